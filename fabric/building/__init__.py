@@ -1,0 +1,1 @@
+"""One job, built: staging areas, the sandbox, the steps, archives, system assembly."""

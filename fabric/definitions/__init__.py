@@ -1,0 +1,1 @@
+"""Morphs: load, validate, resolve the build graph, split rules, cache keys.  Pure: no I/O."""

@@ -1,0 +1,118 @@
+"""The build graph: what `fabric.definitions` makes of a system morph.  Plain immutable data.
+
+A *step* is one thing that is built: a chunk, a stratum (a list of chunk artifacts), or the
+system.  An *artifact* is one part of what a step produces (``zlib-bins``, ``core-runtime``,
+``minimal-system-x86_64-rootfs``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Kind = Literal["chunk", "stratum", "system"]
+Mode = Literal["staging", "bootstrap", "test"]
+
+PHASES = ("configure", "build", "test", "install", "strip")
+#: The fifteen command lists of a chunk, in the order they run.
+COMMAND_STEPS = tuple(
+    f"{when}{phase}-commands" for phase in PHASES for when in ("pre-", "", "post-")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A split rule: paths that match one of ``include`` (``re.match``) belong to ``artifact``."""
+
+    artifact: str
+    include: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device node a chunk asks for in its artifact."""
+
+    filename: str
+    type: Literal["c", "b"]
+    permissions: int
+    major: int
+    minor: int
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Submodule:
+    """A git submodule whose URL the definitions replace (version 8)."""
+
+    path: str
+    url: str
+    submodules: tuple[Submodule, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a chunk is built: everything its morph, build system and spec say together."""
+
+    commands: Mapping[str, tuple[str, ...]]  # COMMAND_STEPS name -> shell commands
+    rules: tuple[Rule, ...]  # in order, the first match wins
+    max_jobs: int | None = None
+    devices: tuple[Device, ...] = ()
+    #: {artifact: {prefix: commands}} of `system-integration`
+    integration: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
+    submodules: tuple[Submodule, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One node of the graph.  Fields that make no sense for its kind are empty."""
+
+    id: str  # unique in the graph, stable, readable: "chunk:strata/core.morph:zlib"
+    kind: Kind
+    name: str  # a chunk's is the one in its stratum (its alias too if it has one: see load)
+    artifacts: tuple[str, ...]  # all artifact names, in split-rule order
+    depends: tuple[str, ...]  # ids of direct dependencies, in definition order
+    morph: str = ""  # file that describes it; "" for a chunk by build-system
+    description: str = ""
+    # chunks
+    strata: tuple[str, ...] = ()  # names of the strata that contain it
+    source_name: str = ""  # names /NAME.build, /NAME.inst and the artifacts
+    repo: str = ""
+    ref: str = ""
+    build_system: str = ""
+    mode: Mode = "staging"
+    prefix: str = "/usr"
+    #: ids of the chunks in its staging area, each after those it depends on, which is the
+    #: order in which they are layered (a later one covers an earlier one)
+    staged: tuple[str, ...] = ()
+    path_prefixes: tuple[str, ...] = ()  # prefixes whose bin/ is on its PATH, in that order
+    recipe: Recipe | None = None
+    in_system: bool = False  # some artifact of it is in the image (the system itself: True)
+    # strata: stratum artifact -> its chunk artifacts as (chunk step id, artifact name)
+    lists: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
+    # the system: its stratum artifacts as (stratum step id, artifact name), in image order
+    contents: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """A resolved system: ``steps`` ordered so that each stands after what it depends on."""
+
+    system: str  # name
+    arch: str
+    path: str  # the system's morph file
+    version: int  # of the definitions format
+    steps: tuple[Step, ...]
+
+    def __getitem__(self, step_id: str) -> Step:
+        return self._by_id[step_id]
+
+    @property
+    def root(self) -> Step:
+        return self.steps[-1]
+
+    _by_id: Mapping[str, Step] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_by_id", {step.id: step for step in self.steps})

@@ -1,0 +1,66 @@
+"""The errors a user may meet.
+
+Every one is printed as its text alone (``--debug`` adds the traceback), so the text says what
+is wrong, where, and what to do.  The doors map a class to its exit code; nothing else does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class FabricError(Exception):
+    """Something the user can understand and act upon."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Problem:
+    """One mistake in the definitions, at ``file`` (path from the definitions' root) and line."""
+
+    file: str
+    line: int
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.message}"
+
+
+class DefinitionsError(FabricError):
+    """The definitions are wrong; ``problems`` holds all that one run could find."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = sorted(set(problems))
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class SourceError(FabricError):
+    """A repository, ref or lorry cannot be had as it was named."""
+
+
+class StoreError(FabricError):
+    """The artifact store cannot be reached, is full, or holds something damaged."""
+
+
+class BuildFailed(FabricError):
+    """A build command failed: the fault of the chunk, so trying elsewhere would not help."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, step: str = "", command: str = "") -> None:
+        super().__init__(message)
+        self.step = step
+        self.command = command
+
+
+class MachineFault(FabricError):
+    """This machine could not do the job (disk full, no sandbox, fetch failed): try another."""
+
+    exit_code = 3
+
+
+class Cancelled(FabricError):
+    """Nobody wants this job any more."""
+
+    exit_code = 130

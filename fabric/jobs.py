@@ -1,0 +1,127 @@
+"""A job: one step of the build graph with its cache key, complete enough for any worker.
+
+`Job` is what travels to a worker and what `fabric.building` builds from; `Manifest` is what
+comes of it and stays in the store.  The broker never looks inside a job.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from fabric.definitions.graph import Kind, Mode
+
+
+class Source(msgspec.Struct, frozen=True):
+    """The tree a chunk is built from: ``tree`` names its content, the rest says where it is."""
+
+    repo: str  # as in the definitions, alias and all: "upstream:zlib"
+    ref: str  # as in the definitions
+    commit: str  # 40 hex digits
+    tree: str  # 40 hex digits
+    submodules: tuple[tuple[str, Source], ...] = ()  # (path, its source)
+
+
+class Rule(msgspec.Struct, frozen=True):
+    """Paths matching one of ``include`` (``re.match``) belong to ``artifact``."""
+
+    artifact: str
+    include: tuple[str, ...]
+
+
+class Staged(msgspec.Struct, frozen=True):
+    """A chunk in a staging area: its cache key, and the stratum that brought it (for merging)."""
+
+    key: str
+    stratum: str
+
+
+class Content(msgspec.Struct, frozen=True):
+    """One chunk artifact that a stratum or system contains."""
+
+    key: str  # cache key of the chunk
+    artifact: str
+
+
+class Device(msgspec.Struct, frozen=True):
+    filename: str
+    type: str  # "c" or "b"
+    permissions: int
+    major: int
+    minor: int
+    uid: int
+    gid: int
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Everything a worker needs to build one step."""
+
+    key: str  # cache key: 64 hex digits
+    kind: Kind
+    name: str
+    arch: str
+    log: str  # file name of its log: "build-step-zlib-misc.log"
+    artifacts: tuple[str, ...]
+    depends: tuple[str, ...] = ()  # cache keys of direct dependencies
+    metadata: dict[str, str] = {}  # for /baserock/*.meta: description, morph, repo, ref ...
+    # chunks
+    source_name: str = ""
+    source: Source | None = None
+    mode: Mode = "staging"
+    prefix: str = "/usr"
+    environment: dict[str, str] = {}  # complete, but for MAKEFLAGS, DESTDIR and PATH of bootstrap
+    commands: tuple[tuple[str, tuple[str, ...]], ...] = ()  # ("build-commands", (...)), in order
+    max_jobs: int | None = None
+    rules: tuple[Rule, ...] = ()
+    devices: tuple[Device, ...] = ()
+    #: (artifact, prefix, commands)
+    integration: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
+    staged: tuple[Staged, ...] = ()  # in layering order, later covers earlier
+    # strata: (stratum artifact, its contents); the system: (NAME-rootfs, all its contents),
+    # bootstrap chunks left out
+    lists: tuple[tuple[str, tuple[Content, ...]], ...] = ()
+    # the system: (stratum artifact, key of the stratum), for /baserock
+    strata: tuple[tuple[str, str], ...] = ()
+
+
+class Blob(msgspec.Struct, frozen=True):
+    """Stored bytes, named by what they are."""
+
+    sha256: str
+    size: int
+
+
+class Artifact(msgspec.Struct, frozen=True):
+    """One artifact: an archive (chunks, system), or a list of chunk artifacts (strata)."""
+
+    name: str
+    blob: Blob | None = None  # a tar.zst; None for a chunk artifact without any path
+    contents: tuple[Content, ...] = ()
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the store knows of one built step; its presence says that the step is cached."""
+
+    format: int = 1
+    key: str
+    kind: Kind
+    name: str
+    arch: str
+    artifacts: tuple[Artifact, ...]
+    log: Blob | None = None
+    log_name: str = ""
+    metadata: dict[str, str] = {}
+    staged: tuple[str, ...] = ()  # keys of the chunks it was built with
+    seconds: float = 0.0  # wall time of the build
+    builder: str = ""  # name of the worker
+
+    def artifact(self, name: str) -> Artifact:
+        """The artifact of that name.  KeyError if there is none."""
+        for artifact in self.artifacts:
+            if artifact.name == name:
+                return artifact
+        raise KeyError(name)
+
+    def blobs(self) -> tuple[Blob, ...]:
+        """Every blob this manifest needs, the log's included."""
+        found = [artifact.blob for artifact in self.artifacts if artifact.blob is not None]
+        return tuple(found) if self.log is None else (*found, self.log)

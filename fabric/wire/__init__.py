@@ -1,0 +1,1 @@
+"""What travels between broker, workers and initiators: messages and sockets."""

@@ -1,0 +1,220 @@
+"""Every message of the fabric, typed, versioned and bounded.  MessagePack on the wire.
+
+Nothing here is a command that must arrive: workers and initiators *report* what they know,
+again and again, the broker *answers* with the state it wants or has, and repeating any message
+changes nothing.  ``fence`` numbers attempts at one job; what carries an old one is ignored.
+
+Frames: DEALER -> ROUTER ``[message]``; ROUTER -> DEALER ``[identity, message]``;
+PUB -> SUB ``[key, hint, data]`` with key = 64 hex digits (the topic), hint = `LogHint`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+PROTOCOL = 1
+#: No frame may be larger, in bytes.
+MAX_FRAME = 64 * 1024 * 1024
+#: Largest piece of a log in one message, in bytes.
+MAX_LOG_PIECE = 256 * 1024
+
+State = Literal["waiting", "ready", "running", "done", "cached", "failed", "cancelled"]
+RequestState = Literal["checking", "building", "done", "failed", "cancelled"]
+
+
+class Message(msgspec.Struct, frozen=True, tag=True, tag_field="t", omit_defaults=True):
+    """A message of either direction; its class name is its tag."""
+
+
+# -- worker to broker ----------------------------------------------------------------------
+
+
+class Running(msgspec.Struct, frozen=True):
+    """An attempt a worker is at."""
+
+    key: str
+    fence: int
+    phase: str = ""  # "fetch", "configure" ... "strip", "store"
+    log_size: int = 0  # bytes of log so far
+
+
+class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How an attempt ended.  ``fault`` is the machine's doing, ``failed`` the chunk's."""
+
+    key: str
+    fence: int
+    result: Literal["done", "failed", "fault", "cancelled"]
+    message: str = ""
+    phase: str = ""  # the step list that failed: "build-commands"
+    command: str = ""  # the command that failed
+    seconds: float = 0.0
+    log_size: int = 0
+    log_sha256: str = ""
+
+
+class Report(Message):
+    """A worker's whole state.  Sent on every change, and once a second."""
+
+    protocol: int
+    name: str
+    arch: str
+    slots: int
+    sequence: int  # grows; with an older one the broker does nothing
+    features: tuple[str, ...] = ()  # what jobs may ask for: "host-tools:<digest>"
+    running: tuple[Running, ...] = ()
+    finished: tuple[Outcome, ...] = ()  # until a Desired settles them
+    draining: bool = False
+    free_disk: int = 0  # bytes
+
+
+class LogPiece(Message):
+    """A range of a log: a worker's answer to `LogWanted`, the broker's to `LogRead`."""
+
+    key: str
+    fence: int
+    offset: int
+    data: bytes
+    size: int = -1  # of the whole log, once it has ended
+    sha256: str = ""
+
+
+# -- broker to worker ----------------------------------------------------------------------
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """One try at one job."""
+
+    key: str
+    fence: int
+
+
+class Assignment(msgspec.Struct, frozen=True):
+    """An attempt the worker has not confirmed yet, with its job."""
+
+    key: str
+    fence: int
+    job: msgspec.Raw  # an encoded `fabric.jobs.Job`
+
+
+class Desired(Message):
+    """What one worker should be doing.  What it runs beyond this, it kills."""
+
+    sequence: int  # grows within ``broker``; an older one is ignored
+    broker: str  # names this run of the broker
+    start: tuple[Assignment, ...] = ()
+    keep: tuple[Attempt, ...] = ()
+    settled: tuple[Attempt, ...] = ()  # outcomes the broker has: forget them
+
+
+class LogWanted(Message):
+    """The broker missed a piece of a log."""
+
+    key: str
+    fence: int
+    offset: int
+    length: int
+
+
+# -- initiator to broker -------------------------------------------------------------------
+
+
+class Offer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One step of a request."""
+
+    key: str
+    name: str
+    kind: str
+    arch: str
+    job: msgspec.Raw  # an encoded `fabric.jobs.Job`
+    depends: tuple[str, ...] = ()  # keys, all of them in the same request
+    needs: tuple[str, ...] = ()  # features a worker must have
+
+
+class Submit(Message):
+    """A build request.  Repeated until an `Update` comes; the same ``request`` is one request."""
+
+    protocol: int
+    request: str  # made up by the initiator: 32 hex digits
+    title: str
+    steps: tuple[Offer, ...]
+    goals: tuple[str, ...]  # keys; what they do not need is not built
+    keep_going: bool = False
+
+
+class Poll(Message):
+    """An initiator's heartbeat: ``seen`` is the version of the last `Update` it has."""
+
+    request: str
+    seen: int
+
+
+class Leave(Message):
+    """The initiator no longer wants this request."""
+
+    request: str
+
+
+class LogRead(Message):
+    """A range of a log, please."""
+
+    key: str
+    fence: int
+    offset: int
+    length: int
+
+
+# -- broker to initiator -------------------------------------------------------------------
+
+
+class StepState(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where a step stands."""
+
+    key: str
+    state: State
+    fence: int = 0
+    worker: str = ""
+    phase: str = ""
+    running_for: float = 0.0  # seconds since this attempt began
+    expected: float = 0.0  # seconds it took before; 0: never seen
+    message: str = ""  # a failure's, or why it waits
+    failed_phase: str = ""
+    failed_command: str = ""
+    seconds: float = 0.0  # what it took, once done
+    log_size: int = 0
+    log_sha256: str = ""  # once ended
+
+
+class Update(Message):
+    """A request's news since ``seen``: steps that changed, in no order that matters."""
+
+    request: str
+    version: int
+    state: RequestState
+    steps: tuple[StepState, ...] = ()
+    left: float = 0.0  # seconds still expected, by critical path and workers; 0: unknown
+    message: str = ""
+
+
+class Refused(Message):
+    """A message could not be served, and why.  ``about`` is its request or key."""
+
+    about: str
+    code: Literal["protocol", "unknown-request", "bad-request", "no-log"]
+    reason: str
+
+
+# -- the log stream ------------------------------------------------------------------------
+
+
+class LogHint(msgspec.Struct, frozen=True, array_like=True):
+    """Second frame of a published piece of log."""
+
+    fence: int
+    offset: int
+
+
+FromPeer = Report | LogPiece | Submit | Poll | Leave | LogRead
+ToWorker = Desired | LogWanted | Refused
+ToInitiator = Update | LogPiece | Refused
