@@ -46,7 +46,7 @@ class StoreError(FabricError):
 class BuildFailed(FabricError):
     """A build command failed: the fault of the chunk, so trying elsewhere would not help."""
 
-    exit_code = 2
+    exit_code = 3
 
     def __init__(self, message: str, *, step: str = "", command: str = "") -> None:
         super().__init__(message)
@@ -57,7 +57,7 @@ class BuildFailed(FabricError):
 class MachineFault(FabricError):
     """This machine could not do the job (disk full, no sandbox, fetch failed): try another."""
 
-    exit_code = 3
+    exit_code = 4
 
 
 class Cancelled(FabricError):

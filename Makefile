@@ -1,0 +1,79 @@
+# `make help` tells what there is.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SYSTEM ?= systems/minimal-system-x86_64.morph
+
+# Debian packages: what building needs, what disk images need, what the tests need besides.
+DEBIAN_BUILD := bubblewrap ca-certificates dpkg-dev git python3-venv xz-utils
+DEBIAN_IMAGE := dosfstools e2fsprogs libarchive13t64 mtools qemu-utils syslinux syslinux-common
+DEBIAN_TEST := $(DEBIAN_IMAGE) busybox-static make nginx-light ninja-build qemu-system-x86 zstd
+
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+# install the Debian packages that are missing, and touch nothing if none is
+define debian
+	@missing=""; for package in $(1); do \
+	  dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' \
+	    || missing="$$missing $$package"; done; \
+	if [ -n "$$missing" ]; then echo "installing Debian packages:$$missing"; \
+	  $(SUDO) apt-get -q update && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get -q install -y \
+	    --no-install-recommends $$missing; fi
+endef
+
+.PHONY: help
+help: ## what this Makefile does
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(BIN)/fabric-initiator: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON) on this machine"; exit 1; }
+	$(call debian,$(DEBIAN_BUILD))
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+.PHONY: setup
+setup: $(BIN)/fabric-initiator ## install what building needs: Debian packages, and .venv
+
+.PHONY: setup-test
+setup-test: setup
+	$(call debian,$(DEBIAN_TEST))
+
+.PHONY: build
+build: setup ## build the example system from source (SYSTEM=... for another)
+	$(BIN)/fabric-initiator build $(SYSTEM)
+
+.PHONY: image
+image: build ## and make a bootable disk image of it: build/system.img
+	$(call debian,$(DEBIAN_IMAGE))
+	mkdir -p build
+	$(BIN)/fabric-initiator image $(SYSTEM) --to build/system.img --force
+
+.PHONY: check
+check: setup ## format, lint, types, import contracts
+	$(BIN)/ruff format --check fabric tests bench
+	$(BIN)/ruff check fabric tests bench
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+.PHONY: test
+test: setup-test check ## every check and every test, real builds included
+	$(BIN)/pytest $(TESTS)
+
+.PHONY: quick
+quick: setup ## the tests that need no real sources: seconds
+	$(BIN)/pytest -m 'not system' $(TESTS)
+
+.PHONY: bench
+bench: setup-test ## benchmarks, as ratios against something measured in the same run
+	@for bench in bench/*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+
+.PHONY: constraints
+constraints: ## pin the newest versions that pip finds
+	rm -rf build/constraints && $(PYTHON) -m venv build/constraints
+	build/constraints/bin/pip install --quiet '.[dev]'
+	{ sed -n '/^#/p' constraints.txt; build/constraints/bin/pip freeze --exclude distbuild; } \
+	  > build/constraints.txt && mv build/constraints.txt constraints.txt
+
+.PHONY: clean
+clean: ## remove what make and builds left in this folder (not the cache)
+	rm -rf $(VENV) build build-step-*.log .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

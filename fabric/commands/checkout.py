@@ -1,0 +1,106 @@
+"""``checkout``: an artifact, out of the store, as a directory or a tar."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from fabric.building.archive import extract
+from fabric.commands.common import open_plan, print_json
+from fabric.config import Settings
+from fabric.errors import FabricError
+from fabric.jobs import Blob, Content
+from fabric.project import Project
+from fabric.render import size
+
+
+def run(options: argparse.Namespace, settings: Settings) -> int:
+    names = [options.artifact] if options.artifact else []
+    project, plan = open_plan(settings, options.system, names)
+    blobs: list[Blob] = []
+    for goal in plan.goals:
+        step = plan.graph[goal]
+        wanted = (options.artifact,) if options.artifact in step.artifacts else step.artifacts
+        blobs += _blobs(project, plan.keys[goal], step.name, wanted)
+    to = Path(options.to)
+    if to.exists() or to.is_symlink():
+        if not options.force:
+            raise FabricError(f"{to}: exists already; --force replaces it")
+        if to.is_dir() and not to.is_symlink():
+            shutil.rmtree(to)
+        else:
+            to.unlink()
+    if not to.parent.is_dir():
+        raise FabricError(f"{to.parent}: no such directory")
+    total = sum(blob.size for blob in blobs)
+    if to.name.endswith((".tar", ".tar.zst")):
+        _to_tar(project, blobs, to)
+    else:
+        _to_directory(project, blobs, to)
+    if options.json:
+        print_json({"to": str(to), "sha256": [blob.sha256 for blob in blobs], "size": total})
+    else:
+        print(f"{to}: {len(blobs)} archive{'s' * (len(blobs) != 1)}, {size(total)} in the store")
+    return 0
+
+
+def _blobs(project: Project, key: str, name: str, artifacts: tuple[str, ...]) -> list[Blob]:
+    """The archives of these artifacts; those of a stratum are its chunks'."""
+    manifest = project.store.manifest(key)
+    if manifest is None:
+        raise FabricError(f"{name}: not built yet with these inputs; build it first")
+    found: list[Blob] = []
+    for artifact in (manifest.artifact(one) for one in artifacts):
+        if artifact.blob is not None:
+            found.append(artifact.blob)
+        for content in artifact.contents if manifest.kind == "stratum" else ():
+            found += _content(project, content)
+    return found
+
+
+def _content(project: Project, content: Content) -> list[Blob]:
+    manifest = project.store.manifest(content.key)
+    if manifest is None:
+        raise FabricError(f"{content.artifact}: gone from the store; build it again")
+    blob = manifest.artifact(content.artifact).blob
+    return [] if blob is None else [blob]
+
+
+def _to_directory(project: Project, blobs: list[Blob], to: Path) -> None:
+    scratch = Path(tempfile.mkdtemp(prefix=f".{to.name}.", dir=to.parent))
+    try:
+        scratch.chmod(0o755)
+        for blob in blobs:
+            with tempfile.TemporaryDirectory(dir=to.parent, prefix=".fetch.") as fetched:
+                archive = Path(fetched) / "archive"
+                project.store.fetch(blob, archive)
+                extract(archive, scratch)
+        scratch.rename(to)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+
+
+def _to_tar(project: Project, blobs: list[Blob], to: Path) -> None:
+    if len(blobs) != 1:
+        raise FabricError(
+            f"{to}: {len(blobs)} archives do not make one tar; name one artifact, or a directory"
+        )
+    part = to.with_name(f".{to.name}.{os.getpid()}")
+    try:
+        project.store.fetch(blobs[0], part)
+        if to.name.endswith(".tar"):
+            import zstandard
+
+            packed, part = part, part.with_name(part.name + ".tar")
+            try:
+                with packed.open("rb") as source, part.open("wb") as target:
+                    zstandard.ZstdDecompressor().copy_stream(source, target)
+            finally:
+                packed.unlink()
+        part.rename(to)
+    finally:
+        part.unlink(missing_ok=True)

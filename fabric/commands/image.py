@@ -1,0 +1,61 @@
+"""``image``: a built system as a disk that boots."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import tempfile
+from pathlib import Path
+
+from fabric.building.image import KERNEL_ARGUMENTS, make_image
+from fabric.commands.common import open_plan, print_json, progress
+from fabric.config import Settings
+from fabric.errors import FabricError
+from fabric.render import size
+
+
+def run(options: argparse.Namespace, settings: Settings) -> int:
+    disk = parse_size(options.size)
+    project, plan = open_plan(settings, options.system, [])
+    manifest = project.store.manifest(plan.keys[plan.graph.root.id])
+    if manifest is None:
+        raise FabricError(
+            f"{plan.graph.system}: not built yet with these inputs;"
+            f" run: fabric-initiator build {options.system}"
+        )
+    blob = manifest.artifacts[0].blob
+    if blob is None:
+        raise FabricError(f"{plan.graph.system}: it is empty, there is nothing to boot")
+    to = Path(options.to)
+    if not to.parent.is_dir():
+        raise FabricError(f"{to.parent}: no such directory")
+    with tempfile.TemporaryDirectory(prefix=".image.", dir=to.parent) as scratch:
+        rootfs = Path(scratch) / "rootfs.tar.zst"
+        project.store.fetch(blob, rootfs)
+        image = make_image(
+            rootfs,
+            to,
+            size=disk,
+            label=options.label,
+            hostname=options.hostname,
+            kernel_args=f"{KERNEL_ARGUMENTS} {options.kernel_args}".strip(),
+            format="qcow2" if to.suffix == ".qcow2" else "raw",
+            force=options.force,
+            progress=progress,
+        )
+    if options.json:
+        facts = {"to": str(to), "size": image.size, "used": image.used, "uuid": image.uuid}
+        print_json({**facts, "kernel": image.kernel, "arguments": image.arguments})
+    else:
+        print(f"{to}: a disk of {size(image.size)} that takes {size(image.used)}; try it with\n")
+        kind = "qcow2" if to.suffix == ".qcow2" else "raw"
+        print(f"  qemu-system-x86_64 -m 512 -nographic -drive file={to},format={kind},if=virtio")
+    return 0
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "5G", "800M", "1073741824": powers of 1024.  FabricError if it is no size."""
+    match = re.fullmatch(r"(\d+)\s*([kKmMgGtT]?)(?:i?[bB])?", text.strip())
+    if not match:
+        raise FabricError(f"{text!r} is not a size; write it like 5G or 800M")
+    return int(match[1]) * 1024 ** " kmgt".index(match[2].lower() or " ")

@@ -1,0 +1,86 @@
+"""``show``: cache keys, what is cached, and why the rest is not."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+
+from fabric.commands.common import open_plan, print_json
+from fabric.config import Settings
+from fabric.definitions.graph import Step
+from fabric.plan import Plan
+from fabric.render import duration, size, table
+from fabric.trove.store import Store
+
+
+def run(options: argparse.Namespace, settings: Settings) -> int:
+    project, plan = open_plan(settings, options.system, options.chunks)
+    cached = project.store.has([plan.keys[step.id] for step in plan.steps])
+    reasons = {step.id: why(plan, step, cached) for step in plan.steps}
+    if options.json:
+        print_json([_facts(plan, step, reasons[step.id], project.store) for step in plan.steps])
+    elif options.chunks:
+        for goal in plan.goals:
+            step = plan.graph[goal]
+            print("\n".join(_details(plan, step, reasons[goal], project.store)))
+    else:
+        rows = [(plan.keys[s.id][:12], s.kind, s.name, reasons[s.id]) for s in plan.steps]
+        print("\n".join(table(rows)))
+    return 0
+
+
+def why(plan: Plan, step: Step, cached: set[str]) -> str:
+    """"cached", or what keeps the step from being so."""
+    if plan.keys[step.id] in cached:
+        return "cached"
+    names = {plan.keys[other.id]: other.name for other in plan.steps}
+    missing = [names[key] for key in plan.depends(step) if key not in cached]
+    if not missing:
+        return "not built yet with these inputs"
+    others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    return f"to build, after {missing[0]}{others}"
+
+
+def _facts(plan: Plan, step: Step, reason: str, store: Store) -> Mapping[str, object]:
+    key = plan.keys[step.id]
+    manifest = store.manifest(key) if reason == "cached" else None
+    return {
+        "id": step.id,
+        "kind": step.kind,
+        "name": step.name,
+        "key": key,
+        "cached": reason == "cached",
+        "why": reason,
+        "log": plan.log_names[step.id],
+        "artifacts": [
+            {
+                "name": artifact.name,
+                "sha256": artifact.blob.sha256 if artifact.blob else None,
+                "size": artifact.blob.size if artifact.blob else 0,
+            }
+            for artifact in (manifest.artifacts if manifest else ())
+        ],
+    }
+
+
+def _details(plan: Plan, step: Step, reason: str, store: Store) -> list[str]:
+    rows = [("name", step.name), ("kind", step.kind), ("key", plan.keys[step.id])]
+    if source := plan.sources.get(step.id):
+        rows += [
+            ("source", f"{source.repo} {source.ref}"),
+            ("commit", source.commit),
+            ("tree", source.tree),
+            ("mode", f"{step.mode}, prefix {step.prefix}"),
+            ("staged", f"{len(step.staged)} chunks"),
+        ]
+    rows.append(("state", reason))
+    manifest = store.manifest(plan.keys[step.id]) if reason == "cached" else None
+    if manifest:
+        rows.append(("built", f"in {duration(manifest.seconds)} by {manifest.builder}"))
+        for artifact in manifest.artifacts:
+            if artifact.blob:
+                what = f"{size(artifact.blob.size)}, sha256 {artifact.blob.sha256}"
+            else:
+                what = f"{len(artifact.contents)} artifacts" if artifact.contents else "empty"
+            rows.append(("artifact", f"{artifact.name}: {what}"))
+    return table(rows)

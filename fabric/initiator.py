@@ -1,0 +1,150 @@
+"""The initiator: what a developer types.  ``fabric-initiator build SYSTEM`` and its sisters.
+
+Exit codes: 0 done; 1 the input or the surroundings are wrong; 2 wrong usage of the command
+line; 3 something failed to build; 4 a machine or the fabric failed; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from fabric import __version__
+from fabric.config import load_settings
+from fabric.errors import FabricError
+
+EPILOG = """exit codes:
+  0  done                      3  something failed to build
+  1  wrong input or setting    4  a machine or the fabric failed
+  2  wrong usage               130  interrupted
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        prog="fabric-initiator",
+        description="Build whole Linux systems from source.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"distbuild {__version__}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    common.add_argument("--cache", metavar="DIR", help="where everything local is kept")
+    common.add_argument("--artifacts", metavar="URL", help="the artifact store")
+    json = argparse.ArgumentParser(add_help=False)
+    json.add_argument("--json", action="store_true", help="print JSON, for programs")
+    limits = argparse.ArgumentParser(add_help=False)
+    limits.add_argument("--workers", type=int, metavar="N", help="workers on this machine")
+    limits.add_argument("--max-jobs", type=int, metavar="N", help="make's -j in a build step")
+    limits.add_argument(
+        "--build-timeout", type=float, metavar="SECONDS", help="end a build step after this long"
+    )
+    of_system = argparse.ArgumentParser(add_help=False)
+    of_system.add_argument(
+        "--system",
+        metavar="SYSTEM",
+        help="the system it is part of (default: the last one built here, or the first that has it)",
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, parents=[common, *parents])
+
+    build = add("build", "Build a system, or some chunks or strata of it.", json, limits)
+    build.add_argument("system", metavar="SYSTEM", help="a system morph")
+    build.add_argument("chunks", nargs="*", metavar="CHUNK", help="build only these and their needs")
+    build.add_argument(
+        "--keep-going", action="store_true", help="after a failure, build all that still can be"
+    )
+
+    graph = add("graph", "Print what a system is built from, and in which order.", json)
+    graph.add_argument("system", metavar="SYSTEM")
+    graph.add_argument("--dot", action="store_true", help="print it for Graphviz")
+    graph.add_argument("--offline", action="store_true", help="touch no repository: leave out keys")
+
+    show = add("show", "Show cache keys, what is cached, and why the rest is not.", json)
+    show.add_argument("system", metavar="SYSTEM")
+    show.add_argument("chunks", nargs="*", metavar="CHUNK", help="only these, in detail")
+
+    checkout = add("checkout", "Copy an artifact out of the store.", json)
+    checkout.add_argument("system", metavar="SYSTEM")
+    checkout.add_argument("artifact", nargs="?", metavar="ARTIFACT", help="default: the system")
+    checkout.add_argument(
+        "--to", required=True, metavar="PATH", help="a new directory, or FILE.tar, FILE.tar.zst"
+    )
+    checkout.add_argument("--force", action="store_true", help="replace what is there")
+
+    image = add("image", "Make a bootable disk image of a built system.", json)
+    image.add_argument("system", metavar="SYSTEM")
+    image.add_argument("--to", required=True, metavar="FILE", help="*.qcow2, or anything: raw")
+    image.add_argument("--size", metavar="SIZE", default="2G", help="of the disk (default 2G; sparse)")
+    image.add_argument("--label", default="system", help="label of the root file system")
+    image.add_argument("--hostname", help="written to /etc/hostname")
+    image.add_argument("--kernel-args", default="", metavar="ARGS", help="appended")
+    image.add_argument("--force", action="store_true", help="replace what is there")
+
+    logs = add("logs", "Print the build log of a chunk, stratum or system.", json, of_system)
+    logs.add_argument("chunk", metavar="CHUNK")
+
+    shell = add("shell", "Open a shell in the sandbox of a chunk.", limits, of_system)
+    shell.add_argument("chunk", metavar="CHUNK")
+    shell.add_argument("argv", nargs="*", metavar="ARG", help="after --: run this instead")
+
+    gc = add("gc", "Remove what is old: artifacts, layers, sources' trees.", json)
+    gc.add_argument(
+        "--keep-days", type=float, default=7.0, metavar="N", help="keep what is younger (default 7)"
+    )
+    gc.add_argument("--keep", action="append", default=[], metavar="SYSTEM", help="keep all it needs")
+    gc.add_argument("--dry-run", action="store_true", help="only say what would go")
+
+    lorry = add("lorry", "Where sources come from: list, import, renew pins.", json)
+    lorry.add_argument("action", choices=["list", "import", "update"])
+    lorry.add_argument("names", nargs="*", metavar="NAME", help="default: all")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    options = parser().parse_args(argv)
+    try:
+        settings = load_settings(
+            **{
+                name: getattr(options, name, None)
+                for name in ("cache", "artifacts", "workers", "max_jobs", "build_timeout")
+            }
+        )
+        command = importlib.import_module(f"fabric.commands.{options.command}")
+        code: int = command.run(options, settings)
+        sys.stdout.flush()
+        return code
+    except FabricError as error:
+        if options.debug:
+            raise
+        prefix = "" if getattr(error, "problems", None) else "fabric-initiator: "
+        print(f"{prefix}{error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("fabric-initiator: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except Exception as error:  # noqa: BLE001  the last line of defence: no traceback for users
+        if options.debug:
+            raise
+        print(
+            f"fabric-initiator: unexpected {type(error).__name__}: {error}\n"
+            "This is a fault of distbuild; run again with --debug to see where.",
+            file=sys.stderr,
+        )
+        return 4
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""From a build graph to jobs: every step with its cache key, its sources pinned to commits.
+
+`fabric.definitions` says what there is, the trove says which commits the refs are; a `Plan` is
+both together, and all that a fabric needs to know of a build.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import msgspec
+
+from fabric.definitions.environment import environment
+from fabric.definitions.graph import COMMAND_STEPS, Graph, Step
+from fabric.definitions.keys import cache_keys
+from fabric.definitions.select import needed
+from fabric.jobs import Content, Device, Job, Rule, Source, Staged
+from fabric.wire.messages import Offer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A graph whose sources are known.  ``goals`` are step ids: what was asked for."""
+
+    graph: Graph
+    goals: tuple[str, ...]
+    sources: Mapping[str, Source]  # chunk step id -> its source
+    host_tools: str  # digest of the tools that bootstrap and test chunks use
+
+    @cached_property
+    def keys(self) -> dict[str, str]:
+        """Cache key of each step by id."""
+        trees = {step: _tree_of(source) for step, source in self.sources.items()}
+        return cache_keys(self.graph, trees, self.host_tools)
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """The steps that the goals need, each after those it needs."""
+        wanted = needed(self.graph, self.goals)
+        return tuple(step for step in self.graph.steps if step.id in wanted)
+
+    @cached_property
+    def log_names(self) -> dict[str, str]:
+        """File name of each step's log by step id: "build-step-zlib-misc.log"."""
+        names: dict[str, str] = {}
+        taken: set[str] = set()
+        for step in self.steps:
+            name = log_name(step.artifacts[-1] if step.artifacts else step.name)
+            if name in taken:  # two chunks of one name are two steps
+                name = log_name(f"{step.artifacts[-1]}.{self.keys[step.id][:8]}")
+            taken.add(name)
+            names[step.id] = name
+        return names
+
+    def depends(self, step: Step) -> tuple[str, ...]:
+        """Keys of all that must be in the store before this step can be built."""
+        if step.kind == "chunk":
+            return tuple(self.keys[chunk] for chunk in step.staged)
+        if step.kind == "stratum":
+            inside = {chunk for content in step.lists.values() for chunk, _ in content}
+            present = {one.id for one in self.steps}
+            return tuple(sorted(self.keys[chunk] for chunk in inside if chunk in present))
+        strata = {stratum for stratum, _ in step.contents}
+        chunks = {content.key for content in self._contents(step)}
+        return tuple(sorted({self.keys[stratum] for stratum in strata} | chunks))
+
+    def job(self, step: Step) -> Job:
+        """The step as a worker gets it."""
+        common = {
+            "key": self.keys[step.id],
+            "kind": step.kind,
+            "name": step.name,
+            "arch": self.graph.arch,
+            "log": self.log_names[step.id],
+            "artifacts": step.artifacts,
+            "metadata": self._metadata(step),
+        }
+        if step.kind == "chunk":
+            return self._chunk_job(step, common)
+        if step.kind == "stratum":
+            lists = tuple(
+                (artifact, tuple(Content(self.keys[chunk], name) for chunk, name in content))
+                for artifact, content in step.lists.items()
+            )
+            return Job(**common, lists=lists)
+        return Job(
+            **common,
+            lists=((step.artifacts[0], self._contents(step)),),
+            strata=tuple((artifact, self.keys[stratum]) for stratum, artifact in step.contents),
+        )
+
+    def offers(self) -> tuple[Offer, ...]:
+        """All steps as they are submitted."""
+        encode = msgspec.msgpack.Encoder().encode
+        return tuple(
+            Offer(
+                key=self.keys[step.id],
+                name=step.name,
+                kind=step.kind,
+                arch=self.graph.arch,
+                job=msgspec.Raw(encode(self.job(step))),
+                depends=self.depends(step),
+                needs=self._needs(step),
+            )
+            for step in self.steps
+        )
+
+    def _needs(self, step: Step) -> tuple[str, ...]:
+        on_host = step.kind == "chunk" and step.mode != "staging"
+        return (f"host-tools:{self.host_tools}",) if on_host else ()
+
+    def _contents(self, system: Step) -> tuple[Content, ...]:
+        """All chunk artifacts of a system, in the order they are unpacked, each once."""
+        found: dict[Content, None] = {}
+        for stratum, artifact in system.contents:
+            for chunk, name in self.graph[stratum].lists[artifact]:
+                found[Content(self.keys[chunk], name)] = None
+        return tuple(found)
+
+    def _metadata(self, step: Step) -> dict[str, str]:
+        facts = {"description": step.description, "morph": step.morph}
+        if source := self.sources.get(step.id):
+            facts |= {"repo": source.repo, "ref": source.ref, "sha1": source.commit}
+        return {name: value for name, value in facts.items() if value}
+
+    def _chunk_job(self, step: Step, common: dict[str, object]) -> Job:
+        assert step.recipe is not None
+        recipe = step.recipe
+        return msgspec.convert(
+            {
+                **common,
+                "source_name": step.source_name,
+                "source": self.sources[step.id],
+                "mode": step.mode,
+                "prefix": step.prefix,
+                "environment": environment(step, self.graph.arch),
+                "commands": tuple(
+                    (name, recipe.commands[name])
+                    for name in COMMAND_STEPS
+                    if recipe.commands.get(name)
+                ),
+                "max_jobs": recipe.max_jobs,
+                "rules": tuple(Rule(rule.artifact, rule.include) for rule in recipe.rules),
+                "devices": tuple(
+                    Device(
+                        filename=device.filename,
+                        type=device.type,
+                        permissions=device.permissions,
+                        major=device.major,
+                        minor=device.minor,
+                        uid=device.uid,
+                        gid=device.gid,
+                    )
+                    for device in recipe.devices
+                ),
+                "integration": tuple(
+                    (artifact, prefix, commands)
+                    for artifact, prefixes in recipe.integration.items()
+                    for prefix, commands in prefixes.items()
+                ),
+                "staged": tuple(
+                    Staged(self.keys[chunk], self.graph[chunk].strata[0]) for chunk in step.staged
+                ),
+            },
+            Job,
+        )
+
+
+def log_name(artifact: str) -> str:
+    """The log's file name for an artifact; what is not fit for a file name becomes "_"."""
+    safe = "".join(c if c.isalnum() or c in "+-._@" else "_" for c in artifact)
+    return f"build-step-{safe[:200]}.log"
+
+
+def _tree_of(source: Source) -> str:
+    """What a chunk's source is, submodules included, as one string for its cache key."""
+    if not source.submodules:
+        return source.tree
+    inside = ",".join(f"{path}={_tree_of(one)}" for path, one in sorted(source.submodules))
+    return f"{source.tree}({inside})"

@@ -1,0 +1,127 @@
+"""A user's definitions on disk, with the trove and the artifact store that serve them."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from pathlib import Path
+
+from fabric.config import Settings
+from fabric.definitions.graph import Graph
+from fabric.errors import FabricError
+from fabric.plan import Plan
+from fabric.trove.sources import Sources
+from fabric.trove.store import Store
+
+
+class Project:
+    """The definitions at ``root``: the nearest folder upward that holds a VERSION file."""
+
+    def __init__(self, root: Path, settings: Settings, progress: Callable[[str], None]) -> None:
+        self.root = root
+        self.settings = settings
+        self._progress = progress
+
+    @classmethod
+    def find(cls, start: Path, settings: Settings, progress: Callable[[str], None]) -> Project:
+        """The project around ``start`` (a file or directory).  FabricError if there is none."""
+        for folder in (start, *start.parents):
+            if (folder / "VERSION").is_file():
+                return cls(folder, settings, progress)
+        raise FabricError(
+            f"{start}: no definitions here: neither this folder nor one above it has a VERSION"
+            " file; go to the definitions' folder, or name a system in one"
+        )
+
+    def read(self, path: str) -> bytes | None:
+        """A file by its path from the root; None if it is not there or lies outside."""
+        file = self.root / path
+        try:
+            if not file.resolve().is_relative_to(self.root.resolve()):
+                return None
+            return file.read_bytes()
+        except (OSError, ValueError):
+            return None
+
+    @cached_property
+    def sources(self) -> Sources:
+        return Sources(
+            self.settings.trove_dir,
+            self.settings.aliases,
+            self.root / "sources",
+            progress=self._progress,
+        )
+
+    @cached_property
+    def store(self) -> Store:
+        return Store(self.settings.store_url, self.settings.cache_dir / "tmp")
+
+    def systems(self) -> list[str]:
+        """All system morphs, as paths from the root."""
+        return sorted(
+            str(file.relative_to(self.root)) for file in self.root.glob("systems/**/*.morph")
+        )
+
+    def locate(self, named: str, cwd: Path) -> str:
+        """The system that a user named, as a path from the root."""
+        for file in (cwd / named, self.root / named, self.root / "systems" / named):
+            for candidate in (file, file.with_name(file.name + ".morph")):
+                if candidate.is_file() and candidate.resolve().is_relative_to(self.root.resolve()):
+                    return str(candidate.resolve().relative_to(self.root.resolve()))
+        near = difflib.get_close_matches(named, self.systems(), n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise FabricError(f"{named}: no such system in {self.root}{hint}")
+
+    def graph(self, system: str) -> Graph:
+        """The build graph of a system.  DefinitionsError if the definitions are wrong."""
+        from fabric.definitions.load import load
+
+        return load(self.read, system)
+
+    def plan(self, graph: Graph, goals: Iterable[str] = ()) -> Plan:
+        """The graph with every source pinned; ``goals`` are step ids, by default the system.
+
+        Sources that the trove lacks are imported.  SourceError if one cannot be had.
+        """
+        from fabric.building.host import host_tools
+        from fabric.definitions.select import needed
+
+        chosen = tuple(goals) or (graph.root.id,)
+        wanted = needed(graph, chosen)
+        chunks = [step for step in graph.steps if step.kind == "chunk" and step.id in wanted]
+        sources = self.sources.resolve_all(
+            [(step.repo, step.ref, step.recipe.submodules if step.recipe else ()) for step in chunks]
+        )
+        return Plan(
+            graph,
+            chosen,
+            dict(zip((step.id for step in chunks), sources, strict=True)),
+            host_tools(self.settings.cache_dir),
+        )
+
+    def remember(self, system: str) -> None:
+        """Note the system last built here, so that `logs` and `shell` need not be told."""
+        known = self._known()
+        known[str(self.root)] = system
+        file = self._memory()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        fresh = file.with_suffix(".new")
+        fresh.write_text(json.dumps(known))
+        fresh.replace(file)
+
+    def last_system(self) -> str | None:
+        """The system last built from these definitions, if its morph is still there."""
+        system = self._known().get(str(self.root))
+        return system if system and (self.root / system).is_file() else None
+
+    def _memory(self) -> Path:
+        return self.settings.state_dir / "last-systems.json"
+
+    def _known(self) -> dict[str, str]:
+        try:
+            known = json.loads(self._memory().read_text())
+        except (OSError, ValueError):
+            return {}
+        return known if isinstance(known, dict) else {}
