@@ -74,7 +74,7 @@ def write_definitions(root: Path) -> None:
         "name: null-steps\nkind: stratum\nchunks:\n" + "".join(specs)
     )
     (root / "systems/null.morph").write_text(
-        "name: null\nkind: system\narch: x86_64\nstrata:\n"
+        "name: null-system\nkind: system\narch: x86_64\nstrata:\n"
         "- name: null-steps\n  morph: strata/null.morph\n"
     )
 

@@ -27,7 +27,9 @@ def _default_cache() -> str:
     return f"{base}/distbuild"
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
+class Settings(
+    msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True
+):
     """All settings.  Sizes are bytes, times seconds; 0 means no limit."""
 
     #: everything local stands below this directory
@@ -71,6 +73,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid
         return self.cache_dir / "state"
 
     @property
+    def host_tools_file(self) -> Path:
+        """Remembers digests of this machine's tools."""
+        return self.cache_dir / "host-tools.json"
+
+    @property
     def worker_count(self) -> int:
         cores = os.cpu_count() or 1
         return self.workers or max(min(2, cores), cores // 4)
@@ -80,8 +87,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid
         return self.max_jobs or os.cpu_count() or 1
 
 
-def load_settings(environ: Mapping[str, str] = os.environ, **overrides: object) -> Settings:
+def load_settings(
+    environ: Mapping[str, str] = os.environ, overrides: Mapping[str, object] | None = None
+) -> Settings:
     """The settings in force.  ``overrides`` are the command line's; None means not given."""
+    given = overrides or {}
     path = config_path(environ)
     values: dict[str, object] = {}
     if path.exists():
@@ -97,8 +107,8 @@ def load_settings(environ: Mapping[str, str] = os.environ, **overrides: object) 
         if field.name != "aliases" and variable in environ:
             values[field.encode_name] = environ[variable]
             settings = _convert(values, variable)
-        if overrides.get(field.name) is not None:
-            values[field.encode_name] = overrides[field.name]
+        if given.get(field.name) is not None:
+            values[field.encode_name] = given[field.name]
             settings = _convert(values, "--" + field.encode_name)
     return settings
 

@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     of_system.add_argument(
         "--system",
         metavar="SYSTEM",
-        help="the system it is part of (default: the last one built here, or the first that has it)",
+        help="the system it is part of (default: the last one built here, else the first that fits)",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -58,7 +58,9 @@ def parser() -> argparse.ArgumentParser:
 
     build = add("build", "Build a system, or some chunks or strata of it.", json, limits)
     build.add_argument("system", metavar="SYSTEM", help="a system morph")
-    build.add_argument("chunks", nargs="*", metavar="CHUNK", help="build only these and their needs")
+    build.add_argument(
+        "chunks", nargs="*", metavar="CHUNK", help="build only these and their needs"
+    )
     build.add_argument(
         "--keep-going", action="store_true", help="after a failure, build all that still can be"
     )
@@ -83,7 +85,9 @@ def parser() -> argparse.ArgumentParser:
     image = add("image", "Make a bootable disk image of a built system.", json)
     image.add_argument("system", metavar="SYSTEM")
     image.add_argument("--to", required=True, metavar="FILE", help="*.qcow2, or anything: raw")
-    image.add_argument("--size", metavar="SIZE", default="2G", help="of the disk (default 2G; sparse)")
+    image.add_argument(
+        "--size", metavar="SIZE", default="2G", help="of the disk (default 2G; sparse)"
+    )
     image.add_argument("--label", default="system", help="label of the root file system")
     image.add_argument("--hostname", help="written to /etc/hostname")
     image.add_argument("--kernel-args", default="", metavar="ARGS", help="appended")
@@ -100,7 +104,9 @@ def parser() -> argparse.ArgumentParser:
     gc.add_argument(
         "--keep-days", type=float, default=7.0, metavar="N", help="keep what is younger (default 7)"
     )
-    gc.add_argument("--keep", action="append", default=[], metavar="SYSTEM", help="keep all it needs")
+    gc.add_argument(
+        "--keep", action="append", default=[], metavar="SYSTEM", help="keep all it needs"
+    )
     gc.add_argument("--dry-run", action="store_true", help="only say what would go")
 
     lorry = add("lorry", "Where sources come from: list, import, renew pins.", json)
@@ -113,16 +119,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     options = parser().parse_args(argv)
     try:
-        settings = load_settings(
-            **{
-                name: getattr(options, name, None)
-                for name in ("cache", "artifacts", "workers", "max_jobs", "build_timeout")
-            }
-        )
+        settings = load_settings(overrides=vars(options))
         command = importlib.import_module(f"fabric.commands.{options.command}")
         code: int = command.run(options, settings)
         sys.stdout.flush()
-        return code
     except FabricError as error:
         if options.debug:
             raise
@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    except Exception as error:  # noqa: BLE001  the last line of defence: no traceback for users
+    except Exception as error:  # the last line of defence: no traceback for users
         if options.debug:
             raise
         print(
@@ -144,6 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 4
+    return code
 
 
 if __name__ == "__main__":

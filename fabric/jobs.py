@@ -42,7 +42,18 @@ class Content(msgspec.Struct, frozen=True):
     artifact: str
 
 
+class Part(msgspec.Struct, frozen=True):
+    """One stratum artifact that a system contains."""
+
+    artifact: str
+    stratum: str
+    key: str  # names the contents
+    contents: tuple[Content, ...]
+
+
 class Device(msgspec.Struct, frozen=True):
+    """A device node, as `fabric.definitions.graph.Device`."""
+
     filename: str
     type: str  # "c" or "b"
     permissions: int
@@ -61,7 +72,6 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     arch: str
     log: str  # file name of its log: "build-step-zlib-misc.log"
     artifacts: tuple[str, ...]
-    depends: tuple[str, ...] = ()  # cache keys of direct dependencies
     metadata: dict[str, str] = {}  # for /baserock/*.meta: description, morph, repo, ref ...
     # chunks
     source_name: str = ""
@@ -79,8 +89,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     # strata: (stratum artifact, its contents); the system: (NAME-rootfs, all its contents),
     # bootstrap chunks left out
     lists: tuple[tuple[str, tuple[Content, ...]], ...] = ()
-    # the system: (stratum artifact, key of the stratum), for /baserock
-    strata: tuple[tuple[str, str], ...] = ()
+    strata: tuple[Part, ...] = ()  # the system: its stratum artifacts, for /baserock
 
 
 class Blob(msgspec.Struct, frozen=True):

@@ -6,17 +6,19 @@ both together, and all that a fabric needs to know of a build.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import msgspec
+from msgspec.structs import replace
 
 from fabric.definitions.environment import environment
 from fabric.definitions.graph import COMMAND_STEPS, Graph, Step
-from fabric.definitions.keys import cache_keys
+from fabric.definitions.keys import cache_keys, list_key
 from fabric.definitions.select import needed
-from fabric.jobs import Content, Device, Job, Rule, Source, Staged
+from fabric.jobs import Content, Device, Job, Part, Rule, Source, Staged
 from fabric.wire.messages import Offer
 
 
@@ -38,8 +40,11 @@ class Plan:
     @cached_property
     def steps(self) -> tuple[Step, ...]:
         """The steps that the goals need, each after those it needs."""
-        wanted = needed(self.graph, self.goals)
-        return tuple(step for step in self.graph.steps if step.id in wanted)
+        return tuple(step for step in self.graph.steps if step.id in self._wanted)
+
+    @cached_property
+    def _wanted(self) -> frozenset[str]:
+        return needed(self.graph, self.goals)
 
     @cached_property
     def log_names(self) -> dict[str, str]:
@@ -60,35 +65,30 @@ class Plan:
             return tuple(self.keys[chunk] for chunk in step.staged)
         if step.kind == "stratum":
             inside = {chunk for content in step.lists.values() for chunk, _ in content}
-            present = {one.id for one in self.steps}
-            return tuple(sorted(self.keys[chunk] for chunk in inside if chunk in present))
-        strata = {stratum for stratum, _ in step.contents}
-        chunks = {content.key for content in self._contents(step)}
-        return tuple(sorted({self.keys[stratum] for stratum in strata} | chunks))
+            return tuple(sorted(self.keys[chunk] for chunk in inside))
+        whole = {self.keys[one] for one, _ in step.contents if one in self._wanted}
+        return tuple(sorted(whole | {content.key for content in self._contents(step)}))
 
     def job(self, step: Step) -> Job:
         """The step as a worker gets it."""
-        common = {
-            "key": self.keys[step.id],
-            "kind": step.kind,
-            "name": step.name,
-            "arch": self.graph.arch,
-            "log": self.log_names[step.id],
-            "artifacts": step.artifacts,
-            "metadata": self._metadata(step),
-        }
+        job = Job(
+            key=self.keys[step.id],
+            kind=step.kind,
+            name=step.name,
+            arch=self.graph.arch,
+            log=self.log_names[step.id],
+            artifacts=step.artifacts,
+            metadata=self._metadata(step),
+        )
         if step.kind == "chunk":
-            return self._chunk_job(step, common)
+            return self._with_recipe(job, step)
         if step.kind == "stratum":
-            lists = tuple(
-                (artifact, tuple(Content(self.keys[chunk], name) for chunk, name in content))
-                for artifact, content in step.lists.items()
-            )
-            return Job(**common, lists=lists)
-        return Job(
-            **common,
+            lists = tuple((artifact, self._list(step, artifact)) for artifact in step.lists)
+            return replace(job, lists=lists)
+        return replace(
+            job,
             lists=((step.artifacts[0], self._contents(step)),),
-            strata=tuple((artifact, self.keys[stratum]) for stratum, artifact in step.contents),
+            strata=tuple(self._part(stratum, artifact) for stratum, artifact in step.contents),
         )
 
     def offers(self) -> tuple[Offer, ...]:
@@ -115,9 +115,16 @@ class Plan:
         """All chunk artifacts of a system, in the order they are unpacked, each once."""
         found: dict[Content, None] = {}
         for stratum, artifact in system.contents:
-            for chunk, name in self.graph[stratum].lists[artifact]:
-                found[Content(self.keys[chunk], name)] = None
+            found |= dict.fromkeys(self._list(self.graph[stratum], artifact))
         return tuple(found)
+
+    def _list(self, stratum: Step, artifact: str) -> tuple[Content, ...]:
+        return tuple(Content(self.keys[chunk], name) for chunk, name in stratum.lists[artifact])
+
+    def _part(self, stratum: str, artifact: str) -> Part:
+        step = self.graph[stratum]
+        key = list_key(self.keys, step, artifact)
+        return Part(artifact, step.name, key, self._list(step, artifact))
 
     def _metadata(self, step: Step) -> dict[str, str]:
         facts = {"description": step.description, "morph": step.morph}
@@ -125,46 +132,30 @@ class Plan:
             facts |= {"repo": source.repo, "ref": source.ref, "sha1": source.commit}
         return {name: value for name, value in facts.items() if value}
 
-    def _chunk_job(self, step: Step, common: dict[str, object]) -> Job:
-        assert step.recipe is not None
+    def _with_recipe(self, job: Job, step: Step) -> Job:
         recipe = step.recipe
-        return msgspec.convert(
-            {
-                **common,
-                "source_name": step.source_name,
-                "source": self.sources[step.id],
-                "mode": step.mode,
-                "prefix": step.prefix,
-                "environment": environment(step, self.graph.arch),
-                "commands": tuple(
-                    (name, recipe.commands[name])
-                    for name in COMMAND_STEPS
-                    if recipe.commands.get(name)
-                ),
-                "max_jobs": recipe.max_jobs,
-                "rules": tuple(Rule(rule.artifact, rule.include) for rule in recipe.rules),
-                "devices": tuple(
-                    Device(
-                        filename=device.filename,
-                        type=device.type,
-                        permissions=device.permissions,
-                        major=device.major,
-                        minor=device.minor,
-                        uid=device.uid,
-                        gid=device.gid,
-                    )
-                    for device in recipe.devices
-                ),
-                "integration": tuple(
-                    (artifact, prefix, commands)
-                    for artifact, prefixes in recipe.integration.items()
-                    for prefix, commands in prefixes.items()
-                ),
-                "staged": tuple(
-                    Staged(self.keys[chunk], self.graph[chunk].strata[0]) for chunk in step.staged
-                ),
-            },
-            Job,
+        assert recipe is not None
+        return replace(
+            job,
+            source_name=step.source_name,
+            source=self.sources[step.id],
+            mode=step.mode,
+            prefix=step.prefix,
+            environment=environment(step, self.graph.arch),
+            commands=tuple(
+                (name, recipe.commands[name]) for name in COMMAND_STEPS if recipe.commands.get(name)
+            ),
+            max_jobs=recipe.max_jobs,
+            rules=tuple(Rule(rule.artifact, rule.include) for rule in recipe.rules),
+            devices=tuple(Device(**dataclasses.asdict(device)) for device in recipe.devices),
+            integration=tuple(
+                (artifact, prefix, commands)
+                for artifact, prefixes in recipe.integration.items()
+                for prefix, commands in prefixes.items()
+            ),
+            staged=tuple(
+                Staged(self.keys[chunk], self.graph[chunk].strata[0]) for chunk in step.staged
+            ),
         )
 
 

@@ -92,13 +92,16 @@ class Project:
         wanted = needed(graph, chosen)
         chunks = [step for step in graph.steps if step.kind == "chunk" and step.id in wanted]
         sources = self.sources.resolve_all(
-            [(step.repo, step.ref, step.recipe.submodules if step.recipe else ()) for step in chunks]
+            [
+                (step.repo, step.ref, step.recipe.submodules if step.recipe else ())
+                for step in chunks
+            ]
         )
         return Plan(
             graph,
             chosen,
             dict(zip((step.id for step in chunks), sources, strict=True)),
-            host_tools(self.settings.cache_dir),
+            host_tools(self.settings.host_tools_file),
         )
 
     def remember(self, system: str) -> None:

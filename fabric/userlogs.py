@@ -7,7 +7,6 @@ initiators in one directory do not write into one file: the second takes the nex
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 from pathlib import Path
 
@@ -20,7 +19,9 @@ class UserLog:
     def __init__(self, directory: Path, name: str) -> None:
         """Opens ``directory/name`` anew, or a numbered sister if another build writes it."""
         for number in range(1, 1000):
-            path = directory / (name if number == 1 else f"{name.removesuffix('.log')}.{number}.log")
+            path = directory / (
+                name if number == 1 else f"{name.removesuffix('.log')}.{number}.log"
+            )
             try:
                 fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
             except OSError as error:
@@ -40,22 +41,17 @@ class UserLog:
         """Begin anew: another attempt."""
         os.ftruncate(self._fd, 0)
         self.size = 0
-        self._sha256 = hashlib.sha256()
 
-    def append(self, data: bytes) -> None:
-        """The next bytes."""
+    def write(self, offset: int, data: bytes) -> None:
+        """``data``, which belongs at ``offset``."""
         view = memoryview(data)
         try:
             while view:
-                view = view[os.pwrite(self._fd, view, self.size + len(data) - len(view)) :]
+                written = os.pwrite(self._fd, view, offset)
+                view, offset = view[written:], offset + written
         except OSError as error:
             raise FabricError(f"{self.path}: cannot write the log: {error.strerror}") from None
-        self._sha256.update(data)
-        self.size += len(data)
-
-    def matches(self, size: int, sha256: str) -> bool:
-        """Whether the file is the whole log."""
-        return self.size == size and self._sha256.hexdigest() == sha256
+        self.size = max(self.size, offset)
 
     def tail(self, lines: int = 20, most: int = 16 * 1024) -> list[str]:
         """Its last lines."""

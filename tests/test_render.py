@@ -5,7 +5,16 @@ import json
 
 import pytest
 
-from fabric.render import BuildView, JsonScreen, PlainScreen, RunningView, draw, duration, size, table
+from fabric.render import (
+    BuildView,
+    JsonScreen,
+    PlainScreen,
+    RunningView,
+    draw,
+    duration,
+    size,
+    table,
+)
 
 VIEW = BuildView(
     title="minimal",

@@ -1,6 +1,5 @@
 """Log files in the user's directory."""
 
-import hashlib
 from pathlib import Path
 
 import pytest
@@ -9,15 +8,13 @@ from fabric.errors import FabricError
 from fabric.userlogs import UserLog
 
 
-def test_it_grows_begins_anew_and_proves_itself(tmp_path: Path) -> None:
+def test_it_grows_and_begins_anew(tmp_path: Path) -> None:
     log = UserLog(tmp_path, "build-step-zlib-misc.log")
-    log.append(b"first attempt, lost\n")
+    log.write(0, b"first attempt, lost\n")
     log.restart()
-    log.append(b"a\n")
-    log.append(b"b\n")
+    log.write(0, b"a\n")
+    log.write(2, b"b\n")
     assert log.path.read_bytes() == b"a\nb\n"
-    assert log.matches(4, hashlib.sha256(b"a\nb\n").hexdigest())
-    assert not log.matches(4, hashlib.sha256(b"a\nc\n").hexdigest())
     assert log.tail(1) == ["b"]
     log.close()
 
@@ -25,8 +22,8 @@ def test_it_grows_begins_anew_and_proves_itself(tmp_path: Path) -> None:
 def test_two_builds_in_one_directory_write_two_files(tmp_path: Path) -> None:
     first = UserLog(tmp_path, "build-step-a.log")
     second = UserLog(tmp_path, "build-step-a.log")
-    first.append(b"1")
-    second.append(b"2")
+    first.write(0, b"1")
+    second.write(0, b"2")
     assert first.path.read_bytes() == b"1"
     assert second.path == tmp_path / "build-step-a.2.log"
     first.close()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
-from fabric.building.archive import extract
-from fabric.commands.common import open_plan, print_json
+import zstandard
+
+from fabric.building.tree import Unpacker, remove
+from fabric.commands.common import open_plan, print_json, progress
 from fabric.config import Settings
 from fabric.errors import FabricError
 from fabric.jobs import Blob, Content
@@ -30,7 +31,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         if not options.force:
             raise FabricError(f"{to}: exists already; --force replaces it")
         if to.is_dir() and not to.is_symlink():
-            shutil.rmtree(to)
+            remove(to)
         else:
             to.unlink()
     if not to.parent.is_dir():
@@ -70,17 +71,19 @@ def _content(project: Project, content: Content) -> list[Blob]:
 
 
 def _to_directory(project: Project, blobs: list[Blob], to: Path) -> None:
+    """Unpacked; devices, which take root rights to make, are left out and named."""
     scratch = Path(tempfile.mkdtemp(prefix=f".{to.name}.", dir=to.parent))
     try:
-        scratch.chmod(0o755)
+        tree = Unpacker(scratch)
         for blob in blobs:
-            with tempfile.TemporaryDirectory(dir=to.parent, prefix=".fetch.") as fetched:
-                archive = Path(fetched) / "archive"
-                project.store.fetch(blob, archive)
-                extract(archive, scratch)
+            with project.store.path(blob).open("rb") as archive:
+                tree.add(archive, blob.sha256[:12])
+        tree.finish()
+        for device in sorted(tree.devices):
+            progress(f"left out: the device /{os.fsdecode(device)}")
         scratch.rename(to)
     except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
+        remove(scratch)
         raise
 
 
@@ -91,16 +94,11 @@ def _to_tar(project: Project, blobs: list[Blob], to: Path) -> None:
         )
     part = to.with_name(f".{to.name}.{os.getpid()}")
     try:
-        project.store.fetch(blobs[0], part)
         if to.name.endswith(".tar"):
-            import zstandard
-
-            packed, part = part, part.with_name(part.name + ".tar")
-            try:
-                with packed.open("rb") as source, part.open("wb") as target:
-                    zstandard.ZstdDecompressor().copy_stream(source, target)
-            finally:
-                packed.unlink()
+            with project.store.path(blobs[0]).open("rb") as source, part.open("wb") as target:
+                zstandard.ZstdDecompressor().copy_stream(source, target)
+        else:
+            project.store.fetch(blobs[0], part)
         part.rename(to)
     finally:
         part.unlink(missing_ok=True)

@@ -30,7 +30,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def why(plan: Plan, step: Step, cached: set[str]) -> str:
-    """"cached", or what keeps the step from being so."""
+    """ "cached", or what keeps the step from being so."""
     if plan.keys[step.id] in cached:
         return "cached"
     names = {plan.keys[other.id]: other.name for other in plan.steps}

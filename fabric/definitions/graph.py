@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fabric.errors import Problem
+
 Kind = Literal["chunk", "stratum", "system"]
 Mode = Literal["staging", "bootstrap", "test"]
 
@@ -88,7 +90,7 @@ class Step:
     staged: tuple[str, ...] = ()
     path_prefixes: tuple[str, ...] = ()  # prefixes whose bin/ is on its PATH, in that order
     recipe: Recipe | None = None
-    in_system: bool = False  # some artifact of it is in the image (the system itself: True)
+    in_system: bool = False  # a chunk: some artifact of it is in the image; a stratum: listed
     # strata: stratum artifact -> its chunk artifacts as (chunk step id, artifact name)
     lists: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
     # the system: its stratum artifacts as (stratum step id, artifact name), in image order
@@ -97,13 +99,17 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """A resolved system: ``steps`` ordered so that each stands after what it depends on."""
+    """A resolved system: ``steps`` ordered so that each stands after what it depends on.
+
+    ``warnings`` tell of what is taken but does nothing, because real definitions have it.
+    """
 
     system: str  # name
     arch: str
     path: str  # the system's morph file
     version: int  # of the definitions format
     steps: tuple[Step, ...]
+    warnings: tuple[Problem, ...] = ()
 
     def __getitem__(self, step_id: str) -> Step:
         return self._by_id[step_id]

@@ -22,6 +22,7 @@ MAX_LOG_PIECE = 256 * 1024
 
 State = Literal["waiting", "ready", "running", "done", "cached", "failed", "cancelled"]
 RequestState = Literal["checking", "building", "done", "failed", "cancelled"]
+Code = Literal["protocol", "unknown-request", "bad-request", "no-log"]
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, tag_field="t", omit_defaults=True):
@@ -32,7 +33,7 @@ class Message(msgspec.Struct, frozen=True, tag=True, tag_field="t", omit_default
 
 
 class Running(msgspec.Struct, frozen=True):
-    """An attempt a worker is at."""
+    """An attempt a worker has accepted and not ended yet."""
 
     key: str
     fence: int
@@ -54,7 +55,7 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     log_sha256: str = ""
 
 
-class Report(Message):
+class Report(Message, frozen=True):
     """A worker's whole state.  Sent on every change, and once a second."""
 
     protocol: int
@@ -67,9 +68,12 @@ class Report(Message):
     finished: tuple[Outcome, ...] = ()  # until a Desired settles them
     draining: bool = False
     free_disk: int = 0  # bytes
+    instance: str = ""  # names this run of the worker, within which ``sequence`` grows
+    broker: str = ""  # of the last `Desired` taken in,
+    answered: int = 0  # and its sequence
 
 
-class LogPiece(Message):
+class LogPiece(Message, frozen=True):
     """A range of a log: a worker's answer to `LogWanted`, the broker's to `LogRead`."""
 
     key: str
@@ -98,7 +102,7 @@ class Assignment(msgspec.Struct, frozen=True):
     job: msgspec.Raw  # an encoded `fabric.jobs.Job`
 
 
-class Desired(Message):
+class Desired(Message, frozen=True):
     """What one worker should be doing.  What it runs beyond this, it kills."""
 
     sequence: int  # grows within ``broker``; an older one is ignored
@@ -108,7 +112,7 @@ class Desired(Message):
     settled: tuple[Attempt, ...] = ()  # outcomes the broker has: forget them
 
 
-class LogWanted(Message):
+class LogWanted(Message, frozen=True):
     """The broker missed a piece of a log."""
 
     key: str
@@ -132,7 +136,7 @@ class Offer(msgspec.Struct, frozen=True, omit_defaults=True):
     needs: tuple[str, ...] = ()  # features a worker must have
 
 
-class Submit(Message):
+class Submit(Message, frozen=True):
     """A build request.  Repeated until an `Update` comes; the same ``request`` is one request."""
 
     protocol: int
@@ -143,20 +147,20 @@ class Submit(Message):
     keep_going: bool = False
 
 
-class Poll(Message):
+class Poll(Message, frozen=True):
     """An initiator's heartbeat: ``seen`` is the version of the last `Update` it has."""
 
     request: str
     seen: int
 
 
-class Leave(Message):
+class Leave(Message, frozen=True):
     """The initiator no longer wants this request."""
 
     request: str
 
 
-class LogRead(Message):
+class LogRead(Message, frozen=True):
     """A range of a log, please."""
 
     key: str
@@ -186,7 +190,7 @@ class StepState(msgspec.Struct, frozen=True, omit_defaults=True):
     log_sha256: str = ""  # once ended
 
 
-class Update(Message):
+class Update(Message, frozen=True):
     """A request's news since ``seen``: steps that changed, in no order that matters."""
 
     request: str
@@ -197,11 +201,11 @@ class Update(Message):
     message: str = ""
 
 
-class Refused(Message):
+class Refused(Message, frozen=True):
     """A message could not be served, and why.  ``about`` is its request or key."""
 
     about: str
-    code: Literal["protocol", "unknown-request", "bad-request", "no-log"]
+    code: Code
     reason: str
 
 

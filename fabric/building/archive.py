@@ -1,0 +1,279 @@
+"""Deterministic archives: the same entries give the same bytes, everywhere and always.
+
+GNU tar (names are bytes, of any length), every entry of owner 0:0 without names and of one
+fixed mtime, compressed by zstandard at a fixed level.  Kept: modes with setuid and sticky bits,
+symlinks, hard links within one archive, devices, FIFOs.  Not kept: extended attributes, file
+capabilities, access control lists, holes of sparse files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import zstandard
+
+from fabric.errors import MachineFault
+from fabric.jobs import Blob
+
+#: mtime of everything unpacked, seconds since the epoch: that of the old tool's artifacts.
+MTIME = 683074800
+
+FILE, HARD_LINK, SYMLINK, CHARACTER, BLOCK, DIRECTORY, FIFO = (b"%d" % n for n in range(7))
+_LONG_LINK, _LONG_NAME = b"K", b"L"
+_LEVEL = 3
+#: An archive of at most this size, in bytes, is packed in memory in one go.
+_SMALL = 1 << 20
+#: From this size on two threads compress.  Their number is part of the format (never the count
+#: of cores): frames made by threads differ from those made without.
+_LARGE = 64 << 20
+_PIECE = 1 << 20
+
+
+class Entry(NamedTuple):
+    """One thing in an archive.  ``name`` is relative, without a leading or trailing slash."""
+
+    name: bytes
+    type: bytes
+    mode: int = 0o644  # permission bits, 0o7777 at most
+    size: int = 0  # of a file's contents, bytes
+    link: bytes = b""  # target of a symlink; name of the first of several hard links
+    major: int = 0
+    minor: int = 0
+    uid: int = 0  # other than 0 only for devices
+    gid: int = 0
+    source: bytes | None = None  # where the contents are on this machine
+    data: bytes = b""  # the contents, when there is no ``source``
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A finished archive: its name, and where its bytes are."""
+
+    blob: Blob
+    content: Path | bytes
+
+
+def pack(entries: Iterable[Entry], spill: Path) -> Packed:
+    """Write an archive of ``entries`` in their order; a large one goes to the file ``spill``.
+
+    MachineFault when a file changes while it is read, OSError when the disk is full.
+    """
+    stream = _stream(entries)
+    head = bytearray()
+    for piece in stream:
+        head += piece
+        if len(head) > _SMALL:
+            break
+    else:
+        data = zstandard.ZstdCompressor(level=_LEVEL).compress(bytes(head))
+        return Packed(Blob(hashlib.sha256(data).hexdigest(), len(data)), data)
+    return _spill(bytes(head), stream, spill)
+
+
+def _spill(head: bytes, stream: Iterator[bytes], spill: Path) -> Packed:
+    digest = hashlib.sha256()
+    size = 0
+    with spill.open("wb") as out:
+
+        def write(data: bytes) -> None:
+            nonlocal size
+            digest.update(data)
+            size += out.write(data)
+
+        # Contents up to _LARGE decide, whatever their entries: the choice follows the bytes.
+        pending = [head]
+        length = len(head)
+        for piece in stream:
+            pending.append(piece)
+            length += len(piece)
+            if length > _LARGE:
+                break
+        threads = 2 if length > _LARGE else 0
+        compressor = zstandard.ZstdCompressor(level=_LEVEL, threads=threads).compressobj()
+        for piece in pending:
+            write(compressor.compress(piece))
+        pending.clear()
+        for piece in stream:
+            write(compressor.compress(piece))
+        write(compressor.flush())
+    return Packed(Blob(digest.hexdigest(), size), spill)
+
+
+def _stream(entries: Iterable[Entry]) -> Iterator[bytes]:
+    """The uncompressed archive in pieces of about a megabyte."""
+    buffer = bytearray()
+    for entry in entries:
+        if len(entry.link) > 100:
+            buffer += _long(_LONG_LINK, entry.link)
+        name = entry.name + b"/" if entry.type == DIRECTORY else entry.name
+        if len(name) > 100:
+            buffer += _long(_LONG_NAME, name)
+        buffer += _header(entry, name)
+        if entry.source is None:
+            buffer += entry.data
+        else:
+            for piece in _contents(entry):
+                buffer += piece
+                if len(buffer) >= _PIECE:
+                    yield bytes(buffer)
+                    buffer.clear()
+        buffer += bytes(-entry.size % 512)
+        if len(buffer) >= _PIECE:
+            yield bytes(buffer)
+            buffer.clear()
+    yield bytes(buffer + bytes(1024))
+
+
+def _contents(entry: Entry) -> Iterator[bytes]:
+    assert entry.source is not None
+    with _open(entry.source) as file:
+        left = entry.size
+        while left and (piece := file.read(min(left, _PIECE))):
+            left -= len(piece)
+            yield piece
+        if left or file.read(1):
+            raise MachineFault(f"{os.fsdecode(entry.source)} changed while it was archived")
+
+
+def _open(path: bytes) -> BinaryIO:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(path, flags)
+    except PermissionError:  # mode 4111, say, and we are not root; its mode is noted already
+        os.chmod(path, 0o400)  # noqa: PTH101 - bytes
+        fd = os.open(path, flags)
+    return os.fdopen(fd, "rb", buffering=0)
+
+
+def _header(entry: Entry, name: bytes) -> bytes:
+    block = bytearray(512)
+    block[0 : min(len(name), 100)] = name[:100]
+    block[100:108] = b"%07o\0" % entry.mode
+    block[108:116] = b"%07o\0" % entry.uid
+    block[116:124] = b"%07o\0" % entry.gid
+    if entry.size < 1 << 33:
+        block[124:136] = b"%011o\0" % entry.size
+    else:
+        block[124:136] = b"\x80" + entry.size.to_bytes(11, "big")
+    block[136:148] = b"%011o\0" % MTIME
+    block[148:156] = b" " * 8
+    block[156:157] = entry.type
+    block[157 : 157 + min(len(entry.link), 100)] = entry.link[:100]
+    block[257:265] = b"ustar  \0"
+    if entry.type in (CHARACTER, BLOCK):
+        block[329:337] = b"%07o\0" % entry.major
+        block[337:345] = b"%07o\0" % entry.minor
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def _long(type_: bytes, text: bytes) -> bytes:
+    """GNU's way to say a name that does not fit: an entry whose contents is the name."""
+    data = text + b"\0"
+    entry = Entry(b"././@LongLink", type_, size=len(data))
+    return _header(entry, entry.name) + data + bytes(-len(data) % 512)
+
+
+class Contents:
+    """The contents of the entry just read; what is not taken is passed over."""
+
+    def __init__(self, stream: _Buffered, size: int) -> None:
+        self._stream = stream
+        self.left = size
+        self._padding = -size % 512
+
+    def pieces(self) -> Iterator[bytes]:
+        """What is left of the contents, in pieces of a megabyte at most."""
+        while self.left:
+            piece = self._stream.some(self.left)
+            self.left -= len(piece)
+            yield piece
+
+    def finish(self) -> None:
+        for _ in self.pieces():
+            pass
+        self._stream.exactly(self._padding)
+
+
+class _Buffered:
+    """Reads of any length from a compressed file, without a call for each 512 bytes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._reader = zstandard.ZstdDecompressor().stream_reader(file)
+        self._buffer = b""
+        self._at = 0
+
+    def some(self, most: int) -> bytes:
+        """Between 1 and ``most`` bytes.  MachineFault at the end."""
+        if self._at == len(self._buffer):
+            try:
+                self._buffer = self._reader.read(_PIECE)
+            except zstandard.ZstdError as error:
+                raise MachineFault(f"Damaged archive: {error}") from error
+            self._at = 0
+            if not self._buffer:
+                raise MachineFault("Damaged archive: it ends too early")
+        piece = self._buffer[self._at : self._at + most]
+        self._at += len(piece)
+        return piece
+
+    def exactly(self, count: int) -> bytes:
+        if self._at + count <= len(self._buffer):
+            self._at += count
+            return self._buffer[self._at - count : self._at]
+        pieces = []
+        while count:
+            pieces.append(self.some(count))
+            count -= len(pieces[-1])
+        return b"".join(pieces)
+
+
+def read(file: BinaryIO) -> Iterator[tuple[Entry, Contents]]:
+    """The entries of an archive made by `pack`.  MachineFault when it is damaged."""
+    stream = _Buffered(file)
+    name = link = b""
+    while (block := stream.exactly(512)) != bytes(512):
+        type_, size = block[156:157], _number(block[124:136])
+        if block[257:262] != b"ustar":
+            raise MachineFault("Damaged archive: not a tar header where one must be")
+        contents = Contents(stream, size)
+        if type_ == _LONG_NAME:
+            name = b"".join(contents.pieces()).rstrip(b"\0")
+        elif type_ == _LONG_LINK:
+            link = b"".join(contents.pieces()).rstrip(b"\0")
+        else:
+            entry = Entry(
+                name=_relative(name or block[0:100].rstrip(b"\0")),
+                type=type_,
+                mode=_number(block[100:108]),
+                size=size,
+                link=link or block[157:257].rstrip(b"\0"),
+                major=_number(block[329:337]),
+                minor=_number(block[337:345]),
+                uid=_number(block[108:116]),
+                gid=_number(block[116:124]),
+            )
+            yield entry, contents
+            name = link = b""
+        contents.finish()
+
+
+def _number(field: bytes) -> int:
+    if field[0] == 0x80:
+        return int.from_bytes(field[1:], "big")
+    try:
+        return int(field.rstrip(b"\0 ") or b"0", 8)
+    except ValueError as error:
+        raise MachineFault("Damaged archive: a number in a header is none") from error
+
+
+def _relative(name: bytes) -> bytes:
+    name = name.rstrip(b"/")
+    if not name or name.startswith(b"/") or b".." in name.split(b"/"):
+        raise MachineFault(f"Damaged archive: it names {os.fsdecode(name)!r}")
+    return name

@@ -1,0 +1,138 @@
+"""Build one job: fetch, build, split, store.  This is all that a worker needs of this room."""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from fabric.building.archive import Packed
+from fabric.building.chunk import build_chunk
+from fabric.building.log import Log
+from fabric.building.sandbox import Limits
+from fabric.building.system import build_system
+from fabric.building.workspace import Workspace
+from fabric.errors import BuildFailed, MachineFault, SourceError, StoreError
+from fabric.jobs import Artifact, Job, Manifest
+
+
+def build(
+    job: Job,
+    workspace: Workspace,
+    log: Log,
+    cancelled: threading.Event,
+    *,
+    jobs: int,
+    timeout: float | None = None,
+    log_limit: int | None = None,
+    phase: Callable[[str], None] = lambda name: None,  # noqa: ARG005
+    builder: str = "",
+) -> Manifest:
+    """Build ``job`` and put it into the store; what is there already is taken from there.
+
+    ``jobs`` is make's -j unless the chunk limits it, ``timeout`` in seconds of wall time and
+    ``log_limit`` in bytes bound the commands, ``phase`` hears "fetch", "configure" ... "store",
+    ``builder`` names the worker in the manifest.  On return the log is the store's, too: nobody
+    may write to it any more.
+
+    BuildFailed when it is the job's own fault (its tree then stays in ``failed/KEY``),
+    MachineFault when it is this machine's or the store's, Cancelled within a fraction of a
+    second after ``cancelled`` is set.  None of them leaves a process behind.
+    """
+    try:
+        with workspace.using(), workspace.locked(f"job-{job.key}", cancelled):
+            ready = workspace.store.manifest(job.key)
+            if ready is not None:
+                log.say(f"{job.name} is in the artifact store already, built by {ready.builder}")
+                return ready
+            limits = Limits(timeout, log_limit)
+            return _build(job, workspace, log, cancelled, jobs, limits, phase, builder)
+    except OSError as error:
+        raise _fault(job, error) from error
+    except (StoreError, SourceError) as error:
+        raise MachineFault(f"{job.name}: {error}") from error
+
+
+def _build(
+    job: Job,
+    workspace: Workspace,
+    log: Log,
+    cancelled: threading.Event,
+    jobs: int,
+    limits: Limits,
+    phase: Callable[[str], None],
+    builder: str,
+) -> Manifest:
+    began = time.monotonic()
+    scratch = workspace.build_scratch()
+    try:
+        packed: dict[str, Packed | None] = {}
+        if job.kind == "chunk":
+            packed = build_chunk(
+                job,
+                workspace,
+                scratch,
+                log,
+                cancelled,
+                jobs=jobs,
+                limits=limits,
+                phase=phase,
+            )
+        elif job.kind == "system":
+            packed = build_system(job, workspace, scratch, log, cancelled, limits, phase)
+        else:
+            phase("store")
+            for name, contents in job.lists:
+                log.say(f"{name}: {' '.join(content.artifact for content in contents)}")
+        manifest = _manifest(job, packed, log, time.monotonic() - began, builder)
+        files: dict[str, Path | bytes] = {
+            each.blob.sha256: each.content for each in packed.values() if each is not None
+        }
+        assert manifest.log is not None
+        files[manifest.log.sha256] = log.path
+        workspace.store.put(manifest, files)
+        workspace.forget_failed(job.key)
+        if job.kind == "chunk":
+            workspace.layers.adopt(job.key, scratch / "inst")
+            workspace.recycle(scratch)
+    except BuildFailed:
+        workspace.keep_failed(job.key, scratch)
+        raise
+    finally:
+        workspace.discard(scratch)
+    return manifest
+
+
+def _manifest(
+    job: Job, packed: dict[str, Packed | None], log: Log, seconds: float, builder: str
+) -> Manifest:
+    lists = dict(job.lists)
+    artifacts = []
+    for name in job.artifacts:
+        archive = packed.get(name)
+        artifacts.append(
+            Artifact(name, archive.blob if archive is not None else None, lists.get(name, ()))
+        )
+    return Manifest(
+        key=job.key,
+        kind=job.kind,
+        name=job.name,
+        arch=job.arch,
+        artifacts=tuple(artifacts),
+        log=log.blob(),
+        log_name=job.log,
+        metadata=job.metadata,
+        staged=tuple(staged.key for staged in job.staged),
+        seconds=seconds,
+        builder=builder,
+    )
+
+
+def _fault(job: Job, error: OSError) -> MachineFault:
+    where = f" ({error.filename})" if error.filename else ""
+    text = f"{job.name}: {error.strerror or error}{where}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        text += ": the disk is full; make room on it, for example with `fabric-initiator gc`"
+    return MachineFault(text)

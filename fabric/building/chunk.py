@@ -1,0 +1,172 @@
+"""Building a chunk: its commands in its staging area, then its artifacts."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from fabric.building import archive, area, sandbox
+from fabric.building.archive import Entry, Packed
+from fabric.building.log import Log
+from fabric.building.steps import phase_of
+from fabric.building.tree import scan, settle, with_links
+from fabric.building.workspace import Workspace
+from fabric.definitions.splitting import UNMATCHED, split
+from fabric.errors import BuildFailed, MachineFault
+from fabric.jobs import Device, Job
+
+#: Where integration scripts are in a system.
+INTEGRATION = "baserock/system-integration"
+#: With less room left than this, in bytes, a failure is the disk's and not the chunk's.
+_FULL = 16 << 20
+
+
+def build_chunk(
+    job: Job,
+    workspace: Workspace,
+    scratch: Path,
+    log: Log,
+    cancelled: threading.Event,
+    *,
+    jobs: int,
+    limits: sandbox.Limits,
+    phase: Callable[[str], None],
+) -> dict[str, Packed | None]:
+    """The chunk's artifacts by name, None for one without any path.
+
+    ``scratch`` is an empty directory; after BuildFailed it holds the build tree.
+    """
+    phase("fetch")
+    place = area.prepare(job, workspace, scratch, log, cancelled, jobs)
+    run(job, place, log, cancelled, limits, phase)
+    phase("store")
+    return pack(job, place.inst, scratch, log)
+
+
+def run(
+    job: Job,
+    place: area.Area,
+    log: Log,
+    cancelled: threading.Event,
+    limits: sandbox.Limits,
+    phase: Callable[[str], None],
+) -> None:
+    """Run the commands.  BuildFailed names the list and the command that failed."""
+    lists = dict(job.commands)
+    if not any(lists.values()):
+        return
+    current = ""
+
+    def started(list_: str) -> None:
+        nonlocal current
+        if phase_of(list_) != current:
+            current = phase_of(list_)
+            phase(current)
+
+    ended = sandbox.run(place.box, log, cancelled, limits=limits, started=started)
+    if ended.status:
+        command = lists[ended.list][ended.number - 1]
+        disk = os.statvfs(place.scratch)
+        if disk.f_bavail * disk.f_frsize < _FULL or (disk.f_files and not disk.f_favail):
+            raise MachineFault(
+                f"The disk of {place.scratch} is full: {job.name} could not be built"
+            )
+        first = command.strip().partition("\n")[0]
+        raise BuildFailed(
+            f"{ended.list} failed with exit status {ended.status}: {first}",
+            step=ended.list,
+            command=command,
+        )
+
+
+def pack(job: Job, inst: Path, scratch: Path, log: Log) -> dict[str, Packed | None]:
+    """Split what was installed in ``inst`` by the job's rules, and archive it.
+
+    ``inst`` is afterwards just what unpacking the artifacts would give.
+    """
+    found = scan(inst)
+    scripts = _add_integration(job, inst, found, log)
+    for device in job.devices:
+        _add_device(found, device)
+    texts = {path.decode("utf-8", "surrogateescape"): path for path in found}
+    parts = split((text for text, path in texts.items() if path not in scripts), job.rules)
+    left = _left_over(found, [texts[text] for text in parts.pop(UNMATCHED, ())])
+    if left:
+        raise BuildFailed(
+            "No split rule takes these files, so they would be in no artifact:\n"
+            + "\n".join(f"  /{os.fsdecode(path)}" for path in left[:20])
+            + (f"\n  and {len(left) - 20} more" if len(left) > 20 else ""),
+            step="install-commands",
+        )
+    packed: dict[str, Packed | None] = {}
+    for name in job.artifacts:
+        mine = {texts[text] for text in parts.get(name, ())}
+        mine |= {path for path, artifact in scripts.items() if artifact == name}
+        mine |= {parent for path in mine for parent in _parents(path)}
+        entries = [found[path] for path in sorted(mine)]
+        spill = scratch / f"artifact-{len(packed)}"
+        packed[name] = archive.pack(with_links(entries), spill) if entries else None
+    settle(inst, found)
+    return packed
+
+
+def _add_integration(job: Job, inst: Path, found: dict[bytes, Entry], log: Log) -> dict[bytes, str]:
+    """Write the scripts a system runs when it has an artifact; return path -> artifact."""
+    scripts: dict[bytes, str] = {}
+    for artifact, prefix, commands in job.integration:
+        if artifact not in job.artifacts:
+            log.say(
+                f"warning: system-integration {prefix} is for {artifact}, which is no artifact"
+                " of this chunk: it never runs"
+            )
+            continue
+        for number, command in enumerate(commands):
+            path = f"{INTEGRATION}/{prefix}-{artifact}-{number:04}".encode()
+            data = f"#!/bin/sh\nset -xeu\n{command}".encode("utf-8", "surrogateescape")
+            # inst is a stranger's: look before writing, a symlink may lead out of it
+            for parent in reversed(list(_parents(path))):
+                entry = found.setdefault(parent, Entry(parent, archive.DIRECTORY, 0o755))
+                if entry.type != archive.DIRECTORY:
+                    raise BuildFailed(f"/{parent.decode()} must be a directory")
+            if path in found:
+                raise BuildFailed(f"/{path.decode()} exists already")
+            file = inst / path.decode()
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(data)
+            file.chmod(0o755)
+            source = os.fsencode(file)
+            found[path] = Entry(path, archive.FILE, 0o755, len(data), source=source)
+            scripts[path] = artifact
+    return scripts
+
+
+def _add_device(found: dict[bytes, Entry], device: Device) -> None:
+    path = device.filename.strip("/").encode()
+    if path in found:
+        raise BuildFailed(f"devices: /{path.decode()} exists already, as a file")
+    for parent in _parents(path):
+        found.setdefault(parent, Entry(parent, archive.DIRECTORY, 0o755))
+    found[path] = Entry(
+        path,
+        archive.CHARACTER if device.type == "c" else archive.BLOCK,
+        device.permissions,
+        major=device.major,
+        minor=device.minor,
+        uid=device.uid,
+        gid=device.gid,
+    )
+
+
+def _left_over(found: dict[bytes, Entry], unmatched: list[bytes]) -> list[bytes]:
+    """Of paths that no rule takes: all but directories that something taken is in."""
+    taken = found.keys() - set(unmatched)
+    needed = {parent for path in taken for parent in _parents(path)}
+    return [path for path in unmatched if path not in needed]
+
+
+def _parents(path: bytes) -> Iterator[bytes]:
+    while b"/" in path:
+        path = path.rpartition(b"/")[0]
+        yield path

@@ -1,0 +1,99 @@
+"""This machine's own tools, which bootstrap and test chunks are built with."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from fabric.building.layers import Layers
+
+#: Where the host's tools are found.  Not the worker's own PATH: that differs between machines.
+PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+
+#: All that a bootstrap chunk sees of the host; no home, no /var, no keys, no time zone.
+_DIRECTORIES = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32")
+_SETTINGS = ("alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "perl", "services")
+
+#: Tools whose contents name the host in cache keys of bootstrap and test chunks.
+_TOOLS = (
+    *("sh", "bash", "env", "cp", "install", "find", "xargs", "sed", "grep", "awk", "diff", "patch"),
+    *("tar", "gzip", "bzip2", "xz", "zstd", "make", "m4", "bison", "flex", "perl", "python3"),
+    *("gcc", "g++", "cpp", "as", "ld", "ar", "nm", "ranlib", "strip", "objcopy", "readelf"),
+    *("pkg-config", "dpkg-deb", "makeinfo", "gettext"),
+)
+_FILES = (
+    *("usr/lib/gcc/*/*/cc1*", "usr/libexec/gcc/*/*/cc1*", "usr/lib/gcc/*/*/libgcc.a"),
+    *("usr/lib/libc.so.6", "usr/lib64/libc.so.6", "usr/lib/*/libc.so.6", "usr/lib/*/libc.a"),
+)
+
+
+def root(layers: Layers, cancelled: threading.Event) -> list[str]:
+    """Arguments of bwrap that make a root of the host's tools, read-only."""
+
+    def make(into: Path) -> None:
+        (into / "passwd").write_text("root:x:0:0:root:/tmp:/bin/sh\n")
+        (into / "group").write_text("root:x:0:\n")
+
+    users = layers.made("the users of a host root", make, cancelled)
+    arguments = ["--tmpfs", "/"]
+    for name in _DIRECTORIES:
+        path = Path("/", name)
+        if path.is_symlink():
+            arguments += ["--symlink", str(path.readlink()), str(path)]
+        elif path.is_dir():
+            arguments += ["--ro-bind", str(path), str(path)]
+    for name in ("passwd", "group"):
+        arguments += ["--ro-bind", str(users / name), f"/etc/{name}"]
+    for name in _SETTINGS:
+        arguments += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
+    return arguments
+
+
+def host_tools(cache: Path) -> str:
+    """A digest (64 hex digits) of the host's tools: equal on machines with the same ones.
+
+    ``cache`` is a file that remembers digests of unchanged files, so that asking again costs
+    a millisecond.
+    """
+    known: dict[str, tuple[str, str]] = {}
+    with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
+        known = msgspec.json.decode(cache.read_bytes(), type=dict[str, tuple[str, str]])
+    seen: dict[str, tuple[str, str]] = {}  # path -> (what its inode looked like, digest)
+    lines = []
+    for name, path in _tools():
+        info = path.stat()
+        look = f"{info.st_dev} {info.st_ino} {info.st_size} {info.st_mtime_ns} {info.st_ctime_ns}"
+        before = known.get(str(path))
+        if before is not None and before[0] == look:
+            digest = before[1]
+        else:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        seen[str(path)] = (look, digest)
+        lines.append(f"{name} {digest}\n")
+    if seen != known:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        fd, temporary = tempfile.mkstemp(dir=cache.parent)
+        with os.fdopen(fd, "wb") as file:
+            file.write(msgspec.json.encode(seen))
+        Path(temporary).replace(cache)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _tools() -> Iterator[tuple[str, Path]]:
+    """Those of the tools that are here, always in the same order."""
+    for name in _TOOLS:
+        found = shutil.which(name, path=PATH)
+        if found is not None:
+            yield name, Path(found)
+    for pattern in _FILES:
+        for path in sorted(Path("/").glob(pattern)):
+            yield str(path), path

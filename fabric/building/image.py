@@ -1,0 +1,129 @@
+"""A system artifact made into a disk image that boots by itself.
+
+It is written by ordinary tools into an ordinary file: no root rights, no loop device, no mount.
+The same input gives the same bytes with the same versions of these tools; what was never
+written to is a hole in the file.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fabric.building.image_disk import MIB, Disk, check_tools, run
+from fabric.building.image_rootfs import File, ImageError, overlay, survey
+
+__all__ = ["KERNEL_ARGUMENTS", "File", "Image", "ImageError", "make_image"]
+
+#: What follows the root on the kernel's command line: the screen, and the serial line, which
+#: is last and so gets what init says.
+KERNEL_ARGUMENTS = "console=tty0 console=ttyS0,115200"
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image that was made."""
+
+    path: Path
+    size: int  # of the disk, in bytes
+    used: int  # bytes the file takes where it lies
+    uuid: str  # of the root filesystem
+    kernel: str  # path in the system: "/boot/vmlinuz-6.12"
+    initrd: str  # path in the system, "" if it has none
+    arguments: str  # the kernel's command line
+
+
+def make_image(
+    rootfs: Path,
+    to: Path,
+    *,
+    size: int,
+    label: str = "system",
+    hostname: str | None = None,
+    files: Mapping[str, File] | None = None,
+    kernel_args: str = KERNEL_ARGUMENTS,
+    format: Literal["raw", "qcow2"] = "raw",
+    force: bool = False,
+    progress: Callable[[str], None] = lambda text: None,  # noqa: ARG005
+) -> Image:
+    """Make a bootable disk of ``size`` bytes at ``to`` from ``rootfs``, a system's tar.zst.
+
+    ``label`` names the root filesystem (1 to 16 bytes); ``files`` are laid over the system by
+    path, before the first boot, and ``hostname`` is one more of them.  The kernel is
+    /boot/vmlinuz, else the newest /boot/vmlinuz-VERSION, with the initrd of its version if there
+    is one; without one it must have the disk's driver and ext4 built in.  ``kernel_args`` follow
+    ``root=... rw`` on its command line.
+
+    The image appears under its name only when it is whole.  ImageError if ``to`` exists (unless
+    ``force``), the disk is too small (it says what is needed) or full, or a tool is missing.
+    """
+    check_tools(*(["qemu-img"] if format == "qcow2" else []))
+    _refuse_existing(to, force)
+    if not re.fullmatch(r"[\w.+-]{1,16}", label, re.ASCII):
+        raise ImageError(f"label {label!r}: 1 to 16 letters, digits, and . _ + -")
+    if not kernel_args.isprintable():
+        raise ImageError(f"kernel arguments {kernel_args!r} are not one line of text")
+    laid = dict(files or {})
+    if hostname is not None:
+        if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?", hostname):
+            raise ImageError(f"host name {hostname!r}: letters, digits, and - . within, at most 64")
+        laid["/etc/hostname"] = File(f"{hostname}\n".encode())
+    try:
+        with _scratch(to) as scratch:
+            progress(f"reading {rootfs.name}")
+            found = survey(rootfs, scratch)
+            disk = Disk.plan(found, overlay(laid, found), size, label, kernel_args)
+            image = scratch / "disk.raw"
+            disk.write_table(image)
+            progress(f"writing the root filesystem, {found.entries} files and folders")
+            disk.write_root(rootfs, image, scratch)
+            progress(f"installing the boot loader and {disk.kernel}")
+            disk.write_boot(image, scratch)
+            run(scratch, "fallocate", "--dig-holes", str(image))
+            if format == "qcow2":
+                progress("converting to qcow2")
+                raw, image = image, scratch / "disk.qcow2"
+                run(
+                    scratch, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(image)
+                )
+            with image.open("rb") as whole:
+                os.fsync(whole.fileno())
+            _refuse_existing(to, force)
+            image.replace(to)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(to.parent).free // MIB
+            raise ImageError(
+                f"no space left for {to}: {free} MiB are free in {to.parent};"
+                " make room there or write the image elsewhere"
+            ) from error
+        raise ImageError(f"cannot make {to}: {error}") from error
+    used = to.stat().st_blocks * 512
+    return Image(to, disk.size, used, disk.uuid, disk.kernel, disk.initrd, disk.arguments)
+
+
+@contextmanager
+def _scratch(to: Path) -> Iterator[Path]:
+    """A folder beside ``to``, so that the image can be renamed; gone in the end."""
+    path = Path(tempfile.mkdtemp(prefix=f".{to.name}.", dir=to.parent))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _refuse_existing(to: Path, force: bool) -> None:
+    if to.is_dir():
+        raise ImageError(f"{to} is a folder: name the image's file")
+    if to.exists() and not to.is_file():
+        raise ImageError(f"{to} is not an ordinary file: write the image elsewhere and copy it")
+    if to.exists() and not force:
+        raise ImageError(f"{to} exists already: remove it, or force its replacement")

@@ -1,0 +1,284 @@
+"""The disk of an image: what lies where on it, and the ordinary tools that write it.
+
+An MBR with two partitions: a small FAT16 with syslinux, kernel and initrd; an ext4 with the
+root filesystem.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+import struct
+import subprocess
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fabric.building.image_rootfs import BLOCK, EPOCH, File, ImageError, Survey, write_tar
+
+MIB = 1024 * 1024
+_SECTOR = 512
+_START = MIB  # of the boot partition
+_INODE = 256
+_NAMESPACE = uuid.UUID("6e0f8f6e-5c1c-5e0b-9d0c-1f0d8ad6a5b5")
+# what this machine's own mke2fs.conf says must not matter
+_MKE2FS = f"""[defaults]
+ base_features = sparse_super,large_file,filetype,resize_inode,dir_index,ext_attr
+ default_mntopts = acl,user_xattr
+ enable_periodic_fsck = 0
+ blocksize = {BLOCK}
+ inode_size = {_INODE}
+ inode_ratio = 16384
+[fs_types]
+ ext4 = {{
+  features = has_journal,extent,huge_file,flex_bg,metadata_csum,64bit,dir_nlink,extra_isize
+ }}
+"""
+_PACKAGES = {
+    "fallocate": "util-linux",
+    "mcopy": "mtools",
+    "mke2fs": "e2fsprogs",
+    "mkfs.fat": "dosfstools",
+    "qemu-img": "qemu-utils",
+    "syslinux": "syslinux",
+}
+_MBR_CODE = (Path("/usr/lib/syslinux/mbr/mbr.bin"), Path("/usr/share/syslinux/mbr.bin"))
+_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disk:
+    """What goes where.  Offsets and sizes in bytes, multiples of a MiB."""
+
+    size: int
+    boot_size: int  # of the FAT partition
+    root_offset: int
+    root_size: int
+    inodes: int
+    journal: int
+    label: str  # of the root filesystem
+    identity: str  # digest of all that makes this image what it is; the UUIDs come from it
+    kernel: str  # its path in the system
+    initrd: str  # its path in the system, or ""
+    boot: tuple[tuple[str, Path], ...]  # name on the boot partition, a copy of the file
+    more_arguments: str
+    placed: Mapping[str, File]  # laid over the system
+
+    @classmethod
+    def plan(
+        cls, found: Survey, placed: Mapping[str, File], size: int, label: str, arguments: str
+    ) -> Disk:
+        """Choose a kernel and lay out the disk.  ImageError: no kernel, or the disk too small."""
+        kernel, initrd = choose_kernel(found)
+        boot = [("vmlinuz", found.boot[kernel])]
+        if initrd:
+            boot.append(("initrd.img", found.boot[initrd]))
+        boot_size = max(16 * MIB, _mib(sum(file.stat().st_size for _, file in boot) + 2 * MIB))
+        size = size // MIB * MIB
+        root_offset = _START + boot_size
+        root_size = size - root_offset
+        entries = found.entries + 2 * len(placed)
+        blocks = found.blocks + sum(1 + -(-len(file.data) // BLOCK) for file in placed.values())
+        journal = 64 * MIB if root_size >= 2048 * MIB else 16 * MIB
+        inodes = max(root_size // 16384, entries * 5 // 4 + 64)
+        content = blocks * BLOCK + entries * 5 // 4 * _INODE + journal
+        needed = root_offset + _mib(content * 103 // 100 + 6 * MIB)
+        if size < needed:
+            raise _too_small(size, needed)
+        everything = (found.sha256, sorted(placed.items()), size, label, arguments)
+        return cls(
+            size=size,
+            boot_size=boot_size,
+            root_offset=root_offset,
+            root_size=root_size,
+            inodes=inodes,
+            journal=journal,
+            label=label,
+            identity=hashlib.sha256(repr(everything).encode("utf-8", "replace")).hexdigest(),
+            kernel=f"/{kernel}",
+            initrd=f"/{initrd}" if initrd else "",
+            boot=tuple(boot),
+            more_arguments=arguments,
+            placed=placed,
+        )
+
+    @property
+    def uuid(self) -> str:
+        return str(uuid.uuid5(_NAMESPACE, self.identity))
+
+    @property
+    def signature(self) -> int:
+        """The MBR's disk signature: 32 bits, never 0."""
+        return int(self.identity[:8], 16) or 1
+
+    @property
+    def arguments(self) -> str:
+        """The kernel's command line."""
+        # the kernel alone knows partitions, only an initrd can look into filesystems
+        root = f"UUID={self.uuid}" if self.initrd else f"PARTUUID={self.signature:08x}-02"
+        return f"root={root} rw {self.more_arguments}".strip()
+
+    def write_table(self, image: Path) -> None:
+        """A new file: the empty disk with its boot code and partition table."""
+
+        def entry(active: int, kind: int, offset: int, size: int) -> bytes:
+            far = b"\xfe\xff\xff"  # cylinders and heads: more than they can say
+            first, count = offset // _SECTOR, size // _SECTOR
+            return struct.pack("<B3sB3sII", active, far, kind, far, first, count)
+
+        code = next(path for path in _MBR_CODE if path.exists()).read_bytes()
+        table = entry(0x80, 0x0E, _START, self.boot_size)
+        table += entry(0, 0x83, self.root_offset, self.root_size)
+        with image.open("xb") as disk:
+            disk.truncate(self.size)
+            disk.write(code.ljust(440, b"\0"))
+            disk.write(struct.pack("<IH", self.signature, 0) + table.ljust(64, b"\0") + b"\x55\xaa")
+
+    def write_root(self, rootfs: Path, image: Path, scratch: Path) -> None:
+        """The root filesystem, streamed from the archive through mke2fs onto the disk."""
+        config = scratch / "mke2fs.conf"
+        config.write_text(_MKE2FS)
+        options = (
+            f"offset={self.root_offset},root_owner=0:0,nodiscard,"
+            f"hash_seed={uuid.uuid5(_NAMESPACE, f'hash {self.identity}')},"
+            "lazy_itable_init=0,lazy_journal_init=0"  # or the first boot has to do it
+        )
+        command = ["mke2fs", "-q", "-F", "-t", "ext4", "-L", self.label, "-U", self.uuid]
+        command += ["-m", "1", "-N", str(self.inodes), "-J", f"size={self.journal // MIB}"]
+        command += ["-E", options, "-d", "-", str(image), f"{self.root_size // 1024}k"]
+        environment = _environment(scratch) | {"MKE2FS_CONFIG": str(config)}
+        with (scratch / "mke2fs.err").open("w+") as complaints:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=complaints,
+                env=environment,
+            )
+            assert process.stdin is not None
+            try:
+                with process.stdin as pipe:
+                    write_tar(rootfs, self.placed, pipe)
+            except BrokenPipeError:
+                pass  # mke2fs gave up, and has said why
+            except BaseException:
+                process.kill()
+                raise
+            finally:
+                process.wait()
+            if process.returncode:
+                complaints.seek(0)
+                raise self._explain(complaints.read().strip())
+
+    def write_boot(self, image: Path, scratch: Path) -> None:
+        """The boot partition: FAT16, syslinux, kernel, initrd."""
+        config = scratch / "syslinux.cfg"
+        lines = ["SERIAL 0 115200", "DEFAULT linux", "PROMPT 0", "LABEL linux", " LINUX vmlinuz"]
+        lines += [" INITRD initrd.img"] if self.initrd else []
+        config.write_text("\n".join([*lines, f" APPEND {self.arguments}", ""]))
+        # FAT16 has 4085 to 65524 clusters
+        cluster = 4 if self.boot_size < 100 * MIB else 32
+        make = ["mkfs.fat", "-F", "16", "-s", str(cluster), "-n", "BOOT", "--invariant"]
+        make += ["-i", self.identity[8:16], "--offset", str(_START // _SECTOR)]
+        make += ["-h", str(_START // _SECTOR), str(image), str(self.boot_size // 1024)]
+        run(scratch, *make)
+        run(scratch, "syslinux", "--install", "--offset", str(_START), str(image))
+        for name, file in (*self.boot, ("syslinux.cfg", config)):
+            os.utime(file, (EPOCH, EPOCH))
+            run(scratch, "mcopy", "-m", "-i", f"{image}@@{_START}", str(file), f"::{name}")
+
+    def _explain(self, complaint: str) -> ImageError | OSError:
+        if "libarchive" in complaint:
+            return ImageError(
+                "mke2fs cannot read archives: install the Debian package libarchive13t64"
+                f" (it says: {complaint})"
+            )
+        if os.strerror(errno.ENOSPC) in complaint:
+            return OSError(errno.ENOSPC, complaint)
+        if "allocate" in complaint:
+            return _too_small(self.size, self.size * 5 // 4)
+        return ImageError(f"mke2fs could not make the root filesystem: {complaint}")
+
+
+def choose_kernel(found: Survey) -> tuple[str, str]:
+    """The kernel's and the initrd's path in the system ("" for none).  ImageError: no kernel."""
+    kernel = found.follow("boot/vmlinuz") if "boot/vmlinuz" in found.kinds else ""
+    if kernel not in found.boot:
+        kernels = [path for path in found.boot if path.startswith("boot/vmlinuz-")]
+        kernel = max(kernels, key=_version, default="")
+    if not kernel:
+        raise ImageError(
+            "the system has no kernel: an image needs a file /boot/vmlinuz or /boot/vmlinuz-VERSION"
+        )
+    version = kernel.removeprefix("boot/vmlinuz")
+    for name in (f"boot/initrd.img{version}", f"boot/initrd{version}", "boot/initrd.img"):
+        initrd = found.follow(name) if name in found.kinds else ""
+        if initrd in found.boot:
+            return kernel, initrd
+    return kernel, ""
+
+
+def check_tools(*more: str) -> None:
+    """ImageError names the Debian packages of the tools that are missing."""
+    tools = [tool for tool in _PACKAGES if tool != "qemu-img" or tool in more]
+    missing = {_PACKAGES[tool]: tool for tool in tools if shutil.which(tool, path=_PATH) is None}
+    if not any(path.exists() for path in _MBR_CODE):
+        missing["syslinux-common"] = "mbr.bin"
+    if missing:
+        raise ImageError(
+            f"disk images need {', '.join(missing.values())}:"
+            f" install the Debian packages {' '.join(sorted(missing))}"
+        )
+
+
+def run(scratch: Path, *command: str) -> None:
+    """Run a tool that makes the same bytes from the same input.  ImageError with what it said."""
+    result = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env=_environment(scratch),
+        check=False,
+    )
+    if result.returncode:
+        said = (result.stderr or result.stdout).strip()
+        if os.strerror(errno.ENOSPC) in said:
+            raise OSError(errno.ENOSPC, said)
+        raise ImageError(f"{command[0]} failed with exit code {result.returncode}: {said}")
+
+
+def _environment(scratch: Path) -> dict[str, str]:
+    return {
+        "PATH": _PATH,
+        "HOME": str(scratch),
+        "TMPDIR": str(scratch),
+        "LC_ALL": "C.UTF-8",  # file names are taken as they are
+        "TZ": "UTC",
+        "SOURCE_DATE_EPOCH": str(EPOCH),
+        "E2FSPROGS_FAKE_TIME": str(EPOCH),
+        "MTOOLS_SKIP_CHECK": "1",
+    }
+
+
+def _too_small(size: int, needed: int) -> ImageError:
+    return ImageError(
+        f"a disk of {size // MIB} MiB is too small for this system:"
+        f" it needs at least {_mib(needed) // MIB} MiB, and room to work in"
+    )
+
+
+def _version(path: str) -> list[tuple[int, int, str]]:
+    """Sorts 6.9 before 6.12."""
+    parts = re.findall(r"\d+|\D+", path)
+    return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts]
+
+
+def _mib(size: int) -> int:
+    """Rounded up to whole MiB."""
+    return -(-size // MIB) * MIB

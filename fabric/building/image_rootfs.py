@@ -1,0 +1,255 @@
+"""Reading a system artifact (a ``tar.zst``) as a stream, with files of one machine laid over it.
+
+Nothing is unpacked: owners, device nodes and setuid bits go from the archive straight into the
+filesystem, so no right is needed, and no more than one block of a file is in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import stat
+import tarfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import IO, Protocol
+
+import zstandard
+
+from fabric.errors import FabricError
+
+#: Time of everything an image adds of its own, in seconds since 1970: the artifacts' own.
+EPOCH = 683074800
+BLOCK = 4096
+_PIECE = 1024 * 1024
+
+
+class ImageError(FabricError):
+    """No disk image can be made of this system, here."""
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file put into an image: ``data`` is its content, or the target of a symbolic link.
+
+    ``mode`` holds permission bits, and the type as in ``stat`` if it is not a regular file:
+    0o120777 is a symbolic link, 0o040755 a directory (without data).
+    """
+
+    data: bytes = b""
+    mode: int = 0o644
+    uid: int = 0
+    gid: int = 0
+
+
+@dataclass(slots=True)
+class Survey:
+    """What a root filesystem holds, as far as an image must know."""
+
+    sha256: str  # of the archive, as compressed
+    entries: int = 0
+    blocks: int = 0  # of BLOCK bytes, content and folders
+    kinds: dict[str, bytes] = field(default_factory=dict)  # path -> tar type
+    links: dict[str, str] = field(default_factory=dict)  # symbolic link -> target
+    boot: dict[str, Path] = field(default_factory=dict)  # kernels and initrds -> a copy of each
+    carriers: set[str] = field(default_factory=set)  # paths that hard links point to
+
+    def resolve(self, path: str) -> str:
+        """``path`` with the symbolic links among its parents followed, "/" and all.
+
+        ImageError for a path that leaves the root filesystem or goes round in circles.
+        """
+        parts = list(PurePosixPath(path.lstrip("/")).parts)
+        if not parts or ".." in parts:
+            raise ImageError(f"{path!r} is no path inside a root filesystem")
+        done: list[str] = []
+        hops = 0
+        while parts:
+            part = parts.pop(0)
+            if part == "..":
+                done = done[:-1]
+                continue
+            done.append(part)
+            target = self.links.get("/".join(done))
+            if target is not None and parts:
+                hops += 1
+                if hops > 40:
+                    raise ImageError(f"{path}: too many symbolic links on the way")
+                done = [] if target.startswith("/") else done[:-1]
+                parts = [p for p in PurePosixPath(target).parts if p != "/"] + parts
+        return "/".join(done)
+
+    def follow(self, path: str) -> str:
+        """Where ``path`` leads when it is a symbolic link itself."""
+        for _ in range(40):
+            path = self.resolve(path)
+            target = self.links.get(path)
+            if target is None:
+                break
+            path = target if target.startswith("/") else f"{PurePosixPath(path).parent}/{target}"
+            path = _normal(path)
+        return path
+
+
+def survey(rootfs: Path, scratch: Path) -> Survey:
+    """Read the whole archive once; copies of kernels and initrds go to ``scratch``."""
+    with rootfs.open("rb") as file:
+        found = Survey(hashlib.file_digest(file, "sha256").hexdigest())
+    names = 0
+    with _members(rootfs) as members:
+        for member, content in members:
+            path = _normal(member.name)
+            found.entries += 1
+            names += len(path) // 2 + 16  # about what it takes in its folder
+            found.kinds[path] = member.type
+            if member.isreg():
+                found.blocks += -(-member.size // BLOCK)
+                name = path.removeprefix("boot/")
+                if path != name and name.startswith(("vmlinuz", "initrd")) and "/" not in name:
+                    copy = scratch / name
+                    with copy.open("wb") as file:
+                        _copy(content(), file)
+                    found.boot[path] = copy
+            elif member.isdir():
+                found.blocks += 1
+            elif member.issym():
+                found.links[path] = member.linkname
+                found.blocks += len(member.linkname) > 59  # shorter ones live in the inode
+            elif member.islnk():
+                found.carriers.add(_normal(member.linkname))
+                found.kinds[path] = tarfile.REGTYPE
+    found.blocks += names // BLOCK
+    return found
+
+
+def overlay(files: Mapping[str, File], found: Survey) -> dict[str, File]:
+    """``files`` by their real paths, parents included; refuses what cannot be laid over."""
+    placed: dict[str, File] = {}
+    for path, file in sorted(files.items()):
+        real = found.resolve(path)
+        old = found.kinds.get(real)
+        directory = stat.S_ISDIR(file.mode)
+        if real in placed:
+            raise ImageError(f"/{real} is given twice among the files of this image")
+        if old is not None and (old == tarfile.DIRTYPE) != directory:
+            raise ImageError(
+                f"/{real} is {'a folder' if old == tarfile.DIRTYPE else 'no folder'} in the system,"
+                f" and {'a folder' if directory else 'a file'} among the files of this image"
+            )
+        if real in found.carriers:
+            raise ImageError(f"/{real} has hard links in the system: replacing it is not possible")
+        placed[real] = file
+    for path in list(placed):
+        for parent in _parents(path):
+            kind = found.kinds.get(parent)
+            if parent in placed and not stat.S_ISDIR(placed[parent].mode):
+                raise ImageError(f"/{parent} cannot be a file and the folder of /{path}")
+            if kind not in (None, tarfile.DIRTYPE):
+                raise ImageError(f"/{path} cannot be made: /{parent} is no folder in the system")
+    return placed
+
+
+def write_tar(rootfs: Path, placed: Mapping[str, File], to: IO[bytes]) -> None:
+    """The archive with ``placed`` (from `overlay`) over it, as a plain tar, to a stream.
+
+    GNU headers keep file names as the bytes they are; every folder stands before its content.
+    """
+    seen: set[str] = set()
+
+    def put(member: tarfile.TarInfo, content: IO[bytes] | None = None) -> None:
+        for parent in _parents(member.name):
+            if parent not in seen:
+                seen.add(parent)
+                to.write(_header(_entry(parent, File(mode=stat.S_IFDIR | 0o755))))
+        seen.add(member.name)
+        to.write(_header(member))
+        if content is not None:
+            _copy(content, to)
+            to.write(bytes(-member.size % tarfile.BLOCKSIZE))
+
+    with _members(rootfs) as members:
+        for member, content in members:
+            member.name = _normal(member.name)
+            if member.name in placed:
+                continue
+            if member.islnk():
+                member.linkname = _normal(member.linkname)
+            put(member, content() if member.isreg() else None)
+    for path, file in sorted(placed.items()):
+        member = _entry(path, file)
+        put(member, io.BytesIO(file.data) if member.isreg() else None)
+    to.write(bytes(2 * tarfile.BLOCKSIZE))
+
+
+class _Content(Protocol):
+    def __call__(self) -> IO[bytes]: ...
+
+
+@contextmanager
+def _members(rootfs: Path) -> Iterator[Iterator[tuple[tarfile.TarInfo, _Content]]]:
+    """Every member with a way to read it; names and links in it keep undecodable bytes."""
+    try:
+        with (
+            rootfs.open("rb") as raw,
+            zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as stream,
+            tarfile.open(
+                fileobj=stream, mode="r|", encoding="utf-8", errors="surrogateescape"
+            ) as archive,
+        ):
+            yield _each(archive)
+    except (tarfile.TarError, zstandard.ZstdError) as error:
+        raise ImageError(f"{rootfs} is not a whole system artifact (a tar.zst): {error}") from error
+
+
+def _each(archive: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, _Content]]:
+    for member in archive:
+        archive.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+
+        def content(member: tarfile.TarInfo = member) -> IO[bytes]:
+            file = archive.extractfile(member)
+            assert file is not None  # asked for regular files only
+            return file
+
+        yield member, content
+
+
+def _entry(path: str, file: File) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(path)
+    member.mode = stat.S_IMODE(file.mode)
+    member.uid, member.gid, member.mtime = file.uid, file.gid, EPOCH
+    kind = stat.S_IFMT(file.mode)
+    if kind == stat.S_IFDIR:
+        member.type = tarfile.DIRTYPE
+    elif kind == stat.S_IFLNK:
+        member.type = tarfile.SYMTYPE
+        member.linkname = file.data.decode("utf-8", "surrogateescape")
+    elif kind in (0, stat.S_IFREG):
+        member.size = len(file.data)
+    else:
+        raise ImageError(f"/{path}: mode {file.mode:o} is no file, folder or symbolic link")
+    return member
+
+
+def _header(member: tarfile.TarInfo) -> bytes:
+    member.uname = member.gname = ""
+    member.mtime = int(member.mtime)
+    if member.isreg():
+        member.type = tarfile.REGTYPE
+    return member.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
+
+
+def _copy(source: IO[bytes], to: IO[bytes]) -> None:
+    while piece := source.read(_PIECE):
+        to.write(piece)
+
+
+def _normal(name: str) -> str:
+    """A member's path without "./", "/" at its start, or at its end; "." for the root."""
+    return "/".join(part for part in name.split("/") if part not in ("", ".")) or "."
+
+
+def _parents(path: str) -> list[str]:
+    parts = path.split("/")
+    return ["/".join(parts[:count]) for count in range(1, len(parts))]

@@ -1,0 +1,263 @@
+"""Staging areas: chunks unpacked once each, and laid over each other by overlayfs.
+
+Overlayfs takes a limited number of layers, and past it bubblewrap loses the lowest without a
+word; `plan_layers` stays well below by merging many layers into one by hard links.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from fabric.building.archive import MTIME
+from fabric.building.merge import Merger
+from fabric.building.tree import Clash, Unpacker, follow, listing
+from fabric.errors import Cancelled, MachineFault
+from fabric.jobs import Staged
+
+if TYPE_CHECKING:
+    from fabric.building.workspace import Workspace
+
+#: Mount options end after 4096 bytes, which is 229 layers; the topmost two or three are ours.
+MAX_LAYERS = 100
+
+
+def plan_layers(staged: Sequence[Staged], limit: int = MAX_LAYERS) -> list[tuple[str, ...]]:
+    """Group ``staged`` into at most ``limit`` layers, keeping their order.
+
+    A group of one key is that chunk's own layer, a longer one is merged.  Whole strata are
+    merged first, from the lowest, because every chunk above them can use the same merged tree;
+    when that is not enough, everything is cut into pieces of equal length.
+    """
+    runs = [
+        [item.key for item in items] for _, items in groupby(staged, key=lambda item: item.stratum)
+    ]
+    count = len(staged)
+    groups: list[tuple[str, ...]] = []
+    for run in runs[:-1]:
+        if count > limit:
+            groups.append(tuple(run))
+            count -= len(run) - 1
+        else:
+            groups.extend((key,) for key in run)
+    if runs:
+        groups.extend((key,) for key in runs[-1])
+    if len(groups) <= limit:
+        return groups
+    # Pieces of a power of two: they stay the same while a few chunks more are staged.
+    size = 2
+    while -(-len(staged) // size) > limit:
+        size *= 2
+    keys = [item.key for item in staged]
+    return [tuple(keys[start : start + size]) for start in range(0, len(keys), size)]
+
+
+class Index(msgspec.Struct, frozen=True):
+    """What must be known of a layer to lay it over others, without walking through it."""
+
+    dirs: frozenset[bytes]
+    links: Mapping[bytes, bytes]  # symlinks and their targets
+    has: tuple[bytes, ...]  # those of _NOTED that are in it
+
+
+LDCONFIG = frozenset((b"sbin/ldconfig", b"usr/sbin/ldconfig"))
+#: What ldconfig leaves behind that names inodes, so is never twice the same.
+LDCONFIG_RUBBISH = Path("var/cache/ldconfig/aux-cache")
+_NOTED = (b"etc/ld.so.conf", *sorted(LDCONFIG))
+#: From so many entries on, a layer's index is kept in a file: quicker to read than to make.
+_WORTH_A_FILE = 300
+#: Directories of a layer that must appear elsewhere: (from, to).
+Moves = tuple[tuple[bytes, bytes], ...]
+
+
+def see_through(indexes: Mapping[str, Index], name: Callable[[str], str]) -> list[Moves]:
+    """For each layer, lowest first, its directories that those below it have as symlinks.
+
+    A chunk may bring ``/lib -> usr/lib`` and the next install into ``/lib``.  Overlayfs would
+    hide the symlink, and with it all that is in ``usr/lib``; the format merges directories
+    through symlinks.  Clash when the symlink leads to no directory, or covers one; ``name``
+    tells the key of a chunk as people know it.
+    """
+    links: dict[bytes, bytes] = {}
+    dirs: set[bytes] = set()
+    owner: dict[bytes, str] = {}  # of links and dirs
+    found: list[Moves] = []
+    for key, index in indexes.items():
+        moves = []
+        for path in sorted(index.dirs & links.keys()):
+            target = follow(path, links)
+            if target not in dirs and target not in index.dirs:
+                raise Clash(path, "a directory", name(key), "a symlink", name(owner[path]))
+            moves.append((path, target))
+        found.append(tuple(moves))
+        if moves:
+            index = moved(index, dict(moves))
+        for path in sorted(index.links.keys() & dirs):
+            raise Clash(path, "a symlink", name(key), "a directory", name(owner[path]))
+        links |= index.links
+        dirs |= index.dirs
+        owner |= dict.fromkeys(index.links, key)
+        owner |= dict.fromkeys(index.dirs, key)
+    return found
+
+
+def moved(index: Index, moves: Mapping[bytes, bytes]) -> Index:
+    """The index of a layer whose directories were moved."""
+
+    def place(path: bytes) -> bytes:
+        tail = b""
+        while path and path not in moves:
+            path, _, name = path.rpartition(b"/")
+            tail = b"/" + name + tail
+        return (moves[path] + tail if path else tail).strip(b"/")
+
+    return Index(
+        frozenset(place(path) for path in index.dirs),
+        {place(path): target for path, target in index.links.items()},
+        index.has,
+    )
+
+
+class Layers:
+    """The layers of one workspace."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self._indexes: dict[str, Index] = {}
+
+    def stage(
+        self, staged: Sequence[Staged], cancelled: threading.Event
+    ) -> tuple[list[Path], frozenset[bytes]]:
+        """The directories to overlay for ``staged``, lowest first, and which of _NOTED they have.
+
+        Fetches and unpacks what is missing.  BuildFailed when two chunks do not go together,
+        MachineFault when one cannot be had.
+        """
+        indexes = {item.key: self._index(item.key, cancelled) for item in staged}
+        moves = dict(zip(indexes, see_through(indexes, self._name), strict=True))
+        found = []
+        for keys in plan_layers(staged):
+            group = [(self._path(key), moves[key]) for key in keys]
+            if len(group) == 1 and not group[0][1]:
+                found.append(group[0][0])
+            else:
+                found.append(self._merged(group, cancelled))
+        if len(found) > MAX_LAYERS:
+            raise AssertionError(f"{len(found)} layers")  # the lowest would be lost silently
+        return found, frozenset(path for index in indexes.values() for path in index.has)
+
+    def made(self, names: object, make: Callable[[Path], None], cancelled: threading.Event) -> Path:
+        """The directory that ``names`` (any plain data) stands for, made if it is missing."""
+        digest = hashlib.sha256(msgspec.msgpack.encode(names)).hexdigest()
+        path = self.workspace.root / "merged" / digest
+        if not path.is_dir():
+            with self.workspace.locked(digest, cancelled):
+                if not path.is_dir():
+                    self._make(path, make)
+        return path
+
+    def _make(self, path: Path, make: Callable[[Path], None]) -> None:
+        scratch = self.workspace.scratch()
+        try:
+            make(scratch)
+            scratch.rename(path)
+        finally:
+            self.workspace.discard(scratch)
+
+    def adopt(self, key: str, tree: Path) -> None:
+        """Take ``tree`` as the layer of the chunk ``key``, unless it has one."""
+        with self.workspace.locked(f"layer-{key}"):
+            path = self._path(key)
+            if path.is_dir():
+                self.workspace.discard(tree)
+            else:
+                tree.rename(path)
+
+    def _name(self, key: str) -> str:
+        manifest = self.workspace.store.manifest(key)
+        return manifest.name if manifest else key
+
+    def _path(self, key: str) -> Path:
+        return self.workspace.root / "layers" / key
+
+    def _merged(self, group: Sequence[tuple[Path, Moves]], cancelled: threading.Event) -> Path:
+        """One directory with all of ``group``, the later over the earlier."""
+
+        def make(into: Path) -> None:
+            merger = Merger(into)
+            for path, moves in group:
+                _stop_if(cancelled)
+                merger.lay(path, moves=dict(moves))
+            merger.finish(MTIME)
+
+        return self.made([(path.name, moves) for path, moves in group], make, cancelled)
+
+    def _index(self, key: str, cancelled: threading.Event) -> Index:
+        """The index of a chunk, which is unpacked first if it is not yet."""
+        path = self._path(key)
+        if not path.is_dir():
+            with self.workspace.locked(f"layer-{key}", cancelled):
+                if not path.is_dir():
+                    self._make(path, lambda into: self._unpack(key, into, cancelled))
+        known = self._indexes.get(key)
+        if known is None:
+            known = self._indexes[key] = self._read_index(key, path)
+        return known
+
+    def _read_index(self, key: str, tree: Path) -> Index:
+        file = self.workspace.root / "indexes" / key
+        with suppress(FileNotFoundError):
+            return msgspec.msgpack.decode(file.read_bytes(), type=Index)
+        index, entries = look_through(tree)
+        if entries > _WORTH_A_FILE:
+            scratch = self.workspace.scratch()
+            (scratch / "index").write_bytes(msgspec.msgpack.encode(index))
+            (scratch / "index").rename(file)
+            scratch.rmdir()
+        return index
+
+    def _unpack(self, key: str, into: Path, cancelled: threading.Event) -> None:
+        manifest = self.workspace.store.manifest(key)
+        if manifest is None:
+            raise MachineFault(f"The artifact store has no chunk {key}, which is to be staged")
+        unpacker = Unpacker(into)
+        for artifact in manifest.artifacts:
+            _stop_if(cancelled)
+            if artifact.blob is not None:
+                with self.workspace.store.path(artifact.blob).open("rb") as file:
+                    unpacker.add(file, artifact.name)
+        unpacker.finish()
+
+
+def look_through(tree: Path) -> tuple[Index, int]:
+    """The index of a tree, and how many entries the tree has."""
+    dirs: set[bytes] = set()
+    links: dict[bytes, bytes] = {}
+    count = 0
+    top = os.fsencode(tree)
+    pending = [b""]
+    while pending:
+        parent = pending.pop()
+        for item in listing(top + b"/" + parent):
+            count += 1
+            path = parent + b"/" + item.name if parent else item.name
+            if item.is_dir(follow_symlinks=False):
+                dirs.add(path)
+                pending.append(path)
+            elif item.is_symlink():
+                links[path] = os.readlink(item.path)  # noqa: PTH115 - bytes
+    has = tuple(path for path in _NOTED if os.path.lexists(top + b"/" + path))
+    return Index(frozenset(dirs), links, has), count
+
+
+def _stop_if(cancelled: threading.Event) -> None:
+    if cancelled.is_set():
+        raise Cancelled("Cancelled while its staging area was made")

@@ -1,0 +1,221 @@
+"""Running a script under bubblewrap: watched, bounded, and gone without a trace afterwards.
+
+Everything in a sandbox lives in a PID namespace whose process 1 is the script's own shell.
+When that ends, by itself or by our hand, the kernel ends all the rest before we hear of it:
+no daemon of a build survives, and nobody writes into a tree that we are already packing.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from fabric.building.log import Log
+from fabric.building.steps import Progress
+from fabric.building.workspace import TICK
+from fabric.errors import BuildFailed, Cancelled, MachineFault
+
+#: What a root who installs software needs, inside its own user namespace.
+_CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETGID", "SETUID", "SYS_CHROOT")
+
+#: No network, own processes, uid 0 in a user namespace, a fixed host name, a clean environment.
+_ISOLATION = (
+    *("--unshare-all", "--unshare-user", "--die-with-parent", "--as-pid-1", "--clearenv"),
+    *("--uid", "0", "--gid", "0", "--hostname", "localhost", "--cap-drop", "ALL"),
+    *(word for name in _CAPABILITIES for word in ("--cap-add", f"CAP_{name}")),
+)
+
+_ADVICE = """\
+Unprivileged user namespaces must be allowed. Look at these settings (sysctl):
+  user.max_user_namespaces                      more than 0
+  kernel.unprivileged_userns_clone              1, where it exists (Debian)
+  kernel.apparmor_restrict_unprivileged_userns  0, where it exists (Ubuntu), or an AppArmor
+                                                profile for bwrap that allows `userns`
+In a container, the container must be allowed to make them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one sandbox may take: seconds of wall time, and bytes of log.  None: any."""
+
+    seconds: float | None = None
+    log_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a script ended by itself: its exit status, and the command it was at."""
+
+    status: int
+    list: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A sandbox to run a script in."""
+
+    mounts: tuple[str, ...]  # arguments of bwrap
+    read_only: tuple[str, ...]  # made read-only when all mounts are there
+    environment: Mapping[str, str]
+    cwd: str
+    script: str  # its text
+    path: str  # where the script is inside
+
+    def command(self, script: int, options: Sequence[str], argv: Sequence[str]) -> list[str]:
+        """The bwrap command line that runs ``argv``, the script's text at descriptor ``script``."""
+        words = ["bwrap", *options, *_ISOLATION, *self.mounts]
+        words += ["--perms", "0755", "--ro-bind-data", str(script), self.path]
+        for path in self.read_only:
+            words += ["--remount-ro", path]
+        for name, value in self.environment.items():
+            words += ["--setenv", name, value]
+        return [*words, "--chdir", self.cwd, "--", *argv]
+
+    @contextmanager
+    def script_fd(self) -> Iterator[int]:
+        """A descriptor to read the script's text from."""
+        fd = os.memfd_create("steps")
+        try:
+            text = self.script.encode("utf-8", "surrogateescape")
+            while text:
+                text = text[os.write(fd, text) :]
+            os.lseek(fd, 0, os.SEEK_SET)
+            yield fd
+        finally:
+            os.close(fd)
+
+
+def run(
+    box: Box,
+    log: Log,
+    cancelled: threading.Event,
+    *,
+    limits: Limits = Limits(),
+    started: Callable[[str], None] = lambda list_: None,  # noqa: ARG005
+) -> Ended:
+    """Run the script of ``box``; its output goes to ``log``.
+
+    ``started`` hears the name of each command list as it begins.  BuildFailed past a limit,
+    Cancelled, MachineFault when the sandbox cannot be made or is killed by somebody else.
+    """
+    before = log.size()
+    status, told = os.pipe2(os.O_CLOEXEC)
+    try:
+        try:
+            process = _start(box, told, log)
+        finally:
+            os.close(told)
+        progress = Progress(status, started)
+        try:
+            _watch(process, progress, log, cancelled, limits)
+        finally:
+            _end(process, progress)
+    finally:
+        os.close(status)
+    if not progress.started:
+        raise _cannot_start(log.read(before, 4096).decode("utf-8", "replace"))
+    if process.returncode < 0:
+        name = signal.Signals(-process.returncode).name
+        raise MachineFault(f"The sandbox was killed by {name}: is this machine out of memory?")
+    return Ended(process.returncode, progress.list, progress.number)
+
+
+def _start(box: Box, told: int, log: Log) -> subprocess.Popen[bytes]:
+    info = os.dup(told)
+    try:
+        with box.script_fd() as script:
+            options = ["--new-session", "--info-fd", str(info)]
+            # The script's end of the status pipe is its standard input, because that is the one
+            # descriptor whose number is sure; its commands get /dev/null.
+            return subprocess.Popen(
+                box.command(script, options, ["sh", box.path, "--report"]),
+                stdin=told,
+                stdout=log.fd,
+                stderr=log.fd,
+                pass_fds=(info, script),
+            )
+    except FileNotFoundError as error:
+        raise MachineFault(
+            "bwrap is not installed: install bubblewrap, version 0.11 or newer"
+        ) from error
+    finally:
+        os.close(info)
+
+
+def _watch(
+    process: subprocess.Popen[bytes],
+    progress: Progress,
+    log: Log,
+    cancelled: threading.Event,
+    limits: Limits,
+) -> None:
+    """Return when the sandbox is gone; raise when it must go."""
+    deadline = None if limits.seconds is None else time.monotonic() + limits.seconds
+    poller = select.poll()
+    poller.register(progress.pipe, select.POLLIN)
+    handle = os.pidfd_open(process.pid)
+    poller.register(handle, select.POLLIN)
+    try:
+        while True:
+            for fd, _ in poller.poll(TICK * 1000):
+                if fd == progress.pipe:
+                    if not progress.read():
+                        poller.unregister(fd)
+                else:
+                    process.wait()
+            if process.returncode is not None:
+                progress.drain()
+                return
+            if cancelled.is_set():
+                raise Cancelled("Cancelled")
+            if deadline is not None and time.monotonic() > deadline:
+                raise _over(progress, f"ran longer than {limits.seconds:g} s", "build-timeout")
+            if limits.log_bytes is not None and log.size() > limits.log_bytes:
+                raise _over(progress, f"printed more than {limits.log_bytes} bytes", "log-limit")
+    finally:
+        os.close(handle)
+
+
+def _over(progress: Progress, what: str, setting: str) -> BuildFailed:
+    return BuildFailed(
+        f"{progress.list}: {what}, which is the limit (setting `{setting}`)", step=progress.list
+    )
+
+
+def _end(process: subprocess.Popen[bytes], progress: Progress) -> None:
+    """Make sure that nothing of the sandbox is left."""
+    if process.poll() is not None:
+        return
+    # Process 1 of the sandbox first.  The kernel reports its end only after that of all others
+    # in its namespace; killing bwrap alone would leave them a moment to write on.
+    while progress.child is None and progress.read():
+        pass
+    if progress.child is not None:
+        with suppress(ProcessLookupError):
+            os.kill(progress.child, signal.SIGKILL)
+    else:
+        process.kill()
+    process.wait()
+
+
+def _cannot_start(said: str) -> BuildFailed | MachineFault:
+    """Why bwrap gave up, from what it said."""
+    line = next((line for line in said.splitlines() if line.startswith("bwrap: ")), said.strip())
+    if "execvp" in line:
+        return BuildFailed(
+            f"There is no shell to run commands with ({line}): one of the chunks that are staged"
+            " or make up the system must bring /bin/sh"
+        )
+    if "Unknown option" in line:
+        return MachineFault(f"{line}: bubblewrap is too old, version 0.11 or newer is needed")
+    if any(word in line for word in ("namespace", "uid map", "Operation not permitted")):
+        return MachineFault(f"{line}\n{_ADVICE}")
+    return MachineFault(f"The sandbox could not be started: {line or 'it said nothing'}")

@@ -1,0 +1,113 @@
+"""The script that runs a chunk's command lists inside the sandbox, and what it tells us.
+
+One `sh` runs the whole chunk, since every start of a sandbox costs about as much as a null
+build.  Each command is its own ``sh -e -x -c``.  The old tool ran them without ``-e``, so of a
+command of several lines only the last one's status counted; the definitions of today are
+written for the second implementation, which has ``-e``, and a line that fails must not pass.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from shlex import quote
+
+_HEAD = """\
+#!/bin/sh
+# The steps of {name}.  To run them all:  sh {path}
+# To run only some lists:  sh {path} build-commands install-commands ...
+umask 022
+unset PWD OLDPWD SHLVL
+report() {{ :; }}
+if [ "$1" = --report ]; then  # to whoever started us, through standard input
+    exec 3>&0 </dev/null
+    report() {{ echo "@ $*" >&3; }}
+    shift
+fi
+only="$*"
+wanted() {{
+    case " $only " in "  " | *" $1 "*) list=$1 number=0 ;; *) return 1 ;; esac
+}}
+run() {{
+    number=$((number + 1))
+    report "$list" "$number"
+    sh -e -x -c "$1" </dev/null 3>&- || exit $?
+}}
+report '' 0
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class CommandList:
+    """A list of commands under one name, with the MAKEFLAGS they see (None: none at all)."""
+
+    name: str
+    commands: tuple[str, ...]
+    makeflags: str | None = None
+    title: str = ""  # its header in the log, if not its name in capitals
+
+
+def script(name: str, path: str, lists: Sequence[CommandList]) -> str:
+    """The script for ``lists``, which the sandbox sees at ``path``.  Empty lists are left out."""
+    parts = [_HEAD.format(name=name, path=quote(path))]
+    for each in lists:
+        if each.commands:
+            parts.append(f"\nif wanted {quote(each.name)}; then\n")
+            parts.append(f"echo {quote(f'### {each.title or each.name.upper()} ###')}\n")
+            if each.makeflags is not None:
+                parts.append(f"MAKEFLAGS={quote(each.makeflags)}\nexport MAKEFLAGS\n")
+            parts.extend(f"run {quote(command)}\n" for command in each.commands)
+            parts.append("fi\n")
+    return "".join(parts)
+
+
+class Progress:
+    """Follows the status pipe: what bwrap's ``--info-fd`` says, then what the script reports.
+
+    ``started`` hears the name of each command list as it begins.
+    """
+
+    def __init__(self, pipe: int, started: Callable[[str], None]) -> None:
+        self.pipe = pipe
+        self.started = False  # the script has begun
+        self.list = ""
+        self.number = 0  # of the command in its list, from 1
+        self.child: int | None = None  # process 1 of the sandbox, as we see it
+        self._hear = started
+        self._rest = b""
+
+    def read(self) -> bool:
+        """Wait for news and take it in; False once there will be none."""
+        data = os.read(self.pipe, 65536)
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            self._take(line)
+        return bool(data)
+
+    def drain(self) -> None:
+        """Take in what is left when the sandbox is gone.
+
+        Not up to the end of the pipe: whoever holds its other end by mistake must not hold us.
+        """
+        os.set_blocking(self.pipe, False)
+        with suppress(BlockingIOError):
+            while self.read():
+                pass
+
+    def _take(self, line: bytes) -> None:
+        if line.startswith(b"@ "):
+            name, _, number = line[2:].decode("utf-8", "surrogateescape").rpartition(" ")
+            self.started = True
+            if name and name != self.list:
+                self._hear(name)
+            self.list, self.number = name, int(number)
+        elif found := re.search(rb'"child-pid": (\d+)', line):
+            self.child = int(found[1])
+
+
+def phase_of(list_: str) -> str:
+    """The phase a command list belongs to: ``build`` for ``pre-build-commands``."""
+    return list_.removesuffix("-commands").removeprefix("pre-").removeprefix("post-")

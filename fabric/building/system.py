@@ -1,0 +1,171 @@
+"""Assembling a system: its artifacts in one tree, integration scripts, one archive.
+
+Differences from the old tool: chunks that bring the same file are named in the log (the later
+one still wins).  As there, ``/etc/os-release`` is always ours, whatever a chunk brings.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from shlex import quote
+
+from fabric.building import archive, sandbox
+from fabric.building.archive import Entry, Packed
+from fabric.building.chunk import INTEGRATION
+from fabric.building.layers import LDCONFIG, LDCONFIG_RUBBISH
+from fabric.building.log import Log
+from fabric.building.steps import CommandList, script
+from fabric.building.tree import Unpacker, scan, with_links
+from fabric.building.workspace import Workspace
+from fabric.errors import BuildFailed, Cancelled, MachineFault
+from fabric.jobs import Content, Job, Manifest
+
+#: All that integration scripts have for an environment.
+_ENVIRONMENT = {"PATH": "/bin:/usr/bin:/sbin:/usr/sbin"}
+
+
+def build_system(
+    job: Job,
+    workspace: Workspace,
+    scratch: Path,
+    log: Log,
+    cancelled: threading.Event,
+    limits: sandbox.Limits,
+    phase: Callable[[str], None],
+) -> dict[str, Packed | None]:
+    """The system's artifacts by name.  ``scratch`` is an empty directory.
+
+    BuildFailed when chunks do not go together or an integration script fails, MachineFault when
+    something cannot be had.
+    """
+    phase("fetch")
+    rootfs = scratch / "rootfs"
+    rootfs.mkdir()
+    tree = Unpacker(rootfs)
+    [(name, contents)] = job.lists
+    for path, text in _unpack(contents, tree, workspace, cancelled):
+        _write(tree, path, text, name)
+    for path, text in _describe(job, name):
+        _write(tree, path, text, name)
+    for twice, before, after in tree.replaced:
+        log.say(f"warning: /{os.fsdecode(twice)} of {before} is replaced by that of {after}")
+    tree.finish()
+    phase("integrate")
+    _integrate(job, tree, rootfs, log, cancelled, limits)
+    phase("store")
+    if cancelled.is_set():
+        raise Cancelled("Cancelled")
+    found = scan(rootfs)
+    for device, entry in tree.devices.items():
+        found.setdefault(device, entry._replace(name=device))
+    entries = [found[path] for path in sorted(found)]
+    return {name: archive.pack(with_links(entries), scratch / "archive")}
+
+
+def _unpack(
+    contents: Sequence[Content], tree: Unpacker, workspace: Workspace, cancelled: threading.Event
+) -> Iterator[tuple[str, str]]:
+    """Unpack every artifact, and say what must be written about each: (path, text)."""
+    for content in contents:
+        if cancelled.is_set():
+            raise Cancelled("Cancelled while the system was assembled")
+        manifest = _manifest(workspace, content.key, content.artifact)
+        blob = manifest.artifact(content.artifact).blob
+        paths: list[bytes] = []
+        if blob is not None:
+            with workspace.store.path(blob).open("rb") as file:
+                paths = tree.add(file, content.artifact)
+        names = [path.decode("utf-8", "surrogateescape") for path in paths]
+        yield _meta(manifest, content.artifact, names)
+
+
+def _describe(job: Job, name: str) -> Iterator[tuple[str, str]]:
+    """What is written about the strata and the system itself: (path, text)."""
+    for part in job.strata:
+        stratum = Manifest(
+            key=part.key, kind="stratum", name=part.stratum, arch=job.arch, artifacts=()
+        )
+        yield _meta(stratum, part.artifact, [content.artifact for content in part.contents])
+    about = job.metadata
+    itself = Manifest(
+        key=job.key, kind="system", name=job.name, arch=job.arch, artifacts=(), metadata=about
+    )
+    yield _meta(itself, name, [part.artifact for part in job.strata])
+    yield (
+        "etc/os-release",
+        f'NAME="Baserock"\nID=baserock\nPRETTY_NAME="{job.name}"\nVARIANT_ID={job.name}\n',
+    )
+
+
+def _manifest(workspace: Workspace, key: str, artifact: str) -> Manifest:
+    manifest = workspace.store.manifest(key)
+    if manifest is None:
+        raise MachineFault(f"The artifact store has no {artifact} ({key}), which the system needs")
+    return manifest
+
+
+def _meta(manifest: Manifest, artifact: str, contents: list[str]) -> tuple[str, str]:
+    """Path and text of an artifact's metadata.  Nothing in it depends on when it was built."""
+    about = {
+        **manifest.metadata,
+        "artifact-name": artifact,
+        "source-name": manifest.name,
+        "kind": manifest.kind,
+        "arch": manifest.arch,
+        "cache-key": manifest.key,
+        "contents": contents,
+    }
+    return f"baserock/{artifact}.meta", json.dumps(about, indent=2, sort_keys=True) + "\n"
+
+
+def _write(tree: Unpacker, path: str, text: str, owner: str) -> None:
+    data = text.encode()
+    tree.put(Entry(path.encode(), archive.FILE, 0o644, len(data)), [data], owner)
+
+
+def _integrate(
+    job: Job,
+    tree: Unpacker,
+    rootfs: Path,
+    log: Log,
+    cancelled: threading.Event,
+    limits: sandbox.Limits,
+) -> None:
+    """Run ldconfig, if there is one, and the integration scripts, in byte order of their names."""
+    names = sorted(
+        path.rpartition(b"/")[2]
+        for path in tree.files
+        if path.rpartition(b"/")[0] == INTEGRATION.encode()
+    )
+    lists = []
+    if b"etc/ld.so.conf" in tree.files and not LDCONFIG.isdisjoint(tree.files):
+        lists.append(CommandList("ldconfig", ("ldconfig",)))
+    for name in (name.decode("utf-8", "surrogateescape") for name in names):
+        command = quote(f"/{INTEGRATION}/{name}")
+        lists.append(CommandList(name, (command,), title=f"SYSTEM-INTEGRATION {name}"))
+    if not lists:
+        return
+    path = "/dev/steps"
+    mounts = ["--bind", str(rootfs), "/", "--proc", "/proc", "--dev", "/dev"]
+    if b"tmp" not in tree.links:
+        mounts += ["--tmpfs", "/tmp"]
+    text = script(job.name, path, lists)
+    box = sandbox.Box(tuple(mounts), (), _ENVIRONMENT, "/", text, path)
+    ours = [rootfs / name for name in ("proc", "dev", "tmp") if name.encode() not in tree.dirs]
+    ended = sandbox.run(box, log, cancelled, limits=limits)
+    if ended.status:
+        raise BuildFailed(
+            f"{ended.list} failed with exit status {ended.status} in {job.name}",
+            step="system-integration",
+            command=ended.list,
+        )
+    for place in ours:  # to mount on, made by bwrap
+        with suppress(OSError):
+            place.rmdir()
+    if LDCONFIG_RUBBISH.as_posix().encode() not in tree.files:
+        (rootfs / LDCONFIG_RUBBISH).unlink(missing_ok=True)

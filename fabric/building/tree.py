@@ -1,0 +1,307 @@
+"""Directory trees: reading one into archive entries, unpacking archives into one, deleting one.
+
+Paths are bytes, relative to the tree's root, without slashes at either end.  Trees are made by
+strangers' build commands, so anything may be in them: unreadable directories, names that are
+not text, symlinks to anywhere, a thousand levels.
+"""
+
+# Paths here are bytes, which pathlib does not take.
+# ruff: noqa: PTH101, PTH102, PTH104, PTH106, PTH108, PTH115, PTH211
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+from fabric.building import archive
+from fabric.building.archive import MTIME, Entry
+from fabric.errors import BuildFailed, MachineFault
+
+_TYPES = {
+    stat.S_IFDIR: archive.DIRECTORY,
+    stat.S_IFREG: archive.FILE,
+    stat.S_IFLNK: archive.SYMLINK,
+    stat.S_IFCHR: archive.CHARACTER,
+    stat.S_IFBLK: archive.BLOCK,
+    stat.S_IFIFO: archive.FIFO,
+}
+
+
+def scan(root: Path) -> dict[bytes, Entry]:
+    """Everything under ``root`` but sockets, by path, in byte order of the paths.
+
+    An unreadable directory is made readable on the way; the entry keeps the mode it had.  Hard
+    links are plain files here: `with_links` turns them into links within one archive.
+    """
+    top = os.fsencode(root)
+    found: dict[bytes, Entry] = {}
+    pending = [b""]
+    while pending:
+        parent = pending.pop()
+        prefix = parent + b"/" if parent else b""
+        for item in _entries(top + b"/" + parent):
+            info = item.stat(follow_symlinks=False)
+            path = prefix + item.name
+            type_ = _TYPES.get(stat.S_IFMT(info.st_mode))
+            if type_ is None:
+                continue
+            mode = stat.S_IMODE(info.st_mode)
+            if type_ == archive.FILE:
+                found[path] = Entry(path, type_, mode, info.st_size, source=item.path)
+            elif type_ == archive.SYMLINK:
+                found[path] = Entry(path, type_, 0o777, link=os.readlink(item.path))
+            else:
+                if type_ == archive.DIRECTORY:
+                    pending.append(path)
+                found[path] = Entry(
+                    path, type_, mode, major=os.major(info.st_rdev), minor=os.minor(info.st_rdev)
+                )
+    return {path: found[path] for path in sorted(found)}
+
+
+def _entries(directory: bytes) -> list[os.DirEntry[bytes]]:
+    _open_up(directory)
+    with os.scandir(directory) as entries:
+        return list(entries)
+
+
+def _open_up(directory: bytes) -> None:
+    """Let us read and change a directory of ours, whatever mode a build gave it."""
+    if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
+        os.chmod(directory, 0o700)
+
+
+def listing(directory: bytes) -> list[os.DirEntry[bytes]]:
+    """What is in a directory of ours, whose mode stays as it is."""
+    try:
+        with os.scandir(directory) as entries:
+            return list(entries)
+    except PermissionError:  # as an ordinary user, of a directory of ours of mode 000, say
+        mode = stat.S_IMODE(os.lstat(directory).st_mode)
+        os.chmod(directory, 0o700)
+        try:
+            with os.scandir(directory) as entries:
+                return list(entries)
+        finally:
+            os.chmod(directory, mode)
+
+
+def is_empty(directory: Path) -> bool:
+    """Whether there is nothing in a directory."""
+    with os.scandir(directory) as entries:
+        return next(entries, None) is None
+
+
+def with_links(entries: list[Entry]) -> Iterator[Entry]:
+    """The same entries, with every file after the first of one inode as a hard link to it."""
+    first: dict[tuple[int, int], bytes] = {}
+    for entry in entries:
+        if entry.source is not None:
+            info = os.lstat(entry.source)
+            if info.st_nlink > 1:
+                name = first.setdefault((info.st_dev, info.st_ino), entry.name)
+                if name != entry.name:
+                    yield Entry(entry.name, archive.HARD_LINK, entry.mode, link=name)
+                    continue
+        yield entry
+
+
+def settle(root: Path, entries: Mapping[bytes, Entry]) -> None:
+    """Give a tree just scanned the modes it had then, and everything in it the one mtime."""
+    top = os.fsencode(root) + b"/"
+    for path in sorted(entries, reverse=True):
+        entry = entries[path]
+        if entry.type in (archive.CHARACTER, archive.BLOCK):
+            continue
+        os.utime(top + path, (MTIME, MTIME), follow_symlinks=False)
+        if entry.type == archive.DIRECTORY or not entry.mode & 0o400:
+            os.chmod(top + path, entry.mode)
+    os.utime(top, (MTIME, MTIME))
+    os.chmod(top, 0o755)
+
+
+class Clash(BuildFailed):
+    """Two artifacts want different kinds of things at one path."""
+
+    def __init__(self, path: bytes, what: str, owner: str, there: str, other: str) -> None:
+        super().__init__(f"{owner} has {what} at /{os.fsdecode(path)}, where {other} has {there}")
+
+
+def follow(path: bytes, links: Mapping[bytes, bytes]) -> bytes:
+    """``path`` with every symlink followed inside a tree whose symlinks are ``links``.
+
+    Nothing leads outside: the tree's root is its own parent.  MachineFault in a loop.
+    """
+    hops = 0
+    here = b""
+    pending = path.split(b"/")[::-1]
+    while pending:
+        part = pending.pop()
+        if part in (b"", b"."):
+            continue
+        if part == b"..":
+            here = here.rpartition(b"/")[0]
+            continue
+        step = here + b"/" + part if here else part
+        target = links.get(step)
+        if target is None:
+            here = step
+            continue
+        hops += 1
+        if hops > 40:
+            raise MachineFault(f"Too many levels of symlinks at /{os.fsdecode(path)}")
+        if target.startswith(b"/"):
+            here = b""
+        pending += target.split(b"/")[::-1]
+    return here
+
+
+class Unpacker:
+    """Unpacks archives one over another into an empty directory ``root``.
+
+    A later file replaces an earlier one; a directory merges with what is there, also through a
+    symlink to a directory (a chunk may bring ``/lib -> usr/lib`` and the next install into
+    ``/lib``).  Nothing can get outside of ``root``: links are followed in our own record of the
+    tree, never by the kernel.  Devices are only recorded, since making them takes real root.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.dirs: dict[bytes, int] = {}  # path -> mode
+        self.links: dict[bytes, bytes] = {}  # path -> target
+        self.files: dict[bytes, str] = {}  # anything else, links included -> who brought it
+        self.devices: dict[bytes, Entry] = {}
+        self.replaced: list[tuple[bytes, str, str]] = []  # path, who had it, who has it now
+        self._dir_owner: dict[bytes, str] = {}
+        self._top = os.fsencode(root) + b"/"
+        self._resolved: dict[bytes, bytes] = {b"": b""}
+
+    def add(self, file: BinaryIO, owner: str) -> list[bytes]:
+        """Unpack one archive, and list the paths it holds.
+
+        Clash when it cannot lie over what is there, MachineFault when it is damaged.
+        """
+        paths = []
+        for entry, contents in archive.read(file):
+            paths.append(entry.name)
+            self.put(entry, contents.pieces(), owner)
+        return paths
+
+    def put(self, entry: Entry, pieces: Iterable[bytes], owner: str) -> None:
+        """Add one thing, a file with its contents in ``pieces``.  Clash as for `add`."""
+        parent, _, name = entry.name.rpartition(b"/")
+        parent = self._directory(parent, owner)
+        path = parent + b"/" + name if parent else name
+        if entry.type == archive.DIRECTORY:
+            self._add_directory(path, entry, owner)
+        else:
+            self._make_room(path, entry, owner)
+            self._make(path, entry, pieces)
+
+    def finish(self) -> None:
+        """Give directories their modes and times, once everything is in them."""
+        for path in sorted(self.dirs, reverse=True):
+            full = self._top + path
+            os.utime(full, (MTIME, MTIME))
+            os.chmod(full, self.dirs[path])
+        os.utime(self._top, (MTIME, MTIME))
+        os.chmod(self._top, 0o755)
+
+    def _directory(self, path: bytes, owner: str) -> bytes:
+        """The real path of the directory ``path``, made if it is missing."""
+        known = self._resolved.get(path)
+        if known is None:
+            known = self._resolved[path] = follow(path, self.links)
+            parts = known.split(b"/") if known else []
+            for count in range(1, len(parts) + 1):
+                step = b"/".join(parts[:count])
+                if step not in self.dirs:
+                    self._add_directory(step, Entry(step, archive.DIRECTORY, 0o755), owner)
+        return known
+
+    def _add_directory(self, path: bytes, entry: Entry, owner: str) -> None:
+        if path in self.links:
+            if follow(path, self.links) in self.dirs:
+                return
+            raise Clash(path, "a directory", owner, "a symlink", self.files[path])
+        if path in self.files:
+            raise Clash(path, "a directory", owner, "a file", self.files[path])
+        if path not in self.dirs:
+            os.mkdir(self._top + path, 0o700)
+        self.dirs[path] = entry.mode
+        self._dir_owner[path] = owner
+
+    def _make_room(self, path: bytes, entry: Entry, owner: str) -> None:
+        if path in self.dirs:
+            what = "a symlink" if entry.type == archive.SYMLINK else "a file"
+            raise Clash(path, what, owner, "a directory", self._dir_owner[path])
+        before = self.files.get(path)
+        if before is not None:
+            self.replaced.append((path, before, owner))
+            if self.devices.pop(path, None) is None:
+                os.unlink(self._top + path)
+            if self.links.pop(path, None) is not None:
+                self._resolved = {b"": b""}
+        self.files[path] = owner
+
+    def _make(self, path: bytes, entry: Entry, pieces: Iterable[bytes]) -> None:
+        full = self._top + path
+        if entry.type == archive.FILE:
+            fd = os.open(full, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                for piece in pieces:
+                    while piece:
+                        piece = piece[os.write(fd, piece) :]
+                os.fchmod(fd, entry.mode)
+                os.utime(fd, (MTIME, MTIME))
+            finally:
+                os.close(fd)
+        elif entry.type == archive.SYMLINK:
+            os.symlink(entry.link, full)
+            os.utime(full, (MTIME, MTIME), follow_symlinks=False)
+            self.links[path] = entry.link
+            self._resolved = {b"": b""}
+        elif entry.type == archive.HARD_LINK:
+            parent, _, name = entry.link.rpartition(b"/")
+            parent = follow(parent, self.links)
+            os.link(self._top + parent + b"/" + name, full, follow_symlinks=False)
+        elif entry.type == archive.FIFO:
+            os.mkfifo(full)
+            os.chmod(full, entry.mode)
+            os.utime(full, (MTIME, MTIME))
+        elif entry.type in (archive.CHARACTER, archive.BLOCK):
+            self.devices[path] = entry
+        else:
+            raise MachineFault(f"Damaged archive: an entry of type {entry.type!r}")
+
+
+#: A directory deeper than this is moved to the top before it is deleted: no path gets too long.
+_DEEP = 50
+
+
+def remove(path: Path) -> None:
+    """Delete a tree, whatever the modes in it; one that is not there is no error."""
+    top = os.fsencode(path)
+    try:
+        if not stat.S_ISDIR(os.lstat(top).st_mode):
+            os.unlink(top)
+            return
+    except FileNotFoundError:
+        return
+    pending, emptied, moved = [top], [], 0
+    while pending:
+        here = pending.pop()
+        emptied.append(here)
+        for item in _entries(here):
+            if not item.is_dir(follow_symlinks=False):
+                os.unlink(item.path)
+            elif here.count(b"/") - top.count(b"/") < _DEEP:
+                pending.append(item.path)
+            else:
+                moved += 1
+                _open_up(item.path)
+                pending.append(top + b"/.deep-%d" % moved)
+                os.rename(item.path, pending[-1])
+    for directory in reversed(emptied):
+        os.rmdir(directory)

@@ -1,0 +1,191 @@
+"""The directories a worker builds in.
+
+::
+
+    layers/KEY       a chunk unpacked, read-only by discipline
+    indexes/KEY      what is in a large layer, in short
+    merged/DIGEST    trees made of several layers, or of a source and its submodules
+    tmp/PID-XXXX     scratch of one worker; when nobody holds its lock any more, rubbish
+    failed/KEY       the build tree of the last failed attempt at KEY, for a look inside
+    lock             see `fabric.building.locks`
+
+Several workers, of several processes, may share one workspace.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+from fabric.building.layers import Layers
+from fabric.building.locks import Locks
+from fabric.building.reaper import Reaper
+from fabric.building.tree import is_empty, remove
+from fabric.errors import Cancelled
+from fabric.jobs import Blob, Manifest, Source
+
+#: Seconds between two looks at a lock that somebody else holds, or at ``cancelled``.
+TICK = 0.1
+#: Directories of a scratch that a build may leave as empty as it found them.
+_REUSED = ("up", "tmp")
+
+
+class Store(Protocol):
+    """What building needs of the artifact store."""
+
+    def manifest(self, key: str) -> Manifest | None: ...
+
+    def path(self, blob: Blob) -> Path: ...  # a local file, verified, not to be changed
+
+    def put(self, manifest: Manifest, files: Mapping[str, Path | bytes]) -> None: ...
+
+
+class Sources(Protocol):
+    """What building needs of the sources."""
+
+    def export(self, source: Source) -> Path: ...
+
+
+class Workspace:
+    """A worker's directories under ``root``, with where it gets and puts things.
+
+    ``root`` must be on a file system that overlayfs takes as its upper side (ext4, xfs, btrfs,
+    tmpfs; not NFS, not another overlay).  Close it, or use it as a context manager.
+    """
+
+    def __init__(self, root: Path, store: Store, sources: Sources) -> None:
+        self.root = root.absolute()
+        self.store = store
+        self.sources = sources
+        # Layers hold setuid programs: nobody but us may reach them.
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name in ("layers", "indexes", "merged", "tmp", "failed"):
+            (self.root / name).mkdir(exist_ok=True)
+        self.layers = Layers(self)
+        self._locks = Locks(self.root / "lock")
+        self._numbers = itertools.count()
+        self._spare: list[Path] = []
+        with self.locked("sessions"):
+            self.session = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=self.root / "tmp"))
+            self._alive = self._locks.take(self.session.name)
+            self._reaper = Reaper(self.session / "trash")
+            self._sweep()
+            self._forget_after_reboot()
+
+    def scratch(self) -> Path:
+        """A new empty directory, ours alone until it is discarded or this process ends."""
+        path = self.session / str(next(self._numbers))
+        path.mkdir()
+        return path
+
+    def discard(self, path: Path) -> None:
+        """Throw a tree away: out of sight now, deleted by the reaper."""
+        with suppress(FileNotFoundError):
+            path.rename(self._reaper.trash / str(next(self._numbers)))
+            self._reaper.wake()
+
+    def build_scratch(self) -> Path:
+        """A scratch for a build, maybe with some of its directories made already."""
+        try:
+            return self._spare.pop()
+        except IndexError:
+            return self.scratch()
+
+    def recycle(self, scratch: Path) -> None:
+        """Take back the scratch of a successful build.
+
+        Making a directory on a busy disk takes a quarter of a millisecond, so one that the build
+        has left as it was goes to the next.
+        """
+        for name in _REUSED:
+            if not is_empty(scratch / name):
+                self.discard(scratch / name)
+        self._spare.append(scratch)
+
+    def keep_failed(self, key: str, tree: Path) -> None:
+        """Keep the build tree of a failed attempt, in place of an earlier one."""
+        self.forget_failed(key)
+        tree.rename(self.failed(key))
+
+    def forget_failed(self, key: str) -> None:
+        """Discard the build tree of a failed attempt, if there is one."""
+        self.discard(self.failed(key))
+
+    def failed(self, key: str) -> Path:
+        """Where the build tree of the last failed attempt at ``key`` is, if there was one."""
+        return self.root / "failed" / key
+
+    @contextmanager
+    def using(self) -> Iterator[None]:
+        """Around a build: its layers stay, and deleting waits while there is room on the disk."""
+        fd = self._locks.take("layers", shared=True, wait=True)
+        assert fd is not None
+        self._reaper.enter()
+        try:
+            yield
+        finally:
+            self._reaper.leave()
+            os.close(fd)
+
+    @contextmanager
+    def locked(self, name: str, cancelled: threading.Event | None = None) -> Iterator[None]:
+        """Hold the lock ``name`` against all threads and processes of this workspace.
+
+        Cancelled when ``cancelled`` is set while another holds it.
+        """
+        while (fd := self._locks.take(name, wait=cancelled is None)) is None:
+            assert cancelled is not None
+            if cancelled.wait(TICK):
+                raise Cancelled("Cancelled while another builder of this machine was at it")
+        try:
+            yield
+        finally:
+            os.close(fd)
+
+    def close(self) -> None:
+        """Delete this worker's scratch."""
+        if self._alive is not None:
+            self._reaper.close()
+            remove(self.session)
+            os.close(self._alive)
+            self._alive = None
+
+    def __enter__(self) -> Workspace:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _sweep(self) -> None:
+        """Discard what killed workers have left: a session whose lock can be had is dead."""
+        for session in (self.root / "tmp").iterdir():
+            fd = self._locks.take(session.name)
+            if fd is not None:
+                self.discard(session)
+                os.close(fd)
+
+    def _forget_after_reboot(self) -> None:
+        """Drop layers unpacked before a reboot.
+
+        Unpacking does not wait for the disk, so after a power cut their files may be empty.
+        They come back from the store, which does, when they are needed.
+        """
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+        stamp = self.root / "boot"
+        if not stamp.exists() or stamp.read_text() != boot:
+            for name in ("layers", "indexes", "merged"):
+                self.discard(self.root / name)
+                (self.root / name).mkdir()
+            stamp.write_text(boot)

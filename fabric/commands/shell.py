@@ -1,0 +1,25 @@
+"""``shell``: a look into the sandbox of a chunk."""
+
+from __future__ import annotations
+
+import argparse
+
+from fabric.building.shell import shell
+from fabric.building.workspace import Workspace
+from fabric.commands.common import find_chunk
+from fabric.config import Settings
+from fabric.errors import FabricError
+
+
+def run(options: argparse.Namespace, settings: Settings) -> int:
+    project, plan, step = find_chunk(settings, options.chunk, options.system)
+    if step.kind != "chunk":
+        raise FabricError(f"{step.name} is a {step.kind}; only chunks are built in a sandbox")
+    missing = set(plan.depends(step)) - project.store.has(plan.depends(step))
+    if missing:
+        raise FabricError(
+            f"{step.name}: {len(missing)} of the chunks it is built with are not built yet; run:"
+            f" fabric-initiator build {plan.graph.path} {step.name}"
+        )
+    with Workspace(settings.work_dir, project.store, project.sources) as workspace:
+        return shell(plan.job(step), workspace, jobs=settings.jobs, argv=options.argv)

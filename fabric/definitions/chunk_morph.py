@@ -1,0 +1,121 @@
+"""Chunk morphs, checked.
+
+Odd, but kept because definitions rely on it:
+
+- A command list replaces that of the build system wholly, also when it is empty.
+- ``build-mode`` and ``prefix`` are allowed but mean nothing, as the stratum says them: a warning.
+- ``max-jobs`` may be a number in quotes; ``system-integration`` may be null.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from fabric.definitions.fields import Fields, bad_name, is_name, kind_of
+from fabric.definitions.graph import COMMAND_STEPS, Device
+from fabric.definitions.marked import Map
+from fabric.definitions.morphs import COMMON, ChunkMorph, products
+
+_IGNORED = ("build-mode", "prefix")
+_FIELDS = COMMON.union(
+    COMMAND_STEPS, {"build-system", "products", "devices", "max-jobs", "system-integration"}
+)
+_NUMBERS = ("major", "minor", "uid", "gid")
+_DEVICE = ("filename", "type", "permissions", *_NUMBERS)
+
+_Integration = dict[str, dict[str, tuple[str, ...]]]
+
+
+def chunk(fields: Fields, given: Map) -> ChunkMorph:
+    """A chunk morph; what is wrong is noted in ``fields``."""
+    name = fields.name(given, "name", "chunk")
+    what = f"chunk {name}".rstrip()
+    fields.known(given, what, _FIELDS, but=_IGNORED)
+    fields.ignored(given, what, _IGNORED)
+    integration, lines = _integration(fields, given, what)
+    return ChunkMorph(
+        file=fields.file,
+        name=name,
+        description=fields.text(given, "description", what, ""),
+        build_system=fields.text(given, "build-system", what, "manual"),
+        build_system_line=given.lines.get("build-system", given.line),
+        commands={
+            step: fields.commands(given, step, what) for step in COMMAND_STEPS if step in given
+        },
+        products=products(fields, given, what),
+        max_jobs=_max_jobs(fields, given, what),
+        devices=_devices(fields, given, what),
+        integration=integration,
+        integration_lines=lines,
+    )
+
+
+def _max_jobs(fields: Fields, given: Map, what: str) -> int | None:
+    value = given.get("max-jobs")
+    if value is None:
+        return None
+    number = (
+        int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() else value
+    )
+    if type(number) is int and number > 0:
+        return number
+    fields.report(
+        given.lines["max-jobs"],
+        f"{what}: 'max-jobs' must be a number from 1 up, not {kind_of(value)}",
+    )
+    return None
+
+
+def _devices(fields: Fields, given: Map, what: str) -> tuple[Device, ...]:
+    made = []
+    for line, item in fields.items(given, "devices", what):
+        entry = fields.mapping(item, line, f"{what}: an entry of 'devices'")
+        if entry is not None and (device := _device(fields, entry, f"{what}: device")):
+            made.append(device)
+    return tuple(made)
+
+
+def _device(fields: Fields, entry: Map, what: str) -> Device | None:
+    before = len(fields.findings.errors)
+    filename = fields.text(entry, "filename", what)
+    what = f"{what} {filename}".rstrip()
+    fields.known(entry, what, _DEVICE)
+    if ".." in filename.split("/"):
+        fields.report(entry.lines["filename"], f"{what}: leave '..' out of its path")
+    kind = fields.text(entry, "type", what)
+    if kind not in ("c", "b", ""):
+        fields.report(entry.lines["type"], f"{what}: 'type' is c or b, not {kind!r}")
+    for key in _NUMBERS:
+        value = entry.get(key)
+        if type(value) is not int or value < 0:
+            line = entry.lines.get(key, entry.line)
+            fields.report(line, f"{what}: {key!r} must be a whole number, not {kind_of(value)}")
+    permissions = fields.text(entry, "permissions", what)
+    if permissions and (set(permissions) - set("01234567") or len(permissions) > 5):
+        fields.report(
+            entry.lines["permissions"], f"{what}: {permissions!r} is no octal number like '0644'"
+        )
+    if len(fields.findings.errors) > before:
+        return None
+    numbers = {key: entry[key] for key in _NUMBERS}
+    return Device(filename, cast(Any, kind), int(permissions, 8), **numbers)
+
+
+def _integration(fields: Fields, given: Map, what: str) -> tuple[_Integration, dict[str, int]]:
+    """``system-integration``; null and an empty list mean none."""
+    value = given.get("system-integration")
+    if value is None or value == []:
+        return {}, {}
+    what = f"{what}: system-integration"
+    table = fields.mapping(value, given.lines["system-integration"], what)
+    made: _Integration = {}
+    for artifact, entry in (table or {}).items():
+        inside = f"{what} of {artifact}"
+        prefixes = fields.mapping(entry, table.lines[artifact] if table else 0, inside)
+        made[artifact] = commands = {}
+        for prefix in prefixes or ():
+            if prefixes is not None:
+                if not is_name(prefix):
+                    fields.report(prefixes.lines[prefix], f"{inside}: {bad_name(prefix)}")
+                commands[prefix] = fields.commands(prefixes, prefix, inside)
+    return made, table.lines if table is not None else {}

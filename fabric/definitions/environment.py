@@ -1,0 +1,62 @@
+"""The environment of a build: the same for a chunk wherever and whenever it is built."""
+
+from __future__ import annotations
+
+from fabric.definitions.graph import Step
+
+#: The one moment that builds believe in, in seconds since 1970.
+EPOCH = 683074800
+
+_CPU = {
+    "x86_32": "i686",
+    "armv8l64": "aarch64",
+    "armv8b64": "aarch64_be",
+    "mips64b": "mips64",
+    "mips64l": "mips64el",
+    "mips32b": "mips",
+    "mips32l": "mipsel",
+}
+_SYSTEM_PATH = ("/sbin", "/usr/sbin", "/bin", "/usr/bin")
+
+_FIXED = {
+    "TERM": "dumb",
+    "SHELL": "/bin/sh",
+    "USER": "tomjon",  # builds may have recorded it; the format never said another
+    "USERNAME": "tomjon",
+    "LOGNAME": "tomjon",
+    "LC_ALL": "C",
+    "HOME": "/tmp",
+    "TZ": "UTC",
+    "SOURCE_DATE_EPOCH": str(EPOCH),
+    # Compiled Python and generated Perl otherwise differ from run to run.
+    "PYTHONHASHSEED": "0",
+    "PERL_HASH_SEED": "0",
+}
+
+
+def target(arch: str, vendor: str) -> str:
+    """The GNU triplet of an architecture: ``x86_64-baserock-linux-gnu``."""
+    abi = "eabi" if arch.startswith(("armv5", "armv7")) else ""
+    if arch.startswith("mips64"):
+        abi = "abi64"
+    return f"{_CPU.get(arch, arch)}-{vendor}-linux-gnu{abi}"
+
+
+def environment(step: Step, arch: str) -> dict[str, str]:
+    """All variables of a chunk's build but MAKEFLAGS, which differs from command to command.
+
+    PATH has the ``bin`` of each prefix that the chunks it sees have, in ``path_prefixes``'
+    order, and then the system's directories.  In bootstrap and test mode the builder puts the
+    staging area's place before the first ones, and adds the host's PATH; DESTDIR is as seen
+    where the chunk is built at ``/NAME.build``.
+    """
+    path = [f"{prefix.rstrip('/')}/bin" for prefix in step.path_prefixes]
+    return {
+        **_FIXED,
+        "MORPH_ARCH": arch,
+        "TARGET": target(arch, "baserock"),
+        "TARGET_STAGE1": target(arch, "bootstrap"),
+        "PREFIX": step.prefix,
+        "DESTDIR": f"/{step.source_name}.inst",
+        "PATH": ":".join(dict.fromkeys((*path, *_SYSTEM_PATH))),
+    }

@@ -1,0 +1,188 @@
+"""Checked access to the fields of a morph: what is wrong is noted, and reading goes on."""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+import functools
+import re
+import warnings
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from fabric.definitions.marked import Map, Seq
+from fabric.errors import Problem
+
+#: Names become file names (``/NAME.build``, ``/baserock/ARTIFACT.meta``) and log names.
+_NAME = re.compile(r"[^\s/\x00-\x1f.-][^\s/\x00-\x1f]*\Z")
+_MISSING = object()
+_MANY = 15
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` when something known is close to ``word``, else nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def listing(words: Iterable[str]) -> str:
+    """Words for a message: ``a, b, c``."""
+    return ", ".join(words) or "none"
+
+
+def kind_of(value: Any) -> str:
+    """What a YAML value is, for a message."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return f"the truth value {str(value).lower()}"
+    if isinstance(value, int | float):
+        return f"the number {value}"
+    if isinstance(value, datetime.date):
+        return f"the date {value}"
+    if isinstance(value, str):
+        return f"the text {value!r}"
+    return "a list" if isinstance(value, list) else "a mapping"
+
+
+@functools.cache
+def compile_rule(pattern: str) -> re.Pattern[str]:
+    """A split rule's pattern, compiled once.  `re.error` if it is none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # dubious is not wrong, and the old tool took it
+        return re.compile(pattern)
+
+
+class Findings:
+    """What a look at the definitions finds: mistakes, and what is allowed but does nothing."""
+
+    __slots__ = ("errors", "warnings")
+
+    def __init__(self) -> None:
+        self.errors: list[Problem] = []
+        self.warnings: list[Problem] = []
+
+    def error(self, file: str, line: int, message: str) -> None:
+        self.errors.append(Problem(file, line, message))
+
+    def warn(self, file: str, line: int, message: str) -> None:
+        self.warnings.append(Problem(file, line, message))
+
+
+class Fields:
+    """Reads one file's mappings.  Every method notes what is wrong and returns a usable value."""
+
+    __slots__ = ("file", "findings")
+
+    def __init__(self, file: str, findings: Findings) -> None:
+        self.file = file
+        self.findings = findings
+
+    def report(self, line: int, message: str) -> None:
+        self.findings.error(self.file, line, message)
+
+    def ignored(self, given: Map, what: str, keys: Iterable[str]) -> None:
+        """Warn of fields that are allowed, but mean nothing where they stand."""
+        for key in keys:
+            if key in given:
+                message = f"{what}: the field {key!r} means nothing here: remove it"
+                self.findings.warn(self.file, given.lines[key], message)
+
+    def known(
+        self, given: Map, what: str, allowed: Collection[str], but: Collection[str] = ()
+    ) -> None:
+        """Note every field of ``given`` that is neither in ``allowed`` nor in ``but``."""
+        for key in given:
+            if key not in allowed and key not in but:
+                hint = suggest(key, allowed)
+                if not hint and len(allowed) < _MANY:
+                    hint = f"; known are {listing(sorted(allowed))}"
+                self.report(given.lines[key], f"{what}: unknown field {key!r}{hint}")
+
+    def mapping(self, value: Any, line: int, what: str) -> Map | None:
+        if isinstance(value, Map):
+            return value
+        self.report(line, f"{what} must be a mapping, not {kind_of(value)}")
+        return None
+
+    def items(self, given: Map, key: str, what: str) -> list[tuple[int, Any]]:
+        """The list in field ``key`` as (line, item); empty if absent or no list."""
+        value = given.get(key, _MISSING)
+        if value is _MISSING:
+            return []
+        if isinstance(value, Seq):
+            return list(zip(value.lines, value, strict=True))
+        self.report(given.lines[key], f"{what}: {key!r} must be a list, not {kind_of(value)}")
+        return []
+
+    def text(self, given: Map, key: str, what: str, default: str | None = None) -> str:
+        """A field of text; without ``default`` it must be there and not be empty."""
+        value = given.get(key, _MISSING)
+        if type(value) is str and (value or default is not None):
+            return value
+        if value is _MISSING:
+            if default is None:
+                self.report(given.line, f"{what}: the field {key!r} is missing")
+            return default or ""
+        line = given.lines[key]
+        if value == "" or value is None:
+            remove = "" if default is None else ", or remove the field"
+            self.report(line, f"{what}: {key!r} is empty: give it a value{remove}")
+        elif isinstance(value, list | dict):
+            self.report(line, f"{what}: {key!r} must be text, not {kind_of(value)}")
+        else:
+            self.report(line, f"{what}: {key!r} is {kind_of(value)}, not text: put it in quotes")
+        return default or ""
+
+    def name(self, given: Map, key: str, what: str, default: str | None = None) -> str:
+        """A field of text that is fit for a file name."""
+        value = self.text(given, key, what, default)
+        if value and not _NAME.match(value):
+            self.report(given.lines[key], f"{what}: {bad_name(value)}")
+        return value
+
+    def texts(self, given: Map, key: str, what: str) -> tuple[str, ...]:
+        """A field that is a list of text; absent is empty."""
+        value = given.get(key, ())
+        if type(value) is Seq and all(type(item) is str and item for item in value):
+            return tuple(value)
+        found = []
+        for line, item in self.items(given, key, what):
+            if isinstance(item, str) and item:
+                found.append(item)
+            elif isinstance(item, list | dict):
+                self.report(line, f"{what}: an item of {key!r} is {kind_of(item)}, not text")
+            else:
+                quotes = ": put it in quotes" if item not in ("", None) else ""
+                self.report(line, f"{what}: an item of {key!r} is {kind_of(item)}{quotes}")
+        return tuple(found)
+
+    def commands(self, given: Map, key: str, what: str) -> tuple[str, ...]:
+        """A list of shell commands.  Bare ``true`` and ``false`` are the commands so called."""
+        value = given[key]
+        if isinstance(value, str):
+            self.report(
+                given.lines[key], f"{what}: {key!r} must be a list of commands: put '- ' before it"
+            )
+            return ()
+        if type(value) is Seq and any(isinstance(item, bool) for item in value):
+            value[:] = [str(item).lower() if isinstance(item, bool) else item for item in value]
+        return self.texts(given, key, what)
+
+    def pattern(self, pattern: str, line: int, what: str) -> bool:
+        """Whether a split rule's pattern is a regular expression."""
+        try:
+            compile_rule(pattern)
+        except (re.error, OverflowError, RecursionError) as error:
+            self.report(line, f"{what}: {pattern!r} is not a regular expression: {error}")
+            return False
+        return True
+
+
+def bad_name(name: str) -> str:
+    """What is wrong with a name that does not fit."""
+    return f"{name!r} is no name: no spaces or '/' in it, no '.' or '-' in front"
+
+
+def is_name(name: str) -> bool:
+    return bool(_NAME.match(name))

@@ -1,0 +1,207 @@
+"""Chunks, strata and what needs what: the nodes and edges of the build graph, checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fabric.definitions.defaults import Defaults
+from fabric.definitions.fields import Findings, listing, suggest
+from fabric.definitions.graph import COMMAND_STEPS, Recipe
+from fabric.definitions.morphs import ChunkMorph, ChunkSpec, StratumMorph, SystemMorph
+from fabric.definitions.splitting import artifact_names, with_defaults
+from fabric.definitions.walk import cycles, postorder
+
+
+@dataclass(slots=True)
+class Loaded:
+    """A system and the files it needs.  ``whole`` is False if some of its strata are missing."""
+
+    system: SystemMorph
+    strata: dict[str, StratumMorph]  # by path, breadth first from the system
+    chunks: dict[str, ChunkMorph]  # by path
+    defaults: Defaults | None
+    version: int
+    whole: bool
+
+
+@dataclass(slots=True)
+class Chunk:
+    """A chunk on its way to become a step."""
+
+    id: str
+    spec: ChunkSpec  # in the first stratum that lists it
+    file: str  # of that stratum
+    morph: ChunkMorph | None
+    source_name: str
+    recipe: Recipe
+    artifacts: tuple[str, ...]
+    strata: list[str] = field(default_factory=list)  # paths
+    depends: list[str] = field(default_factory=list)  # chunk ids
+    used: bool = False  # some stratum artifact has some of it
+    in_system: bool = False
+
+
+class Links:
+    def __init__(self, loaded: Loaded, defaults: Defaults, findings: Findings) -> None:
+        self.loaded = loaded
+        self.defaults = defaults
+        self.findings = findings
+        self.chunks: dict[str, Chunk] = {}  # by id
+        self.by_spec: dict[tuple[str, str], Chunk] = {}  # by (stratum path, name)
+        self.edges: dict[str, list[str]] = {}  # node -> what it depends on directly
+        self.plain = {
+            name: {step: commands.get(step, ()) for step in COMMAND_STEPS}
+            for name, commands in defaults.build_systems.items()
+        }
+
+    # -- chunks ------------------------------------------------------------------------------
+
+    def merge_chunks(self) -> None:
+        """One chunk for each (repo, ref, morph or name), whatever strata list it."""
+        known: dict[tuple[str, str, str, str], Chunk] = {}
+        for path, stratum in self.loaded.strata.items():
+            for spec in stratum.chunks:
+                morph = self.loaded.chunks.get(spec.morph.path) if spec.morph else None
+                if spec.morph is not None and morph is None:
+                    continue  # it is missing or wrong, and said to be
+                same = (
+                    spec.repo, spec.ref,
+                    spec.morph.path if spec.morph else "", "" if spec.morph else spec.name,
+                )  # fmt: skip
+                chunk = known.get(same)
+                if chunk is None:
+                    chunk = known[same] = self._chunk(path, spec, morph)
+                    self.chunks[chunk.id] = chunk
+                else:
+                    self._check_alike(chunk, path, spec)
+                chunk.strata.append(path)
+                self.by_spec[path, spec.name] = chunk
+
+    def _chunk(self, path: str, spec: ChunkSpec, morph: ChunkMorph | None) -> Chunk:
+        name = morph.name if morph else spec.name
+        build_system = morph.build_system if morph else spec.build_system
+        commands = self.plain.get(build_system, self.plain["manual"])
+        rules = with_defaults(morph.products if morph else (), self.defaults.chunk_rules, name)
+        artifacts = artifact_names(rules)
+        if morph is None:
+            recipe = Recipe(commands, rules, submodules=spec.submodules)
+        else:
+            for artifact, line in morph.integration_lines.items():
+                if artifact not in artifacts:
+                    hint = suggest(artifact, artifacts) or f"; it has {listing(artifacts)}"
+                    self.findings.warn(
+                        morph.file,
+                        line,
+                        f"chunk {name}: its 'system-integration' for {artifact!r} is lost, as it"
+                        f" has no such artifact{hint}",
+                    )
+            recipe = Recipe(
+                {**commands, **morph.commands} if morph.commands else commands,
+                rules,
+                morph.max_jobs,
+                morph.devices,
+                morph.integration,
+                spec.submodules,
+            )
+        return Chunk(f"chunk:{path}:{spec.name}", spec, path, morph, name, recipe, artifacts)
+
+    def _check_alike(self, chunk: Chunk, path: str, spec: ChunkSpec) -> None:
+        """A chunk of two strata is built once, so both must want the same."""
+        first = chunk.spec
+        for what, one, other in (
+            ("build-mode", first.mode, spec.mode),
+            ("prefix", first.prefix, spec.prefix),
+            ("build-system", first.build_system, spec.build_system),
+            ("submodules", first.submodules, spec.submodules),
+        ):
+            if one != other:
+                values = "" if what == "submodules" else f" ({other} here, {one} there)"
+                self.findings.error(
+                    path,
+                    spec.lines.get(what, spec.line),
+                    f"chunk {spec.name}: {chunk.file}:{first.lines.get(what, first.line)} lists the"
+                    f" same repo, ref and morph with another {what}{values}, but it is built only"
+                    " once: make them equal, or give one of them another name and morph",
+                )
+
+    def check_names(self) -> None:
+        """Two chunks whose artifacts have the same names must come from the same source."""
+        first: dict[tuple[bool, str], Chunk] = {}
+        for chunk in self.chunks.values():
+            other = first.setdefault((chunk.morph is None, chunk.source_name), chunk)
+            if (other.spec.repo, other.spec.ref) != (chunk.spec.repo, chunk.spec.ref):
+                self.findings.error(
+                    chunk.file,
+                    chunk.spec.line,
+                    f"chunk {chunk.source_name}: {other.file}:{other.spec.line} has another chunk"
+                    f" of that name ({other.spec.repo} {other.spec.ref}, here {chunk.spec.repo}"
+                    f" {chunk.spec.ref}): give one of them another name, or both the same source",
+                )
+
+    # -- edges and order ---------------------------------------------------------------------
+
+    def connect(self) -> bool:
+        """Fill in ``edges``; whether they are free of cycles."""
+        strata = self.loaded.strata
+        below = {
+            path: list(dict.fromkeys(one.path for one in stratum.depends if one.path in strata))
+            for path, stratum in strata.items()
+        }
+        circles = cycles(below)
+        for cycle in circles:
+            line = next(one.line for one in strata[cycle[0]].depends if one.path == cycle[1])
+            names = " -> ".join(strata[path].name for path in cycle)
+            self.findings.error(
+                cycle[0],
+                line,
+                f"strata need each other in a cycle: {names}: remove one of these dependencies",
+            )
+        for path, stratum in strata.items():
+            node = f"stratum:{path}"
+            specs = [(spec, self.by_spec.get((path, spec.name))) for spec in stratum.chunks]
+            needs = [f"stratum:{one}" for one in below[path]]
+            self.edges[node] = needs + [chunk.id for _, chunk in specs if chunk is not None]
+            for spec, chunk in specs:
+                if chunk is None:
+                    continue
+                inside = [self.by_spec.get((path, name)) for name in spec.depends]
+                chunk.depends += [one.id for one in inside if one and one.id not in chunk.depends]
+                edges = self.edges.setdefault(chunk.id, [])
+                edges += [one for one in needs if one not in edges]
+        for chunk in self.chunks.values():
+            self.edges[chunk.id] += chunk.depends
+        return not circles and not self._shared_cycles()
+
+    def _shared_cycles(self) -> bool:
+        """Note cycles through chunks that are in two strata."""
+        found: set[str] = set()
+        for cycle in cycles(self.edges):
+            shared = [node for node in cycle if node in self.chunks]
+            start = next((node for node in shared if len(self.chunks[node].strata) > 1), None)
+            if start is None or start in found:
+                continue  # within one stratum: noted when that was read
+            found.add(start)
+            at = cycle.index(start)
+            turned = [*cycle[at:-1], *cycle[:at], start]
+            chunk = self.chunks[start]
+            self.findings.error(
+                chunk.file,
+                chunk.spec.line,
+                f"chunk {chunk.spec.name} is in {listing(chunk.strata)} and so would need itself:"
+                f" {' -> '.join(map(self._name, turned))}: leave it out of one of these strata",
+            )
+        return bool(found)
+
+    def _name(self, node: str) -> str:
+        if chunk := self.chunks.get(node):
+            return chunk.spec.name
+        return f"stratum {self.loaded.strata[node.partition(':')[2]].name}"
+
+    def ordered(self) -> list[str]:
+        """All chunks and strata, in the order told above.  Of use only without cycles."""
+        level: dict[str, int] = {}
+        for node in postorder(self.edges, self.edges)[0]:
+            heights = [level.get(one, 0) + (one not in self.chunks) for one in self.edges[node]]
+            level[node] = max(heights, default=0)
+        strata = [f"stratum:{path}" for path in self.loaded.strata]
+        return postorder(self.edges, sorted(strata, key=lambda node: (level[node], node)))[0]

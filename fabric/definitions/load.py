@@ -1,0 +1,172 @@
+"""From a system's file to its build graph: read what it names, check it, resolve it.
+
+Nothing here touches a disk: files come from ``read(path)``, path from the definitions' root,
+which gives None for what does not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fabric.definitions import defaults as repository
+from fabric.definitions.chunk_morph import chunk as chunk_morph
+from fabric.definitions.defaults import Defaults
+from fabric.definitions.fields import Fields, Findings, kind_of, listing, suggest
+from fabric.definitions.graph import Graph
+from fabric.definitions.links import Loaded
+from fabric.definitions.marked import Map, parse
+from fabric.definitions.morphs import ChunkMorph, StratumMorph, morph_path
+from fabric.definitions.resolve import resolve
+from fabric.definitions.stratum_morph import stratum as stratum_morph
+from fabric.definitions.system_morph import system as system_morph
+from fabric.errors import DefinitionsError
+
+Read = Callable[[str], bytes | None]
+
+_KINDS = ("system", "stratum", "chunk", "cluster")
+
+
+def load(read: Read, system: str) -> Graph:
+    """The build graph of the system whose file is ``system``.
+
+    The file's ``.morph`` may be left out when it is at the root.  Raises `DefinitionsError` with
+    all that is wrong in the files this system needs.
+    """
+    findings = Findings()
+    number = repository.version(read("VERSION"), findings)
+    if number is None:
+        raise DefinitionsError(findings.errors)
+    defaults = repository.defaults(read("DEFAULTS"), findings)
+    loader = _Loader(Files(read, findings), number, defaults, findings)
+    loaded = loader.system(morph_path(system))
+    graph = resolve(loaded, findings) if loaded is not None else None
+    if findings.errors or graph is None:
+        raise DefinitionsError(findings.errors)
+    return graph
+
+
+class Files:
+    """Reads each morph once, whoever names it."""
+
+    def __init__(self, read: Read, findings: Findings) -> None:
+        self.read = read
+        self.findings = findings
+        self.known: dict[str, Map | None] = {}  # by path; None: missing or broken
+        self.missing: set[str] = set()
+
+    def get(self, path: str, kind: str, referrer: str, line: int, what: str) -> Map | None:
+        """The mapping in the file, if it is of that kind.
+
+        If not, that is noted; what only the file that names it is to blame for is noted there,
+        at ``referrer`` and ``line``, where ``what`` (empty: the user) names it.
+        """
+        if path not in self.known:
+            data = self.read(path)
+            self.known[path] = None if data is None else self._parsed(path, data)
+            if data is None:
+                self.missing.add(path)
+        given = self.known[path]
+        if path in self.missing:
+            self.findings.error(referrer, line, self._absent(path, what))
+        elif given is not None and given["kind"] != kind:
+            line = line if what else given.lines["kind"]
+            self.findings.error(referrer, line, _other_kind(path, given["kind"], kind, what))
+            return None
+        return given
+
+    def _absent(self, path: str, what: str) -> str:
+        if not what:
+            return "there is no such file in the definitions"
+        suffixed = f"{path}.morph"
+        near = not path.endswith(".morph") and self.read(suffixed) is not None
+        hint = f"; did you mean {suffixed!r}?" if near else ""
+        return f"{what} names the file {path}, which does not exist{hint}"
+
+    def _parsed(self, path: str, data: bytes) -> Map | None:
+        before = len(self.findings.errors)
+        given = parse(data, path, self.findings.errors)
+        fields = Fields(path, self.findings)
+        if not isinstance(given, Map):
+            if len(self.findings.errors) == before:
+                what = f"a morph is a mapping with 'name' and 'kind', not {kind_of(given)}"
+                fields.report(1, what)
+            return None
+        kind = fields.text(given, "kind", "morph")
+        if kind and kind not in _KINDS:
+            hint = suggest(kind, _KINDS) or f"; known are {listing(_KINDS)}"
+            fields.report(given.lines["kind"], f"unknown kind {kind!r}{hint}")
+        return given if kind in _KINDS else None
+
+
+def _other_kind(path: str, kind: str, wanted: str, what: str) -> str:
+    if what:
+        return f"{what} names the file {path}, which is a {kind}, not a {wanted}"
+    if kind == "cluster":
+        return "this is a cluster, which is deployed, not built: name one of its systems"
+    if wanted == "cluster":
+        return f"this is a {kind}, not a cluster"
+    return (
+        f"this is a {kind}, not a system: name a system that contains it,"
+        f" and after it the {kind} if that is all you want"
+    )
+
+
+class _Loader:
+    """Follows references from a system down to its chunks."""
+
+    def __init__(
+        self, files: Files, version: int, defaults: Defaults | None, findings: Findings
+    ) -> None:
+        self.files = files
+        self.version = version
+        self.defaults = defaults
+        self.findings = findings
+        self.chunks: dict[str, ChunkMorph] = {}
+
+    def system(self, path: str) -> Loaded | None:
+        """The system and all it needs; what cannot be read is noted and left out."""
+        given = self.files.get(path, "system", path, 1, "")
+        if given is None:
+            return None
+        system = system_morph(Fields(path, self.findings), given)
+        strata: dict[str, StratumMorph] = {}
+        tried: set[str] = set()
+        wanted = [(entry.morph, path, f"system {system.name}") for entry in system.strata]
+        for reference, referrer, what in wanted:  # grows as it goes: breadth first
+            if not reference.path or reference.path in tried:
+                continue
+            tried.add(reference.path)
+            stratum = self._stratum(reference.path, referrer, reference.line, what)
+            if stratum is not None:
+                strata[reference.path] = stratum
+                what = f"stratum {stratum.name}"
+                wanted += [(below, reference.path, what) for below in stratum.depends]
+        whole = len(strata) == len(tried)
+        return Loaded(system, strata, self.chunks, self.defaults, self.version, whole)
+
+    def _stratum(self, path: str, referrer: str, line: int, what: str) -> StratumMorph | None:
+        given = self.files.get(path, "stratum", referrer, line, what)
+        if given is None:
+            return None
+        stratum = stratum_morph(Fields(path, self.findings), given, self.version)
+        for spec in stratum.chunks:
+            if spec.morph is not None and spec.morph.path:
+                self._chunk(spec.morph.path, path, spec.morph.line, f"chunk {spec.name}")
+            elif spec.build_system:
+                self._build_system(spec.build_system, path, spec.lines["build-system"], spec.name)
+        return stratum
+
+    def _chunk(self, path: str, referrer: str, line: int, what: str) -> None:
+        given = self.files.get(path, "chunk", referrer, line, what)
+        if given is None or path in self.chunks:
+            return
+        chunk = chunk_morph(Fields(path, self.findings), given)
+        self.chunks[path] = chunk
+        self._build_system(chunk.build_system, path, chunk.build_system_line, chunk.name)
+
+    def _build_system(self, name: str, file: str, line: int, chunk: str) -> None:
+        known = self.defaults.build_systems if self.defaults is not None else None
+        if known is not None and name not in known:
+            hint = suggest(name, known) or ": add it to DEFAULTS, or use 'manual' with commands"
+            message = f"chunk {chunk}: unknown build system {name!r}{hint}"
+            self.findings.error(file, line, message)

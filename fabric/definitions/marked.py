@@ -1,0 +1,217 @@
+"""YAML with line numbers: what `yaml.safe_load` gives, and where each piece of it stands.
+
+The C parser composes the nodes; the values are made here, because PyYAML's own constructor
+forgets the lines, takes the last of two equal keys in silence, and is the slower half of
+loading.  Only plain YAML is taken: text, numbers, booleans, null, dates, lists and mappings
+with text keys; anchors, aliases and ``<<`` work.
+"""
+
+from __future__ import annotations
+
+import codecs
+from typing import Any
+
+import yaml
+from yaml._yaml import CParser
+from yaml.constructor import ConstructorError, SafeConstructor
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from yaml.resolver import Resolver
+
+from fabric.errors import Problem
+
+_PREFIX = "tag:yaml.org,2002:"
+_STR, _MAP, _SEQ, _MERGE = (_PREFIX + name for name in ("str", "map", "seq", "merge"))
+#: Deeper than any sane file, and far from the interpreter's own limit.
+_MAX_DEPTH = 60
+_SUSPICIOUS = 2000
+_NESTED = "nested too deeply: no morph needs that"
+
+
+class Map(dict[str, Any]):
+    """A mapping.  ``lines[key]`` is where the key stands, ``line`` where the mapping starts."""
+
+    __slots__ = ("line", "lines")
+
+    def __init__(self, line: int) -> None:
+        super().__init__()
+        self.line = line
+        self.lines: dict[str, int] = {}
+
+
+class Seq(list[Any]):
+    """A list.  ``lines[i]`` is where item i starts, ``line`` where the list does."""
+
+    __slots__ = ("line", "lines")
+
+    def __init__(self, line: int) -> None:
+        super().__init__()
+        self.line = line
+        self.lines: list[int] = []
+
+
+class _Scalars:
+    """The types of plain scalars, by PyYAML's own rules but without a regex for every word."""
+
+    _resolver: Any = Resolver()
+    _constructor = SafeConstructor()
+    #: First characters that a scalar other than text can have.
+    _first = frozenset(Resolver.yaml_implicit_resolvers)
+
+    @classmethod
+    def tag(cls, value: str) -> str:
+        if value and value[0] not in cls._first:
+            return _STR
+        return str(cls._resolver.resolve(ScalarNode, value, (True, False)))
+
+    @classmethod
+    def value(cls, node: ScalarNode) -> Any:
+        make = SafeConstructor.yaml_constructors.get(node.tag)
+        if make is None or node.tag == _PREFIX + "binary":
+            raise ConstructorError(None, None, f"the tag {node.tag!r} means nothing here", None)
+        return make(cls._constructor, node)
+
+
+class _Parser(CParser):
+    """The C parser with the least of a resolver that it asks for."""
+
+    def descend_resolver(self, parent: Node | None, index: object) -> None:
+        """Paths do not matter to how a scalar is read."""
+
+    def ascend_resolver(self) -> None:
+        """See `descend_resolver`."""
+
+    def resolve(self, kind: type[Node], value: Any, implicit: Any) -> str:
+        if kind is ScalarNode:
+            return _Scalars.tag(value) if implicit[0] else _STR
+        return _MAP if kind is MappingNode else _SEQ
+
+
+class _Builder:
+    """Makes the values of one file; what is wrong goes to ``problems``."""
+
+    def __init__(self, file: str, problems: list[Problem]) -> None:
+        self.file = file
+        self.problems = problems
+        self.done: dict[int, Any] = {}  # id of a node -> its value, for aliases
+        self.open: set[int] = set()  # nodes being made: an alias to one is a loop
+
+    def report(self, line: int, message: str) -> None:
+        self.problems.append(Problem(self.file, line, message))
+
+    def value(self, node: Node, depth: int = 0) -> Any:
+        if type(node) is ScalarNode:
+            return node.value if node.tag == _STR else self._scalar(node)
+        made = self.done.get(id(node))
+        if made is not None:
+            return made
+        line = node.start_mark.line + 1
+        if depth > _MAX_DEPTH or id(node) in self.open:
+            loop = id(node) in self.open
+            self.report(line, "an alias here contains itself" if loop else _NESTED)
+            return None
+        self.open.add(id(node))
+        if type(node) is SequenceNode and node.tag == _SEQ:
+            made = self._sequence(node, line, depth)
+        elif type(node) is MappingNode and node.tag == _MAP:
+            made = self._mapping(node, line, depth)
+        else:
+            self.report(line, f"the tag {node.tag!r} means nothing here: leave it out")
+        self.open.discard(id(node))
+        self.done[id(node)] = made
+        return made
+
+    def _scalar(self, node: ScalarNode) -> Any:
+        try:
+            return _Scalars.value(node)
+        except (ConstructorError, ValueError, KeyError, OverflowError) as error:
+            what = getattr(error, "problem", None) or str(error)
+            self.report(node.start_mark.line + 1, f"cannot read {node.value!r}: {what}")
+            return None
+
+    def _sequence(self, node: SequenceNode, line: int, depth: int) -> Seq:
+        made = Seq(line)
+        for item in node.value:
+            made.append(self.value(item, depth + 1))
+            made.lines.append(item.start_mark.line + 1)
+        return made
+
+    def _mapping(self, node: MappingNode, line: int, depth: int) -> Map:
+        made = Map(line)
+        lines = made.lines
+        merged: list[tuple[int, Any]] = []
+        for key_node, value_node in node.value:
+            at = key_node.start_mark.line + 1
+            if key_node.tag == _MERGE:
+                merged.append((at, self.value(value_node, depth + 1)))
+                continue
+            if key_node.tag != _STR or type(key_node) is not ScalarNode:
+                if type(key_node) is ScalarNode:
+                    what = f"{key_node.value!r} is not: put it in quotes"
+                else:
+                    what = "this one is a list or a mapping"
+                self.report(at, f"a key must be text, and {what}")
+                continue
+            key = key_node.value
+            if key in lines:
+                self.report(
+                    at, f"{key!r} is given twice, first in line {lines[key]}: remove one of them"
+                )
+            made[key] = self.value(value_node, depth + 1)
+            lines[key] = at
+        for at, value in merged:
+            self._merge(made, at, value)
+        return made
+
+    def _merge(self, made: Map, at: int, value: Any) -> None:
+        for source in value if isinstance(value, Seq) else [value]:
+            if not isinstance(source, Map):
+                self.report(at, "'<<' takes a mapping, or a list of mappings")
+                continue
+            for key, inherited in source.items():
+                if key not in made:
+                    made[key] = inherited
+                    made.lines[key] = source.lines[key]
+
+
+def _too_deep(data: bytes) -> int:
+    """The line where a document nests too deeply, or 0.
+
+    The composer recurses in C, so that some hundred thousand brackets would crash the process.
+    Few files have enough of what can nest without ever deeper indentation to be looked at.
+    """
+    if sum(map(data.count, (b"[", b"{", b"- ", b"-\t", b"? ", b"?\t"))) < _SUSPICIOUS:
+        return 0
+    parser = _Parser(data)
+    depth = 0
+    while event := parser.get_event():
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_DEPTH:
+            return event.start_mark.line + 1 if event.start_mark else 1
+    return 0
+
+
+def parse(data: bytes, file: str, problems: list[Problem]) -> Any:
+    """The value of a YAML document: Map, Seq or a scalar; None if it is empty or broken.
+
+    What is wrong with it is appended to ``problems``, under the name ``file``.
+    """
+    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        problems.append(Problem(file, 1, "not readable as text: it is UTF-16, save it as UTF-8"))
+        return None
+    try:
+        if line := _too_deep(data):
+            problems.append(Problem(file, line, _NESTED))
+            return None
+        node = _Parser(data).get_single_node()
+    except yaml.reader.ReaderError as error:
+        line = data.count(b"\n", 0, error.position) + 1
+        problems.append(Problem(file, line, f"not readable as text: {error.reason}"))
+        return None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        parts = [part for part in (error.problem, error.context) if part]
+        message = "not YAML: " + " ".join(parts)
+        problems.append(Problem(file, mark.line + 1 if mark else 1, message))
+        return None
+    return None if node is None else _Builder(file, problems).value(node)

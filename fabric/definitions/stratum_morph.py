@@ -1,0 +1,193 @@
+"""Stratum morphs and the chunk specs in them, checked.
+
+Odd, but kept because definitions rely on it:
+
+- ``build-depends`` may be left out only if some chunk is a bootstrap or test chunk.
+- A chunk's ``repo`` defaults to its name.
+- ``unpetrify-ref`` is a note for people: any value will do, a number too.
+- ``repo`` and ``ref`` in an entry of ``build-depends`` mean nothing any more: a warning.
+- An ``alias`` does not free a second chunk of one name: dependencies and artifacts go by name.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from fabric.definitions.fields import Fields, listing, suggest
+from fabric.definitions.graph import Mode, Submodule
+from fabric.definitions.marked import Map
+from fabric.definitions.morphs import (
+    COMMON,
+    ChunkSpec,
+    Reference,
+    StratumMorph,
+    products,
+    reference,
+)
+from fabric.definitions.walk import cycles
+
+_FIELDS = COMMON | {"build-depends", "chunks", "products"}
+_DEPENDENCY = ("name", "morph", "repo", "ref")
+_SPEC = frozenset({
+    "name", "alias", "repo", "ref", "unpetrify-ref", "morph", "build-system", "build-mode",
+    "prefix", "build-depends", "artifacts",
+})  # fmt: skip
+_SPEC_8 = _SPEC | {"submodules"}
+_MODES = ("staging", "bootstrap", "test")
+
+
+def stratum(fields: Fields, given: Map, version: int) -> StratumMorph:
+    """A stratum morph of a format version; what is wrong is noted in ``fields``."""
+    name = fields.name(given, "name", "stratum")
+    what = f"stratum {name}".rstrip()
+    fields.known(given, what, _FIELDS)
+    specs = []
+    for line, item in fields.items(given, "chunks", what):
+        entry = fields.mapping(item, line, f"{what}: an entry of 'chunks'")
+        if entry is not None:
+            specs.append(_spec(fields, entry, version))
+    if not given.get("chunks"):
+        line = given.lines.get("chunks", given.line)
+        fields.report(line, f"{what} has no chunks: list at least one in 'chunks'")
+    elif "build-depends" not in given and all(spec.mode == "staging" for spec in specs):
+        fields.report(
+            given.line,
+            f"{what} has no 'build-depends', so nothing to build its chunks with: name the strata"
+            " it needs, or write 'build-depends: []' if it needs none",
+        )
+    _check_names(fields, specs, what)
+    return StratumMorph(
+        fields.file,
+        name,
+        fields.text(given, "description", what, ""),
+        given.line,
+        _depends(fields, given, what),
+        tuple(specs),
+        products(fields, given, what),
+    )
+
+
+def _depends(fields: Fields, given: Map, what: str) -> tuple[Reference, ...]:
+    found = []
+    for line, item in fields.items(given, "build-depends", what):
+        entry = fields.mapping(item, line, f"{what}: an entry of 'build-depends'")
+        if entry is not None:
+            fields.known(entry, f"{what}: build-depends", _DEPENDENCY)
+            fields.ignored(entry, f"{what}: build-depends", ("repo", "ref"))
+            found.append(reference(fields, entry, f"{what}: build-depends"))
+    return tuple(found)
+
+
+def _check_names(fields: Fields, specs: list[ChunkSpec], what: str) -> None:
+    """Names are unique; dependencies exist and have no cycle."""
+    by_name: dict[str, ChunkSpec] = {}
+    for spec in specs:
+        if spec.name and by_name.setdefault(spec.name, spec) is not spec:
+            fields.report(
+                spec.line,
+                f"{what}: there is a chunk {spec.name!r} already in line"
+                f" {by_name[spec.name].line}: give one of them another name",
+            )
+    for spec in specs:
+        for wanted in spec.depends:
+            if wanted not in by_name:
+                hint = suggest(wanted, by_name) or (
+                    "; chunks of other strata come by the stratum's own 'build-depends'"
+                )
+                fields.report(
+                    spec.lines["build-depends"],
+                    f"chunk {spec.name}: it build-depends on {wanted!r}, which is no chunk of"
+                    f" {what}{hint}",
+                )
+    graph = {
+        name: [one for one in spec.depends if one in by_name] for name, spec in by_name.items()
+    }
+    for cycle in cycles(graph):
+        fields.report(
+            by_name[cycle[0]].lines["build-depends"],
+            f"{what}: chunks need each other in a cycle: {' -> '.join(cycle)}:"
+            " remove one of these dependencies",
+        )
+
+
+def _spec(fields: Fields, given: Map, version: int) -> ChunkSpec:
+    name = fields.name(given, "name", "chunk")
+    what = f"chunk {name}".rstrip()
+    if not given.keys() <= _SPEC:
+        if "submodules" in given and version < 8:
+            fields.report(
+                given.lines["submodules"],
+                f"{what}: 'submodules' came with version 8 of the format and these definitions"
+                f" are version {version}: write 'version: 8' into VERSION",
+            )
+        fields.known(given, what, _SPEC_8)
+    if "alias" in given:
+        fields.name(given, "alias", what)
+    if "morph" in given and "build-system" in given:
+        fields.report(
+            given.lines["morph"],
+            f"{what} has both 'morph' and 'build-system': keep one; a chunk with a morph names its"
+            " build system there",
+        )
+    elif "morph" not in given and "build-system" not in given:
+        fields.report(
+            given.line,
+            f"{what} does not say how it is built: name a 'build-system', or its file as 'morph'",
+        )
+    return ChunkSpec(
+        line=given.line,
+        name=name,
+        repo=fields.text(given, "repo", what, "") or name,
+        ref=fields.text(given, "ref", what),
+        morph=reference(fields, given, what) if "morph" in given else None,
+        build_system=fields.text(given, "build-system", what, ""),
+        mode=_mode(fields, given, what),
+        prefix=_prefix(fields, given, what),
+        depends=tuple(dict.fromkeys(fields.texts(given, "build-depends", what))),
+        artifacts=_artifacts(fields, given, what) if "artifacts" in given else (),
+        submodules=_submodules(fields, given, what) if "submodules" in given else (),
+        lines=given.lines,
+    )
+
+
+def _mode(fields: Fields, given: Map, what: str) -> Mode:
+    mode = fields.text(given, "build-mode", what, "staging")
+    if mode in _MODES:
+        return cast(Mode, mode)
+    hint = suggest(mode, _MODES) or f"; known are {listing(_MODES)}"
+    fields.report(given.lines["build-mode"], f"{what}: unknown build-mode {mode!r}{hint}")
+    return "staging"
+
+
+def _prefix(fields: Fields, given: Map, what: str) -> str:
+    prefix = fields.text(given, "prefix", what, "/usr")
+    if not prefix.startswith("/") or ":" in prefix or ".." in prefix.split("/"):
+        fields.report(
+            given.lines["prefix"],
+            f"{what}: the prefix {prefix!r} must be an absolute path like '/usr', without ':'"
+            " and '..'",
+        )
+    return prefix
+
+
+def _artifacts(fields: Fields, given: Map, what: str) -> tuple[tuple[str, str, int], ...]:
+    entries = fields.mapping(given["artifacts"], given.lines["artifacts"], f"{what}: 'artifacts'")
+    if entries is None:
+        return ()
+    return tuple(
+        (artifact, fields.name(entries, artifact, f"{what}: artifacts"), entries.lines[artifact])
+        for artifact in entries
+    )
+
+
+def _submodules(fields: Fields, given: Map, what: str) -> tuple[Submodule, ...]:
+    table = fields.mapping(given["submodules"], given.lines["submodules"], f"{what}: 'submodules'")
+    made = []
+    for path, value in (table or {}).items():
+        inside = f"{what}: submodule {path}"
+        entry = fields.mapping(value, table.lines[path] if table else 0, inside)
+        if entry is not None:
+            fields.known(entry, inside, ("url", "submodules"))
+            below = _submodules(fields, entry, inside) if "submodules" in entry else ()
+            made.append(Submodule(path, fields.text(entry, "url", inside), below))
+    return tuple(made)

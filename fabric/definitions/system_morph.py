@@ -1,0 +1,76 @@
+"""System morphs, checked.
+
+Odd, but kept because definitions rely on it: ``arch: armv7`` means ``armv7l``; ``repo`` and
+``ref`` in an entry of ``strata`` mean nothing any more and get a warning, as does the name of
+an artifact that the stratum does not have.  An ``alias`` lets a stratum be listed twice.
+"""
+
+from __future__ import annotations
+
+from fabric.definitions.fields import Fields, listing, suggest
+from fabric.definitions.marked import Map
+from fabric.definitions.morphs import COMMON, StrataEntry, SystemMorph, reference
+
+ARCHITECTURES = frozenset({
+    "armv5l", "armv7l", "armv7lhf", "armv7b", "armv8l64", "armv8b64", "x86_32", "x86_64", "ppc64",
+    "mips32l", "mips32b", "mips64l", "mips64b", "testarch",
+})  # fmt: skip
+_FIELDS = COMMON | {"arch", "strata", "configuration-extensions"}
+_OBSOLETE = ("disk-size", "system-kind")
+_ENTRY = ("name", "morph", "artifacts", "alias", "repo", "ref")
+
+
+def system(fields: Fields, given: Map) -> SystemMorph:
+    """A system morph; what is wrong is noted in ``fields``."""
+    name = fields.name(given, "name", "system")
+    what = f"system {name}".rstrip()
+    for key in _OBSOLETE:
+        if key in given:
+            fields.report(given.lines[key], f"{what}: the field {key!r} is obsolete: remove it")
+    fields.known(given, what, _FIELDS, but=_OBSOLETE)
+    arch = fields.text(given, "arch", what)
+    arch = "armv7l" if arch == "armv7" else arch
+    if arch and arch not in ARCHITECTURES:
+        hint = suggest(arch, ARCHITECTURES) or f"; known are {listing(sorted(ARCHITECTURES))}"
+        fields.report(given.lines["arch"], f"{what}: unknown architecture {arch!r}{hint}")
+    fields.texts(given, "configuration-extensions", what)
+    entries: list[StrataEntry] = []
+    seen: dict[str, int] = {}
+    for line, item in fields.items(given, "strata", what):
+        entry = fields.mapping(item, line, f"{what}: an entry of 'strata'")
+        if entry is None:
+            continue
+        entries.append(_entry(fields, entry, what))
+        key = entry.get("alias") or entries[-1].morph.path
+        if isinstance(key, str) and key in seen:
+            fields.report(
+                line, f"{what}: {key!r} is listed already in line {seen[key]}: remove one of them"
+            )
+        elif isinstance(key, str):
+            seen[key] = line
+    if not given.get("strata"):
+        line = given.lines.get("strata", given.line)
+        fields.report(line, f"{what} has no strata: list at least one in 'strata'")
+    description = fields.text(given, "description", what, "")
+    return SystemMorph(fields.file, given.line, name, arch, description, tuple(entries))
+
+
+def _entry(fields: Fields, entry: Map, what: str) -> StrataEntry:
+    name = fields.text(entry, "name", f"{what}: an entry of 'strata'")
+    what = f"{what}: stratum {name}".rstrip()
+    fields.known(entry, what, _ENTRY)
+    fields.ignored(entry, what, ("repo", "ref"))
+    if "alias" in entry:
+        fields.name(entry, "alias", what)
+    artifacts = None
+    if "artifacts" in entry:
+        lines = getattr(entry["artifacts"], "lines", ())
+        artifacts = tuple(zip(fields.texts(entry, "artifacts", what), lines, strict=False))
+        if entry["artifacts"] == []:
+            fields.report(
+                entry.lines["artifacts"],
+                f"{what}: 'artifacts' is empty: remove that field to take them all, or the whole"
+                " entry to take none",
+            )
+    morph = reference(fields, entry, what)
+    return StrataEntry(name, morph, artifacts, entry.lines.get("name", entry.line))

@@ -1,0 +1,249 @@
+"""The broker's log spools: one file for each attempt, named ``KEY.FENCE``.
+
+A spool holds the beginning of a log, without gaps.  A piece is appended at its offset: a repeat
+changes nothing, and one from further on is dropped and tells that there is a gap, whose bytes
+the worker is asked for.  The end marker (size, sha256) proves the whole.  Nothing is kept in
+memory but offsets and a bounded number of open files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from fabric.wire.messages import MAX_LOG_PIECE, LogPiece, LogWanted
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Id = tuple[str, int]
+
+#: Files held open at most.
+OPEN_FILES = 64
+#: Seconds before a worker is asked for the same bytes again.
+ASK_AGAIN = 0.5
+#: Seconds after its end that a log may still become whole.
+GIVE_UP = 5.0
+#: Seconds that the stream has, once an attempt has ended, to bring the rest of its log.
+LINGER = 0.02
+#: Seconds a spool is kept after its attempt has ended.
+KEEP = 600.0
+
+_NAME = re.compile(r"([0-9a-f]{64})\.([0-9]{1,19})\Z")
+
+
+@dataclass(slots=True, eq=False)
+class Spool:
+    """The log of one attempt, as far as it has come."""
+
+    key: str
+    fence: int
+    worker: str
+    have: int = 0  # bytes, from the start
+    known: int = 0  # bytes that exist, as far as told
+    size: int = -1  # of the whole, once told
+    sha256: str = ""
+    ended: float | None = None  # when
+    whole: bool = False  # size and digest are right
+    broken: str = ""  # why it cannot be stored
+    restarted: bool = False  # once, because the digest was wrong
+    asked: float = float("-inf")
+    digest: hashlib._Hash = field(default_factory=hashlib.sha256)
+
+    @property
+    def lacks(self) -> bool:
+        return self.have < max(self.known, self.size) and not self.broken
+
+
+class Spools:
+    """All spools in one directory."""
+
+    def __init__(self, directory: Path) -> None:
+        """Makes the directory.  OSError if that cannot be done."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self._directory = str(directory)
+        self._spools: dict[Id, Spool] = {}
+        self._files: dict[Id, int] = {}  # least recently used first
+        self._lacking: dict[Id, Spool] = {}
+        self._ended: dict[Id, Spool] = {}  # in order of ending
+
+    # -- writing -----------------------------------------------------------------------------
+
+    def begin(self, key: str, fence: int, worker: str) -> None:
+        """An attempt may log from now on.  One known from before a restart goes on."""
+        if (key, fence) in self._spools:
+            return
+        spool = self._spools[key, fence] = Spool(key, fence, worker)
+        with contextlib.suppress(OSError), open(self._path(key, fence), "rb") as file:  # noqa: PTH123
+            while data := file.read(1 << 20):
+                spool.digest.update(data)
+                spool.have += len(data)
+
+    def append(self, key: str, fence: int, offset: int, data: bytes) -> tuple[int, bytes]:
+        """Take in a piece; returns (offset, bytes) of what was new in it, often all, or b"".
+
+        Pieces of attempts that never began, and those after a gap, are dropped.
+        """
+        spool = self._spools.get((key, fence))
+        end = offset + len(data)
+        if spool is None or spool.whole or offset < 0 or end <= spool.have:
+            return offset, b""
+        if offset > spool.have:
+            spool.known = max(spool.known, end)
+            self._lacking[key, fence] = spool
+            return offset, b""
+        fresh, at = data[spool.have - offset :], spool.have
+        if not spool.broken:
+            try:
+                self._write(spool, fresh)
+            except OSError as error:
+                # A full disk costs the past of this log, and neither its stream nor the build.
+                spool.broken = str(error)
+        spool.digest.update(fresh)
+        spool.have = end
+        self._check(spool)
+        return at, fresh
+
+    def end(self, key: str, fence: int, size: int, sha256: str, now: float) -> None:
+        """An attempt ended.  ``size`` -1: nobody knows how much it logged."""
+        spool = self._spools.get((key, fence))
+        if spool is None or spool.ended is not None:
+            return
+        spool.ended = now
+        self._ended[key, fence] = spool
+        if size >= 0 and (sha256 or not size):
+            spool.size, spool.sha256 = size, sha256 or hashlib.sha256().hexdigest()
+            spool.asked = now - ASK_AGAIN + LINGER
+            self._check(spool)
+        else:
+            spool.known = spool.have  # its worker is gone, or kills it: nothing more will come
+            self._lacking.pop((key, fence), None)
+
+    def _check(self, spool: Spool) -> None:
+        id = (spool.key, spool.fence)
+        if spool.size >= 0 and spool.have >= spool.size:
+            if spool.have == spool.size and spool.digest.hexdigest() == spool.sha256:
+                spool.whole = True
+                self._close(id)
+            elif not spool.restarted:
+                spool.restarted = True
+                spool.have, spool.digest = 0, hashlib.sha256()
+                self._close(id)
+            else:
+                spool.broken = "what the worker sent is not what it said it would send"
+        if spool.lacks:
+            self._lacking[id] = spool
+        else:
+            self._lacking.pop(id, None)
+
+    def wanted(self, now: float) -> Iterator[tuple[str, LogWanted]]:
+        """(worker, what to ask it for): gaps not asked for a moment ago."""
+        for id, spool in list(self._lacking.items()):
+            if spool.ended is not None and now - spool.ended >= GIVE_UP:
+                spool.broken = "its worker does not have it any more"
+                del self._lacking[id]
+            elif now - spool.asked >= ASK_AGAIN:
+                spool.asked = now
+                yield (
+                    spool.worker,
+                    LogWanted(spool.key, spool.fence, spool.have, MAX_LOG_PIECE),
+                )
+
+    def arrived(self, key: str, fence: int) -> None:
+        """A piece that was asked for came: the next may be asked for at once."""
+        spool = self._spools.get((key, fence))
+        if spool is not None:
+            spool.asked = float("-inf")
+
+    @property
+    def lacking(self) -> bool:
+        """Some log has a gap."""
+        return bool(self._lacking)
+
+    def incomplete(self, key: str, fence: int, now: float) -> bool:
+        """Whether bytes of an ended log are missing, and not given up."""
+        spool = self._lacking.get((key, fence))
+        return spool is not None and spool.ended is not None and now - spool.ended < GIVE_UP
+
+    # -- reading -----------------------------------------------------------------------------
+
+    def read(self, key: str, fence: int, offset: int, length: int) -> LogPiece | None:
+        """A range, as far as it is here; None if there is no such spool.
+
+        ``fence`` 0 means the latest attempt.  The piece has size and digest once these are known.
+        """
+        if not fence:
+            fence = max((f for k, f in self._spools if k == key), default=0)
+        spool = self._spools.get((key, fence))
+        if spool is None or spool.broken:
+            return None
+        length = max(0, min(length, MAX_LOG_PIECE, spool.have - offset))
+        data = b""
+        if length and offset >= 0:
+            try:
+                data = os.pread(self._file((key, fence)), length, offset)
+            except OSError as error:
+                spool.broken = str(error)
+                return None
+        return LogPiece(key, fence, offset, data, spool.size, spool.sha256)
+
+    # -- files -------------------------------------------------------------------------------
+
+    def sweep(self, now: float) -> None:
+        """Remove spools whose attempts ended long ago."""
+        for id, spool in list(self._ended.items()):
+            if spool.ended is None or now - spool.ended < KEEP:
+                break
+            del self._ended[id], self._spools[id]
+            self._lacking.pop(id, None)
+            self._close(id)
+            with contextlib.suppress(OSError):
+                os.unlink(self._path(*id))  # noqa: PTH108
+
+    def sweep_files(self) -> None:
+        """Remove files that nobody wrote to for a while: of a broker that is no more."""
+        with os.scandir(self._directory) as entries:
+            for entry in entries:
+                match = _NAME.match(entry.name)
+                if match is None or (match[1], int(match[2])) in self._spools:
+                    continue
+                with contextlib.suppress(OSError):
+                    if time.time() - entry.stat().st_mtime > KEEP:
+                        os.unlink(entry.path)  # noqa: PTH108
+
+    def close(self) -> None:
+        for id in list(self._files):
+            self._close(id)
+
+    def _path(self, key: str, fence: int) -> str:
+        name = f"{key}.{fence}"
+        if not _NAME.match(name):
+            raise ValueError(f"{name!r} is not the name of a spool")
+        return f"{self._directory}/{name}"
+
+    def _file(self, id: Id) -> int:
+        file = self._files.pop(id, None)
+        if file is None:
+            while len(self._files) >= OPEN_FILES:
+                self._close(next(iter(self._files)))
+            file = os.open(self._path(*id), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._files[id] = file
+        return file
+
+    def _write(self, spool: Spool, data: bytes) -> None:
+        file = self._file((spool.key, spool.fence))
+        offset = spool.have
+        while data:
+            written = os.pwrite(file, data, offset)
+            data, offset = data[written:], offset + written
+
+    def _close(self, id: Id) -> None:
+        file = self._files.pop(id, None)
+        if file is not None:
+            os.close(file)

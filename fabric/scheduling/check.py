@@ -1,0 +1,109 @@
+"""The invariants of the core, for tests: called after every event, they cost a whole look."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from fabric.scheduling.core import Scheduler
+from fabric.scheduling.model import Request, Task
+from fabric.scheduling.states import LIVE, PRESENT, State
+from fabric.scheduling.why import story
+
+
+def validate(scheduler: Scheduler, now: float) -> None:
+    """AssertionError, with the story of the task it is about, if anything is not as it should be."""
+    queued = {
+        (task.key, request.id)
+        for pool in scheduler.pools.all()
+        for _, task in pool.waiting()
+        for request in task.requests.values()
+    }
+    for key, task in scheduler.tasks.items():
+        try:
+            assert task.key == key
+            _task(scheduler, task, queued)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{story(task)}") from error
+    for request in scheduler.requests.values():
+        _request(scheduler, request)
+    _workers(scheduler)
+    for pool in scheduler.pools.all():
+        match = pool.match(now)
+        assert match is None, f"{match.task.offer.name} could run on {match.worker.name}"
+
+
+def _task(scheduler: Scheduler, task: Task, queued: set[tuple[str, str]]) -> None:
+    state = task.state
+    assert state in LIVE or state in PRESENT, f"a {state} task is in the table"
+    assert task.requests, "a task that nobody wants is in the table"
+    for request in task.requests.values():
+        assert scheduler.requests.get(request.id) is request, "wanted by an unknown request"
+        assert task.key in request.needed, "wanted by a request that does not know"
+    assert (state is State.RUNNING) == (task.attempt is not None)
+    if task.attempt is not None:
+        worker = scheduler.workers[task.attempt.worker]
+        assert worker.held.get(task.attempt.id) is task.attempt, "its worker does not hold it"
+        assert not task.attempt.doomed, "a doomed attempt is its own"
+        assert task.fence == task.attempt.fence
+        assert task.charged in task.requests.values(), "charged to one who does not want it"
+    else:
+        assert task.charged is None
+    if task.expanded:
+        missing = [
+            key
+            for key in dict.fromkeys(task.offer.depends)
+            if key in scheduler.tasks and scheduler.tasks[key].state not in PRESENT
+        ]
+        if state in (State.BLOCKED, State.READY):
+            assert task.missing == len(missing), f"misses {len(missing)}, not {task.missing}"
+            for key in missing:
+                dependency = scheduler.tasks[key]
+                assert dependency.waiters.get(task.key) is task, "nobody will wake it"
+                assert task.requests.keys() <= dependency.requests.keys(), "needs what is not wanted"
+    if state is State.BLOCKED:
+        assert task.expanded, "blocked, and its dependencies are not looked at"
+        assert task.missing or task.key in scheduler.ghosts, "blocked by nothing"
+    if state is State.READY:
+        assert not task.missing
+        for request in task.requests.values():
+            assert (task.key, request.id) in queued, "ready, and in no queue"
+    if state in (State.ASKING, State.VERIFYING):
+        asked = task in scheduler.questions.get(task.question, ())
+        assert asked or task.unanswered, "waits for an answer to a question never asked"
+
+
+def _request(scheduler: Scheduler, request: Request) -> None:
+    tasks = [scheduler.tasks[key] for key in request.needed]
+    assert all(request.id in task.requests for task in tasks)
+    missing = [task for task in tasks if task.state not in PRESENT]
+    assert request.open == len(missing)
+    charged = [task for task in scheduler.tasks.values() if task.charged is request]
+    assert request.running == len(charged)
+    if request.over:
+        assert not tasks, "over, and still wants something"
+        return
+    assert missing, "nothing is missing, and it is not over"
+    assert request.goals_left == sum(task.key in request.goals for task in missing)
+    expected = sum(task.expected for task in missing)
+    assert abs(request.work_left - expected) < 1e-3 * (1 + expected)
+
+
+def _workers(scheduler: Scheduler) -> None:
+    held = Counter(
+        id(attempt) for worker in scheduler.workers.values() for attempt in worker.held.values()
+    )
+    assert all(count == 1 for count in held.values()), "one attempt on two workers"
+    for worker in scheduler.workers.values():
+        for attempt in worker.held.values():
+            task = scheduler.tasks.get(attempt.key)
+            owned = task is not None and task.attempt is attempt
+            stray = scheduler.strays.get(attempt.key) is attempt
+            ghost = scheduler.ghosts.get(attempt.key, {}).get(attempt.id) is attempt
+            assert owned + stray + ghost == 1, f"{attempt} is of {owned + stray + ghost} kinds"
+            assert ghost == attempt.doomed
+    for attempt in scheduler.strays.values():
+        assert held[id(attempt)], "a stray that nobody holds"
+    for ghosts in scheduler.ghosts.values():
+        assert ghosts
+        assert all(held[id(attempt)] for attempt in ghosts.values()), "a ghost that nobody holds"
+    assert scheduler.capacity == sum(worker.slots for worker in scheduler.workers.values())

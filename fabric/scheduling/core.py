@@ -1,0 +1,210 @@
+"""The core: every event of the fabric, and what follows from it.
+
+`Scheduler.handle(event, now)` is the only way in.  It is pure: the same events at the same
+times give the same effects.  Times are seconds on any clock that never goes back.
+
+Workers report their whole state, again and again; what they were told is never assumed to have
+arrived.  An attempt is *held* by a worker from its assignment until that worker reports its
+end, reports without it, or is lost.  When nobody wants an attempt any more it is *doomed*: left
+out of what the worker is told to do, so that the worker kills it; until it is gone, its task
+is not begun anywhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from heapq import heappop
+from typing import Any
+
+from fabric.scheduling import view
+from fabric.scheduling.events import (
+    Answered,
+    Began,
+    Effect,
+    Ended,
+    Event,
+    Learned,
+    Refuse,
+    Tick,
+    Unanswered,
+)
+from fabric.scheduling.interest import Interest
+from fabric.scheduling.model import Attempt, Durations, Limits, Task, Worker
+from fabric.scheduling.states import Cause, State
+from fabric.wire.messages import Desired, Leave, Outcome, Poll, Report, Running, Submit, Update
+
+#: Fences of one run of the broker start at its epoch times this.
+FENCES = 1_000_000_000
+#: Attempts of lost workers remembered in case one was merely cut off.
+_GONE = 1000
+
+
+class Scheduler(Interest):
+    """All state of one broker.
+
+    ``broker`` names this run of it; ``epoch`` is larger in each run than in all before, so
+    that fences and versions grow over restarts.  ``durations`` tells how long builds took.
+    """
+
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        *,
+        broker: str = "broker",
+        epoch: int = 0,
+        durations: Durations | None = None,
+        now: float = 0.0,
+    ) -> None:
+        super().__init__(limits or Limits(), durations or {}, epoch * FENCES, now)
+        self.broker = broker
+        self._ticked = now
+        self._gone: dict[tuple[str, str], list[Task]] = {}
+        self._timer(self.grace_until, self._end_grace, None)
+        self._handlers: Mapping[type, Callable[[Any], None]] = {
+            Report: self._report,
+            Submit: self._submit,
+            Poll: self._poll,
+            Leave: self._leave,
+            Answered: self._answered,
+            Unanswered: self._unanswered,
+            Tick: self._tick,
+        }
+
+    # -- the way in, and three ways to look --------------------------------------------------
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """Take in one event; what the shell has to do now, in order.
+
+        IllegalTransition (a bug) if the table of `states` does not allow what it would do.
+        """
+        self.now = now
+        self._handlers[type(event)](event)
+        self._dispatch()
+        return self.flush()
+
+    def next_due(self) -> float:
+        """When the next `Tick` is due, at the latest."""
+        due = self._ticked + 1.0
+        return min(due, self._timers[0][0]) if self._timers else due
+
+    def desired(self, name: str) -> Desired | None:
+        """What a worker should be doing; None if there is no such worker."""
+        worker = self.workers.get(name)
+        if worker is None:
+            return None
+        self.answers += 1
+        return view.desired(self, worker, self.answers)
+
+    def update(self, request: str, seen: int, now: float) -> Update | None:
+        """A request's news since version ``seen``; None if there is no such request."""
+        known = self.requests.get(request)
+        return None if known is None else view.update(self, known, seen, now)
+
+    # -- dispatch --------------------------------------------------------------------------
+
+    def _dispatch(self) -> None:
+        while (match := self.pools.match(self.now)) is not None:
+            _, task, worker, request = match
+            if task.key in self.ghosts:
+                task.move(Cause.GHOST, self.now)
+                self.touch(task)
+                continue
+            self.fence += 1
+            attempt = Attempt(task.key, self.fence, worker.name, self.now, self.answers + 1)
+            worker.held[attempt.id] = attempt
+            task.move(Cause.ASSIGNED, self.now, worker.name)
+            self.run(task, attempt, request)
+            self.pools.place(worker, self.now)
+            self.effects.append(Began(attempt.key, attempt.fence, worker.name))
+            self.desires[worker.name] = None
+
+    # -- the store -------------------------------------------------------------------------
+
+    def _answered(self, answer: Answered) -> None:
+        for task in self.questions.pop(answer.question):
+            if task.question != answer.question:
+                continue  # it was dropped meanwhile
+            task.question = task.unanswered = 0
+            verifying = task.state is State.VERIFYING
+            if task.key in answer.present:
+                if verifying:
+                    self._learn(task)
+                stray = self.strays.get(task.key)
+                if stray is not None:
+                    self.doom(stray)
+                self.present(task)
+            elif verifying:
+                self._faulted(task, task.builder, "what it built is not in the store", Cause.ABSENT)
+            else:
+                self.absent(task)
+                stray = self.strays.get(task.key)
+                if stray is not None and task.state is State.BLOCKED:
+                    self._adopt(task, stray)
+                else:
+                    self.expand(task)
+
+    def _learn(self, task: Task) -> None:
+        if task.outcome is not None and task.outcome.seconds > 0:
+            offer, seconds = task.offer, task.outcome.seconds
+            known = self.durations.get((offer.kind, offer.name, offer.arch), seconds)
+            seconds = (known + seconds) / 2  # old news counts half each time
+            self.durations[offer.kind, offer.name, offer.arch] = seconds
+            self.effects.append(Learned(offer.kind, offer.name, offer.arch, seconds))
+
+    def _unanswered(self, event: Unanswered) -> None:
+        for task in self.questions.pop(event.question):
+            if task.question != event.question:
+                continue
+            task.question = 0
+            task.unanswered += 1
+            if task.unanswered >= self.limits.asks:
+                reason = f"the artifact store does not answer: {event.message}"
+                self.fail(task, Cause.EXHAUSTED, reason)
+            else:
+                task.move(Cause.SILENT, self.now, event.message)
+                self._timer(self.now + 0.25 * 2.0**task.unanswered, self._ask_again, task)
+
+    def _ask_again(self, task: Task) -> None:
+        asking = task.state in (State.ASKING, State.VERIFYING)
+        if asking and not task.question and self.tasks.get(task.key) is task:
+            self.ask(task)
+
+    # -- time ------------------------------------------------------------------------------
+
+    def _tick(self, _: Tick) -> None:
+        slept = self.now - self._ticked
+        if slept > self.limits.lease / 2:
+            # It was this process that did not run, so the others' silence proves nothing.
+            for worker in self.workers.values():
+                worker.heard += slept
+            for request in self.requests.values():
+                request.heard += slept
+        self._ticked = self.now
+        while self._timers and self._timers[0][0] <= self.now:
+            timer = heappop(self._timers)
+            timer[2](timer[3])
+
+    def _check_lease(self, worker: Worker) -> None:
+        if self.workers.get(worker.name) is not worker:
+            return
+        if self.now < worker.heard + self.limits.lease:
+            self._timer(worker.heard + self.limits.lease, self._check_lease, worker)
+            return
+        lost = [self.tasks[key] for key, _ in worker.held if key in self.tasks]
+        self.pools.leave(worker)
+        del self.workers[worker.name]
+        self.capacity -= worker.slots
+        self._gone[worker.name, worker.instance] = lost
+        if len(self._gone) > _GONE:
+            del self._gone[next(iter(self._gone))]
+        for attempt in list(worker.held.values()):
+            self._vanished(worker, attempt)
+
+    def _rested(self, worker: Worker) -> None:
+        if self.workers.get(worker.name) is worker:
+            self.pools.place(worker, self.now)
+
+    def _end_grace(self, _: None) -> None:
+        for key, attempt in list(self.strays.items()):
+            if key not in self.tasks:
+                self.doom(attempt)

@@ -1,0 +1,388 @@
+"""Requests and the tasks they want: what is needed, what is finished, what nobody wants.
+
+Work goes from the goals downwards.  A task exists because some request needs it; it asks the
+store first, and only if its artifact is absent do its dependencies become tasks too.  What
+became of a step, a request keeps for itself (``results``), so a task whose build failed leaves
+no trace, and whoever asks later gets a new try.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from heapq import heappush
+from typing import Any
+
+from fabric.scheduling import plan, view
+from fabric.scheduling.events import Ask, Changed, Closed, Desire, Effect, Opened, Refuse
+from fabric.scheduling.model import (
+    DEFAULT_SECONDS,
+    Attempt,
+    Durations,
+    Id,
+    Limits,
+    Request,
+    Task,
+    Worker,
+)
+from fabric.scheduling.pools import Pools
+from fabric.scheduling.states import PRESENT, Cause, State
+from fabric.wire.messages import Code, Leave, Offer, Poll, RequestState, StepState, Submit
+
+#: Requests remembered as left, so that a late copy of their `Submit` does not revive them.
+_LEFT = 1000
+
+
+class Interest:
+    """The tables, and all that happens to them on behalf of requests."""
+
+    def __init__(self, limits: Limits, durations: Durations, first: int, now: float) -> None:
+        self.limits = limits
+        self.now = now
+        self.durations = dict(durations)
+        self.tasks: dict[str, Task] = {}
+        self.workers: dict[str, Worker] = {}
+        self.requests: dict[str, Request] = {}
+        self.pools = Pools(limits)
+        self.capacity = 0  # slots of all workers
+        self.fence = self._first = first
+        self.count = 0  # numbers tasks, workers, requests, questions
+        self.strays: dict[str, Attempt] = {}  # running, but not (yet) of any running task
+        self.ghosts: dict[str, dict[Id, Attempt]] = {}  # doomed, not known to have ended
+        self.questions: dict[int, list[Task]] = {}
+        self.answers = 0  # the sequence of the last Desired
+        self.grace_until = now + limits.grace
+        self._left: dict[str, None] = {}
+        self._timers: list[tuple[float, int, Callable[[Any], None], Any]] = []
+        # gathered during one event
+        self.effects: list[Effect] = []
+        self.desires: dict[str, None] = {}
+        self._changes: dict[str, None] = {}
+        self._asks: list[Task] = []
+
+    def flush(self) -> list[Effect]:
+        """The effects of one event, each thing asked for once."""
+        effects = self.effects
+        asks = [task for task in self._asks if self.tasks.get(task.key) is task]
+        self._asks = []
+        if asks:
+            self.count += 1
+            for task in asks:
+                task.question = self.count
+            self.questions[self.count] = asks
+            effects.append(Ask(self.count, tuple(task.key for task in asks)))
+        if self.desires:
+            effects.extend(map(Desire, self.desires))
+            self.desires = {}
+        for id in self._changes:
+            request = self.requests.get(id)
+            if request is not None:
+                effects.append(Changed(id, request.over))
+        self._changes = {}
+        self.effects = []
+        return effects
+
+    def _timer(self, due: float, action: Callable[[Any], None], subject: object) -> None:
+        self.count += 1
+        heappush(self._timers, (due, self.count, action, subject))
+
+    # -- requests come and go ------------------------------------------------------------------
+
+    def _submit(self, submit: Submit) -> None:
+        known = self.requests.get(submit.request)
+        if known is not None:
+            known.heard = self.now
+            self._changes[known.id] = None
+            return
+        if submit.request in self._left:
+            self._refuse(submit.request, "unknown-request", "this request was left")
+            return
+        reason = plan.problem(submit) or self._disagreement(submit)
+        if reason:
+            self._refuse(submit.request, "bad-request", reason)
+            return
+        offers = {offer.key: offer for offer in submit.steps}
+        self.count += 1
+        request = Request(
+            id=submit.request,
+            number=self.count,
+            title=submit.title,
+            offers=offers,
+            goals=frozenset(submit.goals),
+            keep_going=submit.keep_going,
+            ranks=plan.ranks(offers, self.expected),
+            heard=self.now,
+            since=self.now,
+            version=self._first,
+        )
+        self.requests[request.id] = request
+        self.effects.append(Opened(request.id, request.title))
+        self._timer(self.now + self.limits.patience, self._check_patience, request)
+        self._need(request, dict.fromkeys(submit.goals))
+        self._check_over(request)
+        self._changes[request.id] = None
+
+    def _disagreement(self, submit: Submit) -> str:
+        """A key names all that goes into an artifact, dependencies too."""
+        for offer in submit.steps:
+            task = self.tasks.get(offer.key)
+            if task is not None and task.offer.depends != offer.depends:
+                return f"{offer.name}: another request says it depends on other things"
+        return ""
+
+    def _refuse(self, about: str, code: Code, reason: str) -> None:
+        self.effects.append(Refuse(about, code, reason))
+
+    def _poll(self, poll: Poll) -> None:
+        request = self.requests.get(poll.request)
+        if request is None:
+            self._refuse(poll.request, "unknown-request", "there is no such request (any more)")
+        else:
+            request.heard = self.now
+            self._changes[request.id] = None
+
+    def _leave(self, leave: Leave) -> None:
+        self._left[leave.request] = None
+        if len(self._left) > _LEFT:
+            del self._left[next(iter(self._left))]
+        request = self.requests.get(leave.request)
+        if request is not None:
+            self._forget(request)
+
+    def _check_patience(self, request: Request) -> None:
+        if self.requests.get(request.id) is not request:
+            return
+        due = request.heard + self.limits.patience
+        if self.now < due:
+            self._timer(due, self._check_patience, request)
+        else:
+            self._forget(request)
+
+    def _forget(self, request: Request) -> None:
+        if not request.over:
+            self._finish(request, "cancelled", "left by its initiator")
+        del self.requests[request.id]
+
+    # -- what is needed --------------------------------------------------------------------
+
+    def expected(self, offer: Offer) -> float:
+        """Seconds a step should take."""
+        seconds = self.durations.get((offer.kind, offer.name, offer.arch))
+        return DEFAULT_SECONDS.get(offer.kind, 60.0) if seconds is None else seconds
+
+    def _need(self, request: Request, keys: Iterable[str]) -> None:
+        """A request wants these artifacts, and whatever they turn out to need."""
+        stack = list(keys)
+        stack.reverse()
+        while stack:
+            key = stack.pop()
+            if key in request.needed:
+                continue
+            request.needed[key] = None
+            task = self.tasks.get(key)
+            if task is None:
+                self.count += 1
+                offer = request.offers[key]
+                task = self.tasks[key] = Task(offer, self.count, self.expected(offer))
+                self.ask(task)
+            task.requests[request.id] = request
+            request.lost.pop(key, None)  # someone tries again what failed for this request
+            if task.state in PRESENT:
+                self._has(request, task)
+                continue
+            request.open += 1
+            request.work_left += task.expected
+            request.goals_left += key in request.goals
+            heappush(request.longest, (-request.ranks.get(key, 0.0), key))
+            if task.state is not State.ASKING:
+                request.state = "building"
+                self._news(request, key)
+            if task.state is State.READY:
+                self.pools.push(task, request, self.now)
+            elif task.state is State.BLOCKED and task.expanded:
+                stack.extend(reversed(task.offer.depends))
+
+    def ask(self, task: Task) -> None:
+        """Put a task to the store at the end of this event."""
+        self._asks.append(task)
+
+    def absent(self, task: Task) -> None:
+        """The store does not have it: it has to be built."""
+        task.move(Cause.ABSENT, self.now)
+        for request in task.requests.values():
+            request.state = "building"
+        self.touch(task)
+
+    def expand(self, task: Task) -> None:
+        """A task has to wait for what it needs, if anything is missing."""
+        if not task.expanded:
+            depends = tuple(dict.fromkeys(task.offer.depends))
+            for request in list(task.requests.values()):
+                for key in depends:
+                    if key in request.lost and key not in self.tasks:
+                        self._give_up(request, task, request.offers[key].name)
+                        self._check_over(request)
+                        break
+                else:
+                    self._need(request, depends)
+            if not task.requests:
+                return
+            task.expanded = True
+            for key in depends:
+                dependency = self.tasks[key]
+                if dependency.state not in PRESENT:
+                    task.missing += 1
+                    dependency.waiters[task.key] = task
+        self.unblock(task)
+
+    def unblock(self, task: Task) -> None:
+        """Nothing may stand in its way any more: then it is ready."""
+        if task.state is State.BLOCKED and not task.missing and task.key not in self.ghosts:
+            task.move(Cause.FREED, self.now)
+            for request in task.requests.values():
+                self.pools.push(task, request, self.now)
+            self.touch(task)
+
+    # -- running -----------------------------------------------------------------------------
+
+    def run(self, task: Task, attempt: Attempt, request: Request) -> None:
+        """An attempt at a task runs, and counts as this request's share."""
+        task.attempt, task.fence, task.builder = attempt, attempt.fence, attempt.worker
+        task.charged = request
+        request.running += 1
+        self.touch(task)
+
+    def stop(self, task: Task) -> None:
+        """A task's attempt is no longer its own."""
+        task.attempt = None
+        if task.charged is not None:
+            task.charged.running -= 1
+            task.charged = None
+
+    def doom(self, attempt: Attempt) -> None:
+        """Nobody wants an attempt: have it killed."""
+        attempt.doomed = True
+        attempt.told = self.answers + 1
+        if self.strays.get(attempt.key) is attempt:
+            del self.strays[attempt.key]
+        self.ghosts.setdefault(attempt.key, {})[attempt.id] = attempt
+        self.desires[attempt.worker] = None
+
+    # -- what is finished ------------------------------------------------------------------
+
+    def present(self, task: Task) -> None:
+        """The store has it."""
+        task.move(Cause.PRESENT, self.now)
+        requests = list(task.requests.values())
+        for request in requests:
+            self._close(request, task)
+            request.goals_left -= task.key in request.goals
+            self._has(request, task)
+        for waiter in task.waiters.values():
+            waiter.missing -= 1
+            self.unblock(waiter)
+        task.waiters.clear()
+        for request in requests:
+            self._check_over(request)
+
+    def _has(self, request: Request, task: Task) -> None:
+        request.results[task.key] = view.step(task, self.now)
+        self._news(request, task.key)
+
+    def fail(self, task: Task, cause: Cause, message: str) -> None:
+        """Its build fails, for all who want it now."""
+        task.move(cause, self.now, message)
+        waiters = list(task.waiters.values())
+        for request in list(task.requests.values()):
+            request.failures.append(task.key)
+            request.lost[task.key] = None
+            request.results[task.key] = view.failure(task, message)
+            self._news(request, task.key)
+            self._drop(request, task)
+            if request.keep_going:
+                for waiter in waiters:
+                    self._give_up(request, waiter, task.offer.name)
+            self._check_over(request)
+
+    def _give_up(self, request: Request, task: Task, culprit: str) -> None:
+        """A request cannot have this task, nor what waits for it, because of ``culprit``."""
+        stack = [task]
+        while stack:
+            task = stack.pop()
+            if request.id not in task.requests:
+                continue
+            stack.extend(task.waiters.values())
+            request.lost[task.key] = None
+            message = f"needs {culprit}, which failed"
+            request.results[task.key] = StepState(task.key, "cancelled", message=message)
+            self._news(request, task.key)
+            self._drop(request, task)
+
+    def _check_over(self, request: Request) -> None:
+        if request.over:
+            return
+        if request.failures:
+            if not request.keep_going or not request.open:
+                first = request.offers[request.failures[0]].name
+                more = len(request.failures) - 1
+                self._finish(request, "failed", first + (f" and {more} more" if more else ""))
+        elif not request.goals_left:
+            self._finish(request, "done", "")
+
+    def _finish(self, request: Request, state: RequestState, message: str) -> None:
+        request.state, request.message = state, message
+        for key in list(request.needed):
+            task = self.tasks[key]
+            if task.live and key in request.changed:
+                request.results[key] = StepState(key, "cancelled", fence=task.fence)
+                self._news(request, key)
+            self._drop(request, task)
+        self.effects.append(Closed(request.id, state))
+        request.version += 1
+        self._changes[request.id] = None
+
+    # -- what nobody wants -----------------------------------------------------------------
+
+    def _close(self, request: Request, task: Task) -> None:
+        request.open -= 1
+        request.work_left -= task.expected
+
+    def _drop(self, request: Request, task: Task) -> None:
+        """A request no longer wants a task."""
+        del request.needed[task.key]
+        del task.requests[request.id]
+        if task.state not in PRESENT:
+            self._close(request, task)
+        if task.requests:
+            if task.charged is request:
+                request.running -= 1
+                task.charged = next(iter(task.requests.values()))
+                task.charged.running += 1
+            return
+        if task.state is not State.FAILED:
+            task.move(Cause.UNWANTED, self.now)
+        if task.attempt is not None:
+            self.doom(task.attempt)
+            self.stop(task)
+        task.question = 0
+        if task.expanded:
+            for key in task.offer.depends:
+                dependency = self.tasks.get(key)
+                if dependency is not None:
+                    dependency.waiters.pop(task.key, None)
+        del self.tasks[task.key]
+        stray = self.strays.get(task.key)
+        if stray is not None:
+            self.doom(stray)
+
+    # -- news ------------------------------------------------------------------------------
+
+    def touch(self, task: Task) -> None:
+        """There is news of a task, for all who want it."""
+        for request in task.requests.values():
+            self._news(request, task.key)
+
+    def _news(self, request: Request, key: str) -> None:
+        request.version += 1
+        request.changed.pop(key, None)
+        request.changed[key] = request.version
+        self._changes[request.id] = None

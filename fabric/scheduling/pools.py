@@ -1,0 +1,230 @@
+"""Which ready task goes to which worker.
+
+A *pool* is one set of needs (architecture and features): the tasks that have it, the workers
+that meet it.  There are few pools, and every step here costs the same however many tasks wait.
+
+Requests share the workers: the one with the fewest attempts running comes first, and within it
+the task with the longest way to the end, and then the older task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from heapq import heappop, heappush
+from typing import NamedTuple
+
+from fabric.scheduling.model import Limits, Request, Task, Worker
+from fabric.scheduling.states import State
+from fabric.wire.messages import Offer
+
+#: (running attempts of the request, its number, -rank, the task's number): least first.
+Order = tuple[int, int, float, int]
+
+
+class Match(NamedTuple):
+    order: Order
+    task: Task
+    worker: Worker
+    request: Request
+
+
+class Pool:
+    """Ready tasks and workers for one set of needs."""
+
+    def __init__(self, arch: str, needs: frozenset[str], limits: Limits) -> None:
+        self.arch = arch
+        self.needs = needs
+        self.members: dict[str, Worker] = {}
+        self._limits = limits
+        #: request id -> (the request, heap of its ready tasks).  Tasks that are ready no more
+        #: are thrown out when they reach the top.
+        self._queues: dict[str, tuple[Request, list[tuple[float, int, int, Task]]]] = {}
+        #: ready tasks that some machine was unable to do; few
+        self._choosy: dict[str, Task] = {}
+        self._pushes = 0
+        #: load -> workers with room that carry it, longest there first
+        self._by_load: list[dict[str, Worker]] = []
+        self._load: dict[str, int] = {}
+
+    def serves(self, worker: Worker) -> bool:
+        return worker.arch == self.arch and self.needs <= worker.features
+
+    # -- workers -----------------------------------------------------------------------
+
+    def place(self, worker: Worker, now: float) -> bool:
+        """Note how much room a member has; whether it has any."""
+        load = len(worker.held) if worker.room and worker.rests_until <= now else -1
+        if self._load.get(worker.name, -1) == load:
+            return load >= 0
+        self.unplace(worker)
+        if load < 0:
+            return False
+        while len(self._by_load) <= load:
+            self._by_load.append({})
+        self._by_load[load][worker.name] = worker
+        self._load[worker.name] = load
+        return True
+
+    def unplace(self, worker: Worker) -> None:
+        load = self._load.pop(worker.name, None)
+        if load is not None:
+            del self._by_load[load][worker.name]
+
+    def _freest(self, now: float, avoid: dict[str, str]) -> Worker | None:
+        """The least loaded worker with room that is not to be avoided."""
+        for workers in self._by_load:
+            for worker in workers.values():
+                if now - worker.heard > self._limits.stale:
+                    continue
+                if worker.name not in avoid:
+                    return worker
+        return None
+
+    # -- tasks -------------------------------------------------------------------------
+
+    def push(self, task: Task, request: Request) -> None:
+        """Queue a ready task on behalf of one of those who want it."""
+        if task.faults:
+            self._choosy[task.key] = task
+            return
+        self._pushes += 1
+        entry = (-request.ranks.get(task.key, 0.0), task.number, self._pushes, task)
+        _, heap = self._queues.setdefault(request.id, (request, []))
+        heappush(heap, entry)
+
+    def _next(self) -> tuple[Order, Task, Request] | None:
+        """The ready task that comes first."""
+        best: tuple[int, int] | None = None
+        for request, heap in list(self._queues.values()):
+            while heap and not _waits(heap[0][3], request):
+                heappop(heap)
+            if not heap:
+                del self._queues[request.id]
+            elif best is None or (request.running, request.number) < best:
+                best = (request.running, request.number)
+                chosen, top = request, heap[0]
+        if best is None:
+            return None
+        return (*best, top[0], top[1]), top[3], chosen
+
+    def match(self, now: float) -> Match | None:
+        """The task that comes first with a worker for it; None if nothing can be matched."""
+        worker = self._freest(now, {})
+        if worker is None:
+            return None
+        found = None
+        first = self._next()
+        if first is not None:
+            found = Match(first[0], first[1], worker, first[2])
+        for task in list(self._choosy.values()):
+            request = min(task.requests.values(), key=lambda r: (r.running, r.number), default=None)
+            if task.state is not State.READY or request is None:
+                del self._choosy[task.key]
+                continue
+            order = (
+                request.running,
+                request.number,
+                -request.ranks.get(task.key, 0.0),
+                task.number,
+            )
+            if found is None or order < found.order:
+                other = self.worker_for(task, now)
+                if other is not None:
+                    found = Match(order, task, other, request)
+        return found
+
+    def worker_for(self, task: Task, now: float) -> Worker | None:
+        """A worker with room: one that has not been unable to do it, if there is such a one."""
+        if all(name in task.faults for name in self.members):
+            return self._freest(now, {})
+        return self._freest(now, task.faults)
+
+    def waiting(self) -> Iterator[tuple[Order, Task]]:
+        """All ready tasks, in no order, some more than once.  For `why`, not for dispatch."""
+        for request, heap in self._queues.values():
+            for entry in heap:
+                if _waits(entry[3], request):
+                    yield _order(entry[3])[0], entry[3]
+        for task in self._choosy.values():
+            if task.state is State.READY and task.requests:
+                yield _order(task)[0], task
+
+
+class Pools:
+    """All pools, and which of them might have a match."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._pools: dict[tuple[str, frozenset[str]], Pool] = {}
+        self._of: dict[str, list[Pool]] = {}
+        self._workers: dict[str, Worker] = {}
+        self._stirred: dict[Pool, None] = {}
+
+    def all(self) -> Iterable[Pool]:
+        return self._pools.values()
+
+    def of(self, offer: Offer, now: float) -> Pool:
+        """The pool of tasks such as this."""
+        needs = (offer.arch, frozenset(offer.needs))
+        pool = self._pools.get(needs)
+        if pool is None:
+            pool = self._pools[needs] = Pool(*needs, self._limits)
+            for worker in self._workers.values():
+                if pool.serves(worker):
+                    pool.members[worker.name] = worker
+                    pool.place(worker, now)
+                    self._of[worker.name].append(pool)
+        return pool
+
+    def join(self, worker: Worker) -> None:
+        """A worker registered, or changed what it is."""
+        self.leave(worker)
+        self._workers[worker.name] = worker
+        self._of[worker.name] = [pool for pool in self._pools.values() if pool.serves(worker)]
+        for pool in self._of[worker.name]:
+            pool.members[worker.name] = worker
+
+    def leave(self, worker: Worker) -> None:
+        for pool in self._of.pop(worker.name, ()):
+            pool.unplace(worker)
+            del pool.members[worker.name]
+            self._stirred[pool] = None  # a task may have waited for just this one
+        self._workers.pop(worker.name, None)
+
+    def place(self, worker: Worker, now: float) -> None:
+        """A worker's room may have changed."""
+        for pool in self._of.get(worker.name, ()):
+            if pool.place(worker, now):
+                self._stirred[pool] = None
+
+    def push(self, task: Task, request: Request, now: float) -> None:
+        pool = self.of(task.offer, now)
+        pool.push(task, request)
+        self._stirred[pool] = None
+
+    def match(self, now: float) -> Match | None:
+        """The best match of all pools; None once there is none."""
+        best: Match | None = None
+        for pool in list(self._stirred):
+            found = pool.match(now)
+            if found is None:
+                del self._stirred[pool]
+            elif best is None or found.order < best.order:
+                best = found
+        return best
+
+
+def order_of(task: Task) -> Order:
+    """Where a ready task stands among others.  Only tasks of one pool compare."""
+    return _order(task)[0]
+
+
+def _order(task: Task) -> tuple[Order, Request]:
+    """Where a task stands, and the request that brings it there."""
+    request = min(task.requests.values(), key=lambda each: (each.running, each.number))
+    rank = request.ranks.get(task.key, 0.0)
+    return (request.running, request.number, -rank, task.number), request
+
+
+def _waits(task: Task, request: Request) -> bool:
+    return task.state is State.READY and request.id in task.requests

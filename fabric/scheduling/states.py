@@ -1,0 +1,90 @@
+"""The one table of what may happen to a task.  Whatever it does not list is an error.
+
+A task is the work for one artifact.  Who wants it is a thing apart (`model.Request`), and so is
+the try at it on one machine (`model.Attempt`); cancelling is therefore no state: the last
+interest leaves, and the task is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """Where the work for one artifact stands."""
+
+    ASKING = "asking"  # does the store have it?
+    BLOCKED = "blocked"  # it does not; some dependency is missing
+    READY = "ready"  # everything is there but a worker
+    RUNNING = "running"  # an attempt is on a worker
+    VERIFYING = "verifying"  # a worker says it is done: does the store have it?
+    CACHED = "cached"  # the store had it all along
+    DONE = "done"  # built, and the store has it
+    FAILED = "failed"  # its build fails, or takes every machine down
+    DROPPED = "dropped"  # nobody wants it any more
+
+
+class Cause(StrEnum):
+    """What moves a task from one state to another."""
+
+    PRESENT = "the store has it"
+    ABSENT = "the store does not have it"
+    SILENT = "the store does not answer"
+    FREED = "nothing stands in its way"
+    GHOST = "an earlier attempt has not ended yet"
+    ASSIGNED = "given to a worker"
+    ADOPTED = "a worker already runs it"
+    FINISHED = "the worker says it is done"
+    BROKE = "a build command failed"
+    FAULTED = "the machine could not do it"
+    RETURNED = "the worker handed it back"
+    LOST = "the worker was lost"
+    EXHAUSTED = "it was tried often enough"
+    UNWANTED = "nobody wants it any more"
+
+
+S, C = State, Cause
+
+TABLE: dict[tuple[State, Cause], State] = {
+    (S.ASKING, C.PRESENT): S.CACHED,
+    (S.ASKING, C.ABSENT): S.BLOCKED,
+    (S.ASKING, C.SILENT): S.ASKING,
+    (S.ASKING, C.EXHAUSTED): S.FAILED,
+    (S.BLOCKED, C.FREED): S.READY,
+    (S.BLOCKED, C.ADOPTED): S.RUNNING,
+    (S.READY, C.ASSIGNED): S.RUNNING,
+    (S.READY, C.ADOPTED): S.RUNNING,
+    (S.READY, C.GHOST): S.BLOCKED,
+    (S.RUNNING, C.FINISHED): S.VERIFYING,
+    (S.RUNNING, C.BROKE): S.FAILED,
+    (S.RUNNING, C.FAULTED): S.BLOCKED,
+    (S.RUNNING, C.RETURNED): S.BLOCKED,
+    (S.RUNNING, C.LOST): S.BLOCKED,
+    (S.RUNNING, C.EXHAUSTED): S.FAILED,
+    (S.VERIFYING, C.PRESENT): S.DONE,
+    (S.VERIFYING, C.ABSENT): S.BLOCKED,
+    (S.VERIFYING, C.SILENT): S.VERIFYING,
+    (S.VERIFYING, C.EXHAUSTED): S.FAILED,
+    **{(state, C.UNWANTED): S.DROPPED for state in S if state not in (S.FAILED, S.DROPPED)},
+}
+
+#: The artifact is in the store.
+PRESENT = frozenset({S.CACHED, S.DONE})
+#: Work remains to be done.
+LIVE = frozenset({S.ASKING, S.BLOCKED, S.READY, S.RUNNING, S.VERIFYING})
+
+
+class IllegalTransition(AssertionError):
+    """An event came that the table does not know: a bug of the core, told with its story."""
+
+
+def diagram() -> Iterator[str]:
+    """The table as lines of a Mermaid state diagram."""
+    yield "stateDiagram-v2"
+    yield f"    [*] --> {S.ASKING}: somebody wants it"
+    for (state, cause), then in TABLE.items():
+        if cause is not C.UNWANTED:
+            yield f"    {state} --> {then}: {cause}"
+    for state in (S.CACHED, S.DONE, S.FAILED):
+        yield f"    {state} --> [*]"

@@ -1,0 +1,135 @@
+"""The core's state as messages: what a worker should do, where a request stands."""
+
+from __future__ import annotations
+
+from heapq import heappop
+from typing import TYPE_CHECKING
+
+from fabric.scheduling.states import PRESENT
+from fabric.scheduling.states import State as TaskState
+from fabric.wire.messages import Assignment, Attempt, Desired, State, StepState, Update
+
+if TYPE_CHECKING:
+    from fabric.scheduling.core import Scheduler
+    from fabric.scheduling.model import Request, Task, Worker
+
+_SHOWN: dict[TaskState, State] = {
+    TaskState.ASKING: "waiting",
+    TaskState.BLOCKED: "waiting",
+    TaskState.READY: "ready",
+    TaskState.RUNNING: "running",
+    TaskState.VERIFYING: "running",
+    TaskState.CACHED: "cached",
+    TaskState.DONE: "done",
+    TaskState.FAILED: "failed",
+    TaskState.DROPPED: "cancelled",
+}
+
+
+def desired(scheduler: Scheduler, worker: Worker, sequence: int) -> Desired:
+    """Everything one worker should be doing."""
+    start = []
+    keep = []
+    for attempt in worker.held.values():
+        if attempt.doomed:
+            continue
+        task = scheduler.tasks.get(attempt.key)
+        if not attempt.confirmed and task is not None:
+            start.append(Assignment(attempt.key, attempt.fence, task.offer.job))
+        else:
+            keep.append(Attempt(attempt.key, attempt.fence))
+    return Desired(
+        sequence=sequence,
+        broker=scheduler.broker,
+        start=tuple(start),
+        keep=tuple(keep),
+        settled=tuple(Attempt(*id) for id in worker.settled),
+    )
+
+
+def step(task: Task, now: float) -> StepState:
+    """A task as its requests see it, but for the message of a failure."""
+    state = _SHOWN[task.state]
+    attempt = task.attempt
+    if attempt is not None:
+        return StepState(
+            task.key,
+            state,
+            fence=attempt.fence,
+            worker=attempt.worker,
+            phase=attempt.phase,
+            running_for=now - attempt.since,
+            expected=task.expected,
+            log_size=attempt.log_size,
+        )
+    outcome = task.outcome
+    if outcome is None or state in ("waiting", "ready", "cached"):
+        return StepState(task.key, state, expected=task.expected)
+    return StepState(
+        task.key,
+        state,
+        fence=outcome.fence,
+        worker=task.builder,
+        phase="verify" if task.state is TaskState.VERIFYING else "",
+        expected=task.expected,
+        seconds=outcome.seconds,
+        log_size=outcome.log_size,
+        log_sha256=outcome.log_sha256,
+    )
+
+
+def failure(task: Task, message: str) -> StepState:
+    """A failed task, with why."""
+    outcome = task.outcome
+    if outcome is None:
+        return StepState(task.key, "failed", fence=task.fence, worker=task.builder, message=message)
+    return StepState(
+        task.key,
+        "failed",
+        fence=outcome.fence,
+        worker=task.builder,
+        message=message,
+        failed_phase=outcome.phase,
+        failed_command=outcome.command,
+        seconds=outcome.seconds,
+        log_size=outcome.log_size,
+        log_sha256=outcome.log_sha256,
+    )
+
+
+def update(scheduler: Scheduler, request: Request, seen: int, now: float) -> Update:
+    """A request's news since version ``seen``."""
+    steps = []
+    for key in reversed(request.changed):
+        if request.changed[key] <= seen:
+            break
+        result = request.results.get(key)
+        task = scheduler.tasks.get(key)
+        if key in request.needed and task is not None and task.state not in PRESENT:
+            steps.append(step(task, now))
+        elif result is not None:
+            steps.append(result)
+    steps.reverse()
+    return Update(
+        request=request.id,
+        version=request.version,
+        state=request.state,
+        steps=tuple(steps),
+        left=0.0 if request.over else _left(scheduler, request, now),
+        message=request.message,
+    )
+
+
+def _left(scheduler: Scheduler, request: Request, now: float) -> float:
+    """Seconds until the end: by the longest path, or by the work and those who do it."""
+    longest = 0.0
+    while request.longest:
+        rank, key = request.longest[0]
+        task = scheduler.tasks.get(key)
+        if key in request.needed and task is not None and task.state not in PRESENT:
+            longest = -rank
+            if task.attempt is not None:
+                longest -= min(task.expected, now - task.attempt.since)
+            break
+        heappop(request.longest)
+    return max(longest, request.work_left / max(1, scheduler.capacity))

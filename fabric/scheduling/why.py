@@ -1,0 +1,179 @@
+"""Why is this waiting?  And what has happened to it?  Pure reading of the core's state.
+
+`why` answers in whole sentences, most important first; it always has an answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fabric.scheduling.pools import order_of
+from fabric.scheduling.states import PRESENT, State
+
+if TYPE_CHECKING:
+    from fabric.scheduling.core import Scheduler
+    from fabric.scheduling.model import Request, Task, Worker
+
+#: At most this many dependencies, or workers, are told of one by one.
+MANY = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Why:
+    """Where a task stands, and what it waits for."""
+
+    key: str
+    name: str
+    state: str  # as in `states.State`, or "unknown"
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} is {self.state}: " + "; ".join(self.reasons)
+
+
+def why(scheduler: Scheduler, key: str, now: float) -> Why:
+    """What a task waits for."""
+    task = scheduler.tasks.get(key)
+    if task is None:
+        return Why(key, key[:12], "unknown", ("no request needs it now",))
+    tell = {
+        State.ASKING: _asking,
+        State.BLOCKED: _blocked,
+        State.READY: _ready,
+        State.RUNNING: _running,
+        State.VERIFYING: _asking,
+        State.CACHED: _present,
+        State.DONE: _present,
+    }[task.state]
+    return Why(key, task.offer.name, task.state.value, tuple(tell(scheduler, task, now)))
+
+
+def why_request(scheduler: Scheduler, request: Request, now: float) -> str:
+    """Why nothing of a request runs; "" if something does, or it is over.
+
+    Costs the same whatever the size of the request.
+    """
+    if request.over or request.running:
+        return ""
+    while request.longest:  # the step with the longest way to the end, or one it waits for
+        task = scheduler.tasks.get(request.longest[0][1])
+        if task is None or request.id not in task.requests or task.state in PRESENT:
+            return ""
+        while task.state is State.BLOCKED:
+            below = next((d for d in _missing(scheduler, task)), None)
+            if below is None:
+                break
+            task = below
+        return str(why(scheduler, task.key, now))
+    return ""
+
+
+def story(task: Task) -> str:
+    """All that happened to a task, a line for each transition, times from the first on."""
+    start = task.story[0].at if task.story else 0.0
+    lines = [f"{task.offer.name} ({task.key[:12]})"]
+    for line in task.story:
+        detail = f" ({line.detail})" if line.detail else ""
+        lines.append(f"  {line.at - start:+9.3f} s  {line.state:<9}  {line.cause}{detail}")
+    return "\n".join(lines)
+
+
+def _asking(_: Scheduler, task: Task, now: float) -> list[str]:
+    since = f", for {now - task.story[-1].at:.1f} s" if task.story else ""
+    told = [f"the artifact store is asked whether it has it{since}"]
+    if task.unanswered:
+        told.append(f"it failed to answer {task.unanswered} times: {task.story[-1].detail}")
+    return told
+
+
+def _blocked(scheduler: Scheduler, task: Task, now: float) -> list[str]:
+    told = []
+    missing = list(_missing(scheduler, task))
+    # What is being worked on says more than what waits itself.
+    missing.sort(key=lambda each: (each.state in (State.BLOCKED, State.ASKING), each.number))
+    for dependency in missing[:MANY]:
+        told.append(f"it needs {dependency.offer.name}, {_briefly(dependency, now)}")
+    if len(missing) > MANY:
+        told.append(f"and {len(missing) - MANY} more")
+    for attempt in scheduler.ghosts.get(task.key, {}).values():
+        told.append(f"an earlier attempt on {attempt.worker}, no longer wanted, has not ended yet")
+    return told
+
+
+def _ready(scheduler: Scheduler, task: Task, now: float) -> list[str]:
+    pool = scheduler.pools.of(task.offer, now)
+    if not scheduler.workers:
+        return ["there is no worker"]
+    if not pool.members:
+        told = ["no worker can do it"]
+        for worker in list(scheduler.workers.values())[:MANY]:
+            told.append(f"{worker.name}: {_unfit(worker, task)}")
+        if len(scheduler.workers) > MANY:
+            told.append(f"and {len(scheduler.workers) - MANY} more workers")
+        return told
+    ahead = {other.key for order, other in pool.waiting() if order < order_of(task)}
+    place = len(ahead) + 1
+    told = [f"it is number {place} in the queue of {len(pool.members)} workers that can do it"]
+    obstacles: dict[str, list[str]] = {}
+    for worker in pool.members.values():
+        obstacles.setdefault(_obstacle(scheduler, worker, task, now), []).append(worker.name)
+    for obstacle, names in obstacles.items():
+        more = f" and {len(names) - MANY} more" if len(names) > MANY else ""
+        told.append(f"{', '.join(names[:MANY])}{more}: {obstacle}")
+    return told
+
+
+def _running(_: Scheduler, task: Task, now: float) -> list[str]:
+    return [_briefly(task, now)]
+
+
+def _present(_: Scheduler, task: Task, __: float) -> list[str]:
+    built = f", built by {task.builder}" if task.state is State.DONE else ""
+    return [f"the artifact store has it{built}"]
+
+
+def _missing(scheduler: Scheduler, task: Task) -> list[Task]:
+    if not task.missing:
+        return []
+    found = (scheduler.tasks[key] for key in dict.fromkeys(task.offer.depends))
+    return [each for each in found if each.state not in PRESENT]
+
+
+def _briefly(task: Task, now: float) -> str:
+    attempt = task.attempt
+    if attempt is not None:
+        phase = f", at {attempt.phase}" if attempt.phase else ""
+        return (
+            f"building on {attempt.worker} for {now - attempt.since:.0f} s of about"
+            f" {task.expected:.0f}{phase}"
+        )
+    return {
+        State.ASKING: "which the store is asked for",
+        State.BLOCKED: "which waits itself",
+        State.READY: "which waits for a worker",
+        State.VERIFYING: "which is built and being verified",
+    }.get(task.state, str(task.state))
+
+
+def _unfit(worker: Worker, task: Task) -> str:
+    """Why a worker can never do a task."""
+    if worker.arch != task.offer.arch:
+        return f"its architecture is {worker.arch}, not {task.offer.arch}"
+    lacks = [need for need in task.offer.needs if need not in worker.features]
+    return f"it lacks {', '.join(lacks)}"
+
+
+def _obstacle(scheduler: Scheduler, worker: Worker, task: Task, now: float) -> str:
+    """Why a worker that could do a task does not begin it now."""
+    if worker.draining:
+        return "draining"
+    if now - worker.heard > scheduler.limits.stale:
+        return f"not heard of for {now - worker.heard:.0f} s"
+    if worker.rests_until > now:
+        return f"rests for {worker.rests_until - now:.0f} s after {worker.faults} faults in a row"
+    if not worker.room:
+        return "busy"
+    if worker.name in task.faults:
+        return f"was unable to do it: {task.faults[worker.name]}"
+    return "free, and about to get it"

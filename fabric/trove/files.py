@@ -1,0 +1,64 @@
+"""Files that several processes share: locks, digests, and making sure of the disk."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+CHUNK = 1024 * 1024
+
+
+@contextlib.contextmanager
+def locked(file: Path, *, shared: bool = False) -> Iterator[None]:
+    """Hold the lock ``file`` among processes and threads; wait for it as long as it takes.
+
+    The kernel lets go of it when its holder dies.  The file stays and stays empty.
+    """
+    try:
+        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except FileNotFoundError:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def sha256_of(file: Path) -> str:
+    """The file's SHA-256 as 64 hex digits."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def fsync(path: Path) -> None:
+    """Wait until a file's content, or a directory's entries, are on the disk."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory, with those above it, so that a power cut does not undo it."""
+    if path.is_dir():
+        return
+    make_directory(path.parent)
+    path.mkdir(exist_ok=True)
+    fsync(path.parent)
+
+
+def sync_filesystem(path: Path) -> None:
+    """Wait until all that was written to the file system of ``path`` is on the disk.
+
+    For trees of many files, where a fsync each would take far longer.
+    """
+    import subprocess
+
+    subprocess.run(["sync", "--file-system", path], check=True)

@@ -1,0 +1,311 @@
+"""Bare git repositories of the trove: git's own command line, and shortcuts past it.
+
+A fully cached build asks for dozens of refs; starting git for each would take longer than all
+the rest.  So refs are read from the repository's files, and what is known of a commit (its
+tree, its submodules) never changes, so it is kept in a file `facts` inside the repository.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from fabric.errors import SourceError
+
+if TYPE_CHECKING:
+    import subprocess  # at run time only where git is started: a cached build never does
+
+Progress = Callable[[str], None]
+
+SHA = re.compile(r"[0-9a-f]{40}")
+#: What git accepts as the name of a ref, as far as it matters here.
+_REF = re.compile(r"(?!-)(?!.*(\.\.|@\{|//|/\.|\.lock(/|$)))[^\x00-\x20\x7f~^:?*\[\\]+(?<![./])")
+_IMPORT_KEY = re.compile(rb"^Import-Key: ([0-9a-f]{64})$", re.M)
+#: Settings of every repository here, whatever the user's are.
+_SETTINGS = (
+    "gc.auto=0",  # gc in the background would race with us, and drop what refs left behind
+    "maintenance.auto=false",
+    "fetch.unpackLimit=1",  # packs, not thousands of loose files
+    "core.fsync=committed",
+    "uploadpack.allowAnySHA1InWant=true",  # a worker asks for the very commit
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """What never changes about a commit."""
+
+    tree: str
+    import_key: str  # of the lorry import that made it; "" for any other commit
+    submodules: tuple[tuple[str, str, str], ...]  # (path, commit, URL in .gitmodules or "")
+
+
+class Repository:
+    """The bare repository at ``path``, which need not exist yet."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._facts: dict[str, Fact | str] | None = None
+
+    @property
+    def exists(self) -> bool:
+        return (self.path / "HEAD").exists()
+
+    def create(self) -> None:
+        """Make it, empty, if it is not there."""
+        if not self.exists:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            run(["init", "--quiet", "--bare", "--initial-branch=main", str(self.path)])
+            for setting in _SETTINGS:
+                name, _, value = setting.partition("=")
+                self.run("config", name, value)
+
+    # -- reading without git -----------------------------------------------------------------
+
+    def find(self, ref: str) -> tuple[str, str] | None:
+        """The commit that ``ref`` names and the full name of the ref ("" for a commit's id).
+
+        Tags come before branches, as with git.  None if there is no such ref or commit.
+        """
+        if not self.exists:
+            return None
+        if SHA.fullmatch(ref):
+            return (ref, "") if self._has_commit(ref) else None
+        if not _REF.fullmatch(ref):
+            return None
+        packed: Mapping[str, str] | None = None
+        for prefix in ("refs/tags/", "refs/heads/", "refs/", ""):
+            name = prefix + ref
+            if not name.startswith("refs/"):
+                continue
+            found = self._loose(name)
+            if found is None:
+                packed = self._packed() if packed is None else packed
+                found = packed.get(name)
+            if found is not None:
+                return self._peeled(found), name
+        return None
+
+    def _loose(self, name: str, depth: int = 5) -> str | None:
+        try:
+            content = (self.path / name).read_text().strip()
+        except (OSError, UnicodeDecodeError):
+            return None
+        if content.startswith("ref: ") and depth:
+            target = content[5:]
+            return self._loose(target, depth - 1) or self._packed().get(target)
+        return content if SHA.fullmatch(content) else None
+
+    def _packed(self) -> dict[str, str]:
+        """Name -> object of all packed refs; annotated tags already peeled."""
+        refs: dict[str, str] = {}
+        last = ""
+        try:
+            lines = (self.path / "packed-refs").read_text().splitlines()
+        except FileNotFoundError:
+            return refs
+        for line in lines:
+            if line.startswith("^"):
+                refs[last] = line[1:]
+            elif not line.startswith("#"):
+                sha, _, last = line.partition(" ")
+                refs[last] = sha
+        return refs
+
+    # -- facts -------------------------------------------------------------------------------
+
+    def fact(self, commit: str) -> Fact:
+        """What is known of a commit.  SourceError if the repository lacks it."""
+        known = self._known().get(commit)
+        if isinstance(known, Fact):
+            return known
+        fact = self._examine(commit)
+        self._note(["commit", commit, fact.tree, fact.import_key, fact.submodules])
+        self._known()[commit] = fact
+        return fact
+
+    def _has_commit(self, commit: str) -> bool:
+        if commit in self._known():
+            return True
+        return self.run("cat-file", "-e", commit + "^{commit}", check=False) is not None
+
+    def _peeled(self, sha: str) -> str:
+        """The commit an object is or leads to."""
+        known = self._known().get(sha)
+        if known is None:
+            commit = (self.run("rev-parse", "--verify", sha + "^{commit}") or b"").decode().strip()
+            if commit != sha:
+                self._note(["tag", sha, commit])
+                self._known()[sha] = commit
+            return commit
+        return sha if isinstance(known, Fact) else known
+
+    def _known(self) -> dict[str, Fact | str]:
+        if self._facts is None:
+            self._facts = {}
+            with contextlib.suppress(FileNotFoundError):
+                for line in (self.path / "facts").read_bytes().splitlines():
+                    # a line torn by a crash says nothing
+                    with contextlib.suppress(ValueError, TypeError):
+                        self._learn(json.loads(line))
+        return self._facts
+
+    def _learn(self, line: list[object]) -> None:
+        assert self._facts is not None
+        match line:
+            case ["commit", str(sha), str(tree), str(key), list(modules)]:
+                self._facts[sha] = Fact(tree, key, tuple((p, c, u) for p, c, u in modules))
+            case ["tag", str(sha), str(commit)]:
+                self._facts[sha] = commit
+
+    def _note(self, line: list[object]) -> None:
+        # One write in append mode is whole among processes; the leading newline ends a torn line.
+        data = b"\n" + json.dumps(line).encode() + b"\n"
+        with contextlib.suppress(OSError):  # a cache: a read-only trove works without
+            handle = os.open(self.path / "facts", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(handle, data)
+            finally:
+                os.close(handle)
+
+    def _examine(self, commit: str) -> Fact:
+        raw = self.run("cat-file", "commit", commit) or b""
+        tree = raw[5:45].decode()
+        key = _IMPORT_KEY.search(raw)
+        links = []
+        for entry in (self.run("ls-tree", "-r", "-z", "--full-tree", commit) or b"").split(b"\0"):
+            if entry.startswith(b"160000 "):
+                head, _, path = entry.partition(b"\t")
+                links.append((os.fsdecode(path), head.split()[2].decode()))
+        urls = self._submodule_urls(commit) if links else {}
+        modules = tuple((path, sha, urls.get(path, "")) for path, sha in links)
+        return Fact(tree, key[1].decode() if key else "", modules)
+
+    def _submodule_urls(self, commit: str) -> dict[str, str]:
+        """Path -> URL, as .gitmodules of a commit has them."""
+        listing = self.run(
+            "config", "--null", "--blob", f"{commit}:.gitmodules", "--list", check=False
+        )
+        sections: dict[str, dict[str, str]] = {}
+        for item in (listing or b"").split(b"\0"):
+            key, _, value = os.fsdecode(item).partition("\n")
+            name, _, field = key.removeprefix("submodule.").rpartition(".")
+            sections.setdefault(name, {})[field] = value
+        return {one["path"]: one.get("url", "") for one in sections.values() if "path" in one}
+
+    # -- through git -------------------------------------------------------------------------
+
+    def run(self, *args: str, check: bool = True) -> bytes | None:
+        """Run git here.  With ``check=False`` None stands for failure."""
+        return run(["--git-dir", str(self.path), *args], check=check)
+
+    def fetch(self, url: str, refspecs: list[str], progress: Progress) -> None:
+        """Fetch from ``url``.  SourceError with git's reason if that fails.
+
+        The user's own git configuration counts: proxies, certificates, credentials.
+        """
+        import signal
+        import subprocess
+
+        command = ["git", "-c", "http.lowSpeedLimit=1", "-c", "http.lowSpeedTime=60"]
+        command += [part for setting in _SETTINGS for part in ("-c", setting)]
+        command += ["--git-dir", str(self.path), "fetch", "--progress", "--no-write-fetch-head"]
+        command += ["--no-auto-maintenance", "--force", "--no-tags", "--", url, *refspecs]
+        # Without a terminal nobody can be asked for a password: git says so instead of waiting.
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=environment(private=False),
+            start_new_session=True,
+        )
+        try:
+            assert process.stderr is not None
+            said = _follow(process.stderr, lambda text: progress(f"{url}: {text}"))
+            code = process.wait()
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+            raise
+        if code:
+            raise SourceError(f"{url}: git cannot fetch from it: {said}")
+
+
+def run(args: list[str], *, check: bool = True, input: bytes | None = None) -> bytes | None:
+    """Run git with no configuration but the repository's own; return what it prints."""
+    import subprocess
+
+    done = subprocess.run(
+        ["git", *args],
+        input=input,
+        stdin=subprocess.DEVNULL if input is None else None,
+        capture_output=True,
+        env=environment(),
+        check=False,
+    )
+    if done.returncode == 0:
+        return done.stdout
+    if not check:
+        return None
+    reason = done.stderr.decode(errors="replace").strip()
+    raise SourceError(f"git {' '.join(args)} failed: {reason}")
+
+
+def popen(repository: Path, args: list[str], *, stdin: int | IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start git with no configuration but the repository's own, its output in a pipe."""
+    import subprocess
+
+    return subprocess.Popen(
+        ["git", "--git-dir", str(repository), *args],
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    )
+
+
+def environment(*, private: bool = True) -> dict[str, str]:
+    """The environment for git, free of what a hook or the user's shell set for another one."""
+    keep = ("GIT_SSH", "GIT_SSL", "GIT_ASKPASS", "GIT_PROXY", "GIT_TRACE")
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("GIT_") or (not private and name.startswith((*keep, "GIT_CONFIG")))
+    }
+    clean |= {
+        "GIT_NO_REPLACE_OBJECTS": "1",
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_ALLOW_PROTOCOL": "file:git:http:https:ssh",
+        "LC_ALL": "C",
+    }
+    if private:
+        clean |= {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull}
+    return clean
+
+
+def _follow(stream: IO[bytes], progress: Progress) -> str:
+    """Pass on git's progress, a line a step; return the rest of what it says."""
+    said: list[str] = []
+    step = ""
+    buffer = b""
+    while piece := stream.read1(65536):  # type: ignore[attr-defined]
+        *lines, buffer = re.split(rb"[\r\n]", buffer + piece)
+        for line in lines:
+            text = line.decode(errors="replace").strip()
+            percent = re.match(r"(?:remote: )?([A-Z][a-z ]+): +(\d+)% ", text)
+            if percent is None:
+                if text and not text.startswith(("From ", " ", "* ", "remote: ")):
+                    said.append(text)
+            elif percent[1] != step:
+                step = percent[1]
+                progress(step[0].lower() + step[1:])
+    said.append(buffer.decode(errors="replace").strip())
+    return "; ".join(filter(None, said)) or "it gave no reason"

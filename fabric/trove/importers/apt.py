@@ -1,0 +1,293 @@
+"""Asking Debian's archives through apt, apart from the machine's own apt.
+
+The archives are the machine's own: its entries (``sources.list`` and ``sources.list.d``, both
+formats) are copied, with ``deb`` turned into ``deb-src`` where sources are wanted.  Everything
+else is private: package lists, cache, and an (almost) empty list of installed packages, so that
+what comes out depends neither on what this machine has installed nor on its preferences.  It
+works as an ordinary user, and the machine's apt notices nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from fabric.errors import SourceError
+from fabric.trove.files import locked
+from fabric.trove.importers.download import Throttle
+
+Progress = Callable[[str], None]
+Stanza = dict[str, str]
+
+#: Package lists younger than this many seconds are not asked for again without need.
+FRESH = 6 * 3600.0
+_NETWORK = re.compile(r"(mirror\+|tor\+)*(https?|ftp)://|mirror://")
+
+_CONFIGURATION = """\
+#clear APT::Update::Pre-Invoke;
+#clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
+Dir::Etc::sourcelist "/dev/null";
+Dir::Etc::sourceparts "{0}/sources";
+Dir::Etc::preferences "/dev/null";
+Dir::Etc::preferencesparts "/dev/null";
+Dir::State::lists "{0}/lists";
+Dir::State::status "{0}/status";
+Dir::State::extended_states "{0}/extended_states";
+Dir::Cache "{0}/cache";
+Dir::Cache::pkgcache "pkgcache.bin";
+Dir::Cache::srcpkgcache "srcpkgcache.bin";
+APT::Architecture "{1}";
+#clear APT::Architectures;
+APT::Architectures {{ "{1}"; }};
+APT::Install-Recommends "false";
+APT::Install-Suggests "false";
+APT::Update::Error-Mode "any";
+APT::Sandbox::User "";
+Acquire::Languages "none";
+"""
+
+
+class Apt:
+    """A private apt below ``directory`` for one kind of entry ("deb" or "deb-src")."""
+
+    def __init__(self, directory: Path, kind: str, architecture: str, progress: Progress) -> None:
+        self.directory = directory / f"{kind}-{architecture}"
+        self.kind = kind
+        self.architecture = architecture
+        self.progress = progress
+        if shutil.which("apt-get") is None:
+            raise SourceError(
+                "Debian packages are fetched by apt-get, which this machine does not have:"
+                " import on a machine with Debian, or configure an alias to a trove that has them"
+            )
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Set everything up and hold it for us alone; package lists may be up to FRESH old."""
+        with locked(self.directory.with_name(self.directory.name + ".lock")):
+            for folder in ("lists/partial", "cache/archives/partial", "sources", "files"):
+                (self.directory / folder).mkdir(parents=True, exist_ok=True)
+            (self.directory / "apt.conf").write_text(
+                _CONFIGURATION.format(self.directory, self.architecture)
+            )
+            self.suppose_installed([])
+            self._copy_entries()
+            age = time.time() - _mtime(self._stamp)
+            if not 0 <= age < FRESH:
+                self.update()
+            yield
+
+    def suppose_installed(self, stanzas: Iterable[Stanza]) -> None:
+        """Make apt believe that just these packages are installed, with no needs of their own."""
+        kept = ("Package", "Version", "Architecture", "Multi-Arch", "Provides")
+        text = ""
+        for stanza in stanzas:
+            fields = [f"{name}: {stanza[name]}\n" for name in kept if name in stanza]
+            text += "".join(fields) + "Status: install ok installed\nMaintainer: -\n\n"
+        (self.directory / "status").write_text(text)
+
+    def update(self) -> bool:
+        """Fetch the package lists, unless that was done a minute ago.  True if done."""
+        if 0 <= time.time() - _mtime(self._stamp) < 60:
+            return False
+        self.progress("asking Debian's archives what they have")
+        self.run("apt-get", "update", what="Debian's package lists")
+        self._stamp.touch()
+        return True
+
+    def show(self, *names: str) -> list[Stanza]:
+        """What the archives say of binary packages: every version of each, best first."""
+        return _stanzas(self._query("apt-cache", "show", *names)) if names else []
+
+    def show_source(self, name: str) -> list[Stanza]:
+        """What the archives say of a source package: every version."""
+        found = _stanzas(self._query("apt-cache", "showsrc", "--only-source", name))
+        return [stanza for stanza in found if stanza.get("Package") == name]
+
+    def simulate_install(self, names: Iterable[str]) -> list[tuple[str, str]]:
+        """(name, version) of all that installing ``names`` takes, needed ones first.
+
+        SourceError in apt's words if that is impossible.
+        """
+        output = self.run("apt-get", "install", "--simulate", "--yes", *names, what="apt")
+        pattern = re.compile(r"^Conf ([a-z0-9][a-z0-9+.-]+)\S* \((\S+) ", re.M)
+        return [(match[1], match[2]) for match in pattern.finditer(output)]
+
+    @contextlib.contextmanager
+    def download(self, *command: str, what: str) -> Iterator[Path]:
+        """Run an apt-get command that downloads into its current directory; give that.
+
+        What an interrupted run left there is continued.  It is emptied at the end.
+        """
+        folder = self.directory / "files"
+        self.run("apt-get", *command, what=what, cwd=folder)
+        yield folder
+        for file in folder.iterdir():
+            file.unlink()
+
+    def run(self, program: str, *args: str, what: str, cwd: Path | None = None) -> str:
+        """Run a program of apt's here, passing on its progress.  SourceError if it fails."""
+        reader, writer = os.pipe()
+        with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+            with os.fdopen(reader, errors="replace") as status:
+                try:
+                    process = subprocess.Popen(
+                        [
+                            *(program, "-c", str(self.directory / "apt.conf"), "-q"),
+                            *("-o", f"APT::Status-Fd={writer}", *args),
+                        ],
+                        stdin=subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=errors,
+                        cwd=cwd or self.directory,
+                        env={**os.environ, "LC_ALL": "C"},
+                        pass_fds=[writer],
+                    )
+                finally:
+                    os.close(writer)
+                follower = threading.Thread(target=self._follow, args=(status, what))
+                follower.start()
+                try:
+                    code = process.wait()
+                except BaseException:
+                    process.terminate()
+                    process.wait()
+                    raise
+                finally:
+                    follower.join()
+            output.seek(0)
+            errors.seek(0)
+            if code:
+                raise SourceError(f"{what}: {_reason(output.read(), errors.read())}")
+            return output.read()
+
+    def _query(self, program: str, *args: str) -> str:
+        """Run a query; what it does not know, it leaves out (and fails)."""
+        done = subprocess.run(
+            [program, "-c", str(self.directory / "apt.conf"), *args],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            cwd=self.directory,
+            env={**os.environ, "LC_ALL": "C"},
+            check=False,
+        )
+        return done.stdout.decode(errors="replace")
+
+    def _follow(self, status: Iterable[str], what: str) -> None:
+        news = Throttle(self.progress)
+        for line in status:
+            if line.startswith("dlstatus:"):
+                percent = line.split(":")[2].partition(".")[0]
+                news(f"{what}: {percent} %")
+
+    def _copy_entries(self) -> None:
+        entries = machine_entries(self.kind)
+        if not entries:
+            raise SourceError(
+                "apt on this machine knows no archive (/etc/apt/sources.list and"
+                " sources.list.d), so Debian packages cannot be fetched: add one there"
+            )
+        folder = self.directory / "sources"
+        before = {file.name: file.read_text() for file in folder.iterdir()}
+        if before != entries:
+            for name in before:
+                (folder / name).unlink()
+            for name, text in entries.items():
+                (folder / name).write_text(text)
+            self._stamp.unlink(missing_ok=True)
+
+    @property
+    def _stamp(self) -> Path:
+        return self.directory / "updated"
+
+
+def machine_entries(kind: str, files: Iterable[Path] | None = None) -> dict[str, str]:
+    """The machine's apt entries as entries of ``kind``: file name -> text.
+
+    Archives on this machine's disk are left out, unless there are no others: they are
+    somebody's additions, and would make other machines come to another result.
+    """
+    paths = list(_machine_files() if files is None else files)
+    for network_only in (True, False):
+        found: dict[str, str] = {}
+        for file in paths:
+            convert = _deb822 if file.suffix == ".sources" else _one_line
+            text = convert(file.read_text(errors="replace"), kind, network_only)
+            if text:
+                found[file.name] = text
+        if found:
+            return found
+    return {}
+
+
+def _machine_files() -> list[Path]:
+    command = ["apt-config", "shell", "L", "Dir::Etc::sourcelist/f", "P", "Dir::Etc::sourceparts/d"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    values = dict(re.findall(r"^(\w)='(.*)'$", printed, re.M))
+    single = Path(values.get("L", "/etc/apt/sources.list"))
+    folder = Path(values.get("P", "/etc/apt/sources.list.d/"))
+    parts = [*folder.glob("*.list"), *folder.glob("*.sources")] if folder.is_dir() else []
+    return [file for file in (single, *sorted(parts)) if file.is_file()]
+
+
+def _one_line(text: str, kind: str, network_only: bool) -> str:
+    """``deb [options] URI suite components`` lines, as lines of ``kind``, each once."""
+    lines: dict[str, None] = {}
+    for line in text.splitlines():
+        match = re.match(r"\s*deb(?:-src)?\s+(\[[^\]]*\]\s+)?(\S+)\s+(.*)", line.partition("#")[0])
+        if match and (not network_only or _NETWORK.match(match[2])):
+            lines[f"{kind} {match[1] or ''}{match[2]} {match[3].strip()}"] = None
+    return "".join(line + "\n" for line in lines)
+
+
+def _deb822(text: str, kind: str, network_only: bool) -> str:
+    """Stanzas with ``Types:`` and ``URIs:``, as stanzas of ``kind``, each once."""
+    stanzas: dict[str, None] = {}
+    clean = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
+    for stanza in re.split(r"\n\s*\n", clean):
+        fields = re.findall(r"^([A-Za-z-]+):((?:.*)(?:\n[ \t].*)*)", stanza, re.M)
+        values = {name.lower(): value.strip() for name, value in fields}
+        uris = values.get("uris", "").split()
+        if network_only:
+            uris = [uri for uri in uris if _NETWORK.match(uri)]
+        if not uris or values.get("enabled", "yes").lower() in ("no", "false", "0", "off"):
+            continue
+        kept = [f"Types: {kind}\n", f"URIs: {' '.join(uris)}\n"]
+        for name, value in fields:
+            if name.lower() not in ("types", "uris"):
+                kept.append(f"{name}:{value}\n")
+        stanzas["".join(kept)] = None
+    return "\n".join(stanzas)
+
+
+def _stanzas(text: str) -> list[Stanza]:
+    """Debian's control format: fields by name; continuation lines keep their newlines."""
+    found = []
+    for block in re.split(r"\n\s*\n", text):
+        fields = re.findall(r"^([A-Za-z0-9-]+):[ \t]*(.*(?:\n[ \t].*)*)", block, re.M)
+        if fields:
+            found.append(dict(fields))
+    return found
+
+
+def _reason(output: str, errors: str) -> str:
+    """apt's own reasons: its E: lines, and what it says about packages that do not fit."""
+    lines = [line[3:] for line in errors.splitlines() if line.startswith("E: ")]
+    lines += [line.strip() for line in output.splitlines() if "Depends:" in line]
+    return "; ".join(lines[:8]) or errors.strip()[-400:] or "apt gave no reason"
+
+
+def _mtime(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0

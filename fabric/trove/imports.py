@@ -1,0 +1,64 @@
+"""Running lorries: whatever their type, what comes out is one commit under the lorry's ref."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from fabric.errors import SourceError
+from fabric.trove import git
+from fabric.trove.importers import archive, debian, pypi
+from fabric.trove.importers.apt import Apt
+from fabric.trove.importers.commit import Tree, commit
+from fabric.trove.importers.download import Downloads
+from fabric.trove.lorries import Lorry
+
+Progress = Callable[[str], None]
+
+
+class Imports:
+    """Imports sources, keeping downloads and apt's lists below ``root`` (the trove's)."""
+
+    def __init__(self, root: Path, progress: Progress, stop: threading.Event) -> None:
+        self.root = root
+        self.progress = progress
+        self.downloads = Downloads(root / "downloads", progress, stop)
+
+    def run(self, lorry: Lorry, repository: git.Repository) -> None:
+        """Import what the lorry pins.  Call with the repository's lock held.
+
+        SourceError if it cannot be had; of that, MovedError if it is no longer offered.
+        """
+        repository.create()
+        if lorry.type == "git":
+            repository.fetch(
+                lorry.url,
+                ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"],
+                lambda text: self.progress(f"{lorry.name}: {text}"),
+            )
+            return
+        self.progress(f"{lorry.name}: importing {lorry.version}")
+        trees = self._trees(lorry)
+        message = f"{lorry.name} {lorry.version}"
+        made = commit(repository, lorry.full_ref, trees, message, lorry.import_key())
+        self.progress(f"{lorry.name}: {lorry.ref} is commit {made[:12]}")
+
+    def _trees(self, lorry: Lorry) -> list[tuple[str, Tree]]:
+        match lorry.type:
+            case "tarball":
+                file = self.downloads.get(lorry.sha256, lorry.url)
+                return [("", archive.read(file, lorry.url))]
+            case "pypi":
+                return pypi.import_sdist(lorry, self.downloads)
+            case "debian-source":
+                return debian.import_source(lorry, self.apt(lorry), self.downloads)
+            case "debian-packages":
+                return debian.import_packages(lorry, self.apt(lorry), self.downloads)
+        raise SourceError(f"{lorry.where}: no importer for type {lorry.type}")
+
+    def apt(self, lorry: Lorry) -> Apt:
+        """The private apt that serves a lorry."""
+        kind = "deb-src" if lorry.type == "debian-source" else "deb"
+        architecture = lorry.architecture or "amd64"
+        return Apt(self.root / "apt", kind, architecture, self.progress)

@@ -1,0 +1,108 @@
+"""From the name of a repository in the definitions to where it is."""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fabric.errors import SourceError
+
+#: Aliases that need no configuration: repositories of the trove, brought by lorries or pushed.
+DEFAULT_ALIASES = {"upstream": "upstream/%s", "baserock": "baserock/%s"}
+
+_ALIAS = re.compile(r"([a-z][a-z0-9-]+):(?!//)(.+)")
+_NAME = re.compile(r"[A-Za-z0-9_+.~@-]+(/[A-Za-z0-9_+.~@-]+)*")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a repository is: its directory here, and the URL it mirrors, if any."""
+
+    directory: Path
+    url: str | None
+    hint: str  # what to do if nothing is there
+
+
+class Places:
+    """Knows the aliases.  Patterns with a scheme or a leading "/" are git URLs, mirrored here;
+    others are directories of the trove.  ``%s`` in a pattern stands for what follows the alias;
+    without it that is appended.
+    """
+
+    def __init__(self, root: Path, aliases: Mapping[str, str]) -> None:
+        self.root = root
+        self.aliases = {**DEFAULT_ALIASES, **aliases}
+
+    def locate(self, repo: str) -> Place:
+        """The place of ``repo``: ALIAS:NAME, a URL, or a plain name of the trove."""
+        alias = _ALIAS.fullmatch(repo)
+        if alias and alias[1] in self.aliases:
+            pattern, name = self.aliases[alias[1]], alias[2].removesuffix(".git")
+            if not _is_url(pattern):
+                pattern = pattern if "%s" in pattern else f"{pattern.rstrip('/')}/%s"
+                return self._local(repo, pattern.replace("%s", name))
+            return self._mirror(
+                pattern.replace("%s", name) if "%s" in pattern else pattern + name,
+                f"the alias {alias[1]} leads there; check it in the settings",
+            )
+        if _is_url(repo):
+            hint = "check the URL"
+            if alias:
+                hint = (
+                    f"{alias[1]} is taken for the name of a host, since it is none of the aliases "
+                    + ", ".join(sorted(self.aliases))
+                )
+            return self._mirror(repo, hint)
+        return self._local(repo, repo.removesuffix(".git"))
+
+    def relative(self, repo: str, url: str) -> str:
+        """The repository that a submodule's ``url`` means inside ``repo``: "../x" is beside it."""
+        if not url.startswith(("./", "../")):
+            return url
+        head, separator, path = repo.partition("://")
+        alias = _ALIAS.fullmatch(repo)
+        if separator:
+            host, slash, path = path.partition("/")
+            return f"{head}://{host}{slash}{_join(path, url)}"
+        if alias:
+            return f"{alias[1]}:{_join(alias[2], url)}"
+        return _join(repo, url)
+
+    def _local(self, repo: str, name: str) -> Place:
+        if not _NAME.fullmatch(name) or any(part in (".", "..") for part in name.split("/")):
+            raise SourceError(
+                f"{repo!r} is no name of a repository: give ALIAS:NAME or a git URL;"
+                f" aliases are {', '.join(sorted(self.aliases))}"
+            )
+        directory = self.root / "git" / f"{name}.git"
+        return Place(directory, None, f"push it to {directory}")
+
+    def _mirror(self, url: str, hint: str) -> Place:
+        if url.startswith("-") or any(c.isspace() or not c.isprintable() for c in url):
+            raise SourceError(f"{url!r} is no URL of a git repository")
+        readable = re.sub(r"[^0-9A-Za-z._-]+", "_", url.removesuffix(".git"))[-80:].strip("._-")
+        digest = hashlib.sha256(url.encode()).hexdigest()[:12]
+        return Place(self.root / "git" / "mirrors" / f"{readable}-{digest}.git", url, hint)
+
+
+def local_path(url: str) -> Path | None:
+    """The directory that a URL means, if it is one of this machine."""
+    path = url.removeprefix("file://")
+    return Path(path) if path.startswith("/") else None
+
+
+def _is_url(text: str) -> bool:
+    """A URL, an absolute path, or git's short form HOST:PATH of ssh."""
+    return "://" in text or text.startswith("/") or bool(re.match(r"[^/]+:", text))
+
+
+def _join(path: str, relative: str) -> str:
+    """``../b`` seen from repository ``a`` is ``b``: paths start at the repository itself."""
+    joined = posixpath.normpath(posixpath.join(path.rstrip("/"), relative))
+    if joined.startswith("../") or joined == "..":
+        raise SourceError(f"the submodule URL {relative} leads out of {path}")
+    return joined

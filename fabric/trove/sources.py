@@ -1,0 +1,341 @@
+"""Sources: from a repository and a ref in the definitions to a tree of files.
+
+Everything stands below one directory, shared by any number of processes::
+
+    git/ALIAS/NAME.git     repositories that lorries fill or people push to
+    git/mirrors/...        copies of repositories elsewhere
+    trees/<tree>           exported trees (`fabric.trove.export`)
+    downloads/<sha256>     what lorries downloaded
+    apt/, locks/
+
+A ref is a commit, a tag or a branch.  Commits and tags stay what they are; a branch of another
+machine's repository is looked up again, once in the life of a `Sources`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from fabric.definitions.graph import Submodule
+from fabric.errors import SourceError
+from fabric.jobs import Source
+from fabric.trove.files import locked
+from fabric.trove.git import SHA, Repository
+from fabric.trove.lorries import Lorries, Lorry
+from fabric.trove.places import Place, Places, local_path
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from fabric.trove.export import Exports
+
+Progress = Callable[[str], None]
+Wanted = tuple[str, str, Sequence[Submodule]]
+
+#: Imports and fetches at the same time: they mostly wait for the network.
+PARALLEL = 2
+
+
+def _unheard(text: str) -> None:
+    """Progress that nobody wants to see."""
+
+
+class Sources:
+    """The trove's sources below ``root``.
+
+    ``aliases`` maps alias -> pattern (see `fabric.trove.places`), ``lorries`` is the definitions'
+    ``sources/`` directory.  ``progress`` gets a line of text now and then, from any thread.
+    With ``moved="update"`` a pin that is no longer offered is renewed, with a warning, instead
+    of being an error; that rewrites the lorry's files.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        aliases: Mapping[str, str],
+        lorries: Path | None = None,
+        *,
+        progress: Progress = _unheard,
+        moved: Literal["error", "update"] = "error",
+    ) -> None:
+        self.root = root
+        self.progress = progress
+        self._places = Places(root, aliases)
+        self._lorry_directory = lorries
+        self._moved = moved
+        self._repositories: dict[Path, Repository] = {}
+        self._fetched: set[Path] = set()
+        self._stop = threading.Event()
+
+    @cached_property
+    def lorries(self) -> Lorries:
+        """The definitions' lorries.  DefinitionsError if one of them is wrong."""
+        return Lorries(self._lorry_directory)
+
+    @cached_property
+    def exports(self) -> Exports:
+        """The exported trees."""
+        from fabric.trove.export import Exports
+
+        return Exports(self.root / "trees")
+
+    # -- from names to commits ---------------------------------------------------------------
+
+    def resolve(self, repo: str, ref: str, submodules: Sequence[Submodule] = ()) -> Source:
+        """The commit and tree that ``ref`` of ``repo`` is, imported or fetched if it is not here.
+
+        ``submodules`` are URLs that the definitions give instead of .gitmodules'.
+        SourceError says what was tried and what to do.
+        """
+        place = self._places.locate(repo)
+        repository = self._repository(place)
+        commit = self._known(repo, ref, place) or self._obtain(repo, ref, place)
+        fact = repository.fact(commit)
+        urls = {submodule.path: submodule for submodule in submodules}
+        inside = []
+        for path, sha, url in fact.submodules:
+            given = urls.pop(path, None)
+            target = given.url if given else url
+            if not target:
+                self.progress(f"{repo}: .gitmodules does not say where {path} is from: left empty")
+                continue
+            target = self._places.relative(repo, target)
+            below = given.submodules if given else ()
+            inside.append((path, self.resolve(target, sha, below)))
+        for path in urls:
+            raise SourceError(
+                f"{repo} has no submodule {path} at {ref}, though the definitions give its URL"
+            )
+        return Source(repo, ref, commit, fact.tree, tuple(inside))
+
+    def resolve_all(self, wanted: Iterable[Wanted]) -> list[Source]:
+        """Resolve many (repo, ref, submodules) at once.  SourceError names all that failed."""
+        asked = list(wanted)
+        unique = list({_identity(one): one for one in asked}.items())
+        absent = []
+        done: dict[object, Source] = {}
+        failures: dict[str, None] = {}
+        for identity, (repo, ref, submodules) in unique:
+            if self._at_hand(repo, ref):
+                done[identity] = self.resolve(repo, ref, submodules)
+            else:
+                absent.append((identity, (repo, ref, submodules)))
+        if absent:
+            with self._workers() as pool:
+                futures = [(identity, pool.submit(self.resolve, *one)) for identity, one in absent]
+                for identity, future in futures:
+                    try:
+                        done[identity] = future.result()
+                    except SourceError as error:
+                        failures[str(error)] = None
+        if failures:
+            raise SourceError("\n".join(failures))
+        return [done[_identity(one)] for one in asked]
+
+    @contextlib.contextmanager
+    def _workers(self) -> Iterator[ThreadPoolExecutor]:
+        from concurrent.futures import ThreadPoolExecutor
+
+        pool = ThreadPoolExecutor(PARALLEL, thread_name_prefix="import")
+        try:
+            yield pool
+        except BaseException:  # Ctrl-C among others: what is under way ends soon
+            self._stop.set()
+            pool.shutdown(cancel_futures=True)
+            self._stop.clear()
+            raise
+        pool.shutdown()
+
+    def _at_hand(self, repo: str, ref: str) -> bool:
+        try:
+            return self._known(repo, ref, self._places.locate(repo)) is not None
+        except SourceError:
+            return False  # said again, and gathered, when it is resolved
+
+    def _known(self, repo: str, ref: str, place: Place) -> str | None:
+        """The commit of ``ref``, if it is here and cannot be another by now."""
+        repository = self._repository(place)
+        found = repository.find(ref)
+        if found is None:
+            return None
+        commit, name = found
+        lorry = self.lorries.get(repo)
+        if lorry is not None and name == lorry.full_ref:
+            current = repository.fact(commit).import_key == lorry.import_key()
+            return commit if current else None
+        if name.startswith("refs/heads/") and (place.url or (lorry and lorry.type == "git")):
+            url = place.url or (lorry.url if lorry else "")
+            return commit if self._is_current(repository, url, name, commit) else None
+        return commit
+
+    def _is_current(self, repository: Repository, url: str, name: str, commit: str) -> bool:
+        """Whether a mirrored branch is still what it is at its origin."""
+        if repository.path in self._fetched:
+            return True
+        directory = local_path(url)
+        for candidate in (directory, directory / ".git") if directory else ():
+            if (candidate / "HEAD").exists():
+                there = Repository(candidate).find(name)
+                return there is not None and there[0] == commit
+        return False
+
+    def _obtain(self, repo: str, ref: str, place: Place) -> str:
+        """Import or fetch what `_known` does not know."""
+        repository = self._repository(place)
+        lorry = self.lorries.get(repo)
+        with self._locked(place):
+            commit = self._known(repo, ref, place)  # another process may have brought it
+            if commit is None:
+                stale = repository.find(ref)
+                if lorry is not None and (ref == lorry.ref or lorry.type == "git"):
+                    self._import(lorry, repository)
+                elif place.url is not None:
+                    self._fetch(repository, place, ref, stale is not None)
+                found = repository.find(ref)
+                commit = found[0] if found else None
+        if commit is None:
+            raise SourceError(self._explain(repo, ref, place, lorry))
+        return commit
+
+    def _import(self, lorry: Lorry, repository: Repository) -> None:
+        from fabric.trove.importers.debian import MovedError
+        from fabric.trove.imports import Imports
+
+        imports = Imports(self.root, self.progress, self._stop)
+        try:
+            imports.run(lorry, repository)
+        except MovedError as error:
+            if self._moved == "error":
+                raise
+            from fabric.trove.pins import renew
+
+            self.progress(f"warning: {error}")
+            self.progress(f"warning: {lorry.name}: taking what is offered now, as was asked for")
+            renewed = renew(lorry, imports, keep_ref=True)
+            self.__dict__.pop("lorries", None)  # read them again
+            imports.run(renewed, repository)
+        self._fetched.add(repository.path)
+
+    def _fetch(self, repository: Repository, place: Place, ref: str, stale: bool) -> None:
+        """Fetch all branches and tags, and the very commit if it is in none of them."""
+        assert place.url is not None
+        repository.create()
+        self.progress(f"{place.url}: fetching")
+        try:
+            everything = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]
+            repository.fetch(place.url, everything, self.progress)
+        except SourceError as error:
+            if not stale:
+                raise SourceError(f"{error}; {place.hint}") from None
+            self.progress(f"warning: {error}; going on with {ref} as it was last seen")
+        self._fetched.add(repository.path)
+        if SHA.fullmatch(ref) and repository.find(ref) is None:
+            with contextlib.suppress(SourceError):  # explained by the caller
+                repository.fetch(place.url, [f"{ref}:refs/fabric/{ref}"], self.progress)
+
+    def _explain(self, repo: str, ref: str, place: Place, lorry: Lorry | None) -> str:
+        """Why a ref cannot be had, and what would help."""
+        if place.url is not None:
+            return f"{repo}: {place.url} has no ref {ref}"
+        if lorry is not None and lorry.type != "git":
+            return (
+                f"{repo}: no ref {ref}: its lorry ({lorry.where}) brings {lorry.ref};"
+                " change one of them"
+            )
+        if lorry is not None:
+            return f"{repo}: no ref {ref} at {lorry.url}, where its lorry ({lorry.where}) leads"
+        if self._repository(place).exists:
+            return f"{repo}: no ref {ref} in {place.directory}, and no lorry that could bring it"
+        name = repo.partition(":")[2] or repo
+        return (
+            f"{repo}: no such repository: there is no {place.directory} and no lorry for it;"
+            f" add sources/{name.rpartition('/')[2]}.lorry to the definitions, {place.hint},"
+            " or configure its alias to be a URL"
+        )
+
+    # -- lorries -----------------------------------------------------------------------------
+
+    def run_lorry(self, name: str) -> Source:
+        """Import what a lorry pins, unless it is here.  For type git: fetch again."""
+        lorry = self.lorries.named(name)
+        if lorry.type == "git":
+            place = self._places.locate(lorry.repo)
+            with self._locked(place):
+                self._import(lorry, self._repository(place))
+            return self.resolve(lorry.repo, "HEAD")
+        return self.resolve(lorry.repo, lorry.ref)
+
+    def update_lorry(self, name: str) -> list[str]:
+        """Renew a lorry's pins in its files; return what changed, a line each."""
+        from fabric.trove import pins
+        from fabric.trove.imports import Imports
+
+        imports = Imports(self.root, self.progress, self._stop)
+        changes = pins.update(self.lorries, name, imports)
+        self.__dict__.pop("lorries", None)  # read them again
+        return changes
+
+    # -- from commits to files ---------------------------------------------------------------
+
+    def export(self, source: Source) -> Path:
+        """A directory with the files of ``source``, not to be changed; submodules are empty.
+
+        SourceError if its commit is neither here nor to be had where it came from.
+        """
+        found = self.exports.find(source.tree)
+        if found is not None:
+            return found
+        place = self._places.locate(source.repo)
+        repository = self._repository(place)
+        if repository.find(source.commit) is None:
+            self._obtain_commit(source, place)
+        with locked(self.root / "locks" / source.tree):
+            found = self.exports.find(source.tree)
+            if found is None:
+                self.progress(f"{source.repo}: exporting {source.ref}")
+                found = self.exports.make(repository, source.commit, source.tree)
+        return found
+
+    def _obtain_commit(self, source: Source, place: Place) -> None:
+        repository = self._repository(place)
+        lorry = self.lorries.get(source.repo)
+        if lorry is not None and (source.ref == lorry.ref or lorry.type == "git"):
+            self._obtain(source.repo, source.ref, place)
+        elif place.url is not None:
+            self._obtain(source.repo, source.commit, place)
+        if repository.find(source.commit) is None:
+            raise SourceError(
+                f"{source.repo}: commit {source.commit} ({source.ref}) is not in"
+                f" {place.directory}; {place.hint}"
+            )
+
+    # -- housekeeping ------------------------------------------------------------------------
+
+    def gc(self, older_than: float, *, dry_run: bool = False) -> int:
+        """Remove exported trees and downloads unused for that many seconds; return how many
+        bytes that frees.  Repositories stay: only they hold what cannot be made again."""
+        from fabric.trove.importers.download import Downloads
+
+        downloads = Downloads(self.root / "downloads", self.progress, self._stop)
+        freed = downloads.gc(older_than, dry_run=dry_run)
+        return freed + self.exports.gc(older_than, dry_run=dry_run)
+
+    def _repository(self, place: Place) -> Repository:
+        return self._repositories.setdefault(place.directory, Repository(place.directory))
+
+    @contextlib.contextmanager
+    def _locked(self, place: Place) -> Iterator[None]:
+        name = hashlib.sha256(str(place.directory).encode()).hexdigest()[:32]
+        with locked(self.root / "locks" / name):
+            yield
+
+
+def _identity(wanted: Wanted) -> object:
+    repo, ref, submodules = wanted
+    return repo, ref, tuple(submodules)

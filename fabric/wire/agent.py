@@ -1,0 +1,234 @@
+"""The worker's side of the protocol, pure: what to run, what to kill, what to report.
+
+The shell around it (`fabric.worker`) owns sockets, processes and the clock::
+
+    agent = WorkerAgent(name="w1", instance=uuid4().hex, arch="x86_64", slots=2)
+    actions = agent.tick(now)            # once at the start, then at least at agent.due
+    actions = agent.desired(message)     # a Desired came
+    actions = agent.progress(key, fence, phase="build", log_size=1234)
+    actions = agent.ended(outcome)       # an attempt ended, however it ended
+    actions = agent.drain()              # take nothing new; hand back what has not begun
+
+Every call returns the actions to carry out, in order: `Start`, `Kill`, `Send`.  Each attempt
+that was started must come to `ended` exactly once, also one that was killed (with the result
+"cancelled"; "done" or "failed" if it was quicker than the kill).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import msgspec
+
+from fabric.wire.messages import PROTOCOL, Assignment, Desired, Outcome, Report, Running
+
+#: Seconds between reports when nothing changes.
+REPORT_EVERY = 1.0
+#: Reports of progress and of accepted attempts are at least this far apart, in seconds.
+PROGRESS_EVERY = 0.1
+
+Id = tuple[str, int]
+
+
+class Start(msgspec.Struct, frozen=True):
+    """Begin this attempt.  ``job`` is an encoded `fabric.jobs.Job`."""
+
+    key: str
+    fence: int
+    job: msgspec.Raw
+
+
+class Kill(msgspec.Struct, frozen=True):
+    """Kill this attempt and all its processes; then say `ended`."""
+
+    key: str
+    fence: int
+
+
+class Send(msgspec.Struct, frozen=True):
+    """Send this to the broker."""
+
+    report: Report
+
+
+Action = Start | Kill | Send
+
+
+class _Entry:
+    """An attempt accepted and not ended yet."""
+
+    __slots__ = ("assignment", "dying", "fence", "key", "log_size", "phase", "started")
+
+    def __init__(self, assignment: Assignment) -> None:
+        self.assignment = assignment
+        self.key = assignment.key
+        self.fence = assignment.fence
+        self.started = False
+        self.dying = False
+        self.phase = "queued"
+        self.log_size = 0
+
+
+class WorkerAgent:
+    """One run of one worker.  ``instance`` must differ in each run."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        instance: str,
+        arch: str,
+        slots: int,
+        features: tuple[str, ...] = (),
+    ) -> None:
+        self.name = name
+        self.instance = instance
+        self.arch = arch
+        self.slots = slots
+        self.features = features
+        self.free_disk = 0  # bytes; the shell may set it at any time
+        self.draining = False
+        #: when `tick` is due
+        self.due = float("-inf")
+        self._sequence = 0
+        self._broker = ""
+        self._answered = 0
+        self._former: deque[str] = deque(maxlen=16)
+        self._entries: dict[Id, _Entry] = {}
+        self._finished: dict[Id, Outcome] = {}
+        self._reported = float("-inf")  # when `tick` last sent a report
+
+    # -- what the shell tells ------------------------------------------------------------------
+
+    def desired(self, message: Desired) -> list[Action]:
+        """The broker says what should be done here."""
+        if message.broker == self._broker:
+            if message.sequence <= self._answered:
+                return []
+        elif message.broker in self._former:
+            return []
+        else:
+            if self._broker:
+                self._former.append(self._broker)
+            self._broker = message.broker
+        self._answered = message.sequence
+        for attempt in message.settled:
+            self._finished.pop((attempt.key, attempt.fence), None)
+        wanted = {(each.key, each.fence) for each in message.keep}
+        gone = False
+        actions: list[Action] = []
+        for assignment in message.start:
+            id = (assignment.key, assignment.fence)
+            wanted.add(id)
+            if id not in self._entries and id not in self._finished:
+                self._entries[id] = _Entry(assignment)
+                self._soon()
+        for id, entry in list(self._entries.items()):
+            if id in wanted or entry.dying:
+                continue
+            if entry.started:
+                entry.dying = True
+                actions.append(Kill(*id))
+            else:
+                del self._entries[id]
+                gone = True
+        actions += self._begin()
+        return [*actions, self._send()] if gone else actions
+
+    def progress(self, key: str, fence: int, *, phase: str, log_size: int) -> list[Action]:
+        """How far an attempt is; ``log_size`` in bytes.  A new phase brings `due` forward."""
+        entry = self._entries.get((key, fence))
+        if entry is not None:
+            if entry.phase != phase:
+                self._soon()
+            entry.phase, entry.log_size = phase, log_size
+        return []
+
+    def ended(self, outcome: Outcome) -> list[Action]:
+        """An attempt ended.  KeyError if it was not running here."""
+        id = (outcome.key, outcome.fence)
+        entry = self._entries.pop(id)
+        if not (entry.dying and outcome.result == "cancelled"):
+            self._finished[id] = outcome
+        return [*self._begin(), self._send()]
+
+    def tick(self, now: float) -> list[Action]:
+        """Time has passed: report if that is due.  Sets ``due``."""
+        if now < self.due:
+            return []
+        self._reported = now
+        self.due = now + REPORT_EVERY
+        return [self._send()]
+
+    def drain(self) -> list[Action]:
+        """Take nothing new, and hand back what has not begun."""
+        self.draining = True
+        for id, entry in list(self._entries.items()):
+            if not entry.started:
+                del self._entries[id]
+                self._finished[id] = Outcome(*id, "cancelled", message="the worker drains")
+        return [self._send()]
+
+    # -- what the shell may look at --------------------------------------------------------
+
+    @property
+    def running(self) -> tuple[Id, ...]:
+        """Attempts started and not ended."""
+        return tuple(id for id, entry in self._entries.items() if entry.started)
+
+    @property
+    def unsettled(self) -> tuple[Id, ...]:
+        """Attempts whose outcome the broker may not have, or whose log it may not have whole."""
+        return tuple(self._finished)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing runs, and the broker knows of everything that ever ran."""
+        return not self._entries and not self._finished
+
+    def report(self) -> Report:
+        """The whole state, under a new sequence number."""
+        self._sequence += 1
+        return Report(
+            protocol=PROTOCOL,
+            name=self.name,
+            arch=self.arch,
+            slots=self.slots,
+            sequence=self._sequence,
+            features=self.features,
+            running=tuple(
+                Running(entry.key, entry.fence, entry.phase, entry.log_size)
+                for entry in self._entries.values()
+            ),
+            finished=tuple(self._finished.values()),
+            draining=self.draining,
+            free_disk=self.free_disk,
+            instance=self.instance,
+            broker=self._broker,
+            answered=self._answered,
+        )
+
+    # -- inside ------------------------------------------------------------------------------
+
+    def _soon(self) -> None:
+        self.due = min(self.due, self._reported + PROGRESS_EVERY)
+
+    def _send(self) -> Send:
+        return Send(self.report())
+
+    def _begin(self) -> list[Action]:
+        """Start what is accepted, as far as there are slots and no older attempt is at it."""
+        actions: list[Action] = []
+        busy = {entry.key for entry in self._entries.values() if entry.started}
+        room = self.slots - sum(entry.started for entry in self._entries.values())
+        for entry in self._entries.values():
+            if room <= 0:
+                break
+            if entry.started or entry.key in busy:
+                continue
+            entry.started = True
+            entry.phase = ""
+            busy.add(entry.key)
+            room -= 1
+            actions.append(Start(entry.key, entry.fence, entry.assignment.job))
+        return actions

@@ -1,0 +1,325 @@
+"""The initiator's side of the protocol, pure: one request as the broker tells it, and its logs.
+
+The shell around it (`fabric.initiator`) owns sockets, files and the clock::
+
+    mirror = RequestMirror(Submit(...))
+    actions = mirror.tick(now)                    # once at the start, then at least at mirror.due
+    actions = mirror.update(update, now)          # an Update came
+    actions = mirror.refused(refused, now)        # a Refused came
+    actions = mirror.piece(piece, now)            # a LogPiece came
+    actions = mirror.hint(key, hint, data, now)   # a published piece of log came
+
+Every call returns the actions to carry out, in order: `Send` to the broker; `Changed`, a step
+has news; `OpenLog`, `AppendLog`, `CloseLog` for its log file; `Over`, the request ended.  Stop
+once ``mirror.complete``: the request is over and every log is closed; then send `Leave`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+
+from fabric.wire.messages import (
+    MAX_LOG_PIECE,
+    Leave,
+    LogHint,
+    LogPiece,
+    LogRead,
+    Poll,
+    Refused,
+    RequestState,
+    StepState,
+    Submit,
+    Update,
+)
+
+#: Seconds between polls, and before a question is repeated.
+POLL_EVERY = 1.0
+ASK_AGAIN = 0.5
+#: Seconds that the stream has, once a step has ended, to bring the rest of its log.
+LINGER = 0.02
+#: A submit is repeated after this long, then twice, four times ... as long.
+SUBMIT_AGAIN = 1.0
+#: Seconds to wait for a log that does not get longer, once its step has ended.
+GIVE_UP = 10.0
+#: An update with more steps than this is acknowledged at once, to keep the next one small.
+MANY = 50
+
+OVER = frozenset({"done", "failed", "cancelled"})
+
+
+class Send(msgspec.Struct, frozen=True):
+    """Send this to the broker."""
+
+    message: Submit | Poll | Leave | LogRead
+
+
+class Changed(msgspec.Struct, frozen=True):
+    """A step has news.  ``old`` is None if it is the first."""
+
+    old: StepState | None
+    new: StepState
+
+
+class OpenLog(msgspec.Struct, frozen=True):
+    """The log of a new attempt begins: start its file anew, and subscribe to ``key``."""
+
+    key: str
+    fence: int
+
+
+class AppendLog(msgspec.Struct, frozen=True):
+    """Write ``data`` at ``offset`` of the file, which is its end."""
+
+    key: str
+    offset: int
+    data: bytes
+
+
+class CloseLog(msgspec.Struct, frozen=True):
+    """Nothing more will come.  ``whole``: size and digest are those the worker told."""
+
+    key: str
+    fence: int
+    whole: bool
+
+
+class Over(msgspec.Struct, frozen=True):
+    """The request ended: "done", "failed" or "cancelled".  Logs may still come.
+
+    ``refused``: the broker does not take the request, and ``message`` says why.
+    """
+
+    state: RequestState
+    message: str
+    refused: bool = False
+
+
+Action = Send | Changed | OpenLog | AppendLog | CloseLog | Over
+
+
+class _Log:
+    """What is here of the log of one attempt."""
+
+    __slots__ = ("asked", "closed", "digest", "ended", "fence", "have", "key", "known", "moved",
+                 "restarted", "sha256", "size")  # fmt: skip
+
+    def __init__(self, key: str, fence: int, now: float) -> None:
+        self.key = key
+        self.fence = fence
+        self.have = 0
+        self.known = 0  # this many bytes exist, as far as told
+        self.digest = hashlib.sha256()
+        self.size = -1  # of the whole, once told
+        self.sha256 = ""
+        self.ended = False  # its step has ended
+        self.closed = False
+        self.restarted = False  # once, because the digest was wrong
+        self.asked = float("-inf")  # when a range was asked for that has not come yet
+        self.moved = now  # when something last came
+
+    @property
+    def wants(self) -> bool:
+        if self.closed:
+            return False
+        return self.have < self.known or (self.ended and self.have != self.size)
+
+
+class RequestMirror:
+    """One request, as far as is known here."""
+
+    def __init__(self, submit: Submit) -> None:
+        self.submit = submit
+        self.state: RequestState = "checking"
+        self.message = ""
+        self.left = 0.0  # seconds expected until the end; 0: unknown
+        self.steps: dict[str, StepState] = {}  # those the broker spoke of
+        self.version = 0
+        self.accepted = False  # the broker knows the request
+        self.heard = float("-inf")  # when it last spoke
+        #: when `tick` is due
+        self.due = float("-inf")
+        self._logs: dict[str, _Log] = {}
+        self._submits = 0
+
+    @property
+    def over(self) -> bool:
+        return self.state in OVER
+
+    @property
+    def complete(self) -> bool:
+        """Over, and every log closed."""
+        return self.over and all(log.closed for log in self._logs.values())
+
+    # -- the request -----------------------------------------------------------------------
+
+    def tick(self, now: float) -> list[Action]:
+        """Time has passed: poll, or submit, or ask again.  Sets ``due``."""
+        actions: list[Action] = []
+        if now >= self.due:
+            if self.accepted:
+                self.due = now + POLL_EVERY
+                actions.append(Send(Poll(self.submit.request, self.version)))
+            elif not self.over:
+                self.due = now + SUBMIT_AGAIN * 2 ** min(self._submits, 3)
+                self._submits += 1
+                actions.append(Send(self.submit))
+            else:
+                self.due = now + POLL_EVERY
+        for log in self._logs.values():
+            if not log.wants:
+                continue
+            if log.ended and now - max(log.moved, self.heard) > GIVE_UP:
+                actions += self._close(log, whole=False)
+            elif now - log.asked >= ASK_AGAIN:
+                actions += self._ask(log, now)
+            self.due = min(self.due, max(now, log.asked + ASK_AGAIN))
+        return actions
+
+    def update(self, update: Update, now: float) -> list[Action]:
+        """The broker tells news."""
+        if update.request != self.submit.request:
+            return []
+        self.heard = now
+        self.accepted = True
+        self._submits = 0
+        if update.version <= self.version:
+            if update.version == self.version:
+                self.left = update.left
+            return []
+        self.version = update.version
+        self.left = update.left
+        actions: list[Action] = []
+        for step in update.steps:
+            old = self.steps.get(step.key)
+            if old is not None and old.state == "done" and step.state == "cached":
+                continue  # told again after a restart of the broker
+            self.steps[step.key] = step
+            if old != step:
+                actions.append(Changed(old, step))
+            actions += self._follow(step, now)
+        if update.state in OVER and not self.over:
+            actions.append(Over(update.state, update.message))
+        self.state, self.message = update.state, update.message
+        if len(update.steps) > MANY:
+            actions.append(Send(Poll(self.submit.request, self.version)))
+        return actions
+
+    def refused(self, refused: Refused, now: float) -> list[Action]:
+        """The broker cannot serve something asked."""
+        self.heard = now
+        if refused.code == "no-log":
+            log = self._logs.get(refused.about)
+            if log is not None and log.ended and not log.closed:
+                return self._close(log, whole=False)
+            return []
+        if refused.about != self.submit.request or self.over:
+            return []
+        if refused.code == "unknown-request":
+            # The broker has been restarted, or had given us up: what it builds, it finds again.
+            if self.accepted:
+                self.accepted = False
+                self.due = now
+            return []
+        self.accepted = False
+        self.state, self.message = "failed", refused.reason
+        return [Over("failed", refused.reason, refused=True)]
+
+    def leave(self) -> list[Action]:
+        """The user wants it no more (or it is complete)."""
+        if not self.over:
+            self.state = "cancelled"
+        return [Send(Leave(self.submit.request))]
+
+    # -- logs ------------------------------------------------------------------------------
+
+    def hint(self, key: str, hint: LogHint, data: bytes, now: float) -> list[Action]:
+        """A published piece of a log."""
+        log = self._logs.get(key)
+        if log is None or log.fence != hint.fence or log.closed:
+            return []
+        return self._take(log, hint.offset, data, now)
+
+    def piece(self, piece: LogPiece, now: float) -> list[Action]:
+        """A piece that was asked for."""
+        self.heard = now
+        log = self._logs.get(piece.key)
+        if log is None or log.fence != piece.fence or log.closed:
+            return []
+        log.asked = float("-inf")
+        if piece.size >= 0:
+            log.size, log.sha256 = piece.size, piece.sha256
+            log.known = max(log.known, piece.size)
+        actions = self._take(log, piece.offset, piece.data, now)
+        if piece.data and log.wants and log.asked < now:
+            actions += self._ask(log, now)
+        elif not piece.data and log.ended and log.size < 0:
+            actions += self._close(log, whole=False)  # its worker was lost: this is all there is
+        elif log.wants:
+            log.asked = now  # nothing new there yet: ask again, but not at once
+            self.due = min(self.due, now + ASK_AGAIN)
+        return actions
+
+    def _follow(self, step: StepState, now: float) -> list[Action]:
+        """A step's log, by its state."""
+        actions: list[Action] = []
+        log = self._logs.get(step.key)
+        if step.fence and (log is None or log.fence != step.fence):
+            log = self._logs[step.key] = _Log(step.key, step.fence, now)
+            actions.append(OpenLog(step.key, step.fence))
+        if log is None or log.closed:
+            return actions
+        if step.log_size > log.known:
+            log.known = step.log_size
+            if step.state == "running":  # the stream may bring it yet
+                log.asked = max(log.asked, now)
+                self.due = min(self.due, now + ASK_AGAIN)
+        if step.log_sha256:
+            log.size, log.sha256 = step.log_size, step.log_sha256
+        elif step.state == "done" and not step.log_size:
+            log.size, log.sha256 = 0, hashlib.sha256().hexdigest()
+        if step.state in ("done", "failed", "cancelled", "cached") and not log.ended:
+            log.ended, log.moved = True, now
+            actions += self._check(log)
+            if log.wants:  # the stream may bring the rest any moment
+                log.asked = now - ASK_AGAIN + LINGER
+                self.due = min(self.due, now + LINGER)
+        return actions
+
+    def _take(self, log: _Log, offset: int, data: bytes, now: float) -> list[Action]:
+        end = offset + len(data)
+        log.known = max(log.known, end)
+        if offset > log.have:
+            return self._ask(log, now) if now - log.asked >= ASK_AGAIN else []
+        if end <= log.have:
+            return self._check(log)
+        fresh = data[log.have - offset :]
+        action = AppendLog(log.key, log.have, fresh)
+        log.digest.update(fresh)
+        log.have = end
+        log.moved = now
+        return [action, *self._check(log)]
+
+    def _check(self, log: _Log) -> list[Action]:
+        """Close a log that is whole; begin again, once, with one that is wrong."""
+        if not log.ended or log.size < 0 or log.have < log.size:
+            return []
+        if log.have == log.size and log.digest.hexdigest() == log.sha256:
+            return self._close(log, whole=True)
+        if log.restarted:
+            return self._close(log, whole=False)
+        log.restarted = True
+        log.have, log.known, log.digest = 0, log.size, hashlib.sha256()
+        log.asked = float("-inf")
+        self.due = min(self.due, log.moved)
+        return [OpenLog(log.key, log.fence)]
+
+    def _ask(self, log: _Log, now: float) -> list[Action]:
+        log.asked = now
+        self.due = min(self.due, now + ASK_AGAIN)
+        return [Send(LogRead(log.key, log.fence, log.have, MAX_LOG_PIECE))]
+
+    def _close(self, log: _Log, *, whole: bool) -> list[Action]:
+        log.closed = True
+        return [CloseLog(log.key, log.fence, whole)]

@@ -1,0 +1,305 @@
+"""The worker: builds what the broker wants built, in sandboxes, and says how it goes.
+
+One thread talks (sockets, reports, following the logs); each attempt has a thread of its own
+that builds.  What to start, kill and report is decided by `fabric.wire.agent`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import queue
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import zmq
+
+from fabric.building.builder import build
+from fabric.building.host import host_tools
+from fabric.building.log import Log
+from fabric.building.workspace import Workspace
+from fabric.config import Settings, load_settings, native_architectures
+from fabric.errors import BuildFailed, Cancelled, FabricError
+from fabric.jobs import Job
+from fabric.process import die_with_parent
+from fabric.trove.sources import Sources
+from fabric.trove.store import Store
+from fabric.wire import agent as protocol
+from fabric.wire.agent import WorkerAgent
+from fabric.wire.messages import (
+    MAX_LOG_PIECE,
+    Desired,
+    LogHint,
+    LogPiece,
+    LogWanted,
+    Outcome,
+    Refused,
+)
+from fabric.wire.sockets import Codec, connect, dealer, drain, ipc, publisher, send
+
+#: Seconds between two looks at logs that may have grown.
+FOLLOW_EVERY = 0.02
+#: Pieces of one log published at one look; the broker asks for what it misses.
+PIECES_AT_ONCE = 8
+#: Messages taken in one turn of the loop.
+MESSAGES_AT_ONCE = 100
+#: Seconds a worker that ends gives its builds to die.
+DEADLINE = 8.0
+
+
+class Attempt:
+    """One job being built, in a thread of its own."""
+
+    def __init__(self, key: str, fence: int, spool: Path) -> None:
+        self.key = key
+        self.fence = fence
+        self.cancelled = threading.Event()
+        self.phase = "fetch"
+        self.log = Log(spool)
+        self.published = 0  # bytes of the log
+
+    def set_phase(self, phase: str) -> None:
+        self.phase = phase
+
+    def run(
+        self, encoded: msgspec.Raw, workspace: Workspace, settings: Settings, name: str
+    ) -> Outcome:
+        """Build, and say how it ended; never raises."""
+        began = time.monotonic()
+        result, message, phase, command = "done", "", "", ""
+        try:
+            job = msgspec.msgpack.decode(encoded, type=Job)
+            build(
+                job,
+                workspace,
+                self.log,
+                self.cancelled,
+                jobs=settings.jobs,
+                timeout=settings.build_timeout or None,
+                log_limit=settings.log_limit or None,
+                phase=self.set_phase,
+                builder=name,
+            )
+        except BuildFailed as error:
+            result, message, phase, command = "failed", str(error), error.step, error.command
+        except Cancelled:
+            result = "cancelled"
+        except (FabricError, OSError, MemoryError) as error:
+            result, message = "fault", str(error)
+        except Exception as error:  # noqa: BLE001  a bug here must not take the worker down
+            traceback.print_exc()
+            result, message = "fault", f"unexpected {type(error).__name__}: {error}"
+        if message:
+            with contextlib.suppress(OSError):  # a full disk must not hide what happened
+                self.log.say(f"### {message}")
+        blob = self.log.blob()
+        return msgspec.convert(
+            {
+                "key": self.key,
+                "fence": self.fence,
+                "result": result,
+                "message": message,
+                "phase": phase,
+                "command": command,
+                "seconds": time.monotonic() - began,
+                "log_size": blob.size,
+                "log_sha256": blob.sha256,
+            },
+            Outcome,
+        )
+
+
+class Worker:
+    """The shell around `WorkerAgent`: sockets, threads, spools."""
+
+    def __init__(self, name: str, slots: int, settings: Settings, directory: Path) -> None:
+        self.name = name
+        self._settings = settings
+        store = Store(settings.store_url, settings.cache_dir / "tmp")
+        sources = Sources(settings.trove_dir, settings.aliases, None)
+        self._workspace = Workspace(settings.work_dir, store, sources)
+        self._spools = self._workspace.scratch()
+        self._attempts: dict[tuple[str, int], Attempt] = {}  # running, or not settled yet
+        self._ended: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        self._agent = WorkerAgent(
+            name=name,
+            instance=uuid.uuid4().hex,
+            arch=native_architectures()[0],
+            slots=slots,
+            features=(f"host-tools:{host_tools(settings.host_tools_file)}",),
+        )
+        self._context = zmq.Context()
+        self._jobs = dealer(self._context)
+        connect(self._jobs, ipc(directory, "jobs"))
+        self._logs = publisher(self._context)
+        connect(self._logs, ipc(directory, "logs-in"))
+        self._codec: Codec[Desired | LogWanted | Refused] = Codec(Desired | LogWanted | Refused)
+        # written by threads that end and by signals, so that the poller wakes
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._poller = zmq.Poller()
+        self._poller.register(self._jobs, zmq.POLLIN)
+        self._poller.register(self._wake_read, zmq.POLLIN)
+        self._told_to_stop = False
+        self._stopping_until: float | None = None
+
+    def run(self) -> None:
+        """Work until told to end."""
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        while not self._over():
+            self._wait()
+            self._hear()
+            self._collect()
+            self._follow()
+            self._do(self._agent.tick(time.monotonic()))
+            if self._told_to_stop and self._stopping_until is None:
+                self._stop()
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        signal.set_wakeup_fd(-1)
+        self._context.destroy(linger=200)
+        self._workspace.close()
+
+    # -- one turn of the loop --------------------------------------------------------------
+
+    def _wait(self) -> None:
+        left = self._agent.due - time.monotonic()
+        if self._agent.running:
+            left = min(left, FOLLOW_EVERY)
+        if any(sock == self._wake_read for sock, _ in self._poller.poll(round(max(0.0, left) * 1000))):
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._wake_read, 4096)
+
+    def _hear(self) -> None:
+        for frames in drain(self._jobs, MESSAGES_AT_ONCE):
+            match message := self._codec.decode(frames[-1]):
+                case Desired():
+                    self._do(self._agent.desired(message))
+                    self._forget()
+                case LogWanted():
+                    self._serve(message)
+                case Refused():
+                    raise FabricError(f"the broker refuses this worker: {message.reason}")
+
+    def _collect(self) -> None:
+        while not self._ended.empty():
+            outcome = self._ended.get()
+            attempt = self._attempts[outcome.key, outcome.fence]
+            self._publish(attempt)
+            self._agent.progress(
+                outcome.key, outcome.fence, phase=attempt.phase, log_size=outcome.log_size
+            )
+            self._do(self._agent.ended(outcome))
+
+    def _follow(self) -> None:
+        for id in self._agent.running:
+            attempt = self._attempts[id]
+            self._publish(attempt)
+            self._do(self._agent.progress(*id, phase=attempt.phase, log_size=attempt.published))
+
+    def _over(self) -> bool:
+        if self._stopping_until is None:
+            return False
+        return not self._agent.running or time.monotonic() > self._stopping_until
+
+    # -- what it does ----------------------------------------------------------------------
+
+    def _do(self, actions: Sequence[protocol.Action]) -> None:
+        for action in actions:
+            match action:
+                case protocol.Start():
+                    self._start(action)
+                case protocol.Kill():
+                    self._attempts[action.key, action.fence].cancelled.set()
+                case protocol.Send():
+                    self._agent.free_disk = shutil.disk_usage(self._settings.work_dir).free
+                    send(self._jobs, self._codec.encode(action.report))
+
+    def _start(self, action: protocol.Start) -> None:
+        attempt = Attempt(action.key, action.fence, self._spools / f"{action.key}.{action.fence}")
+        self._attempts[action.key, action.fence] = attempt
+
+        def work() -> None:
+            self._ended.put(attempt.run(action.job, self._workspace, self._settings, self.name))
+            with contextlib.suppress(BlockingIOError):  # full: it wakes anyway
+                os.write(self._wake_write, b"\0")
+
+        # the sandbox dies with the thread that started it, so each attempt has its own
+        threading.Thread(target=work, name=f"{action.key[:8]}.{action.fence}", daemon=True).start()
+
+    def _publish(self, attempt: Attempt) -> None:
+        for _ in range(PIECES_AT_ONCE):
+            data = attempt.log.read(attempt.published, MAX_LOG_PIECE)
+            if not data:
+                return
+            hint = self._codec.encode(LogHint(attempt.fence, attempt.published))
+            send(self._logs, attempt.key.encode(), hint, data)  # what is lost is asked for
+            attempt.published += len(data)
+
+    def _serve(self, wanted: LogWanted) -> None:
+        attempt = self._attempts.get((wanted.key, wanted.fence))
+        if attempt is None:
+            return
+        data = attempt.log.read(wanted.offset, min(wanted.length, MAX_LOG_PIECE))
+        piece = LogPiece(wanted.key, wanted.fence, wanted.offset, data)
+        send(self._jobs, self._codec.encode(piece))
+
+    def _forget(self) -> None:
+        """Drop spools of attempts that are over and settled, or that nobody wanted any more."""
+        known = {*self._agent.running, *self._agent.unsettled}
+        for id in [id for id in self._attempts if id not in known]:
+            attempt = self._attempts.pop(id)
+            attempt.log.close()
+            attempt.log.path.unlink(missing_ok=True)
+
+    def _on_signal(self, number: int, frame: object) -> None:  # noqa: ARG002
+        self._told_to_stop = True  # the loop is awake now, and does the rest
+
+    def _stop(self) -> None:
+        """Kill what runs, hand it back, end."""
+        self._stopping_until = time.monotonic() + DEADLINE
+        for id in self._agent.running:
+            self._attempts[id].cancelled.set()
+        self._do(self._agent.drain())
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(prog="fabric-worker", description=(__doc__ or "").splitlines()[0])
+    top.add_argument("--directory", type=Path, required=True, help="where the broker's sockets are")
+    top.add_argument("--name", required=True)
+    top.add_argument("--slots", type=int, default=1, help="builds at a time (default 1)")
+    top.add_argument("--parent", type=int, help="end when this process does")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a worker; returns its exit code."""
+    options = parser().parse_args(argv)
+    try:
+        if options.parent:
+            die_with_parent(options.parent)
+        worker = Worker(options.name, options.slots, load_settings(), options.directory)
+        try:
+            worker.run()
+        finally:
+            worker.close()
+    except FabricError as error:
+        print(f"fabric-worker: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

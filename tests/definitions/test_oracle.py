@@ -1,0 +1,83 @@
+"""Real systems: their graphs, computed by the old tool, come out of `load` again."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from definitions_kit import SHA, check_order, loaded, named, new_view, old_view, small
+from oracle_systems import definitions, rows
+
+from fabric.definitions.keys import cache_keys
+from fabric.definitions.select import needed
+
+ROWS = list(rows())
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row["ok"]], ids=lambda row: row["file"])
+def test_graph_is_the_same(row: dict[str, Any]) -> None:
+    graph = loaded(definitions(row), row["file"])
+    ours, theirs = new_view(graph), old_view(row)
+    for part in theirs:  # part by part, for a readable difference
+        assert ours[part] == theirs[part], part
+    check_order(graph)
+    wanted = needed(graph, [graph.root.id])
+    assert {step.id for step in graph.steps if step.in_system and step.kind == "chunk"} <= wanted
+    for step in graph.steps:
+        assert step.kind != "chunk" or step.id not in wanted or wanted.issuperset(step.staged)
+    trees = {step: "0" * 40 for step in wanted if graph[step].kind == "chunk"}
+    keys = cache_keys(graph, trees, "host")
+    assert wanted <= keys.keys()
+    assert len(set(keys.values())) == len(keys)
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if not row["ok"]], ids=lambda row: row["file"])
+def test_cross_bootstrap_systems_load(row: dict[str, Any]) -> None:
+    """The old tool's last state refuses one source with two morphs of one name; we build both."""
+    pairs = re.findall(r"\t([^|]+)\|([^|]+)\|([^|]+)\|(\S+)", row["message"])
+    strata: dict[str, list[str]] = {}
+    chunks = {}
+    for repo, ref, morph, name in pairs:
+        home = morph.split("/")[1]
+        entry = f"- {{name: {name}, repo: '{repo}', ref: {ref}, morph: {morph}}}"
+        strata.setdefault(home, []).append(entry)
+        chunks[morph] = f"name: {name}\nkind: chunk\n"
+    files = small(
+        **{
+            home: f"name: {home}\nkind: stratum\nbuild-depends: []\nchunks:\n" + "\n".join(specs)
+            for home, specs in strata.items()
+        }
+    )
+    graph = loaded({**files, **chunks})
+    built = [step for step in graph.steps if step.kind == "chunk"]
+    assert sorted(step.morph for step in built) == sorted(chunks)
+    assert all(step.in_system for step in built)
+
+
+def test_all_are_there() -> None:
+    assert len(ROWS) == 86
+    assert sum(not row["ok"] for row in ROWS) == 6
+
+
+def test_chunks_have_one_key_in_all_systems() -> None:
+    """Staging areas are layered in an order that comes from strata, not from systems."""
+    files = small(
+        base=f"name: base\nkind: stratum\nbuild-depends: []\nchunks:\n"
+        f"- {{name: z, repo: r, ref: {SHA}, build-system: autotools}}\n",
+        left=f"name: left\nkind: stratum\nbuild-depends: [{{morph: strata/base.morph}}]\nchunks:\n"
+        f"- {{name: l, repo: l, ref: {SHA}, build-system: autotools}}\n",
+        atop=f"name: atop\nkind: stratum\nbuild-depends:\n"
+        f"- {{morph: strata/left.morph}}\n- {{morph: strata/base.morph}}\nchunks:\n"
+        f"- {{name: t, repo: t, ref: {SHA}, build-system: autotools}}\n",
+    )
+    entries = [
+        f"- {{name: {name}, morph: strata/{name}.morph}}\n" for name in ("base", "left", "atop")
+    ]
+    head = "name: s\nkind: system\narch: x86_64\nstrata:\n"
+    keys = set()
+    for order in (entries, entries[::-1], entries[2:]):
+        graph = loaded({**files, "systems/s.morph": head + "".join(order)})
+        trees = {step.id: "tree" for step in graph.steps if step.kind == "chunk"}
+        keys.add(cache_keys(graph, trees, "")[named(graph, "t").id])
+    assert len(keys) == 1
