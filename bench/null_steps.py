@@ -21,7 +21,7 @@ LAYERS, WIDTH = 20, 10
 BUILD = "echo step; mkdir -p $DESTDIR/out; echo {name} > $DESTDIR/out/{name}"
 SANDBOX = (
     "bwrap --unshare-all --die-with-parent --new-session --clearenv --uid 0 --gid 0"
-    " --cap-drop ALL --ro-bind / / --proc /proc --dev /dev --tmpfs /tmp"
+    " --cap-drop ALL --ro-bind / / --proc /proc --dev /dev --tmpfs /tmp --chdir /"
 )
 
 
@@ -84,8 +84,8 @@ def write_ninja(root: Path) -> None:
     root.mkdir()
     lines = [
         "rule step",
-        f"  command = {SANDBOX} --bind {root}/$out.d /out sh -e -x -c"
-        " 'echo step; echo $out > /out/$out' && touch $out",
+        f"  command = {SANDBOX} --bind {root}/$out.d /tmp/out sh -e -x -c"
+        " 'echo step; echo $out > /tmp/out/$out' && touch $out",
     ]
     for name, depends in names():
         (root / f"{name}.d").mkdir()

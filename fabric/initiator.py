@@ -107,7 +107,6 @@ def parser() -> argparse.ArgumentParser:
     gc.add_argument(
         "--keep", action="append", default=[], metavar="SYSTEM", help="keep all it needs"
     )
-    gc.add_argument("--dry-run", action="store_true", help="only say what would go")
 
     lorry = add("lorry", "Where sources come from: list, import, renew pins.", json)
     lorry.add_argument("action", choices=["list", "import", "update"])

@@ -48,15 +48,14 @@ class Plan:
 
     @cached_property
     def log_names(self) -> dict[str, str]:
-        """File name of each step's log by step id: "build-step-zlib-misc.log"."""
+        """File name of each step's log by cache key: "build-step-zlib-misc.log"."""
         names: dict[str, str] = {}
-        taken: set[str] = set()
         for step in self.steps:
-            name = log_name(step.artifacts[-1] if step.artifacts else step.name)
-            if name in taken:  # two chunks of one name are two steps
-                name = log_name(f"{step.artifacts[-1]}.{self.keys[step.id][:8]}")
-            taken.add(name)
-            names[step.id] = name
+            key = self.keys[step.id]
+            name = log_name(step.artifacts[-1])
+            if name in names.values() and key not in names:  # two chunks of one name
+                name = log_name(f"{step.artifacts[-1]}.{key[:8]}")
+            names.setdefault(key, name)
         return names
 
     def depends(self, step: Step) -> tuple[str, ...]:
@@ -64,10 +63,11 @@ class Plan:
         if step.kind == "chunk":
             return tuple(self.keys[chunk] for chunk in step.staged)
         if step.kind == "stratum":
-            inside = {chunk for content in step.lists.values() for chunk, _ in content}
-            return tuple(sorted(self.keys[chunk] for chunk in inside))
-        whole = {self.keys[one] for one, _ in step.contents if one in self._wanted}
-        return tuple(sorted(whole | {content.key for content in self._contents(step)}))
+            inside = (chunk for content in step.lists.values() for chunk, _ in content)
+            return tuple(dict.fromkeys(self.keys[chunk] for chunk in inside))
+        chunks = (content.key for content in self._contents(step))
+        whole = (self.keys[one] for one, _ in step.contents if one in self._wanted)
+        return tuple(dict.fromkeys((*chunks, *whole)))
 
     def job(self, step: Step) -> Job:
         """The step as a worker gets it."""
@@ -76,7 +76,7 @@ class Plan:
             kind=step.kind,
             name=step.name,
             arch=self.graph.arch,
-            log=self.log_names[step.id],
+            log=self.log_names[self.keys[step.id]],
             artifacts=step.artifacts,
             metadata=self._metadata(step),
         )
@@ -92,11 +92,12 @@ class Plan:
         )
 
     def offers(self) -> tuple[Offer, ...]:
-        """All steps as they are submitted."""
+        """All steps as they are submitted, each key once."""
         encode = msgspec.msgpack.Encoder().encode
+        unique = {self.keys[step.id]: step for step in reversed(self.steps)}
         return tuple(
             Offer(
-                key=self.keys[step.id],
+                key=key,
                 name=step.name,
                 kind=step.kind,
                 arch=self.graph.arch,
@@ -104,7 +105,7 @@ class Plan:
                 depends=self.depends(step),
                 needs=self._needs(step),
             )
-            for step in self.steps
+            for key, step in reversed(unique.items())
         )
 
     def _needs(self, step: Step) -> tuple[str, ...]:

@@ -37,11 +37,11 @@ class Project:
 
     def read(self, path: str) -> bytes | None:
         """A file by its path from the root; None if it is not there or lies outside."""
-        file = self.root / path
+        if path.startswith("/") or ".." in path.split("/"):
+            return None
         try:
-            if not file.resolve().is_relative_to(self.root.resolve()):
-                return None
-            return file.read_bytes()
+            with open(f"{self.root}/{path}", "rb") as file:  # noqa: PTH123  hundreds of times
+                return file.read()
         except (OSError, ValueError):
             return None
 

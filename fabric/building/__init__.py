@@ -3,6 +3,7 @@
 from fabric.building.builder import build
 from fabric.building.host import host_tools
 from fabric.building.log import Log
+from fabric.building.shell import shell
 from fabric.building.workspace import Workspace
 
-__all__ = ["Log", "Workspace", "build", "host_tools"]
+__all__ = ["Log", "Workspace", "build", "host_tools", "shell"]

@@ -71,14 +71,7 @@ def _build(
         packed: dict[str, Packed | None] = {}
         if job.kind == "chunk":
             packed = build_chunk(
-                job,
-                workspace,
-                scratch,
-                log,
-                cancelled,
-                jobs=jobs,
-                limits=limits,
-                phase=phase,
+                job, workspace, scratch, log, cancelled, jobs=jobs, limits=limits, phase=phase
             )
         elif job.kind == "system":
             packed = build_system(job, workspace, scratch, log, cancelled, limits, phase)
@@ -90,18 +83,20 @@ def _build(
         files: dict[str, Path | bytes] = {
             each.blob.sha256: each.content for each in packed.values() if each is not None
         }
-        assert manifest.log is not None
-        files[manifest.log.sha256] = log.path
+        if manifest.log is not None:
+            files[manifest.log.sha256] = log.path
         workspace.store.put(manifest, files)
-        workspace.forget_failed(job.key)
         if job.kind == "chunk":
             workspace.layers.adopt(job.key, scratch / "inst")
-            workspace.recycle(scratch)
     except BuildFailed:
-        workspace.keep_failed(job.key, scratch)
+        kept = workspace.keep_failed(job.key, scratch)
+        log.say(f"The build tree is kept in {kept}")
         raise
-    finally:
+    except BaseException:
         workspace.discard(scratch)
+        raise
+    workspace.forget_failed(job.key)
+    workspace.recycle(scratch)
     return manifest
 
 

@@ -89,7 +89,7 @@ def pack(job: Job, inst: Path, scratch: Path, log: Log) -> dict[str, Packed | No
     found = scan(inst)
     scripts = _add_integration(job, inst, found, log)
     for device in job.devices:
-        _add_device(found, device)
+        _add_device(inst, found, device)
     texts = {path.decode("utf-8", "surrogateescape"): path for path in found}
     parts = split((text for text, path in texts.items() if path not in scripts), job.rules)
     left = _left_over(found, [texts[text] for text in parts.pop(UNMATCHED, ())])
@@ -125,15 +125,10 @@ def _add_integration(job: Job, inst: Path, found: dict[bytes, Entry], log: Log) 
         for number, command in enumerate(commands):
             path = f"{INTEGRATION}/{prefix}-{artifact}-{number:04}".encode()
             data = f"#!/bin/sh\nset -xeu\n{command}".encode("utf-8", "surrogateescape")
-            # inst is a stranger's: look before writing, a symlink may lead out of it
-            for parent in reversed(list(_parents(path))):
-                entry = found.setdefault(parent, Entry(parent, archive.DIRECTORY, 0o755))
-                if entry.type != archive.DIRECTORY:
-                    raise BuildFailed(f"/{parent.decode()} must be a directory")
+            _make_parents(path, inst, found)
             if path in found:
                 raise BuildFailed(f"/{path.decode()} exists already")
             file = inst / path.decode()
-            file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(data)
             file.chmod(0o755)
             source = os.fsencode(file)
@@ -142,12 +137,11 @@ def _add_integration(job: Job, inst: Path, found: dict[bytes, Entry], log: Log) 
     return scripts
 
 
-def _add_device(found: dict[bytes, Entry], device: Device) -> None:
+def _add_device(inst: Path, found: dict[bytes, Entry], device: Device) -> None:
     path = device.filename.strip("/").encode()
     if path in found:
         raise BuildFailed(f"devices: /{path.decode()} exists already, as a file")
-    for parent in _parents(path):
-        found.setdefault(parent, Entry(parent, archive.DIRECTORY, 0o755))
+    _make_parents(path, inst, found)
     found[path] = Entry(
         path,
         archive.CHARACTER if device.type == "c" else archive.BLOCK,
@@ -157,6 +151,16 @@ def _add_device(found: dict[bytes, Entry], device: Device) -> None:
         uid=device.uid,
         gid=device.gid,
     )
+
+
+def _make_parents(path: bytes, inst: Path, found: dict[bytes, Entry]) -> None:
+    """Make the directories above ``path`` in ``inst``, never through a symlink out of it."""
+    for parent in reversed(list(_parents(path))):
+        if parent not in found:
+            (inst / os.fsdecode(parent)).mkdir(mode=0o755)
+            found[parent] = Entry(parent, archive.DIRECTORY, 0o755)
+        elif found[parent].type != archive.DIRECTORY:
+            raise BuildFailed(f"/{os.fsdecode(parent)} must be a directory")
 
 
 def _left_over(found: dict[bytes, Entry], unmatched: list[bytes]) -> list[bytes]:

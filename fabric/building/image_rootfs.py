@@ -18,10 +18,11 @@ from typing import IO, Protocol
 
 import zstandard
 
+from fabric.building.archive import MTIME
 from fabric.errors import FabricError
 
-#: Time of everything an image adds of its own, in seconds since 1970: the artifacts' own.
-EPOCH = 683074800
+#: Time of everything an image adds of its own, in seconds since 1970: that of all artifacts.
+EPOCH = MTIME
 BLOCK = 4096
 _PIECE = 1024 * 1024
 

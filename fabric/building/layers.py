@@ -6,11 +6,13 @@ word; `plan_layers` stays well below by merging many layers into one by hard lin
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -126,12 +128,20 @@ def moved(index: Index, moves: Mapping[bytes, bytes]) -> Index:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A chunk unpacked."""
+
+    path: Path
+    index: Index
+
+
 class Layers:
     """The layers of one workspace."""
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
-        self._indexes: dict[str, Index] = {}
+        self._known: dict[str, Layer] = {}
 
     def stage(
         self, staged: Sequence[Staged], cancelled: threading.Event
@@ -141,14 +151,15 @@ class Layers:
         Fetches and unpacks what is missing.  BuildFailed when two chunks do not go together,
         MachineFault when one cannot be had.
         """
-        indexes = {item.key: self._index(item.key, cancelled) for item in staged}
+        layers = {item.key: self._layer(item.key, cancelled) for item in staged}
+        indexes = {key: layer.index for key, layer in layers.items()}
         moves = dict(zip(indexes, see_through(indexes, self._name), strict=True))
         found = []
         for keys in plan_layers(staged):
-            group = [(self._path(key), moves[key]) for key in keys]
-            if len(group) == 1 and not group[0][1]:
-                found.append(group[0][0])
+            if len(keys) == 1 and not moves[keys[0]]:
+                found.append(layers[keys[0]].path)
             else:
+                group = [(layers[key].path, moves[key]) for key in keys]
                 found.append(self._merged(group, cancelled))
         if len(found) > MAX_LAYERS:
             raise AssertionError(f"{len(found)} layers")  # the lowest would be lost silently
@@ -174,19 +185,19 @@ class Layers:
 
     def adopt(self, key: str, tree: Path) -> None:
         """Take ``tree`` as the layer of the chunk ``key``, unless it has one."""
-        with self.workspace.locked(f"layer-{key}"):
-            path = self._path(key)
-            if path.is_dir():
-                self.workspace.discard(tree)
-            else:
-                tree.rename(path)
+        try:
+            tree.rename(self._path(key))
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            self.workspace.discard(tree)
+
+    def _path(self, key: str) -> Path:
+        return self.workspace.root / "layers" / key
 
     def _name(self, key: str) -> str:
         manifest = self.workspace.store.manifest(key)
         return manifest.name if manifest else key
-
-    def _path(self, key: str) -> Path:
-        return self.workspace.root / "layers" / key
 
     def _merged(self, group: Sequence[tuple[Path, Moves]], cancelled: threading.Event) -> Path:
         """One directory with all of ``group``, the later over the earlier."""
@@ -200,16 +211,16 @@ class Layers:
 
         return self.made([(path.name, moves) for path, moves in group], make, cancelled)
 
-    def _index(self, key: str, cancelled: threading.Event) -> Index:
-        """The index of a chunk, which is unpacked first if it is not yet."""
-        path = self._path(key)
+    def _layer(self, key: str, cancelled: threading.Event) -> Layer:
+        """The layer of a chunk, which is unpacked first if it is not yet."""
+        known = self._known.get(key)
+        path = known.path if known else self._path(key)
         if not path.is_dir():
             with self.workspace.locked(f"layer-{key}", cancelled):
                 if not path.is_dir():
                     self._make(path, lambda into: self._unpack(key, into, cancelled))
-        known = self._indexes.get(key)
         if known is None:
-            known = self._indexes[key] = self._read_index(key, path)
+            known = self._known[key] = Layer(path, self._read_index(key, path))
         return known
 
     def _read_index(self, key: str, tree: Path) -> Index:

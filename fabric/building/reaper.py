@@ -17,8 +17,12 @@ from fabric.building.tree import remove
 _PAUSE = 2.0
 #: Seconds between two looks at the free space while builds run.
 _LOOK = 10.0
-#: With less than this part of the file system free, deleting begins at once.
-_SCARCE = 0.25
+
+
+def scarce(path: Path) -> bool:
+    """Whether the file system of ``path`` is nearly full: 10 % free or less, at most 10 GiB."""
+    info = os.statvfs(path)
+    return info.f_bavail * info.f_frsize < min(info.f_blocks * info.f_frsize // 10, 10 << 30)
 
 
 class Reaper:
@@ -72,11 +76,7 @@ class Reaper:
             while not self._closing:
                 busy = self._builds > 0 or not self._work
                 self._change.wait(_LOOK if busy else _PAUSE)
-                if self._work and (self._builds == 0 or self._scarce()):
+                if self._work and (self._builds == 0 or scarce(self.trash)):
                     self._work = False
                     break
             return not self._closing
-
-    def _scarce(self) -> bool:
-        info = os.statvfs(self.trash)
-        return info.f_bavail < info.f_blocks * _SCARCE

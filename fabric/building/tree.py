@@ -62,13 +62,13 @@ def scan(root: Path) -> dict[bytes, Entry]:
 
 
 def _entries(directory: bytes) -> list[os.DirEntry[bytes]]:
-    _open_up(directory)
+    open_up(directory)
     with os.scandir(directory) as entries:
         return list(entries)
 
 
-def _open_up(directory: bytes) -> None:
-    """Let us read and change a directory of ours, whatever mode a build gave it."""
+def open_up(directory: bytes | Path) -> None:
+    """Let us read, change and move a directory of ours, whatever mode a build gave it."""
     if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
         os.chmod(directory, 0o700)
 
@@ -300,7 +300,7 @@ def remove(path: Path) -> None:
                 pending.append(item.path)
             else:
                 moved += 1
-                _open_up(item.path)
+                open_up(item.path)
                 pending.append(top + b"/.deep-%d" % moved)
                 os.rename(item.path, pending[-1])
     for directory in reversed(emptied):

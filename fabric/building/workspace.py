@@ -19,6 +19,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -26,15 +27,16 @@ from typing import Protocol
 
 from fabric.building.layers import Layers
 from fabric.building.locks import Locks
-from fabric.building.reaper import Reaper
-from fabric.building.tree import is_empty, remove
+from fabric.building.reaper import Reaper, scarce
+from fabric.building.tree import is_empty, open_up, remove
 from fabric.errors import Cancelled
 from fabric.jobs import Blob, Manifest, Source
 
 #: Seconds between two looks at a lock that somebody else holds, or at ``cancelled``.
 TICK = 0.1
-#: Directories of a scratch that a build may leave as empty as it found them.
-_REUSED = ("up", "tmp")
+#: Directories of a scratch that a build may leave as empty as it found them.  What overlayfs
+#: leaves in its work directory it clears up itself the next time.
+_REUSED = ("up", "tmp", "work")
 
 
 class Store(Protocol):
@@ -88,6 +90,7 @@ class Workspace:
     def discard(self, path: Path) -> None:
         """Throw a tree away: out of sight now, deleted by the reaper."""
         with suppress(FileNotFoundError):
+            open_up(path)
             path.rename(self._reaper.trash / str(next(self._numbers)))
             self._reaper.wake()
 
@@ -104,27 +107,33 @@ class Workspace:
         Making a directory on a busy disk takes a quarter of a millisecond, so one that the build
         has left as it was goes to the next.
         """
-        for name in _REUSED:
-            if not is_empty(scratch / name):
-                self.discard(scratch / name)
+        for item in list(scratch.iterdir()):
+            open_up(item)
+            if item.name not in _REUSED or (item.name != "work" and not is_empty(item)):
+                self.discard(item)
         self._spare.append(scratch)
 
-    def keep_failed(self, key: str, tree: Path) -> None:
-        """Keep the build tree of a failed attempt, in place of an earlier one."""
+    def keep_failed(self, key: str, scratch: Path) -> Path:
+        """Keep the scratch of a failed attempt, in place of an earlier one; return its path."""
         self.forget_failed(key)
-        tree.rename(self.failed(key))
+        return scratch.rename(self.root / "failed" / key)
 
     def forget_failed(self, key: str) -> None:
-        """Discard the build tree of a failed attempt, if there is one."""
-        self.discard(self.failed(key))
+        """Discard the scratch of a failed attempt, if there is one."""
+        self.discard(self.root / "failed" / key)
 
-    def failed(self, key: str) -> Path:
-        """Where the build tree of the last failed attempt at ``key`` is, if there was one."""
-        return self.root / "failed" / key
+    def take_failed(self, key: str) -> Path | None:
+        """The scratch of the last failed attempt, if there is one, made a scratch of ours."""
+        try:
+            return (self.root / "failed" / key).rename(self.session / str(next(self._numbers)))
+        except FileNotFoundError:
+            return None
 
     @contextmanager
     def using(self) -> Iterator[None]:
         """Around a build: its layers stay, and deleting waits while there is room on the disk."""
+        if scarce(self.root):
+            self.clean()
         fd = self._locks.take("layers", shared=True, wait=True)
         assert fd is not None
         self._reaper.enter()
@@ -148,6 +157,24 @@ class Workspace:
             yield
         finally:
             os.close(fd)
+
+    def clean(self, keep: AbstractSet[str] = frozenset()) -> bool:
+        """Drop layers and failed trees of keys not in ``keep``, and all merged trees.
+
+        Layers come back from the store when they are needed.  False, with nothing done, while
+        any worker of this workspace is building.
+        """
+        fd = self._locks.take("layers")
+        if fd is None:
+            return False
+        try:
+            for folder in ("layers", "indexes", "merged", "failed"):
+                for item in list((self.root / folder).iterdir()):
+                    if item.name not in keep:
+                        self.discard(item)
+        finally:
+            os.close(fd)
+        return True
 
     def close(self) -> None:
         """Delete this worker's scratch."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 
+from fabric.building.workspace import Workspace
 from fabric.commands.common import open_graph, print_json
 from fabric.config import Settings
 from fabric.render import size
@@ -19,4 +19,32 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     for system in options.keep:
         project, graph = open_graph(settings, system)
         keep |= set(project.plan(graph).keys.values())
-    raise NotImplementedError
+    store = Store(settings.store_url, settings.cache_dir / "tmp")
+    sources = Sources(settings.trove_dir, settings.aliases)
+    age = options.keep_days * DAY
+    before = store.usage()
+    gone = store.gc(keep, older_than=age)
+    trees = sources.gc(age)
+    with Workspace(settings.work_dir, store, sources) as workspace:
+        layers = workspace.clean(keep)
+    facts = {
+        "steps": gone.manifests,
+        "blobs": gone.blobs,
+        "bytes": gone.bytes,
+        "trees": trees,
+        "layers": layers,
+        "left": {"steps": before.manifests - gone.manifests, "bytes": before.bytes - gone.bytes},
+    }
+    if options.json:
+        print_json(facts)
+        return 0
+    print(f"{gone.manifests} steps and {gone.blobs} blobs removed, {size(gone.bytes)};")
+    print(f"{trees} trees of sources removed;")
+    print(
+        "layers and scratch removed"
+        if layers
+        else "layers and scratch stay: a worker is using them; run gc again when it has ended"
+    )
+    left = size(before.bytes - gone.bytes)
+    print(f"left: {before.manifests - gone.manifests} steps, {left} in {settings.store_url}")
+    return 0

@@ -18,7 +18,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     if manifest is None:
         raise FabricError(
             f"{step.name}: not built yet with these inputs, so there is no log in the store;"
-            f" a failed build leaves {plan.log_names[step.id]} where it was started"
+            f" a failed build leaves {plan.log_names[plan.keys[step.id]]} where it was started"
         )
     if manifest.log is None:
         raise FabricError(f"{step.name}: it was stored without a log")

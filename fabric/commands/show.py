@@ -51,7 +51,7 @@ def _facts(plan: Plan, step: Step, reason: str, store: Store) -> Mapping[str, ob
         "key": key,
         "cached": reason == "cached",
         "why": reason,
-        "log": plan.log_names[step.id],
+        "log": plan.log_names[key],
         "artifacts": [
             {
                 "name": artifact.name,

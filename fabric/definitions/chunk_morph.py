@@ -36,7 +36,7 @@ def chunk(fields: Fields, given: Map) -> ChunkMorph:
     return ChunkMorph(
         file=fields.file,
         name=name,
-        description=fields.text(given, "description", what, ""),
+        description=fields.description(given, what),
         build_system=fields.text(given, "build-system", what, "manual"),
         build_system_line=given.lines.get("build-system", given.line),
         commands={
@@ -54,9 +54,8 @@ def _max_jobs(fields: Fields, given: Map, what: str) -> int | None:
     value = given.get("max-jobs")
     if value is None:
         return None
-    number = (
-        int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() else value
-    )
+    quoted = isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 6
+    number = int(value) if quoted else value
     if type(number) is int and number > 0:
         return number
     fields.report(

@@ -94,7 +94,7 @@ class _Reader:
         if "systems" not in given:
             self.fields.report(given.line, f"{what}: the field 'systems' is missing")
         systems = self._systems(given, "systems", what)
-        description = self.fields.text(given, "description", what, "")
+        description = self.fields.description(given, what)
         return Cluster(self.fields.file, name, description, systems)
 
     def _systems(self, given: Map, key: str, what: str) -> tuple[ClusterSystem, ...]:

@@ -16,7 +16,8 @@ _CPU = {
     "mips32b": "mips",
     "mips32l": "mipsel",
 }
-_SYSTEM_PATH = ("/sbin", "/usr/sbin", "/bin", "/usr/bin")
+#: The end of every PATH.  Outside a staging area the host's stands in its place.
+SYSTEM_PATH = "/sbin:/usr/sbin:/bin:/usr/bin"
 
 _FIXED = {
     "TERM": "dumb",
@@ -45,10 +46,10 @@ def target(arch: str, vendor: str) -> str:
 def environment(step: Step, arch: str) -> dict[str, str]:
     """All variables of a chunk's build but MAKEFLAGS, which differs from command to command.
 
-    PATH has the ``bin`` of each prefix that the chunks it sees have, in ``path_prefixes``'
-    order, and then the system's directories.  In bootstrap and test mode the builder puts the
-    staging area's place before the first ones, and adds the host's PATH; DESTDIR is as seen
-    where the chunk is built at ``/NAME.build``.
+    PATH has the ``bin`` of each prefix of what the chunk depends on, sorted, and then
+    `SYSTEM_PATH`.  In bootstrap and test mode the builder puts the place of the staging area
+    before each of the first, and the host's PATH for the rest; DESTDIR is as seen where the chunk
+    is built at ``/NAME.build``.
     """
     path = [f"{prefix.rstrip('/')}/bin" for prefix in step.path_prefixes]
     return {
@@ -58,5 +59,5 @@ def environment(step: Step, arch: str) -> dict[str, str]:
         "TARGET_STAGE1": target(arch, "bootstrap"),
         "PREFIX": step.prefix,
         "DESTDIR": f"/{step.source_name}.inst",
-        "PATH": ":".join(dict.fromkeys((*path, *_SYSTEM_PATH))),
+        "PATH": ":".join([*path, SYSTEM_PATH]),
     }

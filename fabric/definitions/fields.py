@@ -15,6 +15,7 @@ from fabric.errors import Problem
 
 #: Names become file names (``/NAME.build``, ``/baserock/ARTIFACT.meta``) and log names.
 _NAME = re.compile(r"[^\s/\x00-\x1f.-][^\s/\x00-\x1f]*\Z")
+_SOURCE = re.compile(r"[^\s\x00-\x1f-][^\s\x00-\x1f]*\Z")
 _MISSING = object()
 _MANY = 15
 
@@ -41,7 +42,7 @@ def kind_of(value: Any) -> str:
     if isinstance(value, datetime.date):
         return f"the date {value}"
     if isinstance(value, str):
-        return f"the text {value!r}"
+        return f"the text {value!r}" if value else "empty"
     return "a list" if isinstance(value, list) else "a mapping"
 
 
@@ -116,9 +117,12 @@ class Fields:
         return []
 
     def text(self, given: Map, key: str, what: str, default: str | None = None) -> str:
-        """A field of text; without ``default`` it must be there and not be empty."""
+        """A field of text.
+
+        Without ``default`` it must be there; only if that is "" it may be empty.
+        """
         value = given.get(key, _MISSING)
-        if type(value) is str and (value or default is not None):
+        if type(value) is str and (value or default == ""):
             return value
         if value is _MISSING:
             if default is None:
@@ -140,6 +144,20 @@ class Fields:
         if value and not _NAME.match(value):
             self.report(given.lines[key], f"{what}: {bad_name(value)}")
         return value
+
+    def source(self, given: Map, key: str, what: str, default: str | None = None) -> str:
+        """A repository, URL or ref: text that no program takes for an option or for two words."""
+        value = self.text(given, key, what, default)
+        if value and not _SOURCE.match(value):
+            message = f"{what}: {key!r} is {value!r}: no spaces in it and no '-' in front, please"
+            self.report(given.lines.get(key, given.line), message)
+        return value
+
+    def description(self, given: Map, what: str) -> str:
+        """The field ``description``, which may be left empty."""
+        if given.get("description") is None:
+            return ""
+        return self.text(given, "description", what, "")
 
     def texts(self, given: Map, key: str, what: str) -> tuple[str, ...]:
         """A field that is a list of text; absent is empty."""

@@ -7,8 +7,9 @@ A key covers all that can change the output, and nothing else.
   the staged chunks in the order they are layered.  In bootstrap and test mode the host's tools
   too.  Not where the source comes from (repo, ref: the tree is the source), descriptions, the
   stratum, or the file it is written in.
-- A stratum: its name and, for each of its artifacts, the keys and names of the chunk artifacts.
-- A system: name, architecture, and the same of the stratum artifacts it has.  So it does not
+- A stratum: architecture, name and, for each of its artifacts, the keys and names of the chunk
+  artifacts in it.
+- A system: architecture, name, and the same of the stratum artifacts it has.  So it does not
   depend on chunks of a stratum it takes only in part.
 
 Everything goes into SHA-256 as one MessagePack value, which has one encoding and no ambiguity
@@ -49,20 +50,23 @@ def cache_keys(graph: Graph, trees: Mapping[str, str], host_tools: str) -> dict[
                 parts = [step.name, [_list(name, step.lists[name], raw) for name in step.lists]]
             else:
                 taken = [_list(name, graph[one].lists[name], raw) for one, name in step.contents]
-                parts = [step.name, graph.arch, taken]
+                parts = [step.name, taken]
         except KeyError:
             continue
-        digest = sha256(_encode([KEY_VERSION, step.kind, *parts]))
+        digest = sha256(_encode([KEY_VERSION, step.kind, graph.arch, *parts]))
         raw[step.id] = digest.digest()
         keys[step.id] = digest.hexdigest()
     return keys
 
 
 def list_key(keys: Mapping[str, str], stratum: Step, artifact: str) -> str:
-    """What names a stratum artifact's contents, also when the rest of the stratum has no key."""
-    raw = {step: bytes.fromhex(key) for step, key in keys.items()}
-    parts = _list(artifact, stratum.lists[artifact], raw)
-    return sha256(_encode([KEY_VERSION, "list", parts])).hexdigest()
+    """What names a stratum artifact's contents, also when the rest of the stratum has no key.
+
+    ``keys`` are those of the chunks in it, at least.
+    """
+    raw = {chunk: bytes.fromhex(keys[chunk]) for chunk, _ in stratum.lists[artifact]}
+    parts = [KEY_VERSION, "list", _list(artifact, stratum.lists[artifact], raw)]
+    return sha256(_encode(parts)).hexdigest()
 
 
 def _list(
@@ -77,7 +81,6 @@ def _chunk(
     recipe = step.recipe
     assert recipe is not None, step.id
     return [
-        arch,
         step.source_name,
         step.mode,
         "" if step.mode == "staging" else host_tools,

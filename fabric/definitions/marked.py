@@ -191,6 +191,15 @@ def _too_deep(data: bytes) -> int:
     return 0
 
 
+def _syntax_error(data: bytes, file: str, error: yaml.MarkedYAMLError) -> Problem:
+    message = f"not YAML: {error.problem or error.context}"
+    mark = error.problem_mark or error.context_mark
+    if error.context and error.context_mark and error.problem:
+        message += f" {error.context} that starts in line {error.context_mark.line + 1}"
+    lines = data.count(b"\n") + (not data.endswith(b"\n"))  # the end is found in the line after
+    return Problem(file, min(mark.line + 1, lines) if mark else 1, message)
+
+
 def parse(data: bytes, file: str, problems: list[Problem]) -> Any:
     """The value of a YAML document: Map, Seq or a scalar; None if it is empty or broken.
 
@@ -209,9 +218,6 @@ def parse(data: bytes, file: str, problems: list[Problem]) -> Any:
         problems.append(Problem(file, line, f"not readable as text: {error.reason}"))
         return None
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        parts = [part for part in (error.problem, error.context) if part]
-        message = "not YAML: " + " ".join(parts)
-        problems.append(Problem(file, mark.line + 1 if mark else 1, message))
+        problems.append(_syntax_error(data, file, error))
         return None
     return None if node is None else _Builder(file, problems).value(node)

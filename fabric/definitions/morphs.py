@@ -124,7 +124,7 @@ def products(fields: Fields, given: Map, what: str) -> tuple[Rule, ...]:
 def split_rule(fields: Fields, entry: Map, what: str, *, suffix: bool = False) -> Rule:
     """One ``{artifact, include}``; a ``suffix`` is only the end of a name."""
     artifact = fields.text(entry, "artifact", what, "" if suffix else None)
-    if artifact and not suffix and not is_name(artifact):
+    if artifact and not is_name(f"x{artifact}" if suffix else artifact):
         fields.report(entry.lines["artifact"], f"{what}: {bad_name(artifact)}")
     what = f"{what} {artifact}".rstrip()
     if "include" not in entry:

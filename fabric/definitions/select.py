@@ -45,16 +45,17 @@ def _needs(graph: Graph, step: Step) -> Iterable[str]:
 
 
 def find(graph: Graph, name: str) -> tuple[str, ...]:
-    """Ids of the steps that ``name`` means: a step's name or id, a morph file, or an artifact.
+    """Ids of the steps that ``name`` means: a step's name, id or file, else an artifact.
 
     Several if a chunk and its stratum, or two chunks, are called the same: chunks stand before
     strata.  `FabricError`, with what is close, if there is none.
     """
     found: list[str] = []
     if name:
-        named = [(step.id, step.name, step.source_name, step.morph) for step in graph.steps]
-        found = [names[0] for names in named if name in names]
-        found = found or [step.id for step in graph.steps if name in step.artifacts]
+        found = [step.id for step in graph.steps if name in (step.id, step.name, step.morph)]
+        found = found or [
+            step.id for step in graph.steps if name in (step.source_name, *step.artifacts)
+        ]
     if found:
         return tuple(found)
     words = {word for step in graph.steps for word in (step.name, *step.artifacts)}

@@ -59,7 +59,7 @@ def stratum(fields: Fields, given: Map, version: int) -> StratumMorph:
     return StratumMorph(
         fields.file,
         name,
-        fields.text(given, "description", what, ""),
+        fields.description(given, what),
         given.line,
         _depends(fields, given, what),
         tuple(specs),
@@ -137,10 +137,10 @@ def _spec(fields: Fields, given: Map, version: int) -> ChunkSpec:
     return ChunkSpec(
         line=given.line,
         name=name,
-        repo=fields.text(given, "repo", what, "") or name,
-        ref=fields.text(given, "ref", what),
+        repo=fields.source(given, "repo", what, name),
+        ref=fields.source(given, "ref", what),
         morph=reference(fields, given, what) if "morph" in given else None,
-        build_system=fields.text(given, "build-system", what, ""),
+        build_system=fields.text(given, "build-system", what) if "build-system" in given else "",
         mode=_mode(fields, given, what),
         prefix=_prefix(fields, given, what),
         depends=tuple(dict.fromkeys(fields.texts(given, "build-depends", what))),
@@ -189,5 +189,5 @@ def _submodules(fields: Fields, given: Map, what: str) -> tuple[Submodule, ...]:
         if entry is not None:
             fields.known(entry, inside, ("url", "submodules"))
             below = _submodules(fields, entry, inside) if "submodules" in entry else ()
-            made.append(Submodule(path, fields.text(entry, "url", inside), below))
+            made.append(Submodule(path, fields.source(entry, "url", inside), below))
     return tuple(made)

@@ -51,7 +51,7 @@ def system(fields: Fields, given: Map) -> SystemMorph:
     if not given.get("strata"):
         line = given.lines.get("strata", given.line)
         fields.report(line, f"{what} has no strata: list at least one in 'strata'")
-    description = fields.text(given, "description", what, "")
+    description = fields.description(given, what)
     return SystemMorph(fields.file, given.line, name, arch, description, tuple(entries))
 
 

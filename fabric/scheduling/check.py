@@ -11,13 +11,8 @@ from fabric.scheduling.why import story
 
 
 def validate(scheduler: Scheduler, now: float) -> None:
-    """AssertionError, with the story of the task it is about, if anything is not as it should be."""
-    queued = {
-        (task.key, request.id)
-        for pool in scheduler.pools.all()
-        for _, task in pool.waiting()
-        for request in task.requests.values()
-    }
+    """AssertionError, with the story of the task it is about, if anything is wrong."""
+    queued = {entry for pool in scheduler.pools.all() for entry in pool.queued()}
     for key, task in scheduler.tasks.items():
         try:
             assert task.key == key
@@ -59,14 +54,17 @@ def _task(scheduler: Scheduler, task: Task, queued: set[tuple[str, str]]) -> Non
             for key in missing:
                 dependency = scheduler.tasks[key]
                 assert dependency.waiters.get(task.key) is task, "nobody will wake it"
-                assert task.requests.keys() <= dependency.requests.keys(), "needs what is not wanted"
+                assert task.requests.keys() <= dependency.requests.keys(), (
+                    "needs what is not wanted"
+                )
     if state is State.BLOCKED:
         assert task.expanded, "blocked, and its dependencies are not looked at"
         assert task.missing or task.key in scheduler.ghosts, "blocked by nothing"
     if state is State.READY:
         assert not task.missing
         for request in task.requests.values():
-            assert (task.key, request.id) in queued, "ready, and in no queue"
+            if request.state != "checking":
+                assert (task.key, request.id) in queued, "ready, and in no queue"
     if state in (State.ASKING, State.VERIFYING):
         asked = task in scheduler.questions.get(task.question, ())
         assert asked or task.unanswered, "waits for an answer to a question never asked"
@@ -83,6 +81,9 @@ def _request(scheduler: Scheduler, request: Request) -> None:
         assert not tasks, "over, and still wants something"
         return
     assert missing, "nothing is missing, and it is not over"
+    asking = {task.key for task in missing if task.state is State.ASKING}
+    assert request.asking.keys() == asking
+    assert request.asking or request.state == "building", "all is known, and it does not build"
     assert request.goals_left == sum(task.key in request.goals for task in missing)
     expected = sum(task.expected for task in missing)
     assert abs(request.work_left - expected) < 1e-3 * (1 + expected)
@@ -101,6 +102,9 @@ def _workers(scheduler: Scheduler) -> None:
             ghost = scheduler.ghosts.get(attempt.key, {}).get(attempt.id) is attempt
             assert owned + stray + ghost == 1, f"{attempt} is of {owned + stray + ghost} kinds"
             assert ghost == attempt.doomed
+    seats = Counter(task.seat.name for task in scheduler.tasks.values() if task.seat is not None)
+    for worker in scheduler.workers.values():
+        assert worker.seats == seats[worker.name], "a slot is kept for nothing"
     for attempt in scheduler.strays.values():
         assert held[id(attempt)], "a stray that nobody holds"
     for ghosts in scheduler.ghosts.values():

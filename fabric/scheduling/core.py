@@ -3,11 +3,8 @@
 `Scheduler.handle(event, now)` is the only way in.  It is pure: the same events at the same
 times give the same effects.  Times are seconds on any clock that never goes back.
 
-Workers report their whole state, again and again; what they were told is never assumed to have
-arrived.  An attempt is *held* by a worker from its assignment until that worker reports its
-end, reports without it, or is lost.  When nobody wants an attempt any more it is *doomed*: left
-out of what the worker is told to do, so that the worker kills it; until it is gone, its task
-is not begun anywhere else.
+`interest` keeps what requests want, `fleet` what workers do; here events come in, tasks meet
+workers, the store answers, and time passes.
 """
 
 from __future__ import annotations
@@ -21,25 +18,21 @@ from fabric.scheduling.events import (
     Answered,
     Began,
     Effect,
-    Ended,
     Event,
     Learned,
-    Refuse,
     Tick,
     Unanswered,
 )
-from fabric.scheduling.interest import Interest
-from fabric.scheduling.model import Attempt, Durations, Limits, Task, Worker
+from fabric.scheduling.fleet import Fleet
+from fabric.scheduling.model import Attempt, Durations, Limits, Task
 from fabric.scheduling.states import Cause, State
-from fabric.wire.messages import Desired, Leave, Outcome, Poll, Report, Running, Submit, Update
+from fabric.wire.messages import Desired, Leave, Poll, Report, Submit, Update
 
 #: Fences of one run of the broker start at its epoch times this.
 FENCES = 1_000_000_000
-#: Attempts of lost workers remembered in case one was merely cut off.
-_GONE = 1000
 
 
-class Scheduler(Interest):
+class Scheduler(Fleet):
     """All state of one broker.
 
     ``broker`` names this run of it; ``epoch`` is larger in each run than in all before, so
@@ -55,10 +48,9 @@ class Scheduler(Interest):
         durations: Durations | None = None,
         now: float = 0.0,
     ) -> None:
-        super().__init__(limits or Limits(), durations or {}, epoch * FENCES, now)
-        self.broker = broker
+        limits = limits or Limits()
+        super().__init__(limits, durations or {}, broker=broker, first=epoch * FENCES, now=now)
         self._ticked = now
-        self._gone: dict[tuple[str, str], list[Task]] = {}
         self._timer(self.grace_until, self._end_grace, None)
         self._handlers: Mapping[type, Callable[[Any], None]] = {
             Report: self._report,
@@ -79,6 +71,7 @@ class Scheduler(Interest):
         """
         self.now = now
         self._handlers[type(event)](event)
+        self.begin_checked()
         self._dispatch()
         return self.flush()
 
@@ -125,6 +118,7 @@ class Scheduler(Interest):
             if task.question != answer.question:
                 continue  # it was dropped meanwhile
             task.question = task.unanswered = 0
+            self.free_seat(task)
             verifying = task.state is State.VERIFYING
             if task.key in answer.present:
                 if verifying:
@@ -183,26 +177,6 @@ class Scheduler(Interest):
         while self._timers and self._timers[0][0] <= self.now:
             timer = heappop(self._timers)
             timer[2](timer[3])
-
-    def _check_lease(self, worker: Worker) -> None:
-        if self.workers.get(worker.name) is not worker:
-            return
-        if self.now < worker.heard + self.limits.lease:
-            self._timer(worker.heard + self.limits.lease, self._check_lease, worker)
-            return
-        lost = [self.tasks[key] for key, _ in worker.held if key in self.tasks]
-        self.pools.leave(worker)
-        del self.workers[worker.name]
-        self.capacity -= worker.slots
-        self._gone[worker.name, worker.instance] = lost
-        if len(self._gone) > _GONE:
-            del self._gone[next(iter(self._gone))]
-        for attempt in list(worker.held.values()):
-            self._vanished(worker, attempt)
-
-    def _rested(self, worker: Worker) -> None:
-        if self.workers.get(worker.name) is worker:
-            self.pools.place(worker, self.now)
 
     def _end_grace(self, _: None) -> None:
         for key, attempt in list(self.strays.items()):

@@ -51,6 +51,7 @@ class Interest:
         self.questions: dict[int, list[Task]] = {}
         self.answers = 0  # the sequence of the last Desired
         self.grace_until = now + limits.grace
+        self._checking: dict[str, Request] = {}  # not all they need is known
         self._left: dict[str, None] = {}
         self._timers: list[tuple[float, int, Callable[[Any], None], Any]] = []
         # gathered during one event
@@ -114,7 +115,7 @@ class Interest:
             since=self.now,
             version=self._first,
         )
-        self.requests[request.id] = request
+        self.requests[request.id] = self._checking[request.id] = request
         self.effects.append(Opened(request.id, request.title))
         self._timer(self.now + self.limits.patience, self._check_patience, request)
         self._need(request, dict.fromkeys(submit.goals))
@@ -193,11 +194,12 @@ class Interest:
             request.work_left += task.expected
             request.goals_left += key in request.goals
             heappush(request.longest, (-request.ranks.get(key, 0.0), key))
-            if task.state is not State.ASKING:
-                request.state = "building"
+            if task.state is State.ASKING:
+                request.asking[key] = None
+            else:
                 self._news(request, key)
             if task.state is State.READY:
-                self.pools.push(task, request, self.now)
+                self._queue(task, request)
             elif task.state is State.BLOCKED and task.expanded:
                 stack.extend(reversed(task.offer.depends))
 
@@ -209,7 +211,7 @@ class Interest:
         """The store does not have it: it has to be built."""
         task.move(Cause.ABSENT, self.now)
         for request in task.requests.values():
-            request.state = "building"
+            del request.asking[task.key]
         self.touch(task)
 
     def expand(self, task: Task) -> None:
@@ -239,8 +241,29 @@ class Interest:
         if task.state is State.BLOCKED and not task.missing and task.key not in self.ghosts:
             task.move(Cause.FREED, self.now)
             for request in task.requests.values():
-                self.pools.push(task, request, self.now)
+                self._queue(task, request)
             self.touch(task)
+
+    def _queue(self, task: Task, request: Request) -> None:
+        """A ready task waits for a worker, once all that its request needs is known.
+
+        Before that, the first to be ready would be taken for the most urgent.
+        """
+        if request.state == "building":
+            self.pools.push(task, request, self.now)
+
+    def begin_checked(self) -> None:
+        """Requests of which all is known may build."""
+        for request in list(self._checking.values()):
+            if request.asking and not request.over:
+                continue
+            del self._checking[request.id]
+            if not request.over:
+                request.state = "building"
+                for key in request.needed:
+                    task = self.tasks[key]
+                    if task.state is State.READY:
+                        self._queue(task, request)
 
     # -- running -----------------------------------------------------------------------------
 
@@ -267,6 +290,23 @@ class Interest:
         self.ghosts.setdefault(attempt.key, {})[attempt.id] = attempt
         self.desires[attempt.worker] = None
 
+    def keep_seat(self, task: Task, worker: Worker) -> None:
+        """While what a worker built is verified, keep its slot for a task that waits for just that.
+
+        Otherwise each step of the longest way would lose its worker to something less urgent.
+        """
+        for waiter in task.waiters.values():
+            if waiter.missing == 1 and self.pools.urgent(waiter, self.now):
+                task.seat = worker
+                worker.seats += 1
+                return
+
+    def free_seat(self, task: Task) -> None:
+        if task.seat is not None:
+            task.seat.seats -= 1
+            self.pools.place(task.seat, self.now)
+            task.seat = None
+
     # -- what is finished ------------------------------------------------------------------
 
     def present(self, task: Task) -> None:
@@ -275,7 +315,6 @@ class Interest:
         requests = list(task.requests.values())
         for request in requests:
             self._close(request, task)
-            request.goals_left -= task.key in request.goals
             self._has(request, task)
         for waiter in task.waiters.values():
             waiter.missing -= 1
@@ -285,6 +324,7 @@ class Interest:
             self._check_over(request)
 
     def _has(self, request: Request, task: Task) -> None:
+        request.asking.pop(task.key, None)
         request.results[task.key] = view.step(task, self.now)
         self._news(request, task.key)
 
@@ -344,11 +384,13 @@ class Interest:
 
     def _close(self, request: Request, task: Task) -> None:
         request.open -= 1
+        request.goals_left -= task.key in request.goals
         request.work_left -= task.expected
 
     def _drop(self, request: Request, task: Task) -> None:
         """A request no longer wants a task."""
         del request.needed[task.key]
+        request.asking.pop(task.key, None)
         del task.requests[request.id]
         if task.state not in PRESENT:
             self._close(request, task)
@@ -360,6 +402,7 @@ class Interest:
             return
         if task.state is not State.FAILED:
             task.move(Cause.UNWANTED, self.now)
+        self.free_seat(task)
         if task.attempt is not None:
             self.doom(task.attempt)
             self.stop(task)

@@ -79,6 +79,7 @@ class Task:
     missing: int = 0  # dependencies not in the store
     waiters: dict[str, Task] = field(default_factory=dict)  # tasks that miss this one
     attempt: Attempt | None = None  # while running
+    seat: Worker | None = None  # while verifying: has a slot kept for what comes next
     fence: int = 0  # of its last attempt
     builder: str = ""  # worker of its last attempt
     charged: Request | None = None  # whose share of the workers it uses
@@ -129,13 +130,14 @@ class Worker:
     former: list[str] = field(default_factory=list)  # instances that it was before
     held: dict[Id, Attempt] = field(default_factory=dict)
     settled: tuple[Id, ...] = ()  # outcomes of its last report
+    seats: int = 0  # slots kept for what becomes ready in a moment
     faults: int = 0  # in a row
     rests_until: float = 0.0
 
     @property
     def room(self) -> int:
         """Attempts it could take now, but for rest."""
-        return 0 if self.draining else max(0, self.slots - len(self.held))
+        return 0 if self.draining else max(0, self.slots - len(self.held) - self.seats)
 
 
 @dataclass(slots=True, eq=False)
@@ -154,6 +156,7 @@ class Request:
     state: RequestState = "checking"
     message: str = ""
     needed: dict[str, None] = field(default_factory=dict)  # keys of the tasks it wants
+    asking: dict[str, None] = field(default_factory=dict)  # of these, the store is being asked
     open: int = 0  # of these, not in the store yet
     goals_left: int = 0
     work_left: float = 0.0  # seconds expected for what is open

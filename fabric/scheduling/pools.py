@@ -36,9 +36,9 @@ class Pool:
         self.needs = needs
         self.members: dict[str, Worker] = {}
         self._limits = limits
-        #: request id -> (the request, heap of its ready tasks).  Tasks that are ready no more
-        #: are thrown out when they reach the top.
-        self._queues: dict[str, tuple[Request, list[tuple[float, int, int, Task]]]] = {}
+        #: request's number -> (the request, heap of its ready tasks).  Tasks that are ready no
+        #: more are thrown out when they reach the top.
+        self._queues: dict[int, tuple[Request, list[tuple[float, int, int, Task]]]] = {}
         #: ready tasks that some machine was unable to do; few
         self._choosy: dict[str, Task] = {}
         self._pushes = 0
@@ -47,7 +47,9 @@ class Pool:
         self._load: dict[str, int] = {}
 
     def serves(self, worker: Worker) -> bool:
-        return worker.arch == self.arch and self.needs <= worker.features
+        """A worker may name further architectures among its features: "arch:x86_32"."""
+        native = worker.arch == self.arch or f"arch:{self.arch}" in worker.features
+        return native and self.needs <= worker.features
 
     # -- workers -----------------------------------------------------------------------
 
@@ -89,17 +91,17 @@ class Pool:
             return
         self._pushes += 1
         entry = (-request.ranks.get(task.key, 0.0), task.number, self._pushes, task)
-        _, heap = self._queues.setdefault(request.id, (request, []))
+        _, heap = self._queues.setdefault(request.number, (request, []))
         heappush(heap, entry)
 
-    def _next(self) -> tuple[Order, Task, Request] | None:
+    def next(self) -> tuple[Order, Task, Request] | None:
         """The ready task that comes first."""
         best: tuple[int, int] | None = None
         for request, heap in list(self._queues.values()):
             while heap and not _waits(heap[0][3], request):
                 heappop(heap)
             if not heap:
-                del self._queues[request.id]
+                del self._queues[request.number]
             elif best is None or (request.running, request.number) < best:
                 best = (request.running, request.number)
                 chosen, top = request, heap[0]
@@ -113,7 +115,7 @@ class Pool:
         if worker is None:
             return None
         found = None
-        first = self._next()
+        first = self.next()
         if first is not None:
             found = Match(first[0], first[1], worker, first[2])
         for task in list(self._choosy.values()):
@@ -135,7 +137,7 @@ class Pool:
 
     def worker_for(self, task: Task, now: float) -> Worker | None:
         """A worker with room: one that has not been unable to do it, if there is such a one."""
-        if all(name in task.faults for name in self.members):
+        if all(name in task.faults or worker.draining for name, worker in self.members.items()):
             return self._freest(now, {})
         return self._freest(now, task.faults)
 
@@ -148,6 +150,13 @@ class Pool:
         for task in self._choosy.values():
             if task.state is State.READY and task.requests:
                 yield _order(task)[0], task
+
+    def queued(self) -> Iterator[tuple[str, str]]:
+        """(key, request id) of all that waits, for tests."""
+        for request, heap in self._queues.values():
+            yield from ((entry[3].key, request.id) for entry in heap if _waits(entry[3], request))
+        for task in self._choosy.values():
+            yield from ((task.key, request) for request in task.requests)
 
 
 class Pools:
@@ -202,6 +211,11 @@ class Pools:
         pool.push(task, request)
         self._stirred[pool] = None
 
+    def urgent(self, task: Task, now: float) -> bool:
+        """Whether a task, once ready, would come before all that is ready now."""
+        first = self.of(task.offer, now).next()
+        return first is not None and order_of(task) < first[0]
+
     def match(self, now: float) -> Match | None:
         """The best match of all pools; None once there is none."""
         best: Match | None = None
@@ -227,4 +241,4 @@ def _order(task: Task) -> tuple[Order, Request]:
 
 
 def _waits(task: Task, request: Request) -> bool:
-    return task.state is State.READY and request.id in task.requests
+    return task.state is State.READY and task.requests.get(request.id) is request

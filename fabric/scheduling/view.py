@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from fabric.scheduling.states import PRESENT
 from fabric.scheduling.states import State as TaskState
+from fabric.scheduling.why import why_request
 from fabric.wire.messages import Assignment, Attempt, Desired, State, StepState, Update
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def update(scheduler: Scheduler, request: Request, seen: int, now: float) -> Upd
         state=request.state,
         steps=tuple(steps),
         left=0.0 if request.over else _left(scheduler, request, now),
-        message=request.message,
+        message=request.message or why_request(scheduler, request, now),
     )
 
 

@@ -114,6 +114,8 @@ def _ready(scheduler: Scheduler, task: Task, now: float) -> list[str]:
         return told
     ahead = {other.key for order, other in pool.waiting() if order < order_of(task)}
     place = len(ahead) + 1
+    if all(request.state == "checking" for request in task.requests.values()):
+        return ["the artifact store is still asked what else has to be built"]
     told = [f"it is number {place} in the queue of {len(pool.members)} workers that can do it"]
     obstacles: dict[str, list[str]] = {}
     for worker in pool.members.values():
@@ -158,7 +160,7 @@ def _briefly(task: Task, now: float) -> str:
 
 def _unfit(worker: Worker, task: Task) -> str:
     """Why a worker can never do a task."""
-    if worker.arch != task.offer.arch:
+    if worker.arch != task.offer.arch and f"arch:{task.offer.arch}" not in worker.features:
         return f"its architecture is {worker.arch}, not {task.offer.arch}"
     lacks = [need for need in task.offer.needs if need not in worker.features]
     return f"it lacks {', '.join(lacks)}"

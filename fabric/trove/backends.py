@@ -143,7 +143,7 @@ class Directory:
             else:
                 temporary[path] = self._temporary(data)
                 make_directory(file.parent)
-                temporary[path].replace(file)
+                temporary.pop(path).replace(file)
                 unsynced.add(file.parent)
             unsynced.add(file)  # one that was there may be another's, not synced yet
         manifests = (self.root / last).parent

@@ -3,6 +3,9 @@
 Files are byte for byte what the commit holds: no attribute, filter or configuration of git's
 changes them (archives' substitutions, line ends, keywords).  Modes are 0644 and 0755, every
 time stamp is `MTIME`, submodules are empty directories, and there is no ``.git``.
+
+Nothing of this is fsynced, since thousands of small files would take longer than making them
+again: an export is trusted only as long as the machine that made it stays up.
 """
 
 from __future__ import annotations
@@ -20,7 +23,6 @@ from typing import IO
 
 from fabric.errors import SourceError
 from fabric.trove import git
-from fabric.trove.files import sync_filesystem
 
 #: Time stamp of everything exported (Unix time): one value, so that make sees nothing to redo.
 MTIME = 1_000_000_000
@@ -28,10 +30,12 @@ _CHUNK = 1024 * 1024
 
 
 class Exports:
-    """The directory of exported trees, each under its tree's name; any number of processes."""
+    """Exported trees as ``TOP/<boot>/<tree>``; for any number of processes."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, top: Path) -> None:
+        self.top = top
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        self.directory = top / boot
 
     def find(self, tree: str) -> Path | None:
         """The exported tree, if it is there; it counts as used now."""
@@ -50,7 +54,6 @@ class Exports:
         fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=self.directory))
         try:
             _write(repository, tree, fresh)
-            sync_filesystem(fresh)
             with contextlib.suppress(FileExistsError):  # another process was faster
                 _rename(fresh, path)
         except OSError as error:
@@ -66,19 +69,24 @@ class Exports:
     def gc(self, older_than: float, *, dry_run: bool = False) -> int:
         """Remove trees unused for that many seconds; return how many bytes that frees."""
         freed = 0
-        with contextlib.suppress(FileNotFoundError):
-            for path in self.directory.iterdir():
-                with contextlib.suppress(FileNotFoundError):
-                    if path.lstat().st_atime > time.time() - older_than:
-                        continue
-                    freed += _size(path)
-                    if dry_run:
-                        continue
-                    doomed = path
-                    if not path.name.startswith("."):  # out of sight before it is half gone
-                        doomed = path.with_name(f".old-{path.name}-{os.getpid()}")
-                        path.rename(doomed)
-                    shutil.rmtree(doomed)
+        for path in list(self.top.glob("*/*")):
+            with contextlib.suppress(FileNotFoundError):
+                used = path.lstat().st_atime
+                if used > time.time() - older_than:
+                    continue
+                freed += _size(path)
+                if dry_run:
+                    os.utime(path, (used, MTIME))  # looking is no use
+                    continue
+                doomed = path
+                if not path.name.startswith("."):  # out of sight before it is half gone
+                    doomed = path.with_name(f".old-{path.name}-{os.getpid()}")
+                    path.rename(doomed)
+                shutil.rmtree(doomed)
+        for boot in self.top.glob("*"):
+            if boot != self.directory and not dry_run:
+                with contextlib.suppress(OSError):  # not empty yet
+                    boot.rmdir()
         return freed
 
 

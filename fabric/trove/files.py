@@ -52,13 +52,3 @@ def make_directory(path: Path) -> None:
     make_directory(path.parent)
     path.mkdir(exist_ok=True)
     fsync(path.parent)
-
-
-def sync_filesystem(path: Path) -> None:
-    """Wait until all that was written to the file system of ``path`` is on the disk.
-
-    For trees of many files, where a fsync each would take far longer.
-    """
-    import subprocess
-
-    subprocess.run(["sync", "--file-system", path], check=True)

@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -27,6 +27,15 @@ SHA = re.compile(r"[0-9a-f]{40}")
 #: What git accepts as the name of a ref, as far as it matters here.
 _REF = re.compile(r"(?!-)(?!.*(\.\.|@\{|//|/\.|\.lock(/|$)))[^\x00-\x20\x7f~^:?*\[\\]+(?<![./])")
 _IMPORT_KEY = re.compile(rb"^Import-Key: ([0-9a-f]{64})$", re.M)
+#: What git says besides the reason of a failure.
+_IDLE_TALK = (
+    "From ",
+    "* ",
+    "remote: ",
+    "Please make sure",
+    "and the repository exists",
+    "fatal: Could not read from",
+)
 #: Settings of every repository here, whatever the user's are.
 _SETTINGS = (
     "gc.auto=0",  # gc in the background would race with us, and drop what refs left behind
@@ -79,18 +88,15 @@ class Repository:
             return (ref, "") if self._has_commit(ref) else None
         if not _REF.fullmatch(ref):
             return None
-        packed: Mapping[str, str] | None = None
         for prefix in ("refs/tags/", "refs/heads/", "refs/", ""):
             name = prefix + ref
-            if not name.startswith("refs/"):
-                continue
-            found = self._loose(name)
-            if found is None:
-                packed = self._packed() if packed is None else packed
-                found = packed.get(name)
-            if found is not None:
+            if name.startswith("refs/") and (found := self.target(name)):
                 return self._peeled(found), name
         return None
+
+    def target(self, name: str) -> str | None:
+        """The object that a ref, given by its full name, stands for: a tag as it is, or peeled."""
+        return self._loose(name) or self._packed().get(name)
 
     def _loose(self, name: str, depth: int = 5) -> str | None:
         try:
@@ -205,6 +211,15 @@ class Repository:
         """Run git here.  With ``check=False`` None stands for failure."""
         return run(["--git-dir", str(self.path), *args], check=check)
 
+    def newest_ref(self) -> str:
+        """The full name of the ref with the latest commit.  SourceError if there is none."""
+        listing = self.run(
+            "for-each-ref", "--sort=-committerdate", "--count=1", "--format=%(refname)"
+        )
+        if not listing:
+            raise SourceError(f"{self.path} has no refs: is what it mirrors empty?")
+        return listing.decode().strip()
+
     def fetch(self, url: str, refspecs: list[str], progress: Progress) -> None:
         """Fetch from ``url``.  SourceError with git's reason if that fails.
 
@@ -218,24 +233,23 @@ class Repository:
         command += ["--git-dir", str(self.path), "fetch", "--progress", "--no-write-fetch-head"]
         command += ["--no-auto-maintenance", "--force", "--no-tags", "--", url, *refspecs]
         # Without a terminal nobody can be asked for a password: git says so instead of waiting.
-        process = subprocess.Popen(
+        with subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             env=environment(private=False),
             start_new_session=True,
-        )
-        try:
-            assert process.stderr is not None
-            said = _follow(process.stderr, lambda text: progress(f"{url}: {text}"))
-            code = process.wait()
-        except BaseException:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-            process.wait()
-            raise
-        if code:
+        ) as process:
+            try:
+                assert process.stderr is not None
+                said = _follow(process.stderr, lambda text: progress(f"{url}: {text}"))
+                process.wait()
+            except BaseException:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGTERM)
+                raise
+        if process.returncode:
             raise SourceError(f"{url}: git cannot fetch from it: {said}")
 
 
@@ -267,7 +281,7 @@ def popen(repository: Path, args: list[str], *, stdin: int | IO[bytes]) -> subpr
         ["git", "--git-dir", str(repository), *args],
         stdin=stdin,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
         env=environment(),
     )
 
@@ -296,16 +310,15 @@ def _follow(stream: IO[bytes], progress: Progress) -> str:
     said: list[str] = []
     step = ""
     buffer = b""
-    while piece := stream.read1(65536):  # type: ignore[attr-defined]
+    while piece := stream.read1(65536) or b"\n" * bool(buffer):  # type: ignore[attr-defined]
         *lines, buffer = re.split(rb"[\r\n]", buffer + piece)
         for line in lines:
             text = line.decode(errors="replace").strip()
             percent = re.match(r"(?:remote: )?([A-Z][a-z ]+): +(\d+)% ", text)
             if percent is None:
-                if text and not text.startswith(("From ", " ", "* ", "remote: ")):
-                    said.append(text)
+                if text and not text.startswith(_IDLE_TALK):
+                    said.append(text.removeprefix("fatal: "))
             elif percent[1] != step:
                 step = percent[1]
                 progress(step[0].lower() + step[1:])
-    said.append(buffer.decode(errors="replace").strip())
-    return "; ".join(filter(None, said)) or "it gave no reason"
+    return "; ".join(said) or "it gave no reason"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fabric.errors import SourceError
 from fabric.trove import git
-from fabric.trove.importers import archive, debian, pypi
+from fabric.trove.importers import archive, debian, pypi, wheels
 from fabric.trove.importers.apt import Apt
 from fabric.trove.importers.commit import Tree, commit
 from fabric.trove.importers.download import Downloads
@@ -55,6 +55,8 @@ class Imports:
                 return debian.import_source(lorry, self.apt(lorry), self.downloads)
             case "debian-packages":
                 return debian.import_packages(lorry, self.apt(lorry), self.downloads)
+            case "pypi-wheels":
+                return wheels.import_wheels(lorry, self.downloads, self.progress)
         raise SourceError(f"{lorry.where}: no importer for type {lorry.type}")
 
     def apt(self, lorry: Lorry) -> Apt:

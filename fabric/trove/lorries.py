@@ -13,14 +13,21 @@ other alias is written out), each value says what to import there::
     lua:     {type: tarball, url: "https://...", version: 5.4.7, sha256: ...}
     ply:     {type: pypi, package: ply, version: "3.11", sha256: ...}
     musl:    {type: git, url: "https://..."}      # all its branches and tags
+    itself:  {type: git, url: ".."}               # a path is meant from the lorry's folder
     toolchain:
       type: debian-packages        # binary packages, with all they depend on
       packages: [gcc, libc6-dev]
       exclude: [debconf]           # taken as installed: left out, with what only they need
       architecture: amd64          # default: amd64
       version: "13"
+    python-modules:
+      type: pypi-wheels            # built distributions, with all they need
+      packages: [pyzmq==27.3.0, rich]
+      python: "3.13"               # the CPython that is to import them
+      architecture: x86_64         # default: x86_64
+      version: "1"
 
-What a lorry pins is in the lorry, or, for debian-packages, in a lock file beside it
+What a lorry pins is in the lorry, or, for sets of packages, in a lock file beside it
 (``toolchain.lock``).  `fabric.trove.pins` renews pins.
 """
 
@@ -29,7 +36,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +68,12 @@ class Lorry:
     packages: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     architecture: str = ""
+    python: str = ""
+
+    @property
+    def is_set(self) -> bool:
+        """Whether it is a set of packages, which a lock file pins."""
+        return self.type in ("debian-packages", "pypi-wheels")
 
     @property
     def repo(self) -> str:
@@ -70,12 +83,12 @@ class Lorry:
     @property
     def full_ref(self) -> str:
         """A set of packages moves, so it is a branch; everything else is a tag."""
-        kind = "heads" if self.type == "debian-packages" else "tags"
+        kind = "heads" if self.is_set else "tags"
         return f"refs/{kind}/{self.ref}"
 
     @property
     def lock_file(self) -> Path:
-        """Where the packages are pinned (debian-packages only)."""
+        """Where the packages are pinned (sets of packages only)."""
         return self.file.parent / (re.sub("[:/]", "_", self.name) + ".lock")
 
     def import_key(self) -> str:
@@ -83,8 +96,8 @@ class Lorry:
         pins: list[object] = [IMPORT_FORMAT]
         if self.type == "git":
             return ""
-        if self.type == "debian-packages":
-            pins += ["debian-packages", *map(str, self.locked())]
+        if self.is_set:
+            pins += [self.type, *map(str, self.locked())]
         else:
             pins += ["tarball", self.sha256, sorted(self.components.items())]
         return hashlib.sha256(json.dumps(pins).encode()).hexdigest()
@@ -111,7 +124,10 @@ class Lorry:
 
 @dataclass(frozen=True, slots=True)
 class Locked:
-    """A pinned Debian binary package.  ``size`` is that of the .deb in bytes."""
+    """A pinned Debian binary package, or wheel (``architecture`` is then its tag).
+
+    ``size`` is that of the file in bytes.
+    """
 
     name: str
     version: str
@@ -147,7 +163,7 @@ class Lorries:
         if problems:
             raise DefinitionsError(problems)
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Lorry]:
         return iter(self._all.values())
 
     def get(self, repo: str) -> Lorry | None:
@@ -195,6 +211,13 @@ def _names(value: Any) -> str | None:
     return f"{wrong[0]!r} is no package name" if wrong else None
 
 
+def _requirements(value: Any) -> str | None:
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        return "must be a list of projects' names"
+    wrong = [one for one in value if not re.fullmatch(_REQUIREMENT, one)]
+    return f"{wrong[0]!r} is not like NAME or NAME==VERSION" if wrong else None
+
+
 def _digests(value: Any) -> str | None:
     if not isinstance(value, dict) or not all(_sha256(one) is None for one in value.values()):
         return "must map names of orig tarballs to their SHA-256"
@@ -202,6 +225,7 @@ def _digests(value: Any) -> str | None:
 
 
 _PACKAGE = r"[a-z0-9][a-z0-9+.-]+"
+_REQUIREMENT = r"[A-Za-z0-9][A-Za-z0-9._-]*((==|>=|<=|~=)[0-9][0-9A-Za-z.]*)?"
 _package = _matching(_PACKAGE, "a Debian package's name")
 _version = _matching(r"[0-9A-Za-z][0-9A-Za-z.+~_-]*", "1.2.3")
 _ref = _matching(r"[0-9A-Za-z][0-9A-Za-z.+_/-]*(?<!\.lock)(?<![./])", "the name of a git tag")
@@ -222,6 +246,10 @@ _TYPES: dict[str, tuple[dict[str, _Check], dict[str, _Check]]] = {
     "debian-packages": (
         {"packages": _names, "version": _version},
         {"exclude": _names, "architecture": _matching(r"[a-z0-9-]+", "amd64"), "ref": _ref},
+    ),
+    "pypi-wheels": (
+        {"packages": _requirements, "python": _matching(r"3\.\d+", "3.13"), "version": _version},
+        {"architecture": _matching(r"[a-z0-9_]+", "x86_64"), "ref": _ref},
     ),
 }
 
@@ -276,6 +304,10 @@ def _lorry(
     values.setdefault("ref", values.get("version", ""))
     if values["type"] == "debian-packages":
         values.setdefault("architecture", "amd64")
+    elif values["type"] == "pypi-wheels":
+        values.setdefault("architecture", "x86_64")
+    elif values["type"] == "git" and values["url"].startswith("."):
+        values["url"] = str((file.parent / values["url"]).resolve())
     elif values["type"] in ("debian-source", "pypi"):
         values.setdefault("package", name.rpartition(":")[2].rpartition("/")[2])
     return Lorry(name=name, file=file, where=f"{shown}:{line}", lines=entry.lines, **values)

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fabric.errors import SourceError
-from fabric.trove.importers import debian, pypi
+from fabric.trove.importers import debian, pypi, wheels
 from fabric.trove.imports import Imports
 from fabric.trove.lorries import Lorries, Lorry
 
 _HEAD = """\
-# The packages of the lorry {0}: name, version, architecture, SHA-256, size in bytes; those that
-# others need come first.  Made by `fabric-initiator lorry update {0}`.
+# The packages of the lorry {0}: name, version, architecture, SHA-256, size in bytes.
+# Made by `fabric-initiator lorry update {0}`.
 """
 
 
@@ -26,8 +26,11 @@ def renew(lorry: Lorry, imports: Imports, *, keep_ref: bool = False) -> Lorry:
     match lorry.type:
         case "git":
             return lorry  # nothing is pinned: strata name commits, tags or branches
-        case "debian-packages":
-            locked = debian.resolve_packages(lorry, imports.apt(lorry))
+        case "debian-packages" | "pypi-wheels":
+            if lorry.type == "debian-packages":
+                locked = debian.resolve_packages(lorry, imports.apt(lorry))
+            else:
+                locked = wheels.resolve_wheels(lorry, imports.downloads, imports.progress)
             text = _HEAD.format(lorry.name) + "".join(f"{one}\n" for one in locked)
             _replace(lorry, lorry.lock_file, text)
             return lorry

@@ -4,7 +4,7 @@ Everything stands below one directory, shared by any number of processes::
 
     git/ALIAS/NAME.git     repositories that lorries fill or people push to
     git/mirrors/...        copies of repositories elsewhere
-    trees/<tree>           exported trees (`fabric.trove.export`)
+    trees/...              exported trees (`fabric.trove.export`)
     downloads/<sha256>     what lorries downloaded
     apt/, locks/
 
@@ -98,9 +98,13 @@ class Sources:
         commit = self._known(repo, ref, place) or self._obtain(repo, ref, place)
         fact = repository.fact(commit)
         urls = {submodule.path: submodule for submodule in submodules}
+        for path in urls.keys() - {path for path, _, _ in fact.submodules}:
+            raise SourceError(
+                f"{repo} has no submodule {path} at {ref}, though the definitions give its URL"
+            )
         inside = []
         for path, sha, url in fact.submodules:
-            given = urls.pop(path, None)
+            given = urls.get(path)
             target = given.url if given else url
             if not target:
                 self.progress(f"{repo}: .gitmodules does not say where {path} is from: left empty")
@@ -108,10 +112,6 @@ class Sources:
             target = self._places.relative(repo, target)
             below = given.submodules if given else ()
             inside.append((path, self.resolve(target, sha, below)))
-        for path in urls:
-            raise SourceError(
-                f"{repo} has no submodule {path} at {ref}, though the definitions give its URL"
-            )
         return Source(repo, ref, commit, fact.tree, tuple(inside))
 
     def resolve_all(self, wanted: Iterable[Wanted]) -> list[Source]:
@@ -171,18 +171,17 @@ class Sources:
             return commit if current else None
         if name.startswith("refs/heads/") and (place.url or (lorry and lorry.type == "git")):
             url = place.url or (lorry.url if lorry else "")
-            return commit if self._is_current(repository, url, name, commit) else None
+            return commit if self._is_current(repository, url, name) else None
         return commit
 
-    def _is_current(self, repository: Repository, url: str, name: str, commit: str) -> bool:
+    def _is_current(self, repository: Repository, url: str, name: str) -> bool:
         """Whether a mirrored branch is still what it is at its origin."""
         if repository.path in self._fetched:
             return True
         directory = local_path(url)
         for candidate in (directory, directory / ".git") if directory else ():
             if (candidate / "HEAD").exists():
-                there = Repository(candidate).find(name)
-                return there is not None and there[0] == commit
+                return Repository(candidate).target(name) == repository.target(name)
         return False
 
     def _obtain(self, repo: str, ref: str, place: Place) -> str:
@@ -268,7 +267,7 @@ class Sources:
             place = self._places.locate(lorry.repo)
             with self._locked(place):
                 self._import(lorry, self._repository(place))
-            return self.resolve(lorry.repo, "HEAD")
+            return self.resolve(lorry.repo, self._repository(place).newest_ref())
         return self.resolve(lorry.repo, lorry.ref)
 
     def update_lorry(self, name: str) -> list[str]:

@@ -41,12 +41,13 @@ ASK_AGAIN = 0.5
 LINGER = 0.02
 #: A submit is repeated after this long, then twice, four times ... as long.
 SUBMIT_AGAIN = 1.0
-#: Seconds to wait for a log that does not get longer, once its step has ended.
-GIVE_UP = 10.0
+#: Times the broker may have nothing new of a log whose step has ended.
+MISSES = 20
 #: An update with more steps than this is acknowledged at once, to keep the next one small.
 MANY = 50
 
-OVER = frozenset({"done", "failed", "cancelled"})
+OVER = frozenset({"done", "failed", "cancelled"})  # requests
+ENDED = frozenset({"done", "cached", "failed", "cancelled"})  # steps
 
 
 class Send(msgspec.Struct, frozen=True):
@@ -78,7 +79,11 @@ class AppendLog(msgspec.Struct, frozen=True):
 
 
 class CloseLog(msgspec.Struct, frozen=True):
-    """Nothing more will come.  ``whole``: size and digest are those the worker told."""
+    """Nothing more will come.
+
+    ``whole``: size and digest are those the worker told, or its build was given up, so that
+    there is no more of it.
+    """
 
     key: str
     fence: int
@@ -102,10 +107,10 @@ Action = Send | Changed | OpenLog | AppendLog | CloseLog | Over
 class _Log:
     """What is here of the log of one attempt."""
 
-    __slots__ = ("asked", "closed", "digest", "ended", "fence", "have", "key", "known", "moved",
+    __slots__ = ("asked", "closed", "digest", "ended", "fence", "have", "key", "known", "misses",
                  "restarted", "sha256", "size")  # fmt: skip
 
-    def __init__(self, key: str, fence: int, now: float) -> None:
+    def __init__(self, key: str, fence: int) -> None:
         self.key = key
         self.fence = fence
         self.have = 0
@@ -117,7 +122,7 @@ class _Log:
         self.closed = False
         self.restarted = False  # once, because the digest was wrong
         self.asked = float("-inf")  # when a range was asked for that has not come yet
-        self.moved = now  # when something last came
+        self.misses = 0  # answers in a row that brought nothing
 
     @property
     def wants(self) -> bool:
@@ -170,9 +175,7 @@ class RequestMirror:
         for log in self._logs.values():
             if not log.wants:
                 continue
-            if log.ended and now - max(log.moved, self.heard) > GIVE_UP:
-                actions += self._close(log, whole=False)
-            elif now - log.asked >= ASK_AGAIN:
+            if now - log.asked >= ASK_AGAIN:
                 actions += self._ask(log, now)
             self.due = min(self.due, max(now, log.asked + ASK_AGAIN))
         return actions
@@ -195,12 +198,13 @@ class RequestMirror:
             old = self.steps.get(step.key)
             if old is not None and old.state == "done" and step.state == "cached":
                 continue  # told again after a restart of the broker
-            self.steps[step.key] = step
             if old != step:
-                actions.append(Changed(old, step))
+                actions.append(self._change(step))
             actions += self._follow(step, now)
         if update.state in OVER and not self.over:
             actions.append(Over(update.state, update.message))
+            for log in self._logs.values():
+                actions += self._end(log, now)  # whatever a restarted broker never spoke of again
         self.state, self.message = update.state, update.message
         if len(update.steps) > MANY:
             actions.append(Send(Poll(self.submit.request, self.version)))
@@ -218,10 +222,12 @@ class RequestMirror:
             return []
         if refused.code == "unknown-request":
             # The broker has been restarted, or had given us up: what it builds, it finds again.
-            if self.accepted:
-                self.accepted = False
-                self.due = now
-            return []
+            if not self.accepted:
+                return []
+            self.accepted = False
+            self.due = now
+            unsure = [step for step in self.steps.values() if step.state not in ENDED]
+            return [self._change(StepState(step.key, "waiting")) for step in unsure]
         self.accepted = False
         self.state, self.message = "failed", refused.reason
         return [Over("failed", refused.reason, refused=True)]
@@ -231,6 +237,11 @@ class RequestMirror:
         if not self.over:
             self.state = "cancelled"
         return [Send(Leave(self.submit.request))]
+
+    def _change(self, step: StepState) -> Changed:
+        old = self.steps.get(step.key)
+        self.steps[step.key] = step
+        return Changed(old, step)
 
     # -- logs ------------------------------------------------------------------------------
 
@@ -252,10 +263,13 @@ class RequestMirror:
             log.size, log.sha256 = piece.size, piece.sha256
             log.known = max(log.known, piece.size)
         actions = self._take(log, piece.offset, piece.data, now)
+        log.misses += 1
         if piece.data and log.wants and log.asked < now:
             actions += self._ask(log, now)
         elif not piece.data and log.ended and log.size < 0:
             actions += self._close(log, whole=False)  # its worker was lost: this is all there is
+        elif log.ended and log.misses > MISSES:
+            actions += self._close(log, whole=False)
         elif log.wants:
             log.asked = now  # nothing new there yet: ask again, but not at once
             self.due = min(self.due, now + ASK_AGAIN)
@@ -266,7 +280,7 @@ class RequestMirror:
         actions: list[Action] = []
         log = self._logs.get(step.key)
         if step.fence and (log is None or log.fence != step.fence):
-            log = self._logs[step.key] = _Log(step.key, step.fence, now)
+            log = self._logs[step.key] = _Log(step.key, step.fence)
             actions.append(OpenLog(step.key, step.fence))
         if log is None or log.closed:
             return actions
@@ -279,12 +293,21 @@ class RequestMirror:
             log.size, log.sha256 = step.log_size, step.log_sha256
         elif step.state == "done" and not step.log_size:
             log.size, log.sha256 = 0, hashlib.sha256().hexdigest()
-        if step.state in ("done", "failed", "cancelled", "cached") and not log.ended:
-            log.ended, log.moved = True, now
-            actions += self._check(log)
-            if log.wants:  # the stream may bring the rest any moment
-                log.asked = now - ASK_AGAIN + LINGER
-                self.due = min(self.due, now + LINGER)
+        if step.state == "cancelled" and log.size < 0:
+            return [*actions, *self._close(log, whole=True)]
+        if step.state in ENDED:
+            actions += self._end(log, now)
+        return actions
+
+    def _end(self, log: _Log, now: float) -> list[Action]:
+        """A log's step has ended."""
+        if log.ended:
+            return []
+        log.ended = True
+        actions = self._check(log)
+        if log.wants:  # the stream may bring the rest any moment
+            log.asked = now - ASK_AGAIN + LINGER
+            self.due = min(self.due, now + LINGER)
         return actions
 
     def _take(self, log: _Log, offset: int, data: bytes, now: float) -> list[Action]:
@@ -298,7 +321,7 @@ class RequestMirror:
         action = AppendLog(log.key, log.have, fresh)
         log.digest.update(fresh)
         log.have = end
-        log.moved = now
+        log.misses = 0
         return [action, *self._check(log)]
 
     def _check(self, log: _Log) -> list[Action]:
@@ -312,7 +335,6 @@ class RequestMirror:
         log.restarted = True
         log.have, log.known, log.digest = 0, log.size, hashlib.sha256()
         log.asked = float("-inf")
-        self.due = min(self.due, log.moved)
         return [OpenLog(log.key, log.fence)]
 
     def _ask(self, log: _Log, now: float) -> list[Action]:

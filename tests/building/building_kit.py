@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from fabric.trove.store import Store
 TOOLS = (
     *("sh", "cat", "chmod", "cp", "env", "find", "head", "id", "ln", "ls", "mkdir", "mkfifo"),
     *("mv", "readlink", "rm", "rmdir", "seq", "sleep", "sort", "stat", "touch", "tr", "true"),
-    *("uname", "wc", "setsid", "yes", "dd", "grep", "printf", "test"),
+    *("uname", "wc", "setsid", "yes", "dd", "grep", "tee", "cut"),
 )
 RULES = (
     Rule("{}-bins", (r"(usr/)?s?bin/.*",)),
@@ -58,6 +59,8 @@ class Kit:
 
     def __init__(self, root: Path, base: Packed) -> None:
         self.root = root
+        root.mkdir(exist_ok=True)
+        self.base_archive = base
         self.sources = Trees()
         self.store = Store(str(root / "artifacts"), root / "scratch")
         self.workspace = Workspace(root / "work", self.store, self.sources)
@@ -148,3 +151,14 @@ class Kit:
 def key_of(name: str) -> str:
     """A cache key for a job of that name."""
     return hashlib.sha256(name.encode()).hexdigest()
+
+
+def processes_naming(path: Path) -> list[str]:
+    """Command lines of all processes, but this one, that name ``path`` or something below it."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            line = (process / "cmdline").read_bytes().decode(errors="replace")
+            if str(path) in line and process.name != str(os.getpid()):
+                found.append(line)
+    return found

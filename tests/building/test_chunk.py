@@ -1,23 +1,266 @@
-"""Chunks built for real, in bubblewrap."""
+"""What the build of a chunk sees, does and leaves, in real sandboxes."""
 
 from __future__ import annotations
 
-from building_kit import Kit
+import hashlib
+from pathlib import Path
+
+import pytest
+from building_kit import Kit, key_of
+
+from fabric.building import archive
+from fabric.building.tree import scan
+from fabric.errors import BuildFailed, MachineFault
+from fabric.jobs import Device, Rule, Source, Staged
+
+INSTALL = "mkdir -p $DESTDIR/usr/bin; "
 
 
-def test_installs_into_artifacts(kit: Kit) -> None:
-    job = kit.chunk(
-        source=kit.tree(hello="hi\n"),
-        build=["cat hello > made", "echo $MAKEFLAGS > flags"],
-        install=[
-            "mkdir -p $DESTDIR/usr/bin $DESTDIR/usr/include",
-            "cp made $DESTDIR/usr/bin/it; chmod 4755 $DESTDIR/usr/bin/it",
-            "cp flags $DESTDIR/usr/include/it.h; ln -s it.h $DESTDIR/usr/include/link.h",
-        ],
-    )
-    manifest = kit.build(job)
-    bins = kit.entries(manifest, "thing-bins")
-    print(kit.log_text, bins)
-    assert bins["usr/bin/it"].data == b"hi\n"
-    assert bins["usr/bin/it"].mode == 0o4755
-    assert kit.phases == ["fetch", "build", "install", "store"]
+def printed(kit: Kit, command: str, **fields: object) -> str:
+    """What a command prints in a build."""
+    job = kit.chunk(install=[f"{{ {command}; }} > $DESTDIR/out"], **fields)
+    return kit.entries(kit.build(job), "thing-misc")["out"].data.decode()
+
+
+class TestWhatItSees:
+    def test_environment_is_the_job_s_and_no_more(self, kit: Kit) -> None:
+        environment = {"PATH": "/bin", "HOME": "/tmp", "SHELL": "/bin/sh", "PREFIX": "/usr"}
+        text = printed(kit, "env | sort", environment=environment)
+        assert text.splitlines() == [
+            "DESTDIR=/thing.inst",
+            "HOME=/tmp",
+            "MAKEFLAGS=-j1",
+            "PATH=/bin",
+            "PREFIX=/usr",
+            "PWD=/thing.build",  # every shell's own
+            "SHELL=/bin/sh",
+        ]
+
+    def test_makeflags(self, kit: Kit) -> None:
+        names = (*(f"{when}build-commands" for when in ("pre-", "", "post-")), "test-commands")
+        commands = tuple((name, (f"echo {name}: $MAKEFLAGS",)) for name in names)
+        kit.build(kit.chunk("a", commands=commands), jobs=7)
+        kit_log = kit.log_text
+        for name, flags in zip(names, ("-j7", "-j7", "-j7", "-j1"), strict=True):
+            assert f"\n{name}: {flags}\n" in kit_log
+        kit.build(kit.chunk("b", commands=commands, max_jobs=2), jobs=7)
+        assert "build-commands: -j2\n" in kit.log_text
+
+    def test_is_root_alone_without_network(self, kit: Kit) -> None:
+        text = printed(kit, "id -u; id -g; uname -n; cat /proc/net/dev | wc -l; ls /proc | grep 1$")
+        uid, gid, host, interfaces, *processes = text.split()
+        assert (uid, gid, host) == ("0", "0", "localhost")
+        assert interfaces == "3"  # two lines of heading, and lo
+        assert processes == ["1"]
+
+    def test_root_is_read_only(self, kit: Kit) -> None:
+        text = printed(
+            kit,
+            "for it in / /bin/ /proc/sys/kernel/ /thing.build/ /thing.inst/ /tmp/ /dev/ /dev/shm/;"
+            " do touch ${it}new 2>/dev/null && echo $it; done; true",
+        )
+        assert text.split() == ["/thing.build/", "/thing.inst/", "/tmp/", "/dev/", "/dev/shm/"]
+
+    def test_tmp_is_private(self, kit: Kit, tmp_path: Path) -> None:
+        assert printed(kit, f"ls -A /tmp; test ! -e {tmp_path} && echo hidden") == "hidden\n"
+
+    def test_sources_have_one_time_and_stay_as_they_are(self, kit: Kit) -> None:
+        source = kit.tree(one="1", two="2")
+        before = scan(kit.sources.trees[source.tree])
+        text = printed(
+            kit, "stat -c %Y . one two; echo more >> one; rm two; cat one", source=source
+        )
+        assert text == "1000000000\n" * 3 + "1more\n"
+        assert scan(kit.sources.trees[source.tree]) == before
+        assert (kit.sources.trees[source.tree] / "one").read_text() == "1"
+
+    def test_submodules_are_in_their_places(self, kit: Kit) -> None:
+        inner, middle, outer = (kit.tree(name=name) for name in ("inner", "middle", "outer"))
+        (kit.sources.trees[outer.tree] / "lib").mkdir()
+        middle = Source("b", "r", "1" * 40, middle.tree, (("deep/er", inner),))
+        source = Source("a", "r", "2" * 40, outer.tree, (("lib", middle),))
+        text = printed(kit, "cat name lib/name lib/deep/er/name; echo x > lib/name", source=source)
+        assert text == "outermiddleinner"
+
+    def test_later_layers_cover_earlier_ones(self, kit: Kit) -> None:
+        staged = [kit.base]
+        for name in ("first", "second"):
+            job = kit.chunk(name, install=[f"echo {name} | tee $DESTDIR/{name} > $DESTDIR/both"])
+            kit.build(job)
+            staged.append(Staged(job.key, "low"))
+        assert printed(kit, "cat /first /second /both", staged=tuple(staged)).split() == [
+            "first",
+            "second",
+            "second",
+        ]
+
+    def test_layers_come_from_the_store_when_they_are_gone(self, kit: Kit) -> None:
+        job = kit.chunk("lib", install=["mkdir $DESTDIR/it; echo text > $DESTDIR/it/file"])
+        kit.build(job)
+        layer = kit.workspace.root / "layers" / job.key
+        before = {path: entry._replace(source=b"") for path, entry in scan(layer).items()}
+        assert kit.workspace.clean()
+        assert not layer.exists()
+        staged = (kit.base, Staged(job.key, "low"))
+        assert printed(kit, "cat /it/file; stat -c %Y /it /it/file", staged=staged).split() == [
+            "text",
+            *2 * [str(archive.MTIME)],
+        ]
+        after = {path: entry._replace(source=b"") for path, entry in scan(layer).items()}
+        assert after == before
+
+    def test_missing_layer_is_the_machine_s_fault(self, kit: Kit) -> None:
+        staged = (kit.base, Staged(key_of("nothing"), "low"))
+        with pytest.raises(MachineFault, match="no chunk"):
+            kit.build(kit.chunk(install=[":"], staged=staged))
+
+
+class TestBootstrap:
+    def test_uses_the_host_but_not_its_homes(self, kit: Kit, tmp_path: Path) -> None:
+        lib = kit.chunk("lib", install=["mkdir -p $DESTDIR/tools/bin; touch $DESTDIR/tools/bin/x"])
+        kit.build(lib)
+        environment = {"PATH": "/tools/bin:/sbin:/usr/sbin:/bin:/usr/bin", "HOME": "/tmp"}
+        text = printed(
+            kit,
+            f"pwd; echo $DESTDIR; echo $PATH; ls -A $(pwd)/..; id -un; make --version >/dev/null;"
+            f" test ! -e {tmp_path} && test ! -e /root && test ! -e /home && echo hidden;"
+            " touch /usr/x /staging/x 2>/dev/null || echo read-only",
+            mode="bootstrap",
+            environment=environment,
+            staged=(Staged(lib.key, "low"),),
+        )
+        assert text.split() == [
+            "/staging/thing.build",
+            "/staging/thing.inst",
+            "/staging/tools/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            *("thing.build", "thing.inst", "thing.steps", "tools"),
+            "root",
+            "hidden",
+            "read-only",
+        ]
+
+    def test_without_anything_staged(self, kit: Kit) -> None:
+        text = printed(kit, "ls -A ..", mode="test", staged=())
+        assert text.split() == ["thing.build", "thing.inst", "thing.steps"]
+
+
+class TestWhatItLeaves:
+    def test_artifacts_by_split_rules(self, kit: Kit) -> None:
+        job = kit.chunk(
+            install=[
+                INSTALL + "cd $DESTDIR; cp /bin/true usr/bin/it; chmod 4755 usr/bin/it",
+                "cd $DESTDIR; ln -s it usr/bin/soft; ln usr/bin/it usr/bin/hard",
+                "cd $DESTDIR; mkdir -m 1777 var; mkfifo var/f",
+            ]
+        )
+        manifest = kit.build(job)
+        assert [each.name for each in manifest.artifacts] == [
+            "thing-bins",
+            "thing-devel",
+            "thing-misc",
+        ]
+        bins = kit.entries(manifest, "thing-bins")
+        assert list(bins) == ["usr", "usr/bin", "usr/bin/hard", "usr/bin/it", "usr/bin/soft"]
+        assert (bins["usr/bin/hard"].mode, bins["usr/bin/hard"].type) == (0o4755, archive.FILE)
+        assert (bins["usr/bin/it"].type, bins["usr/bin/it"].link) == (
+            archive.HARD_LINK,
+            b"usr/bin/hard",
+        )
+        assert bins["usr/bin/soft"].link == b"it"
+        assert manifest.artifact("thing-devel").blob is None
+        misc = kit.entries(manifest, "thing-misc")
+        # the pattern of -bins has a slash after bin, and a directory's path has none
+        assert list(misc) == ["usr", "usr/bin", "var", "var/f"]
+        assert (misc["var"].mode, misc["var/f"].type) == (0o1777, archive.FIFO)
+
+    def test_nothing_installed(self, kit: Kit) -> None:
+        manifest = kit.build(kit.chunk(build=[":"]))
+        assert {each.blob for each in manifest.artifacts} == {None}
+        assert manifest.log is not None
+
+    def test_files_no_rule_takes(self, kit: Kit) -> None:
+        rules = (Rule("thing-bins", ("usr/bin/.*",)),)
+        job = kit.chunk(install=[INSTALL + "touch $DESTDIR/usr/bin/a $DESTDIR/b"], rules=rules)
+        with pytest.raises(BuildFailed, match=r"No split rule(.|\n)*  /b$"):
+            kit.build(job)
+
+    def test_integration_scripts_are_inside_their_artifact(self, kit: Kit) -> None:
+        integration = (
+            ("thing-bins", "50-x", ("first", "second\nline")),
+            ("thing-none", "10-y", ("lost",)),
+        )
+        manifest = kit.build(kit.chunk(build=[":"], integration=integration))
+        bins = kit.entries(manifest, "thing-bins")
+        script = bins["baserock/system-integration/50-x-thing-bins-0001"]
+        assert (script.mode, script.data) == (0o755, b"#!/bin/sh\nset -xeu\nsecond\nline")
+        assert "warning: system-integration 10-y is for thing-none" in kit.log_text
+
+    def test_integration_scripts_do_not_follow_links_out(self, kit: Kit, tmp_path: Path) -> None:
+        (tmp_path / "victim").mkdir()
+        job = kit.chunk(
+            install=[f"ln -s {tmp_path}/victim $DESTDIR/baserock"],
+            integration=(("thing-bins", "50-x", (":",)),),
+        )
+        with pytest.raises(BuildFailed, match="/baserock must be a directory"):
+            kit.build(job)
+        assert not list((tmp_path / "victim").iterdir())
+
+    def test_devices_are_in_the_archive_only(self, kit: Kit) -> None:
+        device = Device("/dev/console", "c", 0o600, 5, 1, 0, 5)
+        manifest = kit.build(kit.chunk(build=[":"], devices=(device,)))
+        entry = kit.entries(manifest, "thing-misc")["dev/console"]
+        assert entry[:3] == (b"dev/console", archive.CHARACTER, 0o600)
+        assert (entry.major, entry.minor, entry.uid, entry.gid) == (5, 1, 0, 5)
+
+    def test_unreadable_files_and_strange_names(self, kit: Kit) -> None:
+        script = (
+            "cd $DESTDIR; echo secret > shut; chmod 0 shut; mkdir dark; echo in > dark/in;"
+            " chmod 4111 dark/in; chmod 0 dark; touch \"$(printf 'bad\\377name\\nnew')\";"
+            " mkdir -p $(printf '%0100d/%0100d' 1 2); touch $(printf '%0100d/%0100d/end' 1 2);"
+            " ln -s $(printf '%0150d' 3) long"
+        )
+        found = kit.entries(kit.build(kit.chunk(install=[script])), "thing-misc")
+        assert (found["shut"].mode, found["shut"].data) == (0, b"secret\n")
+        assert (found["dark"].mode, found["dark/in"].mode) == (0, 0o4111)
+        assert found["dark/in"].data == b"in\n"
+        assert "bad\udcffname\nnew" in found
+        assert f"{1:0100}/{2:0100}/end" in found
+        assert found["long"].link == f"{3:0150}".encode()
+
+    def test_the_same_bytes_anywhere_and_any_time(self, kit: Kit, tmp_path: Path) -> None:
+        other = Kit(tmp_path / "other", kit.base_archive)
+        commands = [
+            INSTALL + "cd $DESTDIR/usr/bin; for i in $(seq 20); do echo $i > f$i; done; ln f1 g",
+            "dd if=/dev/zero of=$DESTDIR/big bs=1024 count=3000 2>/dev/null; mkdir $DESTDIR/d",
+        ]
+        with other.workspace:
+            manifests = [each.build(each.chunk(install=commands)) for each in (kit, other)]
+        assert manifests[0].artifacts == manifests[1].artifacts
+
+    def test_manifest_and_log_are_stored(self, kit: Kit) -> None:
+        job = kit.chunk(build=["echo hello"], metadata={"repo": "upstream:it"})
+        manifest = kit.build(job, builder="worker-1")
+        assert kit.store.manifest(job.key) == manifest
+        assert (manifest.builder, manifest.metadata) == ("worker-1", {"repo": "upstream:it"})
+        assert manifest.log is not None
+        assert kit.store.read(manifest.log) == kit.log_path.read_bytes()
+        assert manifest.log.sha256 == hashlib.sha256(kit.log_path.read_bytes()).hexdigest()
+        assert "### BUILD-COMMANDS ###\n+ echo hello\nhello\n" in kit.log_text
+
+    def test_nothing_in_scratch(self, kit: Kit) -> None:
+        kit.build(kit.chunk(build=["touch /tmp/x; touch y"], source=kit.tree(a="1")))
+        kit.workspace.close()
+        assert not list((kit.workspace.root / "tmp").iterdir())
+
+    def test_what_is_stored_is_not_built_again(self, kit: Kit) -> None:
+        job = kit.chunk(build=["echo building"])
+        first = kit.build(job, builder="one")
+        assert kit.build(job, builder="two") == first
+        assert "built by one" in kit.log_text
+
+
+def test_phases(kit: Kit) -> None:
+    lists = ("pre-configure", "configure", "build", "post-install", "strip")
+    commands = tuple((f"{name}-commands", (":", ":")) for name in lists)
+    kit.build(kit.chunk(commands=commands))
+    assert kit.phases == ["fetch", "configure", "build", "install", "strip", "store"]

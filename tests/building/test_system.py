@@ -9,7 +9,7 @@ from building_kit import Kit, key_of
 from fabric.jobs import Content, Job, Part
 
 
-def system(kit: Kit, contents: list[Content]) -> Job:
+def system(contents: list[Content]) -> Job:
     """A system job with those chunk artifacts, in one stratum artifact."""
     return Job(
         key=key_of("system"),
@@ -31,7 +31,7 @@ def test_system(kit: Kit) -> None:
     )
     kit.build(job)
     manifest = kit.build(
-        system(kit, [Content(kit.base.key, "base-misc"), Content(job.key, "thing-bins")])
+        system([Content(kit.base.key, "base-misc"), Content(job.key, "thing-bins")])
     )
     found = kit.entries(manifest, "sys-rootfs")
     assert found["usr/it"].data == b"integrated\n"

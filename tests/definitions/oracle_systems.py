@@ -91,7 +91,9 @@ def _extra(stratum: dict[str, Any]) -> list[str]:
 
 def _spec(row: dict[str, Any], number: int, chunk: dict[str, Any]) -> dict[str, Any]:
     inside = [row["chunks"][one] for one in chunk["deps"]]
-    spec = {key: chunk[key] for key in ("name", "repo", "ref", "morph") if key in chunk}
+    spec: dict[str, Any] = {
+        key: chunk[key] for key in ("name", "repo", "ref", "morph") if key in chunk
+    }
     if "build_system" in chunk:
         spec["build-system"] = chunk["build_system"]
     if chunk["mode"] != "staging":

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from definitions_kit import SHA, check_order, loaded, named, new_view, old_view, small
+from definitions_kit import check_order, loaded, new_view, old_view, small
 from oracle_systems import definitions, rows
 
 from fabric.definitions.keys import cache_keys
@@ -58,26 +58,3 @@ def test_cross_bootstrap_systems_load(row: dict[str, Any]) -> None:
 def test_all_are_there() -> None:
     assert len(ROWS) == 86
     assert sum(not row["ok"] for row in ROWS) == 6
-
-
-def test_chunks_have_one_key_in_all_systems() -> None:
-    """Staging areas are layered in an order that comes from strata, not from systems."""
-    files = small(
-        base=f"name: base\nkind: stratum\nbuild-depends: []\nchunks:\n"
-        f"- {{name: z, repo: r, ref: {SHA}, build-system: autotools}}\n",
-        left=f"name: left\nkind: stratum\nbuild-depends: [{{morph: strata/base.morph}}]\nchunks:\n"
-        f"- {{name: l, repo: l, ref: {SHA}, build-system: autotools}}\n",
-        atop=f"name: atop\nkind: stratum\nbuild-depends:\n"
-        f"- {{morph: strata/left.morph}}\n- {{morph: strata/base.morph}}\nchunks:\n"
-        f"- {{name: t, repo: t, ref: {SHA}, build-system: autotools}}\n",
-    )
-    entries = [
-        f"- {{name: {name}, morph: strata/{name}.morph}}\n" for name in ("base", "left", "atop")
-    ]
-    head = "name: s\nkind: system\narch: x86_64\nstrata:\n"
-    keys = set()
-    for order in (entries, entries[::-1], entries[2:]):
-        graph = loaded({**files, "systems/s.morph": head + "".join(order)})
-        trees = {step.id: "tree" for step in graph.steps if step.kind == "chunk"}
-        keys.add(cache_keys(graph, trees, "")[named(graph, "t").id])
-    assert len(keys) == 1

@@ -58,7 +58,7 @@ class Downloads:
         """What stands at ``url`` now, whatever it is: the file and its digest (for new pins)."""
         name = shown(url).rpartition("/")[2]
         with self._reserved("url-" + hashlib.sha256(url.encode()).hexdigest()) as partial:
-            partial.unlink(missing_ok=True)
+            partial.write_bytes(b"")  # something else may stand there by now
             self._download(url, {}, None, partial, name)
             sha256 = sha256_of(partial)
             self._settle(partial, sha256, shown(url))

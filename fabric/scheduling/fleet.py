@@ -1,0 +1,271 @@
+"""Workers and the attempts they hold.
+
+Workers report their whole state, again and again; what they were told is never assumed to have
+arrived.  An attempt is *held* by a worker from its assignment until that worker reports its
+end, reports without it, or is lost.  When nobody wants an attempt any more it is *doomed*: left
+out of what the worker is told to do, so that the worker kills it; until it is gone, its task
+is not begun anywhere else.
+"""
+
+from __future__ import annotations
+
+from fabric.scheduling.events import Began, Ended, Refuse
+from fabric.scheduling.interest import Interest
+from fabric.scheduling.model import Attempt, Durations, Limits, Task, Worker
+from fabric.scheduling.states import Cause, State
+from fabric.wire.messages import Outcome, Report, Running
+
+#: Lost workers remembered, in case one was merely cut off.
+_GONE = 1000
+
+
+class Fleet(Interest):
+    """What happens to workers, and to tasks on them."""
+
+    def __init__(
+        self, limits: Limits, durations: Durations, *, broker: str, first: int, now: float
+    ) -> None:
+        super().__init__(limits, durations, first, now)
+        self.broker = broker
+        self._gone: dict[tuple[str, str], list[Task]] = {}
+
+    # -- workers -------------------------------------------------------------------------------
+
+    def _report(self, report: Report) -> None:
+        worker = self.workers.get(report.name)
+        reborn = False
+        if worker is None:
+            worker = self._register(report)
+        elif report.instance in worker.former:
+            self.effects.append(
+                Refuse(
+                    report.name,
+                    "bad-request",
+                    f"another worker is named {report.name} too: give each its own name",
+                )
+            )
+            return
+        elif report.instance != worker.instance:
+            reborn = True
+            worker.former.append(worker.instance)
+            del worker.former[:-10]
+            worker.instance, worker.sequence, worker.since = report.instance, 0, self.now
+        if report.sequence <= worker.sequence:
+            return
+        self._describe(worker, report)
+        taken_in = report.answered if report.broker == self.broker else 0
+        known = set(worker.held)
+        running = {(each.key, each.fence): each for each in report.running}
+        finished = {(each.key, each.fence): each for each in report.finished}
+        for id, attempt in list(worker.held.items()):
+            if id in finished:
+                self._ended(worker, attempt, finished[id])
+            elif id in running:
+                self._sighted(attempt, running[id])
+            elif attempt.confirmed or reborn or taken_in >= attempt.told:
+                self._vanished(worker, attempt)
+        for id, sighting in running.items():
+            if id not in worker.held:
+                self._found(worker, sighting)
+        for id, outcome in finished.items():
+            if id not in known and id not in worker.settled:
+                self._came_late(worker, outcome)
+        worker.settled = tuple(finished)
+        self.pools.place(worker, self.now)
+        self.desires[worker.name] = None
+
+    def _register(self, report: Report) -> Worker:
+        self.count += 1
+        worker = Worker(
+            name=report.name,
+            number=self.count,
+            instance=report.instance,
+            arch=report.arch,
+            slots=0,
+            features=frozenset(),
+            heard=self.now,
+            since=self.now,
+        )
+        self.workers[worker.name] = worker
+        self._timer(self.now + self.limits.lease, self._check_lease, worker)
+        self.pools.join(worker)
+        # It was cut off, and not taken down by what it ran.
+        for task in self._gone.pop((worker.name, worker.instance), ()):
+            if worker.name in task.losses:
+                task.losses.remove(worker.name)
+        return worker
+
+    def _describe(self, worker: Worker, report: Report) -> None:
+        worker.sequence = report.sequence
+        worker.heard = self.now
+        worker.free_disk = report.free_disk
+        self.capacity += report.slots - worker.slots
+        worker.slots = report.slots
+        features = frozenset(report.features)
+        if (worker.arch, worker.features, worker.draining) != (
+            report.arch,
+            features,
+            report.draining,
+        ):
+            worker.arch, worker.features, worker.draining = report.arch, features, report.draining
+            self.pools.join(worker)
+
+    def _sighted(self, attempt: Attempt, seen: Running) -> None:
+        attempt.confirmed = True
+        attempt.log_size = seen.log_size
+        if attempt.phase != seen.phase:
+            attempt.phase = seen.phase
+            task = self.tasks.get(attempt.key)
+            if task is not None and task.attempt is attempt:
+                self.touch(task)
+
+    def _found(self, worker: Worker, seen: Running) -> None:
+        """A worker runs what it was not known to run."""
+        attempt = Attempt(seen.key, seen.fence, worker.name, self.now)
+        attempt.confirmed = True
+        attempt.phase, attempt.log_size = seen.phase, seen.log_size
+        worker.held[attempt.id] = attempt
+        self.effects.append(Began(seen.key, seen.fence, worker.name))
+        task = self.tasks.get(seen.key)
+        if task is None:
+            wanted = self.now < self.grace_until
+        else:
+            wanted = task.fence <= seen.fence and task.attempt is None and task.live
+        if not wanted:
+            self.doom(attempt)
+        elif task is not None and task.state in (State.BLOCKED, State.READY):
+            self._adopt(task, attempt)
+        elif seen.key in self.strays:
+            self.doom(attempt)
+        else:
+            self.strays[seen.key] = attempt
+
+    def _adopt(self, task: Task, attempt: Attempt) -> None:
+        task.move(Cause.ADOPTED, self.now, attempt.worker)
+        self.strays.pop(task.key, None)
+        self.run(task, attempt, next(iter(task.requests.values())))
+
+    def _came_late(self, worker: Worker, outcome: Outcome) -> None:
+        """An outcome of what the worker was not known to run: it was thought lost, or doomed."""
+        task = self.tasks.get(outcome.key)
+        if (
+            task is not None
+            and task.state in (State.BLOCKED, State.READY)
+            and task.fence <= outcome.fence
+            and outcome.result in ("done", "failed")
+        ):
+            attempt = Attempt(outcome.key, outcome.fence, worker.name, self.now)
+            worker.held[attempt.id] = attempt
+            self.effects.append(Began(outcome.key, outcome.fence, worker.name))
+            self._adopt(task, attempt)
+            self._ended(worker, attempt, outcome)
+
+    def _ended(self, worker: Worker, attempt: Attempt, outcome: Outcome) -> None:
+        task = self.tasks.get(attempt.key)
+        wanted = task is not None and task.attempt is attempt
+        if not wanted or task is None:
+            doomed = attempt.doomed
+            self._release(worker, attempt, None if doomed else outcome)
+            if doomed and outcome.result == "done":
+                self._came_late(worker, outcome)
+            return
+        self._release(worker, attempt, outcome)
+        task.outcome = outcome
+        match outcome.result:
+            case "done":
+                worker.faults = 0
+                task.move(Cause.FINISHED, self.now, worker.name)
+                self.keep_seat(task, worker)
+                self.ask(task)
+                self.touch(task)
+            case "failed":
+                worker.faults = 0
+                self.fail(task, Cause.BROKE, outcome.message)
+            case "cancelled" if worker.draining:
+                task.move(Cause.RETURNED, self.now, worker.name)
+                self.expand(task)
+                self.touch(task)
+            case "cancelled":
+                self._faulted(task, worker.name, "it handed the job back")
+            case "fault":
+                self._faulted(task, worker.name, outcome.message)
+
+    def _faulted(self, task: Task, name: str, message: str, cause: Cause = Cause.FAULTED) -> None:
+        """A machine was unable to do a task: another one may be able."""
+        worker = self.workers.get(name)
+        if worker is not None:
+            worker.faults += 1
+            worker.rests_until = self.now + min(self.limits.rest, 2.0 ** (worker.faults - 1))
+            self._timer(worker.rests_until, self._rested, worker)
+            self.pools.place(worker, self.now)
+        task.faults[name] = message
+        task.fault_count += 1
+        if task.fault_count >= self.limits.faults:
+            told = "; ".join(f"{name}: {message}" for name, message in task.faults.items())
+            self.fail(task, Cause.EXHAUSTED, f"no machine could do it: {told}")
+            return
+        task.move(cause, self.now, f"{name}: {message}")
+        self.expand(task)
+        self.touch(task)
+
+    def _vanished(self, worker: Worker, attempt: Attempt) -> None:
+        """An attempt is no more, and how it ended nobody knows."""
+        task = self.tasks.get(attempt.key)
+        wanted = task is not None and task.attempt is attempt
+        self._release(worker, attempt, None)
+        if not wanted or task is None:
+            return
+        task.losses.append(worker.name)
+        if len(task.losses) >= self.limits.losses:
+            names = ", ".join(dict.fromkeys(task.losses))
+            message = f"it was lost {len(task.losses)} times, with its worker: {names}"
+            self.fail(task, Cause.EXHAUSTED, message)
+            return
+        task.move(Cause.LOST, self.now, worker.name)
+        self.expand(task)
+        self.touch(task)
+
+    def _release(self, worker: Worker, attempt: Attempt, outcome: Outcome | None) -> None:
+        """A worker no longer holds an attempt."""
+        del worker.held[attempt.id]
+        self.pools.place(worker, self.now)
+        task = self.tasks.get(attempt.key)
+        kind = name = arch = ""
+        if task is not None:
+            kind, name, arch = task.offer.kind, task.offer.name, task.offer.arch
+            if task.attempt is attempt:
+                self.stop(task)
+        self.effects.append(
+            Ended(attempt.key, attempt.fence, worker.name, kind, name, arch, attempt.since, outcome)
+        )
+        if self.strays.get(attempt.key) is attempt:
+            del self.strays[attempt.key]
+        if attempt.doomed:
+            ghosts = self.ghosts[attempt.key]
+            del ghosts[attempt.id]
+            if not ghosts:
+                del self.ghosts[attempt.key]
+                if task is not None:
+                    self.unblock(task)
+
+    # -- leases --------------------------------------------------------------------------------
+
+    def _check_lease(self, worker: Worker) -> None:
+        if self.workers.get(worker.name) is not worker:
+            return
+        if self.now < worker.heard + self.limits.lease:
+            self._timer(worker.heard + self.limits.lease, self._check_lease, worker)
+            return
+        lost = [self.tasks[key] for key, _ in worker.held if key in self.tasks]
+        self.pools.leave(worker)
+        del self.workers[worker.name]
+        self.capacity -= worker.slots
+        self._gone[worker.name, worker.instance] = lost
+        if len(self._gone) > _GONE:
+            del self._gone[next(iter(self._gone))]
+        for attempt in list(worker.held.values()):
+            self._vanished(worker, attempt)
+
+    def _rested(self, worker: Worker) -> None:
+        if self.workers.get(worker.name) is worker:
+            self.pools.place(worker, self.now)

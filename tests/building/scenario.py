@@ -1,0 +1,69 @@
+"""A worker of its own process: ``scenario.py NAME ROOT BASE [UID]``, for `test_machine`.
+
+Builds in a workspace below ROOT with the archive BASE for a root, as the user UID if it is
+given, and prints how it ended.
+"""
+
+from __future__ import annotations
+
+# An ordinary user may not reach this interpreter's files: load now what others load late.
+import concurrent.futures.thread  # noqa: F401
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+from building_kit import Kit
+
+from fabric.building.archive import Packed
+from fabric.errors import FabricError
+from fabric.jobs import Blob, Job
+
+EVERYTHING = (
+    "id -u; mkdir -p $DESTDIR/usr/bin; cd $DESTDIR/usr/bin; cp /bin/cat it; chmod 4111 it",
+    "cd $DESTDIR/usr/bin; echo x > shut; chmod 0 shut; mkdir dark; echo in > dark/in; chmod 0 dark",
+    "ln $DESTDIR/usr/bin/it $DESTDIR/usr/bin/other",
+    "echo new > hello; cat hello; mkdir -p lost/inside; chmod 0 lost; chmod 500 .; rm hello",
+)
+BEAT = "(while :; do echo x >> /tmp/beat; sleep 0.05; done) & sleep 1000"
+
+
+def job_of(name: str, kit: Kit) -> Job:
+    """What to build in each scenario."""
+    match name:
+        case "everything":
+            return kit.chunk(source=kit.tree(hello="hi"), install=EVERYTHING)
+        case "fill":
+            return kit.chunk(build=["dd if=/dev/zero of=/tmp/big bs=65536"])
+        case "almost-fill":
+            # fits, but for its archive
+            return kit.chunk(install=["head -c 17000000 /dev/urandom > $DESTDIR/big"])
+        case "beat":
+            return kit.chunk(build=[BEAT])
+        case _:
+            return kit.chunk(build=["echo ran"])
+
+
+def main(name: str, root: Path, archive: Path, uid: int | None = None) -> int:
+    data = archive.read_bytes()
+    base = Packed(Blob(hashlib.sha256(data).hexdigest(), len(data)), archive)
+    if uid is not None:
+        os.setgroups([])
+        os.setgid(uid)
+        os.setuid(uid)
+    kit = Kit(root, base)
+    try:
+        with kit.workspace:
+            manifest = kit.build(job_of(name, kit), timeout=None)
+            for path, entry in kit.entries(manifest, "thing-bins").items():
+                print(f"{path} {entry.type.decode()} {entry.mode:o} {entry.size}")
+    except FabricError as error:
+        print(f"{type(error).__name__}: {error}\n{kit.log_text}")
+        return error.exit_code
+    finally:
+        print("left:", *(kit.workspace.root / "tmp").iterdir())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), *map(int, sys.argv[4:])))

@@ -1,0 +1,242 @@
+"""Staging areas: how layers are planned, merged and laid over each other."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+from building_kit import Kit
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fabric.building import layers
+from fabric.building.archive import DIRECTORY, FILE, SYMLINK, Entry, pack
+from fabric.building.layers import Index, plan_layers, see_through
+from fabric.building.merge import Merger
+from fabric.building.tree import Clash, scan
+from fabric.errors import BuildFailed, MachineFault
+from fabric.jobs import Staged
+
+
+def staged(*strata: int) -> list[Staged]:
+    """Strata of so many chunks each."""
+    return [
+        Staged(f"{stratum}-{chunk}", str(stratum))
+        for stratum, count in enumerate(strata)
+        for chunk in range(count)
+    ]
+
+
+class TestPlan:
+    def test_few_are_not_merged(self) -> None:
+        assert plan_layers([]) == []
+        assert plan_layers(staged(2, 1), 3) == [("0-0",), ("0-1",), ("1-0",)]
+
+    def test_lowest_strata_are_merged_first(self) -> None:
+        assert plan_layers(staged(2, 2, 2), 5) == [
+            ("0-0", "0-1"),
+            *(("1-0",), ("1-1",), ("2-0",), ("2-1",)),
+        ]
+        assert plan_layers(staged(2, 2, 2), 4) == [
+            ("0-0", "0-1"),
+            ("1-0", "1-1"),
+            *(("2-0",), ("2-1",)),
+        ]
+
+    def test_merged_strata_are_the_same_for_all_above(self) -> None:
+        one = plan_layers(staged(60, 60, 3))
+        two = plan_layers(staged(60, 60, 30))
+        assert one[0] == two[0] == tuple(f"0-{number}" for number in range(60))
+
+    def test_one_large_stratum_is_cut(self) -> None:
+        plan = plan_layers(staged(10), 4)
+        assert [len(group) for group in plan] == [4, 4, 2]
+
+    def test_a_stratum_that_comes_twice_keeps_its_order(self) -> None:
+        mixed = [Staged("a", "x"), Staged("b", "y"), Staged("c", "x"), Staged("d", "x")]
+        assert plan_layers(mixed, 3) == [("a", "b"), ("c", "d")]
+
+    @given(st.lists(st.integers(1, 40), max_size=12), st.integers(1, 100))
+    def test_nothing_is_lost_and_the_limit_holds(self, strata: list[int], limit: int) -> None:
+        wanted = staged(*strata)
+        plan = plan_layers(wanted, limit)
+        assert len(plan) <= limit
+        assert [key for group in plan for key in group] == [item.key for item in wanted]
+        assert all(plan)
+
+
+def index(*dirs: str, **links: str) -> Index:
+    """An index with those directories and links (``a__b`` is ``a/b``)."""
+    return Index(
+        frozenset(path.encode() for path in dirs),
+        {path.replace("__", "/").encode(): target.encode() for path, target in links.items()},
+        (),
+    )
+
+
+class TestSeeThrough:
+    def test_directory_over_symlink_moves_to_where_it_leads(self) -> None:
+        base = index("usr", "usr/lib", lib="usr/lib", usr__bin="../sbin")
+        late = index("lib", "lib/modules", "usr", "usr/lib", "sbin", sbin__x="y")
+        assert see_through({"base": base, "late": late}, str) == [(), ((b"lib", b"usr/lib"),)]
+
+    def test_moved_directories_count_for_the_next(self) -> None:
+        base = index("usr", "usr/lib", lib="usr/lib")
+        second = index("lib", lib__sub="else", **{"lib__64": "../../usr"})
+        third = index("usr", "usr/lib", "usr/lib/64")
+        moves = see_through({"base": base, "second": second, "third": third}, str)
+        assert moves[2] == ((b"usr/lib/64", b"usr"),)
+
+    @pytest.mark.parametrize(
+        ("low", "high"),
+        [
+            (index(lib="nowhere"), index("lib")),
+            (index("lib"), index(lib="usr/lib")),
+        ],
+    )
+    def test_what_does_not_go_together(self, low: Index, high: Index) -> None:
+        with pytest.raises(Clash, match=r"high has a (directory|symlink) at /lib, where low has"):
+            see_through({"low": low, "high": high}, str)
+
+    def test_a_loop_of_symlinks(self) -> None:
+        with pytest.raises(MachineFault, match="Too many levels"):
+            see_through({"low": index(a="b", b="a"), "high": index("a")}, str)
+
+
+def stored(kit: Kit, name: str, *entries: Entry, stratum: str = "low") -> Staged:
+    """A chunk in the store with those entries."""
+    return kit.stored(name, {f"{name}-misc": pack(entries, kit.root / name)}, stratum)
+
+
+def file(path: str, text: str = "") -> Entry:
+    return Entry(path.encode(), FILE, 0o644, len(text), data=text.encode())
+
+
+def directory(path: str, mode: int = 0o755) -> Entry:
+    return Entry(path.encode(), DIRECTORY, mode)
+
+
+def seen(kit: Kit, command: str, *chunks: Staged) -> str:
+    """What a command prints with those chunks staged."""
+    kit.logs += 1
+    job = kit.chunk(f"see-{kit.logs}", build=[f"{command} > out; cat out"], staged=chunks)
+    kit.build(job)
+    return kit.log_text.split("+ cat out\n", 1)[1]
+
+
+class TestForReal:
+    def test_more_chunks_than_overlayfs_takes_layers(self, kit: Kit) -> None:
+        chunks = [
+            stored(
+                kit,
+                f"c{number}",
+                file(f"f{number}", str(number)),
+                file("last", str(number)),
+                stratum=str(number // 50),
+            )
+            for number in range(320)
+        ]
+        text = seen(kit, "{ ls /f* | wc -l; cat /f0 /f319 /last; }", kit.base, *chunks)
+        assert text == "320\n0319319"
+
+    def test_many_layers_without_merging(self, kit: Kit) -> None:
+        chunks = [stored(kit, f"c{number}", file(f"f{number}")) for number in range(99)]
+        assert seen(kit, "ls /f* | wc -l", kit.base, *chunks) == "99\n"
+        assert not list((kit.workspace.root / "merged").iterdir())
+
+    def test_one_layer_too_many_is_refused(self, kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(layers, "plan_layers", lambda staged: [(s.key,) for s in staged])
+        chunks = [stored(kit, f"c{number}", file(f"f{number}")) for number in range(101)]
+        with pytest.raises(AssertionError, match="101 layers"):
+            kit.workspace.layers.stage(chunks, threading.Event())
+
+    def test_directories_merge_through_symlinks(self, kit: Kit) -> None:
+        low = stored(
+            kit,
+            "low",
+            *(directory(path) for path in ("usr", "usr/share", "usr/share/data")),
+            file("usr/share/data/old", "old "),
+            Entry(b"data", SYMLINK, link=b"usr/share/data"),
+        )
+        high = stored(kit, "high", directory("data", 0o700), file("data/new", "new"))
+        text = seen(kit, "{ cat /data/*; readlink /data; }", kit.base, low, high)
+        assert text == "newold usr/share/data\n"
+
+    def test_clash_names_the_chunks(self, kit: Kit) -> None:
+        low = stored(kit, "low", directory("data"))
+        high = stored(kit, "high", Entry(b"data", SYMLINK, link=b"usr"))
+        with pytest.raises(BuildFailed, match="high has a symlink at /data, where low has a dir"):
+            seen(kit, "true", kit.base, low, high)
+
+    def test_large_layers_have_an_index_in_a_file(self, kit: Kit) -> None:
+        chunk = stored(kit, "many", *(directory(f"d{number}") for number in range(400)))
+        small = stored(kit, "few", directory("d"))
+        kit.workspace.layers.stage([chunk, small], threading.Event())
+        assert [path.name for path in (kit.workspace.root / "indexes").iterdir()] == [chunk.key]
+        with Kit(kit.root, kit.base_archive).workspace as other:
+            assert len(other.layers.stage([chunk], threading.Event())[0]) == 1
+
+    def test_ldconfig_runs_where_it_should(self, kit: Kit, tools: Path) -> None:
+        found = scan(tools)
+        library = next(path for path in found if path.endswith(b"/libc.so.6"))
+        program = stored(kit, "tool", *ldconfig_entries())
+        conf = stored(
+            kit,
+            "conf",
+            *(directory(path) for path in ("etc", "opt", "opt/lib")),
+            file("etc/ld.so.conf", "/opt/lib\n"),
+            found[library]._replace(name=b"opt/lib/libmine.so.1.2"),
+        )
+        plain = "{ ls /etc/ld.so.cache /var/cache/ldconfig 2>&1 || true; }"
+        assert "cannot access" in seen(kit, plain, kit.base, program)
+        command = (
+            "{ ls /etc; grep -c opt/lib/libc.so.6 /etc/ld.so.cache; readlink /opt/lib/libc.so.6; }"
+        )
+        assert seen(kit, command, kit.base, program, conf).split() == [
+            "ld.so.cache",
+            "ld.so.conf",
+            "1",
+            "libmine.so.1.2",
+        ]
+        assert "### LDCONFIG ###" in kit.log_text
+        seen(kit, "true", kit.base, program, conf)
+        assert "### LDCONFIG ###" not in kit.log_text  # the result is kept
+
+
+def ldconfig_entries() -> list[Entry]:
+    """This machine's ldconfig, which is a static program."""
+    size = Path("/sbin/ldconfig").stat().st_size
+    return [directory("sbin"), Entry(b"sbin/ldconfig", FILE, 0o755, size, source=b"/sbin/ldconfig")]
+
+
+class TestMerger:
+    def test_is_what_overlayfs_would_show(self, tmp_path: Path) -> None:
+        for name in ("one", "two", "into"):
+            (tmp_path / name).mkdir()
+        one, two, into = (tmp_path / name for name in ("one", "two", "into"))
+        for path in ("both/a", "dir/x", "dir/y/z", "hidden/deep"):
+            (one / path).parent.mkdir(parents=True, exist_ok=True)
+            (one / path).write_text(f"one {path}")
+        (one / "file").write_text("one file")
+        (two / "both").mkdir(mode=0o700)
+        (two / "both/b").write_text("two")
+        (two / "dir").write_text("a file now")
+        (two / "file").mkdir()
+        (two / "hidden").symlink_to("both")
+        merger = Merger(into)
+        merger.lay(one)
+        merger.lay(two)
+        merger.lay(two, at=b"below/here")
+        merger.finish(1_000_000)
+        found = scan(into)
+        assert list(found) == [
+            *(b"below", b"below/here", b"below/here/both", b"below/here/both/b"),
+            *(b"below/here/dir", b"below/here/file", b"below/here/hidden"),
+            *(b"both", b"both/a", b"both/b", b"dir", b"file", b"hidden"),
+        ]
+        assert found[b"both"].mode == 0o700
+        assert (into / "dir").read_text() == "a file now"
+        assert (into / "both/a").stat().st_ino == (one / "both/a").stat().st_ino
+        assert {(into / name).stat().st_mtime for name in ("both", "file", ".")} == {1_000_000}
+        assert (one / "dir/x").exists()

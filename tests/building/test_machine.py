@@ -1,0 +1,144 @@
+"""Workers on machines that are full, forbid things, or are killed: each a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from building_kit import processes_naming
+
+from fabric.building.archive import Packed
+from fabric.errors import MachineFault
+
+SCENARIO = Path(__file__).with_name("scenario.py")
+#: An ordinary user's id, when we are root.
+NOBODY = 65534
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory that an ordinary user can reach and write to."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        path = Path(name)
+        path.chmod(0o755)
+        (path / "root").mkdir()
+        yield path
+
+
+def scenario(
+    name: str,
+    place: Path,
+    base: Packed,
+    *,
+    within: str = "",
+    uid: int | None = None,
+    path: str = os.environ["PATH"],
+) -> list[str]:
+    """The command line that plays a scenario, ``within`` a shell command that ends in `exec`."""
+    archive = place / "base.tar.zst"
+    if isinstance(base.content, bytes):
+        archive.write_bytes(base.content)
+    else:
+        archive.write_bytes(base.content.read_bytes())
+    argv = [sys.executable, "-W", "error", str(SCENARIO), name, str(place / "root"), str(archive)]
+    if uid is not None and os.geteuid() == 0:
+        os.chown(place / "root", uid, uid)
+        argv.append(str(uid))
+    return ["sh", "-c", f'{within} exec "$@"', "sh", "env", f"PATH={path}", *argv]
+
+
+def play(argv: list[str], unshare: tuple[str, ...] = ()) -> tuple[int, str]:
+    """Exit status and output."""
+    if unshare and os.geteuid() != 0:
+        unshare = ("--user", "--map-root-user", *unshare)
+    prefix = ["unshare", *unshare] if unshare else []
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
+    done = subprocess.run(
+        [*prefix, *argv], capture_output=True, text=True, env=environment, timeout=120, check=False
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("uid", [None, NOBODY])
+def test_ordinary_user(place: Path, base: Packed, uid: int | None) -> None:
+    status, output = play(scenario("everything", place, base, uid=uid))
+    assert status == 0, output
+    lines = output.splitlines()
+    assert lines == [
+        "usr 5 755 0",
+        "usr/bin 5 755 0",
+        "usr/bin/dark 5 0 0",
+        "usr/bin/dark/in 0 644 3",
+        lines[4],
+        "usr/bin/other 1 4111 0",
+        "usr/bin/shut 0 0 2",
+        "left:",
+    ]
+    assert lines[4].startswith("usr/bin/it 0 4111 ")
+
+
+class TestFullDisk:
+    MOUNT = "mount -t tmpfs -o size=40m none {0} && chmod 777 {0} &&"
+
+    @pytest.mark.parametrize("name", ["fill", "almost-fill"])
+    def test_is_the_machine_s_fault_and_leaves_nothing(
+        self, place: Path, base: Packed, name: str
+    ) -> None:
+        within = self.MOUNT.format(place / "root")
+        status, output = play(scenario(name, place, base, within=within), ("--mount",))
+        assert status == MachineFault.exit_code, output
+        assert "MachineFault: thing:" in output or "MachineFault: The disk of" in output
+        assert "full" in output
+        assert output.splitlines()[-1] == "left:"
+
+
+class TestSandboxCannotStart:
+    def test_user_namespaces_are_forbidden(self, place: Path, base: Packed) -> None:
+        within = "echo 0 > /proc/sys/user/max_user_namespaces &&"
+        argv = scenario("plain", place, base, within=within)
+        status, output = play(argv, ("--user", "--map-root-user"))
+        assert status == MachineFault.exit_code, output
+        assert "MachineFault: bwrap: " in output
+        assert "user.max_user_namespaces" in output
+
+    def test_no_bubblewrap(self, place: Path, base: Packed) -> None:
+        status, output = play(scenario("plain", place, base, path="/nowhere"))
+        assert status == MachineFault.exit_code
+        assert "install bubblewrap" in output
+
+    def test_old_bubblewrap(self, place: Path, base: Packed) -> None:
+        (place / "bwrap").write_text(
+            "#!/bin/sh\necho 'bwrap: Unknown option --overlay-src' >&2; exit 1\n"
+        )
+        (place / "bwrap").chmod(0o755)
+        argv = scenario("plain", place, base, path=f"{place}:{os.environ['PATH']}")
+        status, output = play(argv)
+        assert status == MachineFault.exit_code
+        assert "0.11 or newer" in output
+
+
+def test_killed_worker_takes_its_sandbox_along(place: Path, base: Packed) -> None:
+    argv = scenario("beat", place, base)
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, env=environment) as worker:
+        deadline = time.monotonic() + 30
+        while not (beats := list(place.glob("root/**/beat"))) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        worker.kill()
+    deadline = time.monotonic() + 10
+    while processes_naming(place) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert processes_naming(place) == []
+    size = beats[0].stat().st_size
+    time.sleep(0.2)
+    assert beats[0].stat().st_size == size
+    # the next worker clears up after it
+    status, output = play(scenario("plain", place, base))
+    assert status == 0, output
+    assert output.splitlines()[-1] == "left:"

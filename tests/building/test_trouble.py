@@ -1,0 +1,171 @@
+"""Builds that fail, hang, flood, fork, are cancelled, or meet a machine that cannot."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from building_kit import Kit, key_of, processes_naming
+
+from fabric.building import Log, build
+from fabric.errors import BuildFailed, Cancelled
+from fabric.jobs import Job, Staged
+
+
+def heartbeat_stops(kit: Kit) -> bool:
+    """Whether nobody in a sandbox goes on writing `/tmp/beat`, here found in any scratch."""
+    beats = list(kit.workspace.root.glob("**/beat"))
+    sizes = [beat.stat().st_size for beat in beats]
+    time.sleep(0.25)
+    return [beat.stat().st_size for beat in beats] == sizes
+
+
+BEAT = "(while :; do echo x >> /tmp/beat; sleep 0.05; done) & "
+
+
+class TestFailure:
+    def test_names_the_list_the_command_and_the_status(self, kit: Kit) -> None:
+        job = kit.chunk(
+            configure=["true", "true"],
+            build=["echo one", "echo two\nexit 7\necho three", "echo four"],
+            install=["echo five"],
+        )
+        with pytest.raises(BuildFailed) as caught:
+            kit.build(job)
+        assert caught.value.step == "build-commands"
+        assert caught.value.command == "echo two\nexit 7\necho three"
+        assert str(caught.value) == "build-commands failed with exit status 7: echo two"
+        assert "four" not in kit.log_text
+        assert kit.store.manifest(job.key) is None
+        assert kit.phases == ["fetch", "configure", "build"]
+
+    def test_any_line_of_a_command_may_fail_it(self, kit: Kit) -> None:
+        with pytest.raises(BuildFailed, match="exit status 1"):
+            kit.build(kit.chunk(build=["false_is_not_here || grep x /dev/null\necho survived"]))
+        assert "survived" not in kit.log_text
+
+    def test_no_shell(self, kit: Kit) -> None:
+        with pytest.raises(BuildFailed, match="no shell"):
+            kit.build(kit.chunk(build=[":"], staged=()))
+
+    def test_tree_is_kept_until_it_succeeds(self, kit: Kit) -> None:
+        flag = kit.tree(flag="")
+        job = kit.chunk(build=["echo was here > made; test -s flag"], source=flag)
+        with pytest.raises(BuildFailed):
+            kit.build(job)
+        kept = kit.workspace.root / "failed" / job.key
+        assert (kept / "up/made").read_text() == "was here\n"
+        assert f"The build tree is kept in {kept}\n" in kit.log_text
+        with pytest.raises(BuildFailed):
+            kit.build(job)
+        assert list(kept.parent.iterdir()) == [kept]
+        (kit.sources.trees[flag.tree] / "flag").write_text("now")
+        kit.build(job)
+        assert not kept.exists()
+
+
+class TestWildBuilds:
+    def test_daemon_does_not_hold_us_nor_live_on(self, kit: Kit) -> None:
+        job = kit.chunk(install=[BEAT + "setsid sleep 1000 & sleep 0.2; touch $DESTDIR/done"])
+        began = time.monotonic()
+        kit.build(job)
+        assert time.monotonic() - began < 10
+        assert heartbeat_stops(kit)
+
+    def test_binary_rubbish(self, kit: Kit) -> None:
+        kit.build(kit.chunk(build=["dd if=/dev/urandom bs=65536 count=16; printf '@ build 9\\n'"]))
+        assert len(kit.log_path.read_bytes()) > 1 << 20
+
+    def test_large_log_passes_us_by(self, kit: Kit) -> None:
+        job = kit.chunk(build=["set +x; yes 'a line of sixty-four bytes' | head -c 200000000"])
+        manifest = kit.build(job)
+        assert manifest.log is not None
+        assert manifest.log.size > 200_000_000
+
+    def test_log_limit(self, kit: Kit) -> None:
+        began = time.monotonic()
+        with pytest.raises(BuildFailed, match=r"more than 1000000 bytes.*`log-limit`") as caught:
+            kit.build(kit.chunk(build=["yes"]), log_limit=1_000_000)
+        assert caught.value.step == "build-commands"
+        assert time.monotonic() - began < 10
+
+    def test_time_limit(self, kit: Kit) -> None:
+        began = time.monotonic()
+        with pytest.raises(BuildFailed, match=r"longer than 0.5 s.*`build-timeout`") as caught:
+            kit.build(kit.chunk(install=[BEAT + "sleep 1000"]), timeout=0.5)
+        assert caught.value.step == "install-commands"
+        assert time.monotonic() - began < 10
+        assert heartbeat_stops(kit)
+
+    def test_very_deep_tree_can_be_deleted(self, kit: Kit) -> None:
+        deep = "for i in 1 2 3 4 5 6 7 8 9; do for j in $(seq 99); do mkdir d; cd d; done; done"
+        kit.build(kit.chunk(build=[f"cd /tmp; {deep}; touch end"]))
+        kit.workspace.close()
+        assert not list((kit.workspace.root / "tmp").iterdir())
+
+    def test_thousands_of_commands(self, kit: Kit) -> None:
+        commands = [f": {'x' * 1000} {number}" for number in range(300)]
+        kit.build(kit.chunk(build=commands))
+        assert f"+ : {'x' * 1000} 299\n" in kit.log_text
+
+
+class TestCancel:
+    @pytest.mark.parametrize("delay", [0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.5])
+    def test_at_any_moment(self, kit: Kit, delay: float) -> None:
+        threading.Timer(delay, kit.cancelled.set).start()
+        began = time.monotonic()
+        with pytest.raises(Cancelled):
+            kit.build(kit.chunk(build=[BEAT + "sleep 1000"]))
+        assert time.monotonic() - began < 5
+        assert heartbeat_stops(kit)
+        assert processes_naming(kit.root) == []
+        assert not list((kit.workspace.root / "failed").iterdir())
+
+    def test_while_another_builds_it(self, kit: Kit) -> None:
+        with kit.workspace.locked(f"job-{key_of('thing')}"):
+            threading.Timer(0.1, kit.cancelled.set).start()
+            with pytest.raises(Cancelled):
+                kit.build(kit.chunk(build=[":"]))
+
+
+class TestTwoBuilders:
+    def test_of_one_job_build_it_once(self, kit: Kit) -> None:
+        job = kit.chunk(build=["sleep 0.5; echo built > x"], install=["mkdir $DESTDIR/d"])
+        manifests = []
+
+        def work(number: int) -> None:
+            with Log(kit.root / f"log-of-{number}") as log:
+                manifests.append(build(job, kit.workspace, log, threading.Event(), jobs=1))
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert manifests[0] == manifests[1] == manifests[2]
+        logs = [(kit.root / f"log-of-{number}").read_text() for number in range(3)]
+        assert sum("### BUILD-COMMANDS ###" in log for log in logs) == 1
+
+    def test_unpack_one_layer_at_once(self, kit: Kit) -> None:
+        lib = kit.chunk("lib", install=["for i in $(seq 500); do echo $i > $DESTDIR/$i; done"])
+        kit.build(lib)
+        kit.workspace.clean()
+        staged = (kit.base, Staged(lib.key, "low"))
+        command = "test $(ls / | grep -c 4) -gt 100"
+        failures: list[BaseException] = []
+
+        def work(job: Job) -> None:
+            try:
+                with Log(kit.root / job.log) as log:
+                    build(job, kit.workspace, log, threading.Event(), jobs=1)
+            except BaseException as error:  # noqa: BLE001 - told to the main thread
+                failures.append(error)
+
+        jobs = [kit.chunk(f"user-{one}", build=[command], staged=staged) for one in range(4)]
+        threads = [threading.Thread(target=work, args=(job,)) for job in jobs]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failures == []

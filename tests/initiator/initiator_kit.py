@@ -1,0 +1,110 @@
+"""Small definitions in a folder, and the real commands run on them as a user would."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+INITIATOR = [sys.executable, "-m", "fabric.initiator"]
+
+DEFAULTS = """\
+split-rules:
+  chunk:
+  - {artifact: -bins, include: ['(usr/)?s?bin/.*']}
+  - {artifact: -misc, include: ['.*']}
+  stratum:
+  - {artifact: -runtime, include: ['.*']}
+"""
+
+
+class Project:
+    """Definitions of one stratum whose chunks are built with the host's tools."""
+
+    def __init__(self, root: Path, cache: Path) -> None:
+        self.root = root
+        self.cache = cache
+        self.logs = root / "here"
+        self.logs.mkdir(parents=True)
+        (root / "strata").mkdir()
+        (root / "systems").mkdir()
+        (root / "VERSION").write_text("version: 8\n")
+        (root / "DEFAULTS").write_text(DEFAULTS)
+        (root / "systems/small.morph").write_text(
+            "name: small\nkind: system\narch: x86_64\nstrata:\n"
+            "- name: things\n  morph: strata/things.morph\n"
+        )
+        self.source = root / "source"
+        self.source.mkdir()
+        (self.source / "hello.txt").write_text("hello\n")
+        git = ["git", "-c", "user.name=t", "-c", "user.email=t@invalid", "-C", str(self.source)]
+        for args in (["init", "-q", "-b", "main"], ["add", "."], ["commit", "-qm", "first"]):
+            subprocess.run([*git, *args], check=True)
+        self.children: list[subprocess.Popen[str]] = []
+
+    def write(self, **chunks: str | tuple[str, str]) -> None:
+        """One chunk for each argument: its install command, or (dependencies, command)."""
+        specs = []
+        for name, value in chunks.items():
+            depends, command = value if isinstance(value, tuple) else ("", value)
+            (self.root / f"strata/{name}.morph").write_text(
+                f"name: {name}\nkind: chunk\ninstall-commands:\n- |\n"
+                + "".join(f"  {line}\n" for line in command.splitlines())
+            )
+            specs.append(
+                f"- name: {name}\n  morph: strata/{name}.morph\n  repo: file://{self.source}\n"
+                f"  ref: main\n  build-mode: test\n  build-depends: [{depends}]\n"
+            )
+        (self.root / "strata/things.morph").write_text(
+            "name: things\nkind: stratum\nchunks:\n" + "".join(specs)
+        )
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return {**os.environ, "FABRIC_CACHE": str(self.cache), "FABRIC_CONFIG": "/dev/null"}
+
+    def run(self, *args: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*INITIATOR, *args],
+            cwd=self.logs,
+            env=self.environ,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def build(self, *args: str) -> subprocess.CompletedProcess[str]:
+        return self.run("build", "../systems/small.morph", *args)
+
+    def start(self, *args: str) -> subprocess.Popen[str]:
+        """A build that goes on while the test does something to it."""
+        child = subprocess.Popen(
+            [*INITIATOR, "build", "../systems/small.morph", *args],
+            cwd=self.logs,
+            env=self.environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.children.append(child)
+        return child
+
+    def log(self, name: str) -> str:
+        return (self.logs / f"build-step-{name}.log").read_text(errors="replace")
+
+    def processes(self) -> dict[int, str]:
+        """Processes of ours by id: those that have our cache in their environment."""
+        mark = f"FABRIC_CACHE={self.cache}\0".encode()
+        found = {}
+        for folder in Path("/proc").iterdir():
+            if not folder.name.isdigit():
+                continue
+            try:
+                if mark in (folder / "environ").read_bytes():
+                    command = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
+                    found[int(folder.name)] = command.decode(errors="replace")
+            except OSError:
+                continue
+        return found

@@ -1,0 +1,199 @@
+"""`fabric-initiator build`: the whole fabric on one machine, as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from initiator_kit import Project
+
+ADD = "mkdir -p $DESTDIR/usr/share/{0}; cp hello.txt $DESTDIR/usr/share/{0}/"
+
+
+def until(condition: object, seconds: float = 20) -> None:
+    """Wait until ``condition()`` holds."""
+    assert callable(condition)
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_it_builds_logs_and_says_where_the_result_is(project: Project) -> None:
+    project.write(one=ADD.format("one"), two=("one", f"echo two says hello; {ADD.format('two')}"))
+    done = project.build()
+    assert done.returncode == 0, done.stderr
+    assert "small is built: 4 built in" in done.stdout
+    assert "fabric-initiator checkout ../systems/small.morph --to DIRECTORY" in done.stdout
+    assert "two says hello" in project.log("two-misc")
+    assert "+ cp hello.txt" in project.log("one-misc")
+    again = project.build()
+    assert again.returncode == 0
+    assert "small is built: all 4 steps cached" in again.stdout
+    out = project.run("checkout", "../systems/small.morph", "--to", "tree")
+    assert out.returncode == 0, out.stderr
+    assert (project.logs / "tree/usr/share/two/hello.txt").read_text() == "hello\n"
+    assert (project.logs / "tree/baserock/two-misc.meta").exists()
+    assert not project.processes()
+
+
+def test_what_changed_is_built_again_and_nothing_else(project: Project) -> None:
+    project.write(one=ADD.format("one"), two=ADD.format("two"), three=("one", "true"))
+    assert project.build().returncode == 0
+    project.write(one=ADD.format("one"), two=ADD.format("zwei"), three=("one", "true"))
+    done = project.build()
+    assert "two: built" in done.stdout
+    assert "one: built" not in done.stdout
+    assert "three: built" not in done.stdout
+
+
+def test_a_part_of_it(project: Project) -> None:
+    project.write(one="true", two=("one", "true"), three="true")
+    done = project.build("two")
+    assert done.returncode == 0, done.stderr
+    assert "two is built: 2 built" in done.stdout
+    assert not (project.logs / "build-step-three-misc.log").exists()
+    wrong = project.build("tow")
+    assert wrong.returncode == 1
+    assert "tow" in wrong.stderr
+    assert "two" in wrong.stderr
+
+
+def test_a_failure_says_all_that_is_needed(project: Project) -> None:
+    project.write(good="sleep 0.1", bad="echo about to fail\nfalse\necho never", after=("bad", ":"))
+    done = project.build()
+    assert done.returncode == 3
+    assert "  | about to fail" in done.stdout
+    assert "never" not in project.log("bad-misc").replace("echo never", "")
+    assert "install-commands: echo about to fail" in done.stdout
+    assert f"log:   {project.logs}/build-step-bad-misc.log" in done.stdout
+    assert "shell: fabric-initiator shell bad --system ../systems/small.morph" in done.stdout
+    assert "Traceback" not in done.stderr + done.stdout
+    assert not (project.logs / "build-step-after-misc.log").exists()
+
+
+def test_keep_going_builds_all_that_still_can_be(project: Project) -> None:
+    chunks = {f"c{i}": ("", f"echo {i}") for i in range(6)}
+    project.write(bad="false", after=("bad", "true"), **chunks)
+    done = project.build("--keep-going")
+    assert done.returncode == 3
+    assert all(f"c{i}: built" in done.stdout for i in range(6))
+    assert "after: built" not in done.stdout
+
+
+def test_programs_get_json(project: Project) -> None:
+    project.write(one="true")
+    done = project.build("--json")
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    states = [(e["name"], e["state"]) for e in events if e["event"] == "step"]
+    assert ("one", "running") in states
+    assert ("one", "done") in states
+    assert events[-1]["event"] == "built"
+    assert len(events[-1]["artifacts"]["small-rootfs"]) == 64
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_build_leaves_nothing_and_goes_on(project: Project, number: int) -> None:
+    project.write(one="echo one", slow=("one", "sleep 1000"))
+    child = project.start()
+    until((project.logs / "build-step-slow-misc.log").exists)
+    began = time.monotonic()
+    child.send_signal(number)
+    out, err = child.communicate(timeout=20)
+    assert time.monotonic() - began < 5
+    assert child.returncode == 130, err
+    assert "interrupted" in out
+    assert not project.processes()
+    project.write(one="echo one", slow=("one", "sleep 0.1"))
+    done = project.build()
+    assert done.returncode == 0
+    assert "one: built" not in done.stdout, "it was stored before"
+
+
+def test_a_killed_initiator_takes_everything_with_it(project: Project) -> None:
+    project.write(slow="sleep 1000")
+    child = project.start()
+    until((project.logs / "build-step-slow-misc.log").exists)
+    assert len(project.processes()) > 3
+    child.kill()
+    until(lambda: not project.processes())
+
+
+def test_a_killed_worker_is_replaced_and_its_job_built_again(project: Project) -> None:
+    project.write(slow="touch /tmp/begun; sleep 3; echo made it")
+    child = project.start("--workers", "1")
+    until((project.logs / "build-step-slow-misc.log").exists)
+    [worker] = [pid for pid, command in project.processes().items() if "fabric.worker" in command]
+    os.kill(worker, signal.SIGKILL)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 0, out + err
+    assert "worker-1 ended (signal SIGKILL), another takes its place" in out
+    assert "made it" in project.log("slow-misc")
+
+
+def test_two_builds_at_once_in_one_directory(project: Project) -> None:
+    project.write(slow="echo one line; sleep 2; echo another")
+    children = [project.start(), project.start()]
+    for child in children:
+        out, err = child.communicate(timeout=60)
+        assert child.returncode == 0, out + err
+    logs = [project.log("slow-misc"), project.log("slow-misc.2")]
+    assert sum("another" in log for log in logs) == 1, "it was built once"
+    assert sum("is in the artifact store already" in log for log in logs) == 1
+
+
+def test_a_daemon_of_a_build_does_not_outlive_it(project: Project) -> None:
+    project.write(forks="(sleep 1000 &) ; setsid sleep 1000 & echo forked")
+    done = project.build()
+    assert done.returncode == 0, done.stderr
+    assert not project.processes()
+
+
+def test_a_build_that_never_ends_is_ended(project: Project) -> None:
+    project.write(slow="echo begins; sleep 1000")
+    done = project.build("--build-timeout", "1")
+    assert done.returncode == 3
+    assert "begins" in project.log("slow-misc")
+    assert "build-timeout" in done.stdout
+
+
+def test_rubbish_and_much_of_it_comes_through(project: Project) -> None:
+    project.write(noise="head -c 30000000 /dev/urandom; yes 0123456789 | head -c 20000000")
+    done = project.build()
+    assert done.returncode == 0, done.stderr
+    assert (project.logs / "build-step-noise-misc.log").stat().st_size > 50_000_000
+    assert "not complete" not in done.stdout
+
+
+def test_wrong_definitions_are_told_by_file_and_line(project: Project) -> None:
+    project.write(one="true")
+    morph = project.root / "strata/one.morph"
+    morph.write_text(morph.read_text() + "bananas: 3\n")
+    done = project.build()
+    assert done.returncode == 1
+    assert done.stderr.startswith("strata/one.morph:6: ")
+    assert "bananas" in done.stderr
+
+
+def test_an_unwritable_place_for_logs_is_said(project: Project) -> None:
+    project.write(one="true")
+    (project.logs / "build-step-one-misc.log").mkdir()
+    done = project.build()
+    assert done.returncode == 1
+    assert "build-step-one-misc.log: cannot write the log there" in done.stderr
+    assert not project.processes()
+
+
+def test_a_store_that_cannot_be_written_is_said(project: Project, tmp_path: Path) -> None:
+    project.write(one="true")
+    (tmp_path / "file").write_text("")
+    done = project.run(
+        "build", "../systems/small.morph", "--artifacts", str(tmp_path / "file/store")
+    )
+    assert done.returncode in (1, 3, 4)
+    assert str(tmp_path / "file") in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,156 @@
+"""The other sub-commands."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tarfile
+
+from initiator_kit import Project
+
+SYSTEM = "../systems/small.morph"
+SHARE = "mkdir -p $DESTDIR/usr/bin; cp hello.txt $DESTDIR/usr/bin/{0}"
+
+
+def built(project: Project) -> Project:
+    project.write(one=SHARE.format("one"), two=("one", f"echo two is here; {SHARE.format('two')}"))
+    done = project.build()
+    assert done.returncode == 0, done.stderr + done.stdout
+    return project
+
+
+def test_graph_offline_needs_no_repository(project: Project) -> None:
+    project.write(one="true", two=("one", "true"))
+    shutil.rmtree(project.source)
+    done = project.run("graph", SYSTEM, "--json", "--offline")
+    assert done.returncode == 0, done.stderr
+    graph = json.loads(done.stdout)
+    assert (graph["system"], graph["arch"]) == ("small", "x86_64")
+    steps = {step["name"]: step for step in graph["steps"]}
+    assert steps["two"]["depends"] == [steps["one"]["id"]]
+    assert steps["two"]["staged"] == [steps["one"]["id"]]
+    assert steps["two"]["strata"] == ["things"]
+    assert steps["small"]["in_system"] is True
+    assert set(steps["one"]) >= {
+        *("id", "kind", "name", "strata", "repo", "ref", "morph", "build_system", "mode"),
+        *("prefix", "depends", "staged", "path_prefixes", "in_system"),
+    }
+    assert not project.cache.exists()
+
+
+def test_graph_for_people_and_for_graphviz(project: Project) -> None:
+    project.write(one="true", two=("one", "true"))
+    tree = project.run("graph", SYSTEM)
+    assert "two  (" in tree.stdout
+    assert "digraph" in project.run("graph", SYSTEM, "--dot").stdout
+
+
+def test_show_says_what_is_cached_and_why_the_rest_is_not(project: Project) -> None:
+    built(project)
+    project.write(one=SHARE.format("one"), two=("one", "echo changed"))
+    rows = {line.split()[2]: line for line in project.run("show", SYSTEM).stdout.splitlines()}
+    assert rows["one"].endswith("cached")
+    assert rows["two"].endswith("not built yet with these inputs")
+    assert rows["small"].endswith("to build, after two and 1 more")
+    details = project.run("show", SYSTEM, "one").stdout
+    assert "artifact  one-bins: " in details
+    assert "file://" in details
+    facts = json.loads(project.run("show", SYSTEM, "--json").stdout)
+    assert {fact["name"]: fact["cached"] for fact in facts} == {
+        "one": True,
+        "two": False,
+        "things": False,
+        "small": False,
+    }
+
+
+def test_logs_are_kept_with_what_was_built(project: Project) -> None:
+    built(project)
+    live = project.log("two-misc")
+    for name in ("two", "two-misc", "two-bins"):
+        assert project.run("logs", name).stdout == live
+    assert "two is here" in json.loads(project.run("logs", "two", "--json").stdout)["log"]
+    wrong = project.run("logs", "three")
+    assert wrong.returncode == 1
+    assert "no system" in wrong.stderr
+
+
+def test_checkout_to_a_directory_and_to_tars(project: Project) -> None:
+    built(project)
+    done = project.run("checkout", SYSTEM, "one-bins", "--to", "one")
+    assert done.returncode == 0, done.stderr
+    assert (project.logs / "one/usr/bin/one").read_text() == "hello\n"
+    assert not (project.logs / "one/usr/bin/two").exists()
+    assert project.run("checkout", SYSTEM, "--to", "small.tar").returncode == 0
+    with tarfile.open(project.logs / "small.tar") as tar:
+        assert "usr/bin/two" in tar.getnames()
+        assert all((m.uid, m.gid) == (0, 0) for m in tar.getmembers())
+    refused = project.run("checkout", SYSTEM, "--to", "small.tar")
+    assert refused.returncode == 1
+    assert "--force replaces it" in refused.stderr
+    assert project.run("checkout", SYSTEM, "--to", "small.tar", "--force").returncode == 0
+
+
+def test_shell_opens_the_sandbox_of_a_failed_build(project: Project) -> None:
+    project.write(one="echo left behind > trace; false")
+    assert project.build().returncode == 3
+    done = project.run("shell", "one", "--", "sh", "-c", "cat trace; pwd; id -u")
+    assert done.returncode == 0, done.stderr
+    assert "left behind" in done.stdout
+    assert "/one.build" in done.stdout
+    assert done.stdout.splitlines()[-1] == "0"
+
+
+def test_gc_removes_what_is_old_and_spares_what_is_to_be_kept(project: Project) -> None:
+    built(project)
+    young = json.loads(project.run("gc", "--json").stdout)
+    assert young["steps"] == 0
+    assert young["left"]["steps"] == 4
+    kept = project.run("gc", "--keep-days", "0", "--keep", SYSTEM)
+    assert kept.returncode == 0, kept.stderr
+    assert "all 4 steps cached" in project.build().stdout
+    gone = json.loads(project.run("gc", "--json", "--keep-days", "0").stdout)
+    assert gone["steps"] == 4
+    assert "4 built" in project.build().stdout
+
+
+def test_an_image_needs_a_built_system_with_a_kernel(project: Project) -> None:
+    project.write(one="true")
+    done = project.run("image", SYSTEM, "--to", "disk.img")
+    assert done.returncode == 1
+    assert "run: fabric-initiator build" in done.stderr
+    assert project.build().returncode == 0
+    done = project.run("image", SYSTEM, "--to", "disk.img")
+    assert done.returncode == 1
+    assert "/boot/vmlinuz" in done.stderr
+    done = project.run("image", SYSTEM, "--to", "disk.img", "--size", "much")
+    assert "'much' is not a size" in done.stderr
+    assert not list(project.logs.glob("*disk.img*"))
+
+
+def test_lorries_are_listed_and_wrong_ones_told(project: Project) -> None:
+    project.write(one="true")
+    folder = project.root / "sources"
+    folder.mkdir()
+    (folder / "a.lorry").write_text(f"thing:\n  type: git\n  url: file://{project.source}\n")
+    assert "upstream:thing" in project.run("lorry", "list").stdout
+    (folder / "a.lorry").write_text("thing:\n  type: carrier-pigeon\n")
+    wrong = project.run("lorry", "list")
+    assert wrong.returncode == 1
+    assert wrong.stderr.startswith("sources/a.lorry:2: ")
+
+
+def test_outside_of_definitions_it_says_so(project: Project) -> None:
+    done = project.run("graph", "/nowhere/x.morph")
+    assert done.returncode == 1
+    assert "no such system" in done.stderr
+    project.write(one="true")
+    typo = project.run("graph", "../systems/smal.morph")
+    assert "did you mean systems/small.morph?" in typo.stderr
+
+
+def test_help_tells_the_exit_codes(project: Project) -> None:
+    done = project.run("--help")
+    assert done.returncode == 0
+    assert "3  something failed to build" in done.stdout
+    assert project.run("build").returncode == 2

@@ -1,0 +1,314 @@
+"""A stage for stories about the core: builds written as lines, workers that do as they are told.
+
+A build is text, a line for each step: what it is called and what it needs::
+
+    app: lib zlib
+    lib: zlib
+    zlib:
+
+The store answers at once, unless a story holds it back.  Every event is followed by a check of
+all invariants.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import msgspec
+
+from fabric.scheduling import events
+from fabric.scheduling.check import validate
+from fabric.scheduling.core import Scheduler
+from fabric.scheduling.model import Durations, Limits
+from fabric.scheduling.why import story, why
+from fabric.wire.messages import (
+    PROTOCOL,
+    Desired,
+    Leave,
+    Offer,
+    Outcome,
+    Poll,
+    Report,
+    Running,
+    StepState,
+    Submit,
+    Update,
+)
+
+
+def key_of(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def offers_of(
+    text: str, *, arch: str = "x86_64", needs: dict[str, tuple[str, ...]] | None = None
+) -> tuple[Offer, ...]:
+    """The steps that a text describes."""
+    offers = []
+    for line in text.split("\n"):
+        name, _, depends = line.strip().partition(":")
+        if name:
+            offers.append(
+                Offer(
+                    key=key_of(name),
+                    name=name,
+                    kind="chunk",
+                    arch=arch,
+                    job=msgspec.Raw(msgspec.msgpack.encode(name)),
+                    depends=tuple(map(key_of, depends.split())),
+                    needs=(needs or {}).get(name, ()),
+                )
+            )
+    return tuple(offers)
+
+
+class Machine:
+    """What a worker reports next."""
+
+    def __init__(self, name: str, slots: int, arch: str, features: tuple[str, ...]) -> None:
+        self.name = name
+        self.slots = slots
+        self.arch = arch
+        self.features = features
+        self.instance = f"{name}, first run"
+        self.sequence = 0
+        self.running: dict[tuple[str, int], str] = {}  # -> phase
+        self.finished: dict[tuple[str, int], Outcome] = {}
+        self.draining = False
+        self.broker = ""
+        self.answered = 0
+
+    def obey(self, desired: Desired) -> None:
+        """Do what the broker wants, at once."""
+        self.broker, self.answered = desired.broker, desired.sequence
+        wanted = {(each.key, each.fence) for each in desired.keep}
+        wanted |= {(each.key, each.fence) for each in desired.start}
+        for attempt in desired.settled:
+            self.finished.pop((attempt.key, attempt.fence), None)
+        self.running = {id: phase for id, phase in self.running.items() if id in wanted}
+        for assignment in desired.start:
+            id = (assignment.key, assignment.fence)
+            if id not in self.finished:
+                self.running.setdefault(id, "")
+
+    def report(self) -> Report:
+        self.sequence += 1
+        return Report(
+            PROTOCOL,
+            self.name,
+            self.arch,
+            self.slots,
+            self.sequence,
+            features=self.features,
+            running=tuple(Running(*id, phase) for id, phase in self.running.items()),
+            finished=tuple(self.finished.values()),
+            draining=self.draining,
+            instance=self.instance,
+            broker=self.broker,
+            answered=self.answered,
+        )
+
+
+class Stage:
+    """One core, its workers, and a store."""
+
+    def __init__(
+        self,
+        *,
+        limits: Limits | None = None,
+        durations: Durations | None = None,
+        epoch: int = 1,
+        stored: Iterable[str] = (),
+        now: float = 100.0,
+    ) -> None:
+        self.now = now
+        self.limits = limits or Limits()
+        self.scheduler = Scheduler(
+            self.limits, broker=f"run {epoch}", epoch=epoch, durations=durations, now=now
+        )
+        self.stored = {key_of(name) for name in stored}
+        self.store_answers = True
+        self.asked: list[list[str]] = []  # names, as the store was asked
+        self.machines: dict[str, Machine] = {}
+        self.effects: list[events.Effect] = []  # of the last event from outside
+        self.refusals: list[events.Refuse] = []
+        self.learned: list[events.Learned] = []
+        self.ended: list[events.Ended] = []
+        self._questions: list[events.Ask] = []
+        self._names: dict[str, str] = {}
+
+    # -- events ----------------------------------------------------------------------------
+
+    def handle(self, event: events.Event) -> None:
+        """One event, and the store's answers that follow from it."""
+        self.effects = self._handle(event)
+        while self.store_answers and self._questions:
+            ask = self._questions.pop(0)
+            present = frozenset(key for key in ask.keys if key in self.stored)
+            self.effects += self._handle(events.Answered(ask.question, present))
+
+    def _handle(self, event: events.Event) -> list[events.Effect]:
+        effects = self.scheduler.handle(event, self.now)
+        validate(self.scheduler, self.now)
+        for effect in effects:
+            match effect:
+                case events.Ask():
+                    self.asked.append([self._names[key] for key in effect.keys])
+                    self._questions.append(effect)
+                case events.Refuse():
+                    self.refusals.append(effect)
+                case events.Learned():
+                    self.learned.append(effect)
+                case events.Ended():
+                    self.ended.append(effect)
+        return effects
+
+    def submit(
+        self,
+        text: str,
+        *goals: str,
+        request: str = "r1",
+        keep_going: bool = False,
+        needs: dict[str, tuple[str, ...]] | None = None,
+        arch: str = "x86_64",
+    ) -> None:
+        """Somebody wants these goals; by default the first step of the text."""
+        offers = offers_of(text, needs=needs, arch=arch)
+        self._names |= {offer.key: offer.name for offer in offers}
+        wanted = tuple(map(key_of, goals)) or (offers[0].key,)
+        self.handle(Submit(PROTOCOL, request, "a test", offers, wanted, keep_going))
+
+    def leave(self, request: str = "r1") -> None:
+        self.handle(Leave(request))
+
+    def poll(self, request: str = "r1") -> None:
+        self.handle(Poll(request, 0))
+
+    def wait(self, seconds: float, *, alive: Iterable[str] = (), polls: Iterable[str] = ()) -> None:
+        """Time passes, in steps of half a second; who is alive reports, who is there polls."""
+        alive, polls = list(alive), list(polls)
+        until = self.now + seconds
+        while self.now < until:
+            self.now = min(until, self.now + 0.5)
+            for name in alive:
+                self.report(name)
+            for request in polls:
+                self.poll(request)
+            self.handle(events.Tick())
+
+    def refuse_to_answer(self, message: str = "no route to host") -> None:
+        """The store fails to answer all that it was asked."""
+        questions, self._questions = self._questions, []
+        for ask in questions:
+            self._handle(events.Unanswered(ask.question, message))
+
+    def answer(self) -> None:
+        """The store answers after all."""
+        self.store_answers = True
+        self.handle(events.Tick())
+
+    # -- workers ---------------------------------------------------------------------------
+
+    def worker(
+        self,
+        *names: str,
+        slots: int = 1,
+        arch: str = "x86_64",
+        features: tuple[str, ...] = (),
+    ) -> None:
+        """Workers come, and do what they are told."""
+        for name in names:
+            self.machines[name] = Machine(name, slots, arch, features)
+            self.sync(name)
+
+    def report(self, name: str) -> None:
+        """A worker reports, and does not hear the answer."""
+        self.handle(self.machines[name].report())
+
+    def hear(self, name: str) -> None:
+        """A worker does what it is now told."""
+        desired = self.scheduler.desired(name)
+        assert desired is not None
+        self.machines[name].obey(desired)
+
+    def sync(self, *names: str) -> None:
+        """Workers report, hear, and report that they have heard."""
+        for name in names or list(self.machines):
+            self.report(name)
+            self.hear(name)
+            self.report(name)
+
+    def restart(self, name: str) -> None:
+        """A worker crashed, and is there again."""
+        old = self.machines[name]
+        self.machines[name] = Machine(name, old.slots, old.arch, old.features)
+        self.machines[name].instance = f"{old.instance}, and again"
+        self.sync(name)
+
+    def ends(
+        self,
+        name: str,
+        result: str,
+        *,
+        seconds: float = 1.0,
+        message: str = "",
+        stores: bool = True,
+        tell: bool = True,
+    ) -> None:
+        """The attempt at a step ends on the worker that runs it."""
+        key = key_of(name)
+        for machine in self.machines.values():
+            for id in [id for id in machine.running if id[0] == key]:
+                del machine.running[id]
+                if result == "done" and stores:
+                    self.stored.add(key)
+                machine.finished[id] = msgspec.convert(
+                    {"key": key, "fence": id[1], "result": result, "message": message,
+                     "seconds": seconds, "command": "make" if result == "failed" else ""},
+                    Outcome,
+                )  # fmt: skip
+                if tell:
+                    self.report(machine.name)
+                    self.sync(machine.name)
+                return
+        raise AssertionError(f"nobody runs {name}: {self.running()}")
+
+    def done(self, *names: str, seconds: float = 1.0) -> None:
+        for name in names:
+            self.ends(name, "done", seconds=seconds)
+            self.sync()
+
+    # -- what is to be seen ----------------------------------------------------------------
+
+    def running(self) -> dict[str, list[str]]:
+        """What each worker runs, by names."""
+        return {
+            machine.name: [self._names[key] for key, _ in machine.running]
+            for machine in self.machines.values()
+            if machine.running
+        }
+
+    def all_running(self) -> list[str]:
+        return sorted(name for names in self.running().values() for name in names)
+
+    def update(self, request: str = "r1", seen: int = 0) -> Update:
+        update = self.scheduler.update(request, seen, self.now)
+        assert update is not None
+        return update
+
+    def steps(self, request: str = "r1") -> dict[str, StepState]:
+        return {self._names[step.key]: step for step in self.update(request).steps}
+
+    def states(self, request: str = "r1") -> dict[str, str]:
+        """Each step the request was told of, and its state."""
+        return {name: step.state for name, step in self.steps(request).items()}
+
+    def verdict(self, request: str = "r1") -> str:
+        return self.update(request).state
+
+    def why(self, name: str) -> str:
+        return str(why(self.scheduler, key_of(name), self.now))
+
+    def story(self, name: str) -> str:
+        return story(self.scheduler.tasks[key_of(name)])

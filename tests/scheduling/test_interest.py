@@ -1,0 +1,171 @@
+"""Requests share work, and come and go without disturbing each other."""
+
+from scheduling_kit import Stage
+
+APP = "app: zlib\nzlib:"
+
+
+def test_the_same_artifact_in_two_requests_is_built_once() -> None:
+    stage = Stage()
+    stage.worker("w1", "w2")
+    stage.submit(APP)
+    stage.submit("tool: zlib\nzlib:", request="r2")
+    stage.sync()
+    assert stage.running() == {"w1": ["zlib"]}
+    stage.done("zlib")
+    assert stage.all_running() == ["app", "tool"]
+    stage.done("app", "tool")
+    assert (stage.verdict("r1"), stage.verdict("r2")) == ("done", "done")
+    assert len(stage.ended) == 3
+
+
+def test_leaving_drops_what_nobody_else_wants() -> None:
+    stage = Stage()
+    stage.worker("w1", "w2")
+    stage.submit("app: zlib xz\nzlib:\nxz:")
+    stage.submit("tool: zlib\nzlib:", request="r2")
+    stage.sync()
+    assert stage.running() == {"w1": ["zlib"], "w2": ["xz"]}
+    stage.leave("r1")
+    stage.sync()
+    assert stage.running() == {"w1": ["zlib"]}
+    stage.done("zlib", "tool")
+    assert stage.verdict("r2") == "done"
+
+
+def test_a_failure_for_one_leaves_the_other_with_what_it_shares() -> None:
+    stage = Stage()
+    stage.worker("w1", "w2")
+    stage.submit("app: bad zlib\nbad:\nzlib:")
+    stage.submit("tool: zlib\nzlib:", request="r2")
+    stage.sync()
+    stage.ends("bad", "failed")
+    stage.sync()
+    assert stage.verdict("r1") == "failed"
+    assert stage.running() == {"w2": ["zlib"]}
+    stage.done("zlib", "tool")
+    assert stage.verdict("r2") == "done"
+
+
+def test_a_silent_initiator_has_left() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.submit(APP)
+    stage.sync()
+    stage.wait(14.0, alive=["w1"])
+    assert stage.scheduler.requests
+    stage.wait(2.0, alive=["w1"])
+    stage.sync()
+    assert not stage.scheduler.requests
+    assert not stage.scheduler.tasks
+    assert stage.running() == {}
+
+
+def test_polling_keeps_a_request_alive() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.submit(APP)
+    stage.wait(60.0, alive=["w1"], polls=["r1"])
+    assert stage.verdict() == "building"
+
+
+def test_who_comes_back_after_being_given_up_may_submit_again() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.submit(APP)
+    stage.wait(20.0, alive=["w1"])
+    stage.poll()
+    assert [each.code for each in stage.refusals] == ["unknown-request"]
+    stage.submit(APP)
+    assert "an earlier attempt on w1, no longer wanted, has not ended yet" in stage.why("zlib")
+    stage.sync()
+    stage.sync()
+    assert stage.running() == {"w1": ["zlib"]}
+
+
+def test_a_submit_that_comes_again_changes_nothing() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.submit(APP)
+    version = stage.update().version
+    stage.submit(APP)
+    assert stage.update().version == version
+    assert len(stage.scheduler.requests) == 1
+
+
+def test_a_late_copy_of_a_submit_does_not_revive_a_request_that_was_left() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.submit(APP)
+    stage.leave()
+    stage.submit(APP)
+    assert [each.code for each in stage.refusals] == ["unknown-request"]
+    assert not stage.scheduler.tasks
+
+
+def test_leaving_before_submitting() -> None:
+    stage = Stage()
+    stage.leave()
+    stage.submit(APP)
+    assert not stage.scheduler.tasks
+
+
+def test_answers_of_the_store_for_what_nobody_wants_any_more() -> None:
+    stage = Stage()
+    stage.store_answers = False
+    stage.submit(APP)
+    stage.leave()
+    stage.submit(APP, request="r2")
+    stage.answer()
+    assert stage.states("r2") == {"app": "waiting", "zlib": "ready"}
+
+
+def test_an_update_tells_only_what_is_new() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.submit("app: a b\na:\nb:")
+    stage.sync()
+    first = stage.update()
+    assert len(first.steps) == 3
+    assert stage.update(seen=first.version).steps == ()
+    stage.done("a")
+    news = stage.update(seen=first.version)
+    assert news.version > first.version
+    assert {step.state for step in news.steps} == {"done", "running"}
+
+
+def test_phases_are_told() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.submit("a:")
+    stage.sync()
+    seen = stage.update().version
+    [id] = stage.machines["w1"].running
+    stage.machines["w1"].running[id] = "configure"
+    stage.now += 7.0
+    stage.report("w1")
+    [step] = stage.update(seen=seen).steps
+    assert (step.phase, step.worker, step.running_for) == ("configure", "w1", 7.0)
+
+
+def test_a_request_that_joins_a_running_task_hears_of_it_at_once() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.submit("a:")
+    stage.sync()
+    stage.submit("b: a\na:", request="r2")
+    assert stage.states("r2") == {"b": "waiting", "a": "running"}
+
+
+def test_a_request_that_joins_what_is_blocked_needs_what_it_waits_for() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    text = "top: mid\nmid: base\nbase:"
+    stage.submit(text)
+    stage.sync()
+    stage.submit(text, "mid", request="r2")
+    stage.leave("r1")
+    stage.sync()
+    assert stage.running() == {"w1": ["base"]}
+    stage.done("base", "mid")
+    assert stage.verdict("r2") == "done"

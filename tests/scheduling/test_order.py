@@ -1,0 +1,177 @@
+"""Which task first, and on which worker."""
+
+from scheduling_kit import Stage, key_of
+
+from fabric.scheduling.model import Durations
+
+FORK = """
+    top: long short
+    long: middle
+    middle: bottom
+    bottom:
+    short:
+"""
+
+
+def took(**seconds: float) -> Durations:
+    return {("chunk", name, "x86_64"): value for name, value in seconds.items()}
+
+
+def test_the_longest_way_comes_first() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.submit(FORK)
+    stage.sync()
+    assert stage.running() == {"w1": ["bottom"]}
+    stage.done("bottom")
+    assert stage.running() == {"w1": ["middle"]}
+
+
+def test_history_says_which_way_is_the_longest() -> None:
+    stage = Stage(durations=took(short=1000.0, bottom=1.0, middle=1.0, long=1.0))
+    stage.worker("w1")
+    stage.submit(FORK)
+    stage.sync()
+    assert stage.running() == {"w1": ["short"]}
+
+
+def test_ties_are_broken_by_age() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.submit("all: c a b\nc:\na:\nb:")
+    stage.sync()
+    ran = []
+    for _ in range(3):
+        [name] = stage.running()["w1"]
+        ran.append(name)
+        stage.done(name)
+    assert ran == ["c", "a", "b"]
+
+
+def test_what_builds_take_is_learned() -> None:
+    stage = Stage(durations=took(a=10.0))
+    stage.worker("w1")
+    stage.submit("b: a\na:")
+    stage.sync()
+    assert stage.steps()["a"].expected == 10.0
+    stage.done("a", seconds=20.0)
+    stage.done("b", seconds=3.0)
+    assert [(each.name, each.seconds) for each in stage.learned] == [("a", 15.0), ("b", 3.0)]
+
+
+def test_requests_share_the_workers() -> None:
+    stage = Stage()
+    many = "all1: " + " ".join(f"x{n}" for n in range(10)) + "\n"
+    many += "\n".join(f"x{n}:" for n in range(10))
+    stage.submit(many)
+    stage.submit(many.replace("x", "y").replace("all1", "all2"), request="r2")
+    stage.worker("w1", slots=4)
+    stage.sync()
+    assert sorted(name[0] for name in stage.running()["w1"]) == ["x", "x", "y", "y"]
+    stage.done("x0", "x1")
+    assert sorted(name[0] for name in stage.running()["w1"]) == ["x", "x", "y", "y"]
+
+
+def test_a_late_request_is_not_starved() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.submit("all: a b c\na:\nb:\nc:")
+    stage.sync()
+    stage.submit("late:", request="r2")
+    stage.done("a")
+    assert stage.running() == {"w1": ["b"]}  # both have none running: the older comes first
+    stage.worker("w2")
+    stage.sync()
+    assert stage.running() == {"w1": ["b"], "w2": ["late"]}
+
+
+def test_the_least_loaded_worker_gets_it() -> None:
+    stage = Stage()
+    stage.worker("w1", slots=3)
+    stage.worker("w2", slots=3)
+    stage.submit("all: a b c\na:\nb:\nc:")
+    stage.sync()
+    assert sorted(map(len, stage.running().values())) == [1, 2]
+
+
+def test_only_a_worker_of_that_architecture() -> None:
+    stage = Stage()
+    stage.worker("arm", arch="armv8l64")
+    stage.submit("a:")
+    stage.sync()
+    assert stage.running() == {}
+    stage.worker("pc")
+    stage.sync()
+    assert stage.running() == {"pc": ["a"]}
+
+
+def test_a_worker_may_do_another_architecture_too() -> None:
+    stage = Stage()
+    stage.worker("pc", features=("arch:x86_32",))
+    stage.submit("a:", arch="x86_32")
+    stage.sync()
+    assert stage.running() == {"pc": ["a"]}
+
+
+def test_only_a_worker_that_has_what_it_needs() -> None:
+    stage = Stage()
+    stage.worker("plain")
+    stage.worker("rich", features=("kvm", "host-tools:1"))
+    stage.submit("all: a b\na:\nb:", needs={"a": ("kvm",), "b": ("kvm", "host-tools:1")})
+    stage.sync()
+    assert stage.running() == {"rich": ["a"]}
+    stage.done("a")
+    assert stage.running() == {"rich": ["b"]}
+    stage.done("b")
+    assert stage.running() == {"plain": ["all"]}
+
+
+def test_a_worker_that_changes_is_seen_anew() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.submit("a:", needs={"a": ("kvm",)})
+    stage.sync()
+    assert stage.running() == {}
+    stage.machines["w1"].features = ("kvm",)
+    stage.sync()
+    assert stage.running() == {"w1": ["a"]}
+
+
+def test_a_draining_worker_gets_nothing_new_and_may_hand_back() -> None:
+    stage = Stage()
+    stage.worker("w1", slots=2)
+    stage.submit("all: a b c\na:\nb:\nc:")
+    stage.sync()
+    stage.machines["w1"].draining = True
+    stage.done("a")
+    assert stage.running() == {"w1": ["b"]}
+    stage.ends("b", "cancelled")
+    assert stage.states()["b"] == "ready"
+    stage.worker("w2", slots=3)
+    stage.sync()
+    assert sorted(stage.running()["w2"]) == ["b", "c"]
+    assert stage.scheduler.tasks[key_of("b")].fault_count == 0
+
+
+def test_fewer_slots_than_before() -> None:
+    stage = Stage()
+    stage.worker("w1", slots=3)
+    stage.submit("all: a b c d\na:\nb:\nc:\nd:")
+    stage.sync()
+    stage.machines["w1"].slots = 1
+    stage.done("a", "b")
+    assert stage.running() == {"w1": ["c"]}
+    stage.done("c")
+    assert stage.running() == {"w1": ["d"]}
+
+
+def test_how_long_it_will_take() -> None:
+    stage = Stage(durations=took(a=100.0, b=10.0, c=10.0))
+    stage.worker("w1", "w2")
+    stage.submit("c: a b\na:\nb:")
+    stage.sync()
+    assert stage.update().left == 110.0
+    stage.wait(20.0, alive=["w1", "w2"], polls=["r1"])
+    assert stage.update().left == 90.0
+    stage.done("a", "b")
+    assert stage.update().left == 10.0

@@ -1,0 +1,309 @@
+"""Builds that fail, machines that are unable, workers that are lost."""
+
+import pytest
+from scheduling_kit import Stage, key_of
+
+from fabric.scheduling import events
+from fabric.scheduling.model import Limits
+
+FORK = "top: left right\nleft: base\nright: base\nbase:"
+
+
+def test_a_failed_build_ends_the_request_and_drops_the_rest() -> None:
+    stage = Stage()
+    stage.worker("w1", "w2")
+    stage.submit("top: a b\na:\nb:")
+    stage.sync()
+    stage.ends("a", "failed", message="make: error 2")
+    stage.sync()
+    assert stage.verdict() == "failed"
+    assert stage.update().message == "a"
+    assert stage.states() == {"top": "cancelled", "a": "failed", "b": "cancelled"}
+    step = stage.steps()["a"]
+    assert (step.message, step.failed_command, step.worker) == ("make: error 2", "make", "w1")
+    assert stage.running() == {}
+    assert not stage.scheduler.tasks
+
+
+def test_a_failed_build_is_not_tried_again_by_that_request() -> None:
+    stage = Stage()
+    stage.worker("w1", "w2")
+    stage.submit(FORK, keep_going=True)
+    stage.sync()
+    stage.ends("base", "failed", message="no")
+    stage.sync()
+    assert stage.verdict() == "failed"
+    assert len(stage.ended) == 1
+
+
+def test_keep_going_builds_all_that_still_can_be() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.submit("top: a b\na: a1\na1:\nb: b1\nb1: b2\nb2:", keep_going=True)
+    stage.sync()
+    stage.done("b2", "a1")
+    stage.ends("b1", "failed")
+    assert stage.verdict() == "building"
+    assert stage.states()["b"] == "cancelled"
+    assert stage.states()["top"] == "cancelled"
+    assert stage.steps()["top"].message == "needs b1, which failed"
+    stage.done("a")
+    assert stage.verdict() == "failed"
+    assert stage.states()["a"] == "done"
+
+
+def test_keep_going_with_a_failure_below_what_is_not_known_yet() -> None:
+    """The store tells late that `b` is absent, when what it needs has failed already."""
+    stage = Stage()
+    stage.worker("w1")
+    stage.submit("top: a b\na: x\nb: mid\nmid: x\nx:", "top", "a", keep_going=True)
+    stage.sync()
+    stage.ends("x", "failed")
+    assert stage.verdict() == "failed"
+    assert stage.states() == {
+        "top": "cancelled", "a": "cancelled", "b": "cancelled", "mid": "cancelled", "x": "failed"
+    }  # fmt: skip
+
+
+def test_keep_going_when_the_failure_is_known_before_the_need() -> None:
+    """Two requests: the first fails at `a` while the store is slow to tell about `b`."""
+    stage = Stage()
+    stage.worker("w1")
+    text = "top: b x\nb: a\na:\nx:"
+    stage.submit("other: a\na:", request="r2", keep_going=True)
+    stage.sync()
+    stage.store_answers = False
+    stage.submit(text, "top", "a", keep_going=True)
+    assert stage.running() == {"w1": ["a"]}
+    stage.ends("a", "failed")
+    assert stage.verdict("r2") == "failed"
+    stage.answer()
+    stage.sync()
+    assert stage.states() == {
+        "top": "cancelled", "a": "failed", "b": "cancelled", "x": "running"
+    }  # fmt: skip
+    stage.done("x")
+    assert stage.verdict() == "failed"
+
+
+def test_a_new_request_tries_again() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.submit("a:")
+    stage.sync()
+    stage.ends("a", "failed")
+    assert stage.verdict() == "failed"
+    stage.submit("a:", request="r2")
+    stage.sync()
+    stage.done("a")
+    assert stage.verdict("r2") == "done"
+    assert stage.verdict("r1") == "failed"
+
+
+def test_a_new_request_tries_again_while_the_old_one_goes_on() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    text = "top: a b\na: c\nc: b\nb:\nother:"
+    stage.submit(text, "top", "other", keep_going=True)
+    stage.sync()
+    stage.ends("b", "failed")
+    assert stage.running() == {"w1": ["other"]}
+    stage.submit(text, "a", request="r2")
+    stage.done("other")
+    assert stage.verdict("r1") == "failed"
+    for name in ("b", "c", "a"):
+        stage.done(name)
+    assert stage.verdict("r2") == "done"
+
+
+def test_a_fault_is_retried_on_another_worker() -> None:
+    stage = Stage()
+    stage.worker("sick", "well")
+    stage.submit("top: a b\na:\nb:")
+    stage.sync()
+    assert stage.running() == {"sick": ["a"], "well": ["b"]}
+    stage.ends("a", "fault", message="disk full")
+    assert stage.running() == {"well": ["b"]}, "the sick one is not asked again"
+    stage.wait(5.0, alive=["sick", "well"], polls=["r1"])
+    assert stage.running() == {"well": ["b"]}
+    stage.done("b")
+    assert stage.running() == {"well": ["a"]}
+    stage.done("a", "top")
+    assert stage.verdict() == "done"
+
+
+def test_one_bad_worker_cannot_fail_what_a_good_one_can_build() -> None:
+    stage = Stage()
+    stage.worker("sick", "well")
+    names = [f"s{n}" for n in range(8)]
+    stage.submit("top: " + " ".join(names) + "\n" + "\n".join(f"{n}:" for n in names))
+    for _ in range(200):
+        stage.sync()
+        for worker, steps in stage.running().items():
+            for step in steps:
+                stage.ends(step, "fault" if worker == "sick" else "done", message="bad memory")
+        if stage.verdict() != "building":
+            break
+        stage.wait(1.0, alive=["sick", "well"], polls=["r1"])
+    assert stage.verdict() == "done"
+    sick = [each for each in stage.ended if each.worker == "sick"]
+    assert len(sick) == len({each.key for each in sick}), "a step came back to the sick worker"
+
+
+def test_alone_a_worker_gets_it_again_after_a_rest_and_then_it_fails() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.submit("a:")
+    stage.sync()
+    for rest in (1.0, 2.0):
+        stage.ends("a", "fault", message="disk full")
+        assert stage.running() == {}
+        assert "rests for" in stage.why("a")
+        stage.wait(rest + 0.5, alive=["w1"], polls=["r1"])
+        stage.sync()
+        assert stage.running() == {"w1": ["a"]}
+    stage.ends("a", "fault", message="disk full")
+    assert stage.verdict() == "failed"
+    assert stage.steps()["a"].message == "no machine could do it: w1: disk full"
+
+
+def test_a_worker_that_stores_nothing_is_at_fault() -> None:
+    stage = Stage()
+    stage.worker("w1", "w2")
+    stage.submit("a:")
+    stage.sync()
+    stage.ends("a", "done", stores=False)
+    stage.sync()
+    assert stage.running() == {"w2": ["a"]}
+    stage.done("a")
+    assert stage.verdict() == "done"
+
+
+def test_a_job_handed_back_for_no_reason_is_a_fault() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.submit("a:")
+    stage.sync()
+    stage.ends("a", "cancelled")
+    assert stage.running() == {}
+    assert "it handed the job back" in stage.story("a")
+
+
+def test_a_lost_worker_s_job_goes_elsewhere() -> None:
+    stage = Stage()
+    stage.worker("w1", "w2")
+    stage.submit("a:")
+    stage.sync()
+    assert stage.running() == {"w1": ["a"]}
+    stage.wait(9.5, alive=["w2"], polls=["r1"])
+    assert stage.states() == {"a": "running"}
+    stage.wait(1.0, alive=["w2"], polls=["r1"])
+    assert "w1" not in stage.scheduler.workers
+    stage.sync("w2")
+    assert "w2" in stage.running()
+    assert stage.steps()["a"].worker == "w2"
+
+
+def test_a_poison_job_is_stopped_and_names_its_victims() -> None:
+    stage = Stage()
+    stage.worker("w1", "w2", "w3", "w4")
+    stage.submit("a:")
+    for victim in ("w1", "w2", "w3"):
+        stage.sync(*stage.machines)
+        assert stage.running() == {victim: ["a"]}
+        del stage.machines[victim]
+        stage.wait(11.0, alive=list(stage.machines), polls=["r1"])
+    assert stage.verdict() == "failed"
+    assert stage.steps()["a"].message == "it was lost 3 times, with its worker: w1, w2, w3"
+
+
+def test_a_worker_that_crashes_and_returns_counts_too() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.submit("a:")
+    stage.sync()
+    for _ in range(2):
+        stage.restart("w1")
+        assert stage.running() == {"w1": ["a"]}
+    stage.restart("w1")
+    assert stage.verdict() == "failed"
+    assert "w1" in stage.steps()["a"].message
+
+
+def test_a_crash_before_the_job_was_confirmed_counts() -> None:
+    stage = Stage(limits=Limits(losses=1))
+    stage.worker("w1")
+    stage.submit("a:")  # assigned, and the worker dies before it reports that
+    stage.restart("w1")
+    assert stage.verdict() == "failed"
+
+
+def test_a_silent_worker_is_given_nothing() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.wait(4.0)
+    stage.submit("a:")
+    assert stage.states() == {"a": "ready"}
+    assert "not heard of for 4 s" in stage.why("a")
+    stage.sync()
+    assert stage.running() == {"w1": ["a"]}
+
+
+def test_a_worker_cut_off_is_not_counted_as_lost() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.submit("a:")
+    stage.sync()
+    for _ in range(5):
+        stage.wait(11.0, polls=["r1"])
+        assert stage.states() == {"a": "ready"}
+        stage.sync()
+        assert stage.states() == {"a": "running"}
+    assert stage.scheduler.tasks[key_of("a")].losses == []
+    assert len(stage.ended) == 5
+    stage.done("a")
+    assert stage.verdict() == "done"
+
+
+def test_if_it_was_the_broker_that_slept_nobody_is_lost() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.submit("a:")
+    stage.sync()
+    stage.now += 1000.0
+    stage.handle(events.Tick())
+    assert stage.states() == {"a": "running"}
+    stage.sync()
+    assert stage.running() == {"w1": ["a"]}
+
+
+def test_a_store_that_does_not_answer_is_asked_again() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.store_answers = False
+    stage.submit("a:")
+    stage.refuse_to_answer("no route to host")
+    assert "failed to answer 1 times: no route to host" in stage.why("a")
+    stage.wait(1.0, alive=["w1"], polls=["r1"])
+    stage.answer()
+    stage.sync()
+    stage.done("a")
+    assert stage.verdict() == "done"
+
+
+@pytest.mark.parametrize("verifying", [False, True])
+def test_a_store_that_never_answers_ends_the_request(verifying: bool) -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.store_answers = verifying
+    stage.submit("a:")
+    stage.store_answers = False
+    if verifying:
+        stage.sync()
+        stage.ends("a", "done")
+    for _ in range(5):
+        stage.refuse_to_answer("no route to host")
+        stage.wait(10.0, alive=["w1"], polls=["r1"])
+    assert stage.verdict() == "failed"
+    message = stage.steps()["a"].message
+    assert message == "the artifact store does not answer: no route to host"

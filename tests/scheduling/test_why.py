@@ -1,0 +1,141 @@
+"""Whatever waits has a reason, and it can be told."""
+
+from scheduling_kit import Stage, key_of
+
+from fabric.scheduling.why import why_request
+
+
+def test_it_needs_something_that_is_being_built() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.submit("app: zlib\nzlib:")
+    stage.sync()
+    stage.now += 12.0
+    assert stage.why("app") == (
+        "app is blocked: it needs zlib, building on w1 for 12 s of about 60"
+    )
+    assert stage.why("zlib") == "zlib is running: building on w1 for 12 s of about 60"
+
+
+def test_what_is_built_is_told_before_what_waits() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.submit("app: a b\na: c\nb:\nc:")
+    stage.sync()
+    assert "it needs b, which waits for a worker; it needs a, which waits itself" in (
+        stage.why("app")
+    )
+
+
+def test_many_dependencies_are_counted() -> None:
+    stage = Stage()
+    names = [f"d{n}" for n in range(20)]
+    stage.submit("app: " + " ".join(names) + "\n" + "\n".join(f"{n}:" for n in names))
+    assert stage.why("app").endswith("and 12 more")
+
+
+def test_there_is_no_worker() -> None:
+    stage = Stage()
+    stage.submit("app:")
+    assert stage.why("app") == "app is ready: there is no worker"
+
+
+def test_no_worker_can_do_it() -> None:
+    stage = Stage()
+    stage.worker("arm", arch="armv8l64")
+    stage.worker("plain")
+    stage.submit("app:", needs={"app": ("kvm",)})
+    assert stage.why("app") == (
+        "app is ready: no worker can do it; arm: its architecture is armv8l64, not x86_64;"
+        " plain: it lacks kvm"
+    )
+
+
+def test_all_are_busy() -> None:
+    stage = Stage()
+    stage.worker("w1", "w2")
+    stage.submit("all: a b c d\na:\nb:\nc:\nd:")
+    stage.sync()
+    assert stage.why("c") == (
+        "c is ready: it is number 1 in the queue of 2 workers that can do it; w1, w2: busy"
+    )
+    assert "number 2 in the queue" in stage.why("d")
+
+
+def test_draining() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.machines["w1"].draining = True
+    stage.sync()
+    stage.submit("a:")
+    assert stage.why("a").endswith("w1: draining")
+
+
+def test_it_was_unable() -> None:
+    stage = Stage()
+    stage.worker("sick", "well")
+    stage.submit("all: a b\na:\nb:")
+    stage.sync()
+    stage.ends("a", "fault", message="disk full")
+    stage.wait(2.0, alive=["sick", "well"], polls=["r1"])
+    assert "sick: was unable to do it: disk full" in stage.why("a")
+    assert "well: busy" in stage.why("a")
+
+
+def test_the_store_is_being_asked() -> None:
+    stage = Stage()
+    stage.store_answers = False
+    stage.submit("a:")
+    assert "the artifact store is asked" in stage.why("a")
+
+
+def test_what_is_there_and_what_nobody_wants() -> None:
+    stage = Stage(stored=["a"])
+    stage.worker("w1")
+    stage.submit("top: a b\na:\nb:")
+    stage.sync()
+    stage.done("b")
+    assert stage.why("a") == "a is cached: the artifact store has it"
+    assert stage.why("b") == "b is done: the artifact store has it, built by w1"
+    assert "unknown: no request needs it now" in stage.why("other")
+
+
+def test_why_nothing_of_a_request_runs() -> None:
+    stage = Stage()
+    stage.submit("app: lib\nlib: zlib\nzlib:")
+    request = stage.scheduler.requests["r1"]
+    assert why_request(stage.scheduler, request, stage.now) == "zlib is ready: there is no worker"
+    assert stage.update().message == "zlib is ready: there is no worker"
+    stage.worker("w1")
+    stage.sync()
+    assert stage.update().message == ""
+
+
+def test_a_story() -> None:
+    stage = Stage()
+    stage.worker("w1", "w2")
+    stage.submit("a:")
+    stage.sync()
+    stage.now += 1.5
+    stage.ends("a", "fault", message="disk full")
+    assert stage.story("a").splitlines() == [
+        f"a ({key_of('a')[:12]})",
+        "     +0.000 s  blocked    the store does not have it",
+        "     +0.000 s  ready      nothing stands in its way",
+        "     +0.000 s  running    given to a worker (w1)",
+        "     +1.500 s  blocked    the machine could not do it (w1: disk full)",
+        "     +1.500 s  ready      nothing stands in its way",
+        "     +1.500 s  running    given to a worker (w2)",
+    ]
+
+
+def test_a_long_story_keeps_its_beginning() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.submit("a:")
+    for _ in range(40):
+        stage.sync()
+        stage.wait(11.0, polls=["r1"])
+    lines = stage.story("a").splitlines()
+    assert len(lines) == 61
+    assert "the store does not have it" in lines[1]

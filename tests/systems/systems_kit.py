@@ -1,0 +1,40 @@
+"""The project's own systems, built by the real command from real sources."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+MINIMAL = "systems/minimal-system-x86_64.morph"
+
+
+@dataclass(frozen=True)
+class Built:
+    """A system in the artifact store of ``cache``, built from a folder that holds its logs."""
+
+    cache: Path
+    logs: Path
+
+    def run(self, *args: str, timeout: float = 3000) -> str:
+        """Standard output of ``fabric-initiator`` with these arguments."""
+        done = subprocess.run(
+            [sys.executable, "-m", "fabric.initiator", *args],
+            cwd=self.logs,
+            env={**os.environ, "FABRIC_CACHE": str(self.cache)},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+        return done.stdout
+
+
+def user_cache() -> Path:
+    """Where builds of this user are kept: what was built there need not be built for a test."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("FABRIC_CACHE") or f"{base}/distbuild").expanduser()

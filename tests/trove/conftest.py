@@ -1,0 +1,32 @@
+"""Servers and stores for the trove's tests: all real, all on loopback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from trove_kit import Files, free_port, nginx, seaweed
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Iterator[Files]:
+    """A directory behind an HTTP server that can be told to fail."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    with Files(folder) as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def webdav(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a WebDAV server of our own."""
+    with nginx(tmp_path_factory.mktemp("nginx"), free_port()) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment that leads to an S3 server of our own, with the bucket ``artifacts``."""
+    with seaweed(tmp_path_factory.mktemp("seaweed")) as environment:
+        yield environment

@@ -1,0 +1,329 @@
+"""Importing tarballs and git repositories: deterministic, verified, resumed, harmless."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import subprocess
+import sys
+import tarfile
+import textwrap
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import zstandard
+from trove_kit import Files, git, repository, tarball
+
+from fabric.errors import SourceError
+from fabric.jobs import Source
+from fabric.trove.sources import Sources
+
+CONTENT: dict[str, bytes | str | tarfile.TarInfo] = {
+    "thing-1.0/configure": b"#!/bin/sh\n",
+    "thing-1.0/src/main.c": b"int main;\n",
+    "thing-1.0/src/link.c": "main.c",
+}
+EXPECTED = {
+    "configure": ("100755", b"#!/bin/sh\n"),
+    "src/main.c": ("100644", b"int main;\n"),
+    "src/link.c": ("120000", b"main.c"),
+}
+
+
+class Trove:
+    """A trove whose lorries stand in one directory; every use is like a new process."""
+
+    def __init__(self, top: Path, name: str = "trove") -> None:
+        self.root = top / name
+        self.folder = top / "sources"
+        self.folder.mkdir(exist_ok=True)
+        self.said: list[str] = []
+
+    def lorry(self, url: str, data: bytes | str, version: str = "1.0", more: str = "") -> None:
+        """Write the lorry of upstream:thing."""
+        sha256 = data if isinstance(data, str) else hashlib.sha256(data).hexdigest()
+        (self.folder / "thing.lorry").write_text(
+            f'thing:\n  type: tarball\n  url: {url}\n  version: "{version}"\n'
+            f"  sha256: {sha256}  # pinned\n{more}"
+        )
+
+    def sources(self) -> Sources:
+        return Sources(self.root, {}, self.folder, progress=self.said.append)
+
+    def resolve(self, ref: str = "1.0") -> Source:
+        return self.sources().resolve("upstream:thing", ref)
+
+    def files(self, ref: str = "1.0") -> dict[str, tuple[str, bytes]]:
+        """Path -> (mode, content) of what was imported."""
+        source = self.resolve(ref)
+        tree = self.sources().export(source)
+        bare = self.root / "git/upstream/thing.git"
+        found = {}
+        for line in git(bare, "ls-tree", "-r", "-z", source.commit).split("\0"):
+            if line:
+                head, _, path = line.partition("\t")
+                file = tree / path
+                content = str(file.readlink()).encode() if file.is_symlink() else file.read_bytes()
+                found[path] = (head.split()[0], content)
+        return found
+
+
+@pytest.fixture
+def trove(tmp_path: Path) -> Trove:
+    return Trove(tmp_path)
+
+
+def zipped(members: dict[str, bytes | str | tarfile.TarInfo]) -> bytes:
+    raw = io.BytesIO()
+    with zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(zipfile.ZipInfo("thing-1.0/", (2020, 9, 13, 12, 26, 40)), b"")
+        for name, content in members.items():
+            info = zipfile.ZipInfo(name, (2020, 9, 13, 12, 26, 40))
+            link = isinstance(content, str)
+            data = content.encode() if isinstance(content, str) else content
+            assert isinstance(data, bytes)
+            info.external_attr = (0o120777 if link else 0o755 if data[:2] == b"#!" else 0o644) << 16
+            archive.writestr(info, data)
+    return raw.getvalue()
+
+
+FORMATS: dict[str, Callable[[], bytes]] = {
+    "tar": lambda: tarball(CONTENT, ""),
+    "gz": lambda: tarball(CONTENT, "gz"),
+    "bz2": lambda: tarball(CONTENT, "bz2"),
+    "xz": lambda: tarball(CONTENT, "xz"),
+    "zst": lambda: zstandard.ZstdCompressor().compress(tarball(CONTENT, "")),
+    "zip": lambda: zipped(CONTENT),
+}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_makes_the_same_tree(trove: Trove, files: Files, kind: str) -> None:
+    data = FORMATS[kind]()
+    trove.lorry(files.put("thing", data), data)
+    assert trove.files() == EXPECTED
+    said = "\n".join(trove.said)
+    assert "thing: importing 1.0" in said
+    assert "thing: downloading" in said
+
+
+def test_an_import_is_deterministic_and_happens_once(files: Files, tmp_path: Path) -> None:
+    data = tarball(CONTENT)
+    one, other = Trove(tmp_path, "one"), Trove(tmp_path, "other")
+    one.lorry(files.put("thing.tar.gz", data), data)
+    commit = one.resolve().commit
+    assert len(files.requests) == 1
+    assert one.resolve().commit == commit
+    assert len(files.requests) == 1, "it is in the trove"
+    assert other.resolve().commit == commit
+    bare = one.root / "git/upstream/thing.git"
+    assert git(bare, "log", "-1", "--format=%at %ct %an", commit) == (
+        "1600000000 1600000000 Fabric trove"
+    )
+    assert git(bare, "rev-parse", "refs/tags/1.0") == commit
+
+
+def test_other_pins_move_the_ref_and_back(trove: Trove, files: Files) -> None:
+    old, new = tarball(CONTENT), tarball({"thing-1.0/file": b"new"})
+    trove.lorry(files.put("old", old), old)
+    first = trove.resolve()
+    trove.lorry(files.put("new", new), new)
+    second = trove.resolve()
+    assert second.tree != first.tree
+    trove.lorry(f"{files.url}/elsewhere-now", old)
+    assert trove.resolve() == first, "from the downloads, by digest"
+
+
+def test_the_ref_may_differ_from_the_version(trove: Trove, files: Files) -> None:
+    data = tarball(CONTENT)
+    trove.lorry(files.put("thing", data), data, more="  ref: stable/one\n")
+    assert trove.files("stable/one") == EXPECTED
+    with pytest.raises(SourceError, match=r"no ref 1.0: its lorry .sources/thing.lorry:1. brings"):
+        trove.resolve("1.0")
+
+
+def test_tarballs_from_a_file_url(trove: Trove, tmp_path: Path) -> None:
+    (tmp_path / "a file").write_bytes(data := tarball(CONTENT))
+    trove.lorry((tmp_path / "a file").as_uri(), data)
+    assert trove.files() == EXPECTED
+    trove.lorry("file:///no/such/file", "00" * 32)
+    with pytest.raises(SourceError, match="file:///no/such/file: cannot be downloaded"):
+        trove.resolve()
+
+
+# -- what archives may hold ------------------------------------------------------------------
+
+
+def test_only_a_single_directory_is_stripped(trove: Trove, files: Files) -> None:
+    data = tarball({"./a/b": b"1", "./c": b"2"})
+    trove.lorry(files.put("thing", data), data)
+    assert set(trove.files()) == {"a/b", "c"}
+
+
+def special(kind: bytes, target: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo()
+    info.type, info.linkname, info.devmajor = kind, target, 1
+    return info
+
+
+def test_what_git_cannot_hold_is_left_out(trove: Trove, files: Files) -> None:
+    data = tarball(
+        {
+            "t/file": b"#! content",
+            "t/hard": special(tarfile.LNKTYPE, "t/file"),
+            "t/device": special(tarfile.CHRTYPE),
+            "t/pipe": special(tarfile.FIFOTYPE),
+            "t/empty": special(tarfile.DIRTYPE),
+            "t/.git/config": b"evil",
+            "t/sub/.GIT/config": b"evil",
+            "t/.gitattributes": b"* eol=crlf\n",
+            't/odd "name\\\n': b"odd",
+            "t/" + "long/" * 60 + "end": b"long",
+            "t/outside": "/etc/passwd",
+        }
+    )
+    trove.lorry(files.put("thing", data), data)
+    assert trove.files() == {
+        "file": ("100755", b"#! content"),
+        "hard": ("100755", b"#! content"),
+        ".gitattributes": ("100644", b"* eol=crlf\n"),
+        'odd "name\\\n': ("100644", b"odd"),
+        "long/" * 60 + "end": ("100644", b"long"),
+        "outside": ("120000", b"/etc/passwd"),
+    }
+
+
+@pytest.mark.parametrize("name", ["../evil", "/evil", "t/../../evil", "t/.."])
+def test_paths_out_of_the_archive_are_refused(trove: Trove, files: Files, name: str) -> None:
+    data = tarball({"t/a": b"1", name: b"gotcha"})
+    trove.lorry(files.put("thing", data), data)
+    with pytest.raises(SourceError, match=r"refused, since its member .* leads out of it"):
+        trove.resolve()
+    assert trove.sources()._repository(trove.sources()._places.locate("thing")).find("1.0") is None
+
+
+def test_a_hard_link_to_nothing(trove: Trove, files: Files) -> None:
+    data = tarball({"t/a": b"1", "t/hard": special(tarfile.LNKTYPE, "t/b")})
+    trove.lorry(files.put("thing", data), data)
+    with pytest.raises(SourceError, match="t/hard is a hard link to t/b, which is not there"):
+        trove.resolve()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"no archive at all", b"\x1f\x8b" + b"x" * 50, b"PK\x03\x04" + b"x" * 50]
+    + [kind()[: min(1200, len(kind()) // 3)] for kind in FORMATS.values()],
+)
+def test_damaged_archives(trove: Trove, files: Files, data: bytes) -> None:
+    trove.lorry(files.put("thing", data), data)
+    with pytest.raises(SourceError, match=r"cannot be read|ends early"):
+        trove.resolve()
+    with pytest.raises(SourceError, match=r"cannot be read|ends early"):
+        trove.resolve()
+
+
+# -- downloads -------------------------------------------------------------------------------
+
+
+def test_a_wrong_digest(trove: Trove, files: Files) -> None:
+    trove.lorry(files.put("thing.tgz", tarball(CONTENT)), "ab" * 32)
+    with pytest.raises(SourceError) as caught:
+        trove.resolve()
+    found = hashlib.sha256(tarball(CONTENT)).hexdigest()
+    assert f"/thing.tgz: not what the lorry pins: its SHA-256 is {found}, not abab" in str(
+        caught.value
+    )
+    assert list((trove.root / "downloads").iterdir()) == []
+
+
+def test_a_broken_connection_is_continued(trove: Trove, files: Files) -> None:
+    data = tarball({"t/noise": hashlib.shake_128(b"noise").digest(300_000)})
+    files.break_after, files.breaks = 100_000, 2
+    trove.lorry(files.put("thing", data), data)
+    assert trove.files()["noise"][1] == hashlib.shake_128(b"noise").digest(300_000)
+    assert [wanted for _, wanted in files.requests] == ["", "bytes=100000-", "bytes=200000-"]
+
+
+def test_an_interrupted_download_is_continued_later(trove: Trove, files: Files) -> None:
+    data = tarball({"t/noise": hashlib.shake_128(b"noise").digest(300_000)})
+    files.break_after, files.breaks = 50_000, 4
+    trove.lorry(files.put("thing", data), data)
+    with pytest.raises(SourceError, match="what came so far is kept, so try again"):
+        trove.resolve()
+    trove.resolve()
+    assert files.requests[-1][1] == "bytes=200000-"
+
+
+def test_a_partial_file_that_is_too_long_is_thrown_away(trove: Trove, files: Files) -> None:
+    data = tarball(CONTENT)
+    trove.lorry(files.put("thing", data), data)
+    (trove.root / "downloads").mkdir(parents=True)
+    partial = trove.root / "downloads" / f"{hashlib.sha256(data).hexdigest()}.part"
+    partial.write_bytes(b"x" * (len(data) + 10))
+    assert trove.files() == EXPECTED
+
+
+def test_a_damaged_download_is_fetched_again(files: Files, tmp_path: Path) -> None:
+    data = tarball(CONTENT)
+    trove = Trove(tmp_path)
+    trove.lorry(files.put("thing", data), data)
+    trove.resolve()
+    (kept,) = (trove.root / "downloads").iterdir()
+    kept.write_bytes(b"rotten")
+    (trove.root / "git").rename(tmp_path / "away")
+    assert trove.files() == EXPECTED
+
+
+def test_what_the_server_lacks(trove: Trove, files: Files) -> None:
+    trove.lorry(f"{files.url}/user:secret@/nothing.tgz?token=secret", "ab" * 32)
+    with pytest.raises(SourceError, match="cannot be downloaded: the server says 404") as caught:
+        trove.resolve()
+    assert "token" not in str(caught.value)
+
+
+def test_processes_import_the_same_at_once(trove: Trove, files: Files) -> None:
+    data = tarball(CONTENT)
+    trove.lorry(files.put("thing", data), data)
+    code = f"""
+        from pathlib import Path
+        from fabric.trove.sources import Sources
+        sources = Sources(Path({str(trove.root)!r}), {{}}, Path({str(trove.folder)!r}))
+        print(sources.resolve("upstream:thing", "1.0").commit)
+    """
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    children = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) for _ in range(4)
+    ]
+    outputs = {child.communicate()[0] for child in children}
+    assert [child.returncode for child in children] == [0] * 4
+    assert len(outputs) == 1
+    assert len(files.requests) == 1
+
+
+# -- git and pins ----------------------------------------------------------------------------
+
+
+def test_a_git_lorry_mirrors_all_refs(trove: Trove, tmp_path: Path) -> None:
+    first = repository(tmp_path / "origin", {"a": "1"}, tag="v1")
+    (trove.folder / "thing.lorry").write_text(f"thing: {{type: git, url: {tmp_path}/origin}}\n")
+    assert trove.resolve("v1").commit == first
+    second = repository(tmp_path / "origin", {"a": "2"})
+    assert trove.resolve("main").commit == second
+    with pytest.raises(SourceError, match=r"no ref v9 at .*/origin, where its lorry"):
+        trove.resolve("v9")
+
+
+def test_updating_a_tarball_pins_what_stands_there(trove: Trove, files: Files) -> None:
+    old, new = tarball(CONTENT), tarball({"t/file": b"new"})
+    trove.lorry(files.put("thing", old), old)
+    assert trove.sources().update_lorry("thing") == []
+    files.put("thing", new)
+    trove.lorry(f"{files.url}/thing", old)
+    (line,) = trove.sources().update_lorry("thing")
+    assert line.startswith("thing: sha256")
+    text = (trove.folder / "thing.lorry").read_text()
+    assert f"sha256: {hashlib.sha256(new).hexdigest()}  # pinned\n" in text
+    assert trove.files() == {"file": ("100644", b"new")}

@@ -1,0 +1,124 @@
+"""Lorry files: what they may say, and how wrong ones are answered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fabric.errors import DefinitionsError, SourceError
+from fabric.trove.lorries import Lorries
+
+SHA = "ab" * 32
+
+
+def load(folder: Path, *texts: str) -> Lorries:
+    sources = folder / "sources"
+    sources.mkdir(exist_ok=True)
+    for name, text in zip("abc", texts, strict=False):
+        (sources / f"{name}.lorry").write_text(text)
+    return Lorries(sources)
+
+
+def test_every_type(tmp_path: Path) -> None:
+    lorries = load(
+        tmp_path,
+        f"""
+zlib: {{type: debian-source, version: "1.3", sha256: {SHA}, ref: v1.3, components: {{doc: {SHA}}}}}
+gnome/glib: {{type: git, url: "https://host/glib"}}
+baserock:thing: {{type: tarball, url: "https://host/t.tgz", version: 1.2.3, sha256: {SHA}}}
+""",
+        f"""
+ply: {{type: pypi, version: "3.11", sha256: {SHA}}}
+set:
+  type: debian-packages
+  packages: [gcc, libc6-dev]
+  exclude: [debconf]
+  version: "13"
+""",
+    )
+    assert {lorry.repo for lorry in lorries} == {
+        *("upstream:zlib", "upstream:gnome/glib", "baserock:thing", "upstream:ply", "upstream:set")
+    }
+    zlib = lorries.named("zlib")
+    assert (zlib.package, zlib.ref, zlib.full_ref) == ("zlib", "v1.3", "refs/tags/v1.3")
+    assert zlib.where == "sources/a.lorry:2"
+    assert lorries.get("upstream:zlib.git") == zlib
+    assert lorries.get("zlib") == zlib
+    assert lorries.get("baserock:zlib") is None
+    packages = lorries.named("set")
+    assert (packages.ref, packages.full_ref) == ("13", "refs/heads/13")
+    assert packages.architecture == "amd64"
+    assert packages.lock_file == tmp_path / "sources" / "set.lock"
+    assert lorries.named("ply").package == "ply"
+    with pytest.raises(SourceError, match=r"nothing: no such lorry in .*there are: baserock:thing"):
+        lorries.named("nothing")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("zlib", "1: a lorry file is a mapping"),
+        ("zlib: 5", "1: zlib: must be a mapping with a `type`"),
+        ("zlib: {}", "1: zlib: `type` must be one of git, tarball, debian-source, pypi"),
+        ("zlib:\n  type: ftp", "2: zlib: `type` must be one of"),
+        ("zlib: {type: git}", "1: zlib: a lorry of type git needs `url`"),
+        ("zlib: {type: git, url: x, sha256: y}", "`sha256` means nothing in a lorry of type git"),
+        ("zlib: {type: git, url: -x}", "`url` must be like a git URL"),
+        ("../x: {type: git, url: x}", "../x: this is no name of a repository"),
+        (
+            f"z:\n  type: tarball\n  url: http://h/x\n  version: 1.10\n  sha256: {SHA}",
+            "4: z: `version` must be text: put it in quotes",
+        ),
+        (
+            'z:\n  type: pypi\n  version: "1"\n  sha256: 12345',
+            "4: z: `sha256` must be the 64 hex digits",
+        ),
+        (f"z: {{type: tarball, url: ftp://x, version: a, sha256: {SHA}}}", "`url` must be like"),
+        (
+            f'z: {{type: debian-source, version: "1", sha256: {SHA}, components: {{doc: x}}}}',
+            "`components` must map names of orig tarballs to their SHA-256",
+        ),
+        ('z: {type: debian-packages, version: "1", packages: gcc}', "must be a list of package"),
+        ('z: {type: debian-packages, version: "1", packages: [-o]}', "'-o' is no package name"),
+        ("z: [", "not YAML"),
+        ("z: {type: git, url: a}\nz: {type: git, url: b}", "2: 'z' is given twice"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_line(tmp_path: Path, text: str, problem: str) -> None:
+    with pytest.raises(DefinitionsError) as caught:
+        load(tmp_path, text)
+    assert str(caught.value).startswith("sources/a.lorry:")
+    assert problem in str(caught.value)
+
+
+def test_all_mistakes_are_said_at_once(tmp_path: Path) -> None:
+    with pytest.raises(DefinitionsError) as caught:
+        load(tmp_path, "x: 5\ny: {type: git, url: u}", "y: {type: git, url: v}\nz: {}")
+    assert [str(one) for one in caught.value.problems] == [
+        "sources/a.lorry:1: x: must be a mapping with a `type`",
+        "sources/b.lorry:1: upstream:y is already in sources/a.lorry:2",
+        "sources/b.lorry:2: z: `type` must be one of git, tarball, debian-source, pypi,"
+        " debian-packages, pypi-wheels",
+    ]
+
+
+def test_a_broken_lock_file(tmp_path: Path) -> None:
+    lorry = load(tmp_path, 'set: {type: debian-packages, version: "1", packages: [gcc]}').named(
+        "set"
+    )
+    assert lorry.locked() == ()
+    lorry.lock_file.write_text("# fine\ngcc 1.0 amd64\n")
+    with pytest.raises(SourceError, match=r"set.lock:2: not a line of a lock file; make it again"):
+        lorry.locked()
+
+
+def test_pins_alone_make_the_import_key(tmp_path: Path) -> None:
+    def key(text: str) -> str:
+        return load(tmp_path, "x: {type: " + text + "}").named("x").import_key()
+
+    base = key(f'tarball, url: http://h/a, version: "1", sha256: {SHA}')
+    assert base == key(f'tarball, url: http://other/b, version: "2", sha256: {SHA}')
+    assert base == key(f'pypi, version: "1", sha256: {SHA}')
+    assert base != key(f'pypi, version: "1", sha256: {SHA[::-1]}')
+    assert base != key(f'debian-source, version: "1", sha256: {SHA}, components: {{d: {SHA}}}')

@@ -1,0 +1,367 @@
+"""Sources from git: refs, mirrors, submodules, and what is said when there are none."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from trove_kit import free_port, git, repository, running
+
+from fabric.definitions.graph import Submodule
+from fabric.errors import SourceError
+from fabric.jobs import Source
+from fabric.trove.places import Places
+from fabric.trove.sources import Sources
+
+Make = Callable[..., Sources]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Makes the sources of one trove, as a new process would, with the aliases given."""
+
+    def sources(**aliases: str) -> Sources:
+        return Sources(tmp_path / "trove", aliases, None, progress=progress.append)
+
+    progress: list[str] = []
+    return sources
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    """A directory of repositories that aliases lead to."""
+    return tmp_path / "elsewhere"
+
+
+@pytest.fixture
+def without_git(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Call it, and no process can be started any more."""
+
+    def refuse(*args: object, **options: object) -> None:
+        raise AssertionError(f"started {args} {options}")
+
+    return lambda: monkeypatch.setattr(subprocess, "Popen", refuse)
+
+
+def files(tree: Path) -> dict[str, bytes | str]:
+    """Path -> content, or the target of a symlink."""
+    return {
+        str(path.relative_to(tree)): str(path.readlink())
+        if path.is_symlink()
+        else path.read_bytes()
+        for path in tree.rglob("*")
+        if path.is_symlink() or path.is_file()
+    }
+
+
+# -- refs ------------------------------------------------------------------------------------
+
+
+def test_tags_branches_and_commits(make: Make, elsewhere: Path) -> None:
+    first = repository(elsewhere / "zlib", {"a": "1"}, tag="v1")
+    second = repository(elsewhere / "zlib", {"a": "2"})
+    git(elsewhere / "zlib", "branch", "topic/one", first)
+    git(elsewhere / "zlib", "tag", "light", first)
+    sources = make(up=f"{elsewhere}/%s")
+    for ref, commit in {
+        "v1": first,
+        "light": first,
+        "topic/one": first,
+        "main": second,
+        "refs/heads/main": second,
+        "refs/tags/v1": first,
+        first: first,
+        second: second,
+    }.items():
+        source = sources.resolve("up:zlib", ref)
+        assert (source.repo, source.ref, source.commit) == ("up:zlib", ref, commit)
+        assert source.tree == git(elsewhere / "zlib", "rev-parse", f"{commit}^{{tree}}")
+    assert sources.resolve("up:zlib.git", "v1").commit == first
+
+
+def test_a_warm_trove_starts_no_process(
+    make: Make, elsewhere: Path, without_git: Callable[[], None]
+) -> None:
+    wanted = []
+    for number in range(5):
+        commit = repository(elsewhere / f"r{number}", {"a": str(number)}, tag="v1")
+        wanted += [(f"up:r{number}", "v1", ()), (f"up:r{number}", commit, ())]
+        wanted += [(f"up:r{number}", "main", ())]
+    before = make(up=f"{elsewhere}/%s").resolve_all(wanted)
+    without_git()
+    assert make(up=f"{elsewhere}/%s").resolve_all(wanted) == before
+
+
+def test_packed_refs_and_annotated_tags_are_read_directly(
+    make: Make, tmp_path: Path, without_git: Callable[[], None]
+) -> None:
+    commit = repository(tmp_path / "work", {"a": "1"}, tag="v1")
+    bare = tmp_path / "trove/git/upstream/zlib.git"
+    git(tmp_path, "clone", "--quiet", "--bare", str(tmp_path / "work"), str(bare))
+    git(bare, "pack-refs", "--all")
+    git(bare, "update-ref", "refs/heads/loose", commit)
+    git(bare, "symbolic-ref", "refs/heads/alias", "refs/heads/main")
+    refs = ("v1", "main", "loose", "alias")
+    assert {make().resolve("upstream:zlib", ref).commit for ref in refs} == {commit}
+    without_git()
+    assert {make().resolve("upstream:zlib", ref).commit for ref in refs} == {commit}
+
+
+def test_what_is_pushed_to_the_trove_is_seen_at_once(make: Make, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    first = repository(work, {"a": "1"})
+    bare = tmp_path / "trove/git/baserock/thing.git"
+    git(tmp_path, "init", "--quiet", "--bare", str(bare))
+    sources = make()
+    git(work, "push", "--quiet", str(bare), "main")
+    assert sources.resolve("baserock:thing", "main").commit == first
+    second = repository(work, {"a": "2"})
+    git(work, "push", "--quiet", str(bare), "main")
+    assert sources.resolve("baserock:thing", "main").commit == second
+
+
+def test_branches_of_a_local_mirror_follow_at_once_tags_stay(make: Make, elsewhere: Path) -> None:
+    first = repository(elsewhere / "zlib", {"a": "1"})
+    git(elsewhere / "zlib", "tag", "v1")
+    aliases = {"up": f"file://{elsewhere}/"}
+    assert make(**aliases).resolve("up:zlib", "main").commit == first
+    assert make(**aliases).resolve("up:zlib", "v1").commit == first
+    second = repository(elsewhere / "zlib", {"a": "2"})
+    assert make(**aliases).resolve("up:zlib", "main").commit == second
+    assert make(**aliases).resolve("up:zlib", "v1").commit == first
+
+
+def test_a_commit_that_no_ref_reaches_is_fetched(make: Make, elsewhere: Path) -> None:
+    repository(elsewhere / "zlib", {"a": "1"})
+    lost = repository(elsewhere / "zlib", {"a": "2"})
+    git(elsewhere / "zlib", "reset", "--quiet", "--hard", "HEAD^")
+    git(elsewhere / "zlib", "config", "uploadpack.allowAnySHA1InWant", "true")
+    assert make(up=f"{elsewhere}/%s").resolve("up:zlib", lost).commit == lost
+
+
+def test_the_fact_file_may_be_torn(make: Make, elsewhere: Path) -> None:
+    commit = repository(elsewhere / "zlib", {"a": "1"}, tag="v1")
+    source = make(up=f"{elsewhere}/%s").resolve("up:zlib", "v1")
+    (facts,) = (make().root / "git").rglob("facts")
+    whole = facts.read_bytes()
+    for torn in (whole[: len(whole) // 2], b"\xff\x00{[", b'["commit", 5]\n[]\n{}\nnull\n', b""):
+        facts.write_bytes(torn)
+        assert make(up=f"{elsewhere}/%s").resolve("up:zlib", "v1") == source
+        assert make(up=f"{elsewhere}/%s").resolve("up:zlib", commit).tree == source.tree
+
+
+# -- over a network --------------------------------------------------------------------------
+
+
+def test_over_the_git_protocol(make: Make, elsewhere: Path, tmp_path: Path) -> None:
+    first = repository(elsewhere / "zlib", {"a": "1"}, tag="v1")
+    port = free_port()
+    command = ["git", "daemon", "--reuseaddr", "--listen=127.0.0.1", f"--port={port}"]
+    command += ["--export-all", f"--base-path={elsewhere}", str(elsewhere)]
+    url = f"git://127.0.0.1:{port}/%s"
+    with running(command, tmp_path / "log", port):
+        assert make(up=url).resolve("up:zlib", "main").commit == first
+        second = repository(elsewhere / "zlib", {"a": "2"})
+        assert make(up=url).resolve("up:zlib", "main").commit == second
+        with pytest.raises(SourceError, match=r"up:zlib: git://127.*/zlib has no ref v9"):
+            make(up=url).resolve("up:zlib", "v9")
+    said: list[str] = []
+    offline = Sources(make().root, {"up": url}, None, progress=said.append)
+    assert offline.resolve("up:zlib", "v1").commit == first, "a tag needs no server"
+    assert offline.resolve("up:zlib", "main").commit == second, "as it was last seen"
+    assert any("warning" in line and "Connection refused" in line for line in said)
+    with pytest.raises(SourceError, match="the alias up leads there; check it") as caught:
+        make(up=url).resolve("up:other", "main")
+    assert "Connection refused" in str(caught.value)
+
+
+# -- submodules ------------------------------------------------------------------------------
+
+
+def test_submodules_are_resolved_deeply(make: Make, elsewhere: Path) -> None:
+    inner = repository(elsewhere / "inner", {"deep": "1"})
+    middle_path = elsewhere / "middle"
+    repository(middle_path, {"a": "1"})
+    git(middle_path, "submodule", "--quiet", "add", "../inner", "in side")
+    middle = repository(middle_path, {"b": "1"})
+    outer_path = elsewhere / "outer"
+    repository(outer_path, {"a": "1"})
+    git(outer_path, "submodule", "--quiet", "add", str(middle_path), "lib/middle")
+    outer = repository(outer_path, {"b": "1"}, tag="v1")
+
+    source = make(up=f"{elsewhere}/%s").resolve("up:outer", "v1")
+
+    assert source.commit == outer
+    ((path, found),) = source.submodules
+    assert (path, found.repo, found.commit) == ("lib/middle", str(middle_path), middle)
+    ((path, found),) = found.submodules
+    assert (path, found.commit) == ("in side", inner)
+    assert found.repo == str(elsewhere / "inner"), "relative to the one it is in"
+
+
+def test_definitions_replace_the_urls_of_submodules(make: Make, elsewhere: Path) -> None:
+    inner = repository(elsewhere / "inner", {"deep": "1"})
+    outer_path = elsewhere / "outer"
+    repository(outer_path, {"a": "1"})
+    git(outer_path, "submodule", "--quiet", "add", str(elsewhere / "inner"), "inner")
+    repository(outer_path, {"b": "1"}, tag="v1")
+    shutil.move(elsewhere / "inner", elsewhere / "moved")
+    sources = make(up=f"{elsewhere}/%s")
+    with pytest.raises(SourceError, match="elsewhere/inner"):
+        sources.resolve("up:outer", "v1")
+    source = sources.resolve("up:outer", "v1", (Submodule("inner", "up:moved"),))
+    assert source.submodules == (("inner", sources.resolve("up:moved", inner)),)
+    with pytest.raises(SourceError, match="up:outer has no submodule other at v1"):
+        sources.resolve("up:outer", "v1", (Submodule("other", "up:moved"),))
+
+
+def test_a_submodule_without_a_url_stays_empty(elsewhere: Path, tmp_path: Path) -> None:
+    commit = repository(elsewhere / "odd", {"a": "1"})
+    git(elsewhere / "odd", "update-index", "--add", "--cacheinfo", f"160000,{commit},gone")
+    git(elsewhere / "odd", "commit", "--quiet", "--message", "odd")
+    said: list[str] = []
+    sources = Sources(tmp_path / "trove", {"up": f"{elsewhere}/%s"}, None, progress=said.append)
+    source = sources.resolve("up:odd", "main")
+    assert source.submodules == ()
+    assert any("does not say where gone is from" in line for line in said)
+    assert list((sources.export(source) / "gone").iterdir()) == []
+
+
+# -- names -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("repo", "directory", "url"),
+    [
+        ("upstream:zlib", "upstream/zlib.git", None),
+        ("upstream:gnome/glib.git", "upstream/gnome/glib.git", None),
+        ("zlib", "zlib.git", None),
+        ("in:x", "folder/x.git", None),
+        ("suffix:x", None, "https://host/x"),
+        ("pattern:a/b", None, "ssh://git@host/a/b.git"),
+        ("https://host/x.git", None, "https://host/x.git"),
+        ("git@host:x", None, "git@host:x"),
+        ("host:x/y", None, "host:x/y"),
+        ("/some/where", None, "/some/where"),
+        ("file:///some/where", None, "file:///some/where"),
+    ],
+)
+def test_where_names_lead(repo: str, directory: str | None, url: str | None) -> None:
+    aliases = {"in": "folder", "suffix": "https://host/", "pattern": "ssh://git@host/%s.git"}
+    place = Places(Path("/trove"), aliases).locate(repo)
+    assert place.url == url
+    if directory:
+        assert place.directory == Path("/trove/git") / directory
+    else:
+        assert place.directory.parent == Path("/trove/git/mirrors")
+
+
+@pytest.mark.parametrize("repo", ["../x", "upstream:../x", "upstream:a/../../x", "", "a b", "x/"])
+def test_names_that_lead_nowhere(repo: str) -> None:
+    with pytest.raises(SourceError, match=r"is no name of a repository.*baserock, upstream"):
+        Places(Path("/trove"), {}).locate(repo)
+
+
+@pytest.mark.parametrize("url", ["ext::sh -c id", "https://host/a\nb", "-x:y"])
+def test_urls_that_are_none(url: str, make: Make) -> None:
+    with pytest.raises(SourceError):
+        make().resolve(url, "main")
+
+
+@pytest.mark.parametrize(
+    ("repo", "url", "target"),
+    [
+        ("up:a/b", "../c", "up:a/c"),
+        ("up:a", "./b", "up:a/b"),
+        ("https://host/a/b.git", "../../c.git", "https://host/c.git"),
+        ("/some/a", "../b", "/some/b"),
+        ("up:a", "https://host/x", "https://host/x"),
+    ],
+)
+def test_relative_urls_of_submodules(repo: str, url: str, target: str) -> None:
+    assert Places(Path("/trove"), {}).relative(repo, url) == target
+
+
+def test_a_relative_url_cannot_leave() -> None:
+    with pytest.raises(SourceError, match="leads out of"):
+        Places(Path("/trove"), {}).relative("up:a", "../../b")
+
+
+# -- what cannot be had ----------------------------------------------------------------------
+
+
+def test_no_such_repository(make: Make) -> None:
+    with pytest.raises(SourceError) as caught:
+        make().resolve("upstream:zlib", "1.3")
+    text = str(caught.value)
+    assert "upstream:zlib: no such repository" in text
+    assert "add sources/zlib.lorry to the definitions" in text
+    assert "trove/git/upstream/zlib.git" in text
+
+
+@pytest.mark.parametrize(
+    "ref", ["nothing", "-v", "a..b", "../HEAD", "x" * 3000, "main~1", "\0", "0" * 40, "HEAD.lock"]
+)
+def test_no_such_ref(make: Make, tmp_path: Path, ref: str) -> None:
+    repository(tmp_path / "work", {"a": "1"})
+    bare = tmp_path / "trove/git/upstream/zlib.git"
+    git(tmp_path, "clone", "--quiet", "--bare", str(tmp_path / "work"), str(bare))
+    with pytest.raises(SourceError, match=r"no ref .* and no lorry that could bring it"):
+        make().resolve("upstream:zlib", ref)
+
+
+def test_an_unknown_alias_is_explained(make: Make) -> None:
+    with pytest.raises(SourceError, match="upstraem is taken for the name of a host") as caught:
+        make(other="x").resolve("upstraem:zlib", "1.3")
+    assert "none of the aliases baserock, other, upstream" in str(caught.value)
+
+
+def test_all_that_is_missing_is_said_at_once(make: Make, elsewhere: Path) -> None:
+    repository(elsewhere / "there", {"a": "1"}, tag="v1")
+    wanted = [("upstream:a", "1", ()), ("up:there", "v1", ()), ("upstream:b", "2", ())]
+    with pytest.raises(SourceError) as caught:
+        make(up=f"{elsewhere}/%s").resolve_all(wanted)
+    assert [line.split(":")[1] for line in str(caught.value).splitlines()] == ["a", "b"]
+
+
+# -- several processes -----------------------------------------------------------------------
+
+
+def test_processes_fetch_and_export_the_same_at_once(elsewhere: Path, tmp_path: Path) -> None:
+    repository(elsewhere / "zlib", {f"d{i}/f{j}": "x" * 1000 for i in range(20) for j in range(20)})
+    code = f"""
+        from pathlib import Path
+        from fabric.trove.sources import Sources
+        sources = Sources(Path({str(tmp_path / "trove")!r}), {{"up": "{elsewhere}/%s"}}, None)
+        source = sources.resolve("up:zlib", "main")
+        path = sources.export(source)
+        assert len([file for file in path.rglob("*") if file.is_file()]) == 400
+        print(source.commit, path)
+    """
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    children = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) for _ in range(4)
+    ]
+    outputs = {child.communicate()[0] for child in children}
+    assert [child.returncode for child in children] == [0] * 4
+    assert len(outputs) == 1
+    assert len(list((tmp_path / "trove" / "trees").glob("*/*"))) == 1
+
+
+def test_exporting_fetches_what_this_machine_lacks(make: Make, elsewhere: Path) -> None:
+    """A worker gets a source that another machine has resolved."""
+    commit = repository(elsewhere / "zlib", {"a": "1"}, tag="v1")
+    tree = git(elsewhere / "zlib", "rev-parse", "v1^{tree}")
+    worker = make(up=f"{elsewhere}/%s")
+    assert files(worker.export(Source("up:zlib", "v1", commit, tree))) == {"a": b"1"}
+    shutil.rmtree(elsewhere)
+    with pytest.raises(SourceError):
+        worker.export(Source("up:zlib", "v2", "1" * 40, "2" * 40))
+    with pytest.raises(SourceError, match=r"commit 1{40} .v2. is not in .*push it to"):
+        worker.export(Source("upstream:zlib", "v2", "1" * 40, "2" * 40))

@@ -1,0 +1,164 @@
+"""The artifact store in a directory, over WebDAV and in S3: what it keeps, and what it notices."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from trove_kit import blob, free_port, key, step
+
+from fabric.errors import StoreError
+from fabric.jobs import Blob
+from fabric.trove.store import DamagedError, Store
+
+BIG = os.urandom(3 * 1024 * 1024)
+DAY = 86400.0
+
+
+@pytest.fixture(params=["directory", "webdav", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """An empty store of each kind."""
+    if request.param == "directory":
+        url = (tmp_path / "a store").as_uri()
+    elif request.param == "webdav":
+        url = f"{request.getfixturevalue('webdav')}/{tmp_path.name}"
+    else:
+        for name, value in request.getfixturevalue("s3").items():
+            monkeypatch.setenv(name, value)
+        url = f"s3://artifacts/{tmp_path.name}"
+    return Store(url, tmp_path / "scratch")
+
+
+# -- every kind of store ---------------------------------------------------------------------
+
+
+def test_what_is_put_comes_back(store: Store, tmp_path: Path) -> None:
+    big = tmp_path / "big"
+    big.write_bytes(BIG)
+    manifest, files = step(1, b"small", BIG)
+    files[blob(BIG).sha256] = big
+    assert store.has([key(1), key(2)]) == set()
+    assert store.manifest(key(1)) is None
+
+    store.put(manifest, files)
+
+    assert store.has([key(1), key(2)]) == {key(1)}
+    assert store.manifest(key(1)) == manifest
+    assert store.read(blob(b"small")) == b"small"
+    assert store.read(blob(BIG), 1000, 10) == BIG[1000:1010]
+    assert store.read(blob(BIG), len(BIG) - 5) == BIG[-5:]
+    assert store.read(blob(BIG), len(BIG) - 5, 100) == BIG[-5:]
+    assert store.read(blob(BIG), len(BIG), 100) == b""
+    store.fetch(blob(BIG), tmp_path / "out" / "copy")
+    assert (tmp_path / "out" / "copy").read_bytes() == BIG
+    assert store.path(blob(BIG)).read_bytes() == BIG
+    assert store.path(blob(BIG)).read_bytes() == BIG
+    assert list(store.keys()) == [key(1)]
+    usage = store.usage()
+    assert (usage.manifests, usage.blobs) == (1, 3)
+    assert usage.bytes > len(BIG)
+
+
+def test_the_first_manifest_of_a_key_wins(store: Store) -> None:
+    first, files = step(1, b"first")
+    store.put(first, files)
+    _, others = step(1, b"second")
+    second = step(1, b"second")[0]
+    store.put(second, others)
+    assert store.manifest(key(1)) == first
+
+
+def test_a_missing_blob_is_damage(store: Store) -> None:
+    absent = Blob("ab" * 32, 3)
+    with pytest.raises(DamagedError, match="it is not there") as caught:
+        store.read(absent)
+    assert caught.value.blob == absent
+    with pytest.raises(DamagedError, match=absent.sha256):
+        store.path(absent)
+
+
+def test_files_must_be_what_the_manifest_says(store: Store, tmp_path: Path) -> None:
+    manifest, files = step(1, b"content")
+    wrong = tmp_path / "wrong"
+    wrong.write_bytes(b"CONTENT")
+    with pytest.raises(StoreError, match="was not given"):
+        store.put(manifest, {})
+    with pytest.raises(StoreError, match="the file changed after it was made"):
+        store.put(manifest, {**files, blob(b"content").sha256: wrong})
+    with pytest.raises(StoreError, match="cannot be read: No such file"):
+        store.put(manifest, {**files, blob(b"content").sha256: tmp_path / "nothing"})
+    assert store.has([key(1)]) == set()
+
+
+def test_removing_and_gc(store: Store) -> None:
+    shared = b"in both"
+    for number in (1, 2, 3):
+        store.put(*step(number, shared, b"only %d" % number))
+
+    def later() -> float:
+        return time.time() + 2 * DAY
+
+    assert store.gc({key(1)}, older_than=DAY).manifests == 0, "all is young"
+    planned = store.gc({key(1)}, older_than=DAY, now=later, dry_run=True)
+    assert store.has(map(key, (1, 2, 3))) == {key(1), key(2), key(3)}
+    removed = store.gc({key(1)}, older_than=DAY, now=later)
+    assert removed == planned
+    assert (removed.manifests, removed.blobs) == (2, 4)
+    assert store.has(map(key, (1, 2, 3))) == {key(1)}
+    assert store.read(blob(shared)) == shared
+    assert store.read(blob(b"only 1")) == b"only 1"
+    with pytest.raises(DamagedError):
+        store.read(blob(b"only 2"))
+
+    store.remove([key(1), key(7)])
+    assert store.has([key(1)]) == set()
+    assert store.gc(set()).blobs == 0, "young blobs may belong to an upload"
+    assert store.gc(set(), now=later).blobs == 3
+    assert store.usage().bytes == 0
+
+
+def test_gc_stops_at_the_size_asked_for(store: Store) -> None:
+    for number in (1, 2, 3):
+        store.put(*step(number, bytes([number]) * 10000))
+    size = store.usage().bytes
+    removed = store.gc(set(), max_bytes=size - 5000, now=lambda: time.time() + 2 * DAY)
+    assert (removed.manifests, removed.blobs) == (1, 2)
+    assert store.gc(set(), max_bytes=size).manifests == 0
+
+
+# -- servers that fail -----------------------------------------------------------------------
+
+
+def test_a_server_that_is_down(tmp_path: Path) -> None:
+    port = free_port()
+    store = Store(f"http://127.0.0.1:{port}/store", tmp_path)
+    with pytest.raises(StoreError) as caught:
+        store.has([key(1)])
+    assert f"http://127.0.0.1:{port}/store: cannot be asked what it has" in str(caught.value)
+    assert "Connection refused" in str(caught.value)
+    assert "check that the server is up" in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["what://is/this", "s3://", "http://"])
+def test_a_url_of_no_store(url: str, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=f"{url}.*as the setting `artifacts`"):
+        Store(url, tmp_path)
+
+
+def test_a_damaged_remote_blob_is_not_kept(webdav: str, tmp_path: Path) -> None:
+    import urllib.request
+
+    store = Store(f"{webdav}/damaged", tmp_path)
+    store.put(*step(1, b"intact"))
+    damaged = blob(b"intact")
+    request = urllib.request.Request(
+        f"{webdav}/damaged/blobs/{damaged.sha256[:2]}/{damaged.sha256}", b"inTact", method="PUT"
+    )
+    urllib.request.urlopen(request).close()
+    with pytest.raises(DamagedError):
+        store.path(damaged)
+    assert not list(tmp_path.rglob("*fetch*"))
+    assert store.forget(damaged) == [key(1)]
+    assert store.has([key(1)]) == set()

@@ -1,0 +1,270 @@
+"""The artifact store in a directory: damage, crashes, full disks, many at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from trove_kit import blob, key, step
+
+from fabric.errors import StoreError
+from fabric.trove.store import DamagedError, Store
+
+DAY = 86400.0
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "store"), tmp_path / "scratch")
+
+
+def damage(store: Store, data: bytes, by: bytes) -> None:
+    file = store.path(blob(data))
+    file.chmod(0o644)
+    file.write_bytes(by)
+
+
+@pytest.mark.parametrize("by", [b"intacT", b"inta", b""])
+def test_a_damaged_blob_is_noticed_and_can_be_forgotten(directory: Store, by: bytes) -> None:
+    directory.put(*step(1, b"intact"))
+    directory.put(*step(2, b"intact"))
+    directory.put(*step(3, b"other"))
+    damage(directory, b"intact", by)
+    damaged = blob(b"intact")
+    for reading in (directory.read, directory.path, lambda it: directory.fetch(it, Path("/x"))):
+        with pytest.raises(DamagedError, match=f"blob {damaged.sha256} is damaged") as caught:
+            reading(damaged)
+        assert caught.value.blob == damaged
+    assert not Path("/x").exists()
+
+    assert sorted(directory.forget(damaged)) == sorted([key(1), key(2)])
+
+    assert directory.has(map(key, (1, 2, 3))) == {key(3)}
+    directory.put(*step(1, b"intact"))
+    assert directory.read(damaged) == b"intact"
+    assert directory.forget(damaged) == [], "it is whole again"
+
+
+def test_putting_mends_a_torn_blob(directory: Store) -> None:
+    directory.put(*step(1, b"intact"))
+    damage(directory, b"intact", b"\0" * 6)
+    directory.put(*step(2, b"intact"))
+    assert directory.read(blob(b"intact")) == b"intact"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"key": 5}'])
+def test_a_torn_manifest_is_noticed(directory: Store, content: str) -> None:
+    directory.put(*step(1, b"data"))
+    file = Path(directory.url) / "manifests" / key(1)
+    file.chmod(0o644)
+    file.write_text(content)
+    with pytest.raises(DamagedError, match=f"manifest {key(1)} is damaged.*remove it"):
+        directory.manifest(key(1))
+    assert directory.gc(set(), now=lambda: time.time() + 2 * DAY).manifests == 1
+
+
+def test_a_manifest_under_another_key_is_noticed(directory: Store) -> None:
+    directory.put(*step(1, b"data"))
+    manifests = Path(directory.url) / "manifests"
+    (manifests / key(1)).rename(manifests / key(2))
+    with pytest.raises(DamagedError, match=f"it is that of {key(1)}"):
+        directory.manifest(key(2))
+
+
+def test_the_layout_is_as_documented(directory: Store) -> None:
+    manifest, files = step(1, b"data")
+    directory.put(manifest, files)
+    root = Path(directory.url)
+    sha256 = blob(b"data").sha256
+    assert (root / "blobs" / sha256[:2] / sha256).read_bytes() == b"data"
+    stored = json.loads((root / "manifests" / key(1)).read_bytes())
+    assert stored["name"] == "chunk-1"
+    assert stored["artifacts"][0]["blob"] == {"sha256": sha256, "size": 4}
+    assert list((root / "tmp").iterdir()) == []
+
+
+def test_gc_spares_what_is_used_again_meanwhile(directory: Store) -> None:
+    directory.put(*step(1, b"data"))
+    old = time.time() - 3 * DAY
+    for file in Path(directory.url).rglob("*"):
+        if file.is_file():
+            os.utime(file, (old, old))
+    entries = list(directory._backend.list("blobs"))
+    directory.put(*step(2, b"data"))  # finds the blob there
+    assert directory._backend.delete_unused(entries) == [
+        entry for entry in entries if not entry.path.endswith(blob(b"data").sha256)
+    ]
+    assert directory.read(blob(b"data")) == b"data"
+
+
+def test_reading_a_manifest_counts_as_use(directory: Store) -> None:
+    directory.put(*step(1, b"data"))
+    file = Path(directory.url) / "manifests" / key(1)
+    old = time.time() - 3 * DAY
+    os.utime(file, (old, old))
+    directory.manifest(key(1))
+    assert directory.gc(set(), older_than=DAY).manifests == 0
+
+
+def test_everything_is_synced_before_put_returns(directory: Store, tmp_path: Path) -> None:
+    """Seen from outside: which system calls a put makes, and in which order."""
+    directory.put(*step(1, b"first"))
+    trace = tmp_path / "trace"
+    code = f"""
+        from pathlib import Path
+        from trove_kit import step
+        from fabric.trove.store import Store
+        Store({directory.url!r}, Path({str(tmp_path)!r})).put(*step(2, b"second"))
+    """
+    calls = "openat,rename,link,linkat,renameat,fsync,close"
+    subprocess.run(
+        [
+            *("strace", "-f", "-y", "-o", str(trace), "-e", f"trace={calls}"),
+            *(sys.executable, "-c", textwrap.dedent(code)),
+        ],
+        check=True,
+        env=child_environment(),
+    )
+    lines = [line for line in trace.read_text().splitlines() if directory.url in line]
+    blobs = [blob(b"second").sha256, blob(b"log of 2\n").sha256]
+    named = next(i for i, line in enumerate(lines) if "link" in line and key(2) in line)
+    synced = [line.split("<")[1].split(">")[0] for line in lines[:named] if "fsync(" in line]
+    for sha256 in blobs:
+        assert any(path.endswith(sha256) for path in synced)
+        assert any(path.endswith(f"blobs/{sha256[:2]}") for path in synced)
+    assert any("/tmp/" in path.removeprefix(str(tmp_path)) for path in synced), "the manifest"
+    last = [line for line in lines[named:] if "fsync(" in line]
+    assert any("/manifests>" in line for line in last)
+
+
+def test_a_full_disk_is_said_clearly(tmp_path: Path) -> None:
+    """In a mount namespace of its own, on a file system of one MiB."""
+    mount = tmp_path / "small"
+    mount.mkdir()
+    code = f"""
+        import os
+        from pathlib import Path
+        from trove_kit import step, key, blob
+        from fabric.errors import StoreError
+        from fabric.trove.store import Store
+        store = Store({str(mount / "store")!r}, Path({str(tmp_path)!r}))
+        store.put(*step(1, b"fits"))
+        try:
+            store.put(*step(2, os.urandom(2_000_000)))
+        except StoreError as error:
+            print(error)
+        assert store.has([key(1), key(2)]) == {{key(1)}}
+        assert store.read(blob(b"fits")) == b"fits"
+        assert not list(Path({str(mount / "store" / "tmp")!r}).iterdir())
+        store.put(*step(3, b"fits, too"))
+        data = os.urandom(500_000)
+        elsewhere = Store({str(tmp_path / "other")!r}, Path({str(tmp_path)!r}))
+        elsewhere.put(*step(4, data, os.urandom(1_000_000)))
+        elsewhere.fetch(blob(data), Path({str(mount / "copy")!r}))
+        try:
+            elsewhere.fetch(elsewhere.manifest(key(4)).artifacts[1].blob, Path({str(mount)!r}, "b"))
+        except StoreError as error:
+            print(error)
+        assert sorted(os.listdir({str(mount)!r})) == ["copy", "store"]
+    """
+    script = f'mount -t tmpfs -o size=1m none {mount} && exec "$0" -c "$1"'
+    done = subprocess.run(
+        [
+            *("unshare", "--map-root-user", "--mount", "sh", "-c", script),
+            *(sys.executable, textwrap.dedent(code)),
+        ],
+        capture_output=True,
+        text=True,
+        env=child_environment(),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert "chunk-2 cannot be stored: No space left on device" in first
+    assert "the disk is full: free some room" in first
+    assert "cannot be fetched to" in second
+    assert "the disk is full" in second
+
+
+def child_environment() -> dict[str, str]:
+    here = Path(__file__).parent
+    return {**os.environ, "PYTHONPATH": f"{here.parents[1]}:{here}"}
+
+
+def test_a_killed_writer_leaves_nothing_that_counts(directory: Store, tmp_path: Path) -> None:
+    code = """
+        import os, sys
+        from pathlib import Path
+        from trove_kit import step
+        from fabric.trove.store import Store
+        store = Store(sys.argv[1], Path(sys.argv[2]))
+        print(flush=True)
+        for number in range(10**6):
+            store.put(*step(number, b"%d" % number * 50_000, os.urandom(100_000)))
+    """
+    for _ in range(3):
+        with subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(code), directory.url, str(tmp_path)],
+            stdout=subprocess.PIPE,
+            env=child_environment(),
+        ) as writer:
+            assert writer.stdout
+            writer.stdout.readline()
+            time.sleep(0.3)
+            writer.send_signal(signal.SIGKILL)
+    keys = set(directory.keys())
+    assert keys
+    for one in keys:
+        manifest = directory.manifest(one)
+        assert manifest
+        for part in manifest.blobs():
+            directory.read(part)
+    old = time.time() - 2 * DAY
+    for file in (Path(directory.url) / "tmp").iterdir():
+        os.utime(file, (old, old))
+    directory.gc(keys)
+    assert list((Path(directory.url) / "tmp").iterdir()) == []
+
+
+def test_many_writers_at_once(directory: Store, tmp_path: Path) -> None:
+    """Processes that put the same artifacts, while another cleans: all of it stays whole."""
+    code = """
+        import sys
+        from pathlib import Path
+        from trove_kit import step
+        from fabric.trove.store import Store
+        store = Store(sys.argv[1], Path(sys.argv[2]))
+        for number in range(40):
+            store.put(*step(number, b"%d" % number * 1000, b"the same"))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), directory.url, str(tmp_path)]
+    writers = [subprocess.Popen(command, env=child_environment()) for _ in range(4)]
+    while any(writer.poll() is None for writer in writers):
+        directory.gc(set(map(key, range(40))))
+    assert [writer.returncode for writer in writers] == [0] * 4
+    assert directory.has(map(key, range(40))) == set(map(key, range(40)))
+    for number in range(40):
+        manifest = directory.manifest(key(number))
+        assert manifest == step(number, b"%d" % number * 1000, b"the same")[0]
+        assert [directory.read(part) for part in manifest.blobs()]
+    assert list((Path(directory.url) / "tmp").iterdir()) == []
+
+
+def test_a_store_that_may_not_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    store = Store(str(tmp_path / "file" / "store"), tmp_path)
+    with pytest.raises(StoreError, match="chunk-1 cannot be stored: Not a directory"):
+        store.put(*step(1))
+    assert store.has([key(1)]) == set()
+
+
+def test_a_key_cannot_lead_elsewhere(directory: Store) -> None:
+    with pytest.raises(StoreError, match="is no cache key"):
+        directory.manifest("../../etc/passwd")

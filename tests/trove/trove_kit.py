@@ -1,0 +1,286 @@
+"""What the trove's tests share: servers as child processes, git repositories, manifests."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.server
+import io
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fabric.jobs import Artifact, Blob, Manifest
+
+# -- artifacts -------------------------------------------------------------------------------
+
+
+def blob(data: bytes) -> Blob:
+    return Blob(hashlib.sha256(data).hexdigest(), len(data))
+
+
+def key(number: int) -> str:
+    return hashlib.sha256(b"key %d" % number).hexdigest()
+
+
+def step(number: int = 1, *contents: bytes) -> tuple[Manifest, dict[str, bytes | Path]]:
+    """A manifest with an artifact for each of ``contents`` and a log, and its files."""
+    log = b"log of %d\n" % number
+    artifacts = tuple(Artifact(f"a-{i}", blob(data)) for i, data in enumerate(contents))
+    manifest = Manifest(
+        key=key(number),
+        kind="chunk",
+        name=f"chunk-{number}",
+        arch="x86_64",
+        artifacts=artifacts,
+        log=blob(log),
+        log_name=f"build-step-{number}.log",
+        seconds=1.5,
+    )
+    return manifest, {blob(data).sha256: data for data in (*contents, log)}
+
+
+# -- git -------------------------------------------------------------------------------------
+
+
+def git(folder: Path, *args: str) -> str:
+    """Run git there as somebody, without any configuration."""
+    environment = {
+        **os.environ,
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_GLOBAL": "/dev/null",
+        **{f"GIT_{who}_NAME": "someone" for who in ("AUTHOR", "COMMITTER")},
+        **{f"GIT_{who}_EMAIL": "someone@example.org" for who in ("AUTHOR", "COMMITTER")},
+        **{f"GIT_{who}_DATE": "1700000000 +0000" for who in ("AUTHOR", "COMMITTER")},
+    }
+    done = subprocess.run(
+        ["git", "-c", "protocol.file.allow=always", *args],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def repository(folder: Path, files: Mapping[str, str | bytes], tag: str = "") -> str:
+    """Commit ``files`` in a (new) repository with a work tree; return the commit."""
+    if not (folder / ".git").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        git(folder, "init", "--quiet", "--initial-branch=main")
+    for name, content in files.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content.encode() if isinstance(content, str) else content)
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "some change")
+    if tag:
+        git(folder, "tag", "--annotate", "--message", tag, tag)
+    return git(folder, "rev-parse", "HEAD")
+
+
+# -- archives --------------------------------------------------------------------------------
+
+
+def tarball(members: Mapping[str, bytes | str | tarfile.TarInfo], compression: str = "gz") -> bytes:
+    """A tar archive: bytes are files, text is the target of a symlink, others are as they are."""
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode=f"w:{compression}") as archive:  # type: ignore[call-overload]
+        for name, content in members.items():
+            if isinstance(content, tarfile.TarInfo):
+                content.name = name
+                archive.addfile(content)
+                continue
+            info = tarfile.TarInfo(name)
+            info.mtime = 1600000000
+            if isinstance(content, str):
+                info.type, info.linkname = tarfile.SYMTYPE, content
+                archive.addfile(info)
+            else:
+                info.size = len(content)
+                info.mode = 0o755 if content.startswith(b"#!") else 0o640
+                archive.addfile(info, io.BytesIO(content))
+    return raw.getvalue()
+
+
+# -- servers ---------------------------------------------------------------------------------
+
+
+class Files:
+    """Serves a directory over HTTP with ranges.  ``break_after`` cuts each answer after so many
+    bytes, as often as ``breaks`` says; ``requests`` lists (path, Range header)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.break_after = 0
+        self.breaks = 0
+        self.requests: list[tuple[str, str]] = []
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> Files:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def put(self, name: str, data: bytes) -> str:
+        """Serve ``data`` as ``name``; return its URL."""
+        file = self.folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+        return f"{self.url}/{name}"
+
+    def _handler(self) -> type[http.server.BaseHTTPRequestHandler]:
+        files = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                wanted = self.headers.get("Range", "")
+                files.requests.append((self.path, wanted))
+                try:
+                    data = (files.folder / self.path.lstrip("/")).read_bytes()
+                except OSError:
+                    return self.send_error(404)
+                start = int(m[1]) if (m := re.fullmatch(r"bytes=(\d+)-", wanted)) else 0
+                if start and start >= len(data):
+                    return self.send_error(416)
+                data = data[start:]
+                self.send_response(206 if start else 200)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                if files.breaks:
+                    files.breaks -= 1
+                    data = data[: files.break_after]
+                    self.close_connection = True
+                self.wfile.write(data)
+                return None
+
+            def log_message(self, *args: Any) -> None:
+                """Quiet."""
+
+        return Handler
+
+
+@contextlib.contextmanager
+def nginx(folder: Path, port: int) -> Iterator[str]:
+    """A WebDAV server: nginx with its two DAV modules."""
+    module = Path("/usr/lib/nginx/modules/ngx_http_dav_ext_module.so")
+    assert module.exists(), (
+        "the tests need the Debian packages nginx-light, libnginx-mod-http-dav-ext"
+    )
+    for name in ("data", "body"):
+        (folder / name).mkdir()
+    user = "user root;" if os.geteuid() == 0 else ""
+    (folder / "nginx.conf").write_text(
+        f"""
+        load_module {module};
+        daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/error.log; {user}
+        events {{}}
+        http {{
+          access_log off; client_max_body_size 0; client_body_temp_path {folder}/body;
+          proxy_temp_path {folder}/body; fastcgi_temp_path {folder}/body;
+          uwsgi_temp_path {folder}/body; scgi_temp_path {folder}/body;
+          server {{
+            listen 127.0.0.1:{port}; root {folder}/data;
+            location / {{
+              dav_methods PUT DELETE; dav_ext_methods PROPFIND; create_full_put_path on;
+            }}
+          }}
+        }}
+        """
+    )
+    command = ["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf")]
+    command += ["-e", str(folder / "error.log")]
+    with running(command, folder / "output", port, path="/usr/sbin:/sbin"):
+        yield f"http://127.0.0.1:{port}/some/place"
+
+
+@contextlib.contextmanager
+def seaweed(folder: Path) -> Iterator[dict[str, str]]:
+    """An S3 server: SeaweedFS, all of it in one process."""
+    ports = {name: free_port(above=20000) for name in ("master", "volume", "filer", "s3")}
+    (folder / "s3.json").write_text(
+        '{"identities": [{"name": "test", "credentials": [{"accessKey": "test",'
+        ' "secretKey": "secret"}], "actions": ["Admin", "Read", "Write", "List"]}]}'
+    )
+    command = [
+        *("weed", "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
+        *("-master.telemetry=false", "-master.telemetry.url=http://127.0.0.1:9/"),
+        *(
+            "-volume.max=8",
+            "-volume.preStopSeconds=0",
+            "-master.volumeSizeLimitMB=64",
+            f"-filer.localSocket={folder}/filer",
+        ),
+        *("-filer", "-s3", f"-s3.config={folder}/s3.json", "-s3.port.iceberg=0"),
+        *(f"-{name}.port={port}" for name, port in ports.items()),
+    ]
+    tools = str(Path(sys.executable).parent)
+    with running(command, folder / "output", ports["s3"], path=tools, seconds=60):
+        yield {
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_REGION": "us-east-1",
+            "AWS_ENDPOINT": f"http://127.0.0.1:{ports['s3']}",
+            "AWS_ALLOW_HTTP": "true",
+        }
+
+
+@contextlib.contextmanager
+def running(
+    command: list[str], output: Path, port: int, *, path: str = "", seconds: float = 20
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A server as a child process, from when its port answers until the end of the block."""
+    search = f"{os.environ['PATH']}:{path}"
+    program = shutil.which(command[0], path=search)
+    assert program, f"the tests need {command[0]}"
+    with output.open("wb") as log:
+        process = subprocess.Popen([program, *command[1:]], stdout=log, stderr=log)
+    try:
+        until = time.monotonic() + seconds
+        while not answers(port):
+            assert process.poll() is None, output.read_text()
+            assert time.monotonic() < until, output.read_text()
+            time.sleep(0.05)
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(2)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def answers(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
+def free_port(above: int = 1024) -> int:
+    """A port that nobody listens on; also the one 10,000 above it, where that exists."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        if above == 1024:
+            return port
+        if above < port < 55000 and not answers(port + 10000):
+            return port
