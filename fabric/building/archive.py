@@ -238,9 +238,9 @@ def read(file: BinaryIO) -> Iterator[tuple[Entry, Contents]]:
     stream = _Buffered(file)
     name = link = b""
     while (block := stream.exactly(512)) != bytes(512):
-        type_, size = block[156:157], _number(block[124:136])
         if block[257:262] != b"ustar":
             raise MachineFault("Damaged archive: not a tar header where one must be")
+        type_, size = block[156:157], _number(block[124:136])
         contents = Contents(stream, size)
         if type_ == _LONG_NAME:
             name = b"".join(contents.pieces()).rstrip(b"\0")

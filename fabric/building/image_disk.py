@@ -32,7 +32,7 @@ _MKE2FS = f"""[defaults]
  enable_periodic_fsck = 0
  blocksize = {BLOCK}
  inode_size = {_INODE}
- inode_ratio = 16384
+ inode_ratio = 32768
 [fs_types]
  ext4 = {{
   features = has_journal,extent,huge_file,flex_bg,metadata_csum,64bit,dir_nlink,extra_isize
@@ -84,7 +84,7 @@ class Disk:
         entries = found.entries + 2 * len(placed)
         blocks = found.blocks + sum(1 + -(-len(file.data) // BLOCK) for file in placed.values())
         journal = 64 * MIB if root_size >= 2048 * MIB else 16 * MIB
-        inodes = max(root_size // 16384, entries * 5 // 4 + 64)
+        inodes = max(root_size // 32768, entries * 5 // 4 + 64)
         content = blocks * BLOCK + entries * 5 // 4 * _INODE + journal
         needed = root_offset + _mib(content * 103 // 100 + 6 * MIB)
         if size < needed:
@@ -263,6 +263,7 @@ def _environment(scratch: Path) -> dict[str, str]:
         "SOURCE_DATE_EPOCH": str(EPOCH),
         "E2FSPROGS_FAKE_TIME": str(EPOCH),
         "MTOOLS_SKIP_CHECK": "1",
+        "UNIX_IO_NOZEROOUT": "1",  # mke2fs: write zeros, which then become holes
     }
 
 

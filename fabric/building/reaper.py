@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 
 from fabric.building.tree import remove
@@ -33,6 +34,7 @@ class Reaper:
         trash.mkdir()
         self._change = threading.Condition()
         self._builds = 0
+        self._idle_since = time.monotonic()
         self._work = False
         self._closing = False
         self._thread: threading.Thread | None = None
@@ -40,7 +42,9 @@ class Reaper:
     def wake(self) -> None:
         """There is something new in the trash."""
         with self._change:
-            self._work = True
+            if not self._work:
+                self._work = True
+                self._change.notify_all()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
                 self._thread.start()
@@ -54,6 +58,7 @@ class Reaper:
         """A build has ended."""
         with self._change:
             self._builds -= 1
+            self._idle_since = time.monotonic()
 
     def close(self) -> None:
         """Stop the thread.  What is still in the trash goes with its session."""
@@ -74,9 +79,15 @@ class Reaper:
         """Wait until deleting disturbs nobody; False when it is time to end."""
         with self._change:
             while not self._closing:
-                busy = self._builds > 0 or not self._work
-                self._change.wait(_LOOK if busy else _PAUSE)
-                if self._work and (self._builds == 0 or scarce(self.trash)):
-                    self._work = False
+                if not self._work:
+                    self._change.wait()
+                elif self._builds:
+                    if scarce(self.trash):
+                        break
+                    self._change.wait(_LOOK)
+                elif (left := self._idle_since + _PAUSE - time.monotonic()) > 0:
+                    self._change.wait(left)
+                else:
                     break
+            self._work = False
             return not self._closing

@@ -1,1 +1,1 @@
-"""What each sub-command of ``fabric-initiator`` does, one module each: ``run(options, settings)``."""
+"""What each sub-command of ``fabric-initiator`` does: a module each, with its ``run``."""

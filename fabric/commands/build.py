@@ -54,7 +54,7 @@ def _build(
                 screen.say("interrupted; what was built is kept, the same command goes on there")
     session.report_failures(options.system)
     if session.mirror.state != "done":
-        raise BuildFailed(session.mirror.message or f"{plan.graph.system} was not built")
+        raise BuildFailed(f"{plan.graph.system} is not built: {session.failures()}")
     took = duration(time.monotonic() - began)
     _report(screen, project, plan, options.system, f"{session.counts()} in {took}")
     return 0

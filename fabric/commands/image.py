@@ -58,4 +58,4 @@ def parse_size(text: str) -> int:
     match = re.fullmatch(r"(\d+)\s*([kKmMgGtT]?)(?:i?[bB])?", text.strip())
     if not match:
         raise FabricError(f"{text!r} is not a size; write it like 5G or 800M")
-    return int(match[1]) * 1024 ** " kmgt".index(match[2].lower() or " ")
+    return int(match[1]) << 10 * " kmgt".index(match[2].lower() or " ")

@@ -97,6 +97,15 @@ class Session:
         cached = states.count("cached")
         return f"{states.count('done')} built" + (f", {cached} cached" if cached else "")
 
+    def failures(self) -> str:
+        """ "zlib failed", "zlib, jq failed", or whatever else the broker says."""
+        failed = [
+            self._steps[key].name
+            for key, step in self.mirror.steps.items()
+            if step.state == "failed"
+        ]
+        return f"{', '.join(failed)} failed" if failed else self.mirror.message
+
     def report_failures(self, system: str) -> None:
         """What a person needs to go on from here."""
         for key, step in self.mirror.steps.items():
@@ -108,7 +117,8 @@ class Session:
             for line in self._tails.get(key, []):
                 say(f"  | {line}")
             if step.failed_command:
-                say(f"  {step.failed_phase}: {step.failed_command.strip()}")
+                lines = step.failed_command.strip().replace("\n", "\n    ")
+                say(f"  {step.failed_phase}:\n    {lines}")
             if key in self._paths:
                 say(f"  log:   {self._paths[key]}")
             if self._steps[key].kind == "chunk":
@@ -117,7 +127,7 @@ class Session:
     # -- inside ----------------------------------------------------------------------------
 
     def _do(self, actions: list[protocol.Action]) -> None:
-        for action in actions:
+        for action in sorted(actions, key=_endings_first):
             match action:
                 case protocol.Send():
                     send(self._jobs, self._codec.encode(action.message))
@@ -179,7 +189,6 @@ class Session:
     def _view(self) -> BuildView:
         steps = self.mirror.steps.values()
         done, total = self._progress()
-        waiting = [step for step in steps if step.state in ("waiting", "ready") and step.message]
         return BuildView(
             title=self.mirror.submit.title,
             total=total,
@@ -200,8 +209,13 @@ class Session:
                 for step in steps
                 if step.state == "running"
             ),
-            waiting=waiting[0].message if waiting else "",
+            waiting=self.mirror.message,
         )
+
+
+def _endings_first(action: protocol.Action) -> bool:
+    """What ended is told before what begins; all else stays in order."""
+    return isinstance(action, protocol.Changed) and action.new.state == "running"
 
 
 def _user() -> str:

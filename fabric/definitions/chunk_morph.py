@@ -56,7 +56,7 @@ def _max_jobs(fields: Fields, given: Map, what: str) -> int | None:
         return None
     quoted = isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 6
     number = int(value) if quoted else value
-    if type(number) is int and number > 0:
+    if type(number) is int and 0 < number < 100_000:
         return number
     fields.report(
         given.lines["max-jobs"],
@@ -86,7 +86,7 @@ def _device(fields: Fields, entry: Map, what: str) -> Device | None:
         fields.report(entry.lines["type"], f"{what}: 'type' is c or b, not {kind!r}")
     for key in _NUMBERS:
         value = entry.get(key)
-        if type(value) is not int or value < 0:
+        if type(value) is not int or not 0 <= value < 2**32:
             line = entry.lines.get(key, entry.line)
             fields.report(line, f"{what}: {key!r} must be a whole number, not {kind_of(value)}")
     permissions = fields.text(entry, "permissions", what)

@@ -38,10 +38,11 @@ class Chunk:
     strata: list[str] = field(default_factory=list)  # paths
     depends: list[str] = field(default_factory=list)  # chunk ids
     used: bool = False  # some stratum artifact has some of it
-    in_system: bool = False
 
 
 class Links:
+    """The first half of resolving.  Nodes are ids of steps: ``chunk:...`` and ``stratum:...``."""
+
     def __init__(self, loaded: Loaded, defaults: Defaults, findings: Findings) -> None:
         self.loaded = loaded
         self.defaults = defaults
@@ -86,24 +87,30 @@ class Links:
         if morph is None:
             recipe = Recipe(commands, rules, submodules=spec.submodules)
         else:
-            for artifact, line in morph.integration_lines.items():
-                if artifact not in artifacts:
-                    hint = suggest(artifact, artifacts) or f"; it has {listing(artifacts)}"
-                    self.findings.warn(
-                        morph.file,
-                        line,
-                        f"chunk {name}: its 'system-integration' for {artifact!r} is lost, as it"
-                        f" has no such artifact{hint}",
-                    )
             recipe = Recipe(
                 {**commands, **morph.commands} if morph.commands else commands,
                 rules,
                 morph.max_jobs,
                 morph.devices,
-                morph.integration,
+                self._integration(morph, artifacts),
                 spec.submodules,
             )
         return Chunk(f"chunk:{path}:{spec.name}", spec, path, morph, name, recipe, artifacts)
+
+    def _integration(
+        self, morph: ChunkMorph, artifacts: tuple[str, ...]
+    ) -> dict[str, dict[str, tuple[str, ...]]]:
+        """Commands that an artifact carries into systems; those of no artifact go nowhere."""
+        for artifact in morph.integration:
+            if artifact not in artifacts:
+                hint = suggest(artifact, artifacts) or f"; it has {listing(artifacts)}"
+                self.findings.warn(
+                    morph.file,
+                    morph.integration_lines[artifact],
+                    f"chunk {morph.name}: its 'system-integration' for {artifact!r} is lost, as it"
+                    f" has no such artifact{hint}",
+                )
+        return {one: morph.integration[one] for one in morph.integration if one in artifacts}
 
     def _check_alike(self, chunk: Chunk, path: str, spec: ChunkSpec) -> None:
         """A chunk of two strata is built once, so both must want the same."""

@@ -185,6 +185,8 @@ def _submodules(fields: Fields, given: Map, what: str) -> tuple[Submodule, ...]:
     made = []
     for path, value in (table or {}).items():
         inside = f"{what}: submodule {path}"
+        if table and any(part in ("", ".", "..") for part in path.split("/")):
+            fields.report(table.lines[path], f"{inside}: not a path inside the source")
         entry = fields.mapping(value, table.lines[path] if table else 0, inside)
         if entry is not None:
             fields.known(entry, inside, ("url", "submodules"))

@@ -44,7 +44,7 @@ class Interest:
         self.requests: dict[str, Request] = {}
         self.pools = Pools(limits)
         self.capacity = 0  # slots of all workers
-        self.fence = self._first = first
+        self.fence = self._version = first
         self.count = 0  # numbers tasks, workers, requests, questions
         self.strays: dict[str, Attempt] = {}  # running, but not (yet) of any running task
         self.ghosts: dict[str, dict[Id, Attempt]] = {}  # doomed, not known to have ended
@@ -113,7 +113,7 @@ class Interest:
             ranks=plan.ranks(offers, self.expected),
             heard=self.now,
             since=self.now,
-            version=self._first,
+            version=self._next_version(),
         )
         self.requests[request.id] = self._checking[request.id] = request
         self.effects.append(Opened(request.id, request.title))
@@ -377,7 +377,7 @@ class Interest:
                 self._news(request, key)
             self._drop(request, task)
         self.effects.append(Closed(request.id, state))
-        request.version += 1
+        request.version = self._next_version()
         self._changes[request.id] = None
 
     # -- what nobody wants -----------------------------------------------------------------
@@ -424,8 +424,13 @@ class Interest:
         for request in task.requests.values():
             self._news(request, task.key)
 
+    def _next_version(self) -> int:
+        """Versions grow over all requests, so also for one that comes a second time."""
+        self._version += 1
+        return self._version
+
     def _news(self, request: Request, key: str) -> None:
-        request.version += 1
+        request.version = self._next_version()
         request.changed.pop(key, None)
         request.changed[key] = request.version
         self._changes[request.id] = None

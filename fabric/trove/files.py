@@ -6,17 +6,20 @@ import contextlib
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 CHUNK = 1024 * 1024
 
 
 @contextlib.contextmanager
-def locked(file: Path, *, shared: bool = False) -> Iterator[None]:
+def locked(
+    file: Path, *, shared: bool = False, wait: Callable[[], None] | None = None
+) -> Iterator[None]:
     """Hold the lock ``file`` among processes and threads; wait for it as long as it takes.
 
-    The kernel lets go of it when its holder dies.  The file stays and stays empty.
+    ``wait`` is called again and again meanwhile; it takes a moment, and may raise.
+    The kernel lets go of the lock when its holder dies.  The file stays and stays empty.
     """
     try:
         handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -24,7 +27,15 @@ def locked(file: Path, *, shared: bool = False) -> Iterator[None]:
         file.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        while wait:
+            try:
+                fcntl.flock(handle, kind | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                wait()
+        else:
+            fcntl.flock(handle, kind)
         yield
     finally:
         os.close(handle)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from fabric.errors import SourceError
+from fabric.trove.stop import Stop
 
 if TYPE_CHECKING:
     import subprocess  # at run time only where git is started: a cached build never does
@@ -220,12 +221,11 @@ class Repository:
             raise SourceError(f"{self.path} has no refs: is what it mirrors empty?")
         return listing.decode().strip()
 
-    def fetch(self, url: str, refspecs: list[str], progress: Progress) -> None:
+    def fetch(self, url: str, refspecs: list[str], progress: Progress, stop: Stop) -> None:
         """Fetch from ``url``.  SourceError with git's reason if that fails.
 
         The user's own git configuration counts: proxies, certificates, credentials.
         """
-        import signal
         import subprocess
 
         command = ["git", "-c", "http.lowSpeedLimit=1", "-c", "http.lowSpeedTime=60"]
@@ -240,15 +240,9 @@ class Repository:
             stderr=subprocess.PIPE,
             env=environment(private=False),
             start_new_session=True,
-        ) as process:
-            try:
-                assert process.stderr is not None
-                said = _follow(process.stderr, lambda text: progress(f"{url}: {text}"))
-                process.wait()
-            except BaseException:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGTERM)
-                raise
+        ) as process, stop.child(process):
+            assert process.stderr is not None
+            said = _follow(process.stderr, lambda text: progress(f"{url}: {text}"))
         if process.returncode:
             raise SourceError(f"{url}: git cannot fetch from it: {said}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from fabric.trove.importers.apt import Apt
 from fabric.trove.importers.commit import Tree, commit
 from fabric.trove.importers.download import Downloads
 from fabric.trove.lorries import Lorry
+from fabric.trove.stop import Stop
 
 Progress = Callable[[str], None]
 
@@ -20,9 +20,10 @@ Progress = Callable[[str], None]
 class Imports:
     """Imports sources, keeping downloads and apt's lists below ``root`` (the trove's)."""
 
-    def __init__(self, root: Path, progress: Progress, stop: threading.Event) -> None:
+    def __init__(self, root: Path, progress: Progress, stop: Stop) -> None:
         self.root = root
         self.progress = progress
+        self.stop = stop
         self.downloads = Downloads(root / "downloads", progress, stop)
 
     def run(self, lorry: Lorry, repository: git.Repository) -> None:
@@ -36,12 +37,13 @@ class Imports:
                 lorry.url,
                 ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"],
                 lambda text: self.progress(f"{lorry.name}: {text}"),
+                self.stop,
             )
             return
         self.progress(f"{lorry.name}: importing {lorry.version}")
         trees = self._trees(lorry)
         message = f"{lorry.name} {lorry.version}"
-        made = commit(repository, lorry.full_ref, trees, message, lorry.import_key())
+        made = commit(repository, lorry.full_ref, trees, message, lorry.import_key(), self.stop)
         self.progress(f"{lorry.name}: {lorry.ref} is commit {made[:12]}")
 
     def _trees(self, lorry: Lorry) -> list[tuple[str, Tree]]:
@@ -56,11 +58,11 @@ class Imports:
             case "debian-packages":
                 return debian.import_packages(lorry, self.apt(lorry), self.downloads)
             case "pypi-wheels":
-                return wheels.import_wheels(lorry, self.downloads, self.progress)
+                return wheels.import_wheels(lorry, self.downloads, self.progress, self.stop)
         raise SourceError(f"{lorry.where}: no importer for type {lorry.type}")
 
     def apt(self, lorry: Lorry) -> Apt:
         """The private apt that serves a lorry."""
         kind = "deb-src" if lorry.type == "debian-source" else "deb"
         architecture = lorry.architecture or "amd64"
-        return Apt(self.root / "apt", kind, architecture, self.progress)
+        return Apt(self.root / "apt", kind, architecture, self.progress, self.stop)

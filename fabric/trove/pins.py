@@ -30,7 +30,9 @@ def renew(lorry: Lorry, imports: Imports, *, keep_ref: bool = False) -> Lorry:
             if lorry.type == "debian-packages":
                 locked = debian.resolve_packages(lorry, imports.apt(lorry))
             else:
-                locked = wheels.resolve_wheels(lorry, imports.downloads, imports.progress)
+                locked = wheels.resolve_wheels(
+                    lorry, imports.downloads, imports.progress, imports.stop
+                )
             text = _HEAD.format(lorry.name) + "".join(f"{one}\n" for one in locked)
             _replace(lorry, lorry.lock_file, text)
             return lorry

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +28,7 @@ from fabric.trove.files import locked
 from fabric.trove.git import SHA, Repository
 from fabric.trove.lorries import Lorries, Lorry
 from fabric.trove.places import Place, Places, local_path
+from fabric.trove.stop import Stop
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -71,7 +71,7 @@ class Sources:
         self._moved = moved
         self._repositories: dict[Path, Repository] = {}
         self._fetched: set[Path] = set()
-        self._stop = threading.Event()
+        self._stop = Stop()
 
     @cached_property
     def lorries(self) -> Lorries:
@@ -148,7 +148,7 @@ class Sources:
         except BaseException:  # Ctrl-C among others: what is under way ends soon
             self._stop.set()
             pool.shutdown(cancel_futures=True)
-            self._stop.clear()
+            self._stop = Stop()
             raise
         pool.shutdown()
 
@@ -228,7 +228,7 @@ class Sources:
         self.progress(f"{place.url}: fetching")
         try:
             everything = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]
-            repository.fetch(place.url, everything, self.progress)
+            repository.fetch(place.url, everything, self.progress, self._stop)
         except SourceError as error:
             if not stale:
                 raise SourceError(f"{error}; {place.hint}") from None
@@ -236,7 +236,7 @@ class Sources:
         self._fetched.add(repository.path)
         if SHA.fullmatch(ref) and repository.find(ref) is None:
             with contextlib.suppress(SourceError):  # explained by the caller
-                repository.fetch(place.url, [f"{ref}:refs/fabric/{ref}"], self.progress)
+                repository.fetch(place.url, [f"{ref}:refs/fabric/{ref}"], self.progress, self._stop)
 
     def _explain(self, repo: str, ref: str, place: Place, lorry: Lorry | None) -> str:
         """Why a ref cannot be had, and what would help."""
@@ -331,7 +331,16 @@ class Sources:
     @contextlib.contextmanager
     def _locked(self, place: Place) -> Iterator[None]:
         name = hashlib.sha256(str(place.directory).encode()).hexdigest()[:32]
-        with locked(self.root / "locks" / name):
+        waited = False
+
+        def wait() -> None:
+            nonlocal waited
+            if not waited:
+                self.progress(f"{place.directory.stem}: waiting for another import of it")
+            waited = True
+            self._stop.pause(0.2)
+
+        with locked(self.root / "locks" / name, wait=wait):
             yield
 
 

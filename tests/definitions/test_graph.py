@@ -99,7 +99,11 @@ def test_warnings_tell_what_does_nothing() -> None:
         )
     )
     files["systems/s.morph"] = system("name: x, morph: strata/x.morph, artifacts: [x-rumtime]")
-    assert [str(warning) for warning in loaded(files).warnings] == [
+    graph = loaded(files)
+    recipe = named(graph, "a").recipe
+    assert recipe is not None
+    assert recipe.integration == {}
+    assert [str(warning) for warning in graph.warnings] == [
         "strata/a.morph:3: chunk a: the field 'prefix' means nothing here: remove it",
         "strata/a.morph:5: chunk a: its 'system-integration' for 'a-mics' is lost, as it has no"
         " such artifact; did you mean 'a-misc'?",

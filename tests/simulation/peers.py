@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -77,7 +78,7 @@ class Builder:
                     id = (action.key, action.fence)
                     self.killed.add(id)
                     delay = self.world.rng.choice((0.001, 0.5))
-                    self.world.at(delay, lambda id=id: self._end(id, "cancelled"))
+                    self.world.at(delay, partial(self._end, id, "cancelled"))
 
     def _start(self, action: worker_side.Start) -> None:
         world = self.world
@@ -89,16 +90,16 @@ class Builder:
         name = msgspec.msgpack.decode(action.job, type=str)
         seconds = world.rng.choice((0.0, 0.01, 1.0, 6.0))
         for n in range(world.rng.randint(0, 3)):
-            world.at(seconds * n / 4, lambda n=n: self._log(id, f"{name} {id[1]} line {n}\n" * 9))
+            world.at(seconds * n / 4, partial(self._log, id, f"{name} {id[1]} line {n}\n" * 9))
         result = "done"
         if name.endswith("-bad"):
             result = "failed"
         elif self.name in world.sick:
             result = "fault"
         if name.endswith("-poison"):
-            world.at(seconds, lambda: world.crash(self))
+            world.at(seconds, partial(world.crash, self))
         else:
-            world.at(seconds, lambda: self._end(id, result))
+            world.at(seconds, partial(self._end, id, result))
 
     def _log(self, id: tuple[str, int], text: str) -> None:
         if not self.alive or id not in self.agent.running:
@@ -107,7 +108,7 @@ class Builder:
         self.logs[id] += data
         piece = LogPiece(*id, offset, data)
         world = self.world
-        world.send(self.node, "broker", piece, lambda: world.log(*id, offset, data))
+        world.send(self.node, "broker", piece, partial(world.log, *id, offset, data))
         self._do(self.agent.progress(*id, phase=f"phase {offset % 3}", log_size=len(self.logs[id])))
 
     def _end(self, id: tuple[str, int], result: str) -> None:

@@ -12,6 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from heapq import heappop, heappush
 from pathlib import Path
 
@@ -68,7 +69,10 @@ class Scenario:
     def of(cls, seed: int) -> Scenario:
         rng = random.Random(f"scenario {seed}")
         wild = rng.random() < 0.7
-        some = lambda most: rng.choice((0.0, most / 4, most)) if wild else 0.0  # noqa: E731
+
+        def some(most: float) -> float:
+            return rng.choice((0.0, most / 4, most)) if wild else 0.0
+
         return cls(
             seed=seed,
             steps=rng.randint(1, 24),
@@ -139,7 +143,7 @@ class Simulation:
         for n in range(scenario.workers):
             self._start_builder(f"w{n}")
         for n in range(scenario.initiators):
-            self.at(self.rng.uniform(0.0, scenario.trouble / 2), lambda n=n: self._submit(n))
+            self.at(self.rng.uniform(0.0, scenario.trouble / 2), partial(self._submit, n))
         for rate, what in (
             (scenario.crashes, self._crash_builder),
             (scenario.restarts, self._crash_broker),
@@ -192,7 +196,7 @@ class Simulation:
                 times = 2
         for _ in range(times):
             slow = self.scenario.delay if not self.peaceful() else 0.01
-            self.at(self.rng.uniform(0.0005, slow), lambda: self._arrive(source, target, deliver))
+            self.at(self.rng.uniform(0.0005, slow), partial(self._arrive, source, target, deliver))
 
     def _arrive(self, source: str, target: str, deliver: Callable[[], None]) -> None:
         if max(self.cut_until.get(source, 0.0), self.cut_until.get(target, 0.0)) > self.now:
@@ -201,7 +205,7 @@ class Simulation:
         deliver()
 
     def to_broker(self, source: str, message: Message) -> None:
-        self.send(source, "broker", message, lambda: self._hear(source, message))
+        self.send(source, "broker", message, partial(self._hear, source, message))
 
     # -- the broker's shell ------------------------------------------------------------------
 
@@ -221,8 +225,8 @@ class Simulation:
         for worker, wanted in broker.spools.wanted(self.now):
             if worker in broker.routes:
                 node = broker.routes[worker]
-                self.send("broker", node, wanted, lambda n=node, w=wanted: self._to_node(n, w))
-        self.at(0.25, lambda: self._tick(broker))
+                self.send("broker", node, wanted, partial(self._to_node, node, wanted))
+        self.at(0.25, partial(self._tick, broker))
 
     def _hear(self, source: str, message: Message) -> None:
         broker = self.broker
@@ -244,7 +248,7 @@ class Simulation:
                 key, fence = message.key, message.fence
                 piece = broker.spools.read(key, fence, message.offset, message.length)
                 answer = piece or Refused(key, "no-log", "no log of it is kept here")
-                self.send("broker", source, answer, lambda: self._to_node(source, answer))
+                self.send("broker", source, answer, partial(self._to_node, source, answer))
             case _:
                 self.apply(broker, message, source)  # type: ignore[arg-type]
 
@@ -255,16 +259,14 @@ class Simulation:
         for effect in broker.scheduler.handle(event, self.now):
             match effect:
                 case events.Ask():
-                    self.at(self.rng.uniform(0.001, 0.05), lambda e=effect: self._ask(broker, e))
+                    self.at(self.rng.uniform(0.001, 0.05), partial(self._ask, broker, effect))
                 case events.Desire():
                     self._desire(broker, effect.worker)
                 case events.Changed():
                     self._tell_soon(broker, effect.request, 0.0 if effect.over else 0.05)
                 case events.Refuse():
                     refused = Refused(effect.about, effect.code, effect.reason)
-                    self.send(
-                        "broker", source, refused, lambda r=refused: self._to_node(source, r)
-                    )
+                    self.send("broker", source, refused, partial(self._to_node, source, refused))
                 case events.Began():
                     broker.spools.begin(effect.key, effect.fence, effect.worker)
                 case events.Ended():
@@ -291,13 +293,13 @@ class Simulation:
             if not broker.spools.incomplete(each.key, each.fence, self.now)
         )
         desired = msgspec.structs.replace(desired, settled=settled)
-        self.send("broker", node, desired, lambda: self._to_node(node, desired))
+        self.send("broker", node, desired, partial(self._to_node, node, desired))
 
     def _tell_soon(self, broker: Broker, request: str, delay: float) -> None:
         due = broker.due.get(request)
         if due is None or due > self.now + delay:
             broker.due[request] = self.now + delay
-            self.at(delay, lambda: self._tell(broker, request))
+            self.at(delay, partial(self._tell, broker, request))
 
     def _tell(self, broker: Broker, request: str) -> None:
         if self.broker is not broker or broker.due.get(request, self.now + 1) > self.now:
@@ -306,7 +308,7 @@ class Simulation:
         for node, seen in broker.watchers.get(request, {}).items():
             update = broker.scheduler.update(request, seen, self.now)
             if update is not None:
-                self.send("broker", node, update, lambda n=node, u=update: self._to_node(n, u))
+                self.send("broker", node, update, partial(self._to_node, node, update))
 
     def log(self, key: str, fence: int, offset: int, data: bytes) -> None:
         """A piece of log reaches the broker, which publishes what is new in it."""
@@ -320,7 +322,7 @@ class Simulation:
                     "broker",
                     initiator.node,
                     LogPiece(key, fence, offset, fresh),
-                    lambda i=initiator: i.hint(key, hint, fresh),
+                    partial(initiator.hint, key, hint, fresh),
                 )
 
     def _to_node(self, node: str, message: Message) -> None:
@@ -378,7 +380,7 @@ class Simulation:
             return
         self.counts["crashes"] += 1
         builder.alive = False
-        self.at(self.rng.uniform(0.1, 20.0), lambda: self._start_builder(builder.name))
+        self.at(self.rng.uniform(0.1, 20.0), partial(self._start_builder, builder.name))
 
     def _crash_builder(self) -> None:
         self.crash(self.rng.choice(list(self.builders.values())))
@@ -405,7 +407,7 @@ class Simulation:
             self.counts["departures"] += 1
             initiator = self.rng.choice(here)
             initiator.depart(politely=self.rng.random() < 0.5)
-            self.at(self.rng.uniform(0.0, 5.0), lambda: self._submit(len(self.initiators)))
+            self.at(self.rng.uniform(0.0, 5.0), partial(self._submit, len(self.initiators)))
 
     def _store_outage(self) -> None:
         self.counts["store outages"] += 1

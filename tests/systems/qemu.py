@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 
 class ConsoleError(AssertionError):
@@ -29,6 +29,7 @@ class Machine:
         image: Path,
         *,
         memory: str = "512M",
+        disk: Literal["virtio", "nvme"] = "virtio",
         network: str = "none",
         arguments: Sequence[str] = (),
         format: str = "raw",
@@ -37,7 +38,9 @@ class Machine:
         self._command += ["-m", memory, "-nic", network, "-display", "none", "-monitor", "none"]
         self._command += ["-no-reboot", "-serial", "stdio"]
         self._command += ["-device", "virtio-rng-pci"]
-        self._command += ["-drive", f"file={image},format={format},if=virtio,snapshot=on"]
+        device = {"virtio": "virtio-blk-pci", "nvme": "nvme,serial=1"}[disk]
+        self._command += ["-device", f"{device},drive=disk"]
+        self._command += ["-drive", f"file={image},format={format},if=none,id=disk,snapshot=on"]
         self._command += arguments
         self._said = bytearray()
         self._position = 0

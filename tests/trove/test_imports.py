@@ -148,7 +148,7 @@ def test_tarballs_from_a_file_url(trove: Trove, tmp_path: Path) -> None:
     (tmp_path / "a file").write_bytes(data := tarball(CONTENT))
     trove.lorry((tmp_path / "a file").as_uri(), data)
     assert trove.files() == EXPECTED
-    trove.lorry("file:///no/such/file", "00" * 32)
+    trove.lorry("file:///no/such/file", "ab" * 32)
     with pytest.raises(SourceError, match="file:///no/such/file: cannot be downloaded"):
         trove.resolve()
 
@@ -214,7 +214,7 @@ def test_a_hard_link_to_nothing(trove: Trove, files: Files) -> None:
 @pytest.mark.parametrize(
     "data",
     [b"", b"no archive at all", b"\x1f\x8b" + b"x" * 50, b"PK\x03\x04" + b"x" * 50]
-    + [kind()[: min(1200, len(kind()) // 3)] for kind in FORMATS.values()],
+    + [kind()[: min(515, len(kind()) // 3)] for kind in FORMATS.values()],
 )
 def test_damaged_archives(trove: Trove, files: Files, data: bytes) -> None:
     trove.lorry(files.put("thing", data), data)
@@ -228,10 +228,11 @@ def test_damaged_archives(trove: Trove, files: Files, data: bytes) -> None:
 
 
 def test_a_wrong_digest(trove: Trove, files: Files) -> None:
-    trove.lorry(files.put("thing.tgz", tarball(CONTENT)), "ab" * 32)
+    data = tarball(CONTENT)
+    trove.lorry(files.put("thing.tgz", data), "ab" * 32)
     with pytest.raises(SourceError) as caught:
         trove.resolve()
-    found = hashlib.sha256(tarball(CONTENT)).hexdigest()
+    found = hashlib.sha256(data).hexdigest()
     assert f"/thing.tgz: not what the lorry pins: its SHA-256 is {found}, not abab" in str(
         caught.value
     )

@@ -126,6 +126,8 @@ class Files:
         self.break_after = 0
         self.breaks = 0
         self.requests: list[tuple[str, str]] = []
+        self.authorizations: list[str] = []
+        self._pages: dict[str, tuple[str, bytes]] = {}
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -146,6 +148,10 @@ class Files:
         file.write_bytes(data)
         return f"{self.url}/{name}"
 
+    def page(self, path: str, kind: str, text: str) -> None:
+        """Serve a page of that media type."""
+        self._pages[path] = (kind, text.encode())
+
     def _handler(self) -> type[http.server.BaseHTTPRequestHandler]:
         files = self
 
@@ -153,8 +159,13 @@ class Files:
             def do_GET(self) -> None:
                 wanted = self.headers.get("Range", "")
                 files.requests.append((self.path, wanted))
+                files.authorizations.append(self.headers.get("Authorization", ""))
+                kind = "application/octet-stream"
                 try:
-                    data = (files.folder / self.path.lstrip("/")).read_bytes()
+                    if self.path in files._pages:
+                        kind, data = files._pages[self.path]
+                    else:
+                        data = (files.folder / self.path.lstrip("/")).read_bytes()
                 except OSError:
                     return self.send_error(404)
                 start = int(m[1]) if (m := re.fullmatch(r"bytes=(\d+)-", wanted)) else 0
@@ -162,6 +173,7 @@ class Files:
                     return self.send_error(416)
                 data = data[start:]
                 self.send_response(206 if start else 200)
+                self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 if files.breaks:

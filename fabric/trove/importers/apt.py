@@ -23,6 +23,7 @@ from pathlib import Path
 from fabric.errors import SourceError
 from fabric.trove.files import locked
 from fabric.trove.importers.download import Throttle
+from fabric.trove.stop import Stop
 
 Progress = Callable[[str], None]
 Stanza = dict[str, str]
@@ -59,11 +60,14 @@ Acquire::Languages "none";
 class Apt:
     """A private apt below ``directory`` for one kind of entry ("deb" or "deb-src")."""
 
-    def __init__(self, directory: Path, kind: str, architecture: str, progress: Progress) -> None:
+    def __init__(
+        self, directory: Path, kind: str, architecture: str, progress: Progress, stop: Stop
+    ) -> None:
         self.directory = directory / f"{kind}-{architecture}"
         self.kind = kind
         self.architecture = architecture
         self.progress = progress
+        self._stop = stop
         if shutil.which("apt-get") is None:
             raise SourceError(
                 "Debian packages are fetched by apt-get, which this machine does not have:"
@@ -73,12 +77,12 @@ class Apt:
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
         """Set everything up and hold it for us alone; package lists may be up to FRESH old."""
-        with locked(self.directory.with_name(self.directory.name + ".lock")):
+        lock = self.directory.with_name(self.directory.name + ".lock")
+        with locked(lock, wait=lambda: self._stop.pause(0.2)):
             for folder in ("lists/partial", "cache/archives/partial", "sources", "files"):
                 (self.directory / folder).mkdir(parents=True, exist_ok=True)
-            (self.directory / "apt.conf").write_text(
-                _CONFIGURATION.format(self.directory, self.architecture)
-            )
+            settings = _CONFIGURATION.format(self.directory, self.architecture)
+            _write(self.directory / "apt.conf", settings)
             self.suppose_installed([])
             self._copy_entries()
             age = time.time() - _mtime(self._stamp)
@@ -93,7 +97,7 @@ class Apt:
         for stanza in stanzas:
             fields = [f"{name}: {stanza[name]}\n" for name in kept if name in stanza]
             text += "".join(fields) + "Status: install ok installed\nMaintainer: -\n\n"
-        (self.directory / "status").write_text(text)
+        _write(self.directory / "status", text)
 
     def update(self) -> bool:
         """Fetch the package lists, unless that was done a minute ago.  True if done."""
@@ -151,22 +155,20 @@ class Apt:
                         cwd=cwd or self.directory,
                         env={**os.environ, "LC_ALL": "C"},
                         pass_fds=[writer],
+                        start_new_session=True,
                     )
                 finally:
                     os.close(writer)
                 follower = threading.Thread(target=self._follow, args=(status, what))
                 follower.start()
                 try:
-                    code = process.wait()
-                except BaseException:
-                    process.terminate()
-                    process.wait()
-                    raise
+                    with self._stop.child(process):
+                        process.wait()
                 finally:
                     follower.join()
             output.seek(0)
             errors.seek(0)
-            if code:
+            if process.returncode:
                 raise SourceError(f"{what}: {_reason(output.read(), errors.read())}")
             return output.read()
 
@@ -284,6 +286,12 @@ def _reason(output: str, errors: str) -> str:
     lines = [line[3:] for line in errors.splitlines() if line.startswith("E: ")]
     lines += [line.strip() for line in output.splitlines() if "Depends:" in line]
     return "; ".join(lines[:8]) or errors.strip()[-400:] or "apt gave no reason"
+
+
+def _write(file: Path, text: str) -> None:
+    """Write a file unless it is so already: apt's cache is good until a file is newer."""
+    if not file.exists() or file.read_text() != text:
+        file.write_text(text)
 
 
 def _mtime(file: Path) -> float:

@@ -58,7 +58,7 @@ def read(file: Path, shown: str) -> Tree:
                 with tarfile.open(fileobj=plain, mode="r|*") as archive:
                     yield from _tar(archive, shown, newest)
             except _TROUBLE as error:
-                raise SourceError(f"{shown}: this archive cannot be read: {error}") from None
+                raise _damaged(shown, error) from None
 
     return Tree(members(), newest)
 
@@ -71,8 +71,9 @@ def _tar(archive: tarfile.TarFile, shown: str, newest: list[int]) -> Iterator[Me
         newest[:] = [max(0, int(entry.mtime), *newest)]
         if entry.isreg():
             content = archive.extractfile(entry)
+            assert content is not None
             mode = "100755" if entry.mode & 0o111 else "100644"
-            yield Member(path, mode, entry.size, content)
+            yield Member(path, mode, entry.size, _Content(content, shown))
         elif entry.issym():
             yield _symlink(path, entry.linkname)
         elif entry.islnk():
@@ -96,7 +97,25 @@ def _zip(archive: zipfile.ZipFile, shown: str, newest: list[int]) -> Iterator[Me
                 yield _symlink(path, content.read().decode(errors="surrogateescape"))
             else:
                 git_mode = "100755" if mode & 0o111 else "100644"
-                yield Member(path, git_mode, entry.file_size, content)
+                yield Member(path, git_mode, entry.file_size, _Content(content, shown))
+
+
+class _Content:
+    """The content of a member, read outside of this module: it brings its own error."""
+
+    def __init__(self, raw: IO[bytes], shown: str) -> None:
+        self._raw = raw
+        self._shown = shown
+
+    def read(self, size: int) -> bytes:
+        try:
+            return self._raw.read(size)
+        except _TROUBLE as error:
+            raise _damaged(self._shown, error) from None
+
+
+def _damaged(shown: str, error: Exception) -> SourceError:
+    return SourceError(f"{shown}: this archive cannot be read: {error}")
 
 
 def _symlink(path: str, target: str) -> Member:

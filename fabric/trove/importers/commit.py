@@ -8,13 +8,18 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from fabric.errors import SourceError
 from fabric.trove import git
+from fabric.trove.stop import Stop
 
 _AUTHOR = b"Fabric trove <trove@fabric.invalid>"
 _CHUNK = 1024 * 1024
+
+
+class Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +29,7 @@ class Member:
     path: str  # relative, "/" between parts, clean
     mode: str  # git's: "100644", "100755", "120000"
     size: int = 0  # bytes
-    content: IO[bytes] | None = None  # read once, before the next member is asked for
+    content: Readable | None = None  # read once, before the next member is asked for
     same_as: str = ""  # a hard link: the path of an earlier member
 
 
@@ -46,6 +51,7 @@ def commit(
     trees: Iterable[tuple[str, Tree]],
     message: str,
     import_key: str,
+    stop: Stop,
 ) -> str:
     """Make a commit without parents of all ``trees``, each below its prefix ("" or "doc/").
 
@@ -67,7 +73,7 @@ def commit(
         assert process.stdin is not None
         try:
             with process.stdin as stream:
-                _write(stream, ref, trees, message, import_key)
+                _write(stream, ref, _stoppable(trees, stop), message, import_key)
         except BrokenPipeError:
             pass  # git has ended and says why below
         except BaseException:
@@ -82,6 +88,16 @@ def commit(
     if made is None:
         raise SourceError(f"{repository.path}: the import left no {ref}")
     return made[0]
+
+
+def _stoppable(trees: Iterable[tuple[str, Tree]], stop: Stop) -> Iterator[tuple[str, Tree]]:
+    def members(tree: Tree) -> Iterator[Member]:
+        for member in tree.members:
+            stop.check()
+            yield member
+
+    for prefix, tree in trees:
+        yield prefix, Tree(members(tree), tree.newest)
 
 
 def _write(

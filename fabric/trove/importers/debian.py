@@ -144,7 +144,13 @@ def resolve_packages(lorry: Lorry, apt: Apt) -> tuple[Locked, ...]:
     """The packages a lorry names with all they need, as offered now; needed ones first."""
     with apt.opened():
         apt.update()
-        apt.suppose_installed(_newest(apt.show(*lorry.exclude)).values())
+        excluded = _newest(apt.show(*lorry.exclude))
+        if unknown := set(lorry.exclude) - excluded.keys():
+            raise SourceError(
+                f"{lorry.where}: {lorry.name} excludes what the archives do not have:"
+                f" {', '.join(sorted(unknown))}"
+            )
+        apt.suppose_installed(excluded.values())
         closure = apt.simulate_install(lorry.packages)
         wanted = {f"{name}={version}" for name, version in closure}
         offers = {(one["Package"], one["Version"]): one for one in apt.show(*sorted(wanted))}

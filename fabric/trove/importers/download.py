@@ -8,7 +8,6 @@ import hashlib
 import http.client
 import os
 import ssl
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -16,8 +15,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
-from fabric.errors import Cancelled, SourceError
+from fabric.errors import SourceError
 from fabric.trove.files import fsync, sha256_of
+from fabric.trove.stop import Stop
 
 Progress = Callable[[str], None]
 
@@ -30,10 +30,10 @@ _TRIES = 4
 class Downloads:
     """The directory of finished downloads, shared by any number of processes.
 
-    ``stop`` ends a download under way with Cancelled.
+    ``stop`` ends a download under way.
     """
 
-    def __init__(self, directory: Path, progress: Progress, stop: threading.Event) -> None:
+    def __init__(self, directory: Path, progress: Progress, stop: Stop) -> None:
         self.directory = directory
         self.progress = progress
         self._stop = stop
@@ -99,7 +99,7 @@ class Downloads:
         partial = self.directory / f"{name}.part"
         while True:
             with partial.open("ab") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
+                self._lock(file)
                 # whoever held it may have renamed it away
                 with contextlib.suppress(FileNotFoundError):
                     if partial.stat().st_ino == os.fstat(file.fileno()).st_ino:
@@ -110,6 +110,13 @@ class Downloads:
                                 if not partial.stat().st_size:
                                     partial.unlink()
                         return
+
+    def _lock(self, file: IO[bytes]) -> None:
+        while True:
+            try:
+                return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # another process is downloading it
+                self._stop.pause(0.2)
 
     def _settle(self, file: Path, sha256: str, origin: str) -> None:
         found = sha256_of(file)
@@ -145,8 +152,7 @@ class Downloads:
                         f"{shown(url)}: cannot be downloaded: {reason};"
                         " what came so far is kept, so try again"
                     ) from None
-            if self._stop.wait(attempt):
-                raise Cancelled("interrupted")
+            self._stop.pause(attempt)
         raise SourceError(f"{shown(url)}: cannot be downloaded")
 
     def _attempt(
@@ -177,8 +183,7 @@ class Downloads:
         news = Throttle(self.progress)
         news(f"{name}: downloading{_of(have, total)}")
         while piece := response.read(_CHUNK):
-            if self._stop.is_set():
-                raise Cancelled("interrupted")
+            self._stop.check()
             file.write(piece)
             have += len(piece)
             news(f"{name}: downloading{_of(have, total)}")

@@ -20,6 +20,7 @@ from fabric.trove.importers.commit import Tree, from_files
 from fabric.trove.importers.debian import MovedError
 from fabric.trove.importers.download import Downloads
 from fabric.trove.lorries import Locked, Lorry
+from fabric.trove.stop import Stop
 
 #: The newest GNU C library that wheels may ask for: 2.41, Debian 13's.
 _GLIBC = 41
@@ -27,12 +28,12 @@ _GONE = ("No matching distribution found", "DO NOT MATCH THE HASHES")
 
 
 def resolve_wheels(
-    lorry: Lorry, downloads: Downloads, progress: Callable[[str], None]
+    lorry: Lorry, downloads: Downloads, progress: Callable[[str], None], stop: Stop
 ) -> tuple[Locked, ...]:
     """The wheels a lorry names with all they need, as offered now, by name."""
     progress(f"{lorry.name}: asking the Python package index")
     found = []
-    with _downloaded(lorry, downloads, list(lorry.packages)) as files:
+    with _downloaded(lorry, downloads, stop, list(lorry.packages)) as files:
         for file in files:
             name, version, tag = file.name.removesuffix(".whl").split("-", 2)
             sha256, size = sha256_of(file), file.stat().st_size
@@ -42,7 +43,7 @@ def resolve_wheels(
 
 
 def import_wheels(
-    lorry: Lorry, downloads: Downloads, progress: Callable[[str], None]
+    lorry: Lorry, downloads: Downloads, progress: Callable[[str], None], stop: Stop
 ) -> list[tuple[str, Tree]]:
     """The pinned wheels, as they are.  MovedError if one is not offered."""
     locked = lorry.locked()
@@ -55,7 +56,7 @@ def import_wheels(
     if missing:
         progress(f"{lorry.name}: downloading {len(missing)} wheels")
         pins = [f"{one.name}=={one.version} --hash=sha256:{one.sha256}" for one in missing.values()]
-        with _downloaded(lorry, downloads, pins, "--no-deps", "--require-hashes") as files:
+        with _downloaded(lorry, downloads, stop, pins, "--no-deps", "--require-hashes") as files:
             for file in files:
                 if one := missing.get(file.name):
                     downloads.adopt(file, one.sha256, file.name)
@@ -71,7 +72,7 @@ def wheel_name(locked: Locked) -> str:
 
 @contextmanager
 def _downloaded(
-    lorry: Lorry, downloads: Downloads, requirements: list[str], *options: str
+    lorry: Lorry, downloads: Downloads, stop: Stop, requirements: list[str], *options: str
 ) -> Iterator[list[Path]]:
     """The wheels that pip chooses, in a folder that goes away."""
     place = downloads.directory.parent
@@ -92,11 +93,20 @@ def _downloaded(
             *(f"manylinux{old}_{architecture}" for old in (2014, 2010, 1)),
         ):
             command += ["--platform", platform]
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            said = re.sub(r"\s*\n\s*", " ", done.stderr.replace("ERROR: ", "")).strip()
+        with (
+            subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            ) as process,
+            stop.child(process),
+        ):
+            assert process.stderr is not None
+            errors = process.stderr.read().decode(errors="replace")
+        if process.returncode:
+            said = re.sub(r"\s*\n\s*", " ", errors.replace("ERROR: ", "")).strip()
             if lorry.locked() and any(words in said for words in _GONE):
                 raise MovedError(
                     f"{lorry.where}: {lorry.name} pins wheels that the index does not offer (any"

@@ -1,0 +1,204 @@
+"""The worker's directories: locks, scratch, what is cleaned when."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from building_kit import Kit
+
+from fabric.building import Workspace, host_tools, shell
+from fabric.building.locks import Locks
+from fabric.building.reaper import Reaper
+from fabric.errors import BuildFailed, Cancelled, FabricError
+from fabric.jobs import Job
+
+
+class TestLocks:
+    def test_by_name(self, tmp_path: Path) -> None:
+        one, two = Locks(tmp_path / "lock"), Locks(tmp_path / "lock")
+        held = one.take("a")
+        assert held is not None
+        assert two.take("a") is None
+        assert one.take("a") is None
+        other = two.take("b")
+        assert other is not None
+        os.close(held)
+        again = two.take("a")
+        assert again is not None
+        os.close(again)
+        os.close(other)
+
+    def test_shared(self, tmp_path: Path) -> None:
+        locks = Locks(tmp_path / "lock")
+        held = [locks.take("a", shared=True) for _ in range(2)]
+        assert locks.take("a") is None
+        for fd in held:
+            assert fd is not None
+            os.close(fd)
+        fd = locks.take("a")
+        assert fd is not None
+        os.close(fd)
+
+    def test_waiting_ends_when_it_is_cancelled(self, kit: Kit) -> None:
+        cancelled = threading.Event()
+        threading.Timer(0.05, cancelled.set).start()
+        with (
+            kit.workspace.locked("x"),
+            pytest.raises(Cancelled),
+            kit.workspace.locked("x", cancelled),
+        ):
+            pass
+
+    def test_waiting_ends_when_it_is_free(self, kit: Kit) -> None:
+        released: list[float] = []
+
+        def hold() -> None:
+            with kit.workspace.locked("x"):
+                ready.set()
+                time.sleep(0.2)
+                released.append(time.monotonic())
+
+        ready = threading.Event()
+        thread = threading.Thread(target=hold)
+        thread.start()
+        ready.wait()
+        with kit.workspace.locked("x", threading.Event()):
+            assert released
+        thread.join()
+
+
+class TestScratch:
+    def test_leftovers_of_the_dead_are_removed_and_of_the_living_are_not(self, kit: Kit) -> None:
+        dead = kit.workspace.root / "tmp/123-dead"
+        (dead / "5/up").mkdir(parents=True)
+        alive = kit.workspace.scratch()
+        with Workspace(kit.workspace.root, kit.store, kit.sources):
+            assert not dead.exists()
+            assert alive.exists()
+
+    def test_what_a_build_did_not_touch_is_used_again(self, kit: Kit) -> None:
+        job = kit.chunk("one", build=["touch /tmp/x; chmod 500 /tmp; chmod 0 ."])
+        kit.build(job)
+        kit.build(kit.chunk("two", build=['test -z "$(ls -A /tmp; ls -A .)"; stat -c %a . /tmp']))
+        assert "\n755\n1777\n" in kit.log_text
+        numbered = [path.name for path in kit.workspace.session.iterdir() if path.name != "trash"]
+        assert len(numbered) == 1
+
+    def test_rubbish_goes_in_pauses_and_at_the_end(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("fabric.building.reaper._PAUSE", 0.02)
+        monkeypatch.setattr("fabric.building.reaper._LOOK", 0.02)
+        reaper = Reaper(tmp_path / "trash")
+        reaper.enter()
+        (tmp_path / "trash/one").mkdir()
+        reaper.wake()
+        time.sleep(0.1)
+        assert (tmp_path / "trash/one").exists()
+        reaper.leave()
+        deadline = time.monotonic() + 15
+        while (tmp_path / "trash/one").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not (tmp_path / "trash/one").exists()
+        reaper.close()
+
+    def test_rubbish_goes_at_once_when_room_is_scarce(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("fabric.building.reaper.scarce", lambda path: True)  # noqa: ARG005
+        reaper = Reaper(tmp_path / "trash")
+        reaper.enter()
+        (tmp_path / "trash/one").mkdir()
+        reaper.wake()
+        deadline = time.monotonic() + 15
+        while (tmp_path / "trash/one").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not (tmp_path / "trash/one").exists()
+        reaper.close()
+
+
+class TestCleaning:
+    def test_keeps_what_is_wanted(self, kit: Kit) -> None:
+        jobs = [kit.chunk(name, build=[":"]) for name in ("one", "two")]
+        for job in jobs:
+            kit.build(job)
+        assert kit.workspace.clean(keep={jobs[0].key})
+        left = {path.name for path in (kit.workspace.root / "layers").iterdir()}
+        assert left == {jobs[0].key}
+
+    def test_does_nothing_while_somebody_builds(self, kit: Kit) -> None:
+        with kit.workspace.using():
+            assert not kit.workspace.clean()
+
+    def test_layers_of_before_a_reboot_are_not_trusted(self, kit: Kit) -> None:
+        job = kit.chunk(build=[":"])
+        kit.build(job)
+        root = kit.workspace.root
+        with Workspace(root, kit.store, kit.sources):
+            assert (root / "layers" / job.key).exists()
+        (root / "boot").write_text("another boot\n")
+        with Workspace(root, kit.store, kit.sources):
+            assert not (root / "layers" / job.key).exists()
+
+    def test_nobody_else_may_look_inside(self, kit: Kit) -> None:
+        assert kit.workspace.root.stat().st_mode & 0o777 == 0o700
+
+
+class TestShell:
+    def test_in_the_tree_of_a_failed_build(
+        self, kit: Kit, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        job = kit.chunk(
+            source=kit.tree(file="text"),
+            build=["echo made > made", "grep -q fixed file", "echo built"],
+            install=["mkdir -p $DESTDIR/usr"],
+        )
+        with pytest.raises(BuildFailed):
+            kit.build(job)
+        script = "pwd; cat made; echo $MAKEFLAGS; echo fixed > file; sh /thing.steps build-commands"
+        assert shell(job, kit.workspace, jobs=3, argv=["sh", "-c", script]) == 0
+        output = capfd.readouterr().out
+        assert output.startswith("/thing.build\nmade\n-j3\n### BUILD-COMMANDS ###\n")
+        assert output.endswith("built\n")
+        assert "INSTALL" not in output
+        # what was done there is still there the next time
+        assert shell(job, kit.workspace, jobs=3, argv=["sh", "/thing.steps"]) == 0
+        assert "### INSTALL-COMMANDS ###" in capfd.readouterr().out
+
+    def test_in_a_fresh_tree(self, kit: Kit, capfd: pytest.CaptureFixture[str]) -> None:
+        job = kit.chunk(source=kit.tree(file="text"), build=["echo built > file; exit 3"])
+        assert shell(job, kit.workspace, jobs=1, argv=["cat", "file"]) == 0
+        assert capfd.readouterr().out == "text"
+        assert shell(job, kit.workspace, jobs=1, argv=["sh", "/thing.steps"]) == 3
+        assert not list((kit.workspace.root / "failed").iterdir())
+
+    def test_only_chunks_have_one(self, kit: Kit) -> None:
+        job = Job(key="0", kind="stratum", name="s", arch="x86_64", log="", artifacts=())
+        with pytest.raises(FabricError, match="s is a stratum"):
+            shell(job, kit.workspace, jobs=1)
+
+
+class TestHostTools:
+    def test_digest_is_remembered_and_follows_the_files(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tool = tmp_path / "bin/sh"
+        tool.parent.mkdir()
+        tool.write_text("#!one")
+        tool.chmod(0o755)
+        monkeypatch.setattr("fabric.building.host.PATH", str(tool.parent))
+        monkeypatch.setattr("fabric.building.host._FILES", ())
+        first = host_tools(tmp_path / "cache/digests")
+        assert len(first) == 64
+        tool.write_text("#!two, longer")
+        second = host_tools(tmp_path / "cache/digests")
+        assert second not in (first, "")
+        (tmp_path / "cache/digests").write_text("rubbish")
+        assert host_tools(tmp_path / "cache/digests") == second
+
+    def test_of_this_machine(self, tmp_path: Path) -> None:
+        assert host_tools(tmp_path / "digests") == host_tools(tmp_path / "digests")

@@ -1,0 +1,190 @@
+"""The worker's side of the protocol."""
+
+from itertools import pairwise
+
+import msgspec
+import pytest
+
+from fabric.wire.agent import PROGRESS_EVERY, REPORT_EVERY, Kill, Send, Start, WorkerAgent
+from fabric.wire.messages import Assignment, Attempt, Desired, Outcome, Report
+
+JOB = msgspec.Raw(msgspec.msgpack.encode("job"))
+
+
+class Wish:
+    """Desired states, numbered."""
+
+    def __init__(self, broker: str = "b1") -> None:
+        self.broker = broker
+        self.sequence = 0
+
+    def __call__(
+        self,
+        start: tuple[tuple[str, int], ...] = (),
+        keep: tuple[tuple[str, int], ...] = (),
+        settled: tuple[tuple[str, int], ...] = (),
+    ) -> Desired:
+        self.sequence += 1
+        return Desired(
+            self.sequence,
+            self.broker,
+            start=tuple(Assignment(*id, JOB) for id in start),
+            keep=tuple(Attempt(*id) for id in keep),
+            settled=tuple(Attempt(*id) for id in settled),
+        )
+
+
+def agent_with(slots: int = 1) -> WorkerAgent:
+    agent = WorkerAgent(name="w1", instance="first", arch="x86_64", slots=slots)
+    agent.tick(0.0)
+    return agent
+
+
+def reported(agent: WorkerAgent) -> tuple[list[tuple[str, int]], list[tuple[str, str]]]:
+    report = agent.report()
+    running = [(each.key, each.fence) for each in report.running]
+    return running, [(each.key, each.result) for each in report.finished]
+
+
+def test_the_first_tick_reports_and_then_one_each_second() -> None:
+    agent = WorkerAgent(name="w1", instance="first", arch="x86_64", slots=2, features=("kvm",))
+    [send] = agent.tick(10.0)
+    assert isinstance(send, Send)
+    report = send.report
+    assert (report.name, report.slots, report.features) == ("w1", 2, ("kvm",))
+    assert agent.due == 10.0 + REPORT_EVERY
+    assert agent.tick(10.5) == []
+    assert len(agent.tick(11.0)) == 1
+
+
+def test_what_is_wanted_starts_and_is_reported() -> None:
+    agent = agent_with()
+    assert agent.desired(Wish()(start=(("a", 1),))) == [Start("a", 1, JOB)]
+    assert agent.running == (("a", 1),)
+    assert reported(agent) == ([("a", 1)], [])
+    assert agent.due == PROGRESS_EVERY, "that it began is reported soon"
+
+
+def test_repeated_and_old_messages_change_nothing() -> None:
+    agent, wish = agent_with(2), Wish()
+    first, second = wish(start=(("a", 1),)), wish(start=(("a", 1), ("b", 2)))
+    agent.desired(second)
+    assert agent.desired(second) == []
+    assert agent.desired(first) == []
+    assert agent.running == (("a", 1), ("b", 2))
+
+
+def test_what_is_left_out_is_killed_once() -> None:
+    agent, wish = agent_with(), Wish()
+    agent.desired(wish(start=(("a", 1),)))
+    assert agent.desired(wish()) == [Kill("a", 1)]
+    assert agent.desired(wish()) == []
+    assert reported(agent) == ([("a", 1)], []), "still there until it is dead"
+    [send] = agent.ended(Outcome("a", 1, "cancelled"))
+    assert isinstance(send, Send)
+    assert reported(agent) == ([], [])
+    assert agent.idle
+
+
+def test_a_killed_attempt_that_was_quicker_is_reported() -> None:
+    agent, wish = agent_with(), Wish()
+    agent.desired(wish(start=(("a", 1),)))
+    agent.desired(wish())
+    agent.ended(Outcome("a", 1, "done"))
+    assert reported(agent) == ([], [("a", "done")])
+
+
+def test_outcomes_are_reported_until_settled() -> None:
+    agent, wish = agent_with(), Wish()
+    agent.desired(wish(start=(("a", 1),)))
+    [send] = agent.ended(Outcome("a", 1, "failed"))
+    assert isinstance(send, Send)
+    assert [each.result for each in send.report.finished] == ["failed"]
+    agent.desired(wish(keep=(("a", 1),)))
+    assert agent.unsettled == (("a", 1),)
+    assert not agent.idle
+    agent.desired(wish(settled=(("a", 1),)))
+    assert reported(agent) == ([], [])
+    assert agent.idle
+
+
+def test_what_has_ended_does_not_start_again() -> None:
+    agent, wish = agent_with(), Wish()
+    agent.desired(wish(start=(("a", 1),)))
+    agent.ended(Outcome("a", 1, "done"))
+    assert agent.desired(wish(start=(("a", 1),))) == []
+
+
+def test_more_than_its_slots_waits() -> None:
+    agent, wish = agent_with(), Wish()
+    assert agent.desired(wish(start=(("a", 1), ("b", 2)))) == [Start("a", 1, JOB)]
+    assert reported(agent) == ([("a", 1), ("b", 2)], [])
+    start, send = agent.ended(Outcome("a", 1, "done"))
+    assert start == Start("b", 2, JOB)
+    assert isinstance(send, Send)
+
+
+def test_what_waits_and_is_left_out_is_forgotten() -> None:
+    agent, wish = agent_with(), Wish()
+    agent.desired(wish(start=(("a", 1), ("b", 2))))
+    [send] = agent.desired(wish(keep=(("a", 1),)))
+    assert isinstance(send, Send)
+    assert reported(agent) == ([("a", 1)], [])
+
+
+def test_a_new_attempt_waits_until_the_old_one_of_that_job_is_dead() -> None:
+    agent, wish = agent_with(2), Wish()
+    agent.desired(wish(start=(("a", 1),)))
+    assert agent.desired(wish(start=(("a", 2),))) == [Kill("a", 1)]
+    start, _ = agent.ended(Outcome("a", 1, "cancelled"))
+    assert start == Start("a", 2, JOB)
+
+
+def test_another_broker_is_obeyed_and_the_old_one_no_more() -> None:
+    agent, old, new = agent_with(), Wish("b1"), Wish("b2")
+    for _ in range(5):
+        last = old(start=(("a", 1),))
+    agent.desired(last)
+    assert agent.desired(new(keep=(("a", 1),))) == []
+    assert agent.desired(old()) == []
+    assert agent.running == (("a", 1),)
+    report = agent.report()
+    assert (report.broker, report.answered) == ("b2", 1)
+
+
+def test_a_new_phase_is_reported_soon_and_bytes_later() -> None:
+    agent = agent_with()
+    agent.desired(Wish()(start=(("a", 1),)))
+    agent.tick(1.0)
+    assert agent.progress("a", 1, phase="", log_size=10) == []
+    assert agent.due == 1.0 + REPORT_EVERY
+    agent.progress("a", 1, phase="build", log_size=20)
+    assert agent.due == 1.0 + PROGRESS_EVERY
+    [send] = agent.tick(1.2)
+    assert isinstance(send, Send)
+    [running] = send.report.running
+    assert (running.phase, running.log_size) == ("build", 20)
+    assert agent.progress("gone", 1, phase="build", log_size=1) == []
+
+
+def test_draining_hands_back_what_has_not_begun() -> None:
+    agent, wish = agent_with(), Wish()
+    agent.desired(wish(start=(("a", 1), ("b", 2))))
+    [send] = agent.drain()
+    assert isinstance(send, Send)
+    assert send.report.draining
+    assert reported(agent) == ([("a", 1)], [("b", "cancelled")])
+    agent.ended(Outcome("a", 1, "done"))
+    agent.desired(wish(settled=(("a", 1), ("b", 2))))
+    assert agent.idle
+
+
+def test_the_end_of_what_never_ran_is_an_error() -> None:
+    with pytest.raises(KeyError):
+        agent_with().ended(Outcome("a", 1, "done"))
+
+
+def test_reports_are_numbered() -> None:
+    agent = agent_with()
+    reports: list[Report] = [agent.report() for _ in range(3)]
+    assert [b.sequence - a.sequence for a, b in pairwise(reports)] == [1, 1]
