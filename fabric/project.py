@@ -78,7 +78,10 @@ class Project:
         """The build graph of a system.  DefinitionsError if the definitions are wrong."""
         from fabric.definitions.load import load
 
-        return load(self.read, system)
+        graph = load(self.read, system)
+        for warning in graph.warnings:
+            self._progress(f"{warning.file}:{warning.line}: warning: {warning.message}")
+        return graph
 
     def plan(self, graph: Graph, goals: Iterable[str] = ()) -> Plan:
         """The graph with every source pinned; ``goals`` are step ids, by default the system.

@@ -30,6 +30,7 @@ from fabric.building.log import Log
 from fabric.building.merge import Merger
 from fabric.building.steps import CommandList, script
 from fabric.building.workspace import Workspace
+from fabric.definitions.environment import SYSTEM_PATH
 from fabric.errors import BuildFailed
 from fabric.jobs import Job, Source
 
@@ -37,8 +38,6 @@ from fabric.jobs import Job, Source
 _OUTSIDE = "/staging"
 #: Only these see more than one of make's jobs.
 _PARALLEL = ("pre-build-commands", "build-commands", "post-build-commands")
-#: The end of PATH in every chunk's environment, which outside gives way to the host's.
-_STANDARD = ("/sbin", "/usr/sbin", "/bin", "/usr/bin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +92,7 @@ def prepare(
     mounts += ["--proc", "/proc", "--dev", "/dev"]
     environment = dict(job.environment, DESTDIR=inst)
     if not inside:
-        own = [path for path in environment.get("PATH", "").split(":") if path not in _STANDARD]
+        own = environment.get("PATH", "").removesuffix(SYSTEM_PATH).split(":")
         environment["PATH"] = ":".join([*(base + path for path in own if path), host.PATH])
     text = script(job.name, steps, _lists(job, jobs))
     read_only = (base, "/") if lower and not inside else ("/",)
@@ -145,7 +144,7 @@ def _linked(lower: list[Path], layers: Layers, log: Log, cancelled: threading.Ev
         work = layers.workspace.scratch()
         mounts = _overlay(lower, "--overlay", str(into), str(work), "/")
         mounts += ["--proc", "/proc", "--dev", "/dev"]
-        environment = {"PATH": ":".join(_STANDARD), "LC_ALL": "C"}
+        environment = {"PATH": SYSTEM_PATH, "LC_ALL": "C"}
         path = "/dev/steps"
         text = script("the staging area", path, [CommandList("ldconfig", ("ldconfig",))])
         box = sandbox.Box(tuple(mounts), (), environment, "/", text, path)

@@ -265,7 +265,7 @@ def look_through(tree: Path) -> tuple[Index, int]:
                 pending.append(path)
             elif item.is_symlink():
                 links[path] = os.readlink(item.path)  # noqa: PTH115 - bytes
-    has = tuple(path for path in _NOTED if os.path.lexists(top + b"/" + path))
+    has = tuple(path for path in _NOTED if os.path.lexists(top + b"/" + follow(path, links)))
     return Index(frozenset(dirs), links, has), count
 
 

@@ -1,0 +1,339 @@
+"""The broker as a process, with real sockets, workers and initiators."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+import zmq
+from wire_kit import FakeWorker, key_of, until
+
+from fabric.wire import sockets
+from fabric.wire.messages import (
+    PROTOCOL,
+    LogPiece,
+    LogRead,
+    Poll,
+    Refused,
+    Report,
+    Submit,
+    ToInitiator,
+)
+
+if TYPE_CHECKING:
+    from conftest import Fabric
+
+CHAIN = "app: lib zlib\nlib: zlib\nzlib:"
+
+
+def test_a_build_from_end_to_end(fabric: Fabric) -> None:
+    workers = [fabric.worker("w1"), fabric.worker("w2")]
+    first = fabric.initiator(CHAIN)
+    assert first.follow() == "done"
+    assert first.states() == dict.fromkeys(("app", "lib", "zlib"), "done")
+    assert first.logs == {n: f"building {n}\n".encode() for n in ("app", "lib", "zlib")}
+    assert first.whole == dict.fromkeys(first.logs, True)
+    first.leave()
+    second = fabric.initiator(CHAIN)
+    assert second.follow() == "done"
+    assert second.states() == {"app": "cached"}
+    assert sorted(workers[0].built + workers[1].built) == ["app", "lib", "zlib"]
+
+
+def test_a_failure_is_told_with_its_log(fabric: Fabric) -> None:
+    def build(name: str) -> bytes:
+        raise FakeWorker.Fails(f"{name}: make returned 2")
+
+    fabric.worker("w1", build)
+    initiator = fabric.initiator(CHAIN)
+    assert initiator.follow() == "failed"
+    step = initiator.mirror.steps[key_of("zlib")]
+    assert (step.state, step.message) == ("failed", "zlib: make returned 2")
+    assert initiator.whole == {"zlib": True}
+
+
+def test_logs_that_the_stream_lost_are_fetched(fabric: Fabric) -> None:
+    text = random.Random(1).randbytes(3_000_000)
+    fabric.worker("w1", lambda _: text, lose_logs=True)
+    initiator = fabric.initiator("zlib:")
+    assert initiator.follow() == "done"
+    assert initiator.logs["zlib"] == text
+    assert initiator.whole == {"zlib": True}
+
+
+def test_an_initiator_without_the_stream_reads_all_it_missed(fabric: Fabric) -> None:
+    text = random.Random(2).randbytes(1_000_000)
+    fabric.worker("w1", lambda _: text)
+    initiator = fabric.initiator("zlib:", stream=False)
+    assert initiator.follow() == "done"
+    assert initiator.logs["zlib"] == text
+
+
+def test_two_requests_for_one_artifact_share_the_build_and_its_log(fabric: Fabric) -> None:
+    first, second = fabric.initiator("zlib:"), fabric.initiator("app: zlib\nzlib:")
+    first.turn_until(lambda: first.mirror.accepted)
+    second.turn_until(lambda: second.mirror.accepted)
+    worker = fabric.worker()
+    second.follow()
+    first.follow()
+    assert worker.built == ["zlib", "app"]
+    assert first.logs["zlib"] == second.logs["zlib"] == b"building zlib\n"
+
+
+def test_why_nothing_happens_is_told(fabric: Fabric) -> None:
+    initiator = fabric.initiator("zlib:")
+    initiator.turn_until(lambda: initiator.mirror.message != "")
+    assert initiator.mirror.message == "zlib is ready: there is no worker"
+
+
+def test_a_broker_that_is_killed_and_returns_adopts_what_runs(fabric: Fabric) -> None:
+    go = fabric.directory / "go"
+
+    def build(name: str) -> bytes:
+        if name == "zlib":
+            until(go.exists)
+        return b"slowly\n"
+
+    worker = fabric.worker("w1", build)
+    initiator = fabric.initiator(CHAIN)
+    initiator.turn_until(lambda: initiator.states().get("zlib") == "running")
+    fabric.broker.kill()
+    fabric.broker.start()
+    go.touch()
+    assert initiator.follow() == "done"
+    assert worker.built == ["zlib", "lib", "app"]
+
+
+def test_leaving_stops_the_build(fabric: Fabric) -> None:
+    def build(_: str) -> bytes:
+        raise InterruptedError
+
+    worker = fabric.worker("w1", build)
+    initiator = fabric.initiator(CHAIN)
+    initiator.turn_until(lambda: initiator.states().get("zlib") == "running")
+    until(lambda: bool(worker.agent.running))
+    initiator.leave()
+    until(lambda: not worker.agent.running)
+
+
+def test_the_journal_remembers(fabric: Fabric) -> None:
+    fabric.worker()
+    assert fabric.initiator(CHAIN).follow() == "done"
+    fabric.broker.end()
+    with sqlite3.connect(fabric.broker.state / "journal.sqlite") as db:
+        learned = db.execute("SELECT name FROM durations ORDER BY name").fetchall()
+        attempts = db.execute("SELECT count(*), min(result) FROM attempts").fetchone()
+        requests = db.execute("SELECT title, state FROM requests").fetchall()
+    db.close()
+    assert [row[0] for row in learned] == ["app", "lib", "zlib"]
+    assert attempts == (3, "done")
+    assert requests == [("a test", "done")]
+
+
+# -- rubbish -------------------------------------------------------------------------------
+
+
+class Stranger:
+    """Somebody who speaks to the broker as he likes."""
+
+    def __init__(self, fabric: Fabric) -> None:
+        self._context = zmq.Context()
+        self.jobs = sockets.dealer(self._context)
+        sockets.connect(self.jobs, sockets.ipc(fabric.directory, "jobs"))
+        self.codec: sockets.Codec[ToInitiator] = sockets.Codec(ToInitiator)
+
+    def say(self, *frames: bytes) -> None:
+        assert self.jobs.poll(5000, zmq.POLLOUT)
+        self.jobs.send_multipart(frames)
+
+    def hear(self) -> object:
+        assert self.jobs.poll(5000), "no answer"
+        return self.codec.decode(self.jobs.recv())
+
+    def close(self) -> None:
+        self._context.destroy(linger=0)
+
+
+@pytest.fixture
+def stranger(fabric: Fabric) -> object:
+    someone = Stranger(fabric)
+    yield someone
+    someone.close()
+
+
+def test_rubbish_costs_its_sender_the_message_and_nobody_else_anything(
+    fabric: Fabric, stranger: Stranger
+) -> None:
+    rng = random.Random(3)
+    real = [
+        msgspec.msgpack.encode(message)
+        for message in (
+            Report(PROTOCOL, "w", "x86_64", 1, 1),
+            Poll("r", 1),
+            LogPiece("a" * 64, 1, 0, b"x"),
+            LogRead("../../../etc/passwd", 1, 0, 100),
+            LogRead("a" * 64, -1, -1, -1),
+            LogPiece("../../../tmp/x", 1, -5, b"x"),
+        )
+    ]
+    for n in range(3000):
+        frame = bytearray(rng.choice(real))
+        for _ in range(rng.randint(0, 3)):
+            frame[rng.randrange(len(frame))] = rng.randrange(256)
+        frames = [bytes(frame)] if n % 7 else [bytes(frame), rng.randbytes(3), b""]
+        stranger.say(*frames)
+    stranger.say(rng.randbytes(1_000_000))
+    stranger.say(b"\x91" * 100_000)  # an array in an array in an array ...
+    fabric.worker()
+    assert fabric.initiator(CHAIN).follow() == "done"
+    assert fabric.broker.child.poll() is None
+    assert len(re.findall("a message was dropped", fabric.broker.said)) == 1, "noted once"
+
+
+def test_rubbish_in_the_log_stream(fabric: Fabric) -> None:
+    context = zmq.Context()
+    stream = sockets.publisher(context)
+    sockets.connect(stream, sockets.ipc(fabric.directory, "logs-in"))
+    time.sleep(0.1)
+    for frames in ((b"",), (b"a", b"b"), (b"a", b"b", b"c"), (b"\xff" * 64, b"\x92\x01\x00", b"x")):
+        for _ in range(50):
+            sockets.send(stream, *frames)
+    fabric.worker()
+    assert fabric.initiator(CHAIN).follow() == "done"
+    context.destroy(linger=0)
+
+
+def test_another_protocol_is_refused_and_told_which_side_to_upgrade(
+    fabric: Fabric, stranger: Stranger
+) -> None:
+    stranger.say(msgspec.msgpack.encode(Submit(PROTOCOL + 1, "r" * 32, "", (), ())))
+    refused = stranger.hear()
+    assert isinstance(refused, Refused)
+    assert (refused.about, refused.code) == ("r" * 32, "protocol")
+    assert refused.reason.endswith("upgrade the broker")
+    older = {"t": "Report", "protocol": 0, "name": "w9", "in": ["another", "shape"]}
+    stranger.say(msgspec.msgpack.encode(older))
+    refused = stranger.hear()
+    assert isinstance(refused, Refused)
+    assert refused.about == "w9"
+    assert refused.reason.endswith("upgrade this peer")
+    assert fabric.broker.child.poll() is None
+
+
+def test_a_log_that_is_not_there(stranger: Stranger) -> None:
+    stranger.say(msgspec.msgpack.encode(LogRead("b" * 64, 1, 0, 100)))
+    assert stranger.hear() == Refused("b" * 64, "no-log", "no log of it is kept here")
+
+
+def test_the_log_of_a_cached_step_comes_from_the_store(fabric: Fabric, stranger: Stranger) -> None:
+    fabric.worker("w1", lambda _: b"0123456789")
+    assert fabric.initiator("zlib:").follow() == "done"
+    fabric.broker.end()
+    fabric.broker.start()
+    stranger.say(msgspec.msgpack.encode(LogRead(key_of("zlib"), 7, 2, 3)))
+    piece = stranger.hear()
+    assert isinstance(piece, LogPiece)
+    assert (piece.data, piece.offset, piece.size) == (b"234", 2, 10)
+
+
+def test_an_unknown_request(stranger: Stranger) -> None:
+    stranger.say(msgspec.msgpack.encode(Poll("nobody", 0)))
+    refused = stranger.hear()
+    assert isinstance(refused, Refused)
+    assert refused.code == "unknown-request"
+
+
+# -- the process ---------------------------------------------------------------------------
+
+
+def test_it_ends_at_once_when_told(fabric: Fabric) -> None:
+    fabric.worker()
+    assert fabric.initiator(CHAIN).follow() == "done"
+    assert fabric.broker.end() < 2.0
+    assert fabric.broker.said == ""
+
+
+def test_it_ends_with_its_parent(directory: Path) -> None:
+    """A parent that is killed takes its broker along."""
+    program = (
+        "import os, subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-m', 'fabric.broker', '--directory', sys.argv[1],"
+        " '--state', sys.argv[1] + '/state', '--store', sys.argv[1] + '/store',"
+        " '--parent', str(os.getpid())])\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program, str(directory)], stdout=subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    broker = int(parent.stdout.readline())
+    until((directory / "logs").exists)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+
+    def gone() -> bool:
+        try:
+            os.kill(broker, 0)
+        except ProcessLookupError:
+            return True
+        stat = Path(f"/proc/{broker}/stat")
+        return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+
+    until(gone, 5.0)
+
+
+def test_a_directory_whose_name_is_too_long_is_refused(directory: Path) -> None:
+    long = directory / ("x" * 100)
+    long.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "fabric.broker", "--directory", str(long), "--state", str(long)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "the path of a socket may have 107 bytes" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_state_that_cannot_be_written_is_said(directory: Path) -> None:
+    state = directory / "state"
+    state.write_text("a file")
+    done = subprocess.run(
+        [sys.executable, "-m", "fabric.broker", "--directory", str(directory)]
+        + ["--state", str(state)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 4
+    assert "Not a directory" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_store_that_cannot_be_used_fails_the_request_and_says_so(
+    fabric: Fabric, directory: Path
+) -> None:
+    (directory / "store").write_text("not a directory")
+    initiator = fabric.initiator("zlib:")
+    assert initiator.follow(60.0) == "failed"
+    assert "the artifact store does not answer" in initiator.mirror.steps[key_of("zlib")].message
+
+
+def test_signals_while_nothing_happens(fabric: Fabric) -> None:
+    until((fabric.directory / "logs").exists)
+    time.sleep(0.3)
+    fabric.broker.child.send_signal(signal.SIGINT)
+    assert fabric.broker.child.wait(5.0) == 0

@@ -1,0 +1,303 @@
+"""Real sockets for tests: a broker in a thread or a process, workers and initiators beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+import zmq
+
+from fabric.jobs import Blob, Manifest
+from fabric.trove.store import Store
+from fabric.wire import agent as worker_side
+from fabric.wire import mirror as initiator_side
+from fabric.wire import sockets
+from fabric.wire.agent import WorkerAgent
+from fabric.wire.messages import (
+    MAX_LOG_PIECE,
+    PROTOCOL,
+    Desired,
+    LogHint,
+    LogPiece,
+    LogWanted,
+    Offer,
+    Outcome,
+    Refused,
+    Submit,
+    ToInitiator,
+    Update,
+)
+from fabric.wire.mirror import RequestMirror
+
+ARCH = "x86_64"
+
+
+def key_of(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def offers_of(text: str) -> tuple[Offer, ...]:
+    """Steps as text, a line for each: what it is called, and what it needs."""
+    offers = []
+    for line in text.split("\n"):
+        name, _, depends = line.strip().partition(":")
+        if name:
+            job = msgspec.Raw(msgspec.msgpack.encode(name))
+            needs = tuple(map(key_of, depends.split()))
+            offers.append(Offer(key_of(name), name, "chunk", ARCH, job, depends=needs))
+    return tuple(offers)
+
+
+def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Wait for something to become true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.005)
+
+
+class Process:
+    """The real broker, as a child."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.store = directory / "store"
+        self.state = directory / "state"
+        self.start()
+
+    def start(self) -> None:
+        self.began = time.monotonic()
+        with (self.directory / "broker.err").open("ab") as errors:
+            self.child = subprocess.Popen(
+                [sys.executable, "-m", "fabric.broker", "--directory", str(self.directory),
+                 "--state", str(self.state), "--store", str(self.store),
+                 "--parent", str(os.getpid())],
+                stdin=subprocess.DEVNULL, stderr=errors,
+            )  # fmt: skip
+
+    @property
+    def said(self) -> str:
+        return (self.directory / "broker.err").read_text()
+
+    def kill(self) -> None:
+        self.child.kill()
+        self.child.wait()
+
+    def end(self) -> float:
+        """SIGTERM; seconds until it was gone."""
+        began = time.monotonic()
+        self.child.terminate()
+        assert self.child.wait(10.0) == 0, self.said
+        return time.monotonic() - began
+
+
+class FakeWorker:
+    """A worker with real sockets whose builds are Python functions of a name.
+
+    ``build(name)`` returns the log, or raises Fails or MachineFails.
+    """
+
+    class Fails(Exception):
+        pass
+
+    class MachineFails(Exception):
+        pass
+
+    def __init__(
+        self,
+        directory: Path,
+        name: str,
+        build: Callable[[str], bytes] = lambda name: f"building {name}\n".encode(),
+        *,
+        slots: int = 1,
+        lose_logs: bool = False,
+    ) -> None:
+        self.name = name
+        self.built: list[str] = []
+        self.error: BaseException | None = None
+        self._build = build
+        self._lose_logs = lose_logs
+        self._store = Store(str(directory / "store"), directory / f"scratch-{name}")
+        self._directory = directory
+        self._stop = threading.Event()
+        self._logs: dict[tuple[str, int], bytes] = {}
+        self._ended: list[tuple[tuple[str, int], str, bytes, str]] = []
+        self.agent = WorkerAgent(name=name, instance=uuid.uuid4().hex, arch=ARCH, slots=slots)
+        self._thread = threading.Thread(target=self._run, name=name)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(10.0)
+        assert not self._thread.is_alive()
+        if self.error is not None:
+            raise self.error
+
+    def _run(self) -> None:
+        context = zmq.Context()
+        try:
+            self._jobs = sockets.dealer(context)
+            sockets.connect(self._jobs, sockets.ipc(self._directory, "jobs"))
+            self._stream = sockets.publisher(context)
+            sockets.connect(self._stream, sockets.ipc(self._directory, "logs-in"))
+            self._codec: sockets.Codec[Desired | LogWanted | Refused] = sockets.Codec(
+                Desired | LogWanted | Refused
+            )
+            while not self._stop.is_set():
+                self._turn()
+        except BaseException as error:  # noqa: BLE001  told to the test by `stop`
+            self.error = error
+        finally:
+            context.destroy(linger=0)
+
+    def _turn(self) -> None:
+        self._do(self.agent.tick(time.monotonic()))
+        self._jobs.poll(5)
+        for frames in sockets.drain(self._jobs, 100):
+            match message := self._codec.decode(frames[-1]):
+                case Desired():
+                    self._do(self.agent.desired(message))
+                    known = {*self.agent.running, *self.agent.unsettled}
+                    self._logs = {id: log for id, log in self._logs.items() if id in known}
+                case LogWanted():
+                    log = self._logs.get((message.key, message.fence), b"")
+                    data = log[message.offset : message.offset + message.length]
+                    piece = LogPiece(message.key, message.fence, message.offset, data)
+                    sockets.send(self._jobs, self._codec.encode(piece))
+                case Refused():
+                    raise AssertionError(message.reason)
+
+    def _do(self, actions: Sequence[worker_side.Action]) -> None:
+        for action in actions:
+            match action:
+                case worker_side.Send():
+                    sockets.send(self._jobs, self._codec.encode(action.report))
+                case worker_side.Start():
+                    self._start(action)
+                case worker_side.Kill():
+                    self._do(self.agent.ended(Outcome(action.key, action.fence, "cancelled")))
+
+    def _start(self, action: worker_side.Start) -> None:
+        name = msgspec.msgpack.decode(action.job, type=str)
+        result, message, log = "done", "", b""
+        try:
+            log = self._build(name)
+        except FakeWorker.Fails as error:
+            result, message = "failed", str(error)
+        except FakeWorker.MachineFails as error:
+            result, message = "fault", str(error)
+        except InterruptedError:
+            return  # it hangs: never ends
+        self.built.append(name)
+        self._logs[action.key, action.fence] = log
+        if not self._lose_logs:
+            for offset in range(0, len(log), MAX_LOG_PIECE):
+                hint = self._codec.encode(LogHint(action.fence, offset))
+                piece = log[offset : offset + MAX_LOG_PIECE]
+                sockets.send(self._stream, action.key.encode(), hint, piece)
+        digest = hashlib.sha256(log).hexdigest()
+        if result == "done":
+            blob = Blob(digest, len(log))
+            self._store.put(
+                Manifest(
+                    key=action.key, kind="chunk", name=name, arch=ARCH, artifacts=(), log=blob
+                ),
+                {digest: log},
+            )
+        outcome = {
+            "key": action.key, "fence": action.fence, "result": result, "message": message,
+            "seconds": 0.01, "log_size": len(log), "log_sha256": digest,
+        }  # fmt: skip
+        self._do(self.agent.ended(msgspec.convert(outcome, Outcome)))
+
+
+class Follower:
+    """An initiator with real sockets."""
+
+    def __init__(
+        self,
+        directory: Path,
+        text: str,
+        *goals: str,
+        keep_going: bool = False,
+        stream: bool = True,
+    ) -> None:
+        offers = offers_of(text)
+        wanted = tuple(map(key_of, goals)) or (offers[0].key,)
+        self.names = {offer.key: offer.name for offer in offers}
+        submit = Submit(PROTOCOL, uuid.uuid4().hex, "a test", offers, wanted, keep_going)
+        self.mirror = RequestMirror(submit)
+        self.logs: dict[str, bytes] = {}
+        self.whole: dict[str, bool] = {}
+        self.over: initiator_side.Over | None = None
+        self._context = zmq.Context()
+        self.jobs = sockets.dealer(self._context)
+        sockets.connect(self.jobs, sockets.ipc(directory, "jobs"))
+        self._stream = sockets.subscriber(self._context, *([""] if stream else []))
+        sockets.connect(self._stream, sockets.ipc(directory, "logs"))
+        self._codec: sockets.Codec[ToInitiator] = sockets.Codec(ToInitiator)
+        self._hints: sockets.Codec[LogHint] = sockets.Codec(LogHint)
+        self._poller = zmq.Poller()
+        self._poller.register(self.jobs, zmq.POLLIN)
+        self._poller.register(self._stream, zmq.POLLIN)
+
+    def follow(self, seconds: float = 30.0) -> str:
+        """Until all is complete; the request's state."""
+        self.turn_until(lambda: self.mirror.complete, seconds)
+        return self.mirror.state
+
+    def turn_until(self, condition: Callable[[], bool], seconds: float = 30.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"it did not happen: {self.states()}"
+            self.turn()
+
+    def turn(self) -> None:
+        now = time.monotonic()
+        self._do(self.mirror.tick(now))
+        self._poller.poll(max(1, min(100, int(1000 * (self.mirror.due - now)))))
+        now = time.monotonic()
+        for frames in sockets.drain(self.jobs, 100):
+            match message := self._codec.decode(frames[-1]):
+                case Update():
+                    self._do(self.mirror.update(message, now))
+                case LogPiece():
+                    self._do(self.mirror.piece(message, now))
+                case Refused():
+                    self._do(self.mirror.refused(message, now))
+        for key, hint, data in sockets.drain(self._stream, 1000):
+            self._do(self.mirror.hint(key.decode(), self._hints.decode(hint), data, now))
+
+    def states(self) -> dict[str, str]:
+        return {self.names[key]: step.state for key, step in self.mirror.steps.items()}
+
+    def leave(self) -> None:
+        self._do(self.mirror.leave())
+
+    def close(self) -> None:
+        self._context.destroy(linger=0)
+
+    def _do(self, actions: Sequence[initiator_side.Action]) -> None:
+        for action in actions:
+            match action:
+                case initiator_side.Send():
+                    sockets.send(self.jobs, self._codec.encode(action.message))
+                case initiator_side.OpenLog():
+                    self.logs[self.names[action.key]] = b""
+                case initiator_side.AppendLog():
+                    name = self.names[action.key]
+                    assert action.offset == len(self.logs[name])
+                    self.logs[name] += action.data
+                case initiator_side.CloseLog():
+                    self.whole[self.names[action.key]] = action.whole
+                case initiator_side.Over():
+                    assert self.over is None
+                    self.over = action
