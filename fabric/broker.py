@@ -106,16 +106,17 @@ class Broker:
             durations=self._journal.durations,
             now=self._now,
         )
-        self._sweep_due = self._now
+        self._sweep_due = self._now + 1.0  # let the start be quick
         self._peer = b""  # who sent the message at hand,
         self._frame = b""  # and how it came
         self._routes: dict[str, bytes] = {}  # worker -> peer
         self._desires: dict[str, None] = {}  # workers to be told
+        self._asks: list[events.Ask] = []  # to be put to the desk
         self._watchers: dict[str, dict[bytes, Watcher]] = {}  # request -> peer
         self._curious: dict[Watcher, None] = {}  # to be told as soon as they may
         self._scolded: dict[bytes, None] = {}
         self._carry_out: dict[type, Callable[[Any], None]] = {
-            events.Ask: self._desk.ask,
+            events.Ask: self._ask,
             events.Desire: self._desire,
             events.Changed: self._changed,
             events.Refuse: self._refuse,
@@ -134,6 +135,7 @@ class Broker:
             self._hear_store()
             self._hear_logs()
             self._pass_time()
+            self._tell_helpers()
             self._tell_workers()
             self._tell_initiators()
 
@@ -142,12 +144,12 @@ class Broker:
         self._stopping = True
         self._wake()
 
-    def close(self) -> None:
+    def close(self, *, forget_logs: bool = False) -> None:
         """Release everything.  Whatever is under way is left as it is, to be found again."""
         self._context.destroy(linger=0)
         self._desk.close()
         self._journal.close()
-        self._spools.close()
+        self._spools.close(forget=forget_logs)
         os.close(self._wakeup)
 
     def _wake(self) -> None:
@@ -210,6 +212,13 @@ class Broker:
         if self._now >= self._sweep_due:
             self._sweep_due = self._now + SWEEP_EVERY
             self._spools.sweep(self._now)
+            self._spools.sweep_files()
+
+    def _tell_helpers(self) -> None:
+        self._journal.flush()
+        if self._asks:
+            self._desk.ask(self._asks)
+            self._asks = []
 
     def _tell_workers(self) -> None:
         for name in self._desires:
@@ -323,6 +332,9 @@ class Broker:
 
     # -- effects -------------------------------------------------------------------------------
 
+    def _ask(self, effect: events.Ask) -> None:
+        self._asks.append(effect)
+
     def _desire(self, effect: events.Desire) -> None:
         self._desires[effect.worker] = None
 
@@ -343,7 +355,7 @@ class Broker:
         self._journal.closed(effect.request, effect.state)
 
     def _began(self, effect: events.Began) -> None:
-        self._spools.begin(effect.key, effect.fence, effect.worker)
+        self._spools.begin(effect.key, effect.fence, effect.worker, found=effect.found)
 
     def _ended(self, effect: events.Ended) -> None:
         outcome = effect.outcome
@@ -398,7 +410,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         broker.run()
     finally:
-        broker.close()
+        broker.close(forget_logs=options.parent is not None)
     return 0
 
 

@@ -38,9 +38,9 @@ class Desk:
         self._thread = threading.Thread(target=self._run, name="desk", daemon=True)
         self._thread.start()
 
-    def ask(self, question: Ask) -> None:
+    def ask(self, questions: list[Ask]) -> None:
         """Which keys are there?  Answered by `answers`."""
-        self._questions.put(question)
+        self._questions.put(questions)
 
     def read_log(self, peer: bytes, wanted: LogRead) -> None:
         """A range of the log of a finished step.  Answered by `pieces`, for that peer."""
@@ -68,14 +68,14 @@ class Desk:
             batch = [self._questions.get()]
             while not self._questions.empty():
                 batch.append(self._questions.get())
-            asks = [each for each in batch if isinstance(each, Ask)]
+            asks = [ask for each in batch if isinstance(each, list) for ask in each]
             if asks:
                 self._look_up(asks)
                 self._wake()
             for each in batch:
                 if each is None:
                     return
-                if not isinstance(each, Ask):
+                if isinstance(each, tuple):
                     self._pieces.append((each[0], self._piece(each[1])))
                     self._wake()
 

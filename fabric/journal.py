@@ -18,6 +18,8 @@ from queue import Empty, SimpleQueue
 from fabric.scheduling.events import Ended, Learned
 from fabric.scheduling.model import Durations
 
+#: Version of the file's tables.
+VERSION = 1
 #: Rows kept of each history.
 ATTEMPTS_KEPT = 20_000
 REQUESTS_KEPT = 200
@@ -26,7 +28,7 @@ GATHER = 0.25
 #: Seconds to wait for another broker's transaction.
 PATIENCE = 2.0
 
-_SCHEMA = """
+_SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS epochs (epoch INTEGER PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS durations (
     kind TEXT, name TEXT, arch TEXT, seconds REAL, at REAL,
@@ -37,14 +39,15 @@ CREATE TABLE IF NOT EXISTS attempts (
 CREATE TABLE IF NOT EXISTS requests (
     id TEXT PRIMARY KEY, title TEXT, submit BLOB, state TEXT, opened REAL, closed REAL)
     WITHOUT ROWID;
-PRAGMA user_version = 1;
+PRAGMA user_version = {VERSION};
 """
 _DURATION = "INSERT OR REPLACE INTO durations VALUES (?, ?, ?, ?, ?)"
 _ATTEMPT = "INSERT INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _OPENED = "INSERT OR REPLACE INTO requests VALUES (?, ?, ?, 'open', ?, NULL)"
 _CLOSED = "UPDATE requests SET state = ?, closed = ?, submit = NULL WHERE id = ?"
 
-Row = tuple[object, ...]
+#: A statement, and what to fill in.
+Entry = tuple[str, tuple[object, ...]]
 
 
 class Journal:
@@ -55,7 +58,8 @@ class Journal:
 
     def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
         self._warn = warn
-        self._queue: SimpleQueue[tuple[str, Row] | None] = SimpleQueue()
+        self._queue: SimpleQueue[list[Entry] | None] = SimpleQueue()
+        self._entries: list[Entry] = []  # not given to the thread yet
         self.durations: Durations = {}
         self.epoch = int(time.time())
         self._db = self._open(path)
@@ -67,7 +71,7 @@ class Journal:
     def learned(self, what: Learned) -> None:
         """A build took this long."""
         row = (what.kind, what.name, what.arch, what.seconds, time.time())
-        self._queue.put((_DURATION, row))
+        self._entries.append((_DURATION, row))
 
     def ended(self, what: Ended) -> None:
         """An attempt ended."""
@@ -76,15 +80,21 @@ class Journal:
         if outcome is not None:
             told = (outcome.result, outcome.seconds, outcome.message)
         row = (what.key, what.fence, what.worker, what.kind, what.name, what.arch)
-        self._queue.put((_ATTEMPT, (*row, *told, time.time())))
+        self._entries.append((_ATTEMPT, (*row, *told, time.time())))
 
     def opened(self, id: str, title: str, submit: bytes) -> None:
         """A request began; ``submit`` is its encoded message."""
-        self._queue.put((_OPENED, (id, title, submit, time.time())))
+        self._entries.append((_OPENED, (id, title, submit, time.time())))
 
     def closed(self, id: str, state: str) -> None:
         """A request is over."""
-        self._queue.put((_CLOSED, (state, time.time(), id)))
+        self._entries.append((_CLOSED, (state, time.time(), id)))
+
+    def flush(self) -> None:
+        """Have written what was told since the last time.  Never waits."""
+        if self._entries:
+            self._queue.put(self._entries)
+            self._entries = []
 
     def unfinished(self) -> list[bytes]:
         """The encoded `Submit` of each request that began and is not over, oldest first.
@@ -96,6 +106,7 @@ class Journal:
 
     def close(self, timeout: float = PATIENCE) -> None:
         """Write what is left."""
+        self.flush()
         self._queue.put(None)
         self._thread.join(timeout)
 
@@ -122,7 +133,10 @@ class Journal:
 
     def _read(self, db: sqlite3.Connection) -> sqlite3.Connection:
         try:
-            if db.execute("PRAGMA user_version").fetchone()[0] == 0:
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            if version not in (0, VERSION):
+                raise sqlite3.OperationalError(f"it has version {version}, and not {VERSION}")
+            if version == 0:
                 db.executescript(_SCHEMA)
             with _transaction(db):
                 # The clock only serves to go on above a journal that was lost.
@@ -149,16 +163,18 @@ class Journal:
                 while batch[-1] is not None:
                     batch.append(self._queue.get(timeout=max(0.0, until - time.monotonic())))
             running = batch[-1] is not None
-            rows = [each for each in batch if each is not None]
+            entries = [entry for each in batch if each is not None for entry in each]
             try:
-                if rows:
+                if entries:
                     with _transaction(self._db):
-                        for statement, row in rows:
+                        for statement, row in entries:
                             self._db.execute(statement, row)
                 if not running:
                     self._prune()
             except sqlite3.Error as error:
-                self._warn(f"the journal cannot be written: {error}; {len(rows)} entries are lost")
+                self._warn(
+                    f"the journal cannot be written: {error}; {len(entries)} entries are lost"
+                )
         self._db.close()
 
     def _prune(self) -> None:
@@ -176,7 +192,9 @@ class Journal:
 
 def _connect(path: str) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
-    db.execute("PRAGMA journal_mode = WAL")
+    if db.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        with contextlib.suppress(sqlite3.OperationalError):  # another broker is just at it
+            db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = NORMAL")
     return db
 

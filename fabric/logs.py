@@ -14,8 +14,9 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from fabric.wire.messages import MAX_LOG_PIECE, LogPiece, LogWanted
 
@@ -34,12 +35,13 @@ GIVE_UP = 5.0
 LINGER = 0.02
 #: Seconds a spool is kept after its attempt has ended.
 KEEP = 600.0
+#: Seconds a file is kept that is no spool of this run.
+LEFTOVER = 86400.0
 
 _NAME = re.compile(r"([0-9a-f]{64})\.([0-9]{1,19})\Z")
 
 
-@dataclass(slots=True, eq=False)
-class Spool:
+class Spool(msgspec.Struct, eq=False):
     """The log of one attempt, as far as it has come."""
 
     key: str
@@ -54,7 +56,7 @@ class Spool:
     broken: str = ""  # why it cannot be stored
     restarted: bool = False  # once, because the digest was wrong
     asked: float = float("-inf")
-    digest: hashlib._Hash = field(default_factory=hashlib.sha256)
+    digest: hashlib._Hash = msgspec.field(default_factory=hashlib.sha256)
 
     @property
     def lacks(self) -> bool:
@@ -75,11 +77,18 @@ class Spools:
 
     # -- writing -----------------------------------------------------------------------------
 
-    def begin(self, key: str, fence: int, worker: str) -> None:
-        """An attempt may log from now on.  One known from before a restart goes on."""
+    def begin(self, key: str, fence: int, worker: str, *, found: bool = True) -> None:
+        """An attempt may log from now on.
+
+        ``found``: it ran already, so that a broker before this one may have the beginning.
+        """
         if (key, fence) in self._spools:
             return
-        spool = self._spools[key, fence] = Spool(key, fence, worker)
+        spool = Spool(key, fence, worker)
+        self._path(key, fence)
+        self._spools[key, fence] = spool
+        if not found:
+            return
         with contextlib.suppress(OSError), open(self._path(key, fence), "rb") as file:  # noqa: PTH123
             while data := file.read(1 << 20):
                 spool.digest.update(data)
@@ -207,19 +216,23 @@ class Spools:
                 os.unlink(self._path(*id))  # noqa: PTH108
 
     def sweep_files(self) -> None:
-        """Remove files that nobody wrote to for a while: of a broker that is no more."""
+        """Remove files that nobody wrote to for a day: of a broker that is no more."""
         with os.scandir(self._directory) as entries:
             for entry in entries:
                 match = _NAME.match(entry.name)
                 if match is None or (match[1], int(match[2])) in self._spools:
                     continue
                 with contextlib.suppress(OSError):
-                    if time.time() - entry.stat().st_mtime > KEEP:
+                    if time.time() - entry.stat().st_mtime > LEFTOVER:
                         os.unlink(entry.path)  # noqa: PTH108
 
-    def close(self) -> None:
+    def close(self, *, forget: bool = False) -> None:
+        """Close all files; ``forget``: and remove those whose attempts have ended."""
         for id in list(self._files):
             self._close(id)
+        for id in self._ended if forget else ():
+            with contextlib.suppress(OSError):
+                os.unlink(self._path(*id))  # noqa: PTH108
 
     def _path(self, key: str, fence: int) -> str:
         name = f"{key}.{fence}"
@@ -232,7 +245,9 @@ class Spools:
         if file is None:
             while len(self._files) >= OPEN_FILES:
                 self._close(next(iter(self._files)))
-            file = os.open(self._path(*id), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            # A file that somebody removed must not come back with a hole in place of its beginning.
+            create = 0 if self._spools[id].have else os.O_CREAT
+            file = os.open(self._path(*id), os.O_RDWR | create | os.O_CLOEXEC, 0o644)
         self._files[id] = file
         return file
 

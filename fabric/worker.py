@@ -177,7 +177,9 @@ class Worker:
         left = self._agent.due - time.monotonic()
         if self._agent.running:
             left = min(left, FOLLOW_EVERY)
-        if any(sock == self._wake_read for sock, _ in self._poller.poll(round(max(0.0, left) * 1000))):
+        if any(
+            sock == self._wake_read for sock, _ in self._poller.poll(round(max(0.0, left) * 1000))
+        ):
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_read, 4096)
 

@@ -114,14 +114,11 @@ def _stream(entries: Iterable[Entry]) -> Iterator[bytes]:
         if len(name) > 100:
             buffer += _long(_LONG_NAME, name)
         buffer += _header(entry, name)
-        if entry.source is None:
-            buffer += entry.data
-        else:
-            for piece in _contents(entry):
-                buffer += piece
-                if len(buffer) >= _PIECE:
-                    yield bytes(buffer)
-                    buffer.clear()
+        for piece in contents(entry):
+            buffer += piece
+            if len(buffer) >= _PIECE:
+                yield bytes(buffer)
+                buffer.clear()
         buffer += bytes(-entry.size % 512)
         if len(buffer) >= _PIECE:
             yield bytes(buffer)
@@ -129,8 +126,11 @@ def _stream(entries: Iterable[Entry]) -> Iterator[bytes]:
     yield bytes(buffer + bytes(1024))
 
 
-def _contents(entry: Entry) -> Iterator[bytes]:
-    assert entry.source is not None
+def contents(entry: Entry) -> Iterator[bytes]:
+    """The contents of an entry.  MachineFault when they are not what was noted."""
+    if entry.source is None:
+        yield entry.data
+        return
     with _open(entry.source) as file:
         left = entry.size
         while left and (piece := file.read(min(left, _PIECE))):
@@ -241,11 +241,11 @@ def read(file: BinaryIO) -> Iterator[tuple[Entry, Contents]]:
         if block[257:262] != b"ustar":
             raise MachineFault("Damaged archive: not a tar header where one must be")
         type_, size = block[156:157], _number(block[124:136])
-        contents = Contents(stream, size)
+        inside = Contents(stream, size)
         if type_ == _LONG_NAME:
-            name = b"".join(contents.pieces()).rstrip(b"\0")
+            name = b"".join(inside.pieces()).rstrip(b"\0")
         elif type_ == _LONG_LINK:
-            link = b"".join(contents.pieces()).rstrip(b"\0")
+            link = b"".join(inside.pieces()).rstrip(b"\0")
         else:
             entry = Entry(
                 name=_relative(name or block[0:100].rstrip(b"\0")),
@@ -258,9 +258,9 @@ def read(file: BinaryIO) -> Iterator[tuple[Entry, Contents]]:
                 uid=_number(block[108:116]),
                 gid=_number(block[116:124]),
             )
-            yield entry, contents
+            yield entry, inside
             name = link = b""
-        contents.finish()
+        inside.finish()
 
 
 def _number(field: bytes) -> int:

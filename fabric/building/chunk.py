@@ -42,7 +42,7 @@ def build_chunk(
     place = area.prepare(job, workspace, scratch, log, cancelled, jobs)
     run(job, place, log, cancelled, limits, phase)
     phase("store")
-    return pack(job, place.inst, scratch, log)
+    return pack(job, place.inst, scratch, log, cancelled)
 
 
 def run(
@@ -74,14 +74,17 @@ def run(
                 f"The disk of {place.scratch} is full: {job.name} could not be built"
             )
         first = command.strip().partition("\n")[0]
+        killed = f" (killed by signal {ended.status - 128})" if ended.status > 128 else ""
         raise BuildFailed(
-            f"{ended.list} failed with exit status {ended.status}: {first}",
+            f"{ended.list} failed with exit status {ended.status}{killed}: {first}",
             step=ended.list,
             command=command,
         )
 
 
-def pack(job: Job, inst: Path, scratch: Path, log: Log) -> dict[str, Packed | None]:
+def pack(
+    job: Job, inst: Path, scratch: Path, log: Log, cancelled: threading.Event
+) -> dict[str, Packed | None]:
     """Split what was installed in ``inst`` by the job's rules, and archive it.
 
     ``inst`` is afterwards just what unpacking the artifacts would give.
@@ -107,7 +110,7 @@ def pack(job: Job, inst: Path, scratch: Path, log: Log) -> dict[str, Packed | No
         mine |= {parent for path in mine for parent in _parents(path)}
         entries = [found[path] for path in sorted(mine)]
         spill = scratch / f"artifact-{len(packed)}"
-        packed[name] = archive.pack(with_links(entries), spill) if entries else None
+        packed[name] = archive.pack(with_links(entries, cancelled), spill) if entries else None
     settle(inst, found)
     return packed
 

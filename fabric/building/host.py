@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import shutil
@@ -39,22 +40,41 @@ def root(layers: Layers, cancelled: threading.Event) -> list[str]:
     """Arguments of bwrap that make a root of the host's tools, read-only."""
 
     def make(into: Path) -> None:
+        for setting in settings:
+            if setting.is_dir():
+                shutil.copytree(setting, into / setting.name, symlinks=True)
+            else:
+                shutil.copy(setting, into / setting.name)
         (into / "passwd").write_text("root:x:0:0:root:/tmp:/bin/sh\n")
         (into / "group").write_text("root:x:0:\n")
 
-    users = layers.made("the users of a host root", make, cancelled)
-    arguments = ["--tmpfs", "/"]
-    for name in _DIRECTORIES:
-        path = Path("/", name)
+    # One directory for all of /etc: each mount costs, a copy of a few files costs once.
+    settings, names, arguments = _survey()
+    etc = layers.made(names, make, cancelled)
+    return ["--tmpfs", "/", "--ro-bind", str(etc), "/etc", *arguments]
+
+
+@functools.cache
+def _survey() -> tuple[list[Path], list[object], list[str]]:
+    """Settings that are here, what names their state, and arguments for the rest of the root.
+
+    Once for a process: a worker's cache keys, too, hold for the host as it was at its start.
+    """
+    settings = [path for path in (Path("/etc", name) for name in _SETTINGS) if path.exists()]
+    names: list[object] = ["host", *((str(path), _look(path)) for path in settings)]
+    arguments: list[str] = []
+    for path in (Path("/", name) for name in _DIRECTORIES):
         if path.is_symlink():
             arguments += ["--symlink", str(path.readlink()), str(path)]
         elif path.is_dir():
             arguments += ["--ro-bind", str(path), str(path)]
-    for name in ("passwd", "group"):
-        arguments += ["--ro-bind", str(users / name), f"/etc/{name}"]
-    for name in _SETTINGS:
-        arguments += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
-    return arguments
+    return settings, names, arguments
+
+
+def _look(path: Path) -> str:
+    """What changes when a file does."""
+    info = path.stat()
+    return f"{info.st_dev} {info.st_ino} {info.st_size} {info.st_mtime_ns} {info.st_ctime_ns}"
 
 
 def host_tools(cache: Path) -> str:
@@ -69,8 +89,7 @@ def host_tools(cache: Path) -> str:
     seen: dict[str, tuple[str, str]] = {}  # path -> (what its inode looked like, digest)
     lines = []
     for name, path in _tools():
-        info = path.stat()
-        look = f"{info.st_dev} {info.st_ino} {info.st_size} {info.st_mtime_ns} {info.st_ctime_ns}"
+        look = _look(path)
         before = known.get(str(path))
         if before is not None and before[0] == look:
             digest = before[1]

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fabric.building.archive import MTIME
+from fabric.building.cancel import stop_if
 from fabric.building.merge import Merger
 from fabric.building.tree import Clash, Unpacker, follow, listing
-from fabric.errors import Cancelled, MachineFault
+from fabric.errors import MachineFault
 from fabric.jobs import Staged
 
 if TYPE_CHECKING:
@@ -30,35 +31,35 @@ if TYPE_CHECKING:
 
 #: Mount options end after 4096 bytes, which is 229 layers; the topmost two or three are ours.
 MAX_LAYERS = 100
+#: Most chunks in a merged tree, unless there are thousands.
+_BLOCK = 64
 
 
 def plan_layers(staged: Sequence[Staged], limit: int = MAX_LAYERS) -> list[tuple[str, ...]]:
     """Group ``staged`` into at most ``limit`` layers, keeping their order.
 
-    A group of one key is that chunk's own layer, a longer one is merged.  Whole strata are
-    merged first, from the lowest, because every chunk above them can use the same merged tree;
-    when that is not enough, everything is cut into pieces of equal length.
+    A group of one key is that chunk's own layer, a longer one is merged.  Blocks of whole strata
+    are merged, from the lowest and no more than needed, because every chunk above them can use
+    the same merged tree.  When that is not enough, everything is cut into longer blocks.
     """
-    runs = [
-        [item.key for item in items] for _, items in groupby(staged, key=lambda item: item.stratum)
-    ]
+    runs = groupby(staged, key=lambda item: item.stratum)
+    blocks = [block for _, run in runs for block in _cut([item.key for item in run], _BLOCK)]
     count = len(staged)
     groups: list[tuple[str, ...]] = []
-    for run in runs[:-1]:
+    for block in blocks:
         if count > limit:
-            groups.append(tuple(run))
-            count -= len(run) - 1
+            groups.append(block)
+            count -= len(block) - 1
         else:
-            groups.extend((key,) for key in run)
-    if runs:
-        groups.extend((key,) for key in runs[-1])
-    if len(groups) <= limit:
-        return groups
-    # Pieces of a power of two: they stay the same while a few chunks more are staged.
-    size = 2
-    while -(-len(staged) // size) > limit:
+            groups.extend((key,) for key in block)
+    size = _BLOCK
+    while len(groups) > limit:
         size *= 2
-    keys = [item.key for item in staged]
+        groups = _cut([item.key for item in staged], size)
+    return groups
+
+
+def _cut(keys: list[str], size: int) -> list[tuple[str, ...]]:
     return [tuple(keys[start : start + size]) for start in range(0, len(keys), size)]
 
 
@@ -70,10 +71,8 @@ class Index(msgspec.Struct, frozen=True):
     has: tuple[bytes, ...]  # those of _NOTED that are in it
 
 
-LDCONFIG = frozenset((b"sbin/ldconfig", b"usr/sbin/ldconfig"))
-#: What ldconfig leaves behind that names inodes, so is never twice the same.
-LDCONFIG_RUBBISH = Path("var/cache/ldconfig/aux-cache")
-_NOTED = (b"etc/ld.so.conf", *sorted(LDCONFIG))
+#: Paths whose presence in a staging area its maker wants to know.
+_NOTED = (b"etc/ld.so.conf", b"sbin/ldconfig", b"usr/sbin/ldconfig")
 #: From so many entries on, a layer's index is kept in a file: quicker to read than to make.
 _WORTH_A_FILE = 300
 #: Directories of a layer that must appear elsewhere: (from, to).
@@ -92,6 +91,8 @@ def see_through(indexes: Mapping[str, Index], name: Callable[[str], str]) -> lis
     dirs: set[bytes] = set()
     owner: dict[bytes, str] = {}  # of links and dirs
     found: list[Moves] = []
+    if not any(index.links for index in indexes.values()):
+        return [()] * len(indexes)
     for key, index in indexes.items():
         moves = []
         for path in sorted(index.dirs & links.keys()):
@@ -165,6 +166,10 @@ class Layers:
             raise AssertionError(f"{len(found)} layers")  # the lowest would be lost silently
         return found, frozenset(path for index in indexes.values() for path in index.has)
 
+    def forget(self) -> None:
+        """Look again what is there: somebody may have removed layers."""
+        self._known.clear()
+
     def made(self, names: object, make: Callable[[Path], None], cancelled: threading.Event) -> Path:
         """The directory that ``names`` (any plain data) stands for, made if it is missing."""
         digest = hashlib.sha256(msgspec.msgpack.encode(names)).hexdigest()
@@ -205,7 +210,7 @@ class Layers:
         def make(into: Path) -> None:
             merger = Merger(into)
             for path, moves in group:
-                _stop_if(cancelled)
+                stop_if(cancelled)
                 merger.lay(path, moves=dict(moves))
             merger.finish(MTIME)
 
@@ -214,12 +219,12 @@ class Layers:
     def _layer(self, key: str, cancelled: threading.Event) -> Layer:
         """The layer of a chunk, which is unpacked first if it is not yet."""
         known = self._known.get(key)
-        path = known.path if known else self._path(key)
-        if not path.is_dir():
-            with self.workspace.locked(f"layer-{key}", cancelled):
-                if not path.is_dir():
-                    self._make(path, lambda into: self._unpack(key, into, cancelled))
         if known is None:
+            path = self._path(key)
+            if not path.is_dir():
+                with self.workspace.locked(f"layer-{key}", cancelled):
+                    if not path.is_dir():
+                        self._make(path, lambda into: self._unpack(key, into, cancelled))
             known = self._known[key] = Layer(path, self._read_index(key, path))
         return known
 
@@ -239,9 +244,8 @@ class Layers:
         manifest = self.workspace.store.manifest(key)
         if manifest is None:
             raise MachineFault(f"The artifact store has no chunk {key}, which is to be staged")
-        unpacker = Unpacker(into)
+        unpacker = Unpacker(into, lambda: stop_if(cancelled))
         for artifact in manifest.artifacts:
-            _stop_if(cancelled)
             if artifact.blob is not None:
                 with self.workspace.store.path(artifact.blob).open("rb") as file:
                     unpacker.add(file, artifact.name)
@@ -267,8 +271,3 @@ def look_through(tree: Path) -> tuple[Index, int]:
                 links[path] = os.readlink(item.path)  # noqa: PTH115 - bytes
     has = tuple(path for path in _NOTED if os.path.lexists(top + b"/" + follow(path, links)))
     return Index(frozenset(dirs), links, has), count
-
-
-def _stop_if(cancelled: threading.Event) -> None:
-    if cancelled.is_set():
-        raise Cancelled("Cancelled while its staging area was made")

@@ -1,29 +1,24 @@
-"""Deletes what was thrown away, when it disturbs nobody.
+"""Deletes what was thrown away, when it disturbs least.
 
 On ext4 without a journal, files created soon after many were deleted cost up to twenty times as
-much.  So trees are only renamed into the trash while builds run, and deleted in the pauses
-between them, when room gets scarce, or at the end.
+much, and on a disk with online discard deleting is as slow as writing.  So trees are only
+renamed into the trash, and deleted a little later: in a pause between builds, or behind a build
+that takes a while.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from fabric.building.tree import remove
 
 #: Seconds without a build until deleting begins.
-_PAUSE = 2.0
-#: Seconds between two looks at the free space while builds run.
-_LOOK = 10.0
-
-
-def scarce(path: Path) -> bool:
-    """Whether the file system of ``path`` is nearly full: 10 % free or less, at most 10 GiB."""
-    info = os.statvfs(path)
-    return info.f_bavail * info.f_frsize < min(info.f_blocks * info.f_frsize // 10, 10 << 30)
+_PAUSE = 1.0
+#: Seconds after which deleting begins though builds are running.
+_LATE = 5.0
 
 
 class Reaper:
@@ -35,15 +30,15 @@ class Reaper:
         self._change = threading.Condition()
         self._builds = 0
         self._idle_since = time.monotonic()
-        self._work = False
+        self._filled: float | None = None  # since when there has been something in the trash
         self._closing = False
         self._thread: threading.Thread | None = None
 
     def wake(self) -> None:
         """There is something new in the trash."""
         with self._change:
-            if not self._work:
-                self._work = True
+            if self._filled is None:
+                self._filled = time.monotonic()
                 self._change.notify_all()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
@@ -61,7 +56,7 @@ class Reaper:
             self._idle_since = time.monotonic()
 
     def close(self) -> None:
-        """Stop the thread.  What is still in the trash goes with its session."""
+        """Stop the thread, wherever it is."""
         with self._change:
             self._closing = True
             self._change.notify_all()
@@ -69,25 +64,23 @@ class Reaper:
             self._thread.join()
 
     def _run(self) -> None:
-        while self._may_delete():
+        while self._wait():
             for path in list(self.trash.iterdir()):
-                if self._closing:
-                    return
-                remove(path)
+                with suppress(OSError):  # the next worker tries again
+                    remove(path, stop=lambda: self._closing)
 
-    def _may_delete(self) -> bool:
-        """Wait until deleting disturbs nobody; False when it is time to end."""
+    def _wait(self) -> bool:
+        """Wait until it is time to delete; False when it is time to end."""
         with self._change:
             while not self._closing:
-                if not self._work:
+                if self._filled is None:
                     self._change.wait()
-                elif self._builds:
-                    if scarce(self.trash):
-                        break
-                    self._change.wait(_LOOK)
-                elif (left := self._idle_since + _PAUSE - time.monotonic()) > 0:
-                    self._change.wait(left)
-                else:
+                    continue
+                due = self._filled + _LATE
+                if not self._builds:
+                    due = min(due, self._idle_since + _PAUSE)
+                if (left := due - time.monotonic()) <= 0:
                     break
-            self._work = False
+                self._change.wait(min(left, _PAUSE))
+            self._filled = None
             return not self._closing

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import signal
 import subprocess
 import threading
@@ -16,11 +17,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
+from fabric.building.cancel import TICK, stop_if
 from fabric.building.log import Log
 from fabric.building.steps import Progress
-from fabric.building.workspace import TICK
-from fabric.errors import BuildFailed, Cancelled, MachineFault
+from fabric.errors import BuildFailed, MachineFault
 
 #: What a root who installs software needs, inside its own user namespace.
 _CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETGID", "SETUID", "SYS_CHROOT")
@@ -39,6 +41,11 @@ Unprivileged user namespaces must be allowed. Look at these settings (sysctl):
   kernel.apparmor_restrict_unprivileged_userns  0, where it exists (Ubuntu), or an AppArmor
                                                 profile for bwrap that allows `userns`
 In a container, the container must be allowed to make them."""
+
+_MISSING = (
+    "The tools that make sandboxes are not here: install bubblewrap, version 0.11 or newer, and"
+    " util-linux (for unshare and mount)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +75,12 @@ class Box:
     cwd: str
     script: str  # its text
     path: str  # where the script is inside
+    launcher: tuple[str, ...] = ()  # a command that runs bwrap in a namespace it has made
 
     def command(self, script: int, options: Sequence[str], argv: Sequence[str]) -> list[str]:
         """The bwrap command line that runs ``argv``, the script's text at descriptor ``script``."""
-        words = ["bwrap", *options, *_ISOLATION, *self.mounts]
-        words += ["--perms", "0755", "--ro-bind-data", str(script), self.path]
+        words = [*self.launcher, "bwrap", *options, *_ISOLATION, *self.mounts]
+        words += ["--perms", "0755", "--file", str(script), self.path]
         for path in self.read_only:
             words += ["--remount-ro", path]
         for name, value in self.environment.items():
@@ -91,6 +99,11 @@ class Box:
             yield fd
         finally:
             os.close(fd)
+
+
+def overlay(lower: Sequence[Path], *how: str) -> list[str]:
+    """Arguments of bwrap that mount an overlay, lowest layer first, as ``how`` says."""
+    return [*(word for path in lower for word in ("--overlay-src", str(path))), *how]
 
 
 def run(
@@ -143,9 +156,7 @@ def _start(box: Box, told: int, log: Log) -> subprocess.Popen[bytes]:
                 pass_fds=(info, script),
             )
     except FileNotFoundError as error:
-        raise MachineFault(
-            "bwrap is not installed: install bubblewrap, version 0.11 or newer"
-        ) from error
+        raise MachineFault(_MISSING) from error
     finally:
         os.close(info)
 
@@ -174,8 +185,7 @@ def _watch(
             if process.returncode is not None:
                 progress.drain()
                 return
-            if cancelled.is_set():
-                raise Cancelled("Cancelled")
+            stop_if(cancelled)
             if deadline is not None and time.monotonic() > deadline:
                 raise _over(progress, f"ran longer than {limits.seconds:g} s", "build-timeout")
             if limits.log_bytes is not None and log.size() > limits.log_bytes:
@@ -208,7 +218,10 @@ def _end(process: subprocess.Popen[bytes], progress: Progress) -> None:
 
 def _cannot_start(said: str) -> BuildFailed | MachineFault:
     """Why bwrap gave up, from what it said."""
-    line = next((line for line in said.splitlines() if line.startswith("bwrap: ")), said.strip())
+    tools = ("bwrap: ", "unshare: ", "mount: ")
+    line = next((line for line in said.splitlines() if line.startswith(tools)), said.strip())
+    if shutil.which("bwrap") is None:
+        return MachineFault(_MISSING)
     if "execvp" in line:
         return BuildFailed(
             f"There is no shell to run commands with ({line}): one of the chunks that are staged"
@@ -216,6 +229,6 @@ def _cannot_start(said: str) -> BuildFailed | MachineFault:
         )
     if "Unknown option" in line:
         return MachineFault(f"{line}: bubblewrap is too old, version 0.11 or newer is needed")
-    if any(word in line for word in ("namespace", "uid map", "Operation not permitted")):
+    if any(word in line for word in ("namespace", "uid map", "unshare", "Operation not permitted")):
         return MachineFault(f"{line}\n{_ADVICE}")
     return MachineFault(f"The sandbox could not be started: {line or 'it said nothing'}")

@@ -33,7 +33,7 @@ wanted() {{
 }}
 run() {{
     number=$((number + 1))
-    report "$list" "$number"
+    report "$list" "$number" || exit 1  # nobody listens: the worker is dead
     sh -e -x -c "$1" </dev/null 3>&- || exit $?
 }}
 report '' 0

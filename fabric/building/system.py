@@ -14,15 +14,15 @@ from contextlib import suppress
 from pathlib import Path
 from shlex import quote
 
-from fabric.building import archive, sandbox
+from fabric.building import archive, ldconfig, sandbox
 from fabric.building.archive import Entry, Packed
+from fabric.building.cancel import stop_if
 from fabric.building.chunk import INTEGRATION
-from fabric.building.layers import LDCONFIG, LDCONFIG_RUBBISH
 from fabric.building.log import Log
 from fabric.building.steps import CommandList, script
 from fabric.building.tree import Unpacker, scan, with_links
 from fabric.building.workspace import Workspace
-from fabric.errors import BuildFailed, Cancelled, MachineFault
+from fabric.errors import BuildFailed, MachineFault
 from fabric.jobs import Content, Job, Manifest
 
 #: All that integration scripts have for an environment.
@@ -46,9 +46,9 @@ def build_system(
     phase("fetch")
     rootfs = scratch / "rootfs"
     rootfs.mkdir()
-    tree = Unpacker(rootfs)
+    tree = Unpacker(rootfs, lambda: stop_if(cancelled))
     [(name, contents)] = job.lists
-    for path, text in _unpack(contents, tree, workspace, cancelled):
+    for path, text in _unpack(contents, tree, workspace):
         _write(tree, path, text, name)
     for path, text in _describe(job, name):
         _write(tree, path, text, name)
@@ -58,22 +58,18 @@ def build_system(
     phase("integrate")
     _integrate(job, tree, rootfs, log, cancelled, limits)
     phase("store")
-    if cancelled.is_set():
-        raise Cancelled("Cancelled")
     found = scan(rootfs)
     for device, entry in tree.devices.items():
         found.setdefault(device, entry._replace(name=device))
     entries = [found[path] for path in sorted(found)]
-    return {name: archive.pack(with_links(entries), scratch / "archive")}
+    return {name: archive.pack(with_links(entries, cancelled), scratch / "archive")}
 
 
 def _unpack(
-    contents: Sequence[Content], tree: Unpacker, workspace: Workspace, cancelled: threading.Event
+    contents: Sequence[Content], tree: Unpacker, workspace: Workspace
 ) -> Iterator[tuple[str, str]]:
     """Unpack every artifact, and say what must be written about each: (path, text)."""
     for content in contents:
-        if cancelled.is_set():
-            raise Cancelled("Cancelled while the system was assembled")
         manifest = _manifest(workspace, content.key, content.artifact)
         blob = manifest.artifact(content.artifact).blob
         paths: list[bytes] = []
@@ -143,7 +139,7 @@ def _integrate(
         if path.rpartition(b"/")[0] == INTEGRATION.encode()
     )
     lists = []
-    if b"etc/ld.so.conf" in tree.files and not LDCONFIG.isdisjoint(tree.files):
+    if ldconfig.CONFIGURATION in tree.files and not ldconfig.PROGRAMS.isdisjoint(tree.files):
         lists.append(CommandList("ldconfig", ("ldconfig",)))
     for name in (name.decode("utf-8", "surrogateescape") for name in names):
         command = quote(f"/{INTEGRATION}/{name}")
@@ -167,5 +163,5 @@ def _integrate(
     for place in ours:  # to mount on, made by bwrap
         with suppress(OSError):
             place.rmdir()
-    if LDCONFIG_RUBBISH.as_posix().encode() not in tree.files:
-        (rootfs / LDCONFIG_RUBBISH).unlink(missing_ok=True)
+    if ldconfig.RUBBISH.encode() not in tree.files:
+        (rootfs / ldconfig.RUBBISH).unlink(missing_ok=True)

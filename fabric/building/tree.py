@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 from fabric.building import archive
 from fabric.building.archive import MTIME, Entry
+from fabric.building.cancel import stop_if
 from fabric.errors import BuildFailed, MachineFault
 
 _TYPES = {
@@ -88,16 +90,24 @@ def listing(directory: bytes) -> list[os.DirEntry[bytes]]:
             os.chmod(directory, mode)
 
 
-def is_empty(directory: Path) -> bool:
-    """Whether there is nothing in a directory."""
-    with os.scandir(directory) as entries:
-        return next(entries, None) is None
+def emptied(directory: Path, most: int = 16) -> bool:
+    """Empty a directory of at most ``most`` files; False, with nothing done, if it has more."""
+    entries = _entries(os.fsencode(directory))
+    if len(entries) > most or any(entry.is_dir(follow_symlinks=False) for entry in entries):
+        return False
+    for entry in entries:
+        os.unlink(entry.path)
+    return True
 
 
-def with_links(entries: list[Entry]) -> Iterator[Entry]:
-    """The same entries, with every file after the first of one inode as a hard link to it."""
+def with_links(entries: Iterable[Entry], cancelled: threading.Event) -> Iterator[Entry]:
+    """The same entries, with every file after the first of one inode as a hard link to it.
+
+    Cancelled on the way when that is set.
+    """
     first: dict[tuple[int, int], bytes] = {}
     for entry in entries:
+        stop_if(cancelled)
         if entry.source is not None:
             info = os.lstat(entry.source)
             if info.st_nlink > 1:
@@ -167,7 +177,8 @@ class Unpacker:
     tree, never by the kernel.  Devices are only recorded, since making them takes real root.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, check: Callable[[], None] = lambda: None) -> None:
+        self._check = check  # called now and then; it may raise
         self.dirs: dict[bytes, int] = {}  # path -> mode
         self.links: dict[bytes, bytes] = {}  # path -> target
         self.files: dict[bytes, str] = {}  # anything else, links included -> who brought it
@@ -184,6 +195,7 @@ class Unpacker:
         """
         paths = []
         for entry, contents in archive.read(file):
+            self._check()
             paths.append(entry.name)
             self.put(entry, contents.pieces(), owner)
         return paths
@@ -276,12 +288,23 @@ class Unpacker:
             raise MachineFault(f"Damaged archive: an entry of type {entry.type!r}")
 
 
+def copy(entries: Iterable[Entry], to: Path) -> None:
+    """Make the entries of a `scan`, but for devices, in the empty directory ``to``."""
+    unpacker = Unpacker(to)
+    for entry in entries:
+        unpacker.put(entry, archive.contents(entry), "")
+    unpacker.finish()
+
+
 #: A directory deeper than this is moved to the top before it is deleted: no path gets too long.
 _DEEP = 50
 
 
-def remove(path: Path) -> None:
-    """Delete a tree, whatever the modes in it; one that is not there is no error."""
+def remove(path: Path, stop: Callable[[], bool] = lambda: False) -> None:
+    """Delete a tree, whatever the modes in it; one that is not there is no error.
+
+    Once ``stop()`` says so, what is left stays.
+    """
     top = os.fsencode(path)
     try:
         if not stat.S_ISDIR(os.lstat(top).st_mode):
@@ -291,6 +314,8 @@ def remove(path: Path) -> None:
         return
     pending, emptied, moved = [top], [], 0
     while pending:
+        if stop():
+            return
         here = pending.pop()
         emptied.append(here)
         for item in _entries(here):

@@ -8,6 +8,7 @@
     tmp/PID-XXXX     scratch of one worker; when nobody holds its lock any more, rubbish
     failed/KEY       the build tree of the last failed attempt at KEY, for a look inside
     lock             see `fabric.building.locks`
+    cleaned          changes whenever layers were removed
 
 Several workers, of several processes, may share one workspace.
 """
@@ -18,6 +19,7 @@ import itertools
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
@@ -25,18 +27,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
+from fabric.building.cancel import TICK, stop_if
 from fabric.building.layers import Layers
 from fabric.building.locks import Locks
-from fabric.building.reaper import Reaper, scarce
-from fabric.building.tree import is_empty, open_up, remove
-from fabric.errors import Cancelled
+from fabric.building.reaper import Reaper
+from fabric.building.tree import emptied, open_up, remove
 from fabric.jobs import Blob, Manifest, Source
 
-#: Seconds between two looks at a lock that somebody else holds, or at ``cancelled``.
-TICK = 0.1
-#: Directories of a scratch that a build may leave as empty as it found them.  What overlayfs
-#: leaves in its work directory it clears up itself the next time.
-_REUSED = ("up", "tmp", "work")
+#: Directories of a scratch that may go to the next build.
+_REUSED = ("up", "tmp")
 
 
 class Store(Protocol):
@@ -74,12 +73,14 @@ class Workspace:
         self._locks = Locks(self.root / "lock")
         self._numbers = itertools.count()
         self._spare: list[Path] = []
+        self._cleaned: tuple[int, int] | None = None
         with self.locked("sessions"):
             self.session = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=self.root / "tmp"))
             self._alive = self._locks.take(self.session.name)
             self._reaper = Reaper(self.session / "trash")
             self._sweep()
             self._forget_after_reboot()
+            (self.root / "cleaned").touch()
 
     def scratch(self) -> Path:
         """A new empty directory, ours alone until it is discarded or this process ends."""
@@ -105,11 +106,10 @@ class Workspace:
         """Take back the scratch of a successful build.
 
         Making a directory on a busy disk takes a quarter of a millisecond, so one that the build
-        has left as it was goes to the next.
+        has left (nearly) empty goes to the next.
         """
         for item in list(scratch.iterdir()):
-            open_up(item)
-            if item.name not in _REUSED or (item.name != "work" and not is_empty(item)):
+            if item.name not in _REUSED or not emptied(item):
                 self.discard(item)
         self._spare.append(scratch)
 
@@ -131,11 +131,12 @@ class Workspace:
 
     @contextmanager
     def using(self) -> Iterator[None]:
-        """Around a build: its layers stay, and deleting waits while there is room on the disk."""
-        if scarce(self.root):
+        """Around a build: its layers stay meanwhile, and the reaper knows that it disturbs."""
+        if _scarce(self.root):
             self.clean()
         fd = self._locks.take("layers", shared=True, wait=True)
         assert fd is not None
+        self._notice_cleaning()
         self._reaper.enter()
         try:
             yield
@@ -151,8 +152,8 @@ class Workspace:
         """
         while (fd := self._locks.take(name, wait=cancelled is None)) is None:
             assert cancelled is not None
-            if cancelled.wait(TICK):
-                raise Cancelled("Cancelled while another builder of this machine was at it")
+            cancelled.wait(TICK)
+            stop_if(cancelled)
         try:
             yield
         finally:
@@ -172,15 +173,26 @@ class Workspace:
                 for item in list((self.root / folder).iterdir()):
                     if item.name not in keep:
                         self.discard(item)
+            (self.root / "cleaned").unlink()
+            (self.root / "cleaned").touch()
         finally:
             os.close(fd)
         return True
 
-    def close(self) -> None:
-        """Delete this worker's scratch."""
+    def _notice_cleaning(self) -> None:
+        info = (self.root / "cleaned").stat()
+        look = (info.st_ino, info.st_ctime_ns)
+        if look != self._cleaned:
+            self.layers.forget()
+            self._cleaned = look
+
+    def close(self, patience: float = 1.0) -> None:
+        """Delete this worker's scratch: for so many seconds, then the next worker goes on."""
         if self._alive is not None:
+            until = time.monotonic() + patience
             self._reaper.close()
-            remove(self.session)
+            with suppress(OSError):
+                remove(self.session, stop=lambda: time.monotonic() > until)
             os.close(self._alive)
             self._alive = None
 
@@ -216,3 +228,9 @@ class Workspace:
                 self.discard(self.root / name)
                 (self.root / name).mkdir()
             stamp.write_text(boot)
+
+
+def _scarce(path: Path) -> bool:
+    """Whether the file system of ``path`` is nearly full: 10 % free or less, at most 10 GiB."""
+    info = os.statvfs(path)
+    return info.f_bavail * info.f_frsize < min(info.f_blocks * info.f_frsize // 10, 10 << 30)

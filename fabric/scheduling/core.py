@@ -108,7 +108,7 @@ class Scheduler(Fleet):
             task.move(Cause.ASSIGNED, self.now, worker.name)
             self.run(task, attempt, request)
             self.pools.place(worker, self.now)
-            self.effects.append(Began(attempt.key, attempt.fence, worker.name))
+            self.effects.append(Began(attempt.key, attempt.fence, worker.name, found=False))
             self.desires[worker.name] = None
 
     # -- the store -------------------------------------------------------------------------

@@ -79,11 +79,12 @@ class Closed(msgspec.Struct, frozen=True):
 
 
 class Began(msgspec.Struct, frozen=True):
-    """An attempt began, or was found running: its log may come."""
+    """An attempt began: its log may come.  ``found``: it ran already, unknown to this core."""
 
     key: str
     fence: int
     worker: str
+    found: bool
 
 
 class Ended(msgspec.Struct, frozen=True):

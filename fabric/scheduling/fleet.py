@@ -125,7 +125,7 @@ class Fleet(Interest):
         attempt.confirmed = True
         attempt.phase, attempt.log_size = seen.phase, seen.log_size
         worker.held[attempt.id] = attempt
-        self.effects.append(Began(seen.key, seen.fence, worker.name))
+        self.effects.append(Began(seen.key, seen.fence, worker.name, found=True))
         task = self.tasks.get(seen.key)
         if task is None:
             wanted = self.now < self.grace_until
@@ -156,7 +156,7 @@ class Fleet(Interest):
         ):
             attempt = Attempt(outcome.key, outcome.fence, worker.name, self.now)
             worker.held[attempt.id] = attempt
-            self.effects.append(Began(outcome.key, outcome.fence, worker.name))
+            self.effects.append(Began(outcome.key, outcome.fence, worker.name, found=True))
             self._adopt(task, attempt)
             self._ended(worker, attempt, outcome)
 
@@ -196,7 +196,6 @@ class Fleet(Interest):
         if worker is not None:
             worker.faults += 1
             worker.rests_until = self.now + min(self.limits.rest, 2.0 ** (worker.faults - 1))
-            self._timer(worker.rests_until, self._rested, worker)
             self.pools.place(worker, self.now)
         task.faults[name] = message
         task.fault_count += 1
@@ -265,7 +264,3 @@ class Fleet(Interest):
             del self._gone[next(iter(self._gone))]
         for attempt in list(worker.held.values()):
             self._vanished(worker, attempt)
-
-    def _rested(self, worker: Worker) -> None:
-        if self.workers.get(worker.name) is worker:
-            self.pools.place(worker, self.now)

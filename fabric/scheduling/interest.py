@@ -183,10 +183,9 @@ class Interest:
             if task is None:
                 self.count += 1
                 offer = request.offers[key]
-                task = self.tasks[key] = Task(offer, self.count, self.expected(offer))
+                task = self.tasks[key] = Task(key, offer, self.count, self.expected(offer))
                 self.ask(task)
             task.requests[request.id] = request
-            request.lost.pop(key, None)  # someone tries again what failed for this request
             if task.state in PRESENT:
                 self._has(request, task)
                 continue

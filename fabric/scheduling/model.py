@@ -6,7 +6,8 @@ Everything here belongs to one `core.Scheduler`; only it changes anything.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 from fabric.scheduling.states import LIVE, TABLE, Cause, IllegalTransition, State
 from fabric.wire.messages import Offer, Outcome, RequestState, StepState
@@ -22,8 +23,7 @@ DEFAULT_SECONDS = {"chunk": 60.0, "stratum": 1.0, "system": 60.0}
 STORY_LENGTH = 60
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """How long and how often.  Times in seconds."""
 
     lease: float = 10.0  # a worker silent this long is lost
@@ -36,8 +36,7 @@ class Limits:
     rest: float = 60.0  # at most this long a worker rests after faults in a row
 
 
-@dataclass(frozen=True, slots=True)
-class Transition:
+class Transition(msgspec.Struct, frozen=True):
     """One line of a task's story."""
 
     at: float
@@ -46,8 +45,7 @@ class Transition:
     detail: str = ""
 
 
-@dataclass(slots=True, eq=False)
-class Attempt:
+class Attempt(msgspec.Struct, eq=False):
     """One try at a task, held by one worker until that worker reports its end or is lost."""
 
     key: str
@@ -65,34 +63,30 @@ class Attempt:
         return (self.key, self.fence)
 
 
-@dataclass(slots=True, eq=False)
-class Task:
+class Task(msgspec.Struct, eq=False):
     """The work for one artifact."""
 
+    key: str
     offer: Offer
     number: int  # breaks ties; order of coming
     expected: float  # seconds
     state: State = State.ASKING
     question: int = 0  # the one put to the store about it
-    requests: dict[str, Request] = field(default_factory=dict)  # who wants it
+    requests: dict[str, Request] = {}  # who wants it
     expanded: bool = False  # its dependencies are tasks too
     missing: int = 0  # dependencies not in the store
-    waiters: dict[str, Task] = field(default_factory=dict)  # tasks that miss this one
+    waiters: dict[str, Task] = {}  # tasks that miss this one
     attempt: Attempt | None = None  # while running
     seat: Worker | None = None  # while verifying: has a slot kept for what comes next
     fence: int = 0  # of its last attempt
     builder: str = ""  # worker of its last attempt
     charged: Request | None = None  # whose share of the workers it uses
     outcome: Outcome | None = None  # of its last attempt
-    losses: list[str] = field(default_factory=list)  # workers lost while at it
-    faults: dict[str, str] = field(default_factory=dict)  # worker -> what it could not do
+    losses: list[str] = []  # workers lost while at it
+    faults: dict[str, str] = {}  # worker -> what it could not do
     fault_count: int = 0
     unanswered: int = 0  # questions about it the store failed to answer
-    story: list[Transition] = field(default_factory=list)
-
-    @property
-    def key(self) -> str:
-        return self.offer.key
+    story: list[Transition] = []
 
     @property
     def live(self) -> bool:
@@ -112,8 +106,7 @@ class Task:
             del self.story[1]  # how it began stays
 
 
-@dataclass(slots=True, eq=False)
-class Worker:
+class Worker(msgspec.Struct, eq=False):
     """A machine, as it last reported itself, and the attempts believed to be on it."""
 
     name: str
@@ -127,8 +120,8 @@ class Worker:
     free_disk: int = 0
     since: float = 0.0  # when it registered
     sequence: int = 0
-    former: list[str] = field(default_factory=list)  # instances that it was before
-    held: dict[Id, Attempt] = field(default_factory=dict)
+    former: list[str] = []  # instances that it was before
+    held: dict[Id, Attempt] = {}
     settled: tuple[Id, ...] = ()  # outcomes of its last report
     seats: int = 0  # slots kept for what becomes ready in a moment
     faults: int = 0  # in a row
@@ -140,8 +133,7 @@ class Worker:
         return 0 if self.draining else max(0, self.slots - len(self.held) - self.seats)
 
 
-@dataclass(slots=True, eq=False)
-class Request:
+class Request(msgspec.Struct, eq=False):
     """Somebody's interest in some goals."""
 
     id: str
@@ -155,18 +147,18 @@ class Request:
     since: float
     state: RequestState = "checking"
     message: str = ""
-    needed: dict[str, None] = field(default_factory=dict)  # keys of the tasks it wants
-    asking: dict[str, None] = field(default_factory=dict)  # of these, the store is being asked
+    needed: dict[str, None] = {}  # keys of the tasks it wants
+    asking: dict[str, None] = {}  # of these, the store is being asked
     open: int = 0  # of these, not in the store yet
     goals_left: int = 0
     work_left: float = 0.0  # seconds expected for what is open
-    failures: list[str] = field(default_factory=list)
-    lost: dict[str, None] = field(default_factory=dict)  # failed, or in need of what failed
-    results: dict[str, StepState] = field(default_factory=dict)  # what became of steps
+    failures: list[str] = []
+    lost: dict[str, None] = {}  # failed, or in need of what failed
+    results: dict[str, StepState] = {}  # what became of steps
     version: int = 0
-    changed: dict[str, int] = field(default_factory=dict)  # key -> version, oldest first
+    changed: dict[str, int] = {}  # key -> version, oldest first
     running: int = 0  # attempts charged to it
-    longest: list[tuple[float, str]] = field(default_factory=list)  # heap of (-rank, key)
+    longest: list[tuple[float, str]] = []  # heap of (-rank, key)
 
     @property
     def over(self) -> bool:

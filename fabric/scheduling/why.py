@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from fabric.scheduling.pools import order_of
 from fabric.scheduling.states import PRESENT, State
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
 MANY = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Why:
+class Why(msgspec.Struct, frozen=True):
     """Where a task stands, and what it waits for."""
 
     key: str
@@ -65,6 +65,8 @@ def why_request(scheduler: Scheduler, request: Request, now: float) -> str:
             if below is None:
                 break
             task = below
+        if task.state is State.ASKING and not task.unanswered:
+            return ""
         return str(why(scheduler, task.key, now))
     return ""
 

@@ -233,14 +233,17 @@ class Repository:
         command += ["--git-dir", str(self.path), "fetch", "--progress", "--no-write-fetch-head"]
         command += ["--no-auto-maintenance", "--force", "--no-tags", "--", url, *refspecs]
         # Without a terminal nobody can be asked for a password: git says so instead of waiting.
-        with subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env=environment(private=False),
-            start_new_session=True,
-        ) as process, stop.child(process):
+        with (
+            subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env=environment(private=False),
+                start_new_session=True,
+            ) as process,
+            stop.child(process),
+        ):
             assert process.stderr is not None
             said = _follow(process.stderr, lambda text: progress(f"{url}: {text}"))
         if process.returncode:

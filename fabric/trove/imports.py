@@ -43,7 +43,15 @@ class Imports:
         self.progress(f"{lorry.name}: importing {lorry.version}")
         trees = self._trees(lorry)
         message = f"{lorry.name} {lorry.version}"
-        made = commit(repository, lorry.full_ref, trees, message, lorry.import_key(), self.stop)
+        made = commit(
+            repository,
+            lorry.full_ref,
+            trees,
+            message,
+            lorry.import_key(),
+            self.stop,
+            compress=not lorry.is_set,
+        )
         self.progress(f"{lorry.name}: {lorry.ref} is commit {made[:12]}")
 
     def _trees(self, lorry: Lorry) -> list[tuple[str, Tree]]:

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -31,8 +33,6 @@ from fabric.trove.places import Place, Places, local_path
 from fabric.trove.stop import Stop
 
 if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
-
     from fabric.trove.export import Exports
 
 Progress = Callable[[str], None]
@@ -94,9 +94,12 @@ class Sources:
         SourceError says what was tried and what to do.
         """
         place = self._places.locate(repo)
-        repository = self._repository(place)
         commit = self._known(repo, ref, place) or self._obtain(repo, ref, place)
-        fact = repository.fact(commit)
+        return self._source(repo, ref, commit, submodules)
+
+    def _source(self, repo: str, ref: str, commit: str, submodules: Sequence[Submodule]) -> Source:
+        """What a commit that is here is made of, down to its deepest submodule."""
+        fact = self._repository(self._places.locate(repo)).fact(commit)
         urls = {submodule.path: submodule for submodule in submodules}
         for path in urls.keys() - {path for path, _, _ in fact.submodules}:
             raise SourceError(
@@ -117,46 +120,63 @@ class Sources:
     def resolve_all(self, wanted: Iterable[Wanted]) -> list[Source]:
         """Resolve many (repo, ref, submodules) at once.  SourceError names all that failed."""
         asked = list(wanted)
-        unique = list({_identity(one): one for one in asked}.items())
-        absent = []
+        unique = {_identity(one): one for one in asked}
+        absent: deque[tuple[object, Wanted]] = deque()
         done: dict[object, Source] = {}
-        failures: dict[str, None] = {}
-        for identity, (repo, ref, submodules) in unique:
-            if self._at_hand(repo, ref):
-                done[identity] = self.resolve(repo, ref, submodules)
+        for identity, one in unique.items():
+            repo, ref, submodules = one
+            commit = self._at_hand(repo, ref)
+            if commit:
+                done[identity] = self._source(repo, ref, commit, submodules)
             else:
-                absent.append((identity, (repo, ref, submodules)))
-        if absent:
-            with self._workers() as pool:
-                futures = [(identity, pool.submit(self.resolve, *one)) for identity, one in absent]
-                for identity, future in futures:
-                    try:
-                        done[identity] = future.result()
-                    except SourceError as error:
-                        failures[str(error)] = None
-        if failures:
-            raise SourceError("\n".join(failures))
+                absent.append((identity, one))
+        done |= self._resolve_in_threads(absent)
         return [done[_identity(one)] for one in asked]
 
-    @contextlib.contextmanager
-    def _workers(self) -> Iterator[ThreadPoolExecutor]:
-        from concurrent.futures import ThreadPoolExecutor
+    def _resolve_in_threads(self, absent: deque[tuple[object, Wanted]]) -> dict[object, Source]:
+        """Resolve what has to be imported or fetched, PARALLEL at a time."""
+        done: dict[object, Source] = {}
+        failures: list[Exception] = []
 
-        pool = ThreadPoolExecutor(PARALLEL, thread_name_prefix="import")
+        def work() -> None:
+            while True:
+                try:
+                    identity, one = absent.popleft()
+                except IndexError:
+                    return
+                try:
+                    done[identity] = self.resolve(*one)
+                except Exception as error:  # noqa: BLE001 - raised again below
+                    failures.append(error)
+
+        # Not an executor's threads: those would be waited for at exit, however stuck they are.
+        threads = [
+            threading.Thread(target=work, daemon=True) for _ in range(min(PARALLEL, len(absent)))
+        ]
         try:
-            yield pool
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
         except BaseException:  # Ctrl-C among others: what is under way ends soon
+            absent.clear()
             self._stop.set()
-            pool.shutdown(cancel_futures=True)
+            for thread in threads:
+                thread.join(1.0)
             self._stop = Stop()
             raise
-        pool.shutdown()
+        for failure in failures:
+            if not isinstance(failure, SourceError):
+                raise failure
+        if failures:
+            raise SourceError("\n".join(sorted({str(failure) for failure in failures})))
+        return done
 
-    def _at_hand(self, repo: str, ref: str) -> bool:
+    def _at_hand(self, repo: str, ref: str) -> str | None:
         try:
-            return self._known(repo, ref, self._places.locate(repo)) is not None
+            return self._known(repo, ref, self._places.locate(repo))
         except SourceError:
-            return False  # said again, and gathered, when it is resolved
+            return None  # said again, and gathered, when it is resolved
 
     def _known(self, repo: str, ref: str, place: Place) -> str | None:
         """The commit of ``ref``, if it is here and cannot be another by now."""

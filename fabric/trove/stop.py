@@ -49,10 +49,8 @@ class Stop:
         """
         with self._lock:
             self._children.add(process.pid)
-            over = self._event.is_set()
         try:
-            if over:
-                raise Cancelled("interrupted")
+            self.check()
             yield
             process.wait()
         except BaseException:

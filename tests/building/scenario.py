@@ -32,7 +32,8 @@ def job_of(name: str, kit: Kit) -> Job:
     """What to build in each scenario."""
     match name:
         case "everything":
-            return kit.chunk(source=kit.tree(hello="hi"), install=EVERYTHING)
+            many = {f"file{number}": "" for number in range(100)}  # so many that they are overlaid
+            return kit.chunk(source=kit.tree(hello="hi", **many), install=EVERYTHING)
         case "fill":
             return kit.chunk(build=["dd if=/dev/zero of=/tmp/big bs=65536"])
         case "almost-fill":
@@ -53,14 +54,14 @@ def main(name: str, root: Path, archive: Path, uid: int | None = None) -> int:
         os.setuid(uid)
     kit = Kit(root, base)
     try:
-        with kit.workspace:
-            manifest = kit.build(job_of(name, kit), timeout=None)
-            for path, entry in kit.entries(manifest, "thing-bins").items():
-                print(f"{path} {entry.type.decode()} {entry.mode:o} {entry.size}")
+        manifest = kit.build(job_of(name, kit), timeout=None)
+        for path, entry in kit.entries(manifest, "thing-bins").items():
+            print(f"{path} {entry.type.decode()} {entry.mode:o} {entry.size}")
     except FabricError as error:
         print(f"{type(error).__name__}: {error}\n{kit.log_text}")
         return error.exit_code
     finally:
+        kit.workspace.close(patience=100)
         print("left:", *(kit.workspace.root / "tmp").iterdir())
     return 0
 

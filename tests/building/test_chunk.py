@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from building_kit import Kit, key_of
 
-from fabric.building import archive
+from fabric.building import archive, shell
 from fabric.building.tree import scan
 from fabric.errors import BuildFailed, MachineFault
 from fabric.jobs import Device, Rule, Source, Staged
@@ -249,7 +249,7 @@ class TestWhatItLeaves:
 
     def test_nothing_in_scratch(self, kit: Kit) -> None:
         kit.build(kit.chunk(build=["touch /tmp/x; touch y"], source=kit.tree(a="1")))
-        kit.workspace.close()
+        kit.workspace.close(patience=100)
         assert not list((kit.workspace.root / "tmp").iterdir())
 
     def test_what_is_stored_is_not_built_again(self, kit: Kit) -> None:
@@ -264,3 +264,56 @@ def test_phases(kit: Kit) -> None:
     commands = tuple((f"{name}-commands", (":", ":")) for name in lists)
     kit.build(kit.chunk(commands=commands))
     assert kit.phases == ["fetch", "configure", "build", "install", "strip", "store"]
+
+
+class TestSourcesOfSomeSize:
+    """Those of a few files are copied (all tests above), larger ones are overlaid."""
+
+    @pytest.fixture
+    def source(self, kit: Kit) -> Source:
+        source = kit.tree(**{f"file{number}": str(number) for number in range(100)})
+        (kit.sources.trees[source.tree] / "file7").chmod(0o755)
+        return source
+
+    def test_stay_as_they_are(self, kit: Kit, source: Source) -> None:
+        before = scan(kit.sources.trees[source.tree])
+        command = (
+            "stat -c '%Y %a' . file7 file8; echo more >> file1; rm file2; mkdir new; touch new/x;"
+            " chmod 700 .; cat file1; ls | wc -l"
+        )
+        times = "1000000000 "
+        assert printed(kit, command, source=source) == (
+            f"{times}755\n{times}755\n{times}644\n1more\n100\n"
+        )
+        assert scan(kit.sources.trees[source.tree]) == before
+
+    def test_of_several_builds_do_not_mix(self, kit: Kit, source: Source) -> None:
+        for name in ("one", "two"):
+            test = "test ! -e made; test -e file2; touch made; rm file2"
+            kit.build(kit.chunk(name, source=source, build=[test]))
+
+    def test_are_there_again_after_a_failure(
+        self, kit: Kit, source: Source, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        job = kit.chunk(source=source, build=["echo was here > made; rm file3; exit 9"])
+        with pytest.raises(BuildFailed):
+            kit.build(job)
+        for _ in range(2):  # the tree can be mounted again and again
+            argv = ["sh", "-c", "cat made file4; ls | wc -l"]
+            assert shell(job, kit.workspace, jobs=1, argv=argv) == 0
+            assert capfd.readouterr().out == "was here\n4100\n"
+
+    def test_with_submodules(self, kit: Kit, source: Source) -> None:
+        inner = kit.tree(name="inner")
+        (kit.sources.trees[source.tree] / "lib").mkdir()
+        whole = Source("a", "r", "2" * 40, source.tree, (("lib", inner),))
+        text = printed(kit, "cat lib/name file5; ls | wc -l; rm -r lib; echo x > lib", source=whole)
+        assert text == "inner5101\n"
+        assert (kit.sources.trees[inner.tree] / "name").read_text() == "inner"
+
+    def test_strange_place(self, kit: Kit, source: Source, tmp_path: Path) -> None:
+        other = Kit(tmp_path / "a,b:c d\\e", kit.base_archive)
+        other.sources = kit.sources
+        other.workspace.sources = kit.sources
+        with other.workspace:
+            other.build(other.chunk(source=source, build=["test -e file9"]))

@@ -49,13 +49,14 @@ class TestPlan:
         two = plan_layers(staged(60, 60, 30))
         assert one[0] == two[0] == tuple(f"0-{number}" for number in range(60))
 
-    def test_one_large_stratum_is_cut(self) -> None:
-        plan = plan_layers(staged(10), 4)
-        assert [len(group) for group in plan] == [4, 4, 2]
+    def test_a_large_stratum_is_merged_in_blocks_that_others_can_use(self) -> None:
+        plan = plan_layers(staged(120), 100)
+        assert [len(group) for group in plan] == [64] + 56 * [1]
+        assert plan_layers(staged(140), 100)[0] == plan[0]
 
-    def test_a_stratum_that_comes_twice_keeps_its_order(self) -> None:
-        mixed = [Staged("a", "x"), Staged("b", "y"), Staged("c", "x"), Staged("d", "x")]
-        assert plan_layers(mixed, 3) == [("a", "b"), ("c", "d")]
+    def test_strata_that_take_turns(self) -> None:
+        mixed = [Staged(str(number), "xy"[number % 2]) for number in range(10)]
+        assert plan_layers(mixed, 3) == [tuple(str(number) for number in range(10))]
 
     @given(st.lists(st.integers(1, 40), max_size=12), st.integers(1, 100))
     def test_nothing_is_lost_and_the_limit_holds(self, strata: list[int], limit: int) -> None:

@@ -101,7 +101,7 @@ class TestWildBuilds:
     def test_very_deep_tree_can_be_deleted(self, kit: Kit) -> None:
         deep = "for i in 1 2 3 4 5 6 7 8 9; do for j in $(seq 99); do mkdir d; cd d; done; done"
         kit.build(kit.chunk(build=[f"cd /tmp; {deep}; touch end"]))
-        kit.workspace.close()
+        kit.workspace.close(patience=100)
         assert not list((kit.workspace.root / "tmp").iterdir())
 
     def test_thousands_of_commands(self, kit: Kit) -> None:
@@ -113,10 +113,12 @@ class TestWildBuilds:
 class TestCancel:
     @pytest.mark.parametrize("delay", [0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.5])
     def test_at_any_moment(self, kit: Kit, delay: float) -> None:
+        source = kit.tree(**{f"file{number}": "" for number in range(50)})
+        job = kit.chunk(build=[BEAT + "sleep 1000"], source=source)
         threading.Timer(delay, kit.cancelled.set).start()
         began = time.monotonic()
         with pytest.raises(Cancelled):
-            kit.build(kit.chunk(build=[BEAT + "sleep 1000"]))
+            kit.build(job)
         assert time.monotonic() - began < 5
         assert heartbeat_stops(kit)
         assert processes_naming(kit.root) == []

@@ -88,37 +88,45 @@ class TestScratch:
         numbered = [path.name for path in kit.workspace.session.iterdir() if path.name != "trash"]
         assert len(numbered) == 1
 
-    def test_rubbish_goes_in_pauses_and_at_the_end(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize(("pause", "late", "busy"), [(0.05, 60, False), (60, 0.05, True)])
+    def test_rubbish_goes_in_pauses_or_a_little_later(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pause: float, late: float, busy: bool
     ) -> None:
-        monkeypatch.setattr("fabric.building.reaper._PAUSE", 0.02)
-        monkeypatch.setattr("fabric.building.reaper._LOOK", 0.02)
+        monkeypatch.setattr("fabric.building.reaper._PAUSE", pause)
+        monkeypatch.setattr("fabric.building.reaper._LATE", late)
         reaper = Reaper(tmp_path / "trash")
-        reaper.enter()
+        if busy:
+            reaper.enter()
         (tmp_path / "trash/one").mkdir()
         reaper.wake()
-        time.sleep(0.1)
-        assert (tmp_path / "trash/one").exists()
-        reaper.leave()
         deadline = time.monotonic() + 15
         while (tmp_path / "trash/one").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         assert not (tmp_path / "trash/one").exists()
         reaper.close()
 
-    def test_rubbish_goes_at_once_when_room_is_scarce(
+    def test_rubbish_waits_while_builds_follow_each_other(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("fabric.building.reaper.scarce", lambda path: True)  # noqa: ARG005
+        monkeypatch.setattr("fabric.building.reaper._PAUSE", 0.05)
         reaper = Reaper(tmp_path / "trash")
         reaper.enter()
         (tmp_path / "trash/one").mkdir()
         reaper.wake()
-        deadline = time.monotonic() + 15
-        while (tmp_path / "trash/one").exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert not (tmp_path / "trash/one").exists()
+        time.sleep(0.2)
+        assert (tmp_path / "trash/one").exists()
         reaper.close()
+
+    def test_impatient_end_leaves_the_rest_to_the_next(self, kit: Kit) -> None:
+        scratch = kit.workspace.scratch()
+        for number in range(20):
+            (scratch / f"{number}/deep").mkdir(parents=True)
+        kit.workspace.close(patience=0)
+        session = kit.workspace.session
+        assert session.exists()
+        with Workspace(kit.workspace.root, kit.store, kit.sources) as other:
+            assert not session.exists()
+        assert not other.session.exists()
 
 
 class TestCleaning:

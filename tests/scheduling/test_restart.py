@@ -131,6 +131,32 @@ def test_a_stale_attempt_is_killed_and_its_outcome_ignored() -> None:
     assert stage.verdict() == "done"
 
 
+def test_a_stale_attempt_is_not_adopted_and_holds_back_the_next() -> None:
+    """Lost on two workers; then the first of them is there again, and still runs it."""
+    stage = Stage()
+    stage.worker("w1", "w2", "w3")
+    stage.submit(APP)
+    stage.sync()
+    first = dict(stage.machines["w1"].running)
+    stage.machines["w3"].draining = True
+    stage.sync("w3")
+    stage.wait(11.0, alive=["w2", "w3"], polls=["r1"])
+    stage.sync("w2")
+    stage.wait(11.0, alive=["w3"], polls=["r1"])
+    assert stage.states()["zlib"] == "ready"
+    stage.machines["w3"].draining = False
+    stage.machines["w1"].running = first
+    stage.report("w1")
+    assert stage.states()["zlib"] == "waiting"
+    assert "an earlier attempt on w1" in stage.why("zlib")
+    stage.sync("w3")
+    assert not stage.machines["w3"].running
+    stage.sync("w1")
+    stage.sync("w1", "w3")
+    assert stage.all_running().count("zlib") >= 1
+    assert stage.machines["w1"].running.keys() != first.keys()
+
+
 def test_a_worker_back_in_time_goes_on() -> None:
     stage = Stage()
     stage.worker("w1")
@@ -234,9 +260,11 @@ def test_old_and_repeated_reports_change_nothing() -> None:
     stage.sync()
     stage.done("zlib")
     assert stage.running() == {"w1": ["app"]}
+    fence = stage.steps()["app"].fence
     stage.handle(old)
     stage.handle(old)
     assert stage.states() == {"app": "running", "zlib": "done"}
+    assert stage.steps()["app"].fence == fence
 
 
 def test_an_outcome_is_settled_until_the_worker_forgets_it() -> None:

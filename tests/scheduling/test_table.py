@@ -8,7 +8,8 @@ from fabric.scheduling.states import LIVE, TABLE, Cause, IllegalTransition, Stat
 
 
 def test_what_the_table_does_not_list_raises_and_tells_the_story() -> None:
-    task = Task(offers_of("zlib:")[0], 1, 60.0)
+    [offer] = offers_of("zlib:")
+    task = Task(offer.key, offer, 1, 60.0)
     task.move(Cause.ABSENT, 1.0)
     with pytest.raises(IllegalTransition, match=r"zlib: FINISHED in state blocked \(story: the"):
         task.move(Cause.FINISHED, 2.0)

@@ -132,6 +132,19 @@ def test_a_fault_is_retried_on_another_worker() -> None:
     assert stage.verdict() == "done"
 
 
+def test_if_no_other_worker_is_left_the_one_that_was_unable_gets_it_again() -> None:
+    stage = Stage()
+    stage.worker("w1", "w2")
+    stage.submit("top: a b\na:\nb:")
+    stage.sync()
+    stage.ends("a", "fault", message="disk full")
+    stage.wait(5.0, alive=["w1", "w2"], polls=["r1"])
+    assert stage.running() == {"w2": ["b"]}
+    stage.machines["w2"].draining = True
+    stage.sync()
+    assert stage.running() == {"w1": ["a"], "w2": ["b"]}
+
+
 def test_one_bad_worker_cannot_fail_what_a_good_one_can_build() -> None:
     stage = Stage()
     stage.worker("sick", "well")

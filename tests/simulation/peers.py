@@ -77,7 +77,7 @@ class Builder:
                 case worker_side.Kill():
                     id = (action.key, action.fence)
                     self.killed.add(id)
-                    delay = self.world.rng.choice((0.001, 0.5))
+                    delay = self.world.rng.choice((0.001, 0.5, 4.0))
                     self.world.at(delay, partial(self._end, id, "cancelled"))
 
     def _start(self, action: worker_side.Start) -> None:

@@ -62,6 +62,7 @@ class Scenario:
     bad_steps: float  # share of steps whose build fails
     poison: float  # share of steps that take their worker down
     sick: int  # workers that are unable to do anything
+    lease: float
     keep_going: bool
     trouble: float  # seconds until peace
 
@@ -85,11 +86,12 @@ class Scenario:
             crashes=some(0.1),
             restarts=some(0.1),
             cuts=some(0.15),
-            departures=some(0.05),
+            departures=rng.choice((0.0, 0.05, 0.4)),
             outages=some(0.1),
             bad_steps=rng.choice((0.0, 0.0, 0.1)),
             poison=rng.choice((0.0, 0.0, 0.0, 0.1)),
             sick=rng.choice((0, 0, 0, 1)),
+            lease=rng.choice((4.0, 10.0)),
             keep_going=rng.random() < 0.4,
             trouble=rng.choice((5.0, 20.0, 40.0)),
         )
@@ -97,7 +99,8 @@ class Scenario:
     @property
     def gentle(self) -> bool:
         """Nothing happens by which a worker or a broker could be thought lost."""
-        return not (self.crashes or self.restarts or self.cuts or self.poison)
+        patient = self.lease > 5.0 or (self.drop < 0.1 and self.delay < 1.0)
+        return patient and not (self.crashes or self.restarts or self.cuts or self.poison)
 
 
 @dataclass
@@ -124,7 +127,8 @@ class Simulation:
         self.now = 1000.0
         self.peace = self.now + scenario.trouble
         self.directory = directory
-        self.limits = Limits()
+        lease = scenario.lease
+        self.limits = Limits(lease=lease, stale=lease / 3, patience=1.5 * lease, grace=2 * lease)
         self.stored: set[str] = set()
         self.store_out_until = 0.0
         self.cut_until: dict[str, float] = {}  # node -> when it can be reached again
@@ -361,7 +365,8 @@ class Simulation:
         self.builders[name] = Builder(self, name, f"{name}/{runs}", self.scenario.slots)
 
     def _submit(self, number: int) -> None:
-        goals = self.rng.sample(self.offers, min(len(self.offers), self.rng.randint(1, 3)))
+        top = self.offers[-4:]  # not too many, so that requests share much
+        goals = self.rng.sample(top, min(len(top), self.rng.randint(1, 3)))
         submit = Submit(
             PROTOCOL,
             f"request {len(self.initiators)}",
@@ -375,11 +380,14 @@ class Simulation:
     # -- what goes wrong -----------------------------------------------------------------------
 
     def crash(self, builder: Builder) -> None:
-        """A worker crashes, and returns after a while."""
+        """A worker crashes.  It returns after a while, unless others are left."""
         if not builder.alive:
             return
         self.counts["crashes"] += 1
         builder.alive = False
+        others = any(each.alive for each in self.builders.values() if each.name not in self.sick)
+        if others and self.rng.random() < 0.3:
+            return
         self.at(self.rng.uniform(0.1, 20.0), partial(self._start_builder, builder.name))
 
     def _crash_builder(self) -> None:
@@ -407,7 +415,7 @@ class Simulation:
             self.counts["departures"] += 1
             initiator = self.rng.choice(here)
             initiator.depart(politely=self.rng.random() < 0.5)
-            self.at(self.rng.uniform(0.0, 5.0), partial(self._submit, len(self.initiators)))
+            self.at(self.rng.choice((0.0, 0.5, 5.0)), partial(self._submit, len(self.initiators)))
 
     def _store_outage(self) -> None:
         self.counts["store outages"] += 1

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import io
+import signal
 import subprocess
 import sys
 import tarfile
 import textwrap
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import zstandard
-from trove_kit import Files, git, repository, tarball
+from trove_kit import Files, free_port, git, repository, running, tarball
 
 from fabric.errors import SourceError
 from fabric.jobs import Source
@@ -302,6 +304,51 @@ def test_processes_import_the_same_at_once(trove: Trove, files: Files) -> None:
     assert [child.returncode for child in children] == [0] * 4
     assert len(outputs) == 1
     assert len(files.requests) == 1
+
+
+def test_ctrl_c_ends_imports_soon(trove: Trove, files: Files, tmp_path: Path) -> None:
+    """Two are under way, one in Python, one in git; the signal reaches only our own process."""
+    data = tarball({"t/noise": hashlib.shake_128(b"noise").digest(300_000)})
+    files.stalls = True
+    trove.lorry(files.put("thing", data), data)
+    port = free_port()
+    (tmp_path / "silent.py").write_text(
+        "import socket, sys, time\n"
+        "listener = socket.create_server(('127.0.0.1', int(sys.argv[1])))\n"
+        "peers = [listener.accept() for _ in range(9)]\n"
+    )
+    code = f"""
+        from pathlib import Path
+        from fabric.trove.sources import Sources
+        aliases = {{"silent": "git://127.0.0.1:{port}/%s"}}
+        sources = Sources(Path({str(trove.root)!r}), aliases, Path({str(trove.folder)!r}),
+                          progress=lambda text: print(text, flush=True))
+        try:
+            sources.resolve_all([("upstream:thing", "1.0", ()), ("silent:x", "main", ())])
+        except KeyboardInterrupt:
+            print("interrupted")
+    """
+    silent = [sys.executable, str(tmp_path / "silent.py"), str(port)]
+    with (
+        running(silent, tmp_path / "log", port),
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(code)],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[2],
+        ) as child,
+    ):
+        assert child.stdout
+        said = [child.stdout.readline() for _ in range(3)]
+        assert any("downloading" in line for line in said), said
+        time.sleep(0.5)
+        child.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        rest, _ = child.communicate(timeout=30)
+        assert rest.splitlines()[-1] == "interrupted"
+        assert time.monotonic() - began < 10
+    files.stalls = False
+    assert len(trove.files()["noise"][1]) == 300_000
 
 
 # -- git and pins ----------------------------------------------------------------------------

@@ -119,12 +119,14 @@ def tarball(members: Mapping[str, bytes | str | tarfile.TarInfo], compression: s
 
 class Files:
     """Serves a directory over HTTP with ranges.  ``break_after`` cuts each answer after so many
-    bytes, as often as ``breaks`` says; ``requests`` lists (path, Range header)."""
+    bytes, as often as ``breaks`` says; with ``stalls`` the end of an answer never comes;
+    ``requests`` lists (path, Range header)."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.break_after = 0
         self.breaks = 0
+        self.stalls = False
         self.requests: list[tuple[str, str]] = []
         self.authorizations: list[str] = []
         self._pages: dict[str, tuple[str, bytes]] = {}
@@ -180,6 +182,10 @@ class Files:
                     files.breaks -= 1
                     data = data[: files.break_after]
                     self.close_connection = True
+                if files.stalls:
+                    self.wfile.write(data[: len(data) // 2])
+                    time.sleep(20)
+                    return None
                 self.wfile.write(data)
                 return None
 

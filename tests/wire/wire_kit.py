@@ -69,7 +69,7 @@ class Process:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.store = directory / "store"
+        self.store = str(directory / "store")
         self.state = directory / "state"
         self.start()
 
@@ -78,7 +78,7 @@ class Process:
         with (self.directory / "broker.err").open("ab") as errors:
             self.child = subprocess.Popen(
                 [sys.executable, "-m", "fabric.broker", "--directory", str(self.directory),
-                 "--state", str(self.state), "--store", str(self.store),
+                 "--state", str(self.state), "--store", self.store,
                  "--parent", str(os.getpid())],
                 stdin=subprocess.DEVNULL, stderr=errors,
             )  # fmt: skip

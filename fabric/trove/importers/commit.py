@@ -52,6 +52,8 @@ def commit(
     message: str,
     import_key: str,
     stop: Stop,
+    *,
+    compress: bool = True,
 ) -> str:
     """Make a commit without parents of all ``trees``, each below its prefix ("" or "doc/").
 
@@ -63,7 +65,9 @@ def commit(
             [
                 *("git", "--git-dir", str(repository.path), "-c", "core.bigFileThreshold=8m"),
                 *("-c", "core.fsync=committed", "-c", "fastimport.unpackLimit=0"),
-                *("fast-import", "--quiet", "--force", "--done", "--date-format=raw"),
+                # packages are compressed already, and files of one version hardly alike
+                *("-c", f"pack.compression={int(compress)}"),
+                *("fast-import", "--quiet", "--force", "--done", "--date-format=raw", "--depth=0"),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,

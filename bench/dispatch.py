@@ -1,0 +1,353 @@
+"""How fast are jobs handed out?  The real broker beside a bare ROUTER that echoes its messages.
+
+    python bench/dispatch.py [--workers 8] [--slots 8] [--jobs 20000]
+    python bench/dispatch.py --core        the core alone: its cost per job, by number of jobs
+
+Jobs do nothing and the store is a stub that has what was asked for twice, so what is measured is
+messages, the core, and the broker's loop.  Both sides use the same worker process, which costs
+as much as the broker does: on two cores both are busy.  Look at ratios, not at rates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+import zmq
+
+from fabric.wire import sockets
+from fabric.wire.messages import (
+    PROTOCOL,
+    Assignment,
+    Attempt,
+    Desired,
+    LogWanted,
+    Offer,
+    Outcome,
+    Refused,
+    Report,
+    Submit,
+    ToInitiator,
+    Update,
+)
+
+ARCH = "x86_64"
+#: Jobs of one request: wide enough to keep all workers busy.
+LAYER = 500
+
+
+class Stub:
+    """A store that lacks what it is asked for the first time, and then has it."""
+
+    def __init__(self) -> None:
+        self._asked: set[str] = set()
+
+    def has(self, keys: Iterable[str]) -> set[str]:
+        wanted = set(keys)
+        known = wanted & self._asked
+        self._asked |= wanted
+        return known
+
+
+def offers(number: int) -> tuple[Offer, ...]:
+    """Layers of jobs, each of which needs two of the layer before."""
+    job = msgspec.Raw(msgspec.msgpack.encode({"name": "nothing", "padding": "x" * 150}))
+    keys = [f"{n:064x}" for n in range(number)]
+    made = []
+    for n, key in enumerate(keys):
+        below = n - LAYER
+        depends: tuple[str, ...] = ()
+        if below >= 0:
+            other = below - below % LAYER + (below * 7 + 3) % LAYER
+            depends = tuple(dict.fromkeys((keys[below], keys[other])))
+        made.append(Offer(key, f"job {n}", "chunk", ARCH, job, depends=depends))
+    return tuple(made)
+
+
+# -- processes -----------------------------------------------------------------------------
+
+
+def serve_broker(directory: Path) -> None:
+    """The real broker, with the stub for a store."""
+    from fabric.broker import Broker
+
+    broker = Broker(directory, directory / "state", Stub)  # type: ignore[arg-type]
+    broker.run()
+
+
+def serve_echo(directory: Path) -> None:
+    """What ZeroMQ can do from Python at best."""
+    socket = sockets.router(zmq.Context())
+    sockets.bind(socket, sockets.ipc(directory, "jobs"))
+    while True:
+        frames = socket.recv_multipart()
+        socket.send_multipart(frames)
+
+
+def work(directory: Path, workers: int, slots: int, *, echo: bool) -> None:
+    """Workers that are done with everything at once, all in one process."""
+    context = zmq.Context()
+    codec: sockets.Codec[Desired | LogWanted | Refused] = sockets.Codec(
+        Desired | LogWanted | Refused
+    )
+    poller = zmq.Poller()
+    peers = []
+    for n in range(workers):
+        socket = sockets.dealer(context)
+        sockets.connect(socket, sockets.ipc(directory, "jobs"))
+        poller.register(socket, zmq.POLLIN)
+        peers.append(Idler(f"w{n}", slots, socket, codec))
+    if echo:
+        typical = codec.encode(
+            Desired(1, "b", (Assignment("a" * 64, 1, msgspec.Raw(offers(1)[0].job)),),
+                    settled=(Attempt("b" * 64, 1),))
+        )  # fmt: skip
+        for peer in peers:
+            for _ in range(slots):
+                peer.socket.send(typical)
+    count = 0
+    while True:
+        for peer in () if echo else peers:
+            peer.beat()
+        for socket, _ in poller.poll(1000):
+            peer = next(each for each in peers if each.socket is socket)
+            for frames in sockets.drain(socket, slots):
+                if echo:
+                    message = codec.decode(frames[-1])
+                    assert isinstance(message, Desired)
+                    peer.obey(message, send=False)
+                    socket.send(typical)
+                    count += 1
+                    if count % 1000 == 0:
+                        print(count, flush=True)
+                else:
+                    message = codec.decode(frames[-1])
+                    if isinstance(message, Desired):
+                        peer.obey(message)
+
+
+class Idler:
+    """A worker that has done its jobs as soon as it gets them."""
+
+    def __init__(
+        self,
+        name: str,
+        slots: int,
+        socket: zmq.Socket[bytes],
+        codec: sockets.Codec[Desired | LogWanted | Refused],
+    ) -> None:
+        self.name = name
+        self.slots = slots
+        self.socket = socket
+        self._codec = codec
+        self._finished: dict[tuple[str, int], Outcome] = {}
+        self._sequence = 0
+        self._answered = ("", 0)
+        self._due = 0.0
+
+    def beat(self) -> None:
+        if time.monotonic() >= self._due:
+            self.report()
+
+    def obey(self, desired: Desired, *, send: bool = True) -> None:
+        self._answered = (desired.broker, desired.sequence)
+        for attempt in desired.settled:
+            self._finished.pop((attempt.key, attempt.fence), None)
+        for start in desired.start:
+            id = (start.key, start.fence)
+            self._finished[id] = Outcome(*id, "done", seconds=0.001)
+        if desired.start:
+            self.report(send=send)
+
+    def report(self, *, send: bool = True) -> None:
+        self._due = time.monotonic() + 1.0
+        self._sequence += 1
+        frame = self._codec.encode(
+            Report(
+                PROTOCOL,
+                self.name,
+                ARCH,
+                self.slots,
+                self._sequence,
+                finished=tuple(self._finished.values()),
+                instance=self.name,
+                broker=self._answered[0],
+                answered=self._answered[1],
+            )
+        )
+        if send:
+            self.socket.send(frame)
+
+
+# -- measuring -----------------------------------------------------------------------------
+
+
+def spawn(*args: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, __file__, *args], stdout=subprocess.PIPE, text=True, bufsize=1
+    )
+
+
+def stop(*children: subprocess.Popen[str]) -> None:
+    for child in children:
+        child.kill()
+        child.wait()
+        if child.stdout is not None:
+            child.stdout.close()
+
+
+def cpu(pid: int) -> float:
+    """Seconds of CPU that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measure_broker(workers: int, slots: int, jobs: int) -> tuple[float, float]:
+    """(jobs a second, broker's CPU seconds a job)"""
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        directory = Path(name)
+        broker = spawn("--serve", "broker", name)
+        crew = spawn("--serve", "workers", name, f"--workers={workers}", f"--slots={slots}")
+        context = zmq.Context()
+        socket = sockets.dealer(context)
+        sockets.connect(socket, sockets.ipc(directory, "jobs"))
+        codec: sockets.Codec[ToInitiator] = sockets.Codec(ToInitiator)
+        steps = offers(jobs)
+        goals = tuple(offer.key for offer in steps[-LAYER:])
+        time.sleep(2.0)  # until the workers are there
+        used = 0.0
+        began = 0.0
+        socket.send(codec.encode(Submit(PROTOCOL, "0" * 32, "bench", steps, goals)))
+        while True:
+            message = codec.decode(socket.recv())
+            if isinstance(message, Update) and message.state == "building" and not began:
+                began, used = time.monotonic(), cpu(broker.pid)
+            if isinstance(message, Update) and message.state in ("done", "failed"):
+                took, used = time.monotonic() - began, cpu(broker.pid) - used
+                assert message.state == "done", message.message
+                break
+            if isinstance(message, Refused):
+                raise SystemExit(message.reason)
+            if isinstance(message, Update) and len(message.steps) > LAYER:
+                from fabric.wire.messages import Poll
+
+                socket.send(codec.encode(Poll("0" * 32, message.version)))
+        stop(crew, broker)
+        context.destroy(linger=0)
+    return jobs / took, used / jobs
+
+
+def measure_echo(workers: int, slots: int, jobs: int) -> float:
+    """Round trips a second."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        echo = spawn("--serve", "echo", name)
+        crew = spawn("--serve", "echoed", name, f"--workers={workers}", f"--slots={slots}")
+        assert crew.stdout is not None
+        first = int(crew.stdout.readline())
+        began = time.monotonic()
+        count = first
+        while count < first + jobs:
+            count = int(crew.stdout.readline())
+        took = time.monotonic() - began
+        stop(crew, echo)
+    return (count - first) / took
+
+
+def measure_core(jobs: int, workers: int) -> tuple[float, float]:
+    """(CPU seconds a job, bytes a job) of the core alone, each job reported by itself."""
+    from fabric.scheduling.core import Scheduler
+    from fabric.scheduling.events import Answered, Ask, Desire, Effect
+
+    steps = offers(jobs)
+    tracemalloc.start()
+    scheduler = Scheduler()
+    stub = Stub()
+    crew = {f"w{n}": 0 for n in range(workers)}
+    finished: dict[str, tuple[Outcome, ...]] = dict.fromkeys(crew, ())
+    now = 0.0
+
+    def report(name: str) -> Report:
+        crew[name] += 1
+        return Report(PROTOCOL, name, ARCH, 1, crew[name], finished=finished[name],
+                      instance=name, broker="broker", answered=scheduler.answers)  # fmt: skip
+
+    todo: list[Effect] = []
+    for name in crew:
+        todo += scheduler.handle(report(name), now)
+    todo += scheduler.handle(
+        Submit(PROTOCOL, "r", "", steps, tuple(offer.key for offer in steps[-LAYER:])), now
+    )
+    memory = 0.0
+    done = 0
+    began = 0.0
+    gc.collect()
+    gc.freeze()
+    while todo:
+        effects, todo = todo, []
+        for effect in effects:
+            if isinstance(effect, Ask):
+                present = frozenset(stub.has(effect.keys))
+                todo += scheduler.handle(Answered(effect.question, present), now)
+            elif isinstance(effect, Desire):
+                desired = scheduler.desired(effect.worker)
+                if desired is not None and desired.start:
+                    if not began:
+                        memory = tracemalloc.get_traced_memory()[0] / jobs
+                        tracemalloc.stop()
+                        began = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+                    start = desired.start[0]
+                    finished[effect.worker] = (Outcome(start.key, start.fence, "done"),)
+                    todo += scheduler.handle(report(effect.worker), now)
+                    done += 1
+    took = resource.getrusage(resource.RUSAGE_SELF).ru_utime - began
+    assert done == jobs, f"{done} of {jobs}"
+    assert scheduler.requests["r"].state == "done"
+    gc.unfreeze()
+    return took / jobs, memory
+
+
+def main() -> None:
+    top = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    top.add_argument("--workers", type=int, default=8)
+    top.add_argument("--slots", type=int, default=8)
+    top.add_argument("--jobs", type=int, default=20_000)
+    top.add_argument("--core", action="store_true")
+    top.add_argument("--serve", nargs=2, metavar=("WHAT", "DIRECTORY"), help=argparse.SUPPRESS)
+    options = top.parse_args()
+    if options.serve:
+        what, directory = options.serve[0], Path(options.serve[1])
+        if what == "broker":
+            serve_broker(directory)
+        elif what == "echo":
+            serve_echo(directory)
+        else:
+            work(directory, options.workers, options.slots, echo=what == "echoed")
+        return
+    if options.core:
+        print("the core alone: 200 workers, each job reported and verified by itself")
+        for jobs in (1_000, 10_000, 100_000):
+            seconds, memory = measure_core(jobs, 200)
+            print(
+                f"  {jobs:>7} jobs  {seconds * 1e6:6.1f} us a job  {memory / 1024:5.1f} KiB a job"
+            )
+        return
+    print(f"{options.jobs} jobs, {options.workers} workers with {options.slots} slots each")
+    echo = measure_echo(options.workers, options.slots, options.jobs)
+    rate, used = measure_broker(options.workers, options.slots, options.jobs)
+    print(f"  bare ROUTER echo  {echo:8.0f} round trips a second")
+    print(f"  broker            {rate:8.0f} jobs a second, {used * 1e6:.0f} us of CPU a job")
+    print(f"  ratio             {rate / echo:8.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,16 @@
+"""Being cancelled: whoever waits or works for long looks at the job's event now and then."""
+
+from __future__ import annotations
+
+import threading
+
+from fabric.errors import Cancelled
+
+#: Seconds between two looks while waiting.
+TICK = 0.1
+
+
+def stop_if(cancelled: threading.Event) -> None:
+    """Raise Cancelled if the job is."""
+    if cancelled.is_set():
+        raise Cancelled("Cancelled")

@@ -1,0 +1,134 @@
+"""The tree a chunk is built in: its sources, which the build may change, and nobody else sees.
+
+A tree of some size is an overlay: the exported sources below, what the build writes above, on
+disk.  Unmounting an overlay makes the kernel write out the whole file system that its upper side
+is on, which can take seconds; only the mount option ``volatile`` prevents that, and bubblewrap
+cannot set it.  So the overlay is mounted before bubblewrap starts, in a user and mount namespace
+of its own, which is gone with the sandbox.  That takes about three milliseconds; a tree of
+a few files is quicker copied.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fabric.building.merge import Merger
+from fabric.building.workspace import Workspace
+from fabric.jobs import Source
+
+#: Up to so many entries and bytes, a tree is copied.
+_FEW, _LITTLE = 24, 1 << 20
+
+#: A user namespace that has root and a mount namespace; then the overlay, then what follows.
+#: The directories are given by short names from the scratch, since the options' length is
+#: limited and a comma or colon in a path would end it.
+_MOUNT = (
+    'cd "$0" && mount -t overlay -o lowerdir=lower,upperdir=up,workdir=work,userxattr,volatile'
+    ' overlay build && exec "$@"'
+)
+_UNSHARE = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", _MOUNT)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTree:
+    """A tree to build in, ready to be bound into a sandbox."""
+
+    path: Path
+    launcher: tuple[str, ...]  # the start of the command line in which ``path`` is the tree
+
+
+def prepare(
+    source: Source | None, workspace: Workspace, scratch: Path, cancelled: threading.Event
+) -> SourceTree:
+    """The tree of ``source`` in ``scratch``; what a failed attempt has made of it stays."""
+    up = scratch / "up"
+    fresh = not up.exists() or not (scratch / "inst").exists()
+    up.mkdir(exist_ok=True)
+    up.chmod(0o755)
+    if source is None:
+        return SourceTree(up, ())
+    tree = _export(source, workspace, cancelled)
+    mtime = tree.stat().st_mtime_ns
+    entries = _few_entries(tree)
+    if entries is None:
+        launcher = _overlay(tree, workspace, scratch)
+    elif fresh:
+        _copy(entries, tree, up)
+    os.utime(up, ns=(mtime, mtime))
+    if entries is None:
+        return SourceTree(scratch / "build", launcher)
+    return SourceTree(up, ())
+
+
+def _overlay(tree: Path, workspace: Workspace, scratch: Path) -> tuple[str, ...]:
+    lower = scratch / "lower"
+    lower.unlink(missing_ok=True)
+    lower.symlink_to(tree)
+    (scratch / "build").mkdir(exist_ok=True)
+    # A volatile overlay leaves a mark in its work directory, with which it cannot be mounted
+    # again: after a crash the upper side may be half written.  Ours is of this boot.
+    workspace.discard(scratch / "work")
+    (scratch / "work").mkdir()
+    return (*_UNSHARE, str(scratch))
+
+
+def _few_entries(tree: Path) -> list[os.DirEntry[str]] | None:
+    """All that is in a tree, directories before what is in them; None if that is much."""
+    found: list[os.DirEntry[str]] = []
+    size = 0
+    pending = [str(tree)]
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                found.append(entry)
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+                else:
+                    size += entry.stat(follow_symlinks=False).st_size
+                if len(found) > _FEW or size > _LITTLE:
+                    return None
+    return found
+
+
+def _copy(entries: list[os.DirEntry[str]], tree: Path, to: Path) -> None:
+    """Copy those entries of ``tree``, with modes and times."""
+    for entry in entries:
+        target = to / Path(entry.path).relative_to(tree)
+        if entry.is_dir(follow_symlinks=False):
+            target.mkdir()
+        else:
+            shutil.copy2(entry.path, target, follow_symlinks=False)
+    for entry in reversed(entries):
+        if entry.is_dir(follow_symlinks=False):
+            shutil.copystat(entry.path, to / Path(entry.path).relative_to(tree))
+
+
+def _export(source: Source, workspace: Workspace, cancelled: threading.Event) -> Path:
+    """The exported tree of a source, with its submodules in their places."""
+    top = workspace.sources.export(source)
+    parts = list(_submodules(source, b""))
+    if not parts:
+        return top
+
+    def make(into: Path) -> None:
+        merger = Merger(into)
+        merger.lay(top)
+        for path, module in parts:
+            merger.lay(workspace.sources.export(module), at=path)
+        merger.finish(top.stat().st_mtime)
+
+    names = ["sources", source.tree, [(path, module.tree) for path, module in parts]]
+    return workspace.layers.made(names, make, cancelled)
+
+
+def _submodules(source: Source, below: bytes) -> Iterator[tuple[bytes, Source]]:
+    """All submodules, nested ones too, each before what is in it."""
+    for name, module in source.submodules:
+        path = below + name.encode("utf-8", "surrogateescape")
+        yield path, module
+        yield from _submodules(module, path + b"/")

@@ -1,0 +1,128 @@
+"""The thread that asks the store."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from pathlib import Path
+
+from wire_kit import until
+
+from fabric.desk import Desk
+from fabric.errors import StoreError
+from fabric.jobs import Blob, Manifest
+from fabric.scheduling.events import Answered, Ask, Unanswered
+from fabric.trove.store import Store
+from fabric.wire.messages import LogPiece, LogRead, Refused
+
+LOG = b"a line\n" * 100
+
+
+def answers_of(desk: Desk, number: int) -> list[Answered | Unanswered]:
+    """The next so many answers."""
+    found: list[Answered | Unanswered] = []
+
+    def enough() -> bool:
+        found.extend(desk.answers())
+        return len(found) >= number
+
+    until(enough)
+    return found
+
+
+def stored(tmp_path: Path, *keys: str) -> Store:
+    store = Store(str(tmp_path / "store"), tmp_path / "scratch")
+    digest = hashlib.sha256(LOG).hexdigest()
+    for key in keys:
+        log = Blob(digest, len(LOG))
+        store.put(
+            Manifest(key=key, kind="chunk", name="c", arch="x86_64", artifacts=(), log=log),
+            {digest: LOG},
+        )
+    return store
+
+
+def test_questions_are_answered(tmp_path: Path) -> None:
+    store = stored(tmp_path, "a" * 64, "b" * 64)
+    woken = threading.Event()
+    desk = Desk(lambda: store, woken.set)
+    desk.ask([Ask(1, ("a" * 64, "c" * 64))])
+    desk.ask([Ask(2, ("b" * 64,))])
+    answers = answers_of(desk, 2)
+    assert woken.is_set()
+    assert answers == [Answered(1, frozenset({"a" * 64})), Answered(2, frozenset({"b" * 64}))]
+    desk.close()
+
+
+def test_questions_that_wait_together_are_asked_together(tmp_path: Path) -> None:
+    store = stored(tmp_path)
+    asked: list[list[str]] = []
+    gate = threading.Event()
+
+    class Watched(Store):
+        def has(self, keys):  # type: ignore[no-untyped-def]
+            asked.append(list(keys))
+            gate.wait(10.0)
+            return super().has(keys)
+
+    desk = Desk(lambda: Watched(store.url, tmp_path / "scratch"), lambda: None)
+    desk.ask([Ask(1, ("a" * 64,))])
+    until(lambda: len(asked) == 1)
+    for n in range(2, 10):
+        desk.ask([Ask(n, ("b" * 64, "c" * 64))])
+    gate.set()
+    answers_of(desk, 9)
+    assert asked == [["a" * 64], ["b" * 64, "c" * 64]]
+    desk.close()
+
+
+def test_a_store_that_fails_is_an_answer_and_is_tried_again(tmp_path: Path) -> None:
+    store = stored(tmp_path, "a" * 64)
+    tries = []
+
+    def opened() -> Store:
+        tries.append(1)
+        if len(tries) == 1:
+            raise StoreError("no route to host")
+        return store
+
+    desk = Desk(opened, lambda: None)
+    desk.ask([Ask(1, ("a" * 64,))])
+    answers = answers_of(desk, 1)
+    desk.ask([Ask(2, ("a" * 64,))])
+    answers += answers_of(desk, 1)
+    assert answers == [Unanswered(1, "no route to host"), Answered(2, frozenset({"a" * 64}))]
+    desk.close()
+
+
+def test_logs_are_read(tmp_path: Path) -> None:
+    store = stored(tmp_path, "a" * 64)
+    desk = Desk(lambda: store, lambda: None)
+    for offset, length in ((0, 7), (7, 10**9), (10**9, 5)):
+        desk.read_log(b"peer", LogRead("a" * 64, 5, offset, length))
+    desk.read_log(b"other", LogRead("b" * 64, 1, 0, 10))
+    found: list[tuple[bytes, LogPiece | Refused]] = []
+
+    def all_four() -> bool:
+        found.extend(desk.pieces())
+        return len(found) == 4
+
+    until(all_four)
+    assert [peer for peer, _ in found] == [b"peer"] * 3 + [b"other"]
+    data = [piece.data for _, piece in found[:3] if isinstance(piece, LogPiece)]
+    assert data == [b"a line\n", LOG[7:], b""]
+    assert isinstance(found[3][1], Refused)
+    desk.close()
+
+
+def test_closing_does_not_wait_for_a_store_that_hangs(tmp_path: Path) -> None:
+    gate = threading.Event()
+
+    def opened() -> Store:
+        gate.wait(10.0)
+        return stored(tmp_path)
+
+    desk = Desk(opened, lambda: None)
+    desk.ask([Ask(1, ("a" * 64,))])
+    desk.close()
+    gate.set()

@@ -1,0 +1,182 @@
+"""What the broker remembers over restarts."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+
+from fabric.journal import ATTEMPTS_KEPT, Journal
+from fabric.scheduling.events import Ended, Learned
+from fabric.wire.messages import Outcome
+
+
+class Warnings(list[str]):
+    """What was warned of."""
+
+    def __call__(self, text: str) -> None:
+        self.append(text)
+
+
+@pytest.fixture
+def warnings() -> Warnings:
+    return Warnings()
+
+
+def rows(path: Path, question: str) -> list[tuple[object, ...]]:
+    with sqlite3.connect(path) as db:
+        found = db.execute(question).fetchall()
+    db.close()
+    return found
+
+
+def ended(n: int, outcome: Outcome | None) -> Ended:
+    return Ended(f"{n:064x}", n, "w1", "chunk", f"c{n}", "x86_64", 0.0, outcome)
+
+
+def test_durations_are_remembered(tmp_path: Path, warnings: Warnings) -> None:
+    path = tmp_path / "state" / "journal.sqlite"
+    first = Journal(path, warnings)
+    assert first.durations == {}
+    first.learned(Learned("chunk", "zlib", "x86_64", 12.5))
+    first.learned(Learned("chunk", "zlib", "x86_64", 10.0))
+    first.learned(Learned("system", "zlib", "x86_64", 3.0))
+    first.close()
+    second = Journal(path, warnings)
+    assert second.durations == {
+        ("chunk", "zlib", "x86_64"): 10.0,
+        ("system", "zlib", "x86_64"): 3.0,
+    }
+    second.close()
+    assert warnings == []
+
+
+def test_epochs_grow_over_runs_and_over_a_lost_file(tmp_path: Path, warnings: Warnings) -> None:
+    path = tmp_path / "journal.sqlite"
+    epochs = []
+    for _ in range(3):
+        journal = Journal(path, warnings)
+        epochs.append(journal.epoch)
+        journal.close()
+    assert epochs == sorted(set(epochs))
+    for each in tmp_path.iterdir():
+        each.unlink()
+    with sqlite3.connect(tmp_path / "other") as db:  # as if it had been made a year ago
+        assert db
+    db.close()
+    journal = Journal(path, warnings)
+    assert journal.epoch >= epochs[0]
+    journal.close()
+
+
+def test_two_brokers_share_a_file(tmp_path: Path, warnings: Warnings) -> None:
+    path = tmp_path / "journal.sqlite"
+    journals = [Journal(path, warnings), Journal(path, warnings)]
+    assert journals[0].epoch != journals[1].epoch
+
+    def write(number: int) -> None:
+        for n in range(200):
+            journals[number].learned(Learned("chunk", f"{number}-{n}", "x86_64", 1.0))
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for journal in journals:
+        journal.close()
+    assert rows(path, "SELECT count(*) FROM durations") == [(400,)]
+    assert warnings == []
+
+
+def test_attempts_and_their_results(tmp_path: Path, warnings: Warnings) -> None:
+    path = tmp_path / "journal.sqlite"
+    journal = Journal(path, warnings)
+    journal.ended(ended(1, Outcome("k", 1, "failed", message="no", seconds=2.0)))
+    journal.ended(ended(2, None))
+    journal.close()
+    assert rows(path, "SELECT name, worker, result, seconds, message FROM attempts") == [
+        ("c1", "w1", "failed", 2.0, "no"),
+        ("c2", "w1", "lost", 0.0, ""),
+    ]
+
+
+def test_old_attempts_are_dropped(tmp_path: Path, warnings: Warnings) -> None:
+    path = tmp_path / "journal.sqlite"
+    journal = Journal(path, warnings)
+    for n in range(ATTEMPTS_KEPT + 100):
+        journal.ended(ended(n, None))
+    journal.close(30.0)
+    assert rows(path, "SELECT count(*), max(fence) FROM attempts") == [
+        (ATTEMPTS_KEPT, ATTEMPTS_KEPT + 99)
+    ]
+
+
+def test_requests_that_are_not_over(tmp_path: Path, warnings: Warnings) -> None:
+    path = tmp_path / "journal.sqlite"
+    journal = Journal(path, warnings)
+    journal.opened("r1", "one", b"submit 1")
+    journal.opened("r2", "two", b"submit 2")
+    journal.closed("r1", "done")
+    journal.close()
+    again = Journal(path, warnings)
+    assert again.unfinished() == [b"submit 2"]
+    again.close()
+    assert rows(path, "SELECT id, state, submit FROM requests ORDER BY id") == [
+        ("r1", "done", None),
+        ("r2", "open", b"submit 2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "damage", [b"this is no database, it is a poem\n" * 100, b"SQLite format 3\0"]
+)
+def test_a_damaged_file_is_set_aside(tmp_path: Path, warnings: Warnings, damage: bytes) -> None:
+    path = tmp_path / "journal.sqlite"
+    path.write_bytes(damage)
+    journal = Journal(path, warnings)
+    journal.learned(Learned("chunk", "zlib", "x86_64", 1.0))
+    journal.close()
+    [warning] = warnings
+    assert "beginning a new one" in warning
+    [aside] = tmp_path.glob("journal.sqlite.damaged-*")
+    assert aside.read_bytes() == damage
+    assert rows(path, "SELECT name FROM durations") == [("zlib",)]
+
+
+def test_damage_in_the_middle_of_the_file(tmp_path: Path, warnings: Warnings) -> None:
+    path = tmp_path / "journal.sqlite"
+    journal = Journal(path, warnings)
+    for n in range(2000):
+        journal.learned(Learned("chunk", f"c{n}", "x86_64", 1.0))
+    journal.close()
+    content = bytearray(path.read_bytes())
+    content[5000:-100] = b"\xa5" * len(content[5000:-100])
+    path.write_bytes(content)
+    again = Journal(path, warnings)
+    again.learned(Learned("chunk", "new", "x86_64", 1.0))
+    again.close()
+    assert len(warnings) == 1
+    assert list(tmp_path.glob("journal.sqlite.damaged-*"))
+
+
+def test_a_file_that_cannot_be_written_is_done_without(tmp_path: Path, warnings: Warnings) -> None:
+    (tmp_path / "state").write_text("in the way")
+    journal = Journal(tmp_path / "state" / "journal.sqlite", warnings)
+    journal.learned(Learned("chunk", "zlib", "x86_64", 1.0))
+    assert journal.epoch > 0
+    journal.close()
+    assert "going on without a journal" in warnings[0]
+
+
+def test_a_journal_of_another_version(tmp_path: Path, warnings: Warnings) -> None:
+    path = tmp_path / "journal.sqlite"
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    journal = Journal(path, warnings)
+    journal.close()
+    assert "version 99" in warnings[0]
+    assert rows(path, "PRAGMA user_version") == [(99,)], "left as it is"

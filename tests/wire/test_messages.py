@@ -1,0 +1,158 @@
+"""Messages on the wire, and what is none."""
+
+from __future__ import annotations
+
+import random
+
+import msgspec
+import pytest
+import zmq
+
+from fabric.wire import sockets
+from fabric.wire.messages import (
+    PROTOCOL,
+    Assignment,
+    Attempt,
+    Desired,
+    FromPeer,
+    Leave,
+    LogPiece,
+    LogRead,
+    LogWanted,
+    Message,
+    Offer,
+    Outcome,
+    Poll,
+    Refused,
+    Report,
+    Running,
+    StepState,
+    Submit,
+    ToInitiator,
+    ToWorker,
+    Update,
+)
+
+KEY = "a" * 64
+JOB = msgspec.Raw(msgspec.msgpack.encode({"any": ["thing"]}))
+FROM_PEER: list[Message] = [
+    Report(
+        PROTOCOL,
+        "w1",
+        "x86_64",
+        2,
+        7,
+        features=("kvm",),
+        running=(Running(KEY, 3, "build", 100),),
+        finished=(Outcome(KEY, 2, "failed", "no", "build-commands", "make", 1.5, 10, KEY),),
+        instance="i",
+        broker="b",
+        answered=9,
+    ),
+    LogPiece(KEY, 1, 5, b"\0\xff", 7, KEY),
+    Submit(PROTOCOL, "r", "t", (Offer(KEY, "zlib", "chunk", "x86_64", JOB),), (KEY,), True),
+    Poll("r", 3),
+    Leave("r"),
+    LogRead(KEY, 1, 0, 10),
+]
+TO_WORKER: list[Message] = [
+    Desired(1, "b", (Assignment(KEY, 1, JOB),), (Attempt(KEY, 2),), (Attempt(KEY, 3),)),
+    LogWanted(KEY, 1, 0, 10),
+    Refused(KEY, "no-log", "gone"),
+]
+TO_INITIATOR: list[Message] = [
+    Update("r", 3, "building", (StepState(KEY, "running", fence=1, worker="w"),), 2.5, "why"),
+    LogPiece(KEY, 1, 5, b"x"),
+    Refused("r", "protocol", "upgrade"),
+]
+
+
+@pytest.mark.parametrize(
+    ("messages", "kinds"),
+    [(FROM_PEER, FromPeer), (TO_WORKER, ToWorker), (TO_INITIATOR, ToInitiator)],
+)
+def test_there_and_back(messages: list[Message], kinds: object) -> None:
+    codec: sockets.Codec[Message] = sockets.Codec(kinds)
+    for message in messages:
+        back = codec.decode(codec.encode(message))
+        assert type(back) is type(message)
+        assert codec.encode(back) == codec.encode(message)
+
+
+def test_a_job_travels_unread() -> None:
+    codec: sockets.Codec[Submit] = sockets.Codec(Submit)
+    submit = FROM_PEER[2]
+    back = codec.decode(codec.encode(submit))
+    assert bytes(back.steps[0].job) == bytes(JOB)
+
+
+def test_unknown_fields_are_ignored_so_that_messages_may_grow() -> None:
+    codec: sockets.Codec[Poll] = sockets.Codec(Poll)
+    grown = msgspec.msgpack.encode({"t": "Poll", "request": "r", "seen": 1, "new": [1]})
+    assert codec.decode(grown) == Poll("r", 1)
+
+
+def test_whatever_comes_is_a_message_or_garbage() -> None:
+    rng = random.Random(5)
+    codec: sockets.Codec[Message] = sockets.Codec(FromPeer)
+    frames = [codec.encode(message) for message in FROM_PEER]
+    garbage = 0
+    for n in range(20_000):
+        frame = bytearray(rng.choice(frames) if n % 4 else rng.randbytes(rng.randint(0, 60)))
+        for _ in range(rng.randint(1, 4)):
+            if frame:
+                frame[rng.randrange(len(frame))] = rng.randrange(256)
+        try:
+            codec.decode(bytes(frame))
+        except sockets.Garbage:
+            garbage += 1
+    assert garbage > 5_000
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [b"", b"\xc1", b"\x91" * 100_000, b"\xdd\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff", b"\x80"],
+)
+def test_traps(frame: bytes) -> None:
+    codec: sockets.Codec[Message] = sockets.Codec(FromPeer)
+    with pytest.raises(sockets.Garbage):
+        codec.decode(frame)
+
+
+def test_greetings_of_other_versions() -> None:
+    newer = {"t": "Greeting", "protocol": PROTOCOL + 1, "name": "w1", "what": None}
+    assert sockets.other_protocol(msgspec.msgpack.encode(newer)) == ("w1", PROTOCOL + 1)
+    same = {"protocol": PROTOCOL, "request": "r"}
+    assert sockets.other_protocol(msgspec.msgpack.encode(same)) is None
+    assert sockets.other_protocol(b"nonsense") is None
+
+
+def test_who_is_to_be_upgraded() -> None:
+    sides = {"us": "the broker", "them": "this peer"}
+    assert sockets.mismatch(PROTOCOL + 1, **sides).endswith("upgrade the broker")
+    assert sockets.mismatch(PROTOCOL - 1, **sides).endswith("upgrade this peer")
+
+
+def test_long_paths_and_busy_addresses_are_errors_that_say_what_to_do() -> None:
+    with pytest.raises(sockets.AddressError, match="set TMPDIR"):
+        sockets.ipc("/tmp/" + "x" * 100, "jobs")
+    assert sockets.ipc("/tmp", "jobs") == "ipc:///tmp/jobs"
+    context = zmq.Context()
+    router, dealer = sockets.router(context), sockets.dealer(context)
+    try:
+        with pytest.raises(sockets.AddressError, match="cannot listen on ipc:///nowhere"):
+            sockets.bind(router, "ipc:///nowhere/at/all")
+        with pytest.raises(sockets.AddressError, match="cannot connect to junk"):
+            sockets.connect(dealer, "junk")
+    finally:
+        context.destroy(linger=0)
+
+
+def test_sending_to_nobody_is_no_error() -> None:
+    context = zmq.Context()
+    try:
+        socket = sockets.router(context)
+        sockets.bind(socket, "inproc://here")
+        assert not sockets.send(socket, b"nobody", b"hello")
+    finally:
+        context.destroy(linger=0)

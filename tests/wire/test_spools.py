@@ -1,0 +1,259 @@
+"""The broker's log spools."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from fabric.logs import ASK_AGAIN, GIVE_UP, KEEP, OPEN_FILES, Spools
+from fabric.wire.messages import MAX_LOG_PIECE, LogPiece
+
+KEY = "a" * 64
+TEXT = b"one\ntwo\nthree\n"
+
+
+def sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@pytest.fixture
+def spools(tmp_path: Path) -> Spools:
+    spools = Spools(tmp_path / "logs")
+    spools.begin(KEY, 1, "w1")
+    return spools
+
+
+def content(spools: Spools, fence: int = 1) -> bytes:
+    piece = spools.read(KEY, fence, 0, MAX_LOG_PIECE)
+    assert piece is not None
+    return piece.data
+
+
+def test_pieces_in_order(spools: Spools) -> None:
+    assert spools.append(KEY, 1, 0, TEXT[:4]) == (0, TEXT[:4])
+    assert spools.append(KEY, 1, 4, TEXT[4:]) == (4, TEXT[4:])
+    assert content(spools) == TEXT
+
+
+def test_repeats_and_overlaps_append_what_is_new(spools: Spools) -> None:
+    spools.append(KEY, 1, 0, TEXT[:6])
+    assert spools.append(KEY, 1, 0, TEXT[:6])[1] == b""
+    assert spools.append(KEY, 1, 2, TEXT[2:8]) == (6, TEXT[6:8])
+    assert content(spools) == TEXT[:8]
+
+
+def test_a_gap_is_dropped_and_asked_for(spools: Spools) -> None:
+    spools.append(KEY, 1, 0, TEXT[:2])
+    assert spools.append(KEY, 1, 5, TEXT[5:])[1] == b""
+    assert spools.lacking
+    [(worker, wanted)] = spools.wanted(100.0)
+    assert (worker, wanted.key, wanted.fence, wanted.offset) == ("w1", KEY, 1, 2)
+    assert list(spools.wanted(100.0 + ASK_AGAIN / 2)) == []
+    spools.arrived(KEY, 1)
+    assert len(list(spools.wanted(100.0))) == 1
+    spools.append(KEY, 1, 2, TEXT[2:])
+    assert list(spools.wanted(1000.0)) == []
+    assert content(spools) == TEXT
+
+
+def test_pieces_in_any_order_and_any_size_become_the_log(tmp_path: Path) -> None:
+    rng = random.Random(7)
+    text = rng.randbytes(20_000)
+    for fence in range(1, 6):
+        spools = Spools(tmp_path)
+        spools.begin(KEY, fence, "w1")
+        spools.end(KEY, fence, len(text), sha(text), 0.0)
+        while spools.incomplete(KEY, fence, 0.0):
+            offset = rng.randrange(len(text))
+            if rng.random() < 0.3:
+                spools.arrived(KEY, fence)
+                offset = next((wanted.offset for _, wanted in spools.wanted(1.0)), 0)
+            spools.append(KEY, fence, offset, text[offset : offset + rng.randint(0, 3000)])
+        assert content(spools, fence) == text
+        spools.close()
+
+
+def test_the_end_proves_it_whole(spools: Spools) -> None:
+    spools.append(KEY, 1, 0, TEXT)
+    spools.end(KEY, 1, len(TEXT), sha(TEXT), 0.0)
+    assert not spools.incomplete(KEY, 1, 0.0)
+    assert spools.read(KEY, 1, 4, 3) == LogPiece(KEY, 1, 4, b"two", len(TEXT), sha(TEXT))
+    assert spools.append(KEY, 1, len(TEXT), b"more")[1] == b""
+
+
+def test_the_end_shows_that_bytes_are_missing(spools: Spools) -> None:
+    spools.append(KEY, 1, 0, TEXT[:4])
+    spools.end(KEY, 1, len(TEXT), sha(TEXT), 10.0)
+    assert spools.incomplete(KEY, 1, 10.0)
+    assert list(spools.wanted(10.0)) == [], "the stream may bring it yet"
+    [(_, wanted)] = spools.wanted(10.1)
+    assert wanted.offset == 4
+    spools.append(KEY, 1, 4, TEXT[4:])
+    assert not spools.incomplete(KEY, 1, 10.1)
+
+
+def test_a_log_with_a_wrong_digest_is_read_again_once(spools: Spools) -> None:
+    spools.append(KEY, 1, 0, TEXT.upper())
+    spools.end(KEY, 1, len(TEXT), sha(TEXT), 10.0)
+    [(_, wanted)] = spools.wanted(11.0)
+    assert wanted.offset == 0
+    spools.append(KEY, 1, 0, TEXT)
+    assert not spools.lacking
+    assert content(spools) == TEXT
+
+
+def test_a_log_that_stays_wrong_is_not_served(spools: Spools) -> None:
+    spools.end(KEY, 1, len(TEXT), sha(TEXT), 10.0)
+    for _ in range(2):
+        spools.append(KEY, 1, 0, TEXT.upper())
+    assert not spools.lacking
+    assert spools.read(KEY, 1, 0, 100) is None
+
+
+def test_a_log_whose_rest_never_comes_is_given_up(spools: Spools) -> None:
+    spools.end(KEY, 1, len(TEXT), sha(TEXT), 10.0)
+    assert spools.incomplete(KEY, 1, 10.0)
+    assert not spools.incomplete(KEY, 1, 10.0 + GIVE_UP)
+    assert list(spools.wanted(10.0 + GIVE_UP)) == []
+    assert spools.read(KEY, 1, 0, 100) is None
+
+
+def test_the_log_of_a_lost_worker_is_what_came(spools: Spools) -> None:
+    spools.append(KEY, 1, 0, TEXT[:4])
+    spools.append(KEY, 1, 8, TEXT[8:])
+    spools.end(KEY, 1, -1, "", 10.0)
+    assert not spools.lacking
+    assert content(spools) == TEXT[:4]
+
+
+def test_an_empty_log(spools: Spools) -> None:
+    spools.end(KEY, 1, 0, "", 10.0)
+    assert not spools.lacking
+    assert spools.read(KEY, 1, 0, 100) == LogPiece(KEY, 1, 0, b"", 0, sha(b""))
+
+
+def test_what_never_began_is_not_stored(spools: Spools) -> None:
+    assert spools.append("b" * 64, 1, 0, TEXT)[1] == b""
+    assert spools.append(KEY, 2, 0, TEXT)[1] == b""
+    spools.end("b" * 64, 1, 4, sha(TEXT), 0.0)
+    assert spools.read("b" * 64, 1, 0, 10) is None
+
+
+@pytest.mark.parametrize("key", ["../../x", "", "a" * 63, "A" * 64, "a" * 64 + "\n"])
+def test_only_keys_become_file_names(spools: Spools, key: str) -> None:
+    with pytest.raises(ValueError, match="is not the name of a spool"):
+        spools.begin(key, 1, "w1")
+
+
+def test_odd_ranges(spools: Spools) -> None:
+    spools.append(KEY, 1, 0, TEXT)
+    assert spools.append(KEY, 1, -3, TEXT)[1] == b""
+    for offset, length in ((100, 5), (-1, 5), (0, -5), (0, 0)):
+        piece = spools.read(KEY, 1, offset, length)
+        assert piece is not None
+        assert piece.data == b""
+    spools.append(KEY, 1, len(TEXT), b"x" * 2 * MAX_LOG_PIECE)
+    piece = spools.read(KEY, 1, 0, 10**12)
+    assert piece is not None
+    assert len(piece.data) == MAX_LOG_PIECE
+
+
+def test_the_latest_attempt_is_read_if_none_is_named(spools: Spools) -> None:
+    spools.begin(KEY, 3, "w2")
+    spools.append(KEY, 1, 0, b"old")
+    spools.append(KEY, 3, 0, b"new")
+    piece = spools.read(KEY, 0, 0, 10)
+    assert piece is not None
+    assert (piece.fence, piece.data) == (3, b"new")
+
+
+def test_a_restarted_broker_goes_on_with_what_it_has(tmp_path: Path) -> None:
+    first = Spools(tmp_path)
+    first.begin(KEY, 1, "w1")
+    first.append(KEY, 1, 0, TEXT[:4])
+    first.close()
+    second = Spools(tmp_path)
+    second.begin(KEY, 1, "w1")
+    assert second.append(KEY, 1, 0, TEXT) == (4, TEXT[4:])
+    second.end(KEY, 1, len(TEXT), sha(TEXT), 0.0)
+    assert not second.lacking
+    assert content(second) == TEXT
+
+
+def test_many_logs_with_few_open_files(tmp_path: Path) -> None:
+    spools = Spools(tmp_path)
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    many = 3 * OPEN_FILES
+    for n in range(many):
+        spools.begin(f"{n:064x}", 1, "w1")
+    for part in range(2):
+        for n in range(many):
+            spools.append(f"{n:064x}", 1, part * 2, b"%d\n" % part)
+    assert len(os.listdir("/proc/self/fd")) <= before + OPEN_FILES  # noqa: PTH208
+    for n in range(many):
+        piece = spools.read(f"{n:064x}", 1, 0, 10)
+        assert piece is not None
+        assert piece.data == b"0\n1\n"
+    spools.close()
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_a_disk_that_is_full_costs_the_log_s_past_and_not_its_stream(
+    spools: Spools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    assert spools.append(KEY, 1, 0, TEXT[:4]) == (0, TEXT[:4])
+    assert spools.append(KEY, 1, 4, TEXT[4:]) == (4, TEXT[4:])
+    assert spools.read(KEY, 1, 0, 10) is None
+    spools.end(KEY, 1, len(TEXT), sha(TEXT), 0.0)
+    assert not spools.incomplete(KEY, 1, 0.0)
+
+
+def test_old_spools_are_removed(spools: Spools, tmp_path: Path) -> None:
+    spools.begin(KEY, 2, "w1")
+    spools.append(KEY, 1, 0, TEXT)
+    spools.append(KEY, 2, 0, TEXT)
+    spools.end(KEY, 1, len(TEXT), sha(TEXT), 10.0)
+    spools.sweep(10.0 + KEEP / 2)
+    assert content(spools, 1) == TEXT
+    spools.sweep(10.0 + KEEP)
+    assert spools.read(KEY, 1, 0, 10) is None
+    assert [path.name for path in (tmp_path / "logs").iterdir()] == [f"{KEY}.2"]
+
+
+def test_closing_may_remove_what_has_ended(spools: Spools, tmp_path: Path) -> None:
+    spools.begin(KEY, 2, "w1")
+    for fence in (1, 2):
+        spools.append(KEY, fence, 0, TEXT)
+    spools.end(KEY, 1, len(TEXT), sha(TEXT), 10.0)
+    spools.close(forget=True)
+    assert [path.name for path in (tmp_path / "logs").iterdir()] == [f"{KEY}.2"]
+
+
+def test_a_file_that_is_removed_does_not_come_back_with_a_hole(
+    spools: Spools, tmp_path: Path
+) -> None:
+    spools.append(KEY, 1, 0, TEXT[:4])
+    spools.close()
+    (tmp_path / "logs" / f"{KEY}.1").unlink()
+    assert spools.append(KEY, 1, 4, TEXT[4:])[1] == TEXT[4:], "the stream goes on"
+    assert spools.read(KEY, 1, 0, 10) is None
+
+
+def test_files_of_a_broker_that_is_no_more_are_removed(spools: Spools, tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    spools.append(KEY, 1, 0, TEXT)
+    for name in (f"{'b' * 64}.1", f"{'c' * 64}.1", "notes"):
+        (logs / name).write_bytes(b"x")
+    for name in (f"{'b' * 64}.1", f"{KEY}.1", "notes"):
+        os.utime(logs / name, (0, 0))
+    spools.sweep_files()
+    left = {path.name for path in logs.iterdir()}
+    assert left == {f"{KEY}.1", f"{'c' * 64}.1", "notes"}
