@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     of_system.add_argument(
         "--system",
         metavar="SYSTEM",
-        help="the system it is part of (default: the last one built here, else the first that fits)",
+        help="the system it is part of (default: the last one built here, or the first that fits)",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 

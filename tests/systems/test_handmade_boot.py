@@ -58,7 +58,8 @@ def rootfs(tmp_path: Path) -> Path:
             tar.addfile(member)
         add(f"boot/{kernel.name}", kernel.read_bytes())
         add("bin/busybox", Path(busybox).read_bytes(), 0o755)
-        for name in "cat getty hostname login mount poweroff sh stat umount".split():
+        applets = ("cat", "getty", "hostname", "login", "mount", "poweroff", "sh", "stat", "umount")
+        for name in applets:
             member = tarfile.TarInfo(f"bin/{name}")
             member.type, member.linkname = tarfile.LNKTYPE, "bin/busybox"
             tar.addfile(member)
