@@ -30,7 +30,7 @@ OPEN_FILES = 64
 #: Seconds before a worker is asked for the same bytes again.
 ASK_AGAIN = 0.5
 #: Seconds after its end that a log may still become whole.
-GIVE_UP = 5.0
+GIVE_UP = 15.0
 #: Seconds that the stream has, once an attempt has ended, to bring the rest of its log.
 LINGER = 0.02
 #: Seconds a spool is kept after its attempt has ended.

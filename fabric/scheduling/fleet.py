@@ -196,6 +196,7 @@ class Fleet(Interest):
         if worker is not None:
             worker.faults += 1
             worker.rests_until = self.now + min(self.limits.rest, 2.0 ** (worker.faults - 1))
+            self._timer(worker.rests_until, self._rested, worker)
             self.pools.place(worker, self.now)
         task.faults[name] = message
         task.fault_count += 1
@@ -264,3 +265,7 @@ class Fleet(Interest):
             del self._gone[next(iter(self._gone))]
         for attempt in list(worker.held.values()):
             self._vanished(worker, attempt)
+
+    def _rested(self, worker: Worker) -> None:
+        if self.workers.get(worker.name) is worker:
+            self.pools.place(worker, self.now)

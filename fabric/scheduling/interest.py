@@ -186,6 +186,7 @@ class Interest:
                 task = self.tasks[key] = Task(key, offer, self.count, self.expected(offer))
                 self.ask(task)
             task.requests[request.id] = request
+            request.lost.pop(key, None)  # someone tries again what failed for this request
             if task.state in PRESENT:
                 self._has(request, task)
                 continue

@@ -69,7 +69,7 @@ def test_a_failure_says_all_that_is_needed(project: Project) -> None:
     assert done.returncode == 3
     assert "  | about to fail" in done.stdout
     assert "never" not in project.log("bad-misc").replace("echo never", "")
-    assert "install-commands: echo about to fail" in done.stdout
+    assert "  install-commands:\n    echo about to fail\n    false\n" in done.stdout
     assert f"log:   {project.logs}/build-step-bad-misc.log" in done.stdout
     assert "shell: fabric-initiator shell bad --system ../systems/small.morph" in done.stdout
     assert "Traceback" not in done.stderr + done.stdout

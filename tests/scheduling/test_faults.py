@@ -141,7 +141,7 @@ def test_if_no_other_worker_is_left_the_one_that_was_unable_gets_it_again() -> N
     stage.wait(5.0, alive=["w1", "w2"], polls=["r1"])
     assert stage.running() == {"w2": ["b"]}
     stage.machines["w2"].draining = True
-    stage.sync()
+    stage.sync("w2", "w1")
     assert stage.running() == {"w1": ["a"], "w2": ["b"]}
 
 

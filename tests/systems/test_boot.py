@@ -1,0 +1,29 @@
+"""The systems boot, from the disk that `fabric-initiator image` makes, to a login prompt."""
+
+from __future__ import annotations
+
+import pytest
+from qemu import Machine
+from systems_kit import MINIMAL, ROOT, Built
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(1800)]
+
+
+def test_the_minimal_system_boots_and_works(minimal: Built) -> None:
+    disk = minimal.logs / "minimal.img"
+    minimal.run("image", str(ROOT / MINIMAL), "--to", str(disk), "--hostname", "proof", "--force")
+    with Machine(disk) as machine:
+        machine.wait_for(r"proof login: ", 600)
+        machine.send("root")
+        machine.wait_for(r"# ", 120)
+        assert machine.run("hostname", 60) == (0, "proof")
+        code, said = machine.run("jq --version && lua -v && curl --version", 120)
+        assert code == 0, said
+        assert "jq-1." in said
+        assert "mbedTLS" in said
+        assert machine.run("cat /baserock/*.meta | jq -r .kind | sort -u", 300) == (
+            0,
+            "chunk\nstratum\nsystem",
+        )
+        machine.send("poweroff")
+        machine.wait_end(300)
