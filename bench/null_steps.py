@@ -19,9 +19,15 @@ from pathlib import Path
 
 LAYERS, WIDTH = 20, 10
 BUILD = "echo step; mkdir -p $DESTDIR/out; echo {name} > $DESTDIR/out/{name}"
+#: The options our sandbox starts with, for a chunk that is built with the host's tools.
 SANDBOX = (
-    "bwrap --unshare-all --die-with-parent --new-session --clearenv --uid 0 --gid 0"
-    " --cap-drop ALL --ro-bind / / --proc /proc --dev /dev --tmpfs /tmp --chdir /"
+    "bwrap --unshare-all --unshare-user --die-with-parent --new-session --as-pid-1 --clearenv"
+    " --uid 0 --gid 0 --hostname localhost --cap-drop ALL --tmpfs / --ro-bind /usr /usr"
+    " --symlink usr/bin /bin --symlink usr/lib /lib --symlink usr/lib64 /lib64"
+    " --ro-bind-try /etc/alternatives /etc/alternatives"
+    " --ro-bind-try /etc/ld.so.cache /etc/ld.so.cache {staged}"
+    " --bind {out}.build /staging/step.build --bind {out}.inst /staging/step.inst"
+    " --bind {out}.tmp /tmp --proc /proc --dev /dev --remount-ro / --chdir /staging/step.build"
 )
 
 
@@ -80,16 +86,21 @@ def write_definitions(root: Path) -> None:
 
 
 def write_ninja(root: Path) -> None:
-    """The same graph for ninja."""
+    """The same graph for ninja, each step seeing what its two dependencies made."""
     root.mkdir()
+    (root / "empty").mkdir()
+    command = SANDBOX.format(staged="$staged --tmp-overlay /staging", out=f"{root}/$out")
     lines = [
         "rule step",
-        f"  command = {SANDBOX} --bind {root}/$out.d /tmp/out sh -e -x -c"
-        " 'echo step; echo $out > /tmp/out/$out' && touch $out",
+        f"  command = {command} sh -e -x -c 'echo step; echo $out > ../step.inst/$out'"
+        " && touch $out",
     ]
     for name, depends in names():
-        (root / f"{name}.d").mkdir()
+        for kind in ("build", "inst", "tmp"):
+            (root / f"{name}.{kind}").mkdir()
+        layers = [f"{root}/empty", *(f"{root}/{one}.inst" for one in depends)]
         lines.append(f"build {name}: step {' '.join(depends)}")
+        lines.append(f"  staged = {' '.join(f'--overlay-src {layer}' for layer in layers)}")
     (root / "build.ninja").write_text("\n".join(lines) + "\n")
 
 
