@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 from qemu import Machine
 from systems_kit import MINIMAL, ROOT, Built
@@ -27,3 +29,23 @@ def test_the_minimal_system_boots_and_works(minimal: Built) -> None:
         )
         machine.send("poweroff")
         machine.wait_end(300)
+
+
+def test_the_build_system_boots_with_the_fabric_in_it(minimal: Built) -> None:
+    """``minimal`` brings the toolchain; the rest is unpacked, and takes less than a minute."""
+    system = str(ROOT / "systems/build-system-x86_64.morph")
+    minimal.run("build", system)
+    tree = minimal.logs / "machine"
+    minimal.run("checkout", system, "--to", str(tree), "--force")
+    sandbox = ["bwrap", "--unshare-all", "--ro-bind", str(tree), "/", "--proc", "/proc"]
+    for program in ("fabric-broker", "fabric-worker", "fabric-initiator"):
+        command = [*sandbox, "--dev", "/dev", "--tmpfs", "/tmp", program, "--help"]
+        assert (
+            "usage: " + program
+            in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        )
+    disk = minimal.logs / "machine.img"
+    minimal.run("image", system, "--to", str(disk), "--hostname", "farm-1", "--force")
+    with Machine(disk, memory="1G") as machine:
+        machine.wait_for(r"Started ssh.service", 900)
+        machine.wait_for(r"farm-1 login: ", 600)
