@@ -26,6 +26,7 @@ from fabric.desk import Desk
 from fabric.errors import FabricError
 from fabric.journal import Journal
 from fabric.logs import Spools
+from fabric.process import die_with_parent
 from fabric.scheduling import events
 from fabric.scheduling.core import Scheduler
 from fabric.scheduling.model import Limits
@@ -388,7 +389,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a broker; returns its exit code."""
     options = parser().parse_args(argv)
     if options.parent:
-        sockets.die_with_parent(options.parent)
+        die_with_parent(options.parent)
 
     def open_store() -> Store:
         from fabric.trove.store import Store  # slow, and only the desk needs it

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 
-from fabric.errors import FabricError
-
-_PR_SET_PDEATHSIG = 1
-
 
 def die_with_parent(parent: int) -> None:
-    """Get SIGTERM when our parent process ends, however it ends.
+    """End (by SIGTERM) when the process ``parent``, which started this one, has ended.
 
-    FabricError if ``parent``, the process id it has, is gone already.
+    The kernel sees to it, so it works however the parent ends.  It means the parent's thread:
+    start children from a thread that lives as long as they should.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0):
-        raise FabricError(f"cannot watch the parent process: {os.strerror(ctypes.get_errno())}")
-    if os.getppid() != parent:  # it ended before we asked
-        raise FabricError(f"the parent process {parent} is gone")
+    import ctypes  # slow, and most processes do without
+
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:  # it ended before that
+        raise SystemExit(0)

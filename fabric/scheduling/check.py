@@ -86,6 +86,7 @@ def _request(scheduler: Scheduler, request: Request) -> None:
     assert request.asking or request.state == "building", "all is known, and it does not build"
     assert request.goals_left == sum(task.key in request.goals for task in missing)
     expected = sum(task.expected for task in missing)
+    assert request.guesses == sum(task.guessed for task in missing)
     assert abs(request.work_left - expected) < 1e-3 * (1 + expected)
 
 

@@ -170,6 +170,11 @@ class Interest:
         seconds = self.durations.get((offer.kind, offer.name, offer.arch))
         return DEFAULT_SECONDS.get(offer.kind, 60.0) if seconds is None else seconds
 
+    def guessed(self, offer: Offer) -> bool:
+        """Whether nobody knows how long a step takes (a stratum takes no time to speak of)."""
+        known = (offer.kind, offer.name, offer.arch) in self.durations
+        return not known and offer.kind != "stratum"
+
     def _need(self, request: Request, keys: Iterable[str]) -> None:
         """A request wants these artifacts, and whatever they turn out to need."""
         stack = list(keys)
@@ -183,7 +188,8 @@ class Interest:
             if task is None:
                 self.count += 1
                 offer = request.offers[key]
-                task = self.tasks[key] = Task(key, offer, self.count, self.expected(offer))
+                task = Task(key, offer, self.count, self.expected(offer), self.guessed(offer))
+                self.tasks[key] = task
                 self.ask(task)
             task.requests[request.id] = request
             request.lost.pop(key, None)  # someone tries again what failed for this request
@@ -192,6 +198,7 @@ class Interest:
                 continue
             request.open += 1
             request.work_left += task.expected
+            request.guesses += task.guessed
             request.goals_left += key in request.goals
             heappush(request.longest, (-request.ranks.get(key, 0.0), key))
             if task.state is State.ASKING:
@@ -386,6 +393,7 @@ class Interest:
         request.open -= 1
         request.goals_left -= task.key in request.goals
         request.work_left -= task.expected
+        request.guesses -= task.guessed
 
     def _drop(self, request: Request, task: Task) -> None:
         """A request no longer wants a task."""

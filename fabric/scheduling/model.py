@@ -70,6 +70,7 @@ class Task(msgspec.Struct, eq=False):
     offer: Offer
     number: int  # breaks ties; order of coming
     expected: float  # seconds
+    guessed: bool = False  # ``expected`` is: nobody has built it before
     state: State = State.ASKING
     question: int = 0  # the one put to the store about it
     requests: dict[str, Request] = {}  # who wants it
@@ -152,6 +153,7 @@ class Request(msgspec.Struct, eq=False):
     open: int = 0  # of these, not in the store yet
     goals_left: int = 0
     work_left: float = 0.0  # seconds expected for what is open
+    guesses: int = 0  # open tasks of which that is a guess
     failures: list[str] = []
     lost: dict[str, None] = {}  # failed, or in need of what failed
     results: dict[str, StepState] = {}  # what became of steps

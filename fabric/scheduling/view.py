@@ -51,6 +51,7 @@ def desired(scheduler: Scheduler, worker: Worker, sequence: int) -> Desired:
 def step(task: Task, now: float) -> StepState:
     """A task as its requests see it, but for the message of a failure."""
     state = _SHOWN[task.state]
+    expected = 0.0 if task.guessed else task.expected
     attempt = task.attempt
     if attempt is not None:
         return StepState(
@@ -60,19 +61,19 @@ def step(task: Task, now: float) -> StepState:
             worker=attempt.worker,
             phase=attempt.phase,
             running_for=now - attempt.since,
-            expected=task.expected,
+            expected=expected,
             log_size=attempt.log_size,
         )
     outcome = task.outcome
     if outcome is None or state in ("waiting", "ready", "cached"):
-        return StepState(task.key, state, expected=task.expected)
+        return StepState(task.key, state, expected=expected)
     return StepState(
         task.key,
         state,
         fence=outcome.fence,
         worker=task.builder,
         phase="verify" if task.state is TaskState.VERIFYING else "",
-        expected=task.expected,
+        expected=expected,
         seconds=outcome.seconds,
         log_size=outcome.log_size,
         log_sha256=outcome.log_sha256,
@@ -116,7 +117,7 @@ def update(scheduler: Scheduler, request: Request, seen: int, now: float) -> Upd
         version=request.version,
         state=request.state,
         steps=tuple(steps),
-        left=0.0 if request.over else _left(scheduler, request, now),
+        left=0.0 if request.over or request.guesses else _left(scheduler, request, now),
         message=request.message or why_request(scheduler, request, now),
     )
 

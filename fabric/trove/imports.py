@@ -27,19 +27,11 @@ class Imports:
         self.downloads = Downloads(root / "downloads", progress, stop)
 
     def run(self, lorry: Lorry, repository: git.Repository) -> None:
-        """Import what the lorry pins.  Call with the repository's lock held.
+        """Import what the lorry (of any type but git) pins.  Call with the repository's lock held.
 
         SourceError if it cannot be had; of that, MovedError if it is no longer offered.
         """
         repository.create()
-        if lorry.type == "git":
-            repository.fetch(
-                lorry.url,
-                ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"],
-                lambda text: self.progress(f"{lorry.name}: {text}"),
-                self.stop,
-            )
-            return
         self.progress(f"{lorry.name}: importing {lorry.version}")
         trees = self._trees(lorry)
         message = f"{lorry.name} {lorry.version}"

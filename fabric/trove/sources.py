@@ -189,9 +189,9 @@ class Sources:
         if lorry is not None and name == lorry.full_ref:
             current = repository.fact(commit).import_key == lorry.import_key()
             return commit if current else None
-        if name.startswith("refs/heads/") and (place.url or (lorry and lorry.type == "git")):
-            url = place.url or (lorry.url if lorry else "")
-            return commit if self._is_current(repository, url, name) else None
+        url = _origin(place, lorry)
+        if url and name.startswith("refs/heads/") and not self._is_current(repository, url, name):
+            return None
         return commit
 
     def _is_current(self, repository: Repository, url: str, name: str) -> bool:
@@ -211,11 +211,11 @@ class Sources:
         with self._locked(place):
             commit = self._known(repo, ref, place)  # another process may have brought it
             if commit is None:
-                stale = repository.find(ref)
-                if lorry is not None and (ref == lorry.ref or lorry.type == "git"):
+                url = _origin(place, lorry)
+                if lorry is not None and lorry.type != "git" and ref == lorry.ref:
                     self._import(lorry, repository)
-                elif place.url is not None:
-                    self._fetch(repository, place, ref, stale is not None)
+                elif url:
+                    self._fetch(repository, url, ref, place.hint)
                 found = repository.find(ref)
                 commit = found[0] if found else None
         if commit is None:
@@ -239,24 +239,22 @@ class Sources:
             renewed = renew(lorry, imports, keep_ref=True)
             self.__dict__.pop("lorries", None)  # read them again
             imports.run(renewed, repository)
-        self._fetched.add(repository.path)
 
-    def _fetch(self, repository: Repository, place: Place, ref: str, stale: bool) -> None:
+    def _fetch(self, repository: Repository, url: str, ref: str, hint: str) -> None:
         """Fetch all branches and tags, and the very commit if it is in none of them."""
-        assert place.url is not None
         repository.create()
-        self.progress(f"{place.url}: fetching")
+        self.progress(f"{url}: fetching")
         try:
             everything = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]
-            repository.fetch(place.url, everything, self.progress, self._stop)
+            repository.fetch(url, everything, self.progress, self._stop)
         except SourceError as error:
-            if not stale:
-                raise SourceError(f"{error}; {place.hint}") from None
+            if repository.find(ref) is None:
+                raise SourceError(f"{error}; {hint}") from None
             self.progress(f"warning: {error}; going on with {ref} as it was last seen")
         self._fetched.add(repository.path)
         if SHA.fullmatch(ref) and repository.find(ref) is None:
             with contextlib.suppress(SourceError):  # explained by the caller
-                repository.fetch(place.url, [f"{ref}:refs/fabric/{ref}"], self.progress, self._stop)
+                repository.fetch(url, [f"{ref}:refs/fabric/{ref}"], self.progress, self._stop)
 
     def _explain(self, repo: str, ref: str, place: Place, lorry: Lorry | None) -> str:
         """Why a ref cannot be had, and what would help."""
@@ -285,9 +283,10 @@ class Sources:
         lorry = self.lorries.named(name)
         if lorry.type == "git":
             place = self._places.locate(lorry.repo)
+            repository = self._repository(place)
             with self._locked(place):
-                self._import(lorry, self._repository(place))
-            return self.resolve(lorry.repo, self._repository(place).newest_ref())
+                self._fetch(repository, lorry.url, "", f"see {lorry.where}")
+            return self.resolve(lorry.repo, repository.newest_ref())
         return self.resolve(lorry.repo, lorry.ref)
 
     def update_lorry(self, name: str) -> list[str]:
@@ -324,9 +323,9 @@ class Sources:
     def _obtain_commit(self, source: Source, place: Place) -> None:
         repository = self._repository(place)
         lorry = self.lorries.get(source.repo)
-        if lorry is not None and (source.ref == lorry.ref or lorry.type == "git"):
+        if lorry is not None and lorry.type != "git" and source.ref == lorry.ref:
             self._obtain(source.repo, source.ref, place)
-        elif place.url is not None:
+        elif _origin(place, lorry):
             self._obtain(source.repo, source.commit, place)
         if repository.find(source.commit) is None:
             raise SourceError(
@@ -362,6 +361,13 @@ class Sources:
 
         with locked(self.root / "locks" / name, wait=wait):
             yield
+
+
+def _origin(place: Place, lorry: Lorry | None) -> str:
+    """The URL of the git repository that a place mirrors; "" if it mirrors none."""
+    if lorry is not None and lorry.type == "git":
+        return lorry.url
+    return place.url or ""
 
 
 def _identity(wanted: Wanted) -> object:

@@ -9,7 +9,6 @@ notices.  Whatever was lost is told again, since every message is a state or a q
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterator
 from typing import Generic, TypeAlias, TypeVar
 
@@ -130,20 +129,6 @@ class Codec(Generic[T]):
             return self._decode(frame)  # type: ignore[no-any-return]
         except (msgspec.MsgspecError, RecursionError, ValueError) as error:
             raise Garbage(str(error)) from None
-
-
-def die_with_parent(parent: int) -> None:
-    """End (by SIGTERM) when the process ``parent``, which started this one, has ended.
-
-    The kernel sees to it, so it works however the parent ends.  It means the parent's thread:
-    start children from a thread that lives as long as they should.
-    """
-    import ctypes  # slow, and most processes do without
-
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:  # it ended before that
-        raise SystemExit(0)
 
 
 class _Hello(msgspec.Struct):

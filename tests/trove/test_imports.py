@@ -362,6 +362,12 @@ def test_a_git_lorry_mirrors_all_refs(trove: Trove, tmp_path: Path) -> None:
     assert trove.resolve("main").commit == second
     with pytest.raises(SourceError, match=r"no ref v9 at .*/origin, where its lorry"):
         trove.resolve("v9")
+    assert trove.sources().run_lorry("thing").commit == second
+    (tmp_path / "origin").rename(tmp_path / "gone")
+    assert trove.resolve("main").commit == second, "as it was last seen"
+    assert any("going on with main as it was last seen" in line for line in trove.said)
+    with pytest.raises(SourceError, match=r"git cannot fetch from it.*see sources/thing.lorry:1"):
+        trove.sources().run_lorry("thing")
 
 
 def test_updating_a_tarball_pins_what_stands_there(trove: Trove, files: Files) -> None:
