@@ -52,6 +52,8 @@ def _facts(plan: Plan, step: Step, reason: str, store: Store) -> Mapping[str, ob
         "cached": reason == "cached",
         "why": reason,
         "log": plan.log_names[key],
+        "depends": plan.depends(step),
+        "seconds": manifest.seconds if manifest else None,
         "artifacts": [
             {
                 "name": artifact.name,

@@ -1,0 +1,89 @@
+"""The example system from an empty cache, against the best schedule of its own steps.
+
+Each step's time is what the worker took for it, from fetching to storing.  The yardstick is a
+list schedule of these times on two workers, longest way first, with nothing in between: what a
+plain `make -j2` of the same steps would need.  Takes minutes; sources are taken from the user's
+trove.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+SYSTEM = str(ROOT / "systems/minimal-system-x86_64.morph")
+WORKERS = 2
+
+
+def schedule(seconds: dict[str, float], needs: dict[str, list[str]]) -> float:
+    """When the last step ends, on ``WORKERS`` workers that never wait needlessly."""
+    users: dict[str, list[str]] = {key: [] for key in seconds}
+    for key, below in needs.items():
+        for other in below:
+            users[other].append(key)
+    rank: dict[str, float] = {}
+
+    def way(key: str) -> float:
+        if key not in rank:
+            rank[key] = seconds[key] + max(map(way, users[key]), default=0.0)
+        return rank[key]
+
+    missing = {key: len(below) for key, below in needs.items()}
+    ready = [(-way(key), key) for key, count in missing.items() if not count]
+    heapq.heapify(ready)
+    running: list[tuple[float, str]] = []
+    now = 0.0
+    while ready or running:
+        while ready and len(running) < WORKERS:
+            _, key = heapq.heappop(ready)
+            heapq.heappush(running, (now + seconds[key], key))
+        now, ended = heapq.heappop(running)
+        for key in users[ended]:
+            missing[key] -= 1
+            if not missing[key]:
+                heapq.heappush(ready, (-way(key), key))
+    return now
+
+
+def main() -> None:
+    initiator = str(Path(sys.executable).with_name("fabric-initiator"))
+    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    with tempfile.TemporaryDirectory(prefix="example-system-") as scratch:
+        cache = Path(scratch, "cache")
+        cache.mkdir()
+        (cache / "trove").symlink_to(base / "distbuild/trove")
+        env = os.environ | {"FABRIC_CACHE": str(cache)}
+
+        def run(*args: str) -> str:
+            command = [initiator, *args]
+            return subprocess.run(
+                command, cwd=scratch, env=env, check=True, stdout=subprocess.PIPE, text=True
+            ).stdout
+
+        run("show", SYSTEM)  # imports the sources
+        began = time.perf_counter()
+        run("build", SYSTEM, "--workers", str(WORKERS))
+        wall = time.perf_counter() - began
+        steps: list[dict[str, Any]] = json.loads(run("show", SYSTEM, "--json"))
+    seconds = {step["key"]: step["seconds"] for step in steps if step["cached"]}
+    needs = {
+        step["key"]: [key for key in step["depends"] if key in seconds]
+        for step in steps
+        if step["cached"]
+    }
+    best = schedule(seconds, needs)
+    print(f"{len(seconds)} steps, {sum(seconds.values()):.0f} s of work, {WORKERS} workers")
+    print(f"best schedule {best:.1f} s, fabric {wall:.1f} s: ratio {wall / best:.3f}")
+    print(f"overhead {1000 * (wall - best) / len(seconds):.0f} ms a step")
+
+
+if __name__ == "__main__":
+    main()
