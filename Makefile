@@ -7,7 +7,8 @@ SYSTEM ?= systems/minimal-system-x86_64.morph
 # Debian packages: what building needs, what disk images need, what the tests need besides.
 DEBIAN_BUILD := bubblewrap ca-certificates dpkg-dev git python3-venv xz-utils
 DEBIAN_IMAGE := dosfstools e2fsprogs libarchive13t64 mtools qemu-utils syslinux syslinux-common
-DEBIAN_TEST := $(DEBIAN_IMAGE) busybox-static make nginx-light ninja-build qemu-system-x86 zstd
+DEBIAN_TEST := $(DEBIAN_IMAGE) busybox-static libnginx-mod-http-dav-ext make nginx-light \
+	ninja-build qemu-system-x86 strace util-linux zstd
 
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # install the Debian packages that are missing, and touch nothing if none is

@@ -62,6 +62,7 @@ def rootfs(tmp_path: Path) -> Path:
         for name in applets:
             member = tarfile.TarInfo(f"bin/{name}")
             member.type, member.linkname = tarfile.LNKTYPE, "bin/busybox"
+            member.mode = 0o755
             tar.addfile(member)
         member = tarfile.TarInfo("sbin/init")
         member.type, member.linkname = tarfile.SYMTYPE, "../bin/busybox"
