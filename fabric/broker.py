@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import math
 import os
 import signal
@@ -30,6 +31,7 @@ from fabric.process import die_with_parent
 from fabric.scheduling import events
 from fabric.scheduling.core import Scheduler
 from fabric.scheduling.model import Limits
+from fabric.scheduling.watchers import Watchers
 from fabric.wire import sockets
 from fabric.wire.messages import (
     PROTOCOL,
@@ -48,8 +50,6 @@ from fabric.wire.messages import (
 if TYPE_CHECKING:
     from fabric.trove.store import Store
 
-#: Seconds between updates to one initiator, at least, but for the last.
-UPDATE_EVERY = 0.05
 #: Messages taken from one socket before the next has its turn.
 JOBS_AT_ONCE = 200
 LOGS_AT_ONCE = 100
@@ -57,18 +57,6 @@ LOGS_AT_ONCE = 100
 SWEEP_EVERY = 60.0
 #: Peers remembered for having sent rubbish, so that each is noted once.
 SCOLDED = 1000
-
-
-class Watcher:
-    """An initiator that follows a request."""
-
-    __slots__ = ("due", "peer", "request", "seen")
-
-    def __init__(self, request: str, peer: bytes) -> None:
-        self.request = request
-        self.peer = peer
-        self.seen = 0  # version of the last Update it is known to have
-        self.due = 0.0  # when it may be told more
 
 
 class Broker:
@@ -113,8 +101,7 @@ class Broker:
         self._routes: dict[str, bytes] = {}  # worker -> peer
         self._desires: dict[str, None] = {}  # workers to be told
         self._asks: list[events.Ask] = []  # to be put to the desk
-        self._watchers: dict[str, dict[bytes, Watcher]] = {}  # request -> peer
-        self._curious: dict[Watcher, None] = {}  # to be told as soon as they may
+        self._watchers = Watchers()
         self._scolded: dict[bytes, None] = {}
         self._carry_out: dict[type, Callable[[Any], None]] = {
             events.Ask: self._ask,
@@ -160,11 +147,7 @@ class Broker:
     # -- one turn of the loop ------------------------------------------------------------------
 
     def _wait(self) -> None:
-        due = self._scheduler.next_due()
-        for watcher in self._curious:
-            due = min(due, watcher.due)
-        if self._spools.lacking:
-            due = min(due, self._now + 0.01)
+        due = min(self._scheduler.next_due(), self._watchers.next_due(), self._spools.next_due())
         left = max(0.0, due - time.monotonic())
         for source, _ in self._poller.poll(math.ceil(left * 1000)):
             if source == self._wakeup:
@@ -214,6 +197,9 @@ class Broker:
             self._sweep_due = self._now + SWEEP_EVERY
             self._spools.sweep(self._now)
             self._spools.sweep_files()
+            self._watchers.sweep(self._scheduler.requests)
+            known = self._scheduler.workers
+            self._routes = {name: peer for name, peer in self._routes.items() if name in known}
 
     def _tell_helpers(self) -> None:
         self._journal.flush()
@@ -239,14 +225,10 @@ class Broker:
         self._desires.clear()
 
     def _tell_initiators(self) -> None:
-        for watcher in list(self._curious):
-            if watcher.due > self._now:
-                continue
-            del self._curious[watcher]
-            watcher.due = self._now + UPDATE_EVERY
+        for watcher in self._watchers.take(self._now):
             update = self._scheduler.update(watcher.request, watcher.seen, self._now)
             if update is None or not self._send(watcher.peer, update):
-                self._unwatch(watcher.request, watcher.peer)
+                self._watchers.unwatch(watcher.request, watcher.peer)
 
     # -- messages ------------------------------------------------------------------------------
 
@@ -256,19 +238,21 @@ class Broker:
                 if message.protocol != PROTOCOL:
                     self._mismatch(message.name, message.protocol)
                     return
-                self._routes[message.name] = self._peer
                 self._apply(message)
+                worker = self._scheduler.workers.get(message.name)
+                if worker is not None and worker.instance == message.instance:
+                    self._routes[message.name] = self._peer
             case Submit():
                 if message.protocol != PROTOCOL:
                     self._mismatch(message.request, message.protocol)
                     return
-                self._watch(message.request)
+                self._watchers.watch(message.request, self._peer)
                 self._apply(message)
             case Poll():
-                watcher = self._watch(message.request)
-                watcher.seen = message.seen
+                self._watchers.watch(message.request, self._peer, message.seen)
                 self._apply(message)
             case Leave():
+                self._watchers.unwatch(message.request, self._peer)
                 self._apply(message)
             case LogPiece():
                 self._spools.arrived(message.key, message.fence)
@@ -294,29 +278,16 @@ class Broker:
     def _send(self, peer: bytes, message: Message) -> bool:
         return sockets.send(self._jobs, peer, self._messages.encode(message))
 
-    def _watch(self, request: str) -> Watcher:
-        """The sender of the message at hand follows a request; it is told how it stands."""
-        watchers = self._watchers.setdefault(request, {})
-        watcher = watchers.get(self._peer)
-        if watcher is None:
-            watcher = watchers[self._peer] = Watcher(request, self._peer)
-        self._curious[watcher] = None
-        return watcher
-
-    def _unwatch(self, request: str, peer: bytes) -> None:
-        watchers = self._watchers.get(request, {})
-        watcher = watchers.pop(peer, None)
-        if watcher is not None:
-            self._curious.pop(watcher, None)
-        if not watchers:
-            self._watchers.pop(request, None)
-
     def _misunderstood(self, error: sockets.Garbage) -> None:
-        greeting = sockets.other_protocol(self._frame)
+        greeting = sockets.greeting(self._frame)
         if greeting is None:
             self._scold(str(error))
-        else:
+        elif greeting[1] != PROTOCOL:
             self._mismatch(*greeting)
+        else:
+            reason = f"a message cannot be read: {error}"
+            self._send(self._peer, Refused(greeting[0], "bad-request", reason))
+            self._scold(reason)
 
     def _mismatch(self, about: str, protocol: int) -> None:
         reason = sockets.mismatch(protocol, us="the broker", them="this peer")
@@ -340,14 +311,11 @@ class Broker:
         self._desires[effect.worker] = None
 
     def _changed(self, effect: events.Changed) -> None:
-        for watcher in self._watchers.get(effect.request, {}).values():
-            self._curious[watcher] = None
-            if effect.over:
-                watcher.due = 0.0
+        self._watchers.news(effect.request, last=effect.over)
 
     def _refuse(self, effect: events.Refuse) -> None:
         self._send(self._peer, Refused(effect.about, effect.code, effect.reason))
-        self._unwatch(effect.about, self._peer)
+        self._watchers.unwatch(effect.about, self._peer)
 
     def _opened(self, effect: events.Opened) -> None:
         self._journal.opened(effect.request, effect.title, self._frame)
@@ -406,6 +374,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (FabricError, OSError) as error:
         note(str(error))
         return error.exit_code if isinstance(error, FabricError) else 4
+    # What is made while serving lives long and hardly in circles: do not look for garbage often.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: broker.stop())
     try:

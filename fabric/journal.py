@@ -23,6 +23,8 @@ VERSION = 1
 #: Rows kept of each history.
 ATTEMPTS_KEPT = 20_000
 REQUESTS_KEPT = 200
+#: Seconds after which a request whose end nobody saw counts as over.
+ABANDONED = 30 * 86400.0
 #: Seconds to gather what is written together.
 GATHER = 0.25
 #: Seconds to wait for another broker's transaction.
@@ -180,6 +182,10 @@ class Journal:
     def _prune(self) -> None:
         with _transaction(self._db):
             self._db.execute(
+                "DELETE FROM requests WHERE state = 'open' AND opened < ?",
+                (time.time() - ABANDONED,),
+            )
+            self._db.execute(
                 "DELETE FROM attempts WHERE rowid <= (SELECT max(rowid) FROM attempts) - ?",
                 (ATTEMPTS_KEPT,),
             )
@@ -192,10 +198,14 @@ class Journal:
 
 def _connect(path: str) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
-    if db.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-        with contextlib.suppress(sqlite3.OperationalError):  # another broker is just at it
-            db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = NORMAL")
+    try:
+        if db.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+            with contextlib.suppress(sqlite3.OperationalError):  # another broker is just at it
+                db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")
+    except sqlite3.Error:
+        db.close()
+        raise
     return db
 
 

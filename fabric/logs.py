@@ -175,6 +175,11 @@ class Spools:
         """Some log has a gap."""
         return bool(self._lacking)
 
+    def next_due(self) -> float:
+        """When `wanted` has something to ask for; infinity if no log has a gap."""
+        asked = (spool.asked for spool in self._lacking.values())
+        return min(asked, default=float("inf")) + ASK_AGAIN
+
     def incomplete(self, key: str, fence: int, now: float) -> bool:
         """Whether bytes of an ended log are missing, and not given up."""
         spool = self._lacking.get((key, fence))

@@ -43,20 +43,18 @@ def _task(scheduler: Scheduler, task: Task, queued: set[tuple[str, str]]) -> Non
         assert task.charged in task.requests.values(), "charged to one who does not want it"
     else:
         assert task.charged is None
-    if task.expanded:
-        missing = [
-            key
+    if state in (State.BLOCKED, State.READY):
+        awaited = [
+            scheduler.tasks[key]
             for key in dict.fromkeys(task.offer.depends)
-            if key in scheduler.tasks and scheduler.tasks[key].state not in PRESENT
+            if key in scheduler.tasks and task.key in scheduler.tasks[key].waiters
         ]
-        if state in (State.BLOCKED, State.READY):
-            assert task.missing == len(missing), f"misses {len(missing)}, not {task.missing}"
-            for key in missing:
-                dependency = scheduler.tasks[key]
-                assert dependency.waiters.get(task.key) is task, "nobody will wake it"
-                assert task.requests.keys() <= dependency.requests.keys(), (
-                    "needs what is not wanted"
-                )
+        assert task.missing == len(awaited), f"misses {len(awaited)}, not {task.missing}"
+        for dependency in awaited:
+            assert dependency.state not in PRESENT, f"waits for {dependency.offer.name} in vain"
+            assert dependency.waiters[task.key] is task, "nobody will wake it"
+            wanted = task.requests.keys() <= dependency.requests.keys()
+            assert wanted, f"needs {dependency.offer.name}, which not all who want it want"
     if state is State.BLOCKED:
         assert task.expanded, "blocked, and its dependencies are not looked at"
         assert task.missing or task.key in scheduler.ghosts, "blocked by nothing"
@@ -100,7 +98,8 @@ def _workers(scheduler: Scheduler) -> None:
             task = scheduler.tasks.get(attempt.key)
             owned = task is not None and task.attempt is attempt
             stray = scheduler.strays.get(attempt.key) is attempt
-            ghost = scheduler.ghosts.get(attempt.key, {}).get(attempt.id) is attempt
+            ghosts = scheduler.ghosts.get(attempt.key, {})
+            ghost = ghosts.get((worker.name, attempt.fence)) is attempt
             assert owned + stray + ghost == 1, f"{attempt} is of {owned + stray + ghost} kinds"
             assert ghost == attempt.doomed
     seats = Counter(task.seat.name for task in scheduler.tasks.values() if task.seat is not None)

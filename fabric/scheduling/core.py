@@ -3,8 +3,8 @@
 `Scheduler.handle(event, now)` is the only way in.  It is pure: the same events at the same
 times give the same effects.  Times are seconds on any clock that never goes back.
 
-`interest` keeps what requests want, `fleet` what workers do; here events come in, tasks meet
-workers, the store answers, and time passes.
+`ledger` holds the tables, `interest` is what requests do to them and `fleet` what workers do;
+here events come in, tasks meet workers, the store answers, and time passes.
 """
 
 from __future__ import annotations

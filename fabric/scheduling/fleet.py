@@ -9,7 +9,7 @@ is not begun anywhere else.
 
 from __future__ import annotations
 
-from fabric.scheduling.events import Began, Ended, Refuse
+from fabric.scheduling.events import Began, Ended
 from fabric.scheduling.interest import Interest
 from fabric.scheduling.model import Attempt, Durations, Limits, Task, Worker
 from fabric.scheduling.states import Cause, State
@@ -37,13 +37,8 @@ class Fleet(Interest):
         if worker is None:
             worker = self._register(report)
         elif report.instance in worker.former:
-            self.effects.append(
-                Refuse(
-                    report.name,
-                    "bad-request",
-                    f"another worker is named {report.name} too: give each its own name",
-                )
-            )
+            reason = f"another worker is named {report.name} too: give each its own name"
+            self._refuse(report.name, "bad-request", reason)
             return
         elif report.instance != worker.instance:
             reborn = True
@@ -130,10 +125,11 @@ class Fleet(Interest):
         if task is None:
             wanted = self.now < self.grace_until
         else:
-            wanted = task.fence <= seen.fence and task.attempt is None and task.live
+            early = task.state in (State.ASKING, State.BLOCKED, State.READY)
+            wanted = early and task.fence <= seen.fence
         if not wanted:
             self.doom(attempt)
-        elif task is not None and task.state in (State.BLOCKED, State.READY):
+        elif task is not None and task.state is not State.ASKING:
             self._adopt(task, attempt)
         elif seen.key in self.strays:
             self.doom(attempt)
@@ -242,7 +238,7 @@ class Fleet(Interest):
             del self.strays[attempt.key]
         if attempt.doomed:
             ghosts = self.ghosts[attempt.key]
-            del ghosts[attempt.id]
+            del ghosts[worker.name, attempt.fence]
             if not ghosts:
                 del self.ghosts[attempt.key]
                 if task is not None:

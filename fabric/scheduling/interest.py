@@ -8,83 +8,22 @@ no trace, and whoever asks later gets a new try.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from heapq import heappush
-from typing import Any
 
 from fabric.scheduling import plan, view
-from fabric.scheduling.events import Ask, Changed, Closed, Desire, Effect, Opened, Refuse
-from fabric.scheduling.model import (
-    DEFAULT_SECONDS,
-    Attempt,
-    Durations,
-    Id,
-    Limits,
-    Request,
-    Task,
-    Worker,
-)
-from fabric.scheduling.pools import Pools
+from fabric.scheduling.events import Closed, Opened
+from fabric.scheduling.ledger import Ledger
+from fabric.scheduling.model import Attempt, Request, Task, Worker
 from fabric.scheduling.states import PRESENT, Cause, State
-from fabric.wire.messages import Code, Leave, Offer, Poll, RequestState, StepState, Submit
+from fabric.wire.messages import Leave, Poll, RequestState, StepState, Submit
 
 #: Requests remembered as left, so that a late copy of their `Submit` does not revive them.
 _LEFT = 1000
 
 
-class Interest:
-    """The tables, and all that happens to them on behalf of requests."""
-
-    def __init__(self, limits: Limits, durations: Durations, first: int, now: float) -> None:
-        self.limits = limits
-        self.now = now
-        self.durations = dict(durations)
-        self.tasks: dict[str, Task] = {}
-        self.workers: dict[str, Worker] = {}
-        self.requests: dict[str, Request] = {}
-        self.pools = Pools(limits)
-        self.capacity = 0  # slots of all workers
-        self.fence = self._version = first
-        self.count = 0  # numbers tasks, workers, requests, questions
-        self.strays: dict[str, Attempt] = {}  # running, but not (yet) of any running task
-        self.ghosts: dict[str, dict[Id, Attempt]] = {}  # doomed, not known to have ended
-        self.questions: dict[int, list[Task]] = {}
-        self.answers = 0  # the sequence of the last Desired
-        self.grace_until = now + limits.grace
-        self._checking: dict[str, Request] = {}  # not all they need is known
-        self._left: dict[str, None] = {}
-        self._timers: list[tuple[float, int, Callable[[Any], None], Any]] = []
-        # gathered during one event
-        self.effects: list[Effect] = []
-        self.desires: dict[str, None] = {}
-        self._changes: dict[str, None] = {}
-        self._asks: list[Task] = []
-
-    def flush(self) -> list[Effect]:
-        """The effects of one event, each thing asked for once."""
-        effects = self.effects
-        asks = [task for task in self._asks if self.tasks.get(task.key) is task]
-        self._asks = []
-        if asks:
-            self.count += 1
-            for task in asks:
-                task.question = self.count
-            self.questions[self.count] = asks
-            effects.append(Ask(self.count, tuple(task.key for task in asks)))
-        if self.desires:
-            effects.extend(map(Desire, self.desires))
-            self.desires = {}
-        for id in self._changes:
-            request = self.requests.get(id)
-            if request is not None:
-                effects.append(Changed(id, request.over))
-        self._changes = {}
-        self.effects = []
-        return effects
-
-    def _timer(self, due: float, action: Callable[[Any], None], subject: object) -> None:
-        self.count += 1
-        heappush(self._timers, (due, self.count, action, subject))
+class Interest(Ledger):
+    """All that happens to the tables on behalf of requests."""
 
     # -- requests come and go ------------------------------------------------------------------
 
@@ -130,9 +69,6 @@ class Interest:
                 return f"{offer.name}: another request says it depends on other things"
         return ""
 
-    def _refuse(self, about: str, code: Code, reason: str) -> None:
-        self.effects.append(Refuse(about, code, reason))
-
     def _poll(self, poll: Poll) -> None:
         request = self.requests.get(poll.request)
         if request is None:
@@ -164,16 +100,6 @@ class Interest:
         del self.requests[request.id]
 
     # -- what is needed --------------------------------------------------------------------
-
-    def expected(self, offer: Offer) -> float:
-        """Seconds a step should take."""
-        seconds = self.durations.get((offer.kind, offer.name, offer.arch))
-        return DEFAULT_SECONDS.get(offer.kind, 60.0) if seconds is None else seconds
-
-    def guessed(self, offer: Offer) -> bool:
-        """Whether nobody knows how long a step takes (a stratum takes no time to speak of)."""
-        known = (offer.kind, offer.name, offer.arch) in self.durations
-        return not known and offer.kind != "stratum"
 
     def _need(self, request: Request, keys: Iterable[str]) -> None:
         """A request wants these artifacts, and whatever they turn out to need."""
@@ -210,10 +136,6 @@ class Interest:
             elif task.state is State.BLOCKED and task.expanded:
                 stack.extend(reversed(task.offer.depends))
 
-    def ask(self, task: Task) -> None:
-        """Put a task to the store at the end of this event."""
-        self._asks.append(task)
-
     def absent(self, task: Task) -> None:
         """The store does not have it: it has to be built."""
         task.move(Cause.ABSENT, self.now)
@@ -223,7 +145,7 @@ class Interest:
 
     def expand(self, task: Task) -> None:
         """A task has to wait for what it needs, if anything is missing."""
-        if not task.expanded:
+        if task.missing or not task.expanded:
             depends = tuple(dict.fromkeys(task.offer.depends))
             for request in list(task.requests.values()):
                 for key in depends:
@@ -235,7 +157,10 @@ class Interest:
                     self._need(request, depends)
             if not task.requests:
                 return
+            # Once more for one that was adopted while it waited: its dependencies may have
+            # been dropped, and others may want it now.
             task.expanded = True
+            task.missing = 0
             for key in depends:
                 dependency = self.tasks[key]
                 if dependency.state not in PRESENT:
@@ -291,10 +216,10 @@ class Interest:
     def doom(self, attempt: Attempt) -> None:
         """Nobody wants an attempt: have it killed."""
         attempt.doomed = True
-        attempt.told = self.answers + 1
         if self.strays.get(attempt.key) is attempt:
             del self.strays[attempt.key]
-        self.ghosts.setdefault(attempt.key, {})[attempt.id] = attempt
+        ghosts = self.ghosts.setdefault(attempt.key, {})
+        ghosts[attempt.worker, attempt.fence] = attempt
         self.desires[attempt.worker] = None
 
     def keep_seat(self, task: Task, worker: Worker) -> None:
@@ -424,21 +349,3 @@ class Interest:
         stray = self.strays.get(task.key)
         if stray is not None:
             self.doom(stray)
-
-    # -- news ------------------------------------------------------------------------------
-
-    def touch(self, task: Task) -> None:
-        """There is news of a task, for all who want it."""
-        for request in task.requests.values():
-            self._news(request, task.key)
-
-    def _next_version(self) -> int:
-        """Versions grow over all requests, so also for one that comes a second time."""
-        self._version += 1
-        return self._version
-
-    def _news(self, request: Request, key: str) -> None:
-        request.version = self._next_version()
-        request.changed.pop(key, None)
-        request.changed[key] = request.version
-        self._changes[request.id] = None

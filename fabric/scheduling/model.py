@@ -52,7 +52,7 @@ class Attempt(msgspec.Struct, eq=False):
     fence: int
     worker: str
     since: float
-    told: int = 0  # the first Desired that says what is now wanted of it
+    told: int = 0  # the first Desired that may speak of it
     confirmed: bool = False  # the worker has reported it
     doomed: bool = False  # nobody wants it; for good, since the worker may be killing it
     phase: str = ""

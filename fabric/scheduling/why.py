@@ -140,8 +140,8 @@ def _present(_: Scheduler, task: Task, __: float) -> list[str]:
 def _missing(scheduler: Scheduler, task: Task) -> list[Task]:
     if not task.missing:
         return []
-    found = (scheduler.tasks[key] for key in dict.fromkeys(task.offer.depends))
-    return [each for each in found if each.state not in PRESENT]
+    found = (scheduler.tasks.get(key) for key in dict.fromkeys(task.offer.depends))
+    return [each for each in found if each is not None and task.key in each.waiters]
 
 
 def _briefly(task: Task, now: float) -> str:

@@ -10,15 +10,21 @@ PUB -> SUB ``[key, hint, data]`` with key = 64 hex digits (the topic), hint = `L
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 PROTOCOL = 1
 #: No frame may be larger, in bytes.
 MAX_FRAME = 64 * 1024 * 1024
 #: Largest piece of a log in one message, in bytes.
 MAX_LOG_PIECE = 256 * 1024
+
+#: What a message may say, checked when it is decoded.
+Key = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+Name = Annotated[str, Meta(max_length=255)]
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 State = Literal["waiting", "ready", "running", "done", "cached", "failed", "cancelled"]
 RequestState = Literal["checking", "building", "done", "failed", "cancelled"]
@@ -35,50 +41,50 @@ class Message(msgspec.Struct, frozen=True, tag=True, tag_field="t", omit_default
 class Running(msgspec.Struct, frozen=True):
     """An attempt a worker has accepted and not ended yet."""
 
-    key: str
-    fence: int
-    phase: str = ""  # "fetch", "configure" ... "strip", "store"
-    log_size: int = 0  # bytes of log so far
+    key: Key
+    fence: Count
+    phase: Name = ""  # "fetch", "configure" ... "strip", "store"
+    log_size: Count = 0  # bytes of log so far
 
 
 class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     """How an attempt ended.  ``fault`` is the machine's doing, ``failed`` the chunk's."""
 
-    key: str
-    fence: int
+    key: Key
+    fence: Count
     result: Literal["done", "failed", "fault", "cancelled"]
     message: str = ""
-    phase: str = ""  # the step list that failed: "build-commands"
+    phase: Name = ""  # the step list that failed: "build-commands"
     command: str = ""  # the command that failed
     seconds: float = 0.0
-    log_size: int = 0
-    log_sha256: str = ""
+    log_size: Count = 0
+    log_sha256: Name = ""
 
 
 class Report(Message, frozen=True):
     """A worker's whole state.  Sent on every change, and once a second."""
 
     protocol: int
-    name: str
-    arch: str
-    slots: int
-    sequence: int  # grows; with an older one the broker does nothing
-    features: tuple[str, ...] = ()  # what jobs may ask for: "host-tools:<digest>"
+    name: Name
+    arch: Name
+    slots: Annotated[int, Meta(ge=0, le=4096)]
+    sequence: Count  # grows; with an older one the broker does nothing
+    features: tuple[Name, ...] = ()  # what jobs may ask for: "host-tools:<digest>"
     running: tuple[Running, ...] = ()
     finished: tuple[Outcome, ...] = ()  # until a Desired settles them
     draining: bool = False
     free_disk: int = 0  # bytes
-    instance: str = ""  # names this run of the worker, within which ``sequence`` grows
-    broker: str = ""  # of the last `Desired` taken in,
-    answered: int = 0  # and its sequence
+    instance: Name = ""  # names this run of the worker, within which ``sequence`` grows
+    broker: Name = ""  # of the last `Desired` taken in,
+    answered: Count = 0  # and its sequence
 
 
 class LogPiece(Message, frozen=True):
     """A range of a log: a worker's answer to `LogWanted`, the broker's to `LogRead`."""
 
-    key: str
-    fence: int
-    offset: int
+    key: Key
+    fence: Count
+    offset: Count
     data: bytes
     size: int = -1  # of the whole log, once it has ended
     sha256: str = ""
@@ -115,10 +121,10 @@ class Desired(Message, frozen=True):
 class LogWanted(Message, frozen=True):
     """The broker missed a piece of a log."""
 
-    key: str
-    fence: int
-    offset: int
-    length: int
+    key: Key
+    fence: Count
+    offset: Count
+    length: Count
 
 
 # -- initiator to broker -------------------------------------------------------------------
@@ -127,21 +133,21 @@ class LogWanted(Message, frozen=True):
 class Offer(msgspec.Struct, frozen=True, omit_defaults=True):
     """One step of a request."""
 
-    key: str
-    name: str
-    kind: str
-    arch: str
+    key: Key
+    name: Name
+    kind: Name
+    arch: Name
     job: msgspec.Raw  # an encoded `fabric.jobs.Job`
     depends: tuple[str, ...] = ()  # keys, all of them in the same request
-    needs: tuple[str, ...] = ()  # features a worker must have
+    needs: tuple[Name, ...] = ()  # features a worker must have
 
 
 class Submit(Message, frozen=True):
     """A build request.  Repeated until an `Update` comes; the same ``request`` is one request."""
 
     protocol: int
-    request: str  # made up by the initiator: 32 hex digits
-    title: str
+    request: Name  # made up by the initiator: 32 hex digits
+    title: Annotated[str, Meta(max_length=4096)]
     steps: tuple[Offer, ...]
     goals: tuple[str, ...]  # keys; what they do not need is not built
     keep_going: bool = False
@@ -150,23 +156,23 @@ class Submit(Message, frozen=True):
 class Poll(Message, frozen=True):
     """An initiator's heartbeat: ``seen`` is the version of the last `Update` it has."""
 
-    request: str
-    seen: int
+    request: Name
+    seen: Count
 
 
 class Leave(Message, frozen=True):
     """The initiator no longer wants this request."""
 
-    request: str
+    request: Name
 
 
 class LogRead(Message, frozen=True):
     """A range of a log, please."""
 
-    key: str
-    fence: int
-    offset: int
-    length: int
+    key: Key
+    fence: Count
+    offset: Count
+    length: Count
 
 
 # -- broker to initiator -------------------------------------------------------------------
@@ -215,8 +221,8 @@ class Refused(Message, frozen=True):
 class LogHint(msgspec.Struct, frozen=True, array_like=True):
     """Second frame of a published piece of log."""
 
-    fence: int
-    offset: int
+    fence: Count
+    offset: Count
 
 
 FromPeer = Report | LogPiece | Submit | Poll | Leave | LogRead

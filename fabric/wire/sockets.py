@@ -142,13 +142,11 @@ class _Hello(msgspec.Struct):
 _HELLO: Codec[_Hello] = Codec(_Hello)
 
 
-def other_protocol(frame: bytes) -> tuple[str, int] | None:
-    """If the frame greets in another protocol: who does (name or request), and in which."""
+def greeting(frame: bytes) -> tuple[str, int] | None:
+    """Who sent a frame that cannot be read (name or request), and in which protocol."""
     try:
         hello = _HELLO.decode(frame)
     except Garbage:
-        return None
-    if hello.protocol == PROTOCOL:
         return None
     return (hello.name or hello.request)[:255], hello.protocol
 

@@ -180,6 +180,31 @@ def test_alone_a_worker_gets_it_again_after_a_rest_and_then_it_fails() -> None:
     assert stage.steps()["a"].message == "no machine could do it: w1: disk full"
 
 
+def test_a_rest_ends_by_itself() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.submit("a:")
+    stage.sync()
+    stage.ends("a", "fault", message="disk full")
+    assert stage.states()["a"] == "ready"
+    stage.wait(1.0, polls=["r1"])
+    assert stage.states()["a"] == "running"
+
+
+def test_rests_get_longer_only_by_faults_in_a_row() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.submit("all: a b\na:\nb:")
+    stage.sync()
+    stage.ends("a", "fault", message="disk full")
+    stage.wait(1.0, alive=["w1"], polls=["r1"])
+    stage.sync()
+    stage.done(*stage.all_running())
+    [name] = stage.all_running()
+    stage.ends(name, "fault", message="disk full")
+    assert "rests for 1 s after 1 faults in a row" in stage.why(name)
+
+
 def test_a_worker_that_stores_nothing_is_at_fault() -> None:
     stage = Stage()
     stage.worker("w1", "w2")

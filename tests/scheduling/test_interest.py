@@ -169,3 +169,21 @@ def test_a_request_that_joins_what_is_blocked_needs_what_it_waits_for() -> None:
     assert stage.running() == {"w1": ["base"]}
     stage.done("base", "mid")
     assert stage.verdict("r2") == "done"
+
+
+def test_what_was_there_when_it_was_needed_may_be_asked_for_again_by_others() -> None:
+    """Found by the simulator: `base` is forgotten while `app`, which needed it, goes on."""
+    stage = Stage()
+    stage.worker("w1")
+    stage.submit("app: base\nbase:")
+    stage.sync()
+    stage.done("base")
+    stage.submit("app: base\nbase:", request="r2")  # joins what runs already
+    stage.leave("r1")
+    stage.store_answers = False
+    stage.restart("w1")
+    stage.submit("app: base\nbase:", "app", "base", request="r3")
+    assert stage.states("r2") == {"app": "running"}
+    stage.answer()
+    stage.done("app")
+    assert (stage.verdict("r2"), stage.verdict("r3")) == ("done", "done")

@@ -101,6 +101,36 @@ def test_what_no_request_claims_is_killed_after_a_while() -> None:
     assert not stage.scheduler.ghosts
 
 
+def test_what_runs_and_turns_out_to_be_stored_is_killed() -> None:
+    old = Stage()
+    old.worker("w1")
+    old.submit(APP)
+    old.sync()
+    stage = restarted(old)
+    stage.sync()
+    stage.stored.add(key_of("zlib"))  # by somebody else
+    stage.submit(APP)
+    stage.sync()
+    stage.sync()
+    assert stage.running() == {"w1": ["app"]}
+
+
+def test_what_a_request_was_about_to_claim_is_killed_if_it_leaves() -> None:
+    old = Stage()
+    old.worker("w1")
+    old.submit(APP)
+    old.sync()
+    stage = restarted(old)
+    stage.store_answers = False
+    stage.submit(APP, "zlib")
+    stage.wait(40.0, alive=["w1"], polls=["r1"])
+    stage.sync()
+    assert stage.running() == {"w1": ["zlib"]}, "kept: the store may not have it"
+    stage.leave()
+    stage.sync()
+    assert stage.running() == {}
+
+
 def test_what_nobody_knows_is_killed_at_once_later_on() -> None:
     stage = Stage()
     stage.wait(60.0)
@@ -155,6 +185,25 @@ def test_a_stale_attempt_is_not_adopted_and_holds_back_the_next() -> None:
     stage.sync("w1", "w3")
     assert stage.all_running().count("zlib") >= 1
     assert stage.machines["w1"].running.keys() != first.keys()
+
+
+def test_what_was_adopted_while_it_waited_and_is_lost_waits_again() -> None:
+    """Found by hypothesis: who joined meanwhile has to want what it waits for."""
+    old = Stage(stored=["zlib"])
+    old.worker("w1")
+    old.submit(APP)
+    old.sync()
+    old.stored.clear()  # somebody removed it
+    stage = restarted(old)
+    stage.submit(APP)
+    stage.sync()
+    assert stage.states() == {"app": "running", "zlib": "ready"}
+    stage.submit(APP, request="r2")
+    stage.leave("r1")
+    stage.restart("w1")
+    assert stage.states("r2") == {"app": "waiting", "zlib": "running"}
+    stage.done("zlib", "app")
+    assert stage.verdict("r2") == "done"
 
 
 def test_a_worker_back_in_time_goes_on() -> None:

@@ -17,13 +17,13 @@ from heapq import heappop, heappush
 from pathlib import Path
 
 import msgspec
-from peers import Builder, Initiator
+from peers import ARCH, Builder, Initiator
+from simulated import Scenario
 
 from fabric.logs import Spools
 from fabric.scheduling import events
 from fabric.scheduling.check import validate
 from fabric.scheduling.core import Scheduler
-from fabric.scheduling.model import Limits
 from fabric.scheduling.states import PRESENT
 from fabric.scheduling.why import story, why
 from fabric.wire.messages import (
@@ -38,69 +38,6 @@ from fabric.wire.messages import (
     Report,
     Submit,
 )
-
-ARCH = "x86_64"
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """What a seed makes of a fabric.  Probabilities for each message, rates per second."""
-
-    seed: int
-    steps: int
-    workers: int
-    slots: int
-    initiators: int
-    drop: float
-    repeat: float
-    delay: float  # longest
-    crashes: float  # of workers
-    restarts: float  # of the broker
-    cuts: float
-    departures: float  # of initiators
-    outages: float  # of the store
-    bad_steps: float  # share of steps whose build fails
-    poison: float  # share of steps that take their worker down
-    sick: int  # workers that are unable to do anything
-    lease: float
-    keep_going: bool
-    trouble: float  # seconds until peace
-
-    @classmethod
-    def of(cls, seed: int) -> Scenario:
-        rng = random.Random(f"scenario {seed}")
-        wild = rng.random() < 0.7
-
-        def some(most: float) -> float:
-            return rng.choice((0.0, most / 4, most)) if wild else 0.0
-
-        return cls(
-            seed=seed,
-            steps=rng.randint(1, 24),
-            workers=rng.randint(1, 4),
-            slots=rng.randint(1, 3),
-            initiators=rng.randint(1, 3),
-            drop=rng.choice((0.0, 0.05, 0.3)),
-            repeat=rng.choice((0.0, 0.2)),
-            delay=rng.choice((0.001, 0.1, 2.0)),
-            crashes=some(0.1),
-            restarts=some(0.1),
-            cuts=some(0.15),
-            departures=rng.choice((0.0, 0.05, 0.4)),
-            outages=some(0.1),
-            bad_steps=rng.choice((0.0, 0.0, 0.1)),
-            poison=rng.choice((0.0, 0.0, 0.0, 0.1)),
-            sick=rng.choice((0, 0, 0, 1)),
-            lease=rng.choice((4.0, 10.0)),
-            keep_going=rng.random() < 0.4,
-            trouble=rng.choice((5.0, 20.0, 40.0)),
-        )
-
-    @property
-    def gentle(self) -> bool:
-        """Nothing happens by which a worker or a broker could be thought lost."""
-        patient = self.lease > 5.0 or (self.drop < 0.1 and self.delay < 1.0)
-        return patient and not (self.crashes or self.restarts or self.cuts or self.poison)
 
 
 @dataclass
@@ -127,8 +64,7 @@ class Simulation:
         self.now = 1000.0
         self.peace = self.now + scenario.trouble
         self.directory = directory
-        lease = scenario.lease
-        self.limits = Limits(lease=lease, stale=lease / 3, patience=1.5 * lease, grace=2 * lease)
+        self.limits = scenario.limits
         self.stored: set[str] = set()
         self.store_out_until = 0.0
         self.cut_until: dict[str, float] = {}  # node -> when it can be reached again
@@ -190,8 +126,9 @@ class Simulation:
         """Deliver a message: maybe late, maybe twice, maybe never."""
         self.counts["messages"] += 1
         self.trace.update(f"{self.now:.6f} {source} {target} {type(message).__name__}\n".encode())
-        times = 1
+        times, slow = 1, 0.01
         if not self.peaceful():
+            slow = self.scenario.delay
             if self.rng.random() < self.scenario.drop:
                 self.counts["dropped"] += 1
                 return
@@ -199,7 +136,6 @@ class Simulation:
                 self.counts["repeated"] += 1
                 times = 2
         for _ in range(times):
-            slow = self.scenario.delay if not self.peaceful() else 0.01
             self.at(self.rng.uniform(0.0005, slow), partial(self._arrive, source, target, deliver))
 
     def _arrive(self, source: str, target: str, deliver: Callable[[], None]) -> None:

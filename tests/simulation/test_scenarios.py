@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import traceback
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from simulator import Scenario, Simulation
+from simulated import Scenario
+from simulator import Simulation
 
 SEEDS = int(os.environ.get("FABRIC_SEEDS", "300"))
 #: Played one after another by one test each, so that they can be spread over cores.
@@ -32,3 +35,29 @@ def test_scenarios(part: int, tmp_path: Path) -> None:
         counts += play(seed, tmp_path).counts
     assert counts["builds"] > SEEDS / PARTS
     print(f"{SEEDS // PARTS} scenarios: {dict(sorted(counts.items()))}")
+
+
+def test_a_seed_is_one_history(tmp_path: Path) -> None:
+    """The same seed gives the same messages in any process: no set decides about any order."""
+    program = (
+        "import sys; from pathlib import Path; from test_scenarios import play\n"
+        "for seed in range(6): print(play(seed, Path(sys.argv[1])).trace.hexdigest())\n"
+    )
+    told = set()
+    for salt in ("1", "2"):
+        environment = {
+            **os.environ,
+            "PYTHONHASHSEED": salt,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path / salt)],
+            cwd=Path(__file__).parent,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        told.add(done.stdout)
+    [history] = told
+    assert len(set(history.split())) == 6

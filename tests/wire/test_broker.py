@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
@@ -20,6 +21,7 @@ from wire_kit import FakeWorker, key_of, until
 
 from fabric.wire import sockets
 from fabric.wire.messages import (
+    MAX_LOG_PIECE,
     PROTOCOL,
     LogPiece,
     LogRead,
@@ -28,7 +30,9 @@ from fabric.wire.messages import (
     Report,
     Submit,
     ToInitiator,
+    Update,
 )
+from fabric.wire.mirror import Action
 
 if TYPE_CHECKING:
     from conftest import Fabric
@@ -139,6 +143,44 @@ def test_the_journal_remembers(fabric: Fabric) -> None:
     assert requests == [("a test", "done")]
 
 
+def test_updates_are_gathered(fabric: Fabric) -> None:
+    layers = [f"s{n}: s{n + 1}" for n in range(150)]
+    initiator = fabric.initiator("\n".join([*layers, "s150:"]))
+    updates = 0
+    turn = initiator.mirror.update
+
+    def counted(update: Update, now: float) -> list[Action]:
+        nonlocal updates
+        updates += 1
+        return turn(update, now)
+
+    initiator.mirror.update = counted  # type: ignore[method-assign]
+    fabric.worker()
+    began = time.monotonic()
+    assert initiator.follow() == "done"
+    assert len(initiator.states()) == 151
+    assert updates <= 25 * (time.monotonic() - began) + 5
+
+
+def test_a_flood_of_logs_costs_the_broker_no_memory(fabric: Fabric) -> None:
+    piece = random.Random(9).randbytes(1_000_000)
+    fabric.worker("w1", lambda _: piece * 100)
+    initiator = fabric.initiator("a: b\nb:")
+    before = resident(fabric.broker.child.pid)
+    assert initiator.follow(60.0) == "done"
+    assert len(initiator.logs["a"]) == 100_000_000
+    assert initiator.whole == {"a": True, "b": True}
+    grown = resident(fabric.broker.child.pid) - before
+    # two high-water marks of pieces: one towards the broker, one from it
+    assert grown < 2 * sockets.LOGS_HWM * MAX_LOG_PIECE
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory a process has at most had."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
 # -- rubbish -------------------------------------------------------------------------------
 
 
@@ -158,6 +200,13 @@ class Stranger:
     def hear(self) -> object:
         assert self.jobs.poll(5000), "no answer"
         return self.codec.decode(self.jobs.recv())
+
+    def refused(self) -> Refused:
+        """The next refusal, whatever else is said before."""
+        while True:
+            with contextlib.suppress(sockets.Garbage):
+                if isinstance(message := self.hear(), Refused):
+                    return message
 
     def close(self) -> None:
         self._context.destroy(linger=0)
@@ -227,6 +276,21 @@ def test_another_protocol_is_refused_and_told_which_side_to_upgrade(
     assert refused.about == "w9"
     assert refused.reason.endswith("upgrade this peer")
     assert fabric.broker.child.poll() is None
+
+
+def test_a_message_out_of_bounds_is_refused_with_the_reason(stranger: Stranger) -> None:
+    stranger.say(msgspec.msgpack.encode(Report(PROTOCOL, "w1", "x86_64", -1, 1)))
+    refused = stranger.hear()
+    assert isinstance(refused, Refused)
+    assert (refused.about, refused.code) == ("w1", "bad-request")
+    assert "slots" in refused.reason
+
+
+def test_a_second_worker_of_one_name_is_refused(stranger: Stranger) -> None:
+    for instance in ("first", "second", "first"):
+        report = Report(PROTOCOL, "w1", "x86_64", 1, 1, instance=instance)
+        stranger.say(msgspec.msgpack.encode(report))
+    assert "another worker is named w1 too" in stranger.refused().reason
 
 
 def test_a_log_that_is_not_there(stranger: Stranger) -> None:

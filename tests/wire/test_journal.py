@@ -130,6 +130,23 @@ def test_requests_that_are_not_over(tmp_path: Path, warnings: Warnings) -> None:
     ]
 
 
+def test_requests_whose_end_nobody_saw_are_dropped_one_day(
+    tmp_path: Path, warnings: Warnings
+) -> None:
+    path = tmp_path / "journal.sqlite"
+    journal = Journal(path, warnings)
+    for request in ("r1", "r2"):
+        journal.opened(request, "", request.encode())
+    journal.close()
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE requests SET opened = 0 WHERE id = 'r1'")
+    db.close()
+    Journal(path, warnings).close()
+    last = Journal(path, warnings)
+    assert last.unfinished() == [b"r2"]
+    last.close()
+
+
 @pytest.mark.parametrize(
     "damage", [b"this is no database, it is a poem\n" * 100, b"SQLite format 3\0"]
 )

@@ -119,12 +119,34 @@ def test_traps(frame: bytes) -> None:
         codec.decode(frame)
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        Poll("r" * 1000, 1),
+        Poll("r", -1),
+        LogRead("../../etc/passwd", 1, 0, 10),
+        LogRead(KEY + "\n", 1, 0, 10),
+        LogRead(KEY, -1, 0, 10),
+        LogPiece(KEY, 1, -5, b"x"),
+        LogPiece(KEY, 2**63, 0, b"x"),
+        Report(PROTOCOL, "w", "x86_64", -1, 1),
+        Report(PROTOCOL, "w", "x86_64", 10**9, 1),
+        Report(PROTOCOL, "w", "x86_64", 1, 1, running=(Running("../x", 1),)),
+        Report(PROTOCOL, "w", "x86_64", 1, 1, finished=(Outcome("", 1, "done"),)),
+    ],
+)
+def test_what_is_out_of_bounds_is_garbage(message: Message) -> None:
+    codec: sockets.Codec[Message] = sockets.Codec(FromPeer)
+    with pytest.raises(sockets.Garbage):
+        codec.decode(codec.encode(message))
+
+
 def test_greetings_of_other_versions() -> None:
     newer = {"t": "Greeting", "protocol": PROTOCOL + 1, "name": "w1", "what": None}
-    assert sockets.other_protocol(msgspec.msgpack.encode(newer)) == ("w1", PROTOCOL + 1)
+    assert sockets.greeting(msgspec.msgpack.encode(newer)) == ("w1", PROTOCOL + 1)
     same = {"protocol": PROTOCOL, "request": "r"}
-    assert sockets.other_protocol(msgspec.msgpack.encode(same)) is None
-    assert sockets.other_protocol(b"nonsense") is None
+    assert sockets.greeting(msgspec.msgpack.encode(same)) == ("r", PROTOCOL)
+    assert sockets.greeting(b"nonsense") is None
 
 
 def test_who_is_to_be_upgraded() -> None:

@@ -235,7 +235,7 @@ class Follower:
         self.names = {offer.key: offer.name for offer in offers}
         submit = Submit(PROTOCOL, uuid.uuid4().hex, "a test", offers, wanted, keep_going)
         self.mirror = RequestMirror(submit)
-        self.logs: dict[str, bytes] = {}
+        self.logs: dict[str, bytearray] = {}
         self.whole: dict[str, bool] = {}
         self.over: initiator_side.Over | None = None
         self._context = zmq.Context()
@@ -291,7 +291,7 @@ class Follower:
                 case initiator_side.Send():
                     sockets.send(self.jobs, self._codec.encode(action.message))
                 case initiator_side.OpenLog():
-                    self.logs[self.names[action.key]] = b""
+                    self.logs[self.names[action.key]] = bytearray()
                 case initiator_side.AppendLog():
                     name = self.names[action.key]
                     assert action.offset == len(self.logs[name])

@@ -1,0 +1,115 @@
+"""The core's tables, and what is gathered while one event is handled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import heappush
+from typing import Any
+
+from fabric.scheduling.events import Ask, Changed, Desire, Effect, Refuse
+from fabric.scheduling.model import (
+    DEFAULT_SECONDS,
+    Attempt,
+    Durations,
+    Limits,
+    Request,
+    Task,
+    Worker,
+)
+from fabric.scheduling.pools import Pools
+from fabric.wire.messages import Code, Offer
+
+
+class Ledger:
+    """All that one broker knows.  Changed by `interest` and `fleet` only."""
+
+    def __init__(self, limits: Limits, durations: Durations, first: int, now: float) -> None:
+        self.limits = limits
+        self.now = now
+        self.durations = dict(durations)
+        self.tasks: dict[str, Task] = {}
+        self.workers: dict[str, Worker] = {}
+        self.requests: dict[str, Request] = {}
+        self.pools = Pools(limits)
+        self.capacity = 0  # slots of all workers
+        self.fence = self._version = first
+        self.count = 0  # numbers tasks, workers, requests, questions
+        self.strays: dict[str, Attempt] = {}  # running, but not (yet) of any running task
+        #: doomed, not known to have ended: key -> (worker, fence) -> attempt
+        self.ghosts: dict[str, dict[tuple[str, int], Attempt]] = {}
+        self.questions: dict[int, list[Task]] = {}
+        self.answers = 0  # the sequence of the last Desired
+        self.grace_until = now + limits.grace
+        self._checking: dict[str, Request] = {}  # not all they need is known
+        self._left: dict[str, None] = {}
+        self._timers: list[tuple[float, int, Callable[[Any], None], Any]] = []
+        # gathered during one event
+        self.effects: list[Effect] = []
+        self.desires: dict[str, None] = {}
+        self._changes: dict[str, None] = {}
+        self._asks: list[Task] = []
+
+    def flush(self) -> list[Effect]:
+        """The effects of one event, each thing asked for once."""
+        effects = self.effects
+        asks = [task for task in self._asks if self.tasks.get(task.key) is task]
+        self._asks = []
+        if asks:
+            self.count += 1
+            for task in asks:
+                task.question = self.count
+            self.questions[self.count] = asks
+            effects.append(Ask(self.count, tuple(task.key for task in asks)))
+        if self.desires:
+            effects.extend(map(Desire, self.desires))
+            self.desires = {}
+        for id in self._changes:
+            request = self.requests.get(id)
+            if request is not None:
+                effects.append(Changed(id, request.over))
+        self._changes = {}
+        self.effects = []
+        return effects
+
+    def _timer(self, due: float, action: Callable[[Any], None], subject: object) -> None:
+        self.count += 1
+        heappush(self._timers, (due, self.count, action, subject))
+
+    # -- what is asked for ---------------------------------------------------------------------
+
+    def ask(self, task: Task) -> None:
+        """Put a task to the store at the end of this event."""
+        self._asks.append(task)
+
+    def _refuse(self, about: str, code: Code, reason: str) -> None:
+        self.effects.append(Refuse(about, code, reason))
+
+    # -- news ------------------------------------------------------------------------------
+
+    def touch(self, task: Task) -> None:
+        """There is news of a task, for all who want it."""
+        for request in task.requests.values():
+            self._news(request, task.key)
+
+    def _next_version(self) -> int:
+        """Versions grow over all requests, so also for one that comes a second time."""
+        self._version += 1
+        return self._version
+
+    def _news(self, request: Request, key: str) -> None:
+        request.version = self._next_version()
+        request.changed.pop(key, None)
+        request.changed[key] = request.version
+        self._changes[request.id] = None
+
+    # -- what is expected ------------------------------------------------------------------
+
+    def expected(self, offer: Offer) -> float:
+        """Seconds a step should take."""
+        seconds = self.durations.get((offer.kind, offer.name, offer.arch))
+        return DEFAULT_SECONDS.get(offer.kind, 60.0) if seconds is None else seconds
+
+    def guessed(self, offer: Offer) -> bool:
+        """Whether nobody knows how long a step takes (a stratum takes no time to speak of)."""
+        known = (offer.kind, offer.name, offer.arch) in self.durations
+        return not known and offer.kind != "stratum"

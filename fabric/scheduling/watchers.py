@@ -1,0 +1,70 @@
+"""Who follows which request, what they have seen, and when they may be told more."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator
+
+#: Seconds between two updates to one follower, at least, but for the last.
+UPDATE_EVERY = 0.05
+
+
+class Watcher:
+    """Somebody who follows a request."""
+
+    __slots__ = ("due", "peer", "request", "seen")
+
+    def __init__(self, request: str, peer: bytes) -> None:
+        self.request = request
+        self.peer = peer
+        self.seen = 0  # version of the last Update it is known to have
+        self.due = 0.0  # when it may be told more
+
+
+class Watchers:
+    """All of them.  News is gathered until it may be told."""
+
+    def __init__(self) -> None:
+        self._all: dict[str, dict[bytes, Watcher]] = {}  # request -> peer -> watcher
+        self._curious: dict[Watcher, None] = {}  # there is news for them, or they asked
+
+    def watch(self, request: str, peer: bytes, seen: int = 0) -> None:
+        """A peer follows a request, and is told how it stands as soon as it may be."""
+        watchers = self._all.setdefault(request, {})
+        watcher = watchers.get(peer)
+        if watcher is None:
+            watcher = watchers[peer] = Watcher(request, peer)
+        watcher.seen = seen
+        self._curious[watcher] = None
+
+    def unwatch(self, request: str, peer: bytes) -> None:
+        """A peer is gone, or its request is."""
+        watchers = self._all.get(request, {})
+        watcher = watchers.pop(peer, None)
+        if watcher is not None:
+            self._curious.pop(watcher, None)
+            if not watchers:
+                del self._all[request]
+
+    def sweep(self, requests: Container[str]) -> None:
+        """Forget those who follow what is not among these requests."""
+        for watcher in [each for some in self._all.values() for each in some.values()]:
+            if watcher.request not in requests:
+                self.unwatch(watcher.request, watcher.peer)
+
+    def news(self, request: str, *, last: bool) -> None:
+        """A request has news; the last of it is told at once."""
+        for watcher in self._all.get(request, {}).values():
+            self._curious[watcher] = None
+            if last:
+                watcher.due = 0.0
+
+    def next_due(self) -> float:
+        """When somebody may be told news; infinity if there is none."""
+        return min((watcher.due for watcher in self._curious), default=float("inf"))
+
+    def take(self, now: float) -> Iterator[Watcher]:
+        """Those to be told now, each once until there is more."""
+        for watcher in [each for each in self._curious if each.due <= now]:
+            del self._curious[watcher]
+            watcher.due = now + UPDATE_EVERY
+            yield watcher

@@ -1,0 +1,167 @@
+"""Anything may happen at any moment: hypothesis looks for an order of events that breaks the core.
+
+The invariants are checked after each event; in the end there is peace, and all has to be over.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from scheduling_kit import Stage, key_of
+
+from fabric.scheduling.core import FENCES as EPOCH
+from fabric.wire.messages import Outcome, Running
+
+NAMES = ("a", "b", "c", "d", "e", "f")
+WORKERS = ("w1", "w2", "w3")
+FENCES = st.integers(min_value=0, max_value=12)
+RESULTS = ("done", "done", "failed", "fault", "cancelled", "lies")
+
+
+class Anything(RuleBasedStateMachine):
+    """One broker, up to three workers, any number of requests for six steps."""
+
+    @initialize(graph=st.integers(min_value=0, max_value=2**15 - 1))
+    def begin(self, graph: int) -> None:
+        pairs = [(x, y) for n, y in enumerate(NAMES) for x in NAMES[:n]]
+        below = dict.fromkeys(NAMES, "")
+        for bit, (x, y) in enumerate(pairs):
+            if graph >> bit & 1:
+                below[y] += f" {x}"
+        self.text = "\n".join(f"{name}:{needs}" for name, needs in below.items())
+        self.stage = Stage()
+        self.requests = 0
+
+    @rule(goals=st.sets(st.sampled_from(NAMES), min_size=1), keep_going=st.booleans())
+    def submit(self, goals: set[str], keep_going: bool) -> None:
+        self.requests += 1
+        request = f"r{self.requests}"
+        self.stage.submit(self.text, *sorted(goals), request=request, keep_going=keep_going)
+
+    @precondition(lambda self: self.requests)
+    @rule(number=st.integers(min_value=1, max_value=6))
+    def leave(self, number: int) -> None:
+        self.stage.leave(f"r{min(number, self.requests)}")
+
+    @rule(name=st.sampled_from(WORKERS), slots=st.integers(min_value=1, max_value=3))
+    def come(self, name: str, slots: int) -> None:
+        if name in self.stage.machines:
+            self.stage.restart(name)
+        else:
+            self.stage.worker(name, slots=slots)
+
+    @precondition(lambda self: self.stage.machines)
+    @rule(data=st.data())
+    def go(self, data: st.DataObject) -> None:
+        """A worker is never heard of again."""
+        del self.stage.machines[data.draw(st.sampled_from(sorted(self.stage.machines)))]
+
+    @rule(name=st.sampled_from(WORKERS))
+    def report(self, name: str) -> None:
+        if name in self.stage.machines:
+            self.stage.report(name)
+
+    @rule(name=st.sampled_from(WORKERS))
+    def sync(self, name: str) -> None:
+        if name in self.stage.machines:
+            self.stage.sync(name)
+
+    @rule(name=st.sampled_from(WORKERS))
+    def drain(self, name: str) -> None:
+        if name in self.stage.machines:
+            machine = self.stage.machines[name]
+            machine.draining = not machine.draining
+
+    @precondition(lambda self: self.stage.running())
+    @rule(data=st.data(), result=st.sampled_from(RESULTS), tell=st.booleans())
+    def end(self, data: st.DataObject, result: str, tell: bool) -> None:
+        name = data.draw(st.sampled_from(self.stage.all_running()))
+        stores = result != "lies"
+        self.stage.ends(name, result if stores else "done", stores=stores, tell=tell)
+
+    @rule(seconds=st.sampled_from([0.5, 2.0, 5.0, 12.0, 40.0]), poll=st.booleans())
+    def wait(self, seconds: float, poll: bool) -> None:
+        stage = self.stage
+        polls = [id for id, request in stage.scheduler.requests.items() if not request.over]
+        stage.wait(seconds, alive=stage.machines, polls=polls if poll else [])
+
+    @rule()
+    def store_hangs(self) -> None:
+        self.stage.store_answers = False
+
+    @rule()
+    def store_fails(self) -> None:
+        self.stage.refuse_to_answer()
+
+    @rule()
+    def store_answers(self) -> None:
+        self.stage.answer()
+
+    @rule(name=st.sampled_from(NAMES))
+    def appear(self, name: str) -> None:
+        """Another broker builds it, in the same store."""
+        self.stage.stored.add(key_of(name))
+
+    @rule(
+        name=st.sampled_from(WORKERS),
+        running=st.lists(st.tuples(st.sampled_from(NAMES), FENCES), max_size=3),
+        finished=st.lists(st.tuples(st.sampled_from(NAMES), FENCES), max_size=3),
+        result=st.sampled_from(["done", "failed", "fault", "cancelled"]),
+    )
+    def babble(
+        self,
+        name: str,
+        running: list[tuple[str, int]],
+        finished: list[tuple[str, int]],
+        result: str,
+    ) -> None:
+        """A worker reports things that never were."""
+        if name not in self.stage.machines:
+            return
+        report = self.stage.machines[name].report()
+        outcomes = [
+            {"key": key_of(step), "fence": EPOCH + fence, "result": result}
+            for step, fence in finished
+        ]
+        self.stage.handle(
+            msgspec.structs.replace(
+                report,
+                running=tuple(Running(key_of(step), EPOCH + fence) for step, fence in running),
+                finished=msgspec.convert(outcomes, tuple[Outcome, ...]),
+            )
+        )
+
+    def teardown(self) -> None:
+        if not hasattr(self, "stage"):
+            return
+        stage = self.stage
+        stage.answer()
+        stage.worker("good", slots=2)
+        for _ in range(60):
+            live = [r.id for r in stage.scheduler.requests.values() if not r.over]
+            if not live:
+                break
+            stage.wait(1.0, alive=["good"], polls=live)
+            for name in stage.all_running():
+                if name in stage.all_running():
+                    stage.ends(name, "done")
+            stage.sync()
+        verdicts = {r.id: r.state for r in stage.scheduler.requests.values()}
+        assert all(verdict in ("done", "failed") for verdict in verdicts.values()), verdicts
+        for id in verdicts:
+            stage.leave(id)
+        stage.sync()
+        assert not stage.scheduler.tasks
+        assert not stage.scheduler.requests
+
+
+Anything.TestCase.settings = settings(
+    max_examples=150,
+    stateful_step_count=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+TestAnything = Anything.TestCase

@@ -1,0 +1,59 @@
+"""Who follows which request, and when they are told."""
+
+from fabric.scheduling.watchers import UPDATE_EVERY, Watchers
+
+
+def told(watchers: Watchers, now: float) -> list[tuple[str, bytes, int]]:
+    return [(each.request, each.peer, each.seen) for each in watchers.take(now)]
+
+
+def test_whoever_asks_is_told_once() -> None:
+    watchers = Watchers()
+    watchers.watch("r1", b"a")
+    assert watchers.next_due() <= 0.0
+    assert told(watchers, 10.0) == [("r1", b"a", 0)]
+    assert told(watchers, 20.0) == []
+    assert watchers.next_due() == float("inf")
+
+
+def test_news_is_gathered() -> None:
+    watchers = Watchers()
+    watchers.watch("r1", b"a")
+    told(watchers, 10.0)
+    for _ in range(5):
+        watchers.news("r1", last=False)
+        assert told(watchers, 10.0 + UPDATE_EVERY / 2) == []
+    assert watchers.next_due() == 10.0 + UPDATE_EVERY
+    assert told(watchers, 10.0 + UPDATE_EVERY) == [("r1", b"a", 0)]
+
+
+def test_the_last_news_is_told_at_once() -> None:
+    watchers = Watchers()
+    watchers.watch("r1", b"a")
+    told(watchers, 10.0)
+    watchers.news("r1", last=True)
+    assert told(watchers, 10.0) == [("r1", b"a", 0)]
+
+
+def test_each_is_told_from_what_it_has_seen() -> None:
+    watchers = Watchers()
+    watchers.watch("r1", b"a", 3)
+    watchers.watch("r1", b"b", 7)
+    watchers.watch("r2", b"a", 1)
+    assert told(watchers, 1.0) == [("r1", b"a", 3), ("r1", b"b", 7), ("r2", b"a", 1)]
+    watchers.news("r1", last=False)
+    assert [peer for _, peer, _ in told(watchers, 2.0)] == [b"a", b"b"]
+
+
+def test_those_who_are_gone_are_forgotten() -> None:
+    watchers = Watchers()
+    watchers.watch("r1", b"a")
+    watchers.watch("r1", b"b")
+    watchers.watch("r2", b"c")
+    watchers.unwatch("r1", b"a")
+    watchers.unwatch("r1", b"never there")
+    watchers.unwatch("r9", b"a")
+    assert told(watchers, 1.0) == [("r1", b"b", 0), ("r2", b"c", 0)]
+    watchers.sweep({"r2"})
+    watchers.news("r1", last=True)
+    assert told(watchers, 9.0) == []
