@@ -23,9 +23,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from fabric.building import Log, Workspace, area, sandbox
+from fabric.building import area, sandbox
 from fabric.building.archive import DIRECTORY, FILE, Entry, pack
+from fabric.building.log import Log
 from fabric.building.tree import scan
+from fabric.building.workspace import Workspace
 from fabric.jobs import Artifact, Job, Manifest, Source, Staged
 from fabric.trove.store import Store
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from fabric.definitions.graph import Kind, Mode
+from fabric.definitions.graph import Device, Kind, Mode, Rule
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -19,13 +19,6 @@ class Source(msgspec.Struct, frozen=True):
     commit: str  # 40 hex digits
     tree: str  # 40 hex digits
     submodules: tuple[tuple[str, Source], ...] = ()  # (path, its source)
-
-
-class Rule(msgspec.Struct, frozen=True):
-    """Paths matching one of ``include`` (``re.match``) belong to ``artifact``."""
-
-    artifact: str
-    include: tuple[str, ...]
 
 
 class Staged(msgspec.Struct, frozen=True):
@@ -49,18 +42,6 @@ class Part(msgspec.Struct, frozen=True):
     stratum: str
     key: str  # names the contents
     contents: tuple[Content, ...]
-
-
-class Device(msgspec.Struct, frozen=True):
-    """A device node, as `fabric.definitions.graph.Device`."""
-
-    filename: str
-    type: str  # "c" or "b"
-    permissions: int
-    major: int
-    minor: int
-    uid: int
-    gid: int
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

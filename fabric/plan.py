@@ -6,7 +6,6 @@ both together, and all that a fabric needs to know of a build.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,8 +16,7 @@ from msgspec.structs import replace
 from fabric.definitions.environment import environment
 from fabric.definitions.graph import COMMAND_STEPS, Graph, Step
 from fabric.definitions.keys import cache_keys, list_key
-from fabric.definitions.select import needed
-from fabric.jobs import Content, Device, Job, Part, Rule, Source, Staged
+from fabric.jobs import Content, Job, Part, Source, Staged
 from fabric.wire.messages import Offer
 
 
@@ -28,7 +26,8 @@ class Plan:
 
     graph: Graph
     goals: tuple[str, ...]
-    sources: Mapping[str, Source]  # chunk step id -> its source
+    wanted: frozenset[str]  # ids of the goals and all that they need
+    sources: Mapping[str, Source]  # id of a wanted chunk -> its source
     host_tools: str  # digest of the tools that bootstrap and test chunks use
 
     @cached_property
@@ -40,11 +39,7 @@ class Plan:
     @cached_property
     def steps(self) -> tuple[Step, ...]:
         """The steps that the goals need, each after those it needs."""
-        return tuple(step for step in self.graph.steps if step.id in self._wanted)
-
-    @cached_property
-    def _wanted(self) -> frozenset[str]:
-        return needed(self.graph, self.goals)
+        return tuple(step for step in self.graph.steps if step.id in self.wanted)
 
     @cached_property
     def log_names(self) -> dict[str, str]:
@@ -66,7 +61,7 @@ class Plan:
             inside = (chunk for content in step.lists.values() for chunk, _ in content)
             return tuple(dict.fromkeys(self.keys[chunk] for chunk in inside))
         chunks = (content.key for content in self._contents(step))
-        whole = (self.keys[one] for one, _ in step.contents if one in self._wanted)
+        whole = (self.keys[one] for one, _ in step.contents if one in self.wanted)
         return tuple(dict.fromkeys((*chunks, *whole)))
 
     def job(self, step: Step) -> Job:
@@ -147,8 +142,8 @@ class Plan:
                 (name, recipe.commands[name]) for name in COMMAND_STEPS if recipe.commands.get(name)
             ),
             max_jobs=recipe.max_jobs,
-            rules=tuple(Rule(rule.artifact, rule.include) for rule in recipe.rules),
-            devices=tuple(Device(**dataclasses.asdict(device)) for device in recipe.devices),
+            rules=recipe.rules,
+            devices=recipe.devices,
             integration=tuple(
                 (artifact, prefix, commands)
                 for artifact, prefixes in recipe.integration.items()

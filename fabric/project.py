@@ -103,6 +103,7 @@ class Project:
         return Plan(
             graph,
             chosen,
+            wanted,
             dict(zip((step.id for step in chunks), sources, strict=True)),
             host_tools(self.settings.host_tools_file),
         )

@@ -19,6 +19,7 @@ import traceback
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import zmq
@@ -75,7 +76,8 @@ class Attempt:
     ) -> Outcome:
         """Build, and say how it ended; never raises."""
         began = time.monotonic()
-        result, message, phase, command = "done", "", "", ""
+        result: Literal["done", "failed", "fault", "cancelled"] = "done"
+        message = phase = command = ""
         try:
             job = msgspec.msgpack.decode(encoded, type=Job)
             build(
@@ -102,19 +104,16 @@ class Attempt:
             with contextlib.suppress(OSError):  # a full disk must not hide what happened
                 self.log.say(f"### {message}")
         blob = self.log.blob()
-        return msgspec.convert(
-            {
-                "key": self.key,
-                "fence": self.fence,
-                "result": result,
-                "message": message,
-                "phase": phase,
-                "command": command,
-                "seconds": time.monotonic() - began,
-                "log_size": blob.size,
-                "log_sha256": blob.sha256,
-            },
-            Outcome,
+        return Outcome(
+            key=self.key,
+            fence=self.fence,
+            result=result,
+            message=message,
+            phase=phase,
+            command=command,
+            seconds=time.monotonic() - began,
+            log_size=blob.size,
+            log_sha256=blob.sha256,
         )
 
 

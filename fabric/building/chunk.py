@@ -13,9 +13,10 @@ from fabric.building.log import Log
 from fabric.building.steps import phase_of
 from fabric.building.tree import scan, settle, with_links
 from fabric.building.workspace import Workspace
+from fabric.definitions.graph import Device
 from fabric.definitions.splitting import UNMATCHED, split
 from fabric.errors import BuildFailed, MachineFault
-from fabric.jobs import Device, Job
+from fabric.jobs import Job
 
 #: Where integration scripts are in a system.
 INTEGRATION = "baserock/system-integration"

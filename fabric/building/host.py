@@ -11,10 +11,12 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from fabric.building.layers import Layers
+if TYPE_CHECKING:  # the digest is wanted by those who build nothing
+    from fabric.building.layers import Layers
 
 #: Where the host's tools are found.  Not the worker's own PATH: that differs between machines.
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"

@@ -10,7 +10,7 @@ from typing import Any
 from fabric.config import Settings
 from fabric.definitions.graph import Graph, Step
 from fabric.definitions.select import find
-from fabric.errors import DefinitionsError, FabricError
+from fabric.errors import FabricError
 from fabric.plan import Plan
 from fabric.project import Project
 
@@ -55,7 +55,7 @@ def find_chunk(settings: Settings, name: str, system: str | None) -> tuple[Proje
         try:
             graph = project.graph(candidate)
             goals = find(graph, name)
-        except (DefinitionsError, FabricError):
+        except FabricError:
             continue  # another system may have it
         plan = project.plan(graph, goals[:1])
         return project, plan, graph[goals[0]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import tempfile
 from pathlib import Path
 
 from fabric.building.image import KERNEL_ARGUMENTS, make_image
@@ -29,20 +28,17 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     to = Path(options.to)
     if not to.parent.is_dir():
         raise FabricError(f"{to.parent}: no such directory")
-    with tempfile.TemporaryDirectory(prefix=".image.", dir=to.parent) as scratch:
-        rootfs = Path(scratch) / "rootfs.tar.zst"
-        project.store.fetch(blob, rootfs)
-        image = make_image(
-            rootfs,
-            to,
-            size=disk,
-            label=options.label,
-            hostname=options.hostname,
-            kernel_args=f"{KERNEL_ARGUMENTS} {options.kernel_args}".strip(),
-            format="qcow2" if to.suffix == ".qcow2" else "raw",
-            force=options.force,
-            progress=progress,
-        )
+    image = make_image(
+        project.store.path(blob),
+        to,
+        size=disk,
+        label=options.label,
+        hostname=options.hostname,
+        kernel_args=f"{KERNEL_ARGUMENTS} {options.kernel_args}".strip(),
+        format="qcow2" if to.suffix == ".qcow2" else "raw",
+        force=options.force,
+        progress=progress,
+    )
     if options.json:
         facts = {"to": str(to), "size": image.size, "used": image.used, "uuid": image.uuid}
         print_json({**facts, "kernel": image.kernel, "arguments": image.arguments})

@@ -23,6 +23,8 @@ from fabric.wire.sockets import Codec, connect, dealer, drain, ipc, send, subscr
 TAIL = 20
 #: Seconds between two looks at the clock when nothing comes.
 TICK = 0.2
+#: Seconds between two looks at the children, and two pictures for the screen.
+LOOK_EVERY = 0.1
 #: Messages taken in one turn of the loop.
 MESSAGES_AT_ONCE = 200
 
@@ -38,6 +40,7 @@ class Session:
         self._fabric = fabric
         self._screen = screen
         self._began = time.monotonic()
+        self._look_due = self._began
         self._logs: dict[str, UserLog] = {}
         self._paths: dict[str, Path] = {}
         self._tails: dict[str, list[str]] = {}
@@ -79,9 +82,11 @@ class Session:
                         self._do(self.mirror.refused(message, now))
             for key, hint, data in drain(self._stream, MESSAGES_AT_ONCE):
                 self._do(self.mirror.hint(key.decode(), self._hints.decode(hint), data, now))
-            if news := self._fabric.check():
-                self._screen.say(news, "yellow")
-            self._screen.show(self._view())
+            if now >= self._look_due:  # not for each piece of log
+                self._look_due = now + LOOK_EVERY
+                if news := self._fabric.check():
+                    self._screen.say(news, "yellow")
+                self._screen.show(self._view())
 
     def close(self) -> None:
         """Tell the broker that we leave; close files and sockets."""

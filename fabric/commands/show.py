@@ -16,7 +16,8 @@ from fabric.trove.store import Store
 def run(options: argparse.Namespace, settings: Settings) -> int:
     project, plan = open_plan(settings, options.system, options.chunks)
     cached = project.store.has([plan.keys[step.id] for step in plan.steps])
-    reasons = {step.id: why(plan, step, cached) for step in plan.steps}
+    names = {plan.keys[step.id]: step.name for step in plan.steps}
+    reasons = {step.id: why(plan, step, cached, names) for step in plan.steps}
     if options.json:
         print_json([_facts(plan, step, reasons[step.id], project.store) for step in plan.steps])
     elif options.chunks:
@@ -29,11 +30,10 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def why(plan: Plan, step: Step, cached: set[str]) -> str:
-    """ "cached", or what keeps the step from being so."""
+def why(plan: Plan, step: Step, cached: set[str], names: Mapping[str, str]) -> str:
+    """Say "cached", or what keeps the step from being so.  ``names``: cache key -> step's name."""
     if plan.keys[step.id] in cached:
         return "cached"
-    names = {plan.keys[other.id]: other.name for other in plan.steps}
     missing = [names[key] for key in plan.depends(step) if key not in cached]
     if not missing:
         return "not built yet with these inputs"

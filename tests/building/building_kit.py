@@ -12,9 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fabric.building import Log, Workspace, build
 from fabric.building.archive import Entry, Packed, read
-from fabric.jobs import Artifact, Job, Manifest, Rule, Source, Staged
+from fabric.building.builder import build
+from fabric.building.log import Log
+from fabric.building.workspace import Workspace
+from fabric.definitions.graph import Rule
+from fabric.jobs import Artifact, Job, Manifest, Source, Staged
 from fabric.trove.store import Store
 
 #: What the commands of the tests need.

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from building_kit import Kit, key_of
 
-from fabric.building import archive, shell
+from fabric.building import archive
+from fabric.building.shell import shell
 from fabric.building.tree import scan
+from fabric.definitions.graph import Device, Rule
 from fabric.errors import BuildFailed, MachineFault
-from fabric.jobs import Device, Rule, Source, Staged
+from fabric.jobs import Source, Staged
 
 INSTALL = "mkdir -p $DESTDIR/usr/bin; "
 

@@ -11,8 +11,9 @@ from building_kit import Kit, key_of
 
 from fabric.building import archive
 from fabric.building.archive import DIRECTORY, FILE, SYMLINK, Entry, pack
+from fabric.definitions.graph import Device
 from fabric.errors import BuildFailed, Cancelled, MachineFault
-from fabric.jobs import Content, Device, Job, Part
+from fabric.jobs import Content, Job, Part
 
 
 def system(*contents: Content) -> Job:

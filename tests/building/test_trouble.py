@@ -8,7 +8,8 @@ import time
 import pytest
 from building_kit import Kit, key_of, processes_naming
 
-from fabric.building import Log, build
+from fabric.building.builder import build
+from fabric.building.log import Log
 from fabric.errors import BuildFailed, Cancelled
 from fabric.jobs import Job, Staged
 

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from building_kit import Kit
 
-from fabric.building import Workspace, host_tools, shell
+from fabric.building.host import host_tools
 from fabric.building.locks import Locks
 from fabric.building.reaper import Reaper
+from fabric.building.shell import shell
+from fabric.building.workspace import Workspace
 from fabric.errors import BuildFailed, Cancelled, FabricError
 from fabric.jobs import Job
 
