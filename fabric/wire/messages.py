@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-PROTOCOL = 1
+PROTOCOL = 2
 #: No frame may be larger, in bytes.
 MAX_FRAME = 64 * 1024 * 1024
 #: Largest piece of a log in one message, in bytes.
@@ -23,12 +23,16 @@ MAX_LOG_PIECE = 256 * 1024
 
 #: What a message may say, checked when it is decoded.
 Key = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+Commit = Annotated[str, Meta(pattern=r"\A[0-9a-f]{40}\Z")]
 Name = Annotated[str, Meta(max_length=255)]
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Text = Annotated[str, Meta(max_length=4096)]
+#: Who of two requests gets more of the workers: each step up doubles its share.
+Priority = Annotated[int, Meta(ge=-10, le=10)]
 
 State = Literal["waiting", "ready", "running", "done", "cached", "failed", "cancelled"]
-RequestState = Literal["checking", "building", "done", "failed", "cancelled"]
-Code = Literal["protocol", "unknown-request", "bad-request", "no-log"]
+RequestState = Literal["resolving", "checking", "building", "done", "failed", "cancelled"]
+Code = Literal["protocol", "unknown-request", "bad-request", "no-log", "not-allowed"]
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, tag_field="t", omit_defaults=True):
@@ -48,17 +52,20 @@ class Running(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How an attempt ended.  ``fault`` is the machine's doing, ``failed`` the chunk's."""
+    """How an attempt ended.  ``fault`` is the machine's doing, ``failed`` the chunk's;
+    ``refused`` says that this machine will not begin it now, and is nobody's fault.
+    """
 
     key: Key
     fence: Count
-    result: Literal["done", "failed", "fault", "cancelled"]
+    result: Literal["done", "failed", "fault", "refused", "cancelled"]
     message: str = ""
     phase: Name = ""  # the step list that failed: "build-commands"
     command: str = ""  # the command that failed
     seconds: float = 0.0
     log_size: Count = 0
     log_sha256: Name = ""
+    damaged: tuple[Key, ...] = ()  # artifacts it needed that the store has lost or spoilt
 
 
 class Report(Message, frozen=True):
@@ -74,6 +81,8 @@ class Report(Message, frozen=True):
     finished: tuple[Outcome, ...] = ()  # until a Desired settles them
     draining: bool = False
     free_disk: int = 0  # bytes
+    free_memory: int = 0  # bytes
+    refusing: Text = ""  # why it takes nothing new at present: "1.2 GiB of disk left"
     instance: Name = ""  # names this run of the worker, within which ``sequence`` grows
     broker: Name = ""  # of the last `Desired` taken in,
     answered: Count = 0  # and its sequence
@@ -138,19 +147,42 @@ class Offer(msgspec.Struct, frozen=True, omit_defaults=True):
     kind: Name
     arch: Name
     job: msgspec.Raw  # an encoded `fabric.jobs.Job`
+    log: Name = ""  # file name of its log: "build-step-zlib-misc.log"
     depends: tuple[str, ...] = ()  # keys, all of them in the same request
     needs: tuple[Name, ...] = ()  # features a worker must have
 
 
-class Submit(Message, frozen=True):
-    """A build request.  Repeated until an `Update` comes; the same ``request`` is one request."""
+class Order(Message, frozen=True):
+    """A build request for a commit of definitions in the trove, which the broker resolves.
+
+    Repeated until an `Update` comes; the same ``request`` is one request.
+    """
 
     protocol: int
     request: Name  # made up by the initiator: 32 hex digits
-    title: Annotated[str, Meta(max_length=4096)]
+    title: Text
+    ref: Text  # where the trove has the commit: "refs/builds/alice/<request>"
+    commit: Commit
+    system: Text  # path of the system morph
+    components: tuple[Text, ...] = ()  # chunks or strata to build, instead of the system
+    keep_going: bool = False
+    priority: Priority = 0
+    detach: bool = False  # it goes on when nobody watches
+    requester: Name = ""  # set by the broker, from the sender's key
+
+
+class Submit(Message, frozen=True):
+    """A build request already resolved: an embedded fabric's, or what became of an `Order`."""
+
+    protocol: int
+    request: Name
+    title: Text
     steps: tuple[Offer, ...]
     goals: tuple[str, ...]  # keys; what they do not need is not built
     keep_going: bool = False
+    priority: Priority = 0
+    detach: bool = False
+    requester: Name = ""
 
 
 class Poll(Message, frozen=True):
@@ -161,9 +193,29 @@ class Poll(Message, frozen=True):
 
 
 class Leave(Message, frozen=True):
-    """The initiator no longer wants this request."""
+    """The initiator no longer watches this request; unless it is detached, that ends it."""
 
     request: Name
+
+
+class Query(Message, frozen=True):
+    """A question, answered by one `Answer` of the same ``id``."""
+
+    protocol: int
+    id: Name
+    #: ``about``: nothing; nothing; a step's name, artifact or key, or a request;
+    #: nothing; a step's name, artifact or key
+    what: Literal["requests", "workers", "why", "pinned", "logs"]
+    about: Text = ""
+
+
+class Command(Message, frozen=True):
+    """An operator's word, answered by one `Answer`; saying it twice changes nothing."""
+
+    protocol: int
+    id: Name
+    what: Literal["cancel", "drain", "resume"]
+    about: Text  # a request, or a worker's name
 
 
 class LogRead(Message, frozen=True):
@@ -183,6 +235,9 @@ class StepState(msgspec.Struct, frozen=True, omit_defaults=True):
 
     key: str
     state: State
+    name: str = ""
+    kind: str = ""
+    log: str = ""  # file name of its log
     fence: int = 0
     worker: str = ""
     phase: str = ""
@@ -205,6 +260,65 @@ class Update(Message, frozen=True):
     steps: tuple[StepState, ...] = ()
     left: float = 0.0  # seconds still expected, by critical path and workers; 0: unknown
     message: str = ""
+    title: str = ""
+    goals: tuple[str, ...] = ()  # keys, once resolved
+
+
+class RequestInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One line of a list of requests.  Times in seconds ago."""
+
+    request: str
+    title: str
+    requester: str
+    state: RequestState
+    since: float
+    priority: int = 0
+    detached: bool = False
+    done: int = 0  # steps built
+    cached: int = 0
+    total: int = 0  # steps it needs, as far as known
+    running: int = 0
+    failed: int = 0
+    left: float = 0.0  # seconds; 0: unknown
+    message: str = ""  # why nothing of it runs, or how it failed
+
+
+class WorkerInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One line of a list of workers.  Times in seconds ago."""
+
+    name: str
+    arch: str
+    slots: int
+    since: float  # registered
+    heard: float
+    running: tuple[StepState, ...] = ()
+    state: Literal["idle", "busy", "draining", "drained", "resting", "refusing", "silent"] = "idle"
+    message: str = ""  # why it rests or refuses
+    free_disk: int = 0  # bytes
+    free_memory: int = 0
+    features: tuple[str, ...] = ()
+
+
+class LogInfo(msgspec.Struct, frozen=True):
+    """A log that a broker can be asked for."""
+
+    key: str
+    fence: int
+    name: str  # of the step
+    log: str  # its file name
+    state: State
+
+
+class Answer(Message, frozen=True):
+    """The answer to a `Query` or `Command`.  ``error``: why there is none."""
+
+    id: str
+    error: str = ""
+    requests: tuple[RequestInfo, ...] = ()
+    workers: tuple[WorkerInfo, ...] = ()
+    lines: tuple[str, ...] = ()  # "why", and what a command did
+    keys: tuple[str, ...] = ()  # "pinned": what live requests need
+    logs: tuple[LogInfo, ...] = ()
 
 
 class Refused(Message, frozen=True):
@@ -225,6 +339,6 @@ class LogHint(msgspec.Struct, frozen=True, array_like=True):
     offset: Count
 
 
-FromPeer = Report | LogPiece | Submit | Poll | Leave | LogRead
+FromPeer = Report | LogPiece | Order | Submit | Poll | Leave | LogRead | Query | Command
 ToWorker = Desired | LogWanted | Refused
-ToInitiator = Update | LogPiece | Refused
+ToInitiator = Update | LogPiece | Answer | Refused
