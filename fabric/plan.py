@@ -97,6 +97,7 @@ class Plan:
                 kind=step.kind,
                 arch=self.graph.arch,
                 job=msgspec.Raw(encode(self.job(step))),
+                log=self.log_names[key],
                 depends=self.depends(step),
                 needs=self._needs(step),
             )

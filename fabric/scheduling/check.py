@@ -21,6 +21,14 @@ def validate(scheduler: Scheduler, now: float) -> None:
             raise AssertionError(f"{error}\n{story(task)}") from error
     for request in scheduler.requests.values():
         _request(scheduler, request)
+    for name, requester in scheduler.requesters.items():
+        assert requester.name == name
+        assert requester.requests
+        running = sum(request.running for request in requester.requests.values())
+        assert requester.share.running == running
+    for key, task in scheduler.reopened.items():
+        assert scheduler.tasks[key] is task
+        assert task.state not in PRESENT
     _workers(scheduler)
     for pool in scheduler.pools.all():
         match = pool.match(now)
@@ -65,6 +73,7 @@ def _task(scheduler: Scheduler, task: Task, queued: set[tuple[str, str]]) -> Non
                 assert (task.key, request.id) in queued, "ready, and in no queue"
     if state in (State.ASKING, State.VERIFYING):
         asked = task in scheduler.questions.get(task.question, ())
+        asked = asked or scheduler.in_doubt(task.key)
         assert asked or task.unanswered, "waits for an answer to a question never asked"
 
 
@@ -73,10 +82,22 @@ def _request(scheduler: Scheduler, request: Request) -> None:
     assert all(request.id in task.requests for task in tasks)
     missing = [task for task in tasks if task.state not in PRESENT]
     assert request.open == len(missing)
+    assert request.tally == {
+        state: count
+        for state in request.tally
+        for count in [sum(result.state == state for result in request.results.values())]
+    }
+    assert not any(task.key in request.results for task in missing), "open, and it is known how"
     charged = [task for task in scheduler.tasks.values() if task.charged is request]
     assert request.running == len(charged)
     if request.over:
         assert not tasks, "over, and still wants something"
+        assert request.id not in request.requester.requests
+        return
+    requester = scheduler.requesters[request.requester.name]
+    assert requester.requests[request.id] is request
+    if request.state == "resolving":
+        assert not tasks
         return
     assert missing, "nothing is missing, and it is not over"
     asking = {task.key for task in missing if task.state is State.ASKING}

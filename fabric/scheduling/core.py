@@ -3,8 +3,9 @@
 `Scheduler.handle(event, now)` is the only way in.  It is pure: the same events at the same
 times give the same effects.  Times are seconds on any clock that never goes back.
 
-`ledger` holds the tables, `interest` is what requests do to them and `fleet` what workers do;
-here events come in, tasks meet workers, the store answers, and time passes.
+`ledger` holds the tables; `interest` is what requests do to them, `intake` how requests come and
+go, `faults` what is done about machines and artifacts that fail, `fleet` what workers do.  Here
+events come in, tasks meet workers, the store answers, and time passes.
 """
 
 from __future__ import annotations
@@ -13,20 +14,34 @@ from collections.abc import Callable, Mapping
 from heapq import heappop
 from typing import Any
 
-from fabric.scheduling import view
+from fabric.scheduling import answers, view
 from fabric.scheduling.events import (
     Answered,
     Began,
     Effect,
     Event,
+    Inspected,
     Learned,
+    Resolved,
     Tick,
     Unanswered,
+    Unresolved,
 )
 from fabric.scheduling.fleet import Fleet
 from fabric.scheduling.model import Attempt, Durations, Limits, Task
 from fabric.scheduling.states import Cause, State
-from fabric.wire.messages import Desired, Leave, Poll, Report, Submit, Update
+from fabric.wire.messages import (
+    Answer,
+    Command,
+    Desired,
+    Leave,
+    Order,
+    Poll,
+    Query,
+    Report,
+    Submit,
+    Update,
+)
 
 #: Fences of one run of the broker start at its epoch times this.
 FENCES = 1_000_000_000
@@ -36,7 +51,8 @@ class Scheduler(Fleet):
     """All state of one broker.
 
     ``broker`` names this run of it; ``epoch`` is larger in each run than in all before, so
-    that fences and versions grow over restarts.  ``durations`` tells how long builds took.
+    that fences and versions grow over restarts.  ``durations`` tells how long builds took,
+    ``drained`` which workers an operator wants to get nothing (see `events.Drained`).
     """
 
     def __init__(
@@ -46,23 +62,36 @@ class Scheduler(Fleet):
         broker: str = "broker",
         epoch: int = 0,
         durations: Durations | None = None,
+        drained: frozenset[str] = frozenset(),
         now: float = 0.0,
     ) -> None:
         limits = limits or Limits()
-        super().__init__(limits, durations or {}, broker=broker, first=epoch * FENCES, now=now)
+        super().__init__(
+            limits,
+            durations or {},
+            broker=broker,
+            first=epoch * FENCES,
+            drained=drained,
+            now=now,
+        )
         self._ticked = now
         self._timer(self.grace_until, self._end_grace, None)
         self._handlers: Mapping[type, Callable[[Any], None]] = {
             Report: self._report,
+            Order: self._order,
             Submit: self._submit,
             Poll: self._poll,
             Leave: self._leave,
+            Command: self._command,
+            Resolved: self._resolved,
+            Unresolved: self._unresolved,
             Answered: self._answered,
             Unanswered: self._unanswered,
+            Inspected: self._verdict,
             Tick: self._tick,
         }
 
-    # -- the way in, and three ways to look --------------------------------------------------
+    # -- the way in, and four ways to look --------------------------------------------------
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take in one event; what the shell has to do now, in order.
@@ -93,6 +122,10 @@ class Scheduler(Fleet):
         known = self.requests.get(request)
         return None if known is None else view.update(self, known, seen, now)
 
+    def answer(self, query: Query, now: float) -> Answer:
+        """What somebody asks, answered; changes nothing."""
+        return answers.answer(self, query, now)
+
     # -- dispatch --------------------------------------------------------------------------
 
     def _dispatch(self) -> None:
@@ -101,6 +134,10 @@ class Scheduler(Fleet):
             if task.key in self.ghosts:
                 task.move(Cause.GHOST, self.now)
                 self.touch(task)
+                continue
+            if self.reopened and not self.reopened.keys().isdisjoint(task.offer.depends):
+                task.move(Cause.DAMAGED, self.now)
+                self.wait_again(task)
                 continue
             self.fence += 1
             attempt = Attempt(task.key, self.fence, worker.name, self.now, self.answers + 1)
@@ -128,7 +165,7 @@ class Scheduler(Fleet):
                     self.doom(stray)
                 self.present(task)
             elif verifying:
-                self._faulted(task, task.builder, "what it built is not in the store", Cause.ABSENT)
+                self.faulted(task, task.builder, "what it built is not in the store", Cause.ABSENT)
             else:
                 self.absent(task)
                 stray = self.strays.get(task.key)

@@ -1,14 +1,24 @@
 """What the core hears and what it asks for.
 
-Events are messages as they came (`Report`, `Submit`, `Poll`, `Leave`) and the ones below;
-effects are only those below.  The shell carries them out in order.
+Events are messages as they came (`Report`, `Order`, `Submit`, `Poll`, `Leave`, `Command`) and the
+ones below; effects are only those below.  The shell carries them out in order.
 """
 
 from __future__ import annotations
 
 import msgspec
 
-from fabric.wire.messages import Code, Leave, Outcome, Poll, Report, Submit
+from fabric.wire.messages import (
+    Answer,
+    Code,
+    Command,
+    Leave,
+    Order,
+    Outcome,
+    Poll,
+    Report,
+    Submit,
+)
 
 # -- events --------------------------------------------------------------------------------
 
@@ -27,11 +37,44 @@ class Unanswered(msgspec.Struct, frozen=True):
     message: str
 
 
+class Resolved(msgspec.Struct, frozen=True):
+    """What a request asked for by `Order` comes to."""
+
+    request: str
+    submit: Submit
+
+
+class Unresolved(msgspec.Struct, frozen=True):
+    """A request's definitions cannot be resolved, and why."""
+
+    request: str
+    message: str
+
+
+class Inspected(msgspec.Struct, frozen=True):
+    """The answer to `Inspect`: which of its artifacts are gone from the store."""
+
+    keys: frozenset[str]
+
+
 class Tick(msgspec.Struct, frozen=True):
     """Time has passed.  Due at least once a second, and at `Scheduler.next_due`."""
 
 
-Event = Report | Submit | Poll | Leave | Answered | Unanswered | Tick
+Event = (
+    Report
+    | Order
+    | Submit
+    | Poll
+    | Leave
+    | Command
+    | Resolved
+    | Unresolved
+    | Answered
+    | Unanswered
+    | Inspected
+    | Tick
+)
 
 # -- effects -------------------------------------------------------------------------------
 
@@ -41,6 +84,28 @@ class Ask(msgspec.Struct, frozen=True):
 
     question: int
     keys: tuple[str, ...]
+
+
+class Inspect(msgspec.Struct, frozen=True):
+    """A worker says that these artifacts are damaged.  Read their blobs, forget what is not whole,
+    and answer with `Inspected` - always, if need be that nothing is gone.  Until then no second
+    one comes: an inspection reads much, and whoever lies must not keep the store busy.
+    """
+
+    keys: tuple[str, ...]
+    worker: str
+
+
+class Resolve(msgspec.Struct, frozen=True):
+    """Find out what this order needs; answer with `Resolved` or `Unresolved`."""
+
+    order: Order
+
+
+class Abandon(msgspec.Struct, frozen=True):
+    """What `Resolve` is finding out for this request is no longer wanted."""
+
+    request: str
 
 
 class Desire(msgspec.Struct, frozen=True):
@@ -64,11 +129,25 @@ class Refuse(msgspec.Struct, frozen=True):
     reason: str
 
 
+class Tell(msgspec.Struct, frozen=True):
+    """Send this to the sender of the event."""
+
+    answer: Answer
+
+
+class Drained(msgspec.Struct, frozen=True):
+    """An operator wants a worker to get nothing new, or to get work again: remember it."""
+
+    worker: str
+    on: bool
+
+
 class Opened(msgspec.Struct, frozen=True):
-    """A request began: remember its intent."""
+    """A request began: remember its intent, to be handed in again after a restart."""
 
     request: str
     title: str
+    intent: Order | Submit
 
 
 class Closed(msgspec.Struct, frozen=True):
@@ -109,4 +188,19 @@ class Learned(msgspec.Struct, frozen=True):
     seconds: float
 
 
-Effect = Ask | Desire | Changed | Refuse | Opened | Closed | Began | Ended | Learned
+Effect = (
+    Ask
+    | Inspect
+    | Resolve
+    | Abandon
+    | Desire
+    | Changed
+    | Refuse
+    | Tell
+    | Drained
+    | Opened
+    | Closed
+    | Began
+    | Ended
+    | Learned
+)

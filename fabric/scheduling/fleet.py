@@ -9,24 +9,32 @@ is not begun anywhere else.
 
 from __future__ import annotations
 
-from fabric.scheduling.events import Began, Ended
-from fabric.scheduling.interest import Interest
+from fabric.scheduling.events import Began, Drained, Ended, Tell
+from fabric.scheduling.faults import Faults
 from fabric.scheduling.model import Attempt, Durations, Limits, Task, Worker
 from fabric.scheduling.states import Cause, State
-from fabric.wire.messages import Outcome, Report, Running
+from fabric.wire.messages import Answer, Command, Outcome, Report, Running
 
 #: Lost workers remembered, in case one was merely cut off.
 _GONE = 1000
 
 
-class Fleet(Interest):
+class Fleet(Faults):
     """What happens to workers, and to tasks on them."""
 
     def __init__(
-        self, limits: Limits, durations: Durations, *, broker: str, first: int, now: float
+        self,
+        limits: Limits,
+        durations: Durations,
+        *,
+        broker: str,
+        first: int,
+        drained: frozenset[str],
+        now: float,
     ) -> None:
         super().__init__(limits, durations, first, now)
         self.broker = broker
+        self.drained = dict.fromkeys(sorted(drained))
         self._gone: dict[tuple[str, str], list[Task]] = {}
 
     # -- workers -------------------------------------------------------------------------------
@@ -80,6 +88,7 @@ class Fleet(Interest):
             features=frozenset(),
             heard=self.now,
             since=self.now,
+            drained=report.name in self.drained,
         )
         self.workers[worker.name] = worker
         self._timer(self.now + self.limits.lease, self._check_lease, worker)
@@ -93,17 +102,43 @@ class Fleet(Interest):
     def _describe(self, worker: Worker, report: Report) -> None:
         worker.sequence = report.sequence
         worker.heard = self.now
-        worker.free_disk = report.free_disk
+        worker.free_disk, worker.free_memory = report.free_disk, report.free_memory
         self.capacity += report.slots - worker.slots
         worker.slots = report.slots
         features = frozenset(report.features)
-        if (worker.arch, worker.features, worker.draining) != (
-            report.arch,
-            features,
-            report.draining,
-        ):
-            worker.arch, worker.features, worker.draining = report.arch, features, report.draining
+        new = (report.arch, features, report.draining, bool(report.refusing))
+        old = (worker.arch, worker.features, worker.draining, bool(worker.refusing))
+        worker.arch, worker.features, worker.draining = report.arch, features, report.draining
+        worker.refusing = report.refusing
+        if new != old:
             self.pools.join(worker)
+
+    def _command(self, command: Command) -> None:
+        """An operator's word."""
+        obey = self._cancel if command.what == "cancel" else self._drain
+        self.effects.append(Tell(obey(command)))
+
+    def _drain(self, command: Command) -> Answer:
+        name, on = command.about, command.what == "drain"
+        worker = self.workers.get(name)
+        if worker is None and name not in self.drained:
+            return Answer(command.id, error=f"no worker is named {name}")
+        if on != (name in self.drained):
+            if on:
+                self.drained[name] = None
+            else:
+                del self.drained[name]
+            self.effects.append(Drained(name, on))
+            if worker is not None:
+                worker.drained = on
+                self.pools.join(worker)
+                self.pools.place(worker, self.now)
+        told = "gets nothing new" if on else "gets work"
+        if worker is None:
+            told += " when it comes back"
+        elif on and worker.held:
+            told += f", and still does {len(worker.held)}"
+        return Answer(command.id, lines=(f"{name} {told}",))
 
     def _sighted(self, attempt: Attempt, seen: Running) -> None:
         attempt.confirmed = True
@@ -167,6 +202,9 @@ class Fleet(Interest):
             return
         self._release(worker, attempt, outcome)
         task.outcome = outcome
+        faulty = outcome.result in ("fault", "refused")
+        if faulty and outcome.damaged and self.complain(task, attempt, outcome):
+            return
         match outcome.result:
             case "done":
                 worker.faults = 0
@@ -182,27 +220,11 @@ class Fleet(Interest):
                 self.expand(task)
                 self.touch(task)
             case "cancelled":
-                self._faulted(task, worker.name, "it handed the job back")
+                self.faulted(task, worker.name, "it handed the job back")
+            case "refused":
+                self.refused(task, worker, outcome.message)
             case "fault":
-                self._faulted(task, worker.name, outcome.message)
-
-    def _faulted(self, task: Task, name: str, message: str, cause: Cause = Cause.FAULTED) -> None:
-        """A machine was unable to do a task: another one may be able."""
-        worker = self.workers.get(name)
-        if worker is not None:
-            worker.faults += 1
-            worker.rests_until = self.now + min(self.limits.rest, 2.0 ** (worker.faults - 1))
-            self._timer(worker.rests_until, self._rested, worker)
-            self.pools.place(worker, self.now)
-        task.faults[name] = message
-        task.fault_count += 1
-        if task.fault_count >= self.limits.faults:
-            told = "; ".join(f"{name}: {message}" for name, message in task.faults.items())
-            self.fail(task, Cause.EXHAUSTED, f"no machine could do it: {told}")
-            return
-        task.move(cause, self.now, f"{name}: {message}")
-        self.expand(task)
-        self.touch(task)
+                self.faulted(task, worker.name, outcome.message)
 
     def _vanished(self, worker: Worker, attempt: Attempt) -> None:
         """An attempt is no more, and how it ended nobody knows."""
@@ -261,7 +283,3 @@ class Fleet(Interest):
             del self._gone[next(iter(self._gone))]
         for attempt in list(worker.held.values()):
             self._vanished(worker, attempt)
-
-    def _rested(self, worker: Worker) -> None:
-        if self.workers.get(worker.name) is worker:
-            self.pools.place(worker, self.now)

@@ -1,4 +1,4 @@
-"""Requests and the tasks they want: what is needed, what is finished, what nobody wants.
+"""What requests want of tasks: what is needed, what is finished, what nobody wants.
 
 Work goes from the goals downwards.  A task exists because some request needs it; it asks the
 store first, and only if its artifact is absent do its dependencies become tasks too.  What
@@ -11,97 +11,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from heapq import heappush
 
-from fabric.scheduling import plan, view
-from fabric.scheduling.events import Closed, Opened
+from fabric.scheduling import view
+from fabric.scheduling.events import Abandon, Closed
 from fabric.scheduling.ledger import Ledger
 from fabric.scheduling.model import Attempt, Request, Task, Worker
 from fabric.scheduling.states import PRESENT, Cause, State
-from fabric.wire.messages import Leave, Poll, RequestState, StepState, Submit
-
-#: Requests remembered as left, so that a late copy of their `Submit` does not revive them.
-_LEFT = 1000
+from fabric.wire.messages import RequestState
 
 
 class Interest(Ledger):
     """All that happens to the tables on behalf of requests."""
 
-    # -- requests come and go ------------------------------------------------------------------
-
-    def _submit(self, submit: Submit) -> None:
-        known = self.requests.get(submit.request)
-        if known is not None:
-            known.heard = self.now
-            self._changes[known.id] = None
-            return
-        if submit.request in self._left:
-            self._refuse(submit.request, "unknown-request", "this request was left")
-            return
-        reason = plan.problem(submit) or self._disagreement(submit)
-        if reason:
-            self._refuse(submit.request, "bad-request", reason)
-            return
-        offers = {offer.key: offer for offer in submit.steps}
-        self.count += 1
-        request = Request(
-            id=submit.request,
-            number=self.count,
-            title=submit.title,
-            offers=offers,
-            goals=frozenset(submit.goals),
-            keep_going=submit.keep_going,
-            ranks=plan.ranks(offers, self.expected),
-            heard=self.now,
-            since=self.now,
-            version=self._next_version(),
-        )
-        self.requests[request.id] = self._checking[request.id] = request
-        self.effects.append(Opened(request.id, request.title))
-        self._timer(self.now + self.limits.patience, self._check_patience, request)
-        self._need(request, dict.fromkeys(submit.goals))
-        self._check_over(request)
-        self._changes[request.id] = None
-
-    def _disagreement(self, submit: Submit) -> str:
-        """A key names all that goes into an artifact, dependencies too."""
-        for offer in submit.steps:
-            task = self.tasks.get(offer.key)
-            if task is not None and task.offer.depends != offer.depends:
-                return f"{offer.name}: another request says it depends on other things"
-        return ""
-
-    def _poll(self, poll: Poll) -> None:
-        request = self.requests.get(poll.request)
-        if request is None:
-            self._refuse(poll.request, "unknown-request", "there is no such request (any more)")
-        else:
-            request.heard = self.now
-            self._changes[request.id] = None
-
-    def _leave(self, leave: Leave) -> None:
-        self._left[leave.request] = None
-        if len(self._left) > _LEFT:
-            del self._left[next(iter(self._left))]
-        request = self.requests.get(leave.request)
-        if request is not None:
-            self._forget(request)
-
-    def _check_patience(self, request: Request) -> None:
-        if self.requests.get(request.id) is not request:
-            return
-        due = request.heard + self.limits.patience
-        if self.now < due:
-            self._timer(due, self._check_patience, request)
-        else:
-            self._forget(request)
-
-    def _forget(self, request: Request) -> None:
-        if not request.over:
-            self._finish(request, "cancelled", "left by its initiator")
-        del self.requests[request.id]
-
     # -- what is needed --------------------------------------------------------------------
 
-    def _need(self, request: Request, keys: Iterable[str]) -> None:
+    def need(self, request: Request, keys: Iterable[str]) -> None:
         """A request wants these artifacts, and whatever they turn out to need."""
         stack = list(keys)
         stack.reverse()
@@ -122,11 +45,7 @@ class Interest(Ledger):
             if task.state in PRESENT:
                 self._has(request, task)
                 continue
-            request.open += 1
-            request.work_left += task.expected
-            request.guesses += task.guessed
-            request.goals_left += key in request.goals
-            heappush(request.longest, (-request.ranks.get(key, 0.0), key))
+            self.open(request, task)
             if task.state is State.ASKING:
                 request.asking[key] = None
             else:
@@ -151,10 +70,10 @@ class Interest(Ledger):
                 for key in depends:
                     if key in request.lost and key not in self.tasks:
                         self._give_up(request, task, request.offers[key].name)
-                        self._check_over(request)
+                        self.check_over(request)
                         break
                 else:
-                    self._need(request, depends)
+                    self.need(request, depends)
             if not task.requests:
                 return
             # Once more for one that was adopted while it waited: its dependencies may have
@@ -202,16 +121,24 @@ class Interest(Ledger):
     def run(self, task: Task, attempt: Attempt, request: Request) -> None:
         """An attempt at a task runs, and counts as this request's share."""
         task.attempt, task.fence, task.builder = attempt, attempt.fence, attempt.worker
-        task.charged = request
-        request.running += 1
+        self._charge(task, request)
         self.touch(task)
 
     def stop(self, task: Task) -> None:
         """A task's attempt is no longer its own."""
         task.attempt = None
+        self._charge(task, None)
+
+    def _charge(self, task: Task, request: Request | None) -> None:
+        """A running task uses this request's share of the workers, and its requester's."""
         if task.charged is not None:
-            task.charged.running -= 1
-            task.charged = None
+            seconds = self.now - task.charged_at
+            task.charged.share.end(seconds, self.now)
+            task.charged.requester.share.end(seconds, self.now)
+        task.charged, task.charged_at = request, self.now
+        if request is not None:
+            request.share.begin(self.now)
+            request.requester.share.begin(self.now)
 
     def doom(self, attempt: Attempt) -> None:
         """Nobody wants an attempt: have it killed."""
@@ -244,6 +171,8 @@ class Interest(Ledger):
     def present(self, task: Task) -> None:
         """The store has it."""
         task.move(Cause.PRESENT, self.now)
+        task.since = self.now
+        self.reopened.pop(task.key, None)
         requests = list(task.requests.values())
         for request in requests:
             self._close(request, task)
@@ -253,11 +182,11 @@ class Interest(Ledger):
             self.unblock(waiter)
         task.waiters.clear()
         for request in requests:
-            self._check_over(request)
+            self.check_over(request)
 
     def _has(self, request: Request, task: Task) -> None:
         request.asking.pop(task.key, None)
-        request.results[task.key] = view.step(task, self.now)
+        request.record(task.key, view.step(task, self.now))
         self._news(request, task.key)
 
     def fail(self, task: Task, cause: Cause, message: str) -> None:
@@ -267,13 +196,13 @@ class Interest(Ledger):
         for request in list(task.requests.values()):
             request.failures.append(task.key)
             request.lost[task.key] = None
-            request.results[task.key] = view.failure(task, message)
+            request.record(task.key, view.failure(task, message))
             self._news(request, task.key)
             self._drop(request, task)
             if request.keep_going:
                 for waiter in waiters:
                     self._give_up(request, waiter, task.offer.name)
-            self._check_over(request)
+            self.check_over(request)
 
     def _give_up(self, request: Request, task: Task, culprit: str) -> None:
         """A request cannot have this task, nor what waits for it, because of ``culprit``."""
@@ -285,36 +214,54 @@ class Interest(Ledger):
             stack.extend(task.waiters.values())
             request.lost[task.key] = None
             message = f"needs {culprit}, which failed"
-            request.results[task.key] = StepState(task.key, "cancelled", message=message)
+            request.record(task.key, view.cancelled(task, message))
             self._news(request, task.key)
             self._drop(request, task)
 
-    def _check_over(self, request: Request) -> None:
-        if request.over:
+    def check_over(self, request: Request) -> None:
+        if request.over or request.state == "resolving":
             return
         if request.failures:
             if not request.keep_going or not request.open:
                 first = request.offers[request.failures[0]].name
                 more = len(request.failures) - 1
-                self._finish(request, "failed", first + (f" and {more} more" if more else ""))
+                self.finish(request, "failed", first + (f" and {more} more" if more else ""))
         elif not request.goals_left:
-            self._finish(request, "done", "")
+            self.finish(request, "done", "")
 
-    def _finish(self, request: Request, state: RequestState, message: str) -> None:
+    def finish(self, request: Request, state: RequestState, message: str) -> None:
+        """A request is over."""
+        if request.state == "resolving":
+            self.effects.append(Abandon(request.id))
         request.state, request.message = state, message
         for key in list(request.needed):
             task = self.tasks[key]
             if task.live and key in request.changed:
-                request.results[key] = StepState(key, "cancelled", fence=task.fence)
+                request.record(key, view.cancelled(task))
                 self._news(request, key)
             self._drop(request, task)
+        # What is left is for those who ask later how it went.
+        request.offers, request.ranks, request.longest, request.lost = {}, {}, [], {}
+        request.requester.lose(request)
+        if not request.requester.requests:
+            del self.requesters[request.requester.name]
         self.effects.append(Closed(request.id, state))
         request.version = self._next_version()
         self._changes[request.id] = None
 
     # -- what nobody wants -----------------------------------------------------------------
 
+    def open(self, request: Request, task: Task) -> None:
+        """A request has to wait for a task."""
+        request.record(task.key, None)
+        request.open += 1
+        request.work_left += task.expected
+        request.guesses += task.guessed
+        request.goals_left += task.key in request.goals
+        heappush(request.longest, (-request.ranks.get(task.key, 0.0), task.key))
+
     def _close(self, request: Request, task: Task) -> None:
+        """It need not, any more."""
         request.open -= 1
         request.goals_left -= task.key in request.goals
         request.work_left -= task.expected
@@ -329,9 +276,7 @@ class Interest(Ledger):
             self._close(request, task)
         if task.requests:
             if task.charged is request:
-                request.running -= 1
-                task.charged = next(iter(task.requests.values()))
-                task.charged.running += 1
+                self._charge(task, next(iter(task.requests.values())))
             return
         if task.state is not State.FAILED:
             task.move(Cause.UNWANTED, self.now)
@@ -346,6 +291,7 @@ class Interest(Ledger):
                 if dependency is not None:
                     dependency.waiters.pop(task.key, None)
         del self.tasks[task.key]
+        self.reopened.pop(task.key, None)
         stray = self.strays.get(task.key)
         if stray is not None:
             self.doom(stray)

@@ -13,6 +13,7 @@ from fabric.scheduling.model import (
     Durations,
     Limits,
     Request,
+    Requester,
     Task,
     Worker,
 )
@@ -30,6 +31,7 @@ class Ledger:
         self.tasks: dict[str, Task] = {}
         self.workers: dict[str, Worker] = {}
         self.requests: dict[str, Request] = {}
+        self.requesters: dict[str, Requester] = {}  # of requests that are not over
         self.pools = Pools(limits)
         self.capacity = 0  # slots of all workers
         self.fence = self._version = first
@@ -37,11 +39,12 @@ class Ledger:
         self.strays: dict[str, Attempt] = {}  # running, but not (yet) of any running task
         #: doomed, not known to have ended: key -> (worker, fence) -> attempt
         self.ghosts: dict[str, dict[tuple[str, int], Attempt]] = {}
+        #: artifacts that were there once, and are to be there again
+        self.reopened: dict[str, Task] = {}
         self.questions: dict[int, list[Task]] = {}
         self.answers = 0  # the sequence of the last Desired
         self.grace_until = now + limits.grace
         self._checking: dict[str, Request] = {}  # not all they need is known
-        self._left: dict[str, None] = {}
         self._timers: list[tuple[float, int, Callable[[Any], None], Any]] = []
         # gathered during one event
         self.effects: list[Effect] = []

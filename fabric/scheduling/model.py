@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from fabric.scheduling.shares import Share
 from fabric.scheduling.states import LIVE, TABLE, Cause, IllegalTransition, State
 from fabric.wire.messages import Offer, Outcome, RequestState, StepState
 
@@ -33,6 +34,9 @@ class Limits(msgspec.Struct, frozen=True):
     losses: int = 3  # workers one task may take down
     faults: int = 3  # times machines may be unable to do one task
     asks: int = 5  # times the store may fail to answer
+    refusals: int = 3  # times a worker that refuses a task is still counted on to do it later
+    shun: float = 15.0  # a worker that refused a task is not offered it again for so long
+    damages: int = 3  # times an artifact may be rebuilt because the store spoilt it
     rest: float = 60.0  # at most this long a worker rests after faults in a row
 
 
@@ -63,6 +67,14 @@ class Attempt(msgspec.Struct, eq=False):
         return (self.key, self.fence)
 
 
+class Refusal(msgspec.Struct):
+    """A worker would not do a task."""
+
+    until: float  # when it may be asked again
+    message: str
+    count: int  # so far
+
+
 class Task(msgspec.Struct, eq=False):
     """The work for one artifact."""
 
@@ -81,17 +93,26 @@ class Task(msgspec.Struct, eq=False):
     seat: Worker | None = None  # while verifying: has a slot kept for what comes next
     fence: int = 0  # of its last attempt
     builder: str = ""  # worker of its last attempt
-    charged: Request | None = None  # whose share of the workers it uses
+    charged: Request | None = None  # whose share of the workers it uses,
+    charged_at: float = 0.0  # and since when
     outcome: Outcome | None = None  # of its last attempt
     losses: list[str] = []  # workers lost while at it
     faults: dict[str, str] = {}  # worker -> what it could not do
     fault_count: int = 0
+    refusals: dict[str, Refusal] = {}  # by worker
+    damages: int = 0  # times its artifact was there, and then found damaged
+    since: float = 0.0  # when its artifact was last known to be there
     unanswered: int = 0  # questions about it the store failed to answer
     story: list[Transition] = []
 
     @property
     def live(self) -> bool:
         return self.state in LIVE
+
+    @property
+    def choosy(self) -> bool:
+        """Not every worker will do."""
+        return bool(self.faults or self.refusals)
 
     def move(self, cause: Cause, now: float, detail: str = "") -> None:
         """Go where the table says.  IllegalTransition if it says nothing."""
@@ -117,8 +138,11 @@ class Worker(msgspec.Struct, eq=False):
     slots: int
     features: frozenset[str]
     heard: float
-    draining: bool = False
+    draining: bool = False  # by its own word
+    drained: bool = False  # by an operator's
+    refusing: str = ""  # why it takes nothing new at present
     free_disk: int = 0
+    free_memory: int = 0
     since: float = 0.0  # when it registered
     sequence: int = 0
     former: list[str] = []  # instances that it was before
@@ -129,25 +153,56 @@ class Worker(msgspec.Struct, eq=False):
     rests_until: float = 0.0
 
     @property
+    def open(self) -> bool:
+        """It takes new work, when there is room."""
+        return not (self.draining or self.drained or self.refusing)
+
+    @property
     def room(self) -> int:
         """Attempts it could take now, but for rest."""
-        return 0 if self.draining else max(0, self.slots - len(self.held) - self.seats)
+        return max(0, self.slots - len(self.held) - self.seats) if self.open else 0
+
+
+class Requester(msgspec.Struct, eq=False):
+    """Who asks, with one request or many: what they get of the workers is counted together."""
+
+    name: str
+    share: Share
+    requests: dict[str, Request] = {}  # that are not over
+
+    def gain(self, request: Request) -> None:
+        self.requests[request.id] = request
+        self._weigh()
+
+    def lose(self, request: Request) -> None:
+        del self.requests[request.id]
+        self._weigh()
+
+    def _weigh(self) -> None:
+        """As much as the weightiest of its requests, however many there are."""
+        weights = (each.share.weight for each in self.requests.values())
+        self.share.weight = max(weights, default=1.0)
 
 
 class Request(msgspec.Struct, eq=False):
     """Somebody's interest in some goals."""
 
     id: str
-    number: int
     title: str
-    offers: Mapping[str, Offer]
-    goals: frozenset[str]
-    keep_going: bool
-    ranks: Mapping[str, float]  # key -> seconds from its start to the end, along the longest path
+    requester: Requester
+    share: Share
     heard: float
     since: float
+    version: int
+    keep_going: bool = False
+    priority: int = 0
+    detached: bool = False
     state: RequestState = "checking"
     message: str = ""
+    offers: Mapping[str, Offer] = {}  # once resolved
+    goals: Mapping[str, None] = {}  # keys
+    known: int = 0  # the version at which these two were known
+    ranks: Mapping[str, float] = {}  # key -> seconds to the end, along the longest path
     needed: dict[str, None] = {}  # keys of the tasks it wants
     asking: dict[str, None] = {}  # of these, the store is being asked
     open: int = 0  # of these, not in the store yet
@@ -157,11 +212,24 @@ class Request(msgspec.Struct, eq=False):
     failures: list[str] = []
     lost: dict[str, None] = {}  # failed, or in need of what failed
     results: dict[str, StepState] = {}  # what became of steps
-    version: int = 0
+    tally: dict[str, int] = {}  # state -> results
     changed: dict[str, int] = {}  # key -> version, oldest first
-    running: int = 0  # attempts charged to it
     longest: list[tuple[float, str]] = []  # heap of (-rank, key)
 
     @property
     def over(self) -> bool:
         return self.state in ("done", "failed", "cancelled")
+
+    @property
+    def running(self) -> int:
+        """Attempts charged to it."""
+        return self.share.running
+
+    def record(self, key: str, result: StepState | None) -> None:
+        """What became of a step; None: it is open again."""
+        old = self.results.pop(key, None)
+        if old is not None:
+            self.tally[old.state] -= 1
+        if result is not None:
+            self.results[key] = result
+            self.tally[result.state] = self.tally.get(result.state, 0) + 1

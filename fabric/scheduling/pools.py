@@ -3,22 +3,25 @@
 A *pool* is one set of needs (architecture and features): the tasks that have it, the workers
 that meet it.  There are few pools, and every step here costs the same however many tasks wait.
 
-Requests share the workers: the one with the fewest attempts running comes first, and within it
-the task with the longest way to the end, and then the older task.
+Requesters share the workers, and the requests of each share what it gets (`shares`).  Of a
+request, the task with the longest way to the end comes first, and then the older task.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from heapq import heappop, heappush
+from operator import itemgetter
 from typing import NamedTuple
 
 from fabric.scheduling.model import Limits, Request, Task, Worker
 from fabric.scheduling.states import State
 from fabric.wire.messages import Offer
 
-#: (running attempts of the request, its number, -rank, the task's number): least first.
-Order = tuple[int, int, float, int]
+#: (load of the requester, its number, load of the request, its number): least first.
+Standing = tuple[float, int, float, int]
+#: (standing of the request, -rank, the task's number): least first.
+Order = tuple[Standing, float, int]
 
 
 class Match(NamedTuple):
@@ -72,7 +75,7 @@ class Pool:
         if load is not None:
             del self._by_load[load][worker.name]
 
-    def _freest(self, now: float, avoid: dict[str, str]) -> Worker | None:
+    def _freest(self, now: float, avoid: Set[str]) -> Worker | None:
         """The least loaded worker with room that is not to be avoided."""
         for workers in self._by_load:
             for worker in workers.values():
@@ -86,49 +89,42 @@ class Pool:
 
     def push(self, task: Task, request: Request) -> None:
         """Queue a ready task on behalf of one of those who want it."""
-        if task.faults:
+        if task.choosy:
             self._choosy[task.key] = task
             return
         self._pushes += 1
         entry = (-request.ranks.get(task.key, 0.0), task.number, self._pushes, task)
-        _, heap = self._queues.setdefault(request.number, (request, []))
+        _, heap = self._queues.setdefault(request.share.number, (request, []))
         heappush(heap, entry)
 
-    def next(self) -> tuple[Order, Task, Request] | None:
+    def next(self, now: float) -> tuple[Order, Task, Request] | None:
         """The ready task that comes first."""
-        best: tuple[int, int] | None = None
-        for request, heap in list(self._queues.values()):
+        best: Standing | None = None
+        for number, (request, heap) in list(self._queues.items()):
             while heap and not _waits(heap[0][3], request):
                 heappop(heap)
             if not heap:
-                del self._queues[request.number]
-            elif best is None or (request.running, request.number) < best:
-                best = (request.running, request.number)
-                chosen, top = request, heap[0]
-        if best is None:
-            return None
-        return (*best, top[0], top[1]), top[3], chosen
+                del self._queues[number]
+                continue
+            standing = _standing(request, now)
+            if best is None or standing < best:
+                best, chosen, top = standing, request, heap[0]
+        return None if best is None else ((best, top[0], top[1]), top[3], chosen)
 
     def match(self, now: float) -> Match | None:
         """The task that comes first with a worker for it; None if nothing can be matched."""
-        worker = self._freest(now, {})
+        worker = self._freest(now, frozenset())
         if worker is None:
             return None
         found = None
-        first = self.next()
+        first = self.next(now)
         if first is not None:
             found = Match(first[0], first[1], worker, first[2])
         for task in list(self._choosy.values()):
-            request = min(task.requests.values(), key=lambda r: (r.running, r.number), default=None)
-            if task.state is not State.READY or request is None:
+            if task.state is not State.READY or not task.requests:
                 del self._choosy[task.key]
                 continue
-            order = (
-                request.running,
-                request.number,
-                -request.ranks.get(task.key, 0.0),
-                task.number,
-            )
+            order, request = _order(task, now)
             if found is None or order < found.order:
                 other = self.worker_for(task, now)
                 if other is not None:
@@ -136,20 +132,27 @@ class Pool:
         return found
 
     def worker_for(self, task: Task, now: float) -> Worker | None:
-        """A worker with room: one that has not been unable to do it, if there is such a one."""
-        if all(name in task.faults or worker.draining for name, worker in self.members.items()):
-            return self._freest(now, {})
-        return self._freest(now, task.faults)
+        """A worker with room: one that has not been unable to do it, as long as there is hope."""
+        shunned = {name for name, refusal in task.refusals.items() if now < refusal.until}
+        if any(self._hopeful(worker, task) for worker in self.members.values()):
+            return self._freest(now, shunned | task.faults.keys())
+        return self._freest(now, shunned)
 
-    def waiting(self) -> Iterator[tuple[Order, Task]]:
+    def _hopeful(self, worker: Worker, task: Task) -> bool:
+        """Whether a worker may yet do a task, that others were unable to do."""
+        refusal = task.refusals.get(worker.name)
+        patient = refusal is None or refusal.count < self._limits.refusals
+        return worker.open and patient and worker.name not in task.faults
+
+    def waiting(self, now: float) -> Iterator[tuple[Order, Task]]:
         """All ready tasks, in no order, some more than once.  For `why`, not for dispatch."""
         for request, heap in self._queues.values():
             for entry in heap:
                 if _waits(entry[3], request):
-                    yield _order(entry[3])[0], entry[3]
+                    yield _order(entry[3], now)[0], entry[3]
         for task in self._choosy.values():
             if task.state is State.READY and task.requests:
-                yield _order(task)[0], task
+                yield _order(task, now)[0], task
 
     def queued(self) -> Iterator[tuple[str, str]]:
         """(key, request id) of all that waits, for tests."""
@@ -213,8 +216,12 @@ class Pools:
 
     def urgent(self, task: Task, now: float) -> bool:
         """Whether a task, once ready, would come before all that is ready now."""
-        first = self.of(task.offer, now).next()
-        return first is not None and order_of(task) < first[0]
+        first = self.of(task.offer, now).next(now)
+        return first is not None and order_of(task, now) < first[0]
+
+    def stir(self, task: Task, now: float) -> None:
+        """A ready task may find a worker now, for whatever reason."""
+        self._stirred[self.of(task.offer, now)] = None
 
     def match(self, now: float) -> Match | None:
         """The best match of all pools; None once there is none."""
@@ -228,16 +235,22 @@ class Pools:
         return best
 
 
-def order_of(task: Task) -> Order:
+def order_of(task: Task, now: float) -> Order:
     """Where a ready task stands among others.  Only tasks of one pool compare."""
-    return _order(task)[0]
+    return _order(task, now)[0]
 
 
-def _order(task: Task) -> tuple[Order, Request]:
+def _order(task: Task, now: float) -> tuple[Order, Request]:
     """Where a task stands, and the request that brings it there."""
-    request = min(task.requests.values(), key=lambda each: (each.running, each.number))
-    rank = request.ranks.get(task.key, 0.0)
-    return (request.running, request.number, -rank, task.number), request
+    standing, request = min(
+        ((_standing(each, now), each) for each in task.requests.values()), key=itemgetter(0)
+    )
+    return (standing, -request.ranks.get(task.key, 0.0), task.number), request
+
+
+def _standing(request: Request, now: float) -> Standing:
+    share, mine = request.requester.share, request.share
+    return (share.load(now), share.number, mine.load(now), mine.number)
 
 
 def _waits(task: Task, request: Request) -> bool:

@@ -39,6 +39,9 @@ class Cause(StrEnum):
     BROKE = "a build command failed"
     FAULTED = "the machine could not do it"
     RETURNED = "the worker handed it back"
+    REFUSED = "the worker will not do it now"
+    DAMAGED = "something it needs is damaged"
+    DOUBTED = "a worker found it damaged"
     LOST = "the worker was lost"
     EXHAUSTED = "it was tried often enough"
     UNWANTED = "nobody wants it any more"
@@ -53,19 +56,25 @@ TABLE: dict[tuple[State, Cause], State] = {
     (S.ASKING, C.EXHAUSTED): S.FAILED,
     (S.BLOCKED, C.FREED): S.READY,
     (S.BLOCKED, C.ADOPTED): S.RUNNING,
+    (S.BLOCKED, C.EXHAUSTED): S.FAILED,
     (S.READY, C.ASSIGNED): S.RUNNING,
     (S.READY, C.ADOPTED): S.RUNNING,
     (S.READY, C.GHOST): S.BLOCKED,
+    (S.READY, C.DAMAGED): S.BLOCKED,
     (S.RUNNING, C.FINISHED): S.VERIFYING,
     (S.RUNNING, C.BROKE): S.FAILED,
     (S.RUNNING, C.FAULTED): S.BLOCKED,
     (S.RUNNING, C.RETURNED): S.BLOCKED,
+    (S.RUNNING, C.REFUSED): S.BLOCKED,
+    (S.RUNNING, C.DAMAGED): S.BLOCKED,
     (S.RUNNING, C.LOST): S.BLOCKED,
     (S.RUNNING, C.EXHAUSTED): S.FAILED,
     (S.VERIFYING, C.PRESENT): S.DONE,
     (S.VERIFYING, C.ABSENT): S.BLOCKED,
     (S.VERIFYING, C.SILENT): S.VERIFYING,
     (S.VERIFYING, C.EXHAUSTED): S.FAILED,
+    (S.CACHED, C.DOUBTED): S.ASKING,
+    (S.DONE, C.DOUBTED): S.ASKING,
     **{(state, C.UNWANTED): S.DROPPED for state in S if state not in (S.FAILED, S.DROPPED)},
 }
 

@@ -53,10 +53,14 @@ def step(task: Task, now: float) -> StepState:
     state = _SHOWN[task.state]
     expected = 0.0 if task.guessed else task.expected
     attempt = task.attempt
+    offer = task.offer
     if attempt is not None:
         return StepState(
             task.key,
             state,
+            name=offer.name,
+            kind=offer.kind,
+            log=offer.log,
             fence=attempt.fence,
             worker=attempt.worker,
             phase=attempt.phase,
@@ -66,10 +70,15 @@ def step(task: Task, now: float) -> StepState:
         )
     outcome = task.outcome
     if outcome is None or state in ("waiting", "ready", "cached"):
-        return StepState(task.key, state, expected=expected)
+        return StepState(
+            task.key, state, name=offer.name, kind=offer.kind, log=offer.log, expected=expected
+        )
     return StepState(
         task.key,
         state,
+        name=offer.name,
+        kind=offer.kind,
+        log=offer.log,
         fence=outcome.fence,
         worker=task.builder,
         phase="verify" if task.state is TaskState.VERIFYING else "",
@@ -83,19 +92,33 @@ def step(task: Task, now: float) -> StepState:
 def failure(task: Task, message: str) -> StepState:
     """A failed task, with why."""
     outcome = task.outcome
-    if outcome is None:
-        return StepState(task.key, "failed", fence=task.fence, worker=task.builder, message=message)
     return StepState(
         task.key,
         "failed",
-        fence=outcome.fence,
+        name=task.offer.name,
+        kind=task.offer.kind,
+        log=task.offer.log,
+        fence=outcome.fence if outcome else task.fence,
         worker=task.builder,
         message=message,
-        failed_phase=outcome.phase,
-        failed_command=outcome.command,
-        seconds=outcome.seconds,
-        log_size=outcome.log_size,
-        log_sha256=outcome.log_sha256,
+        failed_phase=outcome.phase if outcome else "",
+        failed_command=outcome.command if outcome else "",
+        seconds=outcome.seconds if outcome else 0.0,
+        log_size=outcome.log_size if outcome else 0,
+        log_sha256=outcome.log_sha256 if outcome else "",
+    )
+
+
+def cancelled(task: Task, message: str = "") -> StepState:
+    """A task that a request can do nothing more for."""
+    return StepState(
+        task.key,
+        "cancelled",
+        name=task.offer.name,
+        kind=task.offer.kind,
+        log=task.offer.log,
+        fence=0 if message else task.fence,
+        message=message,
     )
 
 
@@ -117,13 +140,17 @@ def update(scheduler: Scheduler, request: Request, seen: int, now: float) -> Upd
         version=request.version,
         state=request.state,
         steps=tuple(steps),
-        left=0.0 if request.over or request.guesses else _left(scheduler, request, now),
+        left=left(scheduler, request, now),
         message=request.message or why_request(scheduler, request, now),
+        title=request.title if seen <= request.known else "",
+        goals=tuple(request.goals) if seen <= request.known else (),
     )
 
 
-def _left(scheduler: Scheduler, request: Request, now: float) -> float:
-    """Seconds until the end: by the longest path, or by the work and those who do it."""
+def left(scheduler: Scheduler, request: Request, now: float) -> float:
+    """Seconds until the end, by the longest path, or by all the work; 0: unknown."""
+    if request.over or request.guesses or request.state == "resolving":
+        return 0.0
     longest = 0.0
     while request.longest:
         rank, key = request.longest[0]

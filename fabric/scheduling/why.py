@@ -56,6 +56,8 @@ def why_request(scheduler: Scheduler, request: Request, now: float) -> str:
     """
     if request.over or request.running:
         return ""
+    if request.state == "resolving":
+        return f"its definitions are being resolved, for {now - request.since:.1f} s"
     while request.longest:  # the step with the longest way to the end, or one it waits for
         task = scheduler.tasks.get(request.longest[0][1])
         if task is None or request.id not in task.requests or task.state in PRESENT:
@@ -65,7 +67,8 @@ def why_request(scheduler: Scheduler, request: Request, now: float) -> str:
             if below is None:
                 break
             task = below
-        if task.state is State.ASKING and not task.unanswered:
+        asked = task.state is State.ASKING and not task.unanswered
+        if asked and not scheduler.in_doubt(task.key):
             return ""
         return str(why(scheduler, task.key, now))
     return ""
@@ -81,8 +84,10 @@ def story(task: Task) -> str:
     return "\n".join(lines)
 
 
-def _asking(_: Scheduler, task: Task, now: float) -> list[str]:
+def _asking(scheduler: Scheduler, task: Task, now: float) -> list[str]:
     since = f", for {now - task.story[-1].at:.1f} s" if task.story else ""
+    if scheduler.in_doubt(task.key):
+        return [f"{task.story[-1].detail} found it damaged; the artifact store inspects it{since}"]
     told = [f"the artifact store is asked whether it has it{since}"]
     if task.unanswered:
         told.append(f"it failed to answer {task.unanswered} times: {task.story[-1].detail}")
@@ -114,11 +119,13 @@ def _ready(scheduler: Scheduler, task: Task, now: float) -> list[str]:
         if len(scheduler.workers) > MANY:
             told.append(f"and {len(scheduler.workers) - MANY} more workers")
         return told
-    ahead = {other.key for order, other in pool.waiting() if order < order_of(task)}
-    place = len(ahead) + 1
+    place = order_of(task, now)
+    ahead = {other.key for order, other in pool.waiting(now) if order < place}
     if all(request.state == "checking" for request in task.requests.values()):
         return ["the artifact store is still asked what else has to be built"]
-    told = [f"it is number {place} in the queue of {len(pool.members)} workers that can do it"]
+    told = [
+        f"it is number {len(ahead) + 1} in the queue of {len(pool.members)} workers that can do it"
+    ]
     obstacles: dict[str, list[str]] = {}
     for worker in pool.members.values():
         obstacles.setdefault(_obstacle(scheduler, worker, task, now), []).append(worker.name)
@@ -172,12 +179,26 @@ def _obstacle(scheduler: Scheduler, worker: Worker, task: Task, now: float) -> s
     """Why a worker that could do a task does not begin it now."""
     if worker.draining:
         return "draining"
+    if worker.drained:
+        return "drained by an operator"
+    if worker.refusing:
+        return f"takes nothing at present: {worker.refusing}"
     if now - worker.heard > scheduler.limits.stale:
         return f"not heard of for {now - worker.heard:.0f} s"
+    refusal = task.refusals.get(worker.name)
+    if refusal is not None and now < refusal.until:
+        again = f"asked again in {refusal.until - now:.0f} s"
+        return f"refused it, {again}: {refusal.message}"
     if worker.rests_until > now:
-        return f"rests for {worker.rests_until - now:.0f} s after {worker.faults} faults in a row"
+        return resting(worker, now)
     if not worker.room:
         return "busy"
     if worker.name in task.faults:
         return f"was unable to do it: {task.faults[worker.name]}"
     return "free, and about to get it"
+
+
+def resting(worker: Worker, now: float) -> str:
+    """Why a worker rests."""
+    told = f"rests for {worker.rests_until - now:.0f} s"
+    return f"{told} after {worker.faults} faults in a row" if worker.faults else told

@@ -1,0 +1,166 @@
+"""What machines and the store get wrong: faults, refusals, damaged artifacts.
+
+A *fault* is charged to the machine, which rests, and to the task, which others try.  A *refusal*
+is neither: the task is offered elsewhere, and to this worker again after a while.
+
+A worker that cannot use an artifact says so with the outcome of its attempt.  What it names goes
+back to `ASKING`, and the attempt's task waits for it; so does whatever else would begin with it.
+The store is inspected.  What is gone is rebuilt like anything absent, and that attempt was
+nobody's fault; what is whole is cached, and the worker that complained is charged with a fault.
+So a liar ends as a sick worker does, and nothing else is disturbed by it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from fabric.scheduling.events import Inspect, Inspected
+from fabric.scheduling.intake import Intake
+from fabric.scheduling.model import Attempt, Durations, Limits, Refusal, Task, Worker
+from fabric.scheduling.states import PRESENT, TABLE, Cause, State
+from fabric.wire.messages import Outcome
+
+#: Seconds that a worker gets nothing new after it refused something.
+_PAUSE = 1.0
+
+
+class _Complaint(NamedTuple):
+    """A worker's, about what a task needs."""
+
+    task: Task
+    worker: str
+    message: str
+    keys: tuple[str, ...]
+
+
+class Faults(Intake):
+    """What is done about all that."""
+
+    def __init__(self, limits: Limits, durations: Durations, first: int, now: float) -> None:
+        super().__init__(limits, durations, first, now)
+        self._inspected: list[_Complaint] = []  # by the store, just now
+        self._complaints: list[_Complaint] = []  # next
+
+    # -- faults and refusals -------------------------------------------------------------------
+
+    def faulted(self, task: Task, name: str, message: str, cause: Cause = Cause.FAULTED) -> None:
+        """A machine was unable to do a task: another one may be able."""
+        if not self._charge_fault(task, name, message):
+            task.move(cause, self.now, f"{name}: {message}")
+            self.expand(task)
+            self.touch(task)
+
+    def _charge_fault(self, task: Task, name: str, message: str) -> bool:
+        """Whether that was one fault too many."""
+        worker = self.workers.get(name)
+        if worker is not None:
+            worker.faults += 1
+            self._rest(worker, min(self.limits.rest, 2.0 ** (worker.faults - 1)))
+        task.faults[name] = message
+        task.fault_count += 1
+        if task.fault_count < self.limits.faults or (task.state, Cause.EXHAUSTED) not in TABLE:
+            return False
+        told = "; ".join(f"{name}: {message}" for name, message in task.faults.items())
+        self.fail(task, Cause.EXHAUSTED, f"no machine could do it: {told}")
+        return True
+
+    def refused(self, task: Task, worker: Worker, message: str) -> None:
+        """A worker will not do a task now."""
+        before = task.refusals.get(worker.name)
+        until = self.now + self.limits.shun
+        task.refusals[worker.name] = Refusal(until, message, before.count + 1 if before else 1)
+        self._timer(until, self._offer_again, task)
+        self._rest(worker, _PAUSE)
+        task.move(Cause.REFUSED, self.now, f"{worker.name}: {message}")
+        self.expand(task)
+        self.touch(task)
+
+    def _offer_again(self, task: Task) -> None:
+        if task.state is State.READY:
+            self.pools.stir(task, self.now)
+
+    def _rest(self, worker: Worker, seconds: float) -> None:
+        worker.rests_until = max(worker.rests_until, self.now + seconds)
+        self._timer(worker.rests_until, self._rested, worker)
+        self.pools.place(worker, self.now)
+
+    def _rested(self, worker: Worker) -> None:
+        if self.workers.get(worker.name) is worker:
+            self.pools.place(worker, self.now)
+
+    # -- damaged artifacts ---------------------------------------------------------------------
+
+    def complain(self, task: Task, attempt: Attempt, outcome: Outcome) -> bool:
+        """An attempt found damaged what it needs.  False if that is nonsense."""
+        needs = frozenset(task.offer.depends)
+        suspects = [key for key in dict.fromkeys(outcome.damaged) if key in needs]
+        if not suspects:
+            return False
+        doubted = []
+        for key in suspects:
+            suspect = self.tasks.get(key)
+            # What came to be there after the attempt began is not what it means.
+            if suspect is not None and suspect.state in PRESENT and suspect.since <= attempt.since:
+                self._doubt(suspect, attempt.worker)
+                doubted.append(key)
+        if doubted:
+            self._complaints.append(
+                _Complaint(task, attempt.worker, outcome.message, tuple(doubted))
+            )
+            self._inspect()
+        task.move(Cause.DAMAGED, self.now, f"{attempt.worker}: {outcome.message}")
+        self.wait_again(task)
+        return True
+
+    def wait_again(self, task: Task) -> None:
+        """Look anew at what a task depends on."""
+        task.expanded = False
+        self.expand(task)
+        self.touch(task)
+
+    def in_doubt(self, key: str) -> bool:
+        """Whether an artifact is being inspected, or soon will be."""
+        return any(key in each.keys for each in (*self._inspected, *self._complaints))
+
+    def _doubt(self, task: Task, worker: str) -> None:
+        task.move(Cause.DOUBTED, self.now, worker)
+        self.reopened[task.key] = task
+        for request in task.requests.values():
+            self.open(request, task)
+            request.asking[task.key] = None
+        self.touch(task)
+
+    def _inspect(self) -> None:
+        if self._complaints and not self._inspected:
+            self._inspected, self._complaints = self._complaints, []
+            keys = dict.fromkeys(key for each in self._inspected for key in each.keys)
+            self.effects.append(Inspect(tuple(keys), self._inspected[0].worker))
+
+    def _verdict(self, event: Inspected) -> None:
+        """The store has been inspected."""
+        complaints, self._inspected = self._inspected, []
+        for task, worker, message, keys in complaints:
+            if self.tasks.get(task.key) is task and event.keys.isdisjoint(keys):
+                self._charge_fault(task, worker, message)
+        for key in dict.fromkeys(key for each in complaints for key in each.keys):
+            suspect = self.tasks.get(key)
+            if suspect is None:
+                continue
+            gone = key in event.keys
+            if gone and suspect.state in PRESENT:  # wanted again after it had been dropped
+                self._doubt(suspect, "the store")
+            if suspect.state is State.ASKING and self.reopened.get(key) is suspect:
+                if gone:
+                    self._rebuild(suspect)
+                else:
+                    self.present(suspect)
+        self._inspect()
+
+    def _rebuild(self, task: Task) -> None:
+        task.damages += 1
+        if task.damages >= self.limits.damages:
+            reason = f"the artifact store spoilt it {task.damages} times"
+            self.fail(task, Cause.EXHAUSTED, reason)
+        else:
+            self.absent(task)
+            self.expand(task)
