@@ -4,11 +4,17 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SYSTEM ?= systems/minimal-system-x86_64.morph
 
-# Debian packages: what building needs, what disk images need, what the tests need besides.
+# Debian packages: what building needs, what disk images need, what deploying needs,
+# what the tests need besides.
 DEBIAN_BUILD := bubblewrap ca-certificates dpkg-dev git python3-venv xz-utils
 DEBIAN_IMAGE := dosfstools e2fsprogs libarchive13t64 mtools qemu-utils syslinux syslinux-common
-DEBIAN_TEST := $(DEBIAN_IMAGE) busybox-static libnginx-mod-http-dav-ext make nginx-light \
+DEBIAN_DEPLOY := $(DEBIAN_IMAGE) gcc libc6-dev libvirt-dev openssh-client pkgconf python3-dev
+DEBIAN_TEST := $(DEBIAN_DEPLOY) busybox-static libnginx-mod-http-dav-ext make nginx-light \
 	ninja-build qemu-system-x86 strace util-linux zstd
+
+# What the tests of deployment need besides: a VM host, and machines without a VM.
+DEBIAN_VMHOST := dnsmasq-base iproute2 libvirt-clients libvirt-daemon-driver-qemu \
+	libvirt-daemon-system openssh-server openssl systemd-container
 
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # install the Debian packages that are missing, and touch nothing if none is
@@ -35,8 +41,16 @@ $(BIN)/fabric-initiator: pyproject.toml constraints.txt
 .PHONY: setup
 setup: $(BIN)/fabric-initiator ## install what building needs: Debian packages, and .venv
 
+$(BIN)/ansible-playbook: $(BIN)/fabric-initiator
+	$(call debian,$(DEBIAN_DEPLOY))
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[deploy]'
+	@touch $@
+
+.PHONY: setup-deploy
+setup-deploy: $(BIN)/ansible-playbook ## and what deploying needs: Ansible, libvirt
+
 .PHONY: setup-test
-setup-test: setup
+setup-test: setup-deploy
 	$(call debian,$(DEBIAN_TEST))
 
 .PHONY: build
@@ -58,7 +72,15 @@ check: setup ## format, lint, types, import contracts
 
 .PHONY: test
 test: setup-test check ## every check and every test, real builds included
-	$(BIN)/pytest $(TESTS)
+	$(BIN)/pytest --ignore=tests/deploy $(TESTS)
+
+.PHONY: setup-test-deploy
+setup-test-deploy: setup-test
+	$(call debian,$(DEBIAN_VMHOST))
+
+.PHONY: test-deploy
+test-deploy: setup-test-deploy ## deploy to virtual machines, in namespaces of their own; needs root
+	$(BIN)/pytest tests/deploy $(TESTS)
 
 .PHONY: quick
 quick: setup ## the tests that need no real sources: seconds

@@ -90,6 +90,9 @@ def parser() -> argparse.ArgumentParser:
     )
     image.add_argument("--label", default="system", help="label of the root file system")
     image.add_argument("--hostname", help="written to /etc/hostname")
+    image.add_argument(
+        "--files", metavar="DIR", help="put these in: a tree of files as it shall be below /"
+    )
     image.add_argument("--kernel-args", default="", metavar="ARGS", help="appended")
     image.add_argument("--force", action="store_true", help="replace what is there")
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Literal
 
 from fabric.building.image_disk import MIB, Disk, check_tools, run
-from fabric.building.image_rootfs import File, ImageError, overlay, survey
+from fabric.building.image_rootfs import File, ImageError, files_below, overlay, survey
 
-__all__ = ["KERNEL_ARGUMENTS", "File", "Image", "ImageError", "make_image"]
+__all__ = ["KERNEL_ARGUMENTS", "File", "Image", "ImageError", "files_below", "make_image"]
 
 #: What follows the root on the kernel's command line: the screen, and the serial line, which
 #: is last and so gets what init says.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import stat
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -126,12 +127,17 @@ def survey(rootfs: Path, scratch: Path) -> Survey:
 
 
 def overlay(files: Mapping[str, File], found: Survey) -> dict[str, File]:
-    """``files`` by their real paths, parents included; refuses what cannot be laid over."""
+    """``files`` by their real paths; refuses what cannot be laid over.
+
+    A folder that the system has stays as it is, also where a symbolic link leads to it.
+    """
     placed: dict[str, File] = {}
     for path, file in sorted(files.items()):
+        directory = stat.S_ISDIR(file.mode)
+        if directory and found.kinds.get(found.follow(path)) == tarfile.DIRTYPE:
+            continue
         real = found.resolve(path)
         old = found.kinds.get(real)
-        directory = stat.S_ISDIR(file.mode)
         if real in placed:
             raise ImageError(f"/{real} is given twice among the files of this image")
         if old is not None and (old == tarfile.DIRTYPE) != directory:
@@ -150,6 +156,34 @@ def overlay(files: Mapping[str, File], found: Survey) -> dict[str, File]:
             if kind not in (None, tarfile.DIRTYPE):
                 raise ImageError(f"/{path} cannot be made: /{parent} is no folder in the system")
     return placed
+
+
+def files_below(folder: Path) -> dict[str, File]:
+    """What is below ``folder``, by paths from there ("/etc/motd"): all of it belongs to root.
+
+    ImageError if something is no file, folder or symbolic link, or cannot be read.
+    """
+    files: dict[str, File] = {}
+
+    def take(directory: Path) -> None:
+        for path in sorted(directory.iterdir()):
+            mode = path.lstat().st_mode
+            data = b""
+            if stat.S_ISLNK(mode):
+                data = os.fsencode(path.readlink())
+            elif stat.S_ISREG(mode):
+                data = path.read_bytes()
+            elif stat.S_ISDIR(mode):
+                take(path)
+            else:
+                raise ImageError(f"{path}: an image can take files, folders and symbolic links")
+            files[f"/{path.relative_to(folder)}"] = File(data, mode)
+
+    try:
+        take(folder)
+    except OSError as error:
+        raise ImageError(f"{error.filename}: {error.strerror}") from error
+    return files
 
 
 def write_tar(rootfs: Path, placed: Mapping[str, File], to: IO[bytes]) -> None:

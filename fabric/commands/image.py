@@ -6,7 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
-from fabric.building.image import KERNEL_ARGUMENTS, make_image
+from fabric.building.image import KERNEL_ARGUMENTS, files_below, make_image
 from fabric.commands.common import open_plan, print_json, progress
 from fabric.config import Settings
 from fabric.errors import FabricError
@@ -34,6 +34,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         size=disk,
         label=options.label,
         hostname=options.hostname,
+        files=files_below(Path(options.files)) if options.files else None,
         kernel_args=f"{KERNEL_ARGUMENTS} {options.kernel_args}".strip(),
         format="qcow2" if to.suffix == ".qcow2" else "raw",
         force=options.force,

@@ -37,6 +37,7 @@ class Deployment:
     settings: Mapping[str, str]
     components: tuple[str, ...]  # of a partial deployment; empty: all of the system
     line: int
+    lines: Mapping[str, int]  # where each of its fields and settings stands
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,4 +168,5 @@ class _Reader:
             },
             components=self.fields.texts(merged, "partial-deploy-components", what),
             line=line,
+            lines=merged.lines,
         )

@@ -17,7 +17,7 @@ import pytest
 import zstandard
 
 from fabric.building import image_disk
-from fabric.building.image import File, Image, ImageError, make_image
+from fabric.building.image import File, Image, ImageError, files_below, make_image
 
 MIB = 1024 * 1024
 SIZE = 96 * MIB
@@ -206,6 +206,36 @@ def test_files_are_laid_over(make: Callable[..., Image]) -> None:
     assert mode_of(image, "/etc/new/folder")[0] == stat.S_IFDIR | 0o755
     assert mode_of(image, "/root/.ssh")[0] == stat.S_IFDIR | 0o700
     assert 'Fast link dest: "../usr/bin/tool"' in debugfs(image, "stat /etc/link")
+
+
+def test_a_tree_is_laid_over(
+    make: Callable[..., Image], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    tree = tmp_path_factory.mktemp("tree")
+    (tree / "root/.ssh").mkdir(parents=True)
+    (tree / "root/.ssh").chmod(0o700)
+    (tree / "bin").mkdir()
+    (tree / "bin/tool").write_text("#!/bin/sh\n")
+    (tree / "bin/tool").chmod(0o755)
+    (tree / "root/secret").write_text("x")
+    (tree / "root/secret").chmod(0o600)
+    (tree / "etc").mkdir()
+    (tree / "etc/link").symlink_to("nowhere")
+    image = make(small().folder("root", 0o750), files=files_below(tree))
+    # what the system has stays as it is
+    assert mode_of(image, "/root")[0] == stat.S_IFDIR | 0o750
+    assert mode_of(image, "/root/.ssh") == (stat.S_IFDIR | 0o700, 0, 0, 2)
+    assert mode_of(image, "/root/secret") == (stat.S_IFREG | 0o600, 0, 0, 1)
+    assert mode_of(image, "/usr/bin/tool")[0] == stat.S_IFREG | 0o755
+    assert 'Fast link dest: "nowhere"' in debugfs(image, "stat /etc/link")
+
+
+def test_a_tree_may_hold_no_sockets_and_the_like(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ImageError, match="pipe: an image can take files, folders and symbolic"):
+        files_below(tmp_path)
+    with pytest.raises(ImageError, match="nowhere: No such file"):
+        files_below(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(

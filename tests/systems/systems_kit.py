@@ -10,6 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 MINIMAL = "systems/minimal-system-x86_64.morph"
+BUILD_SYSTEM = "systems/build-system-x86_64.morph"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,156 @@
+"""Inventory plugin: hosts, groups and variables computed from a cluster morph."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleParserError
+from ansible.plugins.inventory import BaseFileInventoryPlugin
+
+try:
+    import msgspec
+
+    from fabric.config import Settings
+    from fabric.definitions.cluster import Cluster, load_cluster
+    from fabric.definitions.guests import Guest, guests
+    from fabric.errors import FabricError
+    from fabric.project import Project
+except ImportError as error:
+    raise AnsibleParserError(
+        f"the Python that runs Ansible lacks this project ({error}): run `make setup-deploy`,"
+        " and Ansible from its .venv/bin"
+    ) from error
+
+DOCUMENTATION = """
+name: cluster_morph
+short_description: Hosts from a cluster morph
+author: the authors of Distbuild
+description:
+  - Each deployment of the cluster is a host of the group C(guests), and of C(controllers) or
+    C(workers); one that is neither is in a group named after its system. The machine that
+    C(TROVE_HOST) names is in C(troves), if it is one of the cluster. The machines that run them
+    are in C(vm_hosts).
+  - C($variables) in the morph are filled from C(-e), else from the environment. An extra variable
+    in capitals is a setting above the morph's, C(-e RAM_SIZE=4G) of all deployments,
+    C(-e worker0.RAM_SIZE=4G) of one.
+  - Reads a cluster morph (C(-i clusters/x.morph)), or a YAML file that names one.
+options:
+  plugin:
+    description: Marks a YAML file as one of this plugin.
+    required: true
+    choices: [cluster_morph]
+  cluster:
+    description:
+      - Path of the cluster morph, from the current directory or the root of the definitions.
+      - C(-e cluster=PATH) stands above it.
+    type: path
+    env:
+      - name: DISTBUILD_CLUSTER
+"""
+
+EXAMPLES = """
+plugin: cluster_morph
+cluster: clusters/distbuild-cluster.morph
+"""
+
+
+class InventoryModule(BaseFileInventoryPlugin):
+    NAME = "cluster_morph"
+
+    def verify_file(self, path: str) -> bool:
+        return super().verify_file(path) and path.endswith((".morph", ".yml", ".yaml"))
+
+    def parse(self, inventory: Any, loader: Any, path: str, cache: bool = True) -> None:
+        super().parse(inventory, loader, path, cache)  # which also reads the extra variables
+        extra = {str(key): _text(value) for key, value in self._vars.items()}
+        if path.endswith(".morph"):
+            named = path
+        else:
+            self._read_config_data(path)
+            named = extra.get("cluster") or self.get_option("cluster")
+            if not named:
+                raise AnsibleParserError(f"{path}: 'cluster' names no cluster morph")
+        try:
+            self._fill(_locate(named, Path(path)), extra)
+        except FabricError as error:
+            raise AnsibleParserError(f"the cluster cannot be deployed:\n{error}") from error
+
+    def _fill(self, morph: Path, extra: Mapping[str, str]) -> None:
+        project = Project.find(morph.parent, Settings(), self.display.display)
+        root = project.root.resolve()
+        cluster = load_cluster(project.read, str(morph.relative_to(root)))
+        settings = {key: text for key, text in extra.items() if _is_setting(key)}
+        found, findings = guests(cluster, {**os.environ, **extra}, settings)
+        for problem in findings.warnings:
+            self.display.warning(str(problem))
+        self._group("all", _cluster_variables(root, cluster))
+        for group in ("vm_hosts", "guests", "controllers", "workers", "troves"):
+            self.inventory.add_group(group)
+        for guest in found:
+            self._vm_host(guest)
+            self._guest(guest)
+
+    def _group(self, group: str, variables: Mapping[str, Any]) -> None:
+        for key, value in variables.items():
+            self.inventory.set_variable(group, key, value)
+
+    def _vm_host(self, guest: Guest) -> None:
+        where = guest.location
+        self.inventory.add_host(where.host, group="vm_hosts")
+        self._group(where.host, {"ansible_host": where.host, **_login(where.user, where.port)})
+
+    def _guest(self, guest: Guest) -> None:
+        group = self.inventory.add_group(self._sanitize_group_name(guest.group))
+        if not guest.role:
+            self.inventory.add_child("guests", group)
+        self.inventory.add_host(guest.name, group=group)
+        self.inventory.add_host(guest.name, group="guests")
+        if guest.trove:
+            self.inventory.add_host(guest.name, group="troves")
+        self._group(guest.name, {"ansible_host": guest.address, "guest": _guest_variable(guest)})
+
+
+def _locate(named: str, inventory: Path) -> Path:
+    """The cluster's file, which lies in the current directory or beside the inventory's folder."""
+    tried = [Path(named).expanduser(), inventory.resolve().parent.parent / named]
+    for path in tried:
+        if path.is_file():
+            return path.resolve()
+    raise FabricError(f"{named}: there is no such file; -e cluster=PATH names a cluster morph")
+
+
+def _cluster_variables(root: Path, cluster: Cluster) -> dict[str, Any]:
+    base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    state = Path(base).expanduser() / "distbuild" / "clusters" / cluster.name
+    return {
+        "cluster_name": cluster.name,
+        "cluster_morph": str(root / cluster.path),
+        "definitions_root": str(root),
+        # what must outlive a run, and is nobody else's business: keys, known hosts
+        "cluster_state": str(state),
+    }
+
+
+def _guest_variable(guest: Guest) -> dict[str, Any]:
+    made: dict[str, Any] = msgspec.to_builtins(guest)
+    del made["lines"], made["line"]
+    made["vm_host"] = guest.location.host
+    made["domain"] = guest.location.guest
+    made["image"] = guest.location.image
+    return made
+
+
+def _login(user: str, port: int) -> dict[str, Any]:
+    return ({"ansible_user": user} if user else {}) | ({"ansible_port": port} if port else {})
+
+
+def _is_setting(key: str) -> bool:
+    setting = key.rpartition(".")[2]
+    return setting == setting.upper() and setting[:1].isalpha()
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)

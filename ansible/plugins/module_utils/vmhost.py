@@ -1,0 +1,104 @@
+"""A machine that runs guests, reached by ssh: its shell, and its libvirt.
+
+Everything is done from here, over one kind of connection, so that such a machine needs libvirtd,
+sshd and the tools that every Linux has, but neither Python nor this project.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import libvirt
+
+#: Arguments of every module that speaks with a VM host.
+ARGUMENTS: dict[str, Any] = {
+    "vm_host": {"type": "str", "required": True},
+    "user": {"type": "str", "default": ""},
+    "port": {"type": "int", "default": 0},
+    "ssh_executable": {"type": "str", "default": "ssh"},
+    "ssh_args": {"type": "str", "default": ""},
+    "uri": {"type": "str", "default": ""},
+}
+
+
+class HostError(Exception):
+    """The host does not do what it was asked; the text says what it said."""
+
+
+class VmHost:
+    """``uri`` stands in for the libvirt that is reached by ssh."""
+
+    def __init__(self, parameters: dict[str, Any]) -> None:
+        self.name: str = parameters["vm_host"]
+        self._uri: str = parameters["uri"]
+        self._user: str = parameters["user"]
+        options = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=15"]
+        options += shlex.split(parameters["ssh_args"])
+        if parameters["port"]:
+            options += ["-p", str(parameters["port"])]
+        self._ssh = [parameters["ssh_executable"], *options]
+
+    def run(self, script: str, *arguments: str, stdin: IO[bytes] | None = None) -> str:
+        """What a shell script says that is run with ``arguments`` there.  HostError if it fails."""
+        result = self._run(script, arguments, stdin)
+        if result.returncode:
+            said = result.stderr.decode(errors="replace").strip()
+            if result.returncode == 255:
+                raise HostError(f"ssh to {self.name} failed: {said or 'no answer'}")
+            raise HostError(said or f"exit code {result.returncode}")
+        return result.stdout.decode(errors="replace")
+
+    def command(self, script: str, *arguments: str) -> list[str]:
+        """The command that runs a script there: ssh joins words, so that they are quoted."""
+        login = ["-l", self._user] if self._user else []
+        remote = shlex.join(["sh", "-euc", script, "sh", *arguments])
+        return [*self._ssh, *login, "--", self.name, remote]
+
+    def _run(
+        self, script: str, arguments: tuple[str, ...], stdin: IO[bytes] | None
+    ) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            self.command(script, *arguments),
+            stdin=stdin or subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+
+    @contextlib.contextmanager
+    def libvirt(self) -> Iterator[Any]:
+        """A connection to its libvirt.  HostError if that does not answer."""
+        libvirt.registerErrorHandler(lambda *_: None, None)  # errors are raised as well
+        with tempfile.TemporaryDirectory() as folder:
+            wrapper = Path(folder) / "ssh"
+            wrapper.write_text(f'#!/bin/sh\nexec {shlex.join(self._ssh)} "$@"\n')
+            wrapper.chmod(0o700)
+            at = f"{self._user}@" if self._user else ""
+            host = f"[{self.name}]" if ":" in self.name else self.name
+            uri = self._uri or f"qemu+ssh://{at}{host}/system?command={wrapper}"
+            try:
+                connection = libvirt.open(uri)
+            except libvirt.libvirtError as error:
+                raise HostError(f"libvirt on {self.name} does not answer: {error}") from error
+        try:
+            yield connection
+        except libvirt.libvirtError as error:
+            raise HostError(f"libvirt on {self.name}: {error}") from error
+        finally:
+            with contextlib.suppress(libvirt.libvirtError):
+                connection.close()
+
+
+def find_domain(connection: Any, name: str) -> Any | None:
+    """The domain of that name, or None."""
+    try:
+        return connection.lookupByName(name)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return None
+        raise

@@ -1,0 +1,259 @@
+"""The settings of a deployment, read as what they mean: sizes, truth values, lists, networks.
+
+Deployment extensions were always given text, so text is what is read here, whatever the YAML
+said.  Each reader notes what is wrong and returns a usable value.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from fabric.definitions.cluster import Deployment
+from fabric.definitions.fields import Findings
+
+_VARIABLE = re.compile(r"\$(?:(\$)|([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})")
+_SIZE = re.compile(r"(\d+)\s*([kKmMgGtT]?)(?:i?[bB])?", re.ASCII)
+_TRUE, _FALSE = ("yes", "true", "1", "on"), ("no", "false", "0", "off")
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|[0-9A-Fa-f:]+:[0-9A-Fa-f:]*")
+_LOCATION = re.compile(
+    r"kvm\+ssh://((?P<user>[^@/\s]+)@)?(?P<host>\[[0-9A-Fa-f:]+\]|[^@/:\s\[\]]+)(:(?P<port>\d+))?"
+    r"/(?P<guest>[^/\s]+)(?P<image>/.+)"
+)
+_GUEST = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
+_MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
+_LOCATION_HELP = "write it like kvm+ssh://user@vmhost/GUEST/path/to/image"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """``kvm+ssh://user@vmhost:port/GUEST/path/to/image``."""
+
+    user: str  # "": ssh's default
+    host: str
+    port: int  # 0: ssh's default
+    guest: str
+    image: str  # absolute path on the host
+
+
+@dataclass(frozen=True, slots=True)
+class Nic:
+    """A network card: of a libvirt ``network``, on a ``bridge``, or in ``user`` mode."""
+
+    kind: str
+    source: str
+    model: str
+    mac: str  # "": derived from the guest's name
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A line of /etc/fstab.  ``label`` is that of its filesystem if it is mounted by label."""
+
+    setting: str
+    line: str
+    label: str
+    filesystem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """How the guest configures one of its network interfaces."""
+
+    name: str
+    kind: str  # loopback, dhcp, static
+    options: Mapping[str, str]
+
+
+class Settings:
+    """Reads the settings of one deployment.
+
+    ``variables`` fill ``$name`` and ``${name}``; ``$$`` is a dollar.  ``overrides`` stand above
+    what the morph says.
+    """
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        file: str,
+        findings: Findings,
+        variables: Mapping[str, str],
+        overrides: Mapping[str, str],
+    ) -> None:
+        self.file = file
+        self.findings = findings
+        self.line = deployment.line
+        self.lines = deployment.lines
+        self.variables = variables
+        self.hollow: set[str] = set()  # settings with a variable that has no value
+        self.texts = {
+            key: self._filled(key, value)
+            for key, value in {**deployment.settings, **overrides}.items()
+        }
+
+    def report(self, key: str, message: str) -> None:
+        self.findings.error(self.file, self.lines.get(key, self.line), message)
+
+    def _filled(self, key: str, text: str) -> str:
+        def fill(match: re.Match[str]) -> str:
+            name = match[2] or match[3]
+            if match[1]:
+                return "$"
+            if name not in self.variables:
+                self.hollow.add(key)
+                where = f"set it in the environment, or with -e {name}=..."
+                self.report(key, f"${name} has no value: {where}")
+                return ""
+            return self.variables[name]
+
+        return _VARIABLE.sub(fill, text)
+
+    def named(self, prefix: str) -> list[tuple[str, str]]:
+        """Settings ``PREFIX...`` that are not turned off, by name: (name, text)."""
+        return [
+            (key, self.texts[key])
+            for key in sorted(self.texts)
+            if key.startswith(prefix) and self.texts[key].lower() not in ("", *_FALSE)
+        ]
+
+    def text(self, key: str, default: str = "") -> str:
+        return self.texts.get(key, "").strip() or default
+
+    def needed(self, key: str, why: str) -> str:
+        """A setting that must be there; ``why`` is said if it is not."""
+        if not self.text(key) and key not in self.hollow:
+            self.findings.error(self.file, self.line, f"the setting {key} is missing: {why}")
+        return self.text(key)
+
+    def _parsed(self, key: str, default: T, parse: Callable[[str], T | None], wanted: str) -> T:
+        text = self.text(key)
+        if not text or key in self.hollow:
+            return default
+        value = parse(text)
+        if value is None:
+            self.report(key, f"{key} is {text!r}, which is not {wanted}")
+            return default
+        return value
+
+    def boolean(self, key: str, default: bool = False) -> bool:
+        def parse(text: str) -> bool | None:
+            low = text.lower()
+            return low in _TRUE if low in _TRUE + _FALSE else None
+
+        return self._parsed(key, default, parse, "yes or no")
+
+    def size(self, key: str, default: int = 0) -> int:
+        """Bytes."""
+        return self._parsed(key, default, size, "a size: write it like 5G or 800M")
+
+    def count(self, key: str, default: int) -> int:
+        def parse(text: str) -> int | None:
+            return int(text) if re.fullmatch(r"[1-9]\d{0,3}", text, re.ASCII) else None
+
+        return self._parsed(key, default, parse, "a number from 1 to 9999")
+
+    def host(self, key: str) -> str:
+        """The name or address of a machine."""
+        return self._parsed(key, "", _host, "the name or address of a machine")
+
+    def hosts(self, key: str) -> tuple[str, ...]:
+        """Names or addresses of machines, separated by commas."""
+        found = [part.strip() for part in self.text(key).split(",") if part.strip()]
+        for host in found:
+            if not _host(host):
+                self.report(key, f"{key}: {host!r} is not the name or address of a machine")
+        return tuple(found)
+
+    def paths(self, key: str) -> tuple[str, ...]:
+        """Absolute paths separated by ``:``."""
+        found = tuple(part for part in self.text(key).split(":") if part)
+        for path in found:
+            if not clean(path):
+                self.report(key, f"{key}: {path!r} is not an absolute path")
+            elif found.count(path) > 1:
+                self.report(key, f"{key}: {path} is attached twice")
+        return found
+
+    def location(self, text: str) -> Location | None:
+        filled = self._filled("location", text)
+        if "location" in self.hollow:
+            return None
+        match = _LOCATION.fullmatch(filled)
+        if match is None or not _host(match["host"].strip("[]")):
+            self.report("location", f"{filled!r} is no place to deploy to: {_LOCATION_HELP}")
+            return None
+        if not _GUEST.fullmatch(match["guest"]):
+            self.report("location", f"{match['guest']!r} is no name for a guest: {_LOCATION_HELP}")
+        if not clean(match["image"]):
+            self.report("location", f"{match['image']!r} is no path of a file: {_LOCATION_HELP}")
+        port = int(match["port"] or 0)
+        return Location(
+            match["user"] or "", match["host"].strip("[]"), port, match["guest"], match["image"]
+        )
+
+    def nics(self, key: str) -> tuple[Nic, ...]:
+        """Words ``network=NAME``, ``bridge=NAME`` or ``user``, each with ``,model=M,mac=M``."""
+        found = []
+        for word in self.text(key, "network=default").split():
+            first, *more = word.split(",")
+            kind, _, source = first.partition("=")
+            options = dict(part.partition("=")[::2] for part in more)
+            model, mac = options.pop("model", "virtio"), options.pop("mac", "").lower()
+            if kind not in ("network", "bridge", "user") or bool(source) == (kind == "user"):
+                self.report(key, f"{key}: {first!r} is not network=NAME, bridge=NAME or user")
+            elif options:
+                self.report(key, f"{key}: {next(iter(options))!r} is neither model nor mac")
+            elif mac and not _MAC.fullmatch(mac):
+                self.report(key, f"{key}: {mac!r} is not an address like 52:54:00:12:34:56")
+            else:
+                found.append(Nic(kind, source, model, mac))
+        return tuple(found)
+
+    def mounts(self) -> tuple[Mount, ...]:
+        """The ``FSTAB_*`` settings, in the order of their lines, as they were always written."""
+        found = []
+        for key, text in self.named("FSTAB_"):
+            fields = text.split()
+            if not 2 <= len(fields) <= 6:
+                self.report(key, f"{key} is {text!r}, which is not a line of /etc/fstab")
+                continue
+            label = fields[0].removeprefix("LABEL=").strip('"') if "LABEL=" in fields[0] else ""
+            kind = fields[2] if len(fields) > 2 else "auto"
+            found.append(Mount(key, text.strip(), label, kind))
+        return tuple(sorted(found, key=lambda mount: mount.line))
+
+    def interfaces(self, key: str) -> tuple[Interface, ...]:
+        """``NAME:KIND[,option=value]...`` separated by ``;``."""
+        found = []
+        for part in filter(None, (one.strip() for one in self.text(key).split(";"))):
+            head, *more = part.split(",")
+            name, _, kind = head.partition(":")
+            options = dict(one.partition("=")[::2] for one in more)
+            if not name or kind not in ("loopback", "dhcp", "static"):
+                self.report(key, f"{key}: {head!r} is not INTERFACE:loopback, :dhcp or :static")
+            elif kind == "static" and not options.get("address"):
+                self.report(key, f"{key}: {name} is static, and has no address=...")
+            else:
+                found.append(Interface(name, kind, options))
+        return tuple(found)
+
+
+def size(text: str) -> int | None:
+    """Bytes of "5G", "800M", "1073741824": powers of 1024.  None if it is no size."""
+    match = _SIZE.fullmatch(text.strip())
+    return int(match[1]) << 10 * " kmgt".index(match[2].lower() or " ") if match else None
+
+
+def clean(path: str) -> bool:
+    """Whether a path is absolute and goes straight to where it leads."""
+    parts = path.split("/")
+    straight = all(part not in ("", ".", "..") for part in parts[1:])
+    return path.startswith("/") and path.isprintable() and straight
+
+
+def _host(text: str) -> str | None:
+    return text if _HOST.fullmatch(text) else None

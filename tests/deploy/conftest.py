@@ -1,0 +1,56 @@
+"""One world for the tests of deployment, and in it a VM host; the systems as built here."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from systems_kit import BUILD_SYSTEM, ROOT, Built, user_cache
+from vmhost import VmHost
+from world import World
+
+refused = World.refused()
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All that happens in a world is skipped where there can be none, and the report says why."""
+    for item in items:
+        if HERE in item.path.parents and refused:
+            item.add_marker(pytest.mark.skip(reason=refused))
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The build-system in the user's own cache, as `fabric-initiator build` leaves it."""
+    built = Built(user_cache(), tmp_path_factory.mktemp("built"))
+    built.run("build", str(ROOT / BUILD_SYSTEM))
+    return built
+
+
+@pytest.fixture(scope="session")
+def tree(built: Built) -> Path:
+    """The root filesystem of the build-system, for nodes."""
+    tree = built.logs / "tree"
+    built.run("checkout", str(ROOT / BUILD_SYSTEM), "--to", str(tree))
+    return tree
+
+
+@pytest.fixture(scope="session")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that is the same in the world and outside."""
+    return tmp_path_factory.mktemp("world")
+
+
+@pytest.fixture(scope="session")
+def world(scratch: Path, built: Built) -> Iterator[World]:
+    with World(scratch, scratch, built.logs, built.cache) as world:
+        world.environment["PATH"] = f"{Path(sys.executable).parent}:{world.environment['PATH']}"
+        yield world
+
+
+@pytest.fixture(scope="session")
+def vmhost(world: World, scratch: Path) -> VmHost:
+    return VmHost(world, scratch)

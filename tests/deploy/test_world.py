@@ -1,0 +1,95 @@
+"""The machinery of these tests: what it can do, and that nothing of it is left."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from nodes import Node
+from systems_kit import BUILD_SYSTEM, ROOT, Built
+from vmhost import FREE, VmHost
+from world import World, until
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
+
+_GUEST = """
+<domain type='qemu'>
+  <name>{name}</name>
+  <memory unit='GiB'>1</memory>
+  <vcpu>1</vcpu>
+  <os><type arch='x86_64' machine='pc'>hvm</type></os>
+  <features><acpi/></features>
+  <devices>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='raw' cache='unsafe'/>
+      <source file='{image}'/>
+      <target dev='vda' bus='virtio'/>
+    </disk>
+    <interface type='network'><source network='default'/><model type='virtio'/></interface>
+    <serial type='pty'><log file='{console}'/></serial>
+    <rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>
+  </devices>
+</domain>
+"""
+
+
+def test_a_world_leaves_nothing(tmp_path: Path) -> None:
+    before = Path("/proc/mounts").read_text()
+    with World(tmp_path, tmp_path) as world:
+        world.run("sh", "-c", "echo written > /only-here && ip link add bridge0 type bridge")
+        world.run("touch", tmp_path / "given")
+        world.daemon("sleep", "1000")
+        cgroup = world.cgroup
+        assert cgroup.is_dir()
+    assert not Path("/only-here").exists()
+    assert not Path("/sys/class/net/bridge0").exists()
+    assert not cgroup.exists()
+    assert Path("/proc/mounts").read_text() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["given"]
+
+
+def test_a_node_is_a_running_system(
+    world: World, vmhost: VmHost, tree: Path, scratch: Path
+) -> None:
+    node = Node(world, "first", tree, FREE.format(1), vmhost.bridge, {}, scratch)
+    assert node.run("hostname") == "first\n"
+    assert node.run("systemctl is-system-running --wait") == "running\n"
+    sandbox = "bwrap --unshare-all --unshare-user --ro-bind / / --proc /proc echo inside"
+    assert node.run(sandbox) == "inside\n"
+
+
+def test_the_build_system_is_a_guest(
+    world: World, vmhost: VmHost, built: Built, scratch: Path
+) -> None:
+    """It boots by its disk alone, has a name in DNS, and lets in whom its files say."""
+    files = scratch / "files"
+    (files / "root/.ssh").mkdir(parents=True)
+    key = world.run("cat", "/root/.ssh/id_ed25519.pub")
+    (files / "root/.ssh/authorized_keys").write_text(key)
+    image = scratch / "vm/guest.img"
+    built.run(
+        *("image", str(ROOT / BUILD_SYSTEM), "--to", str(image), "--size", "5G"),
+        *("--hostname", "guest", "--files", str(files)),
+    )
+    guest = _GUEST.format(name="guest", image="/path/to/vm/guest.img", console=scratch / "console")
+    domain = scratch / "guest.xml"
+    domain.write_text(guest)
+    began = time.monotonic()
+    world.run(*vmhost.virsh("create", str(domain)))
+    ssh = ["ssh", "-o", "StrictHostKeyChecking=accept-new", "-o", "ConnectTimeout=5"]
+    until(
+        lambda: world.attempt(*ssh, "root@guest.farm.test", "true").returncode == 0,
+        400,
+        lambda: (scratch / "console").read_text(errors="replace")[-5000:],
+        step=1,
+    )
+    print(f"answers after {time.monotonic() - began:.0f} s")
+    print(
+        world.run(
+            *ssh,
+            "root@guest.farm.test",
+            "systemd-analyze; systemd-analyze blame | head -20; systemctl --failed",
+        )
+    )
+    world.run(*vmhost.virsh("destroy", "guest"))
