@@ -245,7 +245,7 @@ class Repository:
             stop.child(process),
         ):
             assert process.stderr is not None
-            said = _follow(process.stderr, lambda text: progress(f"{url}: {text}"))
+            said = follow(process.stderr, lambda text: progress(f"{url}: {text}"))
         if process.returncode:
             raise SourceError(f"{url}: git cannot fetch from it: {said}")
 
@@ -302,7 +302,7 @@ def environment(*, private: bool = True) -> dict[str, str]:
     return clean
 
 
-def _follow(stream: IO[bytes], progress: Progress) -> str:
+def follow(stream: IO[bytes], progress: Progress) -> str:
     """Pass on git's progress, a line a step; return the rest of what it says."""
     said: list[str] = []
     step = ""

@@ -8,7 +8,7 @@
 Blobs are written before the manifest that names them, so whoever sees a manifest can have its
 blobs; the first manifest of a key wins.  Everything read is checked against its digest.  Any
 number of processes may use a store at once.  What is durable when `Store.put` returns is said
-at `fabric.trove.backends.Directory`.
+at `fabric.trove.directory.Directory`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ import msgspec
 
 from fabric.errors import StoreError
 from fabric.jobs import Blob, Manifest
-from fabric.trove.backends import ABANDONED, Entry, connect
+from fabric.trove.backends import ABANDONED, Backend, Entry
+from fabric.trove.directory import Directory
 from fabric.trove.files import sha256_of
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
@@ -66,7 +67,7 @@ class Store:
         self._scratch = scratch
         self._verified: set[tuple[str, int, int]] = set()
         try:
-            self._backend = connect(url)
+            self._backend = _connect(url)
         except Exception as error:  # noqa: BLE001 - whatever obstore raises about a bad URL
             raise StoreError(
                 f"{url}: cannot be used as an artifact store: {_brief(error)}; give a directory"
@@ -320,6 +321,19 @@ class Store:
 
 class _Absent(StoreError):
     """Something is not there."""
+
+
+def _connect(url: str) -> Backend:
+    """The backend for a plain path or URL.  Raises whatever obstore does if there is none."""
+    if url.startswith("file://"):
+        from urllib.parse import unquote, urlsplit
+
+        return Directory(Path(unquote(urlsplit(url).path)))
+    if "://" not in url:
+        return Directory(Path(url).expanduser().absolute())
+    from fabric.trove.remote import Remote  # and with it obstore: the cached path goes without
+
+    return Remote(url)
 
 
 def _manifest(key: str) -> str:

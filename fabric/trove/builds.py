@@ -1,0 +1,126 @@
+"""Build refs: the commits that people order to be built, in the trove.
+
+A farm builds commits, but people build what they are just editing; so the initiator makes that a
+commit (`fabric.trove.snapshot`) and pushes it as ``refs/builds/USER/REQUEST``.  A request's id
+begins with its time, so that the names alone tell which refs are old.
+"""
+
+from __future__ import annotations
+
+import secrets
+import subprocess
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from fabric.trove import git, snapshot
+from fabric.trove.git import Repository
+from fabric.trove.reach import Trove
+from fabric.trove.snapshot import Snapshot
+from fabric.trove.stop import Stop
+
+#: Seconds after which a build ref goes, whatever became of its build,
+KEEP = 30 * 86400.0
+#: and that one stays which no live build needs: it may be just about to be ordered.
+SPARE = 3600.0
+#: Seconds between two looks for old refs.
+TIDY_EVERY = 86400.0
+
+
+def new_request() -> str:
+    """An id for a request: 32 hex digits, the first 12 of them its time in milliseconds."""
+    return f"{int(time.time() * 1000):012x}{secrets.token_hex(10)}"
+
+
+def ref_of(request: str) -> str:
+    """The build ref of a request of ours."""
+    return f"refs/builds/{snapshot.user()}/{request}"
+
+
+def stale(refs: Iterable[str], live: Collection[str], now: float) -> Iterator[str]:
+    """Those of the build refs that can go.  ``live``: requests that are not over."""
+    for ref in refs:
+        request = ref.rpartition("/")[2]
+        try:
+            age = now - int(request[:12], 16) / 1000
+        except ValueError:  # somebody else's way of naming
+            continue
+        if age > KEEP or (age > SPARE and request not in live):
+            yield ref
+
+
+class Builds:
+    """The build commits of this machine, kept in a repository at ``path``."""
+
+    def __init__(self, path: Path) -> None:
+        self.repository = Repository(path)
+
+    def snapshot(self, root: Path) -> Snapshot:
+        """What is below ``root`` now.  SourceError if that cannot be taken in."""
+        self.repository.create()
+        return snapshot.take(root, self.repository.path)
+
+    def push(
+        self, build: Snapshot, trove: Trove, ref: str, progress: Callable[[str], None]
+    ) -> None:
+        """Make it ``ref`` of the trove.  TroveError says why not, and what to do."""
+        self._push(trove, [f"{build.commit}:{ref}"], progress, build.environ)
+
+    def tidy(self, trove: Trove, live: Collection[str]) -> int:
+        """Remove refs of this user that are of no use any more; how many.  TroveError."""
+        listed = self._run(trove, ["ls-remote", trove.url, f"refs/builds/{snapshot.user()}/*"])
+        refs = [line.partition("\t")[2] for line in listed.splitlines()]
+        old = list(stale(refs, live, time.time()))
+        if old:
+            self._push(trove, [f":{ref}" for ref in old])
+        self._tidied.touch()
+        return len(old)
+
+    @property
+    def untidy(self) -> bool:
+        """Whether it is time to `tidy`."""
+        with suppress(FileNotFoundError):
+            return time.time() - self._tidied.stat().st_mtime > TIDY_EVERY
+        return True
+
+    @property
+    def _tidied(self) -> Path:
+        return self.repository.path / "tidied"
+
+    def _push(
+        self,
+        trove: Trove,
+        refspecs: list[str],
+        progress: Callable[[str], None] = lambda _: None,
+        environ: dict[str, str] | None = None,
+    ) -> None:
+        command = ["push", "--no-verify", "--force", "--progress", "--", trove.url, *refspecs]
+        self._run(trove, command, progress, environ)
+
+    def _run(
+        self,
+        trove: Trove,
+        command: list[str],
+        progress: Callable[[str], None] = lambda _: None,
+        environ: dict[str, str] | None = None,
+    ) -> str:
+        """What git prints."""
+        with (
+            subprocess.Popen(
+                ["git", "-c", "gc.auto=0", "--git-dir", str(self.repository.path), *command],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=trove.environ() | (environ or {}),
+                start_new_session=True,
+            ) as process,
+            Stop().child(process),
+        ):
+            assert process.stderr is not None
+            assert process.stdout is not None
+            said = git.follow(process.stderr, progress)
+            printed = process.stdout.read().decode(errors="replace")
+        if process.returncode:
+            raise trove.problem(said)
+        return printed

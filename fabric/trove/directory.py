@@ -1,0 +1,185 @@
+"""An artifact store in a directory, made sure of on the disk.
+
+It is not reached through obstore, because obstore's ``LocalStore`` renames a finished file into
+place without syncing anything: after a power cut a manifest could name empty blobs.  It also
+spares the fully cached path the import of obstore.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fabric.trove.backends import ABANDONED, Entry, size_of
+from fabric.trove.files import CHUNK, fsync, locked, make_directory, sha256_of
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
+
+class Directory:
+    """Objects as files below ``root``.
+
+    Durability: a file is written under a temporary name in ``root/tmp`` and renamed into place.
+    Then the blobs of one `put`, their directories (those just made, too) and the manifest, which
+    has no name yet, are fsynced, all at the same time, and only after that the manifest gets its
+    name and its directory is fsynced.  So when `put` returns, a power cut loses nothing of it,
+    and a cut at any time leaves no manifest without its blobs.  What a cut may leave is a torn
+    blob that no manifest names; the next `put` of it finds that out and writes it again.
+    """
+
+    trouble: tuple[type[Exception], ...] = (OSError,)
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @cached_property
+    def _syncers(self) -> ThreadPoolExecutor:
+        from concurrent.futures import ThreadPoolExecutor
+
+        return ThreadPoolExecutor(8, thread_name_prefix="sync")
+
+    def exist(self, paths: Iterable[str]) -> set[str]:
+        base = f"{self.root}/"
+        return {path for path in paths if os.access(base + path, os.F_OK)}
+
+    def get(self, path: str) -> bytes:
+        return (self.root / path).read_bytes()
+
+    def range(self, path: str, offset: int, length: int) -> bytes:
+        with (self.root / path).open("rb") as file:
+            file.seek(offset)
+            return file.read(length)
+
+    def stream(self, path: str) -> Iterator[bytes]:
+        with (self.root / path).open("rb") as file:
+            while piece := file.read(CHUNK):
+                yield piece
+
+    def put(self, blobs: Mapping[str, bytes | Path], last: str, content: bytes) -> None:
+        temporary: dict[str, Path] = {}
+        try:
+            # Shared with other writers; gc takes the lock alone, so that it never removes a blob
+            # between our finding it here and our manifest's naming it.
+            with locked(self._lock_file, shared=True):
+                self._put(blobs, last, content, temporary)
+        finally:
+            for path in temporary.values():
+                path.unlink(missing_ok=True)
+
+    def _put(
+        self,
+        blobs: Mapping[str, bytes | Path],
+        last: str,
+        content: bytes,
+        temporary: dict[str, Path],
+    ) -> None:
+        unsynced: set[Path] = set()
+        for path, data in blobs.items():
+            file = self.root / path
+            if _is_whole(file, data):
+                os.utime(file)
+            else:
+                temporary[path] = self._temporary(data)
+                make_directory(file.parent)
+                temporary.pop(path).replace(file)
+                unsynced.add(file.parent)
+            unsynced.add(file)  # one that was there may be another's, not synced yet
+        manifests = (self.root / last).parent
+        make_directory(manifests)
+        if not self.exist([last]):
+            temporary[last] = self._temporary(content)
+            unsynced.add(temporary[last])
+        self._sync(*unsynced)
+        if last in temporary:
+            # link, unlike rename, leaves alone a manifest that came first
+            with contextlib.suppress(FileExistsError):
+                os.link(temporary[last], self.root / last)
+        self._sync(manifests)
+
+    def _sync(self, *paths: Path) -> None:
+        """fsync files and directories, several at once: mostly it is waiting for the disk."""
+        first, *others = paths
+        waiting = [self._syncers.submit(fsync, path) for path in others]
+        fsync(first)
+        for one in waiting:
+            one.result()
+
+    def delete(self, paths: Iterable[str]) -> None:
+        for path in paths:
+            (self.root / path).unlink(missing_ok=True)
+
+    def delete_unused(self, entries: Iterable[Entry]) -> list[Entry]:
+        """Remove the entries that nobody has touched since they were listed."""
+        removed = []
+        for entry in entries:
+            with locked(self._lock_file), contextlib.suppress(FileNotFoundError):
+                file = self.root / entry.path
+                if file.stat().st_mtime <= entry.time:
+                    file.unlink()
+                    removed.append(entry)
+        return removed
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        base = str(self.root)
+        for folder, folders, files in os.walk(f"{base}/{prefix}"):
+            folders.sort()
+            for name in sorted(files):
+                with contextlib.suppress(FileNotFoundError):  # removed while we list
+                    status = Path(folder, name).stat()
+                    relative = f"{folder[len(base) + 1 :]}/{name}"
+                    yield Entry(relative, status.st_size, status.st_mtime)
+
+    def place(self, path: str) -> Path | None:
+        return self.root / path
+
+    def used(self, path: str) -> None:
+        file = self.root / path
+        with contextlib.suppress(OSError):  # only a hint for gc; the store may be read-only
+            if file.stat().st_mtime < time.time() - 60:
+                os.utime(file)
+
+    def tidy(self) -> None:
+        """Remove what killed writers left behind."""
+        for entry in self.list("tmp"):
+            if entry.time < time.time() - ABANDONED:
+                (self.root / entry.path).unlink(missing_ok=True)
+
+    @property
+    def _lock_file(self) -> Path:
+        return self.root / "lock"
+
+    def _temporary(self, data: bytes | Path) -> Path:
+        """A new file in root/tmp with that content."""
+        import shutil
+        import tempfile
+
+        folder = self.root / "tmp"
+        make_directory(folder)
+        handle, name = tempfile.mkstemp(dir=folder)
+        file = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as opened:
+                if isinstance(data, Path):
+                    with data.open("rb") as source:
+                        shutil.copyfileobj(source, opened, CHUNK)
+                else:
+                    opened.write(data)
+                os.fchmod(opened.fileno(), 0o444)
+        except BaseException:
+            file.unlink(missing_ok=True)
+            raise
+        return file
+
+
+def _is_whole(file: Path, data: bytes | Path) -> bool:
+    """Whether the blob is there already, and is what its name says."""
+    try:
+        return file.stat().st_size == size_of(data) and sha256_of(file) == file.name
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,80 @@
+"""How git reaches a farm's trove, and what it means when it does not."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+
+from fabric.errors import SourceError
+from fabric.trove.git import environment
+
+#: Seconds until a host that says nothing counts as out of reach.
+PATIENCE = 15
+
+
+class TroveError(SourceError):
+    """The trove cannot be reached, or does not take what it is given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trove:
+    """The one bare repository of a farm.  ``ssh_key``, ``known_hosts``: "" is ssh's default."""
+
+    url: str
+    ssh_key: str = ""
+    known_hosts: str = ""
+
+    def environ(self) -> dict[str, str]:
+        """The environment for git: nobody is asked anything, no host is trusted unseen."""
+        options = ["BatchMode=yes", "StrictHostKeyChecking=yes", f"ConnectTimeout={PATIENCE}"]
+        options += [f"ServerAliveInterval={PATIENCE}"]
+        if self.known_hosts:
+            # ssh takes the value apart at blanks
+            options.append(f'UserKnownHostsFile="{self.known_hosts}"')
+        command = ["ssh", *(part for option in options for part in ("-o", option))]
+        if self.ssh_key:
+            command += ["-o", "IdentitiesOnly=yes", "-i", self.ssh_key]
+        return {"GIT_SSH_COMMAND": shlex.join(command)} | environment(private=False)
+
+    def problem(self, said: str) -> TroveError:
+        """What went wrong, and what to do, by what git said."""
+        for pattern, meaning in _MEANINGS:
+            if re.search(pattern, said, re.I):
+                host = re.sub(r"^\w+://|^[^@/]*@", "", self.url).split("/")[0]
+                host = host.rpartition("@")[2].partition(":")[0]
+                key = self.ssh_key or "your ssh key"
+                known = self.known_hosts or "~/.ssh/known_hosts"
+                meaning = meaning.format(host=host, key=key, known=known)
+                return TroveError(f"the trove {self.url} {meaning} ({said})")
+        return TroveError(f"the trove {self.url}: {said}")
+
+
+#: What git or ssh says -> what that means to the user.
+_MEANINGS = (
+    (
+        r"host key verification failed|no matching host key",
+        "is on a host whose key is not known, or has changed: compare what"
+        " `ssh-keyscan {host}` prints with the host's own, and put it into {known}",
+    ),
+    (
+        r"permission denied \(|too many authentication failures|load key",
+        "does not let {key} in: have its public half admitted there, or name another with ssh-key",
+    ),
+    (
+        r"no space left|disk quota exceeded|unable to write sha1|out of disk",
+        "has no space left on its disk: tell whoever looks after it",
+    ),
+    (
+        r"not appear to be a git repository|does not exist|not a git repository|not found",
+        "is no git repository: is the setting `trove` right?",
+    ),
+    (
+        r"insufficient permission|read-only|pre-receive hook declined|prohibited",
+        "does not take it: whoever looks after it has to allow you to push",
+    ),
+    (
+        r"resolve hostname|refused|timed out|no route|unreachable|reset by|closed by|hung up",
+        "cannot be reached: is {host} up, and the network?",
+    ),
+)

@@ -1,0 +1,167 @@
+"""An artifact store behind a URL: WebDAV, S3 and whatever else obstore reaches."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fabric.trove.backends import ABANDONED, Entry, size_of
+from fabric.trove.files import CHUNK
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from obstore import ObjectMeta
+    from obstore.store import ObjectStore
+
+#: How many requests a remote store gets at once.
+PARALLEL = 16
+
+
+class Remote:
+    """Objects behind a URL that obstore understands: http(s) (WebDAV), s3, gs, az, memory.
+
+    How durable a finished upload is, the server decides.
+    """
+
+    def __init__(self, url: str) -> None:
+        from datetime import timedelta
+        from urllib.parse import unquote, urlsplit
+
+        import obstore.exceptions
+        from obstore.store import from_url
+
+        # obstore raises FileNotFoundError, PermissionError and the like of Python's own, too
+        self.trouble: tuple[type[Exception], ...] = (
+            obstore.exceptions.BaseError,
+            OSError,
+            ValueError,
+        )
+        plain = url.startswith(("http:", "https:"))
+        #: what a WebDAV server's listings have before our paths; None for stores that list well
+        self._base = unquote(urlsplit(url).path).strip("/") if plain else None
+        settings: dict[str, Any] = {}
+        if not url.startswith("memory:"):
+            client = settings["client_options"] = {
+                "connect_timeout": timedelta(seconds=10),
+                "read_timeout": timedelta(seconds=60),  # of silence
+                "timeout": timedelta(days=1),  # of a whole transfer
+            }
+            if url.startswith("http:") or os.environ.get("AWS_ALLOW_HTTP") == "true":
+                client["allow_http"] = True
+            settings["retry_config"] = {"max_retries": 4, "retry_timeout": timedelta(minutes=2)}
+        self._store: ObjectStore = from_url(url, **settings)
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        from concurrent.futures import ThreadPoolExecutor
+
+        return ThreadPoolExecutor(PARALLEL, thread_name_prefix="store")
+
+    def exist(self, paths: Iterable[str]) -> set[str]:
+        wanted = list(paths)
+        return {path for path, size in zip(wanted, self._sizes(wanted), strict=True) if size >= 0}
+
+    def _sizes(self, paths: Iterable[str]) -> Iterator[int]:
+        """Size of each object in bytes, -1 for one that is not there."""
+
+        def size(path: str) -> int:
+            try:
+                return self._store.head(path)["size"]
+            except FileNotFoundError:
+                return -1
+
+        return self._pool.map(size, paths)
+
+    def get(self, path: str) -> bytes:
+        return bytes(self._store.get(path).bytes())
+
+    def range(self, path: str, offset: int, length: int) -> bytes:
+        size = self._store.head(path)["size"]
+        length = min(length, size - offset)
+        if length <= 0:
+            return b""
+        return bytes(self._store.get_range(path, start=offset, length=length))
+
+    def stream(self, path: str) -> Iterator[bytes]:
+        for piece in self._store.get(path).stream(min_chunk_size=CHUNK):
+            yield bytes(piece)
+
+    def put(self, blobs: Mapping[str, bytes | Path], last: str, content: bytes) -> None:
+        fresh = self._fresh(blobs)
+        list(self._pool.map(lambda path: self._store.put(path, blobs[path]), fresh))
+        self._create(last, content)
+
+    def _fresh(self, blobs: Mapping[str, bytes | Path]) -> list[str]:
+        """The blobs to upload: those not there, and those so old that gc may be at them."""
+
+        def needed(path: str) -> bool:
+            try:
+                there = self._store.head(path)
+            except FileNotFoundError:
+                return True
+            old = there["last_modified"].timestamp() < time.time() - ABANDONED / 2
+            return old or there["size"] != size_of(blobs[path])
+
+        wanted = self._pool.map(needed, blobs)
+        return [path for path, need in zip(blobs, wanted, strict=True) if need]
+
+    def _create(self, path: str, content: bytes) -> None:
+        """Write an object unless it exists; plain servers can only be asked first."""
+        from obstore.exceptions import AlreadyExistsError, GenericError, NotSupportedError
+
+        try:
+            self._store.put(path, content, mode="create")
+        except AlreadyExistsError:
+            pass
+        except (NotImplementedError, NotSupportedError, GenericError):
+            if not self.exist([path]):
+                self._store.put(path, content)
+
+    def delete(self, paths: Iterable[str]) -> None:
+        def delete(path: str) -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self._store.delete(path)
+
+        list(self._pool.map(delete, paths))
+
+    def delete_unused(self, entries: Iterable[Entry]) -> list[Entry]:
+        removed = list(entries)
+        self.delete(entry.path for entry in removed)
+        return removed
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        if self._base is None:
+            for page in self._store.list(prefix):
+                yield from map(_entry, page)
+            return
+        # These list a directory, but hardly ever what is below it, and by their own full paths.
+        listing = self._store.list_with_delimiter(prefix)
+        yield from (_entry(meta, self._base) for meta in listing["objects"])
+        for folder in listing["common_prefixes"]:
+            inside = _relative(folder, self._base)
+            if inside.startswith(prefix + "/"):  # the directory itself is listed, too
+                yield from self.list(inside)
+
+    def place(self, path: str) -> Path | None:  # noqa: ARG002
+        return None
+
+    def used(self, path: str) -> None:
+        """Nothing: such stores remember only when an object was written."""
+
+    def tidy(self) -> None:
+        """Nothing: uploads under way have no names here."""
+
+
+def _entry(meta: ObjectMeta, base: str = "") -> Entry:
+    path = _relative(meta["path"], base)
+    return Entry(path, meta["size"], meta["last_modified"].timestamp())
+
+
+def _relative(path: str, base: str) -> str:
+    return path.removeprefix(base).lstrip("/")

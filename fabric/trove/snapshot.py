@@ -1,0 +1,193 @@
+"""A user's work tree as a commit, without the user's repository noticing.
+
+Changed, new and deleted files are in it, ignored ones and the logs of builds are not.  The index
+is a copy of the user's, so that only files which changed are hashed; new objects go into a
+repository of ours, which borrows the rest; no ref, stash or reflog is touched, no hook is run.
+Files in no repository, or ignored by the one around them, are taken in with an index of ours.
+
+The commit's tree is the folder that was asked for, wherever in its repository that is.  Its
+parent has the tree of HEAD and no history: what a trove has of that need not be sent again.
+"""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fabric.errors import SourceError
+from fabric.trove.git import environment
+
+#: A new file larger than this is hardly meant to be built from, in bytes.
+LARGEST = 64 * 1024 * 1024
+#: Logs of builds land in the current folder, which is often the definitions'.
+LOGS = "build-step-*.log"
+
+#: Nothing of the user's may be run, waited for or written.
+_QUIET = (
+    *("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false"),
+    *("-c", "core.splitIndex=false", "-c", "gc.auto=0", "-c", "core.bare=false"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """``commit`` is in our repository, its objects there or in the directories ``borrowed``."""
+
+    commit: str
+    borrowed: tuple[str, ...] = ()
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """Lets git find what is borrowed."""
+        return {"GIT_ALTERNATE_OBJECT_DIRECTORIES": ":".join(map(_quoted, self.borrowed))}
+
+
+def take(root: Path, ours: Path) -> Snapshot:
+    """The files below ``root`` as a commit; ``ours`` is a bare repository.
+
+    SourceError if git cannot read something, or a new file is too large to be meant.
+    """
+    git = _Git(root, environment(private=False) | {"GIT_OPTIONAL_LOCKS": "0"})
+    around = git.around()
+    known = around.index if around else ours / _index_name(root)
+    with _copied(known, ours, keep=around is None) as index:
+        git = git.given(
+            GIT_INDEX_FILE=str(index),
+            GIT_OBJECT_DIRECTORY=str(ours / "objects"),
+            GIT_ALTERNATE_OBJECT_DIRECTORIES=_quoted(around.objects) if around else "",
+        )
+        if around is None:
+            git = git.given(GIT_DIR=str(ours), GIT_WORK_TREE=str(root))
+        _take_in(git)
+        prefix = around.prefix if around else ""
+        tree = git("write-tree", *([f"--prefix={prefix}"] if prefix else [])).strip()
+        parent = []
+        if around and (before := git.ask("rev-parse", "--verify", f"HEAD:{prefix}")):
+            parent = ["-p", _commit(git, before, 0, "What a build was made from")]
+        commit = _commit(git, tree, int(time.time()), "A build", *parent)
+    return Snapshot(commit, (around.objects,) if around else ())
+
+
+def user() -> str:
+    """Who we are, fit to be part of a ref's name."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # no such user in the password file
+        name = ""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "somebody"
+
+
+@dataclass(frozen=True, slots=True)
+class _Around:
+    """The user's repository around a folder."""
+
+    prefix: str  # of the folder: "" or "definitions/"
+    index: Path
+    objects: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Git:
+    """Git, run in a folder."""
+
+    root: Path
+    environ: Mapping[str, str]
+
+    def given(self, **environ: str) -> _Git:
+        """The same with more in its environment."""
+        return _Git(self.root, {**self.environ, **environ})
+
+    def around(self) -> _Around | None:
+        """The user's repository, if it knows the folder.  SourceError if git dares not look."""
+        done = self._run(
+            *("rev-parse", "--show-prefix", "--show-object-format", "--path-format=absolute"),
+            *("--git-path", "index", "--git-path", "objects"),
+        )
+        if done.returncode:
+            said = done.stderr.decode(errors="replace")
+            if "not a git repository" in said or "must be run in a work tree" in said:
+                return None
+            raise SourceError(f"{self.root}: {said.removeprefix('fatal: ').strip()}")
+        prefix, kind, index, objects = os.fsdecode(done.stdout).splitlines()
+        ignored = self._run("check-ignore", "--quiet", "VERSION").returncode == 0
+        return None if ignored or kind != "sha1" else _Around(prefix, Path(index), objects)
+
+    def __call__(self, *command: str, input: bytes = b"") -> str:
+        """What git prints.  SourceError if it cannot do that."""
+        done = self._run(*command, input=input)
+        if done.returncode:
+            said = "; ".join(done.stderr.decode(errors="replace").strip().splitlines())
+            raise SourceError(f"{self.root}: git cannot take in what is here: {said}")
+        return os.fsdecode(done.stdout)
+
+    def ask(self, *command: str) -> str:
+        """A line that git prints, and "" if it cannot."""
+        done = self._run(*command)
+        return "" if done.returncode else os.fsdecode(done.stdout).strip()
+
+    def _run(self, *command: str, input: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            ["git", *_QUIET, *command],
+            cwd=self.root,
+            input=input,
+            capture_output=True,
+            env=self.environ,
+            check=False,
+        )
+
+
+def _commit(git: _Git, tree: str, at: int, message: str, *parent: str) -> str:
+    """A commit of a tree, at a time in seconds since 1970."""
+    who = {"NAME": user(), "EMAIL": f"{user()}@invalid", "DATE": f"@{at} +0000"}
+    for role in ("AUTHOR", "COMMITTER"):
+        git = git.given(**{f"GIT_{role}_{what}": value for what, value in who.items()})
+    return git("commit-tree", "-m", message, *parent, tree).strip()
+
+
+def _take_in(git: _Git) -> None:
+    """Bring the index up to date with the files."""
+    listed = git("ls-files", "-z", "--others", "--modified", "--exclude-standard", "-x", LOGS)
+    # A directory in this list is a repository of its own, and no part of this one.
+    changed = sorted({name for name in listed.split("\0") if name and not name.endswith("/")})
+    for name in changed:
+        path = git.root / name
+        if path.is_file() and not path.is_symlink() and path.stat().st_size > LARGEST:
+            raise SourceError(
+                f"{path}: {path.stat().st_size // 1_000_000} MB are too much to be sent with a"
+                " build; move it elsewhere, or name it in .gitignore"
+            )
+    if changed:
+        names = b"".join(os.fsencode(name) + b"\0" for name in changed)
+        git("update-index", "-z", "--add", "--remove", "--replace", "--stdin", input=names)
+
+
+@contextmanager
+def _copied(known: Path, ours: Path, *, keep: bool) -> Iterator[Path]:
+    """A copy of an index, to be changed; it takes the place of the old one if that is ours."""
+    with tempfile.TemporaryDirectory(dir=ours, prefix="index-") as scratch:
+        copy = Path(scratch, "index")
+        if known.exists():
+            # With its time: what changed in the very moment it was written is looked at again.
+            shutil.copy2(known, copy)
+        yield copy
+        if keep and copy.exists():
+            copy.replace(known)
+
+
+def _index_name(root: Path) -> str:
+    return f"index-of-{hashlib.sha256(os.fsencode(root)).hexdigest()[:16]}"
+
+
+def _quoted(path: str) -> str:
+    """A path in a list of them."""
+    return '"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"'
