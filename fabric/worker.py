@@ -108,13 +108,18 @@ class Attempt:
             key=self.key,
             fence=self.fence,
             result=result,
-            message=message,
+            message=_text(message),
             phase=phase,
-            command=command,
+            command=_text(command),
             seconds=time.monotonic() - began,
             log_size=blob.size,
             log_sha256=blob.sha256,
         )
+
+
+def _text(message: str) -> str:
+    """What can be sent of a message that may name files, whose names need not be text."""
+    return message.encode("utf-8", "backslashreplace").decode()
 
 
 class Worker:

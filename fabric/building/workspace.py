@@ -67,14 +67,14 @@ class Workspace:
         self.sources = sources
         # Layers hold setuid programs: nobody but us may reach them.
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for name in ("layers", "indexes", "merged", "tmp", "failed"):
-            (self.root / name).mkdir(exist_ok=True)
         self.layers = Layers(self)
         self._locks = Locks(self.root / "lock")
         self._numbers = itertools.count()
         self._spare: list[Path] = []
         self._cleaned: tuple[int, int] | None = None
         with self.locked("sessions"):
+            for name in ("layers", "indexes", "merged", "tmp", "failed"):
+                (self.root / name).mkdir(exist_ok=True)
             self.session = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=self.root / "tmp"))
             self._alive = self._locks.take(self.session.name)
             self._reaper = Reaper(self.session / "trash")

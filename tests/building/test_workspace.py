@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,16 @@ class TestCleaning:
         (root / "boot").write_text("another boot\n")
         with Workspace(root, kit.store, kit.sources):
             assert not (root / "layers" / job.key).exists()
+
+    def test_workers_that_start_together_do_not_stumble(self, kit: Kit, tmp_path: Path) -> None:
+        def start(number: int, barrier: threading.Barrier) -> None:
+            barrier.wait()
+            Workspace(tmp_path / f"new-{number}", kit.store, kit.sources).close()
+
+        with ThreadPoolExecutor(4) as pool:
+            for number in range(50):
+                barrier = threading.Barrier(4)
+                list(pool.map(start, [number] * 4, [barrier] * 4))
 
     def test_nobody_else_may_look_inside(self, kit: Kit) -> None:
         assert kit.workspace.root.stat().st_mode & 0o777 == 0o700

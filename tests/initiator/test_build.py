@@ -76,6 +76,14 @@ def test_a_failure_says_all_that_is_needed(project: Project) -> None:
     assert not (project.logs / "build-step-after-misc.log").exists()
 
 
+def test_a_failure_about_a_name_that_is_no_text(project: Project) -> None:
+    odd = """"$DESTDIR/$(printf '\\377')\""""
+    project.write(one=f"mkdir {odd}", two=("one", f"ln -s one {odd}"))
+    done = project.build()
+    assert done.returncode == 3, done.stderr
+    assert "has a symlink at /\\xff" in done.stdout.replace("\\udcff", "\\xff")
+
+
 def test_keep_going_builds_all_that_still_can_be(project: Project) -> None:
     chunks = {f"c{i}": ("", f"echo {i}") for i in range(6)}
     project.write(bad="false", after=("bad", "true"), **chunks)
