@@ -149,7 +149,9 @@ class Anything(RuleBasedStateMachine):
                     stage.ends(name, "done")
             stage.sync()
         verdicts = {r.id: r.state for r in stage.scheduler.requests.values()}
-        assert all(state in ("done", "failed", "cancelled") for state in verdicts.values()), verdicts
+        assert all(state in ("done", "failed", "cancelled") for state in verdicts.values()), (
+            verdicts
+        )
         stage.sync()
         assert not stage.scheduler.tasks
         assert not stage.scheduler.requesters
