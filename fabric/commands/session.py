@@ -195,7 +195,7 @@ class Session:
         steps = self.mirror.steps.values()
         done, total = self._progress()
         return BuildView(
-            title=self.mirror.submit.title,
+            title=self.mirror.title,
             total=total,
             done=done,
             failed=sum(step.state == "failed" for step in steps),

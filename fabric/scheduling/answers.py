@@ -33,7 +33,7 @@ def answer(scheduler: Scheduler, query: Query, now: float) -> Answer:
             )
         case "why":
             lines = tuple(_why(scheduler, query.about, now))
-            error = "" if lines else f"no request or step known here is called {query.about!r}"
+            error = "" if lines else f"no request or step is called {query.about} here"
             return Answer(query.id, error, lines=lines)
         case "pinned":
             live = (request for request in scheduler.requests.values() if not request.over)
@@ -88,7 +88,7 @@ def _condition(
     if now - worker.heard > scheduler.limits.stale:
         return "silent", ""
     if worker.draining or worker.drained:
-        why = "by its own word" if worker.draining else "by an operator's"
+        why = "by its own word" if worker.draining else "by an operator's word"
         return ("draining" if worker.held else "drained"), why
     if worker.refusing:
         return "refusing", worker.refusing

@@ -30,6 +30,8 @@ def validate(scheduler: Scheduler, now: float) -> None:
         assert scheduler.tasks[key] is task
         assert task.state not in PRESENT
     _workers(scheduler)
+    if now < scheduler.settled_at:
+        return
     for pool in scheduler.pools.all():
         match = pool.match(now)
         assert match is None, f"{match.task.offer.name} could run on {match.worker.name}"

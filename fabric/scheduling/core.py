@@ -52,7 +52,9 @@ class Scheduler(Fleet):
 
     ``broker`` names this run of it; ``epoch`` is larger in each run than in all before, so
     that fences and versions grow over restarts.  ``durations`` tells how long builds took,
-    ``drained`` which workers an operator wants to get nothing (see `events.Drained`).
+    ``drained`` which workers an operator wants to get nothing (see `events.Drained`).  With
+    ``recovering``, if workers may be at something for a former run, nothing begins until they
+    had time to say so: or it would run twice.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Scheduler(Fleet):
         epoch: int = 0,
         durations: Durations | None = None,
         drained: frozenset[str] = frozenset(),
+        recovering: bool = False,
         now: float = 0.0,
     ) -> None:
         limits = limits or Limits()
@@ -75,6 +78,8 @@ class Scheduler(Fleet):
             now=now,
         )
         self._ticked = now
+        self.settled_at = now + limits.settle if recovering else now
+        self._timer(self.settled_at, lambda _: None, None)  # things may begin
         self._timer(self.grace_until, self._end_grace, None)
         self._handlers: Mapping[type, Callable[[Any], None]] = {
             Report: self._report,
@@ -129,6 +134,8 @@ class Scheduler(Fleet):
     # -- dispatch --------------------------------------------------------------------------
 
     def _dispatch(self) -> None:
+        if self.now < self.settled_at:
+            return
         while (match := self.pools.match(self.now)) is not None:
             _, task, worker, request = match
             if task.key in self.ghosts:

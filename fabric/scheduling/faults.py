@@ -58,8 +58,11 @@ class Faults(Intake):
             self._rest(worker, min(self.limits.rest, 2.0 ** (worker.faults - 1)))
         task.faults[name] = message
         task.fault_count += 1
-        if task.fault_count < self.limits.faults or (task.state, Cause.EXHAUSTED) not in TABLE:
+        few = task.fault_count < self.limits.faults
+        if few or (task.state, Cause.EXHAUSTED) not in TABLE:
             return False
+        if len(task.faults) < self.limits.faults and self.pools.hope(task, self.now):
+            return False  # one bad machine must not fail what a good one can do
         told = "; ".join(f"{name}: {message}" for name, message in task.faults.items())
         self.fail(task, Cause.EXHAUSTED, f"no machine could do it: {told}")
         return True

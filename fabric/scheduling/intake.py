@@ -172,8 +172,8 @@ class Intake(Interest):
         """An operator, or whoever asked for it, wants a request no more."""
         found = self.find_requests(command.about)
         if len(found) != 1:
-            problem = f"several requests begin with {command.about}" if found else "no such request"
-            return Answer(command.id, error=problem)
+            problem = "several requests begin with" if found else "no request here is called"
+            return Answer(command.id, error=f"{problem} {command.about}")
         [request] = found
         if request.over:
             told = f"it is {request.state} already"

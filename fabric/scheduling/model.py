@@ -31,6 +31,7 @@ class Limits(msgspec.Struct, frozen=True):
     stale: float = 3.0  # a worker silent this long is given nothing new
     patience: float = 15.0  # an initiator silent this long has left
     grace: float = 30.0  # after a start, what workers run already waits this long for a request
+    settle: float = 3.0  # after a restart, workers have this long to say what they run
     losses: int = 3  # workers one task may take down
     faults: int = 3  # times machines may be unable to do one task
     asks: int = 5  # times the store may fail to answer

@@ -134,15 +134,16 @@ class Pool:
     def worker_for(self, task: Task, now: float) -> Worker | None:
         """A worker with room: one that has not been unable to do it, as long as there is hope."""
         shunned = {name for name, refusal in task.refusals.items() if now < refusal.until}
-        if any(self._hopeful(worker, task) for worker in self.members.values()):
-            return self._freest(now, shunned | task.faults.keys())
-        return self._freest(now, shunned)
+        return self._freest(now, shunned | task.faults.keys() if self.hope(task) else shunned)
 
-    def _hopeful(self, worker: Worker, task: Task) -> bool:
-        """Whether a worker may yet do a task, that others were unable to do."""
-        refusal = task.refusals.get(worker.name)
-        patient = refusal is None or refusal.count < self._limits.refusals
-        return worker.open and patient and worker.name not in task.faults
+    def hope(self, task: Task) -> bool:
+        """Whether some worker may yet do a task that others were unable to do."""
+        return any(
+            worker.open
+            and name not in task.faults
+            and (name not in task.refusals or task.refusals[name].count < self._limits.refusals)
+            for name, worker in self.members.items()
+        )
 
     def waiting(self, now: float) -> Iterator[tuple[Order, Task]]:
         """All ready tasks, in no order, some more than once.  For `why`, not for dispatch."""
@@ -219,6 +220,10 @@ class Pools:
         first = self.of(task.offer, now).next(now)
         return first is not None and order_of(task, now) < first[0]
 
+    def hope(self, task: Task, now: float) -> bool:
+        """Whether some worker may yet do a task that others were unable to do."""
+        return self.of(task.offer, now).hope(task)
+
     def stir(self, task: Task, now: float) -> None:
         """A ready task may find a worker now, for whatever reason."""
         self._stirred[self.of(task.offer, now)] = None
@@ -254,4 +259,6 @@ def _standing(request: Request, now: float) -> Standing:
 
 
 def _waits(task: Task, request: Request) -> bool:
-    return task.state is State.READY and task.requests.get(request.id) is request
+    """Whether a queue's entry still counts."""
+    ready = task.state is State.READY and not task.choosy
+    return ready and task.requests.get(request.id) is request

@@ -3,10 +3,12 @@
 A share's *load* is what it uses of the workers now, and what it used lately, by its weight; the
 smallest load is served first, the older of equal ones.  What was used counts half after
 `HALF_LIFE` and in the end not at all, so nobody starves: who gets nothing comes to nothing,
-whoever gets something is above that, and whoever is new comes after.
+and whoever gets something is above that.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 import msgspec
 
@@ -48,11 +50,14 @@ class Share(msgspec.Struct, eq=False):
         self.running -= 1
         self._use(max(0.0, seconds - LEAST), now)
 
-    def join(self, others: list[Share], now: float) -> None:
-        """A new one begins where the least served of the others is: not before those who wait."""
+    def join(self, others: Collection[Share], now: float) -> None:
+        """A new one begins where the others are on average.
+
+        With nothing, each of many small ones would come before one that has been served before.
+        """
         if others:
-            least = min(other.used_lately(now) / other.weight for other in others)
-            self.used, self.at = least * self.weight, now
+            mean = sum(other.used_lately(now) / other.weight for other in others) / len(others)
+            self.used, self.at = mean * self.weight, now
 
     def _use(self, seconds: float, now: float) -> None:
         self.used = self.used_lately(now) + seconds

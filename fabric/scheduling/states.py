@@ -14,15 +14,28 @@ from enum import StrEnum
 class State(StrEnum):
     """Where the work for one artifact stands."""
 
-    ASKING = "asking"  # does the store have it?
-    BLOCKED = "blocked"  # it does not; some dependency is missing
-    READY = "ready"  # everything is there but a worker
-    RUNNING = "running"  # an attempt is on a worker
-    VERIFYING = "verifying"  # a worker says it is done: does the store have it?
-    CACHED = "cached"  # the store had it all along
-    DONE = "done"  # built, and the store has it
-    FAILED = "failed"  # its build fails, or takes every machine down
-    DROPPED = "dropped"  # nobody wants it any more
+    ASKING = "asking"
+    BLOCKED = "blocked"
+    READY = "ready"
+    RUNNING = "running"
+    VERIFYING = "verifying"
+    CACHED = "cached"
+    DONE = "done"
+    FAILED = "failed"
+    DROPPED = "dropped"
+
+
+MEANING = {
+    State.ASKING: "does the store have it?",
+    State.BLOCKED: "it does not; something it needs is missing",
+    State.READY: "everything is there but a worker",
+    State.RUNNING: "an attempt is on a worker",
+    State.VERIFYING: "a worker says it is done: does the store have it?",
+    State.CACHED: "the store had it all along",
+    State.DONE: "built, and the store has it",
+    State.FAILED: "its build fails, or takes every machine down",
+    State.DROPPED: "nobody wants it any more",
+}
 
 
 class Cause(StrEnum):
@@ -88,12 +101,18 @@ class IllegalTransition(AssertionError):
     """An event came that the table does not know: a bug of the core, told with its story."""
 
 
-def diagram() -> Iterator[str]:
-    """The table as lines of a Mermaid state diagram."""
-    yield "stateDiagram-v2"
-    yield f"    [*] --> {S.ASKING}: somebody wants it"
-    for (state, cause), then in TABLE.items():
-        if cause is not C.UNWANTED:
-            yield f"    {state} --> {then}: {cause}"
-    for state in (S.CACHED, S.DONE, S.FAILED):
-        yield f"    {state} --> [*]"
+def table() -> Iterator[str]:
+    """The table as lines of Markdown, as docs/architecture.md shows it."""
+    yield "| state | meaning | what happens, and where that leads |"
+    yield "|---|---|---|"
+    for state in State:
+        ways = [
+            f"{cause} → **{then}**"
+            for (before, cause), then in TABLE.items()
+            if before is state and cause is not C.UNWANTED
+        ]
+        yield f"| **{state}** | {MEANING[state]} | {'<br>'.join(ways)} |"
+
+
+if __name__ == "__main__":
+    print("\n".join(table()))

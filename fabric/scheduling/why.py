@@ -112,6 +112,9 @@ def _ready(scheduler: Scheduler, task: Task, now: float) -> list[str]:
     pool = scheduler.pools.of(task.offer, now)
     if not scheduler.workers:
         return ["there is no worker"]
+    if now < scheduler.settled_at:
+        left = scheduler.settled_at - now
+        return [f"the broker has just started: workers have {left:.1f} s to say what they run"]
     if not pool.members:
         told = ["no worker can do it"]
         for worker in list(scheduler.workers.values())[:MANY]:

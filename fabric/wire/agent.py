@@ -8,10 +8,12 @@ The shell around it (`fabric.worker`) owns sockets, processes and the clock::
     actions = agent.progress(key, fence, phase="build", log_size=1234)
     actions = agent.ended(outcome)       # an attempt ended, however it ended
     actions = agent.drain()              # take nothing new; hand back what has not begun
+    actions = agent.refuse("disk full")  # the same for as long as this lasts: then refuse("")
 
 Every call returns the actions to carry out, in order: `Start`, `Kill`, `Send`.  Each attempt
 that was started must come to `ended` exactly once, also one that was killed (with the result
-"cancelled"; "done" or "failed" if it was quicker than the kill).
+"cancelled"; "done" or "failed" if it was quicker than the kill), and one that the shell will not
+begin (with the result "refused", and why).
 """
 
 from __future__ import annotations
@@ -86,8 +88,10 @@ class WorkerAgent:
         self.arch = arch
         self.slots = slots
         self.features = features
-        self.free_disk = 0  # bytes; the shell may set it at any time
+        self.free_disk = 0  # bytes; the shell may set these two at any time
+        self.free_memory = 0
         self.draining = False
+        self.refusing = ""  # why nothing new is taken at present
         #: when `tick` is due
         self.due = float("-inf")
         self._sequence = 0
@@ -132,7 +136,9 @@ class WorkerAgent:
             else:
                 del self._entries[id]
                 gone = True
+        handed_back = len(self._finished)
         actions += self._begin()
+        gone = gone or len(self._finished) > handed_back
         return [*actions, self._send()] if gone else actions
 
     def progress(self, key: str, fence: int, *, phase: str, log_size: int) -> list[Action]:
@@ -163,11 +169,14 @@ class WorkerAgent:
     def drain(self) -> list[Action]:
         """Take nothing new, and hand back what has not begun."""
         self.draining = True
-        for id, entry in list(self._entries.items()):
-            if not entry.started:
-                del self._entries[id]
-                self._finished[id] = Outcome(*id, "cancelled", message="the worker drains")
-        return [self._send()]
+        return [*self._begin(), self._send()]
+
+    def refuse(self, why: str) -> list[Action]:
+        """Take nothing new, for this reason, and refuse what has not begun; "": go on."""
+        if why == self.refusing:
+            return []
+        self.refusing = why
+        return [*self._begin(), self._send()]
 
     # -- what the shell may look at --------------------------------------------------------
 
@@ -203,6 +212,8 @@ class WorkerAgent:
             finished=tuple(self._finished.values()),
             draining=self.draining,
             free_disk=self.free_disk,
+            free_memory=self.free_memory,
+            refusing=self.refusing,
             instance=self.instance,
             broker=self._broker,
             answered=self._answered,
@@ -217,7 +228,19 @@ class WorkerAgent:
         return Send(self.report())
 
     def _begin(self) -> list[Action]:
-        """Start what is accepted, as far as there are slots and no older attempt is at it."""
+        """Start what is accepted, as far as there are slots and no older attempt is at it.
+
+        Or hand it back, if nothing new is to be taken.
+        """
+        if self.draining or self.refusing:
+            for id in [id for id, entry in self._entries.items() if not entry.started]:
+                del self._entries[id]
+                self._finished[id] = (
+                    Outcome(*id, "cancelled", message="the worker drains")
+                    if self.draining
+                    else Outcome(*id, "refused", message=self.refusing)
+                )
+            return []
         actions: list[Action] = []
         busy = {entry.key for entry in self._entries.values() if entry.started}
         room = self.slots - sum(entry.started for entry in self._entries.values())

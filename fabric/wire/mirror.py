@@ -2,7 +2,7 @@
 
 The shell around it (`fabric.initiator`) owns sockets, files and the clock::
 
-    mirror = RequestMirror(Submit(...))
+    mirror = RequestMirror(Order(...))            # or a Submit; or the id of a request to follow
     actions = mirror.tick(now)                    # once at the start, then at least at mirror.due
     actions = mirror.update(update, now)          # an Update came
     actions = mirror.refused(refused, now)        # a Refused came
@@ -11,7 +11,8 @@ The shell around it (`fabric.initiator`) owns sockets, files and the clock::
 
 Every call returns the actions to carry out, in order: `Send` to the broker; `Changed`, a step
 has news; `OpenLog`, `AppendLog`, `CloseLog` for its log file; `Over`, the request ended.  Stop
-once ``mirror.complete``: the request is over and every log is closed; then send `Leave`.
+once ``mirror.complete``: the request is over and every log is closed; then do what `leave` says.
+To stop following a detached request, or somebody else's, do the same at any time.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from fabric.wire.messages import (
     LogHint,
     LogPiece,
     LogRead,
+    Order,
     Poll,
     Refused,
     RequestState,
@@ -53,7 +55,7 @@ ENDED = frozenset({"done", "cached", "failed", "cancelled"})  # steps
 class Send(msgspec.Struct, frozen=True):
     """Send this to the broker."""
 
-    message: Submit | Poll | Leave | LogRead
+    message: Order | Submit | Poll | Leave | LogRead
 
 
 class Changed(msgspec.Struct, frozen=True):
@@ -64,10 +66,14 @@ class Changed(msgspec.Struct, frozen=True):
 
 
 class OpenLog(msgspec.Struct, frozen=True):
-    """The log of a new attempt begins: start its file anew, and subscribe to ``key``."""
+    """The log of a new attempt begins: start its file anew, and subscribe to ``key``.
+
+    ``name`` is its file's, as the broker tells it.
+    """
 
     key: str
     fence: int
+    name: str = ""
 
 
 class AppendLog(msgspec.Struct, frozen=True):
@@ -108,11 +114,12 @@ class _Log:
     """What is here of the log of one attempt."""
 
     __slots__ = ("asked", "closed", "digest", "ended", "fence", "have", "key", "known", "misses",
-                 "restarted", "sha256", "size")  # fmt: skip
+                 "name", "restarted", "sha256", "size")  # fmt: skip
 
-    def __init__(self, key: str, fence: int) -> None:
+    def __init__(self, key: str, fence: int, name: str) -> None:
         self.key = key
         self.fence = fence
+        self.name = name
         self.have = 0
         self.known = 0  # this many bytes exist, as far as told
         self.digest = hashlib.sha256()
@@ -132,11 +139,17 @@ class _Log:
 
 
 class RequestMirror:
-    """One request, as far as is known here."""
+    """One request, as far as is known here.
 
-    def __init__(self, submit: Submit) -> None:
-        self.submit = submit
-        self.state: RequestState = "checking"
+    ``wanted`` is what to ask for, or the id of a request that somebody asked for already.
+    """
+
+    def __init__(self, wanted: Order | Submit | str) -> None:
+        self.wanted = None if isinstance(wanted, str) else wanted
+        self.request = wanted if isinstance(wanted, str) else wanted.request
+        self.title = self.wanted.title if self.wanted else ""
+        self.goals = wanted.goals if isinstance(wanted, Submit) else ()  # keys, once known
+        self.state: RequestState = "checking" if isinstance(wanted, Submit) else "resolving"
         self.message = ""
         self.left = 0.0  # seconds expected until the end; 0: unknown
         self.steps: dict[str, StepState] = {}  # those the broker spoke of
@@ -165,11 +178,11 @@ class RequestMirror:
         if now >= self.due:
             if self.accepted:
                 self.due = now + POLL_EVERY
-                actions.append(Send(Poll(self.submit.request, self.version)))
+                actions.append(Send(Poll(self.request, self.version)))
             elif not self.over:
                 self.due = now + SUBMIT_AGAIN * 2 ** min(self._submits, 3)
                 self._submits += 1
-                actions.append(Send(self.submit))
+                actions.append(Send(self.wanted or Poll(self.request, self.version)))
             else:
                 self.due = now + POLL_EVERY
         for log in self._logs.values():
@@ -182,7 +195,7 @@ class RequestMirror:
 
     def update(self, update: Update, now: float) -> list[Action]:
         """The broker tells news."""
-        if update.request != self.submit.request:
+        if update.request != self.request:
             return []
         self.heard = now
         self.accepted = True
@@ -193,6 +206,8 @@ class RequestMirror:
             return []
         self.version = update.version
         self.left = update.left
+        self.title = update.title or self.title
+        self.goals = update.goals or self.goals
         actions: list[Action] = []
         for step in update.steps:
             old = self.steps.get(step.key)
@@ -207,7 +222,7 @@ class RequestMirror:
                 actions += self._end(log, now)  # whatever a restarted broker never spoke of again
         self.state, self.message = update.state, update.message
         if len(update.steps) > MANY:
-            actions.append(Send(Poll(self.submit.request, self.version)))
+            actions.append(Send(Poll(self.request, self.version)))
         return actions
 
     def refused(self, refused: Refused, now: float) -> list[Action]:
@@ -218,25 +233,27 @@ class RequestMirror:
             if log is not None and log.ended and not log.closed:
                 return self._close(log, whole=False)
             return []
-        if refused.about != self.submit.request or self.over:
+        if refused.about != self.request or self.over:
             return []
-        if refused.code == "unknown-request":
+        if refused.code == "unknown-request" and self.wanted is not None:
             # The broker has been restarted, or had given us up: what it builds, it finds again.
             if not self.accepted:
                 return []
             self.accepted = False
             self.due = now
             unsure = [step for step in self.steps.values() if step.state not in ENDED]
-            return [self._change(StepState(step.key, "waiting")) for step in unsure]
+            return [self._change(_waiting(step)) for step in unsure]
         self.accepted = False
         self.state, self.message = "failed", refused.reason
         return [Over("failed", refused.reason, refused=True)]
 
     def leave(self) -> list[Action]:
-        """The user wants it no more (or it is complete)."""
-        if not self.over:
+        """The user wants it no more, or it is complete, or is detached and goes on without us."""
+        if self.wanted is None:
+            return []  # it ends if those who asked for it leave
+        if not self.over and not self.wanted.detach:
             self.state = "cancelled"
-        return [Send(Leave(self.submit.request))]
+        return [Send(Leave(self.request))]
 
     def _change(self, step: StepState) -> Changed:
         old = self.steps.get(step.key)
@@ -280,8 +297,8 @@ class RequestMirror:
         actions: list[Action] = []
         log = self._logs.get(step.key)
         if step.fence and (log is None or log.fence != step.fence):
-            log = self._logs[step.key] = _Log(step.key, step.fence)
-            actions.append(OpenLog(step.key, step.fence))
+            log = self._logs[step.key] = _Log(step.key, step.fence, step.log)
+            actions.append(OpenLog(step.key, step.fence, step.log))
         if log is None or log.closed:
             return actions
         if step.log_size > log.known:
@@ -335,7 +352,7 @@ class RequestMirror:
         log.restarted = True
         log.have, log.known, log.digest = 0, log.size, hashlib.sha256()
         log.asked = float("-inf")
-        return [OpenLog(log.key, log.fence)]
+        return [OpenLog(log.key, log.fence, log.name)]
 
     def _ask(self, log: _Log, now: float) -> list[Action]:
         log.asked = now
@@ -345,3 +362,8 @@ class RequestMirror:
     def _close(self, log: _Log, *, whole: bool) -> list[Action]:
         log.closed = True
         return [CloseLog(log.key, log.fence, whole)]
+
+
+def _waiting(step: StepState) -> StepState:
+    """All that is sure of a step once the broker has forgotten it."""
+    return StepState(step.key, "waiting", name=step.name, kind=step.kind, log=step.log)

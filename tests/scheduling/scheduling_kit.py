@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from typing import Literal
 
 import msgspec
 
@@ -24,11 +25,15 @@ from fabric.scheduling.model import Durations, Limits
 from fabric.scheduling.why import story, why
 from fabric.wire.messages import (
     PROTOCOL,
+    Answer,
+    Command,
     Desired,
     Leave,
     Offer,
+    Order,
     Outcome,
     Poll,
+    Query,
     Report,
     Running,
     StepState,
@@ -56,6 +61,7 @@ def offers_of(
                     kind="chunk",
                     arch=arch,
                     job=msgspec.Raw(msgspec.msgpack.encode(name)),
+                    log=f"build-step-{name}-misc.log",
                     depends=tuple(map(key_of, depends.split())),
                     needs=(needs or {}).get(name, ()),
                 )
@@ -76,6 +82,7 @@ class Machine:
         self.running: dict[tuple[str, int], str] = {}  # -> phase
         self.finished: dict[tuple[str, int], Outcome] = {}
         self.draining = False
+        self.refusing = ""
         self.broker = ""
         self.answered = 0
 
@@ -104,6 +111,7 @@ class Machine:
             running=tuple(Running(*id, phase) for id, phase in self.running.items()),
             finished=tuple(self.finished.values()),
             draining=self.draining,
+            refusing=self.refusing,
             instance=self.instance,
             broker=self.broker,
             answered=self.answered,
@@ -120,22 +128,33 @@ class Stage:
         durations: Durations | None = None,
         epoch: int = 1,
         stored: Iterable[str] = (),
+        drained: Iterable[str] = (),
+        recovering: bool = False,
         now: float = 100.0,
     ) -> None:
         self.now = now
         self.limits = limits or Limits()
         self.scheduler = Scheduler(
-            self.limits, broker=f"run {epoch}", epoch=epoch, durations=durations, now=now
+            self.limits,
+            broker=f"run {epoch}",
+            epoch=epoch,
+            durations=durations,
+            drained=frozenset(drained),
+            recovering=recovering,
+            now=now,
         )
         self.stored = {key_of(name) for name in stored}
+        self.spoilt: set[str] = set()  # keys of artifacts there that nobody can use
         self.store_answers = True
         self.asked: list[list[str]] = []  # names, as the store was asked
+        self.inspected: list[list[str]] = []  # names, as it was to look closer
         self.machines: dict[str, Machine] = {}
         self.effects: list[events.Effect] = []  # of the last event from outside
         self.refusals: list[events.Refuse] = []
         self.learned: list[events.Learned] = []
         self.ended: list[events.Ended] = []
-        self._questions: list[events.Ask] = []
+        self.answers: list[Answer] = []
+        self._questions: list[events.Ask | events.Inspect] = []
         self._names: dict[str, str] = {}
 
     # -- events ----------------------------------------------------------------------------
@@ -145,8 +164,16 @@ class Stage:
         self.effects = self._handle(event)
         while self.store_answers and self._questions:
             ask = self._questions.pop(0)
-            present = frozenset(key for key in ask.keys if key in self.stored)
-            self.effects += self._handle(events.Answered(ask.question, present))
+            if isinstance(ask, events.Inspect):
+                gone = frozenset(
+                    key for key in ask.keys if key in self.spoilt or key not in self.stored
+                )
+                self.stored -= gone
+                self.spoilt -= gone
+                self.effects += self._handle(events.Inspected(gone))
+            else:
+                present = frozenset(key for key in ask.keys if key in self.stored)
+                self.effects += self._handle(events.Answered(ask.question, present))
 
     def _handle(self, event: events.Event) -> list[events.Effect]:
         effects = self.scheduler.handle(event, self.now)
@@ -156,6 +183,11 @@ class Stage:
                 case events.Ask():
                     self.asked.append([self._names[key] for key in effect.keys])
                     self._questions.append(effect)
+                case events.Inspect():
+                    self.inspected.append([self._names[key] for key in effect.keys])
+                    self._questions.append(effect)
+                case events.Tell():
+                    self.answers.append(effect.answer)
                 case events.Refuse():
                     self.refusals.append(effect)
                 case events.Learned():
@@ -172,12 +204,61 @@ class Stage:
         keep_going: bool = False,
         needs: dict[str, tuple[str, ...]] | None = None,
         arch: str = "x86_64",
+        priority: int = 0,
+        detach: bool = False,
+        requester: str = "",
     ) -> None:
         """Somebody wants these goals; by default the first step of the text."""
+        self.handle(
+            msgspec.structs.replace(
+                self.submit_of(text, *goals, request=request, needs=needs, arch=arch),
+                keep_going=keep_going,
+                priority=priority,
+                detach=detach,
+                requester=requester,
+            )
+        )
+
+    def submit_of(
+        self,
+        text: str,
+        *goals: str,
+        request: str = "r1",
+        needs: dict[str, tuple[str, ...]] | None = None,
+        arch: str = "x86_64",
+    ) -> Submit:
         offers = offers_of(text, needs=needs, arch=arch)
         self._names |= {offer.key: offer.name for offer in offers}
         wanted = tuple(map(key_of, goals)) or (offers[0].key,)
-        self.handle(Submit(PROTOCOL, request, "a test", offers, wanted, keep_going))
+        return Submit(PROTOCOL, request, "a test", offers, wanted)
+
+    def order(self, request: str = "r1", *, detach: bool = False, requester: str = "") -> None:
+        """Somebody wants what a commit says."""
+        self.handle(
+            Order(
+                PROTOCOL,
+                request,
+                "an order",
+                f"refs/builds/me/{request}",
+                "c" * 40,
+                "systems/small.morph",
+                detach=detach,
+                requester=requester,
+            )
+        )
+
+    def resolve(self, text: str, *goals: str, request: str = "r1") -> None:
+        """What was ordered turns out to be this."""
+        self.handle(events.Resolved(request, self.submit_of(text, *goals, request=request)))
+
+    def command(self, what: Literal["cancel", "drain", "resume"], about: str) -> Answer:
+        self.handle(Command(PROTOCOL, "q", what, about))
+        return self.answers[-1]
+
+    def query(
+        self, what: Literal["requests", "workers", "why", "pinned", "logs"], about: str = ""
+    ) -> Answer:
+        return self.scheduler.answer(Query(PROTOCOL, "q", what, about), self.now)
 
     def leave(self, request: str = "r1") -> None:
         self.handle(Leave(request))
@@ -201,7 +282,10 @@ class Stage:
         """The store fails to answer all that it was asked."""
         questions, self._questions = self._questions, []
         for ask in questions:
-            self._handle(events.Unanswered(ask.question, message))
+            if isinstance(ask, events.Ask):
+                self._handle(events.Unanswered(ask.question, message))
+            else:
+                self._handle(events.Inspected(frozenset()))
 
     def answer(self) -> None:
         """The store answers after all."""
@@ -253,6 +337,7 @@ class Stage:
         *,
         seconds: float = 1.0,
         message: str = "",
+        damaged: Iterable[str] = (),
         stores: bool = True,
         tell: bool = True,
     ) -> None:
@@ -265,7 +350,8 @@ class Stage:
                     self.stored.add(key)
                 machine.finished[id] = msgspec.convert(
                     {"key": key, "fence": id[1], "result": result, "message": message,
-                     "seconds": seconds, "command": "make" if result == "failed" else ""},
+                     "seconds": seconds, "damaged": tuple(map(key_of, damaged)),
+                     "command": "make" if result == "failed" else ""},
                     Outcome,
                 )  # fmt: skip
                 if tell:

@@ -345,3 +345,22 @@ def test_a_store_that_never_answers_ends_the_request(verifying: bool) -> None:
     assert stage.verdict() == "failed"
     message = stage.steps()["a"].message
     assert message == "the artifact store does not answer: no route to host"
+
+
+def test_one_bad_worker_fails_nothing_that_a_good_one_can_do() -> None:
+    stage = Stage()
+    stage.worker("bad")
+    stage.submit("a:")
+    stage.sync()
+    stage.ends("a", "fault", message="disk error")
+    stage.wait(1.0, alive=["bad"], polls=["r1"])
+    stage.sync()
+    stage.ends("a", "fault", message="disk error")
+    stage.wait(2.0, alive=["bad"], polls=["r1"])
+    stage.sync()
+    stage.worker("good")  # just in time
+    stage.ends("a", "fault", message="disk error")
+    stage.sync()
+    assert stage.running() == {"good": ["a"]}
+    stage.done("a")
+    assert stage.verdict() == "done"

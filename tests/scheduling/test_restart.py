@@ -380,3 +380,16 @@ def test_the_same_events_give_the_same_effects() -> None:
     stage.done("d")
     assert any(isinstance(event, Report) for event, _ in history)
     assert play() == play()
+
+
+def test_after_a_restart_nothing_begins_until_workers_had_time_to_speak() -> None:
+    stage = Stage(epoch=2, recovering=True)
+    stage.submit("a:")
+    stage.worker("w1")
+    assert stage.running() == {}
+    assert stage.why("a") == (
+        "a is ready: the broker has just started: workers have 3.0 s to say what they run"
+    )
+    stage.wait(3.0, alive=["w1"], polls=["r1"])
+    stage.sync()
+    assert stage.running() == {"w1": ["a"]}

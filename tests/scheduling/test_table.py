@@ -1,10 +1,12 @@
 """The table of transitions itself."""
 
+from pathlib import Path
+
 import pytest
 from scheduling_kit import offers_of
 
 from fabric.scheduling.model import Task
-from fabric.scheduling.states import LIVE, TABLE, Cause, IllegalTransition, State, diagram
+from fabric.scheduling.states import LIVE, TABLE, Cause, IllegalTransition, State, table
 
 
 def test_what_the_table_does_not_list_raises_and_tells_the_story() -> None:
@@ -26,8 +28,13 @@ def test_whatever_is_live_can_be_dropped() -> None:
         assert TABLE[state, Cause.UNWANTED] is State.DROPPED
 
 
-def test_the_diagram_shows_every_transition() -> None:
-    lines = list(diagram())
-    assert lines[0] == "stateDiagram-v2"
+def test_the_architecture_shows_the_table_as_it_is() -> None:
+    page = Path(__file__).parents[2] / "docs" / "architecture.md"
+    assert "\n".join(table()) in page.read_text()
+
+
+def test_the_shown_table_has_every_transition() -> None:
+    shown = "\n".join(table())
     told = sum(cause is not Cause.UNWANTED for _, cause in TABLE)
-    assert sum(" --> " in line and "[*]" not in line for line in lines) == told
+    assert shown.count("→") == told
+    assert all(f"| **{state}** |" in shown for state in State)

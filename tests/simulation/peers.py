@@ -207,7 +207,7 @@ class Initiator:
             if step.state == "failed"
         }
         if mirror.state == "done":
-            assert set(mirror.submit.goals) <= world.stored, about
+            assert set(mirror.goals) <= world.stored, about
             assert not failures, about
         else:
             assert mirror.state == "failed", about

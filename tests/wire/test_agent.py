@@ -179,6 +179,46 @@ def test_draining_hands_back_what_has_not_begun() -> None:
     assert agent.idle
 
 
+def test_a_draining_worker_hands_back_what_still_comes() -> None:
+    agent, wish = agent_with(2), Wish()
+    agent.drain()
+    [send] = agent.desired(wish(start=(("a", 1),)))
+    assert isinstance(send, Send)
+    assert reported(agent) == ([], [("a", "cancelled")])
+
+
+def test_a_worker_may_refuse_all_that_is_new_for_a_while() -> None:
+    agent, wish = agent_with(), Wish()
+    agent.desired(wish(start=(("a", 1), ("b", 2))))
+    [send] = agent.refuse("1.2 GiB of disk left")
+    assert isinstance(send, Send)
+    assert send.report.refusing == "1.2 GiB of disk left"
+    assert agent.refuse("1.2 GiB of disk left") == []
+    assert reported(agent) == ([("a", 1)], [("b", "refused")])
+    agent.desired(wish(start=(("c", 3),), keep=(("a", 1),), settled=(("b", 2),)))
+    assert reported(agent) == ([("a", 1)], [("c", "refused")])
+    [outcome] = agent.report().finished
+    assert outcome.message == "1.2 GiB of disk left"
+    agent.ended(Outcome("a", 1, "done"))
+    agent.refuse("")
+    assert agent.report().refusing == ""
+    assert agent.desired(wish(start=(("c", 4),))) == [Start("c", 4, JOB)]
+
+
+def test_one_job_may_be_refused() -> None:
+    agent, wish = agent_with(), Wish()
+    agent.desired(wish(start=(("a", 1),)))
+    agent.ended(Outcome("a", 1, "refused", message="its sources need 40 GiB"))
+    assert reported(agent) == ([], [("a", "refused")])
+
+
+def test_disk_and_memory_are_reported() -> None:
+    agent = agent_with()
+    agent.free_disk, agent.free_memory = 5, 7
+    report = agent.report()
+    assert (report.free_disk, report.free_memory) == (5, 7)
+
+
 def test_the_end_of_what_never_ran_is_an_error() -> None:
     with pytest.raises(KeyError):
         agent_with().ended(Outcome("a", 1, "done"))

@@ -2,6 +2,8 @@
 
 import hashlib
 
+import msgspec
+
 from fabric.wire.messages import (
     MAX_LOG_PIECE,
     PROTOCOL,
@@ -9,6 +11,7 @@ from fabric.wire.messages import (
     LogHint,
     LogPiece,
     LogRead,
+    Order,
     Poll,
     Refused,
     RequestState,
@@ -33,6 +36,11 @@ KEY = "a" * 64
 TEXT = b"one\ntwo\nthree\n"
 
 
+SUBMIT = Submit(PROTOCOL, "r1", "a test", (), ())
+ORDER = Order(PROTOCOL, "r1", "an order", "refs/builds/me/r1", "c" * 40, "systems/a.morph")
+DETACHED = msgspec.structs.replace(ORDER, detach=True)
+
+
 def sha(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
@@ -40,9 +48,8 @@ def sha(data: bytes) -> str:
 class Tale:
     """A mirror, what its broker says, and the file that its log becomes."""
 
-    def __init__(self) -> None:
-        self.submit = Submit(PROTOCOL, "r1", "a test", (), ())
-        self.mirror = RequestMirror(self.submit)
+    def __init__(self, wanted: Order | Submit | str = SUBMIT) -> None:
+        self.mirror = RequestMirror(wanted)
         self.now = 0.0
         self.version = 0
         self.sent: list[object] = []
@@ -162,7 +169,7 @@ def test_a_broker_that_forgot_the_request_gets_it_again() -> None:
     assert [type(action) for action in actions] == [Changed]
     assert tale.mirror.steps[KEY].state == "waiting"
     tale.tick(0.1)
-    assert tale.sent == [tale.submit]
+    assert tale.sent == [SUBMIT]
     assert tale.running(fence=7)
     tale.update(StepState(KEY, "done"))
     assert tale.update(StepState(KEY, "cached")) == [], "it is the same news"
@@ -186,6 +193,87 @@ def test_leaving() -> None:
     tale.tick()
     assert tale.mirror.leave() == [Send(Leave("r1"))]
     assert tale.mirror.over
+
+
+def test_an_order_is_repeated_until_it_is_heard_and_says_what_it_came_to() -> None:
+    tale = Tale(ORDER)
+    assert tale.mirror.state == "resolving"
+    tale.tick()
+    tale.tick(1.0)
+    assert tale.sent == [ORDER, ORDER]
+    tale.update(state="resolving")
+    assert (tale.mirror.state, tale.mirror.title) == ("resolving", "an order")
+    update = Update("r1", 9, "checking", (), title="its title", goals=(KEY,))
+    tale.mirror.update(update, tale.now)
+    tale.mirror.update(Update("r1", 10, "building"), tale.now)
+    assert (tale.mirror.title, tale.mirror.goals) == ("its title", (KEY,))
+
+
+def test_leaving_a_detached_request_does_not_end_it() -> None:
+    tale = Tale(DETACHED)
+    tale.tick()
+    tale.update()
+    assert tale.mirror.leave() == [Send(Leave("r1"))]
+    assert not tale.mirror.over
+
+
+def test_following_what_somebody_else_asked_for() -> None:
+    tale = Tale("r1")
+    tale.tick()
+    tale.tick(1.0)
+    assert tale.sent == [Poll("r1", 0), Poll("r1", 0)], "asked until it is answered"
+    tale.mirror.update(Update("r1", 1, "building", title="theirs", goals=(KEY,)), tale.now)
+    tale.version = 1
+    assert (tale.mirror.title, tale.mirror.goals) == ("theirs", (KEY,))
+    tale.running()
+    tale.hint(0, TEXT)
+    tale.done()
+    assert (tale.file, tale.closed) == (TEXT, True)
+    assert tale.mirror.complete
+    assert tale.mirror.leave() == [], "it is not ours to end"
+
+
+def test_following_what_there_is_not() -> None:
+    tale = Tale("r1")
+    tale.tick()
+    refused = Refused("r1", "unknown-request", "there is no such request (any more)")
+    [over] = tale.mirror.refused(refused, tale.now)
+    assert over == Over("failed", "there is no such request (any more)", refused=True)
+    assert tale.mirror.complete
+
+
+def test_the_broker_tells_a_logs_name() -> None:
+    tale = Tale("r1")
+    log = "build-step-zlib-misc.log"
+    step = StepState(KEY, "running", name="zlib", kind="chunk", log=log, fence=1)
+    actions = tale.mirror.update(Update("r1", 1, "building", (step,)), tale.now)
+    assert actions == [Changed(None, step), OpenLog(KEY, 1, log)]
+
+
+def test_a_forgotten_step_keeps_its_name() -> None:
+    tale = Tale()
+    tale.tick()
+    tale.update(StepState(KEY, "ready", name="zlib", kind="chunk", log="zlib.log", expected=3.0))
+    tale.mirror.refused(Refused("r1", "unknown-request", "?"), tale.now)
+    waiting = StepState(KEY, "waiting", name="zlib", kind="chunk", log="zlib.log")
+    assert tale.mirror.steps[KEY] == waiting
+
+
+def test_an_artifact_that_is_built_once_more_has_a_new_log() -> None:
+    """Its first one was spoilt in the store."""
+    tale = Tale()
+    tale.tick()
+    tale.running()
+    tale.hint(0, TEXT)
+    size = len(TEXT)
+    tale.update(StepState(KEY, "done", fence=1, log_size=size, log_sha256=sha(TEXT)))
+    assert tale.closed
+    tale.update(StepState(KEY, "waiting"))
+    tale.running(fence=2)
+    assert tale.file == b""
+    tale.hint(0, TEXT, fence=2)
+    tale.done(fence=2)
+    assert (tale.file, tale.closed) == (TEXT, True)
 
 
 def test_a_log_grows_with_the_stream_and_is_proven_whole() -> None:

@@ -1,0 +1,153 @@
+"""What people ask, and what they are told."""
+
+from scheduling_kit import Stage, key_of
+
+APP = "app: zlib\nzlib:"
+
+
+def test_requests_are_listed() -> None:
+    stage = Stage(stored=["base"])
+    stage.worker("w1")
+    stage.submit("app: zlib base\nzlib:\nbase:", request="r1", requester="alice", priority=3)
+    stage.order("r2", requester="bob", detach=True)
+    stage.sync()
+    stage.now += 5.0
+    mine, theirs = stage.query("requests").requests
+    assert (mine.request, mine.title, mine.requester, mine.state) == (
+        "r1",
+        "a test",
+        "alice",
+        "building",
+    )
+    assert (mine.done, mine.cached, mine.total, mine.running) == (0, 1, 3, 1)
+    assert (mine.since, mine.priority, mine.detached) == (5.0, 3, False)
+    assert (theirs.state, theirs.detached, theirs.requester) == ("resolving", True, "bob")
+    assert theirs.message == "its definitions are being resolved, for 5.0 s"
+    stage.done("zlib")
+    stage.ends("app", "failed", message="no such file")
+    mine = stage.query("requests").requests[0]
+    assert (mine.state, mine.done, mine.failed, mine.total) == ("failed", 1, 1, 3)
+    assert mine.message == "app"
+
+
+def test_what_a_cancelled_request_came_to() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.submit(APP)
+    stage.sync()
+    stage.leave()
+    [info] = stage.query("requests").requests
+    assert (info.state, info.total, info.message) == ("cancelled", 2, "left by its initiator")
+
+
+def test_workers_are_listed_with_what_they_do() -> None:
+    stage = Stage()
+    stage.worker("w1", slots=2, features=("kvm",))
+    stage.submit(APP)
+    stage.sync()
+    stage.now += 2.0
+    [info] = stage.query("workers").workers
+    assert (info.name, info.arch, info.slots, info.features) == ("w1", "x86_64", 2, ("kvm",))
+    assert (info.since, info.heard, info.state) == (2.0, 2.0, "busy")
+    [step] = info.running
+    assert (step.name, step.state, step.running_for) == ("zlib", "running", 2.0)
+    stage.now += 2.0
+    assert stage.query("workers").workers[0].state == "silent"
+
+
+def test_a_worker_that_does_what_nobody_wants() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.submit("app:")
+    stage.sync()
+    stage.leave()
+    [step] = stage.query("workers").workers[0].running
+    assert (step.name, step.state) == (key_of("app")[:12], "cancelled")
+
+
+def test_a_worker_that_rests() -> None:
+    stage = Stage()
+    stage.worker("w1", "w2")
+    stage.submit("app:")
+    stage.sync()
+    stage.ends("app", "fault", message="disk error")
+    info = stage.query("workers").workers[0]
+    assert (info.state, info.message) == ("resting", "rests for 1 s after 1 faults in a row")
+
+
+def test_why_by_all_the_names_a_step_has() -> None:
+    stage = Stage()
+    stage.submit(APP)
+    told = ("zlib is ready: there is no worker",)
+    for about in ("zlib", "zlib-misc", "zlib-bins", "build-step-zlib-misc.log", key_of("zlib")):
+        assert stage.query("why", about).lines == told, about
+    assert stage.query("why", key_of("zlib")[:8]).lines == told
+
+
+def test_an_exact_name_comes_before_a_similar_one() -> None:
+    stage = Stage()
+    stage.submit("all: glib glib-networking\nglib:\nglib-networking:")
+    [line] = stage.query("why", "glib-networking").lines
+    assert line.startswith("glib-networking is ready")
+
+
+def test_why_of_a_request() -> None:
+    stage = Stage()
+    stage.submit(APP, request="abcdef")
+    assert stage.query("why", "abcd").lines == (
+        "a test is building",
+        "zlib is ready: there is no worker",
+    )
+    stage.worker("w1")
+    stage.sync()
+    assert stage.query("why", "abcdef").lines == (
+        "a test is building",
+        "zlib is running: building on w1 for 0 s of about 60",
+    )
+    stage.ends("zlib", "failed", message="Error 1")
+    assert stage.query("why", "abcdef").lines == ("a test is failed", "zlib")
+
+
+def test_why_of_what_is_over() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.submit(APP)
+    stage.sync()
+    stage.ends("zlib", "failed", message="make: *** Error 1")
+    assert stage.query("why", "zlib").lines == ("zlib is failed on w1: make: *** Error 1",)
+
+
+def test_why_of_nothing() -> None:
+    stage = Stage()
+    assert stage.query("why", "nothing").error == "no request or step is called nothing here"
+    assert stage.query("why", "").error
+
+
+def test_all_that_a_live_request_may_need_is_pinned() -> None:
+    stage = Stage(stored=["app"])
+    stage.submit("app: zlib\nzlib:", request="over")
+    stage.submit("top: app\napp: zlib\nzlib:", request="live")
+    assert set(stage.query("pinned").keys) == {key_of("top"), key_of("app"), key_of("zlib")}
+    stage.leave("live")
+    assert stage.query("pinned").keys == ()
+
+
+def test_logs_live_and_past() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.submit(APP)
+    stage.sync()
+    [running] = stage.query("logs", "zlib").logs
+    assert (running.key, running.name, running.log, running.state) == (
+        key_of("zlib"),
+        "zlib",
+        "build-step-zlib-misc.log",
+        "running",
+    )
+    assert running.fence > 0
+    stage.done("zlib")
+    stage.ends("app", "failed")
+    assert [(each.name, each.state) for each in stage.query("logs").logs] == [
+        ("zlib", "done"),
+        ("app", "failed"),
+    ]

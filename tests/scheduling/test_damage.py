@@ -1,0 +1,184 @@
+"""Artifacts that were there, and turn out to be damaged."""
+
+from scheduling_kit import Stage, key_of
+
+from fabric.scheduling.states import State
+
+APP = "app: zlib other\nzlib: base\nbase:\nother:"
+
+
+def spoilt(*workers: str) -> Stage:
+    """`app` runs and needs `zlib`, which is cached and spoilt; `base` is gone from the store."""
+    stage = Stage(stored=["zlib", "other"])
+    stage.worker(*workers)
+    stage.submit(APP)
+    stage.sync()
+    assert stage.all_running() == ["app"]
+    stage.spoilt = {key_of("zlib")}
+    return stage
+
+
+def test_what_is_damaged_is_rebuilt_with_all_it_needs() -> None:
+    stage = spoilt("w1")
+    stage.ends("app", "fault", message="zlib: digest differs", damaged=["zlib"])
+    assert stage.inspected == [["zlib"]]
+    stage.sync()
+    assert stage.states() == {
+        "app": "waiting",
+        "zlib": "waiting",
+        "other": "cached",
+        "base": "running",
+    }
+    stage.done("base", "zlib", "app")
+    assert stage.verdict() == "done"
+    assert stage.scheduler.workers["w1"].faults == 0
+
+
+def test_that_is_nobodys_fault() -> None:
+    stage = spoilt("w1")
+    for n in range(2):
+        stage.spoilt = {key_of("zlib")}
+        stage.ends("app", "fault", message="zlib: digest differs", damaged=["zlib"])
+        stage.sync()
+        if n == 0:
+            stage.done("base")
+        stage.done("zlib")
+    task = stage.scheduler.tasks[key_of("app")]
+    assert (task.faults, task.fault_count) == ({}, 0)
+
+
+def test_what_the_store_spoils_again_and_again_fails_in_the_end() -> None:
+    stage = spoilt("w1")
+    for n in range(stage.limits.damages):
+        assert stage.verdict() == "building"
+        stage.spoilt = {key_of("zlib")}
+        stage.ends("app", "fault", message="zlib: digest differs", damaged=["zlib"])
+        stage.sync()
+        if n == 0:
+            stage.done("base")
+        if n < stage.limits.damages - 1:
+            stage.done("zlib")
+    assert stage.verdict() == "failed"
+    assert stage.steps()["zlib"].message == "the artifact store spoilt it 3 times"
+
+
+def test_whoever_complains_of_what_is_whole_is_charged_and_another_one_does_it() -> None:
+    stage = Stage(stored=["zlib", "other"])
+    stage.worker("liar")
+    stage.submit(APP)
+    stage.sync()
+    stage.worker("w2")
+    stage.ends("app", "fault", message="zlib: digest differs", damaged=["zlib"])
+    assert stage.scheduler.workers["liar"].faults == 1
+    stage.sync()
+    assert stage.running() == {"w2": ["app"]}
+    assert stage.states()["zlib"] == "cached"
+
+
+def test_a_liar_alone_fails_what_it_does_and_loops_not_for_ever() -> None:
+    stage = Stage(stored=["zlib", "other"])
+    stage.worker("liar")
+    stage.submit(APP)
+    for _ in range(stage.limits.faults):
+        stage.wait(10.0, alive=["liar"], polls=["r1"])
+        stage.sync()
+        assert stage.running() == {"liar": ["app"]}
+        stage.ends("app", "fault", message="zlib: digest differs", damaged=["zlib"])
+    assert stage.verdict() == "failed"
+    assert stage.steps()["app"].message == "no machine could do it: liar: zlib: digest differs"
+    assert len(stage.inspected) == stage.limits.faults
+
+
+def test_complaining_of_what_it_does_not_need_is_an_ordinary_fault() -> None:
+    stage = spoilt("w1")
+    stage.ends("app", "fault", message="?", damaged=["app", "base", "elsewhere"])
+    assert stage.inspected == []
+    assert stage.scheduler.tasks[key_of("app")].fault_count == 1
+
+
+def test_what_runs_goes_on_and_what_would_begin_waits() -> None:
+    stage = Stage(stored=["zlib"])
+    stage.worker("w1", "w2")
+    stage.submit("top: a b c\na: zlib\nb: zlib\nc: zlib\nzlib:")
+    stage.sync()
+    assert stage.all_running() == ["a", "b"]
+    assert stage.states()["c"] == "ready"
+    stage.store_answers = False
+    stage.ends("a", "fault", message="zlib is damaged", damaged=["zlib"])
+    stage.sync()
+    assert stage.all_running() == ["b"], "c does not begin with what may be damaged"
+    assert "which the store is asked for" in stage.why("c")
+    assert stage.why("zlib") == (
+        "zlib is asking: w1 found it damaged; the artifact store inspects it, for 0.0 s"
+    )
+    stage.spoilt = {key_of("zlib")}
+    stage.answer()
+    stage.sync()
+    assert stage.all_running() == ["b", "zlib"]
+    stage.done("b", "zlib")
+    assert stage.all_running() == ["a", "c"]
+
+
+def test_one_inspection_at_a_time() -> None:
+    stage = Stage(stored=["x", "y"])
+    stage.worker("w1", "w2", "w3")
+    stage.submit("top: a b c\na: x\nb: y\nc: x\nx:\ny:")
+    stage.sync()
+    stage.store_answers = False
+    stage.ends("a", "fault", damaged=["x"])
+    stage.ends("b", "fault", damaged=["y"])
+    stage.ends("c", "fault", damaged=["x"])
+    assert stage.inspected == [["x"]]
+    stage.answer()
+    assert stage.inspected == [["x"], ["y"]]
+    assert stage.scheduler.tasks[key_of("c")].fault_count == 0, "x was looked at already"
+
+
+def test_what_was_rebuilt_meanwhile_is_not_what_is_meant() -> None:
+    stage = Stage(stored=["zlib"])
+    stage.worker("w1", "w2", "w3")
+    stage.submit("top: a b\na: zlib\nb: zlib\nzlib:")
+    stage.sync()
+    stage.spoilt = {key_of("zlib")}
+    stage.ends("a", "fault", damaged=["zlib"])
+    stage.wait(1.0, alive=["w1", "w2", "w3"], polls=["r1"])
+    stage.sync()
+    stage.done("zlib")
+    stage.ends("b", "fault", damaged=["zlib"])
+    assert len(stage.inspected) == 1
+    assert stage.scheduler.tasks[key_of("b")].fault_count == 0
+    stage.sync()
+    stage.done("a", "b", "top")
+    assert stage.verdict() == "done"
+
+
+def test_a_goal_that_was_there_is_waited_for_again() -> None:
+    stage = Stage(stored=["zlib"])
+    stage.worker("w1")
+    stage.submit("app: zlib\nzlib:", "app", "zlib")
+    stage.sync()
+    stage.spoilt = {key_of("zlib")}
+    stage.ends("app", "fault", damaged=["zlib"])
+    stage.sync()
+    stage.done("zlib", "app")
+    assert stage.verdict() == "done"
+
+
+def test_what_nobody_wants_any_more_is_not_rebuilt() -> None:
+    stage = spoilt("w1")
+    stage.store_answers = False
+    stage.ends("app", "fault", damaged=["zlib"])
+    stage.leave()
+    stage.submit("zlib: base\nbase:", request="r2")
+    stage.answer()
+    stage.sync()
+    assert stage.states("r2") in ({"zlib": "waiting", "base": "running"}, {"zlib": "cached"})
+
+
+def test_the_state_of_what_is_doubted() -> None:
+    stage = spoilt("w1")
+    stage.store_answers = False
+    stage.ends("app", "fault", damaged=["zlib"])
+    assert stage.scheduler.tasks[key_of("zlib")].state is State.ASKING
+    assert stage.verdict() == "building"
+    assert "the artifact store inspects it" in stage.update().message

@@ -1,0 +1,180 @@
+"""Requests that are ordered, resolved, left alone, followed by others, cancelled, remembered."""
+
+from scheduling_kit import Stage, key_of
+
+from fabric.scheduling import events
+from fabric.scheduling.intake import _KEPT
+from fabric.wire.messages import Order
+
+APP = "app: zlib\nzlib:"
+
+
+def test_an_order_is_resolved_and_then_built() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.order()
+    [opened, resolve, _] = stage.effects
+    assert isinstance(opened, events.Opened)
+    assert isinstance(opened.intent, Order)
+    assert resolve == events.Resolve(opened.intent)
+    assert stage.verdict() == "resolving"
+    stage.now += 2.5
+    assert stage.update().message == "its definitions are being resolved, for 2.5 s"
+    stage.resolve(APP)
+    stage.sync()
+    assert stage.running() == {"w1": ["zlib"]}
+    update = stage.update()
+    assert (update.state, update.title, update.goals) == ("building", "an order", (key_of("app"),))
+    stage.done("zlib", "app")
+    assert stage.verdict() == "done"
+
+
+def test_title_and_goals_are_told_once() -> None:
+    stage = Stage()
+    stage.order()
+    assert stage.update().title == "an order"
+    assert stage.update().goals == ()
+    seen = stage.update().version
+    stage.resolve(APP)
+    first = stage.update(seen=seen)
+    assert (first.title, first.goals) == ("an order", (key_of("app"),))
+    later = stage.update(seen=first.version)
+    assert (later.title, later.goals) == ("", ())
+
+
+def test_an_order_that_comes_again_changes_nothing() -> None:
+    stage = Stage()
+    stage.order()
+    stage.order()
+    assert not any(isinstance(each, events.Resolve | events.Opened) for each in stage.effects)
+    stage.resolve(APP)
+    stage.order()
+    assert stage.verdict() == "building"
+
+
+def test_what_cannot_be_resolved_has_failed() -> None:
+    stage = Stage()
+    stage.order()
+    stage.handle(events.Unresolved("r1", "systems/small.morph:3: unknown field 'chunk'"))
+    assert stage.verdict() == "failed"
+    assert stage.update().message == "systems/small.morph:3: unknown field 'chunk'"
+    assert events.Closed("r1", "failed") in stage.effects
+    assert events.Abandon("r1") not in stage.effects, "there is nothing to be abandoned"
+
+
+def test_what_is_resolved_to_nonsense_has_failed() -> None:
+    stage = Stage()
+    stage.order()
+    stage.resolve("a: b\nb: a")
+    assert stage.verdict() == "failed"
+    assert "in a circle" in stage.update().message
+
+
+def test_an_order_of_what_is_all_there_is_done() -> None:
+    stage = Stage(stored=["app"])
+    stage.order()
+    stage.resolve(APP)
+    assert stage.verdict() == "done"
+    assert stage.states() == {"app": "cached"}
+
+
+def test_whoever_leaves_while_it_is_resolved_abandons_that() -> None:
+    stage = Stage()
+    stage.order()
+    stage.leave()
+    assert events.Abandon("r1") in stage.effects
+    stage.resolve(APP)
+    assert stage.verdict() == "cancelled"
+    assert not stage.scheduler.tasks
+
+
+def test_silence_while_it_is_resolved_abandons_that() -> None:
+    stage = Stage()
+    stage.order()
+    stage.wait(20.0)
+    assert not stage.scheduler.requests
+    stage.handle(events.Unresolved("r1", "too late"))
+    assert not stage.scheduler.requests
+
+
+def test_a_detached_request_goes_on_when_nobody_watches() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.order(detach=True)
+    stage.leave()
+    stage.wait(60.0, alive=["w1"])
+    stage.resolve(APP)
+    stage.sync()
+    stage.wait(60.0, alive=["w1"])
+    stage.leave()
+    stage.done("zlib", "app")
+    stage.wait(60.0, alive=["w1"])
+    stage.poll()
+    assert stage.refusals == []
+    assert stage.verdict() == "done"
+    assert stage.states() == {"app": "done", "zlib": "done"}
+
+
+def test_a_detached_order_may_come_after_its_own_leave() -> None:
+    stage = Stage()
+    stage.leave()
+    stage.order(detach=True)
+    assert stage.verdict() == "resolving"
+
+
+def test_how_a_request_ended_is_told_to_whoever_asks_later() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.submit(APP)
+    stage.sync()
+    stage.ends("zlib", "failed", message="make: *** Error 1")
+    stage.leave()
+    stage.wait(100.0, alive=["w1"])
+    stage.poll()
+    assert stage.refusals == []
+    assert stage.verdict() == "failed"
+    assert stage.steps()["zlib"].message == "make: *** Error 1"
+
+
+def test_only_so_many_ended_requests_are_remembered() -> None:
+    stage = Stage(stored=["app"])
+    for number in range(_KEPT + 5):
+        stage.submit("app:", request=f"r{number}")
+        stage.leave(f"r{number}")
+    assert len(stage.scheduler.requests) == _KEPT
+    assert "r4" not in stage.scheduler.requests
+    assert "r5" in stage.scheduler.requests
+
+
+def test_cancelling_ends_one_request_and_disturbs_no_other() -> None:
+    stage = Stage()
+    stage.worker("w1", "w2")
+    stage.submit("app: zlib xz\nzlib:\nxz:", request="aaaa1")
+    stage.submit("tool: zlib\nzlib:", request="bbbb2", detach=True)
+    stage.sync()
+    assert stage.all_running() == ["xz", "zlib"]
+    answer = stage.command("cancel", "aaaa")
+    assert answer.lines == ("a test: cancelled",)
+    stage.sync()
+    assert stage.all_running() == ["zlib"]
+    assert stage.update("aaaa1").message == "cancelled on demand"
+    assert stage.command("cancel", "aaaa1").lines == ("a test: it is cancelled already",)
+    assert stage.command("cancel", "bbbb2").lines == ("a test: cancelled",)
+    stage.sync()
+    assert stage.running() == {}
+
+
+def test_cancelling_while_it_is_resolved() -> None:
+    stage = Stage()
+    stage.order()
+    stage.command("cancel", "r1")
+    assert events.Abandon("r1") in stage.effects
+
+
+def test_cancelling_what_is_not_one_request() -> None:
+    stage = Stage()
+    stage.submit(APP, request="aaaa1")
+    stage.submit(APP, request="aaaa2")
+    assert stage.command("cancel", "cccc").error == "no request here is called cccc"
+    assert stage.command("cancel", "aaaa").error == "several requests begin with aaaa"
+    assert stage.command("cancel", "a").error == "no request here is called a"

@@ -1,0 +1,149 @@
+"""Workers that will not: refusals, operators' drains, and all that is nobody's fault."""
+
+from scheduling_kit import Stage, key_of
+
+from fabric.scheduling import events
+
+APP = "app: zlib\nzlib:"
+
+
+def test_what_is_refused_is_offered_elsewhere_and_is_nobodys_fault() -> None:
+    stage = Stage()
+    stage.worker("small", "large")
+    stage.submit("zlib:")
+    stage.sync()
+    assert stage.running() == {"small": ["zlib"]}
+    stage.ends("zlib", "refused", message="it needs 40 GiB of disk")
+    stage.sync()
+    assert stage.running() == {"large": ["zlib"]}
+    assert stage.scheduler.tasks[key_of("zlib")].fault_count == 0
+    assert stage.scheduler.workers["small"].faults == 0
+
+
+def test_who_refused_is_asked_again_after_a_while() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.submit("zlib:")
+    stage.sync()
+    stage.ends("zlib", "refused", message="no memory")
+    stage.wait(5.0, alive=["w1"], polls=["r1"])
+    assert stage.why("zlib").endswith("w1: refused it, asked again in 10 s: no memory")
+    assert stage.running() == {}
+    stage.wait(11.0, alive=["w1"], polls=["r1"])
+    stage.sync()
+    assert stage.running() == {"w1": ["zlib"]}
+
+
+def test_who_refuses_gets_something_else() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.submit("all: a b\na:\nb:")
+    stage.sync()
+    stage.ends("a", "refused", message="no memory")
+    stage.wait(2.0, alive=["w1"], polls=["r1"])
+    stage.sync()
+    assert stage.running() == {"w1": ["b"]}
+
+
+def test_many_refusals_fail_nothing() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.submit("zlib:")
+    for _ in range(10):
+        stage.sync()
+        assert stage.running() == {"w1": ["zlib"]}
+        stage.ends("zlib", "refused", message="no memory")
+        stage.wait(16.0, alive=["w1"], polls=["r1"])
+    stage.sync()
+    stage.done("zlib")
+    assert stage.verdict() == "done"
+
+
+def test_who_was_unable_waits_for_who_merely_refused() -> None:
+    stage = Stage()
+    stage.worker("sick", "shy")
+    stage.submit("zlib:")
+    stage.sync()
+    stage.ends("zlib", "fault", message="disk error")
+    stage.sync()
+    assert stage.running() == {"shy": ["zlib"]}
+    stage.ends("zlib", "refused", message="no memory")
+    stage.wait(14.0, alive=["sick", "shy"], polls=["r1"])
+    stage.sync()
+    assert stage.running() == {}, "one more fault would be a waste"
+    stage.wait(2.0, alive=["sick", "shy"], polls=["r1"])
+    stage.sync()
+    assert stage.running() == {"shy": ["zlib"]}
+
+
+def test_who_refuses_for_ever_is_no_hope() -> None:
+    stage = Stage()
+    stage.worker("sick", "shy")
+    stage.submit("zlib:")
+    stage.sync()
+    stage.ends("zlib", "fault", message="disk error")
+    stage.sync()
+    for _ in range(stage.limits.refusals):
+        assert stage.running() == {"shy": ["zlib"]}
+        stage.ends("zlib", "refused", message="no memory")
+        stage.wait(16.0, alive=["sick", "shy"], polls=["r1"])
+        stage.sync()
+    assert stage.running() in ({"sick": ["zlib"]}, {"shy": ["zlib"]})
+    if stage.running() == {"shy": ["zlib"]}:
+        stage.ends("zlib", "refused", message="no memory")
+        stage.sync()
+    assert stage.running() == {"sick": ["zlib"]}
+
+
+def test_a_worker_that_refuses_everything_gets_nothing_and_that_can_be_told() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.machines["w1"].refusing = "1.2 GiB of disk left"
+    stage.sync()
+    stage.submit("zlib:")
+    stage.sync()
+    assert stage.running() == {}
+    assert stage.why("zlib").endswith("w1: takes nothing at present: 1.2 GiB of disk left")
+    stage.machines["w1"].refusing = ""
+    stage.sync()
+    assert stage.running() == {"w1": ["zlib"]}
+
+
+def test_an_operator_drains_a_worker_and_lets_it_go_on() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.submit(APP)
+    stage.sync()
+    answer = stage.command("drain", "w1")
+    assert answer.lines == ("w1 gets nothing new, and still does 1",)
+    assert events.Drained("w1", True) in stage.effects
+    stage.command("drain", "w1")
+    assert not any(isinstance(each, events.Drained) for each in stage.effects), "it is known"
+    [info] = stage.query("workers").workers
+    assert (info.state, info.message) == ("draining", "by an operator's word")
+    stage.done("zlib")
+    assert stage.running() == {}
+    assert stage.why("app").endswith("w1: drained by an operator")
+    assert stage.query("workers").workers[0].state == "drained"
+    assert stage.command("resume", "w1").lines == ("w1 gets work",)
+    assert events.Drained("w1", False) in stage.effects
+    stage.sync()
+    assert stage.running() == {"w1": ["app"]}
+
+
+def test_a_drained_worker_stays_so_when_it_or_the_broker_restarts() -> None:
+    stage = Stage(drained=["w1"])
+    stage.worker("w1")
+    stage.submit(APP)
+    stage.sync()
+    stage.restart("w1")
+    assert stage.running() == {}
+    stage.wait(30.0, polls=["r1"])
+    assert not stage.scheduler.workers
+    assert stage.command("resume", "w1").lines == ("w1 gets work when it comes back",)
+    stage.sync()
+    assert stage.running() == {"w1": ["zlib"]}
+
+
+def test_draining_what_is_not_there() -> None:
+    assert Stage().command("drain", "w9").error == "no worker is named w9"
