@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import zmq
 
+from fabric import config
+from fabric.config import BrokerSettings
 from fabric.desk import Desk
 from fabric.errors import FabricError
 from fabric.journal import Journal
@@ -32,58 +33,51 @@ from fabric.scheduling import events
 from fabric.scheduling.core import Scheduler
 from fabric.scheduling.model import Limits
 from fabric.scheduling.watchers import Watchers
-from fabric.wire import sockets
+from fabric.systemd import Supervisor
+from fabric.wire import keys, sockets
+from fabric.wire.listener import Listener
 from fabric.wire.messages import (
-    PROTOCOL,
     FromPeer,
     Leave,
-    LogHint,
     LogPiece,
     LogRead,
-    Message,
     Poll,
-    Refused,
     Report,
     Submit,
 )
+from fabric.wire.sockets import Addresses
 
 if TYPE_CHECKING:
     from fabric.trove.store import Store
 
-#: Messages taken from one socket before the next has its turn.
-JOBS_AT_ONCE = 200
-LOGS_AT_ONCE = 100
 #: Seconds between sweeps of old logs.
 SWEEP_EVERY = 60.0
-#: Peers remembered for having sent rubbish, so that each is noted once.
-SCOLDED = 1000
+#: Seconds between two looks at who is admitted.
+LOOK_EVERY = 0.2
 
 
 class Broker:
-    """One run of a broker.  ``directory`` is for its sockets, ``state`` for what it keeps."""
+    """One run of a broker, listening at ``addresses``; ``state`` is for what it keeps.
+
+    With ``keys_dir`` only those admitted there are heard.
+    """
 
     def __init__(
         self,
-        directory: Path,
+        addresses: Addresses,
         state: Path,
         open_store: Callable[[], Store],
         limits: Limits | None = None,
+        keys_dir: Path | None = None,
     ) -> None:
-        """Binds the sockets.  AddressError or OSError if that cannot be done."""
-        self._context = zmq.Context()
-        self._jobs = sockets.router(self._context)
-        self._logs_in = sockets.subscriber(self._context, "")
-        self._logs = sockets.republisher(self._context)
-        sockets.bind(self._jobs, sockets.ipc(directory, "jobs"))
-        sockets.bind(self._logs_in, sockets.ipc(directory, "logs-in"))
-        sockets.bind(self._logs, sockets.ipc(directory, "logs"))
+        """Binds the sockets.  AddressError, KeyProblem or OSError if that cannot be done."""
+        curve = None if keys_dir is None else keys.of_broker(keys_dir)
+        admitted = None if keys_dir is None else keys.Admitted(keys_dir)
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._poller = zmq.Poller()
-        for source in (self._jobs, self._logs_in, self._logs, self._wakeup):
-            self._poller.register(source, zmq.POLLIN)
+        self._listener = Listener(
+            addresses, note, wake=self._wakeup, curve=curve, admitted=admitted
+        )
         self._stopping = False
-        self._messages: sockets.Codec[FromPeer] = sockets.Codec(FromPeer)
-        self._hints: sockets.Codec[LogHint] = sockets.Codec(LogHint)
         self._spools = Spools(state / "logs")
         self._journal = Journal(state / "journal.sqlite", note)
         self._desk = Desk(open_store, self._wake)
@@ -96,13 +90,13 @@ class Broker:
             now=self._now,
         )
         self._sweep_due = self._now + 1.0  # let the start be quick
+        self._look_due = self._now if admitted is not None else math.inf
         self._peer = b""  # who sent the message at hand,
         self._frame = b""  # and how it came
         self._routes: dict[str, bytes] = {}  # worker -> peer
         self._desires: dict[str, None] = {}  # workers to be told
         self._asks: list[events.Ask] = []  # to be put to the desk
         self._watchers = Watchers()
-        self._scolded: dict[bytes, None] = {}
         self._carry_out: dict[type, Callable[[Any], None]] = {
             events.Ask: self._ask,
             events.Desire: self._desire,
@@ -117,8 +111,11 @@ class Broker:
 
     def run(self) -> None:
         """Serve until told to stop."""
+        supervisor = Supervisor()
+        supervisor.ready()
         while not self._stopping:
             self._wait()
+            supervisor.alive(self._now)
             self._hear_peers()
             self._hear_store()
             self._hear_logs()
@@ -126,6 +123,7 @@ class Broker:
             self._tell_helpers()
             self._tell_workers()
             self._tell_initiators()
+        supervisor.stopping()
 
     def stop(self) -> None:
         """End `run` soon.  Any thread, and a signal handler, may call this."""
@@ -134,7 +132,7 @@ class Broker:
 
     def close(self, *, forget_logs: bool = False) -> None:
         """Release everything.  Whatever is under way is left as it is, to be found again."""
-        self._context.destroy(linger=0)
+        self._listener.close()
         self._desk.close()
         self._journal.close()
         self._spools.close(forget=forget_logs)
@@ -147,52 +145,47 @@ class Broker:
     # -- one turn of the loop ------------------------------------------------------------------
 
     def _wait(self) -> None:
-        due = min(self._scheduler.next_due(), self._watchers.next_due(), self._spools.next_due())
+        due = min(
+            self._scheduler.next_due(),
+            self._watchers.next_due(),
+            self._spools.next_due(),
+            self._look_due,
+        )
         left = max(0.0, due - time.monotonic())
-        for source, _ in self._poller.poll(math.ceil(left * 1000)):
+        for source, _ in self._listener.poller.poll(math.ceil(left * 1000)):
             if source == self._wakeup:
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(self._wakeup)
         self._now = time.monotonic()
 
     def _hear_peers(self) -> None:
-        for frames in sockets.drain(self._jobs, JOBS_AT_ONCE):
-            self._peer, self._frame = frames[0], frames[-1]
-            if len(frames) != 2:
-                self._scold(f"{len(frames)} frames")
-                continue
-            try:
-                message = self._messages.decode(self._frame)
-            except sockets.Garbage as error:
-                self._misunderstood(error)
-            else:
-                self._heard(message)
+        self._listener.answer_the_door(self._now)
+        for peer, sender, message, frame in self._listener.heard():
+            self._peer, self._frame = peer, frame
+            self._heard(sender, message)
 
     def _hear_store(self) -> None:
         for answer in self._desk.answers():
             self._apply(answer)
         for peer, piece in self._desk.pieces():
-            self._send(peer, piece)
+            self._listener.send(peer, piece)
 
     def _hear_logs(self) -> None:
-        for _ in sockets.drain(self._logs, JOBS_AT_ONCE):
-            pass  # who subscribes to what is ZeroMQ's business
-        for frames in sockets.drain(self._logs_in, LOGS_AT_ONCE):
-            try:
-                key, encoded, data = frames
-                hint = self._hints.decode(encoded)
-                self._log(key.decode("ascii"), hint.fence, hint.offset, data)
-            except ValueError:
-                self._peer = b"logs"
-                self._scold("no piece of a log")
+        for sender, key, fence, offset, data in self._listener.pieces():
+            self._log(sender, key, fence, offset, data)
         for worker, wanted in self._spools.wanted(self._now):
             route = self._routes.get(worker)
             if route is not None:
-                self._send(route, wanted)
+                self._listener.send(route, wanted)
 
     def _pass_time(self) -> None:
         if self._now >= self._scheduler.next_due():
             self._apply(events.Tick())
+        if self._now >= self._look_due:
+            self._look_due = self._now + LOOK_EVERY
+            if self._listener.look():
+                self._routes.clear()
+                self._watchers = Watchers()
         if self._now >= self._sweep_due:
             self._sweep_due = self._now + SWEEP_EVERY
             self._spools.sweep(self._now)
@@ -221,31 +214,25 @@ class Broker:
             )
             if len(settled) < len(desired.settled):
                 desired = msgspec.structs.replace(desired, settled=settled)
-            self._send(route, desired)
+            self._listener.send(route, desired)
         self._desires.clear()
 
     def _tell_initiators(self) -> None:
         for watcher in self._watchers.take(self._now):
             update = self._scheduler.update(watcher.request, watcher.seen, self._now)
-            if update is None or not self._send(watcher.peer, update):
+            if update is None or not self._listener.send(watcher.peer, update):
                 self._watchers.unwatch(watcher.request, watcher.peer)
 
     # -- messages ------------------------------------------------------------------------------
 
-    def _heard(self, message: FromPeer) -> None:
+    def _heard(self, sender: str, message: FromPeer) -> None:
         match message:
             case Report():
-                if message.protocol != PROTOCOL:
-                    self._mismatch(message.name, message.protocol)
-                    return
                 self._apply(message)
                 worker = self._scheduler.workers.get(message.name)
                 if worker is not None and worker.instance == message.instance:
                     self._routes[message.name] = self._peer
             case Submit():
-                if message.protocol != PROTOCOL:
-                    self._mismatch(message.request, message.protocol)
-                    return
                 self._watchers.watch(message.request, self._peer)
                 self._apply(message)
             case Poll():
@@ -256,51 +243,25 @@ class Broker:
                 self._apply(message)
             case LogPiece():
                 self._spools.arrived(message.key, message.fence)
-                self._log(message.key, message.fence, message.offset, message.data)
+                self._log(sender, message.key, message.fence, message.offset, message.data)
             case LogRead():
                 key, fence = message.key, message.fence
                 piece = self._spools.read(key, fence, message.offset, message.length)
                 if piece is None:
                     self._desk.read_log(self._peer, message)
                 else:
-                    self._send(self._peer, piece)
+                    self._listener.send(self._peer, piece)
 
     def _apply(self, event: events.Event) -> None:
         for effect in self._scheduler.handle(event, self._now):
             self._carry_out[type(effect)](effect)
 
-    def _log(self, key: str, fence: int, offset: int, data: bytes) -> None:
+    def _log(self, sender: str, key: str, fence: int, offset: int, data: bytes) -> None:
+        if sender and sender != self._spools.worker(key, fence):
+            return  # it is not this worker's log
         offset, fresh = self._spools.append(key, fence, offset, data)
         if fresh:
-            hint = self._hints.encode(LogHint(fence, offset))
-            sockets.send(self._logs, key.encode(), hint, fresh)
-
-    def _send(self, peer: bytes, message: Message) -> bool:
-        return sockets.send(self._jobs, peer, self._messages.encode(message))
-
-    def _misunderstood(self, error: sockets.Garbage) -> None:
-        greeting = sockets.greeting(self._frame)
-        if greeting is None:
-            self._scold(str(error))
-        elif greeting[1] != PROTOCOL:
-            self._mismatch(*greeting)
-        else:
-            reason = f"a message cannot be read: {error}"
-            self._send(self._peer, Refused(greeting[0], "bad-request", reason))
-            self._scold(reason)
-
-    def _mismatch(self, about: str, protocol: int) -> None:
-        reason = sockets.mismatch(protocol, us="the broker", them="this peer")
-        self._send(self._peer, Refused(about, "protocol", reason))
-        self._scold(reason)
-
-    def _scold(self, why: str) -> None:
-        """Note rubbish, once for each peer."""
-        if self._peer not in self._scolded:
-            self._scolded[self._peer] = None
-            if len(self._scolded) > SCOLDED:
-                del self._scolded[next(iter(self._scolded))]
-            note(f"a message was dropped: {why}")
+            self._listener.publish(key, fence, offset, fresh)
 
     # -- effects -------------------------------------------------------------------------------
 
@@ -314,7 +275,7 @@ class Broker:
         self._watchers.news(effect.request, last=effect.over)
 
     def _refuse(self, effect: events.Refuse) -> None:
-        self._send(self._peer, Refused(effect.about, effect.code, effect.reason))
+        self._listener.refuse(self._peer, effect.about, effect.code, effect.reason)
         self._watchers.unwatch(effect.about, self._peer)
 
     def _opened(self, effect: events.Opened) -> None:
@@ -346,10 +307,15 @@ def note(text: str) -> None:
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     top = argparse.ArgumentParser(prog="fabric-broker", description=(__doc__ or "").splitlines()[0])
-    top.add_argument("--directory", type=Path, required=True, help="where to make its sockets")
-    top.add_argument("--state", type=Path, required=True, help="where it keeps journal and logs")
-    top.add_argument("--store", metavar="URL", help="the artifact store (default: as configured)")
-    top.add_argument("--parent", type=int, metavar="PID", help="end when this process does")
+    top.add_argument(
+        "--config", type=Path, metavar="FILE", help=f"its settings (default {config.BROKER_FILE})"
+    )
+    top.add_argument("--check-config", action="store_true", help="say what it understood, and end")
+    embedded = top.add_argument_group("as a part of an embedded fabric")
+    embedded.add_argument("--directory", type=Path, help="where to make its sockets, as files")
+    embedded.add_argument("--state", type=Path, help="where it keeps journal and logs")
+    embedded.add_argument("--store", metavar="URL", help="the artifact store")
+    embedded.add_argument("--parent", type=int, metavar="PID", help="end when this process does")
     return top
 
 
@@ -358,19 +324,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     if options.parent:
         die_with_parent(options.parent)
-
-    def open_store() -> Store:
-        from fabric.trove.store import Store  # slow, and only the desk needs it
-
-        url = options.store
-        if url is None:
-            from fabric.config import load_settings
-
-            url = load_settings().store_url
-        return Store(url, options.state / "scratch")
-
     try:
-        broker = Broker(options.directory, options.state, open_store)
+        settings = _settings(options)
+        if options.check_config:
+            print(config.shown(settings))
+            return 0
+        broker = _broker(settings, options.directory)
     except (FabricError, OSError) as error:
         note(str(error))
         return error.exit_code if isinstance(error, FabricError) else 4
@@ -384,6 +343,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         broker.close(forget_logs=options.parent is not None)
     return 0
+
+
+def _settings(options: argparse.Namespace) -> BrokerSettings:
+    given = {"state": options.state and str(options.state), "artifacts": options.store}
+    if options.directory is not None and options.config is None:  # an embedded fabric's
+        common = config.common(config.load_settings(overrides={"artifacts": options.store}))
+        return BrokerSettings(**common, state=given["state"] or common["cache"] + "/state")
+    path = options.config or config.BROKER_FILE
+    settings = config.load(BrokerSettings, path, overrides=given, must_exist=True)
+    if settings.plain and options.directory is None:
+        sockets.check_plain(settings.listen)
+    return settings
+
+
+def _broker(settings: BrokerSettings, directory: Path | None) -> Broker:
+    def open_store() -> Store:
+        from fabric.trove.store import Store  # slow, and only the desk needs it
+
+        return Store(settings.store_url, settings.state_dir / "scratch")
+
+    if directory is not None:
+        return Broker(sockets.in_directory(directory), settings.state_dir, open_store)
+    return Broker(
+        sockets.over_tcp(settings.listen, settings.port),
+        settings.state_dir,
+        open_store,
+        Limits(lease=settings.lease, losses=settings.losses, faults=settings.faults),
+        None if settings.plain else settings.keys_dir,
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Settings: one TOML file, then the environment, then the command line; the last word wins.
 
-The file is ``$FABRIC_CONFIG``, else ``$XDG_CONFIG_HOME/distbuild/distbuild.toml`` (by default
-``~/.config``); it may be absent.  Every setting ``some-name`` of it can be given as
-``FABRIC_SOME_NAME`` in the environment, but for the tables.
+Each program has a file of its own.  The initiator's is ``$FABRIC_CONFIG``, else
+``$XDG_CONFIG_HOME/distbuild/distbuild.toml`` (by default ``~/.config``), and may be absent; the
+daemons' are ``/etc/distbuild/broker.toml`` and ``/etc/distbuild/worker.toml``.  Every setting
+``some-name`` can be given as ``FABRIC_SOME_NAME`` in the environment, but for tables and lists.
 """
 
 from __future__ import annotations
@@ -12,10 +13,25 @@ import platform
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_origin
 
 import msgspec
+from msgspec import Meta
 
 from fabric.errors import FabricError
+
+BROKER_FILE = Path("/etc/distbuild/broker.toml")
+WORKER_FILE = Path("/etc/distbuild/worker.toml")
+#: Where daemons keep their CURVE keys.
+KEYS = "/etc/distbuild/keys"
+#: The broker's port for jobs; logs come in at the next one, and go out at the one after.
+PORT = 7411
+
+Size = Annotated[int, Meta(ge=0)]
+Seconds = Annotated[float, Meta(ge=0)]
+Port = Annotated[int, Meta(ge=1, le=65533)]
+#: What people and machines may be called: fit for a file name and a git ref.
+Named = Annotated[str, Meta(pattern=r"\A([A-Za-z0-9][A-Za-z0-9._-]{0,62})?\Z")]
 
 
 class ConfigError(FabricError):
@@ -27,27 +43,26 @@ def _default_cache() -> str:
     return f"{base}/distbuild"
 
 
-class Settings(
-    msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True
-):
-    """All settings.  Sizes are bytes, times seconds; 0 means no limit."""
+class Shared(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
+    """What all three programs know.  Sizes are bytes, times seconds."""
 
     #: everything local stands below this directory
     cache: str = msgspec.field(default_factory=_default_cache)
     #: the artifact store: a directory or a URL (file, http, https, s3, gs, az); "": CACHE/artifacts
     artifacts: str = ""
-    #: address of the controller; "": build on this machine, with an embedded broker
-    controller: str = ""
-    #: workers of the embedded fabric; 0: two, or a quarter of the cores if that is more
-    workers: int = 0
-    #: make's -j in a build step; 0: the number of cores
-    max_jobs: int = 0
-    #: a build step running longer is ended and counts as failed
-    build_timeout: float = 0.0
-    #: a build step that prints more is ended and counts as failed
-    log_limit: int = 4 * 1024**3
+    #: PEM file of the authority that certifies the store's host; "": the system's authorities
+    artifacts_ca: str = ""
+    #: file that holds USER:PASSWORD for the store
+    artifacts_password: str = ""
+    #: the trove: URL or path of one bare git repository; "": local repositories only
+    trove: str = ""
+    #: the key git uses over ssh, and the file of hosts it knows; "": ssh's defaults
+    ssh_key: str = ""
+    known_hosts: str = ""
     #: repository aliases, `{name = "pattern with %s"}`; a plain name stands in the trove
     aliases: dict[str, str] = {}
+    #: speak without encryption, which only loopback addresses allow
+    plain: bool = False
 
     @property
     def cache_dir(self) -> Path:
@@ -62,15 +77,21 @@ class Settings(
         """Git repositories, downloads, exported trees."""
         return self.cache_dir / "trove"
 
+
+class Building(Shared, frozen=True, kw_only=True):
+    """What building on this machine needs besides."""
+
+    #: make's -j in a build step; 0: the number of cores
+    max_jobs: Size = 0
+    #: a build step running longer is ended and counts as failed; 0: no limit
+    build_timeout: Seconds = 0.0
+    #: a build step that prints more is ended and counts as failed; 0: no limit
+    log_limit: Size = 4 * 1024**3
+
     @property
     def work_dir(self) -> Path:
         """What a worker needs to build: layers, scratch, locks."""
         return self.cache_dir / "work"
-
-    @property
-    def state_dir(self) -> Path:
-        """The broker's journal and the logs under way."""
-        return self.cache_dir / "state"
 
     @property
     def host_tools_file(self) -> Path:
@@ -78,58 +99,190 @@ class Settings(
         return self.cache_dir / "host-tools.json"
 
     @property
+    def jobs(self) -> int:
+        return self.max_jobs or os.cpu_count() or 1
+
+
+class Settings(Building, frozen=True, kw_only=True):
+    """The initiator's settings."""
+
+    #: the controller, HOST or HOST:PORT; "": build on this machine, with an embedded broker
+    controller: str = ""
+    #: where this user's key is, and the controller's public one
+    keys: str = "~/.config/distbuild/keys"
+    #: of two requests, the one with 1 more gets twice the workers
+    priority: Annotated[int, Meta(ge=-10, le=10)] = 0
+    #: workers of the embedded fabric; 0: two, or a quarter of the cores if that is more
+    workers: Size = 0
+
+    @property
+    def keys_dir(self) -> Path:
+        return Path(self.keys).expanduser()
+
+    @property
+    def state_dir(self) -> Path:
+        """The embedded broker's journal and the logs under way."""
+        return self.cache_dir / "state"
+
+    @property
     def worker_count(self) -> int:
         cores = os.cpu_count() or 1
         return self.workers or max(min(2, cores), cores // 4)
 
+
+class BrokerSettings(Shared, frozen=True, kw_only=True):
+    """The broker's settings."""
+
+    cache: str = "/var/cache/distbuild"
+    #: the address to listen at; "*": at all
+    listen: str = "*"
+    #: for jobs; logs come in at the next port, and go out at the one after
+    port: Port = PORT
+    #: holds broker.key_secret, and in admitted/ the public key of every peer
+    keys: str = KEYS
+    #: the journal, and the logs under way
+    state: str = "/var/lib/distbuild"
+    #: HOST:PORT where Prometheus may ask; "": nowhere
+    metrics: str = "127.0.0.1:7419"
+    #: a worker not heard of for so long is lost
+    lease: Annotated[float, Meta(gt=0)] = 10.0
+    #: a job that was lost with its worker so often fails
+    losses: Annotated[int, Meta(ge=1)] = 3
+    #: a job that so many machines could not do fails
+    faults: Annotated[int, Meta(ge=1)] = 3
+
     @property
-    def jobs(self) -> int:
-        return self.max_jobs or os.cpu_count() or 1
+    def keys_dir(self) -> Path:
+        return Path(self.keys).expanduser()
+
+    @property
+    def state_dir(self) -> Path:
+        return Path(self.state).expanduser().absolute()
+
+
+class WorkerSettings(Building, frozen=True, kw_only=True):
+    """A worker's settings."""
+
+    cache: str = "/var/cache/distbuild"
+    #: what it is called; "": as its key says, or as its host is called if it needs no key
+    name: Named = ""
+    #: the controller: HOST or HOST:PORT
+    controller: str = ""
+    #: builds at a time
+    slots: Annotated[int, Meta(ge=1, le=4096)] = 1
+    #: holds this worker's key, and the controller's public one
+    keys: str = KEYS
+    #: with less free disk it takes no new job
+    min_free_disk: Size = 2 * 1024**3
+    #: what jobs may ask for besides this machine's tools
+    features: tuple[Named, ...] = ()
+
+    @property
+    def keys_dir(self) -> Path:
+        return Path(self.keys).expanduser()
+
+
+S = TypeVar("S", bound=Shared)
 
 
 def load_settings(
     environ: Mapping[str, str] = os.environ, overrides: Mapping[str, object] | None = None
 ) -> Settings:
-    """The settings in force.  ``overrides`` are the command line's; None means not given."""
+    """The initiator's settings.  ``overrides`` are the command line's; None means not given."""
+    named = bool(environ.get("FABRIC_CONFIG"))
+    return load(Settings, config_path(environ), environ, overrides, must_exist=named)
+
+
+def load(
+    kind: type[S],
+    path: Path,
+    environ: Mapping[str, str] = os.environ,
+    overrides: Mapping[str, object] | None = None,
+    *,
+    must_exist: bool = True,
+) -> S:
+    """The settings of one program, as ``path`` and whatever overrides it say.
+
+    ConfigError names the file, variable or option, and the setting.
+    """
     given = overrides or {}
-    path = config_path(environ)
     values: dict[str, object] = {}
-    if path.exists():
-        try:
-            values = tomllib.loads(path.read_text())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-            raise ConfigError(f"{path}: {error}") from None
-    elif environ.get("FABRIC_CONFIG"):
-        raise ConfigError(f"{path}: no such file (it is named by FABRIC_CONFIG)")
-    settings = _convert(values, str(path))
-    for field in msgspec.structs.fields(Settings):
+    try:
+        values = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        if must_exist:
+            raise ConfigError(f"{path}: no such file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    settings = _convert(kind, values, str(path))
+    for field in msgspec.structs.fields(kind):
         variable = "FABRIC_" + field.name.upper()
-        if field.name != "aliases" and variable in environ:
+        if get_origin(field.type) not in (dict, tuple) and variable in environ:
             values[field.encode_name] = environ[variable]
-            settings = _convert(values, variable)
+            settings = _convert(kind, values, variable)
         if given.get(field.name) is not None:
             values[field.encode_name] = given[field.name]
-            settings = _convert(values, "--" + field.encode_name)
+            settings = _convert(kind, values, "--" + field.encode_name)
     return settings
 
 
+def common(settings: Settings) -> dict[str, Any]:
+    """Of an initiator's settings those that its embedded broker has, too."""
+    return {field.name: getattr(settings, field.name) for field in msgspec.structs.fields(Shared)}
+
+
+def embedded_worker(
+    settings: Settings, name: str | None = None, slots: int | None = None
+) -> WorkerSettings:
+    """What a worker of the embedded fabric goes by."""
+    mine = {each.name: getattr(settings, each.name) for each in msgspec.structs.fields(Building)}
+    return WorkerSettings(**mine, name=name or "", slots=slots or 1, min_free_disk=0)
+
+
+def shown(settings: Shared) -> str:
+    """All settings as TOML, defaults included, for ``--check-config``."""
+    values = msgspec.to_builtins(settings)
+    lines = [
+        f"{name} = {msgspec.json.encode(value).decode()}"
+        for name, value in values.items()
+        if not isinstance(value, dict)
+    ]
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            lines.append(f"\n[{name}]")
+            lines += [
+                f'"{key}" = {msgspec.json.encode(item).decode()}' for key, item in value.items()
+            ]
+    return "\n".join(lines)
+
+
+def host_and_port(text: str, default: int = PORT) -> tuple[str, int]:
+    """Takes HOST, HOST:PORT or [IPV6]:PORT apart.  ConfigError if it is none of them."""
+    bare = text.count(":") > 1 and not text.startswith("[")  # an IPv6 address as it is
+    host, colon, port = (text, "", "") if bare or text.endswith("]") else text.rpartition(":")
+    if not colon:
+        host, port = text, str(default)
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65534:
+        raise ConfigError(f"controller: it should be HOST or HOST:PORT, and it is {text!r}")
+    return host, int(port)
+
+
 def config_path(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where the settings file is, whether it exists or not."""
+    """Where the initiator's settings file is, whether it exists or not."""
     if named := environ.get("FABRIC_CONFIG"):
         return Path(named).expanduser()
     base = environ.get("XDG_CONFIG_HOME") or "~/.config"
     return Path(base).expanduser() / "distbuild" / "distbuild.toml"
 
 
-def _convert(values: dict[str, object], where: str) -> Settings:
+def _convert(kind: type[S], values: dict[str, object], where: str) -> S:
     try:
-        settings = msgspec.convert(values, Settings, strict=False)
+        return msgspec.convert(values, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{where}: {error}") from None
-    for name in ("workers", "max_jobs", "build_timeout", "log_limit"):
-        if getattr(settings, name) < 0:
-            raise ConfigError(f"{where}: {name.replace('_', '-')} may not be negative")
-    return settings
+        what, _, setting = str(error).partition(" - at `$.")
+        setting = setting.rstrip("`")
+        raise ConfigError(f"{where}: {setting + ': ' if setting else ''}{what}") from None
 
 
 #: What `platform.machine()` says -> architectures of definitions that this machine can build.

@@ -94,6 +94,11 @@ class Spools:
                 spool.digest.update(data)
                 spool.have += len(data)
 
+    def worker(self, key: str, fence: int) -> str | None:
+        """Whose log it is; None if there is no such attempt."""
+        spool = self._spools.get((key, fence))
+        return None if spool is None else spool.worker
+
     def append(self, key: str, fence: int, offset: int, data: bytes) -> tuple[int, bytes]:
         """Take in a piece; returns (offset, bytes) of what was new in it, often all, or b"".
 

@@ -12,30 +12,34 @@ import os
 import queue
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
 import traceback
 import uuid
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import msgspec
-import zmq
 
+from fabric import config
 from fabric.building.builder import build
 from fabric.building.host import host_tools
 from fabric.building.log import Log
 from fabric.building.workspace import Workspace
-from fabric.config import Settings, load_settings, native_architectures
+from fabric.config import WorkerSettings, native_architectures
 from fabric.errors import BuildFailed, Cancelled, FabricError
 from fabric.jobs import Job
 from fabric.process import die_with_parent
+from fabric.systemd import Supervisor
 from fabric.trove.sources import Sources
 from fabric.trove.store import Store
 from fabric.wire import agent as protocol
 from fabric.wire.agent import WorkerAgent
+from fabric.wire.line import Line, dial
 from fabric.wire.messages import (
     MAX_LOG_PIECE,
     Desired,
@@ -45,7 +49,15 @@ from fabric.wire.messages import (
     Outcome,
     Refused,
 )
-from fabric.wire.sockets import Codec, connect, dealer, drain, ipc, publisher, send
+from fabric.wire.sockets import (
+    Addresses,
+    Codec,
+    Curve,
+    Garbage,
+    check_plain,
+    in_directory,
+    send,
+)
 
 #: Seconds between two looks at logs that may have grown.
 FOLLOW_EVERY = 0.02
@@ -53,6 +65,8 @@ FOLLOW_EVERY = 0.02
 PIECES_AT_ONCE = 8
 #: Messages taken in one turn of the loop.
 MESSAGES_AT_ONCE = 100
+#: Seconds between two looks at what this machine has left.
+SURVEY_EVERY = 1.0
 #: Seconds a worker that ends gives its builds to die.
 DEADLINE = 8.0
 
@@ -72,7 +86,7 @@ class Attempt:
         self.phase = phase
 
     def run(
-        self, encoded: msgspec.Raw, workspace: Workspace, settings: Settings, name: str
+        self, encoded: msgspec.Raw, workspace: Workspace, settings: WorkerSettings, name: str
     ) -> Outcome:
         """Build, and say how it ended; never raises."""
         began = time.monotonic()
@@ -125,7 +139,9 @@ def _text(message: str) -> str:
 class Worker:
     """The shell around `WorkerAgent`: sockets, threads, spools."""
 
-    def __init__(self, name: str, slots: int, settings: Settings, directory: Path) -> None:
+    def __init__(
+        self, name: str, settings: WorkerSettings, addresses: Addresses, curve: Curve | None = None
+    ) -> None:
         self.name = name
         self._settings = settings
         store = Store(settings.store_url, settings.cache_dir / "tmp")
@@ -138,20 +154,15 @@ class Worker:
             name=name,
             instance=uuid.uuid4().hex,
             arch=native_architectures()[0],
-            slots=slots,
-            features=(f"host-tools:{host_tools(settings.host_tools_file)}",),
+            slots=settings.slots,
+            features=(f"host-tools:{host_tools(settings.host_tools_file)}", *settings.features),
         )
-        self._context = zmq.Context()
-        self._jobs = dealer(self._context)
-        connect(self._jobs, ipc(directory, "jobs"))
-        self._logs = publisher(self._context)
-        connect(self._logs, ipc(directory, "logs-in"))
-        self._codec: Codec[Desired | LogWanted | Refused] = Codec(Desired | LogWanted | Refused)
         # written by threads that end and by signals, so that the poller wakes
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._poller = zmq.Poller()
-        self._poller.register(self._jobs, zmq.POLLIN)
-        self._poller.register(self._wake_read, zmq.POLLIN)
+        self._line = Line(addresses, "publish", curve=curve, name=name, wake=self._wake_read)
+        self._codec: Codec[Desired | LogWanted | Refused] = Codec(Desired | LogWanted | Refused)
+        self._said: deque[str] = deque(maxlen=10)  # complaints of late
+        self._survey_due = 0.0
         self._told_to_stop = False
         self._stopping_until: float | None = None
 
@@ -160,19 +171,27 @@ class Worker:
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+        supervisor = Supervisor()
+        supervisor.ready()
         while not self._over():
             self._wait()
             self._hear()
             self._collect()
             self._follow()
-            self._do(self._agent.tick(time.monotonic()))
+            now = time.monotonic()
+            self._survey(now)
+            self._do(self._agent.tick(now))
+            if self._line.tend(now):
+                self._say(self._line.trouble or "the broker answers")
+            supervisor.alive(now, self._line.trouble or f"{len(self._agent.running)} builds")
             if self._told_to_stop and self._stopping_until is None:
+                supervisor.stopping()
                 self._stop()
 
     def close(self) -> None:
         """Leave nothing behind."""
         signal.set_wakeup_fd(-1)
-        self._context.destroy(linger=200)
+        self._line.close()
         self._workspace.close()
 
     # -- one turn of the loop --------------------------------------------------------------
@@ -181,22 +200,26 @@ class Worker:
         left = self._agent.due - time.monotonic()
         if self._agent.running:
             left = min(left, FOLLOW_EVERY)
-        if any(
-            sock == self._wake_read for sock, _ in self._poller.poll(round(max(0.0, left) * 1000))
-        ):
-            with contextlib.suppress(BlockingIOError):
-                os.read(self._wake_read, 4096)
+        for source, _ in self._line.poller.poll(round(max(0.0, left) * 1000)):
+            if source == self._wake_read:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self._wake_read, 4096)
 
     def _hear(self) -> None:
-        for frames in drain(self._jobs, MESSAGES_AT_ONCE):
-            match message := self._codec.decode(frames[-1]):
+        for frame in self._line.receive(MESSAGES_AT_ONCE):
+            try:
+                message = self._codec.decode(frame)
+            except Garbage as error:
+                self._say(f"the broker said what cannot be understood: {error}")
+                continue
+            match message:
                 case Desired():
                     self._do(self._agent.desired(message))
                     self._forget()
                 case LogWanted():
                     self._serve(message)
-                case Refused():
-                    raise FabricError(f"the broker refuses this worker: {message.reason}")
+                case Refused():  # whoever can mend that may not be here, so go on asking
+                    self._say(f"the broker refuses this worker: {message.reason}")
 
     def _collect(self) -> None:
         while not self._ended.empty():
@@ -214,6 +237,25 @@ class Worker:
             self._publish(attempt)
             self._do(self._agent.progress(*id, phase=attempt.phase, log_size=attempt.published))
 
+    def _survey(self, now: float) -> None:
+        """What this machine has left, and whether that is enough for another job."""
+        if now < self._survey_due:
+            return
+        self._survey_due = now + SURVEY_EVERY
+        agent, least = self._agent, self._settings.min_free_disk
+        agent.free_memory = free_memory()
+        try:
+            agent.free_disk = shutil.disk_usage(self._settings.work_dir).free
+        except OSError as error:
+            agent.refusing = f"{self._settings.work_dir}: {error.strerror}"
+            return
+        agent.refusing = ""
+        if agent.free_disk < least:
+            agent.refusing = (
+                f"{agent.free_disk / 2**30:.1f} GiB of disk are free in {self._settings.work_dir},"
+                f" and it wants {least / 2**30:.1f}"
+            )
+
     def _over(self) -> bool:
         if self._stopping_until is None:
             return False
@@ -229,10 +271,13 @@ class Worker:
                 case protocol.Kill():
                     self._attempts[action.key, action.fence].cancelled.set()
                 case protocol.Send():
-                    self._agent.free_disk = shutil.disk_usage(self._settings.work_dir).free
-                    send(self._jobs, self._codec.encode(action.report))
+                    self._line.send(self._codec.encode(action.report))
 
     def _start(self, action: protocol.Start) -> None:
+        if self._agent.refusing:
+            refused = Outcome(action.key, action.fence, "refused", self._agent.refusing)
+            self._do(self._agent.ended(refused))
+            return
         attempt = Attempt(action.key, action.fence, self._spools / f"{action.key}.{action.fence}")
         self._attempts[action.key, action.fence] = attempt
 
@@ -250,7 +295,7 @@ class Worker:
             if not data:
                 return
             hint = self._codec.encode(LogHint(attempt.fence, attempt.published))
-            send(self._logs, attempt.key.encode(), hint, data)  # what is lost is asked for
+            send(self._line.logs, attempt.key.encode(), hint, data)  # what is lost is asked for
             attempt.published += len(data)
 
     def _serve(self, wanted: LogWanted) -> None:
@@ -259,7 +304,7 @@ class Worker:
             return
         data = attempt.log.read(wanted.offset, min(wanted.length, MAX_LOG_PIECE))
         piece = LogPiece(wanted.key, wanted.fence, wanted.offset, data)
-        send(self._jobs, self._codec.encode(piece))
+        self._line.send(self._codec.encode(piece))
 
     def _forget(self) -> None:
         """Drop spools of attempts that are over and settled, or that nobody wanted any more."""
@@ -268,6 +313,12 @@ class Worker:
             attempt = self._attempts.pop(id)
             attempt.log.close()
             attempt.log.path.unlink(missing_ok=True)
+
+    def _say(self, text: str) -> None:
+        """Say something to whoever keeps standard error, but not every second."""
+        if text not in self._said:
+            self._said.append(text)
+            print(f"fabric-worker: {text}", file=sys.stderr, flush=True)
 
     def _on_signal(self, number: int, frame: object) -> None:  # noqa: ARG002
         self._told_to_stop = True  # the loop is awake now, and does the rest
@@ -280,13 +331,27 @@ class Worker:
         self._do(self._agent.drain())
 
 
+def free_memory() -> int:
+    """Bytes of memory that this machine has left for programs; 0 if it does not say."""
+    with contextlib.suppress(OSError), open("/proc/meminfo", "rb") as file:  # noqa: PTH123
+        for line in file:
+            if line.startswith(b"MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     top = argparse.ArgumentParser(prog="fabric-worker", description=(__doc__ or "").splitlines()[0])
-    top.add_argument("--directory", type=Path, required=True, help="where the broker's sockets are")
-    top.add_argument("--name", required=True)
-    top.add_argument("--slots", type=int, default=1, help="builds at a time (default 1)")
-    top.add_argument("--parent", type=int, help="end when this process does")
+    top.add_argument(
+        "--config", type=Path, metavar="FILE", help=f"its settings (default {config.WORKER_FILE})"
+    )
+    top.add_argument("--check-config", action="store_true", help="say what it understood, and end")
+    embedded = top.add_argument_group("as a part of an embedded fabric")
+    embedded.add_argument("--directory", type=Path, help="where the broker's sockets are")
+    embedded.add_argument("--name")
+    embedded.add_argument("--slots", type=int, help="builds at a time (default 1)")
+    embedded.add_argument("--parent", type=int, metavar="PID", help="end when this process does")
     return top
 
 
@@ -296,15 +361,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.parent:
             die_with_parent(options.parent)
-        worker = Worker(options.name, options.slots, load_settings(), options.directory)
+        settings = _settings(options)
+        if options.check_config:
+            print(config.shown(settings))
+            return 0
+        worker = _worker(settings, options.directory)
         try:
             worker.run()
         finally:
             worker.close()
-    except FabricError as error:
+    except (FabricError, OSError) as error:
         print(f"fabric-worker: {error}", file=sys.stderr)
-        return error.exit_code
+        return error.exit_code if isinstance(error, FabricError) else 4
     return 0
+
+
+def _settings(options: argparse.Namespace) -> WorkerSettings:
+    given = {"name": options.name, "slots": options.slots}
+    if options.directory is not None and options.config is None:  # an embedded fabric's
+        return config.embedded_worker(config.load_settings(), **given)
+    settings = config.load(WorkerSettings, options.config or config.WORKER_FILE, overrides=given)
+    if options.directory is None:
+        host, _ = config.host_and_port(settings.controller)
+        if settings.plain:
+            check_plain(host)
+    return settings
+
+
+def _worker(settings: WorkerSettings, directory: Path | None) -> Worker:
+    host = socket.gethostname().partition(".")[0]
+    if directory is not None:
+        return Worker(settings.name or host, settings, in_directory(directory))
+    addresses, curve, name = dial(settings, "worker")
+    if curve is not None and settings.name not in ("", name):
+        raise config.ConfigError(
+            f"name: it is {settings.name} in the settings, and {name} in the key in"
+            f" {settings.keys_dir}"
+        )
+    return Worker(name or settings.name or host, settings, addresses, curve)
 
 
 if __name__ == "__main__":

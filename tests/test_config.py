@@ -1,10 +1,27 @@
-"""Settings: file, environment, command line."""
+"""Settings: file, environment, command line; each program's own."""
 
+from __future__ import annotations
+
+import re
+import tomllib
 from pathlib import Path
+from types import ModuleType
 
+import msgspec
 import pytest
 
-from fabric.config import ConfigError, load_settings
+from fabric import broker, worker
+from fabric.config import (
+    BrokerSettings,
+    ConfigError,
+    Settings,
+    WorkerSettings,
+    embedded_worker,
+    host_and_port,
+    load,
+    load_settings,
+    shown,
+)
 
 
 def environ(tmp_path: Path, text: str = "", **more: str) -> dict[str, str]:
@@ -30,17 +47,21 @@ def test_the_last_word_wins(tmp_path: Path) -> None:
 def test_a_file_that_is_named_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.toml: no such file"):
         load_settings({"FABRIC_CONFIG": str(tmp_path / "nowhere.toml")})
+    with pytest.raises(ConfigError, match=r"broker\.toml: no such file"):
+        load(BrokerSettings, tmp_path / "broker.toml", {})
+    assert load_settings({"XDG_CONFIG_HOME": str(tmp_path)}) == Settings()
 
 
 @pytest.mark.parametrize(
     ("text", "more", "said"),
     [
-        ("workers = 'many'", {}, r"distbuild\.toml: Expected `int`"),
+        ("workers = 'many'", {}, r"distbuild\.toml: workers: Expected `int`"),
         ("wrokers = 2", {}, r"distbuild\.toml: Object contains unknown field `wrokers`"),
         ("workers = ", {}, r"distbuild\.toml: Invalid value"),
-        ("workers = -1", {}, "workers may not be negative"),
-        ("", {"FABRIC_WORKERS": "x"}, "FABRIC_WORKERS: Expected `int`"),
+        ("workers = -1", {}, r"workers: Expected `int` >= 0"),
+        ("", {"FABRIC_WORKERS": "x"}, "FABRIC_WORKERS: workers: Expected `int`"),
         ("[aliases]\nupstream = 3", {}, r"aliases"),
+        ("priority = 11", {}, r"priority: Expected `int` <= 10"),
     ],
 )
 def test_wrong_settings_are_named(
@@ -48,3 +69,85 @@ def test_wrong_settings_are_named(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         load_settings(environ(tmp_path, text, **more))
+
+
+def test_daemons_have_files_of_their_own_and_the_environment(tmp_path: Path) -> None:
+    file = tmp_path / "worker.toml"
+    file.write_text('controller = "c.example:9000"\nfeatures = ["kvm"]\n[aliases]\nx = "y:%s"\n')
+    settings = load(WorkerSettings, file, {"FABRIC_SLOTS": "3", "FABRIC_FEATURES": "no"})
+    assert (settings.controller, settings.slots) == ("c.example:9000", 3)
+    assert (settings.features, settings.aliases) == (("kvm",), {"x": "y:%s"})
+    file.write_text("workers = 3\n")
+    with pytest.raises(ConfigError, match=r"worker\.toml: Object contains unknown field `workers`"):
+        load(WorkerSettings, file, {})
+
+
+def test_what_is_shown_can_be_read_again() -> None:
+    settings = BrokerSettings(listen="::1", aliases={"up stream": 'a"b%s'}, lease=2.5)
+    assert load_from(shown(settings)) == settings
+
+
+def load_from(text: str) -> BrokerSettings:
+    return msgspec.convert(tomllib.loads(text), BrokerSettings)
+
+
+def test_an_embedded_worker_builds_as_its_initiator_was_told() -> None:
+    settings = Settings(cache="/c", max_jobs=7, aliases={"a": "b:%s"}, controller="x")
+    mine = embedded_worker(settings, "w", 2)
+    assert (mine.jobs, mine.work_dir, mine.aliases) == (7, Path("/c/work"), {"a": "b:%s"})
+    assert (mine.name, mine.slots, mine.controller, mine.min_free_disk) == ("w", 2, "", 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("controller", ("controller", 7411)),
+        ("controller:80", ("controller", 80)),
+        ("10.0.0.1:80", ("10.0.0.1", 80)),
+        ("[::1]:80", ("::1", 80)),
+        ("[::1]", ("::1", 7411)),
+        ("fe80::1", ("fe80::1", 7411)),
+    ],
+)
+def test_addresses(text: str, meant: tuple[str, int]) -> None:
+    assert host_and_port(text) == meant
+
+
+@pytest.mark.parametrize("text", ["", ":80", "host:", "host:x", "host:0", "host:65535", "[::1]:"])
+def test_what_is_no_address(text: str) -> None:
+    with pytest.raises(ConfigError, match="it should be HOST or HOST:PORT"):
+        host_and_port(text)
+
+
+def test_check_config_says_what_is_understood(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "broker.toml"
+    file.write_text("port = 8000\n")
+    assert broker.main(["--config", str(file), "--check-config"]) == 0
+    assert "port = 8000\n" in capsys.readouterr().out
+    file.write_text('controller = "c"\nslots = 2\n')
+    assert worker.main(["--config", str(file), "--check-config"]) == 0
+    assert "slots = 2\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("program", "text", "said"),
+    [
+        (broker, "port = 0", "port: Expected `int` >= 1"),
+        (broker, "plain = true", r"\* is not this machine alone"),
+        (broker, 'plain = true\nlisten = "10.0.0.1"', "10.0.0.1 is not this machine alone"),
+        (worker, "slots = 2", "controller: it should be HOST or HOST:PORT, and it is ''"),
+        (worker, 'controller = "c"\nplain = true', "c is not this machine alone"),
+        (worker, 'controller = "c"\nname = "../x"', "name: "),
+    ],
+)
+def test_check_config_says_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], program: ModuleType, text: str, said: str
+) -> None:
+    file = tmp_path / "daemon.toml"
+    file.write_text(text)
+    assert program.main(["--config", str(file), "--check-config"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"fabric-{program.__name__.rpartition('.')[2]}: ")
+    assert re.search(said, error), error

@@ -8,9 +8,11 @@ notices.  Whatever was lost is told again, since every message is a state or a q
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from collections.abc import Iterator
-from typing import Generic, TypeAlias, TypeVar
+from dataclasses import dataclass, field
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 import zmq
@@ -22,13 +24,19 @@ T = TypeVar("T")
 Context: TypeAlias = zmq.Context[zmq.Socket[bytes]]
 Socket: TypeAlias = zmq.Socket[bytes]
 
-#: Messages kept for one peer.
-JOBS_HWM = 1000
-LOGS_HWM = 256
+#: Messages kept for one peer in each direction.
+JOBS_HWM = 100
+LOGS_HWM = 32
 #: No frame of the log stream is larger, in bytes.
 MAX_LOG_FRAME = MAX_LOG_PIECE + 4096
+#: No frame is larger that reaches the broker over a network, in bytes.
+MAX_REMOTE_FRAME = 4 * 1024 * 1024
+#: Frames of one message that are looked at; no message has so many.
+MAX_FRAMES = 4
 #: An ipc path must be shorter than the kernel's limit for socket names, in bytes.
 MAX_IPC_PATH = 107
+#: Milliseconds a connection may take to be made, and to say who it is.
+PATIENCE = 5000
 
 
 class AddressError(FabricError):
@@ -39,9 +47,55 @@ class Garbage(ValueError):
     """A frame is not what it should be."""
 
 
+class Addresses(NamedTuple):
+    """Where a broker's three sockets are."""
+
+    jobs: str
+    logs_in: str
+    logs: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The keys a socket encrypts with, in Z85; ``server`` is the broker's, b"" at the broker."""
+
+    public: bytes
+    secret: bytes = field(repr=False)
+    server: bytes = b""
+
+
+def in_directory(directory: str | os.PathLike[str]) -> Addresses:
+    """Sockets of one machine, as files.  AddressError if the path is too long."""
+    return Addresses(*(ipc(directory, name) for name in Addresses._fields))
+
+
+def over_tcp(host: str, port: int) -> Addresses:
+    """Sockets of a controller: three ports in a row.  ``host`` "*" is all of its addresses."""
+    if ":" in host:
+        host = f"[{host}]"
+    return Addresses(*(f"tcp://{host}:{port + n}" for n in range(3)))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can be meant."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def check_plain(host: str) -> None:
+    """AddressError unless only this machine can be meant: nothing else goes unencrypted."""
+    if not is_loopback(host):
+        raise AddressError(
+            f"plain: nothing goes unencrypted over a network, and {host} is not this machine"
+            " alone; leave `plain` out of the settings, and see `fabric-keys`"
+        )
+
+
 def ipc(directory: str | os.PathLike[str], name: str) -> str:
     """The address of a socket file.  AddressError if its path is too long for the kernel."""
-    path = f"{os.fspath(directory)}/{name}"
+    path = f"{os.fspath(directory)}/{name.replace('_', '-')}"
     if len(os.fsencode(path)) > MAX_IPC_PATH:
         raise AddressError(
             f"{path}: the path of a socket may have {MAX_IPC_PATH} bytes and this has "
@@ -50,31 +104,33 @@ def ipc(directory: str | os.PathLike[str], name: str) -> str:
     return f"ipc://{path}"
 
 
-def router(context: Context) -> Socket:
+def router(context: Context, curve: Curve | None = None) -> Socket:
     """The broker's socket for jobs.  `send` to a peer that is gone returns False."""
-    socket = _socket(context, zmq.ROUTER, JOBS_HWM, MAX_FRAME)
+    largest = MAX_FRAME if curve is None else MAX_REMOTE_FRAME
+    socket = _socket(context, zmq.ROUTER, JOBS_HWM, largest, curve, "jobs")
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
     return socket
 
 
-def dealer(context: Context) -> Socket:
+def dealer(context: Context, curve: Curve | None = None) -> Socket:
     """A worker's or an initiator's socket for jobs."""
-    return _socket(context, zmq.DEALER, JOBS_HWM, MAX_FRAME)
+    return _socket(context, zmq.DEALER, JOBS_HWM, MAX_FRAME, curve, "jobs")
 
 
-def publisher(context: Context) -> Socket:
+def publisher(context: Context, curve: Curve | None = None) -> Socket:
     """A worker's socket for logs.  Sending never blocks; what nobody takes is dropped."""
-    return _socket(context, zmq.PUB, LOGS_HWM, MAX_LOG_FRAME)
+    return _socket(context, zmq.PUB, LOGS_HWM, MAX_LOG_FRAME, curve, "logs-in")
 
 
-def republisher(context: Context) -> Socket:
+def republisher(context: Context, curve: Curve | None = None) -> Socket:
     """The broker's socket for logs to initiators.  Its subscriptions must be read."""
-    return _socket(context, zmq.XPUB, LOGS_HWM, MAX_LOG_FRAME)
+    return _socket(context, zmq.XPUB, LOGS_HWM, MAX_LOG_FRAME, curve, "logs")
 
 
-def subscriber(context: Context, *topics: str) -> Socket:
+def subscriber(context: Context, *topics: str, curve: Curve | None = None) -> Socket:
     """A socket that hears logs: of these keys, or of all if one is ""; later `subscribe`."""
-    socket = _socket(context, zmq.SUB, LOGS_HWM, MAX_LOG_FRAME)
+    domain = "logs" if curve and curve.server else "logs-in"
+    socket = _socket(context, zmq.SUB, LOGS_HWM, MAX_LOG_FRAME, curve, domain)
     for topic in topics:
         socket.setsockopt(zmq.SUBSCRIBE, topic.encode())
     return socket
@@ -82,6 +138,7 @@ def subscriber(context: Context, *topics: str) -> Socket:
 
 def bind(socket: Socket, address: str) -> None:
     """AddressError if that cannot be done."""
+    socket.setsockopt(zmq.IPV6, address.startswith(("tcp://*", "tcp://[")))
     try:
         socket.bind(address)
     except zmq.ZMQError as error:
@@ -90,6 +147,8 @@ def bind(socket: Socket, address: str) -> None:
 
 def connect(socket: Socket, address: str) -> None:
     """Connect, now or as soon as somebody listens there.  AddressError if it is no address."""
+    # ZeroMQ would try a name's IPv6 address alone, if there is one.
+    socket.setsockopt(zmq.IPV6, address.startswith("tcp://["))
     try:
         socket.connect(address)
     except zmq.ZMQError as error:
@@ -103,6 +162,24 @@ def drain(socket: Socket, limit: int) -> Iterator[list[bytes]]:
             yield socket.recv_multipart(zmq.NOBLOCK)
         except zmq.Again:
             return
+
+
+def receive(socket: Socket, limit: int, *, keyed: bool) -> Iterator[tuple[str, list[bytes]]]:
+    """As `drain`, each with the sender's public key if it has one (``keyed``), else "".
+
+    Of a message with more frames than any has, only the first are kept.
+    """
+    for _ in range(limit):
+        try:
+            frame = socket.recv(zmq.NOBLOCK, copy=False, track=False)
+        except zmq.Again:
+            return
+        frames = [frame.bytes]
+        while frame.more:
+            frame = socket.recv(zmq.NOBLOCK, copy=False, track=False)
+            if len(frames) < MAX_FRAMES:
+                frames.append(frame.bytes)
+        yield str(frame.get("User-Id")) if keyed else "", frames
 
 
 def send(socket: Socket, *frames: bytes) -> bool:
@@ -137,18 +214,19 @@ class _Hello(msgspec.Struct):
     protocol: int
     name: str = ""
     request: str = ""
+    id: str = ""
 
 
 _HELLO: Codec[_Hello] = Codec(_Hello)
 
 
 def greeting(frame: bytes) -> tuple[str, int] | None:
-    """Who sent a frame that cannot be read (name or request), and in which protocol."""
+    """What a frame that cannot be read is about (a name, request or id), and its protocol."""
     try:
         hello = _HELLO.decode(frame)
     except Garbage:
         return None
-    return (hello.name or hello.request)[:255], hello.protocol
+    return (hello.name or hello.request or hello.id)[:255], hello.protocol
 
 
 def mismatch(theirs: int, *, us: str, them: str) -> str:
@@ -157,7 +235,9 @@ def mismatch(theirs: int, *, us: str, them: str) -> str:
     return f"{us} speaks protocol {PROTOCOL} and {them} {theirs}: upgrade {older}"
 
 
-def _socket(context: Context, type: int, hwm: int, largest: int) -> Socket:
+def _socket(
+    context: Context, type: int, hwm: int, largest: int, curve: Curve | None, domain: str
+) -> Socket:
     socket = context.socket(type)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.SNDHWM, hwm)
@@ -166,7 +246,22 @@ def _socket(context: Context, type: int, hwm: int, largest: int) -> Socket:
     # A peer may start before the one it connects to: try often at first, then less often.
     socket.setsockopt(zmq.RECONNECT_IVL, 10)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+    socket.setsockopt(zmq.CONNECT_TIMEOUT, PATIENCE)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, PATIENCE)
+    socket.setsockopt(zmq.BACKLOG, 1024)  # all may come back at once
     # Half-dead connections are found out and made anew.
     socket.setsockopt(zmq.HEARTBEAT_IVL, 2000)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6000)
+    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 10)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 5)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
+    if curve is not None:
+        socket.setsockopt(zmq.CURVE_PUBLICKEY, curve.public)
+        socket.setsockopt(zmq.CURVE_SECRETKEY, curve.secret)
+        if curve.server:
+            socket.setsockopt(zmq.CURVE_SERVERKEY, curve.server)
+        else:
+            socket.setsockopt(zmq.CURVE_SERVER, 1)
+            socket.setsockopt(zmq.ZAP_DOMAIN, domain.encode())
     return socket

@@ -36,6 +36,7 @@ from fabric.wire.messages import (
     Update,
 )
 from fabric.wire.mirror import RequestMirror
+from fabric.wire.sockets import Addresses, Curve
 
 ARCH = "x86_64"
 
@@ -119,6 +120,8 @@ class FakeWorker:
         *,
         slots: int = 1,
         lose_logs: bool = False,
+        at: Addresses | None = None,
+        curve: Curve | None = None,
     ) -> None:
         self.name = name
         self.built: list[str] = []
@@ -126,7 +129,8 @@ class FakeWorker:
         self._build = build
         self._lose_logs = lose_logs
         self._store = Store(str(directory / "store"), directory / f"scratch-{name}")
-        self._directory = directory
+        self._at = at or sockets.in_directory(directory)
+        self._curve = curve
         self._stop = threading.Event()
         self._logs: dict[tuple[str, int], bytes] = {}
         self._ended: list[tuple[tuple[str, int], str, bytes, str]] = []
@@ -144,10 +148,10 @@ class FakeWorker:
     def _run(self) -> None:
         context = zmq.Context()
         try:
-            self._jobs = sockets.dealer(context)
-            sockets.connect(self._jobs, sockets.ipc(self._directory, "jobs"))
-            self._stream = sockets.publisher(context)
-            sockets.connect(self._stream, sockets.ipc(self._directory, "logs-in"))
+            self._jobs = sockets.dealer(context, self._curve)
+            sockets.connect(self._jobs, self._at.jobs)
+            self._stream = sockets.publisher(context, self._curve)
+            sockets.connect(self._stream, self._at.logs_in)
             self._codec: sockets.Codec[Desired | LogWanted | Refused] = sockets.Codec(
                 Desired | LogWanted | Refused
             )
@@ -229,6 +233,8 @@ class Follower:
         *goals: str,
         keep_going: bool = False,
         stream: bool = True,
+        at: Addresses | None = None,
+        curve: Curve | None = None,
     ) -> None:
         offers = offers_of(text)
         wanted = tuple(map(key_of, goals)) or (offers[0].key,)
@@ -239,10 +245,12 @@ class Follower:
         self.whole: dict[str, bool] = {}
         self.over: initiator_side.Over | None = None
         self._context = zmq.Context()
-        self.jobs = sockets.dealer(self._context)
-        sockets.connect(self.jobs, sockets.ipc(directory, "jobs"))
-        self._stream = sockets.subscriber(self._context, *([""] if stream else []))
-        sockets.connect(self._stream, sockets.ipc(directory, "logs"))
+        at = at or sockets.in_directory(directory)
+        self.jobs = sockets.dealer(self._context, curve)
+        sockets.connect(self.jobs, at.jobs)
+        topics = [""] if stream else []
+        self._stream = sockets.subscriber(self._context, *topics, curve=curve)
+        sockets.connect(self._stream, at.logs)
         self._codec: sockets.Codec[ToInitiator] = sockets.Codec(ToInitiator)
         self._hints: sockets.Codec[LogHint] = sockets.Codec(LogHint)
         self._poller = zmq.Poller()

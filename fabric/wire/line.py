@@ -1,0 +1,163 @@
+"""A worker's or an initiator's connection to the broker, kept up whatever happens to it.
+
+ZeroMQ connects again by itself when a connection breaks, but not after it was turned away, nor
+does it notice a broker that accepts and says nothing.  So when the broker is silent for long,
+the sockets are made anew.  ``trouble`` says in words why nothing is heard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from fabric.config import Settings, WorkerSettings, host_and_port
+from fabric.wire import keys, sockets
+from fabric.wire.sockets import Addresses, Curve
+
+#: Seconds without a word from the broker until the sockets are made anew,
+SILENCE = 10.0
+#: and if it has turned us away.
+TURNED_AWAY = 1.0
+#: Seconds without a word from the broker that are worth a word.
+WORRYING = 3.0
+#: Events of the connection that are looked at in one turn.
+EVENTS_AT_ONCE = 100
+
+_FAILED = (
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
+_EVENTS = _FAILED | zmq.EVENT_CONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_HANDSHAKE_SUCCEEDED
+
+
+class Line:
+    """Sockets ``jobs`` and ``logs``, and a poller of both and of ``wake``, a file descriptor."""
+
+    def __init__(
+        self,
+        addresses: Addresses,
+        logs: Literal["publish", "follow"],
+        *,
+        curve: Curve | None = None,
+        name: str = "",
+        wake: int | None = None,
+    ) -> None:
+        """``name`` is that of one's own key, for messages.  AddressError if that is none."""
+        self._addresses = addresses
+        self._publishes = logs == "publish"
+        self._curve = curve
+        self._name = name
+        self._wake = wake
+        self._topics: dict[str, None] = {}
+        self._heard: float | None = None
+        self._why = ""  # it does not connect
+        self._told = ""
+        #: why the broker is silent; "" if it is not
+        self.trouble = ""
+        self._open()
+
+    def _open(self) -> None:
+        self._context = zmq.Context()
+        self.jobs = sockets.dealer(self._context, self._curve)
+        self._events = self.jobs.get_monitor_socket(_EVENTS)
+        sockets.connect(self.jobs, self._addresses.jobs)
+        if self._publishes:
+            self.logs = sockets.publisher(self._context, self._curve)
+            sockets.connect(self.logs, self._addresses.logs_in)
+        else:
+            self.logs = sockets.subscriber(self._context, *self._topics, curve=self._curve)
+            sockets.connect(self.logs, self._addresses.logs)
+        self.poller = zmq.Poller()
+        self.poller.register(self.jobs, zmq.POLLIN)
+        self.poller.register(self._events, zmq.POLLIN)
+        if not self._publishes:
+            self.poller.register(self.logs, zmq.POLLIN)
+        if self._wake is not None:
+            self.poller.register(self._wake, zmq.POLLIN)
+
+    def close(self, linger: int = 200) -> None:
+        """Send what is on its way, for ``linger`` milliseconds at most."""
+        self.jobs.disable_monitor()
+        self._context.destroy(linger=linger)
+
+    def send(self, frame: bytes) -> bool:
+        """Say something to the broker; False if it cannot be said now."""
+        return sockets.send(self.jobs, frame)
+
+    def receive(self, limit: int) -> Iterator[bytes]:
+        """Messages of the broker that have come."""
+        for frames in sockets.drain(self.jobs, limit):
+            self._heard = None
+            self.trouble = self._why = ""
+            yield frames[-1]
+
+    def subscribe(self, topic: str) -> None:
+        """Follow a log."""
+        self._topics[topic] = None
+        self.logs.setsockopt(zmq.SUBSCRIBE, topic.encode())
+
+    def unsubscribe(self, topic: str) -> None:
+        """Follow it no more."""
+        if self._topics.pop(topic, "") is None:
+            self.logs.setsockopt(zmq.UNSUBSCRIBE, topic.encode())
+
+    def tend(self, now: float) -> bool:
+        """To be called in every turn of a loop, after `receive`.  Whether ``trouble`` changed.
+
+        The one who calls has something to ask at least once a second, so that silence is news.
+        """
+        self._look(now)
+        if self._heard is None:
+            self._heard = now
+        silent = now - self._heard
+        turned_away = self._why == self._turned_away
+        if silent >= WORRYING or turned_away:
+            self.trouble = self._why or f"{self._addresses.jobs} does not answer"
+        if silent >= (TURNED_AWAY if turned_away else SILENCE):
+            self._heard, self._why = now, ""
+            self.close(linger=0)
+            self._open()
+        told, self._told = self._told, self.trouble
+        return told != self.trouble
+
+    def _look(self, now: float) -> None:
+        for frames in sockets.drain(self._events, EVENTS_AT_ONCE):
+            event = parse_monitor_message(frames)["event"]
+            where = self._addresses.jobs
+            if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                self._why = self._turned_away
+            elif event & _FAILED:
+                self._why = (
+                    f"{where} breaks the connection off: is broker.key the key of this controller?"
+                )
+            elif event == zmq.EVENT_CLOSED and self._why != self._turned_away:
+                self._why = f"{where} cannot be reached"
+            elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._heard, self._why = now, ""
+
+    @property
+    def _turned_away(self) -> str:
+        return (
+            f"{self._addresses.jobs} does not admit the key of {self._name}:"
+            f" `fabric-keys admit {self._name}.key` there lets it in"
+        )
+
+
+def dial(
+    settings: Settings | WorkerSettings, role: keys.Role
+) -> tuple[Addresses, Curve | None, str]:
+    """Where the controller is, what to encrypt with, and the name in one's key, "" if none.
+
+    ConfigError or KeyProblem if that is not as it should be.
+    """
+    host, port = host_and_port(settings.controller)
+    addresses = sockets.over_tcp(host, port)
+    if settings.plain:
+        sockets.check_plain(host)
+        return addresses, None, ""
+    name, curve = keys.of_peer(settings.keys_dir, role)
+    return addresses, curve, name

@@ -1,0 +1,255 @@
+"""The broker's sockets: who said what, as far as it may be said.
+
+Whatever comes in is checked here: that it can be read, that it is of our protocol, and that the
+sender's role allows it.  Names are those in the senders' keys.  What is wrong is answered with
+`Refused`, and costs nobody else anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import msgspec
+import zmq
+
+from fabric.wire import sockets
+from fabric.wire.keys import Admitted, Certificate, Gate
+from fabric.wire.messages import (
+    PROTOCOL,
+    Code,
+    Command,
+    FromPeer,
+    Leave,
+    LogHint,
+    LogPiece,
+    LogRead,
+    Message,
+    Order,
+    Poll,
+    Query,
+    Refused,
+    Report,
+)
+from fabric.wire.sockets import Addresses, Curve
+
+#: Messages taken from one socket before the next has its turn.
+JOBS_AT_ONCE = 200
+LOGS_AT_ONCE = 100
+#: Peers remembered for having sent rubbish, so that each is noted once.
+SCOLDED = 1000
+
+#: What may be said with a key.  A `Submit` is none of it: its keys are what its sender says.
+MAY_SAY: dict[str, tuple[type, ...]] = {
+    "worker": (Report, LogPiece),
+    "initiator": (Order, Poll, Leave, LogRead, Query, Command),
+}
+
+
+class Heard(NamedTuple):
+    """A message that counts."""
+
+    peer: bytes  # whom to answer
+    sender: str  # its name, "" if it needs no key
+    message: FromPeer
+    frame: bytes  # the same, encoded
+
+
+class Piece(NamedTuple):
+    """A published piece of a log."""
+
+    sender: str  # as above
+    key: str
+    fence: int
+    offset: int
+    data: bytes
+
+
+class Listener:
+    """The sockets at ``addresses``; with ``curve`` they are only for those admitted.
+
+    ``wake`` is a file descriptor for the poller; ``note`` hears of rubbish, once for each peer.
+    """
+
+    def __init__(
+        self,
+        addresses: Addresses,
+        note: Callable[[str], None],
+        *,
+        wake: int,
+        curve: Curve | None = None,
+        admitted: Admitted | None = None,
+    ) -> None:
+        """AddressError if an address is in use, or none."""
+        self._addresses = addresses
+        self._note = note
+        self._wake = wake
+        self._curve = curve
+        self._admitted = admitted
+        self._keyed = admitted is not None
+        self._messages: sockets.Codec[FromPeer] = sockets.Codec(FromPeer)
+        self._hints: sockets.Codec[LogHint] = sockets.Codec(LogHint)
+        self._scolded: dict[str, None] = {}
+        self._problems: list[str] = []
+        self._listen()
+
+    def _listen(self) -> None:
+        self._context = context = zmq.Context()
+        self.poller = zmq.Poller()
+        self.poller.register(self._wake, zmq.POLLIN)
+        self._gate: Gate | None = None
+        if self._admitted is not None:
+            self._gate = Gate(context, self._admitted)
+            self.poller.register(self._gate.socket, zmq.POLLIN)
+        self._jobs = sockets.router(context, self._curve)
+        self._logs_in = sockets.subscriber(context, "", curve=self._curve)
+        self._logs = sockets.republisher(context, self._curve)
+        opened = (self._jobs, self._logs_in, self._logs)
+        try:
+            for socket, address in zip(opened, self._addresses, strict=True):
+                sockets.bind(socket, address)
+                self.poller.register(socket, zmq.POLLIN)
+        except sockets.AddressError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Cut everybody off."""
+        self._context.destroy(linger=0)
+
+    # -- hearing -------------------------------------------------------------------------------
+
+    def look(self) -> bool:
+        """See who is admitted now; True if connections were made anew as somebody is not.
+
+        ZeroMQ asks who somebody is once for each connection, and cannot cut a single one.  So
+        all are cut, and those who may come again by themselves.
+        """
+        if self._admitted is None or self._gate is None:
+            return False
+        revoked = self._admitted.refresh() or self._gate.revoked
+        for problem in self._admitted.problems:
+            if problem not in self._problems:
+                self._note(problem)
+        self._problems = self._admitted.problems
+        if revoked:
+            self._note("somebody is not admitted any more: all connections are made anew")
+            self.close()
+            self._listen()
+        return revoked
+
+    def answer_the_door(self, now: float) -> None:
+        """Let in those who may, and turn away the others."""
+        if self._gate is not None:
+            self._gate.serve(now)
+        for _ in sockets.drain(self._logs, JOBS_AT_ONCE):
+            pass  # who subscribes to what is ZeroMQ's business
+
+    def heard(self) -> Iterator[Heard]:
+        """Messages that have come, as far as they count."""
+        for user, frames in sockets.receive(self._jobs, JOBS_AT_ONCE, keyed=self._keyed):
+            peer, frame = frames[0], frames[-1]
+            sender = None
+            if self._admitted is not None and (sender := self._admitted.get(user)) is None:
+                continue  # revoked a moment ago
+            if len(frames) != 2:
+                self._scold(peer, sender, f"it has {len(frames)} frames")
+                continue
+            try:
+                message = self._messages.decode(frame)
+            except sockets.Garbage as error:
+                self._misunderstood(peer, sender, frame, str(error))
+                continue
+            if getattr(message, "protocol", PROTOCOL) != PROTOCOL:
+                self._misunderstood(peer, sender, frame, "")
+                continue
+            if sender is not None:
+                named = self._as_admitted(peer, sender, message)
+                if named is None:
+                    continue
+                if named is not message:
+                    message, frame = named, self._messages.encode(named)
+            yield Heard(peer, "" if sender is None else sender.name, message, frame)
+
+    def pieces(self) -> Iterator[Piece]:
+        """Published pieces of logs that have come."""
+        for user, frames in sockets.receive(self._logs_in, LOGS_AT_ONCE, keyed=self._keyed):
+            sender = None
+            if self._admitted is not None:
+                sender = self._admitted.get(user)
+                if sender is None or sender.role != "worker":
+                    continue
+            try:
+                key, encoded, data = frames
+                hint = self._hints.decode(encoded)
+                name = "" if sender is None else sender.name
+                yield Piece(name, key.decode("ascii"), hint.fence, hint.offset, data)
+            except ValueError:
+                self._scold(b"", sender, "it is no piece of a log")
+
+    def _as_admitted(self, peer: bytes, sender: Certificate, message: FromPeer) -> FromPeer | None:
+        """The message under the name in the sender's key; None if it may not say that."""
+        if not isinstance(message, MAY_SAY[sender.role]):
+            kind = type(message).__name__
+            reason = f"{sender.name} is admitted as {sender.role}, who may not send a {kind}"
+            self.refuse(peer, about(message), "not-allowed", reason)
+            self._scold(peer, sender, reason)
+            return None
+        if isinstance(message, Report) and message.name != sender.name:
+            return msgspec.structs.replace(message, name=sender.name)
+        if isinstance(message, Order) and message.requester != sender.name:
+            return msgspec.structs.replace(message, requester=sender.name)
+        return message
+
+    def _misunderstood(
+        self, peer: bytes, sender: Certificate | None, frame: bytes, error: str
+    ) -> None:
+        greeting = sockets.greeting(frame)
+        if greeting is None:
+            self._scold(peer, sender, error)
+            return
+        code: Code = "bad-request"
+        reason = f"a message cannot be read: {error}"
+        if greeting[1] != PROTOCOL:
+            code = "protocol"
+            reason = sockets.mismatch(greeting[1], us="the broker", them="this peer")
+        self.refuse(peer, greeting[0], code, reason)
+        self._scold(peer, sender, reason)
+
+    def _scold(self, peer: bytes, sender: Certificate | None, why: str) -> None:
+        """Note rubbish, once for each peer."""
+        who = sender.name if sender is not None else peer.hex()
+        if who not in self._scolded:
+            self._scolded[who] = None
+            if len(self._scolded) > SCOLDED:
+                del self._scolded[next(iter(self._scolded))]
+            by = f" of {sender.role} {sender.name}" if sender is not None else ""
+            self._note(f"a message{by} was dropped: {why}")
+
+    # -- saying --------------------------------------------------------------------------------
+
+    def send(self, peer: bytes, message: Message) -> bool:
+        """False if the peer is gone, or does not read."""
+        return sockets.send(self._jobs, peer, self._messages.encode(message))
+
+    def refuse(self, peer: bytes, about: str, code: Code, reason: str) -> None:
+        """Say that something cannot be served, and why."""
+        self.send(peer, Refused(about, code, reason))
+
+    def publish(self, key: str, fence: int, offset: int, data: bytes) -> None:
+        """A piece of a log, to all who follow it and read fast enough."""
+        hint = self._hints.encode(LogHint(fence, offset))
+        sockets.send(self._logs, key.encode(), hint, data)
+
+
+def about(message: FromPeer) -> str:
+    """What a refusal of it is about: a worker, a request, a question, or a log."""
+    match message:
+        case Report():
+            return message.name
+        case LogPiece() | LogRead():
+            return message.key
+        case Query() | Command():
+            return message.id
+        case _:
+            return message.request

@@ -1,0 +1,138 @@
+"""Keys in files, and the table of those admitted."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+import zmq.auth
+
+from fabric import keytool
+from fabric.wire import keys
+from fabric.wire.keys import Admitted, KeyProblem
+
+
+@pytest.fixture
+def controller(tmp_path: Path) -> Path:
+    return tmp_path / "controller"
+
+
+def test_a_pair_is_made_in_zeromqs_format_and_the_secret_is_kept(tmp_path: Path) -> None:
+    public_file = keys.make("worker", "w1", tmp_path)
+    secret_file = tmp_path / "w1.key_secret"
+    assert public_file == tmp_path / "w1.key"
+    assert stat.S_IMODE(secret_file.stat().st_mode) == 0o600
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["w1.key", "w1.key_secret"]
+    public, nothing = zmq.auth.load_certificate(public_file)
+    same, secret = zmq.auth.load_certificate(secret_file)
+    assert (public, nothing) == (same, None)
+    assert secret is not None
+    assert zmq.curve_public(secret) == public
+    own = keys.read(secret_file)
+    assert (own.name, own.role, own.public.encode()) == ("w1", "worker", public)
+    assert secret.decode() not in f"{own!r} {own} {public_file.read_text()}"
+    with pytest.raises(KeyProblem, match="is there already"):
+        keys.make("worker", "w1", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", "../w", "a b", "-x", ".x", "x" * 64, "é", "x\n"])
+def test_names_are_fit_for_files(tmp_path: Path, name: str) -> None:
+    with pytest.raises(KeyProblem, match="cannot be a name"):
+        keys.make("worker", name, tmp_path)
+
+
+def test_a_secret_that_others_may_read_is_refused(tmp_path: Path) -> None:
+    keys.make("worker", "w1", tmp_path)
+    (tmp_path / "w1.key_secret").chmod(0o640)
+    with pytest.raises(KeyProblem, match="chmod 600"):
+        keys.read(tmp_path / "w1.key_secret")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "\0" * 10_000, "curve\n  public-key = \"x\"", "\xff\xfe", "metadata\n  name = w\n"]
+)  # fmt: skip
+def test_what_is_no_key_is_said(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "x.key"
+    file.write_text(text, encoding="latin-1")
+    with pytest.raises(KeyProblem, match=str(file)):
+        keys.read(file)
+
+
+def test_what_a_peer_needs(tmp_path: Path) -> None:
+    with pytest.raises(KeyProblem, match="there is no key here"):
+        keys.of_peer(tmp_path, "worker")
+    keys.make("worker", "w1", tmp_path)
+    with pytest.raises(KeyProblem, match=r"broker.key: no such file; copy it"):
+        keys.of_peer(tmp_path, "worker")
+    keys.make("broker", "broker", tmp_path)
+    name, curve = keys.of_peer(tmp_path, "worker")
+    assert name == "w1"
+    assert curve.server == keys.of_broker(tmp_path).public
+    assert curve.secret.decode() not in repr(curve)
+    with pytest.raises(KeyProblem, match="is the key of the worker w1, and of no initiator"):
+        keys.of_peer(tmp_path, "initiator")
+    keys.make("worker", "w2", tmp_path)
+    with pytest.raises(KeyProblem, match="the keys of several"):
+        keys.of_peer(tmp_path, "worker")
+
+
+def test_admitting_and_revoking(tmp_path: Path, controller: Path) -> None:
+    public = keys.make("worker", "w1", tmp_path)
+    broker, tool = Admitted(controller), Admitted(controller)
+    assert not broker.refresh()
+    tool.admit(public)
+    tool.admit(public)  # changes nothing
+    assert not broker.refresh(), "nobody is out"
+    assert [str(peer.name) for peer in broker.all()] == ["w1"]
+    assert broker.get(keys.read(public).public) == keys.read(public)
+    tool.revoke("w1")
+    assert broker.refresh()
+    assert broker.all() == []
+    assert not broker.refresh()
+    with pytest.raises(KeyProblem, match="w1 is not admitted"):
+        tool.revoke("w1")
+    with pytest.raises(KeyProblem, match="cannot be a name"):
+        tool.revoke("../broker")
+
+
+def test_nobody_is_admitted_twice_or_instead_of_another(tmp_path: Path, controller: Path) -> None:
+    table = Admitted(controller)
+    table.admit(keys.make("worker", "w1", tmp_path / "a"))
+    Admitted(controller).refresh()
+    table.refresh()
+    with pytest.raises(KeyProblem, match="another worker is admitted as w1: revoke it first"):
+        table.admit(keys.make("initiator", "w1", tmp_path / "b"))
+    with pytest.raises(KeyProblem, match="is a secret key: admit the public one"):
+        table.admit(tmp_path / "b" / "w1.key_secret")
+    with pytest.raises(KeyProblem, match="needs no admission"):
+        table.admit(keys.make("broker", "broker", tmp_path))
+
+
+def test_files_that_are_no_good_are_told_and_admit_nobody(tmp_path: Path, controller: Path) -> None:
+    good = keys.make("worker", "w1", tmp_path)
+    Admitted(controller).admit(good)
+    (controller / "admitted" / "w0.key").write_text("rubbish")
+    (controller / "admitted" / "w2.key").write_bytes(good.read_bytes())
+    table = Admitted(controller)
+    assert [peer.name for peer in table.all()] == ["w1"]
+    assert len(table.problems) == 2
+    assert "w0.key is no key of ours" in table.problems[0]
+    assert "w2.key should be w1.key, as it says" in table.problems[1]
+
+
+def test_the_program(tmp_path: Path, controller: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert keytool.main(["make", "broker", "--to", str(controller)]) == 0
+    assert keytool.main(["make", "initiator", "alice", "--to", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{controller}/broker.key\n{tmp_path}/alice.key\n"
+    where = ["--keys", str(controller)]
+    assert keytool.main(["admit", str(tmp_path / "alice.key"), *where]) == 0
+    assert keytool.main(["list", *where]) == 0
+    public = keys.read(tmp_path / "alice.key").public
+    out = capsys.readouterr().out.splitlines()
+    assert out == ["initiator alice is admitted", f"{'alice':20} initiator  {public}"]
+    assert keytool.main(["revoke", "alice", *where]) == 0
+    assert keytool.main(["revoke", "alice", *where]) == 1
+    assert "alice is not admitted" in capsys.readouterr().err
+    assert keytool.main(["make", "worker", "broker", "--to", str(tmp_path)]) == 1
+    assert "no other is" in capsys.readouterr().err

@@ -1,0 +1,277 @@
+"""Broker, workers and initiators over TCP, where only keys tell who somebody is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import zmq
+from wire_kit import FakeWorker, until
+
+from fabric.wire import keys, sockets
+from fabric.wire.keys import Admitted, Role
+from fabric.wire.line import Line
+from fabric.wire.messages import (
+    PROTOCOL,
+    Command,
+    Desired,
+    LogHint,
+    LogPiece,
+    LogRead,
+    Order,
+    Poll,
+    Refused,
+    Report,
+    Running,
+    Submit,
+    ToInitiator,
+    ToWorker,
+)
+from fabric.wire.sockets import Curve
+
+KEY = "a" * 64
+
+
+#: An address of this machine that no other test process uses.
+HOST = f"127.{os.getpid() >> 16 & 255}.{os.getpid() >> 8 & 255}.{os.getpid() & 255 or 1}"
+PORT = 7411
+
+
+class Farm:
+    """The real broker as a daemon, keys, and peers that use them."""
+
+    def __init__(self, directory: Path, stack: ExitStack) -> None:
+        self.directory = directory
+        self.at = sockets.over_tcp(HOST, PORT)
+        self.keys = directory / "keys"
+        keys.make("broker", "broker", self.keys)
+        self.config = directory / "broker.toml"
+        self.config.write_text(
+            f'listen = "{HOST}"\nport = {PORT}\nkeys = "{self.keys}"\n'
+            f'state = "{directory}/state"\nartifacts = "{directory}/store"\nmetrics = ""\n'
+        )
+        self._stack = stack
+        self.start()
+        stack.callback(self.kill)
+
+    def start(self) -> None:
+        with (self.directory / "broker.err").open("ab") as errors:
+            self.child = subprocess.Popen(
+                [sys.executable, "-m", "fabric.broker", "--config", str(self.config)],
+                stdin=subprocess.DEVNULL, stderr=errors,
+            )  # fmt: skip
+
+    def kill(self) -> None:
+        self.child.kill()
+        self.child.wait()
+
+    @property
+    def said(self) -> str:
+        return (self.directory / "broker.err").read_text()
+
+    def key(self, role: Role, name: str, *, admit: bool = True) -> Curve:
+        """A new key, admitted."""
+        directory = self.directory / name
+        public = keys.make(role, name, directory)
+        (directory / "broker.key").write_bytes((self.keys / "broker.key").read_bytes())
+        if admit:
+            Admitted(self.keys).admit(public)
+        return keys.of_peer(directory, role)[1]
+
+    def worker(self, name: str, *args: Any, **options: Any) -> FakeWorker:
+        curve = options.pop("curve", None) or self.key("worker", name)
+        worker = FakeWorker(self.directory, name, *args, at=self.at, curve=curve, **options)
+        self._stack.callback(worker.stop)
+        return worker
+
+    def peer(self, curve: Curve) -> Peer:
+        peer = Peer(self, curve)
+        self._stack.callback(peer.close)
+        return peer
+
+
+class Peer:
+    """Somebody with a key who says what he likes."""
+
+    def __init__(self, farm: Farm, curve: Curve) -> None:
+        self._context = zmq.Context()
+        self.jobs = sockets.dealer(self._context, curve)
+        sockets.connect(self.jobs, farm.at.jobs)
+        self.stream = sockets.publisher(self._context, curve)
+        sockets.connect(self.stream, farm.at.logs_in)
+        self.codec: sockets.Codec[ToWorker | ToInitiator] = sockets.Codec(ToWorker | ToInitiator)
+
+    def say(self, message: msgspec.Struct) -> None:
+        sockets.send(self.jobs, self.codec.encode(message))  # fails once it was turned away
+
+    def hear(self) -> object:
+        assert self.jobs.poll(10_000), "no answer"
+        return self.codec.decode(self.jobs.recv())
+
+    def ask(self, message: msgspec.Struct) -> object:
+        assert self.jobs.poll(10_000, zmq.POLLOUT)
+        self.say(message)
+        return self.hear()
+
+    def close(self) -> None:
+        self._context.destroy(linger=0)
+
+
+@pytest.fixture
+def farm(directory: Path) -> Iterator[Farm]:
+    with ExitStack() as stack:
+        yield Farm(directory, stack)
+
+
+def report(name: str, sequence: int = 1, **more: Any) -> Report:
+    return Report(PROTOCOL, name, "x86_64", 1, sequence, instance=name, **more)
+
+
+def order() -> Order:
+    return Order(PROTOCOL, "r" * 32, "t", "refs/x", "c" * 40, "s.morph")
+
+
+def test_roles_are_those_of_the_keys(farm: Farm) -> None:
+    """A worker cannot submit builds, and an initiator cannot take jobs."""
+    worker = farm.peer(farm.key("worker", "w1"))
+    for message in (
+        order(),
+        Poll("r", 0),
+        LogRead(KEY, 1, 0, 1),
+        Command(PROTOCOL, "1", "drain", "w1"),
+    ):
+        refused = worker.ask(message)
+        assert isinstance(refused, Refused)
+        assert refused.code == "not-allowed"
+        assert "w1 is admitted as worker, who may not send a" in refused.reason
+    initiator = farm.peer(farm.key("initiator", "alice"))
+    for wrong in (report("alice"), LogPiece(KEY, 1, 0, b"x"), Submit(PROTOCOL, "r", "", (), ())):
+        refused = initiator.ask(wrong)
+        assert isinstance(refused, Refused)
+        assert refused.code == "not-allowed"
+    poll = initiator.ask(Poll("nobody", 0))
+    assert isinstance(poll, Refused)
+    assert poll.code == "unknown-request"
+
+
+def test_a_stranger_gets_no_answer_and_is_told_why(farm: Farm) -> None:
+    curve = farm.key("worker", "w1", admit=False)
+    line = Line(farm.at, "publish", curve=curve, name="w1")
+    try:
+        turn_until(line, lambda: "does not admit the key of w1" in line.trouble)
+        Admitted(farm.keys).admit(farm.directory / "w1" / "w1.key")
+        turn_until(line, lambda: line.trouble == "")
+        Admitted(farm.keys).revoke("w1")
+        turn_until(line, lambda: "does not admit the key of w1" in line.trouble)
+    finally:
+        line.close()
+
+
+def turn_until(line: Line, condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """A worker that has nothing to do."""
+    codec: sockets.Codec[ToWorker] = sockets.Codec(ToWorker)
+    sequence = int(time.monotonic() * 1000)
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"it did not happen: {line.trouble!r}"
+        sequence += 1
+        line.send(codec.encode(report("w1", sequence)))
+        line.poller.poll(50)
+        for _ in line.receive(100):
+            pass
+        line.tend(time.monotonic())
+
+
+def test_the_key_of_another_controller_is_told(farm: Farm) -> None:
+    curve = farm.key("worker", "w1")
+    wrong = Curve(curve.public, curve.secret, zmq.curve_keypair()[0])
+    line = Line(farm.at, "publish", curve=wrong, name="w1")
+    try:
+        turn_until(line, lambda: "is broker.key the key of this controller?" in line.trouble)
+    finally:
+        line.close()
+
+
+def test_a_controller_that_comes_late_and_again(farm: Farm) -> None:
+    curve = farm.key("worker", "w1")
+    farm.kill()
+    line = Line(farm.at, "publish", curve=curve, name="w1")
+    try:
+        turn_until(line, lambda: "cannot be reached" in line.trouble)
+        farm.start()
+        turn_until(line, lambda: line.trouble == "")
+        farm.kill()
+        turn_until(line, lambda: "cannot be reached" in line.trouble)
+        farm.start()
+        turn_until(line, lambda: line.trouble == "")
+    finally:
+        line.close()
+
+
+def test_revoking_cuts_off_at_once_and_others_go_on(farm: Farm) -> None:
+    leaving, staying = farm.peer(farm.key("worker", "w1")), farm.peer(farm.key("worker", "w2"))
+    leaving.ask(report("w1"))
+    staying.ask(report("w2"))
+    Admitted(farm.keys).revoke("w1")
+    time.sleep(0.5)
+    leaving.say(report("w1", 2))
+    staying.say(report("w2", 2))
+    assert isinstance(staying.hear(), Desired)
+    assert not leaving.jobs.poll(1000), "it was answered"
+    assert "all connections are made anew" in farm.said
+
+
+def test_a_log_is_taken_only_from_whoever_holds_the_attempt(farm: Farm) -> None:
+    """Two workers: one is told to build, the other says something into its log."""
+    holder, other = farm.peer(farm.key("worker", "w1")), farm.peer(farm.key("worker", "w2"))
+    running = Running(KEY, 7)
+    holder.ask(report("w1", running=(running,)))
+    other.ask(report("w2"))
+    codec: sockets.Codec[LogHint] = sockets.Codec(LogHint)
+    reader = farm.peer(farm.key("initiator", "alice"))
+
+    def log() -> bytes:
+        piece = reader.ask(LogRead(KEY, 7, 0, 100))
+        return piece.data if isinstance(piece, LogPiece) else b""
+
+    def told(peer: Peer, text: bytes) -> None:
+        peer.stream.send_multipart([KEY.encode(), codec.encode(LogHint(7, 0)), text])
+
+    for _ in range(10):
+        told(other, b"from another")
+        other.say(LogPiece(KEY, 7, 0, b"from another"))
+        time.sleep(0.02)
+
+    def heard() -> bool:
+        told(holder, b"from its own")
+        return log() != b""
+
+    until(heard)
+    assert log() == b"from its own"
+
+
+def test_rubbish_on_the_ports_themselves(farm: Farm) -> None:
+    """Whoever has no key, and does not even speak ZeroMQ."""
+    rubbish = [b"", b"GET / HTTP/1.0\r\n\r\n", b"\xff" + b"\0" * 8 + b"\x7f", os.urandom(100_000)]
+    peer = farm.peer(farm.key("worker", "w1"))
+    peer.ask(report("w1"))
+    opened = []
+    for n in range(60):
+        connection = socket.create_connection((HOST, PORT + n % 3))
+        opened.append(connection)
+        with contextlib.suppress(OSError):
+            connection.sendall(rubbish[n % len(rubbish)])
+    assert isinstance(peer.ask(report("w1", 2)), Desired)
+    for connection in opened:
+        connection.close()
+    assert farm.child.poll() is None
