@@ -10,7 +10,7 @@ DEBIAN_BUILD := bubblewrap ca-certificates dpkg-dev git python3-venv xz-utils
 DEBIAN_IMAGE := dosfstools e2fsprogs libarchive13t64 mtools qemu-utils syslinux syslinux-common
 DEBIAN_DEPLOY := $(DEBIAN_IMAGE) gcc libc6-dev libvirt-dev openssh-client pkgconf python3-dev
 DEBIAN_TEST := $(DEBIAN_DEPLOY) busybox-static libnginx-mod-http-dav-ext make nginx-light \
-	ninja-build qemu-system-x86 strace util-linux zstd
+	ninja-build openssh-server qemu-system-x86 strace util-linux zstd
 
 # What the tests of deployment need besides: a VM host, and machines without a VM.
 DEBIAN_VMHOST := dnsmasq-base iproute2 libvirt-clients libvirt-daemon-driver-qemu \

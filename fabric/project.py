@@ -12,6 +12,7 @@ from fabric.config import Settings
 from fabric.definitions.graph import Graph
 from fabric.errors import FabricError
 from fabric.plan import Plan
+from fabric.trove.configured import open_sources
 from fabric.trove.sources import Sources
 from fabric.trove.store import Store
 
@@ -47,12 +48,7 @@ class Project:
 
     @cached_property
     def sources(self) -> Sources:
-        return Sources(
-            self.settings.trove_dir,
-            self.settings.aliases,
-            self.root / "sources",
-            progress=self._progress,
-        )
+        return open_sources(self.settings, self.root / "sources", progress=self._progress)
 
     @cached_property
     def store(self) -> Store:

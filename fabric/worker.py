@@ -35,7 +35,7 @@ from fabric.errors import BuildFailed, Cancelled, FabricError
 from fabric.jobs import Job
 from fabric.process import die_with_parent
 from fabric.systemd import Supervisor
-from fabric.trove.sources import Sources
+from fabric.trove.configured import open_sources
 from fabric.trove.store import Store
 from fabric.wire import agent as protocol
 from fabric.wire.agent import WorkerAgent
@@ -145,7 +145,7 @@ class Worker:
         self.name = name
         self._settings = settings
         store = Store(settings.store_url, settings.cache_dir / "tmp")
-        sources = Sources(settings.trove_dir, settings.aliases, None)
+        sources = open_sources(settings)
         self._workspace = Workspace(settings.work_dir, store, sources)
         self._spools = self._workspace.scratch()
         self._attempts: dict[tuple[str, int], Attempt] = {}  # running, or not settled yet

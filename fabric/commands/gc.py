@@ -8,7 +8,7 @@ from fabric.building.workspace import Workspace
 from fabric.commands.common import open_graph, print_json
 from fabric.config import Settings
 from fabric.render import size
-from fabric.trove.sources import Sources
+from fabric.trove.configured import open_sources
 from fabric.trove.store import Store
 
 DAY = 86400.0
@@ -20,7 +20,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         project, graph = open_graph(settings, system)
         keep |= set(project.plan(graph).keys.values())
     store = Store(settings.store_url, settings.cache_dir / "tmp")
-    sources = Sources(settings.trove_dir, settings.aliases)
+    sources = open_sources(settings)
     age = options.keep_days * DAY
     before = store.usage()
     gone = store.gc(keep, older_than=age)

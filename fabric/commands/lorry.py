@@ -25,6 +25,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     for name in names:
         if options.action == "import":
             source = sources.run_lorry(name)
+            sources.publish([source])
             done[name] = [f"{source.ref} is commit {source.commit}"]
         else:
             done[name] = sources.update_lorry(name) or ["nothing newer"]

@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -26,17 +26,17 @@ Progress = Callable[[str], None]
 
 SHA = re.compile(r"[0-9a-f]{40}")
 #: What git accepts as the name of a ref, as far as it matters here.
-_REF = re.compile(r"(?!-)(?!.*(\.\.|@\{|//|/\.|\.lock(/|$)))[^\x00-\x20\x7f~^:?*\[\\]+(?<![./])")
+REF = re.compile(r"(?!-)(?!.*(\.\.|@\{|//|/\.|\.lock(/|$)))[^\x00-\x20\x7f~^:?*\[\\]+(?<![./])")
 _IMPORT_KEY = re.compile(rb"^Import-Key: ([0-9a-f]{64})$", re.M)
-#: What git says besides the reason of a failure.
-_IDLE_TALK = (
-    "From ",
-    "* ",
-    "remote: ",
-    "Please make sure",
-    "and the repository exists",
-    "fatal: Could not read from",
+#: What git says besides the reason of a failure,
+_IDLE_TALK = re.compile(
+    r"From |To |[*+=!] |remote: (?!fatal|error)|Please make sure|and the repository exists"
+    r"|fatal: Could not read from|Everything up-to-date|Warning: Permanently added"
 )
+#: and before it.
+_LABELS = re.compile(r"^(remote: )?(fatal: |error: )?")
+#: Seconds without a word after which a repository counts as out of reach.
+SILENCE = 300.0
 #: Settings of every repository here, whatever the user's are.
 _SETTINGS = (
     "gc.auto=0",  # gc in the background would race with us, and drop what refs left behind
@@ -87,7 +87,7 @@ class Repository:
             return None
         if SHA.fullmatch(ref):
             return (ref, "") if self._has_commit(ref) else None
-        if not _REF.fullmatch(ref):
+        if not REF.fullmatch(ref):
             return None
         for prefix in ("refs/tags/", "refs/heads/", "refs/", ""):
             name = prefix + ref
@@ -226,28 +226,54 @@ class Repository:
 
         The user's own git configuration counts: proxies, certificates, credentials.
         """
-        import subprocess
+        self.create()
+        failure, _ = talk(fetching(self, url, refspecs), environment(private=False), progress, stop)
+        if failure:
+            raise SourceError(f"{url}: git cannot fetch from it: {failure}")
 
-        command = ["git", "-c", "http.lowSpeedLimit=1", "-c", "http.lowSpeedTime=60"]
-        command += [part for setting in _SETTINGS for part in ("-c", setting)]
-        command += ["--git-dir", str(self.path), "fetch", "--progress", "--no-write-fetch-head"]
-        command += ["--no-auto-maintenance", "--force", "--no-tags", "--", url, *refspecs]
-        # Without a terminal nobody can be asked for a password: git says so instead of waiting.
-        with (
-            subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                env=environment(private=False),
-                start_new_session=True,
-            ) as process,
-            stop.child(process),
-        ):
-            assert process.stderr is not None
-            said = follow(process.stderr, lambda text: progress(f"{url}: {text}"))
-        if process.returncode:
-            raise SourceError(f"{url}: git cannot fetch from it: {said}")
+
+def fetching(repository: Repository, url: str, refspecs: list[str]) -> list[str]:
+    """The arguments with which git fetches into ``repository``."""
+    settings = ("protocol.version=2", "http.lowSpeedLimit=1", "http.lowSpeedTime=60", *_SETTINGS)
+    return [
+        *(part for setting in settings for part in ("-c", setting)),
+        *("--git-dir", str(repository.path), "fetch", "--progress", "--no-write-fetch-head"),
+        *("--no-auto-maintenance", "--force", "--no-tags", "--", url, *refspecs),
+    ]
+
+
+def talk(
+    args: list[str], environ: Mapping[str, str], progress: Progress, stop: Stop
+) -> tuple[str, str]:
+    """Run git with another repository at its other end; progress comes line by line.
+
+    Return why it failed ("" if it did not), and what it printed.  A repository that says nothing
+    for SILENCE seconds is one that fails.
+    """
+    import subprocess
+    import tempfile
+
+    # Without a terminal nobody can be asked for a password: git says so instead of waiting.
+    with (
+        tempfile.TemporaryFile() as printed,
+        subprocess.Popen(
+            ["git", *args],
+            stdin=subprocess.DEVNULL,
+            stdout=printed,
+            stderr=subprocess.PIPE,
+            env=environ,
+            start_new_session=True,
+        ) as process,
+    ):
+        assert process.stderr is not None
+        try:
+            with stop.child(process):
+                said = follow(process.stderr, progress)
+        except TimeoutError as error:
+            return str(error), ""
+        printed.seek(0)
+        output = printed.read().decode(errors="replace")
+    return (said or "it gave no reason") if process.returncode else "", output
 
 
 def run(args: list[str], *, check: bool = True, input: bytes | None = None) -> bytes | None:
@@ -303,19 +329,30 @@ def environment(*, private: bool = True) -> dict[str, str]:
 
 
 def follow(stream: IO[bytes], progress: Progress) -> str:
-    """Pass on git's progress, a line a step; return the rest of what it says."""
+    """Pass on git's progress, a line a step; return the rest of what it says.
+
+    TimeoutError if that is nothing for SILENCE seconds.
+    """
+    import select
+
     said: list[str] = []
     step = ""
     buffer = b""
-    while piece := stream.read1(65536) or b"\n" * bool(buffer):  # type: ignore[attr-defined]
-        *lines, buffer = re.split(rb"[\r\n]", buffer + piece)
+    poll = select.poll()
+    poll.register(stream, select.POLLIN)
+    while True:
+        if not poll.poll(SILENCE * 1000):
+            raise TimeoutError(f"timed out: nothing came for {SILENCE:.0f} seconds")
+        piece = os.read(stream.fileno(), 65536)
+        *lines, buffer = re.split(rb"[\r\n]", buffer + (piece or b"\n"))
         for line in lines:
             text = line.decode(errors="replace").strip()
             percent = re.match(r"(?:remote: )?([A-Z][a-z ]+): +(\d+)% ", text)
             if percent is None:
-                if text and not text.startswith(_IDLE_TALK):
-                    said.append(text.removeprefix("fatal: "))
+                if text and not _IDLE_TALK.match(text):
+                    said.append(_LABELS.sub("", text))
             elif percent[1] != step:
                 step = percent[1]
                 progress(step[0].lower() + step[1:])
-    return "; ".join(said) or "it gave no reason"
+        if not piece:
+            return "; ".join(dict.fromkeys(said))

@@ -13,7 +13,8 @@ other alias is written out), each value says what to import there::
     lua:     {type: tarball, url: "https://...", version: 5.4.7, sha256: ...}
     ply:     {type: pypi, package: ply, version: "3.11", sha256: ...}
     musl:    {type: git, url: "https://..."}      # all its branches and tags
-    itself:  {type: git, url: ".."}               # a path is meant from the lorry's folder
+    itself:  {type: git, url: ".."}               # a path is meant from the lorry's folder;
+                                 # of that repository, ref HEAD is what the definitions are at
     toolchain:
       type: debian-packages        # binary packages, with all they depend on
       packages: [gcc, libc6-dev]
@@ -85,6 +86,11 @@ class Lorry:
         """A set of packages moves, so it is a branch; everything else is a tag."""
         kind = "heads" if self.is_set else "tags"
         return f"refs/{kind}/{self.ref}"
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it brings the repository that these definitions are in."""
+        return self.type == "git" and self.file.resolve().is_relative_to(self.url)
 
     @property
     def lock_file(self) -> Path:

@@ -51,24 +51,25 @@ def describe(before: Lorry, after: Lorry) -> list[str]:
     """What changed between two states of a lorry, a line each; none if nothing did."""
     lines = []
     if before.version != after.version:
-        lines.append(f"{after.name}: version {before.version} -> {after.version}")
+        lines.append(f"version {before.version} -> {after.version}")
     for component in ("", *after.components):
         old = before.components.get(component, "") if component else before.sha256
         new = after.components[component] if component else after.sha256
         if old != new:
-            lines.append(f"{after.name}: sha256 {component} {old[:12]} -> {new[:12]}")
+            label = f"sha256 of {component}" if component else "sha256"
+            lines.append(f"{label} {old[:12]} -> {new[:12]}")
     if before.ref != after.ref:
-        lines.append(f"{after.name}: strata that name ref {before.ref} must now name {after.ref}")
+        lines.append(f"strata that name ref {before.ref} must now name {after.ref}")
     return lines
 
 
-def describe_packages(before: Mapping[str, str], after: Mapping[str, str], name: str) -> list[str]:
+def describe_packages(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
     """The same for two states (package -> version) of a lock file."""
     lines = []
     for package in sorted(before.keys() | after.keys()):
         old, new = before.get(package), after.get(package)
         if old != new:
-            lines.append(f"{name}: {package} {old or '(new)'} -> {new or '(gone)'}")
+            lines.append(f"{package} {old or '(new)'} -> {new or '(gone)'}")
     return lines
 
 
@@ -78,7 +79,7 @@ def update(lorries: Lorries, name: str, imports: Imports) -> list[str]:
     locked = {one.name: one.version for one in lorry.locked()} if not lorry.sha256 else {}
     renewed = renew(lorry, imports)
     now = {one.name: one.version for one in renewed.locked()} if not lorry.sha256 else {}
-    return describe(lorry, renewed) + describe_packages(locked, now, name)
+    return describe(lorry, renewed) + describe_packages(locked, now)
 
 
 def _newest_source(lorry: Lorry, imports: Imports) -> dict[str, str]:

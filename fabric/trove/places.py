@@ -25,6 +25,7 @@ class Place:
     directory: Path
     url: str | None
     hint: str  # what to do if nothing is there
+    name: str = ""  # in the trove: "upstream/zlib.git"; "" for a mirror
 
 
 class Places:
@@ -79,7 +80,7 @@ class Places:
                 f" aliases are {', '.join(sorted(self.aliases))}"
             )
         directory = self.root / "git" / f"{name}.git"
-        return Place(directory, None, f"push it to {directory}")
+        return Place(directory, None, f"push it to {directory}", f"{name}.git")
 
     def _mirror(self, url: str, hint: str) -> Place:
         if url.startswith("-") or any(c.isspace() or not c.isprintable() for c in url):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fabric.errors import SourceError
-from fabric.trove.git import environment
+from fabric.trove.git import Progress, Repository, environment, fetching, talk
+from fabric.trove.stop import Stop
 
 #: Seconds until a host that says nothing counts as out of reach.
 PATIENCE = 15
@@ -32,10 +34,52 @@ class Trove:
         if self.known_hosts:
             # ssh takes the value apart at blanks
             options.append(f'UserKnownHostsFile="{self.known_hosts}"')
+            options.append("GlobalKnownHostsFile=none")
         command = ["ssh", *(part for option in options for part in ("-o", option))]
         if self.ssh_key:
             command += ["-o", "IdentitiesOnly=yes", "-i", self.ssh_key]
         return {"GIT_SSH_COMMAND": shlex.join(command)} | environment(private=False)
+
+    def fetch(
+        self, repository: Repository, refspecs: list[str], progress: Progress, stop: Stop
+    ) -> None:
+        """Fetch into ``repository``, which is made if it is not there.  TroveError says why not."""
+        repository.create()
+        self._talk(fetching(repository, self.url, refspecs), progress, stop)
+
+    def push(
+        self,
+        repository: Repository,
+        refspecs: list[str],
+        progress: Progress,
+        stop: Stop,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        """Push from ``repository``, whatever was there.  TroveError says why not."""
+        command = ["--git-dir", str(repository.path), "push", "--no-verify", "--force"]
+        self._talk([*command, "--progress", "--", self.url, *refspecs], progress, stop, environ)
+
+    def refs(self, *patterns: str) -> dict[str, str]:
+        """Full name -> object of its refs that match a pattern, as "refs/pins/*".  TroveError."""
+        listing = self._talk(["ls-remote", "--refs", "--", self.url, *patterns])
+        refs = {}
+        for line in listing.splitlines():
+            sha, _, name = line.partition("\t")
+            refs[name] = sha
+        return refs
+
+    def _talk(
+        self,
+        command: list[str],
+        progress: Progress = lambda text: None,  # noqa: ARG005
+        stop: Stop | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> str:
+        environ = {**self.environ(), **(environ or {})}
+        failure, printed = talk(command, environ, progress, stop or Stop())
+        if failure:
+            raise self.problem(failure)
+        return printed
 
     def problem(self, said: str) -> TroveError:
         """What went wrong, and what to do, by what git said."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from trove_kit import Files, free_port, nginx, seaweed
+from trove_kit import Files, Sshd, free_port, nginx, seaweed, sshd
 
 
 @pytest.fixture
@@ -30,3 +30,18 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment that leads to an S3 server of our own, with the bucket ``artifacts``."""
     with seaweed(tmp_path_factory.mktemp("seaweed")) as environment:
         yield environment
+
+
+@pytest.fixture(scope="session")
+def ssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    """An SSH server of our own, as if nobody had thought of git when setting it up."""
+    with sshd(tmp_path_factory.mktemp("sshd"), free_port()) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def git_ssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    """An SSH server that lets git speak its newest protocol."""
+    folder = tmp_path_factory.mktemp("git-sshd")
+    with sshd(folder, free_port(), AcceptEnv="GIT_PROTOCOL") as server:
+        yield server

@@ -99,7 +99,7 @@ def test_an_export_is_made_once_and_found_again(
 def test_a_damaged_object_is_found(sources: Sources, tmp_path: Path) -> None:
     repository(tmp_path / "thing", {"a": "1" * 100, "b": "2"})
     source = sources.resolve("up:thing", "main")
-    mirror = sources._places.locate("up:thing").directory
+    mirror = sources.repository("up:thing").path
     sha = git(mirror, "rev-parse", "main:a")
     (pack,) = (mirror / "objects" / "pack").glob("*.pack")
     moved = tmp_path / "pack"

@@ -80,8 +80,8 @@ def test_a_debian_source(make: Callable[[str], Trove]) -> None:
     changes = trove.sources().update_lorry("hello")
 
     lorry = trove.sources().lorries.named("hello")
-    assert changes[0] == f"hello: version 2.9 -> {lorry.version}"
-    assert changes[-1] == f"hello: strata that name ref 2.9 must now name {lorry.version}"
+    assert changes[0] == f"version 2.9 -> {lorry.version}"
+    assert changes[-1] == f"strata that name ref 2.9 must now name {lorry.version}"
     assert "  # of the orig tarball\n" in trove.file.read_text()
     source = trove.sources().resolve("upstream:hello", lorry.version)
     tree = trove.sources().export(source)

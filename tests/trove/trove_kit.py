@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import hashlib
 import http.server
 import io
+import json
 import os
 import re
 import shutil
@@ -16,6 +18,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +230,53 @@ def nginx(folder: Path, port: int) -> Iterator[str]:
     command += ["-e", str(folder / "error.log")]
     with running(command, folder / "output", port, path="/usr/sbin:/sbin"):
         yield f"http://127.0.0.1:{port}/some/place"
+
+
+@dataclass(frozen=True)
+class Sshd:
+    """An SSH server that lets one key in, for git alone."""
+
+    folder: Path
+    port: int
+    key: Path  # a client's, admitted
+    stranger: Path  # a client's, not admitted
+    known_hosts: Path
+
+    def url(self, path: Path) -> str:
+        return f"ssh://{getpass.getuser()}@127.0.0.1:{self.port}{path}"
+
+
+@contextlib.contextmanager
+def sshd(folder: Path, port: int, **more: str) -> Iterator[Sshd]:
+    """OpenSSH's server on loopback with a host key of its own; all it runs is git."""
+    for name in ("host", "key", "stranger"):
+        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
+        subprocess.run(command, check=True)
+    shell = 'git-shell -c "$SSH_ORIGINAL_COMMAND"'
+    admitted = folder / "admitted"
+    admitted.write_text(f"restrict,command={json.dumps(shell)} " + (folder / "key.pub").read_text())
+    admitted.chmod(0o600)
+    host = " ".join((folder / "host.pub").read_text().split()[:2])
+    (folder / "known hosts").write_text(f"[127.0.0.1]:{port} {host}\n")
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)
+    settings = {
+        "Port": str(port),
+        "ListenAddress": "127.0.0.1",
+        "HostKey": str(folder / "host"),
+        "AuthorizedKeysFile": str(admitted),
+        "PasswordAuthentication": "no",
+        "KbdInteractiveAuthentication": "no",
+        "UsePAM": "no",
+        "StrictModes": "no",
+        "PidFile": "none",
+        "SetEnv": "GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0=*",
+        **more,
+    }
+    (folder / "sshd_config").write_text("".join(f"{k} {v}\n" for k, v in settings.items()))
+    command = ["sshd", "-D", "-e", "-f", str(folder / "sshd_config")]
+    with running(command, folder / "output", port, path="/usr/sbin:/sbin"):
+        yield Sshd(folder, port, folder / "key", folder / "stranger", folder / "known hosts")
 
 
 @contextlib.contextmanager

@@ -189,7 +189,8 @@ class Apt:
         for line in status:
             if line.startswith("dlstatus:"):
                 percent = line.split(":")[2].partition(".")[0]
-                news(f"{what}: {percent} %")
+                if percent != "0":  # of many small files, apt says no more than that
+                    news(f"{what}: {percent} %")
 
     def _copy_entries(self) -> None:
         entries = machine_entries(self.kind)

@@ -1,0 +1,288 @@
+"""Where sources are, and how what is lacking is brought: behind `fabric.trove.sources`."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from fabric.errors import SourceError
+from fabric.jobs import Source
+from fabric.trove import shared
+from fabric.trove.files import locked
+from fabric.trove.git import REF, SHA, Repository, run
+from fabric.trove.lorries import Lorries, Lorry
+from fabric.trove.places import Place, Places, local_path
+from fabric.trove.stop import Stop
+
+if TYPE_CHECKING:
+    from fabric.trove.reach import Trove
+
+Progress = Callable[[str], None]
+
+
+class Repositories:
+    """The repositories below ``root``; the arguments are those of `Sources`."""
+
+    def __init__(
+        self,
+        root: Path,
+        aliases: Mapping[str, str],
+        lorries: Path | None,
+        trove: Trove | None,
+        *,
+        imports: bool,
+        head: str,
+        progress: Progress,
+        moved: Literal["error", "update"],
+    ) -> None:
+        self.root = root
+        self.places = Places(root, aliases)
+        self.progress = progress
+        self.stop = Stop()
+        self._directory = lorries
+        self._trove = trove
+        self._imports = imports
+        self._head = head
+        self._moved = moved
+        self._repositories: dict[Path, Repository] = {}
+        self._fetched: set[tuple[Path, str]] = set()  # with a branch, or "" for all of them
+
+    @cached_property
+    def lorries(self) -> Lorries:
+        """The definitions' lorries.  DefinitionsError if one of them is wrong."""
+        return Lorries(self._directory)
+
+    def reread(self) -> None:
+        """Forget the lorries: their files have changed."""
+        self.__dict__.pop("lorries", None)
+
+    def commit(self, repo: str, ref: str) -> str:
+        """The commit that a ref is, fetched or imported if need be.  SourceError."""
+        place = self.places.locate(repo)
+        meant = self._meant(repo, ref)
+        return self._known(repo, meant, place) or self._obtain(repo, meant, place)
+
+    def at_hand(self, repo: str, ref: str) -> str | None:
+        """The commit that a ref is, if that needs no fetching."""
+        try:
+            return self._known(repo, self._meant(repo, ref), self.places.locate(repo))
+        except SourceError:
+            return None  # said again, and gathered, when it is resolved
+
+    def _meant(self, repo: str, ref: str) -> str:
+        """The ref itself, or the commit that HEAD means in the definitions' own repository."""
+        lorry = self.lorries.get(repo) if ref == "HEAD" else None
+        if lorry is None or not lorry.is_own:
+            return ref
+        head = self._head or (run(["-C", lorry.url, "rev-parse", "HEAD"], check=False) or b"")
+        if not head:
+            raise SourceError(
+                f"{lorry.where}: {lorry.url} is no git repository with a commit, so there is no"
+                f" HEAD for {repo}: commit the definitions"
+            )
+        return head if isinstance(head, str) else head.decode().strip()
+
+    def _known(self, repo: str, ref: str, place: Place) -> str | None:
+        """The commit of ``ref``, if it is here and cannot be another by now."""
+        repository = self.repository(place)
+        found = repository.find(ref)
+        if found is None:
+            return None
+        commit, name = found
+        lorry = self.lorries.get(repo)
+        if lorry is not None and name == lorry.full_ref:
+            current = repository.fact(commit).import_key == lorry.import_key()
+            return commit if current else None
+        if name.startswith("refs/heads/") and not self._is_current(repository, name, place, lorry):
+            return None
+        return commit
+
+    def _is_current(
+        self, repository: Repository, name: str, place: Place, lorry: Lorry | None
+    ) -> bool:
+        """Whether a branch is still what it is at its origin."""
+        if {(repository.path, ""), (repository.path, name)} & self._fetched:
+            return True
+        url = self._origin(place, lorry)
+        if url is None:
+            return True
+        there = name
+        if self._trove is not None and url == self._trove.url:
+            there = shared.inside(place.name, name)
+        directory = local_path(url)
+        for candidate in (directory, directory / ".git") if directory else ():
+            if (candidate / "HEAD").exists():
+                return Repository(candidate).target(there) == repository.target(name)
+        return False
+
+    def _origin(self, place: Place, lorry: Lorry | None) -> str | None:
+        """The URL of the git repository that a place follows; None if it follows none."""
+        if place.url is not None:
+            return place.url
+        if lorry is not None and lorry.type == "git" and self._imports:
+            return lorry.url
+        return self._trove.url if self._trove is not None else None
+
+    def _obtain(self, repo: str, ref: str, place: Place) -> str:
+        """Fetch or import what `_known` does not know."""
+        lorry = self.lorries.get(repo)
+        with self._locked(place):
+            for bring in (self._bring_from_trove, self._bring):
+                commit = self._known(repo, ref, place)  # another process may have brought it
+                if commit is None:
+                    bring(ref, place, lorry)
+                    commit = self._known(repo, ref, place)
+                if commit is not None:
+                    return commit
+        raise SourceError(self._explain(repo, ref, place, lorry))
+
+    def _bring_from_trove(self, ref: str, place: Place, lorry: Lorry | None) -> None:
+        """Fetch from the farm's trove, if this is a source for it and it has it."""
+        if self._trove is None or not place.name or not REF.fullmatch(ref):
+            return
+        repository = self.repository(place)
+        name = place.name.removesuffix(".git")
+        self.progress(f"{name}: looking in the trove")
+
+        def progress(text: str) -> None:
+            self.progress(f"{name}: {text}")
+
+        if lorry is not None and lorry.type != "git" and ref == lorry.ref:
+            pin, full = lorry.import_key(), lorry.full_ref
+            shared.fetch_pin(self._trove, repository, place.name, pin, full, progress, self.stop)
+        elif SHA.fullmatch(ref) or self._origin(place, lorry) == self._trove.url:
+            shared.fetch_ref(self._trove, repository, place.name, ref, progress, self.stop)
+            found = repository.find(ref)
+            if found is not None:
+                self._fetched.add((repository.path, found[1]))
+
+    def _bring(self, ref: str, place: Place, lorry: Lorry | None) -> None:
+        """Import by lorry, or fetch from where the repository comes from."""
+        repository = self.repository(place)
+        if lorry is not None and lorry.type != "git" and ref == lorry.ref:
+            if self._imports:
+                self._import(lorry, repository)
+        elif place.url is not None:
+            self._fetch(repository, place.url, ref, place.hint)
+        elif lorry is not None and lorry.type == "git" and self._imports:
+            self._fetch(repository, lorry.url, ref, place.hint)
+
+    def _import(self, lorry: Lorry, repository: Repository) -> None:
+        from fabric.trove.importers.debian import MovedError
+        from fabric.trove.imports import Imports
+
+        imports = Imports(self.root, self.progress, self.stop)
+        try:
+            imports.run(lorry, repository)
+        except MovedError as error:
+            if self._moved == "error":
+                raise
+            from fabric.trove.pins import renew
+
+            self.progress(f"warning: {error}")
+            self.progress(f"warning: {lorry.name}: taking what is offered now, as was asked for")
+            renewed = renew(lorry, imports, keep_ref=True)
+            self.reread()
+            imports.run(renewed, repository)
+
+    def _fetch(self, repository: Repository, url: str, ref: str, hint: str) -> None:
+        """Fetch all branches and tags, and the very commit if it is in none of them."""
+
+        def progress(text: str) -> None:
+            self.progress(f"{url}: {text}")
+
+        progress("fetching")
+        try:
+            everything = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]
+            repository.fetch(url, everything, progress, self.stop)
+        except SourceError as error:
+            if repository.find(ref) is None:
+                raise SourceError(f"{error}; {hint}") from None
+            self.progress(f"warning: {error}; going on with {ref} as it was last seen")
+        self._fetched.add((repository.path, ""))
+        if SHA.fullmatch(ref) and repository.find(ref) is None:
+            with contextlib.suppress(SourceError):  # explained by the caller
+                repository.fetch(url, [f"{ref}:refs/fabric/{ref}"], progress, self.stop)
+
+    def _explain(self, repo: str, ref: str, place: Place, lorry: Lorry | None) -> str:
+        """Why a ref cannot be had, and what would help."""
+        if place.url is not None:
+            return f"{repo}: {place.url} has no ref {ref}"
+        if self._trove is not None:
+            return self._explain_trove(repo, ref, place, lorry)
+        if lorry is not None and lorry.type != "git":
+            return (
+                f"{repo}: no ref {ref}: its lorry ({lorry.where}) brings {lorry.ref};"
+                " change one of them"
+            )
+        if lorry is not None:
+            return f"{repo}: no ref {ref} at {lorry.url}, where its lorry ({lorry.where}) leads"
+        if self.repository(place).exists:
+            return f"{repo}: no ref {ref} in {place.directory}, and no lorry that could bring it"
+        name = repo.partition(":")[2] or repo
+        return (
+            f"{repo}: no such repository: there is no {place.directory} and no lorry for it;"
+            f" add sources/{name.rpartition('/')[2]}.lorry to the definitions, {place.hint},"
+            " or configure its alias to be a URL"
+        )
+
+    def _explain_trove(self, repo: str, ref: str, place: Place, lorry: Lorry | None) -> str:
+        assert self._trove is not None
+        absent = f"{repo}: the trove {self._trove.url} has no ref {ref} of it"
+        if lorry is None and SHA.fullmatch(ref):
+            return f"{absent}: whoever ordered it has to push it there, and then order again"
+        if lorry is None:
+            return f"{absent} (refs/tags/{place.name}/{ref}), and no lorry could bring it"
+        if lorry.type != "git" and ref != lorry.ref:
+            return f"{absent}, and its lorry ({lorry.where}) brings {lorry.ref}; change one of them"
+        if self._imports:
+            return f"{absent}, nor has {lorry.url}, where its lorry ({lorry.where}) leads"
+        return f"{absent}; `fabric-initiator lorry import {lorry.name}` brings it there"
+
+    def holding(self, source: Source) -> Repository:
+        """The repository with the very commit of ``source``, brought if need be.  SourceError."""
+        place = self.places.locate(source.repo)
+        repository = self.repository(place)
+        if repository.find(source.commit) is None:
+            lorry = self.lorries.get(source.repo)
+            if lorry is not None and lorry.type != "git" and source.ref == lorry.ref:
+                self._obtain(source.repo, source.ref, place)
+            elif self._origin(place, lorry):
+                self._obtain(source.repo, source.commit, place)
+        if repository.find(source.commit) is None:
+            raise SourceError(
+                f"{source.repo}: commit {source.commit} ({source.ref}) is not in"
+                f" {place.directory}; {place.hint}"
+            )
+        return repository
+
+    def refetch(self, lorry: Lorry) -> Repository:
+        """Fetch again what a lorry of type git leads to."""
+        place = self.places.locate(lorry.repo)
+        repository = self.repository(place)
+        with self._locked(place):
+            self._fetch(repository, lorry.url, "", f"see {lorry.where}")
+        return repository
+
+    def repository(self, place: Place) -> Repository:
+        """Where a place's commits are."""
+        return self._repositories.setdefault(place.directory, Repository(place.directory))
+
+    @contextlib.contextmanager
+    def _locked(self, place: Place) -> Iterator[None]:
+        name = hashlib.sha256(str(place.directory).encode()).hexdigest()[:32]
+        waited = False
+
+        def wait() -> None:
+            nonlocal waited
+            if not waited:
+                self.progress(f"{place.directory.stem}: waiting for another import of it")
+            waited = True
+            self.stop.pause(0.2)
+
+        with locked(self.root / "locks" / name, wait=wait):
+            yield

@@ -1,0 +1,386 @@
+"""A farm's trove: sources go from whoever imports them to whoever builds with them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from trove_kit import Files, Sshd, git, repository, tarball
+
+from fabric.errors import SourceError
+from fabric.jobs import Source
+from fabric.trove import git as our_git
+from fabric.trove import reach
+from fabric.trove.reach import Trove, TroveError
+from fabric.trove.sources import Sources
+
+DATA = tarball({"thing-1.0/a": b"1"})
+OTHER = tarball({"thing-1.0/a": b"2"})
+
+
+class Farm:
+    """Machines that have nothing in common but a trove.  Every use is like a new process."""
+
+    def __init__(self, folder: Path, trove: Trove, bare: Path) -> None:
+        self.folder = folder
+        self.trove = trove
+        self.bare = bare
+
+    def lorries(self, who: str, **lorries: dict[str, str]) -> None:
+        """Give a user definitions with such lorries.  JSON is YAML."""
+        sources = self.folder / who / "sources"
+        sources.mkdir(parents=True, exist_ok=True)
+        (sources / "all.lorry").write_text(json.dumps(lorries))
+
+    def tarball(self, who: str, url: str, data: bytes) -> None:
+        digest = hashlib.sha256(data).hexdigest()
+        self.lorries(who, thing={"type": "tarball", "url": url, "version": "1.0", "sha256": digest})
+
+    def initiator(self, who: str, head: str = "") -> Sources:
+        return self._machine(who, self.folder / who / "sources", head=head)
+
+    def resolver(self, of: str, head: str = "") -> Sources:
+        """The broker's, at work on the definitions of a user."""
+        return self._machine("broker", self.folder / of / "sources", imports=False, head=head)
+
+    def worker(self, name: str = "worker") -> Sources:
+        return self._machine(name, None)
+
+    def refs(self) -> set[str]:
+        return set(git(self.bare, "for-each-ref", "--format=%(refname)").split())
+
+    def _machine(
+        self, name: str, lorries: Path | None, *, imports: bool = True, head: str = ""
+    ) -> Sources:
+        root = self.folder / name / "cache"
+        return Sources(root, {}, lorries, trove=self.trove, imports=imports, head=head)
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    git(tmp_path, "init", "--quiet", "--bare", "a trove.git")
+    return tmp_path / "a trove.git"
+
+
+@pytest.fixture
+def farm(tmp_path: Path, bare: Path) -> Farm:
+    return Farm(tmp_path, Trove(str(bare)), bare)
+
+
+@pytest.fixture(params=["path", "file", "ssh", "git_ssh"])
+def any_farm(request: pytest.FixtureRequest, tmp_path: Path, bare: Path) -> Farm:
+    if "ssh" in request.param:
+        ssh: Sshd = request.getfixturevalue(request.param)
+        trove = Trove(ssh.url(bare), str(ssh.key), str(ssh.known_hosts))
+    else:
+        trove = Trove(str(bare) if request.param == "path" else bare.as_uri().replace("%20", " "))
+    return Farm(tmp_path, trove, bare)
+
+
+# -- from one machine to the other -----------------------------------------------------------
+
+
+def test_what_one_imports_all_have(any_farm: Farm, files: Files) -> None:
+    farm = any_farm
+    farm.tarball("ann", files.put("thing-1.0.tar.gz", DATA), DATA)
+    with pytest.raises(SourceError, match="`fabric-initiator lorry import thing` brings it there"):
+        farm.resolver("ann").resolve("upstream:thing", "1.0")
+    source = farm.initiator("ann").resolve("upstream:thing", "1.0")
+    with pytest.raises(SourceError, match="whoever ordered it has to push it there"):
+        farm.worker().export(source)
+
+    farm.initiator("ann").publish([source])
+
+    shutil.rmtree(files.folder)
+    assert farm.resolver("ann").resolve("upstream:thing", "1.0") == source
+    assert (farm.worker().export(source) / "a").read_text() == "1"
+    farm.tarball("bob", "http://127.0.0.1:9/gone", DATA)
+    assert farm.initiator("bob").resolve("upstream:thing", "1.0") == source, "no need to import"
+    before = farm.refs()
+    farm.initiator("bob").publish([source])
+    assert farm.refs() == before
+    assert "refs/tags/upstream/thing.git/1.0" in before
+
+
+def test_only_what_is_asked_for_is_fetched(farm: Farm, tmp_path: Path) -> None:
+    for name in ("thing", "other"):
+        work = tmp_path / name
+        for tag in ("1.0", "2.0"):
+            repository(work, {"a": tag}, tag=tag)
+            ref = f"{tag}:refs/tags/upstream/{name}.git/{tag}"
+            git(work, "push", "--quiet", str(farm.bare), ref)
+    worker = farm.worker()
+    worker.resolve("upstream:thing", "2.0")
+    found = git(worker.repository("upstream:thing").path, "for-each-ref", "--format=%(refname)")
+    assert found == "refs/tags/2.0"
+
+
+def test_two_users_pin_different_things_under_one_name(farm: Farm, files: Files) -> None:
+    sources = {}
+    for who, data in (("ann", DATA), ("bob", OTHER), ("ann", DATA)):
+        farm.tarball(who, files.put(f"{who}.tar.gz", data), data)
+        sources[who] = farm.initiator(who).resolve("upstream:thing", "1.0")
+        farm.initiator(who).publish([sources[who]])
+    assert sources["ann"].tree != sources["bob"].tree
+    for who in ("ann", "bob", "ann"):
+        assert farm.resolver(who).resolve("upstream:thing", "1.0") == sources[who]
+        assert farm.worker(f"worker-{who}").export(sources[who])
+
+
+def test_branches_follow_the_trove_and_tags_stay(any_farm: Farm, tmp_path: Path) -> None:
+    farm, work = any_farm, tmp_path / "work"
+
+    def push(*refs: str) -> None:
+        specs = [f"{ref}:refs/{ref}" for ref in refs]
+        specs = [spec.replace(":refs/heads/", ":refs/heads/baserock/thing.git/") for spec in specs]
+        specs = [spec.replace(":refs/tags/", ":refs/tags/baserock/thing.git/") for spec in specs]
+        git(work, "push", "--quiet", "--force", str(farm.bare), *specs)
+
+    first = repository(work, {"a": "1"}, tag="v1")
+    push("heads/main", "tags/v1")
+    assert farm.worker().resolve("baserock:thing", "main").commit == first
+    second = repository(work, {"a": "2"})
+    git(work, "tag", "--force", "v1")
+    push("heads/main", "tags/v1")
+    assert farm.worker().resolve("baserock:thing", "main").commit == second
+    assert farm.worker().resolve("baserock:thing", "refs/heads/main").commit == second
+    assert farm.worker().resolve("baserock:thing", second).commit == second
+    git(farm.bare, "update-ref", "-d", "refs/heads/baserock/thing.git/main")
+    with pytest.raises(SourceError, match="has no ref main of it"):
+        farm.worker("newer").resolve("baserock:thing", "main")
+
+
+def test_a_commit_that_no_ref_leads_to(farm: Farm, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    first = repository(work, {"a": "1"})
+    repository(work, {"a": "2"})
+    git(work, "push", "--quiet", str(farm.bare), "main:refs/heads/x.git/main")
+    assert farm.worker().resolve("x", first).commit == first
+    with pytest.raises(SourceError, match=f"has no ref {'1' * 40} of it"):
+        farm.worker().resolve("x", "1" * 40)
+
+
+def test_a_mirror_comes_by_way_of_the_trove(farm: Farm, tmp_path: Path) -> None:
+    """Lorries of type git: who can reach the origin pushes what a build needs of it."""
+    inner = repository(tmp_path / "inner", {"deep": "1"})
+    work = tmp_path / "work"
+    repository(work, {"a": "1"}, tag="v1")
+    git(work, "submodule", "--quiet", "add", "../inner", "inner")
+    farm.lorries(
+        "ann",
+        thing={"type": "git", "url": str(work)},
+        inner={"type": "git", "url": str(tmp_path / "inner")},
+    )
+    for content in ("2", "3", "2"):  # there and back again
+        if content == "2" and "heads" in " ".join(farm.refs()):
+            git(work, "reset", "--quiet", "--hard", "HEAD^")
+        else:
+            repository(work, {"a": content})
+        source = farm.initiator("ann").resolve("upstream:thing", "main")
+        farm.initiator("ann").publish([source])
+        assert farm.resolver("ann").resolve("upstream:thing", "main").commit == source.commit
+    ((_, module),) = source.submodules
+    assert module.commit == inner
+    shutil.rmtree(work)
+    assert (farm.worker().export(source) / "a").read_text() == "2"
+
+
+def test_a_job_that_lies_about_its_tree(farm: Farm, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    good = repository(work, {"a": "good"}, tag="1")
+    bad = repository(work, {"a": "bad"}, tag="2")
+    git(work, "push", "--quiet", str(farm.bare), "1:refs/tags/x.git/1", "2:refs/tags/x.git/2")
+    trees = [git(work, "rev-parse", f"{commit}^{{tree}}") for commit in (good, bad)]
+    with pytest.raises(SourceError, match=f"has the tree {trees[1]}, and not {trees[0]}"):
+        farm.worker().export(Source("x", "1", bad, trees[0]))
+    assert (farm.worker().export(Source("x", "1", good, trees[0])) / "a").read_text() == "good"
+
+
+def test_many_push_the_same_at_once(any_farm: Farm, files: Files) -> None:
+    farm = any_farm
+    url = files.put("thing-1.0.tar.gz", DATA)
+    code = f"""
+        import sys
+        from pathlib import Path
+        from fabric.trove.reach import Trove
+        from fabric.trove.sources import Sources
+        root = Path(sys.argv[1])
+        sources = Sources(root / "cache", {{}}, root / "sources", trove={farm.trove!r})
+        source = sources.resolve("upstream:thing", "1.0")
+        print(source.commit, flush=True)
+        sys.stdin.read()
+        sources.publish([source])
+    """
+    children = []
+    for number in range(4):
+        farm.tarball(f"user-{number}", url, DATA)
+        children.append(
+            subprocess.Popen(
+                [sys.executable, "-c", textwrap.dedent(code), str(farm.folder / f"user-{number}")],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                cwd=Path(__file__).parents[2],
+            )
+        )
+    commits = {child.stdout.readline() for child in children if child.stdout}
+    for child in children:  # now, all together
+        assert child.stdin
+        child.stdin.close()
+    for child in children:
+        with child:
+            assert child.wait() == 0
+    assert len(commits) == 1
+    assert farm.worker().resolve("upstream:thing", "1.0").commit == commits.pop().strip()
+
+
+# -- the definitions' own repository ---------------------------------------------------------
+
+
+@pytest.fixture
+def own(farm: Farm) -> Path:
+    """Definitions in git, with a lorry for themselves."""
+    farm.lorries("ann", **{"baserock:definitions": {"type": "git", "url": ".."}})
+    root = farm.folder / "ann"
+    (root / ".gitignore").write_text("cache\n")
+    repository(root, {"VERSION": "version: 8\n"})
+    return root
+
+
+def test_head_is_what_the_definitions_are_at(farm: Farm, own: Path) -> None:
+    def head() -> str:
+        return farm.initiator("ann").resolve("baserock:definitions", "HEAD").commit
+
+    first = repository(own, {"a": "1"})
+    assert head() == first
+    git(own, "checkout", "--quiet", "-b", "topic")
+    second = repository(own, {"a": "2"})
+    assert head() == second
+    git(own, "checkout", "--quiet", "--detach", first)
+    assert head() == first
+    third = repository(own, {"a": "3"})
+    assert head() == third, "on no branch at all"
+    work = farm.folder / "bob"
+    git(own, "worktree", "add", "--quiet", str(work), "topic")
+    assert farm.initiator("bob").resolve("baserock:definitions", "HEAD").commit == second
+
+
+def test_head_in_a_farm_is_the_commit_that_is_ordered(farm: Farm, own: Path) -> None:
+    commit = repository(own, {"a": "1"})
+    git(own, "push", "--quiet", str(farm.bare), f"{commit}:refs/builds/ann/1")
+    source = farm.resolver("ann", head=commit).resolve("baserock:definitions", "HEAD")
+    assert source.commit == commit
+    farm.initiator("ann", head=commit).publish([source])
+    assert farm.refs() == {"refs/builds/ann/1"}, "it is there already"
+    assert (farm.worker().export(source) / "a").read_text() == "1"
+
+
+def test_head_of_what_is_no_repository(farm: Farm, own: Path) -> None:
+    shutil.rmtree(own / ".git")
+    with pytest.raises(SourceError, match=r"all.lorry:1: .* is no git repository with a commit"):
+        farm.initiator("ann").resolve("baserock:definitions", "HEAD")
+
+
+# -- what can be wrong -----------------------------------------------------------------------
+
+
+def test_a_trove_out_of_reach(bare: Path, ssh: Sshd, tmp_path: Path) -> None:
+    url, key, hosts = ssh.url(bare), str(ssh.key), str(ssh.known_hosts)
+    for trove, advice in {
+        Trove(url, key, "/dev/null"): "compare what `ssh-keyscan",
+        Trove(url, str(ssh.stranger), hosts): f"does not let {ssh.stranger} in",
+        Trove(url + "x", key, hosts): "is the setting `trove` right",
+        Trove("ssh://127.0.0.1:9/x", key, hosts): "is 127.0.0.1 up",
+        Trove(str(bare) + "x"): "is the setting `trove` right",
+    }.items():
+        with pytest.raises(TroveError) as caught:
+            Sources(tmp_path / "cache", {}, trove=trove).resolve("upstream:thing", "1.0")
+        assert advice in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_sessions_can_do_nothing_but_git(ssh: Sshd) -> None:
+    done = subprocess.run(
+        ["ssh", "-F", "none", "-i", str(ssh.key), "-o", f'UserKnownHostsFile="{ssh.known_hosts}"',
+         "-o", "BatchMode=yes", "-p", str(ssh.port), "127.0.0.1", "id"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode
+    assert "unrecognized command" in done.stderr
+
+
+@pytest.fixture
+def silent() -> Iterator[int]:
+    """A port where connections are taken, and nothing is ever said."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        yield server.getsockname()[1]
+
+
+def test_a_host_that_never_answers(
+    silent: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reach, "PATIENCE", 1)
+    monkeypatch.setattr(our_git, "SILENCE", 1.0)
+    for url in (f"ssh://127.0.0.1:{silent}/trove.git", f"git://127.0.0.1:{silent}/trove.git"):
+        sources = Sources(tmp_path / "cache", {}, trove=Trove(url))
+        with pytest.raises(TroveError, match=r"cannot be reached: is 127\.0\.0\.1 up"):
+            sources.resolve("upstream:thing", "1.0")
+
+
+def test_a_trove_whose_disk_is_full(tmp_path: Path) -> None:
+    """A push that does not fit says so, and the trove is as it was."""
+    mount = tmp_path / "full"
+    mount.mkdir()
+    work = tmp_path / "work"
+    noise = hashlib.shake_256(b"noise").digest(3_000_000)
+    repository(work, {"big": noise}, tag="1")
+    code = f"""
+        import subprocess
+        from pathlib import Path
+        from fabric.jobs import Source
+        from fabric.trove.reach import Trove, TroveError
+        from fabric.trove.sources import Sources
+        bare = {str(mount / "trove.git")!r}
+        subprocess.run(["git", "init", "--quiet", "--bare", bare], check=True)
+        aliases = {{}}
+        here = Path({str(tmp_path / "cache")!r})
+        subprocess.run(["git", "clone", "--quiet", "--bare", {str(work)!r}, here / "git/x.git"],
+                       check=True)
+        source = Sources(here, {{}}).resolve("x", "1")
+        try:
+            Sources(here, {{}}, trove=Trove(bare)).publish([source])
+        except TroveError as error:
+            print(error)
+        listing = ["git", "-C", bare, "for-each-ref"]
+        assert subprocess.run(listing, capture_output=True, check=True).stdout == b""
+        try:
+            Sources(Path({str(mount / "cache")!r}), {{}}, trove=Trove({str(work)!r})).resolve(
+                "x", {git(work, "rev-parse", "HEAD")!r})
+        except TroveError as error:
+            print(error)
+    """
+    script = f'mount -t tmpfs -o size=2m none {mount} && exec "$0" -c "$1"'
+    done = subprocess.run(
+        [
+            *("unshare", "--map-root-user", "--mount", "sh", "-c", script),
+            *(sys.executable, textwrap.dedent(code)),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    push, fetch = done.stdout.splitlines()
+    assert "has no space left on its disk" in push
+    assert "disk" in fetch
