@@ -6,6 +6,7 @@ said.  Each reader notes what is wrong and returns a usable value.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -66,7 +67,9 @@ class Interface:
 
     name: str
     kind: str  # loopback, dhcp, static
-    options: Mapping[str, str]
+    address: str = ""  # with the length of its prefix
+    gateway: str = ""
+    dns: str = ""
 
 
 class Settings:
@@ -235,10 +238,13 @@ class Settings:
             options = dict(one.partition("=")[::2] for one in more)
             if not name or kind not in ("loopback", "dhcp", "static"):
                 self.report(key, f"{key}: {head!r} is not INTERFACE:loopback, :dhcp or :static")
-            elif kind == "static" and not options.get("address"):
-                self.report(key, f"{key}: {name} is static, and has no address=...")
+            elif kind != "static":
+                found.append(Interface(name, kind))
+            elif address := _with_prefix(options.get("address", ""), options.get("netmask", "24")):
+                gateway, dns = options.get("gateway", ""), options.get("dns", "")
+                found.append(Interface(name, kind, address, gateway, dns))
             else:
-                found.append(Interface(name, kind, options))
+                self.report(key, f"{key}: {name} is static: give it address=10.0.0.2,netmask=24")
         return tuple(found)
 
 
@@ -253,6 +259,15 @@ def clean(path: str) -> bool:
     parts = path.split("/")
     straight = all(part not in ("", ".", "..") for part in parts[1:])
     return path.startswith("/") and path.isprintable() and straight
+
+
+def _with_prefix(address: str, netmask: str) -> str:
+    """An address with the length of its prefix; "" if it is none."""
+    try:
+        found = ipaddress.ip_interface(address if "/" in address else f"{address}/{netmask}")
+    except ValueError:
+        return ""
+    return str(found)
 
 
 def _host(text: str) -> str | None:

@@ -45,7 +45,6 @@ class Guest:
     name: str  # of the deployment
     line: int
     system: str  # path of its morph
-    components: tuple[str, ...]
     location: Location
     hostname: str  # what it calls itself
     address: str  # how others reach it
@@ -137,6 +136,9 @@ class _Reader:
             given.report("type", f"unknown type {deployment.type!r}: {hint}")
             self.whole = False
             return None
+        if deployment.components:
+            message = "only whole systems can be deployed: remove the field"
+            given.report("partial-deploy-components", message)
         location = given.location(deployment.location)
         self._doubt(given)
         controller, worker = (
@@ -172,7 +174,6 @@ class _Reader:
             name=deployment.name,
             line=deployment.line,
             system=system.morph,
-            components=deployment.components,
             location=location,
             hostname=location.guest if is_address(address) else address,
             address=address,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleParserError
+
 from ansible.plugins.inventory import BaseFileInventoryPlugin
 
 try:
@@ -129,6 +131,7 @@ def _cluster_variables(root: Path, cluster: Cluster) -> dict[str, Any]:
         "cluster_name": cluster.name,
         "cluster_morph": str(root / cluster.path),
         "definitions_root": str(root),
+        "fabric_initiator": str(Path(sys.executable).with_name("fabric-initiator")),
         # what must outlive a run, and is nobody else's business: keys, known hosts
         "cluster_state": str(state),
     }
@@ -137,7 +140,11 @@ def _cluster_variables(root: Path, cluster: Cluster) -> dict[str, Any]:
 def _guest_variable(guest: Guest) -> dict[str, Any]:
     made: dict[str, Any] = msgspec.to_builtins(guest)
     del made["lines"], made["line"]
-    made["vm_host"] = guest.location.host
+    made["vm_host"] = {
+        "name": guest.location.host,
+        "user": guest.location.user,
+        "port": guest.location.port,
+    }
     made["domain"] = guest.location.guest
     made["image"] = guest.location.image
     return made

@@ -15,14 +15,24 @@ from pathlib import Path
 from typing import IO, Any
 
 import libvirt
+from ansible.module_utils.basic import env_fallback
 
 #: Arguments of every module that speaks with a VM host.
 ARGUMENTS: dict[str, Any] = {
-    "vm_host": {"type": "str", "required": True},
-    "user": {"type": "str", "default": ""},
-    "port": {"type": "int", "default": 0},
-    "ssh_executable": {"type": "str", "default": "ssh"},
-    "ssh_args": {"type": "str", "default": ""},
+    "vm_host": {
+        "type": "dict",
+        "required": True,
+        "options": {
+            "name": {"type": "str", "required": True},
+            "user": {"type": "str", "default": ""},
+            "port": {"type": "int", "default": 0},
+        },
+    },
+    "ssh_executable": {
+        "type": "str",
+        "default": "ssh",
+        "fallback": (env_fallback, ["ANSIBLE_SSH_EXECUTABLE"]),
+    },
     "uri": {"type": "str", "default": ""},
 }
 
@@ -35,13 +45,13 @@ class VmHost:
     """``uri`` stands in for the libvirt that is reached by ssh."""
 
     def __init__(self, parameters: dict[str, Any]) -> None:
-        self.name: str = parameters["vm_host"]
+        host = parameters["vm_host"]
+        self.name: str = host["name"]
         self._uri: str = parameters["uri"]
-        self._user: str = parameters["user"]
+        self._user: str = host["user"]
         options = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=15"]
-        options += shlex.split(parameters["ssh_args"])
-        if parameters["port"]:
-            options += ["-p", str(parameters["port"])]
+        if host["port"]:
+            options += ["-p", str(host["port"])]
         self._ssh = [parameters["ssh_executable"], *options]
 
     def run(self, script: str, *arguments: str, stdin: IO[bytes] | None = None) -> str:

@@ -27,12 +27,16 @@ attributes:
   diff_mode: {support: full}
 extends_documentation_fragment: [vmhost]
 options:
-  state: {type: str, choices: [present, started, stopped, absent], default: present}
+  state:
+    description: What is wanted.
+    type: str
+    choices: [present, started, stopped, absent]
+    default: present
   cluster: {type: str, required: true, description: Name of the cluster.}
   host: {type: str, required: true, description: Name of the guest in it.}
   domain: {type: str, required: true, description: Name of the guest on C(vm_host).}
   memory: {type: int, description: Bytes.}
-  vcpus: {type: int}
+  vcpus: {type: int, description: Processors.}
   image: {type: path, description: The disk with its system.}
   console: {type: path, description: The file that gets what its serial console says.}
   disks: {type: list, elements: dict, description: More disks, as path, kind and format.}

@@ -1,0 +1,28 @@
+"""What the modules that speak with a VM host have in common."""
+
+from __future__ import annotations
+
+
+class ModuleDocFragment:
+    DOCUMENTATION = """
+options:
+  vm_host:
+    description: The machine that runs guests, as ssh reaches it.
+    type: dict
+    required: true
+    suboptions:
+      name: {description: Its name or address., type: str, required: true}
+      user: {description: Who logs in; ssh's default if empty., type: str, default: ""}
+      port: {description: Of its sshd; ssh's default if 0., type: int, default: 0}
+  ssh_executable:
+    description: The program that connects. Its own configuration tells it anything special.
+    type: str
+    default: ssh
+    env:
+      - name: ANSIBLE_SSH_EXECUTABLE
+  uri:
+    description: Another libvirt than the one of I(vm_host).
+    type: str
+    default: ""
+requirements: [libvirt-python]
+"""

@@ -1,0 +1,91 @@
+"""What a disk of a VM host is: whether it holds anything, and under which label."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible.module_utils.vmhost import VmHost
+
+#: Says "kind size signature label" of a disk, a line each.  Blank is one whose first and last MiB
+#: hold nothing but zeros, and that is all: what no tool knows may be of value all the same.
+_DISK = """
+disk=$1
+as=
+if test -b "$disk"; then kind=block; elif test -f "$disk"; then kind=file
+elif test -e "$disk"; then kind=other; else kind=none; fi
+echo "$kind"
+if test "$kind" != block && test "$kind" != file; then exit 0; fi
+test -r "$disk" && test -w "$disk" || as="sudo -n"
+if ! $as test -r "$disk" 2>/dev/null; then echo unreadable; exit 0; fi
+PATH=$PATH:/usr/sbin:/sbin
+if test "$kind" = block; then size=$($as blockdev --getsize64 "$disk")
+else size=$(stat -Lc %s "$disk"); fi
+echo "$size"
+echo "$($as head -c 4 "$disk" | od -An -tx1 | tr -d ' \\n')"
+type=$($as blkid -p -o value -s TYPE -- "$disk" || true)
+test -n "$type" || type=$($as blkid -p -o value -s PTTYPE -- "$disk" || true)
+echo "$type"
+echo "$($as blkid -p -o value -s LABEL -- "$disk" || true)"
+start=$($as head -c 1048576 "$disk" | tr -d '\\0' | head -c 1 | wc -c)
+end=$($as tail -c 1048576 "$disk" | tr -d '\\0' | head -c 1 | wc -c)
+echo "$start$end"
+"""
+_QCOW2 = "514649fb"
+
+
+def disk_facts(host: VmHost, path: str) -> dict[str, Any]:
+    """What an attached disk is."""
+    said = host.run(_DISK, path).split("\n")
+    kind = said[0]
+    facts: dict[str, Any] = {"path": path, "exists": kind != "none", "kind": kind}
+    facts |= {"usable": False, "format": "raw", "type": "", "label": "", "blank": False}
+    if len(said) < 6:
+        return facts
+    size, magic, type_, label, content = said[1:6]
+    qcow2 = magic == _QCOW2
+    return facts | {
+        "usable": True,
+        "size": int(size),
+        "format": "qcow2" if qcow2 else "raw",
+        "type": "qcow2" if qcow2 else type_,
+        "label": label,
+        "blank": not qcow2 and not type_ and content == "00" and int(size) > 0,
+    }
+
+
+def assign(
+    disks: list[dict[str, Any]], labels: list[str]
+) -> tuple[list[dict[str, str]], list[str]]:
+    """Which blank disk gets a filesystem with which label, and what is wrong.
+
+    A label that a disk has already is served.  The others go to blank disks, in order.
+    """
+    problems = [_unusable(disk) for disk in disks if not disk["usable"]]
+    if problems:
+        return [], problems
+    blank = [disk["path"] for disk in disks if disk["blank"]]
+    missing = [label for label in labels if label not in [disk["label"] for disk in disks]]
+    plan = [{"path": path, "label": label} for path, label in zip(blank, missing, strict=False)]
+    for label in missing[len(blank) :]:
+        holds = "; ".join(f"{disk['path']} holds {_content(disk)}" for disk in disks)
+        problems.append(
+            f"no disk is labelled {label!r}, and none is blank, to get it ({holds}): attach a"
+            " blank one, or give the label to the right one"
+        )
+    return plan, problems
+
+
+def _unusable(disk: dict[str, Any]) -> str:
+    if not disk["exists"]:
+        return f"the disk {disk['path']} does not exist"
+    if disk["kind"] == "other":
+        return f"{disk['path']} is neither a block device nor a file"
+    return (
+        f"the disk {disk['path']} can neither be read by who logs in there nor by his `sudo -n`:"
+        " it has to be looked at before a guest gets it"
+    )
+
+
+def _content(disk: dict[str, Any]) -> str:
+    what = disk["type"] or "something unknown"
+    return f"{what} labelled {disk['label']!r}" if disk["label"] else what

@@ -1,0 +1,51 @@
+"""Ansible module: the last that a guest said on its serial console."""
+
+from __future__ import annotations
+
+import re
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.vmhost import ARGUMENTS, HostError, VmHost
+
+DOCUMENTATION = """
+module: vm_console
+short_description: The last lines of a guest's console
+author: the authors of Distbuild
+description:
+  - Fails never; why there is no text is told in the text, which is for a message.
+extends_documentation_fragment: [vmhost]
+attributes:
+  check_mode: {support: full}
+  diff_mode: {support: none}
+options:
+  path: {type: path, required: true, description: The log of the console on C(vm_host).}
+  lines: {type: int, default: 25, description: How many at most.}
+"""
+
+RETURN = """
+text: {type: str, returned: success, description: The lines, or why there are none.}
+"""
+
+_TAIL = 'tail -c 20000 -- "$1" 2>/dev/null || sudo -n tail -c 20000 -- "$1"'
+#: Colours, cursor movements and other things that would be acted upon by a terminal.
+_CONTROL = re.compile(r"\x1b(\[[0-9;?=]*[A-Za-z]|.)|[^\n\t -~\x80-\U0010ffff]")
+
+
+def main() -> None:
+    arguments = {
+        **ARGUMENTS,
+        "path": {"type": "path", "required": True},
+        "lines": {"type": "int", "default": 25},
+    }
+    module = AnsibleModule(arguments, supports_check_mode=True)
+    path = module.params["path"]
+    try:
+        text = _CONTROL.sub("", VmHost(module.params).run(_TAIL, path))
+    except HostError as error:
+        text = f"{path} on {module.params['vm_host']} cannot be read: {error}"
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    module.exit_json(changed=False, text="\n".join(lines[-module.params["lines"] :]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Ansible module: a filesystem on an attached disk that is blank."""
+
+from __future__ import annotations
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.disk_facts import disk_facts
+from ansible.module_utils.vmhost import ARGUMENTS, HostError, VmHost
+
+DOCUMENTATION = """
+module: vm_disk
+short_description: Make a labelled filesystem on a blank disk of a VM host
+author: the authors of Distbuild
+description:
+  - A disk that has a filesystem of that label is left as it is. One that holds anything else at all
+    is refused, and never written to.
+extends_documentation_fragment: [vmhost]
+attributes:
+  check_mode: {support: full}
+  diff_mode: {support: full}
+options:
+  path: {type: path, required: true, description: A block device, or a raw image file.}
+  label: {type: str, required: true, description: Of the filesystem, as C(LABEL=) mounts it.}
+  filesystem:
+    description: Its type.
+    type: str
+    choices: [ext4, ext3, ext2, xfs, btrfs]
+    default: ext4
+"""
+
+#: mkfs looks once more by itself, and the look here stands right before it: between them, nobody
+#: else's data can come in by us.
+_FORMAT = """
+disk=$1 label=$2 kind=$3
+as=
+test -r "$disk" && test -w "$disk" || as="sudo -n"
+PATH=$PATH:/usr/sbin:/sbin
+for part in head tail; do
+  if test "$($as $part -c 1048576 "$disk" | tr -d '\\0' | head -c 1 | wc -c)" != 0; then
+    echo "it is not blank" >&2; exit 1
+  fi
+done
+case $kind in ext*) quiet=-qF ;; xfs) quiet=-q ;; btrfs) quiet=-q ;; esac
+$as "mkfs.$kind" $quiet -L "$label" "$disk"
+"""
+
+
+def main() -> None:
+    arguments = {
+        **ARGUMENTS,
+        "path": {"type": "path", "required": True},
+        "label": {"type": "str", "required": True},
+        "filesystem": {
+            "type": "str",
+            "default": "ext4",
+            "choices": ["ext4", "ext3", "ext2", "xfs", "btrfs"],
+        },
+    }
+    module = AnsibleModule(arguments, supports_check_mode=True)
+    given = module.params
+    try:
+        disk = disk_facts(VmHost(given), given["path"])
+        if disk["label"] == given["label"]:
+            module.exit_json(changed=False)
+        if not disk["blank"]:
+            what = disk["type"] or "something"
+            module.fail_json(msg=f"{given['path']} holds {what}: only a blank disk is formatted")
+        wanted = f"{given['filesystem']} labelled {given['label']}\n"
+        if not module.check_mode:
+            VmHost(given).run(_FORMAT, given["path"], given["label"], given["filesystem"])
+        module.exit_json(
+            changed=True,
+            diff={"before_header": given["path"], "before": "blank\n", "after": wanted},
+        )
+    except HostError as error:
+        module.fail_json(msg=f"{given['path']}: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Ansible module: what a VM host has of what a guest needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import libvirt
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.disk_facts import assign, disk_facts
+from ansible.module_utils.guest_xml import read_mark
+from ansible.module_utils.vmhost import ARGUMENTS, HostError, VmHost, find_domain
+
+DOCUMENTATION = """
+module: vm_host_facts
+short_description: What a VM host has of what a guest needs
+author: the authors of Distbuild
+description:
+  - Looks, and changes nothing. What cannot be looked at is told in C(ssh) and C(libvirt), not by
+    failing, so that named checks may say what is wrong.
+extends_documentation_fragment: [vmhost]
+attributes:
+  check_mode: {support: full}
+  diff_mode: {support: none}
+options:
+  cluster: {type: str, required: true, description: Name of the cluster.}
+  domain: {type: str, required: true, description: Name of the guest on C(vm_host).}
+  image: {type: path, required: true, description: The disk with its system.}
+  disks: {type: list, elements: path, default: [], description: More disks.}
+  labels:
+    description: Labels by which the guest mounts its disks.
+    type: list
+    elements: str
+    default: []
+"""
+
+RETURN = """
+ssh: {type: str, returned: always, description: Why ssh does not work; empty if it does.}
+libvirt: {type: str, returned: always, description: Why libvirt does not answer; empty if it does.}
+networks: {type: dict, returned: always, description: libvirt's networks, and whether active.}
+memory: {type: int, returned: always, description: Bytes that guests could take.}
+folder: {type: dict, returned: always, description: 'That of the image: exists, writable, free.'}
+image_exists: {type: bool, returned: always, description: Whether there is something at its path.}
+disks: {type: list, returned: always, description: 'Each: path, exists, usable, kind, format, label,
+  blank.'}
+format: {type: list, returned: always, description: 'Blank disks to format, as path and label.'}
+disk_problems: {type: list, returned: always, description: What is wrong with the disks.}
+guest: {type: dict, returned: always, description: 'The domain: exists, running, restart_needed,
+  mark.'}
+known: {type: dict, returned: always, description: All domains of the cluster, their marks by name.}
+"""
+
+#: Says "exists writable free used-by-something-at-the-path", with 1 and 0.
+_FOLDER = """
+folder=$(dirname -- "$1")
+test -d "$folder" && exists=1 || exists=0
+test -w "$folder" && writable=1 || writable=0
+free=$(df -Pk -- "$folder" 2>/dev/null | awk 'NR == 2 {print $4}')
+test -e "$1" && image=1 || image=0
+echo "$exists $writable ${free:-0} $image"
+"""
+
+
+def shell_facts(host: VmHost, image: str, paths: list[str], labels: list[str]) -> dict[str, Any]:
+    """What the shell of the host sees."""
+    exists, writable, free, taken = (int(word) for word in host.run(_FOLDER, image).split())
+    disks = [disk_facts(host, path) for path in paths]
+    plan, problems = assign(disks, labels)
+    return {
+        "folder": {"exists": bool(exists), "writable": bool(writable), "free": free * 1024},
+        "image_exists": bool(taken),
+        "disks": disks,
+        "format": plan,
+        "disk_problems": problems,
+    }
+
+
+def libvirt_facts(connection: Any, cluster: str, name: str) -> dict[str, Any]:
+    """What libvirt knows."""
+    stats = connection.getMemoryStats(libvirt.VIR_NODE_MEMORY_STATS_ALL_CELLS)
+    inactive = libvirt.VIR_DOMAIN_XML_INACTIVE
+    marks = {one.name(): read_mark(one.XMLDesc(inactive)) for one in connection.listAllDomains()}
+    domain = find_domain(connection, name)
+    mark = marks.get(name)
+    running = domain is not None and bool(domain.isActive())
+    changed = running and domain is not None and read_mark(domain.XMLDesc(0)) != mark
+    return {
+        "networks": {one.name(): bool(one.isActive()) for one in connection.listAllNetworks()},
+        "memory": 1024 * sum(stats.get(key, 0) for key in ("free", "cached", "buffers")),
+        "guest": {
+            "exists": domain is not None,
+            "running": running,
+            "restart_needed": changed,
+            "mark": vars(mark) if mark is not None else None,
+        },
+        "known": {
+            one: vars(mark)
+            for one, mark in marks.items()
+            if mark is not None and mark.cluster == cluster
+        },
+    }
+
+
+def gather(parameters: dict[str, Any]) -> dict[str, Any]:
+    host = VmHost(parameters)
+    facts: dict[str, Any] = {"ssh": "", "libvirt": ""}
+    try:
+        facts |= shell_facts(host, *(parameters[key] for key in ("image", "disks", "labels")))
+    except HostError as error:
+        return facts | {"ssh": str(error)}
+    try:
+        with host.libvirt() as connection:
+            facts |= libvirt_facts(connection, parameters["cluster"], parameters["domain"])
+    except HostError as error:
+        facts["libvirt"] = str(error)
+    return facts
+
+
+def main() -> None:
+    arguments = {
+        **ARGUMENTS,
+        "cluster": {"type": "str", "required": True},
+        "domain": {"type": "str", "required": True},
+        "image": {"type": "path", "required": True},
+        "disks": {"type": "list", "elements": "path", "default": []},
+        "labels": {"type": "list", "elements": "str", "default": []},
+    }
+    module = AnsibleModule(arguments, supports_check_mode=True)
+    module.exit_json(changed=False, **gather(module.params))
+
+
+if __name__ == "__main__":
+    main()

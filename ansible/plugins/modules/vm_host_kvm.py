@@ -1,0 +1,63 @@
+"""Ansible module: whether guests run on the processor of a VM host, or in software."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.kvm_probe import works
+from ansible.module_utils.vmhost import ARGUMENTS, HostError, VmHost
+
+DOCUMENTATION = """
+module: vm_host_kvm
+short_description: Find out whether KVM works on a VM host
+author: the authors of Distbuild
+description:
+  - Starts a guest of a few instructions under KVM and listens to what it says. The answer holds
+    until the host boots anew, and is kept in C(cache).
+  - In check mode nothing is started; without an answer kept, KVM is taken to work.
+extends_documentation_fragment: [vmhost]
+attributes:
+  check_mode: {support: full}
+  diff_mode: {support: none}
+options:
+  folder: {type: path, required: true, description: Where the guest's disk lies for a moment.}
+  cache: {type: path, required: true, description: File on the deploying machine.}
+"""
+
+RETURN = """
+kvm: {type: bool, returned: success, description: Whether it works.}
+"""
+
+
+def main() -> None:
+    arguments = {
+        **ARGUMENTS,
+        "folder": {"type": "path", "required": True},
+        "cache": {"type": "path", "required": True},
+    }
+    module = AnsibleModule(arguments, supports_check_mode=True)
+    host = VmHost(module.params)
+    cache = Path(module.params["cache"])
+    try:
+        boot = host.run("cat /proc/sys/kernel/random/boot_id").strip()
+        try:
+            known = json.loads(cache.read_text())
+        except (OSError, ValueError):
+            known = {}
+        if known.get("boot") == boot:
+            module.exit_json(changed=False, kvm=known["kvm"])
+        if module.check_mode:
+            module.exit_json(changed=False, kvm=True)
+        with host.libvirt() as connection:
+            kvm = works(host, connection, module.params["folder"])
+    except HostError as error:
+        module.fail_json(msg=str(error))
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    cache.write_text(json.dumps({"boot": boot, "kvm": kvm}))
+    module.exit_json(changed=False, kvm=kvm)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Ansible module: the disk image of a guest, on its VM host."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.vmhost import ARGUMENTS, HostError, VmHost
+
+DOCUMENTATION = """
+module: vm_image
+short_description: Send, exchange and remove the image of a guest
+author: the authors of Distbuild
+description:
+  - C(present) sends C(src) to C(path) unless there is a file. Holes are not sent and stay holes;
+    the image gets its name when its digest is right.
+  - C(staged) sends it to C(path).new. C(swapped) puts that in the place of the image, which becomes
+    C(path).old; C(restored) brings that one back. C(absent) removes all of them, and the log of
+    the guest's console, C(path).console.
+extends_documentation_fragment: [vmhost]
+attributes:
+  check_mode: {support: full}
+  diff_mode: {support: full}
+options:
+  path: {type: path, required: true, description: The image on C(vm_host).}
+  src: {type: path, description: The image on the deploying machine.}
+  state:
+    description: What is wanted.
+    type: str
+    choices: [present, staged, swapped, restored, absent]
+    default: present
+"""
+
+#: An archive comes by standard input and is unpacked beside the image, in a folder that is gone in
+#: the end whatever happens.
+_RECEIVE = """
+to=$1 name=$2 digest=$3
+folder=$(mktemp -d -- "$to.XXXXXX")
+trap 'rm -rf -- "$folder"' EXIT
+trap 'exit 1' HUP INT TERM
+tar -xSf - -C "$folder"
+found=$(sha256sum < "$folder/$name" | cut -d' ' -f1)
+if test "$found" != "$digest"; then echo "the image came damaged: sent $digest, there $found" >&2
+exit 1; fi
+sync -- "$folder/$name" 2>/dev/null || sync
+mv -f -- "$folder/$name" "$to"
+# made here, it can be read by who made it, whoever writes to it
+: >> "${to%.new}.console"
+"""
+_EXISTS = 'for file; do test -e "$file" && printf 1 || printf 0; done'
+_SWAP = 'if test -e "$1"; then mv -f -- "$1" "$1.old"; fi; mv -f -- "$1.new" "$1"'
+_RESTORE = 'mv -f -- "$1.old" "$1"'
+_REMOVE = 'rm -f -- "$@"'
+
+
+def send(host: VmHost, source: Path, to: str) -> str:
+    """Send an image to a path, as a whole or not at all; its SHA-256."""
+    with source.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    pack = ["tar", "--sparse", "--create", "--file=-", "-C", str(source.parent), source.name]
+    with subprocess.Popen(pack, stdout=subprocess.PIPE) as tar:
+        try:
+            host.run(_RECEIVE, to, source.name, digest, stdin=tar.stdout)
+        finally:
+            tar.kill()
+    return digest
+
+
+def apply(host: VmHost, given: dict[str, Any], check: bool) -> dict[str, Any]:
+    path, state = given["path"], given["state"]
+    names = [path, f"{path}.new", f"{path}.old", f"{path}.console"]
+    there = [digit == "1" for digit in host.run(_EXISTS, *names)]
+    before = [name for name, exists in zip(names, there, strict=True) if exists]
+    image, new, old = there[:3]
+    changed = {
+        "present": not image,
+        "staged": True,
+        "swapped": new,
+        "restored": old,
+        "absent": bool(before),
+    }[state]
+    if changed and not check:
+        if state in ("present", "staged"):
+            send(host, Path(given["src"]), path if state == "present" else f"{path}.new")
+        elif state == "absent":
+            host.run(_REMOVE, *names)
+        else:
+            host.run(_SWAP if state == "swapped" else _RESTORE, path)
+    after = {
+        "present": [*before, path],
+        "staged": [*before, f"{path}.new"],
+        "swapped": [name for name in before if name != f"{path}.new"],
+        "restored": [name for name in before if name != f"{path}.old"],
+        "absent": [],
+    }[state]
+    shown = [sorted(set(files)) for files in (before, after if changed else before)]
+    texts = ["".join(f"{name}\n" for name in files) for files in shown]
+    return {"changed": changed, "diff": {"before": texts[0], "after": texts[1]}}
+
+
+def main() -> None:
+    arguments = {
+        **ARGUMENTS,
+        "path": {"type": "path", "required": True},
+        "src": {"type": "path"},
+        "state": {
+            "type": "str",
+            "choices": ["present", "staged", "swapped", "restored", "absent"],
+            "default": "present",
+        },
+    }
+    needed = [("state", state, ["src"]) for state in ("present", "staged")]
+    module = AnsibleModule(arguments, required_if=needed, supports_check_mode=True)
+    try:
+        module.exit_json(**apply(VmHost(module.params), module.params, module.check_mode))
+    except (HostError, OSError) as error:
+        module.fail_json(msg=f"{module.params['path']}: {error}")
+
+
+if __name__ == "__main__":
+    main()
