@@ -2,16 +2,28 @@
 
 The same programs with the same messages as on a farm; only that they end with the initiator
 that started them, however it ends.
+
+Starting an interpreter and loading a program takes a tenth of a second of CPU time.  So one
+process, the nursery, is forked off before the initiator has threads, loads the programs while
+the initiator still reads definitions, and forks a broker and workers off itself when it is told
+to.  From then on it looks after them: it replaces a worker that dies, and takes all down at the
+end.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import importlib
 import os
+import select
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
+import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -20,27 +32,33 @@ from fabric.errors import MachineFault
 
 #: Seconds that children get to end by themselves: workers take down their sandboxes meanwhile.
 GRACE = 10.0
+#: Seconds between two looks at them.
+LOOK_EVERY = 0.1
 
 
 class EmbeddedFabric:
-    """Starts on entering, stops on leaving; ``directory`` holds the sockets."""
+    """Begins to load on entering, stops on leaving; ``directory`` holds the sockets."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
-        self._workers = 0
-        self.directory = Path()
+        self._nursery = 0  # its process id
+        self._started = False
 
     def __enter__(self) -> EmbeddedFabric:
         # socket paths are limited to about 107 bytes, so no deep directory of the user's
         self.directory = Path(tempfile.mkdtemp(prefix="fabric-"))
-        try:
-            self._start("broker", "fabric.broker", "--state", str(self._settings.state_dir))
-            for _ in range(self._settings.worker_count):
-                self.add_worker()
-        except BaseException:
-            self.stop()
-            raise
+        orders, self._orders = os.pipe()
+        self._news, news = os.pipe()
+        os.set_blocking(self._news, False)
+
+        def nursery() -> int:
+            os.close(self._orders)
+            os.close(self._news)
+            return Nursery(self._settings, self.directory, orders, news).run()
+
+        self._nursery = _fork(self.directory / "nursery.err", nursery)
+        os.close(orders)
+        os.close(news)
         return self
 
     def __exit__(
@@ -51,68 +69,156 @@ class EmbeddedFabric:
     ) -> None:
         self.stop()
 
-    def add_worker(self) -> None:
-        """One more worker."""
-        self._workers += 1
-        name = f"worker-{self._workers}"
-        self._start(name, "fabric.worker", "--name", name)
+    def start(self) -> None:
+        """Start the broker and the workers."""
+        self._started = True
+        with contextlib.suppress(BrokenPipeError):  # it died: `check` tells
+            os.write(self._orders, b"\n")
 
     def check(self) -> str:
-        """Replaces workers that died; returns news of that, "" if there is none.
+        """News of workers that died and were replaced, "" if there is none.
 
         MachineFault if the broker is gone, or workers die as soon as they start.
         """
-        for name, child in list(self._children.items()):
-            if child.poll() is None:
-                continue
-            if name == "broker" or self._workers >= 3 * self._settings.worker_count + 3:
-                raise MachineFault(f"the embedded {name} ended ({_how(child)}):\n{self.said(name)}")
-            del self._children[name]
-            self.add_worker()
-            return f"{name} ended ({_how(child)}), another takes its place"
+        with contextlib.suppress(BlockingIOError):
+            news = os.read(self._news, 65536).decode(errors="replace")
+            if not news.endswith("\n"):  # the last news of a fabric that is no more
+                said = (self.directory / "nursery.err").read_text(errors="replace")
+                raise MachineFault(f"the embedded {news or 'fabric ended: ' + said.strip()}")
+            return news.strip()
         return ""
-
-    def said(self, name: str) -> str:
-        """The last that a child wrote on its standard error."""
-        try:
-            return (self.directory / f"{name}.err").read_text(errors="replace")[-2000:].strip()
-        except OSError:
-            return ""
 
     def stop(self) -> None:
         """Ends all children and removes the directory."""
-        children, self._children = list(self._children.values()), {}
-        for child in children:
-            child.send_signal(signal.SIGTERM)
-        for child in children:
-            try:
-                child.wait(GRACE)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
+        if self._nursery:
+            os.close(self._orders)
+            if not self._started:  # it has no children yet, and may be busy loading
+                os.kill(self._nursery, signal.SIGKILL)
+            os.waitpid(self._nursery, 0)
+            os.close(self._news)
+            self._nursery = 0
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def _start(self, name: str, module: str, *args: str) -> None:
-        settings = self._settings
-        environ = os.environ | {
-            "FABRIC_CACHE": str(settings.cache_dir),
-            "FABRIC_ARTIFACTS": settings.store_url,
-            "FABRIC_MAX_JOBS": str(settings.jobs),
-            "FABRIC_BUILD_TIMEOUT": str(settings.build_timeout),
-            "FABRIC_LOG_LIMIT": str(settings.log_limit),
-        }
-        common = ("--directory", str(self.directory), "--parent", str(os.getpid()))
-        with (self.directory / f"{name}.err").open("wb") as errors:
-            self._children[name] = subprocess.Popen(
-                [sys.executable, "-m", module, *common, *args],
-                stdin=subprocess.DEVNULL,
-                stdout=errors,
-                stderr=errors,
-                env=environ,
-                start_new_session=True,  # Ctrl-C is the initiator's to handle
-            )
+
+class Nursery:
+    """Starts broker and workers, and looks after them until the pipe ``orders`` is closed."""
+
+    def __init__(self, settings: Settings, directory: Path, orders: int, news: int) -> None:
+        self._settings = settings
+        self._directory = directory
+        self._orders = orders
+        self._news = news
+        self._children: dict[int, str] = {}  # names by process id
+        self._workers = 0
+
+    def run(self) -> int:
+        """All its life; returns its exit code."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # it ends when the initiator does
+        os.environ.update(_environment(self._settings))
+        for module in ("fabric.broker", "fabric.worker"):
+            importlib.import_module(module)
+        gc.freeze()  # what is here now, the children share
+        if not os.read(self._orders, 1):
+            return 0
+        try:
+            self._start("broker", "--state", str(self._settings.state_dir))
+            for _ in range(self._settings.worker_count):
+                self._start_worker()
+            return self._watch()
+        finally:
+            self._stop()
+
+    def _start_worker(self) -> None:
+        self._workers += 1
+        name = f"worker-{self._workers}"
+        self._start(name, "--name", name)
+
+    def _start(self, name: str, *args: str) -> None:
+        program = name.partition("-")[0]
+        common = ("--directory", str(self._directory), "--parent", str(os.getpid()))
+
+        def main() -> int:
+            os.closerange(3, 1 << 16)  # the pipes: others wait for their end
+            Path("/proc/self/comm").write_text(f"fabric-{program}")  # what `ps` shows
+            code: int = importlib.import_module(f"fabric.{program}").main([*common, *args])
+            return code
+
+        self._children[_fork(self._errors(name), main)] = name
+
+    def _watch(self) -> int:
+        poller = select.poll()
+        poller.register(self._orders)
+        while not poller.poll(LOOK_EVERY * 1000):
+            child, status = os.waitpid(-1, os.WNOHANG)
+            if not child:
+                continue
+            name = self._children.pop(child)
+            ended = f"{name} ended ({_how(os.waitstatus_to_exitcode(status))})"
+            if name == "broker" or self._workers >= 3 * self._settings.worker_count + 3:
+                said = self._errors(name).read_text(errors="replace")[-2000:].strip()
+                self._tell(f"{ended}:\n{said}")
+                return 4
+            self._start_worker()
+            self._tell(f"{ended}, another takes its place\n")
+        return 0
+
+    def _tell(self, news: str) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._news, news.encode())
+
+    def _stop(self) -> None:
+        until = time.monotonic() + GRACE
+        for child in self._children:
+            os.kill(child, signal.SIGTERM)
+        for child in self._children:
+            handle = os.pidfd_open(child)
+            ended, _, _ = select.select([handle], [], [], max(0.0, until - time.monotonic()))
+            if not ended:
+                os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            os.close(handle)
+
+    def _errors(self, name: str) -> Path:
+        """What a child writes on its standard error."""
+        return self._directory / f"{name}.err"
 
 
-def _how(child: subprocess.Popen[bytes]) -> str:
-    code = child.returncode
+def _fork(errors: Path, main: Callable[[], int]) -> int:
+    """Run ``main`` in a child process, in a session of its own; returns the process id.
+
+    The session is because Ctrl-C is the initiator's to handle.
+    """
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return child
+    code = 4
+    try:
+        os.setsid()
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        output = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        for standard, file in enumerate((nothing, output, output)):
+            os.dup2(file, standard)
+        os.close(nothing)
+        os.close(output)
+        code = main()
+    except BaseException:  # noqa: BLE001  above is the initiator, which must not go on here
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """The settings in force, for programs that read them anew."""
+    return {
+        "FABRIC_CACHE": str(settings.cache_dir),
+        "FABRIC_ARTIFACTS": settings.store_url,
+        "FABRIC_MAX_JOBS": str(settings.jobs),
+        "FABRIC_BUILD_TIMEOUT": str(settings.build_timeout),
+        "FABRIC_LOG_LIMIT": str(settings.log_limit),
+    }
+
+
+def _how(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+
+_PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(parent: int) -> None:
@@ -12,9 +15,6 @@ def die_with_parent(parent: int) -> None:
     The kernel sees to it, so it works however the parent ends.  It means the parent's thread:
     start children from a thread that lives as long as they should.
     """
-    import ctypes  # slow, and most processes do without
-
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM, 0, 0, 0)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:  # it ended before that
         raise SystemExit(0)

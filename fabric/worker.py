@@ -1,7 +1,7 @@
 """The worker: builds what the broker wants built, in sandboxes, and says how it goes.
 
-One thread talks (sockets, reports, following the logs); each attempt has a thread of its own
-that builds.  What to start, kill and report is decided by `fabric.wire.agent`.
+One thread talks (sockets, reports, following the logs), others build, one attempt at a time.
+What to start, kill and report is decided by `fabric.wire.agent`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 import traceback
 import uuid
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -38,7 +38,7 @@ from fabric.systemd import Supervisor
 from fabric.trove.configured import open_sources
 from fabric.trove.store import Store
 from fabric.wire import agent as protocol
-from fabric.wire.agent import WorkerAgent
+from fabric.wire.agent import STORING, WorkerAgent
 from fabric.wire.line import Line, dial
 from fabric.wire.messages import (
     MAX_LOG_PIECE,
@@ -72,11 +72,15 @@ DEADLINE = 8.0
 
 
 class Attempt:
-    """One job being built, in a thread of its own."""
+    """One job being built, in a thread that is not the one that talks."""
 
-    def __init__(self, key: str, fence: int, spool: Path) -> None:
+    def __init__(
+        self, key: str, fence: int, job: msgspec.Raw, spool: Path, wake: Callable[[], None]
+    ) -> None:
         self.key = key
         self.fence = fence
+        self._job = job
+        self._wake = wake  # what there is to tell must not wait
         self.cancelled = threading.Event()
         self.phase = "fetch"
         self.log = Log(spool)
@@ -84,16 +88,16 @@ class Attempt:
 
     def set_phase(self, phase: str) -> None:
         self.phase = phase
+        if phase == STORING:
+            self._wake()
 
-    def run(
-        self, encoded: msgspec.Raw, workspace: Workspace, settings: WorkerSettings, name: str
-    ) -> Outcome:
+    def run(self, workspace: Workspace, settings: WorkerSettings, name: str) -> Outcome:
         """Build, and say how it ended; never raises."""
         began = time.monotonic()
         result: Literal["done", "failed", "fault", "cancelled"] = "done"
         message = phase = command = ""
         try:
-            job = msgspec.msgpack.decode(encoded, type=Job)
+            job = msgspec.msgpack.decode(self._job, type=Job)
             build(
                 job,
                 workspace,
@@ -149,6 +153,7 @@ class Worker:
         self._workspace = Workspace(settings.work_dir, store, sources)
         self._spools = self._workspace.scratch()
         self._attempts: dict[tuple[str, int], Attempt] = {}  # running, or not settled yet
+        self._waiting: queue.SimpleQueue[Attempt] = queue.SimpleQueue()
         self._ended: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self._agent = WorkerAgent(
             name=name,
@@ -173,6 +178,10 @@ class Worker:
             signal.signal(number, self._on_signal)
         supervisor = Supervisor()
         supervisor.ready()
+        # A sandbox dies with the thread that started it, so these live as long as we do.  In each
+        # slot one attempt may run in its sandbox while the one before it is stored.
+        for _ in range(2 * self._agent.slots):
+            threading.Thread(target=self._build, daemon=True).start()
         while not self._over():
             self._wait()
             self._hear()
@@ -278,16 +287,22 @@ class Worker:
             refused = Outcome(action.key, action.fence, "refused", self._agent.refusing)
             self._do(self._agent.ended(refused))
             return
-        attempt = Attempt(action.key, action.fence, self._spools / f"{action.key}.{action.fence}")
+        spool = self._spools / f"{action.key}.{action.fence}"
+        attempt = Attempt(action.key, action.fence, action.job, spool, self._wake)
         self._attempts[action.key, action.fence] = attempt
+        self._waiting.put(attempt)
 
-        def work() -> None:
-            self._ended.put(attempt.run(action.job, self._workspace, self._settings, self.name))
-            with contextlib.suppress(BlockingIOError):  # full: it wakes anyway
-                os.write(self._wake_write, b"\0")
+    def _build(self) -> None:
+        """A thread that builds what waits."""
+        while True:
+            attempt = self._waiting.get()
+            self._ended.put(attempt.run(self._workspace, self._settings, self.name))
+            self._wake()
 
-        # the sandbox dies with the thread that started it, so each attempt has its own
-        threading.Thread(target=work, name=f"{action.key[:8]}.{action.fence}", daemon=True).start()
+    def _wake(self) -> None:
+        """Have the loop turn; any thread may call this."""
+        with contextlib.suppress(BlockingIOError):  # full: it wakes anyway
+            os.write(self._wake_write, b"\0")
 
     def _publish(self, attempt: Attempt) -> None:
         for _ in range(PIECES_AT_ONCE):

@@ -8,6 +8,7 @@ import time
 
 from fabric.commands.common import open_plan
 from fabric.config import Settings
+from fabric.embedded import EmbeddedFabric
 from fabric.errors import BuildFailed, FabricError, MachineFault
 from fabric.plan import Plan
 from fabric.project import Project
@@ -20,38 +21,43 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
             f"controller {settings.controller}: this version builds on one machine only;"
             " unset `controller` (FABRIC_CONTROLLER)"
         )
-    project, plan = open_plan(settings, options.system, options.chunks)
-    project.remember(plan.graph.path)
-    screen = open_screen(options.json)
-    try:
-        keys = {plan.keys[goal] for goal in plan.goals}
-        if project.store.has(keys) == keys:
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    with EmbeddedFabric(settings) as fabric:
+        project, plan = open_plan(settings, options.system, options.chunks)
+        project.remember(plan.graph.path)
+        screen = open_screen(options.json)
+        try:
+            keys = {plan.keys[goal] for goal in plan.goals}
+            if project.store.has(keys) != keys:
+                return _build(options, project, plan, screen, fabric)
             _report(screen, project, plan, options.system, f"all {len(plan.steps)} steps cached")
             return 0
-        return _build(options, settings, project, plan, screen)
-    finally:
-        screen.close()
+        finally:
+            screen.close()
 
 
 def _build(
-    options: argparse.Namespace, settings: Settings, project: Project, plan: Plan, screen: Screen
+    options: argparse.Namespace,
+    project: Project,
+    plan: Plan,
+    screen: Screen,
+    fabric: EmbeddedFabric,
 ) -> int:
-    from fabric.commands.session import Session  # what is cached needs no sockets
-    from fabric.embedded import EmbeddedFabric
-
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
     began = time.monotonic()
-    with EmbeddedFabric(settings) as fabric:
-        session = Session(plan, fabric, screen, options.keep_going)
-        try:
-            session.run()
-        finally:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # ending takes a moment, let it
-            over = session.mirror.over
-            session.close()
-            if not over:
-                screen.say("interrupted; what was built is kept, the same command goes on there")
+    fabric.start()
+    from fabric.commands.session import Session  # what is cached needs no sockets
+
+    session = Session(plan, fabric, screen, options.keep_going)
+    try:
+        session.run()
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # ending takes a moment, let it
+        over = session.mirror.over
+        session.close()
+        fabric.stop()
+        if not over:
+            screen.say("interrupted; what was built is kept, the same command goes on there")
     session.report_failures(options.system)
     if session.mirror.state != "done":
         raise BuildFailed(f"{plan.graph.system} is not built: {session.failures()}")

@@ -11,38 +11,30 @@ import contextlib
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fabric.trove.backends import ABANDONED, Entry, size_of
 from fabric.trove.files import CHUNK, fsync, locked, make_directory, sha256_of
-
-if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
 
 
 class Directory:
     """Objects as files below ``root``.
 
     Durability: a file is written under a temporary name in ``root/tmp`` and renamed into place.
-    Then the blobs of one `put`, their directories (those just made, too) and the manifest, which
-    has no name yet, are fsynced, all at the same time, and only after that the manifest gets its
-    name and its directory is fsynced.  So when `put` returns, a power cut loses nothing of it,
-    and a cut at any time leaves no manifest without its blobs.  What a cut may leave is a torn
-    blob that no manifest names; the next `put` of it finds that out and writes it again.
+    Then the blobs of one `put`, their directories and the manifest, which has no name yet, are
+    fsynced, and only after that the manifest gets its name and its directory is fsynced, too.  So
+    when `put` returns, a power cut loses nothing of it, and a cut at any time leaves no manifest
+    without its blobs.  What a cut may leave is a torn blob that no manifest names; the next `put`
+    of it finds that out and writes it again.
+
+    All is written before the first fsync, so where a file system has a journal, that commits the
+    rest as well: threads to wait for the others would cost more than the waiting.
     """
 
     trouble: tuple[type[Exception], ...] = (OSError,)
 
     def __init__(self, root: Path) -> None:
         self.root = root
-
-    @cached_property
-    def _syncers(self) -> ThreadPoolExecutor:
-        from concurrent.futures import ThreadPoolExecutor
-
-        return ThreadPoolExecutor(8, thread_name_prefix="sync")
 
     def exist(self, paths: Iterable[str]) -> set[str]:
         base = f"{self.root}/"
@@ -62,53 +54,32 @@ class Directory:
                 yield piece
 
     def put(self, blobs: Mapping[str, bytes | Path], last: str, content: bytes) -> None:
-        temporary: dict[str, Path] = {}
-        try:
-            # Shared with other writers; gc takes the lock alone, so that it never removes a blob
-            # between our finding it here and our manifest's naming it.
-            with locked(self._lock_file, shared=True):
-                self._put(blobs, last, content, temporary)
-        finally:
-            for path in temporary.values():
-                path.unlink(missing_ok=True)
-
-    def _put(
-        self,
-        blobs: Mapping[str, bytes | Path],
-        last: str,
-        content: bytes,
-        temporary: dict[str, Path],
-    ) -> None:
-        unsynced: set[Path] = set()
-        for path, data in blobs.items():
-            file = self.root / path
-            if _is_whole(file, data):
-                os.utime(file)
-            else:
-                temporary[path] = self._temporary(data)
-                make_directory(file.parent)
-                temporary.pop(path).replace(file)
-                unsynced.add(file.parent)
-            unsynced.add(file)  # one that was there may be another's, not synced yet
-        manifests = (self.root / last).parent
-        make_directory(manifests)
-        if not self.exist([last]):
-            temporary[last] = self._temporary(content)
-            unsynced.add(temporary[last])
-        self._sync(*unsynced)
-        if last in temporary:
-            # link, unlike rename, leaves alone a manifest that came first
-            with contextlib.suppress(FileExistsError):
-                os.link(temporary[last], self.root / last)
-        self._sync(manifests)
-
-    def _sync(self, *paths: Path) -> None:
-        """fsync files and directories, several at once: mostly it is waiting for the disk."""
-        first, *others = paths
-        waiting = [self._syncers.submit(fsync, path) for path in others]
-        fsync(first)
-        for one in waiting:
-            one.result()
+        files = [self.root / path for path in blobs]
+        folders = {file.parent for file in files}
+        manifest = self.root / last
+        # Shared with other writers; gc takes the lock alone, so that it never removes a blob
+        # between our finding it here and our manifest's naming it.
+        with locked(self._lock_file, shared=True):
+            for folder in (*folders, manifest.parent, self._tmp):
+                make_directory(folder)
+            for file, data in zip(files, blobs.values(), strict=True):
+                if _is_whole(file, data):
+                    os.utime(file)  # and sync it all the same: its writer may be just at it
+                else:
+                    self._temporary(data).replace(file)
+            fresh = None if manifest.exists() else self._temporary(content)
+            try:
+                for path in (*files, *folders):
+                    fsync(path)
+                if fresh is not None:
+                    fsync(fresh)
+                    # link, unlike rename, leaves alone a manifest that came first
+                    with contextlib.suppress(FileExistsError):
+                        os.link(fresh, manifest)
+                fsync(manifest.parent)
+            finally:
+                if fresh is not None:
+                    fresh.unlink()
 
     def delete(self, paths: Iterable[str]) -> None:
         for path in paths:
@@ -154,20 +125,19 @@ class Directory:
     def _lock_file(self) -> Path:
         return self.root / "lock"
 
+    @property
+    def _tmp(self) -> Path:
+        return self.root / "tmp"
+
     def _temporary(self, data: bytes | Path) -> Path:
         """A new file in root/tmp with that content."""
-        import shutil
-        import tempfile
-
-        folder = self.root / "tmp"
-        make_directory(folder)
-        handle, name = tempfile.mkstemp(dir=folder)
-        file = Path(name)
+        file = self._tmp / os.urandom(16).hex()
         try:
-            with os.fdopen(handle, "wb") as opened:
+            with file.open("xb") as opened:
                 if isinstance(data, Path):
                     with data.open("rb") as source:
-                        shutil.copyfileobj(source, opened, CHUNK)
+                        while piece := source.read(CHUNK):
+                            opened.write(piece)
                 else:
                     opened.write(data)
                 os.fchmod(opened.fileno(), 0o444)

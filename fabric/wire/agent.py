@@ -28,6 +28,8 @@ from fabric.wire.messages import PROTOCOL, Assignment, Desired, Outcome, Report,
 REPORT_EVERY = 1.0
 #: Reports of progress and of accepted attempts are at least this far apart, in seconds.
 PROGRESS_EVERY = 0.1
+#: The phase in which an attempt has no sandbox any more: what was built is packed and stored.
+STORING = "store"
 
 Id = tuple[str, int]
 
@@ -142,12 +144,18 @@ class WorkerAgent:
         return [*actions, self._send()] if gone else actions
 
     def progress(self, key: str, fence: int, *, phase: str, log_size: int) -> list[Action]:
-        """How far an attempt is; ``log_size`` in bytes.  A new phase brings `due` forward."""
+        """How far an attempt is; ``log_size`` in bytes.
+
+        A new phase brings `due` forward; once it is `STORING`, the slot is free for the next.
+        """
         entry = self._entries.get((key, fence))
-        if entry is not None:
-            if entry.phase != phase:
-                self._soon()
-            entry.phase, entry.log_size = phase, log_size
+        if entry is None:
+            return []
+        before, entry.phase, entry.log_size = entry.phase, phase, log_size
+        if before != phase:
+            if phase == STORING:
+                return [*self._begin(), self._send()]
+            self._soon()
         return []
 
     def ended(self, outcome: Outcome) -> list[Action]:
@@ -202,7 +210,7 @@ class WorkerAgent:
             protocol=PROTOCOL,
             name=self.name,
             arch=self.arch,
-            slots=self.slots,
+            slots=self.slots + self._storing(),
             sequence=self._sequence,
             features=self.features,
             running=tuple(
@@ -227,6 +235,10 @@ class WorkerAgent:
     def _send(self) -> Send:
         return Send(self.report())
 
+    def _storing(self) -> int:
+        """Attempts that need no slot any more; as many as slots, so that they do not pile up."""
+        return min(self.slots, sum(entry.phase == STORING for entry in self._entries.values()))
+
     def _begin(self) -> list[Action]:
         """Start what is accepted, as far as there are slots and no older attempt is at it.
 
@@ -243,7 +255,8 @@ class WorkerAgent:
             return []
         actions: list[Action] = []
         busy = {entry.key for entry in self._entries.values() if entry.started}
-        room = self.slots - sum(entry.started for entry in self._entries.values())
+        room = self.slots + self._storing()
+        room -= sum(entry.started for entry in self._entries.values())
         for entry in self._entries.values():
             if room <= 0:
                 break

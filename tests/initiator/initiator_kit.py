@@ -95,7 +95,7 @@ class Project:
         return (self.logs / f"build-step-{name}.log").read_text(errors="replace")
 
     def processes(self) -> dict[int, str]:
-        """Processes of ours by id: those that have our cache in their environment."""
+        """Names of our processes by id: those that have our cache in their environment."""
         mark = f"FABRIC_CACHE={self.cache}\0".encode()
         found = {}
         for folder in Path("/proc").iterdir():
@@ -103,8 +103,7 @@ class Project:
                 continue
             try:
                 if mark in (folder / "environ").read_bytes():
-                    command = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
-                    found[int(folder.name)] = command.decode(errors="replace")
+                    found[int(folder.name)] = (folder / "comm").read_text().strip()
             except OSError:
                 continue
         return found

@@ -135,7 +135,7 @@ def test_a_killed_worker_is_replaced_and_its_job_built_again(project: Project) -
     project.write(slow="touch /tmp/begun; sleep 3; echo made it")
     child = project.start("--workers", "1")
     until((project.logs / "build-step-slow-misc.log").exists)
-    [worker] = [pid for pid, command in project.processes().items() if "fabric.worker" in command]
+    [worker] = [pid for pid, command in project.processes().items() if command == "fabric-worker"]
     os.kill(worker, signal.SIGKILL)
     out, err = child.communicate(timeout=60)
     assert child.returncode == 0, out + err
