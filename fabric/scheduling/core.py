@@ -77,7 +77,7 @@ class Scheduler(Fleet):
             drained=drained,
             now=now,
         )
-        self._ticked = now
+        self._awake = now
         self.settled_at = now + limits.settle if recovering else now
         self._timer(self.settled_at, lambda _: None, None)  # things may begin
         self._timer(self.grace_until, self._end_grace, None)
@@ -93,7 +93,7 @@ class Scheduler(Fleet):
             Answered: self._answered,
             Unanswered: self._unanswered,
             Inspected: self._verdict,
-            Tick: self._tick,
+            Tick: lambda _: None,  # time passes with every event
         }
 
     # -- the way in, and four ways to look --------------------------------------------------
@@ -104,14 +104,16 @@ class Scheduler(Fleet):
         IllegalTransition (a bug) if the table of `states` does not allow what it would do.
         """
         self.now = now
+        self._wake_up()
         self._handlers[type(event)](event)
+        self._pass_time()
         self.begin_checked()
         self._dispatch()
         return self.flush()
 
     def next_due(self) -> float:
         """When the next `Tick` is due, at the latest."""
-        due = self._ticked + 1.0
+        due = self._awake + 1.0
         return min(due, self._timers[0][0]) if self._timers else due
 
     def desired(self, name: str) -> Desired | None:
@@ -209,15 +211,17 @@ class Scheduler(Fleet):
 
     # -- time ------------------------------------------------------------------------------
 
-    def _tick(self, _: Tick) -> None:
-        slept = self.now - self._ticked
+    def _wake_up(self) -> None:
+        slept = self.now - self._awake
         if slept > self.limits.lease / 2:
             # It was this process that did not run, so the others' silence proves nothing.
             for worker in self.workers.values():
                 worker.heard += slept
             for request in self.requests.values():
                 request.heard += slept
-        self._ticked = self.now
+        self._awake = self.now
+
+    def _pass_time(self) -> None:
         while self._timers and self._timers[0][0] <= self.now:
             timer = heappop(self._timers)
             timer[2](timer[3])

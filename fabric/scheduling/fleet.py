@@ -17,6 +17,8 @@ from fabric.wire.messages import Answer, Command, Outcome, Report, Running
 
 #: Lost workers remembered, in case one was merely cut off.
 _GONE = 1000
+#: Commands remembered, so that a late copy of one does not undo what was said since.
+_COMMANDS = 1000
 
 
 class Fleet(Faults):
@@ -34,6 +36,7 @@ class Fleet(Faults):
     ) -> None:
         super().__init__(limits, durations, first, now)
         self.broker = broker
+        self._commands: dict[str, Answer] = {}
         self.drained = dict.fromkeys(sorted(drained))
         self._gone: dict[tuple[str, str], list[Task]] = {}
 
@@ -44,15 +47,14 @@ class Fleet(Faults):
         reborn = False
         if worker is None:
             worker = self._register(report)
-        elif report.instance in worker.former:
-            reason = f"another worker is named {report.name} too: give each its own name"
-            self._refuse(report.name, "bad-request", reason)
+        elif report.instance in worker.former and not self._comes_back(worker, report):
             return
         elif report.instance != worker.instance:
             reborn = True
             worker.former.append(worker.instance)
             del worker.former[:-10]
             worker.instance, worker.sequence, worker.since = report.instance, 0, self.now
+            worker.rival = 0.0
         if report.sequence <= worker.sequence:
             return
         self._describe(worker, report)
@@ -76,6 +78,22 @@ class Fleet(Faults):
         worker.settled = tuple(finished)
         self.pools.place(worker, self.now)
         self.desires[worker.name] = None
+
+    def _comes_back(self, worker: Worker, report: Report) -> bool:
+        """Whether a report of what counts as a former run shows that it is not.
+
+        It may be a late one.  Or what counts as the present run was a late one: then that is not
+        heard again.  Or both are there: then each is heard after the other.
+        """
+        if self.now - worker.heard > self.limits.stale:
+            worker.former.remove(report.instance)
+            return True
+        if not worker.rival:
+            worker.rival = self.now
+        elif worker.heard > worker.rival:
+            reason = f"another worker is named {report.name} too: give each its own name"
+            self._refuse(report.name, "bad-request", reason)
+        return False
 
     def _register(self, report: Report) -> Worker:
         self.count += 1
@@ -115,8 +133,13 @@ class Fleet(Faults):
 
     def _command(self, command: Command) -> None:
         """An operator's word."""
-        obey = self._cancel if command.what == "cancel" else self._drain
-        self.effects.append(Tell(obey(command)))
+        answer = self._commands.get(command.id)
+        if answer is None:
+            answer = self._cancel(command) if command.what == "cancel" else self._drain(command)
+            self._commands[command.id] = answer
+            if len(self._commands) > _COMMANDS:
+                del self._commands[next(iter(self._commands))]
+        self.effects.append(Tell(answer))
 
     def _drain(self, command: Command) -> Answer:
         name, on = command.about, command.what == "drain"

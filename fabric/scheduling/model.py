@@ -147,6 +147,7 @@ class Worker(msgspec.Struct, eq=False):
     since: float = 0.0  # when it registered
     sequence: int = 0
     former: list[str] = []  # instances that it was before
+    rival: float = 0.0  # when one of these was heard all the same; 0: never
     held: dict[Id, Attempt] = {}
     settled: tuple[Id, ...] = ()  # outcomes of its last report
     seats: int = 0  # slots kept for what becomes ready in a moment

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from heapq import heappop
 from typing import TYPE_CHECKING
 
 from fabric.scheduling.states import PRESENT
 from fabric.scheduling.states import State as TaskState
-from fabric.scheduling.why import why_request
+from fabric.scheduling.why import first, why_request
 from fabric.wire.messages import Assignment, Attempt, Desired, State, StepState, Update
 
 if TYPE_CHECKING:
@@ -152,13 +151,9 @@ def left(scheduler: Scheduler, request: Request, now: float) -> float:
     if request.over or request.guesses or request.state == "resolving":
         return 0.0
     longest = 0.0
-    while request.longest:
-        rank, key = request.longest[0]
-        task = scheduler.tasks.get(key)
-        if key in request.needed and task is not None and task.state not in PRESENT:
-            longest = -rank
-            if task.attempt is not None:
-                longest -= min(task.expected, now - task.attempt.since)
-            break
-        heappop(request.longest)
+    task = first(scheduler, request)
+    if task is not None:
+        longest = request.ranks.get(task.key, 0.0)
+        if task.attempt is not None:
+            longest -= min(task.expected, now - task.attempt.since)
     return max(longest, request.work_left / max(1, scheduler.capacity))

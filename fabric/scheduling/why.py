@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from heapq import heappop
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -58,10 +59,8 @@ def why_request(scheduler: Scheduler, request: Request, now: float) -> str:
         return ""
     if request.state == "resolving":
         return f"its definitions are being resolved, for {now - request.since:.1f} s"
-    while request.longest:  # the step with the longest way to the end, or one it waits for
-        task = scheduler.tasks.get(request.longest[0][1])
-        if task is None or request.id not in task.requests or task.state in PRESENT:
-            return ""
+    task = first(scheduler, request)
+    if task is not None:
         while task.state is State.BLOCKED:
             below = next((d for d in _missing(scheduler, task)), None)
             if below is None:
@@ -72,6 +71,16 @@ def why_request(scheduler: Scheduler, request: Request, now: float) -> str:
             return ""
         return str(why(scheduler, task.key, now))
     return ""
+
+
+def first(scheduler: Scheduler, request: Request) -> Task | None:
+    """Of all that a request waits for, the step with the longest way to the end."""
+    while request.longest:
+        task = scheduler.tasks.get(request.longest[0][1])
+        if task is not None and request.id in task.requests and task.state not in PRESENT:
+            return task
+        heappop(request.longest)
+    return None
 
 
 def story(task: Task) -> str:

@@ -245,7 +245,11 @@ class RequestMirror:
             return [self._change(_waiting(step)) for step in unsure]
         self.accepted = False
         self.state, self.message = "failed", refused.reason
-        return [Over("failed", refused.reason, refused=True)]
+        actions: list[Action] = []
+        for log in self._logs.values():
+            if not log.closed:
+                actions += self._close(log, whole=False)
+        return [*actions, Over("failed", refused.reason, refused=True)]
 
     def leave(self) -> list[Action]:
         """The user wants it no more, or it is complete, or is detached and goes on without us."""

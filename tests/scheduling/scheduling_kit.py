@@ -251,8 +251,11 @@ class Stage:
         """What was ordered turns out to be this."""
         self.handle(events.Resolved(request, self.submit_of(text, *goals, request=request)))
 
-    def command(self, what: Literal["cancel", "drain", "resume"], about: str) -> Answer:
-        self.handle(Command(PROTOCOL, "q", what, about))
+    def command(
+        self, what: Literal["cancel", "drain", "resume"], about: str, *, id: str = ""
+    ) -> Answer:
+        id = id or f"command {len(self.answers)}"
+        self.handle(Command(PROTOCOL, id, what, about))
         return self.answers[-1]
 
     def query(

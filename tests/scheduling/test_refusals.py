@@ -145,5 +145,15 @@ def test_a_drained_worker_stays_so_when_it_or_the_broker_restarts() -> None:
     assert stage.running() == {"w1": ["zlib"]}
 
 
+def test_a_late_copy_of_a_command_does_not_undo_a_later_one() -> None:
+    """Found by the simulator: a worker that was resumed is drained again, for ever."""
+    stage = Stage()
+    stage.worker("w1")
+    told = stage.command("drain", "w1", id="first")
+    stage.command("resume", "w1", id="second")
+    assert stage.command("drain", "w1", id="first") == told
+    assert stage.query("workers").workers[0].state == "idle"
+
+
 def test_draining_what_is_not_there() -> None:
     assert Stage().command("drain", "w9").error == "no worker is named w9"

@@ -331,11 +331,32 @@ def test_an_outcome_is_settled_until_the_worker_forgets_it() -> None:
     assert len(stage.ended) == 1
 
 
+def test_a_late_report_of_a_former_run_does_not_oust_the_present_one() -> None:
+    """A restarted broker hears the present run first, and then a late word of the former."""
+    stage = Stage(epoch=2)
+    stage.worker("w1")
+    former = stage.machines["w1"]
+    stage.restart("w1")
+    stage.scheduler.workers["w1"].former.clear()  # the restarted broker knows of no other run
+    stage.handle(former.report())
+    for _ in range(4):
+        stage.now += 1.0
+        stage.report("w1")
+    assert stage.refusals == []
+    stage.submit("a:")
+    stage.sync()
+    assert stage.running() == {"w1": ["a"]}
+
+
 def test_two_workers_of_one_name() -> None:
     stage = Stage()
     stage.worker("w1")
     first = stage.machines["w1"]
     stage.restart("w1")
+    stage.handle(first.report())
+    assert stage.refusals == [], "it may be a late one"
+    stage.now += 1.0
+    stage.report("w1")
     stage.handle(first.report())
     [refusal] = stage.refusals
     assert "another worker is named w1 too" in refusal.reason

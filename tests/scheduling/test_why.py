@@ -111,6 +111,18 @@ def test_why_nothing_of_a_request_runs() -> None:
     assert stage.update().message == ""
 
 
+def test_why_nothing_runs_when_the_longest_way_is_done_already() -> None:
+    """Found by the simulator: a request whose first steps were there had no reason to wait."""
+    stage = Stage()
+    stage.worker("w1")
+    stage.submit("all: a b\na:\nb:", "a", "b", "all")
+    stage.sync()
+    stage.machines["w1"].draining = True
+    stage.done("a")
+    request = stage.scheduler.requests["r1"]
+    assert why_request(stage.scheduler, request, stage.now).startswith("b is ready")
+
+
 def test_a_story() -> None:
     stage = Stage()
     stage.worker("w1", "w2")

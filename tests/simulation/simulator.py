@@ -1,281 +1,117 @@
-"""A fabric in virtual time, on a network that loses, delays, repeats, reorders and partitions.
+"""A farm in virtual time, on a network that loses, delays, repeats, reorders and partitions.
 
 The core, the worker's side (`WorkerAgent`), the initiator's side (`RequestMirror`) and the log
 spools are the real ones; clock, network, store and builds are made up, all from one seed.  For
 a while things go wrong; then they are left in peace, and everything has to come to its end.
+What must hold all the while is for the `Judge`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import random
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
-from heapq import heappop, heappush
 from pathlib import Path
 
 import msgspec
-from peers import ARCH, Builder, Initiator
-from simulated import Scenario
+from brokers import Broker, Disk
+from judge import Judge, Violation
+from network import Network
+from peers import ARCH, Builder, Kind
+from scenarios import Scenario
+from users import Console, Initiator
 
-from fabric.logs import Spools
-from fabric.scheduling import events
-from fabric.scheduling.check import validate
-from fabric.scheduling.core import Scheduler
 from fabric.scheduling.states import PRESENT
 from fabric.scheduling.why import story, why
 from fabric.wire.messages import (
     PROTOCOL,
-    LogHint,
+    Answer,
+    Command,
+    FromPeer,
     LogPiece,
-    LogRead,
     Message,
     Offer,
-    Poll,
-    Refused,
-    Report,
+    Order,
+    Query,
     Submit,
 )
 
-
-@dataclass
-class Broker:
-    """One run of the broker: the real core, and what its shell adds."""
-
-    scheduler: Scheduler
-    spools: Spools
-    routes: dict[str, str] = field(default_factory=dict)  # worker's name -> node
-    watchers: dict[str, dict[str, int]] = field(default_factory=dict)  # request -> node -> seen
-    due: dict[str, float] = field(default_factory=dict)  # request -> when it may be told more
+#: Seconds of peace after which everything must be over.
+PATIENCE = 900.0
+REQUESTERS = ("alice", "bob", "carol")
 
 
-class Violation(AssertionError):
-    """Something happened that must not."""
-
-
-class Simulation:
+class Simulation(Network):
     """One scenario, played."""
 
     def __init__(self, scenario: Scenario, directory: Path) -> None:
-        self.scenario = scenario
-        self.rng = random.Random(scenario.seed)
-        self.now = 1000.0
-        self.peace = self.now + scenario.trouble
+        super().__init__(scenario)
         self.directory = directory
-        self.limits = scenario.limits
-        self.stored: set[str] = set()
-        self.store_out_until = 0.0
-        self.cut_until: dict[str, float] = {}  # node -> when it can be reached again
-        self.counts: Counter[str] = Counter()
-        self.trace = hashlib.sha256()
-        self._queue: list[tuple[float, int, Callable[[], None]]] = []
-        self._events = 0
-        self.epoch = 0
-        self.offers = self._make_offers()
-        self.names = {offer.key: offer.name for offer in self.offers}
-        self.broker: Broker | None = None
+        self.graph = self._make_graph()
+        self.names = {key: offer.name for key, offer in self.graph.items()}
+        self.store: dict[str, bool] = {}  # key -> its artifact is whole
+        self.built: set[str] = set()  # that were whole in the store at some time
+        self._away_until = self._slow_until = 0.0
+        self.judge = Judge(self)
+        self.console = Console(self)
         self.builders: dict[str, Builder] = {}
+        self.kinds = self._make_kinds()
         self.initiators: list[Initiator] = []
-        self.sick = {f"w{n}" for n in range(scenario.sick)} if scenario.workers > 1 else set()
-        self._start_broker()
-        for n in range(scenario.workers):
-            self._start_builder(f"w{n}")
-        for n in range(scenario.initiators):
-            self.at(self.rng.uniform(0.0, scenario.trouble / 2), partial(self._submit, n))
+        self.wishes: dict[str, Order | Submit] = {}  # all requests there ever were
+        self.goals: dict[str, tuple[str, ...] | None] = {}  # request -> goals; None: unresolvable
+        self.cancelled: set[str] = set()
+        self.detached: set[str] = set()  # accepted, so that nobody need watch any more
+        self._expected = scenario.requests  # requests still to come
+        self.disk = Disk()
+        self.broker: Broker | None = Broker(self, scenario, self.disk, directory)
+        for name in self.kinds:
+            self._start_builder(name)
+        for _ in range(scenario.requests):
+            self.at(self.rng.uniform(0.0, scenario.trouble / 2), self._wish)
+        self._plan_trouble()
+        self.at(scenario.trouble, self._make_peace)
+
+    def _plan_trouble(self) -> None:
+        scenario = self.scenario
         for rate, what in (
             (scenario.crashes, self._crash_builder),
+            (scenario.stops, self._stop_builder),
             (scenario.restarts, self._crash_broker),
-            (scenario.cuts, self._cut),
+            (scenario.cuts, self._cut_somebody),
             (scenario.departures, self._depart),
-            (scenario.outages, self._store_outage),
+            (scenario.outages, self._store_goes_away),
+            (scenario.slowness, self._store_slows_down),
+            (scenario.damages, self._damage),
+            (scenario.cancels, self._cancel),
+            (scenario.drains, self._drain),
+            (0.3, self._question),
         ):
             for _ in range(round(rate * scenario.trouble * self.rng.uniform(0.5, 1.5))):
                 self.at(self.rng.uniform(0.0, scenario.trouble), what)
 
-    # -- time --------------------------------------------------------------------------------
-
-    def at(self, delay: float, action: Callable[[], None]) -> None:
-        self._events += 1
-        heappush(self._queue, (self.now + delay, self._events, action))
-
     def play(self) -> None:
         """Until all is over.  Violation if something is wrong, or it never ends."""
-        deadline = self.peace + 400.0
-        while self._queue and not (self.now > self.peace and self._all_over()):
-            due, _, action = heappop(self._queue)
-            self.now = max(self.now, due)
-            if self.now > deadline:
-                raise Violation(f"it never ends:\n{self.tell()}")
-            action()
-            self._check()
-        self._verify()
+        while not self._all_over() and self.step():
+            if self.now > self.peace + PATIENCE:
+                raise Violation("it never ends")
+        self.judge.conclude()
 
     def _all_over(self) -> bool:
-        return len(self.initiators) >= self.scenario.initiators and all(
-            initiator.gone for initiator in self.initiators
+        return (
+            self.now > self.peace + 5.0
+            and not self._expected
+            and self.console.idle
+            and all(map(self.is_over, self.detached))
+            and all(initiator.gone for initiator in self.initiators)
         )
 
-    def peaceful(self) -> bool:
-        return self.now >= self.peace
+    def is_over(self, request: str) -> bool:
+        """Whether the broker knows that a request is over, or once did."""
+        known = self.broker.scheduler.requests.get(request) if self.broker else None
+        return request in self.disk.closed or (known is not None and known.over)
 
-    # -- the network -----------------------------------------------------------------------
+    # -- what there is -------------------------------------------------------------------------
 
-    def send(self, source: str, target: str, message: Message, deliver: Callable[[], None]) -> None:
-        """Deliver a message: maybe late, maybe twice, maybe never."""
-        self.counts["messages"] += 1
-        self.trace.update(f"{self.now:.6f} {source} {target} {type(message).__name__}\n".encode())
-        times, slow = 1, 0.01
-        if not self.peaceful():
-            slow = self.scenario.delay
-            if self.rng.random() < self.scenario.drop:
-                self.counts["dropped"] += 1
-                return
-            if self.rng.random() < self.scenario.repeat:
-                self.counts["repeated"] += 1
-                times = 2
-        for _ in range(times):
-            self.at(self.rng.uniform(0.0005, slow), partial(self._arrive, source, target, deliver))
-
-    def _arrive(self, source: str, target: str, deliver: Callable[[], None]) -> None:
-        if max(self.cut_until.get(source, 0.0), self.cut_until.get(target, 0.0)) > self.now:
-            self.counts["cut off"] += 1
-            return
-        deliver()
-
-    def to_broker(self, source: str, message: Message) -> None:
-        self.send(source, "broker", message, partial(self._hear, source, message))
-
-    # -- the broker's shell ------------------------------------------------------------------
-
-    def _start_broker(self) -> None:
-        self.epoch += 1
-        scheduler = Scheduler(
-            self.limits, broker=f"run {self.epoch}", epoch=self.epoch, now=self.now
-        )
-        self.broker = broker = Broker(scheduler, Spools(self.directory))
-        self._tick(broker)
-
-    def _tick(self, broker: Broker) -> None:
-        if self.broker is not broker:
-            return
-        if self.now >= broker.scheduler.next_due():
-            self.apply(broker, events.Tick(), "")
-        for worker, wanted in broker.spools.wanted(self.now):
-            if worker in broker.routes:
-                node = broker.routes[worker]
-                self.send("broker", node, wanted, partial(self._to_node, node, wanted))
-        self.at(0.25, partial(self._tick, broker))
-
-    def _hear(self, source: str, message: Message) -> None:
-        broker = self.broker
-        if broker is None:
-            return
-        match message:
-            case Report():
-                broker.routes[message.name] = source
-                self.apply(broker, message, source)
-            case Submit() | Poll():
-                seen = message.seen if isinstance(message, Poll) else 0
-                broker.watchers.setdefault(message.request, {})[source] = seen
-                self.apply(broker, message, source)
-                self._tell_soon(broker, message.request, 0.0)
-            case LogPiece():
-                broker.spools.arrived(message.key, message.fence)
-                self.log(message.key, message.fence, message.offset, message.data)
-            case LogRead():
-                key, fence = message.key, message.fence
-                piece = broker.spools.read(key, fence, message.offset, message.length)
-                answer = piece or Refused(key, "no-log", "no log of it is kept here")
-                self.send("broker", source, answer, partial(self._to_node, source, answer))
-            case _:
-                self.apply(broker, message, source)  # type: ignore[arg-type]
-
-    def apply(self, broker: Broker, event: events.Event, source: str) -> None:
-        if self.broker is not broker:
-            return
-        self.counts["events"] += 1
-        for effect in broker.scheduler.handle(event, self.now):
-            match effect:
-                case events.Ask():
-                    self.at(self.rng.uniform(0.001, 0.05), partial(self._ask, broker, effect))
-                case events.Desire():
-                    self._desire(broker, effect.worker)
-                case events.Changed():
-                    self._tell_soon(broker, effect.request, 0.0 if effect.over else 0.05)
-                case events.Refuse():
-                    refused = Refused(effect.about, effect.code, effect.reason)
-                    self.send("broker", source, refused, partial(self._to_node, source, refused))
-                case events.Began():
-                    broker.spools.begin(effect.key, effect.fence, effect.worker)
-                case events.Ended():
-                    outcome = effect.outcome
-                    size, sha = (outcome.log_size, outcome.log_sha256) if outcome else (-1, "")
-                    broker.spools.end(effect.key, effect.fence, size, sha, self.now)
-        validate(broker.scheduler, self.now)
-
-    def _ask(self, broker: Broker, ask: events.Ask) -> None:
-        if self.now < self.store_out_until:
-            self.apply(broker, events.Unanswered(ask.question, "no route to host"), "")
-        else:
-            present = frozenset(key for key in ask.keys if key in self.stored)
-            self.apply(broker, events.Answered(ask.question, present), "")
-
-    def _desire(self, broker: Broker, worker: str) -> None:
-        desired = broker.scheduler.desired(worker)
-        node = broker.routes.get(worker)
-        if desired is None or node is None:
-            return
-        settled = tuple(
-            each
-            for each in desired.settled
-            if not broker.spools.incomplete(each.key, each.fence, self.now)
-        )
-        desired = msgspec.structs.replace(desired, settled=settled)
-        self.send("broker", node, desired, partial(self._to_node, node, desired))
-
-    def _tell_soon(self, broker: Broker, request: str, delay: float) -> None:
-        due = broker.due.get(request)
-        if due is None or due > self.now + delay:
-            broker.due[request] = self.now + delay
-            self.at(delay, partial(self._tell, broker, request))
-
-    def _tell(self, broker: Broker, request: str) -> None:
-        if self.broker is not broker or broker.due.get(request, self.now + 1) > self.now:
-            return
-        del broker.due[request]
-        for node, seen in broker.watchers.get(request, {}).items():
-            update = broker.scheduler.update(request, seen, self.now)
-            if update is not None:
-                self.send("broker", node, update, partial(self._to_node, node, update))
-
-    def log(self, key: str, fence: int, offset: int, data: bytes) -> None:
-        """A piece of log reaches the broker, which publishes what is new in it."""
-        if self.broker is None:
-            return
-        offset, fresh = self.broker.spools.append(key, fence, offset, data)
-        if fresh:
-            hint = LogHint(fence, offset)
-            for initiator in self.initiators:
-                self.send(
-                    "broker",
-                    initiator.node,
-                    LogPiece(key, fence, offset, fresh),
-                    partial(initiator.hint, key, hint, fresh),
-                )
-
-    def _to_node(self, node: str, message: Message) -> None:
-        for initiator in self.initiators:
-            if initiator.node == node:
-                initiator.hear(message)
-        for builder in self.builders.values():
-            if builder.node == node:
-                builder.hear(message)
-
-    # -- what there is -----------------------------------------------------------------------
-
-    def _make_offers(self) -> tuple[Offer, ...]:
+    def _make_graph(self) -> dict[str, Offer]:
         offers: list[Offer] = []
         for n in range(self.scenario.steps):
             below = self.rng.sample(offers, min(len(offers), self.rng.choice((0, 1, 1, 2, 3))))
@@ -291,109 +127,264 @@ class Simulation:
                     kind="chunk",
                     arch=ARCH,
                     job=msgspec.Raw(msgspec.msgpack.encode(name)),
+                    log=f"build-step-{name}.log",
                     depends=tuple(offer.key for offer in below),
                 )
             )
-        return tuple(offers)
+        return {offer.key: offer for offer in offers}
+
+    def _make_kinds(self) -> dict[str, Kind]:
+        """The last worker is always a good one."""
+        bad: list[Kind] = []
+        bad.extend("sick" for _ in range(self.scenario.sick))
+        bad.extend("liar" for _ in range(self.scenario.liars))
+        bad.extend("shy" for _ in range(self.scenario.shy))
+        count = self.scenario.workers
+        del bad[count - 1 :]
+        return {f"w{n}": bad[n] if n < len(bad) else "good" for n in range(count)}
 
     def _start_builder(self, name: str) -> None:
-        runs = self.counts["builders"] = self.counts["builders"] + 1
-        self.builders[name] = Builder(self, name, f"{name}/{runs}", self.scenario.slots)
+        runs = self.counts["workers started"] = self.counts["workers started"] + 1
+        node = f"{name}/{runs}"
+        self.builders[name] = Builder(self, name, node, self.kinds[name], self.scenario.slots)
 
-    def _submit(self, number: int) -> None:
-        top = self.offers[-4:]  # not too many, so that requests share much
-        goals = self.rng.sample(top, min(len(top), self.rng.randint(1, 3)))
-        submit = Submit(
-            PROTOCOL,
-            f"request {len(self.initiators)}",
-            f"of {number}",
-            self.offers,
-            tuple(offer.key for offer in goals),
-            self.scenario.keep_going,
+    def resolve(self, order: Order) -> Submit | None:
+        """What an order comes to; None if it comes to nothing."""
+        goals = self.goals[order.request]
+        if goals is None:
+            self.inject("unresolvable order", order.request)
+            return None
+        return Submit(PROTOCOL, order.request, order.title, tuple(self.graph.values()), goals)
+
+    # -- the store -----------------------------------------------------------------------------
+
+    def keep(self, key: str) -> None:
+        """A worker stores an artifact; the first one wins."""
+        self.store.setdefault(key, True)
+        self.built.add(key)
+
+    @property
+    def store_is_away(self) -> bool:
+        return self.now < self._away_until
+
+    def store_delay(self) -> float:
+        slow = self.now < self._slow_until
+        return self.rng.uniform(1.0, 8.0) if slow else self.rng.uniform(0.001, 0.05)
+
+    # -- messages ------------------------------------------------------------------------------
+
+    def to_broker(self, source: str, message: FromPeer) -> None:
+        self.send(source, "broker", type(message).__name__, partial(self._hear, source, message))
+
+    def _hear(self, source: str, message: FromPeer) -> None:
+        if self.broker is not None:
+            self.broker.hear(source, message)
+
+    def publish(self, source: str, piece: LogPiece) -> None:
+        """A worker publishes a piece of log."""
+        self.send(source, "broker", "a line of log", partial(self._log, piece))
+
+    def _log(self, piece: LogPiece) -> None:
+        if self.broker is not None:
+            self.broker.log(piece.key, piece.fence, piece.offset, piece.data)
+
+    def to_node(self, node: str, message: Message) -> None:
+        peers: tuple[Initiator | Builder | Console, ...] = (
+            *self.initiators,
+            *self.builders.values(),
+            self.console,
         )
-        self.initiators.append(Initiator(self, f"i{len(self.initiators)}", submit))
+        for peer in peers:
+            if peer.node == node:
+                peer.hear(message)
+
+    # -- users ---------------------------------------------------------------------------------
+
+    def _wish(self) -> None:
+        """Somebody wants something."""
+        self._expected -= 1
+        rng, scenario = self.rng, self.scenario
+        top = list(self.graph)[-6:]  # not too many, so that requests share much
+        goals = tuple(rng.sample(top, min(len(top), rng.randint(1, 3))))
+        id = f"request {len(self.wishes)}"
+        detach = rng.random() < scenario.detached
+        common = {
+            "keep_going": scenario.keep_going,
+            "priority": rng.choice((-1, 0, 0, 2)),
+            "requester": rng.choice(REQUESTERS),
+            "detach": detach,
+        }
+        wish: Order | Submit
+        if rng.random() < scenario.orders:
+            wish = Order(PROTOCOL, id, id, f"refs/builds/{id}", "c" * 40, "a.morph")
+            self.goals[id] = None if rng.random() < scenario.bad_orders else goals
+        else:
+            wish = Submit(PROTOCOL, id, id, tuple(self.graph.values()), goals)
+            self.goals[id] = goals
+        self.wishes[id] = wish = msgspec.structs.replace(wish, **common)
+        initiator = self._follow(wish)
+        if detach:
+            self.at(rng.uniform(0.5, 5.0), partial(self._let_go, initiator))
+
+    def _follow(self, wanted: Order | Submit | str) -> Initiator:
+        initiator = Initiator(self, f"i{len(self.initiators)}", wanted)
+        self.initiators.append(initiator)
+        return initiator
+
+    def _let_go(self, initiator: Initiator) -> None:
+        """Nobody need watch a detached request once it is accepted."""
+        request = initiator.mirror.request
+        if initiator.mirror.accepted or initiator.gone:
+            self.detached.add(request)
+            if not initiator.gone:
+                initiator.depart(politely=self.rng.random() < 0.5)
+            self._expected += 1
+            later = max(self.peace - self.now, 0.0) + self.rng.uniform(0.0, 20.0)
+            self.at(self.rng.choice((1.0, 5.0, later)), partial(self._attach, request))
+        else:
+            self.at(0.5, partial(self._let_go, initiator))
+
+    def _attach(self, request: str) -> None:
+        self._expected -= 1
+        self._follow(request)
+
+    def _depart(self) -> None:
+        """A user presses Ctrl-C, or an initiator is killed; it comes back, or others ask."""
+        here = [each for each in self.initiators if not each.gone and not each.detached]
+        if not here:
+            return
+        initiator = self.rng.choice(here)
+        self._expected += 1
+        self.inject("initiator gone", initiator.node)
+        politely = self.rng.random() < 0.4
+        initiator.depart(politely=politely)
+        if politely:
+            self.at(self.rng.choice((0.0, 0.5, 5.0)), self._wish)
+        else:
+            self.at(self.rng.uniform(0.2, 8.0), partial(self._attach, initiator.mirror.request))
+
+    def _cancel(self) -> None:
+        if self.wishes:
+            request = self.rng.choice(list(self.wishes))
+            self.inject("cancel", request)
+            self.cancelled.add(request)
+            self.console.command("cancel", request)
+
+    def _drain(self) -> None:
+        name = self.rng.choice(list(self.kinds))
+        self.inject("drain", name)
+        self.console.command("drain", name)
+        resume = partial(self.console.command, "resume", name)
+        self.at(min(self.rng.uniform(1.0, 20.0), max(0.0, self.peace - self.now)), resume)
+
+    def _question(self) -> None:
+        what = self.rng.choice(("requests", "workers", "why", "why", "logs", "pinned"))
+        about = ""
+        if what == "why":
+            about = self.rng.choice([*self.names.values(), *self.wishes])
+        self.console.query(what, about)
+
+    def answered(self, asked: Command | Query, answer: Answer) -> None:
+        """The console got an answer."""
+        self.counts["answers"] += 1
+        if isinstance(asked, Query) and asked.what == "why":
+            assert answer.lines or answer.error, f"nobody knows why {asked.about}"
 
     # -- what goes wrong -----------------------------------------------------------------------
 
     def crash(self, builder: Builder) -> None:
-        """A worker crashes.  It returns after a while, unless others are left."""
+        """A worker crashes."""
+        if builder.alive:
+            self.inject("worker crash", builder.node)
+        self.gone(builder)
+
+    def gone(self, builder: Builder) -> None:
+        """A worker is no more.  It returns after a while, unless good ones are left."""
         if not builder.alive:
             return
-        self.counts["crashes"] += 1
         builder.alive = False
-        others = any(each.alive for each in self.builders.values() if each.name not in self.sick)
-        if others and self.rng.random() < 0.3:
+        good = any(each.alive and each.kind == "good" for each in self.builders.values())
+        if good and self.rng.random() < 0.3:
             return
         self.at(self.rng.uniform(0.1, 20.0), partial(self._start_builder, builder.name))
 
     def _crash_builder(self) -> None:
         self.crash(self.rng.choice(list(self.builders.values())))
 
+    def _stop_builder(self) -> None:
+        builder = self.rng.choice(list(self.builders.values()))
+        self.inject("worker stopped", builder.node)
+        builder.stop()
+
     def _crash_broker(self) -> None:
         if self.broker is not None:
-            self.counts["broker restarts"] += 1
-            self.broker.spools.close()
+            self.inject("broker crash")
+            self.broker.close()
             self.broker = None
             self.at(self.rng.uniform(0.1, 15.0), self._start_broker)
 
-    def _cut(self) -> None:
-        nodes = ["broker", *(b.node for b in self.builders.values())]
-        nodes += [initiator.node for initiator in self.initiators]
-        self.counts["partitions"] += 1
-        self.cut_until[self.rng.choice(nodes)] = min(
-            self.peace, self.now + self.rng.uniform(0.5, 30.0)
-        )
+    def _start_broker(self) -> None:
+        self.tell("-- the broker is back")
+        self.broker = Broker(self, self.scenario, self.disk, self.directory)
 
-    def _depart(self) -> None:
-        """A user presses Ctrl-C, or an initiator is killed; somebody asks again later."""
-        here = [initiator for initiator in self.initiators if not initiator.gone]
-        if here:
-            self.counts["departures"] += 1
-            initiator = self.rng.choice(here)
-            initiator.depart(politely=self.rng.random() < 0.5)
-            self.at(self.rng.choice((0.0, 0.5, 5.0)), partial(self._submit, len(self.initiators)))
+    def _cut_somebody(self) -> None:
+        nodes = ["broker", "console", *(builder.node for builder in self.builders.values())]
+        nodes += [each.node for each in self.initiators if not each.gone]
+        self.cut(self.rng.choice(nodes), self.rng.uniform(0.5, 30.0))
 
-    def _store_outage(self) -> None:
-        self.counts["store outages"] += 1
-        self.store_out_until = min(self.peace, self.now + self.rng.uniform(0.1, 5.0))
+    def _store_goes_away(self) -> None:
+        self.inject("store outage")
+        self._away_until = min(self.peace, self.now + self.rng.uniform(0.1, 5.0))
 
-    # -- what must hold ----------------------------------------------------------------------
+    def _store_slows_down(self) -> None:
+        self.inject("slow store")
+        self._slow_until = min(self.peace, self.now + self.rng.uniform(1.0, 10.0))
 
-    def _check(self) -> None:
-        """No job runs twice at once, unless its worker could be thought lost."""
-        if not self.scenario.gentle:
-            return
-        running = Counter(
-            key for builder in self.builders.values() for key, _ in builder.agent.running
-        )
-        for key, count in running.items():
-            if count > 1:
-                raise Violation(f"{self.names[key]} runs {count} times at once\n{self.tell()}")
+    def _damage(self) -> None:
+        """An artifact rots, or is lost."""
+        whole = [key for key, well in self.store.items() if well]
+        if whole:
+            key = self.rng.choice(whole)
+            self.inject("damaged artifact", self.names[key])
+            self.store[key] = False
+            if self.rng.random() < 0.3:
+                del self.store[key]
 
-    def _verify(self) -> None:
-        """Every request that was followed to its end has the end it should have."""
-        for initiator in self.initiators:
-            if initiator.departed:
-                continue
-            if not initiator.gone:
-                raise Violation(f"{initiator.node} waits for ever\n{self.tell()}")
-            initiator.verify()
+    def _make_peace(self) -> None:
+        self.tell("-- peace")
+        self._resume()
 
-    def tell(self) -> str:
-        """Where everything stands."""
-        lines = [f"{self.scenario}", f"at {self.now:.1f}, peace since {self.peace:.1f}"]
+    def _resume(self) -> None:
+        """The operator lets all workers go on."""
+        if self.broker is not None:
+            for name in self.broker.scheduler.drained:
+                self.console.command("resume", name)
+        if not self._all_over():
+            self.at(2.0, self._resume)
+
+    # -- where everything stands ---------------------------------------------------------------
+
+    def report(self) -> str:
+        """The story, and where everything stands."""
+        lines = [*self.story(), "", f"{self.scenario}", f"faults: {dict(self.faults)}"]
+        lines.append(f"at {self.now:.3f}, peace since {self.peace:.3f}")
         if self.broker is None:
-            return "\n".join([*lines, "there is no broker"])
-        scheduler = self.broker.scheduler
-        for request in scheduler.requests.values():
-            lines.append(f"{request.id}: {request.state}, {request.open} open {request.message}")
-        for task in scheduler.tasks.values():
-            if task.state not in PRESENT:
-                lines.append(str(why(scheduler, task.key, self.now)))
-                lines.append(story(task))
+            lines.append("there is no broker")
+        else:
+            scheduler = self.broker.scheduler
+            for request in scheduler.requests.values():
+                told = f"{request.open} open, {request.running} running {request.message}"
+                lines.append(f"{request.id}: {request.state}, {told}")
+            for task in scheduler.tasks.values():
+                if task.state not in PRESENT:
+                    lines += [str(why(scheduler, task.key, self.now)), story(task)]
         for builder in self.builders.values():
-            lines.append(f"{builder.name} alive={builder.alive} runs {builder.agent.running}")
+            running = [(self.names[key], fence) for key, fence in builder.agent.running]
+            lines.append(f"{builder.node} ({builder.kind}) alive={builder.alive} runs {running}")
         for initiator in self.initiators:
             mirror = initiator.mirror
-            lines.append(f"{initiator.node}: {mirror.state} complete={mirror.complete}")
+            lines.append(
+                f"{initiator.node}: {mirror.request} {mirror.state} {mirror.message}"
+                f" complete={mirror.complete} gone={initiator.gone}"
+            )
         return "\n".join(lines)

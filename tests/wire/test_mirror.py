@@ -242,6 +242,17 @@ def test_following_what_there_is_not() -> None:
     assert tale.mirror.complete
 
 
+def test_logs_end_with_a_request_that_is_forgotten() -> None:
+    """Found by the simulator: whoever followed it waited for the rest of its logs for ever."""
+    tale = Tale("r1")
+    tale.tick()
+    tale.running()
+    tale.hint(0, TEXT[:4])
+    tale.do([*tale.mirror.refused(Refused("r1", "unknown-request", "?"), tale.now)])
+    assert tale.closed is False
+    assert tale.mirror.complete
+
+
 def test_the_broker_tells_a_logs_name() -> None:
     tale = Tale("r1")
     log = "build-step-zlib-misc.log"

@@ -1,0 +1,268 @@
+"""A simulated broker: the real core and spools, and a thin shell as `fabric.broker` is one.
+
+What it has written to its disk it has again after a crash.  What it tells initiators waits until
+all it has written before is on the disk, so nobody hears of what a crash could take back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+from scenarios import Scenario
+
+from fabric.logs import Spools
+from fabric.scheduling import events
+from fabric.scheduling.core import Scheduler
+from fabric.scheduling.watchers import Watchers
+from fabric.wire.messages import (
+    FromPeer,
+    Leave,
+    LogHint,
+    LogPiece,
+    LogRead,
+    Message,
+    Order,
+    Poll,
+    Query,
+    Refused,
+    Report,
+    Submit,
+)
+
+if TYPE_CHECKING:
+    from simulator import Simulation
+
+#: Orders resolved at once.
+RESOLVERS = 2
+
+
+class Disk:
+    """What outlives a run of the broker."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+        self.open: dict[str, Order | Submit] = {}  # requests that began and are not over
+        self.closed: dict[str, str] = {}  # request -> how it ended
+        self.drained: set[str] = set()
+
+
+class Broker:
+    """One run of the broker."""
+
+    def __init__(self, world: Simulation, scenario: Scenario, disk: Disk, directory: Path) -> None:
+        self.world = world
+        self.disk = disk
+        self.alive = True
+        self.started = world.now
+        disk.runs += 1
+        self.scheduler = Scheduler(
+            scenario.limits,
+            broker=f"run {disk.runs}",
+            epoch=disk.runs,
+            drained=frozenset(disk.drained),
+            recovering=disk.runs > 1,
+            now=world.now,
+        )
+        self.spools = Spools(directory)
+        self.watchers = Watchers()
+        self.routes: dict[str, str] = {}  # worker's name -> node
+        self.heard: dict[str, float] = {}  # node -> when
+        self._written = world.now  # when all that was written will be on the disk
+        self._orders: list[Order] = []  # waiting to be resolved
+        self._resolving: dict[str, None] = {}
+        for intent in list(disk.open.values()):
+            self.apply(intent, "")
+        self._tick()
+
+    def close(self) -> None:
+        """It crashes."""
+        self.alive = False
+        self.spools.close()
+
+    # -- what comes ----------------------------------------------------------------------------
+
+    def hear(self, source: str, message: FromPeer) -> None:
+        """A message came."""
+        if not self.alive:
+            return
+        match message:
+            case Report():
+                self.routes[message.name] = source
+                self.apply(message, source)
+                worker = self.scheduler.workers.get(message.name)
+                if worker is not None and worker.heard == self.world.now:
+                    self.heard[source] = self.world.now  # not an old one come late
+            case Order() | Submit() | Poll():
+                seen = message.seen if isinstance(message, Poll) else 0
+                self.watchers.watch(message.request, source.encode(), seen)
+                self.apply(message, source)
+            case Leave():
+                self.watchers.unwatch(message.request, source.encode())
+                self.apply(message, source)
+            case Query():
+                self.told(source, self.scheduler.answer(message, self.world.now))
+            case LogPiece():
+                self.spools.arrived(message.key, message.fence)
+                self.log(message.key, message.fence, message.offset, message.data)
+            case LogRead():
+                key, fence = message.key, message.fence
+                piece = self.spools.read(key, fence, message.offset, message.length)
+                self.send(source, piece or Refused(key, "no-log", "no log of it is kept here"))
+            case _:
+                self.apply(message, source)
+
+    def apply(self, event: events.Event, source: str) -> None:
+        """Let the core handle an event, and do what follows."""
+        if not self.alive:
+            return
+        for effect in self.scheduler.handle(event, self.world.now):
+            self._carry_out(effect, source)
+        self.world.judge.after(self)
+
+    def _carry_out(self, effect: events.Effect, source: str) -> None:
+        world = self.world
+        match effect:
+            case events.Ask() | events.Inspect():
+                world.at(world.store_delay(), partial(self._look_up, effect))
+            case events.Resolve():
+                self._orders.append(effect.order)
+                self._resolve_next()
+            case events.Abandon():
+                self._orders = [each for each in self._orders if each.request != effect.request]
+                if self._resolving.pop(effect.request, "absent") is None:
+                    self._resolve_next()
+            case events.Desire():
+                self._desire(effect.worker)
+            case events.Changed():
+                self.watchers.news(effect.request, last=effect.over)
+                world.at(0.0, self.tell_initiators)
+            case events.Refuse():
+                self.told(source, Refused(effect.about, effect.code, effect.reason))
+                self.watchers.unwatch(effect.about, source.encode())
+            case events.Tell():
+                self.told(source, effect.answer)
+            case events.Opened():
+                self._write(partial(self.disk.open.__setitem__, effect.request, effect.intent))
+            case events.Closed():
+                self._write(partial(self._forget, effect.request, effect.state))
+            case events.Drained():
+                change = self.disk.drained.add if effect.on else self.disk.drained.discard
+                self._write(partial(change, effect.worker))
+            case events.Began():
+                self.spools.begin(effect.key, effect.fence, effect.worker, found=effect.found)
+                world.judge.began(self, effect)
+            case events.Ended():
+                outcome = effect.outcome
+                size, sha = (outcome.log_size, outcome.log_sha256) if outcome else (-1, "")
+                self.spools.end(effect.key, effect.fence, size, sha, world.now)
+
+    # -- the disk, the store, the definitions --------------------------------------------------
+
+    def _write(self, action: Callable[[], None]) -> None:
+        self._written = max(self._written, self.world.now + self.world.rng.uniform(0.0, 0.3))
+        self.world.at(self._written - self.world.now, partial(self._if_alive, action))
+
+    def _if_alive(self, action: Callable[[], None]) -> None:
+        if self.alive:
+            action()
+
+    def _forget(self, request: str, state: str) -> None:
+        self.disk.open.pop(request, None)
+        self.disk.closed[request] = state
+
+    def _look_up(self, effect: events.Ask | events.Inspect) -> None:
+        store, away = self.world.store, self.world.store_is_away
+        if isinstance(effect, events.Ask):
+            present = frozenset(key for key in effect.keys if key in store)
+            answer: events.Event = events.Answered(effect.question, present)
+            if away:
+                answer = events.Unanswered(effect.question, "no route to host")
+        else:
+            gone = frozenset(key for key in effect.keys if not store.get(key))
+            if away:
+                gone = frozenset()
+            for key in gone:
+                store.pop(key, None)
+            answer = events.Inspected(gone)
+        if self.alive:
+            self.apply(answer, "")
+
+    def _resolve_next(self) -> None:
+        while self._orders and len(self._resolving) < RESOLVERS:
+            order = self._orders.pop(0)
+            self._resolving[order.request] = None
+            self.world.at(self.world.rng.uniform(0.05, 3.0), partial(self._resolved, order))
+
+    def _resolved(self, order: Order) -> None:
+        if self.alive and self._resolving.pop(order.request, "absent") is None:
+            submit = self.world.resolve(order)
+            if submit is None:
+                self.apply(events.Unresolved(order.request, "no such system"), "")
+            else:
+                self.apply(events.Resolved(order.request, submit), "")
+            self._resolve_next()
+
+    # -- what goes -----------------------------------------------------------------------------
+
+    def send(self, node: str, message: Message) -> None:
+        self.world.send(
+            "broker", node, type(message).__name__, partial(self.world.to_node, node, message)
+        )
+
+    def told(self, node: str, message: Message) -> None:
+        """Tell an initiator, once all that was written before is on the disk."""
+        if self._written <= self.world.now:
+            self.send(node, message)
+        else:
+            say = partial(self._if_alive, partial(self.send, node, message))
+            self.world.at(self._written - self.world.now, say)
+
+    def _tick(self) -> None:
+        world = self.world
+        if not self.alive:
+            return
+        if world.now >= self.scheduler.next_due():
+            self.apply(events.Tick(), "")
+        for worker, wanted in self.spools.wanted(world.now):
+            if worker in self.routes:
+                self.send(self.routes[worker], wanted)
+        self.tell_initiators()
+        world.at(0.25, self._tick)
+
+    def _desire(self, worker: str) -> None:
+        desired = self.scheduler.desired(worker)
+        node = self.routes.get(worker)
+        if desired is None or node is None:
+            return
+        settled = tuple(
+            each
+            for each in desired.settled
+            if not self.spools.incomplete(each.key, each.fence, self.world.now)
+        )
+        self.send(node, msgspec.structs.replace(desired, settled=settled))
+
+    def tell_initiators(self) -> None:
+        if not self.alive:
+            return
+        for watcher in self.watchers.take(self.world.now):
+            update = self.scheduler.update(watcher.request, watcher.seen, self.world.now)
+            if update is None:
+                self.watchers.unwatch(watcher.request, watcher.peer)
+            else:
+                self.told(watcher.peer.decode(), update)
+
+    def log(self, key: str, fence: int, offset: int, data: bytes) -> None:
+        """A piece of log comes; what is new in it is published."""
+        if not self.alive:
+            return
+        offset, fresh = self.spools.append(key, fence, offset, data)
+        if fresh:
+            hint = LogHint(fence, offset)
+            for initiator in self.world.initiators:
+                if not initiator.gone:
+                    hear = partial(initiator.hint, key, hint, fresh)
+                    self.world.send("broker", initiator.node, "a line of log", hear)

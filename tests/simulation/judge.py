@@ -1,0 +1,179 @@
+"""What must hold, whatever goes wrong: looked at after every event, and in the end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from fabric.scheduling import events
+from fabric.scheduling.check import validate
+from fabric.scheduling.model import Request, Task, Worker
+from fabric.scheduling.states import State
+from fabric.scheduling.why import why_request
+
+if TYPE_CHECKING:
+    from brokers import Broker
+    from simulator import Simulation
+    from users import Initiator
+
+#: Attempts that may begin for others while one waits, times the ratio of their shares.
+TURNS = 30
+
+
+class Violation(AssertionError):
+    """Something happened that must not."""
+
+
+class Judge:
+    def __init__(self, world: Simulation) -> None:
+        self.world = world
+        self._passed_over: Counter[str] = Counter()  # request -> attempts begun for others
+
+    # -- after every event ---------------------------------------------------------------------
+
+    def after(self, broker: Broker) -> None:
+        """The core's own invariants; nothing waits without a reason; nobody idles who need not."""
+        scheduler, now = broker.scheduler, self.world.now
+        validate(scheduler, now)
+        for request in scheduler.requests.values():
+            if not request.over and not request.running:
+                self._has_reason(broker, request)
+        ready = [task for task in scheduler.tasks.values() if task.state is State.READY]
+        if ready and now >= scheduler.settled_at:
+            for worker in scheduler.workers.values():
+                self._is_not_idle(broker, worker, ready)
+
+    def _has_reason(self, broker: Broker, request: Request) -> None:
+        scheduler = broker.scheduler
+        told = why_request(scheduler, request, self.world.now)
+        if "about to get it" in told:
+            raise Violation(f"{request.id} waits for nothing: {told}")
+        if not told:
+            tasks = [scheduler.tasks[key] for key in request.needed]
+            asked = (State.ASKING, State.VERIFYING)
+            shared = any(task.attempt is not None or task.state in asked for task in tasks)
+            if not shared:
+                raise Violation(f"{request.id} waits without a reason")
+
+    def _is_not_idle(self, broker: Broker, worker: Worker, ready: list[Task]) -> None:
+        limits, now = broker.scheduler.limits, self.world.now
+        free = worker.slots - len(worker.held) - worker.seats
+        fresh = now - worker.heard <= limits.stale
+        if free <= 0 or not worker.open or not fresh or worker.rests_until > now:
+            return
+        for task in ready:
+            shunned = worker.name in task.refusals and now < task.refusals[worker.name].until
+            checking = all(request.state == "checking" for request in task.requests.values())
+            if not (shunned or checking or worker.name in task.faults):
+                raise Violation(f"{worker.name} is free, and {task.offer.name} is ready")
+
+    def began(self, broker: Broker, event: events.Began) -> None:
+        """An attempt begins: is it the only one, and whose turn was it?"""
+        if event.found:
+            return
+        self._is_alone(broker, event)
+        task = broker.scheduler.tasks[event.key]
+        for request in broker.scheduler.requests.values():
+            if request.over:
+                continue
+            waits = request.state == "building" and any(
+                each.state is State.READY and not each.choosy
+                for each in map(broker.scheduler.tasks.__getitem__, request.needed)
+            )
+            if task.charged is request or not waits:
+                self._passed_over[request.id] = 0
+                continue
+            self._passed_over[request.id] += 1
+            live = [each for each in broker.scheduler.requests.values() if not each.over]
+            ratio = sum(each.share.weight for each in live) / request.share.weight
+            if self._passed_over[request.id] > TURNS * ratio:
+                raise Violation(f"{request.id} is starved")
+
+    def _is_alone(self, broker: Broker, event: events.Began) -> None:
+        """No job runs twice at once, unless its worker could not be heard for long."""
+        limits, now = broker.scheduler.limits, self.world.now
+        for builder in self.world.builders.values():
+            for key, fence in builder.agent.running:
+                if not builder.alive or key != event.key or fence == event.fence:
+                    continue
+                silence = now - broker.heard.get(builder.node, broker.started)
+                known = builder.node in broker.heard
+                if silence < (limits.lease if known else limits.settle) - 0.001:
+                    name = self.world.names[key]
+                    raise Violation(f"{name} runs on {builder.node} and begins on {event.worker}")
+
+    # -- in the end ----------------------------------------------------------------------------
+
+    def conclude(self) -> None:
+        world = self.world
+        for initiator in world.initiators:
+            if not initiator.departed:
+                self._was_told_the_truth(initiator)
+        for request in world.detached:
+            if not world.is_over(request):
+                raise Violation(f"{request} was accepted, and is not over")
+
+    def _was_told_the_truth(self, initiator: Initiator) -> None:
+        world, mirror = self.world, initiator.mirror
+        request = mirror.request
+        if not initiator.gone or initiator.over != 1 or initiator.open:
+            raise Violation(f"{initiator.node} has no end: {initiator.over}, {initiator.open}")
+        if initiator.refused:
+            if request in world.detached and request not in world.disk.closed:
+                raise Violation(f"{request} was accepted, and is forgotten")
+            return
+        failures = {
+            world.names[key]: step.message
+            for key, step in mirror.steps.items()
+            if step.state == "failed"
+        }
+        goals = world.goals[request]
+        match mirror.state:
+            case "done":
+                if goals is None or not world.built.issuperset(goals) or failures:
+                    raise Violation(f"{request} is not done: {failures}")
+                if set(mirror.goals) != set(goals):
+                    raise Violation(f"{request} has other goals")
+            case "cancelled":
+                left = any(
+                    each.departed and each.mirror.request == request for each in world.initiators
+                )
+                if not left and request not in world.cancelled:
+                    raise Violation(f"{request} is cancelled, and nobody wanted that")
+            case "failed":
+                if goals is not None and not failures:
+                    raise Violation(f"{request} failed without a reason: {mirror.message}")
+            case state:
+                raise Violation(f"{request} is {state} in the end")
+        for name, message in failures.items():
+            if not self._is_excused(name, message):
+                raise Violation(f"{name} failed: {message}")
+        self._has_whole_logs(initiator)
+
+    def _is_excused(self, name: str, message: str) -> bool:
+        world, scenario = self.world, self.world.scenario
+        kinds = list(world.kinds.values())
+        bad = kinds.count("sick") + kinds.count("liar")
+        away = not scenario.gentle or scenario.drains > 0
+        if message.startswith("failed on"):
+            return name.endswith("-bad")
+        if message.startswith("it was lost"):
+            return not scenario.gentle
+        if message.startswith("no machine could"):
+            # One bad machine alone fails nothing, if the good ones are there.
+            return bad > 0 and (away or scenario.outages > 0)
+        if message.startswith("the artifact store does not answer"):
+            return world.faults["store outage"] > 0
+        if message.startswith("the artifact store spoilt it"):
+            return world.faults["damaged artifact"] >= 3
+        return False
+
+    def _has_whole_logs(self, initiator: Initiator) -> None:
+        names = self.world.names
+        for key, whole in initiator.whole.items():
+            if whole:
+                lines = initiator.logs[key].decode().splitlines()
+                if not all(line.startswith(names[key]) for line in lines):
+                    raise Violation(f"the log of {names[key]} is another's")
+            elif self.world.scenario.gentle and not initiator.attached:
+                raise Violation(f"the log of {names[key]} is not whole")

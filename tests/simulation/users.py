@@ -1,0 +1,145 @@
+"""Simulated users: those who want something built, those who watch, and the operator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from fabric.wire import mirror as initiator_side
+from fabric.wire.messages import (
+    PROTOCOL,
+    Answer,
+    Command,
+    LogHint,
+    LogPiece,
+    Message,
+    Order,
+    Query,
+    Refused,
+    Submit,
+    Update,
+)
+from fabric.wire.mirror import RequestMirror
+
+if TYPE_CHECKING:
+    from simulator import Simulation
+
+
+class Initiator:
+    """Somebody who follows a request, and keeps its logs."""
+
+    def __init__(self, world: Simulation, node: str, wanted: Order | Submit | str) -> None:
+        self.world = world
+        self.node = node
+        self.mirror = RequestMirror(wanted)
+        self.gone = False
+        self.departed = False
+        self.refused = ""  # the request is not known, and why
+        self.logs: dict[str, bytes] = {}
+        self.open: dict[str, int] = {}
+        self.whole: dict[str, bool] = {}
+        self.over = 0
+        self._tick()
+
+    @property
+    def attached(self) -> bool:
+        """It follows what somebody else asked for."""
+        return self.mirror.wanted is None
+
+    @property
+    def detached(self) -> bool:
+        return self.mirror.wanted is not None and self.mirror.wanted.detach
+
+    def depart(self, *, politely: bool) -> None:
+        """Leave before the end, with or without a word."""
+        if politely:
+            self._do(self.mirror.leave())
+        self.gone = self.departed = True
+
+    def hear(self, message: Message) -> None:
+        if self.gone:
+            return
+        now = self.world.now
+        match message:
+            case Update():
+                self._do(self.mirror.update(message, now))
+            case Refused():
+                self._do(self.mirror.refused(message, now))
+            case LogPiece():
+                self._do(self.mirror.piece(message, now))
+
+    def hint(self, key: str, hint: LogHint, data: bytes) -> None:
+        if not self.gone:
+            self._do(self.mirror.hint(key, hint, data, self.world.now))
+
+    def _tick(self) -> None:
+        if self.gone:
+            return
+        self._do(self.mirror.tick(self.world.now))
+        if self.mirror.complete:
+            self._do(self.mirror.leave())
+            self.gone = True
+            return
+        self.world.at(min(0.2, max(0.01, self.mirror.due - self.world.now)), self._tick)
+
+    def _do(self, actions: Sequence[initiator_side.Action]) -> None:
+        for action in actions:
+            match action:
+                case initiator_side.Send():
+                    self.world.to_broker(self.node, action.message)
+                case initiator_side.OpenLog():
+                    self.logs[action.key] = b""
+                    self.open[action.key] = action.fence
+                case initiator_side.AppendLog():
+                    assert action.key in self.open, "a log that is not open grows"
+                    assert action.offset == len(self.logs[action.key]), "a gap in a log"
+                    self.logs[action.key] += action.data
+                case initiator_side.CloseLog():
+                    assert self.open.pop(action.key) == action.fence
+                    self.whole[action.key] = action.whole
+                case initiator_side.Over():
+                    self.over += 1
+                    self.world.tell(f"{self.node} is told: {action.state} {action.message}")
+                    if action.refused:
+                        assert self.attached, action.message
+                        self.refused = action.message
+
+
+class Console:
+    """An operator: says and asks things until they are answered."""
+
+    def __init__(self, world: Simulation) -> None:
+        self.world = world
+        self.node = "console"
+        self._open: dict[str, Command | Query] = {}
+        self._count = 0
+
+    def command(self, what: str, about: str) -> None:
+        self._ask(Command(PROTOCOL, self._next(), what, about))  # type: ignore[arg-type]
+
+    def query(self, what: str, about: str = "") -> None:
+        self._ask(Query(PROTOCOL, self._next(), what, about))  # type: ignore[arg-type]
+
+    @property
+    def idle(self) -> bool:
+        return not self._open
+
+    def hear(self, message: Message) -> None:
+        if isinstance(message, Answer) and message.id in self._open:
+            asked = self._open.pop(message.id)
+            self.world.tell(f"console: {asked.what} {asked.about}: {message.error or 'answered'}")
+            self.world.answered(asked, message)
+
+    def _next(self) -> str:
+        self._count += 1
+        return f"question {self._count}"
+
+    def _ask(self, message: Command | Query) -> None:
+        self._open[message.id] = message
+        self._repeat(message)
+
+    def _repeat(self, message: Command | Query) -> None:
+        if message.id in self._open:
+            self.world.to_broker(self.node, message)
+            self.world.at(1.0, partial(self._repeat, message))
