@@ -29,6 +29,7 @@ from fabric.errors import FabricError
 from fabric.journal import Journal
 from fabric.logs import Spools
 from fabric.process import die_with_parent
+from fabric.resolving import Resolvers
 from fabric.scheduling import events
 from fabric.scheduling.core import Scheduler
 from fabric.scheduling.model import Limits
@@ -37,11 +38,15 @@ from fabric.systemd import Supervisor
 from fabric.wire import keys, sockets
 from fabric.wire.listener import Listener
 from fabric.wire.messages import (
+    Answer,
+    Command,
     FromPeer,
     Leave,
     LogPiece,
     LogRead,
+    Order,
     Poll,
+    Query,
     Report,
     Submit,
 )
@@ -59,7 +64,8 @@ LOOK_EVERY = 0.2
 class Broker:
     """One run of a broker, listening at ``addresses``; ``state`` is for what it keeps.
 
-    With ``keys_dir`` only those admitted there are heard.
+    With ``keys_dir`` only those admitted there are heard.  ``resolver`` is the command that
+    resolves orders; with it, requests go on after a restart.
     """
 
     def __init__(
@@ -69,6 +75,7 @@ class Broker:
         open_store: Callable[[], Store],
         limits: Limits | None = None,
         keys_dir: Path | None = None,
+        resolver: Sequence[str] = (),
     ) -> None:
         """Binds the sockets.  AddressError, KeyProblem or OSError if that cannot be done."""
         curve = None if keys_dir is None else keys.of_broker(keys_dir)
@@ -81,33 +88,43 @@ class Broker:
         self._spools = Spools(state / "logs")
         self._journal = Journal(state / "journal.sqlite", note)
         self._desk = Desk(open_store, self._wake)
+        self._resolvers = Resolvers(resolver, self._wake)
+        unfinished = self._journal.unfinished() if resolver else []
         self._now = time.monotonic()
         self._scheduler = Scheduler(
             limits,
             broker=uuid.uuid4().hex,
             epoch=self._journal.epoch,
             durations=self._journal.durations,
+            drained=self._journal.drained_workers,
+            recovering=bool(unfinished),
             now=self._now,
         )
         self._sweep_due = self._now + 1.0  # let the start be quick
         self._look_due = self._now if admitted is not None else math.inf
-        self._peer = b""  # who sent the message at hand,
-        self._frame = b""  # and how it came
+        self._peer = b""  # who sent the message at hand
         self._routes: dict[str, bytes] = {}  # worker -> peer
         self._desires: dict[str, None] = {}  # workers to be told
         self._asks: list[events.Ask] = []  # to be put to the desk
         self._watchers = Watchers()
         self._carry_out: dict[type, Callable[[Any], None]] = {
-            events.Ask: self._ask,
+            events.Ask: self._asks.append,
+            events.Inspect: lambda effect: self._desk.inspect(effect.keys),
+            events.Resolve: lambda effect: self._resolvers.resolve(effect.order),
+            events.Abandon: lambda effect: self._resolvers.abandon(effect.request),
             events.Desire: self._desire,
             events.Changed: self._changed,
             events.Refuse: self._refuse,
-            events.Opened: self._opened,
+            events.Tell: self._tell,
+            events.Drained: self._journal.drained,
+            events.Opened: self._journal.opened,
             events.Closed: self._closed,
             events.Began: self._began,
             events.Ended: self._ended,
-            events.Learned: self._learned,
+            events.Learned: self._journal.learned,
         }
+        for intent in unfinished:
+            self._apply(intent)
 
     def run(self) -> None:
         """Serve until told to stop."""
@@ -117,7 +134,7 @@ class Broker:
             self._wait()
             supervisor.alive(self._now)
             self._hear_peers()
-            self._hear_store()
+            self._hear_helpers()
             self._hear_logs()
             self._pass_time()
             self._tell_helpers()
@@ -133,6 +150,7 @@ class Broker:
     def close(self, *, forget_logs: bool = False) -> None:
         """Release everything.  Whatever is under way is left as it is, to be found again."""
         self._listener.close()
+        self._resolvers.close()
         self._desk.close()
         self._journal.close()
         self._spools.close(forget=forget_logs)
@@ -160,12 +178,12 @@ class Broker:
 
     def _hear_peers(self) -> None:
         self._listener.answer_the_door(self._now)
-        for peer, sender, message, frame in self._listener.heard():
-            self._peer, self._frame = peer, frame
+        for peer, sender, message in self._listener.heard():
+            self._peer = peer
             self._heard(sender, message)
 
-    def _hear_store(self) -> None:
-        for answer in self._desk.answers():
+    def _hear_helpers(self) -> None:
+        for answer in (*self._desk.answers(), *self._resolvers.answers()):
             self._apply(answer)
         for peer, piece in self._desk.pieces():
             self._listener.send(peer, piece)
@@ -197,8 +215,8 @@ class Broker:
     def _tell_helpers(self) -> None:
         self._journal.flush()
         if self._asks:
-            self._desk.ask(self._asks)
-            self._asks = []
+            self._desk.ask(self._asks.copy())
+            self._asks.clear()
 
     def _tell_workers(self) -> None:
         for name in self._desires:
@@ -232,15 +250,23 @@ class Broker:
                 worker = self._scheduler.workers.get(message.name)
                 if worker is not None and worker.instance == message.instance:
                     self._routes[message.name] = self._peer
-            case Submit():
+            case Order() | Submit():
                 self._watchers.watch(message.request, self._peer)
                 self._apply(message)
             case Poll():
-                self._watchers.watch(message.request, self._peer, message.seen)
-                self._apply(message)
+                if message.request in self._scheduler.requests:
+                    self._watchers.watch(message.request, self._peer, message.seen)
+                    self._apply(message)
+                else:
+                    self._remember(message)
             case Leave():
                 self._watchers.unwatch(message.request, self._peer)
+                if not self._watchers.watched(message.request):
+                    self._apply(message)
+            case Command():
                 self._apply(message)
+            case Query():
+                self._listener.send(self._peer, self._answer(message))
             case LogPiece():
                 self._spools.arrived(message.key, message.fence)
                 self._log(sender, message.key, message.fence, message.offset, message.data)
@@ -251,6 +277,22 @@ class Broker:
                     self._desk.read_log(self._peer, message)
                 else:
                     self._listener.send(self._peer, piece)
+
+    def _remember(self, poll: Poll) -> None:
+        """Somebody asks for a request that the core does not know (any more)."""
+        outcome = self._journal.outcome(poll.request)
+        if outcome is None:
+            self._apply(poll)  # which refuses it
+        else:
+            self._listener.send(self._peer, outcome)
+
+    def _answer(self, query: Query) -> Answer:
+        answer = self._scheduler.answer(query, self._now)
+        if query.what == "requests":
+            known = {each.request for each in answer.requests}
+            past = [each for each in self._journal.finished() if each.request not in known]
+            answer = msgspec.structs.replace(answer, requests=(*answer.requests, *past))
+        return answer
 
     def _apply(self, event: events.Event) -> None:
         for effect in self._scheduler.handle(event, self._now):
@@ -265,9 +307,6 @@ class Broker:
 
     # -- effects -------------------------------------------------------------------------------
 
-    def _ask(self, effect: events.Ask) -> None:
-        self._asks.append(effect)
-
     def _desire(self, effect: events.Desire) -> None:
         self._desires[effect.worker] = None
 
@@ -278,11 +317,13 @@ class Broker:
         self._listener.refuse(self._peer, effect.about, effect.code, effect.reason)
         self._watchers.unwatch(effect.about, self._peer)
 
-    def _opened(self, effect: events.Opened) -> None:
-        self._journal.opened(effect.request, effect.title, self._frame)
+    def _tell(self, effect: events.Tell) -> None:
+        self._listener.send(self._peer, effect.answer)
 
     def _closed(self, effect: events.Closed) -> None:
-        self._journal.closed(effect.request, effect.state)
+        outcome = self._scheduler.update(effect.request, 0, self._now)
+        if outcome is not None:
+            self._journal.closed(outcome)
 
     def _began(self, effect: events.Began) -> None:
         self._spools.begin(effect.key, effect.fence, effect.worker, found=effect.found)
@@ -294,9 +335,6 @@ class Broker:
             return
         self._spools.end(effect.key, effect.fence, outcome.log_size, outcome.log_sha256, self._now)
         self._journal.ended(effect)
-
-    def _learned(self, effect: events.Learned) -> None:
-        self._journal.learned(effect)
 
 
 def note(text: str) -> None:
@@ -329,7 +367,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.check_config:
             print(config.shown(settings))
             return 0
-        broker = _broker(settings, options.directory)
+        broker = _broker(settings, options.config or config.BROKER_FILE, options.directory)
     except (FabricError, OSError) as error:
         note(str(error))
         return error.exit_code if isinstance(error, FabricError) else 4
@@ -357,7 +395,7 @@ def _settings(options: argparse.Namespace) -> BrokerSettings:
     return settings
 
 
-def _broker(settings: BrokerSettings, directory: Path | None) -> Broker:
+def _broker(settings: BrokerSettings, file: Path, directory: Path | None) -> Broker:
     def open_store() -> Store:
         from fabric.trove.store import Store  # slow, and only the desk needs it
 
@@ -371,6 +409,7 @@ def _broker(settings: BrokerSettings, directory: Path | None) -> Broker:
         open_store,
         Limits(lease=settings.lease, losses=settings.losses, faults=settings.faults),
         None if settings.plain else settings.keys_dir,
+        (sys.executable, "-m", "fabric.resolver", "--config", str(file)),
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from fabric.scheduling.events import Answered, Ask, Unanswered
+from fabric.scheduling.events import Answered, Ask, Inspected, Unanswered
 from fabric.wire.messages import MAX_LOG_PIECE, LogPiece, LogRead, Refused
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Desk:
         self._open_store = open_store
         self._wake = wake
         self._questions: SimpleQueue[Any] = SimpleQueue()
-        self._answers: deque[Answered | Unanswered] = deque()
+        self._answers: deque[Answered | Unanswered | Inspected] = deque()
         self._pieces: deque[tuple[bytes, LogPiece | Refused]] = deque()
         self._store: Store | None = None
         self._logs: dict[str, Blob | None] = {}
@@ -46,7 +46,14 @@ class Desk:
         """A range of the log of a finished step.  Answered by `pieces`, for that peer."""
         self._questions.put((peer, wanted))
 
-    def answers(self) -> Iterator[Answered | Unanswered]:
+    def inspect(self, keys: tuple[str, ...]) -> None:
+        """Read all of these artifacts, and forget what is damaged.  Answered by `answers`.
+
+        It may take long, and has a thread of its own.
+        """
+        threading.Thread(target=self._inspect, args=(keys,), name="inspection", daemon=True).start()
+
+    def answers(self) -> Iterator[Answered | Unanswered | Inspected]:
         """Answers that have come, each once."""
         while self._answers:
             yield self._answers.popleft()
@@ -111,3 +118,30 @@ class Desk:
         except Exception as error:  # noqa: BLE001 - any failure of a store is an answer
             return Refused(wanted.key, "no-log", f"its log cannot be read: {error}")
         return LogPiece(wanted.key, wanted.fence, wanted.offset, data, log.size, log.sha256)
+
+    # -- in another thread ---------------------------------------------------------------------
+
+    def _inspect(self, keys: tuple[str, ...]) -> None:
+        gone: set[str] = set()
+        try:
+            store = self._open_store()  # another one, which has not verified anything yet
+            for key in keys:
+                gone |= self._damage(store, key)
+        except Exception:  # noqa: BLE001 - a store that does not answer has lost nothing yet
+            pass
+        self._answers.append(Inspected(frozenset(gone)))
+        self._wake()
+
+    @staticmethod
+    def _damage(store: Store, key: str) -> set[str]:
+        """What is to be built again because an artifact is not whole, often nothing."""
+        from fabric.trove.store import DamagedError
+
+        try:
+            manifest = store.manifest(key)
+        except DamagedError:
+            store.remove([key])
+            manifest = None
+        if manifest is None:
+            return {key}
+        return {lost for blob in manifest.blobs() for lost in store.forget(blob)}

@@ -14,17 +14,25 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import Any
 
-from fabric.scheduling.events import Ended, Learned
+import msgspec
+
+from fabric.scheduling.events import Drained, Ended, Learned, Opened
 from fabric.scheduling.model import Durations
+from fabric.wire.messages import Order, RequestInfo, Submit, Update
 
 #: Version of the file's tables.
-VERSION = 1
+VERSION = 2
 #: Rows kept of each history.
 ATTEMPTS_KEPT = 20_000
 REQUESTS_KEPT = 200
 #: Seconds after which a request whose end nobody saw counts as over.
 ABANDONED = 30 * 86400.0
+#: Bytes that are kept of how a request ended; of a larger one only the steps are left out.
+LARGEST_OUTCOME = 256 * 1024
+#: Entries after which histories are cut to size again.
+PRUNE_EVERY = 5_000
 #: Seconds to gather what is written together.
 GATHER = 0.25
 #: Seconds to wait for another broker's transaction.
@@ -39,14 +47,29 @@ CREATE TABLE IF NOT EXISTS attempts (
     key TEXT, fence INTEGER, worker TEXT, kind TEXT, name TEXT, arch TEXT,
     result TEXT, seconds REAL, message TEXT, at REAL);
 CREATE TABLE IF NOT EXISTS requests (
-    id TEXT PRIMARY KEY, title TEXT, submit BLOB, state TEXT, opened REAL, closed REAL)
-    WITHOUT ROWID;
+    id TEXT PRIMARY KEY, title TEXT, requester TEXT, intent BLOB, state TEXT, opened REAL,
+    closed REAL, message TEXT, done INTEGER, cached INTEGER, failed INTEGER, total INTEGER,
+    outcome BLOB) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS drained (worker TEXT PRIMARY KEY) WITHOUT ROWID;
 PRAGMA user_version = {VERSION};
 """
 _DURATION = "INSERT OR REPLACE INTO durations VALUES (?, ?, ?, ?, ?)"
 _ATTEMPT = "INSERT INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_OPENED = "INSERT OR REPLACE INTO requests VALUES (?, ?, ?, 'open', ?, NULL)"
-_CLOSED = "UPDATE requests SET state = ?, closed = ?, submit = NULL WHERE id = ?"
+_OPENED = (
+    "INSERT INTO requests (id, title, requester, intent, state, opened)"
+    " VALUES (?, ?, ?, ?, 'open', ?)"
+    " ON CONFLICT DO UPDATE SET state = 'open', intent = excluded.intent"
+)
+_CLOSED = (
+    "UPDATE requests SET intent = NULL, state = ?, closed = ?, message = ?, done = ?, cached = ?,"
+    " failed = ?, total = ?, outcome = ? WHERE id = ?"
+)
+_DRAINED = "INSERT OR IGNORE INTO drained VALUES (?)"
+_RESUMED = "DELETE FROM drained WHERE worker = ?"
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_intent = msgspec.msgpack.Decoder(Order | Submit).decode
+_decode_outcome = msgspec.msgpack.Decoder(Update).decode
 
 #: A statement, and what to fill in.
 Entry = tuple[str, tuple[object, ...]]
@@ -55,16 +78,21 @@ Entry = tuple[str, tuple[object, ...]]
 class Journal:
     """The journal at ``path``, whose directory is made.
 
-    ``epoch`` is larger than in any run before; ``durations`` is the history as it was.
+    ``epoch`` is larger than in any run before; ``durations`` is the history as it was, and
+    ``drained_workers`` are those that an operator wants to get nothing.
     """
 
     def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
         self._warn = warn
         self._queue: SimpleQueue[list[Entry] | None] = SimpleQueue()
+        self._in_memory = False
         self._entries: list[Entry] = []  # not given to the thread yet
         self.durations: Durations = {}
+        self.drained_workers: frozenset[str] = frozenset()
         self.epoch = int(time.time())
         self._db = self._open(path)
+        # by a connection of its own, so that reading never waits for writing
+        self._reader = self._db if self._in_memory else _connect(str(path))
         self._thread = threading.Thread(target=self._write, name="journal", daemon=True)
         self._thread.start()
 
@@ -84,13 +112,25 @@ class Journal:
         row = (what.key, what.fence, what.worker, what.kind, what.name, what.arch)
         self._entries.append((_ATTEMPT, (*row, *told, time.time())))
 
-    def opened(self, id: str, title: str, submit: bytes) -> None:
-        """A request began; ``submit`` is its encoded message."""
-        self._entries.append((_OPENED, (id, title, submit, time.time())))
+    def opened(self, what: Opened) -> None:
+        """A request began."""
+        intent = what.intent
+        row = (what.request, what.title, intent.requester, _encode(intent), time.time())
+        self._entries.append((_OPENED, row))
 
-    def closed(self, id: str, state: str) -> None:
-        """A request is over."""
-        self._entries.append((_CLOSED, (state, time.time(), id)))
+    def closed(self, outcome: Update) -> None:
+        """A request is over, and this is how."""
+        encoded = _encode(outcome)
+        if len(encoded) > LARGEST_OUTCOME:
+            encoded = _encode(msgspec.structs.replace(outcome, steps=()))
+        states = [step.state for step in outcome.steps]
+        ended = (states.count("done"), states.count("cached"), states.count("failed"))
+        told = (outcome.state, time.time(), outcome.message, *ended, len(states))
+        self._entries.append((_CLOSED, (*told, encoded, outcome.request)))
+
+    def drained(self, what: Drained) -> None:
+        """An operator's wish about a worker."""
+        self._entries.append((_DRAINED if what.on else _RESUMED, (what.worker,)))
 
     def flush(self) -> None:
         """Have written what was told since the last time.  Never waits."""
@@ -98,19 +138,68 @@ class Journal:
             self._queue.put(self._entries)
             self._entries = []
 
-    def unfinished(self) -> list[bytes]:
-        """The encoded `Submit` of each request that began and is not over, oldest first.
+    def unfinished(self) -> list[Order | Submit]:
+        """Requests that began and are not over, oldest first.
 
         To be called before anything is written.
         """
-        rows = self._db.execute("SELECT submit FROM requests WHERE state = 'open' ORDER BY opened")
-        return [row[0] for row in rows]
+        rows = self._db.execute(
+            "SELECT id, intent FROM requests WHERE state = 'open' ORDER BY opened"
+        )
+        found = []
+        for id, intent in rows:
+            try:
+                found.append(_decode_intent(intent))
+            except msgspec.MsgspecError as error:
+                self._warn(f"request {id} cannot be taken up again: {error}")
+        return found
+
+    def finished(self) -> list[RequestInfo]:
+        """Requests that are over, the newest first; ``since`` is when they began, in seconds ago.
+
+        Some of them may be in the core's memory, too.
+        """
+        rows = self._look(
+            "SELECT id, title, requester, state, opened, message, done, cached, failed, total"
+            " FROM requests WHERE state <> 'open' ORDER BY closed DESC"
+        )
+        now = time.time()
+        return [
+            RequestInfo(
+                request=id,
+                title=title,
+                requester=requester,
+                state=state,
+                since=max(0.0, now - opened),
+                message=message,
+                done=done,
+                cached=cached,
+                failed=failed,
+                total=total,
+            )
+            for id, title, requester, state, opened, message, done, cached, failed, total in rows
+        ]
+
+    def outcome(self, request: str) -> Update | None:
+        """How a request ended; None if that is not known."""
+        for row in self._look("SELECT outcome FROM requests WHERE id = ?", request):
+            if row[0] is not None:
+                return _decode_outcome(row[0])
+        return None
+
+    def _look(self, question: str, *values: str) -> list[Any]:
+        try:
+            return self._reader.execute(question, values).fetchall()
+        except sqlite3.Error as error:
+            self._warn(f"the journal cannot be read: {error}")
+            return []
 
     def close(self, timeout: float = PATIENCE) -> None:
         """Write what is left."""
         self.flush()
         self._queue.put(None)
         self._thread.join(timeout)
+        self._reader.close()
 
     # -- opening -------------------------------------------------------------------------------
 
@@ -131,14 +220,17 @@ class Journal:
                     path.with_name(path.name + suffix).unlink(missing_ok=True)
                 with contextlib.suppress(OSError):
                     path.rename(aside)
+        self._in_memory = True
         return self._read(_connect(":memory:"))
 
     def _read(self, db: sqlite3.Connection) -> sqlite3.Connection:
         try:
             version = db.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, VERSION):
+            if version > VERSION:
                 raise sqlite3.OperationalError(f"it has version {version}, and not {VERSION}")
-            if version == 0:
+            if version == 1:  # its requests could not be taken up again
+                db.execute("DROP TABLE requests")
+            if version < VERSION:
                 db.executescript(_SCHEMA)
             with _transaction(db):
                 # The clock only serves to go on above a journal that was lost.
@@ -147,6 +239,7 @@ class Journal:
                 db.execute("DELETE FROM epochs")
                 db.execute("INSERT INTO epochs VALUES (?)", (self.epoch,))
             rows = db.execute("SELECT kind, name, arch, seconds FROM durations")
+            self.drained_workers = frozenset(row[0] for row in db.execute("SELECT * FROM drained"))
             self.durations = {(kind, name, arch): seconds for kind, name, arch, seconds in rows}
         except sqlite3.Error:
             db.close()
@@ -156,8 +249,8 @@ class Journal:
     # -- writing -------------------------------------------------------------------------------
 
     def _write(self) -> None:
-        """The thread: gather, write, and prune at the end."""
-        running = True
+        """The thread: gather, write, prune now and then."""
+        running, written = True, 0
         while running:
             batch = [self._queue.get()]
             with contextlib.suppress(Empty):
@@ -171,7 +264,9 @@ class Journal:
                     with _transaction(self._db):
                         for statement, row in entries:
                             self._db.execute(statement, row)
-                if not running:
+                written += len(entries)
+                if not running or written >= PRUNE_EVERY:
+                    written = 0
                     self._prune()
             except sqlite3.Error as error:
                 self._warn(

@@ -247,23 +247,22 @@ class Worker:
             self._do(self._agent.progress(*id, phase=attempt.phase, log_size=attempt.published))
 
     def _survey(self, now: float) -> None:
-        """What this machine has left, and whether that is enough for another job."""
+        """See what this machine has left, and refuse new jobs if that is too little."""
         if now < self._survey_due:
             return
         self._survey_due = now + SURVEY_EVERY
-        agent, least = self._agent, self._settings.min_free_disk
-        agent.free_memory = free_memory()
+        self._agent.free_memory = free_memory()
+        refusing = ""
+        where, least = self._settings.work_dir, self._settings.min_free_disk
         try:
-            agent.free_disk = shutil.disk_usage(self._settings.work_dir).free
+            self._agent.free_disk = free = shutil.disk_usage(where).free
         except OSError as error:
-            agent.refusing = f"{self._settings.work_dir}: {error.strerror}"
-            return
-        agent.refusing = ""
-        if agent.free_disk < least:
-            agent.refusing = (
-                f"{agent.free_disk / 2**30:.1f} GiB of disk are free in {self._settings.work_dir},"
-                f" and it wants {least / 2**30:.1f}"
-            )
+            refusing = f"{where}: {error.strerror}"
+        else:
+            if free < least:
+                free_gib, least_gib = free / 2**30, least / 2**30
+                refusing = f"{where}: {free_gib:.1f} GiB free, fewer than {least_gib:.1f}"
+        self._do(self._agent.refuse(refusing))
 
     def _over(self) -> bool:
         if self._stopping_until is None:
@@ -283,10 +282,6 @@ class Worker:
                     self._line.send(self._codec.encode(action.report))
 
     def _start(self, action: protocol.Start) -> None:
-        if self._agent.refusing:
-            refused = Outcome(action.key, action.fence, "refused", self._agent.refusing)
-            self._do(self._agent.ended(refused))
-            return
         spool = self._spools / f"{action.key}.{action.fence}"
         attempt = Attempt(action.key, action.fence, action.job, spool, self._wake)
         self._attempts[action.key, action.fence] = attempt

@@ -45,6 +45,10 @@ class Watchers:
             if not watchers:
                 del self._all[request]
 
+    def watched(self, request: str) -> bool:
+        """Whether anybody follows it."""
+        return request in self._all
+
     def sweep(self, requests: Container[str]) -> None:
         """Forget those who follow what is not among these requests."""
         for watcher in [each for some in self._all.values() for each in some.values()]:

@@ -52,7 +52,6 @@ class Heard(NamedTuple):
     peer: bytes  # whom to answer
     sender: str  # its name, "" if it needs no key
     message: FromPeer
-    frame: bytes  # the same, encoded
 
 
 class Piece(NamedTuple):
@@ -167,9 +166,8 @@ class Listener:
                 named = self._as_admitted(peer, sender, message)
                 if named is None:
                     continue
-                if named is not message:
-                    message, frame = named, self._messages.encode(named)
-            yield Heard(peer, "" if sender is None else sender.name, message, frame)
+                message = named
+            yield Heard(peer, "" if sender is None else sender.name, message)
 
     def pieces(self) -> Iterator[Piece]:
         """Published pieces of logs that have come."""

@@ -11,16 +11,16 @@ from wire_kit import until
 from fabric.desk import Desk
 from fabric.errors import StoreError
 from fabric.jobs import Blob, Manifest
-from fabric.scheduling.events import Answered, Ask, Unanswered
+from fabric.scheduling.events import Answered, Ask, Inspected, Unanswered
 from fabric.trove.store import Store
 from fabric.wire.messages import LogPiece, LogRead, Refused
 
 LOG = b"a line\n" * 100
 
 
-def answers_of(desk: Desk, number: int) -> list[Answered | Unanswered]:
+def answers_of(desk: Desk, number: int) -> list[Answered | Unanswered | Inspected]:
     """The next so many answers."""
-    found: list[Answered | Unanswered] = []
+    found: list[Answered | Unanswered | Inspected] = []
 
     def enough() -> bool:
         found.extend(desk.answers())
@@ -126,3 +126,35 @@ def test_closing_does_not_wait_for_a_store_that_hangs(tmp_path: Path) -> None:
     desk.ask([Ask(1, ("a" * 64,))])
     desk.close()
     gate.set()
+
+
+def test_an_inspection_forgets_what_is_damaged(tmp_path: Path) -> None:
+    whole, spoilt, torn, absent = ("a" * 64, "b" * 64, "c" * 64, "d" * 64)
+    store = stored(tmp_path, whole, torn)
+    other = hashlib.sha256(b"other").hexdigest()
+    log = Blob(other, 5)
+    store.put(
+        Manifest(key=spoilt, kind="chunk", name="c", arch="x86_64", artifacts=(), log=log),
+        {other: b"other"},
+    )
+    [file] = (tmp_path / "store").rglob(other)
+    file.chmod(0o644)
+    file.write_bytes(b"xther")
+    (tmp_path / "store" / "manifests" / torn).write_text("{")
+    woken: list[None] = []
+    desk = Desk(lambda: Store(str(tmp_path / "store"), tmp_path), lambda: woken.append(None))
+    desk.inspect((whole, spoilt, torn, absent))
+    assert answers_of(desk, 1) == [Inspected(frozenset({spoilt, torn, absent}))]
+    assert woken
+    assert store.has([whole, spoilt, torn]) == {whole}
+    desk.close()
+
+
+def test_an_inspection_of_a_store_that_does_not_answer_finds_nothing_gone() -> None:
+    def fail() -> Store:
+        raise StoreError("no")
+
+    desk = Desk(fail, lambda: None)
+    desk.inspect(("a" * 64,))
+    assert answers_of(desk, 1) == [Inspected(frozenset())]
+    desk.close()

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from fabric.journal import ATTEMPTS_KEPT, Journal
-from fabric.scheduling.events import Ended, Learned
-from fabric.wire.messages import Outcome
+from fabric.scheduling.events import Drained, Ended, Learned, Opened
+from fabric.wire.messages import PROTOCOL, Order, Outcome, StepState, Submit, Update
 
 
 class Warnings(list[str]):
@@ -114,20 +114,105 @@ def test_old_attempts_are_dropped(tmp_path: Path, warnings: Warnings) -> None:
     ]
 
 
+def opened(request: str, title: str = "") -> Opened:
+    intent = Order(PROTOCOL, request, title, "refs/x", "c" * 40, "s.morph", requester="alice")
+    return Opened(request, title, intent)
+
+
 def test_requests_that_are_not_over(tmp_path: Path, warnings: Warnings) -> None:
     path = tmp_path / "journal.sqlite"
     journal = Journal(path, warnings)
-    journal.opened("r1", "one", b"submit 1")
-    journal.opened("r2", "two", b"submit 2")
-    journal.closed("r1", "done")
+    submit = Submit(PROTOCOL, "r3", "three", (), (), detach=True)
+    for what in (opened("r1", "one"), opened("r2", "two"), Opened("r3", "three", submit)):
+        journal.opened(what)
+    journal.closed(Update("r1", 5, "done"))
     journal.close()
     again = Journal(path, warnings)
-    assert again.unfinished() == [b"submit 2"]
+    assert again.unfinished() == [opened("r2", "two").intent, submit]
+    again.opened(opened("r2", "two"))  # taken up again
     again.close()
-    assert rows(path, "SELECT id, state, submit FROM requests ORDER BY id") == [
-        ("r1", "done", None),
-        ("r2", "open", b"submit 2"),
+    assert rows(path, "SELECT id, state FROM requests ORDER BY id") == [
+        ("r1", "done"),
+        ("r2", "open"),
+        ("r3", "open"),
     ]
+    assert rows(path, "SELECT count(*) FROM requests WHERE intent IS NULL") == [(1,)]
+
+
+def test_a_request_that_cannot_be_taken_up_again_is_told(
+    tmp_path: Path, warnings: Warnings
+) -> None:
+    path = tmp_path / "journal.sqlite"
+    journal = Journal(path, warnings)
+    journal.opened(opened("r1"))
+    journal.opened(opened("r2"))
+    journal.close()
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE requests SET intent = x'80' WHERE id = 'r1'")
+    db.close()
+    again = Journal(path, warnings)
+    assert again.unfinished() == [opened("r2").intent]
+    again.close()
+    assert len(warnings) == 1
+    assert "request r1 cannot be taken up again" in warnings[0]
+
+
+def test_how_requests_ended(tmp_path: Path, warnings: Warnings) -> None:
+    path = tmp_path / "journal.sqlite"
+    journal = Journal(path, warnings)
+    steps = (StepState("a" * 64, "done"), StepState("b" * 64, "failed", message="no"))
+    failed = Update("r1", 7, "failed", steps, message="b failed", title="one")
+    large = Update("r2", 8, "done", tuple(StepState(f"{n:064x}", "done") for n in range(9000)))
+    for request in ("r1", "r2", "r3"):
+        journal.opened(opened(request, request))
+    journal.closed(failed)
+    journal.closed(large)
+    journal.close()
+    again = Journal(path, warnings)
+    assert again.outcome("r1") == failed
+    assert again.outcome("r2") == Update("r2", 8, "done")
+    assert again.outcome("r3") is again.outcome("r4") is None
+    told = [(r.request, r.requester, r.state, r.message, r.done, r.failed, r.total)
+            for r in again.finished()]  # fmt: skip
+    assert told == [
+        ("r2", "alice", "done", "", 9000, 0, 9000),
+        ("r1", "alice", "failed", "b failed", 1, 1, 2),
+    ]
+    again.close()
+    assert warnings == []
+
+
+def test_drained_workers(tmp_path: Path, warnings: Warnings) -> None:
+    path = tmp_path / "journal.sqlite"
+    journal = Journal(path, warnings)
+    for worker, on in (("w1", True), ("w2", True), ("w1", False), ("w2", True)):
+        journal.drained(Drained(worker, on))
+    journal.close()
+    again = Journal(path, warnings)
+    assert again.drained_workers == {"w2"}
+    again.close()
+
+
+def test_the_journal_of_the_version_before_keeps_its_history(
+    tmp_path: Path, warnings: Warnings
+) -> None:
+    path = tmp_path / "journal.sqlite"
+    journal = Journal(path, warnings)
+    journal.learned(Learned("chunk", "zlib", "x86_64", 1.0))
+    journal.close()
+    with sqlite3.connect(path) as db:
+        db.executescript(
+            "DROP TABLE requests; DROP TABLE drained; PRAGMA user_version = 1;"
+            "CREATE TABLE requests (id TEXT PRIMARY KEY, title TEXT, submit BLOB, state TEXT,"
+            " opened REAL, closed REAL) WITHOUT ROWID;"
+        )
+    db.close()
+    again = Journal(path, warnings)
+    assert again.durations == {("chunk", "zlib", "x86_64"): 1.0}
+    again.opened(opened("r1"))
+    again.close()
+    assert rows(path, "SELECT id FROM requests") == [("r1",)]
+    assert warnings == []
 
 
 def test_requests_whose_end_nobody_saw_are_dropped_one_day(
@@ -136,14 +221,14 @@ def test_requests_whose_end_nobody_saw_are_dropped_one_day(
     path = tmp_path / "journal.sqlite"
     journal = Journal(path, warnings)
     for request in ("r1", "r2"):
-        journal.opened(request, "", request.encode())
+        journal.opened(opened(request))
     journal.close()
     with sqlite3.connect(path) as db:
         db.execute("UPDATE requests SET opened = 0 WHERE id = 'r1'")
     db.close()
     Journal(path, warnings).close()
     last = Journal(path, warnings)
-    assert last.unfinished() == [b"r2"]
+    assert last.unfinished() == [opened("r2").intent]
     last.close()
 
 
