@@ -43,6 +43,18 @@ class StoreError(FabricError):
     """The artifact store cannot be reached, is full, or holds something damaged."""
 
 
+class DamagedError(StoreError):
+    """The store lost something, or holds something else than it should.
+
+    ``keys`` are the built steps that it belongs to, as far as known: whoever looks after the
+    store inspects them, and forgets what is damaged, so that it is built again.
+    """
+
+    def __init__(self, message: str, keys: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.keys = keys
+
+
 class BuildFailed(FabricError):
     """A build command failed: the fault of the chunk, so trying elsewhere would not help."""
 
@@ -58,6 +70,10 @@ class MachineFault(FabricError):
     """This machine could not do the job (disk full, no sandbox, fetch failed): try another."""
 
     exit_code = 4
+
+    def __init__(self, message: str, damaged: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.damaged = damaged  # cache keys of what the store has lost or spoilt
 
 
 class Cancelled(FabricError):

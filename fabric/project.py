@@ -12,7 +12,7 @@ from fabric.config import Settings
 from fabric.definitions.graph import Graph
 from fabric.errors import FabricError
 from fabric.plan import Plan
-from fabric.trove.configured import open_sources
+from fabric.trove.configured import open_sources, open_store
 from fabric.trove.sources import Sources
 from fabric.trove.store import Store
 
@@ -52,7 +52,7 @@ class Project:
 
     @cached_property
     def store(self) -> Store:
-        return Store(self.settings.store_url, self.settings.cache_dir / "tmp")
+        return open_store(self.settings)
 
     def systems(self) -> list[str]:
         """All system morphs, as paths from the root."""

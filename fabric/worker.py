@@ -31,12 +31,11 @@ from fabric.building.host import host_tools
 from fabric.building.log import Log
 from fabric.building.workspace import Workspace
 from fabric.config import WorkerSettings, native_architectures
-from fabric.errors import BuildFailed, Cancelled, FabricError
+from fabric.errors import BuildFailed, Cancelled, FabricError, MachineFault
 from fabric.jobs import Job
 from fabric.process import die_with_parent
 from fabric.systemd import Supervisor
-from fabric.trove.configured import open_sources
-from fabric.trove.store import Store
+from fabric.trove.configured import open_sources, open_store
 from fabric.wire import agent as protocol
 from fabric.wire.agent import STORING, WorkerAgent
 from fabric.wire.line import Line, dial
@@ -96,6 +95,7 @@ class Attempt:
         began = time.monotonic()
         result: Literal["done", "failed", "fault", "cancelled"] = "done"
         message = phase = command = ""
+        damaged: tuple[str, ...] = ()
         try:
             job = msgspec.msgpack.decode(self._job, type=Job)
             build(
@@ -113,6 +113,8 @@ class Attempt:
             result, message, phase, command = "failed", str(error), error.step, error.command
         except Cancelled:
             result = "cancelled"
+        except MachineFault as error:
+            result, message, damaged = "fault", str(error), error.damaged
         except (FabricError, OSError, MemoryError) as error:
             result, message = "fault", str(error)
         except Exception as error:  # noqa: BLE001  a bug here must not take the worker down
@@ -132,6 +134,7 @@ class Attempt:
             seconds=time.monotonic() - began,
             log_size=blob.size,
             log_sha256=blob.sha256,
+            damaged=damaged,
         )
 
 
@@ -148,7 +151,7 @@ class Worker:
     ) -> None:
         self.name = name
         self._settings = settings
-        store = Store(settings.store_url, settings.cache_dir / "tmp")
+        store = open_store(settings)
         sources = open_sources(settings)
         self._workspace = Workspace(settings.work_dir, store, sources)
         self._spools = self._workspace.scratch()

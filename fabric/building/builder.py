@@ -14,7 +14,7 @@ from fabric.building.log import Log
 from fabric.building.sandbox import Limits
 from fabric.building.system import build_system
 from fabric.building.workspace import Workspace
-from fabric.errors import BuildFailed, MachineFault, SourceError, StoreError
+from fabric.errors import BuildFailed, DamagedError, MachineFault, SourceError, StoreError
 from fabric.jobs import Artifact, Job, Manifest
 
 
@@ -51,6 +51,8 @@ def build(
             return _build(job, workspace, log, cancelled, jobs, limits, phase, builder)
     except OSError as error:
         raise _fault(job, error) from error
+    except DamagedError as error:
+        raise MachineFault(f"{job.name}: {error}", error.keys) from error
     except (StoreError, SourceError) as error:
         raise MachineFault(f"{job.name}: {error}") from error
 

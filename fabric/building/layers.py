@@ -152,6 +152,7 @@ class Layers:
         Fetches and unpacks what is missing.  BuildFailed when two chunks do not go together,
         MachineFault when one cannot be had.
         """
+        self._bring([item.key for item in staged], cancelled)
         layers = {item.key: self._layer(item.key, cancelled) for item in staged}
         indexes = {key: layer.index for key, layer in layers.items()}
         moves = dict(zip(indexes, see_through(indexes, self._name), strict=True))
@@ -216,6 +217,14 @@ class Layers:
 
         return self.made([(path.name, moves) for path, moves in group], make, cancelled)
 
+    def _bring(self, keys: Sequence[str], cancelled: threading.Event) -> None:
+        """Fetch what is to be unpacked, all at once."""
+        absent = [key for key in keys if key not in self._known and not self._path(key).is_dir()]
+        if len(absent) > 1:
+            found = filter(None, self.workspace.store.manifests(absent))
+            wanted = [(each.key, one.blob) for each in found for one in each.artifacts if one.blob]
+            self.workspace.store.bring(wanted, lambda: stop_if(cancelled))
+
     def _layer(self, key: str, cancelled: threading.Event) -> Layer:
         """The layer of a chunk, which is unpacked first if it is not yet."""
         known = self._known.get(key)
@@ -243,11 +252,14 @@ class Layers:
     def _unpack(self, key: str, into: Path, cancelled: threading.Event) -> None:
         manifest = self.workspace.store.manifest(key)
         if manifest is None:
-            raise MachineFault(f"The artifact store has no chunk {key}, which is to be staged")
+            raise MachineFault(
+                f"The artifact store has no chunk {key}, which is to be staged", (key,)
+            )
         unpacker = Unpacker(into, lambda: stop_if(cancelled))
         for artifact in manifest.artifacts:
             if artifact.blob is not None:
-                with self.workspace.store.path(artifact.blob).open("rb") as file:
+                path = self.workspace.store.path(artifact.blob, key, lambda: stop_if(cancelled))
+                with path.open("rb") as file:
                     unpacker.add(file, artifact.name)
         unpacker.finish()
 

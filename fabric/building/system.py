@@ -48,7 +48,7 @@ def build_system(
     rootfs.mkdir()
     tree = Unpacker(rootfs, lambda: stop_if(cancelled))
     [(name, contents)] = job.lists
-    for path, text in _unpack(contents, tree, workspace):
+    for path, text in _unpack(contents, tree, workspace, cancelled):
         _write(tree, path, text, name)
     for path, text in _describe(job, name):
         _write(tree, path, text, name)
@@ -66,18 +66,25 @@ def build_system(
 
 
 def _unpack(
-    contents: Sequence[Content], tree: Unpacker, workspace: Workspace
+    contents: Sequence[Content],
+    tree: Unpacker,
+    workspace: Workspace,
+    cancelled: threading.Event,
 ) -> Iterator[tuple[str, str]]:
     """Unpack every artifact, and say what must be written about each: (path, text)."""
-    for content in contents:
-        manifest = _manifest(workspace, content.key, content.artifact)
-        blob = manifest.artifact(content.artifact).blob
+    store = workspace.store
+    manifests = _manifests(workspace, contents)
+    found = [(one, manifests[one.key].artifact(one.artifact).blob) for one in contents]
+    wanted = [(content.key, blob) for content, blob in found if blob is not None]
+    store.bring(wanted, lambda: stop_if(cancelled))
+    for content, blob in found:
         paths: list[bytes] = []
         if blob is not None:
-            with workspace.store.path(blob).open("rb") as file:
+            path = store.path(blob, content.key, lambda: stop_if(cancelled))
+            with path.open("rb") as file:
                 paths = tree.add(file, content.artifact)
         names = [path.decode("utf-8", "surrogateescape") for path in paths]
-        yield _meta(manifest, content.artifact, names)
+        yield _meta(manifests[content.key], content.artifact, names)
 
 
 def _describe(job: Job, name: str) -> Iterator[tuple[str, str]]:
@@ -98,11 +105,16 @@ def _describe(job: Job, name: str) -> Iterator[tuple[str, str]]:
     )
 
 
-def _manifest(workspace: Workspace, key: str, artifact: str) -> Manifest:
-    manifest = workspace.store.manifest(key)
-    if manifest is None:
-        raise MachineFault(f"The artifact store has no {artifact} ({key}), which the system needs")
-    return manifest
+def _manifests(workspace: Workspace, contents: Sequence[Content]) -> dict[str, Manifest]:
+    names = {content.key: content.artifact for content in contents}
+    found = dict(zip(names, workspace.store.manifests(names), strict=True))
+    present = {key: manifest for key, manifest in found.items() if manifest is not None}
+    if absent := tuple(key for key in names if key not in present):
+        raise MachineFault(
+            f"The artifact store has no {names[absent[0]]} ({absent[0]}), which the system needs",
+            absent,
+        )
+    return present
 
 
 def _meta(manifest: Manifest, artifact: str, contents: list[str]) -> tuple[str, str]:

@@ -20,7 +20,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -43,7 +43,14 @@ class Store(Protocol):
 
     def manifest(self, key: str) -> Manifest | None: ...
 
-    def path(self, blob: Blob) -> Path: ...  # a local file, verified, not to be changed
+    def manifests(self, keys: Iterable[str]) -> list[Manifest | None]: ...
+
+    def bring(
+        self, wanted: Iterable[tuple[str, Blob]], check: Callable[[], None]
+    ) -> None: ...  # have these blobs (key, blob) at hand, which `path` will be asked for
+
+    # a local file, verified, not to be changed
+    def path(self, blob: Blob, key: str, check: Callable[[], None]) -> Path: ...
 
     def put(self, manifest: Manifest, files: Mapping[str, Path | bytes]) -> None: ...
 

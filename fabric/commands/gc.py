@@ -8,8 +8,7 @@ from fabric.building.workspace import Workspace
 from fabric.commands.common import open_graph, print_json
 from fabric.config import Settings
 from fabric.render import size
-from fabric.trove.configured import open_sources
-from fabric.trove.store import Store
+from fabric.trove.configured import open_sources, open_store
 
 DAY = 86400.0
 
@@ -19,7 +18,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     for system in options.keep:
         project, graph = open_graph(settings, system)
         keep |= set(project.plan(graph).keys.values())
-    store = Store(settings.store_url, settings.cache_dir / "tmp")
+    store = open_store(settings)
     sources = open_sources(settings)
     age = options.keep_days * DAY
     before = store.usage()

@@ -7,10 +7,13 @@ its ``trouble``, which `fabric.trove.store` turns into a `StoreError`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 #: Leftovers of killed writers are removed once they are this old, in seconds.
 ABANDONED = 24 * 3600.0
@@ -61,6 +64,12 @@ class Backend(Protocol):
 
     def used(self, path: str) -> None:
         """Note that the object is of use now, where the backend can note such things."""
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """Apply ``function``, several at a time where that is of use, in the order of items."""
+
+    def now(self) -> float:
+        """The time (Unix) by the clock that stamps the entries."""
 
     def tidy(self) -> None:
         """Remove what killed writers left behind."""

@@ -7,10 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fabric.trove.sources import Sources
+from fabric.trove.store import Store
 
 if TYPE_CHECKING:
     from fabric.config import Shared
     from fabric.trove.reach import Trove
+
+
+def open_store(settings: Shared, scratch: Path | None = None) -> Store:
+    """The artifact store; ``scratch`` is for copies of what it has, by default in the cache."""
+    return Store(
+        settings.store_url,
+        scratch or settings.cache_dir / "tmp",
+        ca=_path(settings.artifacts_ca),
+        password=_path(settings.artifacts_password),
+    )
 
 
 def open_trove(settings: Shared) -> Trove | None:
@@ -20,7 +31,8 @@ def open_trove(settings: Shared) -> Trove | None:
     if not settings.trove:
         return None
     url = settings.trove if ":" in settings.trove else str(Path(settings.trove).expanduser())
-    return Trove(url, _file(settings.ssh_key), _file(settings.known_hosts))
+    key, hosts = _path(settings.ssh_key), _path(settings.known_hosts)
+    return Trove(url, str(key or ""), str(hosts or ""))
 
 
 def open_sources(
@@ -43,5 +55,5 @@ def open_sources(
     )
 
 
-def _file(name: str) -> str:
-    return str(Path(name).expanduser().absolute()) if name else ""
+def _path(name: str) -> Path | None:
+    return Path(name).expanduser().absolute() if name else None

@@ -10,11 +10,15 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from fabric.trove.backends import ABANDONED, Entry, size_of
 from fabric.trove.files import CHUNK, fsync, locked, make_directory, sha256_of
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Directory:
@@ -114,6 +118,12 @@ class Directory:
         with contextlib.suppress(OSError):  # only a hint for gc; the store may be read-only
             if file.stat().st_mtime < time.time() - 60:
                 os.utime(file)
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        return map(function, items)
+
+    def now(self) -> float:
+        return time.time()
 
     def tidy(self) -> None:
         """Remove what killed writers left behind."""

@@ -14,36 +14,31 @@ at `fabric.trove.directory.Directory`.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
-import re
-import time
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import msgspec
 
-from fabric.errors import StoreError
+from fabric.errors import DamagedError, StoreError
 from fabric.jobs import Blob, Manifest
-from fabric.trove.backends import ABANDONED, Backend, Entry
+from fabric.trove.backends import Backend
+from fabric.trove.cleaning import collect
 from fabric.trove.directory import Directory
 from fabric.trove.files import sha256_of
+from fabric.trove.troubles import advice, brief
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
 _decode = msgspec.json.Decoder(Manifest).decode
-#: Longest that gc waits with a blob that no manifest names: an upload may be under way.
-GRACE = ABANDONED
 
 
-class DamagedError(StoreError):
-    """The store holds something else than it should, or lost it.  `Store.forget` mends that."""
-
-    def __init__(self, message: str, blob: Blob | None = None) -> None:
-        super().__init__(message)
-        self.blob = blob
+def _fine() -> None:
+    """Go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +53,26 @@ class Usage:
 class Store:
     """The store at ``url``: a directory, or a URL (file, http, https, s3, gs, az, memory).
 
-    ``scratch`` is a local directory for copies of remote blobs.  Connecting does not touch the
-    store.  Every method raises StoreError, which says what failed where, and what to do.
+    ``scratch`` is a local directory for copies of remote blobs.  Of a URL, ``ca`` is a file with
+    the certificate (PEM) to trust besides the system's, ``password`` one with USER:PASSWORD.
+    Connecting does not touch the store.  Every method raises StoreError, which says what failed
+    where, and what to do.
     """
 
-    def __init__(self, url: str, scratch: Path) -> None:
+    def __init__(
+        self, url: str, scratch: Path, *, ca: Path | None = None, password: Path | None = None
+    ) -> None:
         self.url = url
         self._scratch = scratch
         self._verified: set[tuple[str, int, int]] = set()
+        self._fetching: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
+        certificate = _secret(ca, "artifacts-ca")
+        login = _secret(password, "artifacts-password").decode(errors="replace").strip()
         try:
-            self._backend = _connect(url)
+            self._backend = _connect(url, certificate, login)
         except Exception as error:  # noqa: BLE001 - whatever obstore raises about a bad URL
             raise StoreError(
-                f"{url}: cannot be used as an artifact store: {_brief(error)}; give a directory"
+                f"{url}: cannot be used as an artifact store: {brief(error)}; give a directory"
                 " or a URL of file:, http:, https:, s3:, gs: or az: as the setting `artifacts`"
             ) from None
 
@@ -98,6 +100,10 @@ class Store:
         if manifest.key != key:
             raise self._damaged_manifest(key, f"it is that of {manifest.key}")
         return manifest
+
+    def manifests(self, keys: Iterable[str]) -> list[Manifest | None]:
+        """What is known of many steps, in their order."""
+        return list(self._backend.map(self.manifest, keys))
 
     def put(self, manifest: Manifest, files: Mapping[str, bytes | Path]) -> None:
         """Store a built step.  ``files`` gives each blob of the manifest by its sha256.
@@ -138,8 +144,11 @@ class Store:
         self._verify(blob, len(content), hashlib.sha256(content).hexdigest())
         return content
 
-    def fetch(self, blob: Blob, to: Path) -> None:
-        """Copy a blob to the file ``to``, which is replaced only by the whole, verified blob."""
+    def fetch(self, blob: Blob, to: Path, check: Callable[[], None] = _fine) -> None:
+        """Copy a blob to the file ``to``, which is replaced only by the whole, verified blob.
+
+        ``check`` is called again and again meanwhile, and may raise.
+        """
         import tempfile
 
         with self._reading(blob, f"cannot be fetched to {to}"):
@@ -150,6 +159,7 @@ class Store:
             size = 0
             with self._reading(blob, f"cannot be fetched to {to}"), os.fdopen(handle, "wb") as file:
                 for piece in self._backend.stream(_blob(blob)):
+                    check()
                     digest.update(piece)
                     size += file.write(piece)
             self._verify(blob, size, digest.hexdigest())
@@ -159,41 +169,82 @@ class Store:
             Path(name).unlink(missing_ok=True)
             raise
 
-    def path(self, blob: Blob) -> Path:
+    def path(self, blob: Blob, key: str = "", check: Callable[[], None] = _fine) -> Path:
         """A local file that holds the blob, verified; not to be changed.
 
-        A directory store gives its own file, others a copy in the scratch directory.
-        """
-        file = self._backend.place(_blob(blob))
-        if file is None:
-            file = self._scratch / "blobs" / blob.sha256
-            if not file.exists():
-                self.fetch(blob, file)
-                return file
-        with self._reading(blob):
-            status = file.stat()
-            seen = (blob.sha256, status.st_ino, status.st_mtime_ns)
-            if seen not in self._verified:
-                self._verify(blob, status.st_size, sha256_of(file))
-                self._verified.add(seen)
-        return file
-
-    def forget(self, blob: Blob) -> list[str]:
-        """After a `DamagedError`: remove the blob if it is damaged, and what was built with it.
-
-        Return the cache keys that are no longer in the store, so are to be built again.
+        A directory store gives its own file, others a copy in the scratch directory.  ``key``
+        is the step that the blob belongs to: a DamagedError names it.
         """
         try:
-            self.read(blob) if blob.size < 2**20 else self.path(blob)
+            file = self._backend.place(_blob(blob)) or self._copy(blob, check)
+            with self._reading(blob):
+                status = file.stat()
+                seen = (blob.sha256, status.st_ino, status.st_mtime_ns)
+                if seen not in self._verified:
+                    self._verify(blob, status.st_size, sha256_of(file))
+                    self._verified.add(seen)
+        except DamagedError as error:
+            error.keys = (key,) if key else ()
+            raise
+        return file
+
+    def _copy(self, blob: Blob, check: Callable[[], None]) -> Path:
+        """The copy of a remote blob in the scratch directory, fetched once by all threads."""
+        file = self._scratch / "blobs" / blob.sha256
+        lock = self._fetching.setdefault(blob.sha256, threading.Lock())
+        with lock:
+            try:
+                os.utime(file)  # it is of use, so cleaning the scratch spares it
+            except FileNotFoundError:
+                self.fetch(blob, file, check)
+                status = file.stat()
+                self._verified.add((blob.sha256, status.st_ino, status.st_mtime_ns))
+        return file
+
+    def bring(self, wanted: Iterable[tuple[str, Blob]], check: Callable[[], None] = _fine) -> None:
+        """Fetch blobs (key, blob) that `path` will be asked for, several at a time."""
+        absent = {
+            blob: key
+            for key, blob in wanted
+            if self._backend.place(_blob(blob)) is None
+            and not (self._scratch / "blobs" / blob.sha256).exists()
+        }
+        if absent:
+            for _ in self._backend.map(lambda one: self.path(one, absent[one], check), absent):
+                check()
+
+    # -- damage ------------------------------------------------------------------------------
+
+    def inspect(self, key: str) -> bool:
+        """Whether a built step is there, with all its blobs, and each is what its name says."""
+        try:
+            manifest = self.manifest(key)
         except DamagedError:
-            pass
-        else:
-            return []  # somebody has mended it
-        affected = [key for key in self.keys() if self._needs(key, blob)]
-        self.remove(affected)
+            return False
+        return manifest is not None and all(map(self._is_right, manifest.blobs()))
+
+    def forget(self, key: str) -> None:
+        """Remove a built step, and of its blobs those that are damaged, so that it can be stored
+        again.  Other steps with such a blob have lost it then, which is found when they are used.
+        """
+        try:
+            manifest = self.manifest(key)
+        except DamagedError:
+            manifest = None
+        self.remove([key])
+        wrong = [blob for blob in manifest.blobs() if not self._is_right(blob)] if manifest else []
         with self._explained("cannot be cleaned"):
-            self._backend.delete([_blob(blob)])
-        return affected
+            self._backend.delete(map(_blob, wrong))
+
+    def _is_right(self, blob: Blob) -> bool:
+        digest = hashlib.sha256()
+        try:
+            with self._reading(blob):
+                for piece in self._backend.stream(_blob(blob)):
+                    digest.update(piece)
+        except DamagedError:
+            return False
+        return digest.hexdigest() == blob.sha256
 
     # -- housekeeping ------------------------------------------------------------------------
 
@@ -212,7 +263,7 @@ class Store:
         older_than: float = 0.0,
         max_bytes: int | None = None,
         dry_run: bool = False,
-        now: Callable[[], float] = time.time,
+        now: Callable[[], float] | None = None,
     ) -> Usage:
         """Remove what is not in ``keep`` (cache keys), least recently used first.
 
@@ -222,40 +273,16 @@ class Store:
         or with ``dry_run`` what would be.
         """
         with self._explained("cannot be cleaned"):
-            if not dry_run:
-                self._backend.tidy()
-            # blobs first: a blob put after this is not in the list, so cannot be removed
-            blobs = {entry.path: entry for entry in self._backend.list("blobs")}
-            entries = sorted(self._backend.list("manifests"), key=lambda one: one.time)
-        needs = {entry.path: self._blobs_of(entry.path.rpartition("/")[2]) for entry in entries}
-        users: dict[str, int] = {}
-        for paths in needs.values():
-            for path in paths:
-                users[path] = users.get(path, 0) + 1
-        total = sum(one.size for one in entries) + sum(one.size for one in blobs.values())
-        total -= sum(one.size for path, one in blobs.items() if path not in users)
-        condemned: list[Entry] = []
-        for entry in entries:
-            kept = entry.path.rpartition("/")[2] in keep or entry.time > now() - older_than
-            if kept or (max_bytes is not None and total <= max_bytes):
-                continue
-            condemned.append(entry)
-            total -= entry.size
-            for path in needs[entry.path]:
-                users[path] -= 1
-                if not users[path] and path in blobs:
-                    total -= blobs[path].size
-        with self._explained("cannot be cleaned"):
-            gone = condemned if dry_run else self._backend.delete_unused(condemned)
-            spared = {path for one in set(condemned) - set(gone) for path in needs[one.path]}
-            unnamed = [
-                entry
-                for path, entry in blobs.items()
-                if not users.get(path) and path not in spared and entry.time <= now() - GRACE
-            ]
-            gone_blobs = unnamed if dry_run else self._backend.delete_unused(unnamed)
-        size = sum(entry.size for entry in (*gone, *gone_blobs))
-        return Usage(len(gone), len(gone_blobs), size)
+            gone = collect(
+                self._backend,
+                self._blobs_of,
+                keep,
+                now() if now else self._backend.now(),
+                older_than,
+                max_bytes,
+                dry_run,
+            )
+        return Usage(*gone)
 
     # -- inside ------------------------------------------------------------------------------
 
@@ -266,9 +293,6 @@ class Store:
         except DamagedError:
             return frozenset()
         return frozenset(map(_blob, manifest.blobs())) if manifest else frozenset()
-
-    def _needs(self, key: str, blob: Blob) -> bool:
-        return _blob(blob) in self._blobs_of(key)
 
     def _check_given(self, manifest: Manifest, blob: Blob, data: bytes | Path) -> None:
         if isinstance(data, bytes):
@@ -290,14 +314,13 @@ class Store:
 
     def _damaged(self, blob: Blob, why: str) -> DamagedError:
         return DamagedError(
-            f"{self.url}: blob {blob.sha256} is damaged: {why}; forget it, and what needs it"
-            " is built again",
-            blob,
+            f"{self.url}: blob {blob.sha256} is damaged: {why}; what needs it is to be built again"
         )
 
     def _damaged_manifest(self, key: str, why: str) -> DamagedError:
         return DamagedError(
-            f"{self.url}: manifest {key} is damaged: {why}; remove it, and the step is built again"
+            f"{self.url}: manifest {key} is damaged: {why}; the step is to be built again",
+            (key,),
         )
 
     @contextlib.contextmanager
@@ -314,16 +337,24 @@ class Store:
         try:
             yield
         except FileNotFoundError as error:
-            raise _Absent(f"{self.url}: {what}: {_brief(error)}") from error
+            raise _Absent(f"{self.url}: {what}: {brief(error)}") from error
         except self._backend.trouble as error:
-            raise StoreError(f"{self.url}: {what}: {_brief(error)}{_advice(error)}") from error
+            raise StoreError(f"{self.url}: {what}: {brief(error)}{advice(error)}") from error
 
 
 class _Absent(StoreError):
     """Something is not there."""
 
 
-def _connect(url: str) -> Backend:
+def _secret(file: Path | None, setting: str) -> bytes:
+    """What is in a file that a setting names; nothing if it names none."""
+    try:
+        return file.read_bytes() if file else b""
+    except OSError as error:
+        raise StoreError(f"{file}: cannot be read: {error.strerror}; see `{setting}`") from None
+
+
+def _connect(url: str, ca: bytes, login: str) -> Backend:
     """The backend for a plain path or URL.  Raises whatever obstore does if there is none."""
     if url.startswith("file://"):
         from urllib.parse import unquote, urlsplit
@@ -333,7 +364,7 @@ def _connect(url: str) -> Backend:
         return Directory(Path(url).expanduser().absolute())
     from fabric.trove.remote import Remote  # and with it obstore: the cached path goes without
 
-    return Remote(url)
+    return Remote(url, ca, login)
 
 
 def _manifest(key: str) -> str:
@@ -344,35 +375,3 @@ def _manifest(key: str) -> str:
 
 def _blob(blob: Blob) -> str:
     return f"blobs/{blob.sha256[:2]}/{blob.sha256}"
-
-
-def _brief(error: Exception) -> str:
-    """An exception's own words, without obstore's debug output around them."""
-    if isinstance(error, OSError) and error.strerror:
-        where = f" ({error.filename})" if error.filename else ""
-        return f"{error.strerror}{where}"
-    first, _, details = str(error).partition("\n")
-    first = re.sub(r" in [\d.]+[mµn]?s\b|, after \d+ retries.*retry_timeout: \S+", "", first)
-    cause = re.search(r'message: "([^"]+)"', details)
-    return (f"{first}: {cause[1]}" if cause else first) or type(error).__name__
-
-
-def _advice(error: Exception) -> str:
-    number = getattr(error, "errno", None)
-    if number in (errno.ENOSPC, errno.EDQUOT):
-        return "; the disk is full: free some room (fabric-initiator gc), then try again"
-    if isinstance(error, PermissionError) or number == errno.EROFS:
-        return f"; the store must be writable for {_user()}"
-    if isinstance(error, OSError):
-        return ""
-    if "PROPFIND" in str(error):
-        return "; only a WebDAV server that answers PROPFIND can be listed and cleaned from here"
-    return "; check that the server is up and the setting `artifacts` right, then try again"
-
-
-def _user() -> str:
-    import pwd
-
-    with contextlib.suppress(KeyError):
-        return f"the user {pwd.getpwuid(os.geteuid()).pw_name}"
-    return f"user id {os.geteuid()}"

@@ -21,8 +21,8 @@ def files(tmp_path: Path) -> Iterator[Files]:
 @pytest.fixture(scope="session")
 def webdav(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a WebDAV server of our own."""
-    with nginx(tmp_path_factory.mktemp("nginx"), free_port()) as url:
-        yield url
+    with nginx(tmp_path_factory.mktemp("nginx"), free_port()) as server:
+        yield f"{server.url}/some/place"
 
 
 @pytest.fixture(scope="session")

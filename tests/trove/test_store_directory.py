@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
-from trove_kit import blob, key, step
+from trove_kit import blob, child_environment, key, step
 
-from fabric.errors import StoreError
-from fabric.trove.store import DamagedError, Store
+from fabric.errors import DamagedError, StoreError
+from fabric.trove.store import Store
 
 DAY = 86400.0
 
@@ -32,24 +32,30 @@ def damage(store: Store, data: bytes, by: bytes) -> None:
 
 
 @pytest.mark.parametrize("by", [b"intacT", b"inta", b""])
-def test_a_damaged_blob_is_noticed_and_can_be_forgotten(directory: Store, by: bytes) -> None:
-    directory.put(*step(1, b"intact"))
-    directory.put(*step(2, b"intact"))
-    directory.put(*step(3, b"other"))
+def test_a_damaged_blob_is_noticed_and_forgotten_with_its_step(directory: Store, by: bytes) -> None:
+    for number, data in enumerate((b"intact", b"intact", b"other"), 1):
+        directory.put(*step(number, data))
+        assert directory.inspect(key(number))
+    assert not directory.inspect(key(4)), "what is not there"
     damage(directory, b"intact", by)
     damaged = blob(b"intact")
     for reading in (directory.read, directory.path, lambda it: directory.fetch(it, Path("/x"))):
-        with pytest.raises(DamagedError, match=f"blob {damaged.sha256} is damaged") as caught:
+        with pytest.raises(DamagedError, match=f"blob {damaged.sha256} is damaged"):
             reading(damaged)
-        assert caught.value.blob == damaged
+    with pytest.raises(DamagedError) as caught:
+        directory.path(damaged, key(1))
+    assert caught.value.keys == (key(1),)
     assert not Path("/x").exists()
+    assert [directory.inspect(key(number)) for number in (1, 2, 3)] == [False, False, True]
 
-    assert sorted(directory.forget(damaged)) == sorted([key(1), key(2)])
+    directory.forget(key(1))
 
-    assert directory.has(map(key, (1, 2, 3))) == {key(3)}
+    assert directory.has(map(key, (1, 2, 3))) == {key(2), key(3)}
+    assert not directory.inspect(key(2)), "it has lost its blob"
     directory.put(*step(1, b"intact"))
     assert directory.read(damaged) == b"intact"
-    assert directory.forget(damaged) == [], "it is whole again"
+    assert directory.inspect(key(2)), "and has it again"
+    directory.forget(key(9))
 
 
 def test_putting_mends_a_torn_blob(directory: Store) -> None:
@@ -65,8 +71,10 @@ def test_a_torn_manifest_is_noticed(directory: Store, content: str) -> None:
     file = Path(directory.url) / "manifests" / key(1)
     file.chmod(0o644)
     file.write_text(content)
-    with pytest.raises(DamagedError, match=f"manifest {key(1)} is damaged.*remove it"):
+    with pytest.raises(DamagedError, match=f"manifest {key(1)} is damaged.*built again") as caught:
         directory.manifest(key(1))
+    assert caught.value.keys == (key(1),)
+    assert not directory.inspect(key(1))
     assert directory.gc(set(), now=lambda: time.time() + 2 * DAY).manifests == 1
 
 
@@ -191,11 +199,6 @@ def test_a_full_disk_is_said_clearly(tmp_path: Path) -> None:
     assert "the disk is full: free some room" in first
     assert "cannot be fetched to" in second
     assert "the disk is full" in second
-
-
-def child_environment() -> dict[str, str]:
-    here = Path(__file__).parent
-    return {**os.environ, "PYTHONPATH": f"{here.parents[1]}:{here}"}
 
 
 def test_a_killed_writer_leaves_nothing_that_counts(directory: Store, tmp_path: Path) -> None:

@@ -52,6 +52,12 @@ def step(number: int = 1, *contents: bytes) -> tuple[Manifest, dict[str, bytes |
     return manifest, {blob(data).sha256: data for data in (*contents, log)}
 
 
+def child_environment() -> dict[str, str]:
+    """For tests that run Python: with this folder and the project to import from."""
+    here = Path(__file__).parent
+    return {**os.environ, "PYTHONPATH": f"{here.parents[1]}:{here}"}
+
+
 # -- git -------------------------------------------------------------------------------------
 
 
@@ -198,27 +204,104 @@ class Files:
         return Handler
 
 
+class Cable:
+    """A way to a server that can be cut: TCP on loopback.
+
+    ``breaks`` connections are cut after ``after`` bytes of the server's (or with ``up`` of the
+    client's); ``rate`` limits what goes up, in bytes per second; ``stalls`` lets nothing through.
+    """
+
+    def __init__(self, to: int) -> None:
+        self._to = to
+        self.after = self.breaks = self.rate = 0
+        self.up = self.stalls = False
+        self.cut = 0  # connections that were
+        self.passed = 0  # bytes of the server's
+        self._stalled: list[socket.socket] = []  # nobody reads them, nobody closes them
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+
+    def __enter__(self) -> Cable:
+        self._accepting.start()
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._accepting.join()
+        self._listener.close()
+        for one in self._stalled:
+            one.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                if self.stalls:
+                    self._stalled.append(client)
+                    continue
+                server = socket.create_connection(("127.0.0.1", self._to))
+                for pair in ((client, server, True), (server, client, False)):
+                    threading.Thread(target=self._pump, args=pair, daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, up: bool) -> None:
+        passed = 0
+        with contextlib.suppress(OSError):
+            while data := source.recv(16384):
+                sink.sendall(data)
+                passed += len(data)
+                self.passed += 0 if up else len(data)
+                if up and self.rate:
+                    time.sleep(len(data) / self.rate)
+                if self.breaks and up == self.up and passed >= self.after:
+                    self.breaks -= 1
+                    self.cut += 1
+                    break
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+
 @contextlib.contextmanager
-def nginx(folder: Path, port: int) -> Iterator[str]:
-    """A WebDAV server: nginx with its two DAV modules."""
+def nginx(
+    folder: Path,
+    port: int,
+    *,
+    tls: Authority | None = None,
+    login: str = "",
+    data: Path | None = None,
+) -> Iterator[Server]:
+    """A WebDAV server: nginx with its two DAV modules; its files are in ``data``.
+
+    With a certificate of ``tls``, and for ``login`` (USER:PASSWORD) alone, if they are given.
+    """
     module = Path("/usr/lib/nginx/modules/ngx_http_dav_ext_module.so")
     assert module.exists(), (
         "the tests need the Debian packages nginx-light, libnginx-mod-http-dav-ext"
     )
-    for name in ("data", "body"):
-        (folder / name).mkdir()
+    data = data or folder / "data"
+    data.mkdir(exist_ok=True)
     user = "user root;" if os.geteuid() == 0 else ""
+    ssl = auth = ""
+    if tls:
+        certificate, key = tls.certificate("127.0.0.1")
+        ssl = f"ssl_certificate {certificate}; ssl_certificate_key {key};"
+    if login:
+        name, _, password = login.partition(":")
+        (folder / "users").write_text(f"{name}:{{PLAIN}}{password}\n")
+        auth = f'auth_basic "artifacts"; auth_basic_user_file {folder}/users;'
     (folder / "nginx.conf").write_text(
         f"""
         load_module {module};
         daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/error.log; {user}
         events {{}}
         http {{
-          access_log off; client_max_body_size 0; client_body_temp_path {folder}/body;
+          access_log off; client_max_body_size 0; client_body_temp_path {data}/tmp;
           proxy_temp_path {folder}/body; fastcgi_temp_path {folder}/body;
           uwsgi_temp_path {folder}/body; scgi_temp_path {folder}/body;
           server {{
-            listen 127.0.0.1:{port}; root {folder}/data;
+            listen 127.0.0.1:{port} {"ssl" if tls else ""}; root {data}; {ssl} {auth}
             location / {{
               dav_methods PUT DELETE; dav_ext_methods PROPFIND; create_full_put_path on;
             }}
@@ -229,7 +312,53 @@ def nginx(folder: Path, port: int) -> Iterator[str]:
     command = ["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf")]
     command += ["-e", str(folder / "error.log")]
     with running(command, folder / "output", port, path="/usr/sbin:/sbin"):
-        yield f"http://127.0.0.1:{port}/some/place"
+        yield Server(f"http{'s' if tls else ''}://127.0.0.1:{port}", port, data)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A WebDAV server, and the folder where its files are."""
+
+    url: str
+    port: int
+    data: Path
+
+
+class Authority:
+    """An authority of our own that signs certificates."""
+
+    def __init__(self, folder: Path, name: str = "authority") -> None:
+        self._folder = folder
+        self.file = folder / f"{name}.pem"
+        self._key = folder / f"{name}.key"
+        self._openssl(
+            *("req", "-x509", "-subj", f"/CN={name}", "-days", "2"),
+            *("-keyout", str(self._key), "-out", str(self.file)),
+        )
+
+    def certificate(self, address: str) -> tuple[Path, Path]:
+        """A certificate for a host, and its key."""
+        made, key = self._folder / f"{address}.pem", self._folder / f"{address}.key"
+        self._openssl(
+            *("req", "-x509", "-subj", "/CN=server", "-days", "2"),
+            *("-addext", f"subjectAltName=IP:{address}", "-CA", str(self.file)),
+            *("-CAkey", str(self._key), "-keyout", str(key), "-out", str(made)),
+            *("-addext", "basicConstraints=critical,CA:FALSE"),
+        )
+        return made, key
+
+    def _openssl(self, *args: str) -> None:
+        command = [
+            "openssl",
+            *args,
+            "-noenc",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
 
 
 @dataclass(frozen=True)
@@ -296,7 +425,8 @@ def seaweed(folder: Path) -> Iterator[dict[str, str]]:
             "-master.volumeSizeLimitMB=64",
             f"-filer.localSocket={folder}/filer",
         ),
-        *("-filer", "-s3", f"-s3.config={folder}/s3.json", "-s3.port.iceberg=0"),
+        *("-filer", "-s3", f"-s3.config={folder}/s3.json"),
+        *("-s3.port.iceberg=0", "-s3.port.lance=0"),
         *(f"-{name}.port={port}" for name, port in ports.items()),
     ]
     tools = str(Path(sys.executable).parent)

@@ -1,0 +1,63 @@
+"""What a backend's exceptions mean to the one who reads them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+
+#: What obstore says -> what to do.
+_MEANINGS = (
+    (
+        "InvalidCertificate",
+        "its certificate is not trusted: have `artifacts-ca` name the file with the certificate of"
+        " the authority that vouches for it",
+    ),
+    ("status code: 40[13]", "check `artifacts-password`"),
+    (
+        "status code: 413",
+        "the server takes no files of that size: nginx has client_max_body_size for that",
+    ),
+    ("status code: 507", "the server's disk is full: free some room there"),
+    (
+        "PUT .*status code: 500",
+        "the server failed, and its own log tells why; often its disk is full",
+    ),
+    ("PROPFIND", "only a WebDAV server that answers PROPFIND can be listed and cleaned from here"),
+)
+
+
+def brief(error: Exception) -> str:
+    """An exception's own words, without obstore's debug output around them."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror}{where}"
+    first, _, details = str(error).partition("\n")
+    first = re.sub(r" in [\d.]+[mµn]?s\b|, after \d+ retries.*retry_timeout: \S+", "", first)
+    cause = re.search(r'message: "([^"]+)"|(InvalidCertificate)', details)
+    first = " ".join(first.split()).removesuffix("<html>").rstrip(": ")
+    return (f"{first}: {cause[1] or cause[2]}" if cause else first) or type(error).__name__
+
+
+def advice(error: Exception) -> str:
+    """What to do about it, as the end of a sentence; "" if there is nothing to say."""
+    number = getattr(error, "errno", None)
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return "; the disk is full: free some room (fabric-initiator gc), then try again"
+    if isinstance(error, PermissionError) or number == errno.EROFS:
+        return f"; the store must be writable for {_user()}"
+    if isinstance(error, OSError):
+        return ""
+    for pattern, meaning in _MEANINGS:
+        if re.search(pattern, str(error)):
+            return f"; {meaning}"
+    return "; check that the server is up and the setting `artifacts` right, then try again"
+
+
+def _user() -> str:
+    import pwd
+
+    with contextlib.suppress(KeyError):
+        return f"the user {pwd.getpwuid(os.geteuid()).pw_name}"
+    return f"user id {os.geteuid()}"

@@ -1,0 +1,347 @@
+"""Artifact stores behind a network: whom to trust, broken wires, hung and full servers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from trove_kit import Authority, Cable, Server, blob, child_environment, free_port, key, nginx, step
+
+from fabric.errors import DamagedError, StoreError
+from fabric.trove import remote
+from fabric.trove.store import Store
+
+MIB = 1024 * 1024
+LOGIN = "worker:much secret"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """A WebDAV server of this test alone."""
+    folder = tmp_path / "server"
+    folder.mkdir()
+    with nginx(folder, free_port()) as server:
+        yield server
+
+
+@pytest.fixture
+def cable(server: Server) -> Iterator[Cable]:
+    """A way to it that can be cut."""
+    with Cable(server.port) as cable:
+        yield cable
+
+
+@pytest.fixture
+def far(cable: Cable, tmp_path: Path) -> Store:
+    """The store at the other end of the cable."""
+    return Store(f"http://127.0.0.1:{cable.port}/a", tmp_path / "scratch")
+
+
+@pytest.fixture
+def near(server: Server, tmp_path: Path) -> Store:
+    """The same store, without the cable."""
+    return Store(f"{server.url}/a", tmp_path / "another scratch")
+
+
+@pytest.fixture
+def big(tmp_path: Path) -> Path:
+    """A file larger than what obstore would rather upload in parts."""
+    file = tmp_path / "big"
+    file.write_bytes(os.urandom(12 * MIB))
+    return file
+
+
+# -- who may, and whom to trust --------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Authority]]:
+    """A server with TLS and a password, and who vouches for it."""
+    folder = tmp_path_factory.mktemp("guarded")
+    authority = Authority(folder)
+    with nginx(folder, free_port(), tls=authority, login=LOGIN) as server:
+        yield server, authority
+
+
+@pytest.fixture
+def password(tmp_path: Path) -> Path:
+    (tmp_path / "password").write_text(LOGIN + "\n")
+    return tmp_path / "password"
+
+
+def test_over_tls_with_a_password(
+    guarded: tuple[Server, Authority], password: Path, tmp_path: Path, big: Path
+) -> None:
+    server, authority = guarded
+    store = Store(server.url, tmp_path / "scratch", ca=authority.file, password=password)
+    manifest, files = step(1, big.read_bytes(), b"small")
+    files[blob(big.read_bytes()).sha256] = big
+    store.put(manifest, files)
+    assert store.has([key(1)]) == {key(1)}
+    assert store.path(blob(big.read_bytes())).read_bytes() == big.read_bytes()
+    assert store.inspect(key(1))
+    assert store.usage().manifests == 1
+
+
+def test_neither_stranger_nor_strange_server(
+    guarded: tuple[Server, Authority],
+    password: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(remote, "RETRIES", 1)
+    server, authority = guarded
+    scratch, wrong = tmp_path / "scratch", tmp_path / "wrong"
+    wrong.write_text("worker:guess")
+    other = Authority(tmp_path, "another")
+    for store, advice in (
+        (Store(server.url, scratch, password=password), "have `artifacts-ca` name"),
+        (Store(server.url, scratch, ca=other.file, password=password), "have `artifacts-ca` name"),
+        (Store(server.url, scratch, ca=authority.file), "check `artifacts-password`"),
+        (Store(server.url, scratch, ca=authority.file, password=wrong), "check `artifacts-pass"),
+    ):
+        for use in (lambda: store.has([key(1)]), lambda: store.put(*step(1, b"data"))):  # noqa: B023
+            with pytest.raises(StoreError) as caught:
+                use()
+            assert advice in str(caught.value)
+            assert "guess" not in str(caught.value)
+            assert "\n" not in str(caught.value)
+
+
+def test_files_of_settings_that_are_wrong(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"none: cannot be read: No such file.*`artifacts-ca`"):
+        Store("https://127.0.0.1/", tmp_path, ca=tmp_path / "none")
+    with pytest.raises(StoreError, match="`artifacts-password`"):
+        Store("https://127.0.0.1/", tmp_path, password=tmp_path)
+    rubbish = tmp_path / "rubbish.pem"
+    rubbish.write_text("no certificate")
+    with pytest.raises(StoreError, match="cannot be used as an artifact store"):
+        Store("https://127.0.0.1/", tmp_path, ca=rubbish)
+
+
+# -- wires that break ------------------------------------------------------------------------
+
+
+def test_a_download_goes_on_where_it_broke(
+    far: Store, near: Store, cable: Cable, big: Path
+) -> None:
+    data = big.read_bytes()
+    near.put(*step(1, data))
+    cable.after, cable.breaks = 3 * MIB, 3
+    assert far.path(blob(data)).read_bytes() == data
+    assert cable.cut == 3
+    assert cable.passed < 2 * len(data), "never from the start"
+
+
+def test_an_upload_is_tried_again(far: Store, near: Store, cable: Cable, big: Path) -> None:
+    manifest, files = step(1, big.read_bytes())
+    files[blob(big.read_bytes()).sha256] = big
+    cable.up, cable.after, cable.breaks = True, 2 * MIB, 2
+    far.put(manifest, files)
+    assert cable.cut == 2
+    assert near.inspect(key(1))
+
+
+def test_a_slow_upload_is_not_silence(
+    far: Store, near: Store, cable: Cable, big: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "SILENCE", 1)
+    manifest, files = step(1, big.read_bytes())
+    files[blob(big.read_bytes()).sha256] = big
+    cable.rate = 4 * MIB
+    Store(far.url, near._scratch).put(manifest, files)
+    assert near.inspect(key(1))
+
+
+def test_a_server_that_comes_back(tmp_path: Path) -> None:
+    """Requests wait for one that is being restarted."""
+    folder, port = tmp_path / "server", free_port()
+    folder.mkdir()
+    store = Store(f"http://127.0.0.1:{port}/a", tmp_path / "scratch")
+    putting = threading.Thread(target=lambda: store.put(*step(1, b"data")))
+    putting.start()
+    time.sleep(0.5)
+    with nginx(folder, port):
+        putting.join(60)
+        assert store.inspect(key(1))
+
+
+def test_a_server_that_hangs(far: Store, cable: Cable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "SILENCE", 0.3)
+    monkeypatch.setattr(remote, "PATIENCE", 1)
+    store = Store(far.url, far._scratch)
+    cable.stalls = True
+    for use in (
+        lambda: store.has([key(1)]),
+        lambda: store.put(*step(1, b"x")),
+        lambda: store.path(blob(b"x")),
+        lambda: store.gc(set()),
+    ):
+        with pytest.raises(StoreError, match=r"check that the server is up"):
+            use()
+    assert not list(far._scratch.rglob("*fetch*"))
+
+
+def test_half_an_upload_is_nothing(server: Server, cable: Cable, tmp_path: Path, big: Path) -> None:
+    """Whoever is killed while uploading leaves nothing that a reader could see."""
+    cable.rate = MIB
+    code = f"""
+        import sys
+        from pathlib import Path
+        from trove_kit import blob, step
+        from fabric.trove.store import Store
+        big = Path({str(big)!r})
+        manifest, files = step(1, big.read_bytes())
+        files[blob(big.read_bytes()).sha256] = big
+        Store("http://127.0.0.1:{cable.port}/a", Path({str(tmp_path)!r}, "s")).put(manifest, files)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    with subprocess.Popen(command, env=child_environment()) as writer:
+        until = time.monotonic() + 30
+        while not (under_way := [f for f in (server.data / "tmp").rglob("*") if f.is_file()]):
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        writer.kill()
+    assert under_way
+    near = Store(f"{server.url}/a", tmp_path / "scratch")
+    assert near.has([key(1)]) == set()
+    with pytest.raises(DamagedError, match="it is not there"):
+        near.read(blob(big.read_bytes()))
+
+
+# -- many at once ----------------------------------------------------------------------------
+
+
+def test_the_same_artifact_is_uploaded_by_many(server: Server, tmp_path: Path, big: Path) -> None:
+    data = big.read_bytes()
+    stores = [Store(f"{server.url}/a", tmp_path / f"scratch-{number}") for number in range(4)]
+    threads = [
+        threading.Thread(target=store.put, args=step(1, data, b"%d" % number))
+        for number, store in enumerate(stores)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert stores[0].inspect(key(1)), "one of them, and whole"
+
+
+def test_blobs_are_brought_together_and_once(near: Store) -> None:
+    contents = [bytes([number]) * MIB for number in range(8)]
+    near.put(*step(1, *contents))
+    wanted = [(key(1), blob(data)) for data in contents]
+    threads = [threading.Thread(target=near.bring, args=(wanted,)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (
+        sorted(file.stat().st_size for file in near._scratch.rglob("*") if file.is_file())
+        == [MIB] * 8
+    )
+    for data in contents:
+        assert near.path(blob(data)).read_bytes() == data
+    with pytest.raises(DamagedError, match="it is not there") as caught:
+        near.bring([*wanted, (key(2), blob(b"lost"))])
+    assert caught.value.keys == (key(2),)
+
+
+def test_bringing_can_be_called_off(far: Store, near: Store, big: Path) -> None:
+    data = big.read_bytes()
+    near.put(*step(1, data))
+
+    class Enough(Exception):
+        pass
+
+    def check() -> None:
+        raise Enough
+
+    with pytest.raises(Enough):
+        far.bring([(key(1), blob(data))], check)
+    assert not [file for file in far._scratch.rglob("*") if file.is_file()]
+
+
+# -- damage ----------------------------------------------------------------------------------
+
+
+def test_a_corrupt_upload_is_mended_by_a_good_worker(
+    server: Server, near: Store, tmp_path: Path
+) -> None:
+    """One machine's bad bytes: found by the next that needs them, and built again elsewhere."""
+    data = os.urandom(MIB)
+    near.put(*step(1, data))  # by a worker whose network turns a bit
+    place = server.data / "a" / "blobs" / blob(data).sha256[:2] / blob(data).sha256
+    place.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+
+    good = Store(f"{server.url}/a", tmp_path / "good")
+    with pytest.raises(DamagedError) as caught:  # becomes Outcome.damaged
+        good.bring([(key(1), blob(data))])
+    broker = Store(f"{server.url}/a", tmp_path / "broker")
+    for one in caught.value.keys:
+        assert not broker.inspect(one)
+        broker.forget(one)
+    assert broker.has([key(1)]) == set(), "so it is offered again"
+    good.put(*step(1, data))
+
+    assert broker.inspect(key(1))
+    assert good.path(blob(data), key(1)).read_bytes() == data
+
+
+# -- full disks ------------------------------------------------------------------------------
+
+
+def test_full_disks_at_either_end(tmp_path: Path) -> None:
+    for name in ("mount", "server"):
+        (tmp_path / name).mkdir()
+    code = f"""
+        import os
+        from pathlib import Path
+        from trove_kit import blob, free_port, key, nginx, step
+        from fabric.errors import StoreError
+        from fabric.trove import remote
+        from fabric.trove.store import Store
+        remote.RETRIES = 1
+        top = Path({str(tmp_path)!r})
+        data = os.urandom(1_500_000)
+        with nginx(top / "server", free_port(), data=top / "mount") as server:
+            store = Store(server.url + "/a", top / "scratch")
+            store.put(*step(1, data))
+            try:
+                store.put(*step(2, os.urandom(1_500_000)))
+            except StoreError as error:
+                print(error)
+            assert store.has([key(1), key(2)]) == {{key(1)}}
+            assert store.inspect(key(1))
+            store.put(*step(3, b"fits"))
+            full = Store(server.url + "/a", top / "mount" / "scratch")
+            try:
+                full.path(blob(data), key(1))
+            except StoreError as error:
+                print(error)
+            assert not [file for file in (top / "mount/scratch").rglob("*") if file.is_file()]
+            assert full.path(blob(b"fits")).read_bytes() == b"fits"
+    """
+    script = f'mount -t tmpfs -o size=2m none {tmp_path}/mount && exec "$0" -c "$1"'
+    done = subprocess.run(
+        [
+            *("unshare", "--map-root-user", "--mount", "sh", "-c", script),
+            *(sys.executable, textwrap.dedent(code)),
+        ],
+        capture_output=True,
+        text=True,
+        env=child_environment(),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    there, here = done.stdout.splitlines()
+    assert "chunk-2 cannot be stored" in there
+    assert "its own log tells why; often its disk is full" in there
+    assert "cannot be fetched to" in here
+    assert "the disk is full: free some room" in here
