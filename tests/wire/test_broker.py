@@ -288,8 +288,9 @@ def test_a_message_out_of_bounds_is_refused_with_the_reason(stranger: Stranger) 
 
 
 def test_a_second_worker_of_one_name_is_refused(stranger: Stranger) -> None:
-    for instance in ("first", "second", "first"):
-        report = Report(PROTOCOL, "w1", "x86_64", 1, 1, instance=instance)
+    # one after the other: a former run that is heard but once may merely be late
+    for sequence, instance in enumerate(("first", "second", "first", "second", "first"), 1):
+        report = Report(PROTOCOL, "w1", "x86_64", 1, sequence, instance=instance)
         stranger.say(msgspec.msgpack.encode(report))
     assert "another worker is named w1 too" in stranger.refused().reason
 
