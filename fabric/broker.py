@@ -22,13 +22,15 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fabric import config
+from fabric import config, daemon
 from fabric.config import BrokerSettings
 from fabric.desk import Desk
 from fabric.errors import FabricError
-from fabric.journal import Journal
 from fabric.logs import Spools
+from fabric.metrics import Metrics
+from fabric.notes import Notes
 from fabric.process import die_with_parent
+from fabric.record import Record
 from fabric.resolving import Resolvers
 from fabric.scheduling import events
 from fabric.scheduling.core import Scheduler
@@ -38,7 +40,6 @@ from fabric.systemd import Supervisor
 from fabric.wire import keys, sockets
 from fabric.wire.listener import Listener
 from fabric.wire.messages import (
-    Answer,
     Command,
     FromPeer,
     Leave,
@@ -57,15 +58,14 @@ if TYPE_CHECKING:
 
 #: Seconds between sweeps of old logs.
 SWEEP_EVERY = 60.0
-#: Seconds between two looks at who is admitted.
-LOOK_EVERY = 0.2
 
 
 class Broker:
     """One run of a broker, listening at ``addresses``; ``state`` is for what it keeps.
 
     With ``keys_dir`` only those admitted there are heard.  ``resolver`` is the command that
-    resolves orders; with it, requests go on after a restart.
+    resolves orders; with it, requests go on after a restart.  What is noted and counted goes to
+    ``note`` and ``metrics``.
     """
 
     def __init__(
@@ -76,32 +76,35 @@ class Broker:
         limits: Limits | None = None,
         keys_dir: Path | None = None,
         resolver: Sequence[str] = (),
+        note: Notes | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         """Binds the sockets.  AddressError, KeyProblem or OSError if that cannot be done."""
         curve = None if keys_dir is None else keys.of_broker(keys_dir)
         admitted = None if keys_dir is None else keys.Admitted(keys_dir)
+        note = note or Notes("fabric-broker")
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._listener = Listener(
             addresses, note, wake=self._wakeup, curve=curve, admitted=admitted
         )
         self._stopping = False
         self._spools = Spools(state / "logs")
-        self._journal = Journal(state / "journal.sqlite", note)
+        self._record = Record(state, note, metrics)
+        journal = self._record.journal
         self._desk = Desk(open_store, self._wake)
         self._resolvers = Resolvers(resolver, self._wake)
-        unfinished = self._journal.unfinished() if resolver else []
+        unfinished = journal.unfinished() if resolver else []
         self._now = time.monotonic()
         self._scheduler = Scheduler(
             limits,
             broker=uuid.uuid4().hex,
-            epoch=self._journal.epoch,
-            durations=self._journal.durations,
-            drained=self._journal.drained_workers,
+            epoch=journal.epoch,
+            durations=journal.durations,
+            drained=journal.drained_workers,
             recovering=bool(unfinished),
             now=self._now,
         )
         self._sweep_due = self._now + 1.0  # let the start be quick
-        self._look_due = self._now if admitted is not None else math.inf
         self._peer = b""  # who sent the message at hand
         self._routes: dict[str, bytes] = {}  # worker -> peer
         self._desires: dict[str, None] = {}  # workers to be told
@@ -116,12 +119,12 @@ class Broker:
             events.Changed: self._changed,
             events.Refuse: self._refuse,
             events.Tell: self._tell,
-            events.Drained: self._journal.drained,
-            events.Opened: self._journal.opened,
+            events.Drained: journal.drained,
+            events.Opened: self._record.opened,
             events.Closed: self._closed,
             events.Began: self._began,
             events.Ended: self._ended,
-            events.Learned: self._journal.learned,
+            events.Learned: journal.learned,
         }
         for intent in unfinished:
             self._apply(intent)
@@ -152,7 +155,7 @@ class Broker:
         self._listener.close()
         self._resolvers.close()
         self._desk.close()
-        self._journal.close()
+        self._record.close()
         self._spools.close(forget=forget_logs)
         os.close(self._wakeup)
 
@@ -167,7 +170,8 @@ class Broker:
             self._scheduler.next_due(),
             self._watchers.next_due(),
             self._spools.next_due(),
-            self._look_due,
+            self._listener.due,
+            self._record.due,
         )
         left = max(0.0, due - time.monotonic())
         for source, _ in self._listener.poller.poll(math.ceil(left * 1000)):
@@ -199,11 +203,10 @@ class Broker:
     def _pass_time(self) -> None:
         if self._now >= self._scheduler.next_due():
             self._apply(events.Tick())
-        if self._now >= self._look_due:
-            self._look_due = self._now + LOOK_EVERY
-            if self._listener.look():
-                self._routes.clear()
-                self._watchers = Watchers()
+        if self._listener.look(self._now):
+            self._routes.clear()
+            self._watchers = Watchers()
+        self._record.measure(self._scheduler, self._now)
         if self._now >= self._sweep_due:
             self._sweep_due = self._now + SWEEP_EVERY
             self._spools.sweep(self._now)
@@ -213,7 +216,7 @@ class Broker:
             self._routes = {name: peer for name, peer in self._routes.items() if name in known}
 
     def _tell_helpers(self) -> None:
-        self._journal.flush()
+        self._record.journal.flush()
         if self._asks:
             self._desk.ask(self._asks.copy())
             self._asks.clear()
@@ -266,7 +269,8 @@ class Broker:
             case Command():
                 self._apply(message)
             case Query():
-                self._listener.send(self._peer, self._answer(message))
+                answer = self._scheduler.answer(message, self._now)
+                self._listener.send(self._peer, self._record.completed(message, answer))
             case LogPiece():
                 self._spools.arrived(message.key, message.fence)
                 self._log(sender, message.key, message.fence, message.offset, message.data)
@@ -280,19 +284,11 @@ class Broker:
 
     def _remember(self, poll: Poll) -> None:
         """Somebody asks for a request that the core does not know (any more)."""
-        outcome = self._journal.outcome(poll.request)
+        outcome = self._record.journal.outcome(poll.request)
         if outcome is None:
             self._apply(poll)  # which refuses it
         else:
             self._listener.send(self._peer, outcome)
-
-    def _answer(self, query: Query) -> Answer:
-        answer = self._scheduler.answer(query, self._now)
-        if query.what == "requests":
-            known = {each.request for each in answer.requests}
-            past = [each for each in self._journal.finished() if each.request not in known]
-            answer = msgspec.structs.replace(answer, requests=(*answer.requests, *past))
-        return answer
 
     def _apply(self, event: events.Event) -> None:
         for effect in self._scheduler.handle(event, self._now):
@@ -303,6 +299,7 @@ class Broker:
             return  # it is not this worker's log
         offset, fresh = self._spools.append(key, fence, offset, data)
         if fresh:
+            self._record.logged(len(fresh))
             self._listener.publish(key, fence, offset, fresh)
 
     # -- effects -------------------------------------------------------------------------------
@@ -323,37 +320,27 @@ class Broker:
     def _closed(self, effect: events.Closed) -> None:
         outcome = self._scheduler.update(effect.request, 0, self._now)
         if outcome is not None:
-            self._journal.closed(outcome)
+            self._record.closed(outcome)
 
     def _began(self, effect: events.Began) -> None:
         self._spools.begin(effect.key, effect.fence, effect.worker, found=effect.found)
 
     def _ended(self, effect: events.Ended) -> None:
-        outcome = effect.outcome
-        if outcome is None:
-            self._spools.end(effect.key, effect.fence, -1, "", self._now)
-            return
-        self._spools.end(effect.key, effect.fence, outcome.log_size, outcome.log_sha256, self._now)
-        self._journal.ended(effect)
-
-
-def note(text: str) -> None:
-    """Say something to whoever keeps the broker's standard error."""
-    print(f"fabric-broker: {text}", file=sys.stderr, flush=True)
+        size, sha256 = -1, ""
+        if effect.outcome is not None:
+            size, sha256 = effect.outcome.log_size, effect.outcome.log_sha256
+        self._spools.end(effect.key, effect.fence, size, sha256, self._now)
+        task = self._scheduler.tasks.get(effect.key)
+        self._record.ended(effect, tuple(task.requests) if task is not None else ())
 
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    top = argparse.ArgumentParser(prog="fabric-broker", description=(__doc__ or "").splitlines()[0])
+    top = daemon.parser("fabric-broker", __doc__ or "", config.BROKER_FILE)
     top.add_argument(
-        "--config", type=Path, metavar="FILE", help=f"its settings (default {config.BROKER_FILE})"
+        "--state", type=Path, default="state", help="embedded: where it keeps journal and logs"
     )
-    top.add_argument("--check-config", action="store_true", help="say what it understood, and end")
-    embedded = top.add_argument_group("as a part of an embedded fabric")
-    embedded.add_argument("--directory", type=Path, help="where to make its sockets, as files")
-    embedded.add_argument("--state", type=Path, help="where it keeps journal and logs")
-    embedded.add_argument("--store", metavar="URL", help="the artifact store")
-    embedded.add_argument("--parent", type=int, metavar="PID", help="end when this process does")
+    top.add_argument("--store", metavar="URL", help="embedded: the artifact store")
     return top
 
 
@@ -367,9 +354,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.check_config:
             print(config.shown(settings))
             return 0
-        broker = _broker(settings, options.config or config.BROKER_FILE, options.directory)
+        broker = _broker(settings, options.config, options.directory)
     except (FabricError, OSError) as error:
-        note(str(error))
+        Notes("fabric-broker")(str(error))
         return error.exit_code if isinstance(error, FabricError) else 4
     # What is made while serving lives long and hardly in circles: do not look for garbage often.
     gc.freeze()
@@ -384,13 +371,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _settings(options: argparse.Namespace) -> BrokerSettings:
-    given = {"state": options.state and str(options.state), "artifacts": options.store}
-    if options.directory is not None and options.config is None:  # an embedded fabric's
-        common = config.common(config.load_settings(overrides={"artifacts": options.store}))
-        return BrokerSettings(**common, state=given["state"] or common["cache"] + "/state")
-    path = options.config or config.BROKER_FILE
-    settings = config.load(BrokerSettings, path, overrides=given, must_exist=True)
-    if settings.plain and options.directory is None:
+    given = {"artifacts": options.store}
+    if options.directory is not None:
+        common = config.common(config.load_settings(overrides=given))
+        return BrokerSettings(**common, state=str(options.state))
+    settings = config.load(BrokerSettings, options.config)
+    if settings.plain:
         sockets.check_plain(settings.listen)
     return settings
 
@@ -410,6 +396,8 @@ def _broker(settings: BrokerSettings, file: Path, directory: Path | None) -> Bro
         Limits(lease=settings.lease, losses=settings.losses, faults=settings.faults),
         None if settings.plain else settings.keys_dir,
         (sys.executable, "-m", "fabric.resolver", "--config", str(file)),
+        Notes("fabric-broker", chatty=True),
+        Metrics(settings.metrics) if settings.metrics else None,
     )
 
 

@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import os
 import queue
-import shutil
 import signal
 import socket
 import sys
@@ -25,7 +24,7 @@ from typing import Literal
 
 import msgspec
 
-from fabric import config
+from fabric import config, daemon
 from fabric.building.builder import build
 from fabric.building.host import host_tools
 from fabric.building.log import Log
@@ -33,10 +32,12 @@ from fabric.building.workspace import Workspace
 from fabric.config import WorkerSettings, native_architectures
 from fabric.errors import BuildFailed, Cancelled, FabricError, MachineFault
 from fabric.jobs import Job
+from fabric.notes import Notes
 from fabric.process import die_with_parent
 from fabric.systemd import Supervisor
 from fabric.trove.configured import open_sources, open_store
 from fabric.wire import agent as protocol
+from fabric.wire import sockets
 from fabric.wire.agent import STORING, WorkerAgent
 from fabric.wire.line import Line, dial
 from fabric.wire.messages import (
@@ -48,15 +49,7 @@ from fabric.wire.messages import (
     Outcome,
     Refused,
 )
-from fabric.wire.sockets import (
-    Addresses,
-    Codec,
-    Curve,
-    Garbage,
-    check_plain,
-    in_directory,
-    send,
-)
+from fabric.wire.sockets import Addresses, Codec, Curve, Garbage
 
 #: Seconds between two looks at logs that may have grown.
 FOLLOW_EVERY = 0.02
@@ -169,6 +162,7 @@ class Worker:
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._line = Line(addresses, "publish", curve=curve, name=name, wake=self._wake_read)
         self._codec: Codec[Desired | LogWanted | Refused] = Codec(Desired | LogWanted | Refused)
+        self._note = Notes("fabric-worker")
         self._said: deque[str] = deque(maxlen=10)  # complaints of late
         self._survey_due = 0.0
         self._told_to_stop = False
@@ -194,7 +188,9 @@ class Worker:
             self._survey(now)
             self._do(self._agent.tick(now))
             if self._line.tend(now):
-                self._say(self._line.trouble or "the broker answers")
+                if not self._line.trouble:
+                    self._said.clear()
+                self._say(self._line.trouble or "the broker answers again")
             supervisor.alive(now, self._line.trouble or f"{len(self._agent.running)} builds")
             if self._told_to_stop and self._stopping_until is None:
                 supervisor.stopping()
@@ -241,6 +237,13 @@ class Worker:
             self._agent.progress(
                 outcome.key, outcome.fence, phase=attempt.phase, log_size=outcome.log_size
             )
+            self._note.info(
+                f"{outcome.key[:12]}: {outcome.result} {outcome.message}",
+                worker=self.name,
+                key=outcome.key,
+                fence=str(outcome.fence),
+                result=outcome.result,
+            )
             self._do(self._agent.ended(outcome))
 
     def _follow(self) -> None:
@@ -254,17 +257,9 @@ class Worker:
         if now < self._survey_due:
             return
         self._survey_due = now + SURVEY_EVERY
-        self._agent.free_memory = free_memory()
-        refusing = ""
+        self._agent.free_memory = daemon.free_memory()
         where, least = self._settings.work_dir, self._settings.min_free_disk
-        try:
-            self._agent.free_disk = free = shutil.disk_usage(where).free
-        except OSError as error:
-            refusing = f"{where}: {error.strerror}"
-        else:
-            if free < least:
-                free_gib, least_gib = free / 2**30, least / 2**30
-                refusing = f"{where}: {free_gib:.1f} GiB free, fewer than {least_gib:.1f}"
+        self._agent.free_disk, refusing = daemon.free_disk(where, least)
         self._do(self._agent.refuse(refusing))
 
     def _over(self) -> bool:
@@ -308,7 +303,9 @@ class Worker:
             if not data:
                 return
             hint = self._codec.encode(LogHint(attempt.fence, attempt.published))
-            send(self._line.logs, attempt.key.encode(), hint, data)  # what is lost is asked for
+            sockets.send(
+                self._line.logs, attempt.key.encode(), hint, data
+            )  # what is lost is asked for
             attempt.published += len(data)
 
     def _serve(self, wanted: LogWanted) -> None:
@@ -328,10 +325,10 @@ class Worker:
             attempt.log.path.unlink(missing_ok=True)
 
     def _say(self, text: str) -> None:
-        """Say something to whoever keeps standard error, but not every second."""
+        """Note something, but not every second."""
         if text not in self._said:
             self._said.append(text)
-            print(f"fabric-worker: {text}", file=sys.stderr, flush=True)
+            self._note(text, worker=self.name)
 
     def _on_signal(self, number: int, frame: object) -> None:  # noqa: ARG002
         self._told_to_stop = True  # the loop is awake now, and does the rest
@@ -344,27 +341,11 @@ class Worker:
         self._do(self._agent.drain())
 
 
-def free_memory() -> int:
-    """Bytes of memory that this machine has left for programs; 0 if it does not say."""
-    with contextlib.suppress(OSError), open("/proc/meminfo", "rb") as file:  # noqa: PTH123
-        for line in file:
-            if line.startswith(b"MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return 0
-
-
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    top = argparse.ArgumentParser(prog="fabric-worker", description=(__doc__ or "").splitlines()[0])
-    top.add_argument(
-        "--config", type=Path, metavar="FILE", help=f"its settings (default {config.WORKER_FILE})"
-    )
-    top.add_argument("--check-config", action="store_true", help="say what it understood, and end")
-    embedded = top.add_argument_group("as a part of an embedded fabric")
-    embedded.add_argument("--directory", type=Path, help="where the broker's sockets are")
-    embedded.add_argument("--name")
-    embedded.add_argument("--slots", type=int, help="builds at a time (default 1)")
-    embedded.add_argument("--parent", type=int, metavar="PID", help="end when this process does")
+    top = daemon.parser("fabric-worker", __doc__ or "", config.WORKER_FILE)
+    top.add_argument("--name", help="embedded: what it is called")
+    top.add_argument("--slots", type=int, help="embedded: builds at a time (default 1)")
     return top
 
 
@@ -391,20 +372,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _settings(options: argparse.Namespace) -> WorkerSettings:
     given = {"name": options.name, "slots": options.slots}
-    if options.directory is not None and options.config is None:  # an embedded fabric's
+    if options.directory is not None:
         return config.embedded_worker(config.load_settings(), **given)
-    settings = config.load(WorkerSettings, options.config or config.WORKER_FILE, overrides=given)
-    if options.directory is None:
-        host, _ = config.host_and_port(settings.controller)
-        if settings.plain:
-            check_plain(host)
+    settings = config.load(WorkerSettings, options.config, overrides=given)
+    host, _ = config.host_and_port(settings.controller)
+    if settings.plain:
+        sockets.check_plain(host)
     return settings
 
 
 def _worker(settings: WorkerSettings, directory: Path | None) -> Worker:
     host = socket.gethostname().partition(".")[0]
     if directory is not None:
-        return Worker(settings.name or host, settings, in_directory(directory))
+        return Worker(settings.name or host, settings, sockets.in_directory(directory))
     addresses, curve, name = dial(settings, "worker")
     if curve is not None and settings.name not in ("", name):
         raise config.ConfigError(

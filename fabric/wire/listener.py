@@ -7,6 +7,7 @@ sender's role allows it.  Names are those in the senders' keys.  What is wrong i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -36,6 +37,8 @@ from fabric.wire.sockets import Addresses, Curve
 #: Messages taken from one socket before the next has its turn.
 JOBS_AT_ONCE = 200
 LOGS_AT_ONCE = 100
+#: Seconds between two looks at who is admitted.
+LOOK_EVERY = 0.2
 #: Peers remembered for having sent rubbish, so that each is noted once.
 SCOLDED = 1000
 
@@ -90,6 +93,8 @@ class Listener:
         self._hints: sockets.Codec[LogHint] = sockets.Codec(LogHint)
         self._scolded: dict[str, None] = {}
         self._problems: list[str] = []
+        #: when `look` is due
+        self.due = math.inf if admitted is None else 0.0
         self._listen()
 
     def _listen(self) -> None:
@@ -118,14 +123,15 @@ class Listener:
 
     # -- hearing -------------------------------------------------------------------------------
 
-    def look(self) -> bool:
-        """See who is admitted now; True if connections were made anew as somebody is not.
+    def look(self, now: float) -> bool:
+        """See who is admitted now, if it is time; True if all were cut off for that.
 
-        ZeroMQ asks who somebody is once for each connection, and cannot cut a single one.  So
-        all are cut, and those who may come again by themselves.
+        ZeroMQ asks who somebody is once for each connection, and cannot cut a single one.  Those
+        who may come again by themselves.
         """
-        if self._admitted is None or self._gate is None:
+        if self._admitted is None or self._gate is None or now < self.due:
             return False
+        self.due = now + LOOK_EVERY
         revoked = self._admitted.refresh() or self._gate.revoked
         for problem in self._admitted.problems:
             if problem not in self._problems:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from farm_kit import Farm
 from wire_kit import FakeWorker, Follower, Process
 
 
@@ -45,3 +46,9 @@ def directory() -> Iterator[Path]:
 def fabric(directory: Path) -> Iterator[Fabric]:
     with ExitStack() as stack:
         yield Fabric(directory, stack)
+
+
+@pytest.fixture
+def farm(directory: Path) -> Iterator[Farm]:
+    with ExitStack() as stack:
+        yield Farm(directory, stack)

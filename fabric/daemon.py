@@ -1,0 +1,42 @@
+"""What daemons have in common: options, and a look at how much disk and memory is left."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shutil
+from pathlib import Path
+
+GIB = 2**30
+
+
+def parser(program: str, description: str, file: Path) -> argparse.ArgumentParser:
+    """The options of a daemon whose settings are in ``file``, and those of an embedded one."""
+    top = argparse.ArgumentParser(prog=program, description=description.splitlines()[0])
+    top.add_argument(
+        "--config", type=Path, default=file, metavar="FILE", help=f"its settings (default {file})"
+    )
+    top.add_argument("--check-config", action="store_true", help="say what it understood, and end")
+    top.add_argument("--directory", type=Path, help="embedded: where the broker's sockets are")
+    top.add_argument("--parent", type=int, metavar="PID", help="embedded: end when this one does")
+    return top
+
+
+def free_memory() -> int:
+    """Bytes of memory that this machine has left for programs; 0 if it does not say."""
+    with contextlib.suppress(OSError), open("/proc/meminfo", "rb") as file:  # noqa: PTH123
+        for line in file:
+            if line.startswith(b"MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def free_disk(where: Path, least: int) -> tuple[int, str]:
+    """Bytes left on a disk, and what is wrong with that; "" if they are ``least`` or more."""
+    try:
+        free = shutil.disk_usage(where).free
+    except OSError as error:
+        return 0, f"{where}: {error.strerror}"
+    if free >= least:
+        return free, ""
+    return free, f"{where}: {free / GIB:.1f} GiB free, fewer than {least / GIB:.1f}"

@@ -1,0 +1,108 @@
+"""Numbers for Prometheus.  The broker's loop takes a snapshot; whoever asks gets the last one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from fabric.config import host_and_port
+from fabric.errors import FabricError
+from fabric.wire.messages import PROTOCOL, Answer
+
+if TYPE_CHECKING:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+    from fabric.scheduling.core import Scheduler
+
+#: Seconds between snapshots.
+EVERY = 1.0
+
+
+class Counts(msgspec.Struct):
+    """What is counted, whether anybody asks or not."""
+
+    attempts: Counter[str]  # ended, by result
+    requests: Counter[str]  # ended, by state
+    log_bytes: int = 0  # taken in
+
+
+class Metrics:
+    """Serves at ``address``, HOST:PORT.  FabricError if that cannot be done."""
+
+    def __init__(self, address: str) -> None:
+        # slow, and an embedded broker does without
+        from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+
+        self._taken: list[Metric] = []
+        registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        registry.register(self)
+        host, port = host_and_port(address)
+        try:
+            self._server, self._thread = start_http_server(port, host, registry)
+        except OSError as error:
+            raise FabricError(f"metrics: cannot listen at {address}: {error.strerror}") from None
+
+    def close(self) -> None:
+        """Serve no more."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def collect(self) -> Iterable[Metric]:
+        """The last snapshot; in the server's thread."""
+        return self._taken
+
+    def take(self, scheduler: Scheduler, workers: Answer, counts: Counts) -> None:
+        """Take a snapshot.  ``workers`` answers a query for them."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        steps = Counter(task.state.name.lower() for task in scheduler.tasks.values())
+        states = Counter(request.state for request in scheduler.requests.values())
+        machines = GaugeMetricFamily("fabric_workers", "Workers by state", labels=["state"])
+        slots = GaugeMetricFamily("fabric_worker_slots", "Slots", labels=["worker"])
+        running = GaugeMetricFamily("fabric_worker_running", "Attempts held", labels=["worker"])
+        disk = GaugeMetricFamily("fabric_worker_disk_free_bytes", "Disk left", labels=["worker"])
+        memory = GaugeMetricFamily("fabric_worker_memory_free_bytes", "Memory", labels=["worker"])
+        for state, number in Counter(each.state for each in workers.workers).items():
+            machines.add_metric([state], number)
+        for worker in workers.workers:
+            slots.add_metric([worker.name], worker.slots)
+            running.add_metric([worker.name], len(worker.running))
+            disk.add_metric([worker.name], worker.free_disk)
+            memory.add_metric([worker.name], worker.free_memory)
+        self._taken = [
+            GaugeMetricFamily("fabric_protocol", "Version of the protocol", PROTOCOL),
+            _labelled(GaugeMetricFamily, "fabric_steps", "Steps known, by state", "state", steps),
+            _labelled(
+                GaugeMetricFamily, "fabric_requests", "Requests known, by state", "state", states
+            ),
+            _labelled(
+                CounterMetricFamily, "fabric_attempts", "Attempts ended", "result", counts.attempts
+            ),
+            _labelled(
+                CounterMetricFamily, "fabric_requests_ended", "Requests", "state", counts.requests
+            ),
+            CounterMetricFamily("fabric_log_bytes", "Bytes of logs taken in", counts.log_bytes),
+            machines,
+            slots,
+            running,
+            disk,
+            memory,
+        ]
+
+
+def _labelled(
+    kind: type[GaugeMetricFamily] | type[CounterMetricFamily],
+    name: str,
+    description: str,
+    label: str,
+    counts: Mapping[Any, int],
+) -> Metric:
+    family = kind(name, description, labels=[label])
+    for value, count in counts.items():
+        family.add_metric([value], count)
+    return family

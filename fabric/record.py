@@ -1,0 +1,87 @@
+"""What the broker writes down of all that happens: in its journal, as notes, and as numbers."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from fabric.journal import Journal
+from fabric.metrics import EVERY, Counts, Metrics
+from fabric.wire.messages import PROTOCOL, Answer, Query, Update
+
+if TYPE_CHECKING:
+    from fabric.notes import Notes
+    from fabric.scheduling.core import Scheduler
+    from fabric.scheduling.events import Ended, Opened
+
+
+class Record:
+    """All of it.  The journal is in the directory ``state``."""
+
+    def __init__(self, state: Path, note: Notes, metrics: Metrics | None) -> None:
+        self.note = note
+        self.journal = Journal(state / "journal.sqlite", note)
+        self._metrics = metrics
+        self._counts = Counts(Counter(), Counter())
+        #: when `measure` is due
+        self.due = math.inf if metrics is None else 0.0
+
+    def close(self) -> None:
+        """Write what is left."""
+        self.journal.close()
+        if self._metrics is not None:
+            self._metrics.close()
+
+    def opened(self, effect: Opened) -> None:
+        """A request began."""
+        self.journal.opened(effect)
+        by = effect.intent.requester
+        text = f"request {effect.request}{by and ' of '}{by}: {effect.title}"
+        self.note.info(text, request=effect.request, requester=by)
+
+    def closed(self, outcome: Update) -> None:
+        """A request is over, and this is how."""
+        self.journal.closed(outcome)
+        self._counts.requests[outcome.state] += 1
+        text = f"request {outcome.request}: {outcome.state} {outcome.message}"
+        self.note.info(text, request=outcome.request)
+
+    def ended(self, effect: Ended, requests: tuple[str, ...]) -> None:
+        """An attempt ended, that these requests had wanted."""
+        result = "lost"
+        if effect.outcome is not None:
+            result = effect.outcome.result
+            self.journal.ended(effect)
+        self._counts.attempts[result] += 1
+        self.note.info(
+            f"{effect.name or effect.key[:12]} on {effect.worker}: {result}",
+            request=requests,
+            step=effect.name,
+            key=effect.key,
+            fence=str(effect.fence),
+            worker=effect.worker,
+            result=result,
+        )
+
+    def logged(self, size: int) -> None:
+        """So many bytes of logs came."""
+        self._counts.log_bytes += size
+
+    def measure(self, scheduler: Scheduler, now: float) -> None:
+        """Take a snapshot for whoever asks for numbers, if it is time."""
+        if self._metrics is not None and now >= self.due:
+            self.due = now + EVERY
+            workers = scheduler.answer(Query(PROTOCOL, "", "workers"), now)
+            self._metrics.take(scheduler, workers, self._counts)
+
+    def completed(self, query: Query, answer: Answer) -> Answer:
+        """The core's answer, and what only the journal remembers."""
+        if query.what != "requests":
+            return answer
+        known = {each.request for each in answer.requests}
+        past = [each for each in self.journal.finished() if each.request not in known]
+        return msgspec.structs.replace(answer, requests=(*answer.requests, *past))

@@ -1,0 +1,103 @@
+"""A farm over TCP: the real broker as a daemon, keys, and peers that use them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import zmq
+from wire_kit import FakeWorker
+
+from fabric.wire import keys, sockets
+from fabric.wire.keys import Admitted, Role
+from fabric.wire.messages import ToInitiator, ToWorker
+from fabric.wire.sockets import Curve
+
+#: An address of this machine that no other test process uses.
+HOST = f"127.{os.getpid() >> 16 & 255}.{os.getpid() >> 8 & 255}.{os.getpid() & 255 or 1}"
+PORT = 7411
+
+
+class Farm:
+    """The real broker as a daemon, keys, and peers that use them."""
+
+    def __init__(self, directory: Path, stack: ExitStack) -> None:
+        self.directory = directory
+        self.at = sockets.over_tcp(HOST, PORT)
+        self.keys = directory / "keys"
+        keys.make("broker", "broker", self.keys)
+        self.config = directory / "broker.toml"
+        self.config.write_text(
+            f'listen = "{HOST}"\nport = {PORT}\nkeys = "{self.keys}"\n'
+            f'state = "{directory}/state"\nartifacts = "{directory}/store"\nmetrics = ""\n'
+        )
+        self._stack = stack
+        self.start()
+        stack.callback(self.kill)
+
+    def start(self) -> None:
+        with (self.directory / "broker.err").open("ab") as errors:
+            self.child = subprocess.Popen(
+                [sys.executable, "-m", "fabric.broker", "--config", str(self.config)],
+                stdin=subprocess.DEVNULL, stderr=errors,
+            )  # fmt: skip
+
+    def kill(self) -> None:
+        self.child.kill()
+        self.child.wait()
+
+    @property
+    def said(self) -> str:
+        return (self.directory / "broker.err").read_text()
+
+    def key(self, role: Role, name: str, *, admit: bool = True) -> Curve:
+        """A new key, admitted."""
+        directory = self.directory / name
+        public = keys.make(role, name, directory)
+        (directory / "broker.key").write_bytes((self.keys / "broker.key").read_bytes())
+        if admit:
+            Admitted(self.keys).admit(public)
+        return keys.of_peer(directory, role)[1]
+
+    def worker(self, name: str, *args: Any, **options: Any) -> FakeWorker:
+        curve = options.pop("curve", None) or self.key("worker", name)
+        worker = FakeWorker(self.directory, name, *args, at=self.at, curve=curve, **options)
+        self._stack.callback(worker.stop)
+        return worker
+
+    def peer(self, curve: Curve) -> Peer:
+        peer = Peer(self, curve)
+        self._stack.callback(peer.close)
+        return peer
+
+
+class Peer:
+    """Somebody with a key who says what he likes."""
+
+    def __init__(self, farm: Farm, curve: Curve) -> None:
+        self._context = zmq.Context()
+        self.jobs = sockets.dealer(self._context, curve)
+        sockets.connect(self.jobs, farm.at.jobs)
+        self.stream = sockets.publisher(self._context, curve)
+        sockets.connect(self.stream, farm.at.logs_in)
+        self.codec: sockets.Codec[ToWorker | ToInitiator] = sockets.Codec(ToWorker | ToInitiator)
+
+    def say(self, message: msgspec.Struct) -> None:
+        sockets.send(self.jobs, self.codec.encode(message))  # fails once it was turned away
+
+    def hear(self) -> object:
+        assert self.jobs.poll(10_000), "no answer"
+        return self.codec.decode(self.jobs.recv())
+
+    def ask(self, message: msgspec.Struct) -> object:
+        assert self.jobs.poll(10_000, zmq.POLLOUT)
+        self.say(message)
+        return self.hear()
+
+    def close(self) -> None:
+        self._context.destroy(linger=0)

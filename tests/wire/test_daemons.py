@@ -1,0 +1,208 @@
+"""Broker and worker as systemd and operators see them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+
+import pytest
+from farm_kit import HOST, Farm
+from wire_kit import until
+
+from fabric.daemon import free_disk, free_memory
+from fabric.notes import Notes
+from fabric.systemd import Supervisor
+
+
+class Listening:
+    """A socket of systemd's."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(path))
+        self._socket.settimeout(20.0)
+
+    def hear(self) -> bytes:
+        return self._socket.recv(65536)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture
+def listening(directory: Path) -> Iterator[Listening]:
+    made = Listening(directory / "systemd")
+    yield made
+    made.close()
+
+
+# -- systemd and journald ------------------------------------------------------------------
+
+
+def test_systemd_is_told(listening: Listening) -> None:
+    environ = {"NOTIFY_SOCKET": str(listening.path), "WATCHDOG_USEC": "4000000", "X": "y"}
+    supervisor = Supervisor(environ)
+    assert environ == {"X": "y"}, "children are not to be taken for us"
+    supervisor.ready("here")
+    for now in (10.0, 11.0, 12.0, 13.0, 14.5):
+        supervisor.alive(now)
+    supervisor.stopping()
+    heard = [listening.hear() for _ in range(5)]
+    assert heard == [b"READY=1\nSTATUS=here", *[b"WATCHDOG=1"] * 3, b"STOPPING=1"]
+
+
+def test_without_systemd_nothing_happens() -> None:
+    supervisor = Supervisor({})
+    supervisor.ready()
+    supervisor.alive(1.0)
+    Supervisor({"NOTIFY_SOCKET": "/nowhere/at/all"}).ready()
+
+
+def test_notes_go_to_journald_with_fields(listening: Listening, tmp_path: Path) -> None:
+    program = (
+        "import os, sys; from fabric.notes import Notes\n"
+        "status = os.fstat(2); environ = {'JOURNAL_STREAM': f'{status.st_dev}:{status.st_ino}'}\n"
+        f"note = Notes('me', environ=environ, journald={str(listening.path)!r})\n"
+        "note('two\\nlines', request=('r1', 'r2'), step='zlib', worker='')\n"
+        "note.info('one')\n"
+    )
+    with (tmp_path / "err").open("wb") as errors:
+        subprocess.run([sys.executable, "-c", program], stderr=errors, check=True)
+    assert listening.hear() == (
+        b"MESSAGE\n\x09\0\0\0\0\0\0\0two\nlines\nPRIORITY=4\nSYSLOG_IDENTIFIER=me\n"
+        b"FABRIC_REQUEST=r1\nFABRIC_REQUEST=r2\nFABRIC_STEP=zlib\n"
+    )
+    assert listening.hear() == b"MESSAGE=one\nPRIORITY=6\nSYSLOG_IDENTIFIER=me\n"
+    assert (tmp_path / "err").read_bytes() == b""
+
+
+def test_notes_without_journald(capsys: pytest.CaptureFixture[str]) -> None:
+    Notes("me", environ={})("a warning", worker="w1")
+    Notes("me", environ={}).info("hidden")
+    Notes("me", chatty=True, environ={"JOURNAL_STREAM": "1:2"}).info("shown")
+    assert capsys.readouterr().err == "me: a warning\nme: shown\n"
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd-analyze")
+@pytest.mark.parametrize("program", ["fabric-broker", "fabric-worker"])
+def test_units_are_units(tmp_path: Path, program: str) -> None:
+    text = resources.files("fabric").joinpath(f"units/{program}.service").read_text()
+    installed = Path(sys.executable).with_name(program)
+    assert f"\nExecStart={program} " in text
+    unit = tmp_path / f"{program}.service"
+    unit.write_text(text.replace(f"={program}", f"={installed}"))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_this_machine_has_left(tmp_path: Path) -> None:
+    assert free_memory() > 0
+    free, wrong = free_disk(tmp_path, 1)
+    assert free > 0
+    assert wrong == ""
+    free, wrong = free_disk(tmp_path, 2**60)
+    assert wrong.endswith(f"{free / 2**30:.1f} GiB free, fewer than {2**30}.0")
+    assert "No such file" in free_disk(tmp_path / "x", 1)[1]
+
+
+# -- the programs --------------------------------------------------------------------------
+
+
+def test_the_broker_is_ready_alive_and_ends_cleanly(
+    farm: Farm, listening: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    farm.kill()
+    monkeypatch.setenv("NOTIFY_SOCKET", str(listening.path))
+    monkeypatch.setenv("WATCHDOG_USEC", "200000")
+    farm.start()
+    assert listening.hear() == b"READY=1"
+    assert listening.hear() == b"WATCHDOG=1"
+    farm.child.terminate()
+    while (heard := listening.hear()) == b"WATCHDOG=1":
+        pass
+    assert heard == b"STOPPING=1"
+    assert farm.child.wait(10.0) == 0
+
+
+def test_numbers_for_prometheus(farm: Farm) -> None:
+    farm.kill()
+    text = farm.config.read_text().replace('metrics = ""', f'metrics = "{HOST}:7419"')
+    farm.config.write_text(text)
+    farm.start()
+    worker = farm.worker("w1", slots=3)
+
+    def told() -> str:
+        try:
+            with urllib.request.urlopen(f"http://{HOST}:7419/metrics") as page:
+                return str(page.read().decode())
+        except OSError:
+            return ""
+
+    until(lambda: 'fabric_worker_slots{worker="w1"} 3.0' in told())
+    page = told()
+    assert 'fabric_workers{state="idle"} 1.0' in page
+    assert "process_resident_memory_bytes" in page
+    assert worker.error is None
+
+
+@pytest.fixture
+def daemon(farm: Farm, listening: Listening) -> Iterator[subprocess.Popen[bytes]]:
+    """A real worker."""
+    farm.key("worker", "w1")
+    config = farm.directory / "worker.toml"
+    config.write_text(
+        f'controller = "{HOST}"\nkeys = "{farm.directory}/w1"\nslots = 2\nmin-free-disk = 0\n'
+        f'cache = "{farm.directory}/cache"\nartifacts = "{farm.directory}/store"\n'
+    )
+    environ = os.environ | {"NOTIFY_SOCKET": str(listening.path)}
+    with (farm.directory / "worker.err").open("wb") as errors:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "fabric.worker", "--config", str(config)],
+            stderr=errors, env=environ,
+        )  # fmt: skip
+    yield child
+    child.kill()
+    child.wait()
+
+
+def test_a_worker_outlives_brokers_and_refusals_and_ends_when_told(
+    farm: Farm, daemon: subprocess.Popen[bytes], listening: Listening
+) -> None:
+    assert listening.hear() == b"READY=1"
+
+    def said(text: str) -> bool:
+        assert daemon.poll() is None
+        return text in (farm.directory / "worker.err").read_text()
+
+    farm.kill()
+    until(lambda: said("cannot be reached"))
+    farm.start()
+    until(lambda: said("the broker answers again"))
+    (farm.keys / "admitted" / "w1.key").unlink()
+    until(lambda: said("does not admit the key of w1"))
+    daemon.send_signal(signal.SIGTERM)
+    assert listening.hear() == b"STOPPING=1"
+    assert daemon.wait(10.0) == 0
+
+
+def test_a_worker_whose_name_is_not_its_keys_says_so(farm: Farm) -> None:
+    farm.key("worker", "w1")
+    config = farm.directory / "worker.toml"
+    config.write_text(f'controller = "{HOST}"\nkeys = "{farm.directory}/w1"\nname = "w2"\n')
+    done = subprocess.run(
+        [sys.executable, "-m", "fabric.worker", "--config", str(config)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "it is w2 in the settings, and w1 in the key" in done.stderr
