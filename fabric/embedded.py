@@ -82,9 +82,9 @@ class EmbeddedFabric:
         """
         with contextlib.suppress(BlockingIOError):
             news = os.read(self._news, 65536).decode(errors="replace")
-            if not news.endswith("\n"):  # the last news of a fabric that is no more
-                said = (self.directory / "nursery.err").read_text(errors="replace")
-                raise MachineFault(f"the embedded {news or 'fabric ended: ' + said.strip()}")
+            if not news.endswith("\n"):  # the last words of a fabric that is no more
+                said = (self.directory / "nursery.err").read_text(errors="replace").strip()
+                raise MachineFault(f"the embedded {news or f'fabric ended: {said}'}")
             return news.strip()
         return ""
 
@@ -114,7 +114,8 @@ class Nursery:
     def run(self) -> int:
         """All its life; returns its exit code."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)  # it ends when the initiator does
+            # It ends when the initiator does.  Not SIG_IGN: builds would inherit that.
+            signal.signal(number, lambda *_: None)
         os.environ.update(_environment(self._settings))
         for module in ("fabric.broker", "fabric.worker"):
             importlib.import_module(module)
@@ -157,7 +158,7 @@ class Nursery:
             ended = f"{name} ended ({_how(os.waitstatus_to_exitcode(status))})"
             if name == "broker" or self._workers >= 3 * self._settings.worker_count + 3:
                 said = self._errors(name).read_text(errors="replace")[-2000:].strip()
-                self._tell(f"{ended}:\n{said}")
+                self._tell(f"{ended}:\n{said}" if said else ended)
                 return 4
             self._start_worker()
             self._tell(f"{ended}, another takes its place\n")

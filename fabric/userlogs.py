@@ -39,7 +39,8 @@ class UserLog:
 
     def restart(self) -> None:
         """Begin anew: another attempt."""
-        os.ftruncate(self._fd, 0)
+        if os.fstat(self._fd).st_size:  # ext4 flushes what was ever truncated when it is closed
+            os.ftruncate(self._fd, 0)
         self.size = 0
 
     def write(self, offset: int, data: bytes) -> None:

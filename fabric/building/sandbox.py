@@ -170,26 +170,19 @@ def _watch(
 ) -> None:
     """Return when the sandbox is gone; raise when it must go."""
     deadline = None if limits.seconds is None else time.monotonic() + limits.seconds
-    poller = select.poll()
-    poller.register(progress.pipe, select.POLLIN)
     handle = os.pidfd_open(process.pid)
-    poller.register(handle, select.POLLIN)
     try:
-        while True:
-            for fd, _ in poller.poll(TICK * 1000):
-                if fd == progress.pipe:
-                    if not progress.read():
-                        poller.unregister(fd)
-                else:
-                    process.wait()
-            if process.returncode is not None:
-                progress.drain()
-                return
+        ended = select.poll()
+        ended.register(handle, select.POLLIN)
+        while not ended.poll(TICK * 1000):
+            progress.catch_up()
             stop_if(cancelled)
             if deadline is not None and time.monotonic() > deadline:
                 raise _over(progress, f"ran longer than {limits.seconds:g} s", "build-timeout")
             if limits.log_bytes is not None and log.size() > limits.log_bytes:
                 raise _over(progress, f"printed more than {limits.log_bytes} bytes", "log-limit")
+        process.wait()
+        progress.catch_up()
     finally:
         os.close(handle)
 

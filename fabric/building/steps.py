@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 import re
+import select
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from shlex import quote
 
@@ -71,7 +71,9 @@ class Progress:
     """
 
     def __init__(self, pipe: int, started: Callable[[str], None]) -> None:
-        self.pipe = pipe
+        self._pipe = pipe
+        self._poll = select.poll()
+        self._poll.register(pipe, select.POLLIN)
         self.started = False  # the script has begun
         self.list = ""
         self.number = 0  # of the command in its list, from 1
@@ -81,21 +83,16 @@ class Progress:
 
     def read(self) -> bool:
         """Wait for news and take it in; False once there will be none."""
-        data = os.read(self.pipe, 65536)
+        data = os.read(self._pipe, 65536)
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             self._take(line)
         return bool(data)
 
-    def drain(self) -> None:
-        """Take in what is left when the sandbox is gone.
-
-        Not up to the end of the pipe: whoever holds its other end by mistake must not hold us.
-        """
-        os.set_blocking(self.pipe, False)
-        with suppress(BlockingIOError):
-            while self.read():
-                pass
+    def catch_up(self) -> None:
+        """Take in what has come, without waiting."""
+        while self._poll.poll(0) and self.read():
+            pass
 
     def _take(self, line: bytes) -> None:
         if line.startswith(b"@ "):

@@ -74,6 +74,25 @@ class TestLocks:
         thread.join()
 
 
+class TestOpening:
+    def test_many_at_once_where_there_was_none(self, kit: Kit) -> None:
+        def open_it(root: Path) -> None:
+            together.wait()
+            with Workspace(root, kit.store, kit.sources) as workspace:
+                opened.append(workspace.root)
+
+        opened: list[Path] = []
+        for number in range(10):
+            together = threading.Barrier(8)
+            root = kit.root / f"fresh-{number}"
+            threads = [threading.Thread(target=open_it, args=(root,)) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        assert len(opened) == 80
+
+
 class TestScratch:
     def test_leftovers_of_the_dead_are_removed_and_of_the_living_are_not(self, kit: Kit) -> None:
         dead = kit.workspace.root / "tmp/123-dead"

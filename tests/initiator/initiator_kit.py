@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 INITIATOR = [sys.executable, "-m", "fabric.initiator"]
@@ -78,10 +79,10 @@ class Project:
     def build(self, *args: str) -> subprocess.CompletedProcess[str]:
         return self.run("build", "../systems/small.morph", *args)
 
-    def start(self, *args: str) -> subprocess.Popen[str]:
-        """A build that goes on while the test does something to it."""
+    def start(self, *args: str, within: Sequence[str] = ()) -> subprocess.Popen[str]:
+        """A build that goes on while the test does something to it; ``within`` starts it."""
         child = subprocess.Popen(
-            [*INITIATOR, "build", "../systems/small.morph", *args],
+            [*within, *INITIATOR, "build", "../systems/small.morph", *args],
             cwd=self.logs,
             env=self.environ,
             stdout=subprocess.PIPE,

@@ -122,6 +122,37 @@ def test_an_interrupted_build_leaves_nothing_and_goes_on(project: Project, numbe
     assert "one: built" not in done.stdout, "it was stored before"
 
 
+@pytest.mark.parametrize("delay", [0.02, 0.1, 0.2, 0.3, 0.5, 0.8])
+def test_interrupted_at_any_moment_it_leaves_nothing(project: Project, delay: float) -> None:
+    project.write(one="sleep 0.2", two=("one", "sleep 0.2"))
+    child = project.start()
+    time.sleep(delay)
+    child.send_signal(signal.SIGINT)
+    out, _ = child.communicate(timeout=20)
+    assert child.returncode in (130, -signal.SIGINT), out  # the latter while Python starts
+    assert not project.processes()
+    assert project.build().returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("victim", "said"),
+    [("fabric-broker", "the embedded broker ended (signal SIGKILL)"), ("", "fabric ended")],
+)
+def test_a_fabric_that_is_killed_is_said(project: Project, victim: str, said: str) -> None:
+    project.write(slow="sleep 1000")
+    child = project.start()
+    until((project.logs / "build-step-slow-misc.log").exists)
+    names = project.processes()
+    victim = victim or names[child.pid]  # the nursery is a fork of it
+    [killed] = [pid for pid, name in names.items() if name == victim and pid != child.pid]
+    os.kill(killed, signal.SIGKILL)
+    _, err = child.communicate(timeout=30)
+    assert child.returncode == 4
+    assert said in err
+    assert "Traceback" not in err
+    until(lambda: not project.processes())
+
+
 def test_a_killed_initiator_takes_everything_with_it(project: Project) -> None:
     project.write(slow="sleep 1000")
     child = project.start()
@@ -194,6 +225,26 @@ def test_an_unwritable_place_for_logs_is_said(project: Project) -> None:
     assert done.returncode == 1
     assert "build-step-one-misc.log: cannot write the log there" in done.stderr
     assert not project.processes()
+
+
+def test_a_disk_that_is_full_is_said_and_costs_nothing_else(
+    project: Project, tmp_path: Path
+) -> None:
+    """In a mount namespace of its own, with a store of one MiB."""
+    project.write(small="echo small", big=("small", "head -c 3000000 /dev/urandom > $DESTDIR/big"))
+    store = tmp_path / "store"
+    store.mkdir()
+    script = f'mount -t tmpfs -o size=1m none {store} && exec "$0" "$@"'
+    namespace = ("unshare", "--map-root-user", "--mount", "sh", "-c", script)
+    child = project.start("--artifacts", str(store), within=namespace)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 3, out + err
+    assert "small: built" in out
+    assert "big cannot be stored: No space left on device" in out
+    assert "the disk is full: free some room" in out
+    assert "Traceback" not in out + err
+    assert not project.processes()
+    assert project.build().returncode == 0
 
 
 def test_a_store_that_cannot_be_written_is_said(project: Project, tmp_path: Path) -> None:

@@ -288,11 +288,16 @@ def test_a_message_out_of_bounds_is_refused_with_the_reason(stranger: Stranger) 
 
 
 def test_a_second_worker_of_one_name_is_refused(stranger: Stranger) -> None:
-    # one after the other: a former run that is heard but once may merely be late
-    for sequence, instance in enumerate(("first", "second", "first", "second", "first"), 1):
-        report = Report(PROTOCOL, "w1", "x86_64", 1, sequence, instance=instance)
-        stranger.say(msgspec.msgpack.encode(report))
-    assert "another worker is named w1 too" in stranger.refused().reason
+    # in turns: a former run that is heard but once may merely be late
+    for sequence in range(1, 50):
+        for instance in ("first", "second"):
+            report = Report(PROTOCOL, "w1", "x86_64", 1, sequence, instance=instance)
+            stranger.say(msgspec.msgpack.encode(report))
+        with contextlib.suppress(sockets.Garbage):  # what it wants done is for workers
+            if isinstance(answer := stranger.hear(), Refused):
+                assert "another worker is named w1 too" in answer.reason
+                return
+    pytest.fail("both are heard")
 
 
 def test_a_log_that_is_not_there(stranger: Stranger) -> None:
