@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+SEEDS ?= 2000
+FIRST ?= 0
 SYSTEM ?= systems/minimal-system-x86_64.morph
 
 # Debian packages: what building needs, what disk images need, what deploying needs,
@@ -85,6 +87,10 @@ test-deploy: setup-test-deploy ## deploy to virtual machines, in namespaces of t
 .PHONY: quick
 quick: setup ## the tests that need no real sources: seconds
 	$(BIN)/pytest -m 'not system' $(TESTS)
+
+.PHONY: simulate
+simulate: setup ## play SEEDS=N small disasters of a simulated farm, from seed FIRST=N on
+	$(BIN)/python tests/simulation --seeds $(SEEDS) --first $(FIRST)
 
 .PHONY: bench
 bench: setup-test ## benchmarks, as ratios against something measured in the same run

@@ -123,13 +123,14 @@ class Desk:
 
     def _inspect(self, keys: tuple[str, ...]) -> None:
         gone: set[str] = set()
+        failure = ""
         try:
             store = self._open_store()  # another one, which has not verified anything yet
             for key in keys:
                 if not store.inspect(key):
                     store.forget(key)
                     gone.add(key)
-        except Exception:  # noqa: BLE001 - a store that does not answer has lost nothing yet
-            pass
-        self._answers.append(Inspected(frozenset(gone)))
+        except Exception as error:  # noqa: BLE001 - any failure of a store is an answer
+            failure = str(error) or repr(error)
+        self._answers.append(Inspected(frozenset(gone), failure))
         self._wake()

@@ -52,9 +52,13 @@ class Unresolved(msgspec.Struct, frozen=True):
 
 
 class Inspected(msgspec.Struct, frozen=True):
-    """The answer to `Inspect`: which of its artifacts are gone from the store."""
+    """The answer to `Inspect`: which of its artifacts are gone from the store.
+
+    ``failure`` says why nothing is known of the others, if that is so.
+    """
 
     keys: frozenset[str]
+    failure: str = ""
 
 
 class Tick(msgspec.Struct, frozen=True):
@@ -88,8 +92,8 @@ class Ask(msgspec.Struct, frozen=True):
 
 class Inspect(msgspec.Struct, frozen=True):
     """A worker says that these artifacts are damaged.  Read their blobs, forget what is not whole,
-    and answer with `Inspected` - always, if need be that nothing is gone.  Until then no second
-    one comes: an inspection reads much, and whoever lies must not keep the store busy.
+    and answer with `Inspected` - always, if need be that the store does not answer.  Until then
+    no second one comes: an inspection reads much, and whoever lies must not keep the store busy.
     """
 
     keys: tuple[str, ...]

@@ -40,6 +40,7 @@ class Faults(Intake):
         super().__init__(limits, durations, first, now)
         self._inspected: list[_Complaint] = []  # by the store, just now
         self._complaints: list[_Complaint] = []  # next
+        self._inspections = 0  # times in a row that the store failed to answer
 
     # -- faults and refusals -------------------------------------------------------------------
 
@@ -136,28 +137,52 @@ class Faults(Intake):
     def _inspect(self) -> None:
         if self._complaints and not self._inspected:
             self._inspected, self._complaints = self._complaints, []
-            keys = dict.fromkeys(key for each in self._inspected for key in each.keys)
-            self.effects.append(Inspect(tuple(keys), self._inspected[0].worker))
+            self._inspect_again(None)
+
+    def _inspect_again(self, _: None) -> None:
+        keys = dict.fromkeys(key for each in self._inspected for key in each.keys)
+        self.effects.append(Inspect(tuple(keys), self._inspected[0].worker))
 
     def _verdict(self, event: Inspected) -> None:
         """The store has been inspected."""
         complaints, self._inspected = self._inspected, []
-        for task, worker, message, keys in complaints:
-            if self.tasks.get(task.key) is task and event.keys.isdisjoint(keys):
-                self._charge_fault(task, worker, message)
-        for key in dict.fromkeys(key for each in complaints for key in each.keys):
-            suspect = self.tasks.get(key)
-            if suspect is None:
-                continue
-            gone = key in event.keys
-            if gone and suspect.state in PRESENT:  # wanted again after it had been dropped
-                self._doubt(suspect, "the store")
-            if suspect.state is State.ASKING and self.reopened.get(key) is suspect:
-                if gone:
-                    self._rebuild(suspect)
-                else:
-                    self.present(suspect)
+        suspects = dict.fromkeys(key for each in complaints for key in each.keys)
+        if event.failure:
+            self._inspections += 1
+            if self._inspections < self.limits.asks:
+                self._timer(self.now + 0.25 * 2.0**self._inspections, self._inspect_again, None)
+                # What is gone is known, what is whole is not.
+                self._inspected = complaints
+                for key in suspects:
+                    if key in event.keys:
+                        self._settle(key, event)
+                return
+        else:
+            for task, worker, message, keys in complaints:
+                if self.tasks.get(task.key) is task and event.keys.isdisjoint(keys):
+                    self._charge_fault(task, worker, message)
+        self._inspections = 0
+        for key in suspects:
+            self._settle(key, event)
         self._inspect()
+
+    def _settle(self, key: str, event: Inspected) -> None:
+        """What is to be done about one artifact that was doubted."""
+        suspect = self.tasks.get(key)
+        if suspect is None:
+            return
+        gone = key in event.keys
+        if gone and suspect.state in PRESENT:  # wanted again after it had been dropped
+            self._doubt(suspect, "the store")
+        if suspect.state is not State.ASKING or self.reopened.get(key) is not suspect:
+            return
+        if gone:
+            self._rebuild(suspect)
+        elif event.failure:
+            reason = f"the artifact store does not answer: {event.failure}"
+            self.fail(suspect, Cause.EXHAUSTED, reason)
+        else:
+            self.present(suspect)
 
     def _rebuild(self, task: Task) -> None:
         task.damages += 1

@@ -183,7 +183,7 @@ class Requester(msgspec.Struct, eq=False):
     def _weigh(self) -> None:
         """As much as the weightiest of its requests, however many there are."""
         weights = (each.share.weight for each in self.requests.values())
-        self.share.weight = max(weights, default=1.0)
+        self.share.weigh(max(weights, default=1.0))
 
 
 class Request(msgspec.Struct, eq=False):

@@ -101,14 +101,15 @@ class Pool:
         """The ready task that comes first."""
         best: Standing | None = None
         for number, (request, heap) in list(self._queues.items()):
+            standing = _standing(request, now)
+            if best is not None and best < standing:
+                continue
             while heap and not _waits(heap[0][3], request):
                 heappop(heap)
-            if not heap:
-                del self._queues[number]
-                continue
-            standing = _standing(request, now)
-            if best is None or standing < best:
+            if heap:
                 best, chosen, top = standing, request, heap[0]
+            else:
+                del self._queues[number]
         return None if best is None else ((best, top[0], top[1]), top[3], chosen)
 
     def match(self, now: float) -> Match | None:

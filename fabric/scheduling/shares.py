@@ -28,10 +28,18 @@ class Share(msgspec.Struct, eq=False):
     running: int = 0
     used: float = 0.0  # seconds of workers' slots, as of ``at``
     at: float = 0.0
+    _load: float = 0.0  # as of ``_loaded``; many are compared many times at one moment
+    _loaded: float = -1.0
 
     def load(self, now: float) -> float:
         """The smaller, the sooner it is served."""
-        return (self.running + self.used_lately(now) / _FULL) / self.weight
+        if now != self._loaded:
+            self._load = (self.running + self.used_lately(now) / _FULL) / self.weight
+            self._loaded = now
+        return self._load
+
+    def weigh(self, weight: float) -> None:
+        self.weight, self._loaded = weight, -1.0
 
     def used_lately(self, now: float) -> float:
         """Seconds of workers' slots that still count."""
@@ -57,8 +65,8 @@ class Share(msgspec.Struct, eq=False):
         """
         if others:
             mean = sum(other.used_lately(now) / other.weight for other in others) / len(others)
-            self.used, self.at = mean * self.weight, now
+            self.used, self.at, self._loaded = mean * self.weight, now, -1.0
 
     def _use(self, seconds: float, now: float) -> None:
         self.used = self.used_lately(now) + seconds
-        self.at = now
+        self.at, self._loaded = now, -1.0

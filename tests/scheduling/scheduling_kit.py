@@ -288,7 +288,7 @@ class Stage:
             if isinstance(ask, events.Ask):
                 self._handle(events.Unanswered(ask.question, message))
             else:
-                self._handle(events.Inspected(frozenset()))
+                self._handle(events.Inspected(frozenset(), message))
 
     def answer(self) -> None:
         """The store answers after all."""

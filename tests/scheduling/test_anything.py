@@ -5,19 +5,22 @@ The invariants are checked after each event; in the end there is peace, and all 
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from scheduling_kit import Stage, key_of
 
+from fabric.scheduling import events
 from fabric.scheduling.core import FENCES as EPOCH
 from fabric.wire.messages import Outcome, Running
 
 NAMES = ("a", "b", "c", "d", "e", "f")
 WORKERS = ("w1", "w2", "w3")
 FENCES = st.integers(min_value=0, max_value=12)
-RESULTS = ("done", "done", "failed", "fault", "cancelled", "lies")
+RESULTS = ("done", "done", "failed", "fault", "refused", "cancelled", "lies")
 
 
 class Anything(RuleBasedStateMachine):
@@ -39,6 +42,59 @@ class Anything(RuleBasedStateMachine):
         self.requests += 1
         request = f"r{self.requests}"
         self.stage.submit(self.text, *sorted(goals), request=request, keep_going=keep_going)
+
+    @rule(detach=st.booleans(), requester=st.sampled_from(("alice", "bob")))
+    def order(self, detach: bool, requester: str) -> None:
+        self.requests += 1
+        self.stage.order(f"r{self.requests}", detach=detach, requester=requester)
+
+    @precondition(lambda self: self.requests)
+    @rule(
+        number=st.integers(min_value=1, max_value=6),
+        goals=st.sets(st.sampled_from(NAMES), max_size=3),
+    )
+    def resolve(self, number: int, goals: set[str]) -> None:
+        request = f"r{min(number, self.requests)}"
+        if goals:
+            self.stage.resolve(self.text, *sorted(goals), request=request)
+        else:
+            self.stage.handle(events.Unresolved(request, "no such system"))
+
+    @precondition(lambda self: self.requests)
+    @rule(number=st.integers(min_value=1, max_value=6))
+    def cancel(self, number: int) -> None:
+        self.stage.command("cancel", f"r{min(number, self.requests)}")
+
+    @rule(name=st.sampled_from(WORKERS), what=st.sampled_from(("drain", "resume")))
+    def command(self, name: str, what: Literal["drain", "resume"]) -> None:
+        self.stage.command(what, name)
+
+    @rule(name=st.sampled_from(WORKERS))
+    def refuse(self, name: str) -> None:
+        if name in self.stage.machines:
+            machine = self.stage.machines[name]
+            machine.refusing = "" if machine.refusing else "disk full"
+
+    @rule(name=st.sampled_from(NAMES))
+    def rot(self, name: str) -> None:
+        """An artifact is damaged in the store."""
+        self.stage.spoilt.add(key_of(name))
+
+    @precondition(lambda self: self.stage.running())
+    @rule(data=st.data(), damaged=st.sets(st.sampled_from(NAMES), min_size=1, max_size=3))
+    def complain(self, data: st.DataObject, damaged: set[str]) -> None:
+        """A worker finds something damaged, rightly or not."""
+        name = data.draw(st.sampled_from(self.stage.all_running()))
+        self.stage.ends(name, "fault", damaged=sorted(damaged))
+
+    @rule(what=st.sampled_from(("requests", "workers", "pinned", "logs")))
+    def ask(self, what: Literal["requests", "workers", "pinned", "logs"]) -> None:
+        assert not self.stage.query(what).error
+
+    @rule(name=st.sampled_from(NAMES))
+    def ask_why(self, name: str) -> None:
+        answer = self.stage.query("why", name)
+        assert answer.lines or answer.error
 
     @precondition(lambda self: self.requests)
     @rule(number=st.integers(min_value=1, max_value=6))
@@ -138,6 +194,9 @@ class Anything(RuleBasedStateMachine):
             return
         stage = self.stage
         stage.answer()
+        for request in [each for each in stage.scheduler.requests.values() if not each.over]:
+            if request.state == "resolving":
+                stage.resolve(self.text, "a", request=request.id)
         stage.worker("good", slots=2)
         for _ in range(60):
             live = [r.id for r in stage.scheduler.requests.values() if not r.over]
@@ -158,7 +217,7 @@ class Anything(RuleBasedStateMachine):
 
 
 Anything.TestCase.settings = settings(
-    max_examples=150,
+    max_examples=200,
     stateful_step_count=40,
     deadline=None,
     derandomize=True,

@@ -182,3 +182,29 @@ def test_the_state_of_what_is_doubted() -> None:
     assert stage.scheduler.tasks[key_of("zlib")].state is State.ASKING
     assert stage.verdict() == "building"
     assert "the artifact store inspects it" in stage.update().message
+
+
+def test_a_store_that_cannot_be_inspected_proves_nobody_wrong() -> None:
+    """Found by the simulator: good workers were charged because the store was away."""
+    stage = spoilt("w1")
+    stage.store_answers = False
+    stage.ends("app", "fault", damaged=["zlib"])
+    stage.refuse_to_answer()
+    assert stage.scheduler.workers["w1"].faults == 0
+    stage.wait(1.0, alive=["w1"], polls=["r1"])
+    assert stage.inspected == [["zlib"], ["zlib"]]
+    stage.answer()
+    stage.sync()
+    stage.done("base", "zlib", "app")
+    assert stage.verdict() == "done"
+
+
+def test_a_store_that_can_never_be_inspected() -> None:
+    stage = spoilt("w1")
+    stage.store_answers = False
+    stage.ends("app", "fault", damaged=["zlib"])
+    for _ in range(stage.limits.asks):
+        stage.refuse_to_answer()
+        stage.wait(9.0, alive=["w1"], polls=["r1"])
+    assert stage.verdict() == "failed"
+    assert stage.steps()["zlib"].message == ("the artifact store does not answer: no route to host")

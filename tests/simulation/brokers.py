@@ -183,11 +183,11 @@ class Broker:
                 answer = events.Unanswered(effect.question, "no route to host")
         else:
             gone = frozenset(key for key in effect.keys if not store.get(key))
-            if away:
-                gone = frozenset()
-            for key in gone:
-                store.pop(key, None)
             answer = events.Inspected(gone)
+            if away:
+                answer = events.Inspected(frozenset(), "no route to host")
+            for key in answer.keys:
+                store.pop(key, None)
         if self.alive:
             self.apply(answer, "")
 

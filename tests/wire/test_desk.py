@@ -156,5 +156,5 @@ def test_an_inspection_of_a_store_that_does_not_answer_finds_nothing_gone() -> N
 
     desk = Desk(fail, lambda: None)
     desk.inspect(("a" * 64,))
-    assert answers_of(desk, 1) == [Inspected(frozenset())]
+    assert answers_of(desk, 1) == [Inspected(frozenset(), "no")]
     desk.close()
