@@ -122,15 +122,15 @@ def test_an_interrupted_build_leaves_nothing_and_goes_on(project: Project, numbe
     assert "one: built" not in done.stdout, "it was stored before"
 
 
-@pytest.mark.parametrize("delay", [0.02, 0.1, 0.2, 0.3, 0.5, 0.8])
+@pytest.mark.parametrize("delay", [0.1, 0.2, 0.3, 0.5, 0.8])
 def test_interrupted_at_any_moment_it_leaves_nothing(project: Project, delay: float) -> None:
-    project.write(one="sleep 0.2", two=("one", "sleep 0.2"))
+    project.write(one="sleep 0.2", two=("one", "sleep 2"))
     child = project.start()
     time.sleep(delay)
     child.send_signal(signal.SIGINT)
     out, _ = child.communicate(timeout=20)
     assert child.returncode in (130, -signal.SIGINT), out  # the latter while Python starts
-    assert not project.processes()
+    until(lambda: not project.processes())
     assert project.build().returncode == 0
 
 
