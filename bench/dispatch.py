@@ -1,7 +1,11 @@
 """How fast are jobs handed out?  The real broker beside a bare ROUTER that echoes its messages.
 
-    python bench/dispatch.py [--workers 8] [--slots 8] [--jobs 20000]
+    python bench/dispatch.py [--workers 8] [--slots 8] [--jobs 20000] [--dask]
     python bench/dispatch.py --core        the core alone: its cost per job, by number of jobs
+
+Over loopback TCP, encrypted, peers known by their keys, on both sides.  With ``--dask`` the same
+number of no-op tasks goes through dask.distributed, too, installed into a virtual environment of
+its own that is thrown away.
 
 Jobs do nothing and the store is a stub that has what was asked for twice, so what is measured is
 messages, the core, and the broker's loop.  Both sides use the same worker process, which costs
@@ -25,7 +29,8 @@ from pathlib import Path
 import msgspec
 import zmq
 
-from fabric.wire import sockets
+from fabric.wire import keys, sockets
+from fabric.wire.line import Line
 from fabric.wire.messages import (
     PROTOCOL,
     Assignment,
@@ -33,15 +38,20 @@ from fabric.wire.messages import (
     Desired,
     LogWanted,
     Offer,
+    Order,
     Outcome,
+    Poll,
     Refused,
     Report,
     Submit,
     ToInitiator,
     Update,
 )
+from fabric.wire.sockets import Curve
 
 ARCH = "x86_64"
+#: An address of this machine that is hardly in use.
+AT = sockets.over_tcp("127.74.11.1", 7411)
 #: Jobs of one request: wide enough to keep all workers busy.
 LAYER = 500
 
@@ -77,21 +87,48 @@ def offers(number: int) -> tuple[Offer, ...]:
 # -- processes -----------------------------------------------------------------------------
 
 
+def make_keys(directory: Path, workers: int) -> None:
+    """Keys of a farm: the broker's, a user's, and those of all workers."""
+    keys.make("broker", "broker", directory)
+    admitted = keys.Admitted(directory)
+    for name in ("user", *(f"w{n}" for n in range(workers))):
+        own = directory / name
+        admitted.admit(keys.make("initiator" if name == "user" else "worker", name, own))
+        (own / "broker.key").write_bytes((directory / "broker.key").read_bytes())
+
+
+def curve_of(directory: Path, name: str) -> Curve:
+    return keys.of_peer(directory / name, "initiator" if name == "user" else "worker")[1]
+
+
 def serve_broker(directory: Path) -> None:
-    """The real broker, with the stub for a store."""
+    """The real broker, with the stub for a store, and a resolver that knows the answer."""
     from fabric.broker import Broker
 
-    broker = Broker(directory, directory / "state", Stub)  # type: ignore[arg-type]
+    broker = Broker(
+        AT,
+        directory / "state",
+        Stub,  # type: ignore[arg-type]
+        keys_dir=directory,
+        resolver=("cat", str(directory / "submit")),
+    )
     broker.run()
 
 
 def serve_echo(directory: Path) -> None:
     """What ZeroMQ can do from Python at best."""
-    socket = sockets.router(zmq.Context())
-    sockets.bind(socket, sockets.ipc(directory, "jobs"))
+    context = zmq.Context()
+    gate = keys.Gate(context, keys.Admitted(directory))
+    socket = sockets.router(context, keys.of_broker(directory))
+    sockets.bind(socket, AT.jobs)
+    poller = zmq.Poller()
+    poller.register(gate.socket, zmq.POLLIN)
+    poller.register(socket, zmq.POLLIN)
     while True:
-        frames = socket.recv_multipart()
-        socket.send_multipart(frames)
+        poller.poll()
+        gate.serve(time.monotonic())
+        for frames in sockets.drain(socket, 200):
+            socket.send_multipart(frames)
 
 
 def work(directory: Path, workers: int, slots: int, *, echo: bool) -> None:
@@ -101,39 +138,37 @@ def work(directory: Path, workers: int, slots: int, *, echo: bool) -> None:
         Desired | LogWanted | Refused
     )
     poller = zmq.Poller()
-    peers = []
+    peers = {}
     for n in range(workers):
-        socket = sockets.dealer(context)
-        sockets.connect(socket, sockets.ipc(directory, "jobs"))
+        socket = sockets.dealer(context, curve_of(directory, f"w{n}"))
+        sockets.connect(socket, AT.jobs)
         poller.register(socket, zmq.POLLIN)
-        peers.append(Idler(f"w{n}", slots, socket, codec))
+        peers[socket] = Idler(f"w{n}", slots, socket, codec)
     if echo:
         typical = codec.encode(
             Desired(1, "b", (Assignment("a" * 64, 1, msgspec.Raw(offers(1)[0].job)),),
                     settled=(Attempt("b" * 64, 1),))
         )  # fmt: skip
-        for peer in peers:
+        for peer in peers.values():
             for _ in range(slots):
                 peer.socket.send(typical)
     count = 0
     while True:
-        for peer in () if echo else peers:
+        for peer in () if echo else peers.values():
             peer.beat()
         for socket, _ in poller.poll(1000):
-            peer = next(each for each in peers if each.socket is socket)
+            peer = peers[socket]
             for frames in sockets.drain(socket, slots):
+                message = codec.decode(frames[-1])
                 if echo:
-                    message = codec.decode(frames[-1])
                     assert isinstance(message, Desired)
                     peer.obey(message, send=False)
                     socket.send(typical)
                     count += 1
                     if count % 1000 == 0:
                         print(count, flush=True)
-                else:
-                    message = codec.decode(frames[-1])
-                    if isinstance(message, Desired):
-                        peer.obey(message)
+                elif isinstance(message, Desired):
+                    peer.obey(message)
 
 
 class Idler:
@@ -216,40 +251,43 @@ def measure_broker(workers: int, slots: int, jobs: int) -> tuple[float, float]:
     """(jobs a second, broker's CPU seconds a job)"""
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         directory = Path(name)
-        broker = spawn("--serve", "broker", name)
-        crew = spawn("--serve", "workers", name, f"--workers={workers}", f"--slots={slots}")
-        context = zmq.Context()
-        socket = sockets.dealer(context)
-        sockets.connect(socket, sockets.ipc(directory, "jobs"))
-        codec: sockets.Codec[ToInitiator] = sockets.Codec(ToInitiator)
+        make_keys(directory, workers)
         steps = offers(jobs)
         goals = tuple(offer.key for offer in steps[-LAYER:])
-        time.sleep(2.0)  # until the workers are there
-        used = 0.0
-        began = 0.0
-        socket.send(codec.encode(Submit(PROTOCOL, "0" * 32, "bench", steps, goals)))
-        while True:
-            message = codec.decode(socket.recv())
-            if isinstance(message, Update) and message.state == "building" and not began:
-                began, used = time.monotonic(), cpu(broker.pid)
-            if isinstance(message, Update) and message.state in ("done", "failed"):
-                took, used = time.monotonic() - began, cpu(broker.pid) - used
-                assert message.state == "done", message.message
-                break
-            if isinstance(message, Refused):
-                raise SystemExit(message.reason)
-            if isinstance(message, Update) and len(message.steps) > LAYER:
-                from fabric.wire.messages import Poll
-
-                socket.send(codec.encode(Poll("0" * 32, message.version)))
+        request = "0" * 32
+        submit = Submit(PROTOCOL, request, "bench", steps, goals)
+        (directory / "submit").write_bytes(msgspec.msgpack.encode(submit))
+        broker = spawn("--serve", "broker", name)
+        crew = spawn("--serve", "workers", name, f"--workers={workers}", f"--slots={slots}")
+        line = Line(AT, "follow", curve=curve_of(directory, "user"), name="user")
+        codec: sockets.Codec[ToInitiator] = sockets.Codec(ToInitiator)
+        time.sleep(3.0)  # until the workers are there
+        line.send(codec.encode(Order(PROTOCOL, request, "bench", "refs/x", "c" * 40, "bench")))
+        used = began = 0.0
+        state, poll_due, version = "", 0.0, 0
+        while state != "done":
+            line.poller.poll(100)
+            for frame in line.receive(100):
+                message = codec.decode(frame)
+                assert isinstance(message, Update), message
+                state, version = message.state, message.version
+                assert state != "failed", message.message
+                if state == "building" and not began:
+                    began, used = time.monotonic(), cpu(broker.pid)
+            line.tend(time.monotonic())
+            if time.monotonic() >= poll_due:
+                poll_due = time.monotonic() + 0.5
+                line.send(codec.encode(Poll(request, version)))
+        took, used = time.monotonic() - began, cpu(broker.pid) - used
+        line.close()
         stop(crew, broker)
-        context.destroy(linger=0)
     return jobs / took, used / jobs
 
 
 def measure_echo(workers: int, slots: int, jobs: int) -> float:
     """Round trips a second."""
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        make_keys(Path(name), workers)
         echo = spawn("--serve", "echo", name)
         crew = spawn("--serve", "echoed", name, f"--workers={workers}", f"--slots={slots}")
         assert crew.stdout is not None
@@ -261,6 +299,41 @@ def measure_echo(workers: int, slots: int, jobs: int) -> float:
         took = time.monotonic() - began
         stop(crew, echo)
     return (count - first) / took
+
+
+#: What dask is measured with: as many workers, tasks that do nothing, none of them the same.
+DASK = """
+import sys, time
+from dask.distributed import Client, LocalCluster, wait
+
+def nothing(n):
+    return None
+
+if __name__ == "__main__":
+    workers, slots, tasks = map(int, sys.argv[1:])
+    cluster = LocalCluster(n_workers=workers, threads_per_worker=slots, processes=True,
+                           dashboard_address=None)
+    with cluster, Client(cluster) as client:
+        wait(client.map(nothing, range(-100, 0), pure=False))
+        began = time.monotonic()
+        wait(client.map(nothing, range(tasks), pure=False))
+        print(tasks / (time.monotonic() - began))
+"""
+
+
+def measure_dask(workers: int, slots: int, tasks: int) -> float:
+    """Tasks a second."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        venv = Path(name) / "venv"
+        subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+        subprocess.run([venv / "bin/pip", "install", "-q", "distributed"], check=True)
+        program = Path(name) / "nothing.py"
+        program.write_text(DASK)
+        done = subprocess.run(
+            [venv / "bin/python", program, str(workers), str(slots), str(tasks)],
+            stdout=subprocess.PIPE, text=True, check=True,
+        )  # fmt: skip
+    return float(done.stdout)
 
 
 def measure_core(jobs: int, workers: int) -> tuple[float, float]:
@@ -321,6 +394,7 @@ def main() -> None:
     top.add_argument("--workers", type=int, default=8)
     top.add_argument("--slots", type=int, default=8)
     top.add_argument("--jobs", type=int, default=20_000)
+    top.add_argument("--dask", action="store_true", help="measure dask.distributed, too")
     top.add_argument("--core", action="store_true")
     top.add_argument("--serve", nargs=2, metavar=("WHAT", "DIRECTORY"), help=argparse.SUPPRESS)
     options = top.parse_args()
@@ -347,6 +421,10 @@ def main() -> None:
     print(f"  bare ROUTER echo  {echo:8.0f} round trips a second")
     print(f"  broker            {rate:8.0f} jobs a second, {used * 1e6:.0f} us of CPU a job")
     print(f"  ratio             {rate / echo:8.2f}")
+    if options.dask:
+        tasks = measure_dask(options.workers, options.slots, options.jobs // 4)
+        print(f"  dask.distributed  {tasks:8.0f} tasks a second")
+        print(f"  ratio             {rate / tasks:8.1f}")
 
 
 if __name__ == "__main__":

@@ -53,12 +53,16 @@ from fabric.wire.sockets import Addresses, Codec, Curve, Garbage
 
 #: Seconds between two looks at logs that may have grown.
 FOLLOW_EVERY = 0.02
+#: The same, of one that grows fast: not so soon that the broker, which writes it, falls behind.
+FOLLOW_SOON = 0.005
 #: Pieces of one log published at one look; the broker asks for what it misses.
 PIECES_AT_ONCE = 8
 #: Messages taken in one turn of the loop.
 MESSAGES_AT_ONCE = 100
 #: Seconds between two looks at what this machine has left.
 SURVEY_EVERY = 1.0
+#: Complaints noted in a minute.
+COMPLAINTS = 10
 #: Seconds a worker that ends gives its builds to die.
 DEADLINE = 8.0
 
@@ -108,6 +112,8 @@ class Attempt:
             result = "cancelled"
         except MachineFault as error:
             result, message, damaged = "fault", str(error), error.damaged
+        except msgspec.MsgspecError as error:
+            result, message = "fault", f"{name} does not understand this job: {error}"
         except (FabricError, OSError, MemoryError) as error:
             result, message = "fault", str(error)
         except Exception as error:  # noqa: BLE001  a bug here must not take the worker down
@@ -163,7 +169,8 @@ class Worker:
         self._line = Line(addresses, "publish", curve=curve, name=name, wake=self._wake_read)
         self._codec: Codec[Desired | LogWanted | Refused] = Codec(Desired | LogWanted | Refused)
         self._note = Notes("fabric-worker")
-        self._said: deque[str] = deque(maxlen=10)  # complaints of late
+        self._said: deque[tuple[float, str]] = deque(maxlen=COMPLAINTS)  # of late, and when
+        self._behind = False  # a log grows faster than it is published
         self._survey_due = 0.0
         self._told_to_stop = False
         self._stopping_until: float | None = None
@@ -207,7 +214,8 @@ class Worker:
     def _wait(self) -> None:
         left = self._agent.due - time.monotonic()
         if self._agent.running:
-            left = min(left, FOLLOW_EVERY)
+            left = min(left, FOLLOW_SOON if self._behind else FOLLOW_EVERY)
+        self._behind = False
         for source, _ in self._line.poller.poll(round(max(0.0, left) * 1000)):
             if source == self._wake_read:
                 with contextlib.suppress(BlockingIOError):
@@ -303,10 +311,9 @@ class Worker:
             if not data:
                 return
             hint = self._codec.encode(LogHint(attempt.fence, attempt.published))
-            sockets.send(
-                self._line.logs, attempt.key.encode(), hint, data
-            )  # what is lost is asked for
+            sockets.send(self._line.logs, attempt.key.encode(), hint, data)  # lost: asked for
             attempt.published += len(data)
+        self._behind = True
 
     def _serve(self, wanted: LogWanted) -> None:
         attempt = self._attempts.get((wanted.key, wanted.fence))
@@ -325,9 +332,11 @@ class Worker:
             attempt.log.path.unlink(missing_ok=True)
 
     def _say(self, text: str) -> None:
-        """Note something, but not every second."""
-        if text not in self._said:
-            self._said.append(text)
+        """Note something, but neither every second, nor more than an operator can read."""
+        now = time.monotonic()
+        flood = len(self._said) == COMPLAINTS and now - self._said[0][0] < 60.0
+        if not flood and all(text != said for _, said in self._said):
+            self._said.append((now, text))
             self._note(text, worker=self.name)
 
     def _on_signal(self, number: int, frame: object) -> None:  # noqa: ARG002

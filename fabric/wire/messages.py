@@ -105,23 +105,23 @@ class LogPiece(Message, frozen=True):
 class Attempt(msgspec.Struct, frozen=True):
     """One try at one job."""
 
-    key: str
-    fence: int
+    key: Key
+    fence: Count
 
 
 class Assignment(msgspec.Struct, frozen=True):
     """An attempt the worker has not confirmed yet, with its job."""
 
-    key: str
-    fence: int
+    key: Key
+    fence: Count
     job: msgspec.Raw  # an encoded `fabric.jobs.Job`
 
 
 class Desired(Message, frozen=True):
     """What one worker should be doing.  What it runs beyond this, it kills."""
 
-    sequence: int  # grows within ``broker``; an older one is ignored
-    broker: str  # names this run of the broker
+    sequence: Count  # grows within ``broker``; an older one is ignored
+    broker: Name  # names this run of the broker
     start: tuple[Assignment, ...] = ()
     keep: tuple[Attempt, ...] = ()
     settled: tuple[Attempt, ...] = ()  # outcomes the broker has: forget them

@@ -15,7 +15,7 @@ from wire_kit import FakeWorker
 
 from fabric.wire import keys, sockets
 from fabric.wire.keys import Admitted, Role
-from fabric.wire.messages import ToInitiator, ToWorker
+from fabric.wire.messages import PROTOCOL, Report, ToInitiator, ToWorker
 from fabric.wire.sockets import Curve
 
 #: An address of this machine that no other test process uses.
@@ -70,6 +70,18 @@ class Farm:
         self._stack.callback(worker.stop)
         return worker
 
+    def socket(self, kind: int, address: str, curve: Curve) -> zmq.Socket[bytes]:
+        """One that no program of ours would use."""
+        context = zmq.Context()
+        self._stack.callback(context.destroy, linger=0)
+        socket = context.socket(kind)
+        self._stack.callback(socket.close)
+        socket.setsockopt(zmq.CURVE_PUBLICKEY, curve.public)
+        socket.setsockopt(zmq.CURVE_SECRETKEY, curve.secret)
+        socket.setsockopt(zmq.CURVE_SERVERKEY, curve.server)
+        sockets.connect(socket, address)
+        return socket
+
     def peer(self, curve: Curve) -> Peer:
         peer = Peer(self, curve)
         self._stack.callback(peer.close)
@@ -101,3 +113,7 @@ class Peer:
 
     def close(self) -> None:
         self._context.destroy(linger=0)
+
+
+def report(name: str, sequence: int = 1, **more: Any) -> Report:
+    return Report(PROTOCOL, name, "x86_64", 1, sequence, instance=name, **more)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 import zmq
-from wire_kit import FakeWorker, key_of, until
+from wire_kit import FakeWorker, key_of, resident, until
 
 from fabric.wire import sockets
 from fabric.wire.messages import (
@@ -174,12 +174,6 @@ def test_a_flood_of_logs_costs_the_broker_no_memory(fabric: Fabric) -> None:
     grown = resident(fabric.broker.child.pid) - before
     # high-water marks of pieces, towards the broker and from it, and as much for good measure
     assert grown < 4 * sockets.LOGS_HWM * MAX_LOG_PIECE
-
-
-def resident(pid: int) -> int:
-    """Bytes of memory a process has at most had."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 # -- rubbish -------------------------------------------------------------------------------

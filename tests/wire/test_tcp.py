@@ -7,10 +7,9 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from typing import Any
 
 import zmq
-from farm_kit import HOST, PORT, Farm, Peer
+from farm_kit import HOST, PORT, Farm, Peer, report
 from wire_kit import until
 
 from fabric.wire import sockets
@@ -26,7 +25,6 @@ from fabric.wire.messages import (
     Order,
     Poll,
     Refused,
-    Report,
     Running,
     Submit,
     ToWorker,
@@ -34,10 +32,6 @@ from fabric.wire.messages import (
 from fabric.wire.sockets import Curve
 
 KEY = "a" * 64
-
-
-def report(name: str, sequence: int = 1, **more: Any) -> Report:
-    return Report(PROTOCOL, name, "x86_64", 1, sequence, instance=name, **more)
 
 
 def order() -> Order:

@@ -65,8 +65,16 @@ def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
         time.sleep(0.005)
 
 
+def resident(pid: int) -> int:
+    """Bytes of memory a process has at most had."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
 class Process:
     """The real broker, as a child."""
+
+    PROGRAM: tuple[str, ...] = ("-m", "fabric.broker")
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -78,7 +86,7 @@ class Process:
         self.began = time.monotonic()
         with (self.directory / "broker.err").open("ab") as errors:
             self.child = subprocess.Popen(
-                [sys.executable, "-m", "fabric.broker", "--directory", str(self.directory),
+                [sys.executable, *self.PROGRAM, "--directory", str(self.directory),
                  "--state", str(self.state), "--store", self.store,
                  "--parent", str(os.getpid())],
                 stdin=subprocess.DEVNULL, stderr=errors,
@@ -233,6 +241,7 @@ class Follower:
         *goals: str,
         keep_going: bool = False,
         stream: bool = True,
+        request: str = "",
         at: Addresses | None = None,
         curve: Curve | None = None,
     ) -> None:
@@ -240,7 +249,7 @@ class Follower:
         wanted = tuple(map(key_of, goals)) or (offers[0].key,)
         self.names = {offer.key: offer.name for offer in offers}
         submit = Submit(PROTOCOL, uuid.uuid4().hex, "a test", offers, wanted, keep_going)
-        self.mirror = RequestMirror(submit)
+        self.mirror = RequestMirror(request or submit)  # a request that somebody made, or this
         self.logs: dict[str, bytearray] = {}
         self.whole: dict[str, bool] = {}
         self.over: initiator_side.Over | None = None
@@ -268,12 +277,12 @@ class Follower:
             assert time.monotonic() < deadline, f"it did not happen: {self.states()}"
             self.turn()
 
-    def turn(self) -> None:
+    def turn(self, at_once: int = 1000) -> None:
         now = time.monotonic()
         self._do(self.mirror.tick(now))
         self._poller.poll(max(1, min(100, int(1000 * (self.mirror.due - now)))))
         now = time.monotonic()
-        for frames in sockets.drain(self.jobs, 100):
+        for frames in sockets.drain(self.jobs, at_once):
             match message := self._codec.decode(frames[-1]):
                 case Update():
                     self._do(self.mirror.update(message, now))
@@ -281,7 +290,7 @@ class Follower:
                     self._do(self.mirror.piece(message, now))
                 case Refused():
                     self._do(self.mirror.refused(message, now))
-        for key, hint, data in sockets.drain(self._stream, 1000):
+        for key, hint, data in sockets.drain(self._stream, at_once):
             self._do(self.mirror.hint(key.decode(), self._hints.decode(hint), data, now))
 
     def states(self) -> dict[str, str]:

@@ -1,0 +1,260 @@
+"""More than a million malformed frames, at every socket, while honest peers are served."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import zmq
+from farm_kit import HOST, PORT, Farm, report
+from wire_kit import resident
+
+from fabric.wire import sockets
+from fabric.wire.messages import (
+    PROTOCOL,
+    Assignment,
+    Attempt,
+    Command,
+    Desired,
+    Leave,
+    LogHint,
+    LogPiece,
+    LogRead,
+    LogWanted,
+    Order,
+    Outcome,
+    Poll,
+    Query,
+    Refused,
+    Report,
+    Running,
+    Submit,
+)
+
+#: Frames at the broker's socket for jobs, with each of two keys; at its socket for logs; at its
+#: socket for subscriptions; and at a worker.
+JOBS, LOGS, TOPICS, WORKER = 350_000, 300_000, 50_000, 100_000
+#: Frames between two questions of honest peers.
+ROUND = 10_000
+#: Bytes by which all that may make the broker grow.
+GROWTH = 100 * 2**20
+
+KEY = "ab" * 32
+encode = msgspec.msgpack.Encoder().encode
+
+
+def valid() -> list[bytes]:
+    """One of each kind of message."""
+    outcome = Outcome(KEY, 3, "failed", "no", "build", "make", 1.0, 5, "cd" * 32, (KEY,))
+    said = (
+        report("w1", 9, running=(Running(KEY, 4, "build", 7),), finished=(outcome,)),
+        LogPiece(KEY, 1, 0, b"a line\n" * 30, 210, "cd" * 32),
+        Poll("r" * 32, 7),
+        Leave("r" * 32),
+        LogRead(KEY, 1, 0, 1000),
+        Query(PROTOCOL, "q", "why", "zlib"),
+        Desired(1, "b", (Assignment(KEY, 1, msgspec.Raw(b"\x80")),), (Attempt(KEY, 2),)),
+        LogWanted(KEY, 1, 0, 100),
+        Refused("w1", "bad-request", "no"),
+    )
+    return [encode(each) for each in said]
+
+
+def malformed(rng: random.Random, seeds: list[bytes]) -> Iterator[bytes]:
+    """Damaged messages for ever: changed, cut, spliced, repeated, or never any."""
+    whole = [
+        encode(Order(PROTOCOL, "r", "t", "refs/x", "c" * 40, "s")),
+        encode(Submit(PROTOCOL, "r", "t", (), ())),
+        encode(Command(PROTOCOL, "c", "cancel", "nobody")),
+    ]
+    strange = [b"", b"\x91" * 100_000, b"\xdf\xff\xff\xff\xff", b"\x81\xa1t\xa6Report", b"\xc1",
+               encode({"t": "Report", "protocol": 2**63}), encode({"t": ["Poll"]})]  # fmt: skip
+    while True:
+        kind = rng.random()
+        frame = bytearray(rng.choice(seeds))
+        if kind < 0.6:
+            for _ in range(rng.randint(1, 4)):
+                frame[rng.randrange(len(frame))] = rng.randrange(256)
+            yield bytes(frame)
+        elif kind < 0.75:
+            yield bytes(rng.choice(whole)[: rng.randrange(1, 20)])
+        elif kind < 0.9:
+            cut = rng.randrange(len(frame))
+            yield bytes(frame[:cut]) + rng.choice(seeds)[rng.randrange(20) :]
+        elif kind < 0.999:
+            yield rng.randbytes(rng.randrange(200))
+        else:
+            yield rng.choice(strange)
+
+
+def push(socket: zmq.Socket[bytes], *frames: bytes) -> None:
+    """As fast as the other side takes it."""
+    assert socket.poll(20_000, zmq.POLLOUT), "nobody takes it any more"
+    socket.send_multipart(frames)
+
+
+def discard(socket: zmq.Socket[bytes]) -> None:
+    for _ in sockets.drain(socket, 10_000):
+        pass
+
+
+class Honest:
+    """A worker and an initiator who want to be served all the while."""
+
+    def __init__(self, farm: Farm) -> None:
+        self.worker = farm.peer(farm.key("worker", "honest-worker"))
+        self.initiator = farm.peer(farm.key("initiator", "honest-initiator"))
+        self.slowest = 0.0
+        self._sequence = 0
+
+    def are_served(self) -> None:
+        began = time.monotonic()
+        self._sequence += 1
+        assert isinstance(self.worker.ask(report("w", self._sequence)), Desired)
+        assert isinstance(self.initiator.ask(Poll("nobody", 0)), Refused)
+        self.slowest = max(self.slowest, time.monotonic() - began)
+
+
+@pytest.fixture
+def honest(farm: Farm) -> Iterator[Honest]:
+    someone = Honest(farm)
+    someone.are_served()
+    before = resident(farm.child.pid)
+    yield someone
+    someone.are_served()
+    assert farm.child.poll() is None
+    assert resident(farm.child.pid) - before < GROWTH
+    assert "Traceback" not in farm.said
+    assert len(farm.said) < 10_000, "rubbish is noted once for each sender"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("role", ["worker", "initiator"])
+def test_at_the_socket_for_jobs(farm: Farm, honest: Honest, role: str) -> None:
+    curve = farm.key("worker" if role == "worker" else "initiator", "fuzzer")
+    fuzzer = farm.peer(curve)
+    rng = random.Random(role)
+    frames = malformed(rng, valid())
+    for n in range(JOBS):
+        frame = next(frames)
+        if n % 50 == 0:
+            push(fuzzer.jobs, *[frame] * rng.randrange(2, 40))
+        else:
+            push(fuzzer.jobs, frame)
+        if n % ROUND == 0:
+            discard(fuzzer.jobs)
+            honest.are_served()
+
+
+@pytest.mark.slow
+def test_at_the_sockets_for_logs(farm: Farm, honest: Honest) -> None:
+    stream = farm.socket(zmq.XPUB, farm.at.logs_in, farm.key("worker", "fuzzer"))
+    stream.setsockopt(zmq.XPUB_NODROP, 1)
+    assert stream.recv() == b"\x01", "the broker wants all logs"
+    rng = random.Random(3)
+    hints = [encode(LogHint(1, 0)), encode(LogHint(2**62, 2**62)), b"\x92\x01", b"\x92\xff\xff"]
+    topics = [KEY.encode(), b"", b"\xff" * 64, b"../../x", b"a" * 10_000]
+    frames = malformed(rng, [*valid(), *hints])
+    for n in range(LOGS):
+        parts = [rng.choice(topics), rng.choice(hints), next(frames)][: rng.randrange(1, 4)]
+        push(stream, *parts, *[b"x"] * (rng.randrange(20) if n % 50 == 0 else 0))
+        if n % ROUND == 0:
+            honest.are_served()
+    reader = farm.socket(zmq.XSUB, farm.at.logs, farm.key("initiator", "reader"))
+    for n in range(TOPICS):
+        push(
+            reader, rng.choice((b"\x01", b"\x00", b"\x02", b"")) + rng.randbytes(rng.randrange(40))
+        )
+        if n % ROUND == 0:
+            honest.are_served()
+
+
+@pytest.mark.slow
+def test_messages_that_are_too_large(farm: Farm, honest: Honest) -> None:
+    fuzzer = farm.peer(farm.key("worker", "fuzzer"))
+    for size in (sockets.MAX_REMOTE_FRAME - 1, sockets.MAX_REMOTE_FRAME + 1, 2**26):
+        for _ in range(3):
+            with contextlib.suppress(zmq.Again):
+                fuzzer.jobs.send(b"\x91" * size, zmq.NOBLOCK)
+                fuzzer.stream.send_multipart([b"x" * size] * 3, zmq.NOBLOCK)
+            honest.are_served()
+
+
+@pytest.mark.slow
+def test_at_the_ports_without_a_key(honest: Honest) -> None:
+    """Greetings of ZeroMQ's protocol that are wrong, and whatever else comes over the net."""
+    rng = random.Random(4)
+    null = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)
+    curve = null.replace(b"NULL\0", b"CURVE")
+    for n in range(600):
+        greeting = rng.choice((b"", null, curve, rng.randbytes(64), null[:10]))
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection((HOST, PORT + n % 3), timeout=5.0) as connection,
+        ):
+            connection.sendall(greeting)
+            for _ in range(rng.randrange(4)):
+                size = rng.randrange(2**32)
+                header = rng.choice(
+                    (b"\x04" + bytes([size % 256]), b"\x06" + struct.pack(">Q", size))
+                )
+                connection.sendall(header + rng.randbytes(rng.randrange(1000)))
+        if n % 100 == 0:
+            honest.are_served()
+
+
+@pytest.mark.slow
+def test_at_a_worker(directory: Path) -> None:
+    """What a broker says that has lost its mind."""
+    context = zmq.Context()
+    broker = sockets.router(context)
+    sockets.bind(broker, sockets.ipc(directory, "jobs"))
+    environ = os.environ | {
+        "FABRIC_CACHE": str(directory / "cache"),
+        "FABRIC_CONFIG": str(directory / "config.toml"),
+    }
+    (directory / "config.toml").touch()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "fabric.worker", f"--directory={directory}", "--name=w1"],
+        stderr=subprocess.PIPE, env=environ,
+    )  # fmt: skip
+    try:
+        peer = heard(broker, lambda _: True)
+        before = resident(child.pid)
+        frames = malformed(random.Random(5), valid())
+        for _ in range(WORKER):
+            assert broker.poll(10_000, zmq.POLLOUT)
+            while not sockets.send(broker, peer, next(frames)):
+                assert child.poll() is None
+                time.sleep(0.001)
+            discard(broker)
+        # It still does what it is told: to keep something that it does not have is nothing to do.
+        sockets.send(broker, peer, encode(Desired(2**62, "another")))
+        heard(broker, lambda report: report.broker == "another")
+        assert resident(child.pid) - before < GROWTH
+    finally:
+        child.terminate()
+        _, errors = child.communicate(timeout=20)
+        context.destroy(linger=0)
+    assert child.returncode == 0
+    assert b"Traceback" not in errors
+
+
+def heard(broker: zmq.Socket[bytes], wanted: Callable[[Report], bool]) -> bytes:
+    """Who sent the first such report."""
+    codec: sockets.Codec[Report] = sockets.Codec(Report)
+    while True:
+        assert broker.poll(20_000), "the worker is silent"
+        peer, frame = broker.recv_multipart()
+        if wanted(codec.decode(frame)):
+            return peer

@@ -1,0 +1,87 @@
+"""Many long logs at once, with readers that are slow, late, or get nothing from the stream."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from wire_kit import Process, key_of, resident
+
+from fabric.wire import sockets
+from fabric.wire.messages import MAX_LOG_PIECE
+
+if TYPE_CHECKING:
+    from conftest import Fabric
+
+WORKERS = 20
+LINES = 100_000
+#: What the broker may keep: for each worker the pieces it has not taken in, for each initiator
+#: those it has not taken off, a hundred answers to questions for ranges, and some room to move.
+#: A piece has at most `MAX_LOG_PIECE` bytes, so this is a quarter of a GiB for this test; it is
+#: what is kept when all pieces are full and everybody is slow.
+READERS = 3
+BOUND = (WORKERS + READERS) * sockets.LOGS_HWM * MAX_LOG_PIECE + 64 * 2**20
+
+
+def text_of(name: str) -> bytes:
+    return b"".join(b"%s: line %d of many\n" % (name.encode(), n) for n in range(LINES))
+
+
+@pytest.mark.slow
+def test_every_log_is_whole_whoever_reads_it(fabric: Fabric) -> None:
+    names = [f"chunk-{n}" for n in range(WORKERS)]
+    texts = {name: text_of(name) for name in names}
+    for n in range(WORKERS):
+        fabric.worker(f"w{n}", texts.__getitem__)
+    text = "\n".join([*(f"{name}:" for name in names), f"all: {' '.join(names)}"])
+    texts["all"] = text_of("all")
+    before = resident(fabric.broker.child.pid)
+    usual, slow = fabric.initiator(text, "all"), fabric.initiator(text, "all")
+
+    def slowly() -> None:
+        while not slow.mirror.complete:
+            slow.turn(at_once=1)
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=slowly)
+    thread.start()
+    assert usual.follow(120.0) == "done"
+    late = fabric.initiator(text, "all", request=usual.mirror.request)
+    assert late.follow(120.0) == "done"
+    thread.join(120.0)
+    assert not thread.is_alive()
+    for initiator in (usual, slow, late):
+        assert initiator.whole == dict.fromkeys(texts, True)
+        for name, expected in texts.items():
+            assert initiator.logs[name] == expected, name
+    assert resident(fabric.broker.child.pid) - before < BOUND
+
+
+@pytest.mark.slow
+def test_with_room_for_one_message_everything_still_comes(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """High-water marks of 1 for logs, and few for all else: most is lost, and told again."""
+    import conftest
+
+    monkeypatch.setattr(sockets, "JOBS_HWM", 4)
+    monkeypatch.setattr(sockets, "LOGS_HWM", 1)
+    monkeypatch.setattr(
+        Process, "PROGRAM",
+        ("-c", "import sys; from fabric.wire import sockets; sockets.JOBS_HWM = 4;"
+               "sockets.LOGS_HWM = 1; from fabric.broker import main; sys.exit(main())"),
+    )  # fmt: skip
+    with ExitStack() as stack:
+        fabric = conftest.Fabric(directory, stack)
+        text = b"a line that is lost, and asked for\n" * 20_000
+        workers = [fabric.worker(f"w{n}", lambda _: text) for n in range(2)]
+        initiator = fabric.initiator("\n".join(["top: a b", "a:", "b:"]))
+        assert initiator.follow(60.0) == "done"
+        assert initiator.whole == dict.fromkeys("ab", True) | {"top": True}
+        assert all(initiator.logs[name] == text for name in "ab")
+        assert sum(len(worker.built) for worker in workers) == 3
+        assert initiator.mirror.steps[key_of("top")].state == "done"
