@@ -383,9 +383,9 @@ def _settings(options: argparse.Namespace) -> BrokerSettings:
 
 def _broker(settings: BrokerSettings, file: Path, directory: Path | None) -> Broker:
     def open_store() -> Store:
-        from fabric.trove.store import Store  # slow, and only the desk needs it
+        from fabric.trove import configured  # slow, and only the desk needs it
 
-        return Store(settings.store_url, settings.state_dir / "scratch")
+        return configured.open_store(settings, settings.state_dir / "scratch")
 
     if directory is not None:
         return Broker(sockets.in_directory(directory), settings.state_dir, open_store)

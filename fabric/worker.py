@@ -65,6 +65,8 @@ SURVEY_EVERY = 1.0
 COMPLAINTS = 10
 #: Seconds a worker that ends gives its builds to die.
 DEADLINE = 8.0
+#: Seconds between two attempts at making room on the disk.
+TRIM_EVERY = 30.0
 
 
 class Attempt:
@@ -152,6 +154,9 @@ class Worker:
         self._settings = settings
         store = open_store(settings)
         sources = open_sources(settings)
+        self._caches = (store.copies, sources.exports.directory)
+        self._trimming: threading.Thread | None = None
+        self._trim_due = 0.0
         self._workspace = Workspace(settings.work_dir, store, sources)
         self._spools = self._workspace.scratch()
         self._attempts: dict[tuple[str, int], Attempt] = {}  # running, or not settled yet
@@ -268,7 +273,23 @@ class Worker:
         self._agent.free_memory = daemon.free_memory()
         where, least = self._settings.work_dir, self._settings.min_free_disk
         self._agent.free_disk, refusing = daemon.free_disk(where, least)
+        if self._agent.free_disk < 2 * least and now >= self._trim_due:
+            self._trim_due = now + TRIM_EVERY
+            self._trim(2 * least)
         self._do(self._agent.refuse(refusing))
+
+    def _trim(self, wanted: int) -> None:
+        """Make room, in a thread: what comes back by itself goes, if no build uses it."""
+        if self._trimming is None or not self._trimming.is_alive():
+            args = (wanted, self._caches)
+            self._trimming = threading.Thread(target=self._make_room, args=args, daemon=True)
+            self._trimming.start()
+
+    def _make_room(self, wanted: int, caches: Sequence[Path]) -> None:
+        try:
+            self._workspace.trim(wanted, caches)
+        except OSError as error:
+            self._say(f"room cannot be made on the disk: {error}")
 
     def _over(self) -> bool:
         if self._stopping_until is None:

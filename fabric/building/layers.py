@@ -22,6 +22,7 @@ import msgspec
 from fabric.building.archive import MTIME
 from fabric.building.cancel import stop_if
 from fabric.building.merge import Merger
+from fabric.building.room import use
 from fabric.building.tree import Clash, Unpacker, follow, listing
 from fabric.errors import MachineFault
 from fabric.jobs import Staged
@@ -175,7 +176,8 @@ class Layers:
         """The directory that ``names`` (any plain data) stands for, made if it is missing."""
         digest = hashlib.sha256(msgspec.msgpack.encode(names)).hexdigest()
         path = self.workspace.root / "merged" / digest
-        if not path.is_dir():
+        self.workspace.hold(digest)
+        if not use(path):
             with self.workspace.locked(digest, cancelled):
                 if not path.is_dir():
                     self._make(path, make)
@@ -219,7 +221,7 @@ class Layers:
 
     def _bring(self, keys: Sequence[str], cancelled: threading.Event) -> None:
         """Fetch what is to be unpacked, all at once."""
-        absent = [key for key in keys if key not in self._known and not self._path(key).is_dir()]
+        absent = [key for key in keys if not self._path(key).is_dir()]
         if len(absent) > 1:
             found = filter(None, self.workspace.store.manifests(absent))
             wanted = [(each.key, one.blob) for each in found for one in each.artifacts if one.blob]
@@ -227,10 +229,12 @@ class Layers:
 
     def _layer(self, key: str, cancelled: threading.Event) -> Layer:
         """The layer of a chunk, which is unpacked first if it is not yet."""
+        path = self._path(key)
+        self.workspace.hold(key)
+        there = use(path)
         known = self._known.get(key)
-        if known is None:
-            path = self._path(key)
-            if not path.is_dir():
+        if known is None or not there:
+            if not there:
                 with self.workspace.locked(f"layer-{key}", cancelled):
                     if not path.is_dir():
                         self._make(path, lambda into: self._unpack(key, into, cancelled))

@@ -28,11 +28,8 @@ class Locks:
         None when somebody else has it, unless ``wait``.  Any number may hold it ``shared``.
         """
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        byte = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
-        kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
-        how = fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK
         try:
-            fcntl.fcntl(fd, how, struct.pack(_FLOCK, kind, os.SEEK_SET, byte, 1, 0))
+            _lock(fd, name, shared, wait)
         except BlockingIOError:
             os.close(fd)
             return None
@@ -40,3 +37,14 @@ class Locks:
             os.close(fd)
             raise
         return fd
+
+    def share(self, fd: int, name: str) -> None:
+        """Have ``fd`` hold the lock ``name``, shared, too; waits for who has it alone."""
+        _lock(fd, name, shared=True, wait=True)
+
+
+def _lock(fd: int, name: str, shared: bool, wait: bool) -> None:
+    byte = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
+    kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
+    how = fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK
+    fcntl.fcntl(fd, how, struct.pack(_FLOCK, kind, os.SEEK_SET, byte, 1, 0))

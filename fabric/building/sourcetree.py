@@ -110,7 +110,7 @@ def _copy(entries: list[os.DirEntry[str]], tree: Path, to: Path) -> None:
 
 def _export(source: Source, workspace: Workspace, cancelled: threading.Event) -> Path:
     """The exported tree of a source, with its submodules in their places."""
-    top = workspace.sources.export(source)
+    top = _held(source, workspace)
     parts = list(_submodules(source, b""))
     if not parts:
         return top
@@ -119,11 +119,17 @@ def _export(source: Source, workspace: Workspace, cancelled: threading.Event) ->
         merger = Merger(into)
         merger.lay(top)
         for path, module in parts:
-            merger.lay(workspace.sources.export(module), at=path)
+            merger.lay(_held(module, workspace), at=path)
         merger.finish(top.stat().st_mtime)
 
     names = ["sources", source.tree, [(path, module.tree) for path, module in parts]]
     return workspace.layers.made(names, make, cancelled)
+
+
+def _held(source: Source, workspace: Workspace) -> Path:
+    """The exported tree of a source, kept until this build ends."""
+    workspace.hold(source.tree)
+    return workspace.sources.export(source)
 
 
 def _submodules(source: Source, below: bytes) -> Iterator[tuple[bytes, Source]]:

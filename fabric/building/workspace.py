@@ -31,6 +31,7 @@ from fabric.building.cancel import TICK, stop_if
 from fabric.building.layers import Layers
 from fabric.building.locks import Locks
 from fabric.building.reaper import Reaper
+from fabric.building.room import by_age, free
 from fabric.building.tree import emptied, open_up, remove
 from fabric.jobs import Blob, Manifest, Source
 
@@ -79,6 +80,7 @@ class Workspace:
         self._numbers = itertools.count()
         self._spare: list[Path] = []
         self._cleaned: tuple[int, int] | None = None
+        self._holder = threading.local()  # ``fd``: the locks of the build of this thread
         with self.locked("sessions"):
             for name in ("layers", "indexes", "merged", "tmp", "failed"):
                 (self.root / name).mkdir(exist_ok=True)
@@ -145,11 +147,43 @@ class Workspace:
         assert fd is not None
         self._notice_cleaning()
         self._reaper.enter()
+        self._holder.fd = fd
         try:
             yield
         finally:
+            self._holder.fd = None
             self._reaper.leave()
             os.close(fd)
+
+    def hold(self, name: str) -> None:
+        """Keep the layer, merged tree or source tree ``name`` until this thread's build ends."""
+        fd = getattr(self._holder, "fd", None)
+        if fd is not None:
+            self._locks.share(fd, _use(name))
+
+    def trim(self, wanted: int, others: Iterable[Path] = ()) -> None:
+        """Make ``wanted`` bytes of disk free, if that can be done.
+
+        What was used longest ago goes first: layers, merged and failed trees, and what is in the
+        folders ``others``.  All of it comes back when it is needed.  What a build of any process
+        holds stays.
+        """
+        folders = [self.root / name for name in ("layers", "merged", "failed")]
+        for path in by_age([*folders, *others]):
+            if free(self.root) >= wanted:
+                return
+            fd = self._locks.take(_use(path.name))
+            if fd is None:
+                continue
+            aside = path.with_name(f".old-{path.name}-{os.getpid()}")
+            try:
+                with suppress(FileNotFoundError):  # another does the same
+                    path.rename(aside)
+            finally:
+                os.close(fd)
+            if path.parent == self.root / "layers":
+                (self.root / "indexes" / path.name).unlink(missing_ok=True)
+            remove(aside)
 
     @contextmanager
     def locked(self, name: str, cancelled: threading.Event | None = None) -> Iterator[None]:
@@ -237,7 +271,12 @@ class Workspace:
             stamp.write_text(boot)
 
 
+def _use(name: str) -> str:
+    """The lock that whoever uses a tree shares."""
+    return f"use-{name}"
+
+
 def _scarce(path: Path) -> bool:
     """Whether the file system of ``path`` is nearly full: 10 % free or less, at most 10 GiB."""
     info = os.statvfs(path)
-    return info.f_bavail * info.f_frsize < min(info.f_blocks * info.f_frsize // 10, 10 << 30)
+    return free(path) < min(info.f_blocks * info.f_frsize // 10, 10 << 30)

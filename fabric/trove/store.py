@@ -76,6 +76,11 @@ class Store:
                 " or a URL of file:, http:, https:, s3:, gs: or az: as the setting `artifacts`"
             ) from None
 
+    @property
+    def copies(self) -> Path:
+        """The folder with copies of remote blobs; what is removed there is fetched again."""
+        return self._scratch / "blobs"
+
     # -- manifests ---------------------------------------------------------------------------
 
     def has(self, keys: Iterable[str]) -> set[str]:
@@ -190,7 +195,7 @@ class Store:
 
     def _copy(self, blob: Blob, check: Callable[[], None]) -> Path:
         """The copy of a remote blob in the scratch directory, fetched once by all threads."""
-        file = self._scratch / "blobs" / blob.sha256
+        file = self.copies / blob.sha256
         lock = self._fetching.setdefault(blob.sha256, threading.Lock())
         with lock:
             try:
@@ -206,8 +211,7 @@ class Store:
         absent = {
             blob: key
             for key, blob in wanted
-            if self._backend.place(_blob(blob)) is None
-            and not (self._scratch / "blobs" / blob.sha256).exists()
+            if self._backend.place(_blob(blob)) is None and not (self.copies / blob.sha256).exists()
         }
         if absent:
             for _ in self._backend.map(lambda one: self.path(one, absent[one], check), absent):

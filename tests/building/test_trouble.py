@@ -10,7 +10,7 @@ from building_kit import Kit, key_of, processes_naming
 
 from fabric.building.builder import build
 from fabric.building.log import Log
-from fabric.errors import BuildFailed, Cancelled
+from fabric.errors import BuildFailed, Cancelled, MachineFault
 from fabric.jobs import Job, Staged
 
 
@@ -172,3 +172,28 @@ class TestTwoBuilders:
         for thread in threads:
             thread.join()
         assert failures == []
+
+
+class TestDamage:
+    def test_what_the_store_has_spoilt_or_lost_is_named(self, kit: Kit) -> None:
+        """So that the broker can have it built again; it is no fault of the job that needs it."""
+        lib = kit.chunk("lib", install=["echo it > $DESTDIR/it"])
+        kit.build(lib)
+        user = kit.chunk("user", build=["cat /it"], staged=(kit.base, Staged(lib.key, "low")))
+
+        def damaged() -> tuple[str, ...]:
+            kit.workspace.clean()
+            with pytest.raises(MachineFault) as caught:
+                kit.build(user)
+            return caught.value.damaged
+
+        kit.store.remove([lib.key])
+        assert damaged() == (lib.key,), "lost"
+        blob = next(one.blob for one in kit.build(lib).artifacts if one.blob)
+        file = kit.store.path(blob)
+        file.chmod(0o644)
+        file.write_bytes(b"rubbish")
+        assert damaged() == (lib.key,), "spoilt"
+        kit.store.forget(lib.key)
+        kit.build(lib)
+        kit.build(user)

@@ -14,6 +14,7 @@ from building_kit import Kit
 from fabric.building.host import host_tools
 from fabric.building.locks import Locks
 from fabric.building.reaper import Reaper
+from fabric.building.room import by_age, use
 from fabric.building.shell import shell
 from fabric.building.workspace import Workspace
 from fabric.errors import BuildFailed, Cancelled, FabricError
@@ -159,6 +160,36 @@ class TestCleaning:
         assert kit.workspace.clean(keep={jobs[0].key})
         left = {path.name for path in (kit.workspace.root / "layers").iterdir()}
         assert left == {jobs[0].key}
+
+    def test_trimming_spares_what_builds_hold(self, kit: Kit) -> None:
+        """As far as it must, from what was used longest ago."""
+        job, blobs = kit.chunk("one", build=[":"]), kit.root / "copies"
+        layers, held = kit.workspace.root / "layers", kit.base.key
+        kit.build(job)
+        blobs.mkdir()
+        (blobs / "old").write_text("a copy")
+        (blobs / ".fetch-new").write_text("under way")
+        with kit.workspace.using():
+            kit.workspace.hold(held)
+            with Workspace(kit.workspace.root, kit.store, kit.sources) as other:
+                other.trim(1 << 62, [blobs])
+            assert {path.name for path in layers.iterdir()} == {held}
+        assert [path.name for path in blobs.iterdir()] == [".fetch-new"]
+        kit.workspace.trim(0)
+        assert (layers / held).exists(), "there is room enough"
+        kit.workspace.trim(1 << 62)
+        assert list(layers.iterdir()) == []
+        kit.build(kit.chunk("two", build=["ls /bin"]))
+        assert (layers / held).exists(), "it has come back"
+
+    def test_what_was_used_longest_ago_goes_first(self, tmp_path: Path) -> None:
+        for number in (3, 1, 2):
+            (tmp_path / f"tree-{number}").mkdir()
+            os.utime(tmp_path / f"tree-{number}", (number, 5))
+        assert use(tmp_path / "tree-1")
+        assert (tmp_path / "tree-1").stat().st_mtime == 5
+        assert [path.name[-1] for path in by_age([tmp_path, tmp_path / "none"])] == ["2", "3", "1"]
+        assert not use(tmp_path / "none")
 
     def test_does_nothing_while_somebody_builds(self, kit: Kit) -> None:
         with kit.workspace.using():

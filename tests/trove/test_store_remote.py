@@ -16,7 +16,7 @@ from trove_kit import Authority, Cable, Server, blob, child_environment, free_po
 
 from fabric.errors import DamagedError, StoreError
 from fabric.trove import remote
-from fabric.trove.store import Store
+from fabric.trove.store import Store, Usage
 
 MIB = 1024 * 1024
 LOGIN = "worker:much secret"
@@ -196,7 +196,7 @@ def test_half_an_upload_is_nothing(server: Server, cable: Cable, tmp_path: Path,
         import sys
         from pathlib import Path
         from trove_kit import blob, step
-        from fabric.trove.store import Store
+        from fabric.trove.store import Store, Usage
         big = Path({str(big)!r})
         manifest, files = step(1, big.read_bytes())
         files[blob(big.read_bytes()).sha256] = big
@@ -268,6 +268,25 @@ def test_bringing_can_be_called_off(far: Store, near: Store, big: Path) -> None:
     assert not [file for file in far._scratch.rglob("*") if file.is_file()]
 
 
+# -- cleaning --------------------------------------------------------------------------------
+
+
+def test_cleaning_goes_by_the_clock_of_the_server(
+    near: Store, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine whose clock is wrong by days takes no upload under way for an old one."""
+    near.put(*step(1, b"pinned"))
+    near.put(*step(2, b"of no use"))
+    near.remove([key(2)])
+    monkeypatch.setattr(time, "time", lambda: 4e9)
+    assert near.gc({key(1)}, older_than=3600.0) == Usage(0, 0, 0)
+    for file in server.data.rglob("*"):
+        os.utime(file, (1e9, 1e9))
+    gone = near.gc({key(1)}, older_than=3600.0)
+    assert (gone.manifests, gone.blobs) == (0, 2)
+    assert near.inspect(key(1))
+
+
 # -- damage ----------------------------------------------------------------------------------
 
 
@@ -306,7 +325,7 @@ def test_full_disks_at_either_end(tmp_path: Path) -> None:
         from trove_kit import blob, free_port, key, nginx, step
         from fabric.errors import StoreError
         from fabric.trove import remote
-        from fabric.trove.store import Store
+        from fabric.trove.store import Store, Usage
         remote.RETRIES = 1
         top = Path({str(tmp_path)!r})
         data = os.urandom(1_500_000)
