@@ -26,6 +26,7 @@ from fabric import config, daemon
 from fabric.config import BrokerSettings
 from fabric.desk import Desk
 from fabric.errors import FabricError
+from fabric.jobs import tools_among
 from fabric.logs import Spools
 from fabric.metrics import Metrics
 from fabric.notes import Notes
@@ -113,7 +114,7 @@ class Broker:
         self._carry_out: dict[type, Callable[[Any], None]] = {
             events.Ask: self._asks.append,
             events.Inspect: lambda effect: self._desk.inspect(effect.keys),
-            events.Resolve: lambda effect: self._resolvers.resolve(effect.order),
+            events.Resolve: self._resolve,
             events.Abandon: lambda effect: self._resolvers.abandon(effect.request),
             events.Desire: self._desire,
             events.Changed: self._changed,
@@ -313,6 +314,10 @@ class Broker:
     def _refuse(self, effect: events.Refuse) -> None:
         self._listener.refuse(self._peer, effect.about, effect.code, effect.reason)
         self._watchers.unwatch(effect.about, self._peer)
+
+    def _resolve(self, effect: events.Resolve) -> None:
+        tools = tools_among(worker.features for worker in self._scheduler.workers.values())
+        self._resolvers.resolve(effect.order, tools)
 
     def _tell(self, effect: events.Tell) -> None:
         self._listener.send(self._peer, effect.answer)

@@ -37,6 +37,9 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     common.add_argument("--cache", metavar="DIR", help="where everything local is kept")
     common.add_argument("--artifacts", metavar="URL", help="the artifact store")
+    common.add_argument(
+        "--controller", metavar="HOST[:PORT]", help='of the farm to use; "" for this machine alone'
+    )
     json = argparse.ArgumentParser(add_help=False)
     json.add_argument("--json", action="store_true", help="print JSON, for programs")
     limits = argparse.ArgumentParser(add_help=False)
@@ -64,6 +67,31 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument(
         "--keep-going", action="store_true", help="after a failure, build all that still can be"
     )
+    build.add_argument(
+        "--detach", action="store_true", help="order it and end: the controller goes on with it"
+    )
+    build.add_argument(
+        "--priority", type=int, metavar="N", help="-10 to 10: each 1 more doubles its share"
+    )
+
+    attach = add("attach", "Follow a build of the controller, and its logs, from anywhere.", json)
+    attach.add_argument("request", metavar="ID", help="as `list` shows it, or its beginning")
+
+    status = add("status", "Show how the farm, or one build, stands.", json)
+    status.add_argument("request", metavar="ID", nargs="?", help="a build")
+    status.add_argument("--watch", action="store_true", help="go on showing it")
+
+    add("list", "List the builds that the controller knows.", json)
+
+    cancel = add("cancel", "End a build; what others want of it goes on.", json)
+    cancel.add_argument("request", metavar="ID")
+
+    why = add("why", "Tell what a step or a build waits for, and who could do it.", json)
+    why.add_argument("what", metavar="STEP|ID")
+
+    workers = add("workers", "List the workers; drain one, or let it work again.", json)
+    workers.add_argument("action", nargs="?", choices=["drain", "resume"])
+    workers.add_argument("name", nargs="?", metavar="NAME")
 
     graph = add("graph", "Print what a system is built from, and in which order.", json)
     graph.add_argument("system", metavar="SYSTEM")
@@ -98,6 +126,8 @@ def parser() -> argparse.ArgumentParser:
 
     logs = add("logs", "Print the build log of a chunk, stratum or system.", json, of_system)
     logs.add_argument("chunk", metavar="CHUNK")
+    logs.add_argument("--follow", action="store_true", help="go on until it ends")
+    logs.add_argument("--request", metavar="ID", help="as built for this one")
 
     shell = add("shell", "Open a shell in the sandbox of a chunk.", limits, of_system)
     shell.add_argument("chunk", metavar="CHUNK")

@@ -6,9 +6,29 @@ comes of it and stays in the store.  The broker never looks inside a job.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+
 import msgspec
 
 from fabric.definitions.graph import Device, Kind, Mode, Rule
+
+#: A feature of workers that jobs built with the host's tools ask for: this, and their digest.
+HOST_TOOLS = "host-tools:"
+
+
+def tools_among(features: Iterable[Iterable[str]]) -> str:
+    """The digest of the host's tools that most workers have, by their features; "" of none.
+
+    Keys of what is built with them are for these, so that all of a farm have the same keys.
+    """
+    digests = Counter(
+        one.removeprefix(HOST_TOOLS)
+        for each in features
+        for one in each
+        if one.startswith(HOST_TOOLS)
+    )
+    return max(sorted(digests), key=lambda digest: digests[digest], default="")
 
 
 class Source(msgspec.Struct, frozen=True):

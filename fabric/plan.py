@@ -6,7 +6,7 @@ both together, and all that a fabric needs to know of a build.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,7 +16,9 @@ from msgspec.structs import replace
 from fabric.definitions.environment import environment
 from fabric.definitions.graph import COMMAND_STEPS, Graph, Step
 from fabric.definitions.keys import cache_keys, list_key
-from fabric.jobs import Content, Job, Part, Source, Staged
+from fabric.definitions.select import needed
+from fabric.jobs import HOST_TOOLS, Content, Job, Part, Source, Staged
+from fabric.trove.sources import Sources, Wanted
 from fabric.wire.messages import Offer
 
 
@@ -29,10 +31,13 @@ class Plan:
     wanted: frozenset[str]  # ids of the goals and all that they need
     sources: Mapping[str, Source]  # id of a wanted chunk -> its source
     host_tools: str  # digest of the tools that bootstrap and test chunks use
+    known: Mapping[str, str] | None = None  # keys, if they need not be computed
 
     @cached_property
-    def keys(self) -> dict[str, str]:
+    def keys(self) -> Mapping[str, str]:
         """Cache key of each step by id."""
+        if self.known is not None:
+            return self.known
         trees = {step: _tree_of(source) for step, source in self.sources.items()}
         return cache_keys(self.graph, trees, self.host_tools)
 
@@ -104,9 +109,14 @@ class Plan:
             for key, step in reversed(unique.items())
         )
 
+    @property
+    def goal_keys(self) -> tuple[str, ...]:
+        """Cache keys of the goals."""
+        return tuple(self.keys[goal] for goal in self.goals)
+
     def _needs(self, step: Step) -> tuple[str, ...]:
         on_host = step.kind == "chunk" and step.mode != "staging"
-        return (f"host-tools:{self.host_tools}",) if on_host else ()
+        return (HOST_TOOLS + self.host_tools,) if on_host else ()
 
     def _contents(self, system: Step) -> tuple[Content, ...]:
         """All chunk artifacts of a system, in the order they are unpacked, each once."""
@@ -154,6 +164,27 @@ class Plan:
                 Staged(self.keys[chunk], self.graph[chunk].strata[0]) for chunk in step.staged
             ),
         )
+
+
+def make_plan(graph: Graph, goals: Iterable[str], sources: Sources, host_tools: str) -> Plan:
+    """The graph with every source pinned; ``goals`` are step ids, none: the system.
+
+    Sources that are not at hand are fetched or imported.  SourceError if one cannot be had.
+    """
+    chosen = tuple(goals) or (graph.root.id,)
+    wanted = wanted_sources(graph, chosen)
+    found = dict(zip(wanted, sources.resolve_all(wanted.values()), strict=True))
+    return Plan(graph, chosen, needed(graph, chosen), found, host_tools)
+
+
+def wanted_sources(graph: Graph, goals: Iterable[str]) -> dict[str, Wanted]:
+    """What the goals need: id of a chunk -> its source as the definitions have it."""
+    ids = needed(graph, goals)
+    return {
+        step.id: (step.repo, step.ref, step.recipe.submodules if step.recipe else ())
+        for step in graph.steps
+        if step.kind == "chunk" and step.id in ids
+    }
 
 
 def log_name(artifact: str) -> str:

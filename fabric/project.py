@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from fabric.config import Settings
 from fabric.definitions.graph import Graph
 from fabric.errors import FabricError
-from fabric.plan import Plan
+from fabric.plan import Plan, make_plan, wanted_sources
 from fabric.trove.configured import open_sources, open_store
 from fabric.trove.sources import Sources
 from fabric.trove.store import Store
@@ -70,44 +71,42 @@ class Project:
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise FabricError(f"{named}: no such system in {self.root}{hint}")
 
-    def graph(self, system: str) -> Graph:
-        """The build graph of a system.  DefinitionsError if the definitions are wrong."""
+    def graph(self, system: str, read: Callable[[str], bytes | None] | None = None) -> Graph:
+        """The build graph of a system.  DefinitionsError if the definitions are wrong.
+
+        ``read`` takes the place of the files on disk.
+        """
         from fabric.definitions.load import load
 
-        graph = load(self.read, system)
+        graph = load(read or self.read, system)
         for warning in graph.warnings:
             self._progress(f"{warning.file}:{warning.line}: warning: {warning.message}")
         return graph
 
-    def plan(self, graph: Graph, goals: Iterable[str] = ()) -> Plan:
+    def plan(self, graph: Graph, goals: Iterable[str] = (), tools: str = "") -> Plan:
         """The graph with every source pinned; ``goals`` are step ids, by default the system.
 
-        Sources that the trove lacks are imported.  SourceError if one cannot be had.
+        ``tools``: digest of the tools that bootstrap chunks are built with, by default those
+        here.  Sources that the trove lacks are imported.  SourceError if one cannot be had.
         """
         from fabric.building.host import host_tools
-        from fabric.definitions.select import needed
 
+        tools = tools or host_tools(self.settings.host_tools_file)
+        return make_plan(graph, goals, self.sources, tools)
+
+    def supply(self, graph: Graph, goals: Iterable[str] = ()) -> None:
+        """See to it that the trove has every source that the goals need."""
         chosen = tuple(goals) or (graph.root.id,)
-        wanted = needed(graph, chosen)
-        chunks = [step for step in graph.steps if step.kind == "chunk" and step.id in wanted]
-        sources = self.sources.resolve_all(
-            [
-                (step.repo, step.ref, step.recipe.submodules if step.recipe else ())
-                for step in chunks
-            ]
-        )
-        return Plan(
-            graph,
-            chosen,
-            wanted,
-            dict(zip((step.id for step in chunks), sources, strict=True)),
-            host_tools(self.settings.host_tools_file),
-        )
+        self.sources.supply(wanted_sources(graph, chosen).values())
 
-    def remember(self, system: str) -> None:
-        """Note the system last built here, so that `logs` and `shell` need not be told."""
+    def remember(self, system: str, tree: str = "", built: Mapping[str, str] | None = None) -> None:
+        """Note the system last built here, so that `logs` and `shell` need not be told.
+
+        ``built``: kind and name of a step -> its key, when a farm built ``tree``, that is the
+        files as they were, so that keys need not be computed here.
+        """
         known = self._known()
-        known[str(self.root)] = system
+        known[str(self.root)] = {"system": system, "tree": tree, "keys": dict(built or {})}
         file = self._memory()
         file.parent.mkdir(parents=True, exist_ok=True)
         fresh = file.with_suffix(".new")
@@ -116,13 +115,23 @@ class Project:
 
     def last_system(self) -> str | None:
         """The system last built from these definitions, if its morph is still there."""
-        system = self._known().get(str(self.root))
+        system = self._last().get("system")
         return system if system and (self.root / system).is_file() else None
+
+    def last_keys(self, system: str, tree: str) -> dict[str, str]:
+        """Kind and name of a step -> its key, if ``system`` of these very files was built last."""
+        last = self._last()
+        same = (last.get("system"), last.get("tree")) == (system, tree)
+        return dict(last.get("keys", {})) if same else {}
 
     def _memory(self) -> Path:
         return self.settings.state_dir / "last-systems.json"
 
-    def _known(self) -> dict[str, str]:
+    def _last(self) -> dict[str, Any]:
+        last = self._known().get(str(self.root))
+        return last if isinstance(last, dict) else {}
+
+    def _known(self) -> dict[str, Any]:
         try:
             known = json.loads(self._memory().read_text())
         except (OSError, ValueError):

@@ -137,6 +137,38 @@ class LiveScreen:
         return Group(*lines[: max(2, height - 2)])
 
 
+class Board:
+    """Something to look at that changes: in place on a terminal, else again when it did."""
+
+    def __init__(self) -> None:
+        self._last: list[str] = []
+        self._live: Live | None = None
+
+    def __enter__(self) -> Board:
+        if sys.stdout.isatty():
+            from rich.live import Live
+
+            self._live = Live(auto_refresh=False, vertical_overflow="crop")
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, lines: list[str]) -> None:
+        """This is how it stands."""
+        if self._live is not None:
+            from rich.text import Text
+
+            self._live.update(
+                Text("\n".join(lines), overflow="ellipsis", no_wrap=True), refresh=True
+            )
+        elif lines != self._last:
+            print("\n".join(lines), flush=True)
+        self._last = lines
+
+
 def draw(view: BuildView, since: float = 0.0) -> Iterable[tuple[str, str]]:
     """The live part as (line, style), ``since`` seconds after the view was made."""
     for step in sorted(view.running, key=lambda step: (step.worker, step.name)):
@@ -149,8 +181,10 @@ def draw(view: BuildView, since: float = 0.0) -> Iterable[tuple[str, str]]:
         )
     if view.waiting and not view.running:
         yield f"  {view.waiting}", "yellow"
+    if not view.total:
+        return
     width = 24
-    filled = width * view.done // view.total if view.total else width
+    filled = width * view.done // view.total
     facts = [f"{view.done} of {view.total} built"]
     if view.cached:
         facts.append(f"{view.cached} cached")

@@ -33,8 +33,9 @@ _encode = msgspec.msgpack.Encoder().encode
 class _Child:
     """One that runs.  Whoever abandons it does not wait for it."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: Order, options: Sequence[str]) -> None:
         self.order = order
+        self.options = options
         self.abandoned = False
         self.process: subprocess.Popen[bytes] | None = None
         self.lock = threading.Lock()
@@ -45,7 +46,7 @@ class _Child:
                 if self.abandoned:
                     return self._failed("abandoned")
                 self.process = subprocess.Popen(
-                    command,
+                    [*command, *self.options],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
@@ -90,13 +91,14 @@ class Resolvers:
         """``wake`` is called, from another thread, when there is something in `answers`."""
         self._command = command
         self._wake = wake
-        self._waiting: dict[str, Order] = {}
+        self._waiting: dict[str, _Child] = {}
         self._running: dict[str, _Child] = {}
         self._ended: deque[tuple[_Child, Resolved | Unresolved]] = deque()
 
-    def resolve(self, order: Order) -> None:
-        """Have it resolved; answered by `answers`."""
-        self._waiting[order.request] = order
+    def resolve(self, order: Order, host_tools: str = "") -> None:
+        """Have it resolved, for workers with these tools; answered by `answers`."""
+        options = ["--host-tools", host_tools] if host_tools else []
+        self._waiting[order.request] = _Child(order, options)
         self._begin()
 
     def abandon(self, request: str) -> None:
@@ -126,7 +128,7 @@ class Resolvers:
                 return
             if request in self._running:  # an abandoned one that is dying
                 continue
-            child = _Child(self._waiting.pop(request))
+            child = self._waiting.pop(request)
             self._running[request] = child
 
             def work(child: _Child = child) -> None:

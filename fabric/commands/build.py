@@ -3,93 +3,75 @@
 from __future__ import annotations
 
 import argparse
-import signal
+import contextlib
 import time
+from typing import TYPE_CHECKING
 
-from fabric.commands.common import open_plan
+from fabric.commands.common import heed_signals, open_plan
+from fabric.commands.report import Built, report
 from fabric.config import Settings
 from fabric.embedded import EmbeddedFabric
-from fabric.errors import BuildFailed, FabricError, MachineFault
+from fabric.errors import FabricError
 from fabric.plan import Plan
-from fabric.project import Project
-from fabric.render import Screen, duration, open_screen, size
+from fabric.render import Screen, duration, open_screen
+
+if TYPE_CHECKING:  # what is cached needs no sockets
+    from fabric.wire.messages import StepState
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
+    heed_signals()
     if settings.controller:
+        from fabric.commands.order import order
+
+        return order(options, settings)
+    if options.detach:
         raise FabricError(
-            f"controller {settings.controller}: this version builds on one machine only;"
-            " unset `controller` (FABRIC_CONTROLLER)"
+            "--detach needs a controller, to go on when we have ended: give --controller HOST"
         )
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
     with EmbeddedFabric(settings) as fabric:
         project, plan = open_plan(settings, options.system, options.chunks)
         project.remember(plan.graph.path)
         screen = open_screen(options.json)
         try:
-            keys = {plan.keys[goal] for goal in plan.goals}
-            if project.store.has(keys) != keys:
-                return _build(options, project, plan, screen, fabric)
-            _report(screen, project, plan, options.system, f"all {len(plan.steps)} steps cached")
-            return 0
+            if project.store.has(plan.goal_keys) == set(plan.goal_keys):
+                how = f"all {len(plan.steps)} steps cached"
+            else:
+                how = _build(options, plan, screen, fabric)
+            goals = [plan.graph[goal] for goal in plan.goals]
+            built = [Built(goal.name, goal.kind, plan.keys[goal.id]) for goal in goals]
+            report(screen, project.store, built, options.system, how)
         finally:
             screen.close()
-
-
-def _build(
-    options: argparse.Namespace,
-    project: Project,
-    plan: Plan,
-    screen: Screen,
-    fabric: EmbeddedFabric,
-) -> int:
-    began = time.monotonic()
-    fabric.start()
-    from fabric.commands.session import Session  # what is cached needs no sockets
-
-    session = Session(plan, fabric, screen, options.keep_going)
-    try:
-        session.run()
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # ending takes a moment, let it
-        over = session.mirror.over
-        session.close()
-        fabric.stop()
-        if not over:
-            screen.say("interrupted; what was built is kept, the same command goes on there")
-    session.report_failures(options.system)
-    if session.mirror.state != "done":
-        raise BuildFailed(f"{plan.graph.system} is not built: {session.failures()}")
-    took = duration(time.monotonic() - began)
-    _report(screen, project, plan, options.system, f"{session.counts()} in {took}")
     return 0
 
 
-def _report(screen: Screen, project: Project, plan: Plan, system: str, how: str) -> None:
-    """Where the result is."""
-    for goal in plan.goals:
-        step = plan.graph[goal]
-        manifest = project.store.manifest(plan.keys[goal])
-        if manifest is None:
-            raise MachineFault(f"{step.name}: gone from the store {project.store.url} at once")
-        blobs = [artifact.blob for artifact in manifest.artifacts if artifact.blob]
-        screen.event(
-            "built",
-            name=step.name,
-            key=manifest.key,
-            store=project.store.url,
-            artifacts={a.name: a.blob.sha256 if a.blob else None for a in manifest.artifacts},
-        )
-        screen.say(f"{step.name} is built: {how}", "bold green")
-        total = size(sum(blob.size for blob in blobs))
-        screen.say(f"  key    {manifest.key[:16]}, {total} in {project.store.url}")
-        if step.kind == "system":
-            screen.say(f"  files  fabric-initiator checkout {system} --to DIRECTORY")
-            screen.say(f"  disk   fabric-initiator image {system} --to {step.name}.img")
-        else:
-            screen.say(f"  files  fabric-initiator checkout {system} {step.name} --to DIRECTORY")
+def _build(options: argparse.Namespace, plan: Plan, screen: Screen, fabric: EmbeddedFabric) -> str:
+    """Builds it here, and says how that went."""
+    began = time.monotonic()
+    fabric.start()
+    from fabric.commands.session import Session
+    from fabric.trove.builds import new_request
+    from fabric.trove.snapshot import user
+    from fabric.wire.line import Line
+    from fabric.wire.messages import PROTOCOL, Submit
+    from fabric.wire.sockets import in_directory
 
+    def hint(step: StepState) -> str:
+        return f"shell: fabric-initiator shell {step.name} --system {options.system}"
 
-def _interrupt(number: int, frame: object) -> None:  # noqa: ARG001
-    raise KeyboardInterrupt
+    submit = Submit(
+        protocol=PROTOCOL,
+        request=new_request(),
+        title=f"{plan.graph.system} for {user()}",
+        steps=plan.offers(),
+        goals=plan.goal_keys,
+        keep_going=options.keep_going,
+    )
+    with contextlib.closing(Line(in_directory(fabric.directory), "follow")) as line:
+        session = Session(submit, line, screen, fabric.check)
+        session.follow("interrupted; what was built is kept, the same command goes on there")
+    fabric.stop()
+    session.report_failures(hint)
+    session.judge(plan.graph.system)
+    return f"{session.counts()} in {duration(time.monotonic() - began)}"

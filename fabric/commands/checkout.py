@@ -10,7 +10,7 @@ from pathlib import Path
 import zstandard
 
 from fabric.building.tree import Unpacker, remove
-from fabric.commands.common import open_plan, print_json, progress
+from fabric.commands.common import open_built, print_json, progress
 from fabric.config import Settings
 from fabric.errors import FabricError
 from fabric.jobs import Blob, Content
@@ -20,7 +20,7 @@ from fabric.render import size
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
     names = [options.artifact] if options.artifact else []
-    project, plan = open_plan(settings, options.system, names)
+    project, plan = open_built(settings, options.system, names)
     blobs: list[Blob] = []
     for goal in plan.goals:
         step = plan.graph[goal]

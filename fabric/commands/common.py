@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from fabric.config import Settings
 from fabric.definitions.graph import Graph, Step
 from fabric.definitions.select import find
 from fabric.errors import FabricError
+from fabric.jobs import tools_among
 from fabric.plan import Plan
 from fabric.project import Project
+
+
+def heed_signals() -> None:
+    """End as by Ctrl-C when told to end otherwise."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+
+
+def _interrupt(number: int, frame: object) -> None:  # noqa: ARG001
+    raise KeyboardInterrupt
 
 
 def progress(text: str) -> None:
@@ -39,7 +54,36 @@ def open_plan(settings: Settings, system: str, names: list[str]) -> tuple[Projec
     """A system's project and plan, with what ``names`` name as goals."""
     project, graph = open_graph(settings, system)
     goals = tuple(dict.fromkeys(step for name in names for step in find(graph, name)))
-    return project, project.plan(graph, goals)
+    return project, plan_of(project, graph, goals)
+
+
+def open_built(settings: Settings, system: str, names: list[str]) -> tuple[Project, Plan]:
+    """The same for what was built: if a farm did that, without the sources and keys of the rest."""
+    project, graph = open_graph(settings, system)
+    goals = tuple(dict.fromkeys(step for name in names for step in find(graph, name)))
+    if settings.controller:
+        from fabric.trove.builds import Builds
+
+        tree = Builds(settings.trove_dir / "builds.git").snapshot(project.root).tree
+        by_name = project.last_keys(graph.path, tree)
+        names_of = {step.id: f"{step.kind} {step.name}" for step in graph.steps}
+        keys = {id: by_name[name] for id, name in names_of.items() if name in by_name}
+        chosen = goals or (graph.root.id,)
+        if keys.keys() >= set(chosen):
+            return project, Plan(graph, chosen, frozenset(chosen), {}, "", keys)
+    return project, plan_of(project, graph, goals)
+
+
+def plan_of(project: Project, graph: Graph, goals: Iterable[str] = ()) -> Plan:
+    """The plan by which a graph is built: by this machine, or by the farm."""
+    settings = project.settings
+    if not settings.controller:
+        return project.plan(graph, goals)
+    from fabric.commands.controller import open_controller
+
+    with open_controller(settings) as controller:
+        workers = controller.query("workers").workers
+    return project.plan(graph, goals, tools_among(worker.features for worker in workers))
 
 
 def find_chunk(settings: Settings, name: str, system: str | None) -> tuple[Project, Plan, Step]:
@@ -57,12 +101,19 @@ def find_chunk(settings: Settings, name: str, system: str | None) -> tuple[Proje
             goals = find(graph, name)
         except FabricError:
             continue  # another system may have it
-        plan = project.plan(graph, goals[:1])
+        plan = plan_of(project, graph, goals[:1])
         return project, plan, graph[goals[0]]
     raise FabricError(
         f"{name}: no system in {project.root / 'systems'} has a chunk of that name;"
         " name the system with --system"
     )
+
+
+def facts(value: Any) -> Any:
+    """A message, or several, as JSON has them: with every field, default or not."""
+    if isinstance(value, msgspec.Struct):
+        return {name: facts(getattr(value, name)) for name in value.__struct_fields__}
+    return [facts(one) for one in value] if isinstance(value, tuple) else value
 
 
 def print_json(value: Any) -> None:

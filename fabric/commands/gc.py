@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 
 from fabric.building.workspace import Workspace
-from fabric.commands.common import open_graph, print_json
+from fabric.commands.common import open_graph, plan_of, print_json
 from fabric.config import Settings
+from fabric.errors import FabricError
 from fabric.render import size
 from fabric.trove.configured import open_sources, open_store
 
@@ -14,10 +15,10 @@ DAY = 86400.0
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
-    keep: set[str] = set()
+    keep = _pinned(settings)
     for system in options.keep:
         project, graph = open_graph(settings, system)
-        keep |= set(project.plan(graph).keys.values())
+        keep |= set(plan_of(project, graph).keys.values())
     store = open_store(settings)
     sources = open_sources(settings)
     age = options.keep_days * DAY
@@ -47,3 +48,19 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     left = size(before.bytes - gone.bytes)
     print(f"left: {before.manifests - gone.manifests} steps, {left} in {settings.store_url}")
     return 0
+
+
+def _pinned(settings: Settings) -> set[str]:
+    """What builds of the farm need just now.  FabricError if that cannot be known."""
+    if not settings.controller:
+        return set()
+    from fabric.commands.controller import open_controller
+
+    try:
+        with open_controller(settings) as controller:
+            return set(controller.query("pinned").keys)
+    except FabricError as error:
+        raise FabricError(
+            f"nothing is removed: what builds on {settings.controller} need cannot be known"
+            f" ({error})"
+        ) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fabric.commands.common import open_graph, print_json
+from fabric.commands.common import open_graph, plan_of, print_json
 from fabric.config import Settings
 from fabric.definitions.describe import describe, dot, tree
 
@@ -14,7 +14,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     if options.json:
         facts = describe(graph)
         if not options.offline:
-            plan = project.plan(graph)
+            plan = plan_of(project, graph)
             for step in facts["steps"]:
                 step["key"] = plan.keys.get(step["id"], "")
         print_json(facts)

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from fabric.building.image import KERNEL_ARGUMENTS, files_below, make_image
-from fabric.commands.common import open_plan, print_json, progress
+from fabric.commands.common import open_built, print_json, progress
 from fabric.config import Settings
 from fabric.errors import FabricError
 from fabric.render import size
@@ -15,7 +15,7 @@ from fabric.render import size
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
     disk = parse_size(options.size)
-    project, plan = open_plan(settings, options.system, [])
+    project, plan = open_built(settings, options.system, [])
     manifest = project.store.manifest(plan.keys[plan.graph.root.id])
     if manifest is None:
         raise FabricError(

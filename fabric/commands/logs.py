@@ -1,18 +1,97 @@
-"""``logs``: the log of a step that was built, by whomever, cached or not."""
+"""``logs``: the log of a step, by whomever it is or was built, cached or not."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from fabric.commands.common import find_chunk, print_json
 from fabric.config import Settings
 from fabric.errors import FabricError
 
+if TYPE_CHECKING:
+    from fabric.commands.controller import Controller
+    from fabric.wire.messages import LogInfo
+
+#: Bytes read from the store at once.
 PIECE = 1024 * 1024
+#: Seconds between two looks whether a log has grown, and whether it still can.
+FOLLOW_EVERY = 0.2
+LOOK_EVERY = 2.0
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
+    if settings.controller:
+        from fabric.commands.controller import open_controller
+
+        with open_controller(settings) as controller:
+            if info := _choose(controller, options.chunk, options.request):
+                _print_far(controller, info, options)
+                return 0
+    elif options.request or options.follow:
+        raise FabricError(
+            "--follow and --request need a controller, and none is set; logs of builds here grow"
+            " in the folder where they were started: tail -f build-step-NAME.log"
+        )
+    _print_near(options, settings)
+    return 0
+
+
+def _choose(controller: Controller, name: str, request: str | None) -> LogInfo | None:
+    """Which log is meant: what is being built now, else the last."""
+    infos = list(controller.query("logs", name).logs)
+    if request:
+        steps = controller.update(controller.request(request).request).steps
+        keys = {step.key for step in steps}
+        infos = [info for info in infos if info.key in keys]
+        if not infos:
+            raise FabricError(f"{name}: build {request} has no log of that")
+    infos.sort(key=lambda info: (info.state == "running", info.fence))
+    return infos[-1] if infos else None
+
+
+def _print_far(controller: Controller, info: LogInfo, options: argparse.Namespace) -> None:
+    pieces = _pieces(controller, info, follow=options.follow)
+    if options.json:
+        log = b"".join(pieces).decode(errors="replace")
+        print_json(
+            {"name": info.name, "key": info.key, "state": info.state, "file": info.log, "log": log}
+        )
+        return
+    for data in pieces:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+
+
+def _pieces(controller: Controller, info: LogInfo, *, follow: bool) -> Iterator[bytes]:
+    """A log from its beginning to where it ends, or has come to."""
+    offset, look_due = 0, time.monotonic() + LOOK_EVERY
+    while True:
+        piece = controller.read_log(info.key, info.fence, offset)
+        if piece is None:
+            if offset:
+                return
+            raise FabricError(f"{info.name}: its log is gone, {info.log}")
+        if piece.data:
+            yield piece.data
+            offset += len(piece.data)
+        if 0 <= piece.size <= offset or not (piece.data or follow):
+            return
+        if not piece.data:
+            time.sleep(FOLLOW_EVERY)
+            if time.monotonic() >= look_due:
+                look_due = time.monotonic() + LOOK_EVERY
+                follow = any(
+                    (one.fence, one.state) == (info.fence, "running")
+                    for one in controller.query("logs", info.key).logs
+                )
+
+
+def _print_near(options: argparse.Namespace, settings: Settings) -> None:
+    """By the definitions and the store."""
     project, plan, step = find_chunk(settings, options.chunk, options.system)
     manifest = project.store.manifest(plan.keys[step.id])
     if manifest is None:
@@ -32,7 +111,6 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
                 "log": project.store.read(manifest.log).decode(errors="replace"),
             }
         )
-        return 0
+        return
     for offset in range(0, manifest.log.size, PIECE):
         sys.stdout.buffer.write(project.store.read(manifest.log, offset, PIECE))
-    return 0

@@ -1,23 +1,24 @@
-"""One build request, followed to its end: what the broker says, on the screen and in log files."""
+"""One build request, followed to its end: what the broker says, on the screen and in log files.
+
+Whether the broker is this machine's own or a controller far away, only the line to it differs.
+"""
 
 from __future__ import annotations
 
-import getpass
+import re
+import signal
 import time
-import uuid
+from collections.abc import Callable
 from pathlib import Path
 
-import zmq
-
-from fabric.embedded import EmbeddedFabric
-from fabric.errors import MachineFault
-from fabric.plan import Plan
+from fabric.errors import BuildFailed, Cancelled, FabricError, MachineFault
 from fabric.render import BuildView, RunningView, Screen, duration
 from fabric.userlogs import UserLog
 from fabric.wire import mirror as protocol
-from fabric.wire.messages import PROTOCOL, LogHint, LogPiece, Refused, StepState, Submit, Update
+from fabric.wire.line import Line
+from fabric.wire.messages import LogHint, LogPiece, Order, Refused, StepState, Submit, Update
 from fabric.wire.mirror import RequestMirror
-from fabric.wire.sockets import Codec, connect, dealer, drain, ipc, send, subscriber
+from fabric.wire.sockets import Codec, drain
 
 #: Lines of a failed step's log that are shown.
 TAIL = 20
@@ -28,73 +29,100 @@ LOOK_EVERY = 0.1
 #: Messages taken in one turn of the loop.
 MESSAGES_AT_ONCE = 200
 
+_PROBLEM = re.compile(r"[^\s:]+:\d+: ")
+
+
+class NotResolved(FabricError):
+    """The broker cannot make a build of what was ordered."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.problems = bool(_PROBLEM.match(message))  # mistakes in the definitions
+
 
 class Session:
     """One build request, followed to its end."""
 
     def __init__(
-        self, plan: Plan, fabric: EmbeddedFabric, screen: Screen, keep_going: bool
+        self,
+        asked: Order | Submit | str,
+        line: Line,
+        screen: Screen,
+        check: Callable[[], str] = str,
+        since: float = 0.0,
     ) -> None:
-        self._steps = {plan.keys[step.id]: step for step in plan.steps}
-        self._log_names = plan.log_names
-        self._fabric = fabric
+        """``asked`` as for `RequestMirror`, begun ``since`` seconds ago.
+
+        ``check`` is called now and then, for news.
+        """
+        self.mirror = RequestMirror(asked)
+        self._line = line
         self._screen = screen
-        self._began = time.monotonic()
+        self._check = check
+        self._began = time.monotonic() - since
         self._look_due = self._began
         self._logs: dict[str, UserLog] = {}
         self._paths: dict[str, Path] = {}
         self._tails: dict[str, list[str]] = {}
-        self._context = zmq.Context()
-        self._jobs = dealer(self._context)
-        connect(self._jobs, ipc(fabric.directory, "jobs"))
-        self._stream = subscriber(self._context)
-        connect(self._stream, ipc(fabric.directory, "logs"))
         self._codec: Codec[Update | LogPiece | Refused] = Codec(Update | LogPiece | Refused)
         self._hints: Codec[LogHint] = Codec(LogHint)
-        self._poller = zmq.Poller()
-        self._poller.register(self._jobs, zmq.POLLIN)
-        self._poller.register(self._stream, zmq.POLLIN)
-        self.mirror = RequestMirror(
-            Submit(
-                protocol=PROTOCOL,
-                request=uuid.uuid4().hex,
-                title=f"{plan.graph.system} for {_user()}",
-                steps=plan.offers(),
-                goals=tuple(plan.keys[goal] for goal in plan.goals),
-                keep_going=keep_going,
-            )
-        )
 
-    def run(self) -> None:
-        """Until the request is over and every log is whole, or given up."""
-        while not self.mirror.complete:
-            self._do(self.mirror.tick(time.monotonic()))
-            left = max(0.0, min(TICK, self.mirror.due - time.monotonic()))
-            self._poller.poll(round(left * 1000))
-            now = time.monotonic()
-            for frames in drain(self._jobs, MESSAGES_AT_ONCE):
-                match message := self._codec.decode(frames[-1]):
-                    case Update():
-                        self._do(self.mirror.update(message, now))
-                    case LogPiece():
-                        self._do(self.mirror.piece(message, now))
-                    case Refused():
-                        self._do(self.mirror.refused(message, now))
-            for key, hint, data in drain(self._stream, MESSAGES_AT_ONCE):
-                self._do(self.mirror.hint(key.decode(), self._hints.decode(hint), data, now))
-            if now >= self._look_due:  # not for each piece of log
-                self._look_due = now + LOOK_EVERY
-                if news := self._fabric.check():
-                    self._screen.say(news, "yellow")
-                self._screen.show(self._view())
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self._began
 
-    def close(self) -> None:
-        """Tell the broker that we leave; close files and sockets."""
+    def accept(self, patience: float) -> None:
+        """Until the broker has taken the request; ``patience`` seconds more to be resolved."""
+        while not self.mirror.version:
+            self._turn()
+        until = time.monotonic() + patience
+        while self.mirror.state == "resolving" and time.monotonic() < until:
+            self._turn()
+
+    def follow(self, parting: str) -> None:
+        """To the end: until the request is over and every log is whole, or given up.
+
+        ``parting`` is said if that is left before.
+        """
+        try:
+            while not self.mirror.complete:
+                self._turn()
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # ending takes a moment, let it
+            if not self.mirror.over:
+                self._screen.say(parting)
+            self._close()
+
+    def _turn(self) -> None:
+        self._do(self.mirror.tick(time.monotonic()))
+        left = max(0.0, min(TICK, self.mirror.due - time.monotonic()))
+        self._line.poller.poll(round(left * 1000))
+        now = time.monotonic()
+        for frame in self._line.receive(MESSAGES_AT_ONCE):
+            match message := self._codec.decode(frame):
+                case Update():
+                    self._do(self.mirror.update(message, now))
+                case LogPiece():
+                    self._do(self.mirror.piece(message, now))
+                case Refused():
+                    self._do(self.mirror.refused(message, now))
+        for key, hint, data in drain(self._line.logs, MESSAGES_AT_ONCE):
+            self._do(self.mirror.hint(key.decode(), self._hints.decode(hint), data, now))
+        if self._line.tend(now):
+            self._tell_trouble()
+        if now >= self._look_due:  # not for each piece of log
+            self._look_due = now + LOOK_EVERY
+            if news := self._check():
+                self._screen.say(news, "yellow")
+            self._screen.show(self._view())
+
+    def _close(self) -> None:
+        """Tell the broker that we leave; close files."""
         for log in self._logs.values():
             log.close()
         self._logs.clear()
         self._do(self.mirror.leave())
-        self._context.destroy(linger=100)
 
     def counts(self) -> str:
         """ "20 built, 3 cached"."""
@@ -104,21 +132,26 @@ class Session:
 
     def failures(self) -> str:
         """ "zlib failed", "zlib, jq failed", or whatever else the broker says."""
-        failed = [
-            self._steps[key].name
-            for key, step in self.mirror.steps.items()
-            if step.state == "failed"
-        ]
+        failed = [_name(step) for step in self.mirror.steps.values() if step.state == "failed"]
         return f"{', '.join(failed)} failed" if failed else self.mirror.message
 
-    def report_failures(self, system: str) -> None:
-        """What a person needs to go on from here."""
+    def judge(self, what: str) -> None:
+        """BuildFailed or Cancelled unless it was built."""
+        match self.mirror.state:
+            case "done":
+                return
+            case "cancelled":
+                raise Cancelled(f"{what} is not built: {self.mirror.message or 'cancelled'}")
+            case _:
+                raise BuildFailed(f"{what} is not built: {self.failures()}")
+
+    def report_failures(self, hint: Callable[[StepState], str]) -> None:
+        """What a person needs to go on from here; ``hint`` gives a last line for a step."""
         for key, step in self.mirror.steps.items():
             if step.state != "failed":
                 continue
-            name = self._steps[key].name
             say = self._screen.say
-            say(f"\n{name} failed: {step.message}", "bold red")
+            say(f"\n{_name(step)} failed: {step.message}", "bold red")
             for line in self._tails.get(key, []):
                 say(f"  | {line}")
             if step.failed_command:
@@ -126,8 +159,8 @@ class Session:
                 say(f"  {step.failed_phase}:\n    {lines}")
             if key in self._paths:
                 say(f"  log:   {self._paths[key]}")
-            if self._steps[key].kind == "chunk":
-                say(f"  shell: fabric-initiator shell {name} --system {system}")
+            if step.kind == "chunk" and (last := hint(step)):
+                say(f"  {last}")
 
     # -- inside ----------------------------------------------------------------------------
 
@@ -135,7 +168,7 @@ class Session:
         for action in sorted(actions, key=_endings_first):
             match action:
                 case protocol.Send():
-                    send(self._jobs, self._codec.encode(action.message))
+                    self._line.send(self._codec.encode(action.message))
                 case protocol.Changed():
                     self._tell(action.old, action.new)
                 case protocol.OpenLog():
@@ -145,27 +178,40 @@ class Session:
                 case protocol.CloseLog():
                     self._close_log(action)
                 case protocol.Over():
-                    if action.refused:
-                        raise MachineFault(f"the broker refuses this build: {action.message}")
+                    self._end(action)
+
+    def _end(self, over: protocol.Over) -> None:
+        if over.refused:
+            raise MachineFault(f"the broker refuses this build: {over.message}")
+        if over.state == "failed" and not self.mirror.steps:
+            raise NotResolved(over.message)
 
     def _open_log(self, key: str) -> None:
         if key in self._logs:
             self._logs[key].restart()
             return
-        self._logs[key] = log = UserLog(Path.cwd(), self._log_names[key])
+        self._logs[key] = log = UserLog(Path.cwd(), self.mirror.steps[key].log)
         self._paths[key] = log.path
-        self._stream.subscribe(key.encode())
+        self._line.subscribe(key)
 
     def _close_log(self, action: protocol.CloseLog) -> None:
         log = self._logs.pop(action.key)
         self._tails[action.key] = log.tail(TAIL)
         log.close()
-        self._stream.unsubscribe(action.key.encode())
+        self._line.unsubscribe(action.key)
         if not action.whole:
             self._screen.say(f"{log.path.name} is not complete: the rest of it was lost", "yellow")
 
+    def _tell_trouble(self) -> None:
+        trouble = self._line.trouble
+        self._screen.event("connection", ok=not trouble, message=trouble)
+        if trouble:
+            self._screen.say(f"{trouble}; trying on", "yellow")
+        else:
+            self._screen.say("the controller is back", "green")
+
     def _tell(self, old: StepState | None, new: StepState) -> None:
-        name = self._steps[new.key].name
+        name = _name(new)
         if old is None or (old.state, old.fence) != (new.state, new.fence):
             self._screen.event(
                 "step",
@@ -200,11 +246,11 @@ class Session:
             done=done,
             failed=sum(step.state == "failed" for step in steps),
             cached=sum(step.state == "cached" for step in steps),
-            seconds=time.monotonic() - self._began,
+            seconds=self.seconds,
             left=self.mirror.left,
             running=tuple(
                 RunningView(
-                    name=self._steps[step.key].name,
+                    name=_name(step),
                     worker=step.worker,
                     phase=step.phase,
                     seconds=step.running_for,
@@ -214,17 +260,24 @@ class Session:
                 for step in steps
                 if step.state == "running"
             ),
-            waiting=self.mirror.message,
+            waiting=self._line.trouble or self.mirror.message or _WAITING[self.mirror.state],
         )
+
+
+_WAITING = {
+    "resolving": "the controller resolves the definitions",
+    "checking": "the artifact store is asked what it has",
+    "building": "",
+    "done": "",
+    "failed": "",
+    "cancelled": "",
+}
+
+
+def _name(step: StepState) -> str:
+    return step.name or step.key[:12]
 
 
 def _endings_first(action: protocol.Action) -> bool:
     """What ended is told before what begins; all else stays in order."""
     return isinstance(action, protocol.Changed) and action.new.state == "running"
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # no such user in the password file
-        return "somebody"

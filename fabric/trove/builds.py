@@ -8,16 +8,15 @@ begins with its time, so that the names alone tell which refs are old.
 from __future__ import annotations
 
 import secrets
-import subprocess
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from fabric.trove import git, snapshot
+from fabric.trove import snapshot
 from fabric.trove.git import Repository
 from fabric.trove.reach import Trove
-from fabric.trove.snapshot import Snapshot
+from fabric.trove.snapshot import Snapshot, user
 from fabric.trove.stop import Stop
 
 #: Seconds after which a build ref goes, whatever became of its build,
@@ -35,7 +34,7 @@ def new_request() -> str:
 
 def ref_of(request: str) -> str:
     """The build ref of a request of ours."""
-    return f"refs/builds/{snapshot.user()}/{request}"
+    return f"refs/builds/{user()}/{request}"
 
 
 def stale(refs: Iterable[str], live: Collection[str], now: float) -> Iterator[str]:
@@ -65,19 +64,18 @@ class Builds:
         self, build: Snapshot, trove: Trove, ref: str, progress: Callable[[str], None]
     ) -> None:
         """Make it ``ref`` of the trove.  TroveError says why not, and what to do."""
-        self._push(trove, [f"{build.commit}:{ref}"], progress, build.environ)
+        refspecs = [f"{build.commit}:{ref}"]
+        trove.push(self.repository, refspecs, progress, Stop(), build.environ)
 
     def tidy(self, trove: Trove, live: Collection[str]) -> int:
         """Remove refs of this user that are of no use any more; how many.  TroveError."""
-        listed = self._run(trove, ["ls-remote", trove.url, f"refs/builds/{snapshot.user()}/*"])
-        refs = [line.partition("\t")[2] for line in listed.splitlines()]
-        old = list(stale(refs, live, time.time()))
+        self.repository.create()
+        old = list(stale(trove.refs(f"refs/builds/{user()}/*"), live, time.time()))
         if old:
-            self._push(trove, [f":{ref}" for ref in old])
+            trove.push(self.repository, [f":{ref}" for ref in old], _unheard, Stop())
         self._tidied.touch()
         return len(old)
 
-    @property
     def untidy(self) -> bool:
         """Whether it is time to `tidy`."""
         with suppress(FileNotFoundError):
@@ -88,39 +86,6 @@ class Builds:
     def _tidied(self) -> Path:
         return self.repository.path / "tidied"
 
-    def _push(
-        self,
-        trove: Trove,
-        refspecs: list[str],
-        progress: Callable[[str], None] = lambda _: None,
-        environ: dict[str, str] | None = None,
-    ) -> None:
-        command = ["push", "--no-verify", "--force", "--progress", "--", trove.url, *refspecs]
-        self._run(trove, command, progress, environ)
 
-    def _run(
-        self,
-        trove: Trove,
-        command: list[str],
-        progress: Callable[[str], None] = lambda _: None,
-        environ: dict[str, str] | None = None,
-    ) -> str:
-        """What git prints."""
-        with (
-            subprocess.Popen(
-                ["git", "-c", "gc.auto=0", "--git-dir", str(self.repository.path), *command],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=trove.environ() | (environ or {}),
-                start_new_session=True,
-            ) as process,
-            Stop().child(process),
-        ):
-            assert process.stderr is not None
-            assert process.stdout is not None
-            said = git.follow(process.stderr, progress)
-            printed = process.stdout.read().decode(errors="replace")
-        if process.returncode:
-            raise trove.problem(said)
-        return printed
+def _unheard(text: str) -> None:
+    """Progress that nobody wants to see."""

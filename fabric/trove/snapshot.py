@@ -44,6 +44,7 @@ class Snapshot:
     """``commit`` is in our repository, its objects there or in the directories ``borrowed``."""
 
     commit: str
+    tree: str
     borrowed: tuple[str, ...] = ()
 
     @property
@@ -75,7 +76,7 @@ def take(root: Path, ours: Path) -> Snapshot:
         if around and (before := git.ask("rev-parse", "--verify", f"HEAD:{prefix}")):
             parent = ["-p", _commit(git, before, 0, "What a build was made from")]
         commit = _commit(git, tree, int(time.time()), "A build", *parent)
-    return Snapshot(commit, (around.objects,) if around else ())
+    return Snapshot(commit, tree, (around.objects,) if around else ())
 
 
 def user() -> str:

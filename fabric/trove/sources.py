@@ -29,7 +29,7 @@ from fabric.errors import SourceError
 from fabric.jobs import Source
 from fabric.trove import shared
 from fabric.trove.files import locked
-from fabric.trove.git import Repository
+from fabric.trove.git import SHA, Repository
 from fabric.trove.lorries import Lorries
 from fabric.trove.repositories import Repositories
 from fabric.trove.stop import Stop
@@ -228,6 +228,33 @@ class Sources:
         return found
 
     # -- the farm's trove --------------------------------------------------------------------
+
+    def supply(self, wanted: Iterable[Wanted]) -> None:
+        """See to it that the farm's trove has these: resolve what it lacks, and `publish` that.
+
+        Nothing without a trove.  A branch that its lorry mirrors is looked at anew.
+        """
+        if self._trove is None:
+            return
+        there = self._trove.refs("refs/pins/*", "refs/tags/*", "refs/heads/*")
+        lacking = [one for one in wanted if self._lacks(there, one)]
+        if lacking:
+            self.publish(self.resolve_all(lacking))
+
+    def _lacks(self, there: Mapping[str, str], wanted: Wanted) -> bool:
+        repo, ref, _ = wanted
+        place = self._repositories.places.locate(repo)
+        lorry = self.lorries.get(repo)
+        if not place.name or (lorry is not None and lorry.is_own and ref == "HEAD"):
+            return False
+        if lorry is not None and lorry.type != "git" and ref == lorry.ref:
+            return f"refs/pins/{place.name}/{lorry.import_key()}" not in there
+        if SHA.fullmatch(ref):
+            return f"refs/pins/{place.name}/{ref}" not in there
+        names = (
+            [f"refs/tags/{ref}"] if lorry is not None else [f"refs/tags/{ref}", f"refs/heads/{ref}"]
+        )
+        return not any(shared.inside(place.name, name) in there for name in names)
 
     def publish(self, sources: Iterable[Source]) -> None:
         """Push what the farm's trove lacks of sources that are here, submodules included.

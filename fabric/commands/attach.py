@@ -1,0 +1,32 @@
+"""``attach``: follow a build that goes on anyway, with its logs in the current directory."""
+
+from __future__ import annotations
+
+import argparse
+
+from fabric.commands.common import heed_signals
+from fabric.commands.controller import SHOWN, Controller, open_line
+from fabric.commands.order import finish
+from fabric.commands.session import Session
+from fabric.config import Settings
+from fabric.render import open_screen
+from fabric.trove.configured import open_store
+
+
+def run(options: argparse.Namespace, settings: Settings) -> int:
+    heed_signals()
+    with open_line(settings) as line:
+        known = Controller(line).request(options.request)
+        screen = open_screen(options.json)
+        try:
+            session = Session(known.request, line, screen, since=known.since)
+            session.follow(
+                f"the build goes on; `fabric-initiator attach {known.request[:SHOWN]}` comes back"
+                if known.detached
+                else "left the build to the one who ordered it"
+            )
+            store = open_store(settings)
+            finish(session, store, screen)
+        finally:
+            screen.close()
+    return 0

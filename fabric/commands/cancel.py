@@ -1,0 +1,21 @@
+"""``cancel``: end a build, whoever ordered it; what others want of it goes on."""
+
+from __future__ import annotations
+
+import argparse
+
+from fabric.commands.common import print_json
+from fabric.commands.controller import SHOWN, open_controller
+from fabric.config import Settings
+
+
+def run(options: argparse.Namespace, settings: Settings) -> int:
+    with open_controller(settings) as controller:
+        known = controller.request(options.request)
+        answer = controller.command("cancel", known.request)
+    lines = list(answer.lines) or [f"{known.request[:SHOWN]}, {known.title}: cancelled"]
+    if options.json:
+        print_json({"request": known.request, "lines": lines})
+    else:
+        print("\n".join(lines))
+    return 0

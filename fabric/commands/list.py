@@ -1,0 +1,20 @@
+"""``list``: the builds that the controller knows."""
+
+from __future__ import annotations
+
+import argparse
+
+from fabric.commands import tables
+from fabric.commands.common import facts, print_json
+from fabric.commands.controller import open_controller
+from fabric.config import Settings
+
+
+def run(options: argparse.Namespace, settings: Settings) -> int:
+    with open_controller(settings) as controller:
+        infos = controller.query("requests").requests
+    if options.json:
+        print_json(facts(infos))
+    else:
+        print("\n".join(tables.requests(infos)))
+    return 0

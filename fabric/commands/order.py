@@ -1,0 +1,129 @@
+"""``build`` with a controller: push what is to be built to the trove, order it, follow it."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from fabric.commands.common import open_project, progress
+from fabric.commands.controller import SHOWN, Controller, open_line
+from fabric.commands.report import Built, report_far
+from fabric.commands.session import Session
+from fabric.config import Settings
+from fabric.definitions.select import find
+from fabric.errors import SourceError
+from fabric.project import Project
+from fabric.render import BuildView, Screen, duration, open_screen
+from fabric.trove import builds
+from fabric.trove.builds import Builds
+from fabric.trove.committed import Committed
+from fabric.trove.configured import open_trove
+from fabric.trove.reach import TroveError
+from fabric.trove.snapshot import user
+from fabric.trove.store import Store
+from fabric.wire.line import Line
+from fabric.wire.messages import PROTOCOL, Order
+from fabric.wire.mirror import OVER
+
+#: Seconds that ``--detach`` waits to hear whether the definitions can be resolved.
+RESOLVING = 10.0
+
+
+def order(options: argparse.Namespace, settings: Settings) -> int:
+    """Order a build; to its end, or with ``--detach`` until it is accepted."""
+    began = time.monotonic()
+    project = open_project(settings, options.system)
+    system = project.locate(options.system, Path.cwd())
+    with open_line(settings) as line:
+        screen = open_screen(options.json)
+        try:
+            made, tree = _prepare(options, settings, project, system, line, screen)
+            project.remember(system)
+            session = Session(made, line, screen, since=time.monotonic() - began)
+            if options.detach:
+                session.accept(RESOLVING)
+                _say_ordered(screen, session, made.request)
+                return 0
+            session.follow(
+                "interrupted, so the build is cancelled; what was built is kept, the same command"
+                " goes on there"
+            )
+            steps = session.mirror.steps.values()
+            project.remember(system, tree, {f"{one.kind} {one.name}": one.key for one in steps})
+            finish(session, project.store, screen, options.system)
+        finally:
+            screen.close()
+    return 0
+
+
+def finish(session: Session, store: Store, screen: Screen, system: str = "") -> None:
+    """Say how it ended.  BuildFailed or Cancelled if it is not built."""
+    session.report_failures(lambda step: f"where: worker {step.worker}" if step.worker else "")
+    session.judge(session.mirror.title.partition(" for ")[0])
+    steps = session.mirror.steps
+    goals = [Built(steps[key].name, steps[key].kind, key) for key in session.mirror.goals]
+    how = f"{session.counts()} in {duration(session.seconds)}"
+    report_far(screen, store, goals, system, how)
+
+
+def _prepare(
+    options: argparse.Namespace,
+    settings: Settings,
+    project: Project,
+    system: str,
+    line: Line,
+    screen: Screen,
+) -> tuple[Order, str]:
+    """Everything that the controller needs, in the trove; returns the order for it, and which
+    tree of files that is."""
+    trove = open_trove(settings)
+    if trove is None:
+        raise SourceError(
+            "a controller builds what is in its trove, and none is set here: set `trove` to the"
+            " same as on the controller, or FABRIC_TROVE"
+        )
+    _show(screen, f"asking {settings.controller}")
+    live = Controller(line).query("requests").requests  # it is there, and understands us
+    _show(screen, "taking in the definitions")
+    kept = Builds(settings.trove_dir / "builds.git")
+    build = kept.snapshot(project.root)
+    with Committed(kept.repository, build.commit, build.environ) as files:
+        graph = project.graph(system, files.read)
+    goals = tuple(step for name in options.chunks for step in find(graph, name))
+    _show(screen, "pushing sources that the trove lacks")
+    project.supply(graph, goals)
+    _show(screen, "pushing the definitions to the trove")
+    request = builds.new_request()
+    kept.push(build, trove, builds.ref_of(request), lambda _: None)
+    if kept.untidy():
+        try:
+            kept.tidy(trove, {one.request for one in live if one.state not in OVER})
+        except TroveError as error:  # the build does not depend on it
+            progress(f"warning: old build refs stay: {error}")
+    made = Order(
+        protocol=PROTOCOL,
+        request=request,
+        title=f"{graph.system} for {user()}",
+        ref=builds.ref_of(request),
+        commit=build.commit,
+        system=system,
+        components=tuple(options.chunks),
+        keep_going=options.keep_going,
+        priority=settings.priority,
+        detach=options.detach,
+    )
+    return made, build.tree
+
+
+def _show(screen: Screen, what: str) -> None:
+    screen.show(BuildView("", 0, 0, 0, 0, 0.0, 0.0, waiting=what))
+
+
+def _say_ordered(screen: Screen, session: Session, request: str) -> None:
+    short = request[:SHOWN]
+    screen.event("ordered", request=request, state=session.mirror.state)
+    screen.say(f"{session.mirror.title}: ordered as {short}", "bold green")
+    screen.say(f"  follow  fabric-initiator attach {short}")
+    screen.say(f"  look    fabric-initiator status {short}")
+    screen.say(f"  stop    fabric-initiator cancel {short}")

@@ -1,0 +1,69 @@
+"""What there is after a build, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from fabric.errors import MachineFault, StoreError
+from fabric.jobs import Manifest
+from fabric.render import Screen, size
+from fabric.trove.store import Store
+
+
+class Built(NamedTuple):
+    """Something that was asked for, and is built."""
+
+    name: str
+    kind: str
+    key: str
+
+
+def report(screen: Screen, store: Store, goals: Sequence[Built], system: str, how: str) -> None:
+    """Say that the goals are built, ``how``, and where they are.
+
+    MachineFault if the store has lost them meanwhile.
+    """
+    for goal in goals:
+        manifest = store.manifest(goal.key)
+        if manifest is None:
+            raise MachineFault(f"{goal.name}: gone from the store {store.url} at once")
+        _told(screen, goal, how, manifest, store.url)
+        _ways_on(screen, goal, system)
+
+
+def report_far(screen: Screen, store: Store, goals: Sequence[Built], system: str, how: str) -> None:
+    """The same, built elsewhere: our settings may not lead to the store that has it."""
+    for goal in goals:
+        manifest, why = None, f"{store.url} does not have it"
+        try:
+            manifest = store.manifest(goal.key)
+        except StoreError as error:
+            why = str(error)
+        _told(screen, goal, how, manifest, store.url)
+        if manifest is None:
+            screen.say(f"  {why}; to have its files, set `artifacts` to the farm's store", "yellow")
+        elif system:
+            _ways_on(screen, goal, system)
+
+
+def _told(screen: Screen, goal: Built, how: str, manifest: Manifest | None, url: str) -> None:
+    artifacts = manifest.artifacts if manifest else ()
+    screen.event(
+        "built",
+        name=goal.name,
+        key=goal.key,
+        store=url,
+        artifacts={one.name: one.blob.sha256 if one.blob else None for one in artifacts},
+    )
+    screen.say(f"{goal.name} is built: {how}", "bold green")
+    total = size(sum(one.blob.size for one in artifacts if one.blob))
+    screen.say(f"  key    {goal.key[:16]}" + (f", {total} in {url}" if manifest else ""))
+
+
+def _ways_on(screen: Screen, goal: Built, system: str) -> None:
+    if goal.kind == "system":
+        screen.say(f"  files  fabric-initiator checkout {system} --to DIRECTORY")
+        screen.say(f"  disk   fabric-initiator image {system} --to {goal.name}.img")
+    else:
+        screen.say(f"  files  fabric-initiator checkout {system} {goal.name} --to DIRECTORY")

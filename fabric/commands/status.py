@@ -1,0 +1,68 @@
+"""``status``: how it stands with the farm, or with one build; ``--watch`` goes on showing it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+
+from fabric.commands import tables
+from fabric.commands.common import facts, print_json
+from fabric.commands.controller import Controller, open_controller
+from fabric.config import Settings
+from fabric.render import Board
+from fabric.wire.mirror import OVER
+
+#: Seconds between two looks.
+WATCH_EVERY = 1.0
+
+#: What there is to see for programs, and for people; and whether nothing more will come.
+Picture = tuple[object, list[str], bool]
+
+
+def run(options: argparse.Namespace, settings: Settings) -> int:
+    with open_controller(settings) as controller:
+        known = controller.request(options.request).request if options.request else ""
+
+        def look() -> Picture:
+            return _of_request(controller, known) if known else _of_farm(controller)
+
+        if options.watch:
+            _watch(look, options.json)
+            return 0
+        told, lines, _ = look()
+    if options.json:
+        print_json(told)
+    else:
+        print("\n".join(lines))
+    return 0
+
+
+def _watch(look: Callable[[], Picture], as_json: bool) -> None:
+    """Show it again and again, until it is over or Ctrl-C."""
+    over = False
+    with Board() as board:
+        try:
+            while not over:
+                told, lines, over = look()
+                board.show([json.dumps(told)] if as_json else lines)
+                if not over:
+                    time.sleep(WATCH_EVERY)
+        except KeyboardInterrupt:  # the way to end it
+            pass
+
+
+def _of_farm(controller: Controller) -> Picture:
+    requests = controller.query("requests").requests
+    workers = controller.query("workers").workers
+    live = [one for one in requests if one.state not in OVER]
+    told = {"requests": facts(live), "workers": facts(workers)}
+    return told, tables.joined(tables.requests(live), tables.workers(workers)), False
+
+
+def _of_request(controller: Controller, id: str) -> Picture:
+    info = controller.request(id)
+    update = controller.update(id)
+    told = {**facts(info), "steps": facts(update.steps)}
+    return told, tables.request(info, update), info.state in OVER

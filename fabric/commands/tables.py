@@ -1,0 +1,135 @@
+"""What the controller knows, for people to read.  Pure: messages in, lines out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from fabric.commands.controller import SHOWN
+from fabric.render import duration, size, table
+from fabric.wire.messages import RequestInfo, StepState, Update, WorkerInfo
+
+#: Steps of a request that are told of one by one.
+MANY = 30
+#: What is told of first.
+_ORDER = ("running", "failed", "ready", "waiting", "done", "cached", "cancelled")
+
+
+def requests(infos: Sequence[RequestInfo]) -> list[str]:
+    """A line for each request, and below it why nothing of it runs."""
+    if not infos:
+        return ["no builds"]
+    heads = [("BUILD", "STATE", "PROGRESS", "SINCE", "BY", "TITLE")]
+    rows = [
+        (
+            one.request[:SHOWN],
+            one.state,
+            progress(one),
+            ago(one.since),
+            one.requester or "-",
+            one.title + _marks(one),
+        )
+        for one in infos
+    ]
+    lines = table([*heads, *rows])
+    told = [lines[0]]
+    for line, one in zip(lines[1:], infos, strict=True):
+        told.append(line)
+        told += [f"  {text}" for text in one.message.splitlines()]
+    return told
+
+
+def progress(one: RequestInfo) -> str:
+    """ "3 of 12, 2 running, about 4 min left"."""
+    if one.state in ("resolving", "checking"):
+        return "-"
+    facts = [f"{one.done} of {max(one.total - one.cached, one.done)}"]
+    if one.running:
+        facts.append(f"{one.running} running")
+    if one.failed:
+        facts.append(f"{one.failed} failed")
+    if one.left:
+        facts.append(f"about {duration(one.left)} left")
+    return ", ".join(facts)
+
+
+def _marks(one: RequestInfo) -> str:
+    marks = ["detached"] if one.detached else []
+    if one.priority:
+        marks.append(f"priority {one.priority:+}")
+    return f" ({', '.join(marks)})" if marks else ""
+
+
+def workers(infos: Sequence[WorkerInfo]) -> list[str]:
+    """A line for each worker, and below it what it runs, or why it does not."""
+    if not infos:
+        return ["no workers"]
+    heads = [("WORKER", "STATE", "ARCH", "SLOTS", "DISK", "MEMORY", "SINCE")]
+    rows = [
+        (
+            one.name,
+            one.state,
+            one.arch,
+            f"{len(one.running)}/{one.slots}",
+            size(one.free_disk) if one.free_disk else "-",
+            size(one.free_memory) if one.free_memory else "-",
+            ago(one.since),
+        )
+        for one in infos
+    ]
+    lines = table([*heads, *rows])
+    told = [lines[0]]
+    for line, one in zip(lines[1:], infos, strict=True):
+        told.append(line)
+        if one.message:
+            told.append(f"  {one.message}")
+        told += [f"  {step(each)}" for each in one.running]
+    return told
+
+
+def step(one: StepState) -> str:
+    """ "zlib  running on worker-1, configure for 12 s of about 20 s"."""
+    name = f"{one.name or one.key[:SHOWN]:<24}"
+    if one.state == "running":
+        expected = f" of about {duration(one.expected)}" if one.expected >= 1 else ""
+        phase = f"{one.phase}, " if one.phase else ""
+        on = f" on {one.worker}" if one.worker else ""
+        return f"{name} {phase}{duration(one.running_for)}{expected}{on}"
+    if one.state == "done":
+        return f"{name} built in {duration(one.seconds)} by {one.worker}"
+    return f"{name} {one.state}" + (f": {one.message}" if one.message else "")
+
+
+def request(info: RequestInfo, update: Update) -> list[str]:
+    """One request in detail."""
+    lines = [
+        f"{info.title}{_marks(info)}",
+        f"  build   {info.request}",
+        f"  state   {info.state}, ordered {ago(info.since)}"
+        + (f" by {info.requester}" if info.requester else ""),
+        f"  steps   {progress(info)}" + (f", {info.cached} cached" if info.cached else ""),
+    ]
+    lines += [f"  why     {text}" for text in update.message.splitlines()]
+    steps = sorted(
+        (one for one in update.steps if one.state not in ("cached", "cancelled")),
+        key=lambda one: _ORDER.index(one.state),
+    )
+    lines += [f"    {step(one)}" for one in steps[:MANY]]
+    if len(steps) > MANY:
+        lines.append(f"    and {len(steps) - MANY} more")
+    return lines
+
+
+def ago(seconds: float) -> str:
+    """ "12 s", "3 min", "2 h", "5 days": coarse, for tables."""
+    for length, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def joined(*blocks: Iterable[str]) -> list[str]:
+    """Blocks of lines with an empty line between."""
+    lines: list[str] = []
+    for block in blocks:
+        lines += ["", *block] if lines else block
+    return lines

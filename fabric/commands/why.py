@@ -1,0 +1,23 @@
+"""``why``: what a step or a build waits for, and which workers could do it."""
+
+from __future__ import annotations
+
+import argparse
+
+from fabric.commands.common import print_json
+from fabric.commands.controller import open_controller
+from fabric.config import Settings
+
+
+def run(options: argparse.Namespace, settings: Settings) -> int:
+    with open_controller(settings) as controller:
+        infos = controller.query("requests").requests
+        # a build may be named by the beginning of its id; only the controller knows steps
+        meant = [one.request for one in infos if one.request.startswith(options.what)]
+        about = meant[0] if len(meant) == 1 else options.what
+        lines = controller.query("why", about).lines
+    if options.json:
+        print_json(list(lines))
+    else:
+        print("\n".join(lines))
+    return 0

@@ -1,0 +1,30 @@
+"""``workers``: who builds, what, and since when; draining and resuming them."""
+
+from __future__ import annotations
+
+import argparse
+
+from fabric.commands import tables
+from fabric.commands.common import facts, print_json
+from fabric.commands.controller import open_controller
+from fabric.config import Settings
+from fabric.errors import FabricError
+
+
+def run(options: argparse.Namespace, settings: Settings) -> int:
+    if bool(options.action) != bool(options.name):
+        raise FabricError("name the worker: fabric-initiator workers drain|resume NAME")
+    with open_controller(settings) as controller:
+        if options.action:
+            answer = controller.command(options.action, options.name)
+            lines = list(answer.lines) or [f"{options.name}: {options.action}"]
+            told: object = {"lines": lines}
+        else:
+            infos = controller.query("workers").workers
+            lines = tables.workers(infos)
+            told = facts(infos)
+    if options.json:
+        print_json(told)
+    else:
+        print("\n".join(lines))
+    return 0

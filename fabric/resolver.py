@@ -1,0 +1,168 @@
+"""The resolver: what becomes of an order.  A child process of the broker, one for each.
+
+It reads an encoded `Order` from standard input, fetches that commit of the definitions and what
+they name as sources from the trove, computes the steps with their cache keys, and writes an
+encoded `Submit` to standard output.  If that cannot be done, the exit code is not 0 and standard
+error has the text for the user: ``FILE:LINE: message`` for mistakes in the definitions.
+
+The definitions may be anybody's, and anything may be in them: they are read out of git's
+objects, nothing of them is run, and time and memory of this process are bounded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from fabric import config
+from fabric.building.host import host_tools
+from fabric.config import BrokerSettings
+from fabric.definitions.load import load
+from fabric.definitions.select import find
+from fabric.errors import Cancelled, FabricError, SourceError
+from fabric.plan import Plan, make_plan
+from fabric.trove.committed import Committed
+from fabric.trove.configured import open_sources, open_trove
+from fabric.trove.files import locked
+from fabric.trove.git import REF, Repository
+from fabric.trove.reach import Trove
+from fabric.trove.stop import Stop
+from fabric.wire.messages import PROTOCOL, Order, Submit
+
+#: Seconds that resolving may take: it may have to fetch large sources.
+TIME = 1800
+#: Bytes of memory, far beyond what sane definitions need.
+MEMORY = 4 * 1024**3
+#: Fetches after which our copy of the trove's build refs is made anew.
+PACKS = 100
+
+
+def resolve(order: Order, settings: BrokerSettings, tools: str) -> Submit:
+    """What an order comes to.  ``tools``: digest of the tools that the workers' hosts have.
+
+    DefinitionsError, SourceError, or FabricError if a component is not in the system.
+    """
+    trove = open_trove(settings)
+    if trove is None:
+        raise SourceError(
+            "this controller has no trove, so it cannot fetch what is to be built:"
+            " `trove` is missing in its settings"
+        )
+    repository = _fetch(order, trove, settings.trove_dir)
+    scratch = settings.cache_dir / "tmp"
+    scratch.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(dir=scratch, prefix="resolving-") as folder,
+        Committed(repository, order.commit) as definitions,
+    ):
+        graph = load(definitions.read, order.system)
+        goals = dict.fromkeys(goal for name in order.components for goal in find(graph, name))
+        definitions.copy("sources", Path(folder))
+        lorries = Path(folder, "sources")
+        sources = open_sources(settings, lorries, imports=False, head=order.commit)
+        return _submit(order, make_plan(graph, goals, sources, tools))
+
+
+def _fetch(order: Order, trove: Trove, directory: Path) -> Repository:
+    """Our repository, with the commit that was ordered in it."""
+    repository = Repository(directory / "orders.git")
+    if not (order.ref.startswith("refs/") and REF.fullmatch(order.ref)):
+        raise SourceError(f"{order.ref!r} cannot be the name of a build ref")
+    with locked(directory / "locks" / "orders"):
+        if len(list(repository.path.glob("objects/pack/*.pack"))) > PACKS:
+            shutil.rmtree(repository.path)  # a cache, and whatever is needed comes again
+        repository.create()
+        if repository.find(order.commit) is None:
+            copy = f"refs/orders/{order.commit}"
+            trove.fetch(repository, [f"+{order.ref}:{copy}"], _unheard, Stop())
+            found = repository.find(copy)
+            if found is None or found[0] != order.commit:
+                raise SourceError(
+                    f"{order.ref} of the trove {trove.url} is"
+                    f" {found[0] if found else 'no commit'}, and {order.commit} was ordered"
+                )
+    return repository
+
+
+def _submit(order: Order, plan: Plan) -> Submit:
+    return Submit(
+        protocol=PROTOCOL,
+        request=order.request,
+        title=order.title,
+        steps=plan.offers(),
+        goals=plan.goal_keys,
+        keep_going=order.keep_going,
+        priority=order.priority,
+        detach=order.detach,
+        requester=order.requester,
+    )
+
+
+def _tools(given: str | None, settings: BrokerSettings) -> str:
+    """The digest that is given, remembered for when no worker has come back yet."""
+    memory = settings.cache_dir / "workers-tools"
+    if given:
+        if not memory.exists() or memory.read_text() != given:
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            memory.write_text(given)
+        return given
+    return memory.read_text() if memory.exists() else host_tools(settings.cache_dir / "host-tools")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(prog="fabric-resolver", description=__doc__)
+    top.add_argument("--config", type=Path, default=config.BROKER_FILE, metavar="FILE")
+    top.add_argument(
+        "--host-tools",
+        metavar="DIGEST",
+        help="of the tools that workers have, for keys of bootstrap chunks (default: as last time,"
+        " else ours)",
+    )
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Resolve one order; returns the exit code."""
+    options = parser().parse_args(argv)
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGALRM, _late)
+    signal.alarm(TIME)
+    try:
+        settings = config.load(BrokerSettings, options.config)
+        tools = _tools(options.host_tools, settings)
+        order = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Order)
+        sys.stdout.buffer.write(msgspec.msgpack.encode(resolve(order, settings, tools)))
+        sys.stdout.flush()
+    except FabricError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001  whatever definitions can do to us
+        print(f"it cannot be resolved: {type(error).__name__}: {error}", file=sys.stderr)
+        return 4
+    return 0
+
+
+def _unheard(text: str) -> None:
+    """Progress that nobody wants to see."""
+
+
+def _stop(number: int, frame: object) -> None:  # noqa: ARG001
+    raise Cancelled("not wanted any more")  # which ends git, too
+
+
+def _late(number: int, frame: object) -> None:  # noqa: ARG001
+    raise FabricError(f"resolving took more than {TIME // 60} minutes; order it again")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

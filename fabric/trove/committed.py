@@ -1,0 +1,121 @@
+"""The files of a commit, read out of git's objects without being checked out.
+
+What is read may be anybody's, so nothing outside the commit can be reached: not by ``..``, not
+by symbolic links, and not by what a tree calls its entries.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import posixpath
+import subprocess
+from pathlib import Path
+from types import TracebackType
+
+from fabric.errors import SourceError
+from fabric.trove.git import Repository, environment
+
+#: No file of definitions is larger, in bytes,
+LARGEST = 8 * 1024 * 1024
+#: nor all of them that are copied together.
+LARGEST_COPY = 64 * 1024 * 1024
+
+
+class Committed:
+    """The files of ``commit``; to be closed, as it keeps git running.
+
+    ``environ`` is added to git's, to find objects elsewhere.
+    """
+
+    def __init__(
+        self, repository: Repository, commit: str, environ: dict[str, str] | None = None
+    ) -> None:
+        self._commit = commit
+        self._git = ["git", "--git-dir", str(repository.path)]
+        self._environ = environment() | (environ or {})
+        self._batch = subprocess.Popen(
+            [*self._git, "cat-file", "--batch", "--follow-symlinks"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=self._environ,
+        )
+
+    def __enter__(self) -> Committed:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End git."""
+        for stream in (self._batch.stdin, self._batch.stdout):
+            assert stream is not None
+            with contextlib.suppress(OSError):
+                stream.close()
+        self._batch.kill()
+        self._batch.wait()
+
+    def read(self, path: str) -> bytes | None:
+        """A file by its path from the root; None if it is not there or leads outside.
+
+        SourceError if it is larger than any file of definitions is.
+        """
+        if path.startswith("/") or ".." in path.split("/") or "\n" in path or "\0" in path:
+            return None
+        name = posixpath.normpath(path)
+        # cat-file follows links in the commit only; what leads elsewhere is no "blob"
+        kind, data = self._ask(f"{self._commit}:{name}", path)
+        return data if kind == b"blob" else None
+
+    def copy(self, folder: str, to: Path) -> None:
+        """The plain files below a folder, as files; links are left out.
+
+        SourceError if they are too many to be meant.
+        """
+        listing = subprocess.run(
+            [*self._git, "ls-tree", "-r", "-z", "-l", self._commit, "--", f"{folder}/"],
+            env=self._environ,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=True,
+        ).stdout
+        total = 0
+        for entry in listing.split(b"\0")[:-1]:
+            facts, _, encoded = entry.partition(b"\t")
+            mode, _, object, size = facts.split()
+            name = os.fsdecode(encoded)
+            if not mode.startswith(b"100") or {"", ".", ".."} & set(name.split("/")):
+                continue
+            total += int(size)
+            if total > LARGEST_COPY:
+                raise SourceError(f"{folder}: more than {LARGEST_COPY} bytes are not read")
+            path = to / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(self._ask(object.decode(), name)[1])
+
+    def _ask(self, what: str, path: str) -> tuple[bytes, bytes]:
+        """Type and content of an object.  What is none has another type, such as "missing"."""
+        stdin, stdout = self._batch.stdin, self._batch.stdout
+        assert stdin is not None
+        assert stdout is not None
+        try:
+            stdin.write(os.fsencode(what) + b"\n")
+            stdin.flush()
+        except OSError:
+            raise SourceError(f"{path}: git ended while it was to read that") from None
+        answer = stdout.readline().removesuffix(b"\n")
+        if answer.endswith((b" missing", b" ambiguous")):
+            return b"missing", b""
+        first, second, *rest = answer.split(b" ")
+        # "ID blob SIZE", or of a link "dangling SIZE", "loop SIZE", "notdir SIZE", "symlink SIZE"
+        kind, count = (second, int(rest[0])) if rest else (first, int(second))
+        if count > LARGEST:
+            raise SourceError(f"{path}: {count} bytes; files of definitions have {LARGEST} at most")
+        return kind, stdout.read(count + 1)[:-1]

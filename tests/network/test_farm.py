@@ -1,0 +1,332 @@
+"""A farm as its users meet it: real programs, real keys, real TCP."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from pathlib import Path
+
+import pytest
+from network_kit import SYSTEM, Desk, Farm, git, until
+
+ADD = "mkdir -p $DESTDIR/usr/share/{0}; cp hello.txt $DESTDIR/usr/share/{0}/"
+
+
+@pytest.fixture
+def alice(farm: Farm) -> Desk:
+    return farm.desk("alice")
+
+
+def test_a_build_from_order_to_checkout(farm: Farm, alice: Desk) -> None:
+    farm.broker()
+    farm.worker("w1")
+    farm.worker("w2")
+    alice.definitions.write(
+        one=ADD.format("one"), two=("one", f"echo two says hello; {ADD.format('two')}")
+    )
+    done = alice.build()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "small is built: 4 built in" in done.stdout
+    assert "two says hello" in alice.log("two")
+    assert not (alice.home / "cache/work").exists(), "nothing is built here"
+    again = alice.build()
+    assert "small is built: 0 built, 1 cached" in again.stdout
+    out = alice.run("checkout", f"../definitions/{SYSTEM}", "--to", "tree")
+    assert out.returncode == 0, out.stderr
+    assert (alice.here / "tree/usr/share/two/hello.txt").read_text() == "hello\n"
+
+
+def test_what_is_in_the_work_tree_is_built_and_git_does_not_notice(farm: Farm, alice: Desk) -> None:
+    farm.broker()
+    farm.worker("w1")
+    root = alice.definitions.root
+    alice.definitions.write(one="echo committed", gone="true")
+    git(root, "add", ".")
+    git(root, "commit", "-qm", "first")
+    alice.definitions.write(one="echo changed", new="echo untracked")
+    (root / "strata/gone.morph").unlink()
+    before = {f: f.read_bytes() for f in (root / ".git").rglob("*") if f.is_file()}
+    done = alice.build()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "changed" in alice.log("one")
+    assert "untracked" in alice.log("new")
+    assert {f: f.read_bytes() for f in (root / ".git").rglob("*") if f.is_file()} == before
+    refs = git(farm.trove, "for-each-ref", "--format=%(refname)").split()
+    assert len(refs) == 1
+    assert re.fullmatch(r"refs/builds/[\w-]+/[0-9a-f]{32}", refs[0])
+
+
+def test_two_want_one_artifact(farm: Farm, alice: Desk) -> None:
+    """It is built once, and both see its log from the first byte; one leaves, one has it."""
+    farm.broker()
+    farm.worker("w1", slots=2)
+    bob = farm.desk("bob")
+    for desk in (alice, bob):
+        desk.definitions.write(shared=farm.held("shared"))
+    first = alice.start_build()
+    first.says("shared: building on w1")
+    second = bob.start_build()
+    second.says("shared: building on w1")
+    until(lambda: "shared begins" in bob.log("shared"))
+    first.signal(signal.SIGINT)
+    code, said = first.ends()
+    assert code == 130
+    assert "interrupted, so the build is cancelled" in said
+    assert farm.holding("shared"), "bob still wants it"
+    farm.release("shared")
+    code, said = second.ends()
+    assert code == 0, said
+    log = bob.log("shared")
+    assert log.count("shared begins") == log.count("+ echo shared begins") + 1
+    assert log.startswith(alice.log("shared"))
+
+
+def test_cancelling_ends_what_nobody_else_wants(farm: Farm, alice: Desk) -> None:
+    farm.broker()
+    farm.worker("w1")
+    alice.definitions.write(slow=farm.held("slow"))
+    build = alice.start_build()
+    until(lambda: farm.holding("slow"))
+    build.signal(signal.SIGINT)
+    assert build.ends()[0] == 130
+    until(lambda: not farm.holding("slow"))
+    assert alice.ask("workers")[0]["state"] == "idle"
+
+
+def test_detach_attach_from_elsewhere_and_come_back(
+    farm: Farm, alice: Desk, tmp_path: Path
+) -> None:
+    farm.broker()
+    farm.worker("w1")
+    alice.definitions.write(slow=farm.held("slow"), after=("slow", "echo after it"))
+    request = alice.detach()
+    until(lambda: farm.holding("slow"))
+    [info] = alice.ask("list")
+    assert (info["request"], info["detached"], info["requester"]) == (request, True, "alice")
+    assert (info["title"], info["state"], info["running"]) == ("small for root", "building", 1)
+    bob = farm.desk("bob")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    left = bob.start("attach", request[:12], cwd=elsewhere)
+    left.says("slow: building on w1")
+    left.signal(signal.SIGINT)
+    code, said = left.ends()
+    assert code == 130
+    assert f"the build goes on; `fabric-initiator attach {request[:12]}` comes back" in said
+    assert farm.holding("slow")
+    back = bob.start("attach", request, cwd=elsewhere)
+    back.says("slow: building on w1")
+    farm.release("slow")
+    code, said = back.ends()
+    assert code == 0, said
+    assert "slow begins" in bob.log("slow", elsewhere)
+    assert "after it" in bob.log("after", elsewhere)
+    assert "small is built: 4 built" in said
+    assert bob.run("attach", "fff").returncode == 1
+
+
+def test_status_list_logs_from_any_machine(farm: Farm, alice: Desk) -> None:
+    farm.broker()
+    farm.worker("w1")
+    alice.definitions.write(slow=farm.held("slow"))
+    request = alice.detach()
+    until(lambda: farm.holding("slow"))
+    bob = farm.desk("bob")
+    status = bob.run("status", request[:12])
+    assert "small for root (detached)" in status.stdout
+    assert re.search(r"slow +install, .* on w1", status.stdout)
+    assert "w1" in bob.run("status").stdout
+    follow = bob.start("logs", "slow", "--follow", cwd=bob.home)
+    follow.says("slow begins")
+    assert follow.process.poll() is None
+    farm.release("slow")
+    code, said = follow.ends()
+    assert code == 0
+    assert "### " in said
+    until(lambda: bob.ask("list")[0]["state"] == "done")
+    past = bob.run("logs", "slow", cwd=bob.home)
+    assert past.returncode == 0, past.stderr
+    assert past.stdout == said
+    assert bob.run("logs", "slow", "--request", request, cwd=bob.home).stdout == said
+
+
+def test_cancel_by_another(farm: Farm, alice: Desk) -> None:
+    farm.broker()
+    farm.worker("w1")
+    alice.definitions.write(slow=farm.held("slow"))
+    build = alice.start_build()
+    until(lambda: farm.holding("slow"))
+    bob = farm.desk("bob")
+    [info] = bob.ask("list")
+    assert bob.run("cancel", info["request"][:12]).returncode == 0
+    code, said = build.ends()
+    assert code == 130
+    assert "small is not built: cancelled" in said
+    until(lambda: not farm.holding("slow"))
+
+
+def test_a_mistake_in_the_definitions_has_file_and_line(farm: Farm, alice: Desk) -> None:
+    farm.broker()
+    alice.definitions.write(one="true")
+    morph = alice.definitions.root / "strata/one.morph"
+    morph.write_text(morph.read_text() + "bananas: 3\n")
+    done = alice.build()
+    assert done.returncode == 1
+    assert done.stderr.startswith("strata/one.morph:6: ")
+
+
+def test_a_failure_far_away_says_all_that_is_needed(farm: Farm, alice: Desk) -> None:
+    farm.broker()
+    farm.worker("w1")
+    alice.definitions.write(bad="echo about to fail\nfalse")
+    done = alice.build()
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "  | about to fail" in done.stdout
+    assert "  install-commands:\n    echo about to fail\n    false\n" in done.stdout
+    assert f"log:   {alice.here}/build-step-bad-misc.log" in done.stdout
+
+
+def test_why_drain_and_resume(farm: Farm, alice: Desk) -> None:
+    farm.broker()
+    alice.definitions.write(one="true")
+    request = alice.detach()
+    assert "there is no worker" in alice.run("why", "one").stdout
+    farm.worker("w1")
+    until(lambda: alice.ask("list")[0]["state"] == "done")
+    assert alice.run("workers", "drain", "w1").returncode == 0
+    until(lambda: alice.ask("workers")[0]["state"] == "drained")
+    alice.definitions.write(one="echo again")
+    request = alice.detach()
+    waiting = until(lambda: "drain" in alice.run("why", request[:12]).stdout)
+    assert waiting
+    assert "w1: drain" in alice.run("why", "one").stdout
+    assert alice.run("workers", "resume", "w1").returncode == 0
+    until(lambda: {one["state"] for one in alice.ask("list")} == {"done"})
+    assert alice.run("workers", "drain", "w9").returncode == 1
+    assert alice.run("workers", "drain").returncode == 1
+    assert alice.run("why", "no-such-thing").returncode in (0, 1)
+
+
+def test_a_worker_killed_in_mid_build(farm: Farm, alice: Desk) -> None:
+    farm.broker()
+    doomed = farm.worker("w1")
+    alice.definitions.write(slow=farm.held("slow"))
+    build = alice.start_build()
+    build.says("slow: building on w1")
+    until(lambda: farm.holding("slow"))
+    farm.worker("w2")
+    doomed.kill()
+    build.says("slow: building on w2")
+    until(lambda: farm.holding("slow"))
+    farm.release("slow")
+    code, said = build.ends()
+    assert code == 0, said
+    assert alice.log("slow").count("+ echo slow begins") == 1, "the log of one attempt"
+
+
+def test_a_broker_killed_in_mid_build(farm: Farm, alice: Desk) -> None:
+    broker = farm.broker()
+    farm.worker("w1")
+    alice.definitions.write(slow=farm.held("slow"), after=("slow", "true"))
+    build = alice.start_build()
+    until(lambda: farm.holding("slow"))
+    running = farm.holding("slow")
+    broker.kill()
+    build.says("trying on")
+    farm.broker()
+    build.says("the controller is back")
+    until(lambda: alice.ask("list")[0]["running"] == 1)
+    assert set(running) <= set(farm.holding("slow")), "what runs goes on"
+    farm.release("slow")
+    code, said = build.ends()
+    assert code == 0, said
+    assert said.count("slow: built") == 1
+    assert "slow begins" in alice.log("slow")
+
+
+def test_a_revoked_initiator_is_cut_off(farm: Farm, alice: Desk) -> None:
+    farm.broker()
+    farm.worker("w1")
+    mallory = farm.desk("mallory")
+    assert mallory.ask("workers")[0]["name"] == "w1"
+    alice.definitions.write(slow=farm.held("slow"))
+    build = alice.start_build()
+    until(lambda: farm.holding("slow"))
+    farm.revoke("mallory")
+    done = mallory.run("workers")
+    assert done.returncode == 4
+    assert "does not admit the key of mallory" in done.stderr
+    farm.release("slow")
+    code, said = build.ends()
+    assert code == 0, said
+
+
+def test_sources_travel_through_the_trove(farm: Farm, alice: Desk) -> None:
+    """What only the initiator can reach, workers have from the trove."""
+    farm.broker()
+    farm.worker("w1")
+    alice.definitions.write(one="cat hello.txt")
+    stratum = alice.definitions.root / "strata/things.morph"
+    source = alice.definitions.source
+    git(source, "tag", "1.0")
+    stratum.write_text(
+        re.sub(r"repo: .*", "repo: upstream:thing", stratum.read_text()).replace(
+            "ref: main", "ref: '1.0'"
+        )
+    )
+    (alice.definitions.root / "sources/thing.lorry").write_text(
+        json.dumps({"thing": {"type": "git", "url": f"file://{source}"}})
+    )
+    done = alice.build("--detach")
+    assert done.returncode == 0, done.stdout + done.stderr
+    source.rename(source.with_name("gone"))
+    until(lambda: alice.ask("list")[0]["state"] in ("done", "failed"))
+    assert alice.ask("list")[0]["state"] == "done", alice.run("list").stdout
+    assert "hello" in alice.run("logs", "one").stdout
+
+
+def test_errors_of_settings_are_clear(farm: Farm, alice: Desk) -> None:
+    farm.broker()
+    alice.definitions.write(one="true")
+    alice.configure(trove="")
+    done = alice.build()
+    assert done.returncode == 1
+    assert "set `trove`" in done.stderr
+    alice.configure(trove=str(farm.root / "nowhere.git"))
+    done = alice.build()
+    assert done.returncode == 1
+    assert "is no git repository: is the setting `trove` right?" in done.stderr
+    alice.configure(keys=str(farm.root / "no-keys"))
+    done = alice.run("list")
+    assert done.returncode == 1
+    assert "fabric-keys make initiator" in done.stderr
+    alice.configure(controller="")
+    for command in (("list",), ("attach", "x"), ("status",), ("why", "x"), ("workers",)):
+        done = alice.run(*command)
+        assert done.returncode == 1
+        assert "no controller is set: give --controller HOST" in done.stderr
+
+
+def test_a_controller_that_is_not_there(alice: Desk) -> None:
+    alice.definitions.write(one="true")
+    done = alice.run("list")
+    assert done.returncode == 4
+    assert "cannot be reached" in done.stderr or "does not answer" in done.stderr
+    done = alice.run("gc")
+    assert done.returncode == 1
+    assert "nothing is removed" in done.stderr
+
+
+def test_gc_keeps_what_live_builds_need(farm: Farm, alice: Desk) -> None:
+    farm.broker()
+    farm.worker("w1")
+    alice.definitions.write(one="true", slow=("one", farm.held("slow")))
+    alice.detach()
+    until(lambda: farm.holding("slow"))
+    done = alice.run("gc", "--keep-days", "0")
+    assert done.returncode == 0, done.stderr
+    assert list((farm.root / "artifacts/manifests").rglob("*")), "one is pinned"
+    assert done.stdout.startswith("0 steps and 0 blobs removed")
+    farm.release("slow")
+    until(lambda: alice.ask("list")[0]["state"] == "done")

@@ -1,0 +1,212 @@
+"""The resolver as the broker runs it: an order in, a submit or a text for the user out."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from fabric.trove.builds import Builds, new_request, ref_of
+from fabric.trove.committed import Committed
+from fabric.trove.reach import Trove
+from fabric.wire.messages import PROTOCOL, Order, Submit
+
+DEFAULTS = """\
+split-rules:
+  chunk:
+  - {artifact: -misc, include: ['.*']}
+  stratum:
+  - {artifact: -runtime, include: ['.*']}
+"""
+
+
+class Farm:
+    """A trove, a controller's settings, and definitions with one chunk."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root / "definitions"
+        self.trove = Trove(str(root / "trove.git"))
+        self.builds = Builds(root / "builds.git")
+        self.config = root / "broker.toml"
+        self.config.write_text(f'cache = "{root}/controller"\ntrove = "{self.trove.url}"\n')
+        subprocess.run(["git", "init", "-q", "--bare", self.trove.url], check=True)
+        source = root / "source"
+        source.mkdir()
+        (source / "hello.txt").write_text("hello\n")
+        git = ["git", "-c", "user.name=t", "-c", "user.email=t@invalid", "-C", str(source)]
+        for args in (["init", "-q", "-b", "main"], ["add", "."], ["commit", "-qm", "first"]):
+            subprocess.run([*git, *args], check=True)
+        self.write(
+            **{
+                "VERSION": "version: 8\n",
+                "DEFAULTS": DEFAULTS,
+                "systems/small.morph": (
+                    "name: small\nkind: system\narch: x86_64\nstrata:\n"
+                    "- name: things\n  morph: strata/things.morph\n"
+                ),
+                "strata/things.morph": (
+                    f"name: things\nkind: stratum\nchunks:\n- name: one\n"
+                    f"  morph: strata/one.morph\n  repo: file://{source}\n  ref: main\n"
+                    "  build-mode: test\n"
+                ),
+                "strata/one.morph": "name: one\nkind: chunk\ninstall-commands:\n- 'true'\n",
+            }
+        )
+
+    def write(self, **files: str) -> None:
+        for name, text in files.items():
+            path = self.root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+
+    def order(self, *components: str, commit: str = "") -> Order:
+        """An order of what is there now, pushed."""
+        request = new_request()
+        build = self.builds.snapshot(self.root)
+        self.builds.push(build, self.trove, ref_of(request), print)
+        return Order(
+            PROTOCOL,
+            request,
+            "small for t",
+            ref_of(request),
+            commit or build.commit,
+            "systems/small.morph",
+            components,
+            priority=2,
+            detach=True,
+            requester="alice",
+        )
+
+    def resolve(self, order: Order, *options: str) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [sys.executable, "-m", "fabric.resolver", "--config", str(self.config), *options],
+            input=msgspec.msgpack.encode(order),
+            capture_output=True,
+            check=False,
+            timeout=60,
+        )
+
+
+@pytest.fixture
+def farm(tmp_path: Path) -> Farm:
+    return Farm(tmp_path)
+
+
+def submitted(done: subprocess.CompletedProcess[bytes]) -> Submit:
+    assert done.returncode == 0, done.stderr.decode()
+    return msgspec.msgpack.decode(done.stdout, type=Submit)
+
+
+def test_an_order_becomes_steps_with_keys(farm: Farm) -> None:
+    order = farm.order()
+    submit = submitted(farm.resolve(order))
+    assert [offer.name for offer in submit.steps] == ["one", "things", "small"]
+    assert submit.steps[0].log == "build-step-one-misc.log"
+    assert submit.goals == (submit.steps[-1].key,)
+    assert (submit.request, submit.title, submit.requester) == (order.request, order.title, "alice")
+    assert (submit.priority, submit.detach, submit.keep_going) == (2, True, False)
+
+
+def test_the_tools_of_the_workers_count(farm: Farm) -> None:
+    order = farm.order()
+    ours = submitted(farm.resolve(order))
+    theirs = submitted(farm.resolve(order, "--host-tools", "f" * 64))
+    assert ours.steps[0].key != theirs.steps[0].key
+    assert theirs.steps[0].needs == ("host-tools:" + "f" * 64,)
+
+
+def test_components(farm: Farm) -> None:
+    submit = submitted(farm.resolve(farm.order("one")))
+    assert [offer.name for offer in submit.steps] == ["one"]
+    done = farm.resolve(farm.order("on"))
+    assert done.returncode == 1
+    assert b"did you mean 'one'" in done.stderr
+
+
+def test_mistakes_have_file_and_line(farm: Farm) -> None:
+    farm.write(**{"strata/one.morph": "name: one\nkind: chunk\nbananas: 3\n"})
+    done = farm.resolve(farm.order())
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"strata/one.morph:3: ")
+    assert done.stdout == b""
+
+
+def test_only_the_commit_that_was_ordered(farm: Farm) -> None:
+    done = farm.resolve(farm.order(commit="0" * 40))
+    assert done.returncode == 1
+    assert b"and 0000000000000000000000000000000000000000 was ordered" in done.stderr
+
+
+def test_a_ref_that_is_not_there(farm: Farm) -> None:
+    order = msgspec.structs.replace(farm.order(), ref="refs/builds/t/none", commit="0" * 40)
+    done = farm.resolve(order)
+    assert done.returncode == 1
+    assert b"refs/builds/t/none" in done.stderr
+
+
+@pytest.mark.parametrize("ref", ["--upload-pack=touch x", "refs/../x", "+refs/a:refs/b", "main"])
+def test_a_ref_that_is_none(farm: Farm, ref: str) -> None:
+    done = farm.resolve(msgspec.structs.replace(farm.order(), ref=ref))
+    assert done.returncode == 1
+    assert b"cannot be the name of a build ref" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "path", ["../secret", "/etc/passwd", "a/../../secret", "link", "far", "in\nside", "loop", "sub"]
+)
+def test_no_path_leads_out_of_the_commit(farm: Farm, path: str) -> None:
+    (farm.root.parent / "secret").write_text("name: secret\n")
+    (farm.root / "link").symlink_to("../secret")
+    (farm.root / "far").symlink_to("/etc/passwd")
+    (farm.root / "loop").symlink_to("loop")
+    (farm.root / "sub").mkdir()
+    (farm.root / "sub/file").write_text("x")
+    (farm.root / "near").symlink_to("sub/file")
+    build = farm.builds.snapshot(farm.root)
+    with Committed(farm.builds.repository, build.commit, build.environ) as files:
+        assert files.read(path) is None
+        assert files.read("near") == b"x"
+        assert files.read("./sub//file") == b"x"
+        assert files.read("nothing here") is None
+
+
+def test_lorries_that_are_links_are_left_out(farm: Farm, tmp_path: Path) -> None:
+    farm.write(**{"sources/one.lorry": "{}\n", "sources/below/two.lorry": "x\n"})
+    (farm.root / "sources/three.lorry").symlink_to("/etc/passwd")
+    build = farm.builds.snapshot(farm.root)
+    with Committed(farm.builds.repository, build.commit, build.environ) as files:
+        files.copy("sources", tmp_path / "copy")
+    there = {str(f.relative_to(tmp_path / "copy")) for f in (tmp_path / "copy").rglob("*.lorry")}
+    assert there == {"sources/one.lorry", "sources/below/two.lorry"}
+
+
+def test_a_huge_morph_is_refused(farm: Farm) -> None:
+    farm.write(**{"strata/one.morph": "#" * 9_000_000})
+    done = farm.resolve(farm.order())
+    assert done.returncode == 1
+    assert b"strata/one.morph: 9000000 bytes; files of definitions have" in done.stderr
+
+
+def test_many_at_once(farm: Farm) -> None:
+    orders = []
+    for number in range(4):
+        farm.write(
+            **{"strata/one.morph": f"name: one\nkind: chunk\ndescription: number {number}\n"}
+        )
+        orders.append(farm.order())
+    command = [sys.executable, "-m", "fabric.resolver", "--config", str(farm.config)]
+    children = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in orders
+    ]
+    for child, order in zip(children, orders, strict=True):
+        assert child.stdin is not None
+        child.stdin.write(msgspec.msgpack.encode(order))
+        child.stdin.close()
+        child.stdin = None
+    for child in children:
+        out, _ = child.communicate(timeout=60)
+        assert child.returncode == 0
+        assert len(msgspec.msgpack.decode(out, type=Submit).steps) == 3

@@ -1,0 +1,79 @@
+"""The trove over ssh: a real sshd on loopback, with keys of its own."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from network_kit import Farm, free_ports, until
+
+SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
+pytestmark = pytest.mark.skipif(SSHD is None, reason="needs the Debian package openssh-server")
+
+CONFIG = """\
+ListenAddress 127.0.0.1
+Port {port}
+HostKey {root}/host
+AuthorizedKeysFile {root}/authorized
+PidFile none
+StrictModes no
+UsePAM no
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+PermitRootLogin yes
+"""
+
+
+@pytest.fixture
+def served(farm: Farm) -> Farm:
+    """A farm whose trove is at the other end of ssh."""
+    root = farm.root / "ssh"
+    root.mkdir()
+    for name in ("host", "user", "stranger"):
+        make = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(root / name)]
+        subprocess.run(make, check=True)
+    shutil.copy(root / "user.pub", root / "authorized")
+    port = free_ports()
+    (root / "config").write_text(CONFIG.format(port=port, root=root))
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)
+    assert SSHD is not None
+    command = [SSHD, "-D", "-e", "-f", str(root / "config")]
+    server = farm.start(command, root, dict(os.environ), "sshd")
+    server.says("Server listening")
+    host_key = " ".join((root / "host.pub").read_text().split()[:2])
+    (root / "known").write_text(f"[127.0.0.1]:{port} {host_key}\n")
+    farm.trove_url = f"ssh://{getpass.getuser()}@127.0.0.1:{port}{farm.trove}"
+    farm.ssh = {"ssh-key": str(root / "user"), "known-hosts": str(root / "known")}
+    return farm
+
+
+def test_orders_are_pushed_and_fetched_over_ssh(served: Farm) -> None:
+    served.broker()
+    served.worker("w1")
+    alice = served.desk("alice")
+    alice.definitions.write(one="echo over ssh")
+    done = alice.build()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "over ssh" in alice.log("one")
+
+
+def test_what_keeps_us_out_is_said(served: Farm) -> None:
+    served.broker()
+    alice = served.desk("alice")
+    until(lambda: alice.run("list").returncode == 0)
+    alice.definitions.write(one="true")
+    (served.root / "nobody").write_text("")
+    alice.configure(**{"known-hosts": str(served.root / "nobody")})
+    done = alice.build()
+    assert done.returncode == 1
+    assert "is on a host whose key is not known" in done.stderr
+    assert f"put it into {served.root}/nobody" in done.stderr
+    alice.configure(**{"ssh-key": str(served.root / "ssh/stranger")})
+    done = alice.build()
+    assert done.returncode == 1
+    assert f"does not let {served.root}/ssh/stranger in" in done.stderr
