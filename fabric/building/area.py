@@ -78,7 +78,7 @@ def prepare(
         mounts += ["--tmpfs", "/"]
     for path, place in ((tree.path, build), (scratch / "inst", inst), (scratch / "tmp", "/tmp")):
         mounts += ["--bind", str(path), place]
-    mounts += ["--proc", "/proc", "--dev", "/dev"]
+    mounts += sandbox.KERNEL
     environment = dict(job.environment, DESTDIR=inst)
     if not inside:
         own = environment.get("PATH", "").removesuffix(SYSTEM_PATH).split(":")

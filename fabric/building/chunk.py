@@ -62,13 +62,16 @@ def run(
 
     def started(list_: str) -> None:
         nonlocal current
-        if phase_of(list_) != current:
+        if list_ in lists and phase_of(list_) != current:
             current = phase_of(list_)
             phase(current)
 
     ended = sandbox.run(place.box, log, cancelled, limits=limits, started=started)
     if ended.status:
-        command = lists[ended.list][ended.number - 1]
+        commands = lists.get(ended.list, ())
+        if not 0 < ended.number <= len(commands):
+            raise BuildFailed(f"The build spoiled its own report; its exit status: {ended.status}")
+        command = commands[ended.number - 1]
         disk = os.statvfs(place.scratch)
         if disk.f_bavail * disk.f_frsize < _FULL or (disk.f_files and not disk.f_favail):
             raise MachineFault(

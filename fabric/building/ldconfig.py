@@ -34,8 +34,8 @@ def linked(lower: list[Path], layers: Layers, log: Log, cancelled: threading.Eve
             upper, work = Path(memory, "upper"), Path(memory, "work")
             upper.mkdir()
             work.mkdir()
-            mounts = [*sandbox.overlay(lower, "--overlay", str(upper), str(work), "/")]
-            mounts += ["--proc", "/proc", "--dev", "/dev"]
+            mounts = sandbox.overlay(lower, "--overlay", str(upper), str(work), "/")
+            mounts += sandbox.KERNEL
             text = script("the staging area", _STEPS, [CommandList("ldconfig", ("ldconfig",))])
             environment = {"PATH": SYSTEM_PATH, "LC_ALL": "C"}
             box = sandbox.Box(tuple(mounts), (), environment, "/", text, _STEPS)

@@ -1,51 +1,64 @@
-"""The log of one job: a file that only grows."""
+"""The log of one job: a file that only grows.
+
+A build prints into a pipe and never gets hold of the file: a script that writes to /dev/stderr
+opens it anew, and of a file that cuts off all that was printed before.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 from fabric.jobs import Blob
 
+#: Bytes moved at once.
+_PIECE = 1 << 20
+
 
 class Log:
-    """A log at ``path``, written by the sandbox straight to ``fd`` and by us through `say`.
-
-    Both append, so nothing passes through this process and nobody overwrites anybody; whoever
-    wants to follow it reads the file.
-    """
+    """A log at ``path``, written by one thread; whoever wants to follow it reads the file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        self.fd = os.open(path, flags, 0o644)
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        os.lseek(self._fd, 0, os.SEEK_END)
 
     def say(self, text: str) -> None:
         """Append lines of our own."""
         data = text.encode("utf-8", "surrogateescape").rstrip(b"\n") + b"\n"
         while data:
-            data = data[os.write(self.fd, data) :]
+            data = data[os.write(self._fd, data) :]
+
+    def take(self, pipe: int) -> bool:
+        """Append what is in ``pipe``, which does not block; False at its end."""
+        with suppress(BlockingIOError):
+            # the kernel moves it: nothing of it passes through this process
+            while os.splice(pipe, self._fd, _PIECE):
+                pass
+            return False
+        return True
 
     def size(self) -> int:
         """Bytes so far."""
-        return os.fstat(self.fd).st_size
+        return os.fstat(self._fd).st_size
 
     def read(self, offset: int, length: int) -> bytes:
         """At most ``length`` bytes from ``offset``."""
-        return os.pread(self.fd, length, offset)
+        return os.pread(self._fd, length, offset)
 
     def blob(self) -> Blob:
         """The log as it is now, by content."""
         digest, size = hashlib.sha256(), 0
-        while piece := os.pread(self.fd, 1 << 20, size):
+        while piece := os.pread(self._fd, _PIECE, size):
             digest.update(piece)
             size += len(piece)
         return Blob(digest.hexdigest(), size)
 
     def close(self) -> None:
-        os.close(self.fd)
+        os.close(self._fd)
 
     def __enter__(self) -> Log:
         return self

@@ -28,8 +28,10 @@ from fabric.errors import BuildFailed, MachineFault
 _CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETGID", "SETUID", "SYS_CHROOT")
 
 #: No network, own processes, uid 0 in a user namespace, a fixed host name, a clean environment.
+#: No further user namespaces: in one of its own a build could mount, the host's cgroups for one.
 _ISOLATION = (
-    *("--unshare-all", "--unshare-user", "--die-with-parent", "--as-pid-1", "--clearenv"),
+    *("--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--as-pid-1"),
+    *("--clearenv",),
     *("--uid", "0", "--gid", "0", "--hostname", "localhost", "--cap-drop", "ALL"),
     *(word for name in _CAPABILITIES for word in ("--cap-add", f"CAP_{name}")),
 )
@@ -101,6 +103,11 @@ class Box:
             os.close(fd)
 
 
+#: The kernel's own places.  A build of a worker that is root is, to the kernel, that root: it
+#: needs no capability to write what belongs to root, as all of /proc/sys does.
+KERNEL = ("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev")
+
+
 def overlay(lower: Sequence[Path], *how: str) -> list[str]:
     """Arguments of bwrap that mount an overlay, lowest layer first, as ``how`` says."""
     return [*(word for path in lower for word in ("--overlay-src", str(path))), *how]
@@ -121,18 +128,23 @@ def run(
     """
     before = log.size()
     status, told = os.pipe2(os.O_CLOEXEC)
+    output, printed = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(output, False)
     try:
         try:
-            process = _start(box, told, log)
+            process = _start(box, told, printed)
         finally:
             os.close(told)
+            os.close(printed)
         progress = Progress(status, started)
         try:
-            _watch(process, progress, log, cancelled, limits)
+            _watch(process, progress, output, log, cancelled, limits)
         finally:
             _end(process, progress)
+            log.take(output)
     finally:
         os.close(status)
+        os.close(output)
     if not progress.started:
         raise _cannot_start(log.read(before, 4096).decode("utf-8", "replace"))
     if process.returncode < 0:
@@ -141,7 +153,7 @@ def run(
     return Ended(process.returncode, progress.list, progress.number)
 
 
-def _start(box: Box, told: int, log: Log) -> subprocess.Popen[bytes]:
+def _start(box: Box, told: int, printed: int) -> subprocess.Popen[bytes]:
     info = os.dup(told)
     try:
         with box.script_fd() as script:
@@ -151,8 +163,8 @@ def _start(box: Box, told: int, log: Log) -> subprocess.Popen[bytes]:
             return subprocess.Popen(
                 box.command(script, options, ["sh", box.path, "--report"]),
                 stdin=told,
-                stdout=log.fd,
-                stderr=log.fd,
+                stdout=printed,
+                stderr=printed,
                 pass_fds=(info, script),
             )
     except FileNotFoundError as error:
@@ -164,6 +176,7 @@ def _start(box: Box, told: int, log: Log) -> subprocess.Popen[bytes]:
 def _watch(
     process: subprocess.Popen[bytes],
     progress: Progress,
+    output: int,
     log: Log,
     cancelled: threading.Event,
     limits: Limits,
@@ -172,17 +185,21 @@ def _watch(
     deadline = None if limits.seconds is None else time.monotonic() + limits.seconds
     handle = os.pidfd_open(process.pid)
     try:
-        ended = select.poll()
-        ended.register(handle, select.POLLIN)
-        while not ended.poll(TICK * 1000):
+        poller = select.poll()
+        poller.register(handle, select.POLLIN)
+        poller.register(output, select.POLLIN)
+        while process.returncode is None:
+            for fd, _ in poller.poll(TICK * 1000):
+                if fd == handle:
+                    process.wait()
+                elif not log.take(output):
+                    poller.unregister(output)
             progress.catch_up()
             stop_if(cancelled)
             if deadline is not None and time.monotonic() > deadline:
                 raise _over(progress, f"ran longer than {limits.seconds:g} s", "build-timeout")
             if limits.log_bytes is not None and log.size() > limits.log_bytes:
                 raise _over(progress, f"printed more than {limits.log_bytes} bytes", "log-limit")
-        process.wait()
-        progress.catch_up()
     finally:
         os.close(handle)
 

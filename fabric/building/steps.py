@@ -64,10 +64,20 @@ def script(name: str, path: str, lists: Sequence[CommandList]) -> str:
     return "".join(parts)
 
 
+#: What a script reports: a list, and the number of the command in it that begins.
+_REPORT = re.compile(rb"@ (.{0,255}) (\d{1,9})")
+#: Of what bwrap says about the sandbox.
+_CHILD = re.compile(rb'"child-pid": (\d+)')
+#: Longer lines, in bytes, are no report.
+_LONGEST = 1024
+
+
 class Progress:
     """Follows the status pipe: what bwrap's ``--info-fd`` says, then what the script reports.
 
-    ``started`` hears the name of each command list as it begins.
+    ``started`` hears the name of each command list as it begins.  A build can get at the pipe,
+    through /proc/1/fd: reports may be forged, which harms its own build only, while all that
+    bwrap says is heard before anything runs.
     """
 
     def __init__(self, pipe: int, started: Callable[[str], None]) -> None:
@@ -84,24 +94,26 @@ class Progress:
     def read(self) -> bool:
         """Wait for news and take it in; False once there will be none."""
         data = os.read(self._pipe, 65536)
-        *lines, self._rest = (self._rest + data).split(b"\n")
+        *lines, rest = (self._rest + data).split(b"\n")
+        self._rest = rest[:_LONGEST]
         for line in lines:
             self._take(line)
         return bool(data)
 
     def catch_up(self) -> None:
-        """Take in what has come, without waiting."""
-        while self._poll.poll(0) and self.read():
-            pass
+        """Take in what has come, without waiting, and no more than a pipe holds at once."""
+        for _ in range(4):
+            if not self._poll.poll(0) or not self.read():
+                return
 
     def _take(self, line: bytes) -> None:
-        if line.startswith(b"@ "):
-            name, _, number = line[2:].decode("utf-8", "surrogateescape").rpartition(" ")
+        if found := _REPORT.fullmatch(line):
+            name = found[1].decode("utf-8", "surrogateescape")
             self.started = True
             if name and name != self.list:
                 self._hear(name)
-            self.list, self.number = name, int(number)
-        elif found := re.search(rb'"child-pid": (\d+)', line):
+            self.list, self.number = name, int(found[2])
+        elif not self.started and (found := _CHILD.search(line)):
             self.child = int(found[1])
 
 

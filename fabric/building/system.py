@@ -159,7 +159,7 @@ def _integrate(
     if not lists:
         return
     path = "/dev/steps"
-    mounts = ["--bind", str(rootfs), "/", "--proc", "/proc", "--dev", "/dev"]
+    mounts = ["--bind", str(rootfs), "/", *sandbox.KERNEL]
     if b"tmp" not in tree.links:
         mounts += ["--tmpfs", "/tmp"]
     text = script(job.name, path, lists)

@@ -118,7 +118,7 @@ class Workspace:
         has left (nearly) empty goes to the next.
         """
         for item in list(scratch.iterdir()):
-            if item.name not in _REUSED or not emptied(item):
+            if item.name not in _REUSED or os.listxattr(item) or not emptied(item):
                 self.discard(item)
         self._spare.append(scratch)
 

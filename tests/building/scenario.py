@@ -26,6 +26,26 @@ EVERYTHING = (
     "echo new > hello; cat hello; mkdir -p lost/inside; chmod 0 lost; chmod 500 .; rm hello",
 )
 BEAT = "(while :; do echo x >> /tmp/beat; sleep 0.05; done) & sleep 1000"
+#: Where a worker, or who runs it, keeps what no build may see.
+SECRETS = (
+    *("/etc/distbuild/keys/worker.key_secret", "/etc/ssh/ssh_host_key", "/etc/shadow"),
+    *("/root/.ssh/id_ed25519", "/home/someone/.config/distbuild/keys/someone.key_secret"),
+    *("/srv/distbuild/secret", "/run/secret", "/var/lib/distbuild/secret", "/opt/secret"),
+)
+#: In each of them, and in the worker's environment; in two parts, lest a search find itself.
+MARK = ("top-", "secret")
+STEAL = f"""set +x
+mark={MARK[0]}; mark=$mark{MARK[1]}
+for path in {" ".join(SECRETS)}; do if test -e $path; then echo "sees $path"; bad=1; fi; done
+for process in /proc/[0-9]*; do
+    if grep -aq $mark $process/environ $process/cmdline; then echo "sees it in $process"; bad=1; fi
+done
+for place in /*; do
+    case $place in /bin|/dev|/lib*|/proc|/sbin|/usr) continue ;; esac
+    if grep -aqrs $mark $place; then echo "sees it in $place"; bad=1; fi
+done
+test -z "$bad"
+"""
 
 
 def job_of(name: str, kit: Kit) -> Job:
@@ -41,6 +61,11 @@ def job_of(name: str, kit: Kit) -> Job:
             return kit.chunk(install=["head -c 17000000 /dev/urandom > $DESTDIR/big"])
         case "beat":
             return kit.chunk(build=[BEAT])
+        case "steal":
+            return kit.chunk(install=[STEAL])
+        case "steal-from-host":
+            path = {"PATH": "/usr/bin:/bin"}
+            return kit.chunk(mode="test", staged=(), environment=path, install=[STEAL])
         case _:
             return kit.chunk(build=["echo ran"])
 

@@ -1,0 +1,198 @@
+"""A farm on hosts of its own: controller, trove, workers, and users with something to build."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import synthetic
+from hosts import DISK, Host, Network, faketime, sh
+from services import Service, Supervisor
+
+MIB = 1 << 20
+PYTHON = sys.executable
+#: Where the trove's server finds what it needs.
+MODULE = "/usr/lib/nginx/modules/ngx_http_dav_ext_module.so"
+
+
+def program(name: str) -> list[str]:
+    """The command line of one of ours."""
+    return [PYTHON, "-m", f"fabric.{name}"]
+
+
+class Farm:
+    """Everything up and running; ``logs`` gets what the programs say."""
+
+    def __init__(self, logs: Path, workers: int) -> None:
+        self.logs = logs
+        self.network = Network()
+        self.supervisor = Supervisor()
+        self.controller = self.network.add("controller", 256 * MIB)
+        self.trove = self.network.add("trove", 256 * MIB)
+        self.workers = [self.network.add(f"worker-{n}", 512 * MIB) for n in range(workers)]
+        self.users = [self.network.add(name, 256 * MIB) for name in ("alice", "bob")]
+        self.network.name()
+        self._admit()
+        self._serve_trove()
+        self.add(self.controller, "broker", program("broker"), "--config", self._broker())
+        for host in self.workers:
+            self.add(host, host.name, program("worker"), "--config", self._worker(host))
+        for host in self.users:
+            self._user(host)
+
+    @property
+    def hosts(self) -> list[Host]:
+        return list(self.network.hosts.values())
+
+    @property
+    def artifacts(self) -> Path:
+        """The store's files, as the trove has them."""
+        return self.trove.disk / "data/artifacts"
+
+    def add(self, host: Host, name: str, program: Sequence[str], *args: str | Path) -> Service:
+        """Run a program on a host, for ever."""
+        clock = {
+            "LD_PRELOAD": faketime(),
+            "FAKETIME_TIMESTAMP_FILE": str(DISK / "clock"),
+            "FAKETIME_CACHE_DURATION": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "FAKETIME_DISABLE_SHM": "1",
+            "NO_FAKE_STAT": "1",
+        }
+        environment = clock if name.startswith(("broker", "worker")) else {}
+        log = self.logs / f"{name}.log"
+        return self.supervisor.add(Service(name, host, [*program, *args], environment, log))
+
+    def environment(self, host: Host) -> dict[str, str]:
+        return host.environment({"FABRIC_CONFIG": str(DISK / "etc/initiator.toml")})
+
+    # -- how each is set up --------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        """Keys for everybody, made where they are used and admitted on the controller."""
+        ours = self.controller.disk / "etc/keys"
+        keytool = program("keytool")
+        sh(*keytool, "make", "broker", "--to", ours)
+        for role, hosts in (("worker", self.workers), ("initiator", self.users)):
+            for host in hosts:
+                theirs = host.disk / "etc/keys"
+                sh(*keytool, "make", role, host.name, "--to", theirs)
+                sh(*keytool, "admit", theirs / f"{host.name}.key", "--keys", ours)
+                shutil.copy(ours / "broker.key", theirs)
+        for host in self.hosts:
+            if host is not self.trove:
+                key = host.disk / "etc/ssh-key"
+                key.parent.mkdir(exist_ok=True)
+                sh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key)
+
+    def _serve_trove(self) -> None:
+        disk = self.trove.disk
+        sh("git", "init", "-q", "--bare", disk / "trove.git")
+        for name in ("data/artifacts", "body", "etc"):
+            (disk / name).mkdir(parents=True)
+        sh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", disk / "etc/host")
+        host_key = " ".join((disk / "etc/host.pub").read_text().split()[:2])
+        rule = f"restrict,command={json.dumps('git-shell -c "$SSH_ORIGINAL_COMMAND"')} "
+        admitted = []
+        for host in self.hosts:
+            if host is not self.trove:
+                admitted.append(rule + (host.disk / "etc/ssh-key.pub").read_text())
+                host.write("etc/known-hosts", f"trove {host_key}\n")
+        self.trove.write("etc/admitted", "".join(admitted), 0o600)
+        settings = {
+            "HostKey": DISK / "etc/host",
+            "AuthorizedKeysFile": DISK / "etc/admitted",
+            "PermitRootLogin": "yes",
+            "PasswordAuthentication": "no",
+            "UsePAM": "no",
+            "StrictModes": "no",
+            "PidFile": "none",
+            "MaxStartups": "100",
+            "ClientAliveInterval": "5",
+            "SetEnv": "GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0=*",
+        }
+        text = "".join(f"{name} {value}\n" for name, value in settings.items())
+        config = self.trove.write("etc/sshd", text)
+        self.add(self.trove, "sshd", [_found("sshd")], "-D", "-e", "-f", config)
+        temporary = " ".join(
+            f"{kind}_temp_path {DISK}/body;" for kind in ("proxy", "fastcgi", "uwsgi", "scgi")
+        )
+        config = self.trove.write(
+            "etc/nginx",
+            f"""load_module {MODULE}; daemon off; worker_processes 1; user root; pid {DISK}/pid;
+            error_log stderr; events {{}}
+            http {{ access_log off; client_max_body_size 0; client_body_temp_path {DISK}/body;
+              {temporary}
+              server {{ listen 80; root {DISK}/data; location / {{
+                dav_methods PUT DELETE MOVE MKCOL; dav_ext_methods PROPFIND;
+                create_full_put_path on; min_delete_depth 2; }} }} }}""",
+        )
+        self.add(self.trove, "nginx", [_found("nginx")], "-c", config, "-e", "stderr")
+
+    def _shared(self) -> str:
+        return (
+            f'cache = "{DISK}/cache"\nartifacts = "http://trove/artifacts/"\n'
+            f'trove = "ssh://root@trove{DISK}/trove.git"\nssh-key = "{DISK}/etc/ssh-key"\n'
+            f'known-hosts = "{DISK}/etc/known-hosts"\nkeys = "{DISK}/etc/keys"\n'
+        )
+
+    def _broker(self) -> Path:
+        more = f'state = "{DISK}/state"\nmetrics = ""\nlease = 4.0\nlosses = 1000\nfaults = 1000\n'
+        return self.controller.write("etc/broker.toml", self._shared() + more)
+
+    def _worker(self, host: Host) -> Path:
+        more = 'controller = "controller"\nslots = 2\nmax-jobs = 1\nmin-free-disk = 33554432\n'
+        return host.write("etc/worker.toml", self._shared() + more)
+
+    def _user(self, host: Host) -> None:
+        host.write("etc/initiator.toml", self._shared() + 'controller = "controller"\n')
+        synthetic.write(host.disk / "definitions", host.disk / "sources", f"file://{DISK}/sources")
+        (host.disk / "here").mkdir()
+
+
+class Build:
+    """A user's build: the command, run again when something killed it."""
+
+    def __init__(self, farm: Farm, host: Host, system: str) -> None:
+        self.farm = farm
+        self.host = host
+        self.system = system
+        self.codes: list[int] = []
+        self.process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        command = [*program("initiator"), "build", f"../definitions/systems/{self.system}.morph"]
+        enter = self.host.inside(command)
+        enter = [word.replace(f"--wd={DISK}", f"--wd={DISK}/here") for word in enter]
+        with (self.farm.logs / f"{self.host.name}.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                enter,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self.farm.environment(self.host),
+                start_new_session=True,
+            )
+
+    def over(self) -> bool:
+        """Whether it is built; starts it again if it was stopped on the way."""
+        assert self.process is not None
+        code = self.process.poll()
+        if code is None:
+            return False
+        self.codes.append(code)
+        if code == 0:
+            return True
+        self.start()
+        return False
+
+
+def _found(name: str) -> str:
+    path = shutil.which(name, path="/usr/sbin:/usr/bin:/sbin:/bin")
+    assert path, f"the tests need {name}"
+    return path

@@ -1,0 +1,163 @@
+"""Hosts on one machine: a network namespace each, joined by a bridge, with a disk of their own.
+
+Only for a process in namespaces of its own (network, mounts, processes), as `test_chaos` makes
+them: what is made here is never taken down, but ends with them.  A host's disk is a tmpfs at
+`DISK`; all else it sees is this machine's, read by everybody and written by nobody.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+#: Where each host has its disk.
+DISK = Path("/mnt")
+_BRIDGE = "wire"
+
+
+def sh(*command: str | Path) -> str:
+    """Run a command that must work; returns what it prints."""
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(map(str, command))}: {done.stderr}"
+    return done.stdout
+
+
+class Network:
+    """The bridge, and who is on it."""
+
+    def __init__(self) -> None:
+        self.hosts: dict[str, Host] = {}
+        sh("ip", "link", "set", "lo", "up")
+        sh("ip", "link", "add", _BRIDGE, "type", "bridge")
+        sh("ip", "link", "set", _BRIDGE, "up")
+
+    def add(self, name: str, disk: int) -> Host:
+        """One more host; its disk has so many bytes."""
+        host = self.hosts[name] = Host(name, f"10.77.0.{10 + len(self.hosts)}", disk)
+        return host
+
+    def name(self) -> None:
+        """Let every host know the names of all."""
+        lines = [f"{host.address} {host.name}\n" for host in self.hosts.values()]
+        for host in self.hosts.values():
+            host.write("etc-hosts", "127.0.0.1 localhost\n" + "".join(lines))
+            host.sh("mount", "--bind", DISK / "etc-hosts", "/etc/hosts")
+
+
+class Host:
+    """A machine.  Its namespaces are held by a process that does nothing else."""
+
+    def __init__(self, name: str, address: str, disk: int) -> None:
+        self.name = name
+        self.address = address
+        holder = subprocess.Popen(
+            ["unshare", "--net", "--mount", "--uts", "sh", "-c", "echo; exec sleep infinity"],
+            stdout=subprocess.PIPE,
+        )
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        self.holder = holder.pid
+        sh("ip", "link", "add", name, "type", "veth", "peer", "eth0", "netns", str(self.holder))
+        sh("ip", "link", "set", name, "master", _BRIDGE, "up")
+        self.sh("ip", "link", "set", "lo", "up")
+        self.sh("ip", "address", "add", f"{address}/24", "dev", "eth0")
+        self.sh("ip", "link", "set", "eth0", "up")
+        self.sh("hostname", name)
+        self.sh("mount", "-t", "tmpfs", "-o", f"size={disk},mode=755", name, DISK)
+        for place in ("/run", "/dev/shm"):
+            self.sh("mount", "-t", "tmpfs", "-o", "mode=1777", name, place)
+        for place in ("tmp", "home", "run/sshd"):
+            self.sh("mkdir", "-p", DISK / place)
+        self.sh("mkdir", "-p", "/run/sshd")
+        self.clock("+0")
+
+    @property
+    def disk(self) -> Path:
+        """Its disk, as we see it."""
+        return Path(f"/proc/{self.holder}/root") / DISK.relative_to("/")
+
+    def write(self, name: str, text: str, mode: int = 0o644) -> Path:
+        """A file on its disk; returns where the host has it."""
+        path = self.disk / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(mode)
+        return DISK / name
+
+    def inside(self, command: Sequence[str | Path]) -> list[str]:
+        """The command line that runs ``command`` on this host, as the process it makes."""
+        enter = ["nsenter", f"--target={self.holder}", "--net", "--mount", "--uts"]
+        return [*enter, f"--wd={DISK}", *map(str, command)]
+
+    def sh(self, *command: str | Path) -> str:
+        enter = ["nsenter", f"--target={self.holder}", "--net", "--mount", "--uts"]
+        return sh(*enter, *command)
+
+    def environment(self, more: Mapping[str, str] = {}) -> dict[str, str]:
+        """What programs get here: a home on the disk, and the host's clock."""
+        return {
+            "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin",
+            "HOME": str(DISK / "home"),
+            "TMPDIR": str(DISK / "tmp"),
+            "LC_ALL": "C.UTF-8",
+            **more,
+        }
+
+    # -- what may happen to it -----------------------------------------------------------------
+
+    def clock(self, offset: str) -> None:
+        """Shift what its programs are told the time is: "+1d"."""
+        self.write("clock", f"{offset}\n")
+
+    def cut(self) -> None:
+        """Pull its cable."""
+        sh("ip", "link", "set", self.name, "down")
+
+    def mend(self) -> None:
+        sh("ip", "link", "set", self.name, "up")
+
+    def slow(self, rate: str) -> None:
+        """Let no more than ``rate`` ("500kbit") through to it, and lose what does not fit."""
+        shape = ["tbf", "rate", rate, "burst", "16kb", "latency", "300ms"]
+        sh("tc", "qdisc", "replace", "dev", self.name, "root", *shape)
+
+    def hasten(self) -> None:
+        sh("tc", "qdisc", "del", "dev", self.name, "root")
+
+    def fill(self) -> int:
+        """Fill its disk; returns with how many bytes."""
+        free = shutil.disk_usage(self.disk).free
+        with (self.disk / "ballast").open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, max(4096, free // 4096 * 4096))
+        return free
+
+    def empty(self) -> None:
+        (self.disk / "ballast").unlink(missing_ok=True)
+
+    def processes(self) -> list[int]:
+        """All that runs there, but for the holder."""
+        mine = os.readlink(f"/proc/{self.holder}/ns/net")
+        return [pid for pid in everybody() if pid != self.holder and network_of(pid) == mine]
+
+
+def everybody() -> list[int]:
+    """All processes there are."""
+    return [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit()]
+
+
+def network_of(pid: int) -> str:
+    """Which network namespace a process is in; "" if it is none any more."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/net")
+    except OSError:
+        return ""
+
+
+def faketime() -> str:
+    """The library that shifts clocks.  Time namespaces shift only those that nobody can set."""
+    for path in sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")):
+        return str(path)
+    raise AssertionError("the tests need the Debian package faketime")

@@ -1,0 +1,119 @@
+"""Programs that run for ever, restarted when they end, as systemd does it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hosts import Host
+
+#: Seconds until what has ended is started again, as the units say.
+RESTART_AFTER = 1.0
+#: Seconds that a program gets to end by itself, as the units say.
+PATIENCE = 15.0
+
+
+@dataclass
+class Service:
+    """A program of a host, with its log."""
+
+    name: str
+    host: Host
+    command: Sequence[str | Path]
+    environment: Mapping[str, str]
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+    wanted: bool = False
+    starts: int = 0
+    killed: int = 0
+    due: float = 0.0
+    ends: list[int] = field(default_factory=list)  # exit codes nobody asked for
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.host.inside(self.command),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self.host.environment(self.environment),
+                start_new_session=True,
+            )
+        self.starts += 1
+        self.wanted = True
+
+    def signal(self, number: int) -> bool:
+        """Send it a signal; False if there is nobody."""
+        process = self.process
+        if process is None or process.poll() is not None:
+            return False
+        with suppress(ProcessLookupError):
+            process.send_signal(number)
+        if number == signal.SIGKILL:
+            self.killed += 1
+        return True
+
+    def group_dies(self) -> None:
+        """What it left is ended, too."""
+        if self.process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+
+class Supervisor:
+    """Starts services, and starts them again."""
+
+    def __init__(self) -> None:
+        self.services: dict[str, Service] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
+        self._thread.start()
+
+    def add(self, service: Service) -> Service:
+        service.start()
+        self.services[service.name] = service
+        return service
+
+    def stop(self) -> list[str]:
+        """End them all, politely; names those that did not listen."""
+        self._over.set()
+        self._thread.join()
+        deaf = []
+        services = list(self.services.values())
+        for service in services:
+            service.wanted = False
+            service.signal(signal.SIGTERM)
+        until = time.monotonic() + PATIENCE
+        for service in services:
+            if service.process is None:
+                continue
+            try:
+                service.process.wait(max(0.1, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                deaf.append(service.name)
+                service.signal(signal.SIGKILL)
+                service.process.wait()
+        return deaf
+
+    def _run(self) -> None:
+        while not self._over.wait(0.05):
+            now = time.monotonic()
+            for service in list(self.services.values()):
+                process = service.process
+                if process is None or process.poll() is None:
+                    continue
+                if not service.due:
+                    if process.returncode != -signal.SIGKILL:
+                        service.ends.append(process.returncode)
+                    service.due = now + RESTART_AFTER
+                elif now >= service.due:
+                    service.group_dies()
+                    service.due = 0.0
+                    service.start()
