@@ -387,17 +387,17 @@ def _settings(options: argparse.Namespace) -> BrokerSettings:
 
 
 def _broker(settings: BrokerSettings, file: Path, directory: Path | None) -> Broker:
-    def open_store() -> Store:
-        from fabric.trove import configured  # slow, and only the desk needs it
+    def store() -> Store:
+        from fabric.trove.configured import open_store  # slow, and only the desk needs it
 
-        return configured.open_store(settings, settings.state_dir / "scratch")
+        return open_store(settings, settings.state_dir / "scratch")
 
     if directory is not None:
-        return Broker(sockets.in_directory(directory), settings.state_dir, open_store)
+        return Broker(sockets.in_directory(directory), settings.state_dir, store)
     return Broker(
         sockets.over_tcp(settings.listen, settings.port),
         settings.state_dir,
-        open_store,
+        store,
         Limits(lease=settings.lease, losses=settings.losses, faults=settings.faults),
         None if settings.plain else settings.keys_dir,
         (sys.executable, "-m", "fabric.resolver", "--config", str(file)),

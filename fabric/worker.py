@@ -112,10 +112,10 @@ class Attempt:
             result, message, phase, command = "failed", str(error), error.step, error.command
         except Cancelled:
             result = "cancelled"
-        except MachineFault as error:
-            result, message, damaged = "fault", str(error), error.damaged
         except msgspec.MsgspecError as error:
             result, message = "fault", f"{name} does not understand this job: {error}"
+        except MachineFault as error:
+            result, message, damaged = "fault", str(error), error.damaged
         except (FabricError, OSError, MemoryError) as error:
             result, message = "fault", str(error)
         except Exception as error:  # noqa: BLE001  a bug here must not take the worker down
