@@ -66,11 +66,14 @@ image: build ## and make a bootable disk image of it: build/system.img
 	$(BIN)/fabric-initiator image $(SYSTEM) --to build/system.img --force
 
 .PHONY: check
-check: setup ## format, lint, types, import contracts
-	$(BIN)/ruff format --check fabric tests bench
-	$(BIN)/ruff check fabric tests bench
+check: setup-deploy ## format, lint, types, import contracts
+	$(BIN)/ruff format --check fabric tests bench ansible
+	$(BIN)/ruff check fabric tests bench ansible
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/yamllint --strict .
+	PATH=$(CURDIR)/$(BIN):$$PATH vmhost=none ANSIBLE_INVENTORY=clusters/minimal-system.morph \
+	  $(BIN)/ansible-lint --offline --strict
 
 .PHONY: test
 test: setup-test check ## every check and every test, real builds included

@@ -207,6 +207,7 @@ class _Reader:
     def _needs(self, given: Settings, role: str) -> None:
         given.needed("HOSTNAME", f"the name or address by which a {role} is reached")
         given.needed("TROVE_HOST", "the machine with the sources and artifacts")
+        given.needed("WORKER_SSH_KEY", "the file with the key that may fetch from the trove")
         if role == "controller":
             given.needed("WORKERS", "the HOSTNAMEs of the workers, separated by commas")
         else:

@@ -9,6 +9,7 @@ from fabric.definitions.cluster import Cluster, load_cluster
 from fabric.errors import DefinitionsError
 
 HEAD = "name: c\nkind: cluster\nsystems:\n- morph: systems/s.morph\n"
+KVM_LINES = "type: extensions/kvm\n      location: kvm+ssh://h/g/p\n      B: 2"
 KVM = "type: extensions/kvm, location: 'kvm+ssh://h/g/p'"
 
 
@@ -155,3 +156,13 @@ def test_missing_file_and_version() -> None:
         load_cluster(reader({"VERSION": "version: 7"}), "clusters/d.morph")
     with pytest.raises(DefinitionsError, match=r"VERSION:1: there is no such file"):
         load_cluster(reader({}), "clusters/d.morph")
+
+
+def test_where_settings_stand() -> None:
+    found = cluster(f"{HEAD}  deploy-defaults:\n    A: 1\n  deploy:\n    a:\n      {KVM_LINES}")
+    _, deployment = found.deployments()["a"]
+    assert {key: deployment.lines[key] for key in ("A", "type", "B")} == {
+        "A": 6,
+        "type": 9,
+        "B": 11,
+    }

@@ -88,12 +88,14 @@ class InventoryModule(BaseFileInventoryPlugin):
         found, findings = guests(cluster, {**os.environ, **extra}, settings)
         for problem in findings.warnings:
             self.display.warning(str(problem))
-        self._group("all", _cluster_variables(root, cluster))
         for group in ("vm_hosts", "guests", "controllers", "workers", "troves"):
             self.inventory.add_group(group)
+        variables = _cluster_variables(root, cluster)
+        self._group("all", variables)
         for guest in found:
             self._vm_host(guest)
             self._guest(guest)
+            self._group(guest.name, _ssh_variables(guest.name, variables["cluster_state"]))
 
     def _group(self, group: str, variables: Mapping[str, Any]) -> None:
         for key, value in variables.items():
@@ -137,6 +139,16 @@ def _cluster_variables(root: Path, cluster: Cluster) -> dict[str, Any]:
     }
 
 
+def _ssh_variables(name: str, state: str) -> dict[str, Any]:
+    """How a guest is reached: with the cluster's key, by the host key that it was given."""
+    known = f"{state}/ssh/{name}/known_hosts"
+    return {
+        "ansible_user": "root",
+        "ansible_ssh_private_key_file": f"{state}/ssh/admin",
+        "ansible_ssh_common_args": f"-o UserKnownHostsFile='{known}' -o HostKeyAlias={name}",
+    }
+
+
 def _guest_variable(guest: Guest) -> dict[str, Any]:
     made: dict[str, Any] = msgspec.to_builtins(guest)
     del made["lines"], made["line"]
@@ -145,6 +157,7 @@ def _guest_variable(guest: Guest) -> dict[str, Any]:
         "user": guest.location.user,
         "port": guest.location.port,
     }
+    made["roles"] = ["trove"] * guest.trove + [guest.role] * bool(guest.role)
     made["domain"] = guest.location.guest
     made["image"] = guest.location.image
     return made

@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 import libvirt
-from ansible.module_utils.vmhost import VmHost
+from ansible.module_utils.vm_host import VmHost
 
 SAYS = b"it works"
 _SECONDS = 15

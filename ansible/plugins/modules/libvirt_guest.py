@@ -8,7 +8,7 @@ from typing import Any
 import libvirt
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.guest_xml import Mark, Spec, domain_xml, read_mark, spec_of
-from ansible.module_utils.vmhost import ARGUMENTS, HostError, VmHost, find_domain
+from ansible.module_utils.vm_host import ARGUMENTS, HostError, VmHost, find_domain
 
 DOCUMENTATION = """
 module: libvirt_guest
@@ -25,7 +25,7 @@ description:
 attributes:
   check_mode: {support: full}
   diff_mode: {support: full}
-extends_documentation_fragment: [vmhost]
+extends_documentation_fragment: [vm_host_options]
 options:
   state:
     description: What is wanted.
@@ -150,9 +150,9 @@ class Guest:
     def remove(self) -> None:
         if self.domain is None:
             return
-        self._note(self.mark.text, "")
+        self._note(self.mark.text if self.mark is not None else "", "")
         if not self.check:
-            flags = libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+            flags = libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
             flags |= libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
             self.domain.undefineFlags(flags)
             self.domain = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.vmhost import ARGUMENTS, HostError, VmHost
+from ansible.module_utils.vm_host import ARGUMENTS, HostError, VmHost
 
 DOCUMENTATION = """
 module: vm_console
@@ -13,7 +13,7 @@ short_description: The last lines of a guest's console
 author: the authors of Distbuild
 description:
   - Fails never; why there is no text is told in the text, which is for a message.
-extends_documentation_fragment: [vmhost]
+extends_documentation_fragment: [vm_host_options]
 attributes:
   check_mode: {support: full}
   diff_mode: {support: none}

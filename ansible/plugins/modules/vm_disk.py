@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.disk_facts import disk_facts
-from ansible.module_utils.vmhost import ARGUMENTS, HostError, VmHost
+from ansible.module_utils.vm_host import ARGUMENTS, HostError, VmHost
 
 DOCUMENTATION = """
 module: vm_disk
@@ -13,7 +13,7 @@ author: the authors of Distbuild
 description:
   - A disk that has a filesystem of that label is left as it is. One that holds anything else at all
     is refused, and never written to.
-extends_documentation_fragment: [vmhost]
+extends_documentation_fragment: [vm_host_options]
 attributes:
   check_mode: {support: full}
   diff_mode: {support: full}

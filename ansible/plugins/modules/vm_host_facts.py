@@ -8,7 +8,7 @@ import libvirt
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.disk_facts import assign, disk_facts
 from ansible.module_utils.guest_xml import read_mark
-from ansible.module_utils.vmhost import ARGUMENTS, HostError, VmHost, find_domain
+from ansible.module_utils.vm_host import ARGUMENTS, HostError, VmHost, find_domain
 
 DOCUMENTATION = """
 module: vm_host_facts
@@ -17,7 +17,7 @@ author: the authors of Distbuild
 description:
   - Looks, and changes nothing. What cannot be looked at is told in C(ssh) and C(libvirt), not by
     failing, so that named checks may say what is wrong.
-extends_documentation_fragment: [vmhost]
+extends_documentation_fragment: [vm_host_options]
 attributes:
   check_mode: {support: full}
   diff_mode: {support: none}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.kvm_probe import works
-from ansible.module_utils.vmhost import ARGUMENTS, HostError, VmHost
+from ansible.module_utils.vm_host import ARGUMENTS, HostError, VmHost
 
 DOCUMENTATION = """
 module: vm_host_kvm
@@ -17,7 +17,7 @@ description:
   - Starts a guest of a few instructions under KVM and listens to what it says. The answer holds
     until the host boots anew, and is kept in C(cache).
   - In check mode nothing is started; without an answer kept, KVM is taken to work.
-extends_documentation_fragment: [vmhost]
+extends_documentation_fragment: [vm_host_options]
 attributes:
   check_mode: {support: full}
   diff_mode: {support: none}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.vmhost import ARGUMENTS, HostError, VmHost
+from ansible.module_utils.vm_host import ARGUMENTS, HostError, VmHost
 
 DOCUMENTATION = """
 module: vm_image
@@ -20,7 +20,7 @@ description:
   - C(staged) sends it to C(path).new. C(swapped) puts that in the place of the image, which becomes
     C(path).old; C(restored) brings that one back. C(absent) removes all of them, and the log of
     the guest's console, C(path).console.
-extends_documentation_fragment: [vmhost]
+extends_documentation_fragment: [vm_host_options]
 attributes:
   check_mode: {support: full}
   diff_mode: {support: full}

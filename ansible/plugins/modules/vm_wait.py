@@ -8,7 +8,7 @@ from typing import Any
 
 import libvirt
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.vmhost import ARGUMENTS, HostError, VmHost, find_domain
+from ansible.module_utils.vm_host import ARGUMENTS, HostError, VmHost, find_domain
 
 DOCUMENTATION = """
 module: vm_wait
@@ -18,7 +18,7 @@ description:
   - The guest is looked for at C(address), and if that cannot be resolved or does not answer, at the
     addresses that libvirt's DHCP has given to it.
   - Ends early when the guest does not run any more.
-extends_documentation_fragment: [vmhost]
+extends_documentation_fragment: [vm_host_options]
 attributes:
   check_mode: {support: full}
   diff_mode: {support: none}

@@ -1,0 +1,150 @@
+"""Disks and images on a VM host: the real scripts, run by a shell here in the place of ssh."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import vm_disk
+import vm_image
+from ansible.module_utils.disk_facts import assign, disk_facts
+from ansible.module_utils.vm_host import HostError, VmHost
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> VmHost:
+    """A host whose ssh runs the last word that it is given."""
+    ssh = tmp_path / "ssh"
+    ssh.write_text('#!/bin/sh\nfor last; do :; done\nexec sh -c "$last"\n')
+    ssh.chmod(0o755)
+    name = {"name": "h", "user": "me", "port": 22}
+    return VmHost({"vm_host": name, "ssh_executable": str(ssh), "uri": ""})
+
+
+def blank(path: Path, size: int = 8 * MIB) -> Path:
+    with path.open("wb") as file:
+        file.truncate(size)
+    return path
+
+
+def test_a_blank_disk_gets_a_filesystem_and_no_other(host: VmHost, tmp_path: Path) -> None:
+    disk = blank(tmp_path / "a disk")
+    facts = disk_facts(host, str(disk))
+    assert (facts["blank"], facts["kind"], facts["format"]) == (True, "file", "raw")
+    host.run(vm_disk._FORMAT, str(disk), "src", "ext4")
+    facts = disk_facts(host, str(disk))
+    assert (facts["blank"], facts["type"], facts["label"]) == (False, "ext4", "src")
+    before = disk.read_bytes()
+    with pytest.raises(HostError, match="it is not blank"):
+        host.run(vm_disk._FORMAT, str(disk), "other", "ext4")
+    assert disk.read_bytes() == before
+
+
+@pytest.mark.parametrize("offset", [0, 4096, MIB - 1, -1, -MIB])
+def test_what_no_tool_knows_is_not_blank(host: VmHost, tmp_path: Path, offset: int) -> None:
+    disk = blank(tmp_path / "disk")
+    with disk.open("r+b") as file:
+        file.seek(offset, os.SEEK_SET if offset >= 0 else os.SEEK_END)
+        file.write(b"x")
+    assert not disk_facts(host, str(disk))["blank"]
+
+
+def test_a_qcow2_disk_is_not_blank(host: VmHost, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "1G"], check=True)
+    facts = disk_facts(host, str(disk))
+    assert (facts["format"], facts["type"], facts["blank"]) == ("qcow2", "qcow2", False)
+
+
+def test_a_disk_that_is_missing(host: VmHost, tmp_path: Path) -> None:
+    facts = [disk_facts(host, str(tmp_path / "none")), disk_facts(host, str(tmp_path))]
+    plan, problems = assign(facts, ["src"])
+    assert plan == []
+    assert problems == [
+        f"the disk {tmp_path}/none does not exist",
+        f"{tmp_path} is neither a block device nor a file",
+    ]
+
+
+def test_which_disk_gets_which_label() -> None:
+    def disk(path: str, **facts: Any) -> dict[str, Any]:
+        plain = {"usable": True, "blank": False, "label": "", "type": ""}
+        return {"path": path, **plain, **facts}
+
+    disks = [disk("/a", blank=True), disk("/b", label="two", type="xfs"), disk("/c", blank=True)]
+    plan, problems = assign(disks, ["one", "two"])
+    assert (plan, problems) == ([{"path": "/a", "label": "one"}], [])
+    assert assign(disks, []) == ([], [])
+    plan, problems = assign([disk("/a"), disk("/b", label="x", type="ext4")], ["one"])
+    assert plan == []
+    (message,) = problems
+    assert message.startswith(
+        "no disk is labelled 'one', and none is blank, to get it (/a holds something unknown;"
+        " /b holds ext4 labelled 'x')"
+    )
+
+
+def image(
+    host: VmHost, path: Path, state: str, src: Path | None = None, check: bool = False
+) -> Any:
+    given = {"path": str(path), "state": state, "src": str(src) if src else None}
+    return vm_image.apply(host, given, check)
+
+
+def test_an_image_is_sent_as_it_is(host: VmHost, tmp_path: Path) -> None:
+    source = blank(tmp_path / "source.img", 64 * MIB)
+    with source.open("r+b") as file:
+        file.seek(32 * MIB)
+        file.write(b"data" * MIB)
+    to = tmp_path / "host" / "guest image.img"
+    to.parent.mkdir()
+    assert image(host, to, "present", source, check=True)["changed"]
+    assert list(to.parent.iterdir()) == []
+    sent = image(host, to, "present", source)
+    assert sent["diff"] == {"before": "", "after": f"{to}\n"}
+    assert to.read_bytes() == source.read_bytes()
+    assert to.stat().st_blocks * 512 < 8 * MIB
+    assert sorted(file.name for file in to.parent.iterdir()) == [to.name, f"{to.name}.console"]
+    assert not image(host, to, "present", source)["changed"]
+
+
+def test_exchange_and_return(host: VmHost, tmp_path: Path) -> None:
+    to = tmp_path / "host.img"
+    to.write_bytes(b"former")
+    (tmp_path / "new").write_bytes(b"new")
+    image(host, to, "staged", tmp_path / "new")
+    assert to.read_bytes() == b"former"
+    assert image(host, to, "swapped")["changed"]
+    assert (to.read_bytes(), Path(f"{to}.old").read_bytes()) == (b"new", b"former")
+    assert not image(host, to, "swapped")["changed"]
+    assert image(host, to, "restored")["changed"]
+    assert to.read_bytes() == b"former"
+    other = tmp_path / "host.img.of-others"
+    other.touch()
+    assert image(host, to, "absent")["changed"]
+    assert not image(host, to, "absent")["changed"]
+    assert not to.exists()
+    assert other.exists()
+
+
+def test_damage_on_the_way_is_found(host: VmHost, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"damaged")
+    pack = subprocess.Popen(["tar", "-cf", "-", "-C", tmp_path, "x"], stdout=subprocess.PIPE)
+    to = tmp_path / "to"
+    with pytest.raises(HostError, match="the image came damaged"):
+        host.run(vm_image._RECEIVE, str(to), "x", "0" * 64, stdin=pack.stdout)
+    assert pack.stdout is not None
+    pack.stdout.close()
+    pack.wait()
+    assert [file.name for file in tmp_path.glob("to*")] == []
+
+
+def test_no_such_folder(host: VmHost, tmp_path: Path) -> None:
+    (tmp_path / "new").write_bytes(b"new")
+    with pytest.raises(HostError, match=r"none/there"):
+        image(host, tmp_path / "none" / "there", "present", tmp_path / "new")
