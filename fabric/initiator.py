@@ -121,6 +121,13 @@ def parser() -> argparse.ArgumentParser:
     image.add_argument(
         "--files", metavar="DIR", help="put these in: a tree of files as it shall be below /"
     )
+    image.add_argument(
+        "--manifest",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="put in what this INSTALL_FILES manifest lists; its templates see the environment",
+    )
     image.add_argument("--kernel-args", default="", metavar="ARGS", help="appended")
     image.add_argument("--force", action="store_true", help="replace what is there")
 

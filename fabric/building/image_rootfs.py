@@ -37,13 +37,15 @@ class File:
     """A file put into an image: ``data`` is its content, or the target of a symbolic link.
 
     ``mode`` holds permission bits, and the type as in ``stat`` if it is not a regular file:
-    0o120777 is a symbolic link, 0o040755 a directory (without data).
+    0o120777 is a symbolic link, 0o040755 a directory (without data).  A file that is ``new`` may
+    not be in the system already.
     """
 
     data: bytes = b""
     mode: int = 0o644
     uid: int = 0
     gid: int = 0
+    new: bool = False
 
 
 @dataclass(slots=True)
@@ -145,6 +147,8 @@ def overlay(files: Mapping[str, File], found: Survey) -> dict[str, File]:
                 f"/{real} is {'a folder' if old == tarfile.DIRTYPE else 'no folder'} in the system,"
                 f" and {'a folder' if directory else 'a file'} among the files of this image"
             )
+        if file.new and old is not None:
+            raise ImageError(f"/{real} is in the system already, and may not be overwritten")
         if real in found.carriers:
             raise ImageError(f"/{real} has hard links in the system: replacing it is not possible")
         placed[real] = file

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from pathlib import Path
 
-from fabric.building.image import KERNEL_ARGUMENTS, files_below, make_image
+from fabric.building.image import KERNEL_ARGUMENTS, File, files_below, make_image
+from fabric.building.image_manifest import read_manifest
 from fabric.commands.common import open_built, print_json, progress
 from fabric.config import Settings
 from fabric.errors import FabricError
@@ -34,7 +36,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         size=disk,
         label=options.label,
         hostname=options.hostname,
-        files=files_below(Path(options.files)) if options.files else None,
+        files=files_of(options.manifest, options.files),
         kernel_args=f"{KERNEL_ARGUMENTS} {options.kernel_args}".strip(),
         format="qcow2" if to.suffix == ".qcow2" else "raw",
         force=options.force,
@@ -48,6 +50,17 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         kind = "qcow2" if to.suffix == ".qcow2" else "raw"
         print(f"  qemu-system-x86_64 -m 512 -nographic -drive file={to},format={kind},if=virtio")
     return 0
+
+
+def files_of(manifests: list[str], folder: str | None) -> dict[str, File]:
+    """What is put into the image; what is in the folder stands above the manifests."""
+    files: dict[str, File] = {}
+    for manifest in manifests:
+        more = read_manifest(Path(manifest), os.environ)
+        if twice := sorted(files.keys() & more.keys()):
+            raise FabricError(f"{manifest}: {twice[0]} is in another manifest too")
+        files |= more
+    return files | (files_below(Path(folder)) if folder else {})
 
 
 def parse_size(text: str) -> int:

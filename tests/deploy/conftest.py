@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from systems_kit import BUILD_SYSTEM, ROOT, Built, user_cache
-from vmhost import VmHost
-from world import World
+from vmhost_kit import VmHost
+from world_kit import World
 
 refused = World.refused()
 HERE = Path(__file__).parent

@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
-from nodes import Node
+from node_kit import Node
 from systems_kit import BUILD_SYSTEM, ROOT, Built
-from vmhost import FREE, VmHost
-from world import World, until
+from vmhost_kit import VmHost
+from world_kit import World, until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
@@ -49,28 +49,34 @@ def test_a_world_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["given"]
 
 
+@pytest.fixture(scope="module")
+def operator_let_in(world: World, vmhost: VmHost, scratch: Path) -> Path:  # noqa: ARG001
+    """Files of a machine that lets in the operator, whose key the VM host made."""
+    files = scratch / "files"
+    (files / "root/.ssh").mkdir(parents=True)
+    key = world.run("cat", "/root/.ssh/id_ed25519.pub")
+    (files / "root/.ssh/authorized_keys").write_text(key)
+    return files
+
+
 def test_a_node_is_a_running_system(
-    world: World, vmhost: VmHost, tree: Path, scratch: Path
+    vmhost: VmHost, tree: Path, operator_let_in: Path, scratch: Path
 ) -> None:
-    node = Node(world, "first", tree, FREE.format(1), vmhost.bridge, {}, scratch)
-    assert node.run("hostname") == "first\n"
+    node = Node(vmhost, "first.farm.test", tree, 1, operator_let_in, scratch)
+    assert node.run("getent hosts first.farm.test").split()[0] == node.address
     assert node.run("systemctl is-system-running --wait") == "running\n"
     sandbox = "bwrap --unshare-all --unshare-user --ro-bind / / --proc /proc echo inside"
     assert node.run(sandbox) == "inside\n"
 
 
 def test_the_build_system_is_a_guest(
-    world: World, vmhost: VmHost, built: Built, scratch: Path
+    world: World, vmhost: VmHost, built: Built, operator_let_in: Path, scratch: Path
 ) -> None:
     """It boots by its disk alone, has a name in DNS, and lets in whom its files say."""
-    files = scratch / "files"
-    (files / "root/.ssh").mkdir(parents=True)
-    key = world.run("cat", "/root/.ssh/id_ed25519.pub")
-    (files / "root/.ssh/authorized_keys").write_text(key)
     image = scratch / "vm/guest.img"
     built.run(
         *("image", str(ROOT / BUILD_SYSTEM), "--to", str(image), "--size", "5G"),
-        *("--hostname", "guest", "--files", str(files)),
+        *("--hostname", "guest", "--files", str(operator_let_in)),
     )
     guest = _GUEST.format(name="guest", image="/path/to/vm/guest.img", console=scratch / "console")
     domain = scratch / "guest.xml"

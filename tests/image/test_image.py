@@ -388,3 +388,8 @@ print(list(to.parent.iterdir()))
     said, left = done.stdout.splitlines()
     assert "no space left for /mnt/disk.img" in said
     assert left == "[]"
+
+
+def test_a_file_that_is_to_be_new_must_be(make: Callable[..., Image]) -> None:
+    with pytest.raises(ImageError, match="/etc/hostname is in the system already"):
+        make(small(), files={"/etc/hostname": File(b"x", new=True)})

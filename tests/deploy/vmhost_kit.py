@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from world import World, until
+from world_kit import World, until
 
 DOMAIN = "farm.test"
 BRIDGE = "virbr0"
 GATEWAY = "192.168.122.1"
 #: guests' addresses by DHCP are below .100; those above are free
-FREE = "192.168.122.1{:02}/24"
+FREE = "192.168.122.1{:02}"
 
 _NETWORK = f"""
 <network>
@@ -53,7 +53,7 @@ PasswordAuthentication no
 Subsystem sftp internal-sftp
 """
 _SETUP = f"""
-useradd --create-home --groups libvirt --shell /bin/bash user
+useradd --create-home --groups libvirt,disk --shell /bin/bash user
 usermod --password '*' user  # not locked, so that a key lets it in
 echo 127.0.0.1 vmhost >> /etc/hosts
 rm -f /etc/resolv.conf
@@ -74,8 +74,6 @@ mkdir -p /var/cache/libvirt/qemu
 
 class VmHost:
     """The VM host of ``world``; images lie in ``scratch/vm``, which is its /path/to/vm."""
-
-    bridge = BRIDGE
 
     def __init__(self, world: World, scratch: Path) -> None:
         self.world = world
@@ -107,11 +105,36 @@ class VmHost:
         """A command that asks libvirt as an operator does: over SSH."""
         return ["virsh", "--quiet", "--connect", "qemu+ssh://user@vmhost/system", *words]
 
-    def address(self, name: str) -> str:
-        """The address that DHCP gave to the guest of that host name; "" if it has none yet."""
-        leases = self.world.attempt(*self.virsh("net-dhcp-leases", "default")).stdout
-        for line in leases.splitlines():
-            words = line.split()
-            if len(words) >= 6 and words[5].split(".")[0] == name.split(".")[0]:
-                return words[4].split("/")[0]
-        return ""
+    def name(self, address: str, name: str) -> None:
+        """Let the network's DNS know a machine that asks nobody for its address."""
+        entry = f"<host ip='{address}'><hostname>{name}</hostname></host>"
+        self.world.run(*self.virsh("net-update", "default", "add", "dns-host", entry, "--live"))
+
+    def disk(self, device: str, size: str, file: Path) -> None:
+        """A block device at path ``device``, whose bytes stay in ``file``; for group disk."""
+        script = """
+            truncate -s "$2" "$3"
+            loop=$(losetup --find --show "$3")
+            exec 9< "$loop"
+            losetup --detach "$loop"  # when the last one has closed it, at the world's end
+            chgrp disk "$loop"
+            chmod 660 "$loop"
+            mkdir -p "$(dirname "$1")"
+            ln -s "$loop" "$1"
+            exec sleep infinity
+        """
+        self.world.daemon("sh", "-euc", script, "disk", device, size, file)
+        until(
+            lambda: self.world.attempt("test", "-b", device).returncode == 0,
+            20,
+            f"no loop device for {device}",
+        )
+
+    def guests(self) -> list[str]:
+        """Names of all guests, running or not."""
+        return self.world.run(*self.virsh("list", "--all", "--name")).split()
+
+    def kill(self, guest: str) -> None:
+        """End a guest as if its plug was pulled."""
+        pid = self.world.run("cat", f"/run/libvirt/qemu/{guest}.pid").strip()
+        self.world.run("kill", "-9", pid)

@@ -7,56 +7,50 @@ kernel, the disk and the boot loader.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from world import Failed, World, until
+from vmhost_kit import BRIDGE, FREE, GATEWAY, VmHost
+from world_kit import Failed, until
 
 
 class Node:
     """A running machine; it ends with its world.
 
-    ``tree`` is the system, which stays as it is; ``files`` lie over it, by path.  ``address`` has
-    a prefix length; ``bridge`` is the world's network that it joins.
+    ``tree`` is the system, which stays as it is; over it lies what is in the folder ``files``, as
+    in an image.  It has an address of the VM host's network, which DNS there knows as its name;
+    ``key`` is the SSH key that lets in root.
     """
 
     def __init__(
         self,
-        world: World,
+        vmhost: VmHost,
         name: str,
         tree: Path,
-        address: str,
-        bridge: str,
-        files: Mapping[str, str],
+        number: int,
+        files: Path,
         logs: Path,
+        key: str | Path = "/root/.ssh/id_ed25519",
     ) -> None:
-        self.world = world
+        self.world = world = vmhost.world
         self.name = name
-        self.address = address.split("/")[0]
+        self.address = FREE.format(number)
+        self._key = key
         self._console = logs / f"console-{name}.log"
         place = f"/nodes/{name}"
+        network = f"[Match]\nName=host0\n[Network]\nAddress={self.address}/24\nDNS={GATEWAY}\n"
         world.run("mkdir", "-p", place)
         world.run("mount", "-t", "tmpfs", "node", place)
-        network = f"[Match]\nName=host0\n[Network]\nAddress={address}\n"
-        key = world.run("cat", "/root/.ssh/id_ed25519.pub")
-        over = {
-            "/etc/hostname": f"{name}\n",
-            "/etc/systemd/network/10-node.network": network,
-            "/root/.ssh/authorized_keys": key,
-            **files,
-        }
-        for path, text in over.items():
-            world.run(
-                "install", "-D", "-m", "600", "/dev/stdin", f"{place}/upper{path}", input=text
-            )
-        world.run("chmod", "644", f"{place}/upper/etc/systemd/network/10-node.network")
-        world.run("mkdir", f"{place}/work", f"{place}/root")
+        world.run("mkdir", f"{place}/upper", f"{place}/work", f"{place}/root")
         layers = f"lowerdir={tree},upperdir={place}/upper,workdir={place}/work"
         world.run("mount", "-t", "overlay", "-o", layers, "node", f"{place}/root")
+        unpack = f"tar -C {files} -c . | tar -C {place}/root -x --no-same-owner --no-overwrite-dir"
+        world.run("bash", "-o", "pipefail", "-ec", unpack)
+        world.run("tee", f"{place}/root/etc/systemd/network/10-node.network", input=network)
+        vmhost.name(self.address, name)
         group = f"/sys/fs/cgroup/{name}"
         command = ["systemd-nspawn", f"--directory={place}/root", f"--machine={name}", "--boot"]
-        command += ["--keep-unit", "--register=no", f"--network-bridge={bridge}"]
+        command += ["--keep-unit", "--register=no", f"--network-bridge={BRIDGE}"]
         command += ["--console=pipe", "--resolv-conf=off", "--timezone=off", "--link-journal=no"]
         start = f"mkdir {group}; echo $$ > {group}/cgroup.procs; exec {shlex.join(command)}"
         with self._console.open("w") as log:
@@ -67,7 +61,14 @@ class Node:
 
     def attempt(self, command: str, **more: Any) -> Any:
         """Run a shell command on it, whatever comes of it."""
-        options = ["-o", "ConnectTimeout=1", "-o", "StrictHostKeyChecking=accept-new"]
+        options = [
+            "-i",
+            str(self._key),
+            "-o",
+            "ConnectTimeout=1",
+            "-o",
+            "StrictHostKeyChecking=accept-new",
+        ]
         return self.world.attempt("ssh", *options, f"root@{self.address}", command, **more)
 
     def run(self, command: str, **more: Any) -> str:

@@ -1,0 +1,189 @@
+#!/usr/bin/python
+"""Puts many files, folders and links in their places by a single task."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = """
+module: file_tree
+short_description: Put many files in their places at once
+description:
+  - Makes the files, folders and symbolic links it is given, parents included. Nothing is removed.
+  - With a O(root) other than C(/) it fills a folder that C(fabric-initiator image --files) takes. So
+    a machine is given the same before its first boot and later.
+  - One task for many files, since tasks are what costs on slow machines.
+author: the authors of Distbuild
+options:
+  root:
+    description: The folder that the paths start from.
+    type: path
+    default: /
+  files:
+    description: >-
+      What there shall be. An entry with neither content nor secret nor link is a folder.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      path: {description: "Absolute, from the root.", type: str, required: true}
+      mode:
+        description: Octal; C(0644) by default. A link has none; a folder without one may have any.
+        type: str
+      content: {description: "Of a file, as text.", type: str}
+      secret: {description: "Likewise, but it is never shown.", type: str}
+      link: {description: "Where a symbolic link leads.", type: str}
+attributes:
+  check_mode: {support: full}
+  diff_mode: {support: full}
+"""
+
+EXAMPLES = """
+- name: A machine that says hello, and a service that starts
+  file_tree:
+    files:
+      - {path: /etc/motd, content: "Hello\\n"}
+      - {path: /etc/password, secret: "{{ password }}", mode: "0600"}
+      - path: /etc/systemd/system/multi-user.target.wants/hello.service
+        link: /usr/lib/systemd/system/hello.service
+"""
+
+RETURN = """
+paths:
+  description: What was changed.
+  returned: always
+  type: list
+  elements: str
+"""
+
+_FILE = {
+    "path": {"type": "str", "required": True},
+    "mode": {"type": "str"},
+    "content": {"type": "str"},
+    "secret": {"type": "str", "no_log": True},
+    "link": {"type": "str"},
+}
+
+
+class Entry(NamedTuple):
+    """A file with its content, a link with its target, or a folder."""
+
+    kind: str
+    mode: int | None  # None: any
+    content: bytes
+
+    @classmethod
+    def wanted(cls, file: dict[str, str | None]) -> Entry:
+        """What an entry of the module's ``files`` asks for."""
+        for key in ("content", "secret"):
+            text = file[key]
+            if text is not None:
+                return cls("file", int(file["mode"] or "0644", 8), text.encode())
+        if file["link"] is not None:
+            return cls("link", None, os.fsencode(file["link"]))
+        return cls("folder", int(file["mode"], 8) if file["mode"] else None, b"")
+
+    @classmethod
+    def found(cls, path: Path) -> Entry | None:
+        """What is there; None if nothing is."""
+        try:
+            status = path.lstat()
+        except FileNotFoundError:
+            return None
+        mode = stat.S_IMODE(status.st_mode)
+        if stat.S_ISLNK(status.st_mode):
+            return cls("link", None, os.fsencode(path.readlink()))
+        if stat.S_ISDIR(status.st_mode):
+            return cls("folder", mode, b"")
+        if stat.S_ISREG(status.st_mode):
+            return cls("file", mode, path.read_bytes())
+        return cls("special file", mode, b"")
+
+    def satisfied_by(self, now: Entry | None) -> bool:
+        return now is not None and now._replace(mode=self.mode and now.mode) == self
+
+    def shown(self, secret: bool) -> str:
+        """For a diff."""
+        if self.kind == "link":
+            return f"link to {os.fsdecode(self.content)}\n"
+        text = self.kind + (f", mode {self.mode:04o}\n" if self.mode is not None else "\n")
+        if self.kind == "file":
+            text += "(secret)\n" if secret else self.content.decode("utf-8", "replace")
+        return text
+
+    def put(self, path: Path) -> None:
+        """Replace what is at ``path``, all at once."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if self.kind == "folder":
+            path.mkdir(exist_ok=True)
+            if self.mode is not None:
+                path.chmod(self.mode)
+            return
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        new = Path(temporary)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(self.content)
+                os.fchmod(file.fileno(), self.mode or 0)
+                os.fsync(file.fileno())
+            if self.kind == "link":
+                new.unlink()
+                new.symlink_to(os.fsdecode(self.content))
+            new.replace(path)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
+
+
+def main() -> None:
+    module = AnsibleModule(
+        {
+            "root": {"type": "path", "default": "/"},
+            "files": {
+                "type": "list",
+                "elements": "dict",
+                "options": _FILE,
+                "mutually_exclusive": [("content", "secret", "link")],
+                "required": True,
+            },
+        },
+        supports_check_mode=True,
+    )
+    paths: list[str] = []
+    diff: list[dict[str, Any]] = []
+    for file in module.params["files"]:
+        path = Path(module.params["root"]) / file["path"].lstrip("/")
+        wanted = Entry.wanted(file)
+        try:
+            now = Entry.found(path)
+            if wanted.satisfied_by(now):
+                continue
+            if now is not None and now.kind != wanted.kind and "folder" in (now.kind, wanted.kind):
+                module.fail_json(
+                    msg=f"{path} is a {now.kind}, and should be a {wanted.kind}", paths=paths
+                )
+            if not module.check_mode:
+                wanted.put(path)
+        except OSError as error:
+            module.fail_json(msg=f"{path}: {error.strerror}", paths=paths)
+        paths.append(str(path))
+        secret = file["secret"] is not None
+        diff.append(
+            {
+                "before_header": str(path),
+                "before": now.shown(secret) if now else "",
+                "after_header": str(path),
+                "after": wanted.shown(secret),
+            }
+        )
+    module.exit_json(changed=bool(paths), paths=paths, diff=diff)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Ansible in a world: the project's own playbooks, and what they say they did."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from systems_kit import ROOT, Built
+from vmhost_kit import DOMAIN, VmHost
+
+#: name of a host -> what the last line of a play says of it: ok, changed, failed, ...
+Recap = dict[str, dict[str, int]]
+#: the machines of the guide's cluster
+NAMES = ("controller", "worker0", "worker1")
+MORPH = "clusters/distbuild-cluster.morph"
+
+
+class Cluster:
+    """The guide's cluster, its controller being the trove; ``prefix`` begins all host names."""
+
+    def __init__(self, vmhost: VmHost, built: Built, folder: Path, prefix: str = "") -> None:
+        self.world = vmhost.world
+        self._prefix = prefix
+        folder.mkdir()
+        self.state = folder / "distbuild/clusters/x86_64_distbuild_network"
+        self.environment = {
+            **{f"{name}_url": self.host(name) for name in NAMES},
+            "trove_id": "farm",
+            "trove_url": self.host("controller"),
+            "FABRIC_CACHE": str(built.cache),
+            "XDG_CONFIG_HOME": str(folder),
+            "XDG_STATE_HOME": str(folder),
+            "ANSIBLE_NOCOLOR": "1",
+        }
+        # where the guide has them; the world's root filesystem is thrown away
+        make = "test -e worker.key || ssh-keygen -q -t ed25519 -N '' -C worker -f worker.key"
+        self.world.run("sh", "-c", make, cwd=ROOT)
+
+    def host(self, name: str) -> str:
+        """The name in DNS of the machine that the cluster calls ``name``."""
+        return f"{self._prefix}{name}.{DOMAIN}"
+
+    def play(self, playbook: str, *options: str, timeout: float = 600) -> tuple[str, Recap]:
+        """What ansible-playbook prints, and its recap.  Failed if its exit code is not 0."""
+        command = ["ansible-playbook", playbook, "-e", f"cluster={MORPH}", *options]
+        said = self.world.run(*command, cwd=ROOT, env=self.environment, timeout=timeout)
+        return said, recap(said)
+
+    @property
+    def initiators_environment(self) -> dict[str, str]:
+        """What a developer sets who uses the cluster that was deployed."""
+        return {**self.environment, "FABRIC_CONFIG": str(self.state / "initiator/distbuild.toml")}
+
+    def initiator(self, *command: str, cwd: Path, timeout: float = 300) -> str:
+        """What ``fabric-initiator`` prints that orders something of this cluster."""
+        return self.world.run(
+            *("fabric-initiator", *command),
+            cwd=cwd,
+            env=self.initiators_environment,
+            timeout=timeout,
+        )
+
+    def start_initiator(self, *command: str, **popen: Any) -> subprocess.Popen[str]:
+        """The same, going on while the test does something to the cluster."""
+        return self.world.start(
+            "fabric-initiator", *command, env=self.initiators_environment, **popen
+        )
+
+
+def recap(said: str) -> Recap:
+    """The counts by host that end a play."""
+    lines = said.rpartition("PLAY RECAP")[2].splitlines()[1:]
+    return {
+        line.split(":")[0].strip(): {
+            name: int(count) for name, count in re.findall(r"(\w+)=(\d+)", line)
+        }
+        for line in lines
+        if ":" in line
+    }
+
+
+def changed(counts: Recap) -> set[str]:
+    """Hosts of which something changed."""
+    return {host for host, of_host in counts.items() if of_host["changed"]}
+
+
+def tiny_definitions(root: Path, count: int, command: str) -> Path:
+    """Definitions of a system of ``count`` chunks that run ``command`` with the workers' tools."""
+    source = root / "source"
+    source.mkdir(parents=True)
+    (source / "hello").write_text("hello\n")
+    me = ["git", "-c", "user.name=t", "-c", "user.email=t@invalid"]
+    for words in (["init", "-q", "-b", "main"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*me, *words], cwd=source, check=True)
+    definitions = root / "definitions"
+    for folder in ("strata", "systems", "sources"):
+        (definitions / folder).mkdir(parents=True)
+    (definitions / "VERSION").write_text("version: 8\n")
+    (definitions / "DEFAULTS").write_text(
+        "split-rules:\n  chunk:\n  - {artifact: -misc, include: ['.*']}\n"
+        "  stratum:\n  - {artifact: -runtime, include: ['.*']}\n"
+    )
+    (definitions / "systems/tiny.morph").write_text(
+        "name: tiny\nkind: system\narch: x86_64\nstrata:\n"
+        "- {name: things, morph: strata/things.morph}\n"
+    )
+    # workers fetch from the trove alone, and the initiator brings there what this says
+    (definitions / "sources/tiny.lorry").write_text(f"tiny:\n  type: git\n  url: {source}\n")
+    specs = []
+    for number in range(1, count + 1):
+        name = f"tiny-{number:02}"
+        (definitions / f"strata/{name}.morph").write_text(
+            f"name: {name}\nkind: chunk\ninstall-commands:\n- {command}\n- echo built {name}\n"
+            f'- mkdir -p "$DESTDIR"/usr && cp hello "$DESTDIR"/usr/{name}\n'
+        )
+        specs.append(
+            f"- {{name: {name}, morph: strata/{name}.morph, repo: 'upstream:tiny', ref: main,"
+            " build-mode: test}\n"
+        )
+    (definitions / "strata/things.morph").write_text(
+        "name: things\nkind: stratum\nchunks:\n" + "".join(specs)
+    )
+    subprocess.run([*me, "init", "-q", "-b", "main"], cwd=definitions, check=True)
+    return definitions

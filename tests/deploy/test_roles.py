@@ -1,0 +1,121 @@
+"""The roles, on nodes made of the same system and the same files as guests: at native speed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from deploy_kit import NAMES, Cluster, changed, tiny_definitions
+from node_kit import Node
+from systems_kit import Built
+from vmhost_kit import VmHost
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def cluster(vmhost: VmHost, built: Built, scratch: Path) -> Cluster:
+    """The guide's cluster; its controller is the trove as well."""
+    return Cluster(vmhost, built, scratch / "nodes", "node-")
+
+
+@pytest.fixture(scope="module")
+def nodes(cluster: Cluster, vmhost: VmHost, tree: Path, scratch: Path) -> dict[str, Node]:
+    """Machines as they are after their first boot."""
+    cluster.play("tests/deploy/playbooks/render.yml")
+    return {
+        name: Node(
+            *(vmhost, cluster.host(name), tree, number),
+            *(cluster.state / "trees" / name, scratch, cluster.state / "ssh/admin"),
+        )
+        for number, name in enumerate(NAMES, 10)
+    }
+
+
+def test_what_a_first_boot_leaves_to_do(cluster: Cluster, nodes: dict[str, Node]) -> None:
+    """Nothing: the image had it all, and every service runs."""
+    said, counts = cluster.play("tests/deploy/playbooks/running.yml", "--diff")
+    assert changed(counts) <= {"controller"}, said  # the initiator's settings
+    said, counts = cluster.play("tests/deploy/playbooks/running.yml", "--diff")
+    assert not changed(counts), said
+    for node in nodes.values():
+        assert node.run("systemctl is-system-running --wait") == "running\n"
+
+
+def test_check_mode_tells_what_would_change_and_changes_nothing(
+    cluster: Cluster, nodes: dict[str, Node]
+) -> None:
+    worker = nodes["worker0"]
+    worker.run("sed -i 's/^slots.*/slots = 7/' /etc/distbuild/worker.toml")
+    playbook = "tests/deploy/playbooks/running.yml"
+    said, counts = cluster.play(playbook, "--check", "--diff")
+    assert changed(counts) == {"worker0"}
+    assert "-slots = 7" in said
+    assert "+slots = 1" in said
+    assert "slots = 7" in worker.run("cat /etc/distbuild/worker.toml")
+    started = "systemctl show -P ExecMainStartTimestampMonotonic fabric-worker"
+    before = worker.run(started)
+    said, counts = cluster.play(playbook)
+    assert changed(counts) == {"worker0"}
+    assert "slots = 1" in worker.run("cat /etc/distbuild/worker.toml")
+    assert worker.run(started) != before
+
+
+def test_no_secret_is_shown(cluster: Cluster, nodes: dict[str, Node]) -> None:
+    """Not even when the key on the machine was another, and all is told."""
+    name = "/etc/distbuild/keys/worker0.key_secret"
+    own = (cluster.state / "fabric/worker0.key_secret").read_text()
+    [secret] = re.findall(r'secret-key = "(.*)"', own)
+    nodes["worker0"].run(f"echo strange > {name}")
+    said, counts = cluster.play("tests/deploy/playbooks/running.yml", "--diff", "-vvv")
+    assert changed(counts) == {"worker0"}
+    assert name in said
+    assert secret not in said
+    assert "strange" not in said
+    assert nodes["worker0"].run(f"cat {name}") == own
+
+
+def test_keys_of_the_trove_may_do_what_they_are_for(
+    cluster: Cluster, nodes: dict[str, Node]
+) -> None:
+    trove = f"ssh://git@{cluster.host('controller')}/srv/trove/trove.git"
+    ssh = "GIT_SSH_COMMAND='ssh -i /etc/distbuild/access/worker.key"
+    ssh += " -o UserKnownHostsFile=/etc/distbuild/access/known_hosts'"
+    worker = nodes["worker0"]
+    worker.run(f"{ssh} git ls-remote {trove}")
+    pushed = worker.attempt(
+        "cd $(mktemp -d) && git init -q && git -c user.name=t -c user.email=t commit -q"
+        f" --allow-empty -m x && {ssh} git push {trove} HEAD:refs/heads/x"
+    )
+    assert pushed.returncode != 0
+    assert "This key may only read the trove" in pushed.stderr
+    shell = worker.attempt(
+        f"ssh -i /etc/distbuild/access/worker.key -o "
+        f"UserKnownHostsFile=/etc/distbuild/access/known_hosts git@{cluster.host('controller')} id"
+    )
+    assert "uid=" not in shell.stdout
+    # readers of artifacts may not write
+    curl = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}"]
+    ca = ["--cacert", str(cluster.state / "tls/ca.pem")]
+    url = f"https://{cluster.host('controller')}/artifacts/try"
+
+    def code(user: str, *more: str) -> str:
+        password = (cluster.state / "artifacts" / user).read_text().strip()
+        return cluster.world.run(*curl, *ca, "--user", password, *more, url)
+
+    assert code("builder", "-T", "/etc/hostname") == "201"
+    assert code("reader") == "200"
+    assert code("reader", "-T", "/etc/hostname") == "403"
+    assert code("builder", "-X", "DELETE") == "204"
+    assert cluster.world.run(*curl, *ca, url) == "401"
+
+
+def test_the_nodes_build(cluster: Cluster, nodes: dict[str, Node], scratch: Path) -> None:  # noqa: ARG001
+    cluster.play("tests/deploy/playbooks/running.yml")  # which writes the initiator's settings
+    definitions = tiny_definitions(scratch / "few", 4, "true")
+    here = scratch / "few-here"
+    here.mkdir()
+    said = cluster.initiator("build", str(definitions / "systems/tiny.morph"), cwd=here)
+    assert "tiny is built" in said
+    assert "built tiny-01" in (here / "build-step-tiny-01-misc.log").read_text()
