@@ -11,7 +11,7 @@ SYSTEM ?= systems/minimal-system-x86_64.morph
 DEBIAN_BUILD := bubblewrap ca-certificates dpkg-dev git python3-venv xz-utils
 DEBIAN_IMAGE := dosfstools e2fsprogs libarchive13t64 mtools qemu-utils syslinux syslinux-common
 DEBIAN_DEPLOY := $(DEBIAN_IMAGE) gcc libc6-dev libvirt-dev openssh-client pkgconf python3-dev
-DEBIAN_TEST := $(DEBIAN_DEPLOY) busybox-static libnginx-mod-http-dav-ext make nginx-light \
+DEBIAN_TEST := $(DEBIAN_DEPLOY) busybox-static faketime iproute2 libnginx-mod-http-dav-ext make nginx-light \
 	ninja-build openssh-server qemu-system-x86 strace util-linux zstd
 
 # What the tests of deployment need besides: a VM host, and machines without a VM.
@@ -94,6 +94,10 @@ quick: setup ## the tests that need no real sources: seconds
 .PHONY: simulate
 simulate: setup ## play SEEDS=N small disasters of a simulated farm, from seed FIRST=N on
 	$(BIN)/python tests/simulation --seeds $(SEEDS) --first $(FIRST)
+
+.PHONY: chaos
+chaos: setup-test ## a farm on network namespaces, broken FAULTS times (60) as SEED says (1)
+	FAULTS=$(or $(FAULTS),60) SEED=$(or $(SEED),1) $(BIN)/pytest --timeout 0 tests/chaos
 
 .PHONY: bench
 bench: setup-test ## benchmarks, as ratios against something measured in the same run

@@ -16,9 +16,19 @@ from fabric.render import BuildView, RunningView, Screen, duration
 from fabric.userlogs import UserLog
 from fabric.wire import mirror as protocol
 from fabric.wire.line import Line
-from fabric.wire.messages import LogHint, LogPiece, Order, Refused, StepState, Submit, Update
+from fabric.wire.messages import (
+    Answer,
+    LogHint,
+    LogPiece,
+    Order,
+    Refused,
+    StepState,
+    Submit,
+    ToInitiator,
+    Update,
+)
 from fabric.wire.mirror import RequestMirror
-from fabric.wire.sockets import Codec, drain
+from fabric.wire.sockets import Codec, Garbage, drain
 
 #: Lines of a failed step's log that are shown.
 TAIL = 20
@@ -64,7 +74,7 @@ class Session:
         self._logs: dict[str, UserLog] = {}
         self._paths: dict[str, Path] = {}
         self._tails: dict[str, list[str]] = {}
-        self._codec: Codec[Update | LogPiece | Refused] = Codec(Update | LogPiece | Refused)
+        self._codec: Codec[ToInitiator] = Codec(ToInitiator)
         self._hints: Codec[LogHint] = Codec(LogHint)
 
     @property
@@ -100,13 +110,19 @@ class Session:
         self._line.poller.poll(round(left * 1000))
         now = time.monotonic()
         for frame in self._line.receive(MESSAGES_AT_ONCE):
-            match message := self._codec.decode(frame):
+            try:
+                message = self._codec.decode(frame)
+            except Garbage:  # it costs what it said, which will be said again
+                continue
+            match message:
                 case Update():
                     self._do(self.mirror.update(message, now))
                 case LogPiece():
                     self._do(self.mirror.piece(message, now))
                 case Refused():
                     self._do(self.mirror.refused(message, now))
+                case Answer():  # once more, to a question that was asked before this
+                    pass
         for key, hint, data in drain(self._line.logs, MESSAGES_AT_ONCE):
             self._do(self.mirror.hint(key.decode(), self._hints.decode(hint), data, now))
         if self._line.tend(now):

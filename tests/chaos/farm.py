@@ -91,12 +91,13 @@ class Farm:
 
     def _serve_trove(self) -> None:
         disk = self.trove.disk
-        sh("git", "init", "-q", "--bare", disk / "trove.git")
+        self.trove.sh("git", "init", "-q", "--bare", DISK / "trove.git")
         for name in ("data/artifacts", "body", "etc"):
             (disk / name).mkdir(parents=True)
         sh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", disk / "etc/host")
         host_key = " ".join((disk / "etc/host.pub").read_text().split()[:2])
-        rule = f"restrict,command={json.dumps('git-shell -c "$SSH_ORIGINAL_COMMAND"')} "
+        only = json.dumps('git-shell -c "$SSH_ORIGINAL_COMMAND"')
+        rule = f"restrict,command={only} "
         admitted = []
         for host in self.hosts:
             if host is not self.trove:
@@ -150,7 +151,14 @@ class Farm:
 
     def _user(self, host: Host) -> None:
         host.write("etc/initiator.toml", self._shared() + 'controller = "controller"\n')
-        synthetic.write(host.disk / "definitions", host.disk / "sources", f"file://{DISK}/sources")
+        # git does not work by way of /proc, so these are made where everybody sees them
+        made = self.logs / host.name
+        synthetic.write(made / "definitions", made / "sources", "upstream:")
+        host.sh("cp", "-r", made / "definitions", made / "sources", DISK)
+        for source in (made / "sources").iterdir():
+            ref = f"main:refs/heads/upstream/{source.name}.git/main"
+            self.trove.sh("git", "-C", source, "push", "-q", "--force", DISK / "trove.git", ref)
+        shutil.rmtree(made)
         (host.disk / "here").mkdir()
 
 
@@ -168,7 +176,7 @@ class Build:
     def start(self) -> None:
         command = [*program("initiator"), "build", f"../definitions/systems/{self.system}.morph"]
         enter = self.host.inside(command)
-        enter = [word.replace(f"--wd={DISK}", f"--wd={DISK}/here") for word in enter]
+        enter = [word.replace(f"--wdns={DISK}", f"--wdns={DISK}/here") for word in enter]
         with (self.farm.logs / f"{self.host.name}.log").open("ab") as log:
             self.process = subprocess.Popen(
                 enter,

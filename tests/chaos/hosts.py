@@ -90,7 +90,7 @@ class Host:
     def inside(self, command: Sequence[str | Path]) -> list[str]:
         """The command line that runs ``command`` on this host, as the process it makes."""
         enter = ["nsenter", f"--target={self.holder}", "--net", "--mount", "--uts"]
-        return [*enter, f"--wd={DISK}", *map(str, command)]
+        return [*enter, f"--wdns={DISK}", *map(str, command)]
 
     def sh(self, *command: str | Path) -> str:
         enter = ["nsenter", f"--target={self.holder}", "--net", "--mount", "--uts"]
@@ -139,7 +139,7 @@ class Host:
 
     def processes(self) -> list[int]:
         """All that runs there, but for the holder."""
-        mine = os.readlink(f"/proc/{self.holder}/ns/net")
+        mine = network_of(self.holder)
         return [pid for pid in everybody() if pid != self.holder and network_of(pid) == mine]
 
 
@@ -151,7 +151,7 @@ def everybody() -> list[int]:
 def network_of(pid: int) -> str:
     """Which network namespace a process is in; "" if it is none any more."""
     try:
-        return os.readlink(f"/proc/{pid}/ns/net")
+        return str(Path(f"/proc/{pid}/ns/net").readlink())
     except OSError:
         return ""
 

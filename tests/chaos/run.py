@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import collections
-import os
+import hashlib
 import random
 import signal
 import subprocess
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 from farm import Build, Farm
-from hosts import DISK, everybody
+from hosts import DISK
 
 from fabric.jobs import Manifest
 
@@ -71,8 +71,11 @@ class Faults:
         if not self._busy("hang", name) and services[name].signal(signal.SIGSTOP):
             process = services[name].process
             assert process is not None
-            self._did(f"hang {name}", self.random.uniform(0.5, 6), lambda: process.poll() is None
-                      and os.kill(process.pid, signal.SIGCONT))  # fmt: skip
+            self._did(
+                f"hang {name}",
+                self.random.uniform(0.5, 6),
+                lambda: process.send_signal(signal.SIGCONT),  # which nobody may be there to hear
+            )
 
     def cut(self) -> None:
         host = self.random.choice(self.farm.hosts)
@@ -115,11 +118,17 @@ def manifests(store: Path) -> dict[str, Manifest]:
 def undisturbed(farm: Farm, where: Path) -> dict[str, Manifest]:
     """What a machine by itself makes of the same definitions."""
     user = farm.users[0]
-    environment = user.environment({"FABRIC_CACHE": f"{DISK}/alone", "FABRIC_CONFIG": "/dev/null"})
+    config = user.write(
+        "etc/alone.toml",
+        f'cache = "{DISK}/alone"\n[aliases]\nupstream = "file://{DISK}/sources/%s"\n',
+    )
+    environment = user.environment({"FABRIC_CONFIG": str(config)})
     for system in ("small", "wide"):
         command = [sys.executable, "-m", "fabric.initiator", "build"]
         command.append(f"{DISK}/definitions/systems/{system}.morph")
-        enter = [word.replace(f"--wd={DISK}", f"--wd={DISK}/tmp") for word in user.inside(command)]
+        enter = [
+            word.replace(f"--wdns={DISK}", f"--wdns={DISK}/tmp") for word in user.inside(command)
+        ]
         with (where / "alone.log").open("ab") as log:
             subprocess.run(enter, check=True, env=environment, stdout=log, stderr=log)
     return manifests(user.disk / "alone/artifacts")
@@ -156,35 +165,39 @@ def main() -> int:
     took = time.monotonic() - began
     deaf = farm.supervisor.stop()
     there = manifests(farm.artifacts)
-    wrong = [m.name for k, m in alone.items()
-             if k not in there or there[k].artifacts != m.artifacts]  # fmt: skip
-    logs = bad = 0
-    by_log = {m.log_name: m for m in there.values()}
-    import hashlib
-
-    for user in farm.users:
-        for path in (user.disk / "here").glob("build-step-*.log"):
-            m = by_log.get(path.name)
-            logs += 1
-            if (
-                m is None
-                or m.log is None
-                or m.log.sha256 != hashlib.sha256(path.read_bytes()).hexdigest()
-            ):  # noqa: E501
-                bad += 1
-                print("log differs:", user.name, path.name, path.stat().st_size, m and m.log)
+    wrong = [
+        manifest.name
+        for key, manifest in alone.items()
+        if key not in there or there[key].artifacts != manifest.artifacts
+    ]
+    logs, spoilt = check_logs(farm, there)
     left = [pid for host in farm.hosts for pid in host.processes()]
+    for text in (*wrong, *spoilt):
+        print("differs:", text)
     for pid in left:
         print("left:", Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")[:200])
-    ends = {s.name: s.ends for s in farm.supervisor.services.values() if s.ends}
-    print(f"{faults.count.total()} faults in {took:.0f} s: {dict(faults.count)}")
+    ends = {each.name: each.ends for each in farm.supervisor.services.values() if each.ends}
+    codes = {build.host.name: build.codes for build in builds}
+    print(f"{faults.count.total()} faults in {took:.0f} s: {dict(sorted(faults.count.items()))}")
+    print(f"exit codes {codes}; services that ended by themselves {ends}, or did not {deaf}")
     print(
-        f"exit codes {[(b.host.name, b.codes) for b in builds]}, services ended {ends}, deaf {deaf}"
+        f"{len(alone)} steps, {len(wrong)} differ; {logs} logs, {len(spoilt)} differ;"
+        f" {len(left)} processes left"
     )
-    print(
-        f"{len(alone)} steps, {len(wrong)} differ {wrong[:5]}; {logs} logs, {bad} differ; {len(left)} left; {len(everybody())}"
-    )  # noqa: E501
-    return 1 if wrong or bad or left or deaf else 0
+    return 1 if wrong or spoilt or left or deaf else 0
+
+
+def check_logs(farm: Farm, there: dict[str, Manifest]) -> tuple[int, list[str]]:
+    """How many logs the users have, and which are not those of the store."""
+    known = {manifest.log_name: manifest.log for manifest in there.values()}
+    count, spoilt = 0, []
+    for user in farm.users:
+        for path in (user.disk / "here").glob("build-step-*.log"):
+            count += 1
+            log = known.get(path.name)
+            if log is None or log.sha256 != hashlib.sha256(path.read_bytes()).hexdigest():
+                spoilt.append(f"{path.name} of {user.name}")
+    return count, spoilt
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ libraries first, and runs them.  They share a stratum, so two who build both mee
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -31,10 +32,13 @@ int main(void) {{ printf("{n}: %d\\n", {sum}); return 0; }}
 
 
 def git(folder: Path, *args: str) -> str:
+    day = "2020-01-01T00:00:00Z"  # two users have the same commits
+    dates = {"GIT_AUTHOR_DATE": day, "GIT_COMMITTER_DATE": day}
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
     done = subprocess.run(
-        ["git", "-C", folder, *identity, *args], check=True, capture_output=True, text=True
-    )
+        ["git", "-C", folder, *identity, *args], check=True, capture_output=True, text=True,
+        env={**os.environ, **dates},
+    )  # fmt: skip
     return done.stdout.strip()
 
 
@@ -52,8 +56,8 @@ def write(definitions: Path, sources: Path, seen: str) -> None:
         (definitions / folder).mkdir(parents=True)
     (definitions / "VERSION").write_text("version: 8\n")
     (definitions / "DEFAULTS").write_text(DEFAULTS)
-    programs = _programs(definitions, sources / "programs", f"{seen}/programs")
-    wide = _wide(definitions, sources / "nothing", f"{seen}/nothing")
+    programs = _programs(definitions, sources / "programs", f"{seen}programs")
+    wide = _wide(definitions, sources / "nothing", f"{seen}nothing")
     _stratum(definitions, "programs", programs)
     _stratum(definitions, "wide", wide)
     strata = "- name: {0}\n  morph: strata/{0}.morph\n"

@@ -16,8 +16,8 @@ module: file_tree
 short_description: Put many files in their places at once
 description:
   - Makes the files, folders and symbolic links it is given, parents included. Nothing is removed.
-  - With a O(root) other than C(/) it fills a folder that C(fabric-initiator image --files) takes. So
-    a machine is given the same before its first boot and later.
+  - With a O(root) other than C(/) it fills a folder that C(fabric-initiator image --files) takes.
+    So a machine is given the same before its first boot and later.
   - One task for many files, since tasks are what costs on slow machines.
 author: the authors of Distbuild
 options:
