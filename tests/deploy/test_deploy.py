@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import time
 from collections.abc import Iterator
@@ -48,11 +47,6 @@ def test_a_cluster_from_its_morph_to_its_end(vmhost: VmHost, built: Built, scrat
     definitions = tiny_definitions(scratch / "tiny", 12, "sleep 5")
     here = scratch / "here"
     here.mkdir()
-
-    def running() -> str:
-        """A worker that builds something; "" if none does."""
-        workers = json.loads(cluster.initiator("workers", "--json", cwd=here))
-        return next((one["name"] for one in workers if one.get("tasks")), "")
 
     with (
         phase("build of 12 chunks, one worker killed", phases),

@@ -94,7 +94,7 @@ def test_keep_going_builds_all_that_still_can_be(project: Project) -> None:
 
 
 def test_programs_get_json(project: Project) -> None:
-    project.write(one="true")
+    project.write(one="sleep 0.5")  # what is over at once may be told only then
     done = project.build("--json")
     events = [json.loads(line) for line in done.stdout.splitlines()]
     states = [(e["name"], e["state"]) for e in events if e["event"] == "step"]

@@ -254,6 +254,7 @@ def test_a_revoked_initiator_is_cut_off(farm: Farm, alice: Desk) -> None:
     build = alice.start_build()
     until(lambda: farm.holding("slow"))
     farm.revoke("mallory")
+    until(lambda: mallory.run("workers").returncode)  # the broker looks four times a second
     done = mallory.run("workers")
     assert done.returncode == 4
     assert "does not admit the key of mallory" in done.stderr
