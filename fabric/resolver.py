@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except Exception as error:  # noqa: BLE001  whatever definitions can do to us
         print(f"it cannot be resolved: {type(error).__name__}: {error}", file=sys.stderr)
-        return 4
+        return 1
     return 0
 
 

@@ -23,6 +23,9 @@ from fabric.wire.messages import MAX_FRAME, Order, Submit
 AT_ONCE = 2
 #: Seconds one may take.
 TIMEOUT = 900.0
+#: Exit code that says: not the order's fault.  It is tried again, this often, after these seconds.
+FAULT = 4
+AGAIN = (2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 60.0, 60.0)
 #: Characters of a child's complaints that are told.
 TOLD = 4000
 
@@ -36,11 +39,25 @@ class _Child:
     def __init__(self, order: Order, options: Sequence[str]) -> None:
         self.order = order
         self.options = options
-        self.abandoned = False
+        self._abandoned = threading.Event()
         self.process: subprocess.Popen[bytes] | None = None
         self.lock = threading.Lock()
 
+    @property
+    def abandoned(self) -> bool:
+        return self._abandoned.is_set()
+
     def run(self, command: Sequence[str]) -> Resolved | Unresolved:
+        """What comes of it; a trove that cannot be reached may be back in a while."""
+        for pause in AGAIN:
+            answer = self._try(command)
+            if self.process is None or self.process.returncode != FAULT:
+                break
+            if self._abandoned.wait(pause):
+                break
+        return answer
+
+    def _try(self, command: Sequence[str]) -> Resolved | Unresolved:
         try:
             with self.lock:
                 if self.abandoned:
@@ -76,7 +93,7 @@ class _Child:
     def abandon(self) -> None:
         """Kill it and all it started; it may have ended."""
         with self.lock:
-            self.abandoned = True
+            self._abandoned.set()
             if self.process is not None and self.process.poll() is None:
                 os.killpg(self.process.pid, signal.SIGKILL)
 

@@ -19,6 +19,12 @@ class TroveError(SourceError):
     """The trove cannot be reached, or does not take what it is given."""
 
 
+class TroveFault(TroveError):
+    """That is nobody's mistake, and may be over in a while."""
+
+    exit_code = 4
+
+
 @dataclass(frozen=True, slots=True)
 class Trove:
     """The one bare repository of a farm.  ``ssh_key``, ``known_hosts``: "" is ssh's default."""
@@ -90,10 +96,13 @@ class Trove:
                 key = self.ssh_key or "your ssh key"
                 known = self.known_hosts or "~/.ssh/known_hosts"
                 meaning = meaning.format(host=host, key=key, known=known)
-                return TroveError(f"the trove {self.url} {meaning} ({said})")
+                kind = TroveFault if meaning.startswith(_PASSING) else TroveError
+                return kind(f"the trove {self.url} {meaning} ({said})")
         return TroveError(f"the trove {self.url}: {said}")
 
 
+#: How the meanings begin that are a `TroveFault`.
+_PASSING = ("has no space", "cannot be reached")
 #: What git or ssh says -> what that means to the user.
 _MEANINGS = (
     (

@@ -31,6 +31,7 @@ from fabric.trove import shared
 from fabric.trove.files import locked
 from fabric.trove.git import SHA, Repository
 from fabric.trove.lorries import Lorries
+from fabric.trove.reach import TroveFault
 from fabric.trove.repositories import Repositories
 from fabric.trove.stop import Stop
 
@@ -181,7 +182,10 @@ class Sources:
             if not isinstance(failure, SourceError):
                 raise failure
         if failures:
-            raise SourceError("\n".join(sorted({str(failure) for failure in failures})))
+            error = SourceError("\n".join(sorted({str(failure) for failure in failures})))
+            if any(isinstance(failure, TroveFault) for failure in failures):
+                error.exit_code = TroveFault.exit_code
+            raise error
         return done
 
     # -- lorries -----------------------------------------------------------------------------

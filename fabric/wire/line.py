@@ -132,7 +132,8 @@ class Line:
                 self._why = self._turned_away
             elif event & _FAILED:
                 self._why = (
-                    f"{where} breaks the connection off: is broker.key the key of this controller?"
+                    f"{where} breaks the connection off; if it goes on doing so,"
+                    " broker.key is not the key of this controller"
                 )
             elif event == zmq.EVENT_CLOSED and self._why != self._turned_away:
                 self._why = f"{where} cannot be reached"

@@ -42,8 +42,13 @@ if word == "fail":
 if word == "hang":
     if os.fork() == 0:
         time.sleep(600)
-    open(rest, "w").write(str(os.getpid()))
+    open(rest + ".new", "w").write(str(os.getpid()))
+    os.rename(rest + ".new", rest)
     time.sleep(600)
+if word == "once" and not os.path.exists(rest):
+    open(rest, "w").close()
+    print("the trove is away", file=sys.stderr)
+    sys.exit(4)
 if word == "rubbish":
     sys.stdout.write("hello")
     sys.exit(0)
@@ -111,6 +116,12 @@ def test_what_is_wrong_is_told(resolvers: Resolvers) -> None:
     assert "what the resolver says cannot be understood" in second.message
 
 
+def test_what_is_no_fault_of_the_order_is_tried_again(resolvers: Resolvers, tmp_path: Path) -> None:
+    resolvers.resolve(order(1, f"once {tmp_path}/tried"))
+    [resolved] = answers_of(resolvers, 1)
+    assert isinstance(resolved, Resolved)
+
+
 def test_a_program_that_is_not_there(tmp_path: Path) -> None:
     resolvers = Resolvers([str(tmp_path / "nothing")], lambda: None)
     resolvers.resolve(order(1))
@@ -130,7 +141,7 @@ def test_few_at_a_time_and_the_abandoned_are_killed_with_all_they_started(
     resolvers.abandon(order(1).request)
     [resolved] = answers_of(resolvers, 1)
     assert resolved.request == order(3).request
-    assert gone(pids[0])
+    until(lambda: gone(pids[0]))
     assert not gone(pids[1])
     resolvers.close()
     until(lambda: gone(pids[1]))

@@ -94,7 +94,7 @@ def test_the_key_of_another_controller_is_told(farm: Farm) -> None:
     wrong = Curve(curve.public, curve.secret, zmq.curve_keypair()[0])
     line = Line(farm.at, "publish", curve=wrong, name="w1")
     try:
-        turn_until(line, lambda: "is broker.key the key of this controller?" in line.trouble)
+        turn_until(line, lambda: "broker.key is not the key of this controller" in line.trouble)
     finally:
         line.close()
 
