@@ -7,6 +7,7 @@ no daemon of a build survives, and nobody writes into a tree that we are already
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 import shutil
@@ -30,7 +31,7 @@ _CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETGID", "SETUID"
 #: No network, own processes, uid 0 in a user namespace, a fixed host name, a clean environment.
 #: No further user namespaces: in one of its own a build could mount, the host's cgroups for one.
 _ISOLATION = (
-    *("--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--as-pid-1"),
+    *("--unshare-all", "--unshare-user", "--die-with-parent", "--as-pid-1"),
     *("--clearenv",),
     *("--uid", "0", "--gid", "0", "--hostname", "localhost", "--cap-drop", "ALL"),
     *(word for name in _CAPABILITIES for word in ("--cap-add", f"CAP_{name}")),
@@ -81,7 +82,14 @@ class Box:
 
     def command(self, script: int, options: Sequence[str], argv: Sequence[str]) -> list[str]:
         """The bwrap command line that runs ``argv``, the script's text at descriptor ``script``."""
-        words = [*self.launcher, "bwrap", *options, *_ISOLATION, *self.mounts]
+        words = [
+            *self.launcher,
+            "bwrap",
+            *options,
+            *_ISOLATION,
+            *_no_more_namespaces(),
+            *self.mounts,
+        ]
         words += ["--perms", "0755", "--file", str(script), self.path]
         for path in self.read_only:
             words += ["--remount-ro", path]
@@ -101,6 +109,17 @@ class Box:
             yield fd
         finally:
             os.close(fd)
+
+
+@functools.cache
+def _no_more_namespaces() -> tuple[str, ...]:
+    """A build that makes user namespaces can mount more than it was given.
+
+    Forbidding that means writing to /proc/sys, which in a container may be read-only: there, what
+    the container hides is all that is hidden.
+    """
+    read_only = os.statvfs("/proc/sys/user").f_flag & os.ST_RDONLY
+    return () if read_only else ("--disable-userns",)
 
 
 #: The kernel's own places.  A build of a worker that is root is, to the kernel, that root: it

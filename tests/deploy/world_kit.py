@@ -54,7 +54,7 @@ class World:
 
     def __enter__(self) -> Self:
         self._root.mkdir()
-        self.cgroup = _cgroup2() / f"world-{os.getpid()}"
+        self.cgroup = _cgroup2() / f"world-{os.getpid()}-{id(self)}"
         self.cgroup.mkdir()
         # the shell moves itself, so that all in the world belongs to this cgroup
         enter = f"echo $$ > {self.cgroup}/cgroup.procs && exec "
