@@ -29,10 +29,8 @@ from fabric.errors import BuildFailed, MachineFault
 _CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETGID", "SETUID", "SYS_CHROOT")
 
 #: No network, own processes, uid 0 in a user namespace, a fixed host name, a clean environment.
-#: No further user namespaces: in one of its own a build could mount, the host's cgroups for one.
 _ISOLATION = (
-    *("--unshare-all", "--unshare-user", "--die-with-parent", "--as-pid-1"),
-    *("--clearenv",),
+    *("--unshare-all", "--unshare-user", "--die-with-parent", "--as-pid-1", "--clearenv"),
     *("--uid", "0", "--gid", "0", "--hostname", "localhost", "--cap-drop", "ALL"),
     *(word for name in _CAPABILITIES for word in ("--cap-add", f"CAP_{name}")),
 )
@@ -82,14 +80,8 @@ class Box:
 
     def command(self, script: int, options: Sequence[str], argv: Sequence[str]) -> list[str]:
         """The bwrap command line that runs ``argv``, the script's text at descriptor ``script``."""
-        words = [
-            *self.launcher,
-            "bwrap",
-            *options,
-            *_ISOLATION,
-            *_no_more_namespaces(),
-            *self.mounts,
-        ]
+        isolation = (*_ISOLATION, *_no_more_namespaces())
+        words = [*self.launcher, "bwrap", *options, *isolation, *self.mounts]
         words += ["--perms", "0755", "--file", str(script), self.path]
         for path in self.read_only:
             words += ["--remount-ro", path]
@@ -113,7 +105,7 @@ class Box:
 
 @functools.cache
 def _no_more_namespaces() -> tuple[str, ...]:
-    """A build that makes user namespaces can mount more than it was given.
+    """In a user namespace of its own a build could mount, the host's cgroups for one.
 
     Forbidding that means writing to /proc/sys, which in a container may be read-only: there, what
     the container hides is all that is hidden.
