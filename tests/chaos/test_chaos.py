@@ -18,7 +18,7 @@ def refused() -> str:
     """Why there can be no hosts on this machine; "" if there can."""
     if os.geteuid() != 0:
         return "needs root, for network namespaces"
-    probe = ["unshare", *NAMESPACES, "ip", "link", "add", "a", "type", "bridge"]
+    probe = ["unshare", *NAMESPACES, "ip", "link", "add", "name", "probe", "type", "bridge"]
     done = subprocess.run(probe, capture_output=True, text=True, check=False)
     return f"network namespaces are not permitted here: {done.stderr}" if done.returncode else ""
 
