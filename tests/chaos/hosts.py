@@ -7,6 +7,7 @@ them: what is made here is never taken down, but ends with them.  A host's disk 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -131,7 +132,8 @@ class Host:
         """Fill its disk; returns with how many bytes."""
         free = shutil.disk_usage(self.disk).free
         with (self.disk / "ballast").open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, max(4096, free // 4096 * 4096))
+            with contextlib.suppress(OSError):  # others have just filled it
+                os.posix_fallocate(file.fileno(), 0, max(4096, free // 4096 * 4096))
         return free
 
     def empty(self) -> None:
