@@ -131,9 +131,9 @@ class Host:
     def fill(self) -> int:
         """Fill its disk; returns with how many bytes."""
         free = shutil.disk_usage(self.disk).free
-        with (self.disk / "ballast").open("wb") as file:
-            with contextlib.suppress(OSError):  # others have just filled it
-                os.posix_fallocate(file.fileno(), 0, max(4096, free // 4096 * 4096))
+        # others may fill it at the same moment
+        with (self.disk / "ballast").open("wb") as file, contextlib.suppress(OSError):
+            os.posix_fallocate(file.fileno(), 0, max(4096, free // 4096 * 4096))
         return free
 
     def empty(self) -> None:
