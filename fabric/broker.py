@@ -3,6 +3,7 @@
 Messages become events of `fabric.scheduling.core`, its effects become messages.  Nothing is
 decided here, and nothing here waits: the store is asked by `fabric.desk`, the journal is written
 by its own thread, and a peer that does not read loses messages, which it will ask for again.
+What initiators are told waits until a crash cannot take it back.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import signal
 import sys
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,11 +48,13 @@ from fabric.wire.messages import (
     Leave,
     LogPiece,
     LogRead,
+    Message,
     Order,
     Poll,
     Query,
     Report,
     Submit,
+    Update,
 )
 from fabric.wire.sockets import Addresses
 
@@ -90,7 +94,7 @@ class Broker:
         )
         self._stopping = False
         self._spools = Spools(state / "logs")
-        self._record = Record(state, note, metrics)
+        self._record = Record(state, note, metrics, self._wake)
         journal = self._record.journal
         self._desk = Desk(open_store, self._wake)
         self._resolvers = Resolvers(resolver, self._wake)
@@ -111,6 +115,7 @@ class Broker:
         self._desires: dict[str, None] = {}  # workers to be told
         self._asks: list[events.Ask] = []  # to be put to the desk
         self._watchers = Watchers()
+        self._unsaid: deque[tuple[int, bytes, Message]] = deque()  # once so many promises are kept
         self._carry_out: dict[type, Callable[[Any], None]] = {
             events.Ask: self._asks.append,
             events.Inspect: lambda effect: self._desk.inspect(effect.keys),
@@ -169,7 +174,7 @@ class Broker:
     def _wait(self) -> None:
         due = min(
             self._scheduler.next_due(),
-            self._watchers.next_due(),
+            math.inf if self._unsaid else self._watchers.next_due(),
             self._spools.next_due(),
             self._listener.due,
             self._record.due,
@@ -240,10 +245,26 @@ class Broker:
         self._desires.clear()
 
     def _tell_initiators(self) -> None:
+        self._say_what_is_kept()
+        if self._unsaid:
+            return  # whoever follows a request hears more of it after that
         for watcher in self._watchers.take(self._now):
             update = self._scheduler.update(watcher.request, watcher.seen, self._now)
-            if update is None or not self._listener.send(watcher.peer, update):
+            if update is None:
                 self._watchers.unwatch(watcher.request, watcher.peer)
+            else:
+                self._say(watcher.peer, update)
+        self._say_what_is_kept()
+
+    def _say(self, peer: bytes, message: Message) -> None:
+        """Tell an initiator, as soon as all is on the disk that it hears of."""
+        self._unsaid.append((self._record.journal.promised, peer, message))
+
+    def _say_what_is_kept(self) -> None:
+        while self._unsaid and self._unsaid[0][0] <= self._record.journal.kept:
+            _, peer, message = self._unsaid.popleft()
+            if not self._listener.send(peer, message) and isinstance(message, Update):
+                self._watchers.unwatch(message.request, peer)
 
     # -- messages ------------------------------------------------------------------------------
 
@@ -271,7 +292,7 @@ class Broker:
                 self._apply(message)
             case Query():
                 answer = self._scheduler.answer(message, self._now)
-                self._listener.send(self._peer, self._record.completed(message, answer))
+                self._say(self._peer, self._record.completed(message, answer))
             case LogPiece():
                 self._spools.arrived(message.key, message.fence)
                 self._log(sender, message.key, message.fence, message.offset, message.data)
@@ -289,7 +310,7 @@ class Broker:
         if outcome is None:
             self._apply(poll)  # which refuses it
         else:
-            self._listener.send(self._peer, outcome)
+            self._say(self._peer, outcome)
 
     def _apply(self, event: events.Event) -> None:
         for effect in self._scheduler.handle(event, self._now):
@@ -320,7 +341,7 @@ class Broker:
         self._resolvers.resolve(effect.order, tools)
 
     def _tell(self, effect: events.Tell) -> None:
-        self._listener.send(self._peer, effect.answer)
+        self._say(self._peer, effect.answer)
 
     def _closed(self, effect: events.Closed) -> None:
         outcome = self._scheduler.update(effect.request, 0, self._now)

@@ -1,8 +1,10 @@
 """What the broker remembers over restarts: requests, finished attempts, how long builds took.
 
 A SQLite file (WAL) that several brokers may share.  Writing is done by a thread of its own, in
-batches, so nothing ever waits for it; a power cut costs the last second.  What is in flight is
-not written down: workers report it.  A damaged file is set aside, and never fatal.
+batches that are fsynced.  What was *promised* to somebody - that a request is taken in or over, a
+worker drained - is written at once, and who waits for an answer gets it when `kept` has come as
+far; the rest is gathered, and a crash costs its last quarter of a second.  What is in flight is not
+written down: workers report it.  A damaged file is set aside, and never fatal.
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ PRUNE_EVERY = 5_000
 GATHER = 0.25
 #: Seconds to wait for another broker's transaction.
 PATIENCE = 2.0
+#: Seconds between attempts at writing what was promised, while nothing can be written.
+RETRY = 5.0
 
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS epochs (epoch INTEGER PRIMARY KEY);
@@ -67,6 +71,9 @@ _CLOSED = (
 _DRAINED = "INSERT OR IGNORE INTO drained VALUES (?)"
 _RESUMED = "DELETE FROM drained WHERE worker = ?"
 
+#: What somebody hears of only when it is on the disk.
+_PROMISES = frozenset({_OPENED, _CLOSED, _DRAINED, _RESUMED})
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode_intent = msgspec.msgpack.Decoder(Order | Submit).decode
 _decode_outcome = msgspec.msgpack.Decoder(Update).decode
@@ -79,14 +86,20 @@ class Journal:
     """The journal at ``path``, whose directory is made.
 
     ``epoch`` is larger than in any run before; ``durations`` is the history as it was, and
-    ``drained_workers`` are those that an operator wants to get nothing.
+    ``drained_workers`` are those that an operator wants to get nothing.  ``wake`` is called by
+    the thread whenever ``kept`` has grown.
     """
 
-    def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, path: Path, warn: Callable[[str], None], wake: Callable[[], None] = lambda: None
+    ) -> None:
         self._warn = warn
-        self._queue: SimpleQueue[list[Entry] | None] = SimpleQueue()
+        self._wake = wake
+        self._queue: SimpleQueue[tuple[list[Entry], int] | None] = SimpleQueue()
         self._in_memory = False
         self._entries: list[Entry] = []  # not given to the thread yet
+        #: promises made so far, and how many of these are on the disk
+        self.promised = self.kept = 0
         self.durations: Durations = {}
         self.drained_workers: frozenset[str] = frozenset()
         self.epoch = int(time.time())
@@ -116,7 +129,7 @@ class Journal:
         """A request began."""
         intent = what.intent
         row = (what.request, what.title, intent.requester, _encode(intent), time.time())
-        self._entries.append((_OPENED, row))
+        self._promise(_OPENED, row)
 
     def closed(self, outcome: Update) -> None:
         """A request is over, and this is how."""
@@ -126,16 +139,20 @@ class Journal:
         states = [step.state for step in outcome.steps]
         ended = (states.count("done"), states.count("cached"), states.count("failed"))
         told = (outcome.state, time.time(), outcome.message, *ended, len(states))
-        self._entries.append((_CLOSED, (*told, encoded, outcome.request)))
+        self._promise(_CLOSED, (*told, encoded, outcome.request))
 
     def drained(self, what: Drained) -> None:
         """An operator's wish about a worker."""
-        self._entries.append((_DRAINED if what.on else _RESUMED, (what.worker,)))
+        self._promise(_DRAINED if what.on else _RESUMED, (what.worker,))
+
+    def _promise(self, statement: str, row: tuple[object, ...]) -> None:
+        self.promised += 1
+        self._entries.append((statement, row))
 
     def flush(self) -> None:
         """Have written what was told since the last time.  Never waits."""
         if self._entries:
-            self._queue.put(self._entries)
+            self._queue.put((self._entries, self.promised))
             self._entries = []
 
     def unfinished(self) -> list[Order | Submit]:
@@ -251,31 +268,49 @@ class Journal:
     def _write(self) -> None:
         """The thread: gather, write, prune now and then."""
         running, written = True, 0
+        owed: list[Entry] = []  # promises that could not be written yet
         while running:
-            batch = [self._queue.get()]
-            with contextlib.suppress(Empty):
-                until = time.monotonic() + GATHER
-                while batch[-1] is not None:
-                    batch.append(self._queue.get(timeout=max(0.0, until - time.monotonic())))
-            running = batch[-1] is not None
-            entries = [entry for each in batch if each is not None for entry in each]
+            entries, promised, running = self._gather(RETRY if owed else None)
+            entries = owed + entries
             try:
-                if entries:
-                    with _transaction(self._db):
-                        for statement, row in entries:
-                            self._db.execute(statement, row)
-                written += len(entries)
-                if not running or written >= PRUNE_EVERY:
-                    written = 0
-                    self._prune()
+                with _transaction(self._db):
+                    for statement, row in entries:
+                        self._db.execute(statement, row)
+                owed, written = [], written + len(entries)
             except sqlite3.Error as error:
+                owed = [entry for entry in entries if entry[0] in _PROMISES]
                 self._warn(
-                    f"the journal cannot be written: {error}; {len(entries)} entries are lost"
+                    f"the journal cannot be written: {error}; {len(entries) - len(owed)} entries"
+                    f" are lost, {len(owed)} are tried again and lost if the broker ends before"
                 )
+            if promised > self.kept:  # as well as could be: nobody is to wait for a full disk
+                self.kept = promised
+                self._wake()
+            if not running or written >= PRUNE_EVERY:
+                written = 0
+                self._prune()
         self._db.close()
 
+    def _gather(self, patience: float | None) -> tuple[list[Entry], int, bool]:
+        """Entries to be written together, the promises up to there, and whether more may come.
+
+        A promise is not waited with, and all that waits beside it is taken along.
+        """
+        entries: list[Entry] = []
+        promised = self.kept
+        with contextlib.suppress(Empty):
+            batch = self._queue.get(timeout=patience)
+            until = time.monotonic() + GATHER
+            while batch is not None:
+                entries += batch[0]
+                promised = batch[1]
+                left = 0.0 if promised > self.kept else max(0.0, until - time.monotonic())
+                batch = self._queue.get(timeout=left)
+            return entries, promised, False
+        return entries, promised, True
+
     def _prune(self) -> None:
-        with _transaction(self._db):
+        with contextlib.suppress(sqlite3.Error), _transaction(self._db):  # another time, then
             self._db.execute(
                 "DELETE FROM requests WHERE state = 'open' AND opened < ?",
                 (time.time() - ABANDONED,),
@@ -297,7 +332,7 @@ def _connect(path: str) -> sqlite3.Connection:
         if db.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
             with contextlib.suppress(sqlite3.OperationalError):  # another broker is just at it
                 db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = NORMAL")
+        db.execute("PRAGMA synchronous = FULL")
     except sqlite3.Error:
         db.close()
         raise

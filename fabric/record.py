@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
 
 
 class Record:
-    """All of it.  The journal is in the directory ``state``."""
+    """All of it.  The journal is in the directory ``state``, and calls ``wake`` (see there)."""
 
-    def __init__(self, state: Path, note: Notes, metrics: Metrics | None) -> None:
+    def __init__(
+        self, state: Path, note: Notes, metrics: Metrics | None, wake: Callable[[], None]
+    ) -> None:
         self.note = note
-        self.journal = Journal(state / "journal.sqlite", note)
+        self.journal = Journal(state / "journal.sqlite", note, wake)
         self._metrics = metrics
         self._counts = Counts(Counter(), Counter())
         #: when `measure` is due

@@ -193,6 +193,41 @@ def test_drained_workers(tmp_path: Path, warnings: Warnings) -> None:
     again.close()
 
 
+def test_a_promise_is_kept_when_it_is_on_the_disk(tmp_path: Path, warnings: Warnings) -> None:
+    path = tmp_path / "journal.sqlite"
+    kept = threading.Event()
+    journal = Journal(path, warnings, kept.set)
+    journal.learned(Learned("chunk", "zlib", "x86_64", 1.0))
+    journal.opened(opened("r1"))
+    journal.flush()
+    assert kept.wait(20.0)
+    assert journal.kept == journal.promised == 1
+    assert rows(path, "SELECT id FROM requests") == [("r1",)]
+    assert rows(path, "SELECT name FROM durations") == [("zlib",)], "taken along"
+    journal.close()
+
+
+def test_a_promise_that_cannot_be_written_is_tried_again(
+    tmp_path: Path, warnings: Warnings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fabric.journal.PATIENCE", 0.05)
+    monkeypatch.setattr("fabric.journal.RETRY", 0.05)
+    path = tmp_path / "journal.sqlite"
+    kept = threading.Event()
+    journal = Journal(path, warnings, kept.set)
+    with sqlite3.connect(path, isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        journal.learned(Learned("chunk", "zlib", "x86_64", 1.0))
+        journal.opened(opened("r1"))
+        journal.flush()
+        assert kept.wait(20.0), "nobody waits for a disk that may never have room"
+        other.execute("ROLLBACK")
+    other.close()
+    journal.close(20.0)
+    assert "1 entries are lost, 1 are tried again" in warnings[0]
+    assert rows(path, "SELECT id FROM requests") == [("r1",)]
+
+
 def test_the_journal_of_the_version_before_keeps_its_history(
     tmp_path: Path, warnings: Warnings
 ) -> None:
