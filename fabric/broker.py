@@ -106,7 +106,9 @@ class Broker:
             epoch=journal.epoch,
             durations=journal.durations,
             drained=journal.drained_workers,
-            recovering=bool(unfinished),
+            # Also if no request was left: workers may not have heard that they are to stop.
+            # Those of an embedded broker end with it.
+            recovering=bool(resolver) and not journal.first,
             now=self._now,
         )
         self._sweep_due = self._now + 1.0  # let the start be quick

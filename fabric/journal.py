@@ -86,8 +86,9 @@ class Journal:
     """The journal at ``path``, whose directory is made.
 
     ``epoch`` is larger than in any run before; ``durations`` is the history as it was, and
-    ``drained_workers`` are those that an operator wants to get nothing.  ``wake`` is called by
-    the thread whenever ``kept`` has grown.
+    ``drained_workers`` are those that an operator wants to get nothing.  ``first`` says that
+    no broker has run before: no worker can be at anything for one.  ``wake`` is called by the
+    thread whenever ``kept`` has grown.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Journal:
         self.durations: Durations = {}
         self.drained_workers: frozenset[str] = frozenset()
         self.epoch = int(time.time())
+        self.first = True
         self._db = self._open(path)
         # by a connection of its own, so that reading never waits for writing
         self._reader = self._db if self._in_memory else _connect(str(path))
@@ -227,8 +229,10 @@ class Journal:
                 return self._read(_connect(str(path)))
             except (sqlite3.OperationalError, OSError) as error:
                 self._warn(f"{path}: {error}; going on without a journal")
+                self.first = False  # for all that is known
                 break
             except sqlite3.DatabaseError as error:
+                self.first = False
                 if attempt:
                     break
                 aside = path.with_name(f"{path.name}.damaged-{int(time.time())}")
@@ -252,6 +256,7 @@ class Journal:
             with _transaction(db):
                 # The clock only serves to go on above a journal that was lost.
                 last = db.execute("SELECT max(epoch) FROM epochs").fetchone()[0]
+                self.first = self.first and last is None
                 self.epoch = int(time.time()) if last is None else last + 1
                 db.execute("DELETE FROM epochs")
                 db.execute("INSERT INTO epochs VALUES (?)", (self.epoch,))

@@ -56,9 +56,10 @@ def test_durations_are_remembered(tmp_path: Path, warnings: Warnings) -> None:
 def test_epochs_grow_over_runs_and_over_a_lost_file(tmp_path: Path, warnings: Warnings) -> None:
     path = tmp_path / "journal.sqlite"
     epochs = []
-    for _ in range(3):
+    for run in range(3):
         journal = Journal(path, warnings)
         epochs.append(journal.epoch)
+        assert journal.first == (run == 0)
         journal.close()
     assert epochs == sorted(set(epochs))
     for each in tmp_path.iterdir():
@@ -293,6 +294,7 @@ def test_damage_in_the_middle_of_the_file(tmp_path: Path, warnings: Warnings) ->
     content[5000:-100] = b"\xa5" * len(content[5000:-100])
     path.write_bytes(content)
     again = Journal(path, warnings)
+    assert not again.first, "there was one, whatever it was"
     again.learned(Learned("chunk", "new", "x86_64", 1.0))
     again.close()
     assert len(warnings) == 1
@@ -304,6 +306,7 @@ def test_a_file_that_cannot_be_written_is_done_without(tmp_path: Path, warnings:
     journal = Journal(tmp_path / "state" / "journal.sqlite", warnings)
     journal.learned(Learned("chunk", "zlib", "x86_64", 1.0))
     assert journal.epoch > 0
+    assert not journal.first, "who knows"
     journal.close()
     assert "going on without a journal" in warnings[0]
 

@@ -22,10 +22,13 @@ from fabric.wire.messages import (
     PROTOCOL,
     Answer,
     Command,
+    Desired,
     Order,
     Poll,
     Query,
     Refused,
+    Report,
+    Running,
     ToInitiator,
     Update,
 )
@@ -217,6 +220,10 @@ def requests() -> Query:
     return Query(PROTOCOL, "q", "requests")
 
 
+def why(about: str) -> Query:
+    return Query(PROTOCOL, "q", "why", about)
+
+
 def test_an_order_is_built(threaded: Threaded) -> None:
     worker = FakeWorker(threaded.directory, "w1")
     try:
@@ -263,3 +270,45 @@ def test_after_a_restart_a_detached_request_goes_on_and_old_ones_are_known(
     assert told[order(2).request].done == 2
     assert threaded.state(order(1).request) == "failed"
     assert threaded.state(order(3).request) == ""
+
+
+def test_after_a_restart_nothing_begins_twice_that_a_worker_was_not_told_to_end(
+    threaded: Threaded, directory: Path
+) -> None:
+    """The request was cancelled, and the broker ended before its worker heard so."""
+    context = zmq.Context()
+    w1 = sockets.dealer(context)
+    sockets.connect(w1, sockets.ipc(directory, "jobs"))
+    codec: sockets.Codec[Desired] = sockets.Codec(Desired)
+
+    def report(sequence: int, *running: Running) -> None:
+        told = Report(PROTOCOL, "w1", "x86_64", 1, sequence, running=running, instance="a")
+        w1.send(codec.encode(told))
+
+    def hear() -> Desired:
+        assert w1.poll(10_000), "no answer"
+        return codec.decode(w1.recv())
+
+    report(1)
+    threaded.say(order(1, detach=True))
+    while not (told := hear()).start:
+        pass
+    [job] = told.start
+    running = Running(job.key, job.fence)
+    report(2, running)
+    threaded.answer(Command(PROTOCOL, "c", "cancel", order(1).request))
+    threaded.end()
+    threaded.start()
+    w2 = FakeWorker(directory, "w2")
+    try:
+        threaded.say(order(2, detach=True))
+        until(lambda: "has just started" in "".join(threaded.answer(why("zlib")).lines))
+        report(3, running)
+        while (desired := hear()).broker == told.broker:
+            pass  # what it did not heed
+        assert [(each.key, each.fence) for each in desired.keep] == [(job.key, job.fence)]
+        assert "building on w1" in threaded.answer(why("zlib")).lines[0]
+    finally:
+        w2.stop()
+        context.destroy(linger=0)
+    assert w2.built == []
