@@ -98,7 +98,6 @@ class Broker:
         journal = self._record.journal
         self._desk = Desk(open_store, self._wake)
         self._resolvers = Resolvers(resolver, self._wake)
-        unfinished = journal.unfinished() if resolver else []
         self._now = time.monotonic()
         self._scheduler = Scheduler(
             limits,
@@ -134,8 +133,9 @@ class Broker:
             events.Ended: self._ended,
             events.Learned: journal.learned,
         }
-        for intent in unfinished:
-            self._apply(intent)
+        if resolver:  # else nobody comes back to what a former broker did
+            for event in (*journal.finished(), *journal.unfinished()):
+                self._apply(event)
 
     def run(self) -> None:
         """Serve until told to stop."""
@@ -281,11 +281,8 @@ class Broker:
                 self._watchers.watch(message.request, self._peer)
                 self._apply(message)
             case Poll():
-                if message.request in self._scheduler.requests:
-                    self._watchers.watch(message.request, self._peer, message.seen)
-                    self._apply(message)
-                else:
-                    self._remember(message)
+                self._watchers.watch(message.request, self._peer, message.seen)
+                self._apply(message)
             case Leave():
                 self._watchers.unwatch(message.request, self._peer)
                 if not self._watchers.watched(message.request):
@@ -294,7 +291,7 @@ class Broker:
                 self._apply(message)
             case Query():
                 answer = self._scheduler.answer(message, self._now)
-                self._say(self._peer, self._record.completed(message, answer))
+                self._say(self._peer, answer)
             case LogPiece():
                 self._spools.arrived(message.key, message.fence)
                 self._log(sender, message.key, message.fence, message.offset, message.data)
@@ -305,14 +302,6 @@ class Broker:
                     self._desk.read_log(self._peer, message)
                 else:
                     self._listener.send(self._peer, piece)
-
-    def _remember(self, poll: Poll) -> None:
-        """Somebody asks for a request that the core does not know (any more)."""
-        outcome = self._record.journal.outcome(poll.request)
-        if outcome is None:
-            self._apply(poll)  # which refuses it
-        else:
-            self._say(self._peer, outcome)
 
     def _apply(self, event: events.Event) -> None:
         for effect in self._scheduler.handle(event, self._now):
@@ -346,9 +335,7 @@ class Broker:
         self._say(self._peer, effect.answer)
 
     def _closed(self, effect: events.Closed) -> None:
-        outcome = self._scheduler.update(effect.request, 0, self._now)
-        if outcome is not None:
-            self._record.closed(outcome)
+        self._record.closed(effect, self._scheduler.update(effect.request, 0, self._now))
 
     def _began(self, effect: events.Began) -> None:
         self._spools.begin(effect.key, effect.fence, effect.worker, found=effect.found)

@@ -16,23 +16,21 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
 
 import msgspec
 
-from fabric.scheduling.events import Drained, Ended, Learned, Opened
+from fabric.scheduling.events import Drained, Ended, Learned, Opened, Remembered
 from fabric.scheduling.model import Durations
-from fabric.wire.messages import Order, RequestInfo, Submit, Update
+from fabric.wire.messages import Order, Submit, Update
 
 #: Version of the file's tables.
 VERSION = 2
-#: Rows kept of each history.
+#: Rows kept of each history, and steps of all requests that are over.
 ATTEMPTS_KEPT = 20_000
 REQUESTS_KEPT = 200
+STEPS_KEPT = 100_000
 #: Seconds after which a request whose end nobody saw counts as over.
 ABANDONED = 30 * 86400.0
-#: Bytes that are kept of how a request ended; of a larger one only the steps are left out.
-LARGEST_OUTCOME = 256 * 1024
 #: Entries after which histories are cut to size again.
 PRUNE_EVERY = 5_000
 #: Seconds to gather what is written together.
@@ -68,11 +66,12 @@ _CLOSED = (
     "UPDATE requests SET intent = NULL, state = ?, closed = ?, message = ?, done = ?, cached = ?,"
     " failed = ?, total = ?, outcome = ? WHERE id = ?"
 )
+_FORGOTTEN = "DELETE FROM requests WHERE id = ?"
 _DRAINED = "INSERT OR IGNORE INTO drained VALUES (?)"
 _RESUMED = "DELETE FROM drained WHERE worker = ?"
 
 #: What somebody hears of only when it is on the disk.
-_PROMISES = frozenset({_OPENED, _CLOSED, _DRAINED, _RESUMED})
+_PROMISES = frozenset({_OPENED, _CLOSED, _FORGOTTEN, _DRAINED, _RESUMED})
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_intent = msgspec.msgpack.Decoder(Order | Submit).decode
@@ -97,7 +96,6 @@ class Journal:
         self._warn = warn
         self._wake = wake
         self._queue: SimpleQueue[tuple[list[Entry], int] | None] = SimpleQueue()
-        self._in_memory = False
         self._entries: list[Entry] = []  # not given to the thread yet
         #: promises made so far, and how many of these are on the disk
         self.promised = self.kept = 0
@@ -106,8 +104,6 @@ class Journal:
         self.epoch = int(time.time())
         self.first = True
         self._db = self._open(path)
-        # by a connection of its own, so that reading never waits for writing
-        self._reader = self._db if self._in_memory else _connect(str(path))
         self._thread = threading.Thread(target=self._write, name="journal", daemon=True)
         self._thread.start()
 
@@ -135,13 +131,14 @@ class Journal:
 
     def closed(self, outcome: Update) -> None:
         """A request is over, and this is how."""
-        encoded = _encode(outcome)
-        if len(encoded) > LARGEST_OUTCOME:
-            encoded = _encode(msgspec.structs.replace(outcome, steps=()))
         states = [step.state for step in outcome.steps]
         ended = (states.count("done"), states.count("cached"), states.count("failed"))
         told = (outcome.state, time.time(), outcome.message, *ended, len(states))
-        self._promise(_CLOSED, (*told, encoded, outcome.request))
+        self._promise(_CLOSED, (*told, _encode(outcome), outcome.request))
+
+    def forgotten(self, request: str) -> None:
+        """A request is over, and whoever asks for it again means a new one."""
+        self._promise(_FORGOTTEN, (request,))
 
     def drained(self, what: Drained) -> None:
         """An operator's wish about a worker."""
@@ -173,52 +170,30 @@ class Journal:
                 self._warn(f"request {id} cannot be taken up again: {error}")
         return found
 
-    def finished(self) -> list[RequestInfo]:
-        """Requests that are over, the newest first; ``since`` is when they began, in seconds ago.
+    def finished(self) -> list[Remembered]:
+        """Requests that are over, the one that ended first first.
 
-        Some of them may be in the core's memory, too.
+        To be called before anything is written.
         """
-        rows = self._look(
-            "SELECT id, title, requester, state, opened, message, done, cached, failed, total"
-            " FROM requests WHERE state <> 'open' ORDER BY closed DESC"
+        rows = self._db.execute(
+            "SELECT id, requester, opened, outcome FROM requests WHERE state <> 'open'"
+            " ORDER BY closed"
         )
         now = time.time()
-        return [
-            RequestInfo(
-                request=id,
-                title=title,
-                requester=requester,
-                state=state,
-                since=max(0.0, now - opened),
-                message=message,
-                done=done,
-                cached=cached,
-                failed=failed,
-                total=total,
-            )
-            for id, title, requester, state, opened, message, done, cached, failed, total in rows
-        ]
-
-    def outcome(self, request: str) -> Update | None:
-        """How a request ended; None if that is not known."""
-        for row in self._look("SELECT outcome FROM requests WHERE id = ?", request):
-            if row[0] is not None:
-                return _decode_outcome(row[0])
-        return None
-
-    def _look(self, question: str, *values: str) -> list[Any]:
-        try:
-            return self._reader.execute(question, values).fetchall()
-        except sqlite3.Error as error:
-            self._warn(f"the journal cannot be read: {error}")
-            return []
+        found = []
+        for id, requester, opened, outcome in rows:
+            try:
+                ago = max(0.0, now - opened)
+                found.append(Remembered(_decode_outcome(outcome), requester, ago))
+            except (msgspec.MsgspecError, TypeError) as error:
+                self._warn(f"how request {id} ended is not known: {error}")
+        return found
 
     def close(self, timeout: float = PATIENCE) -> None:
         """Write what is left."""
         self.flush()
         self._queue.put(None)
         self._thread.join(timeout)
-        self._reader.close()
 
     # -- opening -------------------------------------------------------------------------------
 
@@ -241,7 +216,6 @@ class Journal:
                     path.with_name(path.name + suffix).unlink(missing_ok=True)
                 with contextlib.suppress(OSError):
                     path.rename(aside)
-        self._in_memory = True
         return self._read(_connect(":memory:"))
 
     def _read(self, db: sqlite3.Connection) -> sqlite3.Connection:
@@ -325,9 +299,12 @@ class Journal:
                 (ATTEMPTS_KEPT,),
             )
             self._db.execute(
-                "DELETE FROM requests WHERE id IN (SELECT id FROM requests WHERE state <> 'open'"
-                " ORDER BY closed DESC LIMIT -1 OFFSET ?)",
-                (REQUESTS_KEPT,),
+                "DELETE FROM requests WHERE id IN (SELECT id FROM ("
+                " SELECT id, row_number() OVER newest AS place, sum(total) OVER newest AS steps"
+                " FROM requests WHERE state <> 'open'"
+                " WINDOW newest AS (ORDER BY closed DESC ROWS UNBOUNDED PRECEDING))"
+                " WHERE place > ? OR (steps > ? AND place > 1))",
+                (REQUESTS_KEPT, STEPS_KEPT),
             )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fabric.journal import ATTEMPTS_KEPT, Journal
+from fabric.journal import ATTEMPTS_KEPT, REQUESTS_KEPT, STEPS_KEPT, Journal
 from fabric.scheduling.events import Drained, Ended, Learned, Opened
 from fabric.wire.messages import PROTOCOL, Order, Outcome, StepState, Submit, Update
 
@@ -164,23 +164,40 @@ def test_how_requests_ended(tmp_path: Path, warnings: Warnings) -> None:
     steps = (StepState("a" * 64, "done"), StepState("b" * 64, "failed", message="no"))
     failed = Update("r1", 7, "failed", steps, message="b failed", title="one")
     large = Update("r2", 8, "done", tuple(StepState(f"{n:064x}", "done") for n in range(9000)))
-    for request in ("r1", "r2", "r3"):
+    for request in ("r1", "r2", "r3", "r4"):
         journal.opened(opened(request, request))
     journal.closed(failed)
     journal.closed(large)
+    journal.forgotten("r4")
     journal.close()
     again = Journal(path, warnings)
-    assert again.outcome("r1") == failed
-    assert again.outcome("r2") == Update("r2", 8, "done")
-    assert again.outcome("r3") is again.outcome("r4") is None
-    told = [(r.request, r.requester, r.state, r.message, r.done, r.failed, r.total)
-            for r in again.finished()]  # fmt: skip
-    assert told == [
-        ("r2", "alice", "done", "", 9000, 0, 9000),
-        ("r1", "alice", "failed", "b failed", 1, 1, 2),
-    ]
+    told = again.finished()
+    assert [each.outcome for each in told] == [failed, large]
+    assert {each.requester for each in told} == {"alice"}
+    assert all(0.0 <= each.ago < 60.0 for each in told)
+    assert again.unfinished() == [opened("r3", "r3").intent]
     again.close()
     assert warnings == []
+
+
+def test_of_what_ended_long_ago_only_so_much_is_kept(tmp_path: Path, warnings: Warnings) -> None:
+    path = tmp_path / "journal.sqlite"
+    journal = Journal(path, warnings)
+    few = tuple(StepState(f"{n:064x}", "done") for n in range(10))
+    many = few * (STEPS_KEPT // len(few))
+    for n, steps in enumerate((few, many, many, *[few] * REQUESTS_KEPT)):
+        journal.opened(opened(f"r{n}"))
+        journal.closed(Update(f"r{n}", n, "done", steps))
+    journal.close(30.0)
+    again = Journal(path, warnings)
+    assert [each.outcome.version for each in again.finished()] == [*range(3, 3 + REQUESTS_KEPT)]
+    for n in (1000, 1001):
+        again.opened(opened(f"r{n}"))
+        again.closed(Update(f"r{n}", n, "done", many))
+    again.close(30.0)
+    last = Journal(path, warnings)
+    assert [each.outcome.version for each in last.finished()] == [1001], "as the steps are many"
+    last.close()
 
 
 def test_drained_workers(tmp_path: Path, warnings: Warnings) -> None:
