@@ -152,14 +152,17 @@ class Session:
         return f"{', '.join(failed)} failed" if failed else self.mirror.message
 
     def judge(self, what: str) -> None:
-        """BuildFailed or Cancelled unless it was built."""
+        """BuildFailed, MachineFault or Cancelled unless it was built."""
         match self.mirror.state:
             case "done":
                 return
             case "cancelled":
                 raise Cancelled(f"{what} is not built: {self.mirror.message or 'cancelled'}")
             case _:
-                raise BuildFailed(f"{what} is not built: {self.failures()}")
+                failed = [step for step in self.mirror.steps.values() if step.state == "failed"]
+                fault = bool(failed) and all(step.fault for step in failed)
+                kind = MachineFault if fault else BuildFailed
+                raise kind(f"{what} is not built: {self.failures()}")
 
     def report_failures(self, hint: Callable[[StepState], str]) -> None:
         """What a person needs to go on from here; ``hint`` gives a last line for a step."""
