@@ -38,10 +38,11 @@ from fabric.systemd import Supervisor
 from fabric.trove.configured import open_sources, open_store
 from fabric.wire import agent as protocol
 from fabric.wire import sockets
-from fabric.wire.agent import STORING, WorkerAgent
+from fabric.wire.agent import WorkerAgent
 from fabric.wire.line import Line, dial
 from fabric.wire.messages import (
     MAX_LOG_PIECE,
+    STORING,
     Desired,
     LogHint,
     LogPiece,
