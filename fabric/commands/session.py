@@ -136,7 +136,7 @@ class Session:
     def _close(self) -> None:
         """Tell the broker that we leave; close files."""
         for log in self._logs.values():
-            log.close()
+            log.close(whole=False)
         self._logs.clear()
         self._do(self.mirror.leave())
 
@@ -206,17 +206,16 @@ class Session:
         if key in self._logs:
             self._logs[key].restart()
             return
-        self._logs[key] = log = UserLog(Path.cwd(), self.mirror.steps[key].log)
+        self._logs[key] = log = UserLog(Path.cwd(), self.mirror.steps[key].log, key)
         self._paths[key] = log.path
         self._line.subscribe(key)
 
     def _close_log(self, action: protocol.CloseLog) -> None:
         log = self._logs.pop(action.key)
         self._tails[action.key] = log.tail(TAIL)
-        log.close()
+        # of a cancelled step it may be all there is, but others may still want the step
+        log.close(whole=action.whole and self.mirror.steps[action.key].state != "cancelled")
         self._line.unsubscribe(action.key)
-        if not action.whole:
-            self._screen.say(f"{log.path.name} is not complete: the rest of it was lost", "yellow")
 
     def _tell_trouble(self) -> None:
         trouble = self._line.trouble
