@@ -136,7 +136,7 @@ class Session:
     def _close(self) -> None:
         """Tell the broker that we leave; close files."""
         for log in self._logs.values():
-            log.close()
+            log.close(whole=False)
         self._logs.clear()
         self._do(self.mirror.leave())
 
@@ -152,14 +152,17 @@ class Session:
         return f"{', '.join(failed)} failed" if failed else self.mirror.message
 
     def judge(self, what: str) -> None:
-        """BuildFailed or Cancelled unless it was built."""
+        """BuildFailed, MachineFault or Cancelled unless it was built."""
         match self.mirror.state:
             case "done":
                 return
             case "cancelled":
                 raise Cancelled(f"{what} is not built: {self.mirror.message or 'cancelled'}")
             case _:
-                raise BuildFailed(f"{what} is not built: {self.failures()}")
+                failed = [step for step in self.mirror.steps.values() if step.state == "failed"]
+                fault = bool(failed) and all(step.fault for step in failed)
+                kind = MachineFault if fault else BuildFailed
+                raise kind(f"{what} is not built: {self.failures()}")
 
     def report_failures(self, hint: Callable[[StepState], str]) -> None:
         """What a person needs to go on from here; ``hint`` gives a last line for a step."""
@@ -206,17 +209,16 @@ class Session:
         if key in self._logs:
             self._logs[key].restart()
             return
-        self._logs[key] = log = UserLog(Path.cwd(), self.mirror.steps[key].log)
+        self._logs[key] = log = UserLog(Path.cwd(), self.mirror.steps[key].log, key)
         self._paths[key] = log.path
         self._line.subscribe(key)
 
     def _close_log(self, action: protocol.CloseLog) -> None:
         log = self._logs.pop(action.key)
         self._tails[action.key] = log.tail(TAIL)
-        log.close()
+        # of a cancelled step it may be all there is, but others may still want the step
+        log.close(whole=action.whole and self.mirror.steps[action.key].state != "cancelled")
         self._line.unsubscribe(action.key)
-        if not action.whole:
-            self._screen.say(f"{log.path.name} is not complete: the rest of it was lost", "yellow")
 
     def _tell_trouble(self) -> None:
         trouble = self._line.trouble

@@ -244,6 +244,7 @@ class StepState(msgspec.Struct, frozen=True, omit_defaults=True):
     running_for: float = 0.0  # seconds since this attempt began
     expected: float = 0.0  # seconds it took before; 0: never seen
     message: str = ""  # a failure's, or why it waits
+    fault: bool = False  # it failed by machines or the store: nothing is said of its build
     failed_phase: str = ""
     failed_command: str = ""
     seconds: float = 0.0  # what it took, once done

@@ -187,6 +187,17 @@ def test_a_failure_far_away_says_all_that_is_needed(farm: Farm, alice: Desk) -> 
     assert f"log:   {alice.here}/build-step-bad-misc.log" in done.stdout
 
 
+def test_what_machines_fail_to_do_is_no_failed_build(farm: Farm, alice: Desk) -> None:
+    farm.broker()
+    farm.store_url = str(farm.trove / "HEAD" / "is a file")  # of the worker, which cannot store
+    farm.worker("w1")
+    alice.definitions.write(one="echo fine")
+    done = alice.build()
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert "one failed: no machine could do it: w1: " in done.stdout
+    assert "small is not built: one failed" in done.stderr
+
+
 def test_why_drain_and_resume(farm: Farm, alice: Desk) -> None:
     farm.broker()
     alice.definitions.write(one="true")
@@ -223,6 +234,28 @@ def test_a_worker_killed_in_mid_build(farm: Farm, alice: Desk) -> None:
     code, said = build.ends()
     assert code == 0, said
     assert alice.log("slow").count("+ echo slow begins") == 1, "the log of one attempt"
+
+
+def test_the_log_of_a_killed_initiator_is_completed(farm: Farm, alice: Desk) -> None:
+    """It was killed amid a step that others went on with: the next build finds it cached."""
+    farm.broker()
+    farm.worker("w1")
+    bob = farm.desk("bob")
+    for desk in (alice, bob):
+        desk.definitions.write(slow=farm.held("slow"), after=("slow", "true"))
+    killed = alice.start_build()
+    other = bob.start_build()
+    killed.says("slow: building on w1")
+    other.says("slow: building on w1")
+    until(lambda: "slow begins" in alice.log("slow"))
+    killed.kill()
+    farm.release("slow")
+    assert other.ends()[0] == 0
+    assert alice.log("slow") != bob.log("slow")
+    done = alice.build()
+    assert "0 built, 1 cached" in done.stdout, "nothing was said of slow"
+    assert alice.log("slow") == bob.log("slow")
+    assert not list(alice.here.glob(".build-step-*"))
 
 
 def test_a_broker_killed_in_mid_build(farm: Farm, alice: Desk) -> None:

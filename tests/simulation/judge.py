@@ -121,7 +121,7 @@ class Judge:
         if not initiator.gone or initiator.over != 1 or initiator.open:
             raise Violation(f"{initiator.node} has no end: {initiator.over}, {initiator.open}")
         if initiator.refused:
-            if request in world.detached and request not in world.disk.closed:
+            if request in world.detached:
                 raise Violation(f"{request} was accepted, and is forgotten")
             return
         failures = {
