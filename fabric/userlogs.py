@@ -43,7 +43,7 @@ class UserLog:
             os.ftruncate(self._fd, 0)
         self.size = 0
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, data: bytes | memoryview) -> None:
         """``data``, which belongs at ``offset``."""
         view = memoryview(data)
         try:
