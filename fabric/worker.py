@@ -37,10 +37,10 @@ from fabric.wire.line import Line, dial
 from fabric.wire.messages import (
     MAX_LOG_PIECE,
     Desired,
-    LogHint,
     LogPiece,
     LogWanted,
     Outcome,
+    Published,
     Refused,
 )
 from fabric.wire.sockets import Addresses, Codec, Curve, Garbage
@@ -250,8 +250,8 @@ class Worker:
             data = attempt.log.read(attempt.published, MAX_LOG_PIECE)
             if not data:
                 return
-            hint = self._codec.encode(LogHint(attempt.fence, attempt.published))
-            sockets.send(self._line.logs, attempt.key.encode(), hint, data)  # lost: asked for
+            piece = Published(attempt.key, attempt.fence, attempt.published, data)
+            sockets.send(self._line.logs, piece.frame())  # lost: asked for
             attempt.published += len(data)
         self._behind = True
 

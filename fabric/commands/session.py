@@ -18,7 +18,6 @@ from fabric.wire import mirror as protocol
 from fabric.wire.line import Line
 from fabric.wire.messages import (
     Answer,
-    LogHint,
     LogPiece,
     Order,
     Refused,
@@ -28,7 +27,7 @@ from fabric.wire.messages import (
     Update,
 )
 from fabric.wire.mirror import RequestMirror
-from fabric.wire.sockets import Codec, Garbage, drain
+from fabric.wire.sockets import Codec, Garbage
 
 #: Lines of a failed step's log that are shown.
 TAIL = 20
@@ -75,7 +74,6 @@ class Session:
         self._paths: dict[str, Path] = {}
         self._tails: dict[str, list[str]] = {}
         self._codec: Codec[ToInitiator] = Codec(ToInitiator)
-        self._hints: Codec[LogHint] = Codec(LogHint)
 
     @property
     def seconds(self) -> float:
@@ -123,8 +121,8 @@ class Session:
                     self._do(self.mirror.refused(message, now))
                 case Answer():  # once more, to a question that was asked before this
                     pass
-        for key, hint, data in drain(self._line.logs, MESSAGES_AT_ONCE):
-            self._do(self.mirror.hint(key.decode(), self._hints.decode(hint), data, now))
+        for piece in self._line.pieces(MESSAGES_AT_ONCE):
+            self._do(self.mirror.published(piece, now))
         if self._line.tend(now):
             self._tell_trouble()
         if now >= self._look_due:  # not for each piece of log
