@@ -127,7 +127,7 @@ def serve_echo(directory: Path) -> None:
     while True:
         poller.poll()
         gate.serve(time.monotonic())
-        for frames in sockets.drain(socket, 200):
+        for frames in sockets.receive(socket, 200):
             socket.send_multipart(frames)
 
 
@@ -158,8 +158,8 @@ def work(directory: Path, workers: int, slots: int, *, echo: bool) -> None:
             peer.beat()
         for socket, _ in poller.poll(1000):
             peer = peers[socket]
-            for frames in sockets.drain(socket, slots):
-                message = codec.decode(frames[-1])
+            for frames in sockets.receive(socket, slots):
+                message = codec.decode(frames[-1].bytes)
                 if echo:
                     assert isinstance(message, Desired)
                     peer.obey(message, send=False)

@@ -51,6 +51,7 @@ from fabric.wire.messages import (
     Message,
     Order,
     Poll,
+    Published,
     Query,
     Report,
     Submit,
@@ -201,8 +202,8 @@ class Broker:
             self._listener.send(peer, piece)
 
     def _hear_logs(self) -> None:
-        for sender, key, fence, offset, data in self._listener.pieces():
-            self._log(sender, key, fence, offset, data)
+        for sender, piece in self._listener.pieces():
+            self._log(sender, *piece)
         for worker, wanted in self._spools.wanted(self._now):
             route = self._routes.get(worker)
             if route is not None:
@@ -307,13 +308,15 @@ class Broker:
         for effect in self._scheduler.handle(event, self._now):
             self._carry_out[type(effect)](effect)
 
-    def _log(self, sender: str, key: str, fence: int, offset: int, data: bytes) -> None:
+    def _log(
+        self, sender: str, key: str, fence: int, offset: int, data: bytes | memoryview
+    ) -> None:
         if sender and sender != self._spools.worker(key, fence):
             return  # it is not this worker's log
         offset, fresh = self._spools.append(key, fence, offset, data)
         if fresh:
             self._record.logged(len(fresh))
-            self._listener.publish(key, fence, offset, fresh)
+            self._listener.publish(Published(key, fence, offset, fresh))
 
     # -- effects -------------------------------------------------------------------------------
 

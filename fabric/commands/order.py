@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fabric.commands.common import open_project, progress
 from fabric.commands.controller import SHOWN, Controller, open_line
-from fabric.commands.report import Built, report_far
+from fabric.commands.report import Built, complete_logs, report_far
 from fabric.commands.session import Session
 from fabric.config import Settings
 from fabric.definitions.select import find
@@ -59,6 +59,7 @@ def order(options: argparse.Namespace, settings: Settings) -> int:
 
 def finish(session: Session, store: Store, screen: Screen, system: str = "") -> None:
     """Say how it ended.  BuildFailed or Cancelled if it is not built."""
+    complete_logs(screen, store)
     session.report_failures(lambda step: f"where: worker {step.worker}" if step.worker else "")
     session.judge(session.mirror.title.partition(" for ")[0])
     steps = session.mirror.steps

@@ -18,7 +18,6 @@ from fabric.wire import mirror as protocol
 from fabric.wire.line import Line
 from fabric.wire.messages import (
     Answer,
-    LogHint,
     LogPiece,
     Order,
     Refused,
@@ -28,7 +27,7 @@ from fabric.wire.messages import (
     Update,
 )
 from fabric.wire.mirror import RequestMirror
-from fabric.wire.sockets import Codec, Garbage, drain
+from fabric.wire.sockets import Codec, Garbage
 
 #: Lines of a failed step's log that are shown.
 TAIL = 20
@@ -75,7 +74,6 @@ class Session:
         self._paths: dict[str, Path] = {}
         self._tails: dict[str, list[str]] = {}
         self._codec: Codec[ToInitiator] = Codec(ToInitiator)
-        self._hints: Codec[LogHint] = Codec(LogHint)
 
     @property
     def seconds(self) -> float:
@@ -123,8 +121,8 @@ class Session:
                     self._do(self.mirror.refused(message, now))
                 case Answer():  # once more, to a question that was asked before this
                     pass
-        for key, hint, data in drain(self._line.logs, MESSAGES_AT_ONCE):
-            self._do(self.mirror.hint(key.decode(), self._hints.decode(hint), data, now))
+        for piece in self._line.pieces(MESSAGES_AT_ONCE):
+            self._do(self.mirror.published(piece, now))
         if self._line.tend(now):
             self._tell_trouble()
         if now >= self._look_due:  # not for each piece of log
@@ -136,7 +134,7 @@ class Session:
     def _close(self) -> None:
         """Tell the broker that we leave; close files."""
         for log in self._logs.values():
-            log.close()
+            log.close(whole=False)
         self._logs.clear()
         self._do(self.mirror.leave())
 
@@ -209,17 +207,16 @@ class Session:
         if key in self._logs:
             self._logs[key].restart()
             return
-        self._logs[key] = log = UserLog(Path.cwd(), self.mirror.steps[key].log)
+        self._logs[key] = log = UserLog(Path.cwd(), self.mirror.steps[key].log, key)
         self._paths[key] = log.path
         self._line.subscribe(key)
 
     def _close_log(self, action: protocol.CloseLog) -> None:
         log = self._logs.pop(action.key)
         self._tails[action.key] = log.tail(TAIL)
-        log.close()
+        # of a cancelled step it may be all there is, but others may still want the step
+        log.close(whole=action.whole and self.mirror.steps[action.key].state != "cancelled")
         self._line.unsubscribe(action.key)
-        if not action.whole:
-            self._screen.say(f"{log.path.name} is not complete: the rest of it was lost", "yellow")
 
     def _tell_trouble(self) -> None:
         trouble = self._line.trouble

@@ -236,6 +236,28 @@ def test_a_worker_killed_in_mid_build(farm: Farm, alice: Desk) -> None:
     assert alice.log("slow").count("+ echo slow begins") == 1, "the log of one attempt"
 
 
+def test_the_log_of_a_killed_initiator_is_completed(farm: Farm, alice: Desk) -> None:
+    """It was killed amid a step that others went on with: the next build finds it cached."""
+    farm.broker()
+    farm.worker("w1")
+    bob = farm.desk("bob")
+    for desk in (alice, bob):
+        desk.definitions.write(slow=farm.held("slow"), after=("slow", "true"))
+    killed = alice.start_build()
+    other = bob.start_build()
+    killed.says("slow: building on w1")
+    other.says("slow: building on w1")
+    until(lambda: "slow begins" in alice.log("slow"))
+    killed.kill()
+    farm.release("slow")
+    assert other.ends()[0] == 0
+    assert alice.log("slow") != bob.log("slow")
+    done = alice.build()
+    assert "0 built, 1 cached" in done.stdout, "nothing was said of slow"
+    assert alice.log("slow") == bob.log("slow")
+    assert not list(alice.here.glob(".build-step-*"))
+
+
 def test_a_broker_killed_in_mid_build(farm: Farm, alice: Desk) -> None:
     broker = farm.broker()
     farm.worker("w1")

@@ -21,12 +21,12 @@ from fabric.scheduling.watchers import Watchers
 from fabric.wire.messages import (
     FromPeer,
     Leave,
-    LogHint,
     LogPiece,
     LogRead,
     Message,
     Order,
     Poll,
+    Published,
     Query,
     Refused,
     Report,
@@ -264,8 +264,8 @@ class Broker:
             return
         offset, fresh = self.spools.append(key, fence, offset, data)
         if fresh:
-            hint = LogHint(fence, offset)
+            piece = Published(key, fence, offset, fresh)
             for initiator in self.world.initiators:
                 if not initiator.gone:
-                    hear = partial(initiator.hint, key, hint, fresh)
+                    hear = partial(initiator.read, piece)
                     self.world.send("broker", initiator.node, "a line of log", hear)
