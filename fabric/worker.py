@@ -36,7 +36,6 @@ from fabric.wire.agent import WorkerAgent
 from fabric.wire.line import Line, dial
 from fabric.wire.messages import (
     MAX_LOG_PIECE,
-    STORING,
     Desired,
     LogPiece,
     LogWanted,
