@@ -123,10 +123,9 @@ class Line:
         if self._heard is None:
             self._heard = now
         silent = now - self._heard
-        turned_away = self._why == self._turned_away
-        if silent >= WORRYING or turned_away:
+        if silent >= WORRYING or self.turned_away:
             self.trouble = self._why or f"{self._addresses.jobs} does not answer"
-        if silent >= (TURNED_AWAY if turned_away else SILENCE):
+        if silent >= (TURNED_AWAY if self.turned_away else SILENCE):
             self._heard, self._why = now, ""
             self.close(linger=0)
             self._open()
@@ -138,19 +137,24 @@ class Line:
             event = parse_monitor_message([frame.bytes for frame in frames])["event"]
             where = self._addresses.jobs
             if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-                self._why = self._turned_away
+                self._why = self._not_admitted
             elif event & _FAILED:
                 self._why = (
                     f"{where} breaks the connection off; if it goes on doing so,"
                     " broker.key is not the key of this controller"
                 )
-            elif event == zmq.EVENT_CLOSED and self._why != self._turned_away:
+            elif event == zmq.EVENT_CLOSED and not self.turned_away:
                 self._why = f"{where} cannot be reached"
             elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._heard, self._why = now, ""
 
     @property
-    def _turned_away(self) -> str:
+    def turned_away(self) -> bool:
+        """The broker does not admit our key, as far as heard."""
+        return self._why == self._not_admitted
+
+    @property
+    def _not_admitted(self) -> str:
         return (
             f"{self._addresses.jobs} does not admit the key of {self._name}:"
             f" `fabric-keys admit {self._name}.key` there lets it in"
