@@ -99,7 +99,9 @@ class Spools:
         spool = self._spools.get((key, fence))
         return None if spool is None else spool.worker
 
-    def append(self, key: str, fence: int, offset: int, data: bytes) -> tuple[int, bytes]:
+    def append(
+        self, key: str, fence: int, offset: int, data: bytes | memoryview
+    ) -> tuple[int, bytes | memoryview]:
         """Take in a piece; returns (offset, bytes) of what was new in it, often all, or b"".
 
         Pieces of attempts that never began, and those after a gap, are dropped.
@@ -261,7 +263,7 @@ class Spools:
         self._files[id] = file
         return file
 
-    def _write(self, spool: Spool, data: bytes) -> None:
+    def _write(self, spool: Spool, data: bytes | memoryview) -> None:
         file = self._file((spool.key, spool.fence))
         offset = spool.have
         while data:

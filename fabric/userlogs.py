@@ -49,7 +49,7 @@ class UserLog:
             os.ftruncate(self._fd, 0)
         self.size = 0
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, data: bytes | memoryview) -> None:
         """``data``, which belongs at ``offset``."""
         try:
             _write(self._fd, offset, data)
@@ -127,7 +127,7 @@ def _lock(path: Path, flags: int = 0) -> int | None:
     return fd
 
 
-def _write(fd: int, offset: int, data: bytes) -> None:
+def _write(fd: int, offset: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
         written = os.pwrite(fd, view, offset)

@@ -18,7 +18,6 @@ from fabric.wire import mirror as protocol
 from fabric.wire.line import Line
 from fabric.wire.messages import (
     Answer,
-    LogHint,
     LogPiece,
     Order,
     Refused,
@@ -28,7 +27,7 @@ from fabric.wire.messages import (
     Update,
 )
 from fabric.wire.mirror import RequestMirror
-from fabric.wire.sockets import Codec, Garbage, drain
+from fabric.wire.sockets import Codec, Garbage
 
 #: Lines of a failed step's log that are shown.
 TAIL = 20
@@ -75,7 +74,6 @@ class Session:
         self._paths: dict[str, Path] = {}
         self._tails: dict[str, list[str]] = {}
         self._codec: Codec[ToInitiator] = Codec(ToInitiator)
-        self._hints: Codec[LogHint] = Codec(LogHint)
 
     @property
     def seconds(self) -> float:
@@ -124,8 +122,8 @@ class Session:
                     self._do(self.mirror.refused(message, now))
                 case Answer():  # once more, to a question that was asked before this
                     pass
-        for key, hint, data in drain(self._line.logs, MESSAGES_AT_ONCE):
-            self._do(self.mirror.hint(key.decode(), self._hints.decode(hint), data, now))
+        for piece in self._line.pieces(MESSAGES_AT_ONCE):
+            self._do(self.mirror.published(piece, now))
         if self._line.tend(now):
             self._tell_trouble()
         if now >= self._look_due:  # not for each piece of log
@@ -153,14 +151,17 @@ class Session:
         return f"{', '.join(failed)} failed" if failed else self.mirror.message
 
     def judge(self, what: str) -> None:
-        """BuildFailed or Cancelled unless it was built."""
+        """BuildFailed, MachineFault or Cancelled unless it was built."""
         match self.mirror.state:
             case "done":
                 return
             case "cancelled":
                 raise Cancelled(f"{what} is not built: {self.mirror.message or 'cancelled'}")
             case _:
-                raise BuildFailed(f"{what} is not built: {self.failures()}")
+                failed = [step for step in self.mirror.steps.values() if step.state == "failed"]
+                fault = bool(failed) and all(step.fault for step in failed)
+                kind = MachineFault if fault else BuildFailed
+                raise kind(f"{what} is not built: {self.failures()}")
 
     def report_failures(self, hint: Callable[[StepState], str]) -> None:
         """What a person needs to go on from here; ``hint`` gives a last line for a step."""

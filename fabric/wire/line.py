@@ -7,6 +7,7 @@ the sockets are made anew.  ``trouble`` says in words why nothing is heard.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Literal
 
@@ -15,6 +16,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 from fabric.config import Settings, WorkerSettings, host_and_port
 from fabric.wire import keys, sockets
+from fabric.wire.messages import Published
 from fabric.wire.sockets import Addresses, Curve
 
 #: Seconds without a word from the broker until the sockets are made anew,
@@ -90,10 +92,17 @@ class Line:
 
     def receive(self, limit: int) -> Iterator[bytes]:
         """Messages of the broker that have come."""
-        for frames in sockets.drain(self.jobs, limit):
+        for frames in sockets.receive(self.jobs, limit):
             self._heard = None
             self.trouble = self._why = ""
-            yield frames[-1]
+            yield frames[-1].bytes
+
+    def pieces(self, limit: int) -> Iterator[Published]:
+        """Pieces of followed logs that have come."""
+        for frames in sockets.receive(self.logs, limit):
+            with contextlib.suppress(ValueError):  # rubbish
+                (frame,) = frames
+                yield Published.of(frame.buffer)
 
     def subscribe(self, topic: str) -> None:
         """Follow a log."""
@@ -124,8 +133,8 @@ class Line:
         return told != self.trouble
 
     def _look(self, now: float) -> None:
-        for frames in sockets.drain(self._events, EVENTS_AT_ONCE):
-            event = parse_monitor_message(frames)["event"]
+        for frames in sockets.receive(self._events, EVENTS_AT_ONCE):
+            event = parse_monitor_message([frame.bytes for frame in frames])["event"]
             where = self._addresses.jobs
             if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 self._why = self._not_admitted

@@ -7,7 +7,7 @@ The shell around it (`fabric.initiator`) owns sockets, files and the clock::
     actions = mirror.update(update, now)          # an Update came
     actions = mirror.refused(refused, now)        # a Refused came
     actions = mirror.piece(piece, now)            # a LogPiece came
-    actions = mirror.hint(key, hint, data, now)   # a published piece of log came
+    actions = mirror.published(piece, now)        # a published piece of log came
 
 Every call returns the actions to carry out, in order: `Send` to the broker; `Changed`, a step
 has news; `OpenLog`, `AppendLog`, `CloseLog` for its log file; `Over`, the request ended.  Stop
@@ -24,11 +24,11 @@ import msgspec
 from fabric.wire.messages import (
     MAX_LOG_PIECE,
     Leave,
-    LogHint,
     LogPiece,
     LogRead,
     Order,
     Poll,
+    Published,
     Refused,
     RequestState,
     StepState,
@@ -81,7 +81,7 @@ class AppendLog(msgspec.Struct, frozen=True):
 
     key: str
     offset: int
-    data: bytes
+    data: bytes | memoryview
 
 
 class CloseLog(msgspec.Struct, frozen=True):
@@ -266,12 +266,12 @@ class RequestMirror:
 
     # -- logs ------------------------------------------------------------------------------
 
-    def hint(self, key: str, hint: LogHint, data: bytes, now: float) -> list[Action]:
+    def published(self, piece: Published, now: float) -> list[Action]:
         """A published piece of a log."""
-        log = self._logs.get(key)
-        if log is None or log.fence != hint.fence or log.closed:
+        log = self._logs.get(piece.key)
+        if log is None or log.fence != piece.fence or log.closed:
             return []
-        return self._take(log, hint.offset, data, now)
+        return self._take(log, piece.offset, piece.data, now)
 
     def piece(self, piece: LogPiece, now: float) -> list[Action]:
         """A piece that was asked for."""
@@ -331,7 +331,7 @@ class RequestMirror:
             self.due = min(self.due, now + LINGER)
         return actions
 
-    def _take(self, log: _Log, offset: int, data: bytes, now: float) -> list[Action]:
+    def _take(self, log: _Log, offset: int, data: bytes | memoryview, now: float) -> list[Action]:
         end = offset + len(data)
         log.known = max(log.known, end)
         if offset > log.have:

@@ -238,7 +238,7 @@ def test_a_disk_that_is_full_is_said_and_costs_nothing_else(
     namespace = ("unshare", "--map-root-user", "--mount", "sh", "-c", script)
     child = project.start("--artifacts", str(store), within=namespace)
     out, err = child.communicate(timeout=60)
-    assert child.returncode == 3, out + err
+    assert child.returncode == 4, out + err
     assert "small: built" in out
     assert "big cannot be stored: No space left on device" in out
     assert "the disk is full: free some room" in out

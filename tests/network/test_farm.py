@@ -193,6 +193,17 @@ def test_a_failure_far_away_says_all_that_is_needed(farm: Farm, alice: Desk) -> 
     assert f"log:   {alice.here}/build-step-bad-misc.log" in done.stdout
 
 
+def test_what_machines_fail_to_do_is_no_failed_build(farm: Farm, alice: Desk) -> None:
+    farm.broker()
+    farm.store_url = str(farm.trove / "HEAD" / "is a file")  # of the worker, which cannot store
+    farm.worker("w1")
+    alice.definitions.write(one="echo fine")
+    done = alice.build()
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert "one failed: no machine could do it: w1: " in done.stdout
+    assert "small is not built: one failed" in done.stderr
+
+
 def test_why_drain_and_resume(farm: Farm, alice: Desk) -> None:
     farm.broker()
     alice.definitions.write(one="true")

@@ -8,11 +8,11 @@ from fabric.wire.messages import (
     MAX_LOG_PIECE,
     PROTOCOL,
     Leave,
-    LogHint,
     LogPiece,
     LogRead,
     Order,
     Poll,
+    Published,
     Refused,
     RequestState,
     StepState,
@@ -95,7 +95,7 @@ class Tale:
         )
 
     def hint(self, offset: int, data: bytes, fence: int = 1) -> None:
-        self.do([*self.mirror.hint(KEY, LogHint(fence, offset), data, self.now)])
+        self.do([*self.mirror.published(Published(KEY, fence, offset, data), self.now)])
 
     def piece(
         self, offset: int, data: bytes, *, fence: int = 1, size: int = -1, sha256: str = ""
