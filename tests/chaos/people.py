@@ -53,7 +53,7 @@ class User:
             self._process = None
             return self._went_well()
         if not (killed and code == -signal.SIGKILL):
-            self.wrong.append(f"{self.name}: {self._typed} ended with exit code {code}")
+            self.wrong.append(f"{self.name}: {self.typed} ended with exit code {code}")
         self._next()
         return False
 
@@ -76,7 +76,7 @@ class User:
         return True
 
     def _type(self, what: str, about: str, host: Host, folder: str, *more: str) -> None:
-        self._typed = f"{what} {about} in {folder} of {host.name}"
+        self.typed = f"{what} {about} in {folder} of {host.name}"
         self._process = self._start([*program("initiator"), what, about, *more], host, folder)
         self.commands += 1
 

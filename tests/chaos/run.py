@@ -41,15 +41,20 @@ def undisturbed(farm: Farm, where: Path) -> dict[str, Manifest]:
 
 
 def disturb(faults: Faults, users: Sequence[User], count: int, patience: float) -> float:
-    """Break ``count`` things while the users build; in how many seconds.  SystemExit if they
-    do not come to an end."""
+    """Break ``count`` things while the users build; in how many seconds.
+
+    SystemExit as soon as a command ends badly by itself, or if they come to no end.
+    """
     began = time.monotonic()
     waiting = list(users)
     due = began + 1
     while waiting or faults.undone:
         now = time.monotonic()
-        if now - began > patience:
-            sys.exit(f"not over: {[user.name for user in waiting]}")
+        if any(user.wrong for user in users) or now - began > patience:
+            seconds = now - began
+            for user in users:
+                print(f"after {seconds:.0f} s: {user.name} is at {user.typed}", *user.wrong)
+            sys.exit(1)
         if waiting and faults.count.total() < count and now > due:
             faults.one()
             due = now + faults.random.uniform(0.05, 1.0)
