@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from pathlib import Path
 
 from fabric.building.image import KERNEL_ARGUMENTS, File, files_below, make_image
 from fabric.building.image_manifest import read_manifest
 from fabric.commands.common import open_built, print_json, progress
 from fabric.config import Settings
+from fabric.definitions.cluster_settings import size as parse_size
 from fabric.errors import FabricError
 from fabric.render import size
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
     disk = parse_size(options.size)
+    if disk is None:
+        raise FabricError(f"{options.size!r} is not a size; write it like 5G or 800M")
     project, plan = open_built(settings, options.system, [])
     manifest = project.store.manifest(plan.keys[plan.graph.root.id])
     if manifest is None:
@@ -61,11 +63,3 @@ def files_of(manifests: list[str], folder: str | None) -> dict[str, File]:
             raise FabricError(f"{manifest}: {twice[0]} is in another manifest too")
         files |= more
     return files | (files_below(Path(folder)) if folder else {})
-
-
-def parse_size(text: str) -> int:
-    """Bytes of "5G", "800M", "1073741824": powers of 1024.  FabricError if it is no size."""
-    match = re.fullmatch(r"(\d+)\s*([kKmMgGtT]?)(?:i?[bB])?", text.strip())
-    if not match:
-        raise FabricError(f"{text!r} is not a size; write it like 5G or 800M")
-    return int(match[1]) << 10 * " kmgt".index(match[2].lower() or " ")

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from network_kit import SYSTEM, Desk, Farm, git, until
+from network_kit import Desk, Farm, until
+from small_definitions import SYSTEM, git
 
 from fabric.wire.messages import PROTOCOL
 
