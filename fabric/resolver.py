@@ -17,7 +17,6 @@ import resource
 import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,7 +31,7 @@ from fabric.errors import Cancelled, FabricError, MachineFault, SourceError
 from fabric.plan import Plan, make_plan
 from fabric.trove.committed import Committed
 from fabric.trove.configured import open_sources, open_trove
-from fabric.trove.files import locked
+from fabric.trove.files import locked, scratch
 from fabric.trove.git import REF, Repository
 from fabric.trove.reach import Trove
 from fabric.trove.stop import Stop
@@ -60,17 +59,14 @@ def resolve(order: Order, settings: BrokerSettings, tools: str) -> Submit:
             " `trove` is missing in its settings"
         )
     repository = _fetch(order, trove, settings.trove_dir)
-    scratch = settings.cache_dir / "tmp"
-    scratch.mkdir(parents=True, exist_ok=True)
     with (
-        tempfile.TemporaryDirectory(dir=scratch, prefix="resolving-") as folder,
+        scratch(settings.cache_dir / "tmp", "resolving-") as folder,
         Committed(repository, order.commit) as definitions,
     ):
         graph = load(definitions.read, order.system)
         goals = dict.fromkeys(goal for name in order.components for goal in find(graph, name))
-        definitions.copy("sources", Path(folder))
-        lorries = Path(folder, "sources")
-        sources = open_sources(settings, lorries, imports=False, head=order.commit)
+        definitions.copy("sources", folder)
+        sources = open_sources(settings, folder / "sources", imports=False, head=order.commit)
         return _submit(order, make_plan(graph, goals, sources, tools))
 
 

@@ -129,14 +129,16 @@ class Controller:
                     raise FabricError(message.reason)
                 yield message
             changed, trouble = self.line.tend(time.monotonic()), self.line.trouble
-            patience = PATIENCE if self.line.turned_away else self._patience
-            if time.monotonic() - began > patience:
-                advice = "is fabric-broker up there, and the setting `controller` right?"
+            waited = time.monotonic() - began
+            if self.line.turned_away:
+                if waited > PATIENCE:
+                    raise MachineFault(trouble)
+            elif waited > self._patience:
                 raise MachineFault(
-                    f"no answer: {trouble or 'the controller is silent'}"
-                    + ("" if self.line.turned_away else f"; {advice}")
+                    f"no answer: {trouble or 'the controller is silent'}; is fabric-broker up"
+                    " there, and the setting `controller` right?"
                 )
-            if changed and trouble and self._tell:
+            elif changed and trouble and self._tell:
                 self._tell(trouble)
 
 

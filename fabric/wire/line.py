@@ -125,9 +125,10 @@ class Line:
         if self._heard is None:
             self._heard = now
         silent = now - self._heard
-        if silent >= WORRYING or self.turned_away:
+        shut_out = self._why == self._not_admitted
+        if silent >= WORRYING or shut_out:
             self.trouble = self._why or f"{self._addresses.jobs} does not answer"
-        if silent >= (TURNED_AWAY if self.turned_away else SILENCE):
+        if silent >= (TURNED_AWAY if shut_out else SILENCE):
             self._heard, self._why = now, ""
             self.close(linger=0)
             self._open()
@@ -145,15 +146,15 @@ class Line:
                     f"{where} breaks the connection off; if it goes on doing so,"
                     " broker.key is not the key of this controller"
                 )
-            elif event == zmq.EVENT_CLOSED and not self.turned_away:
+            elif event == zmq.EVENT_CLOSED and self._why != self._not_admitted:
                 self._why = f"{where} cannot be reached"
             elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._heard, self._why = now, ""
 
     @property
     def turned_away(self) -> bool:
-        """The broker does not admit our key, as far as heard."""
-        return self._why == self._not_admitted
+        """The trouble is that the broker does not admit our key."""
+        return self.trouble == self._not_admitted
 
     @property
     def _not_admitted(self) -> str:

@@ -66,9 +66,11 @@ def left_mounts(farm: Farm) -> Iterator[str]:
         yield from (f"mount {place} on {host.name}" for place in host.mounts() - host.mounted)
 
 
-#: What files that nobody needs any more are called: by us, by git, by SQLite.
+#: What files that nobody needs any more are called, by us and by SQLite.  Packs that git has left
+#: (tmp_pack_...) are no fault yet: the first fetch after an hour removes them.
 TEMPORARY = (
-    ".*", "*.new", "*.part", "*.lock", "*.tmp", "*-journal", "tmp_*", "incoming*", "index-*",
+    ".*", "*.new", "*.part", "*.tmp", "*-journal", "incoming*", "taking-in-*",
+    "resolving-*", "exporting-*", "fetching-*", "*.git/*.lock", "*.git/refs/*.lock",
 )  # fmt: skip
 #: Folders where nothing should be.
 EMPTY = ("tmp", "body", "cache/work/scratch", "data/artifacts/tmp")

@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
-from trove_kit import blob, child_environment, key, on_small_disk, step
+from small_disk import on_small_disk
+from trove_kit import blob, child_environment, key, step
 
 from fabric.errors import DamagedError, StoreError
 from fabric.trove.store import Store

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from small_disk import on_small_disk
 from trove_kit import (
     Authority,
     Cable,
@@ -21,7 +22,6 @@ from trove_kit import (
     free_port,
     key,
     nginx,
-    on_small_disk,
     step,
 )
 
