@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -59,9 +59,9 @@ class Farm(Cluster):
         assert found is not None, xml
         return found[1]
 
-    def workers(self, here: Path) -> dict[str, str]:
+    def workers(self) -> dict[str, str]:
         """What the controller says of each."""
-        told = json.loads(self.initiator("workers", "--json", cwd=here))
+        told = json.loads(self.initiator("workers", "--json", cwd=self.images))
         return {worker["name"]: worker.get("state", "idle") for worker in told}
 
 
@@ -91,53 +91,57 @@ def farm(vmhost: VmHost, built: Built, scratch: Path) -> Iterator[Farm]:
     assert not farm.guests()
 
 
-@pytest.fixture(scope="module")
-def here(scratch: Path, farm: Farm) -> Path:  # noqa: ARG001
-    here = scratch / "farm-here"
-    here.mkdir()
-    return here
-
-
-def test_an_interrupted_deployment_goes_on(farm: Farm, here: Path) -> None:
+def test_an_interrupted_deployment_goes_on(farm: Farm) -> None:
     assert farm.guests() == SMALL
-    assert farm.workers(here) == {"worker0": "idle", "worker1": "idle"}
+    assert farm.workers() == {"worker0": "idle", "worker1": "idle"}
 
 
-def test_machines_are_upgraded_while_they_build(farm: Farm, here: Path, scratch: Path) -> None:
-    """A worker and then the controller; attached disks and the history come along."""
-    farm.on("worker1", "touch /srv/distbuild/kept /var/tmp/lost")
-    definitions = tiny_definitions(scratch / "many", 30, "sleep 5")
-    log = scratch / "upgraded-build"
+@contextmanager
+def building(farm: Farm, folder: Path, count: int) -> Iterator[Path]:
+    """A build of ``count`` chunks, under way when the body begins, well at its end; its output."""
+    definitions = tiny_definitions(folder, count, f"sleep 5 && true {folder.name}")
+    here, log = folder / "here", folder / "output"
+    here.mkdir()
+    system = str(definitions / "systems/tiny.morph")
     with log.open("w") as to:
-        build = farm.start_initiator(
-            *("build", str(definitions / "systems/tiny.morph")), cwd=here, stdout=to, stderr=to
-        )
-        until(lambda: any(here.glob("build-step-tiny-*.log")), 300, log.read_text)
-        farm.play(
-            *("upgrade-cluster.yml", "--limit", "worker1:controller", "-e", "VERSION_LABEL=second"),
-            timeout=1200,
-        )
+        build = farm.start_initiator("build", system, cwd=here, stdout=to, stderr=to)
         try:
+            until(lambda: any(here.glob("build-step-tiny-*.log")), 300, log.read_text)
+            yield log
             build.wait(600)
-        except subprocess.TimeoutExpired:
+        finally:
             build.kill()
             build.wait()
     assert build.returncode == 0, log.read_text()
-    for number in range(1, 31):
+    for number in range(1, count + 1):
         name = f"tiny-{number:02}"
         assert f"built {name}\n" in (here / f"build-step-{name}-misc.log").read_text()
-    assert "the controller is back" in log.read_text()
-    assert [farm.label(name) for name in ("controller", "worker0", "worker1")] == [
-        *("second", "distbuild", "second")
-    ]
-    assert farm.on("worker1", "ls /srv/distbuild/kept /var/tmp").split() == ["/srv/distbuild/kept"]
+
+
+def test_a_worker_is_upgraded_while_it_builds(farm: Farm, scratch: Path) -> None:
+    farm.on("worker1", "touch /srv/distbuild/kept /var/tmp/lost")
+    with building(farm, scratch / "first", 12):
+        upgrade = ["upgrade-cluster.yml", "--limit", "worker1", "-e", "VERSION_LABEL=second"]
+        said, _ = farm.play(*upgrade, "--check", "--diff")
+        assert farm.label("worker1") == "distbuild", said
+        farm.play(*upgrade, timeout=1200)
+    assert (farm.label("worker0"), farm.label("worker1")) == ("distbuild", "second")
+    farm.on("worker1", "test -e /srv/distbuild/kept && ! test -e /var/tmp/lost")
     assert not list(farm.images.glob("farm-*.old"))
-    # who asks for it again learns that it is built
-    system = str(definitions / "systems/tiny.morph")
-    assert "tiny is built" in farm.initiator("build", system, cwd=here)
 
 
-def test_what_does_not_come_back_is_rolled_back(farm: Farm, here: Path) -> None:
+def test_the_controller_is_upgraded_while_others_build(farm: Farm, scratch: Path) -> None:
+    """What it knows comes along, and so does the trove, on its attached disk."""
+    with building(farm, scratch / "second", 30) as log:
+        upgrade = ["upgrade-cluster.yml", "--limit", "controller", "-e", "VERSION_LABEL=second"]
+        farm.play(*upgrade, timeout=1200)
+    assert "the controller is back" in log.read_text()
+    assert farm.label("controller") == "second"
+    builds = json.loads(farm.initiator("list", "--json", cwd=scratch))
+    assert [build["state"] for build in builds] == ["done", "done"]
+
+
+def test_what_does_not_come_back_is_rolled_back(farm: Farm) -> None:
     """Its new image turns the machine off as soon as it has started."""
     broken = "worker1.KERNEL_ARGS=systemd.unit=poweroff.target"
     with pytest.raises(Failed) as failed:
@@ -152,18 +156,18 @@ def test_what_does_not_come_back_is_rolled_back(farm: Farm, here: Path) -> None:
     assert "The last lines of its console:" in said
     assert "reboot: Power down" in said
     assert farm.label("worker1") == "second"
-    assert farm.workers(here) == {"worker0": "idle", "worker1": "idle"}
+    assert farm.workers() == {"worker0": "idle", "worker1": "idle"}
     assert not list(farm.images.glob("farm-*.img.*[!e]"))  # consoles are there
 
 
-def test_the_farm_grows_and_shrinks(farm: Farm, here: Path) -> None:
+def test_the_farm_grows_and_shrinks(farm: Farm) -> None:
     farm.on("worker0", "touch /run/not-restarted")
     farm.describe(workers=3)
     said, counts = farm.play("deploy-cluster.yml", "-e", "worker0.RAM_SIZE=1G", timeout=900)
     # the controller admits the new one
     assert changed(counts) == {"controller", "worker0", "worker2"}, said
     assert "worker0 runs as it was defined before" in re.sub(r"\s+", " ", said)
-    assert farm.workers(here) == {f"worker{number}": "idle" for number in range(3)}
+    assert farm.workers() == {f"worker{number}": "idle" for number in range(3)}
     farm.describe(workers=2)
     said, counts = farm.play("deploy-cluster.yml", "--tags", "machines")
     assert "Give the worker nothing more to build" in said
