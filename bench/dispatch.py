@@ -8,8 +8,8 @@ its own that is thrown away.
 
 Jobs do nothing and the store is a stub that has what was asked for twice, so what is measured is
 messages, the core, and the broker's loop.  Both sides use the same worker process, which costs
-as much as the broker does: on two cores both are busy.  Look at ratios, not at rates; that of CPU
-is the one to look at while the machine does other work, too.
+as much as the broker does: on two cores both are busy.  Look at ratios, not at rates, and at that
+of CPU while the machine does other work, too.
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@ times; the best counts.  The ratios to 1,000 jobs are what matters::
 
     python bench/scale.py [JOBS ...]
 
-``taking in`` is the one call for a new request, by its jobs; ``a job`` is everything after that,
-also by jobs; ``p99`` is of single calls.  Memory is what the core needs beyond the request itself.
+``taking in`` is all that a new request costs until its jobs wait for workers, ``a job`` everything
+after that, both by jobs; ``p99`` and ``longest`` are of single calls.  Memory is what the core
+needs beyond the request itself.
 """
 
 from __future__ import annotations
@@ -134,6 +135,8 @@ class Farm:
                     pending.append(events.Answered(effect.question, frozenset(present)))
                 elif isinstance(effect, events.Desire):
                     self.obey(effect.worker, self.clock.desired(self.core, effect.worker))
+            if not pending and self.core.next_due() <= self.clock.now:
+                pending.append(events.Tick())
 
     def obey(self, name: str, desired: Desired) -> None:
         self.answered[name] = desired.sequence
@@ -175,7 +178,7 @@ def resident() -> int:
 def measure(jobs: int, requests: int) -> dict[str, float]:
     """One run: microseconds and bytes for a job."""
     gc.freeze()
-    gc.set_threshold(50_000, 20, 50)  # as `fabric.broker` does
+    gc.set_threshold(20_000, 5, 1_000_000)  # as `fabric.broker` does
     farm = Farm(requests)
     submits = [
         Submit(PROTOCOL, f"r{n}", "a request", made, (made[0].key,))
@@ -186,7 +189,7 @@ def measure(jobs: int, requests: int) -> dict[str, float]:
     before, farm.clock.spent = resident(), []
     for submit in submits:
         farm.apply(submit)
-    taken_in, farm.clock.spent = sum(farm.clock.spent), []
+    taken_in, longest, farm.clock.spent = sum(farm.clock.spent), max(farm.clock.spent), []
     memory = resident() - before
     farm.play()
     spent = sorted(farm.clock.spent)
@@ -198,7 +201,7 @@ def measure(jobs: int, requests: int) -> dict[str, float]:
         "taking in": taken_in / jobs / 1000,
         "a job": sum(spent) / jobs / 1000,
         "p99": spent[len(spent) * 99 // 100] / 1000,
-        "longest": spent[-1] / 1000,
+        "longest": max(longest, spent[-1]) / 1000,
         "heartbeat": sum(farm.clock.spent) / WORKERS / 1000,
         "memory": memory / jobs,
     }

@@ -218,6 +218,8 @@ class Broker:
         self._record.measure(self._scheduler, self._now)
         if self._now >= self._sweep_due:
             self._sweep_due = self._now + SWEEP_EVERY
+            if not self._scheduler.requesters:
+                gc.collect()
             self._spools.sweep(self._now)
             self._spools.sweep_files()
             self._watchers.sweep(self._scheduler.requests)
@@ -382,9 +384,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def serve(broker: Broker, *, forget_logs: bool = False) -> None:
     """Have a process run this broker until it is told to end, and close it."""
-    # What is made while serving lives long and hardly in circles: do not look for garbage often.
+    # What is made while serving lives long, and hardly in circles.  To look through all of it for
+    # garbage takes long, so that is left to `Broker`, for when there is nothing to do.
     gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
+    gc.set_threshold(20_000, 5, 1_000_000)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: broker.stop())
     try:

@@ -15,6 +15,8 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
@@ -263,8 +265,8 @@ class Journal:
             entries = owed + entries
             try:
                 with _transaction(self._db):
-                    for statement, row in entries:
-                        self._db.execute(statement, row)
+                    for statement, some in groupby(entries, itemgetter(0)):
+                        self._db.executemany(statement, map(itemgetter(1), some))
                 owed, written = [], written + len(entries)
             except sqlite3.Error as error:
                 owed = [entry for entry in entries if entry[0] in _PROMISES]

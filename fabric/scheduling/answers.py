@@ -123,8 +123,7 @@ def _why(scheduler: Scheduler, about: str, now: float) -> Iterator[str]:
             if request.message:
                 yield request.message
             continue
-        for key in request.needed:
-            task = scheduler.tasks[key]
+        for key, task in request.needed.items():
             if task.attempt is not None:
                 yield str(why(scheduler, key, now))
         if waits := why_request(scheduler, request, now):

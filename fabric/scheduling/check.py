@@ -43,7 +43,7 @@ def _task(scheduler: Scheduler, task: Task, queued: set[tuple[str, str]]) -> Non
     assert task.requests, "a task that nobody wants is in the table"
     for request in task.requests.values():
         assert scheduler.requests.get(request.id) is request, "wanted by an unknown request"
-        assert task.key in request.needed, "wanted by a request that does not know"
+        assert request.needed.get(task.key) is task, "wanted by a request that does not know"
     assert (state is State.RUNNING) == (task.attempt is not None)
     if task.attempt is not None:
         worker = scheduler.workers[task.attempt.worker]
@@ -65,6 +65,9 @@ def _task(scheduler: Scheduler, task: Task, queued: set[tuple[str, str]]) -> Non
             assert dependency.waiters[task.key] is task, "nobody will wake it"
             wanted = task.requests.keys() <= dependency.requests.keys()
             assert wanted, f"needs {dependency.offer.name}, which not all who want it want"
+    if state in PRESENT:
+        assert not task.missing, "there, and waits"
+        assert task.key not in scheduler.strays, "there, and is built all the same"
     if state is State.BLOCKED:
         assert task.expanded, "blocked, and its dependencies are not looked at"
         assert task.missing or task.key in scheduler.ghosts, "blocked by nothing"
@@ -80,7 +83,8 @@ def _task(scheduler: Scheduler, task: Task, queued: set[tuple[str, str]]) -> Non
 
 
 def _request(scheduler: Scheduler, request: Request) -> None:
-    tasks = [scheduler.tasks[key] for key in request.needed]
+    tasks = list(request.needed.values())
+    assert all(scheduler.tasks[key] is task for key, task in request.needed.items())
     assert all(request.id in task.requests for task in tasks)
     missing = [task for task in tasks if task.state not in PRESENT]
     assert request.open == len(missing)

@@ -95,7 +95,7 @@ class Scheduler(Fleet):
             Unanswered: self._unanswered,
             Inspected: self._verdict,
             Remembered: self._remembered,
-            Tick: lambda _: None,  # time passes with every event
+            Tick: self._tick,
         }
 
     # -- the way in, and four ways to look --------------------------------------------------
@@ -115,6 +115,8 @@ class Scheduler(Fleet):
 
     def next_due(self) -> float:
         """When the next `Tick` is due, at the latest."""
+        if self._studies or self._rubbish:
+            return self.now
         due = self._awake + 1.0
         return min(due, self._timers[0][0]) if self._timers else due
 
@@ -171,9 +173,6 @@ class Scheduler(Fleet):
             if task.key in answer.present:
                 if verifying:
                     self._learn(task)
-                stray = self.strays.get(task.key)
-                if stray is not None:
-                    self.doom(stray)
                 self.present(task)
             elif verifying:
                 self.faulted(task, task.builder, "what it built is not in the store", Cause.ABSENT)

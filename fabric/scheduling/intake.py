@@ -7,10 +7,10 @@ known for a while, for whoever asks how it went.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable, Iterator
 
 from fabric.scheduling import plan
-from fabric.scheduling.events import Opened, Remembered, Resolve, Resolved, Unresolved
+from fabric.scheduling.events import Opened, Remembered, Resolve, Resolved, Tick, Unresolved
 from fabric.scheduling.interest import Interest
 from fabric.scheduling.model import Durations, Limits, Request, Requester
 from fabric.scheduling.shares import Share
@@ -23,6 +23,7 @@ _KEPT = 200
 _KEPT_STEPS = 100_000
 #: This much of a request's id may stand for the whole, if it is the only such one.
 _PREFIX = 4
+_DONE = True
 
 
 class Intake(Interest):
@@ -31,6 +32,7 @@ class Intake(Interest):
     def __init__(self, limits: Limits, durations: Durations, first: int, now: float) -> None:
         super().__init__(limits, durations, first, now)
         self._left: dict[str, None] = {}
+        self._studies: dict[str, Iterator[None]] = {}  # of requests that are taken in
         self._kept: dict[str, Request] = {}  # over, and nobody watches; oldest first
         self._kept_steps = 0
 
@@ -38,34 +40,52 @@ class Intake(Interest):
 
     def _order(self, order: Order) -> None:
         if not self._known(order):
-            self._begin(order, "resolving")
+            self._begin(order)
             self.effects.append(Resolve(order))
 
     def _submit(self, submit: Submit) -> None:
-        if self._known(submit):
-            return
-        reason = plan.problem(submit) or self._disagreement(submit)
-        if reason:
-            self._refuse(submit.request, "bad-request", reason)
-        else:
-            self._build(self._begin(submit, "checking"), submit)
+        if not self._known(submit):
+            self._study(self._begin(submit), submit)
 
     def _resolved(self, event: Resolved) -> None:
         request = self.requests.get(event.request)
-        if request is None or request.state != "resolving":
-            return  # it was given up meanwhile
-        reason = plan.problem(event.submit) or self._disagreement(event.submit)
-        request.state = "checking"
-        if reason:
-            self.finish(request, "failed", reason)
-        else:
-            self._build(request, event.submit)
+        if request is not None and request.state == "resolving":  # it is still wanted
+            self._study(request, event.submit)
 
     def _unresolved(self, event: Unresolved) -> None:
         request = self.requests.get(event.request)
         if request is not None and request.state == "resolving":
-            request.state = "checking"
-            self.finish(request, "failed", event.message)
+            self._make_nothing(request, event.message)
+
+    def _study(self, request: Request, submit: Submit) -> None:
+        """Find out what a request comes to; the first portion at once, the rest with time."""
+        study = self._take_in(request, submit)
+        if next(study, _DONE) is not _DONE:
+            self._studies[request.id] = study
+
+    def _take_in(self, request: Request, submit: Submit) -> Iterator[None]:
+        try:
+            offers, ranks = yield from plan.study(submit, self.expected)
+            self._agree(submit)
+        except plan.Unsound as problem:
+            self._make_nothing(request, str(problem))
+        else:
+            request.offers, request.ranks = offers, ranks
+            self._build(request, submit.goals)
+
+    def _make_nothing(self, request: Request, reason: str) -> None:
+        """A request cannot be resolved."""
+        request.state = "checking"
+        self.finish(request, "failed", reason)
+
+    def _tick(self, _: Tick) -> None:
+        """Go on with what is large, a portion at a time: nobody else has to wait long."""
+        for id, study in self._studies.items():
+            request = self.requests.get(id)
+            if request is None or request.over or next(study, _DONE) is _DONE:
+                del self._studies[id]
+            break
+        self.sweep()
 
     def _known(self, wanted: Order | Submit) -> bool:
         """Whether a request is not new: then there is no more to do for it."""
@@ -78,7 +98,7 @@ class Intake(Interest):
             return True
         return False
 
-    def _begin(self, wanted: Order | Submit, state: Literal["resolving", "checking"]) -> Request:
+    def _begin(self, wanted: Order | Submit) -> Request:
         self.count += 1
         requester = self.requesters.get(wanted.requester)
         if requester is None:
@@ -98,7 +118,6 @@ class Intake(Interest):
             keep_going=wanted.keep_going,
             priority=wanted.priority,
             detached=wanted.detach,
-            state=state,
         )
         requester.gain(request)
         self.requests[request.id] = request
@@ -107,24 +126,22 @@ class Intake(Interest):
         self._timer(self.now + self.limits.patience, self._check_patience, request)
         return request
 
-    def _build(self, request: Request, submit: Submit) -> None:
+    def _build(self, request: Request, goals: Iterable[str]) -> None:
         """What a request needs is known: find out what of it is missing."""
-        request.offers = {offer.key: offer for offer in submit.steps}
-        request.goals = dict.fromkeys(submit.goals)
-        request.ranks = plan.ranks(request.offers, self.expected)
+        request.state = "checking"
+        request.goals = dict.fromkeys(goals)
         request.version = request.known = self._next_version()
         self._checking[request.id] = request
         self._changes[request.id] = None
         self.need(request, request.goals)
         self.check_over(request)
 
-    def _disagreement(self, submit: Submit) -> str:
-        """A key names all that goes into an artifact, dependencies too."""
+    def _agree(self, submit: Submit) -> None:
+        """A key names all that goes into an artifact, dependencies too.  Else it is Unsound."""
         for offer in submit.steps:
             task = self.tasks.get(offer.key)
             if task is not None and task.offer.depends != offer.depends:
-                return f"{offer.name}: another request says it depends on other things"
-        return ""
+                raise plan.Unsound(f"{offer.name}: another request says it depends on other things")
 
     # -- they are followed ---------------------------------------------------------------------
 

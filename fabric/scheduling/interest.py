@@ -32,7 +32,6 @@ class Interest(Ledger):
             key = stack.pop()
             if key in request.needed:
                 continue
-            request.needed[key] = None
             task = self.tasks.get(key)
             if task is None:
                 self.count += 1
@@ -40,6 +39,7 @@ class Interest(Ledger):
                 task = Task(key, offer, self.count, self.expected(offer), self.guessed(offer))
                 self.tasks[key] = task
                 self.ask(task)
+            request.needed[key] = task
             task.requests[request.id] = request
             request.lost.pop(key, None)  # someone tries again what failed for this request
             if task.state in PRESENT:
@@ -111,8 +111,7 @@ class Interest(Ledger):
             del self._checking[request.id]
             if not request.over:
                 request.state = "building"
-                for key in request.needed:
-                    task = self.tasks[key]
+                for task in request.needed.values():
                     if task.state is State.READY:
                         self._queue(task, request)
 
@@ -172,7 +171,11 @@ class Interest(Ledger):
         """The store has it."""
         task.move(Cause.PRESENT, self.now)
         task.since = self.now
+        self._await_nothing(task)
         self.reopened.pop(task.key, None)
+        stray = self.strays.get(task.key)
+        if stray is not None:
+            self.doom(stray)
         requests = list(task.requests.values())
         for request in requests:
             self._close(request, task)
@@ -183,6 +186,15 @@ class Interest(Ledger):
         task.waiters.clear()
         for request in requests:
             self.check_over(request)
+
+    def _await_nothing(self, task: Task) -> None:
+        """A task waits no more for what it misses, if it does."""
+        if task.missing:
+            task.missing = 0
+            for key in task.offer.depends:
+                dependency = self.tasks.get(key)
+                if dependency is not None:
+                    dependency.waiters.pop(task.key, None)
 
     def _has(self, request: Request, task: Task) -> None:
         request.asking.pop(task.key, None)
@@ -235,13 +247,19 @@ class Interest(Ledger):
         if request.state == "resolving":
             self.effects.append(Abandon(request.id))
         request.state, request.message = state, message
-        for key in list(request.needed):
-            task = self.tasks[key]
-            if task.live and key in request.changed:
+        needed, request.needed = request.needed, {}
+        for key, task in needed.items():
+            if task.state in PRESENT:  # quickly: it may be all of very many
+                del task.requests[request.id]
+                if not task.requests:
+                    del self.tasks[key]
+                continue
+            if key in request.changed:
                 request.record(key, view.cancelled(task))
                 self._news(request, key)
-            self._drop(request, task)
+            self._let_go(request, task)
         # What is left is for those who ask later how it went.
+        self.throw_away(needed, request.offers, request.ranks, request.longest)
         request.offers, request.ranks, request.longest, request.lost = {}, {}, [], {}
         request.requester.lose(request)
         if not request.requester.requests:
@@ -269,12 +287,14 @@ class Interest(Ledger):
         request.guesses -= task.guessed
 
     def _drop(self, request: Request, task: Task) -> None:
-        """A request no longer wants a task."""
+        """A request no longer wants a task that is not there."""
         del request.needed[task.key]
+        self._let_go(request, task)
+
+    def _let_go(self, request: Request, task: Task) -> None:
         request.asking.pop(task.key, None)
         del task.requests[request.id]
-        if task.state not in PRESENT:
-            self._close(request, task)
+        self._close(request, task)
         if task.requests:
             if task.charged is request:
                 self._charge(task, next(iter(task.requests.values())))
@@ -286,11 +306,7 @@ class Interest(Ledger):
             self.doom(task.attempt)
             self.stop(task)
         task.question = 0
-        if task.expanded:
-            for key in task.offer.depends:
-                dependency = self.tasks.get(key)
-                if dependency is not None:
-                    dependency.waiters.pop(task.key, None)
+        self._await_nothing(task)
         del self.tasks[task.key]
         self.reopened.pop(task.key, None)
         stray = self.strays.get(task.key)

@@ -20,6 +20,9 @@ from fabric.scheduling.model import (
 from fabric.scheduling.pools import Pools
 from fabric.wire.messages import Code, Offer
 
+#: Keys in one question, and pieces of rubbish removed at a time: neither takes long.
+MANY = 500
+
 
 class Ledger:
     """All that one broker knows.  Changed by `interest` and `fleet` only."""
@@ -44,6 +47,7 @@ class Ledger:
         self.questions: dict[int, list[Task]] = {}
         self.answers = 0  # the sequence of the last Desired
         self.grace_until = now + limits.grace
+        self._rubbish: list[dict[str, Any] | list[Any]] = []
         self._checking: dict[str, Request] = {}  # not all they need is known
         self._timers: list[tuple[float, int, Callable[[Any], None], Any]] = []
         # gathered during one event
@@ -57,12 +61,13 @@ class Ledger:
         effects = self.effects
         asks = [task for task in self._asks if self.tasks.get(task.key) is task]
         self._asks = []
-        if asks:
+        for first in range(0, len(asks), MANY):
+            some = asks[first : first + MANY]
             self.count += 1
-            for task in asks:
+            for task in some:
                 task.question = self.count
-            self.questions[self.count] = asks
-            effects.append(Ask(self.count, tuple(task.key for task in asks)))
+            self.questions[self.count] = some
+            effects.append(Ask(self.count, tuple(task.key for task in some)))
         if self.desires:
             effects.extend(map(Desire, self.desires))
             self.desires = {}
@@ -78,6 +83,24 @@ class Ledger:
         self.count += 1
         heappush(self._timers, (due, self.count, action, subject))
 
+    # -- rubbish -----------------------------------------------------------------------------
+
+    def throw_away(self, *heaps: dict[str, Any] | list[Any]) -> None:
+        """Let go of all that is in these, but not at once: freeing a lot takes long."""
+        self._rubbish.extend(heap for heap in heaps if len(heap) > MANY)
+
+    def sweep(self) -> None:
+        """Free some of what was thrown away."""
+        if self._rubbish:
+            heap = self._rubbish[-1]
+            if isinstance(heap, list):
+                del heap[-MANY:]
+            else:
+                for _ in range(min(MANY, len(heap))):
+                    heap.popitem()
+            if not heap:
+                self._rubbish.pop()
+
     # -- what is asked for ---------------------------------------------------------------------
 
     def ask(self, task: Task) -> None:
@@ -91,8 +114,9 @@ class Ledger:
 
     def touch(self, task: Task) -> None:
         """There is news of a task, for all who want it."""
+        key = task.key
         for request in task.requests.values():
-            self._news(request, task.key)
+            self._news(request, key)
 
     def _next_version(self) -> int:
         """Versions grow over all requests, so also for one that comes a second time."""
@@ -100,9 +124,10 @@ class Ledger:
         return self._version
 
     def _news(self, request: Request, key: str) -> None:
-        request.version = self._next_version()
-        request.changed.pop(key, None)
-        request.changed[key] = request.version
+        self._version = request.version = version = self._version + 1
+        changed = request.changed
+        changed.pop(key, None)
+        changed[key] = version
         self._changes[request.id] = None
 
     # -- what is expected ------------------------------------------------------------------

@@ -2,71 +2,69 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 
 from fabric.wire.messages import Offer, Submit
 
-_KEY = re.compile(r"[0-9a-f]{64}\Z")
+#: Steps looked at before others have their turn.
+PORTION = 2000
 
 
-def problem(submit: Submit) -> str:
-    """What is wrong with a request, or "" if nothing is."""
+class Unsound(ValueError):
+    """A request makes no sense, and why."""
+
+
+def study(
+    submit: Submit, expected: Callable[[Offer], float]
+) -> Generator[None, None, tuple[dict[str, Offer], dict[str, float]]]:
+    """A request's steps by their keys, and their ranks: the seconds from the start of each to the
+    end of all, along the longest path upwards.  The larger, the sooner it should be built.
+
+    Yields after each `PORTION`.  Unsound if steps are missing, or need each other in a circle.
+    """
     offers: dict[str, Offer] = {}
     for offer in submit.steps:
-        if not _KEY.match(offer.key):
-            return f"{offer.name}: its key {offer.key[:80]!r} is not 64 hexadecimal digits"
         if offer.key in offers:
-            return f"{offer.name}: its key is also that of {offers[offer.key].name}"
+            raise Unsound(f"{offer.name}: its key is also that of {offers[offer.key].name}")
         offers[offer.key] = offer
+        if len(offers) % PORTION == 0:
+            yield
     for goal in submit.goals:
         if goal not in offers:
-            return f"the goal {goal[:80]!r} is not one of the request's steps"
-    for offer in submit.steps:
-        for key in offer.depends:
-            if key not in offers:
-                return f"{offer.name}: it depends on {key[:80]!r}, which the request does not have"
-    if len(order(offers)) < len(offers):
-        return "steps depend on each other in a circle: " + " -> ".join(_circle(offers))
-    return ""
-
-
-def order(offers: Mapping[str, Offer]) -> list[str]:
-    """Keys, each after all that depend on it; those of a circle, and below one, are left out."""
+            raise Unsound(f"the goal {goal[:80]!r} is not one of the request's steps")
     dependents = dict.fromkeys(offers, 0)
-    for offer in offers.values():
+    for number, offer in enumerate(submit.steps, 1):
         for key in offer.depends:
+            if key not in dependents:
+                missing = f"{key[:80]!r}, which the request does not have"
+                raise Unsound(f"{offer.name}: it depends on {missing}")
             dependents[key] += 1
-    ordered = [key for key, count in dependents.items() if count == 0]
-    for key in ordered:  # grows as it goes
-        for dependency in offers[key].depends:
+        if number % PORTION == 0:
+            yield
+    ranks = dict.fromkeys(offers, 0.0)
+    above = [key for key, count in dependents.items() if count == 0]
+    for number, key in enumerate(above, 1):  # grows as it goes: each after all that depend on it
+        offer = offers[key]
+        rank = ranks[key] = ranks[key] + expected(offer)
+        for dependency in offer.depends:
+            ranks[dependency] = max(ranks[dependency], rank)
             dependents[dependency] -= 1
             if dependents[dependency] == 0:
-                ordered.append(dependency)
-    return ordered
+                above.append(dependency)
+        if number % PORTION == 0:
+            yield
+    if len(above) < len(offers):
+        names = " -> ".join(_circle(offers, above))
+        raise Unsound(f"steps depend on each other in a circle: {names}")
+    return offers, ranks
 
 
-def ranks(offers: Mapping[str, Offer], expected: Callable[[Offer], float]) -> dict[str, float]:
-    """Seconds from the start of each step to the end of all, along the longest path upwards.
-
-    The larger, the sooner it should be built.
-    """
-    above = dict.fromkeys(offers, 0.0)
-    for key in order(offers):
-        offer = offers[key]
-        rank = above[key] = above[key] + expected(offer)
-        for dependency in offer.depends:
-            if above[dependency] < rank:
-                above[dependency] = rank
-    return above
-
-
-def _circle(offers: Mapping[str, Offer]) -> list[str]:
-    """Names along one circle, the first again at the end."""
-    seated = set(order(offers))
+def _circle(offers: Mapping[str, Offer], above: Collection[str]) -> list[str]:
+    """Names along one circle, the first again at the end; ``above`` are in none, nor below one."""
+    seated = set(above)
     loose = {key: offer for key, offer in offers.items() if key not in seated}
     # Downwards there may be dead ends, upwards there are none: everything loose has a
-    # dependent that is loose too, or it would have been seated.
+    # dependent that is loose too, or it would be above.
     dependent = {d: key for key, offer in loose.items() for d in offer.depends}
     key = next(iter(loose))
     path: dict[str, int] = {}

@@ -62,6 +62,11 @@ class Cause(StrEnum):
 
 S, C = State, Cause
 
+#: The artifact is in the store.
+PRESENT = frozenset({S.CACHED, S.DONE})
+#: Work remains to be done.
+LIVE = frozenset({S.ASKING, S.BLOCKED, S.READY, S.RUNNING, S.VERIFYING})
+
 TABLE: dict[tuple[State, Cause], State] = {
     (S.ASKING, C.PRESENT): S.CACHED,
     (S.ASKING, C.ABSENT): S.BLOCKED,
@@ -88,13 +93,8 @@ TABLE: dict[tuple[State, Cause], State] = {
     (S.VERIFYING, C.EXHAUSTED): S.FAILED,
     (S.CACHED, C.DOUBTED): S.ASKING,
     (S.DONE, C.DOUBTED): S.ASKING,
-    **{(state, C.UNWANTED): S.DROPPED for state in S if state not in (S.FAILED, S.DROPPED)},
+    **{(state, C.UNWANTED): S.DROPPED for state in S if state in LIVE},
 }
-
-#: The artifact is in the store.
-PRESENT = frozenset({S.CACHED, S.DONE})
-#: Work remains to be done.
-LIVE = frozenset({S.ASKING, S.BLOCKED, S.READY, S.RUNNING, S.VERIFYING})
 
 
 class IllegalTransition(AssertionError):

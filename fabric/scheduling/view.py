@@ -128,11 +128,10 @@ def update(scheduler: Scheduler, request: Request, seen: int, now: float) -> Upd
     for key in reversed(request.changed):
         if request.changed[key] <= seen:
             break
-        result = request.results.get(key)
-        task = scheduler.tasks.get(key)
-        if key in request.needed and task is not None and task.state not in PRESENT:
+        task = request.needed.get(key)
+        if task is not None and task.state not in PRESENT:
             steps.append(step(task, now))
-        elif result is not None:
+        elif (result := request.results.get(key)) is not None:
             steps.append(result)
     steps.reverse()
     return Update(

@@ -1,7 +1,9 @@
 """What is needed is built, in order, and nothing else is even asked for."""
 
+import pytest
 from scheduling_kit import Stage, key_of, offers_of
 
+from fabric.scheduling.events import Tick
 from fabric.wire.messages import PROTOCOL, Submit
 
 CHAIN = """
@@ -106,10 +108,9 @@ def test_two_goals_sharing_a_dependency() -> None:
 
 
 def refused(stage: Stage) -> str:
-    assert [each.code for each in stage.refusals] == ["bad-request"]
-    assert not stage.scheduler.requests
+    assert stage.verdict() == "failed"
     assert not stage.scheduler.tasks
-    return stage.refusals[0].reason
+    return stage.update().message
 
 
 def test_a_circle_is_refused_and_shown() -> None:
@@ -135,21 +136,48 @@ def test_unknown_dependencies_and_goals_are_refused() -> None:
     assert "is not one of the request's steps" in refused(stage)
 
 
-def test_a_key_that_is_none_or_not_its_own_is_refused() -> None:
+def test_a_key_that_is_not_its_own_is_refused() -> None:
     offer = offers_of("a:")[0]
     stage = Stage()
     stage.handle(Submit(PROTOCOL, "r1", "", (offer, offer), (offer.key,)))
     assert "its key is also that of" in refused(stage)
-    stage = Stage()
-    bad = offers_of("a:")[0].__class__("../../etc", "a", "chunk", "x86_64", offer.job)
-    stage.handle(Submit(PROTOCOL, "r1", "", (bad,), (bad.key,)))
-    assert "not 64 hexadecimal digits" in refused(stage)
 
 
 def test_a_key_has_one_meaning() -> None:
     stage = Stage()
     stage.submit("a: b\nb:")
     stage.submit("a: c\nc:", request="r2")
-    assert [each.about for each in stage.refusals] == ["r2"]
-    assert "other things" in stage.refusals[0].reason
+    assert stage.verdict("r2") == "failed"
+    assert "other things" in stage.update("r2").message
     assert key_of("b") in stage.scheduler.tasks
+
+
+def test_a_large_request_is_taken_in_bit_by_bit_and_others_have_their_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fabric.scheduling.plan.PORTION", 2)
+    monkeypatch.setattr("fabric.scheduling.ledger.MANY", 2)
+    stage = Stage()
+    stage.worker("w1")
+    chain = "\n".join([*(f"s{n}: s{n + 1}" for n in range(9)), "s9:"])
+    for request in ("r1", "r2"):
+        stage.submit(chain, request=request)
+        assert stage.verdict(request) == "resolving"
+    stage.submit("a:", request="r3")
+    stage.sync()
+    assert stage.running() == {"w1": ["a"]}
+    assert stage.command("cancel", "r2").error == ""
+    ticks = 0
+    while stage.scheduler.next_due() <= stage.now:
+        stage.handle(Tick())
+        ticks += 1
+    assert ticks > 10
+    assert stage.verdict() == "building"
+    stage.done("a")
+    assert stage.running() == {"w1": ["s9"]}
+    stage.done(*(f"s{n}" for n in range(9, -1, -1)))
+    assert stage.verdict() == "done"
+    assert all(len(keys) <= 2 for keys in stage.asked)
+    while stage.scheduler.next_due() <= stage.now:
+        stage.handle(Tick())
+    assert not stage.scheduler._rubbish

@@ -51,7 +51,7 @@ class Judge:
         if "about to get it" in told:
             raise Violation(f"{request.id} waits for nothing: {told}")
         if not told:
-            tasks = [scheduler.tasks[key] for key in request.needed]
+            tasks = request.needed.values()
             asked = (State.ASKING, State.VERIFYING)
             shared = any(task.attempt is not None or task.state in asked for task in tasks)
             if not shared:
@@ -78,8 +78,7 @@ class Judge:
             if request.over:
                 continue
             waits = request.state == "building" and any(
-                each.state is State.READY and not each.choosy
-                for each in map(broker.scheduler.tasks.__getitem__, request.needed)
+                each.state is State.READY and not each.choosy for each in request.needed.values()
             )
             if task.charged is request or not waits:
                 self._passed_over[request.id] = 0
