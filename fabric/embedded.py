@@ -169,10 +169,10 @@ class Nursery:
             os.write(self._news, news.encode())
 
     def _stop(self) -> None:
-        until = time.monotonic() + GRACE
         broker = [child for child, name in self._children.items() if name == "broker"]
         workers = self._children.keys() - broker
         for children in (workers, broker):  # who says goodbye is heard
+            until = time.monotonic() + GRACE
             for child in children:
                 os.kill(child, signal.SIGTERM)
             for child in children:
