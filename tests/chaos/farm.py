@@ -37,7 +37,8 @@ class Farm:
         self.network.name()
         self._admit()
         self._serve_trove()
-        self.add(self.controller, "broker", program("broker"), "--config", self._broker())
+        broker = self.add(self.controller, "broker", program("broker"), "--config", self._broker())
+        broker.may_end = frozenset([4])  # when there is no room for its journal
         for host in self.workers:
             self.add(host, host.name, program("worker"), "--config", self._worker(host))
         for host in self.users:

@@ -108,6 +108,7 @@ def test_detach_attach_from_elsewhere_and_come_back(
     alice.definitions.write(slow=farm.held("slow"), after=("slow", "echo after it"))
     request = alice.detach()
     until(lambda: farm.holding("slow"))
+    assert not list(alice.here.iterdir()), "no log is begun that nobody completes"
     [info] = alice.ask("list")
     assert (info["request"], info["detached"], info["requester"]) == (request, True, "alice")
     assert (info["title"], info["state"], info["running"]) == ("small for root", "building", 1)
