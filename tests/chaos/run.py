@@ -89,7 +89,7 @@ def main() -> int:
         *verdict.wrong_logs(users, alone),
         *deaf,
         *(f"{one.name} ended with {one.ends}" for one in farm.supervisor.services.values()
-          if set(one.ends) - one.may_end),
+          if one.ends),
         *(f"left: {what}" for what in verdict.left_processes(farm)),
         *(f"left: {what}" for what in verdict.left_mounts(farm)),
         *(f"left: {what}" for what in verdict.left_files(farm)),

@@ -34,8 +34,7 @@ class Service:
     starts: int = 0
     killed: int = 0
     due: float = 0.0
-    ends: list[int] = field(default_factory=list)  # exit codes nobody asked for,
-    may_end: frozenset[int] = frozenset()  # and which of these are right
+    ends: list[int] = field(default_factory=list)  # exit codes nobody asked for
 
     def start(self) -> None:
         with self.log.open("ab") as log:
