@@ -129,6 +129,14 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="put in what this INSTALL_FILES manifest lists; its templates see the environment",
     )
+    image.add_argument(
+        "--subsystem",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("SYSTEM", "PATH"),
+        help="put in another built system, as an archive at PATH: *.tar.zst, or anything: tar",
+    )
     image.add_argument("--kernel-args", default="", metavar="ARGS", help="appended")
     image.add_argument("--force", action="store_true", help="replace what is there")
 

@@ -6,6 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
+import zstandard
+
 from fabric.building.image import KERNEL_ARGUMENTS, File, files_below, make_image
 from fabric.building.image_manifest import read_manifest
 from fabric.commands.common import open_built, print_json, progress
@@ -19,26 +21,20 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     disk = parse_size(options.size)
     if disk is None:
         raise FabricError(f"{options.size!r} is not a size; write it like 5G or 800M")
-    project, plan = open_built(settings, options.system, [])
-    manifest = project.store.manifest(plan.keys[plan.graph.root.id])
-    if manifest is None:
-        raise FabricError(
-            f"{plan.graph.system}: not built yet with these inputs;"
-            f" run: fabric-initiator build {options.system}"
-        )
-    blob = manifest.artifacts[0].blob
-    if blob is None:
-        raise FabricError(f"{plan.graph.system}: it is empty, there is nothing to boot")
+    rootfs = _archive(settings, options.system)
+    files = files_of(options.manifest, options.files)
+    for system, path in options.subsystem:
+        files[f"/{path.strip('/')}"] = _inner(_archive(settings, system), path)
     to = Path(options.to)
     if not to.parent.is_dir():
         raise FabricError(f"{to.parent}: no such directory")
     image = make_image(
-        project.store.path(blob),
+        rootfs,
         to,
         size=disk,
         label=options.label,
         hostname=options.hostname,
-        files=files_of(options.manifest, options.files),
+        files=files,
         kernel_args=f"{KERNEL_ARGUMENTS} {options.kernel_args}".strip(),
         format="qcow2" if to.suffix == ".qcow2" else "raw",
         force=options.force,
@@ -52,6 +48,29 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         kind = "qcow2" if to.suffix == ".qcow2" else "raw"
         print(f"  qemu-system-x86_64 -m 512 -nographic -drive file={to},format={kind},if=virtio")
     return 0
+
+
+def _archive(settings: Settings, system: str) -> Path:
+    """A built system's tar.zst."""
+    project, plan = open_built(settings, system, [])
+    manifest = project.store.manifest(plan.keys[plan.graph.root.id])
+    if manifest is None:
+        raise FabricError(
+            f"{plan.graph.system}: not built yet with these inputs;"
+            f" run: fabric-initiator build {system}"
+        )
+    blob = manifest.artifacts[0].blob
+    if blob is None:
+        raise FabricError(f"{plan.graph.system}: it is empty, there is nothing in it")
+    return project.store.path(blob)
+
+
+def _inner(archive: Path, path: str) -> File:
+    """A system as a file within another, which is held in memory."""
+    if path.endswith(".zst"):
+        return File(archive.read_bytes())
+    with zstandard.open(archive) as content:
+        return File(content.read())
 
 
 def files_of(manifests: list[str], folder: str | None) -> dict[str, File]:

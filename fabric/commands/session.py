@@ -191,7 +191,8 @@ class Session:
         for action in sorted(actions, key=_endings_first):
             match action:
                 case protocol.Send():
-                    self._line.send(self._codec.encode(action.message))
+                    if not self._line.send(self._codec.encode(action.message)):
+                        self.mirror.unsent(action.message)
                 case protocol.Changed():
                     self._tell(action.old, action.new)
                 case protocol.Over():

@@ -113,6 +113,7 @@ class Store:
     def put(self, manifest: Manifest, files: Mapping[str, bytes | Path]) -> None:
         """Store a built step.  ``files`` gives each blob of the manifest by its sha256.
 
+        A file among them may become the store's own: nobody may write to it any more.
         StoreError if one is not what its name says, or the store is full or out of reach.
         """
         blobs: dict[str, bytes | Path] = {}

@@ -8,11 +8,11 @@ the sockets are made anew.  ``trouble`` says in words why nothing is heard.
 from __future__ import annotations
 
 import contextlib
+import struct
 from collections.abc import Iterator
 from typing import Literal
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 from fabric.config import Settings, WorkerSettings, host_and_port
 from fabric.wire import keys, sockets
@@ -33,6 +33,8 @@ _FAILED = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
+#: As ``zmq_socket_monitor`` sends it, with a value.  pyzmq's own parser imports asyncio.
+_EVENT = struct.Struct("=hi")
 _EVENTS = _FAILED | zmq.EVENT_CONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_HANDSHAKE_SUCCEEDED
 
 
@@ -135,7 +137,7 @@ class Line:
 
     def _look(self, now: float) -> None:
         for frames in sockets.receive(self._events, EVENTS_AT_ONCE):
-            event = parse_monitor_message([frame.bytes for frame in frames])["event"]
+            event, _ = _EVENT.unpack(frames[0].buffer)
             where = self._addresses.jobs
             if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 self._why = self._not_admitted

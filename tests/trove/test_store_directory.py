@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -151,6 +152,25 @@ def test_everything_is_synced_before_put_returns(directory: Store, tmp_path: Pat
     assert any("/tmp/" in path.removeprefix(str(tmp_path)) for path in synced), "the manifest"
     last = [line for line in lines[named:] if "fsync(" in line]
     assert any("/manifests>" in line for line in last)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_file_of_the_same_disk_is_not_copied(
+    directory: Store, tmp_path: Path, same: bool
+) -> None:
+    with tempfile.TemporaryDirectory(dir=tmp_path if same else "/dev/shm") as folder:
+        file = Path(folder, "archive")
+        file.write_bytes(b"content")
+        os.utime(file, (1, 1))
+        if not same and file.stat().st_dev == tmp_path.stat().st_dev:
+            pytest.skip("there is one disk only")
+        manifest, files = step(1, b"content")
+        directory.put(manifest, files | {blob(b"content").sha256: file})
+        stored = directory.path(blob(b"content"))
+        assert stored.samefile(file) == same
+    assert stored.read_bytes() == b"content"
+    assert stored.stat().st_mode & 0o777 == 0o444
+    assert stored.stat().st_mtime > time.time() - 60, "it is in use now, whenever it was made"
 
 
 def test_a_full_disk_is_said_clearly(tmp_path: Path) -> None:
