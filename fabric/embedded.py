@@ -120,8 +120,12 @@ class Nursery:
         for module in ("fabric.broker", "fabric.worker"):
             importlib.import_module(module)
         gc.freeze()  # what is here now, the children share
-        if not os.read(self._orders, 1):
-            return 0
+        code = self._serve() if os.read(self._orders, 1) else 0
+        if code == 0:  # the initiator has ended, and may have been killed
+            shutil.rmtree(self._directory, ignore_errors=True)
+        return code
+
+    def _serve(self) -> int:
         try:
             self._start("broker", "--state", str(self._settings.state_dir))
             for _ in range(self._settings.worker_count):

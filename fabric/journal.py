@@ -4,8 +4,8 @@ A SQLite file (WAL) that several brokers may share.  Writing is done by a thread
 batches that are fsynced.  What was *promised* to somebody - that a request is taken in or over, a
 worker drained - is written at once, and who waits for an answer gets it when `kept` has come as
 far; the rest is gathered, and a crash costs its last quarter of a second.  What is in flight is not
-written down: workers report it.  A damaged file is set aside, and never fatal;
-a disk without room is, when the broker starts: it would forget what is in a file that is fine.
+written down: workers report it.  A damaged file is set aside, and never fatal; a disk
+without room is, when a broker begins: it would forget what stands in a file that is fine.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from fabric.building.steps import CommandList, script
 from fabric.building.tree import copy, scan
 from fabric.definitions.environment import SYSTEM_PATH
 from fabric.errors import BuildFailed
+from fabric.trove.files import scratch
 
 #: ldconfig runs where there is the first, and one of the others.
 CONFIGURATION = b"etc/ld.so.conf"
@@ -30,8 +30,8 @@ def linked(lower: list[Path], layers: Layers, log: Log, cancelled: threading.Eve
 
     def make(into: Path) -> None:
         # In memory, because unmounting an overlay writes out the disk that its upper side is on.
-        with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="fabric-") as memory:
-            upper, work = Path(memory, "upper"), Path(memory, "work")
+        with scratch(Path("/dev/shm"), "fabric-ldconfig-") as memory:
+            upper, work = memory / "upper", memory / "work"
             upper.mkdir()
             work.mkdir()
             mounts = sandbox.overlay(lower, "--overlay", str(upper), str(work), "/")

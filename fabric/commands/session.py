@@ -73,6 +73,7 @@ class Session:
         self._logs: dict[str, UserLog] = {}
         self._paths: dict[str, Path] = {}
         self._tails: dict[str, list[str]] = {}
+        self._keeps_logs = True
         self._codec: Codec[ToInitiator] = Codec(ToInitiator)
 
     @property
@@ -81,7 +82,11 @@ class Session:
         return time.monotonic() - self._began
 
     def accept(self, patience: float) -> None:
-        """Until the broker has taken the request; ``patience`` seconds more to be resolved."""
+        """Until the broker has taken the request; ``patience`` seconds more to be resolved.
+
+        Nobody stays to complete a log, so none is begun.
+        """
+        self._keeps_logs = False
         while not self.mirror.version:
             self._turn()
         until = time.monotonic() + patience
@@ -190,14 +195,16 @@ class Session:
                         self.mirror.unsent(action.message)
                 case protocol.Changed():
                     self._tell(action.old, action.new)
+                case protocol.Over():
+                    self._end(action)
+                case _ if not self._keeps_logs:
+                    pass
                 case protocol.OpenLog():
                     self._open_log(action.key)
                 case protocol.AppendLog():
                     self._logs[action.key].write(action.offset, action.data)
                 case protocol.CloseLog():
                     self._close_log(action)
-                case protocol.Over():
-                    self._end(action)
 
     def _end(self, over: protocol.Over) -> None:
         if over.refused:

@@ -50,30 +50,21 @@ def scratch(folder: Path, prefix: str) -> Iterator[Path]:
     import shutil
     import tempfile
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with _held(folder, fcntl.LOCK_EX):
-        for old in folder.glob(f"{prefix}*/"):
-            with contextlib.suppress(OSError), _held(old):
-                shutil.rmtree(old, ignore_errors=True)
-        made = Path(tempfile.mkdtemp(prefix=prefix, dir=folder))
-        holding = contextlib.ExitStack()
-        holding.enter_context(_held(made))
-    with holding:
+    with contextlib.ExitStack() as held:
+        with locked(folder / "scratch-lock"):
+            for old in folder.glob(f"{prefix}*"):
+                with contextlib.suppress(OSError), locked(old / "lock", wait=_busy):
+                    shutil.rmtree(old, ignore_errors=True)
+            made = Path(tempfile.mkdtemp(prefix=prefix, dir=folder))
+            held.enter_context(locked(made / "lock"))
         try:
             yield made
         finally:
             shutil.rmtree(made, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def _held(directory: Path, how: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> Iterator[None]:
-    """Lock a directory.  BlockingIOError if it is locked and ``how`` does not say to wait."""
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(handle, how)
-        yield
-    finally:
-        os.close(handle)
+def _busy() -> None:
+    raise BlockingIOError
 
 
 def sha256_of(file: Path) -> str:

@@ -208,7 +208,10 @@ class Store:
             try:
                 os.utime(file)  # it is of use, so cleaning the scratch spares it
             except FileNotFoundError:
-                with scratch(self._scratch, "fetching-") as folder:
+                with (
+                    self._reading(blob, f"cannot be fetched to {file}"),
+                    scratch(self._scratch, "fetching-") as folder,
+                ):
                     self.fetch(blob, folder / blob.sha256, check)
                     self.copies.mkdir(parents=True, exist_ok=True)
                     (folder / blob.sha256).replace(file)

@@ -96,8 +96,12 @@ class Faults:
             self._did("slow", host.name, self.random.uniform(1, 6), host.hasten)
 
     def fill(self) -> None:
-        """A disk has no room left."""
-        host = self.random.choice([*self.farm.workers, self.farm.controller, self.farm.trove])
+        """A disk has no room left.
+
+        Not the controller's: it then takes orders into its memory alone (docs/operations.md), and
+        forgets a detached one if it is killed before there is room again.
+        """
+        host = self.random.choice([*self.farm.workers, self.farm.trove])
         if not self._busy("fill", host.name):
             host.fill()
             self._did("fill", host.name, self.random.uniform(1, 5), host.empty)

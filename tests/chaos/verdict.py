@@ -84,3 +84,5 @@ def left_files(farm: Farm) -> Iterator[str]:
             inside = any(name.is_relative_to(folder) and str(name) != folder for folder in EMPTY)
             if inside or (path.name != ".git" and any(map(path.match, TEMPORARY))):
                 yield f"file {name} on {host.name}"
+        for path in Path(f"/proc/{host.holder}/root/dev/shm").glob("fabric-*"):
+            yield f"file {path.name} in memory on {host.name}"

@@ -158,8 +158,11 @@ def test_a_killed_initiator_takes_everything_with_it(project: Project) -> None:
     child = project.start()
     until((project.logs / "build-step-slow-misc.log").exists)
     assert len(project.processes()) > 3
+    said = [Path(f"/proc/{pid}/fd/2").readlink() for pid in project.processes()]
+    [sockets] = {path.parent for path in said if path.name == "broker.err"}
     child.kill()
     until(lambda: not project.processes())
+    assert not sockets.exists()
 
 
 def test_a_killed_worker_is_replaced_and_its_job_built_again(project: Project) -> None:

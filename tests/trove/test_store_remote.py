@@ -253,10 +253,7 @@ def test_blobs_are_brought_together_and_once(near: Store) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert (
-        sorted(file.stat().st_size for file in near._scratch.rglob("*") if file.is_file())
-        == [MIB] * 8
-    )
+    assert sorted(file.stat().st_size for file in near.copies.iterdir()) == [MIB] * 8
     for data in contents:
         assert near.path(blob(data)).read_bytes() == data
     with pytest.raises(DamagedError, match="it is not there") as caught:
@@ -276,7 +273,8 @@ def test_bringing_can_be_called_off(far: Store, near: Store, big: Path) -> None:
 
     with pytest.raises(Enough):
         far.bring([(key(1), blob(data))], check)
-    assert not [file for file in far._scratch.rglob("*") if file.is_file()]
+    assert not list(far.copies.glob("*"))
+    assert not list(far._scratch.glob("fetching-*"))
 
 
 # -- cleaning --------------------------------------------------------------------------------
@@ -355,7 +353,8 @@ def test_full_disks_at_either_end(tmp_path: Path) -> None:
                 full.path(blob(data), key(1))
             except StoreError as error:
                 print(error)
-            assert not [file for file in (top / "mount/scratch").rglob("*") if file.is_file()]
+            assert not list(full.copies.glob("*"))
+            assert not list((top / "mount/scratch").glob("fetching-*"))
             assert full.path(blob(b"fits")).read_bytes() == b"fits"
     """
     there, here = on_small_disk("2m", tmp_path / "mount", code)
