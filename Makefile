@@ -112,4 +112,4 @@ constraints: ## pin the newest versions that pip finds
 
 .PHONY: clean
 clean: ## remove what make and builds left in this folder (not the cache)
-	rm -rf $(VENV) build build-step-*.log .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) build build-step-*.log .build-step-*.log.part .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

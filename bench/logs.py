@@ -19,7 +19,7 @@ from pathlib import Path
 import zmq
 
 from fabric.wire import sockets
-from fabric.wire.messages import MAX_LOG_PIECE
+from fabric.wire.messages import MAX_LOG_PIECE, Published
 
 FLOOD = 'yes "$(printf %079d 0)" | head -c {size}'
 CLOCK = (
@@ -112,10 +112,10 @@ def measure_bare(size: int) -> float:
         context = zmq.Context()
         socket = sockets.subscriber(context, "")
         sockets.connect(socket, sockets.ipc(name, "logs"))
-        socket.recv_multipart()
+        socket.recv()
         began, total = time.monotonic(), 0
         while total < size:
-            total += len(socket.recv_multipart()[2])
+            total += len(socket.recv())
         took = time.monotonic() - began
         child.kill()
         child.wait()
@@ -126,9 +126,9 @@ def measure_bare(size: int) -> float:
 def publish(directory: Path) -> None:
     socket = sockets.publisher(zmq.Context())
     sockets.bind(socket, sockets.ipc(directory, "logs"))
-    piece = b"x" * MAX_LOG_PIECE
+    frame = Published("a" * 64, 1, 0, b"x" * MAX_LOG_PIECE).frame()
     while True:
-        socket.send_multipart([b"a" * 64, b"\x92\x01\x02", piece])
+        socket.send(frame)
 
 
 def measure_delay(seconds: int) -> list[float]:

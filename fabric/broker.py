@@ -3,6 +3,7 @@
 Messages become events of `fabric.scheduling.core`, its effects become messages.  Nothing is
 decided here, and nothing here waits: the store is asked by `fabric.desk`, the journal is written
 by its own thread, and a peer that does not read loses messages, which it will ask for again.
+What initiators are told waits until a crash cannot take it back.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import signal
 import sys
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,11 +48,14 @@ from fabric.wire.messages import (
     Leave,
     LogPiece,
     LogRead,
+    Message,
     Order,
     Poll,
+    Published,
     Query,
     Report,
     Submit,
+    Update,
 )
 from fabric.wire.sockets import Addresses
 
@@ -90,11 +95,10 @@ class Broker:
         )
         self._stopping = False
         self._spools = Spools(state / "logs")
-        self._record = Record(state, note, metrics)
+        self._record = Record(state, note, metrics, self._wake)
         journal = self._record.journal
         self._desk = Desk(open_store, self._wake)
         self._resolvers = Resolvers(resolver, self._wake)
-        unfinished = journal.unfinished() if resolver else []
         self._now = time.monotonic()
         self._scheduler = Scheduler(
             limits,
@@ -102,7 +106,9 @@ class Broker:
             epoch=journal.epoch,
             durations=journal.durations,
             drained=journal.drained_workers,
-            recovering=bool(unfinished),
+            # Also if no request was left: workers may not have heard that they are to stop.
+            # Those of an embedded broker end with it.
+            recovering=bool(resolver) and not journal.first,
             now=self._now,
         )
         self._sweep_due = self._now + 1.0  # let the start be quick
@@ -111,6 +117,7 @@ class Broker:
         self._desires: dict[str, None] = {}  # workers to be told
         self._asks: list[events.Ask] = []  # to be put to the desk
         self._watchers = Watchers()
+        self._unsaid: deque[tuple[int, bytes, Message]] = deque()  # once so many promises are kept
         self._carry_out: dict[type, Callable[[Any], None]] = {
             events.Ask: self._asks.append,
             events.Inspect: lambda effect: self._desk.inspect(effect.keys),
@@ -127,8 +134,9 @@ class Broker:
             events.Ended: self._ended,
             events.Learned: journal.learned,
         }
-        for intent in unfinished:
-            self._apply(intent)
+        if resolver:  # else nobody comes back to what a former broker did
+            for event in (*journal.finished(), *journal.unfinished()):
+                self._apply(event)
 
     def run(self) -> None:
         """Serve until told to stop."""
@@ -169,7 +177,7 @@ class Broker:
     def _wait(self) -> None:
         due = min(
             self._scheduler.next_due(),
-            self._watchers.next_due(),
+            math.inf if self._unsaid else self._watchers.next_due(),
             self._spools.next_due(),
             self._listener.due,
             self._record.due,
@@ -194,12 +202,12 @@ class Broker:
             self._listener.send(peer, piece)
 
     def _hear_logs(self) -> None:
-        for sender, key, fence, offset, data in self._listener.pieces():
-            self._log(sender, key, fence, offset, data)
+        for sender, piece in self._listener.pieces():
+            self._log(sender, *piece)
         for worker, wanted in self._spools.wanted(self._now):
             route = self._routes.get(worker)
-            if route is not None:
-                self._listener.send(route, wanted)
+            if route is not None and not self._listener.send(route, wanted):
+                self._spools.unsent(wanted)
 
     def _pass_time(self) -> None:
         if self._now >= self._scheduler.next_due():
@@ -240,10 +248,26 @@ class Broker:
         self._desires.clear()
 
     def _tell_initiators(self) -> None:
+        self._say_what_is_kept()
+        if self._unsaid:
+            return  # whoever follows a request hears more of it after that
         for watcher in self._watchers.take(self._now):
             update = self._scheduler.update(watcher.request, watcher.seen, self._now)
-            if update is None or not self._listener.send(watcher.peer, update):
+            if update is None:
                 self._watchers.unwatch(watcher.request, watcher.peer)
+            else:
+                self._say(watcher.peer, update)
+        self._say_what_is_kept()
+
+    def _say(self, peer: bytes, message: Message) -> None:
+        """Tell an initiator, as soon as all is on the disk that it hears of."""
+        self._unsaid.append((self._record.journal.promised, peer, message))
+
+    def _say_what_is_kept(self) -> None:
+        while self._unsaid and self._unsaid[0][0] <= self._record.journal.kept:
+            _, peer, message = self._unsaid.popleft()
+            if not self._listener.send(peer, message) and isinstance(message, Update):
+                self._watchers.unwatch(message.request, peer)
 
     # -- messages ------------------------------------------------------------------------------
 
@@ -258,11 +282,8 @@ class Broker:
                 self._watchers.watch(message.request, self._peer)
                 self._apply(message)
             case Poll():
-                if message.request in self._scheduler.requests:
-                    self._watchers.watch(message.request, self._peer, message.seen)
-                    self._apply(message)
-                else:
-                    self._remember(message)
+                self._watchers.watch(message.request, self._peer, message.seen)
+                self._apply(message)
             case Leave():
                 self._watchers.unwatch(message.request, self._peer)
                 if not self._watchers.watched(message.request):
@@ -271,7 +292,7 @@ class Broker:
                 self._apply(message)
             case Query():
                 answer = self._scheduler.answer(message, self._now)
-                self._listener.send(self._peer, self._record.completed(message, answer))
+                self._say(self._peer, answer)
             case LogPiece():
                 self._spools.arrived(message.key, message.fence)
                 self._log(sender, message.key, message.fence, message.offset, message.data)
@@ -283,25 +304,19 @@ class Broker:
                 else:
                     self._listener.send(self._peer, piece)
 
-    def _remember(self, poll: Poll) -> None:
-        """Somebody asks for a request that the core does not know (any more)."""
-        outcome = self._record.journal.outcome(poll.request)
-        if outcome is None:
-            self._apply(poll)  # which refuses it
-        else:
-            self._listener.send(self._peer, outcome)
-
     def _apply(self, event: events.Event) -> None:
         for effect in self._scheduler.handle(event, self._now):
             self._carry_out[type(effect)](effect)
 
-    def _log(self, sender: str, key: str, fence: int, offset: int, data: bytes) -> None:
+    def _log(
+        self, sender: str, key: str, fence: int, offset: int, data: bytes | memoryview
+    ) -> None:
         if sender and sender != self._spools.worker(key, fence):
             return  # it is not this worker's log
         offset, fresh = self._spools.append(key, fence, offset, data)
         if fresh:
             self._record.logged(len(fresh))
-            self._listener.publish(key, fence, offset, fresh)
+            self._listener.publish(Published(key, fence, offset, fresh))
 
     # -- effects -------------------------------------------------------------------------------
 
@@ -320,12 +335,10 @@ class Broker:
         self._resolvers.resolve(effect.order, tools)
 
     def _tell(self, effect: events.Tell) -> None:
-        self._listener.send(self._peer, effect.answer)
+        self._say(self._peer, effect.answer)
 
     def _closed(self, effect: events.Closed) -> None:
-        outcome = self._scheduler.update(effect.request, 0, self._now)
-        if outcome is not None:
-            self._record.closed(outcome)
+        self._record.closed(effect, self._scheduler.update(effect.request, 0, self._now))
 
     def _began(self, effect: events.Began) -> None:
         self._spools.begin(effect.key, effect.fence, effect.worker, found=effect.found)
@@ -363,6 +376,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (FabricError, OSError) as error:
         Notes("fabric-broker")(str(error))
         return error.exit_code if isinstance(error, FabricError) else 4
+    serve(broker, forget_logs=options.parent is not None)
+    return 0
+
+
+def serve(broker: Broker, *, forget_logs: bool = False) -> None:
+    """Have a process run this broker until it is told to end, and close it."""
     # What is made while serving lives long and hardly in circles: do not look for garbage often.
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
@@ -371,8 +390,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         broker.run()
     finally:
-        broker.close(forget_logs=options.parent is not None)
-    return 0
+        broker.close(forget_logs=forget_logs)
 
 
 def _settings(options: argparse.Namespace) -> BrokerSettings:

@@ -1,8 +1,10 @@
 """What the broker remembers over restarts: requests, finished attempts, how long builds took.
 
 A SQLite file (WAL) that several brokers may share.  Writing is done by a thread of its own, in
-batches, so nothing ever waits for it; a power cut costs the last second.  What is in flight is
-not written down: workers report it.  A damaged file is set aside, and never fatal.
+batches that are fsynced.  What was *promised* to somebody - that a request is taken in or over, a
+worker drained - is written at once, and who waits for an answer gets it when `kept` has come as
+far; the rest is gathered, and a crash costs its last quarter of a second.  What is in flight is not
+written down: workers report it.  A damaged file is set aside, and never fatal.
 """
 
 from __future__ import annotations
@@ -14,29 +16,29 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
 
 import msgspec
 
-from fabric.scheduling.events import Drained, Ended, Learned, Opened
+from fabric.scheduling.events import Drained, Ended, Learned, Opened, Remembered
 from fabric.scheduling.model import Durations
-from fabric.wire.messages import Order, RequestInfo, Submit, Update
+from fabric.wire.messages import Order, Submit, Update
 
 #: Version of the file's tables.
 VERSION = 2
-#: Rows kept of each history.
+#: Rows kept of each history, and steps of all requests that are over.
 ATTEMPTS_KEPT = 20_000
 REQUESTS_KEPT = 200
+STEPS_KEPT = 100_000
 #: Seconds after which a request whose end nobody saw counts as over.
 ABANDONED = 30 * 86400.0
-#: Bytes that are kept of how a request ended; of a larger one only the steps are left out.
-LARGEST_OUTCOME = 256 * 1024
 #: Entries after which histories are cut to size again.
 PRUNE_EVERY = 5_000
 #: Seconds to gather what is written together.
 GATHER = 0.25
 #: Seconds to wait for another broker's transaction.
 PATIENCE = 2.0
+#: Seconds between attempts at writing what was promised, while nothing can be written.
+RETRY = 5.0
 
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS epochs (epoch INTEGER PRIMARY KEY);
@@ -64,8 +66,12 @@ _CLOSED = (
     "UPDATE requests SET intent = NULL, state = ?, closed = ?, message = ?, done = ?, cached = ?,"
     " failed = ?, total = ?, outcome = ? WHERE id = ?"
 )
+_FORGOTTEN = "DELETE FROM requests WHERE id = ?"
 _DRAINED = "INSERT OR IGNORE INTO drained VALUES (?)"
 _RESUMED = "DELETE FROM drained WHERE worker = ?"
+
+#: What somebody hears of only when it is on the disk.
+_PROMISES = frozenset({_OPENED, _CLOSED, _FORGOTTEN, _DRAINED, _RESUMED})
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_intent = msgspec.msgpack.Decoder(Order | Submit).decode
@@ -79,20 +85,25 @@ class Journal:
     """The journal at ``path``, whose directory is made.
 
     ``epoch`` is larger than in any run before; ``durations`` is the history as it was, and
-    ``drained_workers`` are those that an operator wants to get nothing.
+    ``drained_workers`` are those that an operator wants to get nothing.  ``first`` says that
+    no broker has run before: no worker can be at anything for one.  ``wake`` is called by the
+    thread whenever ``kept`` has grown.
     """
 
-    def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, path: Path, warn: Callable[[str], None], wake: Callable[[], None] = lambda: None
+    ) -> None:
         self._warn = warn
-        self._queue: SimpleQueue[list[Entry] | None] = SimpleQueue()
-        self._in_memory = False
+        self._wake = wake
+        self._queue: SimpleQueue[tuple[list[Entry], int] | None] = SimpleQueue()
         self._entries: list[Entry] = []  # not given to the thread yet
+        #: promises made so far, and how many of these are on the disk
+        self.promised = self.kept = 0
         self.durations: Durations = {}
         self.drained_workers: frozenset[str] = frozenset()
         self.epoch = int(time.time())
+        self.first = True
         self._db = self._open(path)
-        # by a connection of its own, so that reading never waits for writing
-        self._reader = self._db if self._in_memory else _connect(str(path))
         self._thread = threading.Thread(target=self._write, name="journal", daemon=True)
         self._thread.start()
 
@@ -116,26 +127,31 @@ class Journal:
         """A request began."""
         intent = what.intent
         row = (what.request, what.title, intent.requester, _encode(intent), time.time())
-        self._entries.append((_OPENED, row))
+        self._promise(_OPENED, row)
 
     def closed(self, outcome: Update) -> None:
         """A request is over, and this is how."""
-        encoded = _encode(outcome)
-        if len(encoded) > LARGEST_OUTCOME:
-            encoded = _encode(msgspec.structs.replace(outcome, steps=()))
         states = [step.state for step in outcome.steps]
         ended = (states.count("done"), states.count("cached"), states.count("failed"))
         told = (outcome.state, time.time(), outcome.message, *ended, len(states))
-        self._entries.append((_CLOSED, (*told, encoded, outcome.request)))
+        self._promise(_CLOSED, (*told, _encode(outcome), outcome.request))
+
+    def forgotten(self, request: str) -> None:
+        """A request is over, and whoever asks for it again means a new one."""
+        self._promise(_FORGOTTEN, (request,))
 
     def drained(self, what: Drained) -> None:
         """An operator's wish about a worker."""
-        self._entries.append((_DRAINED if what.on else _RESUMED, (what.worker,)))
+        self._promise(_DRAINED if what.on else _RESUMED, (what.worker,))
+
+    def _promise(self, statement: str, row: tuple[object, ...]) -> None:
+        self.promised += 1
+        self._entries.append((statement, row))
 
     def flush(self) -> None:
         """Have written what was told since the last time.  Never waits."""
         if self._entries:
-            self._queue.put(self._entries)
+            self._queue.put((self._entries, self.promised))
             self._entries = []
 
     def unfinished(self) -> list[Order | Submit]:
@@ -154,52 +170,30 @@ class Journal:
                 self._warn(f"request {id} cannot be taken up again: {error}")
         return found
 
-    def finished(self) -> list[RequestInfo]:
-        """Requests that are over, the newest first; ``since`` is when they began, in seconds ago.
+    def finished(self) -> list[Remembered]:
+        """Requests that are over, the one that ended first first.
 
-        Some of them may be in the core's memory, too.
+        To be called before anything is written.
         """
-        rows = self._look(
-            "SELECT id, title, requester, state, opened, message, done, cached, failed, total"
-            " FROM requests WHERE state <> 'open' ORDER BY closed DESC"
+        rows = self._db.execute(
+            "SELECT id, requester, opened, outcome FROM requests WHERE state <> 'open'"
+            " ORDER BY closed"
         )
         now = time.time()
-        return [
-            RequestInfo(
-                request=id,
-                title=title,
-                requester=requester,
-                state=state,
-                since=max(0.0, now - opened),
-                message=message,
-                done=done,
-                cached=cached,
-                failed=failed,
-                total=total,
-            )
-            for id, title, requester, state, opened, message, done, cached, failed, total in rows
-        ]
-
-    def outcome(self, request: str) -> Update | None:
-        """How a request ended; None if that is not known."""
-        for row in self._look("SELECT outcome FROM requests WHERE id = ?", request):
-            if row[0] is not None:
-                return _decode_outcome(row[0])
-        return None
-
-    def _look(self, question: str, *values: str) -> list[Any]:
-        try:
-            return self._reader.execute(question, values).fetchall()
-        except sqlite3.Error as error:
-            self._warn(f"the journal cannot be read: {error}")
-            return []
+        found = []
+        for id, requester, opened, outcome in rows:
+            try:
+                ago = max(0.0, now - opened)
+                found.append(Remembered(_decode_outcome(outcome), requester, ago))
+            except (msgspec.MsgspecError, TypeError) as error:
+                self._warn(f"how request {id} ended is not known: {error}")
+        return found
 
     def close(self, timeout: float = PATIENCE) -> None:
         """Write what is left."""
         self.flush()
         self._queue.put(None)
         self._thread.join(timeout)
-        self._reader.close()
 
     # -- opening -------------------------------------------------------------------------------
 
@@ -210,8 +204,10 @@ class Journal:
                 return self._read(_connect(str(path)))
             except (sqlite3.OperationalError, OSError) as error:
                 self._warn(f"{path}: {error}; going on without a journal")
+                self.first = False  # for all that is known
                 break
             except sqlite3.DatabaseError as error:
+                self.first = False
                 if attempt:
                     break
                 aside = path.with_name(f"{path.name}.damaged-{int(time.time())}")
@@ -220,7 +216,6 @@ class Journal:
                     path.with_name(path.name + suffix).unlink(missing_ok=True)
                 with contextlib.suppress(OSError):
                     path.rename(aside)
-        self._in_memory = True
         return self._read(_connect(":memory:"))
 
     def _read(self, db: sqlite3.Connection) -> sqlite3.Connection:
@@ -235,6 +230,7 @@ class Journal:
             with _transaction(db):
                 # The clock only serves to go on above a journal that was lost.
                 last = db.execute("SELECT max(epoch) FROM epochs").fetchone()[0]
+                self.first = self.first and last is None
                 self.epoch = int(time.time()) if last is None else last + 1
                 db.execute("DELETE FROM epochs")
                 db.execute("INSERT INTO epochs VALUES (?)", (self.epoch,))
@@ -251,31 +247,49 @@ class Journal:
     def _write(self) -> None:
         """The thread: gather, write, prune now and then."""
         running, written = True, 0
+        owed: list[Entry] = []  # promises that could not be written yet
         while running:
-            batch = [self._queue.get()]
-            with contextlib.suppress(Empty):
-                until = time.monotonic() + GATHER
-                while batch[-1] is not None:
-                    batch.append(self._queue.get(timeout=max(0.0, until - time.monotonic())))
-            running = batch[-1] is not None
-            entries = [entry for each in batch if each is not None for entry in each]
+            entries, promised, running = self._gather(RETRY if owed else None)
+            entries = owed + entries
             try:
-                if entries:
-                    with _transaction(self._db):
-                        for statement, row in entries:
-                            self._db.execute(statement, row)
-                written += len(entries)
-                if not running or written >= PRUNE_EVERY:
-                    written = 0
-                    self._prune()
+                with _transaction(self._db):
+                    for statement, row in entries:
+                        self._db.execute(statement, row)
+                owed, written = [], written + len(entries)
             except sqlite3.Error as error:
+                owed = [entry for entry in entries if entry[0] in _PROMISES]
                 self._warn(
-                    f"the journal cannot be written: {error}; {len(entries)} entries are lost"
+                    f"the journal cannot be written: {error}; {len(entries) - len(owed)} entries"
+                    f" are lost, {len(owed)} are tried again and lost if the broker ends before"
                 )
+            if promised > self.kept:  # as well as could be: nobody is to wait for a full disk
+                self.kept = promised
+                self._wake()
+            if not running or written >= PRUNE_EVERY:
+                written = 0
+                self._prune()
         self._db.close()
 
+    def _gather(self, patience: float | None) -> tuple[list[Entry], int, bool]:
+        """Entries to be written together, the promises up to there, and whether more may come.
+
+        A promise is not waited with, and all that waits beside it is taken along.
+        """
+        entries: list[Entry] = []
+        promised = self.kept
+        with contextlib.suppress(Empty):
+            batch = self._queue.get(timeout=patience)
+            until = time.monotonic() + GATHER
+            while batch is not None:
+                entries += batch[0]
+                promised = batch[1]
+                left = 0.0 if promised > self.kept else max(0.0, until - time.monotonic())
+                batch = self._queue.get(timeout=left)
+            return entries, promised, False
+        return entries, promised, True
+
     def _prune(self) -> None:
-        with _transaction(self._db):
+        with contextlib.suppress(sqlite3.Error), _transaction(self._db):  # another time, then
             self._db.execute(
                 "DELETE FROM requests WHERE state = 'open' AND opened < ?",
                 (time.time() - ABANDONED,),
@@ -285,9 +299,12 @@ class Journal:
                 (ATTEMPTS_KEPT,),
             )
             self._db.execute(
-                "DELETE FROM requests WHERE id IN (SELECT id FROM requests WHERE state <> 'open'"
-                " ORDER BY closed DESC LIMIT -1 OFFSET ?)",
-                (REQUESTS_KEPT,),
+                "DELETE FROM requests WHERE id IN (SELECT id FROM ("
+                " SELECT id, row_number() OVER newest AS place, sum(total) OVER newest AS steps"
+                " FROM requests WHERE state <> 'open'"
+                " WINDOW newest AS (ORDER BY closed DESC ROWS UNBOUNDED PRECEDING))"
+                " WHERE place > ? OR (steps > ? AND place > 1))",
+                (REQUESTS_KEPT, STEPS_KEPT),
             )
 
 
@@ -297,7 +314,7 @@ def _connect(path: str) -> sqlite3.Connection:
         if db.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
             with contextlib.suppress(sqlite3.OperationalError):  # another broker is just at it
                 db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = NORMAL")
+        db.execute("PRAGMA synchronous = FULL")
     except sqlite3.Error:
         db.close()
         raise

@@ -31,7 +31,8 @@ OPEN_FILES = 64
 ASK_AGAIN = 0.5
 #: Seconds after its end that a log may still become whole.
 GIVE_UP = 15.0
-#: Seconds that the stream has, once an attempt has ended, to bring the rest of its log.
+#: Seconds that the stream has, once an attempt has ended, to bring the rest of its log; and until
+#: a question is put again that could not be sent.
 LINGER = 0.02
 #: Seconds a spool is kept after its attempt has ended.
 KEEP = 600.0
@@ -99,7 +100,9 @@ class Spools:
         spool = self._spools.get((key, fence))
         return None if spool is None else spool.worker
 
-    def append(self, key: str, fence: int, offset: int, data: bytes) -> tuple[int, bytes]:
+    def append(
+        self, key: str, fence: int, offset: int, data: bytes | memoryview
+    ) -> tuple[int, bytes | memoryview]:
         """Take in a piece; returns (offset, bytes) of what was new in it, often all, or b"".
 
         Pieces of attempts that never began, and those after a gap, are dropped.
@@ -168,6 +171,10 @@ class Spools:
                     spool.worker,
                     LogWanted(spool.key, spool.fence, spool.have, MAX_LOG_PIECE),
                 )
+
+    def unsent(self, wanted: LogWanted) -> None:
+        """It could not be asked for now: `wanted` says so again soon."""
+        self._spools[wanted.key, wanted.fence].asked += LINGER - ASK_AGAIN
 
     def arrived(self, key: str, fence: int) -> None:
         """A piece that was asked for came: the next may be asked for at once."""
@@ -261,7 +268,7 @@ class Spools:
         self._files[id] = file
         return file
 
-    def _write(self, spool: Spool, data: bytes) -> None:
+    def _write(self, spool: Spool, data: bytes | memoryview) -> None:
         file = self._file((spool.key, spool.fence))
         offset = spool.have
         while data:

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from fabric.journal import Journal
 from fabric.metrics import EVERY, Counts, Metrics
-from fabric.wire.messages import PROTOCOL, Answer, Query, Update
+from fabric.wire.messages import PROTOCOL, Query, Update
 
 if TYPE_CHECKING:
     from fabric.notes import Notes
     from fabric.scheduling.core import Scheduler
-    from fabric.scheduling.events import Ended, Opened
+    from fabric.scheduling.events import Closed, Ended, Opened
 
 
 class Record:
-    """All of it.  The journal is in the directory ``state``."""
+    """All of it.  The journal is in the directory ``state``, and calls ``wake`` (see there)."""
 
-    def __init__(self, state: Path, note: Notes, metrics: Metrics | None) -> None:
+    def __init__(
+        self, state: Path, note: Notes, metrics: Metrics | None, wake: Callable[[], None]
+    ) -> None:
         self.note = note
-        self.journal = Journal(state / "journal.sqlite", note)
+        self.journal = Journal(state / "journal.sqlite", note, wake)
         self._metrics = metrics
         self._counts = Counts(Counter(), Counter())
         #: when `measure` is due
@@ -43,12 +44,15 @@ class Record:
         text = f"request {effect.request}{by and ' of '}{by}: {effect.title}"
         self.note.info(text, request=effect.request, requester=by)
 
-    def closed(self, outcome: Update) -> None:
-        """A request is over, and this is how."""
-        self.journal.closed(outcome)
-        self._counts.requests[outcome.state] += 1
-        text = f"request {outcome.request}: {outcome.state} {outcome.message}"
-        self.note.info(text, request=outcome.request)
+    def closed(self, effect: Closed, outcome: Update | None) -> None:
+        """A request is over, and this is how; None if it is forgotten at once."""
+        if outcome is None:
+            self.journal.forgotten(effect.request)
+        else:
+            self.journal.closed(outcome)
+        self._counts.requests[effect.state] += 1
+        text = f"request {effect.request}: {effect.state} {outcome.message if outcome else ''}"
+        self.note.info(text, request=effect.request)
 
     def ended(self, effect: Ended, requests: tuple[str, ...]) -> None:
         """An attempt ended, that these requests had wanted."""
@@ -77,11 +81,3 @@ class Record:
             self.due = now + EVERY
             workers = scheduler.answer(Query(PROTOCOL, "", "workers"), now)
             self._metrics.take(scheduler, workers, self._counts)
-
-    def completed(self, query: Query, answer: Answer) -> Answer:
-        """The core's answer, and what only the journal remembers."""
-        if query.what != "requests":
-            return answer
-        known = {each.request for each in answer.requests}
-        past = [each for each in self.journal.finished() if each.request not in known]
-        return msgspec.structs.replace(answer, requests=(*answer.requests, *past))

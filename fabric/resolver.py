@@ -12,6 +12,7 @@ objects, nothing of them is run, and time and memory of this process are bounded
 from __future__ import annotations
 
 import argparse
+import errno
 import resource
 import shutil
 import signal
@@ -27,7 +28,7 @@ from fabric.building.host import host_tools
 from fabric.config import BrokerSettings
 from fabric.definitions.load import load
 from fabric.definitions.select import find
-from fabric.errors import Cancelled, FabricError, SourceError
+from fabric.errors import Cancelled, FabricError, MachineFault, SourceError
 from fabric.plan import Plan, make_plan
 from fabric.trove.committed import Committed
 from fabric.trove.configured import open_sources, open_trove
@@ -41,6 +42,8 @@ from fabric.wire.messages import PROTOCOL, Order, Submit
 TIME = 1800
 #: Bytes of memory, far beyond what sane definitions need.
 MEMORY = 4 * 1024**3
+#: A disk without room is not the order's fault.
+FULL = (errno.ENOSPC, errno.EDQUOT)
 #: Fetches after which our copy of the trove's build refs is made anew.
 PACKS = 100
 
@@ -148,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except Exception as error:  # noqa: BLE001  whatever definitions can do to us
         print(f"it cannot be resolved: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+        return MachineFault.exit_code if getattr(error, "errno", 0) in FULL else 1
     return 0
 
 

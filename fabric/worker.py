@@ -1,6 +1,6 @@
 """The worker: builds what the broker wants built, in sandboxes, and says how it goes.
 
-One thread talks (sockets, reports, following the logs), others build, one attempt at a time.
+One thread talks (sockets, reports, following the logs), others build, one attempt each at a time.
 What to start, kill and report is decided by `fabric.wire.agent`.
 """
 
@@ -15,38 +15,32 @@ import socket
 import sys
 import threading
 import time
-import traceback
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
-
-import msgspec
 
 from fabric import config, daemon
-from fabric.building.builder import build
+from fabric.attempt import Attempt
 from fabric.building.host import host_tools
-from fabric.building.log import Log
 from fabric.building.workspace import Workspace
 from fabric.config import WorkerSettings, native_architectures
-from fabric.errors import BuildFailed, Cancelled, FabricError, MachineFault
-from fabric.jobs import Job
+from fabric.errors import FabricError
 from fabric.notes import Notes
 from fabric.process import die_with_parent
 from fabric.systemd import Supervisor
 from fabric.trove.configured import open_sources, open_store
 from fabric.wire import agent as protocol
 from fabric.wire import sockets
-from fabric.wire.agent import STORING, WorkerAgent
+from fabric.wire.agent import WorkerAgent
 from fabric.wire.line import Line, dial
 from fabric.wire.messages import (
     MAX_LOG_PIECE,
     Desired,
-    LogHint,
     LogPiece,
     LogWanted,
     Outcome,
+    Published,
     Refused,
 )
 from fabric.wire.sockets import Addresses, Codec, Curve, Garbage
@@ -67,81 +61,6 @@ COMPLAINTS = 10
 DEADLINE = 8.0
 #: Seconds between two attempts at making room on the disk.
 TRIM_EVERY = 30.0
-
-
-class Attempt:
-    """One job being built, in a thread that is not the one that talks."""
-
-    def __init__(
-        self, key: str, fence: int, job: msgspec.Raw, spool: Path, wake: Callable[[], None]
-    ) -> None:
-        self.key = key
-        self.fence = fence
-        self._job = job
-        self._wake = wake  # what there is to tell must not wait
-        self.cancelled = threading.Event()
-        self.phase = "fetch"
-        self.log = Log(spool)
-        self.published = 0  # bytes of the log
-
-    def set_phase(self, phase: str) -> None:
-        self.phase = phase
-        if phase == STORING:
-            self._wake()
-
-    def run(self, workspace: Workspace, settings: WorkerSettings, name: str) -> Outcome:
-        """Build, and say how it ended; never raises."""
-        began = time.monotonic()
-        result: Literal["done", "failed", "fault", "cancelled"] = "done"
-        message = phase = command = ""
-        damaged: tuple[str, ...] = ()
-        try:
-            job = msgspec.msgpack.decode(self._job, type=Job)
-            build(
-                job,
-                workspace,
-                self.log,
-                self.cancelled,
-                jobs=settings.jobs,
-                timeout=settings.build_timeout or None,
-                log_limit=settings.log_limit or None,
-                phase=self.set_phase,
-                builder=name,
-            )
-        except BuildFailed as error:
-            result, message, phase, command = "failed", str(error), error.step, error.command
-        except Cancelled:
-            result = "cancelled"
-        except msgspec.MsgspecError as error:
-            result, message = "fault", f"{name} does not understand this job: {error}"
-        except MachineFault as error:
-            result, message, damaged = "fault", str(error), error.damaged
-        except (FabricError, OSError, MemoryError) as error:
-            result, message = "fault", str(error)
-        except Exception as error:  # noqa: BLE001  a bug here must not take the worker down
-            traceback.print_exc()
-            result, message = "fault", f"unexpected {type(error).__name__}: {error}"
-        if message:
-            with contextlib.suppress(OSError):  # a full disk must not hide what happened
-                self.log.say(f"### {message}")
-        blob = self.log.blob()
-        return Outcome(
-            key=self.key,
-            fence=self.fence,
-            result=result,
-            message=_text(message),
-            phase=phase,
-            command=_text(command),
-            seconds=time.monotonic() - began,
-            log_size=blob.size,
-            log_sha256=blob.sha256,
-            damaged=damaged,
-        )
-
-
-def _text(message: str) -> str:
-    """What can be sent of a message that may name files, whose names need not be text."""
-    return message.encode("utf-8", "backslashreplace").decode()
 
 
 class Worker:
@@ -331,8 +250,8 @@ class Worker:
             data = attempt.log.read(attempt.published, MAX_LOG_PIECE)
             if not data:
                 return
-            hint = self._codec.encode(LogHint(attempt.fence, attempt.published))
-            sockets.send(self._line.logs, attempt.key.encode(), hint, data)  # lost: asked for
+            piece = Published(attempt.key, attempt.fence, attempt.published, data)
+            sockets.send(self._line.logs, piece.frame())  # lost: asked for
             attempt.published += len(data)
         self._behind = True
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fabric.building.archive import Packed
+from fabric.building.cancel import stop_if
 from fabric.building.chunk import build_chunk
 from fabric.building.log import Log
 from fabric.building.sandbox import Limits
@@ -45,7 +46,8 @@ def build(
         with workspace.using(), workspace.locked(f"job-{job.key}", cancelled):
             ready = workspace.store.manifest(job.key)
             if ready is not None:
-                log.say(f"{job.name} is in the artifact store already, built by {ready.builder}")
+                if ready.log is not None:  # whoever was faster: that is the log of this step
+                    log.copy(workspace.store.path(ready.log, job.key, lambda: stop_if(cancelled)))
                 return ready
             limits = Limits(timeout, log_limit)
             return _build(job, workspace, log, cancelled, jobs, limits, phase, builder)

@@ -28,7 +28,15 @@ class Log:
 
     def say(self, text: str) -> None:
         """Append lines of our own."""
-        data = text.encode("utf-8", "surrogateescape").rstrip(b"\n") + b"\n"
+        self._append(text.encode("utf-8", "surrogateescape").rstrip(b"\n") + b"\n")
+
+    def copy(self, path: Path) -> None:
+        """Append what another log holds."""
+        with path.open("rb") as other:
+            while piece := other.read(_PIECE):
+                self._append(piece)
+
+    def _append(self, data: bytes) -> None:
         while data:
             data = data[os.write(self._fd, data) :]
 

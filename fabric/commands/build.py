@@ -8,12 +8,13 @@ import time
 from typing import TYPE_CHECKING
 
 from fabric.commands.common import heed_signals, open_plan
-from fabric.commands.report import Built, report
+from fabric.commands.report import Built, complete_logs, report
 from fabric.config import Settings
 from fabric.embedded import EmbeddedFabric
 from fabric.errors import FabricError
 from fabric.plan import Plan
 from fabric.render import Screen, duration, open_screen
+from fabric.trove.store import Store
 
 if TYPE_CHECKING:  # what is cached needs no sockets
     from fabric.wire.messages import StepState
@@ -36,8 +37,9 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         try:
             if project.store.has(plan.goal_keys) == set(plan.goal_keys):
                 how = f"all {len(plan.steps)} steps cached"
+                complete_logs(screen, project.store)
             else:
-                how = _build(options, plan, screen, fabric)
+                how = _build(options, plan, screen, fabric, project.store)
             goals = [plan.graph[goal] for goal in plan.goals]
             built = [Built(goal.name, goal.kind, plan.keys[goal.id]) for goal in goals]
             report(screen, project.store, built, options.system, how)
@@ -46,7 +48,13 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def _build(options: argparse.Namespace, plan: Plan, screen: Screen, fabric: EmbeddedFabric) -> str:
+def _build(
+    options: argparse.Namespace,
+    plan: Plan,
+    screen: Screen,
+    fabric: EmbeddedFabric,
+    store: Store,
+) -> str:
     """Builds it here, and says how that went."""
     began = time.monotonic()
     fabric.start()
@@ -72,6 +80,7 @@ def _build(options: argparse.Namespace, plan: Plan, screen: Screen, fabric: Embe
         session = Session(submit, line, screen, fabric.check)
         session.follow("interrupted; what was built is kept, the same command goes on there")
     fabric.stop()
+    complete_logs(screen, store)
     session.report_failures(hint)
     session.judge(plan.graph.system)
     return f"{session.counts()} in {duration(time.monotonic() - began)}"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from fabric.errors import MachineFault, StoreError
 from fabric.jobs import Manifest
 from fabric.render import Screen, size
 from fabric.trove.store import Store
+from fabric.userlogs import complete
 
 
 class Built(NamedTuple):
@@ -45,6 +47,12 @@ def report_far(screen: Screen, store: Store, goals: Sequence[Built], system: str
             screen.say(f"  {why}; to have its files, set `artifacts` to the farm's store", "yellow")
         elif system:
             _ways_on(screen, goal, system)
+
+
+def complete_logs(screen: Screen, store: Store) -> None:
+    """Complete the logs that are here in part, and name those that cannot be."""
+    for text in complete(Path.cwd(), store):
+        screen.say(text, "yellow")
 
 
 def _told(screen: Screen, goal: Built, how: str, manifest: Manifest | None, url: str) -> None:

@@ -18,7 +18,6 @@ from fabric.wire import mirror as protocol
 from fabric.wire.line import Line
 from fabric.wire.messages import (
     Answer,
-    LogHint,
     LogPiece,
     Order,
     Refused,
@@ -28,7 +27,7 @@ from fabric.wire.messages import (
     Update,
 )
 from fabric.wire.mirror import RequestMirror
-from fabric.wire.sockets import Codec, Garbage, drain
+from fabric.wire.sockets import Codec, Garbage
 
 #: Lines of a failed step's log that are shown.
 TAIL = 20
@@ -75,7 +74,6 @@ class Session:
         self._paths: dict[str, Path] = {}
         self._tails: dict[str, list[str]] = {}
         self._codec: Codec[ToInitiator] = Codec(ToInitiator)
-        self._hints: Codec[LogHint] = Codec(LogHint)
 
     @property
     def seconds(self) -> float:
@@ -99,10 +97,11 @@ class Session:
             while not self.mirror.complete:
                 self._turn()
         finally:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # ending takes a moment, let it
+            heeded = signal.signal(signal.SIGINT, signal.SIG_IGN)  # let this moment pass
             if not self.mirror.over:
                 self._screen.say(parting)
             self._close()
+            signal.signal(signal.SIGINT, heeded)
 
     def _turn(self) -> None:
         self._do(self.mirror.tick(time.monotonic()))
@@ -123,8 +122,8 @@ class Session:
                     self._do(self.mirror.refused(message, now))
                 case Answer():  # once more, to a question that was asked before this
                     pass
-        for key, hint, data in drain(self._line.logs, MESSAGES_AT_ONCE):
-            self._do(self.mirror.hint(key.decode(), self._hints.decode(hint), data, now))
+        for piece in self._line.pieces(MESSAGES_AT_ONCE):
+            self._do(self.mirror.published(piece, now))
         if self._line.tend(now):
             self._tell_trouble()
         if now >= self._look_due:  # not for each piece of log
@@ -136,7 +135,7 @@ class Session:
     def _close(self) -> None:
         """Tell the broker that we leave; close files."""
         for log in self._logs.values():
-            log.close()
+            log.close(whole=False)
         self._logs.clear()
         self._do(self.mirror.leave())
 
@@ -152,14 +151,17 @@ class Session:
         return f"{', '.join(failed)} failed" if failed else self.mirror.message
 
     def judge(self, what: str) -> None:
-        """BuildFailed or Cancelled unless it was built."""
+        """BuildFailed, MachineFault or Cancelled unless it was built."""
         match self.mirror.state:
             case "done":
                 return
             case "cancelled":
                 raise Cancelled(f"{what} is not built: {self.mirror.message or 'cancelled'}")
             case _:
-                raise BuildFailed(f"{what} is not built: {self.failures()}")
+                failed = [step for step in self.mirror.steps.values() if step.state == "failed"]
+                fault = bool(failed) and all(step.fault for step in failed)
+                kind = MachineFault if fault else BuildFailed
+                raise kind(f"{what} is not built: {self.failures()}")
 
     def report_failures(self, hint: Callable[[StepState], str]) -> None:
         """What a person needs to go on from here; ``hint`` gives a last line for a step."""
@@ -184,7 +186,8 @@ class Session:
         for action in sorted(actions, key=_endings_first):
             match action:
                 case protocol.Send():
-                    self._line.send(self._codec.encode(action.message))
+                    if not self._line.send(self._codec.encode(action.message)):
+                        self.mirror.unsent(action.message)
                 case protocol.Changed():
                     self._tell(action.old, action.new)
                 case protocol.OpenLog():
@@ -206,17 +209,16 @@ class Session:
         if key in self._logs:
             self._logs[key].restart()
             return
-        self._logs[key] = log = UserLog(Path.cwd(), self.mirror.steps[key].log)
+        self._logs[key] = log = UserLog(Path.cwd(), self.mirror.steps[key].log, key)
         self._paths[key] = log.path
         self._line.subscribe(key)
 
     def _close_log(self, action: protocol.CloseLog) -> None:
         log = self._logs.pop(action.key)
         self._tails[action.key] = log.tail(TAIL)
-        log.close()
+        # of a cancelled step it may be all there is, but others may still want the step
+        log.close(whole=action.whole and self.mirror.steps[action.key].state != "cancelled")
         self._line.unsubscribe(action.key)
-        if not action.whole:
-            self._screen.say(f"{log.path.name} is not complete: the rest of it was lost", "yellow")
 
     def _tell_trouble(self) -> None:
         trouble = self._line.trouble

@@ -22,6 +22,7 @@ from fabric.scheduling.events import (
     Event,
     Inspected,
     Learned,
+    Remembered,
     Resolved,
     Tick,
     Unanswered,
@@ -93,6 +94,7 @@ class Scheduler(Fleet):
             Answered: self._answered,
             Unanswered: self._unanswered,
             Inspected: self._verdict,
+            Remembered: self._remembered,
             Tick: lambda _: None,  # time passes with every event
         }
 

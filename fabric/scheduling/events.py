@@ -18,6 +18,7 @@ from fabric.wire.messages import (
     Poll,
     Report,
     Submit,
+    Update,
 )
 
 # -- events --------------------------------------------------------------------------------
@@ -61,6 +62,16 @@ class Inspected(msgspec.Struct, frozen=True):
     failure: str = ""
 
 
+class Remembered(msgspec.Struct, frozen=True):
+    """A request that was over before this run of the broker: the last that was told of it, who
+    wanted it, and how many seconds ago it began.
+    """
+
+    outcome: Update
+    requester: str
+    ago: float
+
+
 class Tick(msgspec.Struct, frozen=True):
     """Time has passed.  Due at least once a second, and at `Scheduler.next_due`."""
 
@@ -77,6 +88,7 @@ Event = (
     | Answered
     | Unanswered
     | Inspected
+    | Remembered
     | Tick
 )
 

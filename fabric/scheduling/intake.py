@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Literal
 
 from fabric.scheduling import plan
-from fabric.scheduling.events import Opened, Resolve, Resolved, Unresolved
+from fabric.scheduling.events import Opened, Remembered, Resolve, Resolved, Unresolved
 from fabric.scheduling.interest import Interest
 from fabric.scheduling.model import Durations, Limits, Request, Requester
 from fabric.scheduling.shares import Share
@@ -153,6 +153,31 @@ class Intake(Interest):
             # Not kept: its initiator, if it was merely cut off, asks for it again.
             self.finish(request, "cancelled", "its initiator was not heard of any more")
             del self.requests[request.id]
+
+    def _remembered(self, event: Remembered) -> None:
+        """A former run saw its end."""
+        outcome = event.outcome
+        if outcome.request in self.requests:
+            return
+        self.count += 1
+        request = Request(
+            id=outcome.request,
+            title=outcome.title,
+            requester=Requester(event.requester, Share(self.count)),
+            share=Share(self.count),
+            heard=self.now,
+            since=self.now - event.ago,
+            version=outcome.version,
+            state=outcome.state,
+            message=outcome.message,
+            goals=dict.fromkeys(outcome.goals),
+            known=outcome.version,
+        )
+        for step in outcome.steps:
+            request.record(step.key, step)
+            request.changed[step.key] = outcome.version
+        self.requests[request.id] = request
+        self._keep(request)
 
     # -- they go -------------------------------------------------------------------------------
 

@@ -190,13 +190,14 @@ class Interest(Ledger):
         self._news(request, task.key)
 
     def fail(self, task: Task, cause: Cause, message: str) -> None:
-        """Its build fails, for all who want it now."""
+        """It cannot be had, for all who want it now."""
         task.move(cause, self.now, message)
         waiters = list(task.waiters.values())
         for request in list(task.requests.values()):
             request.failures.append(task.key)
             request.lost[task.key] = None
-            request.record(task.key, view.failure(task, message))
+            fault = cause is not Cause.BROKE
+            request.record(task.key, view.failure(task, message, fault=fault))
             self._news(request, task.key)
             self._drop(request, task)
             if request.keep_going:

@@ -88,8 +88,8 @@ def step(task: Task, now: float) -> StepState:
     )
 
 
-def failure(task: Task, message: str) -> StepState:
-    """A failed task, with why."""
+def failure(task: Task, message: str, *, fault: bool) -> StepState:
+    """A failed task, with why; ``fault`` as in `StepState`."""
     outcome = task.outcome
     return StepState(
         task.key,
@@ -100,6 +100,7 @@ def failure(task: Task, message: str) -> StepState:
         fence=outcome.fence if outcome else task.fence,
         worker=task.builder,
         message=message,
+        fault=fault,
         failed_phase=outcome.phase if outcome else "",
         failed_command=outcome.command if outcome else "",
         seconds=outcome.seconds if outcome else 0.0,

@@ -30,7 +30,7 @@ from fabric.trove.git import environment
 #: A new file larger than this is hardly meant to be built from, in bytes.
 LARGEST = 64 * 1024 * 1024
 #: Logs of builds land in the current folder, which is often the definitions'.
-LOGS = "build-step-*.log"
+LOGS = ("build-step-*.log", ".build-step-*.log.part")
 
 #: Nothing of the user's may be run, waited for or written.
 _QUIET = (
@@ -157,7 +157,8 @@ def _commit(git: _Git, tree: str, at: int, message: str, *parent: str) -> str:
 
 def _take_in(git: _Git) -> None:
     """Bring the index up to date with the files."""
-    listed = git("ls-files", "-z", "--others", "--modified", "--exclude-standard", "-x", LOGS)
+    unwanted = [part for pattern in LOGS for part in ("-x", pattern)]
+    listed = git("ls-files", "-z", "--others", "--modified", "--exclude-standard", *unwanted)
     # A directory in this list is a repository of its own, and no part of this one.
     changed = sorted({name for name in listed.split("\0") if name and not name.endswith("/")})
     for name in changed:

@@ -149,6 +149,16 @@ class Store:
         self._verify(blob, len(content), hashlib.sha256(content).hexdigest())
         return content
 
+    def stream(self, blob: Blob) -> Iterator[bytes]:
+        """A blob in pieces.  DamagedError, maybe only after the last, if they are not the blob."""
+        digest, size = hashlib.sha256(), 0
+        with self._reading(blob):
+            for piece in self._backend.stream(_blob(blob)):
+                digest.update(piece)
+                size += len(piece)
+                yield piece
+        self._verify(blob, size, digest.hexdigest())
+
     def fetch(self, blob: Blob, to: Path, check: Callable[[], None] = _fine) -> None:
         """Copy a blob to the file ``to``, which is replaced only by the whole, verified blob.
 
@@ -160,14 +170,10 @@ class Store:
             to.parent.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=to.parent, prefix=".fetch-")
         try:
-            digest = hashlib.sha256()
-            size = 0
             with self._reading(blob, f"cannot be fetched to {to}"), os.fdopen(handle, "wb") as file:
-                for piece in self._backend.stream(_blob(blob)):
+                for piece in self.stream(blob):
                     check()
-                    digest.update(piece)
-                    size += file.write(piece)
-            self._verify(blob, size, digest.hexdigest())
+                    file.write(piece)
             Path(name).chmod(0o644)
             Path(name).replace(to)
         except BaseException:
@@ -241,14 +247,12 @@ class Store:
             self._backend.delete(map(_blob, wrong))
 
     def _is_right(self, blob: Blob) -> bool:
-        digest = hashlib.sha256()
         try:
-            with self._reading(blob):
-                for piece in self._backend.stream(_blob(blob)):
-                    digest.update(piece)
+            for _ in self.stream(blob):
+                pass
         except DamagedError:
             return False
-        return digest.hexdigest() == blob.sha256
+        return True
 
     # -- housekeeping ------------------------------------------------------------------------
 

@@ -22,12 +22,12 @@ from fabric.wire.messages import (
     Command,
     FromPeer,
     Leave,
-    LogHint,
     LogPiece,
     LogRead,
     Message,
     Order,
     Poll,
+    Published,
     Query,
     Refused,
     Report,
@@ -57,16 +57,6 @@ class Heard(NamedTuple):
     message: FromPeer
 
 
-class Piece(NamedTuple):
-    """A published piece of a log."""
-
-    sender: str  # as above
-    key: str
-    fence: int
-    offset: int
-    data: bytes
-
-
 class Listener:
     """The sockets at ``addresses``; with ``curve`` they are only for those admitted.
 
@@ -88,9 +78,7 @@ class Listener:
         self._wake = wake
         self._curve = curve
         self._admitted = admitted
-        self._keyed = admitted is not None
         self._messages: sockets.Codec[FromPeer] = sockets.Codec(FromPeer)
-        self._hints: sockets.Codec[LogHint] = sockets.Codec(LogHint)
         self._scolded: dict[str, None] = {}
         self._problems: list[str] = []
         #: when `look` is due
@@ -147,15 +135,15 @@ class Listener:
         """Let in those who may, and turn away the others."""
         if self._gate is not None:
             self._gate.serve(now)
-        for _ in sockets.drain(self._logs, JOBS_AT_ONCE):
+        for _ in sockets.receive(self._logs, JOBS_AT_ONCE):
             pass  # who subscribes to what is ZeroMQ's business
 
     def heard(self) -> Iterator[Heard]:
         """Messages that have come, as far as they count."""
-        for user, frames in sockets.receive(self._jobs, JOBS_AT_ONCE, keyed=self._keyed):
-            peer, frame = frames[0], frames[-1]
-            sender = None
-            if self._admitted is not None and (sender := self._admitted.get(user)) is None:
+        for frames in sockets.receive(self._jobs, JOBS_AT_ONCE):
+            peer, frame = frames[0].bytes, frames[-1].buffer
+            sender = self._sender(frames[-1])
+            if sender is None and self._admitted is not None:
                 continue  # revoked a moment ago
             if len(frames) != 2:
                 self._scold(peer, sender, f"it has {len(frames)} frames")
@@ -175,21 +163,25 @@ class Listener:
                 message = named
             yield Heard(peer, "" if sender is None else sender.name, message)
 
-    def pieces(self) -> Iterator[Piece]:
-        """Published pieces of logs that have come."""
-        for user, frames in sockets.receive(self._logs_in, LOGS_AT_ONCE, keyed=self._keyed):
-            sender = None
-            if self._admitted is not None:
-                sender = self._admitted.get(user)
-                if sender is None or sender.role != "worker":
-                    continue
+    def pieces(self) -> Iterator[tuple[str, Published]]:
+        """Published pieces of logs that have come, each with its sender as in `Heard`."""
+        for frames in sockets.receive(self._logs_in, LOGS_AT_ONCE):
+            sender = self._sender(frames[0])
+            if self._admitted is not None and (sender is None or sender.role != "worker"):
+                continue
             try:
-                key, encoded, data = frames
-                hint = self._hints.decode(encoded)
-                name = "" if sender is None else sender.name
-                yield Piece(name, key.decode("ascii"), hint.fence, hint.offset, data)
+                (frame,) = frames
+                piece = Published.of(frame.buffer)
             except ValueError:
                 self._scold(b"", sender, "it is no piece of a log")
+            else:
+                yield "" if sender is None else sender.name, piece
+
+    def _sender(self, frame: zmq.Frame) -> Certificate | None:
+        """Who sent it; None if nobody who is admitted, or it needs no key."""
+        if self._admitted is None:
+            return None
+        return self._admitted.get(str(frame.get("User-Id")))
 
     def _as_admitted(self, peer: bytes, sender: Certificate, message: FromPeer) -> FromPeer | None:
         """The message under the name in the sender's key; None if it may not say that."""
@@ -206,7 +198,7 @@ class Listener:
         return message
 
     def _misunderstood(
-        self, peer: bytes, sender: Certificate | None, frame: bytes, error: str
+        self, peer: bytes, sender: Certificate | None, frame: memoryview, error: str
     ) -> None:
         greeting = sockets.greeting(frame)
         if greeting is None:
@@ -234,16 +226,15 @@ class Listener:
 
     def send(self, peer: bytes, message: Message) -> bool:
         """False if the peer is gone, or does not read."""
-        return sockets.send(self._jobs, peer, self._messages.encode(message))
+        return sockets.send(self._jobs, self._messages.encode(message), to=peer)
 
     def refuse(self, peer: bytes, about: str, code: Code, reason: str) -> None:
         """Say that something cannot be served, and why."""
         self.send(peer, Refused(about, code, reason))
 
-    def publish(self, key: str, fence: int, offset: int, data: bytes) -> None:
+    def publish(self, piece: Published) -> None:
         """A piece of a log, to all who follow it and read fast enough."""
-        hint = self._hints.encode(LogHint(fence, offset))
-        sockets.send(self._logs, key.encode(), hint, data)
+        sockets.send(self._logs, piece.frame())
 
 
 def about(message: FromPeer) -> str:

@@ -4,22 +4,27 @@ Nothing here is a command that must arrive: workers and initiators *report* what
 again and again, the broker *answers* with the state it wants or has, and repeating any message
 changes nothing.  ``fence`` numbers attempts at one job; what carries an old one is ignored.
 
-Frames: DEALER -> ROUTER ``[message]``; ROUTER -> DEALER ``[identity, message]``;
-PUB -> SUB ``[key, hint, data]`` with key = 64 hex digits (the topic), hint = `LogHint`.
+Every message is one frame (decision 11): MessagePack between DEALER and ROUTER, which puts the
+sender's identity before it, and a `Published` from PUB to SUB.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import struct
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
 
-PROTOCOL = 2
+PROTOCOL = 3
 #: No frame may be larger, in bytes.
 MAX_FRAME = 64 * 1024 * 1024
 #: Largest piece of a log in one message, in bytes.
 MAX_LOG_PIECE = 256 * 1024
+
+#: The phase in which an attempt has no sandbox any more, and so needs no slot: what was built is
+#: packed and stored.
+STORING = "store"
 
 #: What a message may say, checked when it is decoded.
 Key = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
@@ -244,6 +249,7 @@ class StepState(msgspec.Struct, frozen=True, omit_defaults=True):
     running_for: float = 0.0  # seconds since this attempt began
     expected: float = 0.0  # seconds it took before; 0: never seen
     message: str = ""  # a failure's, or why it waits
+    fault: bool = False  # it failed by machines or the store: nothing is said of its build
     failed_phase: str = ""
     failed_command: str = ""
     seconds: float = 0.0  # what it took, once done
@@ -332,11 +338,29 @@ class Refused(Message, frozen=True):
 # -- the log stream ------------------------------------------------------------------------
 
 
-class LogHint(msgspec.Struct, frozen=True, array_like=True):
-    """Second frame of a published piece of log."""
+_TOPIC = 64  # bytes of a key
+_HEAD = struct.Struct(f"!{_TOPIC}sQQ")
 
-    fence: Count
-    offset: Count
+
+class Published(NamedTuple):
+    """A published piece of a log: a head of fixed size that begins with the topic, then bytes."""
+
+    key: str  # the topic
+    fence: int
+    offset: int
+    data: bytes | memoryview
+
+    def frame(self) -> bytes:
+        """As it travels."""
+        return _HEAD.pack(self.key.encode(), self.fence, self.offset) + self.data
+
+    @classmethod
+    def of(cls, frame: memoryview) -> Published:
+        """What came; its data is a view of the frame.  ValueError if it is no piece of a log."""
+        if frame.nbytes < _HEAD.size:
+            raise ValueError("it is too short for a piece of a log")
+        key, fence, offset = _HEAD.unpack_from(frame)
+        return cls(key.decode("ascii"), fence, offset, frame[_HEAD.size :])
 
 
 FromPeer = Report | LogPiece | Order | Submit | Poll | Leave | LogRead | Query | Command

@@ -155,37 +155,33 @@ def connect(socket: Socket, address: str) -> None:
         raise AddressError(f"cannot connect to {address}: {error.strerror}") from None
 
 
-def drain(socket: Socket, limit: int) -> Iterator[list[bytes]]:
-    """What has come, without waiting: at most ``limit`` messages, as lists of frames."""
-    for _ in range(limit):
-        try:
-            yield socket.recv_multipart(zmq.NOBLOCK)
-        except zmq.Again:
-            return
+def receive(socket: Socket, limit: int) -> Iterator[list[zmq.Frame]]:
+    """What has come, without waiting: at most ``limit`` messages.
 
-
-def receive(socket: Socket, limit: int, *, keyed: bool) -> Iterator[tuple[str, list[bytes]]]:
-    """As `drain`, each with the sender's public key if it has one (``keyed``), else "".
-
-    Of a message with more frames than any has, only the first are kept.
+    Of one with more frames than any has, only the first are kept.
     """
     for _ in range(limit):
         try:
             frame = socket.recv(zmq.NOBLOCK, copy=False, track=False)
         except zmq.Again:
             return
-        frames = [frame.bytes]
+        frames = [frame]
         while frame.more:
             frame = socket.recv(zmq.NOBLOCK, copy=False, track=False)
             if len(frames) < MAX_FRAMES:
-                frames.append(frame.bytes)
-        yield str(frame.get("User-Id")) if keyed else "", frames
+                frames.append(frame)
+        yield frames
 
 
-def send(socket: Socket, *frames: bytes) -> bool:
-    """Send without waiting; False if the peer is gone, or does not read."""
+def send(socket: Socket, frame: bytes, to: bytes | None = None) -> bool:
+    """Send without waiting; False if the peer is gone, or does not read.
+
+    ``to`` is whom a router sends it to.  There is no message of several frames: decision 11.
+    """
     try:
-        socket.send_multipart(frames, zmq.NOBLOCK)
+        if to is not None:
+            socket.send(to, zmq.NOBLOCK | zmq.SNDMORE)
+        socket.send(frame, zmq.NOBLOCK)
     except zmq.ZMQError as error:
         if error.errno in (zmq.EAGAIN, zmq.EHOSTUNREACH):
             return False
@@ -200,7 +196,7 @@ class Codec(Generic[T]):
         self._decode = msgspec.msgpack.Decoder(kinds).decode
         self.encode = msgspec.msgpack.Encoder().encode
 
-    def decode(self, frame: bytes) -> T:
+    def decode(self, frame: bytes | memoryview) -> T:
         """Garbage if the frame is not such a message."""
         try:
             return self._decode(frame)  # type: ignore[no-any-return]
@@ -220,7 +216,7 @@ class _Hello(msgspec.Struct):
 _HELLO: Codec[_Hello] = Codec(_Hello)
 
 
-def greeting(frame: bytes) -> tuple[str, int] | None:
+def greeting(frame: bytes | memoryview) -> tuple[str, int] | None:
     """What a frame that cannot be read is about (a name, request or id), and its protocol."""
     try:
         hello = _HELLO.decode(frame)

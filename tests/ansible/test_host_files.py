@@ -66,7 +66,7 @@ def test_a_disk_that_is_missing(host: VmHost, tmp_path: Path) -> None:
     plan, problems = assign(facts, ["src"])
     assert plan == []
     assert problems == [
-        f"the disk {tmp_path}/none does not exist",
+        f"the disk {tmp_path}/none does not exist: make it, or name another in ATTACH_DISKS",
         f"{tmp_path} is neither a block device nor a file",
     ]
 

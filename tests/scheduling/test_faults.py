@@ -19,6 +19,7 @@ def test_a_failed_build_ends_the_request_and_drops_the_rest() -> None:
     assert stage.verdict() == "failed"
     assert stage.update().message == "a"
     assert stage.states() == {"top": "cancelled", "a": "failed", "b": "cancelled"}
+    assert not stage.steps()["a"].fault
     step = stage.steps()["a"]
     assert (step.message, step.failed_command, step.worker) == ("make: error 2", "make", "w1")
     assert stage.running() == {}
@@ -178,6 +179,7 @@ def test_alone_a_worker_gets_it_again_after_a_rest_and_then_it_fails() -> None:
     stage.ends("a", "fault", message="disk full")
     assert stage.verdict() == "failed"
     assert stage.steps()["a"].message == "no machine could do it: w1: disk full"
+    assert stage.steps()["a"].fault
 
 
 def test_a_rest_ends_by_itself() -> None:

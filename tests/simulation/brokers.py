@@ -21,16 +21,17 @@ from fabric.scheduling.watchers import Watchers
 from fabric.wire.messages import (
     FromPeer,
     Leave,
-    LogHint,
     LogPiece,
     LogRead,
     Message,
     Order,
     Poll,
+    Published,
     Query,
     Refused,
     Report,
     Submit,
+    Update,
 )
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Disk:
     def __init__(self) -> None:
         self.runs = 0
         self.open: dict[str, Order | Submit] = {}  # requests that began and are not over
-        self.closed: dict[str, str] = {}  # request -> how it ended
+        self.closed: dict[str, events.Remembered] = {}  # requests that are over
         self.drained: set[str] = set()
 
 
@@ -74,8 +75,8 @@ class Broker:
         self._written = world.now  # when all that was written will be on the disk
         self._orders: list[Order] = []  # waiting to be resolved
         self._resolving: dict[str, None] = {}
-        for intent in list(disk.open.values()):
-            self.apply(intent, "")
+        for event in (*disk.closed.values(), *disk.open.values()):
+            self.apply(event, "")
         self._tick()
 
     def close(self) -> None:
@@ -148,7 +149,8 @@ class Broker:
             case events.Opened():
                 self._write(partial(self.disk.open.__setitem__, effect.request, effect.intent))
             case events.Closed():
-                self._write(partial(self._forget, effect.request, effect.state))
+                last = self.scheduler.update(effect.request, 0, world.now)
+                self._write(partial(self._close, effect.request, last))
             case events.Drained():
                 change = self.disk.drained.add if effect.on else self.disk.drained.discard
                 self._write(partial(change, effect.worker))
@@ -170,9 +172,10 @@ class Broker:
         if self.alive:
             action()
 
-    def _forget(self, request: str, state: str) -> None:
-        self.disk.open.pop(request, None)
-        self.disk.closed[request] = state
+    def _close(self, request: str, outcome: Update | None) -> None:
+        intent = self.disk.open.pop(request)
+        if outcome is not None:  # else it is forgotten
+            self.disk.closed[request] = events.Remembered(outcome, intent.requester, 0.0)
 
     def _look_up(self, effect: events.Ask | events.Inspect) -> None:
         store, away = self.world.store, self.world.store_is_away
@@ -261,8 +264,8 @@ class Broker:
             return
         offset, fresh = self.spools.append(key, fence, offset, data)
         if fresh:
-            hint = LogHint(fence, offset)
+            piece = Published(key, fence, offset, fresh)
             for initiator in self.world.initiators:
                 if not initiator.gone:
-                    hear = partial(initiator.hint, key, hint, fresh)
+                    hear = partial(initiator.read, piece)
                     self.world.send("broker", initiator.node, "a line of log", hear)

@@ -59,9 +59,8 @@ class Judge:
 
     def _is_not_idle(self, broker: Broker, worker: Worker, ready: list[Task]) -> None:
         limits, now = broker.scheduler.limits, self.world.now
-        free = worker.slots - len(worker.held) - worker.seats
         fresh = now - worker.heard <= limits.stale
-        if free <= 0 or not worker.open or not fresh or worker.rests_until > now:
+        if not worker.room or not fresh or worker.rests_until > now:
             return
         for task in ready:
             shunned = worker.name in task.refusals and now < task.refusals[worker.name].until
@@ -121,7 +120,7 @@ class Judge:
         if not initiator.gone or initiator.over != 1 or initiator.open:
             raise Violation(f"{initiator.node} has no end: {initiator.over}, {initiator.open}")
         if initiator.refused:
-            if request in world.detached and request not in world.disk.closed:
+            if request in world.detached:
                 raise Violation(f"{request} was accepted, and is forgotten")
             return
         failures = {

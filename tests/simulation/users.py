@@ -11,10 +11,10 @@ from fabric.wire.messages import (
     PROTOCOL,
     Answer,
     Command,
-    LogHint,
     LogPiece,
     Message,
     Order,
+    Published,
     Query,
     Refused,
     Submit,
@@ -69,9 +69,9 @@ class Initiator:
             case LogPiece():
                 self._do(self.mirror.piece(message, now))
 
-    def hint(self, key: str, hint: LogHint, data: bytes) -> None:
+    def read(self, piece: Published) -> None:
         if not self.gone:
-            self._do(self.mirror.hint(key, hint, data, self.world.now))
+            self._do(self.mirror.published(piece, self.world.now))
 
     def _tick(self) -> None:
         if self.gone:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from trove_kit import blob, child_environment, key, step
+from trove_kit import blob, child_environment, key, on_small_disk, step
 
 from fabric.errors import DamagedError, StoreError
 from fabric.trove.store import Store
@@ -182,19 +182,7 @@ def test_a_full_disk_is_said_clearly(tmp_path: Path) -> None:
             print(error)
         assert sorted(os.listdir({str(mount)!r})) == ["copy", "store"]
     """
-    script = f'mount -t tmpfs -o size=1m none {mount} && exec "$0" -c "$1"'
-    done = subprocess.run(
-        [
-            *("unshare", "--map-root-user", "--mount", "sh", "-c", script),
-            *(sys.executable, textwrap.dedent(code)),
-        ],
-        capture_output=True,
-        text=True,
-        env=child_environment(),
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    first, second = done.stdout.splitlines()
+    first, second = on_small_disk("1m", mount, code)
     assert "chunk-2 cannot be stored: No space left on device" in first
     assert "the disk is full: free some room" in first
     assert "cannot be fetched to" in second

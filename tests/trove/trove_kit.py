@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+import textwrap
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -482,3 +483,20 @@ def free_port(above: int = 1024) -> int:
             return port
         if above < port < 55000 and not answers(port + 10000):
             return port
+
+
+def on_small_disk(size: str, mount: Path, code: str) -> list[str]:
+    """The lines that Python code prints, run where ``mount`` is a disk of so much room."""
+    script = f'mount -t tmpfs -o size={size} none {mount} && exec "$0" -c "$1"'
+    done = subprocess.run(
+        [
+            *("unshare", "--map-root-user", "--mount", "sh", "-c", script),
+            *(sys.executable, textwrap.dedent(code)),
+        ],
+        capture_output=True,
+        text=True,
+        env=child_environment(),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fabric.journal import ATTEMPTS_KEPT, Journal
+from fabric.journal import ATTEMPTS_KEPT, REQUESTS_KEPT, STEPS_KEPT, Journal
 from fabric.scheduling.events import Drained, Ended, Learned, Opened
 from fabric.wire.messages import PROTOCOL, Order, Outcome, StepState, Submit, Update
 
@@ -56,9 +56,10 @@ def test_durations_are_remembered(tmp_path: Path, warnings: Warnings) -> None:
 def test_epochs_grow_over_runs_and_over_a_lost_file(tmp_path: Path, warnings: Warnings) -> None:
     path = tmp_path / "journal.sqlite"
     epochs = []
-    for _ in range(3):
+    for run in range(3):
         journal = Journal(path, warnings)
         epochs.append(journal.epoch)
+        assert journal.first == (run == 0)
         journal.close()
     assert epochs == sorted(set(epochs))
     for each in tmp_path.iterdir():
@@ -163,23 +164,40 @@ def test_how_requests_ended(tmp_path: Path, warnings: Warnings) -> None:
     steps = (StepState("a" * 64, "done"), StepState("b" * 64, "failed", message="no"))
     failed = Update("r1", 7, "failed", steps, message="b failed", title="one")
     large = Update("r2", 8, "done", tuple(StepState(f"{n:064x}", "done") for n in range(9000)))
-    for request in ("r1", "r2", "r3"):
+    for request in ("r1", "r2", "r3", "r4"):
         journal.opened(opened(request, request))
     journal.closed(failed)
     journal.closed(large)
+    journal.forgotten("r4")
     journal.close()
     again = Journal(path, warnings)
-    assert again.outcome("r1") == failed
-    assert again.outcome("r2") == Update("r2", 8, "done")
-    assert again.outcome("r3") is again.outcome("r4") is None
-    told = [(r.request, r.requester, r.state, r.message, r.done, r.failed, r.total)
-            for r in again.finished()]  # fmt: skip
-    assert told == [
-        ("r2", "alice", "done", "", 9000, 0, 9000),
-        ("r1", "alice", "failed", "b failed", 1, 1, 2),
-    ]
+    told = again.finished()
+    assert [each.outcome for each in told] == [failed, large]
+    assert {each.requester for each in told} == {"alice"}
+    assert all(0.0 <= each.ago < 60.0 for each in told)
+    assert again.unfinished() == [opened("r3", "r3").intent]
     again.close()
     assert warnings == []
+
+
+def test_of_what_ended_long_ago_only_so_much_is_kept(tmp_path: Path, warnings: Warnings) -> None:
+    path = tmp_path / "journal.sqlite"
+    journal = Journal(path, warnings)
+    few = tuple(StepState(f"{n:064x}", "done") for n in range(10))
+    many = few * (STEPS_KEPT // len(few))
+    for n, steps in enumerate((few, many, many, *[few] * REQUESTS_KEPT)):
+        journal.opened(opened(f"r{n}"))
+        journal.closed(Update(f"r{n}", n, "done", steps))
+    journal.close(30.0)
+    again = Journal(path, warnings)
+    assert [each.outcome.version for each in again.finished()] == [*range(3, 3 + REQUESTS_KEPT)]
+    for n in (1000, 1001):
+        again.opened(opened(f"r{n}"))
+        again.closed(Update(f"r{n}", n, "done", many))
+    again.close(30.0)
+    last = Journal(path, warnings)
+    assert [each.outcome.version for each in last.finished()] == [1001], "as the steps are many"
+    last.close()
 
 
 def test_drained_workers(tmp_path: Path, warnings: Warnings) -> None:
@@ -191,6 +209,41 @@ def test_drained_workers(tmp_path: Path, warnings: Warnings) -> None:
     again = Journal(path, warnings)
     assert again.drained_workers == {"w2"}
     again.close()
+
+
+def test_a_promise_is_kept_when_it_is_on_the_disk(tmp_path: Path, warnings: Warnings) -> None:
+    path = tmp_path / "journal.sqlite"
+    kept = threading.Event()
+    journal = Journal(path, warnings, kept.set)
+    journal.learned(Learned("chunk", "zlib", "x86_64", 1.0))
+    journal.opened(opened("r1"))
+    journal.flush()
+    assert kept.wait(20.0)
+    assert journal.kept == journal.promised == 1
+    assert rows(path, "SELECT id FROM requests") == [("r1",)]
+    assert rows(path, "SELECT name FROM durations") == [("zlib",)], "taken along"
+    journal.close()
+
+
+def test_a_promise_that_cannot_be_written_is_tried_again(
+    tmp_path: Path, warnings: Warnings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fabric.journal.PATIENCE", 0.05)
+    monkeypatch.setattr("fabric.journal.RETRY", 0.05)
+    path = tmp_path / "journal.sqlite"
+    kept = threading.Event()
+    journal = Journal(path, warnings, kept.set)
+    with sqlite3.connect(path, isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        journal.learned(Learned("chunk", "zlib", "x86_64", 1.0))
+        journal.opened(opened("r1"))
+        journal.flush()
+        assert kept.wait(20.0), "nobody waits for a disk that may never have room"
+        other.execute("ROLLBACK")
+    other.close()
+    journal.close(20.0)
+    assert "1 entries are lost, 1 are tried again" in warnings[0]
+    assert rows(path, "SELECT id FROM requests") == [("r1",)]
 
 
 def test_the_journal_of_the_version_before_keeps_its_history(
@@ -258,6 +311,7 @@ def test_damage_in_the_middle_of_the_file(tmp_path: Path, warnings: Warnings) ->
     content[5000:-100] = b"\xa5" * len(content[5000:-100])
     path.write_bytes(content)
     again = Journal(path, warnings)
+    assert not again.first, "there was one, whatever it was"
     again.learned(Learned("chunk", "new", "x86_64", 1.0))
     again.close()
     assert len(warnings) == 1
@@ -269,6 +323,7 @@ def test_a_file_that_cannot_be_written_is_done_without(tmp_path: Path, warnings:
     journal = Journal(tmp_path / "state" / "journal.sqlite", warnings)
     journal.learned(Learned("chunk", "zlib", "x86_64", 1.0))
     assert journal.epoch > 0
+    assert not journal.first, "who knows"
     journal.close()
     assert "going on without a journal" in warnings[0]
 

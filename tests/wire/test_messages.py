@@ -175,6 +175,6 @@ def test_sending_to_nobody_is_no_error() -> None:
     try:
         socket = sockets.router(context)
         sockets.bind(socket, "inproc://here")
-        assert not sockets.send(socket, b"nobody", b"hello")
+        assert not sockets.send(socket, b"hello", to=b"nobody")
     finally:
         context.destroy(linger=0)

@@ -16,16 +16,20 @@ from wire_kit import FakeWorker, offers_of, until
 from fabric.broker import Broker
 from fabric.resolving import Resolvers
 from fabric.scheduling.events import Resolved, Unresolved
+from fabric.scheduling.model import Limits
 from fabric.trove.store import Store
 from fabric.wire import sockets
 from fabric.wire.messages import (
     PROTOCOL,
     Answer,
     Command,
+    Desired,
     Order,
     Poll,
     Query,
     Refused,
+    Report,
+    Running,
     ToInitiator,
     Update,
 )
@@ -155,6 +159,7 @@ class Threaded:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.limits = Limits()
         self.start()
         self._context = zmq.Context()
         self.jobs = sockets.dealer(self._context)
@@ -168,7 +173,11 @@ class Threaded:
             return Store(str(directory / "store"), directory / "scratch")
 
         self.broker = Broker(
-            sockets.in_directory(directory), directory / "state", open_store, resolver=COMMAND
+            sockets.in_directory(directory),
+            directory / "state",
+            open_store,
+            self.limits,
+            resolver=COMMAND,
         )
         self._thread = threading.Thread(target=self.broker.run)
         self._thread.start()
@@ -193,13 +202,18 @@ class Threaded:
 
     def state(self, request: str) -> str:
         """Of a request; "" if it is not known."""
+        update = self.update(request)
+        return update.state if update else ""
+
+    def update(self, request: str) -> Update | None:
+        """All that is known of a request."""
         self.say(Poll(request, 0))
         while True:
             heard = self._next()
             if isinstance(heard, Update) and heard.request == request:
-                return heard.state
+                return heard
             if isinstance(heard, Refused):
-                return ""
+                return None
 
     def _next(self) -> object:
         assert self.jobs.poll(10_000), "no answer"
@@ -215,6 +229,10 @@ def threaded(directory: Path) -> Iterator[Threaded]:
 
 def requests() -> Query:
     return Query(PROTOCOL, "q", "requests")
+
+
+def why(about: str) -> Query:
+    return Query(PROTOCOL, "q", "why", about)
 
 
 def test_an_order_is_built(threaded: Threaded) -> None:
@@ -263,3 +281,80 @@ def test_after_a_restart_a_detached_request_goes_on_and_old_ones_are_known(
     assert told[order(2).request].done == 2
     assert threaded.state(order(1).request) == "failed"
     assert threaded.state(order(3).request) == ""
+
+
+def test_how_a_request_ended_is_known_after_a_restart_with_its_steps(threaded: Threaded) -> None:
+    def told() -> tuple[object, ...]:
+        questions = (why("zlib"), why(order(1).request), Query(PROTOCOL, "q", "logs", "zlib"))
+        [request] = threaded.answer(requests()).requests
+        update = threaded.update(order(1).request)
+        return (*map(threaded.answer, questions), (request.done, request.total), update)
+
+    worker = FakeWorker(threaded.directory, "w1")
+    try:
+        threaded.say(order(1, detach=True))
+        until(lambda: threaded.state(order(1).request) == "done")
+    finally:
+        worker.stop()
+    before = told()
+    for _ in range(2):
+        threaded.end()
+        threaded.start()
+        assert told() == before
+    update = threaded.update(order(1).request)
+    assert update is not None
+    assert [step.name for step in update.steps] == ["zlib", "app"]
+
+
+def test_what_its_initiator_left_without_a_word_does_not_come_back(threaded: Threaded) -> None:
+    threaded.end()
+    threaded.limits = Limits(patience=0.5)
+    threaded.start()
+    threaded.say(order(1))
+    until(lambda: len(threaded.answer(requests()).requests) == 1)
+    until(lambda: threaded.answer(requests()).requests == ())
+    threaded.end()
+    threaded.start()
+    assert threaded.answer(requests()).requests == ()
+
+
+def test_after_a_restart_nothing_begins_twice_that_a_worker_was_not_told_to_end(
+    threaded: Threaded, directory: Path
+) -> None:
+    """The request was cancelled, and the broker ended before its worker heard so."""
+    context = zmq.Context()
+    w1 = sockets.dealer(context)
+    sockets.connect(w1, sockets.ipc(directory, "jobs"))
+    codec: sockets.Codec[Desired] = sockets.Codec(Desired)
+
+    def report(sequence: int, *running: Running) -> None:
+        told = Report(PROTOCOL, "w1", "x86_64", 1, sequence, running=running, instance="a")
+        w1.send(codec.encode(told))
+
+    def hear() -> Desired:
+        assert w1.poll(10_000), "no answer"
+        return codec.decode(w1.recv())
+
+    report(1)
+    threaded.say(order(1, detach=True))
+    while not (told := hear()).start:
+        pass
+    [job] = told.start
+    running = Running(job.key, job.fence)
+    report(2, running)
+    threaded.answer(Command(PROTOCOL, "c", "cancel", order(1).request))
+    threaded.end()
+    threaded.start()
+    w2 = FakeWorker(directory, "w2")
+    try:
+        threaded.say(order(2, detach=True))
+        until(lambda: "has just started" in "".join(threaded.answer(why("zlib")).lines))
+        report(3, running)
+        while (desired := hear()).broker == told.broker:
+            pass  # what it did not heed
+        assert [(each.key, each.fence) for each in desired.keep] == [(job.key, job.fence)]
+        assert "building on w1" in threaded.answer(why("zlib")).lines[0]
+    finally:
+        w2.stop()
+        context.destroy(linger=0)
+    assert w2.built == []

@@ -19,11 +19,11 @@ from fabric.wire.messages import (
     PROTOCOL,
     Command,
     Desired,
-    LogHint,
     LogPiece,
     LogRead,
     Order,
     Poll,
+    Published,
     Refused,
     Running,
     Submit,
@@ -134,7 +134,6 @@ def test_a_log_is_taken_only_from_whoever_holds_the_attempt(farm: Farm) -> None:
     running = Running(KEY, 7)
     holder.ask(report("w1", running=(running,)))
     other.ask(report("w2"))
-    codec: sockets.Codec[LogHint] = sockets.Codec(LogHint)
     reader = farm.peer(farm.key("initiator", "alice"))
 
     def log() -> bytes:
@@ -142,7 +141,7 @@ def test_a_log_is_taken_only_from_whoever_holds_the_attempt(farm: Farm) -> None:
         return piece.data if isinstance(piece, LogPiece) else b""
 
     def told(peer: Peer, text: bytes) -> None:
-        peer.stream.send_multipart([KEY.encode(), codec.encode(LogHint(7, 0)), text])
+        sockets.send(peer.stream, Published(KEY, 7, 0, text).frame())
 
     for _ in range(10):
         told(other, b"from another")

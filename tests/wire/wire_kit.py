@@ -25,11 +25,11 @@ from fabric.wire.messages import (
     MAX_LOG_PIECE,
     PROTOCOL,
     Desired,
-    LogHint,
     LogPiece,
     LogWanted,
     Offer,
     Outcome,
+    Published,
     Refused,
     Submit,
     ToInitiator,
@@ -173,8 +173,8 @@ class FakeWorker:
     def _turn(self) -> None:
         self._do(self.agent.tick(time.monotonic()))
         self._jobs.poll(5)
-        for frames in sockets.drain(self._jobs, 100):
-            match message := self._codec.decode(frames[-1]):
+        for frames in sockets.receive(self._jobs, 100):
+            match message := self._codec.decode(frames[-1].bytes):
                 case Desired():
                     self._do(self.agent.desired(message))
                     known = {*self.agent.running, *self.agent.unsettled}
@@ -212,9 +212,9 @@ class FakeWorker:
         self._logs[action.key, action.fence] = log
         if not self._lose_logs:
             for offset in range(0, len(log), MAX_LOG_PIECE):
-                hint = self._codec.encode(LogHint(action.fence, offset))
-                piece = log[offset : offset + MAX_LOG_PIECE]
-                sockets.send(self._stream, action.key.encode(), hint, piece)
+                data = log[offset : offset + MAX_LOG_PIECE]
+                piece = Published(action.key, action.fence, offset, data)
+                sockets.send(self._stream, piece.frame())
         digest = hashlib.sha256(log).hexdigest()
         if result == "done":
             blob = Blob(digest, len(log))
@@ -261,7 +261,6 @@ class Follower:
         self._stream = sockets.subscriber(self._context, *topics, curve=curve)
         sockets.connect(self._stream, at.logs)
         self._codec: sockets.Codec[ToInitiator] = sockets.Codec(ToInitiator)
-        self._hints: sockets.Codec[LogHint] = sockets.Codec(LogHint)
         self._poller = zmq.Poller()
         self._poller.register(self.jobs, zmq.POLLIN)
         self._poller.register(self._stream, zmq.POLLIN)
@@ -282,16 +281,16 @@ class Follower:
         self._do(self.mirror.tick(now))
         self._poller.poll(max(1, min(100, int(1000 * (self.mirror.due - now)))))
         now = time.monotonic()
-        for frames in sockets.drain(self.jobs, at_once):
-            match message := self._codec.decode(frames[-1]):
+        for frames in sockets.receive(self.jobs, at_once):
+            match message := self._codec.decode(frames[-1].bytes):
                 case Update():
                     self._do(self.mirror.update(message, now))
                 case LogPiece():
                     self._do(self.mirror.piece(message, now))
                 case Refused():
                     self._do(self.mirror.refused(message, now))
-        for key, hint, data in sockets.drain(self._stream, at_once):
-            self._do(self.mirror.hint(key.decode(), self._hints.decode(hint), data, now))
+        for (frame,) in sockets.receive(self._stream, at_once):
+            self._do(self.mirror.published(Published.of(frame.buffer), now))
 
     def states(self) -> dict[str, str]:
         return {self.names[key]: step.state for key, step in self.mirror.steps.items()}
@@ -306,7 +305,8 @@ class Follower:
         for action in actions:
             match action:
                 case initiator_side.Send():
-                    sockets.send(self.jobs, self._codec.encode(action.message))
+                    if not sockets.send(self.jobs, self._codec.encode(action.message)):
+                        self.mirror.unsent(action.message)
                 case initiator_side.OpenLog():
                     self.logs[self.names[action.key]] = bytearray()
                 case initiator_side.AppendLog():

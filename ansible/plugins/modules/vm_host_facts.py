@@ -37,6 +37,7 @@ RETURN = """
 ssh: {type: str, returned: always, description: Why ssh does not work; empty if it does.}
 libvirt: {type: str, returned: always, description: Why libvirt does not answer; empty if it does.}
 networks: {type: dict, returned: always, description: libvirt's networks, and whether active.}
+bridges: {type: dict, returned: always, description: 'The bridges of its kernel, each true.'}
 memory: {type: int, returned: always, description: Bytes that guests could take.}
 folder: {type: dict, returned: always, description: 'That of the image: exists, writable, free.'}
 image_exists: {type: bool, returned: always, description: Whether there is something at its path.}
@@ -51,7 +52,7 @@ guest: {type: dict, returned: always, description: 'The domain: exists, running,
 known: {type: dict, returned: always, description: All domains of the cluster, their marks by name.}
 """
 
-#: Says "exists writable free image former-image", with 1 and 0.
+#: Says "exists writable free image former-image", with 1 and 0, and the bridges.
 _FOLDER = """
 folder=$(dirname -- "$1")
 test -d "$folder" && exists=1 || exists=0
@@ -60,18 +61,23 @@ free=$(df -Pk -- "$folder" 2>/dev/null | awk 'NR == 2 {print $4}')
 test -e "$1" && image=1 || image=0
 test -e "$1.old" && former=1 || former=0
 echo "$exists $writable ${free:-0} $image $former"
+for bridge in /sys/class/net/*/bridge; do
+  if test -d "$bridge"; then basename "$(dirname "$bridge")"; fi
+done
 """
 
 
 def shell_facts(host: VmHost, image: str, paths: list[str], labels: list[str]) -> dict[str, Any]:
     """What the shell of the host sees."""
-    exists, writable, free, taken, former = map(int, host.run(_FOLDER, image).split())
+    numbers, *bridges = host.run(_FOLDER, image).splitlines()
+    exists, writable, free, taken, former = map(int, numbers.split())
     disks = [disk_facts(host, path) for path in paths]
     plan, problems = assign(disks, labels)
     return {
         "folder": {"exists": bool(exists), "writable": bool(writable), "free": free * 1024},
         "image_exists": bool(taken),
         "former_image": bool(former),
+        "bridges": dict.fromkeys(bridges, True),
         "disks": disks,
         "format": plan,
         "disk_problems": problems,

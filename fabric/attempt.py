@@ -1,0 +1,96 @@
+"""One job on one worker: built in a thread of its own, with its log and how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from fabric.building.builder import build
+from fabric.building.log import Log
+from fabric.building.workspace import Workspace
+from fabric.config import WorkerSettings
+from fabric.errors import BuildFailed, Cancelled, FabricError, MachineFault
+from fabric.jobs import Job
+from fabric.wire.messages import STORING, Outcome
+
+
+class Attempt:
+    """One job being built, in a thread that is not the one that talks."""
+
+    def __init__(
+        self, key: str, fence: int, job: msgspec.Raw, spool: Path, wake: Callable[[], None]
+    ) -> None:
+        self.key = key
+        self.fence = fence
+        self._job = job
+        self._wake = wake  # what there is to tell must not wait
+        self.cancelled = threading.Event()
+        self.phase = "fetch"
+        self.log = Log(spool)
+        self.published = 0  # bytes of the log
+
+    def set_phase(self, phase: str) -> None:
+        self.phase = phase
+        if phase == STORING:
+            self._wake()
+
+    def run(self, workspace: Workspace, settings: WorkerSettings, name: str) -> Outcome:
+        """Build, and say how it ended; never raises."""
+        began = time.monotonic()
+        result: Literal["done", "failed", "fault", "cancelled"] = "done"
+        message = phase = command = ""
+        damaged: tuple[str, ...] = ()
+        try:
+            job = msgspec.msgpack.decode(self._job, type=Job)
+            build(
+                job,
+                workspace,
+                self.log,
+                self.cancelled,
+                jobs=settings.jobs,
+                timeout=settings.build_timeout or None,
+                log_limit=settings.log_limit or None,
+                phase=self.set_phase,
+                builder=name,
+            )
+        except BuildFailed as error:
+            result, message, phase, command = "failed", str(error), error.step, error.command
+        except Cancelled:
+            result = "cancelled"
+        except msgspec.MsgspecError as error:
+            result, message = "fault", f"{name} does not understand this job: {error}"
+        except MachineFault as error:
+            result, message, damaged = "fault", str(error), error.damaged
+        except (FabricError, OSError, MemoryError) as error:
+            result, message = "fault", str(error)
+        except Exception as error:  # noqa: BLE001  a bug here must not take the worker down
+            traceback.print_exc()
+            result, message = "fault", f"unexpected {type(error).__name__}: {error}"
+        if message:
+            with contextlib.suppress(OSError):  # a full disk must not hide what happened
+                self.log.say(f"### {message}")
+        blob = self.log.blob()
+        return Outcome(
+            key=self.key,
+            fence=self.fence,
+            result=result,
+            message=_text(message),
+            phase=phase,
+            command=_text(command),
+            seconds=time.monotonic() - began,
+            log_size=blob.size,
+            log_sha256=blob.sha256,
+            damaged=damaged,
+        )
+
+
+def _text(message: str) -> str:
+    """What can be sent of a message that may name files, whose names need not be text."""
+    return message.encode("utf-8", "backslashreplace").decode()
