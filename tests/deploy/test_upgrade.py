@@ -96,35 +96,53 @@ def test_an_interrupted_deployment_goes_on(farm: Farm) -> None:
     assert farm.workers() == {"worker0": "idle", "worker1": "idle"}
 
 
+def release(farm: Farm, *workers: str) -> None:
+    """Let the steps go on that these workers build: each waits for the end of its sleep."""
+    for name in workers:
+        farm.on(name, "pkill -x sleep || true")
+
+
 @contextmanager
-def building(farm: Farm, folder: Path, count: int) -> Iterator[Path]:
-    """A build of ``count`` chunks, under way when the body begins, well at its end; its output."""
-    definitions = tiny_definitions(folder, count, f"sleep 5 && true {folder.name}")
+def building(farm: Farm, folder: Path) -> Iterator[Path]:
+    """A build, under way on all workers until the body ends, and well at its end; its output."""
+    definitions = tiny_definitions(folder, 6, f"sleep 3000 || true {folder.name}")
     here, log = folder / "here", folder / "output"
     here.mkdir()
     system = str(definitions / "systems/tiny.morph")
     with log.open("w") as to:
         build = farm.start_initiator("build", system, cwd=here, stdout=to, stderr=to)
         try:
-            until(lambda: any(here.glob("build-step-tiny-*.log")), 300, log.read_text)
+            until(lambda: set(farm.workers().values()) == {"busy"}, 300, log.read_text, step=1)
             yield log
-            build.wait(600)
+
+            def over() -> bool:
+                release(farm, "worker0", "worker1")
+                return build.poll() is not None
+
+            until(over, 600, log.read_text, step=1)
         finally:
             build.kill()
             build.wait()
     assert build.returncode == 0, log.read_text()
-    for number in range(1, count + 1):
+    for number in range(1, 7):
         name = f"tiny-{number:02}"
         assert f"built {name}\n" in (here / f"build-step-{name}-misc.log").read_text()
 
 
 def test_a_worker_is_upgraded_while_it_builds(farm: Farm, scratch: Path) -> None:
+    """It is replaced when it has finished what it builds, and its attached disk comes along."""
     farm.on("worker1", "touch /srv/distbuild/kept /var/tmp/lost")
-    with building(farm, scratch / "first", 12):
-        upgrade = ["upgrade-cluster.yml", "--limit", "worker1", "-e", "VERSION_LABEL=second"]
-        said, _ = farm.play(*upgrade, "--check", "--diff")
-        assert farm.label("worker1") == "distbuild", said
-        farm.play(*upgrade, timeout=1200)
+    upgrade = ["upgrade-cluster.yml", "--limit", "worker1", "-e", "VERSION_LABEL=second"]
+    said, counts = farm.play(*upgrade, "--check", "--diff")
+    assert (farm.label("worker1"), changed(counts)) == ("distbuild", {"worker1"}), said
+    log = scratch / "upgrade"
+    with building(farm, scratch / "first"), log.open("w") as to:
+        play = farm.world.start(
+            *farm.command(*upgrade), cwd=ROOT, env=farm.environment, stdout=to, stderr=to
+        )
+        until(lambda: farm.workers()["worker1"] == "draining", 300, log.read_text, step=1)
+        release(farm, "worker1")
+        assert play.wait(900) == 0, log.read_text()
     assert (farm.label("worker0"), farm.label("worker1")) == ("distbuild", "second")
     farm.on("worker1", "test -e /srv/distbuild/kept && ! test -e /var/tmp/lost")
     assert not list(farm.images.glob("farm-*.old"))
@@ -132,10 +150,10 @@ def test_a_worker_is_upgraded_while_it_builds(farm: Farm, scratch: Path) -> None
 
 def test_the_controller_is_upgraded_while_others_build(farm: Farm, scratch: Path) -> None:
     """What it knows comes along, and so does the trove, on its attached disk."""
-    with building(farm, scratch / "second", 30) as log:
+    with building(farm, scratch / "second") as log:
         upgrade = ["upgrade-cluster.yml", "--limit", "controller", "-e", "VERSION_LABEL=second"]
-        farm.play(*upgrade, timeout=1200)
-    assert "the controller is back" in log.read_text()
+        farm.play(*upgrade, timeout=900)
+        until(lambda: "the controller is back" in log.read_text(), 120, log.read_text)
     assert farm.label("controller") == "second"
     builds = json.loads(farm.initiator("list", "--json", cwd=scratch))
     assert [build["state"] for build in builds] == ["done", "done"]
@@ -169,7 +187,7 @@ def test_the_farm_grows_and_shrinks(farm: Farm) -> None:
     assert "worker0 runs as it was defined before" in re.sub(r"\s+", " ", said)
     assert farm.workers() == {f"worker{number}": "idle" for number in range(3)}
     farm.describe(workers=2)
-    said, counts = farm.play("deploy-cluster.yml", "--tags", "machines")
+    said, _ = farm.play("deploy-cluster.yml", timeout=900)
     assert "Give the worker nothing more to build" in said
     assert farm.guests() == SMALL
     assert not list(farm.images.glob("farm-worker2*"))
