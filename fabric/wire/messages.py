@@ -19,8 +19,9 @@ from msgspec import Meta
 PROTOCOL = 3
 #: No frame may be larger, in bytes.
 MAX_FRAME = 64 * 1024 * 1024
-#: Largest piece of a log in one message, in bytes.
+#: Largest piece of a log that is published, and largest range of one in an answer, in bytes.
 MAX_LOG_PIECE = 256 * 1024
+MAX_LOG_RANGE = 1024 * 1024
 
 #: What a message may say, checked when it is decoded.
 Key = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
