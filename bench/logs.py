@@ -2,25 +2,34 @@
 
     python bench/logs.py [--megabytes 400] [--seconds 5]
 
-A build prints as fast as it can; measured is how fast the user's file grows, beside a PUB socket
-that sends the same pieces to a SUB socket in another process.  Then a build prints the time a
-thousand times a second; measured is how long each line takes from there to the user's file.
+A build prints as fast as it can; measured is how fast the user's file grows.  Beside it: sockets
+of the same kinds and options that pass on the same pieces and do nothing else, over ipc as well,
+with no process between (one hop), and with one that forwards, as the broker does (two); and what
+one core can digest and write three times, as worker, broker and initiator do.
+
+Then a build prints the time a thousand times a second; measured is how long each line takes from
+there to the user's file.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import os
 import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import zmq
+from bench_kit import Chunk, write_definitions
 
 from fabric.wire import sockets
 from fabric.wire.messages import MAX_LOG_PIECE, Published
 
+TOPIC = "a" * 64
 FLOOD = 'yes "$(printf %079d 0)" | head -c {size}'
 CLOCK = (
     "perl -MTime::HiRes=time,sleep -e '$| = 1; $t = time; foreach $n (1..{lines})"
@@ -29,44 +38,11 @@ CLOCK = (
 )
 
 
-def git(folder: Path, *args: str) -> str:
-    identity = ["-c", "user.name=bench", "-c", "user.email=bench@invalid"]
-    done = subprocess.run(
-        ["git", "-C", folder, *identity, *args], check=True, capture_output=True, text=True
-    )
-    return done.stdout.strip()
-
-
-def write_definitions(root: Path, command: str) -> None:
-    """One chunk that prints."""
-    source = root / "source"
-    source.mkdir(parents=True)
-    git(source, "init", "-q", "-b", "main")
-    (source / "README").write_text("nothing to see\n")
-    git(source, "add", ".")
-    git(source, "commit", "-q", "-m", "one file")
-    ref = git(source, "rev-parse", "HEAD")
-    for folder in ("strata/logs", "systems"):
-        (root / folder).mkdir(parents=True)
-    (root / "VERSION").write_text("version: 8\n")
-    (root / "strata/logs/talker.morph").write_text(
-        f"name: talker\nkind: chunk\ninstall-commands:\n- |\n  {command}\n"
-    )
-    (root / "strata/logs.morph").write_text(
-        "name: logs\nkind: stratum\nchunks:\n- name: talker\n  morph: strata/logs/talker.morph\n"
-        f"  repo: file://{source}\n  ref: {ref}\n  build-mode: test\n  build-depends: []\n"
-    )
-    (root / "systems/logs.morph").write_text(
-        "name: logs\nkind: system\narch: x86_64\nstrata:\n- name: logs\n"
-        "  morph: strata/logs.morph\n"
-    )
-
-
 class Growing:
     """The user's log file of a build of one chunk, read as it grows."""
 
     def __init__(self, root: Path, command: str) -> None:
-        write_definitions(root, command)
+        write_definitions(root, "logs", [Chunk("talker", command)])
         self._log = root / "build-step-talker.log"
         self._child = subprocess.Popen(
             [Path(sys.executable).with_name("fabric-initiator"), "build", "systems/logs.morph",
@@ -75,21 +51,16 @@ class Growing:
             env={"PATH": "/usr/bin:/bin", "HOME": str(root), "FABRIC_CACHE": str(root / "cache")},
         )  # fmt: skip
 
-    def pieces(self, every: float) -> list[tuple[float, bytes]]:
-        """(when, what came) until the build is over."""
-        found = []
-        while not self._log.exists() and self._child.poll() is None:
+    def sizes(self, every: float) -> list[tuple[float, int]]:
+        """(when, bytes) whenever it has grown, until the build is over."""
+        found: list[tuple[float, int]] = []
+        over = False
+        while not over:
             time.sleep(every)
-        if self._log.exists():
-            with self._log.open("rb") as file:
-                while True:
-                    over = self._child.poll() is not None
-                    if data := file.read(1 << 24):
-                        found.append((time.time(), data))
-                    elif over:
-                        break
-                    else:
-                        time.sleep(every)
+            over = self._child.poll() is not None
+            size = self._log.stat().st_size if self._log.exists() else 0
+            if size and (not found or size > found[-1][1]):
+                found.append((time.time(), size))
         _, errors = self._child.communicate()
         if self._child.returncode != 0:
             raise SystemExit(errors)
@@ -99,49 +70,77 @@ class Growing:
 def measure_flood(size: int) -> float:
     """Bytes a second into the user's file."""
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        pieces = Growing(Path(name), FLOOD.format(size=size)).pieces(0.002)
-    total = sum(len(data) for _, data in pieces)
+        sizes = Growing(Path(name), FLOOD.format(size=size)).sizes(0.005)
+    (began, before), (ended, total) = sizes[0], sizes[-1]
     assert total > size, f"{total} bytes came"
-    return total / (pieces[-1][0] - pieces[0][0])
+    return (total - before) / (ended - began)
 
 
-def measure_bare(size: int) -> float:
-    """Bytes a second from a PUB socket to a SUB socket."""
+def measure_bare(size: int, hops: int) -> float:
+    """Bytes a second from a PUB socket to a SUB socket, with ``hops`` - 1 processes between."""
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        child = subprocess.Popen([sys.executable, __file__, "--publish", name])
+        places = [sockets.ipc(name, f"logs-{n}") for n in range(hops)]
+        ways = [["--publish", places[0]], *([["--forward", *pair] for pair in pairwise(places)])]
+        children = [subprocess.Popen([sys.executable, __file__, *way]) for way in ways]
         context = zmq.Context()
-        socket = sockets.subscriber(context, "")
-        sockets.connect(socket, sockets.ipc(name, "logs"))
+        socket = sockets.subscriber(context, TOPIC)
+        sockets.connect(socket, places[-1])
         socket.recv()
         began, total = time.monotonic(), 0
         while total < size:
-            total += len(socket.recv())
+            total += len(socket.recv(copy=False).buffer)
         took = time.monotonic() - began
-        child.kill()
-        child.wait()
+        for child in children:
+            child.kill()
+            child.wait()
         context.destroy(linger=0)
     return total / took
 
 
-def publish(directory: Path) -> None:
+def publish(place: str) -> None:
+    """Pieces of logs, as fast as they are taken."""
     socket = sockets.publisher(zmq.Context())
-    sockets.bind(socket, sockets.ipc(directory, "logs"))
-    frame = Published("a" * 64, 1, 0, b"x" * MAX_LOG_PIECE).frame()
+    sockets.bind(socket, place)
+    frame = Published(TOPIC, 1, 0, b"x" * MAX_LOG_PIECE).frame()
     while True:
         socket.send(frame)
+
+
+def forward(here: str, there: str) -> None:
+    """What a broker does, if it does nothing else."""
+    context = zmq.Context()
+    source, sink = sockets.subscriber(context, ""), sockets.republisher(context)
+    sink.setsockopt(zmq.XPUB_NODROP, 1)
+    sockets.connect(source, here)
+    sockets.bind(sink, there)
+    while True:
+        sink.send(source.recv(copy=False))
+
+
+def measure_proof(size: int) -> float:
+    """Bytes a second that one core digests and writes to a file: what is done with a log
+    by the worker, the broker and the initiator, each."""
+    piece, digest = b"x" * MAX_LOG_PIECE, hashlib.sha256()
+    with tempfile.TemporaryFile() as file:
+        began = time.process_time()
+        for offset in range(0, size, len(piece)):
+            digest.update(piece)
+            os.pwrite(file.fileno(), piece, offset)
+        return size / (time.process_time() - began)
 
 
 def measure_delay(seconds: int) -> list[float]:
     """Seconds that each line took, smallest first."""
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        pieces = Growing(Path(name), CLOCK.format(lines=1000 * seconds)).pieces(0.001)
-    delays, rest = [], b""
-    for when, data in pieces:
-        *lines, rest = (rest + data).split(b"\n")
-        for line in lines:
-            said, _, text = line.partition(b" ")
-            if text.startswith(b"line "):
-                delays.append(when - float(said))
+        sizes = Growing(Path(name), CLOCK.format(lines=1000 * seconds)).sizes(0.001)
+        text = Path(name, "build-step-talker.log").read_bytes()
+    delays, end = [], 0
+    for line in text.splitlines(keepends=True):
+        end += len(line)
+        said, _, rest = line.partition(b" ")
+        if rest.startswith(b"line "):
+            came = next(when for when, size in sizes if size >= end)
+            delays.append(came - float(said))
     assert len(delays) == 1000 * seconds, f"{len(delays)} lines came"
     return sorted(delays)
 
@@ -150,15 +149,22 @@ def main() -> None:
     top = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     top.add_argument("--megabytes", type=int, default=400)
     top.add_argument("--seconds", type=int, default=5)
-    top.add_argument("--publish", type=Path, help=argparse.SUPPRESS)
+    top.add_argument("--publish", help=argparse.SUPPRESS)
+    top.add_argument("--forward", nargs=2, help=argparse.SUPPRESS)
     options = top.parse_args()
     if options.publish:
         publish(options.publish)
+    if options.forward:
+        forward(*options.forward)
     size = options.megabytes * 1_000_000
-    bare, flood = measure_bare(size), measure_flood(size)
-    print(f"  bare PUB and SUB   {bare / 1e6:8.0f} MB/s")
-    print(f"  to the user's file {flood / 1e6:8.0f} MB/s")
-    print(f"  ratio              {flood / bare:8.2f}")
+    flood = measure_flood(size)
+    print(f"  to the user's file              {flood / 1e6:8.0f} MB/s")
+    for hops in (1, 2):
+        bare = measure_bare(size, hops)
+        print(f"  bare PUB and SUB, {hops} hop{'s' * (hops > 1):1}        "
+              f" {bare / 1e6:8.0f} MB/s, ratio {flood / bare:.2f}")  # fmt: skip
+    proof = measure_proof(size) / 3
+    print(f"  digested and written three times{proof / 1e6:8.0f} MB/s of one core")
     delays = measure_delay(options.seconds)
     median, late = (1000 * delays[len(delays) * part // 100] for part in (50, 99))
     print(f"  a line, at 1,000 a second: median {median:.0f} ms, p99 {late:.0f} ms")

@@ -26,6 +26,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from bench_kit import Chunk, write_definitions
+
 from fabric.building import host, sandbox
 from fabric.building.layers import plan_layers
 from fabric.building.workspace import Workspace
@@ -37,14 +39,14 @@ LAYERS, WIDTH = 20, 10
 BUILD = "echo step; mkdir -p $DESTDIR/out; echo {name} > $DESTDIR/out/{name}"
 
 
-def parents(layer: int, column: int) -> list[str]:
+def parents(layer: int, column: int) -> tuple[str, ...]:
     """The two chunks of the layer before that a chunk depends on."""
     if layer == 0:
-        return []
-    return [f"n{layer - 1:02}-{(column + shift) % WIDTH}" for shift in (0, 3)]
+        return ()
+    return tuple(f"n{layer - 1:02}-{(column + shift) % WIDTH}" for shift in (0, 3))
 
 
-def names() -> list[tuple[str, list[str]]]:
+def names() -> list[tuple[str, tuple[str, ...]]]:
     """Every chunk with its dependencies."""
     return [
         (f"n{layer:02}-{column}", parents(layer, column))
@@ -62,44 +64,6 @@ def staged(name: str, graph: dict[str, list[str]]) -> list[str]:
         found.update(new)
         pending += new
     return [one for one in graph if one in found]
-
-
-def git(folder: Path, *args: str) -> str:
-    identity = ["-c", "user.name=bench", "-c", "user.email=bench@invalid"]
-    done = subprocess.run(
-        ["git", "-C", folder, *identity, *args], check=True, capture_output=True, text=True
-    )
-    return done.stdout.strip()
-
-
-def write_definitions(root: Path) -> None:
-    """200 chunks of one tiny repository, built with the host's tools."""
-    source = root / "source"
-    source.mkdir(parents=True)
-    git(source, "init", "-q", "-b", "main")
-    (source / "README").write_text("nothing to see\n")
-    git(source, "add", ".")
-    git(source, "commit", "-q", "-m", "one file")
-    ref = git(source, "rev-parse", "HEAD")
-    for folder in ("strata/null", "systems"):
-        (root / folder).mkdir(parents=True)
-    (root / "VERSION").write_text("version: 8\n")
-    specs = []
-    for name, depends in names():
-        (root / f"strata/null/{name}.morph").write_text(
-            f"name: {name}\nkind: chunk\ninstall-commands:\n- {BUILD.format(name=name)}\n"
-        )
-        specs.append(
-            f"- name: {name}\n  morph: strata/null/{name}.morph\n  repo: file://{source}\n"
-            f"  ref: {ref}\n  build-mode: test\n  build-depends: [{', '.join(depends)}]\n"
-        )
-    (root / "strata/null.morph").write_text(
-        "name: null-steps\nkind: stratum\nchunks:\n" + "".join(specs)
-    )
-    (root / "systems/null.morph").write_text(
-        "name: null-system\nkind: system\narch: x86_64\nstrata:\n"
-        "- name: null-steps\n  morph: strata/null.morph\n"
-    )
 
 
 def write_ninja(root: Path) -> None:
@@ -167,8 +131,8 @@ def main() -> None:
     costs: dict[str, list[Cost]] = {"ninja": [], "fabric": [], "cached": []}
     with tempfile.TemporaryDirectory(prefix="null-steps-", dir=given.dir) as scratch:
         definitions = Path(scratch, "definitions")
-        write_definitions(definitions)
-        system = str(definitions / "systems/null.morph")
+        chunks = [Chunk(name, BUILD.format(name=name), depends) for name, depends in names()]
+        system = str(write_definitions(definitions, "null-steps", chunks))
         for number in range(given.rounds):
             work = Path(scratch, str(number))
             logs = work / "logs"

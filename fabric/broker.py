@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import zmq
 
 from fabric import config, daemon
 from fabric.config import BrokerSettings
@@ -202,8 +203,8 @@ class Broker:
             self._listener.send(peer, piece)
 
     def _hear_logs(self) -> None:
-        for sender, piece in self._listener.pieces():
-            self._log(sender, *piece)
+        for sender, piece, frame in self._listener.pieces():
+            self._log(sender, piece, frame)
         for worker, wanted in self._spools.wanted(self._now):
             route = self._routes.get(worker)
             if route is not None and not self._listener.send(route, wanted):
@@ -297,7 +298,8 @@ class Broker:
                 self._say(self._peer, answer)
             case LogPiece():
                 self._spools.arrived(message.key, message.fence)
-                self._log(sender, message.key, message.fence, message.offset, message.data)
+                came = Published(message.key, message.fence, message.offset, message.data)
+                self._log(sender, came, came.frame())
             case LogRead():
                 key, fence = message.key, message.fence
                 piece = self._spools.read(key, fence, message.offset, message.length)
@@ -310,15 +312,16 @@ class Broker:
         for effect in self._scheduler.handle(event, self._now):
             self._carry_out[type(effect)](effect)
 
-    def _log(
-        self, sender: str, key: str, fence: int, offset: int, data: bytes | memoryview
-    ) -> None:
-        if sender and sender != self._spools.worker(key, fence):
+    def _log(self, sender: str, piece: Published, frame: bytes | zmq.Frame) -> None:
+        """A piece of a log comes; ``frame`` is all of it."""
+        if sender and sender != self._spools.worker(piece.key, piece.fence):
             return  # it is not this worker's log
-        offset, fresh = self._spools.append(key, fence, offset, data)
+        offset, fresh = self._spools.append(*piece)
         if fresh:
             self._record.logged(len(fresh))
-            self._listener.publish(Published(key, fence, offset, fresh))
+            if len(fresh) < len(piece.data):
+                frame = Published(piece.key, piece.fence, offset, fresh).frame()
+            self._listener.publish(frame)
 
     # -- effects -------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from fabric.wire.messages import MAX_LOG_PIECE, LogPiece, LogWanted
+from fabric.wire.messages import MAX_LOG_RANGE, LogPiece, LogWanted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +29,7 @@ Id = tuple[str, int]
 OPEN_FILES = 64
 #: Seconds before a worker is asked for the same bytes again.
 ASK_AGAIN = 0.5
-#: Seconds after its end that a log may still become whole.
+#: Seconds after its end that nothing of a log may come, until it is not waited for any more.
 GIVE_UP = 15.0
 #: Seconds that the stream has, once an attempt has ended, to bring the rest of its log; and until
 #: a question is put again that could not be sent.
@@ -53,6 +53,8 @@ class Spool(msgspec.Struct, eq=False):
     size: int = -1  # of the whole, once told
     sha256: str = ""
     ended: float | None = None  # when
+    reached: int = 0  # bytes, when it ended or was last seen to have grown since,
+    moved: float = float("-inf")  # and when that was
     whole: bool = False  # size and digest are right
     broken: str = ""  # why it cannot be stored
     restarted: bool = False  # once, because the digest was wrong
@@ -132,7 +134,7 @@ class Spools:
         spool = self._spools.get((key, fence))
         if spool is None or spool.ended is not None:
             return
-        spool.ended = now
+        spool.ended, spool.reached = now, spool.have
         self._ended[key, fence] = spool
         if size >= 0 and (sha256 or not size):
             spool.size, spool.sha256 = size, sha256 or hashlib.sha256().hexdigest()
@@ -162,14 +164,14 @@ class Spools:
     def wanted(self, now: float) -> Iterator[tuple[str, LogWanted]]:
         """(worker, what to ask it for): gaps not asked for a moment ago."""
         for id, spool in list(self._lacking.items()):
-            if spool.ended is not None and now - spool.ended >= GIVE_UP:
+            if _is_stuck(spool, now):
                 spool.broken = "its worker does not have it any more"
                 del self._lacking[id]
             elif now - spool.asked >= ASK_AGAIN:
                 spool.asked = now
                 yield (
                     spool.worker,
-                    LogWanted(spool.key, spool.fence, spool.have, MAX_LOG_PIECE),
+                    LogWanted(spool.key, spool.fence, spool.have, MAX_LOG_RANGE),
                 )
 
     def unsent(self, wanted: LogWanted) -> None:
@@ -195,7 +197,7 @@ class Spools:
     def incomplete(self, key: str, fence: int, now: float) -> bool:
         """Whether bytes of an ended log are missing, and not given up."""
         spool = self._lacking.get((key, fence))
-        return spool is not None and spool.ended is not None and now - spool.ended < GIVE_UP
+        return spool is not None and spool.ended is not None and not _is_stuck(spool, now)
 
     # -- reading -----------------------------------------------------------------------------
 
@@ -209,7 +211,7 @@ class Spools:
         spool = self._spools.get((key, fence))
         if spool is None or spool.broken:
             return None
-        length = max(0, min(length, MAX_LOG_PIECE, spool.have - offset))
+        length = max(0, min(length, MAX_LOG_RANGE, spool.have - offset))
         data = b""
         if length and offset >= 0:
             try:
@@ -279,3 +281,12 @@ class Spools:
         file = self._files.pop(id, None)
         if file is not None:
             os.close(file)
+
+
+def _is_stuck(spool: Spool, now: float) -> bool:
+    """Whether nothing has come for long of a log that has ended."""
+    if spool.ended is None:
+        return False
+    if spool.have > spool.reached:
+        spool.reached, spool.moved = spool.have, now
+    return now - max(spool.ended, spool.moved) >= GIVE_UP

@@ -36,6 +36,7 @@ from fabric.wire.agent import WorkerAgent
 from fabric.wire.line import Line, dial
 from fabric.wire.messages import (
     MAX_LOG_PIECE,
+    MAX_LOG_RANGE,
     Desired,
     LogPiece,
     LogWanted,
@@ -47,10 +48,10 @@ from fabric.wire.sockets import Addresses, Codec, Curve, Garbage
 
 #: Seconds between two looks at logs that may have grown.
 FOLLOW_EVERY = 0.02
-#: The same, of one that grows fast: not so soon that the broker, which writes it, falls behind.
-FOLLOW_SOON = 0.005
-#: Pieces of one log published at one look; the broker asks for what it misses.
-PIECES_AT_ONCE = 8
+#: The same, of one that grows faster than the broker takes it.
+FOLLOW_SOON = 0.002
+#: Pieces of one log published at one look.
+PIECES_AT_ONCE = 16
 #: Messages taken in one turn of the loop.
 MESSAGES_AT_ONCE = 100
 #: Seconds between two looks at what this machine has left.
@@ -251,15 +252,16 @@ class Worker:
             if not data:
                 return
             piece = Published(attempt.key, attempt.fence, attempt.published, data)
-            sockets.send(self._line.logs, piece.frame())  # lost: asked for
-            attempt.published += len(data)
+            if not sockets.send(self._line.logs, piece.frame()):
+                break
+            attempt.published += len(data)  # if it is lost, the broker asks for it
         self._behind = True
 
     def _serve(self, wanted: LogWanted) -> None:
         attempt = self._attempts.get((wanted.key, wanted.fence))
         if attempt is None:
             return
-        data = attempt.log.read(wanted.offset, min(wanted.length, MAX_LOG_PIECE))
+        data = attempt.log.read(wanted.offset, min(wanted.length, MAX_LOG_RANGE))
         piece = LogPiece(wanted.key, wanted.fence, wanted.offset, data)
         self._line.send(self._codec.encode(piece))
 

@@ -25,6 +25,7 @@ class Log:
         self.path = path
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         os.lseek(self._fd, 0, os.SEEK_END)
+        self._digest, self._digested = hashlib.sha256(), 0
 
     def say(self, text: str) -> None:
         """Append lines of our own."""
@@ -65,11 +66,10 @@ class Log:
 
     def blob(self) -> Blob:
         """The log as it is now, by content."""
-        digest, size = hashlib.sha256(), 0
-        while piece := os.pread(self._fd, _PIECE, size):
-            digest.update(piece)
-            size += len(piece)
-        return Blob(digest.hexdigest(), size)
+        while piece := os.pread(self._fd, _PIECE, self._digested):
+            self._digest.update(piece)
+            self._digested += len(piece)
+        return Blob(self._digest.hexdigest(), self._digested)
 
     def close(self) -> None:
         os.close(self._fd)

@@ -7,6 +7,7 @@ no daemon of a build survives, and nobody writes into a tree that we are already
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import os
 import select
@@ -34,6 +35,9 @@ _ISOLATION = (
     *("--uid", "0", "--gid", "0", "--hostname", "localhost", "--cap-drop", "ALL"),
     *(word for name in _CAPABILITIES for word in ("--cap-add", f"CAP_{name}")),
 )
+
+#: Bytes that a build may print before it waits for us.
+_PIPE = 1 << 20
 
 _ADVICE = """\
 Unprivileged user namespaces must be allowed. Look at these settings (sysctl):
@@ -147,6 +151,8 @@ def run(
     status, told = os.pipe2(os.O_CLOEXEC)
     output, printed = os.pipe2(os.O_CLOEXEC)
     os.set_blocking(output, False)
+    with suppress(PermissionError):  # its user has too many pipes: then it is a small one
+        fcntl.fcntl(output, fcntl.F_SETPIPE_SZ, _PIPE)
     try:
         try:
             process = _start(box, told, printed)

@@ -12,7 +12,7 @@ from fabric.config import Settings
 from fabric.errors import FabricError, MachineFault
 from fabric.wire.line import Line, dial
 from fabric.wire.messages import (
-    MAX_LOG_PIECE,
+    MAX_LOG_RANGE,
     PROTOCOL,
     Answer,
     Command,
@@ -86,7 +86,7 @@ class Controller:
 
     def read_log(self, key: str, fence: int, offset: int) -> LogPiece | None:
         """What there is of a log from ``offset`` on; None if there is no such log."""
-        asked = LogRead(key, fence, offset, MAX_LOG_PIECE)
+        asked = LogRead(key, fence, offset, MAX_LOG_RANGE)
         for message in self._ask(asked, ""):
             if isinstance(message, LogPiece) and (message.key, message.offset) == (key, offset):
                 return message

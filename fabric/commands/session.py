@@ -203,6 +203,10 @@ class Session:
                     self._open_log(action.key)
                 case protocol.AppendLog():
                     self._logs[action.key].write(action.offset, action.data)
+                case protocol.Follow(key, True):
+                    self._line.subscribe(key)
+                case protocol.Follow(key):
+                    self._line.unsubscribe(key)
                 case protocol.CloseLog():
                     self._close_log(action)
 
@@ -213,12 +217,12 @@ class Session:
             raise NotResolved(over.message)
 
     def _open_log(self, key: str) -> None:
+        self._line.subscribe(key)
         if key in self._logs:
             self._logs[key].restart()
             return
         self._logs[key] = log = UserLog(Path.cwd(), self.mirror.steps[key].log, key)
         self._paths[key] = log.path
-        self._line.subscribe(key)
 
     def _close_log(self, action: protocol.CloseLog) -> None:
         log = self._logs.pop(action.key)

@@ -108,8 +108,9 @@ class Line:
 
     def subscribe(self, topic: str) -> None:
         """Follow a log."""
-        self._topics[topic] = None
-        self.logs.setsockopt(zmq.SUBSCRIBE, topic.encode())
+        if topic not in self._topics:
+            self._topics[topic] = None
+            self.logs.setsockopt(zmq.SUBSCRIBE, topic.encode())
 
     def unsubscribe(self, topic: str) -> None:
         """Follow it no more."""

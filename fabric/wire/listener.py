@@ -163,8 +163,11 @@ class Listener:
                 message = named
             yield Heard(peer, "" if sender is None else sender.name, message)
 
-    def pieces(self) -> Iterator[tuple[str, Published]]:
-        """Published pieces of logs that have come, each with its sender as in `Heard`."""
+    def pieces(self) -> Iterator[tuple[str, Published, zmq.Frame]]:
+        """Published pieces of logs that have come.
+
+        Each with its sender, as in `Heard`, and as it came, for `publish`.
+        """
         for frames in sockets.receive(self._logs_in, LOGS_AT_ONCE):
             sender = self._sender(frames[0])
             if self._admitted is not None and (sender is None or sender.role != "worker"):
@@ -175,7 +178,7 @@ class Listener:
             except ValueError:
                 self._scold(b"", sender, "it is no piece of a log")
             else:
-                yield "" if sender is None else sender.name, piece
+                yield "" if sender is None else sender.name, piece, frame
 
     def _sender(self, frame: zmq.Frame) -> Certificate | None:
         """Who sent it; None if nobody who is admitted, or it needs no key."""
@@ -232,9 +235,9 @@ class Listener:
         """Say that something cannot be served, and why."""
         self.send(peer, Refused(about, code, reason))
 
-    def publish(self, piece: Published) -> None:
+    def publish(self, piece: bytes | zmq.Frame) -> None:
         """A piece of a log, to all who follow it and read fast enough."""
-        sockets.send(self._logs, piece.frame())
+        sockets.send(self._logs, piece)
 
 
 def about(message: FromPeer) -> str:

@@ -19,8 +19,9 @@ from msgspec import Meta
 PROTOCOL = 3
 #: No frame may be larger, in bytes.
 MAX_FRAME = 64 * 1024 * 1024
-#: Largest piece of a log in one message, in bytes.
+#: Largest piece of a log that is published, and largest range of one in an answer, in bytes.
 MAX_LOG_PIECE = 256 * 1024
+MAX_LOG_RANGE = 1024 * 1024
 
 #: The phase in which an attempt has no sandbox any more, and so needs no slot: what was built is
 #: packed and stored.
@@ -32,6 +33,10 @@ Commit = Annotated[str, Meta(pattern=r"\A[0-9a-f]{40}\Z")]
 Name = Annotated[str, Meta(max_length=255)]
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Text = Annotated[str, Meta(max_length=4096)]
+#: Of the log of a step, in whatever directory its reader is.
+LogName = Annotated[str, Meta(pattern=r"\A(build-step-[^/\x00]{1,240}\.log)?\Z")]
+#: A number, at least.
+Seconds = Annotated[float, Meta(ge=-1e12, le=1e12)]
 #: Who of two requests gets more of the workers: each step up doubles its share.
 Priority = Annotated[int, Meta(ge=-10, le=10)]
 
@@ -67,7 +72,7 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     message: str = ""
     phase: Name = ""  # the step list that failed: "build-commands"
     command: str = ""  # the command that failed
-    seconds: float = 0.0
+    seconds: Seconds = 0.0
     log_size: Count = 0
     log_sha256: Name = ""
     damaged: tuple[Key, ...] = ()  # artifacts it needed that the store has lost or spoilt
@@ -152,7 +157,7 @@ class Offer(msgspec.Struct, frozen=True, omit_defaults=True):
     kind: Name
     arch: Name
     job: msgspec.Raw  # an encoded `fabric.jobs.Job`
-    log: Name = ""  # file name of its log: "build-step-zlib-misc.log"
+    log: LogName = ""  # "build-step-zlib-misc.log"
     depends: tuple[str, ...] = ()  # keys, all of them in the same request
     needs: tuple[Name, ...] = ()  # features a worker must have
 
@@ -238,22 +243,22 @@ class LogRead(Message, frozen=True):
 class StepState(msgspec.Struct, frozen=True, omit_defaults=True):
     """Where a step stands."""
 
-    key: str
+    key: Key
     state: State
     name: str = ""
     kind: str = ""
-    log: str = ""  # file name of its log
-    fence: int = 0
+    log: LogName = ""
+    fence: Count = 0
     worker: str = ""
     phase: str = ""
-    running_for: float = 0.0  # seconds since this attempt began
-    expected: float = 0.0  # seconds it took before; 0: never seen
+    running_for: Seconds = 0.0  # seconds since this attempt began
+    expected: Seconds = 0.0  # seconds it took before; 0: never seen
     message: str = ""  # a failure's, or why it waits
     fault: bool = False  # it failed by machines or the store: nothing is said of its build
     failed_phase: str = ""
     failed_command: str = ""
-    seconds: float = 0.0  # what it took, once done
-    log_size: int = 0
+    seconds: Seconds = 0.0  # what it took, once done
+    log_size: Count = 0
     log_sha256: str = ""  # once ended
 
 
@@ -264,7 +269,7 @@ class Update(Message, frozen=True):
     version: int
     state: RequestState
     steps: tuple[StepState, ...] = ()
-    left: float = 0.0  # seconds still expected, by critical path and workers; 0: unknown
+    left: Seconds = 0.0  # still expected, by critical path and workers; 0: unknown
     message: str = ""
     title: str = ""
     goals: tuple[str, ...] = ()  # keys, once resolved

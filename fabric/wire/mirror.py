@@ -11,7 +11,7 @@ The shell around it (`fabric.initiator`) owns sockets, files and the clock::
     mirror.unsent(message)                        # a message could not be sent now
 
 Every call returns the actions to carry out, in order: `Send` to the broker; `Changed`, a step
-has news; `OpenLog`, `AppendLog`, `CloseLog` for its log file; `Over`, the request ended.  Stop
+has news; `OpenLog`, `AppendLog`, `Follow`, `CloseLog` for its log; `Over`, the request ended.  Stop
 once ``mirror.complete``: the request is over and every log is closed; then do what `leave` says.
 To stop following a detached request, or somebody else's, do the same at any time.
 """
@@ -23,7 +23,7 @@ import hashlib
 import msgspec
 
 from fabric.wire.messages import (
-    MAX_LOG_PIECE,
+    MAX_LOG_RANGE,
     Leave,
     LogPiece,
     LogRead,
@@ -86,6 +86,13 @@ class AppendLog(msgspec.Struct, frozen=True):
     data: bytes | memoryview
 
 
+class Follow(msgspec.Struct, frozen=True):
+    """Subscribe to ``key``, or, if not ``on``, no more: it is read faster than it is streamed."""
+
+    key: str
+    on: bool
+
+
 class CloseLog(msgspec.Struct, frozen=True):
     """Nothing more will come.
 
@@ -109,19 +116,20 @@ class Over(msgspec.Struct, frozen=True):
     refused: bool = False
 
 
-Action = Send | Changed | OpenLog | AppendLog | CloseLog | Over
+Action = Send | Changed | OpenLog | AppendLog | Follow | CloseLog | Over
 
 
 class _Log:
     """What is here of the log of one attempt."""
 
     __slots__ = ("asked", "closed", "digest", "ended", "fence", "have", "key", "known", "misses",
-                 "name", "restarted", "sha256", "size")  # fmt: skip
+                 "name", "restarted", "sha256", "size", "streamed")  # fmt: skip
 
     def __init__(self, key: str, fence: int, name: str) -> None:
         self.key = key
         self.fence = fence
         self.name = name
+        self.streamed = True  # else it is read range by range, until that has caught up
         self.have = 0
         self.known = 0  # this many bytes exist, as far as told
         self.digest = hashlib.sha256()
@@ -137,7 +145,9 @@ class _Log:
     def wants(self) -> bool:
         if self.closed:
             return False
-        return self.have < self.known or (self.ended and self.have != self.size)
+        return (
+            self.have < self.known or not self.streamed or (self.ended and self.have != self.size)
+        )
 
 
 class RequestMirror:
@@ -294,7 +304,11 @@ class RequestMirror:
             log.known = max(log.known, piece.size)
         actions = self._take(log, piece.offset, piece.data, now)
         log.misses += 1
-        if piece.data and log.wants and log.asked < now:
+        if not log.closed and not log.streamed and len(piece.data) < MAX_LOG_RANGE:
+            log.streamed = True
+            # What is published until that has an effect would be missed.
+            actions += [Follow(log.key, on=True), *self._ask(log, now)]
+        elif piece.data and log.wants and log.asked < now:
             actions += self._ask(log, now)
         elif not piece.data and log.ended and log.size < 0:
             actions += self._close(log, whole=False)  # its worker was lost: this is all there is
@@ -344,7 +358,11 @@ class RequestMirror:
         end = offset + len(data)
         log.known = max(log.known, end)
         if offset > log.have:
-            return self._ask(log, now) if now - log.asked >= ASK_AGAIN else []
+            actions: list[Action] = []
+            if log.streamed and end - log.have > MAX_LOG_RANGE:
+                log.streamed = False
+                actions.append(Follow(log.key, on=False))
+            return actions + (self._ask(log, now) if now - log.asked >= ASK_AGAIN else [])
         if end <= log.have:
             return self._check(log)
         fresh = data[log.have - offset :]
@@ -362,7 +380,7 @@ class RequestMirror:
             return self._close(log, whole=True)
         if log.restarted:
             return self._close(log, whole=False)
-        log.restarted = True
+        log.restarted = log.streamed = True
         log.have, log.known, log.digest = 0, log.size, hashlib.sha256()
         log.asked = float("-inf")
         return [OpenLog(log.key, log.fence, log.name)]
@@ -370,7 +388,7 @@ class RequestMirror:
     def _ask(self, log: _Log, now: float) -> list[Action]:
         log.asked = now
         self.due = min(self.due, now + ASK_AGAIN)
-        return [Send(LogRead(log.key, log.fence, log.have, MAX_LOG_PIECE))]
+        return [Send(LogRead(log.key, log.fence, log.have, MAX_LOG_RANGE))]
 
     def _close(self, log: _Log, *, whole: bool) -> list[Action]:
         log.closed = True

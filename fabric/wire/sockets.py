@@ -118,8 +118,10 @@ def dealer(context: Context, curve: Curve | None = None) -> Socket:
 
 
 def publisher(context: Context, curve: Curve | None = None) -> Socket:
-    """A worker's socket for logs.  Sending never blocks; what nobody takes is dropped."""
-    return _socket(context, zmq.PUB, LOGS_HWM, MAX_LOG_FRAME, curve, "logs-in")
+    """A worker's socket for logs.  `send` returns False while the broker takes no more."""
+    socket = _socket(context, zmq.PUB, LOGS_HWM, MAX_LOG_FRAME, curve, "logs-in")
+    socket.setsockopt(zmq.XPUB_NODROP, 1)
+    return socket
 
 
 def republisher(context: Context, curve: Curve | None = None) -> Socket:
@@ -173,7 +175,7 @@ def receive(socket: Socket, limit: int) -> Iterator[list[zmq.Frame]]:
         yield frames
 
 
-def send(socket: Socket, frame: bytes, to: bytes | None = None) -> bool:
+def send(socket: Socket, frame: bytes | zmq.Frame, to: bytes | None = None) -> bool:
     """Send without waiting; False if the peer is gone, or does not read.
 
     ``to`` is whom a router sends it to.  There is no message of several frames: decision 11.

@@ -38,6 +38,7 @@ class Initiator:
         self.refused = ""  # the request is not known, and why
         self.logs: dict[str, bytes] = {}
         self.open: dict[str, int] = {}
+        self.deaf: set[str] = set()  # logs that are not followed on the stream
         self.whole: dict[str, bool] = {}
         self.over = 0
         self._tick()
@@ -70,7 +71,7 @@ class Initiator:
                 self._do(self.mirror.piece(message, now))
 
     def read(self, piece: Published) -> None:
-        if not self.gone:
+        if not self.gone and piece.key not in self.deaf:
             self._do(self.mirror.published(piece, self.world.now))
 
     def _tick(self) -> None:
@@ -90,11 +91,16 @@ class Initiator:
                     self.world.to_broker(self.node, action.message)
                 case initiator_side.OpenLog():
                     self.logs[action.key] = b""
+                    self.deaf.discard(action.key)
                     self.open[action.key] = action.fence
                 case initiator_side.AppendLog():
                     assert action.key in self.open, "a log that is not open grows"
                     assert action.offset == len(self.logs[action.key]), "a gap in a log"
                     self.logs[action.key] += action.data
+                case initiator_side.Follow(key, True):
+                    self.deaf.discard(key)
+                case initiator_side.Follow(key):
+                    self.deaf.add(key)
                 case initiator_side.CloseLog():
                     assert self.open.pop(action.key) == action.fence
                     self.whole[action.key] = action.whole

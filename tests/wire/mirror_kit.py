@@ -18,6 +18,7 @@ from fabric.wire.messages import (
 from fabric.wire.mirror import (
     AppendLog,
     CloseLog,
+    Follow,
     OpenLog,
     RequestMirror,
     Send,
@@ -46,6 +47,7 @@ class Tale:
         self.sent: list[object] = []
         self.file: bytes | None = None
         self.closed: bool | None = None
+        self.follows: list[bool] = []  # what it was told to, beyond following what it opens
 
     def do(self, actions: list[object]) -> list[object]:
         rest = []
@@ -59,6 +61,8 @@ class Tale:
                     assert self.file is not None
                     assert action.offset == len(self.file)
                     self.file += action.data
+                case Follow():
+                    self.follows.append(action.on)
                 case CloseLog():
                     self.closed = action.whole
                 case _:

@@ -20,6 +20,7 @@ import msgspec
 import pytest
 import zmq
 from farm_kit import HOST, PORT, Farm, report
+from fuzz_kit import GROWTH, KEY, encode, malformed, pieces
 from wire_kit import resident, until
 from zmtp_kit import RawSocket
 
@@ -28,21 +29,17 @@ from fabric.wire.messages import (
     PROTOCOL,
     Assignment,
     Attempt,
-    Command,
     Desired,
     Leave,
     LogPiece,
     LogRead,
     LogWanted,
-    Order,
     Outcome,
     Poll,
-    Published,
     Query,
     Refused,
     Report,
     Running,
-    Submit,
 )
 
 if TYPE_CHECKING:
@@ -55,11 +52,6 @@ JOBS, LOGS, TOPICS, WORKER = 350_000, 300_000, 50_000, 100_000
 SEVERAL = 20_000
 #: Frames between two questions of honest peers.
 ROUND = 10_000
-#: Bytes by which all that may make the broker grow.
-GROWTH = 100 * 2**20
-
-KEY = "ab" * 32
-encode = msgspec.msgpack.Encoder().encode
 
 
 def valid() -> list[bytes]:
@@ -77,39 +69,6 @@ def valid() -> list[bytes]:
         Refused("w1", "bad-request", "no"),
     )
     return [encode(each) for each in said]
-
-
-def pieces() -> list[bytes]:
-    """Of logs, as they are published."""
-    some = [Published(KEY, 1, 0, b"a line\n" * 30), Published(KEY, 2**62, 2**62, b"")]
-    return [each.frame() for each in some]
-
-
-def malformed(rng: random.Random, seeds: list[bytes]) -> Iterator[bytes]:
-    """Damaged messages for ever: changed, cut, spliced, repeated, or never any."""
-    whole = [
-        encode(Order(PROTOCOL, "r", "t", "refs/x", "c" * 40, "s")),
-        encode(Submit(PROTOCOL, "r", "t", (), ())),
-        encode(Command(PROTOCOL, "c", "cancel", "nobody")),
-    ]
-    strange = [b"", b"\x91" * 100_000, b"\xdf\xff\xff\xff\xff", b"\x81\xa1t\xa6Report", b"\xc1",
-               encode({"t": "Report", "protocol": 2**63}), encode({"t": ["Poll"]})]  # fmt: skip
-    while True:
-        kind = rng.random()
-        frame = bytearray(rng.choice(seeds))
-        if kind < 0.6:
-            for _ in range(rng.randint(1, 4)):
-                frame[rng.randrange(len(frame))] = rng.randrange(256)
-            yield bytes(frame)
-        elif kind < 0.75:
-            yield bytes(rng.choice(whole)[: rng.randrange(1, 20)])
-        elif kind < 0.9:
-            cut = rng.randrange(len(frame))
-            yield bytes(frame[:cut]) + rng.choice(seeds)[rng.randrange(20) :]
-        elif kind < 0.999:
-            yield rng.randbytes(rng.randrange(200))
-        else:
-            yield rng.choice(strange)
 
 
 def push(socket: zmq.Socket[bytes], frame: bytes) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fabric.logs import ASK_AGAIN, GIVE_UP, KEEP, OPEN_FILES, Spools
-from fabric.wire.messages import MAX_LOG_PIECE, LogPiece
+from fabric.wire.messages import MAX_LOG_RANGE, LogPiece
 
 KEY = "a" * 64
 TEXT = b"one\ntwo\nthree\n"
@@ -28,7 +28,7 @@ def spools(tmp_path: Path) -> Spools:
 
 
 def content(spools: Spools, fence: int = 1) -> bytes:
-    piece = spools.read(KEY, fence, 0, MAX_LOG_PIECE)
+    piece = spools.read(KEY, fence, 0, MAX_LOG_RANGE)
     assert piece is not None
     return piece.data
 
@@ -130,6 +130,18 @@ def test_a_log_whose_rest_never_comes_is_given_up(spools: Spools) -> None:
     assert spools.read(KEY, 1, 0, 100) is None
 
 
+def test_a_log_of_which_more_comes_is_not_given_up(spools: Spools) -> None:
+    """However long it takes: a worker's last gigabyte, over a slow network."""
+    spools.end(KEY, 1, len(TEXT), sha(TEXT), 10.0)
+    for n in range(4):
+        now = 10.0 + n * 0.9 * GIVE_UP
+        assert spools.incomplete(KEY, 1, now)
+        assert len(list(spools.wanted(now + 1.0))) == 1
+        spools.append(KEY, 1, n, TEXT[n : n + 1])
+    assert spools.incomplete(KEY, 1, now + 1.9)
+    assert not spools.incomplete(KEY, 1, now + 2.0 + GIVE_UP)
+
+
 def test_the_log_of_a_lost_worker_is_what_came(spools: Spools) -> None:
     spools.append(KEY, 1, 0, TEXT[:4])
     spools.append(KEY, 1, 8, TEXT[8:])
@@ -164,10 +176,10 @@ def test_odd_ranges(spools: Spools) -> None:
         piece = spools.read(KEY, 1, offset, length)
         assert piece is not None
         assert piece.data == b""
-    spools.append(KEY, 1, len(TEXT), b"x" * 2 * MAX_LOG_PIECE)
+    spools.append(KEY, 1, len(TEXT), b"x" * 2 * MAX_LOG_RANGE)
     piece = spools.read(KEY, 1, 0, 10**12)
     assert piece is not None
-    assert len(piece.data) == MAX_LOG_PIECE
+    assert len(piece.data) == MAX_LOG_RANGE
 
 
 def test_the_latest_attempt_is_read_if_none_is_named(spools: Spools) -> None:
