@@ -55,7 +55,7 @@ def names() -> list[tuple[str, tuple[str, ...]]]:
     ]
 
 
-def staged(name: str, graph: dict[str, list[str]]) -> list[str]:
+def staged(name: str, graph: dict[str, tuple[str, ...]]) -> list[str]:
     """All that is in a chunk's staging area, in the order of the graph."""
     found: set[str] = set()
     pending = [name]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fabric.definitions.cluster import Cluster, ClusterSystem, Deployment
-from fabric.definitions.cluster_settings import Location, Settings, is_address, is_word
+from fabric.definitions.cluster_settings import Location, Mount, Settings, is_address, is_word
 from fabric.definitions.fields import Findings, listing, suggest
 from fabric.definitions.guest import Guest, Inner
 from fabric.definitions.guests_together import Together
@@ -119,7 +119,7 @@ class _Reader:
         given.needed("DISK_SIZE", "how large the disk of its system is, like 5G")
         mounts, disks = given.mounts(), given.paths("ATTACH_DISKS")
         label = given.label("VERSION_LABEL", "distbuild")
-        self._mounted(given, label, bool(disks))
+        self._mounted(given, mounts, label, bool(disks))
         address = given.host("HOSTNAME") or location.guest
         controller_host = given.host("CONTROLLERHOST")
         trove_host = given.host("TROVE_HOST")
@@ -159,9 +159,10 @@ class _Reader:
         self.whole = self.whole and location is not _NOWHERE and not given.faulty & _BONDS
         return None if location is _NOWHERE else made
 
-    def _mounted(self, given: Settings, label: str, disks: bool) -> None:
+    @staticmethod
+    def _mounted(given: Settings, mounts: tuple[Mount, ...], label: str, disks: bool) -> None:
         """What is mounted by its label is there to be mounted."""
-        for mount in given.mounts():
+        for mount in mounts:
             if mount.label == label and mount.line.split()[1] != "/":
                 given.report(
                     mount.setting,

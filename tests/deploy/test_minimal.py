@@ -54,7 +54,7 @@ def test_a_small_system_comes_up_at_last(vmhost: VmHost, built: Built, scratch: 
         assert done.returncode != 0
         assert recap(done.stdout)["small"]["failed"] == 1
         assert "Traceback" not in done.stdout + done.stderr
-        return done.stdout + done.stderr
+        return " ".join((done.stdout + done.stderr).split())
 
     # one that cannot be started
     said = fails("-e", "small.NIC_CONFIG=network=default,model=none")
@@ -62,7 +62,7 @@ def test_a_small_system_comes_up_at_last(vmhost: VmHost, built: Built, scratch: 
     assert "'none'" in said
     # one that takes too long
     said = fails("-e", "kvm_guest_boot_timeout=8")
-    assert "small (small on vmhost) failed while\nwaiting for it to start and to answer" in said
+    assert "small (small on vmhost) failed while waiting for it to start and to answer" in said
     assert "no answer to ssh in 8 s" in said
     assert "Linux version" in console.read_text()
     assert "virsh -c qemu+ssh://user@vmhost/system console small" in said

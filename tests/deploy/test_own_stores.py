@@ -12,7 +12,7 @@ from systems_kit import ROOT, Built
 from vmhost_kit import DOMAIN, GATEWAY, VmHost
 from world_kit import World, until
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
 
 TROVE = f"outer.{DOMAIN}"
 #: As its owner would have set it up: any git over ssh.
