@@ -17,7 +17,6 @@ import signal
 import sys
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ import msgspec
 import zmq
 
 from fabric import config, daemon
+from fabric.audience import Audience
 from fabric.config import BrokerSettings
 from fabric.desk import Desk
 from fabric.errors import FabricError
@@ -39,7 +39,6 @@ from fabric.resolving import Resolvers
 from fabric.scheduling import events
 from fabric.scheduling.core import Scheduler
 from fabric.scheduling.model import Limits
-from fabric.scheduling.watchers import Watchers
 from fabric.systemd import Supervisor
 from fabric.wire import keys, sockets
 from fabric.wire.listener import Listener
@@ -49,14 +48,12 @@ from fabric.wire.messages import (
     Leave,
     LogPiece,
     LogRead,
-    Message,
     Order,
     Poll,
     Published,
     Query,
     Report,
     Submit,
-    Update,
 )
 from fabric.wire.sockets import Addresses
 
@@ -117,17 +114,18 @@ class Broker:
         self._routes: dict[str, bytes] = {}  # worker -> peer
         self._desires: dict[str, None] = {}  # workers to be told
         self._asks: list[events.Ask] = []  # to be put to the desk
-        self._watchers = Watchers()
-        self._unsaid: deque[tuple[int, bytes, Message]] = deque()  # once so many promises are kept
+        self._audience = Audience(journal, self._listener.send)
         self._carry_out: dict[type, Callable[[Any], None]] = {
             events.Ask: self._asks.append,
             events.Inspect: lambda effect: self._desk.inspect(effect.keys),
             events.Resolve: self._resolve,
             events.Abandon: lambda effect: self._resolvers.abandon(effect.request),
-            events.Desire: self._desire,
-            events.Changed: self._changed,
+            events.Desire: lambda effect: self._desires.setdefault(effect.worker),
+            events.Changed: lambda effect: self._audience.watchers.news(
+                effect.request, last=effect.over
+            ),
             events.Refuse: self._refuse,
-            events.Tell: self._tell,
+            events.Tell: lambda effect: self._audience.say(self._peer, effect.answer),
             events.Drained: journal.drained,
             events.Opened: self._record.opened,
             events.Closed: self._closed,
@@ -152,7 +150,7 @@ class Broker:
             self._pass_time()
             self._tell_helpers()
             self._tell_workers()
-            self._tell_initiators()
+            self._audience.tell(self._scheduler, self._now)
         supervisor.stopping()
 
     def stop(self) -> None:
@@ -178,7 +176,7 @@ class Broker:
     def _wait(self) -> None:
         due = min(
             self._scheduler.next_due(),
-            math.inf if self._unsaid else self._watchers.next_due(),
+            self._audience.due(),
             self._spools.next_due(),
             self._listener.due,
             self._record.due,
@@ -215,7 +213,7 @@ class Broker:
             self._apply(events.Tick())
         if self._listener.look(self._now):
             self._routes.clear()
-            self._watchers = Watchers()
+            self._audience.cut_off()
         self._record.measure(self._scheduler, self._now)
         if self._now >= self._sweep_due:
             self._sweep_due = self._now + SWEEP_EVERY
@@ -223,7 +221,7 @@ class Broker:
                 gc.collect()
             self._spools.sweep(self._now)
             self._spools.sweep_files()
-            self._watchers.sweep(self._scheduler.requests)
+            self._audience.watchers.sweep(self._scheduler.requests)
             known = self._scheduler.workers
             self._routes = {name: peer for name, peer in self._routes.items() if name in known}
 
@@ -250,28 +248,6 @@ class Broker:
             self._listener.send(route, desired)
         self._desires.clear()
 
-    def _tell_initiators(self) -> None:
-        self._say_what_is_kept()
-        if self._unsaid:
-            return  # whoever follows a request hears more of it after that
-        for watcher in self._watchers.take(self._now):
-            update = self._scheduler.update(watcher.request, watcher.seen, self._now)
-            if update is None:
-                self._watchers.unwatch(watcher.request, watcher.peer)
-            else:
-                self._say(watcher.peer, update)
-        self._say_what_is_kept()
-
-    def _say(self, peer: bytes, message: Message) -> None:
-        """Tell an initiator, as soon as all is on the disk that it hears of."""
-        self._unsaid.append((self._record.journal.promised, peer, message))
-
-    def _say_what_is_kept(self) -> None:
-        while self._unsaid and self._unsaid[0][0] <= self._record.journal.kept:
-            _, peer, message = self._unsaid.popleft()
-            if not self._listener.send(peer, message) and isinstance(message, Update):
-                self._watchers.unwatch(message.request, peer)
-
     # -- messages ------------------------------------------------------------------------------
 
     def _heard(self, sender: str, message: FromPeer) -> None:
@@ -282,20 +258,20 @@ class Broker:
                 if worker is not None and worker.instance == message.instance:
                     self._routes[message.name] = self._peer
             case Order() | Submit():
-                self._watchers.watch(message.request, self._peer)
+                self._audience.watchers.watch(message.request, self._peer)
                 self._apply(message)
             case Poll():
-                self._watchers.watch(message.request, self._peer, message.seen)
+                self._audience.watchers.watch(message.request, self._peer, message.seen)
                 self._apply(message)
             case Leave():
-                self._watchers.unwatch(message.request, self._peer)
-                if not self._watchers.watched(message.request):
+                self._audience.watchers.unwatch(message.request, self._peer)
+                if not self._audience.watchers.watched(message.request):
                     self._apply(message)
             case Command():
                 self._apply(message)
             case Query():
                 answer = self._scheduler.answer(message, self._now)
-                self._say(self._peer, answer)
+                self._audience.say(self._peer, answer)
             case LogPiece():
                 self._spools.arrived(message.key, message.fence)
                 came = Published(message.key, message.fence, message.offset, message.data)
@@ -325,22 +301,13 @@ class Broker:
 
     # -- effects -------------------------------------------------------------------------------
 
-    def _desire(self, effect: events.Desire) -> None:
-        self._desires[effect.worker] = None
-
-    def _changed(self, effect: events.Changed) -> None:
-        self._watchers.news(effect.request, last=effect.over)
-
     def _refuse(self, effect: events.Refuse) -> None:
         self._listener.refuse(self._peer, effect.about, effect.code, effect.reason)
-        self._watchers.unwatch(effect.about, self._peer)
+        self._audience.watchers.unwatch(effect.about, self._peer)
 
     def _resolve(self, effect: events.Resolve) -> None:
         tools = tools_among(worker.features for worker in self._scheduler.workers.values())
         self._resolvers.resolve(effect.order, tools)
-
-    def _tell(self, effect: events.Tell) -> None:
-        self._say(self._peer, effect.answer)
 
     def _closed(self, effect: events.Closed) -> None:
         self._record.closed(effect, self._scheduler.update(effect.request, 0, self._now))

@@ -19,8 +19,16 @@ def validate(scheduler: Scheduler, now: float) -> None:
             _task(scheduler, task, queued)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{story(task)}") from error
+    charged = Counter(
+        task.charged.id for task in scheduler.tasks.values() if task.charged is not None
+    )
     for request in scheduler.requests.values():
-        _request(scheduler, request)
+        assert request.running == charged[request.id]
+        if request.over:
+            assert not request.needed, "over, and still wants something"
+            assert request.id not in request.requester.requests
+        else:
+            _request(scheduler, request)
     for name, requester in scheduler.requesters.items():
         assert requester.name == name
         assert requester.requests
@@ -83,36 +91,33 @@ def _task(scheduler: Scheduler, task: Task, queued: set[tuple[str, str]]) -> Non
 
 
 def _request(scheduler: Scheduler, request: Request) -> None:
-    tasks = list(request.needed.values())
-    assert all(scheduler.tasks[key] is task for key, task in request.needed.items())
-    assert all(request.id in task.requests for task in tasks)
-    missing = [task for task in tasks if task.state not in PRESENT]
-    assert request.open == len(missing)
-    assert request.tally == {
-        state: count
-        for state in request.tally
-        for count in [sum(result.state == state for result in request.results.values())]
-    }
-    assert not any(task.key in request.results for task in missing), "open, and it is known how"
-    charged = [task for task in scheduler.tasks.values() if task.charged is request]
-    assert request.running == len(charged)
-    if request.over:
-        assert not tasks, "over, and still wants something"
-        assert request.id not in request.requester.requests
-        return
     requester = scheduler.requesters[request.requester.name]
     assert requester.requests[request.id] is request
     if request.state == "resolving":
-        assert not tasks
+        assert not request.needed
         return
+    missing = asking = goals_left = guesses = 0
+    expected = 0.0
+    for key, task in request.needed.items():
+        assert scheduler.tasks[key] is task, "it wants a task that is another"
+        assert request.id in task.requests, "it wants a task that does not know"
+        if task.state in PRESENT:
+            continue
+        assert key not in request.results, "open, and it is known how"
+        missing += 1
+        goals_left += key in request.goals
+        guesses += task.guessed
+        expected += task.expected
+        if task.state is State.ASKING:
+            assert key in request.asking
+            asking += 1
     assert missing, "nothing is missing, and it is not over"
-    asking = {task.key for task in missing if task.state is State.ASKING}
-    assert request.asking.keys() == asking
     assert request.asking or request.state == "building", "all is known, and it does not build"
-    assert request.goals_left == sum(task.key in request.goals for task in missing)
-    expected = sum(task.expected for task in missing)
-    assert request.guesses == sum(task.guessed for task in missing)
+    assert (request.open, request.goals_left) == (missing, goals_left)
+    assert (request.guesses, len(request.asking)) == (guesses, asking)
     assert abs(request.work_left - expected) < 1e-3 * (1 + expected)
+    tally = Counter(result.state for result in request.results.values())
+    assert tally == Counter(request.tally)
 
 
 def _workers(scheduler: Scheduler) -> None:

@@ -1,6 +1,7 @@
 """What people ask, and what they are told."""
 
-from scheduling_kit import Stage, key_of
+from machine_kit import key_of
+from scheduling_kit import Stage, building
 
 APP = "app: zlib\nzlib:"
 
@@ -31,10 +32,7 @@ def test_requests_are_listed() -> None:
 
 
 def test_what_a_cancelled_request_came_to() -> None:
-    stage = Stage()
-    stage.worker("w1")
-    stage.submit(APP)
-    stage.sync()
+    stage = building(APP, "w1")
     stage.leave()
     [info] = stage.query("requests").requests
     assert (info.state, info.total, info.message) == ("cancelled", 2, "left by its initiator")
@@ -56,20 +54,14 @@ def test_workers_are_listed_with_what_they_do() -> None:
 
 
 def test_a_worker_that_does_what_nobody_wants() -> None:
-    stage = Stage()
-    stage.worker("w1")
-    stage.submit("app:")
-    stage.sync()
+    stage = building("app:", "w1")
     stage.leave()
     [step] = stage.query("workers").workers[0].running
     assert (step.name, step.state) == (key_of("app")[:12], "cancelled")
 
 
 def test_a_worker_that_rests() -> None:
-    stage = Stage()
-    stage.worker("w1", "w2")
-    stage.submit("app:")
-    stage.sync()
+    stage = building("app:", "w1", "w2")
     stage.ends("app", "fault", message="disk error")
     info = stage.query("workers").workers[0]
     assert (info.state, info.message) == ("resting", "rests for 1 s after 1 faults in a row")
@@ -109,10 +101,7 @@ def test_why_of_a_request() -> None:
 
 
 def test_why_of_what_is_over() -> None:
-    stage = Stage()
-    stage.worker("w1")
-    stage.submit(APP)
-    stage.sync()
+    stage = building(APP, "w1")
     stage.ends("zlib", "failed", message="make: *** Error 1")
     assert stage.query("why", "zlib").lines == ("zlib is failed on w1: make: *** Error 1",)
 
@@ -133,10 +122,7 @@ def test_all_that_a_live_request_may_need_is_pinned() -> None:
 
 
 def test_logs_live_and_past() -> None:
-    stage = Stage()
-    stage.worker("w1")
-    stage.submit(APP)
-    stage.sync()
+    stage = building(APP, "w1")
     [running] = stage.query("logs", "zlib").logs
     assert (running.key, running.name, running.log, running.state) == (
         key_of("zlib"),

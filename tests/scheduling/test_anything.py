@@ -11,7 +11,8 @@ import msgspec
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from scheduling_kit import Stage, key_of
+from machine_kit import key_of
+from scheduling_kit import Stage
 
 from fabric.scheduling import events
 from fabric.scheduling.core import FENCES as EPOCH

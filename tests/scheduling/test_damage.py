@@ -1,6 +1,7 @@
 """Artifacts that were there, and turn out to be damaged."""
 
-from scheduling_kit import Stage, key_of
+from machine_kit import key_of
+from scheduling_kit import Stage
 
 from fabric.scheduling.states import State
 

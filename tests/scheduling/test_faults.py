@@ -1,7 +1,8 @@
 """Builds that fail, machines that are unable, workers that are lost."""
 
 import pytest
-from scheduling_kit import Stage, key_of
+from machine_kit import key_of
+from scheduling_kit import Stage, building
 
 from fabric.scheduling import events
 from fabric.scheduling.model import Limits
@@ -10,10 +11,7 @@ FORK = "top: left right\nleft: base\nright: base\nbase:"
 
 
 def test_a_failed_build_ends_the_request_and_drops_the_rest() -> None:
-    stage = Stage()
-    stage.worker("w1", "w2")
-    stage.submit("top: a b\na:\nb:")
-    stage.sync()
+    stage = building("top: a b\na:\nb:", "w1", "w2")
     stage.ends("a", "failed", message="make: error 2")
     stage.sync()
     assert stage.verdict() == "failed"
@@ -88,10 +86,7 @@ def test_keep_going_when_the_failure_is_known_before_the_need() -> None:
 
 
 def test_a_new_request_tries_again() -> None:
-    stage = Stage()
-    stage.worker("w1")
-    stage.submit("a:")
-    stage.sync()
+    stage = building("a:", "w1")
     stage.ends("a", "failed")
     assert stage.verdict() == "failed"
     stage.submit("a:", request="r2")
@@ -118,10 +113,7 @@ def test_a_new_request_tries_again_while_the_old_one_goes_on() -> None:
 
 
 def test_a_fault_is_retried_on_another_worker() -> None:
-    stage = Stage()
-    stage.worker("sick", "well")
-    stage.submit("top: a b\na:\nb:")
-    stage.sync()
+    stage = building("top: a b\na:\nb:", "sick", "well")
     assert stage.running() == {"sick": ["a"], "well": ["b"]}
     stage.ends("a", "fault", message="disk full")
     assert stage.running() == {"well": ["b"]}, "the sick one is not asked again"
@@ -134,10 +126,7 @@ def test_a_fault_is_retried_on_another_worker() -> None:
 
 
 def test_if_no_other_worker_is_left_the_one_that_was_unable_gets_it_again() -> None:
-    stage = Stage()
-    stage.worker("w1", "w2")
-    stage.submit("top: a b\na:\nb:")
-    stage.sync()
+    stage = building("top: a b\na:\nb:", "w1", "w2")
     stage.ends("a", "fault", message="disk full")
     stage.wait(5.0, alive=["w1", "w2"], polls=["r1"])
     assert stage.running() == {"w2": ["b"]}
@@ -165,10 +154,7 @@ def test_one_bad_worker_cannot_fail_what_a_good_one_can_build() -> None:
 
 
 def test_alone_a_worker_gets_it_again_after_a_rest_and_then_it_fails() -> None:
-    stage = Stage()
-    stage.worker("w1")
-    stage.submit("a:")
-    stage.sync()
+    stage = building("a:", "w1")
     for rest in (1.0, 2.0):
         stage.ends("a", "fault", message="disk full")
         assert stage.running() == {}
@@ -183,10 +169,7 @@ def test_alone_a_worker_gets_it_again_after_a_rest_and_then_it_fails() -> None:
 
 
 def test_a_rest_ends_by_itself() -> None:
-    stage = Stage()
-    stage.worker("w1")
-    stage.submit("a:")
-    stage.sync()
+    stage = building("a:", "w1")
     stage.ends("a", "fault", message="disk full")
     assert stage.states()["a"] == "ready"
     stage.wait(1.0, polls=["r1"])
@@ -194,10 +177,7 @@ def test_a_rest_ends_by_itself() -> None:
 
 
 def test_rests_get_longer_only_by_faults_in_a_row() -> None:
-    stage = Stage()
-    stage.worker("w1")
-    stage.submit("all: a b\na:\nb:")
-    stage.sync()
+    stage = building("all: a b\na:\nb:", "w1")
     stage.ends("a", "fault", message="disk full")
     stage.wait(1.0, alive=["w1"], polls=["r1"])
     stage.sync()
@@ -208,10 +188,7 @@ def test_rests_get_longer_only_by_faults_in_a_row() -> None:
 
 
 def test_a_worker_that_stores_nothing_is_at_fault() -> None:
-    stage = Stage()
-    stage.worker("w1", "w2")
-    stage.submit("a:")
-    stage.sync()
+    stage = building("a:", "w1", "w2")
     stage.ends("a", "done", stores=False)
     stage.sync()
     assert stage.running() == {"w2": ["a"]}
@@ -220,20 +197,14 @@ def test_a_worker_that_stores_nothing_is_at_fault() -> None:
 
 
 def test_a_job_handed_back_for_no_reason_is_a_fault() -> None:
-    stage = Stage()
-    stage.worker("w1")
-    stage.submit("a:")
-    stage.sync()
+    stage = building("a:", "w1")
     stage.ends("a", "cancelled")
     assert stage.running() == {}
     assert "it handed the job back" in stage.story("a")
 
 
 def test_a_lost_worker_s_job_goes_elsewhere() -> None:
-    stage = Stage()
-    stage.worker("w1", "w2")
-    stage.submit("a:")
-    stage.sync()
+    stage = building("a:", "w1", "w2")
     assert stage.running() == {"w1": ["a"]}
     stage.wait(9.5, alive=["w2"], polls=["r1"])
     assert stage.states() == {"a": "running"}
@@ -258,10 +229,7 @@ def test_a_poison_job_is_stopped_and_names_its_victims() -> None:
 
 
 def test_a_worker_that_crashes_and_returns_counts_too() -> None:
-    stage = Stage()
-    stage.worker("w1")
-    stage.submit("a:")
-    stage.sync()
+    stage = building("a:", "w1")
     for _ in range(2):
         stage.restart("w1")
         assert stage.running() == {"w1": ["a"]}
@@ -290,10 +258,7 @@ def test_a_silent_worker_is_given_nothing() -> None:
 
 
 def test_a_worker_cut_off_is_not_counted_as_lost() -> None:
-    stage = Stage()
-    stage.worker("w1")
-    stage.submit("a:")
-    stage.sync()
+    stage = building("a:", "w1")
     for _ in range(5):
         stage.wait(11.0, polls=["r1"])
         assert stage.states() == {"a": "ready"}
@@ -306,10 +271,7 @@ def test_a_worker_cut_off_is_not_counted_as_lost() -> None:
 
 
 def test_if_it_was_the_broker_that_slept_nobody_is_lost() -> None:
-    stage = Stage()
-    stage.worker("w1")
-    stage.submit("a:")
-    stage.sync()
+    stage = building("a:", "w1")
     stage.now += 1000.0
     stage.handle(events.Tick())
     assert stage.states() == {"a": "running"}
@@ -350,10 +312,7 @@ def test_a_store_that_never_answers_ends_the_request(verifying: bool) -> None:
 
 
 def test_one_bad_worker_fails_nothing_that_a_good_one_can_do() -> None:
-    stage = Stage()
-    stage.worker("bad")
-    stage.submit("a:")
-    stage.sync()
+    stage = building("a:", "bad")
     stage.ends("a", "fault", message="disk error")
     stage.wait(1.0, alive=["bad"], polls=["r1"])
     stage.sync()

@@ -1,6 +1,6 @@
 """Requests share work, and come and go without disturbing each other."""
 
-from scheduling_kit import Stage
+from scheduling_kit import Stage, building
 
 APP = "app: zlib\nzlib:"
 
@@ -48,10 +48,7 @@ def test_a_failure_for_one_leaves_the_other_with_what_it_shares() -> None:
 
 
 def test_a_silent_initiator_has_left() -> None:
-    stage = Stage()
-    stage.worker("w1")
-    stage.submit(APP)
-    stage.sync()
+    stage = building(APP, "w1")
     stage.wait(14.0, alive=["w1"])
     assert stage.scheduler.requests
     stage.wait(2.0, alive=["w1"])
@@ -121,10 +118,7 @@ def test_answers_of_the_store_for_what_nobody_wants_any_more() -> None:
 
 
 def test_an_update_tells_only_what_is_new() -> None:
-    stage = Stage()
-    stage.worker("w1")
-    stage.submit("app: a b\na:\nb:")
-    stage.sync()
+    stage = building("app: a b\na:\nb:", "w1")
     first = stage.update()
     assert len(first.steps) == 3
     assert stage.update(seen=first.version).steps == ()
@@ -135,10 +129,7 @@ def test_an_update_tells_only_what_is_new() -> None:
 
 
 def test_phases_are_told() -> None:
-    stage = Stage()
-    stage.worker("w1")
-    stage.submit("a:")
-    stage.sync()
+    stage = building("a:", "w1")
     seen = stage.update().version
     [id] = stage.machines["w1"].running
     stage.machines["w1"].running[id] = "configure"
@@ -149,10 +140,7 @@ def test_phases_are_told() -> None:
 
 
 def test_a_request_that_joins_a_running_task_hears_of_it_at_once() -> None:
-    stage = Stage()
-    stage.worker("w1")
-    stage.submit("a:")
-    stage.sync()
+    stage = building("a:", "w1")
     stage.submit("b: a\na:", request="r2")
     assert stage.states("r2") == {"b": "waiting", "a": "running"}
 
@@ -173,10 +161,7 @@ def test_a_request_that_joins_what_is_blocked_needs_what_it_waits_for() -> None:
 
 def test_what_was_there_when_it_was_needed_may_be_asked_for_again_by_others() -> None:
     """Found by the simulator: `base` is forgotten while `app`, which needed it, goes on."""
-    stage = Stage()
-    stage.worker("w1")
-    stage.submit("app: base\nbase:")
-    stage.sync()
+    stage = building("app: base\nbase:", "w1")
     stage.done("base")
     stage.submit("app: base\nbase:", request="r2")  # joins what runs already
     stage.leave("r1")

@@ -1,7 +1,8 @@
 """What is needed is built, in order, and nothing else is even asked for."""
 
 import pytest
-from scheduling_kit import Stage, key_of, offers_of
+from machine_kit import key_of, offers_of
+from scheduling_kit import Stage, building
 
 from fabric.scheduling.events import Tick
 from fabric.wire.messages import PROTOCOL, Submit
@@ -16,10 +17,7 @@ CHAIN = """
 
 
 def test_a_chain_is_built_from_the_bottom() -> None:
-    stage = Stage()
-    stage.worker("w1")
-    stage.submit(CHAIN)
-    stage.sync()
+    stage = building(CHAIN, "w1")
     for name in ("zlib", "lib", "app", "stratum", "system"):
         assert stage.running() == {"w1": [name]}
         stage.done(name)
@@ -82,10 +80,7 @@ def test_a_step_waits_for_each_of_its_dependencies() -> None:
 
 
 def test_done_counts_once_the_store_has_it() -> None:
-    stage = Stage()
-    stage.worker("w1")
-    stage.submit("app: zlib\nzlib:")
-    stage.sync()
+    stage = building("app: zlib\nzlib:", "w1")
     stage.store_answers = False
     stage.ends("zlib", "done")
     step = stage.steps()["zlib"]

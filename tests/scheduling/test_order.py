@@ -1,6 +1,7 @@
 """Which task first, and on which worker."""
 
-from scheduling_kit import Stage, key_of
+from machine_kit import key_of
+from scheduling_kit import Stage, building
 
 from fabric.scheduling.model import Durations
 from fabric.wire.messages import STORING
@@ -19,10 +20,7 @@ def took(**seconds: float) -> Durations:
 
 
 def test_the_longest_way_comes_first() -> None:
-    stage = Stage()
-    stage.worker("w1")
-    stage.submit(FORK)
-    stage.sync()
+    stage = building(FORK, "w1")
     assert stage.running() == {"w1": ["bottom"]}
     stage.done("bottom")
     assert stage.running() == {"w1": ["middle"]}
@@ -37,10 +35,7 @@ def test_history_says_which_way_is_the_longest() -> None:
 
 
 def test_ties_are_broken_by_age() -> None:
-    stage = Stage()
-    stage.worker("w1")
-    stage.submit("all: c a b\nc:\na:\nb:")
-    stage.sync()
+    stage = building("all: c a b\nc:\na:\nb:", "w1")
     ran = []
     for _ in range(3):
         [name] = stage.running()["w1"]
@@ -74,10 +69,7 @@ def test_requests_share_the_workers() -> None:
 
 
 def test_a_late_request_is_not_starved() -> None:
-    stage = Stage()
-    stage.worker("w1")
-    stage.submit("all: a b c\na:\nb:\nc:")
-    stage.sync()
+    stage = building("all: a b c\na:\nb:\nc:", "w1")
     stage.submit("late:", request="r2")
     stage.done("a")
     assert stage.running() == {"w1": ["b"]}  # both have none running: the older comes first
@@ -167,10 +159,7 @@ def test_fewer_slots_than_before() -> None:
 
 
 def test_what_is_only_stored_needs_no_slot() -> None:
-    stage = Stage()
-    stage.worker("w1")
-    stage.submit("all: a b c\na:\nb:\nc:")
-    stage.sync()
+    stage = building("all: a b c\na:\nb:\nc:", "w1")
     for name, running in (("a", ["a", "b"]), ("b", ["a", "b"])):  # they do not pile up
         for id in stage.machines["w1"].running:
             if id[0] == key_of(name):

@@ -1,6 +1,7 @@
 """Requests that are ordered, resolved, left alone, followed by others, cancelled, remembered."""
 
-from scheduling_kit import Stage, key_of
+from machine_kit import key_of
+from scheduling_kit import Stage, building
 
 from fabric.scheduling import events
 from fabric.scheduling.intake import _KEPT
@@ -123,10 +124,7 @@ def test_a_detached_order_may_come_after_its_own_leave() -> None:
 
 
 def test_how_a_request_ended_is_told_to_whoever_asks_later() -> None:
-    stage = Stage()
-    stage.worker("w1")
-    stage.submit(APP)
-    stage.sync()
+    stage = building(APP, "w1")
     stage.ends("zlib", "failed", message="make: *** Error 1")
     stage.leave()
     stage.wait(100.0, alive=["w1"])

@@ -1,6 +1,7 @@
 """Workers that will not: refusals, operators' drains, and all that is nobody's fault."""
 
-from scheduling_kit import Stage, key_of
+from machine_kit import key_of
+from scheduling_kit import Stage, building
 
 from fabric.scheduling import events
 
@@ -8,10 +9,7 @@ APP = "app: zlib\nzlib:"
 
 
 def test_what_is_refused_is_offered_elsewhere_and_is_nobodys_fault() -> None:
-    stage = Stage()
-    stage.worker("small", "large")
-    stage.submit("zlib:")
-    stage.sync()
+    stage = building("zlib:", "small", "large")
     assert stage.running() == {"small": ["zlib"]}
     stage.ends("zlib", "refused", message="it needs 40 GiB of disk")
     stage.sync()
@@ -21,10 +19,7 @@ def test_what_is_refused_is_offered_elsewhere_and_is_nobodys_fault() -> None:
 
 
 def test_who_refused_is_asked_again_after_a_while() -> None:
-    stage = Stage()
-    stage.worker("w1")
-    stage.submit("zlib:")
-    stage.sync()
+    stage = building("zlib:", "w1")
     stage.ends("zlib", "refused", message="no memory")
     stage.wait(5.0, alive=["w1"], polls=["r1"])
     assert stage.why("zlib").endswith("w1: refused it, asked again in 10 s: no memory")
@@ -35,10 +30,7 @@ def test_who_refused_is_asked_again_after_a_while() -> None:
 
 
 def test_who_refuses_gets_something_else() -> None:
-    stage = Stage()
-    stage.worker("w1")
-    stage.submit("all: a b\na:\nb:")
-    stage.sync()
+    stage = building("all: a b\na:\nb:", "w1")
     stage.ends("a", "refused", message="no memory")
     stage.wait(2.0, alive=["w1"], polls=["r1"])
     stage.sync()
@@ -60,10 +52,7 @@ def test_many_refusals_fail_nothing() -> None:
 
 
 def test_who_was_unable_waits_for_who_merely_refused() -> None:
-    stage = Stage()
-    stage.worker("sick", "shy")
-    stage.submit("zlib:")
-    stage.sync()
+    stage = building("zlib:", "sick", "shy")
     stage.ends("zlib", "fault", message="disk error")
     stage.sync()
     assert stage.running() == {"shy": ["zlib"]}
@@ -77,10 +66,7 @@ def test_who_was_unable_waits_for_who_merely_refused() -> None:
 
 
 def test_who_refuses_for_ever_is_no_hope() -> None:
-    stage = Stage()
-    stage.worker("sick", "shy")
-    stage.submit("zlib:")
-    stage.sync()
+    stage = building("zlib:", "sick", "shy")
     stage.ends("zlib", "fault", message="disk error")
     stage.sync()
     for _ in range(stage.limits.refusals):
@@ -110,10 +96,7 @@ def test_a_worker_that_refuses_everything_gets_nothing_and_that_can_be_told() ->
 
 
 def test_an_operator_drains_a_worker_and_lets_it_go_on() -> None:
-    stage = Stage()
-    stage.worker("w1")
-    stage.submit(APP)
-    stage.sync()
+    stage = building(APP, "w1")
     answer = stage.command("drain", "w1")
     assert answer.lines == ("w1 gets nothing new, and still does 1",)
     assert events.Drained("w1", True) in stage.effects

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from scheduling_kit import offers_of
+from machine_kit import offers_of
 
 from fabric.scheduling.model import Task
 from fabric.scheduling.states import LIVE, TABLE, Cause, IllegalTransition, State, table

@@ -1,15 +1,13 @@
 """Whatever waits has a reason, and it can be told."""
 
-from scheduling_kit import Stage, key_of
+from machine_kit import key_of
+from scheduling_kit import Stage, building
 
 from fabric.scheduling.why import why_request
 
 
 def test_it_needs_something_that_is_being_built() -> None:
-    stage = Stage()
-    stage.worker("w1")
-    stage.submit("app: zlib\nzlib:")
-    stage.sync()
+    stage = building("app: zlib\nzlib:", "w1")
     stage.now += 12.0
     assert stage.why("app") == (
         "app is blocked: it needs zlib, building on w1 for 12 s of about 60"
@@ -18,10 +16,7 @@ def test_it_needs_something_that_is_being_built() -> None:
 
 
 def test_what_is_built_is_told_before_what_waits() -> None:
-    stage = Stage()
-    stage.worker("w1")
-    stage.submit("app: a b\na: c\nb:\nc:")
-    stage.sync()
+    stage = building("app: a b\na: c\nb:\nc:", "w1")
     assert "it needs b, which waits for a worker; it needs a, which waits itself" in (
         stage.why("app")
     )
@@ -52,10 +47,7 @@ def test_no_worker_can_do_it() -> None:
 
 
 def test_all_are_busy() -> None:
-    stage = Stage()
-    stage.worker("w1", "w2")
-    stage.submit("all: a b c d\na:\nb:\nc:\nd:")
-    stage.sync()
+    stage = building("all: a b c d\na:\nb:\nc:\nd:", "w1", "w2")
     assert stage.why("c") == (
         "c is ready: it is number 1 in the queue of 2 workers that can do it; w1, w2: busy"
     )
@@ -72,10 +64,7 @@ def test_draining() -> None:
 
 
 def test_it_was_unable() -> None:
-    stage = Stage()
-    stage.worker("sick", "well")
-    stage.submit("all: a b\na:\nb:")
-    stage.sync()
+    stage = building("all: a b\na:\nb:", "sick", "well")
     stage.ends("a", "fault", message="disk full")
     stage.wait(2.0, alive=["sick", "well"], polls=["r1"])
     assert "sick: was unable to do it: disk full" in stage.why("a")
@@ -124,10 +113,7 @@ def test_why_nothing_runs_when_the_longest_way_is_done_already() -> None:
 
 
 def test_a_story() -> None:
-    stage = Stage()
-    stage.worker("w1", "w2")
-    stage.submit("a:")
-    stage.sync()
+    stage = building("a:", "w1", "w2")
     stage.now += 1.5
     stage.ends("a", "fault", message="disk full")
     assert stage.story("a").splitlines() == [

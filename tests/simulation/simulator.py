@@ -90,15 +90,16 @@ class Simulation(Network):
 
     def play(self) -> None:
         """Until all is over.  Violation if something is wrong, or it never ends."""
-        while not self._all_over() and self.step():
+        while self.step():
+            if self.now > self.peace + 5.0 and self._all_over():
+                break
             if self.now > self.peace + PATIENCE:
                 raise Violation("it never ends")
         self.judge.conclude()
 
     def _all_over(self) -> bool:
         return (
-            self.now > self.peace + 5.0
-            and not self._expected
+            not self._expected
             and self.console.idle
             and all(map(self.is_over, self.detached))
             and all(initiator.gone for initiator in self.initiators)
