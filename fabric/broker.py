@@ -204,8 +204,8 @@ class Broker:
             self._log(sender, *piece)
         for worker, wanted in self._spools.wanted(self._now):
             route = self._routes.get(worker)
-            if route is not None:
-                self._listener.send(route, wanted)
+            if route is not None and not self._listener.send(route, wanted):
+                self._spools.unsent(wanted)
 
     def _pass_time(self) -> None:
         if self._now >= self._scheduler.next_due():

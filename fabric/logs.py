@@ -31,7 +31,8 @@ OPEN_FILES = 64
 ASK_AGAIN = 0.5
 #: Seconds after its end that a log may still become whole.
 GIVE_UP = 15.0
-#: Seconds that the stream has, once an attempt has ended, to bring the rest of its log.
+#: Seconds that the stream has, once an attempt has ended, to bring the rest of its log; and until
+#: a question is put again that could not be sent.
 LINGER = 0.02
 #: Seconds a spool is kept after its attempt has ended.
 KEEP = 600.0
@@ -170,6 +171,10 @@ class Spools:
                     spool.worker,
                     LogWanted(spool.key, spool.fence, spool.have, MAX_LOG_PIECE),
                 )
+
+    def unsent(self, wanted: LogWanted) -> None:
+        """It could not be asked for now: `wanted` says so again soon."""
+        self._spools[wanted.key, wanted.fence].asked += LINGER - ASK_AGAIN
 
     def arrived(self, key: str, fence: int) -> None:
         """A piece that was asked for came: the next may be asked for at once."""

@@ -97,10 +97,11 @@ class Session:
             while not self.mirror.complete:
                 self._turn()
         finally:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # ending takes a moment, let it
+            heeded = signal.signal(signal.SIGINT, signal.SIG_IGN)  # let this moment pass
             if not self.mirror.over:
                 self._screen.say(parting)
             self._close()
+            signal.signal(signal.SIGINT, heeded)
 
     def _turn(self) -> None:
         self._do(self.mirror.tick(time.monotonic()))
@@ -185,7 +186,8 @@ class Session:
         for action in sorted(actions, key=_endings_first):
             match action:
                 case protocol.Send():
-                    self._line.send(self._codec.encode(action.message))
+                    if not self._line.send(self._codec.encode(action.message)):
+                        self.mirror.unsent(action.message)
                 case protocol.Changed():
                     self._tell(action.old, action.new)
                 case protocol.OpenLog():

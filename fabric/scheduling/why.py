@@ -96,7 +96,8 @@ def story(task: Task) -> str:
 def _asking(scheduler: Scheduler, task: Task, now: float) -> list[str]:
     since = f", for {now - task.story[-1].at:.1f} s" if task.story else ""
     if scheduler.in_doubt(task.key):
-        return [f"{task.story[-1].detail} found it damaged; the artifact store inspects it{since}"]
+        who = task.story[-1].detail if task.story else "a worker"
+        return [f"{who} found it damaged; the artifact store inspects it{since}"]
     told = [f"the artifact store is asked whether it has it{since}"]
     if task.unanswered:
         told.append(f"it failed to answer {task.unanswered} times: {task.story[-1].detail}")

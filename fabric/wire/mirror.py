@@ -8,6 +8,7 @@ The shell around it (`fabric.initiator`) owns sockets, files and the clock::
     actions = mirror.refused(refused, now)        # a Refused came
     actions = mirror.piece(piece, now)            # a LogPiece came
     actions = mirror.published(piece, now)        # a published piece of log came
+    mirror.unsent(message)                        # a message could not be sent now
 
 Every call returns the actions to carry out, in order: `Send` to the broker; `Changed`, a step
 has news; `OpenLog`, `AppendLog`, `CloseLog` for its log file; `Over`, the request ended.  Stop
@@ -39,7 +40,8 @@ from fabric.wire.messages import (
 #: Seconds between polls, and before a question is repeated.
 POLL_EVERY = 1.0
 ASK_AGAIN = 0.5
-#: Seconds that the stream has, once a step has ended, to bring the rest of its log.
+#: Seconds that the stream has, once a step has ended, to bring the rest of its log; and until
+#: a question is put again that could not be sent.
 LINGER = 0.02
 #: A submit is repeated after this long, then twice, four times ... as long.
 SUBMIT_AGAIN = 1.0
@@ -158,6 +160,7 @@ class RequestMirror:
         self.heard = float("-inf")  # when it last spoke
         #: when `tick` is due
         self.due = float("-inf")
+        self._poll_due = float("-inf")
         self._logs: dict[str, _Log] = {}
         self._submits = 0
 
@@ -175,16 +178,15 @@ class RequestMirror:
     def tick(self, now: float) -> list[Action]:
         """Time has passed: poll, or submit, or ask again.  Sets ``due``."""
         actions: list[Action] = []
-        if now >= self.due:
+        if now >= self._poll_due:
+            self._poll_due = now + POLL_EVERY
             if self.accepted:
-                self.due = now + POLL_EVERY
                 actions.append(Send(Poll(self.request, self.version)))
             elif not self.over:
-                self.due = now + SUBMIT_AGAIN * 2 ** min(self._submits, 3)
+                self._poll_due = now + SUBMIT_AGAIN * 2 ** min(self._submits, 3)
                 self._submits += 1
                 actions.append(Send(self.wanted or Poll(self.request, self.version)))
-            else:
-                self.due = now + POLL_EVERY
+        self.due = self._poll_due
         for log in self._logs.values():
             if not log.wants:
                 continue
@@ -240,7 +242,7 @@ class RequestMirror:
             if not self.accepted:
                 return []
             self.accepted = False
-            self.due = now
+            self.due = self._poll_due = now
             unsure = [step for step in self.steps.values() if step.state not in ENDED]
             return [self._change(_waiting(step)) for step in unsure]
         self.accepted = False
@@ -265,6 +267,13 @@ class RequestMirror:
         return Changed(old, step)
 
     # -- logs ------------------------------------------------------------------------------
+
+    def unsent(self, message: Order | Submit | Poll | Leave | LogRead) -> None:
+        """It was not sent.  A question for a log is put again soon; all else will be anyway."""
+        if isinstance(message, LogRead):
+            log = self._logs[message.key]
+            log.asked += LINGER - ASK_AGAIN
+            self.due = min(self.due, log.asked + ASK_AGAIN)
 
     def published(self, piece: Published, now: float) -> list[Action]:
         """A published piece of a log."""

@@ -209,3 +209,12 @@ def test_a_store_that_can_never_be_inspected() -> None:
         stage.wait(9.0, alive=["w1"], polls=["r1"])
     assert stage.verdict() == "failed"
     assert stage.steps()["zlib"].message == ("the artifact store does not answer: no route to host")
+
+
+def test_who_asks_for_what_is_inspected_already_is_told_why_it_waits() -> None:
+    stage = spoilt("w1")
+    stage.store_answers = False
+    stage.ends("app", "fault", message="zlib is damaged", damaged=["zlib"])
+    stage.leave()
+    stage.submit("zlib:", request="r2")
+    assert stage.why("zlib").startswith("zlib is asking: a worker found it damaged")

@@ -207,7 +207,7 @@ class Simulation(Network):
         rng, scenario = self.rng, self.scenario
         top = list(self.graph)[-6:]  # not too many, so that requests share much
         goals = tuple(rng.sample(top, min(len(top), rng.randint(1, 3))))
-        id = f"request {len(self.wishes)}"
+        id = f"request {len(self.wishes):02}"
         detach = rng.random() < scenario.detached
         common = {
             "keep_going": scenario.keep_going,

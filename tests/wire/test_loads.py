@@ -68,11 +68,11 @@ def test_with_room_for_one_message_everything_still_comes(
     """High-water marks of 1 for logs, and few for all else: most is lost, and told again."""
     import conftest
 
-    monkeypatch.setattr(sockets, "JOBS_HWM", 4)
+    monkeypatch.setattr(sockets, "JOBS_HWM", 1)
     monkeypatch.setattr(sockets, "LOGS_HWM", 1)
     monkeypatch.setattr(
         Process, "PROGRAM",
-        ("-c", "import sys; from fabric.wire import sockets; sockets.JOBS_HWM = 4;"
+        ("-c", "import sys; from fabric.wire import sockets; sockets.JOBS_HWM = 1;"
                "sockets.LOGS_HWM = 1; from fabric.broker import main; sys.exit(main())"),
     )  # fmt: skip
     with ExitStack() as stack:

@@ -60,6 +60,14 @@ def test_a_gap_is_dropped_and_asked_for(spools: Spools) -> None:
     assert content(spools) == TEXT
 
 
+def test_a_question_that_cannot_be_sent_is_put_again_soon(spools: Spools) -> None:
+    spools.append(KEY, 1, 5, TEXT[5:])
+    [(_, wanted)] = spools.wanted(100.0)
+    spools.unsent(wanted)
+    assert 100.0 < spools.next_due() < 100.0 + ASK_AGAIN / 2
+    assert [again for _, again in spools.wanted(spools.next_due() + 0.001)] == [wanted]
+
+
 def test_pieces_in_any_order_and_any_size_become_the_log(tmp_path: Path) -> None:
     rng = random.Random(7)
     text = rng.randbytes(20_000)

@@ -305,7 +305,8 @@ class Follower:
         for action in actions:
             match action:
                 case initiator_side.Send():
-                    sockets.send(self.jobs, self._codec.encode(action.message))
+                    if not sockets.send(self.jobs, self._codec.encode(action.message)):
+                        self.mirror.unsent(action.message)
                 case initiator_side.OpenLog():
                     self.logs[self.names[action.key]] = bytearray()
                 case initiator_side.AppendLog():

@@ -1,0 +1,227 @@
+"""The initiator's side of the protocol: logs."""
+
+from mirror_kit import KEY, TEXT, Tale, sha
+
+from fabric.wire.messages import (
+    MAX_LOG_PIECE,
+    LogRead,
+    Refused,
+    StepState,
+)
+from fabric.wire.mirror import (
+    ASK_AGAIN,
+    MISSES,
+)
+
+
+def test_a_log_grows_with_the_stream_and_is_proven_whole() -> None:
+    tale = Tale()
+    tale.tick()
+    tale.running()
+    tale.hint(0, TEXT[:4])
+    assert tale.file == TEXT[:4]
+    tale.hint(4, TEXT[4:])
+    tale.done()
+    assert (tale.file, tale.closed) == (TEXT, True)
+    assert tale.mirror.complete
+    assert tale.asked() == []
+
+
+def test_a_log_of_an_unknown_step_or_attempt_is_ignored() -> None:
+    tale = Tale()
+    tale.hint(0, TEXT)
+    tale.tick()
+    tale.running(fence=2)
+    tale.hint(0, TEXT, fence=1)
+    tale.piece(0, TEXT, fence=1)
+    assert tale.file == b""
+
+
+def test_repeats_and_overlaps_are_harmless() -> None:
+    tale = Tale()
+    tale.tick()
+    tale.running()
+    tale.hint(0, TEXT[:6])
+    tale.hint(0, TEXT[:6])
+    tale.hint(2, TEXT[2:9])
+    tale.hint(3, TEXT[3:5])
+    assert tale.file == TEXT[:9]
+
+
+def test_a_gap_is_asked_for() -> None:
+    tale = Tale()
+    tale.tick()
+    tale.running()
+    tale.hint(0, TEXT[:2])
+    tale.hint(6, TEXT[6:9])
+    tale.hint(9, TEXT[9:])
+    assert tale.asked() == [2], "once"
+    tale.piece(2, TEXT[2:8])
+    assert tale.asked() == [8], "and at once for the rest"
+    tale.piece(8, TEXT[8:])
+    assert tale.file == TEXT
+
+
+def test_an_answer_that_is_lost_is_asked_for_again() -> None:
+    tale = Tale()
+    tale.tick()
+    tale.running()
+    tale.hint(4, TEXT[4:])
+    assert tale.asked() == [0]
+    tale.tick(ASK_AGAIN / 2)
+    assert tale.asked() == []
+    assert tale.mirror.due <= tale.now + ASK_AGAIN
+    tale.tick(ASK_AGAIN)
+    assert tale.asked() == [0]
+
+
+def test_the_end_shows_that_bytes_are_missing() -> None:
+    tale = Tale()
+    tale.tick()
+    tale.running()
+    tale.hint(0, TEXT[:4])
+    tale.done()
+    assert tale.mirror.over
+    assert not tale.mirror.complete
+    tale.tick(0.05)
+    assert tale.asked() == [4]
+    tale.piece(4, TEXT[4:])
+    assert tale.closed is True
+    assert tale.mirror.complete
+
+
+def test_a_step_s_own_report_shows_that_bytes_are_missing() -> None:
+    tale = Tale()
+    tale.tick()
+    tale.running()
+    tale.running(log_size=len(TEXT))
+    assert tale.asked() == [], "the stream may bring it yet"
+    tale.tick(ASK_AGAIN)
+    assert tale.asked() == [0]
+
+
+def test_a_new_attempt_begins_its_log_anew() -> None:
+    tale = Tale()
+    tale.tick()
+    tale.running()
+    tale.hint(0, b"the first")
+    tale.update(StepState(KEY, "ready"))
+    tale.running(fence=2)
+    assert tale.file == b""
+    tale.hint(0, TEXT, fence=2)
+    tale.done(fence=2)
+    assert (tale.file, tale.closed) == (TEXT, True)
+
+
+def test_a_wrong_log_is_read_again_once() -> None:
+    tale = Tale()
+    tale.tick()
+    tale.running()
+    tale.hint(0, TEXT.upper())
+    tale.done()
+    assert tale.file == b""
+    tale.tick(1.0)
+    assert tale.asked() == [0]
+    tale.piece(0, TEXT)
+    assert (tale.file, tale.closed) == (TEXT, True)
+
+
+def test_a_log_that_stays_wrong_is_closed_as_such() -> None:
+    tale = Tale()
+    tale.tick()
+    tale.running()
+    tale.hint(0, TEXT.upper())
+    tale.done()
+    tale.tick(1.0)
+    tale.piece(0, TEXT.upper())
+    assert tale.closed is False
+    assert tale.mirror.complete
+
+
+def test_the_log_of_a_lost_worker_ends_where_the_broker_s_copy_does() -> None:
+    tale = Tale()
+    tale.tick()
+    tale.running()
+    tale.hint(0, TEXT[:4])
+    tale.update(StepState(KEY, "failed", fence=1, message="it was lost"), state="failed")
+    tale.tick(1.0)
+    assert tale.asked() == [4]
+    tale.piece(4, b"")
+    assert tale.closed is False
+
+
+def test_a_log_whose_rest_never_comes_is_given_up() -> None:
+    tale = Tale()
+    tale.tick()
+    tale.running()
+    tale.done()
+    for _ in range(MISSES + 2):
+        tale.tick(ASK_AGAIN)
+        tale.piece(0, b"", size=len(TEXT), sha256=sha(TEXT))
+    assert tale.closed is False
+    assert tale.mirror.complete
+
+
+def test_no_log_at_all() -> None:
+    tale = Tale()
+    tale.tick()
+    tale.running()
+    tale.done()
+    tale.do([*tale.mirror.refused(Refused(KEY, "no-log", "none is kept"), tale.now)])
+    assert tale.closed is False
+
+
+def test_an_empty_log_is_whole() -> None:
+    tale = Tale()
+    tale.tick()
+    tale.running()
+    tale.update(StepState(KEY, "done", fence=1), state="done")
+    assert (tale.file, tale.closed) == (b"", True)
+
+
+def test_the_log_of_a_step_that_was_killed_just_ends() -> None:
+    tale = Tale()
+    tale.tick()
+    tale.running()
+    tale.hint(0, TEXT[:4])
+    tale.update(StepState(KEY, "cancelled", fence=1), state="failed")
+    assert (tale.file, tale.closed) == (TEXT[:4], True)
+
+
+def test_a_long_log_is_read_piece_by_piece() -> None:
+    tale = Tale()
+    tale.tick()
+    text = b"x" * (3 * MAX_LOG_PIECE + 1)
+    tale.done(text)
+    tale.tick(1.0)
+    for n in range(4):
+        assert tale.asked() == [n * MAX_LOG_PIECE]
+        tale.piece(n * MAX_LOG_PIECE, text[n * MAX_LOG_PIECE :][:MAX_LOG_PIECE])
+    assert tale.closed is True
+
+
+def test_what_a_restarted_broker_never_speaks_of_again_ends_with_the_request() -> None:
+    tale = Tale()
+    tale.tick()
+    tale.running()
+    tale.hint(0, TEXT)
+    tale.do([*tale.mirror.refused(Refused("r1", "unknown-request", "?"), tale.now)])
+    tale.update(state="done")
+    assert not tale.mirror.complete
+    tale.tick(1.0)
+    tale.piece(len(TEXT), b"", size=len(TEXT), sha256=sha(TEXT))
+    assert tale.closed is True
+    assert tale.mirror.complete
+
+
+def test_a_question_that_cannot_be_sent_is_put_again_soon_and_alone() -> None:
+    tale = Tale()
+    tale.tick()
+    tale.running()
+    tale.hint(4, TEXT[4:])
+    [read] = [each for each in tale.sent if isinstance(each, LogRead)]
+    tale.mirror.unsent(read)
+    tale.sent.clear()
+    tale.tick(tale.mirror.due - tale.now)
+    assert tale.sent == [read], "no poll takes its place"
+    assert tale.now < ASK_AGAIN / 2

@@ -1,0 +1,172 @@
+"""What the broker answers to those who are not as they should be."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import re
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+import zmq
+from wire_kit import key_of
+from zmtp_kit import RawSocket
+
+from fabric.wire import sockets
+from fabric.wire.messages import (
+    PROTOCOL,
+    LogPiece,
+    LogRead,
+    Poll,
+    Published,
+    Refused,
+    Report,
+    Submit,
+    ToInitiator,
+)
+
+if TYPE_CHECKING:
+    from conftest import Fabric
+
+CHAIN = "app: lib zlib\nlib: zlib\nzlib:"
+
+
+class Stranger:
+    """Somebody who speaks to the broker as he likes."""
+
+    def __init__(self, fabric: Fabric) -> None:
+        self._context = zmq.Context()
+        self.jobs = sockets.dealer(self._context)
+        sockets.connect(self.jobs, sockets.ipc(fabric.directory, "jobs"))
+        self.codec: sockets.Codec[ToInitiator] = sockets.Codec(ToInitiator)
+
+    def say(self, frame: bytes) -> None:
+        assert self.jobs.poll(5000, zmq.POLLOUT)
+        self.jobs.send(frame)
+
+    def hear(self) -> object:
+        assert self.jobs.poll(5000), "no answer"
+        return self.codec.decode(self.jobs.recv())
+
+    def refused(self) -> Refused:
+        """The next refusal, whatever else is said before."""
+        while True:
+            with contextlib.suppress(sockets.Garbage):
+                if isinstance(message := self.hear(), Refused):
+                    return message
+
+    def close(self) -> None:
+        self._context.destroy(linger=0)
+
+
+@pytest.fixture
+def stranger(fabric: Fabric) -> object:
+    someone = Stranger(fabric)
+    yield someone
+    someone.close()
+
+
+def test_rubbish_costs_its_sender_the_message_and_nobody_else_anything(
+    fabric: Fabric, stranger: Stranger
+) -> None:
+    rng = random.Random(3)
+    real = [
+        msgspec.msgpack.encode(message)
+        for message in (
+            Report(PROTOCOL, "w", "another", 1, 1),
+            Poll("r", 1),
+            LogPiece("a" * 64, 1, 0, b"x"),
+            LogRead("../../../etc/passwd", 1, 0, 100),
+            LogRead("a" * 64, -1, -1, -1),
+            LogPiece("../../../tmp/x", 1, -5, b"x"),
+        )
+    ]
+    for _ in range(3000):
+        frame = bytearray(rng.choice(real))
+        for _ in range(rng.randint(0, 3)):
+            frame[rng.randrange(len(frame))] = rng.randrange(256)
+        stranger.say(bytes(frame))
+    stranger.say(rng.randbytes(1_000_000))
+    stranger.say(b"\x91" * 100_000)  # an array in an array in an array ...
+    fabric.worker()
+    assert fabric.initiator(CHAIN).follow() == "done"
+    assert fabric.broker.child.poll() is None
+    assert len(re.findall("a message was dropped", fabric.broker.said)) == 1, "noted once"
+
+
+def test_rubbish_by_hand(fabric: Fabric) -> None:
+    fabric.worker()
+    assert fabric.initiator("before:").follow() == "done"
+    piece = Published("a" * 64, 1, 0, b"x").frame()
+    for place, kind in (("jobs", b"DEALER"), ("logs-in", b"PUB")):
+        stream = RawSocket(fabric.directory / place, kind)
+        for frames in ((b"a", b"b"), (b"",), (piece, b"b", b"c"), (b"\xff" * 64 + piece[64:],)):
+            for _ in range(50):
+                stream.send(*frames)
+        stream.send(piece, b"and", end=False)
+        stream.close()
+    assert fabric.initiator(CHAIN).follow() == "done"
+    assert "it has 3 frames" in fabric.broker.said
+    assert "it is no piece of a log" in fabric.broker.said
+
+
+def test_another_protocol_is_refused_and_told_which_side_to_upgrade(
+    fabric: Fabric, stranger: Stranger
+) -> None:
+    stranger.say(msgspec.msgpack.encode(Submit(PROTOCOL + 1, "r" * 32, "", (), ())))
+    refused = stranger.hear()
+    assert isinstance(refused, Refused)
+    assert (refused.about, refused.code) == ("r" * 32, "protocol")
+    assert refused.reason.endswith("upgrade the broker")
+    older = {"t": "Report", "protocol": 0, "name": "w9", "in": ["another", "shape"]}
+    stranger.say(msgspec.msgpack.encode(older))
+    refused = stranger.hear()
+    assert isinstance(refused, Refused)
+    assert refused.about == "w9"
+    assert refused.reason.endswith("upgrade this peer")
+    assert fabric.broker.child.poll() is None
+
+
+def test_a_message_out_of_bounds_is_refused_with_the_reason(stranger: Stranger) -> None:
+    stranger.say(msgspec.msgpack.encode(Report(PROTOCOL, "w1", "x86_64", -1, 1)))
+    refused = stranger.hear()
+    assert isinstance(refused, Refused)
+    assert (refused.about, refused.code) == ("w1", "bad-request")
+    assert "slots" in refused.reason
+
+
+def test_a_second_worker_of_one_name_is_refused(stranger: Stranger) -> None:
+    # in turns: a former run that is heard but once may merely be late
+    for sequence in range(1, 50):
+        for instance in ("first", "second"):
+            report = Report(PROTOCOL, "w1", "x86_64", 1, sequence, instance=instance)
+            stranger.say(msgspec.msgpack.encode(report))
+        with contextlib.suppress(sockets.Garbage):  # what it wants done is for workers
+            if isinstance(answer := stranger.hear(), Refused):
+                assert "another worker is named w1 too" in answer.reason
+                return
+    pytest.fail("both are heard")
+
+
+def test_a_log_that_is_not_there(stranger: Stranger) -> None:
+    stranger.say(msgspec.msgpack.encode(LogRead("b" * 64, 1, 0, 100)))
+    assert stranger.hear() == Refused("b" * 64, "no-log", "no log of it is kept here")
+
+
+def test_the_log_of_a_cached_step_comes_from_the_store(fabric: Fabric, stranger: Stranger) -> None:
+    fabric.worker("w1", lambda _: b"0123456789")
+    assert fabric.initiator("zlib:").follow() == "done"
+    fabric.broker.end()
+    fabric.broker.start()
+    stranger.say(msgspec.msgpack.encode(LogRead(key_of("zlib"), 7, 2, 3)))
+    piece = stranger.hear()
+    assert isinstance(piece, LogPiece)
+    assert (piece.data, piece.offset, piece.size) == (b"234", 2, 10)
+
+
+def test_an_unknown_request(stranger: Stranger) -> None:
+    stranger.say(msgspec.msgpack.encode(Poll("nobody", 0)))
+    refused = stranger.hear()
+    assert isinstance(refused, Refused)
+    assert refused.code == "unknown-request"
