@@ -153,6 +153,25 @@ def test_status_list_logs_from_any_machine(farm: Farm, alice: Desk) -> None:
     assert bob.run("logs", "slow", "--request", request, cwd=bob.home).stdout == said
 
 
+def test_how_a_build_ended_is_told_by_a_broker_started_later(farm: Farm, alice: Desk) -> None:
+    broker = farm.broker()
+    farm.worker("w1")
+    alice.definitions.write(one="echo fine")
+    request = alice.detach()
+    until(lambda: alice.ask("list")[0]["state"] == "done")
+    status = alice.run("status", request).stdout
+    broker.kill()
+    farm.broker()
+    back = alice.run("attach", request)
+    assert back.returncode == 0, back.stdout + back.stderr
+    assert "small is built: 3 built" in back.stdout
+    steps = [line for line in status.splitlines() if "built in" in line]
+    assert len(steps) == 3
+    assert set(steps) <= set(alice.run("status", request).stdout.splitlines())
+    assert "one is done on w1" in alice.run("why", "one").stdout
+    assert "fine" in alice.run("logs", "one", cwd=alice.home).stdout
+
+
 def test_cancel_by_another(farm: Farm, alice: Desk) -> None:
     farm.broker()
     farm.worker("w1")
