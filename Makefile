@@ -76,8 +76,8 @@ check: setup-deploy ## format, lint, types, import contracts
 	  $(BIN)/ansible-lint --offline --strict
 
 .PHONY: test
-test: setup-test check ## every check, and every test but test-deploy's and chaos
-	$(BIN)/pytest --ignore=tests/deploy --ignore=tests/chaos $(TESTS)
+test: setup-test check ## every check, and every test but test-deploy's
+	$(BIN)/pytest --ignore=tests/deploy $(TESTS)
 
 .PHONY: setup-test-deploy
 setup-test-deploy: setup-test

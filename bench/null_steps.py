@@ -1,10 +1,12 @@
 """200 trivial chunks through the whole fabric, against ninja with the same sandbox.
 
-20 layers of 10 chunks, each depending on two of the layer before; two workers.  ninja runs the
-same graph and commands, each step under bubblewrap with the very options of our sandbox.  Both
-do the work that is theirs: ninja looks for a file, we split, archive, store, fsync and log.  Ours
-starts cold, with nothing built; the one source is imported before.  Printed: both times, their
-ratio, and the time of a second, fully cached build as a shell sees it.
+20 layers of 10 chunks, each depending on two of the layer before; two workers.  The last layer is
+asked for, which needs all others.  ninja runs the same graph and commands, each step under
+bubblewrap with the very options of our sandbox, with as many layers in its staging area: all that
+a chunk depends on, and what that depends on.  Both do the work that is theirs: ninja looks for a
+file, we split, archive, store, fsync and log.  Ours starts cold, with nothing built; the one
+source is imported before.  Printed: both times, wall and CPU (user and system, of all processes),
+their ratios, and the time of a second, fully cached build as a shell sees it.
 
 It works in /var/tmp, because /tmp may be in memory, where fsync costs nothing.  Nothing is deleted
 before the end: creating files soon after many were deleted is slow on some file systems.
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import shlex
 import subprocess
 import sys
@@ -21,11 +24,14 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from bench_kit import Chunk, write_definitions
 
 from fabric.building import host, sandbox
+from fabric.building.layers import plan_layers
 from fabric.building.workspace import Workspace
+from fabric.jobs import Staged
 from fabric.trove.sources import Sources
 from fabric.trove.store import Store
 
@@ -49,24 +55,37 @@ def names() -> list[tuple[str, tuple[str, ...]]]:
     ]
 
 
+def staged(name: str, graph: dict[str, tuple[str, ...]]) -> list[str]:
+    """All that is in a chunk's staging area, in the order of the graph."""
+    found: set[str] = set()
+    pending = [name]
+    while pending:
+        new = [one for one in graph[pending.pop()] if one not in found]
+        found.update(new)
+        pending += new
+    return [one for one in graph if one in found]
+
+
 def write_ninja(root: Path) -> None:
-    """The same graph for ninja, each step seeing what its two dependencies made."""
+    """The same graph for ninja, each step in as many layers as ours."""
     root.mkdir()
     (root / "empty").mkdir()
     store = Store(str(root / "store"), root)
     with Workspace(root / "work", store, Sources(root / "trove", {}, None)) as workspace:
         tools = host.root(workspace.layers, threading.Event())
     lines = ["rule step", "  command = $sandbox"]
-    for name, depends in names():
+    graph = dict(names())
+    for name, depends in graph.items():
         for kind in ("build", "inst", "tmp"):
             (root / f"{name}.{kind}").mkdir()
-        layers = [root / "empty", *(root / f"{one}.inst" for one in depends)]
-        mounts = [*tools, *sandbox.overlay(layers, "--tmp-overlay", "/staging")]
+        below = [root / f"{one}.inst" for one in staged(name, graph)] or [root / "empty"]
+        count = len(plan_layers([Staged(path.name, "null-steps") for path in below]))
+        mounts = [*tools, *sandbox.overlay(below[-count:], "--tmp-overlay", "/staging")]
         for kind, place in (("build", f"/staging/{name}.build"), ("tmp", "/tmp")):
             mounts += ["--bind", str(root / f"{name}.{kind}"), place]
         mounts += ["--bind", str(root / f"{name}.inst"), f"/staging/{name}.inst"]
         box = sandbox.Box(
-            mounts=(*mounts, "--proc", "/proc", "--dev", "/dev"),
+            mounts=(*mounts, *sandbox.KERNEL),
             read_only=("/staging", "/"),
             environment={
                 "PATH": f"/staging/usr/bin:{host.PATH}",
@@ -84,47 +103,63 @@ def write_ninja(root: Path) -> None:
     (root / "build.ninja").write_text("\n".join(lines) + "\n")
 
 
-def timed(command: list[str], cwd: Path, env: dict[str, str] | None = None) -> float:
+class Cost(NamedTuple):
+    """Seconds."""
+
+    wall: float
+    cpu: float  # user and system, of the command and all that it has waited for
+
+
+def cost(command: list[str], cwd: Path, env: dict[str, str] | None = None) -> Cost:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+    wall = time.perf_counter() - began
     if done.returncode:
         sys.exit(f"{command[0]} failed ({done.returncode}):\n{done.stdout}{done.stderr}")
-    return time.perf_counter() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    user, system = after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime
+    return Cost(wall, user + system)
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--rounds", type=int, default=3)
-    rounds = options.parse_args().rounds
+    options.add_argument("--dir", default="/var/tmp", help="where to work (default %(default)s)")
+    given = options.parse_args()
     initiator = str(Path(sys.executable).with_name("fabric-initiator"))
-    best: dict[str, float] = {}
-    with tempfile.TemporaryDirectory(prefix="null-steps-", dir="/var/tmp") as scratch:
+    costs: dict[str, list[Cost]] = {"ninja": [], "fabric": [], "cached": []}
+    with tempfile.TemporaryDirectory(prefix="null-steps-", dir=given.dir) as scratch:
         definitions = Path(scratch, "definitions")
         chunks = [Chunk(name, BUILD.format(name=name), depends) for name, depends in names()]
         system = str(write_definitions(definitions, "null-steps", chunks))
-        for number in range(rounds):
+        for number in range(given.rounds):
             work = Path(scratch, str(number))
             logs = work / "logs"
             logs.mkdir(parents=True)
             write_ninja(work / "ninja")
             env = os.environ | {"FABRIC_CACHE": str(work / "cache"), "FABRIC_CONFIG": "/dev/null"}
             env.pop("PYTHONDONTWRITEBYTECODE", None)  # nobody compiles us anew each time
-            timed([initiator, "show", system], logs, env)  # imports the source
-            build = [initiator, "build", system, "--workers", "2"]
-            times = {
-                "ninja": timed(["ninja", "-j2"], work / "ninja"),
-                "fabric": timed(build, logs, env),
-                "cached": min(timed(build, logs, env) for _ in range(3)),
-            }
-            print(f"round {number + 1}: " + ", ".join(f"{k} {v:.2f} s" for k, v in times.items()))
-            best = {name: min(best.get(name, value), value) for name, value in times.items()}
+            cost([initiator, "show", system], logs, env)  # imports the source
+            last = [name for name in dict(names()) if name.startswith(f"n{LAYERS - 1:02}")]
+            build = [initiator, "build", system, *last, "--workers", "2"]
+            costs["ninja"].append(cost(["ninja", "-j2"], work / "ninja"))
+            costs["fabric"].append(cost(build, logs, env))
+            costs["cached"].append(min(cost(build, logs, env) for _ in range(3)))
+            times = ", ".join(
+                f"{name} {some[-1].wall:.2f} s (CPU {some[-1].cpu:.2f})"
+                for name, some in costs.items()
+            )
+            print(f"round {number + 1}: {times}")
     steps = LAYERS * WIDTH
-    print(
-        f"{steps} null steps, 2 workers, best of {rounds}: fabric {best['fabric']:.2f} s"
-        f" ({1000 * best['fabric'] / steps:.1f} ms a step), ninja + bubblewrap"
-        f" {best['ninja']:.2f} s: ratio {best['fabric'] / best['ninja']:.2f}"
-    )
-    print(f"fully cached again: {best['cached']:.3f} s")
+    print(f"{steps} null steps, 2 workers, best of {given.rounds}, ours beside ninja + bubblewrap:")
+    for field, what in enumerate(("wall", "CPU")):
+        ours, ninja = (min(one[field] for one in costs[name]) for name in ("fabric", "ninja"))
+        print(
+            f"{what:4}  {ours:.2f} s ({1000 * ours / steps:.1f} ms a step), {ninja:.2f} s"
+            f" ({1000 * ninja / steps:.1f} ms a step): ratio {ours / ninja:.2f}"
+        )
+    print(f"fully cached again: {min(costs['cached']).wall:.3f} s")
 
 
 if __name__ == "__main__":

@@ -63,10 +63,10 @@ def chunk_entries(number: int, files: int) -> list[Entry]:
     return found
 
 
-def store_chunk(store: Store, name: str, entries: list[Entry], spill: Path) -> Staged:
+def store_chunk(store: Store, name: str, entries: list[Entry], place: Path) -> Staged:
     """Put a chunk into the store as it is."""
     key = hashlib.sha256(name.encode()).hexdigest()
-    packed = pack(entries, spill)
+    packed = pack(entries, place / f"{name}.spill")
     artifact = Artifact(f"{name}-misc", packed.blob)
     manifest = Manifest(key=key, kind="chunk", name=name, arch="any", artifacts=(artifact,))
     store.put(manifest, {packed.blob.sha256: packed.content})
@@ -91,14 +91,12 @@ def main() -> None:
 
 def bench(place: Path, chunks: int, files: int, runs: int) -> None:
     store = Store(str(place / "artifacts"), place / "scratch")
-    base = store_chunk(store, "base", shell_entries(place / "root"), place / "spill")
+    base = store_chunk(store, "base", shell_entries(place / "root"), place)
     sets = {
         count: (
             base,
             *(
-                store_chunk(
-                    store, f"{count}-{number}", chunk_entries(number, count), place / "spill"
-                )
+                store_chunk(store, f"{count}-{number}", chunk_entries(number, count), place)
                 for number in range(chunks)
             ),
         )

@@ -18,8 +18,7 @@ from fabric.building.workspace import Workspace
 from fabric.config import WorkerSettings
 from fabric.errors import BuildFailed, Cancelled, FabricError, MachineFault
 from fabric.jobs import Job
-from fabric.wire.agent import STORING
-from fabric.wire.messages import Outcome
+from fabric.wire.messages import STORING, Outcome
 
 
 class Attempt:

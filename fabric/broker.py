@@ -379,6 +379,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (FabricError, OSError) as error:
         Notes("fabric-broker")(str(error))
         return error.exit_code if isinstance(error, FabricError) else 4
+    serve(broker, forget_logs=options.parent is not None)
+    return 0
+
+
+def serve(broker: Broker, *, forget_logs: bool = False) -> None:
+    """Have a process run this broker until it is told to end, and close it."""
     # What is made while serving lives long and hardly in circles: do not look for garbage often.
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
@@ -387,8 +393,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         broker.run()
     finally:
-        broker.close(forget_logs=options.parent is not None)
-    return 0
+        broker.close(forget_logs=forget_logs)
 
 
 def _settings(options: argparse.Namespace) -> BrokerSettings:

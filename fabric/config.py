@@ -112,6 +112,8 @@ class Settings(Building, frozen=True, kw_only=True):
     keys: str = "~/.config/distbuild/keys"
     #: of two requests, the one with 1 more gets twice the workers
     priority: Annotated[int, Meta(ge=-10, le=10)] = 0
+    #: a build waits so long for a controller or a trove that is out of reach
+    patience: Seconds = 300.0
     #: workers of the embedded fabric; 0: two, or a quarter of the cores if that is more
     workers: Size = 0
 

@@ -170,15 +170,18 @@ class Nursery:
 
     def _stop(self) -> None:
         until = time.monotonic() + GRACE
-        for child in self._children:
-            os.kill(child, signal.SIGTERM)
-        for child in self._children:
-            handle = os.pidfd_open(child)
-            ended, _, _ = select.select([handle], [], [], max(0.0, until - time.monotonic()))
-            if not ended:
-                os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            os.close(handle)
+        broker = [child for child, name in self._children.items() if name == "broker"]
+        workers = self._children.keys() - broker
+        for children in (workers, broker):  # who says goodbye is heard
+            for child in children:
+                os.kill(child, signal.SIGTERM)
+            for child in children:
+                handle = os.pidfd_open(child)
+                ended, _, _ = select.select([handle], [], [], max(0.0, until - time.monotonic()))
+                if not ended:
+                    os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                os.close(handle)
 
     def _errors(self, name: str) -> Path:
         """What a child writes on its standard error."""

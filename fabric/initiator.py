@@ -7,6 +7,7 @@ line; 3 something failed to build; 4 a machine or the fabric failed; 130 interru
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import signal
@@ -128,6 +129,14 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="put in what this INSTALL_FILES manifest lists; its templates see the environment",
     )
+    image.add_argument(
+        "--subsystem",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("SYSTEM", "PATH"),
+        help="put in another built system, as an archive at PATH: *.tar.zst, or anything: tar",
+    )
     image.add_argument("--kernel-args", default="", metavar="ARGS", help="appended")
     image.add_argument("--force", action="store_true", help="replace what is there")
 
@@ -169,8 +178,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{prefix}{error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("fabric-initiator: interrupted", file=sys.stderr)
-        return 130
+        print("fabric-initiator: interrupted", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        # threads may be waiting for a server that says nothing, and an exit would wait for them
+        os._exit(130)
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE

@@ -4,7 +4,8 @@ A SQLite file (WAL) that several brokers may share.  Writing is done by a thread
 batches that are fsynced.  What was *promised* to somebody - that a request is taken in or over, a
 worker drained - is written at once, and who waits for an answer gets it when `kept` has come as
 far; the rest is gathered, and a crash costs its last quarter of a second.  What is in flight is not
-written down: workers report it.  A damaged file is set aside, and never fatal.
+written down: workers report it.  A damaged file is set aside, and never fatal;
+a disk without room is, when the broker starts: it would forget what is in a file that is fine.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from queue import Empty, SimpleQueue
 
 import msgspec
 
+from fabric.errors import MachineFault
 from fabric.scheduling.events import Drained, Ended, Learned, Opened, Remembered
 from fabric.scheduling.model import Durations
 from fabric.wire.messages import Order, Submit, Update
@@ -72,6 +74,9 @@ _RESUMED = "DELETE FROM drained WHERE worker = ?"
 
 #: What somebody hears of only when it is on the disk.
 _PROMISES = frozenset({_OPENED, _CLOSED, _FORGOTTEN, _DRAINED, _RESUMED})
+
+#: What SQLite says on a full disk.
+_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_intent = msgspec.msgpack.Decoder(Order | Submit).decode
@@ -203,6 +208,11 @@ class Journal:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 return self._read(_connect(str(path)))
             except (sqlite3.OperationalError, OSError) as error:
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF in _FULL and path.exists():
+                    raise MachineFault(
+                        f"{path}: {error}; without it, what was ordered would be forgotten: make"
+                        " room on that disk"
+                    ) from None
                 self._warn(f"{path}: {error}; going on without a journal")
                 self.first = False  # for all that is known
                 break

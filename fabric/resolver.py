@@ -12,11 +12,11 @@ objects, nothing of them is run, and time and memory of this process are bounded
 from __future__ import annotations
 
 import argparse
+import errno
 import resource
 import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,11 +27,11 @@ from fabric.building.host import host_tools
 from fabric.config import BrokerSettings
 from fabric.definitions.load import load
 from fabric.definitions.select import find
-from fabric.errors import Cancelled, FabricError, SourceError
+from fabric.errors import Cancelled, FabricError, MachineFault, SourceError
 from fabric.plan import Plan, make_plan
 from fabric.trove.committed import Committed
 from fabric.trove.configured import open_sources, open_trove
-from fabric.trove.files import locked
+from fabric.trove.files import locked, scratch
 from fabric.trove.git import REF, Repository
 from fabric.trove.reach import Trove
 from fabric.trove.stop import Stop
@@ -41,6 +41,8 @@ from fabric.wire.messages import PROTOCOL, Order, Submit
 TIME = 1800
 #: Bytes of memory, far beyond what sane definitions need.
 MEMORY = 4 * 1024**3
+#: A disk without room is not the order's fault.
+FULL = (errno.ENOSPC, errno.EDQUOT)
 #: Fetches after which our copy of the trove's build refs is made anew.
 PACKS = 100
 
@@ -57,17 +59,14 @@ def resolve(order: Order, settings: BrokerSettings, tools: str) -> Submit:
             " `trove` is missing in its settings"
         )
     repository = _fetch(order, trove, settings.trove_dir)
-    scratch = settings.cache_dir / "tmp"
-    scratch.mkdir(parents=True, exist_ok=True)
     with (
-        tempfile.TemporaryDirectory(dir=scratch, prefix="resolving-") as folder,
+        scratch(settings.cache_dir / "tmp", "resolving-") as folder,
         Committed(repository, order.commit) as definitions,
     ):
         graph = load(definitions.read, order.system)
         goals = dict.fromkeys(goal for name in order.components for goal in find(graph, name))
-        definitions.copy("sources", Path(folder))
-        lorries = Path(folder, "sources")
-        sources = open_sources(settings, lorries, imports=False, head=order.commit)
+        definitions.copy("sources", folder)
+        sources = open_sources(settings, folder / "sources", imports=False, head=order.commit)
         return _submit(order, make_plan(graph, goals, sources, tools))
 
 
@@ -148,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except Exception as error:  # noqa: BLE001  whatever definitions can do to us
         print(f"it cannot be resolved: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+        return MachineFault.exit_code if getattr(error, "errno", 0) in FULL else 1
     return 0
 
 

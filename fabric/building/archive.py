@@ -59,7 +59,7 @@ class Packed:
 
 
 def pack(entries: Iterable[Entry], spill: Path) -> Packed:
-    """Write an archive of ``entries`` in their order; a large one goes to the file ``spill``.
+    """Write an archive of ``entries`` in their order; a large one goes to the new file ``spill``.
 
     MachineFault when a file changes while it is read, OSError when the disk is full.
     """
@@ -78,7 +78,7 @@ def pack(entries: Iterable[Entry], spill: Path) -> Packed:
 def _spill(head: bytes, stream: Iterator[bytes], spill: Path) -> Packed:
     digest = hashlib.sha256()
     size = 0
-    with spill.open("wb") as out:
+    with spill.open("xb") as out:  # one that is there may be the store's by now
 
         def write(data: bytes) -> None:
             nonlocal size

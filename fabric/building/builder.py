@@ -35,8 +35,7 @@ def build(
 
     ``jobs`` is make's -j unless the chunk limits it, ``timeout`` in seconds of wall time and
     ``log_limit`` in bytes bound the commands, ``phase`` hears "fetch", "configure" ... "store",
-    ``builder`` names the worker in the manifest.  On return the log is the store's, too: nobody
-    may write to it any more.
+    ``builder`` names the worker in the manifest.  The log of what is stored is sealed.
 
     BuildFailed when it is the job's own fault (its tree then stays in ``failed/KEY``),
     MachineFault when it is this machine's or the store's, Cancelled within a fraction of a
@@ -83,6 +82,7 @@ def _build(
             phase("store")
             for name, contents in job.lists:
                 log.say(f"{name}: {' '.join(content.artifact for content in contents)}")
+        log.seal()
         manifest = _manifest(job, packed, log, time.monotonic() - began, builder)
         files: dict[str, Path | bytes] = {
             each.blob.sha256: each.content for each in packed.values() if each is not None

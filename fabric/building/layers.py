@@ -143,7 +143,7 @@ class Layers:
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
-        self._known: dict[str, Layer] = {}
+        self._known: dict[str, Layer] = {}  # those that are there, and that we hold
 
     def stage(
         self, staged: Sequence[Staged], cancelled: threading.Event
@@ -153,22 +153,28 @@ class Layers:
         Fetches and unpacks what is missing.  BuildFailed when two chunks do not go together,
         MachineFault when one cannot be had.
         """
-        self._bring([item.key for item in staged], cancelled)
-        layers = {item.key: self._layer(item.key, cancelled) for item in staged}
+        keys = [item.key for item in staged]
+        self.workspace.hold(*keys)
+        self._bring([key for key in keys if key not in self._known], cancelled)
+        layers = {key: self._known.get(key) or self._layer(key, cancelled) for key in keys}
         indexes = {key: layer.index for key, layer in layers.items()}
         moves = dict(zip(indexes, see_through(indexes, self._name), strict=True))
         found = []
-        for keys in plan_layers(staged):
-            if len(keys) == 1 and not moves[keys[0]]:
-                found.append(layers[keys[0]].path)
+        for block in plan_layers(staged):
+            if len(block) == 1 and not moves[block[0]]:
+                found.append(layers[block[0]].path)
             else:
-                group = [(layers[key].path, moves[key]) for key in keys]
+                group = [(layers[key].path, moves[key]) for key in block]
                 found.append(self._merged(group, cancelled))
         if len(found) > MAX_LAYERS:
             raise AssertionError(f"{len(found)} layers")  # the lowest would be lost silently
         return found, frozenset(path for index in indexes.values() for path in index.has)
 
-    def forget(self) -> None:
+    def forget(self, key: str) -> None:
+        """Look again for a layer: it is being removed."""
+        self._known.pop(key, None)
+
+    def forget_all(self) -> None:
         """Look again what is there: somebody may have removed layers."""
         self._known.clear()
 
@@ -228,18 +234,14 @@ class Layers:
             self.workspace.store.bring(wanted, lambda: stop_if(cancelled))
 
     def _layer(self, key: str, cancelled: threading.Event) -> Layer:
-        """The layer of a chunk, which is unpacked first if it is not yet."""
+        """The layer of a chunk, which we hold; it is unpacked first if it is not yet."""
         path = self._path(key)
-        self.workspace.hold(key)
-        there = use(path)
-        known = self._known.get(key)
-        if known is None or not there:
-            if not there:
-                with self.workspace.locked(f"layer-{key}", cancelled):
-                    if not path.is_dir():
-                        self._make(path, lambda into: self._unpack(key, into, cancelled))
-            known = self._known[key] = Layer(path, self._read_index(key, path))
-        return known
+        if not use(path):
+            with self.workspace.locked(f"layer-{key}", cancelled):
+                if not path.is_dir():
+                    self._make(path, lambda into: self._unpack(key, into, cancelled))
+        layer = self._known[key] = Layer(path, self._read_index(key, path))
+        return layer
 
     def _read_index(self, key: str, tree: Path) -> Index:
         file = self.workspace.root / "indexes" / key

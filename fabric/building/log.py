@@ -50,6 +50,12 @@ class Log:
             return False
         return True
 
+    def seal(self) -> None:
+        """Nobody writes to it any more: `say` and `take` raise OSError from now on."""
+        fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        os.dup2(fd, self._fd, inheritable=False)
+        os.close(fd)
+
     def size(self) -> int:
         """Bytes so far."""
         return os.fstat(self._fd).st_size

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 
 #: Seconds after which what has a hidden name is no longer being made, or being removed.
 _ABANDONED = 3600.0
@@ -30,14 +31,17 @@ def use(path: Path) -> bool:
     return True
 
 
-def by_age(folders: Iterable[Path]) -> list[Path]:
-    """All that is in the folders, what was used longest ago first."""
+def by_age(folders: Iterable[Path], used: Mapping[str, float] = MappingProxyType({})) -> list[Path]:
+    """All that is in the folders, what was used longest ago first.
+
+    ``used`` says of some names when that was; of the others, `use` has noted it.
+    """
     found = []
     for folder in folders:
         with suppress(FileNotFoundError):
             for item in os.scandir(folder):
                 with suppress(FileNotFoundError):
-                    used = item.stat(follow_symlinks=False).st_atime
-                    if not item.name.startswith(".") or used < time.time() - _ABANDONED:
-                        found.append((used, folder / item.name))
+                    when = item.stat(follow_symlinks=False).st_atime
+                    if not item.name.startswith(".") or when < time.time() - _ABANDONED:
+                        found.append((used.get(item.name, when), folder / item.name))
     return [path for _, path in sorted(found)]

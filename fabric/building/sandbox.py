@@ -47,6 +47,12 @@ Unprivileged user namespaces must be allowed. Look at these settings (sysctl):
                                                 profile for bwrap that allows `userns`
 In a container, the container must be allowed to make them."""
 
+#: Seconds in which lines gather that are printed one by one: to wake for each costs more than
+#: to move them.
+_GATHER = 0.005
+#: From so many bytes at once on there is no waiting for more: a pipe holds 65536.
+_MUCH = 16384
+
 _MISSING = (
     "The tools that make sandboxes are not here: install bubblewrap, version 0.11 or newer, and"
     " util-linux (for unshare and mount)"
@@ -202,15 +208,20 @@ def _watch(
     deadline = None if limits.seconds is None else time.monotonic() + limits.seconds
     handle = os.pidfd_open(process.pid)
     try:
-        poller = select.poll()
-        poller.register(handle, select.POLLIN)
-        poller.register(output, select.POLLIN)
-        while process.returncode is None:
-            for fd, _ in poller.poll(TICK * 1000):
-                if fd == handle:
-                    process.wait()
-                elif not log.take(output):
-                    poller.unregister(output)
+        end, news = select.poll(), select.poll()
+        end.register(handle, select.POLLIN)
+        news.register(handle, select.POLLIN)
+        news.register(output, select.POLLIN)
+        grown = 0
+        while process.poll() is None:
+            printed = any(fd == output for fd, _ in news.poll(TICK * 1000))
+            if printed:
+                if grown < _MUCH:
+                    end.poll(_GATHER * 1000)
+                size = log.size()
+                if not log.take(output):
+                    news.unregister(output)
+                grown = log.size() - size
             progress.catch_up()
             stop_if(cancelled)
             if deadline is not None and time.monotonic() > deadline:

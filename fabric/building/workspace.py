@@ -7,7 +7,7 @@
     merged/DIGEST    trees made of several layers, or of a source and its submodules
     tmp/PID-XXXX     scratch of one worker; when nobody holds its lock any more, rubbish
     failed/KEY       the build tree of the last failed attempt at KEY, for a look inside
-    lock             see `fabric.building.locks`
+    lock, held       see `fabric.building.locks` and `fabric.building.holds`
     cleaned          changes whenever layers were removed
 
 Several workers, of several processes, may share one workspace.
@@ -28,6 +28,7 @@ from types import TracebackType
 from typing import Protocol
 
 from fabric.building.cancel import TICK, stop_if
+from fabric.building.holds import Holds
 from fabric.building.layers import Layers
 from fabric.building.locks import Locks
 from fabric.building.reaper import Reaper
@@ -80,7 +81,7 @@ class Workspace:
         self._numbers = itertools.count()
         self._spare: list[Path] = []
         self._cleaned: tuple[int, int] | None = None
-        self._holder = threading.local()  # ``fd``: the locks of the build of this thread
+        self._holds = Holds(self.root / "held")
         with self.locked("sessions"):
             for name in ("layers", "indexes", "merged", "tmp", "failed"):
                 (self.root / name).mkdir(exist_ok=True)
@@ -147,40 +148,35 @@ class Workspace:
         assert fd is not None
         self._notice_cleaning()
         self._reaper.enter()
-        self._holder.fd = fd
         try:
-            yield
+            with self._holds.build():
+                yield
         finally:
-            self._holder.fd = None
             self._reaper.leave()
             os.close(fd)
 
-    def hold(self, name: str) -> None:
-        """Keep the layer, merged tree or source tree ``name`` until this thread's build ends."""
-        fd = getattr(self._holder, "fd", None)
-        if fd is not None:
-            self._locks.share(fd, _use(name))
+    def hold(self, *names: str) -> None:
+        """Keep these layers, merged trees or source trees until this thread's build ends."""
+        self._holds.hold(names)
 
     def trim(self, wanted: int, others: Iterable[Path] = ()) -> None:
         """Make ``wanted`` bytes of disk free, if that can be done.
 
         What was used longest ago goes first: layers, merged and failed trees, and what is in the
         folders ``others``.  All of it comes back when it is needed.  What a build of any process
-        holds stays.
+        uses stays, and what other processes hold, which are short of room as well and trim.
         """
         folders = [self.root / name for name in ("layers", "merged", "failed")]
-        for path in by_age([*folders, *others]):
+        for path in by_age([*folders, *others], self._holds.used):
             if free(self.root) >= wanted:
                 return
-            fd = self._locks.take(_use(path.name))
-            if fd is None:
-                continue
             aside = path.with_name(f".old-{path.name}-{os.getpid()}")
-            try:
+            with self._holds.alone(path.name) as alone:
+                if not alone:
+                    continue
+                self.layers.forget(path.name)
                 with suppress(FileNotFoundError):  # another does the same
                     path.rename(aside)
-            finally:
-                os.close(fd)
             if path.parent == self.root / "layers":
                 (self.root / "indexes" / path.name).unlink(missing_ok=True)
             remove(aside)
@@ -224,7 +220,7 @@ class Workspace:
         info = (self.root / "cleaned").stat()
         look = (info.st_ino, info.st_ctime_ns)
         if look != self._cleaned:
-            self.layers.forget()
+            self.layers.forget_all()
             self._cleaned = look
 
     def close(self, patience: float = 1.0) -> None:
@@ -236,6 +232,7 @@ class Workspace:
                 remove(self.session, stop=lambda: time.monotonic() > until)
             os.close(self._alive)
             self._alive = None
+            self._holds.close()
 
     def __enter__(self) -> Workspace:
         return self
@@ -269,11 +266,6 @@ class Workspace:
                 self.discard(self.root / name)
                 (self.root / name).mkdir()
             stamp.write_text(boot)
-
-
-def _use(name: str) -> str:
-    """The lock that whoever uses a tree shares."""
-    return f"use-{name}"
 
 
 def _scarce(path: Path) -> bool:

@@ -6,7 +6,7 @@ import argparse
 
 from fabric.commands.common import heed_signals
 from fabric.commands.controller import SHOWN, Controller, open_line
-from fabric.commands.order import finish
+from fabric.commands.order import Patience, finish
 from fabric.commands.session import Session
 from fabric.config import Settings
 from fabric.render import open_screen
@@ -16,9 +16,10 @@ from fabric.trove.configured import open_store
 def run(options: argparse.Namespace, settings: Settings) -> int:
     heed_signals()
     with open_line(settings) as line:
-        known = Controller(line).request(options.request)
         screen = open_screen(options.json)
         try:
+            waits = Patience(settings.patience, screen)
+            known = Controller(line, settings.patience, waits.tell).request(options.request)
             session = Session(known.request, line, screen, since=known.since)
             session.follow(
                 f"the build goes on; `fabric-initiator attach {known.request[:SHOWN]}` comes back"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 from fabric.config import Settings
@@ -50,10 +50,18 @@ def open_line(settings: Settings) -> Iterator[Line]:
 
 
 class Controller:
-    """Puts questions, again and again until there is an answer."""
+    """Puts questions, again and again until there is an answer.
 
-    def __init__(self, line: Line) -> None:
+    For PATIENCE seconds, or for ``patience`` if that is more and nothing but reach is wanting;
+    ``tell`` hears what is waited for.
+    """
+
+    def __init__(
+        self, line: Line, patience: float = 0.0, tell: Callable[[str], None] | None = None
+    ) -> None:
         self.line = line
+        self._patience = max(PATIENCE, patience)
+        self._tell = tell
         self._codec: Codec[Answer | Update | LogPiece | Refused] = Codec(
             Answer | Update | LogPiece | Refused
         )
@@ -120,9 +128,18 @@ class Controller:
                 if isinstance(message, Refused) and about and message.about == about:
                     raise FabricError(message.reason)
                 yield message
-            self.line.tend(time.monotonic())
-            if time.monotonic() - began > PATIENCE:
-                raise MachineFault(f"no answer: {self.line.trouble or 'the controller is silent'}")
+            changed, trouble = self.line.tend(time.monotonic()), self.line.trouble
+            waited = time.monotonic() - began
+            if self.line.turned_away:
+                if waited > PATIENCE:
+                    raise MachineFault(trouble)
+            elif waited > self._patience:
+                raise MachineFault(
+                    f"no answer: {trouble or 'the controller is silent'}; is fabric-broker up"
+                    " there, and the setting `controller` right?"
+                )
+            elif changed and trouble and self._tell:
+                self._tell(trouble)
 
 
 @contextlib.contextmanager

@@ -4,39 +4,37 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from pathlib import Path
+
+import zstandard
 
 from fabric.building.image import KERNEL_ARGUMENTS, File, files_below, make_image
 from fabric.building.image_manifest import read_manifest
 from fabric.commands.common import open_built, print_json, progress
 from fabric.config import Settings
+from fabric.definitions.cluster_settings import size as parse_size
 from fabric.errors import FabricError
 from fabric.render import size
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
     disk = parse_size(options.size)
-    project, plan = open_built(settings, options.system, [])
-    manifest = project.store.manifest(plan.keys[plan.graph.root.id])
-    if manifest is None:
-        raise FabricError(
-            f"{plan.graph.system}: not built yet with these inputs;"
-            f" run: fabric-initiator build {options.system}"
-        )
-    blob = manifest.artifacts[0].blob
-    if blob is None:
-        raise FabricError(f"{plan.graph.system}: it is empty, there is nothing to boot")
+    if disk is None:
+        raise FabricError(f"{options.size!r} is not a size; write it like 5G or 800M")
+    rootfs = _archive(settings, options.system)
+    files = files_of(options.manifest, options.files)
+    for system, path in options.subsystem:
+        files[f"/{path.strip('/')}"] = _inner(_archive(settings, system), path)
     to = Path(options.to)
     if not to.parent.is_dir():
         raise FabricError(f"{to.parent}: no such directory")
     image = make_image(
-        project.store.path(blob),
+        rootfs,
         to,
         size=disk,
         label=options.label,
         hostname=options.hostname,
-        files=files_of(options.manifest, options.files),
+        files=files,
         kernel_args=f"{KERNEL_ARGUMENTS} {options.kernel_args}".strip(),
         format="qcow2" if to.suffix == ".qcow2" else "raw",
         force=options.force,
@@ -52,6 +50,29 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
+def _archive(settings: Settings, system: str) -> Path:
+    """A built system's tar.zst."""
+    project, plan = open_built(settings, system, [])
+    manifest = project.store.manifest(plan.keys[plan.graph.root.id])
+    if manifest is None:
+        raise FabricError(
+            f"{plan.graph.system}: not built yet with these inputs;"
+            f" run: fabric-initiator build {system}"
+        )
+    blob = manifest.artifacts[0].blob
+    if blob is None:
+        raise FabricError(f"{plan.graph.system}: it is empty, there is nothing in it")
+    return project.store.path(blob)
+
+
+def _inner(archive: Path, path: str) -> File:
+    """A system as a file within another, which is held in memory."""
+    if path.endswith(".zst"):
+        return File(archive.read_bytes())
+    with zstandard.open(archive) as content:
+        return File(content.read())
+
+
 def files_of(manifests: list[str], folder: str | None) -> dict[str, File]:
     """What is put into the image; what is in the folder stands above the manifests."""
     files: dict[str, File] = {}
@@ -61,11 +82,3 @@ def files_of(manifests: list[str], folder: str | None) -> dict[str, File]:
             raise FabricError(f"{manifest}: {twice[0]} is in another manifest too")
         files |= more
     return files | (files_below(Path(folder)) if folder else {})
-
-
-def parse_size(text: str) -> int:
-    """Bytes of "5G", "800M", "1073741824": powers of 1024.  FabricError if it is no size."""
-    match = re.fullmatch(r"(\d+)\s*([kKmMgGtT]?)(?:i?[bB])?", text.strip())
-    if not match:
-        raise FabricError(f"{text!r} is not a size; write it like 5G or 800M")
-    return int(match[1]) << 10 * " kmgt".index(match[2].lower() or " ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from fabric.commands.common import open_project, progress
@@ -19,7 +20,7 @@ from fabric.trove import builds
 from fabric.trove.builds import Builds
 from fabric.trove.committed import Committed
 from fabric.trove.configured import open_trove
-from fabric.trove.reach import TroveError
+from fabric.trove.reach import TroveError, TroveFault
 from fabric.trove.snapshot import user
 from fabric.trove.store import Store
 from fabric.wire.line import Line
@@ -28,6 +29,8 @@ from fabric.wire.mirror import OVER
 
 #: Seconds that ``--detach`` waits to hear whether the definitions can be resolved.
 RESOLVING = 10.0
+#: Seconds between two attempts to reach the trove, at most.
+LONGEST_PAUSE = 30.0
 
 
 def order(options: argparse.Namespace, settings: Settings) -> int:
@@ -85,7 +88,9 @@ def _prepare(
             " same as on the controller, or FABRIC_TROVE"
         )
     _show(screen, f"asking {settings.controller}")
-    live = Controller(line).query("requests").requests  # it is there, and understands us
+    waits = Patience(settings.patience, screen)
+    controller = Controller(line, settings.patience, waits.tell)
+    live = controller.query("requests").requests  # it is there, and understands us
     _show(screen, "taking in the definitions")
     kept = Builds(settings.trove_dir / "builds.git")
     build = kept.snapshot(project.root)
@@ -93,10 +98,10 @@ def _prepare(
         graph = project.graph(system, files.read)
     goals = tuple(step for name in options.chunks for step in find(graph, name))
     _show(screen, "pushing sources that the trove lacks")
-    project.supply(graph, goals)
+    waits.until_done(lambda: project.supply(graph, goals))
     _show(screen, "pushing the definitions to the trove")
     request = builds.new_request()
-    kept.push(build, trove, builds.ref_of(request), lambda _: None)
+    waits.until_done(lambda: kept.push(build, trove, builds.ref_of(request), lambda _: None))
     if kept.untidy():
         try:
             kept.tidy(trove, {one.request for one in live if one.state not in OVER})
@@ -115,6 +120,39 @@ def _prepare(
         detach=options.detach,
     )
     return made, build.tree
+
+
+class Patience:
+    """Waiting for what is out of reach, in words and for ``seconds`` at most."""
+
+    def __init__(self, seconds: float, screen: Screen) -> None:
+        self._seconds = seconds
+        self._screen = screen
+
+    def tell(self, trouble: str) -> None:
+        """Say what is waited for."""
+        self._screen.event("connection", ok=False, message=trouble)
+        self._screen.say(f"{trouble}; trying on for {duration(self._seconds)}", "yellow")
+
+    def until_done(self, act: Callable[[], object]) -> None:
+        """Do it, and again as long as the trove is out of reach.  SourceError in the end."""
+        began, pause, told = time.monotonic(), 1.0, ""
+        while True:
+            try:
+                act()
+            except SourceError as error:
+                left = began + self._seconds - time.monotonic()
+                if error.exit_code != TroveFault.exit_code or left <= 0:
+                    raise
+                if told != (told := str(error)):
+                    self.tell(told)
+                time.sleep(min(pause, left))
+                pause = min(2 * pause, LONGEST_PAUSE)
+            else:
+                break
+        if told:
+            self._screen.event("connection", ok=True, message="")
+            self._screen.say("the trove is back", "green")
 
 
 def _show(screen: Screen, what: str) -> None:

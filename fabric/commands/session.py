@@ -97,10 +97,11 @@ class Session:
             while not self.mirror.complete:
                 self._turn()
         finally:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # ending takes a moment, let it
+            heeded = signal.signal(signal.SIGINT, signal.SIG_IGN)  # let this moment pass
             if not self.mirror.over:
                 self._screen.say(parting)
             self._close()
+            signal.signal(signal.SIGINT, heeded)
 
     def _turn(self) -> None:
         self._do(self.mirror.tick(time.monotonic()))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from fabric.commands.controller import SHOWN
 from fabric.render import duration, size, table
-from fabric.wire.messages import RequestInfo, StepState, Update, WorkerInfo
+from fabric.wire.messages import STORING, RequestInfo, StepState, Update, WorkerInfo
 
 #: Steps of a request that are told of one by one.
 MANY = 30
@@ -69,7 +69,7 @@ def workers(infos: Sequence[WorkerInfo]) -> list[str]:
             one.name,
             one.state,
             one.arch,
-            f"{len(one.running)}/{one.slots}",
+            f"{sum(each.phase != STORING for each in one.running)}/{one.slots}",
             size(one.free_disk) if one.free_disk else "-",
             size(one.free_memory) if one.free_memory else "-",
             ago(one.since),

@@ -23,8 +23,13 @@ _LOCATION = re.compile(
     r"kvm\+ssh://((?P<user>[^@/\s]+)@)?(?P<host>\[[0-9A-Fa-f:]+\]|[^@/:\s\[\]]+)(:(?P<port>\d+))?"
     r"/(?P<guest>[^/\s]+)(?P<image>/.+)"
 )
-_GUEST = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
-_MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
+#: The second digit of one card's address is even.
+_MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}")
+_WORD = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
+_INTERFACE = re.compile(r"[A-Za-z0-9][\w.-]{0,14}", re.ASCII)  # as the kernel names them
+_LABEL = re.compile(r"[\w.+-]{1,16}", re.ASCII)  # as ext4 takes it
+_LABEL_HELP = "1 to 16 letters, digits, and . _ + -"
+_LEAST = 16 << 20
 _LOCATION_HELP = "write it like kvm+ssh://user@vmhost/GUEST/path/to/image"
 
 T = TypeVar("T")
@@ -92,13 +97,14 @@ class Settings:
         self.line = deployment.line
         self.lines = deployment.lines
         self.variables = variables
-        self.hollow: set[str] = set()  # settings with a variable that has no value
+        self.faulty: set[str] = set()  # what is wrong already, and not looked at again
         self.texts = {
             key: self._filled(key, value)
             for key, value in {**deployment.settings, **overrides}.items()
         }
 
     def report(self, key: str, message: str) -> None:
+        self.faulty.add(key)
         self.findings.error(self.file, self.lines.get(key, self.line), message)
 
     def _filled(self, key: str, text: str) -> str:
@@ -107,7 +113,6 @@ class Settings:
             if match[1]:
                 return "$"
             if name not in self.variables:
-                self.hollow.add(key)
                 where = f"set it in the environment, or with -e {name}=..."
                 self.report(key, f"${name} has no value: {where}")
                 return ""
@@ -120,21 +125,22 @@ class Settings:
         return [
             (key, self.texts[key])
             for key in sorted(self.texts)
-            if key.startswith(prefix) and self.texts[key].lower() not in ("", *_FALSE)
+            if key.startswith(prefix) and self.text(key).lower() not in ("", *_FALSE)
         ]
 
     def text(self, key: str, default: str = "") -> str:
-        return self.texts.get(key, "").strip() or default
+        return "" if key in self.faulty else self.texts.get(key, "").strip() or default
 
     def needed(self, key: str, why: str) -> str:
         """A setting that must be there; ``why`` is said if it is not."""
-        if not self.text(key) and key not in self.hollow:
+        if not self.text(key) and key not in self.faulty:
+            self.faulty.add(key)
             self.findings.error(self.file, self.line, f"the setting {key} is missing: {why}")
         return self.text(key)
 
     def _parsed(self, key: str, default: T, parse: Callable[[str], T | None], wanted: str) -> T:
         text = self.text(key)
-        if not text or key in self.hollow:
+        if not text:
             return default
         value = parse(text)
         if value is None:
@@ -150,8 +156,13 @@ class Settings:
         return self._parsed(key, default, parse, "yes or no")
 
     def size(self, key: str, default: int = 0) -> int:
-        """Bytes."""
-        return self._parsed(key, default, size, "a size: write it like 5G or 800M")
+        """Bytes, enough of them to be meant."""
+
+        def parse(text: str) -> int | None:
+            found = size(text)
+            return found if found is not None and found >= _LEAST else None
+
+        return self._parsed(key, default, parse, "a size of at least 16M: write it like 5G")
 
     def count(self, key: str, default: int) -> int:
         def parse(text: str) -> int | None:
@@ -171,6 +182,20 @@ class Settings:
                 self.report(key, f"{key}: {host!r} is not the name or address of a machine")
         return tuple(found)
 
+    def label(self, key: str, default: str) -> str:
+        """Of a filesystem."""
+
+        def parse(text: str) -> str | None:
+            return text if _LABEL.fullmatch(text) else None
+
+        return self._parsed(key, default, parse, f"a label: {_LABEL_HELP}")
+
+    def line_of_text(self, key: str) -> str:
+        def parse(text: str) -> str | None:
+            return text if text.isprintable() else None
+
+        return self._parsed(key, "", parse, "one line of text")
+
     def paths(self, key: str) -> tuple[str, ...]:
         """Absolute paths separated by ``:``."""
         found = tuple(part for part in self.text(key).split(":") if part)
@@ -183,13 +208,13 @@ class Settings:
 
     def location(self, text: str) -> Location | None:
         filled = self._filled("location", text)
-        if "location" in self.hollow:
+        if "location" in self.faulty:
             return None
         match = _LOCATION.fullmatch(filled)
         if match is None or not _host(match["host"].strip("[]")):
             self.report("location", f"{filled!r} is no place to deploy to: {_LOCATION_HELP}")
             return None
-        if not _GUEST.fullmatch(match["guest"]):
+        if not is_word(match["guest"]):
             self.report("location", f"{match['guest']!r} is no name for a guest: {_LOCATION_HELP}")
         if not clean(match["image"]):
             self.report("location", f"{match['image']!r} is no path of a file: {_LOCATION_HELP}")
@@ -198,19 +223,29 @@ class Settings:
             match["user"] or "", match["host"].strip("[]"), port, match["guest"], match["image"]
         )
 
+    def inner_path(self, text: str) -> str:
+        """Where something is put inside a system, from its root."""
+        path = "/" + self._filled("location", text).strip("/")
+        if "location" not in self.faulty and not clean(path):
+            self.report("location", f"{text!r} is no path of a file within a system")
+        return path
+
     def nics(self, key: str) -> tuple[Nic, ...]:
         """Words ``network=NAME``, ``bridge=NAME`` or ``user``, each with ``,model=M,mac=M``."""
-        found = []
+        found: list[Nic] = []
         for word in self.text(key, "network=default").split():
             first, *more = word.split(",")
             kind, _, source = first.partition("=")
             options = dict(part.partition("=")[::2] for part in more)
             model, mac = options.pop("model", "virtio"), options.pop("mac", "").lower()
+            macs = [nic.mac for nic in found]
             if kind not in ("network", "bridge", "user") or bool(source) == (kind == "user"):
                 self.report(key, f"{key}: {first!r} is not network=NAME, bridge=NAME or user")
             elif options:
                 self.report(key, f"{key}: {next(iter(options))!r} is neither model nor mac")
-            elif mac and not _MAC.fullmatch(mac):
+            elif not is_word(model):
+                self.report(key, f"{key}: {model!r} is no model of a network card, like virtio")
+            elif mac and (not _MAC.fullmatch(mac) or mac in macs):
                 self.report(key, f"{key}: {mac!r} is not an address like 52:54:00:12:34:56")
             else:
                 found.append(Nic(kind, source, model, mac))
@@ -224,28 +259,46 @@ class Settings:
             if not 2 <= len(fields) <= 6:
                 self.report(key, f"{key} is {text!r}, which is not a line of /etc/fstab")
                 continue
-            label = fields[0].removeprefix("LABEL=").strip('"') if "LABEL=" in fields[0] else ""
+            label = fields[0].removeprefix("LABEL=").strip('"')
             kind = fields[2] if len(fields) > 2 else "auto"
+            if label == fields[0]:
+                label = ""
+            elif not _LABEL.fullmatch(label):
+                self.report(key, f"{key}: {label!r} is no label of a filesystem: {_LABEL_HELP}")
             found.append(Mount(key, text.strip(), label, kind))
         return tuple(sorted(found, key=lambda mount: mount.line))
 
     def interfaces(self, key: str) -> tuple[Interface, ...]:
         """``NAME:KIND[,option=value]...`` separated by ``;``."""
-        found = []
+        found: dict[str, Interface] = {}
         for part in filter(None, (one.strip() for one in self.text(key).split(";"))):
             head, *more = part.split(",")
             name, _, kind = head.partition(":")
             options = dict(one.partition("=")[::2] for one in more)
-            if not name or kind not in ("loopback", "dhcp", "static"):
+            if not _INTERFACE.fullmatch(name) or kind not in ("loopback", "dhcp", "static"):
                 self.report(key, f"{key}: {head!r} is not INTERFACE:loopback, :dhcp or :static")
-            elif kind != "static":
-                found.append(Interface(name, kind))
-            elif address := _with_prefix(options.get("address", ""), options.get("netmask", "24")):
-                gateway, dns = options.get("gateway", ""), options.get("dns", "")
-                found.append(Interface(name, kind, address, gateway, dns))
+            elif name in found:
+                self.report(key, f"{key}: {name} is there twice")
             else:
+                found[name] = self._interface(key, name, kind, options)
+        return tuple(found.values())
+
+    def _interface(self, key: str, name: str, kind: str, options: dict[str, str]) -> Interface:
+        address = ""
+        if kind == "static":
+            address, netmask = options.pop("address", ""), options.pop("netmask", "24")
+            address = _with_prefix(address, netmask)
+            if not address:
                 self.report(key, f"{key}: {name} is static: give it address=10.0.0.2,netmask=24")
-        return tuple(found)
+        found = Interface(
+            name, kind, address, *(options.pop(option, "") for option in ("gateway", "dns"))
+        )
+        for option, text in (("gateway", found.gateway), ("dns", found.dns)):
+            if text and not is_address(text):
+                self.report(key, f"{key}: the {option} of {name} is {text!r}, which is no address")
+        if options:
+            self.report(key, f"{key}: {name}: {next(iter(options))!r} means nothing here")
+        return found
 
 
 def size(text: str) -> int | None:
@@ -259,6 +312,20 @@ def clean(path: str) -> bool:
     parts = path.split("/")
     straight = all(part not in ("", ".", "..") for part in parts[1:])
     return path.startswith("/") and path.isprintable() and straight
+
+
+def is_word(text: str) -> bool:
+    """Whether a name is one for files, programs and networks alike."""
+    return bool(_WORD.fullmatch(text))
+
+
+def is_address(text: str) -> bool:
+    """Whether a host is given by its IP address."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _with_prefix(address: str, netmask: str) -> str:

@@ -5,82 +5,40 @@ All that can be wrong with them is found here, before any machine is spoken to.
 
 from __future__ import annotations
 
-import ipaddress
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 from fabric.definitions.cluster import Cluster, ClusterSystem, Deployment
-from fabric.definitions.cluster_settings import Interface, Location, Mount, Nic, Settings
+from fabric.definitions.cluster_settings import Location, Settings, is_address, is_word
 from fabric.definitions.fields import Findings, listing, suggest
+from fabric.definitions.guest import Guest, Inner
+from fabric.definitions.guests_together import Together
 from fabric.errors import DefinitionsError
 
 _KVM = ("extensions/kvm", "kvm")
 #: Of deployments into another one's filesystem.
-_INNER = ("extensions/tar", "tar", "extensions/sysroot", "sysroot")
+_INNER = ("extensions/tar", "tar")
+#: Of a machine whose own place makes no sense, so that all else about it can still be read.
+_NOWHERE = Location("", "", 0, "", "")
+#: Names that Ansible, or a cluster's folder of keys, has for something else.
+_RESERVED = (
+    *("all", "ungrouped", "localhost", "127.0.0.1", "admin", "broker"),
+    *("vm_hosts", "guests", "controllers", "workers", "troves"),
+)
+#: Without these nobody can tell which worker is whose.
+_BONDS = {
+    *("DISTBUILD_CONTROLLER", "DISTBUILD_WORKER"),
+    *("HOSTNAME", "CONTROLLERHOST", "WORKERS"),
+}
 _MIB = 1024**2
 _DEFAULT_RAM = 1024 * _MIB
 #: What means something to deployments; a name close to one of them is probably a mistake.
 _KNOWN = (
+    *("ARTIFACTS", "ARTIFACTS_CA", "ARTIFACTS_ENVIRONMENT", "ARTIFACTS_PASSWORD", "TROVE"),
     *("ATTACH_DISKS", "AUTOSTART", "CONTROLLERHOST", "DISK_SIZE", "DISTBUILD_CONTROLLER"),
     *("DISTBUILD_WORKER", "HOSTNAME", "INSTALL_FILES", "KERNEL_ARGS", "NETWORK_CONFIG"),
     *("NIC_CONFIG", "RAM_SIZE", "TROVE_HOST", "TROVE_ID", "VCPUS", "VERSION_LABEL", "WORKERS"),
     *("WORKER_SSH_KEY", "WORKER_SSH_PUBKEY"),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Inner:
-    """A subsystem: a system put into the filesystem of the guest, at ``path``."""
-
-    name: str
-    system: str
-    type: str  # tar or sysroot
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class Guest:
-    """A virtual machine.  Sizes are bytes."""
-
-    name: str  # of the deployment
-    line: int
-    system: str  # path of its morph
-    location: Location
-    hostname: str  # what it calls itself
-    address: str  # how others reach it
-    role: str  # controller, worker or ""
-    trove: bool  # whether it is the trove of this cluster
-    label: str
-    disk_size: int
-    ram_size: int
-    vcpus: int
-    disks: tuple[str, ...]
-    nics: tuple[Nic, ...]
-    autostart: bool
-    kernel_args: str
-    mounts: tuple[Mount, ...]
-    hosts: tuple[str, ...]  # lines of /etc/hosts
-    interfaces: tuple[Interface, ...]
-    manifests: tuple[str, ...]  # of INSTALL_FILES
-    controller: str
-    workers: tuple[str, ...]
-    trove_host: str
-    trove_id: str
-    ssh_key: str
-    ssh_pubkey: str
-    subsystems: tuple[Inner, ...]
-    settings: Mapping[str, str]  # all of them, as text
-    lines: Mapping[str, int]
-
-    @property
-    def group(self) -> str:
-        """What it is, for those who speak to many: its role, else its system's name."""
-        return (
-            f"{self.role}s" if self.role else self.system.rpartition("/")[2].removesuffix(".morph")
-        )
-
-    def line_of(self, field: str) -> int:
-        return self.lines.get(field, self.line)
 
 
 def guests(
@@ -99,7 +57,9 @@ def guests(
         for system, deployment in cluster.deployments().values()
         if (guest := reader.guest(system, deployment)) is not None
     ]
-    _Together(cluster.path, found, findings).check(whole=reader.whole)
+    if not cluster.deployments():
+        findings.error(cluster.path, 1, "no machine is in this cluster: name some in 'deploy'")
+    Together(cluster.path, found, findings).check(whole=reader.whole)
     if findings.errors:
         raise DefinitionsError(findings.errors)
     return tuple(found), findings
@@ -131,6 +91,9 @@ class _Reader:
     def guest(self, system: ClusterSystem, deployment: Deployment) -> Guest | None:
         overrides = {**self.shared, **self.own.get(deployment.name, {})}
         given = Settings(deployment, self.file, self.findings, self.variables, overrides)
+        if not is_word(deployment.name) or deployment.name in _RESERVED:
+            message = f"a machine cannot be called {deployment.name!r} here: rename it"
+            self.findings.error(self.file, deployment.line, message)
         if deployment.type not in _KVM:
             hint = f"known is {_KVM[0]}" if deployment.type else f"only {_KVM[0]} can be deployed"
             given.report("type", f"unknown type {deployment.type!r}: {hint}")
@@ -139,8 +102,8 @@ class _Reader:
         if deployment.components:
             message = "only whole systems can be deployed: remove the field"
             given.report("partial-deploy-components", message)
-        location = given.location(deployment.location)
-        self._doubt(given)
+        location = given.location(deployment.location) or _NOWHERE
+        self._doubt(deployment, given)
         controller, worker = (
             given.boolean("DISTBUILD_CONTROLLER"),
             given.boolean("DISTBUILD_WORKER"),
@@ -154,23 +117,13 @@ class _Reader:
         if role:
             self._needs(given, role)
         given.needed("DISK_SIZE", "how large the disk of its system is, like 5G")
-        mounts = given.mounts()
-        disks = given.paths("ATTACH_DISKS")
-        label = given.text("VERSION_LABEL", "distbuild")
-        for mount in mounts:
-            if mount.label and mount.label != label and not disks:
-                given.report(
-                    mount.setting,
-                    f"{mount.setting} mounts the disk labelled {mount.label!r},"
-                    " but ATTACH_DISKS attaches none",
-                )
-        self.whole = self.whole and location is not None and not given.hollow
-        if location is None:
-            return None
+        mounts, disks = given.mounts(), given.paths("ATTACH_DISKS")
+        label = given.label("VERSION_LABEL", "distbuild")
+        self._mounted(given, label, bool(disks))
         address = given.host("HOSTNAME") or location.guest
         controller_host = given.host("CONTROLLERHOST")
         trove_host = given.host("TROVE_HOST")
-        return Guest(
+        made = Guest(
             name=deployment.name,
             line=deployment.line,
             system=system.morph,
@@ -186,7 +139,7 @@ class _Reader:
             disks=disks,
             nics=given.nics("NIC_CONFIG"),
             autostart=given.boolean("AUTOSTART"),
-            kernel_args=given.text("KERNEL_ARGS"),
+            kernel_args=given.line_of_text("KERNEL_ARGS"),
             mounts=mounts,
             hosts=tuple(sorted(text.strip() for _, text in given.named("HOSTS_"))),
             interfaces=given.interfaces("NETWORK_CONFIG"),
@@ -203,6 +156,24 @@ class _Reader:
             settings=given.texts,
             lines=deployment.lines,
         )
+        self.whole = self.whole and location is not _NOWHERE and not given.faulty & _BONDS
+        return None if location is _NOWHERE else made
+
+    def _mounted(self, given: Settings, label: str, disks: bool) -> None:
+        """What is mounted by its label is there to be mounted."""
+        for mount in given.mounts():
+            if mount.label == label and mount.line.split()[1] != "/":
+                given.report(
+                    mount.setting,
+                    f"{mount.setting} mounts the disk of the system itself, which VERSION_LABEL"
+                    f" labels {label!r} too: give one of them another label",
+                )
+            elif mount.label and mount.label != label and not disks:
+                given.report(
+                    mount.setting,
+                    f"{mount.setting} mounts the disk labelled {mount.label!r},"
+                    " but ATTACH_DISKS attaches none",
+                )
 
     def _needs(self, given: Settings, role: str) -> None:
         given.needed("HOSTNAME", f"the name or address by which a {role} is reached")
@@ -213,8 +184,12 @@ class _Reader:
         else:
             given.needed("CONTROLLERHOST", "the HOSTNAME of the controller")
 
-    def _doubt(self, given: Settings) -> None:
-        """Warn of names that nothing knows and that are nearly those of something."""
+    def _doubt(self, deployment: Deployment, given: Settings) -> None:
+        """Warn of what does nothing: upgrades by other means, names near to those of something."""
+        if deployment.upgrade_type:
+            line = given.lines.get("upgrade-type", given.line)
+            message = "upgrade-type means nothing here: upgrade-cluster.yml upgrades all machines"
+            self.findings.warn(self.file, line, message)
         for key in given.texts:
             near = "" if key in _KNOWN else suggest(key, _KNOWN)
             if near and not key.startswith(("INSTALL_FILES", "FSTAB_", "HOSTS_")):
@@ -222,112 +197,24 @@ class _Reader:
                 self.findings.warn(self.file, line, f"the setting {key} means nothing here{near}")
 
     def _inner(self, system: ClusterSystem) -> list[Inner]:
-        found = []
+        found: dict[str, Inner] = {}
         for below in system.subsystems:
             for deployment in below.deployments:
                 given = Settings(deployment, self.file, self.findings, self.variables, {})
                 if deployment.type not in _INNER:
-                    known = "a subsystem is put into the other as extensions/tar or /sysroot"
+                    known = f"a subsystem is put into the other as {_INNER[0]}"
                     given.report("type", f"unknown type {deployment.type!r}: {known}")
                     continue
                 if below.subsystems:
                     given.report("type", "a subsystem of a subsystem cannot be deployed")
-                kind = deployment.type.rpartition("/")[2]
-                path = "/" + deployment.location.strip("/")
-                found.append(Inner(deployment.name, below.morph, kind, path))
-        return found
-
-
-Key = Callable[[Guest], tuple[str, ...]]
-
-
-class _Together:
-    """What can only be wrong between guests."""
-
-    def __init__(self, file: str, guests: list[Guest], findings: Findings) -> None:
-        self.file = file
-        self.guests = guests
-        self.findings = findings
-
-    def check(self, *, whole: bool) -> None:
-        self._once("location", "{1} is already the guest of {0} on this host: rename one", _domain)
-        self._once("location", "the image {1} is already that of {0}: give it another", _image)
-        self._once("HOSTNAME", "{1} is already the HOSTNAME of {0}: give it another", _address)
-        for guest in self.guests:
-            for other in self.guests:
-                self._disks(guest, other)
-        self._one_way_to_each_host()
-        if whole:
-            self._workers()
-
-    def _report(self, guest: Guest, field: str, message: str) -> None:
-        line = guest.line_of(field)
-        self.findings.error(self.file, line, f"deployment {guest.name}: {message}")
-
-    def _once(self, field: str, message: str, key: Key) -> None:
-        first: dict[tuple[str, ...], Guest] = {}
-        for guest in self.guests:
-            value = key(guest)
-            other = first.setdefault(value, guest)
-            if other is not guest:
-                self._report(guest, field, message.format(other.name, value[-1]))
-
-    def _disks(self, guest: Guest, other: Guest) -> None:
-        if guest.location.host != other.location.host:
-            return
-        for disk in guest.disks:
-            if disk == other.location.image:
-                self._report(guest, "ATTACH_DISKS", f"{disk} is the image of {other.name}")
-            elif disk in other.disks and self.guests.index(other) < self.guests.index(guest):
-                self._report(guest, "ATTACH_DISKS", f"{disk} is attached to {other.name} already")
-
-    def _one_way_to_each_host(self) -> None:
-        ways: dict[str, Location] = {}
-        for guest in self.guests:
-            here = guest.location
-            first = ways.setdefault(here.host, here)
-            if (first.user, first.port) != (here.user, here.port):
-                self._report(
-                    guest,
-                    "location",
-                    f"another deployment reaches {here.host} as another user"
-                    " or by another port: use one way to each host",
-                )
-
-    def _workers(self) -> None:
-        workers = {guest.address: guest for guest in self.guests if guest.role == "worker"}
-        for controller in (guest for guest in self.guests if guest.role == "controller"):
-            for host in controller.workers:
-                if host not in workers:
-                    hint = suggest(host, workers)
-                    self._report(
-                        controller, "WORKERS", f"{host} is not the HOSTNAME of a worker{hint}"
-                    )
-            for host, worker in workers.items():
-                if worker.controller == controller.address and host not in controller.workers:
-                    self._report(
-                        worker,
-                        "HOSTNAME",
-                        f"{host} is missing from the WORKERS of {controller.name}: add it there",
-                    )
-
-
-def _domain(guest: Guest) -> tuple[str, str]:
-    return guest.location.host, guest.location.guest
-
-
-def _image(guest: Guest) -> tuple[str, str]:
-    return guest.location.host, guest.location.image
-
-
-def _address(guest: Guest) -> tuple[str]:
-    return (guest.address,)
-
-
-def is_address(text: str) -> bool:
-    """Whether a host is given by its IP address."""
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
+                if deployment.components:
+                    message = "only whole systems can be deployed: remove the field"
+                    given.report("partial-deploy-components", message)
+                for key in given.texts:
+                    message = f"a subsystem is put in as it was built: remove the setting {key}"
+                    given.report(key, message)
+                path = given.inner_path(deployment.location)
+                if path in found:
+                    given.report("location", f"{path} is already that of {found[path].name}")
+                found[path] = Inner(deployment.name, below.morph, path)
+        return list(found.values())

@@ -13,7 +13,7 @@ from fabric.scheduling.events import Began, Drained, Ended, Tell
 from fabric.scheduling.faults import Faults
 from fabric.scheduling.model import Attempt, Durations, Limits, Task, Worker
 from fabric.scheduling.states import Cause, State
-from fabric.wire.messages import Answer, Command, Outcome, Report, Running
+from fabric.wire.messages import STORING, Answer, Command, Outcome, Report, Running
 
 #: Lost workers remembered, in case one was merely cut off.
 _GONE = 1000
@@ -123,6 +123,7 @@ class Fleet(Faults):
         worker.free_disk, worker.free_memory = report.free_disk, report.free_memory
         self.capacity += report.slots - worker.slots
         worker.slots = report.slots
+        worker.storing = sum(each.phase == STORING for each in report.running)
         features = frozenset(report.features)
         new = (report.arch, features, report.draining, bool(report.refusing))
         old = (worker.arch, worker.features, worker.draining, bool(worker.refusing))

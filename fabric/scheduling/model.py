@@ -150,6 +150,7 @@ class Worker(msgspec.Struct, eq=False):
     rival: float = 0.0  # when one of these was heard all the same; 0: never
     held: dict[Id, Attempt] = {}
     settled: tuple[Id, ...] = ()  # outcomes of its last report
+    storing: int = 0  # attempts that need no slot any more
     seats: int = 0  # slots kept for what becomes ready in a moment
     faults: int = 0  # in a row
     rests_until: float = 0.0
@@ -162,7 +163,11 @@ class Worker(msgspec.Struct, eq=False):
     @property
     def room(self) -> int:
         """Attempts it could take now, but for rest."""
-        return max(0, self.slots - len(self.held) - self.seats) if self.open else 0
+        if not self.open:
+            return 0
+        # What is stored does not pile up: no more of it than there are slots.
+        slots = self.slots + min(self.slots, self.storing)
+        return max(0, slots - len(self.held) - self.seats)
 
 
 class Requester(msgspec.Struct, eq=False):

@@ -48,6 +48,7 @@ class Backend(Protocol):
         """Write all blobs, then ``last``, which is left alone if it is there already.
 
         A blob that is there with the right size is not written again, but counts as used now.
+        A file that is given may become the object itself: nobody may write to it any more.
         """
 
     def delete(self, paths: Iterable[str]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ R = TypeVar("R")
 class Directory:
     """Objects as files below ``root``.
 
-    Durability: a file is written under a temporary name in ``root/tmp`` and renamed into place.
+    Durability: a file gets a temporary name in ``root/tmp`` and is renamed into place.
     Then the blobs of one `put`, their directories and the manifest, which has no name yet, are
     fsynced, and only after that the manifest gets its name and its directory is fsynced, too.  So
     when `put` returns, a power cut loses nothing of it, and a cut at any time leaves no manifest
@@ -39,6 +40,8 @@ class Directory:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._lock_file = root / "lock"
+        self._tmp = root / "tmp"
 
     def exist(self, paths: Iterable[str]) -> set[str]:
         base = f"{self.root}/"
@@ -131,26 +134,19 @@ class Directory:
             if entry.time < time.time() - ABANDONED:
                 (self.root / entry.path).unlink(missing_ok=True)
 
-    @property
-    def _lock_file(self) -> Path:
-        return self.root / "lock"
-
-    @property
-    def _tmp(self) -> Path:
-        return self.root / "tmp"
-
     def _temporary(self, data: bytes | Path) -> Path:
-        """A new file in root/tmp with that content."""
+        """A new file in root/tmp with that content; of a file on the same disk, another name."""
         file = self._tmp / os.urandom(16).hex()
         try:
-            with file.open("xb") as opened:
-                if isinstance(data, Path):
-                    with data.open("rb") as source:
-                        while piece := source.read(CHUNK):
-                            opened.write(piece)
-                else:
-                    opened.write(data)
-                os.fchmod(opened.fileno(), 0o444)
+            if isinstance(data, bytes):
+                file.write_bytes(data)
+            else:
+                try:
+                    file.hardlink_to(data)
+                    os.utime(file)
+                except OSError:  # another disk, or one without links
+                    shutil.copyfile(data, file)
+            file.chmod(0o444)
         except BaseException:
             file.unlink(missing_ok=True)
             raise

@@ -23,6 +23,7 @@ from typing import IO
 
 from fabric.errors import SourceError
 from fabric.trove import git
+from fabric.trove.files import scratch
 
 #: Time stamp of everything exported (Unix time): one value, so that make sees nothing to redo.
 MTIME = 1_000_000_000
@@ -51,18 +52,17 @@ class Exports:
         """Export the tree of a commit.  SourceError if an object is missing or damaged."""
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / tree
-        fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=self.directory))
         try:
-            _write(repository, tree, fresh)
-            with contextlib.suppress(FileExistsError):  # another process was faster
-                _rename(fresh, path)
+            with scratch(self.top, "exporting-") as folder:
+                fresh = folder / tree
+                fresh.mkdir(mode=0o700)
+                _write(repository, tree, fresh)
+                with contextlib.suppress(FileExistsError):  # another process was faster
+                    _rename(fresh, path)
         except OSError as error:
             raise SourceError(
                 f"{repository.path}: commit {commit} cannot be exported to {path}: {error.strerror}"
             ) from error
-        finally:
-            if fresh.exists():
-                shutil.rmtree(fresh)
         os.utime(path, (time.time(), MTIME))
         return path
 

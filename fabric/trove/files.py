@@ -41,6 +41,41 @@ def locked(
         os.close(handle)
 
 
+@contextlib.contextmanager
+def scratch(folder: Path, prefix: str) -> Iterator[Path]:
+    """A new directory in ``folder``, for a while.
+
+    It is locked as long as its maker lives; what a killed one left is removed by the next.
+    """
+    import shutil
+    import tempfile
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with _held(folder, fcntl.LOCK_EX):
+        for old in folder.glob(f"{prefix}*/"):
+            with contextlib.suppress(OSError), _held(old):
+                shutil.rmtree(old, ignore_errors=True)
+        made = Path(tempfile.mkdtemp(prefix=prefix, dir=folder))
+        holding = contextlib.ExitStack()
+        holding.enter_context(_held(made))
+    with holding:
+        try:
+            yield made
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _held(directory: Path, how: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> Iterator[None]:
+    """Lock a directory.  BlockingIOError if it is locked and ``how`` does not say to wait."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, how)
+        yield
+    finally:
+        os.close(handle)
+
+
 def sha256_of(file: Path) -> str:
     """The file's SHA-256 as 64 hex digits."""
     with file.open("rb") as opened:

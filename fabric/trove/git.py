@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ _IDLE_TALK = re.compile(
 _LABELS = re.compile(r"^(remote: )?(fatal: |error: )?")
 #: Seconds without a word after which a repository counts as out of reach.
 SILENCE = 300.0
+#: Seconds after which a pack that nobody goes on writing is rubbish.
+ABANDONED = 3600.0
 #: Settings of every repository here, whatever the user's are.
 _SETTINGS = (
     "gc.auto=0",  # gc in the background would race with us, and drop what refs left behind
@@ -68,13 +71,18 @@ class Repository:
         return (self.path / "HEAD").exists()
 
     def create(self) -> None:
-        """Make it, empty, if it is not there."""
+        """Make it, empty, if it is not there; see to what is left in it if it is."""
         if not self.exists:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             run(["init", "--quiet", "--bare", "--initial-branch=main", str(self.path)])
             for setting in _SETTINGS:
                 name, _, value = setting.partition("=")
                 self.run("config", name, value)
+        # what a killed fetch left: git's own gc, which would see to it, is off here
+        for half in self.path.glob("objects/pack/tmp_*"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - half.stat().st_mtime > ABANDONED:
+                    half.unlink()
 
     # -- reading without git -----------------------------------------------------------------
 

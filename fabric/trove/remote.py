@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
@@ -113,19 +114,28 @@ class Remote:
 
         return self._pool.map(size, paths)
 
+    def _heeding(self, call: Callable[[], T]) -> T:
+        """Do it so that Ctrl-C is heeded: obstore does not, and only the main thread hears it."""
+        if threading.current_thread() is threading.main_thread():
+            return self._pool.submit(call).result()
+        return call()
+
     def get(self, path: str) -> bytes:
-        return bytes(self._store.get(path).bytes())
+        return self._heeding(lambda: bytes(self._store.get(path).bytes()))
 
     def range(self, path: str, offset: int, length: int) -> bytes:
-        size = self._store.head(path)["size"]
+        size = self._heeding(lambda: self._store.head(path))["size"]
         length = min(length, size - offset)
         if length <= 0:
             return b""
-        return bytes(self._store.get_range(path, start=offset, length=length))
+        got = self._heeding(lambda: self._store.get_range(path, start=offset, length=length))
+        return bytes(got)
 
     def stream(self, path: str) -> Iterator[bytes]:
         # obstore goes on where a connection broke, as long as the object is the same
-        for piece in self._store.get(path).stream(min_chunk_size=CHUNK):
+        got = self._heeding(lambda: self._store.get(path))
+        pieces = iter(got.stream(min_chunk_size=CHUNK))
+        while (piece := self._heeding(lambda: next(pieces, None))) is not None:
             yield bytes(piece)
 
     def put(self, blobs: Mapping[str, bytes | Path], last: str, content: bytes) -> None:

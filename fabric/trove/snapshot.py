@@ -17,7 +17,6 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fabric.errors import SourceError
+from fabric.trove.files import scratch
 from fabric.trove.git import environment
 
 #: A new file larger than this is hardly meant to be built from, in bytes.
@@ -176,8 +176,8 @@ def _take_in(git: _Git) -> None:
 @contextmanager
 def _copied(known: Path, ours: Path, *, keep: bool) -> Iterator[Path]:
     """A copy of an index, to be changed; it takes the place of the old one if that is ours."""
-    with tempfile.TemporaryDirectory(dir=ours, prefix="index-") as scratch:
-        copy = Path(scratch, "index")
+    with scratch(ours, "taking-in-") as folder:
+        copy = folder / "index"
         if known.exists():
             # With its time: what changed in the very moment it was written is looked at again.
             shutil.copy2(known, copy)

@@ -30,7 +30,7 @@ from fabric.jobs import Blob, Manifest
 from fabric.trove.backends import Backend
 from fabric.trove.cleaning import collect
 from fabric.trove.directory import Directory
-from fabric.trove.files import sha256_of
+from fabric.trove.files import scratch, sha256_of
 from fabric.trove.troubles import advice, brief
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
@@ -113,6 +113,7 @@ class Store:
     def put(self, manifest: Manifest, files: Mapping[str, bytes | Path]) -> None:
         """Store a built step.  ``files`` gives each blob of the manifest by its sha256.
 
+        A file among them may become the store's own: nobody may write to it any more.
         StoreError if one is not what its name says, or the store is full or out of reach.
         """
         blobs: dict[str, bytes | Path] = {}
@@ -207,7 +208,10 @@ class Store:
             try:
                 os.utime(file)  # it is of use, so cleaning the scratch spares it
             except FileNotFoundError:
-                self.fetch(blob, file, check)
+                with scratch(self._scratch, "fetching-") as folder:
+                    self.fetch(blob, folder / blob.sha256, check)
+                    self.copies.mkdir(parents=True, exist_ok=True)
+                    (folder / blob.sha256).replace(file)
                 status = file.stat()
                 self._verified.add((blob.sha256, status.st_ino, status.st_mtime_ns))
         return file

@@ -22,14 +22,12 @@ from collections import deque
 
 import msgspec
 
-from fabric.wire.messages import PROTOCOL, Assignment, Desired, Outcome, Report, Running
+from fabric.wire.messages import PROTOCOL, STORING, Assignment, Desired, Outcome, Report, Running
 
 #: Seconds between reports when nothing changes.
 REPORT_EVERY = 1.0
 #: Reports of progress and of accepted attempts are at least this far apart, in seconds.
 PROGRESS_EVERY = 0.1
-#: The phase in which an attempt has no sandbox any more: what was built is packed and stored.
-STORING = "store"
 
 Id = tuple[str, int]
 
@@ -210,7 +208,7 @@ class WorkerAgent:
             protocol=PROTOCOL,
             name=self.name,
             arch=self.arch,
-            slots=self.slots + self._storing(),
+            slots=self.slots,
             sequence=self._sequence,
             features=self.features,
             running=tuple(
@@ -235,10 +233,6 @@ class WorkerAgent:
     def _send(self) -> Send:
         return Send(self.report())
 
-    def _storing(self) -> int:
-        """Attempts that need no slot any more; as many as slots, so that they do not pile up."""
-        return min(self.slots, sum(entry.phase == STORING for entry in self._entries.values()))
-
     def _begin(self) -> list[Action]:
         """Start what is accepted, as far as there are slots and no older attempt is at it.
 
@@ -255,7 +249,9 @@ class WorkerAgent:
             return []
         actions: list[Action] = []
         busy = {entry.key for entry in self._entries.values() if entry.started}
-        room = self.slots + self._storing()
+        # What is stored needs no slot; no more of it than there are, so that it does not pile up.
+        storing = sum(entry.phase == STORING for entry in self._entries.values())
+        room = self.slots + min(self.slots, storing)
         room -= sum(entry.started for entry in self._entries.values())
         for entry in self._entries.values():
             if room <= 0:

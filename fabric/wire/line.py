@@ -8,11 +8,11 @@ the sockets are made anew.  ``trouble`` says in words why nothing is heard.
 from __future__ import annotations
 
 import contextlib
+import struct
 from collections.abc import Iterator
 from typing import Literal
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 from fabric.config import Settings, WorkerSettings, host_and_port
 from fabric.wire import keys, sockets
@@ -33,6 +33,8 @@ _FAILED = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
+#: As ``zmq_socket_monitor`` sends it, with a value.  pyzmq's own parser imports asyncio.
+_EVENT = struct.Struct("=hi")
 _EVENTS = _FAILED | zmq.EVENT_CONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_HANDSHAKE_SUCCEEDED
 
 
@@ -124,10 +126,10 @@ class Line:
         if self._heard is None:
             self._heard = now
         silent = now - self._heard
-        turned_away = self._why == self._turned_away
-        if silent >= WORRYING or turned_away:
+        shut_out = self._why == self._not_admitted
+        if silent >= WORRYING or shut_out:
             self.trouble = self._why or f"{self._addresses.jobs} does not answer"
-        if silent >= (TURNED_AWAY if turned_away else SILENCE):
+        if silent >= (TURNED_AWAY if shut_out else SILENCE):
             self._heard, self._why = now, ""
             self.close(linger=0)
             self._open()
@@ -136,22 +138,27 @@ class Line:
 
     def _look(self, now: float) -> None:
         for frames in sockets.receive(self._events, EVENTS_AT_ONCE):
-            event = parse_monitor_message([frame.bytes for frame in frames])["event"]
+            event, _ = _EVENT.unpack(frames[0].buffer)
             where = self._addresses.jobs
             if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-                self._why = self._turned_away
+                self._why = self._not_admitted
             elif event & _FAILED:
                 self._why = (
                     f"{where} breaks the connection off; if it goes on doing so,"
                     " broker.key is not the key of this controller"
                 )
-            elif event == zmq.EVENT_CLOSED and self._why != self._turned_away:
+            elif event == zmq.EVENT_CLOSED and self._why != self._not_admitted:
                 self._why = f"{where} cannot be reached"
             elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._heard, self._why = now, ""
 
     @property
-    def _turned_away(self) -> str:
+    def turned_away(self) -> bool:
+        """The trouble is that the broker does not admit our key."""
+        return self.trouble == self._not_admitted
+
+    @property
+    def _not_admitted(self) -> str:
         return (
             f"{self._addresses.jobs} does not admit the key of {self._name}:"
             f" `fabric-keys admit {self._name}.key` there lets it in"

@@ -23,6 +23,10 @@ MAX_FRAME = 64 * 1024 * 1024
 MAX_LOG_PIECE = 256 * 1024
 MAX_LOG_RANGE = 1024 * 1024
 
+#: The phase in which an attempt has no sandbox any more, and so needs no slot: what was built is
+#: packed and stored.
+STORING = "store"
+
 #: What a message may say, checked when it is decoded.
 Key = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Commit = Annotated[str, Meta(pattern=r"\A[0-9a-f]{40}\Z")]

@@ -66,7 +66,7 @@ def test_a_disk_that_is_missing(host: VmHost, tmp_path: Path) -> None:
     plan, problems = assign(facts, ["src"])
     assert plan == []
     assert problems == [
-        f"the disk {tmp_path}/none does not exist",
+        f"the disk {tmp_path}/none does not exist: make it, or name another in ATTACH_DISKS",
         f"{tmp_path} is neither a block device nor a file",
     ]
 
@@ -114,22 +114,45 @@ def test_an_image_is_sent_as_it_is(host: VmHost, tmp_path: Path) -> None:
 
 
 def test_exchange_and_return(host: VmHost, tmp_path: Path) -> None:
-    to = tmp_path / "host.img"
+    to, old = tmp_path / "host.img", tmp_path / "host.img.old"
     to.write_bytes(b"former")
     (tmp_path / "new").write_bytes(b"new")
     image(host, to, "staged", tmp_path / "new")
     assert to.read_bytes() == b"former"
     assert image(host, to, "swapped")["changed"]
-    assert (to.read_bytes(), Path(f"{to}.old").read_bytes()) == (b"new", b"former")
+    assert (to.read_bytes(), old.read_bytes()) == (b"new", b"former")
     assert not image(host, to, "swapped")["changed"]
     assert image(host, to, "restored")["changed"]
-    assert to.read_bytes() == b"former"
+    assert (to.read_bytes(), old.exists()) == (b"former", False)
+    assert not image(host, to, "restored")["changed"]
+
+
+def test_the_former_image_is_the_last_that_was_settled(host: VmHost, tmp_path: Path) -> None:
+    to, old = tmp_path / "host.img", tmp_path / "host.img.old"
+    to.write_bytes(b"former")
+    for text in (b"never proved", b"new"):
+        (tmp_path / "new").write_bytes(text)
+        image(host, to, "staged", tmp_path / "new")
+        image(host, to, "swapped")
+    assert (to.read_bytes(), old.read_bytes()) == (b"new", b"former")
+    settled = image(host, to, "settled", check=True)
+    assert settled["changed"]
+    assert str(old) in settled["diff"]["before"]
+    assert str(old) not in settled["diff"]["after"]
+    assert old.exists()
+    image(host, to, "settled")
+    assert (to.read_bytes(), old.exists()) == (b"new", False)
+
+
+def test_absent_is_all_of_it_and_nothing_else(host: VmHost, tmp_path: Path) -> None:
+    to = tmp_path / "host.img"
+    for name in ("", ".new", ".old", ".console"):
+        Path(f"{to}{name}").touch()
     other = tmp_path / "host.img.of-others"
     other.touch()
     assert image(host, to, "absent")["changed"]
     assert not image(host, to, "absent")["changed"]
-    assert not to.exists()
-    assert other.exists()
+    assert list(tmp_path.glob("host.img*")) == [other]
 
 
 def test_damage_on_the_way_is_found(host: VmHost, tmp_path: Path) -> None:

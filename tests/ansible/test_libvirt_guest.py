@@ -77,12 +77,17 @@ def test_check_mode_tells_and_does_nothing(connection: Any) -> None:
 
 
 def test_a_change_holds_from_the_next_start(connection: Any) -> None:
-    ask(connection, "started")
+    assert not ask(connection, "started")["restart_needed"]
+    assert ask(connection, "started", check=True, vcpus=2)["restart_needed"]
+    assert not ask(connection, "started")["restart_needed"]
     changed = ask(connection, "started", vcpus=2)
-    assert changed["changed"]
+    assert (changed["changed"], changed["restart_needed"]) == (True, True)
     assert '"vcpus": 1' in changed["diff"]["before"]
     assert '"vcpus": 2' in changed["diff"]["after"]
-    assert not ask(connection, "started", vcpus=2)["changed"]
+    again = ask(connection, "started", vcpus=2)
+    assert (again["changed"], again["restart_needed"]) == (False, True)
+    ask(connection, "stopped")
+    assert not ask(connection, "started", vcpus=2)["restart_needed"]
 
 
 def test_autostart(connection: Any) -> None:

@@ -9,6 +9,8 @@ import pytest
 from building_kit import Kit, key_of
 
 from fabric.building import archive
+from fabric.building.builder import build
+from fabric.building.log import Log
 from fabric.building.shell import shell
 from fabric.building.tree import scan
 from fabric.definitions.graph import Device, Rule
@@ -257,8 +259,20 @@ class TestWhatItLeaves:
     def test_what_is_stored_is_not_built_again(self, kit: Kit) -> None:
         job = kit.chunk(build=["echo building"])
         first = kit.build(job, builder="one")
+        log = kit.log_text
         assert kit.build(job, builder="two") == first
-        assert "built by one" in kit.log_text
+        assert first.builder == "one"
+        assert kit.log_text == log, "whoever was faster wrote it"
+
+
+def test_a_log_that_is_stored_is_sealed(kit: Kit) -> None:
+    job = kit.chunk(build=["echo hello"])
+    with Log(kit.root / "log") as log:
+        manifest = build(job, kit.workspace, log, kit.cancelled, jobs=1)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            log.say("more")
+        assert manifest.log == log.blob()
+    assert kit.store.read(manifest.log).endswith(b"hello\n")
 
 
 def test_phases(kit: Kit) -> None:

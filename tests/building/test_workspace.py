@@ -47,6 +47,20 @@ class TestLocks:
         assert fd is not None
         os.close(fd)
 
+    def test_claimed_by_one_who_shares_it(self, tmp_path: Path) -> None:
+        locks = Locks(tmp_path / "lock")
+        one, two = locks.open(), locks.open()
+        for fd in (one, two):
+            locks.share(fd, "a")
+        assert not locks.claim(one, "a")
+        locks.release(two, "a")
+        assert locks.claim(one, "a")
+        assert locks.take("a", shared=True) is None
+        locks.release(one, "a")
+        assert locks.claim(two, "a")
+        os.close(one)
+        os.close(two)
+
     def test_waiting_ends_when_it_is_cancelled(self, kit: Kit) -> None:
         cancelled = threading.Event()
         threading.Timer(0.05, cancelled.set).start()
@@ -182,6 +196,19 @@ class TestCleaning:
         kit.build(kit.chunk("two", build=["ls /bin"]))
         assert (layers / held).exists(), "it has come back"
 
+    def test_a_layer_of_the_last_build_goes_only_when_its_own_worker_trims(self, kit: Kit) -> None:
+        layer = kit.workspace.root / "layers" / kit.base.key
+        kit.build(kit.chunk("one", build=[":"]))
+        with Workspace(kit.workspace.root, kit.store, kit.sources) as other:
+            other.trim(1 << 62)
+            assert layer.exists()
+            kit.workspace.trim(1 << 62)
+            assert not layer.exists()
+            kit.build(kit.chunk("two", build=[":"]))
+            kit.workspace.close()
+            other.trim(1 << 62)
+            assert not layer.exists()
+
     def test_what_was_used_longest_ago_goes_first(self, tmp_path: Path) -> None:
         for number in (3, 1, 2):
             (tmp_path / f"tree-{number}").mkdir()
@@ -189,6 +216,7 @@ class TestCleaning:
         assert use(tmp_path / "tree-1")
         assert (tmp_path / "tree-1").stat().st_mtime == 5
         assert [path.name[-1] for path in by_age([tmp_path, tmp_path / "none"])] == ["2", "3", "1"]
+        assert [path.name[-1] for path in by_age([tmp_path], {"tree-3": 1.0})] == ["3", "2", "1"]
         assert not use(tmp_path / "none")
 
     def test_does_nothing_while_somebody_builds(self, kit: Kit) -> None:

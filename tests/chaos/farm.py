@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +42,8 @@ class Farm:
             self.add(host, host.name, program("worker"), "--config", self._worker(host))
         for host in self.users:
             self._user(host)
+        for host in self.hosts:
+            host.done()
 
     @property
     def hosts(self) -> list[Host]:
@@ -122,27 +123,48 @@ class Farm:
         temporary = " ".join(
             f"{kind}_temp_path {DISK}/body;" for kind in ("proxy", "fastcgi", "uwsgi", "scgi")
         )
+        self._certify()
         config = self.trove.write(
             "etc/nginx",
             f"""load_module {MODULE}; daemon off; worker_processes 1; user root; pid {DISK}/pid;
             error_log stderr; events {{}}
             http {{ access_log off; client_max_body_size 0; client_body_temp_path {DISK}/body;
               {temporary}
-              server {{ listen 80; root {DISK}/data; location / {{
+              server {{ listen 443 ssl; root {DISK}/data; auth_basic trove;
+                ssl_certificate {DISK}/etc/trove.pem; ssl_certificate_key {DISK}/etc/trove.key;
+                auth_basic_user_file {DISK}/etc/users; location / {{
                 dav_methods PUT DELETE MOVE MKCOL; dav_ext_methods PROPFIND;
                 create_full_put_path on; min_delete_depth 2; }} }} }}""",
         )
         self.add(self.trove, "nginx", [_found("nginx")], "-c", config, "-e", "stderr")
 
+    def _certify(self) -> None:
+        """A certificate for the store that every clock here takes for valid, and a password."""
+        certificate, key = self.trove.disk / "etc/trove.pem", self.trove.disk / "etc/trove.key"
+        sh(
+            *("openssl", "req", "-x509", "-noenc", "-newkey", "ec", "-subj", "/CN=trove"),
+            *("-pkeyopt", "ec_paramgen_curve:P-256", "-addext", "subjectAltName=DNS:trove"),
+            *("-addext", "basicConstraints=critical,CA:FALSE"),
+            *("-not_before", "20200101000000Z", "-not_after", "20991231000000Z"),
+            *("-keyout", key, "-out", certificate),
+        )
+        self.trove.write("etc/users", "farm:{PLAIN}secret\n")
+        for host in self.hosts:
+            if host is not self.trove:
+                host.write("etc/trove.pem", certificate.read_text())
+                host.write("etc/login", "farm:secret\n", 0o600)
+
     def _shared(self) -> str:
         return (
-            f'cache = "{DISK}/cache"\nartifacts = "http://trove/artifacts/"\n'
+            f'cache = "{DISK}/cache"\nartifacts = "https://trove/artifacts/"\n'
+            f'artifacts-ca = "{DISK}/etc/trove.pem"\nartifacts-password = "{DISK}/etc/login"\n'
             f'trove = "ssh://root@trove{DISK}/trove.git"\nssh-key = "{DISK}/etc/ssh-key"\n'
             f'known-hosts = "{DISK}/etc/known-hosts"\nkeys = "{DISK}/etc/keys"\n'
         )
 
     def _broker(self) -> Path:
-        more = f'state = "{DISK}/state"\nmetrics = ""\nlease = 4.0\nlosses = 1000\nfaults = 1000\n'
+        # a farm that loses a machine every other second loses a step three times by mere chance
+        more = f'state = "{DISK}/state"\nmetrics = ""\nlease = 4.0\nlosses = 20\nfaults = 20\n'
         return self.controller.write("etc/broker.toml", self._shared() + more)
 
     def _worker(self, host: Host) -> Path:
@@ -159,45 +181,8 @@ class Farm:
             ref = f"main:refs/heads/upstream/{source.name}.git/main"
             self.trove.sh("git", "-C", source, "push", "-q", "--force", DISK / "trove.git", ref)
         shutil.rmtree(made)
-        (host.disk / "here").mkdir()
-
-
-class Build:
-    """A user's build: the command, run again when something killed it."""
-
-    def __init__(self, farm: Farm, host: Host, system: str) -> None:
-        self.farm = farm
-        self.host = host
-        self.system = system
-        self.codes: list[int] = []
-        self.process: subprocess.Popen[bytes] | None = None
-        self.start()
-
-    def start(self) -> None:
-        command = [*program("initiator"), "build", f"../definitions/systems/{self.system}.morph"]
-        enter = self.host.inside(command)
-        enter = [word.replace(f"--wdns={DISK}", f"--wdns={DISK}/here") for word in enter]
-        with (self.farm.logs / f"{self.host.name}.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                enter,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=self.farm.environment(self.host),
-                start_new_session=True,
-            )
-
-    def over(self) -> bool:
-        """Whether it is built; starts it again if it was stopped on the way."""
-        assert self.process is not None
-        code = self.process.poll()
-        if code is None:
-            return False
-        self.codes.append(code)
-        if code == 0:
-            return True
-        self.start()
-        return False
+        for folder in ("here", "attached", "alone-logs"):
+            (host.disk / folder).mkdir()
 
 
 def _found(name: str) -> str:

@@ -54,6 +54,7 @@ class Host:
     def __init__(self, name: str, address: str, disk: int) -> None:
         self.name = name
         self.address = address
+        self._size = disk
         holder = subprocess.Popen(
             ["unshare", "--net", "--mount", "--uts", "sh", "-c", "echo; exec sleep infinity"],
             stdout=subprocess.PIPE,
@@ -73,7 +74,17 @@ class Host:
         for place in ("tmp", "home", "run/sshd"):
             self.sh("mkdir", "-p", DISK / place)
         self.sh("mkdir", "-p", "/run/sshd")
+        # whoever logs in runs nothing of this machine's user: that would be killed half-way, too
+        root = f"root:x:0:0:root:{DISK}/home:/bin/sh\n"
+        users = Path("/etc/passwd").read_text().splitlines(keepends=True)
+        others = (line for line in users if not line.startswith("root:"))
+        self.write("etc-passwd", "".join([root, *others]))
+        self.sh("mount", "--bind", DISK / "etc-passwd", "/etc/passwd")
         self.clock("+0")
+
+    def done(self) -> None:
+        """It is set up: what is mounted later is somebody's to take down."""
+        self.mounted = self.mounts()
 
     @property
     def disk(self) -> Path:
@@ -88,10 +99,10 @@ class Host:
         path.chmod(mode)
         return DISK / name
 
-    def inside(self, command: Sequence[str | Path]) -> list[str]:
+    def inside(self, command: Sequence[str | Path], folder: Path = DISK) -> list[str]:
         """The command line that runs ``command`` on this host, as the process it makes."""
         enter = ["nsenter", f"--target={self.holder}", "--net", "--mount", "--uts"]
-        return [*enter, f"--wdns={DISK}", *map(str, command)]
+        return [*enter, f"--wdns={folder}", *map(str, command)]
 
     def sh(self, *command: str | Path) -> str:
         enter = ["nsenter", f"--target={self.holder}", "--net", "--mount", "--uts"]
@@ -128,21 +139,30 @@ class Host:
     def hasten(self) -> None:
         sh("tc", "qdisc", "del", "dev", self.name, "root")
 
-    def fill(self) -> int:
-        """Fill its disk; returns with how many bytes."""
-        free = shutil.disk_usage(self.disk).free
-        # others may fill it at the same moment
-        with (self.disk / "ballast").open("wb") as file, contextlib.suppress(OSError):
-            os.posix_fallocate(file.fileno(), 0, max(4096, free // 4096 * 4096))
-        return free
+    def fill(self) -> None:
+        """Leave no room on its disk."""
+        used = shutil.disk_usage(self.disk).used
+        # what others write at this moment keeps it from shrinking, so it may keep a little room
+        for room in (0, 1 << 20, 8 << 20):
+            with contextlib.suppress(AssertionError):
+                self._resize(used + room)
+                break
 
     def empty(self) -> None:
-        (self.disk / "ballast").unlink(missing_ok=True)
+        self._resize(self._size)
+
+    def _resize(self, size: int) -> None:
+        self.sh("mount", "-o", f"remount,size={size}", DISK)
 
     def processes(self) -> list[int]:
-        """All that runs there, but for the holder."""
+        """All that runs there, but for the holder and sandboxes, which have no network."""
         mine = network_of(self.holder)
         return [pid for pid in everybody() if pid != self.holder and network_of(pid) == mine]
+
+    def mounts(self) -> set[str]:
+        """Where something is mounted."""
+        text = Path(f"/proc/{self.holder}/mountinfo").read_text()
+        return {line.split()[4] for line in text.splitlines()}
 
 
 def everybody() -> list[int]:

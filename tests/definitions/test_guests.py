@@ -8,7 +8,8 @@ import pytest
 from definitions_kit import reader, small, spec, stratum
 
 from fabric.definitions.cluster import load_cluster
-from fabric.definitions.guests import Guest, guests
+from fabric.definitions.guest import Guest
+from fabric.definitions.guests import guests
 from fabric.errors import DefinitionsError
 
 ROOT = Path(__file__).parents[2]
@@ -130,17 +131,23 @@ def test_what_stands_above_the_morph() -> None:
     ]
 
 
+INNER = (
+    "  subsystems:\n  - morph: systems/s.morph\n    deploy:\n"
+    "      inner: {type: extensions/tar, location: srv/$what.tar}\n"
+)
+
+
 def test_subsystems() -> None:
-    text = (
-        HEAD
-        + machine()
-        + "  subsystems:\n  - morph: systems/s.morph\n    deploy:\n"
-        + "      inner: {type: extensions/tar, location: srv/inner.tar}\n"
-    )
-    (inner,) = load(text)["a"].subsystems
-    assert (inner.name, inner.type, inner.path) == ("inner", "tar", "/srv/inner.tar")
-    (message,) = wrong(text.replace("extensions/tar", "extensions/jffs2"))
-    assert message.startswith("13: unknown type 'extensions/jffs2': a subsystem is put")
+    text = HEAD + machine() + INNER
+    (inner,) = load(text, what="inner")["a"].subsystems
+    assert (inner.name, inner.system, inner.path) == ("inner", "systems/s.morph", "/srv/inner.tar")
+    for given, message in (
+        (text.replace("s/tar", "s/jffs2"), "13: unknown type 'extensions/jffs2': a subsystem is"),
+        (text.replace("srv/", "srv/../"), "13: 'srv/../$what.tar' is no path of a file within"),
+        (text.replace(".tar}", ".tar, A: b}"), "13: a subsystem is put in as it was built: remove"),
+    ):
+        (found,) = wrong(given, what="inner")
+        assert found.startswith(message)
 
 
 WORKER = {
@@ -162,19 +169,65 @@ CONTROLLER = {"DISTBUILD_CONTROLLER": "yes", "TROVE_HOST": "t", "WORKER_SSH_KEY"
             machine().replace("DISK_SIZE: 1G", "X: $y"),
             ["6: the setting DISK_SIZE is missing: how large", "9: $y has no value: set it in"],
         ),
-        (machine(RAM_SIZE="5X"), ["10: RAM_SIZE is '5X', which is not a size: write it like 5G"]),
+        (
+            machine(RAM_SIZE="5X"),
+            ["10: RAM_SIZE is '5X', which is not a size of at least 16M: write"],
+        ),
         (machine(VCPUS="0"), ["10: VCPUS is '0', which is not a number from 1 to 9999"]),
+        (
+            machine(RAM_SIZE="2"),
+            ["10: RAM_SIZE is '2', which is not a size of at least 16M: write"],
+        ),
+        (machine(VERSION_LABEL="a b"), ["10: VERSION_LABEL is 'a b', which is not a label: 1 to"]),
+        (machine(KERNEL_ARGS=r'"a\nb"'), [r"10: KERNEL_ARGS is 'a\nb', which is not one line"]),
         (machine(AUTOSTART="perhaps"), ["10: AUTOSTART is 'perhaps', which is not yes or no"]),
         (machine(ATTACH_DISKS="disk"), ["10: ATTACH_DISKS: 'disk' is not an absolute path"]),
         (machine(ATTACH_DISKS="/d:/d"), ["10: ATTACH_DISKS: /d is attached twice"]),
         (machine(ATTACH_DISKS="/i"), ["10: deployment a: /i is the image of a"]),
         (machine(NIC_CONFIG="wifi"), ["10: NIC_CONFIG: 'wifi' is not network=NAME"]),
         (machine(NIC_CONFIG="user,rom=x"), ["10: NIC_CONFIG: 'rom' is neither model nor mac"]),
+        (machine(NIC_CONFIG="user,model=<x>"), ["10: NIC_CONFIG: '<x>' is no model of a network"]),
+        (
+            machine(NIC_CONFIG="user,mac=53:54:00:00:00:01"),
+            ["10: NIC_CONFIG: '53:54:00:00:00:01' is not an address like 52:54:00"],
+        ),
+        (machine(FSTAB_A="LABEL= /x"), ["10: FSTAB_A: '' is no label of a filesystem: 1 to 16"]),
+        (
+            machine(FSTAB_A="LABEL=x /x", VERSION_LABEL="x", ATTACH_DISKS="/d"),
+            ["10: FSTAB_A mounts the disk of the system itself, which VERSION_LABEL labels 'x'"],
+        ),
         (machine(FSTAB_A="nonsense"), ["10: FSTAB_A is 'nonsense', which is not a line of"]),
         (machine(FSTAB_A="LABEL=x /x"), ["10: FSTAB_A mounts the disk labelled 'x', but ATTACH"]),
         (machine(NETWORK_CONFIG="'e:static'"), ["10: NETWORK_CONFIG: e is static: give it addr"]),
+        (
+            machine(NETWORK_CONFIG="'e:dhcp;e:dhcp;../x:dhcp;f:dhcp,mtu=9;g:dhcp,dns=here'"),
+            [
+                "10: NETWORK_CONFIG: e is there twice",
+                "10: NETWORK_CONFIG: '../x:dhcp' is not INTERFACE:loopback",
+                "10: NETWORK_CONFIG: f: 'mtu' means nothing here",
+                "10: NETWORK_CONFIG: the dns of g is 'here', which is no address",
+            ],
+        ),
         (machine(HOSTNAME="a_b"), ["10: HOSTNAME is 'a_b', which is not the name or address"]),
+        # all that is wrong, also with a machine that has no place
+        (
+            machine(host="h:x", RAM_SIZE="lots", VCPUS="0").replace("1G", "1X"),
+            ["8: ", "9: DISK_SIZE is '1X'", "10: RAM_SIZE is 'lots'", "11: VCPUS is '0'"],
+        ),
+        (machine("../a"), ["6: a machine cannot be called '../a' here: rename it"]),
+        (machine("workers"), ["6: a machine cannot be called 'workers' here: rename it"]),
+        (machine("h"), ["6: deployment h: a VM host or a system is called so: rename it"]),
+        ("    {}", ["1: no machine is in this cluster: name some in 'deploy'"]),
         (machine("a") + machine("b"), []),
+        (
+            machine("a") + machine("b", image="/i.old"),
+            ["12: deployment b: /i.old is a file beside the image of a"],
+        ),
+        (
+            machine("a", NIC_CONFIG="user,mac=52:54:00:00:00:01")
+            + machine("b", image="/j", NIC_CONFIG="user,mac=52:54:00:00:00:01"),
+            ["15: deployment b: 52:54:00:00:00:01 is already a card of a"],
+        ),
         (
             machine("a", HOSTNAME="x") + machine("b", HOSTNAME="x"),
             ["15: deployment b: x is already the HOSTNAME of a: give it another"],
@@ -197,6 +250,16 @@ CONTROLLER = {"DISTBUILD_CONTROLLER": "yes", "TROVE_HOST": "t", "WORKER_SSH_KEY"
             [
                 "11: deployment c: x is not the HOSTNAME of a worker",
                 "19: deployment w: w is missing",
+            ],
+        ),
+        (
+            machine("c", HOSTNAME="c", WORKERS="w, w", **CONTROLLER)
+            + machine("w", image="/j", HOSTNAME="w", **{**WORKER, "CONTROLLERHOST": "d"})
+            + machine("d", image="/k", HOSTNAME="d", WORKERS="w", **CONTROLLER),
+            [
+                "11: deployment c: w is there twice",
+                "21: deployment w: d is not the HOSTNAME of c",
+                "30: deployment d: c is the controller: a cluster has one",
             ],
         ),
         (

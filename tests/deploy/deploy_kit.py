@@ -18,15 +18,27 @@ MORPH = "clusters/distbuild-cluster.morph"
 
 
 class Cluster:
-    """The guide's cluster, its controller being the trove; ``prefix`` begins all host names."""
+    """The guide's cluster, its controller being the trove; ``prefix`` begins all host names.
 
-    def __init__(self, vmhost: VmHost, built: Built, folder: Path, prefix: str = "") -> None:
+    Or another one of such machines, that the file ``morph`` describes and calls ``name``.
+    """
+
+    def __init__(
+        self,
+        vmhost: VmHost,
+        built: Built,
+        folder: Path,
+        prefix: str = "",
+        morph: str = MORPH,
+        name: str = "x86_64_distbuild_network",
+    ) -> None:
         self.world = vmhost.world
         self._prefix = prefix
+        self._morph = morph
         folder.mkdir()
-        self.state = folder / "distbuild/clusters/x86_64_distbuild_network"
+        self.state = folder / "distbuild/clusters" / name
         self.environment = {
-            **{f"{name}_url": self.host(name) for name in NAMES},
+            **{f"{name}_url": self.host(name) for name in (*NAMES, "worker2")},
             "trove_id": "farm",
             "trove_url": self.host("controller"),
             "FABRIC_CACHE": str(built.cache),
@@ -44,9 +56,20 @@ class Cluster:
 
     def play(self, playbook: str, *options: str, timeout: float = 600) -> tuple[str, Recap]:
         """What ansible-playbook prints, and its recap.  Failed if its exit code is not 0."""
-        command = ["ansible-playbook", playbook, "-e", f"cluster={MORPH}", *options]
+        command = self.command(playbook, *options)
         said = self.world.run(*command, cwd=ROOT, env=self.environment, timeout=timeout)
         return said, recap(said)
+
+    def command(self, playbook: str, *options: str) -> list[str]:
+        """The command that plays it."""
+        return ["ansible-playbook", playbook, "-e", f"cluster={self._morph}", *options]
+
+    def on(self, name: str, command: str) -> str:
+        """What a shell command prints on a machine, as root."""
+        known = self.state / "ssh" / name / "known_hosts"
+        options = ["-o", f"UserKnownHostsFile={known}", "-o", f"HostKeyAlias={name}"]
+        login = [*options, "-i", str(self.state / "ssh/admin"), f"root@{self.host(name)}"]
+        return self.world.run("ssh", *login, command)
 
     @property
     def initiators_environment(self) -> dict[str, str]:

@@ -50,6 +50,7 @@ PidFile none
 UsePAM no
 UseDNS no
 PasswordAuthentication no
+PerSourcePenalties no
 Subsystem sftp internal-sftp
 """
 _SETUP = f"""

@@ -8,16 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-INITIATOR = [sys.executable, "-m", "fabric.initiator"]
+from small_definitions import lay_out, write_chunks
 
-DEFAULTS = """\
-split-rules:
-  chunk:
-  - {artifact: -bins, include: ['(usr/)?s?bin/.*']}
-  - {artifact: -misc, include: ['.*']}
-  stratum:
-  - {artifact: -runtime, include: ['.*']}
-"""
+INITIATOR = [sys.executable, "-m", "fabric.initiator"]
 
 
 class Project:
@@ -28,38 +21,13 @@ class Project:
         self.cache = cache
         self.logs = root / "here"
         self.logs.mkdir(parents=True)
-        (root / "strata").mkdir()
-        (root / "systems").mkdir()
-        (root / "VERSION").write_text("version: 8\n")
-        (root / "DEFAULTS").write_text(DEFAULTS)
-        (root / "systems/small.morph").write_text(
-            "name: small\nkind: system\narch: x86_64\nstrata:\n"
-            "- name: things\n  morph: strata/things.morph\n"
-        )
         self.source = root / "source"
-        self.source.mkdir()
-        (self.source / "hello.txt").write_text("hello\n")
-        git = ["git", "-c", "user.name=t", "-c", "user.email=t@invalid", "-C", str(self.source)]
-        for args in (["init", "-q", "-b", "main"], ["add", "."], ["commit", "-qm", "first"]):
-            subprocess.run([*git, *args], check=True)
+        lay_out(root, self.source)
         self.children: list[subprocess.Popen[str]] = []
 
     def write(self, **chunks: str | tuple[str, str]) -> None:
         """One chunk for each argument: its install command, or (dependencies, command)."""
-        specs = []
-        for name, value in chunks.items():
-            depends, command = value if isinstance(value, tuple) else ("", value)
-            (self.root / f"strata/{name}.morph").write_text(
-                f"name: {name}\nkind: chunk\ninstall-commands:\n- |\n"
-                + "".join(f"  {line}\n" for line in command.splitlines())
-            )
-            specs.append(
-                f"- name: {name}\n  morph: strata/{name}.morph\n  repo: file://{self.source}\n"
-                f"  ref: main\n  build-mode: test\n  build-depends: [{depends}]\n"
-            )
-        (self.root / "strata/things.morph").write_text(
-            "name: things\nkind: stratum\nchunks:\n" + "".join(specs)
-        )
+        write_chunks(self.root, self.source, chunks)
 
     @property
     def environ(self) -> dict[str, str]:

@@ -11,6 +11,7 @@ ID = "01a20e7156840123456789abcdef0123"
 RUNNING = StepState(
     "a" * 64, "running", name="zlib", worker="oak", phase="build", running_for=12, expected=20
 )
+STORED = StepState("d" * 64, "running", name="jq", worker="oak", phase="store", running_for=9)
 INFO = RequestInfo(
     ID, "minimal for alice", "alice", "building", 130.0, priority=2, detached=True, done=3,
     cached=2, total=12, running=1, left=240,
@@ -34,12 +35,15 @@ def test_requests() -> None:
 
 
 def test_workers() -> None:
-    oak = WorkerInfo("oak", "x86_64", 2, 7200.0, 0.1, (RUNNING,), "busy", free_disk=9_000_000_000)
+    oak = WorkerInfo(
+        "oak", "x86_64", 2, 7200.0, 0.1, (RUNNING, STORED), "busy", free_disk=9_000_000_000
+    )
     elm = WorkerInfo("elm", "x86_64", 1, 3.0, 0.1, state="refusing", message="1.2 GB of disk left")
     assert tables.workers([oak, elm]) == [
         "WORKER  STATE     ARCH    SLOTS  DISK    MEMORY  SINCE",
         "oak     busy      x86_64  1/2    9.0 GB  -       2 h ago",
         "  zlib                     build, 12 s of about 20 s on oak",
+        "  jq                       store, 9.0 s on oak",
         "elm     refusing  x86_64  0/1    -       -       3 s ago",
         "  1.2 GB of disk left",
     ]

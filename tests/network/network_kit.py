@@ -16,14 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-DEFAULTS = """\
-split-rules:
-  chunk:
-  - {artifact: -misc, include: ['.*']}
-  stratum:
-  - {artifact: -runtime, include: ['.*']}
-"""
-SYSTEM = "systems/small.morph"
+from small_definitions import SYSTEM, git, lay_out, write_chunks
 
 
 def until(condition: Callable[[], Any], seconds: float = 30, what: str = "") -> Any:
@@ -33,14 +26,6 @@ def until(condition: Callable[[], Any], seconds: float = 30, what: str = "") -> 
         assert time.monotonic() < end, f"waited in vain {what}"
         time.sleep(0.05)
     return found
-
-
-def git(where: Path, *command: str) -> str:
-    me = ["-c", "user.name=t", "-c", "user.email=t@invalid"]
-    done = subprocess.run(
-        ["git", *me, *command], cwd=where, check=True, capture_output=True, text=True
-    )
-    return done.stdout
 
 
 class Program:
@@ -94,38 +79,13 @@ class Definitions:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.source = root.parent / "source"
-        for folder in ("strata", "systems", "sources"):
-            (root / folder).mkdir(parents=True)
-        (root / "VERSION").write_text("version: 8\n")
-        (root / "DEFAULTS").write_text(DEFAULTS)
-        (root / SYSTEM).write_text(
-            "name: small\nkind: system\narch: x86_64\nstrata:\n"
-            "- name: things\n  morph: strata/things.morph\n"
-        )
-        if not self.source.exists():
-            self.source.mkdir()
-            (self.source / "hello.txt").write_text("hello\n")
-            git(self.source, "init", "-q", "-b", "main")
-            git(self.source, "add", ".")
-            git(self.source, "commit", "-qm", "first")
+        lay_out(root, self.source)
+        (root / "sources").mkdir()
         git(root, "init", "-q", "-b", "main")
 
     def write(self, **chunks: str | tuple[str, str]) -> None:
         """One chunk for each argument: its install command, or (dependencies, command)."""
-        specs = []
-        for name, value in chunks.items():
-            depends, command = value if isinstance(value, tuple) else ("", value)
-            (self.root / f"strata/{name}.morph").write_text(
-                f"name: {name}\nkind: chunk\ninstall-commands:\n- |\n"
-                + "".join(f"  {line}\n" for line in command.splitlines())
-            )
-            specs.append(
-                f"- name: {name}\n  morph: strata/{name}.morph\n  repo: file://{self.source}\n"
-                f"  ref: main\n  build-mode: test\n  build-depends: [{depends}]\n"
-            )
-        (self.root / "strata/things.morph").write_text(
-            "name: things\nkind: stratum\nchunks:\n" + "".join(specs)
-        )
+        write_chunks(self.root, self.source, chunks)
 
 
 class Desk:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
+import socket
+import sys
 from pathlib import Path
 
 import pytest
-from network_kit import SYSTEM, Desk, Farm, git, until
+from network_kit import Desk, Farm, until
+from small_definitions import SYSTEM, git
+
+from fabric.wire.messages import PROTOCOL
 
 ADD = "mkdir -p $DESTDIR/usr/share/{0}; cp hello.txt $DESTDIR/usr/share/{0}/"
 
@@ -350,6 +356,61 @@ def test_a_controller_that_is_not_there(alice: Desk) -> None:
     done = alice.run("gc")
     assert done.returncode == 1
     assert "nothing is removed" in done.stderr
+
+
+def test_a_build_waits_for_a_controller_that_is_away(farm: Farm, alice: Desk) -> None:
+    alice.definitions.write(one="true")
+    stopped, waits = alice.start_build(), alice.start_build()
+    stopped.says("cannot be reached; trying on for 5 min")
+    stopped.signal(signal.SIGINT)
+    assert stopped.ends()[0] == 130
+    alice.configure(patience="1")
+    done = alice.build()
+    assert done.returncode == 4
+    assert "is fabric-broker up there, and the setting `controller` right?" in done.stderr
+    farm.broker()
+    farm.worker("w1")
+    code, said = waits.ends()
+    assert code == 0, said
+
+
+def test_ctrl_c_while_a_store_says_nothing(alice: Desk) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/artifacts"
+        alice.configure(controller="", trove="", artifacts=url)
+        alice.definitions.write(one="true")
+        build = alice.start_build()
+        asked, _ = silent.accept()
+        with asked:
+            build.signal(signal.SIGINT)
+            code, said = build.ends(20)  # the store would have a minute to answer
+    assert code == 130
+    assert said.endswith("fabric-initiator: interrupted\n")
+
+
+def test_who_speaks_another_protocol_is_told_which_side_to_upgrade(farm: Farm, alice: Desk) -> None:
+    """A newer initiator and an older worker, at this broker."""
+    broker = farm.broker()
+    until(lambda: alice.run("list").returncode == 0)
+    alice.definitions.write(one="true")
+
+    def speaks(protocol: int, command: list[str]) -> list[str]:
+        python, _, module, *args = command
+        patched = f"import runpy, fabric.wire.messages as m; m.PROTOCOL = {protocol}; "
+        run = f"runpy.run_module({module!r}, run_name='__main__')"
+        return [python, "-c", patched + run, *args]
+
+    for command in (["list"], ["build", f"../definitions/{SYSTEM}"]):
+        newer = speaks(PROTOCOL + 1, alice.command(*command))
+        code, said = farm.start(newer, alice.here, alice.environ, "newer").ends()
+        assert code == 1
+        assert "upgrade the broker" in said
+    farm.worker("w1").kill()
+    worker = [sys.executable, "-m", "fabric.worker", "--config", str(farm.root / "w1/worker.toml")]
+    older = farm.start(speaks(PROTOCOL - 1, worker), farm.root, dict(os.environ), "older")
+    older.says("the broker refuses this worker: ")
+    older.says("upgrade this peer")
+    broker.says("a message of worker w1 was dropped: ")
 
 
 def test_gc_keeps_what_live_builds_need(farm: Farm, alice: Desk) -> None:

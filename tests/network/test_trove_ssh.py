@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -77,3 +78,27 @@ def test_what_keeps_us_out_is_said(served: Farm) -> None:
     done = alice.build()
     assert done.returncode == 1
     assert f"does not let {served.root}/ssh/stranger in" in done.stderr
+
+
+def test_a_build_waits_for_a_trove_that_is_away(served: Farm) -> None:
+    served.broker()
+    served.worker("w1")
+    alice = served.desk("alice")
+    alice.definitions.write(one="echo over ssh")
+    [sshd] = [program for program in served.programs if program.name == "sshd"]
+    sshd.kill()
+    stopped, waits = alice.start_build(), alice.start_build()
+    stopped.says("cannot be reached: is 127.0.0.1 up, and the network?")
+    stopped.says("trying on for 5 min")
+    stopped.signal(signal.SIGINT)
+    assert stopped.ends()[0] == 130
+    alice.configure(patience="1")
+    done = alice.build()
+    assert done.returncode == 4
+    assert "cannot be reached: is 127.0.0.1 up, and the network?" in done.stderr
+    waits.says("trying on for 5 min")
+    command = [str(word) for word in sshd.process.args]  # type: ignore[union-attr]
+    served.start(command, served.root, dict(os.environ), "sshd")
+    waits.says("the trove is back")
+    code, said = waits.ends()
+    assert code == 0, said

@@ -3,6 +3,7 @@
 from scheduling_kit import Stage, key_of
 
 from fabric.scheduling.model import Durations
+from fabric.wire.messages import STORING
 
 FORK = """
     top: long short
@@ -163,6 +164,23 @@ def test_fewer_slots_than_before() -> None:
     assert stage.running() == {"w1": ["c"]}
     stage.done("c")
     assert stage.running() == {"w1": ["d"]}
+
+
+def test_what_is_only_stored_needs_no_slot() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.submit("all: a b c\na:\nb:\nc:")
+    stage.sync()
+    for name, running in (("a", ["a", "b"]), ("b", ["a", "b"])):  # they do not pile up
+        for id in stage.machines["w1"].running:
+            if id[0] == key_of(name):
+                stage.machines["w1"].running[id] = STORING
+        stage.sync()
+        assert stage.running() == {"w1": running}
+    [worker] = stage.query("workers").workers
+    assert worker.slots == 1, "as many as ever"
+    stage.done("a")
+    assert stage.running() == {"w1": ["b", "c"]}
 
 
 def test_how_long_it_will_take() -> None:

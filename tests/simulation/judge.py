@@ -59,9 +59,8 @@ class Judge:
 
     def _is_not_idle(self, broker: Broker, worker: Worker, ready: list[Task]) -> None:
         limits, now = broker.scheduler.limits, self.world.now
-        free = worker.slots - len(worker.held) - worker.seats
         fresh = now - worker.heard <= limits.stale
-        if free <= 0 or not worker.open or not fresh or worker.rests_until > now:
+        if not worker.room or not fresh or worker.rests_until > now:
             return
         for task in ready:
             shunned = worker.name in task.refusals and now < task.refusals[worker.name].until

@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
 
 import pytest
+from small_disk import on_small_disk
 from trove_kit import blob, child_environment, key, step
 
 from fabric.errors import DamagedError, StoreError
@@ -152,6 +154,25 @@ def test_everything_is_synced_before_put_returns(directory: Store, tmp_path: Pat
     assert any("/manifests>" in line for line in last)
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_a_file_of_the_same_disk_is_not_copied(
+    directory: Store, tmp_path: Path, same: bool
+) -> None:
+    with tempfile.TemporaryDirectory(dir=tmp_path if same else "/dev/shm") as folder:
+        file = Path(folder, "archive")
+        file.write_bytes(b"content")
+        os.utime(file, (1, 1))
+        if not same and file.stat().st_dev == tmp_path.stat().st_dev:
+            pytest.skip("there is one disk only")
+        manifest, files = step(1, b"content")
+        directory.put(manifest, files | {blob(b"content").sha256: file})
+        stored = directory.path(blob(b"content"))
+        assert stored.samefile(file) == same
+    assert stored.read_bytes() == b"content"
+    assert stored.stat().st_mode & 0o777 == 0o444
+    assert stored.stat().st_mtime > time.time() - 60, "it is in use now, whenever it was made"
+
+
 def test_a_full_disk_is_said_clearly(tmp_path: Path) -> None:
     """In a mount namespace of its own, on a file system of one MiB."""
     mount = tmp_path / "small"
@@ -182,19 +203,7 @@ def test_a_full_disk_is_said_clearly(tmp_path: Path) -> None:
             print(error)
         assert sorted(os.listdir({str(mount)!r})) == ["copy", "store"]
     """
-    script = f'mount -t tmpfs -o size=1m none {mount} && exec "$0" -c "$1"'
-    done = subprocess.run(
-        [
-            *("unshare", "--map-root-user", "--mount", "sh", "-c", script),
-            *(sys.executable, textwrap.dedent(code)),
-        ],
-        capture_output=True,
-        text=True,
-        env=child_environment(),
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    first, second = done.stdout.splitlines()
+    first, second = on_small_disk("1m", mount, code)
     assert "chunk-2 cannot be stored: No space left on device" in first
     assert "the disk is full: free some room" in first
     assert "cannot be fetched to" in second

@@ -12,7 +12,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from trove_kit import Authority, Cable, Server, blob, child_environment, free_port, key, nginx, step
+from small_disk import on_small_disk
+from trove_kit import (
+    Authority,
+    Cable,
+    Server,
+    blob,
+    child_environment,
+    free_port,
+    key,
+    nginx,
+    step,
+)
 
 from fabric.errors import DamagedError, StoreError
 from fabric.trove import remote
@@ -347,19 +358,7 @@ def test_full_disks_at_either_end(tmp_path: Path) -> None:
             assert not [file for file in (top / "mount/scratch").rglob("*") if file.is_file()]
             assert full.path(blob(b"fits")).read_bytes() == b"fits"
     """
-    script = f'mount -t tmpfs -o size=2m none {tmp_path}/mount && exec "$0" -c "$1"'
-    done = subprocess.run(
-        [
-            *("unshare", "--map-root-user", "--mount", "sh", "-c", script),
-            *(sys.executable, textwrap.dedent(code)),
-        ],
-        capture_output=True,
-        text=True,
-        env=child_environment(),
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    there, here = done.stdout.splitlines()
+    there, here = on_small_disk("2m", tmp_path / "mount", code)
     assert "chunk-2 cannot be stored" in there
     assert "its own log tells why; often its disk is full" in there
     assert "cannot be fetched to" in here

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from small_disk import on_small_disk
 
 from fabric.journal import ATTEMPTS_KEPT, REQUESTS_KEPT, STEPS_KEPT, Journal
 from fabric.scheduling.events import Drained, Ended, Learned, Opened
@@ -326,6 +327,33 @@ def test_a_file_that_cannot_be_written_is_done_without(tmp_path: Path, warnings:
     assert not journal.first, "who knows"
     journal.close()
     assert "going on without a journal" in warnings[0]
+
+
+def test_on_a_full_disk_nothing_is_forgotten(tmp_path: Path) -> None:
+    """Rather no broker than one that does not know what was ordered."""
+    code = f"""
+        import os
+        from pathlib import Path
+        from fabric.errors import MachineFault
+        from fabric.journal import Journal
+        path = Path({str(tmp_path)!r}, "journal.sqlite")
+        Journal(path, print).close()
+        with Path({str(tmp_path)!r}, "ballast").open("wb", buffering=0) as file:
+            while True:
+                try:
+                    file.write(bytes(4096))
+                except OSError:
+                    break
+        try:
+            Journal(path, print)
+        except MachineFault as error:
+            print("refused:", error)
+        Path({str(tmp_path)!r}, "ballast").unlink()
+        Journal(path, print).close()
+    """
+    [said] = on_small_disk("1m", tmp_path, code)
+    assert said.startswith(f"refused: {tmp_path}/journal.sqlite: ")
+    assert said.endswith("make room on that disk")
 
 
 def test_a_journal_of_another_version(tmp_path: Path, warnings: Warnings) -> None:

@@ -17,7 +17,8 @@ try:
 
     from fabric.config import Settings
     from fabric.definitions.cluster import Cluster, load_cluster
-    from fabric.definitions.guests import Guest, guests
+    from fabric.definitions.guest import Guest
+    from fabric.definitions.guests import guests
     from fabric.errors import FabricError
     from fabric.project import Project
 except ImportError as error:
@@ -78,7 +79,9 @@ class InventoryModule(BaseFileInventoryPlugin):
         try:
             self._fill(_locate(named, Path(path)), extra)
         except FabricError as error:
-            raise AnsibleParserError(f"the cluster cannot be deployed:\n{error}") from error
+            # said here, since Ansible would say it twice
+            self.display.error(f"the cluster cannot be deployed:\n{error}", wrap_text=False)
+            raise AnsibleParserError("what is wrong with it is told above") from None
 
     def _fill(self, morph: Path, extra: Mapping[str, str]) -> None:
         project = Project.find(morph.parent, Settings(), self.display.display)

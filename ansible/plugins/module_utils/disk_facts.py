@@ -77,7 +77,7 @@ def assign(
 
 def _unusable(disk: dict[str, Any]) -> str:
     if not disk["exists"]:
-        return f"the disk {disk['path']} does not exist"
+        return f"the disk {disk['path']} does not exist: make it, or name another in ATTACH_DISKS"
     if disk["kind"] == "other":
         return f"{disk['path']} is neither a block device nor a file"
     return (

@@ -52,7 +52,7 @@ class Spec:
     nics: tuple[Nic, ...] = ()
     kvm: bool = True
     label: str = ""  # version of the system on the image
-    content: str = ""  # digest of that image, as it was sent
+    content: str = ""  # digest of what that image was made from
 
     @property
     def uuid(self) -> str:

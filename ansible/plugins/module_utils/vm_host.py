@@ -50,6 +50,7 @@ class VmHost:
         self._uri: str = parameters["uri"]
         self._user: str = host["user"]
         options = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=15"]
+        options += ["-o", "ServerAliveInterval=15"]  # one that dies is told within a minute
         if host["port"]:
             options += ["-p", str(host["port"])]
         self._ssh = [parameters["ssh_executable"], *options]

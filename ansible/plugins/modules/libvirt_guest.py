@@ -7,7 +7,7 @@ from typing import Any
 
 import libvirt
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.guest_xml import Mark, Spec, domain_xml, read_mark, spec_of
+from ansible.module_utils.guest_xml import Mark, Spec, domain_xml, mark_of, read_mark, spec_of
 from ansible.module_utils.vm_host import ARGUMENTS, HostError, VmHost, find_domain
 
 DOCUMENTATION = """
@@ -43,7 +43,7 @@ options:
   nics: {type: list, elements: dict, description: Network cards, as kind, source, model, mac.}
   kvm: {type: bool, description: Whether the processor runs it, or software.}
   label: {type: str, description: Version of the system on the image.}
-  content: {type: str, description: Digest of the image.}
+  content: {type: str, description: Digest of what the image was made from.}
   autostart: {type: bool, description: Whether it starts with its host.}
   timeout: {type: int, default: 120, description: Seconds that it has to shut down.}
 """
@@ -106,16 +106,16 @@ class Guest:
 
     @property
     def outdated(self) -> bool:
-        """Whether it runs as it was before its definition changed."""
-        return self.running and self._mark(0) != self._mark(_INACTIVE)
+        """Whether it runs otherwise than it is defined now, or would be."""
+        return self.running and self._mark(0) != self.mark
 
     def define(self, spec: Spec) -> None:
         if self.mark is not None and self.mark.spec == spec.digest:
             return
         self._note(self.mark.text if self.mark is not None else "", spec.text)
+        self.mark = mark_of(spec)
         if not self.check:
             self.domain = self.connection.defineXML(domain_xml(spec))
-            self.mark = self._mark(_INACTIVE)
 
     def autostart(self, wanted: bool) -> None:
         now = bool(self.domain.autostart()) if self.domain is not None else False

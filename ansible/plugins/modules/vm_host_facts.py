@@ -37,37 +37,47 @@ RETURN = """
 ssh: {type: str, returned: always, description: Why ssh does not work; empty if it does.}
 libvirt: {type: str, returned: always, description: Why libvirt does not answer; empty if it does.}
 networks: {type: dict, returned: always, description: libvirt's networks, and whether active.}
+bridges: {type: dict, returned: always, description: 'The bridges of its kernel, each true.'}
 memory: {type: int, returned: always, description: Bytes that guests could take.}
 folder: {type: dict, returned: always, description: 'That of the image: exists, writable, free.'}
 image_exists: {type: bool, returned: always, description: Whether there is something at its path.}
+former_image: {type: bool, returned: always, description: 'Whether there is C(image).old: an upgrade
+  was begun and has not come to its end.'}
 disks: {type: list, returned: always, description: 'Each: path, exists, usable, kind, format, label,
   blank.'}
 format: {type: list, returned: always, description: 'Blank disks to format, as path and label.'}
 disk_problems: {type: list, returned: always, description: What is wrong with the disks.}
-guest: {type: dict, returned: always, description: 'The domain: exists, running, restart_needed,
-  mark.'}
+guest: {type: dict, returned: always, description: 'The domain: exists, running, and the mark of
+  what runs, else of what is defined.'}
 known: {type: dict, returned: always, description: All domains of the cluster, their marks by name.}
 """
 
-#: Says "exists writable free used-by-something-at-the-path", with 1 and 0.
+#: Says "exists writable free image former-image", with 1 and 0, and the bridges.
 _FOLDER = """
 folder=$(dirname -- "$1")
 test -d "$folder" && exists=1 || exists=0
 test -w "$folder" && writable=1 || writable=0
 free=$(df -Pk -- "$folder" 2>/dev/null | awk 'NR == 2 {print $4}')
 test -e "$1" && image=1 || image=0
-echo "$exists $writable ${free:-0} $image"
+test -e "$1.old" && former=1 || former=0
+echo "$exists $writable ${free:-0} $image $former"
+for bridge in /sys/class/net/*/bridge; do
+  if test -d "$bridge"; then basename "$(dirname "$bridge")"; fi
+done
 """
 
 
 def shell_facts(host: VmHost, image: str, paths: list[str], labels: list[str]) -> dict[str, Any]:
     """What the shell of the host sees."""
-    exists, writable, free, taken = (int(word) for word in host.run(_FOLDER, image).split())
+    numbers, *bridges = host.run(_FOLDER, image).splitlines()
+    exists, writable, free, taken, former = map(int, numbers.split())
     disks = [disk_facts(host, path) for path in paths]
     plan, problems = assign(disks, labels)
     return {
         "folder": {"exists": bool(exists), "writable": bool(writable), "free": free * 1024},
         "image_exists": bool(taken),
+        "former_image": bool(former),
+        "bridges": dict.fromkeys(bridges, True),
         "disks": disks,
         "format": plan,
         "disk_problems": problems,
@@ -80,16 +90,14 @@ def libvirt_facts(connection: Any, cluster: str, name: str) -> dict[str, Any]:
     inactive = libvirt.VIR_DOMAIN_XML_INACTIVE
     marks = {one.name(): read_mark(one.XMLDesc(inactive)) for one in connection.listAllDomains()}
     domain = find_domain(connection, name)
-    mark = marks.get(name)
     running = domain is not None and bool(domain.isActive())
-    changed = running and domain is not None and read_mark(domain.XMLDesc(0)) != mark
+    mark = read_mark(domain.XMLDesc(0)) if domain is not None and running else marks.get(name)
     return {
         "networks": {one.name(): bool(one.isActive()) for one in connection.listAllNetworks()},
         "memory": 1024 * sum(stats.get(key, 0) for key in ("free", "cached", "buffers")),
         "guest": {
             "exists": domain is not None,
             "running": running,
-            "restart_needed": changed,
             "mark": vars(mark) if mark is not None else None,
         },
         "known": {

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.vm_host import ARGUMENTS, HostError, VmHost
@@ -16,10 +18,11 @@ short_description: Send, exchange and remove the image of a guest
 author: the authors of Distbuild
 description:
   - C(present) sends C(src) to C(path) unless there is a file. Holes are not sent and stay holes;
-    the image gets its name when its digest is right.
+    the image gets its name when what came has the digest of what was sent.
   - C(staged) sends it to C(path).new. C(swapped) puts that in the place of the image, which becomes
-    C(path).old; C(restored) brings that one back. C(absent) removes all of them, and the log of
-    the guest's console, C(path).console.
+    C(path).old unless there is one from an earlier, unfinished upgrade. That ends by C(settled),
+    which removes C(path).old, or by C(restored), which brings it back.
+  - C(absent) removes all of them, and the log of the guest's console, C(path).console.
 extends_documentation_fragment: [vm_host_options]
 attributes:
   check_mode: {support: full}
@@ -30,9 +33,11 @@ options:
   state:
     description: What is wanted.
     type: str
-    choices: [present, staged, swapped, restored, absent]
+    choices: [present, staged, swapped, settled, restored, absent]
     default: present
 """
+
+_PIECE = 1 << 20
 
 #: An archive comes by standard input and is unpacked beside the image, in a folder that is gone in
 #: the end whatever happens.
@@ -41,8 +46,11 @@ to=$1 name=$2 digest=$3
 folder=$(mktemp -d -- "$to.XXXXXX")
 trap 'rm -rf -- "$folder"' EXIT
 trap 'exit 1' HUP INT TERM
-tar -xSf - -C "$folder"
-found=$(sha256sum < "$folder/$name" | cut -d' ' -f1)
+mkfifo "$folder/archive"
+sha256sum < "$folder/archive" > "$folder/digest" &
+tee "$folder/archive" | tar -xSf - -C "$folder"
+wait
+found=$(cut -d' ' -f1 "$folder/digest")
 if test "$found" != "$digest"; then echo "the image came damaged: sent $digest, there $found" >&2
 exit 1; fi
 sync -- "$folder/$name" 2>/dev/null || sync
@@ -51,22 +59,32 @@ mv -f -- "$folder/$name" "$to"
 : >> "${to%.new}.console"
 """
 _EXISTS = 'for file; do test -e "$file" && printf 1 || printf 0; done'
-_SWAP = 'if test -e "$1"; then mv -f -- "$1" "$1.old"; fi; mv -f -- "$1.new" "$1"'
+_SWAP = 'test -e "$1.old" || mv -f -- "$1" "$1.old"; mv -f -- "$1.new" "$1"'
+_SETTLE = 'rm -f -- "$1.old"'
 _RESTORE = 'mv -f -- "$1.old" "$1"'
 _REMOVE = 'rm -f -- "$@"'
 
 
-def send(host: VmHost, source: Path, to: str) -> str:
-    """Send an image to a path, as a whole or not at all; its SHA-256."""
-    with source.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    pack = ["tar", "--sparse", "--create", "--file=-", "-C", str(source.parent), source.name]
+@contextlib.contextmanager
+def archive(image: Path) -> Iterator[IO[bytes]]:
+    """The image as a tar archive without its holes, to be read."""
+    pack = ["tar", "--sparse", "--create", "--file=-", "-C", str(image.parent), image.name]
     with subprocess.Popen(pack, stdout=subprocess.PIPE) as tar:
+        assert tar.stdout is not None
         try:
-            host.run(_RECEIVE, to, source.name, digest, stdin=tar.stdout)
+            yield tar.stdout
         finally:
             tar.kill()
-    return digest
+
+
+def send(host: VmHost, image: Path, to: str) -> None:
+    """Send an image to a path, as a whole or not at all."""
+    digest = hashlib.sha256()
+    with archive(image) as packed:
+        while piece := packed.read(_PIECE):
+            digest.update(piece)
+    with archive(image) as packed:
+        host.run(_RECEIVE, to, image.name, digest.hexdigest(), stdin=packed)
 
 
 def apply(host: VmHost, given: dict[str, Any], check: bool) -> dict[str, Any]:
@@ -79,6 +97,7 @@ def apply(host: VmHost, given: dict[str, Any], check: bool) -> dict[str, Any]:
         "present": not image,
         "staged": True,
         "swapped": new,
+        "settled": old,
         "restored": old,
         "absent": bool(before),
     }[state]
@@ -88,12 +107,13 @@ def apply(host: VmHost, given: dict[str, Any], check: bool) -> dict[str, Any]:
         elif state == "absent":
             host.run(_REMOVE, *names)
         else:
-            host.run(_SWAP if state == "swapped" else _RESTORE, path)
+            host.run({"swapped": _SWAP, "settled": _SETTLE, "restored": _RESTORE}[state], path)
     after = {
         "present": [*before, path],
         "staged": [*before, f"{path}.new"],
-        "swapped": [name for name in before if name != f"{path}.new"],
-        "restored": [name for name in before if name != f"{path}.old"],
+        "swapped": [path, f"{path}.old", *(name for name in before if name != f"{path}.new")],
+        "settled": [name for name in before if name != f"{path}.old"],
+        "restored": [path, *(name for name in before if name != f"{path}.old")],
         "absent": [],
     }[state]
     shown = [sorted(set(files)) for files in (before, after if changed else before)]
@@ -108,7 +128,7 @@ def main() -> None:
         "src": {"type": "path"},
         "state": {
             "type": "str",
-            "choices": ["present", "staged", "swapped", "restored", "absent"],
+            "choices": ["present", "staged", "swapped", "settled", "restored", "absent"],
             "default": "present",
         },
     }

@@ -1,0 +1,130 @@
+"""Users of the farm, who do not give up: a command that was killed is typed again."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+from farm import Farm, program
+from hosts import DISK, Host
+
+
+class User:
+    """One who wants a system built, whatever happens to the command that does it.
+
+    Only a command that the harness killed is typed again.  One that ends by itself has to end
+    well: ``wrong`` tells which did not.
+    """
+
+    def __init__(self, farm: Farm, host: Host, system: str) -> None:
+        self.farm = farm
+        self.name = host.name
+        self.host = host
+        self.system = system
+        self.wrong: list[str] = []
+        self.commands = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._was_killed = False
+        self._next()
+
+    @property
+    def definitions(self) -> str:
+        return f"{DISK}/definitions/systems/{self.system}.morph"
+
+    def killed(self) -> bool:
+        """Kill the command by SIGKILL; False if none runs."""
+        if self._process is None or self._process.poll() is not None:
+            return False
+        self._process.kill()
+        self._was_killed = True
+        return True
+
+    def over(self) -> bool:
+        """Whether it is built."""
+        if self._process is None:
+            return True
+        code = self._process.poll()
+        if code is None:
+            return False
+        killed, self._was_killed = self._was_killed, False
+        if code == 0:
+            self._process = None
+            return self._went_well()
+        if not (killed and code == -signal.SIGKILL):
+            self.wrong.append(f"{self.name}: {self.typed} ended with exit code {code}")
+        self._next()
+        return False
+
+    def look_back(self) -> None:
+        """When all is quiet, the build is asked for once more where it was followed."""
+        for host, folder in self.places():
+            command = [*program("initiator"), "build", self.definitions]
+            code = self._start(command, host, folder).wait()
+            if code:
+                self.wrong.append(f"{self.name}: the build in {folder} of {host.name} is {code}")
+
+    def places(self) -> list[tuple[Host, str]]:
+        """Where logs of it are: hosts, and folders there."""
+        return [(self.host, "here")]
+
+    def _next(self) -> None:
+        self._type("build", self.definitions, self.host, "here")
+
+    def _went_well(self) -> bool:
+        return True
+
+    def _type(self, what: str, about: str, host: Host, folder: str, *more: str) -> None:
+        self.typed = f"{what} {about} in {folder} of {host.name}"
+        self._process = self._start([*program("initiator"), what, about, *more], host, folder)
+        self.commands += 1
+
+    def _start(self, command: list[str], host: Host, folder: str) -> subprocess.Popen[bytes]:
+        self.output = self.farm.logs / f"{self.name}.{self.commands}.out"
+        with self.output.open("wb") as output:
+            return subprocess.Popen(
+                host.inside(command, DISK / folder),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=self.farm.environment(host),
+                start_new_session=True,
+            )
+
+
+class Roamer(User):
+    """One who orders a build detached, and attaches to it: from another machine each time."""
+
+    def __init__(self, farm: Farm, host: Host, system: str, elsewhere: Host) -> None:
+        self._request = ""
+        self._hosts = [elsewhere, host]
+        super().__init__(farm, host, system)
+
+    def places(self) -> list[tuple[Host, str]]:
+        return [(host, "attached") for host in self._hosts]
+
+    def _next(self) -> None:
+        if not self._request:
+            self._type("build", self.definitions, self.host, "here", "--detach", "--json")
+        else:
+            self._hosts.reverse()
+            self._type("attach", self._request, self._hosts[0], "attached")
+
+    def _went_well(self) -> bool:
+        if self._request:
+            return True
+        for line in self.output.read_text().splitlines():
+            if '"ordered"' in line:
+                self._request = json.loads(line)["request"]
+        self._next()
+        return False
+
+
+def logs(user: User) -> list[Path]:
+    """All logs that a user has."""
+    return [
+        path
+        for host, folder in user.places()
+        for path in sorted((host.disk / folder).glob("build-step-*.log"))
+    ]

@@ -1,0 +1,86 @@
+"""What there should be in the end, and what should not."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+from farm import Farm
+from hosts import everybody
+from people import User, logs
+
+from fabric.jobs import Manifest
+
+
+def manifests(store: Path) -> dict[str, Manifest]:
+    """All manifests of a store of files, by key."""
+    decode = msgspec.json.Decoder(Manifest).decode
+    return {path.name: decode(path.read_bytes()) for path in (store / "manifests").iterdir()}
+
+
+def wrong_artifacts(store: Path, alone: dict[str, Manifest]) -> Iterator[str]:
+    """What the farm did not build as a machine by itself does, or does not have."""
+    there = manifests(store)
+    for key, manifest in alone.items():
+        if key not in there:
+            yield f"{manifest.name} is not built"
+        elif there[key].artifacts != manifest.artifacts:
+            yield f"{manifest.name} differs"
+        for blob in there[key].blobs() if key in there else ():
+            file = store / f"blobs/{blob.sha256[:2]}/{blob.sha256}"
+            if hashlib.sha256(file.read_bytes()).hexdigest() != blob.sha256:
+                yield f"{manifest.name} is damaged in the store"
+
+
+def wrong_logs(users: Sequence[User], alone: dict[str, Manifest]) -> Iterator[str]:
+    """Logs of users that are not what the step prints."""
+    whole = {manifest.log_name: manifest.log for manifest in alone.values()}
+    for user in users:
+        for path in logs(user):
+            name = path.name.removesuffix(".log").split(".")[0] + ".log"  # x.2.log is of x, too
+            content, log = path.read_bytes(), whole.get(name)
+            if log is None:
+                yield f"{path.name} of {user.name}: no such step"
+            elif hashlib.sha256(content).hexdigest() != log.sha256:
+                end = content[-200:].decode(errors="replace")
+                yield (
+                    f"{path.name} of {user.name} has {len(content)} of {log.size} bytes, written"
+                    f" at {path.stat().st_mtime:.1f}, and ends with {end!r}"
+                )
+
+
+def left_processes(farm: Farm) -> Iterator[str]:
+    """Whatever runs still, in whichever namespace; a network namespace lasts no longer."""
+    expected = {1, os.getpid(), os.getppid(), *(host.holder for host in farm.hosts)}
+    for pid in everybody():
+        if pid not in expected:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+            yield f"process {pid} {command[:200]}"
+
+
+def left_mounts(farm: Farm) -> Iterator[str]:
+    for host in farm.hosts:
+        yield from (f"mount {place} on {host.name}" for place in host.mounts() - host.mounted)
+
+
+#: What files that nobody needs any more are called, by us and by SQLite.  Packs that git has left
+#: (tmp_pack_...) are no fault yet: the first fetch after an hour removes them.
+TEMPORARY = (
+    ".*", "*.new", "*.part", "*.tmp", "*-journal", "incoming*", "taking-in-*",
+    "resolving-*", "exporting-*", "fetching-*", "*.git/*.lock", "*.git/refs/*.lock",
+)  # fmt: skip
+#: Folders where nothing should be.
+EMPTY = ("tmp", "body", "cache/work/scratch", "data/artifacts/tmp")
+
+
+def left_files(farm: Farm) -> Iterator[str]:
+    """Temporary files on the disks."""
+    for host in farm.hosts:
+        for path in host.disk.rglob("*"):
+            name = path.relative_to(host.disk)
+            inside = any(name.is_relative_to(folder) and str(name) != folder for folder in EMPTY)
+            if inside or (path.name != ".git" and any(map(path.match, TEMPORARY))):
+                yield f"file {name} on {host.name}"

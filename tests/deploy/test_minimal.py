@@ -1,0 +1,87 @@
+"""A small system as a guest: any system is deployed, and what was begun is gone on with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from deploy_kit import Cluster, changed, recap
+from systems_kit import BUILD_SYSTEM, MINIMAL, ROOT, Built
+from vmhost_kit import VmHost
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
+
+MORPH = "clusters/several.morph"
+_MORPH = f"""\
+name: several
+kind: cluster
+systems:
+- morph: {MINIMAL}
+  deploy-defaults: &small
+    type: extensions/kvm
+    VERSION_LABEL: minimal
+    DISK_SIZE: 1G
+    RAM_SIZE: 256M
+  deploy:
+    small:
+      location: kvm+ssh://user@vmhost/small/path/to/vm/small.img
+      HOSTNAME: small
+  subsystems:
+  - morph: {MINIMAL}
+    deploy:
+      inner:
+        type: extensions/tar
+        location: srv/inner.tar
+- morph: {BUILD_SYSTEM}
+  deploy:
+    large:
+      <<: *small
+      location: kvm+ssh://user@vmhost/large/path/to/vm/large.img
+"""
+
+
+def test_a_small_system_comes_up_at_last(vmhost: VmHost, built: Built, scratch: Path) -> None:
+    built.run("build", str(ROOT / MINIMAL))
+    world = vmhost.world
+    world.run("tee", ROOT / MORPH, input=_MORPH)
+    cluster = Cluster(vmhost, built, scratch / "several")
+    options = ("-e", f"cluster={MORPH}", "--limit", "small")
+    image, console = scratch / "vm/small.img", scratch / "vm/small.img.console"
+
+    def fails(*more: str) -> str:
+        command = ("ansible-playbook", "deploy-cluster.yml", *options, *more)
+        done = world.attempt(*command, cwd=ROOT, env=cluster.environment, timeout=400)
+        assert done.returncode != 0
+        assert recap(done.stdout)["small"]["failed"] == 1
+        assert "Traceback" not in done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    # one that cannot be started
+    said = fails("-e", "small.NIC_CONFIG=network=default,model=none")
+    assert "libvirt on vmhost: " in said
+    assert "'none'" in said
+    # one that takes too long
+    said = fails("-e", "kvm_guest_boot_timeout=8")
+    assert "small (small on vmhost) failed while\nwaiting for it to start and to answer" in said
+    assert "no answer to ssh in 8 s" in said
+    assert "Linux version" in console.read_text()
+    assert "virsh -c qemu+ssh://user@vmhost/system console small" in said
+
+    sent = image.stat().st_ino
+    said, counts = cluster.play("deploy-cluster.yml", *options)
+    assert not changed(counts), said  # what was made is gone on with
+    assert image.stat().st_ino == sent
+    assert "small login: " in console.read_text()
+    assert "small" in vmhost.guests()
+    assert "large" not in vmhost.guests()
+
+    # the host key that it was given lets us in, and what lies in it is there
+    state = cluster.state.parent / "several/ssh"
+    ssh = ["ssh", "-i", f"{state}/admin", "-o", f"UserKnownHostsFile={state}/small/known_hosts"]
+    ssh += ["-o", "HostKeyAlias=small", "root@small.farm.test"]
+    listed = world.run(*ssh, "hostname; tar -tf /srv/inner.tar | grep etc/hostname", timeout=120)
+    assert listed == "small\netc/hostname\n"
+
+    cluster.play("destroy-cluster.yml", *options)
+    assert "small" not in vmhost.guests()
+    assert not list((scratch / "vm").glob("small*"))

@@ -1,0 +1,178 @@
+"""A farm over its life: its deployment interrupted, upgraded while it builds, grown and shrunk."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from deploy_kit import MORPH, Cluster, changed, tiny_definitions
+from systems_kit import ROOT, Built
+from vmhost_kit import VmHost
+from world_kit import Failed, until
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(2400)]
+
+FARM = "clusters/farm.morph"
+SMALL = {"farm-controller", "farm-worker0", "farm-worker1"}
+
+
+def farm_morph(workers: int) -> str:
+    """The guide's cluster with so many workers, and with a disk of its own for the trove."""
+    guide = (ROOT / MORPH).read_text().replace("x86_64_distbuild_network", "farm")
+    head, *deployments = re.split(r"(?m)^(?=    worker\d:)", guide)
+    head = head.replace(
+        "$worker0_url, $worker1_url", ", ".join(f"$worker{n}_url" for n in range(workers))
+    )
+    head += "      ATTACH_DISKS: /dev/vg/trove_src\n"
+    head += "      FSTAB_TROVE: LABEL=trove /srv/trove auto defaults 0 0\n"
+    numbered = (deployments[0].replace("worker0", f"worker{n}") for n in range(workers))
+    text = head + "".join(numbered)
+    for guide, ours in {"distbuild-": "farm-", "vm/": "vm/farm-", "vg/": "vg/farm-"}.items():
+        text = text.replace(guide, ours)
+    return text
+
+
+class Farm(Cluster):
+    def __init__(self, vmhost: VmHost, built: Built, scratch: Path) -> None:
+        super().__init__(vmhost, built, scratch / "farm", "farm-", FARM, "farm")
+        self.images = scratch / "vm"
+        self.vmhost = vmhost
+        for disk in ("trove", "worker0", "worker1", "worker2"):
+            vmhost.disk(f"/dev/vg/farm-{disk}_src", "4G", scratch / f"farm-{disk}.disk")
+        self.describe(workers=2)
+
+    def describe(self, workers: int) -> None:
+        """Edit its morph, in the world."""
+        self.world.run("tee", ROOT / FARM, input=farm_morph(workers))
+
+    def guests(self) -> set[str]:
+        return {guest for guest in self.vmhost.guests() if guest.startswith("farm-")}
+
+    def label(self, name: str) -> str:
+        """What a guest runs: the VERSION_LABEL of its image."""
+        xml = self.world.run(*self.vmhost.virsh("dumpxml", f"farm-{name}"))
+        found = re.search(r'<distbuild:guest .* label="(\w+)"', xml)
+        assert found is not None, xml
+        return found[1]
+
+    def workers(self) -> dict[str, str]:
+        """What the controller says of each."""
+        told = json.loads(self.initiator("workers", "--json", cwd=self.images))
+        return {worker["name"]: worker.get("state", "idle") for worker in told}
+
+
+@pytest.fixture(scope="module")
+def farm(vmhost: VmHost, built: Built, scratch: Path) -> Iterator[Farm]:
+    """Deployed, by a second run: Ctrl-C ended the first when it was sending images."""
+    farm = Farm(vmhost, built, scratch)
+    pid, log = scratch / "interrupted.pid", scratch / "interrupted"
+    script = f'echo $$ > {pid}; exec "$@"'
+    with log.open("w") as to:
+        first = farm.world.start(
+            *("sh", "-c", script, "sh", *farm.command("deploy-cluster.yml")),
+            cwd=ROOT,
+            env=farm.environment,
+            stdout=to,
+            stderr=to,
+        )
+        until(lambda: any(farm.images.glob("farm-*_vm.img.??????")), 300, log.read_text)
+        farm.world.run("kill", "-INT", pid.read_text().strip())
+        first.wait(60)
+    assert "User interrupted execution" in log.read_text()
+    # what had come of an image is gone
+    until(lambda: not any(farm.images.glob("farm-*_vm.img.??????")), 30, log.read_text)
+    farm.play("deploy-cluster.yml", timeout=1200)
+    yield farm
+    farm.play("destroy-cluster.yml", timeout=600)
+    assert not farm.guests()
+
+
+def test_an_interrupted_deployment_goes_on(farm: Farm) -> None:
+    assert farm.guests() == SMALL
+    assert farm.workers() == {"worker0": "idle", "worker1": "idle"}
+
+
+@contextmanager
+def building(farm: Farm, folder: Path, count: int) -> Iterator[Path]:
+    """A build of ``count`` chunks, under way when the body begins, well at its end; its output."""
+    definitions = tiny_definitions(folder, count, f"sleep 5 && true {folder.name}")
+    here, log = folder / "here", folder / "output"
+    here.mkdir()
+    system = str(definitions / "systems/tiny.morph")
+    with log.open("w") as to:
+        build = farm.start_initiator("build", system, cwd=here, stdout=to, stderr=to)
+        try:
+            until(lambda: any(here.glob("build-step-tiny-*.log")), 300, log.read_text)
+            yield log
+            build.wait(600)
+        finally:
+            build.kill()
+            build.wait()
+    assert build.returncode == 0, log.read_text()
+    for number in range(1, count + 1):
+        name = f"tiny-{number:02}"
+        assert f"built {name}\n" in (here / f"build-step-{name}-misc.log").read_text()
+
+
+def test_a_worker_is_upgraded_while_it_builds(farm: Farm, scratch: Path) -> None:
+    farm.on("worker1", "touch /srv/distbuild/kept /var/tmp/lost")
+    with building(farm, scratch / "first", 12):
+        upgrade = ["upgrade-cluster.yml", "--limit", "worker1", "-e", "VERSION_LABEL=second"]
+        said, _ = farm.play(*upgrade, "--check", "--diff")
+        assert farm.label("worker1") == "distbuild", said
+        farm.play(*upgrade, timeout=1200)
+    assert (farm.label("worker0"), farm.label("worker1")) == ("distbuild", "second")
+    farm.on("worker1", "test -e /srv/distbuild/kept && ! test -e /var/tmp/lost")
+    assert not list(farm.images.glob("farm-*.old"))
+
+
+def test_the_controller_is_upgraded_while_others_build(farm: Farm, scratch: Path) -> None:
+    """What it knows comes along, and so does the trove, on its attached disk."""
+    with building(farm, scratch / "second", 30) as log:
+        upgrade = ["upgrade-cluster.yml", "--limit", "controller", "-e", "VERSION_LABEL=second"]
+        farm.play(*upgrade, timeout=1200)
+    assert "the controller is back" in log.read_text()
+    assert farm.label("controller") == "second"
+    builds = json.loads(farm.initiator("list", "--json", cwd=scratch))
+    assert [build["state"] for build in builds] == ["done", "done"]
+
+
+def test_what_does_not_come_back_is_rolled_back(farm: Farm) -> None:
+    """Its new image turns the machine off as soon as it has started."""
+    broken = "worker1.KERNEL_ARGS=systemd.unit=poweroff.target"
+    with pytest.raises(Failed) as failed:
+        farm.play(
+            *("upgrade-cluster.yml", "--limit", "worker1", "-e", "VERSION_LABEL=third"),
+            *("-e", broken),
+        )
+    said = re.sub(r"\s+", " ", str(failed.value))
+    assert "worker1 did not come back upgraded (third), and runs as before (second)." in said
+    assert "worker1 (farm-worker1 on vmhost) failed while waiting for it with its new image" in said
+    assert "the guest has turned itself off" in said
+    assert "The last lines of its console:" in said
+    assert "reboot: Power down" in said
+    assert farm.label("worker1") == "second"
+    assert farm.workers() == {"worker0": "idle", "worker1": "idle"}
+    assert not list(farm.images.glob("farm-*.img.*[!e]"))  # consoles are there
+
+
+def test_the_farm_grows_and_shrinks(farm: Farm) -> None:
+    farm.on("worker0", "touch /run/not-restarted")
+    farm.describe(workers=3)
+    said, counts = farm.play("deploy-cluster.yml", "-e", "worker0.RAM_SIZE=1G", timeout=900)
+    # the controller admits the new one
+    assert changed(counts) == {"controller", "worker0", "worker2"}, said
+    assert "worker0 runs as it was defined before" in re.sub(r"\s+", " ", said)
+    assert farm.workers() == {f"worker{number}": "idle" for number in range(3)}
+    farm.describe(workers=2)
+    said, counts = farm.play("deploy-cluster.yml", "--tags", "machines")
+    assert "Give the worker nothing more to build" in said
+    assert farm.guests() == SMALL
+    assert not list(farm.images.glob("farm-worker2*"))
+    device = "/dev/vg/farm-worker2_src"
+    assert farm.world.run("blkid", "-o", "value", "-s", "LABEL", device) == "src\n"
+    farm.on("worker0", "ls /run/not-restarted")

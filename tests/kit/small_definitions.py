@@ -1,0 +1,61 @@
+"""Definitions of one stratum whose chunks are built with our own tools, for any test."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+SYSTEM = "systems/small.morph"
+DEFAULTS = """\
+split-rules:
+  chunk:
+  - {artifact: -bins, include: ['(usr/)?s?bin/.*']}
+  - {artifact: -misc, include: ['.*']}
+  stratum:
+  - {artifact: -runtime, include: ['.*']}
+"""
+
+
+def git(where: Path, *command: str) -> str:
+    """What git prints, run by somebody with a name."""
+    me = ["-c", "user.name=t", "-c", "user.email=t@invalid"]
+    done = subprocess.run(
+        ["git", *me, *command], cwd=where, check=True, capture_output=True, text=True
+    )
+    return done.stdout
+
+
+def lay_out(root: Path, source: Path) -> None:
+    """Make the folders and the system; and the repository that chunks are from, if need be."""
+    for folder in ("strata", "systems"):
+        (root / folder).mkdir(parents=True)
+    (root / "VERSION").write_text("version: 8\n")
+    (root / "DEFAULTS").write_text(DEFAULTS)
+    (root / SYSTEM).write_text(
+        "name: small\nkind: system\narch: x86_64\nstrata:\n"
+        "- name: things\n  morph: strata/things.morph\n"
+    )
+    if not source.exists():
+        source.mkdir()
+        (source / "hello.txt").write_text("hello\n")
+        git(source, "init", "-q", "-b", "main")
+        git(source, "add", ".")
+        git(source, "commit", "-qm", "first")
+
+
+def write_chunks(root: Path, source: Path, chunks: dict[str, str | tuple[str, str]]) -> None:
+    """A chunk of each name: with its install command, or (dependencies, command)."""
+    specs = []
+    for name, value in chunks.items():
+        depends, command = value if isinstance(value, tuple) else ("", value)
+        (root / f"strata/{name}.morph").write_text(
+            f"name: {name}\nkind: chunk\ninstall-commands:\n- |\n"
+            + "".join(f"  {line}\n" for line in command.splitlines())
+        )
+        specs.append(
+            f"- name: {name}\n  morph: strata/{name}.morph\n  repo: file://{source}\n"
+            f"  ref: main\n  build-mode: test\n  build-depends: [{depends}]\n"
+        )
+    (root / "strata/things.morph").write_text(
+        "name: things\nkind: stratum\nchunks:\n" + "".join(specs)
+    )

@@ -1,0 +1,40 @@
+"""Files that several processes share."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from trove_kit import child_environment
+
+from fabric.trove.files import scratch
+
+
+def test_scratch_of_a_killed_process_is_removed_by_the_next(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from fabric.trove.files import scratch
+with scratch(Path(sys.argv[1]), "work-") as folder:
+    (folder / "half").write_text("done")
+    print(folder, flush=True)
+    sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        env=child_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as maker:
+        assert maker.stdout is not None
+        theirs = Path(maker.stdout.readline().strip())
+        with scratch(tmp_path, "work-") as ours:
+            assert ours != theirs
+            assert (theirs / "half").read_text() == "done", "its maker lives"
+        assert list(tmp_path.iterdir()) == [theirs]
+        maker.kill()
+    with scratch(tmp_path, "work-") as ours:
+        assert list(tmp_path.iterdir()) == [ours]
+    assert not list(tmp_path.iterdir())
