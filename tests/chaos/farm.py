@@ -136,7 +136,10 @@ class Farm:
                 dav_methods PUT DELETE MOVE MKCOL; dav_ext_methods PROPFIND;
                 create_full_put_path on; min_delete_depth 2; }} }} }}""",
         )
-        self.add(self.trove, "nginx", [_found("nginx")], "-c", config, "-e", "stderr")
+        # as the unit of the role `trove` does it: what a killed one had not taken in goes
+        start = f'find {DISK}/body -type f -delete; exec "$@"'
+        command = ["sh", "-c", start, "sh", _found("nginx"), "-c", str(config), "-e", "stderr"]
+        self.add(self.trove, "nginx", command)
 
     def _certify(self) -> None:
         """A certificate for the store that every clock here takes for valid, and a password."""
