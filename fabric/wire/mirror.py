@@ -40,8 +40,7 @@ from fabric.wire.messages import (
 #: Seconds between polls, and before a question is repeated.
 POLL_EVERY = 1.0
 ASK_AGAIN = 0.5
-#: Seconds that the stream has, once a step has ended, to bring the rest of its log; and until
-#: a question is put again that could not be sent.
+#: Seconds in which the stream may bring the rest of a log, or what cannot be sent may be sent.
 LINGER = 0.02
 #: A submit is repeated after this long, then twice, four times ... as long.
 SUBMIT_AGAIN = 1.0
