@@ -156,7 +156,7 @@ def test_the_controller_is_upgraded_while_others_build(farm: Farm, scratch: Path
         until(lambda: "the controller is back" in log.read_text(), 120, log.read_text)
     assert farm.label("controller") == "second"
     builds = json.loads(farm.initiator("list", "--json", cwd=scratch))
-    assert [build["state"] for build in builds] == ["done", "done"]
+    assert {build["state"] for build in builds} == {"done"}
 
 
 def test_what_does_not_come_back_is_rolled_back(farm: Farm) -> None:
