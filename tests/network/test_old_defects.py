@@ -45,7 +45,7 @@ DEFECTS: dict[int, tuple[str, list[str]]] = {
         "cancelling frees the worker at once, and its late result ends the next build",
         [
             f"{HERE}::test_what_is_cancelled_does_not_spoil_what_comes_next",
-            "scheduling/test_restart.py::test_a_killed_attempt_holds_back_the_next_until_it_is_gone",
+            "scheduling/test_attempts.py::test_a_killed_attempt_holds_back_the_next_until_it_is_gone",
         ],
     ),
     6: (
@@ -72,7 +72,7 @@ DEFECTS: dict[int, tuple[str, list[str]]] = {
     9: (
         "what is queued again has a new number, and its answer is lost",
         [
-            "scheduling/test_restart.py::test_an_outcome_is_settled_until_the_worker_forgets_it",
+            "scheduling/test_attempts.py::test_an_outcome_is_settled_until_the_worker_forgets_it",
             "scheduling/test_faults.py::test_a_lost_worker_s_job_goes_elsewhere",
         ],
     ),
@@ -109,13 +109,13 @@ DEFECTS: dict[int, tuple[str, list[str]]] = {
     ),
     16: (
         "an unknown artifact ends the controller",
-        ["wire/test_broker.py::test_rubbish_costs_its_sender_the_message_and_nobody_else_anything"],
+        ["wire/test_rubbish.py::test_rubbish_costs_its_sender_the_message_and_nobody_else_anything"],
     ),
     17: (
         "a message that is odd ends the controller, the worker or the helper",
         [
             "wire/test_tcp.py::test_rubbish_on_the_ports_themselves",
-            "wire/test_broker.py::test_rubbish_costs_its_sender_the_message_and_nobody_else_anything",
+            "wire/test_rubbish.py::test_rubbish_costs_its_sender_the_message_and_nobody_else_anything",
             "wire/test_messages.py::test_whatever_comes_is_a_message_or_garbage",
         ],
     ),
