@@ -109,7 +109,9 @@ DEFECTS: dict[int, tuple[str, list[str]]] = {
     ),
     16: (
         "an unknown artifact ends the controller",
-        ["wire/test_rubbish.py::test_rubbish_costs_its_sender_the_message_and_nobody_else_anything"],
+        [
+            "wire/test_rubbish.py::test_rubbish_costs_its_sender_the_message_and_nobody_else_anything"
+        ],
     ),
     17: (
         "a message that is odd ends the controller, the worker or the helper",
