@@ -38,6 +38,9 @@ class NoSources:
     def export(self, source: Source) -> Path:
         raise AssertionError(source)
 
+    def sweep(self) -> None:
+        """Nothing is ever half done."""
+
 
 def shell_entries(root: Path) -> list[Entry]:
     """A minimal root: this machine's sh, and the libraries it needs."""

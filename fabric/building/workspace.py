@@ -56,11 +56,15 @@ class Store(Protocol):
 
     def put(self, manifest: Manifest, files: Mapping[str, Path | bytes]) -> None: ...
 
+    def sweep(self) -> None: ...  # remove what killed processes have left half done
+
 
 class Sources(Protocol):
     """What building needs of the sources."""
 
     def export(self, source: Source) -> Path: ...
+
+    def sweep(self) -> None: ...  # as above
 
 
 class Workspace:
@@ -252,6 +256,8 @@ class Workspace:
             if fd is not None:
                 self.discard(session)
                 os.close(fd)
+        self.store.sweep()
+        self.sources.sweep()
 
     def _forget_after_reboot(self) -> None:
         """Drop layers unpacked before a reboot.

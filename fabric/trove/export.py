@@ -23,8 +23,9 @@ from typing import IO
 
 from fabric.errors import SourceError
 from fabric.trove import git
-from fabric.trove.files import scratch
+from fabric.trove.files import scratch, sweep
 
+_EXPORTING = "exporting-"
 #: Time stamp of everything exported (Unix time): one value, so that make sees nothing to redo.
 MTIME = 1_000_000_000
 _CHUNK = 1024 * 1024
@@ -37,6 +38,10 @@ class Exports:
         self.top = top
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         self.directory = top / boot
+
+    def sweep(self) -> None:
+        """Remove what killed processes have left half exported."""
+        sweep(self.top, _EXPORTING)
 
     def find(self, tree: str) -> Path | None:
         """The exported tree, if it is there; it counts as used now."""
@@ -53,7 +58,7 @@ class Exports:
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / tree
         try:
-            with scratch(self.top, "exporting-") as folder:
+            with scratch(self.top, _EXPORTING) as folder:
                 fresh = folder / tree
                 fresh.mkdir(mode=0o700)
                 _write(repository, tree, fresh)

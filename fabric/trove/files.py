@@ -45,22 +45,36 @@ def locked(
 def scratch(folder: Path, prefix: str) -> Iterator[Path]:
     """A new directory in ``folder``, for a while.
 
-    It is locked as long as its maker lives; what a killed one left is removed by the next.
+    It is locked as long as its maker lives; what a killed one left is removed by the next, or
+    by `sweep`.
     """
     import shutil
     import tempfile
 
     with contextlib.ExitStack() as held:
         with locked(folder / "scratch-lock"):
-            for old in folder.glob(f"{prefix}*"):
-                with contextlib.suppress(OSError), locked(old / "lock", wait=_busy):
-                    shutil.rmtree(old, ignore_errors=True)
+            _sweep(folder, prefix)
             made = Path(tempfile.mkdtemp(prefix=prefix, dir=folder))
             held.enter_context(locked(made / "lock"))
         try:
             yield made
         finally:
             shutil.rmtree(made, ignore_errors=True)
+
+
+def sweep(folder: Path, prefix: str) -> None:
+    """Remove the `scratch` that killed processes have left."""
+    if any(folder.glob(f"{prefix}*")):
+        with locked(folder / "scratch-lock"):
+            _sweep(folder, prefix)
+
+
+def _sweep(folder: Path, prefix: str) -> None:
+    import shutil
+
+    for old in folder.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError), locked(old / "lock", wait=_busy):
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _busy() -> None:

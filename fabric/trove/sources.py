@@ -287,6 +287,10 @@ class Sources:
 
     # -- housekeeping ------------------------------------------------------------------------
 
+    def sweep(self) -> None:
+        """Remove what killed processes have left half exported."""
+        self.exports.sweep()
+
     def gc(self, older_than: float, *, dry_run: bool = False) -> int:
         """Remove exported trees and downloads unused for that many seconds; return how many
         bytes that frees.  Repositories stay: only they hold what cannot be made again."""

@@ -30,9 +30,10 @@ from fabric.jobs import Blob, Manifest
 from fabric.trove.backends import Backend
 from fabric.trove.cleaning import collect
 from fabric.trove.directory import Directory
-from fabric.trove.files import scratch, sha256_of
+from fabric.trove.files import scratch, sha256_of, sweep
 from fabric.trove.troubles import advice, brief
 
+_FETCHING = "fetching-"
 _encode = msgspec.json.Encoder(order="deterministic").encode
 _decode = msgspec.json.Decoder(Manifest).decode
 
@@ -80,6 +81,10 @@ class Store:
     def copies(self) -> Path:
         """The folder with copies of remote blobs; what is removed there is fetched again."""
         return self._scratch / "blobs"
+
+    def sweep(self) -> None:
+        """Remove what killed processes have left in the scratch directory."""
+        sweep(self._scratch, _FETCHING)
 
     # -- manifests ---------------------------------------------------------------------------
 
@@ -210,7 +215,7 @@ class Store:
             except FileNotFoundError:
                 with (
                     self._reading(blob, f"cannot be fetched to {file}"),
-                    scratch(self._scratch, "fetching-") as folder,
+                    scratch(self._scratch, _FETCHING) as folder,
                 ):
                     self.fetch(blob, folder / blob.sha256, check)
                     self.copies.mkdir(parents=True, exist_ok=True)

@@ -42,6 +42,9 @@ class Trees:
     def export(self, source: Source) -> Path:
         return self.trees[source.tree]
 
+    def sweep(self) -> None:
+        """Nothing here is ever half done."""
+
 
 def copy_tools(to: Path, tools: tuple[str, ...] = TOOLS) -> None:
     """Put programs of this machine and the libraries they need into a root at ``to``."""
