@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from fabric.errors import SourceError
+from fabric.trove.files import scratch
 from fabric.trove.stop import Stop
 
 if TYPE_CHECKING:
@@ -73,16 +74,26 @@ class Repository:
     def create(self) -> None:
         """Make it, empty, if it is not there; see to what is left in it if it is."""
         if not self.exists:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            run(["init", "--quiet", "--bare", "--initial-branch=main", str(self.path)])
-            for setting in _SETTINGS:
-                name, _, value = setting.partition("=")
-                self.run("config", name, value)
+            self._make()
         # what a killed fetch left: git's own gc, which would see to it, is off here
         for half in self.path.glob("objects/pack/tmp_*"):
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - half.stat().st_mtime > ABANDONED:
                     half.unlink()
+
+    def _make(self) -> None:
+        """Make it elsewhere, so that it is whole or not there, and others may do the same."""
+        with scratch(self.path.parent, "making-") as folder:
+            fresh = Repository(folder / self.path.name)
+            run(["init", "--quiet", "--bare", "--initial-branch=main", str(fresh.path)])
+            for setting in _SETTINGS:
+                name, _, value = setting.partition("=")
+                fresh.run("config", name, value)
+            try:
+                fresh.path.rename(self.path)
+            except OSError as error:
+                if not self.exists:  # else another was faster
+                    raise SourceError(f"{self.path}: cannot be made: {error.strerror}") from error
 
     # -- reading without git -----------------------------------------------------------------
 

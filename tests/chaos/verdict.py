@@ -70,7 +70,7 @@ def left_mounts(farm: Farm) -> Iterator[str]:
 #: (tmp_pack_...) are no fault yet: the first fetch after an hour removes them.
 TEMPORARY = (
     ".*", "*.new", "*.part", "*.tmp", "*-journal", "incoming*", "taking-in-*",
-    "resolving-*", "exporting-*", "fetching-*", "*.git/*.lock", "*.git/refs/*.lock",
+    "resolving-*", "making-*", "exporting-*", "fetching-*", "*.git/*.lock", "*.git/refs/*.lock",
 )  # fmt: skip
 #: Folders where nothing should be.
 EMPTY = ("tmp", "body", "cache/work/scratch", "data/artifacts/tmp")

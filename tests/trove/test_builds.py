@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from fabric.errors import SourceError
 from fabric.trove import builds, snapshot
 from fabric.trove.builds import Builds, new_request, ref_of, stale
+from fabric.trove.git import Repository
 from fabric.trove.reach import Trove, TroveError
 
 
@@ -243,3 +245,12 @@ def test_a_trove_that_is_not_there(user: Path, ours: Builds, tmp_path: Path) -> 
     build = ours.snapshot(user)
     with pytest.raises(TroveError, match="is no git repository: is the setting `trove` right"):
         ours.push(build, Trove(str(tmp_path / "nowhere.git")), ref_of(new_request()), print)
+
+
+def test_a_repository_is_made_once_by_all_who_begin_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "trove/builds.git"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: Repository(path).create(), range(8)))
+    assert git(path, "config", "gc.auto") == "0\n"
+    assert [one.name for one in path.parent.glob("*.git")] == ["builds.git"]
+    assert not list(path.parent.glob("making-*"))
