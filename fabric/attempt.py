@@ -20,6 +20,9 @@ from fabric.errors import BuildFailed, Cancelled, FabricError, MachineFault
 from fabric.jobs import Job
 from fabric.wire.messages import STORING, Outcome
 
+# Made here: two threads that make msgspec look at a type for the first time at once crash (0.22).
+_decode = msgspec.msgpack.Decoder(Job).decode
+
 
 class Attempt:
     """One job being built, in a thread that is not the one that talks."""
@@ -48,7 +51,7 @@ class Attempt:
         message = phase = command = ""
         damaged: tuple[str, ...] = ()
         try:
-            job = msgspec.msgpack.decode(self._job, type=Job)
+            job = _decode(self._job)
             build(
                 job,
                 workspace,

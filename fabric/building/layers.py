@@ -72,6 +72,10 @@ class Index(msgspec.Struct, frozen=True):
     has: tuple[bytes, ...]  # those of _NOTED that are in it
 
 
+#: Made once, by one thread (see `fabric.attempt`).
+_decode = msgspec.msgpack.Decoder(Index).decode
+
+
 #: Paths whose presence in a staging area its maker wants to know.
 _NOTED = (b"etc/ld.so.conf", b"sbin/ldconfig", b"usr/sbin/ldconfig")
 #: From so many entries on, a layer's index is kept in a file: quicker to read than to make.
@@ -246,7 +250,7 @@ class Layers:
     def _read_index(self, key: str, tree: Path) -> Index:
         file = self.workspace.root / "indexes" / key
         with suppress(FileNotFoundError):
-            return msgspec.msgpack.decode(file.read_bytes(), type=Index)
+            return _decode(file.read_bytes())
         index, entries = look_through(tree)
         if entries > _WORTH_A_FILE:
             scratch = self.workspace.scratch()
