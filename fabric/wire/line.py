@@ -65,7 +65,7 @@ class Line:
         self._open()
 
     def _open(self) -> None:
-        self._context = zmq.Context()
+        self._context = sockets.new_context()
         self.jobs = sockets.dealer(self._context, self._curve)
         self._events = self.jobs.get_monitor_socket(_EVENTS)
         sockets.connect(self.jobs, self._addresses.jobs)

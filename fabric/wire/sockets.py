@@ -17,6 +17,7 @@ from typing import Generic, NamedTuple, TypeAlias, TypeVar
 import msgspec
 import zmq
 
+from fabric import process
 from fabric.errors import FabricError
 from fabric.wire.messages import MAX_FRAME, MAX_LOG_PIECE, PROTOCOL
 
@@ -27,6 +28,8 @@ Socket: TypeAlias = zmq.Socket[bytes]
 #: Messages kept for one peer in each direction.
 JOBS_HWM = 100
 LOGS_HWM = 32
+#: Bytes kept for the messages to come: what is on its way for one peer, in both directions.
+KEPT_MEMORY = 2 * LOGS_HWM * MAX_LOG_PIECE
 #: No frame of the log stream is larger, in bytes.
 MAX_LOG_FRAME = MAX_LOG_PIECE + 4096
 #: No frame is larger that reaches the broker over a network, in bytes.
@@ -62,6 +65,12 @@ class Curve:
     public: bytes
     secret: bytes = field(repr=False)
     server: bytes = b""
+
+
+def new_context() -> Context:
+    """What the sockets of a process belong to, which passes on logs."""
+    process.keep_memory(KEPT_MEMORY)
+    return zmq.Context()
 
 
 def in_directory(directory: str | os.PathLike[str]) -> Addresses:
