@@ -166,7 +166,8 @@ def main() -> None:
     if options.publish:
         publish(options.publish, Safe(options.safe))
     if options.forward:
-        forward(*options.forward, Safe(options.safe))
+        here, there = options.forward
+        forward(here, there, Safe(options.safe))
     size = options.megabytes * 1_000_000
     flood = measure_flood(size)
     print(f"  to the user's file              {flood / 1e6:8.0f} MB/s")

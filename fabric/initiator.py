@@ -25,22 +25,29 @@ EPILOG = """exit codes:
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
-    top = argparse.ArgumentParser(
-        prog="fabric-initiator",
-        description="Build whole Linux systems from source.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    top.add_argument("--version", action="version", version=f"distbuild {__version__}")
-    common = argparse.ArgumentParser(add_help=False)
+def _common(default: str | None) -> argparse.ArgumentParser:
+    """Options that may stand before the command, and after it."""
+    common = argparse.ArgumentParser(add_help=False, argument_default=default)
     common.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     common.add_argument("--cache", metavar="DIR", help="where everything local is kept")
     common.add_argument("--artifacts", metavar="URL", help="the artifact store")
     common.add_argument(
         "--controller", metavar="HOST[:PORT]", help='of the farm to use; "" for this machine alone'
     )
+    return common
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        prog="fabric-initiator",
+        description="Build whole Linux systems from source.",
+        epilog=EPILOG,
+        parents=[_common(None)],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"distbuild {__version__}")
+    common = _common(argparse.SUPPRESS)  # after the command, what is not said changes nothing
     json = argparse.ArgumentParser(add_help=False)
     json.add_argument("--json", action="store_true", help="print JSON, for programs")
     limits = argparse.ArgumentParser(add_help=False)
