@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from bench_kit import Chunk, write_definitions
 
-from fabric.building import host, sandbox
+from fabric.building import host, sandbox, seccomp
 from fabric.building.layers import plan_layers
 from fabric.building.workspace import Workspace
 from fabric.jobs import Staged
@@ -96,10 +96,12 @@ def write_ninja(root: Path) -> None:
             path=f"/staging/{name}.steps",
         )
         command = ["sh", "-e", "-x", "-c", BUILD.format(name=name)]
-        words = box.command(0, ["--new-session"], command)  # ninja's steps have /dev/null there
+        # ninja's steps have /dev/null at 0
+        words = box.command((0, 9), ["--new-session"], command)
         needs = " ".join(f"{one}.inst/out/{one}" for one in depends)
         lines.append(f"build {name}.inst/out/{name}: step {needs}")
-        lines.append(f"  sandbox = {shlex.join(words).replace('$', '$$')}")
+        lines.append(f"  sandbox = {shlex.join(words).replace('$', '$$')} 9<calls")
+    (root / "calls").write_bytes(seccomp.program())
     (root / "build.ninja").write_text("\n".join(lines) + "\n")
 
 
