@@ -43,7 +43,8 @@ def order(options: argparse.Namespace, settings: Settings) -> int:
         try:
             made, tree = _prepare(options, settings, project, system, line, screen)
             project.remember(system)
-            session = Session(made, line, screen, since=time.monotonic() - began)
+            since = time.monotonic() - began
+            session = Session(made, line, screen, since=since, patience=settings.patience)
             if options.detach:
                 session.accept(RESOLVING)
                 _say_ordered(screen, session, made.request)

@@ -59,10 +59,12 @@ class Session:
         screen: Screen,
         check: Callable[[], str] = str,
         since: float = 0.0,
+        patience: float = 0.0,
     ) -> None:
         """``asked`` as for `RequestMirror`, begun ``since`` seconds ago.
 
-        ``check`` is called now and then, for news.
+        ``check`` is called now and then, for news.  A broker that cannot take the request in is
+        asked again for ``patience`` seconds; one that had, as long as it takes.
         """
         self.mirror = RequestMirror(asked)
         self._line = line
@@ -70,6 +72,8 @@ class Session:
         self._check = check
         self._began = time.monotonic() - since
         self._look_due = self._began
+        self._patience = patience
+        self._put_off = 0.0  # since when; 0: it is not
         self._logs: dict[str, UserLog] = {}
         self._paths: dict[str, Path] = {}
         self._tails: dict[str, list[str]] = {}
@@ -83,6 +87,7 @@ class Session:
 
     def accept(self, patience: float) -> None:
         """Until the broker has taken the request; ``patience`` seconds more to be resolved.
+        MachineFault if it cannot take it.
 
         Nobody stays to complete a log, so none is begun.
         """
@@ -96,14 +101,14 @@ class Session:
     def follow(self, parting: str) -> None:
         """To the end: until the request is over and every log is whole, or given up.
 
-        ``parting`` is said if that is left before.
+        ``parting`` is said if that is left before.  MachineFault if the broker cannot take it.
         """
         try:
             while not self.mirror.complete:
                 self._turn()
         finally:
             heeded = signal.signal(signal.SIGINT, signal.SIG_IGN)  # let this moment pass
-            if not self.mirror.over:
+            if not self.mirror.over and not (self._put_off and not self.mirror.version):
                 self._screen.say(parting)
             self._close()
             signal.signal(signal.SIGINT, heeded)
@@ -121,10 +126,13 @@ class Session:
             match message:
                 case Update():
                     self._do(self.mirror.update(message, now))
+                    self._is_taken()
                 case LogPiece():
                     self._do(self.mirror.piece(message, now))
                 case Refused():
                     self._do(self.mirror.refused(message, now))
+                    if message.code == "not-now" and message.about == self.mirror.request:
+                        self._wait(message.reason)
                 case Answer():  # once more, to a question that was asked before this
                     pass
         for piece in self._line.pieces(MESSAGES_AT_ONCE):
@@ -209,6 +217,24 @@ class Session:
                     self._line.unsubscribe(key)
                 case protocol.CloseLog():
                     self._close_log(action)
+
+    def _wait(self, reason: str) -> None:
+        """The broker cannot take the request in now.  MachineFault if that is so for too long."""
+        now = time.monotonic()
+        known = self.mirror.version > 0
+        told, self._put_off = bool(self._put_off), self._put_off or now
+        if not known and now - self._put_off >= self._patience:
+            raise MachineFault(reason)
+        if not told:
+            self._screen.event("connection", ok=False, message=reason)
+            limit = "" if known else f" for {duration(self._patience)}"
+            self._screen.say(f"{reason}; trying on{limit}", "yellow")
+
+    def _is_taken(self) -> None:
+        if self._put_off and self.mirror.accepted:
+            self._put_off = 0.0
+            self._screen.event("connection", ok=True, message="")
+            self._screen.say("the controller takes orders again", "green")
 
     def _end(self, over: protocol.Over) -> None:
         if over.refused:

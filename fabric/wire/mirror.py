@@ -244,8 +244,8 @@ class RequestMirror:
             if log is not None and log.ended and not log.closed:
                 return self._close(log, whole=False)
             return []
-        if refused.about != self.request or self.over:
-            return []
+        if refused.about != self.request or refused.code == "not-now" or self.over:
+            return []  # and asked for again, if it was not now
         if refused.code == "unknown-request" and self.wanted is not None:
             # The broker has been restarted, or had given us up: what it builds, it finds again.
             if not self.accepted:
