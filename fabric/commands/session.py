@@ -8,7 +8,9 @@ from __future__ import annotations
 import re
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 from fabric.errors import BuildFailed, Cancelled, FabricError, MachineFault
@@ -26,7 +28,7 @@ from fabric.wire.messages import (
     ToInitiator,
     Update,
 )
-from fabric.wire.mirror import RequestMirror
+from fabric.wire.mirror import ENDED, RequestMirror
 from fabric.wire.sockets import Codec, Garbage
 
 #: Lines of a failed step's log that are shown.
@@ -77,6 +79,7 @@ class Session:
         self._logs: dict[str, UserLog] = {}
         self._paths: dict[str, Path] = {}
         self._tails: dict[str, list[str]] = {}
+        self._states: Counter[str] = Counter()  # of the steps told of
         self._keeps_logs = True
         self._codec: Codec[ToInitiator] = Codec(ToInitiator)
 
@@ -154,9 +157,8 @@ class Session:
 
     def counts(self) -> str:
         """ "20 built, 3 cached"."""
-        states = [step.state for step in self.mirror.steps.values()]
-        cached = states.count("cached")
-        return f"{states.count('done')} built" + (f", {cached} cached" if cached else "")
+        cached = self._states["cached"]
+        return f"{self._states['done']} built" + (f", {cached} cached" if cached else "")
 
     def failures(self) -> str:
         """ "zlib failed", "zlib, jq failed", or whatever else the broker says."""
@@ -242,12 +244,19 @@ class Session:
         if over.state == "failed" and not self.mirror.steps:
             raise NotResolved(over.message)
 
+    @cached_property
+    def _directory(self) -> Path:
+        """Where the logs go."""
+        return Path.cwd()
+
     def _open_log(self, key: str) -> None:
-        self._line.subscribe(key)
+        step = self.mirror.steps[key]
+        if step.state not in ENDED:
+            self._line.subscribe(key)
         if key in self._logs:
             self._logs[key].restart()
             return
-        self._logs[key] = log = UserLog(Path.cwd(), self.mirror.steps[key].log, key)
+        self._logs[key] = log = UserLog(self._directory, step.log, key)
         self._paths[key] = log.path
 
     def _close_log(self, action: protocol.CloseLog) -> None:
@@ -267,6 +276,9 @@ class Session:
 
     def _tell(self, old: StepState | None, new: StepState) -> None:
         name = _name(new)
+        if old is not None:
+            self._states[old.state] -= 1
+        self._states[new.state] += 1
         if old is None or (old.state, old.fence) != (new.state, new.fence):
             self._screen.event(
                 "step",
@@ -289,8 +301,7 @@ class Session:
                 self._screen.say(f"[{done}/{total}] {name}: again, {new.message}", "yellow")
 
     def _progress(self) -> tuple[int, int]:
-        states = [step.state for step in self.mirror.steps.values()]
-        return states.count("done"), len(states) - states.count("cached")
+        return self._states["done"], len(self.mirror.steps) - self._states["cached"]
 
     def _view(self) -> BuildView:
         steps = self.mirror.steps.values()
@@ -299,8 +310,8 @@ class Session:
             title=self.mirror.title,
             total=total,
             done=done,
-            failed=sum(step.state == "failed" for step in steps),
-            cached=sum(step.state == "cached" for step in steps),
+            failed=self._states["failed"],
+            cached=self._states["cached"],
             seconds=self.seconds,
             left=self.mirror.left,
             running=tuple(
