@@ -3,9 +3,9 @@
     python bench/null_least.py ROOT
 
 runs the steps that are in ``ROOT/steps.json``, (name, names of what it needs, command), each as
-soon as all it needs is stored.  Two sandboxes at a time; while one runs, what came of the one before is
-archived and stored with its log, as durable as ours.  There is nobody to tell anything to: no
-definitions, keys, broker, messages, or logs that are followed, no split rules, no limits or
+soon as all it needs is stored.  Two sandboxes at a time; while one runs, what came of the one
+before is archived and stored with its log, as durable as ours.  There is nobody to tell anything
+to: no definitions, keys, broker, messages, or logs that are followed, no split rules, no limits or
 cancelling, no source, no layers to look through, and one process.
 """
 

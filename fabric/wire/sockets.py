@@ -160,6 +160,9 @@ def connect(socket: Socket, address: str) -> None:
     """Connect, now or as soon as somebody listens there.  AddressError if it is no address."""
     # ZeroMQ would try a name's IPv6 address alone, if there is one.
     socket.setsockopt(zmq.IPV6, address.startswith("tcp://["))
+    if address.startswith("ipc:"):  # the broker is just starting, too; there is no load to spare it
+        socket.setsockopt(zmq.RECONNECT_IVL, 3)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 0)
     try:
         socket.connect(address)
     except zmq.ZMQError as error:
