@@ -151,11 +151,13 @@ def run(
     *,
     limits: Limits = Limits(),
     started: Callable[[str], None] = lambda list_: None,  # noqa: ARG005
+    look: Callable[[], None] = lambda: None,
 ) -> Ended:
     """Run the script of ``box``; its output goes to ``log``.
 
-    ``started`` hears the name of each command list as it begins.  BuildFailed past a limit,
-    Cancelled, MachineFault when the sandbox cannot be made or is killed by somebody else.
+    ``started`` hears the name of each command list as it begins, and ``look`` is called several
+    times a second.  BuildFailed past a limit, Cancelled, MachineFault when the sandbox cannot be
+    made or is killed by somebody else.
     """
     before = log.size()
     status, told = os.pipe2(os.O_CLOEXEC)
@@ -171,7 +173,7 @@ def run(
             os.close(printed)
         progress = Progress(status, started)
         try:
-            _watch(process, progress, output, log, cancelled, limits)
+            _watch(process, progress, output, log, cancelled, limits, look)
         finally:
             _end(process, progress)
             log.take(output)
@@ -213,6 +215,7 @@ def _watch(
     log: Log,
     cancelled: threading.Event,
     limits: Limits,
+    look: Callable[[], None],
 ) -> None:
     """Return when the sandbox is gone; raise when it must go."""
     deadline = None if limits.seconds is None else time.monotonic() + limits.seconds
@@ -233,6 +236,7 @@ def _watch(
                     news.unregister(output)
                 grown = log.size() - size
             progress.catch_up()
+            look()
             stop_if(cancelled)
             if deadline is not None and time.monotonic() > deadline:
                 raise _over(progress, f"ran longer than {limits.seconds:g} s", "build-timeout")

@@ -101,8 +101,15 @@ def _prepare(
     _show(screen, "pushing sources that the trove lacks")
     waits.until_done(lambda: project.supply(graph, goals))
     _show(screen, "pushing the definitions to the trove")
-    request = builds.new_request()
-    waits.until_done(lambda: kept.push(build, trove, builds.ref_of(request), lambda _: None))
+    request = ""
+
+    def push() -> None:
+        """Under a new name each time: a trove that died has perhaps left the former one locked."""
+        nonlocal request
+        request = builds.new_request()
+        kept.push(build, trove, builds.ref_of(request), lambda _: None)
+
+    waits.until_done(push)
     if kept.untidy():
         try:
             kept.tidy(trove, {one.request for one in live if one.state not in OVER})
