@@ -95,7 +95,7 @@ Event = (
 # -- effects -------------------------------------------------------------------------------
 
 
-class Ask(msgspec.Struct, frozen=True):
+class Ask(msgspec.Struct, frozen=True, gc=False):
     """Ask the store which of these keys it has; answer with `Answered` or `Unanswered`."""
 
     question: int
@@ -124,13 +124,13 @@ class Abandon(msgspec.Struct, frozen=True):
     request: str
 
 
-class Desire(msgspec.Struct, frozen=True):
+class Desire(msgspec.Struct, frozen=True, gc=False):
     """Send this worker what `Scheduler.desired` says."""
 
     worker: str
 
 
-class Changed(msgspec.Struct, frozen=True):
+class Changed(msgspec.Struct, frozen=True, gc=False):
     """There is news for this request: see `Scheduler.update`."""
 
     request: str
@@ -173,7 +173,7 @@ class Closed(msgspec.Struct, frozen=True):
     state: str
 
 
-class Began(msgspec.Struct, frozen=True):
+class Began(msgspec.Struct, frozen=True, gc=False):
     """An attempt began: its log may come.  ``found``: it ran already, unknown to this core."""
 
     key: str
@@ -182,7 +182,7 @@ class Began(msgspec.Struct, frozen=True):
     found: bool
 
 
-class Ended(msgspec.Struct, frozen=True):
+class Ended(msgspec.Struct, frozen=True, gc=False):
     """An attempt ended.  ``outcome`` is None if its worker was lost, or it was killed."""
 
     key: str
@@ -195,7 +195,7 @@ class Ended(msgspec.Struct, frozen=True):
     outcome: Outcome | None
 
 
-class Learned(msgspec.Struct, frozen=True):
+class Learned(msgspec.Struct, frozen=True, gc=False):
     """A verified build took this long."""
 
     kind: str

@@ -182,7 +182,8 @@ class Interest(Ledger):
             self._has(request, task)
         for waiter in task.waiters.values():
             waiter.missing -= 1
-            self.unblock(waiter)
+            if not waiter.missing:
+                self.unblock(waiter)
         task.waiters.clear()
         for request in requests:
             self.check_over(request)

@@ -41,7 +41,7 @@ class Limits(msgspec.Struct, frozen=True):
     rest: float = 60.0  # at most this long a worker rests after faults in a row
 
 
-class Transition(msgspec.Struct, frozen=True):
+class Transition(msgspec.Struct, frozen=True, gc=False):
     """One line of a task's story."""
 
     at: float
@@ -50,7 +50,7 @@ class Transition(msgspec.Struct, frozen=True):
     detail: str = ""
 
 
-class Attempt(msgspec.Struct, eq=False):
+class Attempt(msgspec.Struct, eq=False, gc=False):
     """One try at a task, held by one worker until that worker reports its end or is lost."""
 
     key: str
