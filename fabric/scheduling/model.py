@@ -200,7 +200,7 @@ class Request(msgspec.Struct, eq=False):
     share: Share
     heard: float
     since: float
-    version: int
+    born: int  # its version before any news
     keep_going: bool = False
     priority: int = 0
     detached: bool = False
@@ -220,8 +220,14 @@ class Request(msgspec.Struct, eq=False):
     lost: dict[str, None] = {}  # failed, or in need of what failed
     results: dict[str, StepState] = {}  # what became of steps
     tally: dict[str, int] = {}  # state -> results
-    changed: dict[str, int] = {}  # key -> version, oldest first
+    #: keys of steps of which there was news, oldest first, "" for the request itself; each is a
+    #: version
+    news: list[str] = []
     longest: list[tuple[float, str]] = []  # heap of (-rank, key)
+
+    @property
+    def version(self) -> int:
+        return self.born + len(self.news)
 
     @property
     def over(self) -> bool:
