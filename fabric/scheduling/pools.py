@@ -46,8 +46,8 @@ class Pool:
         #: ready tasks that some machine was unable to do; few
         self._choosy: dict[str, Task] = {}
         self._pushes = 0
-        #: load -> workers with room that carry it, longest there first
-        self._by_load: list[dict[str, Worker]] = []
+        #: load -> workers with room that carry it, longest there first; none is empty
+        self._by_load: dict[int, dict[str, Worker]] = {}
         self._load: dict[str, int] = {}
 
     def serves(self, worker: Worker) -> bool:
@@ -65,9 +65,7 @@ class Pool:
         self.unplace(worker)
         if load < 0:
             return False
-        while len(self._by_load) <= load:
-            self._by_load.append({})
-        self._by_load[load][worker.name] = worker
+        self._by_load.setdefault(load, {})[worker.name] = worker
         self._load[worker.name] = load
         return True
 
@@ -75,11 +73,13 @@ class Pool:
         load = self._load.pop(worker.name, None)
         if load is not None:
             del self._by_load[load][worker.name]
+            if not self._by_load[load]:
+                del self._by_load[load]
 
     def _freest(self, now: float, avoid: Container[str] = ()) -> Worker | None:
         """The least loaded worker with room that is not to be avoided."""
-        for workers in self._by_load:
-            for worker in workers.values():
+        for load in sorted(self._by_load):
+            for worker in self._by_load[load].values():
                 if now - worker.heard > self._limits.stale:
                     continue
                 if worker.name not in avoid:
