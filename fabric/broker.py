@@ -239,13 +239,13 @@ class Broker:
             route = self._routes.get(name)
             if desired is None or route is None:
                 continue
-            # A worker may drop a log once its attempt is settled, so first let it be whole.
-            settled = tuple(
-                attempt
-                for attempt in desired.settled
-                if not self._spools.incomplete(attempt.key, attempt.fence, self._now)
-            )
-            if len(settled) < len(desired.settled):
+            if self._spools.lacking:
+                # A worker may drop a log once its attempt is settled, so first let it be whole.
+                settled = tuple(
+                    attempt
+                    for attempt in desired.settled
+                    if not self._spools.incomplete(attempt.key, attempt.fence, self._now)
+                )
                 desired = msgspec.structs.replace(desired, settled=settled)
             self._listener.send(route, desired)
         self._desires.clear()
@@ -368,9 +368,8 @@ def serve(broker: Broker, *, forget_logs: bool = False) -> None:
 
 
 def _settings(options: argparse.Namespace) -> BrokerSettings:
-    given = {"artifacts": options.store}
     if options.directory is not None:
-        common = config.common(config.load_settings(overrides=given))
+        common = config.common(config.load_settings(overrides={"artifacts": options.store}))
         return BrokerSettings(**common, state=str(options.state))
     settings = config.load(BrokerSettings, options.config)
     if settings.plain:

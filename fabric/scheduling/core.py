@@ -145,7 +145,7 @@ class Scheduler(Fleet):
         if self.now < self.settled_at:
             return
         while (match := self.pools.match(self.now)) is not None:
-            _, task, worker, request = match
+            task, worker, request = match
             if task.key in self.ghosts:
                 task.move(Cause.GHOST, self.now)
                 self.touch(task)
@@ -189,10 +189,10 @@ class Scheduler(Fleet):
     def _learn(self, task: Task) -> None:
         if task.outcome is not None and task.outcome.seconds > 0:
             offer, seconds = task.offer, task.outcome.seconds
-            known = self.durations.get((offer.kind, offer.name, offer.arch), seconds)
-            seconds = (known + seconds) / 2  # old news counts half each time
-            self.durations[offer.kind, offer.name, offer.arch] = seconds
-            self.effects.append(Learned(offer.kind, offer.name, offer.arch, seconds))
+            what = (offer.kind, offer.name, offer.arch)
+            seconds = (self.durations.get(what, seconds) + seconds) / 2  # old news counts half
+            self.durations[what] = seconds
+            self.effects.append(Learned(*what, seconds))
 
     def _unanswered(self, event: Unanswered) -> None:
         for task in self.questions.pop(event.question):

@@ -102,7 +102,7 @@ Event = (
 # -- effects -------------------------------------------------------------------------------
 
 
-class Ask(msgspec.Struct, frozen=True):
+class Ask(msgspec.Struct, frozen=True, gc=False):
     """Ask the store which of these keys it has; answer with `Answered` or `Unanswered`."""
 
     question: int
@@ -131,13 +131,13 @@ class Abandon(msgspec.Struct, frozen=True):
     request: str
 
 
-class Desire(msgspec.Struct, frozen=True):
+class Desire(msgspec.Struct, frozen=True, gc=False):
     """Send this worker what `Scheduler.desired` says."""
 
     worker: str
 
 
-class Changed(msgspec.Struct, frozen=True):
+class Changed(msgspec.Struct, frozen=True, gc=False):
     """There is news for this request: see `Scheduler.update`."""
 
     request: str
@@ -180,7 +180,7 @@ class Closed(msgspec.Struct, frozen=True):
     state: str
 
 
-class Began(msgspec.Struct, frozen=True):
+class Began(msgspec.Struct, frozen=True, gc=False):
     """An attempt began: its log may come.  ``found``: it ran already, unknown to this core."""
 
     key: str
@@ -189,7 +189,7 @@ class Began(msgspec.Struct, frozen=True):
     found: bool
 
 
-class Ended(msgspec.Struct, frozen=True):
+class Ended(msgspec.Struct, frozen=True, gc=False):
     """An attempt ended.  ``outcome`` is None if its worker was lost, or it was killed."""
 
     key: str
@@ -202,7 +202,7 @@ class Ended(msgspec.Struct, frozen=True):
     outcome: Outcome | None
 
 
-class Learned(msgspec.Struct, frozen=True):
+class Learned(msgspec.Struct, frozen=True, gc=False):
     """A verified build took this long."""
 
     kind: str

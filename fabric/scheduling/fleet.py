@@ -268,9 +268,8 @@ class Fleet(Faults):
         self.touch(task)
 
     def _release(self, worker: Worker, attempt: Attempt, outcome: Outcome | None) -> None:
-        """A worker no longer holds an attempt."""
+        """A worker no longer holds an attempt.  The caller notes its room, once for all of them."""
         del worker.held[attempt.id]
-        self.pools.place(worker, self.now)
         task = self.tasks.get(attempt.key)
         kind = name = arch = ""
         if task is not None:

@@ -123,14 +123,14 @@ class Intake(Interest):
             share=share,
             heard=self.now,
             since=self.now,
-            version=self._next_version(),
+            born=self.versions,
             keep_going=wanted.keep_going,
             priority=wanted.priority,
             detached=wanted.detach,
         )
         requester.gain(request)
         self.requests[request.id] = request
-        self._changes[request.id] = None
+        self._news(request)
         self.effects.append(Opened(request.id, request.title, wanted))
         self._timer(self.now + self.limits.patience, self._check_patience, request)
         return request
@@ -139,9 +139,9 @@ class Intake(Interest):
         """What a request needs is known: find out what of it is missing."""
         request.state = "checking"
         request.goals = dict.fromkeys(goals)
-        request.version = request.known = self._next_version()
+        self._news(request)
+        request.known = request.version
         self._checking[request.id] = request
-        self._changes[request.id] = None
         self.need(request, request.goals)
         self.check_over(request)
 
@@ -193,7 +193,7 @@ class Intake(Interest):
             share=Share(self.count),
             heard=self.now,
             since=self.now - event.ago,
-            version=outcome.version,
+            born=outcome.version - len(outcome.steps),
             state=outcome.state,
             message=outcome.message,
             goals=dict.fromkeys(outcome.goals),
@@ -201,7 +201,7 @@ class Intake(Interest):
         )
         for step in outcome.steps:
             request.record(step.key, step)
-            request.changed[step.key] = outcome.version
+            request.news.append(step.key)
         self.requests[request.id] = request
         self._keep(request)
 

@@ -182,7 +182,8 @@ class Interest(Ledger):
             self._has(request, task)
         for waiter in task.waiters.values():
             waiter.missing -= 1
-            self.unblock(waiter)
+            if not waiter.missing:
+                self.unblock(waiter)
         task.waiters.clear()
         for request in requests:
             self.check_over(request)
@@ -248,13 +249,14 @@ class Interest(Ledger):
             self.effects.append(Abandon(request.id))
         request.state, request.message = state, message
         needed, request.needed = request.needed, {}
+        told = set(request.news)
         for key, task in needed.items():
             if task.state in PRESENT:  # quickly: it may be all of very many
                 del task.requests[request.id]
                 if not task.requests:
                     del self.tasks[key]
                 continue
-            if key in request.changed:
+            if key in told:
                 request.record(key, view.cancelled(task))
                 self._news(request, key)
             self._let_go(request, task)
@@ -265,8 +267,7 @@ class Interest(Ledger):
         if not request.requester.requests:
             del self.requesters[request.requester.name]
         self.effects.append(Closed(request.id, state))
-        request.version = self._next_version()
-        self._changes[request.id] = None
+        self._news(request)
 
     # -- what nobody wants -----------------------------------------------------------------
 

@@ -37,7 +37,9 @@ class Ledger:
         self.requesters: dict[str, Requester] = {}  # of requests that are not over
         self.pools = Pools(limits)
         self.capacity = 0  # slots of all workers
-        self.fence = self._version = first
+        self.fence = first
+        #: grows with the version of every request: one that comes a second time begins above
+        self.versions = first
         self.count = 0  # numbers tasks, workers, requests, questions
         self.strays: dict[str, Attempt] = {}  # running, but not (yet) of any running task
         #: doomed, not known to have ended: key -> (worker, fence) -> attempt
@@ -118,16 +120,10 @@ class Ledger:
         for request in task.requests.values():
             self._news(request, key)
 
-    def _next_version(self) -> int:
-        """Versions grow over all requests, so also for one that comes a second time."""
-        self._version += 1
-        return self._version
-
-    def _news(self, request: Request, key: str) -> None:
-        self._version = request.version = version = self._version + 1
-        changed = request.changed
-        changed.pop(key, None)
-        changed[key] = version
+    def _news(self, request: Request, key: str = "") -> None:
+        """There is news of one of its steps, or of a request itself."""
+        self.versions += 1
+        request.news.append(key)
         self._changes[request.id] = None
 
     # -- what is expected ------------------------------------------------------------------

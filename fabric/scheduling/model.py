@@ -41,7 +41,7 @@ class Limits(msgspec.Struct, frozen=True):
     rest: float = 60.0  # at most this long a worker rests after faults in a row
 
 
-class Transition(msgspec.Struct, frozen=True):
+class Transition(msgspec.Struct, frozen=True, gc=False):
     """One line of a task's story."""
 
     at: float
@@ -50,7 +50,7 @@ class Transition(msgspec.Struct, frozen=True):
     detail: str = ""
 
 
-class Attempt(msgspec.Struct, eq=False):
+class Attempt(msgspec.Struct, eq=False, gc=False):
     """One try at a task, held by one worker until that worker reports its end or is lost."""
 
     key: str
@@ -200,7 +200,7 @@ class Request(msgspec.Struct, eq=False):
     share: Share
     heard: float
     since: float
-    version: int
+    born: int  # its version before any news
     keep_going: bool = False
     priority: int = 0
     detached: bool = False
@@ -220,8 +220,14 @@ class Request(msgspec.Struct, eq=False):
     lost: dict[str, None] = {}  # failed, or in need of what failed
     results: dict[str, StepState] = {}  # what became of steps
     tally: dict[str, int] = {}  # state -> results
-    changed: dict[str, int] = {}  # key -> version, oldest first
+    #: keys of steps of which there was news, oldest first, "" for the request itself; each is a
+    #: version
+    news: list[str] = []
     longest: list[tuple[float, str]] = []  # heap of (-rank, key)
+
+    @property
+    def version(self) -> int:
+        return self.born + len(self.news)
 
     @property
     def over(self) -> bool:

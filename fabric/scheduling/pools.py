@@ -9,9 +9,8 @@ request, the task with the longest way to the end comes first, and then the olde
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Container, Iterable, Iterator
 from heapq import heappop, heappush
-from operator import itemgetter
 from typing import NamedTuple
 
 from fabric.scheduling.model import Limits, Request, Task, Worker
@@ -25,10 +24,12 @@ Order = tuple[Standing, float, int]
 
 
 class Match(NamedTuple):
-    order: Order
     task: Task
     worker: Worker
     request: Request
+
+    def order(self, now: float) -> Order:
+        return _order(self.task, self.request, now)
 
 
 class Pool:
@@ -45,8 +46,8 @@ class Pool:
         #: ready tasks that some machine was unable to do; few
         self._choosy: dict[str, Task] = {}
         self._pushes = 0
-        #: load -> workers with room that carry it, longest there first
-        self._by_load: list[dict[str, Worker]] = []
+        #: load -> workers with room that carry it, longest there first; none is empty
+        self._by_load: dict[int, dict[str, Worker]] = {}
         self._load: dict[str, int] = {}
 
     def serves(self, worker: Worker) -> bool:
@@ -64,9 +65,7 @@ class Pool:
         self.unplace(worker)
         if load < 0:
             return False
-        while len(self._by_load) <= load:
-            self._by_load.append({})
-        self._by_load[load][worker.name] = worker
+        self._by_load.setdefault(load, {})[worker.name] = worker
         self._load[worker.name] = load
         return True
 
@@ -74,11 +73,13 @@ class Pool:
         load = self._load.pop(worker.name, None)
         if load is not None:
             del self._by_load[load][worker.name]
+            if not self._by_load[load]:
+                del self._by_load[load]
 
-    def _freest(self, now: float, avoid: Set[str]) -> Worker | None:
+    def _freest(self, now: float, avoid: Container[str] = ()) -> Worker | None:
         """The least loaded worker with room that is not to be avoided."""
-        for workers in self._by_load:
-            for worker in workers.values():
+        for load in sorted(self._by_load):
+            for worker in self._by_load[load].values():
                 if now - worker.heard > self._limits.stale:
                     continue
                 if worker.name not in avoid:
@@ -94,42 +95,47 @@ class Pool:
             return
         self._pushes += 1
         entry = (-request.ranks.get(task.key, 0.0), task.number, self._pushes, task)
-        _, heap = self._queues.setdefault(request.share.number, (request, []))
-        heappush(heap, entry)
+        queue = self._queues.get(request.share.number)
+        if queue is None:
+            self._queues[request.share.number] = (request, [entry])
+        else:
+            heappush(queue[1], entry)
 
-    def next(self, now: float) -> tuple[Order, Task, Request] | None:
-        """The ready task that comes first."""
-        best: Standing | None = None
+    def next(self, now: float) -> tuple[Task, Request] | None:
+        """The ready task that comes first, and for whom."""
+        best: tuple[float, ...] = ()
+        chosen: tuple[Task, Request] | None = None
+        several = len(self._queues) > 1
         for number, (request, heap) in list(self._queues.items()):
-            standing = _standing(request, now)
-            if best is not None and best < standing:
+            standing = _standing(request, now) if several else ()
+            if chosen is not None and best < standing:
                 continue
             while heap and not _waits(heap[0][3], request):
                 heappop(heap)
             if heap:
-                best, chosen, top = standing, request, heap[0]
+                best, chosen = standing, (heap[0][3], request)
             else:
                 del self._queues[number]
-        return None if best is None else ((best, top[0], top[1]), top[3], chosen)
+        return chosen
 
     def match(self, now: float) -> Match | None:
         """The task that comes first with a worker for it; None if nothing can be matched."""
-        worker = self._freest(now, frozenset())
+        worker = self._freest(now)
         if worker is None:
             return None
         found = None
         first = self.next(now)
         if first is not None:
-            found = Match(first[0], first[1], worker, first[2])
+            found = Match(first[0], worker, first[1])
         for task in list(self._choosy.values()):
             if task.state is not State.READY or not task.requests:
                 del self._choosy[task.key]
                 continue
-            order, request = _order(task, now)
-            if found is None or order < found.order:
+            order, request = _best(task, now)
+            if found is None or order < found.order(now):
                 other = self.worker_for(task, now)
                 if other is not None:
-                    found = Match(order, task, other, request)
+                    found = Match(task, other, request)
         return found
 
     def worker_for(self, task: Task, now: float) -> Worker | None:
@@ -151,10 +157,10 @@ class Pool:
         for request, heap in self._queues.values():
             for entry in heap:
                 if _waits(entry[3], request):
-                    yield _order(entry[3], now)[0], entry[3]
+                    yield _best(entry[3], now)[0], entry[3]
         for task in self._choosy.values():
             if task.state is State.READY and task.requests:
-                yield _order(task, now)[0], task
+                yield _best(task, now)[0], task
 
     def queued(self) -> Iterator[tuple[str, str]]:
         """(key, request id) of all that waits, for tests."""
@@ -169,7 +175,7 @@ class Pools:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._pools: dict[tuple[str, frozenset[str]], Pool] = {}
+        self._pools: dict[tuple[str, tuple[str, ...]], Pool] = {}
         self._of: dict[str, list[Pool]] = {}
         self._workers: dict[str, Worker] = {}
         self._stirred: dict[Pool, None] = {}
@@ -179,10 +185,10 @@ class Pools:
 
     def of(self, offer: Offer, now: float) -> Pool:
         """The pool of tasks such as this."""
-        needs = (offer.arch, frozenset(offer.needs))
-        pool = self._pools.get(needs)
+        pool = self._pools.get((offer.arch, offer.needs))
         if pool is None:
-            pool = self._pools[needs] = Pool(*needs, self._limits)
+            pool = Pool(offer.arch, frozenset(offer.needs), self._limits)
+            self._pools[offer.arch, offer.needs] = pool
             for worker in self._workers.values():
                 if pool.serves(worker):
                     pool.members[worker.name] = worker
@@ -219,7 +225,7 @@ class Pools:
     def urgent(self, task: Task, now: float) -> bool:
         """Whether a task, once ready, would come before all that is ready now."""
         first = self.of(task.offer, now).next(now)
-        return first is not None and order_of(task, now) < first[0]
+        return first is not None and order_of(task, now) < _order(*first, now)
 
     def hope(self, task: Task, now: float) -> bool:
         """Whether some worker may yet do a task that others were unable to do."""
@@ -236,22 +242,24 @@ class Pools:
             found = pool.match(now)
             if found is None:
                 del self._stirred[pool]
-            elif best is None or found.order < best.order:
+            elif best is None or found.order(now) < best.order(now):
                 best = found
         return best
 
 
 def order_of(task: Task, now: float) -> Order:
     """Where a ready task stands among others.  Only tasks of one pool compare."""
-    return _order(task, now)[0]
+    return _best(task, now)[0]
 
 
-def _order(task: Task, now: float) -> tuple[Order, Request]:
+def _best(task: Task, now: float) -> tuple[Order, Request]:
     """Where a task stands, and the request that brings it there."""
-    standing, request = min(
-        ((_standing(each, now), each) for each in task.requests.values()), key=itemgetter(0)
-    )
-    return (standing, -request.ranks.get(task.key, 0.0), task.number), request
+    return min((_order(task, each, now), each) for each in task.requests.values())
+
+
+def _order(task: Task, request: Request, now: float) -> Order:
+    """Where a task stands on behalf of one of those who want it."""
+    return (_standing(request, now), -request.ranks.get(task.key, 0.0), task.number)
 
 
 def _standing(request: Request, now: float) -> Standing:

@@ -43,8 +43,8 @@ class Share(msgspec.Struct, eq=False):
 
     def used_lately(self, now: float) -> float:
         """Seconds of workers' slots that still count."""
-        if not self.used:
-            return 0.0
+        if not self.used or now == self.at:
+            return self.used
         left = float(self.used * 0.5 ** ((now - self.at) / HALF_LIFE))
         return left if left > LEAST / 10 else 0.0
 
@@ -68,5 +68,7 @@ class Share(msgspec.Struct, eq=False):
             self.used, self.at, self._loaded = mean * self.weight, now, -1.0
 
     def _use(self, seconds: float, now: float) -> None:
-        self.used = self.used_lately(now) + seconds
-        self.at, self._loaded = now, -1.0
+        if now != self.at:
+            self.used, self.at = self.used_lately(now), now
+        self.used += seconds
+        self._loaded = -1.0

@@ -125,15 +125,15 @@ def cancelled(task: Task, message: str = "") -> StepState:
 def update(scheduler: Scheduler, request: Request, seen: int, now: float) -> Update:
     """A request's news since version ``seen``."""
     steps = []
-    for key in reversed(request.changed):
-        if request.changed[key] <= seen:
-            break
+    # Before its steps were known there was no news of them.
+    fresh = 0 if seen < request.known else max(0, seen - request.born)
+    # Each once, where it changed last.
+    for key in reversed(dict.fromkeys(reversed(request.news[fresh:]))):
         task = request.needed.get(key)
         if task is not None and task.state not in PRESENT:
             steps.append(step(task, now))
         elif (result := request.results.get(key)) is not None:
             steps.append(result)
-    steps.reverse()
     return Update(
         request=request.id,
         version=request.version,

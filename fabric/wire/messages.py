@@ -53,7 +53,7 @@ class Message(msgspec.Struct, frozen=True, tag=True, tag_field="t", omit_default
 # -- worker to broker ----------------------------------------------------------------------
 
 
-class Running(msgspec.Struct, frozen=True):
+class Running(msgspec.Struct, frozen=True, gc=False):
     """An attempt a worker has accepted and not ended yet."""
 
     key: Key
@@ -62,7 +62,7 @@ class Running(msgspec.Struct, frozen=True):
     log_size: Count = 0  # bytes of log so far
 
 
-class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
+class Outcome(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """How an attempt ended.  ``fault`` is the machine's doing, ``failed`` the chunk's;
     ``refused`` says that this machine will not begin it now, and is nobody's fault.
     """
@@ -113,14 +113,14 @@ class LogPiece(Message, frozen=True):
 # -- broker to worker ----------------------------------------------------------------------
 
 
-class Attempt(msgspec.Struct, frozen=True):
+class Attempt(msgspec.Struct, frozen=True, gc=False):
     """One try at one job."""
 
     key: Key
     fence: Count
 
 
-class Assignment(msgspec.Struct, frozen=True):
+class Assignment(msgspec.Struct, frozen=True, gc=False):
     """An attempt the worker has not confirmed yet, with its job."""
 
     key: Key
@@ -150,7 +150,7 @@ class LogWanted(Message, frozen=True):
 # -- initiator to broker -------------------------------------------------------------------
 
 
-class Offer(msgspec.Struct, frozen=True, omit_defaults=True):
+class Offer(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """One step of a request."""
 
     key: Key
@@ -241,7 +241,7 @@ class LogRead(Message, frozen=True):
 # -- broker to initiator -------------------------------------------------------------------
 
 
-class StepState(msgspec.Struct, frozen=True, omit_defaults=True):
+class StepState(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """Where a step stands."""
 
     key: Key

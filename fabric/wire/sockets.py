@@ -40,6 +40,8 @@ MAX_FRAMES = 4
 MAX_IPC_PATH = 107
 #: Milliseconds a connection may take to be made, and to say who it is.
 PATIENCE = 5000
+#: Says that another frame follows.
+_MORE = zmq.NOBLOCK | zmq.SNDMORE
 
 
 class AddressError(FabricError):
@@ -194,7 +196,7 @@ def send(socket: Socket, frame: bytes | zmq.Frame, to: bytes | None = None) -> b
     """
     try:
         if to is not None:
-            socket.send(to, zmq.NOBLOCK | zmq.SNDMORE)
+            socket.send(to, _MORE)
         socket.send(frame, zmq.NOBLOCK)
     except zmq.ZMQError as error:
         if error.errno in (zmq.EAGAIN, zmq.EHOSTUNREACH):
