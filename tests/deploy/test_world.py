@@ -63,8 +63,11 @@ def test_a_node_is_a_running_system(
     vmhost: VmHost, tree: Path, operator_let_in: Path, scratch: Path
 ) -> None:
     node = Node(vmhost, "first.farm.test", tree, 1, operator_let_in, scratch)
-    assert node.run("getent hosts first.farm.test").split()[0] == node.address
     assert node.run("systemctl is-system-running --wait") == "running\n"
+    # its name servers are looked for every second
+    named = "getent hosts first.farm.test"
+    until(lambda: node.attempt(named).returncode == 0, 30, lambda: node.run("cat /run/resolv.conf"))
+    assert node.run(named).split()[0] == node.address
     sandbox = "bwrap --unshare-all --unshare-user --ro-bind / / --proc /proc echo inside"
     assert node.run(sandbox) == "inside\n"
 
