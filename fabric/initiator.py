@@ -175,7 +175,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     # To look for garbage after every 700 things made, while definitions become thousands of them
-    # that stay, takes a tenth of a command's time.
+    # that stay, took a fourteenth of the CPU of an initiator that followed 200 steps.
     gc.set_threshold(20_000)
     options = parser().parse_args(argv)
     try:
@@ -211,9 +211,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def program() -> NoReturn:
-    """The program: `main`, and an end without taking apart first all that goes away anyway.
+    """The program: `main`, and then an end that does not first take apart what goes away anyway.
 
-    That would take as long as loading a tenth of it did.
+    A fully cached build would spend a tenth of its time on that.
     """
     code = main()
     for stream in (sys.stdout, sys.stderr):

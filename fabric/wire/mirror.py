@@ -143,11 +143,8 @@ class _Log:
 
     @property
     def wants(self) -> bool:
-        if self.closed:
-            return False
-        return (
-            self.have < self.known or not self.streamed or (self.ended and self.have != self.size)
-        )
+        lacks = self.have < self.known or (self.ended and self.have != self.size)
+        return not self.closed and (lacks or not self.streamed)
 
 
 class RequestMirror:
@@ -198,9 +195,7 @@ class RequestMirror:
                 self._submits += 1
                 actions.append(Send(self.wanted or Poll(self.request, self.version)))
         self.due = self._poll_due
-        for log in self._open.values():
-            if not log.wants:
-                continue
+        for log in [log for log in self._open.values() if log.wants]:
             if now - log.asked >= ASK_AGAIN:
                 actions += self._ask(log, now)
             self.due = min(self.due, max(now, log.asked + ASK_AGAIN))
