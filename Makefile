@@ -96,8 +96,8 @@ simulate: setup ## play SEEDS=N small disasters of a simulated farm, from seed F
 	$(BIN)/python tests/simulation --seeds $(SEEDS) --first $(FIRST)
 
 .PHONY: chaos
-chaos: setup-test ## a farm on network namespaces, broken FAULTS times (60) as SEED says (1)
-	FAULTS=$(or $(FAULTS),60) SEED=$(or $(SEED),1) $(BIN)/pytest --timeout 0 tests/chaos
+chaos: setup-test ## a farm broken FAULTS times as SEED says, each PACE s; it builds PARTS=all of the example
+	FAULTS='$(FAULTS)' SEED='$(SEED)' PACE='$(PACE)' PARTS='$(PARTS)' $(BIN)/pytest --timeout 0 tests/chaos
 
 .PHONY: bench
 bench: setup-test ## benchmarks, as ratios against something measured in the same run

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import resource
 import shutil
 import signal
@@ -27,7 +28,7 @@ from fabric.building.host import host_tools
 from fabric.config import BrokerSettings
 from fabric.definitions.load import load
 from fabric.definitions.select import find
-from fabric.errors import Cancelled, FabricError, MachineFault, SourceError
+from fabric.errors import Cancelled, DefinitionsError, FabricError, MachineFault, SourceError
 from fabric.plan import Plan, make_plan
 from fabric.trove.committed import Committed
 from fabric.trove.configured import open_sources, open_trove
@@ -41,8 +42,10 @@ from fabric.wire.messages import PROTOCOL, Order, Submit
 TIME = 1800
 #: Bytes of memory, far beyond what sane definitions need.
 MEMORY = 4 * 1024**3
-#: A disk without room is not the order's fault.
+#: A disk without room is not the order's fault.  Git has many words for it, so whatever goes wrong
+#: is put down to that with less left than this, in bytes.
 FULL = (errno.ENOSPC, errno.EDQUOT)
+ROOM = 16 << 20
 #: Fetches after which our copy of the trove's build refs is made anew.
 PACKS = 100
 
@@ -138,6 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGALRM, _late)
     signal.alarm(TIME)
+    settings: BrokerSettings | None = None
     try:
         settings = config.load(BrokerSettings, options.config)
         tools = _tools(options.host_tools, settings)
@@ -146,11 +150,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except FabricError as error:
         print(error, file=sys.stderr)
-        return error.exit_code
+        mistaken = isinstance(error, DefinitionsError) or not _is_full(error, settings)
+        return error.exit_code if mistaken else MachineFault.exit_code
     except Exception as error:  # noqa: BLE001  whatever definitions can do to us
         print(f"it cannot be resolved: {type(error).__name__}: {error}", file=sys.stderr)
-        return MachineFault.exit_code if getattr(error, "errno", 0) in FULL else 1
+        return MachineFault.exit_code if _is_full(error, settings) else 1
     return 0
+
+
+def _is_full(error: Exception, settings: BrokerSettings | None) -> bool:
+    """Whether our disk has no room, as far as can be told."""
+    if getattr(error, "errno", 0) in FULL or os.strerror(errno.ENOSPC) in str(error):
+        return True
+    try:
+        return settings is not None and shutil.disk_usage(settings.cache_dir).free < ROOM
+    except OSError:
+        return False
 
 
 def _unheard(text: str) -> None:

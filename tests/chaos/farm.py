@@ -26,14 +26,18 @@ def program(name: str) -> list[str]:
 class Farm:
     """Everything up and running; ``logs`` gets what the programs say."""
 
-    def __init__(self, logs: Path, workers: int) -> None:
+    def __init__(self, logs: Path, workers: int, example: Path | None = None) -> None:
+        """``example``: a folder of `example.prepare`; then there is one more user, for that."""
         self.logs = logs
+        self.example = example
+        room = 4 if example else 1
         self.network = Network()
         self.supervisor = Supervisor()
-        self.controller = self.network.add("controller", 256 * MIB)
-        self.trove = self.network.add("trove", 256 * MIB)
-        self.workers = [self.network.add(f"worker-{n}", 512 * MIB) for n in range(workers)]
-        self.users = [self.network.add(name, 256 * MIB) for name in ("alice", "bob")]
+        self.controller = self.network.add("controller", room * 256 * MIB)
+        self.trove = self.network.add("trove", room * 256 * MIB)
+        self.workers = [self.network.add(f"worker-{n}", room * 512 * MIB) for n in range(workers)]
+        names = ("alice", "bob", "carol") if example else ("alice", "bob")
+        self.users = [self.network.add(name, 256 * MIB) for name in names]
         self.network.name()
         self._admit()
         self._serve_trove()
@@ -42,6 +46,10 @@ class Farm:
             self.add(host, host.name, program("worker"), "--config", self._worker(host))
         for host in self.users:
             self._user(host)
+            if host.name == "carol":
+                host.sh("cp", "-r", f"{self.example}/definitions", DISK)
+            else:
+                self._synthesize(host)
         for host in self.hosts:
             host.done()
 
@@ -92,9 +100,14 @@ class Farm:
 
     def _serve_trove(self) -> None:
         disk = self.trove.disk
-        self.trove.sh("git", "init", "-q", "--bare", DISK / "trove.git")
+        if self.example is None:
+            self.trove.sh("git", "init", "-q", "--bare", DISK / "trove.git")
+        else:
+            self.trove.sh("cp", "-r", self.example / "trove.git", DISK)
+            self.trove.sh("mkdir", "-p", DISK / "data")
+            self.trove.sh("cp", "-r", self.example / "artifacts", DISK / "data")
         for name in ("data/artifacts", "body", "etc"):
-            (disk / name).mkdir(parents=True)
+            (disk / name).mkdir(parents=True, exist_ok=True)
         sh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", disk / "etc/host")
         host_key = " ".join((disk / "etc/host.pub").read_text().split()[:2])
         only = json.dumps('git-shell -c "$SSH_ORIGINAL_COMMAND"')
@@ -176,6 +189,10 @@ class Farm:
 
     def _user(self, host: Host) -> None:
         host.write("etc/initiator.toml", self._shared() + 'controller = "controller"\n')
+        for folder in ("here", "attached", "alone-logs"):
+            (host.disk / folder).mkdir()
+
+    def _synthesize(self, host: Host) -> None:
         # git does not work by way of /proc, so these are made where everybody sees them
         made = self.logs / host.name
         synthetic.write(made / "definitions", made / "sources", "upstream:")
@@ -184,8 +201,6 @@ class Farm:
             ref = f"main:refs/heads/upstream/{source.name}.git/main"
             self.trove.sh("git", "-C", source, "push", "-q", "--force", DISK / "trove.git", ref)
         shutil.rmtree(made)
-        for folder in ("here", "attached", "alone-logs"):
-            (host.disk / folder).mkdir()
 
 
 def _found(name: str) -> str:

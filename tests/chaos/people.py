@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from farm import Farm, program
@@ -14,7 +15,7 @@ from hosts import DISK, Host
 from fabric.wire.mirror import OVER
 
 #: Seconds between two orders of one who orders again and again.
-PAUSE = 0.5
+PAUSE = 3.0
 
 
 class User:
@@ -24,9 +25,12 @@ class User:
     well: ``wrong`` tells which did not.
     """
 
-    def __init__(self, farm: Farm, host: Host, system: str, name: str = "") -> None:
+    def __init__(
+        self, farm: Farm, host: Host, system: str, parts: Sequence[str] = (), name: str = ""
+    ) -> None:
         self.farm = farm
         self.name = name or host.name
+        self.parts = parts
         self.host = host
         self.system = system
         self.wrong: list[str] = []
@@ -66,7 +70,7 @@ class User:
     def look_back(self) -> None:
         """When all is quiet, the build is asked for once more where it was followed."""
         for host, folder in self.places():
-            command = [*program("initiator"), "build", self.definitions]
+            command = [*program("initiator"), "build", self.definitions, *self.parts]
             code = self._start(command, host, folder).wait()
             if code:
                 self.wrong.append(f"{self.name}: the build in {folder} of {host.name} is {code}")
@@ -76,7 +80,7 @@ class User:
         return [(self.host, "here")]
 
     def _next(self) -> None:
-        self._type("build", self.definitions, self.host, "here")
+        self._type("build", self.definitions, self.host, "here", *self.parts)
 
     def _went_well(self) -> bool:
         return True
@@ -132,7 +136,7 @@ class Regular(User):
         self.accepted: list[str] = []
         self.content = False  # nothing more is to be ordered
         self._due = 0.0
-        super().__init__(farm, host, system, f"{host.name}-again")
+        super().__init__(farm, host, system, name=f"{host.name}-again")
 
     def over(self) -> bool:
         if super().over() and not self.content and time.monotonic() > self._due:

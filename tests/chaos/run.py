@@ -1,4 +1,4 @@
-"""Build two systems on a farm while it is broken again and again; see that nothing comes of it.
+"""Build systems on a farm while it is broken again and again; see that nothing comes of it.
 
 Runs in namespaces of its own: ``make chaos FAULTS=N SEED=S`` makes them.
 """
@@ -41,9 +41,16 @@ def undisturbed(farm: Farm, where: Path) -> dict[str, Manifest]:
 
 
 def disturb(
-    faults: Faults, users: Sequence[User], regular: Regular, count: int, patience: float
+    faults: Faults,
+    users: Sequence[User],
+    regular: Regular,
+    *,
+    count: int,
+    pace: float,
+    patience: float,
 ) -> float:
-    """Break ``count`` things while the users build, and one orders; in how many seconds.
+    """Break ``count`` things, one after the other in ``pace`` seconds on average, while the users
+    build, and one orders; in how many seconds.
 
     SystemExit as soon as a command ends badly by itself, or if they come to no end.
     """
@@ -60,7 +67,7 @@ def disturb(
             sys.exit(1)
         if waiting and faults.count.total() < count and now > due:
             faults.one()
-            due = now + faults.random.uniform(0.05, 1.0)
+            due = now + faults.random.uniform(0.1, 1.9) * pace
         faults.mend(now)
         waiting = [user for user in waiting if not user.over()]
         regular.content = not waiting and not faults.undone
@@ -74,16 +81,25 @@ def main() -> int:
     options.add_argument("--faults", type=int, default=60)
     options.add_argument("--seed", type=int, default=1)
     options.add_argument("--workers", type=int, default=3)
+    options.add_argument("--pace", type=float, default=0.5, help="seconds between two faults")
+    options.add_argument("--example", type=Path, help="a folder of `example.prepare`")
+    options.add_argument("--system", help="the example system")
+    options.add_argument("--part", action="append", default=[], help="of it, to be built")
     options.add_argument("--patience", type=float, default=300, help="seconds for all of it")
     options.add_argument("logs", type=Path)
     given = options.parse_args()
-    farm = Farm(given.logs, given.workers)
+    farm = Farm(given.logs, given.workers, given.example)
     alone = undisturbed(farm, given.logs)
-    alice, bob = farm.users
+    alice, bob, *others = farm.users
     users = [User(farm, alice, "wide"), Roamer(farm, bob, "small", elsewhere=alice)]
+    for carol in others:
+        users.append(User(farm, carol, given.system, given.part))
+        alone |= verdict.manifests(given.example / "undisturbed")
     regular = Regular(farm, bob, "small")
     faults = Faults(farm, [*users, regular], random.Random(given.seed))
-    took = disturb(faults, users, regular, given.faults, given.patience)
+    took = disturb(
+        faults, users, regular, count=given.faults, pace=given.pace, patience=given.patience
+    )
     for user in users:
         user.look_back()
     forgotten = [f"of what was accepted {what}" for what in regular.forgotten()]
@@ -94,7 +110,9 @@ def main() -> int:
         *(text for user in (*users, regular) for text in user.wrong),
         *forgotten,
         *verdict.wrong_artifacts(farm.artifacts, alone),
-        *verdict.wrong_logs(users, alone),
+        # what a real build prints has its order from the moment; else it is what it is undisturbed
+        *verdict.wrong_logs(users[:2], alone),
+        *verdict.wrong_logs(users[2:], verdict.manifests(farm.artifacts)),
         *deaf,
         *(f"{one.name} ended with {one.ends}" for one in farm.supervisor.services.values()
           if one.ends),

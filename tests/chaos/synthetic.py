@@ -11,17 +11,11 @@ import os
 import subprocess
 from pathlib import Path
 
+from small_definitions import DEFAULTS
+
 LAYERS, WIDTH = 15, 20
 PROGRAMS = 12
 
-DEFAULTS = """\
-split-rules:
-  chunk:
-  - {artifact: -bins, include: ['(usr/)?s?bin/.*']}
-  - {artifact: -misc, include: ['.*']}
-  stratum:
-  - {artifact: -runtime, include: ['.*']}
-"""
 SYSTEM = "name: {name}\nkind: system\narch: x86_64\nstrata:\n{strata}"
 LIBRARY = "int value_{n}(void) {{ return {n}{calls}; }}\n"
 PROGRAM = """\

@@ -35,9 +35,9 @@ def wrong_artifacts(store: Path, alone: dict[str, Manifest]) -> Iterator[str]:
                 yield f"{manifest.name} is damaged in the store"
 
 
-def wrong_logs(users: Sequence[User], alone: dict[str, Manifest]) -> Iterator[str]:
-    """Logs of users that are not what the step prints."""
-    whole = {manifest.log_name: manifest.log for manifest in alone.values()}
+def wrong_logs(users: Sequence[User], built: dict[str, Manifest]) -> Iterator[str]:
+    """Logs of users that are not those kept with what was ``built``."""
+    whole = {manifest.log_name: manifest.log for manifest in built.values()}
     for user in users:
         for path in logs(user):
             name = path.name.removesuffix(".log").split(".")[0] + ".log"  # x.2.log is of x, too
@@ -76,13 +76,26 @@ TEMPORARY = (
 EMPTY = ("tmp", "body", "cache/work/scratch", "data/artifacts/tmp")
 
 
+#: Folders whose files are called as somebody else likes: sources, and what was built.
+FOREIGN = ("cache/trove/trees/*/*", "cache/work/layers/*")
+
+
+def files(disk: Path) -> Iterator[Path]:
+    """All files and folders, but for foreign ones."""
+    for folder, folders, names in os.walk(disk):
+        place = Path(folder).relative_to(disk)
+        if any(map(place.match, FOREIGN)):
+            folders.clear()
+        else:
+            yield from (place / name for name in (*folders, *names))
+
+
 def left_files(farm: Farm) -> Iterator[str]:
     """Temporary files on the disks."""
     for host in farm.hosts:
-        for path in host.disk.rglob("*"):
-            name = path.relative_to(host.disk)
+        for name in files(host.disk):
             inside = any(name.is_relative_to(folder) and str(name) != folder for folder in EMPTY)
-            if inside or (path.name != ".git" and any(map(path.match, TEMPORARY))):
+            if inside or (name.name != ".git" and any(map(name.match, TEMPORARY))):
                 yield f"file {name} on {host.name}"
         for path in Path(f"/proc/{host.holder}/root/dev/shm").glob("fabric-*"):
             yield f"file {path.name} in memory on {host.name}"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
+from small_disk import SmallDisk
 
 from fabric.trove.builds import Builds, new_request, ref_of
 from fabric.trove.committed import Committed
@@ -80,9 +83,12 @@ class Farm:
             requester="alice",
         )
 
-    def resolve(self, order: Order, *options: str) -> subprocess.CompletedProcess[bytes]:
+    def resolve(
+        self, order: Order, *options: str, inside: Callable[[list[str]], list[str]] = list
+    ) -> subprocess.CompletedProcess[bytes]:
+        command = [sys.executable, "-m", "fabric.resolver", "--config", str(self.config), *options]
         return subprocess.run(
-            [sys.executable, "-m", "fabric.resolver", "--config", str(self.config), *options],
+            inside(command),
             input=msgspec.msgpack.encode(order),
             capture_output=True,
             check=False,
@@ -188,6 +194,21 @@ def test_a_huge_morph_is_refused(farm: Farm) -> None:
     done = farm.resolve(farm.order())
     assert done.returncode == 1
     assert b"strata/one.morph: 9000000 bytes; files of definitions have" in done.stderr
+
+
+def test_a_full_disk_is_the_machine_s_fault(farm: Farm, tmp_path: Path) -> None:
+    order = farm.order()
+    disk = SmallDisk(tmp_path / "controller", 32 << 20)
+    try:
+        assert farm.resolve(order, inside=disk.inside).returncode == 0
+        shutil.rmtree(disk.path / "trove/git")
+        disk.fill()
+        done = farm.resolve(order, inside=disk.inside)
+        assert (done.returncode, b"git init" in done.stderr) == (4, True)
+        disk.free()
+        assert farm.resolve(order, inside=disk.inside).returncode == 0
+    finally:
+        disk.close()
 
 
 def test_many_at_once(farm: Farm) -> None:

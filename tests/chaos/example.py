@@ -1,0 +1,58 @@
+"""Parts of the example system for the farm to build from real sources, its toolchain given.
+
+What a machine by itself makes of them is in the user's own cache, as `make build` leaves it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import synthetic
+from systems_kit import MINIMAL, ROOT, Built, user_cache
+
+from fabric import config
+from fabric.definitions.select import find
+from fabric.jobs import Manifest
+from fabric.project import Project
+
+#: Built beforehand: each worker needs it for everything, but it is unpacked rather than compiled.
+GIVEN = frozenset({"stage1-toolchain", "toolchain"})
+#: What of the repository the definitions are.
+DEFINITIONS = ("DEFAULTS", "VERSION", "sources", "strata", "systems")
+
+
+def prepare(folder: Path, parts: Sequence[str]) -> None:
+    """Build the parts undisturbed, and put into ``folder`` what a farm needs to build them."""
+    cache = user_cache()
+    folder.mkdir()
+    Built(cache, folder).run("build", str(ROOT / MINIMAL), *parts)
+    trove = folder / "trove.git"
+    subprocess.run(["git", "init", "-q", "--bare", trove], check=True)
+    settings = config.load_settings(overrides={"cache": str(cache), "trove": str(trove)})
+    project = Project.find(ROOT, settings, print)
+    graph = project.graph(MINIMAL)
+    goals = tuple(goal for part in parts for goal in find(graph, part))
+    project.supply(graph, goals)
+    plan = project.plan(graph, goals)
+    store = Path(settings.store_url)
+    for step in plan.steps:
+        manifest = _copy(store, f"manifests/{plan.keys[step.id]}", folder / "undisturbed")
+        if step.name in GIVEN:
+            _copy(store, f"manifests/{plan.keys[step.id]}", folder / "artifacts")
+            for blob in msgspec.json.decode(manifest.read_bytes(), type=Manifest).blobs():
+                _copy(store, f"blobs/{blob.sha256[:2]}/{blob.sha256}", folder / "artifacts")
+    definitions = folder / "definitions"
+    definitions.mkdir()
+    for name in DEFINITIONS:
+        subprocess.run(["cp", "-r", ROOT / name, definitions], check=True)
+    synthetic.commit(definitions)
+
+
+def _copy(store: Path, name: str, to: Path) -> Path:
+    """Copy a file of a store; returns the copy."""
+    (to / name).parent.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.copy(store / name, to / name))
