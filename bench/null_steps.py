@@ -6,7 +6,8 @@ bubblewrap with the very options of our sandbox, with as many layers in its stag
 a chunk depends on, and what that depends on.  Both do the work that is theirs: ninja looks for a
 file, we split, archive, store, fsync and log.  Ours starts cold, with nothing built; the one
 source is imported before.  Printed: both times, wall and CPU (user and system, of all processes),
-their ratios, and the time of a second, fully cached build as a shell sees it.
+their ratios, and the time of a second, fully cached build as a shell sees it.  Beside them,
+`null_least`: a worker in Python that does only what it must, and what that costs.
 
 It works in /var/tmp, because /tmp may be in memory, where fsync costs nothing.  Nothing is deleted
 before the end: creating files soon after many were deleted is slow on some file systems.
@@ -15,6 +16,7 @@ before the end: creating files soon after many were deleted is slow on some file
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import resource
 import shlex
@@ -28,7 +30,7 @@ from typing import NamedTuple
 
 from bench_kit import Chunk, write_definitions
 
-from fabric.building import host, sandbox
+from fabric.building import host, sandbox, seccomp
 from fabric.building.layers import plan_layers
 from fabric.building.workspace import Workspace
 from fabric.jobs import Staged
@@ -67,13 +69,14 @@ def staged(name: str, graph: dict[str, tuple[str, ...]]) -> list[str]:
 
 
 def write_ninja(root: Path) -> None:
-    """The same graph for ninja, each step in as many layers as ours."""
+    """The same graph for ninja, and for `null_least`, each step in as many layers as ours."""
     root.mkdir()
     (root / "empty").mkdir()
     store = Store(str(root / "store"), root)
     with Workspace(root / "work", store, Sources(root / "trove", {}, None)) as workspace:
         tools = host.root(workspace.layers, threading.Event())
     lines = ["rule step", "  command = $sandbox"]
+    steps = []
     graph = dict(names())
     for name, depends in graph.items():
         for kind in ("build", "inst", "tmp"):
@@ -96,11 +99,15 @@ def write_ninja(root: Path) -> None:
             path=f"/staging/{name}.steps",
         )
         command = ["sh", "-e", "-x", "-c", BUILD.format(name=name)]
-        words = box.command(0, ["--new-session"], command)  # ninja's steps have /dev/null there
+        # their steps have /dev/null at 0
+        words = box.command((0, 9), ["--new-session"], command)
+        steps.append((name, depends, ["sh", "-c", 'exec "$@" 9<calls', "sh", *words]))
         needs = " ".join(f"{one}.inst/out/{one}" for one in depends)
         lines.append(f"build {name}.inst/out/{name}: step {needs}")
-        lines.append(f"  sandbox = {shlex.join(words).replace('$', '$$')}")
+        lines.append(f"  sandbox = {shlex.join(words).replace('$', '$$')} 9<calls")
+    (root / "calls").write_bytes(seccomp.program())
     (root / "build.ninja").write_text("\n".join(lines) + "\n")
+    (root / "steps.json").write_text(json.dumps(steps))
 
 
 class Cost(NamedTuple):
@@ -128,7 +135,7 @@ def main() -> None:
     options.add_argument("--dir", default="/var/tmp", help="where to work (default %(default)s)")
     given = options.parse_args()
     initiator = str(Path(sys.executable).with_name("fabric-initiator"))
-    costs: dict[str, list[Cost]] = {"ninja": [], "fabric": [], "cached": []}
+    costs: dict[str, list[Cost]] = {"ninja": [], "least": [], "fabric": [], "cached": []}
     with tempfile.TemporaryDirectory(prefix="null-steps-", dir=given.dir) as scratch:
         definitions = Path(scratch, "definitions")
         chunks = [Chunk(name, BUILD.format(name=name), depends) for name, depends in names()]
@@ -137,13 +144,16 @@ def main() -> None:
             work = Path(scratch, str(number))
             logs = work / "logs"
             logs.mkdir(parents=True)
-            write_ninja(work / "ninja")
+            for yardstick in ("ninja", "least"):
+                write_ninja(work / yardstick)
             env = os.environ | {"FABRIC_CACHE": str(work / "cache"), "FABRIC_CONFIG": "/dev/null"}
             env.pop("PYTHONDONTWRITEBYTECODE", None)  # nobody compiles us anew each time
             cost([initiator, "show", system], logs, env)  # imports the source
             last = [name for name in dict(names()) if name.startswith(f"n{LAYERS - 1:02}")]
             build = [initiator, "build", system, *last, "--workers", "2"]
             costs["ninja"].append(cost(["ninja", "-j2"], work / "ninja"))
+            program = str(Path(__file__).with_name("null_least.py"))
+            costs["least"].append(cost([sys.executable, program, "."], work / "least", env))
             costs["fabric"].append(cost(build, logs, env))
             costs["cached"].append(min(cost(build, logs, env) for _ in range(3)))
             times = ", ".join(
@@ -154,10 +164,12 @@ def main() -> None:
     steps = LAYERS * WIDTH
     print(f"{steps} null steps, 2 workers, best of {given.rounds}, ours beside ninja + bubblewrap:")
     for field, what in enumerate(("wall", "CPU")):
-        ours, ninja = (min(one[field] for one in costs[name]) for name in ("fabric", "ninja"))
+        best = {name: min(one[field] for one in some) for name, some in costs.items()}
+        ours, ninja, least = best["fabric"], best["ninja"], best["least"]
         print(
             f"{what:4}  {ours:.2f} s ({1000 * ours / steps:.1f} ms a step), {ninja:.2f} s"
-            f" ({1000 * ninja / steps:.1f} ms a step): ratio {ours / ninja:.2f}"
+            f" ({1000 * ninja / steps:.1f} ms a step): ratio {ours / ninja:.2f};"
+            f" the least in Python {least:.2f} s, {least / ninja:.2f}"
         )
     print(f"fully cached again: {min(costs['cached']).wall:.3f} s")
 

@@ -1,4 +1,7 @@
-"""Initiators, and what they are told: nothing that a crash of the broker could take back."""
+"""Initiators, and what they are told: nothing that a crash of the broker could take back.
+
+So they are promised nothing while the journal cannot be written.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,20 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import msgspec
+
+from fabric.scheduling.events import Unwritten
 from fabric.scheduling.watchers import Watchers
-from fabric.wire.messages import Message, Update
+from fabric.wire.messages import (
+    Command,
+    FromPeer,
+    Message,
+    Order,
+    Query,
+    Refused,
+    Submit,
+    Update,
+)
 
 if TYPE_CHECKING:
     from fabric.journal import Journal
@@ -19,6 +34,9 @@ class Audience:
     """All who ask or follow.  Answers and updates wait until the journal has kept what it had
     promised when they were made; then they go out by ``send``, which is False for a peer that is
     gone.
+
+    While it cannot be written, they do not wait: nothing new is promised then.  How builds end is
+    told, for what was built is in the store, and a build that a crash opens again finds it there.
     """
 
     def __init__(self, journal: Journal, send: Callable[[bytes, Message], bool]) -> None:
@@ -26,6 +44,41 @@ class Audience:
         self._journal = journal
         self._send = send
         self._unsaid: deque[tuple[int, bytes, Message]] = deque()  # once so many promises are kept
+
+    def heed_journal(self) -> list[Unwritten]:
+        """See how writing it goes, once in a turn; what the core has to hear before `tell`."""
+        before = self._journal.trouble
+        lost = self._journal.look()
+        if self._journal.trouble and not before:
+            self._unsaid.clear()  # whoever asked asks again, and hears how things are now
+        return list(map(Unwritten, lost))
+
+    def refuses(self, peer: bytes, message: FromPeer, scheduler: Scheduler) -> bool:
+        """Whether a message asks for a promise that cannot be kept now: its sender hears so."""
+        if not self._journal.trouble:
+            return False
+        match message:
+            case Order() | Submit() if message.request not in scheduler.requests:
+                about = message.request
+            case Command():
+                about = message.id
+            case _:
+                return False
+        self._send(peer, Refused(about, "not-now", self._trouble()))
+        return True
+
+    def answer(self, peer: bytes, query: Query, scheduler: Scheduler, now: float) -> None:
+        """Answer a question."""
+        answer = scheduler.answer(query, now)
+        if self._journal.trouble:
+            answer = msgspec.structs.replace(answer, warning=self._trouble())
+        self.say(peer, answer)
+
+    def _trouble(self) -> str:
+        return (
+            "the controller takes no orders, cancels or drains, for it cannot write its journal:"
+            f" {self._journal.trouble}"
+        )
 
     def due(self) -> float:
         """When `tell` is due; the journal wakes whoever waits for it."""
@@ -40,10 +93,15 @@ class Audience:
         self._say_what_is_kept()
         if self._unsaid:
             return  # whoever follows a request hears more of it after that
+        trouble = self._journal.trouble
         for watcher in self.watchers.take(now):
             update = scheduler.update(watcher.request, watcher.seen, now)
             if update is None:
                 self.watchers.unwatch(watcher.request, watcher.peer)
+            elif (
+                trouble and update.state == "cancelled" and not self._journal.keeps(update.request)
+            ):
+                pass  # after a crash it would go on; who follows it asks again
             else:
                 self.say(watcher.peer, update)
         self._say_what_is_kept()
@@ -54,7 +112,7 @@ class Audience:
         self._unsaid.clear()
 
     def _say_what_is_kept(self) -> None:
-        while self._unsaid and self._unsaid[0][0] <= self._journal.kept:
+        while self._unsaid and (self._journal.trouble or self._unsaid[0][0] <= self._journal.kept):
             _, peer, message = self._unsaid.popleft()
             if not self._send(peer, message) and isinstance(message, Update):
                 self.watchers.unwatch(message.request, peer)

@@ -93,7 +93,7 @@ class Broker:
         )
         self._stopping = False
         self._spools = Spools(state / "logs")
-        self._record = Record(state, note, metrics, self._wake)
+        self._record = Record(state, note, metrics, self._wake, lasting=bool(resolver))
         journal = self._record.journal
         self._desk = Desk(open_store, self._wake)
         self._resolvers = Resolvers(resolver, self._wake)
@@ -192,11 +192,13 @@ class Broker:
         self._listener.answer_the_door(self._now)
         for peer, sender, message in self._listener.heard():
             self._peer = peer
-            self._heard(sender, message)
+            if not self._audience.refuses(peer, message, self._scheduler):
+                self._heard(sender, message)
 
     def _hear_helpers(self) -> None:
-        for answer in (*self._desk.answers(), *self._resolvers.answers()):
-            self._apply(answer)
+        lost = self._audience.heed_journal()
+        for event in (*lost, *self._desk.answers(), *self._resolvers.answers()):
+            self._apply(event)
         for peer, piece in self._desk.pieces():
             self._listener.send(peer, piece)
 
@@ -270,7 +272,7 @@ class Broker:
             case Command():
                 self._apply(message)
             case Query():
-                self._audience.say(self._peer, self._scheduler.answer(message, self._now))
+                self._audience.answer(self._peer, message, self._scheduler, self._now)
             case LogPiece():
                 self._spools.arrived(message.key, message.fence)
                 came = Published(message.key, message.fence, message.offset, message.data)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import platform
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_origin
@@ -210,11 +209,14 @@ def load(
     given = overrides or {}
     values: dict[str, object] = {}
     try:
-        values = tomllib.loads(path.read_text())
+        if text := path.read_text():
+            import tomllib  # not for those who have no settings, as most do
+
+            values = tomllib.loads(text)
     except FileNotFoundError:
         if must_exist:
             raise ConfigError(f"{path}: no such file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, OSError) as error:  # neither text nor TOML, or not to be read
         raise ConfigError(f"{path}: {error}") from None
     settings = _convert(kind, values, str(path))
     for field in msgspec.structs.fields(kind):

@@ -1,30 +1,30 @@
 """What the broker remembers over restarts: requests, finished attempts, how long builds took.
 
-A SQLite file (WAL) that several brokers may share.  Writing is done by a thread of its own, in
-batches that are fsynced.  What was *promised* to somebody - that a request is taken in or over, a
-worker drained - is written at once, and who waits for an answer gets it when `kept` has come as
-far; the rest is gathered, and a crash costs its last quarter of a second.  What is in flight is not
-written down: workers report it.  A damaged file is set aside, and never fatal; a disk
-without room is, when a broker begins: it would forget what stands in a file that is fine.
+A SQLite file (WAL) that several brokers may share.  Writing is done by a thread of its own
+(`fabric.scribe`), in batches that are fsynced.  What was *promised* to somebody - that a request is
+taken in or over, a worker drained - is written at once, and who waits for an answer gets it when
+`kept` has come as far; the rest is gathered, and a crash costs its last quarter of a second.  What
+is in flight is not written down: workers report it.
+
+While nothing can be written - the disk is full - `trouble` says so: no promise is to be made then,
+and what ends meanwhile is written as soon as there is room.  A damaged file is set aside, and never
+fatal; one that cannot be used is, when a broker begins: it would forget what stands in it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sqlite3
-import threading
 import time
-from collections.abc import Callable, Iterator
-from itertools import groupby
-from operator import itemgetter
+from collections.abc import Callable
 from pathlib import Path
-from queue import Empty, SimpleQueue
 
 import msgspec
 
 from fabric.errors import MachineFault
 from fabric.scheduling.events import Drained, Ended, Learned, Opened, Remembered
 from fabric.scheduling.model import Durations
+from fabric.scribe import Entry, Scribe, is_full, reason, transaction
 from fabric.wire.messages import Order, Submit, Update
 
 #: Version of the file's tables.
@@ -35,14 +35,8 @@ REQUESTS_KEPT = 200
 STEPS_KEPT = 100_000
 #: Seconds after which a request whose end nobody saw counts as over.
 ABANDONED = 30 * 86400.0
-#: Entries after which histories are cut to size again.
-PRUNE_EVERY = 5_000
-#: Seconds to gather what is written together.
-GATHER = 0.25
 #: Seconds to wait for another broker's transaction.
 PATIENCE = 2.0
-#: Seconds between attempts at writing what was promised, while nothing can be written.
-RETRY = 5.0
 
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS epochs (epoch INTEGER PRIMARY KEY);
@@ -77,15 +71,9 @@ _RESUMED = "DELETE FROM drained WHERE worker = ?"
 #: What somebody hears of only when it is on the disk.
 _PROMISES = frozenset({_OPENED, _CLOSED, _FORGOTTEN, _DRAINED, _RESUMED})
 
-#: What SQLite says on a full disk.
-_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
-
 _encode = msgspec.msgpack.Encoder().encode
 _decode_intent = msgspec.msgpack.Decoder(Order | Submit).decode
 _decode_outcome = msgspec.msgpack.Decoder(Update).decode
-
-#: A statement, and what to fill in.
-Entry = tuple[str, tuple[object, ...]]
 
 
 class Journal:
@@ -94,25 +82,43 @@ class Journal:
     ``epoch`` is larger than in any run before; ``durations`` is the history as it was, and
     ``drained_workers`` are those that an operator wants to get nothing.  ``first`` says that
     no broker has run before: no worker can be at anything for one.  ``wake`` is called by the
-    thread whenever ``kept`` has grown.
+    thread whenever ``kept`` has grown, or `look` has news.  If it is not ``needed``, nobody comes
+    back to what was promised, and all goes on without a file that cannot be written.
     """
 
     def __init__(
-        self, path: Path, warn: Callable[[str], None], wake: Callable[[], None] = lambda: None
+        self,
+        path: Path,
+        warn: Callable[[str], None],
+        wake: Callable[[], None] = lambda: None,
+        *,
+        needed: bool = True,
     ) -> None:
+        """MachineFault if the file cannot be used, and is needed or has something in it."""
         self._warn = warn
-        self._wake = wake
-        self._queue: SimpleQueue[tuple[list[Entry], int] | None] = SimpleQueue()
-        self._entries: list[Entry] = []  # not given to the thread yet
-        #: promises made so far, and how many of these are on the disk
-        self.promised = self.kept = 0
+        self._entries: list[Entry] = []  # not given to the scribe yet
+        #: promises made so far
+        self.promised = 0
+        #: why nothing can be written, and so nothing is to be promised; "" if it can
+        self.trouble = ""
+        #: requests of which not all is on the disk: how many promises are to be kept for all of it,
+        #: and for its beginning; in the order of the former
+        self._unkept: dict[str, tuple[int, int]] = {}
+        self._taken_up: set[str] = set()  # requests that the file says are not over
         self.durations: Durations = {}
         self.drained_workers: frozenset[str] = frozenset()
         self.epoch = int(time.time())
         self.first = True
-        self._db = self._open(path)
-        self._thread = threading.Thread(target=self._write, name="journal", daemon=True)
-        self._thread.start()
+        self._db = self._open(path, needed=needed)
+        self._scribe = Scribe(
+            self._db, path, _PROMISES,
+            warn=warn, wake=wake, prune=self._prune, needed=needed,
+        )  # fmt: skip
+
+    @property
+    def kept(self) -> int:
+        """How many promises are on the disk."""
+        return self._scribe.kept
 
     # -- what is remembered --------------------------------------------------------------------
 
@@ -132,34 +138,65 @@ class Journal:
 
     def opened(self, what: Opened) -> None:
         """A request began."""
+        if what.request in self._taken_up:  # it stands there
+            self._taken_up.remove(what.request)
+            return
         intent = what.intent
         row = (what.request, what.title, intent.requester, _encode(intent), time.time())
-        self._promise(_OPENED, row)
+        self._promise(_OPENED, row, what.request)
 
     def closed(self, outcome: Update) -> None:
         """A request is over, and this is how."""
         states = [step.state for step in outcome.steps]
         ended = (states.count("done"), states.count("cached"), states.count("failed"))
         told = (outcome.state, time.time(), outcome.message, *ended, len(states))
-        self._promise(_CLOSED, (*told, _encode(outcome), outcome.request))
+        self._promise(_CLOSED, (*told, _encode(outcome), outcome.request), outcome.request)
 
     def forgotten(self, request: str) -> None:
         """A request is over, and whoever asks for it again means a new one."""
-        self._promise(_FORGOTTEN, (request,))
+        self._promise(_FORGOTTEN, (request,), request)
 
     def drained(self, what: Drained) -> None:
         """An operator's wish about a worker."""
         self._promise(_DRAINED if what.on else _RESUMED, (what.worker,))
 
-    def _promise(self, statement: str, row: tuple[object, ...]) -> None:
+    def _promise(self, statement: str, row: tuple[object, ...], request: str = "") -> None:
         self.promised += 1
         self._entries.append((statement, row))
+        if request:
+            _, begun = self._unkept.pop(request, (0, 0))
+            if statement is not _CLOSED:
+                begun = self.promised if statement is _OPENED else 0
+            self._unkept[request] = (self.promised, begun)
 
     def flush(self) -> None:
         """Have written what was told since the last time.  Never waits."""
         if self._entries:
-            self._queue.put((self._entries, self.promised))
+            self._scribe.write(self._entries, self.promised)
             self._entries = []
+
+    def look(self) -> list[str]:
+        """See how writing goes, and set ``trouble``.
+
+        Returns requests whose beginning cannot be written, each once: nobody was to hear of them
+        yet, and nobody may.
+        """
+        self.trouble = self._scribe.failure
+        while self._unkept:
+            request, (promised, _) = next(iter(self._unkept.items()))
+            if promised > self.kept:
+                break
+            del self._unkept[request]
+        if not self.trouble:
+            return []
+        lost = [request for request, (_, begun) in self._unkept.items() if begun > self.kept]
+        for request in lost:
+            self._unkept[request] = (self._unkept[request][0], 0)
+        return lost
+
+    def keeps(self, request: str) -> bool:
+        """Whether all is on the disk of what was said of a request, as of the last `look`."""
+        return request not in self._unkept
 
     def unfinished(self) -> list[Order | Submit]:
         """Requests that began and are not over, oldest first.
@@ -173,6 +210,7 @@ class Journal:
         for id, intent in rows:
             try:
                 found.append(_decode_intent(intent))
+                self._taken_up.add(id)
             except msgspec.MsgspecError as error:
                 self._warn(f"request {id} cannot be taken up again: {error}")
         return found
@@ -199,47 +237,47 @@ class Journal:
     def close(self, timeout: float = PATIENCE) -> None:
         """Write what is left."""
         self.flush()
-        self._queue.put(None)
-        self._thread.join(timeout)
+        self._scribe.close(timeout)
 
     # -- opening -------------------------------------------------------------------------------
 
-    def _open(self, path: Path) -> sqlite3.Connection:
+    def _open(self, path: Path, *, needed: bool) -> sqlite3.Connection:
         for attempt in range(2):
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 return self._read(_connect(str(path)))
             except (sqlite3.OperationalError, OSError) as error:
-                if getattr(error, "sqlite_errorcode", 0) & 0xFF in _FULL and path.exists():
-                    raise MachineFault(
-                        f"{path}: {error}; without it, what was ordered would be forgotten: make"
-                        " room on that disk"
-                    ) from None
-                self._warn(f"{path}: {error}; going on without a journal")
                 self.first = False  # for all that is known
+                wrong = reason(path, error)
+                needed |= is_full(error) and path.exists()
                 break
             except sqlite3.DatabaseError as error:
                 self.first = False
+                wrong = reason(path, error)
                 if attempt:
                     break
                 aside = path.with_name(f"{path.name}.damaged-{int(time.time())}")
-                self._warn(f"{path}: {error}; moved to {aside.name}, beginning a new one")
+                self._warn(f"{wrong}; moved to {aside.name}, beginning a new one")
                 for suffix in ("-wal", "-shm"):
                     path.with_name(path.name + suffix).unlink(missing_ok=True)
                 with contextlib.suppress(OSError):
                     path.rename(aside)
+        if needed:
+            raise MachineFault(f"without the journal, what was ordered would be forgotten: {wrong}")
+        self._warn(f"{wrong}; going on without a journal")
         return self._read(_connect(":memory:"))
 
     def _read(self, db: sqlite3.Connection) -> sqlite3.Connection:
         try:
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if version > VERSION:
-                raise sqlite3.OperationalError(f"it has version {version}, and not {VERSION}")
+                told = f"it has version {version}, not {VERSION}; move it away to begin anew"
+                raise sqlite3.OperationalError(told)
             if version == 1:  # its requests could not be taken up again
                 db.execute("DROP TABLE requests")
             if version < VERSION:
                 db.executescript(_SCHEMA)
-            with _transaction(db):
+            with transaction(db):
                 # The clock only serves to go on above a journal that was lost.
                 last = db.execute("SELECT max(epoch) FROM epochs").fetchone()[0]
                 self.first = self.first and last is None
@@ -254,54 +292,11 @@ class Journal:
             raise
         return db
 
-    # -- writing -------------------------------------------------------------------------------
-
-    def _write(self) -> None:
-        """The thread: gather, write, prune now and then."""
-        running, written = True, 0
-        owed: list[Entry] = []  # promises that could not be written yet
-        while running:
-            entries, promised, running = self._gather(RETRY if owed else None)
-            entries = owed + entries
-            try:
-                with _transaction(self._db):
-                    for statement, some in groupby(entries, itemgetter(0)):
-                        self._db.executemany(statement, map(itemgetter(1), some))
-                owed, written = [], written + len(entries)
-            except sqlite3.Error as error:
-                owed = [entry for entry in entries if entry[0] in _PROMISES]
-                self._warn(
-                    f"the journal cannot be written: {error}; {len(entries) - len(owed)} entries"
-                    f" are lost, {len(owed)} are tried again and lost if the broker ends before"
-                )
-            if promised > self.kept:  # as well as could be: nobody is to wait for a full disk
-                self.kept = promised
-                self._wake()
-            if not running or written >= PRUNE_EVERY:
-                written = 0
-                self._prune()
-        self._db.close()
-
-    def _gather(self, patience: float | None) -> tuple[list[Entry], int, bool]:
-        """Entries to be written together, the promises up to there, and whether more may come.
-
-        A promise is not waited with, and all that waits beside it is taken along.
-        """
-        entries: list[Entry] = []
-        promised = self.kept
-        with contextlib.suppress(Empty):
-            batch = self._queue.get(timeout=patience)
-            until = time.monotonic() + GATHER
-            while batch is not None:
-                entries += batch[0]
-                promised = batch[1]
-                left = 0.0 if promised > self.kept else max(0.0, until - time.monotonic())
-                batch = self._queue.get(timeout=left)
-            return entries, promised, False
-        return entries, promised, True
+    # -- in the scribe's thread ------------------------------------------------------------------
 
     def _prune(self) -> None:
-        with contextlib.suppress(sqlite3.Error), _transaction(self._db):  # another time, then
+        """Drop what is old."""
+        with contextlib.suppress(sqlite3.Error), transaction(self._db):  # another time, then
             self._db.execute(
                 "DELETE FROM requests WHERE state = 'open' AND opened < ?",
                 (time.time() - ABANDONED,),
@@ -331,15 +326,3 @@ def _connect(path: str) -> sqlite3.Connection:
         db.close()
         raise
     return db
-
-
-@contextlib.contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(sqlite3.Error):
-            db.execute("ROLLBACK")
-        raise
-    db.execute("COMMIT")

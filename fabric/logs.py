@@ -1,9 +1,9 @@
-"""The broker's log spools: one file for each attempt, named ``KEY.FENCE``.
+"""The broker's log spools: for each attempt a file named ``KEY.FENCE``, once its log is not short.
 
 A spool holds the beginning of a log, without gaps.  A piece is appended at its offset: a repeat
 changes nothing, and one from further on is dropped and tells that there is a gap, whose bytes
-the worker is asked for.  The end marker (size, sha256) proves the whole.  Nothing is kept in
-memory but offsets and a bounded number of open files.
+the worker is asked for.  The end marker (size, sha256) proves the whole.  What is kept in memory
+is bounded: offsets, open files, and short logs, most of which are never read but once.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 Id = tuple[str, int]
 
+#: A log of so many bytes at most is not written to a file,
+SHORT = 16 * 1024
+#: while all of these together have no more than that.
+MEMORY = 64 * 1024 * 1024
 #: Files held open at most.
 OPEN_FILES = 64
 #: Seconds before a worker is asked for the same bytes again.
@@ -49,6 +53,7 @@ class Spool(msgspec.Struct, eq=False):
     fence: int
     worker: str
     have: int = 0  # bytes, from the start
+    short: bytes | None = b""  # these; None: they are in the file
     known: int = 0  # bytes that exist, as far as told
     size: int = -1  # of the whole, once told
     sha256: str = ""
@@ -69,10 +74,11 @@ class Spool(msgspec.Struct, eq=False):
 class Spools:
     """All spools in one directory."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, memory: int = MEMORY) -> None:
         """Makes the directory.  OSError if that cannot be done."""
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = str(directory)
+        self._memory = memory  # bytes that short logs may have yet
         self._spools: dict[Id, Spool] = {}
         self._files: dict[Id, int] = {}  # least recently used first
         self._lacking: dict[Id, Spool] = {}
@@ -93,6 +99,7 @@ class Spools:
         if not found:
             return
         with contextlib.suppress(OSError), open(self._path(key, fence), "rb") as file:  # noqa: PTH123
+            spool.short = None
             while data := file.read(1 << 20):
                 spool.digest.update(data)
                 spool.have += len(data)
@@ -152,6 +159,7 @@ class Spools:
                 self._close(id)
             elif not spool.restarted:
                 spool.restarted = True
+                self._forget(spool)
                 spool.have, spool.digest = 0, hashlib.sha256()
                 self._close(id)
             else:
@@ -213,7 +221,9 @@ class Spools:
             return None
         length = max(0, min(length, MAX_LOG_RANGE, spool.have - offset))
         data = b""
-        if length and offset >= 0:
+        if length and offset >= 0 and spool.short is not None:
+            data = spool.short[offset : offset + length]
+        elif length and offset >= 0:
             try:
                 data = os.pread(self._file((key, fence)), length, offset)
             except OSError as error:
@@ -230,9 +240,7 @@ class Spools:
                 break
             del self._ended[id], self._spools[id]
             self._lacking.pop(id, None)
-            self._close(id)
-            with contextlib.suppress(OSError):
-                os.unlink(self._path(*id))  # noqa: PTH108
+            self._remove(spool)
 
     def sweep_files(self) -> None:
         """Remove files that nobody wrote to for a day: of a broker that is no more."""
@@ -246,12 +254,16 @@ class Spools:
                         os.unlink(entry.path)  # noqa: PTH108
 
     def close(self, *, forget: bool = False) -> None:
-        """Close all files; ``forget``: and remove those whose attempts have ended."""
+        """Close all files, with what the next broker may go on with; ``forget``: and remove those
+        whose attempts have ended."""
+        for id, spool in self._spools.items():
+            if forget and id in self._ended:
+                self._remove(spool)
+            elif spool.short and spool.ended is None:
+                with contextlib.suppress(OSError):  # it is asked for again
+                    self._write_out(spool)
         for id in list(self._files):
             self._close(id)
-        for id in self._ended if forget else ():
-            with contextlib.suppress(OSError):
-                os.unlink(self._path(*id))  # noqa: PTH108
 
     def _path(self, key: str, fence: int) -> str:
         name = f"{key}.{fence}"
@@ -265,14 +277,44 @@ class Spools:
             while len(self._files) >= OPEN_FILES:
                 self._close(next(iter(self._files)))
             # A file that somebody removed must not come back with a hole in place of its beginning.
-            create = 0 if self._spools[id].have else os.O_CREAT
+            spool = self._spools[id]
+            create = os.O_CREAT if spool.short is not None or not spool.have else 0
             file = os.open(self._path(*id), os.O_RDWR | create | os.O_CLOEXEC, 0o644)
         self._files[id] = file
         return file
 
     def _write(self, spool: Spool, data: bytes | memoryview) -> None:
+        """Append what begins where ``spool`` ends so far."""
+        if spool.short is not None:
+            if spool.have + len(data) <= SHORT and len(data) <= self._memory:
+                spool.short += data
+                self._memory -= len(data)
+                return
+            self._write_out(spool)
+        self._write_at(spool, spool.have, data)
+
+    def _write_out(self, spool: Spool) -> None:
+        """Have a short log in its file, too long or not to be kept."""
+        assert spool.short is not None
+        self._write_at(spool, 0, spool.short)
+        self._forget(spool)
+        spool.short = None
+
+    def _forget(self, spool: Spool) -> None:
+        if spool.short:
+            self._memory += len(spool.short)
+            spool.short = b""
+
+    def _remove(self, spool: Spool) -> None:
+        """Nobody reads it any more."""
+        if spool.short is None:
+            self._close((spool.key, spool.fence))
+            with contextlib.suppress(OSError):
+                os.unlink(self._path(spool.key, spool.fence))  # noqa: PTH108
+        self._forget(spool)
+
+    def _write_at(self, spool: Spool, offset: int, data: bytes | memoryview) -> None:
         file = self._file((spool.key, spool.fence))
-        offset = spool.have
         while data:
             written = os.pwrite(file, data, offset)
             data, offset = data[written:], offset + written

@@ -56,8 +56,10 @@ class Metrics:
         """The last snapshot; in the server's thread."""
         return self._taken
 
-    def take(self, scheduler: Scheduler, workers: Answer, counts: Counts) -> None:
-        """Take a snapshot.  ``workers`` answers a query for them."""
+    def take(
+        self, scheduler: Scheduler, workers: Answer, counts: Counts, *, writable: bool
+    ) -> None:
+        """Take a snapshot.  ``workers`` answers a query for them; is the journal ``writable``?"""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         steps = Counter(task.state.name.lower() for task in scheduler.tasks.values())
@@ -76,6 +78,9 @@ class Metrics:
             memory.add_metric([worker.name], worker.free_memory)
         self._taken = [
             GaugeMetricFamily("fabric_protocol", "Version of the protocol", PROTOCOL),
+            GaugeMetricFamily(
+                "fabric_journal_writable", "1, or 0 if no promise can be kept", float(writable)
+            ),
             _labelled(GaugeMetricFamily, "fabric_steps", "Steps known, by state", "state", steps),
             _labelled(
                 GaugeMetricFamily, "fabric_requests", "Requests known, by state", "state", states

@@ -19,13 +19,22 @@ if TYPE_CHECKING:
 
 
 class Record:
-    """All of it.  The journal is in the directory ``state``, and calls ``wake`` (see there)."""
+    """All of it.  The journal is in the directory ``state``, and calls ``wake`` (see there).
+
+    ``lasting``: there will be another run of the broker, to which requests go over.
+    """
 
     def __init__(
-        self, state: Path, note: Notes, metrics: Metrics | None, wake: Callable[[], None]
+        self,
+        state: Path,
+        note: Notes,
+        metrics: Metrics | None,
+        wake: Callable[[], None],
+        *,
+        lasting: bool,
     ) -> None:
         self.note = note
-        self.journal = Journal(state / "journal.sqlite", note, wake)
+        self.journal = Journal(state / "journal.sqlite", note, wake, needed=lasting)
         self._metrics = metrics
         self._counts = Counts(Counter(), Counter())
         #: when `measure` is due
@@ -80,4 +89,5 @@ class Record:
         if self._metrics is not None and now >= self.due:
             self.due = now + EVERY
             workers = scheduler.answer(Query(PROTOCOL, "", "workers"), now)
-            self._metrics.take(scheduler, workers, self._counts)
+            writable = not self.journal.trouble
+            self._metrics.take(scheduler, workers, self._counts, writable=writable)

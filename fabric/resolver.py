@@ -110,8 +110,10 @@ def _tools(given: str | None, settings: BrokerSettings) -> str:
     memory = settings.cache_dir / "workers-tools"
     if given:
         if not memory.exists() or memory.read_text() != given:
-            memory.parent.mkdir(parents=True, exist_ok=True)
-            memory.write_text(given)
+            with scratch(settings.cache_dir / "tmp", "resolving-") as folder:
+                fresh = folder / "tools"
+                fresh.write_text(given)  # there may be no room for all of it
+                fresh.replace(memory)
         return given
     return memory.read_text() if memory.exists() else host_tools(settings.cache_dir / "host-tools")
 

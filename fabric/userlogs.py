@@ -9,6 +9,7 @@ So its writer may be killed at any moment: the next command there completes what
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -30,14 +31,17 @@ class UserLog:
             path = directory / (
                 name if number == 1 else f"{name.removesuffix('.log')}.{number}.log"
             )
+            mark = _mark(path)
             try:
                 fd = _lock(path, os.O_CREAT)
                 if fd is None:
                     continue
-                _mark(path).write_text(key)
+                with open(mark, "wb", buffering=0) as file:  # noqa: PTH123
+                    file.write(key.encode())
             except OSError as error:
                 raise _unwritable(path, error) from None
             self.path = path
+            self._mark = mark
             self._fd = fd
             self.restart()
             return
@@ -66,7 +70,8 @@ class UserLog:
     def close(self, *, whole: bool) -> None:
         """Write no more.  ``whole``: nothing is missing."""
         if whole:
-            _mark(self.path).unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._mark)  # noqa: PTH108
         os.close(self._fd)
 
 
@@ -112,8 +117,8 @@ def _refill(fd: int, store: Store, key: str) -> None:
         offset += len(piece)
 
 
-def _mark(log: Path) -> Path:
-    return log.with_name(f"{_BEFORE}{log.name}{_AFTER}")
+def _mark(log: Path) -> str:
+    return f"{log.parent}/{_BEFORE}{log.name}{_AFTER}"
 
 
 def _lock(path: Path, flags: int = 0) -> int | None:

@@ -69,7 +69,7 @@ def prepare(
     tree = sourcetree.prepare(job.source, workspace, scratch, cancelled)
     build, inst, steps = (f"{base}/{job.source_name}.{end}" for end in ("build", "inst", "steps"))
     for name in ("inst", "tmp"):
-        (scratch / name).mkdir(exist_ok=True)
+        sourcetree.made(scratch / name)
     (scratch / "tmp").chmod(0o1777)
     mounts: list[str] = [] if inside else host.root(workspace.layers, cancelled)
     if lower:

@@ -6,8 +6,10 @@ import threading
 
 from fabric.errors import Cancelled
 
-#: Seconds between two looks while waiting.
+#: Seconds between two looks while waiting,
 TICK = 0.1
+#: and between the first two, where it may not take long.
+SOON = 0.001
 
 
 def stop_if(cancelled: threading.Event) -> None:

@@ -20,7 +20,7 @@ from fabric.jobs import Job
 
 #: Where integration scripts are in a system.
 INTEGRATION = "baserock/system-integration"
-#: With less room left than this, in bytes, a failure is the disk's and not the chunk's.
+#: With less room left than this, in bytes, whatever happens may be the disk's doing.
 _FULL = 16 << 20
 
 
@@ -54,7 +54,11 @@ def run(
     limits: sandbox.Limits,
     phase: Callable[[str], None],
 ) -> None:
-    """Run the commands.  BuildFailed names the list and the command that failed."""
+    """Run the commands.  BuildFailed names the list and the command that failed.
+
+    MachineFault if the disk was full at any moment: a `configure` does without what it cannot
+    compile then, and goes on.
+    """
     lists = dict(job.commands)
     if not any(lists.values()):
         return
@@ -66,17 +70,22 @@ def run(
             current = phase_of(list_)
             phase(current)
 
-    ended = sandbox.run(place.box, log, cancelled, limits=limits, started=started)
+    full = False
+
+    def look() -> None:
+        nonlocal full
+        disk = os.statvfs(place.scratch)
+        full |= disk.f_bavail * disk.f_frsize < _FULL or (disk.f_files > 0 and not disk.f_favail)
+
+    ended = sandbox.run(place.box, log, cancelled, limits=limits, started=started, look=look)
+    look()
+    if full:
+        raise MachineFault(f"The disk of {place.scratch} was full while {job.name} was built")
     if ended.status:
         commands = lists.get(ended.list, ())
         if not 0 < ended.number <= len(commands):
             raise BuildFailed(f"The build spoiled its own report; its exit status: {ended.status}")
         command = commands[ended.number - 1]
-        disk = os.statvfs(place.scratch)
-        if disk.f_bavail * disk.f_frsize < _FULL or (disk.f_files and not disk.f_favail):
-            raise MachineFault(
-                f"The disk of {place.scratch} is full: {job.name} could not be built"
-            )
         first = command.strip().partition("\n")[0]
         killed = f" (killed by signal {ended.status - 128})" if ended.status > 128 else ""
         raise BuildFailed(

@@ -25,6 +25,10 @@ PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _DIRECTORIES = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _SETTINGS = ("alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "perl", "services")
 
+#: Three quarters of the alternatives are pages of the manual, and each file costs when the first
+#: step of all waits for it.
+_MANUALS = shutil.ignore_patterns("*.gz")
+
 #: Tools whose contents name the host in cache keys of bootstrap and test chunks.
 _TOOLS = (
     *("sh", "bash", "env", "cp", "install", "find", "xargs", "sed", "grep", "awk", "diff", "patch"),
@@ -44,7 +48,7 @@ def root(layers: Layers, cancelled: threading.Event) -> list[str]:
     def make(into: Path) -> None:
         for setting in settings:
             if setting.is_dir():
-                shutil.copytree(setting, into / setting.name, symlinks=True)
+                shutil.copytree(setting, into / setting.name, symlinks=True, ignore=_MANUALS)
             else:
                 shutil.copy(setting, into / setting.name)
         (into / "passwd").write_text("root:x:0:0:root:/tmp:/bin/sh\n")

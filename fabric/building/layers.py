@@ -43,6 +43,8 @@ def plan_layers(staged: Sequence[Staged], limit: int = MAX_LAYERS) -> list[tuple
     are merged, from the lowest and no more than needed, because every chunk above them can use
     the same merged tree.  When that is not enough, everything is cut into longer blocks.
     """
+    if len(staged) <= limit:
+        return [(item.key,) for item in staged]
     runs = groupby(staged, key=lambda item: item.stratum)
     blocks = [block for _, run in runs for block in _cut([item.key for item in run], _BLOCK)]
     count = len(staged)
@@ -291,5 +293,10 @@ def look_through(tree: Path) -> tuple[Index, int]:
                 pending.append(path)
             elif item.is_symlink():
                 links[path] = os.readlink(item.path)  # noqa: PTH115 - bytes
-    has = tuple(path for path in _NOTED if os.path.lexists(top + b"/" + follow(path, links)))
+    places = {path: follow(path, links) for path in _NOTED} if dirs else {}
+    has = tuple(
+        path
+        for path, place in places.items()
+        if place.rpartition(b"/")[0] in dirs and os.path.lexists(top + b"/" + place)
+    )
     return Index(frozenset(dirs), links, has), count

@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from fabric.building import seccomp
 from fabric.building.cancel import TICK, stop_if
 from fabric.building.log import Log
 from fabric.building.steps import Progress
@@ -88,11 +89,14 @@ class Box:
     path: str  # where the script is inside
     launcher: tuple[str, ...] = ()  # a command that runs bwrap in a namespace it has made
 
-    def command(self, script: int, options: Sequence[str], argv: Sequence[str]) -> list[str]:
-        """The bwrap command line that runs ``argv``, the script's text at descriptor ``script``."""
-        isolation = (*_ISOLATION, *_no_more_namespaces())
+    def command(
+        self, files: tuple[int, int], options: Sequence[str], argv: Sequence[str]
+    ) -> list[str]:
+        """The bwrap command line that runs ``argv``, with descriptors as `files` gives them."""
+        script, calls = map(str, files)
+        isolation = (*_ISOLATION, *_no_more_namespaces(), "--seccomp", calls)
         words = [*self.launcher, "bwrap", *options, *isolation, *self.mounts]
-        words += ["--perms", "0755", "--file", str(script), self.path]
+        words += ["--perms", "0755", "--file", script, self.path]
         for path in self.read_only:
             words += ["--remount-ro", path]
         for name, value in self.environment.items():
@@ -100,17 +104,23 @@ class Box:
         return [*words, "--chdir", self.cwd, "--", *argv]
 
     @contextmanager
-    def script_fd(self) -> Iterator[int]:
-        """A descriptor to read the script's text from."""
-        fd = os.memfd_create("steps")
-        try:
-            text = self.script.encode("utf-8", "surrogateescape")
-            while text:
-                text = text[os.write(fd, text) :]
-            os.lseek(fd, 0, os.SEEK_SET)
-            yield fd
-        finally:
-            os.close(fd)
+    def files(self) -> Iterator[tuple[int, int]]:
+        """Descriptors to read the script's text from, and what it may ask of the kernel."""
+        script = self.script.encode("utf-8", "surrogateescape")
+        with _memory("steps", script) as steps, _memory("calls", seccomp.program()) as calls:
+            yield steps, calls
+
+
+@contextmanager
+def _memory(name: str, data: bytes) -> Iterator[int]:
+    fd = os.memfd_create(name)
+    try:
+        while data:
+            data = data[os.write(fd, data) :]
+        os.lseek(fd, 0, os.SEEK_SET)
+        yield fd
+    finally:
+        os.close(fd)
 
 
 @functools.cache
@@ -141,11 +151,13 @@ def run(
     *,
     limits: Limits = Limits(),
     started: Callable[[str], None] = lambda list_: None,  # noqa: ARG005
+    look: Callable[[], None] = lambda: None,
 ) -> Ended:
     """Run the script of ``box``; its output goes to ``log``.
 
-    ``started`` hears the name of each command list as it begins.  BuildFailed past a limit,
-    Cancelled, MachineFault when the sandbox cannot be made or is killed by somebody else.
+    ``started`` hears the name of each command list as it begins, and ``look`` is called several
+    times a second.  BuildFailed past a limit, Cancelled, MachineFault when the sandbox cannot be
+    made or is killed by somebody else.
     """
     before = log.size()
     status, told = os.pipe2(os.O_CLOEXEC)
@@ -161,7 +173,7 @@ def run(
             os.close(printed)
         progress = Progress(status, started)
         try:
-            _watch(process, progress, output, log, cancelled, limits)
+            _watch(process, progress, output, log, cancelled, limits, look)
         finally:
             _end(process, progress)
             log.take(output)
@@ -179,16 +191,16 @@ def run(
 def _start(box: Box, told: int, printed: int) -> subprocess.Popen[bytes]:
     info = os.dup(told)
     try:
-        with box.script_fd() as script:
+        with box.files() as files:
             options = ["--new-session", "--info-fd", str(info)]
             # The script's end of the status pipe is its standard input, because that is the one
             # descriptor whose number is sure; its commands get /dev/null.
             return subprocess.Popen(
-                box.command(script, options, ["sh", box.path, "--report"]),
+                box.command(files, options, ["sh", box.path, "--report"]),
                 stdin=told,
                 stdout=printed,
                 stderr=printed,
-                pass_fds=(info, script),
+                pass_fds=(info, *files),
             )
     except FileNotFoundError as error:
         raise MachineFault(_MISSING) from error
@@ -203,6 +215,7 @@ def _watch(
     log: Log,
     cancelled: threading.Event,
     limits: Limits,
+    look: Callable[[], None],
 ) -> None:
     """Return when the sandbox is gone; raise when it must go."""
     deadline = None if limits.seconds is None else time.monotonic() + limits.seconds
@@ -223,6 +236,7 @@ def _watch(
                     news.unregister(output)
                 grown = log.size() - size
             progress.catch_up()
+            look()
             stop_if(cancelled)
             if deadline is not None and time.monotonic() > deadline:
                 raise _over(progress, f"ran longer than {limits.seconds:g} s", "build-timeout")

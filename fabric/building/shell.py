@@ -50,6 +50,6 @@ def _run(place: area.Area, argv: list[str], *, fresh: bool, jobs: int) -> int:
         )
     terminal = {"TERM": os.environ.get("TERM", "dumb"), "MAKEFLAGS": f"-j{jobs}"}
     box = dataclasses.replace(place.box, environment={**place.box.environment, **terminal})
-    with box.script_fd() as script:
+    with box.files() as files:
         # No session of its own: a shell needs its terminal, for Ctrl-C and Ctrl-Z.
-        return subprocess.call(box.command(script, [], argv), pass_fds=(script,))
+        return subprocess.call(box.command(files, [], argv), pass_fds=files)

@@ -27,7 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from fabric.building.cancel import TICK, stop_if
+from fabric.building.cancel import SOON, TICK, stop_if
 from fabric.building.holds import Holds
 from fabric.building.layers import Layers
 from fabric.building.locks import Locks
@@ -191,10 +191,12 @@ class Workspace:
 
         Cancelled when ``cancelled`` is set while another holds it.
         """
+        pause = SOON  # most have it for as long as it takes to copy a few files
         while (fd := self._locks.take(name, wait=cancelled is None)) is None:
             assert cancelled is not None
-            cancelled.wait(TICK)
+            cancelled.wait(pause)
             stop_if(cancelled)
+            pause = min(2 * pause, TICK)
         try:
             yield
         finally:

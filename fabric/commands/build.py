@@ -1,4 +1,8 @@
-"""``build``: the reason for all this."""
+"""``build``: the reason for all this.
+
+What it needs is loaded when the nursery (see `fabric.embedded`) has been forked off, which loads
+programs meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -7,30 +11,34 @@ import contextlib
 import time
 from typing import TYPE_CHECKING
 
-from fabric.commands.common import heed_signals, open_plan
-from fabric.commands.report import Built, complete_logs, report
 from fabric.config import Settings
 from fabric.embedded import EmbeddedFabric
 from fabric.errors import FabricError
-from fabric.plan import Plan
-from fabric.render import Screen, duration, open_screen
-from fabric.trove.store import Store
 
-if TYPE_CHECKING:  # what is cached needs no sockets
+if TYPE_CHECKING:
+    from fabric.plan import Plan
+    from fabric.render import Screen
+    from fabric.trove.store import Store
     from fabric.wire.messages import StepState
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
-    heed_signals()
     if settings.controller:
+        from fabric.commands.common import heed_signals
         from fabric.commands.order import order
 
+        heed_signals()
         return order(options, settings)
     if options.detach:
         raise FabricError(
             "--detach needs a controller, to go on when we have ended: give --controller HOST"
         )
     with EmbeddedFabric(settings) as fabric:
+        from fabric.commands.common import heed_signals, open_plan
+        from fabric.commands.report import Built, complete_logs, report
+        from fabric.render import open_screen
+
+        heed_signals()
         project, plan = open_plan(settings, options.system, options.chunks)
         project.remember(plan.graph.path)
         screen = open_screen(options.json)
@@ -58,7 +66,9 @@ def _build(
     """Builds it here, and says how that went."""
     began = time.monotonic()
     fabric.start()
+    from fabric.commands.report import complete_logs
     from fabric.commands.session import Session
+    from fabric.render import duration
     from fabric.trove.builds import new_request
     from fabric.trove.snapshot import user
     from fabric.wire.line import Line

@@ -60,6 +60,8 @@ class Controller:
         self, line: Line, patience: float = 0.0, tell: Callable[[str], None] | None = None
     ) -> None:
         self.line = line
+        #: what the controller said in its last answer that is wrong with it; "" if nothing is
+        self.warning = ""
         self._patience = max(PATIENCE, patience)
         self._tell = tell
         self._codec: Codec[Answer | Update | LogPiece | Refused] = Codec(
@@ -74,7 +76,7 @@ class Controller:
         return self._answer(Query(PROTOCOL, uuid.uuid4().hex, what, about))
 
     def command(self, what: Literal["cancel", "drain", "resume"], about: str) -> Answer:
-        """The same for an operator's word."""
+        """The same for an operator's word; MachineFault too if that cannot be kept now."""
         return self._answer(Command(PROTOCOL, uuid.uuid4().hex, what, about))
 
     def update(self, request: str) -> Update:
@@ -107,8 +109,9 @@ class Controller:
     def _answer(self, asked: Query | Command) -> Answer:
         for message in self._ask(asked, asked.id):
             if isinstance(message, Answer) and message.id == asked.id:
+                self.warning = message.warning
                 if message.error:
-                    raise FabricError(message.error)
+                    raise FabricError("\n".join(filter(None, (message.error, message.warning))))
                 return message
         raise AssertionError
 
@@ -126,7 +129,8 @@ class Controller:
             for frame in self.line.receive(100):
                 message = self._codec.decode(frame)
                 if isinstance(message, Refused) and about and message.about == about:
-                    raise FabricError(message.reason)
+                    kind = MachineFault if message.code == "not-now" else FabricError
+                    raise kind(message.reason)
                 yield message
             changed, trouble = self.line.tend(time.monotonic()), self.line.trouble
             waited = time.monotonic() - began

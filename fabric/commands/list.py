@@ -16,5 +16,5 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     if options.json:
         print_json(facts(infos))
     else:
-        print("\n".join(tables.requests(infos)))
+        print("\n".join(tables.warned(controller.warning, tables.requests(infos))))
     return 0

@@ -43,7 +43,8 @@ def order(options: argparse.Namespace, settings: Settings) -> int:
         try:
             made, tree = _prepare(options, settings, project, system, line, screen)
             project.remember(system)
-            session = Session(made, line, screen, since=time.monotonic() - began)
+            since = time.monotonic() - began
+            session = Session(made, line, screen, since=since, patience=settings.patience)
             if options.detach:
                 session.accept(RESOLVING)
                 _say_ordered(screen, session, made.request)
@@ -100,8 +101,15 @@ def _prepare(
     _show(screen, "pushing sources that the trove lacks")
     waits.until_done(lambda: project.supply(graph, goals))
     _show(screen, "pushing the definitions to the trove")
-    request = builds.new_request()
-    waits.until_done(lambda: kept.push(build, trove, builds.ref_of(request), lambda _: None))
+    request = ""
+
+    def push() -> None:
+        """Under a new name each time: a trove that died has perhaps left the former one locked."""
+        nonlocal request
+        request = builds.new_request()
+        kept.push(build, trove, builds.ref_of(request), lambda _: None)
+
+    waits.until_done(push)
     if kept.untidy():
         try:
             kept.tidy(trove, {one.request for one in live if one.state not in OVER})

@@ -8,7 +8,9 @@ from __future__ import annotations
 import re
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 from fabric.errors import BuildFailed, Cancelled, FabricError, MachineFault
@@ -26,7 +28,7 @@ from fabric.wire.messages import (
     ToInitiator,
     Update,
 )
-from fabric.wire.mirror import RequestMirror
+from fabric.wire.mirror import ENDED, RequestMirror
 from fabric.wire.sockets import Codec, Garbage
 
 #: Lines of a failed step's log that are shown.
@@ -59,10 +61,12 @@ class Session:
         screen: Screen,
         check: Callable[[], str] = str,
         since: float = 0.0,
+        patience: float = 0.0,
     ) -> None:
         """``asked`` as for `RequestMirror`, begun ``since`` seconds ago.
 
-        ``check`` is called now and then, for news.
+        ``check`` is called now and then, for news.  A broker that cannot take the request in is
+        asked again for ``patience`` seconds; one that had, as long as it takes.
         """
         self.mirror = RequestMirror(asked)
         self._line = line
@@ -70,9 +74,12 @@ class Session:
         self._check = check
         self._began = time.monotonic() - since
         self._look_due = self._began
+        self._patience = patience
+        self._put_off = 0.0  # since when; 0: it is not
         self._logs: dict[str, UserLog] = {}
         self._paths: dict[str, Path] = {}
         self._tails: dict[str, list[str]] = {}
+        self._states: Counter[str] = Counter()  # of the steps told of
         self._keeps_logs = True
         self._codec: Codec[ToInitiator] = Codec(ToInitiator)
 
@@ -83,6 +90,7 @@ class Session:
 
     def accept(self, patience: float) -> None:
         """Until the broker has taken the request; ``patience`` seconds more to be resolved.
+        MachineFault if it cannot take it.
 
         Nobody stays to complete a log, so none is begun.
         """
@@ -96,14 +104,14 @@ class Session:
     def follow(self, parting: str) -> None:
         """To the end: until the request is over and every log is whole, or given up.
 
-        ``parting`` is said if that is left before.
+        ``parting`` is said if that is left before.  MachineFault if the broker cannot take it.
         """
         try:
             while not self.mirror.complete:
                 self._turn()
         finally:
             heeded = signal.signal(signal.SIGINT, signal.SIG_IGN)  # let this moment pass
-            if not self.mirror.over:
+            if not self.mirror.over and not (self._put_off and not self.mirror.version):
                 self._screen.say(parting)
             self._close()
             signal.signal(signal.SIGINT, heeded)
@@ -121,10 +129,13 @@ class Session:
             match message:
                 case Update():
                     self._do(self.mirror.update(message, now))
+                    self._is_taken()
                 case LogPiece():
                     self._do(self.mirror.piece(message, now))
                 case Refused():
                     self._do(self.mirror.refused(message, now))
+                    if message.code == "not-now" and message.about == self.mirror.request:
+                        self._wait(message.reason)
                 case Answer():  # once more, to a question that was asked before this
                     pass
         for piece in self._line.pieces(MESSAGES_AT_ONCE):
@@ -146,9 +157,8 @@ class Session:
 
     def counts(self) -> str:
         """ "20 built, 3 cached"."""
-        states = [step.state for step in self.mirror.steps.values()]
-        cached = states.count("cached")
-        return f"{states.count('done')} built" + (f", {cached} cached" if cached else "")
+        cached = self._states["cached"]
+        return f"{self._states['done']} built" + (f", {cached} cached" if cached else "")
 
     def failures(self) -> str:
         """ "zlib failed", "zlib, jq failed", or whatever else the broker says."""
@@ -210,18 +220,43 @@ class Session:
                 case protocol.CloseLog():
                     self._close_log(action)
 
+    def _wait(self, reason: str) -> None:
+        """The broker cannot take the request in now.  MachineFault if that is so for too long."""
+        now = time.monotonic()
+        known = self.mirror.version > 0
+        told, self._put_off = bool(self._put_off), self._put_off or now
+        if not known and now - self._put_off >= self._patience:
+            raise MachineFault(reason)
+        if not told:
+            self._screen.event("connection", ok=False, message=reason)
+            limit = "" if known else f" for {duration(self._patience)}"
+            self._screen.say(f"{reason}; trying on{limit}", "yellow")
+
+    def _is_taken(self) -> None:
+        if self._put_off and self.mirror.accepted:
+            self._put_off = 0.0
+            self._screen.event("connection", ok=True, message="")
+            self._screen.say("the controller takes orders again", "green")
+
     def _end(self, over: protocol.Over) -> None:
         if over.refused:
             raise MachineFault(f"the broker refuses this build: {over.message}")
         if over.state == "failed" and not self.mirror.steps:
             raise NotResolved(over.message)
 
+    @cached_property
+    def _directory(self) -> Path:
+        """Where the logs go."""
+        return Path.cwd()
+
     def _open_log(self, key: str) -> None:
-        self._line.subscribe(key)
+        step = self.mirror.steps[key]
+        if step.state not in ENDED:
+            self._line.subscribe(key)
         if key in self._logs:
             self._logs[key].restart()
             return
-        self._logs[key] = log = UserLog(Path.cwd(), self.mirror.steps[key].log, key)
+        self._logs[key] = log = UserLog(self._directory, step.log, key)
         self._paths[key] = log.path
 
     def _close_log(self, action: protocol.CloseLog) -> None:
@@ -241,6 +276,9 @@ class Session:
 
     def _tell(self, old: StepState | None, new: StepState) -> None:
         name = _name(new)
+        if old is not None:
+            self._states[old.state] -= 1
+        self._states[new.state] += 1
         if old is None or (old.state, old.fence) != (new.state, new.fence):
             self._screen.event(
                 "step",
@@ -263,8 +301,7 @@ class Session:
                 self._screen.say(f"[{done}/{total}] {name}: again, {new.message}", "yellow")
 
     def _progress(self) -> tuple[int, int]:
-        states = [step.state for step in self.mirror.steps.values()]
-        return states.count("done"), len(states) - states.count("cached")
+        return self._states["done"], len(self.mirror.steps) - self._states["cached"]
 
     def _view(self) -> BuildView:
         steps = self.mirror.steps.values()
@@ -273,8 +310,8 @@ class Session:
             title=self.mirror.title,
             total=total,
             done=done,
-            failed=sum(step.state == "failed" for step in steps),
-            cached=sum(step.state == "cached" for step in steps),
+            failed=self._states["failed"],
+            cached=self._states["cached"],
             seconds=self.seconds,
             left=self.mirror.left,
             running=tuple(

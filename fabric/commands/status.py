@@ -57,12 +57,14 @@ def _of_farm(controller: Controller) -> Picture:
     requests = controller.query("requests").requests
     workers = controller.query("workers").workers
     live = [one for one in requests if one.state not in OVER]
-    told = {"requests": facts(live), "workers": facts(workers)}
-    return told, tables.joined(tables.requests(live), tables.workers(workers)), False
+    told = {"requests": facts(live), "workers": facts(workers), "warning": controller.warning}
+    lines = tables.joined(tables.requests(live), tables.workers(workers))
+    return told, tables.warned(controller.warning, lines), False
 
 
 def _of_request(controller: Controller, id: str) -> Picture:
     info = controller.request(id)
     update = controller.update(id)
-    told = {**facts(info), "steps": facts(update.steps)}
-    return told, tables.request(info, update), info.state in OVER
+    told = {**facts(info), "steps": facts(update.steps), "warning": controller.warning}
+    lines = tables.warned(controller.warning, tables.request(info, update))
+    return told, lines, info.state in OVER

@@ -119,6 +119,11 @@ def request(info: RequestInfo, update: Update) -> list[str]:
     return lines
 
 
+def warned(warning: str, lines: list[str]) -> list[str]:
+    """What is wrong with the controller, if anything is, before all else."""
+    return joined([warning], lines) if warning else lines
+
+
 def ago(seconds: float) -> str:
     """ "12 s", "3 min", "2 h", "5 days": coarse, for tables."""
     for length, unit in ((86400, "days"), (3600, "h"), (60, "min")):

@@ -15,9 +15,11 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         # a build may be named by the beginning of its id; only the controller knows steps
         meant = [one.request for one in infos if one.request.startswith(options.what)]
         about = meant[0] if len(meant) == 1 else options.what
-        lines = controller.query("why", about).lines
+        lines = list(controller.query("why", about).lines)
+        if controller.warning:
+            lines.insert(0, controller.warning)
     if options.json:
-        print_json(list(lines))
+        print_json(lines)
     else:
         print("\n".join(lines))
     return 0

@@ -21,7 +21,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
             told: object = {"lines": lines}
         else:
             infos = controller.query("workers").workers
-            lines = tables.workers(infos)
+            lines = tables.warned(controller.warning, tables.workers(infos))
             told = facts(infos)
     if options.json:
         print_json(told)

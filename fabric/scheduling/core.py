@@ -27,6 +27,7 @@ from fabric.scheduling.events import (
     Tick,
     Unanswered,
     Unresolved,
+    Unwritten,
 )
 from fabric.scheduling.fleet import Fleet
 from fabric.scheduling.model import Attempt, Durations, Limits, Task
@@ -96,6 +97,7 @@ class Scheduler(Fleet):
             Answered: self._answered,
             Unanswered: self._unanswered,
             Inspected: self._verdict,
+            Unwritten: self._unwritten,
             Remembered: self._remembered,
             Tick: self._tick,
         }

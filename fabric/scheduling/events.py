@@ -62,6 +62,12 @@ class Inspected(msgspec.Struct, frozen=True):
     failure: str = ""
 
 
+class Unwritten(msgspec.Struct, frozen=True):
+    """That a request began cannot be written down, and nobody was told that it has: forget it."""
+
+    request: str
+
+
 class Remembered(msgspec.Struct, frozen=True):
     """A request that was over before this run of the broker: the last that was told of it, who
     wanted it, and how many seconds ago it began.
@@ -88,6 +94,7 @@ Event = (
     | Answered
     | Unanswered
     | Inspected
+    | Unwritten
     | Remembered
     | Tick
 )

@@ -10,7 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from fabric.scheduling import plan
-from fabric.scheduling.events import Opened, Remembered, Resolve, Resolved, Tick, Unresolved
+from fabric.scheduling.events import (
+    Closed,
+    Opened,
+    Remembered,
+    Resolve,
+    Resolved,
+    Tick,
+    Unresolved,
+    Unwritten,
+)
 from fabric.scheduling.interest import Interest
 from fabric.scheduling.model import Durations, Limits, Request, Requester
 from fabric.scheduling.shares import Share
@@ -211,6 +220,19 @@ class Intake(Interest):
         if not request.over:
             self.finish(request, "cancelled", "left by its initiator")
         self._keep(request)
+
+    def _unwritten(self, event: Unwritten) -> None:
+        """As if it had never been asked for, so that it may be asked for again."""
+        request = self.requests.get(event.request)
+        if request is None:
+            return
+        if request.over:
+            if self._kept.pop(request.id, None) is not None:
+                self._kept_steps -= len(request.results)
+            self.effects.append(Closed(request.id, request.state))
+        else:
+            self.finish(request, "cancelled", "it cannot be written down")
+        del self.requests[request.id]
 
     def _cancel(self, command: Command) -> Answer:
         """An operator, or whoever asked for it, wants a request no more."""

@@ -5,6 +5,9 @@ place without syncing anything: after a power cut a manifest could name empty bl
 spares the fully cached path the import of obstore.
 """
 
+# Paths are text where each step of a build comes by: as objects they would cost as much as all
+# that is done with them.
+# ruff: noqa: PTH105, PTH108, PTH110, PTH120
 from __future__ import annotations
 
 import contextlib
@@ -61,20 +64,21 @@ class Directory:
                 yield piece
 
     def put(self, blobs: Mapping[str, bytes | Path], last: str, content: bytes) -> None:
-        files = [self.root / path for path in blobs]
-        folders = {file.parent for file in files}
-        manifest = self.root / last
+        files = {f"{self.root}/{path}": data for path, data in blobs.items()}
+        manifest = f"{self.root}/{last}"
+        folders = {os.path.dirname(file) for file in files}
+        named = os.path.dirname(manifest)
         # Shared with other writers; gc takes the lock alone, so that it never removes a blob
         # between our finding it here and our manifest's naming it.
         with locked(self._lock_file, shared=True):
-            for folder in (*folders, manifest.parent, self._tmp):
+            for folder in (*folders, named, f"{self._tmp}"):
                 make_directory(folder)
-            for file, data in zip(files, blobs.values(), strict=True):
+            for file, data in files.items():
                 if _is_whole(file, data):
                     os.utime(file)  # and sync it all the same: its writer may be just at it
                 else:
-                    self._temporary(data).replace(file)
-            fresh = None if manifest.exists() else self._temporary(content)
+                    os.replace(self._temporary(data), file)
+            fresh = None if os.path.exists(manifest) else self._temporary(content)
             try:
                 for path in (*files, *folders):
                     fsync(path)
@@ -83,10 +87,10 @@ class Directory:
                     # link, unlike rename, leaves alone a manifest that came first
                     with contextlib.suppress(FileExistsError):
                         os.link(fresh, manifest)
-                fsync(manifest.parent)
+                fsync(named)
             finally:
                 if fresh is not None:
-                    fresh.unlink()
+                    os.unlink(fresh)
 
     def delete(self, paths: Iterable[str]) -> None:
         for path in paths:
@@ -134,28 +138,31 @@ class Directory:
             if entry.time < time.time() - ABANDONED:
                 (self.root / entry.path).unlink(missing_ok=True)
 
-    def _temporary(self, data: bytes | Path) -> Path:
+    def _temporary(self, data: bytes | Path) -> str:
         """A new file in root/tmp with that content; of a file on the same disk, another name."""
-        file = self._tmp / os.urandom(16).hex()
+        file = f"{self._tmp}/{os.urandom(16).hex()}"
         try:
             if isinstance(data, bytes):
-                file.write_bytes(data)
+                with open(file, "xb") as new:  # noqa: PTH123
+                    new.write(data)
             else:
                 try:
-                    file.hardlink_to(data)
+                    os.link(data, file)
                     os.utime(file)
                 except OSError:  # another disk, or one without links
                     shutil.copyfile(data, file)
-            file.chmod(0o444)
+            os.chmod(file, 0o444)  # noqa: PTH101
         except BaseException:
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(file)
             raise
         return file
 
 
-def _is_whole(file: Path, data: bytes | Path) -> bool:
+def _is_whole(file: str, data: bytes | Path) -> bool:
     """Whether the blob is there already, and is what its name says."""
     try:
-        return file.stat().st_size == size_of(data) and sha256_of(file) == file.name
+        size = os.stat(file).st_size  # noqa: PTH116
     except FileNotFoundError:
         return False
+    return size == size_of(data) and sha256_of(file) == os.path.basename(file)  # noqa: PTH119

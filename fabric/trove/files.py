@@ -81,13 +81,13 @@ def _busy() -> None:
     raise BlockingIOError
 
 
-def sha256_of(file: Path) -> str:
+def sha256_of(file: Path | str) -> str:
     """The file's SHA-256 as 64 hex digits."""
-    with file.open("rb") as opened:
+    with open(file, "rb", buffering=0) as opened:  # noqa: PTH123
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def fsync(path: Path) -> None:
+def fsync(path: Path | str) -> None:
     """Wait until a file's content, or a directory's entries, are on the disk."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -96,10 +96,11 @@ def fsync(path: Path) -> None:
         os.close(handle)
 
 
-def make_directory(path: Path) -> None:
+def make_directory(path: Path | str) -> None:
     """Make a directory, with those above it, so that a power cut does not undo it."""
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112
         return
+    path = Path(path)
     make_directory(path.parent)
     path.mkdir(exist_ok=True)
     fsync(path.parent)

@@ -35,7 +35,13 @@ _FAILED = (
 )
 #: As ``zmq_socket_monitor`` sends it, with a value.  pyzmq's own parser imports asyncio.
 _EVENT = struct.Struct("=hi")
-_EVENTS = _FAILED | zmq.EVENT_CONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_HANDSHAKE_SUCCEEDED
+_EVENTS = (
+    _FAILED
+    | zmq.EVENT_CONNECTED
+    | zmq.EVENT_CLOSED
+    | zmq.EVENT_CONNECT_RETRIED
+    | zmq.EVENT_HANDSHAKE_SUCCEEDED
+)
 
 
 class Line:
@@ -65,7 +71,7 @@ class Line:
         self._open()
 
     def _open(self) -> None:
-        self._context = zmq.Context()
+        self._context = sockets.new_context()
         self.jobs = sockets.dealer(self._context, self._curve)
         self._events = self.jobs.get_monitor_socket(_EVENTS)
         sockets.connect(self.jobs, self._addresses.jobs)
@@ -149,6 +155,9 @@ class Line:
                 )
             elif event == zmq.EVENT_CLOSED and self._why != self._not_admitted:
                 self._why = f"{where} cannot be reached"
+            elif event == zmq.EVENT_CONNECT_RETRIED and not self._why:
+                # nothing was there to be closed: it knows no address
+                self._why = f"{where} cannot be reached: its name is not known here"
             elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._heard, self._why = now, ""
 

@@ -86,7 +86,7 @@ class Listener:
         self._listen()
 
     def _listen(self) -> None:
-        self._context = context = zmq.Context()
+        self._context = context = sockets.new_context()
         self.poller = zmq.Poller()
         self.poller.register(self._wake, zmq.POLLIN)
         self._gate: Gate | None = None

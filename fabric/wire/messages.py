@@ -42,7 +42,8 @@ Priority = Annotated[int, Meta(ge=-10, le=10)]
 
 State = Literal["waiting", "ready", "running", "done", "cached", "failed", "cancelled"]
 RequestState = Literal["resolving", "checking", "building", "done", "failed", "cancelled"]
-Code = Literal["protocol", "unknown-request", "bad-request", "no-log", "not-allowed"]
+#: ``not-now``: it may be asked for again in a while.
+Code = Literal["protocol", "unknown-request", "bad-request", "no-log", "not-allowed", "not-now"]
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, tag_field="t", omit_defaults=True):
@@ -325,6 +326,7 @@ class Answer(Message, frozen=True):
 
     id: str
     error: str = ""
+    warning: str = ""  # what is wrong with the controller itself
     requests: tuple[RequestInfo, ...] = ()
     workers: tuple[WorkerInfo, ...] = ()
     lines: tuple[str, ...] = ()  # "why", and what a command did

@@ -67,7 +67,8 @@ class Changed(msgspec.Struct, frozen=True):
 
 
 class OpenLog(msgspec.Struct, frozen=True):
-    """The log of a new attempt begins: start its file anew, and subscribe to ``key``.
+    """The log of a new attempt begins: start its file anew, and subscribe to ``key``, unless the
+    step has ended already: nothing is published of it any more.
 
     ``name`` is its file's, as the broker tells it.
     """
@@ -171,6 +172,7 @@ class RequestMirror:
         self.due = float("-inf")
         self._poll_due = float("-inf")
         self._logs: dict[str, _Log] = {}
+        self._open: dict[str, _Log] = {}  # those that are not closed
         self._submits = 0
 
     @property
@@ -180,7 +182,7 @@ class RequestMirror:
     @property
     def complete(self) -> bool:
         """Over, and every log closed."""
-        return self.over and all(log.closed for log in self._logs.values())
+        return self.over and not self._open
 
     # -- the request -----------------------------------------------------------------------
 
@@ -196,7 +198,7 @@ class RequestMirror:
                 self._submits += 1
                 actions.append(Send(self.wanted or Poll(self.request, self.version)))
         self.due = self._poll_due
-        for log in self._logs.values():
+        for log in self._open.values():
             if not log.wants:
                 continue
             if now - log.asked >= ASK_AGAIN:
@@ -229,7 +231,7 @@ class RequestMirror:
             actions += self._follow(step, now)
         if update.state in OVER and not self.over:
             actions.append(Over(update.state, update.message))
-            for log in self._logs.values():
+            for log in list(self._open.values()):
                 actions += self._end(log, now)  # whatever a restarted broker never spoke of again
         self.state, self.message = update.state, update.message
         if len(update.steps) > MANY:
@@ -244,8 +246,8 @@ class RequestMirror:
             if log is not None and log.ended and not log.closed:
                 return self._close(log, whole=False)
             return []
-        if refused.about != self.request or self.over:
-            return []
+        if refused.about != self.request or refused.code == "not-now" or self.over:
+            return []  # and asked for again, if it was not now
         if refused.code == "unknown-request" and self.wanted is not None:
             # The broker has been restarted, or had given us up: what it builds, it finds again.
             if not self.accepted:
@@ -257,9 +259,8 @@ class RequestMirror:
         self.accepted = False
         self.state, self.message = "failed", refused.reason
         actions: list[Action] = []
-        for log in self._logs.values():
-            if not log.closed:
-                actions += self._close(log, whole=False)
+        for log in list(self._open.values()):
+            actions += self._close(log, whole=False)
         return [*actions, Over("failed", refused.reason, refused=True)]
 
     def leave(self) -> list[Action]:
@@ -323,7 +324,8 @@ class RequestMirror:
         actions: list[Action] = []
         log = self._logs.get(step.key)
         if step.fence and (log is None or log.fence != step.fence):
-            log = self._logs[step.key] = _Log(step.key, step.fence, step.log)
+            log = self._logs[step.key] = self._open[step.key] = _Log(step.key, step.fence, step.log)
+            log.streamed = step.state not in ENDED
             actions.append(OpenLog(step.key, step.fence, step.log))
         if log is None or log.closed:
             return actions
@@ -348,9 +350,10 @@ class RequestMirror:
             return []
         log.ended = True
         actions = self._check(log)
-        if log.wants:  # the stream may bring the rest any moment
-            log.asked = now - ASK_AGAIN + LINGER
-            self.due = min(self.due, now + LINGER)
+        if log.wants:
+            linger = LINGER if log.streamed else 0.0  # the stream may bring the rest any moment
+            log.asked = now - ASK_AGAIN + linger
+            self.due = min(self.due, now + linger)
         return actions
 
     def _take(self, log: _Log, offset: int, data: bytes | memoryview, now: float) -> list[Action]:
@@ -391,6 +394,7 @@ class RequestMirror:
 
     def _close(self, log: _Log, *, whole: bool) -> list[Action]:
         log.closed = True
+        self._open.pop(log.key, None)
         return [CloseLog(log.key, log.fence, whole)]
 
 

@@ -17,6 +17,7 @@ from typing import Generic, NamedTuple, TypeAlias, TypeVar
 import msgspec
 import zmq
 
+from fabric import process
 from fabric.errors import FabricError
 from fabric.wire.messages import MAX_FRAME, MAX_LOG_PIECE, PROTOCOL
 
@@ -27,6 +28,8 @@ Socket: TypeAlias = zmq.Socket[bytes]
 #: Messages kept for one peer in each direction.
 JOBS_HWM = 100
 LOGS_HWM = 32
+#: Bytes kept for the messages to come: what is on its way for one peer, in both directions.
+KEPT_MEMORY = 2 * LOGS_HWM * MAX_LOG_PIECE
 #: No frame of the log stream is larger, in bytes.
 MAX_LOG_FRAME = MAX_LOG_PIECE + 4096
 #: No frame is larger that reaches the broker over a network, in bytes.
@@ -64,6 +67,12 @@ class Curve:
     public: bytes
     secret: bytes = field(repr=False)
     server: bytes = b""
+
+
+def new_context() -> Context:
+    """What the sockets of a process belong to, which passes on logs."""
+    process.keep_memory(KEPT_MEMORY)
+    return zmq.Context()
 
 
 def in_directory(directory: str | os.PathLike[str]) -> Addresses:
@@ -153,6 +162,9 @@ def connect(socket: Socket, address: str) -> None:
     """Connect, now or as soon as somebody listens there.  AddressError if it is no address."""
     # ZeroMQ would try a name's IPv6 address alone, if there is one.
     socket.setsockopt(zmq.IPV6, address.startswith("tcp://["))
+    if address.startswith("ipc:"):  # the broker is just starting, too; there is no load to spare it
+        socket.setsockopt(zmq.RECONNECT_IVL, 3)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 0)
     try:
         socket.connect(address)
     except zmq.ZMQError as error:

@@ -25,6 +25,8 @@ EVERYTHING = (
     "ln $DESTDIR/usr/bin/it $DESTDIR/usr/bin/other",
     "echo new > hello; cat hello; mkdir -p lost/inside; chmod 0 lost; chmod 500 .; rm hello",
 )
+#: The disk has no room for a moment, and the build takes that for something else.
+PASSING = "dd if=/dev/zero of=/tmp/big bs=65536 || sleep 0.5; rm /tmp/big"
 BEAT = "(while :; do echo x >> /tmp/beat; sleep 0.05; done) & sleep 1000"
 #: Where a worker, or who runs it, keeps what no build may see.
 SECRETS = (
@@ -59,6 +61,10 @@ def job_of(name: str, kit: Kit) -> Job:
         case "almost-fill":
             # fits, but for its archive
             return kit.chunk(install=["head -c 17000000 /dev/urandom > $DESTDIR/big"])
+        case "was-full":
+            return kit.chunk(configure=[PASSING], build=["false"])
+        case "was-full-and-well":
+            return kit.chunk(configure=[PASSING], build=["true"])
         case "beat":
             return kit.chunk(build=[BEAT])
         case "steal":

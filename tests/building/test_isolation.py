@@ -40,6 +40,47 @@ def hostile(kit: Kit, attack: str, name: str = "thing") -> None:
     )
 
 
+#: Calls as (result, or -errno, of what), by the interface of 64-bit programs and of 32-bit ones.
+CALLS = """
+import ctypes, errno, mmap, os, signal, socket, struct, subprocess, sys
+
+UNIX, INET, VSOCK, PACKET, ALG, STREAM = 1, 2, 40, 17, 38, 1
+
+def native(*words):
+    libc = ctypes.CDLL(None, use_errno=True)
+    result = libc.syscall(*words)
+    return -ctypes.get_errno() if result < 0 else result
+
+def i386(number, a=0, b=0, c=0):
+    code = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    code.write(  # push rbx; mov eax, ebx, ecx, edx; int 0x80; pop rbx; ret
+        struct.pack("=2sIBIBIBI4s", b"\\x53\\xb8", number, 0xBB, a, 0xB9, b, 0xBA, c,
+                    b"\\xcd\\x80\\x5b\\xc3"))
+    run = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(code)))
+    return run()
+
+def check(call, socket, others):
+    for family in (UNIX, INET):
+        assert call(socket, family, STREAM, 0) > 0, family
+    for family in (VSOCK, PACKET, ALG):
+        assert call(socket, family, STREAM, 0) == -errno.EAFNOSUPPORT, family
+    for number in others:
+        assert call(number, 0, 0, 0) == -errno.ENOSYS, number
+
+if sys.argv[1:]:
+    i386(20)  # getpid
+    check(i386, 359, (102, 286, 287, 288, 425))
+else:
+    check(native, {"x86_64": 41}.get(os.uname().machine, 198),
+          {"x86_64": (248, 249, 250, 425, (1 << 30) + 41)}.get(os.uname().machine,
+                                                             (217, 218, 219, 425)))
+    if os.uname().machine == "x86_64":
+        done = subprocess.run([sys.executable, __file__, "i386"])
+        # or its kernel knows no such programs
+        assert done.returncode in (0, -signal.SIGSEGV), done
+"""
+
+
 @pytest.fixture
 def victim() -> Iterator[subprocess.Popen[bytes]]:
     """A process of the host's that wants to live."""
@@ -230,6 +271,10 @@ os.kill(-1, signal.SIGTERM)  # all but ourselves and process 1
 
 
 class TestKernel:
+    def test_opens_no_way_that_belongs_to_no_namespace(self, kit: Kit) -> None:
+        """Sockets to the host's hypervisor, keyrings, io_uring; neither for 32-bit programs."""
+        hostile(kit, CALLS)
+
     def test_settings_cannot_be_changed(self, kit: Kit) -> None:
         """Though a worker that is root runs its builds as that root, to the kernel."""
         attack = """

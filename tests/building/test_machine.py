@@ -86,7 +86,7 @@ def test_ordinary_user(place: Path, base: Packed, uid: int | None) -> None:
 class TestFullDisk:
     MOUNT = "mount -t tmpfs -o size=40m none {0} && chmod 777 {0} &&"
 
-    @pytest.mark.parametrize("name", ["fill", "almost-fill"])
+    @pytest.mark.parametrize("name", ["fill", "almost-fill", "was-full", "was-full-and-well"])
     def test_is_the_machine_s_fault_and_leaves_nothing(
         self, place: Path, base: Packed, name: str
     ) -> None:

@@ -29,7 +29,7 @@ class Faults:
     def one(self) -> None:
         """Break something, unless what the dice say is broken already."""
         kinds = [self.kill, self.kill, self.kill, self.leave, self.crash, self.cut, self.slow,
-                 self.fill, self.jump, self.hang]  # fmt: skip
+                 self.fill, self.gag, self.jump, self.hang]  # fmt: skip
         self.random.choice(kinds)()
 
     def mend(self, now: float) -> None:
@@ -42,7 +42,10 @@ class Faults:
         self.count[kind] += 1
         print(f"{time.monotonic():9.1f} {kind} {whom}", flush=True)
         if undo is not None:
-            self.undone.append((time.monotonic() + seconds, f"{kind} {whom}", undo))
+            self._later(seconds, kind, whom, undo)
+
+    def _later(self, seconds: float, kind: str, whom: str, action: Undo) -> None:
+        self.undone.append((time.monotonic() + seconds, f"{kind} {whom}", action))
 
     def _busy(self, kind: str, whom: str) -> bool:
         return any(what == f"{kind} {whom}" for _, what, _ in self.undone)
@@ -95,12 +98,21 @@ class Faults:
             host.slow(self.random.choice(["200kbit", "1mbit"]))
             self._did("slow", host.name, self.random.uniform(1, 6), host.hasten)
 
-    def fill(self) -> None:
-        """A disk has no room left.
+    def gag(self) -> None:
+        """The controller's disk has no room left, so it promises nothing; it may be killed then."""
+        host = self.farm.controller
+        if self._busy("gag", host.name):
+            return
+        host.fill()
+        seconds = self.random.uniform(2, 6)
+        self._did("gag", host.name, seconds, host.empty)
+        broker = self.farm.supervisor.services["broker"]
+        if self.random.random() < 0.5:
+            at = self.random.uniform(0.5, seconds)
+            self._later(at, "kill gagged", "broker", lambda: broker.signal(signal.SIGKILL))
 
-        Not the controller's: it then takes orders into its memory alone (docs/operations.md), and
-        forgets a detached one if it is killed before there is room again.
-        """
+    def fill(self) -> None:
+        """A disk has no room left."""
         host = self.random.choice([*self.farm.workers, self.farm.trove])
         if not self._busy("fill", host.name):
             host.fill()

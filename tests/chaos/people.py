@@ -5,10 +5,16 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 from farm import Farm, program
 from hosts import DISK, Host
+
+from fabric.wire.mirror import OVER
+
+#: Seconds between two orders of one who orders again and again.
+PAUSE = 0.5
 
 
 class User:
@@ -18,9 +24,9 @@ class User:
     well: ``wrong`` tells which did not.
     """
 
-    def __init__(self, farm: Farm, host: Host, system: str) -> None:
+    def __init__(self, farm: Farm, host: Host, system: str, name: str = "") -> None:
         self.farm = farm
-        self.name = host.name
+        self.name = name or host.name
         self.host = host
         self.system = system
         self.wrong: list[str] = []
@@ -114,11 +120,63 @@ class Roamer(User):
     def _went_well(self) -> bool:
         if self._request:
             return True
-        for line in self.output.read_text().splitlines():
-            if '"ordered"' in line:
-                self._request = json.loads(line)["request"]
+        [self._request] = ordered(self.output)
         self._next()
         return False
+
+
+class Regular(User):
+    """One who orders the same again and again, detached, and remembers what was accepted."""
+
+    def __init__(self, farm: Farm, host: Host, system: str) -> None:
+        self.accepted: list[str] = []
+        self.content = False  # nothing more is to be ordered
+        self._due = 0.0
+        super().__init__(farm, host, system, f"{host.name}-again")
+
+    def over(self) -> bool:
+        if super().over() and not self.content and time.monotonic() > self._due:
+            self._next()
+        return self.content and super().over()
+
+    def forgotten(self) -> list[str]:
+        """What of all that was accepted is not built, once nothing is built any more."""
+        until = time.monotonic() + 60
+        while True:
+            known = {one["request"]: one["state"] for one in self._list()}
+            if OVER.issuperset(known.values()) or time.monotonic() > until:
+                break
+            time.sleep(0.5)
+        states = {request: known.get(request, "forgotten") for request in self.accepted}
+        return [f"{name} is {state}" for name, state in states.items() if state != "done"]
+
+    def places(self) -> list[tuple[Host, str]]:
+        return []
+
+    def look_back(self) -> None:
+        pass
+
+    def _next(self) -> None:
+        self._type("build", self.definitions, self.host, "here", "--detach", "--json")
+
+    def _went_well(self) -> bool:
+        self.accepted += ordered(self.output)
+        self._due = time.monotonic() + PAUSE
+        return True
+
+    def _list(self) -> list[dict[str, str]]:
+        command = self.host.inside([*program("initiator"), "list", "--json"])
+        done = subprocess.run(
+            command, env=self.farm.environment(self.host), stdout=subprocess.PIPE, check=True
+        )
+        told: list[dict[str, str]] = json.loads(done.stdout)
+        return told
+
+
+def ordered(output: Path) -> list[str]:
+    """What a command says it has ordered."""
+    lines = output.read_text().splitlines()
+    return [json.loads(line)["request"] for line in lines if '"ordered"' in line]
 
 
 def logs(user: User) -> list[Path]:

@@ -17,7 +17,7 @@ import verdict
 from farm import Farm, program
 from faults import Faults
 from hosts import DISK
-from people import Roamer, User, logs
+from people import Regular, Roamer, User, logs
 
 from fabric.jobs import Manifest
 
@@ -40,19 +40,22 @@ def undisturbed(farm: Farm, where: Path) -> dict[str, Manifest]:
     return verdict.manifests(user.disk / "alone/artifacts")
 
 
-def disturb(faults: Faults, users: Sequence[User], count: int, patience: float) -> float:
-    """Break ``count`` things while the users build; in how many seconds.
+def disturb(
+    faults: Faults, users: Sequence[User], regular: Regular, count: int, patience: float
+) -> float:
+    """Break ``count`` things while the users build, and one orders; in how many seconds.
 
     SystemExit as soon as a command ends badly by itself, or if they come to no end.
     """
     began = time.monotonic()
+    everybody = (*users, regular)
     waiting = list(users)
     due = began + 1
-    while waiting or faults.undone:
+    while waiting or faults.undone or not regular.over():
         now = time.monotonic()
-        if any(user.wrong for user in users) or now - began > patience:
+        if any(user.wrong for user in everybody) or now - began > patience:
             seconds = now - began
-            for user in users:
+            for user in everybody:
                 print(f"after {seconds:.0f} s: {user.name} is at {user.typed}", *user.wrong)
             sys.exit(1)
         if waiting and faults.count.total() < count and now > due:
@@ -60,6 +63,8 @@ def disturb(faults: Faults, users: Sequence[User], count: int, patience: float) 
             due = now + faults.random.uniform(0.05, 1.0)
         faults.mend(now)
         waiting = [user for user in waiting if not user.over()]
+        regular.content = not waiting and not faults.undone
+        regular.over()
         time.sleep(0.05)
     return time.monotonic() - began
 
@@ -76,15 +81,18 @@ def main() -> int:
     alone = undisturbed(farm, given.logs)
     alice, bob = farm.users
     users = [User(farm, alice, "wide"), Roamer(farm, bob, "small", elsewhere=alice)]
-    faults = Faults(farm, users, random.Random(given.seed))
-    took = disturb(faults, users, given.faults, given.patience)
+    regular = Regular(farm, bob, "small")
+    faults = Faults(farm, [*users, regular], random.Random(given.seed))
+    took = disturb(faults, users, regular, given.faults, given.patience)
     for user in users:
         user.look_back()
+    forgotten = [f"of what was accepted {what}" for what in regular.forgotten()]
     deaf = [f"{name} did not end when told to" for name in farm.supervisor.stop()]
     broken = [
         *(["the builds were over before all was broken"] if faults.count.total() < given.faults
           else []),
-        *(text for user in users for text in user.wrong),
+        *(text for user in (*users, regular) for text in user.wrong),
+        *forgotten,
         *verdict.wrong_artifacts(farm.artifacts, alone),
         *verdict.wrong_logs(users, alone),
         *deaf,
@@ -98,9 +106,12 @@ def main() -> int:
         print("WRONG:", text)
     counted = ", ".join(f"{number} {kind}" for kind, number in sorted(faults.count.items()))
     print(f"seed {given.seed}: {faults.count.total()} faults in {took:.0f} s: {counted}")
-    commands = ", ".join(f"{user.name} {user.commands}" for user in users)
+    commands = ", ".join(f"{user.name} {user.commands}" for user in (*users, regular))
     restarts = sum(one.starts - 1 for one in farm.supervisor.services.values())
-    print(f"{restarts} programs started again; commands typed: {commands}")
+    print(
+        f"{restarts} programs started again; commands typed: {commands};"
+        f" {len(regular.accepted)} detached orders kept"
+    )
     print(
         f"{len(alone)} steps and {sum(len(logs(user)) for user in users)} logs compared with an"
         f" undisturbed run; {len(broken)} things wrong"

@@ -60,6 +60,12 @@ class Service:
             self.killed += 1
         return True
 
+    def lacks_room(self) -> bool:
+        """Whether it has ended because its disk is full, and has said so."""
+        assert self.process is not None
+        said = self.log.read_text(errors="replace").rstrip()
+        return self.process.returncode == 4 and said.endswith("make room on that disk")
+
     def group_dies(self) -> None:
         """What it left is ended, too."""
         if self.process is not None:
@@ -110,7 +116,7 @@ class Supervisor:
                 if process is None or process.poll() is None:
                     continue
                 if not service.due:
-                    if process.returncode != -signal.SIGKILL:
+                    if process.returncode != -signal.SIGKILL and not service.lacks_room():
                         service.ends.append(process.returncode)
                     service.due = now + RESTART_AFTER
                 elif now >= service.due:

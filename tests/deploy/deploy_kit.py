@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
 
 from systems_kit import ROOT, Built
 from vmhost_kit import DOMAIN, VmHost
+from world_kit import Failed
 
 #: name of a host -> what the last line of a play says of it: ok, changed, failed, ...
 Recap = dict[str, dict[str, int]]
@@ -57,8 +59,11 @@ class Cluster:
     def play(self, playbook: str, *options: str, timeout: float = 600) -> tuple[str, Recap]:
         """What ansible-playbook prints, and its recap.  Failed if its exit code is not 0."""
         command = self.command(playbook, *options)
-        said = self.world.run(*command, cwd=ROOT, env=self.environment, timeout=timeout)
-        return said, recap(said)
+        done = self.world.attempt(*command, cwd=ROOT, env=self.environment, timeout=timeout)
+        if done.returncode:
+            said = f"{wrong(done.stdout)}\n{done.stderr}"
+            raise Failed(f"{shlex.join(command)}: exit code {done.returncode}\n{said}")
+        return done.stdout, recap(done.stdout)
 
     def command(self, playbook: str, *options: str) -> list[str]:
         """The command that plays it."""
@@ -102,6 +107,12 @@ def recap(said: str) -> Recap:
         for line in lines
         if ":" in line
     }
+
+
+def wrong(said: str) -> str:
+    """What a play said of the tasks that failed, and its recap: the rest may be hundreds."""
+    tasks = re.split(r"\n\n(?=TASK |PLAY )", said)
+    return "\n\n".join(task for task in tasks if re.search(r"(?m)^(fatal|failed|PLAY RECAP)", task))
 
 
 def changed(counts: Recap) -> set[str]:

@@ -6,7 +6,10 @@ import json
 import shutil
 import tarfile
 
+import pytest
 from initiator_kit import Project
+
+from fabric.initiator import parser
 
 SYSTEM = "../systems/small.morph"
 SHARE = "mkdir -p $DESTDIR/usr/bin; cp hello.txt $DESTDIR/usr/bin/{0}"
@@ -17,6 +20,14 @@ def built(project: Project) -> Project:
     done = project.build()
     assert done.returncode == 0, done.stderr + done.stdout
     return project
+
+
+@pytest.mark.parametrize("line", ["{} build s", "build {} s", "build s {}", "--cache b build s {}"])
+def test_some_options_stand_before_the_command_or_after_it(line: str) -> None:
+    options = parser().parse_args(line.format("--controller h --cache c --debug").split())
+    assert (options.controller, options.cache, options.debug) == ("h", "c", True)
+    options = parser().parse_args(line.format("").split())
+    assert (options.controller, options.artifacts, options.debug) == (None, None, False)
 
 
 def test_graph_offline_needs_no_repository(project: Project) -> None:

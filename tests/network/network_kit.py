@@ -196,7 +196,8 @@ class Farm:
     def revoke(self, name: str) -> None:
         self.keys("revoke", name, "--keys", str(self.controller / "keys"))
 
-    def broker(self) -> Program:
+    def broker(self, inside: Callable[[list[str]], list[str]] = list) -> Program:
+        """``inside`` makes of its command line one that runs it where it should."""
         values = {
             "cache": str(self.controller / "cache"),
             "state": str(self.controller / "state"),
@@ -209,7 +210,7 @@ class Farm:
         }
         text = "".join(f'{k} = "{v}"\n' for k, v in values.items())
         self.broker_config.write_text(text + f"port = {self.port}\nlease = 4.0\n")
-        return self._daemon("broker", self.broker_config)
+        return self._daemon("broker", self.broker_config, inside=inside)
 
     def worker(self, name: str, slots: int = 1) -> Program:
         """A worker, made if it is a new one."""
@@ -232,9 +233,15 @@ class Farm:
     def desk(self, name: str) -> Desk:
         return Desk(self, name)
 
-    def _daemon(self, program: str, config: Path, name: str = "") -> Program:
+    def _daemon(
+        self,
+        program: str,
+        config: Path,
+        name: str = "",
+        inside: Callable[[list[str]], list[str]] = list,
+    ) -> Program:
         command = [sys.executable, "-m", f"fabric.{program}", "--config", str(config)]
-        return self.start(command, config.parent, dict(os.environ), name or program)
+        return self.start(inside(command), config.parent, dict(os.environ), name or program)
 
     def start(self, command: list[str], cwd: Path, environ: dict[str, str], name: str) -> Program:
         environ = {**environ, "FARM": self.token}

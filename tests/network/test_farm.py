@@ -368,6 +368,9 @@ def test_a_controller_that_is_not_there(alice: Desk) -> None:
     done = alice.run("list")
     assert done.returncode == 4
     assert "cannot be reached" in done.stderr or "does not answer" in done.stderr
+    done = alice.run("--controller", "no.invalid", "list")
+    assert done.returncode == 4
+    assert "tcp://no.invalid:7411 cannot be reached: its name is not known here" in done.stderr
     done = alice.run("gc")
     assert done.returncode == 1
     assert "nothing is removed" in done.stderr

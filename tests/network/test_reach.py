@@ -35,6 +35,24 @@ def test_a_build_waits_for_a_controller_that_is_away(farm: Farm, alice: Desk) ->
     assert code == 0, said
 
 
+def test_a_trove_that_died_of_a_push_is_pushed_to_again(farm: Farm, alice: Desk) -> None:
+    """And what it left locked is in nobody's way."""
+    hook = farm.trove / "hooks" / "pre-receive"
+    hook.write_text(
+        "#!/bin/sh\nread old new ref\n"
+        "case $ref in refs/builds/*) ;; *) exit 0 ;; esac\n"
+        "[ -e died ] || { touch died; mkdir -p $(dirname $ref); touch $ref.lock; kill -9 $PPID; }\n"
+    )
+    hook.chmod(0o755)
+    farm.broker()
+    farm.worker("w1")
+    alice.definitions.write(one="true")
+    done = alice.build()
+    assert done.returncode == 0, done.stderr
+    assert "cannot be reached" in done.stdout
+    assert len(list(farm.trove.glob("refs/builds/*/*.lock"))) == 1
+
+
 def test_ctrl_c_while_a_store_says_nothing(alice: Desk) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/artifacts"

@@ -66,6 +66,12 @@ class Anything(RuleBasedStateMachine):
     def cancel(self, number: int) -> None:
         self.stage.command("cancel", f"r{min(number, self.requests)}")
 
+    @precondition(lambda self: self.requests)
+    @rule(number=st.integers(min_value=1, max_value=6))
+    def forget(self, number: int) -> None:
+        """It cannot be written down."""
+        self.stage.handle(events.Unwritten(f"r{min(number, self.requests)}"))
+
     @rule(name=st.sampled_from(WORKERS), what=st.sampled_from(("drain", "resume")))
     def command(self, name: str, what: Literal["drain", "resume"]) -> None:
         self.stage.command(what, name)

@@ -176,3 +176,45 @@ def test_cancelling_what_is_not_one_request() -> None:
     assert stage.command("cancel", "cccc").error == "no request here is called cccc"
     assert stage.command("cancel", "aaaa").error == "several requests begin with aaaa"
     assert stage.command("cancel", "a").error == "no request here is called a"
+
+
+# -- what cannot be written down ---------------------------------------------------------------
+
+
+def test_a_request_that_cannot_be_written_down_might_never_have_been() -> None:
+    for detach in (True, False):
+        stage = building(APP, "w1")
+        stage.order("r2", detach=detach)
+        stage.resolve(APP, request="r2")
+        stage.handle(events.Unwritten("r2"))
+        assert events.Closed("r2", "cancelled") in stage.effects
+        assert "r2" not in stage.scheduler.requests
+        assert stage.running() == {"w1": ["zlib"]}, "another wants it"
+        stage.order("r2", detach=detach)
+        assert any(isinstance(each, events.Opened) for each in stage.effects), "it is new"
+
+
+def test_resolving_ends_when_its_request_cannot_be_written_down() -> None:
+    stage = Stage()
+    stage.order()
+    stage.handle(events.Unwritten("r1"))
+    assert events.Abandon("r1") in stage.effects
+    stage.handle(events.Unwritten("r1"))
+    assert stage.effects == []
+
+
+def test_a_request_that_is_over_and_cannot_be_written_down_is_forgotten() -> None:
+    for leave in (True, False):
+        stage = Stage()
+        stage.order()
+        stage.handle(events.Unresolved("r1", "no such system"))
+        if leave:
+            stage.leave()
+        stage.handle(events.Unwritten("r1"))
+        assert stage.effects == [events.Closed("r1", "failed")]
+        assert not stage.scheduler.requests
+        for n in range(_KEPT + 5):  # it is not among those that are kept, either
+            stage.order(f"n{n}")
+            stage.handle(events.Unresolved(f"n{n}", "no such system"))
+            stage.leave(f"n{n}")
+        assert len(stage.scheduler.requests) == _KEPT

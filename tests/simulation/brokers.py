@@ -1,7 +1,8 @@
 """A simulated broker: the real core and spools, and a thin shell as `fabric.broker` is one.
 
 What it has written to its disk it has again after a crash.  What it tells initiators waits until
-all it has written before is on the disk, so nobody hears of what a crash could take back.
+all it has written before is on the disk, so nobody hears of what a crash could take back.  While
+the disk is full it promises nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from fabric.scheduling import events
 from fabric.scheduling.core import Scheduler
 from fabric.scheduling.watchers import Watchers
 from fabric.wire.messages import (
+    Command,
     FromPeer,
     Leave,
     LogPiece,
@@ -46,6 +48,7 @@ class Disk:
 
     def __init__(self) -> None:
         self.runs = 0
+        self.full_until = 0.0
         self.open: dict[str, Order | Submit] = {}  # requests that began and are not over
         self.closed: dict[str, events.Remembered] = {}  # requests that are over
         self.drained: set[str] = set()
@@ -73,6 +76,9 @@ class Broker:
         self.routes: dict[str, str] = {}  # worker's name -> node
         self.heard: dict[str, float] = {}  # node -> when
         self._written = world.now  # when all that was written will be on the disk
+        self._owed: list[tuple[str, Callable[[], None]]] = []  # what could not: about what, and how
+        self._opening: dict[str, None] = {}  # requests whose beginning is not on the disk
+        self._fails = 0  # how often it could not be written
         self._orders: list[Order] = []  # waiting to be resolved
         self._resolving: dict[str, None] = {}
         for event in (*disk.closed.values(), *disk.open.values()):
@@ -88,7 +94,7 @@ class Broker:
 
     def hear(self, source: str, message: FromPeer) -> None:
         """A message came."""
-        if not self.alive:
+        if not self.alive or self._refuses(source, message):
             return
         match message:
             case Report():
@@ -147,13 +153,15 @@ class Broker:
             case events.Tell():
                 self.told(source, effect.answer)
             case events.Opened():
-                self._write(partial(self.disk.open.__setitem__, effect.request, effect.intent))
+                if self.disk.open.get(effect.request) != effect.intent:
+                    self._opening[effect.request] = None
+                    self._write(effect.request, partial(self._open, effect.request, effect.intent))
             case events.Closed():
                 last = self.scheduler.update(effect.request, 0, world.now)
-                self._write(partial(self._close, effect.request, last))
+                self._write(effect.request, partial(self._close, effect.request, last))
             case events.Drained():
                 change = self.disk.drained.add if effect.on else self.disk.drained.discard
-                self._write(partial(change, effect.worker))
+                self._write("", partial(change, effect.worker))
             case events.Began():
                 self.spools.begin(effect.key, effect.fence, effect.worker, found=effect.found)
                 world.judge.began(self, effect)
@@ -164,17 +172,56 @@ class Broker:
 
     # -- the disk, the store, the definitions --------------------------------------------------
 
-    def _write(self, action: Callable[[], None]) -> None:
+    def _write(self, about: str, action: Callable[[], None]) -> None:
         self._written = max(self._written, self.world.now + self.world.rng.uniform(0.0, 0.3))
-        self.world.at(self._written - self.world.now, partial(self._if_alive, action))
+        put = partial(self._put, about, action)
+        self.world.at(self._written - self.world.now, partial(self._if_alive, put))
+
+    def _put(self, about: str, action: Callable[[], None]) -> None:
+        """What was to be written comes to the disk."""
+        if not self._owed and self.world.now >= self.disk.full_until:
+            action()
+            return
+        self._owed.append((about, action))
+        if len(self._owed) > 1:
+            return
+        self._fails += 1  # so that what waits to be told is not
+        for request in list(self._opening):
+            del self._opening[request]
+            self.apply(events.Unwritten(request), "")
+
+    def _make_up(self) -> None:
+        """Write what could not be written, if there is room."""
+        if self._owed and self.world.now >= self.disk.full_until:
+            for _, action in self._owed:
+                action()
+            self._owed.clear()
+
+    def _refuses(self, source: str, message: FromPeer) -> bool:
+        """Whether it is asked for a promise that it cannot keep now."""
+        if not self._owed:
+            return False
+        match message:
+            case Order() | Submit() if message.request not in self.scheduler.requests:
+                about = message.request
+            case Command():
+                about = message.id
+            case _:
+                return False
+        self.send(source, Refused(about, "not-now", "the disk is full"))
+        return True
 
     def _if_alive(self, action: Callable[[], None]) -> None:
         if self.alive:
             action()
 
+    def _open(self, request: str, intent: Order | Submit) -> None:
+        self._opening.pop(request, None)
+        self.disk.open[request] = intent
+
     def _close(self, request: str, outcome: Update | None) -> None:
-        intent = self.disk.open.pop(request)
-        if outcome is not None:  # else it is forgotten
+        intent = self.disk.open.pop(request, None)
+        if outcome is not None and intent is not None:  # else it is forgotten
             self.disk.closed[request] = events.Remembered(outcome, intent.requester, 0.0)
 
     def _look_up(self, effect: events.Ask | events.Inspect) -> None:
@@ -218,11 +265,15 @@ class Broker:
 
     def told(self, node: str, message: Message) -> None:
         """Tell an initiator, once all that was written before is on the disk."""
-        if self._written <= self.world.now:
+        if self._owed or self._written <= self.world.now:
             self.send(node, message)
         else:
-            say = partial(self._if_alive, partial(self.send, node, message))
+            say = partial(self._say, self._fails, node, message)
             self.world.at(self._written - self.world.now, say)
+
+    def _say(self, fails: int, node: str, message: Message) -> None:
+        if self.alive and fails == self._fails:
+            self.send(node, message)
 
     def _tick(self) -> None:
         world = self.world
@@ -233,6 +284,7 @@ class Broker:
         for worker, wanted in self.spools.wanted(world.now):
             if worker in self.routes:
                 self.send(self.routes[worker], wanted)
+        self._make_up()
         self.tell_initiators()
         world.at(0.25, self._tick)
 
@@ -255,6 +307,10 @@ class Broker:
             update = self.scheduler.update(watcher.request, watcher.seen, self.world.now)
             if update is None:
                 self.watchers.unwatch(watcher.request, watcher.peer)
+            elif update.state == "cancelled" and any(
+                one == update.request for one, _ in self._owed
+            ):
+                pass  # a crash would take that back
             else:
                 self.told(watcher.peer.decode(), update)
 

@@ -23,6 +23,7 @@ class Scenario:
     crashes: float  # of workers
     stops: float  # of workers, politely: they drain first
     restarts: float  # of the broker
+    full_disks: float  # of the broker
     cuts: float  # of one node, in one direction or both
     departures: float  # of initiators: for good, or to come back
     outages: float  # of the store
@@ -80,6 +81,7 @@ class Scenario:
             lease=rng.choice((4.0, 10.0)),
             keep_going=rng.random() < 0.4,
             trouble=rng.choice((5.0, 20.0, 40.0)),
+            full_disks=some(0.1),
         )
 
     @property

@@ -87,6 +87,8 @@ class Simulation(Network):
         ):
             for _ in range(round(rate * scenario.trouble * self.rng.uniform(0.5, 1.5))):
                 self.at(self.rng.uniform(0.0, scenario.trouble), what)
+        for _ in range(round(scenario.full_disks * scenario.trouble)):
+            self.at(self.rng.uniform(0.0, scenario.trouble), self._fill_disk)
 
     def play(self) -> None:
         """Until all is over.  Violation if something is wrong, or it never ends."""
@@ -322,7 +324,14 @@ class Simulation(Network):
             self.inject("broker crash")
             self.broker.close()
             self.broker = None
-            self.at(self.rng.uniform(0.1, 15.0), self._start_broker)
+            away = max(self.rng.uniform(0.1, 15.0), self.disk.full_until - self.now)
+            self.at(away, self._start_broker)
+
+    def _fill_disk(self) -> None:
+        self.inject("full disk of the broker")
+        self.disk.full_until = min(self.peace, self.now + self.rng.uniform(0.1, 10.0))
+        if self.scenario.restarts:
+            self.at(self.rng.uniform(0.0, self.disk.full_until - self.now), self._crash_broker)
 
     def _start_broker(self) -> None:
         self.tell("-- the broker is back")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ class Farm:
             f'listen = "{HOST}"\nport = {PORT}\nkeys = "{self.keys}"\n'
             f'state = "{directory}/state"\nartifacts = "{directory}/store"\nmetrics = ""\n'
         )
+        #: makes of the broker's command line one that runs it where it should
+        self.inside: Callable[[list[str]], list[str]] = list
         self._stack = stack
         self.start()
         stack.callback(self.kill)
@@ -43,7 +46,7 @@ class Farm:
     def start(self) -> None:
         with (self.directory / "broker.err").open("ab") as errors:
             self.child = subprocess.Popen(
-                [sys.executable, "-m", "fabric.broker", "--config", str(self.config)],
+                self.inside([sys.executable, "-m", "fabric.broker", "--config", str(self.config)]),
                 stdin=subprocess.DEVNULL, stderr=errors,
             )  # fmt: skip
 

@@ -153,6 +153,7 @@ def test_numbers_for_prometheus(farm: Farm) -> None:
     page = told()
     assert 'fabric_workers{state="idle"} 1.0' in page
     assert "process_resident_memory_bytes" in page
+    assert "fabric_journal_writable 1.0" in page
     assert worker.error is None
 
 

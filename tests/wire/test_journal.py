@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from small_disk import on_small_disk
 
+from fabric.errors import MachineFault
 from fabric.journal import ATTEMPTS_KEPT, REQUESTS_KEPT, STEPS_KEPT, Journal
 from fabric.scheduling.events import Drained, Ended, Learned, Opened
 from fabric.wire.messages import PROTOCOL, Order, Outcome, StepState, Submit, Update
@@ -226,27 +227,6 @@ def test_a_promise_is_kept_when_it_is_on_the_disk(tmp_path: Path, warnings: Warn
     journal.close()
 
 
-def test_a_promise_that_cannot_be_written_is_tried_again(
-    tmp_path: Path, warnings: Warnings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("fabric.journal.PATIENCE", 0.05)
-    monkeypatch.setattr("fabric.journal.RETRY", 0.05)
-    path = tmp_path / "journal.sqlite"
-    kept = threading.Event()
-    journal = Journal(path, warnings, kept.set)
-    with sqlite3.connect(path, isolation_level=None) as other:
-        other.execute("BEGIN IMMEDIATE")
-        journal.learned(Learned("chunk", "zlib", "x86_64", 1.0))
-        journal.opened(opened("r1"))
-        journal.flush()
-        assert kept.wait(20.0), "nobody waits for a disk that may never have room"
-        other.execute("ROLLBACK")
-    other.close()
-    journal.close(20.0)
-    assert "1 entries are lost, 1 are tried again" in warnings[0]
-    assert rows(path, "SELECT id FROM requests") == [("r1",)]
-
-
 def test_the_journal_of_the_version_before_keeps_its_history(
     tmp_path: Path, warnings: Warnings
 ) -> None:
@@ -319,9 +299,14 @@ def test_damage_in_the_middle_of_the_file(tmp_path: Path, warnings: Warnings) ->
     assert list(tmp_path.glob("journal.sqlite.damaged-*"))
 
 
-def test_a_file_that_cannot_be_written_is_done_without(tmp_path: Path, warnings: Warnings) -> None:
+def test_a_file_that_cannot_be_written_is_done_without_if_it_can_be(
+    tmp_path: Path, warnings: Warnings
+) -> None:
     (tmp_path / "state").write_text("in the way")
-    journal = Journal(tmp_path / "state" / "journal.sqlite", warnings)
+    path = tmp_path / "state" / "journal.sqlite"
+    with pytest.raises(MachineFault, match=f"would be forgotten: {path}: File exists"):
+        Journal(path, warnings)
+    journal = Journal(path, warnings, needed=False)
     journal.learned(Learned("chunk", "zlib", "x86_64", 1.0))
     assert journal.epoch > 0
     assert not journal.first, "who knows"
@@ -344,16 +329,20 @@ def test_on_a_full_disk_nothing_is_forgotten(tmp_path: Path) -> None:
                     file.write(bytes(4096))
                 except OSError:
                     break
-        try:
-            Journal(path, print)
-        except MachineFault as error:
-            print("refused:", error)
+        for needed in (True, False):
+            try:
+                Journal(path, print, needed=needed)
+            except MachineFault as error:
+                print("refused:", error)
         Path({str(tmp_path)!r}, "ballast").unlink()
         Journal(path, print).close()
     """
-    [said] = on_small_disk("1m", tmp_path, code)
-    assert said.startswith(f"refused: {tmp_path}/journal.sqlite: ")
-    assert said.endswith("make room on that disk")
+    said = on_small_disk("1m", tmp_path, code)
+    assert len(said) == 2
+    for line in said:
+        assert line.startswith("refused: without the journal, what was ordered would be forgotten")
+        assert f" {tmp_path}/journal.sqlite: " in line
+        assert line.endswith("; make room on that disk")
 
 
 def test_a_journal_of_another_version(tmp_path: Path, warnings: Warnings) -> None:
@@ -361,7 +350,8 @@ def test_a_journal_of_another_version(tmp_path: Path, warnings: Warnings) -> Non
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA user_version = 99")
     db.close()
-    journal = Journal(path, warnings)
-    journal.close()
+    with pytest.raises(MachineFault, match="it has version 99, not 2; move it away"):
+        Journal(path, warnings)
+    Journal(path, warnings, needed=False).close()
     assert "version 99" in warnings[0]
     assert rows(path, "PRAGMA user_version") == [(99,)], "left as it is"

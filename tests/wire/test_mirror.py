@@ -194,3 +194,26 @@ def test_an_artifact_that_is_built_once_more_has_a_new_log() -> None:
     tale.hint(0, TEXT, fence=2)
     tale.done(fence=2)
     assert (tale.file, tale.closed) == (TEXT, True)
+
+
+def test_the_log_of_a_step_that_has_ended_already_is_asked_for_at_once() -> None:
+    """Nothing is published of it any more, so there is nothing to wait for."""
+    tale = Tale()
+    tale.tick()
+    tale.done()
+    tale.tick()
+    assert tale.asked() == [0]
+    tale.piece(0, TEXT, size=len(TEXT), sha256=sha(TEXT))
+    assert (tale.file, tale.closed, tale.follows) == (TEXT, True, [])
+    assert tale.mirror.complete
+
+
+def test_what_the_broker_lacks_of_the_log_of_an_ended_step_is_followed() -> None:
+    tale = Tale()
+    tale.tick()
+    tale.done()
+    tale.tick()
+    tale.piece(0, TEXT[:4], size=len(TEXT), sha256=sha(TEXT))
+    assert (tale.follows, tale.asked()) == ([True], [0, 4])
+    tale.hint(4, TEXT[4:])
+    assert (tale.file, tale.closed) == (TEXT, True)

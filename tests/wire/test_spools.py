@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fabric.logs import ASK_AGAIN, GIVE_UP, KEEP, OPEN_FILES, Spools
+from fabric.logs import ASK_AGAIN, GIVE_UP, KEEP, MEMORY, OPEN_FILES, SHORT, Spools
 from fabric.wire.messages import MAX_LOG_RANGE, LogPiece
 
 KEY = "a" * 64
@@ -20,9 +20,20 @@ def sha(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+@pytest.fixture(params=[0, len(TEXT) + 4, MEMORY], ids=["files", "either", "memory"])
+def spools(tmp_path: Path, request: pytest.FixtureRequest) -> Spools:
+    """Logs are in files, or in memory as long as they are short."""
+    return begun(tmp_path, request.param)
+
+
 @pytest.fixture
-def spools(tmp_path: Path) -> Spools:
-    spools = Spools(tmp_path / "logs")
+def filed(tmp_path: Path) -> Spools:
+    """Logs are in files."""
+    return begun(tmp_path, 0)
+
+
+def begun(tmp_path: Path, memory: int) -> Spools:
+    spools = Spools(tmp_path / "logs", memory)
     spools.begin(KEY, 1, "w1")
     return spools
 
@@ -205,7 +216,7 @@ def test_a_restarted_broker_goes_on_with_what_it_has(tmp_path: Path) -> None:
 
 
 def test_many_logs_with_few_open_files(tmp_path: Path) -> None:
-    spools = Spools(tmp_path)
+    spools = Spools(tmp_path, memory=0)
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     many = 3 * OPEN_FILES
     for n in range(many):
@@ -223,57 +234,94 @@ def test_many_logs_with_few_open_files(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_is_full_costs_the_log_s_past_and_not_its_stream(
-    spools: Spools, monkeypatch: pytest.MonkeyPatch
+    filed: Spools, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "pwrite", full)
-    assert spools.append(KEY, 1, 0, TEXT[:4]) == (0, TEXT[:4])
-    assert spools.append(KEY, 1, 4, TEXT[4:]) == (4, TEXT[4:])
-    assert spools.read(KEY, 1, 0, 10) is None
-    spools.end(KEY, 1, len(TEXT), sha(TEXT), 0.0)
-    assert not spools.incomplete(KEY, 1, 0.0)
+    assert filed.append(KEY, 1, 0, TEXT[:4]) == (0, TEXT[:4])
+    assert filed.append(KEY, 1, 4, TEXT[4:]) == (4, TEXT[4:])
+    assert filed.read(KEY, 1, 0, 10) is None
+    filed.end(KEY, 1, len(TEXT), sha(TEXT), 0.0)
+    assert not filed.incomplete(KEY, 1, 0.0)
 
 
-def test_old_spools_are_removed(spools: Spools, tmp_path: Path) -> None:
-    spools.begin(KEY, 2, "w1")
-    spools.append(KEY, 1, 0, TEXT)
-    spools.append(KEY, 2, 0, TEXT)
-    spools.end(KEY, 1, len(TEXT), sha(TEXT), 10.0)
-    spools.sweep(10.0 + KEEP / 2)
-    assert content(spools, 1) == TEXT
-    spools.sweep(10.0 + KEEP)
-    assert spools.read(KEY, 1, 0, 10) is None
+def test_old_spools_are_removed(filed: Spools, tmp_path: Path) -> None:
+    filed.begin(KEY, 2, "w1")
+    filed.append(KEY, 1, 0, TEXT)
+    filed.append(KEY, 2, 0, TEXT)
+    filed.end(KEY, 1, len(TEXT), sha(TEXT), 10.0)
+    filed.sweep(10.0 + KEEP / 2)
+    assert content(filed, 1) == TEXT
+    filed.sweep(10.0 + KEEP)
+    assert filed.read(KEY, 1, 0, 10) is None
     assert [path.name for path in (tmp_path / "logs").iterdir()] == [f"{KEY}.2"]
 
 
-def test_closing_may_remove_what_has_ended(spools: Spools, tmp_path: Path) -> None:
-    spools.begin(KEY, 2, "w1")
+def test_closing_may_remove_what_has_ended(filed: Spools, tmp_path: Path) -> None:
+    filed.begin(KEY, 2, "w1")
     for fence in (1, 2):
-        spools.append(KEY, fence, 0, TEXT)
-    spools.end(KEY, 1, len(TEXT), sha(TEXT), 10.0)
-    spools.close(forget=True)
+        filed.append(KEY, fence, 0, TEXT)
+    filed.end(KEY, 1, len(TEXT), sha(TEXT), 10.0)
+    filed.close(forget=True)
     assert [path.name for path in (tmp_path / "logs").iterdir()] == [f"{KEY}.2"]
 
 
 def test_a_file_that_is_removed_does_not_come_back_with_a_hole(
-    spools: Spools, tmp_path: Path
+    filed: Spools, tmp_path: Path
 ) -> None:
-    spools.append(KEY, 1, 0, TEXT[:4])
-    spools.close()
+    filed.append(KEY, 1, 0, TEXT[:4])
+    filed.close()
     (tmp_path / "logs" / f"{KEY}.1").unlink()
-    assert spools.append(KEY, 1, 4, TEXT[4:])[1] == TEXT[4:], "the stream goes on"
-    assert spools.read(KEY, 1, 0, 10) is None
+    assert filed.append(KEY, 1, 4, TEXT[4:])[1] == TEXT[4:], "the stream goes on"
+    assert filed.read(KEY, 1, 0, 10) is None
 
 
-def test_files_of_a_broker_that_is_no_more_are_removed(spools: Spools, tmp_path: Path) -> None:
+def test_files_of_a_broker_that_is_no_more_are_removed(filed: Spools, tmp_path: Path) -> None:
     logs = tmp_path / "logs"
-    spools.append(KEY, 1, 0, TEXT)
+    filed.append(KEY, 1, 0, TEXT)
     for name in (f"{'b' * 64}.1", f"{'c' * 64}.1", "notes"):
         (logs / name).write_bytes(b"x")
     for name in (f"{'b' * 64}.1", f"{KEY}.1", "notes"):
         os.utime(logs / name, (0, 0))
-    spools.sweep_files()
+    filed.sweep_files()
     left = {path.name for path in logs.iterdir()}
     assert left == {f"{KEY}.1", f"{'c' * 64}.1", "notes"}
+
+
+def test_short_logs_make_no_files(tmp_path: Path) -> None:
+    spools = Spools(tmp_path, memory=2 * SHORT)
+    for fence in range(1, 5):
+        spools.begin(KEY, fence, "w1", found=False)
+    spools.append(KEY, 1, 0, TEXT)
+    spools.append(KEY, 2, 0, bytes(SHORT))
+    spools.append(KEY, 3, 0, bytes(SHORT))  # together with the others that is too much
+    spools.append(KEY, 4, 0, TEXT)
+    assert files(tmp_path) == ["3"]
+    spools.append(KEY, 2, SHORT, TEXT)
+    assert files(tmp_path) == ["2", "3"]
+    assert [content(spools, fence)[-len(TEXT) :] for fence in (1, 2, 4)] == [TEXT] * 3
+    spools.end(KEY, 1, len(TEXT), sha(TEXT), 10.0)
+    spools.close()
+    assert files(tmp_path) == ["2", "3", "4"], "attempts that go on find theirs there again"
+
+
+def test_what_was_read_again_or_removed_makes_room(tmp_path: Path) -> None:
+    spools = Spools(tmp_path, memory=len(TEXT))
+    for fence in range(1, 4):
+        spools.begin(KEY, fence, "w1", found=False)
+    spools.append(KEY, 1, 0, TEXT.upper())
+    spools.end(KEY, 1, len(TEXT), sha(TEXT), 10.0)
+    spools.append(KEY, 1, 0, TEXT)
+    assert content(spools, 1) == TEXT
+    spools.sweep(10.0 + KEEP)
+    spools.append(KEY, 2, 0, TEXT)
+    assert files(tmp_path) == []
+    spools.append(KEY, 3, 0, TEXT)
+    assert files(tmp_path) == ["3"]
+
+
+def files(directory: Path) -> list[str]:
+    """The fences of the spools that are files."""
+    return sorted(path.suffix[1:] for path in directory.iterdir())

@@ -1,0 +1,66 @@
+"""What people see of a controller whose disk is full."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from network_kit import Farm, until
+from small_disk import SmallDisk
+
+REFUSAL = "the controller takes no orders, cancels or drains, for it cannot write its journal: "
+
+
+@pytest.fixture
+def disk(farm: Farm) -> Iterator[SmallDisk]:
+    """The broker has its state on it."""
+    disk = SmallDisk(farm.controller / "state", 8 << 20)
+    yield disk
+    farm.close()
+    disk.close()
+
+
+def test_who_orders_waits_for_room_and_what_runs_goes_on(farm: Farm, disk: SmallDisk) -> None:
+    alice, bob = farm.desk("alice"), farm.desk("bob")
+    farm.broker(inside=disk.inside)
+    farm.worker("w1")
+    until(lambda: alice.run("list").returncode == 0)
+    alice.definitions.write(one=farm.held("one"))
+    runs = alice.start_build()
+    runs.says("one: building on w1")
+    disk.fill()
+
+    bob.definitions.write(two="true")
+    bob.configure(patience="0")
+    done = bob.build("--detach")
+    assert done.returncode == 4
+    assert done.stderr.startswith(f"fabric-initiator: {REFUSAL}{farm.controller}/state/")
+    assert done.stderr.endswith("; make room on that disk\n")
+    assert "cancelled" not in done.stdout
+    bob.configure()
+    waits = bob.start_build()
+    waits.says("; make room on that disk; trying on for 5 min")
+    request = alice.ask("list")[0]["request"]
+    for said in (f"cancel {request}", "workers drain w1"):
+        done = bob.run(*said.split())
+        assert done.returncode == 4
+        assert REFUSAL in done.stderr
+    for said in ("status", f"status {request}", "list", "workers", "why one"):
+        done = bob.run(*said.split())
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(REFUSAL), said
+    told = bob.ask("status")
+    assert told["warning"].startswith(REFUSAL)
+    assert [one["title"] for one in told["requests"]] == [alice.ask("list")[0]["title"]]
+    done = bob.run("why", "two")
+    assert done.returncode == 1
+    assert REFUSAL in done.stderr
+
+    farm.release("one")
+    code, said = runs.ends()
+    assert code == 0, said
+    disk.free()
+    code, said = waits.ends()
+    assert code == 0, said
+    assert "the controller takes orders again" in said
+    assert bob.ask("status")["warning"] == ""

@@ -1,0 +1,151 @@
+"""What the broker cannot write down is not kept, and tried again."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+
+from fabric.journal import Journal
+from fabric.scheduling.events import Drained, Ended, Learned, Opened
+from fabric.scribe import OWED
+from fabric.wire.messages import PROTOCOL, Order, Update
+
+
+def rows(path: Path, question: str) -> list[tuple[object, ...]]:
+    with sqlite3.connect(path) as db:
+        found = db.execute(question).fetchall()
+    db.close()
+    return found
+
+
+def opened(request: str) -> Opened:
+    intent = Order(PROTOCOL, request, "", "refs/x", "c" * 40, "s.morph", requester="alice")
+    return Opened(request, "", intent)
+
+
+class Hindrance:
+    """Nothing can be written to a journal for a while."""
+
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("fabric.journal.PATIENCE", 0.02)
+        monkeypatch.setattr("fabric.scribe.RETRY", 0.05)
+        self.woken = threading.Event()
+        self._path = path
+
+    def begin(self) -> None:
+        self._other = sqlite3.connect(self._path, isolation_level=None)
+        self._other.execute("BEGIN IMMEDIATE")
+
+    def end(self) -> None:
+        self.woken.clear()
+        self._other.execute("ROLLBACK")
+        self._other.close()
+
+    def news(self) -> None:
+        assert self.woken.wait(20.0)
+
+
+@pytest.fixture
+def hindrance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hindrance:
+    return Hindrance(tmp_path / "journal.sqlite", monkeypatch)
+
+
+@pytest.fixture
+def warnings() -> list[str]:
+    return []
+
+
+def test_what_cannot_be_written_is_not_kept_and_tried_again(
+    tmp_path: Path, warnings: list[str], hindrance: Hindrance
+) -> None:
+    path = tmp_path / "journal.sqlite"
+    journal = Journal(path, warnings.append, hindrance.woken.set)
+    hindrance.begin()
+    journal.learned(Learned("chunk", "zlib", "x86_64", 1.0))
+    journal.drained(Drained("w1", on=True))
+    journal.flush()
+    hindrance.news()
+    assert journal.look() == []
+    assert journal.trouble == f"{path}: database is locked"
+    assert journal.kept == 0
+    journal.closed(Update("r1", 1, "done"))
+    assert not journal.keeps("r1")
+    journal.flush()
+    hindrance.end()
+    hindrance.news()
+    assert journal.look() == []
+    assert journal.trouble == ""
+    journal.close(20.0)
+    assert journal.look() == []
+    assert journal.kept == 2
+    assert journal.keeps("r1")
+    assert rows(path, "SELECT worker FROM drained") == [("w1",)]
+    assert rows(path, "SELECT name FROM durations") == [("zlib",)]
+    assert [text.partition(":")[0] for text in warnings] == [
+        "the journal cannot be written",
+        "the journal is written again",
+    ]
+
+
+def test_what_began_and_cannot_be_written_is_told_once_and_leaves_nothing(
+    tmp_path: Path, warnings: list[str], hindrance: Hindrance
+) -> None:
+    path = tmp_path / "journal.sqlite"
+    journal = Journal(path, warnings.append, hindrance.woken.set)
+    journal.opened(opened("r1"))
+    journal.flush()
+    hindrance.news()
+    hindrance.woken.clear()
+    hindrance.begin()
+    journal.closed(Update("r1", 1, "done"))
+    for request in ("r2", "r3"):
+        journal.opened(opened(request))
+    journal.closed(Update("r3", 2, "failed"))
+    journal.flush()
+    hindrance.news()
+    assert journal.look() == ["r2", "r3"], "r1 is known to have begun"
+    for request in ("r2", "r3"):
+        journal.forgotten(request)
+    journal.flush()
+    assert journal.look() == []
+    hindrance.end()
+    hindrance.news()
+    journal.close(20.0)
+    assert rows(path, "SELECT id, state FROM requests") == [("r1", "done")]
+
+
+def test_of_histories_that_cannot_be_written_only_so_much_is_kept(
+    tmp_path: Path, warnings: list[str], hindrance: Hindrance
+) -> None:
+    path = tmp_path / "journal.sqlite"
+    journal = Journal(path, warnings.append, hindrance.woken.set)
+    hindrance.begin()
+    journal.drained(Drained("w1", on=True))
+    for n in range(OWED + 10):
+        journal.ended(Ended("k", n, "w1", "chunk", "c", "x86_64", 0.0, None))
+    journal.flush()
+    hindrance.news()
+    hindrance.end()
+    journal.close(20.0)
+    assert rows(path, "SELECT count(*), min(fence) FROM attempts") == [(OWED, 10)]
+    assert rows(path, "SELECT worker FROM drained") == [("w1",)]
+
+
+def test_nobody_waits_for_a_journal_that_is_not_needed(
+    tmp_path: Path, warnings: list[str], hindrance: Hindrance
+) -> None:
+    path = tmp_path / "journal.sqlite"
+    journal = Journal(path, warnings.append, hindrance.woken.set, needed=False)
+    hindrance.begin()
+    journal.opened(opened("r1"))
+    journal.flush()
+    hindrance.news()
+    assert journal.look() == []
+    assert journal.trouble == ""
+    assert journal.kept == 1
+    hindrance.end()
+    journal.close(20.0)
+    assert rows(path, "SELECT id FROM requests") == [("r1",)]
