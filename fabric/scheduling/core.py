@@ -59,6 +59,8 @@ class Scheduler(Fleet):
     had time to say so: or it would run twice.
     """
 
+    __slots__ = ("_awake", "_handlers", "settled_at")
+
     def __init__(
         self,
         limits: Limits | None = None,

@@ -36,6 +36,8 @@ class _Complaint(NamedTuple):
 class Faults(Intake):
     """What is done about all that."""
 
+    __slots__ = ("_complaints", "_inspected", "_inspections")
+
     def __init__(self, limits: Limits, durations: Durations, first: int, now: float) -> None:
         super().__init__(limits, durations, first, now)
         self._inspected: list[_Complaint] = []  # by the store, just now

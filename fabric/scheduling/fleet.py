@@ -24,6 +24,8 @@ _COMMANDS = 1000
 class Fleet(Faults):
     """What happens to workers, and to tasks on them."""
 
+    __slots__ = ("_commands", "_gone", "broker", "drained")
+
     def __init__(
         self,
         limits: Limits,

@@ -38,6 +38,8 @@ _DONE = True
 class Intake(Interest):
     """All that initiators say of requests."""
 
+    __slots__ = ("_kept", "_kept_steps", "_left", "_studies")
+
     def __init__(self, limits: Limits, durations: Durations, first: int, now: float) -> None:
         super().__init__(limits, durations, first, now)
         self._left: dict[str, None] = {}

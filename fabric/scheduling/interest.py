@@ -22,6 +22,8 @@ from fabric.wire.messages import RequestState
 class Interest(Ledger):
     """All that happens to the tables on behalf of requests."""
 
+    __slots__ = ()
+
     # -- what is needed --------------------------------------------------------------------
 
     def need(self, request: Request, keys: Iterable[str]) -> None:
@@ -249,14 +251,13 @@ class Interest(Ledger):
             self.effects.append(Abandon(request.id))
         request.state, request.message = state, message
         needed, request.needed = request.needed, {}
-        told = set(request.news)
         for key, task in needed.items():
             if task.state in PRESENT:  # quickly: it may be all of very many
                 del task.requests[request.id]
                 if not task.requests:
                     del self.tasks[key]
                 continue
-            if key in told:
+            if key not in request.asking or key in self.reopened:  # it has been told of
                 request.record(key, view.cancelled(task))
                 self._news(request, key)
             self._let_go(request, task)

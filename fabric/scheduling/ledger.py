@@ -27,6 +27,15 @@ MANY = 500
 class Ledger:
     """All that one broker knows.  Changed by `interest` and `fleet` only."""
 
+    # There are more of these than a dict of attributes is fast with (30), and each event asks for
+    # very many of them.
+    __slots__ = (
+        "_asks", "_changes", "_checking", "_rubbish", "_timers", "answers", "capacity", "count",
+        "desires", "durations", "effects", "fence", "ghosts", "grace_until", "limits", "now",
+        "pools", "questions", "reopened", "requesters", "requests", "strays", "tasks", "versions",
+        "workers",
+    )  # fmt: skip
+
     def __init__(self, limits: Limits, durations: Durations, first: int, now: float) -> None:
         self.limits = limits
         self.now = now

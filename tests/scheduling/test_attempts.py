@@ -1,9 +1,11 @@
 """Attempts over partitions and lost messages: out of date, killed, told of again, never twice."""
 
+import pytest
 from machine_kit import key_of
 from scheduling_kit import Stage, building
 
 from fabric.scheduling import events
+from fabric.scheduling.core import Scheduler
 from fabric.wire.messages import Desired, Report
 
 APP = "app: zlib\nzlib:"
@@ -184,7 +186,7 @@ def test_desires_are_numbered_over_all_workers() -> None:
     assert stage.scheduler.desired("w3") is None
 
 
-def test_the_same_events_give_the_same_effects() -> None:
+def test_the_same_events_give_the_same_effects(monkeypatch: pytest.MonkeyPatch) -> None:
     def play() -> list[str]:
         stage = Stage()
         told = []
@@ -195,18 +197,23 @@ def test_the_same_events_give_the_same_effects() -> None:
 
     stage = Stage()
     history: list[tuple[events.Event, float]] = []
-    handle = stage.scheduler.handle
+    handle = Scheduler.handle
 
-    def recorded(event: events.Event, now: float) -> list[events.Effect]:
+    def recorded(self: Scheduler, event: events.Event, now: float) -> list[events.Effect]:
         history.append((event, now))
-        return handle(event, now)
+        return handle(self, event, now)
 
-    stage.scheduler.handle = recorded  # type: ignore[method-assign]
+    monkeypatch.setattr(Scheduler, "handle", recorded)
     stage.worker("w1", "w2", slots=2)
     stage.submit("top: a b c d\na:\nb:\nc: a\nd: a b")
     stage.sync()
     stage.done("a", "b")
     stage.ends("c", "fault", message="?")
     stage.done("d")
+    monkeypatch.undo()
     assert any(isinstance(event, Report) for event, _ in history)
     assert play() == play()
+
+
+def test_the_core_has_no_attributes_but_its_slots() -> None:
+    assert not hasattr(Stage().scheduler, "__dict__"), "a class without __slots__ makes all slow"

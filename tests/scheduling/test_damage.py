@@ -35,6 +35,15 @@ def test_what_is_damaged_is_rebuilt_with_all_it_needs() -> None:
     assert stage.scheduler.workers["w1"].faults == 0
 
 
+def test_what_is_inspected_is_cancelled_with_its_request() -> None:
+    stage = spoilt("w1")
+    stage.store_answers = False
+    stage.ends("app", "fault", message="zlib: digest differs", damaged=["zlib"])
+    assert stage.states()["zlib"] == "waiting"
+    stage.leave()
+    assert stage.states() == {"app": "cancelled", "zlib": "cancelled", "other": "cached"}
+
+
 def test_that_is_nobodys_fault() -> None:
     stage = spoilt("w1")
     for n in range(2):

@@ -117,6 +117,15 @@ def test_answers_of_the_store_for_what_nobody_wants_any_more() -> None:
     assert stage.states("r2") == {"app": "waiting", "zlib": "ready"}
 
 
+def test_what_the_store_was_asked_for_in_vain_is_not_told_of() -> None:
+    stage = Stage()
+    stage.store_answers = False
+    stage.submit(APP)
+    stage.leave()
+    assert stage.verdict() == "cancelled"
+    assert stage.update().steps == ()
+
+
 def test_an_update_tells_only_what_is_new() -> None:
     stage = building("app: a b\na:\nb:", "w1")
     first = stage.update()
