@@ -121,9 +121,7 @@ class Broker:
             events.Resolve: self._resolve,
             events.Abandon: lambda effect: self._resolvers.abandon(effect.request),
             events.Desire: lambda effect: self._desires.setdefault(effect.worker),
-            events.Changed: lambda effect: self._audience.watchers.news(
-                effect.request, last=effect.over
-            ),
+            events.Changed: lambda it: self._audience.watchers.news(it.request, last=it.over),
             events.Refuse: self._refuse,
             events.Tell: lambda effect: self._audience.say(self._peer, effect.answer),
             events.Drained: journal.drained,
