@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from simulator import Simulation
     from users import Initiator
 
-#: Attempts that may begin for others while one waits, times the ratio of their shares.
+#: Attempts that may begin for others while one waits and has nothing, times the ratio of their
+#: shares.  Beside a long attempt of one's own, others may have many short ones.
 TURNS = 6
 #: Seconds after its start in which a broker lets workers say what they run.
 SETTLE = 3.0
@@ -80,7 +81,7 @@ class Judge:
             waits = request.state == "building" and any(
                 each.state is State.READY and not each.choosy for each in request.needed.values()
             )
-            if task.charged is request or not waits:
+            if task.charged is request or request.share.running or not waits:
                 self._passed_over[request.id] = 0
                 continue
             self._passed_over[request.id] += 1
