@@ -54,6 +54,7 @@ class _Scalars:
 
     _resolver: Any = Resolver()
     _constructor = SafeConstructor()
+    _tags = frozenset(_PREFIX + name for name in ("bool", "float", "int", "null", "timestamp"))
     #: First characters that a scalar other than text can have.
     _first = frozenset(Resolver.yaml_implicit_resolvers)
 
@@ -66,7 +67,7 @@ class _Scalars:
     @classmethod
     def value(cls, node: ScalarNode) -> Any:
         make = SafeConstructor.yaml_constructors.get(node.tag)
-        if make is None or node.tag == _PREFIX + "binary":
+        if make is None or node.tag not in cls._tags:
             raise ConstructorError(None, None, f"the tag {node.tag!r} means nothing here", None)
         return make(cls._constructor, node)
 
@@ -123,10 +124,12 @@ class _Builder:
     def _scalar(self, node: ScalarNode) -> Any:
         try:
             return _Scalars.value(node)
-        except (ConstructorError, ValueError, KeyError, OverflowError) as error:
+        except (ConstructorError, ValueError, OverflowError) as error:
             what = getattr(error, "problem", None) or str(error)
-            self.report(node.start_mark.line + 1, f"cannot read {node.value!r}: {what}")
-            return None
+        except (LookupError, AttributeError):  # what is tagged as something that it is not
+            what = f"it is no {node.tag.removeprefix(_PREFIX)}"
+        self.report(node.start_mark.line + 1, f"cannot read {node.value!r}: {what}")
+        return None
 
     def _sequence(self, node: SequenceNode, line: int, depth: int) -> Seq:
         made = Seq(line)

@@ -254,6 +254,10 @@ def test_device(field: str, value: str, message: str) -> None:
         ("a: \x00", "1: not readable as text: control characters are not allowed"),
         ("a: 1\nb: \ud7ff\x07", "2: not readable as text: control characters are not allowed"),
         ("name: !!python/name:os.system x", "1: cannot read 'x': the tag"),
+        ("name: !!seq x", "1: cannot read 'x': the tag"),
+        ("name: !!int ''", "1: cannot read '': it is no int"),
+        ("name: !!bool x", "1: cannot read 'x': it is no bool"),
+        ("name: !!timestamp x", "1: cannot read 'x': it is no timestamp"),
         (
             "name: s\ndescription: !thing {}\nkind: chunk",
             "2: the tag '!thing' means nothing here: leave it out",
