@@ -6,7 +6,11 @@ is wrong, where, and what to do.  The doors map a class to its exit code; nothin
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
+
+#: What the system says when there is no room on a disk.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 class FabricError(Exception):

@@ -28,7 +28,14 @@ from fabric.building.host import host_tools
 from fabric.config import BrokerSettings
 from fabric.definitions.load import load
 from fabric.definitions.select import find
-from fabric.errors import Cancelled, DefinitionsError, FabricError, MachineFault, SourceError
+from fabric.errors import (
+    NO_ROOM,
+    Cancelled,
+    DefinitionsError,
+    FabricError,
+    MachineFault,
+    SourceError,
+)
 from fabric.plan import Plan, make_plan
 from fabric.trove.committed import Committed
 from fabric.trove.configured import open_sources, open_trove
@@ -44,7 +51,6 @@ TIME = 1800
 MEMORY = 4 * 1024**3
 #: A disk without room is not the order's fault.  Git has many words for it, so whatever goes wrong
 #: is put down to that with less left than this, in bytes.
-FULL = (errno.ENOSPC, errno.EDQUOT)
 ROOM = 16 << 20
 #: Fetches after which our copy of the trove's build refs is made anew.
 PACKS = 100
@@ -160,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _is_full(error: Exception, settings: BrokerSettings | None) -> bool:
     """Whether our disk has no room, as far as can be told."""
-    if getattr(error, "errno", 0) in FULL or os.strerror(errno.ENOSPC) in str(error):
+    if getattr(error, "errno", 0) in NO_ROOM or os.strerror(errno.ENOSPC) in str(error):
         return True
     try:
         return settings is not None and shutil.disk_usage(settings.cache_dir).free < ROOM

@@ -15,6 +15,8 @@ from operator import itemgetter
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
+from fabric.errors import NO_ROOM
+
 #: Entries after which the journal is pruned.
 PRUNE_EVERY = 5_000
 #: Seconds to gather what is written together.
@@ -28,7 +30,7 @@ OWED = 10_000
 
 #: What SQLite and the system say on a full disk.
 _FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ROOM = (*NO_ROOM, errno.EFBIG)
 
 #: A statement, and what to fill in.
 Entry = tuple[str, tuple[object, ...]]

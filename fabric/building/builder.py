@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import threading
 import time
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from fabric.building.log import Log
 from fabric.building.sandbox import Limits
 from fabric.building.system import build_system
 from fabric.building.workspace import Workspace
-from fabric.errors import BuildFailed, DamagedError, MachineFault, SourceError, StoreError
+from fabric.errors import NO_ROOM, BuildFailed, DamagedError, MachineFault, SourceError, StoreError
 from fabric.jobs import Artifact, Job, Manifest
 
 
@@ -132,6 +131,6 @@ def _manifest(
 def _fault(job: Job, error: OSError) -> MachineFault:
     where = f" ({error.filename})" if error.filename else ""
     text = f"{job.name}: {error.strerror or error}{where}"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in NO_ROOM:
         text += ": the disk is full; make room on it, for example with `fabric-initiator gc`"
     return MachineFault(text)

@@ -7,7 +7,6 @@ written to is a hole in the file.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shutil
@@ -20,6 +19,7 @@ from typing import Literal
 
 from fabric.building.image_disk import MIB, Disk, check_tools, run
 from fabric.building.image_rootfs import File, ImageError, files_below, overlay, survey
+from fabric.errors import NO_ROOM
 
 __all__ = ["KERNEL_ARGUMENTS", "File", "Image", "ImageError", "files_below", "make_image"]
 
@@ -99,7 +99,7 @@ def make_image(
             _refuse_existing(to, force)
             image.replace(to)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in NO_ROOM:
             free = shutil.disk_usage(to.parent).free // MIB
             raise ImageError(
                 f"no space left for {to}: {free} MiB are free in {to.parent};"

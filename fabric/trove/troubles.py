@@ -7,6 +7,8 @@ import errno
 import os
 import re
 
+from fabric.errors import NO_ROOM
+
 #: What obstore says -> what to do.
 _MEANINGS = (
     (
@@ -43,7 +45,7 @@ def brief(error: Exception) -> str:
 def advice(error: Exception) -> str:
     """What to do about it, as the end of a sentence; "" if there is nothing to say."""
     number = getattr(error, "errno", None)
-    if number in (errno.ENOSPC, errno.EDQUOT):
+    if number in NO_ROOM:
         return "; the disk is full: free some room (fabric-initiator gc), then try again"
     if isinstance(error, PermissionError) or number == errno.EROFS:
         return f"; the store must be writable for {_user()}"
