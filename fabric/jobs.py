@@ -6,6 +6,7 @@ comes of it and stays in the store.  The broker never looks inside a job.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable
 
@@ -13,6 +14,9 @@ import msgspec
 
 from fabric.definitions.graph import Device, Kind, Mode, Rule
 
+#: A blob of so many bytes at most is kept in the manifest that names it.  To store a small step is
+#: then one file, and one request to a remote store.
+SMALL = 4096
 #: A feature of workers that jobs built with the host's tools ask for: this, and their digest.
 HOST_TOOLS = "host-tools:"
 
@@ -93,11 +97,18 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     strata: tuple[Part, ...] = ()  # the system: its stratum artifacts, for /baserock
 
 
-class Blob(msgspec.Struct, frozen=True):
+class Blob(msgspec.Struct, frozen=True, omit_defaults=True):
     """Stored bytes, named by what they are."""
 
     sha256: str
     size: int
+    content: bytes | None = None  # all of it, if it is small: then it is stored nowhere else
+
+    @classmethod
+    def of(cls, data: bytes) -> Blob:
+        """What names these bytes, with them if they are few."""
+        content = data if len(data) <= SMALL else None
+        return cls(hashlib.sha256(data).hexdigest(), len(data), content)
 
 
 class Artifact(msgspec.Struct, frozen=True):
@@ -132,6 +143,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         raise KeyError(name)
 
     def blobs(self) -> tuple[Blob, ...]:
-        """Every blob this manifest needs, the log's included."""
+        """Every blob of this manifest, the log's included."""
         found = [artifact.blob for artifact in self.artifacts if artifact.blob is not None]
         return tuple(found) if self.log is None else (*found, self.log)

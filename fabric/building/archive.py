@@ -71,7 +71,7 @@ def pack(entries: Iterable[Entry], spill: Path) -> Packed:
             break
     else:
         data = zstandard.ZstdCompressor(level=_LEVEL).compress(bytes(head))
-        return Packed(Blob(hashlib.sha256(data).hexdigest(), len(data)), data)
+        return Packed(Blob.of(data), data)
     return _spill(bytes(head), stream, spill)
 
 

@@ -45,7 +45,10 @@ def build(
             ready = workspace.store.manifest(job.key)
             if ready is not None:
                 if ready.log is not None:  # whoever was faster: that is the log of this step
-                    log.copy(workspace.store.path(ready.log, job.key, lambda: stop_if(cancelled)))
+                    with workspace.store.open(
+                        ready.log, job.key, lambda: stop_if(cancelled)
+                    ) as other:
+                        log.copy(other)
                 return ready
             limits = Limits(timeout, log_limit)
             return _build(job, workspace, log, cancelled, jobs, limits, phase, builder)

@@ -270,8 +270,9 @@ class Layers:
         unpacker = Unpacker(into, lambda: stop_if(cancelled))
         for artifact in manifest.artifacts:
             if artifact.blob is not None:
-                path = self.workspace.store.path(artifact.blob, key, lambda: stop_if(cancelled))
-                with path.open("rb") as file:
+                with self.workspace.store.open(
+                    artifact.blob, key, lambda: stop_if(cancelled)
+                ) as file:
                     unpacker.add(file, artifact.name)
         unpacker.finish()
 

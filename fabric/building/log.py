@@ -11,8 +11,9 @@ import os
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
-from fabric.jobs import Blob
+from fabric.jobs import SMALL, Blob
 
 #: Bytes moved at once.
 _PIECE = 1 << 20
@@ -31,11 +32,10 @@ class Log:
         """Append lines of our own."""
         self._append(text.encode("utf-8", "surrogateescape").rstrip(b"\n") + b"\n")
 
-    def copy(self, path: Path) -> None:
+    def copy(self, other: BinaryIO) -> None:
         """Append what another log holds."""
-        with path.open("rb") as other:
-            while piece := other.read(_PIECE):
-                self._append(piece)
+        while piece := other.read(_PIECE):
+            self._append(piece)
 
     def _append(self, data: bytes) -> None:
         while data:
@@ -69,7 +69,8 @@ class Log:
         while piece := os.pread(self._fd, _PIECE, self._digested):
             self._digest.update(piece)
             self._digested += len(piece)
-        return Blob(self._digest.hexdigest(), self._digested)
+        size = self._digested
+        return Blob(self._digest.hexdigest(), size, self.read(0, size) if size <= SMALL else None)
 
     def close(self) -> None:
         os.close(self._fd)

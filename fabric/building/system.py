@@ -80,8 +80,7 @@ def _unpack(
     for content, blob in found:
         paths: list[bytes] = []
         if blob is not None:
-            path = store.path(blob, content.key, lambda: stop_if(cancelled))
-            with path.open("rb") as file:
+            with store.open(blob, content.key, lambda: stop_if(cancelled)) as file:
                 paths = tree.add(file, content.artifact)
         names = [path.decode("utf-8", "surrogateescape") for path in paths]
         yield _meta(manifests[content.key], content.artifact, names)

@@ -25,7 +25,7 @@ from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from fabric.building.cancel import SOON, TICK, stop_if
 from fabric.building.holds import Holds
@@ -49,10 +49,9 @@ class Store(Protocol):
 
     def bring(
         self, wanted: Iterable[tuple[str, Blob]], check: Callable[[], None]
-    ) -> None: ...  # have these blobs (key, blob) at hand, which `path` will be asked for
+    ) -> None: ...  # have these blobs (key, blob) at hand, which `open` will be asked for
 
-    # a local file, verified, not to be changed
-    def path(self, blob: Blob, key: str, check: Callable[[], None]) -> Path: ...
+    def open(self, blob: Blob, key: str, check: Callable[[], None]) -> BinaryIO: ...  # verified
 
     def put(self, manifest: Manifest, files: Mapping[str, Path | bytes]) -> None: ...
 

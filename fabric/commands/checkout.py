@@ -76,7 +76,7 @@ def _to_directory(project: Project, blobs: list[Blob], to: Path) -> None:
     try:
         tree = Unpacker(scratch)
         for blob in blobs:
-            with project.store.path(blob).open("rb") as archive:
+            with project.store.open(blob) as archive:
                 tree.add(archive, blob.sha256[:12])
         tree.finish()
         for device in sorted(tree.devices):
@@ -95,7 +95,7 @@ def _to_tar(project: Project, blobs: list[Blob], to: Path) -> None:
     part = to.with_name(f".{to.name}.{os.getpid()}")
     try:
         if to.name.endswith(".tar"):
-            with project.store.path(blobs[0]).open("rb") as source, part.open("wb") as target:
+            with project.store.open(blobs[0]) as source, part.open("wb") as target:
                 zstandard.ZstdDecompressor().copy_stream(source, target)
         else:
             project.store.fetch(blobs[0], part)

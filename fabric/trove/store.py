@@ -3,7 +3,7 @@
 ::
 
     manifests/<cache key>     a `fabric.jobs.Manifest` as JSON: "this step is built"
-    blobs/<2>/<sha256>        archives and logs
+    blobs/<2>/<sha256>        archives and logs, but for small ones: a manifest holds its own
 
 Blobs are written before the manifest that names them, so whoever sees a manifest can have its
 blobs; the first manifest of a key wins.  Everything read is checked against its digest.  Any
@@ -15,21 +15,22 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 from weakref import WeakValueDictionary
 
 import msgspec
 
 from fabric.errors import DamagedError, StoreError
 from fabric.jobs import Blob, Manifest
-from fabric.trove.backends import Backend
 from fabric.trove.cleaning import collect
-from fabric.trove.directory import Directory
+from fabric.trove.connect import connect
 from fabric.trove.files import scratch, sha256_of, sweep
 from fabric.trove.troubles import advice, brief
 
@@ -67,15 +68,7 @@ class Store:
         self._scratch = scratch
         self._verified: set[tuple[str, int, int]] = set()
         self._fetching: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
-        certificate = _secret(ca, "artifacts-ca")
-        login = _secret(password, "artifacts-password").decode(errors="replace").strip()
-        try:
-            self._backend = _connect(url, certificate, login)
-        except Exception as error:  # noqa: BLE001 - whatever obstore raises about a bad URL
-            raise StoreError(
-                f"{url}: cannot be used as an artifact store: {brief(error)}; give a directory"
-                " or a URL of file:, http:, https:, s3:, gs: or az: as the setting `artifacts`"
-            ) from None
+        self._backend = connect(url, ca, password)
 
     @property
     def copies(self) -> Path:
@@ -116,18 +109,19 @@ class Store:
         return list(self._backend.map(self.manifest, keys))
 
     def put(self, manifest: Manifest, files: Mapping[str, bytes | Path]) -> None:
-        """Store a built step.  ``files`` gives each blob of the manifest by its sha256.
+        """Store a built step.  ``files`` gives by its sha256 each blob without content of its own.
 
         A file among them may become the store's own: nobody may write to it any more.
         StoreError if one is not what its name says, or the store is full or out of reach.
         """
         blobs: dict[str, bytes | Path] = {}
         for blob in manifest.blobs():
-            if blob.sha256 not in files:
+            data = files.get(blob.sha256) if blob.content is None else blob.content
+            if data is None:
                 raise StoreError(f"{manifest.name}: blob {blob.sha256} was not given to the store")
-            data = files[blob.sha256]
             self._check_given(manifest, blob, data)
-            blobs[_blob(blob)] = data
+            if blob.content is None:
+                blobs[_blob(blob)] = data
         with self._explained(f"{manifest.name} cannot be stored"):
             self._backend.put(blobs, _manifest(manifest.key), _encode(manifest))
 
@@ -148,15 +142,22 @@ class Store:
         """A blob, whole and verified, or a range of it, which cannot be."""
         if offset or length is not None:
             length = blob.size - offset if length is None else length
+            if blob.content is not None:
+                return blob.content[offset : offset + length]
             with self._reading(blob):
                 return self._backend.range(_blob(blob), offset, length)
-        with self._reading(blob):
-            content = self._backend.get(_blob(blob))
+        content = blob.content
+        if content is None:
+            with self._reading(blob):
+                content = self._backend.get(_blob(blob))
         self._verify(blob, len(content), hashlib.sha256(content).hexdigest())
         return content
 
     def stream(self, blob: Blob) -> Iterator[bytes]:
         """A blob in pieces.  DamagedError, maybe only after the last, if they are not the blob."""
+        if blob.content is not None:
+            yield self.read(blob)
+            return
         digest, size = hashlib.sha256(), 0
         with self._reading(blob):
             for piece in self._backend.stream(_blob(blob)):
@@ -186,27 +187,32 @@ class Store:
             Path(name).unlink(missing_ok=True)
             raise
 
+    def open(self, blob: Blob, key: str = "", check: Callable[[], None] = _fine) -> BinaryIO:
+        """A blob to read from, verified; ``key`` and ``check`` as for `path`."""
+        if blob.content is None:
+            return self.path(blob, key, check).open("rb")
+        with _blamed(key):
+            return io.BytesIO(self.read(blob))
+
     def path(self, blob: Blob, key: str = "", check: Callable[[], None] = _fine) -> Path:
         """A local file that holds the blob, verified; not to be changed.
 
         A directory store gives its own file, others a copy in the scratch directory.  ``key``
         is the step that the blob belongs to: a DamagedError names it.
         """
-        try:
-            file = self._backend.place(_blob(blob)) or self._copy(blob, check)
+        with _blamed(key):
+            place = None if blob.content is not None else self._backend.place(_blob(blob))
+            file = place or self._copy(blob, check)
             with self._reading(blob):
                 status = file.stat()
                 seen = (blob.sha256, status.st_ino, status.st_mtime_ns)
                 if seen not in self._verified:
                     self._verify(blob, status.st_size, sha256_of(file))
                     self._verified.add(seen)
-        except DamagedError as error:
-            error.keys = (key,) if key else ()
-            raise
         return file
 
     def _copy(self, blob: Blob, check: Callable[[], None]) -> Path:
-        """The copy of a remote blob in the scratch directory, fetched once by all threads."""
+        """The copy of a blob in the scratch directory, fetched once by all threads."""
         file = self.copies / blob.sha256
         lock = self._fetching.setdefault(blob.sha256, threading.Lock())
         with lock:
@@ -225,11 +231,13 @@ class Store:
         return file
 
     def bring(self, wanted: Iterable[tuple[str, Blob]], check: Callable[[], None] = _fine) -> None:
-        """Fetch blobs (key, blob) that `path` will be asked for, several at a time."""
+        """Fetch blobs (key, blob) that `open` will be asked for, several at a time."""
         absent = {
             blob: key
             for key, blob in wanted
-            if self._backend.place(_blob(blob)) is None and not (self.copies / blob.sha256).exists()
+            if blob.content is None
+            and self._backend.place(_blob(blob)) is None
+            and not (self.copies / blob.sha256).exists()
         }
         if absent:
             for _ in self._backend.map(lambda one: self.path(one, absent[one], check), absent):
@@ -254,7 +262,7 @@ class Store:
         except DamagedError:
             manifest = None
         self.remove([key])
-        wrong = [blob for blob in manifest.blobs() if not self._is_right(blob)] if manifest else []
+        wrong = [blob for blob in _apart(manifest) if not self._is_right(blob)]
         with self._explained("cannot be cleaned"):
             self._backend.delete(map(_blob, wrong))
 
@@ -312,7 +320,7 @@ class Store:
             manifest = self.manifest(key)
         except DamagedError:
             return frozenset()
-        return frozenset(map(_blob, manifest.blobs())) if manifest else frozenset()
+        return frozenset(map(_blob, _apart(manifest)))
 
     def _check_given(self, manifest: Manifest, blob: Blob, data: bytes | Path) -> None:
         if isinstance(data, bytes):
@@ -366,31 +374,25 @@ class _Absent(StoreError):
     """Something is not there."""
 
 
-def _secret(file: Path | None, setting: str) -> bytes:
-    """What is in a file that a setting names; nothing if it names none."""
-    try:
-        return file.read_bytes() if file else b""
-    except OSError as error:
-        raise StoreError(f"{file}: cannot be read: {error.strerror}; see `{setting}`") from None
-
-
-def _connect(url: str, ca: bytes, login: str) -> Backend:
-    """The backend for a plain path or URL.  Raises whatever obstore does if there is none."""
-    if url.startswith("file://"):
-        from urllib.parse import unquote, urlsplit
-
-        return Directory(Path(unquote(urlsplit(url).path)))
-    if "://" not in url:
-        return Directory(Path(url).expanduser().absolute())
-    from fabric.trove.remote import Remote  # and with it obstore: the cached path goes without
-
-    return Remote(url, ca, login)
-
-
 def _manifest(key: str) -> str:
     if not key.isalnum():
         raise StoreError(f"{key!r} is no cache key")
     return f"manifests/{key}"
+
+
+def _apart(manifest: Manifest | None) -> list[Blob]:
+    """The blobs of a manifest that are stored apart from it."""
+    return [blob for blob in manifest.blobs() if blob.content is None] if manifest else []
+
+
+@contextlib.contextmanager
+def _blamed(key: str) -> Iterator[None]:
+    """A DamagedError names the step that what is damaged belongs to, if it is known."""
+    try:
+        yield
+    except DamagedError as error:
+        error.keys = (key,) if key else ()
+        raise
 
 
 def _blob(blob: Blob) -> str:

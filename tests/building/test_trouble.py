@@ -177,9 +177,9 @@ class TestTwoBuilders:
 class TestDamage:
     def test_what_the_store_has_spoilt_or_lost_is_named(self, kit: Kit) -> None:
         """So that the broker can have it built again; it is no fault of the job that needs it."""
-        lib = kit.chunk("lib", install=["echo it > $DESTDIR/it"])
+        lib = kit.chunk("lib", install=["head -c 9000 /dev/urandom > $DESTDIR/it"])
         kit.build(lib)
-        user = kit.chunk("user", build=["cat /it"], staged=(kit.base, Staged(lib.key, "low")))
+        user = kit.chunk("user", build=["test -s /it"], staged=(kit.base, Staged(lib.key, "low")))
 
         def damaged() -> tuple[str, ...]:
             kit.workspace.clean()

@@ -44,7 +44,9 @@ def prepare(folder: Path, parts: Sequence[str]) -> None:
         if step.name in GIVEN:
             _copy(store, f"manifests/{plan.keys[step.id]}", folder / "artifacts")
             for blob in msgspec.json.decode(manifest.read_bytes(), type=Manifest).blobs():
-                _copy(store, f"blobs/{blob.sha256[:2]}/{blob.sha256}", folder / "artifacts")
+                if blob.content is None:
+                    path = f"blobs/{blob.sha256[:2]}/{blob.sha256}"
+                    _copy(store, path, folder / "artifacts")
     definitions = folder / "definitions"
     definitions.mkdir()
     for name in DEFINITIONS:

@@ -30,8 +30,10 @@ def wrong_artifacts(store: Path, alone: dict[str, Manifest]) -> Iterator[str]:
         elif there[key].artifacts != manifest.artifacts:
             yield f"{manifest.name} differs"
         for blob in there[key].blobs() if key in there else ():
-            file = store / f"blobs/{blob.sha256[:2]}/{blob.sha256}"
-            if hashlib.sha256(file.read_bytes()).hexdigest() != blob.sha256:
+            content = blob.content
+            if content is None:
+                content = (store / f"blobs/{blob.sha256[:2]}/{blob.sha256}").read_bytes()
+            if hashlib.sha256(content).hexdigest() != blob.sha256:
                 yield f"{manifest.name} is damaged in the store"
 
 

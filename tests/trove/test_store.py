@@ -6,11 +6,12 @@ import os
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from trove_kit import blob, free_port, key, step
 
 from fabric.errors import DamagedError, StoreError
-from fabric.jobs import Blob
+from fabric.jobs import SMALL, Artifact, Blob
 from fabric.trove import remote
 from fabric.trove.store import Store
 
@@ -60,6 +61,38 @@ def test_what_is_put_comes_back(store: Store, tmp_path: Path) -> None:
     usage = store.usage()
     assert (usage.manifests, usage.blobs) == (1, 3)
     assert usage.bytes > len(BIG)
+
+
+def test_small_blobs_are_in_the_manifest(store: Store, tmp_path: Path) -> None:
+    manifest = step(1)[0]
+    small, log = Blob.of(b"s" * SMALL), Blob.of(b"log")
+    manifest = msgspec.structs.replace(manifest, artifacts=(Artifact("a", small),), log=log)
+    store.put(manifest, {})
+    assert store.usage().blobs == 0
+    kept = store.manifest(key(1))
+    assert kept == manifest
+    [one, _] = kept.blobs()
+    assert store.read(one) == b"".join(store.stream(one)) == b"s" * SMALL
+    assert store.read(one, SMALL - 2) == store.read(one, 5, 2) == b"ss"
+    with store.open(one) as file:
+        assert file.read() == b"s" * SMALL
+    store.fetch(one, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == store.path(one).read_bytes() == b"s" * SMALL
+    assert store.inspect(key(1))
+    assert Blob.of(b"s" * (SMALL + 1)).content is None
+
+
+def test_what_a_small_blob_holds_must_be_what_it_says(store: Store) -> None:
+    manifest = step(1)[0]
+    wrong = msgspec.structs.replace(Blob.of(b"right"), content=b"wrong")
+    with pytest.raises(StoreError, match="turned out to be"):
+        store.put(msgspec.structs.replace(manifest, log=wrong), {})
+    for use in (store.read, store.path, store.open, lambda blob: list(store.stream(blob))):
+        with pytest.raises(DamagedError, match="its digest is"):
+            use(wrong)
+    with pytest.raises(DamagedError) as caught:
+        store.open(wrong, key(1))
+    assert caught.value.keys == (key(1),)
 
 
 def test_the_first_manifest_of_a_key_wins(store: Store) -> None:

@@ -22,7 +22,7 @@ from fabric.wire.messages import (
 from fabric.wire.mirror import Action
 
 if TYPE_CHECKING:
-    from conftest import Fabric
+    from fabric_kit import Fabric
 
 CHAIN = "app: lib zlib\nlib: zlib\nzlib:"
 

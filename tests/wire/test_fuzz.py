@@ -43,7 +43,7 @@ from fabric.wire.messages import (
 )
 
 if TYPE_CHECKING:
-    from conftest import Fabric
+    from fabric_kit import Fabric
 
 #: Frames at the broker's socket for jobs, with each of two keys; at its socket for logs; at its
 #: socket for subscriptions; and at a worker.

@@ -6,16 +6,13 @@ import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
+from fabric_kit import Fabric
 from wire_kit import Process, key_of, resident
 
 from fabric.wire import sockets
 from fabric.wire.messages import MAX_LOG_PIECE
-
-if TYPE_CHECKING:
-    from conftest import Fabric
 
 WORKERS = 20
 LINES = 100_000
@@ -66,8 +63,6 @@ def test_with_room_for_one_message_everything_still_comes(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """High-water marks of 1 for logs, and few for all else: most is lost, and told again."""
-    import conftest
-
     monkeypatch.setattr(sockets, "JOBS_HWM", 1)
     monkeypatch.setattr(sockets, "LOGS_HWM", 1)
     monkeypatch.setattr(
@@ -76,7 +71,7 @@ def test_with_room_for_one_message_everything_still_comes(
                "sockets.LOGS_HWM = 1; from fabric.broker import main; sys.exit(main())"),
     )  # fmt: skip
     with ExitStack() as stack:
-        fabric = conftest.Fabric(directory, stack)
+        fabric = Fabric(directory, stack)
         text = b"a line that is lost, and asked for\n" * 20_000
         workers = [fabric.worker(f"w{n}", lambda _: text) for n in range(2)]
         initiator = fabric.initiator("\n".join(["top: a b", "a:", "b:"]))

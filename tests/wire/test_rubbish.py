@@ -27,7 +27,7 @@ from fabric.wire.messages import (
 )
 
 if TYPE_CHECKING:
-    from conftest import Fabric
+    from fabric_kit import Fabric
 
 CHAIN = "app: lib zlib\nlib: zlib\nzlib:"
 

@@ -1,0 +1,46 @@
+"""From the URL of an artifact store to the backend that keeps its objects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fabric.errors import StoreError
+from fabric.trove.backends import Backend
+from fabric.trove.directory import Directory
+from fabric.trove.troubles import brief
+
+
+def connect(url: str, ca: Path | None, password: Path | None) -> Backend:
+    """The backend for a plain path or a URL; ``ca`` and ``password`` as for `Store`.
+
+    StoreError if there is none.  Nothing is touched.
+    """
+    certificate = _secret(ca, "artifacts-ca")
+    login = _secret(password, "artifacts-password").decode(errors="replace").strip()
+    try:
+        return _backend(url, certificate, login)
+    except Exception as error:  # noqa: BLE001 - whatever obstore raises about a bad URL
+        raise StoreError(
+            f"{url}: cannot be used as an artifact store: {brief(error)}; give a directory"
+            " or a URL of file:, http:, https:, s3:, gs: or az: as the setting `artifacts`"
+        ) from None
+
+
+def _secret(file: Path | None, setting: str) -> bytes:
+    """What is in a file that a setting names; nothing if it names none."""
+    try:
+        return file.read_bytes() if file else b""
+    except OSError as error:
+        raise StoreError(f"{file}: cannot be read: {error.strerror}; see `{setting}`") from None
+
+
+def _backend(url: str, ca: bytes, login: str) -> Backend:
+    if url.startswith("file://"):
+        from urllib.parse import unquote, urlsplit
+
+        return Directory(Path(unquote(urlsplit(url).path)))
+    if "://" not in url:
+        return Directory(Path(url).expanduser().absolute())
+    from fabric.trove.remote import Remote  # and with it obstore: the cached path goes without
+
+    return Remote(url, ca, login)
