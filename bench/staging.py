@@ -11,7 +11,6 @@ one with as many chunks of a single file.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import hashlib
 import os
 import shutil
@@ -22,6 +21,8 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import msgspec
 
 from fabric.building import area, sandbox
 from fabric.building.archive import DIRECTORY, FILE, Entry, pack
@@ -138,7 +139,7 @@ def bench(place: Path, chunks: int, files: int, runs: int) -> None:
             (place / "root" / mount).mkdir()
         (place / "root/bench.steps").touch()
         plain = ("--bind", str(place / "root"), "/", *box.mounts[lower:])
-        box = dataclasses.replace(box, mounts=plain)
+        box = msgspec.structs.replace(box, mounts=plain)
 
         def own() -> None:
             assert sandbox.run(box, log, never).status == 0

@@ -7,7 +7,8 @@ is wrong, where, and what to do.  The doors map a class to its exit code; nothin
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
+
+import msgspec
 
 #: What the system says when there is no room on a disk.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -19,8 +20,7 @@ class FabricError(Exception):
     exit_code = 1
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Problem:
+class Problem(msgspec.Struct, frozen=True, order=True):
     """One mistake in the definitions, at ``file`` (path from the definitions' root) and line."""
 
     file: str

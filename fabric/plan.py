@@ -7,7 +7,6 @@ both together, and all that a fabric needs to know of a build.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 
 import msgspec
@@ -22,8 +21,7 @@ from fabric.trove.sources import Sources, Wanted
 from fabric.wire.messages import Offer
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True, dict=True):
     """A graph whose sources are known.  ``goals`` are step ids: what was asked for."""
 
     graph: Graph

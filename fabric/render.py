@@ -10,16 +10,16 @@ import json
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
+
+import msgspec
 
 if TYPE_CHECKING:  # rich is imported when there is a terminal, it takes a while
     from rich.console import Console, Group
     from rich.live import Live
 
 
-@dataclass(frozen=True, slots=True)
-class RunningView:
+class RunningView(msgspec.Struct, frozen=True):
     """One step that is being built."""
 
     name: str
@@ -30,8 +30,7 @@ class RunningView:
     log_size: int  # bytes
 
 
-@dataclass(frozen=True, slots=True)
-class BuildView:
+class BuildView(msgspec.Struct, frozen=True):
     """A build at one moment."""
 
     title: str
@@ -54,11 +53,10 @@ class Screen(Protocol):
     def close(self) -> None: ...
 
 
-@dataclass(slots=True)
-class PlainScreen:
+class PlainScreen(msgspec.Struct):
     """Lines, for pipes and logs of other tools."""
 
-    out: TextIO = field(default_factory=lambda: sys.stdout)
+    out: TextIO = msgspec.field(default_factory=lambda: sys.stdout)
 
     def say(self, text: str, style: str = "") -> None:  # noqa: ARG002  a pipe has no style
         print(text, file=self.out, flush=True)
@@ -73,11 +71,10 @@ class PlainScreen:
         """Nothing to restore."""
 
 
-@dataclass(slots=True)
-class JsonScreen:
+class JsonScreen(msgspec.Struct):
     """One JSON object a line on standard output: {"event": KIND, ...}."""
 
-    out: TextIO = field(default_factory=lambda: sys.stdout)
+    out: TextIO = msgspec.field(default_factory=lambda: sys.stdout)
 
     def say(self, text: str, style: str = "") -> None:
         """Nothing: prose is for people."""

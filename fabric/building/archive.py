@@ -11,10 +11,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+import msgspec
 import zstandard
 
 from fabric.errors import MachineFault
@@ -50,8 +50,7 @@ class Entry(NamedTuple):
     data: bytes = b""  # the contents, when there is no ``source``
 
 
-@dataclass(frozen=True, slots=True)
-class Packed:
+class Packed(msgspec.Struct, frozen=True):
     """A finished archive: its name, and where its bytes are."""
 
     blob: Blob

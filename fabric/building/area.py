@@ -19,8 +19,9 @@ sources fails with EXDEV, as everywhere on overlayfs; ``mv`` copies then.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from fabric.building import host, ldconfig, sandbox, sourcetree
 from fabric.building.log import Log
@@ -35,8 +36,7 @@ _OUTSIDE = "/staging"
 _PARALLEL = ("pre-build-commands", "build-commands", "post-build-commands")
 
 
-@dataclass(frozen=True, slots=True)
-class Area:
+class Area(msgspec.Struct, frozen=True):
     """A staging area ready to run in, with its writable parts in ``scratch``."""
 
     scratch: Path

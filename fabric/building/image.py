@@ -13,9 +13,10 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+import msgspec
 
 from fabric.building.image_disk import MIB, Disk, check_tools, run
 from fabric.building.image_rootfs import File, ImageError, files_below, overlay, survey
@@ -28,8 +29,7 @@ __all__ = ["KERNEL_ARGUMENTS", "File", "Image", "ImageError", "files_below", "ma
 KERNEL_ARGUMENTS = "console=tty0 console=ttyS0,115200"
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
+class Image(msgspec.Struct, frozen=True):
     """An image that was made."""
 
     path: Path

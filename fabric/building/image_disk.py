@@ -15,8 +15,9 @@ import struct
 import subprocess
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from fabric.building.image_rootfs import BLOCK, EPOCH, File, ImageError, Survey, write_tar
 
@@ -50,8 +51,7 @@ _MBR_CODE = (Path("/usr/lib/syslinux/mbr/mbr.bin"), Path("/usr/share/syslinux/mb
 _PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin"])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Disk:
+class Disk(msgspec.Struct, frozen=True, kw_only=True):
     """What goes where.  Offsets and sizes in bytes, multiples of a MiB."""
 
     size: int

@@ -13,10 +13,10 @@ import stat
 import tarfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
+import msgspec
 import zstandard
 
 from fabric.building.archive import MTIME
@@ -32,8 +32,7 @@ class ImageError(FabricError):
     """No disk image can be made of this system, here."""
 
 
-@dataclass(frozen=True, slots=True)
-class File:
+class File(msgspec.Struct, frozen=True):
     """A file put into an image: ``data`` is its content, or the target of a symbolic link.
 
     ``mode`` holds permission bits, and the type as in ``stat`` if it is not a regular file:
@@ -48,17 +47,16 @@ class File:
     new: bool = False
 
 
-@dataclass(slots=True)
-class Survey:
+class Survey(msgspec.Struct):
     """What a root filesystem holds, as far as an image must know."""
 
     sha256: str  # of the archive, as compressed
     entries: int = 0
     blocks: int = 0  # of BLOCK bytes, content and folders
-    kinds: dict[str, bytes] = field(default_factory=dict)  # path -> tar type
-    links: dict[str, str] = field(default_factory=dict)  # symbolic link -> target
-    boot: dict[str, Path] = field(default_factory=dict)  # kernels and initrds -> a copy of each
-    carriers: set[str] = field(default_factory=set)  # paths that hard links point to
+    kinds: dict[str, bytes] = {}  # path -> tar type
+    links: dict[str, str] = {}  # symbolic link -> target
+    boot: dict[str, Path] = {}  # kernels and initrds -> a copy of each
+    carriers: set[str] = set()  # paths that hard links point to
 
     def resolve(self, path: str) -> str:
         """``path`` with the symbolic links among its parents followed, "/" and all.

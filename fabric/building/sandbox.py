@@ -18,8 +18,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from fabric.building import seccomp
 from fabric.building.cancel import TICK, stop_if
@@ -60,16 +61,17 @@ _MISSING = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """What one sandbox may take: seconds of wall time, and bytes of log.  None: any."""
 
     seconds: float | None = None
     log_bytes: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+NO_LIMITS = Limits()
+
+
+class Ended(msgspec.Struct, frozen=True):
     """How a script ended by itself: its exit status, and the command it was at."""
 
     status: int
@@ -77,8 +79,7 @@ class Ended:
     number: int
 
 
-@dataclass(frozen=True, slots=True)
-class Box:
+class Box(msgspec.Struct, frozen=True):
     """A sandbox to run a script in."""
 
     mounts: tuple[str, ...]  # arguments of bwrap
@@ -149,7 +150,7 @@ def run(
     log: Log,
     cancelled: threading.Event,
     *,
-    limits: Limits = Limits(),
+    limits: Limits = NO_LIMITS,
     started: Callable[[str], None] = lambda list_: None,  # noqa: ARG005
     look: Callable[[], None] = lambda: None,
 ) -> Ended:

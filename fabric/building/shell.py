@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+
+import msgspec
 
 from fabric.building import area
 from fabric.building.log import Log
@@ -49,7 +50,7 @@ def _run(place: area.Area, argv: list[str], *, fresh: bool, jobs: int) -> int:
             file=sys.stderr,
         )
     terminal = {"TERM": os.environ.get("TERM", "dumb"), "MAKEFLAGS": f"-j{jobs}"}
-    box = dataclasses.replace(place.box, environment={**place.box.environment, **terminal})
+    box = msgspec.structs.replace(place.box, environment={**place.box.environment, **terminal})
     with box.files() as files:
         # No session of its own: a shell needs its terminal, for Ctrl-C and Ctrl-Z.
         return subprocess.call(box.command(files, [], argv), pass_fds=files)

@@ -16,8 +16,9 @@ import os
 import stat
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from fabric.building.merge import Merger
 from fabric.building.workspace import Workspace
@@ -40,8 +41,7 @@ _UNSHARE = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", _MOUN
 Entries = tuple[tuple[str, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class SourceTree:
+class SourceTree(msgspec.Struct, frozen=True):
     """A tree to build in, ready to be bound into a sandbox."""
 
     path: Path

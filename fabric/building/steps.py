@@ -12,8 +12,9 @@ import os
 import re
 import select
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from shlex import quote
+
+import msgspec
 
 _HEAD = """\
 #!/bin/sh
@@ -40,8 +41,7 @@ report '' 0
 """
 
 
-@dataclass(frozen=True, slots=True)
-class CommandList:
+class CommandList(msgspec.Struct, frozen=True):
     """A list of commands under one name, with the MAKEFLAGS they see (None: none at all)."""
 
     name: str

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from fabric.definitions import defaults
 from fabric.definitions.fields import Fields, Findings
@@ -19,8 +20,7 @@ _SYSTEM = ("morph", "deploy-defaults", "deploy", "subsystems")
 _OWN = ("type", "location", "upgrade-type", "upgrade-location", "partial-deploy-components")
 
 
-@dataclass(frozen=True, slots=True)
-class Deployment:
+class Deployment(msgspec.Struct, frozen=True):
     """One deployment of a system.
 
     ``settings`` are what deployment extensions see: ``deploy-defaults`` with the deployment's
@@ -40,8 +40,7 @@ class Deployment:
     lines: Mapping[str, int]  # where each of its fields and settings stands
 
 
-@dataclass(frozen=True, slots=True)
-class ClusterSystem:
+class ClusterSystem(msgspec.Struct, frozen=True):
     """A system and its deployments; ``subsystems`` are deployed into it."""
 
     morph: str
@@ -49,8 +48,7 @@ class ClusterSystem:
     subsystems: tuple[ClusterSystem, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Cluster:
+class Cluster(msgspec.Struct, frozen=True):
     """A cluster morph.  ``path`` is its file."""
 
     path: str

@@ -9,8 +9,9 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TypeVar
+
+import msgspec
 
 from fabric.definitions.cluster import Deployment
 from fabric.definitions.fields import Findings
@@ -35,8 +36,7 @@ _LOCATION_HELP = "write it like kvm+ssh://user@vmhost/GUEST/path/to/image"
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Location:
+class Location(msgspec.Struct, frozen=True):
     """``kvm+ssh://user@vmhost:port/GUEST/path/to/image``."""
 
     user: str  # "": ssh's default
@@ -46,8 +46,7 @@ class Location:
     image: str  # absolute path on the host
 
 
-@dataclass(frozen=True, slots=True)
-class Nic:
+class Nic(msgspec.Struct, frozen=True):
     """A network card: of a libvirt ``network``, on a ``bridge``, or in ``user`` mode."""
 
     kind: str
@@ -56,8 +55,7 @@ class Nic:
     mac: str  # "": derived from the guest's name
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(msgspec.Struct, frozen=True):
     """A line of /etc/fstab.  ``label`` is that of its filesystem if it is mounted by label."""
 
     setting: str
@@ -66,8 +64,7 @@ class Mount:
     filesystem: str
 
 
-@dataclass(frozen=True, slots=True)
-class Interface:
+class Interface(msgspec.Struct, frozen=True):
     """How the guest configures one of its network interfaces."""
 
     name: str

@@ -7,7 +7,8 @@ rule that takes everything into an artifact of the chunk's or stratum's own name
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from fabric.definitions.fields import Fields, Findings, kind_of, listing
 from fabric.definitions.graph import PHASES, Rule
@@ -27,8 +28,7 @@ _BUILD_COMMANDS = tuple(f"{phase}-commands" for phase in PHASES if phase != "tes
 _EVERYTHING = (Rule("", (".*",)),)
 
 
-@dataclass(frozen=True, slots=True)
-class Defaults:
+class Defaults(msgspec.Struct, frozen=True):
     """Build systems {name: {step: commands}}; split rules whose ``artifact`` is a suffix."""
 
     build_systems: Mapping[str, Mapping[str, tuple[str, ...]]]

@@ -8,8 +8,10 @@ system.  An *artifact* is one part of what a step produces (``zlib-bins``, ``cor
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
+
+import msgspec
 
 from fabric.errors import Problem
 
@@ -23,16 +25,14 @@ COMMAND_STEPS = tuple(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(msgspec.Struct, frozen=True):
     """A split rule: paths that match one of ``include`` (``re.match``) belong to ``artifact``."""
 
     artifact: str
     include: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
+class Device(msgspec.Struct, frozen=True):
     """A device node a chunk asks for in its artifact."""
 
     filename: str
@@ -44,8 +44,7 @@ class Device:
     gid: int
 
 
-@dataclass(frozen=True, slots=True)
-class Submodule:
+class Submodule(msgspec.Struct, frozen=True):
     """A git submodule whose URL the definitions replace (version 8)."""
 
     path: str
@@ -53,8 +52,7 @@ class Submodule:
     submodules: tuple[Submodule, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
+class Recipe(msgspec.Struct, frozen=True):
     """How a chunk is built: everything its morph, build system and spec say together."""
 
     commands: Mapping[str, tuple[str, ...]]  # COMMAND_STEPS name -> shell commands
@@ -62,12 +60,11 @@ class Recipe:
     max_jobs: int | None = None
     devices: tuple[Device, ...] = ()
     #: {artifact: {prefix: commands}} of `system-integration`
-    integration: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
+    integration: Mapping[str, Mapping[str, tuple[str, ...]]] = {}
     submodules: tuple[Submodule, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(msgspec.Struct, frozen=True):
     """One node of the graph.  Fields that make no sense for its kind are empty."""
 
     id: str  # unique in the graph, stable, readable: "chunk:strata/core.morph:zlib"
@@ -92,13 +89,12 @@ class Step:
     recipe: Recipe | None = None
     in_system: bool = False  # a chunk: some artifact of it is in the image; a stratum: listed
     # strata: stratum artifact -> its chunk artifacts as (chunk step id, artifact name)
-    lists: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
+    lists: Mapping[str, tuple[tuple[str, str], ...]] = {}
     # the system: its stratum artifacts as (stratum step id, artifact name), in image order
     contents: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Graph:
+class Graph(msgspec.Struct, frozen=True, dict=True):
     """A resolved system: ``steps`` ordered so that each stands after what it depends on.
 
     ``warnings`` tell of what is taken but does nothing, because real definitions have it.
@@ -118,7 +114,6 @@ class Graph:
     def root(self) -> Step:
         return self.steps[-1]
 
-    _by_id: Mapping[str, Step] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_by_id", {step.id: step for step in self.steps})
+    @cached_property
+    def _by_id(self) -> Mapping[str, Step]:
+        return {step.id: step for step in self.steps}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from fabric.definitions.cluster_settings import Interface, Location, Mount, Nic
 
 
-@dataclass(frozen=True, slots=True)
-class Inner:
+class Inner(msgspec.Struct, frozen=True):
     """A subsystem: a system as a tar archive in the filesystem of the guest, at ``path``."""
 
     name: str
@@ -17,8 +17,7 @@ class Inner:
     path: str  # absolute
 
 
-@dataclass(frozen=True, slots=True)
-class Guest:
+class Guest(msgspec.Struct, frozen=True):
     """A virtual machine.  Sizes are bytes."""
 
     name: str  # of the deployment

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import msgspec
 
 from fabric.definitions.defaults import Defaults
 from fabric.definitions.fields import Findings, listing, suggest
@@ -12,8 +12,7 @@ from fabric.definitions.splitting import artifact_names, with_defaults
 from fabric.definitions.walk import cycles, postorder
 
 
-@dataclass(slots=True)
-class Loaded:
+class Loaded(msgspec.Struct):
     """A system and the files it needs.  ``whole`` is False if some of its strata are missing."""
 
     system: SystemMorph
@@ -24,8 +23,7 @@ class Loaded:
     whole: bool
 
 
-@dataclass(slots=True)
-class Chunk:
+class Chunk(msgspec.Struct):
     """A chunk on its way to become a step."""
 
     id: str
@@ -35,8 +33,8 @@ class Chunk:
     source_name: str
     recipe: Recipe
     artifacts: tuple[str, ...]
-    strata: list[str] = field(default_factory=list)  # paths
-    depends: list[str] = field(default_factory=list)  # chunk ids
+    strata: list[str] = []  # paths
+    depends: list[str] = []  # chunk ids
     used: bool = False  # some stratum artifact has some of it
 
 

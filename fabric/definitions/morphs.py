@@ -7,7 +7,7 @@ there ended in a crash, or in a build of something else than was meant.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from fabric.definitions.fields import Fields, bad_name, is_name
 from fabric.definitions.graph import Device, Mode, Rule, Submodule
@@ -17,16 +17,14 @@ from fabric.definitions.marked import Map
 COMMON = frozenset({"name", "kind", "description"})
 
 
-@dataclass(slots=True)
-class Reference:
+class Reference(msgspec.Struct):
     """A morph file that another one names, and where it does."""
 
     path: str
     line: int
 
 
-@dataclass(slots=True)
-class StrataEntry:
+class StrataEntry(msgspec.Struct):
     """One stratum of a system.  ``artifacts`` is None when it takes them all."""
 
     name: str
@@ -35,8 +33,7 @@ class StrataEntry:
     name_line: int
 
 
-@dataclass(slots=True)
-class SystemMorph:
+class SystemMorph(msgspec.Struct):
     file: str
     line: int
     name: str
@@ -45,8 +42,7 @@ class SystemMorph:
     strata: tuple[StrataEntry, ...]
 
 
-@dataclass(slots=True)
-class ChunkSpec:
+class ChunkSpec(msgspec.Struct):
     """A chunk as its stratum describes it."""
 
     line: int
@@ -63,8 +59,7 @@ class ChunkSpec:
     lines: dict[str, int]
 
 
-@dataclass(slots=True)
-class StratumMorph:
+class StratumMorph(msgspec.Struct):
     file: str
     name: str
     description: str
@@ -74,8 +69,7 @@ class StratumMorph:
     products: tuple[Rule, ...]
 
 
-@dataclass(slots=True)
-class ChunkMorph:
+class ChunkMorph(msgspec.Struct):
     file: str
     name: str
     description: str

@@ -8,9 +8,10 @@ its ``trouble``, which `fabric.trove.store` turns into a `StoreError`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
+
+import msgspec
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -19,8 +20,7 @@ R = TypeVar("R")
 ABANDONED = 24 * 3600.0
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """An object: its path, size in bytes, and when it was last written or used (Unix time)."""
 
     path: str

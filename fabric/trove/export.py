@@ -17,9 +17,10 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+import msgspec
 
 from fabric.errors import SourceError
 from fabric.trove import git
@@ -113,8 +114,7 @@ def _size(top: Path) -> int:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(msgspec.Struct, frozen=True):
     mode: str
     sha: str
     path: str

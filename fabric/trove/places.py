@@ -6,8 +6,9 @@ import hashlib
 import posixpath
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from fabric.errors import SourceError
 
@@ -18,8 +19,7 @@ _ALIAS = re.compile(r"([a-z][a-z0-9-]+):(?!//)(.+)")
 _NAME = re.compile(r"[A-Za-z0-9_+.~@-]+(/[A-Za-z0-9_+.~@-]+)*")
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """Where a repository is: its directory here, and the URL it mirrors, if any."""
 
     directory: Path

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from fabric.errors import SourceError
 from fabric.trove.git import Progress, Repository, environment, fetching, talk
@@ -25,8 +26,7 @@ class TroveFault(TroveError):
     exit_code = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Trove:
+class Trove(msgspec.Struct, frozen=True):
     """The one bare repository of a farm.  ``ssh_key``, ``known_hosts``: "" is ssh's default."""
 
     url: str

@@ -14,7 +14,7 @@ A ref for each commit lets any git server serve it; servers that speak git's pro
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from fabric.trove.git import SHA, Progress, Repository
 from fabric.trove.reach import Trove, TroveError
@@ -26,8 +26,7 @@ _NOT_THERE = ("not our ref", "unadvertised object", "no matching remote head")
 _TRIES = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
+class Kept(msgspec.Struct, frozen=True):
     """A commit to be kept in the trove: of which source, by which pins, called what there."""
 
     repository: Repository

@@ -20,8 +20,9 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from fabric.errors import SourceError
 from fabric.trove.files import scratch
@@ -39,8 +40,7 @@ _QUIET = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(msgspec.Struct, frozen=True):
     """``commit`` is in our repository, its objects there or in the directories ``borrowed``."""
 
     commit: str
@@ -88,8 +88,7 @@ def user() -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "somebody"
 
 
-@dataclass(frozen=True, slots=True)
-class _Around:
+class _Around(msgspec.Struct, frozen=True):
     """The user's repository around a folder."""
 
     prefix: str  # of the folder: "" or "definitions/"
@@ -97,8 +96,7 @@ class _Around:
     objects: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Git:
+class _Git(msgspec.Struct, frozen=True):
     """Git, run in a folder."""
 
     root: Path

@@ -20,7 +20,6 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 from weakref import WeakValueDictionary
@@ -43,8 +42,7 @@ def _fine() -> None:
     """Go on."""
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True):
     """How full a store is."""
 
     manifests: int

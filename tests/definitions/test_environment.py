@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-
+import msgspec
 import pytest
 from definitions_kit import loaded, named, small, spec, stratum
 
@@ -41,7 +40,7 @@ def test_whole_environment() -> None:
 
 
 def test_path_is_in_the_order_of_prefixes() -> None:
-    several = dataclasses.replace(step(), path_prefixes=("/", "/opt/", "/usr"))
+    several = msgspec.structs.replace(step(), path_prefixes=("/", "/opt/", "/usr"))
     assert environment(several, "x86_64")["PATH"] == f"/bin:/opt/bin:/usr/bin:{SYSTEM_PATH}"
 
 

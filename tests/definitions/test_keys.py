@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 from definitions_kit import loaded, named, small, spec, stratum, system
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from fabric.definitions import keys as module
 from fabric.definitions.graph import Device, Graph, Recipe, Rule, Step, Submodule
@@ -40,16 +40,14 @@ def keys_of(graph: Graph, tools: str = "tools", **changed: str) -> dict[str, str
 
 def with_step(graph: Graph, name: str, /, **fields: Any) -> Graph:
     """The graph with one step changed."""
-    steps = tuple(
-        dataclasses.replace(step, **fields) if step.name == name else step for step in graph.steps
-    )
-    return dataclasses.replace(graph, steps=steps)
+    steps = tuple(replace(step, **fields) if step.name == name else step for step in graph.steps)
+    return replace(graph, steps=steps)
 
 
 def with_recipe(graph: Graph, name: str, **fields: Any) -> Graph:
     recipe = named(graph, name).recipe
     assert recipe is not None
-    return with_step(graph, name, recipe=dataclasses.replace(recipe, **fields))
+    return with_step(graph, name, recipe=replace(recipe, **fields))
 
 
 def test_keys_are_names() -> None:
@@ -59,7 +57,7 @@ def test_keys_are_names() -> None:
 
 
 CHANGES: dict[str, Callable[[Graph], Graph]] = {
-    "arch": lambda graph: dataclasses.replace(graph, arch="x86_32"),
+    "arch": lambda graph: replace(graph, arch="x86_32"),
     "source name": lambda graph: with_step(graph, "b", source_name="c"),
     "mode": lambda graph: with_step(graph, "b", mode="test"),
     "prefix": lambda graph: with_step(graph, "b", prefix="/opt"),
@@ -97,8 +95,8 @@ SAME: dict[str, Callable[[Graph], Graph]] = {
     "submodules": lambda graph: with_recipe(graph, "b", submodules=(Submodule("a", "b"),)),
     "depends": lambda graph: with_step(graph, "b", depends=()),
     "empty lists": lambda graph: with_recipe(graph, "a", commands=_without_empty(graph, "a")),
-    "system's file": lambda graph: dataclasses.replace(graph, path="systems/t.morph"),
-    "warnings": lambda graph: dataclasses.replace(graph, warnings=()),
+    "system's file": lambda graph: replace(graph, path="systems/t.morph"),
+    "warnings": lambda graph: replace(graph, warnings=()),
 }
 
 
@@ -116,13 +114,13 @@ def test_irrelevant_changes(change: str) -> None:
 
 def test_every_field_is_known_here() -> None:
     """Whoever adds a field to a step decides whether it belongs to the key."""
-    step = {field.name for field in dataclasses.fields(Step)}
+    step = set(Step.__struct_fields__)
     assert step == {
         *("id", "kind", "name", "artifacts", "depends", "morph", "description", "strata"),
         *("source_name", "repo", "ref", "build_system", "mode", "prefix", "staged"),
         *("path_prefixes", "recipe", "in_system", "lists", "contents"),
     }
-    recipe = {field.name for field in dataclasses.fields(Recipe)}
+    recipe = set(Recipe.__struct_fields__)
     assert recipe == {"commands", "rules", "max_jobs", "devices", "integration", "submodules"}
 
 

@@ -6,9 +6,10 @@ import contextlib
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
+
+import msgspec
 
 from fabric.errors import SourceError
 from fabric.trove import git
@@ -22,8 +23,7 @@ class Readable(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(msgspec.Struct, frozen=True):
     """A file to commit.  Exactly one of ``content``, ``same_as`` is given."""
 
     path: str  # relative, "/" between parts, clean
@@ -33,8 +33,7 @@ class Member:
     same_as: str = ""  # a hard link: the path of an earlier member
 
 
-@dataclass(frozen=True, slots=True)
-class Tree:
+class Tree(msgspec.Struct, frozen=True):
     """Files to commit, and when the newest of them was made (Unix time), once all are read."""
 
     members: Iterator[Member]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from fabric.errors import SourceError
 from fabric.trove.importers import archive
@@ -19,8 +20,7 @@ class MovedError(SourceError):
     """The archive does not offer what a lorry pins (any more)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Orig:
+class Orig(msgspec.Struct, frozen=True):
     """What an archive offers of a source package: ``files`` maps component ("": main) to
     (file name, sha256)."""
 

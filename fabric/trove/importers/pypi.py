@@ -14,8 +14,9 @@ import subprocess
 import sys
 import urllib.parse
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from fabric.errors import SourceError
 from fabric.trove.importers import archive
@@ -34,8 +35,7 @@ print(json.dumps({"indexes": [options.index_url, *options.extra_index_urls], "ca
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Sdist:
+class Sdist(msgspec.Struct, frozen=True):
     """A source distribution that an index offers."""
 
     version: str
