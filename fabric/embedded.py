@@ -110,6 +110,7 @@ class Nursery:
         self._news = news
         self._children: dict[int, str] = {}  # names by process id
         self._workers = 0
+        self._tools = ""  # digest of this machine's
 
     def run(self) -> int:
         """All its life; returns its exit code."""
@@ -117,8 +118,11 @@ class Nursery:
             # It ends when the initiator does.  Not SIG_IGN: builds would inherit that.
             signal.signal(number, lambda *_: None)
         os.environ.update(_environment(self._settings))
-        for module in ("fabric.broker", "fabric.worker"):
+        for module in ("fabric.broker", "fabric.worker", "fabric.trove.export"):
             importlib.import_module(module)
+        from fabric.building.host import host_tools
+
+        self._tools = host_tools(self._settings.host_tools_file)
         gc.freeze()  # what is here now, the children share
         code = self._serve() if os.read(self._orders, 1) else 0
         if code == 0:  # the initiator has ended, and may have been killed
@@ -137,7 +141,7 @@ class Nursery:
     def _start_worker(self) -> None:
         self._workers += 1
         name = f"worker-{self._workers}"
-        self._start(name, "--name", name)
+        self._start(name, "--name", name, "--host-tools", self._tools)
 
     def _start(self, name: str, *args: str) -> None:
         program = name.partition("-")[0]

@@ -26,6 +26,7 @@ from fabric.building.host import host_tools
 from fabric.building.workspace import Workspace
 from fabric.config import WorkerSettings, native_architectures
 from fabric.errors import FabricError
+from fabric.jobs import HOST_TOOLS
 from fabric.notes import Notes
 from fabric.process import die_with_parent
 from fabric.systemd import Supervisor
@@ -46,6 +47,8 @@ from fabric.wire.messages import (
 )
 from fabric.wire.sockets import Addresses, Codec, Curve, Garbage
 
+#: How much less builds ask of the processor than what keeps them going and tells of them.
+NICE = 5
 #: Seconds between two looks at logs that may have grown.
 FOLLOW_EVERY = 0.02
 #: The same, of one that grows faster than the broker takes it.
@@ -63,12 +66,20 @@ DEADLINE = 8.0
 #: Seconds between two attempts at making room on the disk.
 TRIM_EVERY = 30.0
 
+#: Made once, which takes a millisecond: embedded workers are forked from where it is.
+_codec: Codec[Desired | LogWanted | Refused] = Codec(Desired | LogWanted | Refused)
+
 
 class Worker:
-    """The shell around `WorkerAgent`: sockets, threads, spools."""
+    """The shell around `WorkerAgent`: sockets, threads, spools.  ``tools`` as in `host_tools`."""
 
     def __init__(
-        self, name: str, settings: WorkerSettings, addresses: Addresses, curve: Curve | None = None
+        self,
+        name: str,
+        settings: WorkerSettings,
+        tools: str,
+        addresses: Addresses,
+        curve: Curve | None = None,
     ) -> None:
         self.name = name
         self._settings = settings
@@ -87,12 +98,11 @@ class Worker:
             instance=uuid.uuid4().hex,
             arch=native_architectures()[0],
             slots=settings.slots,
-            features=(f"host-tools:{host_tools(settings.host_tools_file)}", *settings.features),
+            features=(f"{HOST_TOOLS}{tools}", *settings.features),
         )
         # written by threads that end and by signals, so that the poller wakes
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._line = Line(addresses, "publish", curve=curve, name=name, wake=self._wake_read)
-        self._codec: Codec[Desired | LogWanted | Refused] = Codec(Desired | LogWanted | Refused)
         self._note = Notes("fabric-worker")
         self._said: deque[tuple[float, str]] = deque(maxlen=COMPLAINTS)  # of late, and when
         self._behind = False  # a log grows faster than it is published
@@ -149,7 +159,7 @@ class Worker:
     def _hear(self) -> None:
         for frame in self._line.receive(MESSAGES_AT_ONCE):
             try:
-                message = self._codec.decode(frame)
+                message = _codec.decode(frame)
             except Garbage as error:
                 self._say(f"the broker said what cannot be understood: {error}")
                 continue
@@ -226,7 +236,7 @@ class Worker:
                 case protocol.Kill():
                     self._attempts[action.key, action.fence].cancelled.set()
                 case protocol.Send():
-                    self._line.send(self._codec.encode(action.report))
+                    self._line.send(_codec.encode(action.report))
 
     def _start(self, action: protocol.Start) -> None:
         spool = self._spools / f"{action.key}.{action.fence}"
@@ -236,6 +246,7 @@ class Worker:
 
     def _build(self) -> None:
         """A thread that builds what waits."""
+        os.setpriority(os.PRIO_PROCESS, 0, NICE)  # of this thread, and of all that it starts
         while True:
             attempt = self._waiting.get()
             self._ended.put(attempt.run(self._workspace, self._settings, self.name))
@@ -263,7 +274,7 @@ class Worker:
             return
         data = attempt.log.read(wanted.offset, min(wanted.length, MAX_LOG_RANGE))
         piece = LogPiece(wanted.key, wanted.fence, wanted.offset, data)
-        self._line.send(self._codec.encode(piece))
+        self._line.send(_codec.encode(piece))
 
     def _forget(self) -> None:
         """Drop spools of attempts that are over and settled, or that nobody wanted any more."""
@@ -297,6 +308,7 @@ def parser() -> argparse.ArgumentParser:
     top = daemon.parser("fabric-worker", __doc__ or "", config.WORKER_FILE)
     top.add_argument("--name", help="embedded: what it is called")
     top.add_argument("--slots", type=int, help="embedded: builds at a time (default 1)")
+    top.add_argument("--host-tools", help="embedded: the digest of this machine's tools")
     return top
 
 
@@ -310,7 +322,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.check_config:
             print(config.shown(settings))
             return 0
-        worker = _worker(settings, options.directory)
+        worker = _worker(settings, options.directory, options.host_tools)
         try:
             worker.run()
         finally:
@@ -332,17 +344,18 @@ def _settings(options: argparse.Namespace) -> WorkerSettings:
     return settings
 
 
-def _worker(settings: WorkerSettings, directory: Path | None) -> Worker:
+def _worker(settings: WorkerSettings, directory: Path | None, tools: str | None) -> Worker:
     host = socket.gethostname().partition(".")[0]
+    tools = tools or host_tools(settings.host_tools_file)
     if directory is not None:
-        return Worker(settings.name or host, settings, sockets.in_directory(directory))
+        return Worker(settings.name or host, settings, tools, sockets.in_directory(directory))
     addresses, curve, name = dial(settings, "worker")
     if curve is not None and settings.name not in ("", name):
         raise config.ConfigError(
             f"name: it is {settings.name} in the settings, and {name} in the key in"
             f" {settings.keys_dir}"
         )
-    return Worker(name or settings.name or host, settings, addresses, curve)
+    return Worker(name or settings.name or host, settings, tools, addresses, curve)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import datetime
 import difflib
-import functools
 import re
 import warnings
 from collections.abc import Collection, Iterable
 from typing import Any
 
 from fabric.definitions.marked import Map, Seq
+from fabric.definitions.splitting import compile_rule
 from fabric.errors import Problem
 
 #: Names become file names (``/NAME.build``, ``/baserock/ARTIFACT.meta``) and log names.
@@ -44,12 +44,6 @@ def kind_of(value: Any) -> str:
     if isinstance(value, str):
         return f"the text {value!r}" if value else "empty"
     return "a list" if isinstance(value, list) else "a mapping"
-
-
-@functools.cache
-def compile_rule(pattern: str) -> re.Pattern[str]:
-    """A split rule's pattern, compiled once.  `re.error` if it is none."""
-    return re.compile(pattern)
 
 
 class Findings:

@@ -8,11 +8,11 @@ artifacts.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from fabric.definitions.fields import compile_rule
 from fabric.definitions.graph import Rule
 
 #: Stands for the artifact of paths that no rule takes.
@@ -27,6 +27,12 @@ class SplitRule(Protocol):
 
     @property
     def include(self) -> tuple[str, ...]: ...
+
+
+@functools.cache
+def compile_rule(pattern: str) -> re.Pattern[str]:
+    """A rule's pattern, compiled once.  `re.error` if it is none."""
+    return re.compile(pattern)
 
 
 class Splitter:

@@ -14,11 +14,11 @@ from fabric.jobs import Source
 from fabric.trove import shared
 from fabric.trove.files import locked
 from fabric.trove.git import REF, SHA, Repository, run
-from fabric.trove.lorries import Lorries, Lorry
 from fabric.trove.places import Place, Places, local_path
 from fabric.trove.stop import Stop
 
 if TYPE_CHECKING:
+    from fabric.trove.lorries import Lorries, Lorry
     from fabric.trove.reach import Trove
 
 Progress = Callable[[str], None]
@@ -54,6 +54,8 @@ class Repositories:
     @cached_property
     def lorries(self) -> Lorries:
         """The definitions' lorries.  DefinitionsError if one of them is wrong."""
+        from fabric.trove.lorries import Lorries  # and with it yaml: a worker goes without
+
         return Lorries(self._directory)
 
     def reread(self) -> None:

@@ -30,13 +30,13 @@ from fabric.jobs import Source
 from fabric.trove import shared
 from fabric.trove.files import locked
 from fabric.trove.git import SHA, Repository
-from fabric.trove.lorries import Lorries
 from fabric.trove.reach import TroveFault
 from fabric.trove.repositories import Repositories
 from fabric.trove.stop import Stop
 
 if TYPE_CHECKING:
     from fabric.trove.export import Exports
+    from fabric.trove.lorries import Lorries
     from fabric.trove.reach import Trove
 
 Progress = Callable[[str], None]

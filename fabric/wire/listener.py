@@ -42,6 +42,9 @@ LOOK_EVERY = 0.2
 #: Peers remembered for having sent rubbish, so that each is noted once.
 SCOLDED = 1000
 
+#: Made once, which takes a millisecond: an embedded broker is forked from where it is.
+_messages: sockets.Codec[FromPeer] = sockets.Codec(FromPeer)
+
 #: What may be said with a key.  A `Submit` is none of it: its keys are what its sender says.
 MAY_SAY: dict[str, tuple[type, ...]] = {
     "worker": (Report, LogPiece),
@@ -78,7 +81,6 @@ class Listener:
         self._wake = wake
         self._curve = curve
         self._admitted = admitted
-        self._messages: sockets.Codec[FromPeer] = sockets.Codec(FromPeer)
         self._scolded: dict[str, None] = {}
         self._problems: list[str] = []
         #: when `look` is due
@@ -149,7 +151,7 @@ class Listener:
                 self._scold(peer, sender, f"it has {len(frames)} frames")
                 continue
             try:
-                message = self._messages.decode(frame)
+                message = _messages.decode(frame)
             except sockets.Garbage as error:
                 self._misunderstood(peer, sender, frame, str(error))
                 continue
@@ -229,7 +231,7 @@ class Listener:
 
     def send(self, peer: bytes, message: Message) -> bool:
         """False if the peer is gone, or does not read."""
-        return sockets.send(self._jobs, self._messages.encode(message), to=peer)
+        return sockets.send(self._jobs, _messages.encode(message), to=peer)
 
     def refuse(self, peer: bytes, about: str, code: Code, reason: str) -> None:
         """Say that something cannot be served, and why."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
@@ -60,13 +59,15 @@ class Addresses(NamedTuple):
     logs: str
 
 
-@dataclass(frozen=True)
-class Curve:
+class Curve(msgspec.Struct, frozen=True):
     """The keys a socket encrypts with, in Z85; ``server`` is the broker's, b"" at the broker."""
 
     public: bytes
-    secret: bytes = field(repr=False)
+    secret: bytes
     server: bytes = b""
+
+    def __repr__(self) -> str:
+        return f"Curve({self.public!r})"  # tracebacks and logs are no place for the secret
 
 
 def new_context() -> Context:
