@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from initiator_kit import Project
 
+from fabric.worker import NICE
+
 ADD = "mkdir -p $DESTDIR/usr/share/{0}; cp hello.txt $DESTDIR/usr/share/{0}/"
 
 
@@ -194,6 +196,20 @@ def test_a_daemon_of_a_build_does_not_outlive_it(project: Project) -> None:
     done = project.build()
     assert done.returncode == 0, done.stderr
     assert not project.processes()
+
+
+def test_builds_let_the_fabric_go_first(project: Project) -> None:
+    project.write(polite="nice; sleep 1000")
+    child = project.start("--workers", "1")
+    until((project.logs / "build-step-polite-misc.log").exists)
+    until(lambda: project.log("polite-misc"))
+    ours = [pid for pid, name in project.processes().items() if name != "bwrap"]
+    levels = {os.getpriority(os.PRIO_PROCESS, pid) for pid in ours}
+    child.send_signal(signal.SIGINT)
+    child.communicate(timeout=30)
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert f"\n{own + NICE}\n" in project.log("polite-misc"), "the build is niced"
+    assert levels == {own}, "and nothing else is"
 
 
 def test_a_build_that_never_ends_is_ended(project: Project) -> None:
