@@ -271,7 +271,7 @@ def measure_broker(workers: int, slots: int, jobs: int) -> tuple[float, float]:
         used = began = 0.0
         while mirror.state != "done":
             say(mirror.tick(time.monotonic()))
-            line.poller.poll(100)
+            line.wait(0.1)
             for frame in line.receive(100):
                 message = codec.decode(frame)
                 assert isinstance(message, Update), message

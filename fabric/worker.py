@@ -151,10 +151,7 @@ class Worker:
         if self._agent.running:
             left = min(left, FOLLOW_SOON if self._behind else FOLLOW_EVERY)
         self._behind = False
-        for source, _ in self._line.poller.poll(round(max(0.0, left) * 1000)):
-            if source == self._wake_read:
-                with contextlib.suppress(BlockingIOError):
-                    os.read(self._wake_read, 4096)
+        self._line.wait(left)
 
     def _hear(self) -> None:
         for frame in self._line.receive(MESSAGES_AT_ONCE):

@@ -125,7 +125,7 @@ class Controller:
             if now >= due:
                 self.line.send(self._codec.encode(asked))
                 due = now + ASK_AGAIN
-            self.line.poller.poll(round(1000 * max(0.0, due - now)))
+            self.line.wait(due - now)
             for frame in self.line.receive(100):
                 message = self._codec.decode(frame)
                 if isinstance(message, Refused) and about and message.about == about:

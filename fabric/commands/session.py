@@ -118,8 +118,7 @@ class Session:
 
     def _turn(self) -> None:
         self._do(self.mirror.tick(time.monotonic()))
-        left = max(0.0, min(TICK, self.mirror.due - time.monotonic()))
-        self._line.poller.poll(round(left * 1000))
+        self._line.wait(min(TICK, self.mirror.due - time.monotonic()))
         now = time.monotonic()
         for frame in self._line.receive(MESSAGES_AT_ONCE):
             try:

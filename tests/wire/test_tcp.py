@@ -83,7 +83,7 @@ def turn_until(line: Line, condition: Callable[[], bool], seconds: float = 20.0)
         assert time.monotonic() < deadline, f"it did not happen: {line.trouble!r}"
         sequence += 1
         line.send(codec.encode(report("w1", sequence)))
-        line.poller.poll(50)
+        line.wait(0.05)
         for _ in line.receive(100):
             pass
         line.tend(time.monotonic())
