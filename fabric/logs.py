@@ -43,6 +43,8 @@ KEEP = 600.0
 #: Seconds a file is kept that is no spool of this run.
 LEFTOVER = 86400.0
 
+#: The digest of nothing.
+_EMPTY = hashlib.sha256().hexdigest()
 _NAME = re.compile(r"([0-9a-f]{64})\.([0-9]{1,19})\Z")
 
 
@@ -64,7 +66,19 @@ class Spool(msgspec.Struct, eq=False):
     broken: str = ""  # why it cannot be stored
     restarted: bool = False  # once, because the digest was wrong
     asked: float = float("-inf")
-    digest: hashlib._Hash = msgspec.field(default_factory=hashlib.sha256)
+    digest: hashlib._Hash | None = None  # of what is here; None: of nothing
+
+    def passed(self, data: bytes | memoryview) -> None:
+        """So much more is here."""
+        if self.digest is None:
+            self.digest = hashlib.sha256()
+        self.digest.update(data)
+        self.have += len(data)
+
+    def right(self) -> bool:
+        """Whether what is here is all of it."""
+        found = _EMPTY if self.digest is None else self.digest.hexdigest()
+        return self.have == self.size and found == self.sha256
 
     @property
     def lacks(self) -> bool:
@@ -93,16 +107,13 @@ class Spools:
         """
         if (key, fence) in self._spools:
             return
-        spool = Spool(key, fence, worker)
-        self._path(key, fence)
-        self._spools[key, fence] = spool
+        spool = self._spools[key, fence] = Spool(key, fence, worker)
         if not found:
             return
         with contextlib.suppress(OSError), open(self._path(key, fence), "rb") as file:  # noqa: PTH123
             spool.short = None
             while data := file.read(1 << 20):
-                spool.digest.update(data)
-                spool.have += len(data)
+                spool.passed(data)
 
     def worker(self, key: str, fence: int) -> str | None:
         """Whose log it is; None if there is no such attempt."""
@@ -131,8 +142,7 @@ class Spools:
             except OSError as error:
                 # A full disk costs the past of this log, and neither its stream nor the build.
                 spool.broken = str(error)
-        spool.digest.update(fresh)
-        spool.have = end
+        spool.passed(fresh)
         self._check(spool)
         return at, fresh
 
@@ -144,7 +154,7 @@ class Spools:
         spool.ended, spool.reached = now, spool.have
         self._ended[key, fence] = spool
         if size >= 0 and (sha256 or not size):
-            spool.size, spool.sha256 = size, sha256 or hashlib.sha256().hexdigest()
+            spool.size, spool.sha256 = size, sha256 or _EMPTY
             spool.asked = now - ASK_AGAIN + LINGER
             self._check(spool)
         else:
@@ -154,13 +164,13 @@ class Spools:
     def _check(self, spool: Spool) -> None:
         id = (spool.key, spool.fence)
         if spool.size >= 0 and spool.have >= spool.size:
-            if spool.have == spool.size and spool.digest.hexdigest() == spool.sha256:
+            if spool.right():
                 spool.whole = True
                 self._close(id)
             elif not spool.restarted:
                 spool.restarted = True
                 self._forget(spool)
-                spool.have, spool.digest = 0, hashlib.sha256()
+                spool.have, spool.digest = 0, None
                 self._close(id)
             else:
                 spool.broken = "what the worker sent is not what it said it would send"
