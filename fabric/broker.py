@@ -320,7 +320,7 @@ class Broker:
             size, sha256 = effect.outcome.log_size, effect.outcome.log_sha256
         self._spools.end(effect.key, effect.fence, size, sha256, self._now)
         task = self._scheduler.tasks.get(effect.key)
-        self._record.ended(effect, tuple(task.requests) if task is not None else ())
+        self._record.ended(effect, task.requests if task is not None else ())
 
 
 def parser() -> argparse.ArgumentParser:

@@ -48,7 +48,7 @@ _EMPTY = hashlib.sha256().hexdigest()
 _NAME = re.compile(r"([0-9a-f]{64})\.([0-9]{1,19})\Z")
 
 
-class Spool(msgspec.Struct, eq=False):
+class Spool(msgspec.Struct, eq=False, gc=False):
     """The log of one attempt, as far as it has come."""
 
     key: str
@@ -105,9 +105,10 @@ class Spools:
 
         ``found``: it ran already, so that a broker before this one may have the beginning.
         """
-        if (key, fence) in self._spools:
+        id = (key, fence)
+        if id in self._spools:
             return
-        spool = self._spools[key, fence] = Spool(key, fence, worker)
+        spool = self._spools[id] = Spool(key, fence, worker)
         if not found:
             return
         with contextlib.suppress(OSError), open(self._path(key, fence), "rb") as file:  # noqa: PTH123
@@ -143,26 +144,26 @@ class Spools:
                 # A full disk costs the past of this log, and neither its stream nor the build.
                 spool.broken = str(error)
         spool.passed(fresh)
-        self._check(spool)
+        self._check((key, fence), spool)
         return at, fresh
 
     def end(self, key: str, fence: int, size: int, sha256: str, now: float) -> None:
         """An attempt ended.  ``size`` -1: nobody knows how much it logged."""
-        spool = self._spools.get((key, fence))
+        id = (key, fence)
+        spool = self._spools.get(id)
         if spool is None or spool.ended is not None:
             return
         spool.ended, spool.reached = now, spool.have
-        self._ended[key, fence] = spool
+        self._ended[id] = spool
         if size >= 0 and (sha256 or not size):
             spool.size, spool.sha256 = size, sha256 or _EMPTY
             spool.asked = now - ASK_AGAIN + LINGER
-            self._check(spool)
+            self._check(id, spool)
         else:
             spool.known = spool.have  # its worker is gone, or kills it: nothing more will come
-            self._lacking.pop((key, fence), None)
+            self._lacking.pop(id, None)
 
-    def _check(self, spool: Spool) -> None:
-        id = (spool.key, spool.fence)
+    def _check(self, id: Id, spool: Spool) -> None:
         if spool.size >= 0 and spool.have >= spool.size:
             if spool.right():
                 spool.whole = True

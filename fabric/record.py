@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,22 +63,23 @@ class Record:
         text = f"request {effect.request}: {effect.state} {outcome.message if outcome else ''}"
         self.note.info(text, request=effect.request)
 
-    def ended(self, effect: Ended, requests: tuple[str, ...]) -> None:
+    def ended(self, effect: Ended, requests: Iterable[str]) -> None:
         """An attempt ended, that these requests had wanted."""
         result = "lost"
         if effect.outcome is not None:
             result = effect.outcome.result
             self.journal.ended(effect)
         self._counts.attempts[result] += 1
-        self.note.info(
-            f"{effect.name or effect.key[:12]} on {effect.worker}: {result}",
-            request=requests,
-            step=effect.name,
-            key=effect.key,
-            fence=str(effect.fence),
-            worker=effect.worker,
-            result=result,
-        )
+        if self.note.informs:  # on one machine nobody listens, and this is said often
+            self.note.info(
+                f"{effect.name or effect.key[:12]} on {effect.worker}: {result}",
+                request=requests,
+                step=effect.name,
+                key=effect.key,
+                fence=str(effect.fence),
+                worker=effect.worker,
+                result=result,
+            )
 
     def logged(self, size: int) -> None:
         """So many bytes of logs came."""
