@@ -70,7 +70,7 @@ class Ledger:
     def flush(self) -> list[Effect]:
         """The effects of one event, each thing asked for once."""
         effects = self.effects
-        asks = [task for task in self._asks if self.tasks.get(task.key) is task]
+        asks = [task for task in self._asks if task.requests]
         self._asks = []
         for first in range(0, len(asks), MANY):
             some = asks[first : first + MANY]
