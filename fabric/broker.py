@@ -180,10 +180,9 @@ class Broker:
             self._record.due,
         )
         left = max(0.0, due - time.monotonic())
-        for source, _ in self._listener.poller.poll(math.ceil(left * 1000)):
-            if source == self._wakeup:
-                with contextlib.suppress(BlockingIOError):
-                    os.eventfd_read(self._wakeup)
+        if self._listener.wait(math.ceil(left * 1000)):
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._wakeup)
         self._now = time.monotonic()
 
     def _hear_peers(self) -> None:
