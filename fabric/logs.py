@@ -82,7 +82,7 @@ class Spool(msgspec.Struct, eq=False, gc=False):
 
     @property
     def lacks(self) -> bool:
-        return self.have < max(self.known, self.size) and not self.broken
+        return (self.have < self.size or self.have < self.known) and not self.broken
 
 
 class Spools:

@@ -125,9 +125,10 @@ class Ledger:
 
     def touch(self, task: Task) -> None:
         """There is news of a task, for all who want it."""
-        key = task.key
-        for request in task.requests.values():
-            self._news(request, key)
+        self.versions += len(task.requests)
+        for id, request in task.requests.items():
+            request.news.append(task.key)
+            self._changes[id] = None
 
     def _news(self, request: Request, key: str = "") -> None:
         """There is news of one of its steps, or of a request itself."""
