@@ -119,7 +119,7 @@ class Scheduler(Fleet):
 
     def next_due(self) -> float:
         """When the next `Tick` is due, at the latest."""
-        if self._studies or self._rubbish:
+        if self._studies:
             return self.now
         due = self._awake + 1.0
         return min(due, self._timers[0][0]) if self._timers else due

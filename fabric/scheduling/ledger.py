@@ -22,6 +22,8 @@ from fabric.wire.messages import Code, Offer
 
 #: Keys in one question, and pieces of rubbish removed at a time: neither takes long.
 MANY = 500
+#: Seconds between such times: what nobody waits for is not to keep anybody waiting.
+PAUSE = 0.005
 
 
 class Ledger:
@@ -98,19 +100,23 @@ class Ledger:
 
     def throw_away(self, *heaps: dict[str, Any] | list[Any]) -> None:
         """Let go of all that is in these, but not at once: freeing a lot takes long."""
+        being_swept = bool(self._rubbish)
         self._rubbish.extend(heap for heap in heaps if len(heap) > MANY)
+        if self._rubbish and not being_swept:
+            self._timer(self.now + PAUSE, self._sweep, None)
 
-    def sweep(self) -> None:
+    def _sweep(self, _: object) -> None:
         """Free some of what was thrown away."""
+        heap = self._rubbish[-1]
+        if isinstance(heap, list):
+            del heap[-MANY:]
+        else:
+            for _ in range(min(MANY, len(heap))):
+                heap.popitem()
+        if not heap:
+            self._rubbish.pop()
         if self._rubbish:
-            heap = self._rubbish[-1]
-            if isinstance(heap, list):
-                del heap[-MANY:]
-            else:
-                for _ in range(min(MANY, len(heap))):
-                    heap.popitem()
-            if not heap:
-                self._rubbish.pop()
+            self._timer(self.now + PAUSE, self._sweep, None)
 
     # -- what is asked for ---------------------------------------------------------------------
 
