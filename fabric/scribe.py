@@ -25,7 +25,7 @@ ROOM = 1 << 20
 #: and rows of each history that are kept for then.
 OWED = 10_000
 #: Rows of a history that SQLite is given at a time.
-AT_ONCE = 50
+AT_ONCE = 200
 
 #: What SQLite and the system say on a full disk.
 _FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
