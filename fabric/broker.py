@@ -180,10 +180,9 @@ class Broker:
             self._record.due,
         )
         left = max(0.0, due - time.monotonic())
-        for source, _ in self._listener.poller.poll(math.ceil(left * 1000)):
-            if source == self._wakeup:
-                with contextlib.suppress(BlockingIOError):
-                    os.eventfd_read(self._wakeup)
+        if self._listener.wait(math.ceil(left * 1000)):
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._wakeup)
         self._now = time.monotonic()
 
     def _hear_peers(self) -> None:
@@ -319,8 +318,7 @@ class Broker:
         if effect.outcome is not None:
             size, sha256 = effect.outcome.log_size, effect.outcome.log_sha256
         self._spools.end(effect.key, effect.fence, size, sha256, self._now)
-        task = self._scheduler.tasks.get(effect.key)
-        self._record.ended(effect, tuple(task.requests) if task is not None else ())
+        self._record.ended(effect, self._scheduler.tasks)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -353,10 +351,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def serve(broker: Broker, *, forget_logs: bool = False) -> None:
     """Have a process run this broker until it is told to end, and close it."""
-    # What is made while serving lives long, and hardly in circles.  To look through all of it for
-    # garbage takes long, so that is left to `Broker`, for when there is nothing to do.
+    # What is made while serving lives long, and hardly in circles.  To look for garbage in more of
+    # it than came last takes long, so that is left to `Broker`, for when there is nothing to do.
     gc.freeze()
-    gc.set_threshold(20_000, 5, 1_000_000)
+    gc.set_threshold(20_000, 1_000_000, 1_000_000)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: broker.stop())
     try:

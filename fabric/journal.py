@@ -24,7 +24,7 @@ import msgspec
 from fabric.errors import MachineFault
 from fabric.scheduling.events import Drained, Ended, Learned, Opened, Remembered
 from fabric.scheduling.model import Durations
-from fabric.scribe import Entry, Scribe, is_full, reason, transaction
+from fabric.scribe import Promise, Scribe, is_full, reason, transaction
 from fabric.wire.messages import Order, Submit, Update
 
 #: Version of the file's tables.
@@ -68,9 +68,6 @@ _FORGOTTEN = "DELETE FROM requests WHERE id = ?"
 _DRAINED = "INSERT OR IGNORE INTO drained VALUES (?)"
 _RESUMED = "DELETE FROM drained WHERE worker = ?"
 
-#: What somebody hears of only when it is on the disk.
-_PROMISES = frozenset({_OPENED, _CLOSED, _FORGOTTEN, _DRAINED, _RESUMED})
-
 _encode = msgspec.msgpack.Encoder().encode
 _decode_intent = msgspec.msgpack.Decoder(Order | Submit).decode
 _decode_outcome = msgspec.msgpack.Decoder(Update).decode
@@ -96,7 +93,9 @@ class Journal:
     ) -> None:
         """MachineFault if the file cannot be used, and is needed or has something in it."""
         self._warn = warn
-        self._entries: list[Entry] = []  # not given to the scribe yet
+        self._promises: list[Promise] = []  # not given to the scribe yet,
+        self._attempts: list[object] = []  # nor are these,
+        self._durations: list[object] = []  # and these
         #: promises made so far
         self.promised = 0
         #: why nothing can be written, and so nothing is to be promised; "" if it can
@@ -111,7 +110,7 @@ class Journal:
         self.first = True
         self._db = self._open(path, needed=needed)
         self._scribe = Scribe(
-            self._db, path, _PROMISES,
+            self._db, path,
             warn=warn, wake=wake, prune=self._prune, needed=needed,
         )  # fmt: skip
 
@@ -124,8 +123,7 @@ class Journal:
 
     def learned(self, what: Learned) -> None:
         """A build took this long."""
-        row = (what.kind, what.name, what.arch, what.seconds, time.time())
-        self._entries.append((_DURATION, row))
+        self._durations += (what.kind, what.name, what.arch, what.seconds, time.time())
 
     def ended(self, what: Ended) -> None:
         """An attempt ended."""
@@ -133,8 +131,8 @@ class Journal:
         told = ("lost", 0.0, "")
         if outcome is not None:
             told = (outcome.result, outcome.seconds, outcome.message)
-        row = (what.key, what.fence, what.worker, what.kind, what.name, what.arch)
-        self._entries.append((_ATTEMPT, (*row, *told, time.time())))
+        self._attempts += (what.key, what.fence, what.worker, what.kind, what.name, what.arch)
+        self._attempts += (*told, time.time())
 
     def opened(self, what: Opened) -> None:
         """A request began."""
@@ -162,7 +160,7 @@ class Journal:
 
     def _promise(self, statement: str, row: tuple[object, ...], request: str = "") -> None:
         self.promised += 1
-        self._entries.append((statement, row))
+        self._promises.append((statement, row))
         if request:
             _, begun = self._unkept.pop(request, (0, 0))
             if statement is not _CLOSED:
@@ -171,9 +169,10 @@ class Journal:
 
     def flush(self) -> None:
         """Have written what was told since the last time.  Never waits."""
-        if self._entries:
-            self._scribe.write(self._entries, self.promised)
-            self._entries = []
+        if self._promises or self._attempts or self._durations:
+            histories = {_ATTEMPT: self._attempts, _DURATION: self._durations}
+            self._scribe.write(self._promises, histories)
+            self._promises, self._attempts, self._durations = [], [], []
 
     def look(self) -> list[str]:
         """See how writing goes, and set ``trouble``.

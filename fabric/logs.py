@@ -43,10 +43,12 @@ KEEP = 600.0
 #: Seconds a file is kept that is no spool of this run.
 LEFTOVER = 86400.0
 
+#: The digest of nothing.
+_EMPTY = hashlib.sha256().hexdigest()
 _NAME = re.compile(r"([0-9a-f]{64})\.([0-9]{1,19})\Z")
 
 
-class Spool(msgspec.Struct, eq=False):
+class Spool(msgspec.Struct, eq=False, gc=False):
     """The log of one attempt, as far as it has come."""
 
     key: str
@@ -64,11 +66,23 @@ class Spool(msgspec.Struct, eq=False):
     broken: str = ""  # why it cannot be stored
     restarted: bool = False  # once, because the digest was wrong
     asked: float = float("-inf")
-    digest: hashlib._Hash = msgspec.field(default_factory=hashlib.sha256)
+    digest: hashlib._Hash | None = None  # of what is here; None: of nothing
+
+    def passed(self, data: bytes | memoryview) -> None:
+        """So much more is here."""
+        if self.digest is None:
+            self.digest = hashlib.sha256()
+        self.digest.update(data)
+        self.have += len(data)
+
+    def right(self) -> bool:
+        """Whether what is here is all of it."""
+        found = _EMPTY if self.digest is None else self.digest.hexdigest()
+        return self.have == self.size and found == self.sha256
 
     @property
     def lacks(self) -> bool:
-        return self.have < max(self.known, self.size) and not self.broken
+        return (self.have < self.size or self.have < self.known) and not self.broken
 
 
 class Spools:
@@ -91,18 +105,16 @@ class Spools:
 
         ``found``: it ran already, so that a broker before this one may have the beginning.
         """
-        if (key, fence) in self._spools:
+        id = (key, fence)
+        if id in self._spools:
             return
-        spool = Spool(key, fence, worker)
-        self._path(key, fence)
-        self._spools[key, fence] = spool
+        spool = self._spools[id] = Spool(key, fence, worker)
         if not found:
             return
         with contextlib.suppress(OSError), open(self._path(key, fence), "rb") as file:  # noqa: PTH123
             spool.short = None
             while data := file.read(1 << 20):
-                spool.digest.update(data)
-                spool.have += len(data)
+                spool.passed(data)
 
     def worker(self, key: str, fence: int) -> str | None:
         """Whose log it is; None if there is no such attempt."""
@@ -131,36 +143,35 @@ class Spools:
             except OSError as error:
                 # A full disk costs the past of this log, and neither its stream nor the build.
                 spool.broken = str(error)
-        spool.digest.update(fresh)
-        spool.have = end
-        self._check(spool)
+        spool.passed(fresh)
+        self._check((key, fence), spool)
         return at, fresh
 
     def end(self, key: str, fence: int, size: int, sha256: str, now: float) -> None:
         """An attempt ended.  ``size`` -1: nobody knows how much it logged."""
-        spool = self._spools.get((key, fence))
+        id = (key, fence)
+        spool = self._spools.get(id)
         if spool is None or spool.ended is not None:
             return
         spool.ended, spool.reached = now, spool.have
-        self._ended[key, fence] = spool
+        self._ended[id] = spool
         if size >= 0 and (sha256 or not size):
-            spool.size, spool.sha256 = size, sha256 or hashlib.sha256().hexdigest()
+            spool.size, spool.sha256 = size, sha256 or _EMPTY
             spool.asked = now - ASK_AGAIN + LINGER
-            self._check(spool)
+            self._check(id, spool)
         else:
             spool.known = spool.have  # its worker is gone, or kills it: nothing more will come
-            self._lacking.pop((key, fence), None)
+            self._lacking.pop(id, None)
 
-    def _check(self, spool: Spool) -> None:
-        id = (spool.key, spool.fence)
+    def _check(self, id: Id, spool: Spool) -> None:
         if spool.size >= 0 and spool.have >= spool.size:
-            if spool.have == spool.size and spool.digest.hexdigest() == spool.sha256:
+            if spool.right():
                 spool.whole = True
                 self._close(id)
             elif not spool.restarted:
                 spool.restarted = True
                 self._forget(spool)
-                spool.have, spool.digest = 0, hashlib.sha256()
+                spool.have, spool.digest = 0, None
                 self._close(id)
             else:
                 spool.broken = "what the worker sent is not what it said it would send"

@@ -36,7 +36,6 @@ class Notes:
         journald: str = JOURNALD,
     ) -> None:
         self._program = program
-        self._chatty = chatty
         self._line: socket.socket | None = None
         with contextlib.suppress(OSError):
             # systemd tells so that standard error is the journal, unless somebody redirected it
@@ -46,6 +45,8 @@ class Notes:
                 line.connect(journald)
                 line.setblocking(False)
                 self._line = line
+        #: whether anybody hears what only informs
+        self.informs = chatty or self._line is not None
 
     def __call__(self, text: str, **fields: str | Iterable[str]) -> None:
         """Something that an operator may want to do something about."""
@@ -67,7 +68,7 @@ class Notes:
                     told.append((f"FABRIC_{name.upper()}", value))
             with contextlib.suppress(OSError):  # journald is busy: it has other notes to keep
                 self._line.send(b"".join(_field(*each) for each in told if each[1]))
-        elif priority < INFO or self._chatty:
+        elif priority < INFO or self.informs:
             print(f"{self._program}: {text}", file=sys.stderr, flush=True)
 
 

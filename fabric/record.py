@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fabric.notes import Notes
     from fabric.scheduling.core import Scheduler
     from fabric.scheduling.events import Closed, Ended, Opened
+    from fabric.scheduling.model import Task
 
 
 class Record:
@@ -63,22 +64,24 @@ class Record:
         text = f"request {effect.request}: {effect.state} {outcome.message if outcome else ''}"
         self.note.info(text, request=effect.request)
 
-    def ended(self, effect: Ended, requests: tuple[str, ...]) -> None:
-        """An attempt ended, that these requests had wanted."""
+    def ended(self, effect: Ended, tasks: Mapping[str, Task]) -> None:
+        """An attempt ended, at one of ``tasks`` if that is still wanted."""
         result = "lost"
         if effect.outcome is not None:
             result = effect.outcome.result
             self.journal.ended(effect)
         self._counts.attempts[result] += 1
-        self.note.info(
-            f"{effect.name or effect.key[:12]} on {effect.worker}: {result}",
-            request=requests,
-            step=effect.name,
-            key=effect.key,
-            fence=str(effect.fence),
-            worker=effect.worker,
-            result=result,
-        )
+        if self.note.informs:  # on one machine nobody listens, and this is said often
+            task = tasks.get(effect.key)
+            self.note.info(
+                f"{effect.name or effect.key[:12]} on {effect.worker}: {result}",
+                request=task.requests if task is not None else (),
+                step=effect.name,
+                key=effect.key,
+                fence=str(effect.fence),
+                worker=effect.worker,
+                result=result,
+            )
 
     def logged(self, size: int) -> None:
         """So many bytes of logs came."""

@@ -8,12 +8,9 @@ import os
 import sqlite3
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 
 from fabric.errors import NO_ROOM
 
@@ -25,30 +22,33 @@ GATHER = 0.25
 RETRY = 1.0
 #: bytes of room there must be then: SQLite gets along with less, but not for long,
 ROOM = 1 << 20
-#: and entries that are no promises, which are kept for then.
+#: and rows of each history that are kept for then.
 OWED = 10_000
+#: Rows of a history that SQLite is given at a time.
+AT_ONCE = 200
 
 #: What SQLite and the system say on a full disk.
 _FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 _NO_ROOM = (*NO_ROOM, errno.EFBIG)
 
 #: A statement, and what to fill in.
-Entry = tuple[str, tuple[object, ...]]
+Promise = tuple[str, tuple[object, ...]]
+#: "INSERT ... VALUES (?, ...)" -> what to fill in, for one row after the other
+Histories = dict[str, list[object]]
 
 
 class Scribe:
-    """Writes to ``db``, a file at ``path``.
+    """Writes to ``db``, a file at ``path``: promises in their order, and histories.
 
-    ``promises`` are statements that somebody waits for.  ``prune`` is called in the thread now and
-    then; ``wake`` whenever ``kept`` or ``failure`` has changed.  What is not ``needed`` never
-    fails: it counts as kept, and is written if that can be done.
+    ``prune`` is called in the thread now and then; ``wake`` whenever ``kept`` or ``failure`` has
+    changed.  What is not ``needed`` never fails: it counts as kept, and is written if that can be
+    done.
     """
 
     def __init__(
         self,
         db: sqlite3.Connection,
         path: Path,
-        promises: frozenset[str],
         *,
         warn: Callable[[str], None],
         wake: Callable[[], None],
@@ -57,12 +57,14 @@ class Scribe:
     ) -> None:
         self._db = db
         self._path = path
-        self._promises = promises
         self._warn = warn
         self._wake = wake
         self._prune = prune
         self._needed = needed
-        self._queue: SimpleQueue[tuple[list[Entry], int] | None] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[list[Promise], Histories] | None] = SimpleQueue()
+        self._hurry = threading.Event()  # what is in the queue is not to wait
+        self._promises: list[Promise] = []  # that are not written yet,
+        self._histories: Histories = {}  # and of these what is not
         self._taken = 0  # promises that the thread has heard of
         self._failing = False
         #: so many promises are on the disk; and why nothing can be written, "" if it can.  What
@@ -72,62 +74,83 @@ class Scribe:
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         self._thread.start()
 
-    def write(self, entries: list[Entry], promised: int) -> None:
-        """Have these written, with which so many promises were made in all.  Never waits."""
-        self._queue.put((entries, promised))
+    def write(self, promises: list[Promise], histories: Histories) -> None:
+        """Have these written, too.  Never waits."""
+        self._queue.put((promises, histories))
+        if promises and not self._failing:
+            self._hurry.set()
 
     def close(self, timeout: float) -> None:
         """Write what is left, and close the file."""
         self._queue.put(None)
+        self._hurry.set()
         self._thread.join(timeout)
 
     # -- in the thread -------------------------------------------------------------------------
 
     def _run(self) -> None:
         running, written = True, 0
-        owed: list[Entry] = []  # what could not be written yet
         while running:
-            entries, running = self._gather()
-            owed += entries
+            running = self._gather()
             try:
                 if self._failing:
                     self._look_for_room()
                 with transaction(self._db):
-                    for statement, some in groupby(owed, itemgetter(0)):
-                        self._db.executemany(statement, map(itemgetter(1), some))
+                    for promise in self._promises:
+                        self._db.execute(*promise)
+                    for statement, values in self._histories.items():
+                        self._insert(statement, values)
             except (sqlite3.Error, OSError) as error:
-                owed = self._to_try_again(owed)
+                for statement, values in self._histories.items():
+                    del values[: -OWED * statement.count("?")]  # the last are kept
                 self._went(reason(self._path, error))
                 continue
-            written += len(owed)
-            owed = []
+            written += self._owed()
+            self._promises.clear()
+            self._histories.clear()
             self._went("")
             if not running or written >= PRUNE_EVERY:
                 written = 0
                 self._prune()
-        if owed:
-            self._warn(f"{len(owed)} entries of the journal are lost")
+        if self._owed():
+            self._warn(f"{self._owed()} entries of the journal are lost")
         self._db.close()
 
-    def _gather(self) -> tuple[list[Entry], bool]:
-        """Entries to be written together, and whether more may come.
+    def _gather(self) -> bool:
+        """Wait for something to be written, and for more; False if that is all.
 
         A promise is not waited with, and all that waits beside it is taken along.
         """
-        entries: list[Entry] = []
-        until = time.monotonic() + RETRY
-        with contextlib.suppress(Empty):
-            batch = self._queue.get(timeout=RETRY if self._failing else None)
-            if not self._failing:
-                until = time.monotonic() + GATHER
-            while batch is not None:
-                entries += batch[0]
-                self._taken = batch[1]
-                at_once = self._taken > self.kept and not self._failing
-                left = 0.0 if at_once else max(0.0, until - time.monotonic())
-                batch = self._queue.get(timeout=left)
-            return entries, False
-        return entries, True
+        came = [] if self._failing else [self._queue.get()]
+        if None not in came:
+            self._hurry.wait(RETRY if self._failing else GATHER)
+        self._hurry.clear()
+        while not self._queue.empty():
+            came.append(self._queue.get())
+        for batch in came:
+            if batch is None:
+                return False
+            self._promises += batch[0]
+            self._taken += len(batch[0])
+            for statement, values in batch[1].items():
+                self._histories.setdefault(statement, []).extend(values)
+        return True
+
+    def _insert(self, statement: str, values: list[object]) -> None:
+        """Write rows of a history, many in one step of SQLite.
+
+        Before each step the thread gives away the interpreter, and then has to wait for it.
+        """
+        width = statement.count("?")
+        whole = len(values) - len(values) % (AT_ONCE * width)
+        many = statement + f", {statement[statement.rindex('(') :]}" * (AT_ONCE - 1)
+        self._db.executemany(many, _parts(values[:whole], AT_ONCE * width))
+        self._db.executemany(statement, _parts(values[whole:], width))
+
+    def _owed(self) -> int:
+        """Promises and rows that are not written yet."""
+        rows = (len(values) // what.count("?") for what, values in self._histories.items())
+        return len(self._promises) + sum(rows)
 
     def _went(self, failure: str) -> None:
         """Let it be known how writing went."""
@@ -150,16 +173,9 @@ class Scribe:
         with transaction(self._db):
             self._db.execute("UPDATE epochs SET epoch = epoch")
 
-    def _to_try_again(self, entries: list[Entry]) -> list[Entry]:
-        """All promises, and of the others those that came last."""
-        excess = sum(entry[0] not in self._promises for entry in entries) - OWED
-        kept = []
-        for entry in entries:
-            if excess > 0 and entry[0] not in self._promises:
-                excess -= 1
-            else:
-                kept.append(entry)
-        return kept
+
+def _parts(values: list[object], size: int) -> Iterator[list[object]]:
+    return (values[first : first + size] for first in range(0, len(values), size))
 
 
 def is_full(error: Exception) -> bool:

@@ -119,7 +119,7 @@ class Scheduler(Fleet):
 
     def next_due(self) -> float:
         """When the next `Tick` is due, at the latest."""
-        if self._studies or self._rubbish:
+        if self._studies:
             return self.now
         due = self._awake + 1.0
         return min(due, self._timers[0][0]) if self._timers else due
@@ -147,7 +147,7 @@ class Scheduler(Fleet):
         if self.now < self.settled_at:
             return
         while (match := self.pools.match(self.now)) is not None:
-            task, worker, request = match
+            task, worker = match.task, match.worker
             if task.key in self.ghosts:
                 task.move(Cause.GHOST, self.now)
                 self.touch(task)
@@ -158,9 +158,9 @@ class Scheduler(Fleet):
                 continue
             self.fence += 1
             attempt = Attempt(task.key, self.fence, worker.name, self.now, self.answers + 1)
-            worker.held[attempt.id] = attempt
+            worker.held[task.key, self.fence] = attempt
             task.move(Cause.ASSIGNED, self.now, worker.name)
-            self.run(task, attempt, request)
+            self.run(task, attempt, match.request)
             self.pools.place(worker, self.now)
             self.effects.append(Began(attempt.key, attempt.fence, worker.name, found=False))
             self.desires[worker.name] = None

@@ -65,10 +65,10 @@ class Fleet(Faults):
         running = {(each.key, each.fence): each for each in report.running}
         finished = {(each.key, each.fence): each for each in report.finished}
         for id, attempt in list(worker.held.items()):
-            if id in finished:
-                self._ended(worker, attempt, finished[id])
-            elif id in running:
-                self._sighted(attempt, running[id])
+            if (outcome := finished.get(id)) is not None:
+                self._ended(worker, attempt, outcome)
+            elif (sighting := running.get(id)) is not None:
+                self._sighted(attempt, sighting)
             elif attempt.confirmed or reborn or taken_in >= attempt.told:
                 self._vanished(worker, attempt)
         for id, sighting in running.items():
@@ -218,15 +218,11 @@ class Fleet(Faults):
             self._ended(worker, attempt, outcome)
 
     def _ended(self, worker: Worker, attempt: Attempt, outcome: Outcome) -> None:
-        task = self.tasks.get(attempt.key)
-        wanted = task is not None and task.attempt is attempt
-        if not wanted or task is None:
-            doomed = attempt.doomed
-            self._release(worker, attempt, None if doomed else outcome)
-            if doomed and outcome.result == "done":
+        task = self._release(worker, attempt, outcome)
+        if task is None:
+            if attempt.doomed and outcome.result == "done":
                 self._came_late(worker, outcome)
             return
-        self._release(worker, attempt, outcome)
         task.outcome = outcome
         faulty = outcome.result in ("fault", "refused")
         if faulty and outcome.damaged and self.complain(task, attempt, outcome):
@@ -254,10 +250,8 @@ class Fleet(Faults):
 
     def _vanished(self, worker: Worker, attempt: Attempt) -> None:
         """An attempt is no more, and how it ended nobody knows."""
-        task = self.tasks.get(attempt.key)
-        wanted = task is not None and task.attempt is attempt
-        self._release(worker, attempt, None)
-        if not wanted or task is None:
+        task = self._release(worker, attempt, None)
+        if task is None:
             return
         task.losses.append(worker.name)
         if len(task.losses) >= self.limits.losses:
@@ -269,27 +263,32 @@ class Fleet(Faults):
         self.expand(task)
         self.touch(task)
 
-    def _release(self, worker: Worker, attempt: Attempt, outcome: Outcome | None) -> None:
-        """A worker no longer holds an attempt.  The caller notes its room, once for all of them."""
-        del worker.held[attempt.id]
-        task = self.tasks.get(attempt.key)
+    def _release(self, worker: Worker, attempt: Attempt, outcome: Outcome | None) -> Task | None:
+        """A worker no longer holds an attempt; returns the task whose attempt it was, if any.
+
+        The caller notes the worker's room, once for all of them.
+        """
+        key, fence = attempt.key, attempt.fence
+        del worker.held[key, fence]
+        task = self.tasks.get(key)
         kind = name = arch = ""
         if task is not None:
             kind, name, arch = task.offer.kind, task.offer.name, task.offer.arch
-            if task.attempt is attempt:
-                self.stop(task)
-        self.effects.append(
-            Ended(attempt.key, attempt.fence, worker.name, kind, name, arch, attempt.since, outcome)
-        )
-        if self.strays.get(attempt.key) is attempt:
-            del self.strays[attempt.key]
+        told = None if attempt.doomed else outcome
+        self.effects.append(Ended(key, fence, worker.name, kind, name, arch, attempt.since, told))
+        if task is not None and task.attempt is attempt:
+            self.stop(task)
+            return task
+        if self.strays.get(key) is attempt:
+            del self.strays[key]
         if attempt.doomed:
-            ghosts = self.ghosts[attempt.key]
-            del ghosts[worker.name, attempt.fence]
+            ghosts = self.ghosts[key]
+            del ghosts[worker.name, fence]
             if not ghosts:
-                del self.ghosts[attempt.key]
+                del self.ghosts[key]
                 if task is not None:
                     self.unblock(task)
+        return None
 
     # -- leases --------------------------------------------------------------------------------
 

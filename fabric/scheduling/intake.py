@@ -96,7 +96,6 @@ class Intake(Interest):
             if request is None or request.over or next(study, _DONE) is _DONE:
                 del self._studies[id]
             break
-        self.sweep()
 
     def _known(self, wanted: Order | Submit) -> bool:
         """Whether a request is not new: then there is no more to do for it."""

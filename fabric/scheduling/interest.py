@@ -235,14 +235,15 @@ class Interest(Ledger):
             self._drop(request, task)
 
     def check_over(self, request: Request) -> None:
-        if request.over or request.state == "resolving":
+        going_on = request.goals_left and not request.failures
+        if going_on or request.over or request.state == "resolving":
             return
         if request.failures:
             if not request.keep_going or not request.open:
                 first = request.offers[request.failures[0]].name
                 more = len(request.failures) - 1
                 self.finish(request, "failed", first + (f" and {more} more" if more else ""))
-        elif not request.goals_left:
+        else:
             self.finish(request, "done", "")
 
     def finish(self, request: Request, state: RequestState, message: str) -> None:

@@ -22,6 +22,8 @@ from fabric.wire.messages import Code, Offer
 
 #: Keys in one question, and pieces of rubbish removed at a time: neither takes long.
 MANY = 500
+#: Seconds between such times: what nobody waits for is not to keep anybody waiting.
+PAUSE = 0.005
 
 
 class Ledger:
@@ -70,7 +72,7 @@ class Ledger:
     def flush(self) -> list[Effect]:
         """The effects of one event, each thing asked for once."""
         effects = self.effects
-        asks = [task for task in self._asks if self.tasks.get(task.key) is task]
+        asks = [task for task in self._asks if task.requests]
         self._asks = []
         for first in range(0, len(asks), MANY):
             some = asks[first : first + MANY]
@@ -98,19 +100,23 @@ class Ledger:
 
     def throw_away(self, *heaps: dict[str, Any] | list[Any]) -> None:
         """Let go of all that is in these, but not at once: freeing a lot takes long."""
+        being_swept = bool(self._rubbish)
         self._rubbish.extend(heap for heap in heaps if len(heap) > MANY)
+        if self._rubbish and not being_swept:
+            self._timer(self.now + PAUSE, self._sweep, None)
 
-    def sweep(self) -> None:
+    def _sweep(self, _: object) -> None:
         """Free some of what was thrown away."""
+        heap = self._rubbish[-1]
+        if isinstance(heap, list):
+            del heap[-MANY:]
+        else:
+            for _ in range(min(MANY, len(heap))):
+                heap.popitem()
+        if not heap:
+            self._rubbish.pop()
         if self._rubbish:
-            heap = self._rubbish[-1]
-            if isinstance(heap, list):
-                del heap[-MANY:]
-            else:
-                for _ in range(min(MANY, len(heap))):
-                    heap.popitem()
-            if not heap:
-                self._rubbish.pop()
+            self._timer(self.now + PAUSE, self._sweep, None)
 
     # -- what is asked for ---------------------------------------------------------------------
 
@@ -125,9 +131,10 @@ class Ledger:
 
     def touch(self, task: Task) -> None:
         """There is news of a task, for all who want it."""
-        key = task.key
-        for request in task.requests.values():
-            self._news(request, key)
+        self.versions += len(task.requests)
+        for id, request in task.requests.items():
+            request.news.append(task.key)
+            self._changes[id] = None
 
     def _news(self, request: Request, key: str = "") -> None:
         """There is news of one of its steps, or of a request itself."""

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator
 from heapq import heappop, heappush
-from typing import NamedTuple
+
+import msgspec
 
 from fabric.scheduling.model import Limits, Request, Task, Worker
 from fabric.scheduling.states import State
@@ -23,7 +24,7 @@ Standing = tuple[float, int, float, int]
 Order = tuple[Standing, float, int]
 
 
-class Match(NamedTuple):
+class Match(msgspec.Struct, frozen=True, gc=False):
     task: Task
     worker: Worker
     request: Request

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fabric.scheduling.states import PRESENT
 from fabric.scheduling.states import State as TaskState
 from fabric.scheduling.why import first, why_request
 from fabric.wire.messages import Assignment, Attempt, Desired, State, StepState, Update
@@ -129,11 +128,10 @@ def update(scheduler: Scheduler, request: Request, seen: int, now: float) -> Upd
     fresh = 0 if seen < request.known else max(0, seen - request.born)
     # Each once, where it changed last.
     for key in reversed(dict.fromkeys(reversed(request.news[fresh:]))):
-        task = request.needed.get(key)
-        if task is not None and task.state not in PRESENT:
-            steps.append(step(task, now))
-        elif (result := request.results.get(key)) is not None:
+        if (result := request.results.get(key)) is not None:
             steps.append(result)
+        elif (task := request.needed.get(key)) is not None:
+            steps.append(step(task, now))
     return Update(
         request=request.id,
         version=request.version,

@@ -8,8 +8,8 @@ sender's role allows it.  Names are those in the senders' keys.  What is wrong i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import msgspec
 import zmq
@@ -89,12 +89,13 @@ class Listener:
 
     def _listen(self) -> None:
         self._context = context = sockets.new_context()
-        self.poller = zmq.Poller()
-        self.poller.register(self._wake, zmq.POLLIN)
+        self._poller = zmq.Poller()
+        self._poller.register(self._wake, zmq.POLLIN)
+        self._ready: dict[Any, int] = {}
         self._gate: Gate | None = None
         if self._admitted is not None:
             self._gate = Gate(context, self._admitted)
-            self.poller.register(self._gate.socket, zmq.POLLIN)
+            self._poller.register(self._gate.socket, zmq.POLLIN)
         self._jobs = sockets.router(context, self._curve)
         self._logs_in = sockets.subscriber(context, "", curve=self._curve)
         self._logs = sockets.republisher(context, self._curve)
@@ -102,7 +103,7 @@ class Listener:
         try:
             for socket, address in zip(opened, self._addresses, strict=True):
                 sockets.bind(socket, address)
-                self.poller.register(socket, zmq.POLLIN)
+                self._poller.register(socket, zmq.POLLIN)
         except sockets.AddressError:
             self.close()
             raise
@@ -112,6 +113,11 @@ class Listener:
         self._context.destroy(linger=0)
 
     # -- hearing -------------------------------------------------------------------------------
+
+    def wait(self, milliseconds: int) -> bool:
+        """Wait for something to come, at most so long; whether ``wake`` is readable."""
+        self._ready = dict(self._poller.poll(milliseconds))
+        return self._wake in self._ready
 
     def look(self, now: float) -> bool:
         """See who is admitted now, if it is time; True if all were cut off for that.
@@ -135,14 +141,14 @@ class Listener:
 
     def answer_the_door(self, now: float) -> None:
         """Let in those who may, and turn away the others."""
-        if self._gate is not None:
+        if self._gate is not None and self._gate.socket in self._ready:
             self._gate.serve(now)
-        for _ in sockets.receive(self._logs, JOBS_AT_ONCE):
+        for _ in self._come(self._logs, JOBS_AT_ONCE):
             pass  # who subscribes to what is ZeroMQ's business
 
     def heard(self) -> Iterator[Heard]:
         """Messages that have come, as far as they count."""
-        for frames in sockets.receive(self._jobs, JOBS_AT_ONCE):
+        for frames in self._come(self._jobs, JOBS_AT_ONCE):
             peer, frame = frames[0].bytes, frames[-1].buffer
             sender = self._sender(frames[-1])
             if sender is None and self._admitted is not None:
@@ -170,7 +176,7 @@ class Listener:
 
         Each with its sender, as in `Heard`, and as it came, for `publish`.
         """
-        for frames in sockets.receive(self._logs_in, LOGS_AT_ONCE):
+        for frames in self._come(self._logs_in, LOGS_AT_ONCE):
             sender = self._sender(frames[0])
             if self._admitted is not None and (sender is None or sender.role != "worker"):
                 continue
@@ -181,6 +187,10 @@ class Listener:
                 self._scold(b"", sender, "it is no piece of a log")
             else:
                 yield "" if sender is None else sender.name, piece, frame
+
+    def _come(self, socket: sockets.Socket, limit: int) -> Iterable[list[zmq.Frame]]:
+        """What `wait` saw coming: to ask in vain takes as long as to receive."""
+        return sockets.receive(socket, limit) if socket in self._ready else ()
 
     def _sender(self, frame: zmq.Frame) -> Certificate | None:
         """Who sent it; None if nobody who is admitted, or it needs no key."""

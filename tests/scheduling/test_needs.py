@@ -1,10 +1,13 @@
 """What is needed is built, in order, and nothing else is even asked for."""
 
+from itertools import pairwise
+
 import pytest
 from machine_kit import key_of, offers_of
 from scheduling_kit import Stage, building
 
 from fabric.scheduling.events import Tick
+from fabric.scheduling.ledger import PAUSE
 from fabric.wire.messages import PROTOCOL, Submit
 
 CHAIN = """
@@ -173,6 +176,12 @@ def test_a_large_request_is_taken_in_bit_by_bit_and_others_have_their_turn(
     stage.done(*(f"s{n}" for n in range(9, -1, -1)))
     assert stage.verdict() == "done"
     assert all(len(keys) <= 2 for keys in stage.asked)
-    while stage.scheduler.next_due() <= stage.now:
+    rubbish = stage.scheduler._rubbish
+    pieces = [sum(map(len, rubbish))]
+    while rubbish:
+        assert stage.now < stage.scheduler.next_due() <= stage.now + PAUSE, "others come first"
+        stage.now = stage.scheduler.next_due()
         stage.handle(Tick())
-    assert not stage.scheduler._rubbish
+        pieces.append(sum(map(len, rubbish)))
+    assert len(pieces) > 10
+    assert all(before - after <= 2 for before, after in pairwise(pieces))

@@ -12,6 +12,7 @@ from small_disk import on_small_disk
 from fabric.errors import MachineFault
 from fabric.journal import ATTEMPTS_KEPT, REQUESTS_KEPT, STEPS_KEPT, Journal
 from fabric.scheduling.events import Drained, Ended, Learned, Opened
+from fabric.scribe import AT_ONCE
 from fabric.wire.messages import PROTOCOL, Order, Outcome, StepState, Submit, Update
 
 
@@ -104,6 +105,25 @@ def test_attempts_and_their_results(tmp_path: Path, warnings: Warnings) -> None:
         ("c1", "w1", "failed", 2.0, "no"),
         ("c2", "w1", "lost", 0.0, ""),
     ]
+
+
+def test_many_rows_are_written_in_their_order(tmp_path: Path, warnings: Warnings) -> None:
+    path = tmp_path / "journal.sqlite"
+    journal = Journal(path, warnings)
+    for n in range(2 * AT_ONCE + 7):
+        journal.ended(ended(n, Outcome("k", n, "done", seconds=n / 2)))
+        journal.learned(Learned("chunk", f"c{n % (AT_ONCE + 1)}", "x86_64", float(n)))
+        journal.drained(Drained("w1", on=n % 2 == 0))
+    journal.close()
+    assert rows(path, "SELECT fence, name, seconds FROM attempts ORDER BY rowid") == [
+        (n, f"c{n}", n / 2) for n in range(2 * AT_ONCE + 7)
+    ]
+    again = Journal(path, warnings)
+    assert again.durations == {
+        ("chunk", f"c{n % (AT_ONCE + 1)}", "x86_64"): float(n) for n in range(2 * AT_ONCE + 7)
+    }
+    assert again.drained_workers == {"w1"}
+    again.close()
 
 
 def test_old_attempts_are_dropped(tmp_path: Path, warnings: Warnings) -> None:

@@ -177,7 +177,10 @@ def test_what_never_began_is_not_stored(spools: Spools) -> None:
 @pytest.mark.parametrize("key", ["../../x", "", "a" * 63, "A" * 64, "a" * 64 + "\n"])
 def test_only_keys_become_file_names(spools: Spools, key: str) -> None:
     with pytest.raises(ValueError, match="is not the name of a spool"):
-        spools.begin(key, 1, "w1")
+        spools.begin(key, 1, "w1", found=True)
+    spools.begin(key, 2, "w1", found=False)
+    with pytest.raises(ValueError, match="is not the name of a spool"):
+        spools.append(key, 2, 0, b"x" * (SHORT + 1))
 
 
 def test_odd_ranges(spools: Spools) -> None:
