@@ -111,11 +111,15 @@ def test_keys_of_the_trove_may_do_what_they_are_for(
     assert cluster.world.run(*curl, *ca, url) == "401"
 
 
-def test_the_nodes_build(cluster: Cluster, nodes: dict[str, Node], scratch: Path) -> None:  # noqa: ARG001
+def test_the_nodes_build(cluster: Cluster, nodes: dict[str, Node], scratch: Path) -> None:
+    """And a lock in the trove that nobody holds goes with the first push."""
     cluster.play("tests/deploy/playbooks/running.yml")  # which writes the initiator's settings
+    lock = "/srv/trove/trove.git/packed-refs.lock"
+    nodes["controller"].run(f"touch -d '3 minutes ago' {lock}")
     definitions = tiny_definitions(scratch / "few", 4, "true")
     here = scratch / "few-here"
     here.mkdir()
     said = cluster.initiator("build", str(definitions / "systems/tiny.morph"), cwd=here)
     assert "tiny is built" in said
     assert "built tiny-01" in (here / "build-step-tiny-01-misc.log").read_text()
+    nodes["controller"].run(f"test ! -e {lock}")
