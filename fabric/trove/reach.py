@@ -61,8 +61,8 @@ class Trove:
         stop: Stop,
         environ: Mapping[str, str] | None = None,
     ) -> None:
-        """Push from ``repository``, whatever was there.  TroveError says why not."""
-        command = ["--git-dir", str(repository.path), "push", "--no-verify", "--force"]
+        """Push from ``repository``, whatever was there: all or nothing.  TroveError says why."""
+        command = ["--git-dir", str(repository.path), "push", "--no-verify", "--force", "--atomic"]
         self._talk([*command, "--progress", "--", self.url, *refspecs], progress, stop, environ)
 
     def refs(self, *patterns: str) -> dict[str, str]:

@@ -317,6 +317,23 @@ def test_sessions_can_do_nothing_but_git(ssh: Sshd) -> None:
     assert "unrecognized command" in done.stderr
 
 
+def test_what_is_not_taken_whole_is_not_there(farm: Farm, tmp_path: Path) -> None:
+    """A tag whose pin is wanting would be taken for enough when it is looked for again."""
+    work = tmp_path / "work"
+    commit = repository(work, {"a": "1"}, tag="1.0")
+    farm.lorries("ann", thing={"type": "git", "url": str(work)})
+    lock = farm.bare / f"refs/pins/upstream/thing.git/{commit}.lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    wanted = [("upstream:thing", "1.0", ())]
+    with pytest.raises(TroveError, match="is locked by another push"):
+        farm.initiator("ann").supply(wanted)
+    assert farm.refs() == set()
+    lock.unlink()
+    farm.initiator("ann").supply(wanted)
+    assert f"refs/pins/upstream/thing.git/{commit}" in farm.refs()
+
+
 @pytest.fixture
 def silent() -> Iterator[int]:
     """A port where connections are taken, and nothing is ever said."""
