@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from trove_kit import Files, Sshd, git, repository, tarball
+from sources_kit import Files, Sshd, git, repository, tarball
 
 from fabric.errors import SourceError
 from fabric.jobs import Source

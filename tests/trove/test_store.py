@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from trove_kit import blob, free_port, key, step
+from servers_kit import free_port
+from store_kit import blob, key, step
 
 from fabric.errors import DamagedError, StoreError
 from fabric.jobs import Blob
