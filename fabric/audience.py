@@ -15,6 +15,7 @@ import msgspec
 from fabric.scheduling.events import Unwritten
 from fabric.scheduling.watchers import Watchers
 from fabric.wire.messages import (
+    Answer,
     Command,
     FromPeer,
     Message,
@@ -44,13 +45,17 @@ class Audience:
         self._journal = journal
         self._send = send
         self._unsaid: deque[tuple[int, bytes, Message]] = deque()  # once so many promises are kept
+        #: id of a command that was the first to find that nothing can be written -> what it did
+        self._unkept: dict[str, str] = {}
 
     def heed_journal(self) -> list[Unwritten]:
         """See how writing it goes, once in a turn; what the core has to hear before `tell`."""
         before = self._journal.trouble
         lost = self._journal.look()
-        if self._journal.trouble and not before:
-            self._unsaid.clear()  # whoever asked asks again, and hears how things are now
+        if self._journal.trouble and not before:  # whoever asked asks again, and hears of it
+            answers = (message for _, _, message in self._unsaid if isinstance(message, Answer))
+            self._unkept = {answer.id: "\n".join(answer.lines) for answer in answers}
+            self._unsaid.clear()
         return list(map(Unwritten, lost))
 
     def refuses(self, peer: bytes, message: FromPeer, scheduler: Scheduler) -> bool:
@@ -64,7 +69,7 @@ class Audience:
                 about = message.id
             case _:
                 return False
-        self._send(peer, Refused(about, "not-now", self._trouble()))
+        self._send(peer, Refused(about, "not-now", self._trouble(about)))
         return True
 
     def answer(self, peer: bytes, query: Query, scheduler: Scheduler, now: float) -> None:
@@ -74,7 +79,13 @@ class Audience:
             answer = msgspec.structs.replace(answer, warning=self._trouble())
         self.say(peer, answer)
 
-    def _trouble(self) -> str:
+    def _trouble(self, about: str = "") -> str:
+        """What is wrong; what that means for a command, if it is ``about`` one."""
+        if done := self._unkept.get(about):
+            return (
+                f"{done}, but that is not written down, and undone if the controller ends before it"
+                f" can be: {self._journal.trouble}"
+            )
         return (
             "the controller takes no orders, cancels or drains, for it cannot write its journal:"
             f" {self._journal.trouble}"

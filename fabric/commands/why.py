@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from fabric.commands import tables
 from fabric.commands.common import print_json
 from fabric.commands.controller import open_controller
 from fabric.config import Settings
@@ -15,11 +16,10 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         # a build may be named by the beginning of its id; only the controller knows steps
         meant = [one.request for one in infos if one.request.startswith(options.what)]
         about = meant[0] if len(meant) == 1 else options.what
-        lines = list(controller.query("why", about).lines)
-        if controller.warning:
-            lines.insert(0, controller.warning)
+        answer = controller.query("why", about)
+    lines = tables.warned(controller.warning, list(answer.lines))
     if options.json:
-        print_json(lines)
+        print_json([line for line in lines if line])
     else:
         print("\n".join(lines))
     return 0

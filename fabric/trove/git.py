@@ -33,8 +33,9 @@ REF = re.compile(r"(?!-)(?!.*(\.\.|@\{|//|/\.|\.lock(/|$)))[^\x00-\x20\x7f~^:?*\
 _IMPORT_KEY = re.compile(rb"^Import-Key: ([0-9a-f]{64})$", re.M)
 #: What git says besides the reason of a failure,
 _IDLE_TALK = re.compile(
-    r"From |To |[*+=!] |remote: (?!fatal|error)|Please make sure|and the repository exists"
-    r"|fatal: Could not read from|Everything up-to-date|Warning: Permanently added"
+    r"From |To |[*+=!] |Total \d|remote:(?! fatal| error)"
+    r"|Please make sure|and the repository exists|fatal: Could not read from"
+    r"|Everything up-to-date|Warning: Permanently added"
 )
 #: and before it.
 _LABELS = re.compile(r"^(remote: )?(fatal: |error: )?")

@@ -61,8 +61,8 @@ class Trove(msgspec.Struct, frozen=True):
         stop: Stop,
         environ: Mapping[str, str] | None = None,
     ) -> None:
-        """Push from ``repository``, whatever was there.  TroveError says why not."""
-        command = ["--git-dir", str(repository.path), "push", "--no-verify", "--force"]
+        """Push from ``repository``, whatever was there: all or nothing.  TroveError says why."""
+        command = ["--git-dir", str(repository.path), "push", "--no-verify", "--force", "--atomic"]
         self._talk([*command, "--progress", "--", self.url, *refspecs], progress, stop, environ)
 
     def refs(self, *patterns: str) -> dict[str, str]:
@@ -102,7 +102,7 @@ class Trove(msgspec.Struct, frozen=True):
 
 
 #: How the meanings begin that are a `TroveFault`.
-_PASSING = ("has no space", "cannot be reached")
+_PASSING = ("has no space", "cannot be reached", "is locked")
 #: What git or ssh says -> what that means to the user.
 _MEANINGS = (
     (
@@ -125,6 +125,11 @@ _MEANINGS = (
     (
         r"insufficient permission|read-only|pre-receive hook declined|prohibited",
         "does not take it: whoever looks after it has to allow you to push",
+    ),
+    (
+        r"\.lock': file exists",
+        "is locked by another push, or by one that died: the role trove removes that lock after two"
+        " minutes; elsewhere whoever looks after it has to",
     ),
     (
         r"resolve hostname|refused|timed out|no route|unreachable|reset by|closed by|hung up",

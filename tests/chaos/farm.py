@@ -16,6 +16,8 @@ MIB = 1 << 20
 PYTHON = sys.executable
 #: Where the trove's server finds what it needs.
 MODULE = "/usr/lib/nginx/modules/ngx_http_dav_ext_module.so"
+#: What a deployed trove lets keys do.
+ACCESS = Path(__file__).parents[2] / "ansible/roles/trove/files/trove-access"
 
 
 def program(name: str) -> list[str]:
@@ -110,7 +112,7 @@ class Farm:
             (disk / name).mkdir(parents=True, exist_ok=True)
         sh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", disk / "etc/host")
         host_key = " ".join((disk / "etc/host.pub").read_text().split()[:2])
-        only = json.dumps('git-shell -c "$SSH_ORIGINAL_COMMAND"')
+        only = json.dumps(f"{ACCESS} write {DISK}/trove.git")
         rule = f"restrict,command={only} "
         admitted = []
         for host in self.hosts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -70,6 +71,10 @@ def test_a_cluster_from_its_morph_to_its_end(vmhost: VmHost, built: Built, scrat
     with phase("deploy what was killed", phases):
         said, counts = cluster.play("deploy-cluster.yml", timeout=900)
     assert changed(counts) == {"worker0"}, said
+    # it has kept what it was about when it died, and so much at most
+    told = cluster.on("worker0", "journalctl --boot=-1 -u fabric-worker -u systemd-journald")
+    assert "Started fabric-worker.service" in told
+    assert re.search(r"System Journal \(/var/log/journal/.*max 128M", told), told
 
     with phase("destroy", phases):
         cluster.play("destroy-cluster.yml", timeout=600)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from deploy_kit import NAMES, Cluster, changed, tiny_definitions
 from node_kit import Node
-from systems_kit import Built
+from systems_kit import ROOT, Built
 from vmhost_kit import VmHost
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
@@ -111,11 +111,58 @@ def test_keys_of_the_trove_may_do_what_they_are_for(
     assert cluster.world.run(*curl, *ca, url) == "401"
 
 
-def test_the_nodes_build(cluster: Cluster, nodes: dict[str, Node], scratch: Path) -> None:  # noqa: ARG001
+def test_the_nodes_build(cluster: Cluster, nodes: dict[str, Node], scratch: Path) -> None:
+    """And a lock in the trove that nobody holds goes with the first push."""
     cluster.play("tests/deploy/playbooks/running.yml")  # which writes the initiator's settings
+    lock = "/srv/trove/trove.git/packed-refs.lock"
+    nodes["controller"].run(f"touch -d '3 minutes ago' {lock}")
     definitions = tiny_definitions(scratch / "few", 4, "true")
     here = scratch / "few-here"
     here.mkdir()
     said = cluster.initiator("build", str(definitions / "systems/tiny.morph"), cwd=here)
     assert "tiny is built" in said
     assert "built tiny-01" in (here / "build-step-tiny-01-misc.log").read_text()
+    nodes["controller"].run(f"test ! -e {lock}")
+
+
+def test_who_orders_builds_removes_none_but_the_operator_does(
+    cluster: Cluster,
+    nodes: dict[str, Node],  # noqa: ARG001
+    scratch: Path,
+) -> None:
+    gc = ["fabric-initiator", "gc", "--keep-days", "0"]
+    environment = cluster.initiators_environment
+    assert cluster.world.attempt(*gc, cwd=scratch, env=environment).returncode == 1
+    environment["FABRIC_ARTIFACTS_PASSWORD"] = str(cluster.state / "artifacts/builder")
+    said = cluster.world.run(*gc, cwd=scratch, env=environment)
+    assert re.match("[1-9][0-9]* steps and [0-9]+ blobs removed", said)
+
+
+def test_keys_that_leaked_are_replaced_by_deploying_again(
+    cluster: Cluster, nodes: dict[str, Node], scratch: Path
+) -> None:
+    """On the controller one is revoked until then."""
+
+    def on_controller(command: str) -> str:
+        ansible = ["ansible", "controller", "-a", command]
+        return cluster.world.run(*ansible, cwd=ROOT, env=cluster.environment)
+
+    before = on_controller("fabric-keys list")
+    on_controller("fabric-keys revoke worker0")
+    for name in ("worker0.key", "worker0.key_secret"):
+        (cluster.state / "fabric" / name).unlink()
+    make = "rm worker.key*; ssh-keygen -q -t ed25519 -N '' -f worker.key"
+    cluster.world.run("sh", "-c", make, cwd=ROOT)
+    for name in ("render", "running"):
+        said, counts = cluster.play(f"tests/deploy/playbooks/{name}.yml")
+    assert changed(counts) == set(NAMES), said
+    after = on_controller("fabric-keys list")
+    [old], [new] = (re.findall("(?m)^worker0 .*", text) for text in (before, after))
+    assert old != new
+    secret = (cluster.state / "fabric/worker0.key_secret").read_text()
+    assert nodes["worker0"].run("cat /etc/distbuild/keys/worker0.key_secret") == secret
+    definitions = tiny_definitions(scratch / "other", 4, "sleep 1")
+    here = scratch / "other-here"
+    here.mkdir()
+    said = cluster.initiator("build", str(definitions / "systems/tiny.morph"), cwd=here)
+    assert {"building on worker0", "building on worker1"} <= set(re.findall("building on .*", said))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -86,6 +87,15 @@ class Definitions:
     def write(self, **chunks: str | tuple[str, str]) -> None:
         """One chunk for each argument: its install command, or (dependencies, command)."""
         write_chunks(self.root, self.source, chunks)
+
+    def by_lorry(self) -> None:
+        """Have what was written come from a source of a lorry, thing 1.0: by way of the trove."""
+        git(self.source, "tag", "1.0")
+        stratum = self.root / "strata/things.morph"
+        text = re.sub(r"repo: .*", "repo: upstream:thing", stratum.read_text())
+        stratum.write_text(text.replace("ref: main", "ref: '1.0'"))
+        lorry = {"thing": {"type": "git", "url": f"file://{self.source}"}}
+        (self.root / "sources/thing.lorry").write_text(json.dumps(lorry))
 
 
 class Desk:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 from pathlib import Path
@@ -322,20 +321,10 @@ def test_sources_travel_through_the_trove(farm: Farm, alice: Desk) -> None:
     farm.broker()
     farm.worker("w1")
     alice.definitions.write(one="cat hello.txt")
-    stratum = alice.definitions.root / "strata/things.morph"
-    source = alice.definitions.source
-    git(source, "tag", "1.0")
-    stratum.write_text(
-        re.sub(r"repo: .*", "repo: upstream:thing", stratum.read_text()).replace(
-            "ref: main", "ref: '1.0'"
-        )
-    )
-    (alice.definitions.root / "sources/thing.lorry").write_text(
-        json.dumps({"thing": {"type": "git", "url": f"file://{source}"}})
-    )
+    alice.definitions.by_lorry()
     done = alice.build("--detach")
     assert done.returncode == 0, done.stdout + done.stderr
-    source.rename(source.with_name("gone"))
+    alice.definitions.source.rename(farm.root / "gone")
     until(lambda: alice.ask("list")[0]["state"] in ("done", "failed"))
     assert alice.ask("list")[0]["state"] == "done", alice.run("list").stdout
     assert "hello" in alice.run("logs", "one").stdout

@@ -49,9 +49,11 @@ def test_who_orders_waits_for_room_and_what_runs_goes_on(farm: Farm, disk: Small
         done = bob.run(*said.split())
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith(REFUSAL), said
+        assert done.stdout.splitlines()[1] == "", said
     told = bob.ask("status")
     assert told["warning"].startswith(REFUSAL)
     assert [one["title"] for one in told["requests"]] == [alice.ask("list")[0]["title"]]
+    assert [line[: len(REFUSAL)] == REFUSAL for line in bob.ask("why", "one")] == [True, False]
     done = bob.run("why", "two")
     assert done.returncode == 1
     assert REFUSAL in done.stderr

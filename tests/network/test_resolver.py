@@ -10,20 +10,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from small_definitions import git, lay_out, write_chunks
 from small_disk import SmallDisk
 
 from fabric.trove.builds import Builds, new_request, ref_of
 from fabric.trove.committed import Committed
 from fabric.trove.reach import Trove
 from fabric.wire.messages import PROTOCOL, Order, Submit
-
-DEFAULTS = """\
-split-rules:
-  chunk:
-  - {artifact: -misc, include: ['.*']}
-  stratum:
-  - {artifact: -runtime, include: ['.*']}
-"""
 
 
 class Farm:
@@ -35,29 +28,9 @@ class Farm:
         self.builds = Builds(root / "builds.git")
         self.config = root / "broker.toml"
         self.config.write_text(f'cache = "{root}/controller"\ntrove = "{self.trove.url}"\n')
-        subprocess.run(["git", "init", "-q", "--bare", self.trove.url], check=True)
-        source = root / "source"
-        source.mkdir()
-        (source / "hello.txt").write_text("hello\n")
-        git = ["git", "-c", "user.name=t", "-c", "user.email=t@invalid", "-C", str(source)]
-        for args in (["init", "-q", "-b", "main"], ["add", "."], ["commit", "-qm", "first"]):
-            subprocess.run([*git, *args], check=True)
-        self.write(
-            **{
-                "VERSION": "version: 8\n",
-                "DEFAULTS": DEFAULTS,
-                "systems/small.morph": (
-                    "name: small\nkind: system\narch: x86_64\nstrata:\n"
-                    "- name: things\n  morph: strata/things.morph\n"
-                ),
-                "strata/things.morph": (
-                    f"name: things\nkind: stratum\nchunks:\n- name: one\n"
-                    f"  morph: strata/one.morph\n  repo: file://{source}\n  ref: main\n"
-                    "  build-mode: test\n"
-                ),
-                "strata/one.morph": "name: one\nkind: chunk\ninstall-commands:\n- 'true'\n",
-            }
-        )
+        git(root, "init", "-q", "--bare", self.trove.url)
+        lay_out(self.root, root / "source")
+        write_chunks(self.root, root / "source", {"one": "true"})
 
     def write(self, **files: str) -> None:
         for name, text in files.items():

@@ -7,14 +7,24 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 from network_kit import Farm, free_ports, until
 
 SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
+ACCESS = Path(__file__).parents[2] / "ansible/roles/trove/files/trove-access"
 pytestmark = pytest.mark.skipif(SSHD is None, reason="needs the Debian package openssh-server")
 
+#: of the trove's repository: git dies once, when it has locked a source's refs
+DIES = """\
+#!/bin/sh
+read old new ref
+case "$1 $ref" in
+  "prepared refs/pins/"*) [ -e died ] || { touch died; kill -9 $PPID; } ;;
+esac
+"""
 CONFIG = """\
 ListenAddress 127.0.0.1
 Port {port}
@@ -37,14 +47,16 @@ def served(farm: Farm) -> Farm:
     for name in ("host", "user", "stranger"):
         make = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(root / name)]
         subprocess.run(make, check=True)
-    shutil.copy(root / "user.pub", root / "authorized")
+    command = f"{ACCESS} write {farm.trove}"
+    key = (root / "user.pub").read_text()
+    (root / "authorized").write_text(f'restrict,command="{command}" {key}')
     port = free_ports()
     (root / "config").write_text(CONFIG.format(port=port, root=root))
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)
     assert SSHD is not None
-    command = [SSHD, "-D", "-e", "-f", str(root / "config")]
-    server = farm.start(command, root, dict(os.environ), "sshd")
+    serve = [SSHD, "-D", "-e", "-f", str(root / "config")]
+    server = farm.start(serve, root, dict(os.environ), "sshd")
     server.says("Server listening")
     host_key = " ".join((root / "host.pub").read_text().split()[:2])
     (root / "known").write_text(f"[127.0.0.1]:{port} {host_key}\n")
@@ -102,3 +114,23 @@ def test_a_build_waits_for_a_trove_that_is_away(served: Farm) -> None:
     waits.says("the trove is back")
     code, said = waits.ends()
     assert code == 0, said
+
+
+def test_what_a_trove_that_died_left_locked_comes_free_again(served: Farm) -> None:
+    """By itself when it is old; and until then a build waits."""
+    hook = served.trove / "hooks/reference-transaction"
+    hook.write_text(DIES)
+    hook.chmod(0o755)
+    served.broker()
+    served.worker("w1")
+    alice = served.desk("alice")
+    alice.definitions.write(one="true")
+    alice.definitions.by_lorry()
+    build = alice.start_build()
+    build.says("is locked by another push, or by one that died")
+    for lock in served.trove.rglob("*.lock"):
+        os.utime(lock, (0, time.time() - 150))
+    build.says("the trove is back")
+    code, said = build.ends()
+    assert code == 0, said
+    assert not list(served.trove.rglob("*.lock"))

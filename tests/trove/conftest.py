@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from trove_kit import Files, Sshd, free_port, nginx, seaweed, sshd
+from servers_kit import free_port
+from sources_kit import Files, Sshd, sshd
+from store_kit import nginx, seaweed
 
 
 @pytest.fixture

@@ -9,20 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from small_definitions import git
 
 from fabric.errors import SourceError
 from fabric.trove import builds, snapshot
 from fabric.trove.builds import Builds, new_request, ref_of, stale
 from fabric.trove.git import Repository
 from fabric.trove.reach import Trove, TroveError
-
-
-def git(where: Path, *command: str) -> str:
-    me = ["-c", "user.name=t", "-c", "user.email=t@invalid"]
-    done = subprocess.run(
-        ["git", *me, *command], cwd=where, check=True, capture_output=True, text=True
-    )
-    return done.stdout
 
 
 def write(root: Path, **files: str) -> None:

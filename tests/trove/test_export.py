@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from trove_kit import git, repository
+from sources_kit import git, repository
 
 from fabric.errors import SourceError
 from fabric.jobs import Source

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from trove_kit import child_environment
+from servers_kit import child_environment
 
 from fabric.trove.files import scratch, sweep
 

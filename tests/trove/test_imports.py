@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from trove_kit import Files, free_port, git, repository, running, tarball
+from servers_kit import free_port, running
+from sources_kit import Files, git, repository, tarball
 
 from fabric.errors import SourceError
 from fabric.jobs import Source

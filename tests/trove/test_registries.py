@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from trove_kit import Files, git, tarball
+from sources_kit import Files, git, tarball
 
 from fabric.errors import SourceError
 from fabric.trove.importers.apt import machine_entries

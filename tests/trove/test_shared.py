@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from trove_kit import Files, Sshd, git, repository, tarball
+from sources_kit import Files, Sshd, git, repository, tarball
 
 from fabric.errors import SourceError
 from fabric.jobs import Source
@@ -315,6 +315,23 @@ def test_sessions_can_do_nothing_but_git(ssh: Sshd) -> None:
     )  # fmt: skip
     assert done.returncode
     assert "unrecognized command" in done.stderr
+
+
+def test_what_is_not_taken_whole_is_not_there(farm: Farm, tmp_path: Path) -> None:
+    """A tag whose pin is wanting would be taken for enough when it is looked for again."""
+    work = tmp_path / "work"
+    commit = repository(work, {"a": "1"}, tag="1.0")
+    farm.lorries("ann", thing={"type": "git", "url": str(work)})
+    lock = farm.bare / f"refs/pins/upstream/thing.git/{commit}.lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    wanted = [("upstream:thing", "1.0", ())]
+    with pytest.raises(TroveError, match="is locked by another push"):
+        farm.initiator("ann").supply(wanted)
+    assert farm.refs() == set()
+    lock.unlink()
+    farm.initiator("ann").supply(wanted)
+    assert f"refs/pins/upstream/thing.git/{commit}" in farm.refs()
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from trove_kit import free_port, git, repository, running
+from servers_kit import free_port, running
+from sources_kit import git, repository
 
 from fabric.definitions.graph import Submodule
 from fabric.errors import SourceError

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from trove_kit import blob, free_port, key, step
+from servers_kit import free_port
+from store_kit import blob, key, step
 
 from fabric.errors import DamagedError, StoreError
 from fabric.jobs import SMALL, Artifact, Blob

@@ -13,8 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
+from servers_kit import child_environment
 from small_disk import on_small_disk
-from trove_kit import blob, child_environment, key, step
+from store_kit import blob, key, step
 
 from fabric.errors import DamagedError, StoreError
 from fabric.trove.store import Store
@@ -129,7 +130,7 @@ def test_everything_is_synced_before_put_returns(directory: Store, tmp_path: Pat
     trace = tmp_path / "trace"
     code = f"""
         from pathlib import Path
-        from trove_kit import step
+        from store_kit import step
         from fabric.trove.store import Store
         Store({directory.url!r}, Path({str(tmp_path)!r})).put(*step(2, b"second"))
     """
@@ -180,7 +181,7 @@ def test_a_full_disk_is_said_clearly(tmp_path: Path) -> None:
     code = f"""
         import os
         from pathlib import Path
-        from trove_kit import step, key, blob
+        from store_kit import step, key, blob
         from fabric.errors import StoreError
         from fabric.trove.store import Store
         store = Store({str(mount / "store")!r}, Path({str(tmp_path)!r}))
@@ -214,7 +215,7 @@ def test_a_killed_writer_leaves_nothing_that_counts(directory: Store, tmp_path: 
     code = """
         import os, sys
         from pathlib import Path
-        from trove_kit import step
+        from store_kit import step
         from fabric.trove.store import Store
         store = Store(sys.argv[1], Path(sys.argv[2]))
         print(flush=True)
@@ -250,7 +251,7 @@ def test_many_writers_at_once(directory: Store, tmp_path: Path) -> None:
     code = """
         import sys
         from pathlib import Path
-        from trove_kit import step
+        from store_kit import step
         from fabric.trove.store import Store
         store = Store(sys.argv[1], Path(sys.argv[2]))
         for number in range(40):

@@ -12,18 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from servers_kit import Cable, child_environment, free_port
 from small_disk import on_small_disk
-from trove_kit import (
-    Authority,
-    Cable,
-    Server,
-    blob,
-    child_environment,
-    free_port,
-    key,
-    nginx,
-    step,
-)
+from store_kit import Authority, Server, blob, key, nginx, step
 
 from fabric.errors import DamagedError, StoreError
 from fabric.trove import remote
@@ -206,7 +197,7 @@ def test_half_an_upload_is_nothing(server: Server, cable: Cable, tmp_path: Path,
     code = f"""
         import sys
         from pathlib import Path
-        from trove_kit import blob, step
+        from store_kit import blob, step
         from fabric.trove.store import Store, Usage
         big = Path({str(big)!r})
         manifest, files = step(1, big.read_bytes())
@@ -331,7 +322,8 @@ def test_full_disks_at_either_end(tmp_path: Path) -> None:
     code = f"""
         import os
         from pathlib import Path
-        from trove_kit import blob, free_port, key, nginx, step
+        from servers_kit import free_port
+        from store_kit import blob, key, nginx, step
         from fabric.errors import StoreError
         from fabric.trove import remote
         from fabric.trove.store import Store, Usage

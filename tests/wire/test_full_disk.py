@@ -176,7 +176,10 @@ def test_a_cancel_that_finds_the_disk_full_is_not_promised(
     peer, cancel = farm.peer(alice), Command(PROTOCOL, "c", "cancel", order(0).request)
     assert isinstance(told(peer, order(0)), Update)
     disk.fill()
-    assert isinstance(told(peer, cancel), Refused)
+    refused = told(peer, cancel)
+    assert isinstance(refused, Refused)
+    assert refused.reason.startswith("t: cancelled, but that is not written down, and undone if")
+    assert refused.reason.endswith("; make room on that disk")
     for _ in range(5):  # nor is it told to those who follow
         peer.say(Poll(order(0).request, 0))
         peer.say(Query(PROTOCOL, "q", "requests"))
@@ -194,6 +197,21 @@ def test_a_cancel_that_finds_the_disk_full_is_not_promised(
     update = told(farm.peer(alice), Poll(order(0).request, 0))
     assert isinstance(update, Update)
     assert update.state == "cancelled"
+
+
+def test_a_drain_that_finds_the_disk_full_is_kept_when_there_is_room(
+    farm: Farm, disk: SmallDisk, alice: Curve
+) -> None:
+    farm.peer(farm.key("worker", "w1")).ask(report("w1"))
+    peer, drain = farm.peer(alice), Command(PROTOCOL, "c", "drain", "w1")
+    disk.fill()
+    refused = told(peer, drain)
+    assert isinstance(refused, Refused)
+    assert refused.reason.startswith("w1 gets nothing new, but that is not written down")
+    disk.free()
+    until(lambda: told(peer, drain) == Answer("c", lines=("w1 gets nothing new",)))
+    farm.kill()
+    assert written(farm, disk, "SELECT worker FROM drained") == ["w1"]
 
 
 # -- what runs ---------------------------------------------------------------------------------

@@ -1,0 +1,205 @@
+"""Where sources come from: git repositories, archives, and who serves them on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import http.server
+import io
+import json
+import os
+import re
+import subprocess
+import tarfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from servers_kit import running
+
+
+def git(folder: Path, *args: str) -> str:
+    """Run git there as somebody, without any configuration."""
+    environment = {
+        **os.environ,
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_GLOBAL": "/dev/null",
+        **{f"GIT_{who}_NAME": "someone" for who in ("AUTHOR", "COMMITTER")},
+        **{f"GIT_{who}_EMAIL": "someone@example.org" for who in ("AUTHOR", "COMMITTER")},
+        **{f"GIT_{who}_DATE": "1700000000 +0000" for who in ("AUTHOR", "COMMITTER")},
+    }
+    done = subprocess.run(
+        ["git", "-c", "protocol.file.allow=always", *args],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def repository(folder: Path, files: Mapping[str, str | bytes], tag: str = "") -> str:
+    """Commit ``files`` in a (new) repository with a work tree; return the commit."""
+    if not (folder / ".git").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        git(folder, "init", "--quiet", "--initial-branch=main")
+    for name, content in files.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content.encode() if isinstance(content, str) else content)
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "some change")
+    if tag:
+        git(folder, "tag", "--annotate", "--message", tag, tag)
+    return git(folder, "rev-parse", "HEAD")
+
+
+def tarball(members: Mapping[str, bytes | str | tarfile.TarInfo], compression: str = "gz") -> bytes:
+    """A tar archive: bytes are files, text is the target of a symlink, others are as they are."""
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode=f"w:{compression}") as archive:  # type: ignore[call-overload]
+        for name, content in members.items():
+            if isinstance(content, tarfile.TarInfo):
+                content.name = name
+                archive.addfile(content)
+                continue
+            info = tarfile.TarInfo(name)
+            info.mtime = 1600000000
+            if isinstance(content, str):
+                info.type, info.linkname = tarfile.SYMTYPE, content
+                archive.addfile(info)
+            else:
+                info.size = len(content)
+                info.mode = 0o755 if content.startswith(b"#!") else 0o640
+                archive.addfile(info, io.BytesIO(content))
+    return raw.getvalue()
+
+
+class Files:
+    """Serves a directory over HTTP with ranges.  ``break_after`` cuts each answer after so many
+    bytes, as often as ``breaks`` says; with ``stalls`` the end of an answer never comes;
+    ``requests`` lists (path, Range header)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.break_after = 0
+        self.breaks = 0
+        self.stalls = False
+        self.requests: list[tuple[str, str]] = []
+        self.authorizations: list[str] = []
+        self._pages: dict[str, tuple[str, bytes]] = {}
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> Files:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def put(self, name: str, data: bytes) -> str:
+        """Serve ``data`` as ``name``; return its URL."""
+        file = self.folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+        return f"{self.url}/{name}"
+
+    def page(self, path: str, kind: str, text: str) -> None:
+        """Serve a page of that media type."""
+        self._pages[path] = (kind, text.encode())
+
+    def _handler(self) -> type[http.server.BaseHTTPRequestHandler]:
+        files = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                wanted = self.headers.get("Range", "")
+                files.requests.append((self.path, wanted))
+                files.authorizations.append(self.headers.get("Authorization", ""))
+                kind = "application/octet-stream"
+                try:
+                    if self.path in files._pages:
+                        kind, data = files._pages[self.path]
+                    else:
+                        data = (files.folder / self.path.lstrip("/")).read_bytes()
+                except OSError:
+                    return self.send_error(404)
+                start = int(m[1]) if (m := re.fullmatch(r"bytes=(\d+)-", wanted)) else 0
+                if start and start >= len(data):
+                    return self.send_error(416)
+                data = data[start:]
+                self.send_response(206 if start else 200)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                if files.breaks:
+                    files.breaks -= 1
+                    data = data[: files.break_after]
+                    self.close_connection = True
+                if files.stalls:
+                    self.wfile.write(data[: len(data) // 2])
+                    time.sleep(20)
+                    return None
+                self.wfile.write(data)
+                return None
+
+            def log_message(self, *args: Any) -> None:
+                """Quiet."""
+
+        return Handler
+
+
+@dataclass(frozen=True)
+class Sshd:
+    """An SSH server that lets one key in, for git alone."""
+
+    folder: Path
+    port: int
+    key: Path  # a client's, admitted
+    stranger: Path  # a client's, not admitted
+    known_hosts: Path
+
+    def url(self, path: Path) -> str:
+        return f"ssh://{getpass.getuser()}@127.0.0.1:{self.port}{path}"
+
+
+@contextlib.contextmanager
+def sshd(folder: Path, port: int, **more: str) -> Iterator[Sshd]:
+    """OpenSSH's server on loopback with a host key of its own; all it runs is git."""
+    for name in ("host", "key", "stranger"):
+        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
+        subprocess.run(command, check=True)
+    shell = 'git-shell -c "$SSH_ORIGINAL_COMMAND"'
+    admitted = folder / "admitted"
+    admitted.write_text(f"restrict,command={json.dumps(shell)} " + (folder / "key.pub").read_text())
+    admitted.chmod(0o600)
+    host = " ".join((folder / "host.pub").read_text().split()[:2])
+    (folder / "known hosts").write_text(f"[127.0.0.1]:{port} {host}\n")
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)
+    settings = {
+        "Port": str(port),
+        "ListenAddress": "127.0.0.1",
+        "HostKey": str(folder / "host"),
+        "AuthorizedKeysFile": str(admitted),
+        "PasswordAuthentication": "no",
+        "KbdInteractiveAuthentication": "no",
+        "UsePAM": "no",
+        "StrictModes": "no",
+        "PidFile": "none",
+        "SetEnv": "GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0=*",
+        **more,
+    }
+    (folder / "sshd_config").write_text("".join(f"{k} {v}\n" for k, v in settings.items()))
+    command = ["sshd", "-D", "-e", "-f", str(folder / "sshd_config")]
+    with running(command, folder / "output", port, path="/usr/sbin:/sbin"):
+        yield Sshd(folder, port, folder / "key", folder / "stranger", folder / "known hosts")
