@@ -196,8 +196,10 @@ def _start(box: Box, told: int, printed: int) -> subprocess.Popen[bytes]:
             options = ["--new-session", "--info-fd", str(info)]
             # The script's end of the status pipe is its standard input, because that is the one
             # descriptor whose number is sure; its commands get /dev/null.
+            command = box.command(files, options, ["sh", box.path, "--report"])
             return subprocess.Popen(
-                box.command(files, options, ["sh", box.path, "--report"]),
+                command,
+                executable=_found(command[0], os.environ.get("PATH")),
                 stdin=told,
                 stdout=printed,
                 stderr=printed,
@@ -207,6 +209,12 @@ def _start(box: Box, told: int, printed: int) -> subprocess.Popen[bytes]:
         raise MachineFault(_MISSING) from error
     finally:
         os.close(info)
+
+
+@functools.cache
+def _found(program: str, path: str | None) -> str | None:
+    """Where it is, so that not all of PATH is tried each time; None if it is not there."""
+    return shutil.which(program, path=path)
 
 
 def _watch(

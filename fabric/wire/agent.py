@@ -248,6 +248,8 @@ class WorkerAgent:
                 )
             return []
         actions: list[Action] = []
+        if all(entry.started for entry in self._entries.values()):
+            return actions
         busy = {entry.key for entry in self._entries.values() if entry.started}
         # What is stored needs no slot; no more of it than there are, so that it does not pile up.
         storing = sum(entry.phase == STORING for entry in self._entries.values())

@@ -148,7 +148,7 @@ class Line:
         if self._heard is None:
             self._heard = now
         silent = now - self._heard
-        shut_out = self._why == self._not_admitted
+        shut_out = bool(self._why) and self._why == self._not_admitted
         if silent >= WORRYING or shut_out:
             self.trouble = self._why or f"{self._addresses.jobs} does not answer"
         if silent >= (TURNED_AWAY if shut_out else SILENCE):
