@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import threading
@@ -41,6 +42,17 @@ def disk(farm: Farm) -> Iterator[SmallDisk]:
     yield disk
     farm.kill()
     disk.close()
+
+
+@pytest.fixture
+def silence(farm: Farm, disk: SmallDisk) -> Iterator[None]:  # noqa: ARG001  it starts the farm, too
+    """The trove says nothing, so no order is resolved."""
+    with socket.create_server((HOST, 0)) as trove:
+        farm.kill()
+        text = farm.config.read_text()
+        farm.config.write_text(f'{text}trove = "git://{HOST}:{trove.getsockname()[1]}/it"\n')
+        farm.start()
+        yield
 
 
 @pytest.fixture
@@ -170,6 +182,7 @@ def test_when_there_is_room_again_promises_are_made_and_kept(
     assert farm.said.count("the journal is written again") == 1
 
 
+@pytest.mark.usefixtures("silence")
 def test_a_cancel_that_finds_the_disk_full_is_not_promised(
     farm: Farm, disk: SmallDisk, alice: Curve
 ) -> None:
