@@ -101,7 +101,7 @@ chaos: setup-test ## a farm broken FAULTS times as SEED says, each PACE s; it bu
 
 .PHONY: bench
 bench: setup-test ## benchmarks, as ratios against something measured in the same run
-	@for bench in $(filter-out %_kit.py,$(wildcard bench/*.py)); do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+	@for bench in $(filter-out %_kit.py %_least.py,$(wildcard bench/*.py)); do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
 
 .PHONY: constraints
 constraints: ## pin the newest versions that pip finds

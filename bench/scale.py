@@ -17,6 +17,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import heapq
+import argparse
 import json
 import os
 import random
@@ -215,10 +216,14 @@ def best(jobs: int, requests: int) -> dict[str, float]:
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--one"]:
-        print(json.dumps(measure(int(sys.argv[2]), int(sys.argv[3]))))
+    top = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    top.add_argument("sizes", nargs="*", type=int, metavar="JOBS", default=list(SIZES))
+    top.add_argument("--one", nargs=2, type=int, help=argparse.SUPPRESS)
+    options = top.parse_args()
+    if options.one:
+        print(json.dumps(measure(*options.one)))
         return
-    sizes = [int(each) for each in sys.argv[1:]] or list(SIZES)
+    sizes = options.sizes
     print(f"{WORKERS} workers; microseconds of CPU, best of {ROUNDS}")
     shown = ("taking in", "a job", "p99", "longest", "heartbeat")
     print(f"{'jobs':>8} {'requests':>8} " + " ".join(f"{name:>9}" for name in shown), end="")
