@@ -17,8 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-TESTS = Path(__file__).parent.parent / "tests"
-sys.path[:0] = [str(TESTS / "network"), str(TESTS / "kit")]
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "network"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "kit"))
 
 from network_kit import Desk, Farm, Program, until
 

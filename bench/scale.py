@@ -14,10 +14,10 @@ needs beyond the request itself.
 
 from __future__ import annotations
 
+import argparse
 import gc
 import hashlib
 import heapq
-import argparse
 import json
 import os
 import random
