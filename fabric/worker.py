@@ -243,7 +243,8 @@ class Worker:
 
     def _build(self) -> None:
         """A thread that builds what waits."""
-        os.setpriority(os.PRIO_PROCESS, 0, NICE)  # of this thread, and of all that it starts
+        # of this thread, and of all that it starts; more than the most counts as that
+        os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + NICE)
         while True:
             attempt = self._waiting.get()
             self._ended.put(attempt.run(self._workspace, self._settings, self.name))

@@ -200,14 +200,14 @@ def test_a_daemon_of_a_build_does_not_outlive_it(project: Project) -> None:
 
 def test_builds_let_the_fabric_go_first(project: Project) -> None:
     project.write(polite="nice; sleep 1000")
-    child = project.start("--workers", "1")
+    child = project.start("--workers", "1", within=("nice", "-n", "7"))
     until((project.logs / "build-step-polite-misc.log").exists)
-    until(lambda: project.log("polite-misc"))
+    until(lambda: "sleep" in project.log("polite-misc"))
     ours = [pid for pid, name in project.processes().items() if name != "bwrap"]
     levels = {os.getpriority(os.PRIO_PROCESS, pid) for pid in ours}
     child.send_signal(signal.SIGINT)
     child.communicate(timeout=30)
-    own = os.getpriority(os.PRIO_PROCESS, 0)
+    own = os.getpriority(os.PRIO_PROCESS, 0) + 7
     assert f"\n{own + NICE}\n" in project.log("polite-misc"), "the build is niced"
     assert levels == {own}, "and nothing else is"
 
