@@ -180,9 +180,7 @@ class Broker:
             self._record.due,
         )
         left = max(0.0, due - time.monotonic())
-        if self._listener.wait(math.ceil(left * 1000)):
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self._wakeup)
+        self._listener.wait(math.ceil(left * 1000))
         self._now = time.monotonic()
 
     def _hear_peers(self) -> None:

@@ -8,7 +8,6 @@ the sockets are made anew.  ``trouble`` says in words why nothing is heard.
 from __future__ import annotations
 
 import contextlib
-import os
 import struct
 from collections.abc import Iterator
 from typing import Literal
@@ -18,7 +17,7 @@ import zmq
 from fabric.config import Settings, WorkerSettings, host_and_port
 from fabric.wire import keys, sockets
 from fabric.wire.messages import Published
-from fabric.wire.sockets import Addresses, Curve, Socket
+from fabric.wire.sockets import Addresses, Curve
 
 #: Seconds without a word from the broker until the sockets are made anew,
 SILENCE = 10.0
@@ -48,7 +47,7 @@ _EVENTS = (
 class Line:
     """Sockets ``jobs`` and ``logs``.  `wait`, and then hear what has come.
 
-    ``wake`` is a file descriptor that ends the waiting, too: what can be read from it is rubbish.
+    ``wake`` ends the waiting, too: see `fabric.wire.sockets.Inbox`.
     """
 
     def __init__(
@@ -79,20 +78,15 @@ class Line:
         self.jobs = sockets.dealer(self._context, self._curve)
         self._events = self.jobs.get_monitor_socket(_EVENTS)
         sockets.connect(self.jobs, self._addresses.jobs)
+        heard = [self.jobs, self._events]
         if self._publishes:
             self.logs = sockets.publisher(self._context, self._curve)
             sockets.connect(self.logs, self._addresses.logs_in)
         else:
             self.logs = sockets.subscriber(self._context, *self._topics, curve=self._curve)
             sockets.connect(self.logs, self._addresses.logs)
-        self._poller = zmq.Poller()
-        self._poller.register(self.jobs, zmq.POLLIN)
-        self._poller.register(self._events, zmq.POLLIN)
-        if not self._publishes:
-            self._poller.register(self.logs, zmq.POLLIN)
-        if self._wake is not None:
-            self._poller.register(self._wake, zmq.POLLIN)
-        self._ready: set[Socket | int] = set()
+            heard.append(self.logs)
+        self._inbox = sockets.Inbox(*heard, wake=self._wake)
 
     def close(self, linger: int = 200) -> None:
         """Send what is on its way, for ``linger`` milliseconds at most."""
@@ -105,28 +99,21 @@ class Line:
 
     def wait(self, seconds: float) -> None:
         """Until something comes, or so long at most."""
-        self._ready = {source for source, _ in self._poller.poll(round(1000 * max(0.0, seconds)))}
-        if self._wake in self._ready:
-            with contextlib.suppress(BlockingIOError):
-                os.read(self._wake, 4096)
+        self._inbox.wait(round(1000 * max(0.0, seconds)))
 
     def receive(self, limit: int) -> Iterator[bytes]:
         """Messages of the broker that have come."""
-        for frames in self._come(self.jobs, limit):
+        for frames in self._inbox.receive(self.jobs, limit):
             self._heard = None
             self.trouble = self._why = ""
             yield frames[-1].bytes
 
     def pieces(self, limit: int) -> Iterator[Published]:
         """Pieces of followed logs that have come."""
-        for frames in self._come(self.logs, limit):
+        for frames in self._inbox.receive(self.logs, limit):
             with contextlib.suppress(ValueError):  # rubbish
                 (frame,) = frames
                 yield Published.of(frame.buffer)
-
-    def _come(self, socket: Socket, limit: int) -> Iterator[list[zmq.Frame]]:
-        """What was there when the waiting ended; to look where nothing is costs more than that."""
-        return sockets.receive(socket, limit) if socket in self._ready else iter(())
 
     def subscribe(self, topic: str) -> None:
         """Follow a log."""
@@ -159,7 +146,7 @@ class Line:
         return told != self.trouble
 
     def _look(self, now: float) -> None:
-        for frames in self._come(self._events, EVENTS_AT_ONCE):
+        for frames in self._inbox.receive(self._events, EVENTS_AT_ONCE):
             event, _ = _EVENT.unpack(frames[0].buffer)
             where = self._addresses.jobs
             if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:

@@ -8,8 +8,8 @@ sender's role allows it.  Names are those in the senders' keys.  What is wrong i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import msgspec
 import zmq
@@ -63,7 +63,8 @@ class Heard(NamedTuple):
 class Listener:
     """The sockets at ``addresses``; with ``curve`` they are only for those admitted.
 
-    ``wake`` is a file descriptor for the poller; ``note`` hears of rubbish, once for each peer.
+    ``wake`` ends `wait`, too (see `fabric.wire.sockets.Inbox`); ``note`` hears of rubbish, once for
+    each peer.
     """
 
     def __init__(
@@ -89,13 +90,7 @@ class Listener:
 
     def _listen(self) -> None:
         self._context = context = sockets.new_context()
-        self._poller = zmq.Poller()
-        self._poller.register(self._wake, zmq.POLLIN)
-        self._ready: dict[Any, int] = {}
-        self._gate: Gate | None = None
-        if self._admitted is not None:
-            self._gate = Gate(context, self._admitted)
-            self._poller.register(self._gate.socket, zmq.POLLIN)
+        self._gate = None if self._admitted is None else Gate(context, self._admitted)
         self._jobs = sockets.router(context, self._curve)
         self._logs_in = sockets.subscriber(context, "", curve=self._curve)
         self._logs = sockets.republisher(context, self._curve)
@@ -103,10 +98,11 @@ class Listener:
         try:
             for socket, address in zip(opened, self._addresses, strict=True):
                 sockets.bind(socket, address)
-                self._poller.register(socket, zmq.POLLIN)
         except sockets.AddressError:
             self.close()
             raise
+        door = () if self._gate is None else (self._gate.socket,)
+        self._inbox = sockets.Inbox(*opened, *door, wake=self._wake)
 
     def close(self) -> None:
         """Cut everybody off."""
@@ -114,10 +110,9 @@ class Listener:
 
     # -- hearing -------------------------------------------------------------------------------
 
-    def wait(self, milliseconds: int) -> bool:
-        """Wait for something to come, at most so long; whether ``wake`` is readable."""
-        self._ready = dict(self._poller.poll(milliseconds))
-        return self._wake in self._ready
+    def wait(self, milliseconds: int) -> None:
+        """Until something comes, or so long at most."""
+        self._inbox.wait(milliseconds)
 
     def look(self, now: float) -> bool:
         """See who is admitted now, if it is time; True if all were cut off for that.
@@ -141,14 +136,14 @@ class Listener:
 
     def answer_the_door(self, now: float) -> None:
         """Let in those who may, and turn away the others."""
-        if self._gate is not None and self._gate.socket in self._ready:
+        if self._gate is not None and self._inbox.has(self._gate.socket):
             self._gate.serve(now)
-        for _ in self._come(self._logs, JOBS_AT_ONCE):
+        for _ in self._inbox.receive(self._logs, JOBS_AT_ONCE):
             pass  # who subscribes to what is ZeroMQ's business
 
     def heard(self) -> Iterator[Heard]:
         """Messages that have come, as far as they count."""
-        for frames in self._come(self._jobs, JOBS_AT_ONCE):
+        for frames in self._inbox.receive(self._jobs, JOBS_AT_ONCE):
             peer, frame = frames[0].bytes, frames[-1].buffer
             sender = self._sender(frames[-1])
             if sender is None and self._admitted is not None:
@@ -176,7 +171,7 @@ class Listener:
 
         Each with its sender, as in `Heard`, and as it came, for `publish`.
         """
-        for frames in self._come(self._logs_in, LOGS_AT_ONCE):
+        for frames in self._inbox.receive(self._logs_in, LOGS_AT_ONCE):
             sender = self._sender(frames[0])
             if self._admitted is not None and (sender is None or sender.role != "worker"):
                 continue
@@ -187,10 +182,6 @@ class Listener:
                 self._scold(b"", sender, "it is no piece of a log")
             else:
                 yield "" if sender is None else sender.name, piece, frame
-
-    def _come(self, socket: sockets.Socket, limit: int) -> Iterable[list[zmq.Frame]]:
-        """What `wait` saw coming: to ask in vain takes as long as to receive."""
-        return sockets.receive(socket, limit) if socket in self._ready else ()
 
     def _sender(self, frame: zmq.Frame) -> Certificate | None:
         """Who sent it; None if nobody who is admitted, or it needs no key."""

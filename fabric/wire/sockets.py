@@ -8,6 +8,7 @@ notices.  Whatever was lost is told again, since every message is a state or a q
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 from collections.abc import Iterator
@@ -191,6 +192,36 @@ def receive(socket: Socket, limit: int) -> Iterator[list[zmq.Frame]]:
             if len(frames) < MAX_FRAMES:
                 frames.append(frame)
         yield frames
+
+
+class Inbox:
+    """Sockets to hear, and which of them have something: to ask in vain costs more than to receive.
+
+    ``wake`` is a file descriptor that ends the waiting, too; what can be read from it is rubbish.
+    """
+
+    def __init__(self, *listened: Socket, wake: int | None = None) -> None:
+        self._wake = wake
+        self._poller = zmq.Poller()
+        for source in (*listened, wake):
+            if source is not None:
+                self._poller.register(source, zmq.POLLIN)
+        self._ready: set[Socket | int] = set()
+
+    def wait(self, milliseconds: int) -> None:
+        """Until something comes, or so long at most."""
+        self._ready = {source for source, _ in self._poller.poll(milliseconds)}
+        if self._wake is not None and self._wake in self._ready:
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._wake, 4096)
+
+    def has(self, socket: Socket) -> bool:
+        """Whether something was there when the waiting ended."""
+        return socket in self._ready
+
+    def receive(self, socket: Socket, limit: int) -> Iterator[list[zmq.Frame]]:
+        """As `receive`, if something was there."""
+        return receive(socket, limit) if self.has(socket) else iter(())
 
 
 def send(socket: Socket, frame: bytes | zmq.Frame, to: bytes | None = None) -> bool:
