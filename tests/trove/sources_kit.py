@@ -1,9 +1,10 @@
-"""Where sources come from: git repositories, archives, and who serves them on loopback."""
+"""Where sources come from - git repositories, archives, who serves them - and who shares them."""
 
 from __future__ import annotations
 
 import contextlib
 import getpass
+import hashlib
 import http.server
 import io
 import json
@@ -19,6 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from servers_kit import running
+
+from fabric.trove.reach import Trove
+from fabric.trove.sources import Sources
 
 
 def git(folder: Path, *args: str) -> str:
@@ -62,7 +66,7 @@ def repository(folder: Path, files: Mapping[str, str | bytes], tag: str = "") ->
 def tarball(members: Mapping[str, bytes | str | tarfile.TarInfo], compression: str = "gz") -> bytes:
     """A tar archive: bytes are files, text is the target of a symlink, others are as they are."""
     raw = io.BytesIO()
-    with tarfile.open(fileobj=raw, mode=f"w:{compression}") as archive:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=raw, mode=f"w:{compression}") as archive:  # type: ignore[call-overload]  # a mode made up
         for name, content in members.items():
             if isinstance(content, tarfile.TarInfo):
                 content.name = name
@@ -147,7 +151,7 @@ class Files:
                     self.close_connection = True
                 if files.stalls:
                     self.wfile.write(data[: len(data) // 2])
-                    time.sleep(20)
+                    time.sleep(20)  # longer than anybody waits for it
                     return None
                 self.wfile.write(data)
                 return None
@@ -203,3 +207,41 @@ def sshd(folder: Path, port: int, **more: str) -> Iterator[Sshd]:
     command = ["sshd", "-D", "-e", "-f", str(folder / "sshd_config")]
     with running(command, folder / "output", port, path="/usr/sbin:/sbin"):
         yield Sshd(folder, port, folder / "key", folder / "stranger", folder / "known hosts")
+
+
+class Farm:
+    """Machines that have nothing in common but a trove.  Every use is like a new process."""
+
+    def __init__(self, folder: Path, trove: Trove, bare: Path) -> None:
+        self.folder = folder
+        self.trove = trove
+        self.bare = bare
+
+    def lorries(self, who: str, **lorries: dict[str, str]) -> None:
+        """Give a user definitions with such lorries.  JSON is YAML."""
+        sources = self.folder / who / "sources"
+        sources.mkdir(parents=True, exist_ok=True)
+        (sources / "all.lorry").write_text(json.dumps(lorries))
+
+    def tarball(self, who: str, url: str, data: bytes) -> None:
+        digest = hashlib.sha256(data).hexdigest()
+        self.lorries(who, thing={"type": "tarball", "url": url, "version": "1.0", "sha256": digest})
+
+    def initiator(self, who: str, head: str = "") -> Sources:
+        return self._machine(who, self.folder / who / "sources", head=head)
+
+    def resolver(self, of: str, head: str = "") -> Sources:
+        """The broker's, at work on the definitions of a user."""
+        return self._machine("broker", self.folder / of / "sources", imports=False, head=head)
+
+    def worker(self, name: str = "worker") -> Sources:
+        return self._machine(name, None)
+
+    def refs(self) -> set[str]:
+        return set(git(self.bare, "for-each-ref", "--format=%(refname)").split())
+
+    def _machine(
+        self, name: str, lorries: Path | None, *, imports: bool = True, head: str = ""
+    ) -> Sources:
+        root = self.folder / name / "cache"
+        return Sources(root, {}, lorries, trove=self.trove, imports=imports, head=head)

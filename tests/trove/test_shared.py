@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import socket
 import subprocess
@@ -13,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sources_kit import Files, Sshd, git, repository, tarball
+from sources_kit import Farm, Files, Sshd, git, repository, tarball
 
 from fabric.errors import SourceError
 from fabric.jobs import Source
@@ -24,44 +23,6 @@ from fabric.trove.sources import Sources
 
 DATA = tarball({"thing-1.0/a": b"1"})
 OTHER = tarball({"thing-1.0/a": b"2"})
-
-
-class Farm:
-    """Machines that have nothing in common but a trove.  Every use is like a new process."""
-
-    def __init__(self, folder: Path, trove: Trove, bare: Path) -> None:
-        self.folder = folder
-        self.trove = trove
-        self.bare = bare
-
-    def lorries(self, who: str, **lorries: dict[str, str]) -> None:
-        """Give a user definitions with such lorries.  JSON is YAML."""
-        sources = self.folder / who / "sources"
-        sources.mkdir(parents=True, exist_ok=True)
-        (sources / "all.lorry").write_text(json.dumps(lorries))
-
-    def tarball(self, who: str, url: str, data: bytes) -> None:
-        digest = hashlib.sha256(data).hexdigest()
-        self.lorries(who, thing={"type": "tarball", "url": url, "version": "1.0", "sha256": digest})
-
-    def initiator(self, who: str, head: str = "") -> Sources:
-        return self._machine(who, self.folder / who / "sources", head=head)
-
-    def resolver(self, of: str, head: str = "") -> Sources:
-        """The broker's, at work on the definitions of a user."""
-        return self._machine("broker", self.folder / of / "sources", imports=False, head=head)
-
-    def worker(self, name: str = "worker") -> Sources:
-        return self._machine(name, None)
-
-    def refs(self) -> set[str]:
-        return set(git(self.bare, "for-each-ref", "--format=%(refname)").split())
-
-    def _machine(
-        self, name: str, lorries: Path | None, *, imports: bool = True, head: str = ""
-    ) -> Sources:
-        root = self.folder / name / "cache"
-        return Sources(root, {}, lorries, trove=self.trove, imports=imports, head=head)
 
 
 @pytest.fixture
