@@ -85,8 +85,7 @@ def keep(store: Store, root: Path, name: str, log: Log) -> None:
         artifacts=(Artifact(f"{name}-misc", packed.blob),),
         log=log.blob(),
     )
-    assert manifest.log is not None
-    store.put(manifest, {packed.blob.sha256: packed.content, manifest.log.sha256: log.path})
+    store.put(manifest, {packed.blob.sha256: packed.content})
     log.close()
 
 

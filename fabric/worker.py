@@ -279,8 +279,7 @@ class Worker:
         known = {*self._agent.running, *self._agent.unsettled}
         for id in [id for id in self._attempts if id not in known]:
             attempt = self._attempts.pop(id)
-            attempt.log.close()
-            attempt.log.path.unlink(missing_ok=True)
+            attempt.log.discard()
 
     def _say(self, text: str) -> None:
         """Note something, but neither every second, nor more than an operator can read."""

@@ -89,7 +89,7 @@ def _build(
         files: dict[str, Path | bytes] = {
             each.blob.sha256: each.content for each in packed.values() if each is not None
         }
-        if manifest.log is not None:
+        if manifest.log is not None and manifest.log.content is None:
             files[manifest.log.sha256] = log.path
         workspace.store.put(manifest, files)
         if job.kind == "chunk":

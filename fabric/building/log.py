@@ -1,4 +1,4 @@
-"""The log of one job: a file that only grows.
+"""The log of one job, which only grows: in memory while it is short, then a file.
 
 A build prints into a pipe and never gets hold of the file: a script that writes to /dev/stderr
 opens it anew, and of a file that cuts off all that was printed before.
@@ -20,12 +20,17 @@ _PIECE = 1 << 20
 
 
 class Log:
-    """A log at ``path``, written by one thread; whoever wants to follow it reads the file."""
+    """A log, written by one thread, and read by whoever wants to follow it.
+
+    From more than `SMALL` bytes on it is the new file ``path``: what is stored apart from its
+    manifest can be linked there.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        os.lseek(self._fd, 0, os.SEEK_END)
+        self._short: bytes | None = b""  # all of it; None: it is in the file
+        self._fd = -1  # of the file
+        self._sealed = False
         self._digest, self._digested = hashlib.sha256(), 0
 
     def say(self, text: str) -> None:
@@ -38,12 +43,29 @@ class Log:
             self._append(piece)
 
     def _append(self, data: bytes) -> None:
+        if self._sealed:
+            raise OSError(f"The log {self.path} is sealed")
+        if self._short is not None:
+            if len(self._short) + len(data) <= SMALL:
+                self._short += data
+                return
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._write(self._short)
+            self._short = None  # its readers have the file from now on
+        self._write(data)
+
+    def _write(self, data: bytes) -> None:
         while data:
             data = data[os.write(self._fd, data) :]
 
     def take(self, pipe: int) -> bool:
         """Append what is in ``pipe``, which does not block; False at its end."""
         with suppress(BlockingIOError):
+            while self._short is not None:
+                data = os.read(pipe, SMALL + 1)
+                if not data:
+                    return False
+                self._append(data)
             # the kernel moves it: nothing of it passes through this process
             while os.splice(pipe, self._fd, _PIECE):
                 pass
@@ -52,28 +74,42 @@ class Log:
 
     def seal(self) -> None:
         """Nobody writes to it any more: `say` and `take` raise OSError from now on."""
-        fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        os.dup2(fd, self._fd, inheritable=False)
-        os.close(fd)
+        self._sealed = True
+        if self._short is None:
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            os.dup2(fd, self._fd, inheritable=False)
+            os.close(fd)
 
     def size(self) -> int:
         """Bytes so far."""
-        return os.fstat(self._fd).st_size
+        short = self._short
+        return os.fstat(self._fd).st_size if short is None else len(short)
 
     def read(self, offset: int, length: int) -> bytes:
         """At most ``length`` bytes from ``offset``."""
-        return os.pread(self._fd, length, offset)
+        short = self._short
+        if short is None:
+            return os.pread(self._fd, length, offset)
+        return short[offset : offset + length]
 
     def blob(self) -> Blob:
         """The log as it is now, by content."""
-        while piece := os.pread(self._fd, _PIECE, self._digested):
+        while piece := self.read(self._digested, _PIECE):
             self._digest.update(piece)
             self._digested += len(piece)
-        size = self._digested
-        return Blob(self._digest.hexdigest(), size, self.read(0, size) if size <= SMALL else None)
+        return Blob(self._digest.hexdigest(), self._digested, self._short)
 
     def close(self) -> None:
-        os.close(self._fd)
+        """It is read no more."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def discard(self) -> None:
+        """It is wanted no more."""
+        self.close()
+        if self._short is None:
+            self.path.unlink(missing_ok=True)
 
     def __enter__(self) -> Log:
         return self

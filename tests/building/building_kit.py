@@ -17,7 +17,7 @@ from fabric.building.builder import build
 from fabric.building.log import Log
 from fabric.building.workspace import Workspace
 from fabric.definitions.graph import Rule
-from fabric.jobs import Artifact, Job, Manifest, Source, Staged
+from fabric.jobs import SMALL, Artifact, Job, Manifest, Source, Staged
 from fabric.trove.store import Store
 
 #: What the commands of the tests need.
@@ -134,11 +134,18 @@ class Kit:
         self.log_path = self.root / f"log-{self.logs}"
         given: dict[str, Any] = {"jobs": 4, "phase": self.phases.append, "timeout": 60}
         with Log(self.log_path) as log:
+            self._log = log
             return build(job, self.workspace, log, self.cancelled, **(given | options))
 
     @property
+    def log_bytes(self) -> bytes:
+        """Of the last build; a short log is in no file."""
+        long = self.log_path.exists()
+        return self.log_path.read_bytes() if long else self._log.read(0, SMALL)
+
+    @property
     def log_text(self) -> str:
-        return self.log_path.read_text(errors="replace")
+        return self.log_bytes.decode(errors="replace")
 
     def entries(self, manifest: Manifest, artifact: str) -> dict[str, Entry]:
         """What is in an artifact, contents of small files in ``data``."""

@@ -1,0 +1,40 @@
+"""The log of a job: in memory while it is short, then a file, and the same for its readers."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fabric.building.log import Log
+from fabric.jobs import SMALL, Blob
+
+
+@pytest.mark.parametrize("more", [b"", b"x", b"x" * SMALL, b"x" * 300_000])
+def test_reads_as_it_was_written(tmp_path: Path, more: bytes) -> None:
+    with Log(tmp_path / "log") as log:
+        log.say("begun")
+        assert log.blob() == Blob.of(b"begun\n")
+        read, write = os.pipe()
+        os.set_blocking(read, False)
+        for at in range(0, len(more), 60_000):
+            os.write(write, more[at : at + 60_000])
+            assert log.take(read), "it is not at its end"
+        os.close(write)
+        assert not log.take(read)
+        os.close(read)
+        log.say("ended")
+        whole = b"begun\n" + more + b"ended\n"
+        assert log.size() == len(whole)
+        assert log.read(0, len(whole) + 1) == whole
+        assert log.read(4, 4) == whole[4:8]
+        assert log.read(len(whole), 9) == b""
+        assert log.blob() == Blob.of(whole)
+        assert log.path.exists() == (len(whole) > SMALL)
+
+
+def test_one_that_is_discarded_leaves_no_file(tmp_path: Path) -> None:
+    for text in ("short", "long" * SMALL):
+        log = Log(tmp_path / "log")
+        log.say(text)
+        log.discard()
+        assert not list(tmp_path.iterdir())
