@@ -3,8 +3,9 @@
 A file is the log of one attempt from its first byte on; a new attempt begins it anew.  Two
 initiators in one directory do not write into one file: the second takes the next free name.
 
-As long as a log is not whole, a mark stands beside it: ``.NAME.part``, which holds its step's key.
-So its writer may be killed at any moment: the next command there completes what it left.
+Which logs are not whole yet, and of which steps they are, is noted in a file beside them,
+``.build-step-logs-*.part``, one for each build as long as there are such logs.  So their writer may
+be killed at any moment: the next command there completes what it left.
 """
 
 from __future__ import annotations
@@ -12,40 +13,72 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
+import tempfile
 from pathlib import Path
+from types import TracebackType
 
 from fabric.errors import FabricError
 from fabric.trove.store import Store
 
-_BEFORE, _AFTER = ".", ".part"
-#: The marks of a directory, as a pattern.
-MARKS = f"{_BEFORE}build-step-*.log{_AFTER}"
+_BEFORE, _AFTER = ".build-step-logs-", ".part"
+#: The notes in a directory, as a pattern.
+NOTES = f"{_BEFORE}*{_AFTER}"
+#: In them, a line for each log that begins (step's key, file name), and one when it is whole.
+_LINE = re.compile(r"([0-9a-f]*|whole) ([^/\0]+)")
+
+
+class UserLogs:
+    """The logs of one build in a directory.  Close it, or use it as a context manager."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._notes: _Notes | None = None
+
+    def open(self, name: str, key: str) -> UserLog:
+        """Begin the log ``name`` of the step ``key`` anew, or a numbered sister if another build
+        writes it.
+        """
+        try:
+            if self._notes is None:
+                self._notes = _Notes.new(self._directory)
+            for number in range(1, 1000):
+                numbered = name if number == 1 else f"{name.removesuffix('.log')}.{number}.log"
+                path = self._directory / numbered
+                fd = _lock(path, os.O_CREAT)
+                if fd is not None:
+                    self._notes.begun(numbered, key)
+                    return UserLog(path, fd, self._notes)
+        except OSError as error:
+            raise _unwritable(self._directory / name, error) from None
+        raise FabricError(f"{self._directory / name}: a thousand builds write logs here")
+
+    def close(self) -> None:
+        """All of them are closed."""
+        if self._notes is not None:
+            self._notes.close()
+            self._notes = None
+
+    def __enter__(self) -> UserLogs:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 class UserLog:
-    """One open log file."""
+    """One open log file.  Opened by `UserLogs`."""
 
-    def __init__(self, directory: Path, name: str, key: str) -> None:
-        """Opens ``directory/name`` anew, or a numbered sister if another build writes it."""
-        for number in range(1, 1000):
-            path = directory / (
-                name if number == 1 else f"{name.removesuffix('.log')}.{number}.log"
-            )
-            mark = _mark(path)
-            try:
-                fd = _lock(path, os.O_CREAT)
-                if fd is None:
-                    continue
-                with open(mark, "wb", buffering=0) as file:  # noqa: PTH123
-                    file.write(key.encode())
-            except OSError as error:
-                raise _unwritable(path, error) from None
-            self.path = path
-            self._mark = mark
-            self._fd = fd
-            self.restart()
-            return
-        raise FabricError(f"{directory / name}: a thousand builds write logs here")
+    def __init__(self, path: Path, fd: int, notes: _Notes) -> None:
+        self.path = path
+        self._fd = fd
+        self._notes = notes
+        self.restart()
 
     def restart(self) -> None:
         """Begin anew: another attempt."""
@@ -70,59 +103,128 @@ class UserLog:
     def close(self, *, whole: bool) -> None:
         """Write no more.  ``whole``: nothing is missing."""
         if whole:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._mark)  # noqa: PTH108
+            with contextlib.suppress(OSError):  # then it is completed once more
+                self._notes.ended(self.path.name)
         os.close(self._fd)
 
 
 def complete(directory: Path, store: Store) -> list[str]:
     """Fetch what is missing of the logs in ``directory`` whose steps are built by now.
 
-    Returns which logs are not complete still, and why.  One that a build is writing is left alone.
+    Returns which logs are not complete still, and why.  What a build is writing is left alone.
     """
-    left = []
-    for mark in sorted(directory.glob(MARKS)):
-        path = mark.with_name(mark.name.removeprefix(_BEFORE).removesuffix(_AFTER))
+    left: dict[str, str] = {}
+    for file in sorted(directory.glob(NOTES)):
         try:
-            fd = _lock(path)
-        except FileNotFoundError:  # its user did not want it
-            mark.unlink(missing_ok=True)
-            continue
+            notes = _Notes.left(file)
         except OSError as error:
-            left.append(str(_unwritable(path, error)))
+            left[file.name] = str(_unwritable(file, error))
             continue
+        if notes is None:
+            continue
+        for name, key in sorted(notes.partial.items()):
+            try:
+                if _completed(directory / name, store, key):
+                    notes.ended(name)
+            except FabricError as error:
+                left[name] = f"{name} is not complete: {error}"
+            except OSError as error:
+                left[name] = str(_unwritable(directory / name, error))
+        notes.close()
+    return list(left.values())
+
+
+def _completed(path: Path, store: Store, key: str) -> bool:
+    """Make a log what the store has; False if a build is writing it.  FabricError if there is
+    nothing in the store.
+    """
+    try:
+        fd = _lock(path)
+    except FileNotFoundError:  # its user did not want it
+        return True
+    if fd is None:
+        return False
+    try:
+        manifest = store.manifest(key) if key.isalnum() else None
+        if manifest is None or manifest.log is None:
+            raise FabricError("its build was stopped, or the rest was lost")
+        os.ftruncate(fd, 0)
+        offset = 0
+        for piece in store.stream(manifest.log):
+            _write(fd, offset, piece)
+            offset += len(piece)
+    finally:
+        os.close(fd)
+    return True
+
+
+class _Notes:
+    """Which logs of a directory are not whole, in a file that its writer has locked."""
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self._path = path
+        self._fd = fd
+        self.partial: dict[str, str] = {}  # file name -> key of its step
+
+    @classmethod
+    def new(cls, directory: Path) -> _Notes:
+        """For a build that begins: it goes on with those of builds that were killed."""
+        while True:
+            fd, path = tempfile.mkstemp(_AFTER, _BEFORE, directory)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.path.exists(path):  # noqa: PTH110
+                break
+            os.close(fd)  # it was taken for a killed build's, before we had the lock
+        notes = cls(Path(path), fd)
+        for file in directory.glob(NOTES):
+            with contextlib.suppress(OSError):  # `complete` tells of it
+                if (older := cls.left(file)) is not None:
+                    for name, key in older.partial.items():
+                        notes.begun(name, key)
+                    older.partial.clear()
+                    older.close()
+        return notes
+
+    @classmethod
+    def left(cls, path: Path) -> _Notes | None:
+        """Those that a killed build left; None if a build still writes them."""
+        fd = _lock(path, os.O_APPEND)
         if fd is None:
-            continue
-        try:
-            _refill(fd, store, mark.read_text())
-            mark.unlink()
-        except FabricError as error:
-            left.append(f"{path.name} is not complete: {error}")
-        except OSError as error:
-            left.append(str(_unwritable(path, error)))
-        finally:
-            os.close(fd)
-    return left
+            return None
+        notes = cls(path, fd)
+        with open(fd, "rb", closefd=False) as file:  # noqa: PTH123
+            for line in file.read().decode(errors="surrogateescape").split("\n")[:-1]:
+                if found := _LINE.fullmatch(line):
+                    notes._take(found[1], found[2])
+        return notes
 
+    def begun(self, name: str, key: str) -> None:
+        """A log begins.  OSError if that cannot be written."""
+        self._write(key, name)
 
-def _refill(fd: int, store: Store, key: str) -> None:
-    """Make the log what the store has.  FabricError if it has none."""
-    manifest = store.manifest(key) if key.isalnum() else None
-    if manifest is None or manifest.log is None:
-        raise FabricError("its build was stopped, or the rest was lost")
-    os.ftruncate(fd, 0)
-    offset = 0
-    for piece in store.stream(manifest.log):
-        _write(fd, offset, piece)
-        offset += len(piece)
+    def ended(self, name: str) -> None:
+        """It is whole, or unwanted."""
+        self._write("whole", name)
 
+    def close(self) -> None:
+        """The file goes, unless it is needed still."""
+        if not self.partial:
+            self._path.unlink(missing_ok=True)
+        os.close(self._fd)
 
-def _mark(log: Path) -> str:
-    return f"{log.parent}/{_BEFORE}{log.name}{_AFTER}"
+    def _write(self, state: str, name: str) -> None:
+        os.write(self._fd, f"{state} {name}\n".encode(errors="surrogateescape"))
+        self._take(state, name)
+
+    def _take(self, state: str, name: str) -> None:
+        if state == "whole":
+            self.partial.pop(name, None)
+        else:
+            self.partial[name] = state
 
 
 def _lock(path: Path, flags: int = 0) -> int | None:
-    """The log, open and ours; None if it is another's."""
+    """The file, open and ours; None if it is another's."""
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o644)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from fabric.errors import FabricError
 from fabric.jobs import Blob, Manifest
 from fabric.trove.store import Store
-from fabric.userlogs import MARKS, UserLog, complete
+from fabric.userlogs import NOTES, UserLogs, complete
 
 KEY = "a" * 64
 LOG = b"from the first line\nto the last\n"
@@ -25,8 +26,14 @@ def store(tmp_path: Path) -> Store:
     return store
 
 
-def test_it_grows_and_begins_anew(tmp_path: Path) -> None:
-    log = UserLog(tmp_path, "build-step-zlib-misc.log", KEY)
+@pytest.fixture
+def logs(tmp_path: Path) -> Iterator[UserLogs]:
+    with UserLogs(tmp_path) as logs:
+        yield logs
+
+
+def test_it_grows_and_begins_anew(logs: UserLogs) -> None:
+    log = logs.open("build-step-zlib-misc.log", KEY)
     log.write(0, b"first attempt, lost\n")
     log.restart()
     log.write(0, b"a\n")
@@ -37,59 +44,95 @@ def test_it_grows_and_begins_anew(tmp_path: Path) -> None:
 
 
 def test_two_builds_in_one_directory_write_two_files(tmp_path: Path) -> None:
-    first = UserLog(tmp_path, "build-step-a.log", KEY)
-    second = UserLog(tmp_path, "build-step-a.log", KEY)
-    first.write(0, b"1")
-    second.write(0, b"2")
-    assert first.path.read_bytes() == b"1"
-    assert second.path == tmp_path / "build-step-a.2.log"
-    first.close(whole=True)
-    second.close(whole=True)
-    again = UserLog(tmp_path, "build-step-a.log", KEY)
-    assert again.path == tmp_path / "build-step-a.log"
-    assert again.path.read_bytes() == b""
-    again.close(whole=True)
+    with UserLogs(tmp_path) as one, UserLogs(tmp_path) as other:
+        first = one.open("build-step-a.log", KEY)
+        second = other.open("build-step-a.log", KEY)
+        first.write(0, b"1")
+        second.write(0, b"2")
+        assert first.path.read_bytes() == b"1"
+        assert second.path == tmp_path / "build-step-a.2.log"
+        assert len(list(tmp_path.glob(NOTES))) == 2
+        first.close(whole=True)
+        second.close(whole=True)
+        again = other.open("build-step-a.log", KEY)
+        assert again.path == tmp_path / "build-step-a.log"
+        assert again.path.read_bytes() == b""
+        again.close(whole=True)
+    assert not list(tmp_path.glob(NOTES))
 
 
-def test_a_link_is_not_written_through(tmp_path: Path) -> None:
+def test_a_link_is_not_written_through(tmp_path: Path, logs: UserLogs) -> None:
     (tmp_path / "build-step-a.log").symlink_to(tmp_path / "precious")
     with pytest.raises(FabricError, match="cannot write the log there"):
-        UserLog(tmp_path, "build-step-a.log", KEY)
+        logs.open("build-step-a.log", KEY)
 
 
 def test_no_directory_is_said(tmp_path: Path) -> None:
     with pytest.raises(FabricError, match="No such file or directory"):
-        UserLog(tmp_path / "gone", "build-step-a.log", KEY)
+        UserLogs(tmp_path / "gone").open("build-step-a.log", KEY)
 
 
 def test_what_a_killed_writer_left_is_completed(tmp_path: Path, store: Store) -> None:
-    with_mark = UserLog(tmp_path, "build-step-a.log", KEY)
-    with_mark.write(0, LOG[:5])
-    whole = UserLog(tmp_path, "build-step-b.log", KEY)
-    whole.write(0, b"of a failed attempt, and whole")
-    whole.close(whole=True)
-    assert complete(tmp_path, store) == [], "it is being written"
-    assert with_mark.path.read_bytes() == LOG[:5]
-    with_mark.close(whole=False)
+    with UserLogs(tmp_path) as logs:
+        begun = logs.open("build-step-a.log", KEY)
+        begun.write(0, LOG[:5])
+        whole = logs.open("build-step-b.log", KEY)
+        whole.write(0, b"of a failed attempt, and whole")
+        whole.close(whole=True)
+        assert complete(tmp_path, store) == [], "it is being written"
+        assert begun.path.read_bytes() == LOG[:5]
+        begun.close(whole=False)
     assert complete(tmp_path, store) == []
-    assert with_mark.path.read_bytes() == LOG
+    assert begun.path.read_bytes() == LOG
     assert whole.path.read_bytes() == b"of a failed attempt, and whole"
-    assert not list(tmp_path.glob(MARKS))
+    assert not list(tmp_path.glob(NOTES))
+
+
+def test_what_is_noted_outlives_its_writer_at_any_byte(tmp_path: Path, store: Store) -> None:
+    with UserLogs(tmp_path) as logs:
+        for name in "ab":
+            log = logs.open(f"build-step-{name}.log", KEY)
+            log.write(0, LOG[:5])
+            log.close(whole=False)
+    [notes] = tmp_path.glob(NOTES)
+    left = notes.read_bytes()
+    for end in range(len(left) + 1):
+        notes.write_bytes(left[:end])
+        complete(tmp_path, store)
+        begun = [tmp_path / f"build-step-{name}.log" for name in "ab"][: left.count(b"\n", 0, end)]
+        assert all(log.read_bytes() == LOG for log in begun)
+        assert not list(tmp_path.glob(NOTES))
+        for log in begun:
+            log.write_bytes(LOG[:5])
+
+
+def test_a_new_build_takes_over_what_a_killed_one_left(tmp_path: Path, store: Store) -> None:
+    with UserLogs(tmp_path) as killed:
+        killed.open("build-step-a.log", KEY).close(whole=False)
+        killed.open("build-step-b.log", "b" * 64).close(whole=False)
+    with UserLogs(tmp_path) as logs:
+        log = logs.open("build-step-b.log", "c" * 64)
+        log.write(0, b"of today")
+        log.close(whole=True)
+        assert len(list(tmp_path.glob(NOTES))) == 1
+    assert complete(tmp_path, store) == []
+    assert (tmp_path / "build-step-a.log").read_bytes() == LOG
+    assert (tmp_path / "build-step-b.log").read_bytes() == b"of today"
 
 
 def test_what_cannot_be_completed_is_told(tmp_path: Path, store: Store) -> None:
-    for name, key in (("a", "b" * 64), ("b", KEY), ("c", KEY), ("d", "")):
-        UserLog(tmp_path, f"build-step-{name}.log", key).close(whole=False)
+    with UserLogs(tmp_path) as logs:
+        for name, key in (("a", "b" * 64), ("b", KEY), ("c", KEY), ("d", "")):
+            logs.open(f"build-step-{name}.log", key).close(whole=False)
     (tmp_path / "build-step-b.log").unlink()  # its user does not want it
-    assert complete(tmp_path, store) == [
+    told = [
         "build-step-a.log is not complete: its build was stopped, or the rest was lost",
         "build-step-d.log is not complete: its build was stopped, or the rest was lost",
     ]
-    assert sorted(mark.name for mark in tmp_path.glob(MARKS)) == [
-        ".build-step-a.log.part",
-        ".build-step-d.log.part",
-    ]
+    assert complete(tmp_path, store) == told
+    assert complete(tmp_path, store) == told, "as long as it is so"
+    assert (tmp_path / "build-step-c.log").read_bytes() == LOG
     shutil.rmtree(tmp_path / "store/blobs")
-    UserLog(tmp_path, "build-step-c.log", KEY).close(whole=False)
+    with UserLogs(tmp_path) as logs:
+        logs.open("build-step-c.log", KEY).close(whole=False)
     assert "build-step-c.log is not complete: " in "".join(complete(tmp_path, store))
-    assert len(list(tmp_path.glob(MARKS))) == 3

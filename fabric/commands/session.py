@@ -10,12 +10,11 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 
 from fabric.errors import BuildFailed, Cancelled, FabricError, MachineFault
 from fabric.render import BuildView, RunningView, Screen, duration
-from fabric.userlogs import UserLog
+from fabric.userlogs import UserLog, UserLogs
 from fabric.wire import mirror as protocol
 from fabric.wire.line import Line
 from fabric.wire.messages import (
@@ -76,6 +75,7 @@ class Session:
         self._look_due = self._began
         self._patience = patience
         self._put_off = 0.0  # since when; 0: it is not
+        self._files: UserLogs | None = None
         self._logs: dict[str, UserLog] = {}
         self._paths: dict[str, Path] = {}
         self._tails: dict[str, list[str]] = {}
@@ -152,6 +152,8 @@ class Session:
         for log in self._logs.values():
             log.close(whole=False)
         self._logs.clear()
+        if self._files is not None:
+            self._files.close()
         self._do(self.mirror.leave())
 
     def counts(self) -> str:
@@ -243,11 +245,6 @@ class Session:
         if over.state == "failed" and not self.mirror.steps:
             raise NotResolved(over.message)
 
-    @cached_property
-    def _directory(self) -> Path:
-        """Where the logs go."""
-        return Path.cwd()
-
     def _open_log(self, key: str) -> None:
         step = self.mirror.steps[key]
         if step.state not in ENDED:
@@ -255,7 +252,9 @@ class Session:
         if key in self._logs:
             self._logs[key].restart()
             return
-        self._logs[key] = log = UserLog(self._directory, step.log, key)
+        if self._files is None:
+            self._files = UserLogs(Path.cwd())
+        self._logs[key] = log = self._files.open(step.log, key)
         self._paths[key] = log.path
 
     def _close_log(self, action: protocol.CloseLog) -> None:

@@ -31,7 +31,7 @@ from fabric.trove.git import environment
 #: A new file larger than this is hardly meant to be built from, in bytes.
 LARGEST = 64 * 1024 * 1024
 #: Logs of builds land in the current folder, which is often the definitions'.
-LOGS = ("build-step-*.log", ".build-step-*.log.part")
+LOGS = ("build-step-*.log", ".build-step-logs-*.part")
 
 #: Nothing of the user's may be run, waited for or written.
 _QUIET = (

@@ -34,7 +34,7 @@ Name = Annotated[str, Meta(max_length=255)]
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Text = Annotated[str, Meta(max_length=4096)]
 #: Of the log of a step, in whatever directory its reader is.
-LogName = Annotated[str, Meta(pattern=r"\A(build-step-[^/\x00]{1,240}\.log)?\Z")]
+LogName = Annotated[str, Meta(pattern=r"\A(build-step-[^/\x00\n]{1,240}\.log)?\Z")]
 #: A number, at least.
 Seconds = Annotated[float, Meta(ge=-1e12, le=1e12)]
 #: Who of two requests gets more of the workers: each step up doubles its share.

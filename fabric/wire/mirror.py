@@ -40,12 +40,14 @@ from fabric.wire.messages import (
 #: Seconds between polls, and before a question is repeated.
 POLL_EVERY = 1.0
 ASK_AGAIN = 0.5
-#: Seconds in which the stream may bring the rest of a log, or what cannot be sent may be sent.
+#: Seconds in which the stream may bring the rest of a log, or what cannot be sent be sent.
 LINGER = 0.02
 #: A submit is repeated after this long, then twice, four times ... as long.
 SUBMIT_AGAIN = 1.0
 #: Times the broker may have nothing new of a log whose step has ended.
 MISSES = 20
+#: Logs of so many steps are subscribed to before they begin: what is over soon is not missed.
+AHEAD = 1000
 #: An update with more steps than this is acknowledged at once, to keep the next one small.
 MANY = 50
 
@@ -69,13 +71,11 @@ class Changed(msgspec.Struct, frozen=True):
 class OpenLog(msgspec.Struct, frozen=True):
     """The log of a new attempt begins: start its file anew, and subscribe to ``key``, unless the
     step has ended already: nothing is published of it any more.
-
-    ``name`` is its file's, as the broker tells it.
     """
 
     key: str
     fence: int
-    name: str = ""
+    name: str = ""  # its file's, as the broker tells it
 
 
 class AppendLog(msgspec.Struct, frozen=True):
@@ -87,7 +87,7 @@ class AppendLog(msgspec.Struct, frozen=True):
 
 
 class Follow(msgspec.Struct, frozen=True):
-    """Subscribe to ``key``, or, if not ``on``, no more: it is read faster than it is streamed."""
+    """Subscribe to ``key``; or, if not ``on``, no more: it is read faster than it is streamed."""
 
     key: str
     on: bool
@@ -119,27 +119,23 @@ class Over(msgspec.Struct, frozen=True):
 Action = Send | Changed | OpenLog | AppendLog | Follow | CloseLog | Over
 
 
-class _Log:
+class _Log(msgspec.Struct, eq=False):
     """What is here of the log of one attempt."""
 
-    __slots__ = ("asked", "closed", "digest", "ended", "fence", "have", "key", "known", "misses",
-                 "name", "restarted", "sha256", "size", "streamed")  # fmt: skip
-
-    def __init__(self, key: str, fence: int, name: str) -> None:
-        self.key = key
-        self.fence = fence
-        self.name = name
-        self.streamed = True  # else it is read range by range, until that has caught up
-        self.have = 0
-        self.known = 0  # this many bytes exist, as far as told
-        self.digest = hashlib.sha256()
-        self.size = -1  # of the whole, once told
-        self.sha256 = ""
-        self.ended = False  # its step has ended
-        self.closed = False
-        self.restarted = False  # once, because the digest was wrong
-        self.asked = float("-inf")  # when a range was asked for that has not come yet
-        self.misses = 0  # answers in a row that brought nothing
+    key: str
+    fence: int
+    name: str
+    streamed: bool  # else it is read range by range, until that has caught up
+    have: int = 0
+    known: int = 0  # this many bytes exist, as far as told
+    digest: hashlib._Hash = msgspec.field(default_factory=hashlib.sha256)
+    size: int = -1  # of the whole, once told
+    sha256: str = ""
+    ended: bool = False  # its step has ended
+    closed: bool = False
+    restarted: bool = False  # once, because the digest was wrong
+    asked: float = float("-inf")  # when a range was asked for that has not come yet
+    misses: int = 0  # answers in a row that brought nothing
 
     @property
     def wants(self) -> bool:
@@ -165,8 +161,7 @@ class RequestMirror:
         self.version = 0
         self.accepted = False  # the broker knows the request
         self.heard = float("-inf")  # when it last spoke
-        #: when `tick` is due
-        self.due = float("-inf")
+        self.due = float("-inf")  # when `tick` is
         self._poll_due = float("-inf")
         self._logs: dict[str, _Log] = {}
         self._open: dict[str, _Log] = {}  # those that are not closed
@@ -206,14 +201,12 @@ class RequestMirror:
         if update.request != self.request:
             return []
         self.heard = now
-        self.accepted = True
-        self._submits = 0
+        self.accepted, self._submits = True, 0
         if update.version <= self.version:
             if update.version == self.version:
                 self.left = update.left
             return []
-        self.version = update.version
-        self.left = update.left
+        self.version, self.left = update.version, update.left
         self.title = update.title or self.title
         self.goals = update.goals or self.goals
         actions: list[Action] = []
@@ -221,6 +214,9 @@ class RequestMirror:
             old = self.steps.get(step.key)
             if old is not None and old.state == "done" and step.state == "cached":
                 continue  # told again after a restart of the broker
+            begins = old is None and not step.fence and step.state not in ENDED
+            if begins and len(self.steps) < AHEAD:
+                actions.append(Follow(step.key, on=True))
             if old != step:
                 actions.append(self._change(step))
             actions += self._follow(step, now)
@@ -281,11 +277,14 @@ class RequestMirror:
             self.due = min(self.due, log.asked + ASK_AGAIN)
 
     def published(self, piece: Published, now: float) -> list[Action]:
-        """A published piece of a log."""
-        log = self._logs.get(piece.key)
+        """A published piece of a log, maybe of an attempt that no update has told of yet."""
+        actions: list[Action] = []
+        log, step = self._logs.get(piece.key), self.steps.get(piece.key)
+        if step and step.state not in ENDED and (log is None or log.fence < piece.fence):
+            log, actions = self._begin(step, piece.fence)
         if log is None or log.fence != piece.fence or log.closed:
             return []
-        return self._take(log, piece.offset, piece.data, now)
+        return actions + self._take(log, piece.offset, piece.data, now)
 
     def piece(self, piece: LogPiece, now: float) -> list[Action]:
         """A piece that was asked for."""
@@ -318,11 +317,9 @@ class RequestMirror:
         """A step's log, by its state."""
         actions: list[Action] = []
         log = self._logs.get(step.key)
-        if step.fence and (log is None or log.fence != step.fence):
-            log = self._logs[step.key] = self._open[step.key] = _Log(step.key, step.fence, step.log)
-            log.streamed = step.state not in ENDED
-            actions.append(OpenLog(step.key, step.fence, step.log))
-        if log is None or log.closed:
+        if step.fence and (log is None or log.fence < step.fence):
+            log, actions = self._begin(step, step.fence)
+        if log is None or log.closed or 0 < step.fence < log.fence:
             return actions
         if step.log_size > log.known:
             log.known = step.log_size
@@ -338,6 +335,11 @@ class RequestMirror:
         if step.state in ENDED:
             actions += self._end(log, now)
         return actions
+
+    def _begin(self, step: StepState, fence: int) -> tuple[_Log, list[Action]]:
+        log = _Log(step.key, fence, step.log, streamed=step.state not in ENDED)
+        self._logs[step.key] = self._open[step.key] = log
+        return log, [OpenLog(log.key, fence, log.name)]
 
     def _end(self, log: _Log, now: float) -> list[Action]:
         """A log's step has ended."""

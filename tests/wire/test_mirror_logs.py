@@ -9,6 +9,7 @@ from fabric.wire.messages import (
     StepState,
 )
 from fabric.wire.mirror import (
+    AHEAD,
     ASK_AGAIN,
     MISSES,
 )
@@ -35,6 +36,34 @@ def test_a_log_of_an_unknown_step_or_attempt_is_ignored() -> None:
     tale.hint(0, TEXT, fence=1)
     tale.piece(0, TEXT, fence=1)
     assert tale.file == b""
+
+
+def test_a_log_may_begin_before_an_update_tells_of_it() -> None:
+    tale = Tale()
+    tale.tick()
+    tale.update(StepState(KEY, "ready"))
+    assert tale.follows == [True], "so that nothing is missed"
+    tale.update(StepState(KEY, "ready", name="zlib"))
+    assert tale.follows == [True], "once"
+    tale.hint(0, TEXT[:4], fence=2)
+    tale.hint(4, TEXT[4:9], fence=2)
+    assert tale.file == TEXT[:9]
+    tale.running(fence=1)  # what the update tells is older
+    tale.hint(9, TEXT[9:], fence=2)
+    assert tale.file == TEXT
+    tale.done(fence=2)
+    assert (tale.closed, tale.asked()) == (True, [])
+    tale.hint(0, b"late", fence=3)
+    assert tale.file == TEXT, "it has ended"
+
+
+def test_logs_of_many_steps_are_not_followed_ahead() -> None:
+    tale = Tale()
+    tale.tick()
+    tale.update(*(StepState(f"{n:064x}", "waiting") for n in range(2 * AHEAD)))
+    assert len(tale.follows) == AHEAD
+    tale.update(StepState(KEY, "cached"))
+    assert len(tale.follows) == AHEAD
 
 
 def test_repeats_and_overlaps_are_harmless() -> None:
