@@ -192,7 +192,7 @@ class _Notes:
         if fd is None:
             return None
         notes = cls(path, fd)
-        with open(fd, "rb", closefd=False) as file:  # noqa: PTH123
+        with open(fd, "rb", closefd=False) as file:
             for line in file.read().decode(errors="surrogateescape").split("\n")[:-1]:
                 if found := _LINE.fullmatch(line):
                     notes._take(found[1], found[2])
