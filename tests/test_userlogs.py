@@ -102,8 +102,8 @@ def test_what_is_noted_outlives_its_writer_at_any_byte(tmp_path: Path, store: St
         begun = [tmp_path / f"build-step-{name}.log" for name in "ab"][: left.count(b"\n", 0, end)]
         assert all(log.read_bytes() == LOG for log in begun)
         assert not list(tmp_path.glob(NOTES))
-        for log in begun:
-            log.write_bytes(LOG[:5])
+        for file in begun:
+            file.write_bytes(LOG[:5])
 
 
 def test_a_new_build_takes_over_what_a_killed_one_left(tmp_path: Path, store: Store) -> None:

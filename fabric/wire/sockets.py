@@ -146,6 +146,8 @@ def subscriber(context: Context, *topics: str, curve: Curve | None = None) -> So
     """A socket that hears logs: of these keys, or of all if one is ""; later `subscribe`."""
     domain = "logs" if curve and curve.server else "logs-in"
     socket = _socket(context, zmq.SUB, LOGS_HWM, MAX_LOG_FRAME, curve, domain)
+    # Subscriptions are all that it sends, and past this limit they would be lost without a word.
+    socket.setsockopt(zmq.SNDHWM, 0)
     for topic in topics:
         socket.setsockopt(zmq.SUBSCRIBE, topic.encode())
     return socket
