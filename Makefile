@@ -37,22 +37,30 @@ $(BIN)/fabric-initiator: pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON) on this machine"; exit 1; }
 	$(call debian,$(DEBIAN_BUILD))
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
 	@touch $@
 
 .PHONY: setup
 setup: $(BIN)/fabric-initiator ## install what building needs: Debian packages, and .venv
 
-$(BIN)/ansible-playbook: $(BIN)/fabric-initiator
+$(VENV)/has-dev: pyproject.toml constraints.txt | $(BIN)/fabric-initiator
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+.PHONY: setup-dev
+setup-dev: $(VENV)/has-dev ## and what working on this needs: checkers, pytest
+
+# (Not the program: what checks roles brings it, too.)
+$(VENV)/has-deploy: pyproject.toml constraints.txt | $(BIN)/fabric-initiator
 	$(call debian,$(DEBIAN_DEPLOY))
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[deploy]'
 	@touch $@
 
 .PHONY: setup-deploy
-setup-deploy: $(BIN)/ansible-playbook ## and what deploying needs: Ansible, libvirt
+setup-deploy: $(VENV)/has-deploy ## and what deploying needs: Ansible, libvirt
 
 .PHONY: setup-test
-setup-test: setup-deploy
+setup-test: setup-deploy setup-dev
 	$(call debian,$(DEBIAN_TEST))
 
 .PHONY: build
@@ -66,7 +74,7 @@ image: build ## and make a bootable disk image of it: build/system.img
 	$(BIN)/fabric-initiator image $(SYSTEM) --to build/system.img --force
 
 .PHONY: check
-check: setup-deploy ## format, lint, types, import contracts
+check: setup-deploy setup-dev ## format, lint, types, import contracts
 	$(BIN)/ruff format --check fabric tests bench ansible
 	$(BIN)/ruff check fabric tests bench ansible
 	$(BIN)/mypy
@@ -88,11 +96,11 @@ test-deploy: setup-test-deploy ## deploy to virtual machines, in namespaces of t
 	$(BIN)/pytest tests/deploy $(TESTS)
 
 .PHONY: quick
-quick: setup ## the tests that need no real sources: seconds
+quick: setup-dev ## the tests that need no real sources: seconds
 	$(BIN)/pytest -m 'not system' $(TESTS)
 
 .PHONY: simulate
-simulate: setup ## play SEEDS=N small disasters of a simulated farm, from seed FIRST=N on
+simulate: setup-dev ## play SEEDS=N small disasters of a simulated farm, from seed FIRST=N on
 	$(BIN)/python tests/simulation --seeds $(SEEDS) --first $(FIRST)
 
 .PHONY: chaos
@@ -112,4 +120,4 @@ constraints: ## pin the newest versions that pip finds
 
 .PHONY: clean
 clean: ## remove what make and builds left in this folder (not the cache)
-	rm -rf $(VENV) build build-step-*.log .build-step-*.log.part .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) build build-step-*.log .build-step-logs-*.part .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
