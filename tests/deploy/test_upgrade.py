@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,6 +49,23 @@ class Farm(Cluster):
         """Edit its morph, in the world."""
         self.world.run("tee", ROOT / FARM, input=farm_morph(workers))
 
+    def interrupt(self, log: Path, moment: Callable[[], bool], *playbook: str) -> None:
+        """Play it until a moment has come, and press Ctrl-C."""
+        pid = log.with_suffix(".pid")
+        script = f'echo $$ > {pid}; exec "$@"'
+        with log.open("w") as to:
+            play = self.world.start(
+                *("sh", "-c", script, "sh", *self.command(*playbook)),
+                cwd=ROOT,
+                env=self.environment,
+                stdout=to,
+                stderr=to,
+            )
+            until(moment, 600, log.read_text)
+            self.world.run("kill", "-INT", pid.read_text().strip())
+            play.wait(60)
+        assert "User interrupted execution" in log.read_text()
+
     def guests(self) -> set[str]:
         return {guest for guest in self.vmhost.guests() if guest.startswith("farm-")}
 
@@ -69,20 +86,8 @@ class Farm(Cluster):
 def farm(vmhost: VmHost, built: Built, scratch: Path) -> Iterator[Farm]:
     """Deployed, by a second run: Ctrl-C ended the first when it was sending images."""
     farm = Farm(vmhost, built, scratch)
-    pid, log = scratch / "interrupted.pid", scratch / "interrupted"
-    script = f'echo $$ > {pid}; exec "$@"'
-    with log.open("w") as to:
-        first = farm.world.start(
-            *("sh", "-c", script, "sh", *farm.command("deploy-cluster.yml")),
-            cwd=ROOT,
-            env=farm.environment,
-            stdout=to,
-            stderr=to,
-        )
-        until(lambda: any(farm.images.glob("farm-*_vm.img.??????")), 300, log.read_text)
-        farm.world.run("kill", "-INT", pid.read_text().strip())
-        first.wait(60)
-    assert "User interrupted execution" in log.read_text()
+    log = scratch / "interrupted"
+    farm.interrupt(log, lambda: any(farm.images.glob("farm-*_vm.img.??????")), "deploy-cluster.yml")
     # what had come of an image is gone
     until(lambda: not any(farm.images.glob("farm-*_vm.img.??????")), 30, log.read_text)
     farm.play("deploy-cluster.yml", timeout=1200)
@@ -145,6 +150,20 @@ def test_a_worker_is_upgraded_while_it_builds(farm: Farm, scratch: Path) -> None
         assert play.wait(900) == 0, log.read_text()
     assert (farm.label("worker0"), farm.label("worker1")) == ("distbuild", "second")
     farm.on("worker1", "test -e /srv/distbuild/kept && ! test -e /var/tmp/lost")
+    assert not list(farm.images.glob("farm-*.old"))
+
+
+def test_an_interrupted_upgrade_goes_on(farm: Farm, scratch: Path) -> None:
+    """The machine runs its new image, but nobody has seen yet that it works."""
+    upgrade = ["upgrade-cluster.yml", "--limit", "worker0", "-e", "VERSION_LABEL=second"]
+    log = scratch / "interrupted-upgrade"
+    swapped = "Put the new image in the place of the former one"
+    farm.interrupt(log, lambda: "TASK" in log.read_text().partition(swapped)[2], *upgrade)
+    assert [image.name for image in farm.images.glob("farm-*.old")] == ["farm-worker0_vm.img.old"]
+    assert farm.workers()["worker0"] != "idle", "it was drained"
+    farm.play(*upgrade)
+    assert farm.label("worker0") == "second"
+    assert farm.workers() == {"worker0": "idle", "worker1": "idle"}
     assert not list(farm.images.glob("farm-*.old"))
 
 
