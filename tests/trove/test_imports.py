@@ -218,6 +218,7 @@ def test_a_hard_link_to_nothing(trove: Trove, files: Files) -> None:
     "data",
     [b"", b"no archive at all", b"\x1f\x8b" + b"x" * 50, b"PK\x03\x04" + b"x" * 50]
     + [kind()[: min(515, len(kind()) // 3)] for kind in FORMATS.values()],
+    ids=["empty", "text", "no-gzip", "no-zip", *(f"half-{kind}" for kind in FORMATS)],
 )
 def test_damaged_archives(trove: Trove, files: Files, data: bytes) -> None:
     trove.lorry(files.put("thing", data), data)
