@@ -20,7 +20,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "network"))
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "kit"))
 
-from network_kit import Desk, Farm, Program, until
+from network_kit import Desk, Farm, Program
+from waiting import until
 
 #: Seconds, as `Farm.broker` sets it.
 LEASE = 4.0

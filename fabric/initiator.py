@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import gc
 import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
 from fabric import __version__
 from fabric.config import load_settings
-from fabric.errors import FabricError
+from fabric.errors import NO_ROOM, FabricError
 
 EPILOG = """exit codes:
   0  done                      3  something failed to build
@@ -27,9 +29,28 @@ EPILOG = """exit codes:
 """
 
 
-def _common(default: str | None) -> argparse.ArgumentParser:
+class _Command(argparse.ArgumentParser):
+    """One command.  Options may stand anywhere among its arguments: argparse by itself takes
+    ``build SYSTEM --json CHUNK`` for a mistake.
+    """
+
+    _within = False
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        if self._within:
+            return super().parse_known_args(args, namespace)
+        self._within = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._within = False
+
+
+def _common(default: str | None) -> _Command:
     """Options that may stand before the command, and after it."""
-    common = argparse.ArgumentParser(add_help=False, argument_default=default)
+    common = _Command(add_help=False, argument_default=default)
     common.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     common.add_argument("--cache", metavar="DIR", help="where everything local is kept")
     common.add_argument("--artifacts", metavar="URL", help="the artifact store")
@@ -50,29 +71,31 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"distbuild {__version__}")
     common = _common(argparse.SUPPRESS)  # after the command, what is not said changes nothing
-    json = argparse.ArgumentParser(add_help=False)
+    json = _Command(add_help=False)
     json.add_argument("--json", action="store_true", help="print JSON, for programs")
-    limits = argparse.ArgumentParser(add_help=False)
+    limits = _Command(add_help=False)
     limits.add_argument("--workers", type=int, metavar="N", help="workers on this machine")
     limits.add_argument("--max-jobs", type=int, metavar="N", help="make's -j in a build step")
     limits.add_argument(
         "--build-timeout", type=float, metavar="SECONDS", help="end a build step after this long"
     )
-    of_system = argparse.ArgumentParser(add_help=False)
+    of_system = _Command(add_help=False)
     of_system.add_argument(
         "--system",
         metavar="SYSTEM",
         help="the system it is part of (default: the last one built here, or the first that fits)",
     )
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = top.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=_Command
+    )
 
-    def add(name: str, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    def add(name: str, text: str, *parents: _Command) -> _Command:
         return commands.add_parser(name, help=text, description=text, parents=[common, *parents])
 
     build = add("build", "Build a system, or some chunks or strata of it.", json, limits)
     build.add_argument("system", metavar="SYSTEM", help="a system morph")
     build.add_argument(
-        "chunks", nargs="*", metavar="CHUNK", help="build only these and their needs"
+        "chunks", nargs="*", default=[], metavar="CHUNK", help="build only these and their needs"
     )
     build.add_argument(
         "--keep-going", action="store_true", help="after a failure, build all that still can be"
@@ -110,7 +133,9 @@ def parser() -> argparse.ArgumentParser:
 
     show = add("show", "Show cache keys, what is cached, and why the rest is not.", json)
     show.add_argument("system", metavar="SYSTEM")
-    show.add_argument("chunks", nargs="*", metavar="CHUNK", help="only these, in detail")
+    show.add_argument(
+        "chunks", nargs="*", default=[], metavar="CHUNK", help="only these, in detail"
+    )
 
     checkout = add("checkout", "Copy an artifact out of the store.", json)
     checkout.add_argument("system", metavar="SYSTEM")
@@ -156,7 +181,9 @@ def parser() -> argparse.ArgumentParser:
 
     shell = add("shell", "Open a shell in the sandbox of a chunk.", limits, of_system)
     shell.add_argument("chunk", metavar="CHUNK")
-    shell.add_argument("argv", nargs="*", metavar="ARG", help="after --: run this instead")
+    shell.add_argument(
+        "argv", nargs="*", default=[], metavar="ARG", help="after --: run this instead"
+    )
 
     gc = add("gc", "Remove what is old: artifacts, layers, sources' trees.", json)
     gc.add_argument(
@@ -168,8 +195,25 @@ def parser() -> argparse.ArgumentParser:
 
     lorry = add("lorry", "Where sources come from: list, import, renew pins.", json)
     lorry.add_argument("action", choices=["list", "import", "update"])
-    lorry.add_argument("names", nargs="*", metavar="NAME", help="default: all")
+    lorry.add_argument("names", nargs="*", default=[], metavar="NAME", help="default: all")
     return top
+
+
+@contextlib.contextmanager
+def _explained(cache: Path) -> Iterator[None]:
+    """Turn what the system says of a place that cannot be the cache into an error for users."""
+    try:
+        yield
+    except OSError as error:
+        unfit = isinstance(error, PermissionError | NotADirectoryError | FileExistsError)
+        unfit = unfit or error.errno in (errno.EROFS, *NO_ROOM)
+        name = Path(error.filename if isinstance(error.filename, str) else "")
+        if unfit and (name.is_relative_to(cache) or cache.is_relative_to(name)):
+            raise FabricError(
+                f"{name}: {error.strerror}; everything local is kept in {cache}, which must be a"
+                " writable folder: --cache or FABRIC_CACHE names another"
+            ) from error
+        raise
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -181,7 +225,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = load_settings(overrides=vars(options))
         command = importlib.import_module(f"fabric.commands.{options.command}")
-        code: int = command.run(options, settings)
+        with _explained(settings.cache_dir):
+            code: int = command.run(options, settings)
         sys.stdout.flush()
     except FabricError as error:
         if options.debug:

@@ -24,6 +24,7 @@ from fabric.building.image_rootfs import BLOCK, EPOCH, File, ImageError, Survey,
 MIB = 1024 * 1024
 _SECTOR = 512
 _START = MIB  # of the boot partition
+_LARGEST = _SECTOR << 32  # a partition table has 32 bits for a number of sectors
 _INODE = 256
 _NAMESPACE = uuid.UUID("6e0f8f6e-5c1c-5e0b-9d0c-1f0d8ad6a5b5")
 # what this machine's own mke2fs.conf says must not matter
@@ -72,7 +73,9 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
     def plan(
         cls, found: Survey, placed: Mapping[str, File], size: int, label: str, arguments: str
     ) -> Disk:
-        """Choose a kernel and lay out the disk.  ImageError: no kernel, or the disk too small."""
+        """Choose a kernel and lay out the disk.  ImageError: no kernel, or a disk too small or
+        too large.
+        """
         kernel, initrd = choose_kernel(found)
         boot = [("vmlinuz", found.boot[kernel])]
         if initrd:
@@ -89,6 +92,11 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
         needed = root_offset + _mib(content * 103 // 100 + 6 * MIB)
         if size < needed:
             raise _too_small(size, needed)
+        if size > _LARGEST:
+            raise ImageError(
+                f"a disk of {size // MIB} MiB is too large for its partition table: at most"
+                f" {_LARGEST // MIB} MiB (2T)"
+            )
         everything = (found.sha256, sorted(placed.items()), size, label, arguments)
         return cls(
             size=size,

@@ -28,7 +28,9 @@ def read_manifest(manifest: Path, variables: Mapping[str, str]) -> dict[str, Fil
     files: dict[str, File] = {}
     try:
         lines = manifest.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ImageError(f"{manifest}: the manifest cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
         raise ImageError(f"{manifest}: the manifest cannot be read: {error}") from error
     for number, line in enumerate(lines, 1):
         try:

@@ -10,15 +10,17 @@ from pathlib import Path
 import zstandard
 
 from fabric.building.tree import Unpacker, remove
-from fabric.commands.common import open_built, print_json, progress
+from fabric.commands.common import heed_signals, open_built, print_json, progress
 from fabric.config import Settings
 from fabric.errors import FabricError
 from fabric.jobs import Blob, Content
 from fabric.project import Project
 from fabric.render import size
+from fabric.trove.troubles import brief
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
+    heed_signals()
     names = [options.artifact] if options.artifact else []
     project, plan = open_built(settings, options.system, names)
     blobs: list[Blob] = []
@@ -27,25 +29,37 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         wanted = (options.artifact,) if options.artifact in step.artifacts else step.artifacts
         blobs += _blobs(project, plan.keys[goal], step.name, wanted)
     to = Path(options.to)
-    if to.exists() or to.is_symlink():
-        if not options.force:
-            raise FabricError(f"{to}: exists already; --force replaces it")
-        if to.is_dir() and not to.is_symlink():
-            remove(to)
-        else:
-            to.unlink()
-    if not to.parent.is_dir():
-        raise FabricError(f"{to.parent}: no such directory")
+    _look_at(to, project, force=options.force)
     total = sum(blob.size for blob in blobs)
-    if to.name.endswith((".tar", ".tar.zst")):
-        _to_tar(project, blobs, to)
-    else:
-        _to_directory(project, blobs, to)
+    try:
+        if to.name.endswith((".tar", ".tar.zst")):
+            _to_tar(project, blobs, to)
+        else:
+            _to_directory(project, blobs, to)
+    except OSError as error:
+        raise FabricError(f"{to} cannot be written: {brief(error)}") from error
     if options.json:
         print_json({"to": str(to), "sha256": [blob.sha256 for blob in blobs], "size": total})
     else:
         print(f"{to}: {len(blobs)} archive{'s' * (len(blobs) != 1)}, {size(total)} in the store")
     return 0
+
+
+def _look_at(to: Path, project: Project, *, force: bool) -> None:
+    """FabricError if something is to go there that must not, or cannot."""
+    if not to.parent.is_dir():
+        raise FabricError(f"{to.parent}: no such directory")
+    if not (to.exists() or to.is_symlink()):
+        return
+    if not force:
+        raise FabricError(f"{to}: exists already; --force replaces it")
+    if to.is_symlink() or to.is_file():
+        return
+    if not to.is_dir():
+        raise FabricError(f"{to}: neither a folder nor an ordinary file; name another place")
+    for needed in (Path.cwd(), project.root, project.settings.cache_dir):
+        if needed.resolve().is_relative_to(to.resolve()):
+            raise FabricError(f"{to}: not replaced, for {needed} is there; name another place")
 
 
 def _blobs(project: Project, key: str, name: str, artifacts: tuple[str, ...]) -> list[Blob]:
@@ -81,7 +95,7 @@ def _to_directory(project: Project, blobs: list[Blob], to: Path) -> None:
         tree.finish()
         for device in sorted(tree.devices):
             progress(f"left out: the device /{os.fsdecode(device)}")
-        scratch.rename(to)
+        _replace(to, scratch)
     except BaseException:
         remove(scratch)
         raise
@@ -99,6 +113,12 @@ def _to_tar(project: Project, blobs: list[Blob], to: Path) -> None:
                 zstandard.ZstdDecompressor().copy_stream(source, target)
         else:
             project.store.fetch(blobs[0], part)
-        part.rename(to)
+        _replace(to, part)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _replace(to: Path, fresh: Path) -> None:
+    """What was there goes when there is something whole to take its place."""
+    remove(to)
+    fresh.rename(to)

@@ -14,7 +14,7 @@ import msgspec
 from fabric.config import Settings
 from fabric.definitions.graph import Graph, Step
 from fabric.definitions.select import find
-from fabric.errors import FabricError
+from fabric.errors import DefinitionsError, FabricError, Problem
 from fabric.jobs import tools_among
 from fabric.plan import Plan
 from fabric.project import Project
@@ -93,20 +93,25 @@ def find_chunk(settings: Settings, name: str, system: str | None) -> tuple[Proje
         return project, plan, plan.graph[plan.goals[0]]
     project = open_project(settings)
     last = project.last_system()
+    unknown: list[Problem] = []
     candidates = [last] if last else []
     candidates += [one for one in project.systems() if one != last]
     for candidate in candidates:
         try:
             graph = project.graph(candidate)
             goals = find(graph, name)
+        except DefinitionsError as error:
+            unknown += error.problems
+            continue
         except FabricError:
             continue  # another system may have it
         plan = plan_of(project, graph, goals[:1])
         return project, plan, graph[goals[0]]
-    raise FabricError(
-        f"{name}: no system in {project.root / 'systems'} has a chunk of that name;"
-        " name the system with --system"
-    )
+    where = f"in {project.root / 'systems'} has a chunk of that name"
+    if unknown:
+        told = f"{name}: no system {where}, but some cannot be looked into:\n"
+        raise FabricError(told + str(DefinitionsError(unknown)))
+    raise FabricError(f"{name}: no system {where}; name the system with --system")
 
 
 def facts(value: Any) -> Any:

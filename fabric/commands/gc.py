@@ -15,6 +15,8 @@ DAY = 86400.0
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
+    if not options.keep_days >= 0:  # nor is NaN
+        raise FabricError(f"--keep-days {options.keep_days:g}: give a number of days, or 0")
     keep = _pinned(settings)
     for system in options.keep:
         project, graph = open_graph(settings, system)

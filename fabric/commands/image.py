@@ -10,7 +10,7 @@ import zstandard
 
 from fabric.building.image import KERNEL_ARGUMENTS, File, files_below, make_image
 from fabric.building.image_manifest import read_manifest
-from fabric.commands.common import open_built, print_json, progress
+from fabric.commands.common import heed_signals, open_built, print_json, progress
 from fabric.config import Settings
 from fabric.definitions.cluster_settings import size as parse_size
 from fabric.errors import FabricError
@@ -18,6 +18,7 @@ from fabric.render import size
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
+    heed_signals()
     disk = parse_size(options.size)
     if disk is None:
         raise FabricError(f"{options.size!r} is not a size; write it like 5G or 800M")

@@ -59,5 +59,5 @@ def find(graph: Graph, name: str) -> tuple[str, ...]:
     if found:
         return tuple(found)
     words = {word for step in graph.steps for word in (step.name, *step.artifacts)}
-    hint = suggest(name, words) or "; `fabric-initiator graph` lists all"
+    hint = suggest(name, words) or f"; `fabric-initiator graph {graph.path}` lists all"
     raise FabricError(f"{name!r}: {graph.system} has no chunk, stratum or artifact so called{hint}")

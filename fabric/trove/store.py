@@ -365,7 +365,9 @@ class Store:
         except FileNotFoundError as error:
             raise _Absent(f"{self.url}: {what}: {brief(error)}") from error
         except self._backend.trouble as error:
-            raise StoreError(f"{self.url}: {what}: {brief(error)}{advice(error)}") from error
+            raise StoreError(
+                f"{self.url}: {what}: {brief(error)}{advice(error, self.url)}"
+            ) from error
 
 
 class _Absent(StoreError):

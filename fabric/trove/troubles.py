@@ -9,12 +9,22 @@ import re
 
 from fabric.errors import NO_ROOM
 
-#: What obstore says -> what to do.
+#: What obstore says of a store, after its URL -> what to do.
 _MEANINGS = (
     (
         "InvalidCertificate",
         "its certificate is not trusted: have `artifacts-ca` name the file with the certificate of"
         " the authority that vouches for it",
+    ),
+    (
+        "^(?!http)(?s:.*)status code: 40[13]",
+        "check the credentials in the environment (those of s3: AWS_ACCESS_KEY_ID and"
+        " AWS_SECRET_ACCESS_KEY)",
+    ),
+    (
+        "(PUT|DELETE) .*status code: 403",
+        "the store refuses to store and to delete with this password: `artifacts-password` (or"
+        " FABRIC_ARTIFACTS_PASSWORD) must name a file with the password of one who may",
     ),
     ("status code: 40[13]", "check `artifacts-password`"),
     (
@@ -42,8 +52,10 @@ def brief(error: Exception) -> str:
     return (f"{first}: {cause[1] or cause[2]}" if cause else first) or type(error).__name__
 
 
-def advice(error: Exception) -> str:
-    """What to do about it, as the end of a sentence; "" if there is nothing to say."""
+def advice(error: Exception, url: str) -> str:
+    """What to do about it with the store at ``url``, as the end of a sentence; "" if there is
+    nothing to say.
+    """
     number = getattr(error, "errno", None)
     if number in NO_ROOM:
         return "; the disk is full: free some room (fabric-initiator gc), then try again"
@@ -52,7 +64,7 @@ def advice(error: Exception) -> str:
     if isinstance(error, OSError):
         return ""
     for pattern, meaning in _MEANINGS:
-        if re.search(pattern, str(error)):
+        if re.search(pattern, f"{url} {error}"):
             return f"; {meaning}"
     return "; check that the server is up and the setting `artifacts` right, then try again"
 

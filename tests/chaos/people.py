@@ -67,6 +67,10 @@ class User:
         self._next()
         return False
 
+    def again(self) -> None:
+        """What was built is to be built once more."""
+        self._next()
+
     def look_back(self) -> None:
         """When all is quiet, the build is asked for once more where it was followed."""
         for host, folder in self.places():
@@ -120,6 +124,10 @@ class Roamer(User):
         else:
             self._hosts.reverse()
             self._type("attach", self._request, self._hosts[0], "attached")
+
+    def again(self) -> None:
+        self._request = ""
+        super().again()
 
     def _went_well(self) -> bool:
         if self._request:

@@ -192,7 +192,11 @@ def test_find() -> None:
     ("name", "message"),
     [
         ("zlip", "'zlip': s has no chunk, stratum or artifact so called; did you mean 'zlib'?"),
-        ("qqq", "'qqq': s has no chunk, stratum or artifact so called; `fabric-initiator graph`"),
+        (
+            "qqq",
+            "'qqq': s has no chunk, stratum or artifact so called;"
+            " `fabric-initiator graph systems/s.morph` lists all",
+        ),
         ("", "'': s has no chunk, stratum or artifact so called"),
     ],
 )

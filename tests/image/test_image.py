@@ -307,6 +307,11 @@ def test_a_disk_too_small_says_what_is_needed(make: Callable[..., Image], tmp_pa
     assert content(image, f"/usr/2999-{'n' * 40}") == "x" * (2999 * 7)
 
 
+def test_a_disk_too_large_for_its_partition_table(make: Callable[..., Image]) -> None:
+    with pytest.raises(ImageError, match=r"too large for its partition table: .* \(2T\)"):
+        make(small(), size=(2 << 40) + MIB)
+
+
 def test_an_existing_image_is_replaced_only_by_force(
     make: Callable[..., Image], tmp_path: Path
 ) -> None:

@@ -10,19 +10,11 @@ from pathlib import Path
 
 import pytest
 from initiator_kit import Project
+from waiting import until
 
 from fabric.worker import NICE
 
 ADD = "mkdir -p $DESTDIR/usr/share/{0}; cp hello.txt $DESTDIR/usr/share/{0}/"
-
-
-def until(condition: object, seconds: float = 20) -> None:
-    """Wait until ``condition()`` holds."""
-    assert callable(condition)
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
 
 
 def test_it_builds_logs_and_says_where_the_result_is(project: Project) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import tarfile
 
 import pytest
-from initiator_kit import Project
+from initiator_kit import INITIATOR, Project
 
 from fabric.initiator import parser
 
@@ -28,6 +30,27 @@ def test_some_options_stand_before_the_command_or_after_it(line: str) -> None:
     assert (options.controller, options.cache, options.debug) == ("h", "c", True)
     options = parser().parse_args(line.format("").split())
     assert (options.controller, options.artifacts, options.debug) == (None, None, False)
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "value"),
+    [
+        ("build s --json a b", "chunks", ["a", "b"]),
+        ("build --json s", "chunks", []),
+        ("show s --json a", "chunks", ["a"]),
+        ("checkout s --to there a", "artifact", "a"),
+        ("lorry list --json a", "names", ["a"]),
+        ("shell a --system s -- sh --json -c b", "argv", ["sh", "--json", "-c", "b"]),
+    ],
+)
+def test_options_may_stand_among_arguments(line: str, name: str, value: object) -> None:
+    assert getattr(parser().parse_args(line.split()), name) == value
+
+
+def test_what_is_missing_is_named_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parser().parse_args(["build", "--json"])
+    assert capsys.readouterr().err.endswith("required: SYSTEM\n")
 
 
 def test_graph_offline_needs_no_repository(project: Project) -> None:
@@ -83,7 +106,11 @@ def test_logs_are_kept_with_what_was_built(project: Project) -> None:
     assert "two is here" in json.loads(project.run("logs", "two", "--json").stdout)["log"]
     wrong = project.run("logs", "three")
     assert wrong.returncode == 1
-    assert "no system" in wrong.stderr
+    assert "name the system with --system" in wrong.stderr
+    (project.root / "strata/one.morph").write_text("kind: chunk\n")
+    wrong = project.run("logs", "two")
+    assert wrong.returncode == 1
+    assert "some cannot be looked into:\nstrata/one.morph:" in wrong.stderr
 
 
 def test_checkout_to_a_directory_and_to_tars(project: Project) -> None:
@@ -100,6 +127,34 @@ def test_checkout_to_a_directory_and_to_tars(project: Project) -> None:
     assert refused.returncode == 1
     assert "--force replaces it" in refused.stderr
     assert project.run("checkout", SYSTEM, "--to", "small.tar", "--force").returncode == 0
+
+
+def test_checkout_replaces_nothing_before_all_is_well(project: Project) -> None:
+    built(project)
+    kept = project.logs / "kept.tar"
+    kept.write_text("kept")
+    os.mkfifo(project.logs / "pipe")
+    (project.logs / "link").symlink_to(kept)
+    for to, said in (
+        (".", f".: not replaced, for {project.logs} is there"),
+        ("..", f"..: not replaced, for {project.logs} is there"),
+        ("../strata/..", f"not replaced, for {project.logs} is there"),
+        (str(project.cache), f"not replaced, for {project.cache} is there"),
+        ("pipe", "pipe: neither a folder nor an ordinary file"),
+        ("/proc/nothing", "/proc/nothing cannot be written: "),
+        ("/proc/nothing.tar", "/proc/nothing.tar cannot be written: "),
+    ):
+        done = project.run("checkout", SYSTEM, "--to", to, "--force")
+        assert done.returncode == 1
+        assert said in done.stderr
+    # two archives are no tar
+    assert project.run("checkout", SYSTEM, "one", "--to", "kept.tar", "--force").returncode == 1
+    assert kept.read_text() == "kept"
+    for _ in range(2):
+        assert project.run("checkout", SYSTEM, "--to", "link", "--force").returncode == 0
+    assert (project.logs / "link/usr/bin/two").read_text() == "hello\n"
+    assert not list(project.logs.glob(".link*"))
+    assert kept.read_text() == "kept"
 
 
 def test_shell_opens_the_sandbox_of_a_failed_build(project: Project) -> None:
@@ -125,6 +180,23 @@ def test_gc_removes_what_is_old_and_spares_what_is_to_be_kept(project: Project) 
     assert "4 built" in project.build().stdout
 
 
+@pytest.mark.parametrize("days", ["-1", "nan"])
+def test_gc_takes_no_days_that_are_none(project: Project, days: str) -> None:
+    done = project.run("gc", "--keep-days", days)
+    assert done.returncode == 1
+    assert f"--keep-days {days}: give a number of days, or 0" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["build", "show", "gc"])
+def test_a_place_that_cannot_be_the_cache(project: Project, command: str) -> None:
+    project.write(one="true")
+    system = () if command == "gc" else (SYSTEM,)
+    done = project.run(command, *system, "--cache", "/dev/null/cache")
+    assert done.returncode == 1
+    assert "Not a directory; everything local is kept in /dev/null/cache" in done.stderr
+    assert "--cache or FABRIC_CACHE names another" in done.stderr
+
+
 def test_an_image_needs_a_built_system_with_a_kernel(project: Project) -> None:
     project.write(one="true")
     done = project.run("image", SYSTEM, "--to", "disk.img")
@@ -137,6 +209,23 @@ def test_an_image_needs_a_built_system_with_a_kernel(project: Project) -> None:
     done = project.run("image", SYSTEM, "--to", "disk.img", "--size", "much")
     assert "'much' is not a size" in done.stderr
     assert not list(project.logs.glob("*disk.img*"))
+
+
+def test_an_image_that_is_no_more_wanted_leaves_nothing(project: Project) -> None:
+    project.write(one="mkdir $DESTDIR/boot; cp hello.txt $DESTDIR/boot/vmlinuz")
+    assert project.build().returncode == 0
+    there = set(project.logs.iterdir())
+    child = subprocess.Popen(
+        [*INITIATOR, "image", SYSTEM, "--to", "disk.img", "--size", "1T"],
+        cwd=project.logs, env=project.environ, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    project.children.append(child)
+    assert child.stderr is not None
+    assert any("writing the root filesystem" in line for line in child.stderr)
+    assert set(project.logs.iterdir()) > there
+    child.terminate()
+    assert child.wait(20) == 130
+    assert set(project.logs.iterdir()) == there
 
 
 def test_lorries_are_listed_and_wrong_ones_told(project: Project) -> None:

@@ -18,15 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from small_definitions import SYSTEM, git, lay_out, write_chunks
-
-
-def until(condition: Callable[[], Any], seconds: float = 30, what: str = "") -> Any:
-    """Wait until ``condition()`` holds; what it gives."""
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, f"waited in vain {what}"
-        time.sleep(0.05)
-    return found
+from waiting import until
 
 
 class Program:

@@ -7,8 +7,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from network_kit import Desk, Farm, until
+from network_kit import Desk, Farm
 from small_definitions import SYSTEM, git
+from waiting import until
 
 ADD = "mkdir -p $DESTDIR/usr/share/{0}; cp hello.txt $DESTDIR/usr/share/{0}/"
 

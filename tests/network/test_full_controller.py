@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from network_kit import Farm, until
+from network_kit import Farm
 from small_disk import SmallDisk
+from waiting import until
 
 REFUSAL = "the controller takes no orders, cancels or drains, for it cannot write its journal: "
 

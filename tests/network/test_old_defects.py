@@ -11,7 +11,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from network_kit import Desk, Farm, until
+from network_kit import Desk, Farm
+from waiting import until
 
 TESTS = Path(__file__).parent.parent
 HERE = "network/test_old_defects.py"

@@ -8,8 +8,9 @@ import socket
 import sys
 
 import pytest
-from network_kit import Desk, Farm, until
+from network_kit import Desk, Farm
 from small_definitions import SYSTEM
+from waiting import until
 
 from fabric.wire.messages import PROTOCOL
 

@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from network_kit import Farm, free_ports, until
+from network_kit import Farm, free_ports
+from waiting import until
 
 SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
 ACCESS = Path(__file__).parents[2] / "ansible/roles/trove/files/trove-access"

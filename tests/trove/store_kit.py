@@ -48,11 +48,13 @@ def nginx(
     *,
     tls: Authority | None = None,
     login: str = "",
+    reader: str = "",
     data: Path | None = None,
 ) -> Iterator[Server]:
     """A WebDAV server: nginx with its two DAV modules; its files are in ``data``.
 
-    With a certificate of ``tls``, and for ``login`` (USER:PASSWORD) alone, if they are given.
+    With a certificate of ``tls``, and for ``login`` (USER:PASSWORD) alone, if they are given;
+    then also for ``reader``, who is refused with 403, as on a deployed trove, if he would write.
     """
     module = Path("/usr/lib/nginx/modules/ngx_http_dav_ext_module.so")
     assert module.exists(), (
@@ -66,8 +68,8 @@ def nginx(
         certificate, key = tls.certificate("127.0.0.1")
         ssl = f"ssl_certificate {certificate}; ssl_certificate_key {key};"
     if login:
-        name, _, password = login.partition(":")
-        (folder / "users").write_text(f"{name}:{{PLAIN}}{password}\n")
+        users = [who.replace(":", ":{PLAIN}", 1) + "\n" for who in (login, reader) if who]
+        (folder / "users").write_text("".join(users))
         auth = f'auth_basic "artifacts"; auth_basic_user_file {folder}/users;'
     (folder / "nginx.conf").write_text(
         f"""
@@ -78,10 +80,14 @@ def nginx(
           access_log off; client_max_body_size 0; client_body_temp_path {data}/tmp;
           proxy_temp_path {folder}/body; fastcgi_temp_path {folder}/body;
           uwsgi_temp_path {folder}/body; scgi_temp_path {folder}/body;
+          map "$remote_user $request_method" $refused {{
+            default 0; "~^{reader.partition(":")[0] or "-"} (PUT|DELETE)$" 1;
+          }}
           server {{
             listen 127.0.0.1:{port} {"ssl" if tls else ""}; root {data}; {ssl} {auth}
             location / {{
               dav_methods PUT DELETE; dav_ext_methods PROPFIND; create_full_put_path on;
+              if ($refused) {{ return 403; }}
             }}
           }}
         }}

@@ -22,6 +22,7 @@ from fabric.trove.store import Store, Usage
 
 MIB = 1024 * 1024
 LOGIN = "worker:much secret"
+READER = "reader:not so secret"
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, 
     """A server with TLS and a password, and who vouches for it."""
     folder = tmp_path_factory.mktemp("guarded")
     authority = Authority(folder)
-    with nginx(folder, free_port(), tls=authority, login=LOGIN) as server:
+    with nginx(folder, free_port(), tls=authority, login=LOGIN, reader=READER) as server:
         yield server, authority
 
 
@@ -115,6 +116,45 @@ def test_neither_stranger_nor_strange_server(
             assert advice in str(caught.value)
             assert "guess" not in str(caught.value)
             assert "\n" not in str(caught.value)
+
+
+def test_a_password_that_may_only_read(
+    guarded: tuple[Server, Authority], password: Path, tmp_path: Path
+) -> None:
+    server, authority = guarded
+    url, scratch, only = f"{server.url}/read", tmp_path / "scratch", tmp_path / "only"
+    only.write_text(READER)
+    builder = Store(url, scratch, ca=authority.file, password=password)
+    builder.put(*step(1, b"data"))
+    reader = Store(url, scratch, ca=authority.file, password=only)
+    assert reader.inspect(key(1))
+    for use, what in (
+        (lambda: reader.gc(set()), "cannot be cleaned: "),
+        (lambda: reader.gc(set(), now=time.time), "cannot be cleaned: "),  # as far as to delete
+        (lambda: reader.remove([key(1)]), "cannot be cleaned: "),
+        (lambda: reader.put(*step(2, b"more")), "chunk-2 cannot be stored: "),
+    ):
+        with pytest.raises(StoreError) as caught:
+            use()
+        assert str(caught.value).startswith(f"{url}: {what}")
+        assert str(caught.value).endswith(
+            "403 Forbidden; the store refuses to store and to delete with this password:"
+            " `artifacts-password` (or FABRIC_ARTIFACTS_PASSWORD) must name a file with the"
+            " password of one who may"
+        )
+    assert builder.usage().manifests == 1
+    assert builder.gc(set()).manifests == 1
+
+
+def test_s3_takes_no_password(
+    s3: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {**s3, "AWS_SECRET_ACCESS_KEY": "guess"}.items():
+        monkeypatch.setenv(name, value)
+    store = Store("s3://artifacts/refused", tmp_path)
+    for use in (lambda: store.has([key(1)]), lambda: store.put(*step(1, b"data"))):
+        with pytest.raises(StoreError, match="; check the credentials in the environment"):
+            use()
 
 
 def test_files_of_settings_that_are_wrong(tmp_path: Path) -> None:

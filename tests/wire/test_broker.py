@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wire_kit import FakeWorker, key_of, resident, until
+from waiting import until
+from wire_kit import FakeWorker, key_of, resident
 
 from fabric.wire import sockets
 from fabric.wire.messages import (

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from farm_kit import HOST, Farm
-from wire_kit import until
+from waiting import until
 
 from fabric.daemon import free_disk, free_memory
 from fabric.notes import Notes

@@ -6,7 +6,7 @@ import hashlib
 import threading
 from pathlib import Path
 
-from wire_kit import until
+from waiting import until
 
 from fabric.desk import Desk
 from fabric.errors import StoreError

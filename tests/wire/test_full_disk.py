@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import pytest
 from farm_kit import HOST, Farm, Peer, report
 from small_disk import SmallDisk
-from wire_kit import FakeWorker, Follower, until
+from waiting import until
+from wire_kit import FakeWorker, Follower
 
 from fabric.wire.messages import (
     PROTOCOL,

@@ -21,7 +21,8 @@ import pytest
 import zmq
 from farm_kit import HOST, PORT, Farm, report
 from fuzz_kit import GROWTH, KEY, encode, malformed, pieces
-from wire_kit import resident, until
+from waiting import until
+from wire_kit import resident
 from zmtp_kit import RawSocket
 
 from fabric.wire import sockets

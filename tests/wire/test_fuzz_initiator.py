@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import zmq
 from fuzz_kit import GROWTH, KEY, encode, malformed, pieces
-from wire_kit import resident, until
+from waiting import until
+from wire_kit import resident
 
 from fabric.wire import sockets
 from fabric.wire.messages import Answer, LogInfo, LogPiece, Poll, Refused, StepState, Update

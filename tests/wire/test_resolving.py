@@ -11,7 +11,8 @@ from pathlib import Path
 import msgspec
 import pytest
 import zmq
-from wire_kit import FakeWorker, offers_of, until
+from waiting import until
+from wire_kit import FakeWorker, offers_of
 
 from fabric.broker import Broker
 from fabric.resolving import Resolvers

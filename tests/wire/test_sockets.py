@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import zmq
-from wire_kit import until
+from waiting import until
 
 from fabric.wire import sockets
 

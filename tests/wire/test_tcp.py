@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import zmq
 from farm_kit import HOST, PORT, Farm, Peer, report
-from wire_kit import until
+from waiting import until
 
 from fabric.wire import sockets
 from fabric.wire.keys import Admitted

@@ -57,14 +57,6 @@ def offers_of(text: str) -> tuple[Offer, ...]:
     return tuple(offers)
 
 
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Wait for something to become true."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.005)
-
-
 def resident(pid: int) -> int:
     """Bytes of memory a process has at most had."""
     status = Path(f"/proc/{pid}/status").read_text()
