@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 SEEDS ?= 2000
 FIRST ?= 0
 SYSTEM ?= systems/minimal-system-x86_64.morph
+# files of tests at a time; most of them wait for something
+AT_ONCE ?= 3
 
 # Debian packages: what building needs, what disk images need, what deploying needs,
 # what the tests need besides.
@@ -84,8 +86,13 @@ check: setup-deploy setup-dev ## format, lint, types, import contracts
 	  $(BIN)/ansible-lint --offline --strict
 
 .PHONY: test
-test: setup-test check ## every check, and every test but test-deploy's
+test: setup-test check ## every check, and every test but test-deploy's (or TESTS=...)
+ifdef TESTS
 	$(BIN)/pytest --ignore=tests/deploy $(TESTS)
+else
+	$(BIN)/pytest -n $(AT_ONCE) --dist loadfile --ignore=tests/deploy -m 'not system'
+	$(BIN)/pytest --ignore=tests/deploy -m system
+endif
 
 .PHONY: setup-test-deploy
 setup-test-deploy: setup-test
@@ -97,7 +104,7 @@ test-deploy: setup-test-deploy ## deploy to virtual machines, in namespaces of t
 
 .PHONY: quick
 quick: setup-dev ## the tests that need no real sources: seconds
-	$(BIN)/pytest -m 'not system' $(TESTS)
+	$(BIN)/pytest -n $(AT_ONCE) --dist loadfile -m 'not system' $(TESTS)
 
 .PHONY: simulate
 simulate: setup-dev ## play SEEDS=N small disasters of a simulated farm, from seed FIRST=N on
