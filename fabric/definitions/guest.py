@@ -46,6 +46,7 @@ class Guest(msgspec.Struct, frozen=True):
     trove_id: str
     ssh_key: str
     ssh_pubkey: str
+    users: str  # folder with the keys of people
     subsystems: tuple[Inner, ...]
     settings: Mapping[str, str]  # all of them, as text
     lines: Mapping[str, int]

@@ -37,7 +37,7 @@ _KNOWN = (
     *("ATTACH_DISKS", "AUTOSTART", "CONTROLLERHOST", "DISK_SIZE", "DISTBUILD_CONTROLLER"),
     *("DISTBUILD_WORKER", "HOSTNAME", "INSTALL_FILES", "KERNEL_ARGS", "NETWORK_CONFIG"),
     *("NIC_CONFIG", "RAM_SIZE", "TROVE_HOST", "TROVE_ID", "VCPUS", "VERSION_LABEL", "WORKERS"),
-    *("WORKER_SSH_KEY", "WORKER_SSH_PUBKEY"),
+    *("USERS", "WORKER_SSH_KEY", "WORKER_SSH_PUBKEY"),
 )
 
 
@@ -152,6 +152,7 @@ class _Reader:
             trove_id=given.text("TROVE_ID"),
             ssh_key=given.text("WORKER_SSH_KEY"),
             ssh_pubkey=given.text("WORKER_SSH_PUBKEY"),
+            users=given.text("USERS"),
             subsystems=tuple(self._inner(system)),
             settings=given.texts,
             lines=deployment.lines,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from fabric.wire import keys
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -86,3 +89,87 @@ def test_no_such_cluster() -> None:
     shown = inventory("--graph", cluster="clusters/none.morph")
     assert shown.returncode != 0
     assert "clusters/none.morph: there is no such file" in shown.stderr
+
+
+MORPH = "clusters/distbuild-cluster.morph"
+OWN_TROVE = {**VALUES, "trove_url": "controller.example", "secrets_initiator": "operator"}
+
+
+@pytest.fixture
+def people(tmp_path: Path) -> Path:
+    """The folder USERS of definitions with the guide's cluster; ann and bob are in it."""
+    for file in ("VERSION", "systems/build-system-x86_64.morph", MORPH):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / file, tmp_path / file)
+    text = (tmp_path / MORPH).read_text()
+    text = text.replace("WORKERS: $worker0_url", "USERS: people\n      WORKERS: $worker0_url")
+    (tmp_path / MORPH).write_text(text)
+    for name in ("ann", "bob"):
+        person(tmp_path / "people", name)
+    return tmp_path / "people"
+
+
+def person(folder: Path, name: str, role: keys.Role = "initiator") -> None:
+    """What one hands in; the secret halves stay elsewhere."""
+    keys.make(role, name, folder)
+    (folder / f"{name}.key_secret").rename(folder.parent / f"{name}.key_secret")
+    ssh = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder.parent / name)]
+    subprocess.run(ssh, check=True)
+    (folder.parent / f"{name}.pub").rename(folder / f"{name}.pub")
+
+
+def people_of(people: Path, **variables: str) -> tuple[object, list[str]]:
+    """What the inventory says of them: all, or else what is wrong in the morph's line of USERS."""
+    shown = inventory("--list", cluster=str(people.parent / MORPH), **variables)
+    if shown.returncode:
+        line = (people.parent / MORPH).read_text().partition("USERS")[0].count("\n") + 1
+        begin = f"{MORPH}:{line}: USERS: {people}"
+        said = [one for one in shown.stderr.splitlines() if one.startswith("clusters")]
+        assert all(one.startswith(begin) for one in said), shown.stderr
+        return None, [one.removeprefix(begin) for one in said]
+    hosts = json.loads(shown.stdout)["_meta"]["hostvars"]
+    assert hosts["worker0"]["cluster_users"] == hosts["controller"]["cluster_users"]
+    return {key: plain(value) for key, value in hosts["controller"]["cluster_users"].items()}, []
+
+
+def test_people(people: Path) -> None:
+    both = {"ann": f"{people}/ann", "bob": f"{people}/bob"}
+    (people / "README").write_text("Whom we let in.\n")
+    assert people_of(people, **OWN_TROVE) == (both, [])
+    (people / "ann.pub").unlink()  # which only a trove of the cluster's own has to know
+    assert people_of(people, **VALUES) == (both, [])
+    for file in people.iterdir():
+        file.unlink()
+    assert people_of(people, **VALUES) == ({}, [])
+
+
+def test_what_can_be_wrong_with_people(people: Path) -> None:
+    (people / "ann.pub").unlink()
+    (people / "bob.key").rename(people / "rob.key")
+    for name in ("carl", "dora", "worker0", "operator"):
+        person(people, name)
+    person(people, "eve", "worker")
+    shutil.copy(people.parent / "carl.key_secret", people)
+    shutil.copy(people.parent / "dora.key_secret", people / "dora.key")
+    with (people / "carl.pub").open("a") as file:
+        file.write((people / "dora.pub").read_text())
+    shutil.copy(people.parent / "dora", people / "dora.pub")
+    _, found = people_of(people, **OWN_TROVE)
+    wanted = [
+        "/ann.pub is missing, beside ann.key: it is the public SSH key by which ann pushes",
+        "/bob.key is missing, beside bob.pub: bob makes it by `fabric-keys make initiator bob`",
+        "/carl.key_secret is secret, and may not be handed around: remove it",
+        "/carl.pub is not one line with a public SSH key",
+        "/dora.key is not the public key of an initiator called dora: take the one that dora",
+        "/dora.pub is not one line with a public SSH key",
+        "/eve.key is not the public key of an initiator called eve",
+        "/operator.key: operator is what the deploying user is called",
+        "/rob.key is not the public key of an initiator called rob",
+        "/worker0.key: a worker is called worker0: let the person be called otherwise",
+    ]
+    assert len(found) == len(wanted), found
+    for message, begin in zip(found, wanted, strict=True):
+        assert message.startswith(begin)
+    shutil.rmtree(people)
+    _, [found_none] = people_of(people, **OWN_TROVE)
+    assert found_none.startswith(": No such file or directory: make the folder (it has NAME.key")

@@ -91,6 +91,7 @@ def test_typed_settings() -> None:
         HOSTS_X="10.0.0.9 other",
         HOSTNAME="10.0.0.2",
         INSTALL_FILES="one/manifest two/manifest",
+        USERS="people",
         COST="$$5 of ${who}",
     )
     guest = load(text, who="me")["a"]
@@ -111,6 +112,7 @@ def test_typed_settings() -> None:
     assert guest.hosts == ("10.0.0.9 other",)
     assert (guest.address, guest.hostname, guest.group) == ("10.0.0.2", "a", "s")
     assert guest.manifests == ("one/manifest", "two/manifest")
+    assert guest.users == "people"
     assert guest.settings["COST"] == "$5 of me"
 
 

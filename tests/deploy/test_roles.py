@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 from deploy_kit import NAMES, Cluster, changed, tiny_definitions
@@ -138,6 +140,71 @@ def test_who_orders_builds_removes_none_but_the_operator_does(
     assert re.match("[1-9][0-9]* steps and [0-9]+ blobs removed", said)
 
 
+def test_people_come_and_leave(cluster: Cluster, nodes: dict[str, Node], scratch: Path) -> None:
+    """Ann by the folder USERS, and out with her files; Bob by hand, and he stays."""
+    world, controller = cluster.world, nodes["controller"]
+    home, users, bob = scratch / "ann", scratch / "people", scratch / "bob"
+    settings = home / ".config/distbuild"
+    for folder in (home / ".ssh", users):
+        folder.mkdir(parents=True)
+    world.run("fabric-keys", "make", "initiator", "ann", "--to", settings / "keys")
+    world.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", home / ".ssh/id_ed25519")
+    shutil.copy(settings / "keys/ann.key", users)
+    shutil.copy(home / ".ssh/id_ed25519.pub", users / "ann.pub")
+    world.run("fabric-keys", "make", "initiator", "bob", "--to", bob)
+    controller.run("cat > bob.key", input=(bob / "bob.key").read_text())
+    controller.run("fabric-keys admit bob.key")
+
+    def deploy() -> set[str]:
+        """What the controller admits then, and what an image of it would."""
+        for playbook, hosts in (("render", set()), ("running", {"controller"}), ("running", set())):
+            path = f"tests/deploy/playbooks/{playbook}.yml"
+            said, counts = cluster.play(path, "-e", f"USERS={users}")
+            assert playbook == "render" or changed(counts) == hosts, said
+        tree = cluster.state / "trees/controller/etc/distbuild"
+        assert controller.run("cat /etc/distbuild/trove-keys") == (tree / "trove-keys").read_text()
+        admitted = set(controller.run("ls /etc/distbuild/keys/admitted").split())
+        assert admitted == {file.name for file in (tree / "keys/admitted").glob("*")} | {"bob.key"}
+        return admitted
+
+    def attempt(command: str) -> CompletedProcess[str]:
+        """Let Ann do it, whom ssh knows by the home of who she is on this machine."""
+        hers = 'mount --bind "$HOME"/.ssh /root/.ssh && cd "$HOME" && exec sh -euc "$1"'
+        enter = ["unshare", "--mount", "sh", "-euc", hers, "ann", command]
+        environment = {"HOME": str(home), "XDG_CONFIG_HOME": "", "XDG_CACHE_HOME": ""}
+        return world.attempt(*enter, env=environment, timeout=300)
+
+    trove = f"ssh://git@{cluster.host('controller')}/srv/trove/trove.git"
+    push = (
+        f"export GIT_SSH_COMMAND='ssh -o UserKnownHostsFile={settings}/known_hosts'"
+        "; cd $(mktemp -d) && git init -q && git -c user.name=t -c user.email=t commit -q"
+        f" --allow-empty -m x && git push {trove} HEAD:refs/heads/ann"
+    )
+    started = "systemctl show -P ExecMainStartTimestampMonotonic fabric-broker nginx ssh"
+    before = controller.run(started)
+    assert "ann.key" in deploy()
+    assert controller.run(started) == before
+    shutil.copytree(cluster.state / "users", settings, dirs_exist_ok=True)
+    assert (settings / "artifacts-password").stat().st_mode & 0o777 == 0o600
+    system = tiny_definitions(scratch / "hers", 1, "true") / "systems/tiny.morph"
+    for command in ("fabric-initiator workers", f"fabric-initiator build {system}", push):
+        done = attempt(command)
+        assert done.returncode == 0, done.stderr
+
+    for name in ("ann.key", "ann.pub"):
+        (users / name).unlink()
+    assert "ann.key" not in deploy()
+    assert controller.run(started) == before
+    for command, said in (("fabric-initiator workers", "admit"), (push, "Permission denied")):
+        done = attempt(command)
+        assert done.returncode != 0
+        assert said in done.stderr
+    cluster.initiator("workers", cwd=scratch)
+    shutil.copy(settings / "keys/broker.key", bob)
+    environment = {**cluster.initiators_environment, "FABRIC_KEYS": str(bob)}
+    world.run("fabric-initiator", "workers", cwd=scratch, env=environment)
+
+
 def test_keys_that_leaked_are_replaced_by_deploying_again(
     cluster: Cluster, nodes: dict[str, Node], scratch: Path
 ) -> None:
@@ -151,6 +218,8 @@ def test_keys_that_leaked_are_replaced_by_deploying_again(
     on_controller("fabric-keys revoke worker0")
     for name in ("worker0.key", "worker0.key_secret"):
         (cluster.state / "fabric" / name).unlink()
+    known = (cluster.state / "artifacts/reader").read_text()
+    (cluster.state / "artifacts/htpasswd").unlink()
     make = "rm worker.key*; ssh-keygen -q -t ed25519 -N '' -f worker.key"
     cluster.world.run("sh", "-c", make, cwd=ROOT)
     for name in ("render", "running"):
@@ -161,6 +230,9 @@ def test_keys_that_leaked_are_replaced_by_deploying_again(
     assert old != new
     secret = (cluster.state / "fabric/worker0.key_secret").read_text()
     assert nodes["worker0"].run("cat /etc/distbuild/keys/worker0.key_secret") == secret
+    curl = ["curl", "-s", "-w", "%{http_code}", "--cacert", str(cluster.state / "tls/ca.pem")]
+    url = f"https://{cluster.host('controller')}/artifacts/"
+    assert cluster.world.run(*curl, "-o", "/dev/null", "--user", known, url) == "401"
     definitions = tiny_definitions(scratch / "other", 4, "sleep 1")
     here = scratch / "other-here"
     here.mkdir()

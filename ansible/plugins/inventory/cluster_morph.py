@@ -21,6 +21,7 @@ try:
     from fabric.definitions.guests import guests
     from fabric.errors import FabricError
     from fabric.project import Project
+    from fabric.users import users
 except ImportError as error:
     raise AnsibleParserError(
         f"the Python that runs Ansible lacks this project ({error}): run `make setup-deploy`,"
@@ -39,6 +40,7 @@ description:
   - C($variables) in the morph are filled from C(-e), else from the environment. An extra variable
     in capitals is a setting above the morph's, C(-e RAM_SIZE=4G) of all deployments,
     C(-e worker0.RAM_SIZE=4G) of one.
+  - C(cluster_users) are the people in the folder C(USERS), and where their keys are.
   - Reads a cluster morph (C(-i clusters/x.morph)), or a YAML file that names one.
 options:
   plugin:
@@ -94,6 +96,8 @@ class InventoryModule(BaseFileInventoryPlugin):
         for group in ("vm_hosts", "guests", "controllers", "workers", "troves"):
             self.inventory.add_group(group)
         variables = _cluster_variables(root, cluster)
+        own = _deploying(variables["cluster_state"], extra)
+        variables["cluster_users"] = users(root, cluster.path, found, own)
         self._group("all", variables)
         for guest in found:
             self._vm_host(guest)
@@ -140,6 +144,12 @@ def _cluster_variables(root: Path, cluster: Cluster) -> dict[str, Any]:
         # what must outlive a run, and is nobody else's business: keys, known hosts
         "cluster_state": str(state),
     }
+
+
+def _deploying(state: str, extra: Mapping[str, str]) -> set[str]:
+    """What the deploying user is or was called, in the role secrets."""
+    now = extra.get("secrets_initiator") or os.environ.get("USER") or "root"
+    return {now, *(key.stem for key in Path(state).glob("initiator/*.key"))}
 
 
 def _ssh_variables(name: str, state: str) -> dict[str, Any]:
