@@ -169,11 +169,13 @@ def test_an_interrupted_upgrade_goes_on(farm: Farm, scratch: Path) -> None:
 
 def test_the_controller_is_upgraded_while_others_build(farm: Farm, scratch: Path) -> None:
     """What it knows comes along, and so does the trove, on its attached disk."""
+    farm.on("controller", "fabric-keys make initiator bob --to . && fabric-keys admit bob.key")
     with building(farm, scratch / "second") as log:
         upgrade = ["upgrade-cluster.yml", "--limit", "controller", "-e", "VERSION_LABEL=second"]
         farm.play(*upgrade, timeout=900)
         until(lambda: "the controller is back" in log.read_text(), 120, log.read_text)
     assert farm.label("controller") == "second"
+    assert re.search(r"(?m)^bob +initiator ", farm.on("controller", "fabric-keys list"))
     builds = json.loads(farm.initiator("list", "--json", cwd=scratch))
     assert {build["state"] for build in builds} == {"done"}
 
