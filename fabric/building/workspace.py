@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Protocol
@@ -162,6 +162,10 @@ class Workspace:
         """Keep these layers, merged trees or source trees until this thread's build ends."""
         self._holds.hold(names)
 
+    def alone(self, name: str) -> AbstractContextManager[bool]:
+        """Whether no build of any process uses what is so called; then none can meanwhile."""
+        return self._holds.alone(name)
+
     def trim(self, wanted: int, others: Iterable[Path] = ()) -> None:
         """Make ``wanted`` bytes of disk free, if that can be done.
 
@@ -174,7 +178,7 @@ class Workspace:
             if free(self.root) >= wanted:
                 return
             aside = path.with_name(f".old-{path.name}-{os.getpid()}")
-            with self._holds.alone(path.name) as alone:
+            with self.alone(path.name) as alone:
                 if not alone:
                     continue
                 self.layers.forget(path.name)

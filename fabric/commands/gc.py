@@ -26,8 +26,8 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     age = options.keep_days * DAY
     before = store.usage()
     gone = store.gc(keep, older_than=age)
-    trees = sources.gc(age)
     with Workspace(settings.work_dir, store, sources) as workspace:
+        trees = sources.gc(age, workspace.alone)
         layers = workspace.clean(keep)
     facts = {
         "steps": gone.manifests,

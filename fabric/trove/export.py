@@ -16,7 +16,8 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
 
@@ -25,6 +26,9 @@ import msgspec
 from fabric.errors import SourceError
 from fabric.trove import git
 from fabric.trove.files import scratch, sweep
+
+#: Given a name, whether nobody uses what is so called, and nobody can until the end.
+Alone = Callable[[str], AbstractContextManager[bool]]
 
 _EXPORTING = "exporting-"
 #: Time stamp of everything exported (Unix time): one value, so that make sees nothing to redo.
@@ -72,22 +76,28 @@ class Exports:
         os.utime(path, (time.time(), MTIME))
         return path
 
-    def gc(self, older_than: float, *, dry_run: bool = False) -> int:
-        """Remove trees unused for that many seconds; return how many bytes that frees."""
+    def gc(self, older_than: float, alone: Alone | None = None, *, dry_run: bool = False) -> int:
+        """Remove trees unused for that many seconds; return how many bytes that frees.
+
+        ``alone``, given the name of a tree, tells whether nobody has it in a build.
+        """
         freed = 0
         for path in list(self.top.glob("*/*")):
             with contextlib.suppress(FileNotFoundError):
                 used = path.lstat().st_atime
                 if used > time.time() - older_than:
                     continue
-                freed += _size(path)
-                if dry_run:
-                    os.utime(path, (used, MTIME))  # looking is no use
-                    continue
-                doomed = path
-                if not path.name.startswith("."):  # out of sight before it is half gone
-                    doomed = path.with_name(f".old-{path.name}-{os.getpid()}")
-                    path.rename(doomed)
+                with alone(path.name) if alone else contextlib.nullcontext(True) as unused:
+                    if not unused:
+                        continue
+                    freed += _size(path)
+                    if dry_run:
+                        os.utime(path, (used, MTIME))  # looking is no use
+                        continue
+                    doomed = path
+                    if not path.name.startswith("."):  # out of sight before it is half gone
+                        doomed = path.with_name(f".old-{path.name}-{os.getpid()}")
+                        path.rename(doomed)
                 shutil.rmtree(doomed)
         for boot in self.top.glob("*"):
             if boot != self.directory and not dry_run:

@@ -35,7 +35,7 @@ from fabric.trove.repositories import Repositories
 from fabric.trove.stop import Stop
 
 if TYPE_CHECKING:
-    from fabric.trove.export import Exports
+    from fabric.trove.export import Alone, Exports
     from fabric.trove.lorries import Lorries
     from fabric.trove.reach import Trove
 
@@ -291,14 +291,15 @@ class Sources:
         """Remove what killed processes have left half exported."""
         self.exports.sweep()
 
-    def gc(self, older_than: float, *, dry_run: bool = False) -> int:
+    def gc(self, older_than: float, alone: Alone | None = None, *, dry_run: bool = False) -> int:
         """Remove exported trees and downloads unused for that many seconds; return how many
-        bytes that frees.  Repositories stay: only they hold what cannot be made again."""
+        bytes that frees.  Trees of which ``alone`` says no stay, as builds have them.
+        Repositories stay: only they hold what cannot be made again."""
         from fabric.trove.importers.download import Downloads
 
         downloads = Downloads(self.root / "downloads", self.progress, self._repositories.stop)
         freed = downloads.gc(older_than, dry_run=dry_run)
-        return freed + self.exports.gc(older_than, dry_run=dry_run)
+        return freed + self.exports.gc(older_than, alone, dry_run=dry_run)
 
     def repository(self, repo: str) -> Repository:
         """What is here of ``repo``; it may not exist yet."""

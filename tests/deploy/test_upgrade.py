@@ -153,20 +153,6 @@ def test_a_worker_is_upgraded_while_it_builds(farm: Farm, scratch: Path) -> None
     assert not list(farm.images.glob("farm-*.old"))
 
 
-def test_an_interrupted_upgrade_goes_on(farm: Farm, scratch: Path) -> None:
-    """The machine runs its new image, but nobody has seen yet that it works."""
-    upgrade = ["upgrade-cluster.yml", "--limit", "worker0", "-e", "VERSION_LABEL=second"]
-    log = scratch / "interrupted-upgrade"
-    swapped = "Put the new image in the place of the former one"
-    farm.interrupt(log, lambda: "TASK" in log.read_text().partition(swapped)[2], *upgrade)
-    assert [image.name for image in farm.images.glob("farm-*.old")] == ["farm-worker0_vm.img.old"]
-    assert farm.workers()["worker0"] != "idle", "it was drained"
-    farm.play(*upgrade)
-    assert farm.label("worker0") == "second"
-    assert farm.workers() == {"worker0": "idle", "worker1": "idle"}
-    assert not list(farm.images.glob("farm-*.old"))
-
-
 def test_the_controller_is_upgraded_while_others_build(farm: Farm, scratch: Path) -> None:
     """What it knows comes along, and so does the trove, on its attached disk."""
     farm.on("controller", "fabric-keys make initiator bob --to . && fabric-keys admit bob.key")
@@ -215,3 +201,17 @@ def test_the_farm_grows_and_shrinks(farm: Farm) -> None:
     device = "/dev/vg/farm-worker2_src"
     assert farm.world.run("blkid", "-o", "value", "-s", "LABEL", device) == "src\n"
     farm.on("worker0", "ls /run/not-restarted")
+
+
+def test_an_interrupted_upgrade_goes_on(farm: Farm, scratch: Path) -> None:
+    """The machine runs its new image, but nobody has seen yet that it works."""
+    upgrade = ["upgrade-cluster.yml", "--limit", "worker0", "-e", "VERSION_LABEL=second"]
+    log = scratch / "interrupted-upgrade"
+    swapped = "Put the new image in the place of the former one"
+    farm.interrupt(log, lambda: "TASK" in log.read_text().partition(swapped)[2], *upgrade)
+    assert [image.name for image in farm.images.glob("farm-*.old")] == ["farm-worker0_vm.img.old"]
+    assert farm.workers()["worker0"] != "idle", "it was drained"
+    farm.play(*upgrade)
+    assert farm.label("worker0") == "second"
+    assert farm.workers() == {"worker0": "idle", "worker1": "idle"}
+    assert not list(farm.images.glob("farm-*.old"))

@@ -10,6 +10,8 @@ import tarfile
 
 import pytest
 from initiator_kit import INITIATOR, Project
+from small_definitions import git
+from waiting import until
 
 from fabric.initiator import parser
 
@@ -178,6 +180,23 @@ def test_gc_removes_what_is_old_and_spares_what_is_to_be_kept(project: Project) 
     gone = json.loads(project.run("gc", "--json", "--keep-days", "0").stdout)
     assert gone["steps"] == 4
     assert "4 built" in project.build().stdout
+
+
+def test_gc_leaves_the_source_that_a_build_has(project: Project) -> None:
+    for number in range(30):  # so many are not copied
+        (project.source / f"file-{number}").write_text(f"{number}\n")
+    git(project.source, "add", ".")
+    git(project.source, "commit", "-qm", "second")
+    project.write(one="echo begun\nsleep 3\ncat file-29")
+    child = project.start()
+    log = project.logs / "build-step-one-misc.log"
+    until(lambda: log.exists() and "\nbegun\n" in log.read_text())
+    during = json.loads(project.run("gc", "--json", "--keep-days", "0").stdout)
+    assert (during["trees"], during["layers"]) == (0, False)
+    assert child.wait(60) == 0, child.communicate()
+    assert "\n29\n" in project.log("one-misc")
+    after = json.loads(project.run("gc", "--json", "--keep-days", "0").stdout)
+    assert after["trees"] > 0
 
 
 @pytest.mark.parametrize("days", ["-1", "nan"])

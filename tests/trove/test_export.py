@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -189,7 +190,9 @@ def test_gc_removes_what_is_unused(sources: Sources, tmp_path: Path) -> None:
     earlier.mkdir(parents=True)
     (earlier / "file").write_text("x" * 10)
     os.utime(earlier, (1, MTIME))
-    assert sources.gc(3600) == 1010
+    assert sources.gc(3600, lambda name: nullcontext(name != thing.name)) == 10, "it is in use"
+    assert (thing / "a").exists()
+    assert sources.gc(3600) == 1000
     assert not earlier.parent.exists()
     assert not thing.exists()
     assert not leftover.exists()

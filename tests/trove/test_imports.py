@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
+import os
 import signal
 import subprocess
 import sys
@@ -268,6 +270,19 @@ def test_a_partial_file_that_is_too_long_is_thrown_away(trove: Trove, files: Fil
     partial = trove.root / "downloads" / f"{hashlib.sha256(data).hexdigest()}.part"
     partial.write_bytes(b"x" * (len(data) + 10))
     assert trove.files() == EXPECTED
+
+
+def test_gc_leaves_what_is_coming_just_now(trove: Trove) -> None:
+    (trove.root / "downloads").mkdir(parents=True)
+    coming, left = (trove.root / "downloads" / f"{name}.part" for name in ("coming", "left"))
+    for partial in (coming, left):
+        partial.write_bytes(b"x" * 1000)
+        os.utime(partial, (1, 1))
+    with coming.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert trove.sources().gc(3600) == 1000
+    assert coming.exists()
+    assert not left.exists()
 
 
 def test_a_damaged_download_is_fetched_again(files: Files, tmp_path: Path) -> None:

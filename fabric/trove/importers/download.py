@@ -81,14 +81,17 @@ class Downloads:
         return self.directory / sha256
 
     def gc(self, older_than: float, *, dry_run: bool = False) -> int:
-        """Remove what is older than that many seconds; return how many bytes that frees."""
+        """Remove what is older than that many seconds, and not coming just now; return how many
+        bytes that frees.
+        """
         freed = 0
-        for file in self.directory.glob("*"):
-            with contextlib.suppress(FileNotFoundError):
-                status = file.stat()
+        for path in self.directory.glob("*"):
+            with contextlib.suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                status = path.stat()
                 if status.st_mtime < time.time() - older_than:
                     if not dry_run:
-                        file.unlink()
+                        path.unlink()
                     freed += status.st_size
         return freed
 
