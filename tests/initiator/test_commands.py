@@ -192,11 +192,11 @@ def test_gc_leaves_the_source_that_a_build_has(project: Project) -> None:
     log = project.logs / "build-step-one-misc.log"
     until(lambda: log.exists() and "\nbegun\n" in log.read_text())
     during = json.loads(project.run("gc", "--json", "--keep-days", "0").stdout)
-    assert (during["trees"], during["layers"]) == (0, False)
+    assert (during["sources"], during["layers"]) == (0, False)
     assert child.wait(60) == 0, child.communicate()
     assert "\n29\n" in project.log("one-misc")
     after = json.loads(project.run("gc", "--json", "--keep-days", "0").stdout)
-    assert after["trees"] > 0
+    assert after["sources"] > 0
 
 
 @pytest.mark.parametrize("days", ["-1", "nan"])

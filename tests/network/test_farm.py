@@ -363,7 +363,7 @@ def test_a_controller_that_is_not_there(alice: Desk) -> None:
     assert done.returncode == 4
     assert "tcp://no.invalid:7411 cannot be reached: its name is not known here" in done.stderr
     done = alice.run("gc")
-    assert done.returncode == 1
+    assert done.returncode == 4
     assert "nothing is removed" in done.stderr
 
 
@@ -376,6 +376,6 @@ def test_gc_keeps_what_live_builds_need(farm: Farm, alice: Desk) -> None:
     done = alice.run("gc", "--keep-days", "0")
     assert done.returncode == 0, done.stderr
     assert list((farm.root / "artifacts/manifests").rglob("*")), "one is pinned"
-    assert done.stdout.startswith("0 steps and 0 blobs removed")
+    assert "\n0 steps and 0 blobs removed" in done.stdout
     farm.release("slow")
     until(lambda: alice.ask("list")[0]["state"] == "done")
