@@ -16,7 +16,6 @@ import os
 import re
 import tempfile
 from pathlib import Path
-from types import TracebackType
 
 from fabric.errors import FabricError
 from fabric.trove.store import Store
@@ -29,7 +28,7 @@ _LINE = re.compile(r"([0-9a-f]*|whole) ([^/\0]+)")
 
 
 class UserLogs:
-    """The logs of one build in a directory.  Close it, or use it as a context manager."""
+    """The logs of one build in a directory."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -58,17 +57,6 @@ class UserLogs:
         if self._notes is not None:
             self._notes.close()
             self._notes = None
-
-    def __enter__(self) -> UserLogs:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class UserLog:

@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def logs(tmp_path: Path) -> Iterator[UserLogs]:
-    with UserLogs(tmp_path) as logs:
+    with closing(UserLogs(tmp_path)) as logs:
         yield logs
 
 
@@ -44,7 +45,7 @@ def test_it_grows_and_begins_anew(logs: UserLogs) -> None:
 
 
 def test_two_builds_in_one_directory_write_two_files(tmp_path: Path) -> None:
-    with UserLogs(tmp_path) as one, UserLogs(tmp_path) as other:
+    with closing(UserLogs(tmp_path)) as one, closing(UserLogs(tmp_path)) as other:
         first = one.open("build-step-a.log", KEY)
         second = other.open("build-step-a.log", KEY)
         first.write(0, b"1")
@@ -73,7 +74,7 @@ def test_no_directory_is_said(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_writer_left_is_completed(tmp_path: Path, store: Store) -> None:
-    with UserLogs(tmp_path) as logs:
+    with closing(UserLogs(tmp_path)) as logs:
         begun = logs.open("build-step-a.log", KEY)
         begun.write(0, LOG[:5])
         whole = logs.open("build-step-b.log", KEY)
@@ -89,7 +90,7 @@ def test_what_a_killed_writer_left_is_completed(tmp_path: Path, store: Store) ->
 
 
 def test_what_is_noted_outlives_its_writer_at_any_byte(tmp_path: Path, store: Store) -> None:
-    with UserLogs(tmp_path) as logs:
+    with closing(UserLogs(tmp_path)) as logs:
         for name in "ab":
             log = logs.open(f"build-step-{name}.log", KEY)
             log.write(0, LOG[:5])
@@ -107,10 +108,10 @@ def test_what_is_noted_outlives_its_writer_at_any_byte(tmp_path: Path, store: St
 
 
 def test_a_new_build_takes_over_what_a_killed_one_left(tmp_path: Path, store: Store) -> None:
-    with UserLogs(tmp_path) as killed:
+    with closing(UserLogs(tmp_path)) as killed:
         killed.open("build-step-a.log", KEY).close(whole=False)
         killed.open("build-step-b.log", "b" * 64).close(whole=False)
-    with UserLogs(tmp_path) as logs:
+    with closing(UserLogs(tmp_path)) as logs:
         log = logs.open("build-step-b.log", "c" * 64)
         log.write(0, b"of today")
         log.close(whole=True)
@@ -121,7 +122,7 @@ def test_a_new_build_takes_over_what_a_killed_one_left(tmp_path: Path, store: St
 
 
 def test_what_cannot_be_completed_is_told(tmp_path: Path, store: Store) -> None:
-    with UserLogs(tmp_path) as logs:
+    with closing(UserLogs(tmp_path)) as logs:
         for name, key in (("a", "b" * 64), ("b", KEY), ("c", KEY), ("d", "")):
             logs.open(f"build-step-{name}.log", key).close(whole=False)
     (tmp_path / "build-step-b.log").unlink()  # its user does not want it
@@ -133,6 +134,6 @@ def test_what_cannot_be_completed_is_told(tmp_path: Path, store: Store) -> None:
     assert complete(tmp_path, store) == told, "as long as it is so"
     assert (tmp_path / "build-step-c.log").read_bytes() == LOG
     shutil.rmtree(tmp_path / "store/blobs")
-    with UserLogs(tmp_path) as logs:
+    with closing(UserLogs(tmp_path)) as logs:
         logs.open("build-step-c.log", KEY).close(whole=False)
     assert "build-step-c.log is not complete: " in "".join(complete(tmp_path, store))
