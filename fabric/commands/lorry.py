@@ -19,7 +19,8 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
             facts = ("name", "type", "repo", "ref", "where")
             print_json([{fact: getattr(one, fact) for fact in facts} for one in lorries])
         else:
-            print("\n".join(table((one.repo, one.type, one.ref, one.where) for one in lorries)))
+            for line in table((one.repo, one.type, one.ref, one.where) for one in lorries):
+                print(line)
         return 0
     done = {}
     for name in names:

@@ -251,6 +251,7 @@ def test_lorries_are_listed_and_wrong_ones_told(project: Project) -> None:
     project.write(one="true")
     folder = project.root / "sources"
     folder.mkdir()
+    assert project.run("lorry", "list").stdout == ""
     (folder / "a.lorry").write_text(f"thing:\n  type: git\n  url: file://{project.source}\n")
     assert "upstream:thing" in project.run("lorry", "list").stdout
     (folder / "a.lorry").write_text("thing:\n  type: carrier-pigeon\n")
