@@ -49,14 +49,18 @@ class Log:
             if len(self._short) + len(data) <= SMALL:
                 self._short += data
                 return
-            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            self._write(self._short)
-            self._short = None  # its readers have the file from now on
-        self._write(data)
+            self._put_into_file(self._short)
+        _write(self._fd, data)
 
-    def _write(self, data: bytes) -> None:
-        while data:
-            data = data[os.write(self._fd, data) :]
+    def _put_into_file(self, short: bytes) -> None:
+        """Readers have the file once all is in it; on a full disk it is tried anew each time."""
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            _write(fd, short)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._fd, self._short = fd, None
 
     def take(self, pipe: int) -> bool:
         """Append what is in ``pipe``, which does not block; False at its end."""
@@ -121,3 +125,8 @@ class Log:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _write(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]

@@ -32,6 +32,22 @@ def test_reads_as_it_was_written(tmp_path: Path, more: bytes) -> None:
         assert log.path.exists() == (len(whole) > SMALL)
 
 
+def test_a_full_disk_costs_no_descriptor_and_no_byte(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.symlink_to("/dev/full")
+    with Log(path) as log:
+        log.say("begun")
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        for _ in range(3):
+            with pytest.raises(OSError, match="No space left"):
+                log.say("x" * SMALL)
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+        assert log.read(0, SMALL) == b"begun\n"
+        path.unlink()
+        log.say("x" * SMALL)
+        assert path.read_bytes() == b"begun\n" + b"x" * SMALL + b"\n"
+
+
 def test_one_that_is_discarded_leaves_no_file(tmp_path: Path) -> None:
     for text in ("short", "long" * SMALL):
         log = Log(tmp_path / "log")
