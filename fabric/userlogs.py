@@ -28,19 +28,21 @@ _LINE = re.compile(r"([0-9a-f]*|whole) ([^/\0]+)")
 
 
 class UserLogs:
-    """The logs of one build in a directory."""
+    """The logs of one build in a directory.  Close it when all of them are closed."""
 
     def __init__(self, directory: Path) -> None:
+        """FabricError if nothing can be written there."""
         self._directory = directory
-        self._notes: _Notes | None = None
+        try:
+            self._notes = _Notes.new(directory)
+        except OSError as error:
+            raise _unwritable(directory, error) from None
 
     def open(self, name: str, key: str) -> UserLog:
         """Begin the log ``name`` of the step ``key`` anew, or a numbered sister if another build
         writes it.
         """
         try:
-            if self._notes is None:
-                self._notes = _Notes.new(self._directory)
             for number in range(1, 1000):
                 numbered = name if number == 1 else f"{name.removesuffix('.log')}.{number}.log"
                 path = self._directory / numbered
@@ -53,10 +55,8 @@ class UserLogs:
         raise FabricError(f"{self._directory / name}: a thousand builds write logs here")
 
     def close(self) -> None:
-        """All of them are closed."""
-        if self._notes is not None:
-            self._notes.close()
-            self._notes = None
+        """The notes go, unless a log is not whole."""
+        self._notes.close()
 
 
 class UserLog:

@@ -70,7 +70,7 @@ def test_a_link_is_not_written_through(tmp_path: Path, logs: UserLogs) -> None:
 
 def test_no_directory_is_said(tmp_path: Path) -> None:
     with pytest.raises(FabricError, match="No such file or directory"):
-        UserLogs(tmp_path / "gone").open("build-step-a.log", KEY)
+        UserLogs(tmp_path / "gone")
 
 
 def test_what_a_killed_writer_left_is_completed(tmp_path: Path, store: Store) -> None:

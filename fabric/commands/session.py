@@ -75,7 +75,7 @@ class Session:
         self._look_due = self._began
         self._patience = patience
         self._put_off = 0.0  # since when; 0: it is not
-        self._files: UserLogs | None = None
+        self._files: UserLogs | None = None  # once there is one: nothing else is written here
         self._logs: dict[str, UserLog] = {}
         self._paths: dict[str, Path] = {}
         self._tails: dict[str, list[str]] = {}
