@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 SEEDS ?= 2000
 FIRST ?= 0
 SYSTEM ?= systems/minimal-system-x86_64.morph
-# files of tests at a time; most of them wait for something
+# tests that need no real sources: so many files of them at a time, for most wait for something
 AT_ONCE ?= 3
+QUICK := -n $(AT_ONCE) --dist loadfile -m 'not system'
 
 # Debian packages: what building needs, what disk images need, what deploying needs,
 # what the tests need besides.
@@ -90,7 +91,7 @@ test: setup-test check ## every check, and every test but test-deploy's (or TEST
 ifdef TESTS
 	$(BIN)/pytest --ignore=tests/deploy $(TESTS)
 else
-	$(BIN)/pytest -n $(AT_ONCE) --dist loadfile --ignore=tests/deploy -m 'not system'
+	$(BIN)/pytest --ignore=tests/deploy $(QUICK)
 	$(BIN)/pytest --ignore=tests/deploy -m system
 endif
 
@@ -103,8 +104,8 @@ test-deploy: setup-test-deploy ## deploy to virtual machines, in namespaces of t
 	$(BIN)/pytest tests/deploy $(TESTS)
 
 .PHONY: quick
-quick: setup-dev ## the tests that need no real sources: seconds
-	$(BIN)/pytest -n $(AT_ONCE) --dist loadfile -m 'not system' $(TESTS)
+quick: setup-test ## the tests that need no real sources: minutes
+	$(BIN)/pytest $(QUICK) $(TESTS)
 
 .PHONY: simulate
 simulate: setup-dev ## play SEEDS=N small disasters of a simulated farm, from seed FIRST=N on
