@@ -31,12 +31,14 @@ EPILOG = """exit codes:
 
 class _Command(argparse.ArgumentParser):
     """One command.  Options may stand anywhere among its arguments: argparse by itself takes
-    ``build SYSTEM --json CHUNK`` for a mistake.
+    ``build SYSTEM --json CHUNK`` for a mistake.  Arguments that may be left out have a default,
+    else it calls them required.
     """
 
     _within = False
 
-    def parse_known_args(  # type: ignore[override]
+    # This is what a sub-command is parsed by, and what argparse itself uses to parse it so.
+    def parse_known_args(  # type: ignore[override]  # typeshed has one for each kind of namespace
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[argparse.Namespace, list[str]]:
         if self._within:

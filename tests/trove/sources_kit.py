@@ -66,7 +66,8 @@ def repository(folder: Path, files: Mapping[str, str | bytes], tag: str = "") ->
 def tarball(members: Mapping[str, bytes | str | tarfile.TarInfo], compression: str = "gz") -> bytes:
     """A tar archive: bytes are files, text is the target of a symlink, others are as they are."""
     raw = io.BytesIO()
-    with tarfile.open(fileobj=raw, mode=f"w:{compression}") as archive:  # type: ignore[call-overload]  # a mode made up
+    # typeshed lists the modes, and this one is put together
+    with tarfile.open(fileobj=raw, mode=f"w:{compression}") as archive:  # type: ignore[call-overload]
         for name, content in members.items():
             if isinstance(content, tarfile.TarInfo):
                 content.name = name
