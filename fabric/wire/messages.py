@@ -16,9 +16,11 @@ from typing import Annotated, Literal, NamedTuple
 import msgspec
 from msgspec import Meta
 
+from fabric import bounds
+
 PROTOCOL = 3
 #: No frame may be larger, in bytes.
-MAX_FRAME = 64 * 1024 * 1024
+MAX_FRAME = bounds.FRAME
 #: Largest piece of a log that is published, and largest range of one in an answer, in bytes.
 MAX_LOG_PIECE = 256 * 1024
 MAX_LOG_RANGE = 1024 * 1024

@@ -1,0 +1,57 @@
+"""Every bound of the project, by name: what it limits, and what happens past it.
+
+The numbers stand here and nowhere else.  ``python -m fabric.bounds`` prints the table of
+docs/reference/bounds.md, and each bound has a test marked ``@pytest.mark.bound("NAME")``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+
+class Bound(NamedTuple):
+    """One row of the table; ``unit`` is "bytes", "seconds", or the plural of what is counted."""
+
+    name: str
+    limit: int
+    unit: str
+    what: str
+    past: str
+
+
+TABLE: list[Bound] = []
+
+
+def _bound(name: str, limit: int, unit: str, what: str, past: str) -> int:
+    TABLE.append(Bound(name, limit, unit, what, past))
+    return limit
+
+
+# -- messages ------------------------------------------------------------------------------
+
+FRAME = _bound(
+    "FRAME", 64 * MIB, "bytes", "a message between two machines", "the receiver drops it"
+)
+
+
+def _in_words(bound: Bound) -> str:
+    if bound.unit == "bytes":
+        for size, word in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+            if bound.limit % size == 0:
+                return f"{bound.limit // size:,} {word}"
+    return f"{bound.limit:,} {bound.unit}"
+
+
+def table() -> str:
+    """The bounds as a Markdown table, in the order of this file."""
+    rows = ["| name | bound | what it limits | what happens past it |", "|---|---|---|---|"]
+    rows += [f"| `{b.name}` | {_in_words(b)} | {b.what} | {b.past} |" for b in TABLE]
+    return "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    print(table(), end="")
