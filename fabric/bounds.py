@@ -37,6 +37,41 @@ FRAME = _bound(
     "FRAME", 64 * MIB, "bytes", "a message between two machines", "the receiver drops it"
 )
 
+# -- git repositories ----------------------------------------------------------------------
+
+TREE_ENTRIES = _bound(
+    "TREE_ENTRIES",
+    1_000_000,
+    "files and folders",
+    "the tree of a commit",
+    "the source is refused",
+)
+TREE_DEPTH = _bound(
+    "TREE_DEPTH", 200, "folders", "how deep a commit's tree nests", "the source is refused"
+)
+SOURCE_SIZE = _bound(
+    "SOURCE_SIZE", 64 * GIB, "bytes", "the files of a commit", "the source is refused"
+)
+LINK_TARGET = _bound(
+    "LINK_TARGET", 4096, "bytes", "a symbolic link in a commit", "the source is refused"
+)
+LORRY_FILES = _bound(
+    "LORRY_FILES", 10_000, "files", "the folder `sources` of a commit", "the order is refused"
+)
+LORRIES_SIZE = _bound(
+    "LORRIES_SIZE", 64 * MIB, "bytes", "all files in that folder", "the order is refused"
+)
+DEFINITIONS_FILE = _bound(
+    "DEFINITIONS_FILE", 8 * MIB, "bytes", "a file of definitions", "the definitions are refused"
+)
+GIT_OUTPUT = _bound(
+    "GIT_OUTPUT",
+    64 * MIB,
+    "bytes",
+    "what git prints of a commit, or of its `.gitmodules`",
+    "git is ended, and the source is refused",
+)
+
 
 def _in_words(bound: Bound) -> str:
     if bound.unit == "bytes":

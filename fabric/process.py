@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import subprocess  # its users start processes; the others need not load it
 
 _PR_SET_PDEATHSIG = 1
+_PIECE = 65536  # bytes: what a pipe holds
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
@@ -16,9 +21,69 @@ def die_with_parent(parent: int) -> None:
     The kernel sees to it, so it works however the parent ends.  It means the parent's thread:
     start children from a thread that lives as long as they should.
     """
+    import ctypes
+
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:  # it ended before that
         raise SystemExit(0)
+
+
+class TooMuchOutput(Exception):
+    """A child process printed more than it may."""
+
+
+def converse(
+    process: subprocess.Popen[bytes],
+    input: bytes = b"",
+    *,
+    most: int,
+    seconds: float = float("inf"),
+) -> tuple[bytes, bytes]:
+    """Give a child its input; return what it prints, and the last of what it complains of.
+
+    As `subprocess.Popen.communicate`, but bounded: TooMuchOutput past ``most`` bytes,
+    TimeoutError past ``seconds``.  Then the child may still run.
+    """
+    import selectors
+
+    stdin, stdout, stderr = process.stdin, process.stdout, process.stderr
+    assert stdout is not None
+    assert stderr is not None
+    deadline = time.monotonic() + seconds
+    output, complaints = bytearray(), bytearray()
+    left = memoryview(input)
+    with selectors.PollSelector() as selector:
+        if stdin is not None:
+            os.set_blocking(stdin.fileno(), False)
+            selector.register(stdin, selectors.EVENT_WRITE)
+        selector.register(stdout, selectors.EVENT_READ)
+        selector.register(stderr, selectors.EVENT_READ)
+        while selector.get_map():
+            wait = deadline - time.monotonic()
+            if wait <= 0:
+                raise TimeoutError
+            for key, _ in selector.select(None if wait == float("inf") else wait):
+                if key.fileobj is stdin:
+                    assert stdin is not None
+                    try:
+                        left = left[os.write(key.fd, left[:_PIECE]) :]
+                    except BrokenPipeError:
+                        left = left[:0]
+                    if not left:
+                        selector.unregister(stdin)
+                        stdin.close()
+                    continue
+                piece = os.read(key.fd, _PIECE)
+                if not piece:
+                    selector.unregister(key.fileobj)
+                elif key.fileobj is stdout:
+                    output += piece
+                    if len(output) > most:
+                        raise TooMuchOutput
+                else:
+                    complaints += piece
+                    del complaints[:-_PIECE]
+    return bytes(output), bytes(complaints)
 
 
 def keep_memory(size: int) -> None:
@@ -27,6 +92,8 @@ def keep_memory(size: int) -> None:
     glibc would do so for each message that carries a piece of a log, and the kernel clears every
     page that comes back: most of what it costs to pass logs on.  Other libraries do as they like.
     """
+    import ctypes
+
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_TRIM_THRESHOLD, size)

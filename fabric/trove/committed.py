@@ -13,13 +13,10 @@ import subprocess
 from pathlib import Path
 from types import TracebackType
 
+from fabric import bounds
 from fabric.errors import SourceError
-from fabric.trove.git import Repository, environment
-
-#: No file of definitions is larger, in bytes,
-LARGEST = 8 * 1024 * 1024
-#: nor all of them that are copied together.
-LARGEST_COPY = 64 * 1024 * 1024
+from fabric.trove.git import Repository
+from fabric.trove.git_process import entries, popen
 
 
 class Committed:
@@ -32,14 +29,13 @@ class Committed:
         self, repository: Repository, commit: str, environ: dict[str, str] | None = None
     ) -> None:
         self._commit = commit
-        self._git = ["git", "--git-dir", str(repository.path)]
-        self._environ = environment() | (environ or {})
-        self._batch = subprocess.Popen(
-            [*self._git, "cat-file", "--batch", "--follow-symlinks"],
+        self._path = repository.path
+        self._environ = environ
+        self._batch = popen(
+            self._path,
+            ["cat-file", "--batch", "--follow-symlinks"],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=self._environ,
+            environ=environ,
         )
 
     def __enter__(self) -> Committed:
@@ -79,26 +75,21 @@ class Committed:
 
         SourceError if they are too many to be meant.
         """
-        listing = subprocess.run(
-            [*self._git, "ls-tree", "-r", "-z", "-l", self._commit, "--", f"{folder}/"],
-            env=self._environ,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=True,
-        ).stdout
-        total = 0
-        for entry in listing.split(b"\0")[:-1]:
-            facts, _, encoded = entry.partition(b"\t")
-            mode, _, object, size = facts.split()
+        left = bounds.LORRIES_SIZE
+        listing = entries(self._path, self._commit, f"{folder}/", environ=self._environ)
+        for number, (mode, sha, encoded) in enumerate(listing):
+            if number >= bounds.LORRY_FILES:
+                raise SourceError(f"{folder}: more than {bounds.LORRY_FILES:,} files are not read")
             name = os.fsdecode(encoded)
             if not mode.startswith(b"100") or {"", ".", ".."} & set(name.split("/")):
                 continue
-            total += int(size)
-            if total > LARGEST_COPY:
-                raise SourceError(f"{folder}: more than {LARGEST_COPY} bytes are not read")
+            data = self._ask(sha.decode(), name)[1]
+            left -= len(data)
+            if left < 0:
+                raise SourceError(f"{folder}: more than {bounds.LORRIES_SIZE:,} bytes are not read")
             path = to / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(self._ask(object.decode(), name)[1])
+            path.write_bytes(data)
 
     def _ask(self, what: str, path: str) -> tuple[bytes, bytes]:
         """Type and content of an object.  What is none has another type, such as "missing"."""
@@ -116,6 +107,7 @@ class Committed:
         first, second, *rest = answer.split(b" ")
         # "ID blob SIZE", or of a link "dangling SIZE", "loop SIZE", "notdir SIZE", "symlink SIZE"
         kind, count = (second, int(rest[0])) if rest else (first, int(second))
-        if count > LARGEST:
-            raise SourceError(f"{path}: {count} bytes; files of definitions have {LARGEST} at most")
+        if count > bounds.DEFINITIONS_FILE:
+            most = f"{bounds.DEFINITIONS_FILE:,}"
+            raise SourceError(f"{path}: {count:,} bytes; files of definitions have {most} at most")
         return kind, stdout.read(count + 1)[:-1]

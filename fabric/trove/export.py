@@ -23,8 +23,9 @@ from typing import IO
 
 import msgspec
 
+from fabric import bounds
 from fabric.errors import SourceError
-from fabric.trove import git
+from fabric.trove import git, git_process
 from fabric.trove.files import scratch, sweep
 
 #: Given a name, whether nobody uses what is so called, and nobody can until the end.
@@ -138,9 +139,12 @@ def _write(repository: git.Repository, tree: str, target: Path) -> None:
         blobs = [entry for entry in entries if entry.mode != "160000"]
         wanted.write("".join(entry.sha + "\n" for entry in blobs).encode())
         wanted.seek(0)
-        process = git.popen(repository.path, ["cat-file", "--batch", "--buffer"], stdin=wanted)
+        process = git_process.popen(
+            repository.path, ["cat-file", "--batch", "--buffer"], stdin=wanted
+        )
         with process:
             assert process.stdout is not None
+            left = bounds.SOURCE_SIZE
             try:
                 for entry in entries:
                     folder = entry.path.rpartition("/")[0]
@@ -148,7 +152,8 @@ def _write(repository: git.Repository, tree: str, target: Path) -> None:
                         _make_folders(target, entry.path, made)
                         continue
                     _make_folders(target, folder, made)
-                    content = _Blob(process.stdout, entry, repository)
+                    content = _Blob(process.stdout, entry, repository, left)
+                    left -= content.size
                     if entry.mode == "120000":
                         links.append((entry.path, os.fsdecode(b"".join(content))))
                     else:
@@ -166,31 +171,34 @@ def _write(repository: git.Repository, tree: str, target: Path) -> None:
 
 
 def _entries(repository: git.Repository, tree: str) -> Iterator[_Entry]:
-    listing = repository.run("ls-tree", "-r", "-z", "--full-tree", tree) or b""
-    for line in listing.split(b"\0"):
-        if line:
-            head, _, raw = line.partition(b"\t")
-            mode, _, sha = head.decode().split(" ")
-            path = os.fsdecode(raw)
-            parts = path.split("/")
-            if any(part in ("", ".", "..") or part.lower() == ".git" for part in parts):
-                raise SourceError(f"{repository.path}: tree {tree} holds the wicked path {path!r}")
-            yield _Entry(mode, sha, path)
+    for mode, sha, raw in git_process.entries(repository.path, tree):
+        path = os.fsdecode(raw)
+        parts = path.split("/")
+        if any(part in ("", ".", "..") or part.lower() == ".git" for part in parts):
+            raise SourceError(f"{repository.path}: tree {tree} holds the wicked path {path!r}")
+        yield _Entry(mode.decode(), sha.decode(), path)
 
 
 class _Blob:
     """The content of a blob as it comes out of ``git cat-file``, in pieces, checked."""
 
-    def __init__(self, stream: IO[bytes], entry: _Entry, repository: git.Repository) -> None:
+    def __init__(
+        self, stream: IO[bytes], entry: _Entry, repository: git.Repository, left: int
+    ) -> None:
         self.stream = stream
         self.entry = entry
         self.repository = repository
-
-    def __iter__(self) -> Iterator[bytes]:
-        head = self.stream.readline().split()
+        head = stream.readline().split()
         if len(head) != 3 or head[1] != b"blob":
             raise self._damaged("is missing")
-        left = int(head[2])
+        self.size = int(head[2])
+        most = bounds.LINK_TARGET if entry.mode == "120000" else left
+        if self.size > most:
+            what = f"{entry.path}, a link to more" if most < left else "files of more"
+            raise SourceError(f"{repository.path}: {what} than {most:,} bytes: no source may")
+
+    def __iter__(self) -> Iterator[bytes]:
+        left = self.size
         digest = hashlib.sha1(b"blob %d\0" % left, usedforsecurity=False)
         while left:
             piece = self.stream.read(min(left, _CHUNK))

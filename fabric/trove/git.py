@@ -12,35 +12,19 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
 
 import msgspec
 
 from fabric.errors import SourceError
 from fabric.trove.files import scratch
+from fabric.trove.git_process import Progress, entries, environment, run, talk
 from fabric.trove.stop import Stop
-
-if TYPE_CHECKING:
-    import subprocess  # at run time only where git is started: a cached build never does
-
-Progress = Callable[[str], None]
 
 SHA = re.compile(r"[0-9a-f]{40}")
 #: What git accepts as the name of a ref, as far as it matters here.
 REF = re.compile(r"(?!-)(?!.*(\.\.|@\{|//|/\.|\.lock(/|$)))[^\x00-\x20\x7f~^:?*\[\\]+(?<![./])")
 _IMPORT_KEY = re.compile(rb"^Import-Key: ([0-9a-f]{64})$", re.M)
-#: What git says besides the reason of a failure,
-_IDLE_TALK = re.compile(
-    r"From |To |[*+=!] |Total \d|remote:(?! fatal| error)"
-    r"|Please make sure|and the repository exists|fatal: Could not read from"
-    r"|Everything up-to-date|Warning: Permanently added"
-)
-#: and before it.
-_LABELS = re.compile(r"^(remote: )?(fatal: |error: )?")
-#: Seconds without a word after which a repository counts as out of reach.
-SILENCE = 300.0
 #: Seconds after which a pack that nobody goes on writing is rubbish.
 ABANDONED = 3600.0
 #: Settings of every repository here, whatever the user's are.
@@ -205,11 +189,11 @@ class Repository:
         raw = self.run("cat-file", "commit", commit) or b""
         tree = raw[5:45].decode()
         key = _IMPORT_KEY.search(raw)
-        links = []
-        for entry in (self.run("ls-tree", "-r", "-z", "--full-tree", commit) or b"").split(b"\0"):
-            if entry.startswith(b"160000 "):
-                head, _, path = entry.partition(b"\t")
-                links.append((os.fsdecode(path), head.split()[2].decode()))
+        links = [
+            (os.fsdecode(path), sha.decode())
+            for mode, sha, path in entries(self.path, commit)
+            if mode == b"160000"
+        ]
         urls = self._submodule_urls(commit) if links else {}
         modules = tuple((path, sha, urls.get(path, "")) for path, sha in links)
         return Fact(tree, key[1].decode() if key else "", modules)
@@ -260,119 +244,3 @@ def fetching(repository: Repository, url: str, refspecs: list[str]) -> list[str]
         *("--git-dir", str(repository.path), "fetch", "--progress", "--no-write-fetch-head"),
         *("--no-auto-maintenance", "--force", "--no-tags", "--", url, *refspecs),
     ]
-
-
-def talk(
-    args: list[str], environ: Mapping[str, str], progress: Progress, stop: Stop
-) -> tuple[str, str]:
-    """Run git with another repository at its other end; progress comes line by line.
-
-    Return why it failed ("" if it did not), and what it printed.  A repository that says nothing
-    for SILENCE seconds is one that fails.
-    """
-    import subprocess
-    import tempfile
-
-    # Without a terminal nobody can be asked for a password: git says so instead of waiting.
-    with (
-        tempfile.TemporaryFile() as printed,
-        subprocess.Popen(
-            ["git", *args],
-            stdin=subprocess.DEVNULL,
-            stdout=printed,
-            stderr=subprocess.PIPE,
-            env=environ,
-            start_new_session=True,
-        ) as process,
-    ):
-        assert process.stderr is not None
-        try:
-            with stop.child(process):
-                said = follow(process.stderr, progress)
-        except TimeoutError as error:
-            return str(error), ""
-        printed.seek(0)
-        output = printed.read().decode(errors="replace")
-    return (said or "it gave no reason") if process.returncode else "", output
-
-
-def run(args: list[str], *, check: bool = True, input: bytes | None = None) -> bytes | None:
-    """Run git with no configuration but the repository's own; return what it prints."""
-    import subprocess
-
-    done = subprocess.run(
-        ["git", *args],
-        input=input,
-        stdin=subprocess.DEVNULL if input is None else None,
-        capture_output=True,
-        env=environment(),
-        check=False,
-    )
-    if done.returncode == 0:
-        return done.stdout
-    if not check:
-        return None
-    reason = done.stderr.decode(errors="replace").strip()
-    raise SourceError(f"git {' '.join(args)} failed: {reason}")
-
-
-def popen(repository: Path, args: list[str], *, stdin: int | IO[bytes]) -> subprocess.Popen[bytes]:
-    """Start git with no configuration but the repository's own, its output in a pipe."""
-    import subprocess
-
-    return subprocess.Popen(
-        ["git", "--git-dir", str(repository), *args],
-        stdin=stdin,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=environment(),
-    )
-
-
-def environment(*, private: bool = True) -> dict[str, str]:
-    """The environment for git, free of what a hook or the user's shell set for another one."""
-    keep = ("GIT_SSH", "GIT_SSL", "GIT_ASKPASS", "GIT_PROXY", "GIT_TRACE")
-    clean = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("GIT_") or (not private and name.startswith((*keep, "GIT_CONFIG")))
-    }
-    clean |= {
-        "GIT_NO_REPLACE_OBJECTS": "1",
-        "GIT_TERMINAL_PROMPT": "0",
-        "GIT_ALLOW_PROTOCOL": "file:git:http:https:ssh",
-        "LC_ALL": "C",
-    }
-    if private:
-        clean |= {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull}
-    return clean
-
-
-def follow(stream: IO[bytes], progress: Progress) -> str:
-    """Pass on git's progress, a line a step; return the rest of what it says.
-
-    TimeoutError if that is nothing for SILENCE seconds.
-    """
-    import select
-
-    said: list[str] = []
-    step = ""
-    buffer = b""
-    poll = select.poll()
-    poll.register(stream, select.POLLIN)
-    while True:
-        if not poll.poll(SILENCE * 1000):
-            raise TimeoutError(f"timed out: nothing came for {SILENCE:.0f} seconds")
-        piece = os.read(stream.fileno(), 65536)
-        *lines, buffer = re.split(rb"[\r\n]", buffer + (piece or b"\n"))
-        for line in lines:
-            text = line.decode(errors="replace").strip()
-            percent = re.match(r"(?:remote: )?([A-Z][a-z ]+): +(\d+)% ", text)
-            if percent is None:
-                if text and not _IDLE_TALK.match(text):
-                    said.append(_LABELS.sub("", text))
-            elif percent[1] != step:
-                step = percent[1]
-                progress(step[0].lower() + step[1:])
-        if not piece:
-            return "; ".join(dict.fromkeys(said))

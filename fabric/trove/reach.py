@@ -9,7 +9,8 @@ from collections.abc import Mapping
 import msgspec
 
 from fabric.errors import SourceError
-from fabric.trove.git import Progress, Repository, environment, fetching, talk
+from fabric.trove.git import Repository, fetching
+from fabric.trove.git_process import Progress, environment, talk
 from fabric.trove.stop import Stop
 
 #: Seconds until a host that says nothing counts as out of reach.

@@ -13,7 +13,8 @@ from fabric.errors import SourceError
 from fabric.jobs import Source
 from fabric.trove import shared
 from fabric.trove.files import locked
-from fabric.trove.git import REF, SHA, Repository, run
+from fabric.trove.git import REF, SHA, Repository
+from fabric.trove.git_process import run
 from fabric.trove.places import Place, Places, local_path
 from fabric.trove.stop import Stop
 

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import msgspec
 
-from fabric.trove.git import SHA, Progress, Repository
+from fabric.trove.git import SHA, Repository
+from fabric.trove.git_process import Progress
 from fabric.trove.reach import Trove, TroveError
 from fabric.trove.stop import Stop
 

@@ -26,7 +26,7 @@ import msgspec
 
 from fabric.errors import SourceError
 from fabric.trove.files import scratch
-from fabric.trove.git import environment
+from fabric.trove.git_process import environment
 
 #: A new file larger than this is hardly meant to be built from, in bytes.
 LARGEST = 64 * 1024 * 1024

@@ -13,6 +13,8 @@ import pytest
 from small_definitions import git, lay_out, write_chunks
 from small_disk import SmallDisk
 
+from fabric import bounds
+from fabric.errors import SourceError
 from fabric.trove.builds import Builds, new_request, ref_of
 from fabric.trove.committed import Committed
 from fabric.trove.reach import Trove
@@ -162,11 +164,32 @@ def test_lorries_that_are_links_are_left_out(farm: Farm, tmp_path: Path) -> None
     assert there == {"sources/one.lorry", "sources/below/two.lorry"}
 
 
+@pytest.mark.bound("LORRY_FILES")
+@pytest.mark.bound("LORRIES_SIZE")
+@pytest.mark.parametrize(
+    ("lorries", "text"),
+    [
+        (dict.fromkeys(map(str, range(bounds.LORRY_FILES + 1)), "{}"), "more than 10,000 files"),
+        (dict.fromkeys("123456789", "#" * (8 << 20)), "more than 67,108,864 bytes"),
+    ],
+)
+def test_too_many_lorries(farm: Farm, tmp_path: Path, lorries: dict[str, str], text: str) -> None:
+    farm.write(**{f"sources/{name}.lorry": content for name, content in lorries.items()})
+    build = farm.builds.snapshot(farm.root)
+    with (
+        Committed(farm.builds.repository, build.commit, build.environ) as files,
+        pytest.raises(SourceError) as error,
+    ):
+        files.copy("sources", tmp_path / "copy")
+    assert str(error.value) == f"sources: {text} are not read"
+
+
+@pytest.mark.bound("DEFINITIONS_FILE")
 def test_a_huge_morph_is_refused(farm: Farm) -> None:
     farm.write(**{"strata/one.morph": "#" * 9_000_000})
     done = farm.resolve(farm.order())
     assert done.returncode == 1
-    assert b"strata/one.morph: 9000000 bytes; files of definitions have" in done.stderr
+    assert b"strata/one.morph: 9,000,000 bytes; files of definitions have" in done.stderr
 
 
 def test_a_full_disk_is_the_machine_s_fault(farm: Farm, tmp_path: Path) -> None:

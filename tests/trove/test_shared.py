@@ -16,7 +16,7 @@ from sources_kit import Farm, Files, Sshd, git, repository, tarball
 
 from fabric.errors import SourceError
 from fabric.jobs import Source
-from fabric.trove import git as our_git
+from fabric.trove import git_process as our_git
 from fabric.trove import reach
 from fabric.trove.reach import Trove, TroveError
 from fabric.trove.sources import Sources

@@ -13,6 +13,7 @@ import msgspec
 
 from fabric.errors import SourceError
 from fabric.trove import git
+from fabric.trove.git_process import environment
 from fabric.trove.stop import Stop
 
 _AUTHOR = b"Fabric trove <trove@fabric.invalid>"
@@ -71,7 +72,7 @@ def commit(
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=errors,
-            env=git.environment(),
+            env=environment(),
         )
         assert process.stdin is not None
         try:
