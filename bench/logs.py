@@ -25,8 +25,9 @@ from pathlib import Path
 import zmq
 from bench_kit import Chunk, write_definitions
 
+from fabric import bounds
 from fabric.wire import sockets
-from fabric.wire.messages import MAX_LOG_PIECE, Published
+from fabric.wire.messages import Published
 
 TOPIC = "a" * 64
 FLOOD = 'yes "$(printf %079d 0)" | head -c {size}'
@@ -120,7 +121,7 @@ def publish(place: str, sink: Safe) -> None:
     """Pieces of logs, as fast as they are taken."""
     socket = sockets.publisher(sockets.new_context())
     sockets.bind(socket, place)
-    frame = Published(TOPIC, 1, 0, b"x" * MAX_LOG_PIECE).frame()
+    frame = Published(TOPIC, 1, 0, b"x" * bounds.LOG_PIECE).frame()
     while True:
         sink.take(frame)
         socket.send(frame)

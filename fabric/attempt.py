@@ -12,13 +12,14 @@ from typing import Literal
 
 import msgspec
 
+from fabric import bounds
 from fabric.building.builder import build
 from fabric.building.log import Log
 from fabric.building.workspace import Workspace
 from fabric.config import WorkerSettings
 from fabric.errors import BuildFailed, Cancelled, FabricError, MachineFault
 from fabric.jobs import Job
-from fabric.wire.messages import STORING, Outcome
+from fabric.wire.messages import STORING, Outcome, cut
 
 # Made here: two threads that make msgspec look at a type for the first time at once crash (0.22).
 _decode = msgspec.msgpack.Decoder(Job).decode
@@ -90,10 +91,10 @@ class Attempt:
             seconds=time.monotonic() - began,
             log_size=blob.size,
             log_sha256=blob.sha256,
-            damaged=damaged,
+            damaged=damaged[: bounds.DAMAGED],
         )
 
 
 def _text(message: str) -> str:
-    """What can be sent of a message that may name files, whose names need not be text."""
-    return message.encode("utf-8", "backslashreplace").decode()
+    """What can be sent of a message, which may be long and name files whose names are no text."""
+    return cut(message.encode("utf-8", "backslashreplace").decode())

@@ -36,6 +36,75 @@ def _bound(name: str, limit: int, unit: str, what: str, past: str) -> int:
 FRAME = _bound(
     "FRAME", 64 * MIB, "bytes", "a message between two machines", "the receiver drops it"
 )
+REMOTE_FRAME = _bound(
+    "REMOTE_FRAME",
+    4 * MIB,
+    "bytes",
+    "a message that reaches the broker over a network",
+    "the connection of its sender is cut",
+)
+ORDER = _bound("ORDER", 64 * KIB, "bytes", "an order of a build", "it is refused")
+QUESTION = _bound(
+    "QUESTION",
+    32 * KIB,
+    "bytes",
+    "any other message of an initiator to a broker over a network",
+    "it is refused",
+)
+COMPONENTS = _bound("COMPONENTS", 1000, "names", "the components of an order", "it is refused")
+SLOTS = _bound("SLOTS", 1024, "slots", "what a worker builds at a time", "its report is refused")
+REPORTED = _bound(
+    "REPORTED",
+    2 * SLOTS,
+    "attempts",
+    "attempts at which a worker is, in one report",
+    "the worker takes no more; the broker refuses a report with more",
+)
+OUTCOMES = _bound(
+    "OUTCOMES",
+    128,
+    "outcomes",
+    "ends of attempts in one report",
+    "the worker reports the others once these are settled; the broker refuses a report with more",
+)
+OUTCOME_TEXT = _bound(
+    "OUTCOME_TEXT",
+    2000,
+    "characters",
+    "the message and the command of a failure",
+    "the worker cuts it, and marks that; the log has all of it",
+)
+DAMAGED = _bound(
+    "DAMAGED",
+    64,
+    "artifacts",
+    "damaged artifacts that one attempt reports",
+    "the worker reports the first of them",
+)
+FEATURES = _bound(
+    "FEATURES", 64, "features", "what a worker says that it can do", "its report is refused"
+)
+TEXT = _bound("TEXT", 4096, "characters", "any other text of a peer", "its message is refused")
+TOLD = _bound(
+    "TOLD", 64 * KIB, "characters", "a text from the broker to an initiator", "it is not understood"
+)
+
+# -- logs ----------------------------------------------------------------------------------
+
+LOG_PIECE = _bound(
+    "LOG_PIECE",
+    256 * KIB,
+    "bytes",
+    "a published piece of a log, beside a head of 4 KiB",
+    "its sender's connection is cut",
+)
+LOG_RANGE = _bound(
+    "LOG_RANGE",
+    MIB,
+    "bytes",
+    "a range of a log that is read at once",
+    "a reader gets no more, and asks again; from a worker it is refused",
+)
 
 # -- git repositories ----------------------------------------------------------------------
 

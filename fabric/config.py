@@ -17,6 +17,7 @@ from typing import Annotated, Any, TypeVar, get_origin
 import msgspec
 from msgspec import Meta
 
+from fabric import bounds
 from fabric.errors import FabricError
 
 BROKER_FILE = Path("/etc/distbuild/broker.toml")
@@ -170,7 +171,7 @@ class WorkerSettings(Building, frozen=True, kw_only=True):
     #: the controller: HOST or HOST:PORT
     controller: str = ""
     #: builds at a time
-    slots: Annotated[int, Meta(ge=1, le=4096)] = 1
+    slots: Annotated[int, Meta(ge=1, le=bounds.SLOTS)] = 1
     #: holds this worker's key, and the controller's public one
     keys: str = KEYS
     #: with less free disk it takes no new job

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from fabric import bounds
 from fabric.scheduling.events import Answered, Ask, Inspected, Unanswered
-from fabric.wire.messages import MAX_LOG_RANGE, LogPiece, LogRead, Refused
+from fabric.wire.messages import LogPiece, LogRead, Refused
 
 if TYPE_CHECKING:
     from fabric.jobs import Blob
@@ -113,7 +114,7 @@ class Desk:
             if log is None:
                 del self._logs[wanted.key]
                 return Refused(wanted.key, "no-log", "no log of it is kept here")
-            length = max(0, min(wanted.length, MAX_LOG_RANGE, log.size - wanted.offset))
+            length = max(0, min(wanted.length, bounds.LOG_RANGE, log.size - wanted.offset))
             data = self._opened().read(log, wanted.offset, length) if length else b""
         except Exception as error:  # noqa: BLE001 - any failure of a store is an answer
             return Refused(wanted.key, "no-log", f"its log cannot be read: {error}")

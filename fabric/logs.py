@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from fabric.wire.messages import MAX_LOG_RANGE, LogPiece, LogWanted
+from fabric import bounds
+from fabric.wire.messages import LogPiece, LogWanted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -190,7 +191,7 @@ class Spools:
                 spool.asked = now
                 yield (
                     spool.worker,
-                    LogWanted(spool.key, spool.fence, spool.have, MAX_LOG_RANGE),
+                    LogWanted(spool.key, spool.fence, spool.have, bounds.LOG_RANGE),
                 )
 
     def unsent(self, wanted: LogWanted) -> None:
@@ -230,7 +231,7 @@ class Spools:
         spool = self._spools.get((key, fence))
         if spool is None or spool.broken:
             return None
-        length = max(0, min(length, MAX_LOG_RANGE, spool.have - offset))
+        length = max(0, min(length, bounds.LOG_RANGE, spool.have - offset))
         data = b""
         if length and offset >= 0 and spool.short is not None:
             data = spool.short[offset : offset + length]

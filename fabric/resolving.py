@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
+from fabric import bounds
 from fabric.scheduling.events import Resolved, Unresolved
-from fabric.wire.messages import MAX_FRAME, Order, Submit
+from fabric.wire.messages import Order, Submit
 
 #: Children at a time.
 AT_ONCE = 2
@@ -81,7 +82,7 @@ class _Child:
             told = errors.decode(errors="replace").strip()[-TOLD:]
             return self._failed(told or f"resolving it ended with code {process.returncode}")
         try:
-            if len(output) > MAX_FRAME:
+            if len(output) > bounds.FRAME:
                 return self._failed("it has too many steps")
             submit = _decode(output)
         except (msgspec.MsgspecError, ValueError) as error:

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
-from fabric import config, daemon
+from fabric import bounds, config, daemon
 from fabric.attempt import Attempt
 from fabric.building.host import host_tools
 from fabric.building.workspace import Workspace
@@ -36,8 +36,6 @@ from fabric.wire import sockets
 from fabric.wire.agent import WorkerAgent
 from fabric.wire.line import Line, dial
 from fabric.wire.messages import (
-    MAX_LOG_PIECE,
-    MAX_LOG_RANGE,
     Desired,
     LogPiece,
     LogWanted,
@@ -257,7 +255,7 @@ class Worker:
 
     def _publish(self, attempt: Attempt) -> None:
         for _ in range(PIECES_AT_ONCE):
-            data = attempt.log.read(attempt.published, MAX_LOG_PIECE)
+            data = attempt.log.read(attempt.published, bounds.LOG_PIECE)
             if not data:
                 return
             piece = Published(attempt.key, attempt.fence, attempt.published, data)
@@ -270,7 +268,7 @@ class Worker:
         attempt = self._attempts.get((wanted.key, wanted.fence))
         if attempt is None:
             return
-        data = attempt.log.read(wanted.offset, min(wanted.length, MAX_LOG_RANGE))
+        data = attempt.log.read(wanted.offset, min(wanted.length, bounds.LOG_RANGE))
         piece = LogPiece(wanted.key, wanted.fence, wanted.offset, data)
         self._line.send(_codec.encode(piece))
 

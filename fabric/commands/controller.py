@@ -8,11 +8,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Literal
 
+from fabric import bounds
 from fabric.config import Settings
 from fabric.errors import FabricError, MachineFault
 from fabric.wire.line import Line, dial
 from fabric.wire.messages import (
-    MAX_LOG_RANGE,
     PROTOCOL,
     Answer,
     Command,
@@ -88,7 +88,7 @@ class Controller:
 
     def read_log(self, key: str, fence: int, offset: int) -> LogPiece | None:
         """What there is of a log from ``offset`` on; None if there is no such log."""
-        asked = LogRead(key, fence, offset, MAX_LOG_RANGE)
+        asked = LogRead(key, fence, offset, bounds.LOG_RANGE)
         for message in self._ask(asked, ""):
             if isinstance(message, LogPiece) and (message.key, message.offset) == (key, offset):
                 return message

@@ -22,7 +22,17 @@ from collections import deque
 
 import msgspec
 
-from fabric.wire.messages import PROTOCOL, STORING, Assignment, Desired, Outcome, Report, Running
+from fabric import bounds
+from fabric.wire.messages import (
+    PROTOCOL,
+    STORING,
+    Assignment,
+    Desired,
+    Outcome,
+    Report,
+    Running,
+    cut,
+)
 
 #: Seconds between reports when nothing changes.
 REPORT_EVERY = 1.0
@@ -124,7 +134,9 @@ class WorkerAgent:
         for assignment in message.start:
             id = (assignment.key, assignment.fence)
             wanted.add(id)
-            if id not in self._entries and id not in self._finished:
+            known = id in self._entries or id in self._finished
+            # What cannot be reported is not taken: the broker assigns it again.
+            if not known and len(self._entries) + len(self._finished) < bounds.REPORTED:
                 self._entries[id] = _Entry(assignment)
                 self._soon()
         for id, entry in list(self._entries.items()):
@@ -179,6 +191,7 @@ class WorkerAgent:
 
     def refuse(self, why: str) -> list[Action]:
         """Take nothing new, for this reason, and refuse what has not begun; "": go on."""
+        why = cut(why)
         if why == self.refusing:
             return []
         self.refusing = why
@@ -204,6 +217,9 @@ class WorkerAgent:
     def report(self) -> Report:
         """The whole state, under a new sequence number."""
         self._sequence += 1
+        finished = tuple(self._finished.values())
+        # Outcomes past the bound count as running until others are settled.
+        late = finished[bounds.OUTCOMES :]
         return Report(
             protocol=PROTOCOL,
             name=self.name,
@@ -214,8 +230,9 @@ class WorkerAgent:
             running=tuple(
                 Running(entry.key, entry.fence, entry.phase, entry.log_size)
                 for entry in self._entries.values()
-            ),
-            finished=tuple(self._finished.values()),
+            )
+            + tuple(Running(each.key, each.fence, "", each.log_size) for each in late),
+            finished=finished[: bounds.OUTCOMES],
             draining=self.draining,
             free_disk=self.free_disk,
             free_memory=self.free_memory,

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import zmq
 
+from fabric import bounds
 from fabric.wire import sockets
 from fabric.wire.keys import Admitted, Certificate, Gate
 from fabric.wire.messages import (
@@ -50,6 +51,12 @@ MAY_SAY: dict[str, tuple[type, ...]] = {
     "worker": (Report, LogPiece),
     "initiator": (Order, Poll, Leave, LogRead, Query, Command),
 }
+#: Bytes of such a message, at most.
+LARGEST: dict[Any, int] = {
+    Report: bounds.REMOTE_FRAME,
+    LogPiece: bounds.LOG_RANGE + bounds.QUESTION,
+    Order: bounds.ORDER,
+} | dict.fromkeys((Poll, Leave, LogRead, Query, Command), bounds.QUESTION)
 
 
 class Heard(NamedTuple):
@@ -160,7 +167,7 @@ class Listener:
                 self._misunderstood(peer, sender, frame, "")
                 continue
             if sender is not None:
-                named = self._as_admitted(peer, sender, message)
+                named = self._as_admitted(peer, sender, message, len(frame))
                 if named is None:
                     continue
                 message = named
@@ -189,12 +196,20 @@ class Listener:
             return None
         return self._admitted.get(str(frame.get("User-Id")))
 
-    def _as_admitted(self, peer: bytes, sender: Certificate, message: FromPeer) -> FromPeer | None:
+    def _as_admitted(
+        self, peer: bytes, sender: Certificate, message: FromPeer, size: int
+    ) -> FromPeer | None:
         """The message under the name in the sender's key; None if it may not say that."""
         if not isinstance(message, MAY_SAY[sender.role]):
             kind = type(message).__name__
             reason = f"{sender.name} is admitted as {sender.role}, who may not send a {kind}"
             self.refuse(peer, about(message), "not-allowed", reason)
+            self._scold(peer, sender, reason)
+            return None
+        if size > (largest := LARGEST[type(message)]):
+            kind = type(message).__name__
+            reason = f"{kind} of {size:,} bytes: it may have {largest:,}"
+            self.refuse(peer, about(message), "bad-request", reason)
             self._scold(peer, sender, reason)
             return None
         if isinstance(message, Report) and message.name != sender.name:

@@ -19,11 +19,6 @@ from msgspec import Meta
 from fabric import bounds
 
 PROTOCOL = 3
-#: No frame may be larger, in bytes.
-MAX_FRAME = bounds.FRAME
-#: Largest piece of a log that is published, and largest range of one in an answer, in bytes.
-MAX_LOG_PIECE = 256 * 1024
-MAX_LOG_RANGE = 1024 * 1024
 
 #: The phase in which an attempt has no sandbox any more, and so needs no slot: what was built is
 #: packed and stored.
@@ -34,7 +29,12 @@ Key = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Commit = Annotated[str, Meta(pattern=r"\A[0-9a-f]{40}\Z")]
 Name = Annotated[str, Meta(max_length=255)]
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-Text = Annotated[str, Meta(max_length=4096)]
+Text = Annotated[str, Meta(max_length=bounds.TEXT)]
+Told = Annotated[str, Meta(max_length=bounds.TOLD)]
+OutcomeText = Annotated[str, Meta(max_length=bounds.OUTCOME_TEXT)]
+Phase = Annotated[str, Meta(max_length=64)]
+#: Of a log, "" while it has not ended.
+LogDigest = Annotated[str, Meta(pattern=r"\A([0-9a-f]{64})?\Z")]
 #: Of the log of a step, in whatever directory its reader is.
 LogName = Annotated[str, Meta(pattern=r"\A(build-step-[^/\x00\n]{1,240}\.log)?\Z")]
 #: A number, at least.
@@ -60,7 +60,7 @@ class Running(msgspec.Struct, frozen=True, gc=False):
 
     key: Key
     fence: Count
-    phase: Name = ""  # "fetch", "configure" ... "strip", "store"
+    phase: Phase = ""  # "fetch", "configure" ... "strip", "store"
     log_size: Count = 0  # bytes of log so far
 
 
@@ -72,13 +72,14 @@ class Outcome(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     key: Key
     fence: Count
     result: Literal["done", "failed", "fault", "refused", "cancelled"]
-    message: str = ""
-    phase: Name = ""  # the step list that failed: "build-commands"
-    command: str = ""  # the command that failed
+    message: OutcomeText = ""
+    phase: Phase = ""  # the step list that failed: "build-commands"
+    command: OutcomeText = ""  # the command that failed
     seconds: Seconds = 0.0
     log_size: Count = 0
-    log_sha256: Name = ""
-    damaged: tuple[Key, ...] = ()  # artifacts it needed that the store has lost or spoilt
+    log_sha256: LogDigest = ""
+    #: artifacts it needed that the store has lost or spoilt
+    damaged: Annotated[tuple[Key, ...], Meta(max_length=bounds.DAMAGED)] = ()
 
 
 class Report(Message, frozen=True):
@@ -87,11 +88,13 @@ class Report(Message, frozen=True):
     protocol: int
     name: Name
     arch: Name
-    slots: Annotated[int, Meta(ge=0, le=4096)]
+    slots: Annotated[int, Meta(ge=0, le=bounds.SLOTS)]
     sequence: Count  # grows; with an older one the broker does nothing
-    features: tuple[Name, ...] = ()  # what jobs may ask for: "host-tools:<digest>"
-    running: tuple[Running, ...] = ()
-    finished: tuple[Outcome, ...] = ()  # until a Desired settles them
+    #: what jobs may ask for: "host-tools:<digest>"
+    features: Annotated[tuple[Name, ...], Meta(max_length=bounds.FEATURES)] = ()
+    running: Annotated[tuple[Running, ...], Meta(max_length=bounds.REPORTED)] = ()
+    #: until a Desired settles them
+    finished: Annotated[tuple[Outcome, ...], Meta(max_length=bounds.OUTCOMES)] = ()
     draining: bool = False
     free_disk: int = 0  # bytes
     free_memory: int = 0  # bytes
@@ -107,9 +110,9 @@ class LogPiece(Message, frozen=True):
     key: Key
     fence: Count
     offset: Count
-    data: bytes
+    data: Annotated[bytes, Meta(max_length=bounds.LOG_RANGE)]
     size: int = -1  # of the whole log, once it has ended
-    sha256: str = ""
+    sha256: LogDigest = ""
 
 
 # -- broker to worker ----------------------------------------------------------------------
@@ -161,7 +164,7 @@ class Offer(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     arch: Name
     job: msgspec.Raw  # an encoded `fabric.jobs.Job`
     log: LogName = ""  # "build-step-zlib-misc.log"
-    depends: tuple[str, ...] = ()  # keys, all of them in the same request
+    depends: tuple[Name, ...] = ()  # keys, all of them in the same request
     needs: tuple[Name, ...] = ()  # features a worker must have
 
 
@@ -177,7 +180,8 @@ class Order(Message, frozen=True):
     ref: Text  # where the trove has the commit: "refs/builds/alice/<request>"
     commit: Commit
     system: Text  # path of the system morph
-    components: tuple[Text, ...] = ()  # chunks or strata to build, instead of the system
+    #: chunks or strata to build, instead of the system
+    components: Annotated[tuple[Text, ...], Meta(max_length=bounds.COMPONENTS)] = ()
     keep_going: bool = False
     priority: Priority = 0
     detach: bool = False  # it goes on when nobody watches
@@ -191,7 +195,7 @@ class Submit(Message, frozen=True):
     request: Name
     title: Text
     steps: tuple[Offer, ...]
-    goals: tuple[str, ...]  # keys; what they do not need is not built
+    goals: tuple[Name, ...]  # keys; what they do not need is not built
     keep_going: bool = False
     priority: Priority = 0
     detach: bool = False
@@ -248,42 +252,42 @@ class StepState(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
     key: Key
     state: State
-    name: str = ""
-    kind: str = ""
+    name: Name = ""
+    kind: Name = ""
     log: LogName = ""
     fence: Count = 0
-    worker: str = ""
-    phase: str = ""
+    worker: Name = ""
+    phase: Phase = ""
     running_for: Seconds = 0.0  # seconds since this attempt began
     expected: Seconds = 0.0  # seconds it took before; 0: never seen
-    message: str = ""  # a failure's, or why it waits
+    message: Told = ""  # a failure's, or why it waits
     fault: bool = False  # it failed by machines or the store: nothing is said of its build
-    failed_phase: str = ""
-    failed_command: str = ""
+    failed_phase: Phase = ""
+    failed_command: OutcomeText = ""
     seconds: Seconds = 0.0  # what it took, once done
     log_size: Count = 0
-    log_sha256: str = ""  # once ended
+    log_sha256: LogDigest = ""  # once ended
 
 
 class Update(Message, frozen=True):
     """A request's news since ``seen``: steps that changed, in no order that matters."""
 
-    request: str
+    request: Name
     version: int
     state: RequestState
     steps: tuple[StepState, ...] = ()
     left: Seconds = 0.0  # still expected, by critical path and workers; 0: unknown
-    message: str = ""
-    title: str = ""
-    goals: tuple[str, ...] = ()  # keys, once resolved
+    message: Told = ""
+    title: Text = ""
+    goals: tuple[Name, ...] = ()  # keys, once resolved
 
 
 class RequestInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     """One line of a list of requests.  Times in seconds ago."""
 
-    request: str
-    title: str
-    requester: str
+    request: Name
+    title: Text
+    requester: Name
     state: RequestState
     since: float
     priority: int = 0
@@ -294,54 +298,54 @@ class RequestInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     running: int = 0
     failed: int = 0
     left: float = 0.0  # seconds; 0: unknown
-    message: str = ""  # why nothing of it runs, or how it failed
+    message: Told = ""  # why nothing of it runs, or how it failed
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     """One line of a list of workers.  Times in seconds ago."""
 
-    name: str
-    arch: str
+    name: Name
+    arch: Name
     slots: int
     since: float  # registered
     heard: float
     running: tuple[StepState, ...] = ()
     state: Literal["idle", "busy", "draining", "drained", "resting", "refusing", "silent"] = "idle"
-    message: str = ""  # why it rests or refuses
+    message: Told = ""  # why it rests or refuses
     free_disk: int = 0  # bytes
     free_memory: int = 0
-    features: tuple[str, ...] = ()
+    features: tuple[Name, ...] = ()
 
 
 class LogInfo(msgspec.Struct, frozen=True):
     """A log that a broker can be asked for."""
 
-    key: str
+    key: Name
     fence: int
-    name: str  # of the step
-    log: str  # its file name
+    name: Name  # of the step
+    log: Name  # its file name
     state: State
 
 
 class Answer(Message, frozen=True):
     """The answer to a `Query` or `Command`.  ``error``: why there is none."""
 
-    id: str
-    error: str = ""
-    warning: str = ""  # what is wrong with the controller itself
+    id: Name
+    error: Told = ""
+    warning: Told = ""  # what is wrong with the controller itself
     requests: tuple[RequestInfo, ...] = ()
     workers: tuple[WorkerInfo, ...] = ()
-    lines: tuple[str, ...] = ()  # "why", and what a command did
-    keys: tuple[str, ...] = ()  # "pinned": what live requests need
+    lines: tuple[Told, ...] = ()  # "why", and what a command did
+    keys: tuple[Name, ...] = ()  # "pinned": what live requests need
     logs: tuple[LogInfo, ...] = ()
 
 
 class Refused(Message, frozen=True):
     """A message could not be served, and why.  ``about`` is its request or key."""
 
-    about: str
+    about: Name
     code: Code
-    reason: str
+    reason: Told
 
 
 # -- the log stream ------------------------------------------------------------------------
@@ -370,6 +374,14 @@ class Published(NamedTuple):
             raise ValueError("it is too short for a piece of a log")
         key, fence, offset = _HEAD.unpack_from(frame)
         return cls(key.decode("ascii"), fence, offset, frame[_HEAD.size :])
+
+
+def cut(text: str, most: int = bounds.OUTCOME_TEXT) -> str:
+    """At most ``most`` characters of a text: its beginning, with a mark if that is not all."""
+    if len(text) <= most:
+        return text
+    mark = f" ... (cut: it has {len(text):,} characters)"
+    return text[: most - len(mark)] + mark
 
 
 FromPeer = Report | LogPiece | Order | Submit | Poll | Leave | LogRead | Query | Command

@@ -22,8 +22,8 @@ import hashlib
 
 import msgspec
 
+from fabric import bounds
 from fabric.wire.messages import (
-    MAX_LOG_RANGE,
     Leave,
     LogPiece,
     LogRead,
@@ -298,7 +298,7 @@ class RequestMirror:
             log.known = max(log.known, piece.size)
         actions = self._take(log, piece.offset, piece.data, now)
         log.misses += 1
-        if not log.closed and not log.streamed and len(piece.data) < MAX_LOG_RANGE:
+        if not log.closed and not log.streamed and len(piece.data) < bounds.LOG_RANGE:
             log.streamed = True
             # What is published until that has an effect would be missed.
             actions += [Follow(log.key, on=True), *self._ask(log, now)]
@@ -358,7 +358,7 @@ class RequestMirror:
         log.known = max(log.known, end)
         if offset > log.have:
             actions: list[Action] = []
-            if log.streamed and end - log.have > MAX_LOG_RANGE:
+            if log.streamed and end - log.have > bounds.LOG_RANGE:
                 log.streamed = False
                 actions.append(Follow(log.key, on=False))
             return actions + (self._ask(log, now) if now - log.asked >= ASK_AGAIN else [])
@@ -387,7 +387,7 @@ class RequestMirror:
     def _ask(self, log: _Log, now: float) -> list[Action]:
         log.asked = now
         self.due = min(self.due, now + ASK_AGAIN)
-        return [Send(LogRead(log.key, log.fence, log.have, MAX_LOG_RANGE))]
+        return [Send(LogRead(log.key, log.fence, log.have, bounds.LOG_RANGE))]
 
     def _close(self, log: _Log, *, whole: bool) -> list[Action]:
         log.closed = True

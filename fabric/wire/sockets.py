@@ -17,9 +17,9 @@ from typing import Generic, NamedTuple, TypeAlias, TypeVar
 import msgspec
 import zmq
 
-from fabric import process
+from fabric import bounds, process
 from fabric.errors import FabricError
-from fabric.wire.messages import MAX_FRAME, MAX_LOG_PIECE, PROTOCOL
+from fabric.wire.messages import PROTOCOL
 
 T = TypeVar("T")
 Context: TypeAlias = zmq.Context[zmq.Socket[bytes]]
@@ -29,11 +29,9 @@ Socket: TypeAlias = zmq.Socket[bytes]
 JOBS_HWM = 100
 LOGS_HWM = 32
 #: Bytes kept for the messages to come: what is on its way for one peer, in both directions.
-KEPT_MEMORY = 2 * LOGS_HWM * MAX_LOG_PIECE
+KEPT_MEMORY = 2 * LOGS_HWM * bounds.LOG_PIECE
 #: No frame of the log stream is larger, in bytes.
-MAX_LOG_FRAME = MAX_LOG_PIECE + 4096
-#: No frame is larger that reaches the broker over a network, in bytes.
-MAX_REMOTE_FRAME = 4 * 1024 * 1024
+MAX_LOG_FRAME = bounds.LOG_PIECE + 4096
 #: Frames of one message that are looked at; no message has so many.
 MAX_FRAMES = 4
 #: An ipc path must be shorter than the kernel's limit for socket names, in bytes.
@@ -119,7 +117,7 @@ def ipc(directory: str | os.PathLike[str], name: str) -> str:
 
 def router(context: Context, curve: Curve | None = None) -> Socket:
     """The broker's socket for jobs.  `send` to a peer that is gone returns False."""
-    largest = MAX_FRAME if curve is None else MAX_REMOTE_FRAME
+    largest = bounds.FRAME if curve is None else bounds.REMOTE_FRAME
     socket = _socket(context, zmq.ROUTER, JOBS_HWM, largest, curve, "jobs")
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
     return socket
@@ -127,7 +125,7 @@ def router(context: Context, curve: Curve | None = None) -> Socket:
 
 def dealer(context: Context, curve: Curve | None = None) -> Socket:
     """A worker's or an initiator's socket for jobs."""
-    return _socket(context, zmq.DEALER, JOBS_HWM, MAX_FRAME, curve, "jobs")
+    return _socket(context, zmq.DEALER, JOBS_HWM, bounds.FRAME, curve, "jobs")
 
 
 def publisher(context: Context, curve: Curve | None = None) -> Socket:

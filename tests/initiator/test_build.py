@@ -70,6 +70,15 @@ def test_a_failure_says_all_that_is_needed(project: Project) -> None:
     assert not (project.logs / "build-step-after-misc.log").exists()
 
 
+def test_a_command_that_fails_is_cut_if_it_is_long(project: Project) -> None:
+    project.write(bad=f"false  # {'x' * 100_000}")
+    done = project.build()
+    assert done.returncode == 3, done.stderr
+    assert "x ... (cut: it has 100,010 characters)" in done.stdout
+    assert len(done.stdout) < 50_000
+    assert "x" * 10_000 in project.log("bad-misc")
+
+
 def test_a_failure_about_a_name_that_is_no_text(project: Project) -> None:
     odd = """"$DESTDIR/$(printf '\\377')\""""
     project.write(one=f"mkdir {odd}", two=("one", f"ln -s one {odd}"))

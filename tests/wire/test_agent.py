@@ -5,6 +5,7 @@ from itertools import pairwise
 import msgspec
 import pytest
 
+from fabric import bounds
 from fabric.wire.agent import (
     PROGRESS_EVERY,
     REPORT_EVERY,
@@ -13,7 +14,7 @@ from fabric.wire.agent import (
     Start,
     WorkerAgent,
 )
-from fabric.wire.messages import STORING, Assignment, Attempt, Desired, Outcome, Report
+from fabric.wire.messages import STORING, Assignment, Attempt, Desired, Outcome, Report, cut
 
 JOB = msgspec.Raw(msgspec.msgpack.encode("job"))
 
@@ -250,3 +251,54 @@ def test_reports_are_numbered() -> None:
     agent = agent_with()
     reports: list[Report] = [agent.report() for _ in range(3)]
     assert [b.sequence - a.sequence for a, b in pairwise(reports)] == [1, 1]
+
+
+@pytest.mark.bound("REMOTE_FRAME")
+def test_the_largest_report_is_no_larger_than_a_frame() -> None:
+    wide = "\U0001f980"  # four bytes
+    agent = WorkerAgent(
+        name=wide * 63,
+        instance="i" * 32,
+        arch="x86_64",
+        slots=bounds.SLOTS,
+        features=(wide * 255,) * bounds.FEATURES,
+    )
+    agent.free_disk = agent.free_memory = 2**63 - 1
+    wish = Wish(wide * 32)
+    many = tuple((f"{n:064x}", 2**63 - 1 - n) for n in range(2 * bounds.REPORTED))
+    started = [each for each in agent.desired(wish(start=many)) if isinstance(each, Start)]
+    for each in started:
+        agent.progress(each.key, each.fence, phase=wide * 64, log_size=2**63 - 1)
+        outcome = Outcome(
+            each.key, each.fence, "refused",
+            message=cut(wide * 10_000),
+            phase=wide * 64,
+            command=cut(wide * 10_000_000),
+            seconds=1e9,
+            log_size=2**63 - 1,
+            log_sha256="f" * 64,
+            damaged=("e" * 64,) * bounds.DAMAGED,
+        )  # fmt: skip
+        agent.ended(outcome)
+    agent.refuse(wide * 10_000)
+    report = agent.report()
+    assert len(report.finished) == bounds.OUTCOMES
+    assert len(report.running) + len(report.finished) == bounds.REPORTED
+    frame = msgspec.msgpack.encode(report)
+    assert bounds.REMOTE_FRAME / 2 < len(frame) < bounds.REMOTE_FRAME
+    assert msgspec.msgpack.decode(frame, type=Report) == report
+
+
+def test_outcomes_past_the_bound_count_as_running_until_others_are_settled() -> None:
+    agent, wish = agent_with(slots=bounds.SLOTS), Wish()
+    ids = tuple((f"{n:064x}", n + 1) for n in range(bounds.OUTCOMES + 2))
+    agent.desired(wish(start=ids))
+    for id in ids:
+        agent.ended(Outcome(*id, "done"))
+    running, finished = reported(agent)
+    assert running == list(ids[-2:])
+    assert [id for id, _ in finished] == [key for key, _ in ids[:-2]]
+    agent.desired(wish(keep=ids[-2:], settled=ids[:5]))
+    running, finished = reported(agent)
+    assert running == []
+    assert len(finished) == bounds.OUTCOMES + 2 - 5

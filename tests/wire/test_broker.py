@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from waiting import until
 from wire_kit import FakeWorker, key_of, resident
 
+from fabric import bounds
 from fabric.wire import sockets
 from fabric.wire.messages import (
-    MAX_LOG_PIECE,
     Update,
 )
 from fabric.wire.mirror import Action
@@ -161,7 +161,7 @@ def test_a_flood_of_logs_costs_the_broker_no_memory(fabric: Fabric) -> None:
     assert initiator.whole == {"a": True, "b": True}
     grown = resident(fabric.broker.child.pid) - before
     # high-water marks of pieces, towards the broker and from it, and as much for good measure
-    assert grown < 4 * sockets.LOGS_HWM * MAX_LOG_PIECE
+    assert grown < 4 * sockets.LOGS_HWM * bounds.LOG_PIECE
 
 
 # -- the process ---------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from waiting import until
 from wire_kit import resident
 from zmtp_kit import RawSocket
 
+from fabric import bounds
 from fabric.wire import sockets
 from fabric.wire.messages import (
     PROTOCOL,
@@ -149,7 +150,7 @@ def test_at_the_sockets_for_logs(farm: Farm, honest: Honest) -> None:
 @pytest.mark.slow
 def test_messages_that_are_too_large(farm: Farm, honest: Honest) -> None:
     fuzzer = farm.peer(farm.key("worker", "fuzzer"))
-    for size in (sockets.MAX_REMOTE_FRAME - 1, sockets.MAX_REMOTE_FRAME + 1, 2**26):
+    for size in (bounds.REMOTE_FRAME - 1, bounds.REMOTE_FRAME + 1, 2**26):
         for _ in range(3):
             with contextlib.suppress(zmq.Again):
                 fuzzer.jobs.send(b"\x91" * size, zmq.NOBLOCK)

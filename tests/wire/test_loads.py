@@ -11,17 +11,17 @@ import pytest
 from fabric_kit import Fabric
 from wire_kit import Process, key_of, resident
 
+from fabric import bounds
 from fabric.wire import sockets
-from fabric.wire.messages import MAX_LOG_PIECE
 
 WORKERS = 20
 LINES = 100_000
 #: What the broker may keep: for each worker the pieces it has not taken in, for each initiator
 #: those it has not taken off, a hundred answers to questions for ranges, and some room to move.
-#: A piece has at most `MAX_LOG_PIECE` bytes, so this is a quarter of a GiB for this test; it is
+#: A piece has at most `bounds.LOG_PIECE` bytes, so this is a quarter of a GiB for this test; it is
 #: what is kept when all pieces are full and everybody is slow.
 READERS = 3
-BOUND = (WORKERS + READERS) * sockets.LOGS_HWM * MAX_LOG_PIECE + 64 * 2**20
+BOUND = (WORKERS + READERS) * sockets.LOGS_HWM * bounds.LOG_PIECE + 64 * 2**20
 
 
 def text_of(name: str) -> bytes:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+from contextlib import nullcontext
 
 import msgspec
 import pytest
 import zmq
+from waiting import until
 
+from fabric import bounds
 from fabric.wire import sockets
 from fabric.wire.messages import (
     PROTOCOL,
@@ -176,5 +179,41 @@ def test_sending_to_nobody_is_no_error() -> None:
         socket = sockets.router(context)
         sockets.bind(socket, "inproc://here")
         assert not sockets.send(socket, b"hello", to=b"nobody")
+    finally:
+        context.destroy(linger=0)
+
+
+@pytest.mark.bound("TOLD")
+def test_a_text_of_the_broker_that_is_too_long_is_not_understood() -> None:
+    codec: sockets.Codec[ToInitiator] = sockets.Codec(ToInitiator)
+    for length in (bounds.TOLD, bounds.TOLD + 1):
+        frame = codec.encode(Update("r", 1, "failed", message="x" * length))
+        with pytest.raises(sockets.Garbage) if length > bounds.TOLD else nullcontext():
+            codec.decode(frame)
+
+
+@pytest.mark.bound("LOG_RANGE")
+def test_a_range_of_a_log_that_is_too_long_is_not_understood() -> None:
+    codec: sockets.Codec[FromPeer] = sockets.Codec(FromPeer)
+    piece = LogPiece(KEY, 1, 0, bytes(bounds.LOG_RANGE + 1))
+    with pytest.raises(sockets.Garbage, match="data"):
+        codec.decode(codec.encode(piece))
+
+
+@pytest.mark.bound("LOG_PIECE")
+def test_a_published_piece_that_is_too_long_does_not_arrive() -> None:
+    context = zmq.Context()
+    try:
+        hearer, teller = sockets.subscriber(context, ""), sockets.publisher(context)
+        hearer.bind("tcp://127.0.0.1:*")
+        sockets.connect(teller, hearer.getsockopt_string(zmq.LAST_ENDPOINT))
+        until(lambda: sockets.send(teller, b"x" * sockets.MAX_LOG_FRAME) and hearer.poll(10))
+        assert len(hearer.recv()) == sockets.MAX_LOG_FRAME
+        sockets.send(teller, b"x" * (sockets.MAX_LOG_FRAME + 1))
+        until(lambda: sockets.send(teller, b"y") and hearer.poll(10))
+        sizes = {len(hearer.recv())}
+        while hearer.poll(10):
+            sizes.add(len(hearer.recv()))
+        assert sizes <= {1, sockets.MAX_LOG_FRAME}
     finally:
         context.destroy(linger=0)

@@ -2,8 +2,8 @@
 
 from mirror_kit import KEY, TEXT, Tale, sha
 
+from fabric import bounds
 from fabric.wire.messages import (
-    MAX_LOG_RANGE,
     LogRead,
     Refused,
     StepState,
@@ -220,12 +220,12 @@ def test_the_log_of_a_step_that_was_killed_just_ends() -> None:
 def test_a_long_log_is_read_piece_by_piece() -> None:
     tale = Tale()
     tale.tick()
-    text = b"x" * (3 * MAX_LOG_RANGE + 1)
+    text = b"x" * (3 * bounds.LOG_RANGE + 1)
     tale.done(text)
     tale.tick(1.0)
     for n in range(4):
-        assert tale.asked() == [n * MAX_LOG_RANGE]
-        tale.piece(n * MAX_LOG_RANGE, text[n * MAX_LOG_RANGE :][:MAX_LOG_RANGE])
+        assert tale.asked() == [n * bounds.LOG_RANGE]
+        tale.piece(n * bounds.LOG_RANGE, text[n * bounds.LOG_RANGE :][: bounds.LOG_RANGE])
     assert tale.closed is True
 
 
@@ -261,18 +261,18 @@ def test_what_falls_far_behind_the_stream_is_read_instead_until_it_has_caught_up
     tale = Tale()
     tale.tick()
     tale.running()
-    tale.hint(2 * MAX_LOG_RANGE, text[2 * MAX_LOG_RANGE :][:100])
-    for offset in (0, MAX_LOG_RANGE):
+    tale.hint(2 * bounds.LOG_RANGE, text[2 * bounds.LOG_RANGE :][:100])
+    for offset in (0, bounds.LOG_RANGE):
         assert tale.asked() == [offset]
-        tale.piece(offset, text[offset : offset + MAX_LOG_RANGE])
-    assert tale.asked() == [2 * MAX_LOG_RANGE]
+        tale.piece(offset, text[offset : offset + bounds.LOG_RANGE])
+    assert tale.asked() == [2 * bounds.LOG_RANGE]
     assert tale.follows == [False]
-    tale.piece(2 * MAX_LOG_RANGE, text[2 * MAX_LOG_RANGE :][:100])
+    tale.piece(2 * bounds.LOG_RANGE, text[2 * bounds.LOG_RANGE :][:100])
     assert tale.follows == [False, True]
-    assert tale.asked() == [2 * MAX_LOG_RANGE + 100], "for what nobody streamed meanwhile"
-    tale.piece(2 * MAX_LOG_RANGE + 100, b"")
+    assert tale.asked() == [2 * bounds.LOG_RANGE + 100], "for what nobody streamed meanwhile"
+    tale.piece(2 * bounds.LOG_RANGE + 100, b"")
     assert tale.asked() == []
-    tale.hint(2 * MAX_LOG_RANGE + 100, text[2 * MAX_LOG_RANGE + 100 :])
+    tale.hint(2 * bounds.LOG_RANGE + 100, text[2 * bounds.LOG_RANGE + 100 :])
     tale.done(text)
     assert tale.closed is True
 
@@ -281,9 +281,9 @@ def test_an_answer_lost_while_it_is_read_is_asked_for_again() -> None:
     tale = Tale()
     tale.tick()
     tale.running()
-    tale.hint(2 * MAX_LOG_RANGE, b"x")
+    tale.hint(2 * bounds.LOG_RANGE, b"x")
     assert tale.asked() == [0]
-    tale.piece(0, bytes(MAX_LOG_RANGE))
-    assert tale.asked() == [MAX_LOG_RANGE]
+    tale.piece(0, bytes(bounds.LOG_RANGE))
+    assert tale.asked() == [bounds.LOG_RANGE]
     tale.tick(2 * ASK_AGAIN)
-    assert tale.asked() == [MAX_LOG_RANGE]
+    assert tale.asked() == [bounds.LOG_RANGE]

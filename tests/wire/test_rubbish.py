@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 import zmq
-from wire_kit import key_of
+from wire_kit import key_of, resident
 from zmtp_kit import RawSocket
 
+from fabric import bounds
 from fabric.wire import sockets
 from fabric.wire.messages import (
     PROTOCOL,
@@ -170,3 +171,17 @@ def test_an_unknown_request(stranger: Stranger) -> None:
     refused = stranger.hear()
     assert isinstance(refused, Refused)
     assert refused.code == "unknown-request"
+
+
+@pytest.mark.bound("FRAME")
+def test_a_message_that_is_too_large_costs_its_sender_the_connection(
+    fabric: Fabric, stranger: Stranger
+) -> None:
+    before = resident(fabric.broker.child.pid)
+    for _ in range(3):
+        stranger.say(b"\x91" * (bounds.FRAME + 1))
+    fabric.worker()
+    assert fabric.initiator(CHAIN).follow() == "done"
+    assert resident(fabric.broker.child.pid) - before < bounds.FRAME
+    stranger.say(msgspec.msgpack.encode(Poll("nobody", 0)))
+    assert isinstance(stranger.hear(), Refused), "it is connected anew"

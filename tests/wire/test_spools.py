@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from fabric import bounds
 from fabric.logs import ASK_AGAIN, GIVE_UP, KEEP, MEMORY, OPEN_FILES, SHORT, Spools
-from fabric.wire.messages import MAX_LOG_RANGE, LogPiece
+from fabric.wire.messages import LogPiece
 
 KEY = "a" * 64
 TEXT = b"one\ntwo\nthree\n"
@@ -39,7 +40,7 @@ def begun(tmp_path: Path, memory: int) -> Spools:
 
 
 def content(spools: Spools, fence: int = 1) -> bytes:
-    piece = spools.read(KEY, fence, 0, MAX_LOG_RANGE)
+    piece = spools.read(KEY, fence, 0, bounds.LOG_RANGE)
     assert piece is not None
     return piece.data
 
@@ -190,10 +191,10 @@ def test_odd_ranges(spools: Spools) -> None:
         piece = spools.read(KEY, 1, offset, length)
         assert piece is not None
         assert piece.data == b""
-    spools.append(KEY, 1, len(TEXT), b"x" * 2 * MAX_LOG_RANGE)
+    spools.append(KEY, 1, len(TEXT), b"x" * 2 * bounds.LOG_RANGE)
     piece = spools.read(KEY, 1, 0, 10**12)
     assert piece is not None
-    assert len(piece.data) == MAX_LOG_RANGE
+    assert len(piece.data) == bounds.LOG_RANGE
 
 
 def test_the_latest_attempt_is_read_if_none_is_named(spools: Spools) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 import zmq
 
+from fabric import bounds
 from fabric.jobs import Blob, Manifest
 from fabric.trove.store import Store
 from fabric.wire import agent as worker_side
@@ -22,7 +23,6 @@ from fabric.wire import mirror as initiator_side
 from fabric.wire import sockets
 from fabric.wire.agent import WorkerAgent
 from fabric.wire.messages import (
-    MAX_LOG_PIECE,
     PROTOCOL,
     Desired,
     LogPiece,
@@ -203,8 +203,8 @@ class FakeWorker:
         self.built.append(name)
         self._logs[action.key, action.fence] = log
         if not self._lose_logs:
-            for offset in range(0, len(log), MAX_LOG_PIECE):
-                data = log[offset : offset + MAX_LOG_PIECE]
+            for offset in range(0, len(log), bounds.LOG_PIECE):
+                data = log[offset : offset + bounds.LOG_PIECE]
                 piece = Published(action.key, action.fence, offset, data)
                 sockets.send(self._stream, piece.frame())
         digest = hashlib.sha256(log).hexdigest()

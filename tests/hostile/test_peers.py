@@ -1,0 +1,168 @@
+"""Messages of peers that a broker answers with a refusal, and that cost nobody else anything."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import pytest
+from farm_kit import Farm, report
+
+from fabric import bounds
+from fabric.wire.keys import Role
+from fabric.wire.messages import (
+    PROTOCOL,
+    Answer,
+    Order,
+    Outcome,
+    Query,
+    Refused,
+    Report,
+    Running,
+)
+
+KEY = "a" * 64
+
+
+def order(**more: Any) -> Order:
+    more = {"title": "t", "ref": "refs/builds/m/r", "system": "systems/s.morph"} | more
+    return Order(PROTOCOL, "r" * 32, commit="c" * 40, **more)
+
+
+def outcome(**more: Any) -> Report:
+    return report("m", finished=(Outcome(KEY, 1, "failed", **more),))
+
+
+def several(number: int) -> tuple[str, ...]:
+    return tuple(f"{n:064x}" for n in range(number))
+
+
+WORKER, INITIATOR = "worker", "initiator"
+
+
+def case(name: str, *bounds: str) -> Callable[..., Any]:
+    """A row of a table, which shows what happens past these bounds."""
+    return partial(pytest.param, id=name, marks=list(map(pytest.mark.bound, bounds)))
+
+
+#: The sender's role; what it sends; what the answer says.
+REFUSED = [
+    case("slots", "SLOTS")(
+        WORKER,
+        Report(PROTOCOL, "m", "x86_64", bounds.SLOTS + 1, 1),
+        "Expected `int` <= 1024 - at `$.slots`",
+    ),
+    case("features", "FEATURES")(
+        WORKER,
+        report("m", features=several(65)),
+        "Expected `array` of length <= 64 - at `$.features`",
+    ),
+    case("running", "REPORTED")(
+        WORKER,
+        report("m", running=tuple(Running(key, 1) for key in several(2049))),
+        "Expected `array` of length <= 2048 - at `$.running`",
+    ),
+    case("finished", "OUTCOMES")(
+        WORKER,
+        report("m", finished=tuple(Outcome(key, 1, "done") for key in several(129))),
+        "Expected `array` of length <= 128 - at `$.finished`",
+    ),
+    case("outcome's message", "OUTCOME_TEXT")(
+        WORKER,
+        outcome(message="x" * 2001),
+        "Expected `str` of length <= 2000 - at `$.finished[0].message`",
+    ),
+    case("outcome's command")(
+        WORKER,
+        outcome(command="x" * 3_500_000),
+        "Expected `str` of length <= 2000 - at `$.finished[0].command`",
+    ),
+    case("damaged", "DAMAGED")(
+        WORKER,
+        outcome(damaged=several(65)),
+        "Expected `array` of length <= 64 - at `$.finished[0].damaged`",
+    ),
+    case("outcome's digest")(
+        WORKER,
+        outcome(log_sha256="zz"),
+        "Expected `str` matching regex '\\\\A([0-9a-f]{64})?\\\\Z' - at `$.finished[0].log_sha256`",
+    ),
+    case("not a number")(
+        WORKER,
+        outcome(seconds=float("nan")),
+        "Expected `float` >= -1000000000000.0 - at `$.finished[0].seconds`",
+    ),
+    case("why it refuses")(
+        WORKER,
+        report("m", refusing="x" * 4097),
+        "Expected `str` of length <= 4096 - at `$.refusing`",
+    ),
+    case("a worker orders")(
+        WORKER, order(), "m-worker is admitted as worker, who may not send a Order"
+    ),
+    case("title", "TEXT")(
+        INITIATOR, order(title="x" * 4097), "Expected `str` of length <= 4096 - at `$.title`"
+    ),
+    case("components", "COMPONENTS")(
+        INITIATOR,
+        order(components=("x",) * 1001),
+        "Expected `array` of length <= 1000 - at `$.components`",
+    ),
+    case("order", "ORDER")(
+        INITIATOR,
+        order(components=("x" * 4000,) * 980),
+        "Order of 3,923,115 bytes: it may have 65,536",
+    ),
+    case("question's subject")(
+        INITIATOR,
+        Query(PROTOCOL, "q", "why", "x" * 4097),
+        "Expected `str` of length <= 4096 - at `$.about`",
+    ),
+    case("question", "QUESTION")(
+        INITIATOR,
+        {"t": "Query", "protocol": PROTOCOL, "id": "q", "what": "workers", "more": "x" * 40_000},
+        "Query of 40,045 bytes: it may have 32,768",
+    ),
+    case("an initiator reports")(
+        INITIATOR, report("m"), "m-initiator is admitted as initiator, who may not send a Report"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
+    with ExitStack() as stack:
+        yield Farm(tmp_path_factory.mktemp("farm"), stack)
+
+
+@pytest.fixture(scope="module")
+def honest(farm: Farm) -> Any:
+    return farm.peer(farm.key("initiator", "honest"))
+
+
+@pytest.fixture(scope="module")
+def curves(farm: Farm) -> dict[Role, Any]:
+    roles: tuple[Role, ...] = ("worker", "initiator")
+    return {role: farm.key(role, f"m-{role}") for role in roles}
+
+
+def is_served(honest: Any, farm: Farm) -> None:
+    """Somebody else has an answer."""
+    answer = honest.ask(Query(PROTOCOL, uuid.uuid4().hex, "workers"))
+    assert isinstance(answer, Answer), answer
+    assert farm.child.poll() is None, farm.said
+
+
+@pytest.mark.parametrize(("role", "message", "reason"), REFUSED)
+def test_a_message_is_refused(
+    farm: Farm, honest: Any, curves: dict[Role, Any], role: Role, message: Any, reason: str
+) -> None:
+    sender = farm.peer(curves[role])
+    refused = sender.ask(message)
+    assert isinstance(refused, Refused)
+    assert refused.reason.removeprefix("a message cannot be read: ") == reason
+    sender.close()
+    is_served(honest, farm)
