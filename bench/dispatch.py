@@ -101,9 +101,9 @@ def curve_of(directory: Path, name: str) -> Curve:
 
 def serve_broker(directory: Path) -> None:
     """The real broker, with the stub for a store, and a resolver that knows the answer."""
-    from fabric.broker import Broker, serve
+    from fabric.broker import assemble, serve
 
-    broker = Broker(
+    broker = assemble(
         AT,
         directory / "state",
         Stub,  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import zmq
@@ -64,49 +64,61 @@ if TYPE_CHECKING:
 SWEEP_EVERY = 60.0
 
 
-class Broker:
-    """One run of a broker, listening at ``addresses``; ``state`` is for what it keeps.
+class Wakeup:
+    """Ends the broker's wait from another thread: call it.  ``fd`` is readable then."""
 
-    With ``keys_dir`` only those admitted there are heard.  ``resolver`` is the command that
-    resolves orders; with it, requests go on after a restart.  What is noted and counted goes to
-    ``note`` and ``metrics``.
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def __call__(self) -> None:
+        with contextlib.suppress(OSError):  # closed: nothing waits
+            os.eventfd_write(self.fd, 1)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+class Parts(NamedTuple):
+    """The surroundings of a broker.  `assemble` makes the real ones."""
+
+    clock: Callable[[], float]  # monotonic seconds
+    wake: Wakeup
+    listener: Listener
+    spools: Spools
+    record: Record
+    desk: Desk
+    resolvers: Resolvers
+
+
+class Broker:
+    """One run of a broker on ``parts``, which it closes.
+
+    With ``lasting`` it takes up the requests of the run before it, and leaves its own to the next.
     """
 
     def __init__(
-        self,
-        addresses: Addresses,
-        state: Path,
-        open_store: Callable[[], Store],
-        limits: Limits | None = None,
-        keys_dir: Path | None = None,
-        resolver: Sequence[str] = (),
-        note: Notes | None = None,
-        metrics: Metrics | None = None,
+        self, parts: Parts, name: str, limits: Limits | None = None, *, lasting: bool
     ) -> None:
-        """Binds the sockets.  AddressError, KeyProblem or OSError if that cannot be done."""
-        curve = None if keys_dir is None else keys.of_broker(keys_dir)
-        admitted = None if keys_dir is None else keys.Admitted(keys_dir)
-        note = note or Notes("fabric-broker")
-        self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._listener = Listener(
-            addresses, note, wake=self._wakeup, curve=curve, admitted=admitted
-        )
+        """``name`` is unlike that of any other run."""
+        self._clock = parts.clock
+        self._wake = parts.wake
+        self._listener = parts.listener
+        self._spools = parts.spools
+        self._record = parts.record
+        self._desk = parts.desk
+        self._resolvers = parts.resolvers
         self._stopping = False
-        self._spools = Spools(state / "logs")
-        self._record = Record(state, note, metrics, self._wake, lasting=bool(resolver))
         journal = self._record.journal
-        self._desk = Desk(open_store, self._wake)
-        self._resolvers = Resolvers(resolver, self._wake)
-        self._now = time.monotonic()
+        self._now = self._clock()
         self._scheduler = Scheduler(
             limits,
-            broker=uuid.uuid4().hex,
+            broker=name,
             epoch=journal.epoch,
             durations=journal.durations,
             drained=journal.drained_workers,
             # Also if no request was left: workers may not have heard that they are to stop.
             # Those of an embedded broker end with it.
-            recovering=bool(resolver) and not journal.first,
+            recovering=lasting and not journal.first,
             now=self._now,
         )
         self._sweep_due = self._now + 1.0  # let the start be quick
@@ -131,7 +143,7 @@ class Broker:
             events.Ended: self._ended,
             events.Learned: journal.learned,
         }
-        if resolver:  # else nobody comes back to what a former broker did
+        if lasting:  # else nobody comes back to what a former broker did
             for event in (*journal.finished(), *journal.unfinished()):
                 self._apply(event)
 
@@ -142,14 +154,18 @@ class Broker:
         while not self._stopping:
             self._wait()
             supervisor.alive(self._now)
-            self._hear_peers()
-            self._hear_helpers()
-            self._hear_logs()
-            self._pass_time()
-            self._tell_helpers()
-            self._tell_workers()
-            self._audience.tell(self._scheduler, self._now)
+            self.turn()
         supervisor.stopping()
+
+    def turn(self) -> None:
+        """Take in what has come, and send what follows from it.  Never waits."""
+        self._hear_peers()
+        self._hear_helpers()
+        self._hear_logs()
+        self._pass_time()
+        self._tell_helpers()
+        self._tell_workers()
+        self._audience.tell(self._scheduler, self._now)
 
     def stop(self) -> None:
         """End `run` soon.  Any thread, and a signal handler, may call this."""
@@ -163,11 +179,7 @@ class Broker:
         self._desk.close()
         self._record.close()
         self._spools.close(forget=forget_logs)
-        os.close(self._wakeup)
-
-    def _wake(self) -> None:
-        with contextlib.suppress(OSError):  # closed: there is nobody to wake
-            os.eventfd_write(self._wakeup, 1)
+        self._wake.close()
 
     # -- one turn of the loop ------------------------------------------------------------------
 
@@ -179,9 +191,9 @@ class Broker:
             self._listener.due,
             self._record.due,
         )
-        left = max(0.0, due - time.monotonic())
+        left = max(0.0, due - self._clock())
         self._listener.wait(math.ceil(left * 1000))
-        self._now = time.monotonic()
+        self._now = self._clock()
 
     def _hear_peers(self) -> None:
         self._listener.answer_the_door(self._now)
@@ -319,6 +331,39 @@ class Broker:
         self._record.ended(effect, self._scheduler.tasks)
 
 
+def assemble(
+    addresses: Addresses,
+    state: Path,
+    open_store: Callable[[], Store],
+    limits: Limits | None = None,
+    keys_dir: Path | None = None,
+    resolver: Sequence[str] = (),
+    note: Notes | None = None,
+    metrics: Metrics | None = None,
+) -> Broker:
+    """A broker that listens at ``addresses``; ``state`` is for what it keeps.
+
+    With ``keys_dir`` only those admitted there are heard.  ``resolver`` is the command that
+    resolves orders; with it, requests go on after a restart.  What is noted and counted goes to
+    ``note`` and ``metrics``.  AddressError, KeyProblem or OSError if that cannot be done.
+    """
+    curve = None if keys_dir is None else keys.of_broker(keys_dir)
+    admitted = None if keys_dir is None else keys.Admitted(keys_dir)
+    note = note or Notes("fabric-broker")
+    wake = Wakeup()
+    lasting = bool(resolver)
+    parts = Parts(
+        clock=time.monotonic,
+        wake=wake,
+        listener=Listener(addresses, note, wake=wake.fd, curve=curve, admitted=admitted),
+        spools=Spools(state / "logs"),
+        record=Record(state, note, metrics, wake, lasting=lasting),
+        desk=Desk(open_store, wake),
+        resolvers=Resolvers(resolver, wake),
+    )
+    return Broker(parts, uuid.uuid4().hex, limits, lasting=lasting)
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     top = daemon.parser("fabric-broker", __doc__ or "", config.BROKER_FILE)
@@ -378,8 +423,8 @@ def _broker(settings: BrokerSettings, file: Path, directory: Path | None) -> Bro
         return open_store(settings, settings.state_dir / "scratch")
 
     if directory is not None:
-        return Broker(sockets.in_directory(directory), settings.state_dir, store)
-    return Broker(
+        return assemble(sockets.in_directory(directory), settings.state_dir, store)
+    return assemble(
         sockets.over_tcp(settings.listen, settings.port),
         settings.state_dir,
         store,

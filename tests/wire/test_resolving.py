@@ -14,7 +14,7 @@ import zmq
 from waiting import until
 from wire_kit import FakeWorker, offers_of
 
-from fabric.broker import Broker
+from fabric.broker import assemble
 from fabric.resolving import Resolvers
 from fabric.scheduling.events import Resolved, Unresolved
 from fabric.scheduling.model import Limits
@@ -173,7 +173,7 @@ class Threaded:
         def open_store() -> Store:
             return Store(str(directory / "store"), directory / "scratch")
 
-        self.broker = Broker(
+        self.broker = assemble(
             sockets.in_directory(directory),
             directory / "state",
             open_store,
