@@ -79,7 +79,7 @@ class Wakeup:
 
 
 class Parts(NamedTuple):
-    """The surroundings of a broker.  `assemble` makes the real ones."""
+    """The surroundings of a broker, and its core.  `assemble` makes the real ones."""
 
     clock: Callable[[], float]  # monotonic seconds
     wake: Wakeup
@@ -88,6 +88,7 @@ class Parts(NamedTuple):
     record: Record
     desk: Desk
     resolvers: Resolvers
+    scheduler: Scheduler
 
 
 class Broker:
@@ -96,10 +97,7 @@ class Broker:
     With ``lasting`` it takes up the requests of the run before it, and leaves its own to the next.
     """
 
-    def __init__(
-        self, parts: Parts, name: str, limits: Limits | None = None, *, lasting: bool
-    ) -> None:
-        """``name`` is unlike that of any other run."""
+    def __init__(self, parts: Parts, *, lasting: bool) -> None:
         self._clock = parts.clock
         self._wake = parts.wake
         self._listener = parts.listener
@@ -107,20 +105,10 @@ class Broker:
         self._record = parts.record
         self._desk = parts.desk
         self._resolvers = parts.resolvers
+        self._scheduler = parts.scheduler
         self._stopping = False
-        journal = self._record.journal
         self._now = self._clock()
-        self._scheduler = Scheduler(
-            limits,
-            broker=name,
-            epoch=journal.epoch,
-            durations=journal.durations,
-            drained=journal.drained_workers,
-            # Also if no request was left: workers may not have heard that they are to stop.
-            # Those of an embedded broker end with it.
-            recovering=lasting and not journal.first,
-            now=self._now,
-        )
+        journal = self._record.journal
         self._sweep_due = self._now + 1.0  # let the start be quick
         self._peer = b""  # who sent the message at hand
         self._routes: dict[str, bytes] = {}  # worker -> peer
@@ -152,13 +140,15 @@ class Broker:
         supervisor = Supervisor()
         supervisor.ready()
         while not self._stopping:
-            self._wait()
-            supervisor.alive(self._now)
+            left = max(0.0, self.due() - self._clock())
+            self._listener.wait(math.ceil(left * 1000))
             self.turn()
+            supervisor.alive(self._now)
         supervisor.stopping()
 
     def turn(self) -> None:
         """Take in what has come, and send what follows from it.  Never waits."""
+        self._now = self._clock()
         self._hear_peers()
         self._hear_helpers()
         self._hear_logs()
@@ -166,6 +156,16 @@ class Broker:
         self._tell_helpers()
         self._tell_workers()
         self._audience.tell(self._scheduler, self._now)
+
+    def due(self) -> float:
+        """When the next `turn` has something to do, if nothing comes before."""
+        return min(
+            self._scheduler.next_due(),
+            self._audience.due(),
+            self._spools.next_due(),
+            self._listener.due,
+            self._record.due,
+        )
 
     def stop(self) -> None:
         """End `run` soon.  Any thread, and a signal handler, may call this."""
@@ -182,18 +182,6 @@ class Broker:
         self._wake.close()
 
     # -- one turn of the loop ------------------------------------------------------------------
-
-    def _wait(self) -> None:
-        due = min(
-            self._scheduler.next_due(),
-            self._audience.due(),
-            self._spools.next_due(),
-            self._listener.due,
-            self._record.due,
-        )
-        left = max(0.0, due - self._clock())
-        self._listener.wait(math.ceil(left * 1000))
-        self._now = self._clock()
 
     def _hear_peers(self) -> None:
         self._listener.answer_the_door(self._now)
@@ -352,16 +340,31 @@ def assemble(
     note = note or Notes("fabric-broker")
     wake = Wakeup()
     lasting = bool(resolver)
+    listener = Listener(addresses, note, wake=wake.fd, curve=curve, admitted=admitted)
+    record = Record(state, note, metrics, wake, lasting=lasting)
+    journal = record.journal
+    scheduler = Scheduler(
+        limits,
+        broker=uuid.uuid4().hex,
+        epoch=journal.epoch,
+        durations=journal.durations,
+        drained=journal.drained_workers,
+        # Also if no request was left: workers may not have heard that they are to stop.
+        # Those of an embedded broker end with it.
+        recovering=lasting and not journal.first,
+        now=time.monotonic(),
+    )
     parts = Parts(
         clock=time.monotonic,
         wake=wake,
-        listener=Listener(addresses, note, wake=wake.fd, curve=curve, admitted=admitted),
+        listener=listener,
         spools=Spools(state / "logs"),
-        record=Record(state, note, metrics, wake, lasting=lasting),
+        record=record,
         desk=Desk(open_store, wake),
         resolvers=Resolvers(resolver, wake),
+        scheduler=scheduler,
     )
-    return Broker(parts, uuid.uuid4().hex, limits, lasting=lasting)
+    return Broker(parts, lasting=lasting)
 
 
 def parser() -> argparse.ArgumentParser:
