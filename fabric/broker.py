@@ -30,6 +30,7 @@ from fabric.config import BrokerSettings
 from fabric.desk import Desk
 from fabric.errors import FabricError
 from fabric.jobs import tools_among
+from fabric.journal import Journal
 from fabric.logs import Spools
 from fabric.metrics import Metrics
 from fabric.notes import Notes
@@ -341,8 +342,7 @@ def assemble(
     wake = Wakeup()
     lasting = bool(resolver)
     listener = Listener(addresses, note, wake=wake.fd, curve=curve, admitted=admitted)
-    record = Record(state, note, metrics, wake, lasting=lasting)
-    journal = record.journal
+    journal = Journal(state / "journal.sqlite", note, wake, needed=lasting)
     scheduler = Scheduler(
         limits,
         broker=uuid.uuid4().hex,
@@ -359,7 +359,7 @@ def assemble(
         wake=wake,
         listener=listener,
         spools=Spools(state / "logs"),
-        record=record,
+        record=Record(journal, note, metrics),
         desk=Desk(open_store, wake),
         resolvers=Resolvers(resolver, wake),
         scheduler=scheduler,

@@ -18,6 +18,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -73,6 +74,31 @@ _decode_intent = msgspec.msgpack.Decoder(Order | Submit).decode
 _decode_outcome = msgspec.msgpack.Decoder(Update).decode
 
 
+def connect(path: str) -> sqlite3.Connection:
+    """A connection whose transactions are on the disk when they end."""
+    db = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
+    try:
+        if db.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+            with contextlib.suppress(sqlite3.OperationalError):  # another broker is just at it
+                db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+    except sqlite3.Error:
+        db.close()
+        raise
+    return db
+
+
+class Storage(NamedTuple):
+    """How a journal reaches its file."""
+
+    clock: Callable[[], float] = time.time  # seconds since 1970
+    connect: Callable[[str], sqlite3.Connection] = connect
+    threaded: bool = True  # False: nothing is written until `Scribe.step` is called
+
+
+REAL = Storage()
+
+
 class Journal:
     """The journal at ``path``, whose directory is made.
 
@@ -90,8 +116,11 @@ class Journal:
         wake: Callable[[], None] = lambda: None,
         *,
         needed: bool = True,
+        storage: Storage = REAL,
     ) -> None:
         """MachineFault if the file cannot be used, and is needed or has something in it."""
+        self._clock = storage.clock
+        self._connect = storage.connect
         self._warn = warn
         self._promises: list[Promise] = []  # not given to the scribe yet,
         self._attempts: list[object] = []  # nor are these,
@@ -106,24 +135,24 @@ class Journal:
         self._taken_up: set[str] = set()  # requests that the file says are not over
         self.durations: Durations = {}
         self.drained_workers: frozenset[str] = frozenset()
-        self.epoch = int(time.time())
+        self.epoch = int(self._clock())
         self.first = True
         self._db = self._open(path, needed=needed)
-        self._scribe = Scribe(
+        self.scribe = Scribe(
             self._db, path,
-            warn=warn, wake=wake, prune=self._prune, needed=needed,
+            warn=warn, wake=wake, prune=self._prune, needed=needed, threaded=storage.threaded,
         )  # fmt: skip
 
     @property
     def kept(self) -> int:
         """How many promises are on the disk."""
-        return self._scribe.kept
+        return self.scribe.kept
 
     # -- what is remembered --------------------------------------------------------------------
 
     def learned(self, what: Learned) -> None:
         """A build took this long."""
-        self._durations += (what.kind, what.name, what.arch, what.seconds, time.time())
+        self._durations += (what.kind, what.name, what.arch, what.seconds, self._clock())
 
     def ended(self, what: Ended) -> None:
         """An attempt ended."""
@@ -132,7 +161,7 @@ class Journal:
         if outcome is not None:
             told = (outcome.result, outcome.seconds, outcome.message)
         self._attempts += (what.key, what.fence, what.worker, what.kind, what.name, what.arch)
-        self._attempts += (*told, time.time())
+        self._attempts += (*told, self._clock())
 
     def opened(self, what: Opened) -> None:
         """A request began."""
@@ -140,14 +169,14 @@ class Journal:
             self._taken_up.remove(what.request)
             return
         intent = what.intent
-        row = (what.request, what.title, intent.requester, _encode(intent), time.time())
+        row = (what.request, what.title, intent.requester, _encode(intent), self._clock())
         self._promise(_OPENED, row, what.request)
 
     def closed(self, outcome: Update) -> None:
         """A request is over, and this is how."""
         states = [step.state for step in outcome.steps]
         ended = (states.count("done"), states.count("cached"), states.count("failed"))
-        told = (outcome.state, time.time(), outcome.message, *ended, len(states))
+        told = (outcome.state, self._clock(), outcome.message, *ended, len(states))
         self._promise(_CLOSED, (*told, _encode(outcome), outcome.request), outcome.request)
 
     def forgotten(self, request: str) -> None:
@@ -171,7 +200,7 @@ class Journal:
         """Have written what was told since the last time.  Never waits."""
         if self._promises or self._attempts or self._durations:
             histories = {_ATTEMPT: self._attempts, _DURATION: self._durations}
-            self._scribe.write(self._promises, histories)
+            self.scribe.write(self._promises, histories)
             self._promises, self._attempts, self._durations = [], [], []
 
     def look(self) -> list[str]:
@@ -180,7 +209,7 @@ class Journal:
         Returns requests whose beginning cannot be written, each once: nobody was to hear of them
         yet, and nobody may.
         """
-        self.trouble = self._scribe.failure
+        self.trouble = self.scribe.failure
         while self._unkept:
             request, (promised, _) = next(iter(self._unkept.items()))
             if promised > self.kept:
@@ -223,7 +252,7 @@ class Journal:
             "SELECT id, requester, opened, outcome FROM requests WHERE state <> 'open'"
             " ORDER BY closed"
         )
-        now = time.time()
+        now = self._clock()
         found = []
         for id, requester, opened, outcome in rows:
             try:
@@ -236,7 +265,7 @@ class Journal:
     def close(self, timeout: float = PATIENCE) -> None:
         """Write what is left."""
         self.flush()
-        self._scribe.close(timeout)
+        self.scribe.close(timeout)
 
     # -- opening -------------------------------------------------------------------------------
 
@@ -244,7 +273,7 @@ class Journal:
         for attempt in range(2):
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                return self._read(_connect(str(path)))
+                return self._read(self._connect(str(path)))
             except (sqlite3.OperationalError, OSError) as error:
                 self.first = False  # for all that is known
                 wrong = reason(path, error)
@@ -255,7 +284,7 @@ class Journal:
                 wrong = reason(path, error)
                 if attempt:
                     break
-                aside = path.with_name(f"{path.name}.damaged-{int(time.time())}")
+                aside = path.with_name(f"{path.name}.damaged-{int(self._clock())}")
                 self._warn(f"{wrong}; moved to {aside.name}, beginning a new one")
                 for suffix in ("-wal", "-shm"):
                     path.with_name(path.name + suffix).unlink(missing_ok=True)
@@ -264,7 +293,7 @@ class Journal:
         if needed:
             raise MachineFault(f"without the journal, what was ordered would be forgotten: {wrong}")
         self._warn(f"{wrong}; going on without a journal")
-        return self._read(_connect(":memory:"))
+        return self._read(self._connect(":memory:"))
 
     def _read(self, db: sqlite3.Connection) -> sqlite3.Connection:
         try:
@@ -280,7 +309,7 @@ class Journal:
                 # The clock only serves to go on above a journal that was lost.
                 last = db.execute("SELECT max(epoch) FROM epochs").fetchone()[0]
                 self.first = self.first and last is None
-                self.epoch = int(time.time()) if last is None else last + 1
+                self.epoch = int(self._clock()) if last is None else last + 1
                 db.execute("DELETE FROM epochs")
                 db.execute("INSERT INTO epochs VALUES (?)", (self.epoch,))
             rows = db.execute("SELECT kind, name, arch, seconds FROM durations")
@@ -298,7 +327,7 @@ class Journal:
         with contextlib.suppress(sqlite3.Error), transaction(self._db):  # another time, then
             self._db.execute(
                 "DELETE FROM requests WHERE state = 'open' AND opened < ?",
-                (time.time() - ABANDONED,),
+                (self._clock() - ABANDONED,),
             )
             self._db.execute(
                 "DELETE FROM attempts WHERE rowid <= (SELECT max(rowid) FROM attempts) - ?",
@@ -312,16 +341,3 @@ class Journal:
                 " WHERE place > ? OR (steps > ? AND place > 1))",
                 (REQUESTS_KEPT, STEPS_KEPT),
             )
-
-
-def _connect(path: str) -> sqlite3.Connection:
-    db = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
-    try:
-        if db.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-            with contextlib.suppress(sqlite3.OperationalError):  # another broker is just at it
-                db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-    except sqlite3.Error:
-        db.close()
-        raise
-    return db

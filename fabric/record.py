@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from fabric.journal import Journal
 from fabric.metrics import EVERY, Counts, Metrics
 from fabric.wire.messages import PROTOCOL, Query, Update
 
 if TYPE_CHECKING:
+    from fabric.journal import Journal
     from fabric.notes import Notes
     from fabric.scheduling.core import Scheduler
     from fabric.scheduling.events import Closed, Ended, Opened
@@ -20,22 +19,11 @@ if TYPE_CHECKING:
 
 
 class Record:
-    """All of it.  The journal is in the directory ``state``, and calls ``wake`` (see there).
+    """All of it."""
 
-    ``lasting``: there will be another run of the broker, to which requests go over.
-    """
-
-    def __init__(
-        self,
-        state: Path,
-        note: Notes,
-        metrics: Metrics | None,
-        wake: Callable[[], None],
-        *,
-        lasting: bool,
-    ) -> None:
+    def __init__(self, journal: Journal, note: Notes, metrics: Metrics | None) -> None:
         self.note = note
-        self.journal = Journal(state / "journal.sqlite", note, wake, needed=lasting)
+        self.journal = journal
         self._metrics = metrics
         self._counts = Counts(Counter(), Counter())
         #: when `measure` is due

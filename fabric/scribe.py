@@ -54,7 +54,9 @@ class Scribe:
         wake: Callable[[], None],
         prune: Callable[[], None],
         needed: bool,
+        threaded: bool = True,
     ) -> None:
+        """Not ``threaded``: whoever made it calls `step`, and nothing is written otherwise."""
         self._db = db
         self._path = path
         self._warn = warn
@@ -67,12 +69,16 @@ class Scribe:
         self._histories: Histories = {}  # and of these what is not
         self._taken = 0  # promises that the thread has heard of
         self._failing = False
+        self._ending = False  # nothing more comes
+        self._written = 0  # entries since the journal was pruned
         #: so many promises are on the disk; and why nothing can be written, "" if it can.  What
         #: could be written is kept before there is no failure any more.
         self.kept = 0
         self.failure = ""
-        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
+        if threaded:
+            self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+            self._thread.start()
 
     def write(self, promises: list[Promise], histories: Histories) -> None:
         """Have these written, too.  Never waits."""
@@ -84,57 +90,78 @@ class Scribe:
         """Write what is left, and close the file."""
         self._queue.put(None)
         self._hurry.set()
-        self._thread.join(timeout)
+        if self._thread is not None:
+            self._thread.join(timeout)
+        else:
+            self.step()
+            self._finish()
+
+    @property
+    def idle(self) -> bool:
+        """Whether all that was handed over is written."""
+        return self._queue.empty() and not self._owed() and not self._failing
+
+    def step(self) -> bool:
+        """Write what has been handed over; False if nothing will follow.
+
+        A failed write stays for the next step.
+        """
+        while not (self._ending or self._queue.empty()):
+            self._accept(self._queue.get())
+        try:
+            if self._failing:
+                self._look_for_room()
+            with transaction(self._db):
+                for promise in self._promises:
+                    self._db.execute(*promise)
+                for statement, values in self._histories.items():
+                    self._insert(statement, values)
+        except (sqlite3.Error, OSError) as error:
+            for statement, values in self._histories.items():
+                del values[: -OWED * statement.count("?")]  # the last are kept
+            self._went(reason(self._path, error))
+            return not self._ending
+        self._written += self._owed()
+        self._promises.clear()
+        self._histories.clear()
+        self._went("")
+        if self._ending or self._written >= PRUNE_EVERY:
+            self._written = 0
+            self._prune()
+        return not self._ending
 
     # -- in the thread -------------------------------------------------------------------------
 
     def _run(self) -> None:
-        running, written = True, 0
-        while running:
-            running = self._gather()
-            try:
-                if self._failing:
-                    self._look_for_room()
-                with transaction(self._db):
-                    for promise in self._promises:
-                        self._db.execute(*promise)
-                    for statement, values in self._histories.items():
-                        self._insert(statement, values)
-            except (sqlite3.Error, OSError) as error:
-                for statement, values in self._histories.items():
-                    del values[: -OWED * statement.count("?")]  # the last are kept
-                self._went(reason(self._path, error))
-                continue
-            written += self._owed()
-            self._promises.clear()
-            self._histories.clear()
-            self._went("")
-            if not running or written >= PRUNE_EVERY:
-                written = 0
-                self._prune()
+        self._wait()
+        while self.step():
+            self._wait()
+        self._finish()
+
+    def _wait(self) -> None:
+        """Until something is to be written, and for more that can be written with it.
+
+        A promise does not wait, and takes along all that waits beside it.
+        """
+        if not self._failing:
+            self._accept(self._queue.get())
+        if not self._ending:
+            self._hurry.wait(RETRY if self._failing else GATHER)
+        self._hurry.clear()
+
+    def _accept(self, batch: tuple[list[Promise], Histories] | None) -> None:
+        if batch is None:
+            self._ending = True
+            return
+        self._promises += batch[0]
+        self._taken += len(batch[0])
+        for statement, values in batch[1].items():
+            self._histories.setdefault(statement, []).extend(values)
+
+    def _finish(self) -> None:
         if self._owed():
             self._warn(f"{self._owed()} entries of the journal are lost")
         self._db.close()
-
-    def _gather(self) -> bool:
-        """Wait for something to be written, and for more; False if that is all.
-
-        A promise is not waited with, and all that waits beside it is taken along.
-        """
-        came = [] if self._failing else [self._queue.get()]
-        if None not in came:
-            self._hurry.wait(RETRY if self._failing else GATHER)
-        self._hurry.clear()
-        while not self._queue.empty():
-            came.append(self._queue.get())
-        for batch in came:
-            if batch is None:
-                return False
-            self._promises += batch[0]
-            self._taken += len(batch[0])
-            for statement, values in batch[1].items():
-                self._histories.setdefault(statement, []).extend(values)
-        return True
 
     def _insert(self, statement: str, values: list[object]) -> None:
         """Write rows of a history, many in one step of SQLite.
