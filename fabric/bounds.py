@@ -141,6 +141,27 @@ GIT_OUTPUT = _bound(
     "git is ended, and the source is refused",
 )
 
+# -- orders --------------------------------------------------------------------------------
+
+RESOLVERS = _bound(
+    "RESOLVERS",
+    2,
+    "orders",
+    "those that a controller resolves at once; one requester has one place fewer",
+    "the others wait, and requesters take turns",
+)
+RESOLVE_TIME = _bound("RESOLVE_TIME", 900, "seconds", "resolving an order", "the order fails")
+RESOLVE_MEMORY = _bound(
+    "RESOLVE_MEMORY",
+    4 * GIB,
+    "bytes",
+    "each process that has a part in resolving an order",
+    "the order fails",
+)
+RESOLVE_MESSAGE = _bound(
+    "RESOLVE_MESSAGE", 4000, "characters", "why an order fails", "its end is told"
+)
+
 
 def _in_words(bound: Bound) -> str:
     if bound.unit == "bytes":

@@ -164,6 +164,7 @@ class Broker:
             self._scheduler.next_due(),
             self._audience.due(),
             self._spools.next_due(),
+            self._resolvers.next_due(),
             self._listener.due,
             self._record.due,
         )

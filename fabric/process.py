@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -26,6 +27,34 @@ def die_with_parent(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:  # it ended before that
         raise SystemExit(0)
+
+
+def kill_session(leader: int) -> None:
+    """Kill all processes of the session that ``leader`` leads, and that has not been reaped yet.
+
+    Whatever the leader started belongs to it, in any process group and also as an orphan, unless
+    it has begun a session of its own.
+    """
+    killed: set[int] = set()
+    while fresh := _members(leader) - killed:
+        for member in fresh:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(member, signal.SIGKILL)
+        killed |= fresh
+
+
+def _members(session: int) -> set[int]:
+    """The processes of a session but for those that have ended."""
+    found = set()
+    for name in filter(str.isdecimal, os.listdir("/proc")):  # noqa: PTH208  as below
+        try:
+            with open(f"/proc/{name}/stat", "rb") as file:  # noqa: PTH123  hundreds
+                state, _, _, its_session = file.read().rpartition(b")")[2].split(maxsplit=4)[:4]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(its_session) == session and state not in (b"Z", b"X"):
+            found.add(int(name))
+    return found
 
 
 class TooMuchOutput(Exception):

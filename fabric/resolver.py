@@ -12,6 +12,7 @@ objects, nothing of them is run, and time and memory of this process are bounded
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import os
 import resource
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import msgspec
 
-from fabric import config
+from fabric import bounds, config
 from fabric.building.host import host_tools
 from fabric.config import BrokerSettings
 from fabric.definitions.load import load
@@ -37,6 +38,7 @@ from fabric.errors import (
     SourceError,
 )
 from fabric.plan import Plan, make_plan
+from fabric.process import die_with_parent
 from fabric.trove.committed import Committed
 from fabric.trove.configured import open_sources, open_trove
 from fabric.trove.files import locked, scratch
@@ -45,10 +47,6 @@ from fabric.trove.reach import Trove
 from fabric.trove.stop import Stop
 from fabric.wire.messages import PROTOCOL, Order, Submit
 
-#: Seconds that resolving may take: it may have to fetch large sources.
-TIME = 1800
-#: Bytes of memory, far beyond what sane definitions need.
-MEMORY = 4 * 1024**3
 #: A disk without room is not the order's fault.  Git has many words for it, so whatever goes wrong
 #: is put down to that with less left than this, in bytes.
 ROOM = 16 << 20
@@ -137,16 +135,35 @@ def parser() -> argparse.ArgumentParser:
         help="of the tools that workers have, for keys of bootstrap chunks (default: as last time,"
         " else ours)",
     )
+    top.add_argument(
+        "--seconds",
+        type=int,
+        default=bounds.RESOLVE_TIME,
+        metavar="N",
+        help="that it may take (default: %(default)s)",
+    )
     return top
+
+
+def confine(seconds: int) -> None:
+    """Bound what this process and those it starts may take; end with the broker."""
+    resource.setrlimit(resource.RLIMIT_DATA, (bounds.RESOLVE_MEMORY, bounds.RESOLVE_MEMORY))
+    with contextlib.suppress(OSError):  # if memory runs out nevertheless, the broker stays
+        Path("/proc/self/oom_score_adj").write_text("500")
+    signal.signal(signal.SIGTERM, _stop)
+    die_with_parent(os.getppid())
+
+    def late(number: int, frame: object) -> None:  # noqa: ARG001
+        raise FabricError(f"resolving took more than {seconds} s; order it again")
+
+    signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Resolve one order; returns the exit code."""
     options = parser().parse_args(argv)
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGALRM, _late)
-    signal.alarm(TIME)
+    confine(options.seconds)
     settings: BrokerSettings | None = None
     try:
         settings = config.load(BrokerSettings, options.config)
@@ -158,6 +175,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         mistaken = isinstance(error, DefinitionsError) or not _is_full(error, settings)
         return error.exit_code if mistaken else MachineFault.exit_code
+    except MemoryError:
+        print(f"resolving takes more than {bounds.RESOLVE_MEMORY:,} bytes", file=sys.stderr)
+        return 1
     except Exception as error:  # noqa: BLE001  whatever definitions can do to us
         print(f"it cannot be resolved: {type(error).__name__}: {error}", file=sys.stderr)
         return MachineFault.exit_code if _is_full(error, settings) else 1
@@ -180,10 +200,6 @@ def _unheard(text: str) -> None:
 
 def _stop(number: int, frame: object) -> None:  # noqa: ARG001
     raise Cancelled("not wanted any more")  # which ends git, too
-
-
-def _late(number: int, frame: object) -> None:  # noqa: ARG001
-    raise FabricError(f"resolving took more than {TIME // 60} minutes; order it again")
 
 
 if __name__ == "__main__":

@@ -3,87 +3,88 @@
 Resolving reads a repository and computes for seconds, fetches, and runs on what strangers wrote,
 so none of it happens in the broker.  A child gets the encoded `Order` on its standard input, and
 writes an encoded `Submit`; or it fails, and what it wrote on standard error is told to the user.
+
+Each child leads a session, and git stays in it: so the whole of it can be killed.
 """
 
 from __future__ import annotations
 
+import heapq
 import os
-import signal
 import subprocess
 import threading
-from collections import deque
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
 from fabric import bounds
+from fabric.process import TooMuchOutput, converse, kill_session
 from fabric.scheduling.events import Resolved, Unresolved
 from fabric.wire.messages import Order, Submit
 
-#: Children at a time.
-AT_ONCE = 2
-#: Seconds one may take.
-TIMEOUT = 900.0
 #: Exit code that says: not the order's fault.  It is tried again, this often, after these seconds.
 FAULT = 4
-AGAIN = (2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 60.0, 60.0)
-#: Characters of a child's complaints that are told.
-TOLD = 4000
+AGAIN = (2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 60.0)
+#: Seconds that a child has to end by itself after its time, so that it says why.
+GRACE = 30
 
 _decode = msgspec.msgpack.Decoder(Submit).decode
 _encode = msgspec.msgpack.Encoder().encode
 
 
 class _Child:
-    """One that runs.  Whoever abandons it does not wait for it."""
+    """The order of one request, and the process that resolves it, if one does."""
 
     def __init__(self, order: Order, options: Sequence[str]) -> None:
         self.order = order
         self.options = options
-        self._abandoned = threading.Event()
-        self.process: subprocess.Popen[bytes] | None = None
-        self.lock = threading.Lock()
+        self.tries = 0
+        self.fault = False  # whether the last try failed by no fault of the order
+        self.abandoned = False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
 
-    @property
-    def abandoned(self) -> bool:
-        return self._abandoned.is_set()
-
-    def run(self, command: Sequence[str]) -> Resolved | Unresolved:
-        """What comes of it; a trove that cannot be reached may be back in a while."""
-        for pause in AGAIN:
-            answer = self._try(command)
-            if self.process is None or self.process.returncode != FAULT:
-                break
-            if self._abandoned.wait(pause):
-                break
-        return answer
-
-    def _try(self, command: Sequence[str]) -> Resolved | Unresolved:
+    def run(self, command: Sequence[str], seconds: float) -> Resolved | Unresolved:
+        """Have a process resolve it; what comes of that."""
+        self.tries += 1
+        self.fault = False
         try:
-            with self.lock:
+            with self._lock:
                 if self.abandoned:
                     return self._failed("abandoned")
-                self.process = subprocess.Popen(
+                self._process = process = subprocess.Popen(
                     [*command, *self.options],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
-                    start_new_session=True,  # so that all it started can be killed with it
+                    start_new_session=True,
                 )
-            with self.process as process:
-                try:
-                    output, errors = process.communicate(_encode(self.order), TIMEOUT)
-                except subprocess.TimeoutExpired:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    return self._failed(f"resolving it took more than {TIMEOUT:.0f} s")
         except OSError as error:
             return self._failed(f"the controller cannot resolve it: {error}")
-        if process.returncode != 0:
-            told = errors.decode(errors="replace").strip()[-TOLD:]
-            return self._failed(told or f"resolving it ended with code {process.returncode}")
+        with process:
+            try:
+                output, errors = converse(
+                    process, _encode(self.order), most=bounds.FRAME, seconds=seconds
+                )
+                os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            except TimeoutError:
+                return self._failed(f"resolving it took more than {seconds:.0f} s")
+            except TooMuchOutput:
+                return self._failed(f"its steps take more than {bounds.FRAME:,} bytes")
+            finally:
+                with self._lock:  # before it is reaped: then its number may be another's
+                    kill_session(process.pid)
+                    process.wait()
+        return self._read(process.returncode, output, errors)
+
+    def _read(self, code: int, output: bytes, errors: bytes) -> Resolved | Unresolved:
+        if code != 0:
+            self.fault = code == FAULT
+            told = errors.decode(errors="replace").strip()[-bounds.RESOLVE_MESSAGE :]
+            return self._failed(told or f"resolving it ended with code {code}")
         try:
-            if len(output) > bounds.FRAME:
-                return self._failed("it has too many steps")
             submit = _decode(output)
         except (msgspec.MsgspecError, ValueError) as error:
             return self._failed(f"what the resolver says cannot be understood: {error}")
@@ -92,65 +93,105 @@ class _Child:
         return Resolved(submit.request, submit)
 
     def abandon(self) -> None:
-        """Kill it and all it started; it may have ended."""
-        with self.lock:
-            self._abandoned.set()
-            if self.process is not None and self.process.poll() is None:
-                os.killpg(self.process.pid, signal.SIGKILL)
+        """Kill it and all it started.  That is not waited for."""
+        with self._lock:
+            self.abandoned = True
+            if self._process is not None and self._process.returncode is None:
+                kill_session(self._process.pid)
 
     def _failed(self, why: str) -> Unresolved:
         return Unresolved(self.order.request, why)
 
 
 class Resolvers:
-    """Resolves orders, a few at a time, the others in the order they came."""
+    """Resolves orders, a few at a time; requesters take turns, and one cannot have all places."""
 
-    def __init__(self, command: Sequence[str], wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        wake: Callable[[], None],
+        seconds: int = bounds.RESOLVE_TIME,
+    ) -> None:
         """``wake`` is called, from another thread, when there is something in `answers`."""
-        self._command = command
+        self._command = (*command, "--seconds", str(seconds))
+        self._seconds = seconds + GRACE
         self._wake = wake
-        self._waiting: dict[str, _Child] = {}
-        self._running: dict[str, _Child] = {}
+        self._waiting: dict[str, deque[_Child]] = {}  # by requester, whose turn it is first
+        self._pausing: list[tuple[float, int, _Child]] = []  # a heap by the end of the pause
+        self._running: dict[str, _Child] = {}  # by request
         self._ended: deque[tuple[_Child, Resolved | Unresolved]] = deque()
+        self._count = 0
 
     def resolve(self, order: Order, host_tools: str = "") -> None:
         """Have it resolved, for workers with these tools; answered by `answers`."""
         options = ["--host-tools", host_tools] if host_tools else []
-        self._waiting[order.request] = _Child(order, options)
+        self._wait(_Child(order, options))
         self._begin()
 
     def abandon(self, request: str) -> None:
         """Its answer is not wanted any more."""
-        self._waiting.pop(request, None)
-        if request in self._running:
-            self._running[request].abandon()
+        pausing = (child for _, _, child in self._pausing)
+        waiting = (child for queue in self._waiting.values() for child in queue)
+        for child in (*pausing, *waiting, *self._running.values()):
+            if child.order.request == request:
+                child.abandon()
 
     def answers(self) -> Iterator[Resolved | Unresolved]:
         """What has come of orders, each once."""
         while self._ended:
             child, answer = self._ended.popleft()
             del self._running[child.order.request]
-            if not child.abandoned:
+            if child.abandoned:
+                continue
+            if child.fault and child.tries <= len(AGAIN):
+                self._count += 1
+                due = time.monotonic() + AGAIN[child.tries - 1]
+                heapq.heappush(self._pausing, (due, self._count, child))
+            else:
                 yield answer
         self._begin()
+
+    def next_due(self) -> float:
+        """When `answers` is to be asked again, though nobody wakes."""
+        return self._pausing[0][0] if self._pausing else float("inf")
 
     def close(self) -> None:
         """Kill all that run."""
         self._waiting.clear()
+        self._pausing.clear()
         for child in self._running.values():
             child.abandon()
 
+    def _wait(self, child: _Child) -> None:
+        self._waiting.setdefault(child.order.requester, deque()).append(child)
+
     def _begin(self) -> None:
-        for request in list(self._waiting):
-            if len(self._running) >= AT_ONCE:
-                return
-            if request in self._running:  # an abandoned one that is dying
-                continue
-            child = self._waiting.pop(request)
-            self._running[request] = child
+        while self._pausing and self._pausing[0][0] <= time.monotonic():
+            self._wait(heapq.heappop(self._pausing)[2])
+        while len(self._running) < bounds.RESOLVERS and (child := self._next()):
+            self._running[child.order.request] = child
 
             def work(child: _Child = child) -> None:
-                self._ended.append((child, child.run(self._command)))
+                self._ended.append((child, child.run(self._command, self._seconds)))
                 self._wake()
 
-            threading.Thread(target=work, name=f"resolve {request[:8]}", daemon=True).start()
+            name = f"resolve {child.order.request[:8]}"
+            threading.Thread(target=work, name=name, daemon=True).start()
+
+    def _next(self) -> _Child | None:
+        """The first order of the requester whose turn it is, who then is last."""
+        busy = Counter(child.order.requester for child in self._running.values())
+        for requester, queue in list(self._waiting.items()):
+            while queue and queue[0].abandoned:
+                queue.popleft()
+            if not queue:
+                del self._waiting[requester]
+            elif busy[requester] < bounds.RESOLVERS - 1:
+                if queue[0].order.request in self._running:  # an abandoned one that is dying
+                    continue
+                child = queue.popleft()
+                del self._waiting[requester]
+                if queue:
+                    self._waiting[requester] = queue
+                return child
+        return None

@@ -44,7 +44,9 @@ def talk(
     import subprocess
     import tempfile
 
-    # Without a terminal nobody can be asked for a password: git says so instead of waiting.
+    # Nobody is asked for a password, so git loses a terminal.  Otherwise it stays in our session,
+    # to be ended with it, and leads a group of its own.
+    apart = _has_terminal()
     with (
         tempfile.TemporaryFile() as printed,
         subprocess.Popen(
@@ -53,7 +55,8 @@ def talk(
             stdout=printed,
             stderr=subprocess.PIPE,
             env=environ,
-            start_new_session=True,
+            start_new_session=apart,
+            process_group=None if apart else 0,
         ) as process,
     ):
         assert process.stderr is not None
@@ -65,6 +68,15 @@ def talk(
         printed.seek(0)
         output = printed.read().decode(errors="replace")
     return (said or "it gave no reason") if process.returncode else "", output
+
+
+def _has_terminal() -> bool:
+    """Whether this process, and what it starts, can ask a user at a terminal."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def run(args: list[str], *, check: bool = True) -> bytes | None:

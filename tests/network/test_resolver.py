@@ -227,3 +227,10 @@ def test_many_at_once(farm: Farm) -> None:
         out, _ = child.communicate(timeout=60)
         assert child.returncode == 0
         assert len(msgspec.msgpack.decode(out, type=Submit).steps) == 3
+
+
+@pytest.mark.bound("RESOLVE_MEMORY")
+def test_memory_is_bounded() -> None:
+    program = "from fabric.resolver import confine; confine(60); bytearray(5 << 30)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert done.stderr.endswith(b"MemoryError\n")
