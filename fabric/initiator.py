@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 from fabric import __version__
 from fabric.config import load_settings
 from fabric.errors import NO_ROOM, FabricError
+from fabric.terminal import OutputError, install, restore
 
 EPILOG = """exit codes:
   0  done                      3  something failed to build
@@ -234,11 +235,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.debug:
             raise
         prefix = "" if getattr(error, "problems", None) else "fabric-initiator: "
-        print(f"{prefix}{error}", file=sys.stderr)
+        _tell(f"{prefix}{error}")
         return error.exit_code
     except KeyboardInterrupt:
-        print("fabric-initiator: interrupted", file=sys.stderr, flush=True)
-        with contextlib.suppress(OSError):
+        _tell("fabric-initiator: interrupted")
+        with contextlib.suppress(OSError, OutputError):
             sys.stdout.flush()
         # threads may be waiting for a server that says nothing, and an exit would wait for them
         os._exit(130)
@@ -248,13 +249,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # the last line of defence: no traceback for users
         if options.debug:
             raise
-        print(
+        _tell(
             f"fabric-initiator: unexpected {type(error).__name__}: {error}\n"
-            "This is a fault of distbuild; run again with --debug to see where.",
-            file=sys.stderr,
+            "This is a fault of distbuild; run again with --debug to see where."
         )
         return 4
+    finally:
+        restore()
     return code
+
+
+def _tell(text: str) -> None:
+    """Last words.  Nobody can be told that they cannot be written."""
+    restore()
+    with contextlib.suppress(OSError, OutputError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def program() -> NoReturn:
@@ -262,9 +271,10 @@ def program() -> NoReturn:
 
     A fully cached build would spend a tenth of its time on that.
     """
+    install()
     code = main()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, OutputError):
             stream.flush()
     os._exit(code)
 

@@ -6,17 +6,28 @@ anything and keeps nothing that it could not lose.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from typing import Any, Protocol, TextIO
 
 import msgspec
 
-if TYPE_CHECKING:  # rich is imported when there is a terminal, it takes a while
-    from rich.console import Console, Group
-    from rich.live import Live
+from fabric.errors import Cancelled, FabricError
+from fabric.terminal import (
+    Area,
+    OutputError,
+    Row,
+    fitted,
+    is_terminal,
+    one_line,
+    printable,
+    styled,
+    width_of,
+)
 
 
 class RunningView(msgspec.Struct, frozen=True):
@@ -25,21 +36,21 @@ class RunningView(msgspec.Struct, frozen=True):
     name: str
     worker: str
     phase: str
-    seconds: float
-    expected: float  # 0: not known
+    began: float  # by time.monotonic()
+    expected: float  # seconds; 0: not known
     log_size: int  # bytes
 
 
 class BuildView(msgspec.Struct, frozen=True):
-    """A build at one moment."""
+    """A build at one moment.  Times are time.monotonic()'s: what is shown moves on with it."""
 
     title: str
     total: int  # steps to build
     done: int
     failed: int
     cached: int
-    seconds: float
-    left: float  # expected seconds; 0: not known
+    began: float
+    ends: float  # expected; 0: not known
     running: tuple[RunningView, ...] = ()
     waiting: str = ""  # why nothing runs, if nothing does
 
@@ -72,7 +83,7 @@ class PlainScreen(msgspec.Struct):
 
 
 class JsonScreen(msgspec.Struct):
-    """One JSON object a line on standard output: {"event": KIND, ...}."""
+    """One JSON object a line on standard output: {"event": KIND, "time": UTC, ...}."""
 
     out: TextIO = msgspec.field(default_factory=lambda: sys.stdout)
 
@@ -80,7 +91,8 @@ class JsonScreen(msgspec.Struct):
         """Nothing: prose is for people."""
 
     def event(self, kind: str, **facts: Any) -> None:
-        print(json.dumps({"event": kind, **facts}), file=self.out, flush=True)
+        at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        print(json.dumps({"event": kind, "time": at, **facts}), file=self.out, flush=True)
 
     def show(self, view: BuildView) -> None:
         """Nothing: programs follow the events."""
@@ -93,45 +105,25 @@ class LiveScreen:
     """A terminal: news scrolls, the state of the build stays at the bottom."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-        from rich.live import Live
-
-        self._console: Console = Console(highlight=False)
         self._view: BuildView | None = None
-        self._shown_at = 0.0
-        self._live: Live = Live(
-            get_renderable=self._draw,
-            console=self._console,
-            refresh_per_second=8,
-            transient=True,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
-        self._live.start()
+        self._area = Area(sys.stdout, self._picture)
 
     def say(self, text: str, style: str = "") -> None:
-        self._console.print(text, style=style or None, markup=False, soft_wrap=True)
+        self._area.above(styled(printable(text), style) + "\n")
 
     def event(self, kind: str, **facts: Any) -> None:
         """Nothing: events are for programs."""
 
     def show(self, view: BuildView) -> None:
-        self._view, self._shown_at = view, time.monotonic()
+        self._view = view
+        self._area.settled()
+        self._area.changed()
 
     def close(self) -> None:
-        self._view = None
-        self._live.stop()
+        self._area.close()
 
-    def _draw(self) -> Group:
-        from rich.console import Group
-        from rich.text import Text
-
-        if self._view is None:
-            return Group()
-        since = time.monotonic() - self._shown_at
-        width, height = self._console.size
-        lines = [Text(line[:width], style=style) for line, style in draw(self._view, since)]
-        return Group(*lines[: max(2, height - 2)])
+    def _picture(self, width: int, height: int) -> list[Row]:
+        return [] if self._view is None else draw(self._view, time.monotonic(), width, height)
 
 
 class Board:
@@ -139,67 +131,124 @@ class Board:
 
     def __init__(self) -> None:
         self._last: list[str] = []
-        self._live: Live | None = None
+        self._area: Area | None = None
 
     def __enter__(self) -> Board:
-        if sys.stdout.isatty():
-            from rich.live import Live
-
-            self._live = Live(auto_refresh=False, vertical_overflow="crop")
-            self._live.start()
+        if is_terminal(sys.stdout):
+            self._area = Area(sys.stdout, self._picture)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
+        if self._area is not None:
+            self._area.close()
+            print("\n".join(self._last))
 
     def show(self, lines: list[str]) -> None:
         """This is how it stands."""
-        if self._live is not None:
-            from rich.text import Text
-
-            self._live.update(
-                Text("\n".join(lines), overflow="ellipsis", no_wrap=True), refresh=True
-            )
-        elif lines != self._last:
+        if self._area is None and lines != self._last:
             print("\n".join(lines), flush=True)
         self._last = lines
 
+    def _picture(self, width: int, height: int) -> list[Row]:  # noqa: ARG002  rows are cut anyway
+        lines = [one_line(line) for line in self._last]
+        if len(lines) > height:
+            lines[height - 1 :] = [f"and {len(lines) - height + 1} lines more"]
+        return [(line, "") for line in lines]
 
-def draw(view: BuildView, since: float = 0.0) -> Iterable[tuple[str, str]]:
-    """The live part as (line, style), ``since`` seconds after the view was made."""
-    for step in sorted(view.running, key=lambda step: (step.worker, step.name)):
-        seconds = step.seconds + since
-        expected = f" of ~{duration(step.expected)}" if step.expected >= 1 else ""
-        yield (
-            f"  {step.name:<28.28} {step.phase:<10.10} {duration(seconds)}{expected:<10}"
-            f"  {size(step.log_size):>8} log   {step.worker}",
-            "cyan",
-        )
+
+def draw(view: BuildView, now: float, width: int, height: int) -> list[Row]:
+    """The live part at the moment ``now``, in at most so many columns and rows."""
+    rows: list[Row] = []
+    running = sorted(view.running, key=lambda step: (step.worker, step.name))
+    room = max(1, height - 1)
+    if len(running) > room:
+        rest = len(running) - room + 1
+        running = running[: room - 1]
+        rows.append((f"  and {rest} more", "cyan"))
+    rows[:0] = [(line, "cyan") for line in _steps(running, now, width)]
     if view.waiting and not view.running:
-        yield f"  {view.waiting}", "yellow"
-    if not view.total:
-        return
-    width = 24
-    filled = width * view.done // view.total
-    facts = [f"{view.done} of {view.total} built"]
-    if view.cached:
-        facts.append(f"{view.cached} cached")
-    if view.failed:
-        facts.append(f"{view.failed} failed")
-    facts.append(duration(view.seconds + since))
-    if view.left:
-        facts.append(f"about {duration(max(0.0, view.left - since))} left")
-    yield f"  {'━' * filled}{'╌' * (width - filled)}  {', '.join(facts)}", "bold"
+        rows.append((f"  {one_line(view.waiting)}  {duration(now - view.began)}", "yellow"))
+    if view.total:
+        rows.append((_summary(view, now, width), "bold"))
+    return rows
+
+
+def _steps(running: list[RunningView], now: float, width: int) -> list[str]:
+    """A row for each step.  Columns go if there is no room: the log's size first, then the phase,
+    then the time that is expected.
+    """
+    names = [fitted(one_line(step.name), max(16, width // 3)) for step in running]
+    workers = [fitted(one_line(step.worker), max(10, width // 4)) for step in running]
+    times = [duration(max(0.0, now - step.began)) for step in running]
+    expected = [
+        f"{time} of ~{duration(step.expected)}" if step.expected >= 1 else time
+        for time, step in zip(times, running, strict=True)
+    ]
+    phases = [one_line(step.phase) for step in running]
+    logs = [f"{size(step.log_size)} log" for step in running]
+    lines: list[str] = []
+    for columns in (
+        (names, phases, expected, logs, workers),
+        (names, phases, expected, workers),
+        (names, expected, workers),
+        (names, times, workers),
+    ):
+        lines = [f"  {line}" for line in table(zip(*columns, strict=True))]
+        if all(width_of(line) <= width for line in lines):
+            break
+    return lines
+
+
+def _summary(view: BuildView, now: float, width: int) -> str:
+    """How far it is, in as many words as there is room for."""
+    of = f"{view.done} of {view.total}"
+    cached = [f"{view.cached} cached"] if view.cached else []
+    failed = [f"{view.failed} failed"] if view.failed else []
+    took = [duration(now - view.began)]
+    ends = max(0.0, view.ends - now)
+    left = [f"about {duration(ends)} left"] if ends else []
+    brief = [f"~{duration(ends)} left"] if ends else []
+    line = ""
+    for bar, facts in (
+        (24, [f"{of} built", *cached, *failed, *took, *left]),
+        (12, [f"{of} built", *cached, *failed, *took, *left]),
+        (0, [f"{of} built", *cached, *failed, *took, *left]),
+        (0, [f"{of} built", *failed, *took, *left]),
+        (0, [of, *failed, *took, *brief]),
+        (0, [of, *failed, *(brief or took)]),
+    ):
+        filled = bar * view.done // view.total
+        picture = f"{'━' * filled}{'╌' * (bar - filled)}  " if bar else ""
+        line = f"  {picture}{', '.join(facts)}"
+        if width_of(line) <= width:
+            break
+    return line
 
 
 def open_screen(as_json: bool) -> Screen:
     """The screen for where standard output goes."""
     if as_json:
         return JsonScreen()
-    if sys.stdout.isatty():
+    if is_terminal(sys.stdout):
         return LiveScreen()
     return PlainScreen()
+
+
+@contextlib.contextmanager
+def opened_screen(as_json: bool) -> Iterator[Screen]:
+    """The same; programs are told of the error that ends it."""
+    screen = open_screen(as_json)
+    try:
+        yield screen
+    except KeyboardInterrupt:
+        screen.event("interrupted", exit_code=Cancelled.exit_code)
+        raise
+    except FabricError as error:
+        if not isinstance(error, OutputError):
+            screen.event("failed", message=str(error), exit_code=error.exit_code)
+        raise
+    finally:
+        screen.close()
 
 
 def duration(seconds: float) -> str:
@@ -227,10 +276,11 @@ def size(count: float) -> str:
 
 def table(rows: Iterable[Iterable[str]]) -> list[str]:
     """Rows of cells as aligned lines."""
-    cells = [tuple(row) for row in rows]
+    cells = [[one_line(cell) for cell in row] for row in rows]
     if not cells:
         return []
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    widths = [max(width_of(row[i]) for row in cells) for i in range(len(cells[0]))]
     return [
-        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells
+        "  ".join(c + " " * (w - width_of(c)) for c, w in zip(row, widths, strict=True)).rstrip()
+        for row in cells
     ]

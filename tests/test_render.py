@@ -2,8 +2,10 @@
 
 import io
 import json
+from datetime import datetime, timedelta
 
 import pytest
+from msgspec.structs import replace
 
 from fabric.render import (
     BuildView,
@@ -22,23 +24,55 @@ VIEW = BuildView(
     done=5,
     failed=0,
     cached=3,
-    seconds=61,
-    left=100,
-    running=(RunningView("zlib", "worker-1", "configure", 3.0, 12.0, 2_500),),
+    began=1000.0,
+    ends=1161.0,
+    running=(RunningView("zlib", "worker-1", "configure", 1058.0, 12.0, 2_500),),
 )
+BAR = "━━━━━━╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌"
 
 
-def test_the_live_part_says_what_runs_where_how_long_and_how_much_is_left() -> None:
-    step, total = (line for line, _ in draw(VIEW, since=4.0))
-    for fact in ("zlib", "worker-1", "configure", "7.0 s of ~12 s", "2.5 kB"):
-        assert fact in step
-    for fact in ("5 of 20 built", "3 cached", "1 min 05 s", "about 1 min 36 s left"):
-        assert fact in total
+def drawn(view: BuildView, width: int = 119, height: int = 24) -> list[str]:
+    return [line for line, _ in draw(view, 1065.0, width, height)]
 
 
-def test_when_nothing_runs_it_says_why() -> None:
-    view = BuildView("x", 2, 0, 0, 0, 0, 0, waiting="waiting for a worker of arch armv7l")
-    assert "waiting for a worker of arch armv7l" in next(iter(draw(view)))[0]
+@pytest.mark.parametrize(
+    ("width", "step", "total"),
+    [
+        (
+            119,
+            "  zlib  configure  7.0 s of ~12 s  2.5 kB log  worker-1",
+            f"  {BAR}  5 of 20 built, 3 cached, 1 min 05 s, about 1 min 36 s left",
+        ),
+        (
+            79,
+            "  zlib  configure  7.0 s of ~12 s  2.5 kB log  worker-1",
+            "  ━━━╌╌╌╌╌╌╌╌╌  5 of 20 built, 3 cached, 1 min 05 s, about 1 min 36 s left",
+        ),
+        (
+            50,
+            "  zlib  configure  7.0 s of ~12 s  worker-1",
+            "  5 of 20 built, 1 min 05 s, about 1 min 36 s left",
+        ),
+        (39, "  zlib  7.0 s of ~12 s  worker-1", "  5 of 20, 1 min 05 s, ~1 min 36 s left"),
+        (30, "  zlib  7.0 s  worker-1", "  5 of 20, ~1 min 36 s left"),
+    ],
+)
+def test_what_there_is_no_room_for_goes_by_its_worth(width: int, step: str, total: str) -> None:
+    assert drawn(VIEW, width) == [step, total]
+
+
+def test_steps_for_which_there_are_no_rows_are_counted() -> None:
+    steps = tuple(RunningView(f"c{n}", "w", "build", 1000.0, 0.0, 0) for n in range(9))
+    lines = drawn(replace(VIEW, running=steps), height=5)
+    assert [line.split()[:3] for line in lines[:4]] == [
+        ["c0", "build", "1"], ["c1", "build", "1"], ["c2", "build", "1"], ["and", "6", "more"],
+    ]  # fmt: skip
+    assert "5 of 20 built" in lines[4]
+
+
+def test_when_nothing_runs_it_says_why_and_how_long() -> None:
+    view = BuildView("x", 2, 0, 0, 0, 1000.0, 0.0, waiting="waiting for a worker of arch armv7l")
+    assert drawn(view)[0] == "  waiting for a worker of arch armv7l  1 min 05 s"
 
 
 @pytest.mark.parametrize(
@@ -67,9 +101,12 @@ def test_a_pipe_gets_lines_and_a_program_gets_json() -> None:
     screen = JsonScreen(out)
     screen.say("hello")
     screen.event("step", name="zlib", state="done")
-    assert json.loads(out.getvalue()) == {"event": "step", "name": "zlib", "state": "done"}
+    told = json.loads(out.getvalue())
+    assert datetime.fromisoformat(told.pop("time")).utcoffset() == timedelta(0)
+    assert told == {"event": "step", "name": "zlib", "state": "done"}
 
 
 def test_tables_align() -> None:
     assert table([("a", "bb"), ("ccc", "d")]) == ["a    bb", "ccc  d"]
     assert table([]) == []
+    assert table([("日本", "x"), ("a\nb\x1b[2J", "y")]) == ["日本  x", "a\\nb  y"]

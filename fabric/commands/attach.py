@@ -9,25 +9,21 @@ from fabric.commands.controller import SHOWN, Controller, open_line
 from fabric.commands.order import Patience, finish
 from fabric.commands.session import Session
 from fabric.config import Settings
-from fabric.render import open_screen
+from fabric.render import opened_screen
 from fabric.trove.configured import open_store
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
     heed_signals()
-    with open_line(settings) as line:
-        screen = open_screen(options.json)
-        try:
-            waits = Patience(settings.patience, screen)
-            known = Controller(line, settings.patience, waits.tell).request(options.request)
-            session = Session(known.request, line, screen, since=known.since)
-            session.follow(
-                f"the build goes on; `fabric-initiator attach {known.request[:SHOWN]}` comes back"
-                if known.detached
-                else "left the build to the one who ordered it"
-            )
-            store = open_store(settings)
-            finish(session, store, screen)
-        finally:
-            screen.close()
+    with opened_screen(options.json) as screen, open_line(settings) as line:
+        waits = Patience(settings.patience, screen)
+        known = Controller(line, settings.patience, waits.tell).request(options.request)
+        session = Session(known.request, line, screen, since=known.since)
+        session.follow(
+            f"the build goes on; `fabric-initiator attach {known.request[:SHOWN]}` comes back"
+            if known.detached
+            else "left the build to the one who ordered it"
+        )
+        store = open_store(settings)
+        finish(session, store, screen)
     return 0

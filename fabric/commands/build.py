@@ -36,13 +36,12 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     with EmbeddedFabric(settings) as fabric:
         from fabric.commands.common import heed_signals, open_plan
         from fabric.commands.report import Built, complete_logs, report
-        from fabric.render import open_screen
+        from fabric.render import opened_screen
 
         heed_signals()
-        project, plan = open_plan(settings, options.system, options.chunks)
-        project.remember(plan.graph.path)
-        screen = open_screen(options.json)
-        try:
+        with opened_screen(options.json) as screen:
+            project, plan = open_plan(settings, options.system, options.chunks)
+            project.remember(plan.graph.path)
             if project.store.has(plan.goal_keys) == set(plan.goal_keys):
                 how = f"all {len(plan.steps)} steps cached"
                 complete_logs(screen, project.store)
@@ -51,8 +50,6 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
             goals = [plan.graph[goal] for goal in plan.goals]
             built = [Built(goal.name, goal.kind, plan.keys[goal.id]) for goal in goals]
             report(screen, project.store, built, options.system, how)
-        finally:
-            screen.close()
     return 0
 
 

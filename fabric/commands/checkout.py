@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import tempfile
 from pathlib import Path
 
 import zstandard
 
 from fabric.building.tree import Unpacker, remove
-from fabric.commands.common import heed_signals, open_built, print_json, progress
+from fabric.commands.common import heed_signals, open_built, print_json
 from fabric.config import Settings
 from fabric.errors import FabricError
 from fabric.jobs import Blob, Content
@@ -94,7 +95,7 @@ def _to_directory(project: Project, blobs: list[Blob], to: Path) -> None:
                 tree.add(archive, blob.sha256[:12])
         tree.finish()
         for device in sorted(tree.devices):
-            progress(f"left out: the device /{os.fsdecode(device)}")
+            print(f"left out: the device /{os.fsdecode(device)}", file=sys.stderr)
         _replace(to, scratch)
     except BaseException:
         remove(scratch)

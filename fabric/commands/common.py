@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from fabric.errors import DefinitionsError, FabricError, Problem
 from fabric.jobs import tools_among
 from fabric.plan import Plan
 from fabric.project import Project
+from fabric.terminal import progress, settled
 
 
 def heed_signals() -> None:
@@ -28,11 +28,6 @@ def heed_signals() -> None:
 
 def _interrupt(number: int, frame: object) -> None:  # noqa: ARG001
     raise KeyboardInterrupt
-
-
-def progress(text: str) -> None:
-    """News of imports and the like: on stderr, so that output stays clean."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def open_project(settings: Settings, near: str | None = None) -> Project:
@@ -77,13 +72,16 @@ def open_built(settings: Settings, system: str, names: list[str]) -> tuple[Proje
 def plan_of(project: Project, graph: Graph, goals: Iterable[str] = ()) -> Plan:
     """The plan by which a graph is built: by this machine, or by the farm."""
     settings = project.settings
-    if not settings.controller:
-        return project.plan(graph, goals)
-    from fabric.commands.controller import open_controller
+    tools = ""
+    if settings.controller:
+        from fabric.commands.controller import open_controller
 
-    with open_controller(settings) as controller:
-        workers = controller.query("workers").workers
-    return project.plan(graph, goals, tools_among(worker.features for worker in workers))
+        with open_controller(settings) as controller:
+            workers = controller.query("workers").workers
+        tools = tools_among(worker.features for worker in workers)
+    plan = project.plan(graph, goals, tools)
+    settled()  # imports
+    return plan
 
 
 def find_chunk(settings: Settings, name: str, system: str | None) -> tuple[Project, Plan, Step]:
@@ -123,5 +121,4 @@ def facts(value: Any) -> Any:
 
 def print_json(value: Any) -> None:
     """One JSON document on standard output."""
-    json.dump(value, sys.stdout, indent=1)
-    print()
+    print(json.dumps(value, indent=1))

@@ -10,11 +10,12 @@ import zstandard
 
 from fabric.building.image import KERNEL_ARGUMENTS, File, files_below, make_image
 from fabric.building.image_manifest import read_manifest
-from fabric.commands.common import heed_signals, open_built, print_json, progress
+from fabric.commands.common import heed_signals, open_built, print_json
 from fabric.config import Settings
 from fabric.definitions.cluster_settings import size as parse_size
 from fabric.errors import FabricError
 from fabric.render import size
+from fabric.terminal import progress
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:

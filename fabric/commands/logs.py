@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from fabric.commands.common import find_chunk, print_json
 from fabric.config import Settings
 from fabric.errors import FabricError
+from fabric.terminal import clean_pieces
 
 if TYPE_CHECKING:
     from fabric.commands.controller import Controller
@@ -60,6 +61,15 @@ def _print_far(controller: Controller, info: LogInfo, options: argparse.Namespac
         print_json(
             {"name": info.name, "key": info.key, "state": info.state, "file": info.log, "log": log}
         )
+        return
+    _print(pieces)
+
+
+def _print(pieces: Iterator[bytes]) -> None:
+    """A log as it is, byte for byte; on a terminal as text."""
+    if sys.stdout.isatty():
+        for text in clean_pieces(pieces):
+            print(text, end="", flush=True)
         return
     for data in pieces:
         sys.stdout.buffer.write(data)
@@ -112,5 +122,5 @@ def _print_near(options: argparse.Namespace, settings: Settings) -> None:
             }
         )
         return
-    for offset in range(0, manifest.log.size, PIECE):
-        sys.stdout.buffer.write(project.store.read(manifest.log, offset, PIECE))
+    blob = manifest.log
+    _print(project.store.read(blob, at, PIECE) for at in range(0, blob.size, PIECE))

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from fabric.commands.common import open_project, progress
+from fabric.commands.common import open_project
 from fabric.commands.controller import SHOWN, Controller, open_line
 from fabric.commands.report import Built, complete_logs, report_far
 from fabric.commands.session import Session
@@ -15,7 +15,8 @@ from fabric.config import Settings
 from fabric.definitions.select import find
 from fabric.errors import SourceError
 from fabric.project import Project
-from fabric.render import BuildView, Screen, duration, open_screen
+from fabric.render import BuildView, Screen, duration, opened_screen
+from fabric.terminal import progress
 from fabric.trove import builds
 from fabric.trove.builds import Builds
 from fabric.trove.committed import Committed
@@ -38,26 +39,22 @@ def order(options: argparse.Namespace, settings: Settings) -> int:
     began = time.monotonic()
     project = open_project(settings, options.system)
     system = project.locate(options.system, Path.cwd())
-    with open_line(settings) as line:
-        screen = open_screen(options.json)
-        try:
-            made, tree = _prepare(options, settings, project, system, line, screen)
-            project.remember(system)
-            since = time.monotonic() - began
-            session = Session(made, line, screen, since=since, patience=settings.patience)
-            if options.detach:
-                session.accept(RESOLVING)
-                _say_ordered(screen, session, made.request)
-                return 0
-            session.follow(
-                "interrupted, so the build is cancelled; what was built is kept, the same command"
-                " goes on there"
-            )
-            steps = session.mirror.steps.values()
-            project.remember(system, tree, {f"{one.kind} {one.name}": one.key for one in steps})
-            finish(session, project.store, screen, options.system)
-        finally:
-            screen.close()
+    with opened_screen(options.json) as screen, open_line(settings) as line:
+        made, tree = _prepare(options, settings, project, system, line, screen)
+        project.remember(system)
+        since = time.monotonic() - began
+        session = Session(made, line, screen, since=since, patience=settings.patience)
+        if options.detach:
+            session.accept(RESOLVING)
+            _say_ordered(screen, session, made.request)
+            return 0
+        session.follow(
+            "interrupted, so the build is cancelled; what was built is kept, the same command"
+            " goes on there"
+        )
+        steps = session.mirror.steps.values()
+        project.remember(system, tree, {f"{one.kind} {one.name}": one.key for one in steps})
+        finish(session, project.store, screen, options.system)
     return 0
 
 
@@ -164,7 +161,7 @@ class Patience:
 
 
 def _show(screen: Screen, what: str) -> None:
-    screen.show(BuildView("", 0, 0, 0, 0, 0.0, 0.0, waiting=what))
+    screen.show(BuildView("", 0, 0, 0, 0, time.monotonic(), 0.0, waiting=what))
 
 
 def _say_ordered(screen: Screen, session: Session, request: str) -> None:

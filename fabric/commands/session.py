@@ -5,6 +5,7 @@ Whether the broker is this machine's own or a controller far away, only the line
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from fabric.errors import BuildFailed, Cancelled, FabricError, MachineFault
 from fabric.render import BuildView, RunningView, Screen, duration
+from fabric.terminal import OutputError
 from fabric.userlogs import UserLog, UserLogs
 from fabric.wire import mirror as protocol
 from fabric.wire.line import Line
@@ -80,6 +82,9 @@ class Session:
         self._paths: dict[str, Path] = {}
         self._tails: dict[str, list[str]] = {}
         self._states: Counter[str] = Counter()  # of the steps told of
+        self._since: dict[str, tuple[int, float]] = {}  # running steps: fence, when it began
+        self._left = 0.0  # as the broker said it last,
+        self._ends = 0.0  # and when that is; 0: unknown
         self._keeps_logs = True
         self._codec: Codec[ToInitiator] = Codec(ToInitiator)
 
@@ -112,7 +117,8 @@ class Session:
         finally:
             heeded = signal.signal(signal.SIGINT, signal.SIG_IGN)  # let this moment pass
             if not self.mirror.over and not (self._put_off and not self.mirror.version):
-                self._screen.say(parting)
+                with contextlib.suppress(OSError, OutputError):
+                    self._screen.say(parting)
             self._close()
             signal.signal(signal.SIGINT, heeded)
 
@@ -129,6 +135,7 @@ class Session:
                 case Update():
                     self._do(self.mirror.update(message, now))
                     self._is_taken()
+                    self._expect(now)
                 case LogPiece():
                     self._do(self.mirror.piece(message, now))
                 case Refused():
@@ -239,6 +246,12 @@ class Session:
             self._screen.event("connection", ok=True, message="")
             self._screen.say("the controller takes orders again", "green")
 
+    def _expect(self, now: float) -> None:
+        """When the build ends.  The broker counts whole steps, so its word may stand still."""
+        if self.mirror.left != self._left:
+            self._left = self.mirror.left
+            self._ends = now + self._left if self._left else 0.0
+
     def _end(self, over: protocol.Over) -> None:
         if over.refused:
             raise MachineFault(f"the broker refuses this build: {over.message}")
@@ -277,6 +290,10 @@ class Session:
         if old is not None:
             self._states[old.state] -= 1
         self._states[new.state] += 1
+        if new.state != "running":
+            self._since.pop(new.key, None)
+        elif self._since.get(new.key, (-1, 0.0))[0] != new.fence:
+            self._since[new.key] = (new.fence, time.monotonic() - new.running_for)
         if old is None or (old.state, old.fence) != (new.state, new.fence):
             self._screen.event(
                 "step",
@@ -288,6 +305,7 @@ class Session:
                 message=new.message,
                 log=str(self._paths.get(new.key, "")),
             )
+            self._look_due = 0.0  # rows and what is printed tell the same
             done, total = self._progress()
             if new.state == "running":
                 self._screen.say(f"[{done}/{total}] {name}: building on {new.worker}")
@@ -302,7 +320,6 @@ class Session:
         return self._states["done"], len(self.mirror.steps) - self._states["cached"]
 
     def _view(self) -> BuildView:
-        steps = self.mirror.steps.values()
         done, total = self._progress()
         return BuildView(
             title=self.mirror.title,
@@ -310,21 +327,24 @@ class Session:
             done=done,
             failed=self._states["failed"],
             cached=self._states["cached"],
-            seconds=self.seconds,
-            left=self.mirror.left,
+            began=self._began,
+            ends=self._ends,
             running=tuple(
-                RunningView(
-                    name=_name(step),
-                    worker=step.worker,
-                    phase=step.phase,
-                    seconds=step.running_for,
-                    expected=step.expected,
-                    log_size=step.log_size,
-                )
-                for step in steps
-                if step.state == "running"
+                self._running(self.mirror.steps[key], began)
+                for key, (_, began) in self._since.items()
             ),
             waiting=self._line.trouble or self.mirror.message or _WAITING[self.mirror.state],
+        )
+
+    def _running(self, step: StepState, began: float) -> RunningView:
+        log = self._logs.get(step.key)
+        return RunningView(
+            name=_name(step),
+            worker=step.worker,
+            phase=step.phase,
+            began=began,
+            expected=step.expected,
+            log_size=max(step.log_size, log.size if log else 0),
         )
 
 

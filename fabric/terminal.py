@@ -1,0 +1,320 @@
+"""The user's terminal: text from elsewhere is cleaned before it gets there, and rows that change
+stay below what is printed.
+
+`install` puts an `Output` in the place of ``sys.stdout`` and ``sys.stderr``, so every ``print`` of
+every command is cleaned.  Bytes for programs go to ``sys.stdout.buffer`` as they are.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import io
+import os
+import re
+import sys
+import threading
+import time
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from typing import ClassVar, TextIO, cast
+
+from fabric.errors import FabricError
+
+#: A row of an `Area` and its style, a key of _STYLES or "".
+Row = tuple[str, str]
+
+#: Seconds between two pictures when nothing is printed, and between any two.
+TICK = 0.25
+SHORTEST = 0.1
+#: Seconds that the end waits for a terminal that takes nothing.
+STUCK = 1.0
+#: Characters in which a sequence that `clean_pieces` waits for must end.
+_LONGEST = 64 * 1024
+
+_STYLES = {"bold": "1", "yellow": "33", "cyan": "36", "bold red": "1;31", "bold green": "1;32"}
+_ASCII = str.maketrans("━╌…", "=-~")
+_NO_TERMINAL = ("", "dumb", "unknown")
+
+# Colours, positions (CSI), titles, clipboards and links (OSC), and other strings (DCS, SOS, ...).
+_SEQUENCE = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
+    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)"
+)
+# What else a terminal acts upon, or shows in another place: C0, C1, directions, line separators,
+# tags, and bytes that are no text.
+_CONTROL = re.compile(
+    "[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+
+_BEGUN = re.compile("[\x1b\x90\x98\x9b\x9d-\x9f\r]")
+
+
+class OutputError(FabricError):
+    """Standard output or standard error cannot be written."""
+
+
+def printable(text: str) -> str:
+    """``text`` without escape sequences; other control characters become ``\\x1b`` and the like.
+
+    Tabs and ends of lines stay, and a carriage return ends a line.
+    """
+    if not _CONTROL.search(text):
+        return text
+    text = _SEQUENCE.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
+    return _CONTROL.sub(_escaped, text)
+
+
+def one_line(text: str) -> str:
+    """The same for a cell of a table: ends of lines and tabs are escaped, too."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def clean_pieces(pieces: Iterable[bytes]) -> Iterator[str]:
+    """A log as text for a terminal, however it was cut in pieces."""
+    decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+    held = ""  # what may be the beginning of a sequence
+    for piece in pieces:
+        text = held + decode(piece)
+        begun = _BEGUN.search(text, text.rfind("\n") + 1)
+        cut = begun.start() if begun and len(text) - begun.start() < _LONGEST else len(text)
+        held = text[cut:]
+        yield printable(text[:cut])
+    yield printable(held + decode(b"", True))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is no UTF-8, as Python names it
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def width_of(text: str) -> int:
+    """Columns that ``text`` takes."""
+    if text.isascii():
+        return len(text)
+    return sum(map(_columns, text))
+
+
+def _columns(char: str) -> int:
+    if unicodedata.combining(char) or unicodedata.category(char) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+def fitted(text: str, width: int) -> str:
+    """``text`` in at most ``width`` columns, with an ellipsis where it is cut."""
+    if width_of(text) <= width:
+        return text
+    kept, taken = "", 1
+    for char in text:
+        taken += _columns(char)
+        if taken > width:
+            break
+        kept += char
+    return kept.rstrip() + "…" if width > 0 else ""
+
+
+def styled(text: str, style: str) -> str:
+    """``text`` in a style, unless the user wants none."""
+    if style not in _STYLES or os.environ.get("NO_COLOR"):
+        return text
+    return f"\x1b[{_STYLES[style]}m{text}\x1b[0m"
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Whether rows can change in place there."""
+    return stream.isatty() and os.environ.get("TERM", "") not in _NO_TERMINAL
+
+
+class Output(io.TextIOWrapper):
+    """Standard output or error, for people.  OutputError if nothing can be written there."""
+
+    def write(self, text: str) -> int:
+        clean = printable(text)
+        area = Area.shown
+        if area is not None and self.isatty():
+            area.above(clean)
+            return len(text)
+        try:
+            super().write(clean)
+        except OSError as error:
+            raise _unwritable(self.fileno(), error) from error
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            raise _unwritable(self.fileno(), error) from error
+
+
+def _unwritable(fd: int, error: OSError) -> Exception:
+    if isinstance(error, BrokenPipeError):  # its reader has seen enough
+        return error
+    what = "standard error" if fd == 2 else "standard output"
+    return OutputError(f"{what} cannot be written: {error.strerror}")
+
+
+def install() -> None:
+    """Make standard output and standard error `Output`; one that is closed leads nowhere."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # else the next file that is opened would be taken for it
+            os.open(os.devnull, os.O_RDONLY if number == 0 else os.O_WRONLY)
+    sys.stdout = _output(sys.stdout, 1)
+    sys.stderr = _output(sys.stderr, 2)
+
+
+def _output(stream: TextIO | None, fd: int) -> Output:
+    if stream is None:
+        stream = open(fd, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    encoding, by_line = stream.encoding, stream.isatty() or fd == 2
+    binary = cast("io.TextIOWrapper", stream).detach()
+    return Output(binary, encoding, errors="backslashreplace", line_buffering=by_line)
+
+
+class Area:
+    """Rows at the bottom of a terminal, drawn anew as time passes.  One at a time.
+
+    The cursor rests at the beginning of the first row.  A terminal that is resized keeps it there,
+    whether or not it wraps the rows anew, so that all below can be erased.
+    """
+
+    shown: ClassVar[Area | None] = None
+
+    def __init__(self, out: TextIO, picture: Callable[[int, int], list[Row]] | None = None) -> None:
+        """``picture`` gives the rows, for so many columns and at most so many rows.
+
+        Without one there are those of `doing` alone, and `settled` closes it.
+        """
+        self._fd = out.fileno()
+        self._utf8 = codecs.lookup(out.encoding).name == "utf-8"
+        self._picture = picture
+        self._lock = threading.Lock()
+        self._news: list[str] = []
+        self._begun = ""  # of a line that is not whole
+        self._activity: dict[int, tuple[str, float]] = {}  # thread -> what it does, since when
+        self._last: tuple[list[Row], int] = ([], 0)
+        self._wake = threading.Event()
+        self._closed = threading.Event()
+        out.flush()
+        Area.shown = self
+        self._thread = threading.Thread(target=self._run, name="terminal", daemon=True)
+        self._thread.start()
+
+    def above(self, text: str) -> None:
+        """Print ``text``, which is clean, above the rows."""
+        with self._lock:
+            *lines, self._begun = (self._begun + text).split("\n")
+            self._news += lines
+
+    def changed(self) -> None:
+        """There is another picture: show it with what was printed before."""
+        if self._news:
+            self._wake.set()
+
+    def doing(self, text: str) -> None:
+        """A row that says what the calling thread does, until it does something else."""
+        thread, text = threading.get_ident(), one_line(text)
+        with self._lock:
+            former, since = self._activity.get(thread, ("", 0.0))
+            if former.partition(": ")[0] != text.partition(": ")[0]:
+                since = time.monotonic()
+            self._activity[thread] = (text, since)
+
+    def settled(self) -> None:
+        """No thread does what it said it did."""
+        if self._activity:
+            with self._lock:
+                self._activity.clear()
+        if self._picture is None:
+            self.close()
+
+    def close(self) -> None:
+        """The rows go; all that was printed stays."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        self._wake.set()
+        self._thread.join(STUCK)
+        Area.shown = None
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError):  # the terminal is gone
+            self._write("\x1b[?25l")
+            while not self._closed.wait(SHORTEST):
+                self._draw()
+                self._wake.wait(TICK - SHORTEST)
+                self._wake.clear()
+            self._draw(last=True)
+
+    def _draw(self, *, last: bool = False) -> None:
+        size = os.get_terminal_size(self._fd)
+        # A terminal that is told of no size has none.
+        width, height = (size.columns or 80) - 1, max(2, (size.lines or 24) - 1)
+        with self._lock:
+            news, self._news = self._news, []
+            if last and self._begun:
+                news.append(self._begun)
+            activity = list(self._activity.items())
+        rows: list[Row] = []
+        if not last:
+            now = time.monotonic()
+            alive = {thread.ident for thread in threading.enumerate()}
+            rows = [(_doing(*what, now, width), "cyan") for id, what in activity if id in alive]
+            rows = rows[: height // 2]
+            if self._picture is not None:
+                rows += self._picture(width, height - len(rows))
+            rows = [(fitted(text, width), style) for text, style in rows[:height]]
+        if not (news or last) and (rows, width) == self._last:
+            return
+        self._last = (rows, width)
+        out = ["\r", "\x1b[J" if news else ""]
+        out += [f"{line}\n" for line in news]
+        out.append("\n".join(f"\x1b[K{styled(text, style)}" for text, style in rows))
+        out.append("\x1b[J\r")
+        if len(rows) > 1:
+            out.append(f"\x1b[{len(rows) - 1}A")
+        if last:
+            out.append("\x1b[?25h")
+        self._write("".join(out))
+
+    def _write(self, text: str) -> None:
+        if not self._utf8:
+            text = text.translate(_ASCII)
+        data = memoryview(text.encode(errors="backslashreplace"))
+        while data:
+            data = data[os.write(self._fd, data) :]
+
+
+def _doing(text: str, since: float, now: float, width: int) -> str:
+    seconds = f"  {now - since:.0f} s" if now - since >= 1 else ""
+    return f"  {fitted(text, width - 2 - len(seconds))}{seconds}"
+
+
+def progress(text: str) -> None:
+    """News of imports and the like: on stderr, so that output stays clean.
+
+    On a terminal the news of a thread takes the place of its last, but warnings stay.
+    """
+    warning = text.startswith("warning: ") or ": warning: " in text
+    if warning or not is_terminal(sys.stderr):
+        print(text, file=sys.stderr, flush=True)
+    else:
+        (Area.shown or Area(sys.stderr)).doing(text)
+
+
+def settled() -> None:
+    """What `progress` told of is done."""
+    if (area := Area.shown) is not None:
+        area.settled()
+
+
+def restore() -> None:
+    """Leave the terminal as it was found."""
+    if Area.shown is not None:
+        Area.shown.close()

@@ -1,0 +1,212 @@
+"""What a person sees on a terminal while a build goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import io
+import json
+import os
+import re
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from initiator_kit import INITIATOR, Project
+from terminals import Terminal
+
+SYSTEM = "../systems/small.morph"
+LONG = "a-chunk-whose-name-says-all-that-there-is-to-say"
+Open = Callable[..., Terminal]
+
+
+@pytest.fixture
+def terminal(project: Project) -> Iterator[Open]:
+    """Opens terminals with a command of ours."""
+    opened: list[Terminal] = []
+
+    def run(*args: str, columns: int = 80, rows: int = 24, **environ: str) -> Terminal:
+        command = [*INITIATOR, *args]
+        made = Terminal(command, project.logs, {**project.environ, **environ}, columns, rows)
+        opened.append(made)
+        return made
+
+    yield run
+    for one in opened:
+        one.close()
+
+
+def seconds(row: str) -> float:
+    """The time that a step has run, by its row."""
+    found = re.search(r"(?:(\d+) min )?(\d+(?:\.\d)?) s", row)
+    return 60 * float(found[1] or 0) + float(found[2]) if found else 0.0
+
+
+def live(lines: list[str]) -> list[str]:
+    """The rows below all that was printed."""
+    return [line for line in lines if line.startswith("  ")]
+
+
+def moves(terminal: Terminal, text: str, more: float = 2.0) -> None:
+    """Wait until the time of the one row with ``text`` has moved on by so much."""
+    begun = seconds(terminal.row(text))
+    terminal.sees(lambda _: seconds(terminal.row(text)) >= begun + more, f"{text} move on")
+
+
+@pytest.mark.parametrize("columns", [120, 80, 40])
+def test_times_run_and_no_word_is_cut(project: Project, terminal: Open, columns: int) -> None:
+    project.write(**{"short": "sleep 1000", LONG: "sleep 1000"})
+    seen = terminal("build", SYSTEM, columns=columns)
+    seen.sees(lambda lines: len(live(lines)) == 3, "two steps and how far it is")
+    moves(seen, "  short")
+    rows = live(seen.lines())
+    assert all(len(row) < columns for row in rows)
+    for row in rows[:2]:
+        assert re.search(r" \d.* s .*worker-[12]$", row), row
+        assert row.split()[0] in ("short", LONG) or row.split()[0].endswith("…"), row
+    assert re.search(r"0 of 4( built)?, \d", rows[-1]), rows[-1]
+    moves(seen, "0 of 4")
+    seen.press_ctrl_c()
+    assert seen.ends() == 130
+    assert not live(seen.lines()), seen.lines()
+    assert seen.lines()[-1] == "fabric-initiator: interrupted"
+    assert seen.raw.rfind(b"\x1b[?25h") > seen.raw.rfind(b"\x1b[?25l"), "the cursor is seen again"
+
+
+@pytest.mark.parametrize("columns", [80, 40])
+def test_what_is_expected_is_shown_and_moves(
+    project: Project, terminal: Open, columns: int
+) -> None:
+    project.write(slow="sleep 3")
+    assert project.build().returncode == 0
+    project.write(slow="sleep 3; : again; sleep 1000")
+    seen = terminal("build", SYSTEM, columns=columns)
+
+    def left() -> float:
+        return seconds(seen.row("0 of 3").rpartition(", ")[2])
+
+    seen.sees(lambda _: " left" in seen.row("0 of 3"), "when it ends")
+    begun = left()
+    seen.sees(lambda _: left() <= begun - 1, "the end come nearer")
+    assert re.search(r" worker-[12]$", seen.row("  slow"))
+    assert " of ~3" in seen.row("  slow") or columns == 40
+    seen.press_ctrl_c()
+    assert seen.ends() == 130
+
+
+def test_a_window_that_is_resized_keeps_one_row_for_each_step(
+    project: Project, terminal: Open
+) -> None:
+    project.write(**{"short": "sleep 1000", LONG: "sleep 1000"})
+    seen = terminal("build", SYSTEM, columns=120)
+    seen.sees(lambda lines: len(live(lines)) == 3, "two steps and how far it is")
+    for columns, rows in ((80, 24), (40, 24), (100, 12), (40, 12), (120, 30)):
+        seen.resize(columns, rows)
+        for _ in range(2):
+            moves(seen, "  short", 0.5)
+        assert len(live(seen.lines())) == 3, seen.lines()
+        assert all(len(line) < columns for line in live(seen.lines()))
+        assert seen.row("worker-1  ") == ""
+    seen.press_ctrl_c()
+    assert seen.ends() == 130
+    assert not live(seen.lines()), seen.lines()
+
+
+def test_more_steps_than_rows(project: Project, terminal: Open) -> None:
+    project.write(**{f"c{number}": "sleep 1000" for number in range(8)})
+    seen = terminal("build", SYSTEM, "--workers", "8", rows=6)
+    seen.sees(lambda lines: any("and 5 more" in line for line in lines), "that there are more")
+    moves(seen, "0 of 10")
+    assert len(live(seen.lines())) == 5
+    seen.press_ctrl_c()
+    assert seen.ends() == 130
+
+
+class Slow(http.server.BaseHTTPRequestHandler):
+    """Sends the first half of ``content``, and the rest when ``go`` is set."""
+
+    content = b""
+    go = threading.Event()
+
+    def do_GET(self) -> None:
+        half = len(self.content) // 2
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.content)))
+        self.end_headers()
+        for start in range(0, half, half // 50 + 1):
+            self.wfile.write(self.content[start : min(half, start + half // 50 + 1)])
+            time.sleep(0.2)  # as a network that is slow
+        self.go.wait(60)
+        self.wfile.write(self.content[half:])
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def slow_source(project: Project) -> Iterator[threading.Event]:
+    """Chunks come from a tarball that comes slowly."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        tar.add(project.source / "hello.txt", "thing-1.0/hello.txt")
+        noise = tarfile.TarInfo("thing-1.0/noise")
+        noise.size = 4_000_000
+        tar.addfile(noise, io.BytesIO(os.urandom(noise.size)))
+    Slow.content, Slow.go = packed.getvalue(), threading.Event()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    threading.Thread(target=server.serve_forever).start()
+    project.write(one="true")
+    stratum = project.root / "strata/things.morph"
+    text = re.sub(r"repo: .*", "repo: upstream:thing", stratum.read_text())
+    stratum.write_text(text.replace("ref: main", "ref: '1.0'"))
+    lorry = {
+        "type": "tarball",
+        "version": "1.0",
+        "url": f"http://127.0.0.1:{server.server_port}/thing-1.0.tar.gz",
+        "sha256": hashlib.sha256(Slow.content).hexdigest(),
+    }
+    (project.root / "sources").mkdir()
+    (project.root / "sources/thing.lorry").write_text(json.dumps({"thing": lorry}))
+    yield Slow.go
+    Slow.go.set()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("command", ["build", "show"])
+def test_an_import_is_one_row_that_goes(
+    terminal: Open, slow_source: threading.Event, command: str
+) -> None:
+    seen = terminal(command, SYSTEM)
+    come = re.compile(r"  thing-1.0.tar.gz: downloading (\d\.\d) of 4.0 MB  \d+ s")
+    told: set[str] = set()
+
+    def grows(lines: list[str]) -> bool:
+        told.update(found[1] for line in lines if (found := come.fullmatch(line)))
+        return len(told) > 1
+
+    seen.sees(grows, "that more has come")
+    assert len(seen.lines()) == 1, seen.lines()
+    slow_source.set()
+    assert seen.ends() == 0
+    assert not any("downloading" in line or "commit" in line for line in seen.lines())
+
+
+def test_a_terminal_that_cannot_move_its_cursor_gets_lines(
+    project: Project, terminal: Open
+) -> None:
+    project.write(one="true")
+    seen = terminal("build", SYSTEM, TERM="dumb")
+    assert seen.ends() == 0
+    assert b"\x1b" not in seen.raw
+    assert b"one: built in" in seen.raw
+
+
+def test_no_colour_for_those_who_want_none(project: Project, terminal: Open) -> None:
+    project.write(one="false")
+    seen = terminal("build", SYSTEM, NO_COLOR="1")
+    assert seen.ends() == 3
+    assert not re.search(rb"\x1b\[[0-9;]*m", seen.raw)
+    assert any("one failed: install-commands" in line for line in seen.lines())

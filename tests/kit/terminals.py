@@ -1,0 +1,106 @@
+"""A program on a pseudo-terminal, and what a person sees there."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import struct
+import subprocess
+import termios
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pyte
+from waiting import until
+
+
+class Terminal:
+    """Runs ``command`` on a terminal of its own."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        cwd: Path,
+        environ: Mapping[str, str],
+        columns: int = 80,
+        rows: int = 24,
+    ) -> None:
+        self._screen = pyte.Screen(columns, rows)
+        self._stream = pyte.ByteStream(self._screen)
+        self._lock = threading.Lock()
+        #: all that came, as it came
+        self.raw = b""
+        self._ours, theirs = os.openpty()
+        self._set_size(columns, rows)
+        self.process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env={**environ, "TERM": environ.get("TERM", "xterm")},
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        os.close(theirs)
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def lines(self) -> list[str]:
+        """The rows as they are seen now, without the empty ones below."""
+        with self._lock:
+            lines = [line.rstrip() for line in self._screen.display]
+        while lines and not lines[-1]:
+            lines.pop()
+        return lines
+
+    def sees(self, wanted: Callable[[list[str]], bool], what: str, seconds: float = 30) -> None:
+        """Wait until the rows are so."""
+        try:
+            until(lambda: wanted(self.lines()), seconds)
+        except AssertionError:
+            raise AssertionError("\n".join([f"nobody saw {what}, but", *self.lines()])) from None
+
+    def row(self, text: str) -> str:
+        """The one row that has ``text``; "" if there is none.  AssertionError if there are more."""
+        found = [line for line in self.lines() if text in line]
+        assert len(found) < 2, "\n".join(["stale:", *self.lines()])
+        return found[0] if found else ""
+
+    def resize(self, columns: int, rows: int = 24) -> None:
+        """As a window's edge that is moved."""
+        with self._lock:
+            self._screen.resize(rows, columns)
+        self._set_size(columns, rows)
+
+    def press_ctrl_c(self) -> None:
+        os.write(self._ours, b"\x03")
+
+    def ends(self, seconds: float = 60) -> int:
+        """Its exit code; everything it said has been read."""
+        code = self.process.wait(seconds)
+        self._reader.join(10)
+        return code
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        self._reader.join(10)
+        os.close(self._ours)
+
+    def _set_size(self, columns: int, rows: int) -> None:
+        size = struct.pack("HHHH", rows, columns, 0, 0)
+        fcntl.ioctl(self._ours, termios.TIOCSWINSZ, size)
+
+    def _read(self) -> None:
+        while True:
+            try:
+                data = os.read(self._ours, 65536)
+            except OSError:  # nobody is at the other end any more
+                return
+            with self._lock:
+                self.raw += data
+                self._stream.feed(data)

@@ -1,0 +1,33 @@
+"""The same view of a build that a farm does."""
+
+from __future__ import annotations
+
+from network_kit import Farm
+from small_definitions import SYSTEM
+from terminals import Terminal
+
+
+def test_through_a_controller_all_that_is_live_stays_at_the_bottom(farm: Farm) -> None:
+    farm.broker()
+    farm.worker("oak")
+    desk = farm.desk("alice")
+    desk.definitions.write(one=farm.held("one"), two=("one", "true"))
+    desk.definitions.by_lorry()
+    command = desk.command("build", f"../definitions/{SYSTEM}")
+    seen = Terminal(command, desk.here, desk.environ)
+    try:
+        seen.sees(lambda _: seen.row("  one ").endswith(" oak"), "the step run")
+        lines = seen.lines()
+        assert lines[0] == "[0/4] one: building on oak", lines
+        assert len(lines) == 3, lines
+        assert "0 of 4 built" in lines[2]
+        assert b"pushing" in seen.raw, "it said so while it did it"
+        seen.resize(40)
+        seen.sees(lambda lines: all(len(line) < 40 for line in lines), "rows that fit")
+        assert seen.row("  one ").endswith(" oak")
+        farm.release("one")
+        assert seen.ends() == 0, seen.lines()
+        assert not any("of 4 built" in line for line in seen.lines())
+        assert seen.row("small is built: 4 built in")
+    finally:
+        seen.close()
