@@ -91,6 +91,21 @@ TOLD = _bound(
 
 # -- logs ----------------------------------------------------------------------------------
 
+LOGS_OPEN = _bound(
+    "LOGS_OPEN",
+    512,
+    "files",
+    "logs that an initiator has open, and half of its descriptors",
+    "the others are written when some are whole",
+)
+LOGS_READ = _bound(
+    "LOGS_READ",
+    16,
+    "questions",
+    "logs that an initiator asks its broker for at a time",
+    "the others wait",
+)
+
 LOG_PIECE = _bound(
     "LOG_PIECE",
     256 * KIB,

@@ -10,7 +10,7 @@ import re
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fabric.errors import BuildFailed, Cancelled, FabricError, MachineFault
@@ -205,7 +205,7 @@ class Session:
 
     # -- inside ----------------------------------------------------------------------------
 
-    def _do(self, actions: list[protocol.Action]) -> None:
+    def _do(self, actions: Sequence[protocol.Action]) -> None:
         for action in sorted(actions, key=_endings_first):
             match action:
                 case protocol.Send():

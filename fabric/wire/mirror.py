@@ -18,7 +18,7 @@ To stop following a detached request, or somebody else's, do the same at any tim
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Sequence
 
 import msgspec
 
@@ -36,29 +36,41 @@ from fabric.wire.messages import (
     Submit,
     Update,
 )
+from fabric.wire.mirror_logs import (
+    ENDED,
+    AppendLog,
+    CloseLog,
+    Follow,
+    LogAction,
+    LogMirror,
+    OpenLog,
+    Send,
+)
 
-#: Seconds between polls, and before a question is repeated.
+__all__ = [
+    "ENDED",
+    "OVER",
+    "Action",
+    "AppendLog",
+    "Changed",
+    "CloseLog",
+    "Follow",
+    "OpenLog",
+    "Over",
+    "RequestMirror",
+    "Send",
+]
+
+#: Seconds between polls.
 POLL_EVERY = 1.0
-ASK_AGAIN = 0.5
-#: Seconds in which the stream may bring the rest of a log, or what cannot be sent be sent.
-LINGER = 0.02
 #: A submit is repeated after this long, then twice, four times ... as long.
 SUBMIT_AGAIN = 1.0
-#: Times the broker may have nothing new of a log whose step has ended.
-MISSES = 20
 #: Logs of so many steps are subscribed to before they begin: what is over soon is not missed.
 AHEAD = 1000
 #: An update with more steps than this is acknowledged at once, to keep the next one small.
 MANY = 50
 
 OVER = frozenset({"done", "failed", "cancelled"})  # requests
-ENDED = frozenset({"done", "cached", "failed", "cancelled"})  # steps
-
-
-class Send(msgspec.Struct, frozen=True):
-    """Send this to the broker."""
-
-    message: Order | Submit | Poll | Leave | LogRead
 
 
 class Changed(msgspec.Struct, frozen=True):
@@ -66,43 +78,6 @@ class Changed(msgspec.Struct, frozen=True):
 
     old: StepState | None
     new: StepState
-
-
-class OpenLog(msgspec.Struct, frozen=True):
-    """The log of a new attempt begins: start its file anew, and subscribe to ``key``, unless the
-    step has ended already: nothing is published of it any more.
-    """
-
-    key: str
-    fence: int
-    name: str = ""  # its file's, as the broker tells it
-
-
-class AppendLog(msgspec.Struct, frozen=True):
-    """Write ``data`` at ``offset`` of the file, which is its end."""
-
-    key: str
-    offset: int
-    data: bytes | memoryview
-
-
-class Follow(msgspec.Struct, frozen=True):
-    """Subscribe to ``key``; or, if not ``on``, no more: it is read faster than it is streamed."""
-
-    key: str
-    on: bool
-
-
-class CloseLog(msgspec.Struct, frozen=True):
-    """Nothing more will come.
-
-    ``whole``: size and digest are those the worker told, or its build was given up, so that
-    there is no more of it.
-    """
-
-    key: str
-    fence: int
-    whole: bool
 
 
 class Over(msgspec.Struct, frozen=True):
@@ -116,31 +91,7 @@ class Over(msgspec.Struct, frozen=True):
     refused: bool = False
 
 
-Action = Send | Changed | OpenLog | AppendLog | Follow | CloseLog | Over
-
-
-class _Log(msgspec.Struct, eq=False):
-    """What is here of the log of one attempt."""
-
-    key: str
-    fence: int
-    name: str
-    streamed: bool  # else it is read range by range, until that has caught up
-    have: int = 0
-    known: int = 0  # this many bytes exist, as far as told
-    digest: hashlib._Hash = msgspec.field(default_factory=hashlib.sha256)
-    size: int = -1  # of the whole, once told
-    sha256: str = ""
-    ended: bool = False  # its step has ended
-    closed: bool = False
-    restarted: bool = False  # once, because the digest was wrong
-    asked: float = float("-inf")  # when a range was asked for that has not come yet
-    misses: int = 0  # answers in a row that brought nothing
-
-    @property
-    def wants(self) -> bool:
-        lacks = self.have < self.known or (self.ended and self.have != self.size)
-        return not self.closed and (lacks or not self.streamed)
+Action = LogAction | Changed | Over
 
 
 class RequestMirror:
@@ -149,7 +100,8 @@ class RequestMirror:
     ``wanted`` is what to ask for, or the id of a request that somebody asked for already.
     """
 
-    def __init__(self, wanted: Order | Submit | str) -> None:
+    def __init__(self, wanted: Order | Submit | str, logs: int = bounds.LOGS_OPEN) -> None:
+        """``logs``: so many may be open at once."""
         self.wanted = None if isinstance(wanted, str) else wanted
         self.request = wanted if isinstance(wanted, str) else wanted.request
         self.title = self.wanted.title if self.wanted else ""
@@ -161,11 +113,14 @@ class RequestMirror:
         self.version = 0
         self.accepted = False  # the broker knows the request
         self.heard = float("-inf")  # when it last spoke
-        self.due = float("-inf")  # when `tick` is
         self._poll_due = float("-inf")
-        self._logs: dict[str, _Log] = {}
-        self._open: dict[str, _Log] = {}  # those that are not closed
+        self._logs = LogMirror(logs)
         self._submits = 0
+
+    @property
+    def due(self) -> float:
+        """When `tick` is due."""
+        return min(self._poll_due, self._logs.due)
 
     @property
     def over(self) -> bool:
@@ -174,12 +129,12 @@ class RequestMirror:
     @property
     def complete(self) -> bool:
         """Over, and every log closed."""
-        return self.over and not self._open
+        return self.over and self._logs.complete
 
     # -- the request -----------------------------------------------------------------------
 
     def tick(self, now: float) -> list[Action]:
-        """Time has passed: poll, or submit, or ask again.  Sets ``due``."""
+        """Time has passed: poll, or submit, or ask again."""
         actions: list[Action] = []
         if now >= self._poll_due:
             self._poll_due = now + POLL_EVERY
@@ -189,12 +144,7 @@ class RequestMirror:
                 self._poll_due = now + SUBMIT_AGAIN * 2 ** min(self._submits, 3)
                 self._submits += 1
                 actions.append(Send(self.wanted or Poll(self.request, self.version)))
-        self.due = self._poll_due
-        for log in [log for log in self._open.values() if log.wants]:
-            if now - log.asked >= ASK_AGAIN:
-                actions += self._ask(log, now)
-            self.due = min(self.due, max(now, log.asked + ASK_AGAIN))
-        return actions
+        return [*actions, *self._logs.tick(now, over=self.over)]
 
     def update(self, update: Update, now: float) -> list[Action]:
         """The broker tells news."""
@@ -202,6 +152,8 @@ class RequestMirror:
             return []
         self.heard = now
         self.accepted, self._submits = True, 0
+        if self.over:
+            return []  # a broker that was restarted may not know
         if update.version <= self.version:
             if update.version == self.version:
                 self.left = update.left
@@ -219,24 +171,20 @@ class RequestMirror:
                 actions.append(Follow(step.key, on=True))
             if old != step:
                 actions.append(self._change(step))
-            actions += self._follow(step, now)
-        if update.state in OVER and not self.over:
+            actions += self._logs.follow(step, now)
+        if update.state in OVER:
             actions.append(Over(update.state, update.message))
-            for log in list(self._open.values()):
-                actions += self._end(log, now)  # whatever a restarted broker never spoke of again
+            actions += self._logs.end(now)  # whatever a restarted broker never spoke of again
         self.state, self.message = update.state, update.message
         if len(update.steps) > MANY:
             actions.append(Send(Poll(self.request, self.version)))
         return actions
 
-    def refused(self, refused: Refused, now: float) -> list[Action]:
+    def refused(self, refused: Refused, now: float) -> Sequence[Action]:
         """The broker cannot serve something asked."""
         self.heard = now
         if refused.code == "no-log":
-            log = self._logs.get(refused.about)
-            if log is not None and log.ended and not log.closed:
-                return self._close(log, whole=False)
-            return []
+            return self._logs.missing(refused.about)
         if refused.about != self.request or refused.code == "not-now" or self.over:
             return []  # and asked for again, if it was not now
         if refused.code == "unknown-request" and self.wanted is not None:
@@ -244,15 +192,12 @@ class RequestMirror:
             if not self.accepted:
                 return []
             self.accepted = False
-            self.due = self._poll_due = now
+            self._poll_due = now
             unsure = [step for step in self.steps.values() if step.state not in ENDED]
             return [self._change(_waiting(step)) for step in unsure]
         self.accepted = False
         self.state, self.message = "failed", refused.reason
-        actions: list[Action] = []
-        for log in list(self._open.values()):
-            actions += self._close(log, whole=False)
-        return [*actions, Over("failed", refused.reason, refused=True)]
+        return [*self._logs.give_up(), Over("failed", refused.reason, refused=True)]
 
     def leave(self) -> list[Action]:
         """The user wants it no more, or it is complete, or is detached and goes on without us."""
@@ -272,127 +217,16 @@ class RequestMirror:
     def unsent(self, message: Order | Submit | Poll | Leave | LogRead) -> None:
         """It was not sent.  A question for a log is put again soon; all else will be anyway."""
         if isinstance(message, LogRead):
-            log = self._logs[message.key]
-            log.asked += LINGER - ASK_AGAIN
-            self.due = min(self.due, log.asked + ASK_AGAIN)
+            self._logs.unsent(message)
 
-    def published(self, piece: Published, now: float) -> list[Action]:
+    def published(self, piece: Published, now: float) -> Sequence[Action]:
         """A published piece of a log, maybe of an attempt that no update has told of yet."""
-        actions: list[Action] = []
-        log, step = self._logs.get(piece.key), self.steps.get(piece.key)
-        if step and step.state not in ENDED and (log is None or log.fence < piece.fence):
-            log, actions = self._begin(step, piece.fence)
-        if log is None or log.fence != piece.fence or log.closed:
-            return []
-        return actions + self._take(log, piece.offset, piece.data, now)
+        return self._logs.published(piece, None if self.over else self.steps.get(piece.key), now)
 
-    def piece(self, piece: LogPiece, now: float) -> list[Action]:
+    def piece(self, piece: LogPiece, now: float) -> Sequence[Action]:
         """A piece that was asked for."""
         self.heard = now
-        log = self._logs.get(piece.key)
-        if log is None or log.fence != piece.fence or log.closed:
-            return []
-        log.asked = float("-inf")
-        if piece.size >= 0:
-            log.size, log.sha256 = piece.size, piece.sha256
-            log.known = max(log.known, piece.size)
-        actions = self._take(log, piece.offset, piece.data, now)
-        log.misses += 1
-        if not log.closed and not log.streamed and len(piece.data) < bounds.LOG_RANGE:
-            log.streamed = True
-            # What is published until that has an effect would be missed.
-            actions += [Follow(log.key, on=True), *self._ask(log, now)]
-        elif piece.data and log.wants and log.asked < now:
-            actions += self._ask(log, now)
-        elif not piece.data and log.ended and log.size < 0:
-            actions += self._close(log, whole=False)  # its worker was lost: this is all there is
-        elif log.ended and log.misses > MISSES:
-            actions += self._close(log, whole=False)
-        elif log.wants:
-            log.asked = now  # nothing new there yet: ask again, but not at once
-            self.due = min(self.due, now + ASK_AGAIN)
-        return actions
-
-    def _follow(self, step: StepState, now: float) -> list[Action]:
-        """A step's log, by its state."""
-        actions: list[Action] = []
-        log = self._logs.get(step.key)
-        if step.fence and (log is None or log.fence < step.fence):
-            log, actions = self._begin(step, step.fence)
-        if log is None or log.closed or 0 < step.fence < log.fence:
-            return actions
-        if step.log_size > log.known:
-            log.known = step.log_size
-            if step.state == "running":  # the stream may bring it yet
-                log.asked = max(log.asked, now)
-                self.due = min(self.due, now + ASK_AGAIN)
-        if step.log_sha256:
-            log.size, log.sha256 = step.log_size, step.log_sha256
-        elif step.state == "done" and not step.log_size:
-            log.size, log.sha256 = 0, hashlib.sha256().hexdigest()
-        if step.state == "cancelled" and log.size < 0:
-            return [*actions, *self._close(log, whole=True)]
-        if step.state in ENDED:
-            actions += self._end(log, now)
-        return actions
-
-    def _begin(self, step: StepState, fence: int) -> tuple[_Log, list[Action]]:
-        log = _Log(step.key, fence, step.log, streamed=step.state not in ENDED)
-        self._logs[step.key] = self._open[step.key] = log
-        return log, [OpenLog(log.key, fence, log.name)]
-
-    def _end(self, log: _Log, now: float) -> list[Action]:
-        """A log's step has ended."""
-        if log.ended:
-            return []
-        log.ended = True
-        actions = self._check(log)
-        if log.wants:
-            linger = LINGER if log.streamed else 0.0  # the stream may bring the rest any moment
-            log.asked = now - ASK_AGAIN + linger
-            self.due = min(self.due, now + linger)
-        return actions
-
-    def _take(self, log: _Log, offset: int, data: bytes | memoryview, now: float) -> list[Action]:
-        end = offset + len(data)
-        log.known = max(log.known, end)
-        if offset > log.have:
-            actions: list[Action] = []
-            if log.streamed and end - log.have > bounds.LOG_RANGE:
-                log.streamed = False
-                actions.append(Follow(log.key, on=False))
-            return actions + (self._ask(log, now) if now - log.asked >= ASK_AGAIN else [])
-        if end <= log.have:
-            return self._check(log)
-        fresh = data[log.have - offset :]
-        action = AppendLog(log.key, log.have, fresh)
-        log.digest.update(fresh)
-        log.have = end
-        log.misses = 0
-        return [action, *self._check(log)]
-
-    def _check(self, log: _Log) -> list[Action]:
-        """Close a log that is whole; begin again, once, with one that is wrong."""
-        if not log.ended or log.size < 0 or log.have < log.size:
-            return []
-        if log.have == log.size and log.digest.hexdigest() == log.sha256:
-            return self._close(log, whole=True)
-        if log.restarted:
-            return self._close(log, whole=False)
-        log.restarted = log.streamed = True
-        log.have, log.known, log.digest = 0, log.size, hashlib.sha256()
-        log.asked = float("-inf")
-        return [OpenLog(log.key, log.fence, log.name)]
-
-    def _ask(self, log: _Log, now: float) -> list[Action]:
-        log.asked = now
-        self.due = min(self.due, now + ASK_AGAIN)
-        return [Send(LogRead(log.key, log.fence, log.have, bounds.LOG_RANGE))]
-
-    def _close(self, log: _Log, *, whole: bool) -> list[Action]:
-        log.closed = True
-        self._open.pop(log.key, None)
-        return [CloseLog(log.key, log.fence, whole)]
+        return self._logs.piece(piece, now)
 
 
 def _waiting(step: StepState) -> StepState:

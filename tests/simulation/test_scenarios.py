@@ -36,6 +36,20 @@ def test_scenarios(part: int, tmp_path: Path) -> None:
     assert counts["builds"] > SEEDS / PARTS
 
 
+#: An initiator's view of its request: logs that begin after its end, or are a later attempt's, and
+#: updates that come after its end.
+FOUND = (
+    *(700823, 702327, 1002241, 1005683, 2001181, 2002879),
+    *(1004336, 1004982, 2002779, 2002844, 2003609),
+    *(1005862, 2001904),
+)
+
+
+@pytest.mark.parametrize("seed", FOUND)
+def test_what_was_found_once(seed: int, tmp_path: Path) -> None:
+    play(seed, tmp_path)
+
+
 def test_a_seed_is_one_history(tmp_path: Path) -> None:
     """The same seed gives the same messages in any process: no set decides about any order."""
     program = (

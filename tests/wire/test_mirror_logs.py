@@ -1,18 +1,15 @@
 """The initiator's side of the protocol: logs."""
 
-from mirror_kit import KEY, TEXT, Tale, sha
+from collections.abc import Sequence
+
+import msgspec
+import pytest
+from mirror_kit import KEY, SUBMIT, TEXT, Tale, sha
 
 from fabric import bounds
-from fabric.wire.messages import (
-    LogRead,
-    Refused,
-    StepState,
-)
-from fabric.wire.mirror import (
-    AHEAD,
-    ASK_AGAIN,
-    MISSES,
-)
+from fabric.wire.messages import LogPiece, LogRead, Published, Refused, StepState, Update
+from fabric.wire.mirror import AHEAD, Action, CloseLog, OpenLog, RequestMirror, Send
+from fabric.wire.mirror_logs import ASK_AGAIN, GIVE_UP, MISSES
 
 
 def test_a_log_grows_with_the_stream_and_is_proven_whole() -> None:
@@ -287,3 +284,114 @@ def test_an_answer_lost_while_it_is_read_is_asked_for_again() -> None:
     assert tale.asked() == [bounds.LOG_RANGE]
     tale.tick(2 * ASK_AGAIN)
     assert tale.asked() == [bounds.LOG_RANGE]
+
+
+def test_no_log_begins_after_the_end_of_a_request() -> None:
+    tale = Tale("r1")
+    tale.tick()
+    tale.update(StepState(KEY, "ready", name="zlib"))
+    tale.do([*tale.mirror.refused(Refused("r1", "unknown-request", "?"), tale.now)])
+    tale.hint(0, TEXT, fence=9)
+    assert tale.file is None
+    assert tale.mirror.complete
+
+
+def test_a_broker_that_falls_silent_after_the_end_is_not_waited_for_for_ever() -> None:
+    tale = Tale()
+    tale.tick()
+    tale.running()
+    tale.hint(0, TEXT[:4])
+    tale.tick(1000.0)
+    tale.done()
+    for _ in range(5):
+        tale.tick(GIVE_UP / 2)
+        tale.piece(len(tale.file or b""), TEXT[len(tale.file or b"") :][:1])
+    assert tale.closed is None, "there is news"
+    tale.tick(GIVE_UP - 0.1)
+    assert tale.closed is None
+    tale.tick(0.1)
+    assert tale.closed is False
+    assert tale.mirror.complete
+
+
+def test_an_update_after_the_end_changes_nothing() -> None:
+    tale = Tale()
+    tale.tick()
+    tale.running()
+    tale.hint(0, TEXT)
+    tale.done()
+    assert tale.running(fence=2) == []
+    assert tale.update(state="cancelled") == []
+    assert (tale.mirror.state, tale.mirror.complete, tale.file) == ("done", True, TEXT)
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_the_log_of_a_failure_is_not_that_of_somebody_elses_later_attempt(closed: bool) -> None:
+    tale = Tale()
+    tale.tick()
+    tale.running()
+    tale.hint(0, TEXT[:4])
+    tale.hint(0, b"a later attempt", fence=2)  # the stream is faster than the update
+    if closed:
+        tale.do([*tale.mirror.refused(Refused(KEY, "no-log", "?"), tale.now)])
+    failed = StepState(KEY, "failed", fence=1, log_size=len(TEXT), log_sha256=sha(TEXT))
+    tale.update(failed, state="failed")
+    tale.tick()
+    assert tale.asked() == [0]
+    tale.piece(0, TEXT, size=len(TEXT), sha256=sha(TEXT))
+    assert (tale.file, tale.closed) == (TEXT, True)
+    assert tale.mirror.complete
+
+
+def many_done(number: int, most: int = bounds.LOGS_OPEN) -> RequestMirror:
+    """A request that is over, with logs to be read."""
+    done = StepState(KEY, "done", fence=1, log_size=1, log_sha256=sha(b"x"))
+    steps = [msgspec.structs.replace(done, key=f"{n:064x}") for n in range(number)]
+    mirror = RequestMirror("r1", most)
+    mirror.update(Update("r1", 1, "done", tuple(steps)), 0.0)
+    return mirror
+
+
+def reads(actions: Sequence[Action]) -> list[str]:
+    """The logs that are asked for."""
+    sent = [each.message for each in actions if isinstance(each, Send)]
+    return [each.key for each in sent if isinstance(each, LogRead)]
+
+
+@pytest.mark.bound("LOGS_READ")
+def test_few_logs_are_asked_for_at_a_time() -> None:
+    mirror, now, whole = many_done(2000), 0.0, 0
+    asked: dict[str, None] = {}
+    while not mirror.complete:
+        asked |= dict.fromkeys(reads(mirror.tick(now)))
+        assert 0 < len(asked) <= bounds.LOGS_READ
+        now += 0.1
+        key, _ = asked.popitem()
+        piece = LogPiece(key, 1, 0, b"x", 1, sha(b"x"))
+        whole += CloseLog(piece.key, 1, whole=True) in mirror.piece(piece, now)
+    assert whole == 2000
+
+
+def test_a_broker_that_does_not_answer_is_asked_less_and_less_often() -> None:
+    mirror = many_done(1)
+    times = [n / 10 for n in range(int(GIVE_UP * 10)) if reads(mirror.tick(n / 10))]
+    assert times == [0.0, 0.5, 1.5, 3.5, 7.5, 15.5]
+
+
+@pytest.mark.bound("LOGS_OPEN")
+def test_logs_past_the_bound_are_begun_when_others_are_whole() -> None:
+    tale = Tale()
+    tale.mirror = RequestMirror(SUBMIT, 2)
+    tale.tick()
+    steps = [StepState(f"{n:064x}", "running", fence=1) for n in range(3)]
+    actions = tale.mirror.update(Update("r1", 1, "building", tuple(steps)), 0.0)
+    assert [each.key for each in actions if isinstance(each, OpenLog)] == [f"{0:064x}", f"{1:064x}"]
+    actions = tale.mirror.published(Published(f"{2:064x}", 1, 0, b"x"), 0.0)
+    assert actions == []
+    done = StepState(f"{0:064x}", "done", fence=1)
+    actions = tale.mirror.update(Update("r1", 2, "building", (done,)), 0.0)
+    assert CloseLog(f"{0:064x}", 1, whole=True) in actions
+    assert tale.mirror.due < 0.0, "at once"
+    actions = tale.mirror.tick(0.0)
+    assert OpenLog(f"{2:064x}", 1) in actions
+    assert reads(actions) == [f"{2:064x}"], "what was streamed meanwhile"
