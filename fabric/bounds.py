@@ -177,6 +177,37 @@ RESOLVE_MESSAGE = _bound(
     "RESOLVE_MESSAGE", 4000, "characters", "why an order fails", "its end is told"
 )
 
+# -- deploying -----------------------------------------------------------------------------
+
+MANIFEST = _bound("MANIFEST", 4 * MIB, "bytes", "a manifest of `INSTALL_FILES`", "no image is made")
+VARIABLES = _bound(
+    "VARIABLES", 4 * MIB, "bytes", "the file of `image --variables`", "no image is made"
+)
+INSTALLED_FILES = _bound(
+    "INSTALLED_FILES", GIB, "bytes", "all files that a manifest installs", "no image is made"
+)
+TEMPLATE_OUTPUT = _bound(
+    "TEMPLATE_OUTPUT", 16 * MIB, "bytes", "the text of a manifest's templates", "no image is made"
+)
+TEMPLATE_MEMORY = _bound(
+    "TEMPLATE_MEMORY", 512 * MIB, "bytes", "the memory to fill templates", "no image is made"
+)
+TEMPLATE_CPU = _bound(
+    "TEMPLATE_CPU", 5, "seconds", "the time to fill a manifest's templates", "no image is made"
+)
+KEY_FILE = _bound("KEY_FILE", 4 * KIB, "bytes", "a file with a CURVE key", "the file is no key")
+SSH_KEY_FILE = _bound(
+    "SSH_KEY_FILE", 16 * KIB, "bytes", "`NAME.pub` in `USERS`", "the cluster is refused"
+)
+PEOPLE = _bound("PEOPLE", 1000, "people", "people in the folder `USERS`", "the cluster is refused")
+ADMITTED_KEYS = _bound(
+    "ADMITTED_KEYS",
+    10_000,
+    "keys",
+    "keys that a broker admits",
+    "those after them, in the order of their names, are not admitted",
+)
+
 
 def _in_words(bound: Bound) -> str:
     if bound.unit == "bytes":

@@ -164,7 +164,10 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="FILE",
-        help="put in what this INSTALL_FILES manifest lists; its templates see the environment",
+        help="put in what this INSTALL_FILES manifest lists",
+    )
+    image.add_argument(
+        "--variables", metavar="FILE", help="JSON, NAME: TEXT: what templates of manifests see"
     )
     image.add_argument(
         "--subsystem",

@@ -6,9 +6,11 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
+from fabric.bounds import PEOPLE, SSH_KEY_FILE
 from fabric.definitions.fields import Findings
 from fabric.definitions.guest import Guest
 from fabric.errors import DefinitionsError
+from fabric.files import read_regular
 from fabric.wire import keys
 
 #: One line, since a second one would be another key, with no restriction before it.
@@ -51,10 +53,18 @@ class _Folder:
             return
         stems = (re.fullmatch(r"(.*)\.(key|key_secret|pub)", file) for file in files)
         self.names = sorted({stem[1] for stem in stems if stem})
+        if len(self.names) > PEOPLE:
+            yield f"{self.path}: it has {len(self.names):,} people, and at most {PEOPLE:,} can be"
+            return
         for name in self.names:
             yield from self._person(name, files)
 
     def _person(self, name: str, files: Collection[str]) -> Iterator[str]:
+        try:
+            keys.check_name(name)
+        except keys.KeyProblem as problem:
+            yield f"{self.path}: {problem}"
+            return
         place = self.path / name
         make = f"`fabric-keys make initiator {name}`"
         if f"{name}.key_secret" in files:
@@ -96,6 +106,6 @@ def _is_public(file: Path, name: str) -> bool:
 
 def _is_ssh(file: Path) -> bool:
     try:
-        return bool(_SSH.fullmatch(file.read_text()))
+        return bool(_SSH.fullmatch(read_regular(file, SSH_KEY_FILE).decode()))
     except (OSError, UnicodeDecodeError):
         return False

@@ -62,7 +62,8 @@ def make_image(
     is one; without one it must have the disk's driver and ext4 built in.  ``kernel_args`` follow
     ``root=... rw`` on its command line.
 
-    The image appears under its name only when it is whole.  ImageError if ``to`` exists (unless
+    The image appears under its name only when it is whole, with mode 0600: it holds what only
+    root of the system may read.  ImageError if ``to`` exists (unless
     ``force``), the disk is too small (it says what is needed) or full, or a tool is missing.
     """
     check_tools(*(["qemu-img"] if format == "qcow2" else []))

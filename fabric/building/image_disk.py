@@ -16,12 +16,15 @@ import subprocess
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 import msgspec
 
 from fabric.building.image_rootfs import BLOCK, EPOCH, File, ImageError, Survey, write_tar
 
 MIB = 1024 * 1024
+#: The umask under which tools write parts of an image.
+PRIVATE = 0o077
 _SECTOR = 512
 _START = MIB  # of the boot partition
 _LARGEST = _SECTOR << 32  # a partition table has 32 bits for a number of sectors
@@ -141,7 +144,7 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
         code = next(path for path in _MBR_CODE if path.exists()).read_bytes()
         table = entry(0x80, 0x0E, _START, self.boot_size)
         table += entry(0, 0x83, self.root_offset, self.root_size)
-        with image.open("xb") as disk:
+        with private_file(image) as disk:
             disk.truncate(self.size)
             disk.write(code.ljust(440, b"\0"))
             disk.write(struct.pack("<IH", self.signature, 0) + table.ljust(64, b"\0") + b"\x55\xaa")
@@ -166,6 +169,7 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
                 stdout=subprocess.DEVNULL,
                 stderr=complaints,
                 env=environment,
+                umask=PRIVATE,
             )
             assert process.stdin is not None
             try:
@@ -243,8 +247,16 @@ def check_tools(*more: str) -> None:
         )
 
 
+def private_file(path: Path) -> IO[bytes]:
+    """A new file that nobody else may read: an image holds host keys and password hashes."""
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "w+b")
+
+
 def run(scratch: Path, *command: str) -> None:
-    """Run a tool that makes the same bytes from the same input.  ImageError with what it said."""
+    """Run a tool that makes the same bytes from the same input.  ImageError with what it said.
+
+    Files that it makes are nobody else's to read.
+    """
     result = subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
@@ -252,6 +264,7 @@ def run(scratch: Path, *command: str) -> None:
         text=True,
         errors="replace",
         env=_environment(scratch),
+        umask=PRIVATE,
         check=False,
     )
     if result.returncode:

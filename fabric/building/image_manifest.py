@@ -13,11 +13,25 @@ import shlex
 import stat
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
+import msgspec
+
+from fabric.bounds import INSTALLED_FILES, MANIFEST
 from fabric.building.image_rootfs import File, ImageError
+from fabric.building.template import TemplateProblem, fill
+from fabric.files import read_regular
 
 _WORDS = ("template", "overwrite")
 _TYPES = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)
+
+
+class _Entry(NamedTuple):
+    line: int
+    path: str
+    file: File
+    source: Path
+    template: bool
 
 
 def read_manifest(manifest: Path, variables: Mapping[str, str]) -> dict[str, File]:
@@ -25,9 +39,10 @@ def read_manifest(manifest: Path, variables: Mapping[str, str]) -> dict[str, Fil
 
     ImageError, with file and line, if a line is wrong or its file cannot be had.
     """
-    files: dict[str, File] = {}
+    entries: dict[str, _Entry] = {}
+    room = INSTALLED_FILES
     try:
-        lines = manifest.read_text().splitlines()
+        lines = read_regular(manifest, MANIFEST).decode().splitlines()
     except OSError as error:
         raise ImageError(f"{manifest}: the manifest cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -35,56 +50,72 @@ def read_manifest(manifest: Path, variables: Mapping[str, str]) -> dict[str, Fil
     for number, line in enumerate(lines, 1):
         try:
             words = shlex.split(line, comments=True)
-            entry = _entry(words, manifest.parent, variables) if words else None
+            entry = _entry(number, words, manifest.parent, room) if words else None
         except OSError as error:
             raise ImageError(f"{manifest}:{number}: {error.filename}: {error.strerror}") from error
         except ValueError as error:
             raise ImageError(f"{manifest}:{number}: {error}") from error
-        if entry and entry[0] in files:
-            raise ImageError(f"{manifest}:{number}: {entry[0]} is there twice")
-        files |= [entry] if entry else []
-    return files
+        if entry is None:
+            continue
+        if entry.path in entries:
+            raise ImageError(f"{manifest}:{number}: {entry.path} is there twice")
+        entries[entry.path] = entry
+        room -= len(entry.file.data)
+    files = {path: entry.file for path, entry in entries.items()}
+    return files | _filled(manifest, [one for one in entries.values() if one.template], variables)
 
 
-def _entry(words: list[str], folder: Path, variables: Mapping[str, str]) -> tuple[str, File]:
-    """One line.  ValueError says what is wrong with it."""
+def _entry(number: int, words: list[str], folder: Path, room: int) -> _Entry:
+    """One line, whose file has at most ``room`` bytes.  ValueError says what is wrong with it."""
     flags = []
     while words and words[0] in _WORDS:
         flags.append(words.pop(0))
-    if len(words) != 4 or not re.fullmatch(r"[0-7]+", words[0]):
+    if len(words) != 4 or not re.fullmatch(r"[0-7]{1,7}", words[0]):
         raise ValueError("a line is: [template] [overwrite] MODE UID GID PATH")
     mode, path = int(words[0], 8), words[3]
     if stat.S_IFMT(mode) not in _TYPES:
         raise ValueError(
             f"mode {words[0]} is no file (0100644), folder (0040755) or link (0120000)"
         )
-    if not (words[1].isdecimal() and words[2].isdecimal()):
+    if not all(re.fullmatch(r"[0-9]{1,9}", word) for word in words[1:3]):
         raise ValueError(f"{words[1]} and {words[2]} are not the numbers of a user and a group")
     if not path.startswith("/") or ".." in path.split("/"):
         raise ValueError(f"{path} is no path from the root")
     source = folder / path.lstrip("/")
+    if not source.parent.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{source} is outside of the manifest's folder")
     data = b""
     if stat.S_ISLNK(mode):
         data = os.fsencode(source.readlink())
     elif stat.S_ISREG(mode):
-        data = source.read_bytes()
+        if not source.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{source} leads out of the manifest's folder")
+        data = read_regular(source, room)
     elif not source.is_dir():
         raise ValueError(f"{source} is no folder")
-    if "template" in flags:
-        data = _filled(data.decode(), source, variables).encode()
     new = "overwrite" not in flags and not stat.S_ISDIR(mode)
-    return path, File(data, mode, int(words[1]), int(words[2]), new=new)
+    file = File(data, mode, int(words[1]), int(words[2]), new=new)
+    return _Entry(number, path, file, source, "template" in flags)
 
 
-def _filled(text: str, source: Path, variables: Mapping[str, str]) -> str:
+def _filled(
+    manifest: Path, templates: list[_Entry], variables: Mapping[str, str]
+) -> dict[str, File]:
+    """The files of templates with their text.  ImageError if one cannot be filled."""
+    if not templates:
+        return {}
     try:
-        import jinja2
-    except ImportError:
-        raise ValueError(f"{source} is a template, and jinja2 is not installed") from None
+        texts = fill([_text(manifest, one) for one in templates], variables)
+    except TemplateProblem as problem:
+        wrong = None if problem.index is None else templates[problem.index]
+        where = f"{manifest}:{wrong.line}: {wrong.source}" if wrong else str(manifest)
+        raise ImageError(f"{where}: {problem}") from problem
+    pairs = zip(templates, texts, strict=True)
+    return {one.path: msgspec.structs.replace(one.file, data=text.encode()) for one, text in pairs}
+
+
+def _text(manifest: Path, template: _Entry) -> str:
     try:
-        template = jinja2.Environment(
-            undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
-        ).from_string(text)
-        return template.render(variables)
-    except jinja2.TemplateError as error:
-        raise ValueError(f"{source}: {error}") from error
+        return template.file.data.decode()
+    except UnicodeDecodeError as error:
+        raise ImageError(f"{manifest}:{template.line}: {template.source}: {error}") from error

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import os
+from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
 import zstandard
 
+from fabric.bounds import VARIABLES
 from fabric.building.image import KERNEL_ARGUMENTS, File, files_below, make_image
 from fabric.building.image_manifest import read_manifest
 from fabric.commands.common import heed_signals, open_built, print_json
 from fabric.config import Settings
 from fabric.definitions.cluster_settings import size as parse_size
 from fabric.errors import FabricError
+from fabric.files import read_regular
 from fabric.render import size
 from fabric.terminal import progress
 
@@ -24,7 +27,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     if disk is None:
         raise FabricError(f"{options.size!r} is not a size; write it like 5G or 800M")
     rootfs = _archive(settings, options.system)
-    files = files_of(options.manifest, options.files)
+    files = files_of(options.manifest, options.files, read_variables(options.variables))
     for system, path in options.subsystem:
         files[f"/{path.strip('/')}"] = _inner(_archive(settings, system), path)
     to = Path(options.to)
@@ -75,11 +78,27 @@ def _inner(archive: Path, path: str) -> File:
         return File(content.read())
 
 
-def files_of(manifests: list[str], folder: str | None) -> dict[str, File]:
+def read_variables(file: str | None) -> dict[str, str]:
+    """What templates see: not the environment, which an image would give away."""
+    if file is None:
+        return {}
+    try:
+        return msgspec.json.decode(read_regular(Path(file), VARIABLES), type=dict[str, str])
+    except OSError as error:
+        raise FabricError(f"--variables {file}: {error.strerror}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise FabricError(
+            f'--variables {file}: it is not JSON like {{"NAME": "text"}}: {error}'
+        ) from None
+
+
+def files_of(
+    manifests: list[str], folder: str | None, variables: Mapping[str, str]
+) -> dict[str, File]:
     """What is put into the image; what is in the folder stands above the manifests."""
     files: dict[str, File] = {}
     for manifest in manifests:
-        more = read_manifest(Path(manifest), os.environ)
+        more = read_manifest(Path(manifest), variables)
         if twice := sorted(files.keys() & more.keys()):
             raise FabricError(f"{manifest}: {twice[0]} is in another manifest too")
         files |= more

@@ -24,6 +24,13 @@ _LOCATION = re.compile(
     r"kvm\+ssh://((?P<user>[^@/\s]+)@)?(?P<host>\[[0-9A-Fa-f:]+\]|[^@/:\s\[\]]+)(:(?P<port>\d+))?"
     r"/(?P<guest>[^/\s]+)(?P<image>/.+)"
 )
+_USER = re.compile(r"[A-Za-z0-9_][\w.-]{0,63}\$?", re.ASCII)
+_NETWORK = re.compile(r"[^\s/.-][^\s/]{0,63}")
+_REPOSITORY = re.compile(
+    r"(ssh|git|https?|git\+ssh)://([\w.%:-]+@)?(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9][\w.-]*)(:\d{1,5})?/\S*"
+    r"|([\w.-]+@)?[A-Za-z0-9][\w.-]*:(?!//)[^\s:-]\S*|(file://)?/\S*"
+)
+_STORE = re.compile(r"(https?|s3|gs|az)://[A-Za-z0-9\[]\S*")
 #: The second digit of one card's address is even.
 _MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}")
 _WORD = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
@@ -193,6 +200,33 @@ class Settings:
 
         return self._parsed(key, "", parse, "one line of text")
 
+    def lines_of_text(self, prefix: str) -> tuple[str, ...]:
+        """The settings ``PREFIX...``, each a line, sorted."""
+        found = []
+        for key, text in self.named(prefix):
+            found.append(text.strip())
+            if not _one_line(text):
+                self.report(key, f"{key} is {text!r}, which is not one line of text")
+        return tuple(sorted(found))
+
+    def repository(self, key: str) -> str:
+        """The URL of a git repository, by a transport that runs nothing here."""
+
+        def parse(text: str) -> str | None:
+            return text if _REPOSITORY.fullmatch(text) else None
+
+        wanted = "a git repository: write it like ssh://git@host/path.git"
+        return self._parsed(key, "", parse, wanted)
+
+    def store(self, key: str) -> str:
+        """The URL of a store of artifacts."""
+
+        def parse(text: str) -> str | None:
+            return text if _STORE.fullmatch(text) else None
+
+        wanted = "a store: write it like https://host/path/ or s3://bucket/path"
+        return self._parsed(key, "", parse, wanted)
+
     def paths(self, key: str) -> tuple[str, ...]:
         """Absolute paths separated by ``:``."""
         found = tuple(part for part in self.text(key).split(":") if part)
@@ -210,6 +244,11 @@ class Settings:
         match = _LOCATION.fullmatch(filled)
         if match is None or not _host(match["host"].strip("[]")):
             self.report("location", f"{filled!r} is no place to deploy to: {_LOCATION_HELP}")
+            return None
+        if match["user"] and not _USER.fullmatch(match["user"]):
+            self.report("location", f"{match['user']!r} is no name of a user: {_LOCATION_HELP}")
+        if match["port"] and not 0 < int(match["port"][:6]) < 1 << 16:
+            self.report("location", f"{match['port']} is no port: it is 1 to 65535")
             return None
         if not is_word(match["guest"]):
             self.report("location", f"{match['guest']!r} is no name for a guest: {_LOCATION_HELP}")
@@ -238,6 +277,8 @@ class Settings:
             macs = [nic.mac for nic in found]
             if kind not in ("network", "bridge", "user") or bool(source) == (kind == "user"):
                 self.report(key, f"{key}: {first!r} is not network=NAME, bridge=NAME or user")
+            elif source and not (_NETWORK.fullmatch(source) and source.isprintable()):
+                self.report(key, f"{key}: {source!r} is no name of a network or bridge")
             elif options:
                 self.report(key, f"{key}: {next(iter(options))!r} is neither model nor mac")
             elif not is_word(model):
@@ -253,7 +294,7 @@ class Settings:
         found = []
         for key, text in self.named("FSTAB_"):
             fields = text.split()
-            if not 2 <= len(fields) <= 6:
+            if not 2 <= len(fields) <= 6 or not _one_line(text):
                 self.report(key, f"{key} is {text!r}, which is not a line of /etc/fstab")
                 continue
             label = fields[0].removeprefix("LABEL=").strip('"')
@@ -332,6 +373,10 @@ def _with_prefix(address: str, netmask: str) -> str:
     except ValueError:
         return ""
     return str(found)
+
+
+def _one_line(text: str) -> bool:
+    return text.strip().replace("\t", " ").isprintable()
 
 
 def _host(text: str) -> str | None:

@@ -11,7 +11,7 @@ from fabric.definitions.cluster import Cluster, ClusterSystem, Deployment
 from fabric.definitions.cluster_settings import Location, Mount, Settings, is_address, is_word
 from fabric.definitions.fields import Findings, listing, suggest
 from fabric.definitions.guest import Guest, Inner
-from fabric.definitions.guests_together import Together
+from fabric.definitions.guests_together import RESERVED, Together
 from fabric.errors import DefinitionsError
 
 _KVM = ("extensions/kvm", "kvm")
@@ -19,11 +19,6 @@ _KVM = ("extensions/kvm", "kvm")
 _INNER = ("extensions/tar", "tar")
 #: Of a machine whose own place makes no sense, so that all else about it can still be read.
 _NOWHERE = Location("", "", 0, "", "")
-#: Names that Ansible, or a cluster's folder of keys, has for something else.
-_RESERVED = (
-    *("all", "ungrouped", "localhost", "127.0.0.1", "admin", "broker"),
-    *("vm_hosts", "guests", "controllers", "workers", "troves"),
-)
 #: Without these nobody can tell which worker is whose.
 _BONDS = {
     *("DISTBUILD_CONTROLLER", "DISTBUILD_WORKER"),
@@ -57,6 +52,9 @@ def guests(
         for system, deployment in cluster.deployments().values()
         if (guest := reader.guest(system, deployment)) is not None
     ]
+    if not is_word(cluster.name):
+        what = "letters, digits and _ . + - after the first"
+        findings.error(cluster.path, 1, f"a cluster cannot be called {cluster.name!r} here: {what}")
     if not cluster.deployments():
         findings.error(cluster.path, 1, "no machine is in this cluster: name some in 'deploy'")
     Together(cluster.path, found, findings).check(whole=reader.whole)
@@ -91,7 +89,7 @@ class _Reader:
     def guest(self, system: ClusterSystem, deployment: Deployment) -> Guest | None:
         overrides = {**self.shared, **self.own.get(deployment.name, {})}
         given = Settings(deployment, self.file, self.findings, self.variables, overrides)
-        if not is_word(deployment.name) or deployment.name in _RESERVED:
+        if not is_word(deployment.name) or deployment.name in RESERVED:
             message = f"a machine cannot be called {deployment.name!r} here: rename it"
             self.findings.error(self.file, deployment.line, message)
         if deployment.type not in _KVM:
@@ -123,6 +121,8 @@ class _Reader:
         address = given.host("HOSTNAME") or location.guest
         controller_host = given.host("CONTROLLERHOST")
         trove_host = given.host("TROVE_HOST")
+        given.repository("TROVE")
+        given.store("ARTIFACTS")
         made = Guest(
             name=deployment.name,
             line=deployment.line,
@@ -141,7 +141,7 @@ class _Reader:
             autostart=given.boolean("AUTOSTART"),
             kernel_args=given.line_of_text("KERNEL_ARGS"),
             mounts=mounts,
-            hosts=tuple(sorted(text.strip() for _, text in given.named("HOSTS_"))),
+            hosts=given.lines_of_text("HOSTS_"),
             interfaces=given.interfaces("NETWORK_CONFIG"),
             manifests=tuple(
                 word for _, text in given.named("INSTALL_FILES") for word in text.split()

@@ -8,6 +8,12 @@ from fabric.definitions.cluster_settings import Location
 from fabric.definitions.fields import Findings, suggest
 from fabric.definitions.guest import Guest
 
+#: Names that Ansible, or a cluster's folder of keys, has for something else.
+RESERVED = (
+    *("all", "ungrouped", "localhost", "127.0.0.1", "admin", "broker"),
+    *("vm_hosts", "guests", "controllers", "workers", "troves"),
+)
+
 Key = Callable[[Guest], tuple[str, ...]]
 
 
@@ -48,6 +54,9 @@ class Together:
         others = {guest.location.host for guest in self.guests}
         others |= {guest.group for guest in self.guests}
         for guest in self.guests:
+            if not guest.role and guest.group in RESERVED:
+                message = f"its system is called {guest.group!r}, as a group of machines is"
+                self._report(guest, "", f"{message}: rename the file {guest.system}")
             if guest.name in others:
                 line, message = guest.line, "a VM host or a system is called so: rename it"
                 self.findings.error(self.file, line, f"deployment {guest.name}: {message}")

@@ -19,7 +19,9 @@ from typing import Literal, NamedTuple, get_args
 import zmq
 from zmq.utils import z85
 
+from fabric.bounds import ADMITTED_KEYS, KEY_FILE
 from fabric.errors import FabricError
+from fabric.files import read_regular
 from fabric.wire.sockets import Context, Curve
 
 Role = Literal["broker", "worker", "initiator"]
@@ -36,8 +38,6 @@ DOORS: dict[bytes, tuple[Role, ...]] = {
 ASKED_AT_ONCE = 200
 #: Seconds between two looks at the table for strangers.
 LOOK_EVERY = 0.05
-#: A file with a key is short; one that is not is none.
-_LARGEST = 4096
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 _LINE = re.compile(r'\s+(name|role|public-key|secret-key)\s*=\s*"?([^"\s]+)"?\s*\Z')
 
@@ -89,9 +89,8 @@ def make(role: Role, name: str, directory: Path) -> Path:
 def read(path: Path) -> Certificate:
     """The certificate in a file.  KeyProblem if there is none, or others may read a secret."""
     try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            text = file.read(_LARGEST).decode()
+        text = read_regular(path, KEY_FILE).decode()
+        mode = path.stat().st_mode
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise KeyProblem(f"{path}: the key cannot be read: {reason}") from None
@@ -169,16 +168,21 @@ class Admitted:
         """Look again.  Whether somebody is not admitted any more, or as somebody else."""
         try:
             with os.scandir(self.directory) as entries:
-                files = [(e.name, e.stat()) for e in entries if e.name.endswith(".key")]
+                seen = sorted(_sight(entry) for entry in entries if entry.name.endswith(".key"))
         except OSError as error:  # whoever was admitted stays so meanwhile
             self.problems = [f"{self.directory}: {error.strerror}"]
             return False
-        seen = sorted((n, s.st_mtime_ns, s.st_ino, s.st_size) for n, s in files)
         if seen == self._seen:
             return False
         self._seen = seen
         before, self._peers, self.problems = self._peers, {}, []
-        for name, *_ in seen:
+        if len(seen) > ADMITTED_KEYS:
+            last = seen[ADMITTED_KEYS - 1][0]
+            self.problems.append(
+                f"{self.directory} has {len(seen):,} keys, and at most {ADMITTED_KEYS:,} are"
+                f" admitted, in the order of their names up to {last}: revoke some"
+            )
+        for name, *_ in seen[:ADMITTED_KEYS]:
             try:
                 peer = read(self.directory / name)
                 self._add(peer, name)
@@ -257,6 +261,15 @@ class Gate:
 
 
 # -- files ---------------------------------------------------------------------------------
+
+
+def _sight(entry: os.DirEntry[str]) -> tuple[str, int, int, int]:
+    """What tells whether a file is another one than before; a link to nothing is never."""
+    try:
+        found = entry.stat()
+    except OSError:
+        return entry.name, 0, 0, 0
+    return entry.name, found.st_mtime_ns, found.st_ino, found.st_size
 
 
 def _is_key(text: str) -> bool:

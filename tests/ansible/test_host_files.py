@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 from pathlib import Path
@@ -12,6 +13,7 @@ import vm_disk
 import vm_image
 from ansible.module_utils.disk_facts import assign, disk_facts
 from ansible.module_utils.vm_host import HostError, VmHost
+from waiting import until
 
 MIB = 1 << 20
 
@@ -111,6 +113,30 @@ def test_an_image_is_sent_as_it_is(host: VmHost, tmp_path: Path) -> None:
     assert to.stat().st_blocks * 512 < 8 * MIB
     assert sorted(file.name for file in to.parent.iterdir()) == [to.name, f"{to.name}.console"]
     assert not image(host, to, "present", source)["changed"]
+
+
+def test_nobody_else_on_the_host_may_read_an_image(host: VmHost, tmp_path: Path) -> None:
+    """However the local one may be read; and not while it comes, either."""
+    source = tmp_path / "source.img"
+    source.write_bytes(os.urandom(MIB))
+    source.chmod(0o644)
+    to = tmp_path / "host" / "guest.img"
+    to.parent.mkdir()
+    with vm_image.archive(source) as packed:
+        sent = packed.read()
+    digest = hashlib.sha256(sent).hexdigest()
+    receive = host.command(vm_image._RECEIVE, str(to), source.name, digest)
+    with subprocess.Popen(receive, stdin=subprocess.PIPE, umask=0o022) as received:
+        assert received.stdin is not None
+        received.stdin.write(sent[: len(sent) // 2])
+        received.stdin.flush()
+        until(lambda: any(to.parent.glob(f"*/{source.name}")))
+        [half] = to.parent.glob(f"*/{source.name}")
+        assert [path.stat().st_mode & 0o077 for path in (half, half.parent)] == [0, 0]
+        received.stdin.write(sent[len(sent) // 2 :])
+    assert received.returncode == 0
+    modes = {path.name: path.stat().st_mode & 0o777 for path in to.parent.iterdir()}
+    assert modes == {"guest.img": 0o600, "guest.img.console": 0o600}
 
 
 def test_exchange_and_return(host: VmHost, tmp_path: Path) -> None:

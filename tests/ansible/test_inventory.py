@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -66,6 +67,21 @@ def test_the_guide() -> None:
     assert (worker["guest"]["vcpus"], worker["guest"]["ram_size"]) == (7, 3 << 30)
     assert variables["worker0"]["guest"]["vcpus"] == 2
     assert plain(worker["guest"]["vm_host"]["name"]) == "vmhost"
+
+
+@pytest.mark.parametrize("state", ["plain", "a b", "50%d", 'quo"te', "it's", "gr\u00fc\u00df"])
+def test_ssh_finds_the_known_hosts_in_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    folder = tmp_path / state
+    monkeypatch.setenv("XDG_STATE_HOME", str(folder))
+    shown = inventory("--host", "worker0", **VALUES)
+    options = plain(json.loads(shown.stdout)["ansible_ssh_common_args"])
+    asked = ["ssh", "-G", *shlex.split(str(options)), "host"]
+    said = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+    known = folder / "distbuild/clusters/x86_64_distbuild_network/ssh/worker0/known_hosts"
+    [told] = [line for line in said.splitlines() if line.startswith("userknownhostsfile ")]
+    assert told.removeprefix("userknownhostsfile ").replace("%%", "%") == str(known)
 
 
 def test_all_mistakes_at_once_and_no_host_is_touched() -> None:

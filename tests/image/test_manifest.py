@@ -71,14 +71,14 @@ def test_no_manifest(tmp_path: Path) -> None:
 def test_two_manifests_may_not_want_the_same(folder: Path) -> None:
     manifest = str(write(folder, "0100644 0 0 /etc/plain\n"))
     with pytest.raises(FabricError, match="/etc/plain is in another manifest too"):
-        files_of([manifest, manifest], None)
+        files_of([manifest, manifest], None, {})
 
 
 def test_a_folder_of_files_stands_above_manifests(folder: Path, tmp_path: Path) -> None:
     manifest = str(write(folder, "0100644 0 0 /etc/plain\n"))
     (tmp_path / "own/etc").mkdir(parents=True)
     (tmp_path / "own/etc/plain").write_text("own")
-    assert files_of([manifest], str(tmp_path / "own"))["/etc/plain"].data == b"own"
+    assert files_of([manifest], str(tmp_path / "own"), {})["/etc/plain"].data == b"own"
 
 
 def test_that_of_build_networks() -> None:

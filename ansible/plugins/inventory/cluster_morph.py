@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -154,12 +155,19 @@ def _deploying(state: str, extra: Mapping[str, str]) -> set[str]:
 
 def _ssh_variables(name: str, state: str) -> dict[str, Any]:
     """How a guest is reached: with the cluster's key, by the host key that it was given."""
-    known = f"{state}/ssh/{name}/known_hosts"
+    known = _ssh_quoted(f"{state}/ssh/{name}/known_hosts")
+    options = shlex.join(["-o", f"UserKnownHostsFile={known}", "-o", f"HostKeyAlias={name}"])
     return {
         "ansible_user": "root",
         "ansible_ssh_private_key_file": f"{state}/ssh/admin",
-        "ansible_ssh_common_args": f"-o UserKnownHostsFile='{known}' -o HostKeyAlias={name}",
+        "ansible_ssh_common_args": options,
     }
+
+
+def _ssh_quoted(path: str) -> str:
+    """A path as an option of ssh has it, which takes several, and fills in what ``%`` begins."""
+    escaped = path.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    return f'"{escaped}"'
 
 
 def _guest_variable(guest: Guest) -> dict[str, Any]:

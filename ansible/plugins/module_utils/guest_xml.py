@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import uuid
 import xml.etree.ElementTree as ET
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +18,7 @@ from typing import Any
 #: Of the element that holds a domain's `Mark`.
 NAMESPACE = "urn:distbuild:guest:1"
 _GUESTS = uuid.UUID("0f7c0a8e-8d7f-5a0e-9a55-6a1a4e0a2f11")
+_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
 _KIB = 1024
 
 
@@ -101,9 +103,12 @@ def mark_of(spec: Spec) -> Mark:
 
 
 def read_mark(xml: str) -> Mark | None:
-    """The mark in a domain's XML; None for a domain that is not ours."""
+    """The mark in a domain's XML; None for a domain that is not ours.
+
+    Files are called by the host's name, so it must be fit for that, wherever the XML comes from.
+    """
     found = ET.fromstring(xml).find(f"metadata/{{{NAMESPACE}}}guest")
-    if found is None:
+    if found is None or not _NAME.fullmatch(found.get("host", "")):
         return None
     attributes = {name: found.get(name, "") for name in Mark.__dataclass_fields__}
     return Mark(**{**attributes, "text": found.text or ""})

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import quote
 
 import libvirt
 from ansible.module_utils.basic import env_fallback
@@ -89,9 +90,9 @@ class VmHost:
             wrapper = Path(folder) / "ssh"
             wrapper.write_text(f'#!/bin/sh\nexec {shlex.join(self._ssh)} "$@"\n')
             wrapper.chmod(0o700)
-            at = f"{self._user}@" if self._user else ""
-            host = f"[{self.name}]" if ":" in self.name else self.name
-            uri = self._uri or f"qemu+ssh://{at}{host}/system?command={wrapper}"
+            at = f"{quote(self._user, safe='')}@" if self._user else ""
+            host = f"[{self.name}]" if ":" in self.name else quote(self.name, safe="")
+            uri = self._uri or f"qemu+ssh://{at}{host}/system?command={quote(str(wrapper))}"
             try:
                 connection = libvirt.open(uri)
             except libvirt.libvirtError as error:

@@ -40,8 +40,9 @@ options:
 _PIECE = 1 << 20
 
 #: An archive comes by standard input and is unpacked beside the image, in a folder that is gone in
-#: the end whatever happens.
+#: the end whatever happens.  All of it is for who logs in there alone: images hold keys.
 _RECEIVE = """
+umask 077
 to=$1 name=$2 digest=$3
 folder=$(mktemp -d -- "$to.XXXXXX")
 trap 'rm -rf -- "$folder"' EXIT
@@ -68,7 +69,16 @@ _REMOVE = 'rm -f -- "$@"'
 @contextlib.contextmanager
 def archive(image: Path) -> Iterator[IO[bytes]]:
     """The image as a tar archive without its holes, to be read."""
-    pack = ["tar", "--sparse", "--create", "--file=-", "-C", str(image.parent), image.name]
+    pack = [
+        "tar",
+        "--sparse",
+        "--create",
+        "--mode=600",
+        "--file=-",
+        "-C",
+        str(image.parent),
+        image.name,
+    ]
     with subprocess.Popen(pack, stdout=subprocess.PIPE) as tar:
         assert tar.stdout is not None
         try:

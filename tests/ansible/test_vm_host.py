@@ -1,0 +1,41 @@
+"""How a VM host is reached: nothing in its name or its user's is more than that."""
+
+from __future__ import annotations
+
+import urllib.parse
+from pathlib import Path
+
+import pytest
+from ansible.module_utils.guest_xml import Spec, domain_xml, read_mark
+from ansible.module_utils.vm_host import HostError, VmHost
+
+
+@pytest.fixture
+def ssh(tmp_path: Path) -> Path:
+    """Lets in everybody, writes down its arguments, and says nothing."""
+    ssh = tmp_path / "ssh"
+    ssh.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >> {tmp_path}/arguments\n')
+    ssh.chmod(0o755)
+    return ssh
+
+
+@pytest.mark.parametrize(
+    "field", ["x?command={}&y=", "x&command={}", "x#{}", "x/system?command={}&y="]
+)
+def test_a_user_is_no_part_of_a_url(tmp_path: Path, ssh: Path, field: str) -> None:
+    """libvirt's URL may name a program, and that is ours."""
+    evil, canary = tmp_path / "evil", tmp_path / "canary"
+    evil.write_text(f"#!/bin/sh\ntouch {canary}\n")
+    evil.chmod(0o755)
+    user = field.format(urllib.parse.quote(str(evil), safe=""))
+    given = {"vm_host": {"name": "h", "user": user, "port": 0}, "ssh_executable": str(ssh)}
+    with pytest.raises(HostError), VmHost({**given, "uri": ""}).libvirt():
+        pass
+    assert not canary.exists()
+    assert user in (tmp_path / "arguments").read_text().splitlines()
+
+
+@pytest.mark.parametrize("host", ["../../..", "-x", "a/b", "", "a b", "{{ x }}"])
+def test_a_mark_names_a_file_or_is_none(host: str) -> None:
+    """Files here are removed by the names of guests that a VM host tells of."""
+    assert read_mark(domain_xml(Spec("net", host, "d", 1 << 30, 1, "/i", "/c"))) is None

@@ -1,0 +1,124 @@
+"""Files in the folders of keys that are no keys: of people in USERS, and of those admitted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fabric.bounds import ADMITTED_KEYS, KEY_FILE, PEOPLE, SSH_KEY_FILE
+from fabric.errors import DefinitionsError
+from fabric.users import users
+from fabric.wire import keys
+from fabric.wire.keys import Admitted
+
+Make = Callable[[Path], object]
+#: name -> how the file is made, and what is said of it
+FILES: dict[str, tuple[Make, str]] = {
+    "a pipe": (os.mkfifo, "it is not an ordinary file"),
+    "a folder": (Path.mkdir, "it is not an ordinary file"),
+    "a device": (lambda path: path.symlink_to("/dev/zero"), "it is not an ordinary file"),
+    "a link to nothing": (lambda path: path.symlink_to("none"), "No such file or directory"),
+    "a link to itself": (lambda path: path.symlink_to(path.name), "Too many levels of symbolic"),
+    "a large file": (lambda path: path.write_bytes(bytes(KEY_FILE + 1)), "more than 4,096 bytes"),
+    "no text": (lambda path: path.write_bytes(b"\xff"), "it is no text"),
+    "nothing": (Path.touch, "is no key of ours: it does not say a name and a role"),
+}
+
+
+@pytest.mark.bound("KEY_FILE")
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(("make", "said"), FILES.values(), ids=FILES)
+def test_a_bad_file_among_those_admitted_costs_nobody_else(
+    tmp_path: Path, make: Make, said: str
+) -> None:
+    """And it does not keep others from being revoked."""
+    admitted = Admitted(tmp_path)
+    admitted.admit(keys.make("worker", "good", tmp_path / "good"))
+    admitted.admit(keys.make("worker", "gone", tmp_path / "gone"))
+    make(admitted.directory / "bad.key")
+    admitted.refresh()
+    [problem] = admitted.problems
+    assert str(admitted.directory / "bad.key") in problem
+    assert said in problem
+    assert [peer.name for peer in admitted.all()] == ["gone", "good"]
+    admitted.revoke("gone")
+    assert admitted.refresh()
+    assert [peer.name for peer in admitted.all()] == ["good"]
+
+
+@pytest.mark.bound("ADMITTED_KEYS")
+def test_more_keys_than_can_be_admitted(tmp_path: Path) -> None:
+    admitted = Admitted(tmp_path)
+    for number in range(ADMITTED_KEYS):
+        (admitted.directory / f"{number:06}.key").touch()
+    admitted.admit(keys.make("worker", "z", tmp_path))
+    admitted.refresh()
+    assert not admitted.all()
+    assert admitted.problems[0] == (
+        f"{admitted.directory} has 10,001 keys, and at most 10,000 are admitted, in the order of"
+        " their names up to 009999.key: revoke some"
+    )
+
+
+CONTROLLER: Any = SimpleNamespace(
+    role="controller", users="people", trove=True, name="controller", line_of=lambda _: 7
+)
+
+
+def refused(root: Path) -> list[str]:
+    """What is said of the folder ``people`` there."""
+    with pytest.raises(DefinitionsError) as caught:
+        users(root, "c.morph", [CONTROLLER], [])
+    begin = f"USERS: {root / 'people'}"
+    said = [problem.message for problem in caught.value.problems]
+    assert all(one.startswith(begin) for one in said)
+    return [one.removeprefix(begin) for one in said]
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(("make", "said"), FILES.values(), ids=FILES)
+def test_a_bad_file_of_a_person_is_named(tmp_path: Path, make: Make, said: str) -> None:  # noqa: ARG001
+    folder = tmp_path / "people"
+    folder.mkdir()
+    for name in ("ann.key", "ann.pub"):
+        make(folder / name)
+    assert refused(tmp_path) == [
+        "/ann.key is not the public key of an initiator called ann: take the one that ann makes by"
+        " `fabric-keys make initiator ann`",
+        "/ann.pub is not one line with a public SSH key, as ssh-keygen writes it",
+    ]
+
+
+@pytest.mark.bound("SSH_KEY_FILE")
+def test_a_large_ssh_key(tmp_path: Path) -> None:
+    keys.make("initiator", "ann", tmp_path / "people")
+    (tmp_path / "people/ann.key_secret").unlink()
+    key = "ssh-ed25519 AAAAC3 "
+    (tmp_path / "people/ann.pub").write_text(key + "x" * (SSH_KEY_FILE - len(key)))
+    assert users(tmp_path, "c.morph", [CONTROLLER], []).keys() == {"ann"}
+    (tmp_path / "people/ann.pub").write_text(key + "x" * (SSH_KEY_FILE - len(key) + 1))
+    assert refused(tmp_path) == [
+        "/ann.pub is not one line with a public SSH key, as ssh-keygen writes it"
+    ]
+
+
+@pytest.mark.bound("PEOPLE")
+def test_more_people_than_can_be(tmp_path: Path) -> None:
+    (tmp_path / "people").mkdir()
+    for number in range(PEOPLE + 1):
+        (tmp_path / f"people/p{number}.key").touch()
+    assert refused(tmp_path) == [": it has 1,001 people, and at most 1,000 can be"]
+
+
+def test_a_name_that_a_terminal_would_act_upon(tmp_path: Path) -> None:
+    (tmp_path / "people").mkdir()
+    (tmp_path / "people/\x1b]52;c;x\a.key").touch()
+    assert refused(tmp_path) == [
+        ": '\\x1b]52;c;x\\x07' cannot be a name: it has letters, digits, and . _ - behind the"
+        " first, 63 at most"
+    ]

@@ -1,0 +1,38 @@
+"""Who may read an image: it holds what only its system's root may read."""
+
+from __future__ import annotations
+
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_image import SIZE, small
+
+
+@pytest.mark.parametrize("kind", ["raw", "qcow2"])
+def test_nobody_else_may_read_an_image_at_any_time(tmp_path: Path, kind: str) -> None:
+    """It holds host keys and password hashes: made with mode 0600, rather than given it."""
+    rootfs, to = small().write(tmp_path / "rootfs.tar.zst"), tmp_path / f"disk.{kind}"
+    calls = tmp_path / "calls"
+    code = (
+        "import sys; from pathlib import Path; from fabric.building.image import make_image;"
+        "rootfs, to, kind = sys.argv[1:];"
+        f"make_image(Path(rootfs), Path(to), size={SIZE}, format=kind)"
+    )
+    trace: list[str | Path] = [
+        "strace",
+        "-f",
+        "-qq",
+        "-e",
+        "trace=chmod,fchmod,fchmodat,rename",
+        "-o",
+        calls,
+    ]
+    make: list[str | Path] = [sys.executable, "-c", code, rootfs, to, kind]
+    subprocess.run([*trace, *make], check=True, umask=0o022)
+    assert stat.S_IMODE(to.stat().st_mode) == 0o600
+    made = [line for line in calls.read_text().splitlines() if f"/disk.{kind}" in line]
+    assert len(made) == 1, made
+    assert "rename(" in made[0]
