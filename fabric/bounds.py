@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+DAY = 86400
 KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
@@ -206,6 +207,41 @@ ADMITTED_KEYS = _bound(
     "keys",
     "keys that a broker admits",
     "those after them, in the order of their names, are not admitted",
+)
+
+
+# -- artifact store ------------------------------------------------------------------------
+
+MANIFEST = _bound(
+    "MANIFEST", 64 * MIB, "bytes", "a manifest that is read from a store", "it counts as damaged"
+)
+UPLOAD = _bound(
+    "UPLOAD",
+    DAY,
+    "seconds",
+    "the time between the upload of a blob to a remote store and that of its manifest",
+    "`gc` may remove the blob",
+)
+NOTES_OF_USE = _bound(
+    "NOTES_OF_USE",
+    64 * MIB,
+    "bytes",
+    "what one machine has noted in one day of its use of a remote store",
+    "`gc` does not heed it",
+)
+USES_KEPT = _bound(
+    "USES_KEPT",
+    90 * DAY,
+    "seconds",
+    "the age of notes of use in a remote store",
+    "`gc` removes them",
+)
+RESERVED = _bound(
+    "RESERVED",
+    2 * DAY,
+    "seconds",
+    "how long a build on one machine holds on to what it needs in a remote store",
+    "`gc` may remove that",
 )
 
 

@@ -96,6 +96,7 @@ class Desk:
         keys = list(dict.fromkeys(key for ask in asks for key in ask.keys))
         try:
             found = frozenset(self._opened().has(keys))
+            self._opened().use(found)
         except Exception as error:  # noqa: BLE001 - any failure of a store is an answer
             for ask in asks:
                 self._answers.append(Unanswered(ask.question, str(error) or repr(error)))

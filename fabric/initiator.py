@@ -195,6 +195,7 @@ def parser() -> argparse.ArgumentParser:
     gc.add_argument(
         "--keep-days", type=float, default=7.0, metavar="N", help="keep what is younger (default 7)"
     )
+    gc.add_argument("--dry-run", action="store_true", help="say what would go, and remove nothing")
     gc.add_argument(
         "--keep", action="append", default=[], metavar="SYSTEM", help="keep all it needs"
     )

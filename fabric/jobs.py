@@ -9,14 +9,21 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from fabric.definitions.graph import Device, Kind, Mode, Rule
+from fabric.digest import Sha256
+from fabric.errors import DamagedError
 
 #: A blob of so many bytes at most is kept in the manifest that names it.  To store a small step is
 #: then one file, and one request to a remote store.
 SMALL = 4096
+#: The name of an artifact, which becomes part of a path, and that of a log; or no log.
+Name = Annotated[str, Meta(pattern=r"\A[^\s/\x00-\x1f.-][^\s/\x00-\x1f]*\Z", max_length=255)]
+LogName = Annotated[str, Meta(pattern=r"\A[^\s/\x00-\x1f.-][^/\x00-\x1f]*\Z|\A\Z", max_length=255)]
 #: A feature of workers that jobs built with the host's tools ask for: this, and their digest.
 HOST_TOOLS = "host-tools:"
 
@@ -100,8 +107,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Blob(msgspec.Struct, frozen=True, omit_defaults=True):
     """Stored bytes, named by what they are."""
 
-    sha256: str
-    size: int
+    sha256: Sha256
+    size: Annotated[int, Meta(ge=0)]
     content: bytes | None = None  # all of it, if it is small: then it is stored nowhere else
 
     @classmethod
@@ -114,7 +121,7 @@ class Blob(msgspec.Struct, frozen=True, omit_defaults=True):
 class Artifact(msgspec.Struct, frozen=True):
     """One artifact: an archive (chunks, system), or a list of chunk artifacts (strata)."""
 
-    name: str
+    name: Name
     blob: Blob | None = None  # a tar.zst; None for a chunk artifact without any path
     contents: tuple[Content, ...] = ()
 
@@ -123,24 +130,24 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the store knows of one built step; its presence says that the step is cached."""
 
     format: int = 1
-    key: str
+    key: Sha256
     kind: Kind
-    name: str
+    name: Name
     arch: str
     artifacts: tuple[Artifact, ...]
     log: Blob | None = None
-    log_name: str = ""
+    log_name: LogName = ""
     metadata: dict[str, str] = {}
     staged: tuple[str, ...] = ()  # keys of the chunks it was built with
     seconds: float = 0.0  # wall time of the build
     builder: str = ""  # name of the worker
 
     def artifact(self, name: str) -> Artifact:
-        """The artifact of that name.  KeyError if there is none."""
+        """The artifact of that name.  DamagedError if there is none."""
         for artifact in self.artifacts:
             if artifact.name == name:
                 return artifact
-        raise KeyError(name)
+        raise DamagedError(f"manifest {self.key} of {self.name} lacks {name}", (self.key,))
 
     def blobs(self) -> tuple[Blob, ...]:
         """Every blob of this manifest, the log's included."""

@@ -81,9 +81,9 @@ class Worker:
     ) -> None:
         self.name = name
         self._settings = settings
-        store = open_store(settings)
+        self._store = store = open_store(settings)
         sources = open_sources(settings)
-        self._caches = (store.copies, sources.exports.directory)
+        self._caches = (store.copies.folder, sources.exports.directory)
         self._trimming: threading.Thread | None = None
         self._trim_due = 0.0
         self._workspace = Workspace(settings.work_dir, store, sources)
@@ -141,6 +141,7 @@ class Worker:
         signal.set_wakeup_fd(-1)
         self._line.close()
         self._workspace.close()
+        self._store.flush()
 
     # -- one turn of the loop --------------------------------------------------------------
 

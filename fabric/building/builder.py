@@ -44,6 +44,7 @@ def build(
         with workspace.using(), workspace.locked(f"job-{job.key}", cancelled):
             ready = workspace.store.manifest(job.key)
             if ready is not None:
+                workspace.store.use([job.key])
                 if ready.log is not None:  # whoever was faster: that is the log of this step
                     with workspace.store.open(
                         ready.log, job.key, lambda: stop_if(cancelled)

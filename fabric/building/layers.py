@@ -159,6 +159,7 @@ class Layers:
         """
         keys = [item.key for item in staged]
         self.workspace.hold(*keys)
+        self.workspace.store.use(keys)
         self._bring([key for key in keys if key not in self._known], cancelled)
         layers = {key: self._known.get(key) or self._layer(key, cancelled) for key in keys}
         indexes = {key: layer.index for key, layer in layers.items()}

@@ -106,6 +106,7 @@ def _describe(job: Job, name: str) -> Iterator[tuple[str, str]]:
 
 def _manifests(workspace: Workspace, contents: Sequence[Content]) -> dict[str, Manifest]:
     names = {content.key: content.artifact for content in contents}
+    workspace.store.use(names)
     found = dict(zip(names, workspace.store.manifests(names), strict=True))
     present = {key: manifest for key, manifest in found.items() if manifest is not None}
     if absent := tuple(key for key in names if key not in present):

@@ -47,6 +47,8 @@ class Store(Protocol):
 
     def manifests(self, keys: Iterable[str]) -> list[Manifest | None]: ...
 
+    def use(self, keys: Iterable[str]) -> None: ...  # note that a build needs these
+
     def bring(
         self, wanted: Iterable[tuple[str, Blob]], check: Callable[[], None]
     ) -> None: ...  # have these blobs (key, blob) at hand, which `open` will be asked for
@@ -73,7 +75,8 @@ class Workspace:
     tmpfs; not NFS, not another overlay).  Close it, or use it as a context manager.
     """
 
-    def __init__(self, root: Path, store: Store, sources: Sources) -> None:
+    def __init__(self, root: Path, store: Store, sources: Sources, *, sweep: bool = True) -> None:
+        """Without ``sweep`` nothing is removed that killed processes have left."""
         self.root = root.absolute()
         self.store = store
         self.sources = sources
@@ -91,8 +94,8 @@ class Workspace:
             self.session = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=self.root / "tmp"))
             self._alive = self._locks.take(self.session.name)
             self._reaper = Reaper(self.session / "trash")
-            self._sweep()
-            self._forget_after_reboot()
+            if sweep:
+                self.sweep()
             (self.root / "cleaned").touch()
 
     def scratch(self) -> Path:
@@ -177,16 +180,21 @@ class Workspace:
         for path in by_age([*folders, *others], self._holds.used):
             if free(self.root) >= wanted:
                 return
-            aside = path.with_name(f".old-{path.name}-{os.getpid()}")
             with self.alone(path.name) as alone:
-                if not alone:
-                    continue
-                self.layers.forget(path.name)
-                with suppress(FileNotFoundError):  # another does the same
-                    path.rename(aside)
-            if path.parent == self.root / "layers":
-                (self.root / "indexes" / path.name).unlink(missing_ok=True)
-            remove(aside)
+                if alone:
+                    aside = self.set_aside(path)
+            if alone:
+                remove(aside)
+
+    def set_aside(self, path: Path) -> Path:
+        """Have a layer, or another tree that can be had again, seen no more; where it is now."""
+        self.layers.forget(path.name)
+        aside = path.with_name(f".old-{path.name}-{os.getpid()}")
+        with suppress(FileNotFoundError):  # another does the same
+            path.rename(aside)
+        if path.parent == self.root / "layers":
+            (self.root / "indexes" / path.name).unlink(missing_ok=True)
+        return aside
 
     @contextmanager
     def locked(self, name: str, cancelled: threading.Event | None = None) -> Iterator[None]:
@@ -211,19 +219,29 @@ class Workspace:
         Layers come back from the store when they are needed.  False, with nothing done, while
         any worker of this workspace is building.
         """
+        with self.idle() as idle:
+            if idle:
+                for folder in ("layers", "indexes", "merged", "failed"):
+                    for item in list((self.root / folder).iterdir()):
+                        if item.name not in keep:
+                            self.discard(item)
+        return idle
+
+    @contextmanager
+    def idle(self) -> Iterator[bool]:
+        """Whether no process builds here; if so, none begins meanwhile, and all of them look
+        afterwards which layers are there.
+        """
         fd = self._locks.take("layers")
         if fd is None:
-            return False
+            yield False
+            return
         try:
-            for folder in ("layers", "indexes", "merged", "failed"):
-                for item in list((self.root / folder).iterdir()):
-                    if item.name not in keep:
-                        self.discard(item)
+            yield True
             (self.root / "cleaned").unlink()
             (self.root / "cleaned").touch()
         finally:
             os.close(fd)
-        return True
 
     def _notice_cleaning(self) -> None:
         info = (self.root / "cleaned").stat()
@@ -254,15 +272,21 @@ class Workspace:
     ) -> None:
         self.close()
 
-    def _sweep(self) -> None:
-        """Discard what killed workers have left: a session whose lock can be had is dead."""
-        for session in (self.root / "tmp").iterdir():
-            fd = self._locks.take(session.name)
-            if fd is not None:
-                self.discard(session)
-                os.close(fd)
+    def sweep(self) -> None:
+        """Discard what killed workers have left, and what a reboot has made doubtful."""
+        for session in self.sessions_left():
+            self.discard(session)
         self.store.sweep()
         self.sources.sweep()
+        self._forget_after_reboot()
+
+    def sessions_left(self) -> Iterator[Path]:
+        """The scratch of dead workers: its lock can be had."""
+        for session in list((self.root / "tmp").iterdir()):
+            fd = self._locks.take(session.name)
+            if fd is not None:
+                yield session
+                os.close(fd)
 
     def _forget_after_reboot(self) -> None:
         """Drop layers unpacked before a reboot.

@@ -83,7 +83,10 @@ def _build(
         goals=plan.goal_keys,
         keep_going=options.keep_going,
     )
-    with contextlib.closing(Line(in_directory(fabric.directory), "follow")) as line:
+    with (
+        store.reserve(plan.keys.values()),
+        contextlib.closing(Line(in_directory(fabric.directory), "follow")) as line,
+    ):
         session = Session(submit, line, screen, fabric.check)
         session.follow("interrupted; what was built is kept, the same command goes on there")
     fabric.stop()

@@ -15,6 +15,7 @@ from fabric.commands.common import heed_signals, open_built, print_json
 from fabric.config import Settings
 from fabric.errors import FabricError
 from fabric.jobs import Blob, Content
+from fabric.plan import Plan
 from fabric.project import Project
 from fabric.render import size
 from fabric.trove.troubles import brief
@@ -24,6 +25,13 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     heed_signals()
     names = [options.artifact] if options.artifact else []
     project, plan = open_built(settings, options.system, names)
+    with project.store.reserve(plan.keys.values()):
+        _check_out(options, project, plan)
+    return 0
+
+
+def _check_out(options: argparse.Namespace, project: Project, plan: Plan) -> None:
+    project.store.use(plan.goal_keys)
     blobs: list[Blob] = []
     for goal in plan.goals:
         step = plan.graph[goal]
@@ -43,7 +51,6 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         print_json({"to": str(to), "sha256": [blob.sha256 for blob in blobs], "size": total})
     else:
         print(f"{to}: {len(blobs)} archive{'s' * (len(blobs) != 1)}, {size(total)} in the store")
-    return 0
 
 
 def _look_at(to: Path, project: Project, *, force: bool) -> None:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import time
+from contextlib import suppress
+from pathlib import Path
 
+from fabric.building.unused import left_behind, remove_unused
 from fabric.building.workspace import Workspace
 from fabric.commands.common import open_graph, plan_of, print_json
 from fabric.config import Settings
 from fabric.errors import FabricError, MachineFault
+from fabric.logs import LEFTOVER
 from fabric.render import size
+from fabric.terminal import progress
+from fabric.trove.cleaning import Gone
 from fabric.trove.configured import open_sources, open_store
+from fabric.trove.files import Tally
 
 DAY = 86400.0
 
@@ -22,38 +30,77 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         project, graph = open_graph(settings, system)
         keep |= set(plan_of(project, graph).keys.values())
     store = open_store(settings)
-    sources = open_sources(settings)
-    age = options.keep_days * DAY
+    age, dry = options.keep_days * DAY, options.dry_run
+    report = _Report(json=options.json, dry=dry)
     # What is here first: whoever may only read the store may still want room on his own disk.
-    with Workspace(settings.work_dir, store, sources) as workspace:
-        freed = sources.gc(age, workspace.alone)
-        layers = workspace.clean(keep)
-    if not options.json:
-        print(f"{size(freed)} of downloads and sources' trees removed;")
-        print(
-            "layers and scratch removed;"
-            if layers
-            else "layers and scratch stay: a worker is using them; run gc again when it has ended;",
-            flush=True,
+    report.add("copies", store.copies.gc(age, dry_run=dry).bytes)
+    report.add("logs", _gc_logs(settings.state_dir / "logs", age, dry_run=dry))
+    sources = open_sources(settings)
+    with Workspace(settings.work_dir, store, sources, sweep=False) as workspace:
+        for kind, freed in sources.gc(age, workspace.alone, dry_run=dry).items():
+            report.add(kind, freed)
+        layers, busy = remove_unused(workspace, keep, age, dry_run=dry)
+        report.add("layers", layers.bytes)
+        report.add("scratch", left_behind(workspace).bytes)
+        if not dry:
+            workspace.sweep()
+            workspace.close(float("inf"))
+    if busy:
+        report.note(f"{busy} layers stay: a worker here may need them; run gc again when it ends")
+    gone = store.gc(keep, older_than=age, dry_run=dry)
+    report.add("artifacts", gone.manifest_bytes)
+    report.add("blobs", gone.blob_bytes)
+    if gone.waiting:
+        report.note(
+            f"{gone.waiting} blobs ({size(gone.waiting_bytes)}) wait: they belong to nothing, but"
+            " are so new that an upload may be about to need them"
         )
-    before = store.usage()
-    gone = store.gc(keep, older_than=age)
-    left = {"steps": before.manifests - gone.manifests, "bytes": before.bytes - gone.bytes}
-    if options.json:
-        print_json(
-            {
-                "steps": gone.manifests,
-                "blobs": gone.blobs,
-                "bytes": gone.bytes,
-                "sources": freed,  # bytes
-                "layers": layers,
-                "left": left,
-            }
-        )
-    else:
-        print(f"{gone.manifests} steps and {gone.blobs} blobs removed, {size(gone.bytes)};")
-        print(f"left: {left['steps']} steps, {size(left['bytes'])} in {settings.store_url}")
+    usage = store.usage()
+    report.end(gone, {"steps": usage.manifests, "bytes": usage.bytes}, busy, settings.store_url)
     return 0
+
+
+class _Report:
+    """What was freed: a line for each kind, or one JSON document."""
+
+    def __init__(self, *, json: bool, dry: bool) -> None:
+        self._json = json
+        self._dry = dry
+        self._freed: dict[str, int] = {}
+
+    def add(self, kind: str, freed: int) -> None:
+        self._freed[kind] = freed
+        if not self._json:
+            print(f"{kind:14}{size(freed):>10}", flush=True)
+
+    def note(self, text: str) -> None:
+        if not self._json:
+            progress(text)
+
+    def end(self, gone: Gone, left: dict[str, int], busy: int, url: str) -> None:
+        total = sum(self._freed.values())
+        if self._json:
+            facts = {"dry_run": self._dry, "freed": self._freed, "bytes": total}
+            steps = {"steps": gone.manifests, "blobs": gone.blobs}
+            waiting = {"blobs": gone.waiting, "bytes": gone.waiting_bytes}
+            print_json(facts | steps | {"waiting": waiting, "layers_in_use": busy, "left": left})
+            return
+        would = "would be " if self._dry else ""
+        removed = f"{gone.manifests} steps and {gone.blobs} blobs {would}removed"
+        print(f"{removed}, {size(total)} {would}freed")
+        print(f"left: {left['steps']} steps, {size(left['bytes'])} in {url}")
+
+
+def _gc_logs(folder: Path, age: float, *, dry_run: bool) -> int:
+    """Remove logs that a broker which is no more has left; how many bytes that frees."""
+    tally = Tally()
+    for log in folder.glob("*"):
+        with suppress(FileNotFoundError):
+            if time.time() - log.stat().st_mtime > max(age, LEFTOVER):
+                tally.add(log)
+                if not dry_run:
+                    log.unlink()
+    return tally.bytes
 
 
 def _pinned(settings: Settings) -> set[str]:

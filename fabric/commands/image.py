@@ -64,6 +64,7 @@ def _archive(settings: Settings, system: str) -> Path:
             f"{plan.graph.system}: not built yet with these inputs;"
             f" run: fabric-initiator build {system}"
         )
+    project.store.use([manifest.key])
     blob = manifest.artifacts[0].blob
     if blob is None:
         raise FabricError(f"{plan.graph.system}: it is empty, there is nothing in it")

@@ -26,12 +26,14 @@ def report(screen: Screen, store: Store, goals: Sequence[Built], system: str, ho
 
     MachineFault if the store has lost them meanwhile.
     """
+    store.use([goal.key for goal in goals])
     for goal in goals:
         manifest = store.manifest(goal.key)
         if manifest is None:
             raise MachineFault(f"{goal.name}: gone from the store {store.url} at once")
         _told(screen, goal, how, manifest, store.url)
         _ways_on(screen, goal, system)
+    store.flush()
 
 
 def report_far(screen: Screen, store: Store, goals: Sequence[Built], system: str, how: str) -> None:

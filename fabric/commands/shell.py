@@ -21,5 +21,8 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
             f"{step.name}: {len(missing)} of the chunks it is built with are not built yet; run:"
             f" fabric-initiator build {plan.graph.path} {step.name}"
         )
-    with Workspace(settings.work_dir, project.store, project.sources) as workspace:
+    with (
+        project.store.reserve(plan.depends(step)),
+        Workspace(settings.work_dir, project.store, project.sources) as workspace,
+    ):
         return shell(plan.job(step), workspace, jobs=settings.jobs, argv=options.argv)

@@ -7,7 +7,8 @@ its ``trouble``, which `fabric.trove.store` turns into a `StoreError`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -16,8 +17,9 @@ import msgspec
 T = TypeVar("T")
 R = TypeVar("R")
 
-#: Leftovers of killed writers are removed once they are this old, in seconds.
-ABANDONED = 24 * 3600.0
+
+class TooLarge(Exception):
+    """An object has more bytes than its reader takes."""
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -33,11 +35,16 @@ class Backend(Protocol):
 
     #: exceptions that mean trouble with this backend, other than FileNotFoundError
     trouble: tuple[type[Exception], ...]
+    #: seconds that a blob which no manifest names stays: the upload of its manifest may be coming
+    grace: float
+    #: seconds in which a second use of an object is not noted
+    use_every: float
 
     def exist(self, paths: Iterable[str]) -> set[str]:
-        """Those of ``paths`` that are there."""
+        """Those of ``paths`` that are there, and not empty."""
 
-    def get(self, path: str) -> bytes: ...
+    def get(self, path: str, most: int) -> bytes:
+        """An object of ``most`` bytes at most; else TooLarge."""
 
     def range(self, path: str, offset: int, length: int) -> bytes:
         """Bytes ``offset`` to ``offset + length``, fewer at the end of the object."""
@@ -45,7 +52,7 @@ class Backend(Protocol):
     def stream(self, path: str) -> Iterator[bytes]: ...
 
     def put(self, blobs: Mapping[str, bytes | Path], last: str, content: bytes) -> None:
-        """Write all blobs, then ``last``, which is left alone if it is there already.
+        """Write all blobs, then ``last``, which is left alone if it is there, and not empty.
 
         A blob that is there with the right size is not written again, but counts as used now.
         A file that is given may become the object itself: nobody may write to it any more.
@@ -55,7 +62,9 @@ class Backend(Protocol):
         """Remove them; what is not there is no error."""
 
     def delete_unused(self, entries: Iterable[Entry]) -> list[Entry]:
-        """Remove the entries that nobody has used since they were listed; return those."""
+        """Remove the entries that nobody has used since they were listed, or has reserved; return
+        those removed.
+        """
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """All objects whose path starts with ``prefix`` + "/"."""
@@ -63,8 +72,20 @@ class Backend(Protocol):
     def place(self, path: str) -> Path | None:
         """The file that holds the object, where objects are files of this machine."""
 
-    def used(self, path: str) -> None:
-        """Note that the object is of use now, where the backend can note such things."""
+    def use(self, paths: Collection[str]) -> None:
+        """Note that these manifests are of use now; a hint, which may fail in silence."""
+
+    def uses(self) -> Mapping[str, float]:
+        """When manifests were used (Unix time), where their own times do not tell."""
+
+    def flush(self, timeout: float) -> None:
+        """Have notes of use reach the store; wait so many seconds for that at most."""
+
+    def reserve(self, paths: Collection[str]) -> AbstractContextManager[None]:
+        """Meanwhile `delete_unused` of any process spares these, be they there yet or not."""
+
+    def reserved(self) -> set[str]:
+        """All that is reserved."""
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """Apply ``function``, several at a time where that is of use, in the order of items."""
@@ -73,7 +94,7 @@ class Backend(Protocol):
         """The time (Unix) by the clock that stamps the entries."""
 
     def tidy(self) -> None:
-        """Remove what killed writers left behind."""
+        """Remove what dead writers left behind, unless that has to wait for live ones."""
 
 
 def size_of(data: bytes | Path) -> int:

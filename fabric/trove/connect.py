@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from fabric.errors import StoreError
@@ -10,15 +11,15 @@ from fabric.trove.directory import Directory
 from fabric.trove.troubles import brief
 
 
-def connect(url: str, ca: Path | None, password: Path | None) -> Backend:
-    """The backend for a plain path or a URL; ``ca`` and ``password`` as for `Store`.
+def connect(url: str, scratch: Path, ca: Path | None, password: Path | None) -> Backend:
+    """The backend for a plain path or a URL; the rest is as for `Store`.
 
     StoreError if there is none.  Nothing is touched.
     """
     certificate = _secret(ca, "artifacts-ca")
     login = _secret(password, "artifacts-password").decode(errors="replace").strip()
     try:
-        return _backend(url, certificate, login)
+        return _backend(url, scratch, certificate, login)
     except Exception as error:  # noqa: BLE001 - whatever obstore raises about a bad URL
         raise StoreError(
             f"{url}: cannot be used as an artifact store: {brief(error)}; give a directory"
@@ -34,7 +35,7 @@ def _secret(file: Path | None, setting: str) -> bytes:
         raise StoreError(f"{file}: cannot be read: {error.strerror}; see `{setting}`") from None
 
 
-def _backend(url: str, ca: bytes, login: str) -> Backend:
+def _backend(url: str, scratch: Path, ca: bytes, login: str) -> Backend:
     if url.startswith("file://"):
         from urllib.parse import unquote, urlsplit
 
@@ -43,4 +44,5 @@ def _backend(url: str, ca: bytes, login: str) -> Backend:
         return Directory(Path(url).expanduser().absolute())
     from fabric.trove.remote import Remote  # and with it obstore: the cached path goes without
 
-    return Remote(url, ca, login)
+    notes = scratch / "uses" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    return Remote(url, notes, ca, login)

@@ -7,22 +7,26 @@ spares the fully cached path the import of obstore.
 
 # Paths are text where each step of a build comes by: as objects they would cost as much as all
 # that is done with them.
-# ruff: noqa: PTH105, PTH108, PTH110, PTH120
+# ruff: noqa: PTH105, PTH108, PTH120
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from fabric.trove.backends import ABANDONED, Entry, size_of
+from fabric.trove.backends import Entry, TooLarge, size_of
 from fabric.trove.files import CHUNK, fsync, locked, make_directory, sha256_of
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+#: How many objects are removed while writers wait.
+_AT_ONCE = 100
 
 
 class Directory:
@@ -40,18 +44,26 @@ class Directory:
     """
 
     trouble: tuple[type[Exception], ...] = (OSError,)
+    #: No writer is at work while gc has the lock; but the clock that stamps files is coarse.
+    grace = 1.0
+    use_every = 60.0
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._lock_file = root / "lock"
         self._tmp = root / "tmp"
+        self._reserved = root / "reserved"
 
     def exist(self, paths: Iterable[str]) -> set[str]:
         base = f"{self.root}/"
-        return {path for path in paths if os.access(base + path, os.F_OK)}
+        return {path for path in paths if _size(base + path)}
 
-    def get(self, path: str) -> bytes:
-        return (self.root / path).read_bytes()
+    def get(self, path: str, most: int) -> bytes:
+        with (self.root / path).open("rb") as file:
+            content = file.read(most + 1)
+        if len(content) > most:
+            raise TooLarge(f"it has more than {most} bytes")
+        return content
 
     def range(self, path: str, offset: int, length: int) -> bytes:
         with (self.root / path).open("rb") as file:
@@ -78,7 +90,10 @@ class Directory:
                     os.utime(file)  # and sync it all the same: its writer may be just at it
                 else:
                     os.replace(self._temporary(data), file)
-            fresh = None if os.path.exists(manifest) else self._temporary(content)
+            if not (there := _size(manifest)):
+                with contextlib.suppress(FileNotFoundError):  # an empty one says nothing
+                    os.unlink(manifest)
+            fresh = None if there else self._temporary(content)
             try:
                 for path in (*files, *folders):
                     fsync(path)
@@ -97,14 +112,18 @@ class Directory:
             (self.root / path).unlink(missing_ok=True)
 
     def delete_unused(self, entries: Iterable[Entry]) -> list[Entry]:
-        """Remove the entries that nobody has touched since they were listed."""
+        """Remove the entries that nobody has touched since they were listed, or has reserved."""
         removed = []
-        for entry in entries:
-            with locked(self._lock_file), contextlib.suppress(FileNotFoundError):
-                file = self.root / entry.path
-                if file.stat().st_mtime <= entry.time:
-                    file.unlink()
-                    removed.append(entry)
+        listed = list(entries)
+        for start in range(0, len(listed), _AT_ONCE):
+            with locked(self._lock_file):  # who reserves shares it, and looks afterwards
+                reserved = self.reserved()
+                for entry in listed[start : start + _AT_ONCE]:
+                    file = self.root / entry.path
+                    with contextlib.suppress(FileNotFoundError):
+                        if entry.path not in reserved and file.stat().st_mtime <= entry.time:
+                            file.unlink()
+                            removed.append(entry)
         return removed
 
     def list(self, prefix: str) -> Iterator[Entry]:
@@ -120,11 +139,48 @@ class Directory:
     def place(self, path: str) -> Path | None:
         return self.root / path
 
-    def used(self, path: str) -> None:
-        file = self.root / path
-        with contextlib.suppress(OSError):  # only a hint for gc; the store may be read-only
-            if file.stat().st_mtime < time.time() - 60:
-                os.utime(file)
+    def use(self, paths: Collection[str]) -> None:
+        now = time.time()
+        for path in paths:
+            file = f"{self.root}/{path}"
+            with contextlib.suppress(OSError):  # it may be gone, or the store read-only
+                if os.stat(file).st_mtime < now - self.use_every:  # noqa: PTH116
+                    os.utime(file)
+
+    def uses(self) -> Mapping[str, float]:
+        """Nothing: the time of a file is that of its last use."""
+        return {}
+
+    def flush(self, timeout: float) -> None:
+        """Nothing: notes are in the store at once."""
+
+    @contextlib.contextmanager
+    def reserve(self, paths: Collection[str]) -> Iterator[None]:
+        """They stand in a file that is locked as long as this process lives."""
+        file = self._reserved / os.urandom(16).hex()
+        with contextlib.ExitStack() as held:
+            with contextlib.suppress(OSError):  # a store that may only be read
+                with locked(self._lock_file, shared=True):
+                    self._reserved.mkdir(exist_ok=True)
+                    new = held.enter_context(file.open("x"))
+                    fcntl.flock(new, fcntl.LOCK_EX)
+                    new.write("\n".join(paths))
+                    new.flush()
+                held.callback(file.unlink, missing_ok=True)
+            yield
+
+    def reserved(self) -> set[str]:
+        """What living processes have reserved; what dead ones had goes."""
+        found: set[str] = set()
+        for file in self._reserved.glob("*"):
+            with contextlib.suppress(OSError), file.open() as opened:
+                try:
+                    fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    found.update(opened.read().split("\n"))
+                else:
+                    file.unlink()
+        return found
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         return map(function, items)
@@ -133,10 +189,12 @@ class Directory:
         return time.time()
 
     def tidy(self) -> None:
-        """Remove what killed writers left behind."""
-        for entry in self.list("tmp"):
-            if entry.time < time.time() - ABANDONED:
-                (self.root / entry.path).unlink(missing_ok=True)
+        """Remove what dead writers left behind: all there is, when no living one has the lock."""
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):
+            if os.listdir(self._tmp):  # noqa: PTH208
+                with locked(self._lock_file, wait=_busy):
+                    for file in self._tmp.iterdir():
+                        file.unlink()
 
     def _temporary(self, data: bytes | Path) -> str:
         """A new file in root/tmp with that content; of a file on the same disk, another name."""
@@ -157,6 +215,18 @@ class Directory:
                 os.unlink(file)
             raise
         return file
+
+
+def _busy() -> None:
+    raise BlockingIOError
+
+
+def _size(file: str) -> int:
+    """Bytes of a file; 0 if there is none."""
+    try:
+        return os.stat(file).st_size  # noqa: PTH116
+    except OSError:
+        return 0
 
 
 def _is_whole(file: str, data: bytes | Path) -> bool:

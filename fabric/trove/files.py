@@ -6,6 +6,8 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import stat
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -79,6 +81,40 @@ def _sweep(folder: Path, prefix: str) -> None:
 
 def _busy() -> None:
     raise BlockingIOError
+
+
+class Tally:
+    """How many bytes it frees to remove trees, one after the other.
+
+    A file with several names frees its bytes with the last of them.
+    """
+
+    def __init__(self) -> None:
+        self.trees = 0
+        self.bytes = 0
+        self._names: Counter[tuple[int, int]] = Counter()  # of files with several: those removed
+
+    def add(self, path: Path | str) -> None:
+        """This goes: a tree or a file."""
+        self.trees += 1
+        self._add(os.path.dirname(path), os.path.basename(path))  # noqa: PTH119, PTH120
+        for folder, _, names in os.walk(path):
+            for name in names:
+                self._add(folder, name)
+
+    def _add(self, folder: str, name: str) -> None:
+        try:
+            status = os.lstat(f"{folder}/{name}")
+        except FileNotFoundError:
+            return
+        if stat.S_ISDIR(status.st_mode):
+            return
+        if status.st_nlink > 1:
+            id = (status.st_dev, status.st_ino)
+            self._names[id] += 1
+            if self._names[id] < status.st_nlink:
+                return
+        self.bytes += status.st_size
 
 
 def sha256_of(file: Path | str) -> str:

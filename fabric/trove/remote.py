@@ -6,14 +6,16 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fabric.trove.backends import ABANDONED, Entry, size_of
+from fabric.bounds import NOTES_OF_USE, RESERVED, UPLOAD, USES_KEPT
+from fabric.trove.backends import Entry, TooLarge, size_of
 from fabric.trove.files import CHUNK
+from fabric.trove.uses import Uses, keys_in
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -44,9 +46,13 @@ class Remote:
     it once all has come.  Readers check digests in any case.
 
     ``ca`` is a PEM certificate to be trusted besides the system's, ``login`` is "USER:PASSWORD".
+    Notes of use are gathered in the folder ``notes`` (`fabric.trove.uses`).
     """
 
-    def __init__(self, url: str, ca: bytes = b"", login: str = "") -> None:
+    grace = float(UPLOAD)
+    use_every = 3600.0
+
+    def __init__(self, url: str, notes: Path, ca: bytes = b"", login: str = "") -> None:
         from urllib.parse import unquote, urlsplit
 
         import obstore.exceptions
@@ -64,6 +70,7 @@ class Remote:
         self._ca = ca
         self._login = login
         self._store = self._connect(SILENCE)
+        self._uses = Uses(notes, self._upload)
 
     def _connect(self, silence: float) -> ObjectStore:
         """A client that waits so many seconds for the server to say something."""
@@ -101,16 +108,16 @@ class Remote:
 
     def exist(self, paths: Iterable[str]) -> set[str]:
         wanted = list(paths)
-        return {path for path, size in zip(wanted, self._sizes(wanted), strict=True) if size >= 0}
+        return {path for path, size in zip(wanted, self._sizes(wanted), strict=True) if size}
 
     def _sizes(self, paths: Iterable[str]) -> Iterator[int]:
-        """Size of each object in bytes, -1 for one that is not there."""
+        """Size of each object in bytes, 0 for one that is not there."""
 
         def size(path: str) -> int:
             try:
                 return self._store.head(path)["size"]
             except FileNotFoundError:
-                return -1
+                return 0
 
         return self._pool.map(size, paths)
 
@@ -120,8 +127,14 @@ class Remote:
             return self._pool.submit(call).result()
         return call()
 
-    def get(self, path: str) -> bytes:
-        return self._heeding(lambda: bytes(self._store.get(path).bytes()))
+    def get(self, path: str, most: int) -> bytes:
+        def get() -> bytes:
+            got = self._store.get(path)
+            if got.meta["size"] > most:
+                raise TooLarge(f"it has {got.meta['size']} bytes")
+            return bytes(got.bytes())
+
+        return self._heeding(get)
 
     def range(self, path: str, offset: int, length: int) -> bytes:
         size = self._heeding(lambda: self._store.head(path))["size"]
@@ -165,7 +178,7 @@ class Remote:
                 there = self._store.head(path)
             except FileNotFoundError:
                 return True
-            old = there["last_modified"].timestamp() < time.time() - ABANDONED / 2
+            old = there["last_modified"].timestamp() < time.time() - UPLOAD / 2
             return old or there["size"] != size_of(blobs[path])
 
         wanted = self._pool.map(needed, blobs)
@@ -191,8 +204,12 @@ class Remote:
         list(self._pool.map(delete, paths))
 
     def delete_unused(self, entries: Iterable[Entry]) -> list[Entry]:
+        reserved = self.reserved()
+
         def delete(entry: Entry) -> bool:
             try:
+                if entry.path in reserved:
+                    return False
                 if self._store.head(entry.path)["last_modified"].timestamp() > entry.time:
                     return False
                 self._store.delete(entry.path)
@@ -220,8 +237,60 @@ class Remote:
     def place(self, path: str) -> Path | None:  # noqa: ARG002
         return None
 
-    def used(self, path: str) -> None:
-        """Nothing: such stores remember only when an object was written."""
+    def use(self, paths: Collection[str]) -> None:
+        self._uses.note([path.rpartition("/")[2] for path in paths])
+
+    def uses(self) -> Mapping[str, float]:
+        """What clients have noted; notes too old for any use are removed."""
+        found: dict[str, float] = {}
+        now = self.now()
+        for entry in self._listed("uses"):
+            if entry.time < now - USES_KEPT:
+                self.delete([entry.path])
+            elif (content := self._read(entry.path)) is not None:
+                for key in keys_in(content):
+                    path = f"manifests/{key.decode()}"
+                    found[path] = max(entry.time, found.get(path, 0.0))
+        return found
+
+    def flush(self, timeout: float) -> None:
+        self._uses.flush(timeout)
+
+    @contextlib.contextmanager
+    def reserve(self, paths: Collection[str]) -> Iterator[None]:
+        """They stand in an object, which counts for two days if its maker is killed."""
+        path = f"reserved/{os.urandom(16).hex()}"
+        keys = (each.rpartition("/")[2] for each in paths)
+        with contextlib.ExitStack() as held:
+            with contextlib.suppress(*self.trouble):  # a store that may only be read
+                self._upload(path, "\n".join(keys).encode())
+                held.callback(self._discard, path)
+            yield
+
+    def _discard(self, path: str) -> None:
+        with contextlib.suppress(*self.trouble):
+            self.delete([path])
+
+    def reserved(self) -> set[str]:
+        found: set[str] = set()
+        now = self.now()
+        for entry in self._listed("reserved"):
+            if entry.time < now - RESERVED:
+                self._discard(entry.path)
+            elif (content := self._read(entry.path)) is not None:
+                found.update(f"manifests/{key.decode()}" for key in keys_in(content))
+        return found
+
+    def _listed(self, prefix: str) -> Iterator[Entry]:
+        """What is in a folder that need not exist."""
+        with contextlib.suppress(FileNotFoundError):
+            yield from self.list(prefix)
+
+    def _read(self, path: str) -> bytes | None:
+        """Notes; None if they are gone, or too many."""
+        with contextlib.suppress(FileNotFoundError, TooLarge):
+            return self.get(path, NOTES_OF_USE)
+        return None
 
     def tidy(self) -> None:
         """Nothing: uploads under way have no names here."""

@@ -17,7 +17,9 @@ With a farm's trove (`fabric.trove.shared`), what is not here is fetched from th
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -29,7 +31,7 @@ from fabric.errors import SourceError
 from fabric.jobs import Source
 from fabric.trove import shared
 from fabric.trove.files import locked
-from fabric.trove.git import SHA, Repository
+from fabric.trove.git import ABANDONED, SHA, Repository
 from fabric.trove.reach import TroveFault
 from fabric.trove.repositories import Repositories
 from fabric.trove.stop import Stop
@@ -291,15 +293,22 @@ class Sources:
         """Remove what killed processes have left half exported."""
         self.exports.sweep()
 
-    def gc(self, older_than: float, alone: Alone | None = None, *, dry_run: bool = False) -> int:
-        """Remove exported trees and downloads unused for that many seconds; return how many
-        bytes that frees.  Trees of which ``alone`` says no stay, as builds have them.
-        Repositories stay: only they hold what cannot be made again."""
+    def gc(
+        self, older_than: float, alone: Alone | None = None, *, dry_run: bool = False
+    ) -> dict[str, int]:
+        """Remove what was unused for that many seconds; return how many bytes that frees, by kind.
+
+        Trees of which ``alone`` says no stay, as builds have them.  Of repositories only what
+        killed fetches left goes: only they hold what cannot be made again.
+        """
         from fabric.trove.importers.download import Downloads
 
         downloads = Downloads(self.root / "downloads", self.progress, self._repositories.stop)
-        freed = downloads.gc(older_than, dry_run=dry_run)
-        return freed + self.exports.gc(older_than, alone, dry_run=dry_run)
+        return {
+            "source trees": self.exports.gc(older_than, alone, dry_run=dry_run),
+            "downloads": downloads.gc(older_than, dry_run=dry_run),
+            "repositories": _gc_repositories(self.root, dry_run=dry_run),
+        }
 
     def repository(self, repo: str) -> Repository:
         """What is here of ``repo``; it may not exist yet."""
@@ -309,3 +318,27 @@ class Sources:
 def _identity(wanted: Wanted) -> object:
     repo, ref, submodules = wanted
     return repo, ref, tuple(submodules)
+
+
+def _gc_repositories(root: Path, *, dry_run: bool) -> int:
+    """Remove what killed fetches left in repositories below ``root``; how many bytes that frees."""
+    freed = 0
+    for repository in (*root.glob("*.git"), *_repositories(root / "git")):
+        for pattern in ("pack/tmp_*", "pack/.tmp-*", "??/tmp_obj_*"):
+            for file in repository.glob(f"objects/{pattern}"):
+                with contextlib.suppress(FileNotFoundError):
+                    status = file.stat()
+                    if time.time() - status.st_mtime > ABANDONED:
+                        freed += status.st_size
+                        if not dry_run:
+                            file.unlink()
+    return freed
+
+
+def _repositories(folder: Path) -> Iterator[Path]:
+    """All repositories below a folder."""
+    for path in folder.glob("*/"):
+        if path.suffix == ".git":
+            yield path
+        else:
+            yield from _repositories(path)

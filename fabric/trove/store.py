@@ -17,25 +17,24 @@ import contextlib
 import hashlib
 import io
 import os
-import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import BinaryIO
-from weakref import WeakValueDictionary
 
 import msgspec
 
+from fabric.bounds import MANIFEST
 from fabric.errors import DamagedError, StoreError
 from fabric.jobs import Blob, Manifest
-from fabric.trove.cleaning import collect
+from fabric.trove.backends import TooLarge
+from fabric.trove.cleaning import Gone, collect
 from fabric.trove.connect import connect
-from fabric.trove.files import scratch, sha256_of, sweep
+from fabric.trove.copies import Copies
+from fabric.trove.files import sha256_of
+from fabric.trove.manifests import apart, blob_path, decode, encode, key_of, manifest_path
 from fabric.trove.troubles import advice, brief
-
-_FETCHING = "fetching-"
-_encode = msgspec.json.Encoder(order="deterministic").encode
-_decode = msgspec.json.Decoder(Manifest).decode
 
 
 def _fine() -> None:
@@ -63,44 +62,39 @@ class Store:
         self, url: str, scratch: Path, *, ca: Path | None = None, password: Path | None = None
     ) -> None:
         self.url = url
-        self._scratch = scratch
+        self.copies = Copies(scratch)
         self._verified: set[tuple[str, int, int]] = set()
-        self._fetching: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
-        self._backend = connect(url, ca, password)
-
-    @property
-    def copies(self) -> Path:
-        """The folder with copies of remote blobs; what is removed there is fetched again."""
-        return self._scratch / "blobs"
+        self._used: dict[str, float] = {}  # keys -> when their next use is to be noted
+        self._backend = connect(url, scratch, ca, password)
 
     def sweep(self) -> None:
-        """Remove what killed processes have left in the scratch directory."""
-        sweep(self._scratch, _FETCHING)
+        """Remove what killed processes have left in the store, and half fetched here."""
+        self.copies.sweep()
+        with contextlib.suppress(*self._backend.trouble):  # of one that is not ours to write
+            self._backend.tidy()
 
     # -- manifests ---------------------------------------------------------------------------
 
     def has(self, keys: Iterable[str]) -> set[str]:
         """Those of ``keys`` that are built.  Only the manifest is looked for."""
         with self._explained("cannot be asked what it has"):
-            found = self._backend.exist(_manifest(key) for key in keys)
-        return {path.rpartition("/")[2] for path in found}
+            found = self._backend.exist(manifest_path(key) for key in keys)
+        return {key_of(path) for path in found}
 
     def manifest(self, key: str) -> Manifest | None:
         """What is known of a built step; None if it is not there."""
-        path = _manifest(key)
+        path = manifest_path(key)
         with self._explained(f"manifest {key} cannot be read"):
             try:
-                content = self._backend.get(path)
+                content = self._backend.get(path, MANIFEST)
             except FileNotFoundError:
                 return None
-            self._backend.used(path)
+            except TooLarge as error:
+                raise self._damaged_manifest(key, str(error)) from None
         try:
-            manifest = _decode(content)
-        except msgspec.DecodeError as error:
+            return decode(content, key)
+        except ValueError as error:
             raise self._damaged_manifest(key, str(error)) from None
-        if manifest.key != key:
-            raise self._damaged_manifest(key, f"it is that of {manifest.key}")
-        return manifest
 
     def manifests(self, keys: Iterable[str]) -> list[Manifest | None]:
         """What is known of many steps, in their order."""
@@ -119,20 +113,42 @@ class Store:
                 raise StoreError(f"{manifest.name}: blob {blob.sha256} was not given to the store")
             self._check_given(manifest, blob, data)
             if blob.content is None:
-                blobs[_blob(blob)] = data
+                blobs[blob_path(blob)] = data
         with self._explained(f"{manifest.name} cannot be stored"):
-            self._backend.put(blobs, _manifest(manifest.key), _encode(manifest))
+            self._backend.put(blobs, manifest_path(manifest.key), encode(manifest))
 
     def keys(self) -> Iterator[str]:
         """Cache keys of all that is stored."""
         with self._explained("cannot be listed"):
             for entry in self._backend.list("manifests"):
-                yield entry.path.rpartition("/")[2]
+                if key := key_of(entry.path):
+                    yield key
 
     def remove(self, keys: Iterable[str]) -> None:
         """Forget built steps.  Their blobs stay until `gc`."""
         with self._explained("cannot be cleaned"):
-            self._backend.delete(_manifest(key) for key in keys)
+            self._backend.delete(manifest_path(key) for key in keys)
+
+    # -- what is of use ----------------------------------------------------------------------
+
+    def use(self, keys: Iterable[str]) -> None:
+        """Note that a build, or a user, needs these steps now: `gc` goes by that.
+
+        To look at a step is no use of it.
+        """
+        now = time.monotonic()
+        fresh = [key for key in keys if self._used.get(key, 0.0) <= now]
+        if fresh:
+            self._used |= dict.fromkeys(fresh, now + self._backend.use_every)
+            self._backend.use([manifest_path(key) for key in fresh])
+
+    def flush(self, timeout: float = 2.0) -> None:
+        """Have all notes of use reach the store; wait so many seconds for that at most."""
+        self._backend.flush(timeout)
+
+    def reserve(self, keys: Iterable[str]) -> contextlib.AbstractContextManager[None]:
+        """Meanwhile no `gc` removes these steps, be they there or still to come."""
+        return self._backend.reserve([manifest_path(key) for key in keys])
 
     # -- blobs -------------------------------------------------------------------------------
 
@@ -143,11 +159,14 @@ class Store:
             if blob.content is not None:
                 return blob.content[offset : offset + length]
             with self._reading(blob):
-                return self._backend.range(_blob(blob), offset, length)
+                return self._backend.range(blob_path(blob), offset, length)
         content = blob.content
         if content is None:
             with self._reading(blob):
-                content = self._backend.get(_blob(blob))
+                try:
+                    content = self._backend.get(blob_path(blob), blob.size)
+                except TooLarge as error:
+                    raise self._damaged(blob, str(error)) from None
         self._verify(blob, len(content), hashlib.sha256(content).hexdigest())
         return content
 
@@ -158,7 +177,7 @@ class Store:
             return
         digest, size = hashlib.sha256(), 0
         with self._reading(blob):
-            for piece in self._backend.stream(_blob(blob)):
+            for piece in self._backend.stream(blob_path(blob)):
                 digest.update(piece)
                 size += len(piece)
                 yield piece
@@ -188,7 +207,10 @@ class Store:
     def open(self, blob: Blob, key: str = "", check: Callable[[], None] = _fine) -> BinaryIO:
         """A blob to read from, verified; ``key`` and ``check`` as for `path`."""
         if blob.content is None:
-            return self.path(blob, key, check).open("rb")
+            try:
+                return self.path(blob, key, check).open("rb")
+            except FileNotFoundError:  # a copy that was removed in this very moment
+                return self.path(blob, key, check).open("rb")
         with _blamed(key):
             return io.BytesIO(self.read(blob))
 
@@ -199,7 +221,7 @@ class Store:
         is the step that the blob belongs to: a DamagedError names it.
         """
         with _blamed(key):
-            place = None if blob.content is not None else self._backend.place(_blob(blob))
+            place = None if blob.content is not None else self._backend.place(blob_path(blob))
             file = place or self._copy(blob, check)
             with self._reading(blob):
                 status = file.stat()
@@ -210,20 +232,9 @@ class Store:
         return file
 
     def _copy(self, blob: Blob, check: Callable[[], None]) -> Path:
-        """The copy of a blob in the scratch directory, fetched once by all threads."""
-        file = self.copies / blob.sha256
-        lock = self._fetching.setdefault(blob.sha256, threading.Lock())
-        with lock:
-            try:
-                os.utime(file)  # it is of use, so cleaning the scratch spares it
-            except FileNotFoundError:
-                with (
-                    self._reading(blob, f"cannot be fetched to {file}"),
-                    scratch(self._scratch, _FETCHING) as folder,
-                ):
-                    self.fetch(blob, folder / blob.sha256, check)
-                    self.copies.mkdir(parents=True, exist_ok=True)
-                    (folder / blob.sha256).replace(file)
+        with self._reading(blob, f"cannot be fetched to {self.copies.folder / blob.sha256}"):
+            file, new = self.copies.get(blob.sha256, lambda to: self.fetch(blob, to, check))
+            if new:
                 status = file.stat()
                 self._verified.add((blob.sha256, status.st_ino, status.st_mtime_ns))
         return file
@@ -234,8 +245,8 @@ class Store:
             blob: key
             for key, blob in wanted
             if blob.content is None
-            and self._backend.place(_blob(blob)) is None
-            and not (self.copies / blob.sha256).exists()
+            and self._backend.place(blob_path(blob)) is None
+            and not (self.copies.folder / blob.sha256).exists()
         }
         if absent:
             for _ in self._backend.map(lambda one: self.path(one, absent[one], check), absent):
@@ -260,9 +271,9 @@ class Store:
         except DamagedError:
             manifest = None
         self.remove([key])
-        wrong = [blob for blob in _apart(manifest) if not self._is_right(blob)]
+        wrong = [blob for blob in apart(manifest) if not self._is_right(blob)]
         with self._explained("cannot be cleaned"):
-            self._backend.delete(map(_blob, wrong))
+            self._backend.delete(map(blob_path, wrong))
 
     def _is_right(self, blob: Blob) -> bool:
         try:
@@ -290,35 +301,26 @@ class Store:
         max_bytes: int | None = None,
         dry_run: bool = False,
         now: Callable[[], float] | None = None,
-    ) -> Usage:
-        """Remove what is not in ``keep`` (cache keys), least recently used first.
+    ) -> Gone:
+        """Remove what is neither in ``keep`` (cache keys) nor reserved, least recently used first.
 
-        Nothing used within ``older_than`` seconds goes; with ``max_bytes`` no more goes than is
-        needed to come down to that size.  Blobs go when no manifest that stays names them and
-        no upload can be about to: those younger than a day stay.  Return what was removed,
-        or with ``dry_run`` what would be.
+        Nothing goes that was used within ``older_than`` seconds, nor what such a step was built
+        with; with ``max_bytes`` no more goes than is needed to come down to that size.  Blobs go
+        when no manifest that stays names them and no upload can be about to.  Return what was
+        removed, or with ``dry_run`` what would be.
         """
         with self._explained("cannot be cleaned"):
-            gone = collect(
+            return collect(
                 self._backend,
-                self._blobs_of,
-                keep,
+                self.manifest,
+                set(map(manifest_path, keep)),
                 now() if now else self._backend.now(),
                 older_than,
                 max_bytes,
                 dry_run,
             )
-        return Usage(*gone)
 
     # -- inside ------------------------------------------------------------------------------
-
-    def _blobs_of(self, key: str) -> frozenset[str]:
-        """Paths of the blobs that a manifest names; none if it is gone or damaged."""
-        try:
-            manifest = self.manifest(key)
-        except DamagedError:
-            return frozenset()
-        return frozenset(map(_blob, _apart(manifest)))
 
     def _check_given(self, manifest: Manifest, blob: Blob, data: bytes | Path) -> None:
         if isinstance(data, bytes):
@@ -374,17 +376,6 @@ class _Absent(StoreError):
     """Something is not there."""
 
 
-def _manifest(key: str) -> str:
-    if not key.isalnum():
-        raise StoreError(f"{key!r} is no cache key")
-    return f"manifests/{key}"
-
-
-def _apart(manifest: Manifest | None) -> list[Blob]:
-    """The blobs of a manifest that are stored apart from it."""
-    return [blob for blob in manifest.blobs() if blob.content is None] if manifest else []
-
-
 @contextlib.contextmanager
 def _blamed(key: str) -> Iterator[None]:
     """A DamagedError names the step that what is damaged belongs to, if it is known."""
@@ -393,7 +384,3 @@ def _blamed(key: str) -> Iterator[None]:
     except DamagedError as error:
         error.keys = (key,) if key else ()
         raise
-
-
-def _blob(blob: Blob) -> str:
-    return f"blobs/{blob.sha256[:2]}/{blob.sha256}"

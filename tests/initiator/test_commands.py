@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tarfile
+from pathlib import Path
 
 import pytest
 from initiator_kit import INITIATOR, Project
@@ -182,21 +183,58 @@ def test_gc_removes_what_is_old_and_spares_what_is_to_be_kept(project: Project) 
     assert "4 built" in project.build().stdout
 
 
-def test_gc_leaves_the_source_that_a_build_has(project: Project) -> None:
+def files_of(folder: Path) -> dict[str, int]:
+    """What is below a folder: paths and sizes; but for locks, and what notes who is at work."""
+    return {
+        str(path.relative_to(folder)): path.lstat().st_size
+        for path in folder.rglob("*")
+        if not path.is_dir() and path.lstat().st_size and "/work/tmp/" not in str(path)
+    }
+
+
+def test_gc_says_by_kind_what_it_frees_and_beforehand_what_it_would(project: Project) -> None:
+    project.write(one='head -c 300000 /dev/urandom > "$DESTDIR"/big', two=("one", "true"))
+    assert project.build().returncode == 0
+    for blob in (project.cache / "artifacts/blobs").rglob("*"):
+        os.utime(blob, (1e9, 1e9))  # they are young for a second
+    before = files_of(project.cache)
+    planned = json.loads(project.run("gc", "--dry-run", "--json", "--keep-days", "0").stdout)
+    assert files_of(project.cache) == before, "nothing is removed"
+    said = project.run("gc", "--dry-run", "--keep-days", "0").stdout.splitlines()
+    assert files_of(project.cache) == before, "nothing is removed"
+    gone = json.loads(project.run("gc", "--json", "--keep-days", "0").stdout)
+    after = files_of(project.cache)
+    assert gone == {**planned, "dry_run": False, "left": {"steps": 0, "bytes": 0}}
+    assert [line.split()[0] for line in said[:9]] == [
+        *("copies", "logs", "source", "downloads", "repositories", "layers"),
+        *("scratch", "artifacts", "blobs"),
+    ]
+    assert said[9].startswith(f"{gone['steps']} steps and {gone['blobs']} blobs would be removed, ")
+    assert said[9].endswith(" would be freed")
+    assert gone["freed"]["layers"] > 300000
+    assert gone["freed"]["blobs"] > 300000
+    freed = sum(before.values()) - sum(after.values())
+    assert abs(gone["bytes"] - freed) < 1000, "beside a few small notes of ours"
+
+
+def test_gc_removes_nothing_that_a_live_build_here_needs(project: Project) -> None:
     for number in range(30):  # so many are not copied
         (project.source / f"file-{number}").write_text(f"{number}\n")
     git(project.source, "add", ".")
     git(project.source, "commit", "-qm", "second")
-    project.write(one="echo begun\nsleep 3\ncat file-29")
+    project.write(one='touch "$DESTDIR"/one', two=("one", "echo begun\nsleep 3\ncat file-29"))
     child = project.start()
-    log = project.logs / "build-step-one-misc.log"
+    log = project.logs / "build-step-two-misc.log"
     until(lambda: log.exists() and "\nbegun\n" in log.read_text())
     during = json.loads(project.run("gc", "--json", "--keep-days", "0").stdout)
-    assert (during["sources"], during["layers"]) == (0, False)
+    assert during["freed"]["source trees"] == 0
+    assert during["layers_in_use"] > 0
+    assert (during["steps"], during["left"]["steps"]) == (0, 1)
     assert child.wait(60) == 0, child.communicate()
-    assert "\n29\n" in project.log("one-misc")
+    assert "\n29\n" in project.log("two-misc")
     after = json.loads(project.run("gc", "--json", "--keep-days", "0").stdout)
-    assert after["sources"] > 0
+    assert after["freed"]["source trees"] > 0
+    assert after["left"]["steps"] == 0
 
 
 @pytest.mark.parametrize("days", ["-1", "nan"])

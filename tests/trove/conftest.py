@@ -10,6 +10,8 @@ from servers_kit import free_port
 from sources_kit import Files, Sshd, sshd
 from store_kit import nginx, seaweed
 
+from fabric.trove.store import Store
+
 
 @pytest.fixture
 def files(tmp_path: Path) -> Iterator[Files]:
@@ -47,3 +49,17 @@ def git_ssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
     folder = tmp_path_factory.mktemp("git-sshd")
     with sshd(folder, free_port(), AcceptEnv="GIT_PROTOCOL") as server:
         yield server
+
+
+@pytest.fixture(params=["directory", "webdav", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """An empty store of each kind."""
+    if request.param == "directory":
+        url = (tmp_path / "a store").as_uri()
+    elif request.param == "webdav":
+        url = f"{request.getfixturevalue('webdav')}/{tmp_path.name}"
+    else:
+        for name, value in request.getfixturevalue("s3").items():
+            monkeypatch.setenv(name, value)
+        url = f"s3://artifacts/{tmp_path.name}"
+    return Store(url, tmp_path / "scratch")

@@ -18,7 +18,7 @@ from store_kit import Authority, Server, blob, key, nginx, step
 
 from fabric.errors import DamagedError, StoreError
 from fabric.trove import remote
-from fabric.trove.store import Store, Usage
+from fabric.trove.store import Store
 
 MIB = 1024 * 1024
 LOGIN = "worker:much secret"
@@ -198,7 +198,7 @@ def test_a_slow_upload_is_not_silence(
     manifest, files = step(1, big.read_bytes())
     files[blob(big.read_bytes()).sha256] = big
     cable.rate = 4 * MIB
-    Store(far.url, near._scratch).put(manifest, files)
+    Store(far.url, near.copies._scratch).put(manifest, files)
     assert near.inspect(key(1))
 
 
@@ -218,7 +218,7 @@ def test_a_server_that_comes_back(tmp_path: Path) -> None:
 def test_a_server_that_hangs(far: Store, cable: Cable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "SILENCE", 0.3)
     monkeypatch.setattr(remote, "PATIENCE", 1)
-    store = Store(far.url, far._scratch)
+    store = Store(far.url, far.copies._scratch)
     cable.stalls = True
     for use in (
         lambda: store.has([key(1)]),
@@ -228,7 +228,7 @@ def test_a_server_that_hangs(far: Store, cable: Cable, monkeypatch: pytest.Monke
     ):
         with pytest.raises(StoreError, match=r"check that the server is up"):
             use()
-    assert not list(far._scratch.rglob("*fetch*"))
+    assert not list(far.copies._scratch.rglob("*fetch*"))
 
 
 def test_half_an_upload_is_nothing(server: Server, cable: Cable, tmp_path: Path, big: Path) -> None:
@@ -238,7 +238,7 @@ def test_half_an_upload_is_nothing(server: Server, cable: Cable, tmp_path: Path,
         import sys
         from pathlib import Path
         from store_kit import blob, step
-        from fabric.trove.store import Store, Usage
+        from fabric.trove.store import Store
         big = Path({str(big)!r})
         manifest, files = step(1, big.read_bytes())
         files[blob(big.read_bytes()).sha256] = big
@@ -284,7 +284,7 @@ def test_blobs_are_brought_together_and_once(near: Store) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(file.stat().st_size for file in near.copies.iterdir()) == [MIB] * 8
+    assert sorted(file.stat().st_size for file in near.copies.folder.iterdir()) == [MIB] * 8
     for data in contents:
         assert near.path(blob(data)).read_bytes() == data
     with pytest.raises(DamagedError, match="it is not there") as caught:
@@ -304,8 +304,8 @@ def test_bringing_can_be_called_off(far: Store, near: Store, big: Path) -> None:
 
     with pytest.raises(Enough):
         far.bring([(key(1), blob(data))], check)
-    assert not list(far.copies.glob("*"))
-    assert not list(far._scratch.glob("fetching-*"))
+    assert not list(far.copies.folder.glob("*"))
+    assert not list(far.copies._scratch.glob("fetching-*"))
 
 
 # -- cleaning --------------------------------------------------------------------------------
@@ -319,7 +319,7 @@ def test_cleaning_goes_by_the_clock_of_the_server(
     near.put(*step(2, b"of no use"))
     near.remove([key(2)])
     monkeypatch.setattr(time, "time", lambda: 4e9)
-    assert near.gc({key(1)}, older_than=3600.0) == Usage(0, 0, 0)
+    assert near.gc({key(1)}, older_than=3600.0).bytes == 0
     for file in server.data.rglob("*"):
         os.utime(file, (1e9, 1e9))
     gone = near.gc({key(1)}, older_than=3600.0)
@@ -366,7 +366,7 @@ def test_full_disks_at_either_end(tmp_path: Path) -> None:
         from store_kit import blob, key, nginx, step
         from fabric.errors import StoreError
         from fabric.trove import remote
-        from fabric.trove.store import Store, Usage
+        from fabric.trove.store import Store
         remote.RETRIES = 1
         top = Path({str(tmp_path)!r})
         data = os.urandom(1_500_000)
@@ -385,7 +385,7 @@ def test_full_disks_at_either_end(tmp_path: Path) -> None:
                 full.path(blob(data), key(1))
             except StoreError as error:
                 print(error)
-            assert not list(full.copies.glob("*"))
+            assert not list(full.copies.folder.glob("*"))
             assert not list((top / "mount/scratch").glob("fetching-*"))
             assert full.path(blob(b"fits")).read_bytes() == b"fits"
     """

@@ -1,0 +1,57 @@
+"""Manifests as a store keeps them, and the paths of what is in a store.
+
+A store may hold anything: a manifest whose digests are no digests, or whose names are no names of
+files, counts as damaged.  Keys of other steps are checked when they become a path.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from fabric.digest import Digest
+from fabric.errors import StoreError
+from fabric.jobs import Blob, Manifest
+
+encode = msgspec.json.Encoder(order="deterministic").encode
+_decode = msgspec.json.Decoder(Manifest).decode
+
+
+def decode(content: bytes, key: str) -> Manifest:
+    """The manifest of a step.  ValueError says why it is none."""
+    manifest = _decode(content)
+    if manifest.key != key:
+        raise ValueError(f"it is that of {manifest.key}")
+    return manifest
+
+
+def manifest_path(key: str) -> str:
+    """Where the manifest of a step is.  StoreError for what is no cache key."""
+    try:
+        return f"manifests/{Digest(key)}"
+    except ValueError:
+        raise StoreError(f"{key!r} is no cache key") from None
+
+
+def blob_path(blob: Blob) -> str:
+    """Where a blob is."""
+    return f"blobs/{blob.sha256[:2]}/{blob.sha256}"
+
+
+def key_of(path: str) -> str:
+    """The cache key whose manifest is at ``path``; "" for a file that is none."""
+    name = path.rpartition("/")[2]
+    try:
+        return Digest(name)
+    except ValueError:
+        return ""
+
+
+def apart(manifest: Manifest | None) -> list[Blob]:
+    """The blobs of a manifest that are stored apart from it."""
+    return [blob for blob in manifest.blobs() if blob.content is None] if manifest else []
+
+
+def steps_of(manifest: Manifest) -> list[str]:
+    """Cache keys of the steps that it was made from."""
+    inside = (one.key for artifact in manifest.artifacts for one in artifact.contents)
+    return list(dict.fromkeys((*manifest.staged, *inside)))

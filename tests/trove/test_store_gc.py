@@ -1,0 +1,239 @@
+"""What `gc` of a store removes, what it spares, and how it knows."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from servers_kit import child_environment, free_port
+from store_kit import Server, blob, key, nginx, step
+from waiting import until
+
+from fabric import bounds
+from fabric.trove import uses
+from fabric.trove.store import Store
+
+DAY = 86400.0
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """A WebDAV server of this test alone."""
+    folder = tmp_path / "server"
+    folder.mkdir()
+    with nginx(folder, free_port()) as server:
+        yield server
+
+
+@pytest.fixture(params=["directory", "webdav"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
+    """URL of a store, and the folder where its files are."""
+    if request.param == "directory":
+        return str(tmp_path / "store"), tmp_path / "store"
+    server: Server = request.getfixturevalue("server")
+    return f"{server.url}/a", server.data / "a"
+
+
+def age(folder: Path, days: float) -> None:
+    """All of a store was written so long ago."""
+    old = time.time() - days * DAY
+    for file in folder.rglob("*"):
+        if file.is_file():
+            os.utime(file, (old, old))
+
+
+def test_looking_is_no_use(place: tuple[str, Path], tmp_path: Path) -> None:
+    store = Store(place[0], tmp_path / "scratch")
+    for number in range(5):
+        store.put(*step(number, b"data of %d" % number))
+    age(place[1], 30)
+    assert None not in store.manifests(map(key, range(5)))
+    assert store.inspect(key(1))
+    assert len(store.has(map(key, range(5)))) == 5
+    assert store.read(blob(b"data of 1"))
+    planned = store.gc(set(), older_than=7 * DAY, dry_run=True)
+    assert store.usage().manifests == 5, "nothing is removed"
+    gone = store.gc(set(), older_than=7 * DAY)
+    assert gone == planned
+    assert (gone.manifests, gone.blobs) == (5, 10)
+    assert gone.bytes > 0
+    assert store.usage().bytes == 0
+
+
+def test_what_is_used_stays_and_what_it_was_built_with(
+    place: tuple[str, Path], tmp_path: Path
+) -> None:
+    store = Store(place[0], tmp_path / "scratch")
+    builds = {1: (), 2: (1,), 3: (2,), 4: (1,), 5: ()}
+    for number, needs in builds.items():
+        manifest, files = step(number, b"data of %d" % number)
+        staged = tuple(map(key, needs))
+        store.put(msgspec.structs.replace(manifest, staged=staged), files)
+    age(place[1], 30)
+    store.use([key(3)])
+    store.flush(60)
+    other = Store(place[0], tmp_path / "another")
+    assert other.gc(set(), older_than=7 * DAY).manifests == 2
+    assert other.has(map(key, range(6))) == {key(1), key(2), key(3)}
+    assert other.inspect(key(1))
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_a_live_build_has_reserved_stays(
+    place: tuple[str, Path], tmp_path: Path, killed: bool
+) -> None:
+    store = Store(place[0], tmp_path / "scratch")
+    for number in (1, 2):
+        store.put(*step(number, b"data of %d" % number))
+    age(place[1], 30)
+    code = f"""
+        import sys
+        from pathlib import Path
+        from store_kit import key
+        from fabric.trove.store import Store
+        with Store({place[0]!r}, Path({str(tmp_path)!r}) / "its").reserve([key(1), key(9)]):
+            print(flush=True)
+            sys.stdin.read()
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=child_environment(),
+    ) as build:
+        assert build.stdin
+        assert build.stdout
+        build.stdout.readline()
+        assert store.gc(set(), dry_run=True).manifests == 1
+        assert store.gc(set()).manifests == 1
+        assert store.has([key(1), key(2)]) == {key(1)}
+        assert store.inspect(key(1)), "its blobs are there"
+        if killed:
+            build.send_signal(signal.SIGKILL)
+        build.stdin.close()
+        build.wait()
+    if killed:
+        age(place[1], 3)  # a remote store cannot know that it is dead
+    assert store.gc(set()).manifests == 1
+    assert not list((place[1] / "reserved").iterdir())
+
+
+@pytest.mark.bound("RESERVED")
+def test_a_reservation_on_a_server_ends_when_its_maker_is_gone(
+    server: Server, tmp_path: Path
+) -> None:
+    store = Store(f"{server.url}/a", tmp_path / "scratch")
+    store.put(*step(1, b"data"))
+    with store.reserve([key(1)]):
+        for age_, left in ((bounds.RESERVED - 600, 1), (bounds.RESERVED + 600, 0)):
+            age(server.data / "a", age_ / DAY)
+            store.gc(set())
+            assert store.usage().manifests == left
+
+
+@pytest.mark.bound("UPLOAD")
+def test_blobs_that_an_upload_may_be_about_to_name_wait_and_are_counted(
+    server: Server, tmp_path: Path
+) -> None:
+    store = Store(f"{server.url}/a", tmp_path / "scratch")
+    store.put(*step(1, b"data"))
+    gone = store.gc(set())
+    assert (gone.manifests, gone.blobs, gone.blob_bytes) == (1, 0, 0)
+    assert (gone.waiting, gone.waiting_bytes) == (2, len(b"data") + len(b"log of 1\n"))
+    age(server.data / "a", (bounds.UPLOAD + 600) / DAY)
+    gone = store.gc(set())
+    assert (gone.blobs, gone.waiting) == (2, 0)
+
+
+# -- notes of use ----------------------------------------------------------------------------
+
+
+def noted(server: Server) -> list[bytes]:
+    """What has reached the server: the contents of all notes."""
+    return [file.read_bytes() for file in (server.data / "a/uses").glob("*")]
+
+
+def test_notes_of_a_machine_are_one_object_a_day_sent_once_an_hour(
+    server: Server, tmp_path: Path
+) -> None:
+    first = Store(f"{server.url}/a", tmp_path / "scratch")
+    first.use([key(1)])
+    until(lambda: [key(1).encode()] == [each.strip() for each in noted(server)])
+    first.use([key(2)])
+    first.use([key(1), key(2)])
+    second = Store(f"{server.url}/a", tmp_path / "scratch")  # another process of this machine
+    second.use([key(2), key(3)])
+    second._backend.flush(0)
+    second.flush(60)
+    assert [each.split() for each in noted(server)] == [[key(n).encode() for n in (1, 2, 3)]]
+    (file,) = (server.data / "a/uses").iterdir()
+    before = file.stat().st_mtime_ns
+    second.use([key(1), key(3)])
+    second.flush(60)
+    assert file.stat().st_mtime_ns == before, "nothing new is noted"
+    Store(f"{server.url}/a", tmp_path / "another machine").use([key(1)])
+    until(lambda: len(noted(server)) == 2)
+
+
+def test_a_server_out_of_reach_holds_nobody_up(tmp_path: Path) -> None:
+    port = free_port()
+    folder = tmp_path / "server"
+    folder.mkdir()
+    store = Store(f"http://127.0.0.1:{port}/a", tmp_path / "scratch")
+    store.use([key(1)])
+    store.flush(0.01)
+    with nginx(folder, port) as server:
+        until(lambda: len(noted(server)) == 1, 60)  # the same request was tried again
+
+
+def test_notes_that_a_killed_process_left_half_are_no_use_of_anything(tmp_path: Path) -> None:
+    sent: dict[str, bytes] = {}
+    notes = uses.Uses(tmp_path / "notes", sent.__setitem__)
+    notes.note([key(1)])
+    notes.flush(60)
+    (file,) = (tmp_path / "notes").glob("????-??-??")
+    with file.open("ab") as opened:
+        opened.write(b"\n" + key(2).encode()[:30])
+    notes.note([key(3)])
+    notes.flush(60)
+    (content,) = sent.values()
+    assert uses.keys_in(content) == {key(1).encode(), key(3).encode()}
+
+
+def test_notes_of_days_that_are_over_are_sent_and_go(tmp_path: Path) -> None:
+    sent: dict[str, bytes] = {}
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (folder / "2026-01-01").write_text(key(1))
+    notes = uses.Uses(folder, sent.__setitem__)
+    notes.note([key(2)])
+    notes.flush(60)
+    assert sorted(path[:16] for path in sent)[0] == "uses/2026-01-01-"
+    assert len(list(folder.glob("????-??-??"))) == 1
+
+
+@pytest.mark.bound("USES_KEPT")
+@pytest.mark.bound("NOTES_OF_USE")
+def test_notes_too_old_or_too_long_are_not_heeded(server: Server, tmp_path: Path) -> None:
+    store = Store(f"{server.url}/a", tmp_path / "scratch")
+    for number in (1, 2, 3):
+        store.put(*step(number, b"data of %d" % number))
+    age(server.data / "a", 91)
+    folder = server.data / "a/uses"
+    folder.mkdir()
+    (folder / "fine").write_text(key(1))
+    (folder / "long").write_bytes(key(2).encode() + b"\n" * bounds.NOTES_OF_USE)
+    (folder / "old").write_text(key(3))
+    old = time.time() - bounds.USES_KEPT - 600
+    os.utime(folder / "old", (old, old))
+    assert store.gc(set(), older_than=DAY).manifests == 2
+    assert store.has(map(key, (1, 2, 3))) == {key(1)}
+    assert sorted(file.name for file in folder.iterdir()) == ["fine", "long"]
