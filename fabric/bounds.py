@@ -99,6 +99,13 @@ LOGS_OPEN = _bound(
     "logs that an initiator has open, and half of its descriptors",
     "the others are written when some are whole",
 )
+LOG_READS = _bound(
+    "LOG_READS",
+    256,
+    "questions",
+    "questions of one name for logs in the store that wait",
+    "the broker drops the question; the initiator repeats it",
+)
 LOGS_READ = _bound(
     "LOGS_READ",
     16,

@@ -278,7 +278,7 @@ class Broker:
                 key, fence = message.key, message.fence
                 piece = self._spools.read(key, fence, message.offset, message.length)
                 if piece is None:
-                    self._desk.read_log(self._peer, message)
+                    self._desk.read_log(sender, self._peer, message)
                 else:
                     self._listener.send(self._peer, piece)
 

@@ -24,10 +24,12 @@ from fabric.wire.messages import (
     RequestInfo,
     Update,
 )
-from fabric.wire.sockets import Codec
+from fabric.wire.sockets import Codec, Garbage
 
-#: Seconds after which a question is put again, and after which there is no answer.
+#: Seconds after which a question is put again, at first and at most; and after which there is no
+#: answer.
 ASK_AGAIN = 1.0
+ASK_AGAIN_MOST = 4.0
 PATIENCE = 10.0
 #: Digits of a request's id that are shown: its time in milliseconds.
 SHOWN = 12
@@ -120,14 +122,18 @@ class Controller:
     ) -> Iterator[Answer | Update | LogPiece | Refused]:
         """All that comes, until whoever asked is content."""
         began = due = time.monotonic()
+        again = ASK_AGAIN
         while True:
             now = time.monotonic()
             if now >= due:
                 self.line.send(self._codec.encode(asked))
-                due = now + ASK_AGAIN
+                due, again = now + again, min(2 * again, ASK_AGAIN_MOST)
             self.line.wait(due - now)
             for frame in self.line.receive(100):
-                message = self._codec.decode(frame)
+                try:
+                    message = self._codec.decode(frame)
+                except Garbage:  # of another version, or damaged: the question is put again
+                    continue
                 if isinstance(message, Refused) and about and message.about == about:
                     kind = MachineFault if message.code == "not-now" else FabricError
                     raise kind(message.reason)

@@ -8,6 +8,7 @@ sender's role allows it.  Names are those in the senders' keys.  What is wrong i
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -150,6 +151,7 @@ class Listener:
 
     def heard(self) -> Iterator[Heard]:
         """Messages that have come, as far as they count."""
+        reads: Counter[bytes] = Counter()
         for frames in self._inbox.receive(self._jobs, JOBS_AT_ONCE):
             peer, frame = frames[0].bytes, frames[-1].buffer
             sender = self._sender(frames[-1])
@@ -171,6 +173,10 @@ class Listener:
                 if named is None:
                     continue
                 message = named
+            if isinstance(message, LogRead):
+                reads[peer] += 1
+                if reads[peer] > bounds.LOGS_READ:
+                    continue  # others have their turn; it asks again
             yield Heard(peer, "" if sender is None else sender.name, message)
 
     def pieces(self) -> Iterator[tuple[str, Published, zmq.Frame]]:

@@ -6,8 +6,10 @@ import hashlib
 import threading
 from pathlib import Path
 
+import pytest
 from waiting import until
 
+from fabric import bounds
 from fabric.desk import Desk
 from fabric.errors import StoreError
 from fabric.jobs import Blob, Manifest
@@ -99,8 +101,8 @@ def test_logs_are_read(tmp_path: Path) -> None:
     store = stored(tmp_path, "a" * 64)
     desk = Desk(lambda: store, lambda: None)
     for offset, length in ((0, 7), (7, 10**9), (10**9, 5)):
-        desk.read_log(b"peer", LogRead("a" * 64, 5, offset, length))
-    desk.read_log(b"other", LogRead("b" * 64, 1, 0, 10))
+        desk.read_log("m", b"peer", LogRead("a" * 64, 5, offset, length))
+    desk.read_log("m", b"other", LogRead("b" * 64, 1, 0, 10))
     found: list[tuple[bytes, LogPiece | Refused]] = []
 
     def all_four() -> bool:
@@ -112,6 +114,50 @@ def test_logs_are_read(tmp_path: Path) -> None:
     data = [piece.data for _, piece in found[:3] if isinstance(piece, LogPiece)]
     assert data == [b"a line\n", LOG[7:], b""]
     assert isinstance(found[3][1], Refused)
+    desk.close()
+
+
+class Slow(Store):
+    """A store whose logs are read when the test says so."""
+
+    def __init__(self, store: Store, scratch: Path) -> None:
+        super().__init__(store.url, scratch)
+        self.gate = threading.Event()
+
+    def read(self, *args, **more):  # type: ignore[no-untyped-def]
+        self.gate.wait(20.0)
+        return super().read(*args, **more)
+
+
+def test_questions_of_the_core_do_not_wait_for_logs(tmp_path: Path) -> None:
+    store = Slow(stored(tmp_path, "a" * 64), tmp_path / "scratch")
+    desk = Desk(lambda: store, lambda: None)
+    for n in range(100):
+        desk.read_log("m", b"peer", LogRead("a" * 64, 1, n, 1))
+    desk.ask([Ask(1, ("a" * 64,))])
+    assert answers_of(desk, 1) == [Answered(1, frozenset({"a" * 64}))]
+    store.gate.set()
+    desk.close()
+
+
+@pytest.mark.bound("LOG_READS")
+def test_who_asks_for_many_logs_waits_for_others_in_turn(tmp_path: Path) -> None:
+    store = Slow(stored(tmp_path, "a" * 64), tmp_path / "scratch")
+    desk = Desk(lambda: store, lambda: None)
+    for _ in range(2):  # what waits already is not put again
+        for n in range(bounds.LOG_READS + 50):
+            desk.read_log("greedy", b"peer", LogRead("a" * 64, 1, n, 1))
+    desk.read_log("modest", b"other", LogRead("a" * 64, 1, 0, 1))
+    store.gate.set()
+    found: list[bytes] = []
+
+    def all_of_them() -> bool:
+        found.extend(peer for peer, _ in desk.pieces())
+        return len(found) >= bounds.LOG_READS + 1
+
+    until(all_of_them)
+    assert b"other" in found[:3]
+    assert found.count(b"peer") <= bounds.LOG_READS + 1, "and one that is read already"
     desk.close()
 
 
