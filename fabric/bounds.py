@@ -216,6 +216,12 @@ ADMITTED_KEYS = _bound(
     "those after them, in the order of their names, are not admitted",
 )
 
+# -- the initiator -------------------------------------------------------------------------
+
+FAILURES = _bound(
+    "FAILURES", 1000, "steps", "failures that `show` tells of", "the oldest is forgotten"
+)
+
 
 # -- artifact store ------------------------------------------------------------------------
 

@@ -7,8 +7,23 @@ is wrong, where, and what to do.  The doors map a class to its exit code; nothin
 from __future__ import annotations
 
 import errno
+import shlex
 
 import msgspec
+
+_called = "fabric-initiator"
+
+
+def called(name: str) -> None:
+    """The initiator was called so: what users are told to type begins with that."""
+    global _called
+    _called = name
+
+
+def command(*words: str) -> str:
+    """What a user types to have the initiator do that: "fabric-initiator logs zlib"."""
+    return shlex.join([_called, *words])
+
 
 #: What the system says when there is no room on a disk.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)

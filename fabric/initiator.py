@@ -12,6 +12,7 @@ import errno
 import gc
 import importlib
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from typing import Any, NoReturn
 
 from fabric import __version__
 from fabric.config import load_settings
-from fabric.errors import NO_ROOM, FabricError
+from fabric.errors import NO_ROOM, FabricError, called
 from fabric.terminal import OutputError, install, restore
 
 EPILOG = """exit codes:
@@ -270,12 +271,22 @@ def _tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def _as_typed(path: str) -> str:
+    """What a user types to run the program at ``path``: its name only if a shell finds it so."""
+    name = os.path.basename(path)  # noqa: PTH119
+    if name != "fabric-initiator" or "/" not in path:
+        return "fabric-initiator"
+    found = shutil.which(name)
+    return name if found and os.path.samefile(found, path) else path  # noqa: PTH121
+
+
 def program() -> NoReturn:
     """The program: `main`, and then an end that does not first take apart what goes away anyway.
 
     A fully cached build would spend a tenth of its time on that.
     """
     install()
+    called(_as_typed(sys.argv[0]))
     code = main()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, OutputError):

@@ -81,7 +81,7 @@ class Plan(msgspec.Struct, frozen=True, dict=True):
         if step.kind == "chunk":
             return self._with_recipe(job, step)
         if step.kind == "stratum":
-            lists = tuple((artifact, self._list(step, artifact)) for artifact in step.lists)
+            lists = tuple((artifact, self.contents(step, artifact)) for artifact in step.lists)
             return replace(job, lists=lists)
         return replace(
             job,
@@ -120,16 +120,17 @@ class Plan(msgspec.Struct, frozen=True, dict=True):
         """All chunk artifacts of a system, in the order they are unpacked, each once."""
         found: dict[Content, None] = {}
         for stratum, artifact in system.contents:
-            found |= dict.fromkeys(self._list(self.graph[stratum], artifact))
+            found |= dict.fromkeys(self.contents(self.graph[stratum], artifact))
         return tuple(found)
 
-    def _list(self, stratum: Step, artifact: str) -> tuple[Content, ...]:
+    def contents(self, stratum: Step, artifact: str) -> tuple[Content, ...]:
+        """The chunk artifacts that make up a stratum artifact."""
         return tuple(Content(self.keys[chunk], name) for chunk, name in stratum.lists[artifact])
 
     def _part(self, stratum: str, artifact: str) -> Part:
         step = self.graph[stratum]
         key = list_key(self.keys, step, artifact)
-        return Part(artifact, step.name, key, self._list(step, artifact))
+        return Part(artifact, step.name, key, self.contents(step, artifact))
 
     def _metadata(self, step: Step) -> dict[str, str]:
         facts = {"description": step.description, "morph": step.morph}

@@ -14,7 +14,15 @@ from fabric.building.log import Log
 from fabric.building.sandbox import Limits
 from fabric.building.system import build_system
 from fabric.building.workspace import Workspace
-from fabric.errors import NO_ROOM, BuildFailed, DamagedError, MachineFault, SourceError, StoreError
+from fabric.errors import (
+    NO_ROOM,
+    BuildFailed,
+    DamagedError,
+    MachineFault,
+    SourceError,
+    StoreError,
+    command,
+)
 from fabric.jobs import Artifact, Job, Manifest
 
 
@@ -136,5 +144,5 @@ def _fault(job: Job, error: OSError) -> MachineFault:
     where = f" ({error.filename})" if error.filename else ""
     text = f"{job.name}: {error.strerror or error}{where}"
     if error.errno in NO_ROOM:
-        text += ": the disk is full; make room on it, for example with `fabric-initiator gc`"
+        text += f": the disk is full; make room on it, for example with `{command('gc')}`"
     return MachineFault(text)

@@ -79,7 +79,7 @@ def make_image(
         laid["/etc/hostname"] = File(f"{hostname}\n".encode())
     try:
         with _scratch(to) as scratch:
-            progress(f"reading {rootfs.name}")
+            progress("reading the files of the system")
             found = survey(rootfs, scratch)
             disk = Disk.plan(found, overlay(laid, found), size, label, kernel_args)
             image = scratch / "disk.raw"

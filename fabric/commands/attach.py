@@ -9,6 +9,7 @@ from fabric.commands.controller import SHOWN, Controller, open_line
 from fabric.commands.order import Patience, finish
 from fabric.commands.session import Session
 from fabric.config import Settings
+from fabric.errors import command
 from fabric.render import opened_screen
 from fabric.trove.configured import open_store
 
@@ -20,10 +21,10 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         known = Controller(line, settings.patience, waits.tell).request(options.request)
         session = Session(known.request, line, screen, since=known.since)
         session.follow(
-            f"the build goes on; `fabric-initiator attach {known.request[:SHOWN]}` comes back"
+            f"the build goes on; `{command('attach', known.request[:SHOWN])}` comes back"
             if known.detached
             else "left the build to the one who ordered it"
         )
         store = open_store(settings)
-        finish(session, store, screen)
+        finish(session, settings, store, screen)
     return 0

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from fabric.config import Settings
 from fabric.embedded import EmbeddedFabric
-from fabric.errors import FabricError
+from fabric.errors import FabricError, command
 
 if TYPE_CHECKING:
     from fabric.plan import Plan
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
                 how = f"all {len(plan.steps)} steps cached"
                 complete_logs(screen, project.store)
             else:
-                how = _build(options, plan, screen, fabric, project.store)
+                how = _build(options, settings, plan, screen, fabric, project.store)
             goals = [plan.graph[goal] for goal in plan.goals]
             built = [Built(goal.name, goal.kind, plan.keys[goal.id]) for goal in goals]
             report(screen, project.store, built, options.system, how)
@@ -55,6 +55,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
 
 def _build(
     options: argparse.Namespace,
+    settings: Settings,
     plan: Plan,
     screen: Screen,
     fabric: EmbeddedFabric,
@@ -63,7 +64,7 @@ def _build(
     """Builds it here, and says how that went."""
     began = time.monotonic()
     fabric.start()
-    from fabric.commands.report import complete_logs
+    from fabric.commands.report import complete_logs, failed
     from fabric.commands.session import Session
     from fabric.render import duration
     from fabric.trove.builds import new_request
@@ -73,7 +74,7 @@ def _build(
     from fabric.wire.sockets import in_directory
 
     def hint(step: StepState) -> str:
-        return f"shell: fabric-initiator shell {step.name} --system {options.system}"
+        return f"shell: {command('shell', step.name, '--system', options.system)}"
 
     submit = Submit(
         protocol=PROTOCOL,
@@ -91,6 +92,6 @@ def _build(
         session.follow("interrupted; what was built is kept, the same command goes on there")
     fabric.stop()
     complete_logs(screen, store)
-    session.report_failures(hint)
+    failed(session, settings, hint)
     session.judge(plan.graph.system)
     return f"{session.counts()} in {duration(time.monotonic() - began)}"

@@ -13,7 +13,8 @@ import zstandard
 from fabric.building.tree import Unpacker, remove
 from fabric.commands.common import heed_signals, open_built, print_json
 from fabric.config import Settings
-from fabric.errors import FabricError
+from fabric.definitions.graph import Step
+from fabric.errors import FabricError, command
 from fabric.jobs import Blob, Content
 from fabric.plan import Plan
 from fabric.project import Project
@@ -36,7 +37,7 @@ def _check_out(options: argparse.Namespace, project: Project, plan: Plan) -> Non
     for goal in plan.goals:
         step = plan.graph[goal]
         wanted = (options.artifact,) if options.artifact in step.artifacts else step.artifacts
-        blobs += _blobs(project, plan.keys[goal], step.name, wanted)
+        blobs += _blobs(project, plan, step, wanted)
     to = Path(options.to)
     _look_at(to, project, force=options.force)
     total = sum(blob.size for blob in blobs)
@@ -70,26 +71,35 @@ def _look_at(to: Path, project: Project, *, force: bool) -> None:
             raise FabricError(f"{to}: not replaced, for {needed} is there; name another place")
 
 
-def _blobs(project: Project, key: str, name: str, artifacts: tuple[str, ...]) -> list[Blob]:
+def _blobs(project: Project, plan: Plan, step: Step, artifacts: tuple[str, ...]) -> list[Blob]:
     """The archives of these artifacts; those of a stratum are its chunks'."""
-    manifest = project.store.manifest(key)
+    manifest = project.store.manifest(plan.keys[step.id])
+    if manifest is None and step.kind == "stratum":  # a system that takes a part of it needs none
+        contents = [content for one in artifacts for content in plan.contents(step, one)]
+        return [blob for content in contents for blob in _content(project, plan, step, content)]
     if manifest is None:
-        raise FabricError(f"{name}: not built yet with these inputs; build it first")
+        raise _not_built(plan, step, step.name)
     found: list[Blob] = []
     for artifact in (manifest.artifact(one) for one in artifacts):
         if artifact.blob is not None:
             found.append(artifact.blob)
         for content in artifact.contents if manifest.kind == "stratum" else ():
-            found += _content(project, content)
+            found += _content(project, plan, step, content)
     return found
 
 
-def _content(project: Project, content: Content) -> list[Blob]:
+def _content(project: Project, plan: Plan, step: Step, content: Content) -> list[Blob]:
     manifest = project.store.manifest(content.key)
     if manifest is None:
-        raise FabricError(f"{content.artifact}: gone from the store; build it again")
+        raise _not_built(plan, step, content.artifact)
     blob = manifest.artifact(content.artifact).blob
     return [] if blob is None else [blob]
+
+
+def _not_built(plan: Plan, step: Step, what: str) -> FabricError:
+    of = [] if step is plan.graph.root else [step.name]
+    build = command("build", plan.graph.path, *of)
+    return FabricError(f"{what}: not built yet with these inputs; run: {build}")
 
 
 def _to_directory(project: Project, blobs: list[Blob], to: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from fabric.config import Settings
+from fabric.definitions.fields import suggest
 from fabric.definitions.graph import Graph, Step
 from fabric.definitions.select import find
 from fabric.errors import DefinitionsError, FabricError, Problem
@@ -92,24 +93,30 @@ def find_chunk(settings: Settings, name: str, system: str | None) -> tuple[Proje
     project = open_project(settings)
     last = project.last_system()
     unknown: list[Problem] = []
+    words: set[str] = set()
     candidates = [last] if last else []
     candidates += [one for one in project.systems() if one != last]
     for candidate in candidates:
         try:
             graph = project.graph(candidate)
-            goals = find(graph, name)
         except DefinitionsError as error:
             unknown += error.problems
             continue
         except FabricError:
             continue  # another system may have it
+        try:
+            goals = find(graph, name)
+        except FabricError:
+            words |= {word for step in graph.steps for word in (step.name, *step.artifacts)}
+            continue
         plan = plan_of(project, graph, goals[:1])
         return project, plan, graph[goals[0]]
     where = f"in {project.root / 'systems'} has a chunk of that name"
     if unknown:
         told = f"{name}: no system {where}, but some cannot be looked into:\n"
         raise FabricError(told + str(DefinitionsError(unknown)))
-    raise FabricError(f"{name}: no system {where}; name the system with --system")
+    meant = suggest(name, words) or "; name the system with --system"
+    raise FabricError(f"{name}: no system {where}{meant}")
 
 
 def facts(value: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from fabric import bounds
 from fabric.config import Settings
-from fabric.errors import FabricError, MachineFault
+from fabric.errors import FabricError, MachineFault, command
 from fabric.wire.line import Line, dial
 from fabric.wire.messages import (
     PROTOCOL,
@@ -104,7 +104,7 @@ class Controller:
         if len(found) == 1:
             return found[0]
         if not found:
-            raise FabricError(f"{named}: no such build; `fabric-initiator list` has them all")
+            raise FabricError(f"{named}: no such build; `{command('list')}` has them all")
         ids = ", ".join(f"{one.request[:SHOWN]} ({one.title})" for one in found[:5])
         raise FabricError(f"{named}: several builds begin so: {ids}")
 

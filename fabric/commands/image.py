@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from fabric.building.image_manifest import read_manifest
 from fabric.commands.common import heed_signals, open_built, print_json
 from fabric.config import Settings
 from fabric.definitions.cluster_settings import size as parse_size
-from fabric.errors import FabricError
+from fabric.errors import FabricError, command
 from fabric.files import read_regular
 from fabric.render import size
 from fabric.terminal import progress
@@ -47,11 +48,18 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     )
     if options.json:
         facts = {"to": str(to), "size": image.size, "used": image.used, "uuid": image.uuid}
+        facts["system"] = rootfs.name
         print_json({**facts, "kernel": image.kernel, "arguments": image.arguments})
     else:
-        print(f"{to}: a disk of {size(image.size)} that takes {size(image.used)}; try it with\n")
+        print(f"{to}: a disk of {size(image.size)} that takes {size(image.used)}")
+        print(f"  system  {options.system}, sha256 {rootfs.name}")
+        print(f"  uuid    {image.uuid}")
         kind = "qcow2" if to.suffix == ".qcow2" else "raw"
-        print(f"  qemu-system-x86_64 -m 512 -nographic -drive file={to},format={kind},if=virtio")
+        drive = shlex.quote(f"file={to},format={kind},if=virtio")
+        print(
+            "  try it  qemu-system-x86_64 -m 512 -nographic -nic user,model=virtio-net-pci"
+            f" -drive {drive}"
+        )
     return 0
 
 
@@ -61,8 +69,7 @@ def _archive(settings: Settings, system: str) -> Path:
     manifest = project.store.manifest(plan.keys[plan.graph.root.id])
     if manifest is None:
         raise FabricError(
-            f"{plan.graph.system}: not built yet with these inputs;"
-            f" run: fabric-initiator build {system}"
+            f"{plan.graph.system}: not built yet with these inputs; run: {command('build', system)}"
         )
     project.store.use([manifest.key])
     blob = manifest.artifacts[0].blob

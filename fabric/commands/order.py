@@ -9,11 +9,11 @@ from pathlib import Path
 
 from fabric.commands.common import open_project
 from fabric.commands.controller import SHOWN, Controller, open_line
-from fabric.commands.report import Built, complete_logs, report_far
+from fabric.commands.report import Built, complete_logs, failed, report_far
 from fabric.commands.session import Session
 from fabric.config import Settings
 from fabric.definitions.select import find
-from fabric.errors import SourceError
+from fabric.errors import SourceError, command
 from fabric.project import Project
 from fabric.render import BuildView, Screen, duration, opened_screen
 from fabric.terminal import progress
@@ -54,14 +54,16 @@ def order(options: argparse.Namespace, settings: Settings) -> int:
         )
         steps = session.mirror.steps.values()
         project.remember(system, tree, {f"{one.kind} {one.name}": one.key for one in steps})
-        finish(session, project.store, screen, options.system)
+        finish(session, settings, project.store, screen, options.system)
     return 0
 
 
-def finish(session: Session, store: Store, screen: Screen, system: str = "") -> None:
+def finish(
+    session: Session, settings: Settings, store: Store, screen: Screen, system: str = ""
+) -> None:
     """Say how it ended.  BuildFailed or Cancelled if it is not built."""
     complete_logs(screen, store)
-    session.report_failures(lambda step: f"where: worker {step.worker}" if step.worker else "")
+    failed(session, settings, lambda step: f"where: worker {step.worker}" if step.worker else "")
     session.judge(session.mirror.title.partition(" for ")[0])
     steps = session.mirror.steps
     goals = [Built(steps[key].name, steps[key].kind, key) for key in session.mirror.goals]
@@ -168,6 +170,6 @@ def _say_ordered(screen: Screen, session: Session, request: str) -> None:
     short = request[:SHOWN]
     screen.event("ordered", request=request, state=session.mirror.state)
     screen.say(f"{session.mirror.title}: ordered as {short}", "bold green")
-    screen.say(f"  follow  fabric-initiator attach {short}")
-    screen.say(f"  look    fabric-initiator status {short}")
-    screen.say(f"  stop    fabric-initiator cancel {short}")
+    screen.say(f"  follow  {command('attach', short)}")
+    screen.say(f"  look    {command('status', short)}")
+    screen.say(f"  stop    {command('cancel', short)}")

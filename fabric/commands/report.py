@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from fabric.errors import MachineFault, StoreError
+from fabric.config import Settings
+from fabric.digest import Digest
+from fabric.errors import MachineFault, StoreError, command
+from fabric.failures import Failure, Failures
 from fabric.jobs import Manifest
 from fabric.render import Screen, size
 from fabric.trove.store import Store
 from fabric.userlogs import complete
+
+if TYPE_CHECKING:
+    from fabric.commands.session import Session
+    from fabric.wire.messages import StepState
 
 
 class Built(NamedTuple):
@@ -51,6 +60,16 @@ def report_far(screen: Screen, store: Store, goals: Sequence[Built], system: str
             _ways_on(screen, goal, system)
 
 
+def failed(session: Session, settings: Settings, hint: Callable[[StepState], str]) -> None:
+    """Say what failed, and note it for `show`."""
+    session.report_failures(hint)
+    notes = Failures(settings.state_dir / "failures")
+    with contextlib.suppress(OSError):  # on a full disk it has been said, and is not noted
+        for step, log in session.failed():
+            if not step.fault:
+                notes.note(Digest(step.key), Failure(datetime.now(UTC), step.message, log))
+
+
 def complete_logs(screen: Screen, store: Store) -> None:
     """Complete the logs that are here in part, and name those that cannot be."""
     for text in complete(Path.cwd(), store):
@@ -73,7 +92,7 @@ def _told(screen: Screen, goal: Built, how: str, manifest: Manifest | None, url:
 
 def _ways_on(screen: Screen, goal: Built, system: str) -> None:
     if goal.kind == "system":
-        screen.say(f"  files  fabric-initiator checkout {system} --to DIRECTORY")
-        screen.say(f"  disk   fabric-initiator image {system} --to {goal.name}.img")
+        screen.say(f"  files  {command('checkout', system, '--to', 'DIRECTORY')}")
+        screen.say(f"  disk   {command('image', system, '--to', goal.name + '.img')}")
     else:
-        screen.say(f"  files  fabric-initiator checkout {system} {goal.name} --to DIRECTORY")
+        screen.say(f"  files  {command('checkout', system, goal.name, '--to', 'DIRECTORY')}")

@@ -10,7 +10,7 @@ import re
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from fabric.errors import BuildFailed, Cancelled, FabricError, MachineFault
@@ -170,7 +170,7 @@ class Session:
 
     def failures(self) -> str:
         """ "zlib failed", "zlib, jq failed", or whatever else the broker says."""
-        failed = [_name(step) for step in self.mirror.steps.values() if step.state == "failed"]
+        failed = [_name(step) for step, _ in self.failed()]
         return f"{', '.join(failed)} failed" if failed else self.mirror.message
 
     def judge(self, what: str) -> None:
@@ -181,25 +181,29 @@ class Session:
             case "cancelled":
                 raise Cancelled(f"{what} is not built: {self.mirror.message or 'cancelled'}")
             case _:
-                failed = [step for step in self.mirror.steps.values() if step.state == "failed"]
+                failed = [step for step, _ in self.failed()]
                 fault = bool(failed) and all(step.fault for step in failed)
                 kind = MachineFault if fault else BuildFailed
                 raise kind(f"{what} is not built: {self.failures()}")
 
+    def failed(self) -> Iterator[tuple[StepState, str]]:
+        """Steps that failed, with where their logs are, "" if nowhere here."""
+        for key, step in self.mirror.steps.items():
+            if step.state == "failed":
+                yield step, str(self._paths.get(key, ""))
+
     def report_failures(self, hint: Callable[[StepState], str]) -> None:
         """What a person needs to go on from here; ``hint`` gives a last line for a step."""
-        for key, step in self.mirror.steps.items():
-            if step.state != "failed":
-                continue
+        for step, log in self.failed():
             say = self._screen.say
             say(f"\n{_name(step)} failed: {step.message}", "bold red")
-            for line in self._tails.get(key, []):
+            for line in self._tails.get(step.key, []):
                 say(f"  | {line}")
             if step.failed_command:
                 lines = step.failed_command.strip().replace("\n", "\n    ")
                 say(f"  {step.failed_phase}:\n    {lines}")
-            if key in self._paths:
-                say(f"  log:   {self._paths[key]}")
+            if log:
+                say(f"  log:   {log}")
             if step.kind == "chunk" and (last := hint(step)):
                 say(f"  {last}")
 

@@ -8,7 +8,7 @@ from fabric.building.shell import shell
 from fabric.building.workspace import Workspace
 from fabric.commands.common import find_chunk
 from fabric.config import Settings
-from fabric.errors import FabricError
+from fabric.errors import FabricError, command
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
@@ -19,7 +19,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     if missing:
         raise FabricError(
             f"{step.name}: {len(missing)} of the chunks it is built with are not built yet; run:"
-            f" fabric-initiator build {plan.graph.path} {step.name}"
+            f" {command('build', plan.graph.path, step.name)}"
         )
     with (
         project.store.reserve(plan.depends(step)),

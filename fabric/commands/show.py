@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
 
 from fabric.commands.common import open_plan, print_json
 from fabric.config import Settings
 from fabric.definitions.graph import Step
+from fabric.digest import Digest
+from fabric.failures import Failure, Failures
 from fabric.plan import Plan
 from fabric.render import duration, size, table
 from fabric.trove.store import Store
@@ -17,13 +22,31 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     project, plan = open_plan(settings, options.system, options.chunks)
     cached = project.store.has([plan.keys[step.id] for step in plan.steps])
     names = {plan.keys[step.id]: step.name for step in plan.steps}
-    reasons = {step.id: why(plan, step, cached, names) for step in plan.steps}
+    notes = Failures(settings.state_dir / "failures")
+    failures = {
+        step.id: failure
+        for step in plan.steps
+        if plan.keys[step.id] not in cached
+        if (failure := notes.of(Digest(plan.keys[step.id]))) is not None
+    }
+    reasons = {
+        step.id: f"failed {_when(failures[step.id])}: {failures[step.id].message}"
+        if step.id in failures
+        else why(plan, step, cached, names)
+        for step in plan.steps
+    }
     if options.json:
-        print_json([_facts(plan, step, reasons[step.id], project.store) for step in plan.steps])
+        print_json(
+            [
+                _facts(plan, step, reasons[step.id], failures.get(step.id), project.store)
+                for step in plan.steps
+            ]
+        )
     elif options.chunks:
         for goal in plan.goals:
             step = plan.graph[goal]
-            print("\n".join(_details(plan, step, reasons[goal], project.store)))
+            lines = _details(plan, step, reasons[goal], failures.get(goal), project.store)
+            print("\n".join(lines))
     else:
         rows = [(plan.keys[s.id][:12], s.kind, s.name, reasons[s.id]) for s in plan.steps]
         print("\n".join(table(rows)))
@@ -41,7 +64,13 @@ def why(plan: Plan, step: Step, cached: set[str], names: Mapping[str, str]) -> s
     return f"to build, after {missing[0]}{others}"
 
 
-def _facts(plan: Plan, step: Step, reason: str, store: Store) -> Mapping[str, object]:
+def _when(failure: Failure) -> str:
+    return f"{failure.at.astimezone():%Y-%m-%d %H:%M}"
+
+
+def _facts(
+    plan: Plan, step: Step, reason: str, failure: Failure | None, store: Store
+) -> Mapping[str, object]:
     key = plan.keys[step.id]
     manifest = store.manifest(key) if reason == "cached" else None
     return {
@@ -51,6 +80,7 @@ def _facts(plan: Plan, step: Step, reason: str, store: Store) -> Mapping[str, ob
         "key": key,
         "cached": reason == "cached",
         "why": reason,
+        "failed": msgspec.to_builtins(failure),
         "log": plan.log_names[key],
         "depends": plan.depends(step),
         "seconds": manifest.seconds if manifest else None,
@@ -65,7 +95,9 @@ def _facts(plan: Plan, step: Step, reason: str, store: Store) -> Mapping[str, ob
     }
 
 
-def _details(plan: Plan, step: Step, reason: str, store: Store) -> list[str]:
+def _details(
+    plan: Plan, step: Step, reason: str, failure: Failure | None, store: Store
+) -> list[str]:
     rows = [("name", step.name), ("kind", step.kind), ("key", plan.keys[step.id])]
     if source := plan.sources.get(step.id):
         rows += [
@@ -76,6 +108,9 @@ def _details(plan: Plan, step: Step, reason: str, store: Store) -> list[str]:
             ("staged", f"{len(step.staged)} chunks"),
         ]
     rows.append(("state", reason))
+    if failure and failure.log:
+        there = "" if Path(failure.log).exists() else " (gone)"
+        rows.append(("log", failure.log + there))
     manifest = store.manifest(plan.keys[step.id]) if reason == "cached" else None
     if manifest:
         rows.append(("built", f"in {duration(manifest.seconds)} by {manifest.builder}"))

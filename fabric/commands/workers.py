@@ -8,12 +8,12 @@ from fabric.commands import tables
 from fabric.commands.common import facts, print_json
 from fabric.commands.controller import open_controller
 from fabric.config import Settings
-from fabric.errors import FabricError
+from fabric.errors import FabricError, command
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
     if bool(options.action) != bool(options.name):
-        raise FabricError("name the worker: fabric-initiator workers drain|resume NAME")
+        raise FabricError(f"name the worker: {command('workers')} drain|resume NAME")
     with open_controller(settings) as controller:
         if options.action:
             answer = controller.command(options.action, options.name)

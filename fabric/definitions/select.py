@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from fabric.definitions.fields import suggest
 from fabric.definitions.graph import Graph, Step
-from fabric.errors import FabricError
+from fabric.errors import FabricError, command
 
 
 def needed(graph: Graph, goals: Iterable[str]) -> frozenset[str]:
@@ -59,5 +59,5 @@ def find(graph: Graph, name: str) -> tuple[str, ...]:
     if found:
         return tuple(found)
     words = {word for step in graph.steps for word in (step.name, *step.artifacts)}
-    hint = suggest(name, words) or f"; `fabric-initiator graph {graph.path}` lists all"
+    hint = suggest(name, words) or f"; `{command('graph', graph.path)}` lists all"
     raise FabricError(f"{name!r}: {graph.system} has no chunk, stratum or artifact so called{hint}")

@@ -7,7 +7,7 @@ import errno
 import os
 import re
 
-from fabric.errors import NO_ROOM
+from fabric.errors import NO_ROOM, command
 
 #: What obstore says of a store, after its URL -> what to do.
 _MEANINGS = (
@@ -58,7 +58,7 @@ def advice(error: Exception, url: str) -> str:
     """
     number = getattr(error, "errno", None)
     if number in NO_ROOM:
-        return "; the disk is full: free some room (fabric-initiator gc), then try again"
+        return f"; the disk is full: free some room ({command('gc')}), then try again"
     if isinstance(error, PermissionError) or number == errno.EROFS:
         return f"; the store must be writable for {_user()}"
     if isinstance(error, OSError):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,36 @@ def test_programs_get_json(project: Project) -> None:
     assert ("one", "done") in states
     assert events[-1]["event"] == "built"
     assert len(events[-1]["artifacts"]["small-rootfs"]) == 64
+    times = [datetime.fromisoformat(event["time"]) for event in events]
+    assert times == sorted(times)
+    assert times[0].utcoffset() == timedelta(0)
+
+
+@pytest.mark.parametrize(
+    ("morph", "code", "message"),
+    [
+        ("small", 3, "small is not built: bad failed"),
+        ("smell", 1, "../systems/smell.morph: no such system in {}; did you mean"),
+    ],
+)
+def test_programs_are_told_at_the_end_why_it_failed(
+    project: Project, morph: str, code: int, message: str
+) -> None:
+    project.write(bad="false")
+    done = project.run("build", f"../systems/{morph}.morph", "--json")
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert (done.returncode, last["event"], last["exit_code"]) == (code, "failed", code)
+    assert last["message"].startswith(message.format(project.root))
+
+
+def test_programs_are_told_that_it_was_interrupted(project: Project) -> None:
+    project.write(slow="sleep 1000")
+    child = project.start("--json")
+    until((project.logs / "build-step-slow-misc.log").exists)
+    child.send_signal(signal.SIGINT)
+    out, _ = child.communicate(timeout=20)
+    last = json.loads(out.splitlines()[-1])
+    assert (last["event"], last["exit_code"]) == ("interrupted", 130)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -132,7 +164,9 @@ def test_interrupted_at_any_moment_it_leaves_nothing(project: Project, delay: fl
     time.sleep(delay)
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=20)
-    while_python_starts = child.returncode == -signal.SIGINT or "init_import_site" in err
+    while_python_starts = child.returncode == -signal.SIGINT or re.search(
+        "init_import_site|runpy", err
+    )
     assert child.returncode == 130 or while_python_starts, out + err
     until(lambda: not project.processes())
     assert project.build().returncode == 0

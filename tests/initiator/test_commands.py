@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
+import sys
 import tarfile
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,9 @@ from initiator_kit import INITIATOR, Project
 from small_definitions import git
 from waiting import until
 
+from fabric.bounds import FAILURES
+from fabric.digest import Digest
+from fabric.failures import Failure, Failures
 from fabric.initiator import parser
 
 SYSTEM = "../systems/small.morph"
@@ -101,6 +107,39 @@ def test_show_says_what_is_cached_and_why_the_rest_is_not(project: Project) -> N
     }
 
 
+def test_show_says_that_a_step_failed_when_and_where_its_log_is(project: Project) -> None:
+    project.write(one="true", bad="false")
+    assert project.build().returncode == 3
+    rows = {line.split()[2]: line for line in project.run("show", SYSTEM).stdout.splitlines()}
+    when = r"failed \d{4}-\d\d-\d\d \d\d:\d\d: install-commands failed with exit status 1: false"
+    assert re.search(when, rows["bad"]), rows["bad"]
+    log = project.logs / "build-step-bad-misc.log"
+    details = project.run("show", SYSTEM, "bad").stdout
+    assert re.search(rf"state +{when}\nlog +{re.escape(str(log))}\n", details), details
+    [fact] = json.loads(project.run("show", SYSTEM, "bad", "--json").stdout)
+    assert fact["failed"]["log"] == str(log)
+    assert datetime.fromisoformat(fact["failed"]["at"]).utcoffset() == timedelta(0)
+    log.unlink()
+    assert f"{log} (gone)\n" in project.run("show", SYSTEM, "bad").stdout
+    project.write(one="true", bad="true")
+    assert project.build().returncode == 0
+    assert "failed" not in project.run("show", SYSTEM).stdout
+
+
+@pytest.mark.bound("FAILURES")
+def test_the_oldest_failures_are_forgotten(tmp_path: Path) -> None:
+    failures = Failures(tmp_path)
+    for number in range(FAILURES + 1):
+        failure = Failure(datetime.now(UTC), "it failed", f"/{number}")
+        failures.note(Digest(f"{number:064x}"), failure)
+        os.utime(tmp_path / f"{number:064x}", (number, number))
+    assert failures.of(Digest(f"{0:064x}")) is None
+    newest = failures.of(Digest(f"{FAILURES:064x}"))
+    assert newest is not None
+    assert newest.log == f"/{FAILURES}"
+    assert len(list(tmp_path.iterdir())) == FAILURES
+
+
 def test_logs_are_kept_with_what_was_built(project: Project) -> None:
     built(project)
     live = project.log("two-misc")
@@ -110,10 +149,59 @@ def test_logs_are_kept_with_what_was_built(project: Project) -> None:
     wrong = project.run("logs", "three")
     assert wrong.returncode == 1
     assert "name the system with --system" in wrong.stderr
+    wrong = project.run("logs", "tow")
+    assert wrong.stderr == (
+        f"fabric-initiator: tow: no system in {project.root / 'systems'} has a chunk of that name;"
+        " did you mean 'two'?\n"
+    )
     (project.root / "strata/one.morph").write_text("kind: chunk\n")
     wrong = project.run("logs", "two")
     assert wrong.returncode == 1
     assert "some cannot be looked into:\nstrata/one.morph:" in wrong.stderr
+
+
+def test_a_stratum_of_which_the_system_takes_a_part_is_checked_out(project: Project) -> None:
+    project.write(one=SHARE.format("one"), two=SHARE.format("two"))
+    (project.root / "systems/small.morph").write_text(
+        "name: small\nkind: system\narch: x86_64\nstrata:\n"
+        "- name: things\n  morph: strata/things.morph\n  artifacts: [things-runtime]\n"
+    )
+    stratum = project.root / "strata/things.morph"
+    stratum.write_text(
+        f"{stratum.read_text()}products:\n"
+        "- artifact: things-devel\n  include: ['.*-misc']\n"
+        "- artifact: things-runtime\n  include: ['.*-bins']\n"
+    )
+    assert project.build().returncode == 0
+    assert "cached" in project.build().stdout
+    for name in ("things", "things-runtime", "things-devel"):
+        done = project.run("checkout", SYSTEM, name, "--to", name)
+        assert done.returncode == 0, done.stderr
+    assert {path.name for path in (project.logs / "things/usr/bin").iterdir()} == {"one", "two"}
+    shutil.rmtree(project.cache / "artifacts")
+    done = project.run("checkout", SYSTEM, "things-runtime", "--to", "again")
+    assert done.stderr == (
+        "fabric-initiator: one-bins: not built yet with these inputs;"
+        " run: fabric-initiator build systems/small.morph things\n"
+    )
+
+
+def test_hints_name_the_program_as_it_was_called(project: Project) -> None:
+    project.write(one="true")
+    program = os.path.relpath(Path(sys.executable).with_name("fabric-initiator"), project.logs)
+    path = os.environ["PATH"].replace(str(Path(sys.executable).parent), "/nowhere")
+    environ = {**project.environ, "PATH": path}
+
+    def run(*command: str) -> str:
+        done = subprocess.run(
+            command, cwd=project.logs, env=environ, capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    assert f"files  {program} checkout {SYSTEM} --to DIRECTORY\n" in run(program, "build", SYSTEM)
+    environ["PATH"] = f"{Path(sys.executable).parent}:{path}"
+    for called in ("fabric-initiator", program):
+        assert "files  fabric-initiator checkout" in run(called, "build", SYSTEM)
 
 
 def test_checkout_to_a_directory_and_to_tars(project: Project) -> None:
