@@ -145,7 +145,7 @@ def work(directory: Path, workers: int, slots: int, *, echo: bool) -> None:
         peers[socket] = Idler(f"w{n}", slots, socket, codec)
     if echo:
         typical = codec.encode(
-            Desired(1, "b", (Assignment("a" * 64, 1, msgspec.Raw(offers(1)[0].job)),),
+            Desired(1, 3, (Assignment("a" * 64, 1, msgspec.Raw(offers(1)[0].job)),),
                     settled=(Attempt("b" * 64, 1),))
         )  # fmt: skip
         for peer in peers.values():
@@ -186,7 +186,7 @@ class Idler:
         self._codec = codec
         self._finished: dict[tuple[str, int], Outcome] = {}
         self._sequence = 0
-        self._answered = ("", 0)
+        self._answered = (0, 0)
         self._due = 0.0
 
     def beat(self) -> None:
@@ -194,7 +194,7 @@ class Idler:
             self.report()
 
     def obey(self, desired: Desired, *, send: bool = True) -> None:
-        self._answered = (desired.broker, desired.sequence)
+        self._answered = (desired.epoch, desired.sequence)
         for attempt in desired.settled:
             self._finished.pop((attempt.key, attempt.fence), None)
         for start in desired.start:
@@ -215,7 +215,7 @@ class Idler:
                 self._sequence,
                 finished=tuple(self._finished.values()),
                 instance=self.name,
-                broker=self._answered[0],
+                epoch=self._answered[0],
                 answered=self._answered[1],
             )
         )

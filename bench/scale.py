@@ -122,7 +122,6 @@ class Farm:
             self.sequence[name],
             running=(Running(runs.key, runs.fence),) if runs else (),
             finished=(Outcome(done.key, done.fence, "done", seconds=1.0),) if done else (),
-            broker="broker",
             answered=self.answered[name],
         )
         self.apply(report)

@@ -61,6 +61,27 @@ REPORTED = _bound(
     "attempts at which a worker is, in one report",
     "the worker takes no more; the broker refuses a report with more",
 )
+ATTEMPTS_A_SLOT = _bound(
+    "ATTEMPTS_A_SLOT",
+    32,
+    "attempts",
+    "attempts in one report, running or ended, for each slot of the worker",
+    "the report is refused",
+)
+UNSETTLED = _bound(
+    "UNSETTLED",
+    16,
+    "outcomes",
+    "ends of attempts that a worker repeats because a log is not whole, for each of its slots",
+    "the worker is given nothing new until some are settled",
+)
+LOST_WORKERS = _bound(
+    "LOST_WORKERS",
+    1000,
+    "workers",
+    "lost workers whose attempts may count if they come back",
+    "the attempts of the one lost first count as ended",
+)
 OUTCOMES = _bound(
     "OUTCOMES",
     128,

@@ -16,7 +16,6 @@ import os
 import signal
 import sys
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -346,8 +345,8 @@ def assemble(
     journal = Journal(state / "journal.sqlite", note, wake, needed=lasting)
     scheduler = Scheduler(
         limits,
-        broker=uuid.uuid4().hex,
         epoch=journal.epoch,
+        secret=journal.secret,
         durations=journal.durations,
         drained=journal.drained_workers,
         # Also if no request was left: workers may not have heard that they are to stop.

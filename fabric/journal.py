@@ -14,6 +14,7 @@ fatal; one that cannot be used is, when a broker begins: it would forget what st
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import time
 from collections.abc import Callable
@@ -29,7 +30,7 @@ from fabric.scribe import Promise, Scribe, is_full, reason, transaction
 from fabric.wire.messages import Order, Submit, Update
 
 #: Version of the file's tables.
-VERSION = 2
+VERSION = 3
 #: Rows kept of each history, and steps of all requests that are over.
 ATTEMPTS_KEPT = 20_000
 REQUESTS_KEPT = 200
@@ -51,6 +52,7 @@ CREATE TABLE IF NOT EXISTS requests (
     id TEXT PRIMARY KEY, title TEXT, requester TEXT, intent BLOB, state TEXT, opened REAL,
     closed REAL, message TEXT, done INTEGER, cached INTEGER, failed INTEGER, total INTEGER,
     outcome BLOB) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS secrets (secret BLOB);
 CREATE TABLE IF NOT EXISTS drained (worker TEXT PRIMARY KEY) WITHOUT ROWID;
 PRAGMA user_version = {VERSION};
 """
@@ -76,6 +78,8 @@ _decode_outcome = msgspec.msgpack.Decoder(Update).decode
 
 def connect(path: str) -> sqlite3.Connection:
     """A connection whose transactions are on the disk when they end."""
+    if path != ":memory:":  # it holds a secret, and so do the files that SQLite puts beside it
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     db = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
     try:
         if db.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
@@ -93,6 +97,7 @@ class Storage(NamedTuple):
 
     clock: Callable[[], float] = time.time  # seconds since 1970
     connect: Callable[[str], sqlite3.Connection] = connect
+    random: Callable[[int], bytes] = os.urandom
     threaded: bool = True  # False: nothing is written until `Scribe.step` is called
 
 
@@ -102,7 +107,8 @@ REAL = Storage()
 class Journal:
     """The journal at ``path``, whose directory is made.
 
-    ``epoch`` is larger than in any run before; ``durations`` is the history as it was, and
+    ``epoch`` is larger than in any run before, and ``secret`` is the same in all runs; nobody else
+    knows it.  ``durations`` is the history as it was, and
     ``drained_workers`` are those that an operator wants to get nothing.  ``first`` says that
     no broker has run before: no worker can be at anything for one.  ``wake`` is called by the
     thread whenever ``kept`` has grown, or `look` has news.  If it is not ``needed``, nobody comes
@@ -136,6 +142,7 @@ class Journal:
         self.durations: Durations = {}
         self.drained_workers: frozenset[str] = frozenset()
         self.epoch = int(self._clock())
+        self.secret = storage.random(32)
         self.first = True
         self._db = self._open(path, needed=needed)
         self.scribe = Scribe(
@@ -312,6 +319,10 @@ class Journal:
                 self.epoch = int(self._clock()) if last is None else last + 1
                 db.execute("DELETE FROM epochs")
                 db.execute("INSERT INTO epochs VALUES (?)", (self.epoch,))
+                if (kept := db.execute("SELECT secret FROM secrets").fetchone()) is None:
+                    db.execute("INSERT INTO secrets VALUES (?)", (self.secret,))
+                else:
+                    self.secret = kept[0]
             rows = db.execute("SELECT kind, name, arch, seconds FROM durations")
             self.drained_workers = frozenset(row[0] for row in db.execute("SELECT * FROM drained"))
             self.durations = {(kind, name, arch): seconds for kind, name, arch, seconds in rows}

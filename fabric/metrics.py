@@ -62,7 +62,7 @@ class Metrics:
         """Take a snapshot.  ``workers`` answers a query for them; is the journal ``writable``?"""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        steps = Counter(task.state.name.lower() for task in scheduler.tasks.values())
+        steps = {state.value: count for state, count in scheduler.tally.items() if count}
         states = Counter(request.state for request in scheduler.requests.values())
         machines = GaugeMetricFamily("fabric_workers", "Workers by state", labels=["state"])
         slots = GaugeMetricFamily("fabric_worker_slots", "Slots", labels=["worker"])

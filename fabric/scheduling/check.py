@@ -12,13 +12,17 @@ from fabric.scheduling.why import story
 
 def validate(scheduler: Scheduler, now: float) -> None:
     """AssertionError, with the story of the task it is about, if anything is wrong."""
-    queued = {entry for pool in scheduler.pools.all() for entry in pool.queued()}
+    queued = {
+        (task.key, request.id) for pool in scheduler.pools.all() for task, request in pool.queued()
+    }
     for key, task in scheduler.tasks.items():
         try:
             assert task.key == key
             _task(scheduler, task, queued)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{story(task)}") from error
+    states = Counter(task.state for task in scheduler.tasks.values())
+    assert states == Counter(scheduler.tally)
     charged = Counter(
         task.charged.id for task in scheduler.tasks.values() if task.charged is not None
     )
@@ -42,7 +46,7 @@ def validate(scheduler: Scheduler, now: float) -> None:
         return
     for pool in scheduler.pools.all():
         match = pool.match(now)
-        assert match is None, f"{match.task.offer.name} could run on {match.worker.name}"
+        assert match is None, f"{match.task.offer.name} could run on {match.worker}"
 
 
 def _task(scheduler: Scheduler, task: Task, queued: set[tuple[str, str]]) -> None:
@@ -134,9 +138,14 @@ def _workers(scheduler: Scheduler) -> None:
             ghost = ghosts.get((worker.name, attempt.fence)) is attempt
             assert owned + stray + ghost == 1, f"{attempt} is of {owned + stray + ghost} kinds"
             assert ghost == attempt.doomed
-    seats = Counter(task.seat.name for task in scheduler.tasks.values() if task.seat is not None)
+    for task in scheduler.tasks.values():
+        kept = not task.seat or task.key in scheduler.workers[task.seat].seats
+        assert kept, f"{task.offer.name} has a slot that is not kept"
     for worker in scheduler.workers.values():
-        assert worker.seats == seats[worker.name], "a slot is kept for nothing"
+        for key in worker.seats:
+            assert scheduler.tasks[key].seat == worker.name, "a slot is kept for nothing"
+    for pool in scheduler.pools.all():
+        assert pool.members.keys() <= scheduler.workers.keys(), "a pool has a lost worker"
     for attempt in scheduler.strays.values():
         assert held[id(attempt)], "a stray that nobody holds"
     for ghosts in scheduler.ghosts.values():

@@ -52,8 +52,9 @@ FENCES = 1_000_000_000
 class Scheduler(Fleet):
     """All state of one broker.
 
-    ``broker`` names this run of it; ``epoch`` is larger in each run than in all before, so
-    that fences and versions grow over restarts.  ``durations`` tells how long builds took,
+    ``epoch`` is larger in each run of the broker than in all before, so that fences and versions
+    grow over restarts; with ``secret``, the same in all, attempts of former runs are known.
+    ``durations`` tells how long builds took,
     ``drained`` which workers an operator wants to get nothing (see `events.Drained`).  With
     ``recovering``, if workers may be at something for a former run, nothing begins until they
     had time to say so: or it would run twice.
@@ -65,8 +66,8 @@ class Scheduler(Fleet):
         self,
         limits: Limits | None = None,
         *,
-        broker: str = "broker",
         epoch: int = 0,
+        secret: bytes = b"",
         durations: Durations | None = None,
         drained: frozenset[str] = frozenset(),
         recovering: bool = False,
@@ -76,8 +77,9 @@ class Scheduler(Fleet):
         super().__init__(
             limits,
             durations or {},
-            broker=broker,
+            epoch=epoch,
             first=epoch * FENCES,
+            secret=secret,
             drained=drained,
             now=now,
         )
@@ -149,21 +151,28 @@ class Scheduler(Fleet):
         while (match := self.pools.match(self.now)) is not None:
             task, worker = match.task, match.worker
             if task.key in self.ghosts:
-                task.move(Cause.GHOST, self.now)
+                self.move(task, Cause.GHOST)
                 self.touch(task)
                 continue
             if self.reopened and not self.reopened.keys().isdisjoint(task.offer.depends):
-                task.move(Cause.DAMAGED, self.now)
+                self.move(task, Cause.DAMAGED)
                 self.wait_again(task)
                 continue
             self.fence += 1
-            attempt = Attempt(task.key, self.fence, worker.name, self.now, self.answers + 1)
-            worker.held[task.key, self.fence] = attempt
-            task.move(Cause.ASSIGNED, self.now, worker.name)
+            attempt = Attempt(
+                task.key,
+                self.fence,
+                worker,
+                self.now,
+                self.token(task.key, self.fence, worker),
+                told=self.answers + 1,
+            )
+            self.workers[worker].held[task.key, self.fence] = attempt
+            self.move(task, Cause.ASSIGNED, worker)
             self.run(task, attempt, match.request)
             self.pools.place(worker, self.now)
-            self.effects.append(Began(attempt.key, attempt.fence, worker.name, found=False))
-            self.desires[worker.name] = None
+            self.effects.append(Began(attempt.key, attempt.fence, worker, found=False))
+            self.desires[worker] = None
 
     # -- the store -------------------------------------------------------------------------
 
@@ -182,11 +191,6 @@ class Scheduler(Fleet):
                 self.faulted(task, task.builder, "what it built is not in the store", Cause.ABSENT)
             else:
                 self.absent(task)
-                stray = self.strays.get(task.key)
-                if stray is not None and task.state is State.BLOCKED:
-                    self._adopt(task, stray)
-                else:
-                    self.expand(task)
 
     def _learn(self, task: Task) -> None:
         if task.outcome is not None and task.outcome.seconds > 0:
@@ -206,7 +210,7 @@ class Scheduler(Fleet):
                 reason = f"the artifact store does not answer: {event.message}"
                 self.fail(task, Cause.EXHAUSTED, reason)
             else:
-                task.move(Cause.SILENT, self.now, event.message)
+                self.move(task, Cause.SILENT, event.message)
                 self._timer(self.now + 0.25 * 2.0**task.unanswered, self._ask_again, task)
 
     def _ask_again(self, task: Task) -> None:

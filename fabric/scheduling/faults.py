@@ -49,7 +49,7 @@ class Faults(Intake):
     def faulted(self, task: Task, name: str, message: str, cause: Cause = Cause.FAULTED) -> None:
         """A machine was unable to do a task: another one may be able."""
         if not self._charge_fault(task, name, message):
-            task.move(cause, self.now, f"{name}: {message}")
+            self.move(task, cause, f"{name}: {message}")
             self.expand(task)
             self.touch(task)
 
@@ -57,8 +57,7 @@ class Faults(Intake):
         """Whether that was one fault too many."""
         worker = self.workers.get(name)
         if worker is not None:
-            worker.faults += 1
-            self._rest(worker, min(self.limits.rest, 2.0 ** (worker.faults - 1)))
+            self.rest_after_fault(worker)
         task.faults[name] = message
         task.fault_count += 1
         few = task.fault_count < self.limits.faults
@@ -70,6 +69,11 @@ class Faults(Intake):
         self.fail(task, Cause.EXHAUSTED, f"no machine could do it: {told}")
         return True
 
+    def rest_after_fault(self, worker: Worker) -> None:
+        """A worker gets nothing new for a while, for longer after each fault in a row."""
+        worker.faults += 1
+        self._rest(worker, min(self.limits.rest, 2.0 ** (worker.faults - 1)))
+
     def refused(self, task: Task, worker: Worker, message: str) -> None:
         """A worker will not do a task now."""
         before = task.refusals.get(worker.name)
@@ -77,22 +81,21 @@ class Faults(Intake):
         task.refusals[worker.name] = Refusal(until, message, before.count + 1 if before else 1)
         self._timer(until, self._offer_again, task)
         self._rest(worker, _PAUSE)
-        task.move(Cause.REFUSED, self.now, f"{worker.name}: {message}")
+        self.move(task, Cause.REFUSED, f"{worker.name}: {message}")
         self.expand(task)
         self.touch(task)
 
     def _offer_again(self, task: Task) -> None:
         if task.state is State.READY:
-            self.pools.stir(task, self.now)
+            self.pools.choose(task, self.now)
 
     def _rest(self, worker: Worker, seconds: float) -> None:
         worker.rests_until = max(worker.rests_until, self.now + seconds)
-        self._timer(worker.rests_until, self._rested, worker)
-        self.pools.place(worker, self.now)
+        self._timer(worker.rests_until, self._rested, worker.name)
+        self.pools.place(worker.name, self.now)
 
-    def _rested(self, worker: Worker) -> None:
-        if self.workers.get(worker.name) is worker:
-            self.pools.place(worker, self.now)
+    def _rested(self, name: str) -> None:
+        self.pools.place(name, self.now)
 
     # -- damaged artifacts ---------------------------------------------------------------------
 
@@ -114,7 +117,7 @@ class Faults(Intake):
                 _Complaint(task, attempt.worker, outcome.message, tuple(doubted))
             )
             self._inspect()
-        task.move(Cause.DAMAGED, self.now, f"{attempt.worker}: {outcome.message}")
+        self.move(task, Cause.DAMAGED, f"{attempt.worker}: {outcome.message}")
         self.wait_again(task)
         return True
 
@@ -129,7 +132,7 @@ class Faults(Intake):
         return any(key in each.keys for each in (*self._inspected, *self._complaints))
 
     def _doubt(self, task: Task, worker: str) -> None:
-        task.move(Cause.DOUBTED, self.now, worker)
+        self.move(task, Cause.DOUBTED, worker)
         self.reopened[task.key] = task
         for request in task.requests.values():
             self.open(request, task)
@@ -193,4 +196,3 @@ class Faults(Intake):
             self.fail(task, Cause.EXHAUSTED, reason)
         else:
             self.absent(task)
-            self.expand(task)

@@ -5,50 +5,73 @@ arrived.  An attempt is *held* by a worker from its assignment until that worker
 end, reports without it, or is lost.  When nobody wants an attempt any more it is *doomed*: left
 out of what the worker is told to do, so that the worker kills it; until it is gone, its task
 is not begun anywhere else.
+
+Each attempt gives one `Began` and one `Ended`.  A lost worker may have been cut off only: its
+attempts end when it comes back without them, or not for long.  A worker is believed only of
+attempts that it was given, which it proves by their tokens.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
+from itertools import chain
+
+from fabric import bounds
 from fabric.scheduling.events import Began, Drained, Ended, Tell
 from fabric.scheduling.faults import Faults
-from fabric.scheduling.model import Attempt, Durations, Limits, Task, Worker
+from fabric.scheduling.model import Attempt, Durations, Gone, Id, Limits, Task, Worker
 from fabric.scheduling.states import Cause, State
 from fabric.wire.messages import STORING, Answer, Command, Outcome, Report, Running
 
-#: Lost workers remembered, in case one was merely cut off.
-_GONE = 1000
 #: Commands remembered, so that a late copy of one does not undo what was said since.
 _COMMANDS = 1000
+
+
+def token_of(secret: bytes, key: str, fence: int, worker: str) -> int:
+    """Proves that a worker was given an attempt, by this run of the broker or a former one."""
+    given = f"{key} {fence} {worker}".encode()
+    return int.from_bytes(hashlib.blake2b(given, key=secret, digest_size=8).digest()) >> 1
 
 
 class Fleet(Faults):
     """What happens to workers, and to tasks on them."""
 
-    __slots__ = ("_commands", "_gone", "broker", "drained")
+    __slots__ = ("_commands", "_first", "_gone", "_secret", "drained", "epoch")
 
     def __init__(
         self,
         limits: Limits,
         durations: Durations,
         *,
-        broker: str,
+        epoch: int,
         first: int,
+        secret: bytes,
         drained: frozenset[str],
         now: float,
     ) -> None:
         super().__init__(limits, durations, first, now)
-        self.broker = broker
+        self.epoch = epoch
+        self._first = first
+        self._secret = secret
         self._commands: dict[str, Answer] = {}
         self.drained = dict.fromkeys(sorted(drained))
-        self._gone: dict[tuple[str, str], list[Task]] = {}
+        self._gone: dict[str, Gone] = {}  # by name of the worker, longest lost first
 
     # -- workers -------------------------------------------------------------------------------
 
     def _report(self, report: Report) -> None:
+        most = bounds.ATTEMPTS_A_SLOT * max(1, report.slots)
+        if (told := len(report.running) + len(report.finished)) > most:
+            reason = f"{report.name} reports {told} attempts; with its slots it may have {most}"
+            self._refuse(report.name, "bad-request", reason)
+            return
         worker = self.workers.get(report.name)
         reborn = False
+        returned: list[Attempt] = []
         if worker is None:
             worker = self._register(report)
+            returned = list(worker.held.values())
         elif report.instance in worker.former and not self._comes_back(worker, report):
             return
         elif report.instance != worker.instance:
@@ -60,10 +83,15 @@ class Fleet(Faults):
         if report.sequence <= worker.sequence:
             return
         self._describe(worker, report)
-        taken_in = report.answered if report.broker == self.broker else 0
-        known = set(worker.held)
+        taken_in = report.answered if report.epoch == self.epoch else 0
+        known, floor = set(worker.held), worker.floor
         running = {(each.key, each.fence): each for each in report.running}
         finished = {(each.key, each.fence): each for each in report.finished}
+        for attempt in returned:
+            if attempt.id in running and not attempt.doomed:
+                self._take_up(attempt)
+            elif attempt.id not in finished:
+                self.doom(attempt)
         for id, attempt in list(worker.held.items()):
             if (outcome := finished.get(id)) is not None:
                 self._ended(worker, attempt, outcome)
@@ -71,15 +99,27 @@ class Fleet(Faults):
                 self._sighted(attempt, sighting)
             elif attempt.confirmed or reborn or taken_in >= attempt.told:
                 self._vanished(worker, attempt)
-        for id, sighting in running.items():
-            if id not in worker.held:
-                self._found(worker, sighting)
-        for id, outcome in finished.items():
-            if id not in known and id not in worker.settled:
-                self._came_late(worker, outcome)
+            elif self.now - attempt.since > self.limits.lease:
+                self._untaken(worker, attempt)
+        reported: Iterable[tuple[Id, Running | Outcome]]
+        reported = chain(running.items(), finished.items())
+        for id, each in reported:
+            if id in known or id in worker.held or id in worker.settled:
+                continue
+            if each.token != self.token(each.key, each.fence, worker.name):
+                break  # nor are the others looked at
+            over = each.fence > self._first or each.fence <= floor
+            if isinstance(each, Running):
+                self._found(worker, each, over=over)
+            elif not over:
+                self._came_late(worker, each)
         worker.settled = tuple(finished)
-        self.pools.place(worker, self.now)
+        self.pools.place(worker.name, self.now)
         self.desires[worker.name] = None
+
+    def token(self, key: str, fence: int, worker: str) -> int:
+        """The token of an attempt, as in `token_of`."""
+        return token_of(self._secret, key, fence, worker)
 
     def _comes_back(self, worker: Worker, report: Report) -> bool:
         """Whether a report of what counts as a former run shows that it is not.
@@ -111,12 +151,19 @@ class Fleet(Faults):
             drained=report.name in self.drained,
         )
         self.workers[worker.name] = worker
-        self._timer(self.now + self.limits.lease, self._check_lease, worker)
-        self.pools.join(worker)
-        # It was cut off, and not taken down by what it ran.
-        for task in self._gone.pop((worker.name, worker.instance), ()):
-            if worker.name in task.losses:
-                task.losses.remove(worker.name)
+        self._timer(self.now + self.limits.lease, self._check_lease, worker.name)
+        self.pools.join(worker, self.now)
+        gone = self._gone.get(worker.name)
+        if gone is not None and gone.instance == worker.instance:
+            del self._gone[worker.name]
+            worker.held, worker.floor = gone.held, gone.floor
+            # It was cut off, and not taken down by what it ran.
+            for key, _ in worker.held:
+                task = self.tasks.get(key)
+                if task is not None and worker.name in task.losses:
+                    task.losses.remove(worker.name)
+        else:
+            self._give_up_gone(worker.name)
         return worker
 
     def _describe(self, worker: Worker, report: Report) -> None:
@@ -132,7 +179,7 @@ class Fleet(Faults):
         worker.arch, worker.features, worker.draining = report.arch, features, report.draining
         worker.refusing = report.refusing
         if new != old:
-            self.pools.join(worker)
+            self.pools.join(worker, self.now)
 
     def _command(self, command: Command) -> None:
         """An operator's word."""
@@ -157,8 +204,8 @@ class Fleet(Faults):
             self.effects.append(Drained(name, on))
             if worker is not None:
                 worker.drained = on
-                self.pools.join(worker)
-                self.pools.place(worker, self.now)
+                self.pools.join(worker, self.now)
+                self.pools.place(name, self.now)
         told = "gets nothing new" if on else "gets work"
         if worker is None:
             told += " when it comes back"
@@ -175,53 +222,67 @@ class Fleet(Faults):
             if task is not None and task.attempt is attempt:
                 self.touch(task)
 
-    def _found(self, worker: Worker, seen: Running) -> None:
-        """A worker runs what it was not known to run."""
-        attempt = Attempt(seen.key, seen.fence, worker.name, self.now)
+    def _found(self, worker: Worker, seen: Running, *, over: bool) -> None:
+        """A worker runs what it was not known to run.
+
+        ``over``: this is known to have ended, or to be given up.  It is to be killed, without news.
+        """
+        attempt = Attempt(seen.key, seen.fence, worker.name, self.now, seen.token, over=over)
         attempt.confirmed = True
         attempt.phase, attempt.log_size = seen.phase, seen.log_size
         worker.held[attempt.id] = attempt
-        self.effects.append(Began(seen.key, seen.fence, worker.name, found=True))
-        task = self.tasks.get(seen.key)
+        if over:
+            self.doom(attempt)
+        else:
+            self.effects.append(Began(seen.key, seen.fence, worker.name, found=True))
+            self._take_up(attempt)
+
+    def _take_up(self, attempt: Attempt) -> None:
+        """An attempt runs that is no task's: it may become one's."""
+        key = attempt.key
+        task = self.tasks.get(key)
         if task is None:
             wanted = self.now < self.grace_until
         else:
             early = task.state in (State.ASKING, State.BLOCKED, State.READY)
-            wanted = early and task.fence <= seen.fence
-        if not wanted:
+            wanted = early and task.fence <= attempt.fence
+        if not wanted or key in self.strays:
             self.doom(attempt)
-        elif task is not None and task.state is not State.ASKING:
-            self._adopt(task, attempt)
-        elif seen.key in self.strays:
-            self.doom(attempt)
+        elif task is None or task.state is State.ASKING:
+            self.strays[key] = attempt
         else:
-            self.strays[seen.key] = attempt
-
-    def _adopt(self, task: Task, attempt: Attempt) -> None:
-        task.move(Cause.ADOPTED, self.now, attempt.worker)
-        self.strays.pop(task.key, None)
-        self.run(task, attempt, next(iter(task.requests.values())))
+            self.adopt(task, attempt)
 
     def _came_late(self, worker: Worker, outcome: Outcome) -> None:
-        """An outcome of what the worker was not known to run: it was thought lost, or doomed."""
+        """How an attempt ended that a former run of the broker began."""
+        if self._claims(outcome, ("done", "failed")):
+            attempt = Attempt(outcome.key, outcome.fence, worker.name, self.now, outcome.token)
+            worker.held[attempt.id] = attempt
+            self.effects.append(Began(outcome.key, outcome.fence, worker.name, found=True))
+            self._ended(worker, attempt, outcome)
+
+    def _claims(self, outcome: Outcome, results: tuple[str, ...]) -> Task | None:
+        """The task that waits for what an attempt that is not its own comes to, if there is one."""
         task = self.tasks.get(outcome.key)
         if (
             task is not None
             and task.state in (State.BLOCKED, State.READY)
             and task.fence <= outcome.fence
-            and outcome.result in ("done", "failed")
+            and outcome.result in results
         ):
-            attempt = Attempt(outcome.key, outcome.fence, worker.name, self.now)
-            worker.held[attempt.id] = attempt
-            self.effects.append(Began(outcome.key, outcome.fence, worker.name, found=True))
-            self._adopt(task, attempt)
-            self._ended(worker, attempt, outcome)
+            return task
+        return None
 
     def _ended(self, worker: Worker, attempt: Attempt, outcome: Outcome) -> None:
+        task = self.tasks.get(attempt.key)
+        if (task is None or task.attempt is not attempt) and not attempt.over:
+            # A doomed one may fail because it is killed.
+            results = ("done",) if attempt.doomed else ("done", "failed")
+            if (task := self._claims(outcome, results)) is not None:
+                self.lay(attempt)
+                self.adopt(task, attempt)
         task = self._release(worker, attempt, outcome)
         if task is None:
-            if attempt.doomed and outcome.result == "done":
-                self._came_late(worker, outcome)
             return
         task.outcome = outcome
         faulty = outcome.result in ("fault", "refused")
@@ -230,7 +291,7 @@ class Fleet(Faults):
         match outcome.result:
             case "done":
                 worker.faults = 0
-                task.move(Cause.FINISHED, self.now, worker.name)
+                self.move(task, Cause.FINISHED, worker.name)
                 self.keep_seat(task, worker)
                 self.ask(task)
                 self.touch(task)
@@ -238,7 +299,7 @@ class Fleet(Faults):
                 worker.faults = 0
                 self.fail(task, Cause.BROKE, outcome.message)
             case "cancelled" if worker.draining:
-                task.move(Cause.RETURNED, self.now, worker.name)
+                self.move(task, Cause.RETURNED, worker.name)
                 self.expand(task)
                 self.touch(task)
             case "cancelled":
@@ -248,18 +309,30 @@ class Fleet(Faults):
             case "fault":
                 self.faulted(task, worker.name, outcome.message)
 
+    def _untaken(self, worker: Worker, attempt: Attempt) -> None:
+        """A worker that is heard does not hear, or does not do as it is told."""
+        task = self._release(worker, attempt, None)
+        self.rest_after_fault(worker)
+        if task is not None:
+            self.move(task, Cause.UNTAKEN, worker.name)
+            self.expand(task)
+            self.touch(task)
+
     def _vanished(self, worker: Worker, attempt: Attempt) -> None:
         """An attempt is no more, and how it ended nobody knows."""
         task = self._release(worker, attempt, None)
-        if task is None:
-            return
-        task.losses.append(worker.name)
+        if task is not None:
+            self._lost(task, worker.name)
+
+    def _lost(self, task: Task, name: str) -> None:
+        """What ran a task is no more, or cannot be heard."""
+        task.losses.append(name)
         if len(task.losses) >= self.limits.losses:
             names = ", ".join(dict.fromkeys(task.losses))
             message = f"it was lost {len(task.losses)} times, with its worker: {names}"
             self.fail(task, Cause.EXHAUSTED, message)
             return
-        task.move(Cause.LOST, self.now, worker.name)
+        self.move(task, Cause.LOST, name)
         self.expand(task)
         self.touch(task)
 
@@ -268,42 +341,59 @@ class Fleet(Faults):
 
         The caller notes the worker's room, once for all of them.
         """
-        key, fence = attempt.key, attempt.fence
-        del worker.held[key, fence]
-        task = self.tasks.get(key)
+        del worker.held[attempt.id]
+        worker.floor = max(worker.floor, attempt.fence)
+        self._say_ended(attempt, outcome)
+        return self.disown(attempt)
+
+    def _say_ended(self, attempt: Attempt, outcome: Outcome | None) -> None:
+        if attempt.over:
+            return
+        task = self.tasks.get(attempt.key)
         kind = name = arch = ""
         if task is not None:
             kind, name, arch = task.offer.kind, task.offer.name, task.offer.arch
-        told = None if attempt.doomed else outcome
-        self.effects.append(Ended(key, fence, worker.name, kind, name, arch, attempt.since, told))
-        if task is not None and task.attempt is attempt:
-            self.stop(task)
-            return task
-        if self.strays.get(key) is attempt:
-            del self.strays[key]
-        if attempt.doomed:
-            ghosts = self.ghosts[key]
-            del ghosts[worker.name, fence]
-            if not ghosts:
-                del self.ghosts[key]
-                if task is not None:
-                    self.unblock(task)
-        return None
+        self.effects.append(
+            Ended(attempt.key, attempt.fence, attempt.worker, kind, name, arch,
+                  attempt.since, outcome)
+        )  # fmt: skip
 
     # -- leases --------------------------------------------------------------------------------
 
-    def _check_lease(self, worker: Worker) -> None:
-        if self.workers.get(worker.name) is not worker:
-            return
+    def _check_lease(self, name: str) -> None:
+        worker = self.workers[name]
         if self.now < worker.heard + self.limits.lease:
-            self._timer(worker.heard + self.limits.lease, self._check_lease, worker)
+            self._timer(worker.heard + self.limits.lease, self._check_lease, name)
             return
-        lost = [self.tasks[key] for key, _ in worker.held if key in self.tasks]
-        self.pools.leave(worker)
-        del self.workers[worker.name]
+        self.pools.leave(name, self.now)
+        del self.workers[name]
         self.capacity -= worker.slots
-        self._gone[worker.name, worker.instance] = lost
-        if len(self._gone) > _GONE:
-            del self._gone[next(iter(self._gone))]
+        for key in worker.seats:
+            self.tasks[key].seat = ""
         for attempt in list(worker.held.values()):
-            self._vanished(worker, attempt)
+            task = self.disown(attempt)
+            if task is not None:
+                self._lost(task, name)
+        self._gone[name] = Gone(worker.instance, worker.held, worker.floor)
+        self._timer(self.now + self.limits.absence, self._check_gone, (name, worker.instance))
+        if len(self._gone) > bounds.LOST_WORKERS:
+            oldest = next(iter(self._gone))
+            self._give_up_gone(oldest)
+
+    def _check_gone(self, lost: tuple[str, str]) -> None:
+        name, instance = lost
+        gone = self._gone.get(name)
+        if gone is not None and gone.instance == instance:
+            self._give_up_held(gone)
+
+    def _give_up_gone(self, name: str) -> None:
+        """A lost worker does not come back."""
+        gone = self._gone.pop(name, None)
+        if gone is not None:
+            self._give_up_held(gone)
+
+    def _give_up_held(self, gone: Gone) -> None:
+        for attempt in gone.held.values():
+            self._say_ended(attempt, None)
+            gone.floor = max(gone.floor, attempt.fence)
+        gone.held = {}

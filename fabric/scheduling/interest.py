@@ -39,7 +39,7 @@ class Interest(Ledger):
                 self.count += 1
                 offer = request.offers[key]
                 task = Task(key, offer, self.count, self.expected(offer), self.guessed(offer))
-                self.tasks[key] = task
+                self.add(task)
                 self.ask(task)
             request.needed[key] = task
             task.requests[request.id] = request
@@ -58,11 +58,22 @@ class Interest(Ledger):
                 stack.extend(reversed(task.offer.depends))
 
     def absent(self, task: Task) -> None:
-        """The store does not have it: it has to be built."""
-        task.move(Cause.ABSENT, self.now)
+        """The store does not have it: it has to be built, unless a worker is at it already."""
+        self.move(task, Cause.ABSENT)
         for request in task.requests.values():
             del request.asking[task.key]
         self.touch(task)
+        stray = self.strays.get(task.key)
+        if stray is not None:
+            self.adopt(task, stray)
+        else:
+            self.expand(task)
+
+    def adopt(self, task: Task, attempt: Attempt) -> None:
+        """An attempt that a worker is at becomes the task's."""
+        self.move(task, Cause.ADOPTED, attempt.worker)
+        self.strays.pop(task.key, None)
+        self.run(task, attempt, next(iter(task.requests.values())))
 
     def expand(self, task: Task) -> None:
         """A task has to wait for what it needs, if anything is missing."""
@@ -92,7 +103,7 @@ class Interest(Ledger):
     def unblock(self, task: Task) -> None:
         """Nothing may stand in its way any more: then it is ready."""
         if task.state is State.BLOCKED and not task.missing and task.key not in self.ghosts:
-            task.move(Cause.FREED, self.now)
+            self.move(task, Cause.FREED)
             for request in task.requests.values():
                 self._queue(task, request)
             self.touch(task)
@@ -150,6 +161,26 @@ class Interest(Ledger):
         ghosts[attempt.worker, attempt.fence] = attempt
         self.desires[attempt.worker] = None
 
+    def disown(self, attempt: Attempt) -> Task | None:
+        """An attempt is no task's any more; returns the task whose it was."""
+        task = self.tasks.get(attempt.key)
+        if task is not None and task.attempt is attempt:
+            self.stop(task)
+            return task
+        if self.strays.get(attempt.key) is attempt:
+            del self.strays[attempt.key]
+        if attempt.doomed and self.lay(attempt) and task is not None:
+            self.unblock(task)
+        return None
+
+    def lay(self, attempt: Attempt) -> bool:
+        """An attempt keeps its task from beginning no more; True if it was the last that did."""
+        ghosts = self.ghosts.get(attempt.key, {})
+        if ghosts.pop((attempt.worker, attempt.fence), None) is None or ghosts:
+            return False
+        del self.ghosts[attempt.key]
+        return True
+
     def keep_seat(self, task: Task, worker: Worker) -> None:
         """While what a worker built is verified, keep its slot for a task that waits for just that.
 
@@ -157,21 +188,21 @@ class Interest(Ledger):
         """
         for waiter in task.waiters.values():
             if waiter.missing == 1 and self.pools.urgent(waiter, self.now):
-                task.seat = worker
-                worker.seats += 1
+                task.seat = worker.name
+                worker.seats[task.key] = None
                 return
 
     def free_seat(self, task: Task) -> None:
-        if task.seat is not None:
-            task.seat.seats -= 1
-            self.pools.place(task.seat, self.now)
-            task.seat = None
+        name, task.seat = task.seat, ""
+        if name:
+            del self.workers[name].seats[task.key]
+            self.pools.place(name, self.now)
 
     # -- what is finished ------------------------------------------------------------------
 
     def present(self, task: Task) -> None:
         """The store has it."""
-        task.move(Cause.PRESENT, self.now)
+        self.move(task, Cause.PRESENT)
         task.since = self.now
         self._await_nothing(task)
         self.reopened.pop(task.key, None)
@@ -206,7 +237,7 @@ class Interest(Ledger):
 
     def fail(self, task: Task, cause: Cause, message: str) -> None:
         """It cannot be had, for all who want it now."""
-        task.move(cause, self.now, message)
+        self.move(task, cause, message)
         waiters = list(task.waiters.values())
         for request in list(task.requests.values()):
             request.failures.append(task.key)
@@ -256,7 +287,7 @@ class Interest(Ledger):
             if task.state in PRESENT:  # quickly: it may be all of very many
                 del task.requests[request.id]
                 if not task.requests:
-                    del self.tasks[key]
+                    self.remove(task)
                 continue
             if key not in request.asking or key in self.reopened:  # it has been told of
                 request.record(key, view.cancelled(task))
@@ -303,14 +334,14 @@ class Interest(Ledger):
                 self._charge(task, next(iter(task.requests.values())))
             return
         if task.state is not State.FAILED:
-            task.move(Cause.UNWANTED, self.now)
+            self.move(task, Cause.UNWANTED)
         self.free_seat(task)
         if task.attempt is not None:
             self.doom(task.attempt)
             self.stop(task)
         task.question = 0
         self._await_nothing(task)
-        del self.tasks[task.key]
+        self.remove(task)
         self.reopened.pop(task.key, None)
         stray = self.strays.get(task.key)
         if stray is not None:

@@ -18,6 +18,7 @@ from fabric.scheduling.model import (
     Worker,
 )
 from fabric.scheduling.pools import Pools
+from fabric.scheduling.states import Cause, State
 from fabric.wire.messages import Code, Offer
 
 #: Keys in one question, and pieces of rubbish removed at a time: neither takes long.
@@ -34,8 +35,8 @@ class Ledger:
     __slots__ = (
         "_asks", "_changes", "_checking", "_rubbish", "_timers", "answers", "capacity", "count",
         "desires", "durations", "effects", "fence", "ghosts", "grace_until", "limits", "now",
-        "pools", "questions", "reopened", "requesters", "requests", "strays", "tasks", "versions",
-        "workers",
+        "pools", "questions", "reopened", "requesters", "requests", "strays", "tally", "tasks",
+        "versions", "workers",
     )  # fmt: skip
 
     def __init__(self, limits: Limits, durations: Durations, first: int, now: float) -> None:
@@ -43,10 +44,11 @@ class Ledger:
         self.now = now
         self.durations = dict(durations)
         self.tasks: dict[str, Task] = {}
+        self.tally = dict.fromkeys(State, 0)  # tasks by state
         self.workers: dict[str, Worker] = {}
         self.requests: dict[str, Request] = {}
         self.requesters: dict[str, Requester] = {}  # of requests that are not over
-        self.pools = Pools(limits)
+        self.pools = Pools(limits, self.workers)
         self.capacity = 0  # slots of all workers
         self.fence = first
         #: grows with the version of every request: one that comes a second time begins above
@@ -117,6 +119,24 @@ class Ledger:
             self._rubbish.pop()
         if self._rubbish:
             self._timer(self.now + PAUSE, self._sweep, None)
+
+    # -- tasks -------------------------------------------------------------------------------
+
+    def add(self, task: Task) -> None:
+        """There is a new task."""
+        self.tasks[task.key] = task
+        self.tally[task.state] += 1
+
+    def move(self, task: Task, cause: Cause, detail: str = "") -> None:
+        """A task goes where the table says.  IllegalTransition if it says nothing."""
+        self.tally[task.state] -= 1
+        task.move(cause, self.now, detail)
+        self.tally[task.state] += 1
+
+    def remove(self, task: Task) -> None:
+        """A task is no more."""
+        del self.tasks[task.key]
+        self.tally[task.state] -= 1
 
     # -- what is asked for ---------------------------------------------------------------------
 

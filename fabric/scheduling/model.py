@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from fabric import bounds
 from fabric.scheduling.shares import Share
 from fabric.scheduling.states import LIVE, TABLE, Cause, IllegalTransition, State
 from fabric.wire.messages import Offer, Outcome, RequestState, StepState
@@ -31,6 +32,7 @@ class Limits(msgspec.Struct, frozen=True):
     stale: float = 3.0  # a worker silent this long is given nothing new
     patience: float = 15.0  # an initiator silent this long has left
     grace: float = 30.0  # after a start, what workers run already waits this long for a request
+    absence: float = 600.0  # what a lost worker is at may yet count, if it is back by then
     settle: float = 3.0  # after a restart, workers have this long to say what they run
     losses: int = 3  # workers one task may take down
     faults: int = 3  # times machines may be unable to do one task
@@ -57,9 +59,11 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
     fence: int
     worker: str
     since: float
+    token: int = 0  # proves that its worker was given it
     told: int = 0  # the first Desired that may speak of it
     confirmed: bool = False  # the worker has reported it
     doomed: bool = False  # nobody wants it; for good, since the worker may be killing it
+    over: bool = False  # its end was told before, and its worker is at it all the same
     phase: str = ""
     log_size: int = 0
 
@@ -91,7 +95,7 @@ class Task(msgspec.Struct, eq=False):
     missing: int = 0  # dependencies not in the store
     waiters: dict[str, Task] = {}  # tasks that miss this one
     attempt: Attempt | None = None  # while running
-    seat: Worker | None = None  # while verifying: has a slot kept for what comes next
+    seat: str = ""  # while verifying: the worker that keeps a slot for what comes next
     fence: int = 0  # of its last attempt
     builder: str = ""  # worker of its last attempt
     charged: Request | None = None  # whose share of the workers it uses,
@@ -101,6 +105,7 @@ class Task(msgspec.Struct, eq=False):
     faults: dict[str, str] = {}  # worker -> what it could not do
     fault_count: int = 0
     refusals: dict[str, Refusal] = {}  # by worker
+    avoid: frozenset[str] = frozenset()  # workers that it is not for, when it was last queued
     damages: int = 0  # times its artifact was there, and then found damaged
     since: float = 0.0  # when its artifact was last known to be there
     unanswered: int = 0  # questions about it the store failed to answer
@@ -150,8 +155,9 @@ class Worker(msgspec.Struct, eq=False):
     rival: float = 0.0  # when one of these was heard all the same; 0: never
     held: dict[Id, Attempt] = {}
     settled: tuple[Id, ...] = ()  # outcomes of its last report
+    floor: int = 0  # what has a fence up to this, and is not held, is over here
     storing: int = 0  # attempts that need no slot any more
-    seats: int = 0  # slots kept for what becomes ready in a moment
+    seats: dict[str, None] = {}  # keys of tasks that each keep a slot for what comes next
     faults: int = 0  # in a row
     rests_until: float = 0.0
 
@@ -163,11 +169,19 @@ class Worker(msgspec.Struct, eq=False):
     @property
     def room(self) -> int:
         """Attempts it could take now, but for rest."""
-        if not self.open:
+        if not self.open or len(self.settled) >= bounds.UNSETTLED * self.slots:
             return 0
         # What is stored does not pile up: no more of it than there are slots.
         slots = self.slots + min(self.slots, self.storing)
-        return max(0, slots - len(self.held) - self.seats)
+        return max(0, slots - len(self.held) - len(self.seats))
+
+
+class Gone(msgspec.Struct):
+    """What a lost worker held, in case it was merely cut off."""
+
+    instance: str
+    held: dict[Id, Attempt]
+    floor: int  # as in `Worker`
 
 
 class Requester(msgspec.Struct, eq=False):

@@ -9,7 +9,7 @@ request, the task with the longest way to the end comes first, and then the olde
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from heapq import heappop, heappush
 
 import msgspec
@@ -22,33 +22,94 @@ from fabric.wire.messages import Offer
 Standing = tuple[float, int, float, int]
 #: (standing of the request, -rank, the task's number): least first.
 Order = tuple[Standing, float, int]
+#: (-rank, the task's number, a number of its own, the task): least first.
+Entry = tuple[float, int, int, Task]
+
+#: Workers to avoid: none.
+NOBODY: frozenset[str] = frozenset()
 
 
 class Match(msgspec.Struct, frozen=True, gc=False):
     task: Task
-    worker: Worker
+    worker: str
     request: Request
 
     def order(self, now: float) -> Order:
         return _order(self.task, self.request, now)
 
 
-class Pool:
-    """Ready tasks and workers for one set of needs."""
+class Queue:
+    """Ready tasks that the same workers are to be avoided for: most often none."""
 
-    def __init__(self, arch: str, needs: frozenset[str], limits: Limits) -> None:
-        self.arch = arch
-        self.needs = needs
-        self.members: dict[str, Worker] = {}
-        self._limits = limits
+    __slots__ = ("_heaps", "avoid")
+
+    def __init__(self, avoid: frozenset[str]) -> None:
+        self.avoid = avoid
         #: request's number -> (the request, heap of its ready tasks).  Tasks that are ready no
         #: more are thrown out when they reach the top.
-        self._queues: dict[int, tuple[Request, list[tuple[float, int, int, Task]]]] = {}
-        #: ready tasks that some machine was unable to do; few
+        self._heaps: dict[int, tuple[Request, list[Entry]]] = {}
+
+    def push(self, task: Task, request: Request, number: int) -> None:
+        entry = (-request.ranks.get(task.key, 0.0), task.number, number, task)
+        known = self._heaps.get(request.share.number)
+        if known is None:
+            self._heaps[request.share.number] = (request, [entry])
+        else:
+            heappush(known[1], entry)
+
+    def next(self, now: float) -> tuple[Task, Request] | None:
+        """The ready task that comes first, and for whom."""
+        best: tuple[float, ...] = ()
+        chosen: tuple[Task, Request] | None = None
+        several = len(self._heaps) > 1
+        for number, (request, heap) in list(self._heaps.items()):
+            standing = _standing(request, now) if several else ()
+            if chosen is not None and best < standing:
+                continue
+            while heap and not self._waits(heap[0][3], request):
+                heappop(heap)
+            if heap:
+                best, chosen = standing, (heap[0][3], request)
+            else:
+                del self._heaps[number]
+        return chosen
+
+    def all(self) -> Iterator[tuple[Task, Request]]:
+        """All that waits here, in no order."""
+        for request, heap in self._heaps.values():
+            for entry in heap:
+                if self._waits(entry[3], request):
+                    yield entry[3], request
+
+    def _waits(self, task: Task, request: Request) -> bool:
+        """Whether an entry still counts."""
+        here = task.state is State.READY and task.avoid == self.avoid
+        return here and task.requests.get(request.id) is request
+
+
+class Pool:
+    """Ready tasks and workers for one set of needs.  ``workers`` is the table of all."""
+
+    def __init__(
+        self,
+        arch: str,
+        needs: frozenset[str],
+        limits: Limits,
+        workers: Mapping[str, Worker],
+        now: float,
+    ) -> None:
+        self.arch = arch
+        self.needs = needs
+        self.members: dict[str, None] = {}  # names of workers
+        self.empty_since = now  # if it has no members
+        self._limits = limits
+        self._workers = workers
+        self._queues: dict[frozenset[str], Queue] = {NOBODY: Queue(NOBODY)}
+        #: ready tasks that some machine was unable to do
         self._choosy: dict[str, Task] = {}
         self._pushes = 0
-        #: load -> workers with room that carry it, longest there first; none is empty
-        self._by_load: dict[int, dict[str, Worker]] = {}
+        #: load -> names of workers with room that carry it, longest there first; none is empty
+        self._by_load: dict[int, dict[str, None]] = {}
         self._load: dict[str, int] = {}
 
     def serves(self, worker: Worker) -> bool:
@@ -60,125 +121,120 @@ class Pool:
 
     def place(self, worker: Worker, now: float) -> bool:
         """Note how much room a member has; whether it has any."""
+        name = worker.name
         load = len(worker.held) if worker.room and worker.rests_until <= now else -1
-        if self._load.get(worker.name, -1) == load:
+        if self._load.get(name, -1) == load:
             return load >= 0
-        self.unplace(worker)
+        self.unplace(name)
         if load < 0:
             return False
-        self._by_load.setdefault(load, {})[worker.name] = worker
-        self._load[worker.name] = load
+        self._by_load.setdefault(load, {})[name] = None
+        self._load[name] = load
         return True
 
-    def unplace(self, worker: Worker) -> None:
-        load = self._load.pop(worker.name, None)
+    def unplace(self, name: str) -> None:
+        load = self._load.pop(name, None)
         if load is not None:
-            del self._by_load[load][worker.name]
+            del self._by_load[load][name]
             if not self._by_load[load]:
                 del self._by_load[load]
 
-    def _freest(self, now: float, avoid: Container[str] = ()) -> Worker | None:
+    def _freest(self, now: float, avoid: Container[str] = ()) -> str | None:
         """The least loaded worker with room that is not to be avoided."""
         for load in sorted(self._by_load):
-            for worker in self._by_load[load].values():
-                if now - worker.heard > self._limits.stale:
+            for name in self._by_load[load]:
+                if now - self._workers[name].heard > self._limits.stale:
                     continue
-                if worker.name not in avoid:
-                    return worker
+                if name not in avoid:
+                    return name
         return None
 
     # -- tasks -------------------------------------------------------------------------
 
-    def push(self, task: Task, request: Request) -> None:
+    def push(self, task: Task, request: Request, now: float) -> None:
         """Queue a ready task on behalf of one of those who want it."""
         if task.choosy:
             self._choosy[task.key] = task
-            return
+            if self.choose(task, now):
+                return
+        self._push(task, request)
+
+    def _push(self, task: Task, request: Request) -> None:
         self._pushes += 1
-        entry = (-request.ranks.get(task.key, 0.0), task.number, self._pushes, task)
-        queue = self._queues.get(request.share.number)
+        queue = self._queues.get(task.avoid)
         if queue is None:
-            self._queues[request.share.number] = (request, [entry])
-        else:
-            heappush(queue[1], entry)
+            queue = self._queues[task.avoid] = Queue(task.avoid)
+        queue.push(task, request, self._pushes)
+
+    def choose_all(self, now: float) -> None:
+        """Look anew at which workers may do what some machine was unable to do."""
+        for key, task in list(self._choosy.items()):
+            if task.state is State.READY and task.requests:
+                self.choose(task, now)
+            else:
+                del self._choosy[key]
+
+    def choose(self, task: Task, now: float) -> bool:
+        """Note which workers a task is not for now; True if it is queued anew for that."""
+        shunned = {name for name, refusal in task.refusals.items() if now < refusal.until}
+        avoid = frozenset(shunned | task.faults.keys() if self.hope(task) else shunned)
+        if avoid == task.avoid:
+            return False
+        task.avoid = avoid
+        for request in task.requests.values():
+            if request.state == "building":
+                self._push(task, request)
+        return True
 
     def next(self, now: float) -> tuple[Task, Request] | None:
-        """The ready task that comes first, and for whom."""
-        best: tuple[float, ...] = ()
-        chosen: tuple[Task, Request] | None = None
-        several = len(self._queues) > 1
-        for number, (request, heap) in list(self._queues.items()):
-            standing = _standing(request, now) if several else ()
-            if chosen is not None and best < standing:
-                continue
-            while heap and not _waits(heap[0][3], request):
-                heappop(heap)
-            if heap:
-                best, chosen = standing, (heap[0][3], request)
-            else:
-                del self._queues[number]
-        return chosen
+        """The task that comes first of those that any worker may do, and for whom."""
+        return self._queues[NOBODY].next(now)
 
     def match(self, now: float) -> Match | None:
         """The task that comes first with a worker for it; None if nothing can be matched."""
-        worker = self._freest(now)
-        if worker is None:
-            return None
-        found = None
-        first = self.next(now)
-        if first is not None:
-            found = Match(first[0], worker, first[1])
-        for task in list(self._choosy.values()):
-            if task.state is not State.READY or not task.requests:
-                del self._choosy[task.key]
+        best: Match | None = None
+        for avoid, queue in list(self._queues.items()):
+            worker = self._freest(now, avoid)
+            if worker is None:
                 continue
-            order, request = _best(task, now)
-            if found is None or order < found.order(now):
-                other = self.worker_for(task, now)
-                if other is not None:
-                    found = Match(task, other, request)
-        return found
-
-    def worker_for(self, task: Task, now: float) -> Worker | None:
-        """A worker with room: one that has not been unable to do it, as long as there is hope."""
-        shunned = {name for name, refusal in task.refusals.items() if now < refusal.until}
-        return self._freest(now, shunned | task.faults.keys() if self.hope(task) else shunned)
+            first = queue.next(now)
+            if first is None:
+                if avoid:
+                    del self._queues[avoid]
+                continue
+            found = Match(first[0], worker, first[1])
+            if best is None or found.order(now) < best.order(now):
+                best = found
+        return best
 
     def hope(self, task: Task) -> bool:
         """Whether some worker may yet do a task that others were unable to do."""
         return any(
-            worker.open
+            self._workers[name].open
             and name not in task.faults
             and (name not in task.refusals or task.refusals[name].count < self._limits.refusals)
-            for name, worker in self.members.items()
+            for name in self.members
         )
 
     def waiting(self, now: float) -> Iterator[tuple[Order, Task]]:
         """All ready tasks, in no order, some more than once.  For `why`, not for dispatch."""
-        for request, heap in self._queues.values():
-            for entry in heap:
-                if _waits(entry[3], request):
-                    yield _best(entry[3], now)[0], entry[3]
-        for task in self._choosy.values():
-            if task.state is State.READY and task.requests:
-                yield _best(task, now)[0], task
+        for task, _ in self.queued():
+            yield order_of(task, now), task
 
-    def queued(self) -> Iterator[tuple[str, str]]:
-        """(key, request id) of all that waits, for tests."""
-        for request, heap in self._queues.values():
-            yield from ((entry[3].key, request.id) for entry in heap if _waits(entry[3], request))
-        for task in self._choosy.values():
-            yield from ((task.key, request) for request in task.requests)
+    def queued(self) -> Iterator[tuple[Task, Request]]:
+        """All ready tasks, each for all who want it, in no order."""
+        for queue in self._queues.values():
+            yield from queue.all()
 
 
 class Pools:
-    """All pools, and which of them might have a match."""
+    """All pools, and which of them might have a match.  ``workers`` is the table of all."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, workers: Mapping[str, Worker]) -> None:
         self._limits = limits
         self._pools: dict[tuple[str, tuple[str, ...]], Pool] = {}
         self._of: dict[str, list[Pool]] = {}
-        self._workers: dict[str, Worker] = {}
+        self._workers = workers
         self._stirred: dict[Pool, None] = {}
 
     def all(self) -> Iterable[Pool]:
@@ -188,39 +244,42 @@ class Pools:
         """The pool of tasks such as this."""
         pool = self._pools.get((offer.arch, offer.needs))
         if pool is None:
-            pool = Pool(offer.arch, frozenset(offer.needs), self._limits)
+            pool = Pool(offer.arch, frozenset(offer.needs), self._limits, self._workers, now)
             self._pools[offer.arch, offer.needs] = pool
-            for worker in self._workers.values():
+            for name, pools in self._of.items():
+                worker = self._workers[name]
                 if pool.serves(worker):
-                    pool.members[worker.name] = worker
+                    pool.members[name] = None
                     pool.place(worker, now)
-                    self._of[worker.name].append(pool)
+                    pools.append(pool)
         return pool
 
-    def join(self, worker: Worker) -> None:
+    def join(self, worker: Worker, now: float) -> None:
         """A worker registered, or changed what it is."""
-        self.leave(worker)
-        self._workers[worker.name] = worker
+        self.leave(worker.name, now)
         self._of[worker.name] = [pool for pool in self._pools.values() if pool.serves(worker)]
         for pool in self._of[worker.name]:
-            pool.members[worker.name] = worker
+            pool.members[worker.name] = None
+            pool.choose_all(now)
 
-    def leave(self, worker: Worker) -> None:
-        for pool in self._of.pop(worker.name, ()):
-            pool.unplace(worker)
-            del pool.members[worker.name]
+    def leave(self, name: str, now: float) -> None:
+        for pool in self._of.pop(name, ()):
+            pool.unplace(name)
+            del pool.members[name]
+            if not pool.members:
+                pool.empty_since = now
+            pool.choose_all(now)
             self._stirred[pool] = None  # a task may have waited for just this one
-        self._workers.pop(worker.name, None)
 
-    def place(self, worker: Worker, now: float) -> None:
+    def place(self, name: str, now: float) -> None:
         """A worker's room may have changed."""
-        for pool in self._of.get(worker.name, ()):
-            if pool.place(worker, now):
+        for pool in self._of.get(name, ()):
+            if pool.place(self._workers[name], now):
                 self._stirred[pool] = None
 
     def push(self, task: Task, request: Request, now: float) -> None:
         pool = self.of(task.offer, now)
-        pool.push(task, request)
+        pool.push(task, request, now)
         self._stirred[pool] = None
 
     def urgent(self, task: Task, now: float) -> bool:
@@ -232,9 +291,11 @@ class Pools:
         """Whether some worker may yet do a task that others were unable to do."""
         return self.of(task.offer, now).hope(task)
 
-    def stir(self, task: Task, now: float) -> None:
-        """A ready task may find a worker now, for whatever reason."""
-        self._stirred[self.of(task.offer, now)] = None
+    def choose(self, task: Task, now: float) -> None:
+        """A ready task may be for other workers now, for whatever reason."""
+        pool = self.of(task.offer, now)
+        if pool.choose(task, now):
+            self._stirred[pool] = None
 
     def match(self, now: float) -> Match | None:
         """The best match of all pools; None once there is none."""
@@ -250,12 +311,7 @@ class Pools:
 
 def order_of(task: Task, now: float) -> Order:
     """Where a ready task stands among others.  Only tasks of one pool compare."""
-    return _best(task, now)[0]
-
-
-def _best(task: Task, now: float) -> tuple[Order, Request]:
-    """Where a task stands, and the request that brings it there."""
-    return min((_order(task, each, now), each) for each in task.requests.values())
+    return min(_order(task, each, now) for each in task.requests.values())
 
 
 def _order(task: Task, request: Request, now: float) -> Order:
@@ -266,9 +322,3 @@ def _order(task: Task, request: Request, now: float) -> Order:
 def _standing(request: Request, now: float) -> Standing:
     share, mine = request.requester.share, request.share
     return (share.load(now), share.number, mine.load(now), mine.number)
-
-
-def _waits(task: Task, request: Request) -> bool:
-    """Whether a queue's entry still counts."""
-    ready = task.state is State.READY and not task.choosy
-    return ready and task.requests.get(request.id) is request

@@ -53,6 +53,7 @@ class Cause(StrEnum):
     FAULTED = "the machine could not do it"
     RETURNED = "the worker handed it back"
     REFUSED = "the worker will not do it now"
+    UNTAKEN = "the worker did not take it"
     DAMAGED = "something it needs is damaged"
     DOUBTED = "a worker found it damaged"
     LOST = "the worker was lost"
@@ -84,6 +85,7 @@ TABLE: dict[tuple[State, Cause], State] = {
     (S.RUNNING, C.FAULTED): S.BLOCKED,
     (S.RUNNING, C.RETURNED): S.BLOCKED,
     (S.RUNNING, C.REFUSED): S.BLOCKED,
+    (S.RUNNING, C.UNTAKEN): S.BLOCKED,
     (S.RUNNING, C.DAMAGED): S.BLOCKED,
     (S.RUNNING, C.LOST): S.BLOCKED,
     (S.RUNNING, C.EXHAUSTED): S.FAILED,

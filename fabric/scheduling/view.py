@@ -34,12 +34,13 @@ def desired(scheduler: Scheduler, worker: Worker, sequence: int) -> Desired:
             continue
         task = scheduler.tasks.get(attempt.key)
         if not attempt.confirmed and task is not None:
-            start.append(Assignment(attempt.key, attempt.fence, task.offer.job))
+            job = task.offer.job
+            start.append(Assignment(attempt.key, attempt.fence, job, attempt.token))
         else:
             keep.append(Attempt(attempt.key, attempt.fence))
     return Desired(
         sequence=sequence,
-        broker=scheduler.broker,
+        epoch=scheduler.epoch,
         start=tuple(start),
         keep=tuple(keep),
         settled=tuple(Attempt(*id) for id in worker.settled),

@@ -140,7 +140,7 @@ def _ready(scheduler: Scheduler, task: Task, now: float) -> list[str]:
         f"it is number {len(ahead) + 1} in the queue of {len(pool.members)} workers that can do it"
     ]
     obstacles: dict[str, list[str]] = {}
-    for worker in pool.members.values():
+    for worker in map(scheduler.workers.__getitem__, pool.members):
         obstacles.setdefault(_obstacle(scheduler, worker, task, now), []).append(worker.name)
     for obstacle, names in obstacles.items():
         more = f" and {len(names) - MANY} more" if len(names) > MANY else ""

@@ -18,9 +18,8 @@ begin (with the result "refused", and why).
 
 from __future__ import annotations
 
-from collections import deque
-
 import msgspec
+from msgspec.structs import replace
 
 from fabric import bounds
 from fabric.wire.messages import (
@@ -38,6 +37,9 @@ from fabric.wire.messages import (
 REPORT_EVERY = 1.0
 #: Reports of progress and of accepted attempts are at least this far apart, in seconds.
 PROGRESS_EVERY = 0.1
+#: Seconds after which a broker with a smaller epoch is obeyed, if the former says nothing: it has
+#: lost its journal, and its clock is wrong.
+FORGET = 60.0
 
 Id = tuple[str, int]
 
@@ -105,9 +107,9 @@ class WorkerAgent:
         #: when `tick` is due
         self.due = float("-inf")
         self._sequence = 0
-        self._broker = ""
+        self._epoch = 0
         self._answered = 0
-        self._former: deque[str] = deque(maxlen=16)
+        self._now = self._obeyed = float("-inf")  # when the broker's word was last taken
         self._entries: dict[Id, _Entry] = {}
         self._finished: dict[Id, Outcome] = {}
         self._reported = float("-inf")  # when `tick` last sent a report
@@ -116,16 +118,12 @@ class WorkerAgent:
 
     def desired(self, message: Desired) -> list[Action]:
         """The broker says what should be done here."""
-        if message.broker == self._broker:
-            if message.sequence <= self._answered:
+        if message.epoch < self._epoch:
+            if self._now - self._obeyed < FORGET:
                 return []
-        elif message.broker in self._former:
+        elif message.epoch == self._epoch and message.sequence <= self._answered:
             return []
-        else:
-            if self._broker:
-                self._former.append(self._broker)
-            self._broker = message.broker
-        self._answered = message.sequence
+        self._epoch, self._answered, self._obeyed = message.epoch, message.sequence, self._now
         for attempt in message.settled:
             self._finished.pop((attempt.key, attempt.fence), None)
         wanted = {(each.key, each.fence) for each in message.keep}
@@ -173,11 +171,12 @@ class WorkerAgent:
         id = (outcome.key, outcome.fence)
         entry = self._entries.pop(id)
         if not (entry.dying and outcome.result == "cancelled"):
-            self._finished[id] = outcome
+            self._finished[id] = replace(outcome, token=entry.assignment.token)
         return [*self._begin(), self._send()]
 
     def tick(self, now: float) -> list[Action]:
         """Time has passed: report if that is due.  Sets ``due``."""
+        self._now = now
         if now < self.due:
             return []
         self._reported = now
@@ -228,17 +227,17 @@ class WorkerAgent:
             sequence=self._sequence,
             features=self.features,
             running=tuple(
-                Running(entry.key, entry.fence, entry.phase, entry.log_size)
+                Running(entry.key, entry.fence, entry.phase, entry.log_size, entry.assignment.token)
                 for entry in self._entries.values()
             )
-            + tuple(Running(each.key, each.fence, "", each.log_size) for each in late),
+            + tuple(Running(each.key, each.fence, "", each.log_size, each.token) for each in late),
             finished=finished[: bounds.OUTCOMES],
             draining=self.draining,
             free_disk=self.free_disk,
             free_memory=self.free_memory,
             refusing=self.refusing,
             instance=self.instance,
-            broker=self._broker,
+            epoch=self._epoch,
             answered=self._answered,
         )
 
@@ -257,11 +256,11 @@ class WorkerAgent:
         """
         if self.draining or self.refusing:
             for id in [id for id, entry in self._entries.items() if not entry.started]:
-                del self._entries[id]
+                token = self._entries.pop(id).assignment.token
                 self._finished[id] = (
-                    Outcome(*id, "cancelled", message="the worker drains")
+                    Outcome(*id, "cancelled", message="the worker drains", token=token)
                     if self.draining
-                    else Outcome(*id, "refused", message=self.refusing)
+                    else Outcome(*id, "refused", message=self.refusing, token=token)
                 )
             return []
         actions: list[Action] = []

@@ -18,7 +18,7 @@ from msgspec import Meta
 
 from fabric import bounds
 
-PROTOCOL = 3
+PROTOCOL = 4
 
 #: The phase in which an attempt has no sandbox any more, and so needs no slot: what was built is
 #: packed and stored.
@@ -62,6 +62,7 @@ class Running(msgspec.Struct, frozen=True, gc=False):
     fence: Count
     phase: Phase = ""  # "fetch", "configure" ... "strip", "store"
     log_size: Count = 0  # bytes of log so far
+    token: Count = 0  # as in `Assignment`
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
@@ -80,6 +81,7 @@ class Outcome(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     log_sha256: LogDigest = ""
     #: artifacts it needed that the store has lost or spoilt
     damaged: Annotated[tuple[Key, ...], Meta(max_length=bounds.DAMAGED)] = ()
+    token: Count = 0  # as in `Assignment`
 
 
 class Report(Message, frozen=True):
@@ -100,7 +102,7 @@ class Report(Message, frozen=True):
     free_memory: int = 0  # bytes
     refusing: Text = ""  # why it takes nothing new at present: "1.2 GiB of disk left"
     instance: Name = ""  # names this run of the worker, within which ``sequence`` grows
-    broker: Name = ""  # of the last `Desired` taken in,
+    epoch: Count = 0  # of the last `Desired` taken in,
     answered: Count = 0  # and its sequence
 
 
@@ -131,13 +133,14 @@ class Assignment(msgspec.Struct, frozen=True, gc=False):
     key: Key
     fence: Count
     job: msgspec.Raw  # an encoded `fabric.jobs.Job`
+    token: Count = 0  # to be repeated in all that is reported of the attempt
 
 
 class Desired(Message, frozen=True):
     """What one worker should be doing.  What it runs beyond this, it kills."""
 
-    sequence: Count  # grows within ``broker``; an older one is ignored
-    broker: Name  # names this run of the broker
+    sequence: Count  # grows within ``epoch``; an older one is ignored
+    epoch: Count  # of this run of the broker; grows, and what a former run says is ignored
     start: tuple[Assignment, ...] = ()
     keep: tuple[Attempt, ...] = ()
     settled: tuple[Attempt, ...] = ()  # outcomes the broker has: forget them

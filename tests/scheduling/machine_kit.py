@@ -47,15 +47,16 @@ class Machine:
         self.instance = f"{name}, first run"
         self.sequence = 0
         self.running: dict[tuple[str, int], str] = {}  # -> phase
+        self.tokens: dict[tuple[str, int], int] = {}
         self.finished: dict[tuple[str, int], Outcome] = {}
         self.draining = False
         self.refusing = ""
-        self.broker = ""
+        self.epoch = 0
         self.answered = 0
 
     def obey(self, desired: Desired) -> None:
         """Do what the broker wants, at once."""
-        self.broker, self.answered = desired.broker, desired.sequence
+        self.epoch, self.answered = desired.epoch, desired.sequence
         wanted = {(each.key, each.fence) for each in desired.keep}
         wanted |= {(each.key, each.fence) for each in desired.start}
         for attempt in desired.settled:
@@ -63,6 +64,7 @@ class Machine:
         self.running = {id: phase for id, phase in self.running.items() if id in wanted}
         for assignment in desired.start:
             id = (assignment.key, assignment.fence)
+            self.tokens[id] = assignment.token
             if id not in self.finished:
                 self.running.setdefault(id, "")
 
@@ -75,11 +77,17 @@ class Machine:
             self.slots,
             self.sequence,
             features=self.features,
-            running=tuple(Running(*id, phase) for id, phase in self.running.items()),
-            finished=tuple(self.finished.values()),
+            running=tuple(
+                Running(*id, phase, token=self.tokens.get(id, 0))
+                for id, phase in self.running.items()
+            ),
+            finished=tuple(
+                msgspec.structs.replace(outcome, token=self.tokens.get(id, 0))
+                for id, outcome in self.finished.items()
+            ),
             draining=self.draining,
             refusing=self.refusing,
             instance=self.instance,
-            broker=self.broker,
+            epoch=self.epoch,
             answered=self.answered,
         )

@@ -56,7 +56,6 @@ class Stage:
         self.limits = limits or Limits()
         self.scheduler = Scheduler(
             self.limits,
-            broker=f"run {epoch}",
             epoch=epoch,
             durations=durations,
             drained=frozenset(drained),
@@ -72,6 +71,7 @@ class Stage:
         self.effects: list[events.Effect] = []  # of the last event from outside
         self.refusals: list[events.Refuse] = []
         self.learned: list[events.Learned] = []
+        self.began: list[events.Began] = []
         self.ended: list[events.Ended] = []
         self.answers: list[Answer] = []
         self._questions: list[events.Ask | events.Inspect] = []
@@ -112,7 +112,12 @@ class Stage:
                     self.refusals.append(effect)
                 case events.Learned():
                     self.learned.append(effect)
+                case events.Began():
+                    assert _id(effect) not in map(_id, self.began), "it began twice"
+                    self.began.append(effect)
                 case events.Ended():
+                    assert _id(effect) in map(_id, self.began), "it ended, and never began"
+                    assert _id(effect) not in map(_id, self.ended), "it ended twice"
                     self.ended.append(effect)
         return effects
 
@@ -321,6 +326,10 @@ class Stage:
 
     def story(self, name: str) -> str:
         return story(self.scheduler.tasks[key_of(name)])
+
+
+def _id(effect: events.Began | events.Ended) -> tuple[str, int]:
+    return effect.key, effect.fence
 
 
 def building(text: str, *workers: str) -> Stage:

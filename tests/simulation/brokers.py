@@ -65,8 +65,8 @@ class Broker:
         disk.runs += 1
         self.scheduler = Scheduler(
             scenario.limits,
-            broker=f"run {disk.runs}",
             epoch=disk.runs,
+            secret=b"what outlives a run",
             drained=frozenset(disk.drained),
             recovering=disk.runs > 1,
             now=world.now,

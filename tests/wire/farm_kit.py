@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import msgspec
 import zmq
 from wire_kit import FakeWorker
 
+from fabric.scheduling.fleet import token_of
 from fabric.wire import keys, sockets
 from fabric.wire.keys import Admitted, Role
 from fabric.wire.messages import PROTOCOL, Report, ToInitiator, ToWorker
@@ -66,6 +68,13 @@ class Farm:
         if admit:
             Admitted(self.keys).admit(public)
         return keys.of_peer(directory, role)[1]
+
+    def token(self, key: str, fence: int, worker: str) -> int:
+        """What a former run of the broker would have given a worker with an attempt."""
+        with sqlite3.connect(self.directory / "state" / "journal.sqlite") as journal:
+            [secret] = journal.execute("SELECT secret FROM secrets").fetchone()
+        journal.close()
+        return token_of(secret, key, fence, worker)
 
     def worker(self, name: str, *args: Any, **options: Any) -> FakeWorker:
         curve = options.pop("curve", None) or self.key("worker", name)

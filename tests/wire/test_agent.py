@@ -7,6 +7,7 @@ import pytest
 
 from fabric import bounds
 from fabric.wire.agent import (
+    FORGET,
     PROGRESS_EVERY,
     REPORT_EVERY,
     Kill,
@@ -22,8 +23,8 @@ JOB = msgspec.Raw(msgspec.msgpack.encode("job"))
 class Wish:
     """Desired states, numbered."""
 
-    def __init__(self, broker: str = "b1") -> None:
-        self.broker = broker
+    def __init__(self, epoch: int = 1) -> None:
+        self.epoch = epoch
         self.sequence = 0
 
     def __call__(
@@ -35,7 +36,7 @@ class Wish:
         self.sequence += 1
         return Desired(
             self.sequence,
-            self.broker,
+            self.epoch,
             start=tuple(Assignment(*id, JOB) for id in start),
             keep=tuple(Attempt(*id) for id in keep),
             settled=tuple(Attempt(*id) for id in settled),
@@ -163,8 +164,8 @@ def test_a_new_attempt_waits_until_the_old_one_of_that_job_is_dead() -> None:
     assert start == Start("a", 2, JOB)
 
 
-def test_another_broker_is_obeyed_and_the_old_one_no_more() -> None:
-    agent, old, new = agent_with(), Wish("b1"), Wish("b2")
+def test_a_later_run_of_the_broker_is_obeyed_and_a_former_no_more() -> None:
+    agent, old, new = agent_with(), Wish(1), Wish(2)
     for _ in range(5):
         last = old(start=(("a", 1),))
     agent.desired(last)
@@ -172,7 +173,46 @@ def test_another_broker_is_obeyed_and_the_old_one_no_more() -> None:
     assert agent.desired(old()) == []
     assert agent.running == (("a", 1),)
     report = agent.report()
-    assert (report.broker, report.answered) == ("b2", 1)
+    assert (report.epoch, report.answered) == (2, 1)
+
+
+def test_the_first_word_heard_may_be_a_late_one_of_a_run_long_over() -> None:
+    """What a run said is no reason to ignore one after it, in whatever order they are heard."""
+    agent, oldest, old, new = agent_with(), Wish(1), Wish(2), Wish(3)
+    agent.desired(old())
+    agent.desired(new())
+    for late in (oldest, old, oldest):
+        agent.desired(late(start=(("late", 1),)))
+        agent.desired(new(start=(("a", 5),)))
+        assert agent.running == (("a", 5),)
+
+
+def test_a_broker_that_lost_its_journal_and_the_time_is_obeyed_once_the_former_is_silent() -> None:
+    agent, former, wish = agent_with(), Wish(9), Wish(1)
+    agent.tick(0.0)
+    agent.desired(former())
+    agent.tick(FORGET - 1.0)
+    assert agent.desired(wish(start=(("a", 1),))) == []
+    agent.tick(FORGET)
+    assert agent.desired(wish(start=(("a", 1),))) == [Start("a", 1, JOB)]
+    assert agent.report().epoch == 1
+
+
+def test_what_is_reported_of_an_attempt_has_its_token() -> None:
+    agent = agent_with()
+    start = tuple(Assignment(key, 1, JOB, token) for key, token in (("a", 7), ("b", 8)))
+    agent.desired(Desired(1, 1, start=start))
+    assert [each.token for each in agent.report().running] == [7, 8]
+    agent.ended(Outcome("a", 1, "failed"))
+    agent.ended(Outcome("b", 1, "done"))
+    assert [each.token for each in agent.report().finished] == [7, 8]
+
+
+def test_what_is_handed_back_has_its_token() -> None:
+    agent = agent_with()
+    agent.refuse("disk full")
+    agent.desired(Desired(1, 1, start=(Assignment("a", 1, JOB, 7),)))
+    assert [each.token for each in agent.report().finished] == [7]
 
 
 def test_a_new_phase_is_reported_soon_and_bytes_later() -> None:
@@ -264,7 +304,7 @@ def test_the_largest_report_is_no_larger_than_a_frame() -> None:
         features=(wide * 255,) * bounds.FEATURES,
     )
     agent.free_disk = agent.free_memory = 2**63 - 1
-    wish = Wish(wide * 32)
+    wish = Wish(2**63 - 1)
     many = tuple((f"{n:064x}", 2**63 - 1 - n) for n in range(2 * bounds.REPORTED))
     started = [each for each in agent.desired(wish(start=many)) if isinstance(each, Start)]
     for each in started:

@@ -66,7 +66,7 @@ def valid() -> list[bytes]:
         Leave("r" * 32),
         LogRead(KEY, 1, 0, 1000),
         Query(PROTOCOL, "q", "why", "zlib"),
-        Desired(1, "b", (Assignment(KEY, 1, msgspec.Raw(b"\x80")),), (Attempt(KEY, 2),)),
+        Desired(1, 3, (Assignment(KEY, 1, msgspec.Raw(b"\x80")),), (Attempt(KEY, 2),)),
         LogWanted(KEY, 1, 0, 100),
         Refused("w1", "bad-request", "no"),
     )
@@ -230,8 +230,8 @@ def test_at_a_worker(directory: Path) -> None:
                 time.sleep(0.001)
             discard(broker)
         # It still does what it is told: to keep something that it does not have is nothing to do.
-        until(lambda: sockets.send(broker, encode(Desired(2**62, "another")), to=peer))
-        heard(broker, lambda report: report.broker == "another")
+        until(lambda: sockets.send(broker, encode(Desired(2**62, 2**63 - 1)), to=peer))
+        heard(broker, lambda report: report.epoch == 2**63 - 1)
         assert resident(child.pid) - before < GROWTH
     finally:
         child.terminate()

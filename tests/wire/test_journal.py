@@ -370,7 +370,7 @@ def test_a_journal_of_another_version(tmp_path: Path, warnings: Warnings) -> Non
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA user_version = 99")
     db.close()
-    with pytest.raises(MachineFault, match="it has version 99, not 2; move it away"):
+    with pytest.raises(MachineFault, match="it has version 99, not 3; move it away"):
         Journal(path, warnings)
     Journal(path, warnings, needed=False).close()
     assert "version 99" in warnings[0]

@@ -49,7 +49,7 @@ FROM_PEER: list[Message] = [
         running=(Running(KEY, 3, "build", 100),),
         finished=(Outcome(KEY, 2, "failed", "no", "build-commands", "make", 1.5, 10, KEY),),
         instance="i",
-        broker="b",
+        epoch=3,
         answered=9,
     ),
     LogPiece(KEY, 1, 5, b"\0\xff", 7, KEY),
@@ -59,7 +59,7 @@ FROM_PEER: list[Message] = [
     LogRead(KEY, 1, 0, 10),
 ]
 TO_WORKER: list[Message] = [
-    Desired(1, "b", (Assignment(KEY, 1, JOB),), (Attempt(KEY, 2),), (Attempt(KEY, 3),)),
+    Desired(1, 3, (Assignment(KEY, 1, JOB, 7),), (Attempt(KEY, 2),), (Attempt(KEY, 3),)),
     LogWanted(KEY, 1, 0, 10),
     Refused(KEY, "no-log", "gone"),
 ]

@@ -219,7 +219,7 @@ def test_after_a_restart_nothing_begins_twice_that_a_worker_was_not_told_to_end(
     while not (told := hear()).start:
         pass
     [job] = told.start
-    running = Running(job.key, job.fence)
+    running = Running(job.key, job.fence, token=job.token)
     report(2, running)
     threaded.answer(Command(PROTOCOL, "c", "cancel", order(1).request))
     threaded.end()
@@ -229,7 +229,7 @@ def test_after_a_restart_nothing_begins_twice_that_a_worker_was_not_told_to_end(
         threaded.say(order(2, detach=True))
         until(lambda: "has just started" in "".join(threaded.answer(why("zlib")).lines))
         report(3, running)
-        while (desired := hear()).broker == told.broker:
+        while (desired := hear()).epoch == told.epoch:
             pass  # what it did not heed
         assert [(each.key, each.fence) for each in desired.keep] == [(job.key, job.fence)]
         assert "building on w1" in threaded.answer(why("zlib")).lines[0]

@@ -131,8 +131,9 @@ def test_revoking_cuts_off_at_once_and_others_go_on(farm: Farm) -> None:
 def test_a_log_is_taken_only_from_whoever_holds_the_attempt(farm: Farm) -> None:
     """Two workers: one is told to build, the other says something into its log."""
     holder, other = farm.peer(farm.key("worker", "w1")), farm.peer(farm.key("worker", "w2"))
-    running = Running(KEY, 7)
-    holder.ask(report("w1", running=(running,)))
+    holder.ask(report("w1"))
+    running = Running(KEY, 7, token=farm.token(KEY, 7, "w1"))
+    holder.ask(report("w1", 2, running=(running,)))
     other.ask(report("w2"))
     reader = farm.peer(farm.key("initiator", "alice"))
 
