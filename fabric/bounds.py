@@ -239,6 +239,13 @@ ADMITTED_KEYS = _bound(
 
 # -- the initiator -------------------------------------------------------------------------
 
+LOG_NOTES = _bound(
+    "LOG_NOTES",
+    16 * MIB,
+    "bytes",
+    "a file `.build-step-logs-*.part`, which names logs that are not whole",
+    "it is left alone, and so are its logs",
+)
 FAILURES = _bound(
     "FAILURES", 1000, "steps", "failures that `show` tells of", "the oldest is forgotten"
 )

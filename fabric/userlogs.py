@@ -14,17 +14,25 @@ import contextlib
 import fcntl
 import os
 import re
+import stat
 import tempfile
 from pathlib import Path
 
+from fabric.bounds import LOG_NOTES
 from fabric.errors import FabricError
 from fabric.trove.store import Store
 
 _BEFORE, _AFTER = ".build-step-logs-", ".part"
 #: The notes in a directory, as a pattern.
 NOTES = f"{_BEFORE}*{_AFTER}"
-#: In them, a line for each log that begins (step's key, file name), and one when it is whole.
-_LINE = re.compile(r"([0-9a-f]*|whole) ([^/\0]+)")
+#: In them, a line for each log that begins (step's key, file name), one when its user was told that
+#: it is not whole, and one when it is.  Anybody may have put such a file here, so it names nothing
+#: but logs.
+_LINE = re.compile(r"([0-9a-f]{64}|told|whole) (build-step-[^/\0]+\.log)")
+
+
+class _Stopped(FabricError):
+    """The store does not have the log of a step."""
 
 
 class UserLogs:
@@ -99,7 +107,8 @@ class UserLog:
 def complete(directory: Path, store: Store) -> list[str]:
     """Fetch what is missing of the logs in ``directory`` whose steps are built by now.
 
-    Returns which logs are not complete still, and why.  What a build is writing is left alone.
+    Returns which logs are not complete still, and why; of those whose build was stopped, each is
+    told once.  What a build is writing is left alone.
     """
     left: dict[str, str] = {}
     for file in sorted(directory.glob(NOTES)):
@@ -114,6 +123,11 @@ def complete(directory: Path, store: Store) -> list[str]:
             try:
                 if _completed(directory / name, store, key):
                     notes.ended(name)
+            except _Stopped as error:
+                if name not in notes.told:
+                    left[name] = f"{name} is not complete: {error}"
+                    with contextlib.suppress(OSError):  # then it is told once more
+                        notes.mark_told(name)
             except FabricError as error:
                 left[name] = f"{name} is not complete: {error}"
             except OSError as error:
@@ -133,9 +147,9 @@ def _completed(path: Path, store: Store, key: str) -> bool:
     if fd is None:
         return False
     try:
-        manifest = store.manifest(key) if key.isalnum() else None
+        manifest = store.manifest(key)
         if manifest is None or manifest.log is None:
-            raise FabricError("its build was stopped, or the rest was lost")
+            raise _Stopped("its build was stopped, or the rest was lost")
         os.ftruncate(fd, 0)
         offset = 0
         for piece in store.stream(manifest.log):
@@ -153,6 +167,7 @@ class _Notes:
         self._path = path
         self._fd = fd
         self.partial: dict[str, str] = {}  # file name -> key of its step
+        self.told: set[str] = set()  # names of those of which the user was told
 
     @classmethod
     def new(cls, directory: Path) -> _Notes:
@@ -169,26 +184,35 @@ class _Notes:
                 if (older := cls.left(file)) is not None:
                     for name, key in older.partial.items():
                         notes.begun(name, key)
+                        if name in older.told:
+                            notes.mark_told(name)
                     older.partial.clear()
                     older.close()
         return notes
 
     @classmethod
     def left(cls, path: Path) -> _Notes | None:
-        """Those that a killed build left; None if a build still writes them."""
+        """Those that a killed build left; None if a build still writes them, or nobody ever did."""
         fd = _lock(path, os.O_APPEND)
         if fd is None:
             return None
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > LOG_NOTES:
+            os.close(fd)
+            return None
         notes = cls(path, fd)
-        with open(fd, "rb", closefd=False) as file:
-            for line in file.read().decode(errors="surrogateescape").split("\n")[:-1]:
-                if found := _LINE.fullmatch(line):
-                    notes._take(found[1], found[2])
+        for line in os.pread(fd, LOG_NOTES, 0).decode(errors="surrogateescape").split("\n")[:-1]:
+            if match := _LINE.fullmatch(line):
+                notes._take(match[1], match[2])
         return notes
 
     def begun(self, name: str, key: str) -> None:
         """A log begins.  OSError if that cannot be written."""
         self._write(key, name)
+
+    def mark_told(self, name: str) -> None:
+        """Its user knows that it is not whole."""
+        self._write("told", name)
 
     def ended(self, name: str) -> None:
         """It is whole, or unwanted."""
@@ -205,6 +229,10 @@ class _Notes:
         self._take(state, name)
 
     def _take(self, state: str, name: str) -> None:
+        if state == "told":
+            self.told.add(name)
+            return
+        self.told.discard(name)
         if state == "whole":
             self.partial.pop(name, None)
         else:

@@ -1,6 +1,7 @@
 """Log files in the user's directory."""
 
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fabric.bounds import LOG_NOTES
 from fabric.errors import FabricError
 from fabric.jobs import Blob, Manifest
 from fabric.trove.store import Store
@@ -121,19 +123,64 @@ def test_a_new_build_takes_over_what_a_killed_one_left(tmp_path: Path, store: St
     assert (tmp_path / "build-step-b.log").read_bytes() == b"of today"
 
 
-def test_what_cannot_be_completed_is_told(tmp_path: Path, store: Store) -> None:
+def test_what_cannot_be_completed_is_told_once(tmp_path: Path, store: Store) -> None:
     with closing(UserLogs(tmp_path)) as logs:
-        for name, key in (("a", "b" * 64), ("b", KEY), ("c", KEY), ("d", "")):
+        for name, key in (("a", "b" * 64), ("b", KEY), ("c", KEY)):
             logs.open(f"build-step-{name}.log", key).close(whole=False)
     (tmp_path / "build-step-b.log").unlink()  # its user does not want it
-    told = [
-        "build-step-a.log is not complete: its build was stopped, or the rest was lost",
-        "build-step-d.log is not complete: its build was stopped, or the rest was lost",
-    ]
+    told = ["build-step-a.log is not complete: its build was stopped, or the rest was lost"]
     assert complete(tmp_path, store) == told
-    assert complete(tmp_path, store) == told, "as long as it is so"
+    assert complete(tmp_path, store) == []
+    with closing(UserLogs(tmp_path)) as logs:
+        logs.open("build-step-z.log", KEY).close(whole=True)
+    assert complete(tmp_path, store) == [], "a build that has nothing to do with it"
+    with closing(UserLogs(tmp_path)) as logs:
+        logs.open("build-step-a.log", "c" * 64).close(whole=False)
+    assert complete(tmp_path, store) == told, "stopped once more"
+    with closing(UserLogs(tmp_path)) as logs:
+        logs.open("build-step-a.log", "c" * 64).close(whole=True)
+    assert not list(tmp_path.glob(NOTES))
     assert (tmp_path / "build-step-c.log").read_bytes() == LOG
     shutil.rmtree(tmp_path / "store/blobs")
     with closing(UserLogs(tmp_path)) as logs:
         logs.open("build-step-c.log", KEY).close(whole=False)
     assert "build-step-c.log is not complete: " in "".join(complete(tmp_path, store))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "precious",
+        "../precious",
+        "/etc/hostname",
+        "build-step-a.log/../precious",
+        "build-step-a.txt",
+    ],
+)
+def test_notes_that_somebody_forged_name_nothing_but_logs(
+    tmp_path: Path, store: Store, name: str
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    for folder in (here, tmp_path):
+        for file in ("precious", "build-step-a.txt"):
+            (folder / file).write_text("precious")
+    notes = here / ".build-step-logs-x.part"
+    notes.write_text(f"{KEY} {name}\n")
+    assert complete(here, store) == []
+    for folder in (here, tmp_path):
+        for file in ("precious", "build-step-a.txt"):
+            assert (folder / file).read_text() == "precious"
+
+
+@pytest.mark.bound("LOG_NOTES")
+def test_notes_that_are_none_are_left_alone(tmp_path: Path, store: Store) -> None:
+    os.mkfifo(tmp_path / ".build-step-logs-a.part")
+    with (tmp_path / ".build-step-logs-b.part").open("w") as file:
+        file.write(f"{KEY} build-step-a.log\n")
+        file.truncate(LOG_NOTES + 1)
+    (tmp_path / "build-step-a.log").write_bytes(b"mine")
+    assert complete(tmp_path, store) == []
+    with closing(UserLogs(tmp_path)):
+        pass
+    assert (tmp_path / "build-step-a.log").read_bytes() == b"mine"
