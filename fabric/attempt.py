@@ -46,8 +46,22 @@ class Attempt:
             self._wake()
 
     def run(self, workspace: Workspace, settings: WorkerSettings, name: str) -> Outcome:
-        """Build, and say how it ended; never raises."""
+        """Build, and say how it ended; never raises: the slot's thread must go on."""
         began = time.monotonic()
+        try:
+            return self._run(workspace, settings, name, began)
+        except BaseException as error:  # noqa: BLE001
+            return Outcome(
+                key=self.key,
+                fence=self.fence,
+                result="fault",
+                message=_text(f"{type(error).__name__} at the end of the attempt: {error}"),
+                seconds=time.monotonic() - began,
+            )
+
+    def _run(
+        self, workspace: Workspace, settings: WorkerSettings, name: str, began: float
+    ) -> Outcome:
         result: Literal["done", "failed", "fault", "cancelled"] = "done"
         message = phase = command = ""
         damaged: tuple[str, ...] = ()

@@ -57,15 +57,16 @@ class Plan(msgspec.Struct, frozen=True, dict=True):
         return names
 
     def depends(self, step: Step) -> tuple[str, ...]:
-        """Keys of all that must be in the store before this step can be built."""
+        """Keys of all that must be in the store before this step can be built.
+
+        The step's own key names them all, so equal keys have equal ones.
+        """
         if step.kind == "chunk":
             return tuple(self.keys[chunk] for chunk in step.staged)
         if step.kind == "stratum":
             inside = (chunk for content in step.lists.values() for chunk, _ in content)
             return tuple(dict.fromkeys(self.keys[chunk] for chunk in inside))
-        chunks = (content.key for content in self._contents(step))
-        whole = (self.keys[one] for one, _ in step.contents if one in self.wanted)
-        return tuple(dict.fromkeys((*chunks, *whole)))
+        return tuple(dict.fromkeys(content.key for content in self._contents(step)))
 
     def job(self, step: Step) -> Job:
         """The step as a worker gets it."""
@@ -111,6 +112,12 @@ class Plan(msgspec.Struct, frozen=True, dict=True):
     def goal_keys(self) -> tuple[str, ...]:
         """Cache keys of the goals."""
         return tuple(self.keys[goal] for goal in self.goals)
+
+    @property
+    def along(self) -> tuple[str, ...]:
+        """Keys of what is built along with the goals: strata that a system takes as a whole."""
+        strata = (step for step in self.steps if step.kind == "stratum")
+        return tuple(dict.fromkeys(self.keys[s.id] for s in strata if s.id not in self.goals))
 
     def _needs(self, step: Step) -> tuple[str, ...]:
         on_host = step.kind == "chunk" and step.mode != "staging"

@@ -105,6 +105,7 @@ def _submit(order: Order, plan: Plan) -> Submit:
         title=order.title,
         steps=plan.offers(),
         goals=plan.goal_keys,
+        along=plan.along,
         keep_going=order.keep_going,
         priority=order.priority,
         detach=order.detach,

@@ -256,7 +256,7 @@ class Worker:
 
     def _publish(self, attempt: Attempt) -> None:
         for _ in range(PIECES_AT_ONCE):
-            data = attempt.log.read(attempt.published, bounds.LOG_PIECE)
+            data = self._read(attempt, attempt.published, bounds.LOG_PIECE)
             if not data:
                 return
             piece = Published(attempt.key, attempt.fence, attempt.published, data)
@@ -269,7 +269,7 @@ class Worker:
         attempt = self._attempts.get((wanted.key, wanted.fence))
         if attempt is None:
             return
-        data = attempt.log.read(wanted.offset, min(wanted.length, bounds.LOG_RANGE))
+        data = self._read(attempt, wanted.offset, min(wanted.length, bounds.LOG_RANGE))
         piece = LogPiece(wanted.key, wanted.fence, wanted.offset, data)
         self._line.send(_codec.encode(piece))
 
@@ -278,7 +278,18 @@ class Worker:
         known = {*self._agent.running, *self._agent.unsettled}
         for id in [id for id in self._attempts if id not in known]:
             attempt = self._attempts.pop(id)
-            attempt.log.discard()
+            try:
+                attempt.log.discard()
+            except OSError as error:
+                self._say(f"a log cannot be removed: {error}")
+
+    def _read(self, attempt: Attempt, offset: int, length: int) -> bytes:
+        """A range of a log; nothing of one that cannot be read, which ends as a fault."""
+        try:
+            return attempt.log.read(offset, length)
+        except OSError as error:
+            self._say(f"the log of {attempt.key[:12]} cannot be read: {error}")
+            return b""
 
     def _say(self, text: str) -> None:
         """Note something, but neither every second, nor more than an operator can read."""

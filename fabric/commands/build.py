@@ -82,6 +82,7 @@ def _build(
         title=f"{plan.graph.system} for {user()}",
         steps=plan.offers(),
         goals=plan.goal_keys,
+        along=plan.along,
         keep_going=options.keep_going,
     )
     with (

@@ -109,7 +109,7 @@ def _request(scheduler: Scheduler, request: Request) -> None:
             continue
         assert key not in request.results, "open, and it is known how"
         missing += 1
-        goals_left += key in request.goals
+        goals_left += key in request.wanted
         guesses += task.guessed
         expected += task.expected
         if task.state is State.ASKING:

@@ -7,7 +7,7 @@ known for a while, for whoever asks how it went.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from fabric.scheduling import plan
 from fabric.scheduling.events import (
@@ -82,7 +82,7 @@ class Intake(Interest):
             self._make_nothing(request, str(problem))
         else:
             request.offers, request.ranks = offers, ranks
-            self._build(request, submit.goals)
+            self._build(request, submit)
 
     def _make_nothing(self, request: Request, reason: str) -> None:
         """A request cannot be resolved."""
@@ -136,14 +136,15 @@ class Intake(Interest):
         self._timer(self.now + self.limits.patience, self._check_patience, request)
         return request
 
-    def _build(self, request: Request, goals: Iterable[str]) -> None:
+    def _build(self, request: Request, submit: Submit) -> None:
         """What a request needs is known: find out what of it is missing."""
         request.state = "checking"
-        request.goals = dict.fromkeys(goals)
+        request.goals = tuple(dict.fromkeys(submit.goals))
+        request.wanted = dict.fromkeys((*submit.goals, *submit.along))
         self._news(request)
         request.known = request.version
         self._checking[request.id] = request
-        self.need(request, request.goals)
+        self.need(request, request.wanted)
         self.check_over(request)
 
     def _agree(self, submit: Submit) -> None:
@@ -197,7 +198,7 @@ class Intake(Interest):
             born=outcome.version - len(outcome.steps),
             state=outcome.state,
             message=outcome.message,
-            goals=dict.fromkeys(outcome.goals),
+            goals=outcome.goals,
             known=outcome.version,
         )
         for step in outcome.steps:

@@ -310,13 +310,13 @@ class Interest(Ledger):
         request.open += 1
         request.work_left += task.expected
         request.guesses += task.guessed
-        request.goals_left += task.key in request.goals
+        request.goals_left += task.key in request.wanted
         heappush(request.longest, (-request.ranks.get(task.key, 0.0), task.key))
 
     def _close(self, request: Request, task: Task) -> None:
         """It need not, any more."""
         request.open -= 1
-        request.goals_left -= task.key in request.goals
+        request.goals_left -= task.key in request.wanted
         request.work_left -= task.expected
         request.guesses -= task.guessed
 

@@ -29,7 +29,7 @@ def study(
         offers[offer.key] = offer
         if len(offers) % PORTION == 0:
             yield
-    for goal in submit.goals:
+    for goal in (*submit.goals, *submit.along):
         if goal not in offers:
             raise Unsound(f"the goal {goal[:80]!r} is not one of the request's steps")
     dependents = dict.fromkeys(offers, 0)

@@ -141,7 +141,7 @@ def update(scheduler: Scheduler, request: Request, seen: int, now: float) -> Upd
         left=left(scheduler, request, now),
         message=request.message or why_request(scheduler, request, now),
         title=request.title if seen <= request.known else "",
-        goals=tuple(request.goals) if seen <= request.known else (),
+        goals=request.goals if seen <= request.known else (),
     )
 
 

@@ -198,11 +198,12 @@ class Submit(Message, frozen=True):
     request: Name
     title: Text
     steps: tuple[Offer, ...]
-    goals: tuple[Name, ...]  # keys; what they do not need is not built
+    goals: tuple[Name, ...]  # keys; what they do not need is not built,
     keep_going: bool = False
     priority: Priority = 0
     detach: bool = False
     requester: Name = ""
+    along: tuple[Name, ...] = ()  # but for these, and what they need
 
 
 class Poll(Message, frozen=True):

@@ -1,0 +1,42 @@
+"""One job on one worker: however it goes wrong, the attempt ends."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+from building_kit import Kit
+
+from fabric.attempt import Attempt
+from fabric.config import WorkerSettings
+from fabric.jobs import SMALL
+
+KEY = "a" * 64
+
+
+@pytest.fixture
+def attempt(tmp_path: Path) -> Attempt:
+    return Attempt(KEY, 1, msgspec.Raw(b"\x80"), tmp_path / "spool", lambda: None)
+
+
+def test_a_job_that_is_not_understood_is_a_fault(attempt: Attempt, kit: Kit) -> None:
+    outcome = attempt.run(kit.workspace, WorkerSettings(), "w1")
+    assert outcome.result == "fault"
+    assert outcome.message.startswith("w1 does not understand this job: ")
+    assert outcome.log_size == attempt.log.size()
+    attempt.log.discard()
+
+
+def test_an_attempt_whose_log_cannot_be_read_ends_all_the_same(attempt: Attempt, kit: Kit) -> None:
+    """As on a failing disk: the log is a file by now, and its descriptor cannot be read."""
+    attempt.log.say("x" * 2 * SMALL)
+    blind = os.open(attempt.log.path, os.O_WRONLY | os.O_APPEND)
+    os.dup2(blind, attempt.log._fd)
+    os.close(blind)
+    outcome = attempt.run(kit.workspace, WorkerSettings(), "w1")
+    attempt.log.discard()
+    assert (outcome.key, outcome.fence, outcome.result) == (KEY, 1, "fault")
+    assert outcome.message == "OSError at the end of the attempt: [Errno 9] Bad file descriptor"
+    assert (outcome.log_size, outcome.log_sha256) == (0, "")

@@ -1,0 +1,71 @@
+"""A step's key names all that it depends on: equal keys have equal dependencies."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+from definitions_kit import loaded, small, spec, stratum, system
+
+from fabric.definitions.graph import Graph
+from fabric.definitions.select import needed
+from fabric.jobs import Source
+from fabric.plan import Plan
+from fabric.scheduling.core import Scheduler
+from fabric.wire.messages import PROTOCOL, Offer, Submit
+
+WHOLE = "name: core, morph: strata/core.morph"
+PART = f"{WHOLE}, artifacts: [core-runtime]"
+
+
+def graph(takes: str) -> Graph:
+    files = small(core=stratum("core", spec("zlib")))
+    return loaded(files | {"systems/s.morph": system(takes)})
+
+
+def plan(graph: Graph, goals: tuple[str, ...]) -> Plan:
+    source = Source("upstream:x", "r", "f" * 40, "e" * 40)
+    sources = {step.id: source for step in graph.steps if step.kind == "chunk"}
+    return Plan(graph, goals, needed(graph, goals), sources, "tools")
+
+
+def submit(plan: Plan, request: str) -> Submit:
+    return Submit(PROTOCOL, request, "t", plan.offers(), plan.goal_keys, along=plan.along)
+
+
+def plans() -> list[Plan]:
+    """Every choice of goals, of a system that takes a stratum as a whole, and of one in part."""
+    found = []
+    for takes in (WHOLE, PART):
+        made = graph(takes)
+        ids = [step.id for step in made.steps]
+        for number in range(1, len(ids) + 1):
+            found += [plan(made, goals) for goals in combinations(ids, number)]
+    return found
+
+
+def test_equal_keys_have_equal_dependencies_whatever_the_goals() -> None:
+    known: dict[str, Offer] = {}
+    for each in plans():
+        for offer in each.offers():
+            first = known.setdefault(offer.key, offer)
+            assert (offer.depends, offer.needs) == (first.depends, first.needs), offer.name
+
+
+def test_whatever_one_asks_for_another_may_ask_for_the_rest() -> None:
+    scheduler = Scheduler(now=0.0)
+    for number, each in enumerate(plans()):
+        request = f"r{number}"
+        scheduler.handle(submit(each, request), 1.0)
+        update = scheduler.update(request, 0, 1.0)
+        assert update is not None
+        assert (update.state, update.message) == ("checking", "")
+        assert set(update.goals) == set(each.goal_keys)
+
+
+def test_a_stratum_taken_as_a_whole_is_built_along_with_its_system() -> None:
+    whole, part = (graph(takes) for takes in (WHOLE, PART))
+    [core] = [step.id for step in whole.steps if step.kind == "stratum"]
+    made = plan(whole, (whole.root.id,))
+    assert made.along == (made.keys[core],)
+    assert plan(part, (part.root.id,)).along == ()
+    assert plan(whole, (whole.root.id, core)).along == ()
