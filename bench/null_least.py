@@ -68,7 +68,8 @@ def run(command: list[str], log: Log) -> None:
     output, printed = os.pipe2(os.O_CLOEXEC)
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=printed, stderr=printed)
     os.close(printed)
-    log.take(output)  # to its end
+    while log.take(output, 1 << 20):  # to its end
+        pass
     os.close(output)
     assert process.wait() == 0, log.read(0, 1000)
 

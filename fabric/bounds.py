@@ -237,6 +237,40 @@ ADMITTED_KEYS = _bound(
     "those after them, in the order of their names, are not admitted",
 )
 
+# -- builds --------------------------------------------------------------------------------
+
+ARTIFACT_BYTES = _bound(
+    "ARTIFACT_BYTES",
+    64 * GIB,
+    "bytes",
+    "all files that a chunk installs, or of a system, holes included",
+    "the step fails; an archive with more in it counts as damaged",
+)
+ARTIFACT_FILES = _bound(
+    "ARTIFACT_FILES",
+    1_000_000,
+    "files",
+    "what a chunk installs, or a system holds, directories included",
+    "the step fails; an archive with more in it counts as damaged",
+)
+ARTIFACT_PATH = _bound(
+    "ARTIFACT_PATH",
+    2 * KIB,
+    "bytes",
+    "a path in an artifact, and so the depth of its tree",
+    "the step fails; an archive with a longer one counts as damaged",
+)
+SANDBOX_SHM = _bound(
+    "SANDBOX_SHM", 1 * GIB, "bytes", "/dev/shm of a sandbox", "the build finds it full"
+)
+LOG_AT_ONCE = _bound(
+    "LOG_AT_ONCE",
+    8 * MIB,
+    "bytes",
+    "a build's output taken in between two looks at its limits",
+    "`log-limit`, `build-timeout` and cancelling are looked at first",
+)
+
 # -- the initiator -------------------------------------------------------------------------
 
 LOG_NOTES = _bound(
@@ -249,7 +283,6 @@ LOG_NOTES = _bound(
 FAILURES = _bound(
     "FAILURES", 1000, "steps", "failures that `show` tells of", "the oldest is forgotten"
 )
-
 
 # -- artifact store ------------------------------------------------------------------------
 

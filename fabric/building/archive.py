@@ -3,21 +3,24 @@
 GNU tar (names are bytes, of any length), every entry of owner 0:0 without names and of one
 fixed mtime, compressed by zstandard at a fixed level.  Kept: modes with setuid and sticky bits,
 symlinks, hard links within one archive, devices, FIFOs.  Not kept: extended attributes, file
-capabilities, access control lists, holes of sparse files.
+capabilities, access control lists, holes of sparse files.  A number too large for its field of
+the header is written as GNU tar does, in base 256.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import msgspec
 import zstandard
 
-from fabric.errors import MachineFault
+from fabric import bounds
+from fabric.building.cancel import never
+from fabric.errors import BuildFailed, MachineFault
 from fabric.jobs import Blob
 
 #: mtime of everything unpacked, seconds since the epoch: that of the old tool's artifacts.
@@ -32,6 +35,8 @@ _SMALL = 1 << 20
 #: of cores): frames made by threads differ from those made without.
 _LARGE = 64 << 20
 _PIECE = 1 << 20
+#: Most bytes of a symlink's target: the kernel's PATH_MAX, without the zero at its end.
+_LONGEST_LINK = 4095
 
 
 class Entry(NamedTuple):
@@ -48,6 +53,7 @@ class Entry(NamedTuple):
     gid: int = 0
     source: bytes | None = None  # where the contents are on this machine
     data: bytes = b""  # the contents, when there is no ``source``
+    inode: tuple[int, int] | None = None  # (device, number) of a file with several names
 
 
 class Packed(msgspec.Struct, frozen=True):
@@ -57,12 +63,14 @@ class Packed(msgspec.Struct, frozen=True):
     content: Path | bytes
 
 
-def pack(entries: Iterable[Entry], spill: Path) -> Packed:
+def pack(entries: Iterable[Entry], spill: Path, check: Callable[[], None] = never) -> Packed:
     """Write an archive of ``entries`` in their order; a large one goes to the new file ``spill``.
 
-    MachineFault when a file changes while it is read, OSError when the disk is full.
+    ``check`` is called for each entry and each megabyte, and may raise.  BuildFailed for an entry
+    that `read` would not give back, MachineFault when a file changes while it is read, OSError
+    when the disk is full.
     """
-    stream = _stream(entries)
+    stream = _stream(entries, check)
     head = bytearray()
     for piece in stream:
         head += piece
@@ -103,17 +111,19 @@ def _spill(head: bytes, stream: Iterator[bytes], spill: Path) -> Packed:
     return Packed(Blob(digest.hexdigest(), size), spill)
 
 
-def _stream(entries: Iterable[Entry]) -> Iterator[bytes]:
+def _stream(entries: Iterable[Entry], check: Callable[[], None]) -> Iterator[bytes]:
     """The uncompressed archive in pieces of about a megabyte."""
     buffer = bytearray()
     for entry in entries:
+        check()
         if len(entry.link) > 100:
             buffer += _long(_LONG_LINK, entry.link)
         name = entry.name + b"/" if entry.type == DIRECTORY else entry.name
         if len(name) > 100:
             buffer += _long(_LONG_NAME, name)
-        buffer += _header(entry, name)
+        buffer += _proven(entry, name)
         for piece in contents(entry):
+            check()
             buffer += piece
             if len(buffer) >= _PIECE:
                 yield bytes(buffer)
@@ -149,26 +159,43 @@ def _open(path: bytes) -> BinaryIO:
     return os.fdopen(fd, "rb", buffering=0)
 
 
+def _proven(entry: Entry, name: bytes) -> bytes:
+    """The header of an entry.  BuildFailed unless reading it gives back the entry."""
+    try:
+        block = _header(entry, name)
+        long = name if len(name) > 100 else b""
+        again = _entry(block, long, entry.link if len(entry.link) > 100 else b"")
+    except (MachineFault, OverflowError) as error:
+        raise BuildFailed(f"/{os.fsdecode(entry.name)} cannot be archived: {error}") from error
+    if again[:9] != entry[:9]:  # all that a header says
+        raise BuildFailed(f"/{os.fsdecode(entry.name)} cannot be archived: it is {entry[:9]}")
+    return block
+
+
 def _header(entry: Entry, name: bytes) -> bytes:
     block = bytearray(512)
     block[0 : min(len(name), 100)] = name[:100]
-    block[100:108] = b"%07o\0" % entry.mode
-    block[108:116] = b"%07o\0" % entry.uid
-    block[116:124] = b"%07o\0" % entry.gid
-    if entry.size < 1 << 33:
-        block[124:136] = b"%011o\0" % entry.size
-    else:
-        block[124:136] = b"\x80" + entry.size.to_bytes(11, "big")
+    block[100:108] = _field(entry.mode, 8)
+    block[108:116] = _field(entry.uid, 8)
+    block[116:124] = _field(entry.gid, 8)
+    block[124:136] = _field(entry.size, 12)
     block[136:148] = b"%011o\0" % MTIME
     block[148:156] = b" " * 8
     block[156:157] = entry.type
     block[157 : 157 + min(len(entry.link), 100)] = entry.link[:100]
     block[257:265] = b"ustar  \0"
     if entry.type in (CHARACTER, BLOCK):
-        block[329:337] = b"%07o\0" % entry.major
-        block[337:345] = b"%07o\0" % entry.minor
+        block[329:337] = _field(entry.major, 8)
+        block[337:345] = _field(entry.minor, 8)
     block[148:156] = b"%06o\0 " % sum(block)
     return bytes(block)
+
+
+def _field(value: int, width: int) -> bytes:
+    """A number in ``width`` bytes.  OverflowError if even base 256 has no room for it."""
+    if 0 <= value < 1 << 3 * (width - 1):
+        return b"%0*o\0" % (width - 1, value)
+    return b"\x80" + value.to_bytes(width - 1, "big")
 
 
 def _long(type_: bytes, text: bytes) -> bytes:
@@ -236,43 +263,80 @@ def read(file: BinaryIO) -> Iterator[tuple[Entry, Contents]]:
     """The entries of an archive made by `pack`.  MachineFault when it is damaged."""
     stream = _Buffered(file)
     name = link = b""
+    records = entries = total = 0
     while (block := stream.exactly(512)) != bytes(512):
-        if block[257:262] != b"ustar":
-            raise MachineFault("Damaged archive: not a tar header where one must be")
-        type_, size = block[156:157], _number(block[124:136])
+        try:
+            size = _size(block)
+            if block[156:157] in (_LONG_NAME, _LONG_LINK):
+                entry = None
+            else:
+                entry, name, link = _entry(block, name, link), b"", b""
+        except MachineFault as error:
+            raise MachineFault(f"Damaged archive: {error}") from None
+        records += 1  # an entry has up to three: two for long names
+        entries += entry is not None
+        total += size
+        if (
+            entries > bounds.ARTIFACT_FILES
+            or records > 3 * bounds.ARTIFACT_FILES
+            or total > bounds.ARTIFACT_BYTES
+        ):
+            raise MachineFault("Damaged archive: it holds more than an artifact may")
         inside = Contents(stream, size)
-        if type_ == _LONG_NAME:
-            name = b"".join(inside.pieces()).rstrip(b"\0")
-        elif type_ == _LONG_LINK:
-            link = b"".join(inside.pieces()).rstrip(b"\0")
-        else:
-            entry = Entry(
-                name=_relative(name or block[0:100].rstrip(b"\0")),
-                type=type_,
-                mode=_number(block[100:108]),
-                size=size,
-                link=link or block[157:257].rstrip(b"\0"),
-                major=_number(block[329:337]),
-                minor=_number(block[337:345]),
-                uid=_number(block[108:116]),
-                gid=_number(block[116:124]),
-            )
+        if entry is not None:
             yield entry, inside
-            name = link = b""
+        elif block[156:157] == _LONG_NAME:
+            name = b"".join(inside.pieces()).rstrip(b"\0")
+        else:
+            link = b"".join(inside.pieces()).rstrip(b"\0")
         inside.finish()
+
+
+def _size(block: bytes) -> int:
+    """How many bytes follow a header.  MachineFault if it is none."""
+    if block[257:262] != b"ustar":
+        raise MachineFault("not a tar header where one must be")
+    size = _number(block[124:136])
+    if block[156:157] in (_LONG_NAME, _LONG_LINK) and size > _LONGEST_LINK + 1:
+        raise MachineFault(f"a name of {size} bytes")
+    return size
+
+
+def _entry(block: bytes, name: bytes, link: bytes) -> Entry:
+    """An entry: its header, and the long name or link before it.  MachineFault if it is wrong."""
+    name = (name or block[0:100].rstrip(b"\0")).removesuffix(b"/")
+    link = link or block[157:257].rstrip(b"\0")
+    type_ = block[156:157]
+    _judge(name, "its path")
+    if type_ == HARD_LINK:
+        _judge(link, "the path it is a link to")
+    elif type_ == SYMLINK and not 0 < len(link) <= _LONGEST_LINK:
+        raise MachineFault(f"a symlink's target has {len(link)} bytes")
+    return Entry(
+        name=name,
+        type=type_,
+        mode=_number(block[100:108]),
+        size=_number(block[124:136]),
+        link=link,
+        major=_number(block[329:337]),
+        minor=_number(block[337:345]),
+        uid=_number(block[108:116]),
+        gid=_number(block[116:124]),
+    )
+
+
+def _judge(path: bytes, what: str) -> None:
+    """MachineFault if a path is too long, or is none below the root of a tree."""
+    if len(path) > bounds.ARTIFACT_PATH:
+        raise MachineFault(f"{what} is longer than {bounds.ARTIFACT_PATH} bytes")
+    if not {b"", b".", b".."}.isdisjoint(path.split(b"/")) or b"\0" in path:
+        raise MachineFault(f"{what} is {os.fsdecode(path)!r}")
 
 
 def _number(field: bytes) -> int:
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
-    try:
-        return int(field.rstrip(b"\0 ") or b"0", 8)
-    except ValueError as error:
-        raise MachineFault("Damaged archive: a number in a header is none") from error
-
-
-def _relative(name: bytes) -> bytes:
-    name = name.rstrip(b"/")
-    if not name or name.startswith(b"/") or b".." in name.split(b"/"):
-        raise MachineFault(f"Damaged archive: it names {os.fsdecode(name)!r}")
-    return name
+    digits = field.rstrip(b"\0 ")
+    if digits.strip(b"01234567"):
+        raise MachineFault("a number in its header is none")
+    return int(digits or b"0", 8)

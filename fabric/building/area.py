@@ -5,7 +5,8 @@ In staging mode the root is the staged chunks, read-only, and in it are writable
 ===============  ====================================================================
 ``/NAME.build``  the source tree, the working directory; changes go to scratch on disk
 ``/NAME.inst``   DESTDIR
-``/tmp``, /dev   private; /tmp is on disk, so that a big build does not eat memory
+``/tmp``         private; on disk, so that a big build does not eat memory
+``/dev/shm``     private; in memory
 ===============  ====================================================================
 
 Bootstrap and test chunks use this machine's tools: the root is its /usr and a little of its
@@ -25,7 +26,7 @@ import msgspec
 
 from fabric.building import host, ldconfig, sandbox, sourcetree
 from fabric.building.log import Log
-from fabric.building.steps import CommandList, script
+from fabric.building.steps import PATH, CommandList, script
 from fabric.building.workspace import Workspace
 from fabric.definitions.environment import SYSTEM_PATH
 from fabric.jobs import Job
@@ -55,19 +56,21 @@ def prepare(
     log: Log,
     cancelled: threading.Event,
     jobs: int,
+    limits: sandbox.Limits = sandbox.NO_LIMITS,
 ) -> Area:
     """Make the staging area of a chunk.
 
     ``scratch`` is fresh, or that of a failed attempt at the same job, which goes on living.
+    ``limits`` are for what runs meanwhile, which is the chunks' own ldconfig.
     BuildFailed when its chunks do not go together, MachineFault when something cannot be had.
     """
     lower, has = workspace.layers.stage(job.staged, cancelled)
     inside = job.mode == "staging"
     base = "" if inside else _OUTSIDE
     if inside and ldconfig.CONFIGURATION in has and not ldconfig.PROGRAMS.isdisjoint(has):
-        lower.append(ldconfig.linked(lower, workspace.layers, log, cancelled))
+        lower.append(ldconfig.linked(lower, workspace.layers, log, cancelled, limits))
     tree = sourcetree.prepare(job.source, workspace, scratch, cancelled)
-    build, inst, steps = (f"{base}/{job.source_name}.{end}" for end in ("build", "inst", "steps"))
+    build, inst = (f"{base}/{job.source_name}.{end}" for end in ("build", "inst"))
     for name in ("inst", "tmp"):
         sourcetree.made(scratch / name)
     (scratch / "tmp").chmod(0o1777)
@@ -88,8 +91,8 @@ def prepare(
         read_only=(base, "/") if lower and not inside else ("/",),
         environment=environment,
         cwd=build,
-        script=script(job.name, steps, _lists(job, jobs)),
-        path=steps,
+        script=script(job.name, PATH, _lists(job, jobs)),
+        path=PATH,
         launcher=tree.launcher,
     )
     return Area(scratch, box)

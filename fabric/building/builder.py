@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -83,8 +84,9 @@ def _build(
     scratch = workspace.build_scratch()
     try:
         packed: dict[str, Packed | None] = {}
+        layer: Path | None = None
         if job.kind == "chunk":
-            packed = build_chunk(
+            packed, layer = build_chunk(
                 job, workspace, scratch, log, cancelled, jobs=jobs, limits=limits, phase=phase
             )
         elif job.kind == "system":
@@ -101,11 +103,11 @@ def _build(
         if manifest.log is not None and manifest.log.content is None:
             files[manifest.log.sha256] = log.path
         workspace.store.put(manifest, files)
-        if job.kind == "chunk":
-            workspace.layers.adopt(job.key, scratch / "inst")
+        if layer is not None:
+            workspace.layers.adopt(job.key, layer)
     except BuildFailed:
         kept = workspace.keep_failed(job.key, scratch)
-        log.say(f"The build tree is kept in {kept}")
+        log.say(f"The build tree is kept on {os.uname().nodename}, in {kept}")
         raise
     except BaseException:
         workspace.discard(scratch)

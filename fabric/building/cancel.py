@@ -12,6 +12,10 @@ TICK = 0.1
 SOON = 0.001
 
 
+def never() -> None:
+    """A check of what nobody can end: it never raises."""
+
+
 def stop_if(cancelled: threading.Event) -> None:
     """Raise Cancelled if the job is."""
     if cancelled.is_set():

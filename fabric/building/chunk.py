@@ -6,22 +6,29 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from fabric.building import archive, area, sandbox
 from fabric.building.archive import Entry, Packed
+from fabric.building.cancel import stop_if
 from fabric.building.log import Log
 from fabric.building.steps import phase_of
 from fabric.building.tree import scan, settle, with_links
 from fabric.building.workspace import Workspace
 from fabric.definitions.graph import Device
 from fabric.definitions.splitting import UNMATCHED, split
-from fabric.errors import BuildFailed, MachineFault
+from fabric.errors import BuildFailed
 from fabric.jobs import Job
 
 #: Where integration scripts are in a system.
 INTEGRATION = "baserock/system-integration"
-#: With less room left than this, in bytes, whatever happens may be the disk's doing.
-_FULL = 16 << 20
+
+
+class Built(NamedTuple):
+    """What came of a chunk."""
+
+    archives: dict[str, Packed | None]  # by artifact; None for one without any path
+    layer: Path | None  # a tree that is what unpacking them all gives, if there is one
 
 
 def build_chunk(
@@ -34,16 +41,22 @@ def build_chunk(
     jobs: int,
     limits: sandbox.Limits,
     phase: Callable[[str], None],
-) -> dict[str, Packed | None]:
-    """The chunk's artifacts by name, None for one without any path.
+) -> Built:
+    """Build it; ``scratch`` is an empty directory, and after BuildFailed holds the build tree.
 
-    ``scratch`` is an empty directory; after BuildFailed it holds the build tree.
+    The limit on time is for the commands and packing together.
     """
     phase("fetch")
-    place = area.prepare(job, workspace, scratch, log, cancelled, jobs)
+    place = area.prepare(job, workspace, scratch, log, cancelled, jobs, limits)
+    limits = limits.begun()
     run(job, place, log, cancelled, limits, phase)
     phase("store")
-    return pack(job, place.inst, scratch, log, cancelled)
+
+    def check() -> None:
+        stop_if(cancelled)
+        limits.check("storing")
+
+    return pack(job, place.inst, scratch, log, check)
 
 
 def run(
@@ -54,11 +67,7 @@ def run(
     limits: sandbox.Limits,
     phase: Callable[[str], None],
 ) -> None:
-    """Run the commands.  BuildFailed names the list and the command that failed.
-
-    MachineFault if the disk was full at any moment: a `configure` does without what it cannot
-    compile then, and goes on.
-    """
+    """Run the commands.  BuildFailed names the list and the command that failed."""
     lists = dict(job.commands)
     if not any(lists.values()):
         return
@@ -70,17 +79,9 @@ def run(
             current = phase_of(list_)
             phase(current)
 
-    full = False
-
-    def look() -> None:
-        nonlocal full
-        disk = os.statvfs(place.scratch)
-        full |= disk.f_bavail * disk.f_frsize < _FULL or (disk.f_files > 0 and not disk.f_favail)
-
-    ended = sandbox.run(place.box, log, cancelled, limits=limits, started=started, look=look)
-    look()
-    if full:
-        raise MachineFault(f"The disk of {place.scratch} was full while {job.name} was built")
+    ended = sandbox.run(
+        place.box, log, cancelled, limits=limits, started=started, disk=place.scratch
+    )
     if ended.status:
         commands = lists.get(ended.list, ())
         if not 0 < ended.number <= len(commands):
@@ -95,14 +96,12 @@ def run(
         )
 
 
-def pack(
-    job: Job, inst: Path, scratch: Path, log: Log, cancelled: threading.Event
-) -> dict[str, Packed | None]:
+def pack(job: Job, inst: Path, scratch: Path, log: Log, check: Callable[[], None]) -> Built:
     """Split what was installed in ``inst`` by the job's rules, and archive it.
 
-    ``inst`` is afterwards just what unpacking the artifacts would give.
+    ``check`` is called again and again, and may raise.
     """
-    found = scan(inst)
+    found = scan(inst, check)
     scripts = _add_integration(job, inst, found, log)
     for device in job.devices:
         _add_device(inst, found, device)
@@ -117,15 +116,21 @@ def pack(
             step="install-commands",
         )
     packed: dict[str, Packed | None] = {}
+    owners: dict[tuple[int, int], str] = {}  # of files with several names
+    shared = False
     for name in job.artifacts:
         mine = {texts[text] for text in parts.get(name, ())}
         mine |= {path for path, artifact in scripts.items() if artifact == name}
         mine |= {parent for path in mine for parent in _parents(path)}
         entries = [found[path] for path in sorted(mine)]
         spill = scratch / f"artifact-{len(packed)}"
-        packed[name] = archive.pack(with_links(entries, cancelled), spill) if entries else None
-    settle(inst, found)
-    return packed
+        packed[name] = archive.pack(with_links(entries), spill, check) if entries else None
+        files = {entry.inode for entry in entries if entry.inode is not None}
+        shared = shared or any(owners.setdefault(file, name) != name for file in files)
+    if shared:  # unpacked, a file with names in two artifacts is two files
+        return Built(packed, None)
+    settle(inst, found, check)
+    return Built(packed, inst)
 
 
 def _add_integration(job: Job, inst: Path, found: dict[bytes, Entry], log: Log) -> dict[bytes, str]:
@@ -139,13 +144,16 @@ def _add_integration(job: Job, inst: Path, found: dict[bytes, Entry], log: Log) 
             )
             continue
         for number, command in enumerate(commands):
-            path = f"{INTEGRATION}/{prefix}-{artifact}-{number:04}".encode()
+            path = f"{INTEGRATION}/{prefix}-{artifact}-{number:04}".encode(
+                "utf-8", "surrogateescape"
+            )
             data = f"#!/bin/sh\nset -xeu\n{command}".encode("utf-8", "surrogateescape")
             _make_parents(path, inst, found)
             if path in found:
                 raise BuildFailed(f"/{path.decode()} exists already")
             file = inst / path.decode()
-            file.write_bytes(data)
+            with file.open("xb") as out:
+                out.write(data)
             file.chmod(0o755)
             source = os.fsencode(file)
             found[path] = Entry(path, archive.FILE, 0o755, len(data), source=source)
@@ -154,7 +162,9 @@ def _add_integration(job: Job, inst: Path, found: dict[bytes, Entry], log: Log) 
 
 
 def _add_device(inst: Path, found: dict[bytes, Entry], device: Device) -> None:
-    path = device.filename.strip("/").encode()
+    path = device.filename.strip("/").encode("utf-8", "surrogateescape")
+    if not path or {b"", b".", b".."} & set(path.split(b"/")):
+        raise BuildFailed(f"devices: {device.filename!r} is no path of a file")
     if path in found:
         raise BuildFailed(f"devices: /{path.decode()} exists already, as a file")
     _make_parents(path, inst, found)

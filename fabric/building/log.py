@@ -62,18 +62,23 @@ class Log:
             raise
         self._fd, self._short = fd, None
 
-    def take(self, pipe: int) -> bool:
-        """Append what is in ``pipe``, which does not block; False at its end."""
+    def take(self, pipe: int, most: int) -> bool:
+        """Append what is in ``pipe``, which does not block; False at its end.
+
+        It returns after about ``most`` bytes: a build may print faster than they are moved.
+        """
         with suppress(BlockingIOError):
             while self._short is not None:
                 data = os.read(pipe, SMALL + 1)
                 if not data:
                     return False
                 self._append(data)
-            # the kernel moves it: nothing of it passes through this process
-            while os.splice(pipe, self._fd, _PIECE):
-                pass
-            return False
+            while most > 0:
+                # the kernel moves it: nothing of it passes through this process
+                moved = os.splice(pipe, self._fd, _PIECE)
+                if not moved:
+                    return False
+                most -= moved
         return True
 
     def seal(self) -> None:

@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
+#: With less room left than this, in bytes, whatever happens may be the disk's doing.
+_FULL = 16 << 20
 #: Seconds after which what has a hidden name is no longer being made, or being removed.
 _ABANDONED = 3600.0
 
@@ -17,6 +19,22 @@ def free(path: Path) -> int:
     """Bytes free on the disk of ``path``."""
     info = os.statvfs(path)
     return info.f_bavail * info.f_frsize
+
+
+def full(path: Path) -> bool:
+    """Whether the disk of ``path`` has hardly any room left, or no inodes."""
+    info = os.statvfs(path)
+    return info.f_bavail * info.f_frsize < _FULL or (info.f_files > 0 and not info.f_favail)
+
+
+def processes_ended() -> int:
+    """How many processes the kernel has ended since it started because it had no memory left."""
+    fd = os.open("/proc/vmstat", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _, _, rest = os.read(fd, 1 << 16).partition(b"\noom_kill ")
+    finally:
+        os.close(fd)
+    return int(rest.partition(b"\n")[0] or b"0")
 
 
 def use(path: Path) -> bool:

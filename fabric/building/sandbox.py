@@ -22,9 +22,11 @@ from pathlib import Path
 
 import msgspec
 
+from fabric import bounds
 from fabric.building import seccomp
 from fabric.building.cancel import TICK, stop_if
 from fabric.building.log import Log
+from fabric.building.room import full, processes_ended
 from fabric.building.steps import Progress
 from fabric.errors import BuildFailed, MachineFault
 
@@ -62,10 +64,22 @@ _MISSING = (
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What one sandbox may take: seconds of wall time, and bytes of log.  None: any."""
+    """What a step may take: seconds of wall time, and bytes of log.  None: any."""
 
     seconds: float | None = None
     log_bytes: int | None = None
+    until: float | None = None  # when the seconds are over (monotonic), once they count
+
+    def begun(self) -> Limits:
+        """The same, with its seconds counting from now, if they do not count already."""
+        if self.seconds is None or self.until is not None:
+            return self
+        return msgspec.structs.replace(self, until=time.monotonic() + self.seconds)
+
+    def check(self, doing: str) -> None:
+        """BuildFailed when the time is over."""
+        if self.until is not None and time.monotonic() > self.until:
+            raise _over(doing, f"ran longer than {self.seconds:g} s", "build-timeout")
 
 
 NO_LIMITS = Limits()
@@ -98,7 +112,7 @@ class Box(msgspec.Struct, frozen=True):
         isolation = (*_ISOLATION, *_no_more_namespaces(), "--seccomp", calls)
         words = [*self.launcher, "bwrap", *options, *isolation, *self.mounts]
         words += ["--perms", "0755", "--file", script, self.path]
-        for path in self.read_only:
+        for path in (*self.read_only, "/dev"):
             words += ["--remount-ro", path]
         for name, value in self.environment.items():
             words += ["--setenv", name, value]
@@ -137,7 +151,10 @@ def _no_more_namespaces() -> tuple[str, ...]:
 
 #: The kernel's own places.  A build of a worker that is root is, to the kernel, that root: it
 #: needs no capability to write what belongs to root, as all of /proc/sys does.
-KERNEL = ("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev")
+KERNEL = (
+    *("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev"),
+    *("--perms", "1777", "--size", str(bounds.SANDBOX_SHM), "--tmpfs", "/dev/shm"),
+)
 
 
 def overlay(lower: Sequence[Path], *how: str) -> list[str]:
@@ -152,15 +169,24 @@ def run(
     *,
     limits: Limits = NO_LIMITS,
     started: Callable[[str], None] = lambda list_: None,  # noqa: ARG005
-    look: Callable[[], None] = lambda: None,
+    disk: Path | None = None,
 ) -> Ended:
     """Run the script of ``box``; its output goes to ``log``.
 
-    ``started`` hears the name of each command list as it begins, and ``look`` is called several
-    times a second.  BuildFailed past a limit, Cancelled, MachineFault when the sandbox cannot be
-    made or is killed by somebody else.
+    ``started`` hears the name of each command list as it begins.  BuildFailed past a limit,
+    Cancelled.  MachineFault when the sandbox cannot be made or is killed by somebody else, when
+    it fails and memory was short, and when the disk of ``disk`` was full at any moment: a
+    `configure` does without what it cannot compile then, and goes on.
     """
     before = log.size()
+    ended_before = processes_ended()
+    limits = limits.begun()
+    crowded = False
+
+    def look() -> None:
+        nonlocal crowded
+        crowded = crowded or (disk is not None and full(disk))
+
     status, told = os.pipe2(os.O_CLOEXEC)
     output, printed = os.pipe2(os.O_CLOEXEC)
     os.set_blocking(output, False)
@@ -177,15 +203,24 @@ def run(
             _watch(process, progress, output, log, cancelled, limits, look)
         finally:
             _end(process, progress)
-            log.take(output)
+            log.take(output, 2 * _PIPE)  # all that a pipe can hold
     finally:
         os.close(status)
         os.close(output)
     if not progress.started:
         raise _cannot_start(log.read(before, 4096).decode("utf-8", "replace"))
+    look()
+    if crowded:
+        raise MachineFault(f"The disk of {disk} was full meanwhile")
+    if process.returncode and (short := processes_ended() - ended_before) > 0:
+        raise MachineFault(
+            f"This machine ran out of memory, and its kernel ended {short} process"
+            f"{'es' * (short > 1)}. Fewer at a time need less: see the settings `max-jobs` and"
+            " `workers`, and the field `max-jobs` of a chunk"
+        )
     if process.returncode < 0:
         name = signal.Signals(-process.returncode).name
-        raise MachineFault(f"The sandbox was killed by {name}: is this machine out of memory?")
+        raise MachineFault(f"The sandbox was killed by {name}")
     return Ended(process.returncode, progress.list, progress.number)
 
 
@@ -227,7 +262,6 @@ def _watch(
     look: Callable[[], None],
 ) -> None:
     """Return when the sandbox is gone; raise when it must go."""
-    deadline = None if limits.seconds is None else time.monotonic() + limits.seconds
     handle = os.pidfd_open(process.pid)
     try:
         end, news = select.poll(), select.poll()
@@ -241,24 +275,22 @@ def _watch(
                 if grown < _MUCH:
                     end.poll(_GATHER * 1000)
                 size = log.size()
-                if not log.take(output):
+                if not log.take(output, bounds.LOG_AT_ONCE):
                     news.unregister(output)
                 grown = log.size() - size
             progress.catch_up()
             look()
             stop_if(cancelled)
-            if deadline is not None and time.monotonic() > deadline:
-                raise _over(progress, f"ran longer than {limits.seconds:g} s", "build-timeout")
+            limits.check(progress.list)
             if limits.log_bytes is not None and log.size() > limits.log_bytes:
-                raise _over(progress, f"printed more than {limits.log_bytes} bytes", "log-limit")
+                what = f"printed more than {limits.log_bytes} bytes"
+                raise _over(progress.list, what, "log-limit")
     finally:
         os.close(handle)
 
 
-def _over(progress: Progress, what: str, setting: str) -> BuildFailed:
-    return BuildFailed(
-        f"{progress.list}: {what}, which is the limit (setting `{setting}`)", step=progress.list
-    )
+def _over(doing: str, what: str, setting: str) -> BuildFailed:
+    return BuildFailed(f"{doing}: {what}, which is the limit (setting `{setting}`)", step=doing)
 
 
 def _end(process: subprocess.Popen[bytes], progress: Progress) -> None:
@@ -287,6 +319,10 @@ def _cannot_start(said: str) -> BuildFailed | MachineFault:
         return BuildFailed(
             f"There is no shell to run commands with ({line}): one of the chunks that are staged"
             " or make up the system must bring /bin/sh"
+        )
+    if any(word in line for word in ("symlink destination", "symbolic links", "Not a directory")):
+        return BuildFailed(
+            f"A chunk has something else where the sandbox puts a directory of its own ({line})"
         )
     if "Unknown option" in line:
         return MachineFault(f"{line}: bubblewrap is too old, version 0.11 or newer is needed")

@@ -3,7 +3,7 @@
 Some ways out of a sandbox belong to no namespace.  Sockets of other families than the usual ones
 reach the machine's host (vsock) or another build; keyrings may be shared; and io_uring makes
 sockets past any filter.  A build sees a kernel that was made without them, and programs know how
-to do with such a one.
+to do with such a one.  Two calls put text into a terminal as if its user had typed it.
 
 The numbers are the kernel's (``asm/unistd.h``, ``linux/audit.h``, ``linux/seccomp.h``).
 """
@@ -20,6 +20,7 @@ from typing import NamedTuple
 #: Families that network namespaces keep apart, or that are of one machine's files.
 _FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)
 _IO_URING = (425, 426, 427)  # everywhere
+_TIOCSTI, _TIOCLINUX = 0x5412, 0x541C  # typing: into a terminal, into a console
 
 
 class _Calls(NamedTuple):
@@ -27,20 +28,21 @@ class _Calls(NamedTuple):
 
     audit: int
     socket: int
+    ioctl: int
     refused: tuple[int, ...]  # add_key, request_key, keyctl, and what makes sockets unseen
     beyond: int = 1 << 31  # and all from here on
 
 
 _INTERFACES = (
-    _Calls(0xC000003E, 41, (248, 249, 250), 1 << 30),  # x86_64; beyond is x32
-    _Calls(0x40000003, 359, (286, 287, 288, 102)),  # i386, with socketcall
-    _Calls(0xC00000B7, 198, (217, 218, 219)),  # aarch64
-    _Calls(0x40000028, 281, (309, 310, 311, 102)),  # arm, with socketcall
-    _Calls(0xC00000F3, 198, (217, 218, 219)),  # riscv64
+    _Calls(0xC000003E, 41, 16, (248, 249, 250), 1 << 30),  # x86_64; beyond is x32
+    _Calls(0x40000003, 359, 54, (286, 287, 288, 102)),  # i386, with socketcall
+    _Calls(0xC00000B7, 198, 29, (217, 218, 219)),  # aarch64
+    _Calls(0x40000028, 281, 54, (309, 310, 311, 102)),  # arm, with socketcall
+    _Calls(0xC00000F3, 198, 29, (217, 218, 219)),  # riscv64
 )
 
 _LOAD, _JUMP_EQUAL, _JUMP_FROM, _RETURN = 0x20, 0x15, 0x35, 0x06
-_NUMBER, _AUDIT, _FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data
+_NUMBER, _AUDIT, _FIRST_ARGUMENT, _SECOND_ARGUMENT = 0, 4, 16, 24  # in struct seccomp_data
 _ALLOW, _FAIL = 0x7FFF0000, 0x00050000
 
 
@@ -62,14 +64,27 @@ def _interface(calls: _Calls) -> bytes:
             _do(_JUMP_FROM, calls.beyond, 0, 1),
             _do(_RETURN, _FAIL | errno.ENOSYS),
             *_each((*calls.refused, *_IO_URING), _FAIL | errno.ENOSYS),
-            _do(_JUMP_EQUAL, calls.socket, 1, 0),
+            _when(
+                calls.ioctl,
+                _do(_LOAD, _SECOND_ARGUMENT),
+                *_each((_TIOCSTI, _TIOCLINUX), _FAIL | errno.EPERM),
+                _do(_RETURN, _ALLOW),
+            ),
+            _when(
+                calls.socket,
+                _do(_LOAD, _FIRST_ARGUMENT),
+                *_each(_FAMILIES, _ALLOW),
+                _do(_RETURN, _FAIL | errno.EAFNOSUPPORT),
+            ),
             _do(_RETURN, _ALLOW),
-            _do(_LOAD, _FIRST_ARGUMENT),
-            *_each(_FAMILIES, _ALLOW),
-            _do(_RETURN, _FAIL | errno.EAFNOSUPPORT),
         )
     )
     return _do(_JUMP_EQUAL, calls.audit, 0, len(block) // 8) + block
+
+
+def _when(number: int, *block: bytes) -> bytes:
+    """Do a block, which returns, if what was loaded is the number."""
+    return _do(_JUMP_EQUAL, number, 0, len(block)) + b"".join(block)
 
 
 def _each(numbers: tuple[int, ...], result: int) -> Iterator[bytes]:

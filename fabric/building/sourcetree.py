@@ -1,11 +1,7 @@
 """The tree a chunk is built in: its sources, which the build may change, and nobody else sees.
 
 A tree of some size is an overlay: the exported sources below, what the build writes above, on
-disk.  Unmounting an overlay makes the kernel write out the whole file system that its upper side
-is on, which can take seconds; only the mount option ``volatile`` prevents that, and bubblewrap
-cannot set it.  So the overlay is mounted before bubblewrap starts, in a user and mount namespace
-of its own, which is gone with the sandbox.  That takes about three milliseconds; a tree of
-a few files is quicker copied.
+disk.  A tree of a few files is quicker copied.
 """
 
 # ruff: noqa: PTH101, PTH102, PTH115, PTH123, PTH211
@@ -20,22 +16,13 @@ from pathlib import Path
 
 import msgspec
 
+from fabric.building import overlay
 from fabric.building.merge import Merger
 from fabric.building.workspace import Workspace
 from fabric.jobs import Source
 
 #: Up to so many entries and bytes, a tree is copied.
 _FEW, _LITTLE = 24, 1 << 20
-
-#: A user namespace that has root and a mount namespace; then the overlay, then what follows.
-#: The directories are given by short names from the scratch, since the options' length is
-#: limited and a comma or colon in a path would end it.
-_MOUNT = (
-    'cd "$0" && mount -t overlay -o lowerdir=lower,upperdir=up,workdir=work,userxattr,volatile'
-    ' overlay build && exec "$@"'
-)
-_UNSHARE = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", _MOUNT)
-
 
 #: What is in a tree: (path, mode).
 Entries = tuple[tuple[str, int], ...]
@@ -61,7 +48,7 @@ def prepare(
     mtime = tree.stat().st_mtime_ns
     entries = _few_entries(str(tree))
     if entries is None:
-        launcher = _overlay(tree, workspace, scratch)
+        launcher = overlay.writable([tree], workspace, scratch)
     elif fresh:
         _copy(entries, tree, up, mtime)
     os.utime(up, ns=(mtime, mtime))
@@ -77,18 +64,6 @@ def made(directory: Path) -> bool:
     except FileExistsError:
         return False
     return True
-
-
-def _overlay(tree: Path, workspace: Workspace, scratch: Path) -> tuple[str, ...]:
-    lower = scratch / "lower"
-    lower.unlink(missing_ok=True)
-    lower.symlink_to(tree)
-    (scratch / "build").mkdir(exist_ok=True)
-    # A volatile overlay leaves a mark in its work directory, with which it cannot be mounted
-    # again: after a crash the upper side may be half written.  Ours is of this boot.
-    workspace.discard(scratch / "work")
-    (scratch / "work").mkdir()
-    return (*_UNSHARE, str(scratch))
 
 
 @functools.lru_cache(maxsize=1000)

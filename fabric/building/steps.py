@@ -16,11 +16,16 @@ from shlex import quote
 
 import msgspec
 
+#: Where a sandbox has the script: in a file system made for it, where no link of a tree that it
+#: is in can lead bubblewrap to another place.
+PATH = "/dev/steps"
+
 _HEAD = """\
 #!/bin/sh
 # The steps of {name}.  To run them all:  sh {path}
 # To run only some lists:  sh {path} build-commands install-commands ...
 umask 022
+{{ echo {oom} > /proc/self/oom_score_adj; }} 2>/dev/null  # or its user wants more, for all
 unset PWD OLDPWD SHLVL
 report() {{ :; }}
 if [ "$1" = --report ]; then  # to whoever started us, through standard input
@@ -40,6 +45,10 @@ run() {{
 report '' 0
 """
 
+#: When memory runs out, the kernel ends what a build runs (``oom_score_adj``, up to 1000), and
+#: not the fabric.
+_END_FIRST = 500
+
 
 class CommandList(msgspec.Struct, frozen=True):
     """A list of commands under one name, with the MAKEFLAGS they see (None: none at all)."""
@@ -52,7 +61,7 @@ class CommandList(msgspec.Struct, frozen=True):
 
 def script(name: str, path: str, lists: Sequence[CommandList]) -> str:
     """The script for ``lists``, which the sandbox sees at ``path``.  Empty lists are left out."""
-    parts = [_HEAD.format(name=name, path=quote(path))]
+    parts = [_HEAD.format(name=name, path=quote(path), oom=_END_FIRST)]
     for each in lists:
         if each.commands:
             parts.append(f"\nif wanted {quote(each.name)}; then\n")

@@ -19,7 +19,7 @@ from fabric.building.archive import Entry, Packed
 from fabric.building.cancel import stop_if
 from fabric.building.chunk import INTEGRATION
 from fabric.building.log import Log
-from fabric.building.steps import CommandList, script
+from fabric.building.steps import PATH, CommandList, script
 from fabric.building.tree import Unpacker, scan, with_links
 from fabric.building.workspace import Workspace
 from fabric.errors import BuildFailed, MachineFault
@@ -56,13 +56,21 @@ def build_system(
         log.say(f"warning: /{os.fsdecode(twice)} of {before} is replaced by that of {after}")
     tree.finish()
     phase("integrate")
+    limits = limits.begun()
     _integrate(job, tree, rootfs, log, cancelled, limits)
     phase("store")
-    found = scan(rootfs)
+
+    def check() -> None:
+        stop_if(cancelled)
+        limits.check("storing")
+
+    found = scan(rootfs, check)
+    if ldconfig.RUBBISH not in tree.files:
+        found.pop(ldconfig.RUBBISH, None)
     for device, entry in tree.devices.items():
         found.setdefault(device, entry._replace(name=device))
     entries = [found[path] for path in sorted(found)]
-    return {name: archive.pack(with_links(entries, cancelled), scratch / "archive")}
+    return {name: archive.pack(with_links(entries), scratch / "archive", check)}
 
 
 def _unpack(
@@ -158,14 +166,16 @@ def _integrate(
         lists.append(CommandList(name, (command,), title=f"SYSTEM-INTEGRATION {name}"))
     if not lists:
         return
-    path = "/dev/steps"
     mounts = ["--bind", str(rootfs), "/", *sandbox.KERNEL]
-    if b"tmp" not in tree.links:
-        mounts += ["--tmpfs", "/tmp"]
-    text = script(job.name, path, lists)
-    box = sandbox.Box(tuple(mounts), (), _ENVIRONMENT, "/", text, path)
+    if b"tmp" not in tree.links:  # on disk, so that a script does not eat memory
+        place = rootfs.with_name("tmp")
+        place.mkdir(exist_ok=True)
+        place.chmod(0o1777)
+        mounts += ["--bind", str(place), "/tmp"]
+    text = script(job.name, PATH, lists)
+    box = sandbox.Box(tuple(mounts), (), _ENVIRONMENT, "/", text, PATH)
     ours = [rootfs / name for name in ("proc", "dev", "tmp") if name.encode() not in tree.dirs]
-    ended = sandbox.run(box, log, cancelled, limits=limits)
+    ended = sandbox.run(box, log, cancelled, limits=limits, disk=rootfs)
     if ended.status:
         raise BuildFailed(
             f"{ended.list} failed with exit status {ended.status} in {job.name}",
@@ -175,5 +185,3 @@ def _integrate(
     for place in ours:  # to mount on, made by bwrap
         with suppress(OSError):
             place.rmdir()
-    if ldconfig.RUBBISH.encode() not in tree.files:
-        (rootfs / ldconfig.RUBBISH).unlink(missing_ok=True)

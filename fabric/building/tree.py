@@ -9,16 +9,18 @@ not text, symlinks to anywhere, a thousand levels.
 # ruff: noqa: PTH101, PTH102, PTH104, PTH106, PTH108, PTH115, PTH211
 from __future__ import annotations
 
+import errno
 import os
 import stat
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
+from fabric import bounds
 from fabric.building import archive
 from fabric.building.archive import MTIME, Entry
-from fabric.building.cancel import stop_if
+from fabric.building.cancel import never
 from fabric.errors import BuildFailed, MachineFault
 
 _TYPES = {
@@ -31,42 +33,74 @@ _TYPES = {
 }
 
 
-def scan(root: Path) -> dict[bytes, Entry]:
-    """Everything under ``root`` but sockets, by path, in byte order of the paths.
+def scan(
+    root: Path, check: Callable[[], None] = never, *, overlaid: bool = False
+) -> dict[bytes, Entry]:
+    """Everything under ``root``, by path, in byte order of the paths.
 
     An unreadable directory is made readable on the way; the entry keeps the mode it had.  Hard
-    links are plain files here: `with_links` turns them into links within one archive.
+    links are plain files here: `with_links` turns them into links within one archive.  ``check``
+    is called for each directory, and may raise.
+
+    BuildFailed for what no archive can hold, and past a bound.  The upper side of an overlay is
+    ``overlaid``: the marks of what was deleted in it, devices all, are passed over.
     """
     top = os.fsencode(root)
     found: dict[bytes, Entry] = {}
+    size = 0
     pending = [b""]
     while pending:
+        check()
         parent = pending.pop()
         prefix = parent + b"/" if parent else b""
         for item in _entries(top + b"/" + parent):
+            _bounded(len(found), size)
             info = item.stat(follow_symlinks=False)
             path = prefix + item.name
+            if len(path) > bounds.ARTIFACT_PATH:
+                raise BuildFailed(
+                    f"/{os.fsdecode(path[:60])}... is a path of more than {bounds.ARTIFACT_PATH}"
+                    " bytes, and no artifact may hold one"
+                )
             type_ = _TYPES.get(stat.S_IFMT(info.st_mode))
-            if type_ is None:
-                continue
             mode = stat.S_IMODE(info.st_mode)
             if type_ == archive.FILE:
-                found[path] = Entry(path, type_, mode, info.st_size, source=item.path)
+                inode = (info.st_dev, info.st_ino) if info.st_nlink > 1 else None
+                size += info.st_size
+                found[path] = Entry(path, type_, mode, info.st_size, source=item.path, inode=inode)
             elif type_ == archive.SYMLINK:
                 found[path] = Entry(path, type_, 0o777, link=os.readlink(item.path))
-            else:
-                if type_ == archive.DIRECTORY:
-                    pending.append(path)
-                found[path] = Entry(
-                    path, type_, mode, major=os.major(info.st_rdev), minor=os.minor(info.st_rdev)
+            elif type_ == archive.DIRECTORY:
+                pending.append(path)
+                found[path] = Entry(path, type_, mode)
+            elif type_ == archive.FIFO:
+                found[path] = Entry(path, type_, mode)
+            elif not overlaid:
+                raise BuildFailed(
+                    f"/{os.fsdecode(path)} is a {'device' if type_ else 'socket'}, and no artifact"
+                    " may hold one: the commands that make it must remove it"
+                    + (" (chunks have `devices` for devices)" if type_ else "")
                 )
+    _bounded(len(found), size)
     return {path: found[path] for path in sorted(found)}
 
 
-def _entries(directory: bytes) -> list[os.DirEntry[bytes]]:
+def _bounded(files: int, size: int) -> None:
+    """BuildFailed when a tree has too much in it."""
+    if files > bounds.ARTIFACT_FILES:
+        raise BuildFailed(f"More than {bounds.ARTIFACT_FILES:,} files are too many for an artifact")
+    if size > bounds.ARTIFACT_BYTES:
+        raise BuildFailed(
+            f"The files have {size:,} bytes (holes count), and an artifact may have"
+            f" {bounds.ARTIFACT_BYTES:,}"
+        )
+
+
+def _entries(directory: bytes) -> Iterator[os.DirEntry[bytes]]:
+    """One after the other: there may be millions."""
     open_up(directory)
     with os.scandir(directory) as entries:
-        return list(entries)
+        yield from entries
 
 
 def open_up(directory: bytes | Path) -> None:
@@ -92,7 +126,7 @@ def listing(directory: bytes) -> list[os.DirEntry[bytes]]:
 
 def emptied(directory: Path, most: int = 16) -> bool:
     """Empty a directory of at most ``most`` files; False, with nothing done, if it has more."""
-    entries = _entries(os.fsencode(directory))
+    entries = list(islice(_entries(os.fsencode(directory)), most + 1))
     if len(entries) > most or any(entry.is_dir(follow_symlinks=False) for entry in entries):
         return False
     for entry in entries:
@@ -100,36 +134,54 @@ def emptied(directory: Path, most: int = 16) -> bool:
     return True
 
 
-def with_links(entries: Iterable[Entry], cancelled: threading.Event) -> Iterator[Entry]:
-    """The same entries, with every file after the first of one inode as a hard link to it.
-
-    Cancelled on the way when that is set.
-    """
+def with_links(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """The same entries, with every file after the first of one inode as a hard link to it."""
     first: dict[tuple[int, int], bytes] = {}
     for entry in entries:
-        stop_if(cancelled)
-        if entry.source is not None:
-            info = os.lstat(entry.source)
-            if info.st_nlink > 1:
-                name = first.setdefault((info.st_dev, info.st_ino), entry.name)
-                if name != entry.name:
-                    yield Entry(entry.name, archive.HARD_LINK, entry.mode, link=name)
-                    continue
+        if entry.inode is not None:
+            name = first.setdefault(entry.inode, entry.name)
+            if name != entry.name:
+                yield Entry(entry.name, archive.HARD_LINK, entry.mode, link=name)
+                continue
         yield entry
 
 
-def settle(root: Path, entries: Mapping[bytes, Entry]) -> None:
-    """Give a tree just scanned the modes it had then, and everything in it the one mtime."""
+#: What makes a file another one to a build, and is in no archive.  Overlayfs obeys some of them:
+#: with ``user.overlay.opaque``, a directory hides what lower layers have in it.
+_ATTRIBUTES = ("user.", "system.posix_acl_")
+
+
+def settle(root: Path, entries: Mapping[bytes, Entry], check: Callable[[], None] = never) -> None:
+    """Make a tree just scanned what unpacking its archive gives: modes, mtimes, no attributes."""
     top = os.fsencode(root) + b"/"
     for path in sorted(entries, reverse=True):
+        check()
         entry = entries[path]
         if entry.type in (archive.CHARACTER, archive.BLOCK):
             continue
+        opened = entry.type != archive.SYMLINK and _bare(top + path, entry.type)
         os.utime(top + path, (MTIME, MTIME), follow_symlinks=False)
-        if entry.type == archive.DIRECTORY or not entry.mode & 0o400:
+        if opened or entry.type == archive.DIRECTORY or not entry.mode & 0o400:
             os.chmod(top + path, entry.mode)
+    _bare(top, archive.DIRECTORY)
     os.utime(top, (MTIME, MTIME))
     os.chmod(top, 0o755)
+
+
+def _bare(path: bytes, type_: bytes) -> bool:
+    """Remove extended attributes and access control lists; whether the mode may have changed."""
+    try:
+        names = os.listxattr(path, follow_symlinks=False)
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:
+            raise
+        return False
+    names = [name for name in names if name.startswith(_ATTRIBUTES)]
+    if names:
+        os.chmod(path, 0o700 if type_ == archive.DIRECTORY else 0o600)
+        for name in names:
+            os.removexattr(path, name, follow_symlinks=False)
+    return bool(names)
 
 
 class Clash(BuildFailed):
@@ -177,8 +229,8 @@ class Unpacker:
     tree, never by the kernel.  Devices are only recorded, since making them takes real root.
     """
 
-    def __init__(self, root: Path, check: Callable[[], None] = lambda: None) -> None:
-        self._check = check  # called now and then; it may raise
+    def __init__(self, root: Path, check: Callable[[], None] = never) -> None:
+        self._check = check  # called for each entry and each megabyte; it may raise
         self.dirs: dict[bytes, int] = {}  # path -> mode
         self.links: dict[bytes, bytes] = {}  # path -> target
         self.files: dict[bytes, str] = {}  # anything else, links included -> who brought it
@@ -263,6 +315,7 @@ class Unpacker:
             fd = os.open(full, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
                 for piece in pieces:
+                    self._check()
                     while piece:
                         piece = piece[os.write(fd, piece) :]
                 os.fchmod(fd, entry.mode)

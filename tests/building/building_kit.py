@@ -8,13 +8,17 @@ import shutil
 import subprocess
 import tempfile
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fabric.building.archive import Entry, Packed, read
+import pytest
+
+from fabric.building.archive import Entry, Packed, pack, read
 from fabric.building.builder import build
 from fabric.building.log import Log
+from fabric.building.tree import scan
 from fabric.building.workspace import Workspace
 from fabric.definitions.graph import Rule
 from fabric.jobs import SMALL, Artifact, Job, Manifest, Source, Staged
@@ -175,3 +179,24 @@ def processes_naming(path: Path) -> list[str]:
             if str(path) in line and process.name != str(os.getpid()):
                 found.append(line)
     return found
+
+
+@pytest.fixture(scope="session")
+def tools() -> Iterator[Path]:
+    """A tree that installs itself with `cp`: the sources of the chunk ``base``."""
+    with tempfile.TemporaryDirectory() as name:
+        copy_tools(Path(name))
+        yield Path(name)
+
+
+@pytest.fixture(scope="session")
+def base(tools: Path) -> Packed:
+    """The archive of those tools."""
+    return pack(scan(tools).values(), tools.parent / f"{tools.name}.tar.zst")
+
+
+@pytest.fixture
+def kit(tmp_path: Path, base: Packed) -> Iterator[Kit]:
+    made = Kit(tmp_path, base)
+    with made.workspace:
+        yield made

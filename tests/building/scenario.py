@@ -15,7 +15,7 @@ from pathlib import Path
 
 from building_kit import Kit
 
-from fabric.building.archive import Packed
+from fabric.building.archive import FILE, Entry, Packed, pack
 from fabric.errors import FabricError
 from fabric.jobs import Blob, Job
 
@@ -67,6 +67,15 @@ def job_of(name: str, kit: Kit) -> Job:
             return kit.chunk(configure=[PASSING], build=["true"])
         case "beat":
             return kit.chunk(build=[BEAT])
+        case "ldconfig":
+            text = b"#!/bin/sh\nmkdir -p /etc; echo cache > /etc/ld.so.cache\n"
+            entries = [
+                Entry(b"etc/ld.so.conf", FILE),
+                Entry(b"sbin/ldconfig", FILE, 0o755, len(text), data=text),
+            ]
+            loader = kit.stored("loader", {"loader-misc": pack(entries, kit.root / "spill")})
+            staged = (kit.base, loader)
+            return kit.chunk(staged=staged, build=["grep cache /etc/ld.so.cache"])
         case "steal":
             return kit.chunk(install=[STEAL])
         case "steal-from-host":

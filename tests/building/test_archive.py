@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import socket
 import tarfile
-import threading
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fabric import bounds
 from fabric.building import archive
 from fabric.building.archive import (
     CHARACTER,
@@ -30,7 +32,7 @@ from fabric.building.archive import (
     read,
 )
 from fabric.building.tree import Clash, Unpacker, remove, scan, settle, with_links
-from fabric.errors import MachineFault
+from fabric.errors import BuildFailed, Cancelled, MachineFault
 
 names = st.binary(min_size=1, max_size=300).map(
     lambda raw: b"/".join(part for part in raw.replace(b"\0", b"x").split(b"/") if part.strip(b"."))
@@ -100,6 +102,37 @@ class TestFormat:
         header = archive._header(Entry(b"x", FILE, size=1 << 40), b"x")
         assert tarfile.TarInfo.frombuf(header, "utf-8", "strict").size == 1 << 40
 
+    def test_large_numbers(self) -> None:
+        """Other programs read them, too."""
+        device = Entry(
+            b"dev", CHARACTER, 0o600, major=4095, minor=1 << 22, uid=1 << 21, gid=1 << 31
+        )
+        packed = pack([device, Entry(b"next", FILE, size=1, data=b"x")], Path("/unused"))
+        assert [entry.name for entry in unpacked(packed)] == [b"dev", b"next"]
+        assert unpacked(packed)[0] == device
+        data = zstandard.ZstdDecompressor().decompressobj().decompress(content(packed))
+        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+            member = tar.getmember("dev")
+        assert (member.uid, member.gid, member.devminor) == (1 << 21, 1 << 31, 1 << 22)
+
+    @pytest.mark.parametrize(
+        ("entry", "why"),
+        [
+            (Entry(b"", FILE), "its path is ''"),
+            (Entry(b"a//b", FILE), "its path is 'a//b'"),
+            (Entry(b"a/./b", FILE), "its path is 'a/./b'"),
+            (Entry(b"a\0b", FILE), r"its path is 'a\x00b'"),
+            (Entry(b"x" * 3000, FILE), "its path is longer than 2048 bytes"),
+            (Entry(b"x", HARD_LINK, link=b"../y"), "the path it is a link to is '../y'"),
+            (Entry(b"x", SYMLINK, link=b""), "a symlink's target has 0 bytes"),
+            (Entry(b"x", CHARACTER, major=1 << 60), "int too big to convert"),
+        ],
+        ids=range(8),
+    )
+    def test_what_could_not_be_read_is_not_written(self, entry: Entry, why: str) -> None:
+        with pytest.raises(BuildFailed, match=f"cannot be archived: {re.escape(why)}"):
+            pack([entry], Path("/unused"))
+
     @pytest.mark.parametrize("size", [1 << 10, (1 << 20) + 5, 5 << 20, 70 << 20])
     def test_same_bytes_whatever_the_size(self, tmp_path: Path, size: int) -> None:
         block = hashlib.sha256(b"seed").digest() * 2048
@@ -129,7 +162,7 @@ class TestDamage:
     def test_names_that_lead_out(self, name: bytes) -> None:
         header = archive._header(Entry(b"x", FILE), name)
         data = zstandard.ZstdCompressor().compress(header + bytes(1024))
-        with pytest.raises(MachineFault, match="it names"):
+        with pytest.raises(MachineFault, match="Damaged archive: its path is"):
             list(read(io.BytesIO(data)))
 
     def test_no_archive(self) -> None:
@@ -166,7 +199,7 @@ class TestUnpacking:
         (tree / "sub").chmod(0o3555)
         found = scan(tree)
         result = tmp_path / "result"
-        unpack(result, list(with_links(found.values(), threading.Event())))
+        unpack(result, list(with_links(found.values())))
         settle(tree, found)
         for path in found:
             there, here = ((root / os.fsdecode(path)).lstat() for root in (tree, result))
@@ -175,7 +208,9 @@ class TestUnpacking:
         again = scan(result)  # which opens directories that an ordinary user may not read
         assert list(again) == list(found)
         for path, entry in again.items():
-            assert entry._replace(source=None) == found[path]._replace(source=None)
+            assert entry._replace(source=None, inode=None) == found[path]._replace(
+                source=None, inode=None
+            )
         remove(tree)
         assert not tree.exists()
 
@@ -224,8 +259,53 @@ class TestUnpacking:
         assert not (tmp_path / "root/dev/null").exists()
 
 
-def test_sockets_are_left_out(tmp_path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(tmp_path / "socket"))
-        (tmp_path / "file").touch()
-        assert list(scan(tmp_path)) == [b"file"]
+class TestScanning:
+    def test_refuses_what_no_archive_can_hold(self, tmp_path: Path) -> None:
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(tmp_path / "it"))
+            with pytest.raises(BuildFailed) as caught:
+                scan(tmp_path)
+        assert str(caught.value) == (
+            "/it is a socket, and no artifact may hold one: the commands that make it must"
+            " remove it"
+        )
+
+    @pytest.mark.slow
+    @pytest.mark.bound("ARTIFACT_FILES")
+    def test_refuses_too_many_files(self) -> None:
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+            first = f"{name}/first"
+            Path(first).touch()
+            for number in range(bounds.ARTIFACT_FILES):
+                os.link(first, f"{name}/{number}")
+            with pytest.raises(BuildFailed) as caught:
+                scan(Path(name))
+        assert str(caught.value) == "More than 1,000,000 files are too many for an artifact"
+
+    def test_hears_that_it_must_end(self, tmp_path: Path) -> None:
+        (tmp_path / "a/b/c").mkdir(parents=True)
+        checks = iter((None, None, Cancelled()))
+
+        def check() -> None:
+            if (error := next(checks)) is not None:
+                raise error
+
+        with pytest.raises(Cancelled):
+            scan(tmp_path, check)
+
+
+class TestSettling:
+    def test_removes_what_archives_do_not_keep(self, tmp_path: Path) -> None:
+        """Also from what may not be written to; and an attribute of the tree itself."""
+        (tmp_path / "dir").mkdir()
+        (tmp_path / "dir/file").touch()
+        for path in (tmp_path, tmp_path / "dir", tmp_path / "dir/file"):
+            os.setxattr(path, "user.overlay.opaque", b"y")
+        os.setxattr(tmp_path / "dir/file", "user.remark", b"of mine")
+        (tmp_path / "dir/file").chmod(0o400)
+        (tmp_path / "dir").chmod(0o500)
+        settle(tmp_path, scan(tmp_path))
+        for path in (tmp_path, tmp_path / "dir", tmp_path / "dir/file"):
+            assert os.listxattr(path) == []
+        assert (tmp_path / "dir/file").stat().st_mode & 0o7777 == 0o400
+        assert (tmp_path / "dir").stat().st_mode & 0o7777 == 0o500

@@ -83,6 +83,17 @@ def test_ordinary_user(place: Path, base: Packed, uid: int | None) -> None:
     assert lines[4].startswith("usr/bin/it 0 4111 ")
 
 
+def test_several_users_of_one_machine(base: Packed) -> None:
+    """They share no file, so that none can hold up, or lead astray, another."""
+    for uid in (None, NOBODY, NOBODY - 1):
+        with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+            own = Path(name)
+            own.chmod(0o755)
+            (own / "root").mkdir()
+            status, output = play(scenario("ldconfig", own, base, uid=uid))
+            assert status == 0, output
+
+
 class TestFullDisk:
     MOUNT = "mount -t tmpfs -o size=40m none {0} && chmod 777 {0} &&"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 
@@ -57,7 +58,7 @@ class TestFailure:
             kit.build(job)
         kept = kit.workspace.root / "failed" / job.key
         assert (kept / "up/made").read_text() == "was here\n"
-        assert f"The build tree is kept in {kept}\n" in kit.log_text
+        assert f"The build tree is kept on {os.uname().nodename}, in {kept}\n" in kit.log_text
         with pytest.raises(BuildFailed):
             kit.build(job)
         assert list(kept.parent.iterdir()) == [kept]

@@ -258,21 +258,21 @@ class TestShell:
         )
         with pytest.raises(BuildFailed):
             kit.build(job)
-        script = "pwd; cat made; echo $MAKEFLAGS; echo fixed > file; sh /thing.steps build-commands"
+        script = "pwd; cat made; echo $MAKEFLAGS; echo fixed > file; sh /dev/steps build-commands"
         assert shell(job, kit.workspace, jobs=3, argv=["sh", "-c", script]) == 0
         output = capfd.readouterr().out
         assert output.startswith("/thing.build\nmade\n-j3\n### BUILD-COMMANDS ###\n")
         assert output.endswith("built\n")
         assert "INSTALL" not in output
         # what was done there is still there the next time
-        assert shell(job, kit.workspace, jobs=3, argv=["sh", "/thing.steps"]) == 0
+        assert shell(job, kit.workspace, jobs=3, argv=["sh", "/dev/steps"]) == 0
         assert "### INSTALL-COMMANDS ###" in capfd.readouterr().out
 
     def test_in_a_fresh_tree(self, kit: Kit, capfd: pytest.CaptureFixture[str]) -> None:
         job = kit.chunk(source=kit.tree(file="text"), build=["echo built > file; exit 3"])
         assert shell(job, kit.workspace, jobs=1, argv=["cat", "file"]) == 0
         assert capfd.readouterr().out == "text"
-        assert shell(job, kit.workspace, jobs=1, argv=["sh", "/thing.steps"]) == 3
+        assert shell(job, kit.workspace, jobs=1, argv=["sh", "/dev/steps"]) == 3
         assert not list((kit.workspace.root / "failed").iterdir())
 
     def test_only_chunks_have_one(self, kit: Kit) -> None:
