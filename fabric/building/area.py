@@ -64,13 +64,19 @@ def prepare(
     ``limits`` are for what runs meanwhile, which is the chunks' own ldconfig.
     BuildFailed when its chunks do not go together, MachineFault when something cannot be had.
     """
-    lower, has = workspace.layers.stage(job.staged, cancelled)
+    lower, has = workspace.layers.stage(job.staged, cancelled, log.say)
     inside = job.mode == "staging"
     base = "" if inside else _OUTSIDE
     if inside and ldconfig.CONFIGURATION in has and not ldconfig.PROGRAMS.isdisjoint(has):
+<<<<<<< HEAD
         lower.append(ldconfig.linked(lower, workspace.layers, log, cancelled, limits))
     tree = sourcetree.prepare(job.source, workspace, scratch, cancelled)
     build, inst = (f"{base}/{job.source_name}.{end}" for end in ("build", "inst"))
+=======
+        lower.append(ldconfig.linked(lower, workspace.layers, log, cancelled))
+    tree = sourcetree.prepare(job.source, workspace, scratch, cancelled, log.say)
+    build, inst, steps = (f"{base}/{job.source_name}.{end}" for end in ("build", "inst", "steps"))
+>>>>>>> 3b91367 (Layers and exported trees are believed only as they were recorded)
     for name in ("inst", "tmp"):
         sourcetree.made(scratch / name)
     (scratch / "tmp").chmod(0o1777)

@@ -11,20 +11,22 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec.structs import replace
 
 from fabric.building.archive import MTIME
 from fabric.building.cancel import stop_if
 from fabric.building.merge import Merger
 from fabric.building.room import use
 from fabric.building.tree import Clash, Unpacker, follow, listing
+from fabric.digest import Digest
 from fabric.errors import MachineFault
 from fabric.jobs import Staged
+from fabric.trove.tables import Record, difference, read_record, table_of, write_record
 
 if TYPE_CHECKING:
     from fabric.building.workspace import Workspace
@@ -79,8 +81,8 @@ _decode = msgspec.msgpack.Decoder(Index).decode
 
 #: Paths whose presence in a staging area its maker wants to know.
 _NOTED = (b"etc/ld.so.conf", b"sbin/ldconfig", b"usr/sbin/ldconfig")
-#: From so many entries on, a layer's index is kept in a file: quicker to read than to make.
-_WORTH_A_FILE = 300
+#: From so many entries on, a layer's index is recorded: quicker to read than to make.
+_WORTH_RECORDING = 300
 #: Directories of a layer that must appear elsewhere: (from, to).
 Moves = tuple[tuple[bytes, bytes], ...]
 
@@ -148,20 +150,24 @@ class Layers:
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
         self._known: dict[str, Layer] = {}  # those that are there, and that we hold
+        self._checked: set[str] = set()  # names of trees that are what was made
 
     def stage(
-        self, staged: Sequence[Staged], cancelled: threading.Event
+        self,
+        staged: Sequence[Staged],
+        cancelled: threading.Event,
+        say: Callable[[str], None] = lambda text: None,  # noqa: ARG005
     ) -> tuple[list[Path], frozenset[bytes]]:
         """The directories to overlay for ``staged``, lowest first, and which of _NOTED they have.
 
-        Fetches and unpacks what is missing.  BuildFailed when two chunks do not go together,
-        MachineFault when one cannot be had.
+        Fetches and unpacks what is missing, and what has changed on the disk, which ``say`` hears.
+        BuildFailed when two chunks do not go together, MachineFault when one cannot be had.
         """
         keys = [item.key for item in staged]
         self.workspace.hold(*keys)
         self.workspace.store.use(keys)
         self._bring([key for key in keys if key not in self._known], cancelled)
-        layers = {key: self._known.get(key) or self._layer(key, cancelled) for key in keys}
+        layers = {key: self._known.get(key) or self._layer(key, cancelled, say) for key in keys}
         indexes = {key: layer.index for key, layer in layers.items()}
         moves = dict(zip(indexes, see_through(indexes, self._name), strict=True))
         found = []
@@ -170,55 +176,64 @@ class Layers:
                 found.append(layers[block[0]].path)
             else:
                 group = [(layers[key].path, moves[key]) for key in block]
-                found.append(self._merged(group, cancelled))
+                found.append(self._merged(group, cancelled, say))
         if len(found) > MAX_LAYERS:
             raise AssertionError(f"{len(found)} layers")  # the lowest would be lost silently
         return found, frozenset(path for index in indexes.values() for path in index.has)
 
-    def forget(self, key: str) -> None:
-        """Look again for a layer: it is being removed."""
-        self._known.pop(key, None)
+    def forget(self, name: str) -> None:
+        """Look again for a layer or a merged tree: it is being removed."""
+        self._known.pop(name, None)
+        self._checked.discard(name)
 
     def forget_all(self) -> None:
         """Look again what is there: somebody may have removed layers."""
         self._known.clear()
+        self._checked.clear()
 
-    def made(self, names: object, make: Callable[[Path], None], cancelled: threading.Event) -> Path:
+    def made(
+        self,
+        names: object,
+        make: Callable[[Path], None],
+        cancelled: threading.Event,
+        say: Callable[[str], None] = lambda text: None,  # noqa: ARG005
+    ) -> Path:
         """The directory that ``names`` (any plain data) stands for, made if it is missing."""
         digest = hashlib.sha256(msgspec.msgpack.encode(names)).hexdigest()
         path = self.workspace.root / "merged" / digest
         self.workspace.hold(digest)
-        if not use(path):
+        if not (use(path) and (digest in self._checked or self._believed(path))):
             with self.workspace.locked(digest, cancelled):
-                if not path.is_dir():
-                    self._make(path, make)
+                self._make_sure(path, make, lambda tree: b"", say, times=False)  # noqa: ARG005
         return path
-
-    def _make(self, path: Path, make: Callable[[Path], None]) -> None:
-        scratch = self.workspace.scratch()
-        try:
-            make(scratch)
-            scratch.rename(path)
-        finally:
-            self.workspace.discard(scratch)
 
     def adopt(self, key: str, tree: Path) -> None:
         """Take ``tree`` as the layer of the chunk ``key``, unless it has one."""
-        try:
-            tree.rename(self._path(key))
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-            self.workspace.discard(tree)
+        path = self._path(key)
+        if not path.exists():
+            self._record(key, Record(table_of(tree)))
+        self._rename(tree, path)
+
+    def check(self, key: str, cancelled: threading.Event, say: Callable[[str], None]) -> None:
+        """Compare a layer with what the store has of it, and make it again if they differ."""
+        self._record_file(key).unlink(missing_ok=True)
+        self.forget(key)
+        self.workspace.hold(key)
+        self._layer(key, cancelled, say)
 
     def _path(self, key: str) -> Path:
-        return self.workspace.root / "layers" / key
+        return self.workspace.root / "layers" / Digest(key)
 
     def _name(self, key: str) -> str:
         manifest = self.workspace.store.manifest(key)
         return manifest.name if manifest else key
 
-    def _merged(self, group: Sequence[tuple[Path, Moves]], cancelled: threading.Event) -> Path:
+    def _merged(
+        self,
+        group: Sequence[tuple[Path, Moves]],
+        cancelled: threading.Event,
+        say: Callable[[str], None],
+    ) -> Path:
         """One directory with all of ``group``, the later over the earlier."""
 
         def make(into: Path) -> None:
@@ -228,7 +243,7 @@ class Layers:
                 merger.lay(path, moves=dict(moves))
             merger.finish(MTIME)
 
-        return self.made([(path.name, moves) for path, moves in group], make, cancelled)
+        return self.made([(path.name, moves) for path, moves in group], make, cancelled, say)
 
     def _bring(self, keys: Sequence[str], cancelled: threading.Event) -> None:
         """Fetch what is to be unpacked, all at once."""
@@ -238,27 +253,83 @@ class Layers:
             wanted = [(each.key, one.blob) for each in found for one in each.artifacts if one.blob]
             self.workspace.store.bring(wanted, lambda: stop_if(cancelled))
 
-    def _layer(self, key: str, cancelled: threading.Event) -> Layer:
+    def _layer(self, key: str, cancelled: threading.Event, say: Callable[[str], None]) -> Layer:
         """The layer of a chunk, which we hold; it is unpacked first if it is not yet."""
         path = self._path(key)
-        if not use(path):
+        record = self._believed(path) if use(path) else None
+        if record is None:
             with self.workspace.locked(f"layer-{key}", cancelled):
-                if not path.is_dir():
-                    self._make(path, lambda into: self._unpack(key, into, cancelled))
-        layer = self._known[key] = Layer(path, self._read_index(key, path))
+                record = self._make_sure(
+                    path, lambda into: self._unpack(key, into, cancelled), _indexed, say
+                )
+        index = _decode(record.about) if record.about else look_through(path)[0]
+        layer = self._known[key] = Layer(path, index)
         return layer
 
-    def _read_index(self, key: str, tree: Path) -> Index:
-        file = self.workspace.root / "indexes" / key
-        with suppress(FileNotFoundError):
-            return _decode(file.read_bytes())
-        index, entries = look_through(tree)
-        if entries > _WORTH_A_FILE:
-            scratch = self.workspace.scratch()
-            (scratch / "index").write_bytes(msgspec.msgpack.encode(index))
-            (scratch / "index").rename(file)
-            scratch.rmdir()
-        return index
+    # -- trees on the disk, and whether they are what was made ---------------------------------
+
+    def _believed(self, path: Path) -> Record | None:
+        """The record of a tree, if it is as it was recorded."""
+        record = read_record(self._record_file(path.name))
+        if record is None:
+            return None
+        try:
+            table = table_of(path)
+        except OSError:  # it is not there, or half gone
+            return None
+        if not record.table.same(table):
+            return None
+        if table != record.table:
+            self._record(path.name, replace(record, table=table))
+        self._checked.add(path.name)
+        return record
+
+    def _make_sure(
+        self,
+        path: Path,
+        make: Callable[[Path], None],
+        about: Callable[[Path], bytes],
+        say: Callable[[str], None],
+        *,
+        times: bool = True,
+    ) -> Record:
+        """Have the tree at ``path`` be what ``make`` makes, while we have its lock; its record.
+
+        A tree that is not as it was recorded is made again beside it, and replaced if they differ;
+        without ``times``, in more than their times.  ``about`` tells what to record of the tree.
+        """
+        record = self._believed(path)
+        if record is not None:  # by now: another process had the lock
+            return record
+        scratch = self.workspace.scratch()
+        try:
+            make(scratch)
+            if wrong := _difference(scratch, path, times=times):
+                say(f"{path} has changed on the disk, at {wrong!r}: it is made again")
+                # builds of other processes may have it mounted: it is deleted when we end
+                path.rename(self.workspace.scratch() / path.name)
+            self._rename(scratch, path)
+        finally:
+            self.workspace.discard(scratch)
+        record = Record(table_of(path), about(path))
+        self._record(path.name, record)
+        self._checked.add(path.name)
+        return record
+
+    def _rename(self, tree: Path, path: Path) -> None:
+        """Give a tree its name, unless that is taken."""
+        try:
+            tree.rename(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            self.workspace.discard(tree)
+
+    def _record_file(self, name: str) -> Path:
+        return self.workspace.root / "indexes" / name
+
+    def _record(self, name: str, record: Record) -> None:
+        write_record(self._record_file(name), record, self.workspace.unused_name())
 
     def _unpack(self, key: str, into: Path, cancelled: threading.Event) -> None:
         manifest = self.workspace.store.manifest(key)
@@ -274,6 +345,19 @@ class Layers:
                 ) as file:
                     unpacker.add(file, artifact.name)
         unpacker.finish()
+
+
+def _difference(fresh: Path, path: Path, *, times: bool) -> str:
+    """Where what is at ``path`` differs from what belongs there; "" if nothing is there."""
+    if path.is_dir():
+        return difference(fresh, path, times=times)
+    return path.name if os.path.lexists(path) else ""
+
+
+def _indexed(tree: Path) -> bytes:
+    """The index of a layer as its record has it, if that is quicker to read than to make."""
+    index, entries = look_through(tree)
+    return msgspec.msgpack.encode(index) if entries > _WORTH_RECORDING else b""
 
 
 def look_through(tree: Path) -> tuple[Index, int]:

@@ -57,9 +57,9 @@ def by_age(folders: Iterable[Path], used: Mapping[str, float] = MappingProxyType
     found = []
     for folder in folders:
         with suppress(FileNotFoundError):
-            for item in os.scandir(folder):
+            for name in os.listdir(folder):  # noqa: PTH208
                 with suppress(FileNotFoundError):
-                    when = item.stat(follow_symlinks=False).st_atime
-                    if not item.name.startswith(".") or when < time.time() - _ABANDONED:
-                        found.append((used.get(item.name, when), folder / item.name))
+                    when = os.lstat(folder / name).st_atime
+                    if not name.startswith(".") or when < time.time() - _ABANDONED:
+                        found.append((used.get(name, when), folder / name))
     return [path for _, path in sorted(found)]

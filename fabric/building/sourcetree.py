@@ -11,7 +11,7 @@ import functools
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -36,15 +36,22 @@ class SourceTree(msgspec.Struct, frozen=True):
 
 
 def prepare(
-    source: Source | None, workspace: Workspace, scratch: Path, cancelled: threading.Event
+    source: Source | None,
+    workspace: Workspace,
+    scratch: Path,
+    cancelled: threading.Event,
+    say: Callable[[str], None] = lambda text: None,  # noqa: ARG005
 ) -> SourceTree:
-    """The tree of ``source`` in ``scratch``; what a failed attempt has made of it stays."""
+    """The tree of ``source`` in ``scratch``; what a failed attempt has made of it stays.
+
+    ``say`` hears of trees that have changed on the disk, and are made again.
+    """
     up = scratch / "up"
     fresh = made(up) or not (scratch / "inst").exists()
     up.chmod(0o755)
     if source is None:
         return SourceTree(up, ())
-    tree = _export(source, workspace, cancelled)
+    tree = _export(source, workspace, cancelled, say)
     mtime = tree.stat().st_mtime_ns
     entries = _few_entries(str(tree))
     if entries is None:
@@ -111,9 +118,11 @@ def _copy(entries: Entries, tree: Path, to: Path, mtime: int) -> None:
         os.utime(target, ns=(mtime, mtime), follow_symlinks=False)
 
 
-def _export(source: Source, workspace: Workspace, cancelled: threading.Event) -> Path:
+def _export(
+    source: Source, workspace: Workspace, cancelled: threading.Event, say: Callable[[str], None]
+) -> Path:
     """The exported tree of a source, with its submodules in their places."""
-    top = _held(source, workspace)
+    top = _held(source, workspace, say)
     parts = list(_submodules(source, b""))
     if not parts:
         return top
@@ -122,17 +131,17 @@ def _export(source: Source, workspace: Workspace, cancelled: threading.Event) ->
         merger = Merger(into)
         merger.lay(top)
         for path, module in parts:
-            merger.lay(_held(module, workspace), at=path)
+            merger.lay(_held(module, workspace, say), at=path)
         merger.finish(top.stat().st_mtime)
 
     names = ["sources", source.tree, [(path, module.tree) for path, module in parts]]
-    return workspace.layers.made(names, make, cancelled)
+    return workspace.layers.made(names, make, cancelled, say)
 
 
-def _held(source: Source, workspace: Workspace) -> Path:
+def _held(source: Source, workspace: Workspace, say: Callable[[str], None]) -> Path:
     """The exported tree of a source, kept until this build ends."""
     workspace.hold(source.tree)
-    return workspace.sources.export(source)
+    return workspace.sources.export(source, say)
 
 
 def _submodules(source: Source, below: bytes) -> Iterator[tuple[bytes, Source]]:

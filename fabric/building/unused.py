@@ -56,6 +56,6 @@ def left_behind(workspace: Workspace) -> Tally:
 def _trees(root: Path) -> Iterator[tuple[Path, float]]:
     """All trees, and when each was last used."""
     for folder in _FOLDERS:
-        for item in list(os.scandir(root / folder)):
+        for name in os.listdir(root / folder):  # noqa: PTH208
             with suppress(FileNotFoundError):
-                yield Path(item.path), item.stat(follow_symlinks=False).st_atime
+                yield root / folder / name, os.lstat(root / folder / name).st_atime

@@ -3,7 +3,7 @@
 ::
 
     layers/KEY       a chunk unpacked, read-only by discipline
-    indexes/KEY      what is in a large layer, in short
+    indexes/NAME     what a layer or a merged tree was when it was made (`fabric.trove.tables`)
     merged/DIGEST    trees made of several layers, or of a source and its submodules
     tmp/PID-XXXX     scratch of one worker; when nobody holds its lock any more, rubbish
     failed/KEY       the build tree of the last failed attempt at KEY, for a look inside
@@ -63,7 +63,7 @@ class Store(Protocol):
 class Sources(Protocol):
     """What building needs of the sources."""
 
-    def export(self, source: Source) -> Path: ...
+    def export(self, source: Source, say: Callable[[str], None]) -> Path: ...
 
     def sweep(self) -> None: ...  # as above
 
@@ -100,9 +100,13 @@ class Workspace:
 
     def scratch(self) -> Path:
         """A new empty directory, ours alone until it is discarded or this process ends."""
-        path = self.session / str(next(self._numbers))
+        path = self.unused_name()
         path.mkdir()
         return path
+
+    def unused_name(self) -> Path:
+        """Where there is nothing yet, on the disk of the layers, and where others put nothing."""
+        return self.session / str(next(self._numbers))
 
     def discard(self, path: Path) -> None:
         """Throw a tree away: out of sight now, deleted by the reaper."""
@@ -192,8 +196,7 @@ class Workspace:
         aside = path.with_name(f".old-{path.name}-{os.getpid()}")
         with suppress(FileNotFoundError):  # another does the same
             path.rename(aside)
-        if path.parent == self.root / "layers":
-            (self.root / "indexes" / path.name).unlink(missing_ok=True)
+        (self.root / "indexes" / path.name).unlink(missing_ok=True)
         return aside
 
     @contextmanager

@@ -5,7 +5,8 @@ changes them (archives' substitutions, line ends, keywords).  Modes are 0644 and
 time stamp is `MTIME`, submodules are empty directories, and there is no ``.git``.
 
 Nothing of this is fsynced, since thousands of small files would take longer than making them
-again: an export is trusted only as long as the machine that made it stays up.
+again: an export is trusted only as long as the machine that made it stays up, and its table
+(`fabric.trove.tables`) is as it was.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -27,6 +29,14 @@ from fabric import bounds
 from fabric.errors import SourceError
 from fabric.trove import git, git_process
 from fabric.trove.files import Tally, scratch, sweep
+from fabric.trove.tables import (
+    Record,
+    Table,
+    difference,
+    read_record,
+    table_of,
+    write_record,
+)
 
 #: Given a name, whether nobody uses what is so called, and nobody can until the end.
 Alone = Callable[[str], AbstractContextManager[bool]]
@@ -44,23 +54,44 @@ class Exports:
         self.top = top
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         self.directory = top / boot
+        self._tables = top.with_name("tables")
+        self._checked: set[str] = set()  # trees that are what was exported
 
     def sweep(self) -> None:
         """Remove what killed processes have left half exported."""
         sweep(self.top, _EXPORTING)
 
     def find(self, tree: str) -> Path | None:
-        """The exported tree, if it is there; it counts as used now."""
+        """The exported tree, if it is there as it was exported; it counts as used now."""
         path = self.directory / tree
         try:
             # mtime belongs to the tree; the time of access notes the last use, for gc
             os.utime(path, (time.time(), MTIME))
         except FileNotFoundError:
             return None
+        if tree not in self._checked:
+            record = read_record(self._tables / tree)
+            if record is None:
+                return None
+            table = table_of(path)
+            if not record.table.same(table):
+                return None
+            if table != record.table:
+                self._record(tree, table)
+            self._checked.add(tree)
         return path
 
-    def make(self, repository: git.Repository, commit: str, tree: str) -> Path:
-        """Export the tree of a commit.  SourceError if an object is missing or damaged."""
+    def make(
+        self,
+        repository: git.Repository,
+        commit: str,
+        tree: str,
+        say: Callable[[str], None] = lambda text: None,  # noqa: ARG005
+    ) -> Path:
+        """Export the tree of a commit.  SourceError if an object is missing or damaged.
+
+        One that is there, and has changed, is replaced, which ``say`` hears.
+        """
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / tree
         try:
@@ -68,6 +99,10 @@ class Exports:
                 fresh = folder / tree
                 fresh.mkdir(mode=0o700)
                 _write(repository, tree, fresh)
+                if path.is_dir() and (wrong := difference(fresh, path)):
+                    say(f"{path} has changed on the disk, at {wrong!r}: it is exported again")
+                    # a build may have it mounted, so `gc` removes it
+                    path.rename(path.with_name(f".old-{tree}-{os.getpid()}"))
                 with contextlib.suppress(FileExistsError):  # another process was faster
                     _rename(fresh, path)
         except OSError as error:
@@ -75,7 +110,16 @@ class Exports:
                 f"{repository.path}: commit {commit} cannot be exported to {path}: {error.strerror}"
             ) from error
         os.utime(path, (time.time(), MTIME))
+        self._record(tree, table_of(path))
+        self._checked.add(tree)
         return path
+
+    def _record(self, tree: str, table: Table) -> None:
+        """Note what a tree looks like.  Where that fails, it is exported again and compared."""
+        with contextlib.suppress(OSError):
+            self._tables.mkdir(exist_ok=True)
+            fresh = self._tables / f".{tree}-{os.getpid()}-{threading.get_ident()}"
+            write_record(self._tables / tree, Record(table), fresh)
 
     def gc(self, older_than: float, alone: Alone | None = None, *, dry_run: bool = False) -> int:
         """Remove trees unused for that many seconds; return how many bytes that frees.
@@ -104,6 +148,9 @@ class Exports:
             if boot != self.directory and not dry_run:
                 with contextlib.suppress(OSError):  # not empty yet
                     boot.rmdir()
+        for record in self._tables.glob("*"):
+            if not (dry_run or (self.directory / record.name).exists()):
+                record.unlink(missing_ok=True)
         return tally.bytes
 
 

@@ -211,10 +211,11 @@ class Sources:
 
     # -- from commits to files ---------------------------------------------------------------
 
-    def export(self, source: Source) -> Path:
+    def export(self, source: Source, say: Progress = _unheard) -> Path:
         """A directory with the files of ``source``, not to be changed; submodules are empty.
 
-        SourceError if its commit is neither here nor to be had where it came from.
+        One that has changed on the disk is made again, which ``say`` hears.  SourceError if its
+        commit is neither here nor to be had where it came from.
         """
         found = self.exports.find(source.tree)
         if found is not None:
@@ -230,7 +231,7 @@ class Sources:
                         f" {source.tree}, as is claimed: whoever resolved it is wrong"
                     )
                 self.progress(f"{source.repo}: exporting {source.ref}")
-                found = self.exports.make(repository, source.commit, source.tree)
+                found = self.exports.make(repository, source.commit, source.tree, say)
         return found
 
     # -- the farm's trove --------------------------------------------------------------------

@@ -8,7 +8,11 @@ import shutil
 import subprocess
 import tempfile
 import threading
+<<<<<<< HEAD
 from collections.abc import Iterator
+=======
+from collections.abc import Callable
+>>>>>>> 3b91367 (Layers and exported trees are believed only as they were recorded)
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -43,7 +47,7 @@ class Trees:
     def __init__(self) -> None:
         self.trees: dict[str, Path] = {}
 
-    def export(self, source: Source) -> Path:
+    def export(self, source: Source, say: Callable[[str], None]) -> Path:  # noqa: ARG002
         return self.trees[source.tree]
 
     def sweep(self) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from fabric.building.archive import DIRECTORY, FILE, SYMLINK, Entry, pack
 from fabric.building.layers import Index, plan_layers, see_through
 from fabric.building.merge import Merger
 from fabric.building.tree import Clash, scan
+from fabric.building.workspace import Workspace
 from fabric.errors import BuildFailed, MachineFault
 from fabric.jobs import Staged
 
@@ -170,14 +174,6 @@ class TestForReal:
         with pytest.raises(BuildFailed, match="high has a symlink at /data, where low has a dir"):
             seen(kit, "true", kit.base, low, high)
 
-    def test_large_layers_have_an_index_in_a_file(self, kit: Kit) -> None:
-        chunk = stored(kit, "many", *(directory(f"d{number}") for number in range(400)))
-        small = stored(kit, "few", directory("d"))
-        kit.workspace.layers.stage([chunk, small], threading.Event())
-        assert [path.name for path in (kit.workspace.root / "indexes").iterdir()] == [chunk.key]
-        with Kit(kit.root, kit.base_archive).workspace as other:
-            assert len(other.layers.stage([chunk], threading.Event())[0]) == 1
-
     def test_ldconfig_runs_where_it_should(self, kit: Kit, tools: Path) -> None:
         found = scan(tools)
         library = next(path for path in found if path.endswith(b"/libc.so.6"))
@@ -209,6 +205,120 @@ def ldconfig_entries() -> list[Entry]:
     """This machine's ldconfig, which is a static program."""
     size = Path("/sbin/ldconfig").stat().st_size
     return [directory("sbin"), Entry(b"sbin/ldconfig", FILE, 0o755, size, source=b"/sbin/ldconfig")]
+
+
+def rewrite(path: Path) -> None:
+    """Other bytes, and nothing else that `ls` could show."""
+    before = path.stat()
+    with path.open("r+b") as opened:
+        opened.write(bytes([opened.read(1)[0] ^ 1]))
+        opened.seek(0)
+        opened.write(b"X")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+#: What may befall a layer: (what, where it is noticed).
+DAMAGE: list[tuple[str, Callable[[Path], object], str]] = [
+    ("other bytes", lambda top: rewrite(top / "d/file"), "d/file"),
+    ("cut", lambda top: os.truncate(top / "d/file", 1), "d/file"),
+    ("gone", lambda top: (top / "d/file").unlink(), "d"),
+    ("one more", lambda top: (top / "d/more").touch(), "d"),
+    ("another mode", lambda top: (top / "d/file").chmod(0o600), "d/file"),
+    ("another time", lambda top: os.utime(top / "d/file", (1, 1)), "d/file"),
+    ("half gone", lambda top: shutil.rmtree(top / "d"), "d"),
+    ("a link elsewhere", lambda top: relink(top / "link"), "link"),
+]
+
+
+def relink(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("elsewhere")
+    os.utime(path, (1_000_000_000, 1_000_000_000), follow_symlinks=False)
+
+
+@pytest.fixture
+def chunk(kit: Kit) -> Staged:
+    link = Entry(b"link", SYMLINK, link=b"d")
+    return stored(kit, "chunk", directory("d"), file("d/file", "content"), link)
+
+
+def restaged(kit: Kit, *chunks: Staged) -> tuple[list[Path], list[str]]:
+    """Staged by another process: the layers, and what it says."""
+    said: list[str] = []
+    with Workspace(kit.root / "work", kit.store, kit.sources) as other:
+        found = other.layers.stage(chunks, threading.Event(), said.append)[0]
+    return found, said
+
+
+class TestTrust:
+    @pytest.mark.parametrize(("what", "damage", "where"), DAMAGE, ids=[one[0] for one in DAMAGE])
+    def test_a_layer_that_changed_on_the_disk_is_made_again(
+        self,
+        kit: Kit,
+        chunk: Staged,
+        what: str,  # noqa: ARG002
+        damage: Callable[[Path], object],
+        where: str,
+    ) -> None:
+        [layer], _ = kit.workspace.layers.stage([chunk], threading.Event())
+        damage(layer)
+        found, said = restaged(kit, chunk)
+        assert found == [layer]
+        assert said == [f"{layer} has changed on the disk, at '{where}': it is made again"]
+        assert (layer / "d/file").read_text() == "content"
+        assert (layer / "link").readlink() == Path("d")
+        assert not (layer / "d/more").exists()
+        assert restaged(kit, chunk) == ([layer], [])
+
+    @pytest.mark.parametrize("content", [None, b"", b"\0" * 100, b"half"])
+    @pytest.mark.parametrize("files", [1, 400])
+    def test_a_layer_whose_record_is_damaged_is_looked_through(
+        self, kit: Kit, content: bytes | None, files: int
+    ) -> None:
+        many = stored(kit, "many", *(directory(f"d{number}") for number in range(files)))
+        [layer], _ = kit.workspace.layers.stage([many], threading.Event())
+        record = kit.workspace.root / "indexes" / many.key
+        whole = record.read_bytes()
+        if content is None:
+            record.unlink()
+        else:
+            record.write_bytes(whole[: len(whole) // 2] if content == b"half" else content)
+        assert restaged(kit, many) == ([layer], []), "its content is right"
+        assert (len(record.read_bytes()) > 2000) == (files == 400), "it has the index, or need not"
+
+    def test_a_layer_is_believed_without_reading_it(self, kit: Kit, chunk: Staged) -> None:
+        built = kit.chunk("built", install=["mkdir $DESTDIR/d", "echo it > $DESTDIR/d/f"])
+        kit.build(built)
+        mine = Staged(built.key, "low")
+        layers, _ = kit.workspace.layers.stage([chunk, mine], threading.Event())
+        shutil.rmtree(kit.root / "artifacts")
+        assert restaged(kit, chunk, mine) == (layers, [])
+
+    def test_merging_changes_no_layer(self, kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(layers, "MAX_LAYERS", 2)
+        monkeypatch.setattr(layers.plan_layers, "__defaults__", (2,))
+        chunks = [stored(kit, f"c{n}", file(f"f{n}", f"{n}")) for n in range(5)]
+        found, _ = kit.workspace.layers.stage(chunks, threading.Event())
+        assert len(found) == 1
+        shutil.rmtree(kit.root / "artifacts")
+        assert restaged(kit, *chunks) == (found, [])
+        rewrite(found[0] / "f3")  # in the layer, too, as it is the same file
+        kit.workspace.clean({one.key for one in chunks})
+        with pytest.raises(MachineFault, match="has no chunk"):
+            restaged(kit, *chunks)
+
+    def test_a_merged_tree_that_changed_is_made_again(
+        self, kit: Kit, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(layers.plan_layers, "__defaults__", (2,))
+        chunks = [stored(kit, f"c{n}", file(f"f{n}", f"{n}")) for n in range(5)]
+        [merged], _ = kit.workspace.layers.stage(chunks, threading.Event())
+        (merged / "f3").unlink()
+        (merged / "more").touch()
+        found, said = restaged(kit, *chunks)
+        assert said == [f"{merged} has changed on the disk, at 'f3': it is made again"]
+        assert found == [merged]
+        assert sorted(path.name for path in merged.iterdir()) == [f"f{n}" for n in range(5)]
 
 
 class TestMerger:

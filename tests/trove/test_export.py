@@ -200,3 +200,52 @@ def test_gc_removes_what_is_unused(sources: Sources, tmp_path: Path) -> None:
     assert not leftover.exists()
     assert (other / "b").exists()
     assert (export(sources) / "a").exists()
+
+
+@pytest.mark.parametrize("content", [b"EVIL", b"", b"one longer"])
+def test_a_tree_that_changed_on_the_disk_is_exported_again(
+    sources: Sources, tmp_path: Path, content: bytes
+) -> None:
+    repository(tmp_path / "thing", {"a": "good", "b": "other"})
+    source = sources.resolve("up:thing", "main")
+    tree = sources.export(source)
+    (tree / "a").write_bytes(content)
+    os.utime(tree / "a", (MTIME, MTIME))
+    said: list[str] = []
+    another = Sources(tmp_path / "trove", {"up": f"{tmp_path}/%s"}, None)
+    assert another.export(source, said.append) == tree
+    assert (tree / "a").read_text() == "good"
+    assert said == [f"{tree} has changed on the disk, at 'a': it is exported again"]
+
+
+def test_a_tree_is_believed_without_reading_it(sources: Sources, tmp_path: Path) -> None:
+    repository(tmp_path / "thing", {"a": "good", "b": "other"})
+    source = sources.resolve("up:thing", "main")
+    tree = sources.export(source)
+    inode = tree.stat().st_ino
+    another = Sources(tmp_path / "trove", {"up": f"{tmp_path}/%s"}, None)
+    for file in (tmp_path / "trove/git").rglob("*.pack"):
+        file.unlink()
+    assert another.export(source) == tree
+    assert tree.stat().st_ino == inode
+
+
+@pytest.mark.parametrize("content", [None, b"", b"rubbish"])
+def test_a_tree_whose_record_is_damaged_is_compared(
+    sources: Sources, tmp_path: Path, content: bytes | None
+) -> None:
+    repository(tmp_path / "thing", {"a": "good", "b": "other"})
+    source = sources.resolve("up:thing", "main")
+    tree = sources.export(source)
+    inode = tree.stat().st_ino
+    record = tmp_path / "trove/tables" / tree.name
+    if content is None:
+        record.unlink()
+    else:
+        record.write_bytes(content)
+    said: list[str] = []
+    another = Sources(tmp_path / "trove", {"up": f"{tmp_path}/%s"}, None)
+    assert another.export(source, said.append) == tree
+    assert tree.stat().st_ino == inode, "it is as it should be, and stays"
+    assert said == []
+    assert record.stat().st_size > 60
