@@ -68,15 +68,9 @@ def prepare(
     inside = job.mode == "staging"
     base = "" if inside else _OUTSIDE
     if inside and ldconfig.CONFIGURATION in has and not ldconfig.PROGRAMS.isdisjoint(has):
-<<<<<<< HEAD
         lower.append(ldconfig.linked(lower, workspace.layers, log, cancelled, limits))
-    tree = sourcetree.prepare(job.source, workspace, scratch, cancelled)
-    build, inst = (f"{base}/{job.source_name}.{end}" for end in ("build", "inst"))
-=======
-        lower.append(ldconfig.linked(lower, workspace.layers, log, cancelled))
     tree = sourcetree.prepare(job.source, workspace, scratch, cancelled, log.say)
-    build, inst, steps = (f"{base}/{job.source_name}.{end}" for end in ("build", "inst", "steps"))
->>>>>>> 3b91367 (Layers and exported trees are believed only as they were recorded)
+    build, inst = (f"{base}/{job.source_name}.{end}" for end in ("build", "inst"))
     for name in ("inst", "tmp"):
         sourcetree.made(scratch / name)
     (scratch / "tmp").chmod(0o1777)

@@ -52,10 +52,5 @@ def linked(
         finally:
             workspace.discard(scratch)
 
-<<<<<<< HEAD
     names = ["ldconfig", [str(path.relative_to(workspace.root)) for path in lower]]
-    return layers.made(names, make, cancelled)
-=======
-    names = ["ldconfig", [str(path.relative_to(layers.workspace.root)) for path in lower]]
     return layers.made(names, make, cancelled, log.say)
->>>>>>> 3b91367 (Layers and exported trees are believed only as they were recorded)

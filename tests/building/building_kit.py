@@ -8,11 +8,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
-<<<<<<< HEAD
-from collections.abc import Iterator
-=======
-from collections.abc import Callable
->>>>>>> 3b91367 (Layers and exported trees are believed only as they were recorded)
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
