@@ -55,7 +55,8 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         print(f"  system  {options.system}, sha256 {rootfs.name}")
         print(f"  uuid    {image.uuid}")
         kind = "qcow2" if to.suffix == ".qcow2" else "raw"
-        drive = shlex.quote(f"file={to},format={kind},if=virtio")
+        file = str(to).replace(",", ",,")  # as QEMU has it
+        drive = shlex.quote(f"file={file},format={kind},if=virtio")
         print(
             "  try it  qemu-system-x86_64 -m 512 -nographic -nic user,model=virtio-net-pci"
             f" -drive {drive}"

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from deploy_kit import Cluster, changed, tiny_definitions
-from systems_kit import Built
+import secrets_kit
+from deploy_kit import NAMES, Cluster, changed, tiny_definitions
+from systems_kit import ROOT, Built
 from vmhost_kit import VmHost
 from world_kit import until
 
@@ -37,9 +40,37 @@ def test_a_cluster_from_its_morph_to_its_end(vmhost: VmHost, built: Built, scrat
         vmhost.disk(f"/dev/vg/{name}_src", "4G", file)
     cluster = Cluster(vmhost, built, scratch / "guests")
 
+    # nobody knows what a setting is, so that it may be a password
+    password = "pass" + "word" * 10
+    (scratch / "more").write_text(f"PORTAL_PASSWORD: {password}\n")
+    (scratch / "more").chmod(0o600)
+    watch = secrets_kit.start_watch(world.start)
     with phase("deploy", phases):
-        cluster.play("deploy-cluster.yml", timeout=1200)
+        options = ["-vvv", "--diff", "-e", f"@{scratch / 'more'}"]
+        said, _ = cluster.play("deploy-cluster.yml", *options, timeout=1200)
     assert set(vmhost.guests()) >= GUESTS
+
+    with phase("look for secrets", phases):
+        key = world.run("cat", ROOT / "worker.key")
+        secrets = [*secrets_kit.secrets_of(cluster.state, key), password]
+        texts = [said, *secrets_kit.end_watch(watch)]
+        assert not [text[:99] for text in texts for secret in secrets if secret in text]
+        roots = [
+            str(scratch),
+            "/etc",
+            "/home",
+            "/root/.ansible",
+            "/run",
+            "/var",
+            str(ROOT / "build"),
+        ]
+        roots += world.run(
+            "find", "/tmp", "/dev/shm", "-maxdepth", "1", "-name", "ansible*"
+        ).split()
+        walk = [sys.executable, secrets_kit.__file__, "walk", *roots]
+        found = dict(json.loads(world.run(*walk, input=json.dumps(secrets), timeout=600)))
+        assert not {path: oct(mode) for path, mode in found.items() if mode & 0o077}
+        assert {f"{scratch}/vm/{name}_vm.img" for name in NAMES} <= found.keys()
 
     with phase("deploy again", phases):
         said, counts = cluster.play("deploy-cluster.yml", timeout=900)

@@ -10,8 +10,10 @@ from subprocess import CompletedProcess
 import pytest
 from deploy_kit import NAMES, Cluster, changed, tiny_definitions
 from node_kit import Node
+from secrets_kit import secrets_of
 from systems_kit import ROOT, Built
 from vmhost_kit import VmHost
+from world_kit import Failed
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
@@ -76,6 +78,17 @@ def test_no_secret_is_shown(cluster: Cluster, nodes: dict[str, Node]) -> None:
     assert secret not in said
     assert "strange" not in said
     assert nodes["worker0"].run(f"cat {name}") == own
+    worker_key = cluster.world.run("cat", ROOT / "worker.key")
+    secrets = "".join(f"{text}\n" for text in secrets_of(cluster.state, worker_key))
+    look = "grep -rsIlFf /dev/stdin /etc /root /home /srv /var/lib /var/tmp | xargs stat -c '%a %n'"
+    for node in nodes.values():
+        found = node.run(look, input=secrets).splitlines()
+        for file in ("/etc/distbuild/access/worker.key", "/etc/ssh/ssh_host_ed25519_key"):
+            assert f"600 {file}" in found
+        assert not [line for line in found if not line.startswith("600 ")]
+        node.run("journalctl --no-pager > /run/logged")
+        logged = node.attempt("grep -cFf /dev/stdin /run/logged", input=secrets)
+        assert logged.stdout == "0\n"
 
 
 def test_keys_of_the_trove_may_do_what_they_are_for(
@@ -125,6 +138,44 @@ def test_the_nodes_build(cluster: Cluster, nodes: dict[str, Node], scratch: Path
     assert "tiny is built" in said
     assert "built tiny-01" in (here / "build-step-tiny-01-misc.log").read_text()
     nodes["controller"].run(f"test ! -e {lock}")
+
+
+def test_the_next_controller_knows_what_the_former_one_knew(
+    cluster: Cluster, nodes: dict[str, Node], scratch: Path
+) -> None:
+    """Also after an upgrade was interrupted when the new one had started, and knew nothing yet."""
+    controller, waits = nodes["controller"], "/etc/distbuild/broker-waits"
+    kept = cluster.state / "kept/controller.tar"
+
+    def step(name: str) -> None:
+        cluster.play("tests/deploy/playbooks/kept.yml", "-e", f"step={name}")
+
+    def broker() -> str:
+        return str(controller.attempt("systemctl is-active fabric-broker").stdout).strip()
+
+    controller.run("fabric-keys make initiator eve --to . && fabric-keys admit eve.key")
+    before = cluster.initiator("list", "--json", cwd=scratch)
+    files = controller.run("cd /var/lib/distbuild && find . -printf '%p %u %m\\n' | sort")
+    step("keep")
+    assert (broker(), kept.stat().st_mode & 0o777) == ("inactive", 0o600)
+    # as the new image is when it has started
+    remove = "rm -r /var/lib/distbuild /etc/distbuild/keys/admitted/eve.key"
+    controller.run(f"{remove}; touch {waits}; systemctl start fabric-broker")
+    assert broker() == "inactive"
+    taken = kept.read_bytes()
+    step("keep")
+    assert kept.read_bytes() == taken
+    kept.rename(kept.with_suffix(".elsewhere"))
+    with pytest.raises(Failed, match="controller waits for what its predecessor had written down"):
+        step("keep")
+    kept.with_suffix(".elsewhere").rename(kept)
+    step("give")
+    assert broker() == "active"
+    controller.run(f"test ! -e {waits}")
+    assert cluster.initiator("list", "--json", cwd=scratch) == before
+    assert "eve" in controller.run("fabric-keys list")
+    now = controller.run("cd /var/lib/distbuild && find . -printf '%p %u %m\\n' | sort")
+    assert set(files.splitlines()) <= set(now.splitlines())
 
 
 def test_who_orders_builds_removes_none_but_the_operator_does(
@@ -193,6 +244,10 @@ def test_people_come_and_leave(cluster: Cluster, nodes: dict[str, Node], scratch
         done = attempt(command)
         assert done.returncode == 0, done.stderr
 
+    # a worker may have been called like her, and leave in the run that lets her in
+    departed = ["-e", "departed_name=ann", "-e", f"USERS={users}"]
+    cluster.play("tests/deploy/playbooks/departed.yml", *departed)
+    assert "ann.key" in controller.run("ls /etc/distbuild/keys/admitted").split()
     for name in ("ann.key", "ann.pub"):
         (users / name).unlink()
     assert "ann.key" not in deploy()

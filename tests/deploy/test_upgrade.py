@@ -158,9 +158,12 @@ def test_the_controller_is_upgraded_while_others_build(farm: Farm, scratch: Path
     farm.on("controller", "fabric-keys make initiator bob --to . && fabric-keys admit bob.key")
     with building(farm, scratch / "second") as log:
         upgrade = ["upgrade-cluster.yml", "--limit", "controller", "-e", "VERSION_LABEL=second"]
-        farm.play(*upgrade, timeout=900)
+        said, _ = farm.play(*upgrade, timeout=900)
+        # its builders wait for no longer than they must
+        assert said.index("Send the new image") < said.index("Stop the broker")
         until(lambda: "the controller is back" in log.read_text(), 120, log.read_text)
     assert farm.label("controller") == "second"
+    assert not (farm.state / "kept/controller.tar").exists()
     assert re.search(r"(?m)^bob +initiator ", farm.on("controller", "fabric-keys list"))
     builds = json.loads(farm.initiator("list", "--json", cwd=scratch))
     assert {build["state"] for build in builds} == {"done"}

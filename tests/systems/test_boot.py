@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import subprocess
 
 import pytest
@@ -13,12 +15,22 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(1800)]
 
 def test_the_minimal_system_boots_and_works(minimal: Built) -> None:
     disk = minimal.logs / "minimal.img"
-    minimal.run("image", str(ROOT / MINIMAL), "--to", str(disk), "--hostname", "proof", "--force")
-    with Machine(disk) as machine:
+    options = ["--to", str(disk), "--hostname", "proof", "--force"]
+    said = minimal.run("image", str(ROOT / MINIMAL), *options)
+    [hint] = re.findall("(?m)^  try it  (qemu-system-x86_64 .*)$", said)
+    guide = (ROOT / "README.md").read_text()
+    assert hint.replace(str(disk), "build/system.img") in guide
+    words = shlex.split(hint)
+    with Machine(disk, network=words[words.index("-nic") + 1]) as machine:
         machine.wait_for(r"proof login: ", 600)
         machine.send("root")
         machine.wait_for(r"# ", 120)
         assert machine.run("hostname", 60) == (0, "proof")
+        addressed = (
+            "for n in $(seq 60); do ip addr | grep -q 'inet 10.0.2.' && break; sleep 1; done"
+        )
+        code, said = machine.run(f"{addressed}; ip addr", 120)
+        assert "inet 10.0.2." in said
         code, said = machine.run("jq --version && lua -v && curl --version", 120)
         assert code == 0, said
         assert "jq-1." in said

@@ -11,17 +11,26 @@ options:
     type: dict
     required: true
     suboptions:
-      name: {description: Its name or address., type: str, required: true}
-      user: {description: Who logs in; ssh's default if empty., type: str, default: ""}
-      port: {description: Of its sshd; ssh's default if 0., type: int, default: 0}
+      name:
+        description: Its name or address.
+        type: str
+        required: true
+      user:
+        description: Who logs in; ssh's default if empty.
+        type: str
+        default: ""
+      port:
+        description: The port of its sshd; ssh's default if 0.
+        type: int
+        default: 0
   ssh_executable:
-    description: The program that connects. Its own configuration tells it anything special.
+    description:
+      - The program that connects. Its own configuration tells it anything special.
+      - The environment variable E(ANSIBLE_SSH_EXECUTABLE) names another one.
     type: str
     default: ssh
-    env:
-      - name: ANSIBLE_SSH_EXECUTABLE
   uri:
-    description: Another libvirt than the one of I(vm_host).
+    description: Another libvirt than the one of O(vm_host).
     type: str
     default: ""
 requirements: [libvirt-python]

@@ -2,37 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import sys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
-from ansible.errors import AnsibleParserError
-
-from ansible.plugins.inventory import BaseFileInventoryPlugin
-
-try:
-    import msgspec
-
-    from fabric.config import Settings
-    from fabric.definitions.cluster import Cluster, load_cluster
-    from fabric.definitions.guest import Guest
-    from fabric.definitions.guests import guests
-    from fabric.errors import FabricError
-    from fabric.project import Project
-    from fabric.users import users
-except ImportError as error:
-    raise AnsibleParserError(
-        f"the Python that runs Ansible lacks this project ({error}): run `make setup-deploy`,"
-        " and Ansible from its .venv/bin"
-    ) from error
-
 DOCUMENTATION = """
 name: cluster_morph
 short_description: Hosts from a cluster morph
-author: the authors of Distbuild
+author: The authors of Distbuild (!UNKNOWN)
 description:
   - Each deployment of the cluster is a host of the group C(guests), and of C(controllers) or
     C(workers); one that is neither is in a group named after its system. The machine that
@@ -61,6 +34,33 @@ EXAMPLES = """
 plugin: cluster_morph
 cluster: clusters/distbuild-cluster.morph
 """
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleParserError
+
+from ansible.plugins.inventory import BaseFileInventoryPlugin
+
+try:
+    import msgspec
+
+    from fabric.config import Settings
+    from fabric.definitions.cluster import Cluster, load_cluster
+    from fabric.definitions.guest import Guest
+    from fabric.definitions.guests import guests
+    from fabric.errors import FabricError
+    from fabric.project import Project
+    from fabric.users import users
+except ImportError as error:
+    raise AnsibleParserError(
+        f"the Python that runs Ansible lacks this project ({error}): run `make setup-deploy`,"
+        " and Ansible from its .venv/bin"
+    ) from error
 
 
 class InventoryModule(BaseFileInventoryPlugin):

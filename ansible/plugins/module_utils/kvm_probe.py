@@ -12,8 +12,7 @@ import contextlib
 import time
 from typing import Any
 
-import libvirt
-from ansible.module_utils.vm_host import VmHost
+from ansible.module_utils.vm_host import VmHost, libvirt
 
 SAYS = b"it works"
 _SECONDS = 15

@@ -15,8 +15,12 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote
 
-import libvirt
-from ansible.module_utils.basic import env_fallback
+from ansible.module_utils.basic import env_fallback, missing_required_lib
+
+try:
+    import libvirt
+except ImportError:
+    libvirt = None
 
 #: Arguments of every module that speaks with a VM host.
 ARGUMENTS: dict[str, Any] = {
@@ -85,6 +89,10 @@ class VmHost:
     @contextlib.contextmanager
     def libvirt(self) -> Iterator[Any]:
         """A connection to its libvirt.  HostError if that does not answer."""
+        if libvirt is None:
+            raise HostError(
+                missing_required_lib("libvirt", reason="(make setup-deploy installs it)")
+            )
         libvirt.registerErrorHandler(lambda *_: None, None)  # errors are raised as well
         with tempfile.TemporaryDirectory() as folder:
             wrapper = Path(folder) / "ssh"

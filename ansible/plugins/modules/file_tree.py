@@ -3,14 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
-import tempfile
-from pathlib import Path
-from typing import Any, NamedTuple
-
-from ansible.module_utils.basic import AnsibleModule
-
 DOCUMENTATION = """
 module: file_tree
 short_description: Put many files in their places at once
@@ -19,7 +11,8 @@ description:
   - With a O(root) other than C(/) it fills a folder that C(fabric-initiator image --files) takes.
     So a machine is given the same before its first boot and later.
   - One task for many files, since tasks are what costs on slow machines.
-author: the authors of Distbuild
+extends_documentation_fragment: [action_common_attributes]
+author: The authors of Distbuild (!UNKNOWN)
 options:
   root:
     description: The folder that the paths start from.
@@ -40,6 +33,7 @@ options:
       secret: {description: "Likewise, but it is never shown.", type: str}
       link: {description: "Where a symbolic link leads.", type: str}
 attributes:
+  platform: {platforms: posix}
   check_mode: {support: full}
   diff_mode: {support: full}
 """
@@ -61,6 +55,14 @@ paths:
   type: list
   elements: str
 """
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ansible.module_utils.basic import AnsibleModule
 
 _FILE = {
     "path": {"type": "str", "required": True},

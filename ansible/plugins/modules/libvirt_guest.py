@@ -2,57 +2,165 @@
 
 from __future__ import annotations
 
-import time
-from typing import Any
-
-import libvirt
-from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.guest_xml import Mark, Spec, domain_xml, mark_of, read_mark, spec_of
-from ansible.module_utils.vm_host import ARGUMENTS, HostError, VmHost, find_domain
-
 DOCUMENTATION = """
 module: libvirt_guest
 short_description: A virtual machine of a cluster
-author: the authors of Distbuild
+author: The authors of Distbuild (!UNKNOWN)
 description:
-  - Runs on the deploying machine and speaks with the libvirt of C(vm_host) over ssh.
+  - Runs on the deploying machine and speaks with the libvirt of O(vm_host) over ssh.
   - A domain is known again by a mark in its metadata. One of the same name without that mark, or
     with that of another cluster, is refused and left alone.
-  - C(present) defines it; C(started) starts it as well, if it is stopped; C(stopped) shuts it down,
-    and turns it off when C(timeout) is over; C(absent) removes the definition. Disks stay what and
+  - V(present) defines it; V(started) starts it as well, if it is stopped; V(stopped) shuts it down,
+    and turns it off when O(timeout) is over; V(absent) removes the definition. Disks stay what and
     where they are.
-  - A change of a running domain holds from its next start; C(restart_needed) says so.
+  - A change of a running domain holds from its next start; RV(restart_needed) says so.
 attributes:
+  platform: {platforms: posix}
   check_mode: {support: full}
   diff_mode: {support: full}
-extends_documentation_fragment: [vm_host_options]
+extends_documentation_fragment: [action_common_attributes, vm_host_options]
 options:
   state:
     description: What is wanted.
     type: str
     choices: [present, started, stopped, absent]
     default: present
-  cluster: {type: str, required: true, description: Name of the cluster.}
-  host: {type: str, required: true, description: Name of the guest in it.}
-  domain: {type: str, required: true, description: Name of the guest on C(vm_host).}
-  memory: {type: int, description: Bytes.}
-  vcpus: {type: int, description: Processors.}
-  image: {type: path, description: The disk with its system.}
-  console: {type: path, description: The file that gets what its serial console says.}
-  disks: {type: list, elements: dict, description: More disks, as path, kind and format.}
-  nics: {type: list, elements: dict, description: Network cards, as kind, source, model, mac.}
-  kvm: {type: bool, description: Whether the processor runs it, or software.}
-  label: {type: str, description: Version of the system on the image.}
-  content: {type: str, description: Digest of what the image was made from.}
-  autostart: {type: bool, description: Whether it starts with its host.}
-  timeout: {type: int, default: 120, description: Seconds that it has to shut down.}
+  cluster:
+    description: The name of the cluster.
+    type: str
+    required: true
+  host:
+    description: The name of the guest in it.
+    type: str
+    required: true
+  domain:
+    description: The name of the guest on O(vm_host).
+    type: str
+    required: true
+  memory:
+    description: Its memory in bytes.
+    type: int
+  vcpus:
+    description: The number of its processors.
+    type: int
+  image:
+    description: The disk with its system.
+    type: path
+  console:
+    description: The file that gets what its serial console says.
+    type: path
+  disks:
+    description: More disks.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path:
+        description: Where it is on O(vm_host).
+        type: str
+        required: true
+      kind:
+        description: What it is there.
+        type: str
+        choices: [file, block]
+        default: file
+      format:
+        description: How it is read.
+        type: str
+        choices: [raw, qcow2]
+        default: raw
+  nics:
+    description: Network cards.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      kind:
+        description: What it is connected to.
+        type: str
+        choices: [network, bridge, user]
+        default: network
+      source:
+        description: The name of that network or bridge.
+        type: str
+        default: default
+      model:
+        description: The card that the guest sees.
+        type: str
+        default: virtio
+      mac:
+        description: Its address; one made from the names of cluster and host if empty.
+        type: str
+        default: ""
+  kvm:
+    description: Whether the processor runs it, or software.
+    type: bool
+    default: true
+  label:
+    description: The version of the system on the image.
+    type: str
+    default: ""
+  content:
+    description: The digest of what the image was made from.
+    type: str
+    default: ""
+  autostart:
+    description: Whether it starts with its host; left as it is if not said.
+    type: bool
+  timeout:
+    description: The seconds that it has to shut down.
+    type: int
+    default: 120
+"""
+
+EXAMPLES = """
+- name: A guest runs
+  libvirt_guest:
+    vm_host: {name: vmhost, user: user}
+    state: started
+    cluster: farm
+    host: worker0
+    domain: farm-worker0
+    memory: 2147483648
+    vcpus: 2
+    image: /var/lib/libvirt/images/worker0.img
+    console: /var/lib/libvirt/images/worker0.img.console
+  delegate_to: localhost
+
+- name: It is gone, but for its disks
+  libvirt_guest:
+    vm_host: {name: vmhost, user: user}
+    state: absent
+    cluster: farm
+    host: worker0
+    domain: farm-worker0
+  delegate_to: localhost
 """
 
 RETURN = """
-mark: {type: dict, returned: success, description: What the domain says about itself.}
-running: {type: bool, returned: success, description: Whether it runs in the end.}
-restart_needed: {type: bool, returned: success, description: Whether it runs as it was before.}
+mark:
+  description:
+    - What the domain says about itself.
+    - It has cluster, host, spec, label, content, image, console and text.
+    - Null if there is no domain.
+  returned: success
+  type: dict
+running:
+  description: Whether it runs in the end.
+  returned: success
+  type: bool
+restart_needed:
+  description: Whether it runs as it was before, and would run otherwise after a new start.
+  returned: success
+  type: bool
 """
+
+import time
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.guest_xml import Mark, Spec, domain_xml, mark_of, read_mark, spec_of
+from ansible.module_utils.vm_host import ARGUMENTS, HostError, VmHost, find_domain, libvirt
 
 _SPEC = {
     "cluster": {"type": "str", "required": True},
@@ -62,16 +170,37 @@ _SPEC = {
     "vcpus": {"type": "int"},
     "image": {"type": "path"},
     "console": {"type": "path"},
-    "disks": {"type": "list", "elements": "dict", "default": []},
-    "nics": {"type": "list", "elements": "dict", "default": []},
+    "disks": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "options": {
+            "path": {"type": "str", "required": True},
+            "kind": {"type": "str", "choices": ["file", "block"], "default": "file"},
+            "format": {"type": "str", "choices": ["raw", "qcow2"], "default": "raw"},
+        },
+    },
+    "nics": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "options": {
+            "kind": {
+                "type": "str",
+                "choices": ["network", "bridge", "user"],
+                "default": "network",
+            },
+            "source": {"type": "str", "default": "default"},
+            "model": {"type": "str", "default": "virtio"},
+            "mac": {"type": "str", "default": ""},
+        },
+    },
     "kvm": {"type": "bool", "default": True},
     "label": {"type": "str", "default": ""},
     "content": {"type": "str", "default": ""},
 }
 _STATES = ["present", "started", "stopped", "absent"]
 _NEEDED = ["memory", "vcpus", "image", "console"]
-_OFF = (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_CRASHED)
-_INACTIVE = libvirt.VIR_DOMAIN_XML_INACTIVE
 
 
 class Guest:
@@ -85,7 +214,7 @@ class Guest:
         self.before: list[str] = []
         self.after: list[str] = []
         self.domain = find_domain(connection, self.name)
-        self.mark = self._mark(_INACTIVE)
+        self.mark = self._mark(libvirt.VIR_DOMAIN_XML_INACTIVE)
         if self.domain is not None:
             self._refuse_foreign(parameters["cluster"], parameters["host"])
 
@@ -102,7 +231,8 @@ class Guest:
 
     @property
     def running(self) -> bool:
-        return self.domain is not None and self.domain.state()[0] not in _OFF
+        off = (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_CRASHED)
+        return self.domain is not None and self.domain.state()[0] not in off
 
     @property
     def outdated(self) -> bool:

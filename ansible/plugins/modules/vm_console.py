@@ -2,29 +2,48 @@
 
 from __future__ import annotations
 
+DOCUMENTATION = """
+module: vm_console
+short_description: The last lines of a guest's console
+author: The authors of Distbuild (!UNKNOWN)
+description:
+  - Fails never; why there is no text is told in the text, which is for a message.
+extends_documentation_fragment: [action_common_attributes, vm_host_options]
+attributes:
+  platform: {platforms: posix}
+  check_mode: {support: full}
+  diff_mode: {support: none}
+options:
+  path:
+    description: The log of the console on O(vm_host).
+    type: path
+    required: true
+  lines:
+    description: How many at most.
+    type: int
+    default: 25
+"""
+
+EXAMPLES = """
+- name: See what the guest said last
+  vm_console:
+    vm_host: {name: vmhost, user: user}
+    path: /var/lib/libvirt/images/worker0.img.console
+  delegate_to: localhost
+  register: console
+"""
+
+RETURN = """
+text:
+  description: The lines, or why there are none.
+  returned: always
+  type: str
+"""
+
 import re
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.vm_host import ARGUMENTS, HostError, VmHost
-
-DOCUMENTATION = """
-module: vm_console
-short_description: The last lines of a guest's console
-author: the authors of Distbuild
-description:
-  - Fails never; why there is no text is told in the text, which is for a message.
-extends_documentation_fragment: [vm_host_options]
-attributes:
-  check_mode: {support: full}
-  diff_mode: {support: none}
-options:
-  path: {type: path, required: true, description: The log of the console on C(vm_host).}
-  lines: {type: int, default: 25, description: How many at most.}
-"""
-
-RETURN = """
-text: {type: str, returned: success, description: The lines, or why there are none.}
-"""
 
 _TAIL = 'tail -c 20000 -- "$1" 2>/dev/null || sudo -n tail -c 20000 -- "$1"'
 #: Colours, cursor movements and other things that would be acted upon by a terminal.

@@ -2,30 +2,48 @@
 
 from __future__ import annotations
 
-from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.disk_facts import disk_facts
-from ansible.module_utils.vm_host import ARGUMENTS, HostError, VmHost
-
 DOCUMENTATION = """
 module: vm_disk
 short_description: Make a labelled filesystem on a blank disk of a VM host
-author: the authors of Distbuild
+author: The authors of Distbuild (!UNKNOWN)
 description:
   - A disk that has a filesystem of that label is left as it is. One that holds anything else at all
     is refused, and never written to.
-extends_documentation_fragment: [vm_host_options]
+extends_documentation_fragment: [action_common_attributes, vm_host_options]
 attributes:
+  platform: {platforms: posix}
   check_mode: {support: full}
   diff_mode: {support: full}
 options:
-  path: {type: path, required: true, description: A block device, or a raw image file.}
-  label: {type: str, required: true, description: Of the filesystem, as C(LABEL=) mounts it.}
+  path:
+    description: A block device, or a raw image file.
+    type: path
+    required: true
+  label:
+    description: The label of the filesystem, by which C(LABEL=) mounts it.
+    type: str
+    required: true
   filesystem:
     description: Its type.
     type: str
     choices: [ext4, ext3, ext2, xfs, btrfs]
     default: ext4
 """
+
+EXAMPLES = """
+- name: A blank disk gets a filesystem
+  vm_disk:
+    vm_host: {name: vmhost, user: user}
+    path: /dev/vg/worker0_src
+    label: src
+  delegate_to: localhost
+"""
+
+RETURN = """ # nothing of its own """
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.disk_facts import disk_facts
+from ansible.module_utils.vm_host import ARGUMENTS, HostError, VmHost
 
 #: mkfs looks once more by itself, and the look here stands right before it: between them, nobody
 #: else's data can come in by us.

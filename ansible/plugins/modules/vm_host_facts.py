@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import libvirt
-from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.disk_facts import assign, disk_facts
-from ansible.module_utils.guest_xml import read_mark
-from ansible.module_utils.vm_host import ARGUMENTS, HostError, VmHost, find_domain
-
 DOCUMENTATION = """
 module: vm_host_facts
 short_description: What a VM host has of what a guest needs
-author: the authors of Distbuild
+author: The authors of Distbuild (!UNKNOWN)
 description:
-  - Looks, and changes nothing. What cannot be looked at is told in C(ssh) and C(libvirt), not by
+  - Looks, and changes nothing. What cannot be looked at is told in RV(ssh) and RV(libvirt), not by
     failing, so that named checks may say what is wrong.
-extends_documentation_fragment: [vm_host_options]
+extends_documentation_fragment: [action_common_attributes, vm_host_options]
 attributes:
+  platform: {platforms: posix}
   check_mode: {support: full}
   diff_mode: {support: none}
 options:
-  cluster: {type: str, required: true, description: Name of the cluster.}
-  domain: {type: str, required: true, description: Name of the guest on C(vm_host).}
-  image: {type: path, required: true, description: The disk with its system.}
-  disks: {type: list, elements: path, default: [], description: More disks.}
+  cluster:
+    description: The name of the cluster.
+    type: str
+    required: true
+  domain:
+    description: The name of the guest on O(vm_host).
+    type: str
+    required: true
+  image:
+    description: The disk with its system.
+    type: path
+    required: true
+  disks:
+    description: More disks.
+    type: list
+    elements: path
+    default: []
   labels:
     description: Labels by which the guest mounts its disks.
     type: list
@@ -33,24 +39,81 @@ options:
     default: []
 """
 
-RETURN = """
-ssh: {type: str, returned: always, description: Why ssh does not work; empty if it does.}
-libvirt: {type: str, returned: always, description: Why libvirt does not answer; empty if it does.}
-networks: {type: dict, returned: always, description: libvirt's networks, and whether active.}
-bridges: {type: dict, returned: always, description: 'The bridges of its kernel, each true.'}
-memory: {type: int, returned: always, description: Bytes that guests could take.}
-folder: {type: dict, returned: always, description: 'That of the image: exists, writable, free.'}
-image_exists: {type: bool, returned: always, description: Whether there is something at its path.}
-former_image: {type: bool, returned: always, description: 'Whether there is C(image).old: an upgrade
-  was begun and has not come to its end.'}
-disks: {type: list, returned: always, description: 'Each: path, exists, usable, kind, format, label,
-  blank.'}
-format: {type: list, returned: always, description: 'Blank disks to format, as path and label.'}
-disk_problems: {type: list, returned: always, description: What is wrong with the disks.}
-guest: {type: dict, returned: always, description: 'The domain: exists, running, and the mark of
-  what runs, else of what is defined.'}
-known: {type: dict, returned: always, description: All domains of the cluster, their marks by name.}
+EXAMPLES = """
+- name: Look at the VM host
+  vm_host_facts:
+    vm_host: {name: vmhost, user: user}
+    cluster: farm
+    domain: farm-worker0
+    image: /var/lib/libvirt/images/worker0.img
+  delegate_to: localhost
+  register: found
 """
+
+RETURN = """
+ssh:
+  description: Why ssh does not work; empty if it does.
+  returned: always
+  type: str
+libvirt:
+  description: Why libvirt does not answer; empty if it does.
+  returned: always
+  type: str
+networks:
+  description: The networks of libvirt by name, and whether each is active.
+  returned: when libvirt answers
+  type: dict
+bridges:
+  description: The bridges of its kernel by name, each true.
+  returned: when ssh works
+  type: dict
+memory:
+  description: The bytes that guests could take.
+  returned: when libvirt answers
+  type: int
+folder:
+  description: The folder of the image, as exists, writable, free.
+  returned: when ssh works
+  type: dict
+image_exists:
+  description: Whether there is something at the path of the image.
+  returned: when ssh works
+  type: bool
+former_image:
+  description: Whether a former image is beside it, so that an upgrade did not come to its end.
+  returned: when ssh works
+  type: bool
+disks:
+  description: Of each disk path, exists, usable, kind, format, label and blank.
+  returned: when ssh works
+  type: list
+  elements: dict
+format:
+  description: Blank disks to format, as path and label.
+  returned: when ssh works
+  type: list
+  elements: dict
+disk_problems:
+  description: What is wrong with the disks.
+  returned: when ssh works
+  type: list
+  elements: str
+guest:
+  description: The domain, as exists, running, and the mark of what runs, else of what is defined.
+  returned: when libvirt answers
+  type: dict
+known:
+  description: All domains of the cluster, their marks by name.
+  returned: when libvirt answers
+  type: dict
+"""
+
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.disk_facts import assign, disk_facts
+from ansible.module_utils.guest_xml import read_mark
+from ansible.module_utils.vm_host import ARGUMENTS, HostError, VmHost, find_domain, libvirt
 
 #: Says "exists writable free image former-image", with 1 and 0, and the bridges.
 _FOLDER = """

@@ -2,33 +2,52 @@
 
 from __future__ import annotations
 
+DOCUMENTATION = """
+module: vm_host_kvm
+short_description: Find out whether KVM works on a VM host
+author: The authors of Distbuild (!UNKNOWN)
+description:
+  - Starts a guest of a few instructions under KVM and listens to what it says. The answer holds
+    until the host boots anew, and is kept in O(cache).
+  - In check mode nothing is started; without an answer kept, KVM is taken to work.
+extends_documentation_fragment: [action_common_attributes, vm_host_options]
+attributes:
+  platform: {platforms: posix}
+  check_mode: {support: full}
+  diff_mode: {support: none}
+options:
+  folder:
+    description: Where the guest's disk lies for a moment.
+    type: path
+    required: true
+  cache:
+    description: A file on the deploying machine.
+    type: path
+    required: true
+"""
+
+EXAMPLES = """
+- name: Find out whether KVM works
+  vm_host_kvm:
+    vm_host: {name: vmhost, user: user}
+    folder: /var/lib/libvirt/images
+    cache: ~/.local/state/kvm.json
+  delegate_to: localhost
+"""
+
+RETURN = """
+kvm:
+  description: Whether it works.
+  returned: success
+  type: bool
+"""
+
 import json
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.kvm_probe import works
 from ansible.module_utils.vm_host import ARGUMENTS, HostError, VmHost
-
-DOCUMENTATION = """
-module: vm_host_kvm
-short_description: Find out whether KVM works on a VM host
-author: the authors of Distbuild
-description:
-  - Starts a guest of a few instructions under KVM and listens to what it says. The answer holds
-    until the host boots anew, and is kept in C(cache).
-  - In check mode nothing is started; without an answer kept, KVM is taken to work.
-extends_documentation_fragment: [vm_host_options]
-attributes:
-  check_mode: {support: full}
-  diff_mode: {support: none}
-options:
-  folder: {type: path, required: true, description: Where the guest's disk lies for a moment.}
-  cache: {type: path, required: true, description: File on the deploying machine.}
-"""
-
-RETURN = """
-kvm: {type: bool, returned: success, description: Whether it works.}
-"""
 
 
 def main() -> None:

@@ -2,6 +2,49 @@
 
 from __future__ import annotations
 
+DOCUMENTATION = """
+module: vm_image
+short_description: Send, exchange and remove the image of a guest
+author: The authors of Distbuild (!UNKNOWN)
+description:
+  - V(present) sends O(src) to O(path) unless there is a file. Holes are not sent and stay holes;
+    the image gets its name when what came has the digest of what was sent. Nobody else
+    may read it, there and on its way, for it has keys in it.
+  - V(staged) sends it to O(path).new. V(swapped) puts that in the place of the image, which becomes
+    O(path).old unless there is one from an earlier, unfinished upgrade. That ends by V(settled),
+    which removes O(path).old, or by V(restored), which brings it back.
+  - V(absent) removes all of them, and the log of the guest's console, O(path).console.
+extends_documentation_fragment: [action_common_attributes, vm_host_options]
+attributes:
+  platform: {platforms: posix}
+  check_mode: {support: full}
+  diff_mode: {support: full}
+options:
+  path:
+    description: The image on O(vm_host).
+    type: path
+    required: true
+  src:
+    description: The image on the deploying machine.
+    type: path
+  state:
+    description: What is wanted.
+    type: str
+    choices: [present, staged, swapped, settled, restored, absent]
+    default: present
+"""
+
+EXAMPLES = """
+- name: The image is there
+  vm_image:
+    vm_host: {name: vmhost, user: user}
+    path: /var/lib/libvirt/images/worker0.img
+    src: ~/worker0.img
+  delegate_to: localhost
+"""
+
+RETURN = """ # nothing of its own """
+
 import contextlib
 import hashlib
 import subprocess
@@ -11,31 +54,6 @@ from typing import IO, Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.vm_host import ARGUMENTS, HostError, VmHost
-
-DOCUMENTATION = """
-module: vm_image
-short_description: Send, exchange and remove the image of a guest
-author: the authors of Distbuild
-description:
-  - C(present) sends C(src) to C(path) unless there is a file. Holes are not sent and stay holes;
-    the image gets its name when what came has the digest of what was sent.
-  - C(staged) sends it to C(path).new. C(swapped) puts that in the place of the image, which becomes
-    C(path).old unless there is one from an earlier, unfinished upgrade. That ends by C(settled),
-    which removes C(path).old, or by C(restored), which brings it back.
-  - C(absent) removes all of them, and the log of the guest's console, C(path).console.
-extends_documentation_fragment: [vm_host_options]
-attributes:
-  check_mode: {support: full}
-  diff_mode: {support: full}
-options:
-  path: {type: path, required: true, description: The image on C(vm_host).}
-  src: {type: path, description: The image on the deploying machine.}
-  state:
-    description: What is wanted.
-    type: str
-    choices: [present, staged, swapped, settled, restored, absent]
-    default: present
-"""
 
 _PIECE = 1 << 20
 

@@ -2,43 +2,64 @@
 
 from __future__ import annotations
 
+DOCUMENTATION = """
+module: vm_wait
+short_description: Wait until a guest answers to ssh
+author: The authors of Distbuild (!UNKNOWN)
+description:
+  - The guest is looked for at O(address), and if that cannot be resolved or does not answer, at the
+    addresses that libvirt's DHCP has given to it.
+  - Ends early when the guest does not run any more.
+extends_documentation_fragment: [action_common_attributes, vm_host_options]
+attributes:
+  platform: {platforms: posix}
+  check_mode: {support: full}
+  diff_mode: {support: none}
+options:
+  domain:
+    description: The name of the guest on O(vm_host).
+    type: str
+    required: true
+  address:
+    description: The address by which it is to be reached.
+    type: str
+    required: true
+  ssh_port:
+    description: The port of its sshd.
+    type: int
+    default: 22
+  timeout:
+    description: The seconds that it has to answer.
+    type: int
+    default: 300
+"""
+
+EXAMPLES = """
+- name: Wait until the guest answers
+  vm_wait:
+    vm_host: {name: vmhost, user: user}
+    domain: farm-worker0
+    address: worker0.example
+  delegate_to: localhost
+"""
+
+RETURN = """
+address:
+  description: Where it answers.
+  returned: success
+  type: str
+elapsed:
+  description: The seconds that it took.
+  returned: success
+  type: float
+"""
+
 import socket
 import time
 from typing import Any
 
-import libvirt
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.vm_host import ARGUMENTS, HostError, VmHost, find_domain
-
-DOCUMENTATION = """
-module: vm_wait
-short_description: Wait until a guest answers to ssh
-author: the authors of Distbuild
-description:
-  - The guest is looked for at C(address), and if that cannot be resolved or does not answer, at the
-    addresses that libvirt's DHCP has given to it.
-  - Ends early when the guest does not run any more.
-extends_documentation_fragment: [vm_host_options]
-attributes:
-  check_mode: {support: full}
-  diff_mode: {support: none}
-options:
-  domain: {type: str, required: true, description: Name of the guest on I(vm_host).}
-  address: {type: str, required: true, description: By which it is to be reached.}
-  ssh_port: {type: int, default: 22, description: Of its sshd.}
-  timeout: {type: int, default: 300, description: Seconds.}
-"""
-
-RETURN = """
-address: {type: str, returned: success, description: Where it answers.}
-elapsed: {type: float, returned: success, description: Seconds that it took.}
-"""
-
-_ENDED = {
-    libvirt.VIR_DOMAIN_SHUTOFF: "has turned itself off",
-    libvirt.VIR_DOMAIN_CRASHED: "has crashed",
-    libvirt.VIR_DOMAIN_PAUSED: "was stopped by its host",
-}
+from ansible.module_utils.vm_host import ARGUMENTS, HostError, VmHost, find_domain, libvirt
 
 
 def greeting(address: str, port: int) -> str:
@@ -63,14 +84,19 @@ def leased(domain: Any) -> list[str]:
 
 def wait(connection: Any, given: dict[str, Any]) -> dict[str, Any]:
     """Where the guest answers.  HostError says what it does instead."""
+    ended = {
+        libvirt.VIR_DOMAIN_SHUTOFF: "has turned itself off",
+        libvirt.VIR_DOMAIN_CRASHED: "has crashed",
+        libvirt.VIR_DOMAIN_PAUSED: "was stopped by its host",
+    }
     began = time.monotonic()
     domain = find_domain(connection, given["domain"])
     if domain is None:
         raise HostError(f"there is no guest {given['domain']}")
     while True:
         state = domain.state()[0]
-        if state in _ENDED:
-            raise HostError(f"the guest {_ENDED[state]}")
+        if state in ended:
+            raise HostError(f"the guest {ended[state]}")
         tried = {}
         for address in dict.fromkeys([given["address"], *leased(domain)]):
             tried[address] = greeting(address, given["ssh_port"])

@@ -1,0 +1,106 @@
+"""Looks for keys and passwords of a cluster wherever deploying it may have left them.
+
+Run as a program in a world: ``walk`` tells of files, ``watch`` of processes, until standard input
+ends.  What is looked for comes by standard input, since arguments are there for all to see.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+_PIECE = 8 << 20
+
+
+def secrets_of(state: Path, *more: str) -> list[str]:
+    """Of all that is secret in a cluster's folder, and in texts of ``more`` key files: a part."""
+    texts = [file.read_text() for file in (state / "ssh").rglob("*") if _is_private(file)]
+    texts += [file.read_text() for file in (state / "tls").glob("*.key")]
+    found = [text.splitlines()[-3 if "OPENSSH" in text else 2] for text in (*texts, *more)]
+    for file in (*state.glob("fabric/*.key_secret"), *state.glob("initiator/*.key_secret")):
+        found += re.findall(r'secret-key = "(.*)"', file.read_text())
+    for user in ("builder", "reader"):
+        found.append((state / "artifacts" / user).read_text().strip().partition(":")[2])
+    assert all(len(secret) > 30 for secret in found), "so long that nothing else is like it"
+    return found
+
+
+def _is_private(file: Path) -> bool:
+    return file.is_file() and "PRIVATE KEY" in file.read_text()
+
+
+def holding(secrets: list[bytes], roots: list[str]) -> Iterator[tuple[str, int]]:
+    """Path and mode of each file below ``roots`` that holds a secret; holes are not read."""
+    for root in roots:
+        for folder, _, names in os.walk(root):
+            for name in names:
+                path = f"{folder}/{name}"
+                try:
+                    found = os.lstat(path)
+                    if stat.S_ISREG(found.st_mode) and _holds(path, found.st_size, secrets):
+                        yield path, stat.S_IMODE(found.st_mode)
+                except OSError:
+                    continue  # it is gone, or of a kind that cannot be read
+
+
+def _holds(path: str, size: int, secrets: list[bytes]) -> bool:
+    longest = max(map(len, secrets))
+    with open(path, "rb") as file:  # noqa: PTH123
+        position = 0
+        while position < size:
+            try:
+                position = os.lseek(file.fileno(), position, os.SEEK_DATA)
+            except OSError:
+                return False  # a hole up to the end
+            piece = os.pread(file.fileno(), _PIECE + longest, position)
+            if any(secret in piece for secret in secrets):
+                return True
+            position += _PIECE
+    return False
+
+
+def start_watch(start: Callable[..., subprocess.Popen[str]]) -> subprocess.Popen[str]:
+    """Watches processes from now on; ``start`` is that of a world, or Popen."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return start(sys.executable, __file__, "watch", **pipes)
+
+
+def end_watch(watch: subprocess.Popen[str]) -> list[str]:
+    """The command lines that were there meanwhile."""
+    lines: list[str] = json.loads(watch.communicate()[0])
+    return lines
+
+
+def _watch() -> None:
+    """All command lines there are, at least once, until standard input ends."""
+    os.set_blocking(0, False)
+    seen: set[bytes] = set()
+    over = False
+    while not over:
+        over = sys.stdin.buffer.read(1) is not None
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                seen.add((process / "cmdline").read_bytes())
+            except OSError:
+                continue
+        time.sleep(0.02)
+    print(json.dumps(sorted(line.decode("latin-1") for line in seen)))
+
+
+def _walk(roots: list[str]) -> None:
+    secrets = [text.encode() for text in json.load(sys.stdin)]
+    print(json.dumps(list(holding(secrets, roots))))
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "watch":
+        _watch()
+    else:
+        _walk(sys.argv[2:])
