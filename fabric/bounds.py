@@ -174,9 +174,6 @@ LORRY_FILES = _bound(
 LORRIES_SIZE = _bound(
     "LORRIES_SIZE", 64 * MIB, "bytes", "all files in that folder", "the order is refused"
 )
-DEFINITIONS_FILE = _bound(
-    "DEFINITIONS_FILE", 8 * MIB, "bytes", "a file of definitions", "the definitions are refused"
-)
 GIT_OUTPUT = _bound(
     "GIT_OUTPUT",
     64 * MIB,
@@ -316,6 +313,47 @@ RESERVED = _bound(
     "seconds",
     "how long a build on one machine holds on to what it needs in a remote store",
     "`gc` may remove that",
+)
+
+
+# -- definitions ---------------------------------------------------------------------------
+
+NAME = _bound(
+    "NAME",
+    128,
+    "bytes",
+    "a name in the definitions: of a chunk, stratum, system, artifact",
+    "the definitions are refused",
+)
+DEFINITIONS_FILE = _bound(
+    "DEFINITIONS_FILE", 8 * MIB, "bytes", "a file of definitions", "the definitions are refused"
+)
+YAML_NODES = _bound(
+    "YAML_NODES",
+    250_000,
+    "nodes",
+    "a file of YAML with its aliases written out; each 64 characters of a text are a node more",
+    "the file is refused",
+)
+YAML_DEPTH = _bound(
+    "YAML_DEPTH", 60, "levels", "how deep a file of YAML nests", "the file is refused"
+)
+YAML_NUMBER = _bound(
+    "YAML_NUMBER", 64, "characters", "a number in a file of YAML", "the file is refused"
+)
+PATTERNS = _bound(
+    "PATTERNS",
+    500,
+    "patterns",
+    "the split rules of a morph, or the default ones",
+    "the definitions are refused",
+)
+PATTERN_MEMORY = _bound(
+    "PATTERN_MEMORY",
+    512 * KIB,
+    "bytes",
+    "a pattern of a split rule, compiled",
+    "the definitions are refused",
 )
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import errno
+import hashlib
 import json
+import os
+import stat
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fabric import bounds
 from fabric.config import Settings
 from fabric.definitions.graph import Graph
-from fabric.errors import FabricError
+from fabric.errors import DefinitionsError, FabricError, Problem
 from fabric.plan import Plan, make_plan, wanted_sources
 from fabric.trove.configured import open_sources, open_store
 from fabric.trove.sources import Sources
@@ -38,14 +44,48 @@ class Project:
         )
 
     def read(self, path: str) -> bytes | None:
-        """A file by its path from the root; None if it is not there or lies outside."""
+        """A file by its path from the root; None if it is not there.
+
+        DefinitionsError if it cannot be read, is too large, or lies outside.
+        """
         if path.startswith("/") or ".." in path.split("/"):
             return None
         try:
-            with open(f"{self.root}/{path}", "rb") as file:  # noqa: PTH123  hundreds of times
-                return file.read()
-        except (OSError, ValueError):
+            return self._read(path)
+        except ValueError:  # no path has a NUL
             return None
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+                return None
+            raise DefinitionsError(
+                [Problem(path, 1, f"cannot be read: {error.strerror}")]
+            ) from None
+
+    def _read(self, path: str) -> bytes | None:
+        # nothing is waited for: it may be a FIFO
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        handle = os.open(f"{self.root}/{path}", flags)
+        try:
+            facts = os.fstat(handle)
+            where = os.readlink(f"/proc/self/fd/{handle}")  # noqa: PTH115
+            if stat.S_ISDIR(facts.st_mode):
+                return None
+            if not where.startswith(self._inside):
+                wrong = f"is a link that leads out of the definitions, to {where}"
+            elif not stat.S_ISREG(facts.st_mode):
+                wrong = "is no plain file"
+            elif facts.st_size > bounds.DEFINITIONS_FILE:
+                most = f"files of definitions have {bounds.DEFINITIONS_FILE:,} at most"
+                wrong = f"has {facts.st_size:,} bytes: {most}"
+            else:
+                return os.read(handle, facts.st_size)
+        finally:
+            os.close(handle)
+        raise DefinitionsError([Problem(path, 1, wrong)])
+
+    @cached_property
+    def _inside(self) -> str:
+        return os.path.join(os.path.realpath(self.root), "")  # noqa: PTH118
 
     @cached_property
     def sources(self) -> Sources:
@@ -105,13 +145,17 @@ class Project:
         ``built``: kind and name of a step -> its key, when a farm built ``tree``, that is the
         files as they were, so that keys need not be computed here.
         """
-        known = self._known()
-        known[str(self.root)] = {"system": system, "tree": tree, "keys": dict(built or {})}
+        memory = {"system": system, "tree": tree, "keys": dict(built or {})}
         file = self._memory()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        fresh = file.with_suffix(".new")
-        fresh.write_text(json.dumps(known))
-        fresh.replace(file)
+        fresh = file.with_name(f"{file.name}.{os.urandom(8).hex()}")  # others may write as well
+        with contextlib.suppress(OSError):  # a convenience, for which no build fails
+            file.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                fresh.write_text(json.dumps(memory))
+                fresh.replace(file)
+            except BaseException:
+                fresh.unlink(missing_ok=True)
+                raise
 
     def last_system(self) -> str | None:
         """The system last built from these definitions, if its morph is still there."""
@@ -125,15 +169,12 @@ class Project:
         return dict(last.get("keys", {})) if same else {}
 
     def _memory(self) -> Path:
-        return self.settings.state_dir / "last-systems.json"
+        name = hashlib.sha256(os.fsencode(self.root)).hexdigest()[:32]
+        return self.settings.state_dir / "last-systems" / f"{name}.json"
 
     def _last(self) -> dict[str, Any]:
-        last = self._known().get(str(self.root))
-        return last if isinstance(last, dict) else {}
-
-    def _known(self) -> dict[str, Any]:
         try:
-            known = json.loads(self._memory().read_text())
+            last = json.loads(self._memory().read_text())
         except (OSError, ValueError):
             return {}
-        return known if isinstance(known, dict) else {}
+        return last if isinstance(last, dict) else {}

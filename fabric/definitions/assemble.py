@@ -116,14 +116,17 @@ class Assembly:
         node = f"stratum:{entry.morph.path}"
         self.taken.add(node)
         for artifact, line in entry.artifacts or ():
-            if artifact not in lists:
-                hint = suggest(artifact, lists) or f"; it has {listing(lists)}"
-                self.findings.warn(
-                    self.loaded.system.file,
-                    line,
-                    f"system {self.loaded.system.name}: stratum {name} has no artifact"
-                    f" {artifact!r}, so nothing is taken by that name{hint}",
-                )
+            if artifact in lists:
+                continue
+            # Real systems name artifacts that never were: that is doubtful, a slip is wrong.
+            slip = suggest(artifact, lists, 0.8)
+            note = self.findings.error if slip else self.findings.warn
+            note(
+                self.loaded.system.file,
+                line,
+                f"system {self.loaded.system.name}: stratum {name} has no artifact {artifact!r}"
+                + (slip or f", so nothing is taken by that name; it has {listing(lists)}"),
+            )
         wanted = None if entry.artifacts is None else {artifact for artifact, _ in entry.artifacts}
         for artifact, content in lists.items():
             if (wanted is None or artifact in wanted) and (node, artifact) not in self.contents:

@@ -13,7 +13,7 @@ import msgspec
 from fabric.definitions.fields import Fields, Findings, kind_of, listing
 from fabric.definitions.graph import PHASES, Rule
 from fabric.definitions.marked import Map, parse
-from fabric.definitions.morphs import split_rule
+from fabric.definitions.morphs import few, split_rule
 
 SUPPORTED = (7, 8)
 
@@ -131,5 +131,5 @@ def _rules(fields: Fields, given: Map) -> tuple[tuple[Rule, ...], tuple[Rule, ..
             entry = fields.mapping(item, line, f"{kind} split rule")
             if entry is not None:
                 rules.append(split_rule(fields, entry, f"{kind} split rule", suffix=True))
-        made.append(tuple(rules) or _EVERYTHING)
+        made.append(few(fields, rules, table, kind, "'split-rules'") or _EVERYTHING)
     return made[0], made[1]

@@ -5,24 +5,31 @@ from __future__ import annotations
 import datetime
 import difflib
 import re
-import warnings
 from collections.abc import Collection, Iterable
 from typing import Any
 
+from fabric import bounds
 from fabric.definitions.marked import Map, Seq
-from fabric.definitions.splitting import compile_rule
+from fabric.definitions.splitting import PatternError, check_rule
 from fabric.errors import Problem
 
 #: Names become file names (``/NAME.build``, ``/baserock/ARTIFACT.meta``) and log names.
 _NAME = re.compile(r"[^\s/\x00-\x1f.-][^\s/\x00-\x1f]*\Z")
 _SOURCE = re.compile(r"[^\s\x00-\x1f-][^\s\x00-\x1f]*\Z")
+#: What RE2 does not know -> what to do.
+_PATTERN_HINTS = {
+    r"\Z": r": write \z",
+    "(?=": ": there is no lookahead",
+    "(?!": ": there is no lookahead",
+    "(?<": ": there is no lookbehind",
+}
 _MISSING = object()
 _MANY = 15
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
+def suggest(word: str, known: Iterable[str], alike: float = 0.6) -> str:
     """``; did you mean 'x'?`` when something known is close to ``word``, else nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=alike)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
@@ -133,14 +140,14 @@ class Fields:
     def name(self, given: Map, key: str, what: str, default: str | None = None) -> str:
         """A field of text that is fit for a file name."""
         value = self.text(given, key, what, default)
-        if value and not _NAME.match(value):
+        if value and not is_name(value):
             self.report(given.lines[key], f"{what}: {bad_name(value)}")
         return value
 
     def source(self, given: Map, key: str, what: str, default: str | None = None) -> str:
         """A repository, URL or ref: text that no program takes for an option or for two words."""
         value = self.text(given, key, what, default)
-        if value and not _SOURCE.match(value):
+        if value and not (_SOURCE.match(value) and value.isprintable()):
             message = f"{what}: {key!r} is {value!r}: no spaces in it and no '-' in front, please"
             self.report(given.lines.get(key, given.line), message)
         return value
@@ -179,22 +186,26 @@ class Fields:
             value[:] = [str(item).lower() if isinstance(item, bool) else item for item in value]
         return self.texts(given, key, what)
 
-    def pattern(self, pattern: str, line: int, what: str) -> bool:
-        """Whether a split rule's pattern is a regular expression."""
+    def pattern(self, pattern: str, line: int, what: str) -> None:
+        """Note a split rule's pattern that is no regular expression."""
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # dubious is not wrong, and the old tool took it
-                compile_rule(pattern)
-        except (re.error, OverflowError, RecursionError) as error:
-            self.report(line, f"{what}: {pattern!r} is not a regular expression: {error}")
-            return False
-        return True
+            check_rule(pattern)
+        except PatternError as error:
+            self.report(
+                line,
+                f"{what}: {pattern!r} is not a regular expression of RE2: {error}"
+                f"{_PATTERN_HINTS.get(str(error).rpartition(' ')[2], '')}",
+            )
 
 
 def bad_name(name: str) -> str:
     """What is wrong with a name that does not fit."""
+    if len(name.encode(errors="replace")) > bounds.NAME:
+        return f"{name[:40]!r}... is no name: it is longer than {bounds.NAME} bytes"
     return f"{name!r} is no name: no spaces or '/' in it, no '.' or '-' in front"
 
 
 def is_name(name: str) -> bool:
-    return bool(_NAME.match(name))
+    """Whether it is fit for a file name, and to be shown on a terminal."""
+    short = len(name.encode(errors="replace")) <= bounds.NAME
+    return bool(_NAME.match(name)) and name.isprintable() and short

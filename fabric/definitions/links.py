@@ -78,6 +78,13 @@ class Links:
 
     def _chunk(self, path: str, spec: ChunkSpec, morph: ChunkMorph | None) -> Chunk:
         name = morph.name if morph else spec.name
+        if name and spec.name and name != spec.name:
+            self.findings.warn(
+                path,
+                spec.lines.get("name", spec.line),
+                f"chunk {spec.name}: {morph.file if morph else path} calls it {name!r}, which names"
+                f" its artifacts, as {name}-bins: give it one name",
+            )
         build_system = morph.build_system if morph else spec.build_system
         commands = self.plain.get(build_system, self.plain["manual"])
         rules = with_defaults(morph.products if morph else (), self.defaults.chunk_rules, name)

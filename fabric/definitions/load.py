@@ -1,7 +1,7 @@
 """From a system's file to its build graph: read what it names, check it, resolve it.
 
 Nothing here touches a disk: files come from ``read(path)``, path from the definitions' root,
-which gives None for what does not exist.
+which gives None for what does not exist, and raises `DefinitionsError` for what cannot be read.
 """
 
 from __future__ import annotations
@@ -61,10 +61,7 @@ class Files:
         at ``referrer`` and ``line``, where ``what`` (empty: the user) names it.
         """
         if path not in self.known:
-            data = self.read(path)
-            self.known[path] = None if data is None else self._parsed(path, data)
-            if data is None:
-                self.missing.add(path)
+            self.known[path] = self._read(path)
         given = self.known[path]
         if path in self.missing:
             self.findings.error(referrer, line, self._absent(path, what))
@@ -73,6 +70,17 @@ class Files:
             self.findings.error(referrer, line, _other_kind(path, given["kind"], kind, what))
             return None
         return given
+
+    def _read(self, path: str) -> Map | None:
+        try:
+            data = self.read(path)
+        except DefinitionsError as error:  # it is there, and cannot be read
+            self.findings.errors += error.problems
+            return None
+        if data is None:
+            self.missing.add(path)
+            return None
+        return self._parsed(path, data)
 
     def _absent(self, path: str, what: str) -> str:
         if not what:

@@ -9,6 +9,7 @@ with text keys; anchors, aliases and ``<<`` work.
 from __future__ import annotations
 
 import codecs
+import re
 from typing import Any
 
 import yaml
@@ -17,14 +18,16 @@ from yaml.constructor import ConstructorError, SafeConstructor
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from yaml.resolver import Resolver
 
+from fabric import bounds
 from fabric.errors import Problem
 
 _PREFIX = "tag:yaml.org,2002:"
 _STR, _MAP, _SEQ, _MERGE = (_PREFIX + name for name in ("str", "map", "seq", "merge"))
-#: Deeper than any sane file, and far from the interpreter's own limit.
-_MAX_DEPTH = 60
-_SUSPICIOUS = 2000
-_NESTED = "nested too deeply: no morph needs that"
+#: An anchor, as far as can be told without parsing: no alias is without one.
+_ANCHOR = re.compile(rb"&(?<![^\s\[{,:?-]&)(?![\s&])")
+_DEPTH = bounds.YAML_DEPTH
+_NESTED = f"nested more than {bounds.YAML_DEPTH} deep: no file needs that"
+_TOO_MUCH = f"more than {bounds.YAML_NODES:,} values: no file needs that"
 
 
 class Map(dict[str, Any]):
@@ -69,22 +72,85 @@ class _Scalars:
         make = SafeConstructor.yaml_constructors.get(node.tag)
         if make is None or node.tag not in cls._tags:
             raise ConstructorError(None, None, f"the tag {node.tag!r} means nothing here", None)
+        if len(node.value) > bounds.YAML_NUMBER:
+            raise ValueError(f"longer than {bounds.YAML_NUMBER} characters, as no number is")
         return make(cls._constructor, node)
 
 
-class _Parser(CParser):
-    """The C parser with the least of a resolver that it asks for."""
+class _TooMuch(Exception):
+    """A file is past a bound, in this line."""
 
-    def descend_resolver(self, parent: Node | None, index: object) -> None:
-        """Paths do not matter to how a scalar is read."""
+    def __init__(self, node: Node | None, message: str) -> None:
+        super().__init__(message)
+        self.line = node.start_mark.line + 1 if node else 1
+
+
+class _Parser(CParser):
+    """The C parser with the least of a resolver that it asks for.
+
+    It composes by recursion in C, so what is too deep must be refused meanwhile.
+    """
+
+    depth = 0
+
+    def descend_resolver(self, parent: Node | None, index: object) -> None:  # noqa: ARG002
+        """A node inside ``parent`` comes."""
+        self.depth = depth = self.depth + 1
+        if depth > _DEPTH:
+            raise _TooMuch(parent, _NESTED)
 
     def ascend_resolver(self) -> None:
-        """See `descend_resolver`."""
+        """It is whole."""
+        self.depth -= 1
 
     def resolve(self, kind: type[Node], value: Any, implicit: Any) -> str:
         if kind is ScalarNode:
             return _Scalars.tag(value) if implicit[0] else _STR
         return _MAP if kind is MappingNode else _SEQ
+
+
+class _Counter(_Parser):
+    """For a file that is long enough to hold too many nodes."""
+
+    nodes = 0
+
+    def descend_resolver(self, parent: Node | None, index: object) -> None:
+        """Counts it, too."""
+        super().descend_resolver(parent, index)
+        self.nodes += 1
+        if self.nodes > bounds.YAML_NODES:
+            raise _TooMuch(parent, _TOO_MUCH)
+
+
+class _Scale:
+    """Weighs nodes with all aliases written out, which grow by powers.  _TooMuch past a bound.
+
+    A node is weighed once, before those that have aliases to it, so this recurses no deeper than
+    the composer did.
+    """
+
+    def __init__(self) -> None:
+        self.known: dict[int, tuple[int, int]] = {}  # id of a node -> its weight and height
+
+    def weigh(self, node: Node) -> tuple[int, int]:
+        if type(node) is ScalarNode:
+            return 1 + (len(node.value) >> 6), 1
+        if id(node) in self.known:
+            return self.known[id(node)]
+        self.known[id(node)] = 0, 0  # for an alias in itself, which is found elsewhere
+        weight, height = 1, 0
+        for item in node.value:
+            for inner in item if type(item) is tuple else (item,):
+                more, below = self.weigh(inner)
+                weight += more
+                height = max(height, below)
+        height += 1
+        if height > bounds.YAML_DEPTH:
+            raise _TooMuch(node, _NESTED)
+        if weight > bounds.YAML_NODES:
+            raise _TooMuch(node, _TOO_MUCH)
+        self.known[id(node)] = weight, height
+        return weight, height
 
 
 class _Builder:
@@ -99,22 +165,21 @@ class _Builder:
     def report(self, line: int, message: str) -> None:
         self.problems.append(Problem(self.file, line, message))
 
-    def value(self, node: Node, depth: int = 0) -> Any:
+    def value(self, node: Node) -> Any:
         if type(node) is ScalarNode:
             return node.value if node.tag == _STR else self._scalar(node)
         made = self.done.get(id(node))
         if made is not None:
             return made
         line = node.start_mark.line + 1
-        if depth > _MAX_DEPTH or id(node) in self.open:
-            loop = id(node) in self.open
-            self.report(line, "an alias here contains itself" if loop else _NESTED)
+        if id(node) in self.open:
+            self.report(line, "an alias here contains itself")
             return None
         self.open.add(id(node))
         if type(node) is SequenceNode and node.tag == _SEQ:
-            made = self._sequence(node, line, depth)
+            made = self._sequence(node, line)
         elif type(node) is MappingNode and node.tag == _MAP:
-            made = self._mapping(node, line, depth)
+            made = self._mapping(node, line)
         else:
             self.report(line, f"the tag {node.tag!r} means nothing here: leave it out")
         self.open.discard(id(node))
@@ -128,24 +193,24 @@ class _Builder:
             what = getattr(error, "problem", None) or str(error)
         except (LookupError, AttributeError):  # what is tagged as something that it is not
             what = f"it is no {node.tag.removeprefix(_PREFIX)}"
-        self.report(node.start_mark.line + 1, f"cannot read {node.value!r}: {what}")
+        self.report(node.start_mark.line + 1, f"cannot read {node.value[:80]!r}: {what}")
         return None
 
-    def _sequence(self, node: SequenceNode, line: int, depth: int) -> Seq:
+    def _sequence(self, node: SequenceNode, line: int) -> Seq:
         made = Seq(line)
         for item in node.value:
-            made.append(self.value(item, depth + 1))
+            made.append(self.value(item))
             made.lines.append(item.start_mark.line + 1)
         return made
 
-    def _mapping(self, node: MappingNode, line: int, depth: int) -> Map:
+    def _mapping(self, node: MappingNode, line: int) -> Map:
         made = Map(line)
         lines = made.lines
         merged: list[tuple[int, Any]] = []
         for key_node, value_node in node.value:
             at = key_node.start_mark.line + 1
             if key_node.tag == _MERGE:
-                merged.append((at, self.value(value_node, depth + 1)))
+                merged.append((at, self.value(value_node)))
                 continue
             if key_node.tag != _STR or type(key_node) is not ScalarNode:
                 if type(key_node) is ScalarNode:
@@ -159,7 +224,7 @@ class _Builder:
                 self.report(
                     at, f"{key!r} is given twice, first in line {lines[key]}: remove one of them"
                 )
-            made[key] = self.value(value_node, depth + 1)
+            made[key] = self.value(value_node)
             lines[key] = at
         for at, value in merged:
             self._merge(made, at, value)
@@ -174,24 +239,6 @@ class _Builder:
                 if key not in made:
                     made[key] = inherited
                     made.lines[key] = source.lines[key]
-
-
-def _too_deep(data: bytes) -> int:
-    """The line where a document nests too deeply, or 0.
-
-    The composer recurses in C, so that some hundred thousand brackets would crash the process.
-    Few files have enough of what can nest without ever deeper indentation to be looked at.
-    """
-    if sum(map(data.count, (b"[", b"{", b"- ", b"-\t", b"? ", b"?\t"))) < _SUSPICIOUS:
-        return 0
-    parser = _Parser(data)
-    depth = 0
-    while event := parser.get_event():
-        depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
-        if depth > _MAX_DEPTH:
-            return event.start_mark.line + 1 if event.start_mark else 1
-    return 0
 
 
 def _syntax_error(data: bytes, file: str, error: yaml.MarkedYAMLError) -> Problem:
@@ -212,10 +259,13 @@ def parse(data: bytes, file: str, problems: list[Problem]) -> Any:
         problems.append(Problem(file, 1, "not readable as text: it is UTF-16, save it as UTF-8"))
         return None
     try:
-        if line := _too_deep(data):
-            problems.append(Problem(file, line, _NESTED))
-            return None
-        node = _Parser(data).get_single_node()
+        parser = _Parser if len(data) <= bounds.YAML_NODES else _Counter
+        node = parser(data).get_single_node()
+        if node is not None and _ANCHOR.search(data):
+            _Scale().weigh(node)
+    except _TooMuch as error:
+        problems.append(Problem(file, error.line, str(error)))
+        return None
     except yaml.reader.ReaderError as error:
         line = data.count(b"\n", 0, error.position) + 1
         problems.append(Problem(file, line, f"not readable as text: {error.reason}"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
+from fabric import bounds
 from fabric.definitions.fields import Fields, bad_name, is_name
 from fabric.definitions.graph import Device, Mode, Rule, Submodule
 from fabric.definitions.marked import Map
@@ -112,7 +113,16 @@ def products(fields: Fields, given: Map, what: str) -> tuple[Rule, ...]:
         entry = fields.mapping(item, line, f"{what}: an entry of 'products'")
         if entry is not None:
             rules.append(split_rule(fields, entry, f"{what}: product"))
-    return tuple(rules)
+    return few(fields, rules, given, "products", what)
+
+
+def few(fields: Fields, rules: list[Rule], given: Map, key: str, what: str) -> tuple[Rule, ...]:
+    """The rules that field ``key`` holds, if their patterns are within the bound."""
+    if sum(len(rule.include) for rule in rules) <= bounds.PATTERNS:
+        return tuple(rules)
+    line = given.lines[key]
+    fields.report(line, f"{what}: {key!r} has more than {bounds.PATTERNS:,} patterns")
+    return ()
 
 
 def split_rule(fields: Fields, entry: Map, what: str, *, suffix: bool = False) -> Rule:

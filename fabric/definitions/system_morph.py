@@ -2,7 +2,8 @@
 
 Odd, but kept because definitions rely on it: ``arch: armv7`` means ``armv7l``; ``repo`` and
 ``ref`` in an entry of ``strata`` mean nothing any more and get a warning, as does the name of
-an artifact that the stratum does not have.  An ``alias`` lets a stratum be listed twice.
+an artifact that the stratum does not have, unless it is a slip.  An ``alias`` lets a stratum be
+listed twice.
 """
 
 from __future__ import annotations
@@ -15,6 +16,13 @@ ARCHITECTURES = frozenset({
     "armv5l", "armv7l", "armv7lhf", "armv7b", "armv8l64", "armv8b64", "x86_32", "x86_64", "ppc64",
     "mips32l", "mips32b", "mips64l", "mips64b", "testarch",
 })  # fmt: skip
+#: What others call them.
+_ELSEWHERE = {
+    "amd64": "x86_64", "x64": "x86_64", "i386": "x86_32", "i586": "x86_32", "i686": "x86_32",
+    "x86": "x86_32", "aarch64": "armv8l64", "arm64": "armv8l64", "aarch64_be": "armv8b64",
+    "armhf": "armv7lhf", "armel": "armv5l", "mipsel": "mips32l", "mips": "mips32b",
+    "mips64el": "mips64l", "mips64": "mips64b", "powerpc64": "ppc64",
+}  # fmt: skip
 _FIELDS = COMMON | {"arch", "strata", "configuration-extensions"}
 _OBSOLETE = ("disk-size", "system-kind")
 _ENTRY = ("name", "morph", "artifacts", "alias", "repo", "ref")
@@ -31,7 +39,10 @@ def system(fields: Fields, given: Map) -> SystemMorph:
     arch = fields.text(given, "arch", what)
     arch = "armv7l" if arch == "armv7" else arch
     if arch and arch not in ARCHITECTURES:
-        hint = suggest(arch, ARCHITECTURES) or f"; known are {listing(sorted(ARCHITECTURES))}"
+        usual = f"; did you mean {_ELSEWHERE[arch]!r}?" if arch in _ELSEWHERE else ""
+        hint = (
+            usual or suggest(arch, ARCHITECTURES) or f"; known are {listing(sorted(ARCHITECTURES))}"
+        )
         fields.report(given.lines["arch"], f"{what}: unknown architecture {arch!r}{hint}")
     fields.texts(given, "configuration-extensions", what)
     entries: list[StrataEntry] = []

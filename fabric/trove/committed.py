@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from fabric import bounds
-from fabric.errors import SourceError
+from fabric.errors import DefinitionsError, Problem, SourceError
 from fabric.trove.git import Repository
 from fabric.trove.git_process import entries, popen
 
@@ -61,7 +61,7 @@ class Committed:
     def read(self, path: str) -> bytes | None:
         """A file by its path from the root; None if it is not there or leads outside.
 
-        SourceError if it is larger than any file of definitions is.
+        DefinitionsError if it is larger than any file of definitions is.
         """
         if path.startswith("/") or ".." in path.split("/") or "\n" in path or "\0" in path:
             return None
@@ -108,6 +108,6 @@ class Committed:
         # "ID blob SIZE", or of a link "dangling SIZE", "loop SIZE", "notdir SIZE", "symlink SIZE"
         kind, count = (second, int(rest[0])) if rest else (first, int(second))
         if count > bounds.DEFINITIONS_FILE:
-            most = f"{bounds.DEFINITIONS_FILE:,}"
-            raise SourceError(f"{path}: {count:,} bytes; files of definitions have {most} at most")
+            most = f"files of definitions have {bounds.DEFINITIONS_FILE:,} at most"
+            raise DefinitionsError([Problem(path, 1, f"has {count:,} bytes: {most}")])
         return kind, stdout.read(count + 1)[:-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from definitions_kit import SHA, check_order, loaded, named, small, spec, stratum, system
+from definitions_kit import SHA, check_order, loaded, mistakes, named, small, spec, stratum, system
 
 from fabric.definitions.describe import describe, dot, tree
 from fabric.definitions.graph import COMMAND_STEPS, Graph, Submodule
@@ -88,7 +88,8 @@ def test_chunk_file_replaces_commands_one_list_at_a_time() -> None:
     # Products stand first and replace the default of their name.
     assert step.artifacts == ("other-devel", "other-x", "other-bins", "other-misc")
     assert recipe.rules[0].include == ("x",)
-    assert not graph.warnings
+    [warning] = graph.warnings
+    assert warning.message.startswith("chunk a: strata/a.morph calls it 'other'")
 
 
 def test_warnings_tell_what_does_nothing() -> None:
@@ -98,7 +99,9 @@ def test_warnings_tell_what_does_nothing() -> None:
             "00", "'00'"
         )
     )
-    files["systems/s.morph"] = system("name: x, morph: strata/x.morph, artifacts: [x-rumtime]")
+    files["systems/s.morph"] = system(
+        "name: x, morph: strata/x.morph, artifacts: [x-runtime, x-openssl]"
+    )
     graph = loaded(files)
     recipe = named(graph, "a").recipe
     assert recipe is not None
@@ -107,9 +110,42 @@ def test_warnings_tell_what_does_nothing() -> None:
         "strata/a.morph:3: chunk a: the field 'prefix' means nothing here: remove it",
         "strata/a.morph:5: chunk a: its 'system-integration' for 'a-mics' is lost, as it has no"
         " such artifact; did you mean 'a-misc'?",
-        "systems/s.morph:5: system s: stratum x has no artifact 'x-rumtime', so nothing is taken"
-        " by that name; did you mean 'x-runtime'?",
+        "systems/s.morph:5: system s: stratum x has no artifact 'x-openssl', so nothing is taken"
+        " by that name; it has x-devel, x-runtime",
     ]
+
+
+@pytest.mark.parametrize(
+    ("artifacts", "message"),
+    [
+        ("x-rumtime", "'x-rumtime'; did you mean 'x-runtime'?"),
+        ("x-devel, x-runtimes", "'x-runtimes'; did you mean 'x-runtime'?"),
+    ],
+)
+def test_slips_in_the_names_of_artifacts(artifacts: str, message: str) -> None:
+    files = small(x=stratum("x", spec("a")))
+    files["systems/s.morph"] = system(f"name: x, morph: strata/x.morph, artifacts: [{artifacts}]")
+    said = "systems/s.morph:5: system s: stratum x has no artifact"
+    assert mistakes(files) == [f"{said} {message}"]
+
+
+def test_a_chunk_of_two_names() -> None:
+    files = small(x=stratum("x", spec("lua51", "morph: strata/lua.morph")))
+    files["strata/lua.morph"] = "name: lua\nkind: chunk\n"
+    assert [str(warning) for warning in loaded(files).warnings] == [
+        "strata/x.morph:5: chunk lua51: strata/lua.morph calls it 'lua', which names its artifacts,"
+        " as lua-bins: give it one name"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arch", "meant"), [("amd64", "x86_64"), ("x86-64", "x86_64"), ("aarch64", "armv8l64")]
+)
+def test_architectures_as_others_call_them(arch: str, meant: str) -> None:
+    files = small(x=stratum("x", spec("a")))
+    files["systems/s.morph"] = system("x", arch=arch)
+    unknown = f"systems/s.morph:3: system s: unknown architecture {arch!r}"
+    assert mistakes(files) == [f"{unknown}; did you mean {meant!r}?"]
 
 
 def test_submodules() -> None:

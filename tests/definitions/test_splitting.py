@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
+import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fabric import bounds
+from fabric.definitions import splitting
 from fabric.definitions.graph import Rule
-from fabric.definitions.splitting import UNMATCHED, artifact_names, split, with_defaults
+from fabric.definitions.splitting import (
+    UNMATCHED,
+    PatternError,
+    Splitter,
+    artifact_names,
+    compile_rule,
+    split,
+    with_defaults,
+)
 
 RULES = (
     Rule("a-bins", ("(usr/)?s?bin/.*",)),
@@ -53,3 +68,60 @@ def test_every_path_is_in_one_place(paths: list[str]) -> None:
     found = split(paths, RULES)
     assert sorted(path for part in found.values() for path in part) == sorted(paths)
     assert {"a-bins", "a-libs", "a-devel"} <= found.keys()
+
+
+DEFAULTS = yaml.safe_load((Path(__file__).parents[2] / "DEFAULTS").read_text())["split-rules"]
+#: Those of the definitions here, and others that people write.
+PATTERNS = [
+    *(one for kind in DEFAULTS.values() for rule in kind for one in rule["include"]),
+    *(r"(usr/)?lib/.*\.so(\.\d+)*$", r"usr/lib/lib[^/.]+\.(a|la)", r"(?i)README(\.\w+)?$"),
+    *(r"(opt|srv)/[^/]+/", r"usr/share/\w+-\d{1,3}\.\d+", r"\.git\b"),
+]
+
+
+@given(st.lists(st.sampled_from(PATTERNS), min_size=1), st.data())
+def test_patterns_mean_what_they_always_did(patterns: list[str], data: st.DataObject) -> None:
+    alike = st.sampled_from(patterns).flatmap(st.from_regex)
+    path = data.draw(alike | st.text(), label="path").replace("\n", "")
+    expected = next((n for n, one in enumerate(patterns) if re.match(one, path, re.A)), None)
+    rules = [Rule(str(n), (one,)) for n, one in enumerate(patterns)]
+    assert Splitter(rules).artifact(path) == (None if expected is None else str(expected))
+
+
+@given(st.from_regex(splitting._PLAIN, fullmatch=True))
+def test_what_is_taken_unseen_is_taken_by_re2(pattern: str) -> None:
+    splitting.compile_rule(pattern)
+
+
+@given(st.lists(st.from_regex(splitting._WORD, fullmatch=True), min_size=1), st.text())
+def test_words_are_found_as_by_re2(patterns: list[str], text: str) -> None:
+    expected = splitting._Matcher(tuple(patterns)).first(text)
+    assert splitting._matcher(tuple(patterns)).first(text) == expected
+    inside = f"{patterns[0].replace('.*', text)}{text}"
+    expected = splitting._Matcher(tuple(patterns)).first(inside)
+    assert splitting._matcher(tuple(patterns)).first(inside) == expected
+
+
+def test_names_that_are_no_text() -> None:
+    rules = (Rule("a", (r"usr/[^/]/x$",)), Rule("b", ("usr/.{2}$",)))
+    paths = ["usr/\udcff/x", "usr/\udcff\udcfe", "usr/é\udcff"]
+    assert split(paths, rules) == {"a": paths[:1], "b": paths[1:]}
+
+
+@pytest.mark.parametrize("pattern", [r"(a+)+b$", r"(a|aa)*b$", r"(.*)*(.*)*(.*)*b$"])
+def test_time_is_linear(pattern: str) -> None:
+    """Python's own expressions would never come to an end."""
+    assert split(["a" * 4000 + "!"], (Rule("x", (pattern,)),)) == {"x": [], "": ["a" * 4000 + "!"]}
+
+
+@pytest.mark.bound("PATTERN_MEMORY")
+def test_patterns_have_bounds() -> None:
+    with pytest.raises(PatternError, match="split rules of more than 1,000 patterns"):
+        Splitter([Rule("x", ("a",) * (2 * bounds.PATTERNS + 1))])
+    with pytest.raises(PatternError, match="pattern too large - compile failed"):
+        compile_rule("a{900}" * 100)
+
+
+def test_where_all_patterns_are_too_large_together_each_is_tried() -> None:
+    rules = [Rule(str(n), (f"x.{{900}}{n}",)) for n in range(400)]
+    assert Splitter([*rules, Rule("all", ("a",))]).artifact("abc") == "all"

@@ -189,7 +189,7 @@ def test_a_huge_morph_is_refused(farm: Farm) -> None:
     farm.write(**{"strata/one.morph": "#" * 9_000_000})
     done = farm.resolve(farm.order())
     assert done.returncode == 1
-    assert b"strata/one.morph: 9,000,000 bytes; files of definitions have" in done.stderr
+    assert b"strata/one.morph:1: has 9,000,000 bytes: files of definitions have" in done.stderr
 
 
 def test_a_full_disk_is_the_machine_s_fault(farm: Farm, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -102,10 +103,11 @@ def test_git_that_fetches_ends_with_its_resolver(tmp_path: Path) -> None:
 def children_of(pid: int) -> dict[int, list[str]]:
     """The processes that a process has started, at any distance, and their command lines."""
     found: dict[int, list[str]] = {}
-    for file in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, file.read_text().split()):
-            command = Path(f"/proc/{child}/cmdline").read_text().split("\0")
-            found |= {child: command, **children_of(child)}
+    for task in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            for child in map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split()):
+                found[child] = Path(f"/proc/{child}/cmdline").read_text().split("\0")
+                found |= children_of(child)
     return found
 
 
