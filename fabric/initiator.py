@@ -224,6 +224,14 @@ def _explained(cache: Path) -> Iterator[None]:
         raise
 
 
+def _look_around() -> None:
+    """FabricError if there is no current folder."""
+    try:
+        os.getcwd()  # noqa: PTH109
+    except FileNotFoundError:
+        raise FabricError("the current folder is gone; go to one that exists") from None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     # To look for garbage after every 700 things made, while definitions become thousands of them
@@ -233,6 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = load_settings(overrides=vars(options))
         command = importlib.import_module(f"fabric.commands.{options.command}")
+        _look_around()
         with _explained(settings.cache_dir):
             code: int = command.run(options, settings)
         sys.stdout.flush()
@@ -287,10 +296,17 @@ def program() -> NoReturn:
     """
     install()
     called(_as_typed(sys.argv[0]))
-    code = main()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError, OutputError):
-            stream.flush()
+    try:
+        code = main()
+    except SystemExit as end:  # of the parser of arguments
+        code = end.code if isinstance(end.code, int) else 2
+    try:
+        sys.stdout.flush()
+    except OutputError as error:
+        _tell(f"fabric-initiator: {error}")
+        code = code or error.exit_code
+    except BrokenPipeError:
+        code = code or 128 + signal.SIGPIPE
     os._exit(code)
 
 

@@ -151,6 +151,15 @@ class Output(io.TextIOWrapper):
             raise _unwritable(self.fileno(), error) from error
 
 
+def write_bytes(data: bytes) -> None:
+    """``data`` as it is, on standard output, for programs.  OutputError if that cannot be."""
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        raise _unwritable(1, error) from error
+
+
 def _unwritable(fd: int, error: OSError) -> Exception:
     if isinstance(error, BrokenPipeError):  # its reader has seen enough
         return error

@@ -90,7 +90,7 @@ def _build(
         contextlib.closing(Line(in_directory(fabric.directory), "follow")) as line,
     ):
         session = Session(submit, line, screen, fabric.check)
-        session.follow("interrupted; what was built is kept, the same command goes on there")
+        session.follow("{}; what was built is kept, the same command goes on there")
     fabric.stop()
     complete_logs(screen, store)
     failed(session, settings, hint)

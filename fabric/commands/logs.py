@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from fabric.commands.common import find_chunk, print_json
 from fabric.config import Settings
 from fabric.errors import FabricError
-from fabric.terminal import clean_pieces
+from fabric.terminal import clean_pieces, write_bytes
 
 if TYPE_CHECKING:
     from fabric.commands.controller import Controller
@@ -72,8 +72,7 @@ def _print(pieces: Iterator[bytes]) -> None:
             print(text, end="", flush=True)
         return
     for data in pieces:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+        write_bytes(data)
 
 
 def _pieces(controller: Controller, info: LogInfo, *, follow: bool) -> Iterator[bytes]:

@@ -49,8 +49,7 @@ def order(options: argparse.Namespace, settings: Settings) -> int:
             _say_ordered(screen, session, made.request)
             return 0
         session.follow(
-            "interrupted, so the build is cancelled; what was built is kept, the same command"
-            " goes on there"
+            "{}, so the build is cancelled; what was built is kept, the same command goes on there"
         )
         steps = session.mirror.steps.values()
         project.remember(system, tree, {f"{one.kind} {one.name}": one.key for one in steps})

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import re
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -109,7 +110,8 @@ class Session:
     def follow(self, parting: str) -> None:
         """To the end: until the request is over and every log is whole, or given up.
 
-        ``parting`` is said if that is left before.  MachineFault if the broker cannot take it.
+        ``parting`` is said if that is left before, with "interrupted" or "stopped" for its "{}".
+        MachineFault if the broker cannot take it.
         """
         try:
             while not self.mirror.complete:
@@ -117,8 +119,9 @@ class Session:
         finally:
             heeded = signal.signal(signal.SIGINT, signal.SIG_IGN)  # let this moment pass
             if not self.mirror.over and not (self._put_off and not self.mirror.version):
+                by_user = isinstance(sys.exception(), KeyboardInterrupt)
                 with contextlib.suppress(OSError, OutputError):
-                    self._screen.say(parting)
+                    self._screen.say(parting.format("interrupted" if by_user else "stopped"))
             self._close()
             signal.signal(signal.SIGINT, heeded)
 

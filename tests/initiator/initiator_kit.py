@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from small_definitions import lay_out, write_chunks
@@ -33,11 +33,18 @@ class Project:
     def environ(self) -> dict[str, str]:
         return {**os.environ, "FABRIC_CACHE": str(self.cache), "FABRIC_CONFIG": "/dev/null"}
 
-    def run(self, *args: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def run(
+        self,
+        *args: str,
+        timeout: float = 120,
+        within: Sequence[str] = (),
+        environ: Mapping[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """A command to its end; ``within`` starts it."""
         return subprocess.run(
-            [*INITIATOR, *args],
+            [*within, *INITIATOR, *args],
             cwd=self.logs,
-            env=self.environ,
+            env={**self.environ, **(environ or {})},
             capture_output=True,
             text=True,
             timeout=timeout,

@@ -1,0 +1,258 @@
+"""Where and as whom a user may start a build: none of it is a fault, and every fault is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from initiator_kit import Project
+
+SYSTEM = "../systems/small.morph"
+SHARE = "mkdir -p $DESTDIR/usr/bin; cp hello.txt $DESTDIR/usr/bin/{0}"
+FULL = "fabric-initiator: standard output cannot be written: No space left on device\n"
+
+
+def shell(script: str) -> tuple[str, ...]:
+    """Starts a command by a shell script, in which it is "$@"."""
+    return ("sh", "-c", script, "sh")
+
+
+def digest(project: Project) -> str:
+    """Of the system that was built."""
+    facts = json.loads(project.run("show", SYSTEM, "--json").stdout)
+    return str(facts[-1]["artifacts"][0]["sha256"])
+
+
+def goes(
+    project: Project, within: Sequence[str] = (), environ: Mapping[str, str] | None = None
+) -> None:
+    """Builds there, and takes out what was built."""
+    project.write(one=SHARE.format("one"), two=("one", f"umask; {SHARE.format('two')}"))
+    for args in (
+        ("build", SYSTEM),
+        ("build", SYSTEM),
+        ("logs", "two"),
+        ("checkout", SYSTEM, "--to", "tree"),
+    ):
+        done = project.run(*args, within=within, environ=environ)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+    assert (project.logs / "tree/usr/bin/one").read_text() == "hello\n"
+    assert not project.processes()
+
+
+PLACES: dict[str, tuple[Sequence[str], dict[str, str]]] = {
+    "256 descriptors": (shell('ulimit -n 256; exec "$@"'), {}),
+    "LANG=C": ((), {"LC_ALL": "C", "LANG": "C"}),
+    "no variables": (("env", "-i", "PATH=/usr/bin:/bin", "FABRIC_CONFIG=/dev/null"), {}),
+    "no home": ((), {"HOME": "/nowhere"}),
+    "no standard input": (shell('exec "$@" <&-'), {}),
+    "no standard files but one": (shell('exec "$@" <&- 2>&-'), {}),
+    "SIGINT and SIGPIPE ignored": (shell('trap "" INT PIPE; exec "$@"'), {}),
+    "a terminal that is none": ((), {"TERM": "dumb", "NO_COLOR": "1", "COLUMNS": "40"}),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_build_goes(project: Project, place: str) -> None:
+    within, environ = PLACES[place]
+    if within[:2] == ("env", "-i"):
+        within = (*within, f"FABRIC_CACHE={project.cache}")
+    goes(project, within, environ)
+
+
+def test_the_umask_of_a_user_is_in_no_artifact(project: Project) -> None:
+    found = set()
+    for umask in ("022", "077", "0"):
+        project.cache = project.root.parent / f"cache-{umask}"
+        goes(project, shell(f'umask {umask}; exec "$@"'))
+        shutil.rmtree(project.logs / "tree")
+        found.add(digest(project))
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("name", ["a path with spaces", "größe-日本", 'it\'s "quoted" & $HOME'])
+def test_any_name_of_a_folder(tmp_path: Path, name: str) -> None:
+    project = Project(tmp_path / name / "definitions", tmp_path / name / "cache")
+    # a URL has no spaces
+    project.source = (tmp_path / "source").resolve()
+    shutil.move(project.root / "source", project.source)
+    goes(project)
+    project.write(bad="false")
+    done = project.run("build", str(project.root / "systems/small.morph"))
+    assert done.returncode == 3
+    hint = shlex.split(done.stdout.partition("shell: ")[2].splitlines()[0])
+    assert hint[3:] == ["--system", str(project.root / "systems/small.morph")]
+
+
+@pytest.mark.parametrize("cache", ["memory", "disk"])
+def test_a_cache_in_memory_and_a_store_on_disk_and_the_reverse(tmp_path: Path, cache: str) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
+        assert Path(memory).stat().st_dev != tmp_path.stat().st_dev
+        places = {"memory": Path(memory), "disk": tmp_path}
+        project = Project(tmp_path / "definitions", places.pop(cache) / "cache")
+        [other] = places.values()
+        goes(project, environ={"FABRIC_ARTIFACTS": str(other / "store")})
+        assert (other / "store/manifests").is_dir()
+
+
+def test_a_folder_that_cannot_be_written(project: Project) -> None:
+    project.write(one="true")
+    there = shlex.quote(str(project.logs))
+    script = f"mount --bind {there} {there}; mount -o remount,ro,bind {there}; cd {there}"
+    read_only = ("unshare", "--map-root-user", "--mount", *shell(f'{script}; exec "$@"'))
+    done = project.run("build", SYSTEM, within=read_only)
+    assert done.returncode == 1
+    assert done.stderr.endswith(
+        f"fabric-initiator: {project.logs}: cannot write the log there: Read-only file system\n"
+    )
+    assert "interrupted" not in done.stdout
+    assert project.build().returncode == 0
+    assert project.run("build", SYSTEM, within=read_only).returncode == 0, "there is nothing to log"
+
+
+def test_a_folder_that_is_gone(project: Project) -> None:
+    project.write(one="true")
+    script = 'mkdir gone; cd gone; rmdir ../gone; exec "$@"'
+    done = project.run("build", SYSTEM, within=shell(script))
+    assert done.returncode == 1
+    text = "fabric-initiator: the current folder is gone; go to one that exists\n"
+    assert done.stderr.endswith(text)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("build", SYSTEM),
+        ("build", SYSTEM, "--json"),
+        ("show", SYSTEM),
+        ("graph", SYSTEM, "--json"),
+        ("logs", "one"),
+        ("checkout", SYSTEM, "--to", "tree"),
+        ("--help",),
+    ],
+    ids=" ".join,
+)
+def test_a_full_disk_for_what_is_printed(project: Project, args: Sequence[str]) -> None:
+    project.write(one="echo one")
+    assert project.build().returncode == 0
+    done = project.run(*args, within=shell('exec "$@" >/dev/full'))
+    assert (done.returncode, done.stderr) == (1, FULL)
+
+
+def test_a_full_disk_in_mid_build_ends_it(project: Project) -> None:
+    project.write(one="sleep 1000")
+    done = project.run("build", SYSTEM, within=shell('exec "$@" >/dev/full'))
+    assert done.returncode == 1
+    assert done.stderr.endswith(FULL)
+    assert not project.processes()
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_files_say_the_same_by_exit_codes(project: Project, closed: str) -> None:
+    project.write(one="echo one; cat; false")
+    script = shell(f'exec "$@" {closed}')
+    assert project.run("build", SYSTEM, within=script).returncode == 3
+    assert "+ false" in project.log("one-misc"), "no file took the place of standard output"
+    project.write(one="echo one; cat")
+    assert project.run("build", SYSTEM, within=script).returncode == 0
+    assert project.run("show", SYSTEM, within=script).returncode == 0
+    assert project.run("show", "none", within=script).returncode == 1
+
+
+def test_a_reader_that_has_seen_enough(project: Project) -> None:
+    project.write(one="echo one", two=("one", "sleep 1000"))
+    script = shell('{ "$@"; echo $? >&2; } | head -n 1')
+    done = project.run("build", SYSTEM, within=script)
+    assert done.stdout.startswith("[0/4] one: building on worker-")
+    assert done.stderr.endswith("141\n")
+    assert "Traceback" not in done.stderr
+    assert not project.processes()
+
+
+# -- users ---------------------------------------------------------------------------------
+
+ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
+
+
+class User:
+    """Somebody without any rights, with a home of their own: in no file, by number alone."""
+
+    def __init__(self, uid: int, home: Path) -> None:
+        self.uid = uid
+        self.project = Project(home / "definitions", home / "cache")
+        self.home = home
+
+    def owns(self) -> None:
+        """What was written is theirs."""
+        for path in (self.home, *self.home.rglob("*")):
+            os.chown(path, self.uid, self.uid, follow_symlinks=False)
+
+    @property
+    def becoming(self) -> tuple[str, ...]:
+        """Starts a command as they, who may read our interpreter wherever it is."""
+        real = Path(os.path.realpath(sys.executable)).parent.parent
+        script = ""
+        if str(real).startswith("/root/"):
+            aside = shlex.quote(str(self.home / "python"))
+            script = (
+                f"mkdir {aside}; mount --bind {real} {aside}; "
+                f"mount -t tmpfs -o mode=755 none /root;"
+                f"mkdir -p {real}; mount --move {aside} {real}; rmdir {aside};"
+            )
+        drop = f"setpriv --reuid {self.uid} --regid {self.uid} --clear-groups --inh-caps=-all"
+        nobody = "--bounding-set=-all --no-new-privs"
+        return ("unshare", "--mount", *shell(f'{script} exec {drop} {nobody} "$@"'))
+
+
+@pytest.fixture
+def users() -> Iterator[list[User]]:
+    """Two, whose homes anybody may look into."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)
+        yield [User(60001 + n, Path(folder) / f"home{n}") for n in range(2)]
+
+
+def with_ldconfig(project: Project) -> None:
+    """One chunk whose staging area needs ldconfig to be run."""
+    project.write(
+        base="mkdir -p $DESTDIR/bin $DESTDIR/sbin $DESTDIR/etc/ld.so.conf.d\n"
+        "cp /bin/busybox $DESTDIR/bin/sh\ncp /bin/busybox $DESTDIR/bin/mkdir\n"
+        "printf '#!/bin/sh\\nmkdir -p /var/linked\\n' > $DESTDIR/sbin/ldconfig\n"
+        "chmod 755 $DESTDIR/sbin/ldconfig; touch $DESTDIR/etc/ld.so.conf",
+        user=("base", "mkdir -p $DESTDIR/srv"),
+    )
+    stratum = project.root / "strata/things.morph"
+    head, _, tail = stratum.read_text().rpartition("build-mode: test")
+    stratum.write_text(f"{head}build-mode: staging{tail}")
+
+
+@ROOT
+def test_users_without_rights_build_at_the_same_time_as_root(
+    users: list[User], project: Project
+) -> None:
+    started = []
+    for which, within in (
+        *((user.project, user.becoming) for user in users),
+        (project, ()),
+    ):
+        with_ldconfig(which)
+        for user in users:
+            user.owns()
+        started.append((which, which.start(within=within)))
+    try:
+        for which, child in started:
+            out, err = child.communicate(timeout=120)
+            assert child.returncode == 0, out + err
+            assert not which.processes()
+    finally:
+        for _, child in started:
+            child.kill()
+            child.communicate()
