@@ -111,6 +111,33 @@ TOLD = _bound(
     "TOLD", 64 * KIB, "characters", "a text from the broker to an initiator", "it is not understood"
 )
 
+# -- connections ---------------------------------------------------------------------------
+
+DESCRIPTORS = _bound(
+    "DESCRIPTORS",
+    64 * KIB,
+    "descriptors",
+    "descriptors that a broker or an initiator takes, if the system grants them",
+    "connections of strangers are cut; transient failures are tried again",
+)
+DESCRIPTORS_KEPT = _bound(
+    "DESCRIPTORS_KEPT",
+    128,
+    "descriptors",
+    "descriptors that connections leave to the broker itself, or half of all",
+    "it cuts connections that have not said who they are",
+)
+TOPIC = _bound(
+    "TOPIC", 64, "bytes", "the name of a log that is subscribed to", "the connection is cut"
+)
+TOPICS = _bound(
+    "TOPICS",
+    20_000,
+    "subscriptions",
+    "logs that one name subscribes to at a time",
+    "the connection is cut",
+)
+
 # -- logs ----------------------------------------------------------------------------------
 
 LOGS_OPEN = _bound(

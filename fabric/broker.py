@@ -33,7 +33,7 @@ from fabric.journal import Journal
 from fabric.logs import Spools
 from fabric.metrics import Metrics
 from fabric.notes import Notes
-from fabric.process import die_with_parent
+from fabric.process import die_with_parent, more_descriptors
 from fabric.record import Record
 from fabric.resolving import Resolvers
 from fabric.scheduling import events
@@ -387,6 +387,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.check_config:
             print(config.shown(settings))
             return 0
+        more_descriptors()
         broker = _broker(settings, options.config, options.directory)
     except (FabricError, OSError) as error:
         Notes("fabric-broker")(str(error))

@@ -27,6 +27,8 @@ def command(*words: str) -> str:
 
 #: What the system says when there is no room on a disk.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+#: What the system says when it will do it in a while.
+PASSING = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
 
 
 class FabricError(Exception):

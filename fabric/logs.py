@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fabric import bounds
+from fabric.errors import PASSING
 from fabric.wire.messages import LogPiece, LogWanted
 
 if TYPE_CHECKING:
@@ -142,6 +143,10 @@ class Spools:
             try:
                 self._write(spool, fresh)
             except OSError as error:
+                if error.errno in PASSING:  # as if it had not come: it is asked for again
+                    spool.known = max(spool.known, end)
+                    self._lacking[key, fence] = spool
+                    return offset, b""
                 # A full disk costs the past of this log, and neither its stream nor the build.
                 spool.broken = str(error)
         spool.passed(fresh)
@@ -239,8 +244,9 @@ class Spools:
             try:
                 data = os.pread(self._file((key, fence)), length, offset)
             except OSError as error:
-                spool.broken = str(error)
-                return None
+                if error.errno not in PASSING:
+                    spool.broken = str(error)
+                    return None
         return LogPiece(key, fence, offset, data, spool.size, spool.sha256)
 
     # -- files -------------------------------------------------------------------------------
@@ -256,7 +262,7 @@ class Spools:
 
     def sweep_files(self) -> None:
         """Remove files that nobody wrote to for a day: of a broker that is no more."""
-        with os.scandir(self._directory) as entries:
+        with contextlib.suppress(OSError), os.scandir(self._directory) as entries:
             for entry in entries:
                 match = _NAME.match(entry.name)
                 if match is None or (match[1], int(match[2])) in self._spools:

@@ -8,6 +8,8 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
+from fabric import bounds
+
 if TYPE_CHECKING:
     import subprocess  # its users start processes; the others need not load it
 
@@ -27,6 +29,20 @@ def die_with_parent(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:  # it ended before that
         raise SystemExit(0)
+
+
+def more_descriptors() -> int:
+    """Let this process have as many descriptors as it may, within reason; how many that are."""
+    import resource  # hardly anybody needs it
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        hard = bounds.DESCRIPTORS
+    wanted = max(soft, min(hard, bounds.DESCRIPTORS))
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        return wanted
+    return soft
 
 
 def kill_session(leader: int) -> None:

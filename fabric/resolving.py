@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 
 from fabric import bounds
+from fabric.errors import PASSING
 from fabric.process import TooMuchOutput, converse, kill_session
 from fabric.scheduling.events import Resolved, Unresolved
 from fabric.wire.messages import Order, Submit
@@ -62,6 +63,7 @@ class _Child:
                     start_new_session=True,
                 )
         except OSError as error:
+            self.fault = error.errno in PASSING
             return self._failed(f"the controller cannot resolve it: {error}")
         with process:
             try:

@@ -14,7 +14,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from fabric import bounds
 from fabric.errors import BuildFailed, Cancelled, FabricError, MachineFault
+from fabric.process import more_descriptors
 from fabric.render import BuildView, RunningView, Screen, duration
 from fabric.terminal import OutputError
 from fabric.userlogs import UserLog, UserLogs
@@ -70,7 +72,7 @@ class Session:
         ``check`` is called now and then, for news.  A broker that cannot take the request in is
         asked again for ``patience`` seconds; one that had, as long as it takes.
         """
-        self.mirror = RequestMirror(asked)
+        self.mirror = RequestMirror(asked, min(bounds.LOGS_OPEN, more_descriptors() // 2))
         self._line = line
         self._screen = screen
         self._check = check

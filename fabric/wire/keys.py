@@ -20,7 +20,7 @@ import zmq
 from zmq.utils import z85
 
 from fabric.bounds import ADMITTED_KEYS, KEY_FILE
-from fabric.errors import FabricError
+from fabric.errors import PASSING, FabricError
 from fabric.files import read_regular
 from fabric.wire.sockets import Context, Curve
 
@@ -44,6 +44,10 @@ _LINE = re.compile(r'\s+(name|role|public-key|secret-key)\s*=\s*"?([^"\s]+)"?\s*
 
 class KeyProblem(FabricError):
     """A key is missing, or is not what it should be."""
+
+
+class Unreadable(KeyProblem):
+    """A file is there, and cannot be read now."""
 
 
 class Certificate(NamedTuple):
@@ -91,9 +95,11 @@ def read(path: Path) -> Certificate:
     try:
         text = read_regular(path, KEY_FILE).decode()
         mode = path.stat().st_mode
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise KeyProblem(f"{path}: the key cannot be read: {reason}") from None
+    except UnicodeDecodeError:
+        raise KeyProblem(f"{path}: the key cannot be read: it is no text") from None
+    except OSError as error:
+        kind = Unreadable if error.errno in PASSING else KeyProblem
+        raise kind(f"{path}: the key cannot be read: {error.strerror}") from None
     found = {m[1]: m[2] for line in text.split("\n") if (m := _LINE.match(line))}
     name, role, public = (found.get(what, "") for what in ("name", "role", "public-key"))
     secret = found.get("secret-key", "")
@@ -182,10 +188,15 @@ class Admitted:
                 f"{self.directory} has {len(seen):,} keys, and at most {ADMITTED_KEYS:,} are"
                 f" admitted, in the order of their names up to {last}: revoke some"
             )
+        stays = {f"{peer.name}.key": peer for peer in before.values()}
         for name, *_ in seen[:ADMITTED_KEYS]:
             try:
-                peer = read(self.directory / name)
-                self._add(peer, name)
+                self._add(read(self.directory / name), name)
+            except Unreadable as problem:  # whoever was admitted stays so meanwhile
+                self._seen = None
+                self.problems.append(str(problem))
+                if name in stays:
+                    self._add(stays[name], name)
             except KeyProblem as problem:
                 self.problems.append(str(problem))
         return any(self._peers.get(key) != peer for key, peer in before.items())

@@ -17,6 +17,7 @@ import zmq
 
 from fabric import bounds
 from fabric.wire import sockets
+from fabric.wire.connections import Strangers, Subscriptions, descriptor
 from fabric.wire.keys import Admitted, Certificate, Gate
 from fabric.wire.messages import (
     PROTOCOL,
@@ -41,6 +42,8 @@ JOBS_AT_ONCE = 200
 LOGS_AT_ONCE = 100
 #: Seconds between two looks at who is admitted.
 LOOK_EVERY = 0.2
+#: Seconds between two notes that strangers were cut.
+NOTE_EVERY = 60.0
 #: Peers remembered for having sent rubbish, so that each is noted once.
 SCOLDED = 1000
 
@@ -92,6 +95,10 @@ class Listener:
         self._admitted = admitted
         self._scolded: dict[str, None] = {}
         self._problems: list[str] = []
+        # files have none
+        ports = {each.rpartition(":")[2] for each in addresses if each.startswith("tcp:")}
+        self._strangers = Strangers({int(port) for port in ports})
+        self._crowd_noted = -math.inf
         #: when `look` is due
         self.due = math.inf if admitted is None else 0.0
         self._listen()
@@ -111,9 +118,11 @@ class Listener:
             raise
         door = () if self._gate is None else (self._gate.socket,)
         self._inbox = sockets.Inbox(*opened, *door, wake=self._wake)
+        self._subscriptions = Subscriptions(self._logs)
 
     def close(self) -> None:
         """Cut everybody off."""
+        self._logs.disable_monitor()
         self._context.destroy(linger=0)
 
     # -- hearing -------------------------------------------------------------------------------
@@ -125,12 +134,18 @@ class Listener:
     def look(self, now: float) -> bool:
         """See who is admitted now, if it is time; True if all were cut off for that.
 
-        ZeroMQ asks who somebody is once for each connection, and cannot cut a single one.  Those
-        who may come again by themselves.
+        ZeroMQ asks who somebody is once for each connection, and cannot say which one that is.
+        Those who may come again by themselves.
         """
         if self._admitted is None or self._gate is None or now < self.due:
             return False
         self.due = now + LOOK_EVERY
+        if (number := self._strangers.cut()) and now >= self._crowd_noted + NOTE_EVERY:
+            self._crowd_noted = now
+            self._note(
+                f"{number} connections were cut that had not said who they are: fewer than"
+                f" {bounds.DESCRIPTORS_KEPT} descriptors were left"
+            )
         revoked = self._admitted.refresh() or self._gate.revoked
         for problem in self._admitted.problems:
             if problem not in self._problems:
@@ -146,8 +161,14 @@ class Listener:
         """Let in those who may, and turn away the others."""
         if self._gate is not None and self._inbox.has(self._gate.socket):
             self._gate.serve(now)
-        for _ in self._inbox.receive(self._logs, JOBS_AT_ONCE):
-            pass  # who subscribes to what is ZeroMQ's business
+        for frames in self._inbox.receive(self._logs, JOBS_AT_ONCE):
+            fd = descriptor(frames[0])
+            if fd is None:
+                continue  # ZeroMQ's own word that a connection has ended
+            sender = self._sender(frames[0])
+            name = "" if sender is None else sender.name
+            if why := self._subscriptions.count(fd, frames[0].buffer, name):
+                self._scold(b"", sender, why)
 
     def heard(self) -> Iterator[Heard]:
         """Messages that have come, as far as they count."""

@@ -32,6 +32,8 @@ LOGS_HWM = 32
 KEPT_MEMORY = 2 * LOGS_HWM * bounds.LOG_PIECE
 #: No frame of the log stream is larger, in bytes.
 MAX_LOG_FRAME = bounds.LOG_PIECE + 4096
+#: No frame is larger that a republisher hears: subscriptions, and the handshake.
+MAX_HEARD = 1024
 #: Frames of one message that are looked at; no message has so many.
 MAX_FRAMES = 4
 #: An ipc path must be shorter than the kernel's limit for socket names, in bytes.
@@ -137,7 +139,9 @@ def publisher(context: Context, curve: Curve | None = None) -> Socket:
 
 def republisher(context: Context, curve: Curve | None = None) -> Socket:
     """The broker's socket for logs to initiators.  Its subscriptions must be read."""
-    return _socket(context, zmq.XPUB, LOGS_HWM, MAX_LOG_FRAME, curve, "logs")
+    socket = _socket(context, zmq.XPUB, LOGS_HWM, MAX_HEARD, curve, "logs")
+    socket.setsockopt(zmq.XPUB_VERBOSER, 1)  # each is counted
+    return socket
 
 
 def subscriber(context: Context, *topics: str, curve: Curve | None = None) -> Socket:

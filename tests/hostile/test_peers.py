@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -9,9 +10,13 @@ from functools import partial
 from typing import Any
 
 import pytest
+import zmq
 from farm_kit import Farm, report
+from waiting import until
+from wire_kit import resident
 
 from fabric import bounds
+from fabric.wire import sockets
 from fabric.wire.keys import Role
 from fabric.wire.messages import (
     PROTOCOL,
@@ -166,3 +171,52 @@ def test_a_message_is_refused(
     assert refused.reason.removeprefix("a message cannot be read: ") == reason
     sender.close()
     is_served(honest, farm)
+
+
+def wait_for(events: Any, wanted: int) -> None:
+    while True:
+        assert events.poll(20_000), "it does not happen"
+        event, _ = events.recv_multipart()
+        if int.from_bytes(event[:2], sys.byteorder) == wanted:
+            return
+
+
+def topics_of(number: int) -> list[bytes]:
+    return [b"%064x" % n for n in range(number)]
+
+
+@pytest.mark.parametrize(
+    ("topics", "reason"),
+    [
+        case("topic", "TOPIC")(
+            [b"x" * 65], "it subscribes to a topic of 65 bytes, and it may have 64"
+        ),
+        case("long topic")([b"x" * 2_000], ""),
+        case("topics", "TOPICS")(
+            topics_of(bounds.TOPICS + 300),
+            "it has 20,224 subscriptions, and there may be 20,000",
+        ),
+    ],
+)
+def test_subscriptions_cost_their_sender_the_connection(
+    farm: Farm, honest: Any, topics: list[bytes], reason: str
+) -> None:
+    name = f"m-{uuid.uuid4().hex}"
+    context = zmq.Context()
+    try:
+        reader = sockets.subscriber(context, curve=farm.key("initiator", name))
+        events = reader.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        sockets.connect(reader, farm.at.logs)
+        wait_for(events, zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        for topic in topics:
+            reader.setsockopt(zmq.SUBSCRIBE, topic)
+        wait_for(events, zmq.EVENT_DISCONNECTED)
+    finally:
+        reader.disable_monitor()
+        context.destroy(linger=0)
+    is_served(honest, farm)
+    said = f"a message of initiator {name} was dropped: {reason}"
+    if reason:
+        until(lambda: said in farm.said)
+    grown = resident(farm.child.pid)
+    assert grown < 200 * bounds.MIB
