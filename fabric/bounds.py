@@ -304,6 +304,13 @@ LOG_NOTES = _bound(
     "a file `.build-step-logs-*.part`, which names logs that are not whole",
     "it is left alone, and so are its logs",
 )
+ERROR_LINES = _bound(
+    "ERROR_LINES",
+    40,
+    "lines",
+    "an error on standard error",
+    "lines that say the same of different things are counted; `--debug` shows each",
+)
 FAILURES = _bound(
     "FAILURES", 1000, "steps", "failures that `show` tells of", "the oldest is forgotten"
 )

@@ -11,6 +11,8 @@ import shlex
 
 import msgspec
 
+from fabric import bounds
+
 _called = "fabric-initiator"
 
 
@@ -29,6 +31,38 @@ def command(*words: str) -> str:
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 #: What the system says when it will do it in a while.
 PASSING = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
+
+
+#: Lines of one shape that `grouped` shows, and names of others that it gives.
+_EXAMPLES = 2
+_OTHERS = 20
+
+
+def grouped(text: str, most: int = bounds.ERROR_LINES) -> str:
+    """``text`` in at most ``most`` lines: of many that say the same of different things, two are
+    shown, and the others named by their first word.
+    """
+    lines = [line for line in text.splitlines() if line.strip()]
+    if len(lines) <= most:
+        return text
+    alike: dict[str, list[str]] = {}
+    for line in lines:
+        alike.setdefault(_shape(line), []).append(line)
+    told: list[str] = []
+    for group in alike.values():
+        told += group[:_EXAMPLES]
+        firsts = [line.split(maxsplit=1)[0].rstrip(":") for line in group[_EXAMPLES:]]
+        if others := list(dict.fromkeys(firsts)):
+            more = f", and {len(others) - _OTHERS} more" if len(others) > _OTHERS else ""
+            told.append(f"  and {len(firsts)} more like these: {', '.join(others[:_OTHERS])}{more}")
+    if len(told) >= most:
+        told[most - 1 :] = [f"and {len(told) - most + 1} lines more"]
+    return "\n".join([*told, f"{len(lines)} problems in all; --debug shows each"])
+
+
+def _shape(line: str) -> str:
+    """The line without names, paths and numbers."""
+    return " ".join(word if word.strip("(),;").isalpha() else "*" for word in line.split())
 
 
 class FabricError(Exception):

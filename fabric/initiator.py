@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from fabric import __version__
 from fabric.config import load_settings
-from fabric.errors import NO_ROOM, FabricError, called
+from fabric.errors import NO_ROOM, FabricError, called, grouped
 from fabric.terminal import OutputError, install, restore
 
 EPILOG = """exit codes:
@@ -249,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.debug:
             raise
         prefix = "" if getattr(error, "problems", None) else "fabric-initiator: "
-        _tell(f"{prefix}{error}")
+        _tell(grouped(f"{prefix}{error}"))
         return error.exit_code
     except KeyboardInterrupt:
         _tell("fabric-initiator: interrupted")

@@ -1,0 +1,33 @@
+"""Errors as users read them."""
+
+from __future__ import annotations
+
+import pytest
+
+from fabric.bounds import ERROR_LINES
+from fabric.errors import grouped
+
+
+def lacks(number: int) -> str:
+    return f"upstream:lib{number}: no such repository: add sources/lib{number}.lorry"
+
+
+@pytest.mark.bound("ERROR_LINES")
+def test_many_problems_are_grouped_and_counted() -> None:
+    others = [f"strata/a.morph:{n}: chunk c{n}: no field 'x'" for n in range(3)]
+    text = "\n".join([*map(lacks, range(100)), *others])
+    named = ", ".join(f"upstream:lib{n}" for n in range(2, 22))
+    assert grouped(text).splitlines() == [
+        lacks(0),
+        lacks(1),
+        f"  and 98 more like these: {named}, and 78 more",
+        *others[:2],
+        "  and 1 more like these: strata/a.morph:2",
+        "103 problems in all; --debug shows each",
+    ]
+    few = "\n".join(map(lacks, range(ERROR_LINES)))
+    assert grouped(few) == few
+    words = "\n".join("x" * n for n in range(1, 200))
+    told = grouped(words).splitlines()
+    assert len(told) == ERROR_LINES + 1
+    assert told[-2:] == ["and 160 lines more", "199 problems in all; --debug shows each"]
