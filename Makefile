@@ -32,6 +32,12 @@ define debian
 	    --no-install-recommends $$missing; fi
 endef
 
+# say how to type the program by itself, to those who cannot
+define on_path
+command -v fabric-initiator >/dev/null || \
+  echo "To type fabric-initiator without its folder:  . $(VENV)/bin/activate"
+endef
+
 .PHONY: help
 help: ## what this Makefile does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,12 +75,14 @@ setup-test: setup-deploy setup-dev
 .PHONY: build
 build: setup ## build the example system from source (SYSTEM=... for another)
 	$(BIN)/fabric-initiator build $(SYSTEM)
+	@$(on_path)
 
 .PHONY: image
 image: build ## and make a bootable disk image of it: build/system.img
 	$(call debian,$(DEBIAN_IMAGE))
 	mkdir -p build
 	$(BIN)/fabric-initiator image $(SYSTEM) --to build/system.img --force
+	@$(on_path)
 
 .PHONY: check
 check: setup-deploy setup-dev ## format, lint, types, import contracts
