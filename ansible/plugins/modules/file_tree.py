@@ -73,6 +73,11 @@ _FILE = {
 }
 
 
+class Module(AnsibleModule):
+    def _log_invocation(self) -> None:
+        """Nothing is logged: of a secret of several lines, Ansible finds only the lines as one."""
+
+
 class Entry(NamedTuple):
     """A file with its content, a link with its target, or a folder."""
 
@@ -144,7 +149,7 @@ class Entry(NamedTuple):
 
 
 def main() -> None:
-    module = AnsibleModule(
+    module = Module(
         {
             "root": {"type": "path", "default": "/"},
             "files": {

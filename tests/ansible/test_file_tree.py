@@ -1,0 +1,40 @@
+"""The module file_tree, by Ansible's own command."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SECRET = "first line\nsecond-line-of-a-key\n"
+
+
+def test_a_secret_is_written_and_told_nowhere(tmp_path: Path) -> None:
+    """Nor to the machine's log, which Ansible's modules tell what they were given."""
+    files = [{"path": "/key", "secret": SECRET, "mode": "0600"}, {"path": "/motd", "content": "hi"}]
+    given = {"root": str(tmp_path / "to"), "files": files}
+    trace = ["strace", "-f", "-qq", "-s", "4096", "-e", "trace=connect,sendto", "-o"]
+    ansible = [str(Path(sys.executable).with_name("ansible")), "localhost", "-vvv", "--diff"]
+    ansible += ["-m", "file_tree", "-a", json.dumps(given)]
+    environment = {
+        **os.environ,
+        "ANSIBLE_LIBRARY": str(ROOT / "ansible/plugins/modules"),
+    }
+    done = subprocess.run(
+        [*trace, str(tmp_path / "calls"), *ansible],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "second-line" not in done.stdout + done.stderr
+    assert (tmp_path / "to/key").read_text() == SECRET
+    assert (tmp_path / "to/key").stat().st_mode & 0o777 == 0o600
+    assert not [
+        line for line in (tmp_path / "calls").read_text().splitlines() if "/dev/log" in line
+    ]

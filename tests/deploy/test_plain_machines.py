@@ -1,0 +1,60 @@
+"""A farm on machines that are there already, as docs/operations.md tells it, word for word."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from deploy_kit import tiny_definitions
+from node_kit import Node
+from systems_kit import ROOT
+from vmhost_kit import DOMAIN, VmHost
+from world_kit import until
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
+
+MACHINES = ("controller", "worker0", "worker1")
+
+
+def blocks() -> list[str]:
+    """The commands of the section, with the names that these machines have."""
+    page = (ROOT / "docs/operations.md").read_text()
+    section = page.partition("\n## A farm without virtual machines\n")[2].partition("\n## ")[0]
+    found = re.findall(r"(?ms)^```\n(.*?)^```$", section)
+    return [re.sub(r"(\$?\w+)\.example", rf"plain-\1.{DOMAIN}", block) for block in found]
+
+
+def test_a_farm_by_the_guide(vmhost: VmHost, tree: Path, scratch: Path) -> None:
+    world = vmhost.world
+    files = scratch / "plain"
+    (files / "root/.ssh").mkdir(parents=True, mode=0o700)
+    (files / "etc/systemd/network").mkdir(parents=True)
+    key = world.run("cat", "/root/.ssh/id_ed25519.pub")
+    (files / "root/.ssh/authorized_keys").write_text(key)
+    nodes = {
+        name: Node(vmhost, f"plain-{name}.{DOMAIN}", tree, number, files, scratch)
+        for number, name in enumerate(MACHINES, 30)
+    }
+    for node in nodes.values():
+        world.run("ssh", "-o", "StrictHostKeyChecking=accept-new", f"root@{node.name}", "true")
+    install, *rest = blocks()
+    assert "pip install" in install  # what the machines here have already
+    environment = {"USER": "ann", "XDG_CONFIG_HOME": "", "HOME": "/root"}
+    follow = ["bash", "-euo", "pipefail", "-c", "\n".join(rest)]
+    said = world.run(*follow, cwd=ROOT, env=environment, timeout=300)
+
+    def workers() -> str:
+        return world.run("fabric-initiator", "workers", cwd=scratch, env=environment)
+
+    until(lambda: workers().count(" idle ") == 2, 60, lambda: said + workers())
+    definitions = tiny_definitions(scratch / "plain-tiny", 4, "true")
+    build: list[str | Path] = ["fabric-initiator", "build", definitions / "systems/tiny.morph"]
+    assert "tiny is built" in world.run(*build, cwd=scratch, env=environment, timeout=300)
+    push = ["git", "push", f"ssh://git@plain-controller.{DOMAIN}/srv/trove/trove.git", "HEAD:x"]
+    ssh = {"GIT_SSH_COMMAND": f"ssh -i {ROOT}/worker.key -o IdentitiesOnly=yes"}
+    assert world.attempt(*push, cwd=definitions, env=ssh).returncode != 0
+    for name, node in nodes.items():
+        assert node.run(
+            "find /etc/distbuild -name '*key_secret' -o -name worker.key -perm /077"
+        ) == (f"/etc/distbuild/keys/{'broker' if name == 'controller' else name}.key_secret\n")
