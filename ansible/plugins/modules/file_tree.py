@@ -73,7 +73,7 @@ _FILE = {
 }
 
 
-class Module(AnsibleModule):
+class Module(AnsibleModule):  # type: ignore[misc]  # of a library without types
     def _log_invocation(self) -> None:
         """Nothing is logged: of a secret of several lines, Ansible finds only the lines as one."""
 
