@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import threading
 from collections.abc import Sequence
@@ -13,21 +12,26 @@ import msgspec
 
 from fabric.building import area
 from fabric.building.log import Log
+from fabric.building.terminal import Terminal
 from fabric.building.workspace import Workspace
 from fabric.errors import FabricError
 from fabric.jobs import Job
+
+#: The first of a session to open a terminal is who controls it: for Ctrl-C, Ctrl-Z, and jobs.
+_TAKE = 'exec "$@" <>/dev/console'
 
 
 def shell(job: Job, workspace: Workspace, *, jobs: int, argv: Sequence[str] = ()) -> int:
     """Run ``argv``, else a shell, in the sandbox of a chunk; return its exit status.
 
-    It has this process's standard input and output.  When the last attempt on this machine
-    failed, its tree is as it was at that moment, and stays so as the shell leaves it; otherwise
-    the tree is fresh and no command has run.
+    It has this process's standard files, but a terminal of its own instead of the user's.  When
+    the last attempt on this machine failed, its tree is as it was at that moment, and stays so as
+    the shell leaves it; otherwise the tree is fresh and no command has run.
     """
     if job.kind != "chunk":
         raise FabricError(f"{job.name} is a {job.kind}: only chunks are built in a sandbox")
-    with workspace.using(), Log(Path(os.devnull)) as log:
+    needed = {job.key, *(staged.key for staged in job.staged)}
+    with workspace.using(needed), Log(Path(os.devnull)) as log:
         kept = workspace.take_failed(job.key)
         scratch = kept or workspace.build_scratch()
         try:
@@ -50,7 +54,12 @@ def _run(place: area.Area, argv: list[str], *, fresh: bool, jobs: int) -> int:
             file=sys.stderr,
         )
     terminal = {"TERM": os.environ.get("TERM", "dumb"), "MAKEFLAGS": f"-j{jobs}"}
-    box = msgspec.structs.replace(place.box, environment={**place.box.environment, **terminal})
-    with box.files() as files:
-        # No session of its own: a shell needs its terminal, for Ctrl-C and Ctrl-Z.
-        return subprocess.call(box.command(files, [], argv), pass_fds=files)
+    with Terminal() as its:
+        mounts = place.box.mounts
+        if its.place is not None:
+            mounts += ("--dev-bind", its.place, "/dev/console")
+            argv = ["sh", "-c", _TAKE, "sh", *argv]
+        environment = {**place.box.environment, **terminal}
+        box = msgspec.structs.replace(place.box, environment=environment, mounts=mounts)
+        with box.files() as files:
+            return its.run(box.command(files, ["--new-session"], argv), files)

@@ -32,7 +32,7 @@ from fabric.building.holds import Holds
 from fabric.building.layers import Layers
 from fabric.building.locks import Locks
 from fabric.building.reaper import Reaper
-from fabric.building.room import by_age, free
+from fabric.building.room import by_age, free, use
 from fabric.building.tree import emptied, open_up, remove
 from fabric.jobs import Blob, Manifest, Source
 
@@ -136,7 +136,9 @@ class Workspace:
     def keep_failed(self, key: str, scratch: Path) -> Path:
         """Keep the scratch of a failed attempt, in place of an earlier one; return its path."""
         self.forget_failed(key)
-        return scratch.rename(self.root / "failed" / key)
+        kept = scratch.rename(self.root / "failed" / key)
+        use(kept)
+        return kept
 
     def forget_failed(self, key: str) -> None:
         """Discard the scratch of a failed attempt, if there is one."""
@@ -150,10 +152,15 @@ class Workspace:
             return None
 
     @contextmanager
-    def using(self) -> Iterator[None]:
-        """Around a build: its layers stay meanwhile, and the reaper knows that it disturbs."""
+    def using(self, keep: AbstractSet[str] = frozenset()) -> Iterator[None]:
+        """Around a build: its layers stay meanwhile, and the reaper knows that it disturbs.
+
+        What is of the keys ``keep`` stays also when the disk is nearly full, and so does the
+        tree of the last attempt that failed: its user is about to look inside.
+        """
         if _scarce(self.root):
-            self.clean()
+            failed = by_age([self.root / "failed"])
+            self.clean(keep | {path.name for path in failed[-1:]})
         fd = self._locks.take("layers", shared=True, wait=True)
         assert fd is not None
         self._notice_cleaning()

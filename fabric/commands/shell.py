@@ -6,12 +6,13 @@ import argparse
 
 from fabric.building.shell import shell
 from fabric.building.workspace import Workspace
-from fabric.commands.common import find_chunk
+from fabric.commands.common import find_chunk, heed_signals
 from fabric.config import Settings
 from fabric.errors import FabricError, command
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
+    heed_signals()
     project, plan, step = find_chunk(settings, options.chunk, options.system)
     if step.kind != "chunk":
         raise FabricError(f"{step.name} is a {step.kind}; only chunks are built in a sandbox")

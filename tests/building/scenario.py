@@ -10,12 +10,14 @@ from __future__ import annotations
 import concurrent.futures.thread  # noqa: F401
 import hashlib
 import os
+import shutil
 import sys
 from pathlib import Path
 
 from building_kit import Kit
 
 from fabric.building.archive import FILE, Entry, Packed, pack
+from fabric.building.shell import shell
 from fabric.errors import FabricError
 from fabric.jobs import Blob, Job
 
@@ -93,6 +95,21 @@ def main(name: str, root: Path, archive: Path, uid: int | None = None) -> int:
         os.setgid(uid)
         os.setuid(uid)
     kit = Kit(root, base)
+    if name == "shell":  # with a chunk that has this machine's tools
+        with kit.workspace:
+            host = {"PATH": "/usr/bin:/bin"}
+            job = kit.chunk(mode="test", staged=(), environment=host, build=["true"])
+            return shell(job, kit.workspace, jobs=1)
+    if name == "look-inside":  # of a failed build, when the disk is nearly full
+        job = kit.chunk(build=["echo half > made; false"])
+        try:
+            kit.build(job)
+        except FabricError as error:
+            print(error)
+        free = shutil.disk_usage(root).free
+        (root / "ballast").write_bytes(bytes(free - (3 << 20)))
+        with kit.workspace:
+            return shell(job, kit.workspace, jobs=1, argv=["cat", "made"])
     try:
         manifest = kit.build(job_of(name, kit), timeout=None)
         for path, entry in kit.entries(manifest, "thing-bins").items():

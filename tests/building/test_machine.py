@@ -108,6 +108,14 @@ class TestFullDisk:
         assert "full" in output
         assert output.splitlines()[-1] == "left:"
 
+    def test_leaves_what_failed_for_a_look_inside(self, place: Path, base: Packed) -> None:
+        within = self.MOUNT.format(place / "root")
+        status, output = play(scenario("look-inside", place, base, within=within), ("--mount",))
+        assert (status, output) == (
+            0,
+            "build-commands failed with exit status 1: echo half > made; false\nhalf\n",
+        )
+
 
 class TestSandboxCannotStart:
     def test_user_namespaces_are_forbidden(self, place: Path, base: Packed) -> None:

@@ -75,6 +75,10 @@ class Terminal:
             self._screen.resize(rows, columns)
         self._set_size(columns, rows)
 
+    def types(self, text: str) -> None:
+        """What its user types; ``\\n`` is Enter, ``\\x1a`` Ctrl-Z."""
+        os.write(self._ours, text.encode())
+
     def press_ctrl_c(self) -> None:
         os.write(self._ours, b"\x03")
 

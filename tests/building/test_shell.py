@@ -1,0 +1,122 @@
+"""The shell in a sandbox, as its user has it: on a real terminal, which it cannot type into."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from terminals import Terminal
+from test_machine import place, scenario  # noqa: F401 (a fixture)
+
+from fabric.building.archive import Packed
+
+#: What the user's own shell does afterwards: it reads a line, as it would read a command.
+AFTER = 'echo "status $?"; stty -a | grep -o " icanon"; read line; echo "typed <$line>"'
+TYPE = """python3 -c '
+import fcntl, os
+for fd in (0, os.open("/dev/tty", os.O_RDWR)):
+    for byte in b"evil\\n":
+        try: fcntl.ioctl(fd, 0x5412, bytes([byte]))
+        except OSError as error: print("refused", error.errno)
+'"""
+
+
+@pytest.fixture
+def terminal(place: Path, base: Packed) -> Iterator[Terminal]:  # noqa: F811
+    """A user's terminal, in which a shell runs in the sandbox of a chunk."""
+    command = scenario("shell", place, base, within="")
+    command[2] = f'"$@"; {AFTER}'
+    environ = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)), PS1="outer$ ")
+    made = Terminal(command, place, environ)
+    try:
+        made.sees(lambda lines: bool(lines) and lines[-1].endswith("#"), "the prompt")
+        yield made
+    finally:
+        made.close()
+
+
+def lines_ending(terminal: Terminal, text: str) -> int:
+    """How many do; what was typed ahead of a prompt may stand before it."""
+    return sum(line.endswith(text) for line in terminal.lines())
+
+
+def ends(terminal: Terminal) -> list[str]:
+    """Leave both shells; all rows."""
+    terminal.types("exit 5\n")
+    terminal.sees(lambda lines: lines[-1] == " icanon", "the state of the terminal")
+    assert lines_ending(terminal, "status 5")
+    terminal.types("mine\n")
+    assert terminal.ends() == 0
+    return terminal.lines()
+
+
+def test_leaving_says_nothing_and_gives_the_terminal_back(terminal: Terminal) -> None:
+    terminal.types("echo it $((3 * 4))\n")
+    terminal.sees(lambda lines: "it 12" in lines, "the output")
+    lines = ends(terminal)
+    assert lines[-4:] == ["status 5", " icanon", "mine", "typed <mine>"]
+    assert lines[:4] == [
+        "No command has run yet.",
+        "Run all steps:  sh /dev/steps",
+        "Run one list:   sh /dev/steps build-commands",
+        "Leave:          exit",
+    ]
+    said = [line for line in lines[4:-4] if "#" not in line]
+    assert said == ["it 12"], "no word of job control or terminals"
+
+
+def test_its_programs_cannot_type_for_the_user(terminal: Terminal) -> None:
+    terminal.types(f"{TYPE}\n")
+    terminal.sees(lambda _: lines_ending(terminal, "refused 1") == 10, "what the kernel answers")
+    assert ends(terminal)[-1] == "typed <mine>"
+
+
+def test_jobs_and_keys(terminal: Terminal) -> None:
+    terminal.types("sleep 1000\n")
+    terminal.sees(lambda lines: lines[-1].endswith("sleep 1000"), "it run")
+    terminal.types("\x1a")
+    terminal.sees(lambda lines: any("Stopped" in line for line in lines), "that it stopped")
+    terminal.types("fg\n")
+    terminal.sees(lambda lines: lines[-1] == "sleep 1000", "that it goes on")
+    terminal.press_ctrl_c()
+    terminal.types("\necho $?, $(jobs | wc -l) jobs\n")
+    terminal.sees(lambda _: lines_ending(terminal, "130, 0 jobs") == 1, "that Ctrl-C ended it")
+    ends(terminal)
+
+
+def test_size_follows_the_window(terminal: Terminal) -> None:
+    terminal.types("stty size\n")
+    terminal.sees(lambda lines: "24 80" in lines, "its size")
+    terminal.resize(100, 30)
+    terminal.types("stty size\n")
+    terminal.sees(lambda lines: "30 100" in lines, "its new size")
+    ends(terminal)
+
+
+def test_much_at_once_in_both_directions(terminal: Terminal) -> None:
+    """As when a text is pasted while something is printed."""
+    terminal.types("stty -echo; cat > it; wc -c < it; seq 100000 | wc -l; seq 30000\n")
+    for _ in range(50):
+        terminal.types("x" * 99 + "\n")
+    terminal.types("\x04")
+    terminal.sees(lambda lines: "30000" in lines, "the last of them")
+    terminal.types("stty echo; clear; cat it | wc -c\n")
+    terminal.sees(lambda lines: "5000" in lines, "that all of it came")
+    ends(terminal)
+
+
+def test_files_stay_files(place: Path, base: Packed) -> None:  # noqa: F811
+    """What is redirected goes there and nowhere else."""
+    command = scenario("shell", place, base, within="")
+    command[2] = f'"$@" > {place}/out 2>&1 < /dev/null'
+    environ = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
+    terminal = Terminal(command, place, environ)
+    try:
+        assert terminal.ends() == 0
+        assert "Leave:          exit\n" in (place / "out").read_text()
+        assert terminal.raw == b""
+    finally:
+        terminal.close()
