@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import gc
 import math
 import os
@@ -132,8 +133,23 @@ class Broker:
             events.Learned: journal.learned,
         }
         if lasting:  # else nobody comes back to what a former broker did
-            for event in (*journal.finished(), *journal.unfinished()):
-                self._apply(event)
+            self._take_up()
+
+    def _take_up(self) -> None:
+        """Take up what is written of requests; what the core cannot take is set aside."""
+        blank, journal = copy.deepcopy(self._scheduler), self._record.journal
+        records, effects = journal.records(), list[events.Effect]()
+        while records:
+            record = records.pop(0)
+            try:
+                effects += self._scheduler.handle(record.event, self._now)
+            except Exception as error:  # noqa: BLE001 - a broker that does not start helps nobody
+                journal.set_aside(record.id, record.written, error)
+                # what the core has of it is not whole: once more, without it
+                self._scheduler = copy.deepcopy(blank)
+                records, effects = journal.records(), []
+        for effect in effects:
+            self._carry_out[type(effect)](effect)
 
     def run(self) -> None:
         """Serve until told to stop."""

@@ -14,6 +14,7 @@ fatal; one that cannot be used is, when a broker begins: it would forget what st
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import sqlite3
 import time
@@ -37,6 +38,10 @@ REQUESTS_KEPT = 200
 STEPS_KEPT = 100_000
 #: Seconds after which a request whose end nobody saw counts as over.
 ABANDONED = 30 * 86400.0
+#: Seconds that a build may have taken: no more is believed.
+LONGEST = 1e9
+#: An epoch from which on a file is damaged.
+_EPOCHS = 2**32
 #: Seconds to wait for another broker's transaction.
 PATIENCE = 2.0
 
@@ -67,6 +72,19 @@ _CLOSED = (
     "UPDATE requests SET intent = NULL, state = ?, closed = ?, message = ?, done = ?, cached = ?,"
     " failed = ?, total = ?, outcome = ? WHERE id = ?"
 )
+#: What is of another type is damaged.
+_DURATIONS = (
+    "SELECT kind, name, arch, seconds FROM durations WHERE typeof(seconds) IN ('real', 'integer')"
+    " AND seconds BETWEEN 0 AND ? AND typeof(kind) = 'text' AND typeof(name) = 'text'"
+    " AND typeof(arch) = 'text'"
+)
+#: The id as bytes, for it may be damaged.
+_WRITTEN = (
+    "SELECT CAST(id AS BLOB), requester, opened, state = 'open' AS goes_on,"
+    " coalesce(CASE state WHEN 'open' THEN intent ELSE outcome END, intent, outcome)"
+    " FROM requests ORDER BY goes_on, CASE state WHEN 'open' THEN opened ELSE closed END"
+)
+_SET_ASIDE = "DELETE FROM requests WHERE CAST(id AS BLOB) = ?"
 _FORGOTTEN = "DELETE FROM requests WHERE id = ?"
 _DRAINED = "INSERT OR IGNORE INTO drained VALUES (?)"
 _RESUMED = "DELETE FROM drained WHERE worker = ?"
@@ -81,6 +99,7 @@ def connect(path: str) -> sqlite3.Connection:
     if path != ":memory:":  # it holds a secret, and so do the files that SQLite puts beside it
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     db = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
+    db.text_factory = lambda text: text.decode(errors="replace")
     try:
         if db.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
             with contextlib.suppress(sqlite3.OperationalError):  # another broker is just at it
@@ -90,6 +109,14 @@ def connect(path: str) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+class Written(NamedTuple):
+    """What is written of a request, and as what the core takes it up."""
+
+    id: bytes
+    written: object
+    event: Remembered | Order | Submit
 
 
 class Storage(NamedTuple):
@@ -127,7 +154,9 @@ class Journal:
         """MachineFault if the file cannot be used, and is needed or has something in it."""
         self._clock = storage.clock
         self._connect = storage.connect
+        self._path = path
         self._warn = warn
+        self._set_aside: set[bytes] = set()  # requests of which a record is no good
         self._promises: list[Promise] = []  # not given to the scribe yet,
         self._attempts: list[object] = []  # nor are these,
         self._durations: list[object] = []  # and these
@@ -233,41 +262,60 @@ class Journal:
         """Whether all is on the disk of what was said of a request, as of the last `look`."""
         return request not in self._unkept
 
-    def unfinished(self) -> list[Order | Submit]:
-        """Requests that began and are not over, oldest first.
+    def records(self) -> list[Written]:
+        """What is written of requests: those that are over, then those that are not, oldest first.
 
-        To be called before anything is written.
+        One that cannot be read is set aside.  To be called before anything is written.
         """
-        rows = self._db.execute(
-            "SELECT id, intent FROM requests WHERE state = 'open' ORDER BY opened"
-        )
         found = []
-        for id, intent in rows:
+        for id, requester, opened, goes_on, written in self._db.execute(_WRITTEN).fetchall():
+            if id in self._set_aside:
+                continue
             try:
-                found.append(_decode_intent(intent))
-                self._taken_up.add(id)
-            except msgspec.MsgspecError as error:
-                self._warn(f"request {id} cannot be taken up again: {error}")
+                event = self._event(id, requester, opened, written, goes_on=goes_on)
+            except (msgspec.MsgspecError, TypeError, ValueError) as error:
+                self.set_aside(id, written, error)
+                continue
+            if goes_on:
+                self._taken_up.add(id.decode())
+            found.append(Written(id, written, event))
         return found
 
-    def finished(self) -> list[Remembered]:
-        """Requests that are over, the one that ended first first.
+    def _event(
+        self, id: bytes, requester: object, opened: float, written: bytes, *, goes_on: bool
+    ) -> Remembered | Order | Submit:
+        """MsgspecError, TypeError or ValueError if the row is damaged."""
+        if goes_on:
+            intent: Order | Submit = _decode_intent(written)
+            request = intent.request
+        else:
+            outcome = _decode_outcome(written)
+            request = outcome.request
+            if outcome.state not in ("done", "failed", "cancelled"):
+                raise ValueError(f"it is over, and {outcome.state}")
+        if request.encode() != id:
+            raise ValueError(f"it is of request {request}")
+        if goes_on:
+            return intent
+        return Remembered(outcome, str(requester), max(0.0, self._clock() - opened))
 
-        To be called before anything is written.
-        """
-        rows = self._db.execute(
-            "SELECT id, requester, opened, outcome FROM requests WHERE state <> 'open'"
-            " ORDER BY closed"
-        )
-        now = self._clock()
-        found = []
-        for id, requester, opened, outcome in rows:
-            try:
-                ago = max(0.0, now - opened)
-                found.append(Remembered(_decode_outcome(outcome), requester, ago))
-            except (msgspec.MsgspecError, TypeError) as error:
-                self._warn(f"how request {id} ended is not known: {error}")
-        return found
+    def set_aside(self, id: bytes, written: object, error: Exception) -> None:
+        """Move what is written of a request out of the way, into a file; the error says why."""
+        self._set_aside.add(id)
+        self._taken_up.discard(id.decode(errors="replace"))
+        data = written if isinstance(written, bytes) else repr(written).encode()
+        digest = hashlib.sha256(id + data).hexdigest()[:16]
+        file = self._path.with_name(f"{self._path.name}.request-{digest}")
+        try:
+            with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as f:
+                f.write(data)
+            self._db.execute(_SET_ASIDE, (id,))
+            then = f"is set aside, in {file}"
+        except (OSError, sqlite3.Error) as failure:
+            then = f"stays where it is: {failure}"
+        name = id.decode(errors="backslashreplace")
+        why = f"{type(error).__name__}: {error}"
+        self._warn(f"request {name} cannot be taken up again, and {then}: {why}")
 
     def close(self, timeout: float = PATIENCE) -> None:
         """Write what is left."""
@@ -313,18 +361,23 @@ class Journal:
             if version < VERSION:
                 db.executescript(_SCHEMA)
             with transaction(db):
-                # The clock only serves to go on above a journal that was lost.
                 last = db.execute("SELECT max(epoch) FROM epochs").fetchone()[0]
                 self.first = self.first and last is None
-                self.epoch = int(self._clock()) if last is None else last + 1
+                # The clock only serves to go on above a journal that was lost.
+                self.epoch = int(self._clock())
+                if last is not None and 0 <= last < _EPOCHS:
+                    self.epoch = last + 1
                 db.execute("DELETE FROM epochs")
                 db.execute("INSERT INTO epochs VALUES (?)", (self.epoch,))
-                if (kept := db.execute("SELECT secret FROM secrets").fetchone()) is None:
-                    db.execute("INSERT INTO secrets VALUES (?)", (self.secret,))
-                else:
+                kept = db.execute("SELECT secret FROM secrets").fetchone()
+                if kept is not None and isinstance(kept[0], bytes) and len(kept[0]) == 32:
                     self.secret = kept[0]
-            rows = db.execute("SELECT kind, name, arch, seconds FROM durations")
-            self.drained_workers = frozenset(row[0] for row in db.execute("SELECT * FROM drained"))
+                else:
+                    db.execute("DELETE FROM secrets")
+                    db.execute("INSERT INTO secrets VALUES (?)", (self.secret,))
+            drained = db.execute("SELECT worker FROM drained WHERE typeof(worker) = 'text'")
+            self.drained_workers = frozenset(row[0] for row in drained)
+            rows = db.execute(_DURATIONS, (LONGEST,))
             self.durations = {(kind, name, arch): seconds for kind, name, arch, seconds in rows}
         except sqlite3.Error:
             db.close()

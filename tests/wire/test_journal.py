@@ -11,7 +11,7 @@ from small_disk import on_small_disk
 
 from fabric.errors import MachineFault
 from fabric.journal import ATTEMPTS_KEPT, REQUESTS_KEPT, STEPS_KEPT, Journal
-from fabric.scheduling.events import Drained, Ended, Learned, Opened
+from fabric.scheduling.events import Drained, Ended, Learned, Opened, Remembered
 from fabric.scribe import AT_ONCE
 from fabric.wire.messages import PROTOCOL, Order, Outcome, StepState, Submit, Update
 
@@ -33,6 +33,16 @@ def rows(path: Path, question: str) -> list[tuple[object, ...]]:
         found = db.execute(question).fetchall()
     db.close()
     return found
+
+
+def unfinished(journal: Journal) -> list[Order | Submit]:
+    """Requests that are not over."""
+    return [each.event for each in journal.records() if isinstance(each.event, Order | Submit)]
+
+
+def finished(journal: Journal) -> list[Remembered]:
+    """Requests that are."""
+    return [each.event for each in journal.records() if isinstance(each.event, Remembered)]
 
 
 def ended(n: int, outcome: Outcome | None) -> Ended:
@@ -151,7 +161,7 @@ def test_requests_that_are_not_over(tmp_path: Path, warnings: Warnings) -> None:
     journal.closed(Update("r1", 5, "done"))
     journal.close()
     again = Journal(path, warnings)
-    assert again.unfinished() == [opened("r2", "two").intent, submit]
+    assert unfinished(again) == [opened("r2", "two").intent, submit]
     again.opened(opened("r2", "two"))  # taken up again
     again.close()
     assert rows(path, "SELECT id, state FROM requests ORDER BY id") == [
@@ -174,10 +184,17 @@ def test_a_request_that_cannot_be_taken_up_again_is_told(
         db.execute("UPDATE requests SET intent = x'80' WHERE id = 'r1'")
     db.close()
     again = Journal(path, warnings)
-    assert again.unfinished() == [opened("r2").intent]
+    assert unfinished(again) == [opened("r2").intent]
     again.close()
-    assert len(warnings) == 1
-    assert "request r1 cannot be taken up again" in warnings[0]
+    [file] = tmp_path.glob("journal.sqlite.request-*")
+    assert file.read_bytes() == b"\x80"
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert warnings == [
+        f"request r1 cannot be taken up again, and is set aside, in {file}: ValidationError: Object"
+        " missing required field `t`"
+    ]
+    assert unfinished(Journal(path, warnings)) == [opened("r2").intent]
+    assert len(warnings) == 1, "once"
 
 
 def test_how_requests_ended(tmp_path: Path, warnings: Warnings) -> None:
@@ -193,11 +210,11 @@ def test_how_requests_ended(tmp_path: Path, warnings: Warnings) -> None:
     journal.forgotten("r4")
     journal.close()
     again = Journal(path, warnings)
-    told = again.finished()
+    told = finished(again)
     assert [each.outcome for each in told] == [failed, large]
     assert {each.requester for each in told} == {"alice"}
     assert all(0.0 <= each.ago < 60.0 for each in told)
-    assert again.unfinished() == [opened("r3", "r3").intent]
+    assert unfinished(again) == [opened("r3", "r3").intent]
     again.close()
     assert warnings == []
 
@@ -212,13 +229,13 @@ def test_of_what_ended_long_ago_only_so_much_is_kept(tmp_path: Path, warnings: W
         journal.closed(Update(f"r{n}", n, "done", steps))
     journal.close(30.0)
     again = Journal(path, warnings)
-    assert [each.outcome.version for each in again.finished()] == [*range(3, 3 + REQUESTS_KEPT)]
+    assert [each.outcome.version for each in finished(again)] == [*range(3, 3 + REQUESTS_KEPT)]
     for n in (1000, 1001):
         again.opened(opened(f"r{n}"))
         again.closed(Update(f"r{n}", n, "done", many))
     again.close(30.0)
     last = Journal(path, warnings)
-    assert [each.outcome.version for each in last.finished()] == [1001], "as the steps are many"
+    assert [each.outcome.version for each in finished(last)] == [1001], "as the steps are many"
     last.close()
 
 
@@ -282,7 +299,7 @@ def test_requests_whose_end_nobody_saw_are_dropped_one_day(
     db.close()
     Journal(path, warnings).close()
     last = Journal(path, warnings)
-    assert last.unfinished() == [opened("r2").intent]
+    assert unfinished(last) == [opened("r2").intent]
     last.close()
 
 
@@ -375,3 +392,52 @@ def test_a_journal_of_another_version(tmp_path: Path, warnings: Warnings) -> Non
     Journal(path, warnings, needed=False).close()
     assert "version 99" in warnings[0]
     assert rows(path, "PRAGMA user_version") == [(99,)], "left as it is"
+
+
+DAMAGE = [
+    "UPDATE requests SET intent = NULL WHERE id = 'r1'",
+    "UPDATE requests SET intent = 7 WHERE id = 'r1'",
+    "UPDATE requests SET intent = zeroblob(1000000) WHERE id = 'r1'",
+    "UPDATE requests SET id = CAST(x'ff2f' AS TEXT) WHERE id = 'r1'",
+    "UPDATE requests SET state = 'opxn' WHERE id = 'r1'",
+    "UPDATE requests SET state = x'00', intent = 'text' WHERE id = 'r1'",
+    "UPDATE requests SET outcome = 'text' WHERE id = 'r0'",
+    "UPDATE requests SET opened = 'long ago' WHERE id = 'r0'",
+    "UPDATE requests SET outcome = (SELECT outcome FROM requests WHERE id = 'r9') WHERE id = 'r0'",
+    "UPDATE requests SET title = x'ff', requester = CAST(x'ff' AS TEXT)",
+    "UPDATE epochs SET epoch = 9223372036854775807",
+    "UPDATE epochs SET epoch = -5",
+    "UPDATE secrets SET secret = 'text'",
+    "UPDATE durations SET seconds = 'long'",
+    "UPDATE durations SET seconds = 1e999",
+    "UPDATE durations SET name = x'ff', kind = 7",
+    "UPDATE drained SET worker = x'ff'",
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_row_costs_no_other(tmp_path: Path, warnings: Warnings, damage: str) -> None:
+    path = tmp_path / "journal.sqlite"
+    journal = Journal(path, warnings)
+    for id in ("r0", "r9"):
+        journal.opened(opened(id))
+        journal.closed(Update(id, 1, "done"))
+    journal.opened(opened("r1"))
+    journal.opened(opened("r2"))
+    journal.learned(Learned("chunk", "zlib", "x86_64", 12.5))
+    journal.drained(Drained("w1", True))
+    journal.close()
+    with sqlite3.connect(path) as db:
+        db.execute(damage)
+    db.close()
+    for _ in range(2):
+        again = Journal(path, warnings)
+        assert opened("r2").intent in unfinished(again)
+        assert "r9" in [each.outcome.request for each in finished(again)]
+        assert 0 < again.epoch < 2**32
+        assert len(again.secret) == 32
+        assert set(again.durations.values()) <= {12.5}
+        assert again.drained_workers <= {"w1"}
+        again.opened(opened("r2"))
+        again.close()
+    assert len(warnings) <= 1

@@ -1,0 +1,71 @@
+"""A broker takes up what is written of requests, whatever that is."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from fabric.broker import Broker, Parts, Wakeup
+from fabric.desk import Desk
+from fabric.journal import Journal
+from fabric.logs import Spools
+from fabric.notes import Notes
+from fabric.record import Record
+from fabric.resolving import Resolvers
+from fabric.scheduling import events
+from fabric.scheduling.core import Scheduler
+from fabric.scheduling.events import Opened
+from fabric.trove.store import Store
+from fabric.wire import sockets
+from fabric.wire.listener import Listener
+from fabric.wire.messages import PROTOCOL, Order
+
+
+class Faulty(Scheduler):
+    """A core with a fault: a request of some title breaks it in the middle of its work."""
+
+    def handle(self, event: events.Event, now: float) -> list[events.Effect]:
+        effects = super().handle(event, now)
+        if isinstance(event, Order) and event.title == "poison":
+            raise KeyError("poison")
+        return effects
+
+
+def order(request: str, title: str) -> Order:
+    return Order(PROTOCOL, request, title, "refs/builds/m/r", "c" * 40, "s.morph", detach=True)
+
+
+def test_a_request_that_breaks_the_core_is_set_aside(tmp_path: Path) -> None:
+    said: list[str] = []
+    path = tmp_path / "journal.sqlite"
+    journal = Journal(path, said.append)
+    for n, title in enumerate(("one", "poison", "two", "poison")):
+        intent = order(f"r{n}", title)
+        journal.opened(Opened(intent.request, title, intent))
+    journal.close()
+    wake = Wakeup()
+    journal = Journal(path, said.append, wake)
+    parts = Parts(
+        clock=time.monotonic,
+        wake=wake,
+        listener=Listener(sockets.in_directory(tmp_path), said.append, wake=wake.fd),
+        spools=Spools(tmp_path / "spools"),
+        record=Record(journal, Notes("broker"), None),
+        desk=Desk(lambda: Store(str(tmp_path / "store"), tmp_path / "scratch"), wake),
+        resolvers=Resolvers(("true",), wake),
+        scheduler=Faulty(
+            None, epoch=journal.epoch, secret=journal.secret, durations={}, now=time.monotonic()
+        ),
+    )
+    broker = Broker(parts, lasting=True)
+    assert list(broker._scheduler.requests) == ["r0", "r2"]
+    broker.close()
+    assert [text.partition(", and")[0] for text in said] == [
+        "request r1 cannot be taken up again",
+        "request r3 cannot be taken up again",
+    ]
+    assert all(text.endswith(": KeyError: 'poison'") for text in said)
+    assert len(list(tmp_path.glob("journal.sqlite.request-*"))) == 2
+    again = Journal(path, said.append)
+    assert [record.id for record in again.records()] == [b"r0", b"r2"]
+    again.close()
