@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fabric.config import KEYS
 from fabric.errors import FabricError
+from fabric.terminal import printable
 from fabric.wire import keys
 
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _run(options)
     except FabricError as error:
-        print(f"fabric-keys: {error}", file=sys.stderr)
+        print(f"fabric-keys: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     return 0
 
@@ -59,7 +60,7 @@ def _run(options: argparse.Namespace) -> None:
             for peer in admitted.all():
                 print(f"{peer.name:20} {peer.role:10} {peer.public}")
             for problem in admitted.problems:
-                print(f"fabric-keys: {problem}", file=sys.stderr)
+                print(f"fabric-keys: {printable(problem)}", file=sys.stderr)
         case "revoke":
             keys.Admitted(options.keys).revoke(options.name)
             print(f"{options.name} is not admitted any more")

@@ -15,6 +15,12 @@ from fabric.definitions.guests_together import RESERVED, Together
 from fabric.errors import DefinitionsError
 
 _KVM = ("extensions/kvm", "kvm")
+#: Types that Baserock's tools deploy, and this project does not: they do not keep others from it.
+_ELSEWHERE = (
+    *("distbuild-trove-nfsboot", "fastboot", "hosts", "image-package", "initramfs", "jffs2"),
+    *("nfsboot", "openstack", "partitioning", "pxeboot", "rawdisk", "sdk", "simple-network"),
+    *("ssh-rsync", "sysroot", "tar", "vagrant", "vdaboot", "virtualbox-ssh"),
+)
 #: Of deployments into another one's filesystem.
 _INNER = ("extensions/tar", "tar")
 #: Of a machine whose own place makes no sense, so that all else about it can still be read.
@@ -57,6 +63,9 @@ def guests(
         findings.error(cluster.path, 1, f"a cluster cannot be called {cluster.name!r} here: {what}")
     if not cluster.deployments():
         findings.error(cluster.path, 1, "no machine is in this cluster: name some in 'deploy'")
+    elif not found and not findings.errors:
+        message = f"no deployment is of the type {_KVM[0]}, and nothing else is deployed from here"
+        findings.error(cluster.path, 1, message)
     Together(cluster.path, found, findings).check(whole=reader.whole)
     if findings.errors:
         raise DefinitionsError(findings.errors)
@@ -87,14 +96,26 @@ class _Reader:
                 self.own.setdefault(name, {})[setting] = text
 
     def guest(self, system: ClusterSystem, deployment: Deployment) -> Guest | None:
+        if deployment.type.removeprefix("extensions/") in _ELSEWHERE:
+            message = f"deployment {deployment.name}: {deployment.type} is left out:"
+            line = deployment.lines.get("type", deployment.line)
+            self.findings.warn(self.file, line, f"{message} only {_KVM[0]} is deployed from here")
+            self.whole = False
+            return None
         overrides = {**self.shared, **self.own.get(deployment.name, {})}
         given = Settings(deployment, self.file, self.findings, self.variables, overrides)
         if not is_word(deployment.name) or deployment.name in RESERVED:
             message = f"a machine cannot be called {deployment.name!r} here: rename it"
             self.findings.error(self.file, deployment.line, message)
         if deployment.type not in _KVM:
-            hint = f"known is {_KVM[0]}" if deployment.type else f"only {_KVM[0]} can be deployed"
-            given.report("type", f"unknown type {deployment.type!r}: {hint}")
+            if deployment.type:
+                hint = suggest(deployment.type, _KVM) or f": known is {_KVM[0]}"
+                given.report("type", f"unknown type {deployment.type!r}{hint}")
+            else:
+                message = (
+                    "only an upgrade is described: say 'type: extensions/kvm' and its location"
+                )
+                given.report("upgrade-type", f"deployment {deployment.name}: {message}")
             self.whole = False
             return None
         if deployment.components:

@@ -161,10 +161,35 @@ WORKER = {
 CONTROLLER = {"DISTBUILD_CONTROLLER": "yes", "TROVE_HOST": "t", "WORKER_SSH_KEY": "k"}
 
 
+def test_what_is_deployed_by_other_means_is_left_out() -> None:
+    """Whatever else may be wrong with it."""
+    other = machine("b", NIC_CONFIG="$nothing").replace("extensions/kvm", "extensions/rawdisk")
+    files = small(x=stratum("x", spec("a"))) | {"clusters/c.morph": HEAD + machine() + other}
+    cluster = load_cluster(reader(files), "clusters/c.morph")
+    found, findings = guests(cluster, {}, {})
+    assert [guest.name for guest in found] == ["a"]
+    assert [str(warning) for warning in findings.warnings] == [
+        "clusters/c.morph:11: deployment b: extensions/rawdisk is left out: only extensions/kvm is"
+        " deployed from here"
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "messages"),
     [
-        (machine().replace("extensions/kvm", "rawdisk"), ["7: unknown type 'rawdisk': known is"]),
+        (
+            machine().replace("extensions/kvm", "rawdisk"),
+            ["1: no deployment is of the type extensions/kvm, and nothing else is"],
+        ),
+        (
+            machine().replace("extensions/kvm", "extensions/kmv"),
+            ["7: unknown type 'extensions/kmv'; did you mean 'extensions/kvm'?"],
+        ),
+        (machine().replace("type: ext", "type: other/"), ["7: unknown type 'other/ensions/kvm'"]),
+        (
+            machine().replace("type:", "upgrade-type:").replace("location:", "upgrade-location:"),
+            ["7: deployment a: only an upgrade is described: say 'type: extensions/kvm' and its"],
+        ),
         (machine(host="h:x"), ["8: 'kvm+ssh://h:x/a/i' is no place to deploy to: write it like"]),
         (machine(image="/../i"), ["8: '/../i' is no path of a file"]),
         (

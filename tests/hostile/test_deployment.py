@@ -333,6 +333,23 @@ def test_text_of_a_morph_is_text(tmp_path: Path) -> None:
     }
 
 
+def test_a_terminal_is_not_told_what_to_do(tmp_path: Path) -> None:
+    """By the error of a morph, or of a key."""
+    escape = "\\e]52;c;ZXZpbA==\\a"
+    morph = definitions(
+        tmp_path / "morphs", setting=f'NIC_CONFIG: "{escape}x"\n      "V{escape}CPUS": 2'
+    )
+    show: list[str | Path] = [BIN / "ansible-inventory", "-i", morph, "--list"]
+    keys = tmp_path / "admitted"
+    keys.mkdir()
+    (keys / "\x1b]52;c;ZXZpbA==\a.key").touch()
+    listed: list[str | Path] = [BIN / "fabric-keys", "list", "--keys", tmp_path]
+    for command in (show, listed):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert len(done.stderr) > 50
+        assert not {"\x1b", "\a"} & set(done.stdout + done.stderr)
+
+
 @pytest.mark.bound("VARIABLES")
 def test_variables_are_a_small_file_of_json(tmp_path: Path) -> None:
     def said(text: str) -> str:

@@ -55,6 +55,7 @@ try:
     from fabric.definitions.guests import guests
     from fabric.errors import FabricError
     from fabric.project import Project
+    from fabric.terminal import printable
     from fabric.users import users
 except ImportError as error:
     raise AnsibleParserError(
@@ -83,7 +84,8 @@ class InventoryModule(BaseFileInventoryPlugin):
             self._fill(_locate(named, Path(path)), extra)
         except FabricError as error:
             # said here, since Ansible would say it twice
-            self.display.error(f"the cluster cannot be deployed:\n{error}", wrap_text=False)
+            said = printable(str(error))
+            self.display.error(f"the cluster cannot be deployed:\n{said}", wrap_text=False)
             raise AnsibleParserError("what is wrong with it is told above") from None
 
     def _fill(self, morph: Path, extra: Mapping[str, str]) -> None:
@@ -93,7 +95,7 @@ class InventoryModule(BaseFileInventoryPlugin):
         settings = {key: text for key, text in extra.items() if _is_setting(key)}
         found, findings = guests(cluster, {**os.environ, **extra}, settings)
         for problem in findings.warnings:
-            self.display.warning(str(problem))
+            self.display.warning(printable(str(problem)))
         for group in ("vm_hosts", "guests", "controllers", "workers", "troves"):
             self.inventory.add_group(group)
         variables = _cluster_variables(root, cluster)
