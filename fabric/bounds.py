@@ -138,6 +138,21 @@ TOPICS = _bound(
     "the connection is cut",
 )
 
+METRICS_READERS = _bound(
+    "METRICS_READERS",
+    16,
+    "connections",
+    "connections for a broker's metrics",
+    "the oldest is cut",
+)
+METRICS_SILENCE = _bound(
+    "METRICS_SILENCE",
+    10,
+    "seconds",
+    "a connection for metrics that says nothing",
+    "it is cut",
+)
+
 # -- logs ----------------------------------------------------------------------------------
 
 LOGS_OPEN = _bound(

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from fabric import bounds
 from fabric.config import host_and_port
 from fabric.errors import FabricError
 from fabric.wire.messages import PROTOCOL, Answer
 
 if TYPE_CHECKING:
+    from wsgiref.simple_server import WSGIServer
+
+    from prometheus_client import CollectorRegistry
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
     from fabric.scheduling.core import Scheduler
@@ -34,7 +41,7 @@ class Metrics:
 
     def __init__(self, address: str) -> None:
         # slow, and an embedded broker does without
-        from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+        from prometheus_client import CollectorRegistry, ProcessCollector
 
         self._taken: list[Metric] = []
         registry = CollectorRegistry()
@@ -42,9 +49,11 @@ class Metrics:
         registry.register(self)
         host, port = host_and_port(address)
         try:
-            self._server, self._thread = start_http_server(port, host, registry)
+            self._server = _server(host, port, registry)
         except OSError as error:
             raise FabricError(f"metrics: cannot listen at {address}: {error.strerror}") from None
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
         """Serve no more."""
@@ -98,6 +107,44 @@ class Metrics:
             disk,
             memory,
         ]
+
+
+def _server(host: str, port: int, registry: CollectorRegistry) -> WSGIServer:
+    """A server that has a thread for each of a few connections, and cuts the oldest for more."""
+    from socketserver import ThreadingMixIn
+    from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+    from prometheus_client import make_wsgi_app
+
+    connections: dict[socket.socket, None] = {}  # oldest first
+
+    class Handler(WSGIRequestHandler):
+        timeout = bounds.METRICS_SILENCE
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Nobody reads it."""
+
+    class Server(ThreadingMixIn, WSGIServer):
+        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        daemon_threads = True
+
+        def process_request(self, request: Any, client_address: Any) -> None:
+            if len(connections) >= bounds.METRICS_READERS:
+                with contextlib.suppress(OSError, KeyError, StopIteration):  # it has just ended
+                    oldest = next(iter(connections))
+                    del connections[oldest]
+                    oldest.shutdown(socket.SHUT_RDWR)
+            connections[request] = None
+            super().process_request(request, client_address)
+
+        def shutdown_request(self, request: Any) -> None:
+            connections.pop(request, None)
+            super().shutdown_request(request)
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            """The client has gone, or is cut."""
+
+    return make_server(host, port, make_wsgi_app(registry), Server, Handler)
 
 
 def _labelled(

@@ -37,7 +37,9 @@ class Supervisor:
         if not self._address:
             return
         text = f"{what}\nSTATUS={status}" if status else what
-        address = self._address.replace("@", "\0", 1)  # so abstract names are spelt
+        # so abstract names are spelt; any other is a path
+        abstract = self._address.startswith("@")
+        address = f"\0{self._address[1:]}" if abstract else self._address
         with (
             contextlib.suppress(OSError),
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as line,

@@ -60,6 +60,17 @@ def test_systemd_is_told(listening: Listening) -> None:
     assert heard == [b"READY=1\nSTATUS=here", *[b"WATCHDOG=1"] * 3, b"STOPPING=1"]
 
 
+@pytest.mark.parametrize("name", ["user@1000/notify", "@fabric-test/a@b-%d"])
+def test_only_an_at_sign_in_front_means_an_abstract_name(tmp_path: Path, name: str) -> None:
+    at = name % os.getpid() if name.startswith("@") else str(tmp_path / name)
+    (tmp_path / "user@1000").mkdir()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
+        heard.bind(f"\0{at[1:]}" if at.startswith("@") else at)
+        heard.settimeout(20.0)
+        Supervisor({"NOTIFY_SOCKET": at}).ready()
+        assert heard.recv(100) == b"READY=1"
+
+
 def test_without_systemd_nothing_happens() -> None:
     supervisor = Supervisor({})
     supervisor.ready()
