@@ -89,14 +89,16 @@ class EmbeddedFabric:
         return ""
 
     def stop(self) -> None:
-        """Ends all children and removes the directory."""
+        """Ends all children and removes the directory.  Goes on where a call of it was left by
+        Ctrl-C.
+        """
         if self._nursery:
-            os.close(self._orders)
+            self._orders = _closed(self._orders)
             if not self._started:  # it has no children yet, and may be busy loading
                 os.kill(self._nursery, signal.SIGKILL)
             os.waitpid(self._nursery, 0)
-            os.close(self._news)
             self._nursery = 0
+            self._news = _closed(self._news)
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
@@ -194,6 +196,12 @@ class Nursery:
     def _errors(self, name: str) -> Path:
         """What a child writes on its standard error."""
         return self._directory / f"{name}.err"
+
+
+def _closed(fd: int) -> int:
+    if fd >= 0:
+        os.close(fd)
+    return -1
 
 
 def _fork(errors: Path, main: Callable[[], int]) -> int:

@@ -238,6 +238,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # that stay, took a fourteenth of the CPU of an initiator that followed 200 steps.
     gc.set_threshold(20_000)
     options = parser().parse_args(argv)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # else it is to be ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         settings = load_settings(overrides=vars(options))
         command = importlib.import_module(f"fabric.commands.{options.command}")

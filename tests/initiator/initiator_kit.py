@@ -54,10 +54,12 @@ class Project:
     def build(self, *args: str) -> subprocess.CompletedProcess[str]:
         return self.run("build", "../systems/small.morph", *args)
 
-    def start(self, *args: str, within: Sequence[str] = ()) -> subprocess.Popen[str]:
+    def start(
+        self, *args: str, within: Sequence[str] = (), program: Sequence[str] = INITIATOR
+    ) -> subprocess.Popen[str]:
         """A build that goes on while the test does something to it; ``within`` starts it."""
         child = subprocess.Popen(
-            [*within, *INITIATOR, "build", "../systems/small.morph", *args],
+            [*within, *program, "build", "../systems/small.morph", *args],
             cwd=self.logs,
             env=self.environ,
             stdout=subprocess.PIPE,
