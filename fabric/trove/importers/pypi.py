@@ -103,7 +103,7 @@ def _pip_settings() -> dict[str, Any]:
     """pip's indexes and certificates, as its files, the environment and its defaults say."""
     for python in (sys.executable, "python3"):
         asked = subprocess.run(
-            [python, "-c", _ASK_PIP], capture_output=True, text=True, check=False
+            [python, "-P", "-c", _ASK_PIP], capture_output=True, text=True, check=False
         )
         if asked.returncode == 0:
             settings: dict[str, Any] = json.loads(asked.stdout)

@@ -81,7 +81,7 @@ def _downloaded(
     with tempfile.TemporaryDirectory(prefix="wheels-", dir=place) as folder:
         asked = Path(folder) / "requirements.txt"
         asked.write_text("".join(f"{one}\n" for one in requirements))
-        command = [_python_with_pip(), "-m", "pip", "download", "--quiet", "--no-input"]
+        command = [_python_with_pip(), "-P", "-m", "pip", "download", "--quiet", "--no-input"]
         command += ["--disable-pip-version-check", "--dest", folder, "--requirement", str(asked)]
         command += ["--only-binary", ":all:", "--implementation", "cp", *options]
         command += ["--python-version", lorry.python]
@@ -118,7 +118,7 @@ def _downloaded(
 
 def _python_with_pip() -> str:
     for python in (sys.executable, "python3"):
-        asked = [python, "-c", "import pip"]
+        asked = [python, "-P", "-c", "import pip"]  # -P: not from the current folder
         if subprocess.run(asked, capture_output=True, check=False).returncode == 0:
             return python
     raise SourceError("wheels are fetched by pip: install it for python3 (Debian: python3-pip)")
