@@ -13,6 +13,7 @@ from typing import Literal
 import msgspec
 
 from fabric import bounds
+from fabric.building import personality
 from fabric.building.builder import build
 from fabric.building.log import Log
 from fabric.building.workspace import Workspace
@@ -67,6 +68,7 @@ class Attempt:
         damaged: tuple[str, ...] = ()
         try:
             job = _decode(self._job)
+            personality.take(job.arch)
             build(
                 job,
                 workspace,

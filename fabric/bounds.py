@@ -153,6 +153,15 @@ METRICS_SILENCE = _bound(
     "it is cut",
 )
 
+# -- builds --------------------------------------------------------------------------------
+
+OPEN_REQUESTS = _bound(
+    "OPEN_REQUESTS", 500, "builds", "a user's builds that are not over", "an order waits"
+)
+ALL_REQUESTS = _bound(
+    "ALL_REQUESTS", 5000, "builds", "all builds that are not over", "an order waits"
+)
+
 # -- logs ----------------------------------------------------------------------------------
 
 LOGS_OPEN = _bound(

@@ -272,14 +272,14 @@ class Broker:
                 if worker is not None and worker.instance == message.instance:
                     self._routes[message.name] = self._peer
             case Order() | Submit():
-                self._audience.watchers.watch(message.request, self._peer)
+                self._audience.watchers.watch(message.request, self._peer, self._now)
                 self._apply(message)
             case Poll():
-                self._audience.watchers.watch(message.request, self._peer, message.seen)
+                self._audience.watchers.watch(message.request, self._peer, self._now, message.seen)
                 self._apply(message)
             case Leave():
                 self._audience.watchers.unwatch(message.request, self._peer)
-                if not self._audience.watchers.watched(message.request):
+                if not self._audience.watchers.watched(message.request, self._now):
                     self._apply(message)
             case Command():
                 self._apply(message)
@@ -448,7 +448,12 @@ def _broker(settings: BrokerSettings, file: Path, directory: Path | None) -> Bro
         sockets.over_tcp(settings.listen, settings.port),
         settings.state_dir,
         store,
-        Limits(lease=settings.lease, losses=settings.losses, faults=settings.faults),
+        Limits(
+            lease=settings.lease,
+            losses=settings.losses,
+            faults=settings.faults,
+            unserved=settings.no_worker_timeout,
+        ),
         None if settings.plain else settings.keys_dir,
         (sys.executable, "-m", "fabric.resolver", "--config", str(file)),
         Notes("fabric-broker", chatty=True),

@@ -85,6 +85,8 @@ class Building(Shared, frozen=True, kw_only=True):
     max_jobs: Size = 0
     #: a build step running longer is ended and counts as failed; 0: no limit
     build_timeout: Seconds = 0.0
+    #: architectures that are built here, the machine's own first; none: as its kernel runs
+    architectures: tuple[Named, ...] = ()
     #: a build step that prints more is ended and counts as failed; 0: no limit
     log_limit: Size = 4 * 1024**3
 
@@ -152,6 +154,8 @@ class BrokerSettings(Shared, frozen=True, kw_only=True):
     losses: Annotated[int, Meta(ge=1)] = 3
     #: a job that so many machines could not do fails
     faults: Annotated[int, Meta(ge=1)] = 3
+    #: a job that no worker is able to do fails after so long; 0: never
+    no_worker_timeout: Seconds = 1800.0
 
     @property
     def keys_dir(self) -> Path:
@@ -302,6 +306,17 @@ _NATIVE = {
 }
 
 
+#: Architecture -> a file that a kernel has if it runs such programs beside its own.
+_SHOWN_BY = {"x86_32": Path("/proc/sys/abi/vsyscall32")}
+
+
 def native_architectures() -> tuple[str, ...]:
-    """Architectures this machine builds, its own first."""
-    return _NATIVE.get(platform.machine(), (platform.machine(),))
+    """Architectures that this machine's kernel runs, its own first."""
+    machine = platform.machine()
+    own, *others = _NATIVE.get(machine, (machine,))
+    return (own, *(one for one in others if one not in _SHOWN_BY or _SHOWN_BY[one].exists()))
+
+
+def built_architectures(settings: Building) -> tuple[str, ...]:
+    """Architectures that are built here, the machine's own first."""
+    return settings.architectures or native_architectures()

@@ -24,7 +24,7 @@ from fabric import bounds, config, daemon
 from fabric.attempt import Attempt
 from fabric.building.host import host_tools
 from fabric.building.workspace import Workspace
-from fabric.config import WorkerSettings, native_architectures
+from fabric.config import WorkerSettings, built_architectures
 from fabric.errors import FabricError
 from fabric.jobs import HOST_TOOLS
 from fabric.notes import Notes
@@ -36,6 +36,7 @@ from fabric.wire import sockets
 from fabric.wire.agent import WorkerAgent
 from fabric.wire.line import Line, dial
 from fabric.wire.messages import (
+    ARCHITECTURE,
     Desired,
     LogPiece,
     LogWanted,
@@ -91,12 +92,17 @@ class Worker:
         self._attempts: dict[tuple[str, int], Attempt] = {}  # running, or not settled yet
         self._waiting: queue.SimpleQueue[Attempt] = queue.SimpleQueue()
         self._ended: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        own, *others = built_architectures(settings)
         self._agent = WorkerAgent(
             name=name,
             instance=uuid.uuid4().hex,
-            arch=native_architectures()[0],
+            arch=own,
             slots=settings.slots,
-            features=(f"{HOST_TOOLS}{tools}", *settings.features),
+            features=(
+                f"{HOST_TOOLS}{tools}",
+                *(f"{ARCHITECTURE}{one}" for one in others),
+                *settings.features,
+            ),
         )
         # written by threads that end and by signals, so that the poller wakes
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)

@@ -16,10 +16,12 @@ from fabric.config import (
     ConfigError,
     Settings,
     WorkerSettings,
+    built_architectures,
     embedded_worker,
     host_and_port,
     load,
     load_settings,
+    native_architectures,
     shown,
 )
 
@@ -96,6 +98,13 @@ def test_an_embedded_worker_builds_as_its_initiator_was_told() -> None:
     mine = embedded_worker(settings, "w", 2)
     assert (mine.jobs, mine.work_dir, mine.aliases) == (7, Path("/c/work"), {"a": "b:%s"})
     assert (mine.name, mine.slots, mine.controller, mine.min_free_disk) == ("w", 2, "", 0)
+
+
+def test_architectures_are_the_kernels_unless_they_are_named() -> None:
+    assert built_architectures(Settings()) == native_architectures()
+    named = Settings(architectures=("x86_64", "mine"))
+    assert built_architectures(named) == ("x86_64", "mine")
+    assert built_architectures(embedded_worker(named)) == ("x86_64", "mine")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import contextlib
 import time
 from typing import TYPE_CHECKING
 
-from fabric.config import Settings
+from fabric.config import Settings, built_architectures, config_path
 from fabric.embedded import EmbeddedFabric
 from fabric.errors import FabricError, command
 
@@ -62,6 +62,7 @@ def _build(
     store: Store,
 ) -> str:
     """Builds it here, and says how that went."""
+    _is_built_here(plan, settings, store)
     began = time.monotonic()
     fabric.start()
     from fabric.commands.report import complete_logs, failed
@@ -96,3 +97,20 @@ def _build(
     failed(session, settings, hint)
     session.judge(plan.graph.system)
     return f"{session.counts()} in {duration(time.monotonic() - began)}"
+
+
+def _is_built_here(plan: Plan, settings: Settings, store: Store) -> None:
+    """FabricError if this machine does not build what the system is for."""
+    here = built_architectures(settings)
+    arch = plan.graph.arch
+    if arch in here:
+        return
+    cached = store.has(plan.keys[step.id] for step in plan.steps)
+    first = next(step.name for step in plan.steps if plan.keys[step.id] not in cached)
+    mine = " and ".join(here)
+    named = ", ".join(f'"{one}"' for one in (*here, arch))
+    raise FabricError(
+        f"{plan.graph.path}: {first} has to be built for {arch}, and this machine builds {mine}."
+        f" Order it from a controller that has a worker for it: --controller HOST."
+        f" If programs for {arch} run here, say so in {config_path()}: architectures = [{named}]"
+    )

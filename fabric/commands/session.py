@@ -79,6 +79,7 @@ class Session:
         self._began = time.monotonic() - since
         self._look_due = self._began
         self._patience = patience
+        self._warned = ""
         self._put_off = 0.0  # since when; 0: it is not
         self._files: UserLogs | None = None  # once there is one: nothing else is written here
         self._logs: dict[str, UserLog] = {}
@@ -140,6 +141,7 @@ class Session:
                 case Update():
                     self._do(self.mirror.update(message, now))
                     self._is_taken()
+                    self._warn()
                     self._expect(now)
                 case LogPiece():
                     self._do(self.mirror.piece(message, now))
@@ -254,6 +256,14 @@ class Session:
             self._put_off = 0.0
             self._screen.event("connection", ok=True, message="")
             self._screen.say("the controller takes orders again", "green")
+
+    def _warn(self) -> None:
+        """What keeps the build from going on, once."""
+        if self.mirror.warning != self._warned:
+            self._warned = self.mirror.warning
+            self._screen.event("warning", message=self._warned)
+            if self._warned:
+                self._screen.say(self._warned, "yellow")
 
     def _expect(self, now: float) -> None:
         """When the build ends.  The broker counts whole steps, so its word may stand still."""

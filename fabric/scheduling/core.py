@@ -101,7 +101,7 @@ class Scheduler(Fleet):
             Inspected: self._verdict,
             Unwritten: self._unwritten,
             Remembered: self._remembered,
-            Tick: self._tick,
+            Tick: self._ticked,
         }
 
     # -- the way in, and four ways to look --------------------------------------------------
@@ -219,6 +219,10 @@ class Scheduler(Fleet):
             self.ask(task)
 
     # -- time ------------------------------------------------------------------------------
+
+    def _ticked(self, tick: Tick) -> None:
+        self._tick(tick)
+        self.fail_unserved()
 
     def _wake_up(self) -> None:
         slept = self.now - self._awake

@@ -18,6 +18,7 @@ from fabric.scheduling.events import Inspect, Inspected
 from fabric.scheduling.intake import Intake
 from fabric.scheduling.model import Attempt, Durations, Limits, Refusal, Task, Worker
 from fabric.scheduling.states import PRESENT, TABLE, Cause, State
+from fabric.scheduling.unfit import unfit
 from fabric.wire.messages import Outcome
 
 #: Seconds that a worker gets nothing new after it refused something.
@@ -68,6 +69,23 @@ class Faults(Intake):
         told = "; ".join(f"{name}: {message}" for name, message in task.faults.items())
         self.fail(task, Cause.EXHAUSTED, f"no machine could do it: {told}")
         return True
+
+    def fail_unserved(self) -> None:
+        """What no worker is able to do does not wait for ever.
+
+        While there are no workers at all, nothing is known of what they will be able to do.
+        """
+        limit = self.limits.unserved
+        if not limit or not self.workers:
+            return
+        for pool in self.pools.all():
+            while not pool.members and self.now - pool.empty_since >= limit:
+                task = pool.oldest(self.now)
+                if task is None or self.now - task.story[-1].at < limit:
+                    break
+                reason = f"no worker was able to do it for {limit:.0f} s: "
+                reason += "; ".join(unfit(task, self.workers.values()))
+                self.fail(task, Cause.EXHAUSTED, reason)
 
     def rest_after_fault(self, worker: Worker) -> None:
         """A worker gets nothing new for a while, for longer after each fault in a row."""

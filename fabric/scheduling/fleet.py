@@ -99,7 +99,7 @@ class Fleet(Faults):
                 self._sighted(attempt, sighting)
             elif attempt.confirmed or reborn or taken_in >= attempt.told:
                 self._vanished(worker, attempt)
-            elif self.now - attempt.since > self.limits.lease:
+            elif self.now - attempt.since > 2 * self.limits.lease:
                 self._untaken(worker, attempt)
         reported: Iterable[tuple[Id, Running | Outcome]]
         reported = chain(running.items(), finished.items())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from fabric import bounds
 from fabric.scheduling import plan
 from fabric.scheduling.events import (
     Closed,
@@ -50,13 +51,26 @@ class Intake(Interest):
     # -- they come -----------------------------------------------------------------------------
 
     def _order(self, order: Order) -> None:
-        if not self._known(order):
+        if not self._known(order) and self._has_room(order):
             self._begin(order)
             self.effects.append(Resolve(order))
 
     def _submit(self, submit: Submit) -> None:
-        if not self._known(submit):
+        if not self._known(submit) and self._has_room(submit):
             self._study(self._begin(submit), submit)
+
+    def _has_room(self, wanted: Order | Submit) -> bool:
+        """Whether one more request may begin."""
+        requester = self.requesters.get(wanted.requester)
+        if requester is not None and len(requester.requests) >= bounds.OPEN_REQUESTS:
+            told = f"{wanted.requester or 'this user'} has {bounds.OPEN_REQUESTS} builds that are"
+        elif sum(len(each.requests) for each in self.requesters.values()) >= bounds.ALL_REQUESTS:
+            told = f"the controller has {bounds.ALL_REQUESTS} builds that are"
+        else:
+            return True
+        more = "not over, as many as there may be; `fabric-initiator list` shows them"
+        self._refuse(wanted.request, "not-now", f"{told} {more}")
+        return False
 
     def _resolved(self, event: Resolved) -> None:
         request = self.requests.get(event.request)

@@ -33,6 +33,7 @@ class Limits(msgspec.Struct, frozen=True):
     patience: float = 15.0  # an initiator silent this long has left
     grace: float = 30.0  # after a start, what workers run already waits this long for a request
     absence: float = 600.0  # what a lost worker is at may yet count, if it is back by then
+    unserved: float = 1800.0  # what no worker is able to do fails after so long; 0: never
     settle: float = 3.0  # after a restart, workers have this long to say what they run
     losses: int = 3  # workers one task may take down
     faults: int = 3  # times machines may be unable to do one task

@@ -16,7 +16,7 @@ import msgspec
 
 from fabric.scheduling.model import Limits, Request, Task, Worker
 from fabric.scheduling.states import State
-from fabric.wire.messages import Offer
+from fabric.wire.messages import ARCHITECTURE, Offer
 
 #: (load of the requester, its number, load of the request, its number): least first.
 Standing = tuple[float, int, float, int]
@@ -113,8 +113,8 @@ class Pool:
         self._load: dict[str, int] = {}
 
     def serves(self, worker: Worker) -> bool:
-        """A worker may name further architectures among its features: "arch:x86_32"."""
-        native = worker.arch == self.arch or f"arch:{self.arch}" in worker.features
+        """Whether a worker is able to do these tasks."""
+        native = worker.arch == self.arch or ARCHITECTURE + self.arch in worker.features
         return native and self.needs <= worker.features
 
     # -- workers -----------------------------------------------------------------------
@@ -206,6 +206,12 @@ class Pool:
             if best is None or found.order(now) < best.order(now):
                 best = found
         return best
+
+    def oldest(self, now: float) -> Task | None:
+        """Of the tasks that come first for each kind of workers, the one that is ready longest."""
+        firsts = (queue.next(now) for queue in self._queues.values())
+        tasks = (first[0] for first in firsts if first is not None)
+        return min(tasks, key=lambda task: task.story[-1].at, default=None)
 
     def hope(self, task: Task) -> bool:
         """Whether some worker may yet do a task that others were unable to do."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fabric.scheduling.states import State as TaskState
-from fabric.scheduling.why import first, why_request
+from fabric.scheduling.why import first, warning, why_request
 from fabric.wire.messages import Assignment, Attempt, Desired, State, StepState, Update
 
 if TYPE_CHECKING:
@@ -142,6 +142,7 @@ def update(scheduler: Scheduler, request: Request, seen: int, now: float) -> Upd
         message=request.message or why_request(scheduler, request, now),
         title=request.title if seen <= request.known else "",
         goals=request.goals if seen <= request.known else (),
+        warning=warning(scheduler, request, now),
     )
 
 

@@ -6,18 +6,21 @@ from collections.abc import Container, Iterator
 
 #: Seconds between two updates to one follower, at least, but for the last.
 UPDATE_EVERY = 0.05
+#: Seconds after its last word that a follower counts; it polls each second.
+HERE = 3.5
 
 
 class Watcher:
     """Somebody who follows a request."""
 
-    __slots__ = ("due", "peer", "request", "seen")
+    __slots__ = ("due", "heard", "peer", "request", "seen")
 
     def __init__(self, request: str, peer: bytes) -> None:
         self.request = request
         self.peer = peer
         self.seen = 0  # version of the last Update it is known to have
         self.due = 0.0  # when it may be told more
+        self.heard = 0.0
 
 
 class Watchers:
@@ -27,13 +30,13 @@ class Watchers:
         self._all: dict[str, dict[bytes, Watcher]] = {}  # request -> peer -> watcher
         self._curious: dict[Watcher, None] = {}  # there is news for them, or they asked
 
-    def watch(self, request: str, peer: bytes, seen: int = 0) -> None:
+    def watch(self, request: str, peer: bytes, now: float, seen: int = 0) -> None:
         """A peer follows a request, and is told how it stands as soon as it may be."""
         watchers = self._all.setdefault(request, {})
         watcher = watchers.get(peer)
         if watcher is None:
             watcher = watchers[peer] = Watcher(request, peer)
-        watcher.seen = seen
+        watcher.seen, watcher.heard = seen, now
         self._curious[watcher] = None
 
     def unwatch(self, request: str, peer: bytes) -> None:
@@ -45,9 +48,12 @@ class Watchers:
             if not watchers:
                 del self._all[request]
 
-    def watched(self, request: str) -> bool:
-        """Whether anybody follows it."""
-        return request in self._all
+    def watched(self, request: str, now: float) -> bool:
+        """Whether anybody follows it, as far as can be heard.
+
+        A peer that connected anew counts under its former name, too, until that is silent.
+        """
+        return any(now - each.heard <= HERE for each in self._all.get(request, {}).values())
 
     def sweep(self, requests: Container[str]) -> None:
         """Forget those who follow what is not among these requests."""

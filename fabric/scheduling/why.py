@@ -12,13 +12,11 @@ import msgspec
 
 from fabric.scheduling.pools import order_of
 from fabric.scheduling.states import PRESENT, State
+from fabric.scheduling.unfit import MANY, unfit
 
 if TYPE_CHECKING:
     from fabric.scheduling.core import Scheduler
     from fabric.scheduling.model import Request, Task, Worker
-
-#: At most this many dependencies, or workers, are told of one by one.
-MANY = 8
 
 
 class Why(msgspec.Struct, frozen=True):
@@ -59,18 +57,44 @@ def why_request(scheduler: Scheduler, request: Request, now: float) -> str:
         return ""
     if request.state == "resolving":
         return f"its definitions are being resolved, for {now - request.since:.1f} s"
+    task = _awaited(scheduler, request)
+    if task is None:
+        return ""
+    asked = task.state is State.ASKING and not task.unanswered
+    if asked and not scheduler.in_doubt(task.key):
+        return ""
+    return str(why(scheduler, task.key, now))
+
+
+def warning(scheduler: Scheduler, request: Request, now: float) -> str:
+    """What somebody has to do that a request goes on; "" if nothing of the kind is known.
+
+    The same text as long as that does not change.
+    """
+    if request.over or request.running:
+        return ""
+    task = _awaited(scheduler, request)
+    if task is None or task.state is not State.READY:
+        return ""
+    if not scheduler.workers:
+        return f"{task.offer.name} waits: there is no worker"
+    if scheduler.pools.of(task.offer, now).members:
+        return ""
+    limit = scheduler.limits.unserved
+    until = f"; it fails unless one comes within {limit:.0f} s" if limit else ""
+    reasons = "; ".join(unfit(task, scheduler.workers.values()))
+    return f"{task.offer.name} waits: no worker is able to do it: {reasons}{until}"
+
+
+def _awaited(scheduler: Scheduler, request: Request) -> Task | None:
+    """The step that a request waits for, if nothing of it runs."""
     task = first(scheduler, request)
-    if task is not None:
-        while task.state is State.BLOCKED:
-            below = next((d for d in _missing(scheduler, task)), None)
-            if below is None:
-                break
-            task = below
-        asked = task.state is State.ASKING and not task.unanswered
-        if asked and not scheduler.in_doubt(task.key):
-            return ""
-        return str(why(scheduler, task.key, now))
-    return ""
+    while task is not None and task.state is State.BLOCKED:
+        below = next(iter(_missing(scheduler, task)), None)
+        if below is None:
+            break
+        task = below
+    return task
 
 
 def first(scheduler: Scheduler, request: Request) -> Task | None:
@@ -126,12 +150,7 @@ def _ready(scheduler: Scheduler, task: Task, now: float) -> list[str]:
         left = scheduler.settled_at - now
         return [f"the broker has just started: workers have {left:.1f} s to say what they run"]
     if not pool.members:
-        told = ["no worker can do it"]
-        for worker in list(scheduler.workers.values())[:MANY]:
-            told.append(f"{worker.name}: {_unfit(worker, task)}")
-        if len(scheduler.workers) > MANY:
-            told.append(f"and {len(scheduler.workers) - MANY} more workers")
-        return told
+        return ["no worker is able to do it", *unfit(task, scheduler.workers.values())]
     place = order_of(task, now)
     ahead = {other.key for order, other in pool.waiting(now) if order < place}
     if all(request.state == "checking" for request in task.requests.values()):
@@ -178,14 +197,6 @@ def _briefly(task: Task, now: float) -> str:
         State.READY: "which waits for a worker",
         State.VERIFYING: "which is built and being verified",
     }.get(task.state, str(task.state))
-
-
-def _unfit(worker: Worker, task: Task) -> str:
-    """Why a worker can never do a task."""
-    if worker.arch != task.offer.arch and f"arch:{task.offer.arch}" not in worker.features:
-        return f"its architecture is {worker.arch}, not {task.offer.arch}"
-    lacks = [need for need in task.offer.needs if need not in worker.features]
-    return f"it lacks {', '.join(lacks)}"
 
 
 def _obstacle(scheduler: Scheduler, worker: Worker, task: Task, now: float) -> str:

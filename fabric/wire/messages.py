@@ -23,6 +23,8 @@ PROTOCOL = 4
 #: The phase in which an attempt has no sandbox any more, and so needs no slot: what was built is
 #: packed and stored.
 STORING = "store"
+#: Begins a feature that names an architecture, of which a worker builds others besides its own.
+ARCHITECTURE = "arch:"
 
 #: What a message may say, checked when it is decoded.
 Key = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
@@ -284,6 +286,7 @@ class Update(Message, frozen=True):
     message: Told = ""
     title: Text = ""
     goals: tuple[Name, ...] = ()  # keys, once resolved
+    warning: Told = ""  # what keeps it from going on, unless somebody does something about it
 
 
 class RequestInfo(msgspec.Struct, frozen=True, omit_defaults=True):

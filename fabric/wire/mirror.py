@@ -109,6 +109,7 @@ class RequestMirror:
         self.state: RequestState = "checking" if isinstance(wanted, Submit) else "resolving"
         self.message = ""
         self.left = 0.0  # seconds expected until the end; 0: unknown
+        self.warning = ""  # what keeps it from going on, if somebody has to do something about it
         self.steps: dict[str, StepState] = {}  # those the broker spoke of
         self.version = 0
         self.accepted = False  # the broker knows the request
@@ -156,9 +157,9 @@ class RequestMirror:
             return []  # a broker that was restarted may not know
         if update.version <= self.version:
             if update.version == self.version:
-                self.left = update.left
+                self.left, self.warning = update.left, update.warning
             return []
-        self.version, self.left = update.version, update.left
+        self.version, self.left, self.warning = update.version, update.left, update.warning
         self.title = update.title or self.title
         self.goals = update.goals or self.goals
         actions: list[Action] = []

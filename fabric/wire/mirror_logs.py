@@ -25,7 +25,7 @@ from fabric.wire.messages import (
 
 #: Seconds before a question is repeated the first time; the wait doubles so many times.
 ASK_AGAIN = 0.5
-DOUBLINGS = 5
+DOUBLINGS = 2
 #: Seconds in which the stream may bring the rest of a log, or what cannot be sent be sent.
 LINGER = 0.02
 #: Times the broker may have nothing new of a log whose step has ended.

@@ -15,6 +15,7 @@ from initiator_kit import Project
 from waiting import until
 
 import fabric
+from fabric import config
 from fabric.worker import NICE
 
 ADD = "mkdir -p $DESTDIR/usr/share/{0}; cp hello.txt $DESTDIR/usr/share/{0}/"
@@ -317,3 +318,34 @@ def test_a_store_that_cannot_be_written_is_said(project: Project, tmp_path: Path
     assert done.returncode in (1, 3, 4)
     assert str(tmp_path / "file") in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_architecture_that_is_not_built_here_is_an_error_at_once(project: Project) -> None:
+    project.write(one="true", two=("one", "true"))
+    morph = project.root / "systems/small.morph"
+    morph.write_text(morph.read_text().replace("arch: x86_64", "arch: ppc64"))
+    done = project.build()
+    here = config.native_architectures()
+    named = ", ".join(f'"{each}"' for each in (*here, "ppc64"))
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1] == (
+        "fabric-initiator: systems/small.morph: one has to be built for ppc64, and this machine"
+        f" builds {' and '.join(here)}. Order it from a controller that has a worker for it:"
+        " --controller HOST. If programs for ppc64 run here, say so in /dev/null:"
+        f" architectures = [{named}]"
+    )
+    settings = project.root / "settings.toml"
+    settings.write_text('architectures = ["x86_64", "ppc64"]')
+    done = project.run("build", "../systems/small.morph", environ={"FABRIC_CONFIG": str(settings)})
+    assert done.returncode == 0, done.stderr
+
+
+def test_chunks_for_x86_32_see_such_a_machine(project: Project) -> None:
+    if "x86_32" not in config.native_architectures():
+        pytest.skip("this kernel runs no programs for x86_32")
+    project.write(one="uname -m")
+    morph = project.root / "systems/small.morph"
+    morph.write_text(morph.read_text().replace("arch: x86_64", "arch: x86_32"))
+    done = project.build()
+    assert done.returncode == 0, done.stderr
+    assert "\ni686\n" in project.log("one-misc")

@@ -10,6 +10,8 @@ from machine_kit import Machine, key_of
 from scheduling_kit import Stage, building
 
 from fabric import bounds
+from fabric.scheduling import events
+from fabric.scheduling.core import Scheduler
 from fabric.scheduling.model import Worker
 from fabric.wire.messages import Outcome
 
@@ -110,15 +112,22 @@ def test_an_outcome_that_comes_after_that_is_no_news() -> None:
 
 
 @pytest.mark.bound("LOST_WORKERS")
-def test_so_many_lost_workers_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounds, "LOST_WORKERS", 2)
-    stage = Stage()
-    stage.worker("w1", "w2", "w3")
-    stage.submit("a:\nb:\nc:", "a", "b", "c")
-    stage.sync()
-    stage.wait(11.0, polls=["r1"])
-    [ended] = stage.ended
-    assert (ended.worker, ended.outcome) == ("w1", None)
+def test_so_many_lost_workers_are_remembered() -> None:
+    scheduler = Scheduler(now=0.0)
+    names = [f"s{n}" for n in range(bounds.LOST_WORKERS + 1)]
+    effects = scheduler.handle(Stage().submit_of("\n".join(f"{n}:" for n in names), *names), 0.0)
+    while questions := [each for each in effects if isinstance(each, events.Ask)]:
+        effects = []
+        for each in questions:
+            effects += scheduler.handle(events.Answered(each.question, frozenset()), 0.0)
+    for number in range(len(names)):
+        scheduler.handle(Machine(f"w{number}", 1, "x86_64", ()).report(), 0.0)
+    assert len(scheduler.workers) == len(names)
+    effects = scheduler.handle(events.Tick(), 4.0) + scheduler.handle(events.Tick(), 8.0)
+    effects += scheduler.handle(events.Tick(), 10.0)
+    assert not scheduler.workers
+    [ended] = [each for each in effects if isinstance(each, events.Ended)]
+    assert (ended.worker, ended.outcome) == ("w0", None)
 
 
 # -- attempts that nobody wanted, and that were quicker than the kill ---------------------------
@@ -154,7 +163,7 @@ def test_a_worker_that_does_not_take_what_it_is_given_loses_it() -> None:
     stage = Stage()
     stage.worker("deaf")
     stage.submit("a:")
-    stage.wait(stage.limits.lease, alive=["deaf"], polls=["r1"])
+    stage.wait(2 * stage.limits.lease, alive=["deaf"], polls=["r1"])
     assert stage.states() == {"a": "running"}
     stage.worker("w2")
     stage.wait(0.5, alive=["deaf", "w2"], polls=["r1"])
@@ -171,7 +180,7 @@ def test_nor_does_what_nobody_wants_any_more_wait_for_such_a_worker() -> None:
     stage.submit("a:")
     stage.command("cancel", "r1")
     stage.submit("a:", request="r2")
-    stage.wait(stage.limits.lease + 0.5, alive=["deaf"], polls=["r2"])
+    stage.wait(2 * stage.limits.lease + 0.5, alive=["deaf"], polls=["r2"])
     stage.worker("w2")
     stage.sync("w2")
     assert stage.running() == {"w2": ["a"]}
@@ -183,7 +192,7 @@ def test_what_it_takes_all_the_same_is_killed_and_does_not_run_beside_another() 
     stage.submit("a:")
     late = stage.scheduler.desired("deaf")
     assert late is not None
-    stage.wait(stage.limits.lease + 0.5, alive=["deaf"], polls=["r1"])
+    stage.wait(2 * stage.limits.lease + 0.5, alive=["deaf"], polls=["r1"])
     stage.machines["deaf"].obey(late)
     stage.report("deaf")
     stage.worker("w2")

@@ -1,11 +1,15 @@
 """Requests that are ordered, resolved, left alone, followed by others, cancelled, remembered."""
 
+import msgspec
+import pytest
 from machine_kit import key_of
 from scheduling_kit import Stage, building
 
+from fabric import bounds
 from fabric.scheduling import events
+from fabric.scheduling.core import Scheduler
 from fabric.scheduling.intake import _KEPT
-from fabric.wire.messages import Order
+from fabric.wire.messages import PROTOCOL, Command, Order
 
 APP = "app: zlib\nzlib:"
 
@@ -218,3 +222,36 @@ def test_a_request_that_is_over_and_cannot_be_written_down_is_forgotten() -> Non
             stage.handle(events.Unresolved(f"n{n}", "no such system"))
             stage.leave(f"n{n}")
         assert len(stage.scheduler.requests) == _KEPT
+
+
+# -- bounds --------------------------------------------------------------------------------------
+
+
+@pytest.mark.bound("OPEN_REQUESTS")
+@pytest.mark.bound("ALL_REQUESTS")
+def test_of_one_user_and_of_all_so_many_builds_are_open() -> None:
+    scheduler = Scheduler(now=0.0)
+    refusals: list[events.Effect] = []
+
+    def order(requester: str, number: int) -> None:
+        order = Order(PROTOCOL, f"{requester} {number}", "t", "refs/x", "c" * 40, "s.morph")
+        event = msgspec.structs.replace(order, requester=requester)
+        for effect in scheduler.handle(event, 0.0):
+            if isinstance(effect, events.Refuse):
+                refusals.append(effect)
+
+    users = bounds.ALL_REQUESTS // bounds.OPEN_REQUESTS
+    for user in range(users):
+        for number in range(bounds.OPEN_REQUESTS):
+            order(f"user{user}", number)
+    assert not refusals
+    order("user0", bounds.OPEN_REQUESTS)
+    order("another", 1)
+    more = "builds that are not over, as many as there may be; `fabric-initiator list` shows them"
+    assert refusals == [
+        events.Refuse("user0 500", "not-now", f"user0 has 500 {more}"),
+        events.Refuse("another 1", "not-now", f"the controller has 5000 {more}"),
+    ]
+    scheduler.handle(Command(PROTOCOL, "c", "cancel", "user0 7"), 0.0)
+    order("user0", bounds.OPEN_REQUESTS)
+    assert "user0 500" in scheduler.requests

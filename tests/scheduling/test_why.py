@@ -3,6 +3,7 @@
 from machine_kit import key_of
 from scheduling_kit import Stage, building
 
+from fabric.scheduling.model import Limits
 from fabric.scheduling.why import why_request
 
 
@@ -41,7 +42,7 @@ def test_no_worker_can_do_it() -> None:
     stage.worker("plain")
     stage.submit("app:", needs={"app": ("kvm",)})
     assert stage.why("app") == (
-        "app is ready: no worker can do it; arm: its architecture is armv8l64, not x86_64;"
+        "app is ready: no worker is able to do it; arm: it builds armv8l64, not x86_64;"
         " plain: it lacks kvm"
     )
 
@@ -137,3 +138,79 @@ def test_a_long_story_keeps_its_beginning() -> None:
     lines = stage.story("a").splitlines()
     assert len(lines) == 61
     assert "the store does not have it" in lines[1]
+
+
+# -- steps that no worker is able to do -----------------------------------------------------------
+
+
+def no_worker_for(arch: str, unserved: float = 1800.0) -> Stage:
+    stage = Stage(limits=Limits(unserved=unserved))
+    stage.worker("w1", features=("arch:x86_32",))
+    stage.submit("app: lib\nlib:", arch=arch)
+    return stage
+
+
+def test_a_worker_does_what_is_for_another_architecture_that_it_names() -> None:
+    stage = no_worker_for("x86_32")
+    stage.sync()
+    assert stage.running() == {"w1": ["lib"]}
+
+
+def test_who_waits_for_a_worker_that_is_not_there_is_warned() -> None:
+    stage = no_worker_for("armv7lhf")
+    assert stage.update().warning == (
+        "lib waits: no worker is able to do it: w1: it builds x86_64, x86_32, not armv7lhf;"
+        " it fails unless one comes within 1800 s"
+    )
+    [info] = stage.query("requests").requests
+    assert info.message == (
+        "lib is ready: no worker is able to do it; w1: it builds x86_64, x86_32, not armv7lhf"
+    )
+    stage.worker("arm", arch="armv7lhf")
+    stage.sync()
+    assert stage.update().warning == ""
+    assert stage.running() == {"arm": ["lib"]}
+
+
+def test_who_waits_for_any_worker_is_warned_and_waits() -> None:
+    stage = Stage()
+    stage.submit("app:", detach=True)
+    assert stage.update().warning == "app waits: there is no worker"
+    stage.wait(2 * stage.limits.unserved)
+    assert stage.verdict() == "building"
+    stage.worker("w1")
+    stage.sync()
+    assert stage.running() == {"w1": ["app"]}
+
+
+def test_what_no_worker_is_able_to_do_fails_in_the_end() -> None:
+    stage = no_worker_for("armv7lhf", unserved=20.0)
+    stage.wait(19.5, alive=["w1"], polls=["r1"])
+    assert stage.verdict() == "building"
+    stage.wait(1.0, alive=["w1"], polls=["r1"])
+    assert stage.verdict() == "failed"
+    step = stage.steps()["lib"]
+    assert step.fault
+    assert step.message == (
+        "no worker was able to do it for 20 s: w1: it builds x86_64, x86_32, not armv7lhf"
+    )
+
+
+def test_the_time_begins_when_the_last_worker_that_was_able_is_lost() -> None:
+    stage = no_worker_for("armv7lhf", unserved=20.0)
+    stage.wait(15.0, alive=["w1"], polls=["r1"])
+    stage.worker("arm", arch="armv7lhf")
+    stage.command("drain", "arm")  # it is there, so this is not for ever
+    stage.wait(30.0, alive=["w1", "arm"], polls=["r1"])
+    assert stage.verdict() == "building"
+    stage.wait(stage.limits.lease + 19.0, alive=["w1"], polls=["r1"])
+    assert stage.verdict() == "building"
+    stage.wait(2.0, alive=["w1"], polls=["r1"])
+    assert stage.verdict() == "failed"
+
+
+def test_without_a_limit_it_waits() -> None:
+    stage = no_worker_for("armv7lhf", unserved=0.0)
+    assert stage.update().warning.endswith("it builds x86_64, x86_32, not armv7lhf")
+    stage.wait(100.0, alive=["w1"], polls=["r1"])
+    assert stage.verdict() == "building"

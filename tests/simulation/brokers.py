@@ -62,7 +62,9 @@ class Broker:
         self.disk = disk
         self.alive = True
         self.started = world.now
+        self.reported: set[tuple[str, int]] = set()  # attempts that workers said they have
         disk.runs += 1
+        self.run = disk.runs
         self.scheduler = Scheduler(
             scenario.limits,
             epoch=disk.runs,
@@ -98,6 +100,7 @@ class Broker:
             return
         match message:
             case Report():
+                self.reported |= {(each.key, each.fence) for each in message.running}
                 self.routes[message.name] = source
                 self.apply(message, source)
                 worker = self.scheduler.workers.get(message.name)
@@ -105,7 +108,7 @@ class Broker:
                     self.heard[source] = self.world.now  # not an old one come late
             case Order() | Submit() | Poll():
                 seen = message.seen if isinstance(message, Poll) else 0
-                self.watchers.watch(message.request, source.encode(), seen)
+                self.watchers.watch(message.request, source.encode(), self.world.now, seen)
                 self.apply(message, source)
             case Leave():
                 self.watchers.unwatch(message.request, source.encode())
@@ -166,6 +169,7 @@ class Broker:
                 self.spools.begin(effect.key, effect.fence, effect.worker, found=effect.found)
                 world.judge.began(self, effect)
             case events.Ended():
+                world.judge.ended(self, effect)
                 outcome = effect.outcome
                 size, sha = (outcome.log_size, outcome.log_sha256) if outcome else (-1, "")
                 self.spools.end(effect.key, effect.fence, size, sha, world.now)

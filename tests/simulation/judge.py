@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
 from fabric.scheduling import events
@@ -16,8 +15,8 @@ if TYPE_CHECKING:
     from simulator import Simulation
     from users import Initiator
 
-#: Attempts that may begin for others while one waits and has nothing, times the ratio of their
-#: shares.  Beside a long attempt of one's own, others may have many short ones.
+#: Attempts that may begin for others while a request waits and its requester has nothing, times the
+#: ratio of their shares then.  Beside a long attempt of one's own, others may have many short ones.
 TURNS = 6
 #: Seconds after its start in which a broker lets workers say what they run.
 SETTLE = 3.0
@@ -30,7 +29,10 @@ class Violation(AssertionError):
 class Judge:
     def __init__(self, world: Simulation) -> None:
         self.world = world
-        self._passed_over: Counter[str] = Counter()  # request -> attempts begun for others
+        #: request -> how much of its patience it has used, while attempts began for others
+        self._passed_over: dict[str, float] = {}
+        #: run of the broker, key, fence -> when this began, and whether it has ended
+        self._attempts: dict[tuple[int, str, int], tuple[float, bool]] = {}
 
     # -- after every event ---------------------------------------------------------------------
 
@@ -69,8 +71,20 @@ class Judge:
             if not (shunned or checking or worker.name in task.faults):
                 raise Violation(f"{worker.name} is free, and {task.offer.name} is ready")
 
+    def ended(self, broker: Broker, event: events.Ended) -> None:
+        """An attempt ends: it began, and ends for the first time."""
+        id = (broker.run, event.key, event.fence)
+        began, ended = self._attempts.get(id, (0.0, True))
+        if ended:
+            raise Violation(f"{self.world.names[event.key]} {event.fence} ends, and does not run")
+        self._attempts[id] = (began, True)
+
     def began(self, broker: Broker, event: events.Began) -> None:
         """An attempt begins: is it the only one, and whose turn was it?"""
+        id = (broker.run, event.key, event.fence)
+        if id in self._attempts:
+            raise Violation(f"{self.world.names[event.key]} {event.fence} begins a second time")
+        self._attempts[id] = (self.world.now, False)
         if event.found:
             return
         self._is_alone(broker, event)
@@ -81,21 +95,36 @@ class Judge:
             waits = request.state == "building" and any(
                 each.state is State.READY and not each.choosy for each in request.needed.values()
             )
-            if task.charged is request or request.share.running or not waits:
-                self._passed_over[request.id] = 0
+            if request.id in task.requests or request.share.running or not waits:
+                self._passed_over[request.id] = 0.0
                 continue
-            self._passed_over[request.id] += 1
+            assert task.charged is not None
+            mine = task.charged.requester is request.requester
+            if request.requester.share.running and not mine:
+                continue
             live = [each for each in broker.scheduler.requests.values() if not each.over]
             ratio = sum(each.share.weight for each in live) / request.share.weight
-            if self._passed_over[request.id] > TURNS * ratio:
+            used = self._passed_over.get(request.id, 0.0) + 1.0 / (TURNS * ratio)
+            self._passed_over[request.id] = used
+            if used > 1.0:
                 raise Violation(f"{request.id} is starved")
 
+    def _was_not_taken(self, broker: Broker, key: str, fence: int) -> bool:
+        """Whether an attempt was given up because its worker did not say that it has it."""
+        began, ended = self._attempts.get((broker.run, key, fence), (0.0, False))
+        unheard = ended and (key, fence) not in broker.reported
+        return unheard and self.world.now - began > 2 * broker.scheduler.limits.lease
+
     def _is_alone(self, broker: Broker, event: events.Began) -> None:
-        """No job runs twice at once, unless its worker could not be heard for long."""
+        """No job runs twice at once, unless its worker could not be heard for long, or could not
+        hear for long.
+        """
         limits, now = broker.scheduler.limits, self.world.now
         for builder in self.world.builders.values():
             for key, fence in builder.agent.running:
                 if not builder.alive or key != event.key or fence == event.fence:
+                    continue
+                if self._was_not_taken(broker, key, fence):
                     continue
                 silence = now - broker.heard.get(builder.node, broker.started)
                 known = builder.node in broker.heard

@@ -36,12 +36,23 @@ def test_scenarios(part: int, tmp_path: Path) -> None:
     assert counts["builds"] > SEEDS / PARTS
 
 
-#: An initiator's view of its request: logs that begin after its end, or are a later attempt's, and
-#: updates that come after its end.
+#: Seeds that showed a fault once, by the fault.
 FOUND = (
+    # an initiator's view of its request: logs that begin after its end, or are a later attempt's,
     *(700823, 702327, 1002241, 1005683, 2001181, 2002879),
     *(1004336, 1004982, 2002779, 2002844, 2003609),
+    # and updates that come after its end
     *(1005862, 2001904),
+    # a late word of a former run of the broker made a worker ignore the present one
+    1003175,
+    # an attempt that was quicker than its kill ended twice, and its log was not completed
+    2001551,
+    # a log that is asked for ever more slowly on a network that loses much was given up
+    1795894801,
+    # what a worker took late, after it had been given to another
+    *(1795896202, 1795896298, 1795897070),
+    # fair shares that looked unfair: the judge counted what was shared, and former ratios
+    *(500098, 601951),
 )
 
 
