@@ -37,18 +37,24 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         from fabric.commands.common import heed_signals, open_plan
         from fabric.commands.report import Built, complete_logs, report
         from fabric.render import opened_screen
+        from fabric.trove.health import Health
 
         heed_signals()
         with opened_screen(options.json) as screen:
             project, plan = open_plan(settings, options.system, options.chunks)
             project.remember(plan.graph.path)
-            if project.store.has(plan.goal_keys) == set(plan.goal_keys):
+            health = Health(project.store)
+            goals = {plan.keys[goal]: plan.graph[goal] for goal in plan.goals}
+            for key, why in health.mend(goals).items():
+                screen.event("damaged", name=goals[key].name, key=key, message=why)
+                screen.say(f"{goals[key].name} is built again: {why}", "yellow")
+            if project.store.has(goals) == set(goals):
                 how = f"all {len(plan.steps)} steps cached"
                 complete_logs(screen, project.store)
             else:
                 how = _build(options, settings, plan, screen, fabric, project.store)
-            goals = [plan.graph[goal] for goal in plan.goals]
-            built = [Built(goal.name, goal.kind, plan.keys[goal.id]) for goal in goals]
+                health.believe(goals)
+            built = [Built(goal.name, goal.kind, key) for key, goal in goals.items()]
             report(screen, project.store, built, options.system, how)
     return 0
 

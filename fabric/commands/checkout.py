@@ -11,7 +11,7 @@ from pathlib import Path
 import zstandard
 
 from fabric.building.tree import Unpacker, remove
-from fabric.commands.common import heed_signals, open_built, print_json
+from fabric.commands.common import healing, heed_signals, open_built, print_json
 from fabric.config import Settings
 from fabric.definitions.graph import Step
 from fabric.errors import FabricError, command
@@ -26,7 +26,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     heed_signals()
     names = [options.artifact] if options.artifact else []
     project, plan = open_built(settings, options.system, names)
-    with project.store.reserve(plan.keys.values()):
+    with project.store.reserve(plan.keys.values()), healing(project, plan):
         _check_out(options, project, plan)
     return 0
 

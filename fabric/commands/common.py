@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,14 @@ from fabric.config import Settings
 from fabric.definitions.fields import suggest
 from fabric.definitions.graph import Graph, Step
 from fabric.definitions.select import find
-from fabric.errors import DefinitionsError, FabricError, Problem
+from fabric.errors import (
+    DamagedError,
+    DefinitionsError,
+    FabricError,
+    Problem,
+    StoreError,
+    command,
+)
 from fabric.jobs import tools_among
 from fabric.plan import Plan
 from fabric.project import Project
@@ -68,6 +76,24 @@ def open_built(settings: Settings, system: str, names: list[str]) -> tuple[Proje
         if keys.keys() >= set(chosen):
             return project, Plan(graph, chosen, frozenset(chosen), {}, "", keys)
     return project, plan_of(project, graph, goals)
+
+
+@contextlib.contextmanager
+def healing(project: Project, plan: Plan) -> Iterator[None]:
+    """What turns out damaged of the goals is removed from the store, so that it is built again."""
+    try:
+        yield
+    except DamagedError as error:
+        from fabric.trove.health import Health
+
+        goals = [plan.graph[goal] for goal in plan.goals]
+        parts = [key for goal in goals if goal.kind == "stratum" for key in plan.depends(goal)]
+        names = [goal.name for goal in goals if goal is not plan.graph.root]
+        try:
+            Health(project.store).mend((*parts, *plan.goal_keys), read=True)
+        except StoreError as refused:
+            raise StoreError(f"{error}; it cannot be removed: {refused}") from None
+        raise DamagedError(f"{error}: {command('build', plan.graph.path, *names)}") from None
 
 
 def plan_of(project: Project, graph: Graph, goals: Iterable[str] = ()) -> Plan:

@@ -13,11 +13,13 @@ import zstandard
 from fabric.bounds import VARIABLES
 from fabric.building.image import KERNEL_ARGUMENTS, File, files_below, make_image
 from fabric.building.image_manifest import read_manifest
-from fabric.commands.common import heed_signals, open_built, print_json
+from fabric.commands.common import healing, heed_signals, open_built, print_json
 from fabric.config import Settings
 from fabric.definitions.cluster_settings import size as parse_size
 from fabric.errors import FabricError, command
 from fabric.files import read_regular
+from fabric.plan import Plan
+from fabric.project import Project
 from fabric.render import size
 from fabric.terminal import progress
 
@@ -67,6 +69,11 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
 def _archive(settings: Settings, system: str) -> Path:
     """A built system's tar.zst."""
     project, plan = open_built(settings, system, [])
+    with healing(project, plan):
+        return _rootfs(project, plan, system)
+
+
+def _rootfs(project: Project, plan: Plan, system: str) -> Path:
     manifest = project.store.manifest(plan.keys[plan.graph.root.id])
     if manifest is None:
         raise FabricError(

@@ -254,6 +254,22 @@ class Store:
 
     # -- damage ------------------------------------------------------------------------------
 
+    def place(self, blob: Blob) -> Path | None:
+        """The store's own file of a blob, if it is one of this machine; it may be anything."""
+        return self._backend.place(blob_path(blob)) if blob.content is None else None
+
+    def demand(self, blob: Blob) -> None:
+        """DamagedError if a blob is not there."""
+        with self._explained(f"blob {blob.sha256} cannot be looked for"):
+            there = self._backend.exist([blob_path(blob)])
+        if blob.content is None and blob.size and not there:
+            raise self._damaged(blob, "it is not there")
+
+    def verify(self, blob: Blob) -> None:
+        """Read a blob.  DamagedError if it is not what its name says."""
+        for _ in self.stream(blob):
+            pass
+
     def inspect(self, key: str) -> bool:
         """Whether a built step is there, with all its blobs, and each is what its name says."""
         try:
@@ -276,12 +292,10 @@ class Store:
             self._backend.delete(map(blob_path, wrong))
 
     def _is_right(self, blob: Blob) -> bool:
-        try:
-            for _ in self.stream(blob):
-                pass
-        except DamagedError:
-            return False
-        return True
+        with contextlib.suppress(DamagedError):
+            self.verify(blob)
+            return True
+        return False
 
     # -- housekeeping ------------------------------------------------------------------------
 
