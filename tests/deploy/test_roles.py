@@ -174,6 +174,7 @@ def test_the_next_controller_knows_what_the_former_one_knew(
     controller.run(f"test ! -e {waits}")
     assert cluster.initiator("list", "--json", cwd=scratch) == before
     assert "eve" in controller.run("fabric-keys list")
+    controller.run("fabric-keys revoke eve")
     now = controller.run("cd /var/lib/distbuild && find . -printf '%p %u %m\\n' | sort")
     assert set(files.splitlines()) <= set(now.splitlines())
 
