@@ -91,7 +91,23 @@ class DefinitionsError(FabricError):
 
 
 class SourceError(FabricError):
-    """A repository, ref or lorry cannot be had as it was named."""
+    """A repository, ref or lorry cannot be had as it was named.
+
+    ``alike``: what can be said once of all sources that fail so; "" if this one is like no other.
+    """
+
+    def __init__(self, message: str, *, alike: str = "") -> None:
+        super().__init__(message)
+        self.alike = alike
+
+
+class SourcesError(SourceError):
+    """Some sources cannot be had; ``failures`` holds (repo, ref) and why, for each."""
+
+    def __init__(self, failures: list[tuple[tuple[str, str], SourceError]]) -> None:
+        self.failures = failures
+        super().__init__("\n".join(sorted({str(error) for _, error in failures})))
+        self.exit_code = max(error.exit_code for _, error in failures)
 
 
 class StoreError(FabricError):

@@ -16,9 +16,13 @@ from fabric.definitions.environment import environment
 from fabric.definitions.graph import COMMAND_STEPS, Graph, Step
 from fabric.definitions.keys import cache_keys, list_key
 from fabric.definitions.select import needed
+from fabric.errors import SourceError, SourcesError
 from fabric.jobs import HOST_TOOLS, Content, Job, Part, Source, Staged
 from fabric.trove.sources import Sources, Wanted
 from fabric.wire.messages import Offer
+
+#: Sources that are named one by one, of those that fail alike.
+FEW = 5
 
 
 class Plan(msgspec.Struct, frozen=True, dict=True):
@@ -179,8 +183,33 @@ def make_plan(graph: Graph, goals: Iterable[str], sources: Sources, host_tools: 
     """
     chosen = tuple(goals) or (graph.root.id,)
     wanted = wanted_sources(graph, chosen)
-    found = dict(zip(wanted, sources.resolve_all(wanted.values()), strict=True))
+    try:
+        found = dict(zip(wanted, sources.resolve_all(wanted.values()), strict=True))
+    except SourcesError as error:
+        raise _explained(graph, wanted, error) from None
     return Plan(graph, chosen, needed(graph, chosen), found, host_tools)
+
+
+def _explained(graph: Graph, wanted: Mapping[str, Wanted], error: SourcesError) -> SourceError:
+    """The chunks whose sources cannot be had, those that fail alike together."""
+    failures = dict(error.failures)
+    groups: dict[str, list[tuple[Step, SourceError]]] = {}
+    for id, (repo, ref, _) in wanted.items():
+        if failure := failures.pop((repo, ref), None):
+            groups.setdefault(failure.alike, []).append((graph[id], failure))
+    lines = []
+    for alike, failed in groups.items():
+        if alike and len(failed) > FEW:
+            lines.append(f"{len(failed)} sources: {alike}:")
+            lines += [f"  {one.where}: {one.repo} {one.ref}" for one, _ in failed[:FEW]]
+            lines.append(f"  and {len(failed) - FEW} more")
+            continue
+        for one, failure in failed:
+            note = f"; its unpetrify-ref is {one.unpetrify_ref}" if one.unpetrify_ref else ""
+            lines.append(f"{one.where}: chunk {one.name}: {failure}{note}")
+    explained = SourceError("\n".join(dict.fromkeys(lines)))
+    explained.exit_code = error.exit_code
+    return explained
 
 
 def wanted_sources(graph: Graph, goals: Iterable[str]) -> dict[str, Wanted]:

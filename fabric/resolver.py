@@ -85,7 +85,7 @@ def _fetch(order: Order, trove: Trove, directory: Path) -> Repository:
     with locked(directory / "locks" / "orders"):
         if len(list(repository.path.glob("objects/pack/*.pack"))) > PACKS:
             shutil.rmtree(repository.path)  # a cache, and whatever is needed comes again
-        repository.create()
+        repository.create(cache=True)
         if repository.find(order.commit) is None:
             copy = f"refs/orders/{order.commit}"
             trove.fetch(repository, [f"+{order.ref}:{copy}"], _unheard, Stop())

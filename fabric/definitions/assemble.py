@@ -197,6 +197,8 @@ class Assembly:
             depends=tuple(self.links.edges[chunk.id]),
             morph=chunk.morph.file if chunk.morph else "",
             description=chunk.morph.description if chunk.morph else "",
+            where=f"{chunk.file}:{spec.lines.get('ref', spec.line)}",
+            unpetrify_ref=spec.unpetrify_ref,
             strata=tuple(self.loaded.strata[path].name for path in chunk.strata),
             source_name=chunk.source_name,
             repo=spec.repo,

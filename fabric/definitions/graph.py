@@ -75,6 +75,8 @@ class Step(msgspec.Struct, frozen=True):
     morph: str = ""  # file that describes it; "" for a chunk by build-system
     description: str = ""
     # chunks
+    where: str = ""  # it stands in its stratum: "strata/core.morph:12"
+    unpetrify_ref: str = ""  # a remark: the branch that its ref, a commit, is from
     strata: tuple[str, ...] = ()  # names of the strata that contain it
     source_name: str = ""  # names /NAME.build, /NAME.inst and the artifacts
     repo: str = ""

@@ -57,6 +57,7 @@ class ChunkSpec(msgspec.Struct):
     depends: tuple[str, ...]  # names of other chunks of the stratum
     artifacts: tuple[tuple[str, str, int], ...]  # (chunk artifact, stratum artifact, line)
     submodules: tuple[Submodule, ...]
+    unpetrify_ref: str
     lines: dict[str, int]
 
 

@@ -146,6 +146,7 @@ def _spec(fields: Fields, given: Map, version: int) -> ChunkSpec:
         depends=tuple(dict.fromkeys(fields.texts(given, "build-depends", what))),
         artifacts=_artifacts(fields, given, what) if "artifacts" in given else (),
         submodules=_submodules(fields, given, what) if "submodules" in given else (),
+        unpetrify_ref=str(given.get("unpetrify-ref", ""))[:80],
         lines=given.lines,
     )
 

@@ -57,7 +57,7 @@ class Builds:
 
     def snapshot(self, root: Path) -> Snapshot:
         """What is below ``root`` now.  SourceError if that cannot be taken in."""
-        self.repository.create()
+        self.repository.create(cache=True)
         return snapshot.take(root, self.repository.path)
 
     def push(
@@ -69,7 +69,7 @@ class Builds:
 
     def tidy(self, trove: Trove, live: Collection[str]) -> int:
         """Remove refs of this user that are of no use any more; how many.  TroveError."""
-        self.repository.create()
+        self.repository.create(cache=True)
         old = list(stale(trove.refs(f"refs/builds/{user()}/*"), live, time.time()))
         if old:
             trove.push(self.repository, [f":{ref}" for ref in old], _unheard, Stop())

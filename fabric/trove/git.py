@@ -24,6 +24,8 @@ from fabric.trove.stop import Stop
 SHA = re.compile(r"[0-9a-f]{40}")
 #: What git accepts as the name of a ref, as far as it matters here.
 REF = re.compile(r"(?!-)(?!.*(\.\.|@\{|//|/\.|\.lock(/|$)))[^\x00-\x20\x7f~^:?*\[\\]+(?<![./])")
+_NO_REFS = "packed-refs holds something else than refs"
+_HEAD = re.compile(rb"(ref: refs/[^\0]+|[0-9a-f]{40})\n*")
 _IMPORT_KEY = re.compile(rb"^Import-Key: ([0-9a-f]{64})$", re.M)
 #: Seconds after which a pack that nobody goes on writing is rubbish.
 ABANDONED = 3600.0
@@ -35,6 +37,10 @@ _SETTINGS = (
     "core.fsync=committed",
     "uploadpack.allowAnySHA1InWant=true",  # a worker asks for the very commit
 )
+
+
+class DamagedRepositoryError(SourceError):
+    """Files of a repository of ours are missing, or hold what git never wrote."""
 
 
 class Fact(msgspec.Struct, frozen=True):
@@ -54,11 +60,48 @@ class Repository:
 
     @property
     def exists(self) -> bool:
-        return (self.path / "HEAD").exists()
+        """Whether it is there.  DamagedRepositoryError if only some of it is."""
+        try:
+            head = (self.path / "HEAD").read_bytes()
+        except FileNotFoundError:
+            if self.path.exists():
+                raise self._damaged("HEAD is missing") from None
+            return False
+        if not _HEAD.fullmatch(head):
+            raise self._damaged("HEAD holds something else than a ref")
+        return True
 
-    def create(self) -> None:
-        """Make it, empty, if it is not there; see to what is left in it if it is."""
-        if not self.exists:
+    def _damaged(self, why: str) -> DamagedRepositoryError:
+        return DamagedRepositoryError(f"{self.path}: a damaged repository: {why}")
+
+    def check(self) -> None:
+        """DamagedRepositoryError if what is there cannot be a repository."""
+        if self.exists and not all(map(SHA.fullmatch, self._packed().values())):
+            raise self._damaged(_NO_REFS)
+
+    def remove(self) -> None:
+        """Remove all of it, out of sight at first."""
+        import shutil
+
+        with scratch(self.path.parent, "removing-") as folder:
+            self.path.rename(folder / "old")
+            shutil.rmtree(folder / "old")
+        self._facts = None
+
+    def create(self, *, cache: bool = False) -> None:
+        """Make it, empty, if it is not there; see to what is left in it if it is.
+
+        DamagedRepositoryError if only some of it is; but of a ``cache`` all comes again, so a
+        damaged one is made anew.
+        """
+        try:
+            there = self.exists
+        except DamagedRepositoryError:
+            if not cache:
+                raise
+            self.remove()
+            there = False
+        if not there:
             self._make()
         # what a killed fetch left: git's own gc, which would see to it, is off here
         for half in self.path.glob("objects/pack/tmp_*"):
@@ -101,7 +144,10 @@ class Repository:
 
     def target(self, name: str) -> str | None:
         """The object that a ref, given by its full name, stands for: a tag as it is, or peeled."""
-        return self._loose(name) or self._packed().get(name)
+        found = self._loose(name) or self._packed().get(name)
+        if found is not None and not SHA.fullmatch(found):
+            raise self._damaged(_NO_REFS)
+        return found
 
     def _loose(self, name: str, depth: int = 5) -> str | None:
         try:
@@ -121,6 +167,8 @@ class Repository:
             lines = (self.path / "packed-refs").read_text().splitlines()
         except FileNotFoundError:
             return refs
+        except UnicodeDecodeError:
+            raise self._damaged("packed-refs is no text") from None
         for line in lines:
             if line.startswith("^"):
                 refs[last] = line[1:]

@@ -79,8 +79,9 @@ def _has_terminal() -> bool:
     return True
 
 
-def run(args: list[str], *, check: bool = True) -> bytes | None:
-    """Run git with no configuration but the repository's own; return what it prints.
+def run(args: list[str], *, check: bool = True, private: bool = True) -> bytes | None:
+    """Run git with no configuration but the repository's own, or not ``private`` with the user's;
+    return what it prints.
 
     SourceError if it fails (without ``check``: None), or prints more than GIT_OUTPUT.
     """
@@ -91,7 +92,7 @@ def run(args: list[str], *, check: bool = True) -> bytes | None:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=environment(),
+        env=environment(private=private),
     ) as process:
         try:
             output, complaints = converse(process, most=bounds.GIT_OUTPUT)

@@ -13,7 +13,7 @@ from fabric.errors import SourceError
 from fabric.jobs import Source
 from fabric.trove import shared
 from fabric.trove.files import locked
-from fabric.trove.git import REF, SHA, Repository
+from fabric.trove.git import REF, SHA, DamagedRepositoryError, Repository
 from fabric.trove.git_process import run
 from fabric.trove.places import Place, Places, local_path
 from fabric.trove.stop import Stop
@@ -67,7 +67,23 @@ class Repositories:
         """The commit that a ref is, fetched or imported if need be.  SourceError."""
         place = self.places.locate(repo)
         meant = self._meant(repo, ref)
-        return self._known(repo, meant, place) or self._obtain(repo, meant, place)
+        try:
+            return self._known(repo, meant, place) or self._obtain(repo, meant, place)
+        except DamagedRepositoryError as error:
+            self._remove(place, self.lorries.get(repo), error)
+            return self._obtain(repo, meant, place)
+
+    def _remove(self, place: Place, lorry: Lorry | None, error: DamagedRepositoryError) -> None:
+        """Remove a damaged repository, if all in it can be brought again."""
+        if place.url is None and lorry is None and self._trove is None:
+            raise SourceError(f"{error}; nothing brings it again, so repair it, or {place.hint}")
+        with self._locked(place):
+            repository = self.repository(place)
+            try:
+                repository.check()  # another process may have mended it
+            except DamagedRepositoryError:
+                self.progress(f"warning: {error}: removing it, and bringing its source again")
+                repository.remove()
 
     def at_hand(self, repo: str, ref: str) -> str | None:
         """The commit that a ref is, if that needs no fetching."""
@@ -81,13 +97,17 @@ class Repositories:
         lorry = self.lorries.get(repo) if ref == "HEAD" else None
         if lorry is None or not lorry.is_own:
             return ref
-        head = self._head or (run(["-C", lorry.url, "rev-parse", "HEAD"], check=False) or b"")
-        if not head:
+        if self._head:
+            return self._head
+        try:  # with the user's configuration, which may call the repository safe
+            return (
+                (run(["-C", lorry.url, "rev-parse", "HEAD"], private=False) or b"").decode().strip()
+            )
+        except SourceError as error:
             raise SourceError(
                 f"{lorry.where}: {lorry.url} is no git repository with a commit, so there is no"
-                f" HEAD for {repo}: commit the definitions"
-            )
-        return head if isinstance(head, str) else head.decode().strip()
+                f" HEAD for {repo}: commit the definitions ({error})"
+            ) from None
 
     def _known(self, repo: str, ref: str, place: Place) -> str | None:
         """The commit of ``ref``, if it is here and cannot be another by now."""
@@ -141,7 +161,7 @@ class Repositories:
                     commit = self._known(repo, ref, place)
                 if commit is not None:
                     return commit
-        raise SourceError(self._explain(repo, ref, place, lorry))
+        raise self._explain(repo, ref, place, lorry)
 
     def _bring_from_trove(self, ref: str, place: Place, lorry: Lorry | None) -> None:
         """Fetch from the farm's trove, if this is a source for it and it has it."""
@@ -202,56 +222,93 @@ class Repositories:
         try:
             everything = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]
             repository.fetch(url, everything, progress, self.stop)
+        except DamagedRepositoryError:
+            raise
         except SourceError as error:
+            how = "as it was last seen"
+            if repository.find(ref) is None:
+                self._fetch_commit(repository, url, ref, progress)
+                how = "alone"
             if repository.find(ref) is None:
                 raise SourceError(f"{error}; {hint}") from None
-            self.progress(f"warning: {error}; going on with {ref} as it was last seen")
+            self.progress(f"warning: {error}; going on with {ref} {how}")
+        else:
+            self._fetch_commit(repository, url, ref, progress)
         self._fetched.add((repository.path, ""))
+
+    def _fetch_commit(self, repository: Repository, url: str, ref: str, progress: Progress) -> None:
+        """Fetch the very commit: it may be in no branch, or all that is whole of them."""
         if SHA.fullmatch(ref) and repository.find(ref) is None:
             with contextlib.suppress(SourceError):  # explained by the caller
                 repository.fetch(url, [f"{ref}:refs/fabric/{ref}"], progress, self.stop)
 
-    def _explain(self, repo: str, ref: str, place: Place, lorry: Lorry | None) -> str:
+    def _explain(self, repo: str, ref: str, place: Place, lorry: Lorry | None) -> SourceError:
         """Why a ref cannot be had, and what would help."""
         if place.url is not None:
-            return f"{repo}: {place.url} has no ref {ref}"
+            return SourceError(f"{repo}: {place.url} has no ref {ref}")
         if self._trove is not None:
-            return self._explain_trove(repo, ref, place, lorry)
+            return self._explain_trove(self._trove.url, repo, ref, place, lorry)
         if lorry is not None and lorry.type != "git":
-            return (
+            return SourceError(
                 f"{repo}: no ref {ref}: its lorry ({lorry.where}) brings {lorry.ref};"
                 " change one of them"
             )
         if lorry is not None:
-            return f"{repo}: no ref {ref} at {lorry.url}, where its lorry ({lorry.where}) leads"
+            leads = f"where its lorry ({lorry.where}) leads"
+            return SourceError(f"{repo}: no ref {ref} at {lorry.url}, {leads}")
         if self.repository(place).exists:
-            return f"{repo}: no ref {ref} in {place.directory}, and no lorry that could bring it"
+            where = f"in {place.directory}, and no lorry that could bring it"
+            return SourceError(f"{repo}: no ref {ref} {where}")
         name = repo.partition(":")[2] or repo
-        return (
+        return SourceError(
             f"{repo}: no such repository: there is no {place.directory} and no lorry for it;"
             f" add sources/{name.rpartition('/')[2]}.lorry to the definitions, {place.hint},"
-            " or configure its alias to be a URL"
+            " or configure its alias to be a URL",
+            alike="no such repository, and no lorry for it: add lorries to the folder sources of"
+            f" the definitions, push repositories to {self.root / 'git'}, or configure aliases to"
+            " be URLs",
         )
 
-    def _explain_trove(self, repo: str, ref: str, place: Place, lorry: Lorry | None) -> str:
-        assert self._trove is not None
-        absent = f"{repo}: the trove {self._trove.url} has no ref {ref} of it"
+    def _explain_trove(
+        self, url: str, repo: str, ref: str, place: Place, lorry: Lorry | None
+    ) -> SourceError:
+        absent = f"{repo}: the trove {url} has no ref {ref} of it"
         if lorry is None and SHA.fullmatch(ref):
-            return f"{absent}: whoever ordered it has to push it there, and then order again"
+            help = "whoever ordered it has to push it there, and then order again"
+            return SourceError(
+                f"{absent}: {help}", alike=f"the trove {url} has none of these commits: {help}"
+            )
         if lorry is None:
-            return f"{absent} (refs/tags/{place.name}/{ref}), and no lorry could bring it"
+            help = "and no lorry could bring it"
+            return SourceError(
+                f"{absent} (refs/tags/{place.name}/{ref}), {help}",
+                alike=f"the trove {url} has none of these refs, {help}",
+            )
         if lorry.type != "git" and ref != lorry.ref:
-            return f"{absent}, and its lorry ({lorry.where}) brings {lorry.ref}; change one of them"
+            return SourceError(
+                f"{absent}, and its lorry ({lorry.where}) brings {lorry.ref}; change one of them"
+            )
         if self._imports:
-            return f"{absent}, nor has {lorry.url}, where its lorry ({lorry.where}) leads"
-        return f"{absent}; `fabric-initiator lorry import {lorry.name}` brings it there"
+            leads = f"where its lorry ({lorry.where}) leads"
+            return SourceError(f"{absent}, nor has {lorry.url}, {leads}")
+        command = "fabric-initiator lorry import"
+        return SourceError(
+            f"{absent}; `{command} {lorry.name}` brings it there",
+            alike=f"the trove {url} has none of these refs; `{command} NAME` brings each there",
+        )
 
     def holding(self, source: Source) -> Repository:
         """The repository with the very commit of ``source``, brought if need be.  SourceError."""
         place = self.places.locate(source.repo)
         repository = self.repository(place)
-        if repository.find(source.commit) is None:
-            lorry = self.lorries.get(source.repo)
+        lorry = self.lorries.get(source.repo)
+        try:
+            repository.check()
+            there = repository.find(source.commit) is not None
+        except DamagedRepositoryError as error:
+            self._remove(place, lorry, error)
+            there = False
+        if not there:
             if lorry is not None and lorry.type != "git" and source.ref == lorry.ref:
                 self._obtain(source.repo, source.ref, place)
             elif self._origin(place, lorry):

@@ -27,12 +27,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fabric.definitions.graph import Submodule
-from fabric.errors import SourceError
+from fabric.errors import SourceError, SourcesError
 from fabric.jobs import Source
 from fabric.trove import shared
 from fabric.trove.files import locked
 from fabric.trove.git import ABANDONED, SHA, Repository
-from fabric.trove.reach import TroveFault
 from fabric.trove.repositories import Repositories
 from fabric.trove.stop import Stop
 
@@ -151,7 +150,7 @@ class Sources:
     def _resolve_in_threads(self, absent: deque[tuple[object, Wanted]]) -> dict[object, Source]:
         """Resolve what has to be imported or fetched, PARALLEL at a time."""
         done: dict[object, Source] = {}
-        failures: list[Exception] = []
+        failures: list[tuple[Wanted, Exception]] = []
 
         def work() -> None:
             while True:
@@ -162,7 +161,7 @@ class Sources:
                 try:
                     done[identity] = self.resolve(*one)
                 except Exception as error:  # noqa: BLE001 - raised again below
-                    failures.append(error)
+                    failures.append((one, error))
 
         # Not an executor's threads: those would be waited for at exit, however stuck they are.
         threads = [
@@ -180,14 +179,13 @@ class Sources:
                 thread.join(1.0)
             self._repositories.stop = Stop()
             raise
-        for failure in failures:
+        told = []
+        for (repo, ref, _), failure in failures:
             if not isinstance(failure, SourceError):
                 raise failure
-        if failures:
-            error = SourceError("\n".join(sorted({str(failure) for failure in failures})))
-            if any(isinstance(failure, TroveFault) for failure in failures):
-                error.exit_code = TroveFault.exit_code
-            raise error
+            told.append(((repo, ref), failure))
+        if told:
+            raise SourcesError(told)
         return done
 
     # -- lorries -----------------------------------------------------------------------------

@@ -96,6 +96,7 @@ SAME: dict[str, Callable[[Graph], Graph]] = {
     "depends": lambda graph: with_step(graph, "b", depends=()),
     "empty lists": lambda graph: with_recipe(graph, "a", commands=_without_empty(graph, "a")),
     "system's file": lambda graph: replace(graph, path="systems/t.morph"),
+    "where": lambda graph: with_step(graph, "a", where="x:1", unpetrify_ref="master"),
     "warnings": lambda graph: replace(graph, warnings=()),
 }
 
@@ -118,7 +119,7 @@ def test_every_field_is_known_here() -> None:
     assert step == {
         *("id", "kind", "name", "artifacts", "depends", "morph", "description", "strata"),
         *("source_name", "repo", "ref", "build_system", "mode", "prefix", "staged"),
-        *("path_prefixes", "recipe", "in_system", "lists", "contents"),
+        *("path_prefixes", "recipe", "in_system", "lists", "contents", "where", "unpetrify_ref"),
     }
     recipe = set(Recipe.__struct_fields__)
     assert recipe == {"commands", "rules", "max_jobs", "devices", "integration", "submodules"}

@@ -1,0 +1,203 @@
+"""Repositories that are damaged, at their origin or here, and refs that nobody has."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from small_definitions import SYSTEM, lay_out
+from sources_kit import git, repository
+
+from fabric.config import load_settings
+from fabric.errors import SourceError
+from fabric.project import Project
+from fabric.trove.git import Repository
+from fabric.trove.sources import Sources
+
+
+def no_head(path: Path) -> None:
+    (path / "HEAD").unlink()
+
+
+def empty_head(path: Path) -> None:
+    (path / "HEAD").write_bytes(b"")
+
+
+def rubbish_head(path: Path) -> None:
+    (path / "HEAD").write_bytes(b"\0\xff" * 20)
+
+
+def rubbish_refs(path: Path) -> None:
+    (path / "packed-refs").write_bytes(b"\xff\xfe" * 40)
+
+
+def other_refs(path: Path) -> None:
+    (path / "packed-refs").write_text("zzzz refs/heads/main\n")
+
+
+DAMAGE = [
+    (no_head, "HEAD is missing"),
+    (empty_head, "HEAD holds something else than a ref"),
+    (rubbish_head, "HEAD holds something else than a ref"),
+    (rubbish_refs, "packed-refs is no text"),
+    (other_refs, "packed-refs holds something else than refs"),
+]
+
+
+@pytest.mark.parametrize(("damage", "why"), DAMAGE)
+def test_what_is_damaged_is_brought_again_once(
+    tmp_path: Path, damage: Callable[[Path], None], why: str
+) -> None:
+    commit = repository(tmp_path / "thing", {"file": "content"})
+    said: list[str] = []
+
+    def opened() -> Sources:
+        return Sources(tmp_path / "trove", {"up": f"{tmp_path}/%s"}, progress=said.append)
+
+    opened().resolve("up:thing", "main")
+    [mirror] = (tmp_path / "trove/git/mirrors").glob("*.git")
+    git(mirror, "pack-refs", "--all")
+    damage(mirror)
+    source = opened().resolve_all([("up:thing", "main", ())])[0]
+    assert source.commit == commit
+    mended = f"{mirror}: a damaged repository: {why}: removing it, and bringing its source again"
+    assert said.count(f"warning: {mended}") == 1
+    assert (opened().export(source) / "file").read_text() == "content"
+    damage(mirror)
+    shutil.rmtree(tmp_path / "trove/trees")
+    assert (opened().export(source) / "file").read_text() == "content"
+    assert said.count(f"warning: {mended}") == 2
+
+
+@pytest.mark.parametrize(("damage", "why"), DAMAGE)
+def test_what_nothing_brings_again_stays(
+    tmp_path: Path, damage: Callable[[Path], None], why: str
+) -> None:
+    only = tmp_path / "trove/git/only.git"
+    repository(tmp_path / "thing", {"file": "content"})
+    git(tmp_path, "clone", "--quiet", "--bare", str(tmp_path / "thing"), str(only))
+    damage(only)
+    with pytest.raises(SourceError) as caught:
+        Sources(tmp_path / "trove", {}).resolve("only", "main")
+    assert str(caught.value) == (
+        f"{only}: a damaged repository: {why}; nothing brings it again, so repair it, or push it"
+        f" to {only}"
+    )
+    assert (only / "objects").exists()
+
+
+@pytest.mark.parametrize(("damage", "why"), DAMAGE[:3])
+def test_a_cache_is_made_anew(tmp_path: Path, damage: Callable[[Path], None], why: str) -> None:
+    cache = Repository(tmp_path / "cache.git")
+    cache.create(cache=True)
+    damage(cache.path)
+    with pytest.raises(SourceError, match=why):
+        cache.create()
+    cache.create(cache=True)
+    assert cache.exists
+    assert [file.name for file in tmp_path.iterdir() if file.is_dir()] == ["cache.git"]
+
+
+def test_of_a_damaged_mirror_the_wanted_commit_is_fetched_alone(tmp_path: Path) -> None:
+    """One object of another branch cannot be read at the origin."""
+    origin = tmp_path / "thing"
+    wanted = repository(origin, {"file": "content"})
+    git(origin, "checkout", "--quiet", "-b", "broken")
+    repository(origin, {"other": "is lost"})
+    lost = git(origin, "rev-parse", "HEAD:other")
+    (origin / ".git/objects" / lost[:2] / lost[2:]).unlink()
+    git(origin, "config", "uploadpack.allowAnySHA1InWant", "true")
+    said: list[str] = []
+    sources = Sources(tmp_path / "trove", {"up": f"{tmp_path}/%s"}, progress=said.append)
+    source = sources.resolve("up:thing", wanted)
+    assert (sources.export(source) / "file").read_text() == "content"
+    assert any(line.endswith(f"; going on with {wanted} alone") for line in said)
+    with pytest.raises(SourceError, match="git cannot fetch from it"):
+        sources.resolve("up:thing", "broken")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs somebody else's repository")
+def test_what_the_user_calls_safe_is_safe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    definitions = tmp_path / "definitions"
+    lorry = "baserock:itself: {type: git, url: '..'}\n"
+    commit = repository(definitions, {"sources/itself.lorry": lorry})
+    for path in (definitions, definitions / ".git"):
+        os.chown(path, 1234, 1234)
+    config = tmp_path / "gitconfig"
+    config.touch()
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
+
+    def resolved() -> str:
+        sources = Sources(tmp_path / "trove", {}, definitions / "sources")
+        return sources.resolve("baserock:itself", "HEAD").commit
+
+    with pytest.raises(SourceError, match="dubious ownership"):
+        resolved()
+    config.write_text(f"[safe]\n\tdirectory = {definitions}\n\tdirectory = {definitions}/.git\n")
+    assert resolved() == commit
+
+
+# -- what is wrong, by chunk ---------------------------------------------------------------
+
+
+def definitions(root: Path, specs: str) -> Project:
+    lay_out(root / "definitions", root / "source")
+    (root / "definitions/strata/things.morph").write_text(
+        f"name: things\nkind: stratum\nchunks:\n{specs}"
+    )
+    settings = load_settings({}, {"cache": str(root / "cache")})
+    return Project(root / "definitions", settings, print)
+
+
+def spec(name: str, repo: str, ref: str, more: str = "") -> str:
+    return (
+        f"- name: {name}\n  repo: {repo}\n  ref: {ref}\n  build-system: manual\n"
+        f"  build-mode: test\n{more}"
+    )
+
+
+def problem(project: Project) -> str:
+    with pytest.raises(SourceError) as caught:
+        project.plan(project.graph(SYSTEM), tools="x")
+    return str(caught.value)
+
+
+def test_a_ref_that_is_not_there_is_told_with_its_chunk(tmp_path: Path) -> None:
+    gone = "7cfc" + "0" * 36
+    url = f"file://{tmp_path}/source"
+    project = definitions(
+        tmp_path,
+        spec("one", url, gone, "  unpetrify-ref: master\n") + spec("two", url, "v9"),
+    )
+    assert problem(project).splitlines() == [
+        f"strata/things.morph:6: chunk one: {url}: {url} has no ref {gone}; its unpetrify-ref is"
+        " master",
+        f"strata/things.morph:12: chunk two: {url}: {url} has no ref v9",
+    ]
+
+
+def test_sources_that_fail_alike_are_told_together(tmp_path: Path) -> None:
+    project = definitions(
+        tmp_path, "".join(spec(f"c{n}", f"upstream:c{n}", "v1") for n in range(400))
+    )
+    first, *lines, last = problem(project).splitlines()
+    assert first == (
+        "400 sources: no such repository, and no lorry for it: add lorries to the folder sources of"
+        f" the definitions, push repositories to {tmp_path}/cache/trove/git, or configure aliases"
+        " to be URLs:"
+    )
+    assert len(lines) == 5
+    assert all(line.startswith("  strata/things.morph:") for line in lines)
+    assert last == "  and 395 more"
+
+
+def test_few_that_fail_alike_are_told_one_by_one(tmp_path: Path) -> None:
+    project = definitions(tmp_path, spec("a", "upstream:a", "v1") + spec("b", "upstream:b", "v1"))
+    lines = problem(project).splitlines()
+    assert [line.partition(": no such")[0] for line in sorted(lines)] == [
+        "strata/things.morph:11: chunk b: upstream:b",
+        "strata/things.morph:6: chunk a: upstream:a",
+    ]
