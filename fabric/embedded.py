@@ -13,6 +13,7 @@ end.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import importlib
 import os
@@ -28,8 +29,10 @@ from pathlib import Path
 from types import TracebackType
 
 from fabric.config import Settings
-from fabric.errors import MachineFault
+from fabric.errors import FabricError, MachineFault
 
+#: How the folder of a fabric is called, and the lock in it that is held as long as it lives.
+_PREFIX, _ALIVE = "fabric-", "alive"
 #: Seconds that children get to end by themselves: workers take down their sandboxes meanwhile.
 GRACE = 10.0
 #: Seconds between two looks at them.
@@ -46,7 +49,14 @@ class EmbeddedFabric:
 
     def __enter__(self) -> EmbeddedFabric:
         # socket paths are limited to about 107 bytes, so no deep directory of the user's
-        self.directory = Path(tempfile.mkdtemp(prefix="fabric-"))
+        try:
+            self.directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
+            self._alive = _locked(self.directory / _ALIVE)
+        except OSError as error:
+            raise FabricError(
+                f"{error.strerror}; a build here keeps its sockets in a temporary folder: free some"
+                " room there, or have TMPDIR name another"
+            ) from error
         orders, self._orders = os.pipe()
         self._news, news = os.pipe()
         os.set_blocking(self._news, False)
@@ -100,6 +110,7 @@ class EmbeddedFabric:
             self._nursery = 0
             self._news = _closed(self._news)
         shutil.rmtree(self.directory, ignore_errors=True)
+        self._alive = _closed(self._alive)
 
 
 class Nursery:
@@ -125,6 +136,7 @@ class Nursery:
         from fabric.building.host import host_tools
 
         self._tools = host_tools(self._settings.host_tools_file)
+        _sweep()
         gc.freeze()  # what is here now, the children share
         code = self._serve() if os.read(self._orders, 1) else 0
         if code == 0:  # the initiator has ended, and may have been killed
@@ -202,6 +214,27 @@ def _closed(fd: int) -> int:
     if fd >= 0:
         os.close(fd)
     return -1
+
+
+def _locked(file: Path) -> int:
+    """A descriptor that holds the lock ``file`` until nobody who has inherited it is alive."""
+    lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
+
+
+def _sweep() -> None:
+    """Remove the folders of fabrics that were killed: those of ours whose lock can be had."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
+                continue
+            lock = os.open(folder / _ALIVE, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 def _fork(errors: Path, main: Callable[[], int]) -> int:

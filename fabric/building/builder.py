@@ -26,6 +26,9 @@ from fabric.errors import (
 )
 from fabric.jobs import Artifact, Job, Manifest
 
+#: The phase in which another process of this machine builds the same job, and we wait for that.
+ELSEWHERE = "built by another process"
+
 
 def build(
     job: Job,
@@ -42,15 +45,18 @@ def build(
     """Build ``job`` and put it into the store; what is there already is taken from there.
 
     ``jobs`` is make's -j unless the chunk limits it, ``timeout`` in seconds of wall time and
-    ``log_limit`` in bytes bound the commands, ``phase`` hears "fetch", "configure" ... "store",
-    ``builder`` names the worker in the manifest.  The log of what is stored is sealed.
+    ``log_limit`` in bytes bound the commands, ``phase`` hears "fetch", "configure" ... "store", or
+    ELSEWHERE.  ``builder`` names the worker in the manifest.  The log of what is stored is sealed.
 
     BuildFailed when it is the job's own fault (its tree then stays in ``failed/KEY``),
     MachineFault when it is this machine's or the store's, Cancelled within a fraction of a
     second after ``cancelled`` is set.  None of them leaves a process behind.
     """
     try:
-        with workspace.using(), workspace.locked(f"job-{job.key}", cancelled):
+        with (
+            workspace.using(),
+            workspace.locked(f"job-{job.key}", cancelled, lambda: phase(ELSEWHERE)),
+        ):
             ready = workspace.store.manifest(job.key)
             if ready is not None:
                 workspace.store.use([job.key])

@@ -207,14 +207,21 @@ class Workspace:
         return aside
 
     @contextmanager
-    def locked(self, name: str, cancelled: threading.Event | None = None) -> Iterator[None]:
+    def locked(
+        self,
+        name: str,
+        cancelled: threading.Event | None = None,
+        waits: Callable[[], None] = lambda: None,
+    ) -> Iterator[None]:
         """Hold the lock ``name`` against all threads and processes of this workspace.
 
-        Cancelled when ``cancelled`` is set while another holds it.
+        While another holds it, Cancelled when ``cancelled`` is set; ``waits`` is called once.
         """
         pause = SOON  # most have it for as long as it takes to copy a few files
         while (fd := self._locks.take(name, wait=cancelled is None)) is None:
             assert cancelled is not None
+            if pause == SOON:
+                waits()
             cancelled.wait(pause)
             stop_if(cancelled)
             pause = min(2 * pause, TICK)

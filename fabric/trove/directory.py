@@ -190,6 +190,7 @@ class Directory:
 
     def tidy(self) -> None:
         """Remove what dead writers left behind: all there is, when no living one has the lock."""
+        self.reserved()
         with contextlib.suppress(FileNotFoundError, BlockingIOError):
             if os.listdir(self._tmp):  # noqa: PTH208
                 with locked(self._lock_file, wait=_busy):

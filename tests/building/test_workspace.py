@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,9 +13,12 @@ from pathlib import Path
 
 import pytest
 from building_kit import Kit
+from waiting import until
 
+from fabric.building.builder import ELSEWHERE, build
 from fabric.building.host import host_tools
 from fabric.building.locks import Locks
+from fabric.building.log import Log
 from fabric.building.reaper import Reaper
 from fabric.building.room import by_age, use
 from fabric.building.shell import shell
@@ -301,3 +307,53 @@ class TestHostTools:
 
     def test_of_this_machine(self, tmp_path: Path) -> None:
         assert host_tools(tmp_path / "digests") == host_tools(tmp_path / "digests")
+
+
+class TestOneJobTwice:
+    """Two processes of one workspace that want the same job."""
+
+    def test_it_is_built_once_and_the_other_waits(self, kit: Kit) -> None:
+        job = kit.chunk("slow", build=["echo begun; sleep 1; echo done"])
+        phases: list[str] = []
+        with (
+            Workspace(kit.root / "work", kit.store, kit.sources) as other,
+            ThreadPoolExecutor() as pool,
+        ):
+            first = pool.submit(kit.build, job)
+            until(lambda: "build" in kit.phases)
+            with Log(kit.root / "its-log") as log:
+                second = build(job, other, log, threading.Event(), jobs=1, phase=phases.append)
+                assert log.blob() == first.result().log, "it has that log"
+        assert second == first.result()
+        assert phases == [ELSEWHERE]
+
+    @pytest.mark.parametrize("how", ["killed", "failed"])
+    def test_if_the_other_ends_without_it_it_is_built_here(self, kit: Kit, how: str) -> None:
+        job = kit.chunk("thing", install=["touch $DESTDIR/thing"])
+        code = f"""
+            import sys
+            from pathlib import Path
+            from fabric.building.locks import Locks
+            held = Locks(Path({str(kit.root / "work/lock")!r})).take("job-{job.key}")
+            print(flush=True)
+            sys.stdin.read()
+        """
+        with (
+            subprocess.Popen(
+                [sys.executable, "-c", textwrap.dedent(code)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            ) as other,
+            ThreadPoolExecutor() as pool,
+        ):
+            assert other.stdin
+            assert other.stdout
+            other.stdout.readline()
+            building = pool.submit(kit.build, job)
+            until(lambda: kit.phases)
+            assert kit.phases == [ELSEWHERE]
+            if how == "killed":
+                other.kill()
+            other.stdin.close()
+            assert building.result().name == "thing"
+        assert kit.phases[1:] == ["fetch", "install", "store"]

@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import time
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from waiting import until
 
 import fabric
 from fabric import config
+from fabric.config import load_settings
+from fabric.embedded import EmbeddedFabric
+from fabric.errors import FabricError
 from fabric.worker import NICE
 
 ADD = "mkdir -p $DESTDIR/usr/share/{0}; cp hello.txt $DESTDIR/usr/share/{0}/"
@@ -210,6 +214,40 @@ def test_a_killed_initiator_takes_everything_with_it(project: Project) -> None:
     child.kill()
     until(lambda: not project.processes())
     assert not sockets.exists()
+
+
+def test_what_a_killed_build_leaves_is_removed_by_the_next(
+    project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    (temporary / "fabric-of-another-program").mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    project.write(one="echo begun\nsleep 60")
+    child = project.start()
+    log = project.logs / "build-step-one-misc.log"
+    until(lambda: log.exists() and "\nbegun\n" in log.read_text())
+    for process in (child.pid, *project.processes()):
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    child.wait()
+    until(lambda: not project.processes())
+    assert len(list(temporary.iterdir())) == 2
+    project.write(one="true")
+    assert project.build().returncode == 0
+    assert [file.name for file in temporary.iterdir()] == ["fabric-of-another-program"]
+    assert list((project.cache / "work/tmp").iterdir()) == []
+    assert list((project.cache / "artifacts/reserved").iterdir()) == []
+
+
+def test_a_temporary_folder_that_is_none_is_said(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.write(one="true")
+    monkeypatch.setenv("TMPDIR", "/proc/self/fdinfo")
+    monkeypatch.setattr("tempfile.tempdir", "/proc/self/fdinfo")
+    with pytest.raises(FabricError, match="; a build here keeps its sockets in a temporary folder"):
+        EmbeddedFabric(load_settings()).__enter__()
 
 
 def test_a_killed_worker_is_replaced_and_its_job_built_again(project: Project) -> None:
