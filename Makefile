@@ -86,8 +86,8 @@ image: build ## and make a bootable disk image of it: build/system.img
 
 .PHONY: check
 check: setup-deploy setup-dev ## format, lint, types, import contracts
-	$(BIN)/ruff format --check fabric tests bench ansible
-	$(BIN)/ruff check fabric tests bench ansible
+	$(BIN)/ruff format --check fabric tests bench ansible docs
+	$(BIN)/ruff check fabric tests bench ansible docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/yamllint --strict .
