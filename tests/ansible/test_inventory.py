@@ -84,6 +84,15 @@ def test_ssh_finds_the_known_hosts_in_any_folder(
     assert told.removeprefix("userknownhostsfile ").replace("%%", "%") == str(known)
 
 
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]"])
+def test_this_machine_as_vm_host_is_no_host(host: str) -> None:
+    """What is delegated to it goes by no ssh, and runs with Ansible's own Python."""
+    shown = inventory("--list", cluster="clusters/minimal-system.morph", vmhost=f"me@{host}")
+    found = json.loads(shown.stdout)
+    assert "vm_hosts" not in found
+    assert found["_meta"]["hostvars"].keys() == {"minimal"}
+
+
 def test_all_mistakes_at_once_and_no_host_is_touched() -> None:
     shown = inventory("--graph", trove_id="x", trove_url="x", worker0_url="w0")
     assert shown.returncode != 0

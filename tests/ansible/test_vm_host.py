@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import urllib.parse
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+from ansible.module_utils import kvm_probe
 from ansible.module_utils.guest_xml import Spec, domain_xml, read_mark
 from ansible.module_utils.vm_host import HostError, VmHost
 
@@ -33,6 +35,14 @@ def test_a_user_is_no_part_of_a_url(tmp_path: Path, ssh: Path, field: str) -> No
         pass
     assert not canary.exists()
     assert user in (tmp_path / "arguments").read_text().splitlines()
+
+
+def test_a_path_is_a_path_in_xml() -> None:
+    disk = "/a'/><emulator>/x</emulator><y z='&/.probe-ABCDEF"
+    domain = ET.fromstring(kvm_probe.domain_xml(disk))
+    assert [source.get("file") for source in domain.iter("source")] == [disk]
+    assert domain.find(".//emulator") is None
+    assert domain.findtext("name") == "distbuild-probe-ABCDEF"
 
 
 @pytest.mark.parametrize("host", ["../../..", "-x", "a/b", "", "a b", "{{ x }}"])

@@ -10,7 +10,7 @@ description:
   - Each deployment of the cluster is a host of the group C(guests), and of C(controllers) or
     C(workers); one that is neither is in a group named after its system. The machine that
     C(TROVE_HOST) names is in C(troves), if it is one of the cluster. The machines that run them
-    are in C(vm_hosts).
+    are in C(vm_hosts), but for this one.
   - C($variables) in the morph are filled from C(-e), else from the environment. An extra variable
     in capitals is a setting above the morph's, C(-e RAM_SIZE=4G) of all deployments,
     C(-e worker0.RAM_SIZE=4G) of one.
@@ -44,6 +44,7 @@ from typing import Any
 
 from ansible.errors import AnsibleParserError
 
+from ansible import constants as C
 from ansible.plugins.inventory import BaseFileInventoryPlugin
 
 try:
@@ -113,6 +114,8 @@ class InventoryModule(BaseFileInventoryPlugin):
 
     def _vm_host(self, guest: Guest) -> None:
         where = guest.location
+        if where.host in C.LOCALHOST:
+            return  # a host of that name would be what tasks that are delegated here run on, by ssh
         self.inventory.add_host(where.host, group="vm_hosts")
         self._group(where.host, {"ansible_host": where.host, **_login(where.user, where.port)})
 

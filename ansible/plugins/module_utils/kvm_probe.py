@@ -11,6 +11,7 @@ import base64
 import contextlib
 import time
 from typing import Any
+from xml.sax.saxutils import escape
 
 from ansible.module_utils.vm_host import VmHost, libvirt
 
@@ -62,12 +63,18 @@ def boot_sector() -> bytes:
     return _CODE.ljust(510, b"\0") + b"\x55\xaa"
 
 
+def domain_xml(disk: str) -> str:
+    """A guest that boots from ``disk``."""
+    name, disk = (escape(text, {"'": "&apos;"}) for text in (disk[-6:], disk))
+    return _DOMAIN.format(name=name, disk=disk)
+
+
 def works(host: VmHost, connection: Any, folder: str) -> bool:
     """Whether a guest under KVM comes to say something.  ``folder`` holds its disk meanwhile."""
     code = base64.b64encode(boot_sector()).decode()
     disk = host.run(_WRITE, folder, code, str(_DISK)).strip()
     try:
-        return SAYS in _listen(connection, _DOMAIN.format(name=disk[-6:], disk=disk))
+        return SAYS in _listen(connection, domain_xml(disk))
     finally:
         host.run('rm -f -- "$1"', disk)
 
