@@ -164,6 +164,27 @@ ALL_REQUESTS = _bound(
 
 # -- logs ----------------------------------------------------------------------------------
 
+STEP_LOG = _bound(
+    "STEP_LOG",
+    8 * GIB,
+    "bytes",
+    "the log of one attempt at the broker",
+    "the broker keeps nothing of it, and passes on no more",
+)
+LOGS_DISK = _bound(
+    "LOGS_DISK",
+    16 * GIB,
+    "bytes",
+    "files of logs at the broker",
+    "logs that have ended go, the oldest first; then the longest",
+)
+LOGS_SPARE = _bound(
+    "LOGS_SPARE",
+    GIB,
+    "bytes",
+    "room that logs leave on the broker's disk, or a tenth of it",
+    "logs that have ended go, the oldest first; then the longest",
+)
 LOGS_OPEN = _bound(
     "LOGS_OPEN",
     512,

@@ -217,6 +217,7 @@ class Broker:
     def _hear_logs(self) -> None:
         for sender, piece, frame in self._listener.pieces():
             self._log(sender, piece, frame)
+        self._spools.digest()
         for worker, wanted in self._spools.wanted(self._now):
             route = self._routes.get(worker)
             if route is not None and not self._listener.send(route, wanted):

@@ -9,17 +9,15 @@ is bounded: offsets, open files, and short logs, most of which are never read bu
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import errno
 import os
-import re
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from fabric import bounds
 from fabric.errors import PASSING
+from fabric.log_spool import DIGESTED_AT_ONCE, EMPTY, NAME, LogDisk, Spool, found_size
 from fabric.wire.messages import LogPiece, LogWanted
 
 if TYPE_CHECKING:
@@ -42,62 +40,27 @@ GIVE_UP = 15.0
 LINGER = 0.02
 #: Seconds a spool is kept after its attempt has ended.
 KEEP = 600.0
+#: Why a log is not kept.
+NO_ROOM = "there is no room for logs"
 #: Seconds a file is kept that is no spool of this run.
 LEFTOVER = 86400.0
-
-#: The digest of nothing.
-_EMPTY = hashlib.sha256().hexdigest()
-_NAME = re.compile(r"([0-9a-f]{64})\.([0-9]{1,19})\Z")
-
-
-class Spool(msgspec.Struct, eq=False, gc=False):
-    """The log of one attempt, as far as it has come."""
-
-    key: str
-    fence: int
-    worker: str
-    have: int = 0  # bytes, from the start
-    short: bytes | None = b""  # these; None: they are in the file
-    known: int = 0  # bytes that exist, as far as told
-    size: int = -1  # of the whole, once told
-    sha256: str = ""
-    ended: float | None = None  # when
-    reached: int = 0  # bytes, when it ended or was last seen to have grown since,
-    moved: float = float("-inf")  # and when that was
-    whole: bool = False  # size and digest are right
-    broken: str = ""  # why it cannot be stored
-    restarted: bool = False  # once, because the digest was wrong
-    asked: float = float("-inf")
-    digest: hashlib._Hash | None = None  # of what is here; None: of nothing
-
-    def passed(self, data: bytes | memoryview) -> None:
-        """So much more is here."""
-        if self.digest is None:
-            self.digest = hashlib.sha256()
-        self.digest.update(data)
-        self.have += len(data)
-
-    def right(self) -> bool:
-        """Whether what is here is all of it."""
-        found = _EMPTY if self.digest is None else self.digest.hexdigest()
-        return self.have == self.size and found == self.sha256
-
-    @property
-    def lacks(self) -> bool:
-        return (self.have < self.size or self.have < self.known) and not self.broken
 
 
 class Spools:
     """All spools in one directory."""
 
-    def __init__(self, directory: Path, memory: int = MEMORY) -> None:
+    def __init__(
+        self, directory: Path, memory: int = MEMORY, quota: int = bounds.LOGS_DISK
+    ) -> None:
         """Makes the directory.  OSError if that cannot be done."""
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = str(directory)
         self._memory = memory  # bytes that short logs may have yet
         self._spools: dict[Id, Spool] = {}
         self._files: dict[Id, int] = {}  # least recently used first
+        self._disk = LogDisk(self._directory, quota)
         self._lacking: dict[Id, Spool] = {}
+        self._behind: dict[Id, Spool] = {}  # not all that was found of them is digested
         self._ended: dict[Id, Spool] = {}  # in order of ending
 
     # -- writing -----------------------------------------------------------------------------
@@ -113,10 +76,10 @@ class Spools:
         spool = self._spools[id] = Spool(key, fence, worker)
         if not found:
             return
-        with contextlib.suppress(OSError), open(self._path(key, fence), "rb") as file:  # noqa: PTH123
+        if size := found_size(self._path(key, fence)):
             spool.short = None
-            while data := file.read(1 << 20):
-                spool.passed(data)
+            spool.have = spool.filed = size
+            self._behind[id] = spool
 
     def worker(self, key: str, fence: int) -> str | None:
         """Whose log it is; None if there is no such attempt."""
@@ -133,6 +96,9 @@ class Spools:
         spool = self._spools.get((key, fence))
         end = offset + len(data)
         if spool is None or spool.whole or offset < 0 or end <= spool.have:
+            return offset, b""
+        if end > bounds.STEP_LOG:
+            self._break((key, fence), spool, f"it has more than {bounds.STEP_LOG:,} bytes")
             return offset, b""
         if offset > spool.have:
             spool.known = max(spool.known, end)
@@ -162,7 +128,7 @@ class Spools:
         spool.ended, spool.reached = now, spool.have
         self._ended[id] = spool
         if size >= 0 and (sha256 or not size):
-            spool.size, spool.sha256 = size, sha256 or _EMPTY
+            spool.size, spool.sha256 = size, sha256 or EMPTY
             spool.asked = now - ASK_AGAIN + LINGER
             self._check(id, spool)
         else:
@@ -170,14 +136,14 @@ class Spools:
             self._lacking.pop(id, None)
 
     def _check(self, id: Id, spool: Spool) -> None:
-        if spool.size >= 0 and spool.have >= spool.size:
+        if spool.size >= 0 and spool.have >= spool.size and not spool.behind:
             if spool.right():
                 spool.whole = True
                 self._close(id)
             elif not spool.restarted:
                 spool.restarted = True
                 self._forget(spool)
-                spool.have, spool.digest = 0, None
+                spool.restart()
                 self._close(id)
             else:
                 spool.broken = "what the worker sent is not what it said it would send"
@@ -209,19 +175,35 @@ class Spools:
         if spool is not None:
             spool.asked = float("-inf")
 
+    def digest(self) -> None:
+        """Digest a part of what was found; to be called in every turn of the loop."""
+        for id, spool in list(self._behind.items())[:1]:
+            data = b""
+            with contextlib.suppress(OSError):
+                data = os.pread(self._file(id), DIGESTED_AT_ONCE, spool.digested)
+            if data:
+                spool.digesting(data[: spool.have - spool.digested])
+            else:
+                spool.restart()  # somebody has cut it off
+            if not spool.behind:
+                del self._behind[id]
+                self._check(id, spool)
+
     @property
     def lacking(self) -> bool:
-        """Some log has a gap."""
-        return bool(self._lacking)
+        """Of some log it is not known that it is whole."""
+        return bool(self._lacking or self._behind)
 
     def next_due(self) -> float:
-        """When `wanted` has something to ask for; infinity if no log has a gap."""
+        """When `wanted` or `digest` has something to do; infinity if they have not."""
+        if self._behind:
+            return float("-inf")
         asked = (spool.asked for spool in self._lacking.values())
         return min(asked, default=float("inf")) + ASK_AGAIN
 
     def incomplete(self, key: str, fence: int, now: float) -> bool:
         """Whether bytes of an ended log are missing, and not given up."""
-        spool = self._lacking.get((key, fence))
+        spool = self._lacking.get((key, fence)) or self._behind.get((key, fence))
         return spool is not None and spool.ended is not None and not _is_stuck(spool, now)
 
     # -- reading -----------------------------------------------------------------------------
@@ -258,18 +240,45 @@ class Spools:
                 break
             del self._ended[id], self._spools[id]
             self._lacking.pop(id, None)
+            self._behind.pop(id, None)
             self._remove(spool)
 
     def sweep_files(self) -> None:
         """Remove files that nobody wrote to for a day: of a broker that is no more."""
-        with contextlib.suppress(OSError), os.scandir(self._directory) as entries:
-            for entry in entries:
-                match = _NAME.match(entry.name)
-                if match is None or (match[1], int(match[2])) in self._spools:
-                    continue
-                with contextlib.suppress(OSError):
-                    if time.time() - entry.stat().st_mtime > LEFTOVER:
-                        os.unlink(entry.path)  # noqa: PTH108
+        for key, fence, size, written in self._left_over():
+            if time.time() - written > LEFTOVER:
+                self._unlink(key, fence, size)
+
+    def _left_over(self) -> list[tuple[str, int, int, float]]:
+        """Files that are of no log of this run."""
+        return [file for file in self._disk.files() if file[:2] not in self._spools]
+
+    def _make_room(self, spool: Spool, size: int) -> None:
+        """For so many bytes of this log.  OSError if there is none.
+
+        Logs that have ended go first, the oldest of them first; those that are done are in the
+        store.  Then goes the longest, which may be this one.
+        """
+        while not self._disk.has(size):
+            ended = [each for each in self._ended.values() if each.filed and each is not spool]
+            filed = [each for each in self._spools.values() if each.filed or each is spool]
+            if left := self._left_over():
+                oldest = min(left, key=lambda file: file[3])
+                self._unlink(*oldest[:3])
+            elif ended:
+                self._break((ended[0].key, ended[0].fence), ended[0], "it made room for others")
+            elif (longest := max(filed, key=lambda each: each.filed)) is not spool:
+                self._break((longest.key, longest.fence), longest, NO_ROOM)
+            else:
+                raise OSError(errno.ENOSPC, NO_ROOM)
+
+    def _break(self, id: Id, spool: Spool, why: str) -> None:
+        """Keep no more of a log."""
+        spool.broken = why
+        self._lacking.pop(id, None)
+        self._behind.pop(id, None)
+        self._remove(spool)
+        spool.short = None
 
     def close(self, *, forget: bool = False) -> None:
         """Close all files, with what the next broker may go on with; ``forget``: and remove those
@@ -285,7 +294,7 @@ class Spools:
 
     def _path(self, key: str, fence: int) -> str:
         name = f"{key}.{fence}"
-        if not _NAME.match(name):
+        if not NAME.match(name):
             raise ValueError(f"{name!r} is not the name of a spool")
         return f"{self._directory}/{name}"
 
@@ -297,7 +306,9 @@ class Spools:
             # A file that somebody removed must not come back with a hole in place of its beginning.
             spool = self._spools[id]
             create = os.O_CREAT if spool.short is not None or not spool.have else 0
-            file = os.open(self._path(*id), os.O_RDWR | create | os.O_CLOEXEC, 0o644)
+            file = os.open(
+                self._path(*id), os.O_RDWR | os.O_NOFOLLOW | create | os.O_CLOEXEC, 0o644
+            )
         self._files[id] = file
         return file
 
@@ -325,17 +336,28 @@ class Spools:
 
     def _remove(self, spool: Spool) -> None:
         """Nobody reads it any more."""
-        if spool.short is None:
+        if spool.filed:
             self._close((spool.key, spool.fence))
-            with contextlib.suppress(OSError):
-                os.unlink(self._path(spool.key, spool.fence))  # noqa: PTH108
+            self._unlink(spool.key, spool.fence, spool.filed)
+            spool.filed = 0
         self._forget(spool)
 
+    def _unlink(self, key: str, fence: int, size: int) -> None:
+        with contextlib.suppress(OSError):
+            os.unlink(self._path(key, fence))  # noqa: PTH108
+            self._disk.gave(size)
+
     def _write_at(self, spool: Spool, offset: int, data: bytes | memoryview) -> None:
+        grows = max(0, offset + len(data) - spool.filed)
+        if grows:
+            self._make_room(spool, grows)
         file = self._file((spool.key, spool.fence))
         while data:
             written = os.pwrite(file, data, offset)
             data, offset = data[written:], offset + written
+            if offset > spool.filed:
+                self._disk.took(offset - spool.filed)
+                spool.filed = offset
 
     def _close(self, id: Id) -> None:
         file = self._files.pop(id, None)
