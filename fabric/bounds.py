@@ -246,6 +246,13 @@ LORRY_FILES = _bound(
 LORRIES_SIZE = _bound(
     "LORRIES_SIZE", 64 * MIB, "bytes", "all files in that folder", "the order is refused"
 )
+SNAPSHOT_FILE = _bound(
+    "SNAPSHOT_FILE",
+    64 * MIB,
+    "bytes",
+    "a new or changed file of definitions that are ordered as they are",
+    "the order is refused",
+)
 GIT_OUTPUT = _bound(
     "GIT_OUTPUT",
     64 * MIB,

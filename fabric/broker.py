@@ -431,6 +431,8 @@ def _settings(options: argparse.Namespace) -> BrokerSettings:
     if options.directory is not None:
         common = config.common(config.load_settings(overrides={"artifacts": options.store}))
         return BrokerSettings(**common, state=str(options.state))
+    for warning in config.unknown_variables():
+        print(f"fabric-broker: warning: {warning}", file=sys.stderr)
     settings = config.load(BrokerSettings, options.config)
     if settings.plain:
         sockets.check_plain(settings.listen)

@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Meta
 
 from fabric import bounds
-from fabric.errors import FabricError
+from fabric.errors import FabricError, without_secrets
 
 BROKER_FILE = Path("/etc/distbuild/broker.toml")
 WORKER_FILE = Path("/etc/distbuild/worker.toml")
@@ -249,20 +249,37 @@ def embedded_worker(
 
 
 def shown(settings: Shared) -> str:
-    """All settings as TOML, defaults included, for ``--check-config``."""
+    """All settings but secrets in URLs as TOML, defaults included, for ``--check-config``."""
     values = msgspec.to_builtins(settings)
     lines = [
-        f"{name} = {msgspec.json.encode(value).decode()}"
-        for name, value in values.items()
-        if not isinstance(value, dict)
+        f"{name} = {_toml(value)}" for name, value in values.items() if not isinstance(value, dict)
     ]
     for name, value in values.items():
         if isinstance(value, dict) and value:
             lines.append(f"\n[{name}]")
-            lines += [
-                f'"{key}" = {msgspec.json.encode(item).decode()}' for key, item in value.items()
-            ]
+            lines += [f'"{key}" = {_toml(item)}' for key, item in value.items()]
     return "\n".join(lines)
+
+
+def _toml(value: object) -> str:
+    return without_secrets(msgspec.json.encode(value).decode())
+
+
+def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """A line for each variable FABRIC_... that is a setting of no program."""
+    kinds = (Settings, BrokerSettings, WorkerSettings)
+    known = {
+        f"FABRIC_{each.name.upper()}" for kind in kinds for each in msgspec.structs.fields(kind)
+    }
+    lines = []
+    for name in sorted(environ):
+        if name.startswith("FABRIC_") and name not in known and name != "FABRIC_CONFIG":
+            import difflib
+
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            lines.append(f"the environment's {name} means nothing{hint}")
+    return lines
 
 
 def host_and_port(text: str, default: int = PORT) -> tuple[str, int]:

@@ -65,10 +65,23 @@ def _shape(line: str) -> str:
     return " ".join(word if word.strip("(),;").isalpha() else "*" for word in line.split())
 
 
+def without_secrets(text: str) -> str:
+    """``text`` with passwords in its URLs, and tokens in those of http, as ``***``."""
+    if "@" not in text or "://" not in text:
+        return text
+    import re
+
+    text = re.sub(r"(https?://)[^/@\s'\"]+@", r"\1***@", text)
+    return re.sub(r"(\w://[^/@:\s'\"]*):[^/@\s'\"]*@", r"\1:***@", text)
+
+
 class FabricError(Exception):
-    """Something the user can understand and act upon."""
+    """Something the user can understand and act upon.  No secret of a URL is in its text."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(without_secrets(message))
 
 
 class Problem(msgspec.Struct, frozen=True, order=True):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fabric import __version__
-from fabric.config import load_settings
+from fabric.config import load_settings, unknown_variables
 from fabric.errors import NO_ROOM, FabricError, called, grouped
 from fabric.terminal import OutputError, install, restore
 
@@ -242,6 +242,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         settings = load_settings(overrides=vars(options))
+        for line in unknown_variables():
+            _tell(f"fabric-initiator: warning: {line}")
         command = importlib.import_module(f"fabric.commands.{options.command}")
         _look_around()
         with _explained(settings.cache_dir):

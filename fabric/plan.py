@@ -16,7 +16,7 @@ from fabric.definitions.environment import environment
 from fabric.definitions.graph import COMMAND_STEPS, Graph, Step
 from fabric.definitions.keys import cache_keys, list_key
 from fabric.definitions.select import needed
-from fabric.errors import SourceError, SourcesError
+from fabric.errors import SourceError, SourcesError, without_secrets
 from fabric.jobs import HOST_TOOLS, Content, Job, Part, Source, Staged
 from fabric.trove.sources import Sources, Wanted
 from fabric.wire.messages import Offer
@@ -146,7 +146,11 @@ class Plan(msgspec.Struct, frozen=True, dict=True):
     def _metadata(self, step: Step) -> dict[str, str]:
         facts = {"description": step.description, "morph": step.morph}
         if source := self.sources.get(step.id):
-            facts |= {"repo": source.repo, "ref": source.ref, "sha1": source.commit}
+            facts |= {
+                "repo": without_secrets(source.repo),
+                "ref": source.ref,
+                "sha1": source.commit,
+            }
         return {name: value for name, value in facts.items() if value}
 
     def _with_recipe(self, job: Job, step: Step) -> Job:

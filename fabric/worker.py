@@ -350,6 +350,8 @@ def _settings(options: argparse.Namespace) -> WorkerSettings:
     given = {"name": options.name, "slots": options.slots}
     if options.directory is not None:
         return config.embedded_worker(config.load_settings(), **given)
+    for warning in config.unknown_variables():
+        print(f"fabric-worker: warning: {warning}", file=sys.stderr)
     settings = config.load(WorkerSettings, options.config, overrides=given)
     host, _ = config.host_and_port(settings.controller)
     if settings.plain:

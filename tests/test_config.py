@@ -23,6 +23,7 @@ from fabric.config import (
     load_settings,
     native_architectures,
     shown,
+    unknown_variables,
 )
 
 
@@ -160,3 +161,19 @@ def test_check_config_says_what_is_wrong(
     error = capsys.readouterr().err
     assert error.startswith(f"fabric-{program.__name__.rpartition('.')[2]}: ")
     assert re.search(said, error), error
+
+
+def test_variables_that_mean_nothing_are_told() -> None:
+    given = {"FABRIC_CONTROLER": "x", "FABRIC_SLOTS": "1", "FABRIC_CONFIG": "", "FABRIC_QQQQ": ""}
+    assert unknown_variables(given) == [
+        "the environment's FABRIC_CONTROLER means nothing; did you mean FABRIC_CONTROLLER?",
+        "the environment's FABRIC_QQQQ means nothing",
+    ]
+    assert unknown_variables({"PATH": "/bin", "FABRIC_TROVE": ""}) == []
+
+
+def test_settings_are_shown_without_secrets(tmp_path: Path) -> None:
+    text = 'trove = "https://me:secret@host/x"\n[aliases]\nup = "https://token@host/%s"\n'
+    lines = shown(load_settings(environ(tmp_path, text)))
+    assert 'trove = "https://***@host/x"' in lines
+    assert '"up" = "https://***@host/%s"' in lines

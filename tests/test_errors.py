@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fabric.bounds import ERROR_LINES
-from fabric.errors import grouped
+from fabric.errors import FabricError, SourceError, SourcesError, grouped, without_secrets
 
 
 def lacks(number: int) -> str:
@@ -31,3 +31,21 @@ def test_many_problems_are_grouped_and_counted() -> None:
     told = grouped(words).splitlines()
     assert len(told) == ERROR_LINES + 1
     assert told[-2:] == ["and 160 lines more", "199 problems in all; --debug shows each"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://user:secret@host/x has no ref", "https://***@host/x has no ref"),
+        ("https://ghp_token@host/x: gone", "https://***@host/x: gone"),
+        ("ssh://git@host/x", "ssh://git@host/x"),
+        ("ssh://git:secret@host/x", "ssh://git:***@host/x"),
+        ("s3://key:se:cret@bucket and ftp://:pw@b", "s3://key:***@bucket and ftp://:***@b"),
+        ("'https://a:b@c' at d@e", "'https://***@c' at d@e"),
+        ("https://host/a@b:c and git@host:x", "https://host/a@b:c and git@host:x"),
+    ],
+)
+def test_secrets_in_urls_are_not_shown(text: str, shown: str) -> None:
+    assert without_secrets(text) == shown
+    assert str(FabricError(text)) == shown
+    assert str(SourcesError([(("a", "b"), SourceError(text))])) == shown

@@ -87,13 +87,19 @@ def run(
         if not 0 < ended.number <= len(commands):
             raise BuildFailed(f"The build spoiled its own report; its exit status: {ended.status}")
         command = commands[ended.number - 1]
-        first = command.strip().partition("\n")[0]
+        first = title(command)
         killed = f" (killed by signal {ended.status - 128})" if ended.status > 128 else ""
         raise BuildFailed(
             f"{ended.list} failed with exit status {ended.status}{killed}: {first}",
             step=ended.list,
             command=command,
         )
+
+
+def title(command: str) -> str:
+    """The first line of a command that is no comment."""
+    lines = [line.strip() for line in command.splitlines() if line.strip()]
+    return next((line for line in lines if not line.startswith("#")), "".join(lines[:1]))
 
 
 def pack(job: Job, inst: Path, scratch: Path, log: Log, check: Callable[[], None]) -> Built:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fabric.definitions.graph import Graph, Step
+from fabric.errors import without_secrets
 
 
 def describe(graph: Graph) -> dict[str, Any]:
@@ -22,7 +23,7 @@ def _describe(step: Step) -> dict[str, Any]:
         "kind": step.kind,
         "name": step.name,
         "strata": list(step.strata),
-        "repo": step.repo,
+        "repo": without_secrets(step.repo),
         "ref": step.ref,
         "morph": step.morph,
         "build_system": step.build_system,

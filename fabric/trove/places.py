@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from fabric.errors import SourceError
+from fabric.errors import SourceError, without_secrets
 
 #: Aliases that need no configuration: repositories of the trove, brought by lorries or pushed.
 DEFAULT_ALIASES = {"upstream": "upstream/%s", "baserock": "baserock/%s"}
@@ -85,7 +85,9 @@ class Places:
     def _mirror(self, url: str, hint: str) -> Place:
         if url.startswith("-") or any(c.isspace() or not c.isprintable() for c in url):
             raise SourceError(f"{url!r} is no URL of a git repository")
-        readable = re.sub(r"[^0-9A-Za-z._-]+", "_", url.removesuffix(".git"))[-80:].strip("._-")
+        readable = re.sub(r"[^0-9A-Za-z._-]+", "_", without_secrets(url).removesuffix(".git"))[
+            -80:
+        ].strip("._-")
         digest = hashlib.sha256(url.encode()).hexdigest()[:12]
         return Place(self.root / "git" / "mirrors" / f"{readable}-{digest}.git", url, hint)
 

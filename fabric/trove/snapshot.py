@@ -2,8 +2,8 @@
 
 Changed, new and deleted files are in it, ignored ones and the logs of builds are not.  The index
 is a copy of the user's, so that only files which changed are hashed; new objects go into a
-repository of ours, which borrows the rest; no ref, stash or reflog is touched, no hook is run.
-Files in no repository, or ignored by the one around them, are taken in with an index of ours.
+repository of ours, which borrows the rest; no ref, stash or reflog is touched, no hook or filter
+is run.  Files in no repository, or ignored by the one around them, are taken in with an index of ours.
 
 The commit's tree is the folder that was asked for, wherever in its repository that is.  Its
 parent has the tree of HEAD and no history: what a trove has of that need not be sent again.
@@ -23,13 +23,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
+from fabric import bounds
 from fabric.errors import SourceError
 from fabric.trove.files import scratch
 from fabric.trove.git_process import environment
 
-#: A new file larger than this is hardly meant to be built from, in bytes.
-LARGEST = 64 * 1024 * 1024
 #: Logs of builds land in the current folder, which is often the definitions'.
 LOGS = ("build-step-*.log", ".build-step-logs-*.part")
 
@@ -66,7 +66,7 @@ def take(root: Path, ours: Path) -> Snapshot:
             GIT_INDEX_FILE=str(index),
             GIT_OBJECT_DIRECTORY=str(ours / "objects"),
             GIT_ALTERNATE_OBJECT_DIRECTORIES=_quoted(around.objects) if around else "",
-        )
+        ).without_filters()
         if around is None:
             git = git.given(GIT_DIR=str(ours), GIT_WORK_TREE=str(root))
         _take_in(git)
@@ -101,10 +101,28 @@ class _Git(msgspec.Struct, frozen=True):
 
     root: Path
     environ: Mapping[str, str]
+    filters: frozenset[str] = frozenset()  # those that are configured, and are not run
 
     def given(self, **environ: str) -> _Git:
         """The same with more in its environment."""
-        return _Git(self.root, {**self.environ, **environ})
+        return replace(self, environ={**self.environ, **environ})
+
+    def without_filters(self) -> _Git:
+        """The same, with no filter doing anything."""
+        names = self.ask("config", "--null", "--name-only", "--get-regexp", r"^filter\.")
+        filters = frozenset(
+            name.removeprefix("filter.").rpartition(".")[0] for name in names.split("\0") if name
+        )
+        off = {
+            f"filter.{name}.{what}": value
+            for name in filters
+            for what, value in (("clean", ""), ("process", ""), ("required", "false"))
+        }
+        count = int(self.environ.get("GIT_CONFIG_COUNT") or 0)
+        added = {"GIT_CONFIG_COUNT": str(count + len(off))}
+        for number, (key, value) in enumerate(off.items(), count):
+            added |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+        return replace(self.given(**added), filters=filters)
 
     def around(self) -> _Around | None:
         """The user's repository, if it knows the folder.  SourceError if git dares not look."""
@@ -161,14 +179,35 @@ def _take_in(git: _Git) -> None:
     changed = sorted({name for name in listed.split("\0") if name and not name.endswith("/")})
     for name in changed:
         path = git.root / name
-        if path.is_file() and not path.is_symlink() and path.stat().st_size > LARGEST:
-            raise SourceError(
-                f"{path}: {path.stat().st_size // 1_000_000} MB are too much to be sent with a"
-                " build; move it elsewhere, or name it in .gitignore"
-            )
+        if path.is_file() and not path.is_symlink():
+            size = path.stat().st_size
+            if size > bounds.SNAPSHOT_FILE:
+                raise SourceError(
+                    f"{path}: {size // 1_000_000} MB are too much to be sent with a build; move it"
+                    " elsewhere, or name it in .gitignore"
+                )
     if changed:
+        _check_filters(git, changed)
         names = b"".join(os.fsencode(name) + b"\0" for name in changed)
         git("update-index", "-z", "--add", "--remove", "--replace", "--stdin", input=names)
+
+
+def _check_filters(git: _Git, changed: list[str]) -> None:
+    """SourceError if a changed file is to go through a filter.
+
+    A filter is a program that the repository may name, so it is not run; but without it there
+    may be sent in plain text what is to be encrypted.
+    """
+    if not git.filters:
+        return
+    names = b"".join(os.fsencode(name) + b"\0" for name in changed)
+    words = git("check-attr", "-z", "--stdin", "filter", input=names).split("\0")
+    for name, value in zip(words[::3], words[2::3], strict=False):
+        if value in git.filters:
+            raise SourceError(
+                f"{git.root / name}: it has changed, and is to go through the filter {value!r} of"
+                " .gitattributes, which is not run here: `git add` it, and order again"
+            )
 
 
 @contextmanager

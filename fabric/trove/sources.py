@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fabric.definitions.graph import Submodule
-from fabric.errors import SourceError, SourcesError
+from fabric.errors import SourceError, SourcesError, without_secrets
 from fabric.jobs import Source
 from fabric.trove import shared
 from fabric.trove.files import locked
@@ -75,8 +75,11 @@ class Sources:
         progress: Progress = _unheard,
         moved: Literal["error", "update"] = "error",
     ) -> None:
+        def shown(text: str) -> None:
+            progress(without_secrets(text))
+
         self.root = root
-        self.progress = progress
+        self.progress = shown
         self._trove = trove
         self._repositories = Repositories(
             root,
@@ -85,7 +88,7 @@ class Sources:
             trove,
             imports=imports,
             head=head,
-            progress=progress,
+            progress=shown,
             moved=moved,
         )
 

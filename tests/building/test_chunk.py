@@ -10,6 +10,7 @@ from building_kit import Kit, key_of
 
 from fabric.building import archive
 from fabric.building.builder import build
+from fabric.building.chunk import title
 from fabric.building.log import Log
 from fabric.building.shell import shell
 from fabric.building.tree import scan
@@ -334,3 +335,16 @@ class TestSourcesOfSomeSize:
         other.workspace.sources = kit.sources
         with other.workspace:
             other.build(other.chunk(source=source, build=["test -e file9"]))
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("make all", "make all"),
+        ("# First the library,\n\n  # then the rest\nmake lib\nmake all", "make lib"),
+        ("\n  ./configure \\\n  --prefix=/usr\n", "./configure \\"),
+        ("# nothing else", "# nothing else"),
+    ],
+)
+def test_a_command_is_called_by_its_first_real_line(command: str, shown: str) -> None:
+    assert title(command) == shown

@@ -12,7 +12,7 @@ import pytest
 from small_definitions import git
 
 from fabric.errors import SourceError
-from fabric.trove import builds, snapshot
+from fabric.trove import builds
 from fabric.trove.builds import Builds, new_request, ref_of, stale
 from fabric.trove.git import Repository
 from fabric.trove.reach import Trove, TroveError
@@ -189,12 +189,35 @@ def test_what_the_trove_has_is_not_sent_again(user: Path, ours: Builds, trove: T
     assert more - held < 100_000
 
 
-def test_a_file_that_cannot_be_meant(
-    user: Path, ours: Builds, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(snapshot, "LARGEST", 1_000_000)
-    (user / "disk.img").write_bytes(b"0" * 2_000_000)
-    with pytest.raises(SourceError, match=r"disk\.img: 2 MB are too much .*\.gitignore"):
+@pytest.mark.bound("SNAPSHOT_FILE")
+@pytest.mark.parametrize("name", ["crypt", "a=b.c"])
+@pytest.mark.parametrize("kind", ["clean", "process"])
+def test_no_filter_runs(user: Path, ours: Builds, name: str, kind: str) -> None:
+    """The repository itself may say what program it is."""
+    ran = user.parent / "ran"
+    git(user, "config", f"filter.{name}.{kind}", f"touch {ran}; cat")
+    git(user, "config", f"filter.{name}.required", "true")
+    (user / ".gitattributes").write_text(f"*.txt filter={name}\n")
+    (user / "plain.txt").write_text("committed")
+    blob = git(user, "hash-object", "-w", "--no-filters", "plain.txt").strip()
+    git(user, "update-index", "--add", "--cacheinfo", f"100644,{blob},plain.txt")
+    ran.unlink(missing_ok=True)
+    assert shown(ours, user, "plain.txt") == "committed"
+    (user / "plain.txt").write_text("the secret")
+    with pytest.raises(SourceError) as caught:
+        ours.snapshot(user)
+    assert str(caught.value) == (
+        f"{user}/plain.txt: it has changed, and is to go through the filter {name!r} of"
+        " .gitattributes, which is not run here: `git add` it, and order again"
+    )
+    assert not ran.exists()
+
+
+@pytest.mark.bound("SNAPSHOT_FILE")
+def test_a_file_that_cannot_be_meant(user: Path, ours: Builds) -> None:
+    with (user / "disk.img").open("w") as file:
+        file.truncate(200_000_000)
+    with pytest.raises(SourceError, match=r"disk\.img: 200 MB are too much .*\.gitignore"):
         ours.snapshot(user)
 
 
