@@ -3,7 +3,8 @@
 Changed, new and deleted files are in it, ignored ones and the logs of builds are not.  The index
 is a copy of the user's, so that only files which changed are hashed; new objects go into a
 repository of ours, which borrows the rest; no ref, stash or reflog is touched, no hook or filter
-is run.  Files in no repository, or ignored by the one around them, are taken in with an index of ours.
+is run.  Files in no repository, or ignored by the one around them, are taken in with an index of
+ours.
 
 The commit's tree is the folder that was asked for, wherever in its repository that is.  Its
 parent has the tree of HEAD and no history: what a trove has of that need not be sent again.
