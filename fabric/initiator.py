@@ -201,6 +201,9 @@ def parser() -> argparse.ArgumentParser:
         "--keep", action="append", default=[], metavar="SYSTEM", help="keep all it needs"
     )
 
+    cache = add("cache", "Look after what is kept on this machine.", json)
+    cache.add_argument("action", choices=["check"], help="read all of it, and mend what is damaged")
+
     lorry = add("lorry", "Where sources come from: list, import, renew pins.", json)
     lorry.add_argument("action", choices=["list", "import", "update"])
     lorry.add_argument("names", nargs="*", default=[], metavar="NAME", help="default: all")

@@ -108,7 +108,7 @@ class Blob(msgspec.Struct, frozen=True, omit_defaults=True):
     """Stored bytes, named by what they are."""
 
     sha256: Sha256
-    size: Annotated[int, Meta(ge=0)]
+    size: Annotated[int, Meta(ge=0, lt=1 << 60)]
     content: bytes | None = None  # all of it, if it is small: then it is stored nowhere else
 
     @classmethod

@@ -221,6 +221,10 @@ class Layers:
         self.workspace.hold(key)
         self._layer(key, cancelled, say)
 
+    def is_believed(self, path: Path) -> bool:
+        """Whether a layer or a merged tree is as it was recorded."""
+        return self._believed(path) is not None
+
     def _path(self, key: str) -> Path:
         return self.workspace.root / "layers" / Digest(key)
 

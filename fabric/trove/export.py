@@ -121,6 +121,24 @@ class Exports:
             fresh = self._tables / f".{tree}-{os.getpid()}-{threading.get_ident()}"
             write_record(self._tables / tree, Record(table), fresh)
 
+    def check(self, alone: Alone, read: Callable[[], None]) -> Iterator[str]:
+        """Read all exported trees, and remove those that are not what their names say: these.
+
+        One with submodules, whose commits are not in it, is held against its record alone.
+        """
+        for path in sorted(self.directory.glob("[!.]*")):
+            read()
+            tree = git_tree(path)
+            if tree == path.name or (tree is None and self.find(path.name)):
+                continue
+            with alone(path.name) as unused:
+                if unused:
+                    self._checked.discard(path.name)
+                    doomed = path.with_name(f".old-{path.name}-{os.getpid()}")
+                    path.rename(doomed)
+                    shutil.rmtree(doomed)
+            yield path.name
+
     def gc(self, older_than: float, alone: Alone | None = None, *, dry_run: bool = False) -> int:
         """Remove trees unused for that many seconds; return how many bytes that frees.
 
@@ -282,3 +300,41 @@ def _make_folders(target: Path, folder: str, made: set[str]) -> None:
         path.mkdir(mode=0o755)
         path.chmod(0o755)  # whatever the umask
         made.add(folder)
+
+
+def git_tree(path: Path) -> str | None:
+    """The id of the git tree that a directory is; None if it holds an empty one: a submodule."""
+    rows = []
+    for entry in list(os.scandir(path)):
+        mode = entry.stat(follow_symlinks=False).st_mode
+        if entry.is_dir(follow_symlinks=False):
+            inside = git_tree(Path(entry.path))
+            if inside is None:
+                return None
+            rows.append((os.fsencode(entry.name) + b"/", b"40000", inside))
+        elif entry.is_symlink():
+            target = os.fsencode(os.readlink(entry.path))  # noqa: PTH115
+            rows.append((os.fsencode(entry.name), b"120000", _git_id(b"blob", target)))
+        else:
+            kind = b"100755" if mode & 0o100 else b"100644"
+            rows.append((os.fsencode(entry.name), kind, _git_file(entry.path)))
+    if not rows:
+        return None
+    content = b"".join(
+        b"%s %s\0%s" % (kind, name.removesuffix(b"/"), bytes.fromhex(id))
+        for name, kind, id in sorted(rows)
+    )
+    return _git_id(b"tree", content)
+
+
+def _git_id(kind: bytes, content: bytes) -> str:
+    head = b"%s %d\0" % (kind, len(content))
+    return hashlib.sha1(head + content, usedforsecurity=False).hexdigest()
+
+
+def _git_file(path: str) -> str:
+    with open(path, "rb") as file:  # noqa: PTH123
+        digest = hashlib.sha1(b"blob %d\0" % os.fstat(file.fileno()).st_size, usedforsecurity=False)
+        while piece := file.read(_CHUNK):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
@@ -70,6 +70,25 @@ class Health:
         for key in keys:
             if (manifest := self._store.manifest(key)) is not None:
                 self._record(key, self._marks(manifest))
+
+    def examine(self, read: Callable[[str], None]) -> Iterator[tuple[str, str]]:
+        """Read all that the store has, and remove the steps that are damaged: (key, why) of each.
+
+        ``read`` hears "steps" or "blobs" for each that was read.
+        """
+        right: set[bytes] = set()  # digests of blobs that were read
+        for key in self._store.keys():  # noqa: SIM118 - no mapping
+            read("steps")
+            try:
+                manifest = self._store.manifest(key)
+                for blob in manifest.blobs() if manifest else ():
+                    if bytes.fromhex(blob.sha256) not in right:
+                        self._store.verify(blob)
+                        right.add(bytes.fromhex(blob.sha256))
+                        read("blobs")
+            except DamagedError as error:
+                self._store.forget(key)
+                yield key, str(error)
 
     def _check(self, manifest: Manifest, read: bool) -> None:
         """DamagedError if a step is not what was stored."""

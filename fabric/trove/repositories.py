@@ -344,5 +344,5 @@ class Repositories:
             waited = True
             self.stop.pause(0.2)
 
-        with locked(self.root / "locks" / name, wait=wait):
+        with locked(self.root / "locks" / name, wait=wait, fleeting=True):
             yield

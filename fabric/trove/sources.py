@@ -222,7 +222,7 @@ class Sources:
         if found is not None:
             return found
         repository = self._repositories.holding(source)
-        with locked(self.root / "locks" / source.tree):
+        with locked(self.root / "locks" / source.tree, fleeting=True):
             found = self.exports.find(source.tree)
             if found is None:
                 tree = repository.fact(source.commit).tree

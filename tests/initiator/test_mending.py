@@ -185,3 +185,51 @@ def test_a_checkout_that_finds_damage_says_what_mends_it(project: Project, tmp_p
     assert not (tmp_path / "out").exists()
     assert project.build().returncode == 0
     assert project.run("checkout", SYSTEM, "--to", str(tmp_path / "out")).returncode == 0
+
+
+def test_cache_check_reads_everything_and_mends(project: Project) -> None:
+    for number in range(30):
+        (project.source / f"file-{number}").write_text(f"{number}\n")
+    git(project.source, "add", ".")
+    git(project.source, "commit", "-qm", "second")
+    project.write(
+        one="head -c 9000 /dev/urandom > $DESTDIR/big; cp file-7 $DESTDIR/seven",
+        two=("one", "cp file-7 $DESTDIR/also-seven"),
+    )
+    assert project.build().returncode == 0
+    done = project.run("cache", "check")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("read: 4 steps, ")
+    assert done.stdout.endswith("\nall is as it was stored\n")
+    steps = json.loads(project.run("show", SYSTEM, "--json").stdout)
+    keys = {step["name"]: step["key"] for step in steps}
+    layers, trees = project.cache / "work/layers", project.cache / "trove/trees"
+    record = project.cache / "work/indexes" / keys["one"]
+    before = record.read_bytes()
+    flip(layers / keys["one"] / "big")
+    [tree] = list(trees.rglob("file-7"))
+    flip(tree)
+    for file in (project.cache / "artifacts/manifests").iterdir():
+        if file.name == keys["small"]:
+            replace(file, b"rubbish")
+    blobs = [file for file in (project.cache / "artifacts/blobs").rglob("*") if file.is_file()]
+    done = project.run("cache", "check", "--json")
+    assert done.returncode == 4, done.stderr
+    report = json.loads(done.stdout)
+    found = {(each["kind"], each["name"]) for each in report["damaged"]}
+    assert found == {
+        ("step", keys["small"]),
+        ("layer", keys["one"]),
+        ("source tree", tree.parent.name),
+    }
+    assert report["read"]["layers"] == 2
+    assert record.read_bytes() != before
+    assert json.loads(project.run("cache", "check", "--json").stdout)["damaged"] == []
+    for blob in blobs:
+        flip(blob)
+    done = project.run("cache", "check")
+    assert done.returncode == 4
+    assert " steps are built again by the next build that needs them\n" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert project.build().returncode == 0
+    assert project.run("cache", "check").returncode == 0

@@ -1,0 +1,125 @@
+"""``cache check``: read everything that is kept on this machine, and mend what is damaged."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from fabric.building.workspace import Workspace
+from fabric.commands.common import heed_signals, print_json
+from fabric.config import Settings
+from fabric.errors import FabricError
+from fabric.trove.configured import open_sources, open_store
+from fabric.trove.files import sha256_of
+from fabric.trove.health import Health
+
+#: Exit code when something was damaged: a machine failed, be it mended or not.
+DAMAGED = 4
+#: What becomes of what can be had again.
+_AGAIN = "it is made again when it is needed"
+#: Seconds between two lines of progress.
+PROGRESS_EVERY = 2.0
+
+
+class Finding(NamedTuple):
+    """Something that was damaged: of which kind, which one, how, and what becomes of it."""
+
+    kind: str
+    name: str
+    why: str
+    then: str
+
+
+def run(options: argparse.Namespace, settings: Settings) -> int:
+    heed_signals()
+    progress = _Progress(quiet=options.json)
+    found: list[Finding] = []
+    for finding in _check(settings, progress):
+        found.append(finding)
+        progress.say(f"{finding.kind} {finding.name}: {finding.why}; {finding.then}")
+    if options.json:
+        findings = [finding._asdict() for finding in found]
+        print_json({"read": progress.counts, "damaged": findings})
+    else:
+        read = ", ".join(f"{count} {kind}" for kind, count in progress.counts.items() if count)
+        print(f"read: {read or 'nothing'}")
+        steps = sum(finding.kind == "step" for finding in found)
+        rebuilt = f"; {steps} steps are built again by the next build that needs them"
+        print(
+            f"{len(found)} damaged{rebuilt * (steps > 0)}" if found else "all is as it was stored"
+        )
+    return DAMAGED if found else 0
+
+
+def _check(settings: Settings, progress: _Progress) -> Iterator[Finding]:
+    store = open_store(settings)
+    for key, why in Health(store).examine(progress.read):
+        yield Finding("step", key, why, "it is removed")
+    for copy in sorted(store.copies.folder.glob("*")):
+        progress.read("copies")
+        if sha256_of(copy) != copy.name:
+            copy.unlink(missing_ok=True)
+            yield Finding("copy", copy.name, "its digest is another", "it is fetched again")
+    sources = open_sources(settings)
+    for file in sorted(sources.root.glob("downloads/" + "[0-9a-f]" * 64)):
+        progress.read("downloads")
+        if sha256_of(file) != file.name:
+            file.unlink(missing_ok=True)
+            yield Finding("download", file.name, "its digest is another", "it is fetched again")
+    with Workspace(settings.work_dir, store, sources) as workspace:
+        yield from _check_trees(workspace, progress)
+        for tree in sources.exports.check(workspace.alone, lambda: progress.read("source trees")):
+            yield Finding("source tree", tree, "it is not what its name says", _AGAIN)
+
+
+def _check_trees(workspace: Workspace, progress: _Progress) -> Iterator[Finding]:
+    """Layers are compared with what the store has.  Merged trees, which are but other names of
+    their files, are held against their records.
+    """
+    for path in sorted((workspace.root / "layers").glob("[!.]*")):
+        progress.read("layers")
+        said: list[str] = []
+        try:
+            with workspace.using():
+                workspace.layers.check(path.name, threading.Event(), said.append)
+        except FabricError as error:  # the store does not have it, or not any more
+            _remove(workspace, path)
+            yield Finding("layer", path.name, str(error), _AGAIN)
+        for text in said:
+            yield Finding("layer", path.name, text, "done")
+    for path in sorted((workspace.root / "merged").glob("[!.]*")):
+        progress.read("merged trees")
+        if not workspace.layers.is_believed(path):
+            _remove(workspace, path)
+            yield Finding("merged tree", path.name, "it is not as it was made", _AGAIN)
+
+
+def _remove(workspace: Workspace, path: Path) -> None:
+    """Unless a build has it, whose own look at it finds the same."""
+    with workspace.alone(path.name) as alone:
+        if alone:
+            workspace.discard(workspace.set_aside(path))
+
+
+class _Progress:
+    """Counts what was read, and says so now and then on standard error."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.counts: dict[str, int] = {}
+        self._quiet = quiet
+        self._due = time.monotonic() + PROGRESS_EVERY
+
+    def read(self, kind: str) -> None:
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        if time.monotonic() >= self._due:
+            self._due = time.monotonic() + PROGRESS_EVERY
+            self.say(", ".join(f"{count} {kind}" for kind, count in self.counts.items()))
+
+    def say(self, text: str) -> None:
+        if not self._quiet:
+            print(text, file=sys.stderr, flush=True)
