@@ -18,7 +18,10 @@ _decode = msgspec.json.Decoder(Manifest).decode
 
 def decode(content: bytes, key: str) -> Manifest:
     """The manifest of a step.  ValueError says why it is none."""
-    manifest = _decode(content)
+    try:
+        manifest = _decode(content)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     if manifest.key != key:
         raise ValueError(f"it is that of {manifest.key}")
     return manifest

@@ -68,7 +68,7 @@ CONTENTS: list[tuple[str, bytes, str]] = [
     ("a list", b"[]", "Expected `object`"),
     ("half of it", json.dumps(GOOD).encode()[:100], "truncated"),
     ("deep", b"[" * 100_000, "Expected `object`"),
-    ("deep in what is unknown", b'{"more":' + b"[" * 1_000_000, ""),
+    ("deep in what is unknown", b'{"more":' + b"[" * 1_000_000, "it is nested too deeply"),
     ("deep inside", b'{"metadata":' + b'{"a":' * 100_000, "$.metadata"),
 ]
 
