@@ -15,7 +15,6 @@ import re
 import sys
 import threading
 import time
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from typing import ClassVar, TextIO, cast
 
@@ -99,6 +98,8 @@ def width_of(text: str) -> int:
 
 
 def _columns(char: str) -> int:
+    import unicodedata  # for the few that need it
+
     if unicodedata.combining(char) or unicodedata.category(char) in ("Mn", "Me", "Cf"):
         return 0
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
@@ -264,7 +265,7 @@ class Area:
     def _draw(self, *, last: bool = False) -> None:
         size = os.get_terminal_size(self._fd)
         # A terminal that is told of no size has none.
-        width, height = (size.columns or 80) - 1, max(2, (size.lines or 24) - 1)
+        width, height = (size.columns or 80) - 1, max(1, (size.lines or 24) - 1)
         with self._lock:
             news, self._news = self._news, []
             if last and self._begun:

@@ -124,6 +124,15 @@ def test_more_steps_than_rows(project: Project, terminal: Open) -> None:
     assert seen.ends() == 130
 
 
+def test_a_terminal_too_small_for_anything(project: Project, terminal: Open) -> None:
+    project.write(**{f"c{number}": "sleep 2" for number in range(3)})
+    seen = terminal("build", SYSTEM, columns=2, rows=1)
+    seen.resize(1, 1)
+    seen.resize(30, 2)
+    assert seen.ends() == 0
+    assert "small.img" in "".join(seen.lines())
+
+
 class Slow(http.server.BaseHTTPRequestHandler):
     """Sends the first half of ``content``, and the rest when ``go`` is set."""
 

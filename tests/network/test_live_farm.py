@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from network_kit import Farm
 from small_definitions import SYSTEM
 from terminals import Terminal
@@ -23,11 +25,37 @@ def test_through_a_controller_all_that_is_live_stays_at_the_bottom(farm: Farm) -
         assert "0 of 4 built" in lines[2]
         assert b"pushing" in seen.raw, "it said so while it did it"
         seen.resize(40)
-        seen.sees(lambda lines: all(len(line) < 40 for line in lines), "rows that fit")
+        seen.sees(fits(40), "rows that fit")
         assert seen.row("  one ").endswith(" oak")
         farm.release("one")
         assert seen.ends() == 0, seen.lines()
         assert not any("of 4 built" in line for line in seen.lines())
         assert seen.row("small is built: 4 built in")
+    finally:
+        seen.close()
+
+
+def fits(columns: int) -> Callable[[list[str]], bool]:
+    return lambda lines: bool(lines) and max(map(len, lines)) < columns
+
+
+def test_status_that_is_watched_stays_in_its_rows(farm: Farm) -> None:
+    farm.broker()
+    farm.worker("oak")
+    desk = farm.desk("alice")
+    desk.definitions.write(one=farm.held("one"))
+    desk.detach()
+    seen = Terminal(desk.command("status", "--watch"), desk.here, desk.environ, columns=100)
+    try:
+        seen.sees(lambda _: "one " in seen.row("on oak"), "the step")
+        for columns, rows in ((50, 24), (30, 6), (100, 24)):
+            seen.resize(columns, rows)
+            seen.sees(fits(columns), "rows that fit")
+            assert seen.row("BUILD"), "once"
+        seen.sees(lambda _: "one " in seen.row("on oak"), "the step, once")
+        seen.press_ctrl_c()
+        assert seen.ends() == 0
+        assert seen.row("on oak")
+        assert seen.raw.count(b"\x1b[?25h") == 1
     finally:
         seen.close()
