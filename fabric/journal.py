@@ -27,7 +27,15 @@ import msgspec
 from fabric.errors import MachineFault
 from fabric.scheduling.events import Drained, Ended, Learned, Opened, Remembered
 from fabric.scheduling.model import Durations
-from fabric.scribe import Promise, Scribe, is_full, reason, transaction
+from fabric.scribe import (
+    Promise,
+    Scribe,
+    Written,
+    is_full,
+    reason,
+    transaction,
+    write_private,
+)
 from fabric.wire.messages import Order, Submit, Update
 
 #: Version of the file's tables.
@@ -109,14 +117,6 @@ def connect(path: str) -> sqlite3.Connection:
         db.close()
         raise
     return db
-
-
-class Written(NamedTuple):
-    """What is written of a request, and as what the core takes it up."""
-
-    id: bytes
-    written: object
-    event: Remembered | Order | Submit
 
 
 class Storage(NamedTuple):
@@ -307,8 +307,7 @@ class Journal:
         digest = hashlib.sha256(id + data).hexdigest()[:16]
         file = self._path.with_name(f"{self._path.name}.request-{digest}")
         try:
-            with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as f:
-                f.write(data)
+            write_private(file, data)
             self._db.execute(_SET_ASIDE, (id,))
             then = f"is set aside, in {file}"
         except (OSError, sqlite3.Error) as failure:

@@ -11,8 +11,11 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
+from typing import NamedTuple
 
 from fabric.errors import NO_ROOM
+from fabric.scheduling.events import Remembered
+from fabric.wire.messages import Order, Submit
 
 #: Entries after which the journal is pruned.
 PRUNE_EVERY = 5_000
@@ -35,6 +38,14 @@ _NO_ROOM = (*NO_ROOM, errno.EFBIG)
 Promise = tuple[str, tuple[object, ...]]
 #: "INSERT ... VALUES (?, ...)" -> what to fill in, for one row after the other
 Histories = dict[str, list[object]]
+
+
+class Written(NamedTuple):
+    """What is written of a request, and as what the core takes it up."""
+
+    id: bytes
+    written: object
+    event: Remembered | Order | Submit
 
 
 class Scribe:
@@ -216,6 +227,12 @@ def reason(path: Path, error: Exception) -> str:
     """What is wrong with a file, and what to do about it, if that is known."""
     told = getattr(error, "strerror", "") or error
     return f"{path}: {told}" + ("; make room on that disk" if is_full(error) else "")
+
+
+def write_private(file: Path, data: bytes) -> None:
+    """A file that nobody else may read."""
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as output:
+        output.write(data)
 
 
 @contextlib.contextmanager

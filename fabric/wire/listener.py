@@ -34,6 +34,8 @@ from fabric.wire.messages import (
     Query,
     Refused,
     Report,
+    Update,
+    cut,
 )
 from fabric.wire.sockets import Addresses, Curve
 
@@ -274,7 +276,10 @@ class Listener:
 
     def send(self, peer: bytes, message: Message) -> bool:
         """False if the peer is gone, or does not read."""
-        return sockets.send(self._jobs, _messages.encode(message), to=peer)
+        frame = _messages.encode(message)
+        if len(frame) > bounds.FRAME and isinstance(message, Update):
+            frame = _messages.encode(_brief(message))
+        return sockets.send(self._jobs, frame, to=peer)
 
     def refuse(self, peer: bytes, about: str, code: Code, reason: str) -> None:
         """Say that something cannot be served, and why."""
@@ -296,3 +301,12 @@ def about(message: FromPeer) -> str:
             return message.id
         case _:
             return message.request
+
+
+def _brief(update: Update) -> Update:
+    """An update without what its failures say, which is in their logs."""
+    steps = (
+        msgspec.structs.replace(step, message=cut(step.message, 100), failed_command="")
+        for step in update.steps
+    )
+    return msgspec.structs.replace(update, steps=tuple(steps))

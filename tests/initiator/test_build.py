@@ -294,6 +294,14 @@ def test_builds_let_the_fabric_go_first(project: Project) -> None:
     assert levels == {own}, "and nothing else is"
 
 
+def test_few_descriptors_are_enough(project: Project) -> None:
+    project.write(**{f"c{n}": "echo here" for n in range(40)})
+    built = project.start("--workers", "4", within=["prlimit", "--nofile=256:256"])
+    said, errors = built.communicate(timeout=240)
+    assert built.returncode == 0, said + errors
+    assert all("here\n" in project.log(f"c{n}-misc") for n in range(40))
+
+
 def test_a_build_that_never_ends_is_ended(project: Project) -> None:
     project.write(slow="echo begins; sleep 1000")
     done = project.build("--build-timeout", "1")

@@ -3,41 +3,76 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import zmq
 from waiting import until
 
 from fabric import bounds
 from fabric.wire import sockets
 from fabric.wire.listener import Listener
-from fabric.wire.messages import LogRead
+from fabric.wire.messages import LogRead, StepState, ToInitiator, Update
+
+
+@pytest.fixture
+def listener(tmp_path: Path) -> Iterator[Listener]:
+    wake = os.eventfd(0)
+    listener = Listener(sockets.in_directory(tmp_path), print, wake=wake)
+    yield listener
+    listener.close()
+    os.close(wake)
+
+
+@pytest.fixture
+def peers(tmp_path: Path) -> Iterator[list[sockets.Socket]]:
+    """Two, connected."""
+    context = zmq.Context()
+    peers = [sockets.dealer(context), sockets.dealer(context)]
+    for peer in peers:
+        sockets.connect(peer, sockets.ipc(tmp_path, "jobs"))
+    yield peers
+    context.destroy(linger=0)
+
+
+def test_an_update_about_thousands_of_failures_fits_into_a_frame(
+    listener: Listener, peers: list[sockets.Socket]
+) -> None:
+    text = "\U0001f980" * bounds.OUTCOME_TEXT
+    step = StepState("a" * 64, "failed", name="n" * 255, message=text, failed_command=text)
+    update = Update("r1", 1, "failed", (step,) * 5000)
+    peer, _ = peers
+    codec: sockets.Codec[ToInitiator] = sockets.Codec(ToInitiator)
+    sockets.send(peer, codec.encode(LogRead("a" * 64, 1, 0, 1)))
+
+    def heard() -> bytes:
+        listener.wait(10)
+        return b"".join(each.peer for each in listener.heard())
+
+    assert listener.send(until(heard), update)
+    assert peer.poll(20_000)
+    told = codec.decode(peer.recv())
+    assert isinstance(told, Update)
+    assert len(told.steps) == 5000
+    assert told.steps[0].message.endswith("... (cut: it has 2,000 characters)")
+    assert told.steps[0].failed_command == ""
 
 
 def test_a_peer_that_asks_for_many_ranges_of_logs_has_few_of_them_in_a_turn(
-    tmp_path: Path,
+    listener: Listener, peers: list[sockets.Socket]
 ) -> None:
-    wake = os.eventfd(0)
-    context = zmq.Context()
-    listener = Listener(sockets.in_directory(tmp_path), print, wake=wake)
-    try:
-        greedy, modest = sockets.dealer(context), sockets.dealer(context)
-        codec: sockets.Codec[LogRead] = sockets.Codec(LogRead)
-        for peer in (greedy, modest):
-            sockets.connect(peer, sockets.ipc(tmp_path, "jobs"))
-        for n in range(3 * bounds.LOGS_READ):
-            sockets.send(greedy, codec.encode(LogRead("a" * 64, 1, n, 1)))
-        sockets.send(modest, codec.encode(LogRead("b" * 64, 1, 0, 1)))
-        turns: list[list[LogRead]] = []
+    greedy, modest = peers
+    codec: sockets.Codec[LogRead] = sockets.Codec(LogRead)
+    for n in range(3 * bounds.LOGS_READ):
+        sockets.send(greedy, codec.encode(LogRead("a" * 64, 1, n, 1)))
+    sockets.send(modest, codec.encode(LogRead("b" * 64, 1, 0, 1)))
+    turns: list[list[LogRead]] = []
 
-        def heard() -> bool:
-            listener.wait(10)
-            turns.append([each.message for each in listener.heard()])  # type: ignore[misc]
-            return any(each.key == "b" * 64 for turn in turns for each in turn)
+    def heard() -> bool:
+        listener.wait(10)
+        turns.append([each.message for each in listener.heard()])  # type: ignore[misc]
+        return any(each.key == "b" * 64 for turn in turns for each in turn)
 
-        until(heard)
-        assert max(len(turn) for turn in turns) <= bounds.LOGS_READ + 1
-    finally:
-        listener.close()
-        context.destroy(linger=0)
-        os.close(wake)
+    until(heard)
+    assert max(len(turn) for turn in turns) <= bounds.LOGS_READ + 1
