@@ -220,6 +220,10 @@ def follow(path: bytes, links: Mapping[bytes, bytes]) -> bytes:
     return here
 
 
+#: With these bits of its mode, a program has the rights of its owner or group.
+RAISING = stat.S_ISUID | stat.S_ISGID
+
+
 class Unpacker:
     """Unpacks archives one over another into an empty directory ``root``.
 
@@ -229,8 +233,12 @@ class Unpacker:
     tree, never by the kernel.  Devices are only recorded, since making them takes real root.
     """
 
-    def __init__(self, root: Path, check: Callable[[], None] = never) -> None:
+    def __init__(
+        self, root: Path, check: Callable[[], None] = never, *, keep_raising: bool = True
+    ) -> None:
         self._check = check  # called for each entry and each megabyte; it may raise
+        self._dropped = 0 if keep_raising else RAISING  # of files
+        self.raising = False  # whether a file has a bit of `RAISING`
         self.dirs: dict[bytes, int] = {}  # path -> mode
         self.links: dict[bytes, bytes] = {}  # path -> target
         self.files: dict[bytes, str] = {}  # anything else, links included -> who brought it
@@ -263,14 +271,14 @@ class Unpacker:
             self._make_room(path, entry, owner)
             self._make(path, entry, pieces)
 
-    def finish(self) -> None:
-        """Give directories their modes and times, once everything is in them."""
+    def finish(self, mode: int = 0o755) -> None:
+        """Give directories their modes and times, once all is in them; the root gets ``mode``."""
         for path in sorted(self.dirs, reverse=True):
             full = self._top + path
             os.utime(full, (MTIME, MTIME))
             os.chmod(full, self.dirs[path])
         os.utime(self._top, (MTIME, MTIME))
-        os.chmod(self._top, 0o755)
+        os.chmod(self._top, mode)
 
     def _directory(self, path: bytes, owner: str) -> bytes:
         """The real path of the directory ``path``, made if it is missing."""
@@ -318,7 +326,9 @@ class Unpacker:
                     self._check()
                     while piece:
                         piece = piece[os.write(fd, piece) :]
-                os.fchmod(fd, entry.mode)
+                mode = entry.mode & ~self._dropped
+                self.raising = self.raising or bool(mode & RAISING)
+                os.fchmod(fd, mode)
                 os.utime(fd, (MTIME, MTIME))
             finally:
                 os.close(fd)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -103,14 +104,24 @@ def _not_built(plan: Plan, step: Step, what: str) -> FabricError:
 
 
 def _to_directory(project: Project, blobs: list[Blob], to: Path) -> None:
-    """Unpacked; devices, which take root rights to make, are left out and named."""
+    """Unpacked; devices, which take root rights to make, are left out and named.
+
+    Others of this machine must not run its setuid programs, which are not kept as this machine's
+    are: those of an ordinary user lose the bits, and only root can enter a tree that has some.
+    """
     scratch = Path(tempfile.mkdtemp(prefix=f".{to.name}.", dir=to.parent))
     try:
-        tree = Unpacker(scratch)
+        tree = Unpacker(scratch, keep_raising=os.geteuid() == 0)
         for blob in blobs:
             with project.store.open(blob) as archive:
                 tree.add(archive, blob.sha256[:12])
-        tree.finish()
+        tree.finish(0o700 if tree.raising else 0o755)
+        if tree.raising:
+            print(
+                f"{to}: only root can enter it, because it has setuid programs;"
+                f" `chmod 755 {shlex.quote(str(to))}` lets others in",
+                file=sys.stderr,
+            )
         for device in sorted(tree.devices):
             print(f"left out: the device /{os.fsdecode(device)}", file=sys.stderr)
         _replace(to, scratch)

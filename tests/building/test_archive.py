@@ -258,6 +258,16 @@ class TestUnpacking:
         assert unpacker.devices == {b"dev/null": device}
         assert not (tmp_path / "root/dev/null").exists()
 
+    @pytest.mark.parametrize("keep", [True, False])
+    def test_bits_that_give_a_program_other_rights(self, tmp_path: Path, keep: bool) -> None:
+        unpacker = Unpacker(tmp_path, keep_raising=keep)
+        for name, type_, mode in ((b"dir", DIRECTORY, 0o2755), (b"it", FILE, 0o6755)):
+            unpacker.put(Entry(name, type_, mode), [], "it")
+        unpacker.finish(0o700)
+        modes = [path.stat().st_mode & 0o7777 for path in (tmp_path, *sorted(tmp_path.iterdir()))]
+        assert modes == [0o700, 0o2755, 0o6755 if keep else 0o755]
+        assert unpacker.raising == keep
+
 
 class TestScanning:
     def test_refuses_what_no_archive_can_hold(self, tmp_path: Path) -> None:

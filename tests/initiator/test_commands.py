@@ -220,6 +220,32 @@ def test_checkout_to_a_directory_and_to_tars(project: Project) -> None:
     assert project.run("checkout", SYSTEM, "--to", "small.tar", "--force").returncode == 0
 
 
+SETUID = """\
+mkdir -p "$DESTDIR"/usr/bin; cd "$DESTDIR"/usr/bin
+for mode in 4755 2755 755; do echo x > it-$mode; chmod $mode it-$mode; done
+ln it-4755 again
+"""
+
+
+def test_checkout_gives_nobody_the_rights_of_another(project: Project) -> None:
+    project.write(one=SETUID)
+    assert project.run("build", SYSTEM).returncode == 0
+    done = project.run("checkout", SYSTEM, "one-bins", "--to", "there")
+    assert done.returncode == 0, done.stderr
+    there = project.logs / "there"
+    modes = {path.name: path.stat().st_mode & 0o7777 for path in (there / "usr/bin").iterdir()}
+    if os.geteuid() == 0:
+        assert modes == {"it-4755": 0o4755, "again": 0o4755, "it-2755": 0o2755, "it-755": 0o755}
+        assert there.stat().st_mode & 0o7777 == 0o700
+        assert done.stderr == (
+            "there: only root can enter it, because it has setuid programs;"
+            " `chmod 755 there` lets others in\n"
+        )
+    else:
+        assert set(modes.values()) == {0o755}
+        assert there.stat().st_mode & 0o7777 == 0o755
+
+
 def test_checkout_replaces_nothing_before_all_is_well(project: Project) -> None:
     built(project)
     kept = project.logs / "kept.tar"
