@@ -29,7 +29,7 @@ from pathlib import Path
 from types import TracebackType
 
 from fabric.config import Settings
-from fabric.errors import FabricError, MachineFault
+from fabric.errors import NO_ROOM, FabricError, MachineFault
 
 #: How the folder of a fabric is called, and the lock in it that is held as long as it lives.
 _PREFIX, _ALIVE = "fabric-", "alive"
@@ -37,6 +37,9 @@ _PREFIX, _ALIVE = "fabric-", "alive"
 GRACE = 10.0
 #: Seconds between two looks at them.
 LOOK_EVERY = 0.1
+#: Where one writes what goes wrong.
+_ERRORS = "nursery.err"
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class EmbeddedFabric:
@@ -52,6 +55,7 @@ class EmbeddedFabric:
         try:
             self.directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
             self._alive = _locked(self.directory / _ALIVE)
+            errors = _open_errors(self.directory / _ERRORS)
         except OSError as error:
             raise FabricError(
                 f"{error.strerror}; a build here keeps its sockets in a temporary folder: free some"
@@ -66,7 +70,7 @@ class EmbeddedFabric:
             os.close(self._news)
             return Nursery(self._settings, self.directory, orders, news).run()
 
-        self._nursery = _fork(self.directory / "nursery.err", nursery)
+        self._nursery = _fork(errors, nursery)
         os.close(orders)
         os.close(news)
         return self
@@ -93,7 +97,7 @@ class EmbeddedFabric:
         with contextlib.suppress(BlockingIOError):
             news = os.read(self._news, 65536).decode(errors="replace")
             if not news.endswith("\n"):  # the last words of a fabric that is no more
-                said = (self.directory / "nursery.err").read_text(errors="replace").strip()
+                said = (self.directory / _ERRORS).read_text(errors="replace").strip()
                 raise MachineFault(f"the embedded {news or f'fabric ended: {said}'}")
             return news.strip()
         return ""
@@ -127,7 +131,7 @@ class Nursery:
 
     def run(self) -> int:
         """All its life; returns its exit code."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in _ENDING:
             # It ends when the initiator does.  Not SIG_IGN: builds would inherit that.
             signal.signal(number, lambda *_: None)
         os.environ.update(_environment(self._settings))
@@ -167,7 +171,7 @@ class Nursery:
             code: int = importlib.import_module(f"fabric.{program}").main([*common, *args])
             return code
 
-        self._children[_fork(self._errors(name), main)] = name
+        self._children[_fork(_open_errors(self._errors(name)), main)] = name
 
     def _watch(self) -> int:
         poller = select.poll()
@@ -237,27 +241,41 @@ def _sweep() -> None:
                 os.close(lock)
 
 
-def _fork(errors: Path, main: Callable[[], int]) -> int:
+def _open_errors(file: Path) -> int:
+    return os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+
+def _fork(errors: int, main: Callable[[], int]) -> int:
     """Run ``main`` in a child process, in a session of its own; returns the process id.
 
-    The session is because Ctrl-C is the initiator's to handle.
+    The session is because Ctrl-C is the initiator's to handle.  ``errors`` is where it writes
+    what it has to say, and is closed here.  Until it handles signals itself they end it: a
+    handler that it had from us would swallow the one that is to end it.
     """
     sys.stdout.flush()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     child = os.fork()
     if child:
+        os.close(errors)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return child
     code = 4
     try:
         os.setsid()
+        for number in _ENDING:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         nothing = os.open(os.devnull, os.O_RDONLY)
-        output = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        for standard, file in enumerate((nothing, output, output)):
+        for standard, file in enumerate((nothing, errors, errors)):
             os.dup2(file, standard)
         os.close(nothing)
-        os.close(output)
+        os.close(errors)
         code = main()
-    except BaseException:  # noqa: BLE001  above is the initiator, which must not go on here
-        traceback.print_exc()
+    except BaseException as error:  # noqa: BLE001  above is the initiator, which must not go on here
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            print(error, file=sys.stderr)
+        else:
+            traceback.print_exc()
     finally:
         os._exit(code)
 

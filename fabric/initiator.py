@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from fabric import __version__
 from fabric.config import load_settings, unknown_variables
-from fabric.errors import NO_ROOM, FabricError, called, grouped
+from fabric.errors import NO_ROOM, FabricError, MachineFault, called, grouped
 from fabric.terminal import OutputError, install, restore
 
 EPILOG = """exit codes:
@@ -223,6 +223,11 @@ def _explained(cache: Path) -> Iterator[None]:
             raise FabricError(
                 f"{name}: {error.strerror}; everything local is kept in {cache}, which must be a"
                 " writable folder: --cache or FABRIC_CACHE names another"
+            ) from error
+        if error.errno in NO_ROOM:
+            raise MachineFault(
+                f"{error.filename or 'A disk'}: {error.strerror}; make room there (temporary files"
+                " go where TMPDIR says)"
             ) from error
         raise
 

@@ -1,0 +1,59 @@
+"""The fabric of one machine ends when it is to, and leaves nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from initiator_kit import Project
+
+from fabric.embedded import GRACE
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path / "project", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("inodes", [2, 3, 4, 5, 6, 7])
+def test_no_room_for_temporary_files(project: Project, tmp_path: Path, inodes: int) -> None:
+    """Whatever it is that cannot be made, one line says so."""
+    place = tmp_path / "t"
+    place.mkdir()
+    project.write(one="true")
+    script = f'mount -t tmpfs -o size=64k,nr_inodes={inodes} none {place} && exec "$@"'
+    within = ["unshare", "--map-root-user", "--mount", "sh", "-c", script, "sh"]
+    done = project.run(
+        "build", "../systems/small.morph", within=within, environ={"TMPDIR": str(place)}
+    )
+    said = done.stdout + done.stderr
+    assert not re.search("Traceback|unexpected|fault of distbuild", said), said
+    assert "No space left on device" in said
+    assert done.returncode in (1, 4), said
+
+
+@pytest.mark.parametrize("delay", [0, 0.001, 0.003, 0.01, 0.03])
+def test_children_that_have_just_begun_end_at_once(tmp_path: Path, delay: float) -> None:
+    code = f"""if True:
+        import time
+        from pathlib import Path
+        from fabric.config import load_settings
+        from fabric.embedded import EmbeddedFabric
+        with EmbeddedFabric(load_settings()) as fabric:
+            fabric.start()
+            while not (fabric.directory / "worker-2.err").exists():
+                fabric.check()
+            time.sleep({delay})
+            began = time.monotonic()
+        print(time.monotonic() - began)
+    """
+    environ = dict(os.environ, FABRIC_CACHE=str(tmp_path), FABRIC_CONFIG="/dev/null")
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < GRACE / 2, "none had to be killed"
