@@ -27,15 +27,7 @@ import msgspec
 from fabric.errors import MachineFault
 from fabric.scheduling.events import Drained, Ended, Learned, Opened, Remembered
 from fabric.scheduling.model import Durations
-from fabric.scribe import (
-    Promise,
-    Scribe,
-    Written,
-    is_full,
-    reason,
-    transaction,
-    write_private,
-)
+from fabric.scribe import Promise, Scribe, Written, is_full, reason, transaction, write_private
 from fabric.wire.messages import Order, Submit, Update
 
 #: Version of the file's tables.
