@@ -35,9 +35,11 @@ class Project:
     @classmethod
     def find(cls, start: Path, settings: Settings, progress: Callable[[str], None]) -> Project:
         """The project around ``start`` (a file or directory).  FabricError if there is none."""
-        for folder in (start, *start.parents):
-            if (folder / "VERSION").is_file():
-                return cls(folder, settings, progress)
+        folders = (start, *start.parents)
+        for known in ("VERSION", "systems/*.morph"):  # the first versions had no VERSION
+            for folder in folders:
+                if any(found.is_file() for found in folder.glob(known)):
+                    return cls(folder, settings, progress)
         raise FabricError(
             f"{start}: no definitions here: neither this folder nor one above it has a VERSION"
             " file; go to the definitions' folder, or name a system in one"

@@ -41,7 +41,9 @@ def version(data: bytes | None, findings: Findings) -> int | None:
     fields = Fields("VERSION", findings)
     if data is None:
         fields.report(
-            1, "there is no such file at the root of the definitions: write 'version: 8' into it"
+            1,
+            "there is no such file at the root of the definitions, which makes them version 0 of"
+            f" the format: {_migration(0)}",
         )
         return None
     before = len(findings.errors)
@@ -57,12 +59,9 @@ def version(data: bytes | None, findings: Findings) -> int | None:
     if type(number) is not int:
         fields.report(line, f"'version' must be a number, like 8, not {kind_of(number)}")
     elif 0 <= number < SUPPORTED[0]:
-        todo = [f"\n  ({one}) {text}" for one, text in _MIGRATIONS.items() if one > number]
         fields.report(
             line,
-            f"version {number} of the definitions format is not supported, 7 and 8 are;"
-            f" to migrate, do what each newer version asks for and write 'version: 7':"
-            f"{''.join(todo)}",
+            f"version {number} of the definitions format is not supported: {_migration(number)}",
         )
     elif number not in SUPPORTED:
         fields.report(
@@ -73,6 +72,15 @@ def version(data: bytes | None, findings: Findings) -> int | None:
     else:
         return number
     return None
+
+
+def _migration(number: int) -> str:
+    """What to do to come from a version to a supported one."""
+    todo = [f"\n  ({one}) {text}" for one, text in _MIGRATIONS.items() if one > number]
+    return (
+        "7 and 8 are supported; to migrate, do what each newer version asks for and write"
+        f" 'version: 7' into VERSION:{''.join(todo)}"
+    )
 
 
 def defaults(data: bytes | None, findings: Findings) -> Defaults | None:

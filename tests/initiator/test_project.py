@@ -6,7 +6,10 @@ import multiprocessing
 import os
 from pathlib import Path
 
+import pytest
+
 from fabric.config import load_settings
+from fabric.errors import DefinitionsError, FabricError
 from fabric.project import Project
 
 
@@ -39,3 +42,33 @@ def test_where_nothing_can_be_written_nothing_is_remembered(tmp_path: Path) -> N
     mine.remember("systems/a.morph")
     assert mine.last_system() is None
     assert os.listdir(tmp_path) == ["file"]  # noqa: PTH208
+
+
+def test_definitions_without_a_version_are_of_the_first(tmp_path: Path) -> None:
+    (tmp_path / "systems").mkdir()
+    (tmp_path / "systems/a.morph").write_text("name: a\nkind: system\n")
+    found = Project.find(tmp_path / "systems", load_settings({}, {"cache": "x"}), print)
+    assert found.root == tmp_path
+    with pytest.raises(DefinitionsError) as caught:
+        found.graph("systems/a.morph")
+    assert str(caught.value) == (
+        "VERSION:1: there is no such file at the root of the definitions, which makes them version"
+        " 0 of the format: 7 and 8 are supported; to migrate, do what each newer version asks for"
+        " and write 'version: 7' into VERSION:\n"
+        "  (2) let every 'morph' of a chunk spec name a file that is in the definitions\n"
+        "  (5) name deployment extensions by their path: 'extensions/kvm', not 'kvm'\n"
+        "  (6) give every chunk spec either 'morph' or 'build-system': nothing is detected any"
+        " more\n"
+        "  (7) add a DEFAULTS file with 'build-systems' and 'split-rules'"
+    )
+
+
+def test_a_file_in_definitions_leads_to_them(tmp_path: Path) -> None:
+    (tmp_path / "VERSION").write_text("version: 8\n")
+    (tmp_path / "file").touch()
+    assert Project.find(tmp_path / "file", load_settings({}, {}), print).root == tmp_path
+
+
+def test_where_no_definitions_are(tmp_path: Path) -> None:
+    with pytest.raises(FabricError, match="no definitions here"):
+        Project.find(tmp_path, load_settings({}, {"cache": "x"}), print)
