@@ -289,7 +289,7 @@ def test_text_of_a_morph_is_text(tmp_path: Path) -> None:
     image.chmod(0o755)
     texts = [text.replace("CANARY", str(canary)) for text in CANARIES]
     settings = {"DISTBUILD_WORKER": "yes", "HOSTNAME": "w0", "CONTROLLERHOST": "c"}
-    settings |= {"TROVE_HOST": "t", "WORKER_SSH_KEY": "worker.key", "TROVE_ID": texts[0]}
+    settings |= {"TROVE_HOST": "w0", "WORKER_SSH_KEY": "worker.key", "TROVE_ID": texts[0]}
     settings |= {"KERNEL_ARGS": " ".join(texts).replace("\n", " ")}
     settings |= {f"HOSTS_{number}": text for number, text in enumerate(texts)}
     settings |= {f"FREE_{number}": text for number, text in enumerate(texts)}
@@ -297,7 +297,7 @@ def test_text_of_a_morph_is_text(tmp_path: Path) -> None:
     settings |= {"FSTAB_X": f"/dev/vdb /x auto {texts[2].replace(' ', '')}"}
     settings |= {"ARTIFACTS": f"https://h/{texts[0]}".replace(" ", "")}
     lines = "\n      ".join(f"{key}: {json.dumps(text)}" for key, text in settings.items())
-    morph = definitions(tmp_path / "definitions", setting=lines)
+    morph = definitions(tmp_path / "definitions", name="c+d", setting=lines)
     shutil.copy(ROOT / "LICENSE", morph.parent.parent / "worker.key")
     environment = {**os.environ, "XDG_STATE_HOME": str(state), "ANSIBLE_NOCOLOR": "1"}
     play: list[str | Path] = [
@@ -323,11 +323,11 @@ def test_text_of_a_morph_is_text(tmp_path: Path) -> None:
     kernel = settings["KERNEL_ARGS"].replace("$$", "$")
     assert f"--kernel-args={kernel}" in argv
     assert not [key for key in PROGRAMS if str(evil) in ran_in.get(key, "")]
-    tree = state / "distbuild/clusters/c/trees/worker0"
+    tree = state / "distbuild/clusters/c+d/trees/worker0"
     hosts = (tree / "etc/hosts").read_text()
     assert all(text.replace("$$", "$") in hosts for text in texts), hosts
     assert settings["ARTIFACTS"] in (tree / "etc/distbuild/worker.toml").read_text()
-    told = json.loads((state / "distbuild/clusters/c/images/worker0.json").read_text())
+    told = json.loads((state / "distbuild/clusters/c+d/images/worker0.json").read_text())
     assert told == {key: text.replace("$$", "$") for key, text in settings.items()} | {
         "DISK_SIZE": "1G"
     }
