@@ -32,6 +32,8 @@ STUCK = 1.0
 _LONGEST = 64 * 1024
 
 _STYLES = {"bold": "1", "yellow": "33", "cyan": "36", "bold red": "1;31", "bold green": "1;32"}
+#: Around a picture, for terminals that can show all of it at once (DEC mode 2026).
+_BEGIN, _END = "\x1b[?2026h", "\x1b[?2026l"
 _ASCII = str.maketrans("━╌…", "=-~")
 _NO_TERMINAL = ("", "dumb", "unknown")
 
@@ -283,7 +285,7 @@ class Area:
         if not (news or last) and (rows, width) == self._last:
             return
         self._last = (rows, width)
-        out = ["\r", "\x1b[J" if news else ""]
+        out = [_BEGIN, "\r", "\x1b[J" if news else ""]
         out += [f"{line}\n" for line in news]
         out.append("\n".join(f"\x1b[K{styled(text, style)}" for text, style in rows))
         out.append("\x1b[J\r")
@@ -291,7 +293,7 @@ class Area:
             out.append(f"\x1b[{len(rows) - 1}A")
         if last:
             out.append("\x1b[?25h")
-        self._write("".join(out))
+        self._write("".join([*out, _END]))
 
     def _write(self, text: str) -> None:
         if not self._utf8:

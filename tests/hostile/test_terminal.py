@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,9 +76,8 @@ def seen(project: Project, *args: str, code: int = 0) -> str:
         assert terminal.ends() == code, terminal.lines()
     finally:
         terminal.close()
-    for ours in ("\x1b[?25l", "\x1b[?25h", "\x1b[J", "\x1b[K", *(f"\x1b[{n}A" for n in range(9))):
-        terminal.raw = terminal.raw.replace(ours.encode(), b"")
-    return terminal.raw.decode()
+    ours = rb"\x1b\[(\?25[hl]|\?2026[hl]|[JK]|\dA)"
+    return re.sub(ours, b"", terminal.raw).decode()
 
 
 def test_a_failures_log_and_command(project: Project) -> None:

@@ -15,6 +15,9 @@ from pathlib import Path
 import pyte
 from waiting import until
 
+#: Around what is to be seen at once.
+_BEGIN, _END = b"\x1b[?2026h", b"\x1b[?2026l"
+
 
 class Terminal:
     """Runs ``command`` on a terminal of its own."""
@@ -30,6 +33,7 @@ class Terminal:
         self._screen = pyte.Screen(columns, rows)
         self._stream = pyte.ByteStream(self._screen)
         self._lock = threading.Lock()
+        self._seen: list[str] = []
         #: all that came, as it came
         self.raw = b""
         self._ours, theirs = os.openpty()
@@ -49,12 +53,9 @@ class Terminal:
         self._reader.start()
 
     def lines(self) -> list[str]:
-        """The rows as they are seen now, without the empty ones below."""
+        """The rows as they are seen now, without the empty ones below; no half of a picture."""
         with self._lock:
-            lines = [line.rstrip() for line in self._screen.display]
-        while lines and not lines[-1]:
-            lines.pop()
-        return lines
+            return self._seen
 
     def sees(self, wanted: Callable[[list[str]], bool], what: str, seconds: float = 30) -> None:
         """Wait until the rows are so."""
@@ -108,3 +109,7 @@ class Terminal:
             with self._lock:
                 self.raw += data
                 self._stream.feed(data)
+                if self.raw.rfind(_BEGIN) <= self.raw.rfind(_END):
+                    self._seen = [line.rstrip() for line in self._screen.display]
+                    while self._seen and not self._seen[-1]:
+                        self._seen.pop()
