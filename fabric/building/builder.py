@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fabric.building.archive import Packed
-from fabric.building.cancel import stop_if
+from fabric.building.cancel import TICK, stop_if
 from fabric.building.chunk import build_chunk
 from fabric.building.log import Log
 from fabric.building.sandbox import Limits
@@ -28,6 +28,9 @@ from fabric.jobs import Artifact, Job, Manifest
 
 #: The phase in which another process of this machine builds the same job, and we wait for that.
 ELSEWHERE = "built by another process"
+
+#: To store this many bytes, a remote store may need longer than a cancelled build may take to end.
+_LARGE = 16 << 20
 
 
 def build(
@@ -108,7 +111,7 @@ def _build(
         }
         if manifest.log is not None and manifest.log.content is None:
             files[manifest.log.sha256] = log.path
-        workspace.store.put(manifest, files)
+        _store(manifest, files, workspace, cancelled)
         if layer is not None:
             workspace.layers.adopt(job.key, layer)
     except BuildFailed:
@@ -121,6 +124,35 @@ def _build(
     workspace.forget_failed(job.key)
     workspace.recycle(scratch)
     return manifest
+
+
+def _store(
+    manifest: Manifest,
+    files: dict[str, Path | bytes],
+    workspace: Workspace,
+    cancelled: threading.Event,
+) -> None:
+    """Store what was built.  Cancelled while a large upload goes on, which is left to itself:
+    it may still end well, and else leaves nothing that counts.
+    """
+    if sum(blob.size for blob in manifest.blobs()) < _LARGE:
+        workspace.store.put(manifest, files)
+        return
+    ended = threading.Event()
+    errors: list[Exception] = []
+
+    def work() -> None:
+        try:
+            workspace.store.put(manifest, files)
+        except Exception as error:  # noqa: BLE001  raised below, if anybody still waits
+            errors.append(error)
+        ended.set()
+
+    threading.Thread(target=work, name="storing", daemon=True).start()
+    while not ended.wait(TICK):
+        stop_if(cancelled)
+    if errors:
+        raise errors[0]
 
 
 def _manifest(

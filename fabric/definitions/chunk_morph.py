@@ -81,6 +81,8 @@ def _device(fields: Fields, entry: Map, what: str) -> Device | None:
     fields.known(entry, what, _DEVICE)
     if ".." in filename.split("/"):
         fields.report(entry.lines["filename"], f"{what}: leave '..' out of its path")
+    elif filename and not {"", "."}.isdisjoint(filename.strip("/").split("/")):
+        fields.report(entry.lines["filename"], f"{what}: 'filename' must be a path like /dev/null")
     kind = fields.text(entry, "type", what)
     if kind not in ("c", "b", ""):
         fields.report(entry.lines["type"], f"{what}: 'type' is c or b, not {kind!r}")

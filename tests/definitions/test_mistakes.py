@@ -223,6 +223,9 @@ def test_chunk_file(text: str, message: str) -> None:
         ("gid", "4294967296", "'gid' must be a whole number, not the number 4294967296"),
         ("uid", "-1", "'uid' must be a whole number, not the number -1"),
         ("filename", "/../etc", "leave '..' out of its path"),
+        ("filename", "/", "'filename' must be a path like /dev/null"),
+        ("filename", "/dev/./null", "'filename' must be a path like /dev/null"),
+        ("filename", "/dev//null", "'filename' must be a path like /dev/null"),
         ("colour", "red", "unknown field 'colour'"),
     ],
 )

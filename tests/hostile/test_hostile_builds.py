@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import threading
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,12 +13,13 @@ from typing import Any, NamedTuple
 
 import pytest
 from building_kit import Kit, base, key_of, kit, processes_naming, tools  # noqa: F401 (fixtures)
+from waiting import until
 
 from fabric import bounds
 from fabric.building.archive import FILE, SYMLINK, Entry, pack
 from fabric.building.workspace import Workspace
 from fabric.definitions.graph import Device
-from fabric.errors import BuildFailed, FabricError
+from fabric.errors import BuildFailed, Cancelled, FabricError, MachineFault
 from fabric.jobs import Content, Job, Staged
 
 #: Built with this machine's tools, which has more of them than the tests' own chunk.
@@ -354,3 +357,56 @@ def test_ldconfig_of_a_chunk(
     assert str(caught.value) == message
     assert set(Path("/dev/shm").iterdir()) <= before
     assert processes_naming(kit.root) == []
+
+
+def test_a_large_upload_does_not_hold_up_cancelling(kit: Kit) -> None:  # noqa: F811
+    """Here the store waits for its lock, as while gc removes something."""
+    phases: list[str] = []
+    job = kit.chunk(install=["head -c 20000000 /dev/urandom > $DESTDIR/it"])
+    kit.store.usage()
+    lock = os.open(kit.root / "artifacts/lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+
+    def cancel() -> None:
+        until(lambda: "store" in phases)
+        until(lambda: any(thread.name == "storing" for thread in threading.enumerate()))
+        kit.cancelled.set()
+
+    other = threading.Thread(target=cancel)
+    other.start()
+    with pytest.raises(Cancelled):
+        kit.build(job, phase=phases.append)
+    other.join()
+    os.close(lock)
+    until(lambda: not any(thread.name == "storing" for thread in threading.enumerate()))
+    kit.cancelled.clear()
+    kit.build(job)
+
+
+def test_memory_that_runs_out_is_said(kit: Kit) -> None:  # noqa: F811
+    """A build in a control group with little memory: the kernel ends what needs most."""
+    group = Path(f"/sys/fs/cgroup/memory/fabric-test-{os.getpid()}")
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(str(200 << 20))
+        (group / "cgroup.procs").open("w").close()
+    except OSError:
+        pytest.skip("needs a control group for memory, of version 1")
+    code = "x = bytearray(1 << 30); print(len(x))"
+    job = kit.chunk(install=[python(f"{code}") + "; sleep 1000"], **HOST)
+    scope = group / "cgroup.procs"
+    original = Path("/proc/self/cgroup").read_text()
+    try:
+        scope.write_text(str(os.getpid()))
+        with pytest.raises(MachineFault) as caught:
+            kit.build(job)
+    finally:
+        for line in original.splitlines():
+            if ":memory:" in line:
+                home = line.rpartition(":")[2]
+                Path(f"/sys/fs/cgroup/memory{home}/cgroup.procs").write_text(str(os.getpid()))
+        group.rmdir()
+    assert str(caught.value) == (
+        "This machine ran out of memory, and its kernel ended 1 process. Fewer at a time need less:"
+        " see the settings `max-jobs` and `workers`, and the field `max-jobs` of a chunk"
+    )
