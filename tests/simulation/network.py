@@ -35,6 +35,13 @@ class Network:
         self._cut: dict[tuple[str, bool], float] = {}  # (node, as sender) -> until when
         self._latest: dict[tuple[str, str], int] = {}  # link -> number of its last message there
 
+    def lasts(self, least: float, most: float) -> float:
+        """How many seconds a fault lasts: in some scenarios longer than anybody waits."""
+        seconds = self.rng.uniform(least, most)
+        if self.scenario.long and self.rng.random() < 0.5:
+            return self.rng.uniform(1.0, 5.0) * self.scenario.lease
+        return seconds
+
     @property
     def peaceful(self) -> bool:
         return self.now >= self.peace

@@ -92,6 +92,8 @@ class Builder:
                     self._start(action)
                 case worker_side.Kill():
                     delay = self.world.rng.choice((0.001, 0.5, 4.0))
+                    if delay > 1.0 and self.world.scenario.long:
+                        delay = self.world.lasts(delay, delay)
                     self.world.at(
                         delay, partial(self._end, (action.key, action.fence), "cancelled")
                     )

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from fabric.scheduling.model import Limits
 
+#: From this seed on, faults may outlast leases, graces and what a lost worker is remembered for.
+LONG = 2_000_000_000
+
 
 @dataclass(frozen=True)
 class Scenario:
@@ -88,8 +91,18 @@ class Scenario:
     def limits(self) -> Limits:
         lease = self.lease
         return Limits(
-            lease=lease, stale=lease / 3, patience=1.5 * lease, grace=2 * lease, shun=lease
+            lease=lease,
+            stale=lease / 3,
+            patience=1.5 * lease,
+            grace=2 * lease,
+            shun=lease,
+            absence=3 * lease if self.long else 600.0,
         )
+
+    @property
+    def long(self) -> bool:
+        """Faults may last long."""
+        return self.seed >= LONG
 
     @property
     def patient(self) -> bool:

@@ -172,7 +172,7 @@ class Simulation(Network):
 
     def store_delay(self) -> float:
         slow = self.now < self._slow_until
-        return self.rng.uniform(1.0, 8.0) if slow else self.rng.uniform(0.001, 0.05)
+        return self.lasts(1.0, 8.0) if slow else self.rng.uniform(0.001, 0.05)
 
     # -- messages ------------------------------------------------------------------------------
 
@@ -309,7 +309,7 @@ class Simulation(Network):
         good = any(each.alive and each.kind == "good" for each in self.builders.values())
         if good and self.rng.random() < 0.3:
             return
-        self.at(self.rng.uniform(0.1, 20.0), partial(self._start_builder, builder.name))
+        self.at(self.lasts(0.1, 20.0), partial(self._start_builder, builder.name))
 
     def _crash_builder(self) -> None:
         self.crash(self.rng.choice(list(self.builders.values())))
@@ -324,12 +324,12 @@ class Simulation(Network):
             self.inject("broker crash")
             self.broker.close()
             self.broker = None
-            away = max(self.rng.uniform(0.1, 15.0), self.disk.full_until - self.now)
+            away = max(self.lasts(0.1, 15.0), self.disk.full_until - self.now)
             self.at(away, self._start_broker)
 
     def _fill_disk(self) -> None:
         self.inject("full disk of the broker")
-        self.disk.full_until = min(self.peace, self.now + self.rng.uniform(0.1, 10.0))
+        self.disk.full_until = min(self.peace, self.now + self.lasts(0.1, 10.0))
         if self.scenario.restarts:
             self.at(self.rng.uniform(0.0, self.disk.full_until - self.now), self._crash_broker)
 
@@ -340,7 +340,7 @@ class Simulation(Network):
     def _cut_somebody(self) -> None:
         nodes = ["broker", "console", *(builder.node for builder in self.builders.values())]
         nodes += [each.node for each in self.initiators if not each.gone]
-        self.cut(self.rng.choice(nodes), self.rng.uniform(0.5, 30.0))
+        self.cut(self.rng.choice(nodes), self.lasts(0.5, 30.0))
 
     def _store_goes_away(self) -> None:
         self.inject("store outage")
