@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Literal
 
 from fabric.scheduling import view
+from fabric.scheduling.named import Called, Index
 from fabric.scheduling.why import resting, why, why_request
 from fabric.wire.messages import Answer, LogInfo, Query, RequestInfo, StepState, WorkerInfo
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 
 #: At most so many logs are told of, the newest.
 MANY_LOGS = 1000
-#: This much of a key may stand for the whole.
-_PREFIX = 6
 
 
 def answer(scheduler: Scheduler, query: Query, now: float) -> Answer:
@@ -128,18 +127,18 @@ def _why(scheduler: Scheduler, about: str, now: float) -> Iterator[str]:
                 yield str(why(scheduler, key, now))
         if waits := why_request(scheduler, request, now):
             yield waits
-    live = _found(_live(scheduler, now), about) if about else []
+    live = list(_live(scheduler, about, now)) if about else []
     for step in live:
         yield str(why(scheduler, step.key, now))
     if about and not live:
-        for step in _found(_past(scheduler), about):
+        for step in _past(scheduler, about):
             where = f" on {step.worker}" if step.worker else ""
             told = f": {step.message}" if step.message else ""
             yield f"{step.name} is {step.state}{where}{told}"
 
 
 def _logs(scheduler: Scheduler, about: str, now: float) -> tuple[LogInfo, ...]:
-    steps = _found((*_past(scheduler), *_live(scheduler, now)), about)
+    steps = _chosen((*_marked_past(scheduler, about), *_marked_live(scheduler, about, now)))
     found = {
         (step.key, step.fence): LogInfo(step.key, step.fence, step.name, step.log, step.state)
         for step in steps
@@ -148,27 +147,59 @@ def _logs(scheduler: Scheduler, about: str, now: float) -> tuple[LogInfo, ...]:
     return tuple(found.values())[-MANY_LOGS:]
 
 
-def _live(scheduler: Scheduler, now: float) -> Iterator[StepState]:
-    """All steps that somebody wants now."""
-    return (view.step(task, now) for task in scheduler.tasks.values())
+#: A step, and whether it is called just as a user says.
+_Marked = tuple[StepState, bool]
 
 
-def _past(scheduler: Scheduler) -> Iterator[StepState]:
-    """What became of steps for those who wanted them."""
-    for request in scheduler.requests.values():
-        yield from request.results.values()
+def _live(scheduler: Scheduler, about: str, now: float) -> list[StepState]:
+    """The steps that somebody wants now, and that a user means."""
+    return _chosen(_marked_live(scheduler, about, now))
 
 
-def _found(steps: Iterable[StepState], about: str) -> list[StepState]:
-    """The steps that a user means: called just so, or else something like it; "" means all."""
+def _past(scheduler: Scheduler, about: str) -> list[StepState]:
+    """What became of the steps that a user means, for those who wanted them."""
+    return _chosen(_marked_past(scheduler, about))
+
+
+def _marked_live(scheduler: Scheduler, about: str, now: float) -> Iterator[_Marked]:
     if not about:
-        return list(steps)
-    exact, similar = [], []
-    for step in steps:
-        if about in (step.name, step.log, step.key) or step.log == f"build-step-{about}.log":
-            exact.append(step)
-        elif about.startswith(f"{step.name}-") or (
-            len(about) >= _PREFIX and step.key.startswith(about)
-        ):
-            similar.append(step)
+        yield from ((view.step(task, now), True) for task in scheduler.tasks.values())
+        return
+    told: set[str] = set()
+    for request, key, exactly in _called(scheduler, about):
+        task = request.needed.get(key)
+        if task is not None and key not in told:
+            told.add(key)
+            yield view.step(task, now), exactly
+
+
+def _marked_past(scheduler: Scheduler, about: str) -> Iterator[_Marked]:
+    if not about:
+        requests = scheduler.requests.values()
+        yield from ((step, True) for each in requests for step in each.results.values())
+        return
+    for request, key, exactly in _called(scheduler, about):
+        step = request.results.get(key)
+        if step is not None:
+            yield step, exactly
+
+
+def _called(scheduler: Scheduler, about: str) -> Iterator[tuple[Request, str, bool]]:
+    """Keys of steps that a user may mean, and whether they are called just so."""
+    called = Called(about)
+    for request in scheduler.requests.values():
+        if request.index is None:
+            request.index = Index(request)
+        for key in dict.fromkeys(request.index.exactly(called)):
+            yield request, key, True
+        for key in dict.fromkeys(request.index.similar(called)):
+            yield request, key, False
+
+
+def _chosen(steps: Iterable[_Marked]) -> list[StepState]:
+    """Those called just so, or else those that may be meant."""
+    exact: list[StepState] = []
+    similar: list[StepState] = []
+    for step, exactly in steps:
+        (exact if exactly else similar).append(step)
     return exact or similar

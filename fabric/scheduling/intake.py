@@ -153,6 +153,7 @@ class Intake(Interest):
     def _build(self, request: Request, submit: Submit) -> None:
         """What a request needs is known: find out what of it is missing."""
         request.state = "checking"
+        request.index = None
         request.goals = tuple(dict.fromkeys(submit.goals))
         request.wanted = dict.fromkeys((*submit.goals, *submit.along))
         self._news(request)

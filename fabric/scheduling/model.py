@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import msgspec
 
 from fabric import bounds
+from fabric.scheduling.named import Index
 from fabric.scheduling.shares import Share
 from fabric.scheduling.states import LIVE, TABLE, Cause, IllegalTransition, State
 from fabric.wire.messages import Offer, Outcome, RequestState, StepState
@@ -240,6 +241,7 @@ class Request(msgspec.Struct, eq=False):
     #: version
     news: list[str] = []
     longest: list[tuple[float, str]] = []  # heap of (-rank, key)
+    index: Index | None = None  # of its steps by their names, once somebody has asked
 
     @property
     def version(self) -> int:

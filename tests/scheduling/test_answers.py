@@ -1,5 +1,6 @@
 """What people ask, and what they are told."""
 
+import msgspec
 from machine_kit import key_of
 from scheduling_kit import Stage, building
 
@@ -137,3 +138,47 @@ def test_logs_live_and_past() -> None:
         ("zlib", "done"),
         ("app", "failed"),
     ]
+
+
+def test_steps_are_found_by_all_that_they_are_called_while_they_are_wanted_and_after() -> None:
+    stage = Stage()
+    stage.worker("w1", slots=9)
+    stage.submit("zlib:\nzlib-ng:\nlua:", "zlib", "zlib-ng", "lua", request="r1")
+    stage.sync()
+
+    def found(about: str) -> list[str]:
+        return [each.name for each in stage.query("logs", about).logs]
+
+    for _ in range(2):
+        assert found("zlib") == ["zlib"]
+        assert found("zlib-misc") == ["zlib"]
+        assert found("build-step-zlib-ng-misc.log") == ["zlib-ng"]
+        assert found("zlib-ng-bins") == ["zlib", "zlib-ng"]  # neither is called so
+        assert found(key_of("lua")) == ["lua"]
+        assert found(key_of("lua")[:6]) == ["lua"]
+        assert found(key_of("lua")[:5]) == []
+        assert found("zl") == []
+        assert found("-" * 4096) == []
+        stage.done(*stage.all_running())
+    assert stage.verdict() == "done"
+
+
+def test_steps_that_are_called_the_same_are_all_found() -> None:
+    stage = Stage()
+    stage.worker("w1", slots=9)
+    first = stage.submit_of("a:\nb:\nc:", "a", "b", "c")
+    same = tuple(msgspec.structs.replace(offer, name="same") for offer in first.steps)
+    stage.handle(msgspec.structs.replace(first, steps=same))
+    stage.sync()
+    keys = {each.key for each in stage.query("logs", "same").logs}
+    assert keys == {key_of(name) for name in "abc"}
+
+
+def test_a_request_is_looked_through_once_it_is_resolved() -> None:
+    stage = Stage()
+    stage.worker("w1")
+    stage.order()
+    assert stage.query("logs", "zlib").logs == ()
+    stage.resolve("zlib:")
+    stage.sync()
+    assert [each.name for each in stage.query("logs", "zlib").logs] == ["zlib"]
