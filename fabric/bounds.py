@@ -414,6 +414,8 @@ NAME = _bound(
 DEFINITIONS_FILE = _bound(
     "DEFINITIONS_FILE", 8 * MIB, "bytes", "a file of definitions", "the definitions are refused"
 )
+STRATA = _bound("STRATA", 2000, "strata", "a system and all it needs", "the system is refused")
+CHUNKS = _bound("CHUNKS", 5000, "chunks", "a system and all it needs", "the system is refused")
 YAML_NODES = _bound(
     "YAML_NODES",
     250_000,

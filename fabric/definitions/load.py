@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from fabric import bounds
 from fabric.definitions import defaults as repository
 from fabric.definitions.chunk_morph import chunk as chunk_morph
 from fabric.definitions.defaults import Defaults
@@ -144,6 +145,10 @@ class _Loader:
             if not reference.path or reference.path in tried:
                 continue
             tried.add(reference.path)
+            if len(tried) > bounds.STRATA:
+                message = f"system {system.name}: more than {bounds.STRATA:,} strata"
+                self.findings.error(path, system.line, message)
+                return None
             stratum = self._stratum(reference.path, referrer, reference.line, what)
             if stratum is not None:
                 strata[reference.path] = stratum

@@ -22,6 +22,7 @@ So the same chunk has the same staging area, and cache key, in every system.
 
 from __future__ import annotations
 
+from fabric import bounds
 from fabric.definitions.assemble import Assembly
 from fabric.definitions.fields import Findings
 from fabric.definitions.graph import Graph
@@ -34,6 +35,11 @@ def resolve(loaded: Loaded, findings: Findings) -> Graph | None:
         return None
     links = Links(loaded, loaded.defaults, findings)
     links.merge_chunks()
+    if len(links.chunks) > bounds.CHUNKS:  # what each of them sees grows with their square
+        system = loaded.system
+        message = f"system {system.name}: more than {bounds.CHUNKS:,} chunks"
+        findings.error(system.file, system.line, message)
+        return None
     links.check_names()
     sound = links.connect()
     assembly = Assembly(links)

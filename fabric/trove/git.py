@@ -24,6 +24,7 @@ from fabric.trove.stop import Stop
 SHA = re.compile(r"[0-9a-f]{40}")
 #: What git accepts as the name of a ref, as far as it matters here.
 REF = re.compile(r"(?!-)(?!.*(\.\.|@\{|//|/\.|\.lock(/|$)))[^\x00-\x20\x7f~^:?*\[\\]+(?<![./])")
+_OBJECT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")  # another's repository may have SHA-256
 _NO_REFS = "packed-refs holds something else than refs"
 _HEAD = re.compile(rb"(ref: refs/[^\0]+|[0-9a-f]{40})\n*")
 _IMPORT_KEY = re.compile(rb"^Import-Key: ([0-9a-f]{64})$", re.M)
@@ -76,7 +77,7 @@ class Repository:
 
     def check(self) -> None:
         """DamagedRepositoryError if what is there cannot be a repository."""
-        if self.exists and not all(map(SHA.fullmatch, self._packed().values())):
+        if self.exists and not all(map(_OBJECT.fullmatch, self._packed().values())):
             raise self._damaged(_NO_REFS)
 
     def remove(self) -> None:
@@ -145,7 +146,7 @@ class Repository:
     def target(self, name: str) -> str | None:
         """The object that a ref, given by its full name, stands for: a tag as it is, or peeled."""
         found = self._loose(name) or self._packed().get(name)
-        if found is not None and not SHA.fullmatch(found):
+        if found is not None and not _OBJECT.fullmatch(found):
             raise self._damaged(_NO_REFS)
         return found
 

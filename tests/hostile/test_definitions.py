@@ -260,6 +260,30 @@ def test_a_chain_of_strata(project: Project) -> None:
     assert any("c1500.morph, which does not exist" in one for one in mistakes(project))
 
 
+@pytest.mark.bound("STRATA")
+def test_too_many_strata(project: Project) -> None:
+    for number in range(bounds.STRATA):
+        (project.root / f"strata/c{number}.morph").write_text(
+            f"name: c{number}\nkind: stratum\nchunks: [{{name: a, ref: b, build-system: manual}}]\n"
+            f"build-depends: [{{morph: strata/c{number + 1}.morph}}]\n"
+        )
+    (project.root / STRATUM).write_text(
+        "name: things\nkind: stratum\nbuild-depends: [{morph: strata/c0.morph}]\nchunks: []\n"
+    )
+    assert f"{SYSTEM}:1: system small: more than 2,000 strata" in mistakes(project)
+
+
+@pytest.mark.bound("CHUNKS")
+def test_too_many_chunks(project: Project) -> None:
+    specs = "".join(
+        f"- {{name: c{number}, ref: x, build-system: manual}}\n" for number in range(5001)
+    )
+    (project.root / STRATUM).write_text(
+        f"name: things\nkind: stratum\nbuild-depends: []\nchunks:\n{specs}"
+    )
+    assert mistakes(project) == [f"{SYSTEM}:1: system small: more than 5,000 chunks"]
+
+
 CLUSTER = "name: c\nkind: cluster\nsystems:\n- morph: systems/small.morph\n  deploy-defaults:\n"
 
 
