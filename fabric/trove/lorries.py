@@ -43,7 +43,7 @@ from pathlib import Path
 from typing import Any
 
 from fabric.definitions.marked import Map, parse
-from fabric.errors import DefinitionsError, Problem, SourceError
+from fabric.errors import DefinitionsError, Problem, SourceError, command
 
 #: Counts up when the same pins would make another commit.
 IMPORT_FORMAT = 1
@@ -123,7 +123,7 @@ class Lorry:
                     case _:
                         raise SourceError(
                             f"{self.lock_file}:{number}: not a line of a lock file; make it again"
-                            f" with `fabric-initiator lorry update {self.name}`"
+                            f" with `{command('lorry', 'update', self.name)}`"
                         )
         return tuple(found)
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from fabric.errors import SourceError
+from fabric.errors import SourceError, command
 from fabric.jobs import Source
 from fabric.trove import shared
 from fabric.trove.files import locked
@@ -291,10 +291,10 @@ class Repositories:
         if self._imports:
             leads = f"where its lorry ({lorry.where}) leads"
             return SourceError(f"{absent}, nor has {lorry.url}, {leads}")
-        command = "fabric-initiator lorry import"
+        bring = command("lorry", "import")
         return SourceError(
-            f"{absent}; `{command} {lorry.name}` brings it there",
-            alike=f"the trove {url} has none of these refs; `{command} NAME` brings each there",
+            f"{absent}; `{bring} {lorry.name}` brings it there",
+            alike=f"the trove {url} has none of these refs; `{bring} NAME` brings each there",
         )
 
     def holding(self, source: Source) -> Repository:

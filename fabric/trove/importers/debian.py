@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from fabric.errors import SourceError
+from fabric.errors import SourceError, command
 from fabric.trove.importers import archive
 from fabric.trove.importers.apt import Apt, Stanza
 from fabric.trove.importers.commit import Tree, from_files
@@ -86,8 +86,8 @@ def _pinned_orig(lorry: Lorry, apt: Apt) -> Orig | None:
 
 def _download_orig(lorry: Lorry, orig: Orig, apt: Apt, downloads: Downloads) -> None:
     request = f"{lorry.package}={orig.version}"
-    command = ("source", "--download-only", "--tar-only", request)
-    with apt.download(*command, what=lorry.name) as folder:
+    wanted = ("source", "--download-only", "--tar-only", request)
+    with apt.download(*wanted, what=lorry.name) as folder:
         for component, sha256 in {"": lorry.sha256, **lorry.components}.items():
             name, _ = orig.files[component]
             downloads.adopt(folder / name, sha256, name)
@@ -95,7 +95,7 @@ def _download_orig(lorry: Lorry, orig: Orig, apt: Apt, downloads: Downloads) -> 
 
 def _source_moved(lorry: Lorry, apt: Apt) -> MovedError:
     pinned = f"{lorry.where}: {lorry.name} pins version {lorry.version} of the Debian source"
-    advice = f"run `fabric-initiator lorry update {lorry.name}` to take what is offered"
+    advice = f"run `{command('lorry', 'update', lorry.name)}` to take what is offered"
     offered = offered_origs(lorry.package, apt)
     if not offered:
         return MovedError(
@@ -123,7 +123,7 @@ def import_packages(lorry: Lorry, apt: Apt, downloads: Downloads) -> list[tuple[
     if not locked:
         raise MovedError(
             f"{lorry.where}: {lorry.name} has no lock file yet;"
-            f" run `fabric-initiator lorry update {lorry.name}` to make {lorry.lock_file.name}"
+            f" run `{command('lorry', 'update', lorry.name)}` to make {lorry.lock_file.name}"
         )
     missing = [one for one in locked if downloads.find(one.sha256) is None]
     if missing:
@@ -202,7 +202,7 @@ def _packages_moved(lorry: Lorry, gone: list[Locked], apt: Apt) -> MovedError:
         lines.append(f"  {one.name} {one.version}: {now}")
     return MovedError(
         f"{lorry.where}: {lorry.name} pins packages that the archives of this machine do not"
-        f" offer any more; run `fabric-initiator lorry update {lorry.name}` to renew the pins:\n"
+        f" offer any more; run `{command('lorry', 'update', lorry.name)}` to renew the pins:\n"
         + "\n".join(lines)
     )
 

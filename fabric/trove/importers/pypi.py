@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from fabric.errors import SourceError
+from fabric.errors import SourceError, command
 from fabric.trove.importers import archive
 from fabric.trove.importers.commit import Tree
 from fabric.trove.importers.debian import MovedError
@@ -60,7 +60,7 @@ def import_sdist(lorry: Lorry, downloads: Downloads) -> list[tuple[str, Tree]]:
             raise MovedError(
                 f"{lorry.where}: {lorry.name} pins {lorry.package} {lorry.version} with the"
                 f" digest {lorry.sha256}, which the index offers {now};"
-                f" run `fabric-initiator lorry update {lorry.name}` to take what is offered"
+                f" run `{command('lorry', 'update', lorry.name)}` to take what is offered"
             )
     return [("", archive.read(file, f"{lorry.package} {lorry.version}"))]
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fabric.errors import SourceError
+from fabric.errors import SourceError, command
 from fabric.trove.files import sha256_of
 from fabric.trove.importers.commit import Tree, from_files
 from fabric.trove.importers.debian import MovedError
@@ -50,7 +50,7 @@ def import_wheels(
     if not locked:
         raise MovedError(
             f"{lorry.where}: {lorry.name} has no lock file yet;"
-            f" run `fabric-initiator lorry update {lorry.name}` to make {lorry.lock_file.name}"
+            f" run `{command('lorry', 'update', lorry.name)}` to make {lorry.lock_file.name}"
         )
     missing = {wheel_name(one): one for one in locked if downloads.find(one.sha256) is None}
     if missing:
@@ -81,21 +81,21 @@ def _downloaded(
     with tempfile.TemporaryDirectory(prefix="wheels-", dir=place) as folder:
         asked = Path(folder) / "requirements.txt"
         asked.write_text("".join(f"{one}\n" for one in requirements))
-        command = [_python_with_pip(), "-P", "-m", "pip", "download", "--quiet", "--no-input"]
-        command += ["--disable-pip-version-check", "--dest", folder, "--requirement", str(asked)]
-        command += ["--only-binary", ":all:", "--implementation", "cp", *options]
-        command += ["--python-version", lorry.python]
+        call = [_python_with_pip(), "-P", "-m", "pip", "download", "--quiet", "--no-input"]
+        call += ["--disable-pip-version-check", "--dest", folder, "--requirement", str(asked)]
+        call += ["--only-binary", ":all:", "--implementation", "cp", *options]
+        call += ["--python-version", lorry.python]
         for abi in (f"cp{lorry.python.replace('.', '')}", "abi3", "none"):
-            command += ["--abi", abi]
+            call += ["--abi", abi]
         architecture = lorry.architecture
         for platform in (
             *(f"manylinux_2_{minor}_{architecture}" for minor in range(_GLIBC, 4, -1)),
             *(f"manylinux{old}_{architecture}" for old in (2014, 2010, 1)),
         ):
-            command += ["--platform", platform]
+            call += ["--platform", platform]
         with (
             subprocess.Popen(
-                command,
+                call,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -110,7 +110,7 @@ def _downloaded(
             if lorry.locked() and any(words in said for words in _GONE):
                 raise MovedError(
                     f"{lorry.where}: {lorry.name} pins wheels that the index does not offer (any"
-                    f" more): {said}; run `fabric-initiator lorry update {lorry.name}`"
+                    f" more): {said}; run `{command('lorry', 'update', lorry.name)}`"
                 )
             raise SourceError(f"{lorry.where}: {lorry.name}: pip cannot download: {said}")
         yield sorted(Path(folder).glob("*.whl"))
