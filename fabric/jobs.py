@@ -141,6 +141,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     staged: tuple[str, ...] = ()  # keys of the chunks it was built with
     seconds: float = 0.0  # wall time of the build
     builder: str = ""  # name of the worker
+    remarks: tuple[str, ...] = ()  # what is doubtful, each in one line
 
     def artifact(self, name: str) -> Artifact:
         """The artifact of that name.  DamagedError if there is none."""

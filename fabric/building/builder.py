@@ -94,18 +94,19 @@ def _build(
     try:
         packed: dict[str, Packed | None] = {}
         layer: Path | None = None
+        remarks: tuple[str, ...] = ()
         if job.kind == "chunk":
             packed, layer = build_chunk(
                 job, workspace, scratch, log, cancelled, jobs=jobs, limits=limits, phase=phase
             )
         elif job.kind == "system":
-            packed = build_system(job, workspace, scratch, log, cancelled, limits, phase)
+            packed, remarks = build_system(job, workspace, scratch, log, cancelled, limits, phase)
         else:
             phase("store")
             for name, contents in job.lists:
                 log.say(f"{name}: {' '.join(content.artifact for content in contents)}")
         log.seal()
-        manifest = _manifest(job, packed, log, time.monotonic() - began, builder)
+        manifest = _manifest(job, packed, log, time.monotonic() - began, builder, remarks)
         files: dict[str, Path | bytes] = {
             each.blob.sha256: each.content for each in packed.values() if each is not None
         }
@@ -156,7 +157,12 @@ def _store(
 
 
 def _manifest(
-    job: Job, packed: dict[str, Packed | None], log: Log, seconds: float, builder: str
+    job: Job,
+    packed: dict[str, Packed | None],
+    log: Log,
+    seconds: float,
+    builder: str,
+    remarks: tuple[str, ...],
 ) -> Manifest:
     lists = dict(job.lists)
     artifacts = []
@@ -177,6 +183,7 @@ def _manifest(
         staged=tuple(staged.key for staged in job.staged),
         seconds=seconds,
         builder=builder,
+        remarks=remarks,
     )
 
 

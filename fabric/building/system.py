@@ -28,6 +28,9 @@ from fabric.jobs import Content, Job, Manifest
 #: All that integration scripts have for an environment.
 _ENVIRONMENT = {"PATH": "/bin:/usr/bin:/sbin:/usr/sbin"}
 
+#: Of a path, in a remark.
+_SHOWN = 100
+
 
 def build_system(
     job: Job,
@@ -37,8 +40,8 @@ def build_system(
     cancelled: threading.Event,
     limits: sandbox.Limits,
     phase: Callable[[str], None],
-) -> dict[str, Packed | None]:
-    """The system's artifacts by name.  ``scratch`` is an empty directory.
+) -> tuple[dict[str, Packed | None], tuple[str, ...]]:
+    """The system's artifacts by name, and remarks.  ``scratch`` is an empty directory.
 
     BuildFailed when chunks do not go together or an integration script fails, MachineFault when
     something cannot be had.
@@ -70,7 +73,21 @@ def build_system(
     for device, entry in tree.devices.items():
         found.setdefault(device, entry._replace(name=device))
     entries = [found[path] for path in sorted(found)]
-    return {name: archive.pack(with_links(entries), scratch / "archive", check)}
+    packed = archive.pack(with_links(entries), scratch / "archive", check)
+    return {name: packed}, _remarks(tree)
+
+
+def _remarks(tree: Unpacker) -> tuple[str, ...]:
+    """In one line, that chunks bring the same files."""
+    if not tree.replaced:
+        return ()
+    path, before, after = tree.replaced[0]
+    shown = path[:_SHOWN].decode("utf-8", "backslashreplace")
+    more = len(tree.replaced) - 1
+    return (
+        f"/{shown} of {before} is replaced by that of {after}"
+        + (f", and {more} more file{'s' * (more > 1)} likewise: its log names them" * (more > 0)),
+    )
 
 
 def _unpack(

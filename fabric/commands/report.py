@@ -88,6 +88,8 @@ def _told(screen: Screen, goal: Built, how: str, manifest: Manifest | None, url:
     screen.say(f"{goal.name} is built: {how}", "bold green")
     total = size(sum(one.blob.size for one in artifacts if one.blob))
     screen.say(f"  key    {goal.key[:16]}" + (f", {total} in {url}" if manifest else ""))
+    for remark in manifest.remarks if manifest else ():
+        screen.say(f"  note   {remark}", "yellow")
 
 
 def _ways_on(screen: Screen, goal: Built, system: str) -> None:

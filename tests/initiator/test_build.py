@@ -397,3 +397,17 @@ def test_chunks_for_x86_32_see_such_a_machine(project: Project) -> None:
     done = project.build()
     assert done.returncode == 0, done.stderr
     assert "\ni686\n" in project.log("one-misc")
+
+
+def test_files_of_several_chunks_are_said_in_a_line(project: Project) -> None:
+    """Also when all is cached: the system is as it was."""
+    both = "mkdir -p $DESTDIR/etc; for name in a b; do echo {} > $DESTDIR/etc/$name; done"
+    project.write(one=both.format(1), two=both.format(2))
+    for _ in range(2):
+        done = project.build()
+        assert done.returncode == 0, done.stderr
+        notes = [line for line in done.stdout.splitlines() if line.startswith("  note ")]
+        assert notes == [
+            "  note   /etc/a of one-misc is replaced by that of two-misc, and 1 more file"
+            " likewise: its log names them"
+        ]
