@@ -247,9 +247,7 @@ class Area:
             self.close()
 
     def close(self) -> None:
-        """The rows go; all that was printed stays."""
-        if self._closed.is_set():
-            return
+        """The rows go; all that was printed stays.  Again, where Ctrl-C left a call of it."""
         self._closed.set()
         self._wake.set()
         self._thread.join(STUCK)

@@ -124,6 +124,17 @@ def test_more_steps_than_rows(project: Project, terminal: Open) -> None:
     assert seen.ends() == 130
 
 
+def test_ctrl_c_twice_leaves_the_terminal_as_it_was(project: Project, terminal: Open) -> None:
+    project.write(slow="sleep 1000")
+    seen = terminal("build", SYSTEM)
+    seen.sees(lambda lines: len(live(lines)) == 2, "the step")
+    for _ in range(3):
+        seen.press_ctrl_c()
+    assert seen.ends() == 130
+    assert not live(seen.lines()), seen.lines()
+    assert seen.raw.rfind(b"\x1b[?25h") > seen.raw.rfind(b"\x1b[?25l"), "the cursor is seen again"
+
+
 def test_a_terminal_too_small_for_anything(project: Project, terminal: Open) -> None:
     project.write(**{f"c{number}": "sleep 2" for number in range(3)})
     seen = terminal("build", SYSTEM, columns=2, rows=1)
