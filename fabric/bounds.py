@@ -228,17 +228,25 @@ TREE_ENTRIES = _bound(
     "TREE_ENTRIES",
     1_000_000,
     "files and folders",
-    "the tree of a commit",
+    "the tree of a commit, or a source archive",
     "the source is refused",
 )
 TREE_DEPTH = _bound(
-    "TREE_DEPTH", 200, "folders", "how deep a commit's tree nests", "the source is refused"
+    "TREE_DEPTH",
+    200,
+    "folders",
+    "how deep a commit's tree, or an archive, nests",
+    "the source is refused",
 )
 SOURCE_SIZE = _bound(
-    "SOURCE_SIZE", 64 * GIB, "bytes", "the files of a commit", "the source is refused"
+    "SOURCE_SIZE", 64 * GIB, "bytes", "the files of a commit or archive", "the source is refused"
 )
 LINK_TARGET = _bound(
-    "LINK_TARGET", 4096, "bytes", "a symbolic link in a commit", "the source is refused"
+    "LINK_TARGET",
+    4096,
+    "bytes",
+    "a symbolic link in a commit or archive",
+    "the source is refused",
 )
 LORRY_FILES = _bound(
     "LORRY_FILES", 10_000, "files", "the folder `sources` of a commit", "the order is refused"
@@ -259,6 +267,56 @@ GIT_OUTPUT = _bound(
     "bytes",
     "what git prints of a commit, or of its `.gitmodules`",
     "git is ended, and the source is refused",
+)
+
+# -- sources -------------------------------------------------------------------------------
+
+REPOSITORY_NAME = _bound(
+    "REPOSITORY_NAME", 200, "characters", "a repository's name in the trove", "it is refused"
+)
+REPOSITORY_URL = _bound("REPOSITORY_URL", 2000, "characters", "a git URL", "it is refused")
+DOWNLOAD = _bound(
+    "DOWNLOAD", 32 * GIB, "bytes", "one downloaded file", "it is refused, or broken off"
+)
+DOWNLOAD_SILENCE = _bound(
+    "DOWNLOAD_SILENCE",
+    60,
+    "seconds",
+    "how long a server may take for `DOWNLOAD_PACE` bytes",
+    "the connection is given up; the download is continued, three times at most",
+)
+DOWNLOAD_PACE = _bound(
+    "DOWNLOAD_PACE",
+    4 * KIB,
+    "bytes",
+    "the least that has to come in `DOWNLOAD_SILENCE` seconds",
+    "see there",
+)
+INDEX_PAGE = _bound(
+    "INDEX_PAGE", 64 * MIB, "bytes", "a page of a package index", "the index counts as broken"
+)
+PACKAGES_OUTPUT = _bound(
+    "PACKAGES_OUTPUT", 256 * MIB, "bytes", "what apt or pip prints", "it is ended; an error"
+)
+ARCHIVE_HEADER = _bound(
+    "ARCHIVE_HEADER", MIB, "bytes", "an extended header in a tar archive", "the source is refused"
+)
+ARCHIVE_MEMORY = _bound(
+    "ARCHIVE_MEMORY",
+    GIB,
+    "bytes",
+    "the memory that unpacking an xz archive takes",
+    "the source is refused",
+)
+SOURCE_PATH = _bound(
+    "SOURCE_PATH", 3500, "bytes", "the path of a file in an archive", "the source is refused"
+)
+SOURCE_NAME = _bound(
+    "SOURCE_NAME",
+    255,
+    "bytes",
+    "each part of such a path, as on every disk",
+    "the source is refused",
 )
 
 # -- orders --------------------------------------------------------------------------------
@@ -284,7 +342,9 @@ RESOLVE_MESSAGE = _bound(
 
 # -- deploying -----------------------------------------------------------------------------
 
-MANIFEST = _bound("MANIFEST", 4 * MIB, "bytes", "a manifest of `INSTALL_FILES`", "no image is made")
+INSTALL_MANIFEST = _bound(
+    "INSTALL_MANIFEST", 4 * MIB, "bytes", "a manifest of `INSTALL_FILES`", "no image is made"
+)
 VARIABLES = _bound(
     "VARIABLES", 4 * MIB, "bytes", "the file of `image --variables`", "no image is made"
 )

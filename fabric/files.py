@@ -8,13 +8,14 @@ import stat
 from pathlib import Path
 
 
-def read_regular(path: Path, limit: int) -> bytes:
+def read_regular(path: Path, limit: int, *, follow: bool = True) -> bytes:
     """What an ordinary file of at most ``limit`` bytes holds.
 
     OSError, with ``strerror`` for the user, for one that is larger, or is a pipe, a device or
-    anything else that may never end.
+    anything else that may never end; unless ``follow``, for a symbolic link, too.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags if follow else flags | os.O_NOFOLLOW)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "it is not an ordinary file", str(path))

@@ -83,6 +83,12 @@ def parser() -> argparse.ArgumentParser:
     limits.add_argument(
         "--build-timeout", type=float, metavar="SECONDS", help="end a build step after this long"
     )
+    locked = _Command(add_help=False)
+    locked.add_argument(
+        "--locked",
+        action="store_true",
+        help="refuse if the definitions do not pin what each source contains",
+    )
     of_system = _Command(add_help=False)
     of_system.add_argument(
         "--system",
@@ -96,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
     def add(name: str, text: str, *parents: _Command) -> _Command:
         return commands.add_parser(name, help=text, description=text, parents=[common, *parents])
 
-    build = add("build", "Build a system, or some chunks or strata of it.", json, limits)
+    build = add("build", "Build a system, or some chunks or strata of it.", json, limits, locked)
     build.add_argument("system", metavar="SYSTEM", help="a system morph")
     build.add_argument(
         "chunks", nargs="*", default=[], metavar="CHUNK", help="build only these and their needs"
@@ -130,12 +136,12 @@ def parser() -> argparse.ArgumentParser:
     workers.add_argument("action", nargs="?", choices=["drain", "resume"])
     workers.add_argument("name", nargs="?", metavar="NAME")
 
-    graph = add("graph", "Print what a system is built from, and in which order.", json)
+    graph = add("graph", "Print what a system is built from, and in which order.", json, locked)
     graph.add_argument("system", metavar="SYSTEM")
     graph.add_argument("--dot", action="store_true", help="print it for Graphviz")
     graph.add_argument("--offline", action="store_true", help="touch no repository: leave out keys")
 
-    show = add("show", "Show cache keys, what is cached, and why the rest is not.", json)
+    show = add("show", "Show cache keys, what is cached, and why the rest is not.", json, locked)
     show.add_argument("system", metavar="SYSTEM")
     show.add_argument(
         "chunks", nargs="*", default=[], metavar="CHUNK", help="only these, in detail"
@@ -149,7 +155,7 @@ def parser() -> argparse.ArgumentParser:
     )
     checkout.add_argument("--force", action="store_true", help="replace what is there")
 
-    image = add("image", "Make a bootable disk image of a built system.", json)
+    image = add("image", "Make a bootable disk image of a built system.", json, locked)
     image.add_argument("system", metavar="SYSTEM")
     image.add_argument("--to", required=True, metavar="FILE", help="*.qcow2, or anything: raw")
     image.add_argument(

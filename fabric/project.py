@@ -136,6 +136,16 @@ class Project:
         tools = tools or host_tools(self.settings.host_tools_file)
         return make_plan(graph, goals, self.sources, tools)
 
+    def unpinned(self, graph: Graph, goals: Iterable[str] = ()) -> list[str]:
+        """The sources that the goals need, but whose content the definitions do not pin."""
+        chosen = tuple(goals) or (graph.root.id,)
+        return self.sources.unpinned(wanted_sources(graph, chosen).values())
+
+    def require_pins(self, graph: Graph, goals: Iterable[str] = ()) -> None:
+        """SourceError if the definitions do not pin what a source contains that the goals need."""
+        chosen = tuple(goals) or (graph.root.id,)
+        self.sources.require_pins(wanted_sources(graph, chosen).values())
+
     def supply(self, graph: Graph, goals: Iterable[str] = ()) -> None:
         """See to it that the trove has every source that the goals need."""
         chosen = tuple(goals) or (graph.root.id,)

@@ -37,7 +37,7 @@ from fabric.errors import (
     MachineFault,
     SourceError,
 )
-from fabric.plan import Plan, make_plan
+from fabric.plan import Plan, make_plan, wanted_sources
 from fabric.process import die_with_parent
 from fabric.trove.committed import Committed
 from fabric.trove.configured import open_sources, open_trove
@@ -74,6 +74,9 @@ def resolve(order: Order, settings: BrokerSettings, tools: str) -> Submit:
         goals = dict.fromkeys(goal for name in order.components for goal in find(graph, name))
         definitions.copy("sources", folder)
         sources = open_sources(settings, folder / "sources", imports=False, head=order.commit)
+        if order.locked:
+            chosen = tuple(goals) or (graph.root.id,)
+            sources.require_pins(wanted_sources(graph, chosen).values())
         return _submit(order, make_plan(graph, goals, sources, tools))
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from fabric.bounds import INSTALLED_FILES, MANIFEST
+from fabric.bounds import INSTALL_MANIFEST, INSTALLED_FILES
 from fabric.building.image_rootfs import File, ImageError
 from fabric.building.template import TemplateProblem, fill
 from fabric.files import read_regular
@@ -42,7 +42,7 @@ def read_manifest(manifest: Path, variables: Mapping[str, str]) -> dict[str, Fil
     entries: dict[str, _Entry] = {}
     room = INSTALLED_FILES
     try:
-        lines = read_regular(manifest, MANIFEST).decode().splitlines()
+        lines = read_regular(manifest, INSTALL_MANIFEST).decode().splitlines()
     except OSError as error:
         raise ImageError(f"{manifest}: the manifest cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

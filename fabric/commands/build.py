@@ -34,14 +34,17 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
             "--detach needs a controller, to go on when we have ended: give --controller HOST"
         )
     with EmbeddedFabric(settings) as fabric:
-        from fabric.commands.common import heed_signals, open_plan
+        from fabric.commands.common import heed_signals, open_plan, report_unpinned
         from fabric.commands.report import Built, complete_logs, report
         from fabric.render import opened_screen
         from fabric.trove.health import Health
 
         heed_signals()
         with opened_screen(options.json) as screen:
-            project, plan = open_plan(settings, options.system, options.chunks)
+            project, plan = open_plan(
+                settings, options.system, options.chunks, locked=options.locked
+            )
+            report_unpinned(project.unpinned(plan.graph, plan.goals))
             project.remember(plan.graph.path)
             health = Health(project.store)
             goals = {plan.keys[goal]: plan.graph[goal] for goal in plan.goals}

@@ -28,6 +28,9 @@ from fabric.plan import Plan
 from fabric.project import Project
 from fabric.terminal import progress, settled
 
+#: Sources that are named by a build which says what is not pinned.
+UNPINNED_SHOWN = 3
+
 
 def heed_signals() -> None:
     """End as by Ctrl-C when told to end otherwise."""
@@ -54,17 +57,40 @@ def open_graph(settings: Settings, system: str) -> tuple[Project, Graph]:
     return project, project.graph(project.locate(system, Path.cwd()))
 
 
-def open_plan(settings: Settings, system: str, names: list[str]) -> tuple[Project, Plan]:
-    """A system's project and plan, with what ``names`` name as goals."""
+def open_plan(
+    settings: Settings, system: str, names: list[str], *, locked: bool = False
+) -> tuple[Project, Plan]:
+    """A system's project and plan, with what ``names`` name as goals.
+
+    ``locked``: SourceError if the definitions do not pin a source that these need.
+    """
     project, graph = open_graph(settings, system)
     goals = tuple(dict.fromkeys(step for name in names for step in find(graph, name)))
+    if locked:
+        project.require_pins(graph, goals)
     return project, plan_of(project, graph, goals)
 
 
-def open_built(settings: Settings, system: str, names: list[str]) -> tuple[Project, Plan]:
+def report_unpinned(unpinned: list[str]) -> None:
+    """Say in one line what is not pinned."""
+    if unpinned:
+        names = [" ".join(one.split(" ")[:2]) for one in unpinned[:UNPINNED_SHOWN]]
+        more = len(unpinned) - len(names)
+        progress(
+            f"warning: not pinned by content: {', '.join(names)}"
+            + (f" and {more} more" if more > 0 else "")
+            + " (--locked refuses this, and says why)"
+        )
+
+
+def open_built(
+    settings: Settings, system: str, names: list[str], *, locked: bool = False
+) -> tuple[Project, Plan]:
     """The same for what was built: if a farm did that, without the sources and keys of the rest."""
     project, graph = open_graph(settings, system)
     goals = tuple(dict.fromkeys(step for name in names for step in find(graph, name)))
+    if locked:
+        project.require_pins(graph, goals)
     if settings.controller:
         from fabric.trove.builds import Builds
 

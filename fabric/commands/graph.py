@@ -11,6 +11,8 @@ from fabric.definitions.describe import describe, dot, tree
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
     project, graph = open_graph(settings, options.system)
+    if options.locked:
+        project.require_pins(graph)
     if options.json:
         facts = describe(graph)
         if not options.offline:

@@ -29,10 +29,12 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     disk = parse_size(options.size)
     if disk is None:
         raise FabricError(f"{options.size!r} is not a size; write it like 5G or 800M")
-    rootfs = _archive(settings, options.system)
+    rootfs = _archive(settings, options.system, locked=options.locked)
     files = files_of(options.manifest, options.files, read_variables(options.variables))
     for system, path in options.subsystem:
-        files[f"/{path.strip('/')}"] = _inner(_archive(settings, system), path)
+        files[f"/{path.strip('/')}"] = _inner(
+            _archive(settings, system, locked=options.locked), path
+        )
     to = Path(options.to)
     if not to.parent.is_dir():
         raise FabricError(f"{to.parent}: no such directory")
@@ -66,9 +68,9 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def _archive(settings: Settings, system: str) -> Path:
+def _archive(settings: Settings, system: str, *, locked: bool) -> Path:
     """A built system's tar.zst."""
-    project, plan = open_built(settings, system, [])
+    project, plan = open_built(settings, system, [], locked=locked)
     with healing(project, plan):
         return _rootfs(project, plan, system)
 

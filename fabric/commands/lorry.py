@@ -6,7 +6,9 @@ import argparse
 
 from fabric.commands.common import open_project, print_json
 from fabric.config import Settings
+from fabric.errors import Cancelled, FabricError, SourceError
 from fabric.render import table
+from fabric.trove.sources import Sources
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
@@ -22,16 +24,32 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
             for line in table((one.repo, one.type, one.ref, one.where) for one in lorries):
                 print(line)
         return 0
-    done = {}
+    done: dict[str, list[str]] = {}
+    errors: list[FabricError] = []
     for name in names:
-        if options.action == "import":
-            source = sources.run_lorry(name)
-            sources.publish([source])
-            done[name] = [f"{source.ref} is commit {source.commit}"]
-        else:
-            done[name] = sources.update_lorry(name) or ["nothing newer"]
+        try:
+            done[name] = _done(options.action, name, sources)
+        except Cancelled:
+            raise
+        except FabricError as error:  # no reason not to do the others
+            errors.append(error)
+            continue
         if not options.json:
-            print("\n".join(f"{name}: {line}" for line in done[name]))
+            print("\n".join(f"{name}: {line}" for line in done[name]), flush=True)
     if options.json:
         print_json(done)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        told = "\n".join(str(error) for error in errors)
+        raise SourceError(f"{len(errors)} of {len(names)} lorries failed:\n{told}")
     return 0
+
+
+def _done(action: str, name: str, sources: Sources) -> list[str]:
+    """Import a lorry, or renew its pins; what came of it, a line each."""
+    if action == "update":
+        return sources.update_lorry(name) or ["nothing newer"]
+    source, changes = sources.run_lorry(name)
+    sources.publish([source])
+    return [*changes, f"{source.ref} is commit {source.commit}"]

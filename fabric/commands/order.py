@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from fabric.commands.common import open_project
+from fabric.commands.common import open_project, report_unpinned
 from fabric.commands.controller import SHOWN, Controller, open_line
 from fabric.commands.report import Built, complete_logs, failed, report_far
 from fabric.commands.session import Session
@@ -96,6 +96,9 @@ def _prepare(
     with Committed(kept.repository, build.commit, build.environ) as files:
         graph = project.graph(system, files.read)
     goals = tuple(step for name in options.chunks for step in find(graph, name))
+    if options.locked:
+        project.require_pins(graph, goals)
+    report_unpinned(project.unpinned(graph, goals))
     _show(screen, "pushing sources that the trove lacks")
     waits.until_done(lambda: project.supply(graph, goals))
     _show(screen, "pushing the definitions to the trove")
@@ -124,6 +127,7 @@ def _prepare(
         keep_going=options.keep_going,
         priority=settings.priority,
         detach=options.detach,
+        locked=options.locked,
     )
     return made, build.tree
 

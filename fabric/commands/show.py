@@ -19,7 +19,7 @@ from fabric.trove.store import Store
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
-    project, plan = open_plan(settings, options.system, options.chunks)
+    project, plan = open_plan(settings, options.system, options.chunks, locked=options.locked)
     cached = project.store.has([plan.keys[step.id] for step in plan.steps])
     names = {plan.keys[step.id]: step.name for step in plan.steps}
     notes = Failures(settings.state_dir / "failures")

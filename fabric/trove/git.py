@@ -143,6 +143,11 @@ class Repository:
                 return self._peeled(found), name
         return None
 
+    def commit_at(self, name: str) -> str | None:
+        """The commit that a ref, given by its full name, leads to; None if there is no such ref."""
+        found = self.target(name)
+        return None if found is None else self._peeled(found)
+
     def target(self, name: str) -> str | None:
         """The object that a ref, given by its full name, stands for: a tag as it is, or peeled."""
         found = self._loose(name) or self._packed().get(name)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from fabric.errors import SourceError
+from fabric.errors import NO_ROOM, SourceError, command
 from fabric.trove import git
 from fabric.trove.importers import archive, debian, pypi, wheels
 from fabric.trove.importers.apt import Apt
 from fabric.trove.importers.commit import Tree, commit
-from fabric.trove.importers.download import Downloads
+from fabric.trove.importers.download import Downloads, shown
 from fabric.trove.lorries import Lorry
 from fabric.trove.stop import Stop
 
@@ -26,31 +26,40 @@ class Imports:
         self.stop = stop
         self.downloads = Downloads(root / "downloads", progress, stop)
 
-    def run(self, lorry: Lorry, repository: git.Repository) -> None:
+    def run(self, lorry: Lorry, repository: git.Repository) -> str:
         """Import what the lorry (of any type but git) pins.  Call with the repository's lock held.
 
-        SourceError if it cannot be had; of that, MovedError if it is no longer offered.
+        Return the commit.  SourceError if it cannot be had; of that, MovedError if it is no
+        longer offered.
         """
         repository.create()
         self.progress(f"{lorry.name}: importing {lorry.version}")
-        trees = self._trees(lorry)
-        message = f"{lorry.name} {lorry.version}"
-        made = commit(
-            repository,
-            lorry.full_ref,
-            trees,
-            message,
-            lorry.import_key(),
-            self.stop,
-            compress=not lorry.is_set,
-        )
+        try:
+            made = commit(
+                repository,
+                lorry.full_ref,
+                self._trees(lorry),
+                f"{lorry.name} {lorry.version}",
+                lorry.import_key(),
+                self.stop,
+                compress=not lorry.is_set,
+            )
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            raise SourceError(
+                f"{lorry.name}: cannot be imported: no space left on the disk of {self.root};"
+                f" `{command('gc')}` frees some, and --cache or FABRIC_CACHE names another place"
+            ) from error
         self.progress(f"{lorry.name}: {lorry.ref} is commit {made[:12]}")
+        return made
 
     def _trees(self, lorry: Lorry) -> list[tuple[str, Tree]]:
         match lorry.type:
             case "tarball":
-                file = self.downloads.get(lorry.sha256, lorry.url)
-                return [("", archive.read(file, lorry.url))]
+                pinned_by = f"{lorry.where}: {lorry.name}"
+                file = self.downloads.get(lorry.digests[""], lorry.url, pinned_by=pinned_by)
+                return [("", archive.read(file, shown(lorry.url)))]
             case "pypi":
                 return pypi.import_sdist(lorry, self.downloads)
             case "debian-source":

@@ -9,9 +9,10 @@ other alias is written out), each value says what to import there::
       version: 1.3.dfsg+really1.3.1   # upstream's part of the Debian version
       sha256: ...                  # of the orig tarball
       components: {doc: ...}       # further orig tarballs and their sha256, if any
+      tree: ...                    # the git tree that an import gives
       ref: 1.3.1                   # what strata name as `ref`; default: the version
-    lua:     {type: tarball, url: "https://...", version: 5.4.7, sha256: ...}
-    ply:     {type: pypi, package: ply, version: "3.11", sha256: ...}
+    lua:     {type: tarball, url: "https://...", version: 5.4.7, sha256: ..., tree: ...}
+    ply:     {type: pypi, package: ply, version: "3.11", sha256: ..., tree: ...}
     musl:    {type: git, url: "https://..."}      # all its branches and tags
     itself:  {type: git, url: ".."}               # a path is meant from the lorry's folder;
                                  # of that repository, ref HEAD is what the definitions are at
@@ -29,7 +30,10 @@ other alias is written out), each value says what to import there::
       version: "1"
 
 What a lorry pins is in the lorry, or, for sets of packages, in a lock file beside it
-(``toolchain.lock``).  `fabric.trove.pins` renews pins.
+(``toolchain.lock``, see `fabric.trove.locks`).  `fabric.trove.pins` fills in what is missing of
+version, sha256 and tree, and renews it.
+
+`fabric.trove.lorry_fields` checks each field before it is used.
 """
 
 from __future__ import annotations
@@ -37,21 +41,24 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from fabric.definitions.marked import Map, parse
+from fabric.digest import Digest
 from fabric.errors import DefinitionsError, Problem, SourceError, command
+from fabric.trove.locks import Lock, Locked, read_lock, read_plain
+from fabric.trove.lorry_fields import last_part, mistakes
+from fabric.trove.places import is_url
 
 #: Counts up when the same pins would make another commit.
 IMPORT_FORMAT = 1
 
-_NAME = re.compile(r"([a-z][a-z0-9-]+:)?[A-Za-z0-9_+.~-]+(/[A-Za-z0-9_+.~-]+)*")
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Lorry:
     """One entry of a lorry file.  Fields that its type lacks are empty."""
 
@@ -64,8 +71,9 @@ class Lorry:
     version: str = ""
     url: str = ""
     package: str = ""
-    sha256: str = ""
-    components: Mapping[str, str] = field(default_factory=dict)
+    sha256: Digest | None = None
+    components: Mapping[str, Digest] = field(default_factory=dict)
+    tree: str = ""  # that an import has to give; of a set of packages the lock has it
     packages: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     architecture: str = ""
@@ -87,67 +95,81 @@ class Lorry:
         kind = "heads" if self.is_set else "tags"
         return f"refs/{kind}/{self.ref}"
 
+    def brings(self, ref: str) -> bool:
+        """Whether an import of it makes the ref that strata name so."""
+        full = self.full_ref
+        return self.type != "git" and ref in (self.ref, full, full.removeprefix("refs/"))
+
     @property
     def is_own(self) -> bool:
         """Whether it brings the repository that these definitions are in."""
         return self.type == "git" and self.file.resolve().is_relative_to(self.url)
 
     @property
+    def missing(self) -> tuple[str, ...]:
+        """The fields without which it pins nothing, and which an update fills in."""
+        if self.type == "git" or self.is_set:
+            return ()
+        return tuple(name for name in ("version", "sha256") if not getattr(self, name))
+
+    @property
+    def digests(self) -> dict[str, Digest]:
+        """Component ("": the main tarball) -> digest.  SourceError if none is pinned yet."""
+        if self.sha256 is None:
+            raise self.incomplete()
+        return {"": self.sha256, **self.components}
+
+    def incomplete(self) -> SourceError:
+        """An error that says what is `missing`, and what to do."""
+        return SourceError(
+            f"{self.where}: {self.name} has no {' and no '.join(self.missing)} yet;"
+            f" `{command('lorry', 'update', self.name)}` fills in what is offered"
+        )
+
+    @property
     def lock_file(self) -> Path:
         """Where the packages are pinned (sets of packages only)."""
         return self.file.parent / (re.sub("[:/]", "_", self.name) + ".lock")
 
+    @cached_property
+    def lock(self) -> Lock:
+        """What the lock file says.  SourceError if a line of it is wrong."""
+        return read_lock(self.lock_file, self.type, self.name) if self.is_set else Lock()
+
+    @property
+    def recorded_tree(self) -> str:
+        """The git tree that an import has to give; "" if none is recorded."""
+        return self.lock.tree if self.is_set else self.tree
+
+    def with_lock(self, lock: Lock) -> Lorry:
+        """The same with another lock, whatever its file says."""
+        made = replace(self)
+        vars(made)["lock"] = lock
+        return made
+
+    def with_tree(self, tree: str) -> Lorry:
+        """The same with another recorded tree."""
+        if self.is_set:
+            return self.with_lock(replace(self.lock, tree=tree))
+        return replace(self, tree=tree)
+
     def import_key(self) -> str:
-        """64 hex digits that change when the imported tree may; "" for git, which has commits."""
+        """64 hex digits that change when the imported tree may; "" for git, which has commits.
+
+        SourceError if nothing is pinned yet.
+        """
         pins: list[object] = [IMPORT_FORMAT]
         if self.type == "git":
             return ""
         if self.is_set:
-            pins += [self.type, *map(str, self.locked())]
+            pins += [self.type, *map(str, self.lock.packages)]
         else:
-            pins += ["tarball", self.sha256, sorted(self.components.items())]
+            pins += ["tarball", self.digests[""], sorted(self.components.items())]
         return hashlib.sha256(json.dumps(pins).encode()).hexdigest()
 
     def locked(self) -> tuple[Locked, ...]:
         """The packages of the lock file, in its order; none if there is no lock file yet."""
-        try:
-            lines = self.lock_file.read_text().splitlines()
-        except FileNotFoundError:
-            return ()
-        found = []
-        for number, line in enumerate(lines, 1):
-            if line and not line.startswith("#"):
-                match line.split():
-                    case [name, version, architecture, sha256, size] if size.isdigit():
-                        found.append(Locked(name, version, architecture, sha256, int(size)))
-                    case _:
-                        raise SourceError(
-                            f"{self.lock_file}:{number}: not a line of a lock file; make it again"
-                            f" with `{command('lorry', 'update', self.name)}`"
-                        )
-        return tuple(found)
-
-
-@dataclass(frozen=True, slots=True)
-class Locked:
-    """A pinned Debian binary package, or wheel (``architecture`` is then its tag).
-
-    ``size`` is that of the file in bytes.
-    """
-
-    name: str
-    version: str
-    architecture: str
-    sha256: str
-    size: int
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.version} {self.architecture} {self.sha256} {self.size}"
-
-    @property
-    def file_name(self) -> str:
-        """The .deb's name as Debian gives it, with the epoch's colon escaped."""
-        return f"{self.name}_{self.version.replace(':', '%3a')}_{self.architecture}.deb"
+        return self.lock.packages
 
 
 class Lorries:
@@ -157,8 +179,7 @@ class Lorries:
         self.directory = directory
         self._all: dict[str, Lorry] = {}
         problems: list[Problem] = []
-        files = sorted(directory.glob("*.lorry")) if directory else []
-        for file in files:
+        for file in _files(directory) if directory else ():
             shown = f"{file.parent.name}/{file.name}"
             for lorry in _read(file, shown, problems):
                 if lorry.repo in self._all:
@@ -186,134 +207,55 @@ class Lorries:
         return lorry
 
 
-# -- reading and checking --------------------------------------------------------------------
-
-_Check = Callable[[Any], str | None]  # what is wrong with a value, or None
-
-
-def _text(value: Any) -> str | None:
-    if not isinstance(value, str):
-        return "must be text: put it in quotes"
-    return None if value.strip() and value.isprintable() else "must not be empty"
-
-
-def _sha256(value: Any) -> str | None:
-    fine = isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)
-    return None if fine else "must be the 64 hex digits of a SHA-256"
-
-
-def _matching(pattern: str, example: str) -> _Check:
-    def check(value: Any) -> str | None:
-        fine = isinstance(value, str) and re.fullmatch(pattern, value)
-        return _text(value) or (None if fine else f"must be like {example}")
-
-    return check
-
-
-def _names(value: Any) -> str | None:
-    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-        return "must be a list of package names"
-    wrong = [one for one in value if not re.fullmatch(_PACKAGE, one)]
-    return f"{wrong[0]!r} is no package name" if wrong else None
-
-
-def _requirements(value: Any) -> str | None:
-    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-        return "must be a list of projects' names"
-    wrong = [one for one in value if not re.fullmatch(_REQUIREMENT, one)]
-    return f"{wrong[0]!r} is not like NAME or NAME==VERSION" if wrong else None
-
-
-def _digests(value: Any) -> str | None:
-    if not isinstance(value, dict) or not all(_sha256(one) is None for one in value.values()):
-        return "must map names of orig tarballs to their SHA-256"
-    return None
-
-
-_PACKAGE = r"[a-z0-9][a-z0-9+.-]+"
-_REQUIREMENT = r"[A-Za-z0-9][A-Za-z0-9._-]*((==|>=|<=|~=)[0-9][0-9A-Za-z.]*)?"
-_package = _matching(_PACKAGE, "a Debian package's name")
-_version = _matching(r"[0-9A-Za-z][0-9A-Za-z.+~_-]*", "1.2.3")
-_ref = _matching(r"[0-9A-Za-z][0-9A-Za-z.+_/-]*(?<!\.lock)(?<![./])", "the name of a git tag")
-_url = _matching(r"(https?|file)://\S+", "https://host/file.tar.gz")
-
-#: type -> (required fields, optional ones), each with its check
-_TYPES: dict[str, tuple[dict[str, _Check], dict[str, _Check]]] = {
-    "git": ({"url": _matching(r"[^-\s]\S*", "a git URL")}, {}),
-    "tarball": ({"url": _url, "version": _version, "sha256": _sha256}, {"ref": _ref}),
-    "debian-source": (
-        {"version": _version, "sha256": _sha256},
-        {"package": _package, "components": _digests, "ref": _ref},
-    ),
-    "pypi": (
-        {"version": _version, "sha256": _sha256},
-        {"package": _matching(r"[A-Za-z0-9][A-Za-z0-9._-]*", "a project's name"), "ref": _ref},
-    ),
-    "debian-packages": (
-        {"packages": _names, "version": _version},
-        {"exclude": _names, "architecture": _matching(r"[a-z0-9-]+", "amd64"), "ref": _ref},
-    ),
-    "pypi-wheels": (
-        {"packages": _requirements, "python": _matching(r"3\.\d+", "3.13"), "version": _version},
-        {"architecture": _matching(r"[a-z0-9_]+", "x86_64"), "ref": _ref},
-    ),
-}
+def _files(directory: Path) -> list[Path]:
+    """The lorry files of definitions.  SourceError if their folder is elsewhere."""
+    if not directory.resolve().is_relative_to(directory.parent.resolve()):
+        raise SourceError(
+            f"{directory}: a symbolic link that leads out of the definitions; lorries are read,"
+            " and written, in the definitions only"
+        )
+    return sorted(directory.glob("*.lorry"))
 
 
 def _read(file: Path, shown: str, problems: list[Problem]) -> list[Lorry]:
     """The lorries of one file; what is wrong goes to ``problems``."""
-    content = parse(file.read_bytes(), shown, problems)
+    data = read_plain(file) or b""
+    content = parse(data, shown, problems)
     if content is None:
         return []
     if not isinstance(content, Map):
         problems.append(Problem(shown, 1, "a lorry file is a mapping of repositories"))
         return []
+    text = data.decode(errors="replace").split("\n")
     found = []
     for name, entry in content.items():
-        lorry = _lorry(file, shown, name, entry, content.lines[name], problems)
-        if lorry is not None:
-            found.append(lorry)
+        wrong: list[Problem] = []
+        line = content.lines[name]
+        for at, message in mistakes(name, entry, line, text):
+            wrong.append(Problem(shown, at, f"{name}: {message}"))
+        problems += wrong
+        if not wrong:
+            found.append(_lorry(file, f"{shown}:{line}", name, entry))
     return found
 
 
-def _lorry(
-    file: Path, shown: str, name: str, entry: Any, line: int, problems: list[Problem]
-) -> Lorry | None:
-    before = len(problems)
-
-    def report(at: int, message: str) -> None:
-        problems.append(Problem(shown, at, f"{name}: {message}"))
-
-    if not _NAME.fullmatch(name) or ".." in name:
-        report(line, "this is no name of a repository")
-    if not isinstance(entry, Map):
-        report(line, "must be a mapping with a `type`")
-        return None
-    if entry.get("type") not in _TYPES:
-        types = ", ".join(_TYPES)
-        report(entry.lines.get("type", line), f"`type` must be one of {types}")
-        return None
-    required, optional = _TYPES[entry["type"]]
-    for missing in required.keys() - entry.keys():
-        report(line, f"a lorry of type {entry['type']} needs `{missing}`")
-    for key, value in entry.items():
-        check = required.get(key) or optional.get(key)
-        if check is None and key != "type":
-            report(entry.lines[key], f"`{key}` means nothing in a lorry of type {entry['type']}")
-        elif check and (wrong := check(value)):
-            report(entry.lines[key], f"`{key}` {wrong}")
-    if len(problems) > before:
-        return None
+def _lorry(file: Path, where: str, name: str, entry: Map) -> Lorry:
+    """The lorry that an entry without mistakes is."""
     values: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()
     }
     values.setdefault("ref", values.get("version", ""))
-    if values["type"] == "debian-packages":
-        values.setdefault("architecture", "amd64")
-    elif values["type"] == "pypi-wheels":
-        values.setdefault("architecture", "x86_64")
-    elif values["type"] == "git" and values["url"].startswith("."):
-        values["url"] = str((file.parent / values["url"]).resolve())
-    elif values["type"] in ("debian-source", "pypi"):
-        values.setdefault("package", name.rpartition(":")[2].rpartition("/")[2])
-    return Lorry(name=name, file=file, where=f"{shown}:{line}", lines=entry.lines, **values)
+    if "sha256" in values:
+        values["sha256"] = Digest(values["sha256"])
+    if "components" in values:
+        values["components"] = {key: Digest(one) for key, one in values["components"].items()}
+    match values["type"]:
+        case "debian-packages":
+            values.setdefault("architecture", "amd64")
+        case "pypi-wheels":
+            values.setdefault("architecture", "x86_64")
+        case "git" if not is_url(values["url"]):
+            values["url"] = str((file.parent / values["url"]).resolve())
+        case "debian-source" | "pypi":
+            values.setdefault("package", last_part(name))
+    return Lorry(name=name, file=file, where=where, lines=entry.lines, **values)

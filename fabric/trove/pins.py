@@ -1,88 +1,157 @@
-"""Renewing what lorries pin: ask the archives, then rewrite the lorry's files in place."""
+"""Renewing what lorries pin: ask the archives, import, then rewrite the lorry's files in place.
+
+An update never goes back to an older version, takes nothing that its authors withdrew, and never
+another file under the same version.  It writes when all is known: version, digests, and the tree
+that the import gave.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from fabric.digest import Digest
 from fabric.errors import SourceError
 from fabric.trove.importers import debian, pypi, wheels
+from fabric.trove.importers.download import WrongDigest, shown
 from fabric.trove.imports import Imports
+from fabric.trove.locks import Lock, Locked, read_plain
 from fabric.trove.lorries import Lorries, Lorry
+from fabric.trove.lorry_edits import Field, edited
 
-_HEAD = """\
-# The packages of the lorry {0}: name, version, architecture, SHA-256, size in bytes.
-# Made by `fabric-initiator lorry update {0}`.
-"""
+#: Imports what a lorry pins, and returns the tree that this gave.
+Import = Callable[[Lorry], str]
 
 
-def renew(lorry: Lorry, imports: Imports, *, keep_ref: bool = False) -> Lorry:
-    """Pin what is offered now: the archive's newest, or what stands at a tarball's URL.
+def update(lorry: Lorry, imports: Imports, run: Import) -> list[str]:
+    """Pin the newest that is offered, if it is newer, and write that into the lorry's files.
 
-    With ``keep_ref`` strata need no change even if the version does: the lorry then says `ref`.
-    Return the lorry as it is afterwards.  SourceError if nothing is offered.
+    Return what changed and what was skipped, a line each.  SourceError if nothing is offered;
+    of that, WrongDigest if the pinned version is offered with other files.
     """
-    match lorry.type:
-        case "git":
-            return lorry  # nothing is pinned: strata name commits, tags or branches
-        case "debian-packages" | "pypi-wheels":
-            if lorry.type == "debian-packages":
-                locked = debian.resolve_packages(lorry, imports.apt(lorry))
-            else:
-                locked = wheels.resolve_wheels(
-                    lorry, imports.downloads, imports.progress, imports.stop
-                )
-            text = _HEAD.format(lorry.name) + "".join(f"{one}\n" for one in locked)
-            _replace(lorry, lorry.lock_file, text)
-            return lorry
-        case "tarball":
-            _, sha256 = imports.downloads.any_of(lorry.url)
-            changes = {"sha256": sha256}
-        case "pypi":
-            sdist = pypi.newest(pypi.offered_sdists(lorry.package))
-            changes = {"version": sdist.version, "sha256": sdist.sha256}
-        case _:
-            changes = _newest_source(lorry, imports)
-    return _rewrite(lorry, changes, keep_ref)
+    if lorry.type == "git":
+        return []  # nothing is pinned: strata name commits, tags or branches
+    skipped: list[str] = []
+    try:
+        lorry.lock  # noqa: B018  read now
+    except SourceError as error:
+        skipped.append(f"the lock file was made anew: {error}")
+        lorry = lorry.with_lock(Lock())
+    offered = _offered(lorry, imports, skipped)
+    if not offered.recorded_tree:
+        offered = offered.with_tree(run(offered))
+    _write(lorry, offered)
+    return describe(lorry, offered) + skipped
+
+
+def record(lorry: Lorry, tree: str) -> list[str]:
+    """Note the tree that an import of the lorry gave.  Return what changed, a line each."""
+    _write(lorry, lorry.with_tree(tree))
+    return describe(lorry, lorry.with_tree(tree))
 
 
 def describe(before: Lorry, after: Lorry) -> list[str]:
     """What changed between two states of a lorry, a line each; none if nothing did."""
     lines = []
     if before.version != after.version:
-        lines.append(f"version {before.version} -> {after.version}")
-    for component in ("", *after.components):
-        old = before.components.get(component, "") if component else before.sha256
-        new = after.components[component] if component else after.sha256
-        if old != new:
-            label = f"sha256 of {component}" if component else "sha256"
-            lines.append(f"{label} {old[:12]} -> {new[:12]}")
-    if before.ref != after.ref:
+        lines.append(f"version {before.version or '(none)'} -> {after.version}")
+    old, new = _packages(before), _packages(after)
+    for package in sorted(old.keys() | new.keys()):
+        if old.get(package) != new.get(package):
+            lines.append(f"{package} {old.get(package, '(new)')} -> {new.get(package, '(gone)')}")
+    for field in ("sha256", *(f"sha256 of {name}" for name in after.components), "tree"):
+        was, now = _pin(before, field), _pin(after, field)
+        if was != now:
+            lines.append(f"{field} {was[:12] or '(none)'} -> {now[:12]}")
+    if before.ref and before.ref != after.ref:
         lines.append(f"strata that name ref {before.ref} must now name {after.ref}")
     return lines
 
 
-def describe_packages(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
-    """The same for two states (package -> version) of a lock file."""
-    lines = []
-    for package in sorted(before.keys() | after.keys()):
-        old, new = before.get(package), after.get(package)
-        if old != new:
-            lines.append(f"{package} {old or '(new)'} -> {new or '(gone)'}")
-    return lines
+def _packages(lorry: Lorry) -> dict[str, str]:
+    return {one.name: one.version for one in lorry.lock.packages}
 
 
-def update(lorries: Lorries, name: str, imports: Imports) -> list[str]:
-    """Renew the pins of one lorry and write them.  Return what changed, a line each."""
-    lorry = lorries.named(name)
-    locked = {one.name: one.version for one in lorry.locked()} if not lorry.sha256 else {}
-    renewed = renew(lorry, imports)
-    now = {one.name: one.version for one in renewed.locked()} if not lorry.sha256 else {}
-    return describe(lorry, renewed) + describe_packages(locked, now)
+def _pin(lorry: Lorry, field: str) -> str:
+    if field == "tree":
+        return lorry.recorded_tree
+    component = field.removeprefix("sha256 of ")
+    return (lorry.sha256 if component == "sha256" else lorry.components.get(component)) or ""
 
 
-def _newest_source(lorry: Lorry, imports: Imports) -> dict[str, str]:
+# -- what is offered -------------------------------------------------------------------------
+
+
+def _offered(lorry: Lorry, imports: Imports, skipped: list[str]) -> Lorry:
+    """The lorry with what it is to pin; without a tree if that is something else than before."""
+    match lorry.type:
+        case "debian-packages":
+            packages = debian.resolve_packages(lorry, imports.apt(lorry))
+            return _with_packages(lorry, packages, _debian_version())
+        case "pypi-wheels":
+            from packaging.version import Version
+
+            packages = wheels.resolve_wheels(
+                lorry, imports.downloads, imports.progress, imports.stop
+            )
+            return _with_packages(lorry, packages, Version)
+        case "tarball":
+            _, sha256 = imports.downloads.any_of(lorry.url)
+            return _with_digests(lorry, lorry.version, {"": sha256}, shown(lorry.url))
+        case "pypi":
+            return _newest_sdist(lorry, imports, skipped)
+    return _newest_source(lorry, imports, skipped)
+
+
+def _with_packages(lorry: Lorry, packages: tuple[Locked, ...], order: Callable[..., Any]) -> Lorry:
+    """The lorry with other packages.  SourceError if one is older than the one it pins."""
+    if packages == lorry.lock.packages:
+        return lorry
+    now = {one.name: one.version for one in packages}
+    older = [
+        f"  {name}: {version} is pinned, {now[name]} is offered"
+        for name, version in _packages(lorry).items()
+        if name in now and _is_newer(version, now[name], order)
+    ]
+    if older:
+        raise SourceError(
+            f"{lorry.where}: {lorry.name} is not updated, since the archives offer older packages"
+            " than are pinned:\n" + "\n".join(older) + "\n"
+            "The mirror may be behind, or somebody wants you to have old faults. If it is meant,"
+            f" remove {lorry.lock_file.name} first."
+        )
+    return lorry.with_lock(Lock(packages))
+
+
+def _newest_sdist(lorry: Lorry, imports: Imports, skipped: list[str]) -> Lorry:
+    from packaging.version import Version
+
+    offered = pypi.offered_sdists(lorry.package, imports.downloads.directory)
+    if lorry.version and not lorry.sha256:  # its author has chosen
+        chosen = next((one for one in offered if one.version == lorry.version), None)
+        if chosen is None:
+            raise _not_offered(lorry, [one.version for one in offered])
+    else:
+        chosen = pypi.newest(offered)
+        yanked = {one.version for one in offered if one.yanked}
+        for version in sorted(yanked):
+            if _is_newer(version, chosen.version if chosen else lorry.version, Version):
+                skipped.append(f"skipped {version}: its authors have yanked it")
+    if chosen is None or _is_newer(lorry.version, chosen.version, Version):
+        best = chosen.version if chosen else "nothing that is not yanked"
+        skipped.append(f"skipped {best}: {lorry.version} is pinned, which is newer")
+        return lorry
+    if lorry.version == chosen.version:  # perhaps in several kinds of archives
+        same = (one for one in offered if one.version == lorry.version)
+        chosen = next((one for one in same if one.sha256 == lorry.sha256), chosen)
+    return _with_digests(lorry, chosen.version, {"": chosen.sha256}, shown(chosen.url))
+
+
+def _newest_source(lorry: Lorry, imports: Imports, skipped: list[str]) -> Lorry:
     apt = imports.apt(lorry)
     with apt.opened():
         apt.update()
@@ -91,66 +160,115 @@ def _newest_source(lorry: Lorry, imports: Imports) -> dict[str, str]:
         raise SourceError(
             f"{lorry.where}: the archives of this machine have no source package {lorry.package}"
         )
-    files = offered[0].files
-    missing = {"", *lorry.components} - files.keys()
+    chosen = offered[0]
+    if lorry.version and not lorry.sha256:  # its author has chosen
+        found = next((one for one in offered if one.upstream == lorry.version), None)
+        if found is None:
+            raise _not_offered(lorry, [one.upstream for one in offered])
+        chosen = found
+    if _is_newer(lorry.version, chosen.upstream, _debian_version()):
+        skipped.append(
+            f"skipped {chosen.upstream}: {lorry.version} is pinned, which is newer;"
+            " the archives offer nothing above it"
+        )
+        return lorry
+    missing = {"", *lorry.components} - chosen.files.keys()
     if missing:
         raise SourceError(
-            f"{lorry.where}: {lorry.package} {offered[0].version} no longer has the orig tarball"
-            f" {', '.join(sorted(missing))}: change the lorry by hand"
+            f"{lorry.where}: {lorry.package} {chosen.version} has no orig tarball"
+            f" {', '.join(sorted(missing)) or '(the main one)'}: change the lorry by hand"
         )
-    changes = {component: files[component][1] for component in lorry.components}
-    return {"version": offered[0].upstream, "sha256": files[""][1], **changes}
+    digests = {name: chosen.files[name][1] for name in ("", *lorry.components)}
+    for one in offered:  # another Debian revision may have the pinned files
+        same = {name: sha256 for name, (_, sha256) in one.files.items()}
+        if one.upstream == chosen.upstream and lorry.sha256 == same.get(""):
+            digests = {name: same.get(name, digest) for name, digest in digests.items()}
+    return _with_digests(lorry, chosen.upstream, digests, "the Debian archives of this machine")
 
 
-def _rewrite(lorry: Lorry, changes: Mapping[str, str], keep_ref: bool) -> Lorry:
-    """Change fields of a lorry in its file, leaving everything else as its author wrote it."""
-    text = lorry.file.read_text()
-    before = {"version": lorry.version, "sha256": lorry.sha256, **lorry.components}
-    lines = text.splitlines(keepends=True)
-    start = int(lorry.where.rpartition(":")[2]) - 1
-    for key, new in changes.items():
-        old = before[key]
-        if old == new:
-            continue
-        pattern = re.compile(rf"\b({re.escape(key)}:\s*[\"']?){re.escape(old)}(?![\w.+~-])")
-        for number in range(start, len(lines)):
-            changed, count = pattern.subn(rf"\g<1>{new}", lines[number], count=1)
-            if count:
-                lines[number] = changed
-                break
-    if keep_ref and lorry.version != changes.get("version", lorry.version):
-        _state_ref(lorry, lines, start)
-    _replace(lorry, lorry.file, "".join(lines))
-    renewed = Lorries(lorry.file.parent).named(lorry.name)
-    found = {"version": renewed.version, "sha256": renewed.sha256, **renewed.components}
-    if any(found[key] != new for key, new in changes.items()):
-        lorry.file.write_text(text)
-        wanted = ", ".join(f"{key} {new}" for key, new in changes.items())
-        raise SourceError(
-            f"{lorry.where}: {lorry.name} could not be rewritten; change it: {wanted}"
-        )
-    return renewed
+def _with_digests(lorry: Lorry, version: str, digests: Mapping[str, Digest], origin: str) -> Lorry:
+    """The lorry with another version.  WrongDigest if only what is offered under it differs."""
+    known = lorry.digests if lorry.sha256 else {}
+    if lorry.version == version:
+        for component, sha256 in digests.items():
+            if known.get(component, sha256) != sha256:
+                where = f"{lorry.where}: {' '.join((lorry.name, version, component))}".strip()
+                raise WrongDigest(where, known[component], sha256, origin)
+        if known:
+            return lorry
+    ref = lorry.ref if "ref" in lorry.lines else version
+    others = {name: sha256 for name, sha256 in digests.items() if name}
+    return replace(lorry, version=version, ref=ref, sha256=digests[""], components=others, tree="")
 
 
-def _state_ref(lorry: Lorry, lines: list[str], start: int) -> None:
-    """Have the lorry say the ref that so far was just its version."""
-    if "ref" in lorry.lines:
-        return
-    number = lorry.lines["version"] - 1
-    line = lines[number]
-    if number == start:  # {all: on, one: line}
-        lines[number] = re.sub(r"\bversion:", f'ref: "{lorry.ref}", version:', line, count=1)
-    else:
-        indent = line[: len(line) - len(line.lstrip())]
-        lines.insert(number, f'{indent}ref: "{lorry.ref}"\n')
+def _not_offered(lorry: Lorry, versions: list[str]) -> SourceError:
+    return SourceError(
+        f"{lorry.where}: {lorry.name} {lorry.version} is not offered; there are"
+        f" {', '.join(dict.fromkeys(versions))}"
+    )
 
 
-def _replace(lorry: Lorry, target: Path, text: str) -> None:
-    fresh = target.with_name(target.name + ".new")
+def _is_newer(version: str, other: str, order: Callable[..., Any]) -> bool:
+    """Whether a version is newer than the other; False if one of them cannot be compared."""
     try:
-        fresh.write_text(text)
-        fresh.replace(target)
+        return bool(order(version) > order(other))
+    except ValueError:
+        return False
+
+
+def _debian_version() -> Callable[..., Any]:
+    from debian.debian_support import Version
+
+    return Version
+
+
+# -- writing ---------------------------------------------------------------------------------
+
+
+def _write(before: Lorry, after: Lorry) -> None:
+    """Write the pins into the lorry's file or its lock.  SourceError if that cannot be done."""
+    if after.is_set:
+        if before.lock != after.lock:
+            _replace(after.lock_file, after.lock.text(after.name))
+        return
+    changes: dict[Field, str] = {
+        field: new for field, new in _fields(after).items() if _fields(before).get(field) != new
+    }
+    if not changes:
+        return
+    text = (read_plain(before.file) or b"").decode()
+    try:
+        _replace(before.file, edited(text, before.name, changes))
+        if _fields(Lorries(before.file.parent).named(before.name)) == _fields(after):
+            return
+    except ValueError:
+        pass
+    _replace(before.file, text)
+    wanted = ", ".join(f"{' '.join(field)} {new}" for field, new in changes.items())
+    raise SourceError(f"{before.where}: {before.name} could not be rewritten; change it: {wanted}")
+
+
+def _fields(lorry: Lorry) -> dict[Field, str]:
+    """What an update writes, by its place in the entry."""
+    fields: dict[Field, str] = {
+        ("version",): lorry.version,
+        ("sha256",): lorry.sha256 or "",
+        ("tree",): lorry.tree,
+    }
+    return fields | {("components", name): sha256 for name, sha256 in lorry.components.items()}
+
+
+def _replace(target: Path, text: str) -> None:
+    """Write a file as a whole, by way of one of ours: what stands there may be a link."""
+    try:
+        handle, fresh = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            with os.fdopen(handle, "w") as file:
+                file.write(text)
+            Path(fresh).chmod(0o644)
+            Path(fresh).replace(target)
+        except BaseException:
+            Path(fresh).unlink(missing_ok=True)
+            raise
     except OSError as error:
-        raise SourceError(
-            f"{target}: the new pins of {lorry.name} cannot be written: {error.strerror}"
-        ) from error
+        raise SourceError(f"{target}: the pins cannot be written: {error.strerror}") from error

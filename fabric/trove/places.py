@@ -10,13 +10,17 @@ from pathlib import Path
 
 import msgspec
 
+from fabric import bounds
 from fabric.errors import SourceError, without_secrets
 
 #: Aliases that need no configuration: repositories of the trove, brought by lorries or pushed.
 DEFAULT_ALIASES = {"upstream": "upstream/%s", "baserock": "baserock/%s"}
 
 _ALIAS = re.compile(r"([a-z][a-z0-9-]+):(?!//)(.+)")
-_NAME = re.compile(r"[A-Za-z0-9_+.~@-]+(/[A-Za-z0-9_+.~@-]+)*")
+_PART = r"[A-Za-z0-9_+.~@][A-Za-z0-9_+.~@-]*"
+_NAME = re.compile(rf"{_PART}(/{_PART})*")
+#: What git may speak: no helper, which would be a program.
+_SCHEMES = ("file", "git", "http", "https", "ssh")
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -43,14 +47,14 @@ class Places:
         alias = _ALIAS.fullmatch(repo)
         if alias and alias[1] in self.aliases:
             pattern, name = self.aliases[alias[1]], alias[2].removesuffix(".git")
-            if not _is_url(pattern):
+            if not is_url(pattern):
                 pattern = pattern if "%s" in pattern else f"{pattern.rstrip('/')}/%s"
                 return self._local(repo, pattern.replace("%s", name))
             return self._mirror(
                 pattern.replace("%s", name) if "%s" in pattern else pattern + name,
                 f"the alias {alias[1]} leads there; check it in the settings",
             )
-        if _is_url(repo):
+        if is_url(repo):
             hint = "check the URL"
             if alias:
                 hint = (
@@ -74,7 +78,9 @@ class Places:
         return _join(repo, url)
 
     def _local(self, repo: str, name: str) -> Place:
-        if not _NAME.fullmatch(name) or any(part in (".", "..") for part in name.split("/")):
+        *folders, last = name.split("/")
+        wrong = {".", ".."} & {*folders, last} or any(one.endswith(".git") for one in folders)
+        if not _NAME.fullmatch(name) or wrong or len(name) > bounds.REPOSITORY_NAME:
             raise SourceError(
                 f"{repo!r} is no name of a repository: give ALIAS:NAME or a git URL;"
                 f" aliases are {', '.join(sorted(self.aliases))}"
@@ -83,8 +89,8 @@ class Places:
         return Place(directory, None, f"push it to {directory}", f"{name}.git")
 
     def _mirror(self, url: str, hint: str) -> Place:
-        if url.startswith("-") or any(c.isspace() or not c.isprintable() for c in url):
-            raise SourceError(f"{url!r} is no URL of a git repository")
+        if not is_git_url(url) or len(url) > bounds.REPOSITORY_URL:
+            raise SourceError(f"{url[:200]!r} is no URL of a git repository")
         readable = re.sub(r"[^0-9A-Za-z._-]+", "_", without_secrets(url).removesuffix(".git"))[
             -80:
         ].strip("._-")
@@ -98,9 +104,25 @@ def local_path(url: str) -> Path | None:
     return Path(path) if path.startswith("/") else None
 
 
-def _is_url(text: str) -> bool:
+def is_url(text: str) -> bool:
     """A URL, an absolute path, or git's short form HOST:PATH of ssh."""
     return "://" in text or text.startswith("/") or bool(re.match(r"[^/]+:", text))
+
+
+def is_git_url(text: str) -> bool:
+    """Whether git may be given this as a repository's URL or path.
+
+    It may be anybody's, so nothing in it can be an option of git's or ssh's, or name a helper.
+    """
+    if text.startswith("-") or any(c.isspace() or not c.isprintable() for c in text):
+        return False
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        host, colon, path = text.partition(":")
+        if "/" in host or not colon:
+            return bool(text)
+        return not path.startswith(":") and not re.search(r"(^|@)-", host)
+    return scheme in _SCHEMES and not re.search(r"(^|@)-", rest.partition("/")[0])
 
 
 def _join(path: str, relative: str) -> str:

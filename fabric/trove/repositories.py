@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from fabric.errors import SourceError, command
 from fabric.jobs import Source
@@ -38,7 +38,6 @@ class Repositories:
         imports: bool,
         head: str,
         progress: Progress,
-        moved: Literal["error", "update"],
     ) -> None:
         self.root = root
         self.places = Places(root, aliases)
@@ -48,7 +47,6 @@ class Repositories:
         self._trove = trove
         self._imports = imports
         self._head = head
-        self._moved = moved
         self._repositories: dict[Path, Repository] = {}
         self._fetched: set[tuple[Path, str]] = set()  # with a branch, or "" for all of them
 
@@ -99,10 +97,10 @@ class Repositories:
             return ref
         if self._head:
             return self._head
+        # a bare repository there would be one of the definitions' files, settings and all
+        asked = ["-C", lorry.url, "-c", "safe.bareRepository=explicit", "rev-parse", "HEAD"]
         try:  # with the user's configuration, which may call the repository safe
-            return (
-                (run(["-C", lorry.url, "rev-parse", "HEAD"], private=False) or b"").decode().strip()
-            )
+            return (run(asked, private=False) or b"").decode().strip()
         except SourceError as error:
             raise SourceError(
                 f"{lorry.where}: {lorry.url} is no git repository with a commit, so there is no"
@@ -112,15 +110,24 @@ class Repositories:
     def _known(self, repo: str, ref: str, place: Place) -> str | None:
         """The commit of ``ref``, if it is here and cannot be another by now."""
         repository = self.repository(place)
+        lorry = self.lorries.get(repo)
+        if lorry is not None and lorry.brings(ref):
+            commit = self._imported(repository, lorry)
+            tree = lorry.recorded_tree
+            right = not tree or (commit and repository.fact(commit).tree == tree)
+            return commit if right else None
         found = repository.find(ref)
         if found is None:
             return None
         commit, name = found
-        lorry = self.lorries.get(repo)
-        if lorry is not None and name == lorry.full_ref:
-            current = repository.fact(commit).import_key == lorry.import_key()
-            return commit if current else None
         if name.startswith("refs/heads/") and not self._is_current(repository, name, place, lorry):
+            return None
+        return commit
+
+    def _imported(self, repository: Repository, lorry: Lorry) -> str | None:
+        """The commit that claims to be what a lorry pins, whatever its tree."""
+        commit = repository.commit_at(lorry.full_ref)
+        if commit is None or repository.fact(commit).import_key != lorry.import_key():
             return None
         return commit
 
@@ -153,15 +160,76 @@ class Repositories:
     def _obtain(self, repo: str, ref: str, place: Place) -> str:
         """Fetch or import what `_known` does not know."""
         lorry = self.lorries.get(repo)
+        pinned = lorry if lorry is not None and lorry.brings(ref) else None
+        if lorry is not None and lorry.missing and not SHA.fullmatch(ref):
+            raise lorry.incomplete()
         with self._locked(place):
             for bring in (self._bring_from_trove, self._bring):
                 commit = self._known(repo, ref, place)  # another process may have brought it
                 if commit is None:
+                    if pinned:
+                        self._forget(pinned, place)
                     bring(ref, place, lorry)
                     commit = self._known(repo, ref, place)
                 if commit is not None:
                     return commit
+                if pinned:
+                    self._compare(pinned, place)
         raise self._explain(repo, ref, place, lorry)
+
+    def _forget(self, lorry: Lorry, place: Place) -> None:
+        """Remove what claims to be what a lorry pins, but has another tree."""
+        repository = self.repository(place)
+        if self._imported(repository, lorry) is not None:
+            repository.run("update-ref", "-d", lorry.full_ref)
+
+    def _compare(self, lorry: Lorry, place: Place) -> None:
+        """SourceError if what came just now under a lorry's pin has another tree than it records.
+
+        Whoever may push to a trove can put anything under a pin; the recorded tree tells.
+        """
+        repository = self.repository(place)
+        commit = self._imported(repository, lorry)
+        if commit is None:
+            return
+        assert self._trove is not None  # an import is compared where it is made
+        pin = f"refs/pins/{place.name}/{lorry.import_key()}"
+        raise SourceError(
+            f"{lorry.where}: {lorry.name} {lorry.version}: the trove has another tree than is"
+            " pinned, so it is not used\n"
+            f"  pinned: tree {lorry.recorded_tree}\n"
+            f"  found:  tree {repository.fact(commit).tree}\n"
+            f"  where:  {pin} of {self._trove.url}\n"
+            "Either somebody pushed something else there, or the recorded tree is wrong."
+            f" `{command('lorry', 'import', lorry.name)}` imports it anew from where it is"
+            " pinned, compares, and puts it in the trove in place of that."
+        )
+
+    def import_lorry(self, lorry: Lorry) -> str:
+        """Import what a lorry pins, whatever the trove has; return the tree.
+
+        SourceError if that cannot be done, or gives another tree than is recorded.
+        """
+        place = self.places.locate(lorry.repo)
+        with self._locked(place):
+            return self._run(lorry, self.repository(place))
+
+    def _run(self, lorry: Lorry, repository: Repository) -> str:
+        from fabric.trove.imports import Imports
+
+        made = Imports(self.root, self.progress, self.stop).run(lorry, repository)
+        tree = repository.fact(made).tree
+        if lorry.recorded_tree and lorry.recorded_tree != tree:
+            raise SourceError(
+                f"{lorry.where}: {lorry.name} {lorry.version}: the import of what is pinned gives"
+                " another tree than is recorded\n"
+                f"  recorded: tree {lorry.recorded_tree}\n"
+                f"  imported: tree {tree}\n"
+                "The digests of all that was imported are right, so the record is wrong: see who"
+                f" changed it. Without it, `{command('lorry', 'import', lorry.name)}` records"
+                " what the import gives."
+            )
+        return tree
 
     def _bring_from_trove(self, ref: str, place: Place, lorry: Lorry | None) -> None:
         """Fetch from the farm's trove, if this is a source for it and it has it."""
@@ -174,7 +242,7 @@ class Repositories:
         def progress(text: str) -> None:
             self.progress(f"{name}: {text}")
 
-        if lorry is not None and lorry.type != "git" and ref == lorry.ref:
+        if lorry is not None and lorry.brings(ref):
             pin, full = lorry.import_key(), lorry.full_ref
             shared.fetch_pin(self._trove, repository, place.name, pin, full, progress, self.stop)
         elif SHA.fullmatch(ref) or self._origin(place, lorry) == self._trove.url:
@@ -186,31 +254,13 @@ class Repositories:
     def _bring(self, ref: str, place: Place, lorry: Lorry | None) -> None:
         """Import by lorry, or fetch from where the repository comes from."""
         repository = self.repository(place)
-        if lorry is not None and lorry.type != "git" and ref == lorry.ref:
+        if lorry is not None and lorry.brings(ref):
             if self._imports:
-                self._import(lorry, repository)
+                self._run(lorry, repository)
         elif place.url is not None:
             self._fetch(repository, place.url, ref, place.hint)
         elif lorry is not None and lorry.type == "git" and self._imports:
             self._fetch(repository, lorry.url, ref, place.hint)
-
-    def _import(self, lorry: Lorry, repository: Repository) -> None:
-        from fabric.trove.importers.debian import MovedError
-        from fabric.trove.imports import Imports
-
-        imports = Imports(self.root, self.progress, self.stop)
-        try:
-            imports.run(lorry, repository)
-        except MovedError as error:
-            if self._moved == "error":
-                raise
-            from fabric.trove.pins import renew
-
-            self.progress(f"warning: {error}")
-            self.progress(f"warning: {lorry.name}: taking what is offered now, as was asked for")
-            renewed = renew(lorry, imports, keep_ref=True)
-            self.reread()
-            imports.run(renewed, repository)
 
     def _fetch(self, repository: Repository, url: str, ref: str, hint: str) -> None:
         """Fetch all branches and tags, and the very commit if it is in none of them."""
@@ -309,7 +359,7 @@ class Repositories:
             self._remove(place, lorry, error)
             there = False
         if not there:
-            if lorry is not None and lorry.type != "git" and source.ref == lorry.ref:
+            if lorry is not None and lorry.brings(source.ref):
                 self._obtain(source.repo, source.ref, place)
             elif self._origin(place, lorry):
                 self._obtain(source.repo, source.commit, place)

@@ -24,10 +24,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from fabric.definitions.graph import Submodule
-from fabric.errors import SourceError, SourcesError, without_secrets
+from fabric.errors import SourceError, SourcesError, command, without_secrets
 from fabric.jobs import Source
 from fabric.trove import shared
 from fabric.trove.files import locked
@@ -56,8 +56,6 @@ class Sources:
 
     ``aliases`` maps alias -> pattern (see `fabric.trove.places`), ``lorries`` is the definitions'
     ``sources/`` directory.  ``progress`` gets a line of text now and then, from any thread.
-    With ``moved="update"`` a pin that is no longer offered is renewed, with a warning, instead
-    of being an error; that rewrites the lorry's files.
 
     ``trove`` is the farm's; without ``imports`` lorries say what is pinned, but only the trove
     has it.  ``head`` is the commit that the definitions are at, unless they are a work tree's.
@@ -73,7 +71,6 @@ class Sources:
         imports: bool = True,
         head: str = "",
         progress: Progress = _unheard,
-        moved: Literal["error", "update"] = "error",
     ) -> None:
         def shown(text: str) -> None:
             progress(without_secrets(text))
@@ -89,7 +86,6 @@ class Sources:
             imports=imports,
             head=head,
             progress=shown,
-            moved=moved,
         )
 
     @property
@@ -193,12 +189,27 @@ class Sources:
 
     # -- lorries -----------------------------------------------------------------------------
 
-    def run_lorry(self, name: str) -> Source:
-        """Import what a lorry pins, unless it is here.  For type git: fetch again."""
+    def run_lorry(self, name: str) -> tuple[Source, list[str]]:
+        """Import what a lorry pins, unless it is here; for type git, fetch again.
+
+        Return it, and what the lorry's files now record besides, a line each: the tree, if they
+        did not.  SourceError if it cannot be had, or is another tree than they record.
+        """
         lorry = self.lorries.named(name)
+        changes: list[str] = []
         if lorry.type == "git":
-            return self.resolve(lorry.repo, self._repositories.refetch(lorry).newest_ref())
-        return self.resolve(lorry.repo, lorry.ref)
+            ref = self._repositories.refetch(lorry).newest_ref()
+            return self.resolve(lorry.repo, ref), changes
+        if lorry.missing:
+            raise lorry.incomplete()
+        if not lorry.recorded_tree or self._repositories.at_hand(lorry.repo, lorry.ref) is None:
+            tree = self._repositories.import_lorry(lorry)
+            if not lorry.recorded_tree:
+                from fabric.trove import pins
+
+                changes = pins.record(lorry, tree)
+                self._repositories.reread()
+        return self.resolve(lorry.repo, lorry.ref), changes
 
     def update_lorry(self, name: str) -> list[str]:
         """Renew a lorry's pins in its files; return what changed, a line each."""
@@ -206,9 +217,40 @@ class Sources:
         from fabric.trove.imports import Imports
 
         imports = Imports(self.root, self.progress, self._repositories.stop)
-        changes = pins.update(self.lorries, name, imports)
+        lorry = self.lorries.named(name)
+        changes = pins.update(lorry, imports, self._repositories.import_lorry)
         self._repositories.reread()
         return changes
+
+    def unpinned(self, wanted: Iterable[Wanted]) -> list[str]:
+        """Those of the sources whose content nothing in the definitions says, each with why.
+
+        Commits, and lorries that record their tree, say it; so does HEAD of the definitions' own
+        repository.  Submodules are commits.
+        """
+        return [
+            f"{repo} {ref} ({why})"
+            for repo, ref in dict.fromkeys((repo, ref) for repo, ref, _ in wanted)
+            if (why := self._unpinned(repo, ref))
+        ]
+
+    def require_pins(self, wanted: Iterable[Wanted]) -> None:
+        """SourceError if one of the sources is `unpinned`."""
+        if unpinned := self.unpinned(wanted):
+            listed = "\n".join(f"  {one}" for one in unpinned)
+            raise SourceError(
+                f"--locked: the definitions do not pin what these sources contain:\n{listed}\n"
+                f"A commit (40 hex digits) as `ref` pins it; `{command('lorry', 'import', 'NAME')}`"
+                " records the tree of a lorry."
+            )
+
+    def _unpinned(self, repo: str, ref: str) -> str:
+        lorry = self.lorries.get(repo)
+        if SHA.fullmatch(ref) or (lorry is not None and lorry.is_own and ref == "HEAD"):
+            return ""
+        if lorry is not None and lorry.brings(ref):
+            return "" if lorry.recorded_tree else f"{lorry.where} records no tree"
+        return "a name, which can be moved"
 
     # -- from commits to files ---------------------------------------------------------------
 
@@ -255,7 +297,7 @@ class Sources:
         lorry = self.lorries.get(repo)
         if not place.name or (lorry is not None and lorry.is_own and ref == "HEAD"):
             return False
-        if lorry is not None and lorry.type != "git" and ref == lorry.ref:
+        if lorry is not None and lorry.brings(ref):
             return f"refs/pins/{place.name}/{lorry.import_key()}" not in there
         if SHA.fullmatch(ref):
             return f"refs/pins/{place.name}/{ref}" not in there
@@ -281,7 +323,7 @@ class Sources:
         if place.name and not (lorry is not None and lorry.is_own and source.ref == "HEAD"):
             repository = self._repositories.repository(place)
             pin = ""
-            if lorry is not None and lorry.type != "git" and source.ref == lorry.ref:
+            if lorry is not None and lorry.brings(source.ref):
                 pin = lorry.import_key()
             found = repository.find(source.ref)
             ref = found[1] if found and found[0] == source.commit else ""

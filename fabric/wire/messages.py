@@ -191,6 +191,7 @@ class Order(Message, frozen=True):
     priority: Priority = 0
     detach: bool = False  # it goes on when nobody watches
     requester: Name = ""  # set by the broker, from the sender's key
+    locked: bool = False  # refused unless the definitions pin what each source contains
 
 
 class Submit(Message, frozen=True):

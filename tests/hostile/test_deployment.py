@@ -122,7 +122,7 @@ MANIFESTS = {
 }
 
 
-@pytest.mark.bound("MANIFEST")
+@pytest.mark.bound("INSTALL_MANIFEST")
 @pytest.mark.bound("INSTALLED_FILES")
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize(("make", "manifest", "said"), MANIFESTS.values(), ids=MANIFESTS)

@@ -23,6 +23,7 @@ from sources_kit import Files, git, repository, tarball
 
 from fabric.errors import SourceError
 from fabric.jobs import Source
+from fabric.trove.importers.download import WrongDigest
 from fabric.trove.sources import Sources
 
 CONTENT: dict[str, bytes | str | tarfile.TarInfo] = {
@@ -204,7 +205,7 @@ def test_what_git_cannot_hold_is_left_out(trove: Trove, files: Files) -> None:
 def test_paths_out_of_the_archive_are_refused(trove: Trove, files: Files, name: str) -> None:
     data = tarball({"t/a": b"1", name: b"gotcha"})
     trove.lorry(files.put("thing", data), data)
-    with pytest.raises(SourceError, match=r"refused, since its member .* leads out of it"):
+    with pytest.raises(SourceError, match=r"refused: its member .*: it leads out of the archive"):
         trove.resolve()
     assert trove.sources().repository("thing").find("1.0") is None
 
@@ -239,8 +240,15 @@ def test_a_wrong_digest(trove: Trove, files: Files) -> None:
     with pytest.raises(SourceError) as caught:
         trove.resolve()
     found = hashlib.sha256(data).hexdigest()
-    assert f"/thing.tgz: not what the lorry pins: its SHA-256 is {found}, not abab" in str(
-        caught.value
+    assert str(caught.value) == (
+        "sources/thing.lorry:1: thing: what is offered is not what is pinned, so it is not taken\n"
+        f"  pinned:  SHA-256 {'ab' * 32}\n"
+        f"  offered: SHA-256 {found}\n"
+        f"  by:      {files.url}/thing.tgz\n"
+        "Either a mirror, a proxy or somebody on the way has changed it, or upstream has released"
+        " other files under the same version. Compare the digest with one that upstream publishes"
+        " elsewhere, in a signed announcement for example. Only if the offered one is right, remove"
+        " the old digest and tree, and `fabric-initiator lorry update` pins what is offered."
     )
     assert list((trove.root / "downloads").iterdir()) == []
 
@@ -379,7 +387,7 @@ def test_a_git_lorry_mirrors_all_refs(trove: Trove, tmp_path: Path) -> None:
     assert trove.resolve("main").commit == second
     with pytest.raises(SourceError, match=r"no ref v9 at .*/origin, where its lorry"):
         trove.resolve("v9")
-    assert trove.sources().run_lorry("thing").commit == second
+    assert trove.sources().run_lorry("thing")[0].commit == second
     (tmp_path / "origin").rename(tmp_path / "gone")
     assert trove.resolve("main").commit == second, "as it was last seen"
     assert any("going on with main as it was last seen" in line for line in trove.said)
@@ -387,14 +395,34 @@ def test_a_git_lorry_mirrors_all_refs(trove: Trove, tmp_path: Path) -> None:
         trove.sources().run_lorry("thing")
 
 
-def test_updating_a_tarball_pins_what_stands_there(trove: Trove, files: Files) -> None:
+def test_updating_a_tarball_never_takes_another_file(trove: Trove, files: Files) -> None:
     old, new = tarball(CONTENT), tarball({"t/file": b"new"})
     trove.lorry(files.put("thing", old), old)
+    (line,) = trove.sources().update_lorry("thing")
+    assert line.startswith("tree (none) -> ")
     assert trove.sources().update_lorry("thing") == []
     files.put("thing", new)
-    trove.lorry(f"{files.url}/thing", old)
-    (line,) = trove.sources().update_lorry("thing")
-    assert line.startswith("sha256 ")
-    text = (trove.folder / "thing.lorry").read_text()
-    assert f"sha256: {hashlib.sha256(new).hexdigest()}  # pinned\n" in text
-    assert trove.files() == {"file": ("100644", b"new")}
+    before = (trove.folder / "thing.lorry").read_text()
+    with pytest.raises(WrongDigest, match=r"thing 1\.0: what is offered is not what is pinned"):
+        trove.sources().update_lorry("thing")
+    assert (trove.folder / "thing.lorry").read_text() == before
+
+
+@pytest.mark.parametrize("kept", ["", "  ref: stable\n"])
+def test_an_update_fills_in_what_is_missing(trove: Trove, files: Files, kept: str) -> None:
+    data = tarball(CONTENT)
+    digest = hashlib.sha256(data).hexdigest()
+    file = trove.folder / "thing.lorry"
+    head = f"# mine\nthing:\n  type: tarball\n  url: {files.put('thing', data)}  # there\n"
+    file.write_text(head + '  version: "1.0"\n' + kept)
+    with pytest.raises(SourceError, match=r"thing has no sha256 yet; `fabric-initiator lorry upd"):
+        trove.resolve("stable" if kept else "1.0")
+    changes = trove.sources().update_lorry("thing")
+    source = trove.resolve("stable" if kept else "1.0")
+    assert changes == [
+        f"sha256 (none) -> {digest[:12]}",
+        f"tree (none) -> {source.tree[:12]}",
+    ]
+    assert file.read_text() == (
+        f'{head}  version: "1.0"\n  sha256: {digest}\n  tree: {source.tree}\n{kept}'
+    )

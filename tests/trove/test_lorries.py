@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from fabric import bounds
 from fabric.errors import DefinitionsError, SourceError
+from fabric.trove.locks import Lock
 from fabric.trove.lorries import Lorries
 
 SHA = "ab" * 32
@@ -68,7 +70,8 @@ set:
         ("../x: {type: git, url: x}", "../x: this is no name of a repository"),
         (
             f"z:\n  type: tarball\n  url: http://h/x\n  version: 1.10\n  sha256: {SHA}",
-            "4: z: `version` must be text: put it in quotes",
+            "4: z: `version` must be text, and YAML reads 1.10 as the number 1.1: write"
+            ' version: "1.10"',
         ),
         (
             'z:\n  type: pypi\n  version: "1"\n  sha256: 12345',
@@ -103,14 +106,60 @@ def test_all_mistakes_are_said_at_once(tmp_path: Path) -> None:
     ]
 
 
-def test_a_broken_lock_file(tmp_path: Path) -> None:
-    lorry = load(tmp_path, 'set: {type: debian-packages, version: "1", packages: [gcc]}').named(
-        "set"
-    )
-    assert lorry.locked() == ()
-    lorry.lock_file.write_text("# fine\ngcc 1.0 amd64\n")
-    with pytest.raises(SourceError, match=r"set.lock:2: not a line of a lock file; make it again"):
+SET = 'set: {type: debian-packages, version: "1", packages: [gcc]}'
+GCC = f"gcc 4:14.2.0-1 amd64 {SHA} 1234"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "gcc 1.0 amd64",
+        f"-oDir::Etc=x 1 amd64 {SHA} 5",
+        f"../gcc 1 amd64 {SHA} 5",
+        f"gcc 1;id amd64 {SHA} 5",
+        f"gcc 1 amd64/x {SHA} 5",
+        "gcc 1 amd64 ../../x 5",
+        f"gcc 1 amd64 {SHA.upper()} 5",
+        f"gcc 1 amd64 {SHA} 5 more",
+        f"gcc 1 amd64 {SHA} \u0665",  # a digit, but not of ASCII
+        f"gcc 1 amd64 {SHA} 5\r",
+        "tree 1234",
+        f"tree {SHA[:40]}\ntree {SHA[:40]}",
+    ],
+)
+def test_a_broken_lock_file(tmp_path: Path, line: str) -> None:
+    lorry = load(tmp_path, SET).named("set")
+    lorry.lock_file.write_text(f"# fine\n{GCC}\n{line}\n", newline="")
+    number = 3 + line.count("\n")
+    with pytest.raises(SourceError) as caught:
         lorry.locked()
+    assert str(caught.value) == (
+        f"{lorry.lock_file}:{number}: not a line of a lock file, which is NAME VERSION ARCHITECTURE"
+        " SHA-256 SIZE; make it again with `fabric-initiator lorry update set`"
+    )
+
+
+def test_a_lock_file_records_the_tree(tmp_path: Path) -> None:
+    lorry = load(tmp_path, SET).named("set")
+    assert lorry.locked() == ()
+    key = lorry.import_key()
+    text = lorry.with_lock(Lock((), "12" * 20)).lock.text("set") + GCC + "\n"
+    lorry.lock_file.write_text(text)
+    again = load(tmp_path, SET).named("set")
+    assert again.recorded_tree == "12" * 20
+    assert [str(one) for one in again.locked()] == [GCC]
+    assert again.lock.text("set") == text
+    lorry.lock_file.write_text(GCC)
+    without = load(tmp_path, SET).named("set")
+    assert without.import_key() == again.import_key() != key, "the tree is compared, not a name"
+
+
+@pytest.mark.bound("DEFINITIONS_FILE")
+def test_files_past_the_limit_are_not_read(tmp_path: Path) -> None:
+    with pytest.raises(
+        SourceError, match=r"a\.lorry: cannot be read: it has more than 8,388,608 bytes"
+    ):
+        load(tmp_path, "#" * (bounds.DEFINITIONS_FILE + 1))
 
 
 def test_pins_alone_make_the_import_key(tmp_path: Path) -> None:
@@ -121,4 +170,6 @@ def test_pins_alone_make_the_import_key(tmp_path: Path) -> None:
     assert base == key(f'tarball, url: http://other/b, version: "2", sha256: {SHA}')
     assert base == key(f'pypi, version: "1", sha256: {SHA}')
     assert base != key(f'pypi, version: "1", sha256: {SHA[::-1]}')
-    assert base != key(f'debian-source, version: "1", sha256: {SHA}, components: {{d: {SHA}}}')
+    assert base != key(
+        f'debian-source, version: "1", sha256: {SHA}, components: {{d: {SHA}}}, package: xx'
+    )

@@ -15,13 +15,15 @@ from pathlib import Path
 import pytest
 from sources_kit import Files, git, tarball
 
+from fabric.digest import Digest
 from fabric.errors import SourceError
 from fabric.trove.importers.apt import machine_entries
 from fabric.trove.importers.debian import MovedError
+from fabric.trove.importers.download import WrongDigest
 from fabric.trove.importers.pypi import Sdist, _version, newest, offered_sdists
 from fabric.trove.sources import Sources
 
-NOTHING = "ab" * 32
+NOTHING = Digest("ab" * 32)
 HELLO = """\
 hello:
   type: debian-source
@@ -49,15 +51,8 @@ class Trove:
         self.file.write_text(lorry)
         self.said: list[str] = []
 
-    def sources(self, *, update: bool = False) -> Sources:
-        moved = "update" if update else "error"
-        return Sources(
-            self.root,
-            {},
-            self.file.parent,
-            progress=self.said.append,
-            moved=moved,  # type: ignore[arg-type]
-        )
+    def sources(self) -> Sources:
+        return Sources(self.root, {}, self.file.parent, progress=self.said.append)
 
 
 @pytest.fixture
@@ -75,7 +70,7 @@ def test_a_debian_source(make: Callable[[str], Trove]) -> None:
     text = str(caught.value)
     assert text.startswith("sources/all.lorry:1: hello pins version 2.9 of the Debian source hello")
     assert "the archives now offer 2." in text
-    assert "run `fabric-initiator lorry update hello`" in text
+    assert "`fabric-initiator lorry update hello` takes the newest if it is newer" in text
 
     changes = trove.sources().update_lorry("hello")
 
@@ -84,25 +79,47 @@ def test_a_debian_source(make: Callable[[str], Trove]) -> None:
     assert changes[-1] == f"strata that name ref 2.9 must now name {lorry.version}"
     assert "  # of the orig tarball\n" in trove.file.read_text()
     source = trove.sources().resolve("upstream:hello", lorry.version)
+    assert source.tree == lorry.tree
     tree = trove.sources().export(source)
     assert (tree / "src" / "hello.c").exists()
     assert not (tree / "debian").exists(), "Debian's changes do not count"
     assert any("hello: importing" in line for line in trove.said)
     assert trove.sources().update_lorry("hello") == []
-    again = make(trove.file.read_text().replace(lorry.sha256, NOTHING))
-    with pytest.raises(MovedError, match=r"with other digests than those offered .hello_2\."):
-        again.sources().resolve("upstream:hello", lorry.version)
+
+    newer = make(trove.file.read_text().replace(f'"{lorry.version}"', '"99"'))
+    (line,) = newer.sources().update_lorry("hello")
+    assert line == (
+        f"skipped {lorry.version}: 99 is pinned, which is newer; the archives offer nothing above"
+        " it"
+    )
+    assert '"99"' in newer.file.read_text()
+
+    text = trove.file.read_text().replace('"99"', f'"{lorry.version}"')
+    again = make(text.replace(str(lorry.sha256), NOTHING))
+    for act in (lambda one: one.resolve("upstream:hello", lorry.version), _updated):
+        with pytest.raises(WrongDigest, match=rf"offered: SHA-256 {lorry.sha256}"):
+            act(again.sources())
 
 
-def test_a_moved_source_is_taken_where_that_is_asked_for(make: Callable[[str], Trove]) -> None:
-    trove = make(HELLO.format(sha256=NOTHING))
-    source = trove.sources(update=True).resolve("upstream:hello", "2.9")
-    assert (trove.sources().export(source) / "src" / "hello.c").exists()
-    assert any(line.startswith("warning: sources/all.lorry:1: hello pins") for line in trove.said)
+def _updated(sources: Sources) -> object:
+    return sources.update_lorry("hello")
+
+
+@pytest.mark.parametrize(
+    "text", ["hello: {type: debian-source}\n", "hello:\n  type: debian-source\n"]
+)
+def test_a_debian_source_of_which_only_the_name_is_known(
+    make: Callable[[str], Trove], text: str
+) -> None:
+    trove = make(text)
+    with pytest.raises(SourceError, match="hello has no version and no sha256 yet; `fabric-init"):
+        trove.sources().resolve("upstream:hello", "2.10")
+    changes = trove.sources().update_lorry("hello")
     lorry = trove.sources().lorries.named("hello")
-    assert (lorry.ref, lorry.version != "2.9") == ("2.9", True)
-    assert '  ref: "2.9"\n' in trove.file.read_text()
-    assert trove.sources().resolve("upstream:hello", "2.9") == source
+    assert changes[0] == f"version (none) -> {lorry.version}"
+    source = trove.sources().resolve("upstream:hello", lorry.version)
+    assert (lorry.missing, lorry.tree) == ((), source.tree)
+    assert trove.sources().update_lorry("hello") == []
 
 
 def test_a_source_that_does_not_exist(make: Callable[[str], Trove]) -> None:
@@ -129,7 +146,9 @@ def test_an_ordinary_user_can_import() -> None:
                 os.environ["HOME"] = "/nonexistent"
                 (top / "lists").mkdir()
                 trove = Trove(top, top / "lists", HELLO.format(sha256=NOTHING))
-                source = trove.sources(update=True).resolve("upstream:hello", "2.9")
+                trove.sources().update_lorry("hello")
+                lorry = trove.sources().lorries.named("hello")
+                source = trove.sources().resolve("upstream:hello", lorry.version)
                 code = 0 if (trove.sources().export(source) / "configure").exists() else 2
             except BaseException:  # noqa: BLE001 - whatever it is, the parent must not run twice
                 traceback.print_exc()
@@ -154,7 +173,8 @@ def test_a_set_of_packages_with_its_closure(make: Callable[[str], Trove]) -> Non
     names = [one.name for one in locked]
     assert {"busybox-static", "less", "libc6", "libtinfo6"} <= set(names)
     assert names.index("libc6") < names.index("libtinfo6") < names.index("less")
-    assert len(changes) == len(locked)
+    assert len(changes) == len(locked) + 1
+    assert changes[-1].startswith("tree (none) -> ")
 
     source = trove.sources().resolve("upstream:tiny", "1")
     tree = trove.sources().export(source)
@@ -196,30 +216,56 @@ def test_packages_that_are_no_longer_offered(make: Callable[[str], Trove]) -> No
     trove = make(TINY.replace(", less", ""))
     trove.sources().update_lorry("tiny")
     lock = trove.file.with_name("tiny.lock")
-    (line,) = [one for one in lock.read_text().splitlines() if not one.startswith("#")]
+    line = lock.read_text().splitlines()[-1]
     name, version, architecture, sha256, size = line.split()
     lock.write_text(
-        f"{name} 1:0.1-1 {architecture} {NOTHING} {size}\n"
-        f"{name} {version} {architecture} {NOTHING[::-1]} {size}\n"
-        f"never-was 1.0 {architecture} {'cd' * 32} 5\n"
+        f"{name} 0.1-1 {architecture} {NOTHING} {size}\nnever-was 1.0 all {NOTHING} 5\n"
     )
     with pytest.raises(MovedError) as caught:
         trove.sources().resolve("upstream:tiny", "1")
     assert str(caught.value).splitlines() == [
         "sources/all.lorry:1: tiny pins packages that the archives of this machine do not offer"
         " any more; run `fabric-initiator lorry update tiny` to renew the pins:",
-        f"  {name} 1:0.1-1: now {version}",
-        f"  {name} {version}: offered with another SHA-256",
+        f"  {name} 0.1-1: now {version}",
         "  never-was 1.0: no longer there",
     ]
+    changes = trove.sources().update_lorry("tiny")
+    assert changes[:2] == [f"{name} 0.1-1 -> {version}", "never-was 1.0 -> (gone)"]
+    assert trove.sources().lorries.named("tiny").locked()[0].sha256 == sha256
 
-    source = trove.sources(update=True).resolve("upstream:tiny", "1")
 
-    tree = trove.sources().export(source)
-    assert (tree / "packages.tsv").read_text().split("\t")[:4] == [
-        *(name, version, architecture, sha256)
+def test_packages_that_are_offered_with_another_digest(make: Callable[[str], Trove]) -> None:
+    trove = make(TINY.replace(", less", ""))
+    trove.sources().update_lorry("tiny")
+    (one,) = trove.sources().lorries.named("tiny").locked()
+    lock = trove.file.with_name("tiny.lock")
+    lock.write_text(lock.read_text().replace(one.sha256, NOTHING))
+    with pytest.raises(WrongDigest) as caught:
+        trove.sources().resolve("upstream:tiny", "1")
+    assert str(caught.value).splitlines()[:4] == [
+        f"sources/all.lorry:1: tiny: {one.name} {one.version}: what is offered is not what is"
+        " pinned, so it is not taken",
+        f"  pinned:  SHA-256 {NOTHING}",
+        f"  offered: SHA-256 {one.sha256}",
+        "  by:      the Debian archives of this machine",
     ]
-    assert any("taking what is offered now" in one for one in trove.said)
+
+
+def test_older_packages_are_not_taken(make: Callable[[str], Trove]) -> None:
+    trove = make(TINY.replace(", less", ""))
+    trove.sources().update_lorry("tiny")
+    (one,) = trove.sources().lorries.named("tiny").locked()
+    lock = trove.file.with_name("tiny.lock")
+    lock.write_text(f"{one.name} 99:1 {one.architecture} {NOTHING} 5\n")
+    with pytest.raises(SourceError) as caught:
+        trove.sources().update_lorry("tiny")
+    assert str(caught.value) == (
+        "sources/all.lorry:1: tiny is not updated, since the archives offer older packages than are"
+        f" pinned:\n  {one.name}: 99:1 is pinned, {one.version} is offered\n"
+        "The mirror may be behind, or somebody wants you to have old faults. If it is meant, remove"
+        " tiny.lock first."
+    )
+    assert "99:1" in lock.read_text()
 
 
 def test_another_architecture(make: Callable[[str], Trove]) -> None:
@@ -301,21 +347,24 @@ INI = "iniconfig: {{type: pypi, version: {version}, sha256: {sha256}}}\n"
 
 
 def test_a_source_distribution(make: Callable[[str], Trove]) -> None:
-    offered = {sdist.version: sdist for sdist in offered_sdists("iniconfig")}
+    root = make("{}").root
+    offered = {sdist.version: sdist for sdist in offered_sdists("iniconfig", root)}
     assert {"1.0.0", "2.0.0"} <= offered.keys()
     trove = make(INI.format(version="2.0.0", sha256=offered["2.0.0"].sha256))
     source = trove.sources().resolve("upstream:iniconfig", "2.0.0")
     assert (trove.sources().export(source) / "PKG-INFO").read_text().count("Version: 2.0.0") == 1
     trove.sources().update_lorry("iniconfig")
-    assert trove.sources().lorries.named("iniconfig").version == newest([*offered.values()]).version
+    best = newest([*offered.values()])
+    assert best
+    assert trove.sources().lorries.named("iniconfig").version == best.version
 
 
 def test_an_sdist_that_is_not_offered(make: Callable[[str], Trove]) -> None:
     trove = make(INI.format(version="2.0.0", sha256=NOTHING))
-    with pytest.raises(MovedError, match=r"pins iniconfig 2.0.0 with the digest abab.* which the"):
+    with pytest.raises(WrongDigest, match=r"iniconfig 2.0.0: what is offered is not what is pinn"):
         trove.sources().resolve("upstream:iniconfig", "2.0.0")
     trove = make(INI.format(version="0.0.77", sha256=NOTHING))
-    with pytest.raises(MovedError, match="which the index offers not at all"):
+    with pytest.raises(MovedError, match=r"pins iniconfig 0.0.77, which the index does not offer"):
         trove.sources().resolve("upstream:iniconfig", "0.0.77")
 
 
@@ -338,7 +387,7 @@ def test_an_index_in_html(index: Files, make: Callable[[str], Trove]) -> None:
         <a href="../../files/my_thing-1.0.tar.gz#sha256={sha256}">the sdist</a>
         <a href="../../files/my-thing-0.9.zip">without a digest</a>""",
     )
-    (sdist,) = offered_sdists("My.Thing")
+    (sdist,) = offered_sdists("My.Thing", index.folder)
     assert (sdist.version, sdist.sha256) == ("1.0", sha256)
     trove = make(f'my-thing: {{type: pypi, version: "1.0", sha256: {sha256}}}')
     source = trove.sources().resolve("upstream:my-thing", "1.0")
@@ -353,17 +402,17 @@ def test_an_index_in_json(index: Files) -> None:
         {"filename": "x-1.2-py3.whl", "url": "/f/x-1.2-py3.whl", "hashes": {"sha256": NOTHING}},
     ]
     index.page("/simple/x/", "application/vnd.pypi.simple.v1+json", json.dumps({"files": listed}))
-    (sdist,) = offered_sdists("x")
+    (sdist,) = offered_sdists("x", index.folder)
     assert (sdist.version, sdist.url) == ("1.0", f"{index.url}/f/x-1.0.tar.gz")
 
 
 def test_an_index_that_does_not_know_it(index: Files) -> None:
     with pytest.raises(SourceError, match=r"nothing: cannot be had from the .* index: .*404") as e:
-        offered_sdists("nothing")
+        offered_sdists("nothing", index.folder)
     assert "secret" not in str(e.value)
     index.page("/simple/empty/", "text/html", "")
     with pytest.raises(SourceError, match="has no source distribution of it"):
-        offered_sdists("empty")
+        offered_sdists("empty", index.folder)
 
 
 def test_versions_in_file_names() -> None:
@@ -372,8 +421,64 @@ def test_versions_in_file_names() -> None:
     assert _version("a-b-1.0.zip", "a") is None
     assert _version("a-1.0-py3-none-any.whl", "a") is None
     versions = ["1.9", "1.10", "2.0rc1", "1.10.post1", "1.2"]
-    sdists = [Sdist(version, "", "", {}, None) for version in versions]
-    assert newest(sdists).version == "1.10.post1"
+    sdists = [Sdist(version, "", NOTHING, {}, None) for version in versions]
+    best = newest(sdists)
+    assert best
+    assert best.version == "1.10.post1"
+    assert newest([Sdist("1", "", NOTHING, {}, None, yanked=True)]) is None
+
+
+@pytest.mark.parametrize("kind", ["html", "json"])
+def test_yanked_releases_are_not_taken(
+    index: Files, make: Callable[[str], Trove], kind: str
+) -> None:
+    data = {version: tarball({f"x-{version}/v": version.encode()}) for version in ("1.0", "2.0")}
+    digests = {version: hashlib.sha256(one).hexdigest() for version, one in data.items()}
+    names = {version: f"x-{version}.tar.gz" for version in data}
+    for version in data:
+        index.put(f"f/{names[version]}", data[version])
+    if kind == "html":
+        links = (
+            f'<a {"data-yanked" * (v == "2.0")} href="/f/{names[v]}#sha256={digests[v]}">x</a>'
+            for v in data
+        )
+        index.page("/simple/x/", "text/html", "".join(links))
+    else:
+        files = [
+            {
+                "filename": names[v],
+                "url": f"/f/{names[v]}",
+                "hashes": {"sha256": digests[v]},
+                "yanked": "broken" if v == "2.0" else False,
+            }
+            for v in data
+        ]
+        text = json.dumps({"files": files})
+        index.page("/simple/x/", "application/vnd.pypi.simple.v1+json", text)
+    trove = make("x: {type: pypi}")
+    assert trove.sources().update_lorry("x")[-1] == "skipped 2.0: its authors have yanked it"
+    assert trove.sources().lorries.named("x").version == "1.0"
+    trove.file.write_text(f"x: {{type: pypi, version: '2.0', sha256: {digests['2.0']}}}")
+    assert trove.sources().resolve("upstream:x", "2.0"), "what is pinned stays"
+    assert "warning: sources/all.lorry:1: x: 2.0 has been yanked" in trove.said
+    assert trove.sources().update_lorry("x")[-2:] == [
+        "skipped 2.0: its authors have yanked it",
+        "skipped 1.0: 2.0 is pinned, which is newer",
+    ]
+
+
+def test_a_password_of_the_index_is_for_the_index_alone(
+    index: Files, make: Callable[[str], Trove], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    data = tarball({"x-1.0/a": b"1"})
+    sha256 = hashlib.sha256(data).hexdigest()
+    with Files(tmp_path_factory.mktemp("elsewhere")) as elsewhere:
+        url = elsewhere.put("x-1.0.tar.gz", data)
+        index.page("/simple/x/", "text/html", f'<a href="{url}#sha256={sha256}">x</a>')
+        trove = make(f"x: {{type: pypi, version: '1.0', sha256: {sha256}}}")
+        trove.sources().resolve("upstream:x", "1.0")
+        assert index.authorizations == ["Basic bWU6c2VjcmV0"]
+        assert elsewhere.authorizations == [""]
 
 
 def test_a_set_of_wheels(make: Callable[[str], Trove]) -> None:
@@ -388,5 +493,5 @@ def test_a_set_of_wheels(make: Callable[[str], Trove]) -> None:
     assert hashlib.sha256(wheel.read_bytes()).hexdigest() == one.sha256
     lock = trove.file.with_name("modules.lock")
     lock.write_text(lock.read_text().replace(one.sha256, NOTHING))
-    with pytest.raises(MovedError, match="pins wheels that the index does not offer"):
+    with pytest.raises(WrongDigest, match=rf"offered: SHA-256 {one.sha256}"):
         trove.sources().resolve("upstream:modules", "1")

@@ -18,6 +18,7 @@ from fabric.errors import SourceError
 from fabric.jobs import Source
 from fabric.trove import git_process as our_git
 from fabric.trove import reach
+from fabric.trove.lorries import Lorries
 from fabric.trove.reach import Trove, TroveError
 from fabric.trove.sources import Sources
 
@@ -94,6 +95,131 @@ def test_two_users_pin_different_things_under_one_name(farm: Farm, files: Files)
     for who in ("ann", "bob", "ann"):
         assert farm.resolver(who).resolve("upstream:thing", "1.0") == sources[who]
         assert farm.worker(f"worker-{who}").export(sources[who])
+
+
+def pinned(farm: Farm, who: str, url: str, data: bytes, tree: str) -> Lorries:
+    """Give a user a lorry for the thing that records a tree ("" for none)."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    entry = {"type": "tarball", "url": url, "version": "1.0", "sha256": sha256}
+    farm.lorries(who, thing={**entry, "tree": tree} if tree else entry)
+    return Lorries(farm.folder / who / "sources")
+
+
+def swap(farm: Farm, key: str, annotated: bool = False) -> str:
+    """Push something else under a pin, as everybody may; return its tree."""
+    work = farm.folder / "mallory"
+    repository(work, {"a": "evil"})
+    git(work, "commit", "--quiet", "--amend", "--message", f"thing 1.0\n\nImport-Key: {key}")
+    pushed = "HEAD"
+    if annotated:
+        git(work, "tag", "--annotate", "--force", "--message", "x", "x")
+        pushed = "refs/tags/x"
+    names = (f"refs/pins/upstream/thing.git/{key}", "refs/tags/upstream/thing.git/1.0")
+    specs = [f"{pushed}:{name}" for name in names]
+    git(work, "push", "--quiet", "--force", str(farm.bare), *specs)
+    return git(work, "rev-parse", "HEAD^{tree}")
+
+
+@pytest.mark.parametrize("annotated", [False, True])
+def test_a_pin_that_is_swapped_in_the_trove_is_not_used(
+    farm: Farm, files: Files, annotated: bool
+) -> None:
+    url = files.put("thing-1.0.tar.gz", DATA)
+    pinned(farm, "ann", url, DATA, "")
+    honest = farm.initiator("ann").resolve("upstream:thing", "1.0")
+    key = pinned(farm, "ann", url, DATA, honest.tree).named("thing").import_key()
+    pinned(farm, "bob", url, DATA, honest.tree)
+    found = swap(farm, key, annotated)
+
+    expected = (
+        "sources/all.lorry:1: thing 1.0: the trove has another tree than is pinned, so it is not"
+        " used\n"
+        f"  pinned: tree {honest.tree}\n"
+        f"  found:  tree {found}\n"
+        f"  where:  refs/pins/upstream/thing.git/{key} of {farm.bare}\n"
+        "Either somebody pushed something else there, or the recorded tree is wrong."
+        " `fabric-initiator lorry import thing` imports it anew from where it is pinned, compares,"
+        " and puts it in the trove in place of that."
+    )
+    for who in (farm.resolver("ann"), farm.initiator("bob"), farm.resolver("ann")):
+        with pytest.raises(SourceError) as caught:
+            who.resolve("upstream:thing", "1.0")
+        assert str(caught.value) == expected
+
+    mended, changes = farm.initiator("bob").run_lorry("thing")
+    farm.initiator("bob").publish([mended])
+    assert (mended, changes) == (honest, [])
+    assert farm.resolver("ann").resolve("upstream:thing", "1.0") == honest
+    assert farm.initiator("bob").resolve("upstream:thing", "1.0") == honest
+
+
+def test_a_pin_goes_before_a_tag_of_the_same_name(farm: Farm, tmp_path: Path) -> None:
+    """A set of packages is a branch, and somebody made a tag that is called like it."""
+    repository(tmp_path / "work", {"a": "evil"}, tag="1")
+    git(tmp_path / "work", "push", "--quiet", str(farm.bare), "1:refs/tags/upstream/set.git/1")
+    sources = farm.initiator("ann")
+    assert sources.resolve("upstream:set", "1"), "so it is here, too"
+    (farm.folder / "ann/sources").mkdir()
+    (farm.folder / "ann/sources/all.lorry").write_text(
+        'set: {type: debian-packages, version: "1", packages: [gcc]}'
+    )
+    (farm.folder / "ann/sources/set.lock").write_text(f"gcc 1.0 amd64 {'ab' * 32} 5\n")
+    with pytest.raises(SourceError, match=r"`fabric-initiator lorry import set` brings it there"):
+        farm.resolver("ann").resolve("upstream:set", "1")
+    assert farm.initiator("ann")._repositories.at_hand("upstream:set", "1") is None
+
+
+def test_a_record_that_the_import_does_not_give(farm: Farm, files: Files) -> None:
+    url = files.put("thing-1.0.tar.gz", DATA)
+    pinned(farm, "ann", url, DATA, "12" * 20)
+    for act in (
+        lambda: farm.initiator("ann").resolve("upstream:thing", "1.0"),
+        lambda: farm.initiator("ann").run_lorry("thing"),
+    ):
+        with pytest.raises(SourceError) as caught:
+            act()
+        lines = str(caught.value).splitlines()
+        assert lines[1] == f"  recorded: tree {'12' * 20}"
+        assert lines[2].startswith("  imported: tree ")
+        assert "Without it, `fabric-initiator lorry import thing` records" in lines[3]
+
+
+def test_what_is_not_pinned_is_known(farm: Farm, files: Files) -> None:
+    url = files.put("thing-1.0.tar.gz", DATA)
+    sha256 = hashlib.sha256(DATA).hexdigest()
+    entry = {"type": "tarball", "url": url, "version": "1", "sha256": sha256}
+    farm.lorries(
+        "ann",
+        bare=entry,
+        whole={**entry, "tree": "12" * 20},
+        own={"type": "git", "url": ".."},
+        git={"type": "git", "url": "https://host/x"},
+    )
+    sources = farm.initiator("ann")
+    wanted = [
+        ("upstream:bare", "1", ()),
+        ("upstream:whole", "1", ()),
+        ("upstream:own", "HEAD", ()),
+        ("upstream:git", "main", ()),
+        ("upstream:git", "main", ()),
+        ("upstream:git", "34" * 20, ()),
+        ("baserock:other", "v1", ()),
+    ]
+    expected = [
+        "upstream:bare 1 (sources/all.lorry:1 records no tree)",
+        "upstream:git main (a name, which can be moved)",
+        "baserock:other v1 (a name, which can be moved)",
+    ]
+    assert sources.unpinned(wanted) == expected
+    with pytest.raises(SourceError) as caught:
+        sources.require_pins(wanted)
+    assert str(caught.value) == (
+        "--locked: the definitions do not pin what these sources contain:\n"
+        + "".join(f"  {one}\n" for one in expected)
+        + "A commit (40 hex digits) as `ref` pins it; `fabric-initiator lorry import NAME` records"
+        " the tree of a lorry."
+    )
+    sources.require_pins(wanted[1:3])
 
 
 def test_branches_follow_the_trove_and_tags_stay(any_farm: Farm, tmp_path: Path) -> None:

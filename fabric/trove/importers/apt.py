@@ -14,15 +14,18 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
+from fabric import bounds
 from fabric.errors import SourceError
+from fabric.process import TooMuchOutput, converse
 from fabric.trove.files import locked
 from fabric.trove.importers.download import Throttle
+from fabric.trove.locks import DEBIAN_VERSION
 from fabric.trove.stop import Stop
 
 Progress = Callable[[str], None]
@@ -109,20 +112,20 @@ class Apt:
         return True
 
     def show(self, *names: str) -> list[Stanza]:
-        """What the archives say of binary packages: every version of each, best first."""
-        return _stanzas(self._query("apt-cache", "show", *names)) if names else []
+        """What the archives say of binary packages: every version of each, newest first."""
+        return _newest_first(self._query("apt-cache", "show", "--", *names)) if names else []
 
     def show_source(self, name: str) -> list[Stanza]:
-        """What the archives say of a source package: every version."""
-        found = _stanzas(self._query("apt-cache", "showsrc", "--only-source", name))
-        return [stanza for stanza in found if stanza.get("Package") == name]
+        """What the archives say of a source package: every version, newest first."""
+        found = _newest_first(self._query("apt-cache", "showsrc", "--only-source", "--", name))
+        return [stanza for stanza in found if stanza["Package"] == name]
 
     def simulate_install(self, names: Iterable[str]) -> list[tuple[str, str]]:
         """(name, version) of all that installing ``names`` takes, needed ones first.
 
         SourceError in apt's words if that is impossible.
         """
-        output = self.run("apt-get", "install", "--simulate", "--yes", *names, what="apt")
+        output = self.run("apt-get", "install", "--simulate", "--yes", "--", *names, what="apt")
         pattern = re.compile(r"^Conf ([a-z0-9][a-z0-9+.-]+)\S* \((\S+) ", re.M)
         return [(match[1], match[2]) for match in pattern.finditer(output)]
 
@@ -139,50 +142,55 @@ class Apt:
             file.unlink()
 
     def run(self, program: str, *args: str, what: str, cwd: Path | None = None) -> str:
-        """Run a program of apt's here, passing on its progress.  SourceError if it fails."""
+        """Run a program of apt's here, passing on its progress.  SourceError if it fails.
+
+        ``args``: options, then "--" and whatever a definition, lock or archive may have chosen.
+        """
         reader, writer = os.pipe()
-        with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
-            with os.fdopen(reader, errors="replace") as status:
-                try:
-                    process = subprocess.Popen(
-                        [
-                            *(program, "-c", str(self.directory / "apt.conf"), "-q"),
-                            *("-o", f"APT::Status-Fd={writer}", *args),
-                        ],
-                        stdin=subprocess.DEVNULL,
-                        stdout=output,
-                        stderr=errors,
-                        cwd=cwd or self.directory,
-                        env={**os.environ, "LC_ALL": "C"},
-                        pass_fds=[writer],
-                        start_new_session=True,
-                    )
-                finally:
-                    os.close(writer)
-                follower = threading.Thread(target=self._follow, args=(status, what))
-                follower.start()
-                try:
-                    with self._stop.child(process):
-                        process.wait()
-                finally:
-                    follower.join()
-            output.seek(0)
-            errors.seek(0)
-            if process.returncode:
-                raise SourceError(f"{what}: {_reason(output.read(), errors.read())}")
-            return output.read()
+        with os.fdopen(reader, errors="replace") as status, os.fdopen(writer, "wb") as told:
+            follower = threading.Thread(target=self._follow, args=(status, what))
+            follower.start()
+            try:
+                reporting = f"APT::Status-Fd={writer}"
+                code, output, errors = self._call(
+                    [program, "-q", "-o", reporting, *args], cwd, told
+                )
+            finally:
+                told.close()
+                follower.join()
+        if code:
+            raise SourceError(f"{what}: {_reason(output, errors)}")
+        return output
 
     def _query(self, program: str, *args: str) -> str:
         """Run a query; what it does not know, it leaves out (and fails)."""
-        done = subprocess.run(
+        return self._call([program, *args], None)[1]
+
+    def _call(
+        self, command: list[str], cwd: Path | None, status: IO[bytes] | None = None
+    ) -> tuple[int, str, str]:
+        """Exit code, output and complaints of a command, which gets ``status``, too."""
+        program, *args = command
+        with subprocess.Popen(
             [program, "-c", str(self.directory / "apt.conf"), *args],
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            cwd=self.directory,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=cwd or self.directory,
             env={**os.environ, "LC_ALL": "C"},
-            check=False,
-        )
-        return done.stdout.decode(errors="replace")
+            pass_fds=[status.fileno()] if status else [],
+            start_new_session=True,
+        ) as process:
+            if status:
+                status.close()
+            with self._stop.child(process):
+                try:
+                    output, errors = converse(process, most=bounds.PACKAGES_OUTPUT)
+                except TooMuchOutput:
+                    raise SourceError(
+                        f"{program} prints more than {bounds.PACKAGES_OUTPUT:,} bytes"
+                    ) from None
+        return process.returncode, output.decode(errors="replace"), errors.decode(errors="replace")
 
     def _follow(self, status: Iterable[str], what: str) -> None:
         news = Throttle(self.progress)
@@ -280,6 +288,18 @@ def _stanzas(text: str) -> list[Stanza]:
         if fields:
             found.append(dict(fields))
     return found
+
+
+def _newest_first(text: str) -> list[Stanza]:
+    """The stanzas of packages, by Debian's order of versions."""
+    from debian.debian_support import Version
+
+    found = [
+        stanza
+        for stanza in _stanzas(text)
+        if "Package" in stanza and re.fullmatch(DEBIAN_VERSION, stanza.get("Version", ""))
+    ]
+    return sorted(found, key=lambda stanza: Version(stanza["Version"]), reverse=True)
 
 
 def _reason(output: str, errors: str) -> str:

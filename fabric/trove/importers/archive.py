@@ -1,11 +1,17 @@
-"""Reading tarballs and zip files, without ever unpacking them on the disk."""
+"""Reading tarballs and zip files, without ever unpacking them on the disk.
+
+An archive may be anybody's: what is in it has bounds, and whatever is wrong with it is a
+SourceError that names the archive and the member.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import lzma
+import math
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -15,119 +21,274 @@ from typing import IO
 
 import zstandard
 
+from fabric import bounds
 from fabric.errors import SourceError
 from fabric.trove.importers.commit import Member, Tree
 
-#: What the readers raise about archives that are damaged or none.
-_TROUBLE = (
+#: What the readers raise about archives that are damaged, or made to confuse them.
+_ERRORS = (
     tarfile.TarError,
     zipfile.BadZipFile,
     zstandard.ZstdError,
     lzma.LZMAError,
     zlib.error,
+    struct.error,
     EOFError,
     OSError,
-    NotImplementedError,  # a zip file's exotic compression
+    RuntimeError,  # a zip file's exotic compression; too many headers in a row
+    ValueError,
+    LookupError,
+    OverflowError,
+    MemoryError,
 )
+_CHUNK = 1 << 20
 
 
 def read(file: Path, shown: str) -> Tree:
     """The files of an archive: tar (plain, gz, bz2, xz, zst) or zip.
 
-    Its kind is told from its content.  Directories, devices and ``.git`` are left out, as git
-    cannot hold them.  Reading on raises SourceError (it names ``shown``) if a path leads out
-    of the archive, or the archive is damaged.
+    Its kind is told from its content.  Directories, devices, pipes and ``.git`` are left out, as
+    git cannot hold them.  Reading on raises SourceError (it names ``shown``) if a path leads out
+    of the archive, something is past a bound, or the archive is damaged.
     """
     newest: list[int] = []
 
     def members() -> Iterator[Member]:
+        checks = _Checks(shown, newest)
         with contextlib.ExitStack() as stack:
             try:
                 opened = stack.enter_context(file.open("rb"))
-                start = opened.read(4)
+                start = opened.read(6)
                 opened.seek(0)
-                if start == b"PK\x03\x04":
-                    yield from _zip(stack.enter_context(zipfile.ZipFile(opened)), shown, newest)
+                if start.startswith(b"PK\x03\x04"):
+                    checks.directory(opened)
+                    yield from _zip(stack.enter_context(zipfile.ZipFile(opened)), checks)
                     return
                 plain: IO[bytes] = opened
-                if start == b"\x28\xb5\x2f\xfd":
+                if start.startswith(b"\x28\xb5\x2f\xfd"):
                     reader = zstandard.ZstdDecompressor().stream_reader(
                         opened, read_across_frames=True
                     )
-                    plain = stack.enter_context(io.BufferedReader(reader, 2**20))
-                with tarfile.open(fileobj=plain, mode="r|*") as archive:
-                    yield from _tar(archive, shown, newest)
-            except _TROUBLE as error:
-                raise _damaged(shown, error) from None
+                    plain = stack.enter_context(io.BufferedReader(reader, _CHUNK))
+                elif start == b"\xfd7zXZ\0" or start.startswith(b"\x5d\0\0"):
+                    plain = stack.enter_context(io.BufferedReader(_Xz(opened), _CHUNK))
+                with tarfile.open(fileobj=plain, mode="r|*", tarinfo=_Entry) as archive:
+                    yield from _tar(archive, checks)
+            except _ERRORS as error:
+                raise checks.damaged(error) from None
 
     return Tree(members(), newest)
 
 
-def _tar(archive: tarfile.TarFile, shown: str, newest: list[int]) -> Iterator[Member]:
-    for entry in archive:
-        path = _clean(entry.name, shown)
+def _tar(archive: tarfile.TarFile, checks: _Checks) -> Iterator[Member]:
+    while (entry := archive.next()) is not None:
+        archive.members.clear()  # type: ignore[attr-defined]  # it would keep all of them
+        path = checks.member(entry.name, entry.size, entry.mtime)
         if path is None:
             continue
-        newest[:] = [max(0, int(entry.mtime), *newest)]
         if entry.isreg():
             content = archive.extractfile(entry)
             assert content is not None
             mode = "100755" if entry.mode & 0o111 else "100644"
-            yield Member(path, mode, entry.size, _Content(content, shown))
+            yield Member(path, mode, entry.size, _Content(content, checks))
         elif entry.issym():
-            yield _symlink(path, entry.linkname)
+            yield checks.symlink(path, entry.linkname.encode(errors="surrogateescape"))
         elif entry.islnk():
-            target = _clean(entry.linkname, shown)
+            target = checks.path(entry.linkname)
             if target is not None:
                 yield Member(path, "", same_as=target)
 
 
-def _zip(archive: zipfile.ZipFile, shown: str, newest: list[int]) -> Iterator[Member]:
+def _zip(archive: zipfile.ZipFile, checks: _Checks) -> Iterator[Member]:
     import calendar
 
     for entry in archive.infolist():
-        path = _clean(entry.filename, shown)
+        time = 0
+        with contextlib.suppress(ValueError):  # month 0 and the like
+            time = calendar.timegm((*entry.date_time, 0, 0, 0))
+        path = checks.member(entry.filename, entry.file_size, time)
         if path is None or entry.is_dir():
             continue
-        with contextlib.suppress(ValueError):  # month 0 and the like
-            newest[:] = [max(0, calendar.timegm((*entry.date_time, 0, 0, 0)), *newest)]
+        if entry.flag_bits & 1:
+            raise checks.refused("it is encrypted")
         mode = entry.external_attr >> 16
         with archive.open(entry) as content:
             if stat.S_ISLNK(mode):
-                yield _symlink(path, content.read().decode(errors="surrogateescape"))
+                yield checks.symlink(path, content.read(bounds.LINK_TARGET + 1))
             else:
                 git_mode = "100755" if mode & 0o111 else "100644"
-                yield Member(path, git_mode, entry.file_size, _Content(content, shown))
+                yield Member(path, git_mode, entry.file_size, _Content(content, checks))
+
+
+class _Checks:
+    """What an archive has shown so far, held against the bounds."""
+
+    def __init__(self, shown: str, newest: list[int]) -> None:
+        self._shown = shown
+        self._newest = newest
+        self._entries = 0
+        self._bytes = 0
+        self._member = ""  # the one that is read
+
+    def refused(self, why: str) -> SourceError:
+        """An error about the archive, or the member that is read."""
+        member = f"its member {_short(self._member)!r}: " if self._member else ""
+        return SourceError(f"{self._shown}: refused: {member}{why}")
+
+    def damaged(self, error: Exception) -> SourceError:
+        """The same if it cannot be read."""
+        member = f" at {_short(self._member)!r}" if self._member else ""
+        why = str(error) or type(error).__name__
+        return SourceError(f"{self._shown}: this archive cannot be read{member}: {why}")
+
+    def directory(self, archive: IO[bytes]) -> None:
+        """Refuse a zip file whose directory, which is read at once, has too many entries.
+
+        This is the size that it claims to have: zipfile believes it, too.
+        """
+        size = archive.seek(0, io.SEEK_END)
+        tail_size = min(size, 22 + 20 + 0xFFFF)
+        archive.seek(size - tail_size)
+        tail = archive.read(tail_size)
+        archive.seek(0)
+        end = tail.rfind(b"PK\5\6")
+        if end < 0 or len(tail) - end < 22:
+            return  # zipfile says what is wrong
+        length: int = struct.unpack_from("<I", tail, end + 12)[0]
+        if tail[end - 20 : end - 16] == b"PK\6\7":
+            at: int = struct.unpack_from("<Q", tail, end - 12)[0]
+            archive.seek(min(at, size))
+            record = archive.read(56)
+            archive.seek(0)
+            if len(record) == 56:
+                length = struct.unpack_from("<Q", record, 40)[0]
+        if length // 46 > bounds.TREE_ENTRIES:  # the least that an entry takes
+            raise self._too_many()
+
+    def member(self, name: str, size: int, time: float) -> str | None:
+        """The path of the next member in its plainest form; None if it is not to be imported."""
+        self._member = name
+        self._entries += 1
+        self._bytes += max(0, size)
+        if self._entries > bounds.TREE_ENTRIES:
+            raise self._too_many()
+        if size < 0:
+            raise self.refused(f"it has {size} bytes")
+        if self._bytes > bounds.SOURCE_SIZE:
+            raise self.refused(
+                f"with it the files have {self._bytes:,} bytes, and the limit is"
+                f" {bounds.SOURCE_SIZE:,}"
+            )
+        path = self.path(name)
+        if path is not None:
+            if not math.isfinite(time) or abs(time) >= 1 << 40:
+                raise self.refused(f"its time is {time}")
+            self._newest[:] = [max(0, int(time), *self._newest)]
+        return path
+
+    def path(self, name: str) -> str | None:
+        """A path in its plainest form; None for what is not to be imported."""
+        parts = [part for part in name.split("/") if part not in ("", ".")]
+        if name.startswith("/") or ".." in parts:
+            raise self.refused("it leads out of the archive")
+        if "\0" in name:
+            raise self.refused("there is a zero byte in its name")
+        if not parts or any(part.lower() == ".git" for part in parts):
+            return None
+        path = "/".join(parts)
+        if len(path.encode(errors="surrogateescape")) > bounds.SOURCE_PATH:
+            raise self.refused(f"its path has more than {bounds.SOURCE_PATH:,} bytes")
+        if max(len(part.encode(errors="surrogateescape")) for part in parts) > bounds.SOURCE_NAME:
+            raise self.refused(f"a part of its path has more than {bounds.SOURCE_NAME} bytes")
+        if len(parts) > bounds.TREE_DEPTH:
+            raise self.refused(f"it is more than {bounds.TREE_DEPTH} folders deep")
+        return path
+
+    def symlink(self, path: str, target: bytes) -> Member:
+        """A symbolic link as a member."""
+        if not target or len(target) > bounds.LINK_TARGET or b"\0" in target:
+            raise self.refused("it is a symbolic link to what cannot be a path")
+        return Member(path, "120000", len(target), io.BytesIO(target))
+
+    def _too_many(self) -> SourceError:
+        self._member = ""
+        return self.refused(f"it has more than {bounds.TREE_ENTRIES:,} entries, the limit")
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 120 else f"{name[:100]}...{name[-15:]}"
 
 
 class _Content:
     """The content of a member, read outside of this module: it brings its own error."""
 
-    def __init__(self, raw: IO[bytes], shown: str) -> None:
+    def __init__(self, raw: IO[bytes], checks: _Checks) -> None:
         self._raw = raw
-        self._shown = shown
+        self._checks = checks
 
     def read(self, size: int) -> bytes:
+        """Up to ``size`` bytes, at least one.  SourceError at the end, which comes too early."""
         try:
-            return self._raw.read(size)
-        except _TROUBLE as error:
-            raise _damaged(self._shown, error) from None
+            if data := self._raw.read(size):
+                return data
+        except _ERRORS as error:
+            raise self._checks.damaged(error) from None
+        raise self._checks.damaged(EOFError("it ends early"))
 
 
-def _damaged(shown: str, error: Exception) -> SourceError:
-    return SourceError(f"{shown}: this archive cannot be read: {error}")
+class _Entry(tarfile.TarInfo):
+    """A member of a tar archive, without what costs memory by its size or is never in sources."""
+
+    # tarfile's own way to treat kinds of members apart
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo | None:
+        extended = self.type in (
+            *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+            *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+        )
+        if extended and not 0 <= self.size <= bounds.ARCHIVE_HEADER:
+            raise ValueError(
+                f"an extended header has {self.size:,} bytes, and the limit is"
+                f" {bounds.ARCHIVE_HEADER:,}"
+            )
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            self._sparse()
+        made: tarfile.TarInfo | None = super()._proc_member(archive)  # type: ignore[misc]
+        return made
+
+    def _sparse(self, member: tarfile.TarInfo | None = None, *_: object) -> None:
+        name = _short((member or self).name)
+        raise ValueError(f"{name!r} is a sparse file, which is not supported")
+
+    _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _sparse
 
 
-def _symlink(path: str, target: str) -> Member:
-    raw = target.encode(errors="surrogateescape")
-    return Member(path, "120000", len(raw), io.BytesIO(raw))
+class _Xz(io.RawIOBase):
+    """What an .xz or .lzma file unpacks to, in bounded memory; `lzma.open` has no bound."""
 
+    def __init__(self, packed: IO[bytes]) -> None:
+        self._packed = packed
+        self._unpacking = self._new()
 
-def _clean(name: str, shown: str) -> str | None:
-    """A member's path in its plainest form; None for what is not to be imported."""
-    parts = [part for part in name.split("/") if part not in ("", ".")]
-    if name.startswith("/") or ".." in parts:
-        raise SourceError(f"{shown}: refused, since its member {name!r} leads out of it")
-    if not parts or any(part.lower() == ".git" for part in parts):
-        return None
-    return "/".join(parts)
+    @staticmethod
+    def _new() -> lzma.LZMADecompressor:
+        return lzma.LZMADecompressor(memlimit=bounds.ARCHIVE_MEMORY)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        while True:
+            if self._unpacking.eof:  # another stream may follow, after zeros
+                rest = self._unpacking.unused_data.lstrip(b"\0")
+                while not rest:
+                    if not (rest := self._packed.read(_CHUNK)):
+                        return 0
+                    rest = rest.lstrip(b"\0")
+                self._unpacking = self._new()
+            else:
+                rest = self._packed.read(_CHUNK) if self._unpacking.needs_input else b""
+                if self._unpacking.needs_input and not rest:
+                    raise EOFError("it ends early")
+            if data := self._unpacking.decompress(rest, len(buffer)):
+                buffer[: len(data)] = data
+                return len(data)

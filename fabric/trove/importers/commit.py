@@ -60,7 +60,8 @@ def commit(
     ``ref`` (its full name) is moved there.  If one prefix is "", files that all stand in one
     top-level directory are taken out of it.  Return the commit.
     """
-    with tempfile.TemporaryFile() as errors:
+    # beside the repository: a full TMPDIR is no concern of an import
+    with tempfile.TemporaryFile(dir=repository.path) as errors:
         process = subprocess.Popen(
             [
                 *("git", "--git-dir", str(repository.path), "-c", "core.bigFileThreshold=8m"),
@@ -77,7 +78,7 @@ def commit(
         assert process.stdin is not None
         try:
             with process.stdin as stream:
-                _write(stream, ref, _stoppable(trees, stop), message, import_key)
+                _write(stream, ref, trees, message, import_key, stop)
         except BrokenPipeError:
             pass  # git has ended and says why below
         except BaseException:
@@ -94,18 +95,13 @@ def commit(
     return made[0]
 
 
-def _stoppable(trees: Iterable[tuple[str, Tree]], stop: Stop) -> Iterator[tuple[str, Tree]]:
-    def members(tree: Tree) -> Iterator[Member]:
-        for member in tree.members:
-            stop.check()
-            yield member
-
-    for prefix, tree in trees:
-        yield prefix, Tree(members(tree), tree.newest)
-
-
 def _write(
-    stream: IO[bytes], ref: str, trees: Iterable[tuple[str, Tree]], message: str, import_key: str
+    stream: IO[bytes],
+    ref: str,
+    trees: Iterable[tuple[str, Tree]],
+    message: str,
+    import_key: str,
+    stop: Stop,
 ) -> None:
     entries: dict[str, tuple[str, int]] = {}  # path -> (mode, mark)
     time = 0
@@ -113,6 +109,7 @@ def _write(
     for prefix, tree in trees:
         found: dict[str, tuple[str, int]] = {}
         for member in tree.members:
+            stop.check()
             if member.content is None:
                 original = found.get(member.same_as)
                 if original is None:
@@ -123,7 +120,7 @@ def _write(
                 continue
             mark += 1
             stream.write(b"blob\nmark :%d\ndata %d\n" % (mark, member.size))
-            _copy(member, stream)
+            _copy(member, stream, stop)
             stream.write(b"\n")
             found[member.path] = (member.mode, mark)
         strip = _single_top(found)
@@ -138,10 +135,11 @@ def _write(
     stream.write(b"done\n")
 
 
-def _copy(member: Member, stream: IO[bytes]) -> None:
+def _copy(member: Member, stream: IO[bytes], stop: Stop) -> None:
     assert member.content is not None
     left = member.size
     while left:
+        stop.check()
         piece = member.content.read(min(left, _CHUNK))
         if not piece:
             raise SourceError(f"{member.path} ends early: the archive is damaged")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
+from fabric.digest import Digest
 from fabric.errors import SourceError, command
 from fabric.trove.importers import archive
 from fabric.trove.importers.apt import Apt, Stanza
 from fabric.trove.importers.commit import Tree, from_files
-from fabric.trove.importers.download import Downloads
-from fabric.trove.lorries import Locked, Lorry
+from fabric.trove.importers.download import Downloads, WrongDigest
+from fabric.trove.locks import Locked, is_line
+from fabric.trove.lorries import Lorry
 
 
 class MovedError(SourceError):
@@ -26,7 +29,7 @@ class Orig(msgspec.Struct, frozen=True):
 
     version: str  # Debian's, whole
     upstream: str
-    files: dict[str, tuple[str, str]]
+    files: dict[str, tuple[str, Digest]]
 
 
 # -- source packages -------------------------------------------------------------------------
@@ -34,7 +37,7 @@ class Orig(msgspec.Struct, frozen=True):
 
 def import_source(lorry: Lorry, apt: Apt, downloads: Downloads) -> list[tuple[str, Tree]]:
     """The trees of the orig tarball and its components.  MovedError if it is not offered."""
-    wanted = {"": lorry.sha256, **lorry.components}
+    wanted = lorry.digests
     if any(downloads.find(sha256) is None for sha256 in wanted.values()):
         with apt.opened():
             orig = _pinned_orig(lorry, apt)
@@ -43,10 +46,12 @@ def import_source(lorry: Lorry, apt: Apt, downloads: Downloads) -> list[tuple[st
             if orig is None:
                 raise _source_moved(lorry, apt)
             _download_orig(lorry, orig, apt, downloads)
-    files = {component: downloads.directory / sha256 for component, sha256 in wanted.items()}
     return [
-        (f"{component}/" if component else "", archive.read(file, f"{lorry.package} {component}"))
-        for component, file in files.items()
+        (
+            f"{component}/" if component else "",
+            archive.read(downloads.path(sha256), f"{lorry.package} {component}".strip()),
+        )
+        for component, sha256 in wanted.items()
     ]
 
 
@@ -61,41 +66,40 @@ def offered_origs(package: str, apt: Apt) -> list[Orig]:
         for line in stanza.get("Checksums-Sha256", "").split("\n"):
             match line.split():
                 case [sha256, _, name] if (component := _component(name)) is not None:
-                    files[component] = (name, sha256)
+                    with contextlib.suppress(ValueError):
+                        files[component] = (name, Digest(sha256))
         found.append(Orig(version, upstream, files))
     return found
 
 
 def _component(name: str) -> str | None:
     """ "" for the orig tarball (or the only one), "doc" for orig-doc; None for other files."""
-    match = re.fullmatch(r"[^_]+_.+\.orig(?:-([A-Za-z0-9-]+))?\.tar\.\w+", name)
+    match = re.fullmatch(r"[^_/]+_[^/]+\.orig(?:-([A-Za-z0-9-]+))?\.tar\.\w+", name)
     if match:
         return match[1] or ""
-    return "" if re.fullmatch(r"[^_]+_[^_]+(?<!\.debian)\.tar\.\w+", name) else None
+    return "" if re.fullmatch(r"[^_/]+_[^_/]+(?<!\.debian)\.tar\.\w+", name) else None
 
 
 def _pinned_orig(lorry: Lorry, apt: Apt) -> Orig | None:
     """What is offered with just the pinned tarballs; the Debian revision does not matter."""
     for orig in offered_origs(lorry.package, apt):
         digests = {component: sha256 for component, (_, sha256) in orig.files.items()}
-        wanted = {"": lorry.sha256, **lorry.components}
-        if all(digests.get(component) == sha256 for component, sha256 in wanted.items()):
+        if lorry.digests.items() <= digests.items():
             return orig
     return None
 
 
 def _download_orig(lorry: Lorry, orig: Orig, apt: Apt, downloads: Downloads) -> None:
     request = f"{lorry.package}={orig.version}"
-    wanted = ("source", "--download-only", "--tar-only", request)
-    with apt.download(*wanted, what=lorry.name) as folder:
-        for component, sha256 in {"": lorry.sha256, **lorry.components}.items():
+    command = ("source", "--download-only", "--tar-only", "--", request)
+    with apt.download(*command, what=lorry.name) as folder:
+        for component, sha256 in lorry.digests.items():
             name, _ = orig.files[component]
-            downloads.adopt(folder / name, sha256, name)
+            downloads.adopt(folder / name, sha256, name, f"{lorry.where}: {lorry.name}")
 
 
-def _source_moved(lorry: Lorry, apt: Apt) -> MovedError:
+def _source_moved(lorry: Lorry, apt: Apt) -> SourceError:
     pinned = f"{lorry.where}: {lorry.name} pins version {lorry.version} of the Debian source"
-    advice = f"run `{command('lorry', 'update', lorry.name)}` to take what is offered"
     offered = offered_origs(lorry.package, apt)
     if not offered:
         return MovedError(
@@ -103,14 +107,17 @@ def _source_moved(lorry: Lorry, apt: Apt) -> MovedError:
             " package: check its name"
         )
     for orig in offered:
-        if orig.upstream == lorry.version:
-            digests = ", ".join(f"{name} {sha256}" for name, sha256 in orig.files.values())
-            return MovedError(
-                f"{pinned} {lorry.package} with other digests than those offered ({digests});"
-                f" {advice}"
-            )
-    versions = ", ".join(orig.upstream for orig in offered)
-    return MovedError(f"{pinned} {lorry.package}; the archives now offer {versions}; {advice}")
+        for component, sha256 in lorry.digests.items():
+            if orig.upstream == lorry.version and component in orig.files:
+                name, found = orig.files[component]
+                if found != sha256:
+                    where = f"{lorry.where}: {lorry.name}: {name}"
+                    return WrongDigest(where, sha256, found, "the Debian archives of this machine")
+    versions = ", ".join(dict.fromkeys(orig.upstream for orig in offered))
+    return MovedError(
+        f"{pinned} {lorry.package}; the archives now offer {versions};"
+        f" `{command('lorry', 'update', lorry.name)}` takes the newest if it is newer"
+    )
 
 
 # -- binary packages -------------------------------------------------------------------------
@@ -136,7 +143,7 @@ def import_packages(lorry: Lorry, apt: Apt, downloads: Downloads) -> list[tuple[
             _download_packages(lorry, missing, apt, downloads)
     table = "".join("\t".join((*str(one).split(), one.file_name)) + "\n" for one in locked)
     files: list[tuple[str, bytes | Path]] = [("packages.tsv", table.encode())]
-    files += [(one.file_name, downloads.directory / one.sha256) for one in locked]
+    files += [(one.file_name, downloads.path(one.sha256)) for one in locked]
     return [("", from_files(files))]
 
 
@@ -156,21 +163,23 @@ def resolve_packages(lorry: Lorry, apt: Apt) -> tuple[Locked, ...]:
         offers = {(one["Package"], one["Version"]): one for one in apt.show(*sorted(wanted))}
     found = []
     for name, version in closure:
-        stanza = offers.get((name, version))
-        if stanza is None or "SHA256" not in stanza:
-            raise SourceError(f"{lorry.name}: the archive gives no SHA-256 for {name} {version}")
-        found.append(_as_locked(stanza))
+        stanza = offers.get((name, version), {})
+        try:
+            one = Locked(
+                stanza["Package"],
+                stanza["Version"],
+                stanza["Architecture"],
+                Digest(stanza["SHA256"]),
+                int(stanza["Size"]),
+            )
+        except (KeyError, ValueError):
+            raise SourceError(
+                f"{lorry.name}: the archive gives no SHA-256 and size for {name} {version}"
+            ) from None
+        if not is_line(lorry.type, one):
+            raise SourceError(f"{lorry.name}: the archive offers what is no package: {str(one)!r}")
+        found.append(one)
     return tuple(found)
-
-
-def _as_locked(stanza: Stanza) -> Locked:
-    return Locked(
-        stanza["Package"],
-        stanza["Version"],
-        stanza["Architecture"],
-        stanza["SHA256"],
-        int(stanza["Size"]),
-    )
 
 
 def _newest(stanzas: Iterable[Stanza]) -> dict[str, Stanza]:
@@ -188,17 +197,19 @@ def _unoffered(wanted: Iterable[Locked], apt: Apt) -> list[Locked]:
     return [one for one in wanted if (one.name, one.version, one.sha256) not in there]
 
 
-def _packages_moved(lorry: Lorry, gone: list[Locked], apt: Apt) -> MovedError:
-    offers = _newest(apt.show(*sorted({one.name for one in gone})))
+def _packages_moved(lorry: Lorry, gone: list[Locked], apt: Apt) -> SourceError:
+    offered = apt.show(*sorted({one.name for one in gone}))
+    for one in gone:
+        for stanza in offered:
+            if (stanza["Package"], stanza["Version"]) == (one.name, one.version):
+                where = f"{lorry.where}: {lorry.name}: {one.name} {one.version}"
+                by = "the Debian archives of this machine"
+                return WrongDigest(where, one.sha256, stanza.get("SHA256", "none"), by)
+    offers = _newest(offered)
     lines = []
     for one in gone:
         offer = offers.get(one.name)
-        if offer is None:
-            now = "no longer there"
-        elif offer["Version"] == one.version:
-            now = "offered with another SHA-256"
-        else:
-            now = f"now {offer['Version']}"
+        now = "no longer there" if offer is None else f"now {offer['Version']}"
         lines.append(f"  {one.name} {one.version}: {now}")
     return MovedError(
         f"{lorry.where}: {lorry.name} pins packages that the archives of this machine do not"
@@ -210,6 +221,7 @@ def _packages_moved(lorry: Lorry, gone: list[Locked], apt: Apt) -> MovedError:
 def _download_packages(lorry: Lorry, missing: list[Locked], apt: Apt, downloads: Downloads) -> None:
     what = f"{lorry.name}: {len(missing)} packages"
     requests = [f"{one.name}={one.version}" for one in missing]
-    with apt.download("download", *requests, what=what) as folder:
+    with apt.download("download", "--", *requests, what=what) as folder:
         for one in missing:
-            downloads.adopt(folder / one.file_name, one.sha256, one.file_name)
+            where = f"{lorry.where}: {lorry.name}"
+            downloads.adopt(folder / one.file_name, one.sha256, one.file_name, where)

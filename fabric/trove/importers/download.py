@@ -3,28 +3,48 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import http.client
 import os
 import ssl
+import stat
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from fabric.errors import SourceError
+from fabric import bounds
+from fabric.digest import Digest
+from fabric.errors import NO_ROOM, SourceError, command
 from fabric.trove.files import fsync, sha256_of
 from fabric.trove.stop import Stop
 
 Progress = Callable[[str], None]
 
 _CHUNK = 256 * 1024
-#: Seconds without a byte after which a server counts as gone.
-_SILENCE = 60.0
 _TRIES = 4
+
+
+class WrongDigest(SourceError):
+    """What is offered is not what a lorry pins."""
+
+    def __init__(self, pinned_by: str, expected: str, offered: str, origin: str) -> None:
+        super().__init__(
+            f"{pinned_by}: what is offered is not what is pinned, so it is not taken\n"
+            f"  pinned:  SHA-256 {expected}\n"
+            f"  offered: SHA-256 {offered}\n"
+            f"  by:      {origin}\n"
+            "Either a mirror, a proxy or somebody on the way has changed it, or upstream has"
+            " released other files under the same version. Compare the digest with one that"
+            " upstream publishes elsewhere, in a signed announcement for example. Only if the"
+            " offered one is right, remove the old digest and tree, and `fabric-initiator lorry"
+            " update` pins what is offered."
+        )
 
 
 class Downloads:
@@ -38,35 +58,49 @@ class Downloads:
         self.progress = progress
         self._stop = stop
 
+    def path(self, sha256: Digest) -> Path:
+        """Where the finished download of that digest is, or would be."""
+        return self.directory / sha256
+
     def get(
-        self, sha256: str, url: str, headers: Mapping[str, str] = {}, *, ca: str | None = None
+        self,
+        sha256: Digest,
+        url: str,
+        headers: Mapping[str, str] = {},
+        *,
+        ca: str | None = None,
+        pinned_by: str = "",
     ) -> Path:
         """The file with that digest, downloaded from ``url`` unless it is here already.
 
-        What a broken connection left is continued.  SourceError if it cannot be had, or is
-        something else.
+        What a broken connection left is continued.  SourceError if it cannot be had; of that,
+        WrongDigest if it is something else than is pinned by ``pinned_by``, for the message.
         """
         name = shown(url).rpartition("/")[2]
         with self._reserved(sha256) as partial:
             if (done := self.find(sha256)) is not None:
                 return done
-            self._download(url, headers, ca, partial, name)
-            self._settle(partial, sha256, shown(url))
-        return self.directory / sha256
+            continued = self._download(url, headers, ca, partial, name)
+            if continued and sha256_of(partial) != sha256:
+                self.progress(f"{name}: an earlier part does not fit the rest: beginning anew")
+                partial.write_bytes(b"")
+                self._download(url, headers, ca, partial, name)
+            self._accept(partial, sha256, shown(url), pinned_by)
+        return self.path(sha256)
 
-    def any_of(self, url: str) -> tuple[Path, str]:
+    def any_of(self, url: str) -> tuple[Path, Digest]:
         """What stands at ``url`` now, whatever it is: the file and its digest (for new pins)."""
         name = shown(url).rpartition("/")[2]
         with self._reserved("url-" + hashlib.sha256(url.encode()).hexdigest()) as partial:
             partial.write_bytes(b"")  # something else may stand there by now
             self._download(url, {}, None, partial, name)
-            sha256 = sha256_of(partial)
-            self._settle(partial, sha256, shown(url))
-        return self.directory / sha256, sha256
+            sha256 = Digest(sha256_of(partial))
+            self._accept(partial, sha256, shown(url), "")
+        return self.path(sha256), sha256
 
-    def find(self, sha256: str) -> Path | None:
+    def find(self, sha256: Digest) -> Path | None:
         """The finished download of that digest, if it is here and whole."""
-        file = self.directory / sha256
+        file = self.path(sha256)
         if not file.exists():
             return None
         if sha256_of(file) != sha256:  # damaged since
@@ -74,11 +108,11 @@ class Downloads:
             return None
         return file
 
-    def adopt(self, file: Path, sha256: str, origin: str) -> Path:
-        """Take in a file that something else downloaded.  SourceError if it is a wrong one."""
+    def adopt(self, file: Path, sha256: Digest, origin: str, pinned_by: str) -> Path:
+        """Take in a file that something else downloaded.  WrongDigest if it is another one."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._settle(file, sha256, origin)
-        return self.directory / sha256
+        self._accept(file, sha256, origin, pinned_by)
+        return self.path(sha256)
 
     def gc(self, older_than: float, *, dry_run: bool = False) -> int:
         """Remove what is older than that many seconds, and not coming just now; return how many
@@ -121,25 +155,27 @@ class Downloads:
             except BlockingIOError:  # another process is downloading it
                 self._stop.pause(0.2)
 
-    def _settle(self, file: Path, sha256: str, origin: str) -> None:
+    def _accept(self, file: Path, sha256: Digest, origin: str, pinned_by: str) -> None:
         found = sha256_of(file)
         if found != sha256:
             file.unlink()
-            raise SourceError(
-                f"{origin}: not what the lorry pins: its SHA-256 is {found}, not {sha256};"
-                " if the new one is right, put it into the lorry"
-            )
+            raise WrongDigest(pinned_by or origin, sha256, found, origin)
         fsync(file)
-        file.replace(self.directory / sha256)
+        file.replace(self.path(sha256))
         fsync(self.directory)
 
     def _download(
         self, url: str, headers: Mapping[str, str], ca: str | None, partial: Path, name: str
-    ) -> None:
-        context = ssl.create_default_context(cafile=ca) if url.startswith("https:") else None
+    ) -> bool:
+        """Complete the partial file.  Whether it was continued, so that it may not fit."""
+        continued = False
         for attempt in range(1, _TRIES + 1):
+            continued = continued or partial.stat().st_size > 0
             try:
-                return self._attempt(url, headers, context, partial, name)
+                if url.startswith("file:"):
+                    self._copy_local(url, partial, name)
+                else:
+                    self._attempt(url, headers, ca, partial, name)
             except urllib.error.HTTPError as error:
                 error.close()
                 if error.code == 416:  # the rest that we ask for does not exist: start again
@@ -147,49 +183,134 @@ class Downloads:
                 elif error.code < 500 or attempt == _TRIES:
                     reason = f"the server says {error.code} {error.reason}"
                     raise SourceError(f"{shown(url)}: cannot be downloaded: {reason}") from None
-            except (OSError, http.client.HTTPException) as error:
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                if isinstance(error, OSError) and error.errno in NO_ROOM:
+                    raise _no_room(url, self.directory) from None
                 reason = str(getattr(error, "reason", error)) or type(error).__name__
-                local = isinstance(error, OSError) and getattr(error, "filename", None)
-                if attempt == _TRIES or local or url.startswith("file:"):
+                hopeless = isinstance(error, ValueError) or getattr(error, "filename", None)
+                if attempt == _TRIES or hopeless or url.startswith("file:"):
                     raise SourceError(
                         f"{shown(url)}: cannot be downloaded: {reason};"
                         " what came so far is kept, so try again"
                     ) from None
+            else:
+                return continued
             self._stop.pause(attempt)
         raise SourceError(f"{shown(url)}: cannot be downloaded")
 
     def _attempt(
-        self,
-        url: str,
-        headers: Mapping[str, str],
-        context: ssl.SSLContext | None,
-        partial: Path,
-        name: str,
+        self, url: str, headers: Mapping[str, str], ca: str | None, partial: Path, name: str
     ) -> None:
         have = partial.stat().st_size
-        request = urllib.request.Request(url, headers={"User-Agent": "distbuild", **headers})
-        if have:
-            request.add_header("Range", f"bytes={have}-")
-        with urllib.request.urlopen(request, timeout=_SILENCE, context=context) as response:
-            continued = getattr(response, "status", None) == 206
-            have = have if continued else 0
-            rest = response.headers.get("Content-Length")
-            total = have + int(rest) if rest else 0
+        more = {"Range": f"bytes={have}-"} if have else {}
+        with _open(url, {**headers, **more}, ca) as response:
+            have = have if response.status == 206 else 0
+            rest = response.headers.get("Content-Length", "")
+            total = have + int(rest) if rest.isdecimal() and rest.isascii() else 0
             with partial.open("r+b") as file:
                 file.truncate(have)
                 file.seek(have)
-                self._copy(response, file, have, total, name)
+                self._copy(response.read1, file, have, total, name)
                 if total and file.tell() < total:
                     raise ConnectionResetError("the connection ended early")
 
-    def _copy(self, response: IO[bytes], file: IO[bytes], have: int, total: int, name: str) -> None:
+    def _copy_local(self, url: str, partial: Path, name: str) -> None:
+        path = local_file(url)
+        # a pipe would block, a device never end
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with os.fdopen(handle, "rb", buffering=0) as source, partial.open("wb") as file:
+            status = os.fstat(handle)
+            if not stat.S_ISREG(status.st_mode):
+                raise SourceError(f"{shown(url)}: cannot be imported: it is not a plain file")
+            self._copy(source.read, file, 0, status.st_size, name)
+
+    def _copy(
+        self, read: Callable[[int], bytes], file: IO[bytes], have: int, total: int, name: str
+    ) -> None:
+        """Copy to the end.  ``read`` returns what there is, and waits only for the first byte."""
         news = Throttle(self.progress)
         news(f"{name}: downloading{_of(have, total)}")
-        while piece := response.read(_CHUNK):
+        since, due = have, time.monotonic() + bounds.DOWNLOAD_SILENCE
+        if total > bounds.DOWNLOAD:
+            raise _too_large(name, total)
+        while piece := read(_CHUNK):
             self._stop.check()
             file.write(piece)
             have += len(piece)
+            if have > bounds.DOWNLOAD:
+                file.truncate(0)
+                raise _too_large(name, have)
             news(f"{name}: downloading{_of(have, total)}")
+            if (now := time.monotonic()) >= due:
+                if have - since < bounds.DOWNLOAD_PACE:
+                    raise TimeoutError(
+                        f"too slow: {have - since} bytes in {bounds.DOWNLOAD_SILENCE} seconds"
+                    )
+                since, due = have, now + bounds.DOWNLOAD_SILENCE
+
+
+def _too_large(name: str, size: int) -> SourceError:
+    return SourceError(
+        f"{name}: not downloaded: {size / 1e9:.1f} GB, and the limit is"
+        f" {bounds.DOWNLOAD / 1e9:.1f} GB"
+    )
+
+
+def _no_room(url: str, directory: Path) -> SourceError:
+    return SourceError(
+        f"{shown(url)}: cannot be downloaded: no space left on the disk of {directory};"
+        f" `{command('gc')}` frees some, and --cache or FABRIC_CACHE names another place"
+    )
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects over HTTP only, never from https to http, and tells no other host a
+    password."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: Any,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        scheme = newurl.partition(":")[0].lower()
+        if scheme not in ("http", "https") or (scheme == "http" and req.type == "https"):
+            raise SourceError(f"{shown(req.full_url)}: refused: it redirects to {shown(newurl)}")
+        made = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if made is not None and made.host != req.host:
+            made.remove_header("Authorization")
+        return made
+
+
+def _open(url: str, headers: Mapping[str, str], ca: str | None) -> http.client.HTTPResponse:
+    """The answer to a request over HTTP or HTTPS, through the proxy that the user has set."""
+    context = ssl.create_default_context(cafile=ca) if url.startswith("https:") else None
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.UnknownHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(context=context),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        _Redirects(),
+    ):
+        opener.add_handler(handler)
+    request = urllib.request.Request(url, headers={"User-Agent": "distbuild", **headers})
+    response: http.client.HTTPResponse = opener.open(request, timeout=bounds.DOWNLOAD_SILENCE)
+    return response
+
+
+def local_file(url: str) -> Path:
+    """The file of this machine that a file: URL names.  SourceError if it names another machine."""
+    parts = urllib.parse.urlsplit(url)
+    path = urllib.parse.unquote(parts.path)
+    if parts.netloc not in ("", "localhost") or "\0" in path:
+        raise SourceError(f"{shown(url)}: a file of another machine: write file:///PATH")
+    return Path(path)
 
 
 class Throttle:
@@ -209,11 +330,11 @@ class Throttle:
 
 def fetch_text(url: str, headers: Mapping[str, str], ca: str | None) -> tuple[str, str, str]:
     """A small page: its text, its media type, its final URL.  OSError if it cannot be had."""
-    context = ssl.create_default_context(cafile=ca) if url.startswith("https:") else None
-    request = urllib.request.Request(url, headers={"User-Agent": "distbuild", **headers})
-    with urllib.request.urlopen(request, timeout=_SILENCE, context=context) as response:
-        text = response.read(256 * 1024 * 1024).decode()
-        return text, response.headers.get_content_type(), response.geturl()
+    with _open(url, headers, ca) as response:
+        data = response.read(bounds.INDEX_PAGE + 1)
+        if len(data) > bounds.INDEX_PAGE:
+            raise OSError(errno.EFBIG, f"more than {bounds.INDEX_PAGE} bytes")
+        return data.decode(errors="replace"), response.headers.get_content_type(), response.geturl()
 
 
 def shown(url: str) -> str:

@@ -7,6 +7,7 @@ and the index page is read here (PEP 503 and PEP 691); nothing downloaded is eve
 
 from __future__ import annotations
 
+import contextlib
 import html.parser
 import json
 import re
@@ -14,15 +15,17 @@ import subprocess
 import sys
 import urllib.parse
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from fabric.digest import Digest
 from fabric.errors import SourceError, command
 from fabric.trove.importers import archive
 from fabric.trove.importers.commit import Tree
 from fabric.trove.importers.debian import MovedError
-from fabric.trove.importers.download import Downloads, fetch_text, shown
+from fabric.trove.importers.download import Downloads, WrongDigest, fetch_text, shown
 from fabric.trove.lorries import Lorry
 
 _ACCEPT = "application/vnd.pypi.simple.v1+json, text/html;q=0.5"
@@ -35,96 +38,153 @@ print(json.dumps({"indexes": [options.index_url, *options.extra_index_urls], "ca
 """
 
 
+#: A version as PEP 440 and file names of sdists have it.
+_VERSION = re.compile(r"[0-9][0-9A-Za-z.+_-]*")
+
+
 class Sdist(msgspec.Struct, frozen=True):
     """A source distribution that an index offers."""
 
     version: str
     url: str
-    sha256: str
+    sha256: Digest
     headers: Mapping[str, str]
     ca: str | None
+    yanked: bool = False  # its authors want nobody to take it, unless they pin it already
 
 
 def import_sdist(lorry: Lorry, downloads: Downloads) -> list[tuple[str, Tree]]:
     """The tree of a pinned sdist.  MovedError if no index offers it."""
-    file = downloads.find(lorry.sha256)
+    pinned = lorry.digests[""]
+    file = downloads.find(pinned)
     if file is None:
-        offered = offered_sdists(lorry.package)
+        offered = offered_sdists(lorry.package, downloads.directory)
+        where = f"{lorry.where}: {lorry.name}"
+        same = [sdist for sdist in offered if sdist.version == lorry.version]
         for sdist in offered:
-            if sdist.sha256 == lorry.sha256:
-                file = downloads.get(sdist.sha256, sdist.url, sdist.headers, ca=sdist.ca)
+            if sdist.sha256 == pinned:
+                if sdist.yanked:
+                    downloads.progress(f"warning: {where}: {lorry.version} has been yanked")
+                file = downloads.get(pinned, sdist.url, sdist.headers, ca=sdist.ca, pinned_by=where)
                 break
         else:
-            same = [sdist.sha256 for sdist in offered if sdist.version == lorry.version]
-            now = f"with the digest {same[0]}" if same else "not at all"
+            if same:
+                raise WrongDigest(
+                    f"{where}: {lorry.package} {lorry.version}",
+                    pinned,
+                    same[0].sha256,
+                    shown(same[0].url),
+                )
             raise MovedError(
-                f"{lorry.where}: {lorry.name} pins {lorry.package} {lorry.version} with the"
-                f" digest {lorry.sha256}, which the index offers {now};"
-                f" run `{command('lorry', 'update', lorry.name)}` to take what is offered"
+                f"{where} pins {lorry.package} {lorry.version}, which the index does not offer;"
+                f" `{command('lorry', 'update', lorry.name)}` takes the newest if it is newer"
             )
     return [("", archive.read(file, f"{lorry.package} {lorry.version}"))]
 
 
-def offered_sdists(package: str) -> list[Sdist]:
-    """All sdists of a project, in the order of pip's indexes."""
+def offered_sdists(package: str, folder: Path) -> list[Sdist]:
+    """All sdists of a project, in the order of pip's indexes.  ``folder``: see `pip_command`."""
     found: list[Sdist] = []
-    settings = _pip_settings()
+    settings = _pip_settings(folder)
     failures = []
     for index in settings["indexes"]:
         url, headers = _without_password(f"{index.rstrip('/')}/{_normal(package)}/")
         try:
             text, kind, final = fetch_text(url, {**headers, "Accept": _ACCEPT}, settings["ca"])
-        except OSError as error:
+            links = _links(text, kind)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             failures.append(f"{shown(url)}: {error}")
             continue
-        for link, sha256 in _links(text, kind):
+        for link, sha256, yanked in links:
             name = urllib.parse.unquote(link.rpartition("/")[2])
             version = _version(name, package)
-            if version and sha256:
-                full = urllib.parse.urljoin(final, link)
-                found.append(Sdist(version, full, sha256, headers, settings["ca"]))
+            full = urllib.parse.urljoin(final, link)
+            if version and sha256 and full.startswith(("http:", "https:")):
+                # a password is for the index alone
+                ours = headers if _host(full) == _host(url) else {}
+                found.append(Sdist(version, full, sha256, ours, settings["ca"], yanked))
     if not found:
         reason = "; ".join(failures) or "the index has no source distribution of it"
         raise SourceError(f"{package}: cannot be had from the Python package index: {reason}")
     return found
 
 
-def newest(sdists: list[Sdist]) -> Sdist:
-    """The one of the highest final version (a pre-release only if there is nothing else)."""
+def newest(sdists: list[Sdist]) -> Sdist | None:
+    """The one of the highest final version (a pre-release only if there is nothing else).
 
-    def rank(sdist: Sdist) -> tuple[bool, list[int]]:
-        final = re.fullmatch(r"\d+(\.\d+)*(\.post\d+)?", sdist.version) is not None
-        return final, [int(number) for number in re.findall(r"\d+", sdist.version)]
+    What is yanked, or has no version, is not taken; None if nothing is left.
+    """
+    from packaging.version import InvalidVersion, Version
 
-    return max(sdists, key=rank)
+    def rank(sdist: Sdist) -> tuple[bool, Version]:
+        version = Version(sdist.version)
+        return not version.is_prerelease, version
+
+    ranked = []
+    for sdist in sdists:
+        with contextlib.suppress(InvalidVersion):
+            if not sdist.yanked:
+                ranked.append((rank(sdist), sdist))
+    return max(ranked, key=lambda one: one[0])[1] if ranked else None
 
 
-def _pip_settings() -> dict[str, Any]:
-    """pip's indexes and certificates, as its files, the environment and its defaults say."""
+def pip_command(folder: Path, *args: str) -> list[str]:
+    """A Python that has pip, with arguments; to be run in ``folder``, which must be ours.
+
+    Python would import modules, and pip take files for packages, from the current folder: that of
+    a user may be anybody's definitions.  SourceError if there is no pip.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     for python in (sys.executable, "python3"):
-        asked = subprocess.run(
-            [python, "-P", "-c", _ASK_PIP], capture_output=True, text=True, check=False
-        )
-        if asked.returncode == 0:
-            settings: dict[str, Any] = json.loads(asked.stdout)
-            return settings
+        asked = [python, "-P", "-c", "import pip"]
+        if subprocess.run(asked, capture_output=True, cwd=folder, check=False).returncode == 0:
+            return [python, "-P", *args]
     raise SourceError(
-        "pip is not installed for python3, so there is no telling which package index to use:"
-        " install it (Debian: python3-pip)"
+        "the Python package index is asked through pip: install it for python3 (Debian:"
+        " python3-pip)"
     )
 
 
-def _links(text: str, kind: str) -> list[tuple[str, str]]:
-    """(URL, sha256 or "") of all files on an index page."""
+def _pip_settings(folder: Path) -> dict[str, Any]:
+    """pip's indexes and certificates, as its files, the environment and its defaults say."""
+    asked = subprocess.run(
+        pip_command(folder, "-c", _ASK_PIP),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if asked.returncode:
+        raise SourceError(f"pip does not tell which index it uses: {asked.stderr.strip()[-400:]}")
+    settings: dict[str, Any] = json.loads(asked.stdout)
+    return settings
+
+
+def _links(text: str, kind: str) -> list[tuple[str, Digest | None, bool]]:
+    """(URL, SHA-256, whether it is yanked) of all files on an index page (PEP 503, 592, 691)."""
     if kind == "application/vnd.pypi.simple.v1+json":
-        return [(one["url"], one["hashes"].get("sha256", "")) for one in json.loads(text)["files"]]
+        return [
+            (str(one["url"]), _digest(one["hashes"].get("sha256")), bool(one.get("yanked")))
+            for one in json.loads(text)["files"]
+        ]
     parser = _Anchors()
     parser.feed(text)
     links = []
-    for link in parser.links:
+    for link, yanked in parser.links:
         url, _, fragment = link.partition("#")
-        links.append((url, dict(urllib.parse.parse_qsl(fragment)).get("sha256", "")))
+        links.append((url, _digest(dict(urllib.parse.parse_qsl(fragment)).get("sha256")), yanked))
     return links
+
+
+def _digest(text: object) -> Digest | None:
+    with contextlib.suppress(ValueError):
+        return Digest(str(text))
+    return None
+
+
+def _host(url: str) -> str:
+    return urllib.parse.urlsplit(url).netloc.rpartition("@")[2]
 
 
 class _Anchors(html.parser.HTMLParser):
@@ -132,11 +192,12 @@ class _Anchors(html.parser.HTMLParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.links: list[str] = []
+        self.links: list[tuple[str, bool]] = []  # (URL, whether it is yanked)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag == "a":
-            self.links += [value for name, value in attrs if name == "href" and value]
+        given = dict(attrs)
+        if tag == "a" and (link := given.get("href")):
+            self.links.append((link, "data-yanked" in given))
 
 
 def _normal(name: str) -> str:
@@ -150,7 +211,7 @@ def _version(file: str, package: str) -> str | None:
         if stem != file:
             for cut in re.finditer("-", stem):
                 name, version = stem[: cut.start()], stem[cut.end() :]
-                if _normal(name) == _normal(package) and version[:1].isdigit():
+                if _normal(name) == _normal(package) and _VERSION.fullmatch(version):
                     return version
     return None
 

@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fabric import bounds
+from fabric.digest import Digest
 from fabric.errors import SourceError, command
+from fabric.process import TooMuchOutput, converse
 from fabric.trove.files import sha256_of
 from fabric.trove.importers.commit import Tree, from_files
 from fabric.trove.importers.debian import MovedError
-from fabric.trove.importers.download import Downloads
-from fabric.trove.lorries import Locked, Lorry
+from fabric.trove.importers.download import Downloads, WrongDigest
+from fabric.trove.importers.pypi import pip_command
+from fabric.trove.locks import Locked, is_line
+from fabric.trove.lorries import Lorry
 from fabric.trove.stop import Stop
 
 #: The newest GNU C library that wheels may ask for: 2.41, Debian 13's.
 _GLIBC = 41
-_GONE = ("No matching distribution found", "DO NOT MATCH THE HASHES")
+_GONE = "No matching distribution found"
+_CHANGED = re.compile(r"Expected sha256 ([0-9a-f]{64})\s+Got\s+([0-9a-f]{64})")
 
 
 def resolve_wheels(
@@ -36,9 +41,11 @@ def resolve_wheels(
     with _downloaded(lorry, downloads, stop, list(lorry.packages)) as files:
         for file in files:
             name, version, tag = file.name.removesuffix(".whl").split("-", 2)
-            sha256, size = sha256_of(file), file.stat().st_size
-            downloads.adopt(file, sha256, file.name)
-            found.append(Locked(name, version, tag, sha256, size))
+            one = Locked(name, version, tag, Digest(sha256_of(file)), file.stat().st_size)
+            if not is_line(lorry.type, one):
+                raise SourceError(f"{lorry.name}: the index offers what is no wheel: {file.name!r}")
+            downloads.adopt(file, one.sha256, file.name, file.name)
+            found.append(one)
     return tuple(sorted(found, key=lambda one: one.name))
 
 
@@ -59,10 +66,8 @@ def import_wheels(
         with _downloaded(lorry, downloads, stop, pins, "--no-deps", "--require-hashes") as files:
             for file in files:
                 if one := missing.get(file.name):
-                    downloads.adopt(file, one.sha256, file.name)
-    return [
-        ("", from_files((wheel_name(one), downloads.directory / one.sha256) for one in locked)),
-    ]
+                    downloads.adopt(file, one.sha256, file.name, f"{lorry.where}: {lorry.name}")
+    return [("", from_files((wheel_name(one), downloads.path(one.sha256)) for one in locked))]
 
 
 def wheel_name(locked: Locked) -> str:
@@ -81,7 +86,7 @@ def _downloaded(
     with tempfile.TemporaryDirectory(prefix="wheels-", dir=place) as folder:
         asked = Path(folder) / "requirements.txt"
         asked.write_text("".join(f"{one}\n" for one in requirements))
-        call = [_python_with_pip(), "-P", "-m", "pip", "download", "--quiet", "--no-input"]
+        call = pip_command(Path(folder), "-m", "pip", "download", "--quiet", "--no-input")
         call += ["--disable-pip-version-check", "--dest", folder, "--requirement", str(asked)]
         call += ["--only-binary", ":all:", "--implementation", "cp", *options]
         call += ["--python-version", lorry.python]
@@ -96,29 +101,31 @@ def _downloaded(
         with (
             subprocess.Popen(
                 call,
+                cwd=folder,
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 start_new_session=True,
             ) as process,
             stop.child(process),
         ):
-            assert process.stderr is not None
-            errors = process.stderr.read().decode(errors="replace")
+            try:
+                _, errors = converse(process, most=bounds.PACKAGES_OUTPUT)
+            except TooMuchOutput:
+                raise SourceError(
+                    f"pip prints more than {bounds.PACKAGES_OUTPUT:,} bytes"
+                ) from None
         if process.returncode:
-            said = re.sub(r"\s*\n\s*", " ", errors.replace("ERROR: ", "")).strip()
-            if lorry.locked() and any(words in said for words in _GONE):
+            said = re.sub(
+                r"\s+", " ", errors.decode(errors="replace").replace("ERROR: ", "")
+            ).strip()
+            where = f"{lorry.where}: {lorry.name}"
+            if changed := _CHANGED.search(said):
+                raise WrongDigest(where, changed[1], changed[2], "the Python package index")
+            if lorry.locked() and _GONE in said:
                 raise MovedError(
-                    f"{lorry.where}: {lorry.name} pins wheels that the index does not offer (any"
-                    f" more): {said}; run `{command('lorry', 'update', lorry.name)}`"
+                    f"{where} pins wheels that the index does not offer (any more): {said};"
+                    f" run `{command('lorry', 'update', lorry.name)}`"
                 )
-            raise SourceError(f"{lorry.where}: {lorry.name}: pip cannot download: {said}")
+            raise SourceError(f"{where}: pip cannot download: {said}")
         yield sorted(Path(folder).glob("*.whl"))
-
-
-def _python_with_pip() -> str:
-    for python in (sys.executable, "python3"):
-        asked = [python, "-P", "-c", "import pip"]  # -P: not from the current folder
-        if subprocess.run(asked, capture_output=True, check=False).returncode == 0:
-            return python
-    raise SourceError("wheels are fetched by pip: install it for python3 (Debian: python3-pip)")
