@@ -343,13 +343,13 @@ class Fleet(Faults):
         """
         del worker.held[attempt.id]
         worker.floor = max(worker.floor, attempt.fence)
-        self._say_ended(attempt, outcome)
-        return self.disown(attempt)
+        task = self.tasks.get(attempt.key)
+        self._say_ended(attempt, outcome, task)
+        return self.disown(attempt, task)
 
-    def _say_ended(self, attempt: Attempt, outcome: Outcome | None) -> None:
+    def _say_ended(self, attempt: Attempt, outcome: Outcome | None, task: Task | None) -> None:
         if attempt.over:
             return
-        task = self.tasks.get(attempt.key)
         kind = name = arch = ""
         if task is not None:
             kind, name, arch = task.offer.kind, task.offer.name, task.offer.arch
@@ -371,7 +371,7 @@ class Fleet(Faults):
         for key in worker.seats:
             self.tasks[key].seat = ""
         for attempt in list(worker.held.values()):
-            task = self.disown(attempt)
+            task = self.disown(attempt, self.tasks.get(attempt.key))
             if task is not None:
                 self._lost(task, name)
         self._gone[name] = Gone(worker.instance, worker.held, worker.floor)
@@ -394,6 +394,6 @@ class Fleet(Faults):
 
     def _give_up_held(self, gone: Gone) -> None:
         for attempt in gone.held.values():
-            self._say_ended(attempt, None)
+            self._say_ended(attempt, None, self.tasks.get(attempt.key))
             gone.floor = max(gone.floor, attempt.fence)
         gone.held = {}

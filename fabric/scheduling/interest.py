@@ -161,9 +161,8 @@ class Interest(Ledger):
         ghosts[attempt.worker, attempt.fence] = attempt
         self.desires[attempt.worker] = None
 
-    def disown(self, attempt: Attempt) -> Task | None:
-        """An attempt is no task's any more; returns the task whose it was."""
-        task = self.tasks.get(attempt.key)
+    def disown(self, attempt: Attempt, task: Task | None) -> Task | None:
+        """An attempt is no task's any more; returns the task of its key if it was of that."""
         if task is not None and task.attempt is attempt:
             self.stop(task)
             return task

@@ -9,16 +9,18 @@ from typing import Any
 from fabric.scheduling.events import Ask, Changed, Desire, Effect, Refuse
 from fabric.scheduling.model import (
     DEFAULT_SECONDS,
+    STORY_LENGTH,
     Attempt,
     Durations,
     Limits,
     Request,
     Requester,
     Task,
+    Transition,
     Worker,
 )
 from fabric.scheduling.pools import Pools
-from fabric.scheduling.states import Cause, State
+from fabric.scheduling.states import TABLE, Cause, IllegalTransition, State
 from fabric.wire.messages import Code, Offer
 
 #: Keys in one question, and pieces of rubbish removed at a time: neither takes long.
@@ -129,9 +131,21 @@ class Ledger:
 
     def move(self, task: Task, cause: Cause, detail: str = "") -> None:
         """A task goes where the table says.  IllegalTransition if it says nothing."""
-        self.tally[task.state] -= 1
-        task.move(cause, self.now, detail)
-        self.tally[task.state] += 1
+        before = task.state
+        then = TABLE.get((before, cause))
+        if then is None:
+            told = "; ".join(f"{line.cause} -> {line.state}" for line in task.story)
+            raise IllegalTransition(
+                f"{task.offer.name}: {cause.name} in state {before} (story: {told})"
+            )
+        tally = self.tally
+        tally[before] -= 1
+        tally[then] += 1
+        task.state = then
+        story = task.story
+        story.append(Transition(self.now, cause, then, detail))
+        if len(story) > STORY_LENGTH:
+            del story[1]  # how it began stays
 
     def remove(self, task: Task) -> None:
         """A task is no more."""

@@ -12,7 +12,7 @@ import msgspec
 from fabric import bounds
 from fabric.scheduling.named import Index
 from fabric.scheduling.shares import Share
-from fabric.scheduling.states import LIVE, TABLE, Cause, IllegalTransition, State
+from fabric.scheduling.states import LIVE, Cause, State
 from fabric.wire.messages import Offer, Outcome, RequestState, StepState
 
 #: (kind, name, arch) -> seconds a build took; what `Scheduler` is given and `Learned` tells.
@@ -121,19 +121,6 @@ class Task(msgspec.Struct, eq=False):
     def choosy(self) -> bool:
         """Not every worker will do."""
         return bool(self.faults or self.refusals)
-
-    def move(self, cause: Cause, now: float, detail: str = "") -> None:
-        """Go where the table says.  IllegalTransition if it says nothing."""
-        then = TABLE.get((self.state, cause))
-        if then is None:
-            story = "; ".join(f"{line.cause} -> {line.state}" for line in self.story)
-            raise IllegalTransition(
-                f"{self.offer.name}: {cause.name} in state {self.state} (story: {story})"
-            )
-        self.state = then
-        self.story.append(Transition(now, cause, then, detail))
-        if len(self.story) > STORY_LENGTH:
-            del self.story[1]  # how it began stays
 
 
 class Worker(msgspec.Struct, eq=False):

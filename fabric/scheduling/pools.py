@@ -192,6 +192,8 @@ class Pool:
 
     def match(self, now: float) -> Match | None:
         """The task that comes first with a worker for it; None if nothing can be matched."""
+        if not self._by_load:
+            return None
         best: Match | None = None
         for avoid, queue in list(self._queues.items()):
             worker = self._freest(now, avoid)

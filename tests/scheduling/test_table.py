@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from machine_kit import offers_of
 
+from fabric.scheduling.core import Scheduler
 from fabric.scheduling.model import Task
 from fabric.scheduling.states import LIVE, TABLE, Cause, IllegalTransition, State, table
 
@@ -12,9 +13,11 @@ from fabric.scheduling.states import LIVE, TABLE, Cause, IllegalTransition, Stat
 def test_what_the_table_does_not_list_raises_and_tells_the_story() -> None:
     [offer] = offers_of("zlib:")
     task = Task(offer.key, offer, 1, 60.0)
-    task.move(Cause.ABSENT, 1.0)
+    scheduler = Scheduler()
+    scheduler.add(task)
+    scheduler.move(task, Cause.ABSENT)
     with pytest.raises(IllegalTransition, match=r"zlib: FINISHED in state blocked \(story: the"):
-        task.move(Cause.FINISHED, 2.0)
+        scheduler.move(task, Cause.FINISHED)
     assert task.state is State.BLOCKED
 
 
