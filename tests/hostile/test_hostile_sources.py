@@ -26,6 +26,7 @@ from fabric import bounds
 from fabric.digest import Digest
 from fabric.errors import SourceError
 from fabric.trove.importers import archive
+from fabric.trove.importers.apt import Apt
 from fabric.trove.importers.download import Downloads, WrongDigest, fetch_text
 from fabric.trove.sources import Sources
 from fabric.trove.stop import Stop
@@ -491,6 +492,18 @@ def test_an_index_page_without_end() -> None:
         pytest.raises(OSError, match="more than 67108864 bytes"),
     ):
         fetch_text(url, {}, None)
+
+
+@pytest.mark.bound("PACKAGES_OUTPUT")
+def test_a_program_of_apt_that_prints_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "PACKAGES_OUTPUT", 1000)
+    apt = Apt(tmp_path, "deb", "amd64", lambda _: None, Stop())
+    apt.directory.mkdir()
+    (apt.directory / "apt.conf").write_text("")
+    with pytest.raises(SourceError, match="apt-config prints more than 1,000 bytes"):
+        apt._query("apt-config", "dump")
 
 
 # -- repositories ----------------------------------------------------------------------------
