@@ -11,6 +11,7 @@ cancelling, no source, no layers to look through, and one process.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -79,7 +80,7 @@ def keep(store: Store, root: Path, name: str, log: Log) -> None:
     packed = pack(scan(inst).values(), root / "unused")
     log.seal()
     manifest = Manifest(
-        key=name.replace("-", ""),
+        key=hashlib.sha256(name.encode()).hexdigest(),
         kind="chunk",
         name=name,
         arch="any",
