@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
 import gc
 import math
 import os
@@ -89,7 +88,7 @@ class Parts(NamedTuple):
     record: Record
     desk: Desk
     resolvers: Resolvers
-    scheduler: Scheduler
+    new_core: Callable[[], Scheduler]
 
 
 class Broker:
@@ -106,7 +105,8 @@ class Broker:
         self._record = parts.record
         self._desk = parts.desk
         self._resolvers = parts.resolvers
-        self._scheduler = parts.scheduler
+        self._new_core = parts.new_core
+        self._scheduler = self._new_core()
         self._stopping = False
         self._now = self._clock()
         journal = self._record.journal
@@ -137,19 +137,22 @@ class Broker:
 
     def _take_up(self) -> None:
         """Take up what is written of requests; what the core cannot take is set aside."""
-        blank, journal = copy.deepcopy(self._scheduler), self._record.journal
-        records, effects = journal.records(), list[events.Effect]()
-        while records:
-            record = records.pop(0)
+        while (effects := self._try_to_take_up()) is None:
+            self._scheduler = self._new_core()  # what the core has of a bad record is not whole
+        for effect in effects:
+            self._carry_out[type(effect)](effect)
+
+    def _try_to_take_up(self) -> list[events.Effect] | None:
+        """What follows from all records; None if there was a bad one."""
+        journal = self._record.journal
+        effects: list[events.Effect] = []
+        for record in journal.records():
             try:
                 effects += self._scheduler.handle(record.event, self._now)
             except Exception as error:  # noqa: BLE001 - a broker that does not start helps nobody
                 journal.set_aside(record.id, record.written, error)
-                # what the core has of it is not whole: once more, without it
-                self._scheduler = copy.deepcopy(blank)
-                records, effects = journal.records(), []
-        for effect in effects:
-            self._carry_out[type(effect)](effect)
+                return None
+        return effects
 
     def run(self) -> None:
         """Serve until told to stop."""
@@ -360,17 +363,20 @@ def assemble(
     lasting = bool(resolver)
     listener = Listener(addresses, note, wake=wake.fd, curve=curve, admitted=admitted)
     journal = Journal(state / "journal.sqlite", note, wake, needed=lasting)
-    scheduler = Scheduler(
-        limits,
-        epoch=journal.epoch,
-        secret=journal.secret,
-        durations=journal.durations,
-        drained=journal.drained_workers,
-        # Also if no request was left: workers may not have heard that they are to stop.
-        # Those of an embedded broker end with it.
-        recovering=lasting and not journal.first,
-        now=time.monotonic(),
-    )
+
+    def new_core() -> Scheduler:
+        return Scheduler(
+            limits,
+            epoch=journal.epoch,
+            secret=journal.secret,
+            durations=journal.durations,
+            drained=journal.drained_workers,
+            # Also if no request was left: workers may not have heard that they are to stop.
+            # Those of an embedded broker end with it.
+            recovering=lasting and not journal.first,
+            now=time.monotonic(),
+        )
+
     parts = Parts(
         clock=time.monotonic,
         wake=wake,
@@ -379,7 +385,7 @@ def assemble(
         record=Record(journal, note, metrics),
         desk=Desk(open_store, wake),
         resolvers=Resolvers(resolver, wake),
-        scheduler=scheduler,
+        new_core=new_core,
     )
     return Broker(parts, lasting=lasting)
 

@@ -53,7 +53,7 @@ def test_a_request_that_breaks_the_core_is_set_aside(tmp_path: Path) -> None:
         record=Record(journal, Notes("broker"), None),
         desk=Desk(lambda: Store(str(tmp_path / "store"), tmp_path / "scratch"), wake),
         resolvers=Resolvers(("true",), wake),
-        scheduler=Faulty(
+        new_core=lambda: Faulty(
             None, epoch=journal.epoch, secret=journal.secret, durations={}, now=time.monotonic()
         ),
     )
