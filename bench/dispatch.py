@@ -108,7 +108,7 @@ def serve_broker(directory: Path) -> None:
         directory / "state",
         Stub,  # type: ignore[arg-type]
         keys_dir=directory,
-        resolver=("cat", str(directory / "submit")),
+        resolver=("sh", "-c", 'cat "$0"', str(directory / "submit")),
     )
     serve(broker)
 
