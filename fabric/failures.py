@@ -45,7 +45,7 @@ class Failures:
 
     def of(self, key: Digest) -> Failure | None:
         """How the step failed last, None if it is not known to have."""
-        with contextlib.suppress(OSError, msgspec.DecodeError):
+        with contextlib.suppress(OSError, ValueError):
             return msgspec.json.decode((self._folder / key).read_bytes(), type=Failure)
         return None
 

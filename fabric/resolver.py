@@ -29,6 +29,7 @@ from fabric.building.host import host_tools
 from fabric.config import BrokerSettings
 from fabric.definitions.load import load
 from fabric.definitions.select import find
+from fabric.digest import Digest
 from fabric.errors import (
     NO_ROOM,
     Cancelled,
@@ -120,13 +121,21 @@ def _tools(given: str | None, settings: BrokerSettings) -> str:
     """The digest that is given, remembered for when no worker has come back yet."""
     memory = settings.cache_dir / "workers-tools"
     if given:
-        if not memory.exists() or memory.read_text() != given:
+        if _remembered(memory) != given:
             with scratch(settings.cache_dir / "tmp", "resolving-") as folder:
                 fresh = folder / "tools"
                 fresh.write_text(given)  # there may be no room for all of it
                 fresh.replace(memory)
         return given
-    return memory.read_text() if memory.exists() else host_tools(settings.cache_dir / "host-tools")
+    return _remembered(memory) or host_tools(settings.cache_dir / "host-tools")
+
+
+def _remembered(memory: Path) -> str:
+    """The digest in a file; "" if there is none."""
+    try:
+        return Digest(memory.read_text())
+    except (OSError, ValueError):
+        return ""
 
 
 def parser() -> argparse.ArgumentParser:

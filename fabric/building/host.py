@@ -89,9 +89,7 @@ def host_tools(cache: Path) -> str:
     ``cache`` is a file that remembers digests of unchanged files, so that asking again costs
     a millisecond.
     """
-    known: dict[str, tuple[str, str]] = {}
-    with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
-        known = msgspec.json.decode(cache.read_bytes(), type=dict[str, tuple[str, str]])
+    known = _remembered(cache)
     seen: dict[str, tuple[str, str]] = {}  # path -> (what its inode looked like, digest)
     lines = []
     for name, path in _tools():
@@ -108,9 +106,19 @@ def host_tools(cache: Path) -> str:
         cache.parent.mkdir(parents=True, exist_ok=True)
         fd, temporary = tempfile.mkstemp(dir=cache.parent)
         with os.fdopen(fd, "wb") as file:
-            file.write(msgspec.json.encode(seen))
+            content = msgspec.json.encode(seen)
+            file.write(hashlib.sha256(content).digest() + content)
         Path(temporary).replace(cache)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _remembered(cache: Path) -> dict[str, tuple[str, str]]:
+    """What `host_tools` wrote; nothing if that is not there, or is damaged."""
+    with contextlib.suppress(OSError):
+        content = cache.read_bytes()
+        if hashlib.sha256(content[32:]).digest() == content[:32]:
+            return msgspec.json.decode(content[32:], type=dict[str, tuple[str, str]])
+    return {}
 
 
 def _tools() -> Iterator[tuple[str, Path]]:

@@ -311,13 +311,13 @@ class Workspace:
         Unpacking does not wait for the disk, so after a power cut their files may be empty.
         They come back from the store, which does, when they are needed.
         """
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
         stamp = self.root / "boot"
-        if not stamp.exists() or stamp.read_text() != boot:
+        if not stamp.exists() or stamp.read_bytes() != boot:
             for name in ("layers", "indexes", "merged"):
                 self.discard(self.root / name)
                 (self.root / name).mkdir()
-            stamp.write_text(boot)
+            stamp.write_bytes(boot)
 
 
 def _scarce(path: Path) -> bool:

@@ -17,6 +17,7 @@ from fabric.errors import FabricError
 from fabric.trove.configured import open_sources, open_store
 from fabric.trove.files import sha256_of
 from fabric.trove.health import Health
+from fabric.trove.housekeeping import check as check_repositories
 
 #: Exit code when something was damaged: a machine failed, be it mended or not.
 DAMAGED = 4
@@ -71,6 +72,8 @@ def _check(settings: Settings, progress: _Progress) -> Iterator[Finding]:
         if sha256_of(file) != file.name:
             file.unlink(missing_ok=True)
             yield Finding("download", file.name, "its digest is another", "it is fetched again")
+    for name, why, then in check_repositories(sources.root, lambda: progress.read("repositories")):
+        yield Finding("repository", name, why, then)
     with Workspace(settings.work_dir, store, sources) as workspace:
         yield from _check_trees(workspace, progress)
         for tree in sources.exports.check(workspace.alone, lambda: progress.read("source trees")):

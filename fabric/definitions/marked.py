@@ -23,8 +23,9 @@ from fabric.errors import Problem
 
 _PREFIX = "tag:yaml.org,2002:"
 _STR, _MAP, _SEQ, _MERGE = (_PREFIX + name for name in ("str", "map", "seq", "merge"))
-#: An anchor, as far as can be told without parsing: no alias is without one.
-_ANCHOR = re.compile(rb"&(?<![^\s\[{,:?-]&)(?![\s&])")
+#: An anchor, as far as can be told without parsing: no alias is without one.  Some of what ends a
+#: line is no ASCII: NEL, LS, PS.
+_ANCHOR = re.compile(rb"&(?<![^\s\[{,:?\x80-\xff-]&)(?![\s&])")
 _DEPTH = bounds.YAML_DEPTH
 _NESTED = f"nested more than {bounds.YAML_DEPTH} deep: no file needs that"
 _TOO_MUCH = f"more than {bounds.YAML_NODES:,} values: no file needs that"

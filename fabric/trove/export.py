@@ -88,7 +88,7 @@ class Exports:
         tree: str,
         say: Callable[[str], None] = lambda text: None,  # noqa: ARG005
     ) -> Path:
-        """Export the tree of a commit.  SourceError if an object is missing or damaged.
+        """Export the tree of a commit.  DamagedRepositoryError if an object is not right.
 
         One that is there, and has changed, is replaced, which ``say`` hears.
         """
@@ -268,9 +268,8 @@ class _Blob:
             raise self._damaged("is damaged")
 
     def _damaged(self, how: str) -> SourceError:
-        return SourceError(
-            f"{self.repository.path}: object {self.entry.sha} ({self.entry.path}) {how}; remove"
-            " that directory, and its source is imported or fetched again"
+        return git_process.DamagedRepositoryError(
+            f"{self.repository.path}: object {self.entry.sha} ({self.entry.path}) {how}"
         )
 
 

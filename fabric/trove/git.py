@@ -12,13 +12,22 @@ import json
 import os
 import re
 import time
+import zlib
 from pathlib import Path
 
 import msgspec
 
 from fabric.errors import SourceError
 from fabric.trove.files import scratch
-from fabric.trove.git_process import Progress, entries, environment, run, talk
+from fabric.trove.git_process import (
+    DamagedRepositoryError,
+    Progress,
+    entries,
+    environment,
+    popen,
+    run,
+    talk,
+)
 from fabric.trove.stop import Stop
 
 SHA = re.compile(r"[0-9a-f]{40}")
@@ -28,6 +37,8 @@ _OBJECT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")  # another's repository may
 _NO_REFS = "packed-refs holds something else than refs"
 _HEAD = re.compile(rb"(ref: refs/[^\0]+|[0-9a-f]{40})\n*")
 _IMPORT_KEY = re.compile(rb"^Import-Key: ([0-9a-f]{64})$", re.M)
+#: What ``git fsck`` returns for objects that their authors have made so.
+_ODD = 1
 #: Seconds after which a pack that nobody goes on writing is rubbish.
 ABANDONED = 3600.0
 #: Settings of every repository here, whatever the user's are.
@@ -38,10 +49,6 @@ _SETTINGS = (
     "core.fsync=committed",
     "uploadpack.allowAnySHA1InWant=true",  # a worker asks for the very commit
 )
-
-
-class DamagedRepositoryError(SourceError):
-    """Files of a repository of ours are missing, or hold what git never wrote."""
 
 
 class Fact(msgspec.Struct, frozen=True):
@@ -79,6 +86,25 @@ class Repository:
         """DamagedRepositoryError if what is there cannot be a repository."""
         if self.exists and not all(map(_OBJECT.fullmatch, self._packed().values())):
             raise self._damaged(_NO_REFS)
+
+    def examine(self) -> None:
+        """Read all of it.  DamagedRepositoryError if something is missing, or is not what it was.
+
+        What is known of commits is forgotten, and found out again.
+        """
+        (self.path / "facts").unlink(missing_ok=True)
+        self._facts = None
+        self.check()
+        if not self.exists:
+            return
+        with popen(
+            self.path, ["fsck", "--full", "--no-dangling", "--no-reflogs", "--no-progress"]
+        ) as git:
+            assert git.stdout is not None
+            while git.stdout.read(1 << 16):
+                pass
+        if git.returncode & ~_ODD:
+            raise self._damaged("git fsck finds faults in it")
 
     def remove(self) -> None:
         """Remove all of it, out of sight at first."""
@@ -158,12 +184,16 @@ class Repository:
     def _loose(self, name: str, depth: int = 5) -> str | None:
         try:
             content = (self.path / name).read_text().strip()
-        except (OSError, UnicodeDecodeError):
+        except OSError:
             return None
+        except UnicodeDecodeError:
+            content = ""
         if content.startswith("ref: ") and depth:
             target = content[5:]
             return self._loose(target, depth - 1) or self._packed().get(target)
-        return content if SHA.fullmatch(content) else None
+        if not _OBJECT.fullmatch(content):
+            raise self._damaged(f"{name} holds something else than a ref")
+        return content
 
     def _packed(self) -> dict[str, str]:
         """Name -> object of all packed refs; annotated tags already peeled."""
@@ -186,7 +216,7 @@ class Repository:
     # -- facts -------------------------------------------------------------------------------
 
     def fact(self, commit: str) -> Fact:
-        """What is known of a commit.  SourceError if the repository lacks it."""
+        """What is known of a commit.  DamagedRepositoryError if the repository lacks it."""
         known = self._known().get(commit)
         if isinstance(known, Fact):
             return known
@@ -204,7 +234,13 @@ class Repository:
         """The commit an object is or leads to."""
         known = self._known().get(sha)
         if known is None:
-            commit = (self.run("rev-parse", "--verify", sha + "^{commit}") or b"").decode().strip()
+            found = self.run("rev-parse", "--verify", sha + "^{commit}", check=False)
+            if found is None:
+                kind = self.run("cat-file", "-t", sha, check=False)
+                if kind in (b"blob\n", b"tree\n"):
+                    raise SourceError(f"{self.path}: {sha}, where a ref leads, is no commit")
+                raise self._damaged(f"{sha}, where a ref leads, cannot be read")
+            commit = found.decode().strip()
             if commit != sha:
                 self._note(["tag", sha, commit])
                 self._known()[sha] = commit
@@ -216,9 +252,9 @@ class Repository:
             self._facts = {}
             with contextlib.suppress(FileNotFoundError):
                 for line in (self.path / "facts").read_bytes().splitlines():
-                    # a line torn by a crash says nothing
-                    with contextlib.suppress(ValueError, TypeError):
-                        self._learn(json.loads(line))
+                    sum, _, fact = line.partition(b" ")
+                    if sum == _sum(fact):  # a line torn by a crash says nothing
+                        self._learn(json.loads(fact))
         return self._facts
 
     def _learn(self, line: list[object]) -> None:
@@ -231,7 +267,8 @@ class Repository:
 
     def _note(self, line: list[object]) -> None:
         # One write in append mode is whole among processes; the leading newline ends a torn line.
-        data = b"\n" + json.dumps(line).encode() + b"\n"
+        fact = json.dumps(line).encode()
+        data = b"\n" + _sum(fact) + b" " + fact + b"\n"
         with contextlib.suppress(OSError):  # a cache: a read-only trove works without
             handle = os.open(self.path / "facts", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             try:
@@ -240,7 +277,9 @@ class Repository:
                 os.close(handle)
 
     def _examine(self, commit: str) -> Fact:
-        raw = self.run("cat-file", "commit", commit) or b""
+        raw = self.run("cat-file", "commit", commit, check=False)
+        if raw is None:
+            raise self._damaged(f"commit {commit} cannot be read")
         tree = raw[5:45].decode()
         key = _IMPORT_KEY.search(raw)
         links = [
@@ -288,6 +327,10 @@ class Repository:
         failure, _ = talk(fetching(self, url, refspecs), environment(private=False), progress, stop)
         if failure:
             raise SourceError(f"{url}: git cannot fetch from it: {failure}")
+
+
+def _sum(fact: bytes) -> bytes:
+    return b"%08x" % zlib.crc32(fact)
 
 
 def fetching(repository: Repository, url: str, refspecs: list[str]) -> list[str]:

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str], None]
 
+
+class DamagedRepositoryError(SourceError):
+    """Files of a repository of ours are missing, or hold what git never wrote."""
+
+
 #: What git says besides the reason of a failure,
 _IDLE_TALK = re.compile(
     r"From |To |[*+=!] |Total \d|remote:(?! fatal| error)"
@@ -137,7 +142,7 @@ def entries(
 ) -> Iterator[tuple[bytes, bytes, bytes]]:
     """Mode, object and path of all in a tree, or in its folders ``below``, but for folders.
 
-    SourceError if git cannot list it, or it has more than a source may.
+    SourceError if it has more than a source may; DamagedRepositoryError if git cannot list it.
     """
     command = ["ls-tree", "-r", "-t", "-z", "--full-tree", tree, "--", *below]
     with popen(repository, command, environ=environ) as process:
@@ -150,7 +155,9 @@ def entries(
                 raise SourceError(f"{repository}: {tree} has {error}: no source may") from None
             raise
     if process.returncode:
-        raise SourceError(f"{repository}: {tree} cannot be listed: is an object damaged?")
+        raise DamagedRepositoryError(
+            f"{repository}: {tree} cannot be listed: is an object damaged?"
+        )
 
 
 def _parsed(stream: IO[bytes]) -> Iterator[tuple[bytes, bytes, bytes]]:

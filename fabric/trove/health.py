@@ -129,7 +129,7 @@ class Health:
     def _known(self, key: str) -> tuple[Mark, ...]:
         try:
             return _decode((self._records / key).read_bytes())
-        except (OSError, msgspec.DecodeError):
+        except (OSError, ValueError):
             return ()
 
     def _record(self, key: str, marks: tuple[Mark, ...]) -> None:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from fabric.errors import SourceError, command
 from fabric.jobs import Source
 from fabric.trove import shared
+from fabric.trove.absent import absent
 from fabric.trove.files import locked
-from fabric.trove.git import REF, SHA, DamagedRepositoryError, Repository
-from fabric.trove.git_process import run
+from fabric.trove.git import REF, SHA, Repository
+from fabric.trove.git_process import DamagedRepositoryError, run
 from fabric.trove.places import Place, Places, local_path
 from fabric.trove.stop import Stop
 
@@ -66,10 +67,12 @@ class Repositories:
         place = self.places.locate(repo)
         meant = self._meant(repo, ref)
         try:
-            return self._known(repo, meant, place) or self._obtain(repo, meant, place)
+            found = self._known(repo, meant, place) or self._obtain(repo, meant, place)
+            self.repository(place).fact(found)
         except DamagedRepositoryError as error:
             self._remove(place, self.lorries.get(repo), error)
-            return self._obtain(repo, meant, place)
+            return self._known(repo, meant, place) or self._obtain(repo, meant, place)
+        return found
 
     def _remove(self, place: Place, lorry: Lorry | None, error: DamagedRepositoryError) -> None:
         """Remove a damaged repository, if all in it can be brought again."""
@@ -78,7 +81,7 @@ class Repositories:
         with self._locked(place):
             repository = self.repository(place)
             try:
-                repository.check()  # another process may have mended it
+                repository.examine()  # another process may have mended it
             except DamagedRepositoryError:
                 self.progress(f"warning: {error}: removing it, and bringing its source again")
                 repository.remove()
@@ -86,9 +89,13 @@ class Repositories:
     def at_hand(self, repo: str, ref: str) -> str | None:
         """The commit that a ref is, if that needs no fetching."""
         try:
-            return self._known(repo, self._meant(repo, ref), self.places.locate(repo))
+            place = self.places.locate(repo)
+            found = self._known(repo, self._meant(repo, ref), place)
+            if found:
+                self.repository(place).fact(found)
         except SourceError:
             return None  # said again, and gathered, when it is resolved
+        return found
 
     def _meant(self, repo: str, ref: str) -> str:
         """The ref itself, or the commit that HEAD means in the definitions' own repository."""
@@ -146,7 +153,11 @@ class Repositories:
         directory = local_path(url)
         for candidate in (directory, directory / ".git") if directory else ():
             if (candidate / "HEAD").exists():
-                return Repository(candidate).target(there) == repository.target(name)
+                try:
+                    target = Repository(candidate).target(there)
+                except DamagedRepositoryError:  # theirs: git says so when it fetches
+                    return False
+                return target == repository.target(name)
         return False
 
     def _origin(self, place: Place, lorry: Lorry | None) -> str | None:
@@ -297,7 +308,7 @@ class Repositories:
         if place.url is not None:
             return SourceError(f"{repo}: {place.url} has no ref {ref}")
         if self._trove is not None:
-            return self._explain_trove(self._trove.url, repo, ref, place, lorry)
+            return absent(self._trove.url, repo, ref, place, lorry, imports=self._imports)
         if lorry is not None and lorry.type != "git":
             return SourceError(
                 f"{repo}: no ref {ref}: its lorry ({lorry.where}) brings {lorry.ref};"
@@ -317,34 +328,6 @@ class Repositories:
             alike="no such repository, and no lorry for it: add lorries to the folder sources of"
             f" the definitions, push repositories to {self.root / 'git'}, or configure aliases to"
             " be URLs",
-        )
-
-    def _explain_trove(
-        self, url: str, repo: str, ref: str, place: Place, lorry: Lorry | None
-    ) -> SourceError:
-        absent = f"{repo}: the trove {url} has no ref {ref} of it"
-        if lorry is None and SHA.fullmatch(ref):
-            help = "whoever ordered it has to push it there, and then order again"
-            return SourceError(
-                f"{absent}: {help}", alike=f"the trove {url} has none of these commits: {help}"
-            )
-        if lorry is None:
-            help = "and no lorry could bring it"
-            return SourceError(
-                f"{absent} (refs/tags/{place.name}/{ref}), {help}",
-                alike=f"the trove {url} has none of these refs, {help}",
-            )
-        if lorry.type != "git" and ref != lorry.ref:
-            return SourceError(
-                f"{absent}, and its lorry ({lorry.where}) brings {lorry.ref}; change one of them"
-            )
-        if self._imports:
-            leads = f"where its lorry ({lorry.where}) leads"
-            return SourceError(f"{absent}, nor has {lorry.url}, {leads}")
-        bring = command("lorry", "import")
-        return SourceError(
-            f"{absent}; `{bring} {lorry.name}` brings it there",
-            alike=f"the trove {url} has none of these refs; `{bring} NAME` brings each there",
         )
 
     def holding(self, source: Source) -> Repository:
@@ -369,6 +352,12 @@ class Repositories:
                 f" {place.directory}; {place.hint}"
             )
         return repository
+
+    def mended(self, source: Source, error: DamagedRepositoryError) -> Repository:
+        """As `holding`, once an ``error`` has shown that objects there may be damaged."""
+        place = self.places.locate(source.repo)
+        self._remove(place, self.lorries.get(source.repo), error)
+        return self.holding(source)
 
     def refetch(self, lorry: Lorry) -> Repository:
         """Fetch again what a lorry of type git leads to."""

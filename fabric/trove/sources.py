@@ -17,9 +17,7 @@ With a farm's trove (`fabric.trove.shared`), what is not here is fetched from th
 
 from __future__ import annotations
 
-import contextlib
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -29,9 +27,10 @@ from typing import TYPE_CHECKING
 from fabric.definitions.graph import Submodule
 from fabric.errors import SourceError, SourcesError, command, without_secrets
 from fabric.jobs import Source
-from fabric.trove import shared
+from fabric.trove import housekeeping, shared
 from fabric.trove.files import locked
-from fabric.trove.git import ABANDONED, SHA, Repository
+from fabric.trove.git import SHA, Repository
+from fabric.trove.git_process import DamagedRepositoryError
 from fabric.trove.repositories import Repositories
 from fabric.trove.stop import Stop
 
@@ -274,7 +273,11 @@ class Sources:
                         f" {source.tree}, as is claimed: whoever resolved it is wrong"
                     )
                 self.progress(f"{source.repo}: exporting {source.ref}")
-                found = self.exports.make(repository, source.commit, source.tree, say)
+                try:
+                    found = self.exports.make(repository, source.commit, source.tree, say)
+                except DamagedRepositoryError as error:
+                    repository = self._repositories.mended(source, error)
+                    found = self.exports.make(repository, source.commit, source.tree, say)
         return found
 
     # -- the farm's trove --------------------------------------------------------------------
@@ -351,7 +354,7 @@ class Sources:
         return {
             "source trees": self.exports.gc(older_than, alone, dry_run=dry_run),
             "downloads": downloads.gc(older_than, dry_run=dry_run),
-            "repositories": _gc_repositories(self.root, dry_run=dry_run),
+            "repositories": housekeeping.gc(self.root, dry_run=dry_run),
         }
 
     def repository(self, repo: str) -> Repository:
@@ -362,27 +365,3 @@ class Sources:
 def _identity(wanted: Wanted) -> object:
     repo, ref, submodules = wanted
     return repo, ref, tuple(submodules)
-
-
-def _gc_repositories(root: Path, *, dry_run: bool) -> int:
-    """Remove what killed fetches left in repositories below ``root``; how many bytes that frees."""
-    freed = 0
-    for repository in (*root.glob("*.git"), *_repositories(root / "git")):
-        for pattern in ("pack/tmp_*", "pack/.tmp-*", "??/tmp_obj_*"):
-            for file in repository.glob(f"objects/{pattern}"):
-                with contextlib.suppress(FileNotFoundError):
-                    status = file.stat()
-                    if time.time() - status.st_mtime > ABANDONED:
-                        freed += status.st_size
-                        if not dry_run:
-                            file.unlink()
-    return freed
-
-
-def _repositories(folder: Path) -> Iterator[Path]:
-    """All repositories below a folder."""
-    for path in folder.glob("*/"):
-        if path.suffix == ".git":
-            yield path
-        else:
-            yield from _repositories(path)

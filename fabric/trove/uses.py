@@ -27,6 +27,7 @@ from fabric.trove.files import locked
 #: Seconds between two uploads.
 _EVERY = 3600.0
 _KEY = re.compile(rb"[0-9a-f]{64}")
+_CLIENT = re.compile(rb"[0-9a-f]{32}")
 _DAYS = "[0-9]" * 4 + "-[0-9][0-9]" * 2
 
 
@@ -89,9 +90,11 @@ class Uses:
 
     def _client(self) -> str:
         file = self._folder / "client"
-        if not file.exists():
-            file.write_text(os.urandom(16).hex())
-        return file.read_text()
+        known = _content(file)
+        if not _CLIENT.fullmatch(known):
+            known = os.urandom(16).hex().encode()
+            file.write_bytes(known)
+        return known.decode()
 
 
 def keys_in(content: bytes) -> set[bytes]:

@@ -229,13 +229,14 @@ class TestCleaning:
         with kit.workspace.using():
             assert not kit.workspace.clean()
 
-    def test_layers_of_before_a_reboot_are_not_trusted(self, kit: Kit) -> None:
+    @pytest.mark.parametrize("stamp", [b"another boot\n", b"", b"\xff\xc1"])
+    def test_layers_of_before_a_reboot_are_not_trusted(self, kit: Kit, stamp: bytes) -> None:
         job = kit.chunk(build=[":"])
         kit.build(job)
         root = kit.workspace.root
         with Workspace(root, kit.store, kit.sources):
             assert (root / "layers" / job.key).exists()
-        (root / "boot").write_text("another boot\n")
+        (root / "boot").write_bytes(stamp)
         with Workspace(root, kit.store, kit.sources):
             assert not (root / "layers" / job.key).exists()
 
@@ -302,8 +303,15 @@ class TestHostTools:
         tool.write_text("#!two, longer")
         second = host_tools(tmp_path / "cache/digests")
         assert second not in (first, "")
-        (tmp_path / "cache/digests").write_text("rubbish")
-        assert host_tools(tmp_path / "cache/digests") == second
+        record = tmp_path / "cache/digests"
+        whole = record.read_bytes()
+        for number in range(len(whole)):  # a hex digit may become another one
+            damaged = bytearray(whole)
+            damaged[number] ^= 1 if number % 2 else 0x80
+            record.write_bytes(damaged)
+            assert host_tools(record) == second
+        record.write_bytes(b"")
+        assert host_tools(record) == second
 
     def test_of_this_machine(self, tmp_path: Path) -> None:
         assert host_tools(tmp_path / "digests") == host_tools(tmp_path / "digests")

@@ -52,6 +52,8 @@ def doubled(first: str, make: Callable[[str], str], levels: int = 20) -> str:
 
 
 LISTS = doubled("[x]", lambda one: f"[{one}, {one}]")
+#: Lines may end as no program of today ends them.
+BREAKS = "a: [" + LISTS.replace("\n", ",\u2028").replace(": &", ":\u2028&") + "]\n"
 LONG = f"a0: &a0 {'x' * 1_000_000}\nlist: &l [{'*a0, ' * 1000}]\n"
 MERGES = doubled("{k: 1}", lambda one: f"{{<<: [{one}, {one}], l: 1}}")
 WIDE = "a: &a {" + ", ".join(f"k{n}: 1" for n in range(1000)) + "}\nb:\n" + "- {<<: *a}\n" * 1000
@@ -74,6 +76,8 @@ NO_NAME = "is no name: no spaces or '/' in it, no '.' or '-' in front"
         # aliases, merges, nodes, depth
         (STRATUM, LISTS + "chunks: *a19\n", f"{STRATUM}:20: {TOO_MUCH}"),
         (CHUNK, LISTS + "install-commands: *a19\n", f"{CHUNK}:20: {TOO_MUCH}"),
+        (STRATUM, BREAKS, f"{STRATUM}:38: {TOO_MUCH}"),
+        (STRATUM, BREAKS.replace("\u2028", "\x85"), f"{STRATUM}:38: {TOO_MUCH}"),
         (CHUNK, LONG + "install-commands: *l\n", f"{CHUNK}:4: {TOO_MUCH}"),
         (STRATUM, MERGES, f"{STRATUM}:18: {TOO_MUCH}"),
         (STRATUM, WIDE, f"{STRATUM}:5: {TOO_MUCH}"),

@@ -209,6 +209,11 @@ def test_cache_check_reads_everything_and_mends(project: Project) -> None:
     flip(layers / keys["one"] / "big")
     [tree] = list(trees.rglob("file-7"))
     flip(tree)
+    [mirror] = (project.cache / "trove/git/mirrors").glob("*source*.git")
+    for pack in mirror.glob("objects/pack/*.pack"):
+        flip(pack)
+    pushed = project.cache / "trove/git/pushed.git"
+    shutil.copytree(mirror, pushed)
     for file in (project.cache / "artifacts/manifests").iterdir():
         if file.name == keys["small"]:
             replace(file, b"rubbish")
@@ -221,7 +226,13 @@ def test_cache_check_reads_everything_and_mends(project: Project) -> None:
         ("step", keys["small"]),
         ("layer", keys["one"]),
         ("source tree", tree.parent.name),
+        ("repository", f"mirrors/{mirror.name}"),
+        ("repository", "pushed.git"),
     }
+    assert not mirror.exists()
+    aside = pushed.with_suffix(".damaged")
+    assert (aside / "HEAD").exists()
+    assert f"it is put aside as {aside}; its lorry, or whoever pushed it," in done.stdout
     assert report["read"]["layers"] == 2
     assert record.read_bytes() != before
     assert json.loads(project.run("cache", "check", "--json").stdout)["damaged"] == []

@@ -14,6 +14,7 @@ from fabric.errors import SourceError
 from fabric.jobs import Source
 from fabric.trove.export import MTIME
 from fabric.trove.git import Repository
+from fabric.trove.git_process import DamagedRepositoryError
 from fabric.trove.sources import Sources
 
 ATTRIBUTES = """\
@@ -113,9 +114,12 @@ def test_a_damaged_object_is_found(sources: Sources, tmp_path: Path) -> None:
     loose.chmod(0o644)
     other = mirror / "objects" / (there := git(mirror, "rev-parse", "main:b"))[:2] / there[2:]
     loose.write_bytes(other.read_bytes())
-    with pytest.raises(SourceError, match=rf"object {sha} \(a\) .*remove that directory"):
-        sources.export(source)
+    lonely = Repository(mirror.rename(tmp_path / "lonely.git"))
+    with pytest.raises(DamagedRepositoryError, match=rf"object {sha} \(a\) is damaged"):
+        sources.exports.make(lonely, source.commit, source.tree)
     assert list(sources.exports.directory.iterdir()) == []
+    lonely.path.rename(mirror)
+    assert (sources.export(source) / "a").read_text() == "1" * 100  # from a mirror made anew
 
 
 def wicked(repo: Path, entries: list[tuple[str, bytes, str]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -138,6 +139,110 @@ def test_what_the_user_calls_safe_is_safe(tmp_path: Path, monkeypatch: pytest.Mo
         resolved()
     config.write_text(f"[safe]\n\tdirectory = {definitions}\n\tdirectory = {definitions}/.git\n")
     assert resolved() == commit
+
+
+# -- what only shows when it is read ---------------------------------------------------------
+
+
+def flipped(file: Path, at: int) -> None:
+    file.chmod(0o644)
+    content = bytearray(file.read_bytes())
+    content[at] ^= 0x41
+    file.write_bytes(content)
+
+
+def damaged_pack(path: Path) -> None:
+    for pack in path.glob("objects/pack/*.pack"):
+        flipped(pack, pack.stat().st_size // 2)
+
+
+def damaged_head(path: Path) -> None:
+    for pack in path.glob("objects/pack/*.pack"):
+        flipped(pack, 30)
+
+
+def missing_pack(path: Path) -> None:
+    for pack in path.glob("objects/pack/*.pack"):
+        pack.unlink()
+
+
+def other_index(path: Path) -> None:
+    for index in path.glob("objects/pack/*.idx"):
+        flipped(index, 1100)
+
+
+def rubbish_tag(path: Path) -> None:
+    (path / "refs/tags").mkdir(exist_ok=True)
+    (path / "refs/tags/v1").write_bytes(b"\xff" * 41)
+
+
+def other_tag(path: Path) -> None:
+    (path / "refs/tags").mkdir(exist_ok=True)
+    (path / "refs/tags/v1").write_text("z" * 40 + "\n")
+
+
+def tag_to_nothing(path: Path) -> None:
+    (path / "refs/tags").mkdir(exist_ok=True)
+    (path / "refs/tags/v1").write_text("1" * 40 + "\n")
+
+
+def other_facts(path: Path) -> None:
+    """A digit of the tree's id is another one."""
+    facts = path / "facts"
+    content = facts.read_text()
+    tree = re.findall("[0-9a-f]{40}", content)[1]
+    facts.write_text(content.replace(tree, tree[:-1] + ("0" if tree[-1] != "0" else "1")))
+
+
+@pytest.mark.parametrize("facts", [True, False])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damaged_pack,
+        damaged_head,
+        missing_pack,
+        other_index,
+        rubbish_tag,
+        other_tag,
+        tag_to_nothing,
+        other_facts,
+    ],
+)
+def test_a_source_is_right_whatever_is_damaged(
+    tmp_path: Path, damage: Callable[[Path], None], facts: bool
+) -> None:
+    files = {f"file-{number}": f"content {number}\n" * 50 for number in range(20)}
+    commit = repository(tmp_path / "thing", files, tag="v1")
+
+    def opened() -> Sources:
+        return Sources(tmp_path / "trove", {"up": f"{tmp_path}/%s"})
+
+    before = opened().resolve("up:thing", "v1")
+    [mirror] = (tmp_path / "trove/git/mirrors").glob("*.git")
+    damage(mirror)
+    if not facts:
+        (mirror / "facts").unlink()
+    [source] = opened().resolve_all([("up:thing", "v1", ())])
+    assert source == before
+    assert source.commit == commit
+    tree = opened().export(source)
+    assert {file.name: file.read_text() for file in tree.iterdir()} == files
+
+
+def test_a_damaged_origin_costs_its_mirror_nothing(tmp_path: Path) -> None:
+    """Refs of the origin are looked at, to see whether the mirror is still right."""
+    origin = tmp_path / "thing"
+    repository(origin, {"file": "content"})
+
+    def opened() -> Sources:
+        return Sources(tmp_path / "trove", {"up": f"{tmp_path}/%s"})
+
+    before = opened().resolve("up:thing", "main")
+    [mirror] = (tmp_path / "trove/git/mirrors").glob("*.git")
+    kept = (mirror / "HEAD").stat().st_ino
+    (origin / ".git/refs/heads/main").write_bytes(b"\xff" * 41)
+    assert opened().resolve("up:thing", "main") == before
+    assert (mirror / "HEAD").stat().st_ino == kept
 
 
 # -- what is wrong, by chunk ---------------------------------------------------------------

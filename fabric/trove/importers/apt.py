@@ -208,7 +208,7 @@ class Apt:
                 " sources.list.d), so Debian packages cannot be fetched: add one there"
             )
         folder = self.directory / "sources"
-        before = {file.name: file.read_text() for file in folder.iterdir()}
+        before = {file.name: file.read_text(errors="replace") for file in folder.iterdir()}
         if before != entries:
             for name in before:
                 (folder / name).unlink()
@@ -311,7 +311,7 @@ def _reason(output: str, errors: str) -> str:
 
 def _write(file: Path, text: str) -> None:
     """Write a file unless it is so already: apt's cache is good until a file is newer."""
-    if not file.exists() or file.read_text() != text:
+    if not file.exists() or file.read_text(errors="replace") != text:
         file.write_text(text)
 
 
