@@ -165,12 +165,12 @@ class Repository:
             return None
         for prefix in ("refs/tags/", "refs/heads/", "refs/", ""):
             name = prefix + ref
-            if name.startswith("refs/") and (found := self.target(name)):
-                return self._peeled(found), name
+            if name.startswith("refs/") and (found := self.commit_at(name)):
+                return found, name
         return None
 
     def commit_at(self, name: str) -> str | None:
-        """The commit that a ref, given by its full name, leads to; None if there is no such ref."""
+        """The commit that a ref, given by its full name, leads to; None if it leads to none."""
         found = self.target(name)
         return None if found is None else self._peeled(found)
 
@@ -230,15 +230,15 @@ class Repository:
             return True
         return self.run("cat-file", "-e", commit + "^{commit}", check=False) is not None
 
-    def _peeled(self, sha: str) -> str:
-        """The commit an object is or leads to."""
+    def _peeled(self, sha: str) -> str | None:
+        """The commit an object is or leads to; None if it is, or leads to, something else."""
         known = self._known().get(sha)
         if known is None:
             found = self.run("rev-parse", "--verify", sha + "^{commit}", check=False)
             if found is None:
-                kind = self.run("cat-file", "-t", sha, check=False)
+                kind = self.run("cat-file", "-t", sha + "^{}", check=False)
                 if kind in (b"blob\n", b"tree\n"):
-                    raise SourceError(f"{self.path}: {sha}, where a ref leads, is no commit")
+                    return None
                 raise self._damaged(f"{sha}, where a ref leads, cannot be read")
             commit = found.decode().strip()
             if commit != sha:

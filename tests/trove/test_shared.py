@@ -153,6 +153,28 @@ def test_a_pin_that_is_swapped_in_the_trove_is_not_used(
     assert farm.initiator("bob").resolve("upstream:thing", "1.0") == honest
 
 
+@pytest.mark.parametrize("object", ["HEAD^{tree}", "HEAD:a", "refs/tags/tree", "refs/tags/file"])
+def test_a_pin_that_is_no_commit_is_as_none(farm: Farm, files: Files, object: str) -> None:
+    url = files.put("thing-1.0.tar.gz", DATA)
+    pinned(farm, "ann", url, DATA, "")
+    honest = farm.initiator("ann").resolve("upstream:thing", "1.0")
+    key = pinned(farm, "ann", url, DATA, honest.tree).named("thing").import_key()
+    pinned(farm, "bob", url, DATA, honest.tree)
+    work = farm.folder / "mallory"
+    repository(work, {"a": "evil"})
+    for name, what in (("tree", "HEAD^{tree}"), ("file", "HEAD:a")):
+        git(work, "tag", "--annotate", "--message", "x", name, what)
+    pushed = git(work, "rev-parse", object)
+    name = f"refs/pins/upstream/thing.git/{key}"
+    git(work, "push", "--quiet", "--force", str(farm.bare), f"{pushed}:{name}")
+    with pytest.raises(SourceError, match=r"`fabric-initiator lorry import thing` brings it there"):
+        farm.resolver("ann").resolve("upstream:thing", "1.0")
+    mended = farm.initiator("bob").resolve("upstream:thing", "1.0")
+    assert mended == honest
+    farm.initiator("bob").publish([mended])
+    assert farm.resolver("ann").resolve("upstream:thing", "1.0") == honest
+
+
 def test_a_pin_goes_before_a_tag_of_the_same_name(farm: Farm, tmp_path: Path) -> None:
     """A set of packages is a branch, and somebody made a tag that is called like it."""
     repository(tmp_path / "work", {"a": "evil"}, tag="1")
