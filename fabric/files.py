@@ -26,3 +26,11 @@ def read_regular(path: Path, limit: int, *, follow: bool = True) -> bytes:
     if len(data) > limit:
         raise OSError(errno.EFBIG, f"it has more than {limit:,} bytes", str(path))
     return data
+
+
+def real(path: Path) -> Path:
+    """Where a path leads, be there anything or not; a link to itself leads to itself.
+
+    Unlike `Path.resolve`, which raises RuntimeError for the latter before Python 3.13.
+    """
+    return Path(os.path.realpath(path))

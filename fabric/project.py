@@ -18,6 +18,7 @@ from fabric import bounds
 from fabric.config import Settings
 from fabric.definitions.graph import Graph
 from fabric.errors import DefinitionsError, FabricError, Problem
+from fabric.files import real
 from fabric.plan import Plan, make_plan, wanted_sources
 from fabric.trove.configured import open_sources, open_store
 from fabric.trove.sources import Sources
@@ -107,8 +108,8 @@ class Project:
         """The system that a user named, as a path from the root."""
         for file in (cwd / named, self.root / named, self.root / "systems" / named):
             for candidate in (file, file.with_name(file.name + ".morph")):
-                if candidate.is_file() and candidate.resolve().is_relative_to(self.root.resolve()):
-                    return str(candidate.resolve().relative_to(self.root.resolve()))
+                if candidate.is_file() and real(candidate).is_relative_to(real(self.root)):
+                    return str(real(candidate).relative_to(real(self.root)))
         near = difflib.get_close_matches(named, self.systems(), n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise FabricError(f"{named}: no such system in {self.root}{hint}")

@@ -20,7 +20,7 @@ import msgspec
 from fabric.bounds import INSTALL_MANIFEST, INSTALLED_FILES
 from fabric.building.image_rootfs import File, ImageError
 from fabric.building.template import TemplateProblem, fill
-from fabric.files import read_regular
+from fabric.files import read_regular, real
 
 _WORDS = ("template", "overwrite")
 _TYPES = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)
@@ -82,13 +82,13 @@ def _entry(number: int, words: list[str], folder: Path, room: int) -> _Entry:
     if not path.startswith("/") or ".." in path.split("/"):
         raise ValueError(f"{path} is no path from the root")
     source = folder / path.lstrip("/")
-    if not source.parent.resolve().is_relative_to(folder.resolve()):
+    if not real(source.parent).is_relative_to(real(folder)):
         raise ValueError(f"{source} is outside of the manifest's folder")
     data = b""
     if stat.S_ISLNK(mode):
         data = os.fsencode(source.readlink())
     elif stat.S_ISREG(mode):
-        if not source.resolve().is_relative_to(folder.resolve()):
+        if not real(source).is_relative_to(real(folder)):
             raise ValueError(f"{source} leads out of the manifest's folder")
         data = read_regular(source, room)
     elif not source.is_dir():

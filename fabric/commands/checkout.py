@@ -16,6 +16,7 @@ from fabric.commands.common import healing, heed_signals, open_built, print_json
 from fabric.config import Settings
 from fabric.definitions.graph import Step
 from fabric.errors import FabricError, command
+from fabric.files import real
 from fabric.jobs import Blob, Content
 from fabric.plan import Plan
 from fabric.project import Project
@@ -68,7 +69,7 @@ def _look_at(to: Path, project: Project, *, force: bool) -> None:
     if not to.is_dir():
         raise FabricError(f"{to}: neither a folder nor an ordinary file; name another place")
     for needed in (Path.cwd(), project.root, project.settings.cache_dir):
-        if needed.resolve().is_relative_to(to.resolve()):
+        if real(needed).is_relative_to(real(to)):
             raise FabricError(f"{to}: not replaced, for {needed} is there; name another place")
 
 

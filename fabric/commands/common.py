@@ -23,6 +23,7 @@ from fabric.errors import (
     StoreError,
     command,
 )
+from fabric.files import real
 from fabric.jobs import tools_among
 from fabric.plan import Plan
 from fabric.project import Project
@@ -47,7 +48,7 @@ def open_project(settings: Settings, near: str | None = None) -> Project:
     cwd = Path.cwd()
     start = cwd
     if near and (cwd / near).exists():
-        start = (cwd / near).resolve()
+        start = real(cwd / near)
     return Project.find(start, settings, progress)
 
 

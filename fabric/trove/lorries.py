@@ -50,6 +50,7 @@ from typing import Any
 from fabric.definitions.marked import Map, parse
 from fabric.digest import Digest
 from fabric.errors import DefinitionsError, Problem, SourceError, command
+from fabric.files import real
 from fabric.trove.locks import Lock, Locked, read_lock, read_plain
 from fabric.trove.lorry_fields import last_part, mistakes
 from fabric.trove.places import is_url
@@ -103,7 +104,7 @@ class Lorry:
     @property
     def is_own(self) -> bool:
         """Whether it brings the repository that these definitions are in."""
-        return self.type == "git" and self.file.resolve().is_relative_to(self.url)
+        return self.type == "git" and real(self.file).is_relative_to(self.url)
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -209,7 +210,7 @@ class Lorries:
 
 def _files(directory: Path) -> list[Path]:
     """The lorry files of definitions.  SourceError if their folder is elsewhere."""
-    if not directory.resolve().is_relative_to(directory.parent.resolve()):
+    if not real(directory).is_relative_to(real(directory.parent)):
         raise SourceError(
             f"{directory}: a symbolic link that leads out of the definitions; lorries are read,"
             " and written, in the definitions only"
@@ -255,7 +256,7 @@ def _lorry(file: Path, where: str, name: str, entry: Map) -> Lorry:
         case "pypi-wheels":
             values.setdefault("architecture", "x86_64")
         case "git" if not is_url(values["url"]):
-            values["url"] = str((file.parent / values["url"]).resolve())
+            values["url"] = str(real(file.parent / values["url"]))
         case "debian-source" | "pypi":
             values.setdefault("package", last_part(name))
     return Lorry(name=name, file=file, where=where, lines=entry.lines, **values)

@@ -108,6 +108,16 @@ MANIFESTS = {
         "0100644 0 0 /d/hostname",
         r"d/hostname is outside of the manifest's folder",
     ),
+    "a link to itself": (
+        "ln -s x x",
+        "0100644 0 0 /x",
+        r"x: Too many levels of symbolic links",
+    ),
+    "a folder that is a link to itself": (
+        "ln -s d d",
+        "0100644 0 0 /d/x",
+        r"x: Too many levels of symbolic links",
+    ),
     "a pipe": ("mkfifo x", "0100644 0 0 /x", r"x: it is not an ordinary file"),
     "a device": (
         "mknod x c 1 5 || ln -s /dev/zero x",

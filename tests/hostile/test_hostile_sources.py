@@ -538,3 +538,19 @@ def test_what_is_no_repository(tmp_path: Path, repo: str) -> None:
     sources = Sources(tmp_path / "trove", {}, None)
     with pytest.raises(SourceError, match=r"is no name of a repository|is no URL of a git"):
         sources.resolve(repo, "main")
+
+
+def test_a_folder_of_lorries_that_is_a_link_to_itself(tmp_path: Path) -> None:
+    (tmp_path / "sources").symlink_to("sources")
+    sources = Sources(tmp_path / "trove", {}, tmp_path / "sources")
+    with pytest.raises(SourceError, match="upstream:x: no such repository"):
+        sources.resolve("upstream:x", "main")
+
+
+def test_a_lorry_that_leads_through_a_link_to_itself(tmp_path: Path) -> None:
+    (tmp_path / "sources").mkdir()
+    (tmp_path / "sources/loop").symlink_to("loop")
+    (tmp_path / "sources/x.lorry").write_text("x: {type: git, url: loop/x}")
+    sources = Sources(tmp_path / "trove", {}, tmp_path / "sources")
+    with pytest.raises(SourceError, match="git cannot fetch from it"):
+        sources.resolve("upstream:x", "main")
