@@ -53,8 +53,7 @@ class EmbeddedFabric:
     def __enter__(self) -> EmbeddedFabric:
         # socket paths are limited to about 107 bytes, so no deep directory of the user's
         try:
-            self.directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
-            self._alive = _locked(self.directory / _ALIVE)
+            self.directory, self._alive = new_folder()
             errors = _open_errors(self.directory / _ERRORS)
         except OSError as error:
             raise FabricError(
@@ -140,7 +139,7 @@ class Nursery:
         from fabric.building.host import host_tools
 
         self._tools = host_tools(self._settings.host_tools_file)
-        _sweep()
+        sweep()
         gc.freeze()  # what is here now, the children share
         code = self._serve() if os.read(self._orders, 1) else 0
         if code == 0:  # the initiator has ended, and may have been killed
@@ -220,14 +219,18 @@ def _closed(fd: int) -> int:
     return -1
 
 
-def _locked(file: Path) -> int:
-    """A descriptor that holds the lock ``file`` until nobody who has inherited it is alive."""
-    lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    return lock
+def new_folder() -> tuple[Path, int]:
+    """A new folder, and a descriptor that locks it until all who have inherited it have ended."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        lock = os.open(folder / _ALIVE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if os.fstat(lock).st_nlink:
+            return folder, lock
+        os.close(lock)  # `sweep` was there before the lock, and has removed it
 
 
-def _sweep() -> None:
+def sweep() -> None:
     """Remove the folders of fabrics that were killed: those of ours whose lock can be had."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from initiator_kit import Project
 
+from fabric import embedded
 from fabric.embedded import GRACE
 
 
@@ -57,3 +60,27 @@ def test_children_that_have_just_begun_end_at_once(tmp_path: Path, delay: float)
     )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < GRACE / 2, "none had to be killed"
+
+
+def test_a_new_folder_is_not_swept_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Builds that start at the same time leave each other's folders alone."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    done = threading.Event()
+
+    def sweeping() -> None:
+        while not done.is_set():
+            embedded.sweep()
+
+    sweepers = [threading.Thread(target=sweeping) for _ in range(2)]
+    for sweeper in sweepers:
+        sweeper.start()
+    try:
+        for _ in range(2000):
+            folder, lock = embedded.new_folder()
+            assert list(folder.iterdir())
+            shutil.rmtree(folder)
+            os.close(lock)
+    finally:
+        done.set()
+        for sweeper in sweepers:
+            sweeper.join()
