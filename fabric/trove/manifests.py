@@ -6,25 +6,40 @@ files, counts as damaged.  Keys of other steps are checked when they become a pa
 
 from __future__ import annotations
 
+import hashlib
+
 import msgspec
 
 from fabric.digest import Digest
 from fabric.errors import StoreError
 from fabric.jobs import Blob, Manifest
 
-encode = msgspec.json.Encoder(order="deterministic").encode
+_encode = msgspec.json.Encoder(order="deterministic").encode
 _decode = msgspec.json.Decoder(Manifest).decode
+
+
+def encode(manifest: Manifest) -> bytes:
+    """What a store keeps of a step: a line of JSON, and the SHA-256 of it."""
+    content = _encode(manifest)
+    return content + b"\n" + _digest(content)
 
 
 def decode(content: bytes, key: str) -> Manifest:
     """The manifest of a step.  ValueError says why it is none."""
+    line, _, digest = content.rpartition(b"\n")
+    if digest != _digest(line):
+        raise ValueError("it is not what was written")
     try:
-        manifest = _decode(content)
+        manifest = _decode(line)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if manifest.key != key:
         raise ValueError(f"it is that of {manifest.key}")
     return manifest
+
+
+def _digest(line: bytes) -> bytes:
+    return hashlib.sha256(line).hexdigest().encode()
 
 
 def manifest_path(key: str) -> str:

@@ -10,14 +10,13 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
 import synthetic
 from systems_kit import MINIMAL, ROOT, Built, user_cache
 
 from fabric import config
 from fabric.definitions.select import find
-from fabric.jobs import Manifest
 from fabric.project import Project
+from fabric.trove.manifests import decode
 
 #: Built beforehand: each worker needs it for everything, but it is unpacked rather than compiled.
 GIVEN = frozenset({"stage1-toolchain", "toolchain"})
@@ -43,7 +42,7 @@ def prepare(folder: Path, parts: Sequence[str]) -> None:
         manifest = _copy(store, f"manifests/{plan.keys[step.id]}", folder / "undisturbed")
         if step.name in GIVEN:
             _copy(store, f"manifests/{plan.keys[step.id]}", folder / "artifacts")
-            for blob in msgspec.json.decode(manifest.read_bytes(), type=Manifest).blobs():
+            for blob in decode(manifest.read_bytes(), manifest.name).blobs():
                 if blob.content is None:
                     path = f"blobs/{blob.sha256[:2]}/{blob.sha256}"
                     _copy(store, path, folder / "artifacts")

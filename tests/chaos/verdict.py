@@ -7,18 +7,18 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import msgspec
 from farm import Farm
 from hosts import everybody
 from people import User, logs
 
 from fabric.jobs import Manifest
+from fabric.trove.manifests import decode
 
 
 def manifests(store: Path) -> dict[str, Manifest]:
     """All manifests of a store of files, by key."""
-    decode = msgspec.json.Decoder(Manifest).decode
-    return {path.name: decode(path.read_bytes()) for path in (store / "manifests").iterdir()}
+    files = (store / "manifests").iterdir()
+    return {path.name: decode(path.read_bytes(), path.name) for path in files}
 
 
 def wrong_artifacts(store: Path, alone: dict[str, Manifest]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,11 @@ def store(tmp_path: Path) -> Store:
     return store
 
 
+def sealed(content: bytes) -> bytes:
+    """As a store keeps it."""
+    return content + b"\n" + hashlib.sha256(content).hexdigest().encode()
+
+
 def is_damage(store: Store, content: bytes, said: str) -> None:
     """Every way to use a step with that manifest gives this, and `forget` removes it alone."""
     top = Path(store.url)
@@ -106,7 +112,7 @@ def test_a_manifest_with_a_wrong_field(
     fields: dict[str, Any],
     said: str,
 ) -> None:
-    is_damage(store, json.dumps({**GOOD, **fields}).encode(), said)
+    is_damage(store, sealed(json.dumps({**GOOD, **fields}).encode()), said)
 
 
 @pytest.mark.parametrize(("what", "content", "said"), CONTENTS, ids=[one[0] for one in CONTENTS])
@@ -116,12 +122,19 @@ def test_a_manifest_that_is_none(
     content: bytes,
     said: str,
 ) -> None:
-    is_damage(store, content, said)
+    is_damage(store, sealed(content), said)
+
+
+@pytest.mark.parametrize("place", [0, 100, -70, -20, -1])
+def test_a_manifest_of_which_a_bit_is_another(store: Store, place: int) -> None:
+    content = bytearray(sealed(json.dumps(GOOD).encode()))
+    content[place] ^= 1
+    is_damage(store, bytes(content), "it is not what was written")
 
 
 @pytest.mark.bound("MANIFEST")
 def test_a_manifest_without_end(store: Store) -> None:
-    content = json.dumps(GOOD).encode()
+    content = sealed(json.dumps(GOOD).encode())
     is_damage(store, content + b" " * bounds.MANIFEST, f"more than {bounds.MANIFEST} bytes")
 
 
@@ -132,7 +145,7 @@ def test_a_blob_that_is_longer_than_said_is_not_read_to_its_end(store: Store) ->
 
 
 def test_an_artifact_that_is_not_in_the_manifest(store: Store) -> None:
-    (Path(store.url) / "manifests" / KEY).write_text(json.dumps(GOOD))
+    (Path(store.url) / "manifests" / KEY).write_bytes(sealed(json.dumps(GOOD).encode()))
     manifest = store.manifest(KEY)
     assert manifest
     with pytest.raises(DamagedError, match=f"manifest {KEY} of thing lacks thing-bins"):

@@ -95,7 +95,7 @@ def test_the_layout_is_as_documented(directory: Store) -> None:
     root = Path(directory.url)
     sha256 = blob(b"data").sha256
     assert (root / "blobs" / sha256[:2] / sha256).read_bytes() == b"data"
-    stored = json.loads((root / "manifests" / key(1)).read_bytes())
+    stored = json.loads((root / "manifests" / key(1)).read_bytes().splitlines()[0])
     assert stored["name"] == "chunk-1"
     assert stored["artifacts"][0]["blob"] == {"sha256": sha256, "size": 4}
     assert list((root / "tmp").iterdir()) == []
