@@ -19,13 +19,14 @@ def test_through_a_controller_all_that_is_live_stays_at_the_bottom(farm: Farm) -
     seen = Terminal(command, desk.here, desk.environ)
     try:
         seen.sees(lambda _: seen.row("  one ").endswith(" oak"), "the step run")
-        lines = seen.lines()
+        warning, *lines = seen.lines()[1:]  # it has two rows
+        assert warning == "ays why)"
         assert lines[0] == "[0/4] one: building on oak", lines
         assert len(lines) == 3, lines
         assert "0 of 4 built" in lines[2]
         assert b"pushing" in seen.raw, "it said so while it did it"
         seen.resize(40)
-        seen.sees(fits(40), "rows that fit")
+        seen.sees(lambda lines: fits(40)(lines[2:]), "rows that fit, below the warning")
         assert seen.row("  one ").endswith(" oak")
         farm.release("one")
         assert seen.ends() == 0, seen.lines()

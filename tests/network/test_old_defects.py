@@ -82,7 +82,7 @@ DEFECTS: dict[int, tuple[str, list[str]]] = {
         [
             "wire/test_agent.py::test_what_waits_and_is_left_out_is_forgotten",
             "scheduling/test_orders.py::test_cancelling_while_it_is_resolved",
-            "wire/test_agent.py::test_another_broker_is_obeyed_and_the_old_one_no_more",
+            "wire/test_agent.py::test_a_broker_that_lost_its_journal_and_the_time_is_obeyed_once_the_former_is_silent",
         ],
     ),
     11: (
@@ -133,7 +133,7 @@ DEFECTS: dict[int, tuple[str, list[str]]] = {
         "one helper publishes for all, waits for ever, and blocks all else",
         [
             "wire/test_desk.py::test_closing_does_not_wait_for_a_store_that_hangs",
-            "wire/test_resolving.py"
+            "wire/test_resolved_orders.py"
             "::test_the_broker_answers_while_a_resolver_works_and_can_be_told_to_give_up",
         ],
     ),
@@ -153,7 +153,7 @@ DEFECTS: dict[int, tuple[str, list[str]]] = {
         "one exception ends the daemon, and its state is lost",
         [
             f"{FARM}::test_a_broker_killed_in_mid_build",
-            "wire/test_resolving.py"
+            "wire/test_resolved_orders.py"
             "::test_after_a_restart_a_detached_request_goes_on_and_old_ones_are_known",
         ],
     ),
@@ -196,7 +196,7 @@ DEFECTS: dict[int, tuple[str, list[str]]] = {
         "a controller that restarts knows nothing, and uses its numbers again",
         [
             "wire/test_journal.py::test_epochs_grow_over_runs_and_over_a_lost_file",
-            "wire/test_resolving.py"
+            "wire/test_resolved_orders.py"
             "::test_after_a_restart_a_detached_request_goes_on_and_old_ones_are_known",
         ],
     ),
