@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -40,12 +40,12 @@ def import_source(lorry: Lorry, apt: Apt, downloads: Downloads) -> list[tuple[st
     wanted = lorry.digests
     if any(downloads.find(sha256) is None for sha256 in wanted.values()):
         with apt.opened():
-            orig = _pinned_orig(lorry, apt)
-            if orig is None and apt.update():
-                orig = _pinned_orig(lorry, apt)
-            if orig is None:
+            origs = _pinned_origs(lorry, apt)
+            if not origs and apt.update():
+                origs = _pinned_origs(lorry, apt)
+            if not origs:
                 raise _source_moved(lorry, apt)
-            _download_orig(lorry, orig, apt, downloads)
+            _download_from_any(lorry, origs, apt, downloads)
     return [
         (
             f"{component}/" if component else "",
@@ -80,13 +80,25 @@ def _component(name: str) -> str | None:
     return "" if re.fullmatch(r"[^_/]+_[^_/]+(?<!\.debian)\.tar\.\w+", name) else None
 
 
-def _pinned_orig(lorry: Lorry, apt: Apt) -> Orig | None:
+def _pinned_origs(lorry: Lorry, apt: Apt) -> list[Orig]:
     """What is offered with just the pinned tarballs; the Debian revision does not matter."""
+    found = []
     for orig in offered_origs(lorry.package, apt):
         digests = {component: sha256 for component, (_, sha256) in orig.files.items()}
         if lorry.digests.items() <= digests.items():
-            return orig
-    return None
+            found.append(orig)
+    return found
+
+
+def _download_from_any(lorry: Lorry, origs: Sequence[Orig], apt: Apt, downloads: Downloads) -> None:
+    """From the first that has it: archives keep copies, and one may be behind its own index."""
+    for orig in origs[:-1]:
+        try:
+            _download_orig(lorry, orig, apt, downloads)
+        except SourceError:
+            continue
+        return
+    _download_orig(lorry, origs[-1], apt, downloads)
 
 
 def _download_orig(lorry: Lorry, orig: Orig, apt: Apt, downloads: Downloads) -> None:
