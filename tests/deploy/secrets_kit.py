@@ -6,6 +6,7 @@ ends.  What is looked for comes by standard input, since arguments are there for
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -38,14 +39,17 @@ def _is_private(file: Path) -> bool:
 
 def holding(secrets: list[bytes], roots: list[str]) -> Iterator[tuple[str, int]]:
     """Path and mode of each file below ``roots`` that holds a secret; holes are not read."""
-    for root in roots:
-        for folder, _, names in os.walk(root):
-            for name in names:
-                path = f"{folder}/{name}"
+    pending = list(roots)
+    while pending:  # os.walk calls itself, and some trees are deeper than Python's stack
+        folder = pending.pop()
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
                 try:
-                    found = os.lstat(path)
-                    if stat.S_ISREG(found.st_mode) and _holds(path, found.st_size, secrets):
-                        yield path, stat.S_IMODE(found.st_mode)
+                    found = entry.stat(follow_symlinks=False)
+                    if stat.S_ISDIR(found.st_mode):
+                        pending.append(entry.path)
+                    elif stat.S_ISREG(found.st_mode) and _holds(entry.path, found.st_size, secrets):
+                        yield entry.path, stat.S_IMODE(found.st_mode)
                 except OSError:
                     continue  # it is gone, or of a kind that cannot be read
 
