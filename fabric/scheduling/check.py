@@ -136,8 +136,9 @@ def _workers(scheduler: Scheduler) -> None:
             stray = scheduler.strays.get(attempt.key) is attempt
             ghosts = scheduler.ghosts.get(attempt.key, {})
             ghost = ghosts.get((worker.name, attempt.fence)) is attempt
-            assert owned + stray + ghost == 1, f"{attempt} is of {owned + stray + ghost} kinds"
-            assert ghost == attempt.doomed
+            kinds = owned + stray + ghost + attempt.stuck
+            assert kinds == 1, f"{attempt} is of {kinds} kinds"
+            assert ghost + attempt.stuck == attempt.doomed
     for task in scheduler.tasks.values():
         kept = not task.seat or task.key in scheduler.workers[task.seat].seats
         assert kept, f"{task.offer.name} has a slot that is not kept"

@@ -159,9 +159,19 @@ class Interest(Ledger):
         attempt.doomed = True
         if self.strays.get(attempt.key) is attempt:
             del self.strays[attempt.key]
-        ghosts = self.ghosts.setdefault(attempt.key, {})
-        ghosts[attempt.worker, attempt.fence] = attempt
         self.desires[attempt.worker] = None
+        if not attempt.stuck:
+            ghosts = self.ghosts.setdefault(attempt.key, {})
+            ghosts[attempt.worker, attempt.fence] = attempt
+            self._timer(self.now + self.limits.kill, self._check_doomed, attempt)
+
+    def _check_doomed(self, attempt: Attempt) -> None:
+        """A worker that does not end what nobody wants holds up nobody but itself."""
+        ghosts = self.ghosts.get(attempt.key, {})
+        if ghosts.get((attempt.worker, attempt.fence)) is attempt:
+            attempt.stuck = True
+            if self.lay(attempt) and (task := self.tasks.get(attempt.key)) is not None:
+                self.unblock(task)
 
     def disown(self, attempt: Attempt, task: Task | None) -> Task | None:
         """An attempt is no task's any more; returns the task of its key if it was of that."""

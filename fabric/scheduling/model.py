@@ -42,6 +42,7 @@ class Limits(msgspec.Struct, frozen=True):
     refusals: int = 3  # times a worker that refuses a task is still counted on to do it later
     shun: float = 15.0  # a worker that refused a task is not offered it again for so long
     damages: int = 3  # times an artifact may be rebuilt because the store spoilt it
+    kill: float = 60.0  # what nobody wants is waited for so long, until it may begin elsewhere
     rest: float = 60.0  # at most this long a worker rests after faults in a row
 
 
@@ -65,6 +66,7 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
     told: int = 0  # the first Desired that may speak of it
     confirmed: bool = False  # the worker has reported it
     doomed: bool = False  # nobody wants it; for good, since the worker may be killing it
+    stuck: bool = False  # it is doomed, and its worker does not end it
     over: bool = False  # its end was told before, and its worker is at it all the same
     phase: str = ""
     log_size: int = 0

@@ -84,6 +84,26 @@ def test_a_killed_attempt_holds_back_the_next_until_it_is_gone() -> None:
     assert stage.verdict("r2") == "done"
 
 
+def test_a_worker_that_does_not_kill_holds_up_nobody_but_itself() -> None:
+    stage = building(APP, "w1", "w2")
+    stage.leave()
+    stage.submit(APP, request="r2", detach=True)
+    for _ in range(59):
+        stage.wait(1.0, alive=["w1", "w2"])
+    assert stage.states("r2")["zlib"] == "waiting"
+    stage.wait(2.0, alive=["w1", "w2"])
+    assert stage.states("r2")["zlib"] == "running"
+    stage.hear("w2")
+    assert list(stage.machines["w2"].running)
+    stage.wait(11.0, alive=["w2"])  # w1 is lost,
+    stage.report("w1")  # and back, still at it
+    assert stage.states("r2")["zlib"] == "running"
+    stage.hear("w1")  # it ends it in the end
+    stage.report("w1")
+    stage.done("zlib", "app")
+    assert stage.verdict("r2") == "done"
+
+
 def test_a_killed_attempt_that_was_quicker_counts() -> None:
     stage = building(APP, "w1")
     stage.leave()
