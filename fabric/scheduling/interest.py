@@ -43,7 +43,10 @@ class Interest(Ledger):
                 self.ask(task)
             request.needed[key] = task
             task.requests[request.id] = request
-            request.lost.pop(key, None)  # someone tries again what failed for this request
+            if key in request.lost:  # someone tries again what failed for this request
+                del request.lost[key]
+                if key in request.failures:
+                    request.failures.remove(key)
             if task.state in PRESENT:
                 self._has(request, task)
                 continue
@@ -277,16 +280,22 @@ class Interest(Ledger):
             self._drop(request, task)
 
     def check_over(self, request: Request) -> None:
-        going_on = request.goals_left and not request.failures
+        lacking = request.failures or request.lost
+        going_on = request.goals_left and not lacking
         if going_on or request.over or request.state == "resolving":
             return
-        if request.failures:
-            if not request.keep_going or not request.open:
-                first = request.offers[request.failures[0]].name
-                more = len(request.failures) - 1
-                self.finish(request, "failed", first + (f" and {more} more" if more else ""))
-        else:
+        if not lacking:
             self.finish(request, "done", "")
+        elif not request.keep_going or not request.open:
+            self.finish(request, "failed", self._what_lacks(request))
+
+    def _what_lacks(self, request: Request) -> str:
+        """What a request has failed for, in few words."""
+        if not request.failures:  # others had that built, too late for what was given up
+            key = next(iter(request.lost))
+            return f"{request.offers[key].name} {request.results[key].message}"
+        first, more = request.offers[request.failures[0]].name, len(request.failures) - 1
+        return first + (f" and {more} more" if more else "")
 
     def finish(self, request: Request, state: RequestState, message: str) -> None:
         """A request is over."""

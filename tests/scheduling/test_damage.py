@@ -1,5 +1,6 @@
 """Artifacts that were there, and turn out to be damaged."""
 
+import pytest
 from machine_kit import key_of
 from scheduling_kit import Stage
 
@@ -227,3 +228,24 @@ def test_who_asks_for_what_is_inspected_already_is_told_why_it_waits() -> None:
     stage.leave()
     stage.submit("zlib:", request="r2")
     assert stage.why("zlib").startswith("zlib is asking: a worker found it damaged")
+
+
+@pytest.mark.parametrize(
+    ("goals", "verdict", "message"),
+    [(("y", "low"), "done", ""), (("y", "x"), "failed", "x needs low, which failed")],
+)
+def test_what_failed_and_was_built_for_others_since_is_no_failure(
+    goals: tuple[str, ...], verdict: str, message: str
+) -> None:
+    """`low` fails, is built for another request, and is needed again since `w` is damaged."""
+    stage = Stage(stored=["w"])
+    stage.worker("w1", "w2")
+    stage.submit("y: w\nw: low\nx: low\nlow:", *goals, keep_going=True, detach=True)
+    stage.sync()
+    stage.ends("low", "failed")
+    stage.submit("low:", request="r2", detach=True)
+    stage.spoilt = {key_of("w")}
+    stage.ends("y", "fault", message="w: digest differs", damaged=["w"])
+    stage.sync()
+    stage.done("low", "w", "y")
+    assert (stage.verdict(), stage.update().message) == (verdict, message)
