@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SEEDS ?= 2000
-FIRST ?= 0
 SYSTEM ?= systems/minimal-system-x86_64.morph
 # tests that need no real sources: so many files of them at a time, for most wait for something
 AT_ONCE ?= 3
@@ -116,8 +115,8 @@ quick: setup-test ## the tests that need no real sources: minutes
 	$(BIN)/pytest $(QUICK) $(TESTS)
 
 .PHONY: simulate
-simulate: setup-dev ## play SEEDS=N small disasters of a simulated farm, from seed FIRST=N on
-	$(BIN)/python tests/simulation --seeds $(SEEDS) --first $(FIRST)
+simulate: setup-dev ## play SEEDS=N new disasters of a simulated farm, or those from FIRST=N on
+	$(BIN)/python tests/simulation --seeds $(SEEDS) $(if $(FIRST),--first $(FIRST))
 
 .PHONY: chaos
 chaos: setup-test ## a farm broken FAULTS times as SEED says, each PACE s; it builds PARTS=all of the example

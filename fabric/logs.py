@@ -158,7 +158,7 @@ class Spools:
             if _is_stuck(spool, now):
                 spool.broken = "its worker does not have it any more"
                 del self._lacking[id]
-            elif now - spool.asked >= ASK_AGAIN:
+            elif now >= spool.asked + ASK_AGAIN:
                 spool.asked = now
                 yield (
                     spool.worker,
@@ -289,6 +289,10 @@ class Spools:
             elif spool.short and spool.ended is None:
                 with contextlib.suppress(OSError):  # it is asked for again
                     self._write_out(spool)
+        self.drop()
+
+    def drop(self) -> None:
+        """Close all files, and leave them as they are."""
         for id in list(self._files):
             self._close(id)
 

@@ -1,39 +1,40 @@
-"""A simulated broker: the real core and spools, and a thin shell as `fabric.broker` is one.
+"""Runs of the real broker, in a simulated world.
 
-What it has written to its disk it has again after a crash.  What it tells initiators waits until
-all it has written before is on the disk, so nobody hears of what a crash could take back.  While
-the disk is full it promises nothing.
+`fabric.broker.Broker` itself is played, with its core, journal, spools and outbox.  Clock, network,
+store, resolver and the thread that writes the journal are the world's: see `Parts`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import sqlite3
+from collections import deque
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import msgspec
-from scenarios import Scenario
+from judge import Violation
 
+from fabric.broker import Broker, Parts
+from fabric.journal import Journal, Storage
 from fabric.logs import Spools
+from fabric.notes import Notes
+from fabric.record import Record
 from fabric.scheduling import events
 from fabric.scheduling.core import Scheduler
-from fabric.scheduling.watchers import Watchers
+from fabric.scribe import RETRY
+from fabric.wire.listener import Heard
 from fabric.wire.messages import (
-    Command,
+    Code,
     FromPeer,
-    Leave,
     LogPiece,
     LogRead,
     Message,
     Order,
-    Poll,
     Published,
-    Query,
     Refused,
     Report,
-    Submit,
-    Update,
 )
 
 if TYPE_CHECKING:
@@ -41,291 +42,357 @@ if TYPE_CHECKING:
 
 #: Orders resolved at once.
 RESOLVERS = 2
+#: Seconds since 1970 at which the world's clock would stand at zero.
+EPOCH = 1.6e9
+#: Turns of the broker's loop at one moment: more of them, and it spins.
+SPINS = 50
 
 
 class Disk:
-    """What outlives a run of the broker."""
+    """What outlives a run of the broker: the journal's file, and the spools' folder."""
 
-    def __init__(self) -> None:
+    def __init__(self, world: Simulation, directory: Path) -> None:
+        self.world = world
+        self.directory = directory
         self.runs = 0
         self.full_until = 0.0
-        self.open: dict[str, Order | Submit] = {}  # requests that began and are not over
-        self.closed: dict[str, events.Remembered] = {}  # requests that are over
-        self.drained: set[str] = set()
+        self._file = _Connection(lambda: self.full, ":memory:", isolation_level=None)
 
+    @property
+    def full(self) -> bool:
+        return self.world.now < self.full_until
 
-class Broker:
-    """One run of the broker."""
-
-    def __init__(self, world: Simulation, scenario: Scenario, disk: Disk, directory: Path) -> None:
-        self.world = world
-        self.disk = disk
-        self.alive = True
-        self.started = world.now
-        self.reported: set[tuple[str, int]] = set()  # attempts that workers said they have
-        disk.runs += 1
-        self.run = disk.runs
-        self.scheduler = Scheduler(
-            scenario.limits,
-            epoch=disk.runs,
-            secret=b"what outlives a run",
-            drained=frozenset(disk.drained),
-            recovering=disk.runs > 1,
-            now=world.now,
+    def storage(self) -> Storage:
+        """For one run's journal."""
+        return Storage(
+            clock=lambda: EPOCH + self.world.now,
+            connect=lambda _: self._file,
+            random=self.world.rng.randbytes,
+            threaded=False,
         )
-        self.spools = Spools(directory)
-        self.watchers = Watchers()
-        self.routes: dict[str, str] = {}  # worker's name -> node
-        self.heard: dict[str, float] = {}  # node -> when
-        self._written = world.now  # when all that was written will be on the disk
-        self._owed: list[tuple[str, Callable[[], None]]] = []  # what could not: about what, and how
-        self._opening: dict[str, None] = {}  # requests whose beginning is not on the disk
-        self._fails = 0  # how often it could not be written
-        self._orders: list[Order] = []  # waiting to be resolved
-        self._resolving: dict[str, None] = {}
-        for event in (*disk.closed.values(), *disk.open.values()):
-            self.apply(event, "")
-        self._tick()
+
+    def is_closed(self, request: str) -> bool:
+        """Whether the journal says that a request is over."""
+        row = self._file.execute("SELECT state FROM requests WHERE id = ?", (request,)).fetchone()
+        return row is not None and row[0] != "open"
 
     def close(self) -> None:
-        """It crashes."""
+        self._file.really_close()
+
+
+class _Connection(sqlite3.Connection):
+    """Cannot write while the disk is full, and outlives who opened it."""
+
+    def __init__(self, full: Callable[[], bool], *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._full = full
+
+    def execute(self, statement: str, *args: Any) -> sqlite3.Cursor:
+        if statement.startswith("COMMIT") and self._full():
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise error
+        return super().execute(statement, *args)
+
+    def close(self) -> None:
+        pass
+
+    def really_close(self) -> None:
+        super().close()
+
+
+class Run:
+    """One run of the broker, until it is stopped or killed."""
+
+    def __init__(self, world: Simulation, disk: Disk) -> None:
+        self.world = world
+        self.alive = True
+        self.started = world.now
+        self.heard: dict[str, float] = {}  # node -> when its report counted
+        self._next = math.inf  # when a turn is planned
+        self._turned, self._spins = -1.0, 0  # when the last turn was, and how many then
+        self._writing = False
+        disk.runs += 1
+        self.run = disk.runs
+        self.reported: set[tuple[str, int]] = set()  # attempts that workers said they have
+        self._journal = journal = Journal(
+            disk.directory / "journal.sqlite", self._warned, self.wake, storage=disk.storage()
+        )
+        self._spools = Spools(disk.directory / "logs")
+        self.transport = Transport(self)
+        simulated: dict[str, Any] = {
+            "wake": self,
+            "listener": self.transport,
+            "desk": Desk(self),
+            "resolvers": Resolvers(self),
+        }
+        self._broker = Broker(
+            Parts(
+                clock=lambda: world.now,
+                spools=self._spools,
+                record=Record(journal, Notes("simulated", environ={}), None),
+                **simulated,
+                new_core=self._new_core,
+            ),
+            lasting=True,
+        )
+        self.wake()
+
+    def _new_core(self) -> Scheduler:
+        journal = self._journal
+        self.scheduler: Scheduler = _Judged(
+            self,
+            self.world.scenario.limits,
+            epoch=journal.epoch,
+            secret=journal.secret,
+            durations=journal.durations,
+            drained=journal.drained_workers,
+            recovering=not journal.first,
+            now=self.world.now,
+        )
+        return self.scheduler
+
+    def stop(self) -> None:
+        """It is asked to end, and does so in order."""
         self.alive = False
-        self.spools.close()
+        self._broker.close()
 
-    # -- what comes ----------------------------------------------------------------------------
+    def kill(self) -> None:
+        """It ends at once."""
+        self.alive = False
+        self._spools.drop()
 
-    def hear(self, source: str, message: FromPeer) -> None:
-        """A message came."""
-        if not self.alive or self._refuses(source, message):
-            return
-        match message:
-            case Report():
-                self.reported |= {(each.key, each.fence) for each in message.running}
-                self.routes[message.name] = source
-                self.apply(message, source)
-                worker = self.scheduler.workers.get(message.name)
-                if worker is not None and worker.heard == self.world.now:
-                    self.heard[source] = self.world.now  # not an old one come late
-            case Order() | Submit() | Poll():
-                seen = message.seen if isinstance(message, Poll) else 0
-                self.watchers.watch(message.request, source.encode(), self.world.now, seen)
-                self.apply(message, source)
-            case Leave():
-                self.watchers.unwatch(message.request, source.encode())
-                self.apply(message, source)
-            case Query():
-                self.told(source, self.scheduler.answer(message, self.world.now))
-            case LogPiece():
-                self.spools.arrived(message.key, message.fence)
-                self.log(message.key, message.fence, message.offset, message.data)
-            case LogRead():
-                key, fence = message.key, message.fence
-                piece = self.spools.read(key, fence, message.offset, message.length)
-                self.send(source, piece or Refused(key, "no-log", "no log of it is kept here"))
-            case _:
-                self.apply(message, source)
+    # -- as a `Wakeup` ---------------------------------------------------------------------------
 
-    def apply(self, event: events.Event, source: str) -> None:
-        """Let the core handle an event, and do what follows."""
-        if not self.alive:
-            return
-        for effect in self.scheduler.handle(event, self.world.now):
-            self._carry_out(effect, source)
-        self.world.judge.after(self)
+    def __call__(self) -> None:
+        self.wake()
 
-    def _carry_out(self, effect: events.Effect, source: str) -> None:
-        world = self.world
-        match effect:
-            case events.Ask() | events.Inspect():
-                world.at(world.store_delay(), partial(self._look_up, effect))
-            case events.Resolve():
-                self._orders.append(effect.order)
-                self._resolve_next()
-            case events.Abandon():
-                self._orders = [each for each in self._orders if each.request != effect.request]
-                if self._resolving.pop(effect.request, "absent") is None:
-                    self._resolve_next()
-            case events.Desire():
-                self._desire(effect.worker)
-            case events.Changed():
-                self.watchers.news(effect.request, last=effect.over)
-                world.at(0.0, self.tell_initiators)
-            case events.Refuse():
-                self.told(source, Refused(effect.about, effect.code, effect.reason))
-                self.watchers.unwatch(effect.about, source.encode())
-            case events.Tell():
-                self.told(source, effect.answer)
-            case events.Opened():
-                if self.disk.open.get(effect.request) != effect.intent:
-                    self._opening[effect.request] = None
-                    self._write(effect.request, partial(self._open, effect.request, effect.intent))
-            case events.Closed():
-                last = self.scheduler.update(effect.request, 0, world.now)
-                self._write(effect.request, partial(self._close, effect.request, last))
-            case events.Drained():
-                change = self.disk.drained.add if effect.on else self.disk.drained.discard
-                self._write("", partial(change, effect.worker))
-            case events.Began():
-                self.spools.begin(effect.key, effect.fence, effect.worker, found=effect.found)
-                world.judge.began(self, effect)
-            case events.Ended():
-                world.judge.ended(self, effect)
-                outcome = effect.outcome
-                size, sha = (outcome.log_size, outcome.log_sha256) if outcome else (-1, "")
-                self.spools.end(effect.key, effect.fence, size, sha, world.now)
+    def close(self) -> None:
+        pass
 
-    # -- the disk, the store, the definitions --------------------------------------------------
+    def wake(self) -> None:
+        """Have a turn soon."""
+        self._plan(self.world.now)
 
-    def _write(self, about: str, action: Callable[[], None]) -> None:
-        self._written = max(self._written, self.world.now + self.world.rng.uniform(0.0, 0.3))
-        put = partial(self._put, about, action)
-        self.world.at(self._written - self.world.now, partial(self._if_alive, put))
+    # -- the loop ------------------------------------------------------------------------------
 
-    def _put(self, about: str, action: Callable[[], None]) -> None:
-        """What was to be written comes to the disk."""
-        if not self._owed and self.world.now >= self.disk.full_until:
-            action()
-            return
-        self._owed.append((about, action))
-        if len(self._owed) > 1:
-            return
-        self._fails += 1  # so that what waits to be told is not
-        for request in list(self._opening):
-            del self._opening[request]
-            self.apply(events.Unwritten(request), "")
-
-    def _make_up(self) -> None:
-        """Write what could not be written, if there is room."""
-        if self._owed and self.world.now >= self.disk.full_until:
-            for _, action in self._owed:
-                action()
-            self._owed.clear()
-
-    def _refuses(self, source: str, message: FromPeer) -> bool:
-        """Whether it is asked for a promise that it cannot keep now."""
-        if not self._owed:
-            return False
-        match message:
-            case Order() | Submit() if message.request not in self.scheduler.requests:
-                about = message.request
-            case Command():
-                about = message.id
-            case _:
-                return False
-        self.send(source, Refused(about, "not-now", "the disk is full"))
-        return True
+    def later(self, delay: float, action: Callable[[], None]) -> None:
+        """Do something after so many seconds, if this run has not ended then."""
+        self.world.at_node("broker", delay, partial(self._if_alive, action))
 
     def _if_alive(self, action: Callable[[], None]) -> None:
         if self.alive:
             action()
 
-    def _open(self, request: str, intent: Order | Submit) -> None:
-        self._opening.pop(request, None)
-        self.disk.open[request] = intent
+    def _plan(self, due: float) -> None:
+        if due < self._next:
+            self._next = due
+            self.later(due - self.world.now, self._turn)
 
-    def _close(self, request: str, outcome: Update | None) -> None:
-        intent = self.disk.open.pop(request, None)
-        if outcome is not None and intent is not None:  # else it is forgotten
-            self.disk.closed[request] = events.Remembered(outcome, intent.requester, 0.0)
+    def _turn(self) -> None:
+        now = self.world.now
+        if self._next > now:
+            return  # an earlier turn has done it
+        self._next = math.inf
+        self._spins = self._spins + 1 if now == self._turned else 0
+        self._turned = now
+        if self._spins > SPINS:
+            raise Violation("the broker's loop spins")
+        self._broker.turn()
+        if not (self._writing or self._journal.scribe.idle):
+            self._writing = True
+            self.later(self.world.rng.uniform(0.0, 0.3), self._write)
+        if (due := self._broker.due()) < math.inf:
+            self._plan(now + math.ceil(max(0.0, due - now) * 1000) / 1000)
 
-    def _look_up(self, effect: events.Ask | events.Inspect) -> None:
-        store, away = self.world.store, self.world.store_is_away
-        if isinstance(effect, events.Ask):
-            present = frozenset(key for key in effect.keys if key in store)
-            answer: events.Event = events.Answered(effect.question, present)
-            if away:
-                answer = events.Unanswered(effect.question, "no route to host")
+    def _write(self) -> None:
+        self._writing = False
+        self._journal.scribe.step()
+        if self._journal.scribe.failure:
+            self._writing = True
+            self.later(RETRY, self._write)
+
+    def _warned(self, text: str) -> None:
+        self.world.tell(f"broker: {text}")
+
+
+class _Judged(Scheduler):
+    """The core, looked at after every event."""
+
+    def __init__(self, run: Run, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._run = run
+
+    def handle(self, event: events.Event, now: float) -> list[events.Effect]:
+        effects = super().handle(event, now)
+        run = self._run
+        if isinstance(event, Report):
+            run.reported |= {(each.key, each.fence) for each in event.running}
+            worker = self.workers.get(event.name)
+            if worker is not None and worker.instance == event.instance and worker.heard == now:
+                run.heard[event.instance] = now  # not an old one come late
+        for effect in effects:
+            if isinstance(effect, events.Began):
+                run.world.judge.began(run, effect)
+            elif isinstance(effect, events.Ended):
+                run.world.judge.ended(run, effect)
+        run.world.judge.after(run)
+        return effects
+
+
+class Transport:
+    """The broker's sockets: `fabric.wire.listener.Listener`."""
+
+    due = math.inf
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._heard: deque[Heard] = deque()
+        self._pieces: deque[tuple[str, Published, bytes]] = deque()
+
+    def hear(self, node: str, message: FromPeer) -> None:
+        """A message came."""
+        self._heard.append(Heard(node.encode(), node.partition("/")[0], message))
+        self._run.wake()
+
+    def read(self, node: str, piece: Published) -> None:
+        """A published piece of a log came."""
+        self._pieces.append((node.partition("/")[0], piece, piece.frame()))
+        self._run.wake()
+
+    def answer_the_door(self, now: float) -> None:
+        pass
+
+    def look(self, now: float) -> bool:  # noqa: ARG002 - as the real
+        return False
+
+    def heard(self) -> Iterator[Heard]:
+        while self._heard:
+            yield self._heard.popleft()
+
+    def pieces(self) -> Iterator[tuple[str, Published, bytes]]:
+        while self._pieces:
+            yield self._pieces.popleft()
+
+    def send(self, peer: bytes, message: Message) -> bool:
+        world, node = self._run.world, peer.decode()
+        arrive = partial(world.to_node, node, message)
+        world.send("broker", node, type(message).__name__, arrive)
+        return True
+
+    def refuse(self, peer: bytes, about: str, code: Code, reason: str) -> None:
+        self.send(peer, Refused(about, code, reason))
+
+    def publish(self, frame: bytes) -> None:
+        world = self._run.world
+        piece = Published.of(memoryview(frame))
+        for initiator in world.initiators:
+            if not initiator.gone:
+                read = partial(initiator.read, piece)
+                world.send("broker", initiator.node, "a line of log", read)
+
+    def close(self) -> None:
+        pass
+
+
+class Desk:
+    """Asks the store: `fabric.desk.Desk`."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._world = run.world
+        self._answers: deque[events.Event] = deque()
+        self._pieces: deque[tuple[bytes, LogPiece | Refused]] = deque()
+
+    def ask(self, questions: list[events.Ask]) -> None:
+        for question in questions:
+            self._run.later(self._world.store_delay(), partial(self._look_up, question))
+
+    def read_log(self, owner: str, peer: bytes, wanted: LogRead) -> None:  # noqa: ARG002
+        self._run.later(self._world.store_delay(), partial(self._read, peer, wanted))
+
+    def inspect(self, keys: tuple[str, ...]) -> None:
+        self._run.later(self._world.store_delay(), partial(self._inspect, keys))
+
+    def answers(self) -> Iterator[events.Event]:
+        while self._answers:
+            yield self._answers.popleft()
+
+    def pieces(self) -> Iterator[tuple[bytes, LogPiece | Refused]]:
+        while self._pieces:
+            yield self._pieces.popleft()
+
+    def close(self) -> None:
+        pass
+
+    def _look_up(self, ask: events.Ask) -> None:
+        if self._world.store_is_away:
+            self._answer(events.Unanswered(ask.question, "no route to host"))
         else:
-            gone = frozenset(key for key in effect.keys if not store.get(key))
-            answer = events.Inspected(gone)
-            if away:
-                answer = events.Inspected(frozenset(), "no route to host")
-            for key in answer.keys:
-                store.pop(key, None)
-        if self.alive:
-            self.apply(answer, "")
+            present = frozenset(key for key in ask.keys if key in self._world.store)
+            self._answer(events.Answered(ask.question, present))
 
-    def _resolve_next(self) -> None:
-        while self._orders and len(self._resolving) < RESOLVERS:
-            order = self._orders.pop(0)
-            self._resolving[order.request] = None
-            self.world.at(self.world.rng.uniform(0.05, 3.0), partial(self._resolved, order))
+    def _inspect(self, keys: tuple[str, ...]) -> None:
+        if self._world.store_is_away:
+            self._answer(events.Inspected(frozenset(), "no route to host"))
+            return
+        gone = frozenset(key for key in keys if not self._world.store.get(key))
+        for key in gone:
+            self._world.store.pop(key, None)
+        self._answer(events.Inspected(gone))
+
+    def _read(self, peer: bytes, wanted: LogRead) -> None:
+        self._pieces.append((peer, Refused(wanted.key, "no-log", "no log of it is kept here")))
+        self._run.wake()
+
+    def _answer(self, answer: events.Event) -> None:
+        self._answers.append(answer)
+        self._run.wake()
+
+
+class Resolvers:
+    """Resolves orders: `fabric.resolving.Resolvers`."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._waiting: dict[str, Order] = {}
+        self._running: dict[str, Order] = {}
+        self._answers: deque[events.Event] = deque()
+
+    def resolve(self, order: Order, host_tools: str = "") -> None:  # noqa: ARG002 - as the real
+        self._waiting[order.request] = order
+        self._begin()
+
+    def abandon(self, request: str) -> None:
+        self._waiting.pop(request, None)
+        self._running.pop(request, None)
+        self._begin()
+
+    def answers(self) -> Iterator[events.Event]:
+        while self._answers:
+            yield self._answers.popleft()
+
+    def next_due(self) -> float:
+        return math.inf
+
+    def close(self) -> None:
+        pass
+
+    def _begin(self) -> None:
+        while self._waiting and len(self._running) < RESOLVERS:
+            request = next(iter(self._waiting))
+            order = self._running[request] = self._waiting.pop(request)
+            delay = self._run.world.rng.uniform(0.05, 3.0)
+            self._run.later(delay, partial(self._resolved, order))
 
     def _resolved(self, order: Order) -> None:
-        if self.alive and self._resolving.pop(order.request, "absent") is None:
-            submit = self.world.resolve(order)
-            if submit is None:
-                self.apply(events.Unresolved(order.request, "no such system"), "")
-            else:
-                self.apply(events.Resolved(order.request, submit), "")
-            self._resolve_next()
-
-    # -- what goes -----------------------------------------------------------------------------
-
-    def send(self, node: str, message: Message) -> None:
-        self.world.send(
-            "broker", node, type(message).__name__, partial(self.world.to_node, node, message)
-        )
-
-    def told(self, node: str, message: Message) -> None:
-        """Tell an initiator, once all that was written before is on the disk."""
-        if self._owed or self._written <= self.world.now:
-            self.send(node, message)
+        if self._running.get(order.request) is not order:
+            return
+        del self._running[order.request]
+        submit = self._run.world.resolve(order)
+        if submit is None:
+            self._answers.append(events.Unresolved(order.request, "no such system"))
         else:
-            say = partial(self._say, self._fails, node, message)
-            self.world.at(self._written - self.world.now, say)
-
-    def _say(self, fails: int, node: str, message: Message) -> None:
-        if self.alive and fails == self._fails:
-            self.send(node, message)
-
-    def _tick(self) -> None:
-        world = self.world
-        if not self.alive:
-            return
-        if world.now >= self.scheduler.next_due():
-            self.apply(events.Tick(), "")
-        for worker, wanted in self.spools.wanted(world.now):
-            if worker in self.routes:
-                self.send(self.routes[worker], wanted)
-        self._make_up()
-        self.tell_initiators()
-        world.at(0.25, self._tick)
-
-    def _desire(self, worker: str) -> None:
-        desired = self.scheduler.desired(worker)
-        node = self.routes.get(worker)
-        if desired is None or node is None:
-            return
-        settled = tuple(
-            each
-            for each in desired.settled
-            if not self.spools.incomplete(each.key, each.fence, self.world.now)
-        )
-        self.send(node, msgspec.structs.replace(desired, settled=settled))
-
-    def tell_initiators(self) -> None:
-        if not self.alive:
-            return
-        for watcher in self.watchers.take(self.world.now):
-            update = self.scheduler.update(watcher.request, watcher.seen, self.world.now)
-            if update is None:
-                self.watchers.unwatch(watcher.request, watcher.peer)
-            elif update.state == "cancelled" and any(
-                one == update.request for one, _ in self._owed
-            ):
-                pass  # a crash would take that back
-            else:
-                self.told(watcher.peer.decode(), update)
-
-    def log(self, key: str, fence: int, offset: int, data: bytes) -> None:
-        """A piece of log comes; what is new in it is published."""
-        if not self.alive:
-            return
-        offset, fresh = self.spools.append(key, fence, offset, data)
-        if fresh:
-            piece = Published(key, fence, offset, fresh)
-            for initiator in self.world.initiators:
-                if not initiator.gone:
-                    hear = partial(initiator.read, piece)
-                    self.world.send("broker", initiator.node, "a line of log", hear)
+            self._answers.append(events.Resolved(order.request, submit))
+        self._begin()
+        self._run.wake()

@@ -11,7 +11,7 @@ from fabric.scheduling.states import State
 from fabric.scheduling.why import why_request
 
 if TYPE_CHECKING:
-    from brokers import Broker
+    from brokers import Run
     from simulator import Simulation
     from users import Initiator
 
@@ -36,7 +36,7 @@ class Judge:
 
     # -- after every event ---------------------------------------------------------------------
 
-    def after(self, broker: Broker) -> None:
+    def after(self, broker: Run) -> None:
         """The core's own invariants; nothing waits without a reason; nobody idles who need not."""
         scheduler, now = broker.scheduler, self.world.now
         validate(scheduler, now)
@@ -48,7 +48,7 @@ class Judge:
             for worker in scheduler.workers.values():
                 self._is_not_idle(broker, worker, ready)
 
-    def _has_reason(self, broker: Broker, request: Request) -> None:
+    def _has_reason(self, broker: Run, request: Request) -> None:
         scheduler = broker.scheduler
         told = why_request(scheduler, request, self.world.now)
         if "about to get it" in told:
@@ -60,7 +60,7 @@ class Judge:
             if not shared:
                 raise Violation(f"{request.id} waits without a reason")
 
-    def _is_not_idle(self, broker: Broker, worker: Worker, ready: list[Task]) -> None:
+    def _is_not_idle(self, broker: Run, worker: Worker, ready: list[Task]) -> None:
         limits, now = broker.scheduler.limits, self.world.now
         fresh = now - worker.heard <= limits.stale
         if not worker.room or not fresh or worker.rests_until > now:
@@ -71,7 +71,7 @@ class Judge:
             if not (shunned or checking or worker.name in task.faults):
                 raise Violation(f"{worker.name} is free, and {task.offer.name} is ready")
 
-    def ended(self, broker: Broker, event: events.Ended) -> None:
+    def ended(self, broker: Run, event: events.Ended) -> None:
         """An attempt ends: it began, and ends for the first time."""
         id = (broker.run, event.key, event.fence)
         began, ended = self._attempts.get(id, (0.0, True))
@@ -79,7 +79,7 @@ class Judge:
             raise Violation(f"{self.world.names[event.key]} {event.fence} ends, and does not run")
         self._attempts[id] = (began, True)
 
-    def began(self, broker: Broker, event: events.Began) -> None:
+    def began(self, broker: Run, event: events.Began) -> None:
         """An attempt begins: is it the only one, and whose turn was it?"""
         id = (broker.run, event.key, event.fence)
         if id in self._attempts:
@@ -109,13 +109,13 @@ class Judge:
             if used > 1.0:
                 raise Violation(f"{request.id} is starved")
 
-    def _was_not_taken(self, broker: Broker, key: str, fence: int) -> bool:
+    def _was_not_taken(self, broker: Run, key: str, fence: int) -> bool:
         """Whether an attempt was given up because its worker did not say that it has it."""
         began, ended = self._attempts.get((broker.run, key, fence), (0.0, False))
         unheard = ended and (key, fence) not in broker.reported
         return unheard and self.world.now - began > 2 * broker.scheduler.limits.lease
 
-    def _is_alone(self, broker: Broker, event: events.Began) -> None:
+    def _is_alone(self, broker: Run, event: events.Began) -> None:
         """No job runs twice at once, unless its worker could not be heard for long, or could not
         hear for long.
         """
@@ -171,7 +171,8 @@ class Judge:
                 if not left and request not in world.cancelled:
                     raise Violation(f"{request} is cancelled, and nobody wanted that")
             case "failed":
-                if goals is not None and not failures:
+                given_up = mirror.message.endswith(", which failed")
+                if goals is not None and not failures and not given_up:
                     raise Violation(f"{request} failed without a reason: {mirror.message}")
             case state:
                 raise Violation(f"{request} is {state} in the end")

@@ -33,6 +33,7 @@ class Network:
         self._story: list[tuple[float, int, str]] = []
         self._sent: deque[tuple[float, int, str]] = deque(maxlen=STORY)
         self._cut: dict[tuple[str, bool], float] = {}  # (node, as sender) -> until when
+        self._stopped: dict[str, float] = {}  # node -> until when its process stands still
         self._latest: dict[tuple[str, str], int] = {}  # link -> number of its last message there
 
     def lasts(self, least: float, most: float) -> float:
@@ -50,6 +51,23 @@ class Network:
         """Do something after so many seconds."""
         self._number += 1
         heappush(self._queue, (self.now + delay, self._number, action))
+
+    def at_node(self, node: str, delay: float, action: Callable[[], None]) -> None:
+        """Let a process do something after so many seconds, or as soon as it goes on then."""
+        self.at(delay, partial(self._go_on, node, action))
+
+    def _go_on(self, node: str, action: Callable[[], None]) -> None:
+        left = self._stopped.get(node, 0.0) - self.now
+        if left > 0.0:
+            self.at_node(node, left, action)
+        else:
+            action()
+
+    def stop_process(self, node: str, seconds: float) -> None:
+        """A process stands still, and what is sent to it waits for it."""
+        self.inject("process stopped", f"{node} for {seconds:.1f} s")
+        until = min(self.peace, self.now + seconds)
+        self._stopped[node] = max(until, self._stopped.get(node, 0.0))
 
     def step(self) -> bool:
         """Go on to what is next; False if there is nothing."""
@@ -120,4 +138,4 @@ class Network:
             self.faults["reordered"] += 1
         self._latest[source, target] = max(latest, number)
         self._message(what, source, target)
-        deliver()
+        self._go_on(target, deliver)

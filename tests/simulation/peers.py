@@ -11,7 +11,7 @@ import msgspec
 
 from fabric.wire import agent as worker_side
 from fabric.wire.agent import WorkerAgent
-from fabric.wire.messages import Desired, LogPiece, LogWanted, Message, Outcome, Refused
+from fabric.wire.messages import Desired, LogPiece, LogWanted, Message, Outcome, Published, Refused
 
 if TYPE_CHECKING:
     from simulator import Simulation
@@ -35,7 +35,7 @@ class Builder:
         self.logs: dict[Id, bytes] = {}
         self._tick()
         if kind == "shy":
-            world.at(world.rng.uniform(1.0, 5.0), self._fill_up)
+            world.at_node(self.node, world.rng.uniform(1.0, 5.0), self._fill_up)
 
     def hear(self, message: Message) -> None:
         if not self.alive:
@@ -58,13 +58,13 @@ class Builder:
         """A polite end: drain, hand back, and go."""
         if self.alive and not self.agent.draining:
             self._do(self.agent.drain())
-            self.world.at(self.world.rng.uniform(1.0, 8.0), self._go)
+            self.world.at_node(self.node, self.world.rng.uniform(1.0, 8.0), self._go)
 
     def _go(self) -> None:
         if self.alive:
             for id in self.agent.running:
                 self._end(id, "cancelled")
-            self.world.at(1.0, partial(self.world.gone, self))
+            self.world.at_node(self.node, 1.0, partial(self.world.gone, self))
 
     def _fill_up(self) -> None:
         """Its disk is full for a while."""
@@ -73,7 +73,7 @@ class Builder:
             if why:
                 self.world.inject("disk full", self.node)
             self._do(self.agent.refuse(why))
-            self.world.at(self.world.rng.uniform(1.0, 9.0), self._fill_up)
+            self.world.at_node(self.node, self.world.rng.uniform(1.0, 9.0), self._fill_up)
         elif self.alive:
             self._do(self.agent.refuse(""))
 
@@ -81,7 +81,7 @@ class Builder:
         if not self.alive:
             return
         self._do(self.agent.tick(self.world.now))
-        self.world.at(max(0.01, self.agent.due - self.world.now), self._tick)
+        self.world.at_node(self.node, max(0.01, self.agent.due - self.world.now), self._tick)
 
     def _do(self, actions: Sequence[worker_side.Action]) -> None:
         for action in actions:
@@ -94,8 +94,10 @@ class Builder:
                     delay = self.world.rng.choice((0.001, 0.5, 4.0))
                     if delay > 1.0 and self.world.scenario.long:
                         delay = self.world.lasts(delay, delay)
-                    self.world.at(
-                        delay, partial(self._end, (action.key, action.fence), "cancelled")
+                    self.world.at_node(
+                        self.node,
+                        delay,
+                        partial(self._end, (action.key, action.fence), "cancelled"),
                     )
 
     def _start(self, action: worker_side.Start) -> None:
@@ -108,16 +110,18 @@ class Builder:
         world.tell(f"{self.node} begins {name} {id[1]}")
         broken = tuple(key for key in depends if not world.store.get(key))
         if broken:
-            world.at(0.05, partial(self._end, id, "fault", broken))
+            world.at_node(self.node, 0.05, partial(self._end, id, "fault", broken))
             return
         seconds = rng.choice((0.0, 0.01, 1.0, 6.0))
         for n in range(rng.randint(0, 3)):
-            world.at(seconds * n / 4, partial(self._log, id, f"{name} {id[1]} line {n}\n" * 9))
+            world.at_node(
+                self.node, seconds * n / 4, partial(self._log, id, f"{name} {id[1]} line {n}\n" * 9)
+            )
         if name.endswith("-poison"):
-            world.at(seconds, partial(world.crash, self))
+            world.at_node(self.node, seconds, partial(world.crash, self))
         else:
             result, damaged = self._how(name, depends)
-            world.at(seconds, partial(self._end, id, result, damaged))
+            world.at_node(self.node, seconds, partial(self._end, id, result, damaged))
 
     def _how(self, name: str, depends: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
         """How a build ends here, and what is found damaged."""
@@ -140,7 +144,7 @@ class Builder:
             return
         offset, data = len(self.logs[id]), text.encode()
         self.logs[id] += data
-        self.world.publish(self.node, LogPiece(*id, offset, data))
+        self.world.publish(self.node, Published(*id, offset, data))
         self._do(self.agent.progress(*id, phase=f"phase {offset % 3}", log_size=len(self.logs[id])))
 
     def _end(self, id: Id, result: str, damaged: tuple[str, ...] = ()) -> None:

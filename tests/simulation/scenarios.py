@@ -7,9 +7,6 @@ from dataclasses import dataclass
 
 from fabric.scheduling.model import Limits
 
-#: From this seed on, faults may outlast leases, graces and what a lost worker is remembered for.
-LONG = 2_000_000_000
-
 
 @dataclass(frozen=True)
 class Scenario:
@@ -42,7 +39,10 @@ class Scenario:
     sick: int  # workers that are unable to do anything
     liars: int  # workers that find whole artifacts damaged, and say done what is not
     shy: int  # workers that refuse much
+    pauses: float  # of processes: stopped for a while, and continued
     lease: float
+    long: bool  # faults may outlast leases, graces and what a lost worker is remembered for
+    series: float  # probability that a broker that came back crashes again soon
     keep_going: bool
     trouble: float  # seconds until peace
 
@@ -85,6 +85,9 @@ class Scenario:
             keep_going=rng.random() < 0.4,
             trouble=rng.choice((5.0, 20.0, 40.0)),
             full_disks=some(0.1),
+            pauses=0.0,
+            long=rng.random() < 0.5,
+            series=rng.choice((0.0, 0.5)),
         )
 
     @property
@@ -100,11 +103,6 @@ class Scenario:
         )
 
     @property
-    def long(self) -> bool:
-        """Faults may last long."""
-        return self.seed >= LONG
-
-    @property
     def patient(self) -> bool:
         """Lost and late messages alone make nobody seem lost."""
         return self.lease > 5.0 or (self.drop < 0.1 and self.delay < 1.0)
@@ -112,5 +110,5 @@ class Scenario:
     @property
     def gentle(self) -> bool:
         """Nothing happens by which a worker or a broker could be thought lost."""
-        rough = (self.crashes, self.stops, self.restarts, self.cuts, self.poison)
+        rough = (self.crashes, self.stops, self.restarts, self.cuts, self.poison, self.pauses)
         return self.patient and not any(rough)

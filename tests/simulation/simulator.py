@@ -13,13 +13,14 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
-from brokers import Broker, Disk
+from brokers import Disk, Run
 from judge import Judge, Violation
 from network import Network
 from peers import ARCH, Builder, Kind
 from scenarios import Scenario
 from users import Console, Initiator
 
+from fabric.errors import MachineFault
 from fabric.scheduling.states import PRESENT
 from fabric.scheduling.why import story, why
 from fabric.wire.messages import (
@@ -27,10 +28,10 @@ from fabric.wire.messages import (
     Answer,
     Command,
     FromPeer,
-    LogPiece,
     Message,
     Offer,
     Order,
+    Published,
     Query,
     Submit,
 )
@@ -61,8 +62,8 @@ class Simulation(Network):
         self.cancelled: set[str] = set()
         self.detached: set[str] = set()  # accepted, so that nobody need watch any more
         self._expected = scenario.requests  # requests still to come
-        self.disk = Disk()
-        self.broker: Broker | None = Broker(self, scenario, self.disk, directory)
+        self.disk = Disk(self, directory)
+        self.broker: Run | None = Run(self, self.disk)
         for name in self.kinds:
             self._start_builder(name)
         for _ in range(scenario.requests):
@@ -81,6 +82,7 @@ class Simulation(Network):
             (scenario.outages, self._store_goes_away),
             (scenario.slowness, self._store_slows_down),
             (scenario.damages, self._damage),
+            (scenario.pauses, self._stop_process),
             (scenario.cancels, self._cancel),
             (scenario.drains, self._drain),
             (0.3, self._question),
@@ -99,6 +101,12 @@ class Simulation(Network):
                 raise Violation("it never ends")
         self.judge.conclude()
 
+    def close(self) -> None:
+        """Release what it holds."""
+        if self.broker is not None:
+            self.broker.kill()
+        self.disk.close()
+
     def _all_over(self) -> bool:
         return (
             not self._expected
@@ -110,7 +118,7 @@ class Simulation(Network):
     def is_over(self, request: str) -> bool:
         """Whether the broker knows that a request is over, or once did."""
         known = self.broker.scheduler.requests.get(request) if self.broker else None
-        return request in self.disk.closed or (known is not None and known.over)
+        return self.disk.is_closed(request) or (known is not None and known.over)
 
     # -- what there is -------------------------------------------------------------------------
 
@@ -181,15 +189,15 @@ class Simulation(Network):
 
     def _hear(self, source: str, message: FromPeer) -> None:
         if self.broker is not None:
-            self.broker.hear(source, message)
+            self.broker.transport.hear(source, message)
 
-    def publish(self, source: str, piece: LogPiece) -> None:
+    def publish(self, source: str, piece: Published) -> None:
         """A worker publishes a piece of log."""
-        self.send(source, "broker", "a line of log", partial(self._log, piece))
+        self.send(source, "broker", "a line of log", partial(self._log, source, piece))
 
-    def _log(self, piece: LogPiece) -> None:
+    def _log(self, source: str, piece: Published) -> None:
         if self.broker is not None:
-            self.broker.log(piece.key, piece.fence, piece.offset, piece.data)
+            self.broker.transport.read(source, piece)
 
     def to_node(self, node: str, message: Message) -> None:
         peers: tuple[Initiator | Builder | Console, ...] = (
@@ -322,10 +330,12 @@ class Simulation(Network):
     def _crash_broker(self) -> None:
         if self.broker is not None:
             self.inject("broker crash")
-            self.broker.close()
+            if self.rng.random() < 0.3:
+                self.broker.stop()
+            else:
+                self.broker.kill()
             self.broker = None
-            away = max(self.lasts(0.1, 15.0), self.disk.full_until - self.now)
-            self.at(away, self._start_broker)
+            self.at(self.lasts(0.1, 15.0), self._start_broker)
 
     def _fill_disk(self) -> None:
         self.inject("full disk of the broker")
@@ -334,21 +344,34 @@ class Simulation(Network):
             self.at(self.rng.uniform(0.0, self.disk.full_until - self.now), self._crash_broker)
 
     def _start_broker(self) -> None:
-        self.tell("-- the broker is back")
-        self.broker = Broker(self, self.scenario, self.disk, self.directory)
+        try:
+            self.broker = Run(self, self.disk)
+        except MachineFault as fault:  # whoever started it tries again
+            self.tell(f"-- the broker does not start: {fault}")
+            self.at(2.0, self._start_broker)
+        else:
+            self.tell("-- the broker is back")
+            if not self.peaceful and self.rng.random() < self.scenario.series:
+                self.at(self.rng.uniform(0.05, 4.0), self._crash_broker)
 
     def _cut_somebody(self) -> None:
+        self.cut(self._somebody(), self.lasts(0.5, 30.0))
+
+    def _stop_process(self) -> None:
+        self.stop_process(self._somebody(), self.lasts(0.1, 12.0))
+
+    def _somebody(self) -> str:
         nodes = ["broker", "console", *(builder.node for builder in self.builders.values())]
         nodes += [each.node for each in self.initiators if not each.gone]
-        self.cut(self.rng.choice(nodes), self.lasts(0.5, 30.0))
+        return self.rng.choice(nodes)
 
     def _store_goes_away(self) -> None:
         self.inject("store outage")
-        self._away_until = min(self.peace, self.now + self.rng.uniform(0.1, 5.0))
+        self._away_until = min(self.peace, self.now + self.lasts(0.1, 5.0))
 
     def _store_slows_down(self) -> None:
         self.inject("slow store")
-        self._slow_until = min(self.peace, self.now + self.rng.uniform(1.0, 10.0))
+        self._slow_until = min(self.peace, self.now + self.lasts(1.0, 10.0))
 
     def _damage(self) -> None:
         """An artifact rots, or is lost."""

@@ -82,7 +82,9 @@ class Initiator:
             self._do(self.mirror.leave())
             self.gone = True
             return
-        self.world.at(min(0.2, max(0.01, self.mirror.due - self.world.now)), self._tick)
+        self.world.at_node(
+            self.node, min(0.2, max(0.01, self.mirror.due - self.world.now)), self._tick
+        )
 
     def _do(self, actions: Sequence[initiator_side.Action]) -> None:
         for action in actions:
@@ -148,4 +150,4 @@ class Console:
     def _repeat(self, message: Command | Query) -> None:
         if message.id in self._open:
             self.world.to_broker(self.node, message)
-            self.world.at(1.0, partial(self._repeat, message))
+            self.world.at_node(self.node, 1.0, partial(self._repeat, message))
