@@ -294,8 +294,9 @@ def _over(doing: str, what: str, setting: str) -> BuildFailed:
 
 
 def _end(process: subprocess.Popen[bytes], progress: Progress) -> None:
-    """Make sure that nothing of the sandbox is left."""
+    """Make sure that nothing of the sandbox is left, and that all it reported is heard."""
     if process.poll() is not None:
+        progress.catch_up()
         return
     # Process 1 of the sandbox first.  The kernel reports its end only after that of all others
     # in its namespace; killing bwrap alone would leave them a moment to write on.

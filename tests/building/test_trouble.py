@@ -94,10 +94,10 @@ class TestWildBuilds:
 
     def test_time_limit(self, kit: Kit) -> None:
         began = time.monotonic()
-        with pytest.raises(BuildFailed, match=r"longer than 0.5 s.*`build-timeout`") as caught:
-            kit.build(kit.chunk(install=[BEAT + "sleep 1000"]), timeout=0.5)
+        with pytest.raises(BuildFailed, match=r"longer than 3 s.*`build-timeout`") as caught:
+            kit.build(kit.chunk(install=[BEAT + "sleep 1000"]), timeout=3)
         assert caught.value.step == "install-commands"
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 20
         assert heartbeat_stops(kit)
 
     def test_very_deep_tree_can_be_deleted(self, kit: Kit) -> None:

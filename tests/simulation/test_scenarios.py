@@ -20,13 +20,11 @@ from simulator import Simulation
 SEEDS = int(os.environ.get("FABRIC_SEEDS", "2000"))
 #: Played one after another by one test each, so that they can be spread over cores.
 PARTS = 20
-#: Where runs keep their files: in memory, if there is such a place.
-SCRATCH = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 def play(scenario: Scenario) -> Simulation:
     """Play a scenario to its end.  AssertionError tells what went wrong, with the story."""
-    with tempfile.TemporaryDirectory(prefix="simulation-", dir=SCRATCH) as directory:
+    with tempfile.TemporaryDirectory(prefix="simulation-") as directory:
         simulation = Simulation(scenario, Path(directory))
         try:
             simulation.play()
