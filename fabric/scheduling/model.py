@@ -160,12 +160,10 @@ class Worker(msgspec.Struct, eq=False):
     @property
     def room(self) -> int:
         """Attempts it could take now, but for rest."""
-        slots = self.slots
-        if not self.open or len(self.settled) >= bounds.UNSETTLED * slots:
+        if not self.open or len(self.settled) >= bounds.UNSETTLED * self.slots:
             return 0
         # What is stored does not pile up: no more of it than there are slots.
-        if self.storing:
-            slots += min(slots, self.storing)
+        slots = self.slots + min(self.slots, self.storing)
         return max(0, slots - len(self.held) - len(self.seats))
 
 
