@@ -97,6 +97,8 @@ def test_the_tools_of_the_workers_count(farm: Farm) -> None:
     theirs = submitted(farm.resolve(order, "--host-tools", "f" * 64))
     assert ours.steps[0].key != theirs.steps[0].key
     assert theirs.steps[0].needs == ("host-tools:" + "f" * 64,)
+    before_a_worker_is_back = submitted(farm.resolve(order))
+    assert before_a_worker_is_back.steps == theirs.steps
 
 
 def test_components(farm: Farm) -> None:
