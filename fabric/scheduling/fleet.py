@@ -28,16 +28,25 @@ from fabric.wire.messages import STORING, Answer, Command, Outcome, Report, Runn
 _COMMANDS = 1000
 
 
-def token_of(secret: bytes, key: str, fence: int, worker: str) -> int:
-    """Proves that a worker was given an attempt, by this run of the broker or a former one."""
-    given = f"{key} {fence} {worker}".encode()
-    return int.from_bytes(hashlib.blake2b(given, key=secret, digest_size=8).digest()) >> 1
+class Tokens:
+    """Proofs that workers were given attempts, by any run of the broker that has this secret."""
+
+    __slots__ = ("_fresh",)
+
+    def __init__(self, secret: bytes) -> None:
+        # Each takes a copy: to begin with the secret costs as much as all the rest.
+        self._fresh = hashlib.blake2b(key=secret, digest_size=8).copy
+
+    def __call__(self, key: str, fence: int, worker: str) -> int:
+        proof = self._fresh()
+        proof.update(f"{key} {fence} {worker}".encode())
+        return int.from_bytes(proof.digest()) >> 1
 
 
 class Fleet(Faults):
     """What happens to workers, and to tasks on them."""
 
-    __slots__ = ("_commands", "_first", "_gone", "_secret", "drained", "epoch")
+    __slots__ = ("_commands", "_first", "_gone", "drained", "epoch", "token")
 
     def __init__(
         self,
@@ -53,7 +62,7 @@ class Fleet(Faults):
         super().__init__(limits, durations, first, now)
         self.epoch = epoch
         self._first = first
-        self._secret = secret
+        self.token = Tokens(secret)
         self._commands: dict[str, Answer] = {}
         self.drained = dict.fromkeys(sorted(drained))
         self._gone: dict[str, Gone] = {}  # by name of the worker, longest lost first
@@ -61,7 +70,7 @@ class Fleet(Faults):
     # -- workers -------------------------------------------------------------------------------
 
     def _report(self, report: Report) -> None:
-        most = bounds.ATTEMPTS_A_SLOT * max(1, report.slots)
+        most = bounds.ATTEMPTS_A_SLOT * (report.slots or 1)
         if (told := len(report.running) + len(report.finished)) > most:
             reason = f"{report.name} reports {told} attempts; with its slots it may have {most}"
             self._refuse(report.name, "bad-request", reason)
@@ -84,7 +93,7 @@ class Fleet(Faults):
             return
         self._describe(worker, report)
         taken_in = report.answered if report.epoch == self.epoch else 0
-        known, floor = set(worker.held), worker.floor
+        known, floor = worker.held.copy(), worker.floor
         running = {(each.key, each.fence): each for each in report.running}
         finished = {(each.key, each.fence): each for each in report.finished}
         for attempt in returned:
@@ -92,7 +101,7 @@ class Fleet(Faults):
                 self._take_up(attempt)
             elif attempt.id not in finished:
                 self.doom(attempt)
-        for id, attempt in list(worker.held.items()):
+        for id, attempt in known.items():
             if (outcome := finished.get(id)) is not None:
                 self._ended(worker, attempt, outcome)
             elif (sighting := running.get(id)) is not None:
@@ -116,10 +125,6 @@ class Fleet(Faults):
         worker.settled = tuple(finished)
         self.pools.place(worker.name, self.now)
         self.desires[worker.name] = None
-
-    def token(self, key: str, fence: int, worker: str) -> int:
-        """The token of an attempt, as in `token_of`."""
-        return token_of(self._secret, key, fence, worker)
 
     def _comes_back(self, worker: Worker, report: Report) -> bool:
         """Whether a report of what counts as a former run shows that it is not.
@@ -342,7 +347,8 @@ class Fleet(Faults):
         The caller notes the worker's room, once for all of them.
         """
         del worker.held[attempt.id]
-        worker.floor = max(worker.floor, attempt.fence)
+        if attempt.fence > worker.floor:
+            worker.floor = attempt.fence
         task = self.tasks.get(attempt.key)
         self._say_ended(attempt, outcome, task)
         return self.disown(attempt, task)

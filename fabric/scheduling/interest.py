@@ -121,6 +121,8 @@ class Interest(Ledger):
 
     def begin_checked(self) -> None:
         """Requests of which all is known may build."""
+        if not self._checking:
+            return
         for request in list(self._checking.values()):
             if request.asking and not request.over:
                 continue

@@ -76,15 +76,8 @@ class Ledger:
     def flush(self) -> list[Effect]:
         """The effects of one event, each thing asked for once."""
         effects = self.effects
-        asks = [task for task in self._asks if task.requests]
-        self._asks = []
-        for first in range(0, len(asks), MANY):
-            some = asks[first : first + MANY]
-            self.count += 1
-            for task in some:
-                task.question = self.count
-            self.questions[self.count] = some
-            effects.append(Ask(self.count, tuple(task.key for task in some)))
+        if self._asks:
+            self._put_questions()
         if self.desires:
             effects.extend(map(Desire, self.desires))
             self.desires = {}
@@ -95,6 +88,17 @@ class Ledger:
         self._changes = {}
         self.effects = []
         return effects
+
+    def _put_questions(self) -> None:
+        asks = [task for task in self._asks if task.requests]
+        self._asks = []
+        for first in range(0, len(asks), MANY):
+            some = asks[first : first + MANY]
+            self.count += 1
+            for task in some:
+                task.question = self.count
+            self.questions[self.count] = some
+            self.effects.append(Ask(self.count, tuple([task.key for task in some])))
 
     def _timer(self, due: float, action: Callable[[Any], None], subject: object) -> None:
         self.count += 1

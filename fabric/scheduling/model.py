@@ -160,10 +160,12 @@ class Worker(msgspec.Struct, eq=False):
     @property
     def room(self) -> int:
         """Attempts it could take now, but for rest."""
-        if not self.open or len(self.settled) >= bounds.UNSETTLED * self.slots:
+        slots = self.slots
+        if not self.open or len(self.settled) >= bounds.UNSETTLED * slots:
             return 0
         # What is stored does not pile up: no more of it than there are slots.
-        slots = self.slots + min(self.slots, self.storing)
+        if self.storing:
+            slots += min(slots, self.storing)
         return max(0, slots - len(self.held) - len(self.seats))
 
 

@@ -15,7 +15,7 @@ import msgspec
 import zmq
 from wire_kit import FakeWorker
 
-from fabric.scheduling.fleet import token_of
+from fabric.scheduling.fleet import Tokens
 from fabric.wire import keys, sockets
 from fabric.wire.keys import Admitted, Role
 from fabric.wire.messages import PROTOCOL, Report, ToInitiator, ToWorker
@@ -74,7 +74,7 @@ class Farm:
         with sqlite3.connect(self.directory / "state" / "journal.sqlite") as journal:
             [secret] = journal.execute("SELECT secret FROM secrets").fetchone()
         journal.close()
-        return token_of(secret, key, fence, worker)
+        return Tokens(secret)(key, fence, worker)
 
     def worker(self, name: str, *args: Any, **options: Any) -> FakeWorker:
         curve = options.pop("curve", None) or self.key("worker", name)
