@@ -302,8 +302,9 @@ class Broker:
                     self._listener.send(self._peer, piece)
 
     def _apply(self, event: events.Event) -> None:
+        carry_out = self._carry_out
         for effect in self._scheduler.handle(event, self._now):
-            self._carry_out[type(effect)](effect)
+            carry_out[type(effect)](effect)
 
     def _log(self, sender: str, piece: Published, frame: bytes | zmq.Frame) -> None:
         """A piece of a log comes; ``frame`` is all of it."""

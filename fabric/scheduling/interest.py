@@ -38,8 +38,8 @@ class Interest(Ledger):
             if task is None:
                 self.count += 1
                 offer = request.offers[key]
-                task = Task(key, offer, self.count, self.expected(offer), self.guessed(offer))
-                self.add(task)
+                task = Task(key, offer, self.count, *self.expectation(offer))
+                self.tasks[key] = task
                 self.ask(task)
             request.needed[key] = task
             task.requests[request.id] = request
@@ -66,9 +66,8 @@ class Interest(Ledger):
         for request in task.requests.values():
             del request.asking[task.key]
         self.touch(task)
-        stray = self.strays.get(task.key)
-        if stray is not None:
-            self.adopt(task, stray)
+        if task.key in self.strays:
+            self.adopt(task, self.strays[task.key])
         else:
             self.expand(task)
 
@@ -207,8 +206,8 @@ class Interest(Ledger):
                 return
 
     def free_seat(self, task: Task) -> None:
-        name, task.seat = task.seat, ""
-        if name:
+        if task.seat:
+            name, task.seat = task.seat, ""
             del self.workers[name].seats[task.key]
             self.pools.place(name, self.now)
 
@@ -218,11 +217,11 @@ class Interest(Ledger):
         """The store has it."""
         self.move(task, Cause.PRESENT)
         task.since = self.now
-        self._await_nothing(task)
+        if task.missing:
+            self._await_nothing(task)
         self.reopened.pop(task.key, None)
-        stray = self.strays.get(task.key)
-        if stray is not None:
-            self.doom(stray)
+        if task.key in self.strays:
+            self.doom(self.strays[task.key])
         requests = list(task.requests.values())
         for request in requests:
             self._close(request, task)
@@ -236,13 +235,12 @@ class Interest(Ledger):
             self.check_over(request)
 
     def _await_nothing(self, task: Task) -> None:
-        """A task waits no more for what it misses, if it does."""
-        if task.missing:
-            task.missing = 0
-            for key in task.offer.depends:
-                dependency = self.tasks.get(key)
-                if dependency is not None:
-                    dependency.waiters.pop(task.key, None)
+        """A task waits no more for what it misses."""
+        task.missing = 0
+        for key in task.offer.depends:
+            dependency = self.tasks.get(key)
+            if dependency is not None:
+                dependency.waiters.pop(task.key, None)
 
     def _has(self, request: Request, task: Task) -> None:
         request.asking.pop(task.key, None)
@@ -360,7 +358,8 @@ class Interest(Ledger):
             self.doom(task.attempt)
             self.stop(task)
         task.question = 0
-        self._await_nothing(task)
+        if task.missing:
+            self._await_nothing(task)
         self.remove(task)
         self.reopened.pop(task.key, None)
         stray = self.strays.get(task.key)

@@ -29,16 +29,26 @@ MANY = 500
 PAUSE = 0.005
 
 
+class _Step:
+    """A line of the table of transitions, and how many times tasks went that way."""
+
+    __slots__ = ("then", "times")
+
+    def __init__(self, then: State) -> None:
+        self.then = then
+        self.times = 0
+
+
 class Ledger:
     """All that one broker knows.  Changed by `interest` and `fleet` only."""
 
     # There are more of these than a dict of attributes is fast with (30), and each event asks for
     # very many of them.
     __slots__ = (
-        "_asks", "_changes", "_checking", "_rubbish", "_timers", "answers", "capacity", "count",
-        "desires", "durations", "effects", "fence", "ghosts", "grace_until", "limits", "now",
-        "pools", "questions", "reopened", "requesters", "requests", "strays", "tally", "tasks",
-        "versions", "workers",
+        "_asks", "_changes", "_checking", "_removed", "_rubbish", "_steps", "_timers", "answers",
+        "capacity", "count", "desires", "durations", "effects", "fence", "ghosts", "grace_until",
+        "limits", "now", "pools", "questions", "reopened", "requesters", "requests", "strays",
+        "tasks", "versions", "workers",
     )  # fmt: skip
 
     def __init__(self, limits: Limits, durations: Durations, first: int, now: float) -> None:
@@ -46,7 +56,8 @@ class Ledger:
         self.now = now
         self.durations = dict(durations)
         self.tasks: dict[str, Task] = {}
-        self.tally = dict.fromkeys(State, 0)  # tasks by state
+        self._steps = {way: _Step(then) for way, then in TABLE.items()}
+        self._removed = dict.fromkeys(State, 0)  # tasks that are no more, by their last state
         self.workers: dict[str, Worker] = {}
         self.requests: dict[str, Request] = {}
         self.requesters: dict[str, Requester] = {}  # of requests that are not over
@@ -128,24 +139,27 @@ class Ledger:
 
     # -- tasks -------------------------------------------------------------------------------
 
-    def add(self, task: Task) -> None:
-        """There is a new task."""
-        self.tasks[task.key] = task
-        self.tally[task.state] += 1
+    @property
+    def tally(self) -> dict[State, int]:
+        """How many tasks are in each state."""
+        found = {state: -count for state, count in self._removed.items()}
+        found[State.ASKING] += len(self.tasks) + sum(self._removed.values())  # where all begin
+        for (before, _), step in self._steps.items():
+            found[before] -= step.times
+            found[step.then] += step.times
+        return found
 
     def move(self, task: Task, cause: Cause, detail: str = "") -> None:
         """A task goes where the table says.  IllegalTransition if it says nothing."""
-        before = task.state
-        then = TABLE.get((before, cause))
-        if then is None:
+        try:
+            step = self._steps[task.state, cause]
+        except KeyError:
             told = "; ".join(f"{line.cause} -> {line.state}" for line in task.story)
             raise IllegalTransition(
-                f"{task.offer.name}: {cause.name} in state {before} (story: {told})"
-            )
-        tally = self.tally
-        tally[before] -= 1
-        tally[then] += 1
-        task.state = then
+                f"{task.offer.name}: {cause.name} in state {task.state} (story: {told})"
+            ) from None
+        step.times += 1
+        task.state = then = step.then
         story = task.story
         story.append(Transition(self.now, cause, then, detail))
         if len(story) > STORY_LENGTH:
@@ -154,7 +168,7 @@ class Ledger:
     def remove(self, task: Task) -> None:
         """A task is no more."""
         del self.tasks[task.key]
-        self.tally[task.state] -= 1
+        self._removed[task.state] += 1
 
     # -- what is asked for ---------------------------------------------------------------------
 
@@ -184,10 +198,12 @@ class Ledger:
 
     def expected(self, offer: Offer) -> float:
         """Seconds a step should take."""
-        seconds = self.durations.get((offer.kind, offer.name, offer.arch))
-        return DEFAULT_SECONDS.get(offer.kind, 60.0) if seconds is None else seconds
+        return self.expectation(offer)[0]
 
-    def guessed(self, offer: Offer) -> bool:
-        """Whether nobody knows how long a step takes (a stratum takes no time to speak of)."""
-        known = (offer.kind, offer.name, offer.arch) in self.durations
-        return not known and offer.kind != "stratum"
+    def expectation(self, offer: Offer) -> tuple[float, bool]:
+        """That, and whether it is a guess (a stratum takes no time to speak of)."""
+        kind = offer.kind
+        seconds = self.durations.get((kind, offer.name, offer.arch))
+        if seconds is not None:
+            return seconds, False
+        return DEFAULT_SECONDS.get(kind, 60.0), kind != "stratum"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import starmap
 from typing import TYPE_CHECKING
 
 from fabric.scheduling.states import State as TaskState
@@ -43,7 +44,7 @@ def desired(scheduler: Scheduler, worker: Worker, sequence: int) -> Desired:
         epoch=scheduler.epoch,
         start=tuple(start),
         keep=tuple(keep),
-        settled=tuple(Attempt(*id) for id in worker.settled),
+        settled=tuple(starmap(Attempt, worker.settled)),
     )
 
 

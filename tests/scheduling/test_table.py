@@ -14,7 +14,7 @@ def test_what_the_table_does_not_list_raises_and_tells_the_story() -> None:
     [offer] = offers_of("zlib:")
     task = Task(offer.key, offer, 1, 60.0)
     scheduler = Scheduler()
-    scheduler.add(task)
+    scheduler.tasks[task.key] = task
     scheduler.move(task, Cause.ABSENT)
     with pytest.raises(IllegalTransition, match=r"zlib: FINISHED in state blocked \(story: the"):
         scheduler.move(task, Cause.FINISHED)
