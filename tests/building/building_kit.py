@@ -18,7 +18,7 @@ import pytest
 from fabric.building.archive import Entry, Packed, pack, read
 from fabric.building.builder import build
 from fabric.building.log import Log
-from fabric.building.tree import scan
+from fabric.building.tree import remove, scan
 from fabric.building.workspace import Workspace
 from fabric.definitions.graph import Rule
 from fabric.jobs import SMALL, Artifact, Job, Manifest, Source, Staged
@@ -200,3 +200,4 @@ def kit(tmp_path: Path, base: Packed) -> Iterator[Kit]:
     made = Kit(tmp_path, base)
     with made.workspace:
         yield made
+    remove(made.workspace.root)  # pytest cannot remove the deepest trees later
