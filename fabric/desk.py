@@ -11,8 +11,8 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, TypeVar
 
 from fabric import bounds
 from fabric.scheduling.events import Answered, Ask, Inspected, Unanswered
@@ -21,6 +21,8 @@ from fabric.wire.messages import LogPiece, LogRead, Refused, cut
 if TYPE_CHECKING:
     from fabric.jobs import Blob
     from fabric.trove.store import Store
+
+T = TypeVar("T")
 
 #: Logs whose place in the store is remembered.
 LOGS_KNOWN = 100
@@ -44,11 +46,12 @@ class _LogReads:
                 queue.append((peer, wanted))
                 self._changed.notify()
 
-    def take(self) -> tuple[bytes, LogRead] | None:
-        """The next one, as soon as there is one; None once closed."""
+    def take(self, *, wait: bool) -> tuple[bytes, LogRead] | None:
+        """The next one; None once closed.  Without ``wait``: None if there is none."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._waiting)
-            if self._closed:
+            if wait:
+                self._changed.wait_for(lambda: self._closed or self._waiting)
+            if self._closed or not self._waiting:
                 return None
             owner = next(iter(self._waiting))
             queue = self._waiting.pop(owner)
@@ -63,31 +66,60 @@ class _LogReads:
             self._changed.notify()
 
 
+#: Does the next of some work, which with True is waited for; False if there is nothing, or nothing
+#: more.
+Step = Callable[[bool], bool]
+
+
+class Threads:
+    """A thread for each kind of work, from when there is some."""
+
+    def __init__(self) -> None:
+        self._threads: dict[str, threading.Thread] = {}
+
+    def begin(self, kind: str, step: Step) -> None:
+        """There is work of this kind."""
+        if kind not in self._threads:
+            self._threads[kind] = thread = threading.Thread(
+                target=lambda: all(iter(lambda: step(True), False)), name=kind, daemon=True
+            )
+            thread.start()
+
+    def close(self, timeout: float) -> None:
+        """Let them end; one that waits for a store that does not answer is left behind."""
+        for thread in self._threads.values():
+            thread.join(timeout)
+
+
 class Desk:
     """Asks the store, one batch of questions after another."""
 
-    def __init__(self, open_store: Callable[[], Store], wake: Callable[[], None]) -> None:
-        """``open_store`` is called in each thread; ``wake`` after each batch of answers."""
+    def __init__(
+        self,
+        open_store: Callable[[], Store],
+        wake: Callable[[], None],
+        workers: Threads | None = None,
+    ) -> None:
+        """``open_store`` is called once for each kind of work, by whoever does it; ``wake`` after
+        each batch of answers.  ``workers`` do the work.
+        """
         self._open_store = open_store
         self._wake = wake
+        self._workers = workers or Threads()
         self._questions: SimpleQueue[list[Ask] | None] = SimpleQueue()
         self._answers: deque[Answered | Unanswered | Inspected] = deque()
+        self._store = _Opened(open_store)  # for questions
         self._reads = _LogReads()
         self._pieces: deque[tuple[bytes, LogPiece | Refused]] = deque()
         self._room = threading.Semaphore(PIECES)  # for more of them
+        self._logs = _Logs(_Opened(open_store))
         self._inspections: SimpleQueue[tuple[str, ...] | None] = SimpleQueue()
-        self._threads: dict[str, threading.Thread] = {}
-        self._begin("desk", self._run)
-
-    def _begin(self, name: str, work: Callable[[], None]) -> None:
-        """Have a thread for this; the one that there is, if there is."""
-        if name not in self._threads:
-            self._threads[name] = threading.Thread(target=work, name=name, daemon=True)
-            self._threads[name].start()
+        self._closed = False
 
     def ask(self, questions: list[Ask]) -> None:
         """Which keys are there?  Answered by `answers`."""
         self._questions.put(questions)
+        self._workers.begin("questions", self._answer_questions)
 
     def read_log(self, owner: str, peer: bytes, wanted: LogRead) -> None:
         """A range of the log of a finished step.  Answered by `pieces`, for that peer.
@@ -95,12 +127,12 @@ class Desk:
         ``owner`` is whoever has this peer, and maybe others.
         """
         self._reads.put(owner, peer, wanted)
-        self._begin("logs", self._read_logs)
+        self._workers.begin("logs", self._read_log)
 
     def inspect(self, keys: tuple[str, ...]) -> None:
         """Read all of these artifacts, and forget what is damaged.  Answered by `answers`."""
         self._inspections.put(keys)
-        self._begin("inspections", self._inspect_all)
+        self._workers.begin("inspections", self._inspect)
 
     def answers(self) -> Iterator[Answered | Unanswered | Inspected]:
         """Answers that have come, each once."""
@@ -114,58 +146,50 @@ class Desk:
             self._room.release()
 
     def close(self, timeout: float = 0.02) -> None:
-        """End the threads; one that waits for a store that does not answer is left behind."""
+        """End the work, but for what waits for a store that does not answer."""
+        self._closed = True
         self._questions.put(None)
         self._inspections.put(None)
         self._reads.close()
-        for thread in self._threads.values():
-            thread.join(timeout)
+        self._workers.close(timeout)
 
-    # -- in the core's thread ----------------------------------------------------------------
+    # -- done by the workers -----------------------------------------------------------------
 
-    def _run(self) -> None:
-        store = _Opened(self._open_store)
-        while (first := self._questions.get()) is not None:
-            asks = [*first]
-            while not self._questions.empty():
-                more = self._questions.get()
-                if more is None:
-                    return
-                asks += more
-            self._look_up(store, asks)
+    def _answer_questions(self, wait: bool) -> bool:
+        asks: list[Ask] = []
+        while batch := _next(self._questions, wait=wait and not asks):
+            asks += batch
+        if asks:
+            self._answers.extend(self._look_up(asks))
             self._wake()
+        return bool(asks) and not self._closed
 
-    def _look_up(self, store: _Opened, asks: list[Ask]) -> None:
+    def _look_up(self, asks: list[Ask]) -> list[Answered | Unanswered]:
         keys = list(dict.fromkeys(key for ask in asks for key in ask.keys))
         try:
-            found = frozenset(store.get().has(keys))
-            store.get().use(found)
+            store = self._store.get()
+            found = frozenset(store.has(keys))
+            store.use(found)
         except Exception as error:  # noqa: BLE001 - any failure of a store is an answer
-            for ask in asks:
-                self._answers.append(Unanswered(ask.question, _text(error)))
-            return
-        for ask in asks:
-            self._answers.append(Answered(ask.question, found.intersection(ask.keys)))
+            return [Unanswered(ask.question, _text(error)) for ask in asks]
+        return [Answered(ask.question, found.intersection(ask.keys)) for ask in asks]
 
-    # -- in the thread for logs --------------------------------------------------------------
+    def _read_log(self, wait: bool) -> bool:
+        if not self._room.acquire(wait):
+            return False
+        taken = self._reads.take(wait=wait)
+        if taken is None:
+            self._room.release()
+            return False
+        peer, wanted = taken
+        self._pieces.append((peer, self._logs.read(wanted)))
+        self._wake()
+        return True
 
-    def _read_logs(self) -> None:
-        store = _Opened(self._open_store)
-        known: dict[str, Blob] = {}
-        while (taken := self._reads.take()) is not None:
-            peer, wanted = taken
-            piece = _piece(store, known, wanted)
-            self._room.acquire()
-            self._pieces.append((peer, piece))
-            self._wake()
-
-    # -- in the thread for inspections -------------------------------------------------------
-
-    def _inspect_all(self) -> None:
-        while (keys := self._inspections.get()) is not None:
-            self._inspect(keys)
-
-    def _inspect(self, keys: tuple[str, ...]) -> None:
+    def _inspect(self, wait: bool) -> bool:
+        keys = _next(self._inspections, wait=wait)
+        if keys is None:
+            return False
         gone: set[str] = set()
         failure = ""
         try:
@@ -178,6 +202,15 @@ class Desk:
             failure = _text(error)
         self._answers.append(Inspected(frozenset(gone), failure))
         self._wake()
+        return True
+
+
+def _next(queue: SimpleQueue[T | None], *, wait: bool) -> T | None:
+    """The next in a queue; None once closed.  Without ``wait``: None if there is none."""
+    try:
+        return queue.get(wait)
+    except Empty:
+        return None
 
 
 class _Opened:
@@ -193,22 +226,33 @@ class _Opened:
         return self._store
 
 
-def _piece(store: _Opened, known: dict[str, Blob], wanted: LogRead) -> LogPiece | Refused:
-    """A range of a log; ``known`` are the logs of some keys."""
-    try:
-        if wanted.key not in known:
-            manifest = store.get().manifest(wanted.key)
-            if manifest is None or manifest.log is None:
+class _Logs:
+    """Reads logs of finished steps."""
+
+    def __init__(self, store: _Opened) -> None:
+        self._store = store
+        self._known: dict[str, Blob] = {}  # key -> its log
+
+    def read(self, wanted: LogRead) -> LogPiece | Refused:
+        """A range of a log."""
+        try:
+            log = self._known.get(wanted.key) or self._find(wanted.key)
+            if log is None:
                 return Refused(wanted.key, "no-log", "no log of it is kept here")
-            if len(known) >= LOGS_KNOWN:
-                known.clear()
-            known[wanted.key] = manifest.log
-        log = known[wanted.key]
-        length = max(0, min(wanted.length, bounds.LOG_RANGE, log.size - wanted.offset))
-        data = store.get().read(log, wanted.offset, length) if length else b""
-    except Exception as error:  # noqa: BLE001 - any failure of a store is an answer
-        return Refused(wanted.key, "no-log", f"its log cannot be read: {_text(error)}")
-    return LogPiece(wanted.key, wanted.fence, wanted.offset, data, log.size, log.sha256)
+            length = max(0, min(wanted.length, bounds.LOG_RANGE, log.size - wanted.offset))
+            data = self._store.get().read(log, wanted.offset, length) if length else b""
+        except Exception as error:  # noqa: BLE001 - any failure of a store is an answer
+            return Refused(wanted.key, "no-log", f"its log cannot be read: {_text(error)}")
+        return LogPiece(wanted.key, wanted.fence, wanted.offset, data, log.size, log.sha256)
+
+    def _find(self, key: str) -> Blob | None:
+        manifest = self._store.get().manifest(key)
+        if manifest is None or manifest.log is None:
+            return None
+        if len(self._known) >= LOGS_KNOWN:
+            self._known.clear()
+        self._known[key] = manifest.log
+        return manifest.log
 
 
 def _text(error: Exception) -> str:
