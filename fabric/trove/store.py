@@ -28,7 +28,7 @@ import msgspec
 from fabric.bounds import MANIFEST
 from fabric.errors import DamagedError, StoreError
 from fabric.jobs import Blob, Manifest
-from fabric.trove.backends import TooLarge
+from fabric.trove.backends import Backend, TooLarge
 from fabric.trove.cleaning import Gone, collect
 from fabric.trove.connect import connect
 from fabric.trove.copies import Copies
@@ -59,13 +59,20 @@ class Store:
     """
 
     def __init__(
-        self, url: str, scratch: Path, *, ca: Path | None = None, password: Path | None = None
+        self,
+        url: str,
+        scratch: Path,
+        *,
+        ca: Path | None = None,
+        password: Path | None = None,
+        backend: Backend | None = None,
     ) -> None:
+        """``backend``: keeps the objects, in place of the one that ``url`` means."""
         self.url = url
         self.copies = Copies(scratch)
         self._verified: set[tuple[str, int, int]] = set()
         self._used: dict[str, float] = {}  # keys -> when their next use is to be noted
-        self._backend = connect(url, scratch, ca, password)
+        self._backend = backend or connect(url, scratch, ca, password)
 
     def sweep(self) -> None:
         """Remove what killed processes have left in the store, and half fetched here."""
