@@ -17,6 +17,7 @@ from collections.abc import Iterator
 import zmq
 
 from fabric import bounds
+from fabric.wire import sockets
 
 #: A connection that has received fewer bytes has not said who it is: greeting, hello, initiate.
 _HANDSHAKE = 540
@@ -86,7 +87,7 @@ class Subscriptions:
 
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
         """``socket`` is an XPUB that tells of every subscription, also of one that is not new."""
-        self._events = socket.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        self._events = sockets.monitor(socket, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
         self._counts: dict[int, int] = {}  # by descriptor
         self._names: dict[int, str] = {}  # whose it is
 
@@ -95,7 +96,7 @@ class Subscriptions:
 
         Its connection is cut then, so that nothing of it stays.
         """
-        self._forget()
+        self.forget_ended()
         topic, on = len(change) - 1, bytes(change[:1]) == b"\1"
         self._counts[fd] = number = max(0, self._counts.get(fd, 0) + (1 if on else -1))
         self._names[fd] = name
@@ -112,8 +113,11 @@ class Subscriptions:
         """All that somebody has on all connections."""
         return sum(number for fd, number in self._counts.items() if self._names[fd] == name)
 
-    def _forget(self) -> None:
-        """Connections that have ended, and those that others have the number of now."""
+    def forget_ended(self) -> None:
+        """Connections that have ended, and those that others have the number of now.
+
+        To be called in every turn of a loop.
+        """
         with contextlib.suppress(zmq.Again):
             while True:
                 event, _ = self._events.recv_multipart(zmq.NOBLOCK)

@@ -163,6 +163,7 @@ class Listener:
         """Let in those who may, and turn away the others."""
         if self._gate is not None and self._inbox.has(self._gate.socket):
             self._gate.serve(now)
+        self._subscriptions.forget_ended()
         for frames in self._inbox.receive(self._logs, JOBS_AT_ONCE):
             fd = descriptor(frames[0])
             if fd is None:

@@ -155,6 +155,20 @@ def subscriber(context: Context, *topics: str, curve: Curve | None = None) -> So
     return socket
 
 
+def monitor(socket: Socket, events: int) -> Socket:
+    """A socket that tells of these events of ``socket``'s connections.
+
+    It has no high-water mark: at one, ZeroMQ itself would wait, and with it all connections.  So
+    it is to be read often.
+    """
+    address = f"inproc://monitor-{id(socket)}"
+    socket.monitor(address, events)
+    told: Socket = socket.context.socket(zmq.PAIR)
+    told.setsockopt(zmq.RCVHWM, 0)
+    told.connect(address)
+    return told
+
+
 def bind(socket: Socket, address: str) -> None:
     """AddressError if that cannot be done."""
     socket.setsockopt(zmq.IPV6, address.startswith(("tcp://*", "tcp://[")))

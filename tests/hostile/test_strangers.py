@@ -70,6 +70,17 @@ def test_connections_of_strangers_leave_descriptors_to_the_broker(farm: Farm, sa
     assert "connections were cut that had not said who they are" in farm.said
 
 
+def test_connections_that_come_and_go_keep_nobody_waiting(farm: Farm) -> None:
+    honest = farm.peer(farm.key("initiator", "honest"))
+    assert isinstance(honest.ask(Query(PROTOCOL, "q1", "workers")), Answer)
+    for n in range(9000):
+        with socket.socket() as stranger:
+            stranger.settimeout(10)
+            stranger.connect((HOST, PORT + n % 3))
+    assert isinstance(honest.ask(Query(PROTOCOL, "q2", "workers")), Answer)
+    assert farm.child.poll() is None
+
+
 @pytest.mark.bound("DESCRIPTORS")
 @pytest.mark.parametrize(
     ("soft", "hard", "then"),
