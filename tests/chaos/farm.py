@@ -13,6 +13,8 @@ from hosts import DISK, Host, Network, faketime, sh
 from services import Service, Supervisor
 
 MIB = 1 << 20
+#: Seconds without a word after which a worker is lost.
+LEASE = 4.0
 PYTHON = sys.executable
 #: Where the trove's server finds what it needs.
 MODULE = "/usr/lib/nginx/modules/ngx_http_dav_ext_module.so"
@@ -182,7 +184,7 @@ class Farm:
 
     def _broker(self) -> Path:
         # a farm that loses a machine every other second loses a step three times by mere chance
-        more = f'state = "{DISK}/state"\nmetrics = ""\nlease = 4.0\nlosses = 20\nfaults = 20\n'
+        more = f'state = "{DISK}/state"\nmetrics = ""\nlease = {LEASE}\nlosses = 20\nfaults = 20\n'
         return self.controller.write("etc/broker.toml", self._shared() + more)
 
     def _worker(self, host: Host) -> Path:

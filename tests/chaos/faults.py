@@ -9,28 +9,84 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
-from farm import Farm
+from farm import LEASE, Farm
+from hosts import Host
 from people import User
+from services import Service
 
 Undo = Callable[[], object]
+Fault = Callable[[], bool]
+
+#: Seconds that a program stands still with all its children: longer than a lease, and than what
+#: the others wait before they make their connections anew.
+STANDSTILL = 3 * LEASE
+#: Seconds that the store takes to answer, and a disk stays full, when they take long.
+SLUGGISH = 20.0
+FULL = 60.0
+#: Seconds until somebody sets the wall clock of a machine that another one has taken the place of.
+UNSET = 30.0
+#: Seconds that other machines have been up.
+UPTIMES = (1, 100, 300 * 86400)
 
 
 class Faults:
-    """Breaks something at random, when told to, and mends it some seconds later."""
+    """Breaks something at random, when told to, and mends it some seconds later.
+
+    Kinds are drawn like cards, so that each of ``deck`` faults is another card.
+    """
 
     def __init__(self, farm: Farm, users: Sequence[User], random: random.Random) -> None:
         self.farm = farm
         self.users = users
         self.random = random
-        self.undone: list[tuple[float, str, Undo]] = []  # due, what, how
+        self.undone: list[tuple[float, str, Undo]] = []  # due, what is broken, how to mend it
         self.count: collections.Counter[str] = collections.Counter()
+        self.deck = self._deck()
+        self._drawn: list[tuple[str, Fault]] = []
+
+    def _deck(self) -> list[tuple[str, Fault]]:
+        """Kinds with what does them, the frequent ones several times: 60 cards."""
+        farm, services = self.farm, self.farm.supervisor.services
+        short: list[tuple[str, int, Fault]] = [
+            ("kill", 14, self.kill),
+            ("kill initiator", 5, self.leave),
+            ("crash", 5, self.crash),
+            ("cut", 5, self.cut),
+            ("slow", 5, self.slow),
+            ("fill", 4, self.fill),
+            ("gag", 3, self.gag),
+            ("jump", 4, self.jump),
+            ("hang", 4, self.hang),
+        ]
+        long: list[tuple[str, int, Fault]] = [
+            *((f"stop {name}", 1, partial(self.stop, services[name], STANDSTILL))
+              for name in ("broker", "nginx", "sshd")),
+            ("stop worker", 2, lambda: self.stop(services[self._worker().name], STANDSTILL)),
+            ("sluggish store", 1, lambda: self.stop(services["nginx"], SLUGGISH)),
+            ("full controller", 1, lambda: self.full(farm.controller)),
+            ("full worker", 1, lambda: self.full(self._worker())),
+            ("reboot controller", 1, lambda: self.reboot(farm.controller)),
+            ("reboot worker", 1, lambda: self.reboot(self._worker())),
+            ("replace worker", 2, self.replace),
+        ]  # fmt: skip
+        return [(kind, fault) for kind, number, fault in (*short, *long) for _ in range(number)]
 
     def one(self) -> None:
-        """Break something, unless what the dice say is broken already."""
-        kinds = [self.kill, self.kill, self.kill, self.leave, self.crash, self.cut, self.slow,
-                 self.fill, self.gag, self.jump, self.hang]  # fmt: skip
-        self.random.choice(kinds)()
+        """Break something, unless all that is left of the deck is broken already."""
+        if not self._drawn:
+            self._drawn = self.deck.copy()
+            self.random.shuffle(self._drawn)
+        for number, (kind, fault) in enumerate(self._drawn):
+            if fault():
+                self.count[kind] += 1
+                del self._drawn[number]
+                return
+
+    def missing(self) -> list[str]:
+        """The kinds that never happened."""
+        return sorted({kind for kind, _ in self.deck} - self.count.keys())
 
     def mend(self, now: float) -> None:
         """Mend what is due."""
@@ -38,89 +94,130 @@ class Faults:
             self.undone.remove(each)
             each[2]()
 
-    def _did(self, kind: str, whom: str, seconds: float = 0.0, undo: Undo | None = None) -> None:
-        self.count[kind] += 1
-        print(f"{time.monotonic():9.1f} {kind} {whom}", flush=True)
-        if undo is not None:
-            self._later(seconds, kind, whom, undo)
+    def _say(self, what: str, whom: str) -> bool:
+        print(f"{time.monotonic():9.1f} {what} {whom}", flush=True)
+        return True
 
-    def _later(self, seconds: float, kind: str, whom: str, action: Undo) -> None:
-        self.undone.append((time.monotonic() + seconds, f"{kind} {whom}", action))
+    def _later(self, seconds: float, broken: str, action: Undo) -> None:
+        self.undone.append((time.monotonic() + seconds, broken, action))
 
-    def _busy(self, kind: str, whom: str) -> bool:
-        return any(what == f"{kind} {whom}" for _, what, _ in self.undone)
+    def _broken(self, what: str) -> bool:
+        return any(broken == what for _, broken, _ in self.undone)
 
-    def kill(self) -> None:
+    def _worker(self) -> Host:
+        return self.random.choice(self.farm.workers)
+
+    # -- kinds: each says whether it has happened ------------------------------------------------
+
+    def kill(self) -> bool:
         """A program of the farm, by SIGKILL; systemd starts it again."""
         name = self.random.choice(list(self.farm.supervisor.services))
-        if self.farm.supervisor.services[name].signal(signal.SIGKILL):
-            self._did("kill", name)
+        service = self.farm.supervisor.services[name]
+        return service.signal(signal.SIGKILL) and self._say("kill", name)
 
-    def leave(self) -> None:
+    def leave(self) -> bool:
         """A user's command, by SIGKILL; the user types it again, or attaches from elsewhere."""
         user = self.random.choice(self.users)
-        if user.killed():
-            self._did("kill initiator of", user.name)
+        return user.killed() and self._say("kill initiator of", user.name)
 
-    def crash(self) -> None:
+    def crash(self) -> bool:
         """Everything on a host at once; what is on its disk stays."""
         host = self.random.choice([*self.farm.workers, self.farm.controller, self.farm.trove])
+        self._end_all(host)
+        return self._say("crash", host.name)
+
+    def _end_all(self, host: Host) -> None:
         for pid in host.processes():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self._did("crash", host.name)
 
-    def hang(self) -> None:
+    def reboot(self, host: Host) -> bool:
+        """A crash after which the clock that nobody can set begins anew."""
+        self._end_all(host)
+        host.boot(UPTIMES[0])
+        return self._say("reboot", host.name)
+
+    def replace(self) -> bool:
+        """A worker's disk goes into another machine: no clock there says what the former's did."""
+        host = self._worker()
+        if self._broken(f"clock of {host.name}"):
+            return False
+        self._end_all(host)
+        uptime = self.random.choice(UPTIMES)
+        host.boot(uptime)
+        host.clock(self.random.choice(["+400d", "-400d"]))
+        self._later(UNSET, f"clock of {host.name}", lambda: host.clock("+0"))
+        return self._say(f"other machine, up for {uptime} s:", host.name)
+
+    def hang(self) -> bool:
         """A program stops for a while, and goes on as if nothing had been."""
         services = self.farm.supervisor.services
         name = self.random.choice(list(services))
-        if not self._busy("hang", name) and services[name].signal(signal.SIGSTOP):
-            process = services[name].process
-            assert process is not None
-            self._did(
-                "hang",
-                name,
-                self.random.uniform(0.5, 6),
-                lambda: process.send_signal(signal.SIGCONT),  # which nobody may be there to hear
-            )
+        if self._broken(name) or not services[name].signal(signal.SIGSTOP):
+            return False
+        process = services[name].process
+        assert process is not None
+        # which nobody may be there to hear
+        self._later(self.random.uniform(0.5, 6), name, lambda: process.send_signal(signal.SIGCONT))
+        return self._say("hang", name)
 
-    def cut(self) -> None:
+    def stop(self, service: Service, seconds: float) -> bool:
+        """The same with all that it has started, for long."""
+        if self._broken(service.name) or (stopped := service.stop()) is None:
+            return False
+        self._later(seconds, service.name, stopped.go_on)
+        return self._say(f"stop for {seconds:.0f} s {len(stopped)} processes of", service.name)
+
+    def cut(self) -> bool:
         """A host's cable is pulled."""
         host = self.random.choice(self.farm.hosts)
-        if not self._busy("cut", host.name):
-            host.cut()
-            self._did("cut", host.name, self.random.uniform(0.5, 8), host.mend)
+        if self._broken(f"cable of {host.name}"):
+            return False
+        host.cut()
+        self._later(self.random.uniform(0.5, 8), f"cable of {host.name}", host.mend)
+        return self._say("cut", host.name)
 
-    def slow(self) -> None:
+    def slow(self) -> bool:
         """A host's link gets slow, and loses what does not fit."""
         host = self.random.choice(self.farm.hosts)
-        if not self._busy("slow", host.name):
-            host.slow(self.random.choice(["200kbit", "1mbit"]))
-            self._did("slow", host.name, self.random.uniform(1, 6), host.hasten)
+        if self._broken(f"link of {host.name}"):
+            return False
+        host.slow(self.random.choice(["200kbit", "1mbit"]))
+        self._later(self.random.uniform(1, 6), f"link of {host.name}", host.hasten)
+        return self._say("slow", host.name)
 
-    def gag(self) -> None:
+    def gag(self) -> bool:
         """The controller's disk has no room left, so it promises nothing; it may be killed then."""
-        host = self.farm.controller
-        if self._busy("gag", host.name):
-            return
-        host.fill()
         seconds = self.random.uniform(2, 6)
-        self._did("gag", host.name, seconds, host.empty)
+        if not self._fill(self.farm.controller, seconds):
+            return False
         broker = self.farm.supervisor.services["broker"]
         if self.random.random() < 0.5:
             at = self.random.uniform(0.5, seconds)
-            self._later(at, "kill gagged", "broker", lambda: broker.signal(signal.SIGKILL))
+            self._later(at, "the broker of a full disk", lambda: broker.signal(signal.SIGKILL))
+        return True
 
-    def fill(self) -> None:
+    def fill(self) -> bool:
         """A disk has no room left."""
         host = self.random.choice([*self.farm.workers, self.farm.trove])
-        if not self._busy("fill", host.name):
-            host.fill()
-            self._did("fill", host.name, self.random.uniform(1, 5), host.empty)
+        return self._fill(host, self.random.uniform(1, 5))
 
-    def jump(self) -> None:
+    def full(self, host: Host) -> bool:
+        """The same for long."""
+        return self._fill(host, FULL)
+
+    def _fill(self, host: Host, seconds: float) -> bool:
+        if self._broken(f"disk of {host.name}"):
+            return False
+        host.fill()
+        self._later(seconds, f"disk of {host.name}", host.empty)
+        return self._say(f"fill for {seconds:.0f} s", host.name)
+
+    def jump(self) -> bool:
         """A clock is wrong by a day."""
         host = self.random.choice(self.farm.hosts)
-        if not self._busy("jump", host.name):
-            host.clock(self.random.choice(["+1d", "-1d"]))
-            self._did("jump", host.name, self.random.uniform(2, 10), lambda: host.clock("+0"))
+        if self._broken(f"clock of {host.name}"):
+            return False
+        host.clock(self.random.choice(["+1d", "-1d"]))
+        self._later(self.random.uniform(2, 10), f"clock of {host.name}", lambda: host.clock("+0"))
+        return self._say("jump", host.name)

@@ -11,6 +11,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -55,6 +56,7 @@ class Host:
         self.name = name
         self.address = address
         self._size = disk
+        self._since = 0  # when it was started, by the clock that nobody can set
         holder = subprocess.Popen(
             ["unshare", "--net", "--mount", "--uts", "sh", "-c", "echo; exec sleep infinity"],
             stdout=subprocess.PIPE,
@@ -118,11 +120,22 @@ class Host:
             **more,
         }
 
+    def booted(self, *command: str | Path) -> list[str]:
+        """The same for what this host is for: its clocks began when the host was started."""
+        if not self._since:
+            return self.inside(command)
+        clocks = [f"--{clock}={-self._since}" for clock in ("monotonic", "boottime")]
+        return self.inside(["unshare", "--time", *clocks, *command])
+
     # -- what may happen to it -----------------------------------------------------------------
 
     def clock(self, offset: str) -> None:
         """Shift what its programs are told the time is: "+1d"."""
         self.write("clock", f"{offset}\n")
+
+    def boot(self, uptime: int) -> None:
+        """Have it run for so many seconds, as far as programs see that are started from now on."""
+        self._since = int(time.monotonic()) - uptime
 
     def cut(self) -> None:
         """Pull its cable."""
@@ -170,6 +183,20 @@ def everybody() -> list[int]:
     return [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit()]
 
 
+def descendants(pid: int) -> set[int]:
+    """A process and all that it has started, and they."""
+    parents = {}
+    for each in everybody():
+        with contextlib.suppress(OSError):
+            stat = Path(f"/proc/{each}/stat").read_text(errors="replace")
+            parents[each] = int(stat.rpartition(")")[2].split()[1])
+    found, fresh = set[int](), {pid} & parents.keys()
+    while fresh:
+        found |= fresh
+        fresh = {each for each, parent in parents.items() if parent in fresh}
+    return found
+
+
 def network_of(pid: int) -> str:
     """Which network namespace a process is in; "" if it is none any more."""
     try:
@@ -179,7 +206,7 @@ def network_of(pid: int) -> str:
 
 
 def faketime() -> str:
-    """The library that shifts clocks.  Time namespaces shift only those that nobody can set."""
+    """The library that shifts the clock that is set.  Time namespaces shift only the others."""
     for path in sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")):
         return str(path)
     raise AssertionError("the tests need the Debian package faketime")

@@ -12,12 +12,38 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hosts import Host
+from hosts import Host, descendants
 
 #: Seconds until what has ended is started again, as the units say.
 RESTART_AFTER = 1.0
 #: Seconds that a program gets to end by itself, as the units say.
 PATIENCE = 15.0
+
+
+class Stopped:
+    """A process that stands still, with all that it has started.
+
+    They are known by descriptors, so that `go_on` means nobody who has got the number of one that
+    was killed.
+    """
+
+    def __init__(self, leader: int) -> None:
+        self._known: dict[int, int] = {}
+        while fresh := descendants(leader) - self._known.keys():
+            for pid in fresh:
+                with suppress(ProcessLookupError):
+                    self._known[pid] = os.pidfd_open(pid)
+                    signal.pidfd_send_signal(self._known[pid], signal.SIGSTOP)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def go_on(self) -> None:
+        for handle in self._known.values():
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(handle, signal.SIGCONT)
+            os.close(handle)
+        self._known.clear()
 
 
 @dataclass
@@ -39,7 +65,7 @@ class Service:
     def start(self) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self.host.inside(self.command),
+                self.host.booted(*self.command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -59,6 +85,13 @@ class Service:
         if number == signal.SIGKILL:
             self.killed += 1
         return True
+
+    def stop(self) -> Stopped | None:
+        """Have it stand still with all that it has started; None if there is nobody."""
+        process = self.process
+        if process is None or process.poll() is not None:
+            return None
+        return Stopped(process.pid)
 
     def lacks_room(self) -> bool:
         """Whether it has ended because its disk is full, and has said so."""

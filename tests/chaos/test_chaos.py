@@ -13,34 +13,52 @@ from systems_kit import MINIMAL
 
 from fabric.daemon import free_memory
 
+#: PACE: seconds between two faults.  PARTS of the example system: its chunks and strata, or all, or
+#: none.
+DEFAULTS = (("FAULTS", "60"), ("SEED", "1"), ("PACE", "2"), ("PARTS", "core-libs lua less"))
+FAULTS, SEED, PACE, PARTS = (os.environ.get(name) or default for name, default in DEFAULTS)
+#: Seconds that the farm has for all of it.
+PATIENCE = (3600 if PARTS == "all" else 900) + 2 * float(PACE) * int(FAULTS)
+#: Seconds that building undisturbed may take before.
+BEFORE = 3600
+#: Bytes that the disks of a farm take that builds them: each worker unpacks the toolchain.
+MEMORY = 5 << 30
+
 NAMESPACES = ("--net", "--mount", "--ipc", "--uts", "--pid", "--fork", "--kill-child")
 #: Process 1 of the namespaces: it sees to whoever is orphaned.
 INIT = ("sh", "-c", '"$@"; exit $?', "sh")
+
+
+def apart(*command: str | Path) -> list[str]:
+    """The command line for namespaces of its own, which end with whoever has started them."""
+    alone = ["setpriv", "--pdeathsig=KILL", "unshare", *NAMESPACES, "--mount-proc"]
+    return [*alone, *INIT, *map(str, command)]
 
 
 def refused() -> str:
     """Why there can be no hosts on this machine; "" if there can."""
     if os.geteuid() != 0:
         return "needs root, for network namespaces"
-    try_it = "mount -t tmpfs probe /mnt && ip link add name probe type bridge"
-    probe = ["unshare", *NAMESPACES, "sh", "-c", try_it]
+    try_it = (
+        "mount -t tmpfs probe /mnt && ip link add name probe type bridge"
+        " && unshare --time --monotonic=1 true"
+    )
+    probe = apart("sh", "-c", try_it)
     done = subprocess.run(probe, capture_output=True, text=True, check=False)
     return f"namespaces are not permitted here: {done.stderr}" if done.returncode else ""
 
 
 @pytest.mark.system
-@pytest.mark.timeout(3600)  # what is to be built is perhaps still to be built undisturbed
+@pytest.mark.timeout(BEFORE + PATIENCE)
 def test_nothing_comes_of_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if why := refused():
         pytest.skip(why)
-    faults, seed, pace, parts = (os.environ.get(name) or told for name, told in DEFAULTS)
-    run = [sys.executable, str(Path(__file__).with_name("run.py")), str(tmp_path)]
-    command = ["unshare", *NAMESPACES, "--mount-proc", *INIT, *run]
-    command += [f"--faults={faults}", f"--seed={seed}", f"--pace={pace}"]
-    command += [f"--patience={(3600 if parts == 'all' else 900) + 2 * float(pace) * int(faults)}"]
+    program = Path(__file__).with_name("run.py")
+    command = apart(sys.executable, program, tmp_path, f"--faults={FAULTS}", f"--seed={SEED}")
+    command += [f"--pace={PACE}", f"--patience={PATIENCE}"]
     left_out = free_memory() < MEMORY
-    if parts != "none" and not left_out:
-        chosen = [] if parts == "all" else parts.split()
+    if PARTS != "none" and not left_out:
+        chosen = [] if PARTS == "all" else PARTS.split()
         example.prepare(tmp_path / "example", chosen)
         command += [f"--example={tmp_path}/example", f"--system={Path(MINIMAL).stem}"]
         command += [f"--part={part}" for part in chosen]
@@ -54,8 +72,18 @@ def test_nothing_comes_of_faults(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert done.returncode == 0, done.stdout
 
 
-#: PACE: seconds between two faults.  PARTS of the example system: its chunks and strata, or all, or
-#: none.
-DEFAULTS = (("FAULTS", "60"), ("SEED", "1"), ("PACE", "2"), ("PARTS", "core-libs lua less"))
-#: Bytes that the disks of a farm take that builds them: each worker unpacks the toolchain.
-MEMORY = 5 << 30
+@pytest.mark.system
+def test_a_farm_ends_with_whoever_has_started_it() -> None:
+    if why := refused():
+        pytest.skip(why)
+    said = "import subprocess, sys; subprocess.run(sys.argv[1:])"
+    starter = subprocess.Popen(
+        [sys.executable, "-c", said, *apart("sh", "-c", "echo it runs; sleep 10; echo it goes on")],
+        stdout=subprocess.PIPE,
+    )
+    assert starter.stdout is not None
+    assert starter.stdout.readline() == b"it runs\n"
+    starter.kill()
+    starter.wait()
+    assert starter.stdout.read() == b""
+    starter.stdout.close()
