@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 import time
+from typing import Any
 
 import pytest
 from building_kit import Kit, key_of, processes_naming
 
+from fabric.building import sandbox
 from fabric.building.builder import build
 from fabric.building.log import Log
 from fabric.errors import BuildFailed, Cancelled, MachineFault
@@ -110,6 +113,36 @@ class TestWildBuilds:
         commands = [f": {'x' * 1000} {number}" for number in range(300)]
         kit.build(kit.chunk(build=commands))
         assert f"+ : {'x' * 1000} 299\n" in kit.log_text
+
+
+class TestMachineThatIsBusy:
+    """Its sandboxes have ended before anybody looks at them."""
+
+    @pytest.fixture(autouse=True)
+    def busy(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        start = sandbox._start
+
+        def late(*args: Any) -> subprocess.Popen[bytes]:
+            process = start(*args)
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            return process
+
+        monkeypatch.setattr(sandbox, "_start", late)
+
+    def test_hears_all_that_they_reported_and_printed(self, kit: Kit) -> None:
+        job = kit.chunk(configure=["true"], build=["true", "set +x; seq 9000; exit 7"])
+        with pytest.raises(BuildFailed) as caught:
+            kit.build(job)
+        assert str(caught.value) == (
+            "build-commands failed with exit status 7: set +x; seq 9000; exit 7"
+        )
+        assert caught.value.command == "set +x; seq 9000; exit 7"
+        assert kit.phases == ["fetch", "configure", "build"]
+        assert "\n8999\n9000\nThe build tree is kept " in kit.log_text
+
+    def test_stores_what_they_made(self, kit: Kit) -> None:
+        kit.build(kit.chunk(install=["seq 9000; touch $DESTDIR/it"]))
+        assert kit.log_text.endswith("\n8999\n9000\n+ touch /thing.inst/it\n")
 
 
 class TestCancel:
