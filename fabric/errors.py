@@ -7,6 +7,7 @@ is wrong, where, and what to do.  The doors map a class to its exit code; nothin
 from __future__ import annotations
 
 import errno
+import re
 import shlex
 
 import msgspec
@@ -42,7 +43,7 @@ def grouped(text: str, most: int = bounds.ERROR_LINES) -> str:
     """``text`` in at most ``most`` lines: of many that say the same of different things, two are
     shown, and the others named by their first word.
     """
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in text.split("\n") if line.strip()]
     if len(lines) <= most:
         return text
     alike: dict[str, list[str]] = {}
@@ -65,12 +66,20 @@ def _shape(line: str) -> str:
     return " ".join(word if word.strip("(),;").isalpha() else "*" for word in line.split())
 
 
+def in_line(path: object) -> str:
+    """The name of a file in a message: one line, so that no name looks like more messages."""
+    text = path.decode("utf-8", "surrogateescape") if isinstance(path, bytes) else str(path)
+    return text.replace("\r", "\\r").replace("\n", "\\n")
+
+
+#: Ends of lines, but for one before an indented line, which is of the same message.
+_OUT_OF_LINE = re.compile(r"\r|\n(?!  )")
+
+
 def without_secrets(text: str) -> str:
     """``text`` with passwords in its URLs, and tokens in those of http, as ``***``."""
     if "@" not in text or "://" not in text:
         return text
-    import re
-
     text = re.sub(r"(https?://)[^/@\s'\"]+@", r"\1***@", text)
     return re.sub(r"(\w://[^/@:\s'\"]*):[^/@\s'\"]*@", r"\1:***@", text)
 
@@ -92,7 +101,8 @@ class Problem(msgspec.Struct, frozen=True, order=True):
     message: str
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.message}"
+        message = _OUT_OF_LINE.sub(lambda found: repr(found[0])[1:-1], self.message)
+        return f"{in_line(self.file)}:{self.line}: {message}"
 
 
 class DefinitionsError(FabricError):

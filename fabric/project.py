@@ -17,7 +17,7 @@ from typing import Any
 from fabric import bounds
 from fabric.config import Settings
 from fabric.definitions.graph import Graph
-from fabric.errors import DefinitionsError, FabricError, Problem
+from fabric.errors import DefinitionsError, FabricError, Problem, in_line
 from fabric.files import real
 from fabric.plan import Plan, make_plan, wanted_sources
 from fabric.trove.configured import open_sources, open_store
@@ -111,7 +111,7 @@ class Project:
                 if candidate.is_file() and real(candidate).is_relative_to(real(self.root)):
                     return str(real(candidate).relative_to(real(self.root)))
         near = difflib.get_close_matches(named, self.systems(), n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        hint = f"; did you mean {' or '.join(map(in_line, near))}?" if near else ""
         raise FabricError(f"{named}: no such system in {self.root}{hint}")
 
     def graph(self, system: str, read: Callable[[str], bytes | None] | None = None) -> Graph:
@@ -123,7 +123,8 @@ class Project:
 
         graph = load(read or self.read, system)
         for warning in graph.warnings:
-            self._progress(f"{warning.file}:{warning.line}: warning: {warning.message}")
+            told = Problem(warning.file, warning.line, f"warning: {warning.message}")
+            self._progress(str(told))
         return graph
 
     def plan(self, graph: Graph, goals: Iterable[str] = (), tools: str = "") -> Plan:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from fabric.bounds import ERROR_LINES
-from fabric.errors import FabricError, SourceError, SourcesError, grouped, without_secrets
+from fabric.errors import (
+    FabricError,
+    Problem,
+    SourceError,
+    SourcesError,
+    grouped,
+    in_line,
+    without_secrets,
+)
 
 
 def lacks(number: int) -> str:
@@ -31,6 +39,14 @@ def test_many_problems_are_grouped_and_counted() -> None:
     told = grouped(words).splitlines()
     assert len(told) == ERROR_LINES + 1
     assert told[-2:] == ["and 160 lines more", "199 problems in all; --debug shows each"]
+
+
+def test_a_problem_begins_one_line() -> None:
+    problem = Problem("a\n.morph", 3, "b\nc.morph:1: d\r\n  and more of it")
+    assert str(problem) == "a\\n.morph:3: b\\nc.morph:1: d\\r\n  and more of it"
+    assert in_line(b"a\r\n\xff") == "a\\r\\n\udcff"
+    many = "\n".join(f"a.morph:{n}: b\u2028c" for n in range(2 * ERROR_LINES))
+    assert grouped(many).count("\n") == 3
 
 
 @pytest.mark.parametrize(

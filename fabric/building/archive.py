@@ -20,7 +20,7 @@ import zstandard
 
 from fabric import bounds
 from fabric.building.cancel import never
-from fabric.errors import BuildFailed, MachineFault
+from fabric.errors import BuildFailed, MachineFault, in_line
 from fabric.jobs import Blob
 
 #: mtime of everything unpacked, seconds since the epoch: that of the old tool's artifacts.
@@ -146,7 +146,7 @@ def contents(entry: Entry) -> Iterator[bytes]:
             left -= len(piece)
             yield piece
         if left or file.read(1):
-            raise MachineFault(f"{os.fsdecode(entry.source)} changed while it was archived")
+            raise MachineFault(f"{in_line(entry.source)} changed while it was archived")
 
 
 def _open(path: bytes) -> BinaryIO:
@@ -166,9 +166,9 @@ def _proven(entry: Entry, name: bytes) -> bytes:
         long = name if len(name) > 100 else b""
         again = _entry(block, long, entry.link if len(entry.link) > 100 else b"")
     except (MachineFault, OverflowError) as error:
-        raise BuildFailed(f"/{os.fsdecode(entry.name)} cannot be archived: {error}") from error
+        raise BuildFailed(f"/{in_line(entry.name)} cannot be archived: {error}") from error
     if again[:9] != entry[:9]:  # all that a header says
-        raise BuildFailed(f"/{os.fsdecode(entry.name)} cannot be archived: it is {entry[:9]}")
+        raise BuildFailed(f"/{in_line(entry.name)} cannot be archived: it is {entry[:9]}")
     return block
 
 

@@ -17,7 +17,7 @@ from fabric.building.tree import scan, settle, with_links
 from fabric.building.workspace import Workspace
 from fabric.definitions.graph import Device
 from fabric.definitions.splitting import UNMATCHED, split
-from fabric.errors import BuildFailed
+from fabric.errors import BuildFailed, in_line
 from fabric.jobs import Job
 
 #: Where integration scripts are in a system.
@@ -117,7 +117,7 @@ def pack(job: Job, inst: Path, scratch: Path, log: Log, check: Callable[[], None
     if left:
         raise BuildFailed(
             "No split rule takes these files, so they would be in no artifact:\n"
-            + "\n".join(f"  /{os.fsdecode(path)}" for path in left[:20])
+            + "\n".join(f"  /{in_line(path)}" for path in left[:20])
             + (f"\n  and {len(left) - 20} more" if len(left) > 20 else ""),
             step="install-commands",
         )
@@ -156,7 +156,7 @@ def _add_integration(job: Job, inst: Path, found: dict[bytes, Entry], log: Log) 
             data = f"#!/bin/sh\nset -xeu\n{command}".encode("utf-8", "surrogateescape")
             _make_parents(path, inst, found)
             if path in found:
-                raise BuildFailed(f"/{path.decode()} exists already")
+                raise BuildFailed(f"/{in_line(path)} exists already")
             file = inst / path.decode()
             with file.open("xb") as out:
                 out.write(data)
@@ -172,7 +172,7 @@ def _add_device(inst: Path, found: dict[bytes, Entry], device: Device) -> None:
     if not path or {b"", b".", b".."} & set(path.split(b"/")):
         raise BuildFailed(f"devices: {device.filename!r} is no path of a file")
     if path in found:
-        raise BuildFailed(f"devices: /{path.decode()} exists already, as a file")
+        raise BuildFailed(f"devices: /{in_line(path)} exists already, as a file")
     _make_parents(path, inst, found)
     found[path] = Entry(
         path,
@@ -192,7 +192,7 @@ def _make_parents(path: bytes, inst: Path, found: dict[bytes, Entry]) -> None:
             (inst / os.fsdecode(parent)).mkdir(mode=0o755)
             found[parent] = Entry(parent, archive.DIRECTORY, 0o755)
         elif found[parent].type != archive.DIRECTORY:
-            raise BuildFailed(f"/{os.fsdecode(parent)} must be a directory")
+            raise BuildFailed(f"/{in_line(parent)} must be a directory")
 
 
 def _left_over(found: dict[bytes, Entry], unmatched: list[bytes]) -> list[bytes]:

@@ -7,7 +7,6 @@ one still wins).  As there, ``/etc/os-release`` is always ours, whatever a chunk
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -22,7 +21,7 @@ from fabric.building.log import Log
 from fabric.building.steps import PATH, CommandList, script
 from fabric.building.tree import Unpacker, scan, with_links
 from fabric.building.workspace import Workspace
-from fabric.errors import BuildFailed, MachineFault
+from fabric.errors import BuildFailed, MachineFault, in_line
 from fabric.jobs import Content, Job, Manifest
 
 #: All that integration scripts have for an environment.
@@ -56,7 +55,7 @@ def build_system(
     for path, text in _describe(job, name):
         _write(tree, path, text, name)
     for twice, before, after in tree.replaced:
-        log.say(f"warning: /{os.fsdecode(twice)} of {before} is replaced by that of {after}")
+        log.say(f"warning: /{in_line(twice)} of {before} is replaced by that of {after}")
     tree.finish()
     phase("integrate")
     limits = limits.begun()
@@ -82,7 +81,7 @@ def _remarks(tree: Unpacker) -> tuple[str, ...]:
     if not tree.replaced:
         return ()
     path, before, after = tree.replaced[0]
-    shown = path[:_SHOWN].decode("utf-8", "backslashreplace")
+    shown = in_line(path[:_SHOWN].decode("utf-8", "backslashreplace"))
     more = len(tree.replaced) - 1
     return (
         f"/{shown} of {before} is replaced by that of {after}"

@@ -21,7 +21,7 @@ from fabric import bounds
 from fabric.building import archive
 from fabric.building.archive import MTIME, Entry
 from fabric.building.cancel import never
-from fabric.errors import BuildFailed, MachineFault
+from fabric.errors import BuildFailed, MachineFault, in_line
 
 _TYPES = {
     stat.S_IFDIR: archive.DIRECTORY,
@@ -59,7 +59,7 @@ def scan(
             path = prefix + item.name
             if len(path) > bounds.ARTIFACT_PATH:
                 raise BuildFailed(
-                    f"/{os.fsdecode(path[:60])}... is a path of more than {bounds.ARTIFACT_PATH}"
+                    f"/{in_line(path[:60])}... is a path of more than {bounds.ARTIFACT_PATH}"
                     " bytes, and no artifact may hold one"
                 )
             type_ = _TYPES.get(stat.S_IFMT(info.st_mode))
@@ -77,7 +77,7 @@ def scan(
                 found[path] = Entry(path, type_, mode)
             elif not overlaid:
                 raise BuildFailed(
-                    f"/{os.fsdecode(path)} is a {'device' if type_ else 'socket'}, and no artifact"
+                    f"/{in_line(path)} is a {'device' if type_ else 'socket'}, and no artifact"
                     " may hold one: the commands that make it must remove it"
                     + (" (chunks have `devices` for devices)" if type_ else "")
                 )
@@ -188,7 +188,7 @@ class Clash(BuildFailed):
     """Two artifacts want different kinds of things at one path."""
 
     def __init__(self, path: bytes, what: str, owner: str, there: str, other: str) -> None:
-        super().__init__(f"{owner} has {what} at /{os.fsdecode(path)}, where {other} has {there}")
+        super().__init__(f"{owner} has {what} at /{in_line(path)}, where {other} has {there}")
 
 
 def follow(path: bytes, links: Mapping[bytes, bytes]) -> bytes:
@@ -213,7 +213,7 @@ def follow(path: bytes, links: Mapping[bytes, bytes]) -> bytes:
             continue
         hops += 1
         if hops > 40:
-            raise MachineFault(f"Too many levels of symlinks at /{os.fsdecode(path)}")
+            raise MachineFault(f"Too many levels of symlinks at /{in_line(path)}")
         if target.startswith(b"/"):
             here = b""
         pending += target.split(b"/")[::-1]

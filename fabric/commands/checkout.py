@@ -15,7 +15,7 @@ from fabric.building.tree import Unpacker, remove
 from fabric.commands.common import healing, heed_signals, open_built, print_json
 from fabric.config import Settings
 from fabric.definitions.graph import Step
-from fabric.errors import FabricError, command
+from fabric.errors import FabricError, command, in_line
 from fabric.files import real
 from fabric.jobs import Blob, Content
 from fabric.plan import Plan
@@ -124,7 +124,7 @@ def _to_directory(project: Project, blobs: list[Blob], to: Path) -> None:
                 file=sys.stderr,
             )
         for device in sorted(tree.devices):
-            print(f"left out: the device /{os.fsdecode(device)}", file=sys.stderr)
+            print(f"left out: the device /{in_line(device)}", file=sys.stderr)
         _replace(to, scratch)
     except BaseException:
         remove(scratch)

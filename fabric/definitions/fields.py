@@ -186,8 +186,8 @@ class Fields:
             value[:] = [str(item).lower() if isinstance(item, bool) else item for item in value]
         return self.texts(given, key, what)
 
-    def pattern(self, pattern: str, line: int, what: str) -> None:
-        """Note a split rule's pattern that is no regular expression."""
+    def pattern(self, pattern: str, line: int, what: str) -> bool:
+        """Whether a split rule's pattern is a regular expression."""
         try:
             check_rule(pattern)
         except PatternError as error:
@@ -196,6 +196,8 @@ class Fields:
                 f"{what}: {pattern!r} is not a regular expression of RE2: {error}"
                 f"{_PATTERN_HINTS.get(str(error).rpartition(' ')[2], '')}",
             )
+            return False
+        return True
 
 
 def bad_name(name: str) -> str:

@@ -136,7 +136,5 @@ def split_rule(fields: Fields, entry: Map, what: str, *, suffix: bool = False) -
         fields.report(entry.line, f"{what}: the field 'include' is missing")
     fields.known(entry, what, ("artifact", "include"))
     lines = getattr(entry.get("include"), "lines", ())
-    include = fields.texts(entry, "include", what)
-    for pattern, line in zip(include, lines, strict=False):
-        fields.pattern(pattern, line, what)
-    return Rule(artifact, include)
+    include = zip(fields.texts(entry, "include", what), lines, strict=False)
+    return Rule(artifact, tuple(one for one, line in include if fields.pattern(one, line, what)))

@@ -26,7 +26,7 @@ from typing import IO
 import msgspec
 
 from fabric import bounds
-from fabric.errors import SourceError
+from fabric.errors import SourceError, in_line
 from fabric.trove import git, git_process
 from fabric.trove.files import Tally, scratch, sweep
 from fabric.trove.tables import (
@@ -250,7 +250,7 @@ class _Blob:
         self.size = int(head[2])
         most = bounds.LINK_TARGET if entry.mode == "120000" else left
         if self.size > most:
-            what = f"{entry.path}, a link to more" if most < left else "files of more"
+            what = f"{in_line(entry.path)}, a link to more" if most < left else "files of more"
             raise SourceError(f"{repository.path}: {what} than {most:,} bytes: no source may")
 
     def __iter__(self) -> Iterator[bytes]:
@@ -269,7 +269,7 @@ class _Blob:
 
     def _damaged(self, how: str) -> SourceError:
         return git_process.DamagedRepositoryError(
-            f"{self.repository.path}: object {self.entry.sha} ({self.entry.path}) {how}"
+            f"{self.repository.path}: object {self.entry.sha} ({in_line(self.entry.path)}) {how}"
         )
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from fabric import bounds
 from fabric.digest import Digest
-from fabric.errors import SourceError, command
+from fabric.errors import SourceError, command, in_line
 from fabric.files import read_regular
 
 #: Debian policy 5.6.
@@ -94,8 +94,10 @@ def read_plain(file: Path) -> bytes | None:
         return None
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise SourceError(f"{file}: a symbolic link, and only files are read") from None
-        raise SourceError(f"{file}: cannot be read: {error.strerror}") from None
+            raise SourceError(
+                f"{in_line(file)}: a symbolic link, and only files are read"
+            ) from None
+        raise SourceError(f"{in_line(file)}: cannot be read: {error.strerror}") from None
 
 
 def is_line(type: str, locked: Locked) -> bool:

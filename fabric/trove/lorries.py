@@ -49,7 +49,7 @@ from typing import Any
 
 from fabric.definitions.marked import Map, parse
 from fabric.digest import Digest
-from fabric.errors import DefinitionsError, Problem, SourceError, command
+from fabric.errors import DefinitionsError, Problem, SourceError, command, in_line
 from fabric.files import real
 from fabric.trove.locks import Lock, Locked, read_lock, read_plain
 from fabric.trove.lorry_fields import last_part, mistakes
@@ -181,7 +181,7 @@ class Lorries:
         self._all: dict[str, Lorry] = {}
         problems: list[Problem] = []
         for file in _files(directory) if directory else ():
-            shown = f"{file.parent.name}/{file.name}"
+            shown = in_line(f"{file.parent.name}/{file.name}")
             for lorry in _read(file, shown, problems):
                 if lorry.repo in self._all:
                     first = self._all[lorry.repo].where

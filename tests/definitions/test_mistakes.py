@@ -158,6 +158,14 @@ def test_empty_build_system() -> None:
     assert message == "strata/x.morph:8: chunk a: 'build-system' is empty: give it a value"
 
 
+def test_a_pattern_of_a_stratum_that_is_none() -> None:
+    more = "products: [{artifact: x-it, include: ['(']}]\n"
+    assert in_stratum(spec("a"), more=more) == [
+        "strata/x.morph:4: stratum x: product x-it: '(' is not a regular expression of RE2:"
+        " missing ): ("
+    ]
+
+
 def test_an_empty_description_is_none() -> None:
     assert loaded(small(x=stratum("x", spec("a"), more="description:\n")))
 

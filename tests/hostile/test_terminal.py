@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from collections.abc import Iterator
@@ -112,6 +113,50 @@ def test_definitions_and_file_names(project: Project) -> None:
     for args in (("graph", SYSTEM), ("graph", "../systems/smalll.morph"), ("show", EVIL)):
         text = seen(project, *args, code=1)
         assert not set("\x1b\x07\u202e") & set(text), repr(text)
+
+
+FORGER = "x\nforged:1: look elsewhere"
+FORGED = json.dumps(FORGER)
+SOCKET = (
+    'python3 -c \'import os, socket; os.chdir(os.environ["DESTDIR"]);'
+    f" socket.socket(socket.AF_UNIX).bind({FORGED})'"
+)
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after"),
+    [
+        (f"sources/{FORGER}.lorry", "", "["),
+        (f"sources/{FORGER}.lorry", "", "x: {type: tarball}"),
+        (f"systems/small{FORGER}.morph", "", "kind: system"),
+        ("sources/x.lorry", "", f"{FORGED}: {{type: tarball}}"),
+        ("strata/things.morph", "strata/one.morph", FORGED),
+        (
+            "strata/things.morph",
+            "chunks:",
+            'products: [{artifact: a, include: ["(\\n%s"]}]\nchunks:',
+        ),
+        ("strata/one.morph", "kind: chunk", f"kind: chunk\ndevices: [{{filename: {FORGED}}}]"),
+        ("strata/one.morph", "kind: chunk", f"kind: chunk\nsystem-integration: {{{FORGED}: 1}}"),
+        ("strata/one.morph", "true", SOCKET),
+        ("DEFAULTS", "split-rules:", f"build-systems: {{{FORGED}: 1}}\nsplit-rules:"),
+        ("DEFAULTS", "['.*']", f"[{json.dumps(f'({FORGER}')}]"),
+    ],
+)
+def test_no_name_looks_like_a_message_of_its_own(
+    project: Project, file: str, before: str, after: str
+) -> None:
+    project.write(one="true")
+    path = project.root / file
+    path.parent.mkdir(exist_ok=True)
+    text = path.read_text() if path.exists() else ""
+    assert before in text
+    path.write_text(text.replace(before, after.replace("%s", "forged:1: look elsewhere"), 1))
+    done = project.run("build", SYSTEM if "small" not in file else "../systems/small forged")
+    assert done.returncode in (1, 3)
+    assert "forged:1: look elsewhere" in done.stdout + done.stderr, "it was told of"
+    lines = (done.stdout + done.stderr).splitlines()
+    assert not [line for line in lines if line.startswith("forged:")], lines
 
 
 def test_a_strangers_titles_and_names_keep_to_their_row() -> None:
