@@ -1,10 +1,11 @@
-"""Reading files that others wrote."""
+"""Reading files that others wrote, and trees that others made."""
 
 from __future__ import annotations
 
 import errno
 import os
 import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
@@ -34,3 +35,62 @@ def real(path: Path) -> Path:
     Unlike `Path.resolve`, which raises RuntimeError for the latter before Python 3.13.
     """
     return Path(os.path.realpath(path))
+
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def _enterable(folder: int, name: str) -> None:
+    """PermissionError if we cannot go into a directory, and out of it again."""
+    if not os.access(name, os.R_OK | os.X_OK, dir_fd=folder):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+
+
+def walk(
+    top: Path | str, enter: Callable[[int, str], None] = _enterable
+) -> Iterator[tuple[int, str, bool]]:
+    """All that is below the directory ``top``, what is in a directory before the directory itself:
+    (descriptor of the directory it is in, name, whether it is a directory).
+
+    However deep it is, and however long its paths get: none is ever written out.  ``enter`` is
+    called for a directory before it is opened; where it raises PermissionError, or what it was
+    called for is gone, nothing is told of what is inside.
+    """
+    here = os.open(top, _FOLDER)
+    folders: list[str] = []  # in the one that is open, yet to be entered
+    above: list[tuple[str, list[str]]] = []  # its name, and the same of the one it is in
+    try:
+        yield from _in_folder(here, folders)
+        while True:
+            if folders:
+                name = folders.pop()
+                try:
+                    enter(here, name)
+                    inner = os.open(name, _FOLDER, dir_fd=here)
+                except (PermissionError, FileNotFoundError):
+                    yield here, name, True
+                    continue
+                os.close(here)
+                above.append((name, folders))
+                here, folders = inner, []
+                yield from _in_folder(here, folders)
+            elif above:
+                name, folders = above.pop()
+                outer = os.open("..", _FOLDER, dir_fd=here)
+                os.close(here)
+                here = outer
+                yield here, name, True
+            else:
+                return
+    finally:
+        os.close(here)
+
+
+def _in_folder(here: int, folders: list[str]) -> Iterator[tuple[int, str, bool]]:
+    """All but directories, which are added to ``folders``: there may be millions."""
+    with os.scandir(here) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(entry.name)
+            else:
+                yield here, entry.name, False

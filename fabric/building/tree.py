@@ -6,7 +6,7 @@ not text, symlinks to anywhere, a thousand levels.
 """
 
 # Paths here are bytes, which pathlib does not take.
-# ruff: noqa: PTH101, PTH102, PTH104, PTH106, PTH108, PTH115, PTH211
+# ruff: noqa: PTH101, PTH102, PTH106, PTH108, PTH115, PTH211
 from __future__ import annotations
 
 import errno
@@ -22,6 +22,7 @@ from fabric.building import archive
 from fabric.building.archive import MTIME, Entry
 from fabric.building.cancel import never
 from fabric.errors import BuildFailed, MachineFault, in_line
+from fabric.files import walk
 
 _TYPES = {
     stat.S_IFDIR: archive.DIRECTORY,
@@ -359,37 +360,29 @@ def copy(entries: Iterable[Entry], to: Path) -> None:
     unpacker.finish()
 
 
-#: A directory deeper than this is moved to the top before it is deleted: no path gets too long.
-_DEEP = 50
-
-
 def remove(path: Path, stop: Callable[[], bool] = lambda: False) -> None:
     """Delete a tree, whatever the modes in it; one that is not there is no error.
 
     Once ``stop()`` says so, what is left stays.
     """
-    top = os.fsencode(path)
     try:
-        if not stat.S_ISDIR(os.lstat(top).st_mode):
-            os.unlink(top)
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            os.unlink(path)
             return
     except FileNotFoundError:
         return
-    pending, emptied, moved = [top], [], 0
-    while pending:
+    open_up(path)
+    for folder, name, is_folder in walk(path, _open_up_in):
         if stop():
             return
-        here = pending.pop()
-        emptied.append(here)
-        for item in _entries(here):
-            if not item.is_dir(follow_symlinks=False):
-                os.unlink(item.path)
-            elif here.count(b"/") - top.count(b"/") < _DEEP:
-                pending.append(item.path)
-            else:
-                moved += 1
-                open_up(item.path)
-                pending.append(top + b"/.deep-%d" % moved)
-                os.rename(item.path, pending[-1])
-    for directory in reversed(emptied):
-        os.rmdir(directory)
+        if is_folder:
+            os.rmdir(name, dir_fd=folder)
+        else:
+            os.unlink(name, dir_fd=folder)
+    os.rmdir(path)
+
+
+def _open_up_in(folder: int, name: str) -> None:
+    """The same for a directory in another."""
+    if not os.access(name, os.R_OK | os.W_OK | os.X_OK, dir_fd=folder):
+        os.chmod(name, 0o700, dir_fd=folder)

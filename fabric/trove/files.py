@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from fabric.files import walk
+
 CHUNK = 1024 * 1024
 
 
@@ -120,18 +122,17 @@ class Tally:
     def add(self, path: Path | str) -> None:
         """This goes: a tree or a file."""
         self.trees += 1
-        self._add(os.path.dirname(path), os.path.basename(path))  # noqa: PTH119, PTH120
-        for folder, _, names in os.walk(path):
-            for name in names:
-                self._add(folder, name)
+        with contextlib.suppress(OSError):
+            status = os.lstat(path)
+            if not stat.S_ISDIR(status.st_mode):
+                self._add(status)
+                return
+            for folder, name, is_folder in walk(path):
+                with contextlib.suppress(FileNotFoundError):
+                    if not is_folder:
+                        self._add(os.stat(name, dir_fd=folder, follow_symlinks=False))
 
-    def _add(self, folder: str, name: str) -> None:
-        try:
-            status = os.lstat(f"{folder}/{name}")
-        except FileNotFoundError:
-            return
-        if stat.S_ISDIR(status.st_mode):
-            return
+    def _add(self, status: os.stat_result) -> None:
         if status.st_nlink > 1:
             id = (status.st_dev, status.st_ino)
             self._names[id] += 1

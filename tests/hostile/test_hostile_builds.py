@@ -17,10 +17,12 @@ from waiting import until
 
 from fabric import bounds
 from fabric.building.archive import FILE, SYMLINK, Entry, pack
+from fabric.building.unused import remove_unused
 from fabric.building.workspace import Workspace
 from fabric.definitions.graph import Device
 from fabric.errors import BuildFailed, Cancelled, FabricError, MachineFault
 from fabric.jobs import Content, Job, Staged
+from fabric.trove.files import Tally
 
 #: Built with this machine's tools, which has more of them than the tests' own chunk.
 HOST: dict[str, Any] = {"mode": "test", "staged": (), "environment": {"PATH": "/usr/bin:/bin"}}
@@ -42,6 +44,15 @@ class Case(NamedTuple):
     fields: dict[str, Any]
     message: str
     options: Mapping[str, Any] = MappingProxyType({})
+
+
+#: Makes a file whose path is no path: 15,000 bytes.
+LONGEST = python(
+    'import os; os.chdir("/tmp")\n'
+    'for _ in range(60): os.mkdir("x" * 250); os.chdir("x" * 250)\n'
+    'open("it", "w").write("12345")'
+)
+DEEPEST = "cd /tmp; for i in $(seq 1500); do mkdir d; cd d; done; printf 12345 > it"
 
 
 def install(*commands: str, **fields: Any) -> dict[str, Any]:
@@ -99,6 +110,7 @@ CASES = [
         "storing: ran longer than 1 s, which is the limit (setting `build-timeout`)",
         {"timeout": 1},
     ),
+    Case("paths longer than any", {"build": (LONGEST,), **HOST}, ""),
     Case("names that are no text", install("echo x > $DESTDIR/$(printf '\\377\\n\\033[31m')"), ""),
     Case(
         "nothing readable",
@@ -200,6 +212,20 @@ def test_costs_its_own_step(kit: Kit, case: Case) -> None:  # noqa: F811
     kit.build(kit.chunk("plain", build=["echo well"]))
     kit.workspace.close(patience=100)
     assert not list((kit.workspace.root / "tmp").iterdir()), "all of it can be deleted"
+
+
+@pytest.mark.parametrize("tree", [LONGEST, DEEPEST], ids=["long", "deep"])
+def test_what_a_failed_build_leaves_is_counted_and_removed(kit: Kit, tree: str) -> None:  # noqa: F811
+    job = kit.chunk(build=[tree, "false"], **HOST)
+    with pytest.raises(BuildFailed):
+        kit.build(job)
+    kept = kit.workspace.root / "failed" / job.key
+    tally = Tally()
+    tally.add(kept)
+    assert tally.bytes == 5
+    freed, _ = remove_unused(kit.workspace, set(), 0.0)
+    assert freed.bytes >= 5
+    assert not kept.exists()
 
 
 # -- trees that others are built on --------------------------------------------------------------
