@@ -36,7 +36,7 @@ VERSION = 3
 ATTEMPTS_KEPT = 20_000
 REQUESTS_KEPT = 200
 STEPS_KEPT = 100_000
-#: Seconds after which a request whose end nobody saw counts as over.
+#: Seconds after which a request that no broker takes up counts as over.
 ABANDONED = 30 * 86400.0
 #: Seconds that a build may have taken: no more is believed.
 LONGEST = 1e9
@@ -148,6 +148,7 @@ class Journal:
         self._connect = storage.connect
         self._path = path
         self._warn = warn
+        self._needed = needed
         self._set_aside: set[bytes] = set()  # requests of which a record is no good
         self._promises: list[Promise] = []  # not given to the scribe yet,
         self._attempts: list[object] = []  # nor are these,
@@ -380,10 +381,11 @@ class Journal:
     def _prune(self) -> None:
         """Drop what is old."""
         with contextlib.suppress(sqlite3.Error), transaction(self._db):  # another time, then
-            self._db.execute(
-                "DELETE FROM requests WHERE state = 'open' AND opened < ?",
-                (self._clock() - ABANDONED,),
-            )
+            if not self._needed:  # else each is taken up, however old a clock makes it
+                self._db.execute(
+                    "DELETE FROM requests WHERE state = 'open' AND opened < ?",
+                    (self._clock() - ABANDONED,),
+                )
             self._db.execute(
                 "DELETE FROM attempts WHERE rowid <= (SELECT max(rowid) FROM attempts) - ?",
                 (ATTEMPTS_KEPT,),

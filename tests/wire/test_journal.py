@@ -10,7 +10,7 @@ import pytest
 from small_disk import on_small_disk
 
 from fabric.errors import MachineFault
-from fabric.journal import ATTEMPTS_KEPT, REQUESTS_KEPT, STEPS_KEPT, Journal
+from fabric.journal import ATTEMPTS_KEPT, REQUESTS_KEPT, STEPS_KEPT, Journal, Storage
 from fabric.scheduling.events import Drained, Ended, Learned, Opened, Remembered
 from fabric.scribe import AT_ONCE
 from fabric.wire.messages import PROTOCOL, Order, Outcome, StepState, Submit, Update
@@ -286,20 +286,21 @@ def test_the_journal_of_the_version_before_keeps_its_history(
     assert warnings == []
 
 
-def test_requests_whose_end_nobody_saw_are_dropped_one_day(
-    tmp_path: Path, warnings: Warnings
+@pytest.mark.parametrize("needed", [False, True])
+def test_only_requests_that_nobody_takes_up_are_dropped_one_day(
+    tmp_path: Path, warnings: Warnings, needed: bool
 ) -> None:
     path = tmp_path / "journal.sqlite"
-    journal = Journal(path, warnings)
-    for request in ("r1", "r2"):
-        journal.opened(opened(request))
+    before = Storage(clock=lambda: 0.0)  # long ago, or by a clock that nobody had set
+    journal = Journal(path, warnings, needed=needed, storage=before)
+    journal.opened(opened("r1"))
     journal.close()
-    with sqlite3.connect(path) as db:
-        db.execute("UPDATE requests SET opened = 0 WHERE id = 'r1'")
-    db.close()
-    Journal(path, warnings).close()
-    last = Journal(path, warnings)
-    assert unfinished(last) == [opened("r2").intent]
+    journal = Journal(path, warnings, needed=needed)
+    journal.opened(opened("r2"))
+    journal.close()
+    last = Journal(path, warnings, needed=needed)
+    kept = [opened("r1").intent, opened("r2").intent]
+    assert unfinished(last) == (kept if needed else kept[1:])
     last.close()
 
 
