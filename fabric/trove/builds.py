@@ -19,9 +19,7 @@ from fabric.trove.reach import Trove
 from fabric.trove.snapshot import Snapshot, user
 from fabric.trove.stop import Stop
 
-#: Seconds after which a build ref goes, whatever became of its build,
-KEEP = 30 * 86400.0
-#: and that one stays which no live build needs: it may be just about to be ordered.
+#: Seconds that a build ref stays which no live build needs: it may be just about to be ordered.
 SPARE = 3600.0
 #: Seconds between two looks for old refs.
 TIDY_EVERY = 86400.0
@@ -45,7 +43,7 @@ def stale(refs: Iterable[str], live: Collection[str], now: float) -> Iterator[st
             age = now - int(request[:12], 16) / 1000
         except ValueError:  # somebody else's way of naming
             continue
-        if age > KEEP or (age > SPARE and request not in live):
+        if age > SPARE and request not in live:
             yield ref
 
 
