@@ -49,7 +49,7 @@ class Uses:
         """These are used today."""
         with contextlib.suppress(OSError):
             with locked(self._lock):
-                file = self._folder / time.strftime("%Y-%m-%d", time.gmtime())
+                file = self._today()
                 fresh = sorted({key.encode() for key in keys} - keys_in(_content(file)))
                 if fresh:
                     with file.open("ab") as notes:
@@ -79,14 +79,18 @@ class Uses:
                     self._unsent.unlink(missing_ok=True)
                     self._sent.touch()
                     client = self._client()
+                    today = self._today()
                     notes = {file: _content(file) for file in self._folder.glob(_DAYS)}
                 for file, content in notes.items():
                     self._upload(f"uses/{file.name}-{client}", content)
-                for file in sorted(notes)[:-1]:  # of days that are over
+                for file in notes.keys() - {today}:  # of days that are over, or never were
                     file.unlink()
         except Exception:  # noqa: BLE001 - of whatever kind, it is tried again
             with contextlib.suppress(OSError):
                 self._unsent.touch()
+
+    def _today(self) -> Path:
+        return self._folder / time.strftime("%Y-%m-%d", time.gmtime())
 
     def _client(self) -> str:
         file = self._folder / "client"

@@ -220,6 +220,20 @@ def test_notes_of_days_that_are_over_are_sent_and_go(tmp_path: Path) -> None:
     assert len(list(folder.glob("????-??-??"))) == 1
 
 
+def test_a_day_that_a_wrong_clock_has_made_costs_no_notes_of_today(tmp_path: Path) -> None:
+    sent: dict[str, bytes] = {}
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (folder / "2999-01-01").write_text(key(1))
+    notes = uses.Uses(folder, sent.__setitem__)
+    for number in (2, 3):
+        notes.note([key(number)])
+        notes.flush(60)
+    today, then = (uses.keys_in(sent[path]) for path in sorted(sent))
+    assert today == {key(2).encode(), key(3).encode()}
+    assert then == {key(1).encode()}
+
+
 @pytest.mark.bound("USES_KEPT")
 @pytest.mark.bound("NOTES_OF_USE")
 def test_notes_too_old_or_too_long_are_not_heeded(server: Server, tmp_path: Path) -> None:
