@@ -19,6 +19,8 @@ from services import Service
 Undo = Callable[[], object]
 Fault = Callable[[], bool]
 
+#: Of so many faults, one at least is of each kind.
+ENOUGH = 60
 #: Seconds that a program stands still with all its children: longer than a lease, and than what
 #: the others wait before they make their connections anew.
 STANDSTILL = 3 * LEASE
@@ -34,7 +36,7 @@ UPTIMES = (1, 100, 300 * 86400)
 class Faults:
     """Breaks something at random, when told to, and mends it some seconds later.
 
-    Kinds are drawn like cards, so that each of ``deck`` faults is another card.
+    Kinds are drawn like cards of a deck, so that `ENOUGH` faults have each of them.
     """
 
     def __init__(self, farm: Farm, users: Sequence[User], random: random.Random) -> None:
@@ -47,10 +49,9 @@ class Faults:
         self._drawn: list[tuple[str, Fault]] = []
 
     def _deck(self) -> list[tuple[str, Fault]]:
-        """Kinds with what does them, the frequent ones several times: 60 cards."""
+        """`ENOUGH` cards: each kind, and how it is done, as often as it is to happen."""
         farm, services = self.farm, self.farm.supervisor.services
-        short: list[tuple[str, int, Fault]] = [
-            ("kill", 14, self.kill),
+        kinds: list[tuple[str, int, Fault]] = [
             ("kill initiator", 5, self.leave),
             ("crash", 5, self.crash),
             ("cut", 5, self.cut),
@@ -59,19 +60,21 @@ class Faults:
             ("gag", 3, self.gag),
             ("jump", 4, self.jump),
             ("hang", 4, self.hang),
-        ]
-        long: list[tuple[str, int, Fault]] = [
             *((f"stop {name}", 1, partial(self.stop, services[name], STANDSTILL))
               for name in ("broker", "nginx", "sshd")),
             ("stop worker", 2, lambda: self.stop(services[self._worker().name], STANDSTILL)),
-            ("sluggish store", 1, lambda: self.stop(services["nginx"], SLUGGISH)),
-            ("full controller", 1, lambda: self.full(farm.controller)),
+            ("stop initiator", 1, self.pause),
+            ("sluggish store", 1, partial(self.stop, services["nginx"], SLUGGISH)),
+            ("full controller", 1, partial(self.full, farm.controller)),
+            ("full trove", 1, partial(self.full, farm.trove)),
             ("full worker", 1, lambda: self.full(self._worker())),
-            ("reboot controller", 1, lambda: self.reboot(farm.controller)),
+            ("reboot controller", 1, partial(self.reboot, farm.controller)),
             ("reboot worker", 1, lambda: self.reboot(self._worker())),
-            ("replace worker", 2, self.replace),
+            ("replace controller", 1, partial(self.replace, farm.controller)),
+            ("replace worker", 2, lambda: self.replace(self._worker())),
         ]  # fmt: skip
-        return [(kind, fault) for kind, number, fault in (*short, *long) for _ in range(number)]
+        cards = [(kind, fault) for kind, number, fault in kinds for _ in range(number)]
+        return cards + [("kill", self.kill)] * (ENOUGH - len(cards))
 
     def one(self) -> None:
         """Break something, unless all that is left of the deck is broken already."""
@@ -85,7 +88,9 @@ class Faults:
                 return
 
     def missing(self) -> list[str]:
-        """The kinds that never happened."""
+        """The kinds that never happened, if there were faults enough for all."""
+        if self.count.total() < ENOUGH:
+            return []
         return sorted({kind for kind, _ in self.deck} - self.count.keys())
 
     def mend(self, now: float) -> None:
@@ -137,9 +142,8 @@ class Faults:
         host.boot(UPTIMES[0])
         return self._say("reboot", host.name)
 
-    def replace(self) -> bool:
-        """A worker's disk goes into another machine: no clock there says what the former's did."""
-        host = self._worker()
+    def replace(self, host: Host) -> bool:
+        """A host's disk goes into another machine: no clock there says what the former's did."""
         if self._broken(f"clock of {host.name}"):
             return False
         self._end_all(host)
@@ -167,6 +171,14 @@ class Faults:
             return False
         self._later(seconds, service.name, stopped.go_on)
         return self._say(f"stop for {seconds:.0f} s {len(stopped)} processes of", service.name)
+
+    def pause(self) -> bool:
+        """The same with a user's command."""
+        user = self.random.choice(self.users)
+        if self._broken(f"command of {user.name}") or (stopped := user.stop()) is None:
+            return False
+        self._later(STANDSTILL, f"command of {user.name}", stopped.go_on)
+        return self._say("stop initiator of", user.name)
 
     def cut(self) -> bool:
         """A host's cable is pulled."""

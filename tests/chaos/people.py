@@ -11,6 +11,7 @@ from pathlib import Path
 
 from farm import Farm, program
 from hosts import DISK, Host
+from services import Stopped
 
 from fabric.wire.mirror import OVER
 
@@ -50,6 +51,12 @@ class User:
         self._process.kill()
         self._was_killed = True
         return True
+
+    def stop(self) -> Stopped | None:
+        """Have the command stand still; None if none runs."""
+        if self._process is None or self._process.poll() is not None:
+            return None
+        return Stopped(self._process.pid)
 
     def over(self) -> bool:
         """Whether it is built."""

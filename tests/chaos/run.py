@@ -126,8 +126,7 @@ def main() -> int:
         *verdict.wrong_logs(users[:2], alone),
         *verdict.wrong_logs(users[2:], verdict.manifests(farm.artifacts)),
         *deaf,
-        *(f"{kind}: it never happened" for kind in faults.missing()
-          if given.faults >= len(faults.deck)),
+        *(f"{kind}: it never happened" for kind in faults.missing()),
         *(f"{one.name} ended with {one.ends}" for one in farm.supervisor.services.values()
           if one.ends),
         *(f"left: {what}" for what in verdict.left_processes(farm)),

@@ -63,13 +63,15 @@ def test_nothing_comes_of_faults(tmp_path: Path, capsys: pytest.CaptureFixture[s
         command += [f"--example={tmp_path}/example", f"--system={Path(MINIMAL).stem}"]
         command += [f"--part={part}" for part in chosen]
     environ = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=environ)
+    told = tmp_path / "faults.log"  # to be read also while they happen
+    with told.open("w") as log:
+        done = subprocess.run(command, stdout=log, check=False, env=environ)
     with capsys.disabled():
-        said = done.stdout.splitlines()
+        said = told.read_text().splitlines()
         print("", *(line for line in said if line.startswith("WRONG")), *said[-3:], sep="\n")
         if left_out:
             print("nothing of the example system was built: its disks need more memory")
-    assert done.returncode == 0, done.stdout
+    assert done.returncode == 0, told.read_text()
 
 
 @pytest.mark.system
