@@ -25,8 +25,10 @@ T = TypeVar("T")
 Context: TypeAlias = zmq.Context[zmq.Socket[bytes]]
 Socket: TypeAlias = zmq.Socket[bytes]
 
-#: Messages kept for one peer in each direction.
+#: Messages kept for one peer in each direction,
 JOBS_HWM = 100
+#: and by a router from one peer: a flood waits where it comes from.
+ROUTER_HWM = 8
 LOGS_HWM = 32
 #: Bytes kept for the messages to come: what is on its way for one peer, in both directions.
 KEPT_MEMORY = 2 * LOGS_HWM * bounds.LOG_PIECE
@@ -40,6 +42,8 @@ MAX_FRAMES = 4
 MAX_IPC_PATH = 107
 #: Milliseconds a connection may take to be made, and to say who it is.
 PATIENCE = 5000
+#: Milliseconds that a peer's machine may take to confirm what was sent, or a peer to read it.
+HALF_DEAD = 20_000
 #: Says that another frame follows.
 _MORE = zmq.NOBLOCK | zmq.SNDMORE
 
@@ -122,6 +126,8 @@ def router(context: Context, curve: Curve | None = None) -> Socket:
     largest = bounds.FRAME if curve is None else bounds.REMOTE_FRAME
     socket = _socket(context, zmq.ROUTER, JOBS_HWM, largest, curve, "jobs")
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    if curve is not None:
+        socket.setsockopt(zmq.RCVHWM, ROUTER_HWM)
     return socket
 
 
@@ -258,6 +264,17 @@ def send(socket: Socket, frame: bytes | zmq.Frame, to: bytes | None = None) -> b
     return True
 
 
+def send_tracked(socket: Socket, frame: bytes, to: bytes) -> zmq.MessageTracker | None:
+    """`send` to a peer; tells whether the frame has left, or None where that returns False."""
+    try:
+        socket.send(to, _MORE)
+        return socket.send(frame, zmq.NOBLOCK, copy=False, track=True)
+    except zmq.ZMQError as error:
+        if error.errno in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+            return None
+        raise
+
+
 class Codec(Generic[T]):
     """Frames to messages of one type or union, ``Codec[A | B](A | B)``; anything to a frame."""
 
@@ -314,9 +331,9 @@ def _socket(
     socket.setsockopt(zmq.CONNECT_TIMEOUT, PATIENCE)
     socket.setsockopt(zmq.HANDSHAKE_IVL, PATIENCE)
     socket.setsockopt(zmq.BACKLOG, 1024)  # all may come back at once
-    # Half-dead connections are found out and made anew.
-    socket.setsockopt(zmq.HEARTBEAT_IVL, 2000)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6000)
+    # The kernel finds out half-dead connections, which are made anew.  ZeroMQ's own heartbeat ends
+    # the process if a peer that waited at the high-water mark is gone (libzmq's issue 4364).
+    socket.setsockopt(zmq.TCP_MAXRT, HALF_DEAD)
     socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
     socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 10)
     socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 5)
