@@ -6,12 +6,13 @@ So they are promised nothing while the journal cannot be written.
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from fabric import bounds
 from fabric.scheduling.events import Unwritten
 from fabric.scheduling.watchers import Watchers
 from fabric.wire.messages import (
@@ -29,6 +30,9 @@ from fabric.wire.messages import (
 if TYPE_CHECKING:
     from fabric.journal import Journal
     from fabric.scheduling.core import Scheduler
+
+#: What an update costs beside its steps, in steps.
+UPDATE = 50
 
 
 class Audience:
@@ -105,7 +109,11 @@ class Audience:
         if self._unsaid:
             return  # whoever follows a request hears more of it after that
         trouble = self._journal.trouble
+        told: Counter[str] = Counter()  # steps, by names
         for watcher in self.watchers.take(now):
+            if watcher.owner and told[watcher.owner] > bounds.TOLD_STEPS:
+                self.watchers.put_off(watcher)
+                continue
             update = scheduler.update(watcher.request, watcher.seen, now)
             if update is None:
                 self.watchers.unwatch(watcher.request, watcher.peer)
@@ -114,6 +122,7 @@ class Audience:
             ):
                 pass  # after a crash it would go on; who follows it asks again
             else:
+                told[watcher.owner] += UPDATE + len(update.steps)
                 self.say(watcher.peer, update)
         self._say_what_is_kept()
 

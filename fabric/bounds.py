@@ -138,6 +138,42 @@ TOPICS = _bound(
     "the connection is cut",
 )
 
+CONNECTIONS = _bound(
+    "CONNECTIONS",
+    128,
+    "connections",
+    "connections of one initiator's name to a socket of the broker",
+    "the one that was silent longest is cut; it may come again",
+)
+WORKER_CONNECTIONS = _bound(
+    "WORKER_CONNECTIONS",
+    8,
+    "connections",
+    "connections of one worker's name to a socket of the broker",
+    "the one that was silent longest is cut; it may come again",
+)
+UNREAD = _bound(
+    "UNREAD",
+    64 * MIB,
+    "bytes",
+    "large messages on their way to one name, on all its connections",
+    "no more are sent until some are read; what is lost is asked for again",
+)
+TURN = _bound(
+    "TURN",
+    20,
+    "milliseconds",
+    "what the broker computes in one turn of its loop for the messages of one name",
+    "the others of this turn are dropped; what matters is said again",
+)
+TOLD_STEPS = _bound(
+    "TOLD_STEPS",
+    20_000,
+    "steps",
+    "news that one name is told in one turn of the broker's loop",
+    "the rest of its requests have their news in a later turn",
+)
+
 METRICS_READERS = _bound(
     "METRICS_READERS",
     16,

@@ -276,10 +276,12 @@ class Broker:
                 if worker is not None and worker.instance == message.instance:
                     self._routes[message.name] = self._peer
             case Order() | Submit():
-                self._audience.watchers.watch(message.request, self._peer, self._now)
+                self._audience.watchers.watch(message.request, self._peer, self._now, owner=sender)
                 self._apply(message)
             case Poll():
-                self._audience.watchers.watch(message.request, self._peer, self._now, message.seen)
+                self._audience.watchers.watch(
+                    message.request, self._peer, self._now, message.seen, owner=sender
+                )
                 self._apply(message)
             case Leave():
                 self._audience.watchers.unwatch(message.request, self._peer)

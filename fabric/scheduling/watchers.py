@@ -13,11 +13,12 @@ HERE = 3.5
 class Watcher:
     """Somebody who follows a request."""
 
-    __slots__ = ("due", "heard", "peer", "request", "seen")
+    __slots__ = ("due", "heard", "owner", "peer", "request", "seen")
 
-    def __init__(self, request: str, peer: bytes) -> None:
+    def __init__(self, request: str, peer: bytes, owner: str) -> None:
         self.request = request
         self.peer = peer
+        self.owner = owner  # the name whose peer it is, "" if it needs none
         self.seen = 0  # version of the last Update it is known to have
         self.due = 0.0  # when it may be told more
         self.heard = 0.0
@@ -30,12 +31,12 @@ class Watchers:
         self._all: dict[str, dict[bytes, Watcher]] = {}  # request -> peer -> watcher
         self._curious: dict[Watcher, None] = {}  # there is news for them, or they asked
 
-    def watch(self, request: str, peer: bytes, now: float, seen: int = 0) -> None:
+    def watch(self, request: str, peer: bytes, now: float, seen: int = 0, owner: str = "") -> None:
         """A peer follows a request, and is told how it stands as soon as it may be."""
         watchers = self._all.setdefault(request, {})
         watcher = watchers.get(peer)
         if watcher is None:
-            watcher = watchers[peer] = Watcher(request, peer)
+            watcher = watchers[peer] = Watcher(request, peer, owner)
         watcher.seen, watcher.heard = seen, now
         self._curious[watcher] = None
 
@@ -78,3 +79,7 @@ class Watchers:
             del self._curious[watcher]
             watcher.due = now + UPDATE_EVERY
             yield watcher
+
+    def put_off(self, watcher: Watcher) -> None:
+        """One that was taken is told later, after all others."""
+        self._curious[watcher] = None

@@ -12,6 +12,7 @@ import os
 import resource
 import socket
 import struct
+from collections import Counter, deque
 from collections.abc import Iterator
 
 import zmq
@@ -82,36 +83,100 @@ class Strangers:
                     yield lasted, fd
 
 
-class Subscriptions:
-    """Topics that each connection of a socket for logs subscribes to."""
+class Unread:
+    """Large messages that are on their way: what a name does not read is not to pile up."""
+
+    def __init__(self) -> None:
+        #: name -> peer -> (bytes, whether they have left), oldest first
+        self._sent: dict[str, dict[bytes, deque[tuple[int, zmq.MessageTracker]]]] = {}
+        self._bytes: Counter[str] = Counter()
+
+    def full(self, name: str) -> bool:
+        """Whether there is no room for more to this name."""
+        if self._bytes[name] >= bounds.UNREAD:
+            self._forget_read(name)
+        return self._bytes[name] >= bounds.UNREAD
+
+    def sent(self, name: str, peer: bytes, size: int, tracker: zmq.MessageTracker) -> None:
+        """So many bytes more are on their way."""
+        self._sent.setdefault(name, {}).setdefault(peer, deque()).append((size, tracker))
+        self._bytes[name] += size
+
+    def _forget_read(self, name: str) -> None:
+        peers = self._sent[name]
+        for peer, queue in list(peers.items()):
+            while queue and queue[0][1].done:
+                self._bytes[name] -= queue.popleft()[0]
+            if not queue:
+                del peers[peer]
+
+
+class _Known:
+    """A connection by which something has come."""
+
+    __slots__ = ("name", "peer", "topics")
+
+    def __init__(self, name: str, peer: bytes) -> None:
+        self.name = name
+        self.peer = peer
+        self.topics = 0
+
+
+class Connections:
+    """A socket's connections, and whose each is, once something has come by it.
+
+    What ZeroMQ keeps for a connection is bounded; so what it keeps for a name is, if that has not
+    too many.  Then the one that was silent longest is cut: the peer at its end may be gone.
+    """
 
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
-        """``socket`` is an XPUB that tells of every subscription, also of one that is not new."""
+        """An XPUB must tell of every subscription, also of one that is not new."""
         self._events = sockets.monitor(socket, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
-        self._counts: dict[int, int] = {}  # by descriptor
-        self._names: dict[int, str] = {}  # whose it is
+        self._known: dict[int, _Known] = {}  # by descriptor
+        self._of: dict[str, dict[int, None]] = {}  # descriptors of a name, the silent ones first
+        self._names: dict[bytes, str] = {}  # of peers
 
-    def count(self, fd: int, change: memoryview, name: str) -> str:
-        """A subscription of ``name``, or the end of one; why it is too much, "" if it is not.
+    def heard(self, fd: int, name: str, most: int, peer: bytes = b"") -> str:
+        """Something of ``name`` came; why a connection of that is cut, "" if none is."""
+        known = self._known.get(fd)
+        if known is None or (known.name, known.peer) != (name, peer):
+            self.forget_ended()
+            self._forget(fd)
+            self._known[fd] = _Known(name, peer)
+            self._names[peer] = name
+        its = self._of.setdefault(name, {})
+        its.pop(fd, None)
+        its[fd] = None
+        if len(its) <= most:
+            return ""
+        silent = next(iter(its))
+        self._forget(silent)
+        _cut(silent)
+        return f"it has {len(its) + 1:,} connections, and there may be {most:,}"
+
+    def name(self, peer: bytes) -> str:
+        """Whose connection a peer has; "" if it is gone."""
+        return self._names.get(peer, "")
+
+    def subscribed(self, fd: int, change: memoryview) -> str:
+        """A subscription, or the end of one, of whoever was just `heard`; why it is too much, ""
+        if it is not.
 
         Its connection is cut then, so that nothing of it stays.
         """
-        self.forget_ended()
+        known = self._known[fd]
         topic, on = len(change) - 1, bytes(change[:1]) == b"\1"
-        self._counts[fd] = number = max(0, self._counts.get(fd, 0) + (1 if on else -1))
-        self._names[fd] = name
+        known.topics = number = max(0, known.topics + (1 if on else -1))
         why = ""
         if topic > bounds.TOPIC:
             why = f"it subscribes to a topic of {topic} bytes, and it may have {bounds.TOPIC}"
-        elif on and number % _LOOK == 0 and (all := self._of(name)) > bounds.TOPICS:
-            why = f"it has {all:,} subscriptions, and there may be {bounds.TOPICS:,}"
+        elif on and number % _LOOK == 0:
+            all = sum(self._known[each].topics for each in self._of[known.name])
+            if all > bounds.TOPICS:
+                why = f"it has {all:,} subscriptions, and there may be {bounds.TOPICS:,}"
         if why:
             _cut(fd)
         return why
-
-    def _of(self, name: str) -> int:
-        """All that somebody has on all connections."""
-        return sum(number for fd, number in self._counts.items() if self._names[fd] == name)
 
     def forget_ended(self) -> None:
         """Connections that have ended, and those that others have the number of now.
@@ -122,11 +187,20 @@ class Subscriptions:
             while True:
                 event, _ = self._events.recv_multipart(zmq.NOBLOCK)
                 _, fd = _EVENT.unpack(event)
-                self._counts.pop(fd, None)
-                self._names.pop(fd, None)
+                self._forget(fd)
+
+    def _forget(self, fd: int) -> None:
+        known = self._known.pop(fd, None)
+        if known is not None:
+            self._names.pop(known.peer, None)
+            its = self._of[known.name]
+            del its[fd]
+            if not its:
+                del self._of[known.name]
 
 
 def _cut(fd: int) -> None:
+    """End a connection."""
     with contextlib.suppress(OSError), _borrowed(fd) as connection:
         connection.shutdown(socket.SHUT_RDWR)
 

@@ -8,6 +8,8 @@ sender's role allows it.  Names are those in the senders' keys.  What is wrong i
 from __future__ import annotations
 
 import math
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -17,7 +19,7 @@ import zmq
 
 from fabric import bounds
 from fabric.wire import sockets
-from fabric.wire.connections import Strangers, Subscriptions, descriptor
+from fabric.wire.connections import Connections, Strangers, Unread, descriptor
 from fabric.wire.keys import Admitted, Certificate, Gate
 from fabric.wire.messages import (
     PROTOCOL,
@@ -37,11 +39,15 @@ from fabric.wire.messages import (
     Update,
     cut,
 )
-from fabric.wire.sockets import Addresses, Curve
+from fabric.wire.sockets import Addresses, Curve, Socket
 
 #: Messages taken from one socket before the next has its turn.
 JOBS_AT_ONCE = 200
 LOGS_AT_ONCE = 100
+#: Connections that those of a role may have to one socket.
+CONNECTIONS = {"worker": bounds.WORKER_CONNECTIONS, "initiator": bounds.CONNECTIONS}
+#: Messages of so many bytes are looked after until they have left.
+LARGE = 8 * bounds.KIB
 #: Seconds between two looks at who is admitted.
 LOOK_EVERY = 0.2
 #: Seconds between two notes that strangers were cut.
@@ -88,13 +94,18 @@ class Listener:
         wake: int,
         curve: Curve | None = None,
         admitted: Admitted | None = None,
+        clock: Callable[[], int] = time.thread_time_ns,
     ) -> None:
-        """AddressError if an address is in use, or none."""
+        """``clock`` tells in nanoseconds how long things took.
+
+        AddressError if an address is in use, or none.
+        """
         self._addresses = addresses
         self._note = note
         self._wake = wake
         self._curve = curve
         self._admitted = admitted
+        self._clock = clock
         self._scolded: dict[str, None] = {}
         self._problems: list[str] = []
         # files have none
@@ -120,11 +131,13 @@ class Listener:
             raise
         door = () if self._gate is None else (self._gate.socket,)
         self._inbox = sockets.Inbox(*opened, *door, wake=self._wake)
-        self._subscriptions = Subscriptions(self._logs)
+        self._unread = Unread()
+        self._connections = {socket: Connections(socket) for socket in opened}
 
     def close(self) -> None:
         """Cut everybody off."""
-        self._logs.disable_monitor()
+        for socket in (self._jobs, self._logs_in, self._logs):
+            socket.disable_monitor()
         self._context.destroy(linger=0)
 
     # -- hearing -------------------------------------------------------------------------------
@@ -163,45 +176,77 @@ class Listener:
         """Let in those who may, and turn away the others."""
         if self._gate is not None and self._inbox.has(self._gate.socket):
             self._gate.serve(now)
-        self._subscriptions.forget_ended()
+        for connections in self._connections.values():
+            connections.forget_ended()
         for frames in self._inbox.receive(self._logs, JOBS_AT_ONCE):
             fd = descriptor(frames[0])
             if fd is None:
                 continue  # ZeroMQ's own word that a connection has ended
             sender = self._sender(frames[0])
-            name = "" if sender is None else sender.name
-            if why := self._subscriptions.count(fd, frames[0].buffer, name):
+            self._count(self._logs, frames[0], sender)
+            if why := self._connections[self._logs].subscribed(fd, frames[0].buffer):
                 self._scold(b"", sender, why)
+
+    def _count(
+        self, socket: Socket, frame: zmq.Frame, sender: Certificate | None, peer: bytes = b""
+    ) -> None:
+        """Something came by a connection."""
+        fd = descriptor(frame)
+        if fd is None:
+            return
+        name, most = (
+            ("", sys.maxsize) if sender is None else (sender.name, CONNECTIONS[sender.role])
+        )
+        if why := self._connections[socket].heard(fd, name, most, peer):
+            self._scold(peer, sender, why)
 
     def heard(self) -> Iterator[Heard]:
         """Messages that have come, as far as they count."""
         reads: Counter[bytes] = Counter()
+        took: Counter[str] = Counter()  # nanoseconds, by names
         for frames in self._inbox.receive(self._jobs, JOBS_AT_ONCE):
-            peer, frame = frames[0].bytes, frames[-1].buffer
             sender = self._sender(frames[-1])
-            if sender is None and self._admitted is not None:
+            if self._admitted is None:
+                name = ""
+            elif sender is None:
                 continue  # revoked a moment ago
-            if len(frames) != 2:
-                self._scold(peer, sender, f"it has {len(frames)} frames")
-                continue
-            try:
-                message = _messages.decode(frame)
-            except sockets.Garbage as error:
-                self._misunderstood(peer, sender, frame, str(error))
-                continue
-            if getattr(message, "protocol", PROTOCOL) != PROTOCOL:
-                self._misunderstood(peer, sender, frame, "")
-                continue
-            if sender is not None:
-                named = self._as_admitted(peer, sender, message, len(frame))
-                if named is None:
-                    continue
-                message = named
-            if isinstance(message, LogRead):
-                reads[peer] += 1
-                if reads[peer] > bounds.LOGS_READ:
-                    continue  # others have their turn; it asks again
-            yield Heard(peer, "" if sender is None else sender.name, message)
+            else:
+                name = sender.name
+                self._count(self._jobs, frames[-1], sender, frames[0].bytes)
+                if took[name] > bounds.TURN * 1_000_000:
+                    continue  # others have their turn
+            began = self._clock()
+            if (heard := self._understood(frames, sender, reads)) is not None:
+                yield heard
+            if name:
+                took[name] += self._clock() - began
+
+    def _understood(
+        self, frames: list[zmq.Frame], sender: Certificate | None, reads: Counter[bytes]
+    ) -> Heard | None:
+        """A message, if it counts; ``reads`` are the logs that peers asked for in this turn."""
+        peer, frame = frames[0].bytes, frames[-1].buffer
+        if len(frames) != 2:
+            self._scold(peer, sender, f"it has {len(frames)} frames")
+            return None
+        try:
+            message = _messages.decode(frame)
+        except sockets.Garbage as error:
+            self._misunderstood(peer, sender, frame, str(error))
+            return None
+        if getattr(message, "protocol", PROTOCOL) != PROTOCOL:
+            self._misunderstood(peer, sender, frame, "")
+            return None
+        if sender is not None:
+            named = self._as_admitted(peer, sender, message, len(frame))
+            if named is None:
+                return None
+            message = named
+        if isinstance(message, LogRead):
+            reads[peer] += 1
+            if reads[peer] > bounds.LOGS_READ:
+                return None  # others have their turn; it asks again
+        return Heard(peer, "" if sender is None else sender.name, message)
 
     def pieces(self) -> Iterator[tuple[str, Published, zmq.Frame]]:
         """Published pieces of logs that have come.
@@ -210,8 +255,10 @@ class Listener:
         """
         for frames in self._inbox.receive(self._logs_in, LOGS_AT_ONCE):
             sender = self._sender(frames[0])
-            if self._admitted is not None and (sender is None or sender.role != "worker"):
-                continue
+            if self._admitted is not None:
+                if sender is None or sender.role != "worker":
+                    continue
+                self._count(self._logs_in, frames[0], sender)
             try:
                 (frame,) = frames
                 piece = Published.of(frame.buffer)
@@ -276,11 +323,20 @@ class Listener:
     # -- saying --------------------------------------------------------------------------------
 
     def send(self, peer: bytes, message: Message) -> bool:
-        """False if the peer is gone, or does not read."""
+        """False if the peer is gone, or it, or others of its name, do not read."""
         frame = _messages.encode(message)
         if len(frame) > bounds.FRAME and isinstance(message, Update):
             frame = _messages.encode(_brief(message))
-        return sockets.send(self._jobs, frame, to=peer)
+        name = self._connections[self._jobs].name(peer)
+        if len(frame) < LARGE or not name:
+            return sockets.send(self._jobs, frame, to=peer)
+        if self._unread.full(name):
+            return False
+        tracker = sockets.send_tracked(self._jobs, frame, to=peer)
+        if tracker is None:
+            return False
+        self._unread.sent(name, peer, len(frame), tracker)
+        return True
 
     def refuse(self, peer: bytes, about: str, code: Code, reason: str) -> None:
         """Say that something cannot be served, and why."""

@@ -1,0 +1,186 @@
+"""One key on many connections, which says much and reads nothing: what that costs is bounded."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import zmq
+from farm_kit import HOST, PORT, Farm, report
+from waiting import until
+from wire_kit import resident
+
+from fabric import bounds
+from fabric.audience import UPDATE, Audience
+from fabric.wire import keys, sockets
+from fabric.wire.keys import Admitted
+from fabric.wire.listener import Listener
+from fabric.wire.messages import (
+    PROTOCOL,
+    Answer,
+    LogPiece,
+    LogRead,
+    Poll,
+    Query,
+    Running,
+    StepState,
+    Update,
+)
+
+KEY = "a" * 64
+
+
+@pytest.fixture
+def farm(tmp_path: Path) -> Iterator[Farm]:
+    with ExitStack() as stack:
+        yield Farm(tmp_path, stack)
+
+
+def is_served(honest: Any) -> None:
+    assert isinstance(honest.ask(Query(PROTOCOL, uuid.uuid4().hex, "workers")), Answer)
+
+
+def log_at(farm: Farm) -> None:
+    """A worker's log of 4 MiB is at the broker."""
+    worker = farm.peer(farm.key("worker", "w"))
+    token = farm.token(KEY, 1, "w")
+    worker.say(report("w", running=(Running(KEY, 1, "build", 0, token),)))
+    worker.hear()
+    for n in range(4):
+        worker.say(LogPiece(KEY, 1, n * bounds.LOG_RANGE, os.urandom(bounds.LOG_RANGE)))
+
+
+@pytest.mark.bound("UNREAD")
+@pytest.mark.bound("CONNECTIONS")
+def test_who_does_not_read_fills_no_memory(farm: Farm) -> None:
+    honest = farm.peer(farm.key("initiator", "honest"))
+    is_served(honest)
+    log_at(farm)
+    curve = farm.key("initiator", "greedy")
+    context = zmq.Context()
+    try:
+        crowd = [sockets.dealer(context, curve) for _ in range(200)]
+        for each in crowd:
+            each.setsockopt(zmq.RCVHWM, 1)
+            each.setsockopt(zmq.RCVBUF, 4096)
+            sockets.connect(each, farm.at.jobs)
+        asked = farm_codec().encode(LogRead(KEY, 1, 0, bounds.LOG_RANGE))
+        for _ in range(40):
+            for each in crowd:
+                sockets.send(each, asked)
+            is_served(honest)
+        until(lambda: "it has 129 connections, and there may be 128" in farm.said)
+        is_served(honest)
+        # of each connection, ZeroMQ has one more message at hand
+        assert resident(farm.child.pid) < bounds.UNREAD + (128 + 200) * bounds.MIB
+    finally:
+        context.destroy(linger=0)
+    terminal = farm.peer(curve)
+    is_served(terminal)
+    assert farm.child.poll() is None
+
+
+def farm_codec() -> sockets.Codec[Answer]:
+    return sockets.Codec(Answer)
+
+
+@pytest.mark.bound("WORKER_CONNECTIONS")
+def test_the_silent_one_of_a_workers_connections_is_cut(farm: Farm) -> None:
+    curve = farm.key("worker", "m")
+    sequence = itertools.count(1)
+    crowd, ends = [], []
+    for _ in range(bounds.WORKER_CONNECTIONS + 1):
+        crowd.append(farm.peer(curve))
+        ends.append(crowd[-1].jobs.get_monitor_socket(zmq.EVENT_DISCONNECTED))
+        for each in {crowd[0], crowd[-1]}:  # the first is not silent
+            each.ask(report("m", sequence=next(sequence)))
+    assert ends[1].poll(10_000), "it is not cut"
+    assert [n for n, end in enumerate(ends) if end.poll(0)] == [1]
+    for each, end in zip(crowd, ends, strict=True):
+        each.jobs.disable_monitor()
+        end.close()
+    assert "it has 9 connections, and there may be 8" in farm.said
+
+
+@pytest.fixture
+def hall(tmp_path: Path) -> Iterator[SimpleNamespace]:
+    """A listener for keys, whose every look at the clock is 15 ms after the one before."""
+    keys.make("broker", "broker", tmp_path)
+    wake = os.eventfd(0)
+    hall = SimpleNamespace(keys=tmp_path, at=sockets.over_tcp(HOST, PORT + 10))
+    hall.context = zmq.Context()
+    hall.peers = []
+
+    def peer(name: str) -> sockets.Socket:
+        public = keys.make("initiator", name, tmp_path / name)
+        Admitted(tmp_path).admit(public)
+        (tmp_path / name / "broker.key").write_bytes((tmp_path / "broker.key").read_bytes())
+        socket = sockets.dealer(hall.context, keys.of_peer(tmp_path / name, "initiator")[1])
+        sockets.connect(socket, hall.at.jobs)
+        hall.peers.append(socket)
+        return socket
+
+    hall.peer = peer
+    hall.listener = Listener(
+        hall.at,
+        print,
+        wake=wake,
+        curve=keys.of_broker(tmp_path),
+        admitted=Admitted(tmp_path),
+        clock=itertools.count(0, 15_000_000).__next__,
+    )
+    yield hall
+    hall.context.destroy(linger=0)
+    hall.listener.close()
+    os.close(wake)
+
+
+@pytest.mark.bound("TURN")
+def test_who_asks_much_leaves_each_turn_to_others(hall: SimpleNamespace) -> None:
+    greedy, modest = hall.peer("greedy"), hall.peer("modest")
+    codec = farm_codec()
+    for n in range(50):
+        sockets.send(greedy, codec.encode(Poll(f"greedy {n}", 0)))
+    sockets.send(modest, codec.encode(Poll("modest", 0)))
+    turns: list[list[str]] = []
+
+    def heard() -> bool:
+        hall.listener.wait(10)
+        hall.listener.look(time.monotonic())
+        hall.listener.answer_the_door(time.monotonic())
+        turns.append([each.sender for each in hall.listener.heard()])
+        return any("modest" in turn for turn in turns) and any("greedy" in turn for turn in turns)
+
+    until(heard)
+    assert max(turn.count("greedy") for turn in turns) <= 2
+
+
+@pytest.mark.bound("TOLD_STEPS")
+def test_who_follows_much_leaves_each_turn_to_others() -> None:
+    told: list[bytes] = []
+    journal: Any = SimpleNamespace(trouble="", promised=0, kept=0)
+    steps = (StepState(KEY, "done"),) * (bounds.TOLD_STEPS // 4)
+    core: Any = SimpleNamespace(update=lambda request, *_: Update(request, 1, "building", steps))
+
+    def send(peer: bytes, _: object) -> bool:
+        told.append(peer)
+        return True
+
+    audience = Audience(journal, send)
+    for n in range(20):
+        audience.watchers.watch(f"r{n}", b"greedy", 0.0, owner="greedy")
+    audience.watchers.watch("r", b"modest", 0.0, owner="modest")
+    audience.tell(core, 0.0)
+    assert told.count(b"modest") == 1
+    assert told.count(b"greedy") * (UPDATE + len(steps)) < 1.3 * bounds.TOLD_STEPS
+    for turn in range(1, 10):
+        audience.tell(core, float(turn))
+    assert told.count(b"greedy") == 20
