@@ -62,6 +62,7 @@ class Spools:
         self._lacking: dict[Id, Spool] = {}
         self._behind: dict[Id, Spool] = {}  # not all that was found of them is digested
         self._ended: dict[Id, Spool] = {}  # in order of ending
+        self._looked = float("inf")  # when `wanted` was last asked
 
     # -- writing -----------------------------------------------------------------------------
 
@@ -154,7 +155,11 @@ class Spools:
 
     def wanted(self, now: float) -> Iterator[tuple[str, LogWanted]]:
         """(worker, what to ask it for): gaps not asked for a moment ago."""
+        stood_still = now - self._looked > GIVE_UP / 2  # this process: nobody could be heard
+        self._looked = now
         for id, spool in list(self._lacking.items()):
+            if stood_still:
+                spool.moved = now
             if _is_stuck(spool, now):
                 spool.broken = "its worker does not have it any more"
                 del self._lacking[id]

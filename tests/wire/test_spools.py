@@ -137,9 +137,21 @@ def test_a_log_that_stays_wrong_is_not_served(spools: Spools) -> None:
 def test_a_log_whose_rest_never_comes_is_given_up(spools: Spools) -> None:
     spools.end(KEY, 1, len(TEXT), sha(TEXT), 10.0)
     assert spools.incomplete(KEY, 1, 10.0)
+    for n in range(1, int(GIVE_UP)):
+        assert len(list(spools.wanted(10.0 + n))) == 1
     assert not spools.incomplete(KEY, 1, 10.0 + GIVE_UP)
     assert list(spools.wanted(10.0 + GIVE_UP)) == []
     assert spools.read(KEY, 1, 0, 100) is None
+
+
+def test_no_log_is_given_up_because_the_broker_stood_still(spools: Spools) -> None:
+    spools.end(KEY, 1, len(TEXT), sha(TEXT), 10.0)
+    assert len(list(spools.wanted(10.5))) == 1
+    later = 10.5 + 3 * GIVE_UP  # and in between nobody could have been heard
+    assert len(list(spools.wanted(later))) == 1
+    assert spools.incomplete(KEY, 1, later)
+    spools.append(KEY, 1, 0, TEXT)
+    assert content(spools) == TEXT
 
 
 def test_a_log_of_which_more_comes_is_not_given_up(spools: Spools) -> None:
