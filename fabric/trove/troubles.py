@@ -12,6 +12,11 @@ from fabric.errors import NO_ROOM, command
 #: What obstore says of a store, after its URL -> what to do.
 _MEANINGS = (
     (
+        r"InvalidCertificate\(\s*(Expired|NotValidYet)",
+        "its certificate is not valid at the time that this machine's clock shows: set the clock if"
+        " that is wrong, or renew the certificate",
+    ),
+    (
         "InvalidCertificate",
         "its certificate is not trusted: have `artifacts-ca` name the file with the certificate of"
         " the authority that vouches for it",

@@ -7,7 +7,7 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,14 +109,17 @@ class Server:
 
 
 class Authority:
-    """An authority of our own that signs certificates."""
+    """An authority of our own that signs certificates.  ``valid``: when they are, for openssl."""
 
-    def __init__(self, folder: Path, name: str = "authority") -> None:
+    def __init__(
+        self, folder: Path, name: str = "authority", valid: Sequence[str] = ("-days", "2")
+    ) -> None:
         self._folder = folder
+        self._valid = valid
         self.file = folder / f"{name}.pem"
         self._key = folder / f"{name}.key"
         self._openssl(
-            *("req", "-x509", "-subj", f"/CN={name}", "-days", "2"),
+            *("req", "-x509", "-subj", f"/CN={name}", *valid),
             *("-keyout", str(self._key), "-out", str(self.file)),
         )
 
@@ -124,7 +127,7 @@ class Authority:
         """A certificate for a host, and its key."""
         made, key = self._folder / f"{address}.pem", self._folder / f"{address}.key"
         self._openssl(
-            *("req", "-x509", "-subj", "/CN=server", "-days", "2"),
+            *("req", "-x509", "-subj", "/CN=server", *self._valid),
             *("-addext", f"subjectAltName=IP:{address}", "-CA", str(self.file)),
             *("-CAkey", str(self._key), "-keyout", str(key), "-out", str(made)),
             *("-addext", "basicConstraints=critical,CA:FALSE"),

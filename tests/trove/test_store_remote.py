@@ -118,6 +118,23 @@ def test_neither_stranger_nor_strange_server(
             assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("year", [2020, 2098])
+def test_a_certificate_of_another_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, year: int
+) -> None:
+    monkeypatch.setattr(remote, "RETRIES", 1)
+    valid = ("-not_before", f"{year}0101000000Z", "-not_after", f"{year}1231000000Z")
+    authority = Authority(tmp_path, valid=valid)
+    with nginx(tmp_path, free_port(), tls=authority, login=LOGIN, reader=READER) as server:
+        store = Store(server.url, tmp_path / "scratch", ca=authority.file)
+        with pytest.raises(StoreError) as caught:
+            store.has([key(1)])
+    assert str(caught.value).endswith(
+        "InvalidCertificate; its certificate is not valid at the time that this machine's clock"
+        " shows: set the clock if that is wrong, or renew the certificate"
+    )
+
+
 def test_a_password_that_may_only_read(
     guarded: tuple[Server, Authority], password: Path, tmp_path: Path
 ) -> None:
