@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import msgspec
 import zmq
@@ -473,5 +473,10 @@ def _broker(settings: BrokerSettings, file: Path, directory: Path | None) -> Bro
     )
 
 
+def program() -> NoReturn:
+    """The program: `main`."""
+    daemon.run(main)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import shutil
+import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 GIB = 2**30
 
@@ -20,6 +25,24 @@ def parser(program: str, description: str, file: Path) -> argparse.ArgumentParse
     top.add_argument("--directory", type=Path, help="embedded: where the broker's sockets are")
     top.add_argument("--parent", type=int, metavar="PID", help="embedded: end when this one does")
     return top
+
+
+def run(main: Callable[[], int]) -> NoReturn:
+    """Run a daemon, and end as soon as it has.
+
+    Python would wait for threads that wait for a store which does not answer: for minutes.
+    """
+    try:
+        code = main()
+    except SystemExit as end:  # of the parser of arguments
+        code = end.code if isinstance(end.code, int) else 2
+    except BaseException:  # noqa: BLE001  as Python does it
+        traceback.print_exc()
+        code = 1
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code)
 
 
 def free_memory() -> int:

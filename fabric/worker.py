@@ -19,6 +19,7 @@ import uuid
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from fabric import bounds, config, daemon
 from fabric.attempt import Attempt
@@ -373,5 +374,10 @@ def _worker(settings: WorkerSettings, directory: Path | None, tools: str | None)
     return Worker(name or settings.name or host, settings, tools, addresses, curve)
 
 
+def program() -> NoReturn:
+    """The program: `main`."""
+    daemon.run(main)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -45,6 +45,22 @@ def listening(directory: Path) -> Iterator[Listening]:
     made.close()
 
 
+def test_a_daemon_that_ends_waits_for_no_thread() -> None:
+    """One may ask a store that does not answer, and systemd gives it 15 seconds."""
+    text = (
+        "import threading, time; from fabric import daemon\n"
+        "def main():\n"
+        "    threading.Thread(target=time.sleep, args=(60,)).start()\n"
+        "    print('ended')\n"
+        "    return 3\n"
+        "daemon.run(main)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", text], stdout=subprocess.PIPE, check=False, timeout=30
+    )
+    assert (done.returncode, done.stdout) == (3, b"ended\n")
+
+
 # -- systemd and journald ------------------------------------------------------------------
 
 
