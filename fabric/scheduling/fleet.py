@@ -120,7 +120,7 @@ class Fleet(Faults):
                 break  # nor are the others looked at
             over = each.fence > self._first or each.fence <= floor
             if isinstance(each, Running):
-                self._found(worker, each, over=over)
+                self._found(worker, each, over=over, ended=each.fence <= floor)
             elif not over:
                 self._came_late(worker, each)
         worker.settled = tuple(finished)
@@ -162,7 +162,7 @@ class Fleet(Faults):
         gone = self._gone.get(worker.name)
         if gone is not None and gone.instance == worker.instance:
             del self._gone[worker.name]
-            worker.held, worker.floor = gone.held, gone.floor
+            worker.held = gone.held
             # It was cut off, and not taken down by what it ran.
             for key, _ in worker.held:
                 task = self.tasks.get(key)
@@ -170,6 +170,8 @@ class Fleet(Faults):
                     task.losses.remove(worker.name)
         else:
             self._give_up_gone(worker.name)
+        if gone is not None:
+            worker.floor = gone.floor  # what another run of it was at is over
         return worker
 
     def _describe(self, worker: Worker, report: Report) -> None:
@@ -228,16 +230,18 @@ class Fleet(Faults):
             if task is not None and task.attempt is attempt:
                 self.touch(task)
 
-    def _found(self, worker: Worker, seen: Running, *, over: bool) -> None:
+    def _found(self, worker: Worker, seen: Running, *, over: bool, ended: bool) -> None:
         """A worker runs what it was not known to run.
 
         ``over``: this is known to have ended, or to be given up.  It is to be killed, without news.
+        ``ended``: and that is not waited for, since a worker may tell of it again and again.
         """
         attempt = Attempt(seen.key, seen.fence, worker.name, self.now, seen.token, over=over)
         attempt.confirmed = True
         attempt.phase, attempt.log_size = seen.phase, seen.log_size
         worker.held[attempt.id] = attempt
         if over:
+            attempt.stuck = ended
             self.doom(attempt)
         else:
             self.effects.append(Began(seen.key, seen.fence, worker.name, found=True))
@@ -317,7 +321,9 @@ class Fleet(Faults):
 
     def _untaken(self, worker: Worker, attempt: Attempt) -> None:
         """A worker that is heard does not hear, or does not do as it is told."""
+        floor = worker.floor
         task = self._release(worker, attempt, None)
+        worker.floor = floor  # it may take it yet
         self.rest_after_fault(worker)
         if task is not None:
             self.move(task, Cause.UNTAKEN, worker.name)

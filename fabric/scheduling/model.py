@@ -66,7 +66,7 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
     told: int = 0  # the first Desired that may speak of it
     confirmed: bool = False  # the worker has reported it
     doomed: bool = False  # nobody wants it; for good, since the worker may be killing it
-    stuck: bool = False  # it is doomed, and its worker does not end it
+    stuck: bool = False  # it is doomed, and is not waited for: its worker does not end it
     over: bool = False  # its end was told before, and its worker is at it all the same
     phase: str = ""
     log_size: int = 0

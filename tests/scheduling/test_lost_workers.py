@@ -310,3 +310,41 @@ def test_an_attempt_that_runs_is_the_one_that_rebuilds_what_was_damaged() -> Non
     stage.sync()
     assert stage.running() == {"w2": ["a"]}
     assert [each.worker for each in stage.began if each.key == key_of("a")] == ["w1", "w2"]
+
+
+def test_an_attempt_that_has_ended_holds_back_nothing_however_often_it_is_reported() -> None:
+    stage = building("zlib:", "w1")
+    liar = stage.machines["w1"]
+    ended = dict(liar.running)
+    liar.draining = True  # it takes nothing new
+    stage.ends("zlib", "cancelled")
+    for n in range(3):
+        liar.running = ended.copy()
+        stage.report("w1")
+        stage.worker(f"other {n}")
+        assert stage.running()[f"other {n}"] == ["zlib"]
+        liar.running = {}
+        stage.report("w1")
+        stage.machines[f"other {n}"].draining = True
+        stage.ends("zlib", "cancelled")
+
+
+def test_what_a_former_run_of_a_worker_was_at_is_over() -> None:
+    """A worker that is lost each time, and comes back as another with what it had of old."""
+    old = building("zlib:", "w1")
+    [id] = old.machines["w1"].running
+    stage = Stage(epoch=2, recovering=True)
+    stage.worker("w2")
+    stage.machines["w1"] = liar = old.machines["w1"]
+    stage.wait(40.0, alive=["w2"])
+    for n in range(3):
+        liar.instance = f"run {n}"
+        liar.running = {id: ""}
+        stage.report("w1")
+        stage.submit("zlib:", request=f"r{n}")
+        stage.sync("w2")
+        held_back = stage.states(f"r{n}")["zlib"] == "waiting"
+        assert held_back == (n == 0)
+        stage.leave(f"r{n}")
+        stage.sync("w2")
+        stage.wait(11.0, alive=["w2"])
