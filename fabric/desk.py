@@ -15,6 +15,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
 
 from fabric import bounds
+from fabric.errors import DamagedError
 from fabric.scheduling.events import Answered, Ask, Inspected, Unanswered
 from fabric.wire.messages import LogPiece, LogRead, Refused, cut
 
@@ -242,7 +243,9 @@ class _Logs:
             length = max(0, min(wanted.length, bounds.LOG_RANGE, log.size - wanted.offset))
             data = self._store.get().read(log, wanted.offset, length) if length else b""
         except Exception as error:  # noqa: BLE001 - any failure of a store is an answer
-            return Refused(wanted.key, "no-log", f"its log cannot be read: {_text(error)}")
+            gone = isinstance(error, DamagedError)
+            told = f"its log cannot be read: {_text(error)}"
+            return Refused(wanted.key, "no-log" if gone else "not-now", told)
         return LogPiece(wanted.key, wanted.fence, wanted.offset, data, log.size, log.sha256)
 
     def _find(self, key: str) -> Blob | None:

@@ -89,12 +89,17 @@ class Controller:
         raise AssertionError
 
     def read_log(self, key: str, fence: int, offset: int) -> LogPiece | None:
-        """What there is of a log from ``offset`` on; None if there is no such log."""
+        """What there is of a log from ``offset`` on; None if there is no such log.
+
+        MachineFault if it cannot be read now.
+        """
         asked = LogRead(key, fence, offset, bounds.LOG_RANGE)
         for message in self._ask(asked, ""):
             if isinstance(message, LogPiece) and (message.key, message.offset) == (key, offset):
                 return message
             if isinstance(message, Refused) and message.about == key:
+                if message.code == "not-now":
+                    raise MachineFault(message.reason)
                 return None
         raise AssertionError
 

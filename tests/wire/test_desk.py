@@ -11,7 +11,7 @@ from waiting import until
 
 from fabric import bounds
 from fabric.desk import Desk
-from fabric.errors import StoreError
+from fabric.errors import DamagedError, StoreError
 from fabric.jobs import Blob, Manifest
 from fabric.scheduling.events import Answered, Ask, Inspected, Unanswered
 from fabric.trove.store import Store
@@ -127,6 +127,34 @@ class Slow(Store):
     def read(self, *args, **more):  # type: ignore[no-untyped-def]
         self.gate.wait(20.0)
         return super().read(*args, **more)
+
+
+def test_a_log_that_cannot_be_read_now_is_not_said_to_be_gone(tmp_path: Path) -> None:
+    store = stored(tmp_path, "a" * 64, "b" * 64)
+    faults = [StoreError("no route to host"), DamagedError("the blob is gone")]
+
+    class Faulty(Store):
+        def read(self, blob, offset=0, length=None):  # type: ignore[no-untyped-def]
+            if faults:
+                raise faults.pop(0)
+            return super().read(blob, offset, length)
+
+    desk = Desk(lambda: Faulty(store.url, tmp_path / "scratch"), lambda: None)
+    found: list[LogPiece | Refused] = []
+
+    def all_found() -> bool:
+        found.extend(piece for _, piece in desk.pieces())
+        return len(found) == 3
+
+    for n in range(3):
+        desk.read_log("m", b"peer", LogRead("a" * 64, 1, n, 6))
+    until(all_found)
+    assert found == [
+        Refused("a" * 64, "not-now", "its log cannot be read: no route to host"),
+        Refused("a" * 64, "no-log", "its log cannot be read: the blob is gone"),
+        LogPiece("a" * 64, 1, 2, b"line\na", len(LOG), hashlib.sha256(LOG).hexdigest()),
+    ]
+    desk.close()
 
 
 def test_questions_of_the_core_do_not_wait_for_logs(tmp_path: Path) -> None:

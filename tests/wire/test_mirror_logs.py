@@ -197,6 +197,18 @@ def test_no_log_at_all() -> None:
     assert tale.closed is False
 
 
+def test_a_log_that_cannot_be_read_now_is_asked_for_again() -> None:
+    tale = Tale()
+    tale.tick()
+    tale.running()
+    tale.done()
+    tale.do([*tale.mirror.refused(Refused(KEY, "not-now", "no route to host"), tale.now)])
+    assert not tale.mirror.complete
+    tale.tick(4.0)
+    tale.piece(0, TEXT, size=len(TEXT), sha256=sha(TEXT))
+    assert (tale.file, tale.closed) == (TEXT, True)
+
+
 def test_an_empty_log_is_whole() -> None:
     tale = Tale()
     tale.tick()
