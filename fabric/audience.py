@@ -6,6 +6,7 @@ So they are promised nothing while the journal cannot be written.
 from __future__ import annotations
 
 import math
+import traceback
 from collections import Counter, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fabric import bounds
+from fabric.blame import broke
 from fabric.scheduling.events import Unwritten
 from fabric.scheduling.watchers import Watchers
 from fabric.wire.messages import (
@@ -78,7 +80,11 @@ class Audience:
 
     def answer(self, peer: bytes, query: Query, scheduler: Scheduler, now: float) -> None:
         """Answer a question."""
-        answer = scheduler.answer(query, now)
+        try:
+            answer = scheduler.answer(query, now)
+        except Exception as error:  # noqa: BLE001 - that a question breaks us is to cost nobody else
+            traceback.print_exc()
+            answer = Answer(query.id, error=broke(error))
         if self._journal.trouble:
             answer = msgspec.structs.replace(answer, warning=self._trouble())
         self.say(peer, answer)
@@ -114,7 +120,12 @@ class Audience:
             if watcher.owner and told[watcher.owner] > bounds.TOLD_STEPS:
                 self.watchers.put_off(watcher)
                 continue
-            update = scheduler.update(watcher.request, watcher.seen, now)
+            try:
+                update = scheduler.update(watcher.request, watcher.seen, now)
+            except Exception as error:  # noqa: BLE001 - as above
+                traceback.print_exc()
+                self._send(watcher.peer, Refused(watcher.request, "bad-request", broke(error)))
+                update = None
             if update is None:
                 self.watchers.unwatch(watcher.request, watcher.peer)
             elif (

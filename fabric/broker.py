@@ -25,6 +25,7 @@ import zmq
 
 from fabric import config, daemon
 from fabric.audience import Audience
+from fabric.blame import requests_at_hand
 from fabric.config import BrokerSettings
 from fabric.desk import Desk
 from fabric.errors import FabricError
@@ -161,7 +162,13 @@ class Broker:
         while not self._stopping:
             left = max(0.0, self.due() - self._clock())
             self._listener.wait(math.ceil(left * 1000))
-            self.turn()
+            try:
+                self.turn()
+            except Exception as error:
+                # What the core has is not whole now: the next run takes up the other requests.
+                for id, intent in requests_at_hand(error).items():
+                    self._record.given_up(id, intent, self._scheduler, error)
+                raise
             supervisor.alive(self._now)
         supervisor.stopping()
 

@@ -7,15 +7,20 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
+from fabric.blame import broke
 from fabric.metrics import EVERY, Counts, Metrics
+from fabric.scheduling.events import Opened
 from fabric.wire.messages import PROTOCOL, Query, Update
 
 if TYPE_CHECKING:
     from fabric.journal import Journal
     from fabric.notes import Notes
     from fabric.scheduling.core import Scheduler
-    from fabric.scheduling.events import Closed, Ended, Opened
+    from fabric.scheduling.events import Closed, Ended
     from fabric.scheduling.model import Task
+    from fabric.wire.messages import Order, Submit
 
 
 class Record:
@@ -51,6 +56,21 @@ class Record:
         self._counts.requests[effect.state] += 1
         text = f"request {effect.request}: {effect.state} {outcome.message if outcome else ''}"
         self.note.info(text, request=effect.request)
+
+    def given_up(
+        self, id: str, intent: Order | Submit | None, scheduler: Scheduler, error: Exception
+    ) -> None:
+        """The core broke at a request, as the next run would: it is over.
+
+        ``intent`` asked for it, if it was just taken in.
+        """
+        if intent is not None:
+            self.journal.opened(Opened(id, intent.title, intent))
+        known = scheduler.requests.get(id) or intent
+        why = broke(error)
+        outcome = Update(id, scheduler.versions + 1, "failed", message=why)
+        self.journal.closed(replace(outcome, title=known.title if known else ""))
+        self.note(f"request {id} is given up: {why}")
 
     def ended(self, effect: Ended, tasks: Mapping[str, Task]) -> None:
         """An attempt ended, at one of ``tasks`` if that is still wanted."""

@@ -1,0 +1,54 @@
+"""Which requests the core was at when it raised: a fault of ours is to cost those alone."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from types import FrameType
+
+from fabric.scheduling.model import Request, Task
+from fabric.wire.messages import Order, Submit, cut
+
+
+def broke(error: Exception) -> str:
+    """What a user is told."""
+    return cut(f"the controller broke at it, a fault of distbuild: {type(error).__name__}: {error}")
+
+
+def requests_at_hand(error: Exception) -> dict[str, Order | Submit | None]:
+    """Ids of the requests, each with what asked for it if that was just taken in.
+
+    They are those of the innermost function that had to do with any.  None if it was not the core
+    that raised, or the machine is to blame.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if isinstance(error, OSError | MemoryError) or not any(map(_is_core, frames)):
+        return {}
+    for frame in reversed(frames):
+        if ids := list(_ids(frame)):
+            intents = {
+                value.request: value
+                for each in frames
+                for value in each.f_locals.values()
+                if isinstance(value, Order | Submit)
+            }
+            return {id: intents.get(id) for id in ids}
+    return {}
+
+
+def _is_core(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).startswith("fabric.scheduling.")
+
+
+def _ids(frame: FrameType) -> Iterator[str]:
+    """A request that a function has to do with; or else those that want its task."""
+    values = list(frame.f_locals.values())
+    for value in values:
+        if isinstance(value, Request):
+            yield value.id
+            return
+    for value in values:
+        if isinstance(value, Task):
+            yield from value.requests
+        elif isinstance(id := getattr(value, "request", None), str):  # a message, or an event
+            yield id

@@ -1,0 +1,217 @@
+"""A request that breaks the core, whenever it does, costs no other."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import zmq
+from wire_kit import key_of
+
+from fabric.broker import Broker, Parts, Wakeup
+from fabric.desk import Desk
+from fabric.journal import Journal
+from fabric.logs import Spools
+from fabric.notes import Notes
+from fabric.record import Record
+from fabric.resolving import Resolvers
+from fabric.scheduling import answers, view
+from fabric.scheduling.core import Scheduler
+from fabric.scheduling.events import Resolved
+from fabric.scheduling.intake import Intake
+from fabric.scheduling.interest import Interest
+from fabric.trove.store import Store
+from fabric.wire import sockets
+from fabric.wire.listener import Listener
+from fabric.wire.messages import (
+    PROTOCOL,
+    Answer,
+    Offer,
+    Order,
+    Poll,
+    Query,
+    Refused,
+    Submit,
+    ToInitiator,
+    Update,
+)
+
+
+class Resolving(Resolvers):
+    """An order comes to one step, of its title's name, at once."""
+
+    def __init__(self, wake: Wakeup) -> None:
+        super().__init__(("false",), wake)
+        self._found: list[Resolved] = []
+
+    def resolve(self, order: Order, host_tools: str = "") -> None:  # noqa: ARG002
+        key, job = key_of(order.title), msgspec.Raw(msgspec.msgpack.encode(""))
+        step = Offer(key, order.title, "chunk", "x86_64", job)
+        submit = Submit(PROTOCOL, order.request, order.title, (step,), (key,), detach=True)
+        self._found.append(Resolved(order.request, submit))
+
+    def answers(self) -> Iterator[Any]:
+        while self._found:
+            yield self._found.pop(0)
+
+
+def broker_at(path: Path, said: list[str]) -> Broker:
+    wake = Wakeup()
+    journal = Journal(path / "journal.sqlite", said.append, wake)
+    parts = Parts(
+        clock=time.monotonic,
+        wake=wake,
+        listener=Listener(sockets.in_directory(path), said.append, wake=wake.fd),
+        spools=Spools(path / "spools"),
+        record=Record(journal, Notes("broker"), None),
+        desk=Desk(lambda: Store(str(path / "store"), path / "scratch"), wake),
+        resolvers=Resolving(wake),
+        new_core=lambda: Scheduler(
+            epoch=journal.epoch,
+            secret=journal.secret,
+            durations=journal.durations,
+            now=time.monotonic(),
+        ),
+    )
+    return Broker(parts, lasting=True)
+
+
+class Service:
+    """A broker that is started again when it ends, as by systemd."""
+
+    def __init__(self, path: Path) -> None:
+        self.said: list[str] = []
+        self.ends: list[str] = []
+        self._path = path
+        self._broker = broker_at(path, self.said)
+        self._over = False
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._over:
+            try:
+                self._broker.run()
+            except KeyError as error:
+                self.ends.append(str(error))
+                self._broker.close()
+                self._broker = broker_at(self._path, self.said)
+        self._broker.close()
+
+    def stop(self) -> None:
+        self._over = True
+        while self._thread.is_alive():  # it may just be another
+            self._broker.stop()
+            self._thread.join(0.1)
+
+
+@contextmanager
+def peer_at(path: Path) -> Iterator[Any]:
+    """Says something, again and again until there is an answer that will do."""
+    context = zmq.Context()
+    socket = sockets.dealer(context)
+    sockets.connect(socket, sockets.ipc(path, "jobs"))
+    codec: sockets.Codec[ToInitiator] = sockets.Codec(ToInitiator)
+
+    def ask(message: Any, enough: Any) -> Any:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            sockets.send(socket, codec.encode(message))
+            while socket.poll(300):
+                answer = codec.decode(socket.recv())
+                if enough(answer):
+                    return answer
+        raise AssertionError("no such answer")
+
+    yield ask
+    context.destroy(linger=0)
+
+
+def order(title: str) -> Order:
+    request = uuid.uuid4().hex
+    return Order(PROTOCOL, request, title, "refs/builds/m/r", "c" * 40, "s.morph", detach=True)
+
+
+def breaks(monkeypatch: pytest.MonkeyPatch, where: Any, what: str) -> None:
+    """This function raises, after it has done its work, if it has to do with our request."""
+    work = getattr(where, what)
+
+    def broken(*args: Any) -> Any:
+        done = work(*args)
+        if any("poison" in str(getattr(each, "title", "")) for each in args):
+            raise KeyError(what)
+        if any(getattr(getattr(each, "offer", None), "name", "") == "poison" for each in args):
+            raise KeyError(what)
+        return done
+
+    monkeypatch.setattr(where, what, broken)
+
+
+@pytest.mark.parametrize(
+    ("where", "what"),
+    [
+        (Intake, "_begin"),  # ordered
+        (Intake, "_build"),  # resolved
+        (Interest, "need"),
+        (Interest, "absent"),  # the store has answered
+    ],
+    ids=lambda each: each if isinstance(each, str) else "",
+)
+def test_a_request_that_breaks_the_core_costs_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: Any, what: str
+) -> None:
+    breaks(monkeypatch, where, what)
+    service = Service(tmp_path)
+    try:
+        with peer_at(tmp_path) as ask:
+            fine = order("fine")
+            ask(fine, lambda it: isinstance(it, Update) and it.state == "building")
+            over = ask(order("poison"), lambda it: isinstance(it, Update) and it.state == "failed")
+            told = f"the controller broke at it, a fault of distbuild: KeyError: '{what}'"
+            assert over.message == told
+            ask(Poll(fine.request, 0), lambda it: isinstance(it, Update) and it.state == "building")
+            assert service.ends == [repr(what)]
+    finally:
+        service.stop()
+
+
+def test_news_that_break_the_core_cost_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    breaks(monkeypatch, view, "update")
+    service = Service(tmp_path)
+    try:
+        with peer_at(tmp_path) as ask:
+            refused = ask(order("poison"), lambda it: isinstance(it, Refused))
+            told = "the controller broke at it, a fault of distbuild: KeyError: 'update'"
+            assert refused.reason == told
+            ask(order("fine"), lambda it: isinstance(it, Update) and it.state == "building")
+    finally:
+        service.stop()
+    assert not service.ends
+
+
+def test_a_question_that_breaks_the_core_costs_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> Answer:
+        raise KeyError("answer")
+
+    monkeypatch.setattr(answers, "answer", broken)
+    service = Service(tmp_path)
+    try:
+        with peer_at(tmp_path) as ask:
+            found = ask(Query(PROTOCOL, "q", "requests"), lambda it: isinstance(it, Answer))
+            told = "the controller broke at it, a fault of distbuild: KeyError: 'answer'"
+            assert found.error == told
+            ask(order("fine"), lambda it: isinstance(it, Update) and it.state == "building")
+    finally:
+        service.stop()
+    assert not service.ends
