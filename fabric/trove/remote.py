@@ -127,6 +127,12 @@ class Remote:
             return self._pool.submit(call).result()
         return call()
 
+    def _each(self, items: Iterable[T]) -> Iterator[T]:
+        """What comes bit by bit."""
+        rest = iter(items)
+        while (item := self._heeding(lambda: next(rest, None))) is not None:
+            yield item
+
     def get(self, path: str, most: int) -> bytes:
         def get() -> bytes:
             got = self._store.get(path)
@@ -147,14 +153,13 @@ class Remote:
     def stream(self, path: str) -> Iterator[bytes]:
         # obstore goes on where a connection broke, as long as the object is the same
         got = self._heeding(lambda: self._store.get(path))
-        pieces = iter(got.stream(min_chunk_size=CHUNK))
-        while (piece := self._heeding(lambda: next(pieces, None))) is not None:
+        for piece in self._each(got.stream(min_chunk_size=CHUNK)):
             yield bytes(piece)
 
     def put(self, blobs: Mapping[str, bytes | Path], last: str, content: bytes) -> None:
         fresh = self._fresh(blobs)
         list(self._pool.map(lambda path: self._upload(path, blobs[path]), fresh))
-        self._create(last, content)
+        self._heeding(lambda: self._create(last, content))
 
     def _upload(self, path: str, data: bytes | Path) -> None:
         size = size_of(data)
@@ -223,11 +228,11 @@ class Remote:
 
     def list(self, prefix: str) -> Iterator[Entry]:
         if self._base is None:
-            for page in self._store.list(prefix):
+            for page in self._each(self._store.list(prefix)):
                 yield from map(_entry, page)
             return
         # These list a directory, but hardly ever what is below it, and by their own full paths.
-        listing = self._store.list_with_delimiter(prefix)
+        listing = self._heeding(lambda: self._store.list_with_delimiter(prefix))
         yield from (_entry(meta, self._base) for meta in listing["objects"])
         for folder in listing["common_prefixes"]:
             inside = _relative(folder, self._base)
@@ -263,7 +268,7 @@ class Remote:
         keys = (each.rpartition("/")[2] for each in paths)
         with contextlib.ExitStack() as held:
             with contextlib.suppress(*self.trouble):  # a store that may only be read
-                self._upload(path, "\n".join(keys).encode())
+                self._heeding(lambda: self._upload(path, "\n".join(keys).encode()))
                 held.callback(self._discard, path)
             yield
 
@@ -300,9 +305,12 @@ class Remote:
 
     def now(self) -> float:
         """By the server's clock, which stamps the entries, whatever this machine's says."""
-        path = "clock"
-        self._store.put(path, b"")
-        return self._store.head(path)["last_modified"].timestamp()
+
+        def ask() -> float:
+            self._store.put("clock", b"")
+            return self._store.head("clock")["last_modified"].timestamp()
+
+        return self._heeding(ask)
 
 
 def _entry(meta: ObjectMeta, base: str = "") -> Entry:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -246,6 +248,41 @@ def test_a_server_that_hangs(far: Store, cable: Cable, monkeypatch: pytest.Monke
         with pytest.raises(StoreError, match=r"check that the server is up"):
             use()
     assert not list(far.copies._scratch.rglob("*fetch*"))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda store: store.gc(set()),
+        lambda store: store.usage(),
+        lambda store: store.put(*step(1, b"data")),
+        lambda store: store.reserve([key(1)]).__enter__(),
+    ],
+    ids=["gc", "usage", "put", "reserve"],
+)
+def test_ctrl_c_while_a_server_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: Callable[[Store], object]
+) -> None:
+    monkeypatch.setattr(remote, "PATIENCE", 1)  # once it is over
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+
+        def interrupt() -> None:
+            asked, _ = silent.accept()
+            with asked:
+                os.kill(os.getpid(), signal.SIGINT)
+                ended.wait()
+
+        ended = threading.Event()
+        user = threading.Thread(target=interrupt)
+        user.start()
+        store = Store(f"http://127.0.0.1:{silent.getsockname()[1]}/a", tmp_path)
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            use(store)
+        took = time.monotonic() - began
+        ended.set()
+        user.join()
+    assert took < 20, "it was only heeded when the server had its time"
 
 
 def test_half_an_upload_is_nothing(server: Server, cable: Cable, tmp_path: Path, big: Path) -> None:
