@@ -14,7 +14,7 @@ from functools import partial
 from farm import LEASE, Farm
 from hosts import Host
 from people import User
-from services import Service
+from services import PATIENCE, Service
 
 Undo = Callable[[], object]
 Fault = Callable[[], bool]
@@ -27,6 +27,8 @@ STANDSTILL = 3 * LEASE
 #: Seconds that the store takes to answer, and a disk stays full, when they take long.
 SLUGGISH = 20.0
 FULL = 60.0
+#: Seconds that a program gets to end: as many as the units say, and more on a busy machine.
+ENDING = 2 * PATIENCE
 #: Seconds until somebody sets the wall clock of a machine that another one has taken the place of.
 UNSET = 30.0
 #: Seconds that other machines have been up.
@@ -60,6 +62,8 @@ class Faults:
             ("gag", 3, self.gag),
             ("jump", 4, self.jump),
             ("hang", 4, self.hang),
+            ("restart broker", 1, partial(self.restart, services["broker"])),
+            ("restart worker", 1, lambda: self.restart(services[self._worker().name])),
             *((f"stop {name}", 1, partial(self.stop, services[name], STANDSTILL))
               for name in ("broker", "nginx", "sshd")),
             ("stop worker", 2, lambda: self.stop(services[self._worker().name], STANDSTILL)),
@@ -179,6 +183,13 @@ class Faults:
             return False
         self._later(STANDSTILL, f"command of {user.name}", stopped.go_on)
         return self._say("stop initiator of", user.name)
+
+    def restart(self, service: Service) -> bool:
+        """A program is told to end, as for an upgrade."""
+        if self._broken(service.name) or (kill := service.end()) is None:
+            return False
+        self._later(ENDING, service.name, kill)
+        return self._say("restart", service.name)
 
     def cut(self) -> bool:
         """A host's cable is pulled."""

@@ -127,6 +127,8 @@ def main() -> int:
         *verdict.wrong_logs(users[2:], verdict.manifests(farm.artifacts)),
         *deaf,
         *(f"{kind}: it never happened" for kind in faults.missing()),
+        *(f"{one.name} did not end {one.deaf} times" for one in farm.supervisor.services.values()
+          if one.deaf),
         *(f"{one.name} ended with {one.ends}" for one in farm.supervisor.services.values()
           if one.ends),
         *(f"left: {what}" for what in verdict.left_processes(farm)),

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,9 +60,12 @@ class Service:
     starts: int = 0
     killed: int = 0
     due: float = 0.0
+    told: bool = False  # to end, so that it is right to do so
+    deaf: int = 0  # how often it did not
     ends: list[int] = field(default_factory=list)  # exit codes nobody asked for
 
     def start(self) -> None:
+        self.told = False
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self.host.booted(*self.command),
@@ -92,6 +95,23 @@ class Service:
         if process is None or process.poll() is not None:
             return None
         return Stopped(process.pid)
+
+    def end(self) -> Callable[[], None] | None:
+        """Tell it to end; returns what kills it if it has not.  None if there is nobody."""
+        process, self.told = self.process, True
+        if not self.signal(signal.SIGTERM):
+            return None
+
+        def kill() -> None:
+            if process is self.process and self.signal(signal.SIGKILL):
+                self.deaf += 1
+
+        return kill
+
+    def as_told(self) -> bool:
+        """Whether it has ended because it was told to, be it before it could hear."""
+        assert self.process is not None
+        return self.told and self.process.returncode in (0, -signal.SIGTERM)
 
     def lacks_room(self) -> bool:
         """Whether it has ended because its disk is full, and has said so."""
@@ -149,7 +169,8 @@ class Supervisor:
                 if process is None or process.poll() is None:
                     continue
                 if not service.due:
-                    if process.returncode != -signal.SIGKILL and not service.lacks_room():
+                    killed = process.returncode == -signal.SIGKILL
+                    if not (killed or service.as_told() or service.lacks_room()):
                         service.ends.append(process.returncode)
                     service.due = now + RESTART_AFTER
                 elif now >= service.due:
