@@ -157,7 +157,14 @@ def seaweed(folder: Path) -> Iterator[dict[str, str]]:
         ' "secretKey": "secret"}], "actions": ["Admin", "Read", "Write", "List"]}]}'
     )
     command = [
-        *("weed", "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
+        *(
+            "weed",
+            f"-logdir={folder}",
+            "server",
+            f"-dir={folder}",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+        ),
         *("-master.telemetry=false", "-master.telemetry.url=http://127.0.0.1:9/"),
         *(
             "-volume.max=8",
