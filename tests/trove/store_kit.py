@@ -177,11 +177,17 @@ def seaweed(folder: Path) -> Iterator[dict[str, str]]:
         *(f"-{name}.port={port}" for name, port in ports.items()),
     ]
     tools = str(Path(sys.executable).parent)
-    with running(command, folder / "output", ports["s3"], path=tools, seconds=60):
-        yield {
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_REGION": "us-east-1",
-            "AWS_ENDPOINT": f"http://127.0.0.1:{ports['s3']}",
-            "AWS_ALLOW_HTTP": "true",
-        }
+    try:
+        with running(command, folder / "output", ports["s3"], path=tools, seconds=60):
+            yield {
+                "AWS_ACCESS_KEY_ID": "test",
+                "AWS_SECRET_ACCESS_KEY": "secret",
+                "AWS_REGION": "us-east-1",
+                "AWS_ENDPOINT": f"http://127.0.0.1:{ports['s3']}",
+                "AWS_ALLOW_HTTP": "true",
+            }
+    finally:  # it has sockets at fixed places, too, and leaves them
+        for port in ports.values():
+            for place in (port, port + 10000):
+                for socket in Path("/tmp").glob(f"seaweedfs-*-{place}.sock"):
+                    socket.unlink()
