@@ -307,11 +307,24 @@ def _as_typed(path: str) -> str:
     return name if found and os.path.samefile(found, path) else path  # noqa: PTH121
 
 
+def _speak_utf8() -> None:
+    """Begin anew with paths, arguments and files as UTF-8, whatever the locale says of them.
+
+    Others encode what is passed on, definitions and messages, as UTF-8, too.  Only the terminal has
+    what the locale says.
+    """
+    if sys.getfilesystemencoding() != "utf-8":
+        if sys.stdout is not None:
+            os.environ.setdefault("PYTHONIOENCODING", sys.stdout.encoding)
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
 def program() -> NoReturn:
     """The program: `main`, and then an end that does not first take apart what goes away anyway.
 
     A fully cached build would spend a tenth of its time on that.
     """
+    _speak_utf8()
     install()
     called(_as_typed(sys.argv[0]))
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,7 +68,8 @@ def failed(session: Session, settings: Settings, hint: Callable[[StepState], str
     with contextlib.suppress(OSError):  # on a full disk it has been said, and is not noted
         for step, log in session.failed():
             if not step.fault:
-                notes.note(Digest(step.key), Failure(datetime.now(UTC), step.message, log))
+                where = os.fsencode(log).decode(errors="backslashreplace")
+                notes.note(Digest(step.key), Failure(datetime.now(UTC), step.message, where))
 
 
 def complete_logs(screen: Screen, store: Store) -> None:

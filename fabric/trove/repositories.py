@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -373,7 +374,7 @@ class Repositories:
 
     @contextlib.contextmanager
     def _locked(self, place: Place) -> Iterator[None]:
-        name = hashlib.sha256(str(place.directory).encode()).hexdigest()[:32]
+        name = hashlib.sha256(os.fsencode(place.directory)).hexdigest()[:32]
         waited = False
 
         def wait() -> None:

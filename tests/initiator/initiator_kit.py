@@ -47,6 +47,7 @@ class Project:
             env={**self.environ, **(environ or {})},
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=timeout,
             check=False,
         )
@@ -74,7 +75,7 @@ class Project:
 
     def processes(self) -> dict[int, str]:
         """Names of our processes by id: those that have our cache in their environment."""
-        mark = f"FABRIC_CACHE={self.cache}\0".encode()
+        mark = os.fsencode(f"FABRIC_CACHE={self.cache}\0")
         found = {}
         for folder in Path("/proc").iterdir():
             if not folder.name.isdigit():

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,6 +91,68 @@ def test_any_name_of_a_folder(tmp_path: Path, name: str) -> None:
     assert done.returncode == 3
     hint = shlex.split(done.stdout.partition("shell: ")[2].splitlines()[0])
     assert hint[3:] == ["--system", str(project.root / "systems/small.morph")]
+
+
+def every_command(project: Project, environ: Mapping[str, str]) -> str:
+    """All commands that look at paths do what they should; the digest of what was built."""
+    goes(project, environ=environ)
+    for args in (
+        ("graph", SYSTEM, "--json"),
+        ("show", SYSTEM),
+        ("shell", "one", "--", "true"),
+        ("lorry", "list"),
+        ("cache", "check"),
+        ("gc",),
+    ):
+        done = project.run(*args, environ=environ)
+        assert (done.returncode, "fault of" in done.stderr) == (0, False), (args, done.stderr)
+    whole = digest(project)
+    project.write(bad="false")
+    done = project.run("build", SYSTEM, environ=environ)
+    assert (done.returncode, "fault of" in done.stderr) == (3, False), done.stderr
+    done = project.run("show", SYSTEM, environ=environ)
+    assert "bad" in done.stdout
+    assert "failed" in done.stdout
+    return whole
+
+
+@pytest.fixture(scope="module")
+def locales() -> Iterator[str]:
+    """A folder with a locale of old."""
+    with tempfile.TemporaryDirectory() as folder:
+        name = f"{folder}/en_US.ISO-8859-1"
+        made = subprocess.run(
+            ["localedef", "-i", "en_US", "-f", "ISO-8859-1", name],
+            capture_output=True,
+            check=False,
+        )
+        if made.returncode:
+            pytest.skip("locales cannot be made here: the Debian package locales is needed")
+        yield folder
+
+
+@pytest.mark.parametrize("locale", ["C", "en_US.ISO-8859-1"])
+def test_a_locale_without_the_letters_of_a_path(tmp_path: Path, locales: str, locale: str) -> None:
+    old = {"LC_ALL": locale, "LOCPATH": locales, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    found = set()
+    source = (tmp_path / "source").resolve()
+    for name, environ in (("plain", {}), ("größe-日本", old)):
+        project = Project(tmp_path / name / "definitions", tmp_path / name / "cache")
+        if not source.exists():
+            shutil.move(project.root / "source", source)
+        project.source = source
+        found.add(every_command(project, environ))
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("place", ["definitions", "cache"])
+def test_a_folder_whose_name_is_no_text(tmp_path: Path, place: str) -> None:
+    places = {name: tmp_path / name for name in ("definitions", "cache")}
+    places[place] = tmp_path / os.fsdecode(b"gr\xf6\xdfe") / place
+    project = Project(places["definitions"], places["cache"])
+    project.source = (tmp_path / "source").resolve()
+    shutil.move(project.root / "source", project.source)
+    every_command(project, {})
 
 
 @pytest.mark.parametrize("cache", ["memory", "disk"])
