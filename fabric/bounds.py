@@ -381,6 +381,9 @@ RESOLVE_MESSAGE = _bound(
 INSTALL_MANIFEST = _bound(
     "INSTALL_MANIFEST", 4 * MIB, "bytes", "a manifest of `INSTALL_FILES`", "no image is made"
 )
+MEMORY = _bound(
+    "MEMORY", 256 * MIB, "bytes", "a file in which a machine remembers", "it is written anew"
+)
 VARIABLES = _bound(
     "VARIABLES", 4 * MIB, "bytes", "the file of `image --variables`", "no image is made"
 )

@@ -275,7 +275,7 @@ def _fork(errors: int, main: Callable[[], int]) -> int:
         os.close(errors)
         code = main()
     except BaseException as error:  # noqa: BLE001  above is the initiator, which must not go on here
-        if isinstance(error, OSError) and error.errno in NO_ROOM:
+        if isinstance(error, OSError) and (error.filename or error.errno in NO_ROOM):
             print(error, file=sys.stderr)
         else:
             traceback.print_exc()

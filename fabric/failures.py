@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from datetime import datetime
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import msgspec
 
 from fabric.bounds import FAILURES
 from fabric.digest import Digest
+from fabric.files import recall, remember
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -34,19 +34,13 @@ class Failures:
 
     def note(self, key: Digest, failure: Failure) -> None:
         """It failed.  OSError if that cannot be written."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        fresh = self._folder / f".{key}.{secrets.token_hex(4)}"
-        try:
-            fresh.write_bytes(msgspec.json.encode(failure))
-            fresh.replace(self._folder / key)
-        finally:
-            fresh.unlink(missing_ok=True)
+        remember(self._folder / key, msgspec.json.encode(failure))
         self._prune()
 
     def of(self, key: Digest) -> Failure | None:
         """How the step failed last, None if it is not known to have."""
-        with contextlib.suppress(OSError, ValueError):
-            return msgspec.json.decode((self._folder / key).read_bytes(), type=Failure)
+        with contextlib.suppress(ValueError):
+            return msgspec.json.decode(recall(self._folder / key), type=Failure)
         return None
 
     def _prune(self) -> None:

@@ -1,4 +1,4 @@
-"""Reading files that others wrote, and trees that others made."""
+"""Reading files that others wrote, and trees that others made; files that remember."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from fabric import bounds
 
 
 def read_regular(path: Path, limit: int, *, follow: bool = True) -> bytes:
@@ -27,6 +29,44 @@ def read_regular(path: Path, limit: int, *, follow: bool = True) -> bytes:
     if len(data) > limit:
         raise OSError(errno.EFBIG, f"it has more than {limit:,} bytes", str(path))
     return data
+
+
+def recall(path: Path) -> bytes:
+    """What `remember` wrote; nothing if there is nothing, or something else."""
+    try:
+        return read_regular(path, bounds.MEMORY)
+    except OSError:
+        return b""
+
+
+def remember(path: Path, content: bytes) -> None:
+    """Have a file hold this, whole whenever it is there.  What stood in its place goes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
+    try:
+        fresh.write_bytes(content)
+        put(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def put(fresh: Path, path: Path) -> None:
+    """Give a file its name, though a folder may have that."""
+    try:
+        fresh.replace(path)
+    except IsADirectoryError:
+        clear(path)
+        fresh.replace(path)
+
+
+def clear(path: Path) -> None:
+    """Remove a file of ours, or a folder in its place; nothing if there is none."""
+    try:
+        path.unlink(missing_ok=True)
+    except IsADirectoryError:
+        import shutil
+
+        shutil.rmtree(path)
 
 
 def real(path: Path) -> Path:

@@ -230,6 +230,12 @@ def _explained(cache: Path) -> Iterator[None]:
                 f"{name}: {error.strerror}; everything local is kept in {cache}, which must be a"
                 " writable folder: --cache or FABRIC_CACHE names another"
             ) from error
+        odd = error.errno in (errno.EISDIR, errno.ELOOP) or name.is_symlink()
+        if odd and name.is_relative_to(cache):
+            raise FabricError(
+                f"{name}: {error.strerror}: that is not what was made there; remove it, or have"
+                " --cache name another folder"
+            ) from error
         if error.errno in NO_ROOM:
             raise MachineFault(
                 f"{error.filename or 'A disk'}: {error.strerror}; make room there (temporary files"

@@ -18,7 +18,7 @@ from fabric import bounds
 from fabric.config import Settings
 from fabric.definitions.graph import Graph
 from fabric.errors import DefinitionsError, FabricError, Problem, in_line
-from fabric.files import real
+from fabric.files import real, recall, remember
 from fabric.plan import Plan, make_plan, wanted_sources
 from fabric.trove.configured import open_sources, open_store
 from fabric.trove.sources import Sources
@@ -160,16 +160,8 @@ class Project:
         files as they were, so that keys need not be computed here.
         """
         memory = {"system": system, "tree": tree, "keys": dict(built or {})}
-        file = self._memory()
-        fresh = file.with_name(f"{file.name}.{os.urandom(8).hex()}")  # others may write as well
         with contextlib.suppress(OSError):  # a convenience, for which no build fails
-            file.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                fresh.write_text(json.dumps(memory))
-                fresh.replace(file)
-            except BaseException:
-                fresh.unlink(missing_ok=True)
-                raise
+            remember(self._memory(), json.dumps(memory).encode())
 
     def last_system(self) -> str | None:
         """The system last built from these definitions, if its morph is still there."""
@@ -188,7 +180,7 @@ class Project:
 
     def _last(self) -> dict[str, Any]:
         try:
-            last = json.loads(self._memory().read_text())
-        except (OSError, ValueError):
+            last = json.loads(recall(self._memory()))
+        except ValueError:
             return {}
         return last if isinstance(last, dict) else {}

@@ -38,6 +38,7 @@ from fabric.errors import (
     MachineFault,
     SourceError,
 )
+from fabric.files import recall, remember
 from fabric.plan import Plan, make_plan, wanted_sources
 from fabric.process import die_with_parent
 from fabric.trove.committed import Committed
@@ -122,10 +123,7 @@ def _tools(given: str | None, settings: BrokerSettings) -> str:
     memory = settings.cache_dir / "workers-tools"
     if given:
         if _remembered(memory) != given:
-            with scratch(settings.cache_dir / "tmp", "resolving-") as folder:
-                fresh = folder / "tools"
-                fresh.write_text(given)  # there may be no room for all of it
-                fresh.replace(memory)
+            remember(memory, given.encode())
         return given
     return _remembered(memory) or host_tools(settings.cache_dir / "host-tools")
 
@@ -133,8 +131,8 @@ def _tools(given: str | None, settings: BrokerSettings) -> str:
 def _remembered(memory: Path) -> str:
     """The digest in a file; "" if there is none."""
     try:
-        return Digest(memory.read_text())
-    except (OSError, ValueError):
+        return Digest(recall(memory).decode())
+    except ValueError:
         return ""
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
-import os
 import shutil
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+
+from fabric.files import recall, remember
 
 if TYPE_CHECKING:  # the digest is wanted by those who build nothing
     from fabric.building.layers import Layers
@@ -103,21 +102,16 @@ def host_tools(cache: Path) -> str:
         seen[str(path)] = (look, digest)
         lines.append(f"{name} {digest}\n")
     if seen != known:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        fd, temporary = tempfile.mkstemp(dir=cache.parent)
-        with os.fdopen(fd, "wb") as file:
-            content = msgspec.json.encode(seen)
-            file.write(hashlib.sha256(content).digest() + content)
-        Path(temporary).replace(cache)
+        content = msgspec.json.encode(seen)
+        remember(cache, hashlib.sha256(content).digest() + content)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _remembered(cache: Path) -> dict[str, tuple[str, str]]:
     """What `host_tools` wrote; nothing if that is not there, or is damaged."""
-    with contextlib.suppress(OSError):
-        content = cache.read_bytes()
-        if hashlib.sha256(content[32:]).digest() == content[:32]:
-            return msgspec.json.decode(content[32:], type=dict[str, tuple[str, str]])
+    content = recall(cache)
+    if hashlib.sha256(content[32:]).digest() == content[:32]:
+        return msgspec.json.decode(content[32:], type=dict[str, tuple[str, str]])
     return {}
 
 

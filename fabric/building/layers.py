@@ -25,6 +25,7 @@ from fabric.building.room import use
 from fabric.building.tree import Clash, Unpacker, follow, listing
 from fabric.digest import Digest
 from fabric.errors import MachineFault
+from fabric.files import clear
 from fabric.jobs import Staged
 from fabric.trove.tables import Record, difference, read_record, table_of, write_record
 
@@ -216,7 +217,7 @@ class Layers:
 
     def check(self, key: str, cancelled: threading.Event, say: Callable[[str], None]) -> None:
         """Compare a layer with what the store has of it, and make it again if they differ."""
-        self._record_file(key).unlink(missing_ok=True)
+        clear(self._record_file(key))
         self.forget(key)
         self.workspace.hold(key)
         self._layer(key, cancelled, say)

@@ -34,6 +34,7 @@ from fabric.building.locks import Locks
 from fabric.building.reaper import Reaper
 from fabric.building.room import by_age, free, use
 from fabric.building.tree import emptied, open_up, remove
+from fabric.files import clear, recall, remember
 from fabric.jobs import Blob, Manifest, Source
 
 #: Directories of a scratch that may go to the next build.
@@ -96,7 +97,8 @@ class Workspace:
             self._reaper = Reaper(self.session / "trash")
             if sweep:
                 self.sweep()
-            (self.root / "cleaned").touch()
+            if not (self.root / "cleaned").is_file():
+                remember(self.root / "cleaned", b"")
 
     def scratch(self) -> Path:
         """A new empty directory, ours alone until it is discarded or this process ends."""
@@ -203,7 +205,7 @@ class Workspace:
         aside = path.with_name(f".old-{path.name}-{os.getpid()}")
         with suppress(FileNotFoundError):  # another does the same
             path.rename(aside)
-        (self.root / "indexes" / path.name).unlink(missing_ok=True)
+        clear(self.root / "indexes" / path.name)
         return aside
 
     @contextmanager
@@ -255,8 +257,7 @@ class Workspace:
             return
         try:
             yield True
-            (self.root / "cleaned").unlink()
-            (self.root / "cleaned").touch()
+            remember(self.root / "cleaned", b"")
         finally:
             os.close(fd)
 
@@ -313,11 +314,11 @@ class Workspace:
         """
         boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
         stamp = self.root / "boot"
-        if not stamp.exists() or stamp.read_bytes() != boot:
+        if recall(stamp) != boot:
             for name in ("layers", "indexes", "merged"):
                 self.discard(self.root / name)
                 (self.root / name).mkdir()
-            stamp.write_bytes(boot)
+            remember(stamp, boot)
 
 
 def _scarce(path: Path) -> bool:

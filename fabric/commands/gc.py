@@ -12,6 +12,7 @@ from fabric.building.workspace import Workspace
 from fabric.commands.common import open_graph, plan_of, print_json
 from fabric.config import Settings
 from fabric.errors import FabricError, MachineFault
+from fabric.files import clear
 from fabric.logs import LEFTOVER
 from fabric.render import size
 from fabric.terminal import progress
@@ -99,7 +100,7 @@ def _gc_logs(folder: Path, age: float, *, dry_run: bool) -> int:
             if time.time() - log.stat().st_mtime > max(age, LEFTOVER):
                 tally.add(log)
                 if not dry_run:
-                    log.unlink()
+                    clear(log)
     return tally.bytes
 
 

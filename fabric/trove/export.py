@@ -27,6 +27,7 @@ import msgspec
 
 from fabric import bounds
 from fabric.errors import SourceError, in_line
+from fabric.files import clear
 from fabric.trove import git, git_process
 from fabric.trove.files import Tally, scratch, sweep
 from fabric.trove.tables import (
@@ -168,7 +169,7 @@ class Exports:
                     boot.rmdir()
         for record in self._tables.glob("*"):
             if not (dry_run or (self.directory / record.name).exists()):
-                record.unlink(missing_ok=True)
+                clear(record)
         return tally.bytes
 
 

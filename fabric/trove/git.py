@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from fabric.errors import SourceError
+from fabric.files import clear, recall
 from fabric.trove.files import scratch
 from fabric.trove.git_process import (
     DamagedRepositoryError,
@@ -92,7 +93,7 @@ class Repository:
 
         What is known of commits is forgotten, and found out again.
         """
-        (self.path / "facts").unlink(missing_ok=True)
+        clear(self.path / "facts")
         self._facts = None
         self.check()
         if not self.exists:
@@ -250,11 +251,10 @@ class Repository:
     def _known(self) -> dict[str, Fact | str]:
         if self._facts is None:
             self._facts = {}
-            with contextlib.suppress(FileNotFoundError):
-                for line in (self.path / "facts").read_bytes().splitlines():
-                    sum, _, fact = line.partition(b" ")
-                    if sum == _sum(fact):  # a line torn by a crash says nothing
-                        self._learn(json.loads(fact))
+            for line in recall(self.path / "facts").splitlines():
+                sum, _, fact = line.partition(b" ")
+                if sum == _sum(fact):  # a line torn by a crash says nothing
+                    self._learn(json.loads(fact))
         return self._facts
 
     def _learn(self, line: list[object]) -> None:
@@ -270,11 +270,19 @@ class Repository:
         fact = json.dumps(line).encode()
         data = b"\n" + _sum(fact) + b" " + fact + b"\n"
         with contextlib.suppress(OSError):  # a cache: a read-only trove works without
-            handle = os.open(self.path / "facts", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            handle = self._opened_facts()
             try:
                 os.write(handle, data)
             finally:
                 os.close(handle)
+
+    def _opened_facts(self) -> int:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            return os.open(self.path / "facts", flags, 0o644)
+        except OSError:  # something else has its name: a folder, a link, a pipe
+            clear(self.path / "facts")
+            return os.open(self.path / "facts", flags, 0o644)
 
     def _examine(self, commit: str) -> Fact:
         raw = self.run("cat-file", "commit", commit, check=False)

@@ -8,13 +8,12 @@ same, the file is believed.  What turns out damaged is removed, so that it is bu
 from __future__ import annotations
 
 import contextlib
-import os
-import threading
 from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
 from fabric.errors import DamagedError
+from fabric.files import recall, remember
 from fabric.jobs import Blob, Manifest
 from fabric.trove.manifests import steps_of
 from fabric.trove.store import Store
@@ -128,14 +127,11 @@ class Health:
 
     def _known(self, key: str) -> tuple[Mark, ...]:
         try:
-            return _decode((self._records / key).read_bytes())
-        except (OSError, ValueError):
+            return _decode(recall(self._records / key))
+        except ValueError:
             return ()
 
     def _record(self, key: str, marks: tuple[Mark, ...]) -> None:
         """Note it; where that fails, it is read again the next time."""
-        fresh = self._records / f".{key}-{os.getpid()}-{threading.get_ident()}"
         with contextlib.suppress(OSError):
-            self._records.mkdir(parents=True, exist_ok=True)
-            fresh.write_bytes(_encode(marks))
-            fresh.rename(self._records / key)
+            remember(self._records / key, _encode(marks))

@@ -8,6 +8,7 @@ the tree is made again beside it, and compared.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -15,6 +16,8 @@ import struct
 from pathlib import Path
 
 import msgspec
+
+from fabric.files import put, recall
 
 _CHUNK = 256 * 1024
 
@@ -84,12 +87,10 @@ def _entries(directory: bytes) -> list[tuple[os.DirEntry[bytes], os.stat_result]
 
 def read_record(file: Path) -> Record | None:
     """A record; None if there is none, or it is damaged."""
-    try:
-        content = file.read_bytes()
-        if hashlib.sha256(content[32:]).digest() == content[:32]:
+    content = recall(file)
+    if hashlib.sha256(content[32:]).digest() == content[:32]:
+        with contextlib.suppress(msgspec.DecodeError):
             return _decode(content[32:])
-    except (OSError, msgspec.DecodeError):
-        pass
     return None
 
 
@@ -97,7 +98,7 @@ def write_record(file: Path, record: Record, scratch: Path) -> None:
     """Write a record, by way of the file ``scratch`` beside it."""
     content = _encode(record)
     scratch.write_bytes(hashlib.sha256(content).digest() + content)
-    scratch.rename(file)
+    put(scratch, file)
 
 
 def difference(one: Path, other: Path, *, times: bool = True) -> str:

@@ -13,6 +13,9 @@ import pytest
 from initiator_kit import Project
 from small_definitions import git
 
+from fabric import bounds
+from fabric.files import recall, remember
+
 SYSTEM = "../systems/small.morph"
 
 
@@ -244,3 +247,92 @@ def test_cache_check_reads_everything_and_mends(project: Project) -> None:
     assert "Traceback" not in done.stderr
     assert project.build().returncode == 0
     assert project.run("cache", "check").returncode == 0
+
+
+#: What a machine remembers between two commands, below its cache.
+MEMORIES = (
+    "host-tools.json",
+    "state/failures/*",
+    "state/last-systems/*",
+    "tmp/sound/*",
+    "trove/git/mirrors/*/facts",
+    "trove/tables/*",
+    "work/boot",
+    "work/cleaned",
+    "work/indexes/*",
+)
+
+
+def a_folder(file: Path) -> None:
+    file.mkdir()
+    (file / "inside").write_text("")
+
+
+#: What stands in the place of a file.
+OTHERS: dict[str, Callable[[Path], object]] = {
+    "a folder": a_folder,
+    "nothing": lambda _: None,
+    "an empty file": Path.touch,
+    "garbage": lambda file: file.write_bytes(b"\xff\0{[garbage\n\x1b" * 9),
+    "much": lambda file: file.write_bytes(b"[" * 100_000),
+    "nobody's to read": lambda file: file.touch(0o000),
+    "a link to nothing": lambda file: file.symlink_to("/nowhere/at/all"),
+    "a link to itself": lambda file: file.symlink_to(file.name),
+    "a link to a device": lambda file: file.symlink_to("/dev/zero"),
+    "a pipe": os.mkfifo,
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_what_a_machine_remembers_is_remembered_anew(project: Project, other: str) -> None:
+    for number in range(30):
+        (project.source / f"file-{number}").write_text(f"{number}\n")
+    git(project.source, "add", ".")
+    git(project.source, "commit", "-qm", "second")
+    project.write(one="head -c 9000 /dev/urandom > $DESTDIR/big", two=("one", "false"))
+    assert project.build().returncode == 3
+    project.write(one="head -c 9000 /dev/urandom > $DESTDIR/big", two=("one", "cp file-7 $DESTDIR"))
+    assert project.build().returncode == 0
+    files = [file for pattern in MEMORIES for file in sorted(project.cache.glob(pattern))]
+    assert len(files) >= len(MEMORIES)
+    for file in files:
+        file.unlink()
+        OTHERS[other](file)
+    for args in (("show", SYSTEM), ("build", SYSTEM), ("cache", "check"), ("logs", "two")):
+        done = project.run(*args)
+        assert done.returncode == 0, (args, done.stdout, done.stderr)
+    project.write(three="cp file-7 $DESTDIR", two=("three", "false"))
+    assert project.build().returncode == 3
+    assert project.run("gc", "--keep-days", "0").returncode == 0
+    assert project.run("show", SYSTEM).returncode == 0
+    left = [file for file in files if os.path.lexists(file) and file.parent.name != "failures"]
+    assert [file for file in left if file.is_symlink() or not file.is_file()] == []
+
+
+@pytest.mark.bound("MEMORY")
+def test_a_memory_past_its_bound_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "it"
+    remember(file, b"this")
+    assert recall(file) == b"this"
+    os.truncate(file, bounds.MEMORY + 1)
+    assert recall(file) == b""
+    assert [path.name for path in tmp_path.iterdir()] == ["it"]
+
+
+@pytest.mark.parametrize("lock", ["work/lock", "work/held", "artifacts/lock"])
+@pytest.mark.parametrize("other", ["a folder", "a link to itself", "a link to nothing"])
+def test_a_lock_that_is_none_is_named(project: Project, lock: str, other: str) -> None:
+    """It is not replaced: somebody may hold it."""
+    project.write(one="true")
+    assert project.build().returncode == 0
+    file = project.cache / lock
+    file.unlink()
+    OTHERS[other](file)
+    project.write(one="echo new")
+    for args in (("build", SYSTEM), ("gc", "--keep-days", "0")):
+        done = project.run(*args)
+        said = done.stdout + done.stderr
+        assert done.returncode in (1, 4), args
+        assert str(file) in said
+        assert "Traceback" not in said
+        assert "fault of distbuild" not in said
