@@ -85,7 +85,7 @@ class Worker:
         self._settings = settings
         self._store = store = open_store(settings)
         sources = open_sources(settings)
-        self._caches = (store.copies.folder, sources.exports.directory)
+        self._exports = sources.exports
         self._trimming: threading.Thread | None = None
         self._trim_due = 0.0
         self._workspace = Workspace(settings.work_dir, store, sources)
@@ -214,12 +214,12 @@ class Worker:
     def _trim(self, wanted: int) -> None:
         """Make room, in a thread: what comes back by itself goes, if no build uses it."""
         if self._trimming is None or not self._trimming.is_alive():
-            args = (wanted, self._caches)
-            self._trimming = threading.Thread(target=self._make_room, args=args, daemon=True)
+            self._trimming = threading.Thread(target=self._make_room, args=(wanted,), daemon=True)
             self._trimming.start()
 
-    def _make_room(self, wanted: int, caches: Sequence[Path]) -> None:
+    def _make_room(self, wanted: int) -> None:
         try:
+            caches = (self._store.copies.folder, *self._exports.folders())
             self._workspace.trim(wanted, caches)
         except OSError as error:
             self._say(f"room cannot be made on the disk: {error}")

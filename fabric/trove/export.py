@@ -62,6 +62,10 @@ class Exports:
         """Remove what killed processes have left half exported."""
         sweep(self.top, _EXPORTING)
 
+    def folders(self) -> list[Path]:
+        """Where whole trees are, also those of former boots, which nobody uses any more."""
+        return [path for path in self.top.glob("*") if not path.name.startswith(_EXPORTING)]
+
     def find(self, tree: str) -> Path | None:
         """The exported tree, if it is there as it was exported; it counts as used now."""
         path = self.directory / tree

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -184,14 +185,15 @@ def test_numbers_for_prometheus(farm: Farm) -> None:
     assert worker.error is None
 
 
-@pytest.fixture
-def daemon(farm: Farm, listening: Listening) -> Iterator[subprocess.Popen[bytes]]:
-    """A real worker."""
+@contextlib.contextmanager
+def running(farm: Farm, listening: Listening, least: int = 0) -> Iterator[subprocess.Popen[bytes]]:
+    """A real worker, which wants ``least`` bytes of disk."""
     farm.key("worker", "w1")
     config = farm.directory / "worker.toml"
     config.write_text(
-        f'controller = "{HOST}"\nkeys = "{farm.directory}/w1"\nslots = 2\nmin-free-disk = 0\n'
+        f'controller = "{HOST}"\nkeys = "{farm.directory}/w1"\nslots = 2\n'
         f'cache = "{farm.directory}/cache"\nartifacts = "{farm.directory}/store"\n'
+        f"min-free-disk = {least}\n"
     )
     environ = os.environ | {"NOTIFY_SOCKET": str(listening.path)}
     with (farm.directory / "worker.err").open("wb") as errors:
@@ -199,9 +201,27 @@ def daemon(farm: Farm, listening: Listening) -> Iterator[subprocess.Popen[bytes]
             [sys.executable, "-m", "fabric.worker", "--config", str(config)],
             stderr=errors, env=environ,
         )  # fmt: skip
-    yield child
-    child.kill()
-    child.wait()
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+
+
+@pytest.fixture
+def daemon(farm: Farm, listening: Listening) -> Iterator[subprocess.Popen[bytes]]:
+    """A real worker."""
+    with running(farm, listening) as child:
+        yield child
+
+
+def test_a_worker_without_room_removes_what_it_exported_before_a_reboot(
+    farm: Farm, listening: Listening
+) -> None:
+    exported = farm.directory / "cache/trove/trees/the-boot-before/tree"
+    exported.mkdir(parents=True)
+    with running(farm, listening, least=1 << 60):
+        until(lambda: not exported.exists())
 
 
 def test_a_worker_outlives_brokers_and_refusals_and_ends_when_told(
