@@ -12,6 +12,7 @@ import contextlib
 import io
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -179,6 +180,22 @@ def install() -> None:
             os.open(os.devnull, os.O_RDONLY if number == 0 else os.O_WRONLY)
     sys.stdout = _output(sys.stdout, 1)
     sys.stderr = _output(sys.stderr, 2)
+    if signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:
+        signal.signal(signal.SIGTSTP, _stopped)
+
+
+def _stopped(number: int, frame: object) -> None:  # noqa: ARG001
+    """Ctrl-Z: the shell finds the terminal as if there were no rows; they come back with us."""
+    area = Area.shown
+    try:
+        if area is not None:
+            area.withdraw()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)  # it goes on here
+    finally:
+        signal.signal(number, _stopped)
+        if area is not None:
+            area.come_back()
 
 
 def _output(stream: TextIO | None, fd: int) -> Output:
@@ -213,6 +230,9 @@ class Area:
         self._last: tuple[list[Row], int] = ([], 0)
         self._wake = threading.Event()
         self._closed = threading.Event()
+        self._welcome = threading.Event()  # to draw rows
+        self._welcome.set()
+        self._away = threading.Event()  # there are none
         out.flush()
         Area.shown = self
         self._thread = threading.Thread(target=self._run, name="terminal", daemon=True)
@@ -246,6 +266,16 @@ class Area:
         if self._picture is None:
             self.close()
 
+    def withdraw(self) -> None:
+        """The rows go, until they may `come_back`.  From a handler of signals: no lock is taken."""
+        self._welcome.clear()
+        self._wake.set()
+        self._away.wait(STUCK)
+
+    def come_back(self) -> None:
+        """Rows may be drawn again, wherever the cursor is now."""
+        self._welcome.set()
+
     def close(self) -> None:
         """The rows go; all that was printed stays.  Again, where Ctrl-C left a call of it."""
         self._closed.set()
@@ -255,8 +285,13 @@ class Area:
 
     def _run(self) -> None:
         with contextlib.suppress(OSError):  # the terminal is gone
-            self._write("\x1b[?25l")
             while not self._closed.wait(SHORTEST):
+                if not self._welcome.is_set():
+                    self._write("\r\x1b[J\x1b[?25h")
+                    self._last = ([], self._last[1])
+                    self._away.set()
+                    self._welcome.wait()
+                    self._away.clear()
                 self._draw()
                 self._wake.wait(TICK - SHORTEST)
                 self._wake.clear()
@@ -272,7 +307,7 @@ class Area:
                 news.append(self._begun)
             activity = list(self._activity.items())
         rows: list[Row] = []
-        if not last:
+        if not (last or self._is_behind()):
             now = time.monotonic()
             alive = {thread.ident for thread in threading.enumerate()}
             rows = [(_doing(*what, now, width), "cyan") for id, what in activity if id in alive]
@@ -283,15 +318,20 @@ class Area:
         if not (news or last) and (rows, width) == self._last:
             return
         self._last = (rows, width)
-        out = [_BEGIN, "\r", "\x1b[J" if news else ""]
+        out = [_BEGIN, "\x1b[?25l" if rows else "\x1b[?25h", "\r", "\x1b[J" if news else ""]
         out += [f"{line}\n" for line in news]
         out.append("\n".join(f"\x1b[K{styled(text, style)}" for text, style in rows))
         out.append("\x1b[J\r")
         if len(rows) > 1:
             out.append(f"\x1b[{len(rows) - 1}A")
-        if last:
-            out.append("\x1b[?25h")
         self._write("".join([*out, _END]))
+
+    def _is_behind(self) -> bool:
+        """Whether something else is in the foreground of the terminal, such as the user's shell."""
+        try:
+            return os.tcgetpgrp(self._fd) != os.getpgrp()
+        except OSError:  # it is not the one that controls us
+            return False
 
     def _write(self, text: str) -> None:
         if not self._utf8:

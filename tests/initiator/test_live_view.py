@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shlex
 import tarfile
 import threading
 import time
@@ -112,6 +113,34 @@ def test_a_window_that_is_resized_keeps_one_row_for_each_step(
     seen.press_ctrl_c()
     assert seen.ends() == 130
     assert not live(seen.lines()), seen.lines()
+
+
+def test_a_shell_has_its_terminal_while_a_build_is_stopped_or_behind(project: Project) -> None:
+    project.write(one="sleep 1000", two="sleep 1000")
+    shell = ["bash", "--norc", "--noprofile", "-i"]
+    seen = Terminal(shell, project.logs, {**project.environ, "PS1": "> "}, columns=120)
+    try:
+        seen.sees(lambda lines: lines == [">"], "a prompt")
+        seen.types(f"{shlex.join(INITIATOR)} build {SYSTEM}\n")
+        for _ in range(2):
+            seen.sees(lambda lines: len(live(lines)) == 3, "two steps and how far it is")
+            moves(seen, "  one", 0.5)
+            seen.types("\x1a")
+            seen.sees(lambda lines: lines[-1:] == [">"], "a prompt")
+            assert "  Stopped  " in "".join(seen.lines()[-3:])
+            assert not live(seen.lines()), seen.lines()
+            assert seen.raw.rfind(b"\x1b[?25h") > seen.raw.rfind(b"\x1b[?25l"), "a cursor"
+            seen.types("bg\necho typed\n")
+            seen.sees(lambda lines: lines[-2:] == ["typed", ">"], "what was typed")
+            seen.types("fg\n")
+        seen.sees(lambda lines: len(live(lines)) == 3, "two steps and how far it is")
+        seen.press_ctrl_c()
+        seen.sees(lambda lines: lines[-1:] == [">"], "a prompt")
+        assert not live(seen.lines()), seen.lines()
+        seen.types("exit $?\n")
+        assert seen.ends() == 130
+    finally:
+        seen.close()
 
 
 def test_more_steps_than_rows(project: Project, terminal: Open) -> None:
