@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from fabric import bounds
 from fabric.errors import DamagedError
@@ -72,6 +72,16 @@ class _LogReads:
 Step = Callable[[bool], bool]
 
 
+class Helpers(Protocol):
+    """Those who do the work."""
+
+    def begin(self, kind: str, step: Step) -> None:
+        """There is work of this kind.  ``step`` is never called twice at once."""
+
+    def close(self, timeout: float) -> None:
+        """No more comes; wait so many seconds for those at work."""
+
+
 class Threads:
     """A thread for each kind of work, from when there is some."""
 
@@ -79,7 +89,6 @@ class Threads:
         self._threads: dict[str, threading.Thread] = {}
 
     def begin(self, kind: str, step: Step) -> None:
-        """There is work of this kind."""
         if kind not in self._threads:
             self._threads[kind] = thread = threading.Thread(
                 target=lambda: all(iter(lambda: step(True), False)), name=kind, daemon=True
@@ -87,7 +96,7 @@ class Threads:
             thread.start()
 
     def close(self, timeout: float) -> None:
-        """Let them end; one that waits for a store that does not answer is left behind."""
+        """One that waits for a store that does not answer is left behind."""
         for thread in self._threads.values():
             thread.join(timeout)
 
@@ -99,14 +108,14 @@ class Desk:
         self,
         open_store: Callable[[], Store],
         wake: Callable[[], None],
-        workers: Threads | None = None,
+        helpers: Helpers | None = None,
     ) -> None:
         """``open_store`` is called once for each kind of work, by whoever does it; ``wake`` after
-        each batch of answers.  ``workers`` do the work.
+        each batch of answers.  Without ``helpers``, threads do the work.
         """
         self._open_store = open_store
         self._wake = wake
-        self._workers = workers or Threads()
+        self._helpers = helpers or Threads()
         self._questions: SimpleQueue[list[Ask] | None] = SimpleQueue()
         self._answers: deque[Answered | Unanswered | Inspected] = deque()
         self._store = _Opened(open_store)  # for questions
@@ -120,7 +129,7 @@ class Desk:
     def ask(self, questions: list[Ask]) -> None:
         """Which keys are there?  Answered by `answers`."""
         self._questions.put(questions)
-        self._workers.begin("questions", self._answer_questions)
+        self._helpers.begin("questions", self._answer_questions)
 
     def read_log(self, owner: str, peer: bytes, wanted: LogRead) -> None:
         """A range of the log of a finished step.  Answered by `pieces`, for that peer.
@@ -128,12 +137,12 @@ class Desk:
         ``owner`` is whoever has this peer, and maybe others.
         """
         self._reads.put(owner, peer, wanted)
-        self._workers.begin("logs", self._read_log)
+        self._helpers.begin("logs", self._read_log)
 
     def inspect(self, keys: tuple[str, ...]) -> None:
         """Read all of these artifacts, and forget what is damaged.  Answered by `answers`."""
         self._inspections.put(keys)
-        self._workers.begin("inspections", self._inspect)
+        self._helpers.begin("inspections", self._inspect)
 
     def answers(self) -> Iterator[Answered | Unanswered | Inspected]:
         """Answers that have come, each once."""
@@ -152,9 +161,9 @@ class Desk:
         self._questions.put(None)
         self._inspections.put(None)
         self._reads.close()
-        self._workers.close(timeout)
+        self._helpers.close(timeout)
 
-    # -- done by the workers -----------------------------------------------------------------
+    # -- done by the helpers -----------------------------------------------------------------
 
     def _answer_questions(self, wait: bool) -> bool:
         asks: list[Ask] = []

@@ -227,7 +227,6 @@ Anything.TestCase.settings = settings(
     max_examples=200,
     stateful_step_count=40,
     deadline=None,
-    derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
 TestAnything = Anything.TestCase

@@ -14,22 +14,27 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from judge import Violation
+from rare import Before
 
+from fabric import bounds
 from fabric.broker import Broker, Parts
+from fabric.desk import Desk, Step
 from fabric.journal import Journal, Storage
 from fabric.logs import Spools
 from fabric.notes import Notes
 from fabric.record import Record
 from fabric.scheduling import events
 from fabric.scheduling.core import Scheduler
+from fabric.scheduling.model import Task
+from fabric.scheduling.states import Cause
 from fabric.scribe import RETRY
-from fabric.wire.listener import Heard
+from fabric.wire.listener import LARGEST, Heard
 from fabric.wire.messages import (
     Code,
     FromPeer,
-    LogPiece,
-    LogRead,
+    LogWanted,
     Message,
     Order,
     Published,
@@ -48,6 +53,13 @@ EPOCH = 1.6e9
 SPINS = 50
 
 
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Killed(BaseException):
+    """The broker was killed in the middle of a write."""
+
+
 class Disk:
     """What outlives a run of the broker: the journal's file, and the spools' folder."""
 
@@ -56,7 +68,9 @@ class Disk:
         self.directory = directory
         self.runs = 0
         self.full_until = 0.0
-        self._file = _Connection(lambda: self.full, ":memory:", isolation_level=None)
+        self.clock_is_off = 0.0  # seconds; the clock of that machine, which somebody sets
+        self.killed_after = 0  # statements within transactions; 0: not at all
+        self._file = _Connection(self, ":memory:", isolation_level=None)
 
     @property
     def full(self) -> bool:
@@ -65,7 +79,7 @@ class Disk:
     def storage(self) -> Storage:
         """For one run's journal."""
         return Storage(
-            clock=lambda: EPOCH + self.world.now,
+            clock=lambda: EPOCH + self.world.now + self.clock_is_off,
             connect=lambda _: self._file,
             random=self.world.rng.randbytes,
             threaded=False,
@@ -81,18 +95,25 @@ class Disk:
 
 
 class _Connection(sqlite3.Connection):
-    """Cannot write while the disk is full, and outlives who opened it."""
+    """Outlives who opened it; it cannot write while the disk is full, and some die writing."""
 
-    def __init__(self, full: Callable[[], bool], *args: Any, **kwargs: Any) -> None:
+    def __init__(self, disk: Disk, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._full = full
+        self._disk = disk
 
     def execute(self, statement: str, *args: Any) -> sqlite3.Cursor:
-        if statement.startswith("COMMIT") and self._full():
+        if statement.startswith("COMMIT") and self._disk.full:
             error = sqlite3.OperationalError("database or disk is full")
             error.sqlite_errorcode = sqlite3.SQLITE_FULL
             raise error
-        return super().execute(statement, *args)
+        if not self._disk.killed_after or not self.in_transaction or statement == "ROLLBACK":
+            return super().execute(statement, *args)
+        self._disk.killed_after -= 1
+        if self._disk.killed_after:
+            return super().execute(statement, *args)
+        if statement.startswith("COMMIT") and self._disk.world.rng.random() < 0.5:
+            super().execute(statement, *args)  # it is written, and nobody hears of that
+        raise Killed
 
     def close(self) -> None:
         pass
@@ -108,7 +129,10 @@ class Run:
         self.world = world
         self.alive = True
         self.started = world.now
-        self.heard: dict[str, float] = {}  # node -> when its report counted
+        self._ahead = world.some_clock()
+        self.sent: dict[tuple[str, int], float] = {}  # node, sequence -> when it sent this report
+        self.heard: dict[str, float] = {}  # node -> when it sent the last one that counted
+        self.ousted: set[str] = set()  # nodes that another run of their worker has replaced
         self._next = math.inf  # when a turn is planned
         self._turned, self._spins = -1.0, 0  # when the last turn was, and how many then
         self._writing = False
@@ -118,17 +142,18 @@ class Run:
         self._journal = journal = Journal(
             disk.directory / "journal.sqlite", self._warned, self.wake, storage=disk.storage()
         )
-        self._spools = Spools(disk.directory / "logs")
+        scenario = world.scenario
+        self._spools = Spools(disk.directory / "logs", scenario.log_memory, scenario.log_disk)
         self.transport = Transport(self)
         simulated: dict[str, Any] = {
             "wake": self,
             "listener": self.transport,
-            "desk": Desk(self),
+            "desk": Desk(world.warehouse.open, self.wake, _Helpers(self)),
             "resolvers": Resolvers(self),
         }
         self._broker = Broker(
             Parts(
-                clock=lambda: world.now,
+                clock=self.clock,
                 spools=self._spools,
                 record=Record(journal, Notes("simulated", environ={}), None),
                 **simulated,
@@ -148,14 +173,22 @@ class Run:
             durations=journal.durations,
             drained=journal.drained_workers,
             recovering=not journal.first,
-            now=self.world.now,
+            now=self.clock(),
         )
         return self.scheduler
+
+    def clock(self) -> float:
+        """Monotonic seconds on its machine."""
+        return self.world.now + self._ahead
 
     def stop(self) -> None:
         """It is asked to end, and does so in order."""
         self.alive = False
-        self._broker.close()
+        try:
+            self._broker.close()
+        except Killed:
+            self.world.rare("the broker is killed while it writes")
+            self._spools.drop()
 
     def kill(self) -> None:
         """It ends at once."""
@@ -203,11 +236,15 @@ class Run:
             self._writing = True
             self.later(self.world.rng.uniform(0.0, 0.3), self._write)
         if (due := self._broker.due()) < math.inf:
-            self._plan(now + math.ceil(max(0.0, due - now) * 1000) / 1000)
+            self._plan(now + math.ceil(max(0.0, due - self.clock()) * 1000) / 1000)
 
     def _write(self) -> None:
         self._writing = False
-        self._journal.scribe.step()
+        try:
+            self._journal.scribe.step()
+        except Killed:
+            self.world.lose_broker("killed while it writes")
+            return
         if self._journal.scribe.failure:
             self._writing = True
             self.later(RETRY, self._write)
@@ -220,22 +257,36 @@ class _Judged(Scheduler):
     """The core, looked at after every event."""
 
     def __init__(self, run: Run, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
         self._run = run
+        self._handled = run.clock()
+        super().__init__(*args, **kwargs)
+
+    def move(self, task: Task, cause: Cause, detail: str = "") -> None:
+        self._run.world.rare(f"{task.state} -- {cause.name}")
+        super().move(task, cause, detail)
 
     def handle(self, event: events.Event, now: float) -> list[events.Effect]:
-        effects = super().handle(event, now)
         run = self._run
+        before = Before(self, event, now - self._handled)
+        self._handled = now
+        effects = super().handle(event, now)
         if isinstance(event, Report):
             run.reported |= {(each.key, each.fence) for each in event.running}
             worker = self.workers.get(event.name)
             if worker is not None and worker.instance == event.instance and worker.heard == now:
-                run.heard[event.instance] = now  # not an old one come late
+                run.heard[event.instance] = run.sent[event.instance, event.sequence]
+                run.ousted.update(worker.former)
         for effect in effects:
             if isinstance(effect, events.Began):
                 run.world.judge.began(run, effect)
             elif isinstance(effect, events.Ended):
                 run.world.judge.ended(run, effect)
+            elif isinstance(effect, events.Closed):
+                run.world.over[effect.request] = run.world.now
+        for name in before.newly_seated(self):
+            run.world.slot_kept(name)
+        for what in before.rare(self, event, effects):
+            run.world.rare(what)
         run.world.judge.after(run)
         return effects
 
@@ -250,8 +301,13 @@ class Transport:
         self._heard: deque[Heard] = deque()
         self._pieces: deque[tuple[str, Published, bytes]] = deque()
 
-    def hear(self, node: str, message: FromPeer) -> None:
-        """A message came."""
+    def hear(self, node: str, message: FromPeer, sent: float) -> None:
+        """A message came that was sent at this time."""
+        if isinstance(message, Report):
+            self._run.sent[message.instance, message.sequence] = sent
+        frame = _encode(message)
+        if len(frame) > LARGEST.get(type(message), bounds.FRAME):
+            raise Violation(f"{type(message).__name__} of {node} has {len(frame):,} bytes")
         self._heard.append(Heard(node.encode(), node.partition("/")[0], message))
         self._run.wake()
 
@@ -276,6 +332,13 @@ class Transport:
 
     def send(self, peer: bytes, message: Message) -> bool:
         world, node = self._run.world, peer.decode()
+        frame = _encode(message)
+        if len(frame) > bounds.FRAME:
+            raise Violation(f"{type(message).__name__} for {node} has {len(frame):,} bytes")
+        if isinstance(message, LogWanted):
+            world.rare("a log has a gap")
+        if isinstance(message, Refused):
+            world.rare(f"refused: {message.code}")
         arrive = partial(world.to_node, node, message)
         world.send("broker", node, type(message).__name__, arrive)
         return True
@@ -295,59 +358,31 @@ class Transport:
         pass
 
 
-class Desk:
-    """Asks the store: `fabric.desk.Desk`."""
+class _Helpers:
+    """Whoever asks the store: `fabric.desk.Threads`, each at one thing at a time."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._world = run.world
-        self._answers: deque[events.Event] = deque()
-        self._pieces: deque[tuple[bytes, LogPiece | Refused]] = deque()
+        self._busy: set[str] = set()
 
-    def ask(self, questions: list[events.Ask]) -> None:
-        for question in questions:
-            self._run.later(self._world.store_delay(), partial(self._look_up, question))
+    def begin(self, kind: str, step: Step) -> None:
+        if kind not in self._busy:
+            self._busy.add(kind)
+            self._go_on(kind, step)
 
-    def read_log(self, owner: str, peer: bytes, wanted: LogRead) -> None:  # noqa: ARG002
-        self._run.later(self._world.store_delay(), partial(self._read, peer, wanted))
+    def _go_on(self, kind: str, step: Step) -> None:
+        self._run.later(self._run.world.store_delay(), partial(self._do, kind, step))
 
-    def inspect(self, keys: tuple[str, ...]) -> None:
-        self._run.later(self._world.store_delay(), partial(self._inspect, keys))
-
-    def answers(self) -> Iterator[events.Event]:
-        while self._answers:
-            yield self._answers.popleft()
-
-    def pieces(self) -> Iterator[tuple[bytes, LogPiece | Refused]]:
-        while self._pieces:
-            yield self._pieces.popleft()
-
-    def close(self) -> None:
-        pass
-
-    def _look_up(self, ask: events.Ask) -> None:
-        if self._world.store_is_away:
-            self._answer(events.Unanswered(ask.question, "no route to host"))
+    def _do(self, kind: str, step: Step) -> None:
+        if step(False):
+            if kind == "logs":
+                self._run.world.rare("a log is looked for in the store")
+            self._go_on(kind, step)
         else:
-            present = frozenset(key for key in ask.keys if key in self._world.store)
-            self._answer(events.Answered(ask.question, present))
+            self._busy.discard(kind)
 
-    def _inspect(self, keys: tuple[str, ...]) -> None:
-        if self._world.store_is_away:
-            self._answer(events.Inspected(frozenset(), "no route to host"))
-            return
-        gone = frozenset(key for key in keys if not self._world.store.get(key))
-        for key in gone:
-            self._world.store.pop(key, None)
-        self._answer(events.Inspected(gone))
-
-    def _read(self, peer: bytes, wanted: LogRead) -> None:
-        self._pieces.append((peer, Refused(wanted.key, "no-log", "no log of it is kept here")))
-        self._run.wake()
-
-    def _answer(self, answer: events.Event) -> None:
-        self._answers.append(answer)
-        self._run.wake()
+    def close(self, timeout: float) -> None:
+        pass
 
 
 class Resolvers:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 #: Attempts that may begin for others while a request waits and its requester has nothing, times the
 #: ratio of their shares then.  Beside a long attempt of one's own, others may have many short ones.
 TURNS = 6
+#: Seconds in peace that an initiator may stay when its request is over.
+LATE = 60.0
 #: Seconds after its start in which a broker lets workers say what they run.
 SETTLE = 3.0
 
@@ -33,12 +35,13 @@ class Judge:
         self._passed_over: dict[str, float] = {}
         #: run of the broker, key, fence -> when this began, and whether it has ended
         self._attempts: dict[tuple[int, str, int], tuple[float, bool]] = {}
+        self._where: dict[tuple[int, str, int], str] = {}  # on which worker
 
     # -- after every event ---------------------------------------------------------------------
 
     def after(self, broker: Run) -> None:
         """The core's own invariants; nothing waits without a reason; nobody idles who need not."""
-        scheduler, now = broker.scheduler, self.world.now
+        scheduler, now = broker.scheduler, broker.clock()
         validate(scheduler, now)
         for request in scheduler.requests.values():
             if not request.over and not request.running:
@@ -50,7 +53,7 @@ class Judge:
 
     def _has_reason(self, broker: Run, request: Request) -> None:
         scheduler = broker.scheduler
-        told = why_request(scheduler, request, self.world.now)
+        told = why_request(scheduler, request, broker.clock())
         if "about to get it" in told:
             raise Violation(f"{request.id} waits for nothing: {told}")
         if not told:
@@ -61,14 +64,15 @@ class Judge:
                 raise Violation(f"{request.id} waits without a reason")
 
     def _is_not_idle(self, broker: Run, worker: Worker, ready: list[Task]) -> None:
-        limits, now = broker.scheduler.limits, self.world.now
+        limits, now = broker.scheduler.limits, broker.clock()
         fresh = now - worker.heard <= limits.stale
         if not worker.room or not fresh or worker.rests_until > now:
             return
         for task in ready:
             shunned = worker.name in task.refusals and now < task.refusals[worker.name].until
             checking = all(request.state == "checking" for request in task.requests.values())
-            if not (shunned or checking or worker.name in task.faults):
+            able = worker.features.issuperset(task.offer.needs)
+            if able and not (shunned or checking or worker.name in task.faults):
                 raise Violation(f"{worker.name} is free, and {task.offer.name} is ready")
 
     def ended(self, broker: Run, event: events.Ended) -> None:
@@ -85,15 +89,20 @@ class Judge:
         if id in self._attempts:
             raise Violation(f"{self.world.names[event.key]} {event.fence} begins a second time")
         self._attempts[id] = (self.world.now, False)
+        self._where[id] = event.worker
         if event.found:
             return
         self._is_alone(broker, event)
         task = broker.scheduler.tasks[event.key]
+        features = broker.scheduler.workers[event.worker].features
         for request in broker.scheduler.requests.values():
             if request.over:
                 continue
             waits = request.state == "building" and any(
-                each.state is State.READY and not each.choosy for each in request.needed.values()
+                each.state is State.READY
+                and not each.choosy
+                and features.issuperset(each.offer.needs)
+                for each in request.needed.values()
             )
             if request.id in task.requests or request.share.running or not waits:
                 self._passed_over[request.id] = 0.0
@@ -117,17 +126,17 @@ class Judge:
 
     def _is_alone(self, broker: Run, event: events.Began) -> None:
         """No job runs twice at once, unless its worker could not be heard for long, or could not
-        hear for long.
+        hear for long; or what another run of that worker had said came so late that it counted.
         """
         limits, now = broker.scheduler.limits, self.world.now
         for builder in self.world.builders.values():
             for key, fence in builder.agent.running:
                 if not builder.alive or key != event.key or fence == event.fence:
                     continue
-                if self._was_not_taken(broker, key, fence):
+                if self._was_not_taken(broker, key, fence) or builder.node in broker.ousted:
                     continue
                 silence = now - broker.heard.get(builder.node, broker.started)
-                known = builder.node in broker.heard
+                known = (broker.run, key, fence) in self._attempts
                 if silence < (limits.lease if known else SETTLE) - 0.001:
                     name = self.world.names[key]
                     raise Violation(f"{name} runs on {builder.node} and begins on {event.worker}")
@@ -142,12 +151,28 @@ class Judge:
         for request in world.detached:
             if not world.is_over(request):
                 raise Violation(f"{request} was accepted, and is not over")
+        if world.broker is not None:
+            self._all_have_ended(world.broker)
+
+    def _all_have_ended(self, broker: Run) -> None:
+        """All attempts that began, but for those that a worker has."""
+        workers = broker.scheduler.workers
+        for (run, key, fence), (_, ended) in self._attempts.items():
+            if run != broker.run or ended:
+                continue
+            lost = self._where[run, key, fence] not in workers
+            if not lost and not any((key, fence) in each.held for each in workers.values()):
+                raise Violation(f"{self.world.names[key]} {fence} has not ended, and nobody has it")
 
     def _was_told_the_truth(self, initiator: Initiator) -> None:
         world, mirror = self.world, initiator.mirror
         request = mirror.request
         if not initiator.gone or initiator.over != 1 or initiator.open:
             raise Violation(f"{initiator.node} has no end: {initiator.over}, {initiator.open}")
+        known = world.over.get(initiator.mirror.request, 0.0)
+        late = initiator.until - max(world.peace, initiator.since, known)
+        if late > LATE:
+            raise Violation(f"{initiator.node} ends {late:.0f} s after its request")
         if initiator.refused:
             if request in world.detached:
                 raise Violation(f"{request} was accepted, and is forgotten")
@@ -160,7 +185,7 @@ class Judge:
         goals = world.goals[request]
         match mirror.state:
             case "done":
-                if goals is None or not world.built.issuperset(goals) or failures:
+                if goals is None or not world.warehouse.built.issuperset(goals) or failures:
                     raise Violation(f"{request} is not done: {failures}")
                 if set(mirror.goals) != set(goals):
                     raise Violation(f"{request} has other goals")
@@ -192,9 +217,11 @@ class Judge:
             return not scenario.gentle
         if message.startswith("no machine could"):
             # One bad machine alone fails nothing, if the good ones are there.
-            return bad > 0 and away
+            return (bad > 0 and away) or world.faults["fault without a store"] > 0
         if message.startswith("the artifact store does not answer"):
             return world.faults["store outage"] > 0
+        if message.startswith("no worker was able to do it"):
+            return scenario.foreign > 0
         if message.startswith("the artifact store spoilt it"):
             return world.faults["damaged artifact"] >= 3
         return False
@@ -203,8 +230,25 @@ class Judge:
         names = self.world.names
         for key, whole in initiator.whole.items():
             if whole:
-                lines = initiator.logs[key].decode().splitlines()
-                if not all(line.startswith(names[key]) for line in lines):
-                    raise Violation(f"the log of {names[key]} is another's")
+                self._is_the_log_used(initiator, key)
             elif self.world.scenario.gentle and not initiator.attached:
                 raise Violation(f"the log of {names[key]} is not whole")
+
+    def _is_the_log_used(self, initiator: Initiator, key: str) -> None:
+        """What was kept as the log of a step is that of the attempt which decided it."""
+        name = self.world.names[key]
+        lines = initiator.logs[key].decode().splitlines()
+        if not all(line.startswith(name) for line in lines):
+            raise Violation(f"the log of {name} is another's")
+        attempts = {int(line.split()[1]) for line in lines}
+        step = initiator.mirror.steps.get(key)
+        if step is None or not attempts:
+            return
+        if step.state == "failed" and step.message.startswith("failed on"):
+            right = {int(step.message.split()[-1])}
+        elif step.state == "done":
+            right = self.world.done[key]
+        else:
+            return
+        if len(attempts) > 1 or not attempts <= right:
+            raise Violation(f"the log of {name} is of {attempts}, not of {right}")

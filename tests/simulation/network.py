@@ -27,6 +27,7 @@ class Network:
         self.peace = self.now + scenario.trouble
         self.counts: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()  # injected, by kind
+        self.happened: Counter[str] = Counter()  # of what is rare: see `rare`
         self.trace = hashlib.sha256()
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
@@ -42,6 +43,14 @@ class Network:
         if self.scenario.long and self.rng.random() < 0.5:
             return self.rng.uniform(1.0, 5.0) * self.scenario.lease
         return seconds
+
+    def some_clock(self) -> float:
+        """How many seconds the clock of a machine is ahead: none of two is the same."""
+        return self.rng.uniform(0.0, 1e6)
+
+    def rare(self, what: str) -> None:
+        """Something happened that does not happen often."""
+        self.happened[what] += 1
 
     @property
     def peaceful(self) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from fabric.errors import StoreError
 from fabric.wire import agent as worker_side
 from fabric.wire.agent import WorkerAgent
 from fabric.wire.messages import Desired, LogPiece, LogWanted, Message, Outcome, Published, Refused
@@ -25,14 +26,26 @@ Kind = Literal["good", "sick", "liar", "shy"]
 class Builder:
     """One run of a worker that builds nothing, in made-up time, and logs about it."""
 
-    def __init__(self, world: Simulation, name: str, node: str, kind: Kind, slots: int) -> None:
+    def __init__(
+        self,
+        world: Simulation,
+        name: str,
+        node: str,
+        kind: Kind,
+        slots: int,
+        features: tuple[str, ...],
+    ) -> None:
         self.world = world
         self.name = name
         self.node = node
         self.kind = kind
         self.alive = True
-        self.agent = WorkerAgent(name=name, instance=node, arch=ARCH, slots=slots)
+        self.agent = WorkerAgent(
+            name=name, instance=node, arch=ARCH, slots=slots, features=features
+        )
         self.logs: dict[Id, bytes] = {}
+        self._store = world.warehouse.open()
+        self._ahead = world.some_clock()
         self._tick()
         if kind == "shy":
             world.at_node(self.node, world.rng.uniform(1.0, 5.0), self._fill_up)
@@ -52,7 +65,7 @@ class Builder:
                     piece = LogPiece(message.key, message.fence, message.offset, data)
                     self.world.to_broker(self.node, piece)
             case Refused():
-                raise AssertionError(f"{self.node} is refused: {message.reason}")
+                self.world.refused(self, message.reason)
 
     def stop(self) -> None:
         """A polite end: drain, hand back, and go."""
@@ -80,8 +93,9 @@ class Builder:
     def _tick(self) -> None:
         if not self.alive:
             return
-        self._do(self.agent.tick(self.world.now))
-        self.world.at_node(self.node, max(0.01, self.agent.due - self.world.now), self._tick)
+        now = self.world.now + self._ahead
+        self._do(self.agent.tick(now))
+        self.world.at_node(self.node, max(0.01, self.agent.due - now), self._tick)
 
     def _do(self, actions: Sequence[worker_side.Action]) -> None:
         for action in actions:
@@ -108,7 +122,17 @@ class Builder:
         name = msgspec.msgpack.decode(action.job, type=str)
         depends = world.graph[action.key].depends
         world.tell(f"{self.node} begins {name} {id[1]}")
-        broken = tuple(key for key in depends if not world.store.get(key))
+        try:
+            ready = self._store.manifest(action.key)
+            broken = tuple(key for key in depends if not self._store.inspect(key))
+            if ready is not None and ready.log is not None:  # somebody was faster
+                self._log(id, self._store.read(ready.log).decode())
+                world.at_node(self.node, 0.05, partial(self._end, id, "done"))
+                return
+        except StoreError:
+            world.inject("fault without a store", f"{self.node} {name}")
+            world.at_node(self.node, 0.05, partial(self._end, id, "fault"))
+            return
         if broken:
             world.at_node(self.node, 0.05, partial(self._end, id, "fault", broken))
             return
@@ -150,15 +174,27 @@ class Builder:
     def _end(self, id: Id, result: str, damaged: tuple[str, ...] = ()) -> None:
         if not self.alive or id not in self.agent.running:
             return
+        name, log = self.world.names[id[0]], self.logs[id]
         if result == "done":
-            self.world.keep(id[0])
-        self.world.tell(f"{self.node} ends {self.world.names[id[0]]} {id[1]}: {result} {damaged}")
-        log = self.logs[id]
+            try:
+                self.world.warehouse.keep(self._store, id[0], name, log)
+            except StoreError:
+                self.world.inject("fault without a store", f"{self.node} {name}")
+                result = "fault"
+            else:
+                if (
+                    not self.world.peaceful
+                    and self.world.rng.random() < self.world.scenario.parting
+                ):
+                    self.world.at_node(self.node, 0.05, partial(self.world.crash, self))
+        if result in ("done", "says done"):
+            self.world.done.setdefault(id[0], set()).add(id[1])
+        self.world.tell(f"{self.node} ends {name} {id[1]}: {result} {damaged}")
         outcome = {
             "key": id[0],
             "fence": id[1],
             "result": "done" if result == "says done" else result,
-            "message": f"{result} on {self.name}",
+            "message": f"{result} on {self.name} in attempt {id[1]}",
             "seconds": 1.0,
             "damaged": damaged,
             "log_size": len(log),

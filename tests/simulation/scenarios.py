@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from fabric.bounds import MIB
 from fabric.scheduling.model import Limits
 
 
@@ -21,6 +22,7 @@ class Scenario:
     repeat: float
     delay: float  # longest
     crashes: float  # of workers
+    parting: float  # share of builds after which the worker crashes
     stops: float  # of workers, politely: they drain first
     restarts: float  # of the broker
     full_disks: float  # of the broker
@@ -32,6 +34,8 @@ class Scenario:
     cancels: float
     drains: float  # by an operator
     bad_steps: float  # share of steps whose build fails
+    foreign: float  # share of steps that no worker is able to do
+    special: float  # share of steps that only some workers are able to do
     poison: float  # share of steps that take their worker down
     bad_orders: float  # share of orders that cannot be resolved
     orders: float  # share of requests that are orders
@@ -42,6 +46,8 @@ class Scenario:
     pauses: float  # of processes: stopped for a while, and continued
     lease: float
     long: bool  # faults may outlast leases, graces and what a lost worker is remembered for
+    log_memory: int  # bytes of short logs that a broker keeps in memory
+    log_disk: int  # bytes of logs that it keeps on its disk
     series: float  # probability that a broker that came back crashes again soon
     keep_going: bool
     trouble: float  # seconds until peace
@@ -62,32 +68,37 @@ class Scenario:
             requests=rng.randint(1, 6),
             drop=rng.choice((0.0, 0.05, 0.3)),
             repeat=rng.choice((0.0, 0.2)),
-            delay=rng.choice((0.001, 0.1, 2.0)),
+            delay=rng.choice((0.001, 0.1, 2.0, 8.0)),
             crashes=some(0.1),
             stops=some(0.05),
             restarts=some(0.1),
             cuts=some(0.15),
             departures=rng.choice((0.0, 0.05, 0.3)),
             outages=some(0.1),
-            slowness=some(0.1),
+            slowness=some(0.2),
             damages=some(0.3),
             cancels=rng.choice((0.0, 0.0, 0.1)),
             drains=some(0.1),
             bad_steps=rng.choice((0.0, 0.0, 0.1)),
             poison=rng.choice((0.0, 0.0, 0.0, 0.1)),
+            foreign=rng.choice((0.0, 0.0, 0.0, 0.05)),
+            special=rng.choice((0.0, 0.3)),
+            parting=some(0.5),
             bad_orders=rng.choice((0.0, 0.2)),
             orders=rng.choice((0.0, 0.5, 1.0)),
             detached=rng.choice((0.0, 0.4)),
             sick=rng.choice((0, 0, 0, 1)),
-            liars=rng.choice((0, 0, 0, 1)),
+            liars=rng.choice((0, 0, 0, 1, 2)),
             shy=rng.choice((0, 0, 1)),
             lease=rng.choice((4.0, 10.0)),
             keep_going=rng.random() < 0.4,
             trouble=rng.choice((5.0, 20.0, 40.0)),
             full_disks=some(0.1),
-            pauses=0.0,
+            pauses=some(0.1),
             long=rng.random() < 0.5,
             series=rng.choice((0.0, 0.5)),
+            log_memory=rng.choice((MIB, MIB, 500)),
+            log_disk=rng.choice((MIB, MIB, 5000)),
         )
 
     @property
@@ -100,7 +111,14 @@ class Scenario:
             grace=2 * lease,
             shun=lease,
             absence=3 * lease if self.long else 600.0,
+            kill=2 * lease,
+            unserved=12 * lease,
         )
+
+    @property
+    def tardy(self) -> bool:
+        """What one process sent may come long after it has ended, and another has its name."""
+        return self.delay > self.limits.stale or self.pauses > 0
 
     @property
     def patient(self) -> bool:
@@ -110,5 +128,8 @@ class Scenario:
     @property
     def gentle(self) -> bool:
         """Nothing happens by which a worker or a broker could be thought lost."""
-        rough = (self.crashes, self.stops, self.restarts, self.cuts, self.poison, self.pauses)
+        rough = (
+            self.crashes, self.parting, self.stops, self.restarts, self.cuts, self.poison,
+            self.pauses,
+        )  # fmt: skip
         return self.patient and not any(rough)

@@ -13,12 +13,13 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
-from brokers import Disk, Run
+from brokers import Disk, Killed, Run
 from judge import Judge, Violation
 from network import Network
 from peers import ARCH, Builder, Kind
 from scenarios import Scenario
 from users import Console, Initiator
+from warehouse import Warehouse
 
 from fabric.errors import MachineFault
 from fabric.scheduling.states import PRESENT
@@ -38,6 +39,8 @@ from fabric.wire.messages import (
 
 #: Seconds of peace after which everything must be over.
 PATIENCE = 900.0
+#: A feature that some workers have.
+SPECIAL = "special"
 REQUESTERS = ("alice", "bob", "carol")
 
 
@@ -49,8 +52,7 @@ class Simulation(Network):
         self.directory = directory
         self.graph = self._make_graph()
         self.names = {key: offer.name for key, offer in self.graph.items()}
-        self.store: dict[str, bool] = {}  # key -> its artifact is whole
-        self.built: set[str] = set()  # that were whole in the store at some time
+        self.warehouse = Warehouse(lambda: self.now < self._away_until, directory)
         self._away_until = self._slow_until = 0.0
         self.judge = Judge(self)
         self.console = Console(self)
@@ -60,6 +62,8 @@ class Simulation(Network):
         self.wishes: dict[str, Order | Submit] = {}  # all requests there ever were
         self.goals: dict[str, tuple[str, ...] | None] = {}  # request -> goals; None: unresolvable
         self.cancelled: set[str] = set()
+        self.done: dict[str, set[int]] = {}  # key -> attempts that built it
+        self.over: dict[str, float] = {}  # request -> when it was over last
         self.detached: set[str] = set()  # accepted, so that nobody need watch any more
         self._expected = scenario.requests  # requests still to come
         self.disk = Disk(self, directory)
@@ -77,6 +81,8 @@ class Simulation(Network):
             (scenario.crashes, self._crash_builder),
             (scenario.stops, self._stop_builder),
             (scenario.restarts, self._crash_broker),
+            (scenario.restarts / 4, self._kill_writing_broker),
+            (scenario.restarts / 4, self._set_clock),
             (scenario.cuts, self._cut_somebody),
             (scenario.departures, self._depart),
             (scenario.outages, self._store_goes_away),
@@ -131,6 +137,11 @@ class Simulation(Network):
                 name += "-bad"
             elif self.rng.random() < self.scenario.poison:
                 name += "-poison"
+            needs: tuple[str, ...] = ()
+            if self.rng.random() < self.scenario.foreign:
+                needs = ("what nobody has",)
+            elif self.rng.random() < self.scenario.special:
+                needs = (SPECIAL,)
             offers.append(
                 Offer(
                     key=hashlib.sha256(f"{self.scenario.seed} {n}".encode()).hexdigest(),
@@ -140,6 +151,7 @@ class Simulation(Network):
                     job=msgspec.Raw(msgspec.msgpack.encode(name)),
                     log=f"build-step-{name}.log",
                     depends=tuple(offer.key for offer in below),
+                    needs=needs,
                 )
             )
         return {offer.key: offer for offer in offers}
@@ -157,7 +169,10 @@ class Simulation(Network):
     def _start_builder(self, name: str) -> None:
         runs = self.counts["workers started"] = self.counts["workers started"] + 1
         node = f"{name}/{runs}"
-        self.builders[name] = Builder(self, name, node, self.kinds[name], self.scenario.slots)
+        # The last one is able to do what some are.
+        features = (SPECIAL,) if name == list(self.kinds)[-1] or int(name[1:]) % 2 else ()
+        builder = Builder(self, name, node, self.kinds[name], self.scenario.slots, features)
+        self.builders[name] = builder
 
     def resolve(self, order: Order) -> Submit | None:
         """What an order comes to; None if it comes to nothing."""
@@ -169,15 +184,6 @@ class Simulation(Network):
 
     # -- the store -----------------------------------------------------------------------------
 
-    def keep(self, key: str) -> None:
-        """A worker stores an artifact; the first one wins."""
-        self.store.setdefault(key, True)
-        self.built.add(key)
-
-    @property
-    def store_is_away(self) -> bool:
-        return self.now < self._away_until
-
     def store_delay(self) -> float:
         slow = self.now < self._slow_until
         return self.lasts(1.0, 8.0) if slow else self.rng.uniform(0.001, 0.05)
@@ -185,11 +191,12 @@ class Simulation(Network):
     # -- messages ------------------------------------------------------------------------------
 
     def to_broker(self, source: str, message: FromPeer) -> None:
-        self.send(source, "broker", type(message).__name__, partial(self._hear, source, message))
+        what = type(message).__name__
+        self.send(source, "broker", what, partial(self._hear, source, message, self.now))
 
-    def _hear(self, source: str, message: FromPeer) -> None:
+    def _hear(self, source: str, message: FromPeer, sent: float) -> None:
         if self.broker is not None:
-            self.broker.transport.hear(source, message)
+            self.broker.transport.hear(source, message, sent)
 
     def publish(self, source: str, piece: Published) -> None:
         """A worker publishes a piece of log."""
@@ -295,6 +302,12 @@ class Simulation(Network):
             about = self.rng.choice([*self.names.values(), *self.wishes])
         self.console.query(what, about)
 
+    def refused(self, builder: Builder, reason: str) -> None:
+        """A worker is told that it is refused.  It goes on, as real ones do."""
+        self.rare("a worker is told that it is refused")
+        if not self.scenario.tardy:
+            raise Violation(f"{builder.node} is refused: {reason}")
+
     def answered(self, asked: Command | Query, answer: Answer) -> None:
         """The console got an answer."""
         self.counts["answers"] += 1
@@ -310,17 +323,27 @@ class Simulation(Network):
         self.gone(builder)
 
     def gone(self, builder: Builder) -> None:
-        """A worker is no more.  It returns after a while, unless good ones are left."""
+        """A worker is no more.  It returns after a while, unless one is left that can do all."""
         if not builder.alive:
             return
         builder.alive = False
-        good = any(each.alive and each.kind == "good" for each in self.builders.values())
+        good = any(
+            each.alive and each.kind == "good" and SPECIAL in each.agent.features
+            for each in self.builders.values()
+        )  # fmt: skip
         if good and self.rng.random() < 0.3:
             return
-        self.at(self.lasts(0.1, 20.0), partial(self._start_builder, builder.name))
+        absent = self.rng.choice((0.5, self.lasts(0.1, 20.0)))
+        self.at(absent, partial(self._start_builder, builder.name))
 
     def _crash_builder(self) -> None:
         self.crash(self.rng.choice(list(self.builders.values())))
+
+    def slot_kept(self, name: str) -> None:
+        """A worker keeps a slot while the store is asked: the moment to be lost for long."""
+        if not self.peaceful and self.rng.random() < self.scenario.parting / 2:
+            self._slow_until = max(self._slow_until, self.now + 1.0)
+            self.crash(self.builders[name])
 
     def _stop_builder(self) -> None:
         builder = self.rng.choice(list(self.builders.values()))
@@ -334,8 +357,31 @@ class Simulation(Network):
                 self.broker.stop()
             else:
                 self.broker.kill()
-            self.broker = None
-            self.at(self.lasts(0.1, 15.0), self._start_broker)
+            self._wait_for_broker()
+
+    def lose_broker(self, why: str) -> None:
+        """The broker ends by itself, at once."""
+        assert self.broker is not None
+        self.tell(f"-- the broker is {why}")
+        self.rare(f"the broker is {why}")
+        self.broker.kill()
+        self._wait_for_broker()
+
+    def _wait_for_broker(self) -> None:
+        """It will be started again."""
+        self.broker = None
+        self.at(self.lasts(0.1, 15.0), self._start_broker)
+
+    def _kill_writing_broker(self) -> None:
+        self.disk.killed_after = self.rng.randint(1, 6)
+
+    def _set_clock(self) -> None:
+        """The clock of the broker's machine jumps."""
+        before = self.disk.clock_is_off
+        self.disk.clock_is_off = self.rng.choice((-1e6, -50.0, -1.0, 0.0, 3.0, 1e5))
+        if self.disk.clock_is_off < before:
+            self.rare("the clock of the broker's machine went back")
+        self.inject("clock set", f"by {self.disk.clock_is_off - before:.0f} s")
 
     def _fill_disk(self) -> None:
         self.inject("full disk of the broker")
@@ -346,8 +392,9 @@ class Simulation(Network):
     def _start_broker(self) -> None:
         try:
             self.broker = Run(self, self.disk)
-        except MachineFault as fault:  # whoever started it tries again
+        except (MachineFault, Killed) as fault:  # whoever started it tries again
             self.tell(f"-- the broker does not start: {fault}")
+            self.rare("the broker does not start")
             self.at(2.0, self._start_broker)
         else:
             self.tell("-- the broker is back")
@@ -375,13 +422,8 @@ class Simulation(Network):
 
     def _damage(self) -> None:
         """An artifact rots, or is lost."""
-        whole = [key for key, well in self.store.items() if well]
-        if whole:
-            key = self.rng.choice(whole)
+        if key := self.warehouse.damage(self.rng):
             self.inject("damaged artifact", self.names[key])
-            self.store[key] = False
-            if self.rng.random() < 0.3:
-                del self.store[key]
 
     def _make_peace(self) -> None:
         self.tell("-- peace")
@@ -410,7 +452,7 @@ class Simulation(Network):
                 lines.append(f"{request.id}: {request.state}, {told}")
             for task in scheduler.tasks.values():
                 if task.state not in PRESENT:
-                    lines += [str(why(scheduler, task.key, self.now)), story(task)]
+                    lines += [str(why(scheduler, task.key, self.broker.clock())), story(task)]
         for builder in self.builders.values():
             running = [(self.names[key], fence) for key, fence in builder.agent.running]
             lines.append(f"{builder.node} ({builder.kind}) alive={builder.alive} runs {running}")

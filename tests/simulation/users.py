@@ -20,7 +20,7 @@ from fabric.wire.messages import (
     Submit,
     Update,
 )
-from fabric.wire.mirror import RequestMirror
+from fabric.wire.mirror import OVER, RequestMirror
 
 if TYPE_CHECKING:
     from simulator import Simulation
@@ -41,6 +41,8 @@ class Initiator:
         self.deaf: set[str] = set()  # logs that are not followed on the stream
         self.whole: dict[str, bool] = {}
         self.over = 0
+        self.since = self.until = world.now
+        self._ahead = world.some_clock()
         self._tick()
 
     @property
@@ -61,9 +63,11 @@ class Initiator:
     def hear(self, message: Message) -> None:
         if self.gone:
             return
-        now = self.world.now
+        now = self.clock()
         match message:
             case Update():
+                if message.state in OVER and self.open:
+                    self.world.rare("a request ends while its logs are open")
                 self._do(self.mirror.update(message, now))
             case Refused():
                 self._do(self.mirror.refused(message, now))
@@ -72,18 +76,23 @@ class Initiator:
 
     def read(self, piece: Published) -> None:
         if not self.gone and piece.key not in self.deaf:
-            self._do(self.mirror.published(piece, self.world.now))
+            self._do(self.mirror.published(piece, self.clock()))
+
+    def clock(self) -> float:
+        """Monotonic seconds on its machine."""
+        return self.world.now + self._ahead
 
     def _tick(self) -> None:
         if self.gone:
             return
-        self._do(self.mirror.tick(self.world.now))
+        self._do(self.mirror.tick(self.clock()))
         if self.mirror.complete:
             self._do(self.mirror.leave())
             self.gone = True
+            self.until = self.world.now
             return
         self.world.at_node(
-            self.node, min(0.2, max(0.01, self.mirror.due - self.world.now)), self._tick
+            self.node, min(0.2, max(0.01, self.mirror.due - self.clock())), self._tick
         )
 
     def _do(self, actions: Sequence[initiator_side.Action]) -> None:
@@ -106,6 +115,8 @@ class Initiator:
                 case initiator_side.CloseLog():
                     assert self.open.pop(action.key) == action.fence
                     self.whole[action.key] = action.whole
+                    if not action.whole:
+                        self.world.rare("a log is not whole")
                 case initiator_side.Over():
                     self.over += 1
                     self.world.tell(f"{self.node} is told: {action.state} {action.message}")

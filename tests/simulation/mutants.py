@@ -1,0 +1,302 @@
+"""Repairs taken out again, one at a time: the simulator has to notice each.
+
+``make mutants`` plays seeds for each until one is violated, and prints how many that took.  What
+is named like C1 was found by a review; the rest are promises that the design makes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import msgspec
+from campaign import play
+from scenarios import Scenario
+
+from fabric.audience import Audience
+from fabric.desk import Desk
+from fabric.journal import Journal
+from fabric.logs import Spools
+from fabric.scheduling import events
+from fabric.scheduling.core import Scheduler
+from fabric.wire.agent import WorkerAgent
+from fabric.wire.mirror import RequestMirror
+from fabric.wire.mirror_logs import ENDED, LogMirror
+
+#: Seconds of real time that one seed may take.
+PATIENCE = 30
+
+Old = Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    """``change`` makes of the method ``name`` of ``owner`` one with a fault."""
+
+    fault: str
+    owner: type
+    name: str
+    change: Callable[[Old], Old]
+
+    def put_in(self) -> None:
+        setattr(self.owner, self.name, self.change(getattr(self.owner, self.name)))
+
+
+MUTANTS: dict[str, Mutant] = {}
+
+
+def mutant(id: str, fault: str, owner: type, name: str) -> Callable[[Callable[[Old], Old]], None]:
+    def register(change: Callable[[Old], Old]) -> None:
+        MUTANTS[id] = Mutant(fault, owner, name, change)
+
+    return register
+
+
+def nothing(_: Old) -> Old:
+    """In its place nothing is done."""
+    return lambda *_args, **_kwargs: None
+
+
+# -- what the review found -----------------------------------------------------------------
+
+
+@mutant("C1", "a slot kept on a lost worker is kept for ever", Scheduler, "_check_lease")
+def _(old: Old) -> Old:
+    def check(self: Any, name: str) -> None:
+        worker = self.workers[name]
+        if self.now >= worker.heard + self.limits.lease:
+            worker.seats = {}
+        old(self, name)
+
+    return check
+
+
+@mutant("C2", "a worker that hears a former broker heeds no later one", WorkerAgent, "desired")
+def _(old: Old) -> Old:
+    shunned: dict[int, set[int]] = {}
+
+    def desired(self: Any, message: Any) -> Any:
+        mine = shunned.setdefault(id(self), set())
+        if message.epoch in mine:
+            return []
+        if message.epoch != self._epoch:
+            mine.add(self._epoch)
+            self._epoch = self._answered = 0
+        return old(self, message)
+
+    return desired
+
+
+mutant("C2b", "an attempt that a worker does not take is waited for", Scheduler, "_untaken")(
+    nothing
+)
+mutant("C5", "logs stay open when their request ends", LogMirror, "end")(lambda _: lambda *_: [])
+
+
+@mutant("C6", "the log of a later attempt replaces that of the one used", LogMirror, "follow")
+def _(old: Old) -> Old:
+    def follow(self: Any, step: Any, now: float) -> Any:
+        log = self._logs.get(step.key)
+        if log is not None and step.state in ENDED and 0 < step.fence < log.fence:
+            step = msgspec.structs.replace(step, fence=log.fence)
+        return old(self, step, now)
+
+    return follow
+
+
+@mutant("C7", "the end of an attempt is told again", Scheduler, "_say_ended")
+def _(old: Old) -> Old:
+    def say(self: Any, attempt: Any, *args: Any) -> None:
+        attempt.over = False
+        old(self, attempt, *args)
+
+    return say
+
+
+@mutant("C15", "an update after its end opens a request again", RequestMirror, "update")
+def _(old: Old) -> Old:
+    def update(self: Any, update: Any, now: float) -> Any:
+        state, self.state = self.state, "building"
+        actions = old(self, update, now)
+        if not actions and self.version >= update.version:
+            self.state = state
+        return actions
+
+    return update
+
+
+# -- what the design promises --------------------------------------------------------------
+
+
+@mutant("ack", "initiators hear of what is not written yet", Audience, "_say_what_is_kept")
+def _(_: Old) -> Old:
+    def say(self: Any) -> None:
+        while self._unsaid:
+            _, peer, message = self._unsaid.popleft()
+            self._send(peer, message)
+
+    return say
+
+
+@mutant("full", "a request that cannot be written is kept all the same", Journal, "look")
+def _(old: Old) -> Old:
+    def look(self: Any) -> list[str]:
+        old(self)
+        return []
+
+    return look
+
+
+mutant("opened", "requests are not written", Journal, "opened")(nothing)
+mutant("closed", "the ends of requests are not written", Journal, "closed")(nothing)
+
+
+@mutant("settle", "a restarted broker begins at once", Scheduler, "__init__")
+def _(old: Old) -> Old:
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        old(self, *args, **{**kwargs, "recovering": False})
+
+    return init
+
+
+mutant("slept", "a broker that stood still takes all others for dead", Scheduler, "_wake_up")(
+    nothing
+)
+
+
+@mutant("late", "an old report of a worker counts", Scheduler, "_describe")
+def _(old: Old) -> Old:
+    def describe(self: Any, worker: Any, report: Any) -> None:
+        old(self, worker, report)
+        worker.sequence = 0
+
+    return describe
+
+
+@mutant("obey", "a worker obeys what was said before", WorkerAgent, "desired")
+def _(old: Old) -> Old:
+    def desired(self: Any, message: Any) -> Any:
+        self._answered = 0
+        return old(self, message)
+
+    return desired
+
+
+mutant("lost", "attempts stay with a lost worker", Scheduler, "_lost")(nothing)
+mutant("gone", "a lost worker's attempts never end", Scheduler, "_check_gone")(nothing)
+mutant("doomed", "what a worker does not end is waited for", Scheduler, "_check_doomed")(nothing)
+mutant("shun", "what was refused is never offered again", Scheduler, "_offer_again")(nothing)
+mutant("rest", "a worker that rests is not looked at again", Scheduler, "_rested")(nothing)
+mutant("silent", "the store is asked once", Scheduler, "_ask_again")(nothing)
+mutant("liar", "who complains in vain is not charged", Scheduler, "_charge_fault")(
+    lambda _: lambda *_: False
+)
+mutant("doubt", "what is damaged is not doubted", Scheduler, "_doubt")(nothing)
+mutant("patience", "who is not heard has not left", Scheduler, "_check_patience")(nothing)
+
+
+@mutant("ghost", "a step begins while an earlier attempt goes on", Scheduler, "lay")
+def _(_: Old) -> Old:
+    return lambda *_: True
+
+
+@mutant("answer", "a store that does not answer has nothing", Desk, "_look_up")
+def _(old: Old) -> Old:
+    def look_up(self: Any, asks: Any) -> Any:
+        answers = old(self, asks)
+        return [
+            events.Answered(each.question, frozenset())
+            if isinstance(each, events.Unanswered)
+            else each
+            for each in answers
+        ]
+
+    return look_up
+
+
+@mutant("gap", "the broker takes a piece for the next whatever its offset", Spools, "append")
+def _(old: Old) -> Old:
+    def append(self: Any, key: str, fence: int, offset: int, data: Any) -> Any:
+        spool = self._spools.get((key, fence))
+        return old(self, key, fence, offset if spool is None else spool.have, data)
+
+    return append
+
+
+@mutant("asked", "gaps in a log are not asked for", Spools, "wanted")
+def _(_: Old) -> Old:
+    return lambda *_: iter(())
+
+
+@mutant("whole", "a log is believed without its digest", LogMirror, "_check")
+def _(old: Old) -> Old:
+    def check(self: Any, log: Any) -> Any:
+        if log.ended and 0 <= log.size <= log.have:
+            log.sha256 = log.digest.hexdigest()
+            log.size = log.have
+        return old(self, log)
+
+    return check
+
+
+def seeds_until_found(id: str, most: int) -> tuple[int, str]:
+    """How many seeds it takes, and what goes wrong; 0 if ``most`` do not do."""
+    first = time.time_ns() // 1000 % 10**10
+    with ProcessPoolExecutor(
+        os.cpu_count(), multiprocessing.get_context("spawn"), initializer=_put_in, initargs=(id,)
+    ) as pool:
+        for number, wrong in enumerate(pool.map(_wrong, range(first, first + most)), 1):
+            if wrong:
+                pool.shutdown(cancel_futures=True)
+                return number, wrong
+    return 0, ""
+
+
+def _put_in(id: str) -> None:
+    gc.freeze()
+    signal.signal(signal.SIGALRM, _hangs)
+    MUTANTS[id].put_in()
+
+
+def _wrong(seed: int) -> str:
+    signal.alarm(PATIENCE)
+    try:
+        play(Scenario.of(seed))
+    except AssertionError as error:
+        return str(error).strip().splitlines()[-1]
+    finally:
+        signal.alarm(0)
+    return ""
+
+
+def _hangs(*_: object) -> None:
+    raise AssertionError(f"it goes on for {PATIENCE} s")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("ids", nargs="*", metavar="ID", default=list(MUTANTS))
+    parser.add_argument("--seeds", type=int, default=4000, help="at most for each")
+    options = parser.parse_args()
+    missed = 0
+    print("| | fault | seeds until found | what is seen |\n|---|---|---|---|")
+    for id in options.ids:
+        number, wrong = seeds_until_found(id, options.seeds)
+        missed += not number
+        told = wrong.removeprefix("judge.Violation: ").removeprefix("AssertionError: ")
+        took = number or f"not in {options.seeds}"
+        print(f"| {id} | {MUTANTS[id].fault} | {took} | {told[:80]} |", flush=True)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

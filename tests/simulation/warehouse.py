@@ -1,0 +1,147 @@
+"""The farm's artifact store: `fabric.trove.store.Store` itself, on objects that can be lost."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TypeVar
+
+from fabric.jobs import Artifact, Blob, Manifest
+from fabric.trove.backends import Entry, TooLarge
+from fabric.trove.manifests import blob_path, manifest_path
+from fabric.trove.store import Store
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+#: Bytes of an artifact: too many to be kept in its manifest.
+SIZE = 5000
+
+
+class Objects:
+    """Objects in memory, out of reach at times: a `fabric.trove.backends.Backend`."""
+
+    trouble: tuple[type[Exception], ...] = (ConnectionError,)
+    grace = use_every = 3600.0
+
+    def __init__(self, away: Callable[[], bool]) -> None:
+        self._away = away
+        self.kept: dict[str, bytes] = {}
+
+    def _reach(self) -> dict[str, bytes]:
+        if self._away():
+            raise ConnectionError("no route to host")
+        return self.kept
+
+    def exist(self, paths: Iterable[str]) -> set[str]:
+        kept = self._reach()
+        return {path for path in paths if kept.get(path)}
+
+    def get(self, path: str, most: int) -> bytes:
+        content = self._get(path)
+        if len(content) > most:
+            raise TooLarge(f"it has {len(content)} bytes")
+        return content
+
+    def _get(self, path: str) -> bytes:
+        content = self._reach().get(path)
+        if content is None:
+            raise FileNotFoundError(path)
+        return content
+
+    def range(self, path: str, offset: int, length: int) -> bytes:
+        return self._get(path)[offset : offset + length]
+
+    def stream(self, path: str) -> Iterator[bytes]:
+        yield self._get(path)
+
+    def put(self, blobs: Mapping[str, bytes | Path], last: str, content: bytes) -> None:
+        kept = self._reach()
+        for path, data in blobs.items():
+            assert isinstance(data, bytes)
+            if len(kept.get(path, b"")) != len(data):
+                kept[path] = data
+        if not kept.get(last):
+            kept[last] = content
+
+    def delete(self, paths: Iterable[str]) -> None:
+        kept = self._reach()
+        for path in paths:
+            kept.pop(path, None)
+
+    def delete_unused(self, entries: Iterable[Entry]) -> list[Entry]:
+        raise NotImplementedError  # nobody collects garbage here
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        kept = self._reach()
+        return (Entry(path, len(kept[path]), 0.0) for path in kept if path.startswith(prefix))
+
+    def place(self, path: str) -> None:
+        pass
+
+    def use(self, paths: Collection[str]) -> None:
+        pass
+
+    def uses(self) -> Mapping[str, float]:
+        return {}
+
+    def flush(self, timeout: float) -> None:
+        pass
+
+    def reserve(self, paths: Collection[str]) -> AbstractContextManager[None]:  # noqa: ARG002
+        return contextlib.nullcontext()
+
+    def reserved(self) -> set[str]:
+        return set()
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        return map(function, items)
+
+    def now(self) -> float:
+        return 0.0
+
+    def tidy(self) -> None:
+        pass
+
+
+class Warehouse:
+    """What is built, and what becomes of it."""
+
+    def __init__(self, away: Callable[[], bool], scratch: Path) -> None:
+        self._objects = Objects(away)
+        self._scratch = scratch
+        self._blobs: dict[str, Blob] = {}  # key -> its artifact
+        self.built: set[str] = set()  # keys of what was whole at some time
+
+    def open(self) -> Store:
+        """As a process of its own has it."""
+        return Store("warehouse", self._scratch, backend=self._objects)
+
+    def keep(self, store: Store, key: str, name: str, log: bytes) -> None:
+        """Store what was built; the first one wins.  StoreError if that cannot be done."""
+        data = (name * SIZE)[:SIZE].encode()
+        blob = self._blobs[key] = Blob.of(data)
+        manifest = Manifest(
+            key=key, kind="chunk", name=name, arch="x86_64", artifacts=(Artifact(name, blob),),
+            log=Blob.of(log), log_name=f"build-step-{name}.log",
+        )  # fmt: skip
+        store.put(manifest, {blob.sha256: data})
+        self.built.add(key)
+
+    def damage(self, rng: random.Random) -> str | None:
+        """Have an artifact rot, or lose it; its key, None if there is none."""
+        kept = self._objects.kept
+        there = [key for key in self._blobs if manifest_path(key) in kept]
+        if not there:
+            return None
+        key = rng.choice(there)
+        path = rng.choice((manifest_path(key), blob_path(self._blobs[key])))
+        if rng.random() < 0.3:
+            kept.pop(path, None)
+        elif content := kept.get(path):
+            at = rng.randrange(len(content))
+            kept[path] = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+        return key
