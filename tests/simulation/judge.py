@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 #: Attempts that may begin for others while a request waits and its requester has nothing, times the
 #: ratio of their shares then.  Beside a long attempt of one's own, others may have many short ones.
 TURNS = 6
+#: Events of which one is followed by a look at everything: what is wrong stays so for a while.
+LOOK = 4
 #: Seconds in peace that an initiator may stay when its request is over.
 LATE = 60.0
 #: Seconds after its start in which a broker lets workers say what they run.
@@ -31,6 +33,7 @@ class Violation(AssertionError):
 class Judge:
     def __init__(self, world: Simulation) -> None:
         self.world = world
+        self._looks = 0
         #: request -> how much of its patience it has used, while attempts began for others
         self._passed_over: dict[str, float] = {}
         #: run of the broker, key, fence -> when this began, and whether it has ended
@@ -42,7 +45,9 @@ class Judge:
     def after(self, broker: Run) -> None:
         """The core's own invariants; nothing waits without a reason; nobody idles who need not."""
         scheduler, now = broker.scheduler, broker.clock()
-        validate(scheduler, now)
+        self._looks += 1
+        if self._looks % LOOK == 0:
+            validate(scheduler, now)
         for request in scheduler.requests.values():
             if not request.over and not request.running:
                 self._has_reason(broker, request)
@@ -217,7 +222,8 @@ class Judge:
             return not scenario.gentle
         if message.startswith("no machine could"):
             # One bad machine alone fails nothing, if the good ones are there.
-            return (bad > 0 and away) or world.faults["fault without a store"] > 0
+            faulty = (bad > 0 and away) or bad >= scenario.limits.faults
+            return faulty or world.faults["fault without a store"] > 0
         if message.startswith("the artifact store does not answer"):
             return world.faults["store outage"] > 0
         if message.startswith("no worker was able to do it"):

@@ -96,9 +96,6 @@ def _(old: Old) -> Old:
     return desired
 
 
-mutant("C2b", "an attempt that a worker does not take is waited for", Scheduler, "_untaken")(
-    nothing
-)
 mutant("C5", "logs stay open when their request ends", LogMirror, "end")(lambda _: lambda *_: [])
 
 
@@ -272,7 +269,7 @@ def _wrong(seed: int) -> str:
     try:
         play(Scenario.of(seed))
     except AssertionError as error:
-        return str(error).strip().splitlines()[-1]
+        return f"{str(error).strip().splitlines()[-1]} ({seed})"
     finally:
         signal.alarm(0)
     return ""
