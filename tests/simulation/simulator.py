@@ -54,6 +54,7 @@ class Simulation(Network):
         self.names = {key: offer.name for key, offer in self.graph.items()}
         self.warehouse = Warehouse(lambda: self.now < self._away_until, directory)
         self._away_until = self._slow_until = 0.0
+        self._stalled = 0.0  # seconds that the store takes for the next answer; 0: as usual
         self.judge = Judge(self)
         self.console = Console(self)
         self.builders: dict[str, Builder] = {}
@@ -186,6 +187,9 @@ class Simulation(Network):
     # -- the store -----------------------------------------------------------------------------
 
     def store_delay(self) -> float:
+        if self._stalled:
+            stalled, self._stalled = self._stalled, 0.0
+            return stalled
         slow = self.now < self._slow_until
         return self.lasts(1.0, 8.0) if slow else self.rng.uniform(0.001, 0.05)
 
@@ -317,13 +321,13 @@ class Simulation(Network):
 
     # -- what goes wrong -----------------------------------------------------------------------
 
-    def crash(self, builder: Builder) -> None:
-        """A worker crashes."""
+    def crash(self, builder: Builder, absent: float = 0.0) -> None:
+        """A worker crashes, to be back after so many seconds, or whenever."""
         if builder.alive:
             self.inject("worker crash", builder.node)
-        self.gone(builder)
+        self.gone(builder, absent)
 
-    def gone(self, builder: Builder) -> None:
+    def gone(self, builder: Builder, absent: float = 0.0) -> None:
         """A worker is no more.  It returns after a while, unless one is left that can do all."""
         if not builder.alive:
             return
@@ -334,7 +338,7 @@ class Simulation(Network):
         )  # fmt: skip
         if good and self.rng.random() < 0.3:
             return
-        absent = self.rng.choice((0.5, self.lasts(0.1, 20.0)))
+        absent = absent or self.rng.choice((0.5, self.lasts(0.1, 20.0)))
         self.at(absent, partial(self._start_builder, builder.name))
 
     def _crash_builder(self) -> None:
@@ -342,9 +346,10 @@ class Simulation(Network):
 
     def slot_kept(self, name: str) -> None:
         """A worker keeps a slot while the store is asked: the moment to be lost for long."""
-        if not self.peaceful and self.rng.random() < self.scenario.parting:
-            self._slow_until = max(self._slow_until, self.now + self.scenario.lease)
-            self.crash(self.builders[name])
+        crashes = self.scenario.crashes + self.scenario.parting
+        if crashes and not self.peaceful and self.rng.random() < 0.7:
+            self._stalled = 1.5 * self.scenario.lease
+            self.crash(self.builders[name], absent=2 * self.scenario.lease)
 
     def _stop_builder(self) -> None:
         builder = self.rng.choice(list(self.builders.values()))
