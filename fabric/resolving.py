@@ -118,7 +118,8 @@ class Resolvers:
         self._command = (*command, "--seconds", str(seconds))
         self._seconds = seconds + GRACE
         self._wake = wake
-        self._waiting: dict[str, deque[_Child]] = {}  # by requester, whose turn it is first
+        #: by requester, whose turn it is first, and by request
+        self._waiting: dict[str, dict[str, _Child]] = {}
         self._pausing: list[tuple[float, int, _Child]] = []  # a heap by the end of the pause
         self._running: dict[str, _Child] = {}  # by request
         self._ended: deque[tuple[_Child, Resolved | Unresolved]] = deque()
@@ -132,11 +133,13 @@ class Resolvers:
 
     def abandon(self, request: str) -> None:
         """Its answer is not wanted any more."""
-        pausing = (child for _, _, child in self._pausing)
-        waiting = (child for queue in self._waiting.values() for child in queue)
-        for child in (*pausing, *waiting, *self._running.values()):
-            if child.order.request == request:
-                child.abandon()
+        if (child := self._running.get(request)) is not None:
+            child.abandon()
+        for queue in self._waiting.values():
+            queue.pop(request, None)
+        if any(child.order.request == request for _, _, child in self._pausing):
+            others = (each for each in self._pausing if each[2].order.request != request)
+            self._pausing = sorted(others)
 
     def answers(self) -> Iterator[Resolved | Unresolved]:
         """What has come of orders, each once."""
@@ -165,7 +168,7 @@ class Resolvers:
             child.abandon()
 
     def _wait(self, child: _Child) -> None:
-        self._waiting.setdefault(child.order.requester, deque()).append(child)
+        self._waiting.setdefault(child.order.requester, {})[child.order.request] = child
 
     def _begin(self) -> None:
         while self._pausing and self._pausing[0][0] <= time.monotonic():
@@ -184,14 +187,13 @@ class Resolvers:
         """The first order of the requester whose turn it is, who then is last."""
         busy = Counter(child.order.requester for child in self._running.values())
         for requester, queue in list(self._waiting.items()):
-            while queue and queue[0].abandoned:
-                queue.popleft()
             if not queue:
                 del self._waiting[requester]
             elif busy[requester] < bounds.RESOLVERS - 1:
-                if queue[0].order.request in self._running:  # an abandoned one that is dying
+                request = next(iter(queue))
+                if request in self._running:  # an abandoned one that is dying
                     continue
-                child = queue.popleft()
+                child = queue.pop(request)
                 del self._waiting[requester]
                 if queue:
                     self._waiting[requester] = queue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import socket
 import sys
@@ -18,7 +19,7 @@ from waiting import until
 from wire_kit import offers_of
 
 from fabric import bounds
-from fabric.resolving import Resolvers
+from fabric.resolving import Resolvers, _Child
 from fabric.scheduling.events import Resolved, Unresolved
 
 
@@ -151,6 +152,24 @@ def test_requesters_take_turns(resolvers: Resolvers) -> None:
     told = [int(answer.request, 16) for answer in answers_of(resolvers, 6)]
     assert told.index(6) < 3
     assert [n for n in told if n != 6] == [1, 2, 3, 4, 5]
+
+
+def test_of_an_abandoned_order_nothing_is_kept(resolvers: Resolvers, tmp_path: Path) -> None:
+    resolvers.resolve(order(1, f"hang {tmp_path}/1", requester="many"))
+    resolvers.resolve(order(4, requester="many"))  # waits for it
+    for n in range(10, 1000):
+        resolvers.resolve(order(n, requester="many"))
+        resolvers.abandon(order(n).request)
+    resolvers.resolve(order(2, "away", requester="user2"))
+    until(lambda: not [*resolvers.answers()] and resolvers.next_due() < float("inf"))
+    resolvers.abandon(order(2).request)
+    gc.collect()
+    kept = [each.order.request for each in gc.get_objects() if isinstance(each, _Child)]
+    assert sorted(kept) == [order(1).request, order(4).request]
+    assert resolvers.next_due() == float("inf")
+    resolvers.resolve(order(3, requester="user2"))
+    [resolved] = answers_of(resolvers, 1)
+    assert resolved.request == order(3).request
 
 
 def test_a_pause_before_another_try_takes_no_place(resolvers: Resolvers) -> None:
