@@ -28,6 +28,11 @@ def command(*words: str) -> str:
     return shlex.join([_called, *words])
 
 
+def as_typed(told: str) -> str:
+    """What a controller says, with the commands in it as a user types them here."""
+    return told.replace("`fabric-initiator ", f"`{command()} ")
+
+
 #: What the system says when there is no room on a disk.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 #: What the system says when it will do it in a while.

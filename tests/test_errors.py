@@ -10,6 +10,9 @@ from fabric.errors import (
     Problem,
     SourceError,
     SourcesError,
+    as_typed,
+    called,
+    command,
     grouped,
     in_line,
     without_secrets,
@@ -18,6 +21,18 @@ from fabric.errors import (
 
 def lacks(number: int) -> str:
     return f"upstream:lib{number}: no such repository: add sources/lib{number}.lorry"
+
+
+def test_what_a_controller_tells_to_type_begins_as_the_user_typed_it() -> None:
+    told = "500 builds that are not over; `fabric-initiator list` shows them"
+    assert as_typed(told) == told
+    before = command()
+    called(".venv/bin/fabric-initiator")
+    try:
+        there = "500 builds that are not over; `.venv/bin/fabric-initiator list` shows them"
+        assert as_typed(told) == as_typed(there) == there
+    finally:
+        called(before)
 
 
 @pytest.mark.bound("ERROR_LINES")

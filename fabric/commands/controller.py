@@ -10,7 +10,7 @@ from typing import Literal
 
 from fabric import bounds
 from fabric.config import Settings
-from fabric.errors import FabricError, MachineFault, command
+from fabric.errors import FabricError, MachineFault, as_typed, command
 from fabric.wire.line import Line, dial
 from fabric.wire.messages import (
     PROTOCOL,
@@ -141,7 +141,7 @@ class Controller:
                     continue
                 if isinstance(message, Refused) and about and message.about == about:
                     kind = MachineFault if message.code == "not-now" else FabricError
-                    raise kind(message.reason)
+                    raise kind(as_typed(message.reason))
                 yield message
             changed, trouble = self.line.tend(time.monotonic()), self.line.trouble
             waited = time.monotonic() - began

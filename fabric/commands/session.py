@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from fabric import bounds
-from fabric.errors import BuildFailed, Cancelled, FabricError, MachineFault
+from fabric.errors import BuildFailed, Cancelled, FabricError, MachineFault, as_typed
 from fabric.process import more_descriptors
 from fabric.render import BuildView, RunningView, Screen, duration
 from fabric.terminal import OutputError
@@ -148,7 +148,7 @@ class Session:
                 case Refused():
                     self._do(self.mirror.refused(message, now))
                     if message.code == "not-now" and message.about == self.mirror.request:
-                        self._wait(message.reason)
+                        self._wait(as_typed(message.reason))
                 case Answer():  # once more, to a question that was asked before this
                     pass
         for piece in self._line.pieces(MESSAGES_AT_ONCE):
@@ -273,9 +273,9 @@ class Session:
 
     def _end(self, over: protocol.Over) -> None:
         if over.refused:
-            raise MachineFault(f"the broker refuses this build: {over.message}")
+            raise MachineFault(f"the broker refuses this build: {as_typed(over.message)}")
         if over.state == "failed" and not self.mirror.steps:
-            raise NotResolved(over.message)
+            raise NotResolved(as_typed(over.message))
 
     def _open_log(self, key: str) -> None:
         step = self.mirror.steps[key]
