@@ -186,10 +186,10 @@ class Intake(Interest):
         if self.requests.get(request.id) is not request or request.id in self._kept:
             return
         due = request.heard + self.limits.patience
-        if self.now < due:
-            self._timer(due, self._check_patience, request)
-        elif request.over:
+        if request.over:  # whoever polls it has been told, and is not to fill the memory with them
             self._keep(request)
+        elif self.now < due:
+            self._timer(due, self._check_patience, request)
         elif request.detached:
             self._timer(self.now + self.limits.patience, self._check_patience, request)
         else:

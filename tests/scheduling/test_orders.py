@@ -255,3 +255,14 @@ def test_of_one_user_and_of_all_so_many_builds_are_open() -> None:
     scheduler.handle(Command(PROTOCOL, "c", "cancel", "user0 7"), 0.0)
     order("user0", bounds.OPEN_REQUESTS)
     assert "user0 500" in scheduler.requests
+
+
+def test_polls_keep_nothing_that_is_over() -> None:
+    stage = Stage()
+    for n in range(1000):
+        stage.order(f"r{n}", detach=True)
+        stage.command("cancel", f"r{n}")
+    for _ in range(20):
+        stage.wait(1.0, polls=list(stage.scheduler.requests))
+    assert len(stage.scheduler.requests) <= 200
+    assert stage.verdict("r999") == "cancelled"
