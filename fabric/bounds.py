@@ -198,6 +198,14 @@ ALL_REQUESTS = _bound(
     "ALL_REQUESTS", 5000, "builds", "all builds that are not over", "an order waits"
 )
 
+OPEN_STEPS = _bound(
+    "OPEN_STEPS",
+    200_000,
+    "steps",
+    "the steps of all of a user's builds that are not over, if those are several",
+    "the order fails, and may be given again",
+)
+
 # -- logs ----------------------------------------------------------------------------------
 
 STEP_LOG = _bound(

@@ -84,6 +84,13 @@ class Intake(Interest):
 
     def _study(self, request: Request, submit: Submit) -> None:
         """Find out what a request comes to; the first portion at once, the rest with time."""
+        before = sum(each.size for each in request.requester.requests.values())
+        request.size = len(submit.steps)
+        if before and before + request.size > bounds.OPEN_STEPS:
+            told = f"its {request.size:,} steps are too many beside the {before:,} of"
+            reason = f"{told} {request.requester.name or 'this user'}'s builds that are not over"
+            self._make_nothing(request, f"{reason}; order it again when some are")
+            return
         study = self._take_in(request, submit)
         if next(study, _DONE) is not _DONE:
             self._studies[request.id] = study

@@ -257,6 +257,30 @@ def test_of_one_user_and_of_all_so_many_builds_are_open() -> None:
     assert "user0 500" in scheduler.requests
 
 
+@pytest.mark.bound("OPEN_STEPS")
+def test_of_one_user_so_many_steps_are_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "OPEN_STEPS", 5)
+    text = "c:\nd:\ne:"
+    stage = Stage()
+
+    def ordered(request: str, requester: str, text: str) -> tuple[str, str]:
+        stage.order(request, requester=requester)
+        stage.resolve(text, "c", request=request)
+        update = stage.update(request)
+        return update.state, update.message
+
+    six = "\n".join(f"{letter}:" for letter in "abcdef")
+    assert ordered("r1", "ann", six)[0] == "building"  # alone it may be larger
+    assert ordered("r2", "ann", text) == (
+        "failed",
+        "its 3 steps are too many beside the 6 of ann's builds that are not over; order it again"
+        " when some are",
+    )
+    assert ordered("r3", "bob", text)[0] == "building"
+    stage.leave("r1")
+    assert ordered("r4", "ann", text)[0] == "building"
+
+
 def test_polls_keep_nothing_that_is_over() -> None:
     stage = Stage()
     for n in range(1000):
