@@ -16,6 +16,7 @@ from fabric.files import clear
 from fabric.logs import LEFTOVER
 from fabric.render import size
 from fabric.terminal import progress
+from fabric.trove.builds import Builds
 from fabric.trove.cleaning import Gone
 from fabric.trove.configured import open_sources, open_store
 from fabric.trove.files import Tally
@@ -31,11 +32,13 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         project, graph = open_graph(settings, system)
         keep |= set(plan_of(project, graph).keys.values())
     store = open_store(settings)
+    builds = Builds(settings.trove_dir / "builds.git")
     age, dry = options.keep_days * DAY, options.dry_run
     report = _Report(json=options.json, dry=dry)
     # What is here first: whoever may only read the store may still want room on his own disk.
     report.add("copies", store.copies.gc(age, dry_run=dry).bytes)
     report.add("logs", _gc_logs(settings.state_dir / "logs", age, dry_run=dry))
+    report.add("orders", builds.prune(age, dry_run=dry))
     sources = open_sources(settings)
     with Workspace(settings.work_dir, store, sources, sweep=False) as workspace:
         for kind, freed in sources.gc(age, workspace.alone, dry_run=dry).items():

@@ -16,11 +16,15 @@ from pathlib import Path
 from fabric.trove import snapshot
 from fabric.trove.git import Repository
 from fabric.trove.reach import Trove
-from fabric.trove.snapshot import Snapshot, user
+from fabric.trove.snapshot import INDEX, TAKEN, Snapshot, user
 from fabric.trove.stop import Stop
 
 #: Seconds that a build ref stays which no live build needs: it may be just about to be ordered.
 SPARE = 3600.0
+#: Seconds in which a build's commit is pushed, or ordered no more.
+PUSHED = 86400.0
+#: Seconds after which the index of a folder from which nothing is ordered any more goes.
+KEEP = 30 * 86400.0
 #: Seconds between two looks for old refs.
 TIDY_EVERY = 86400.0
 
@@ -68,11 +72,35 @@ class Builds:
     def tidy(self, trove: Trove, live: Collection[str]) -> int:
         """Remove refs of this user that are of no use any more; how many.  TroveError."""
         self.repository.create(cache=True)
+        self.prune(PUSHED)
         old = list(stale(trove.refs(f"refs/builds/{user()}/*"), live, time.time()))
         if old:
             trove.push(self.repository, [f":{ref}" for ref in old], _unheard, Stop())
         self._tidied.touch()
         return len(old)
+
+    def prune(self, older_than: float, *, dry_run: bool = False) -> int:
+        """Remove objects of builds ordered so many seconds ago, and not of what was taken in since;
+        how many bytes that frees.  What was not pushed yet is younger than PUSHED.
+        """
+        path = self.repository.path
+        if not path.exists():
+            return 0
+        taken = (self.repository.run("for-each-ref", "--format=%(refname)", TAKEN) or b"").split()
+        for index in path.glob(f"{INDEX}*") if not dry_run else ():
+            ref = f"{TAKEN}{index.name}"
+            if ref.encode() not in taken or index.stat().st_mtime < time.time() - KEEP:
+                index.unlink(missing_ok=True)
+                self.repository.run("update-ref", "-d", ref)
+        command = ("prune", f"--expire={max(older_than, PUSHED):.0f}.seconds.ago")
+        freed = 0
+        for line in (self.repository.run(*command, "--dry-run") or b"").splitlines():
+            with suppress(FileNotFoundError):
+                name = line[:40].decode()
+                freed += (path / "objects" / name[:2] / name[2:]).stat().st_size
+        if not dry_run:
+            self.repository.run(*command)
+        return freed
 
     def untidy(self) -> bool:
         """Whether it is time to `tidy`."""

@@ -34,6 +34,10 @@ from fabric.trove.git_process import environment
 #: Logs of builds land in the current folder, which is often the definitions'.
 LOGS = ("build-step-*.log", ".build-step-logs-*.part")
 
+#: Refs of what was taken in last from folders in no repository, by the names of their indexes.
+TAKEN = "refs/taken/"
+INDEX = "index-of-"
+
 #: Nothing of the user's may be run, waited for or written.
 _QUIET = (
     *("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false"),
@@ -77,6 +81,8 @@ def take(root: Path, ours: Path) -> Snapshot:
         if around and (before := git.ask("rev-parse", "--verify", f"HEAD:{prefix}")):
             parent = ["-p", _commit(git, before, 0, "What a build was made from")]
         commit = _commit(git, tree, int(time.time()), "A build", *parent)
+        if around is None:  # what its index names stays
+            git("update-ref", f"{TAKEN}{known.name}", commit)
     return Snapshot(commit, tree, (around.objects,) if around else ())
 
 
@@ -225,7 +231,7 @@ def _copied(known: Path, ours: Path, *, keep: bool) -> Iterator[Path]:
 
 
 def _index_name(root: Path) -> str:
-    return f"index-of-{hashlib.sha256(os.fsencode(root)).hexdigest()[:16]}"
+    return f"{INDEX}{hashlib.sha256(os.fsencode(root)).hexdigest()[:16]}"
 
 
 def _quoted(path: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ import pytest
 from small_definitions import git
 
 from fabric.errors import SourceError
-from fabric.trove.builds import Builds, new_request, ref_of, stale
+from fabric.trove.builds import KEEP, PUSHED, Builds, new_request, ref_of, stale
 from fabric.trove.git import Repository
 from fabric.trove.reach import Trove, TroveError
 
@@ -237,6 +238,37 @@ def test_old_refs_go_and_others_stay(user: Path, ours: Builds, trove: Trove) -> 
     left = git(Path(trove.url), "for-each-ref", "--format=%(refname)").split()
     assert sorted(left) == sorted([ref_of(fresh), ref_of(live), ref_of(ancient), other])
     assert list(stale(["refs/builds/x/by-hand"], (), time.time())) == []
+
+
+@pytest.mark.parametrize("around", [True, False])
+def test_our_repository_does_not_grow_for_ever(
+    user: Path, ours: Builds, trove: Trove, around: bool
+) -> None:
+    """What old orders alone need goes, and the next ones are whole, in a repository or in none."""
+    if not around:
+        shutil.rmtree(user / ".git")
+    stays = {"VERSION": "version: 8\n", "strata/b.morph": "name: b\n"}
+    sizes = []
+    for day in range(4):
+        for order in range(5):
+            write(user, strata__a_morph=f"name: {day}{order}\n")
+            there = pushed(ours, trove, user)
+            assert there == stays | {"strata/a.morph": f"name: {day}{order}\n"}
+        objects = ours.repository.path / "objects"
+        for file in objects.glob("??/*"):  # a day passes
+            os.utime(file, (time.time() - 90_000,) * 2)
+        before = sum(file.stat().st_size for file in objects.glob("??/*"))
+        would = ours.prune(PUSHED, dry_run=True)
+        assert ours.prune(0) == would > 0
+        sizes.append(sum(file.stat().st_size for file in objects.glob("??/*")))
+        assert sizes[-1] == before - would
+    assert max(sizes) < 2000
+    git(ours.repository.path, "fsck", "--strict")
+    for index in ours.repository.path.glob("index-of-*"):
+        os.utime(index, (time.time() - KEEP - 60,) * 2)
+    ours.prune(0)
+    assert not list(objects.glob("??/*"))
+    assert pushed(ours, trove, user).keys() == {*stays, "strata/a.morph"}
 
 
 @pytest.mark.parametrize(
