@@ -320,7 +320,7 @@ def test_gc_says_by_kind_what_it_frees_and_beforehand_what_it_would(project: Pro
     after = files_of(project.cache)
     assert gone == {**planned, "dry_run": False, "left": {"steps": 0, "bytes": 0}}
     assert [line.split()[0] for line in said[:9]] == [
-        *("copies", "logs", "source", "downloads", "repositories", "layers"),
+        *("copies", "logs", "orders", "source", "downloads", "repositories", "layers"),
         *("scratch", "artifacts", "blobs"),
     ]
     assert said[9].startswith(f"{gone['steps']} steps and {gone['blobs']} blobs would be removed, ")
