@@ -319,12 +319,12 @@ def test_gc_says_by_kind_what_it_frees_and_beforehand_what_it_would(project: Pro
     gone = json.loads(project.run("gc", "--json", "--keep-days", "0").stdout)
     after = files_of(project.cache)
     assert gone == {**planned, "dry_run": False, "left": {"steps": 0, "bytes": 0}}
-    assert [line.split()[0] for line in said[:9]] == [
+    assert [line.split()[0] for line in said[:10]] == [
         *("copies", "logs", "orders", "source", "downloads", "repositories", "layers"),
         *("scratch", "artifacts", "blobs"),
     ]
-    assert said[9].startswith(f"{gone['steps']} steps and {gone['blobs']} blobs would be removed, ")
-    assert said[9].endswith(" would be freed")
+    assert said[10].startswith(f"{gone['steps']} steps and {gone['blobs']} blobs would be removed, ")
+    assert said[10].endswith(" would be freed")
     assert gone["freed"]["layers"] > 300000
     assert gone["freed"]["blobs"] > 300000
     freed = sum(before.values()) - sum(after.values())
