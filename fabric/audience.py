@@ -65,9 +65,18 @@ class Audience:
         return list(map(Unwritten, lost))
 
     def refuses(self, peer: bytes, message: FromPeer, scheduler: Scheduler) -> bool:
-        """Whether a message asks for a promise that cannot be kept now: its sender hears so."""
+        """Whether a message asks for a promise that cannot be kept now: its sender hears so.
+
+        Or for one beside too many that are not kept yet: it asks again.
+        """
         if not self._journal.trouble:
-            return False
+            match message:
+                case Order() | Submit() | Command():
+                    return self._journal.promised - self._journal.kept > bounds.PROMISES
+                case Query():
+                    return len(self._unsaid) > bounds.UNSAID
+                case _:
+                    return False
         match message:
             case Order() | Submit() if message.request not in scheduler.requests:
                 about = message.request

@@ -206,6 +206,21 @@ OPEN_STEPS = _bound(
     "the order fails, and may be given again",
 )
 
+PROMISES = _bound(
+    "PROMISES",
+    1000,
+    "entries",
+    "orders, ends of builds and commands that are not on the controller's disk yet",
+    "an order or a command is dropped; its sender repeats it",
+)
+UNSAID = _bound(
+    "UNSAID",
+    2000,
+    "answers",
+    "answers that wait for what they tell to be on the controller's disk",
+    "a question is dropped; its sender repeats it",
+)
+
 # -- logs ----------------------------------------------------------------------------------
 
 STEP_LOG = _bound(

@@ -28,6 +28,7 @@ from fabric.wire.messages import (
     Answer,
     LogPiece,
     LogRead,
+    Order,
     Poll,
     Query,
     Running,
@@ -184,3 +185,26 @@ def test_who_follows_much_leaves_each_turn_to_others() -> None:
     for turn in range(1, 10):
         audience.tell(core, float(turn))
     assert told.count(b"greedy") == 20
+
+
+@pytest.mark.bound("PROMISES")
+@pytest.mark.bound("UNSAID")
+def test_what_waits_for_a_slow_disk_is_bounded() -> None:
+    journal: Any = SimpleNamespace(trouble="", promised=0, kept=0)
+    core: Any = SimpleNamespace(answer=lambda query, _: Answer(query.id), requests={})
+    audience = Audience(journal, lambda *_: True)
+    order = Order(PROTOCOL, "r", "t", "refs/builds/m/r", "c" * 40, "s.morph")
+    question = Query(PROTOCOL, "q", "workers")
+    taken = answered = 0
+    for _ in range(2 * bounds.UNSAID):
+        if not audience.refuses(b"m", order, core):
+            taken += 1
+            journal.promised += 1
+        if not audience.refuses(b"m", question, core):
+            answered += 1
+            audience.answer(b"m", question, core, 0.0)
+    assert (taken, answered) == (bounds.PROMISES + 1, bounds.UNSAID + 1)
+    journal.kept = journal.promised
+    audience.tell(core, 0.0)
+    assert not audience.refuses(b"m", order, core)
+    assert not audience.refuses(b"m", question, core)
