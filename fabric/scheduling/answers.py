@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 from fabric.scheduling import view
 from fabric.scheduling.named import Called, Index
 from fabric.scheduling.why import resting, why, why_request
-from fabric.wire.messages import Answer, LogInfo, Query, RequestInfo, StepState, WorkerInfo
+from fabric.wire.messages import Answer, LogInfo, Query, RequestInfo, StepState, WorkerInfo, cut
 
 if TYPE_CHECKING:
     from fabric.scheduling.core import Scheduler
     from fabric.scheduling.model import Attempt, Request, Worker
 
+#: Lines that say why.
+MANY_LINES = 1000
+#: Characters of a title in a list of all requests.
+_TITLE = 200
 #: At most so many logs are told of, the newest.
 MANY_LOGS = 1000
 
@@ -31,7 +36,7 @@ def answer(scheduler: Scheduler, query: Query, now: float) -> Answer:
                 query.id, workers=tuple(_worker(scheduler, each, now) for each in workers)
             )
         case "why":
-            lines = tuple(_why(scheduler, query.about, now))
+            lines = tuple(islice(_why(scheduler, query.about, now), MANY_LINES))
             error = "" if lines else f"no request or step is called {query.about} here"
             return Answer(query.id, error, lines=lines)
         case "pinned":
@@ -47,7 +52,7 @@ def answer(scheduler: Scheduler, query: Query, now: float) -> Answer:
 def _request(scheduler: Scheduler, request: Request, now: float) -> RequestInfo:
     return RequestInfo(
         request=request.id,
-        title=request.title,
+        title=cut(request.title, _TITLE),
         requester=request.requester.name,
         state=request.state,
         since=now - request.since,

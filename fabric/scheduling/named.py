@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 PREFIX = 6
 #: Characters of a step's name at most, as in `fabric.wire.messages.Name`.
 _LONGEST = 255
+#: Dashes in what an artifact's name has after its chunk's, at most.
+_PARTS = 8
 
 
 class Called:
@@ -21,7 +23,8 @@ class Called:
     def __init__(self, about: str) -> None:
         self.exact = (about, f"build-step-{about}.log")
         dashes = (at for at, letter in enumerate(about[: _LONGEST + 1]) if letter == "-")
-        self.beginnings = [about[:at] for at in dashes]  # an artifact begins as its chunk
+        # An artifact begins as its chunk.  Each is looked for in every request.
+        self.beginnings = [about[:at] for at in [*dashes][-_PARTS:]]
         self.prefix = about if len(about) >= PREFIX else ""
 
 

@@ -4,6 +4,9 @@ import msgspec
 from machine_kit import key_of
 from scheduling_kit import Stage, building
 
+from fabric.scheduling.named import Called
+from fabric.wire.messages import PROTOCOL, Order
+
 APP = "app: zlib\nzlib:"
 
 
@@ -182,3 +185,17 @@ def test_a_request_is_looked_through_once_it_is_resolved() -> None:
     stage.resolve("zlib:")
     stage.sync()
     assert [each.name for each in stage.query("logs", "zlib").logs] == ["zlib"]
+
+
+def test_what_is_asked_about_is_looked_for_in_few_ways() -> None:
+    assert Called("zlib-and-more-misc").beginnings == ["zlib", "zlib-and", "zlib-and-more"]
+    assert len(Called("c-" * 2000).beginnings) == len(Called("-" * 4096).beginnings) == 8
+
+
+def test_a_list_has_the_beginnings_of_long_titles() -> None:
+    stage = Stage()
+    order = Order(PROTOCOL, "r1", "t" * 4096, "refs/x", "c" * 40, "s.morph")
+    stage.handle(order)
+    [info] = stage.query("requests").requests
+    assert len(info.title) == 200
+    assert info.title.endswith("t ... (cut: it has 4,096 characters)")
