@@ -174,6 +174,14 @@ TOLD_STEPS = _bound(
     "the rest of its requests have their news in a later turn",
 )
 
+CHANGES = _bound(
+    "CHANGES",
+    2 * TOPICS,
+    "subscriptions",
+    "what one name begins and ends to subscribe to before all is heard",
+    "its connections for logs are cut, and it has none for ten seconds",
+)
+
 METRICS_READERS = _bound(
     "METRICS_READERS",
     16,

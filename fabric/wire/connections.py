@@ -135,6 +135,7 @@ class Connections:
         self._known: dict[int, _Known] = {}  # by descriptor
         self._of: dict[str, dict[int, None]] = {}  # descriptors of a name, the silent ones first
         self._names: dict[bytes, str] = {}  # of peers
+        self._changes: Counter[str] = Counter()  # of subscriptions, since all were heard of
 
     def heard(self, fd: int, name: str, most: int, peer: bytes = b"") -> str:
         """Something of ``name`` came; why a connection of that is cut, "" if none is."""
@@ -162,9 +163,11 @@ class Connections:
         """A subscription, or the end of one, of whoever was just `heard`; why it is too much, ""
         if it is not.
 
-        Its connection is cut then, so that nothing of it stays.
+        Its connection is cut then, so that nothing of it stays; all of its name, if that says more
+        than can be heard.
         """
         known = self._known[fd]
+        self._changes[known.name] += 1
         topic, on = len(change) - 1, bytes(change[:1]) == b"\1"
         known.topics = number = max(0, known.topics + (1 if on else -1))
         why = ""
@@ -176,7 +179,16 @@ class Connections:
                 why = f"it has {all:,} subscriptions, and there may be {bounds.TOPICS:,}"
         if why:
             _cut(fd)
+        elif known.name and self._changes[known.name] > bounds.CHANGES:
+            self._changes[known.name] = 0
+            why = f"it has changed more than {bounds.CHANGES:,} subscriptions without a pause"
+            for each in self._of[known.name]:
+                _cut(each)
         return why
+
+    def heard_all(self) -> None:
+        """No subscription waits to be heard of."""
+        self._changes.clear()
 
     def forget_ended(self) -> None:
         """Connections that have ended, and those that others have the number of now.

@@ -250,8 +250,13 @@ class Gate:
         self.socket.bind("inproc://zeromq.zap.01")
         self._admitted = admitted
         self._looked = float("-inf")
+        self._barred: dict[str, float] = {}  # name -> until when
         #: somebody was found not to be admitted any more
         self.revoked = False
+
+    def bar(self, name: str, until: float) -> None:
+        """Do not let this one in to follow logs for a while."""
+        self._barred[name] = until
 
     def serve(self, now: float) -> None:
         """Answer all that ask."""
@@ -268,6 +273,8 @@ class Gate:
                 peer = self._admitted.get(key)
             welcome = peer is not None and peer.role in DOORS.get(domain, ())
             code, user = (b"200", key.encode()) if welcome else (b"400", b"")
+            if peer is not None and domain == b"logs" and now < self._barred.get(peer.name, now):
+                code, user = b"300", b""  # it may try again
             self.socket.send_multipart([version, id, code, b"", user, b""])
 
 

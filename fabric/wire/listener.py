@@ -44,6 +44,9 @@ from fabric.wire.sockets import Addresses, Curve, Socket
 #: Messages taken from one socket before the next has its turn.
 JOBS_AT_ONCE = 200
 LOGS_AT_ONCE = 100
+SUBSCRIPTIONS_AT_ONCE = 500
+#: Seconds without a way in for whoever subscribed to too much.
+BARRED = 10.0
 #: Connections that those of a role may have to one socket.
 CONNECTIONS = {"worker": bounds.WORKER_CONNECTIONS, "initiator": bounds.CONNECTIONS}
 #: Messages of so many bytes are looked after until they have left.
@@ -178,7 +181,9 @@ class Listener:
             self._gate.serve(now)
         for connections in self._connections.values():
             connections.forget_ended()
-        for frames in self._inbox.receive(self._logs, JOBS_AT_ONCE):
+        left = SUBSCRIPTIONS_AT_ONCE
+        for frames in self._inbox.receive(self._logs, SUBSCRIPTIONS_AT_ONCE):
+            left -= 1
             fd = descriptor(frames[0])
             if fd is None:
                 continue  # ZeroMQ's own word that a connection has ended
@@ -186,6 +191,10 @@ class Listener:
             self._count(self._logs, frames[0], sender)
             if why := self._connections[self._logs].subscribed(fd, frames[0].buffer):
                 self._scold(b"", sender, why)
+                if self._gate is not None and sender is not None:
+                    self._gate.bar(sender.name, now + BARRED)
+        if left:
+            self._connections[self._logs].heard_all()
 
     def _count(
         self, socket: Socket, frame: zmq.Frame, sender: Certificate | None, peer: bytes = b""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import socket
 import time
 import uuid
 from collections.abc import Iterator
@@ -21,7 +22,8 @@ from wire_kit import resident
 from fabric import bounds
 from fabric.audience import UPDATE, Audience
 from fabric.wire import keys, sockets
-from fabric.wire.keys import Admitted
+from fabric.wire.connections import Connections
+from fabric.wire.keys import Admitted, Certificate, Gate
 from fabric.wire.listener import Listener
 from fabric.wire.messages import (
     PROTOCOL,
@@ -124,10 +126,10 @@ def hall(tmp_path: Path) -> Iterator[SimpleNamespace]:
         public = keys.make("initiator", name, tmp_path / name)
         Admitted(tmp_path).admit(public)
         (tmp_path / name / "broker.key").write_bytes((tmp_path / "broker.key").read_bytes())
-        socket = sockets.dealer(hall.context, keys.of_peer(tmp_path / name, "initiator")[1])
-        sockets.connect(socket, hall.at.jobs)
-        hall.peers.append(socket)
-        return socket
+        peer = sockets.dealer(hall.context, keys.of_peer(tmp_path / name, "initiator")[1])
+        sockets.connect(peer, hall.at.jobs)
+        hall.peers.append(peer)
+        return peer
 
     hall.peer = peer
     hall.listener = Listener(
@@ -208,3 +210,48 @@ def test_what_waits_for_a_slow_disk_is_bounded() -> None:
     audience.tell(core, 0.0)
     assert not audience.refuses(b"m", order, core)
     assert not audience.refuses(b"m", question, core)
+
+
+@pytest.mark.bound("CHANGES")
+def test_who_subscribes_faster_than_is_heard_is_cut() -> None:
+    with zmq.Context() as context, context.socket(zmq.XPUB) as logs:
+        connections = Connections(logs)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            connections.heard(ours.fileno(), "m", 8)
+
+            def change(times: int) -> list[str]:
+                said = (b"\1" + b"a" * 64, b"\0" + b"a" * 64)
+                return [
+                    connections.subscribed(ours.fileno(), memoryview(said[n % 2]))
+                    for n in range(times)
+                ]
+
+            assert not any(change(bounds.CHANGES))
+            connections.heard_all()
+            *before, last = change(bounds.CHANGES + 1)
+            assert not any(before)
+            assert last == "it has changed more than 40,000 subscriptions without a pause"
+            assert theirs.recv(1) == b""
+        logs.disable_monitor()
+        context.destroy(linger=0)
+
+
+def test_who_was_cut_for_that_follows_no_logs_for_a_while() -> None:
+    one = Certificate("m", "initiator", "x" * 40)
+    admitted: Any = SimpleNamespace(get=lambda _: one, refresh=lambda: False)
+    with zmq.Context() as context, context.socket(zmq.REQ) as asks:
+        gate = Gate(context, admitted)
+        asks.connect("inproc://zeromq.zap.01")
+
+        def answer(domain: bytes, now: float) -> bytes:
+            asks.send_multipart([b"1.0", b"1", domain, b"", b"", b"CURVE", b"k" * 32])
+            gate.serve(now)
+            return asks.recv_multipart()[2]
+
+        assert answer(b"logs", 0.0) == b"200"
+        gate.bar("m", 10.0)
+        assert answer(b"logs", 1.0) == b"300"  # for now
+        assert answer(b"jobs", 1.0) == b"200"
+        assert answer(b"logs", 10.0) == b"200"
+        context.destroy(linger=0)

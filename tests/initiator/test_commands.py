@@ -323,7 +323,9 @@ def test_gc_says_by_kind_what_it_frees_and_beforehand_what_it_would(project: Pro
         *("copies", "logs", "orders", "source", "downloads", "repositories", "layers"),
         *("scratch", "artifacts", "blobs"),
     ]
-    assert said[10].startswith(f"{gone['steps']} steps and {gone['blobs']} blobs would be removed, ")
+    assert said[10].startswith(
+        f"{gone['steps']} steps and {gone['blobs']} blobs would be removed, "
+    )
     assert said[10].endswith(" would be freed")
     assert gone["freed"]["layers"] > 300000
     assert gone["freed"]["blobs"] > 300000
