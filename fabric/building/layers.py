@@ -22,7 +22,7 @@ from fabric.building.archive import MTIME
 from fabric.building.cancel import stop_if
 from fabric.building.merge import Merger
 from fabric.building.room import use
-from fabric.building.tree import Clash, Unpacker, follow, listing
+from fabric.building.tree import Clash, Opener, Unpacker, follow
 from fabric.digest import Digest
 from fabric.errors import MachineFault
 from fabric.files import clear
@@ -372,20 +372,21 @@ def look_through(tree: Path) -> tuple[Index, int]:
     count = 0
     top = os.fsencode(tree)
     pending = [b""]
-    while pending:
-        parent = pending.pop()
-        for item in listing(top + b"/" + parent):
-            count += 1
-            path = parent + b"/" + item.name if parent else item.name
-            if item.is_dir(follow_symlinks=False):
-                dirs.add(path)
-                pending.append(path)
-            elif item.is_symlink():
-                links[path] = os.readlink(item.path)  # noqa: PTH115 - bytes
-    places = {path: follow(path, links) for path in _NOTED} if dirs else {}
-    has = tuple(
-        path
-        for path, place in places.items()
-        if place.rpartition(b"/")[0] in dirs and os.path.lexists(top + b"/" + place)
-    )
+    with Opener() as opener:
+        while pending:
+            parent = pending.pop()
+            for item in opener.listing(top + b"/" + parent):
+                count += 1
+                path = parent + b"/" + item.name if parent else item.name
+                if item.is_dir(follow_symlinks=False):
+                    dirs.add(path)
+                    pending.append(path)
+                elif item.is_symlink():
+                    links[path] = os.readlink(item.path)  # noqa: PTH115 - bytes
+        places = {path: follow(path, links) for path in _NOTED} if dirs else {}
+        has = tuple(
+            path
+            for path, place in places.items()
+            if place.rpartition(b"/")[0] in dirs and os.path.lexists(top + b"/" + place)
+        )
     return Index(frozenset(dirs), links, has), count

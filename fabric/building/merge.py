@@ -11,7 +11,7 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-from fabric.building.tree import listing, remove
+from fabric.building.tree import Opener, remove
 
 
 class Merger:
@@ -35,18 +35,19 @@ class Merger:
             start += b"/" + part
             self._directory(start, 0o755)
         pending = [(os.fsencode(source), b"", start)]
-        while pending:
-            directory, path, target = pending.pop()
-            for item in listing(directory):
-                inner = path + b"/" + item.name if path else item.name
-                goal = target + b"/" + item.name
-                if item.is_dir(follow_symlinks=False):
-                    if inner in moves:
-                        goal = self._parents(moves[inner])
-                    self._directory(goal, item.stat(follow_symlinks=False).st_mode)
-                    pending.append((item.path, inner, goal))
-                else:
-                    self._link(item.path, goal)
+        with Opener() as opener:
+            while pending:
+                directory, path, target = pending.pop()
+                for item in opener.listing(directory):
+                    inner = path + b"/" + item.name if path else item.name
+                    goal = target + b"/" + item.name
+                    if item.is_dir(follow_symlinks=False):
+                        if inner in moves:
+                            goal = self._parents(moves[inner])
+                        self._directory(goal, item.stat(follow_symlinks=False).st_mode)
+                        pending.append((item.path, inner, goal))
+                    else:
+                        self._link(item.path, goal)
 
     def finish(self, mtime: float) -> None:
         """Give the directories their modes, and all of them one mtime."""

@@ -110,18 +110,28 @@ def open_up(directory: bytes | Path) -> None:
         os.chmod(directory, 0o700)
 
 
-def listing(directory: bytes) -> list[os.DirEntry[bytes]]:
-    """What is in a directory of ours, whose mode stays as it is."""
-    try:
+class Opener:
+    """Lists directories of ours, whatever their modes; those are as they were at its end.
+
+    Until then one that kept out even us, as an ordinary user, stays open for what is in it.
+    """
+
+    def __init__(self) -> None:
+        self._modes: list[tuple[bytes, int]] = []
+
+    def listing(self, directory: bytes) -> list[os.DirEntry[bytes]]:
+        """What is in a directory."""
+        if not os.access(directory, os.R_OK | os.X_OK):
+            self._modes.append((directory, stat.S_IMODE(os.lstat(directory).st_mode)))
+            os.chmod(directory, 0o700)
         with os.scandir(directory) as entries:
             return list(entries)
-    except PermissionError:  # as an ordinary user, of a directory of ours of mode 000, say
-        mode = stat.S_IMODE(os.lstat(directory).st_mode)
-        os.chmod(directory, 0o700)
-        try:
-            with os.scandir(directory) as entries:
-                return list(entries)
-        finally:
+
+    def __enter__(self) -> Opener:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for directory, mode in reversed(self._modes):
             os.chmod(directory, mode)
 
 
@@ -195,7 +205,7 @@ class Clash(BuildFailed):
 def follow(path: bytes, links: Mapping[bytes, bytes]) -> bytes:
     """``path`` with every symlink followed inside a tree whose symlinks are ``links``.
 
-    Nothing leads outside: the tree's root is its own parent.  MachineFault in a loop.
+    Nothing leads outside: the tree's root is its own parent.  BuildFailed in a loop.
     """
     hops = 0
     here = b""
@@ -214,7 +224,7 @@ def follow(path: bytes, links: Mapping[bytes, bytes]) -> bytes:
             continue
         hops += 1
         if hops > 40:
-            raise MachineFault(f"Too many levels of symlinks at /{in_line(path)}")
+            raise BuildFailed(f"Too many levels of symlinks at /{in_line(path)}")
         if target.startswith(b"/"):
             here = b""
         pending += target.split(b"/")[::-1]

@@ -19,7 +19,7 @@ from building_kit import Kit
 from fabric.building.archive import FILE, Entry, Packed, pack
 from fabric.building.shell import shell
 from fabric.errors import FabricError
-from fabric.jobs import Blob, Job
+from fabric.jobs import Blob, Job, Staged
 
 EVERYTHING = (
     "id -u; mkdir -p $DESTDIR/usr/bin; cd $DESTDIR/usr/bin; cp /bin/cat it; chmod 4111 it",
@@ -58,6 +58,12 @@ def job_of(name: str, kit: Kit) -> Job:
         case "everything":
             many = {f"file{number}": "" for number in range(100)}  # so many that they are overlaid
             return kit.chunk(source=kit.tree(hello="hi", **many), install=EVERYTHING)
+        case "shut":
+            shut = "cd $DESTDIR; mkdir -p a/b/c; echo in > a/b/c/f; chmod 0 a/b/c/f a/b/c a/b a"
+            lib = kit.chunk("lib", install=[shut])
+            kit.build(lib)
+            look = "test $(cat /a/b/c/f)$(stat -c %a /a/b/c /a/b /a | tr -d '\\n') = in000"
+            return kit.chunk(staged=(kit.base, Staged(lib.key, "low")), build=[look])
         case "fill":
             return kit.chunk(build=["dd if=/dev/zero of=/tmp/big bs=65536"])
         case "almost-fill":

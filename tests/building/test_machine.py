@@ -83,6 +83,14 @@ def test_ordinary_user(place: Path, base: Packed, uid: int | None) -> None:
     assert lines[4].startswith("usr/bin/it 0 4111 ")
 
 
+@pytest.mark.parametrize("uid", [None, NOBODY])
+def test_folders_within_folders_that_nobody_may_enter(
+    place: Path, base: Packed, uid: int | None
+) -> None:
+    status, output = play(scenario("shut", place, base, uid=uid))
+    assert (status, output) == (0, "left:\n")
+
+
 def test_several_users_of_one_machine(base: Packed) -> None:
     """They share no file, so that none can hold up, or lead astray, another."""
     for uid in (None, NOBODY, NOBODY - 1):
