@@ -88,13 +88,12 @@ def make_image(
             disk.write_root(rootfs, image, scratch)
             progress(f"installing the boot loader and {disk.kernel}")
             disk.write_boot(image, scratch)
-            run(scratch, "fallocate", "--dig-holes", str(image))
+            run(scratch, "fallocate", "--dig-holes", image.name)
             if format == "qcow2":
                 progress("converting to qcow2")
                 raw, image = image, scratch / "disk.qcow2"
-                run(
-                    scratch, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(image)
-                )
+                convert = ("qemu-img", "convert", "-f", "raw", "-O", "qcow2")
+                run(scratch, *convert, raw.name, image.name)
             with image.open("rb") as whole:
                 os.fsync(whole.fileno())
             _refuse_existing(to, force)
@@ -114,7 +113,7 @@ def make_image(
 @contextmanager
 def _scratch(to: Path) -> Iterator[Path]:
     """A folder beside ``to``, so that the image can be renamed; gone in the end."""
-    path = Path(tempfile.mkdtemp(prefix=f".{to.name}.", dir=to.parent))
+    path = Path(tempfile.mkdtemp(prefix=f".{to.name[:40]}.", dir=to.parent.absolute()))
     try:
         yield path
     finally:

@@ -160,7 +160,7 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
         )
         command = ["mke2fs", "-q", "-F", "-t", "ext4", "-L", self.label, "-U", self.uuid]
         command += ["-m", "1", "-N", str(self.inodes), "-J", f"size={self.journal // MIB}"]
-        command += ["-E", options, "-d", "-", str(image), f"{self.root_size // 1024}k"]
+        command += ["-E", options, "-d", "-", image.name, f"{self.root_size // 1024}k"]
         environment = _environment(scratch) | {"MKE2FS_CONFIG": str(config)}
         with (scratch / "mke2fs.err").open("w+") as complaints:
             process = subprocess.Popen(
@@ -168,6 +168,7 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=complaints,
+                cwd=scratch,
                 env=environment,
                 umask=PRIVATE,
             )
@@ -196,12 +197,12 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
         cluster = 4 if self.boot_size < 100 * MIB else 32
         make = ["mkfs.fat", "-F", "16", "-s", str(cluster), "-n", "BOOT", "--invariant"]
         make += ["-i", self.identity[8:16], "--offset", str(_START // _SECTOR)]
-        make += ["-h", str(_START // _SECTOR), str(image), str(self.boot_size // 1024)]
+        make += ["-h", str(_START // _SECTOR), image.name, str(self.boot_size // 1024)]
         run(scratch, *make)
-        run(scratch, "syslinux", "--install", "--offset", str(_START), str(image))
+        run(scratch, "syslinux", "--install", "--offset", str(_START), image.name)
         for name, file in (*self.boot, ("syslinux.cfg", config)):
             os.utime(file, (EPOCH, EPOCH))
-            run(scratch, "mcopy", "-m", "-i", f"{image}@@{_START}", str(file), f"::{name}")
+            run(scratch, "mcopy", "-m", "-i", f"{image.name}@@{_START}", file.name, f"::{name}")
 
     def _explain(self, complaint: str) -> ImageError | OSError:
         if "libarchive" in complaint:
@@ -255,7 +256,8 @@ def private_file(path: Path) -> IO[bytes]:
 def run(scratch: Path, *command: str) -> None:
     """Run a tool that makes the same bytes from the same input.  ImageError with what it said.
 
-    Files that it makes are nobody else's to read.
+    It knows all files by their names in ``scratch``: in a path of the user's, mtools and QEMU would
+    see drives, offsets and protocols.  Files that it makes are nobody else's to read.
     """
     result = subprocess.run(
         command,
@@ -263,6 +265,7 @@ def run(scratch: Path, *command: str) -> None:
         capture_output=True,
         text=True,
         errors="replace",
+        cwd=scratch,
         env=_environment(scratch),
         umask=PRIVATE,
         check=False,

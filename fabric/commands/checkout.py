@@ -110,7 +110,7 @@ def _to_directory(project: Project, blobs: list[Blob], to: Path) -> None:
     Others of this machine must not run its setuid programs, which are not kept as this machine's
     are: those of an ordinary user lose the bits, and only root can enter a tree that has some.
     """
-    scratch = Path(tempfile.mkdtemp(prefix=f".{to.name}.", dir=to.parent))
+    scratch = Path(tempfile.mkdtemp(prefix=f".{to.name[:40]}.", dir=to.parent))
     try:
         tree = Unpacker(scratch, keep_raising=os.geteuid() == 0)
         for blob in blobs:
@@ -136,7 +136,7 @@ def _to_tar(project: Project, blobs: list[Blob], to: Path) -> None:
         raise FabricError(
             f"{to}: {len(blobs)} archives do not make one tar; name one artifact, or a directory"
         )
-    part = to.with_name(f".{to.name}.{os.getpid()}")
+    part = to.with_name(f".{to.name[:40]}.{os.getpid()}")
     try:
         if to.name.endswith(".tar"):
             with project.store.open(blobs[0]) as source, part.open("wb") as target:

@@ -71,6 +71,21 @@ def small() -> Archive:
     return archive.add("etc/hostname", data=b"before\n")
 
 
+@pytest.mark.parametrize(
+    "name", ["-x/it", "a:b/it", "a@@1/it", "nbd:x/it.qcow2", "json:{}/it.qcow2", "a@@1", "x" * 255]
+)
+def test_no_tool_takes_a_path_for_something_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    rootfs = small().write(tmp_path / "rootfs.tar.zst")
+    monkeypatch.chdir(tmp_path)
+    to = Path(name)
+    to.parent.mkdir(exist_ok=True)
+    image = make_image(rootfs, to, size=SIZE, format="qcow2" if to.suffix else "raw")
+    assert (image.path, to.exists()) == (to, True)
+    assert list(to.parent.glob(".*")) == []
+
+
 def root_of(image: Image) -> str:
     """The root filesystem, as e2fsprogs name it."""
     with image.path.open("rb") as disk:

@@ -155,6 +155,17 @@ def test_a_folder_whose_name_is_no_text(tmp_path: Path, place: str) -> None:
     every_command(project, {})
 
 
+@pytest.mark.parametrize("to", ["x" * 255, "x" * 251 + ".tar", "-x", "a\nb"])
+def test_any_name_for_what_is_checked_out(project: Project, to: str) -> None:
+    project.write(one=SHARE.format("one"))
+    assert project.build().returncode == 0
+    for more in ((), ("--force",)):
+        done = project.run("checkout", SYSTEM, f"--to={to}", *more)
+        assert done.returncode == 0, done.stderr
+    assert (project.logs / to).exists()
+    assert list(project.logs.glob(".*")) == []
+
+
 @pytest.mark.parametrize("cache", ["memory", "disk"])
 def test_a_cache_in_memory_and_a_store_on_disk_and_the_reverse(tmp_path: Path, cache: str) -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
