@@ -69,7 +69,10 @@ class Notes:
             with contextlib.suppress(OSError):  # journald is busy: it has other notes to keep
                 self._line.send(b"".join(_field(*each) for each in told if each[1]))
         elif priority < INFO or self.informs:
-            print(f"{self._program}: {text}", file=sys.stderr, flush=True)
+            # Nobody's title begins a line, as if it were a note; and a full disk ends nobody.
+            shown = text.replace("\n", "\n  ")
+            with contextlib.suppress(OSError):
+                print(f"{self._program}: {shown}", file=sys.stderr, flush=True)
 
 
 def _field(name: str, value: str) -> bytes:

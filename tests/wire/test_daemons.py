@@ -254,3 +254,17 @@ def test_a_worker_whose_name_is_not_its_keys_says_so(farm: Farm) -> None:
     )  # fmt: skip
     assert done.returncode == 1
     assert "it is w2 in the settings, and w1 in the key" in done.stderr
+
+
+def test_a_title_looks_like_no_other_note(capsys: pytest.CaptureFixture[str]) -> None:
+    Notes("me", chatty=True, environ={}).info("request r1: a title\nme: request r2: failed")
+    assert capsys.readouterr().err == "me: request r1: a title\n  me: request r2: failed\n"
+
+
+def test_a_note_that_cannot_be_written_ends_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        Notes("me", environ={})("a warning")
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            full.close()
