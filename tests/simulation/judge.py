@@ -140,8 +140,11 @@ class Judge:
                     continue
                 if self._was_not_taken(broker, key, fence) or builder.node in broker.ousted:
                     continue
-                silence = now - broker.heard.get(builder.node, broker.started)
+                heard = broker.heard.get(builder.node, broker.started)
+                silence = now - heard
                 known = (broker.run, key, fence) in self._attempts
+                if not known and builder.began[key, fence] > heard:
+                    continue  # a former broker's word came late
                 if silence < (limits.lease if known else SETTLE) - 0.001:
                     name = self.world.names[key]
                     raise Violation(f"{name} runs on {builder.node} and begins on {event.worker}")

@@ -44,6 +44,7 @@ class Builder:
             name=name, instance=node, arch=ARCH, slots=slots, features=features
         )
         self.logs: dict[Id, bytes] = {}
+        self.began: dict[Id, float] = {}  # when
         self._store = world.warehouse.open()
         self._ahead = world.some_clock()
         self._tick()
@@ -119,6 +120,7 @@ class Builder:
         world.counts["builds"] += 1
         id = (action.key, action.fence)
         self.logs[id] = b""
+        self.began[id] = world.now
         name = msgspec.msgpack.decode(action.job, type=str)
         depends = world.graph[action.key].depends
         world.tell(f"{self.node} begins {name} {id[1]}")
