@@ -160,7 +160,7 @@ class Builder:
             return "refused", ()
         if self.kind == "liar":
             world.inject("lie", f"{self.node} {name}")
-            if depends and rng.random() < 0.6:
+            if depends and rng.random() < 0.8:
                 return "fault", tuple(rng.sample(depends, 1))
             return "says done", ()
         return ("failed" if name.endswith("-bad") else "done"), ()

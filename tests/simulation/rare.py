@@ -29,7 +29,7 @@ EVENTS = (
     "a log is not whole",
     "a log is looked for in the store",
     "a log has a gap",
-    "a worker is told that it is refused",
+    "refused: bad-request",
     "refused: not-now",
     "refused: unknown-request",
     "refused: no-log",

@@ -88,7 +88,7 @@ class Scenario:
             orders=rng.choice((0.0, 0.5, 1.0)),
             detached=rng.choice((0.0, 0.4)),
             sick=rng.choice((0, 0, 0, 1)),
-            liars=rng.choice((0, 0, 0, 1, 2)),
+            liars=rng.choice((0, 0, 1, 2)),
             shy=rng.choice((0, 0, 1)),
             lease=rng.choice((4.0, 10.0)),
             keep_going=rng.random() < 0.4,

@@ -309,7 +309,6 @@ class Simulation(Network):
 
     def refused(self, builder: Builder, reason: str) -> None:
         """A worker is told that it is refused.  It goes on, as real ones do."""
-        self.rare("a worker is told that it is refused")
         if not self.scenario.tardy:
             raise Violation(f"{builder.node} is refused: {reason}")
 
