@@ -127,7 +127,7 @@ class Run:
 
     def __init__(self, world: Simulation, disk: Disk) -> None:
         self.world = world
-        self.alive = True
+        self.alive = False
         self.started = world.now
         self._ahead = world.some_clock()
         self.sent: dict[tuple[str, int], float] = {}  # node, sequence -> when it sent this report
@@ -145,10 +145,11 @@ class Run:
         scenario = world.scenario
         self._spools = Spools(disk.directory / "logs", scenario.log_memory, scenario.log_disk)
         self.transport = Transport(self)
+        self.desk = Desk(world.warehouse.open, self.wake, _Helpers(self))
         simulated: dict[str, Any] = {
             "wake": self,
             "listener": self.transport,
-            "desk": Desk(world.warehouse.open, self.wake, _Helpers(self)),
+            "desk": self.desk,
             "resolvers": Resolvers(self),
         }
         self._broker = Broker(
@@ -161,6 +162,7 @@ class Run:
             ),
             lasting=True,
         )
+        self.alive = True
         self.wake()
 
     def _new_core(self) -> Scheduler:
@@ -180,6 +182,18 @@ class Run:
     def clock(self) -> float:
         """Monotonic seconds on its machine."""
         return self.world.now + self._ahead
+
+    def queues(self) -> dict[str, int]:
+        """How much waits in the broker, for whom."""
+        if not self.alive:
+            return {}  # it is being made
+        audience, desk = self._broker._audience, self.desk
+        return {
+            "initiators": len(audience._unsaid),
+            "the core": len(desk._answers),
+            "who reads logs": len(desk._pieces),
+            "the store": desk._questions.qsize() + desk._inspections.qsize(),
+        }
 
     def stop(self) -> None:
         """It is asked to end, and does so in order."""
@@ -251,6 +265,8 @@ class Run:
 
     def _warned(self, text: str) -> None:
         self.world.tell(f"broker: {text}")
+        if "set aside" in text:
+            raise Violation(text)
 
 
 class _Judged(Scheduler):
@@ -335,6 +351,9 @@ class Transport:
         frame = _encode(message)
         if len(frame) > bounds.FRAME:
             raise Violation(f"{type(message).__name__} for {node} has {len(frame):,} bytes")
+        told = getattr(message, "reason", "") + getattr(message, "error", "")
+        if "a fault of distbuild" in told:
+            raise Violation(told)
         if isinstance(message, LogWanted):
             world.rare("a log has a gap")
         if isinstance(message, Refused):

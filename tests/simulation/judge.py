@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 TURNS = 6
 #: Events of which one is followed by a look at everything: what is wrong stays so for a while.
 LOOK = 4
+#: Messages that may wait in the broker for anybody: the farms here are small.
+QUEUED = 300
 #: Seconds in peace that an initiator may stay when its request is over.
 LATE = 60.0
 #: Seconds after its start in which a broker lets workers say what they run.
@@ -48,6 +50,9 @@ class Judge:
         self._looks += 1
         if self._looks % LOOK == 0:
             validate(scheduler, now)
+            for whom, number in broker.queues().items():
+                if number > QUEUED:
+                    raise Violation(f"{number} messages wait in the broker for {whom}")
         for request in scheduler.requests.values():
             if not request.over and not request.running:
                 self._has_reason(broker, request)
