@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fabric import bounds
 from fabric.scheduling import events
 from fabric.scheduling.check import validate
 from fabric.scheduling.model import Request, Task, Worker
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 TURNS = 6
 #: Events of which one is followed by a look at everything: what is wrong stays so for a while.
 LOOK = 4
-#: Messages that may wait in the broker for anybody: the farms here are small.
-QUEUED = 300
+#: Messages that may wait in the broker for anybody, beside updates: the farms here are small.
+QUEUED = bounds.UNSAID + 100
 #: Seconds in peace that an initiator may stay when its request is over.
 LATE = 60.0
 #: Seconds after its start in which a broker lets workers say what they run.
