@@ -13,6 +13,7 @@ import os
 import select
 import shutil
 import signal
+import stat
 import subprocess
 import threading
 import time
@@ -29,6 +30,7 @@ from fabric.building.log import Log
 from fabric.building.room import full, processes_ended
 from fabric.building.steps import Progress
 from fabric.errors import BuildFailed, MachineFault
+from fabric.files import walk
 
 #: What a root who installs software needs, inside its own user namespace.
 _CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETGID", "SETUID", "SYS_CHROOT")
@@ -149,10 +151,35 @@ def _no_more_namespaces() -> tuple[str, ...]:
     return () if read_only else ("--disable-userns",)
 
 
+#: Of /proc: bubblewrap makes them read-only.
+_SAFE = ("bus", "irq")
+
+
+def _settings(proc: Path) -> list[str]:
+    """Folders of /proc with files to write to, such as sys, scsi, acpi or dynamic_debug."""
+    found = ["sys"]
+    for folder in sorted(proc.iterdir()):
+        if folder.name.isdigit() or folder.name in (*found, *_SAFE) or folder.is_symlink():
+            continue
+        with suppress(OSError):
+            for inner, name, _ in walk(folder):
+                mode = os.stat(name, dir_fd=inner, follow_symlinks=False).st_mode
+                if stat.S_ISREG(mode) and mode & 0o222:
+                    found.append(folder.name)
+                    break
+    return found
+
+
 #: The kernel's own places.  A build of a worker that is root is, to the kernel, that root: it
 #: needs no capability to write what belongs to root, as all of /proc/sys does.
 KERNEL = (
-    *("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev"),
+    *("--proc", "/proc"),
+    *(
+        word
+        for name in _settings(Path("/proc"))
+        for word in ("--ro-bind-try", f"/proc/{name}", f"/proc/{name}")
+    ),
+    *("--dev", "/dev"),
     *("--perms", "1777", "--size", str(bounds.SANDBOX_SHM), "--tmpfs", "/dev/shm"),
 )
 

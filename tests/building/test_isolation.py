@@ -281,11 +281,15 @@ class TestKernel:
 import os, sys
 reached = [
     os.path.join(folder, file)
-    for top in ("/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus")
-    for folder, _, files in os.walk(top)
+    for top in os.scandir("/proc")
+    if top.is_dir(follow_symlinks=False) and not top.name.isdigit()
+    for folder, _, files in os.walk(top.path)
     for file in files
-    if os.access(os.path.join(folder, file), os.W_OK)
+    if os.stat(os.path.join(folder, file), follow_symlinks=False).st_mode & 0o222
+    and os.access(os.path.join(folder, file), os.W_OK)
 ]
+if os.access("/proc/sysrq-trigger", os.W_OK):
+    reached.append("sysrq-trigger")
 sys.exit(f"may write {reached[:10]}" if reached else 0)
 """
         hostile(kit, attack)
