@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import synthetic
-from hosts import DISK, Host, Network, faketime, sh
+from hosts import CLOCK, DISK, Host, Network, faketime, sh
 from services import Service, Supervisor
 
 MIB = 1 << 20
@@ -70,7 +70,7 @@ class Farm:
         """Run a program on a host, for ever."""
         clock = {
             "LD_PRELOAD": faketime(),
-            "FAKETIME_TIMESTAMP_FILE": str(DISK / "clock"),
+            "FAKETIME_TIMESTAMP_FILE": str(CLOCK),
             "FAKETIME_CACHE_DURATION": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             "FAKETIME_DISABLE_SHM": "1",

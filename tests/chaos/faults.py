@@ -24,6 +24,8 @@ ENOUGH = 60
 #: Seconds that a program stands still with all its children: longer than a lease, and than what
 #: the others wait before they make their connections anew.
 STANDSTILL = 3 * LEASE
+#: The same of a user's command: longer than the broker waits for a word of it.
+ABSENCE = 20.0
 #: Seconds that the store takes to answer, and a disk stays full, when they take long.
 SLUGGISH = 20.0
 FULL = 60.0
@@ -177,11 +179,11 @@ class Faults:
         return self._say(f"stop for {seconds:.0f} s {len(stopped)} processes of", service.name)
 
     def pause(self) -> bool:
-        """The same with a user's command."""
+        """A user's command stands still, which is taken for an end of it, and goes on."""
         user = self.random.choice(self.users)
         if self._broken(f"command of {user.name}") or (stopped := user.stop()) is None:
             return False
-        self._later(STANDSTILL, f"command of {user.name}", stopped.go_on)
+        self._later(ABSENCE, f"command of {user.name}", stopped.go_on)
         return self._say("stop initiator of", user.name)
 
     def restart(self, service: Service) -> bool:
