@@ -54,6 +54,9 @@ QUESTION = _bound(
 )
 COMPONENTS = _bound("COMPONENTS", 1000, "names", "the components of an order", "it is refused")
 SLOTS = _bound("SLOTS", 1024, "slots", "what a worker builds at a time", "its report is refused")
+WORKERS = _bound(
+    "WORKERS", 256, "workers", "those of one machine without a controller", "the setting is refused"
+)
 REPORTED = _bound(
     "REPORTED",
     2 * SLOTS,

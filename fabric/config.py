@@ -117,7 +117,7 @@ class Settings(Building, frozen=True, kw_only=True):
     #: a build waits so long for a controller or a trove that is out of reach
     patience: Seconds = 300.0
     #: workers of the embedded fabric; 0: two, or a quarter of the cores if that is more
-    workers: Size = 0
+    workers: Annotated[int, Meta(ge=0, le=bounds.WORKERS)] = 0
 
     @property
     def keys_dir(self) -> Path:

@@ -55,6 +55,7 @@ def test_a_file_that_is_named_must_be_there(tmp_path: Path) -> None:
     assert load_settings({"XDG_CONFIG_HOME": str(tmp_path)}) == Settings()
 
 
+@pytest.mark.bound("WORKERS")
 @pytest.mark.parametrize(
     ("text", "more", "said"),
     [
@@ -63,6 +64,7 @@ def test_a_file_that_is_named_must_be_there(tmp_path: Path) -> None:
         ("workers = ", {}, r"distbuild\.toml: Invalid value"),
         ("workers = -1", {}, r"workers: Expected `int` >= 0"),
         ("", {"FABRIC_WORKERS": "x"}, "FABRIC_WORKERS: workers: Expected `int`"),
+        ("", {"FABRIC_WORKERS": "257"}, "FABRIC_WORKERS: workers: Expected `int` <= 256"),
         ("[aliases]\nupstream = 3", {}, r"aliases"),
         ("priority = 11", {}, r"priority: Expected `int` <= 10"),
     ],
