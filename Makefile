@@ -118,6 +118,10 @@ quick: setup-test ## the tests that need no real sources: minutes
 simulate: setup-dev ## play SEEDS=N new disasters of a simulated farm, or those from FIRST=N on
 	$(BIN)/python tests/simulation --seeds $(SEEDS) $(if $(FIRST),--first $(FIRST))
 
+.PHONY: mutants
+mutants: setup-dev ## take repairs out one by one: the simulator has to notice each; SEEDS=N at most for each
+	$(BIN)/python tests/simulation/mutants.py --seeds $(SEEDS)
+
 .PHONY: chaos
 chaos: setup-test ## a farm broken FAULTS times as SEED says, each PACE s; it builds PARTS=all of the example
 	FAULTS='$(FAULTS)' SEED='$(SEED)' PACE='$(PACE)' PARTS='$(PARTS)' $(BIN)/pytest --timeout 0 tests/chaos

@@ -165,6 +165,9 @@ class Judge:
         for request in world.detached:
             if not world.is_over(request):
                 raise Violation(f"{request} was accepted, and is not over")
+        for request, told in world.told.items():
+            if "cancelled" in told and len(told) > 1:
+                raise Violation(f"{request} was cancelled, and goes on: {told}")
         if world.broker is not None:
             self._all_have_ended(world.broker)
 

@@ -79,7 +79,7 @@ class Scenario:
             damages=some(0.3),
             cancels=rng.choice((0.0, 0.0, 0.1)),
             drains=some(0.1),
-            bad_steps=rng.choice((0.0, 0.0, 0.1)),
+            bad_steps=rng.choice((0.0, 0.0, 0.1, 0.3)),
             poison=rng.choice((0.0, 0.0, 0.0, 0.1)),
             foreign=rng.choice((0.0, 0.0, 0.0, 0.05)),
             special=rng.choice((0.0, 0.3)),

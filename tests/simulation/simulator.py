@@ -64,6 +64,7 @@ class Simulation(Network):
         self.goals: dict[str, tuple[str, ...] | None] = {}  # request -> goals; None: unresolvable
         self.cancelled: set[str] = set()
         self.done: dict[str, set[int]] = {}  # key -> attempts that built it
+        self.told: dict[str, set[str]] = {}  # request -> how it ended, as initiators heard
         self.over: dict[str, float] = {}  # request -> when it was over last
         self.detached: set[str] = set()  # accepted, so that nobody need watch any more
         self._expected = scenario.requests  # requests still to come

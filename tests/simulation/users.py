@@ -123,6 +123,8 @@ class Initiator:
                     if action.refused:
                         assert self.attached, action.message
                         self.refused = action.message
+                    else:
+                        self.world.told.setdefault(self.mirror.request, set()).add(action.state)
 
 
 class Console:
