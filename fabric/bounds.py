@@ -232,6 +232,14 @@ UNSAID = _bound(
     "a question is dropped; its sender repeats it",
 )
 
+FOLLOWED = _bound(
+    "FOLLOWED",
+    1000,
+    "builds",
+    "builds that one name follows at a time, each counted on each connection",
+    "the one it was silent about longest is followed no more, until it polls again",
+)
+
 # -- logs ----------------------------------------------------------------------------------
 
 STEP_LOG = _bound(

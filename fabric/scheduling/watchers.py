@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator
 
+from fabric import bounds
+
 #: Seconds between two updates to one follower, at least, but for the last.
 UPDATE_EVERY = 0.05
 #: Seconds after its last word that a follower counts; it polls each second.
@@ -29,6 +31,7 @@ class Watchers:
 
     def __init__(self) -> None:
         self._all: dict[str, dict[bytes, Watcher]] = {}  # request -> peer -> watcher
+        self._of: dict[str, dict[Watcher, None]] = {}  # by owner, those silent longest first
         self._curious: dict[Watcher, None] = {}  # there is news for them, or they asked
 
     def watch(self, request: str, peer: bytes, now: float, seen: int = 0, owner: str = "") -> None:
@@ -39,6 +42,12 @@ class Watchers:
             watcher = watchers[peer] = Watcher(request, peer, owner)
         watcher.seen, watcher.heard = seen, now
         self._curious[watcher] = None
+        its = self._of.setdefault(watcher.owner, {})
+        its.pop(watcher, None)
+        its[watcher] = None
+        if watcher.owner and len(its) > bounds.FOLLOWED:
+            silent = next(iter(its))
+            self.unwatch(silent.request, silent.peer)
 
     def unwatch(self, request: str, peer: bytes) -> None:
         """A peer is gone, or its request is."""
@@ -46,6 +55,10 @@ class Watchers:
         watcher = watchers.pop(peer, None)
         if watcher is not None:
             self._curious.pop(watcher, None)
+            its = self._of[watcher.owner]
+            del its[watcher]
+            if not its:
+                del self._of[watcher.owner]
             if not watchers:
                 del self._all[request]
 

@@ -1,5 +1,8 @@
 """Who follows which request, and when they are told."""
 
+import pytest
+
+from fabric import bounds
 from fabric.scheduling.watchers import HERE, UPDATE_EVERY, Watchers
 
 
@@ -69,3 +72,21 @@ def test_who_is_silent_does_not_count_as_there() -> None:
     assert watchers.watched("r1", 10.0 + HERE)
     assert not watchers.watched("r1", 10.1 + HERE)
     assert not watchers.watched("r2", 0.0)
+
+
+@pytest.mark.bound("FOLLOWED")
+def test_of_what_one_name_follows_the_longest_silent_goes() -> None:
+    watchers = Watchers()
+    for n in range(bounds.FOLLOWED):
+        watchers.watch(f"r{n}", b"a", 0.0, owner="m")
+    watchers.watch("r0", b"b", 0.0, owner="another")
+    watchers.watch("r0", b"a", 0.0, owner="m")  # not silent
+    watchers.watch("more", b"a", 0.0, owner="m")
+    followed = told(watchers, 0.0)
+    assert ("r0", b"a", 0) in followed
+    assert ("r0", b"b", 0) in followed
+    assert ("r1", b"a", 0) not in followed
+    assert len(followed) == bounds.FOLLOWED + 1
+    for request, peer, _ in followed:
+        watchers.unwatch(request, peer)
+    assert not watchers._of
