@@ -8,6 +8,7 @@ sender's role allows it.  Names are those in the senders' keys.  What is wrong i
 from __future__ import annotations
 
 import math
+import re
 import sys
 import time
 from collections import Counter
@@ -66,6 +67,8 @@ MAY_SAY: dict[str, tuple[type, ...]] = {
     "worker": (Report, LogPiece),
     "initiator": (Order, Poll, Leave, LogRead, Query, Command),
 }
+#: Ids of one length: none is how another begins, by which users name it.
+_ID = re.compile("[0-9a-f]{32}")
 #: Bytes of such a message, at most.
 LARGEST: dict[Any, int] = {
     Report: bounds.REMOTE_FRAME,
@@ -297,6 +300,10 @@ class Listener:
             reason = f"{kind} of {size:,} bytes: it may have {largest:,}"
             self.refuse(peer, about(message), "bad-request", reason)
             self._scold(peer, sender, reason)
+            return None
+        if isinstance(message, Order) and not _ID.fullmatch(message.request):
+            reason = "the id of a request has 32 hexadecimal digits"
+            self.refuse(peer, message.request, "bad-request", reason)
             return None
         if isinstance(message, Report) and message.name != sender.name:
             return msgspec.structs.replace(message, name=sender.name)

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+import msgspec
 import pytest
 import zmq
 from farm_kit import Farm, report
@@ -121,6 +122,11 @@ REFUSED = [
         INITIATOR,
         order(components=("x" * 4000,) * 980),
         "Order of 3,923,115 bytes: it may have 65,536",
+    ),
+    case("how another id begins")(
+        INITIATOR,
+        msgspec.structs.replace(order(), request="0123456789ab"),
+        "the id of a request has 32 hexadecimal digits",
     ),
     case("question's subject")(
         INITIATOR,
