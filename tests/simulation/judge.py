@@ -146,6 +146,10 @@ class Judge:
                     continue
                 if self._was_not_taken(broker, key, fence) or builder.node in broker.ousted:
                     continue
+                worker = broker.scheduler.workers.get(builder.name)
+                attempt = worker.held.get((key, fence)) if worker is not None else None
+                if attempt is not None and attempt.stuck:
+                    continue  # it was told to end it long ago
                 heard = broker.heard.get(builder.node, broker.started)
                 silence = now - heard
                 known = (broker.run, key, fence) in self._attempts
