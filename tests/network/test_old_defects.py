@@ -28,7 +28,7 @@ DEFECTS: dict[int, tuple[str, list[str]]] = {
         "the job of a lost worker is never built again",
         [
             f"{FARM}::test_a_worker_killed_in_mid_build",
-            "simulation/test_scenarios.py::test_scenarios",
+            "simulation/test_scenarios.py::test_fresh_seeds",
         ],
     ),
     3: (
