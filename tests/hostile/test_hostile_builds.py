@@ -411,15 +411,18 @@ def test_a_large_upload_does_not_hold_up_cancelling(kit: Kit) -> None:  # noqa: 
 
 
 def test_memory_that_runs_out_is_said(kit: Kit) -> None:  # noqa: F811
-    """A build in a control group with little memory: the kernel ends what needs most."""
+    """A build in a control group with little memory: the kernel ends what needs most.
+
+    These tests are in the group, too, and may have grown to hundreds of MiB.
+    """
     group = Path(f"/sys/fs/cgroup/memory/fabric-test-{os.getpid()}")
     try:
         group.mkdir()
-        (group / "memory.limit_in_bytes").write_text(str(200 << 20))
+        (group / "memory.limit_in_bytes").write_text(str(1 << 30))
         (group / "cgroup.procs").open("w").close()
     except OSError:
         pytest.skip("needs a control group for memory, of version 1")
-    code = "x = bytearray(1 << 30); print(len(x))"
+    code = "x = bytearray(4 << 30); print(len(x))"
     job = kit.chunk(install=[python(f"{code}") + "; sleep 1000"], **HOST)
     scope = group / "cgroup.procs"
     original = Path("/proc/self/cgroup").read_text()
