@@ -81,7 +81,7 @@ def test_jobs_and_keys(terminal: Terminal) -> None:
     terminal.types("\x1a")
     terminal.sees(lambda lines: any("Stopped" in line for line in lines), "that it stopped")
     terminal.types("fg\n")
-    terminal.sees(lambda lines: lines[-1] == command, "that it goes on")
+    terminal.sees(lambda lines: lines[-1].startswith("sh -c"), "that it goes on")
     terminal.press_ctrl_c()
     terminal.types("\necho $?, $(jobs | wc -l) jobs\n")
     terminal.sees(lambda _: lines_ending(terminal, "130, 0 jobs") == 1, "that Ctrl-C ended it")
