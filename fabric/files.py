@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -48,6 +49,25 @@ def remember(path: Path, content: bytes) -> None:
         put(fresh, path)
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def sealed(content: bytes) -> bytes:
+    """``content`` behind its SHA-256, for `unsealed` to compare."""
+    return hashlib.sha256(content).digest() + content
+
+
+def unsealed(data: bytes) -> bytes | None:
+    """What was `sealed`; None if it has changed since."""
+    seal, content = data[:32], data[32:]
+    return content if hashlib.sha256(content).digest() == seal else None
+
+
+def beside(path: Path) -> str:
+    """How the name of a hidden file begins that is to stand beside ``path`` for a while.
+
+    A name has 255 bytes at most, and a character up to four.
+    """
+    return f".{path.name[:40]}."
 
 
 def put(fresh: Path, path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from fabric.files import recall, remember
+from fabric.files import recall, remember, sealed, unsealed
 
 if TYPE_CHECKING:  # the digest is wanted by those who build nothing
     from fabric.building.layers import Layers
@@ -102,17 +102,14 @@ def host_tools(cache: Path) -> str:
         seen[str(path)] = (look, digest)
         lines.append(f"{name} {digest}\n")
     if seen != known:
-        content = msgspec.json.encode(seen)
-        remember(cache, hashlib.sha256(content).digest() + content)
+        remember(cache, sealed(msgspec.json.encode(seen)))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _remembered(cache: Path) -> dict[str, tuple[str, str]]:
     """What `host_tools` wrote; nothing if that is not there, or is damaged."""
-    content = recall(cache)
-    if hashlib.sha256(content[32:]).digest() == content[:32]:
-        return msgspec.json.decode(content[32:], type=dict[str, tuple[str, str]])
-    return {}
+    content = unsealed(recall(cache))
+    return {} if content is None else msgspec.json.decode(content, type=dict[str, tuple[str, str]])
 
 
 def _tools() -> Iterator[tuple[str, Path]]:

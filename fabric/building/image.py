@@ -21,6 +21,7 @@ import msgspec
 from fabric.building.image_disk import MIB, Disk, check_tools, run
 from fabric.building.image_rootfs import File, ImageError, files_below, overlay, survey
 from fabric.errors import NO_ROOM
+from fabric.files import beside
 
 __all__ = ["KERNEL_ARGUMENTS", "File", "Image", "ImageError", "files_below", "make_image"]
 
@@ -113,7 +114,7 @@ def make_image(
 @contextmanager
 def _scratch(to: Path) -> Iterator[Path]:
     """A folder beside ``to``, so that the image can be renamed; gone in the end."""
-    path = Path(tempfile.mkdtemp(prefix=f".{to.name[:40]}.", dir=to.parent.absolute()))
+    path = Path(tempfile.mkdtemp(prefix=beside(to), dir=to.parent.absolute()))
     try:
         yield path
     finally:

@@ -16,7 +16,7 @@ from fabric.commands.common import healing, heed_signals, open_built, print_json
 from fabric.config import Settings
 from fabric.definitions.graph import Step
 from fabric.errors import FabricError, command, in_line
-from fabric.files import real
+from fabric.files import beside, real
 from fabric.jobs import Blob, Content
 from fabric.plan import Plan
 from fabric.project import Project
@@ -110,7 +110,7 @@ def _to_directory(project: Project, blobs: list[Blob], to: Path) -> None:
     Others of this machine must not run its setuid programs, which are not kept as this machine's
     are: those of an ordinary user lose the bits, and only root can enter a tree that has some.
     """
-    scratch = Path(tempfile.mkdtemp(prefix=f".{to.name[:40]}.", dir=to.parent))
+    scratch = Path(tempfile.mkdtemp(prefix=beside(to), dir=to.parent))
     try:
         tree = Unpacker(scratch, keep_raising=os.geteuid() == 0)
         for blob in blobs:
@@ -136,7 +136,7 @@ def _to_tar(project: Project, blobs: list[Blob], to: Path) -> None:
         raise FabricError(
             f"{to}: {len(blobs)} archives do not make one tar; name one artifact, or a directory"
         )
-    part = to.with_name(f".{to.name[:40]}.{os.getpid()}")
+    part = to.with_name(f"{beside(to)}{os.getpid()}")
     try:
         if to.name.endswith(".tar"):
             with project.store.open(blobs[0]) as source, part.open("wb") as target:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from fabric.files import put, recall
+from fabric.files import put, recall, sealed, unsealed
 
 _CHUNK = 256 * 1024
 
@@ -87,17 +87,16 @@ def _entries(directory: bytes) -> list[tuple[os.DirEntry[bytes], os.stat_result]
 
 def read_record(file: Path) -> Record | None:
     """A record; None if there is none, or it is damaged."""
-    content = recall(file)
-    if hashlib.sha256(content[32:]).digest() == content[:32]:
+    content = unsealed(recall(file))
+    if content is not None:
         with contextlib.suppress(msgspec.DecodeError):
-            return _decode(content[32:])
+            return _decode(content)
     return None
 
 
 def write_record(file: Path, record: Record, scratch: Path) -> None:
     """Write a record, by way of the file ``scratch`` beside it."""
-    content = _encode(record)
-    scratch.write_bytes(hashlib.sha256(content).digest() + content)
+    scratch.write_bytes(sealed(_encode(record)))
     put(scratch, file)
 
 
