@@ -104,10 +104,13 @@ def _entries(directory: bytes) -> Iterator[os.DirEntry[bytes]]:
         yield from entries
 
 
-def open_up(directory: bytes | Path) -> None:
-    """Let us read, change and move a directory of ours, whatever mode a build gave it."""
-    if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
-        os.chmod(directory, 0o700)
+def open_up(directory: bytes | str | Path, folder: int | None = None) -> None:
+    """Let us read, change and move a directory of ours, whatever mode a build gave it.
+
+    ``folder`` is an open directory that it is in, if it is named as in that.
+    """
+    if not os.access(directory, os.R_OK | os.W_OK | os.X_OK, dir_fd=folder):
+        os.chmod(directory, 0o700, dir_fd=folder)
 
 
 class Opener:
@@ -382,7 +385,7 @@ def remove(path: Path, stop: Callable[[], bool] = lambda: False) -> None:
     except FileNotFoundError:
         return
     open_up(path)
-    for folder, name, is_folder in walk(path, _open_up_in):
+    for folder, name, is_folder in walk(path, lambda folder, name: open_up(name, folder)):
         if stop():
             return
         if is_folder:
@@ -390,9 +393,3 @@ def remove(path: Path, stop: Callable[[], bool] = lambda: False) -> None:
         else:
             os.unlink(name, dir_fd=folder)
     os.rmdir(path)
-
-
-def _open_up_in(folder: int, name: str) -> None:
-    """The same for a directory in another."""
-    if not os.access(name, os.R_OK | os.W_OK | os.X_OK, dir_fd=folder):
-        os.chmod(name, 0o700, dir_fd=folder)
