@@ -90,15 +90,18 @@ class Threads:
 
     def begin(self, kind: str, step: Step) -> None:
         if kind not in self._threads:
-            self._threads[kind] = thread = threading.Thread(
-                target=lambda: all(iter(lambda: step(True), False)), name=kind, daemon=True
-            )
+            thread = threading.Thread(target=self._work, args=(step,), name=kind, daemon=True)
+            self._threads[kind] = thread
             thread.start()
 
     def close(self, timeout: float) -> None:
         """One that waits for a store that does not answer is left behind."""
         for thread in self._threads.values():
             thread.join(timeout)
+
+    def _work(self, step: Step) -> None:
+        while step(True):
+            pass
 
 
 class Desk:
@@ -110,8 +113,8 @@ class Desk:
         wake: Callable[[], None],
         helpers: Helpers | None = None,
     ) -> None:
-        """``open_store`` is called once for each kind of work, by whoever does it; ``wake`` after
-        each batch of answers.  Without ``helpers``, threads do the work.
+        """``helpers`` do the work, or threads.  They call ``open_store`` for a store of their own,
+        and ``wake`` after each batch of answers.
         """
         self._open_store = open_store
         self._wake = wake
