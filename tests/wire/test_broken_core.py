@@ -13,23 +13,16 @@ from typing import Any
 import msgspec
 import pytest
 import zmq
+from parts_kit import broker_at
 from wire_kit import key_of
 
-from fabric.broker import Broker, Parts, Wakeup
-from fabric.desk import Desk
-from fabric.journal import Journal
-from fabric.logs import Spools
-from fabric.notes import Notes
-from fabric.record import Record
+from fabric.broker import Broker, Wakeup
 from fabric.resolving import Resolvers
 from fabric.scheduling import answers, view
-from fabric.scheduling.core import Scheduler
 from fabric.scheduling.events import Resolved
 from fabric.scheduling.intake import Intake
 from fabric.scheduling.interest import Interest
-from fabric.trove.store import Store
 from fabric.wire import sockets
-from fabric.wire.listener import Listener
 from fabric.wire.messages import (
     PROTOCOL,
     Answer,
@@ -62,27 +55,6 @@ class Resolving(Resolvers):
             yield self._found.pop(0)
 
 
-def broker_at(path: Path, said: list[str]) -> Broker:
-    wake = Wakeup()
-    journal = Journal(path / "journal.sqlite", said.append, wake)
-    parts = Parts(
-        clock=time.monotonic,
-        wake=wake,
-        listener=Listener(sockets.in_directory(path), said.append, wake=wake.fd),
-        spools=Spools(path / "spools"),
-        record=Record(journal, Notes("broker"), None),
-        desk=Desk(lambda: Store(str(path / "store"), path / "scratch"), wake),
-        resolvers=Resolving(wake),
-        new_core=lambda: Scheduler(
-            epoch=journal.epoch,
-            secret=journal.secret,
-            durations=journal.durations,
-            now=time.monotonic(),
-        ),
-    )
-    return Broker(parts, lasting=True)
-
-
 class Service:
     """A broker that is started again when it ends, as by systemd."""
 
@@ -90,10 +62,13 @@ class Service:
         self.said: list[str] = []
         self.ends: list[str] = []
         self._path = path
-        self._broker = broker_at(path, self.said)
+        self._broker = self._begin()
         self._over = False
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
+
+    def _begin(self) -> Broker:
+        return broker_at(self._path, self.said.append, resolvers=Resolving)
 
     def _run(self) -> None:
         while not self._over:
@@ -102,10 +77,13 @@ class Service:
             except KeyError as error:
                 self.ends.append(str(error))
                 self._broker.close()
-                self._broker = broker_at(self._path, self.said)
+                self._broker = self._begin()
         self._broker.close()
 
-    def stop(self) -> None:
+    def __enter__(self) -> Service:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._over = True
         while self._thread.is_alive():  # it may just be another
             self._broker.stop()
@@ -168,33 +146,25 @@ def test_a_request_that_breaks_the_core_costs_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: Any, what: str
 ) -> None:
     breaks(monkeypatch, where, what)
-    service = Service(tmp_path)
-    try:
-        with peer_at(tmp_path) as ask:
-            fine = order("fine")
-            ask(fine, lambda it: isinstance(it, Update) and it.state == "building")
-            over = ask(order("poison"), lambda it: isinstance(it, Update) and it.state == "failed")
-            told = f"the controller broke at it, a fault of distbuild: KeyError: '{what}'"
-            assert over.message == told
-            ask(Poll(fine.request, 0), lambda it: isinstance(it, Update) and it.state == "building")
-            assert service.ends == [repr(what)]
-    finally:
-        service.stop()
+    with Service(tmp_path) as service, peer_at(tmp_path) as ask:
+        fine = order("fine")
+        ask(fine, lambda it: isinstance(it, Update) and it.state == "building")
+        over = ask(order("poison"), lambda it: isinstance(it, Update) and it.state == "failed")
+        told = f"the controller broke at it, a fault of distbuild: KeyError: '{what}'"
+        assert over.message == told
+        ask(Poll(fine.request, 0), lambda it: isinstance(it, Update) and it.state == "building")
+        assert service.ends == [repr(what)]
 
 
 def test_news_that_break_the_core_cost_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     breaks(monkeypatch, view, "update")
-    service = Service(tmp_path)
-    try:
-        with peer_at(tmp_path) as ask:
-            refused = ask(order("poison"), lambda it: isinstance(it, Refused))
-            told = "the controller broke at it, a fault of distbuild: KeyError: 'update'"
-            assert refused.reason == told
-            ask(order("fine"), lambda it: isinstance(it, Update) and it.state == "building")
-    finally:
-        service.stop()
+    with Service(tmp_path) as service, peer_at(tmp_path) as ask:
+        refused = ask(order("poison"), lambda it: isinstance(it, Refused))
+        told = "the controller broke at it, a fault of distbuild: KeyError: 'update'"
+        assert refused.reason == told
+        ask(order("fine"), lambda it: isinstance(it, Update) and it.state == "building")
     assert not service.ends
 
 
@@ -205,13 +175,9 @@ def test_a_question_that_breaks_the_core_costs_no_other(
         raise KeyError("answer")
 
     monkeypatch.setattr(answers, "answer", broken)
-    service = Service(tmp_path)
-    try:
-        with peer_at(tmp_path) as ask:
-            found = ask(Query(PROTOCOL, "q", "requests"), lambda it: isinstance(it, Answer))
-            told = "the controller broke at it, a fault of distbuild: KeyError: 'answer'"
-            assert found.error == told
-            ask(order("fine"), lambda it: isinstance(it, Update) and it.state == "building")
-    finally:
-        service.stop()
+    with Service(tmp_path) as service, peer_at(tmp_path) as ask:
+        found = ask(Query(PROTOCOL, "q", "requests"), lambda it: isinstance(it, Answer))
+        told = "the controller broke at it, a fault of distbuild: KeyError: 'answer'"
+        assert found.error == told
+        ask(order("fine"), lambda it: isinstance(it, Update) and it.state == "building")
     assert not service.ends

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
-from fabric.broker import Broker, Parts, Wakeup
-from fabric.desk import Desk
+from parts_kit import broker_at
+
 from fabric.journal import Journal
-from fabric.logs import Spools
-from fabric.notes import Notes
-from fabric.record import Record
-from fabric.resolving import Resolvers
 from fabric.scheduling import events
 from fabric.scheduling.core import Scheduler
 from fabric.scheduling.events import Opened
-from fabric.trove.store import Store
-from fabric.wire import sockets
-from fabric.wire.listener import Listener
 from fabric.wire.messages import PROTOCOL, Order
 
 
@@ -43,21 +35,7 @@ def test_a_request_that_breaks_the_core_is_set_aside(tmp_path: Path) -> None:
         intent = order(f"r{n}", title)
         journal.opened(Opened(intent.request, title, intent))
     journal.close()
-    wake = Wakeup()
-    journal = Journal(path, said.append, wake)
-    parts = Parts(
-        clock=time.monotonic,
-        wake=wake,
-        listener=Listener(sockets.in_directory(tmp_path), said.append, wake=wake.fd),
-        spools=Spools(tmp_path / "spools"),
-        record=Record(journal, Notes("broker"), None),
-        desk=Desk(lambda: Store(str(tmp_path / "store"), tmp_path / "scratch"), wake),
-        resolvers=Resolvers(("true",), wake),
-        new_core=lambda: Faulty(
-            None, epoch=journal.epoch, secret=journal.secret, durations={}, now=time.monotonic()
-        ),
-    )
-    broker = Broker(parts, lasting=True)
+    broker = broker_at(tmp_path, said.append, core=Faulty)
     assert list(broker._scheduler.requests) == ["r0", "r2"]
     broker.close()
     assert [text.partition(", and")[0] for text in said] == [

@@ -1,0 +1,47 @@
+"""A broker whose core, or resolvers, are of the test's own making."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from fabric.broker import Broker, Parts, Wakeup
+from fabric.desk import Desk
+from fabric.journal import Journal
+from fabric.logs import Spools
+from fabric.notes import Notes
+from fabric.record import Record
+from fabric.resolving import Resolvers
+from fabric.scheduling.core import Scheduler
+from fabric.trove.store import Store
+from fabric.wire import sockets
+from fabric.wire.listener import Listener
+
+
+def broker_at(
+    path: Path,
+    said: Callable[[str], None],
+    *,
+    core: type[Scheduler] = Scheduler,
+    resolvers: Callable[[Wakeup], Resolvers] = lambda wake: Resolvers(("true",), wake),
+) -> Broker:
+    """A lasting broker in the directory ``path``, which tells its troubles to ``said``."""
+    wake = Wakeup()
+    journal = Journal(path / "journal.sqlite", said, wake)
+    parts = Parts(
+        clock=time.monotonic,
+        wake=wake,
+        listener=Listener(sockets.in_directory(path), said, wake=wake.fd),
+        spools=Spools(path / "spools"),
+        record=Record(journal, Notes("broker"), None),
+        desk=Desk(lambda: Store(str(path / "store"), path / "scratch"), wake),
+        resolvers=resolvers(wake),
+        new_core=lambda: core(
+            epoch=journal.epoch,
+            secret=journal.secret,
+            durations=journal.durations,
+            now=time.monotonic(),
+        ),
+    )
+    return Broker(parts, lasting=True)
