@@ -132,6 +132,7 @@ class Run:
         self._ahead = world.some_clock()
         self.sent: dict[tuple[str, int], float] = {}  # node, sequence -> when it sent this report
         self.heard: dict[str, float] = {}  # node -> when it sent the last one that counted
+        self.lost: dict[str, float] = {}  # worker -> when its lease ended last
         self.ousted: set[str] = set()  # nodes that another run of their worker has replaced
         self._next = math.inf  # when a turn is planned
         self._turned, self._spins = -1.0, 0  # when the last turn was, and how many then
@@ -284,6 +285,7 @@ class _Judged(Scheduler):
     def handle(self, event: events.Event, now: float) -> list[events.Effect]:
         run = self._run
         before = Before(self, event, now - self._handled)
+        known = set(self.workers)
         self._handled = now
         effects = super().handle(event, now)
         if isinstance(event, Report):
@@ -292,6 +294,7 @@ class _Judged(Scheduler):
             if worker is not None and worker.instance == event.instance and worker.heard == now:
                 run.heard[event.instance] = run.sent[event.instance, event.sequence]
                 run.ousted.update(worker.former)
+        run.lost |= dict.fromkeys(known - self.workers.keys(), run.world.now)
         for effect in effects:
             if isinstance(effect, events.Began):
                 run.world.judge.began(run, effect)

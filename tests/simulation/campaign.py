@@ -8,6 +8,7 @@ import os
 import tempfile
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -50,15 +51,29 @@ def play(scenario: Scenario) -> Simulation:
     return simulation
 
 
+def wrong_with(scenario: Scenario) -> str:
+    """What `play` tells that went wrong; "" if nothing did."""
+    try:
+        play(scenario)
+    except AssertionError as error:
+        return str(error)
+    return ""
+
+
+def processes(begin: Callable[..., None], *args: object) -> ProcessPoolExecutor:
+    """One for each core, which first calls ``begin``: that is to end with ``gc.freeze()``, for to
+    look for garbage in what stays takes long.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(os.cpu_count(), spawn, initializer=begin, initargs=args)
+
+
 def play_all(first: int, count: int) -> Campaign:
     """Play so many seeds."""
     campaign = Campaign()
     starts = range(first, first + count, CHUNK)
     ends = [min(start + CHUNK, first + count) for start in starts]
-    # What is there when a process begins stays: to look at it for garbage takes long.
-    with ProcessPoolExecutor(
-        os.cpu_count(), multiprocessing.get_context("spawn"), initializer=gc.freeze
-    ) as pool:
+    with processes(gc.freeze) as pool:
         for part in pool.map(_play_some, starts, ends):
             campaign.counts += part.counts
             campaign.faults += part.faults
@@ -84,17 +99,7 @@ def _play_some(first: int, end: int) -> Campaign:
 
 def told(seed: int) -> str:
     """The story of a seed that went wrong, made as short as it can be."""
-    scenario = shrink(Scenario.of(seed), _fails)
-    try:
-        play(scenario)
-    except AssertionError as error:
-        return f"seed {seed}, made small: {differences(scenario)}\n\n{error}"
+    scenario = shrink(Scenario.of(seed), lambda smaller: bool(wrong_with(smaller)))
+    if wrong := wrong_with(scenario):
+        return f"seed {seed}, made small: {differences(scenario)}\n\n{wrong}"
     return f"seed {seed} went wrong once, and then did not"
-
-
-def _fails(scenario: Scenario) -> bool:
-    try:
-        play(scenario)
-    except AssertionError:
-        return True
-    return False

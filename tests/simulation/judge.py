@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from fabric import bounds
 from fabric.scheduling import events
 from fabric.scheduling.check import validate
@@ -33,15 +35,22 @@ class Violation(AssertionError):
     """Something happened that must not."""
 
 
+class _Attempt(msgspec.Struct):
+    """One that a broker has told of."""
+
+    worker: str
+    began: float
+    ended: bool = False
+
+
 class Judge:
     def __init__(self, world: Simulation) -> None:
         self.world = world
         self._looks = 0
         #: request -> how much of its patience it has used, while attempts began for others
         self._passed_over: dict[str, float] = {}
-        #: run of the broker, key, fence -> when this began, and whether it has ended
-        self._attempts: dict[tuple[int, str, int], tuple[float, bool]] = {}
-        self._where: dict[tuple[int, str, int], str] = {}  # on which worker
+        #: by run of the broker, key, and fence
+        self._attempts: dict[tuple[int, str, int], _Attempt] = {}
 
     # -- after every event ---------------------------------------------------------------------
 
@@ -89,18 +98,17 @@ class Judge:
     def ended(self, broker: Run, event: events.Ended) -> None:
         """An attempt ends: it began, and ends for the first time."""
         id = (broker.run, event.key, event.fence)
-        began, ended = self._attempts.get(id, (0.0, True))
-        if ended:
+        attempt = self._attempts.get(id)
+        if attempt is None or attempt.ended:
             raise Violation(f"{self.world.names[event.key]} {event.fence} ends, and does not run")
-        self._attempts[id] = (began, True)
+        attempt.ended = True
 
     def began(self, broker: Run, event: events.Began) -> None:
         """An attempt begins: is it the only one, and whose turn was it?"""
         id = (broker.run, event.key, event.fence)
         if id in self._attempts:
             raise Violation(f"{self.world.names[event.key]} {event.fence} begins a second time")
-        self._attempts[id] = (self.world.now, False)
-        self._where[id] = event.worker
+        self._attempts[id] = _Attempt(event.worker, self.world.now)
         if event.found:
             return
         self._is_alone(broker, event)
@@ -130,10 +138,14 @@ class Judge:
                 raise Violation(f"{request.id} is starved")
 
     def _was_not_taken(self, broker: Run, key: str, fence: int) -> bool:
-        """Whether an attempt was given up because its worker did not say that it has it."""
-        began, ended = self._attempts.get((broker.run, key, fence), (0.0, False))
-        unheard = ended and (key, fence) not in broker.reported
-        return unheard and self.world.now - began > 2 * broker.scheduler.limits.lease
+        """Whether an attempt was given up because its worker did not say that it has it, when it
+        came back after it was lost, or in two leases.
+        """
+        attempt = self._attempts.get((broker.run, key, fence))
+        if attempt is None or not attempt.ended or (key, fence) in broker.reported:
+            return False
+        lost = broker.lost.get(attempt.worker, 0.0) >= attempt.began
+        return lost or self.world.now - attempt.began > 2 * broker.scheduler.limits.lease
 
     def _is_alone(self, broker: Run, event: events.Began) -> None:
         """No job runs twice at once, unless its worker could not be heard for long, or could not
@@ -179,10 +191,10 @@ class Judge:
     def _all_have_ended(self, broker: Run) -> None:
         """All attempts that began, but for those that a worker has."""
         workers = broker.scheduler.workers
-        for (run, key, fence), (_, ended) in self._attempts.items():
-            if run != broker.run or ended:
+        for (run, key, fence), attempt in self._attempts.items():
+            if run != broker.run or attempt.ended:
                 continue
-            lost = self._where[run, key, fence] not in workers
+            lost = attempt.worker not in workers
             if not lost and not any((key, fence) in each.held for each in workers.values()):
                 raise Violation(f"{self.world.names[key]} {fence} has not ended, and nobody has it")
 

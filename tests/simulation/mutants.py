@@ -9,17 +9,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import gc
-import multiprocessing
-import os
 import signal
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import msgspec
-from campaign import play
+from campaign import processes, wrong_with
 from scenarios import Scenario
 
 from fabric.audience import Audience
@@ -248,9 +245,7 @@ def _(old: Old) -> Old:
 def seeds_until_found(id: str, most: int) -> tuple[int, str]:
     """How many seeds it takes, and what goes wrong; 0 if ``most`` do not do."""
     first = time.time_ns() // 1000 % 10**10
-    with ProcessPoolExecutor(
-        os.cpu_count(), multiprocessing.get_context("spawn"), initializer=_put_in, initargs=(id,)
-    ) as pool:
+    with processes(_put_in, id) as pool:
         for number, wrong in enumerate(pool.map(_wrong, range(first, first + most)), 1):
             if wrong:
                 pool.shutdown(cancel_futures=True)
@@ -259,20 +254,16 @@ def seeds_until_found(id: str, most: int) -> tuple[int, str]:
 
 
 def _put_in(id: str) -> None:
-    gc.freeze()
     signal.signal(signal.SIGALRM, _hangs)
     MUTANTS[id].put_in()
+    gc.freeze()
 
 
 def _wrong(seed: int) -> str:
     signal.alarm(PATIENCE)
-    try:
-        play(Scenario.of(seed))
-    except AssertionError as error:
-        return f"{str(error).strip().splitlines()[-1]} ({seed})"
-    finally:
-        signal.alarm(0)
-    return ""
+    wrong = wrong_with(Scenario.of(seed))
+    signal.alarm(0)
+    return f"{wrong.strip().splitlines()[-1]} ({seed})" if wrong else ""
 
 
 def _hangs(*_: object) -> None:
