@@ -134,7 +134,7 @@ def test_a_log_that_cannot_be_read_now_is_not_said_to_be_gone(tmp_path: Path) ->
     faults = [StoreError("no route to host"), DamagedError("the blob is gone")]
 
     class Faulty(Store):
-        def read(self, blob, offset=0, length=None):  # type: ignore[no-untyped-def]
+        def read(self, blob: Blob, offset: int = 0, length: int | None = None) -> bytes:
             if faults:
                 raise faults.pop(0)
             return super().read(blob, offset, length)
