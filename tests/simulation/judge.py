@@ -165,7 +165,8 @@ class Judge:
                 heard = broker.heard.get(builder.node, broker.started)
                 silence = now - heard
                 known = (broker.run, key, fence) in self._attempts
-                if not known and builder.began[key, fence] > heard:
+                told = (key, fence) in broker.reported
+                if not (known or told) and builder.began[key, fence] >= heard:
                     continue  # a former broker's word came late
                 if silence < (limits.lease if known else SETTLE) - 0.001:
                     name = self.world.names[key]
@@ -219,8 +220,14 @@ class Judge:
         goals = world.goals[request]
         match mirror.state:
             case "done":
-                if goals is None or not world.warehouse.built.issuperset(goals) or failures:
-                    raise Violation(f"{request} is not done: {failures}")
+                # What failed for a former broker may have been built since for others.
+                stands = {
+                    world.names[key]
+                    for key, run in initiator.failed.items()
+                    if run == initiator.ended
+                } & failures.keys()
+                if goals is None or not world.warehouse.built.issuperset(goals) or stands:
+                    raise Violation(f"{request} is not done: {stands}")
                 if set(mirror.goals) != set(goals):
                     raise Violation(f"{request} has other goals")
             case "cancelled":
