@@ -243,7 +243,7 @@ def test_closed_files_say_the_same_by_exit_codes(project: Project, closed: str) 
 
 
 def test_a_reader_that_has_seen_enough(project: Project) -> None:
-    project.write(one="echo one", two=("one", "sleep 1000"))
+    project.write(one="sleep 1", two=("one", "sleep 1000"))
     script = shell('{ "$@"; echo $? >&2; } | head -n 1')
     done = project.run("build", SYSTEM, within=script)
     assert done.stdout.startswith("[0/4] one: building on worker-")
