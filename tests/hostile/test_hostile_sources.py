@@ -159,7 +159,18 @@ ARCHIVES: dict[str, tuple[Callable[[], bytes], str]] = {
     "time nan": (lambda: tar(file("a", mtime="nan")), "refused: its member 'a': its time is nan"),
     "time inf": (lambda: tar(file("a", mtime="inf")), "refused: its member 'a': its time is inf"),
     "time late": (lambda: tar(file("a", mtime="1e300")), "refused: its member 'a': its time is 1e"),
-    "size negative": (lambda: tar(file("a", size="-5")), "refused: its member 'a': it has -5"),
+    "damaged header": (
+        lambda: tar(file("a")).replace(b"ustar", b"other") + tar(file("b")),
+        "this archive cannot be read: bad checksum",
+    ),
+    "damaged header further on": (
+        lambda: tar(file("a"), file("b")).replace(b"b\0", b"c\0", 1),
+        "this archive cannot be read at 'a': bad checksum",
+    ),
+    "cut in a header": (
+        lambda: tar(file("a"), file("b"))[: 2 * 512 + 100],
+        "this archive cannot be read at 'a': truncated header",
+    ),
     "size endless": (
         lambda: header("big", bounds.SOURCE_SIZE + 1),
         "refused: its member 'big': with it the files have 68,719,476,737 bytes, and the limit is"
@@ -250,6 +261,12 @@ def test_an_archive_costs_its_own_import(thing: Callable[[bytes], Sources], case
     assert words in str(caught.value)
     assert SHOWN in str(caught.value)
     assert sources.repository("upstream:thing").find("1") is None
+
+
+def test_a_size_below_zero(thing: Callable[[bytes], Sources]) -> None:
+    refused = r"thing\.tar: (refused: its member 'a': it has -5 bytes|.* invalid offset)$"
+    with pytest.raises(SourceError, match=refused):  # tarfile refuses it by itself in later Pythons
+        thing(tar(file("a", size="-5"))).resolve("upstream:thing", "1")
 
 
 def test_an_archive_of_too_many_files(

@@ -17,7 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 import zstandard
 
@@ -238,6 +238,14 @@ class _Content:
 
 class _Entry(tarfile.TarInfo):
     """A member of a tar archive, without what costs memory by its size or is never in sources."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(archive)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:
+            # by itself, tarfile takes it for the archive's end
+            raise tarfile.ReadError(str(error)) from None
 
     # tarfile's own way to treat kinds of members apart
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo | None:
