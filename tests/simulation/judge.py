@@ -205,7 +205,8 @@ class Judge:
         if not initiator.gone or initiator.over != 1 or initiator.open:
             raise Violation(f"{initiator.node} has no end: {initiator.over}, {initiator.open}")
         known = world.over.get(initiator.mirror.request, 0.0)
-        late = initiator.until - max(world.peace, initiator.since, known)
+        back = world.broker.started if world.broker is not None else 0.0
+        late = initiator.until - max(world.peace, initiator.since, known, back)
         if late > LATE:
             raise Violation(f"{initiator.node} ends {late:.0f} s after its request")
         if initiator.refused:
