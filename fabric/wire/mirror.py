@@ -18,7 +18,7 @@ To stop following a detached request, or somebody else's, do the same at any tim
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -71,6 +71,7 @@ AHEAD = 1000
 MANY = 50
 
 OVER = frozenset({"done", "failed", "cancelled"})  # requests
+BUILT = frozenset({"done", "cached"})  # steps
 
 
 class Changed(msgspec.Struct, frozen=True):
@@ -163,6 +164,9 @@ class RequestMirror:
         self.title = update.title or self.title
         self.goals = update.goals or self.goals
         actions: list[Action] = []
+        if update.goals and self.steps:  # then it tells all that is known
+            told = {step.key for step in update.steps}
+            actions += self._doubt(step for key, step in self.steps.items() if key not in told)
         for step in update.steps:
             old = self.steps.get(step.key)
             if old is not None and old.state == "done" and step.state == "cached":
@@ -194,8 +198,7 @@ class RequestMirror:
                 return []
             self.accepted = False
             self._poll_due = now
-            unsure = [step for step in self.steps.values() if step.state not in ENDED]
-            return [self._change(_waiting(step)) for step in unsure]
+            return self._doubt(step for step in self.steps.values() if step.state not in ENDED)
         self.accepted = False
         self.state, self.message = "failed", refused.reason
         return [*self._logs.give_up(), Over("failed", refused.reason, refused=True)]
@@ -207,6 +210,11 @@ class RequestMirror:
         if not self.over and not self.wanted.detach:
             self.state = "cancelled"
         return [Send(Leave(self.request))]
+
+    def _doubt(self, steps: Iterable[StepState]) -> list[Action]:
+        """What these steps were said to be, but for what was built, counts no more."""
+        unsure = [(step, _waiting(step)) for step in steps if step.state not in BUILT]
+        return [self._change(waiting) for step, waiting in unsure if step != waiting]
 
     def _change(self, step: StepState) -> Changed:
         old = self.steps.get(step.key)

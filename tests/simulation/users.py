@@ -41,8 +41,6 @@ class Initiator:
         self.deaf: set[str] = set()  # logs that are not followed on the stream
         self.whole: dict[str, bool] = {}
         self.over = 0
-        self.failed: dict[str, int] = {}  # step -> run of the broker that told that it failed
-        self.ended = 0  # and that the request was over
         self.since = self.until = world.now
         self._ahead = world.some_clock()
         self._tick()
@@ -119,11 +117,8 @@ class Initiator:
                     self.whole[action.key] = action.whole
                     if not action.whole:
                         self.world.rare("a log is not whole")
-                case initiator_side.Changed(_, step) if step.state == "failed":
-                    self.failed[step.key] = self.world.disk.runs
                 case initiator_side.Over():
                     self.over += 1
-                    self.ended = self.world.disk.runs
                     self.world.tell(f"{self.node} is told: {action.state} {action.message}")
                     if action.refused:
                         assert self.attached, action.message

@@ -84,6 +84,22 @@ def test_a_broker_that_forgot_the_request_gets_it_again() -> None:
     assert tale.update(StepState(KEY, "cached")) == [], "it is the same news"
 
 
+def test_what_a_request_that_is_begun_anew_does_not_tell_of_counts_no_more() -> None:
+    """Found by the simulator: a request was done, and a step of it still counted as failed, which
+    somebody else had had built since.
+    """
+    tale = Tale()
+    tale.tick()
+    failed, built, other = f"{1:064x}", f"{2:064x}", f"{3:064x}"
+    steps = (StepState(failed, "failed"), StepState(built, "done"), StepState(other, "running"))
+    tale.mirror.update(Update("r1", 5, "building", steps, goals=(other,)), tale.now)
+    assert not tale.mirror.update(Update("r1", 6, "building", steps, goals=(other,)), tale.now)
+    begun_anew = Update("r1", 9, "building", (StepState(other, "ready"),), goals=(other,))
+    tale.mirror.update(begun_anew, tale.now)
+    states = {key: step.state for key, step in tale.mirror.steps.items()}
+    assert states == {failed: "waiting", built: "done", other: "ready"}
+
+
 def test_a_refused_request_is_over() -> None:
     tale = Tale()
     tale.tick()
