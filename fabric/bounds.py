@@ -166,7 +166,7 @@ TURN = _bound(
     "TURN",
     20,
     "milliseconds",
-    "what the broker computes in one turn of its loop for the messages of one name",
+    "what the messages of one name take in one turn of the broker's loop",
     "the others of this turn are dropped; what matters is said again",
 )
 TOLD_STEPS = _bound(

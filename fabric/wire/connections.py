@@ -131,7 +131,8 @@ class Connections:
 
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
         """An XPUB must tell of every subscription, also of one that is not new."""
-        self._events = sockets.monitor(socket, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        #: has something to read when connections have begun or ended
+        self.events = sockets.monitor(socket, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
         self._known: dict[int, _Known] = {}  # by descriptor
         self._of: dict[str, dict[int, None]] = {}  # descriptors of a name, the silent ones first
         self._names: dict[bytes, str] = {}  # of peers
@@ -193,11 +194,11 @@ class Connections:
     def forget_ended(self) -> None:
         """Connections that have ended, and those that others have the number of now.
 
-        To be called in every turn of a loop.
+        To be called whenever there are `events`.
         """
         with contextlib.suppress(zmq.Again):
             while True:
-                event, _ = self._events.recv_multipart(zmq.NOBLOCK)
+                event, _ = self.events.recv_multipart(zmq.NOBLOCK)
                 _, fd = _EVENT.unpack(event)
                 self._forget(fd)
 

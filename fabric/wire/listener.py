@@ -100,7 +100,7 @@ class Listener:
         wake: int,
         curve: Curve | None = None,
         admitted: Admitted | None = None,
-        clock: Callable[[], int] = time.thread_time_ns,
+        clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         """``clock`` tells in nanoseconds how long things took.
 
@@ -136,9 +136,10 @@ class Listener:
             self.close()
             raise
         door = () if self._gate is None else (self._gate.socket,)
-        self._inbox = sockets.Inbox(*opened, *door, wake=self._wake)
-        self._unread = Unread()
         self._connections = {socket: Connections(socket) for socket in opened}
+        ends = (connections.events for connections in self._connections.values())
+        self._inbox = sockets.Inbox(*opened, *door, *ends, wake=self._wake)
+        self._unread = Unread()
 
     def close(self) -> None:
         """Cut everybody off."""
@@ -183,7 +184,8 @@ class Listener:
         if self._gate is not None and self._inbox.has(self._gate.socket):
             self._gate.serve(now)
         for connections in self._connections.values():
-            connections.forget_ended()
+            if self._inbox.has(connections.events):
+                connections.forget_ended()
         left = SUBSCRIPTIONS_AT_ONCE
         for frames in self._inbox.receive(self._logs, SUBSCRIPTIONS_AT_ONCE):
             left -= 1
