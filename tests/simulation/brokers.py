@@ -396,7 +396,13 @@ class _Helpers:
         self._run.later(self._run.world.store_delay(), partial(self._do, kind, step))
 
     def _do(self, kind: str, step: Step) -> None:
-        if step(False):
+        answers = self._run.desk._answers
+        before = len(answers)
+        more = step(False)
+        for answer in list(answers)[before:]:
+            if isinstance(answer, events.Answered):
+                self._run.world.judge.answered(self._run, answer)
+        if more:
             if kind == "logs":
                 self._run.world.rare("a log is looked for in the store")
             self._go_on(kind, step)

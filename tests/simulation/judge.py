@@ -51,6 +51,8 @@ class Judge:
         self._passed_over: dict[str, float] = {}
         #: by run of the broker, key, and fence
         self._attempts: dict[tuple[int, str, int], _Attempt] = {}
+        #: the same -> since when it is unwanted, on the broker's clock
+        self._unwanted: dict[tuple[int, str, int], float] = {}
 
     # -- after every event ---------------------------------------------------------------------
 
@@ -63,13 +65,32 @@ class Judge:
             for whom, number in broker.queues().items():
                 if number > QUEUED:
                     raise Violation(f"{number} messages wait in the broker for {whom}")
+            self._nothing_unwanted_is_waited_for(broker)
         for request in scheduler.requests.values():
             if not request.over and not request.running:
                 self._has_reason(broker, request)
+            silent = now - request.heard > scheduler.limits.patience + 1.0
+            if silent and not request.over and not request.detached:
+                raise Violation(f"{request.id} goes on, and nobody wants it")
         ready = [task for task in scheduler.tasks.values() if task.state is State.READY]
         if ready and now >= scheduler.settled_at:
             for worker in scheduler.workers.values():
                 self._is_not_idle(broker, worker, ready)
+
+    def _nothing_unwanted_is_waited_for(self, broker: Run) -> None:
+        now, before, self._unwanted = broker.clock(), self._unwanted, {}
+        for key, ghosts in broker.scheduler.ghosts.items():
+            for attempt in ghosts.values():
+                id = (broker.run, key, attempt.fence)
+                since = self._unwanted[id] = before.get(id, now)
+                if not attempt.stuck and now > since + broker.scheduler.limits.kill + 1.0:
+                    raise Violation(f"{self.world.names[key]} waits for what was to end long ago")
+
+    def answered(self, broker: Run, answer: events.Answered) -> None:
+        """The store was asked, this moment: what it has is not said to be absent."""
+        for task in broker.scheduler.questions.get(answer.question, ()):
+            if task.key not in answer.present and self.world.warehouse.has(task.key):
+                raise Violation(f"the store has {task.offer.name}, and is said not to")
 
     def _has_reason(self, broker: Run, request: Request) -> None:
         scheduler = broker.scheduler
@@ -190,13 +211,15 @@ class Judge:
             self._all_have_ended(world.broker)
 
     def _all_have_ended(self, broker: Run) -> None:
-        """All attempts that began, but for those that a worker has."""
-        workers = broker.scheduler.workers
+        """All attempts that began, but for those that a worker has, or had when it was lost: these
+        end too where that is waited for.
+        """
+        workers, waited = broker.scheduler.workers, self.world.scenario.long
         for (run, key, fence), attempt in self._attempts.items():
             if run != broker.run or attempt.ended:
                 continue
-            lost = attempt.worker not in workers
-            if not lost and not any((key, fence) in each.held for each in workers.values()):
+            held = any((key, fence) in each.held for each in workers.values())
+            if not held and (waited or attempt.worker in workers):
                 raise Violation(f"{self.world.names[key]} {fence} has not ended, and nobody has it")
 
     def _was_told_the_truth(self, initiator: Initiator) -> None:

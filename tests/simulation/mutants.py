@@ -231,17 +231,6 @@ def _(_: Old) -> Old:
     return lambda *_: iter(())
 
 
-@mutant("whole", "a log is believed without its digest", LogMirror, "_check")
-def _(old: Old) -> Old:
-    def check(self: Any, log: Any) -> Any:
-        if log.ended and 0 <= log.size <= log.have:
-            log.sha256 = log.digest.hexdigest()
-            log.size = log.have
-        return old(self, log)
-
-    return check
-
-
 def seeds_until_found(id: str, most: int) -> tuple[int, str]:
     """How many seeds it takes, and what goes wrong; 0 if ``most`` do not do."""
     first = time.time_ns() // 1000 % 10**10

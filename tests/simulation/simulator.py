@@ -9,6 +9,7 @@ What must hold all the while is for the `Judge`.
 from __future__ import annotations
 
 import hashlib
+import math
 from functools import partial
 from pathlib import Path
 
@@ -54,6 +55,7 @@ class Simulation(Network):
         self.names = {key: offer.name for key, offer in self.graph.items()}
         self.warehouse = Warehouse(lambda: self.now < self._away_until, directory)
         self._away_until = self._slow_until = 0.0
+        self._quiet = math.inf  # since when all is over
         self._stalled = 0.0  # seconds that the store takes for the next answer; 0: as usual
         self.judge = Judge(self)
         self.console = Console(self)
@@ -104,7 +106,7 @@ class Simulation(Network):
         """Until all is over.  Violation if something is wrong, or it never ends."""
         while self.step():
             looks = self.now > self.peace + 5.0 and self.counts["events"] % 16 == 0
-            if looks and self._all_over():
+            if looks and self._all_over() and self._is_at_rest():
                 break
             if self.now > self.peace + PATIENCE:
                 raise Violation("it never ends")
@@ -123,6 +125,13 @@ class Simulation(Network):
             and all(map(self.is_over, self.detached))
             and all(initiator.gone for initiator in self.initiators)
         )
+
+    def _is_at_rest(self) -> bool:
+        """Whether whatever nobody waits for has had its time, too, if that is not too long."""
+        limits = self.scenario.limits
+        self._quiet = min(self._quiet, self.now)
+        longest = limits.lease + limits.absence + limits.patience + limits.kill
+        return not self.scenario.long or self.now > self._quiet + longest + self.scenario.delay
 
     def is_over(self, request: str) -> bool:
         """Whether the broker knows that a request is over, or once did."""

@@ -115,6 +115,7 @@ class Warehouse:
         self._scratch = scratch
         self._blobs: dict[str, Blob] = {}  # key -> its artifact
         self.built: set[str] = set()  # keys of what was whole at some time
+        self._damaged: set[str] = set()  # and of what was not
 
     def open(self) -> Store:
         """As a process of its own has it."""
@@ -131,6 +132,10 @@ class Warehouse:
         store.put(manifest, {blob.sha256: data})
         self.built.add(key)
 
+    def has(self, key: str) -> bool:
+        """Whether it has this for certain: what was damaged once may be damaged still."""
+        return key in self.built and key not in self._damaged
+
     def damage(self, rng: random.Random) -> str | None:
         """Have an artifact rot, or lose it; its key, None if there is none."""
         kept = self._objects.kept
@@ -138,6 +143,7 @@ class Warehouse:
         if not there:
             return None
         key = rng.choice(there)
+        self._damaged.add(key)
         path = rng.choice((manifest_path(key), blob_path(self._blobs[key])))
         if rng.random() < 0.3:
             kept.pop(path, None)
