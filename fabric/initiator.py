@@ -340,8 +340,9 @@ def program() -> NoReturn:
     try:
         sys.stdout.flush()
     except OutputError as error:
-        _tell(f"fabric-initiator: {error}")
-        code = code or error.exit_code
+        if not code:  # else it was told why, and maybe that it was this
+            _tell(f"fabric-initiator: {error}")
+            code = error.exit_code
     except BrokenPipeError:
         code = code or 128 + signal.SIGPIPE
     os._exit(code)

@@ -103,6 +103,7 @@ class Kit:
         for name, text in files.items():
             path = where / name
             path.write_bytes(text if isinstance(text, bytes) else text.encode())
+            path.chmod(0o644)
         for path in (*where.iterdir(), where):
             os.utime(path, (1_000_000_000, 1_000_000_000))
         tree = hashlib.sha1(str(where).encode()).hexdigest()

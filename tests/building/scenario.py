@@ -111,7 +111,7 @@ def main(name: str, root: Path, archive: Path, uid: int | None = None) -> int:
         try:
             kit.build(job)
         except FabricError as error:
-            print(error)
+            print(error, flush=True)
         free = shutil.disk_usage(root).free
         (root / "ballast").write_bytes(bytes(free - (3 << 20)))
         with kit.workspace:

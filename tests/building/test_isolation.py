@@ -95,10 +95,12 @@ class TestSecrets:
         "mount -t tmpfs none /mnt &&"
         " for place in etc home opt root run srv var/lib; do"
         " mkdir -p /mnt/$place.up /mnt/$place.work /$place;"
-        " mount -t overlay none /$place"
-        "  -o lowerdir=/$place,upperdir=/mnt/$place.up,workdir=/mnt/$place.work,userxattr"
-        " || exit 99; done;"
+        " if test -r /$place; then mount -t overlay none /$place"
+        "  -o lowerdir=/$place,upperdir=/mnt/$place.up,workdir=/mnt/$place.work,userxattr;"
+        " else mount -t tmpfs none /$place; fi || exit 99; done;"
         f" for path in {' '.join(SECRETS)}; do mkdir -p $(dirname $path) &&"
+        # what is root's there is not an ordinary user's
+        " { test -w $(dirname $path) || mount -t tmpfs none $(dirname $path); } && rm -f $path &&"
         f" echo {''.join(MARK)} > $path || exit 99; done;"
         f" export AWS_SECRET_ACCESS_KEY={''.join(MARK)} FABRIC_KEYS=/etc/distbuild/keys;"
     )

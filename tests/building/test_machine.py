@@ -42,6 +42,7 @@ def scenario(
 ) -> list[str]:
     """The command line that plays a scenario, ``within`` a shell command that ends in `exec`."""
     archive = place / "base.tar.zst"
+    archive.unlink(missing_ok=True)
     if isinstance(base.content, bytes):
         archive.write_bytes(base.content)
     else:

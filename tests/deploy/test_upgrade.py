@@ -63,7 +63,7 @@ class Farm(Cluster):
             )
             until(moment, 600, log.read_text)
             self.world.run("kill", "-INT", pid.read_text().strip())
-            play.wait(60)
+            play.wait(300)
         assert "User interrupted execution" in log.read_text()
 
     def guests(self) -> set[str]:

@@ -11,6 +11,8 @@ from network_kit import Desk, Farm
 from small_definitions import SYSTEM, git
 from waiting import until
 
+from fabric.trove.snapshot import user
+
 ADD = "mkdir -p $DESTDIR/usr/share/{0}; cp hello.txt $DESTDIR/usr/share/{0}/"
 
 
@@ -106,7 +108,7 @@ def test_detach_attach_from_elsewhere_and_come_back(
     assert not list(alice.here.iterdir()), "no log is begun that nobody completes"
     [info] = alice.ask("list")
     assert (info["request"], info["detached"], info["requester"]) == (request, True, "alice")
-    assert (info["title"], info["state"], info["running"]) == ("small for root", "building", 1)
+    assert (info["title"], info["state"], info["running"]) == (f"small for {user()}", "building", 1)
     bob = farm.desk("bob")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -136,7 +138,7 @@ def test_status_list_logs_from_any_machine(farm: Farm, alice: Desk) -> None:
     until(lambda: farm.holding("slow"))
     bob = farm.desk("bob")
     status = bob.run("status", request[:12])
-    assert "small for root (detached)" in status.stdout
+    assert f"small for {user()} (detached)" in status.stdout
     assert re.search(r"slow +install, .* on w1", status.stdout)
     assert "w1" in bob.run("status").stdout
     follow = bob.start("logs", "slow", "--follow", cwd=bob.home)

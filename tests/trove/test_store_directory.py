@@ -10,6 +10,7 @@ import sys
 import tempfile
 import textwrap
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -35,14 +36,17 @@ def damage(store: Store, data: bytes, by: bytes) -> None:
 
 
 @pytest.mark.parametrize("by", [b"intacT", b"inta", b""])
-def test_a_damaged_blob_is_noticed_and_forgotten_with_its_step(directory: Store, by: bytes) -> None:
+def test_a_damaged_blob_is_noticed_and_forgotten_with_its_step(
+    directory: Store, tmp_path: Path, by: bytes
+) -> None:
     for number, data in enumerate((b"intact", b"intact", b"other"), 1):
         directory.put(*step(number, data))
         assert directory.inspect(key(number))
     assert not directory.inspect(key(4)), "what is not there"
     damage(directory, b"intact", by)
     damaged = blob(b"intact")
-    for reading in (directory.read, directory.path, lambda it: directory.fetch(it, Path("/x"))):
+    fetch = partial(directory.fetch, to=tmp_path / "x")
+    for reading in (directory.read, directory.path, fetch):
         with pytest.raises(DamagedError, match=f"blob {damaged.sha256} is damaged"):
             reading(damaged)
     with pytest.raises(DamagedError) as caught:

@@ -247,7 +247,10 @@ def test_a_worker_outlives_brokers_and_refusals_and_ends_when_told(
 def test_a_worker_whose_name_is_not_its_keys_says_so(farm: Farm) -> None:
     farm.key("worker", "w1")
     config = farm.directory / "worker.toml"
-    config.write_text(f'controller = "{HOST}"\nkeys = "{farm.directory}/w1"\nname = "w2"\n')
+    config.write_text(
+        f'controller = "{HOST}"\nkeys = "{farm.directory}/w1"\nname = "w2"\n'
+        f'cache = "{farm.directory}/cache"\n'
+    )
     done = subprocess.run(
         [sys.executable, "-m", "fabric.worker", "--config", str(config)],
         capture_output=True, text=True, check=False,

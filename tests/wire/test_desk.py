@@ -214,7 +214,9 @@ def test_an_inspection_forgets_what_is_damaged(tmp_path: Path) -> None:
     [file] = (tmp_path / "store").rglob(other)
     file.chmod(0o644)
     file.write_bytes(b"xther")
-    (tmp_path / "store" / "manifests" / torn).write_text("{")
+    manifest = tmp_path / "store" / "manifests" / torn
+    manifest.chmod(0o644)
+    manifest.write_text("{")
     woken: list[None] = []
     desk = Desk(lambda: Store(str(tmp_path / "store"), tmp_path), lambda: woken.append(None))
     desk.inspect((whole, spoilt, torn, absent))
