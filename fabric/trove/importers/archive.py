@@ -41,6 +41,10 @@ _ERRORS = (
     OverflowError,
     MemoryError,
 )
+_DAMAGED_HEADER = (
+    tarfile.InvalidHeaderError,  # type: ignore[attr-defined]  # typeshed knows neither
+    tarfile.TruncatedHeaderError,  # type: ignore[attr-defined]
+)
 _CHUNK = 1 << 20
 
 
@@ -243,8 +247,7 @@ class _Entry(tarfile.TarInfo):
     def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
         try:
             return super().fromtarfile(archive)
-        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:
-            # by itself, tarfile takes it for the archive's end
+        except _DAMAGED_HEADER as error:  # tarfile itself takes it for the archive's end
             raise tarfile.ReadError(str(error)) from None
 
     # tarfile's own way to treat kinds of members apart
