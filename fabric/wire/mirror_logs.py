@@ -223,7 +223,9 @@ class LogMirror:
             log.known = max(log.known, piece.size)
         actions = self._take(log, piece.offset, piece.data, now)
         log.misses += 1
-        if not log.closed and not log.streamed and len(piece.data) < bounds.LOG_RANGE:
+        if log.closed:
+            return actions
+        if not log.streamed and len(piece.data) < bounds.LOG_RANGE:
             log.streamed = True
             # What is published until that has an effect would be missed.
             actions += [Follow(log.key, on=True), *self._ask(log, now)]

@@ -188,6 +188,21 @@ def test_a_log_whose_rest_never_comes_is_given_up() -> None:
     assert tale.mirror.complete
 
 
+def test_a_log_that_is_whole_when_it_is_given_up_is_closed_once() -> None:
+    """Found by the simulator: it was closed a second time, and the initiator ended by KeyError."""
+    tale = Tale()
+    tale.tick()
+    tale.running()
+    tale.hint(0, TEXT)
+    tale.done(TEXT + b"four\n")
+    for _ in range(MISSES):
+        tale.tick(ASK_AGAIN)
+        tale.piece(len(TEXT), b"", size=len(TEXT) + 5, sha256="0" * 64)
+    tale.piece(len(TEXT), b"", size=len(TEXT), sha256=sha(TEXT))
+    assert tale.closed is True
+    assert tale.mirror.complete
+
+
 def test_no_log_at_all() -> None:
     tale = Tale()
     tale.tick()
