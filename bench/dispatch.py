@@ -27,8 +27,9 @@ from pathlib import Path
 import msgspec
 import zmq
 
+from fabric.client.request import Action, RequestMirror, Send
 from fabric.wire import keys, sockets
-from fabric.wire.line import Line
+from fabric.wire.connection import Line
 from fabric.wire.messages import (
     PROTOCOL,
     Assignment,
@@ -44,7 +45,6 @@ from fabric.wire.messages import (
     ToInitiator,
     Update,
 )
-from fabric.wire.mirror import Action, RequestMirror, Send
 from fabric.wire.sockets import Curve
 
 ARCH = "x86_64"

@@ -25,7 +25,7 @@ from fabric.building.archive import pack
 from fabric.building.log import Log
 from fabric.building.tree import scan
 from fabric.jobs import Artifact, Manifest
-from fabric.trove.store import Store
+from fabric.trove.artifacts.store import Store
 
 SLOTS = 2
 

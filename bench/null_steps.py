@@ -34,8 +34,8 @@ from fabric.building import host, sandbox, seccomp
 from fabric.building.layers import plan_layers
 from fabric.building.workspace import Workspace
 from fabric.jobs import Staged
-from fabric.trove.sources import Sources
-from fabric.trove.store import Store
+from fabric.trove.artifacts.store import Store
+from fabric.trove.sources.resolve import Sources
 
 LAYERS, WIDTH = 20, 10
 BUILD = "echo step; mkdir -p $DESTDIR/out; echo {name} > $DESTDIR/out/{name}"

@@ -30,7 +30,7 @@ from fabric.building.log import Log
 from fabric.building.tree import scan
 from fabric.building.workspace import Workspace
 from fabric.jobs import Artifact, Job, Manifest, Source, Staged
-from fabric.trove.store import Store
+from fabric.trove.artifacts.store import Store
 
 
 class NoSources:

@@ -1,9 +1,9 @@
 """The broker: one thread, one poller, between workers and initiators and the core.
 
 Messages become events of `fabric.scheduling.core`, its effects become messages.  Nothing is
-decided here, and nothing here waits: the store is asked by `fabric.desk`, the journal is written
-by its own thread, and a peer that does not read loses messages, which it will ask for again.
-What initiators are told waits until a crash cannot take it back.
+decided here, and nothing here waits: the store is asked by `fabric.controller.store_client`, the
+journal is written by its own thread, and a peer that does not read loses messages, which it will
+ask for again.  What initiators are told waits until a crash cannot take it back.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import msgspec
 import zmq
 
-from fabric import config, daemon
-from fabric.audience import Audience
-from fabric.blame import requests_at_hand
+from fabric import config
 from fabric.config import BrokerSettings
-from fabric.desk import Desk
+from fabric.controller.blame import requests_at_hand
+from fabric.controller.journal import Journal
+from fabric.controller.metrics import Metrics
+from fabric.controller.outbox import Audience
+from fabric.controller.resolver_pool import Resolvers
+from fabric.controller.spools import Spools
+from fabric.controller.store_client import Desk
+from fabric.controller.telemetry import Record
 from fabric.errors import FabricError
+from fabric.host import daemon
+from fabric.host.event_log import Notes
+from fabric.host.process import die_with_parent, more_descriptors
+from fabric.host.sd_notify import Supervisor
 from fabric.jobs import tools_among
-from fabric.journal import Journal
-from fabric.logs import Spools
-from fabric.metrics import Metrics
-from fabric.notes import Notes
-from fabric.process import die_with_parent, more_descriptors
-from fabric.record import Record
-from fabric.resolving import Resolvers
 from fabric.scheduling import events
 from fabric.scheduling.core import Scheduler
 from fabric.scheduling.model import Limits
-from fabric.systemd import Supervisor
 from fabric.wire import keys, sockets
-from fabric.wire.listener import Listener
 from fabric.wire.messages import (
     Command,
     FromPeer,
@@ -56,10 +56,11 @@ from fabric.wire.messages import (
     Report,
     Submit,
 )
+from fabric.wire.server import Listener
 from fabric.wire.sockets import Addresses
 
 if TYPE_CHECKING:
-    from fabric.trove.store import Store
+    from fabric.trove.artifacts.store import Store
 
 #: Seconds between sweeps of old logs.
 SWEEP_EVERY = 60.0
@@ -474,7 +475,7 @@ def _broker(settings: BrokerSettings, file: Path, directory: Path | None) -> Bro
             unserved=settings.no_worker_timeout,
         ),
         None if settings.plain else settings.keys_dir,
-        (sys.executable, "-m", "fabric.resolver", "--config", str(file)),
+        (sys.executable, "-m", "fabric.controller.resolver", "--config", str(file)),
         Notes("fabric-broker", chatty=True),
         Metrics(settings.metrics) if settings.metrics else None,
     )

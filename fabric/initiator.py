@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from fabric import __version__
 from fabric.config import load_settings, unknown_variables
 from fabric.errors import NO_ROOM, FabricError, MachineFault, called, grouped
-from fabric.terminal import OutputError, install, restore
+from fabric.host.terminal import OutputError, install, restore
 
 EPILOG = """exit codes:
   0  done                      3  something failed to build

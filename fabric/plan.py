@@ -18,7 +18,7 @@ from fabric.definitions.keys import cache_keys, list_key
 from fabric.definitions.select import needed
 from fabric.errors import SourceError, SourcesError, without_secrets
 from fabric.jobs import HOST_TOOLS, Content, Job, Part, Source, Staged
-from fabric.trove.sources import Sources, Wanted
+from fabric.trove.sources.resolve import Sources, Wanted
 from fabric.wire.messages import Offer
 
 #: Sources that are named one by one, of those that fail alike.

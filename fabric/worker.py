@@ -1,7 +1,7 @@
 """The worker: builds what the broker wants built, in sandboxes, and says how it goes.
 
 One thread talks (sockets, reports, following the logs), others build, one attempt each at a time.
-What to start, kill and report is decided by `fabric.wire.agent`.
+What to start, kill and report is decided by `fabric.building.agent`.
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from fabric import bounds, config, daemon
-from fabric.attempt import Attempt
+from fabric import bounds, config
+from fabric.building import agent as protocol
+from fabric.building.agent import WorkerAgent
+from fabric.building.attempt import Attempt
 from fabric.building.host import host_tools
 from fabric.building.workspace import Workspace
 from fabric.config import WorkerSettings, built_architectures
 from fabric.errors import FabricError
+from fabric.host import daemon
+from fabric.host.event_log import Notes
+from fabric.host.process import die_with_parent
+from fabric.host.sd_notify import Supervisor
 from fabric.jobs import HOST_TOOLS
-from fabric.notes import Notes
-from fabric.process import die_with_parent
-from fabric.systemd import Supervisor
 from fabric.trove.configured import open_sources, open_store
-from fabric.wire import agent as protocol
 from fabric.wire import sockets
-from fabric.wire.agent import WorkerAgent
-from fabric.wire.line import Line, dial
+from fabric.wire.connection import Line, dial
 from fabric.wire.messages import (
     ARCHITECTURE,
     Desired,

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from initiator_kit import Project
 
-from fabric import embedded
-from fabric.embedded import GRACE
+from fabric.client import embedded
+from fabric.client.embedded import GRACE
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_children_that_have_just_begun_end_at_once(tmp_path: Path, delay: float)
         import time
         from pathlib import Path
         from fabric.config import load_settings
-        from fabric.embedded import EmbeddedFabric
+        from fabric.client.embedded import EmbeddedFabric
         with EmbeddedFabric(load_settings()) as fabric:
             fabric.start()
             while not (fabric.directory / "worker-2.err").exists():

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 import pytest
 from msgspec.structs import replace
 
-from fabric.render import (
+from fabric.client.render import (
     BuildView,
     JsonScreen,
     PlainScreen,

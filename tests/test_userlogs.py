@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from fabric.bounds import LOG_NOTES
+from fabric.client.user_logs import NOTES, UserLogs, complete
 from fabric.errors import FabricError
 from fabric.jobs import Blob, Manifest
-from fabric.trove.store import Store
-from fabric.userlogs import NOTES, UserLogs, complete
+from fabric.trove.artifacts.store import Store
 
 KEY = "a" * 64
 LOG = b"from the first line\nto the last\n"

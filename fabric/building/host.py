@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from fabric.files import recall, remember, sealed, unsealed
+from fabric.host.files import recall, remember, sealed, unsealed
 
 if TYPE_CHECKING:  # the digest is wanted by those who build nothing
     from fabric.building.layers import Layers

@@ -21,7 +21,7 @@ import msgspec
 from fabric.building.image_disk import MIB, Disk, check_tools, run
 from fabric.building.image_rootfs import File, ImageError, files_below, overlay, survey
 from fabric.errors import NO_ROOM
-from fabric.files import beside
+from fabric.host.files import beside
 
 __all__ = ["KERNEL_ARGUMENTS", "File", "Image", "ImageError", "files_below", "make_image"]
 

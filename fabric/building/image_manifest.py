@@ -20,7 +20,7 @@ import msgspec
 from fabric.bounds import INSTALL_MANIFEST, INSTALLED_FILES
 from fabric.building.image_rootfs import File, ImageError
 from fabric.building.template import TemplateProblem, fill
-from fabric.files import read_regular, real
+from fabric.host.files import read_regular, real
 
 _WORDS = ("template", "overwrite")
 _TYPES = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)

@@ -25,9 +25,9 @@ from fabric.building.room import use
 from fabric.building.tree import Clash, Opener, Unpacker, follow
 from fabric.digest import Digest
 from fabric.errors import MachineFault
-from fabric.files import clear
+from fabric.host.files import clear
+from fabric.host.tree_tables import Record, difference, read_record, table_of, write_record
 from fabric.jobs import Staged
-from fabric.trove.tables import Record, difference, read_record, table_of, write_record
 
 if TYPE_CHECKING:
     from fabric.building.workspace import Workspace
@@ -76,7 +76,7 @@ class Index(msgspec.Struct, frozen=True):
     has: tuple[bytes, ...]  # those of _NOTED that are in it
 
 
-#: Made once, by one thread (see `fabric.attempt`).
+#: Made once, by one thread (see `fabric.building.attempt`).
 _decode = msgspec.msgpack.Decoder(Index).decode
 
 

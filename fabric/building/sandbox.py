@@ -30,7 +30,7 @@ from fabric.building.log import Log
 from fabric.building.room import full, processes_ended
 from fabric.building.steps import Progress
 from fabric.errors import BuildFailed, MachineFault
-from fabric.files import walk
+from fabric.host.files import walk
 
 #: What a root who installs software needs, inside its own user namespace.
 _CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETGID", "SETUID", "SYS_CHROOT")

@@ -22,7 +22,7 @@ from fabric.building import archive
 from fabric.building.archive import MTIME, Entry
 from fabric.building.cancel import never
 from fabric.errors import BuildFailed, MachineFault, in_line
-from fabric.files import walk
+from fabric.host.files import walk
 
 _TYPES = {
     stat.S_IFDIR: archive.DIRECTORY,

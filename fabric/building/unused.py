@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fabric.building.tree import remove
 from fabric.building.workspace import Workspace
-from fabric.trove.files import Tally
+from fabric.host.shared_files import Tally
 
 _FOLDERS = ("merged", "layers", "failed")
 

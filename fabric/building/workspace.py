@@ -3,7 +3,7 @@
 ::
 
     layers/KEY       a chunk unpacked, read-only by discipline
-    indexes/NAME     what a layer or a merged tree was when it was made (`fabric.trove.tables`)
+    indexes/NAME     what a layer or a merged tree was when it was made (`fabric.host.tree_tables`)
     merged/DIGEST    trees made of several layers, or of a source and its submodules
     tmp/PID-XXXX     scratch of one worker; when nobody holds its lock any more, rubbish
     failed/KEY       the build tree of the last failed attempt at KEY, for a look inside
@@ -34,7 +34,7 @@ from fabric.building.locks import Locks
 from fabric.building.reaper import Reaper
 from fabric.building.room import by_age, free, use
 from fabric.building.tree import emptied, open_up, remove
-from fabric.files import clear, recall, remember
+from fabric.host.files import clear, recall, remember
 from fabric.jobs import Blob, Manifest, Source
 
 #: Directories of a scratch that may go to the next build.

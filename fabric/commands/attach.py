@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 
+from fabric.client.controller import SHOWN, Controller, open_line
+from fabric.client.render import opened_screen
+from fabric.client.session import Session
 from fabric.commands.common import heed_signals
-from fabric.commands.controller import SHOWN, Controller, open_line
 from fabric.commands.order import Patience, finish
-from fabric.commands.session import Session
 from fabric.config import Settings
 from fabric.errors import command
-from fabric.render import opened_screen
 from fabric.trove.configured import open_store
 
 

@@ -1,7 +1,7 @@
 """``build``: the reason for all this.
 
-What it needs is loaded when the nursery (see `fabric.embedded`) has been forked off, which loads
-programs meanwhile.
+What it needs is loaded when the nursery (see `fabric.client.embedded`) has been forked off, which
+loads programs meanwhile.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import contextlib
 import time
 from typing import TYPE_CHECKING
 
+from fabric.client.embedded import EmbeddedFabric
 from fabric.config import Settings, built_architectures, config_path
-from fabric.embedded import EmbeddedFabric
 from fabric.errors import FabricError, command
 
 if TYPE_CHECKING:
+    from fabric.client.render import Screen
     from fabric.plan import Plan
-    from fabric.render import Screen
-    from fabric.trove.store import Store
+    from fabric.trove.artifacts.store import Store
     from fabric.wire.messages import StepState
 
 
@@ -34,10 +34,10 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
             "--detach needs a controller, to go on when we have ended: give --controller HOST"
         )
     with EmbeddedFabric(settings) as fabric:
+        from fabric.client.render import opened_screen
         from fabric.commands.common import heed_signals, open_plan, report_unpinned
         from fabric.commands.report import Built, complete_logs, report
-        from fabric.render import opened_screen
-        from fabric.trove.health import Health
+        from fabric.trove.artifacts.health import Health
 
         heed_signals()
         with opened_screen(options.json) as screen:
@@ -74,12 +74,12 @@ def _build(
     _is_built_here(plan, settings, store)
     began = time.monotonic()
     fabric.start()
+    from fabric.client.render import duration
+    from fabric.client.session import Session
     from fabric.commands.report import complete_logs, failed
-    from fabric.commands.session import Session
-    from fabric.render import duration
-    from fabric.trove.builds import new_request
-    from fabric.trove.snapshot import user
-    from fabric.wire.line import Line
+    from fabric.trove.sources.build_refs import new_request
+    from fabric.trove.sources.snapshot import user
+    from fabric.wire.connection import Line
     from fabric.wire.messages import PROTOCOL, Submit
     from fabric.wire.sockets import in_directory
 

@@ -14,10 +14,10 @@ from fabric.building.workspace import Workspace
 from fabric.commands.common import heed_signals, print_json
 from fabric.config import Settings
 from fabric.errors import FabricError
+from fabric.host.shared_files import sha256_of
+from fabric.trove.artifacts.health import Health
 from fabric.trove.configured import open_sources, open_store
-from fabric.trove.files import sha256_of
-from fabric.trove.health import Health
-from fabric.trove.housekeeping import check as check_repositories
+from fabric.trove.sources.housekeeping import check as check_repositories
 
 #: Exit code when something was damaged: a machine failed, be it mended or not.
 DAMAGED = 4

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from fabric.client.controller import SHOWN, open_controller
 from fabric.commands.common import print_json
-from fabric.commands.controller import SHOWN, open_controller
 from fabric.config import Settings
 
 

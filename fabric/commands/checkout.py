@@ -12,16 +12,16 @@ from pathlib import Path
 import zstandard
 
 from fabric.building.tree import Unpacker, remove
+from fabric.client.project import Project
+from fabric.client.render import size
 from fabric.commands.common import healing, heed_signals, open_built, print_json
 from fabric.config import Settings
 from fabric.definitions.graph import Step
 from fabric.errors import FabricError, command, in_line
-from fabric.files import beside, real
+from fabric.host.files import beside, real
 from fabric.jobs import Blob, Content
 from fabric.plan import Plan
-from fabric.project import Project
-from fabric.render import size
-from fabric.trove.troubles import brief
+from fabric.trove.artifacts.errors import brief
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from fabric.client.project import Project
 from fabric.config import Settings
 from fabric.definitions.fields import suggest
 from fabric.definitions.graph import Graph, Step
@@ -23,11 +24,10 @@ from fabric.errors import (
     StoreError,
     command,
 )
-from fabric.files import real
+from fabric.host.files import real
+from fabric.host.terminal import progress, settled
 from fabric.jobs import tools_among
 from fabric.plan import Plan
-from fabric.project import Project
-from fabric.terminal import progress, settled
 
 #: Sources that are named by a build which says what is not pinned.
 UNPINNED_SHOWN = 3
@@ -93,7 +93,7 @@ def open_built(
     if locked:
         project.require_pins(graph, goals)
     if settings.controller:
-        from fabric.trove.builds import Builds
+        from fabric.trove.sources.build_refs import Builds
 
         tree = Builds(settings.trove_dir / "builds.git").snapshot(project.root).tree
         by_name = project.last_keys(graph.path, tree)
@@ -111,7 +111,7 @@ def healing(project: Project, plan: Plan) -> Iterator[None]:
     try:
         yield
     except DamagedError as error:
-        from fabric.trove.health import Health
+        from fabric.trove.artifacts.health import Health
 
         goals = [plan.graph[goal] for goal in plan.goals]
         parts = [key for goal in goals if goal.kind == "stratum" for key in plan.depends(goal)]
@@ -128,7 +128,7 @@ def plan_of(project: Project, graph: Graph, goals: Iterable[str] = ()) -> Plan:
     settings = project.settings
     tools = ""
     if settings.controller:
-        from fabric.commands.controller import open_controller
+        from fabric.client.controller import open_controller
 
         with open_controller(settings) as controller:
             workers = controller.query("workers").workers

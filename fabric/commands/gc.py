@@ -9,17 +9,17 @@ from pathlib import Path
 
 from fabric.building.unused import left_behind, remove_unused
 from fabric.building.workspace import Workspace
+from fabric.client.render import size
 from fabric.commands.common import open_graph, plan_of, print_json
 from fabric.config import Settings
+from fabric.controller.spools import LEFTOVER
 from fabric.errors import FabricError, MachineFault
-from fabric.files import clear
-from fabric.logs import LEFTOVER
-from fabric.render import size
-from fabric.terminal import progress
-from fabric.trove.builds import Builds
-from fabric.trove.cleaning import Gone
+from fabric.host.files import clear
+from fabric.host.shared_files import Tally
+from fabric.host.terminal import progress
+from fabric.trove.artifacts.gc import Gone
 from fabric.trove.configured import open_sources, open_store
-from fabric.trove.files import Tally
+from fabric.trove.sources.build_refs import Builds
 
 DAY = 86400.0
 
@@ -111,7 +111,7 @@ def _pinned(settings: Settings) -> set[str]:
     """What builds of the farm need just now.  MachineFault if that cannot be known."""
     if not settings.controller:
         return set()
-    from fabric.commands.controller import open_controller
+    from fabric.client.controller import open_controller
 
     try:
         with open_controller(settings) as controller:

@@ -13,15 +13,15 @@ import zstandard
 from fabric.bounds import VARIABLES
 from fabric.building.image import KERNEL_ARGUMENTS, File, files_below, make_image
 from fabric.building.image_manifest import read_manifest
+from fabric.client.project import Project
+from fabric.client.render import size
 from fabric.commands.common import healing, heed_signals, open_built, print_json
 from fabric.config import Settings
-from fabric.definitions.cluster_settings import size as parse_size
+from fabric.deployment.settings import size as parse_size
 from fabric.errors import FabricError, command
-from fabric.files import read_regular
+from fabric.host.files import read_regular
+from fabric.host.terminal import progress
 from fabric.plan import Plan
-from fabric.project import Project
-from fabric.render import size
-from fabric.terminal import progress
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:

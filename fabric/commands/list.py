@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from fabric.client.controller import open_controller
 from fabric.commands import tables
 from fabric.commands.common import facts, print_json
-from fabric.commands.controller import open_controller
 from fabric.config import Settings
 
 

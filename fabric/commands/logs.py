@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from fabric.commands.common import find_chunk, print_json
 from fabric.config import Settings
 from fabric.errors import FabricError
-from fabric.terminal import clean_pieces, write_bytes
+from fabric.host.terminal import clean_pieces, write_bytes
 
 if TYPE_CHECKING:
-    from fabric.commands.controller import Controller
+    from fabric.client.controller import Controller
     from fabric.wire.messages import LogInfo
 
 #: Bytes read from the store at once.
@@ -26,7 +26,7 @@ LOOK_EVERY = 2.0
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
     if settings.controller:
-        from fabric.commands.controller import open_controller
+        from fabric.client.controller import open_controller
 
         with open_controller(settings) as controller:
             if info := _choose(controller, options.chunk, options.request):

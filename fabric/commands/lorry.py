@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 
+from fabric.client.render import table
 from fabric.commands.common import open_project, print_json
 from fabric.config import Settings
 from fabric.errors import Cancelled, FabricError, SourceError
-from fabric.render import table
-from fabric.trove.sources import Sources
+from fabric.trove.sources.resolve import Sources
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:

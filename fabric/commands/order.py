@@ -7,26 +7,26 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from fabric.client.controller import SHOWN, Controller, open_line
+from fabric.client.project import Project
+from fabric.client.render import BuildView, Screen, duration, opened_screen
+from fabric.client.request import OVER
+from fabric.client.session import Session
 from fabric.commands.common import open_project, report_unpinned
-from fabric.commands.controller import SHOWN, Controller, open_line
 from fabric.commands.report import Built, complete_logs, failed, report_far
-from fabric.commands.session import Session
 from fabric.config import Settings
 from fabric.definitions.select import find
 from fabric.errors import SourceError, command
-from fabric.project import Project
-from fabric.render import BuildView, Screen, duration, opened_screen
-from fabric.terminal import progress
-from fabric.trove import builds
-from fabric.trove.builds import Builds
-from fabric.trove.committed import Committed
+from fabric.host.terminal import progress
+from fabric.trove.artifacts.store import Store
 from fabric.trove.configured import open_trove
-from fabric.trove.reach import TroveError, TroveFault
-from fabric.trove.snapshot import user
-from fabric.trove.store import Store
-from fabric.wire.line import Line
+from fabric.trove.sources import build_refs as builds
+from fabric.trove.sources.build_refs import Builds
+from fabric.trove.sources.committed import Committed
+from fabric.trove.sources.farm_remote import TroveError, TroveFault
+from fabric.trove.sources.snapshot import user
+from fabric.wire.connection import Line
 from fabric.wire.messages import PROTOCOL, Order
-from fabric.wire.mirror import OVER
 
 #: Seconds that ``--detach`` waits to hear whether the definitions can be resolved.
 RESOLVING = 10.0

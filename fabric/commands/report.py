@@ -9,17 +9,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from fabric.client.failures import Failure, Failures
+from fabric.client.render import Screen, size
+from fabric.client.user_logs import complete
 from fabric.config import Settings
 from fabric.digest import Digest
 from fabric.errors import MachineFault, StoreError, command
-from fabric.failures import Failure, Failures
 from fabric.jobs import Manifest
-from fabric.render import Screen, size
-from fabric.trove.store import Store
-from fabric.userlogs import complete
+from fabric.trove.artifacts.store import Store
 
 if TYPE_CHECKING:
-    from fabric.commands.session import Session
+    from fabric.client.session import Session
     from fabric.wire.messages import StepState
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import msgspec
 
+from fabric.client.failures import Failure, Failures
+from fabric.client.render import duration, size, table
 from fabric.commands.common import open_plan, print_json
 from fabric.config import Settings
 from fabric.definitions.graph import Step
 from fabric.digest import Digest
-from fabric.failures import Failure, Failures
 from fabric.plan import Plan
-from fabric.render import duration, size, table
-from fabric.trove.store import Store
+from fabric.trove.artifacts.store import Store
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:

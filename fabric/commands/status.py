@@ -7,12 +7,12 @@ import json
 import time
 from collections.abc import Callable
 
+from fabric.client.controller import Controller, open_controller
+from fabric.client.render import Board
+from fabric.client.request import OVER
 from fabric.commands import tables
 from fabric.commands.common import facts, print_json
-from fabric.commands.controller import Controller, open_controller
 from fabric.config import Settings
-from fabric.render import Board
-from fabric.wire.mirror import OVER
 
 #: Seconds between two looks.
 WATCH_EVERY = 1.0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from fabric.commands.controller import SHOWN
-from fabric.render import duration, size, table
+from fabric.client.controller import SHOWN
+from fabric.client.render import duration, size, table
 from fabric.wire.messages import STORING, RequestInfo, StepState, Update, WorkerInfo
 
 #: Steps of a request that are told of one by one.

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from fabric.definitions.fields import Fields, bad_name, is_name, kind_of
 from fabric.definitions.graph import COMMAND_STEPS, Device
-from fabric.definitions.marked import Map
+from fabric.definitions.located_yaml import Map
 from fabric.definitions.morphs import COMMON, ChunkMorph, products
 
 _IGNORED = ("build-mode", "prefix")

@@ -12,7 +12,7 @@ import msgspec
 
 from fabric.definitions.fields import Fields, Findings, kind_of, listing
 from fabric.definitions.graph import PHASES, Rule
-from fabric.definitions.marked import Map, parse
+from fabric.definitions.located_yaml import Map, parse
 from fabric.definitions.morphs import few, split_rule
 
 SUPPORTED = (7, 8)

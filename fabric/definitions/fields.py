@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from fabric import bounds
-from fabric.definitions.marked import Map, Seq
+from fabric.definitions.located_yaml import Map, Seq
 from fabric.definitions.splitting import PatternError, check_rule
 from fabric.errors import Problem
 

@@ -14,8 +14,8 @@ from fabric.definitions.chunk_morph import chunk as chunk_morph
 from fabric.definitions.defaults import Defaults
 from fabric.definitions.fields import Fields, Findings, kind_of, listing, suggest
 from fabric.definitions.graph import Graph
-from fabric.definitions.links import Loaded
-from fabric.definitions.marked import Map, parse
+from fabric.definitions.graph_builder import Loaded
+from fabric.definitions.located_yaml import Map, parse
 from fabric.definitions.morphs import ChunkMorph, StratumMorph, morph_path
 from fabric.definitions.resolve import resolve
 from fabric.definitions.stratum_morph import stratum as stratum_morph

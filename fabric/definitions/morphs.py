@@ -12,7 +12,7 @@ import msgspec
 from fabric import bounds
 from fabric.definitions.fields import Fields, bad_name, is_name
 from fabric.definitions.graph import Device, Mode, Rule, Submodule
-from fabric.definitions.marked import Map
+from fabric.definitions.located_yaml import Map
 
 #: Top-level fields of every morph.
 COMMON = frozenset({"name", "kind", "description"})

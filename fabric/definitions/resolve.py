@@ -23,10 +23,10 @@ So the same chunk has the same staging area, and cache key, in every system.
 from __future__ import annotations
 
 from fabric import bounds
-from fabric.definitions.assemble import Assembly
 from fabric.definitions.fields import Findings
 from fabric.definitions.graph import Graph
-from fabric.definitions.links import Links, Loaded
+from fabric.definitions.graph_builder import Links, Loaded
+from fabric.definitions.staging_plan import Assembly
 
 
 def resolve(loaded: Loaded, findings: Findings) -> Graph | None:

@@ -15,7 +15,7 @@ from typing import cast
 
 from fabric.definitions.fields import Fields, listing, suggest
 from fabric.definitions.graph import Mode, Submodule
-from fabric.definitions.marked import Map
+from fabric.definitions.located_yaml import Map
 from fabric.definitions.morphs import (
     COMMON,
     ChunkSpec,

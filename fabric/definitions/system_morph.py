@@ -9,7 +9,7 @@ listed twice.
 from __future__ import annotations
 
 from fabric.definitions.fields import Fields, listing, suggest
-from fabric.definitions.marked import Map
+from fabric.definitions.located_yaml import Map
 from fabric.definitions.morphs import COMMON, StrataEntry, SystemMorph, reference
 
 ARCHITECTURES = frozenset({

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fabric.trove.sources import Sources
-from fabric.trove.store import Store
+from fabric.trove.artifacts.store import Store
+from fabric.trove.sources.resolve import Sources
 
 if TYPE_CHECKING:
     from fabric.config import Shared
-    from fabric.trove.reach import Trove
+    from fabric.trove.sources.farm_remote import Trove
 
 
 def open_store(settings: Shared, scratch: Path | None = None) -> Store:
@@ -26,7 +26,7 @@ def open_store(settings: Shared, scratch: Path | None = None) -> Store:
 
 def open_trove(settings: Shared) -> Trove | None:
     """The farm's repository; None if there is none."""
-    from fabric.trove.reach import Trove
+    from fabric.trove.sources.farm_remote import Trove
 
     if not settings.trove:
         return None

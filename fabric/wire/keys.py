@@ -21,7 +21,7 @@ from zmq.utils import z85
 
 from fabric.bounds import ADMITTED_KEYS, KEY_FILE
 from fabric.errors import PASSING, FabricError
-from fabric.files import read_regular
+from fabric.host.files import read_regular
 from fabric.wire.sockets import Context, Curve
 
 Role = Literal["broker", "worker", "initiator"]

@@ -17,8 +17,9 @@ from typing import Generic, NamedTuple, TypeAlias, TypeVar
 import msgspec
 import zmq
 
-from fabric import bounds, process
+from fabric import bounds
 from fabric.errors import FabricError
+from fabric.host import process
 from fabric.wire.messages import PROTOCOL
 
 T = TypeVar("T")

@@ -22,7 +22,7 @@ from fabric.building.tree import remove, scan
 from fabric.building.workspace import Workspace
 from fabric.definitions.graph import Rule
 from fabric.jobs import SMALL, Artifact, Job, Manifest, Source, Staged
-from fabric.trove.store import Store
+from fabric.trove.artifacts.store import Store
 
 #: What the commands of the tests need.
 TOOLS = (

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from building_kit import Kit
 
-from fabric.attempt import Attempt
+from fabric.building.attempt import Attempt
 from fabric.config import WorkerSettings
 from fabric.jobs import SMALL
 

@@ -14,9 +14,9 @@ import synthetic
 from systems_kit import MINIMAL, ROOT, Built, user_cache
 
 from fabric import config
+from fabric.client.project import Project
 from fabric.definitions.select import find
-from fabric.project import Project
-from fabric.trove.manifests import decode
+from fabric.trove.artifacts.manifests import decode
 
 #: Built beforehand: each worker needs it for everything, but it is unpacked rather than compiled.
 GIVEN = frozenset({"stage1-toolchain", "toolchain"})

@@ -13,7 +13,7 @@ from farm import Farm, program
 from hosts import DISK, Host
 from services import Stopped
 
-from fabric.wire.mirror import OVER
+from fabric.client.request import OVER
 
 #: Seconds between two orders of one who orders again and again.
 PAUSE = 3.0

@@ -11,7 +11,7 @@ import example
 import pytest
 from systems_kit import MINIMAL
 
-from fabric.daemon import free_memory
+from fabric.host.daemon import free_memory
 
 #: PACE: seconds between two faults.  PARTS of the example system: its chunks and strata, or all, or
 #: none.

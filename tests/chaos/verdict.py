@@ -12,7 +12,7 @@ from hosts import everybody
 from people import User, logs
 
 from fabric.jobs import Manifest
-from fabric.trove.manifests import decode
+from fabric.trove.artifacts.manifests import decode
 
 
 def manifests(store: Path) -> dict[str, Manifest]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from definitions_kit import reader, small, spec, stratum
 
-from fabric.definitions.cluster import Cluster, load_cluster
+from fabric.deployment.cluster import Cluster, load_cluster
 from fabric.errors import DefinitionsError
 
 HEAD = "name: c\nkind: cluster\nsystems:\n- morph: systems/s.morph\n"

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from definitions_kit import reader, small, spec, stratum
 
-from fabric.definitions.cluster import load_cluster
-from fabric.definitions.guest import Guest
-from fabric.definitions.guests import guests
+from fabric.deployment.cluster import load_cluster
+from fabric.deployment.guest import Guest
+from fabric.deployment.guests import guests
 from fabric.errors import DefinitionsError
 
 ROOT = Path(__file__).parents[2]

@@ -20,11 +20,10 @@ from waiting import until
 from wire_kit import resident
 
 from fabric import bounds
-from fabric.audience import UPDATE, Audience
+from fabric.controller.outbox import UPDATE, Audience
 from fabric.wire import keys, sockets
 from fabric.wire.connections import Connections
 from fabric.wire.keys import Admitted, Certificate, Gate
-from fabric.wire.listener import Listener
 from fabric.wire.messages import (
     PROTOCOL,
     Answer,
@@ -37,6 +36,7 @@ from fabric.wire.messages import (
     StepState,
     Update,
 )
+from fabric.wire.server import Listener
 
 KEY = "a" * 64
 

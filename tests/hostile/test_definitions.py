@@ -14,10 +14,10 @@ import pytest
 from small_definitions import SYSTEM, lay_out, write_chunks
 
 from fabric import bounds
+from fabric.client.project import Project
 from fabric.config import load_settings
-from fabric.definitions.cluster import load_cluster
+from fabric.deployment.cluster import load_cluster
 from fabric.errors import DefinitionsError
-from fabric.project import Project
 
 STRATUM = "strata/things.morph"
 CHUNK = "strata/one.morph"

@@ -18,12 +18,12 @@ import pytest
 from fabric.bounds import VARIABLES
 from fabric.building.image import ImageError
 from fabric.building.image_manifest import read_manifest
+from fabric.client.project import Project
 from fabric.commands.image import read_variables
 from fabric.config import Settings
-from fabric.definitions.cluster import load_cluster
-from fabric.definitions.guests import guests
+from fabric.deployment.cluster import load_cluster
+from fabric.deployment.guests import guests
 from fabric.errors import DefinitionsError, FabricError
-from fabric.project import Project
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

@@ -13,7 +13,7 @@ import pytest
 
 from fabric import bounds
 from fabric.errors import SourceError
-from fabric.trove.sources import Sources
+from fabric.trove.sources.resolve import Sources
 
 
 class Objects:

@@ -21,8 +21,8 @@ from fabric.building.unused import remove_unused
 from fabric.building.workspace import Workspace
 from fabric.definitions.graph import Device
 from fabric.errors import BuildFailed, Cancelled, FabricError, MachineFault
+from fabric.host.shared_files import Tally
 from fabric.jobs import Content, Job, Staged
-from fabric.trove.files import Tally
 
 #: Built with this machine's tools, which has more of them than the tests' own chunk.
 HOST: dict[str, Any] = {"mode": "test", "staged": (), "environment": {"PATH": "/usr/bin:/bin"}}

@@ -25,11 +25,11 @@ import zstandard
 from fabric import bounds
 from fabric.digest import Digest
 from fabric.errors import SourceError
+from fabric.host.cancel import Stop
 from fabric.trove.importers import archive
 from fabric.trove.importers.apt import Apt
 from fabric.trove.importers.download import Downloads, WrongDigest, fetch_text
-from fabric.trove.sources import Sources
-from fabric.trove.stop import Stop
+from fabric.trove.sources.resolve import Sources
 
 SHOWN = "thing.tar"
 
@@ -479,7 +479,7 @@ def test_a_disk_without_room(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; from fabric.digest import Digest\n"
         "from fabric.errors import SourceError\n"
         "from fabric.trove.importers.download import Downloads\n"
-        "from fabric.trove.stop import Stop\n"
+        "from fabric.host.cancel import Stop\n"
         "try: Downloads(Path(sys.argv[1]), print, Stop()).get(Digest('ab' * 32), sys.argv[2])\n"
         "except SourceError as error: print(error)\n"
     )

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from fabric.bounds import ADMITTED_KEYS, KEY_FILE, PEOPLE, SSH_KEY_FILE
+from fabric.deployment.users import users
 from fabric.errors import DefinitionsError
-from fabric.users import users
 from fabric.wire import keys
 from fabric.wire.keys import Admitted
 

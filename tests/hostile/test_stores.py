@@ -13,7 +13,7 @@ from msgspec.json import encode
 from fabric import bounds
 from fabric.errors import DamagedError, StoreError
 from fabric.jobs import Artifact, Blob, Manifest
-from fabric.trove.store import Store
+from fabric.trove.artifacts.store import Store
 
 KEY, OTHER, DIGEST = "a" * 64, "b" * 64, "c" * 64
 GOOD = json.loads(

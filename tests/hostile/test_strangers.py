@@ -89,6 +89,6 @@ def test_connections_that_come_and_go_keep_nobody_waiting(farm: Farm) -> None:
 def test_a_program_takes_as_many_descriptors_as_it_may(soft: int, hard: int, then: int) -> None:
     if hard > resource.getrlimit(resource.RLIMIT_NOFILE)[1]:
         hard = then = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    program = "from fabric.process import more_descriptors; print(more_descriptors())"
+    program = "from fabric.host.process import more_descriptors; print(more_descriptors())"
     command = ["prlimit", f"--nofile={soft}:{hard}", sys.executable, "-c", program]
     assert int(subprocess.run(command, check=True, capture_output=True).stdout) == then

@@ -13,7 +13,7 @@ from initiator_kit import INITIATOR, Project
 from terminals import Terminal
 
 from fabric.commands import tables
-from fabric.terminal import clean_pieces, printable
+from fabric.host.terminal import clean_pieces, printable
 from fabric.wire.messages import RequestInfo, WorkerInfo
 
 SYSTEM = "../systems/small.morph"

@@ -18,8 +18,8 @@ from waiting import until
 
 import fabric
 from fabric import config
+from fabric.client.embedded import EmbeddedFabric
 from fabric.config import load_settings
-from fabric.embedded import EmbeddedFabric
 from fabric.errors import FabricError
 from fabric.worker import NICE
 

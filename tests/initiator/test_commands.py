@@ -18,8 +18,8 @@ from small_definitions import git
 from waiting import until
 
 from fabric.bounds import FAILURES
+from fabric.client.failures import Failure, Failures
 from fabric.digest import Digest
-from fabric.failures import Failure, Failures
 from fabric.initiator import parser
 
 SYSTEM = "../systems/small.morph"

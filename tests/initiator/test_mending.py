@@ -14,7 +14,7 @@ from initiator_kit import Project
 from small_definitions import git
 
 from fabric import bounds
-from fabric.files import recall, remember
+from fabric.host.files import recall, remember
 
 SYSTEM = "../systems/small.morph"
 

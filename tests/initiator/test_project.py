@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from fabric.client.project import Project
 from fabric.config import load_settings
 from fabric.errors import DefinitionsError, FabricError
-from fabric.project import Project
 
 
 def project(root: Path, cache: Path) -> Project:

@@ -184,7 +184,7 @@ class Farm:
     # -- its parts -------------------------------------------------------------------------
 
     def keys(self, *args: str) -> None:
-        command = [sys.executable, "-m", "fabric.keytool", *args]
+        command = [sys.executable, "-m", "fabric.controller.keytool", *args]
         subprocess.run(command, check=True, capture_output=True)
 
     def make_keys(self, role: str, name: str) -> Path:

@@ -11,7 +11,7 @@ from network_kit import Desk, Farm
 from small_definitions import SYSTEM, git
 from waiting import until
 
-from fabric.trove.snapshot import user
+from fabric.trove.sources.snapshot import user
 
 ADD = "mkdir -p $DESTDIR/usr/share/{0}; cp hello.txt $DESTDIR/usr/share/{0}/"
 

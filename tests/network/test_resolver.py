@@ -15,9 +15,9 @@ from small_disk import SmallDisk
 
 from fabric import bounds
 from fabric.errors import SourceError
-from fabric.trove.builds import Builds, new_request, ref_of
-from fabric.trove.committed import Committed
-from fabric.trove.reach import Trove
+from fabric.trove.sources.build_refs import Builds, new_request, ref_of
+from fabric.trove.sources.committed import Committed
+from fabric.trove.sources.farm_remote import Trove
 from fabric.wire.messages import PROTOCOL, Order, Submit
 
 
@@ -61,7 +61,14 @@ class Farm:
     def resolve(
         self, order: Order, *options: str, inside: Callable[[list[str]], list[str]] = list
     ) -> subprocess.CompletedProcess[bytes]:
-        command = [sys.executable, "-m", "fabric.resolver", "--config", str(self.config), *options]
+        command = [
+            sys.executable,
+            "-m",
+            "fabric.controller.resolver",
+            "--config",
+            str(self.config),
+            *options,
+        ]
         return subprocess.run(
             inside(command),
             input=msgspec.msgpack.encode(order),
@@ -216,7 +223,7 @@ def test_many_at_once(farm: Farm) -> None:
             **{"strata/one.morph": f"name: one\nkind: chunk\ndescription: number {number}\n"}
         )
         orders.append(farm.order())
-    command = [sys.executable, "-m", "fabric.resolver", "--config", str(farm.config)]
+    command = [sys.executable, "-m", "fabric.controller.resolver", "--config", str(farm.config)]
     children = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in orders
     ]
@@ -233,6 +240,6 @@ def test_many_at_once(farm: Farm) -> None:
 
 @pytest.mark.bound("RESOLVE_MEMORY")
 def test_memory_is_bounded() -> None:
-    program = "from fabric.resolver import confine; confine(60); bytearray(5 << 30)"
+    program = "from fabric.controller.resolver import confine; confine(60); bytearray(5 << 30)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     assert done.stderr.endswith(b"MemoryError\n")

@@ -3,7 +3,7 @@
 import pytest
 
 from fabric import bounds
-from fabric.scheduling.watchers import HERE, UPDATE_EVERY, Watchers
+from fabric.controller.subscriptions import HERE, UPDATE_EVERY, Watchers
 
 
 def told(watchers: Watchers, now: float) -> list[tuple[str, bytes, int]]:

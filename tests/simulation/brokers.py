@@ -20,17 +20,16 @@ from rare import Before
 
 from fabric import bounds
 from fabric.broker import Broker, Parts
-from fabric.desk import Desk, Step
-from fabric.journal import Journal, Storage
-from fabric.logs import Spools
-from fabric.notes import Notes
-from fabric.record import Record
+from fabric.controller.journal import Journal, Storage
+from fabric.controller.journal_writer import RETRY
+from fabric.controller.spools import Spools
+from fabric.controller.store_client import Desk, Step
+from fabric.controller.telemetry import Record
+from fabric.host.event_log import Notes
 from fabric.scheduling import events
 from fabric.scheduling.core import Scheduler
 from fabric.scheduling.model import Task
 from fabric.scheduling.states import Cause
-from fabric.scribe import RETRY
-from fabric.wire.listener import LARGEST, Heard
 from fabric.wire.messages import (
     Code,
     FromPeer,
@@ -41,6 +40,7 @@ from fabric.wire.messages import (
     Refused,
     Report,
 )
+from fabric.wire.server import LARGEST, Heard
 
 if TYPE_CHECKING:
     from simulator import Simulation
@@ -311,7 +311,7 @@ class _Judged(Scheduler):
 
 
 class Transport:
-    """The broker's sockets: `fabric.wire.listener.Listener`."""
+    """The broker's sockets: `fabric.wire.server.Listener`."""
 
     due = math.inf
 
@@ -381,7 +381,7 @@ class Transport:
 
 
 class _Helpers:
-    """Whoever asks the store: `fabric.desk.Threads`, each at one thing at a time."""
+    """Whoever asks the store: `fabric.controller.store_client.Threads`, each at one thing."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -414,7 +414,7 @@ class _Helpers:
 
 
 class Resolvers:
-    """Resolves orders: `fabric.resolving.Resolvers`."""
+    """Resolves orders: `fabric.controller.resolver_pool.Resolvers`."""
 
     def __init__(self, run: Run) -> None:
         self._run = run

@@ -19,15 +19,15 @@ import msgspec
 from campaign import processes, wrong_with
 from scenarios import Scenario
 
-from fabric.audience import Audience
-from fabric.desk import Desk
-from fabric.journal import Journal
-from fabric.logs import Spools
+from fabric.building.agent import WorkerAgent
+from fabric.client.request import RequestMirror
+from fabric.client.request_logs import ENDED, LogMirror
+from fabric.controller.journal import Journal
+from fabric.controller.outbox import Audience
+from fabric.controller.spools import Spools
+from fabric.controller.store_client import Desk
 from fabric.scheduling import events
 from fabric.scheduling.core import Scheduler
-from fabric.wire.agent import WorkerAgent
-from fabric.wire.mirror import RequestMirror
-from fabric.wire.mirror_logs import ENDED, LogMirror
 
 #: Seconds of real time that one seed may take.
 PATIENCE = 30

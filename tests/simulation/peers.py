@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from fabric.building import agent as worker_side
+from fabric.building.agent import WorkerAgent
 from fabric.errors import StoreError
-from fabric.wire import agent as worker_side
-from fabric.wire.agent import WorkerAgent
 from fabric.wire.messages import Desired, LogPiece, LogWanted, Message, Outcome, Published, Refused
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fabric.wire import mirror as initiator_side
+from fabric.client import request as initiator_side
+from fabric.client.request import OVER, RequestMirror
 from fabric.wire.messages import (
     PROTOCOL,
     Answer,
@@ -20,7 +21,6 @@ from fabric.wire.messages import (
     Submit,
     Update,
 )
-from fabric.wire.mirror import OVER, RequestMirror
 
 if TYPE_CHECKING:
     from simulator import Simulation

@@ -1,4 +1,4 @@
-"""The farm's artifact store: `fabric.trove.store.Store` itself, on objects that can be lost."""
+"""The farm's artifact store: `fabric.trove.artifacts.store.Store`, on objects that can be lost."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from fabric.jobs import Artifact, Blob, Manifest
-from fabric.trove.backends import Entry, TooLarge
-from fabric.trove.manifests import blob_path, manifest_path
-from fabric.trove.store import Store
+from fabric.trove.artifacts.backend import Entry, TooLarge
+from fabric.trove.artifacts.manifests import blob_path, manifest_path
+from fabric.trove.artifacts.store import Store
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -22,7 +22,7 @@ SIZE = 5000
 
 
 class Objects:
-    """Objects in memory, out of reach at times: a `fabric.trove.backends.Backend`."""
+    """Objects in memory, out of reach at times: a `fabric.trove.artifacts.backend.Backend`."""
 
     trouble: tuple[type[Exception], ...] = (ConnectionError,)
     grace = use_every = 3600.0

@@ -14,7 +14,7 @@ from qemu import Machine
 
 from fabric.building.image import File, make_image
 from fabric.config import load_settings
-from fabric.trove.sources import Sources
+from fabric.trove.sources.resolve import Sources
 
 ROOT = Path(__file__).parents[2]
 INITTAB = b"""\

@@ -10,7 +10,7 @@ from servers_kit import free_port
 from sources_kit import Files, Sshd, sshd
 from store_kit import nginx, seaweed
 
-from fabric.trove.store import Store
+from fabric.trove.artifacts.store import Store
 
 
 @pytest.fixture

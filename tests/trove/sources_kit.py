@@ -21,8 +21,8 @@ from typing import Any
 
 from servers_kit import running
 
-from fabric.trove.reach import Trove
-from fabric.trove.sources import Sources
+from fabric.trove.sources.farm_remote import Trove
+from fabric.trove.sources.resolve import Sources
 
 
 def git(folder: Path, *args: str) -> str:

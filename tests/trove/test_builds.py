@@ -13,9 +13,9 @@ import pytest
 from small_definitions import git
 
 from fabric.errors import SourceError
-from fabric.trove.builds import KEEP, PUSHED, Builds, new_request, ref_of, stale
-from fabric.trove.git import Repository
-from fabric.trove.reach import Trove, TroveError
+from fabric.trove.sources.build_refs import KEEP, PUSHED, Builds, new_request, ref_of, stale
+from fabric.trove.sources.farm_remote import Trove, TroveError
+from fabric.trove.sources.git import Repository
 
 
 def write(root: Path, **files: str) -> None:

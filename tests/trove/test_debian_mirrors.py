@@ -11,11 +11,11 @@ import pytest
 from sources_kit import tarball
 
 from fabric.errors import SourceError
+from fabric.host.cancel import Stop
 from fabric.trove.importers.apt import Stanza
 from fabric.trove.importers.debian import import_source
 from fabric.trove.importers.download import Downloads
-from fabric.trove.lorries import Lorries
-from fabric.trove.stop import Stop
+from fabric.trove.sources.lorries import Lorries
 
 NAME = "hello_2.10.orig.tar.gz"
 NEWER, OLDER = "hello=2.10-3+deb13u1", "hello=2.10-3"

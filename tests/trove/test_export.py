@@ -12,10 +12,10 @@ from sources_kit import git, repository
 
 from fabric.errors import SourceError
 from fabric.jobs import Source
-from fabric.trove.export import MTIME
-from fabric.trove.git import Repository
-from fabric.trove.git_process import DamagedRepositoryError
-from fabric.trove.sources import Sources
+from fabric.trove.sources.export import MTIME
+from fabric.trove.sources.git import Repository
+from fabric.trove.sources.git_process import DamagedRepositoryError
+from fabric.trove.sources.resolve import Sources
 
 ATTRIBUTES = """\
 * text=auto eol=crlf ident

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from servers_kit import child_environment
 
-from fabric.trove.files import scratch, sweep
+from fabric.host.shared_files import scratch, sweep
 
 
 def again(folder: Path) -> None:
@@ -25,7 +25,7 @@ def test_scratch_of_a_killed_process_is_removed_by_the_next(
     code = """
 import sys
 from pathlib import Path
-from fabric.trove.files import scratch
+from fabric.host.shared_files import scratch
 with scratch(Path(sys.argv[1]), "work-") as folder:
     (folder / "half").write_text("done")
     print(folder, flush=True)
@@ -56,7 +56,7 @@ def test_fleeting_locks_leave_no_files_and_are_held_by_one(tmp_path: Path) -> No
     code = """
 import sys
 from pathlib import Path
-from fabric.trove.files import locked
+from fabric.host.shared_files import locked
 top = Path(sys.argv[1])
 for number in range(300):
     with locked(top / "locks" / f"{number % 3}", fleeting=True):

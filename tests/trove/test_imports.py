@@ -24,7 +24,7 @@ from sources_kit import Files, git, repository, tarball
 from fabric.errors import SourceError
 from fabric.jobs import Source
 from fabric.trove.importers.download import WrongDigest
-from fabric.trove.sources import Sources
+from fabric.trove.sources.resolve import Sources
 
 CONTENT: dict[str, bytes | str | tarfile.TarInfo] = {
     "thing-1.0/configure": b"#!/bin/sh\n",
@@ -316,7 +316,7 @@ def test_processes_import_the_same_at_once(trove: Trove, files: Files) -> None:
     trove.lorry(files.put("thing", data), data)
     code = f"""
         from pathlib import Path
-        from fabric.trove.sources import Sources
+        from fabric.trove.sources.resolve import Sources
         sources = Sources(Path({str(trove.root)!r}), {{}}, Path({str(trove.folder)!r}))
         print(sources.resolve("upstream:thing", "1.0").commit)
     """
@@ -344,7 +344,7 @@ def test_ctrl_c_ends_imports_soon(trove: Trove, files: Files, tmp_path: Path) ->
     )
     code = f"""
         from pathlib import Path
-        from fabric.trove.sources import Sources
+        from fabric.trove.sources.resolve import Sources
         aliases = {{"silent": "git://127.0.0.1:{port}/%s"}}
         sources = Sources(Path({str(trove.root)!r}), aliases, Path({str(trove.folder)!r}),
                           progress=lambda text: print(text, flush=True))

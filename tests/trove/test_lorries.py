@@ -8,8 +8,8 @@ import pytest
 
 from fabric import bounds
 from fabric.errors import DefinitionsError, SourceError
-from fabric.trove.locks import Lock
-from fabric.trove.lorries import Lorries
+from fabric.trove.sources.locks import Lock
+from fabric.trove.sources.lorries import Lorries
 
 SHA = "ab" * 32
 

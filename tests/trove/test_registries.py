@@ -21,7 +21,7 @@ from fabric.trove.importers.apt import machine_entries
 from fabric.trove.importers.debian import MovedError
 from fabric.trove.importers.download import WrongDigest
 from fabric.trove.importers.pypi import Sdist, _version, newest, offered_sdists
-from fabric.trove.sources import Sources
+from fabric.trove.sources.resolve import Sources
 
 NOTHING = Digest("ab" * 32)
 HELLO = """\

@@ -12,11 +12,11 @@ import pytest
 from small_definitions import SYSTEM, lay_out
 from sources_kit import git, repository
 
+from fabric.client.project import Project
 from fabric.config import load_settings
 from fabric.errors import SourceError
-from fabric.project import Project
-from fabric.trove.git import Repository
-from fabric.trove.sources import Sources
+from fabric.trove.sources.git import Repository
+from fabric.trove.sources.resolve import Sources
 
 
 def no_head(path: Path) -> None:

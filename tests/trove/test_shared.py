@@ -16,11 +16,11 @@ from sources_kit import Farm, Files, Sshd, git, repository, tarball
 
 from fabric.errors import SourceError
 from fabric.jobs import Source
-from fabric.trove import git_process as our_git
-from fabric.trove import reach
-from fabric.trove.lorries import Lorries
-from fabric.trove.reach import Trove, TroveError
-from fabric.trove.sources import Sources
+from fabric.trove.sources import farm_remote as reach
+from fabric.trove.sources import git_process as our_git
+from fabric.trove.sources.farm_remote import Trove, TroveError
+from fabric.trove.sources.lorries import Lorries
+from fabric.trove.sources.resolve import Sources
 
 DATA = tarball({"thing-1.0/a": b"1"})
 OTHER = tarball({"thing-1.0/a": b"2"})
@@ -319,8 +319,8 @@ def test_many_push_the_same_at_once(any_farm: Farm, files: Files) -> None:
     code = f"""
         import sys
         from pathlib import Path
-        from fabric.trove.reach import Trove
-        from fabric.trove.sources import Sources
+        from fabric.trove.sources.farm_remote import Trove
+        from fabric.trove.sources.resolve import Sources
         root = Path(sys.argv[1])
         sources = Sources(root / "cache", {{}}, root / "sources", trove={farm.trove!r})
         source = sources.resolve("upstream:thing", "1.0")
@@ -474,8 +474,8 @@ def test_a_trove_whose_disk_is_full(tmp_path: Path) -> None:
         import subprocess
         from pathlib import Path
         from fabric.jobs import Source
-        from fabric.trove.reach import Trove, TroveError
-        from fabric.trove.sources import Sources
+        from fabric.trove.sources.farm_remote import Trove, TroveError
+        from fabric.trove.sources.resolve import Sources
         bare = {str(mount / "trove.git")!r}
         subprocess.run(["git", "init", "--quiet", "--bare", bare], check=True)
         aliases = {{}}

@@ -16,8 +16,8 @@ from sources_kit import git, repository
 from fabric.definitions.graph import Submodule
 from fabric.errors import SourceError
 from fabric.jobs import Source
-from fabric.trove.places import Places
-from fabric.trove.sources import Sources
+from fabric.trove.sources.aliases import Places
+from fabric.trove.sources.resolve import Sources
 
 Make = Callable[..., Sources]
 
@@ -337,7 +337,7 @@ def test_processes_fetch_and_export_the_same_at_once(elsewhere: Path, tmp_path: 
     repository(elsewhere / "zlib", {f"d{i}/f{j}": "x" * 1000 for i in range(20) for j in range(20)})
     code = f"""
         from pathlib import Path
-        from fabric.trove.sources import Sources
+        from fabric.trove.sources.resolve import Sources
         sources = Sources(Path({str(tmp_path / "trove")!r}), {{"up": "{elsewhere}/%s"}}, None)
         source = sources.resolve("up:zlib", "main")
         path = sources.export(source)

@@ -13,8 +13,8 @@ from store_kit import blob, key, step
 
 from fabric.errors import DamagedError, StoreError
 from fabric.jobs import SMALL, Artifact, Blob
-from fabric.trove import remote
-from fabric.trove.store import Store
+from fabric.trove.artifacts import remote
+from fabric.trove.artifacts.store import Store
 
 BIG = os.urandom(3 * 1024 * 1024)
 DAY = 86400.0

@@ -19,7 +19,7 @@ from small_disk import on_small_disk
 from store_kit import blob, key, step
 
 from fabric.errors import DamagedError, StoreError
-from fabric.trove.store import Store
+from fabric.trove.artifacts.store import Store
 
 DAY = 86400.0
 
@@ -126,7 +126,7 @@ def test_everything_is_synced_before_put_returns(directory: Store, tmp_path: Pat
     code = f"""
         from pathlib import Path
         from store_kit import step
-        from fabric.trove.store import Store
+        from fabric.trove.artifacts.store import Store
         Store({directory.url!r}, Path({str(tmp_path)!r})).put(*step(2, b"second"))
     """
     calls = "openat,rename,link,linkat,renameat,fsync,close"
@@ -178,7 +178,7 @@ def test_a_full_disk_is_said_clearly(tmp_path: Path) -> None:
         from pathlib import Path
         from store_kit import step, key, blob
         from fabric.errors import StoreError
-        from fabric.trove.store import Store
+        from fabric.trove.artifacts.store import Store
         store = Store({str(mount / "store")!r}, Path({str(tmp_path)!r}))
         store.put(*step(1, b"fits"))
         try:
@@ -211,7 +211,7 @@ def test_a_killed_writer_leaves_nothing_that_counts(directory: Store, tmp_path: 
         import os, sys
         from pathlib import Path
         from store_kit import step
-        from fabric.trove.store import Store
+        from fabric.trove.artifacts.store import Store
         store = Store(sys.argv[1], Path(sys.argv[2]))
         print(flush=True)
         for number in range(10**6):
@@ -245,7 +245,7 @@ def test_many_writers_at_once(directory: Store, tmp_path: Path) -> None:
         import sys
         from pathlib import Path
         from store_kit import step
-        from fabric.trove.store import Store
+        from fabric.trove.artifacts.store import Store
         store = Store(sys.argv[1], Path(sys.argv[2]))
         for number in range(40):
             store.put(*step(number, b"%d" % number * 1000, b"the same"))

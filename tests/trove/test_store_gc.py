@@ -18,8 +18,8 @@ from store_kit import Server, blob, key, nginx, step
 from waiting import until
 
 from fabric import bounds
-from fabric.trove import uses
-from fabric.trove.store import Store
+from fabric.trove.artifacts import uses
+from fabric.trove.artifacts.store import Store
 
 DAY = 86400.0
 
@@ -98,7 +98,7 @@ def test_what_a_live_build_has_reserved_stays(
         import sys
         from pathlib import Path
         from store_kit import key
-        from fabric.trove.store import Store
+        from fabric.trove.artifacts.store import Store
         with Store({place[0]!r}, Path({str(tmp_path)!r}) / "its").reserve([key(1), key(9)]):
             print(flush=True)
             sys.stdin.read()

@@ -19,8 +19,8 @@ from small_disk import on_small_disk
 from store_kit import Authority, Server, blob, key, nginx, step
 
 from fabric.errors import DamagedError, StoreError
-from fabric.trove import remote
-from fabric.trove.store import Store
+from fabric.trove.artifacts import remote
+from fabric.trove.artifacts.store import Store
 
 MIB = 1024 * 1024
 LOGIN = "worker:much secret"
@@ -292,7 +292,7 @@ def test_half_an_upload_is_nothing(server: Server, cable: Cable, tmp_path: Path,
         import sys
         from pathlib import Path
         from store_kit import blob, step
-        from fabric.trove.store import Store
+        from fabric.trove.artifacts.store import Store
         big = Path({str(big)!r})
         manifest, files = step(1, big.read_bytes())
         files[blob(big.read_bytes()).sha256] = big
@@ -419,8 +419,8 @@ def test_full_disks_at_either_end(tmp_path: Path) -> None:
         from servers_kit import free_port
         from store_kit import blob, key, nginx, step
         from fabric.errors import StoreError
-        from fabric.trove import remote
-        from fabric.trove.store import Store
+        from fabric.trove.artifacts import remote
+        from fabric.trove.artifacts.store import Store
         remote.RETRIES = 1
         top = Path({str(tmp_path)!r})
         data = os.urandom(1_500_000)

@@ -4,6 +4,14 @@ import hashlib
 
 import msgspec
 
+from fabric.client.request import (
+    AppendLog,
+    CloseLog,
+    Follow,
+    OpenLog,
+    RequestMirror,
+    Send,
+)
 from fabric.wire.messages import (
     PROTOCOL,
     LogPiece,
@@ -14,14 +22,6 @@ from fabric.wire.messages import (
     StepState,
     Submit,
     Update,
-)
-from fabric.wire.mirror import (
-    AppendLog,
-    CloseLog,
-    Follow,
-    OpenLog,
-    RequestMirror,
-    Send,
 )
 
 KEY = "a" * 64

@@ -7,16 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fabric.broker import Broker, Parts, Wakeup
-from fabric.desk import Desk
-from fabric.journal import Journal
-from fabric.logs import Spools
-from fabric.notes import Notes
-from fabric.record import Record
-from fabric.resolving import Resolvers
+from fabric.controller.journal import Journal
+from fabric.controller.resolver_pool import Resolvers
+from fabric.controller.spools import Spools
+from fabric.controller.store_client import Desk
+from fabric.controller.telemetry import Record
+from fabric.host.event_log import Notes
 from fabric.scheduling.core import Scheduler
-from fabric.trove.store import Store
+from fabric.trove.artifacts.store import Store
 from fabric.wire import sockets
-from fabric.wire.listener import Listener
+from fabric.wire.server import Listener
 
 
 def broker_at(

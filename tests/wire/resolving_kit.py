@@ -7,7 +7,7 @@ from pathlib import Path
 
 from waiting import until
 
-from fabric.resolving import Resolvers
+from fabric.controller.resolver_pool import Resolvers
 from fabric.scheduling.events import Resolved, Unresolved
 from fabric.wire.messages import PROTOCOL, Order
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import zmq.auth
 
-from fabric import keytool
+from fabric.controller import keytool
 from fabric.wire import keys
 from fabric.wire.keys import Admitted, KeyProblem
 

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from fabric import bounds
-from fabric.wire.agent import (
+from fabric.building.agent import (
     FORGET,
     PROGRESS_EVERY,
     REPORT_EVERY,

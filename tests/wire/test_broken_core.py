@@ -17,7 +17,7 @@ from parts_kit import broker_at
 from wire_kit import key_of
 
 from fabric.broker import Broker, Wakeup
-from fabric.resolving import Resolvers
+from fabric.controller.resolver_pool import Resolvers
 from fabric.scheduling import answers, view
 from fabric.scheduling.events import Resolved
 from fabric.scheduling.intake import Intake

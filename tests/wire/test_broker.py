@@ -16,11 +16,11 @@ from waiting import until
 from wire_kit import FakeWorker, key_of, resident
 
 from fabric import bounds
+from fabric.client.request import Action
 from fabric.wire import sockets
 from fabric.wire.messages import (
     Update,
 )
-from fabric.wire.mirror import Action
 
 if TYPE_CHECKING:
     from fabric_kit import Fabric

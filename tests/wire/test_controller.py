@@ -11,10 +11,10 @@ import msgspec
 import pytest
 import zmq
 
-from fabric.commands.controller import Controller
+from fabric.client.controller import Controller
 from fabric.errors import MachineFault
 from fabric.wire import sockets
-from fabric.wire.line import Line
+from fabric.wire.connection import Line
 from fabric.wire.messages import Answer, Query
 
 

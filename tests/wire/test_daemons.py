@@ -18,9 +18,9 @@ import pytest
 from farm_kit import HOST, Farm
 from waiting import until
 
-from fabric.daemon import free_disk, free_memory
-from fabric.notes import Notes
-from fabric.systemd import Supervisor
+from fabric.host.daemon import free_disk, free_memory
+from fabric.host.event_log import Notes
+from fabric.host.sd_notify import Supervisor
 
 
 class Listening:
@@ -49,7 +49,7 @@ def listening(directory: Path) -> Iterator[Listening]:
 def test_a_daemon_that_ends_waits_for_no_thread() -> None:
     """One may ask a store that does not answer, and systemd gives it 15 seconds."""
     text = (
-        "import threading, time; from fabric import daemon\n"
+        "import threading, time; from fabric.host import daemon\n"
         "def main():\n"
         "    threading.Thread(target=time.sleep, args=(60,)).start()\n"
         "    print('ended')\n"
@@ -97,7 +97,7 @@ def test_without_systemd_nothing_happens() -> None:
 
 def test_notes_go_to_journald_with_fields(listening: Listening, tmp_path: Path) -> None:
     program = (
-        "import os, sys; from fabric.notes import Notes\n"
+        "import os, sys; from fabric.host.event_log import Notes\n"
         "status = os.fstat(2); environ = {'JOURNAL_STREAM': f'{status.st_dev}:{status.st_ino}'}\n"
         f"note = Notes('me', environ=environ, journald={str(listening.path)!r})\n"
         "note('two\\nlines', request=('r1', 'r2'), step='zlib', worker='')\n"

@@ -10,11 +10,11 @@ import pytest
 from waiting import until
 
 from fabric import bounds
-from fabric.desk import Desk
+from fabric.controller.store_client import Desk
 from fabric.errors import DamagedError, StoreError
 from fabric.jobs import Blob, Manifest
 from fabric.scheduling.events import Answered, Ask, Inspected, Unanswered
-from fabric.trove.store import Store
+from fabric.trove.artifacts.store import Store
 from fabric.wire.messages import LogPiece, LogRead, Refused
 
 LOG = b"a line\n" * 100

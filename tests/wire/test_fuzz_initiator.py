@@ -24,11 +24,11 @@ ROUNDS, ROUND = 50, 2000
 
 FOLLOW = f"""
 import sys
-from fabric.commands.session import Session
+from fabric.client.session import Session
 from fabric.errors import FabricError
-from fabric.render import open_screen
+from fabric.client.render import open_screen
 from fabric.wire import sockets
-from fabric.wire.line import Line
+from fabric.wire.connection import Line
 line = Line(sockets.in_directory(sys.argv[1]), "follow")
 try:
     Session("{REQUEST}", line, open_screen(False)).follow("")

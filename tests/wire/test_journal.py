@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from small_disk import on_small_disk
 
+from fabric.controller.journal import ATTEMPTS_KEPT, REQUESTS_KEPT, STEPS_KEPT, Journal, Storage
+from fabric.controller.journal_writer import AT_ONCE
 from fabric.errors import MachineFault
-from fabric.journal import ATTEMPTS_KEPT, REQUESTS_KEPT, STEPS_KEPT, Journal, Storage
 from fabric.scheduling.events import Drained, Ended, Learned, Opened, Remembered
-from fabric.scribe import AT_ONCE
 from fabric.wire.messages import PROTOCOL, Order, Outcome, StepState, Submit, Update
 
 
@@ -358,7 +358,7 @@ def test_on_a_full_disk_nothing_is_forgotten(tmp_path: Path) -> None:
         import os
         from pathlib import Path
         from fabric.errors import MachineFault
-        from fabric.journal import Journal
+        from fabric.controller.journal import Journal
         path = Path({str(tmp_path)!r}, "journal.sqlite")
         Journal(path, print).close()
         with Path({str(tmp_path)!r}, "ballast").open("wb", buffering=0) as file:

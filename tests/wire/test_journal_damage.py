@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fabric.journal import Journal
+from fabric.controller.journal import Journal
 from fabric.scheduling.events import Drained, Learned, Opened, Remembered
 from fabric.wire.messages import PROTOCOL, Submit, Update
 

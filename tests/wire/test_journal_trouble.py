@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from fabric.journal import Journal
+from fabric.controller.journal import Journal
+from fabric.controller.journal_writer import OWED
 from fabric.scheduling.events import Drained, Ended, Learned, Opened
-from fabric.scribe import OWED
 from fabric.wire.messages import PROTOCOL, Order, Update
 
 
@@ -30,8 +30,8 @@ class Hindrance:
     """Nothing can be written to a journal for a while."""
 
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("fabric.journal.PATIENCE", 0.02)
-        monkeypatch.setattr("fabric.scribe.RETRY", 0.05)
+        monkeypatch.setattr("fabric.controller.journal.PATIENCE", 0.02)
+        monkeypatch.setattr("fabric.controller.journal_writer.RETRY", 0.05)
         self.woken = threading.Event()
         self._path = path
 

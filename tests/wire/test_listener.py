@@ -12,8 +12,8 @@ from waiting import until
 
 from fabric import bounds
 from fabric.wire import sockets
-from fabric.wire.listener import Listener
 from fabric.wire.messages import LogRead, StepState, ToInitiator, Update
+from fabric.wire.server import Listener
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 from small_disk import on_small_disk
 
 from fabric import bounds
-from fabric.log_spool import DIGESTED_AT_ONCE
-from fabric.logs import ASK_AGAIN, Spools
+from fabric.controller.log_spool import DIGESTED_AT_ONCE
+from fabric.controller.spools import ASK_AGAIN, Spools
 
 PIECE = b"x" * 50_000
 
@@ -96,7 +96,7 @@ def test_logs_leave_room_on_the_disk(tmp_path: Path) -> None:
     code = f"""
         import os
         from pathlib import Path
-        from fabric.logs import Spools
+        from fabric.controller.spools import Spools
         spools = Spools(Path({str(tmp_path)!r}), 0)
         for n in range(20):
             spools.begin(f"{{n:064x}}", 1, "w1", found=False)

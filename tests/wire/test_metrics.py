@@ -12,7 +12,7 @@ import pytest
 from farm_kit import HOST
 
 from fabric import bounds
-from fabric.metrics import Metrics
+from fabric.controller.metrics import Metrics
 
 PORT = 7417
 

@@ -2,6 +2,13 @@
 
 from mirror_kit import DETACHED, KEY, ORDER, SUBMIT, TEXT, Tale, sha
 
+from fabric.client.request import (
+    MANY,
+    Changed,
+    OpenLog,
+    Over,
+    Send,
+)
 from fabric.wire.messages import (
     Leave,
     Poll,
@@ -9,13 +16,6 @@ from fabric.wire.messages import (
     StepState,
     Submit,
     Update,
-)
-from fabric.wire.mirror import (
-    MANY,
-    Changed,
-    OpenLog,
-    Over,
-    Send,
 )
 
 

@@ -7,9 +7,9 @@ import pytest
 from mirror_kit import KEY, SUBMIT, TEXT, Tale, sha
 
 from fabric import bounds
+from fabric.client.request import AHEAD, Action, CloseLog, OpenLog, RequestMirror, Send
+from fabric.client.request_logs import ASK_AGAIN, GIVE_UP, MISSES
 from fabric.wire.messages import LogPiece, LogRead, Published, Refused, StepState, Update
-from fabric.wire.mirror import AHEAD, Action, CloseLog, OpenLog, RequestMirror, Send
-from fabric.wire.mirror_logs import ASK_AGAIN, GIVE_UP, MISSES
 
 
 def test_a_log_grows_with_the_stream_and_is_proven_whole() -> None:

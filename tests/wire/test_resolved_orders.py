@@ -16,7 +16,7 @@ from wire_kit import FakeWorker
 
 from fabric.broker import assemble
 from fabric.scheduling.model import Limits
-from fabric.trove.store import Store
+from fabric.trove.artifacts.store import Store
 from fabric.wire import sockets
 from fabric.wire.messages import (
     PROTOCOL,

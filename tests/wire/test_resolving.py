@@ -19,7 +19,7 @@ from waiting import until
 from wire_kit import offers_of
 
 from fabric import bounds
-from fabric.resolving import Resolvers, _Child
+from fabric.controller.resolver_pool import Resolvers, _Child
 from fabric.scheduling.events import Resolved, Unresolved
 
 
@@ -90,7 +90,7 @@ def test_git_that_fetches_ends_with_its_resolver(tmp_path: Path) -> None:
         trove = f"git://127.0.0.1:{silent.getsockname()[1]}/trove.git"
         config = tmp_path / "broker.toml"
         config.write_text(f'cache = "{tmp_path}/cache"\ntrove = "{trove}"\n')
-        command = (sys.executable, "-m", "fabric.resolver", "--config", str(config))
+        command = (sys.executable, "-m", "fabric.controller.resolver", "--config", str(config))
         others = children_of(os.getpid())  # servers of other tests
         resolvers = Resolvers(command, lambda: None)
         resolvers.resolve(msgspec.structs.replace(order(1), ref="refs/builds/t/1"), "d" * 64)
@@ -121,7 +121,7 @@ def test_a_child_that_is_late_says_so_itself(tmp_path: Path) -> None:
         trove = f"git://127.0.0.1:{silent.getsockname()[1]}/trove.git"
         config = tmp_path / "broker.toml"
         config.write_text(f'cache = "{tmp_path}/cache"\ntrove = "{trove}"\n')
-        command = (sys.executable, "-m", "fabric.resolver", "--config", str(config))
+        command = (sys.executable, "-m", "fabric.controller.resolver", "--config", str(config))
         resolvers = Resolvers(command, lambda: None, seconds=2)
         resolvers.resolve(msgspec.structs.replace(order(1), ref="refs/builds/t/1"), "d" * 64)
         [answer] = answers_of(resolvers, 1)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fabric import bounds
-from fabric.logs import ASK_AGAIN, GIVE_UP, KEEP, MEMORY, OPEN_FILES, SHORT, Spools
+from fabric.controller.spools import ASK_AGAIN, GIVE_UP, KEEP, MEMORY, OPEN_FILES, SHORT, Spools
 from fabric.wire.messages import LogPiece
 
 KEY = "a" * 64

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from parts_kit import broker_at
 
-from fabric.journal import Journal
+from fabric.controller.journal import Journal
 from fabric.scheduling import events
 from fabric.scheduling.core import Scheduler
 from fabric.scheduling.events import Opened

@@ -13,8 +13,8 @@ from farm_kit import HOST, PORT, Farm, Peer, report
 from waiting import until
 
 from fabric.wire import sockets
+from fabric.wire.connection import Line
 from fabric.wire.keys import Admitted
-from fabric.wire.line import Line
 from fabric.wire.messages import (
     PROTOCOL,
     Command,

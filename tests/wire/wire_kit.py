@@ -16,12 +16,13 @@ import msgspec
 import zmq
 
 from fabric import bounds
+from fabric.building import agent as worker_side
+from fabric.building.agent import WorkerAgent
+from fabric.client import request as initiator_side
+from fabric.client.request import RequestMirror
 from fabric.jobs import Blob, Manifest
-from fabric.trove.store import Store
-from fabric.wire import agent as worker_side
-from fabric.wire import mirror as initiator_side
+from fabric.trove.artifacts.store import Store
 from fabric.wire import sockets
-from fabric.wire.agent import WorkerAgent
 from fabric.wire.messages import (
     PROTOCOL,
     Desired,
@@ -35,7 +36,6 @@ from fabric.wire.messages import (
     ToInitiator,
     Update,
 )
-from fabric.wire.mirror import RequestMirror
 from fabric.wire.sockets import Addresses, Curve
 
 ARCH = "x86_64"

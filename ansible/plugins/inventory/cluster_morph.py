@@ -50,14 +50,14 @@ from ansible.plugins.inventory import BaseFileInventoryPlugin
 try:
     import msgspec
 
+    from fabric.client.project import Project
     from fabric.config import Settings
-    from fabric.definitions.cluster import Cluster, load_cluster
-    from fabric.definitions.guest import Guest
-    from fabric.definitions.guests import guests
+    from fabric.deployment.cluster import Cluster, load_cluster
+    from fabric.deployment.guest import Guest
+    from fabric.deployment.guests import guests
+    from fabric.deployment.users import users
     from fabric.errors import FabricError
-    from fabric.project import Project
-    from fabric.terminal import printable
-    from fabric.users import users
+    from fabric.host.terminal import printable
 except ImportError as error:
     raise AnsibleParserError(
         f"the Python that runs Ansible lacks this project ({error}): run `make setup-deploy`,"

@@ -22,11 +22,11 @@ from typing import IO
 
 from fabric import bounds
 from fabric.errors import SourceError
-from fabric.process import TooMuchOutput, converse
-from fabric.trove.files import locked
+from fabric.host.cancel import Stop
+from fabric.host.process import TooMuchOutput, converse
+from fabric.host.shared_files import locked
 from fabric.trove.importers.download import Throttle
-from fabric.trove.locks import DEBIAN_VERSION
-from fabric.trove.stop import Stop
+from fabric.trove.sources.locks import DEBIAN_VERSION
 
 Progress = Callable[[str], None]
 Stanza = dict[str, str]

@@ -12,9 +12,9 @@ from typing import IO, Protocol
 import msgspec
 
 from fabric.errors import SourceError
-from fabric.trove import git
-from fabric.trove.git_process import environment
-from fabric.trove.stop import Stop
+from fabric.host.cancel import Stop
+from fabric.trove.sources import git
+from fabric.trove.sources.git_process import environment
 
 _AUTHOR = b"Fabric trove <trove@fabric.invalid>"
 _CHUNK = 1024 * 1024

@@ -15,8 +15,8 @@ from fabric.trove.importers import archive
 from fabric.trove.importers.apt import Apt, Stanza
 from fabric.trove.importers.commit import Tree, from_files
 from fabric.trove.importers.download import Downloads, WrongDigest
-from fabric.trove.locks import Locked, is_line
-from fabric.trove.lorries import Lorry
+from fabric.trove.sources.locks import Locked, is_line
+from fabric.trove.sources.lorries import Lorry
 
 
 class MovedError(SourceError):

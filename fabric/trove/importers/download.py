@@ -21,8 +21,8 @@ from typing import IO, Any
 from fabric import bounds
 from fabric.digest import Digest
 from fabric.errors import NO_ROOM, SourceError, command
-from fabric.trove.files import fsync, sha256_of
-from fabric.trove.stop import Stop
+from fabric.host.cancel import Stop
+from fabric.host.shared_files import fsync, sha256_of
 
 Progress = Callable[[str], None]
 

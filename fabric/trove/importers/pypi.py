@@ -26,7 +26,7 @@ from fabric.trove.importers import archive
 from fabric.trove.importers.commit import Tree
 from fabric.trove.importers.debian import MovedError
 from fabric.trove.importers.download import Downloads, WrongDigest, fetch_text, shown
-from fabric.trove.lorries import Lorry
+from fabric.trove.sources.lorries import Lorry
 
 _ACCEPT = "application/vnd.pypi.simple.v1+json, text/html;q=0.5"
 _SDIST = (".tar.gz", ".tar.bz2", ".tar.xz", ".zip")

@@ -16,15 +16,15 @@ from pathlib import Path
 from fabric import bounds
 from fabric.digest import Digest
 from fabric.errors import SourceError, command
-from fabric.process import TooMuchOutput, converse
-from fabric.trove.files import sha256_of
+from fabric.host.cancel import Stop
+from fabric.host.process import TooMuchOutput, converse
+from fabric.host.shared_files import sha256_of
 from fabric.trove.importers.commit import Tree, from_files
 from fabric.trove.importers.debian import MovedError
 from fabric.trove.importers.download import Downloads, WrongDigest
 from fabric.trove.importers.pypi import pip_command
-from fabric.trove.locks import Locked, is_line
-from fabric.trove.lorries import Lorry
-from fabric.trove.stop import Stop
+from fabric.trove.sources.locks import Locked, is_line
+from fabric.trove.sources.lorries import Lorry
 
 #: The newest GNU C library that wheels may ask for: 2.41, Debian 13's.
 _GLIBC = 41

@@ -1,0 +1,298 @@
+"""The fabric of one machine: a broker and workers as child processes, talking over ipc.
+
+The same programs with the same messages as on a farm; only that they end with the initiator
+that started them, however it ends.
+
+Starting an interpreter and loading a program takes a tenth of a second of CPU time.  So one
+process, the nursery, is forked off before the initiator has threads, loads the programs while
+the initiator still reads definitions, and forks a broker and workers off itself when it is told
+to.  From then on it looks after them: it replaces a worker that dies, and takes all down at the
+end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gc
+import importlib
+import os
+import select
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from fabric.config import Settings
+from fabric.errors import NO_ROOM, FabricError, MachineFault
+
+#: How the folder of a fabric is called, and the lock in it that is held as long as it lives.
+_PREFIX, _ALIVE = "fabric-", "alive"
+#: Seconds that children get to end by themselves: workers take down their sandboxes meanwhile.
+GRACE = 10.0
+#: Seconds between two looks at them.
+LOOK_EVERY = 0.1
+#: Where one writes what goes wrong.
+_ERRORS = "nursery.err"
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class EmbeddedFabric:
+    """Begins to load on entering, stops on leaving; ``directory`` holds the sockets."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._nursery = 0  # its process id
+        self._started = False
+
+    def __enter__(self) -> EmbeddedFabric:
+        # socket paths are limited to about 107 bytes, so no deep directory of the user's
+        try:
+            self.directory, self._alive = new_folder()
+            errors = _open_errors(self.directory / _ERRORS)
+        except OSError as error:
+            raise FabricError(
+                f"{error.strerror}; a build here keeps its sockets in a temporary folder: free some"
+                " room there, or have TMPDIR name another"
+            ) from error
+        orders, self._orders = os.pipe()
+        self._news, news = os.pipe()
+        os.set_blocking(self._news, False)
+
+        def nursery() -> int:
+            os.close(self._orders)
+            os.close(self._news)
+            return Nursery(self._settings, self.directory, orders, news).run()
+
+        self._nursery = _fork(errors, nursery)
+        os.close(orders)
+        os.close(news)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start the broker and the workers."""
+        self._started = True
+        with contextlib.suppress(BrokenPipeError):  # it died: `check` tells
+            os.write(self._orders, b"\n")
+
+    def check(self) -> str:
+        """News of workers that died and were replaced, "" if there is none.
+
+        MachineFault if the broker is gone, or workers die as soon as they start.
+        """
+        with contextlib.suppress(BlockingIOError):
+            news = os.read(self._news, 65536).decode(errors="replace")
+            if not news.endswith("\n"):  # the last words of a fabric that is no more
+                said = (self.directory / _ERRORS).read_text(errors="replace").strip()
+                raise MachineFault(f"the embedded {news or f'fabric ended: {said}'}")
+            return news.strip()
+        return ""
+
+    def stop(self) -> None:
+        """Ends all children and removes the directory.  Goes on where a call of it was left by
+        Ctrl-C.
+        """
+        if self._nursery:
+            self._orders = _closed(self._orders)
+            if not self._started:  # it has no children yet, and may be busy loading
+                os.kill(self._nursery, signal.SIGKILL)
+            os.waitpid(self._nursery, 0)
+            self._nursery = 0
+            self._news = _closed(self._news)
+        shutil.rmtree(self.directory, ignore_errors=True)
+        self._alive = _closed(self._alive)
+
+
+class Nursery:
+    """Starts broker and workers, and looks after them until the pipe ``orders`` is closed."""
+
+    def __init__(self, settings: Settings, directory: Path, orders: int, news: int) -> None:
+        self._settings = settings
+        self._directory = directory
+        self._orders = orders
+        self._news = news
+        self._children: dict[int, str] = {}  # names by process id
+        self._workers = 0
+        self._tools = ""  # digest of this machine's
+
+    def run(self) -> int:
+        """All its life; returns its exit code."""
+        for number in _ENDING:
+            # It ends when the initiator does.  Not SIG_IGN: builds would inherit that.
+            signal.signal(number, lambda *_: None)
+        os.environ.update(_environment(self._settings))
+        for module in ("fabric.broker", "fabric.worker", "fabric.trove.sources.export"):
+            importlib.import_module(module)
+        from fabric.building.host import host_tools
+
+        self._tools = host_tools(self._settings.host_tools_file)
+        sweep()
+        gc.freeze()  # what is here now, the children share
+        code = self._serve() if os.read(self._orders, 1) else 0
+        if code == 0:  # the initiator has ended, and may have been killed
+            shutil.rmtree(self._directory, ignore_errors=True)
+        return code
+
+    def _serve(self) -> int:
+        try:
+            self._start("broker", "--state", str(self._settings.state_dir))
+            for _ in range(self._settings.worker_count):
+                self._start_worker()
+            return self._watch()
+        finally:
+            self._stop()
+
+    def _start_worker(self) -> None:
+        self._workers += 1
+        name = f"worker-{self._workers}"
+        self._start(name, "--name", name, "--host-tools", self._tools)
+
+    def _start(self, name: str, *args: str) -> None:
+        program = name.partition("-")[0]
+        common = ("--directory", str(self._directory), "--parent", str(os.getpid()))
+
+        def main() -> int:
+            os.closerange(3, 1 << 16)  # the pipes: others wait for their end
+            Path("/proc/self/comm").write_text(f"fabric-{program}")  # what `ps` shows
+            code: int = importlib.import_module(f"fabric.{program}").main([*common, *args])
+            return code
+
+        self._children[_fork(_open_errors(self._errors(name)), main)] = name
+
+    def _watch(self) -> int:
+        poller = select.poll()
+        poller.register(self._orders)
+        while not poller.poll(LOOK_EVERY * 1000):
+            child, status = os.waitpid(-1, os.WNOHANG)
+            if not child:
+                continue
+            name = self._children.pop(child)
+            ended = f"{name} ended ({_how(os.waitstatus_to_exitcode(status))})"
+            if name == "broker" or self._workers >= 3 * self._settings.worker_count + 3:
+                said = self._errors(name).read_text(errors="replace")[-2000:].strip()
+                self._tell(f"{ended}:\n{said}" if said else ended)
+                return 4
+            self._start_worker()
+            self._tell(f"{ended}, another takes its place\n")
+        return 0
+
+    def _tell(self, news: str) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._news, news.encode())
+
+    def _stop(self) -> None:
+        broker = [child for child, name in self._children.items() if name == "broker"]
+        workers = self._children.keys() - broker
+        for children in (workers, broker):  # who says goodbye is heard
+            until = time.monotonic() + GRACE
+            for child in children:
+                os.kill(child, signal.SIGTERM)
+            for child in children:
+                handle = os.pidfd_open(child)
+                ended, _, _ = select.select([handle], [], [], max(0.0, until - time.monotonic()))
+                if not ended:
+                    os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                os.close(handle)
+
+    def _errors(self, name: str) -> Path:
+        """What a child writes on its standard error."""
+        return self._directory / f"{name}.err"
+
+
+def _closed(fd: int) -> int:
+    if fd >= 0:
+        os.close(fd)
+    return -1
+
+
+def new_folder() -> tuple[Path, int]:
+    """A new folder, and a descriptor that locks it until all who have inherited it have ended."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        lock = os.open(folder / _ALIVE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if os.fstat(lock).st_nlink:
+            return folder, lock
+        os.close(lock)  # `sweep` was there before the lock, and has removed it
+
+
+def sweep() -> None:
+    """Remove the folders of fabrics that were killed: those of ours whose lock can be had."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
+                continue
+            lock = os.open(folder / _ALIVE, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+def _open_errors(file: Path) -> int:
+    return os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+
+def _fork(errors: int, main: Callable[[], int]) -> int:
+    """Run ``main`` in a child process, in a session of its own; returns the process id.
+
+    The session is because Ctrl-C is the initiator's to handle.  ``errors`` is where it writes
+    what it has to say, and is closed here.  Until it handles signals itself they end it: a
+    handler that it had from us would swallow the one that is to end it.
+    """
+    sys.stdout.flush()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    child = os.fork()
+    if child:
+        os.close(errors)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return child
+    code = 4
+    try:
+        os.setsid()
+        for number in _ENDING:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        for standard, file in enumerate((nothing, errors, errors)):
+            os.dup2(file, standard)
+        os.close(nothing)
+        os.close(errors)
+        code = main()
+    except BaseException as error:  # noqa: BLE001  above is the initiator, which must not go on here
+        if isinstance(error, OSError) and (error.filename or error.errno in NO_ROOM):
+            print(error, file=sys.stderr)
+        else:
+            traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """The settings in force, for programs that read them anew."""
+    return {
+        "FABRIC_CACHE": str(settings.cache_dir),
+        "FABRIC_ARTIFACTS": settings.store_url,
+        "FABRIC_MAX_JOBS": str(settings.jobs),
+        "FABRIC_BUILD_TIMEOUT": str(settings.build_timeout),
+        "FABRIC_LOG_LIMIT": str(settings.log_limit),
+    }
+
+
+def _how(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

@@ -1,0 +1,52 @@
+"""What failed to build here last, so that `show` can tell of it.
+
+A file for each step, named by its cache key, in the state folder: whoever writes one replaces it
+whole, and two builds at once do not meet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+
+from fabric.bounds import FAILURES
+from fabric.digest import Digest
+from fabric.host.files import recall, remember
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """A step that failed: when, why, and where its log is, "" if nowhere here."""
+
+    at: datetime  # UTC
+    message: str
+    log: str = ""
+
+
+class Failures:
+    """Those noted in a folder, which is made when there is one."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def note(self, key: Digest, failure: Failure) -> None:
+        """It failed.  OSError if that cannot be written."""
+        remember(self._folder / key, msgspec.json.encode(failure))
+        self._prune()
+
+    def of(self, key: Digest) -> Failure | None:
+        """How the step failed last, None if it is not known to have."""
+        with contextlib.suppress(ValueError):
+            return msgspec.json.decode(recall(self._folder / key), type=Failure)
+        return None
+
+    def _prune(self) -> None:
+        files = [entry for entry in os.scandir(self._folder) if entry.is_file()]
+        if len(files) <= FAILURES:
+            return
+        files.sort(key=lambda entry: entry.stat().st_mtime_ns)
+        for entry in files[:-FAILURES]:
+            Path(entry).unlink(missing_ok=True)

@@ -1,0 +1,186 @@
+"""A user's definitions on disk, with the trove and the artifact store that serve them."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fabric import bounds
+from fabric.config import Settings
+from fabric.definitions.graph import Graph
+from fabric.errors import DefinitionsError, FabricError, Problem, in_line
+from fabric.host.files import real, recall, remember
+from fabric.plan import Plan, make_plan, wanted_sources
+from fabric.trove.artifacts.store import Store
+from fabric.trove.configured import open_sources, open_store
+from fabric.trove.sources.resolve import Sources
+
+
+class Project:
+    """The definitions at ``root``: the nearest folder upward that holds a VERSION file."""
+
+    def __init__(self, root: Path, settings: Settings, progress: Callable[[str], None]) -> None:
+        self.root = root
+        self.settings = settings
+        self._progress = progress
+
+    @classmethod
+    def find(cls, start: Path, settings: Settings, progress: Callable[[str], None]) -> Project:
+        """The project around ``start`` (a file or directory).  FabricError if there is none."""
+        folders = (start, *start.parents)
+        for known in ("VERSION", "systems/*.morph"):  # the first versions had no VERSION
+            for folder in folders:
+                if any(found.is_file() for found in folder.glob(known)):
+                    return cls(folder, settings, progress)
+        raise FabricError(
+            f"{start}: no definitions here: neither this folder nor one above it has a VERSION"
+            " file; go to the definitions' folder, or name a system in one"
+        )
+
+    def read(self, path: str) -> bytes | None:
+        """A file by its path from the root; None if it is not there.
+
+        DefinitionsError if it cannot be read, is too large, or lies outside.
+        """
+        if path.startswith("/") or ".." in path.split("/"):
+            return None
+        try:
+            return self._read(path)
+        except ValueError:  # no path has a NUL
+            return None
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+                return None
+            raise DefinitionsError(
+                [Problem(path, 1, f"cannot be read: {error.strerror}")]
+            ) from None
+
+    def _read(self, path: str) -> bytes | None:
+        # nothing is waited for: it may be a FIFO
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        handle = os.open(f"{self.root}/{path}", flags)
+        try:
+            facts = os.fstat(handle)
+            where = os.readlink(f"/proc/self/fd/{handle}")  # noqa: PTH115
+            if stat.S_ISDIR(facts.st_mode):
+                return None
+            if not where.startswith(self._inside):
+                wrong = f"is a link that leads out of the definitions, to {where}"
+            elif not stat.S_ISREG(facts.st_mode):
+                wrong = "is no plain file"
+            elif facts.st_size > bounds.DEFINITIONS_FILE:
+                most = f"files of definitions have {bounds.DEFINITIONS_FILE:,} at most"
+                wrong = f"has {facts.st_size:,} bytes: {most}"
+            else:
+                return os.read(handle, facts.st_size)
+        finally:
+            os.close(handle)
+        raise DefinitionsError([Problem(path, 1, wrong)])
+
+    @cached_property
+    def _inside(self) -> str:
+        return os.path.join(os.path.realpath(self.root), "")  # noqa: PTH118
+
+    @cached_property
+    def sources(self) -> Sources:
+        return open_sources(self.settings, self.root / "sources", progress=self._progress)
+
+    @cached_property
+    def store(self) -> Store:
+        return open_store(self.settings)
+
+    def systems(self) -> list[str]:
+        """All system morphs, as paths from the root."""
+        return sorted(
+            str(file.relative_to(self.root)) for file in self.root.glob("systems/**/*.morph")
+        )
+
+    def locate(self, named: str, cwd: Path) -> str:
+        """The system that a user named, as a path from the root."""
+        for file in (cwd / named, self.root / named, self.root / "systems" / named):
+            for candidate in (file, file.with_name(file.name + ".morph")):
+                if candidate.is_file() and real(candidate).is_relative_to(real(self.root)):
+                    return str(real(candidate).relative_to(real(self.root)))
+        near = difflib.get_close_matches(named, self.systems(), n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(map(in_line, near))}?" if near else ""
+        raise FabricError(f"{named}: no such system in {self.root}{hint}")
+
+    def graph(self, system: str, read: Callable[[str], bytes | None] | None = None) -> Graph:
+        """The build graph of a system.  DefinitionsError if the definitions are wrong.
+
+        ``read`` takes the place of the files on disk.
+        """
+        from fabric.definitions.load import load
+
+        graph = load(read or self.read, system)
+        for warning in graph.warnings:
+            told = Problem(warning.file, warning.line, f"warning: {warning.message}")
+            self._progress(str(told))
+        return graph
+
+    def plan(self, graph: Graph, goals: Iterable[str] = (), tools: str = "") -> Plan:
+        """The graph with every source pinned; ``goals`` are step ids, by default the system.
+
+        ``tools``: digest of the tools that bootstrap chunks are built with, by default those
+        here.  Sources that the trove lacks are imported.  SourceError if one cannot be had.
+        """
+        from fabric.building.host import host_tools
+
+        tools = tools or host_tools(self.settings.host_tools_file)
+        return make_plan(graph, goals, self.sources, tools)
+
+    def unpinned(self, graph: Graph, goals: Iterable[str] = ()) -> list[str]:
+        """The sources that the goals need, but whose content the definitions do not pin."""
+        chosen = tuple(goals) or (graph.root.id,)
+        return self.sources.unpinned(wanted_sources(graph, chosen).values())
+
+    def require_pins(self, graph: Graph, goals: Iterable[str] = ()) -> None:
+        """SourceError if the definitions do not pin what a source contains that the goals need."""
+        chosen = tuple(goals) or (graph.root.id,)
+        self.sources.require_pins(wanted_sources(graph, chosen).values())
+
+    def supply(self, graph: Graph, goals: Iterable[str] = ()) -> None:
+        """See to it that the trove has every source that the goals need."""
+        chosen = tuple(goals) or (graph.root.id,)
+        self.sources.supply(wanted_sources(graph, chosen).values())
+
+    def remember(self, system: str, tree: str = "", built: Mapping[str, str] | None = None) -> None:
+        """Note the system last built here, so that `logs` and `shell` need not be told.
+
+        ``built``: kind and name of a step -> its key, when a farm built ``tree``, that is the
+        files as they were, so that keys need not be computed here.
+        """
+        memory = {"system": system, "tree": tree, "keys": dict(built or {})}
+        with contextlib.suppress(OSError):  # a convenience, for which no build fails
+            remember(self._memory(), json.dumps(memory).encode())
+
+    def last_system(self) -> str | None:
+        """The system last built from these definitions, if its morph is still there."""
+        system = self._last().get("system")
+        return system if system and (self.root / system).is_file() else None
+
+    def last_keys(self, system: str, tree: str) -> dict[str, str]:
+        """Kind and name of a step -> its key, if ``system`` of these very files was built last."""
+        last = self._last()
+        same = (last.get("system"), last.get("tree")) == (system, tree)
+        return dict(last.get("keys", {})) if same else {}
+
+    def _memory(self) -> Path:
+        name = hashlib.sha256(os.fsencode(self.root)).hexdigest()[:32]
+        return self.settings.state_dir / "last-systems" / f"{name}.json"
+
+    def _last(self) -> dict[str, Any]:
+        try:
+            last = json.loads(recall(self._memory()))
+        except ValueError:
+            return {}
+        return last if isinstance(last, dict) else {}

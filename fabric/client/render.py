@@ -1,0 +1,286 @@
+"""What a build looks like: live on a terminal, plain lines in a pipe, JSON for programs.
+
+`BuildView` is what there is to show, `Screen` is where it goes.  A screen never decides
+anything and keeps nothing that it could not lose.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from typing import Any, Protocol, TextIO
+
+import msgspec
+
+from fabric.errors import Cancelled, FabricError
+from fabric.host.terminal import (
+    Area,
+    OutputError,
+    Row,
+    fitted,
+    is_terminal,
+    one_line,
+    printable,
+    styled,
+    width_of,
+)
+
+
+class RunningView(msgspec.Struct, frozen=True):
+    """One step that is being built."""
+
+    name: str
+    worker: str
+    phase: str
+    began: float  # by time.monotonic()
+    expected: float  # seconds; 0: not known
+    log_size: int  # bytes
+
+
+class BuildView(msgspec.Struct, frozen=True):
+    """A build at one moment.  Times are time.monotonic()'s: what is shown moves on with it."""
+
+    title: str
+    total: int  # steps to build
+    done: int
+    failed: int
+    cached: int
+    began: float
+    ends: float  # expected; 0: not known
+    running: tuple[RunningView, ...] = ()
+    waiting: str = ""  # why nothing runs, if nothing does
+
+
+class Screen(Protocol):
+    """Where a build is shown."""
+
+    def say(self, text: str, style: str = "") -> None: ...
+    def event(self, kind: str, **facts: Any) -> None: ...
+    def show(self, view: BuildView) -> None: ...
+    def close(self) -> None: ...
+
+
+class PlainScreen(msgspec.Struct):
+    """Lines, for pipes and logs of other tools."""
+
+    out: TextIO = msgspec.field(default_factory=lambda: sys.stdout)
+
+    def say(self, text: str, style: str = "") -> None:  # noqa: ARG002  a pipe has no style
+        print(text, file=self.out, flush=True)
+
+    def event(self, kind: str, **facts: Any) -> None:
+        """Nothing: events are for programs."""
+
+    def show(self, view: BuildView) -> None:
+        """Nothing: a pipe has no live part."""
+
+    def close(self) -> None:
+        """Nothing to restore."""
+
+
+class JsonScreen(msgspec.Struct):
+    """One JSON object a line on standard output: {"event": KIND, "time": UTC, ...}."""
+
+    out: TextIO = msgspec.field(default_factory=lambda: sys.stdout)
+
+    def say(self, text: str, style: str = "") -> None:
+        """Nothing: prose is for people."""
+
+    def event(self, kind: str, **facts: Any) -> None:
+        at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        print(json.dumps({"event": kind, "time": at, **facts}), file=self.out, flush=True)
+
+    def show(self, view: BuildView) -> None:
+        """Nothing: programs follow the events."""
+
+    def close(self) -> None:
+        """Nothing to restore."""
+
+
+class LiveScreen:
+    """A terminal: news scrolls, the state of the build stays at the bottom."""
+
+    def __init__(self) -> None:
+        self._view: BuildView | None = None
+        self._area = Area(sys.stdout, self._picture)
+
+    def say(self, text: str, style: str = "") -> None:
+        self._area.above(styled(printable(text), style) + "\n")
+
+    def event(self, kind: str, **facts: Any) -> None:
+        """Nothing: events are for programs."""
+
+    def show(self, view: BuildView) -> None:
+        self._view = view
+        self._area.settled()
+        self._area.changed()
+
+    def close(self) -> None:
+        self._area.close()
+
+    def _picture(self, width: int, height: int) -> list[Row]:
+        return [] if self._view is None else draw(self._view, time.monotonic(), width, height)
+
+
+class Board:
+    """Something to look at that changes: in place on a terminal, else again when it did."""
+
+    def __init__(self) -> None:
+        self._last: list[str] = []
+        self._area: Area | None = None
+
+    def __enter__(self) -> Board:
+        if is_terminal(sys.stdout):
+            self._area = Area(sys.stdout, self._picture)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._area is not None:
+            self._area.close()
+            print("\n".join(self._last))
+
+    def show(self, lines: list[str]) -> None:
+        """This is how it stands."""
+        if self._area is None and lines != self._last:
+            print("\n".join(lines), flush=True)
+        self._last = lines
+
+    def _picture(self, width: int, height: int) -> list[Row]:  # noqa: ARG002  rows are cut anyway
+        lines = [one_line(line) for line in self._last]
+        if len(lines) > height:
+            lines[height - 1 :] = [f"and {len(lines) - height + 1} lines more"]
+        return [(line, "") for line in lines]
+
+
+def draw(view: BuildView, now: float, width: int, height: int) -> list[Row]:
+    """The live part at the moment ``now``, in at most so many columns and rows."""
+    rows: list[Row] = []
+    running = sorted(view.running, key=lambda step: (step.worker, step.name))
+    room = max(1, height - 1)
+    if len(running) > room:
+        rest = len(running) - room + 1
+        running = running[: room - 1]
+        rows.append((f"  and {rest} more", "cyan"))
+    rows[:0] = [(line, "cyan") for line in _steps(running, now, width)]
+    if view.waiting and not view.running:
+        rows.append((f"  {one_line(view.waiting)}  {duration(now - view.began)}", "yellow"))
+    if view.total:
+        rows.append((_summary(view, now, width), "bold"))
+    return rows
+
+
+def _steps(running: list[RunningView], now: float, width: int) -> list[str]:
+    """A row for each step.  Columns go if there is no room: the log's size first, then the phase,
+    then the time that is expected.
+    """
+    names = [fitted(one_line(step.name), max(16, width // 3)) for step in running]
+    workers = [fitted(one_line(step.worker), max(10, width // 4)) for step in running]
+    times = [duration(max(0.0, now - step.began)) for step in running]
+    expected = [
+        f"{time} of ~{duration(step.expected)}" if step.expected >= 1 else time
+        for time, step in zip(times, running, strict=True)
+    ]
+    phases = [one_line(step.phase) for step in running]
+    logs = [f"{size(step.log_size)} log" for step in running]
+    lines: list[str] = []
+    for columns in (
+        (names, phases, expected, logs, workers),
+        (names, phases, expected, workers),
+        (names, expected, workers),
+        (names, times, workers),
+    ):
+        lines = [f"  {line}" for line in table(zip(*columns, strict=True))]
+        if all(width_of(line) <= width for line in lines):
+            break
+    return lines
+
+
+def _summary(view: BuildView, now: float, width: int) -> str:
+    """How far it is, in as many words as there is room for."""
+    of = f"{view.done} of {view.total}"
+    cached = [f"{view.cached} cached"] if view.cached else []
+    failed = [f"{view.failed} failed"] if view.failed else []
+    took = [duration(now - view.began)]
+    ends = max(0.0, view.ends - now)
+    left = [f"about {duration(ends)} left"] if ends else []
+    brief = [f"~{duration(ends)} left"] if ends else []
+    line = ""
+    for bar, facts in (
+        (24, [f"{of} built", *cached, *failed, *took, *left]),
+        (12, [f"{of} built", *cached, *failed, *took, *left]),
+        (0, [f"{of} built", *cached, *failed, *took, *left]),
+        (0, [f"{of} built", *failed, *took, *left]),
+        (0, [of, *failed, *took, *brief]),
+        (0, [of, *failed, *(brief or took)]),
+    ):
+        filled = bar * view.done // view.total
+        picture = f"{'━' * filled}{'╌' * (bar - filled)}  " if bar else ""
+        line = f"  {picture}{', '.join(facts)}"
+        if width_of(line) <= width:
+            break
+    return line
+
+
+def open_screen(as_json: bool) -> Screen:
+    """The screen for where standard output goes."""
+    if as_json:
+        return JsonScreen()
+    if is_terminal(sys.stdout):
+        return LiveScreen()
+    return PlainScreen()
+
+
+@contextlib.contextmanager
+def opened_screen(as_json: bool) -> Iterator[Screen]:
+    """The same; programs are told of the error that ends it."""
+    screen = open_screen(as_json)
+    try:
+        yield screen
+    except KeyboardInterrupt:
+        screen.event("interrupted", exit_code=Cancelled.exit_code)
+        raise
+    except FabricError as error:
+        if not isinstance(error, OutputError):
+            screen.event("failed", message=str(error), exit_code=error.exit_code)
+        raise
+    finally:
+        screen.close()
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: "0.4 s", "12 s", "3 min 05 s", "2 h 07 min"."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def size(count: float) -> str:
+    """Bytes for people: "0 B", "12 kB", "3.4 MB"."""
+    if count < 1000:
+        return f"{count:.0f} B"
+    for unit in ("kB", "MB", "GB"):
+        count /= 1000
+        if count < 1000:
+            return f"{count:.0f} {unit}" if count >= 10 else f"{count:.1f} {unit}"
+    return f"{count / 1000:.1f} TB"
+
+
+def table(rows: Iterable[Iterable[str]]) -> list[str]:
+    """Rows of cells as aligned lines."""
+    cells = [[one_line(cell) for cell in row] for row in rows]
+    if not cells:
+        return []
+    widths = [max(width_of(row[i]) for row in cells) for i in range(len(cells[0]))]
+    return [
+        "  ".join(c + " " * (w - width_of(c)) for c, w in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    ]

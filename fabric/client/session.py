@@ -1,0 +1,386 @@
+"""One build request, followed to its end: what the broker says, on the screen and in log files.
+
+Whether the broker is this machine's own or a controller far away, only the line to it differs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from fabric import bounds
+from fabric.client import request as protocol
+from fabric.client.render import BuildView, RunningView, Screen, duration
+from fabric.client.request import ENDED, RequestMirror
+from fabric.client.user_logs import UserLog, UserLogs
+from fabric.errors import BuildFailed, Cancelled, FabricError, MachineFault, as_typed
+from fabric.host.process import more_descriptors
+from fabric.host.terminal import OutputError
+from fabric.wire.connection import Line
+from fabric.wire.messages import (
+    Answer,
+    LogPiece,
+    Order,
+    Refused,
+    StepState,
+    Submit,
+    ToInitiator,
+    Update,
+)
+from fabric.wire.sockets import Codec, Garbage
+
+#: Lines of a failed step's log that are shown.
+TAIL = 20
+#: Seconds between two looks at the clock when nothing comes.
+TICK = 0.2
+#: Seconds between two looks at the children, and two pictures for the screen.
+LOOK_EVERY = 0.1
+#: Messages taken in one turn of the loop.
+MESSAGES_AT_ONCE = 200
+
+_PROBLEM = re.compile(r"[^\s:]+:\d+: ")
+
+
+class NotResolved(FabricError):
+    """The broker cannot make a build of what was ordered."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.problems = bool(_PROBLEM.match(message))  # mistakes in the definitions
+
+
+class Session:
+    """One build request, followed to its end."""
+
+    def __init__(
+        self,
+        asked: Order | Submit | str,
+        line: Line,
+        screen: Screen,
+        check: Callable[[], str] = str,
+        since: float = 0.0,
+        patience: float = 0.0,
+    ) -> None:
+        """``asked`` as for `RequestMirror`, begun ``since`` seconds ago.
+
+        ``check`` is called now and then, for news.  A broker that cannot take the request in is
+        asked again for ``patience`` seconds; one that had, as long as it takes.
+        """
+        self.mirror = RequestMirror(asked, min(bounds.LOGS_OPEN, more_descriptors() // 2))
+        self._line = line
+        self._screen = screen
+        self._check = check
+        self._began = time.monotonic() - since
+        self._look_due = self._began
+        self._patience = patience
+        self._warned = ""
+        self._put_off = 0.0  # since when; 0: it is not
+        self._files: UserLogs | None = None  # once there is one: nothing else is written here
+        self._logs: dict[str, UserLog] = {}
+        self._paths: dict[str, Path] = {}
+        self._tails: dict[str, list[str]] = {}
+        self._states: Counter[str] = Counter()  # of the steps told of
+        self._since: dict[str, tuple[int, float]] = {}  # running steps: fence, when it began
+        self._left = 0.0  # as the broker said it last,
+        self._ends = 0.0  # and when that is; 0: unknown
+        self._keeps_logs = True
+        self._codec: Codec[ToInitiator] = Codec(ToInitiator)
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self._began
+
+    def accept(self, patience: float) -> None:
+        """Until the broker has taken the request; ``patience`` seconds more to be resolved.
+        MachineFault if it cannot take it.
+
+        Nobody stays to complete a log, so none is begun.
+        """
+        self._keeps_logs = False
+        while not self.mirror.version:
+            self._turn()
+        until = time.monotonic() + patience
+        while self.mirror.state == "resolving" and time.monotonic() < until:
+            self._turn()
+
+    def follow(self, parting: str) -> None:
+        """To the end: until the request is over and every log is whole, or given up.
+
+        ``parting`` is said if that is left before, with "interrupted" or "stopped" for its "{}".
+        MachineFault if the broker cannot take it.
+        """
+        try:
+            while not self.mirror.complete:
+                self._turn()
+        finally:
+            heeded = signal.signal(signal.SIGINT, signal.SIG_IGN)  # let this moment pass
+            if not self.mirror.over and not (self._put_off and not self.mirror.version):
+                by_user = isinstance(sys.exception(), KeyboardInterrupt)
+                with contextlib.suppress(OSError, OutputError):
+                    self._screen.say(parting.format("interrupted" if by_user else "stopped"))
+            self._close()
+            signal.signal(signal.SIGINT, heeded)
+
+    def _turn(self) -> None:
+        self._do(self.mirror.tick(time.monotonic()))
+        self._line.wait(min(TICK, self.mirror.due - time.monotonic()))
+        now = time.monotonic()
+        for frame in self._line.receive(MESSAGES_AT_ONCE):
+            try:
+                message = self._codec.decode(frame)
+            except Garbage:  # it costs what it said, which will be said again
+                continue
+            match message:
+                case Update():
+                    self._do(self.mirror.update(message, now))
+                    self._is_taken()
+                    self._warn()
+                    self._expect(now)
+                case LogPiece():
+                    self._do(self.mirror.piece(message, now))
+                case Refused():
+                    self._do(self.mirror.refused(message, now))
+                    if message.code == "not-now" and message.about == self.mirror.request:
+                        self._wait(as_typed(message.reason))
+                case Answer():  # once more, to a question that was asked before this
+                    pass
+        for piece in self._line.pieces(MESSAGES_AT_ONCE):
+            self._do(self.mirror.published(piece, now))
+        if self._line.tend(now):
+            self._tell_trouble()
+        if now >= self._look_due:  # not for each piece of log
+            self._look_due = now + LOOK_EVERY
+            if news := self._check():
+                self._screen.say(news, "yellow")
+            self._screen.show(self._view())
+
+    def _close(self) -> None:
+        """Tell the broker that we leave; close files."""
+        for log in self._logs.values():
+            log.close(whole=False)
+        self._logs.clear()
+        if self._files is not None:
+            self._files.close()
+        self._do(self.mirror.leave())
+
+    def counts(self) -> str:
+        """ "20 built, 3 cached"."""
+        cached = self._states["cached"]
+        return f"{self._states['done']} built" + (f", {cached} cached" if cached else "")
+
+    def failures(self) -> str:
+        """ "zlib failed", "zlib, jq failed", or whatever else the broker says."""
+        failed = [_name(step) for step, _ in self.failed()]
+        return f"{', '.join(failed)} failed" if failed else self.mirror.message
+
+    def judge(self, what: str) -> None:
+        """BuildFailed, MachineFault or Cancelled unless it was built."""
+        match self.mirror.state:
+            case "done":
+                return
+            case "cancelled":
+                raise Cancelled(f"{what} is not built: {self.mirror.message or 'cancelled'}")
+            case _:
+                failed = [step for step, _ in self.failed()]
+                fault = bool(failed) and all(step.fault for step in failed)
+                kind = MachineFault if fault else BuildFailed
+                raise kind(f"{what} is not built: {self.failures()}")
+
+    def failed(self) -> Iterator[tuple[StepState, str]]:
+        """Steps that failed, with where their logs are, "" if nowhere here."""
+        for key, step in self.mirror.steps.items():
+            if step.state == "failed":
+                yield step, str(self._paths.get(key, ""))
+
+    def report_failures(self, hint: Callable[[StepState], str]) -> None:
+        """What a person needs to go on from here; ``hint`` gives a last line for a step."""
+        for step, log in self.failed():
+            say = self._screen.say
+            say(f"\n{_name(step)} failed: {step.message}", "bold red")
+            for line in self._tails.get(step.key, []):
+                say(f"  | {line}")
+            if step.failed_command:
+                lines = step.failed_command.strip().replace("\n", "\n    ")
+                say(f"  {step.failed_phase}:\n    {lines}")
+            if log:
+                say(f"  log:   {log}")
+            if step.kind == "chunk" and (last := hint(step)):
+                say(f"  {last}")
+
+    # -- inside ----------------------------------------------------------------------------
+
+    def _do(self, actions: Sequence[protocol.Action]) -> None:
+        for action in sorted(actions, key=_endings_first):
+            match action:
+                case protocol.Send():
+                    if not self._line.send(self._codec.encode(action.message)):
+                        self.mirror.unsent(action.message)
+                case protocol.Changed():
+                    self._tell(action.old, action.new)
+                case protocol.Over():
+                    self._end(action)
+                case _ if not self._keeps_logs:
+                    pass
+                case protocol.OpenLog():
+                    self._open_log(action.key)
+                case protocol.AppendLog():
+                    self._logs[action.key].write(action.offset, action.data)
+                case protocol.Follow(key, True):
+                    self._line.subscribe(key)
+                case protocol.Follow(key):
+                    self._line.unsubscribe(key)
+                case protocol.CloseLog():
+                    self._close_log(action)
+
+    def _wait(self, reason: str) -> None:
+        """The broker cannot take the request in now.  MachineFault if that is so for too long."""
+        now = time.monotonic()
+        known = self.mirror.version > 0
+        told, self._put_off = bool(self._put_off), self._put_off or now
+        if not known and now - self._put_off >= self._patience:
+            raise MachineFault(reason)
+        if not told:
+            self._screen.event("connection", ok=False, message=reason)
+            limit = "" if known else f" for {duration(self._patience)}"
+            self._screen.say(f"{reason}; trying on{limit}", "yellow")
+
+    def _is_taken(self) -> None:
+        if self._put_off and self.mirror.accepted:
+            self._put_off = 0.0
+            self._screen.event("connection", ok=True, message="")
+            self._screen.say("the controller takes orders again", "green")
+
+    def _warn(self) -> None:
+        """What keeps the build from going on, once."""
+        if self.mirror.warning != self._warned:
+            self._warned = self.mirror.warning
+            self._screen.event("warning", message=self._warned)
+            if self._warned:
+                self._screen.say(self._warned, "yellow")
+
+    def _expect(self, now: float) -> None:
+        """When the build ends.  The broker counts whole steps, so its word may stand still."""
+        if self.mirror.left != self._left:
+            self._left = self.mirror.left
+            self._ends = now + self._left if self._left else 0.0
+
+    def _end(self, over: protocol.Over) -> None:
+        if over.refused:
+            raise MachineFault(f"the broker refuses this build: {as_typed(over.message)}")
+        if over.state == "failed" and not self.mirror.steps:
+            raise NotResolved(as_typed(over.message))
+
+    def _open_log(self, key: str) -> None:
+        step = self.mirror.steps[key]
+        if step.state not in ENDED:
+            self._line.subscribe(key)
+        if key in self._logs:
+            self._logs[key].restart()
+            return
+        if self._files is None:
+            self._files = UserLogs(Path.cwd())
+        self._logs[key] = log = self._files.open(step.log, key)
+        self._paths[key] = log.path
+
+    def _close_log(self, action: protocol.CloseLog) -> None:
+        log = self._logs.pop(action.key)
+        self._tails[action.key] = log.tail(TAIL)
+        # of a cancelled step it may be all there is, but others may still want the step
+        log.close(whole=action.whole and self.mirror.steps[action.key].state != "cancelled")
+        self._line.unsubscribe(action.key)
+
+    def _tell_trouble(self) -> None:
+        trouble = self._line.trouble
+        self._screen.event("connection", ok=not trouble, message=trouble)
+        if trouble:
+            self._screen.say(f"{trouble}; trying on", "yellow")
+        else:
+            self._screen.say("the controller is back", "green")
+
+    def _tell(self, old: StepState | None, new: StepState) -> None:
+        name = _name(new)
+        if old is not None:
+            self._states[old.state] -= 1
+        self._states[new.state] += 1
+        if new.state != "running":
+            self._since.pop(new.key, None)
+        elif self._since.get(new.key, (-1, 0.0))[0] != new.fence:
+            self._since[new.key] = (new.fence, time.monotonic() - new.running_for)
+        if old is None or (old.state, old.fence) != (new.state, new.fence):
+            self._screen.event(
+                "step",
+                name=name,
+                key=new.key,
+                state=new.state,
+                worker=new.worker,
+                seconds=new.seconds,
+                message=new.message,
+                log=str(self._paths.get(new.key, "")),
+            )
+            self._look_due = 0.0  # rows and what is printed tell the same
+            done, total = self._progress()
+            if new.state == "running":
+                self._screen.say(f"[{done}/{total}] {name}: building on {new.worker}")
+            elif new.state == "done":
+                self._screen.say(f"[{done}/{total}] {name}: built in {duration(new.seconds)}")
+            elif new.state == "failed":
+                self._screen.say(f"[{done}/{total}] {name}: failed", "bold red")
+            elif old is not None and old.state == "running" and new.message:
+                self._screen.say(f"[{done}/{total}] {name}: again, {new.message}", "yellow")
+
+    def _progress(self) -> tuple[int, int]:
+        return self._states["done"], len(self.mirror.steps) - self._states["cached"]
+
+    def _view(self) -> BuildView:
+        done, total = self._progress()
+        return BuildView(
+            title=self.mirror.title,
+            total=total,
+            done=done,
+            failed=self._states["failed"],
+            cached=self._states["cached"],
+            began=self._began,
+            ends=self._ends,
+            running=tuple(
+                self._running(self.mirror.steps[key], began)
+                for key, (_, began) in self._since.items()
+            ),
+            waiting=self._line.trouble or self.mirror.message or _WAITING[self.mirror.state],
+        )
+
+    def _running(self, step: StepState, began: float) -> RunningView:
+        log = self._logs.get(step.key)
+        return RunningView(
+            name=_name(step),
+            worker=step.worker,
+            phase=step.phase,
+            began=began,
+            expected=step.expected,
+            log_size=max(step.log_size, log.size if log else 0),
+        )
+
+
+_WAITING = {
+    "resolving": "the controller resolves the definitions",
+    "checking": "the artifact store is asked what it has",
+    "building": "",
+    "done": "",
+    "failed": "",
+    "cancelled": "",
+}
+
+
+def _name(step: StepState) -> str:
+    return step.name or step.key[:12]
+
+
+def _endings_first(action: protocol.Action) -> bool:
+    """What ended is told before what begins; all else stays in order."""
+    return isinstance(action, protocol.Changed) and action.new.state == "running"

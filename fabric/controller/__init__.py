@@ -1,0 +1,1 @@
+"""The broker's parts: journal, log spools, store client, resolver pool, replies, telemetry."""

@@ -1,0 +1,70 @@
+"""Keys of a fabric: made where they are used, admitted and revoked on the controller's machine."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fabric.config import KEYS
+from fabric.errors import FabricError
+from fabric.host.terminal import printable
+from fabric.wire import keys
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(prog="fabric-keys", description=__doc__)
+    commands = top.add_subparsers(dest="command", required=True)
+    make = commands.add_parser("make", help="make a pair of keys; prints where the public one is")
+    make.add_argument("role", choices=keys.ROLES)
+    make.add_argument("name", nargs="?", help="of the machine or person (the broker's is broker)")
+    make.add_argument("--to", type=Path, default=Path(KEYS), metavar="DIR", help=f"default {KEYS}")
+    admit = commands.add_parser("admit", help="let in whoever has this key, from now on")
+    admit.add_argument("file", type=Path, help="NAME.key, the public one")
+    listed = commands.add_parser("list", help="name, role and public key of all who are admitted")
+    revoke = commands.add_parser("revoke", help="cut somebody off, at once")
+    revoke.add_argument("name")
+    for command in (admit, listed, revoke):
+        command.add_argument(
+            "--keys", type=Path, default=Path(KEYS), metavar="DIR",
+            help=f"the controller's keys (default {KEYS})",
+        )  # fmt: skip
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run fabric-keys; returns its exit code."""
+    options = parser().parse_args(argv)
+    try:
+        _run(options)
+    except FabricError as error:
+        print(f"fabric-keys: {printable(str(error))}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    match options.command:
+        case "make":
+            name = options.name or (keys.BROKER if options.role == keys.BROKER else "")
+            if (name == keys.BROKER) != (options.role == keys.BROKER):
+                raise keys.KeyProblem("the controller's key is named broker, and no other is")
+            print(keys.make(options.role, name, options.to))
+        case "admit":
+            peer = keys.Admitted(options.keys).admit(options.file)
+            print(f"{peer.role} {peer.name} is admitted")
+        case "list":
+            admitted = keys.Admitted(options.keys)
+            for peer in admitted.all():
+                print(f"{peer.name:20} {peer.role:10} {peer.public}")
+            for problem in admitted.problems:
+                print(f"fabric-keys: {printable(problem)}", file=sys.stderr)
+        case "revoke":
+            keys.Admitted(options.keys).revoke(options.name)
+            print(f"{options.name} is not admitted any more")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""The resolver: what becomes of an order.  A child process of the broker, one for each.
+
+It reads an encoded `Order` from standard input, fetches that commit of the definitions and what
+they name as sources from the trove, computes the steps with their cache keys, and writes an
+encoded `Submit` to standard output.  If that cannot be done, the exit code is not 0 and standard
+error has the text for the user: ``FILE:LINE: message`` for mistakes in the definitions.
+
+The definitions may be anybody's, and anything may be in them: they are read out of git's
+objects, nothing of them is run, and time and memory of this process are bounded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import os
+import resource
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from fabric import bounds, config
+from fabric.building.host import host_tools
+from fabric.config import BrokerSettings
+from fabric.definitions.load import load
+from fabric.definitions.select import find
+from fabric.digest import Digest
+from fabric.errors import (
+    NO_ROOM,
+    Cancelled,
+    DefinitionsError,
+    FabricError,
+    MachineFault,
+    SourceError,
+)
+from fabric.host.cancel import Stop
+from fabric.host.files import recall, remember
+from fabric.host.process import die_with_parent
+from fabric.host.shared_files import locked, scratch
+from fabric.plan import Plan, make_plan, wanted_sources
+from fabric.trove.configured import open_sources, open_trove
+from fabric.trove.sources.committed import Committed
+from fabric.trove.sources.farm_remote import Trove
+from fabric.trove.sources.git import REF, Repository
+from fabric.wire.messages import PROTOCOL, Order, Submit
+
+#: A disk without room is not the order's fault.  Git has many words for it, so whatever goes wrong
+#: is put down to that with less left than this, in bytes.
+ROOM = 16 << 20
+#: Fetches after which our copy of the trove's build refs is made anew.
+PACKS = 100
+
+
+def resolve(order: Order, settings: BrokerSettings, tools: str) -> Submit:
+    """What an order comes to.  ``tools``: digest of the tools that the workers' hosts have.
+
+    DefinitionsError, SourceError, or FabricError if a component is not in the system.
+    """
+    trove = open_trove(settings)
+    if trove is None:
+        raise SourceError(
+            "this controller has no trove, so it cannot fetch what is to be built:"
+            " `trove` is missing in its settings"
+        )
+    repository = _fetch(order, trove, settings.trove_dir)
+    with (
+        scratch(settings.cache_dir / "tmp", "resolving-") as folder,
+        Committed(repository, order.commit) as definitions,
+    ):
+        graph = load(definitions.read, order.system)
+        goals = dict.fromkeys(goal for name in order.components for goal in find(graph, name))
+        definitions.copy("sources", folder)
+        sources = open_sources(settings, folder / "sources", imports=False, head=order.commit)
+        if order.locked:
+            chosen = tuple(goals) or (graph.root.id,)
+            sources.require_pins(wanted_sources(graph, chosen).values())
+        return _submit(order, make_plan(graph, goals, sources, tools))
+
+
+def _fetch(order: Order, trove: Trove, directory: Path) -> Repository:
+    """Our repository, with the commit that was ordered in it."""
+    repository = Repository(directory / "orders.git")
+    if not (order.ref.startswith("refs/") and REF.fullmatch(order.ref)):
+        raise SourceError(f"{order.ref!r} cannot be the name of a build ref")
+    with locked(directory / "locks" / "orders"):
+        if len(list(repository.path.glob("objects/pack/*.pack"))) > PACKS:
+            shutil.rmtree(repository.path)  # a cache, and whatever is needed comes again
+        repository.create(cache=True)
+        if repository.find(order.commit) is None:
+            copy = f"refs/orders/{order.commit}"
+            trove.fetch(repository, [f"+{order.ref}:{copy}"], _unheard, Stop())
+            found = repository.find(copy)
+            if found is None or found[0] != order.commit:
+                raise SourceError(
+                    f"{order.ref} of the trove {trove.url} is"
+                    f" {found[0] if found else 'no commit'}, and {order.commit} was ordered"
+                )
+    return repository
+
+
+def _submit(order: Order, plan: Plan) -> Submit:
+    return Submit(
+        protocol=PROTOCOL,
+        request=order.request,
+        title=order.title,
+        steps=plan.offers(),
+        goals=plan.goal_keys,
+        along=plan.along,
+        keep_going=order.keep_going,
+        priority=order.priority,
+        detach=order.detach,
+        requester=order.requester,
+    )
+
+
+def _tools(given: str | None, settings: BrokerSettings) -> str:
+    """The digest that is given, remembered for when no worker has come back yet."""
+    memory = settings.cache_dir / "workers-tools"
+    if given:
+        if _remembered(memory) != given:
+            remember(memory, given.encode())
+        return given
+    return _remembered(memory) or host_tools(settings.cache_dir / "host-tools")
+
+
+def _remembered(memory: Path) -> str:
+    """The digest in a file; "" if there is none."""
+    try:
+        return Digest(recall(memory).decode())
+    except ValueError:
+        return ""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(prog="fabric-resolver", description=__doc__)
+    top.add_argument("--config", type=Path, default=config.BROKER_FILE, metavar="FILE")
+    top.add_argument(
+        "--host-tools",
+        metavar="DIGEST",
+        help="of the tools that workers have, for keys of bootstrap chunks (default: as last time,"
+        " else ours)",
+    )
+    top.add_argument(
+        "--seconds",
+        type=int,
+        default=bounds.RESOLVE_TIME,
+        metavar="N",
+        help="that it may take (default: %(default)s)",
+    )
+    return top
+
+
+def confine(seconds: int) -> None:
+    """Bound what this process and those it starts may take; end with the broker."""
+    resource.setrlimit(resource.RLIMIT_DATA, (bounds.RESOLVE_MEMORY, bounds.RESOLVE_MEMORY))
+    with contextlib.suppress(OSError):  # if memory runs out nevertheless, the broker stays
+        Path("/proc/self/oom_score_adj").write_text("500")
+    signal.signal(signal.SIGTERM, _stop)
+    die_with_parent(os.getppid())
+
+    def late(number: int, frame: object) -> None:  # noqa: ARG001
+        raise FabricError(f"resolving took more than {seconds} s; order it again")
+
+    signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Resolve one order; returns the exit code."""
+    options = parser().parse_args(argv)
+    confine(options.seconds)
+    settings: BrokerSettings | None = None
+    try:
+        settings = config.load(BrokerSettings, options.config)
+        tools = _tools(options.host_tools, settings)
+        order = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Order)
+        sys.stdout.buffer.write(msgspec.msgpack.encode(resolve(order, settings, tools)))
+        sys.stdout.flush()
+    except FabricError as error:
+        print(error, file=sys.stderr)
+        mistaken = isinstance(error, DefinitionsError) or not _is_full(error, settings)
+        return error.exit_code if mistaken else MachineFault.exit_code
+    except MemoryError:
+        print(f"resolving takes more than {bounds.RESOLVE_MEMORY:,} bytes", file=sys.stderr)
+        return 1
+    except Exception as error:  # noqa: BLE001  whatever definitions can do to us
+        print(f"it cannot be resolved: {type(error).__name__}: {error}", file=sys.stderr)
+        return MachineFault.exit_code if _is_full(error, settings) else 1
+    return 0
+
+
+def _is_full(error: Exception, settings: BrokerSettings | None) -> bool:
+    """Whether our disk has no room, as far as can be told."""
+    if getattr(error, "errno", 0) in NO_ROOM or os.strerror(errno.ENOSPC) in str(error):
+        return True
+    try:
+        return settings is not None and shutil.disk_usage(settings.cache_dir).free < ROOM
+    except OSError:
+        return False
+
+
+def _unheard(text: str) -> None:
+    """Progress that nobody wants to see."""
+
+
+def _stop(number: int, frame: object) -> None:  # noqa: ARG001
+    raise Cancelled("not wanted any more")  # which ends git, too
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""Child processes that find out what an order needs: each runs `fabric.controller.resolver`.
+
+Resolving reads a repository and computes for seconds, fetches, and runs on what strangers wrote,
+so none of it happens in the broker.  A child gets the encoded `Order` on its standard input, and
+writes an encoded `Submit`; or it fails, and what it wrote on standard error is told to the user.
+
+Each child leads a session, and git stays in it: so the whole of it can be killed.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import subprocess
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+
+import msgspec
+
+from fabric import bounds
+from fabric.errors import PASSING
+from fabric.host.process import TooMuchOutput, converse, kill_session
+from fabric.scheduling.events import Resolved, Unresolved
+from fabric.wire.messages import Order, Submit
+
+#: Exit code that says: not the order's fault.  It is tried again, this often, after these seconds.
+FAULT = 4
+AGAIN = (2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 60.0)
+#: Seconds that a child has to end by itself after its time, so that it says why.
+GRACE = 30
+
+_decode = msgspec.msgpack.Decoder(Submit).decode
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class _Child:
+    """The order of one request, and the process that resolves it, if one does."""
+
+    def __init__(self, order: Order, options: Sequence[str]) -> None:
+        self.order = order
+        self.options = options
+        self.tries = 0
+        self.fault = False  # whether the last try failed by no fault of the order
+        self.abandoned = False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def run(self, command: Sequence[str], seconds: float) -> Resolved | Unresolved:
+        """Have a process resolve it; what comes of that."""
+        self.tries += 1
+        self.fault = False
+        try:
+            with self._lock:
+                if self.abandoned:
+                    return self._failed("abandoned")
+                self._process = process = subprocess.Popen(
+                    [*command, *self.options],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            self.fault = error.errno in PASSING
+            return self._failed(f"the controller cannot resolve it: {error}")
+        with process:
+            try:
+                output, errors = converse(
+                    process, _encode(self.order), most=bounds.FRAME, seconds=seconds
+                )
+                os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            except TimeoutError:
+                return self._failed(f"resolving it took more than {seconds:.0f} s")
+            except TooMuchOutput:
+                return self._failed(f"its steps take more than {bounds.FRAME:,} bytes")
+            finally:
+                with self._lock:  # before it is reaped: then its number may be another's
+                    kill_session(process.pid)
+                    process.wait()
+        return self._read(process.returncode, output, errors)
+
+    def _read(self, code: int, output: bytes, errors: bytes) -> Resolved | Unresolved:
+        if code != 0:
+            self.fault = code == FAULT
+            told = errors.decode(errors="replace").strip()[-bounds.RESOLVE_MESSAGE :]
+            return self._failed(told or f"resolving it ended with code {code}")
+        try:
+            submit = _decode(output)
+        except (msgspec.MsgspecError, ValueError) as error:
+            return self._failed(f"what the resolver says cannot be understood: {error}")
+        if submit.request != self.order.request:
+            return self._failed("the resolver speaks of another request")
+        return Resolved(submit.request, submit)
+
+    def abandon(self) -> None:
+        """Kill it and all it started.  That is not waited for."""
+        with self._lock:
+            self.abandoned = True
+            if self._process is not None and self._process.returncode is None:
+                kill_session(self._process.pid)
+
+    def _failed(self, why: str) -> Unresolved:
+        return Unresolved(self.order.request, why)
+
+
+class Resolvers:
+    """Resolves orders, a few at a time; requesters take turns, and one cannot have all places."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        wake: Callable[[], None],
+        seconds: int = bounds.RESOLVE_TIME,
+    ) -> None:
+        """``wake`` is called, from another thread, when there is something in `answers`."""
+        self._command = (*command, "--seconds", str(seconds))
+        self._seconds = seconds + GRACE
+        self._wake = wake
+        #: by requester, whose turn it is first, and by request
+        self._waiting: dict[str, dict[str, _Child]] = {}
+        self._pausing: list[tuple[float, int, _Child]] = []  # a heap by the end of the pause
+        self._running: dict[str, _Child] = {}  # by request
+        self._ended: deque[tuple[_Child, Resolved | Unresolved]] = deque()
+        self._count = 0
+
+    def resolve(self, order: Order, host_tools: str = "") -> None:
+        """Have it resolved, for workers with these tools; answered by `answers`."""
+        options = ["--host-tools", host_tools] if host_tools else []
+        self._wait(_Child(order, options))
+        self._begin()
+
+    def abandon(self, request: str) -> None:
+        """Its answer is not wanted any more."""
+        if (child := self._running.get(request)) is not None:
+            child.abandon()
+        for queue in self._waiting.values():
+            queue.pop(request, None)
+        if any(child.order.request == request for _, _, child in self._pausing):
+            others = (each for each in self._pausing if each[2].order.request != request)
+            self._pausing = sorted(others)
+
+    def answers(self) -> Iterator[Resolved | Unresolved]:
+        """What has come of orders, each once."""
+        while self._ended:
+            child, answer = self._ended.popleft()
+            del self._running[child.order.request]
+            if child.abandoned:
+                continue
+            if child.fault and child.tries <= len(AGAIN):
+                self._count += 1
+                due = time.monotonic() + AGAIN[child.tries - 1]
+                heapq.heappush(self._pausing, (due, self._count, child))
+            else:
+                yield answer
+        self._begin()
+
+    def next_due(self) -> float:
+        """When `answers` is to be asked again, though nobody wakes."""
+        return self._pausing[0][0] if self._pausing else float("inf")
+
+    def close(self) -> None:
+        """Kill all that run."""
+        self._waiting.clear()
+        self._pausing.clear()
+        for child in self._running.values():
+            child.abandon()
+
+    def _wait(self, child: _Child) -> None:
+        self._waiting.setdefault(child.order.requester, {})[child.order.request] = child
+
+    def _begin(self) -> None:
+        while self._pausing and self._pausing[0][0] <= time.monotonic():
+            self._wait(heapq.heappop(self._pausing)[2])
+        while len(self._running) < bounds.RESOLVERS and (child := self._next()):
+            self._running[child.order.request] = child
+
+            def work(child: _Child = child) -> None:
+                self._ended.append((child, child.run(self._command, self._seconds)))
+                self._wake()
+
+            name = f"resolve {child.order.request[:8]}"
+            threading.Thread(target=work, name=name, daemon=True).start()
+
+    def _next(self) -> _Child | None:
+        """The first order of the requester whose turn it is, who then is last."""
+        busy = Counter(child.order.requester for child in self._running.values())
+        for requester, queue in list(self._waiting.items()):
+            if not queue:
+                del self._waiting[requester]
+            elif busy[requester] < bounds.RESOLVERS - 1:
+                request = next(iter(queue))
+                if request in self._running:  # an abandoned one that is dying
+                    continue
+                child = queue.pop(request)
+                del self._waiting[requester]
+                if queue:
+                    self._waiting[requester] = queue
+                return child
+        return None

@@ -1,0 +1,383 @@
+"""The broker's log spools: for each attempt a file named ``KEY.FENCE``, once its log is not short.
+
+A spool holds the beginning of a log, without gaps.  A piece is appended at its offset: a repeat
+changes nothing, and one from further on is dropped and tells that there is a gap, whose bytes
+the worker is asked for.  The end marker (size, sha256) proves the whole.  What is kept in memory
+is bounded: offsets, open files, and short logs, most of which are never read but once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from fabric import bounds
+from fabric.controller.log_spool import DIGESTED_AT_ONCE, EMPTY, NAME, LogDisk, Spool, found_size
+from fabric.errors import PASSING
+from fabric.wire.messages import LogPiece, LogWanted
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Id = tuple[str, int]
+
+#: A log of so many bytes at most is not written to a file,
+SHORT = 16 * 1024
+#: while all of these together have no more than that.
+MEMORY = 64 * 1024 * 1024
+#: Files held open at most.
+OPEN_FILES = 64
+#: Seconds before a worker is asked for the same bytes again.
+ASK_AGAIN = 0.5
+#: Seconds after its end that nothing of a log may come, until it is not waited for any more.
+GIVE_UP = 15.0
+#: Seconds that the stream has, once an attempt has ended, to bring the rest of its log; and until
+#: a question is put again that could not be sent.
+LINGER = 0.02
+#: Seconds a spool is kept after its attempt has ended.
+KEEP = 600.0
+#: Why a log is not kept.
+NO_ROOM = "there is no room for logs"
+#: Seconds a file is kept that is no spool of this run.
+LEFTOVER = 86400.0
+
+
+class Spools:
+    """All spools in one directory."""
+
+    def __init__(
+        self, directory: Path, memory: int = MEMORY, quota: int = bounds.LOGS_DISK
+    ) -> None:
+        """Makes the directory.  OSError if that cannot be done."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self._directory = str(directory)
+        self._memory = memory  # bytes that short logs may have yet
+        self._spools: dict[Id, Spool] = {}
+        self._files: dict[Id, int] = {}  # least recently used first
+        self._disk = LogDisk(self._directory, quota)
+        self._lacking: dict[Id, Spool] = {}
+        self._behind: dict[Id, Spool] = {}  # not all that was found of them is digested
+        self._ended: dict[Id, Spool] = {}  # in order of ending
+        self._looked = float("inf")  # when `wanted` was last asked
+
+    # -- writing -----------------------------------------------------------------------------
+
+    def begin(self, key: str, fence: int, worker: str, *, found: bool = True) -> None:
+        """An attempt may log from now on.
+
+        ``found``: it ran already, so that a broker before this one may have the beginning.
+        """
+        id = (key, fence)
+        if id in self._spools:
+            return
+        spool = self._spools[id] = Spool(key, fence, worker)
+        if not found:
+            return
+        if size := found_size(self._path(key, fence)):
+            spool.short = None
+            spool.have = spool.filed = size
+            self._behind[id] = spool
+
+    def worker(self, key: str, fence: int) -> str | None:
+        """Whose log it is; None if there is no such attempt."""
+        spool = self._spools.get((key, fence))
+        return None if spool is None else spool.worker
+
+    def append(
+        self, key: str, fence: int, offset: int, data: bytes | memoryview
+    ) -> tuple[int, bytes | memoryview]:
+        """Take in a piece; returns (offset, bytes) of what was new in it, often all, or b"".
+
+        Pieces of attempts that never began, and those after a gap, are dropped.
+        """
+        spool = self._spools.get((key, fence))
+        end = offset + len(data)
+        if spool is None or spool.whole or offset < 0 or end <= spool.have:
+            return offset, b""
+        if end > bounds.STEP_LOG:
+            self._break((key, fence), spool, f"it has more than {bounds.STEP_LOG:,} bytes")
+            return offset, b""
+        if offset > spool.have:
+            spool.known = max(spool.known, end)
+            self._lacking[key, fence] = spool
+            return offset, b""
+        fresh, at = data[spool.have - offset :], spool.have
+        if not spool.broken:
+            try:
+                self._write(spool, fresh)
+            except OSError as error:
+                if error.errno in PASSING:  # as if it had not come: it is asked for again
+                    spool.known = max(spool.known, end)
+                    self._lacking[key, fence] = spool
+                    return offset, b""
+                # A full disk costs the past of this log, and neither its stream nor the build.
+                spool.broken = str(error)
+        spool.passed(fresh)
+        self._check((key, fence), spool)
+        return at, fresh
+
+    def end(self, key: str, fence: int, size: int, sha256: str, now: float) -> None:
+        """An attempt ended.  ``size`` -1: nobody knows how much it logged."""
+        id = (key, fence)
+        spool = self._spools.get(id)
+        if spool is None or spool.ended is not None:
+            return
+        spool.ended, spool.reached = now, spool.have
+        self._ended[id] = spool
+        if size >= 0 and (sha256 or not size):
+            spool.size, spool.sha256 = size, sha256 or EMPTY
+            spool.asked = now - ASK_AGAIN + LINGER
+            self._check(id, spool)
+        else:
+            spool.known = spool.have  # its worker is gone, or kills it: nothing more will come
+            self._lacking.pop(id, None)
+
+    def _check(self, id: Id, spool: Spool) -> None:
+        if spool.size >= 0 and spool.have >= spool.size and not spool.behind:
+            if spool.right():
+                spool.whole = True
+                self._close(id)
+            elif not spool.restarted:
+                spool.restarted = True
+                self._forget(spool)
+                spool.restart()
+                self._close(id)
+            else:
+                spool.broken = "what the worker sent is not what it said it would send"
+        if spool.lacks:
+            self._lacking[id] = spool
+        else:
+            self._lacking.pop(id, None)
+
+    def wanted(self, now: float) -> Iterator[tuple[str, LogWanted]]:
+        """(worker, what to ask it for): gaps not asked for a moment ago."""
+        stood_still = now - self._looked > GIVE_UP / 2  # this process: nobody could be heard
+        self._looked = now
+        for id, spool in list(self._lacking.items()):
+            if stood_still:
+                spool.moved = now
+            if _is_stuck(spool, now):
+                spool.broken = "its worker does not have it any more"
+                del self._lacking[id]
+            elif now >= spool.asked + ASK_AGAIN:
+                spool.asked = now
+                yield (
+                    spool.worker,
+                    LogWanted(spool.key, spool.fence, spool.have, bounds.LOG_RANGE),
+                )
+
+    def unsent(self, wanted: LogWanted) -> None:
+        """It could not be asked for now: `wanted` says so again soon."""
+        self._spools[wanted.key, wanted.fence].asked += LINGER - ASK_AGAIN
+
+    def arrived(self, key: str, fence: int) -> None:
+        """A piece that was asked for came: the next may be asked for at once."""
+        spool = self._spools.get((key, fence))
+        if spool is not None:
+            spool.asked = float("-inf")
+
+    def digest(self) -> None:
+        """Digest a part of what was found; to be called in every turn of the loop."""
+        for id, spool in list(self._behind.items())[:1]:
+            data = b""
+            with contextlib.suppress(OSError):
+                data = os.pread(self._file(id), DIGESTED_AT_ONCE, spool.digested)
+            if data:
+                spool.digesting(data[: spool.have - spool.digested])
+            else:
+                spool.restart()  # somebody has cut it off
+            if not spool.behind:
+                del self._behind[id]
+                self._check(id, spool)
+
+    @property
+    def lacking(self) -> bool:
+        """Of some log it is not known that it is whole."""
+        return bool(self._lacking or self._behind)
+
+    def next_due(self) -> float:
+        """When `wanted` or `digest` has something to do; infinity if they have not."""
+        if self._behind:
+            return float("-inf")
+        asked = (spool.asked for spool in self._lacking.values())
+        return min(asked, default=float("inf")) + ASK_AGAIN
+
+    def incomplete(self, key: str, fence: int, now: float) -> bool:
+        """Whether bytes of an ended log are missing, and not given up."""
+        spool = self._lacking.get((key, fence)) or self._behind.get((key, fence))
+        return spool is not None and spool.ended is not None and not _is_stuck(spool, now)
+
+    # -- reading -----------------------------------------------------------------------------
+
+    def read(self, key: str, fence: int, offset: int, length: int) -> LogPiece | None:
+        """A range, as far as it is here; None if there is no such spool.
+
+        ``fence`` 0 means the latest attempt.  The piece has size and digest once these are known.
+        """
+        if not fence:
+            fence = max((f for k, f in self._spools if k == key), default=0)
+        spool = self._spools.get((key, fence))
+        if spool is None or spool.broken:
+            return None
+        length = max(0, min(length, bounds.LOG_RANGE, spool.have - offset))
+        data = b""
+        if length and offset >= 0 and spool.short is not None:
+            data = spool.short[offset : offset + length]
+        elif length and offset >= 0:
+            try:
+                data = os.pread(self._file((key, fence)), length, offset)
+            except OSError as error:
+                if error.errno not in PASSING:
+                    spool.broken = str(error)
+                    return None
+        return LogPiece(key, fence, offset, data, spool.size, spool.sha256)
+
+    # -- files -------------------------------------------------------------------------------
+
+    def sweep(self, now: float) -> None:
+        """Remove spools whose attempts ended long ago."""
+        for id, spool in list(self._ended.items()):
+            if spool.ended is None or now - spool.ended < KEEP:
+                break
+            del self._ended[id], self._spools[id]
+            self._lacking.pop(id, None)
+            self._behind.pop(id, None)
+            self._remove(spool)
+
+    def sweep_files(self) -> None:
+        """Remove files that nobody wrote to for a day: of a broker that is no more."""
+        for key, fence, size, written in self._left_over():
+            if time.time() - written > LEFTOVER:
+                self._unlink(key, fence, size)
+
+    def _left_over(self) -> list[tuple[str, int, int, float]]:
+        """Files that are of no log of this run."""
+        return [file for file in self._disk.files() if file[:2] not in self._spools]
+
+    def _make_room(self, spool: Spool, size: int) -> None:
+        """For so many bytes of this log.  OSError if there is none.
+
+        Logs that have ended go first, the oldest of them first; those that are done are in the
+        store.  Then goes the longest, which may be this one.
+        """
+        while not self._disk.has(size):
+            ended = [each for each in self._ended.values() if each.filed and each is not spool]
+            filed = [each for each in self._spools.values() if each.filed or each is spool]
+            if left := self._left_over():
+                oldest = min(left, key=lambda file: file[3])
+                self._unlink(*oldest[:3])
+            elif ended:
+                self._break((ended[0].key, ended[0].fence), ended[0], "it made room for others")
+            elif (longest := max(filed, key=lambda each: each.filed)) is not spool:
+                self._break((longest.key, longest.fence), longest, NO_ROOM)
+            else:
+                raise OSError(errno.ENOSPC, NO_ROOM)
+
+    def _break(self, id: Id, spool: Spool, why: str) -> None:
+        """Keep no more of a log."""
+        spool.broken = why
+        self._lacking.pop(id, None)
+        self._behind.pop(id, None)
+        self._remove(spool)
+        spool.short = None
+
+    def close(self, *, forget: bool = False) -> None:
+        """Close all files, with what the next broker may go on with; ``forget``: and remove those
+        whose attempts have ended."""
+        for id, spool in self._spools.items():
+            if forget and id in self._ended:
+                self._remove(spool)
+            elif spool.short and spool.ended is None:
+                with contextlib.suppress(OSError):  # it is asked for again
+                    self._write_out(spool)
+        self.drop()
+
+    def drop(self) -> None:
+        """Close all files, and leave them as they are."""
+        for id in list(self._files):
+            self._close(id)
+
+    def _path(self, key: str, fence: int) -> str:
+        name = f"{key}.{fence}"
+        if not NAME.match(name):
+            raise ValueError(f"{name!r} is not the name of a spool")
+        return f"{self._directory}/{name}"
+
+    def _file(self, id: Id) -> int:
+        file = self._files.pop(id, None)
+        if file is None:
+            while len(self._files) >= OPEN_FILES:
+                self._close(next(iter(self._files)))
+            # A file that somebody removed must not come back with a hole in place of its beginning.
+            spool = self._spools[id]
+            create = os.O_CREAT if spool.short is not None or not spool.have else 0
+            file = os.open(
+                self._path(*id), os.O_RDWR | os.O_NOFOLLOW | create | os.O_CLOEXEC, 0o644
+            )
+        self._files[id] = file
+        return file
+
+    def _write(self, spool: Spool, data: bytes | memoryview) -> None:
+        """Append what begins where ``spool`` ends so far."""
+        if spool.short is not None:
+            if spool.have + len(data) <= SHORT and len(data) <= self._memory:
+                spool.short += data
+                self._memory -= len(data)
+                return
+            self._write_out(spool)
+        self._write_at(spool, spool.have, data)
+
+    def _write_out(self, spool: Spool) -> None:
+        """Have a short log in its file, too long or not to be kept."""
+        assert spool.short is not None
+        self._write_at(spool, 0, spool.short)
+        self._forget(spool)
+        spool.short = None
+
+    def _forget(self, spool: Spool) -> None:
+        if spool.short:
+            self._memory += len(spool.short)
+            spool.short = b""
+
+    def _remove(self, spool: Spool) -> None:
+        """Nobody reads it any more."""
+        if spool.filed:
+            self._close((spool.key, spool.fence))
+            self._unlink(spool.key, spool.fence, spool.filed)
+            spool.filed = 0
+        self._forget(spool)
+
+    def _unlink(self, key: str, fence: int, size: int) -> None:
+        with contextlib.suppress(OSError):
+            os.unlink(self._path(key, fence))  # noqa: PTH108
+            self._disk.gave(size)
+
+    def _write_at(self, spool: Spool, offset: int, data: bytes | memoryview) -> None:
+        grows = max(0, offset + len(data) - spool.filed)
+        if grows:
+            self._make_room(spool, grows)
+        file = self._file((spool.key, spool.fence))
+        while data:
+            written = os.pwrite(file, data, offset)
+            data, offset = data[written:], offset + written
+            if offset > spool.filed:
+                self._disk.took(offset - spool.filed)
+                spool.filed = offset
+
+    def _close(self, id: Id) -> None:
+        file = self._files.pop(id, None)
+        if file is not None:
+            os.close(file)
+
+
+def _is_stuck(spool: Spool, now: float) -> bool:
+    """Whether nothing has come for long of a log that has ended."""
+    if spool.ended is None:
+        return False
+    if spool.have > spool.reached:
+        spool.reached, spool.moved = spool.have, now
+    return now - max(spool.ended, spool.moved) >= GIVE_UP

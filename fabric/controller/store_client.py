@@ -1,0 +1,274 @@
+"""The broker's helper for whatever may take long: threads that ask the artifact store.
+
+The broker's loop puts questions here and goes on; answers are fetched when the wake-up comes.
+What the core asks, what initiators read of logs, and inspections each have a thread of their own,
+so that none waits for another.  Questions of the core that wait together are asked together; those
+who read logs take turns.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from fabric import bounds
+from fabric.errors import DamagedError
+from fabric.scheduling.events import Answered, Ask, Inspected, Unanswered
+from fabric.wire.messages import LogPiece, LogRead, Refused, cut
+
+if TYPE_CHECKING:
+    from fabric.jobs import Blob
+    from fabric.trove.artifacts.store import Store
+
+T = TypeVar("T")
+
+#: Logs whose place in the store is remembered.
+LOGS_KNOWN = 100
+#: Pieces of logs that wait to be fetched, at most.
+PIECES = 16
+
+
+class _LogReads:
+    """Ranges of logs that wait to be read.  Owners take turns."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, deque[tuple[bytes, LogRead]]] = {}
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def put(self, owner: str, peer: bytes, wanted: LogRead) -> None:
+        """Dropped if it waits already, or too many of its owner's do: it is asked for again."""
+        with self._changed:
+            queue = self._waiting.setdefault(owner, deque())
+            if len(queue) < bounds.LOG_READS and (peer, wanted) not in queue:
+                queue.append((peer, wanted))
+                self._changed.notify()
+
+    def take(self, *, wait: bool) -> tuple[bytes, LogRead] | None:
+        """The next one; None once closed.  Without ``wait``: None if there is none."""
+        with self._changed:
+            if wait:
+                self._changed.wait_for(lambda: self._closed or self._waiting)
+            if self._closed or not self._waiting:
+                return None
+            owner = next(iter(self._waiting))
+            queue = self._waiting.pop(owner)
+            found = queue.popleft()
+            if queue:
+                self._waiting[owner] = queue
+            return found
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+
+#: Does the next of some work, which with True is waited for; False if there is nothing, or nothing
+#: more.
+Step = Callable[[bool], bool]
+
+
+class Helpers(Protocol):
+    """Those who do the work."""
+
+    def begin(self, kind: str, step: Step) -> None:
+        """There is work of this kind.  ``step`` is never called twice at once."""
+
+    def close(self, timeout: float) -> None:
+        """No more comes; wait so many seconds for those at work."""
+
+
+class Threads:
+    """A thread for each kind of work, from when there is some."""
+
+    def __init__(self) -> None:
+        self._threads: dict[str, threading.Thread] = {}
+
+    def begin(self, kind: str, step: Step) -> None:
+        if kind not in self._threads:
+            thread = threading.Thread(target=self._work, args=(step,), name=kind, daemon=True)
+            self._threads[kind] = thread
+            thread.start()
+
+    def close(self, timeout: float) -> None:
+        """One that waits for a store that does not answer is left behind."""
+        for thread in self._threads.values():
+            thread.join(timeout)
+
+    def _work(self, step: Step) -> None:
+        while step(True):
+            pass
+
+
+class Desk:
+    """Asks the store, one batch of questions after another."""
+
+    def __init__(
+        self,
+        open_store: Callable[[], Store],
+        wake: Callable[[], None],
+        helpers: Helpers | None = None,
+    ) -> None:
+        """``helpers`` do the work, or threads.  They call ``open_store`` for a store of their own,
+        and ``wake`` after each batch of answers.
+        """
+        self._open_store = open_store
+        self._wake = wake
+        self._helpers = helpers or Threads()
+        self._questions: SimpleQueue[list[Ask] | None] = SimpleQueue()
+        self._answers: deque[Answered | Unanswered | Inspected] = deque()
+        self._store = _Opened(open_store)  # for questions
+        self._reads = _LogReads()
+        self._pieces: deque[tuple[bytes, LogPiece | Refused]] = deque()
+        self._room = threading.Semaphore(PIECES)  # for more of them
+        self._logs = _Logs(_Opened(open_store))
+        self._inspections: SimpleQueue[tuple[str, ...] | None] = SimpleQueue()
+        self._closed = False
+
+    def ask(self, questions: list[Ask]) -> None:
+        """Which keys are there?  Answered by `answers`."""
+        self._questions.put(questions)
+        self._helpers.begin("questions", self._answer_questions)
+
+    def read_log(self, owner: str, peer: bytes, wanted: LogRead) -> None:
+        """A range of the log of a finished step.  Answered by `pieces`, for that peer.
+
+        ``owner`` is whoever has this peer, and maybe others.
+        """
+        self._reads.put(owner, peer, wanted)
+        self._helpers.begin("logs", self._read_log)
+
+    def inspect(self, keys: tuple[str, ...]) -> None:
+        """Read all of these artifacts, and forget what is damaged.  Answered by `answers`."""
+        self._inspections.put(keys)
+        self._helpers.begin("inspections", self._inspect)
+
+    def answers(self) -> Iterator[Answered | Unanswered | Inspected]:
+        """Answers that have come, each once."""
+        while self._answers:
+            yield self._answers.popleft()
+
+    def pieces(self) -> Iterator[tuple[bytes, LogPiece | Refused]]:
+        """Pieces of logs that have come, each once, and for whom."""
+        while self._pieces:
+            yield self._pieces.popleft()
+            self._room.release()
+
+    def close(self, timeout: float = 0.02) -> None:
+        """End the work, but for what waits for a store that does not answer."""
+        self._closed = True
+        self._questions.put(None)
+        self._inspections.put(None)
+        self._reads.close()
+        self._helpers.close(timeout)
+
+    # -- done by the helpers -----------------------------------------------------------------
+
+    def _answer_questions(self, wait: bool) -> bool:
+        asks: list[Ask] = []
+        while batch := _next(self._questions, wait=wait and not asks):
+            asks += batch
+        if asks:
+            self._answers.extend(self._look_up(asks))
+            self._wake()
+        return bool(asks) and not self._closed
+
+    def _look_up(self, asks: list[Ask]) -> list[Answered | Unanswered]:
+        keys = list(dict.fromkeys(key for ask in asks for key in ask.keys))
+        try:
+            store = self._store.get()
+            found = frozenset(store.has(keys))
+            store.use(found)
+        except Exception as error:  # noqa: BLE001 - any failure of a store is an answer
+            return [Unanswered(ask.question, _text(error)) for ask in asks]
+        return [Answered(ask.question, found.intersection(ask.keys)) for ask in asks]
+
+    def _read_log(self, wait: bool) -> bool:
+        if not self._room.acquire(wait):
+            return False
+        taken = self._reads.take(wait=wait)
+        if taken is None:
+            self._room.release()
+            return False
+        peer, wanted = taken
+        self._pieces.append((peer, self._logs.read(wanted)))
+        self._wake()
+        return True
+
+    def _inspect(self, wait: bool) -> bool:
+        keys = _next(self._inspections, wait=wait)
+        if keys is None:
+            return False
+        gone: set[str] = set()
+        failure = ""
+        try:
+            store = self._open_store()  # another one, which has not verified anything yet
+            for key in keys:
+                if not store.inspect(key):
+                    store.forget(key)
+                    gone.add(key)
+        except Exception as error:  # noqa: BLE001 - any failure of a store is an answer
+            failure = _text(error)
+        self._answers.append(Inspected(frozenset(gone), failure))
+        self._wake()
+        return True
+
+
+def _next(queue: SimpleQueue[T | None], *, wait: bool) -> T | None:
+    """The next in a queue; None once closed.  Without ``wait``: None if there is none."""
+    try:
+        return queue.get(wait)
+    except Empty:
+        return None
+
+
+class _Opened:
+    """A store that is opened when it is needed first, and tried again if that fails."""
+
+    def __init__(self, open_store: Callable[[], Store]) -> None:
+        self._open_store = open_store
+        self._store: Store | None = None
+
+    def get(self) -> Store:
+        if self._store is None:
+            self._store = self._open_store()
+        return self._store
+
+
+class _Logs:
+    """Reads logs of finished steps."""
+
+    def __init__(self, store: _Opened) -> None:
+        self._store = store
+        self._known: dict[str, Blob] = {}  # key -> its log
+
+    def read(self, wanted: LogRead) -> LogPiece | Refused:
+        """A range of a log."""
+        try:
+            log = self._known.get(wanted.key) or self._find(wanted.key)
+            if log is None:
+                return Refused(wanted.key, "no-log", "no log of it is kept here")
+            length = max(0, min(wanted.length, bounds.LOG_RANGE, log.size - wanted.offset))
+            data = self._store.get().read(log, wanted.offset, length) if length else b""
+        except Exception as error:  # noqa: BLE001 - any failure of a store is an answer
+            gone = isinstance(error, DamagedError)
+            told = f"its log cannot be read: {_text(error)}"
+            return Refused(wanted.key, "no-log" if gone else "not-now", told)
+        return LogPiece(wanted.key, wanted.fence, wanted.offset, data, log.size, log.sha256)
+
+    def _find(self, key: str) -> Blob | None:
+        manifest = self._store.get().manifest(key)
+        if manifest is None or manifest.log is None:
+            return None
+        if len(self._known) >= LOGS_KNOWN:
+            self._known.clear()
+        self._known[key] = manifest.log
+        return manifest.log
+
+
+def _text(error: Exception) -> str:
+    return cut(str(error) or repr(error))

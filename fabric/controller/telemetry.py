@@ -1,0 +1,104 @@
+"""What the broker writes down of all that happens: in its journal, as notes, and as numbers."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from fabric.controller.blame import broke
+from fabric.controller.metrics import EVERY, Counts, Metrics
+from fabric.scheduling.events import Opened
+from fabric.wire.messages import PROTOCOL, Query, Update
+
+if TYPE_CHECKING:
+    from fabric.controller.journal import Journal
+    from fabric.host.event_log import Notes
+    from fabric.scheduling.core import Scheduler
+    from fabric.scheduling.events import Closed, Ended
+    from fabric.scheduling.model import Task
+    from fabric.wire.messages import Order, Submit
+
+
+class Record:
+    """All of it."""
+
+    def __init__(self, journal: Journal, note: Notes, metrics: Metrics | None) -> None:
+        self.note = note
+        self.journal = journal
+        self._metrics = metrics
+        self._counts = Counts(Counter(), Counter())
+        #: when `measure` is due
+        self.due = math.inf if metrics is None else 0.0
+
+    def close(self) -> None:
+        """Write what is left."""
+        self.journal.close()
+        if self._metrics is not None:
+            self._metrics.close()
+
+    def opened(self, effect: Opened) -> None:
+        """A request began."""
+        self.journal.opened(effect)
+        by = effect.intent.requester
+        text = f"request {effect.request}{by and ' of '}{by}: {effect.title}"
+        self.note.info(text, request=effect.request, requester=by)
+
+    def closed(self, effect: Closed, outcome: Update | None) -> None:
+        """A request is over, and this is how; None if it is forgotten at once."""
+        if outcome is None:
+            self.journal.forgotten(effect.request)
+        else:
+            self.journal.closed(outcome)
+        self._counts.requests[effect.state] += 1
+        text = f"request {effect.request}: {effect.state} {outcome.message if outcome else ''}"
+        self.note.info(text, request=effect.request)
+
+    def given_up(
+        self, id: str, intent: Order | Submit | None, scheduler: Scheduler, error: Exception
+    ) -> None:
+        """The core broke at a request, as the next run would: it is over.
+
+        ``intent`` asked for it, if it was just taken in.
+        """
+        if intent is not None:
+            self.journal.opened(Opened(id, intent.title, intent))
+        known = scheduler.requests.get(id) or intent
+        why = broke(error)
+        outcome = Update(id, scheduler.versions + 1, "failed", message=why)
+        self.journal.closed(replace(outcome, title=known.title if known else ""))
+        self.note(f"request {id} is given up: {why}")
+
+    def ended(self, effect: Ended, tasks: Mapping[str, Task]) -> None:
+        """An attempt ended, at one of ``tasks`` if that is still wanted."""
+        result = "lost"
+        if effect.outcome is not None:
+            result = effect.outcome.result
+            self.journal.ended(effect)
+        self._counts.attempts[result] += 1
+        if self.note.informs:  # on one machine nobody listens, and this is said often
+            task = tasks.get(effect.key)
+            self.note.info(
+                f"{effect.name or effect.key[:12]} on {effect.worker}: {result}",
+                request=task.requests if task is not None else (),
+                step=effect.name,
+                key=effect.key,
+                fence=str(effect.fence),
+                worker=effect.worker,
+                result=result,
+            )
+
+    def logged(self, size: int) -> None:
+        """So many bytes of logs came."""
+        self._counts.log_bytes += size
+
+    def measure(self, scheduler: Scheduler, now: float) -> None:
+        """Take a snapshot for whoever asks for numbers, if it is time."""
+        if self._metrics is not None and now >= self.due:
+            self.due = now + EVERY
+            workers = scheduler.answer(Query(PROTOCOL, "", "workers"), now)
+            writable = not self.journal.trouble
+            self._metrics.take(scheduler, workers, self._counts, writable=writable)

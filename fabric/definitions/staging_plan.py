@@ -1,0 +1,242 @@
+"""Strata lists, the system's contents, staging areas: the nodes of the graph made into steps."""
+
+from __future__ import annotations
+
+from itertools import compress
+
+from fabric.definitions.fields import listing, suggest
+from fabric.definitions.graph import Graph, Step
+from fabric.definitions.graph_builder import Chunk, Links
+from fabric.definitions.morphs import StrataEntry, StratumMorph
+from fabric.definitions.splitting import Splitter, artifact_names, with_defaults
+
+_BITS = bytes.maketrans(b"01", b"\0\1")
+_Lists = dict[str, list[tuple[str, str]]]  # stratum artifact -> (chunk id, artifact)
+
+
+def bits(mask: int) -> bytes:
+    """One byte for each bit, 0 or 1, the lowest first: a selector for `itertools.compress`."""
+    return bin(mask)[:1:-1].encode().translate(_BITS)
+
+
+class Assembly:
+    """The second half of resolving.  Sets of chunks are ints, bit i for the i-th in order."""
+
+    def __init__(self, links: Links) -> None:
+        self.links = links
+        self.loaded = links.loaded
+        self.findings = links.findings
+        self.order = links.ordered()
+        self.chunks = [links.chunks[node] for node in self.order if node in links.chunks]
+        self.index = {chunk.id: number for number, chunk in enumerate(self.chunks)}
+        self.lists: dict[str, _Lists] = {}  # by stratum path
+        self.contents: list[tuple[str, str]] = []  # of the system: (stratum id, artifact)
+        self.taken: set[str] = set()  # ids of strata it lists and chunks of which it has some
+
+    # -- what is in what ---------------------------------------------------------------------
+
+    def fill_strata(self) -> None:
+        """Which chunk artifacts each stratum artifact has."""
+        names: dict[str, str] = {}
+        owners: dict[str, str] = {}
+        for path, stratum in self.loaded.strata.items():
+            self.lists[path] = lists = self._lists(path, stratum)
+            other = names.setdefault(stratum.name, path)
+            if other != path:
+                self.findings.error(
+                    path, stratum.line, f"{other} is called {stratum.name!r} too: rename one"
+                )
+                continue
+            for artifact in lists:
+                if owners.setdefault(artifact, path) != path:
+                    self.findings.error(
+                        path,
+                        stratum.line,
+                        f"stratum {stratum.name} makes the artifact {artifact!r}, which"
+                        f" {owners[artifact]} makes too: rename one",
+                    )
+
+    def _lists(self, path: str, stratum: StratumMorph) -> _Lists:
+        targets = (target for spec in stratum.chunks for _, target, _ in spec.artifacts)
+        defaults = self.links.defaults.stratum_rules
+        rules = with_defaults(stratum.products, defaults, stratum.name)
+        splitter = Splitter(rules)
+        lists: _Lists = {artifact: [] for artifact in (*targets, *artifact_names(rules))}
+        members = []
+        for spec in stratum.chunks:
+            if chunk := self.links.by_spec.get((path, spec.name)):
+                members.append((self.index[chunk.id], chunk, spec))
+        for _, chunk, spec in sorted(members, key=lambda member: member[0]):
+            direct: dict[str, str] = {}
+            for artifact, target, line in spec.artifacts:
+                direct[artifact] = target
+                if artifact not in chunk.artifacts:
+                    hint = suggest(artifact, chunk.artifacts)
+                    self.findings.error(
+                        path,
+                        line,
+                        f"chunk {spec.name}: {artifact!r} is no artifact of it"
+                        + (hint or f"; it has {listing(chunk.artifacts)}"),
+                    )
+            for artifact in chunk.artifacts:
+                stratum_artifact = direct.get(artifact) or splitter.artifact(artifact)
+                if stratum_artifact is None:
+                    continue
+                chunk.used = True
+                if spec.mode != "bootstrap":
+                    lists[stratum_artifact].append((chunk.id, artifact))
+        return lists
+
+    def fill_system(self) -> None:
+        """Which stratum artifacts the system has."""
+        system = self.loaded.system
+        for entry in system.strata:
+            stratum = self.loaded.strata.get(entry.morph.path)
+            if stratum is None:
+                continue
+            if entry.name and stratum.name and entry.name != stratum.name:
+                self.findings.error(
+                    system.file,
+                    entry.name_line,
+                    f"system {system.name}: the stratum in {entry.morph.path} is called"
+                    f" {stratum.name!r}, not {entry.name!r}",
+                )
+            self._take(entry, stratum.name)
+        specs = [spec for stratum in self.loaded.strata.values() for spec in stratum.chunks]
+        if self.loaded.whole and specs and all(spec.mode == "bootstrap" for spec in specs):
+            self.findings.error(
+                system.file,
+                system.line,
+                f"system {system.name}: all its chunks are bootstrap chunks, which are in no"
+                " system: there is nothing to build",
+            )
+
+    def _take(self, entry: StrataEntry, name: str) -> None:
+        lists = self.lists[entry.morph.path]
+        node = f"stratum:{entry.morph.path}"
+        self.taken.add(node)
+        for artifact, line in entry.artifacts or ():
+            if artifact in lists:
+                continue
+            # Real systems name artifacts that never were: that is doubtful, a slip is wrong.
+            slip = suggest(artifact, lists, 0.8)
+            note = self.findings.error if slip else self.findings.warn
+            note(
+                self.loaded.system.file,
+                line,
+                f"system {self.loaded.system.name}: stratum {name} has no artifact {artifact!r}"
+                + (slip or f", so nothing is taken by that name; it has {listing(lists)}"),
+            )
+        wanted = None if entry.artifacts is None else {artifact for artifact, _ in entry.artifacts}
+        for artifact, content in lists.items():
+            if (wanted is None or artifact in wanted) and (node, artifact) not in self.contents:
+                self.contents.append((node, artifact))
+                self.taken.update(chunk for chunk, _ in content)
+
+    # -- steps -------------------------------------------------------------------------------
+
+    def graph(self) -> Graph:
+        """All of it.  Only for links without cycles."""
+        system = self.loaded.system
+        ids = [chunk.id for chunk in self.chunks]
+        reach = self._reach()
+        prefixes: dict[str, int] = {}
+        bootstrap: dict[tuple[str, ...], int] = {}  # by the strata they are in
+        for number, chunk in enumerate(self.chunks):
+            prefix = chunk.spec.prefix
+            prefixes[prefix] = prefixes.get(prefix, 0) | 1 << number
+            if chunk.spec.mode == "bootstrap":
+                home = tuple(chunk.strata)
+                bootstrap[home] = bootstrap.get(home, 0) | 1 << number
+        foreign = sum(bootstrap.values())
+        steps: list[Step] = []
+        for node in self.order:
+            if node not in self.links.chunks:
+                steps.append(self._stratum(node))
+                continue
+            chunk = self.links.chunks[node]
+            seen = reach[node]
+            staged = seen & ~(foreign & ~bootstrap.get(tuple(chunk.strata), 0))
+            steps.append(
+                self._chunk(
+                    chunk,
+                    tuple(compress(ids, bits(staged))),
+                    tuple(sorted(prefix for prefix, mask in prefixes.items() if mask & seen)),
+                )
+            )
+        steps.append(self._system())
+        return Graph(
+            system.name,
+            system.arch,
+            system.file,
+            self.loaded.version,
+            tuple(steps),
+            tuple(sorted(self.findings.warnings)),
+        )
+
+    def _reach(self) -> dict[str, int]:
+        """What each chunk, and what needs all of a stratum, depends on, at any distance."""
+        reach: dict[str, int] = {}
+        for node in self.order:
+            mask = 0
+            for below in self.links.edges[node]:
+                mask |= reach[below]
+                chunk = self.links.chunks.get(below)
+                if chunk is not None and (chunk.used or node in self.links.chunks):
+                    mask |= 1 << self.index[below]
+            reach[node] = mask
+        return reach
+
+    def _chunk(self, chunk: Chunk, staged: tuple[str, ...], path_prefixes: tuple[str, ...]) -> Step:
+        spec = chunk.spec
+        return Step(
+            id=chunk.id,
+            kind="chunk",
+            name=spec.name,
+            artifacts=chunk.artifacts,
+            depends=tuple(self.links.edges[chunk.id]),
+            morph=chunk.morph.file if chunk.morph else "",
+            description=chunk.morph.description if chunk.morph else "",
+            where=f"{chunk.file}:{spec.lines.get('ref', spec.line)}",
+            unpetrify_ref=spec.unpetrify_ref,
+            strata=tuple(self.loaded.strata[path].name for path in chunk.strata),
+            source_name=chunk.source_name,
+            repo=spec.repo,
+            ref=spec.ref,
+            build_system=spec.build_system,
+            mode=spec.mode,
+            prefix=spec.prefix,
+            staged=staged,
+            path_prefixes=path_prefixes,
+            recipe=chunk.recipe,
+            in_system=chunk.id in self.taken,
+        )
+
+    def _stratum(self, node: str) -> Step:
+        path = node.partition(":")[2]
+        stratum = self.loaded.strata[path]
+        return Step(
+            id=node,
+            kind="stratum",
+            name=stratum.name,
+            artifacts=tuple(self.lists[path]),
+            depends=tuple(self.links.edges[node]),
+            morph=path,
+            description=stratum.description,
+            in_system=node in self.taken,
+            lists={artifact: tuple(content) for artifact, content in self.lists[path].items()},
+        )
+
+    def _system(self) -> Step:
+        system = self.loaded.system
+        return Step(
+            id=f"system:{system.file}",
+            kind="system",
+            name=system.name,
+            artifacts=(f"{system.name}-rootfs",),
+            depends=tuple(dict.fromkeys(f"stratum:{one.morph.path}" for one in system.strata)),
+            morph=system.file,
+            description=system.description,
+            in_system=True,
+            contents=tuple(self.contents),
+        )

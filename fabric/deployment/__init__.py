@@ -1,0 +1,1 @@
+"""Cluster morphs: their guests, settings and users, and what in them does not fit together."""

@@ -1,0 +1,170 @@
+"""Cluster morphs: which systems are deployed, where, and with what settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from fabric.definitions import defaults
+from fabric.definitions.fields import Fields, Findings
+from fabric.definitions.load import Files, Read
+from fabric.definitions.located_yaml import Map
+from fabric.definitions.morphs import morph_path, reference
+from fabric.errors import DefinitionsError
+
+_CLUSTER = ("name", "kind", "description", "systems")
+_SYSTEM = ("morph", "deploy-defaults", "deploy", "subsystems")
+#: Fields of a deployment that are no settings of the deployed machine.
+_OWN = ("type", "location", "upgrade-type", "upgrade-location", "partial-deploy-components")
+
+
+class Deployment(msgspec.Struct, frozen=True):
+    """One deployment of a system.
+
+    ``settings`` are what deployment extensions see: ``deploy-defaults`` with the deployment's
+    own on top, as text.  YAML's truth values become ``True`` and ``False`` (so do bare ``yes``
+    and ``no``), nothing becomes empty, and a list or mapping is written out as Python does:
+    extensions have always been given these.
+    """
+
+    name: str
+    type: str  # the extension: "extensions/kvm"; "" if only upgrades are described
+    location: str
+    upgrade_type: str
+    upgrade_location: str
+    settings: Mapping[str, str]
+    components: tuple[str, ...]  # of a partial deployment; empty: all of the system
+    line: int
+    lines: Mapping[str, int]  # where each of its fields and settings stands
+
+
+class ClusterSystem(msgspec.Struct, frozen=True):
+    """A system and its deployments; ``subsystems`` are deployed into it."""
+
+    morph: str
+    deployments: tuple[Deployment, ...]
+    subsystems: tuple[ClusterSystem, ...]
+
+
+class Cluster(msgspec.Struct, frozen=True):
+    """A cluster morph.  ``path`` is its file."""
+
+    path: str
+    name: str
+    description: str
+    systems: tuple[ClusterSystem, ...]
+
+    def deployments(self) -> dict[str, tuple[ClusterSystem, Deployment]]:
+        """The deployments of its systems, not of their subsystems, by name."""
+        return {one.name: (system, one) for system in self.systems for one in system.deployments}
+
+
+def load_cluster(read: Read, path: str) -> Cluster:
+    """The cluster whose file is ``path``.
+
+    The systems it names are looked for but not loaded.  Raises `DefinitionsError` with all that
+    is wrong in the cluster's file.
+    """
+    findings = Findings()
+    number = defaults.version(read("VERSION"), findings)
+    if number is None:
+        raise DefinitionsError(findings.errors)
+    path = morph_path(path)
+    files = Files(read, findings)
+    given = files.get(path, "cluster", path, 1, "")
+    made = None if given is None else _Reader(Fields(path, findings), files).cluster(given)
+    if findings.errors or made is None:
+        raise DefinitionsError(findings.errors)
+    return made
+
+
+class _Reader:
+    def __init__(self, fields: Fields, files: Files) -> None:
+        self.fields = fields
+        self.files = files
+        self.names: dict[str, int] = {}  # of deployments -> line
+
+    def cluster(self, given: Map) -> Cluster:
+        name = self.fields.name(given, "name", "cluster")
+        what = f"cluster {name}"
+        self.fields.known(given, what, _CLUSTER)
+        if "systems" not in given:
+            self.fields.report(given.line, f"{what}: the field 'systems' is missing")
+        systems = self._systems(given, "systems", what)
+        description = self.fields.description(given, what)
+        return Cluster(self.fields.file, name, description, systems)
+
+    def _systems(self, given: Map, key: str, what: str) -> tuple[ClusterSystem, ...]:
+        made = []
+        for line, item in self.fields.items(given, key, what):
+            entry = self.fields.mapping(item, line, f"{what}: an entry of {key!r}")
+            if entry is not None:
+                made.append(self._system(entry, what))
+        return tuple(made)
+
+    def _system(self, given: Map, what: str) -> ClusterSystem:
+        system = reference(self.fields, given, what)
+        what = f"system {system.path}"
+        self.fields.known(given, what, _SYSTEM)
+        if system.path:
+            self.files.get(system.path, "system", self.fields.file, system.line, "the cluster")
+        shared: Map | None = Map(given.line)
+        if given.get("deploy-defaults") is not None:
+            line = given.lines["deploy-defaults"]
+            shared = self.fields.mapping(given["deploy-defaults"], line, f"{what}: deploy-defaults")
+        table: Map | None = Map(given.line)
+        if "deploy" not in given:
+            self.fields.report(
+                given.line, f"{what} is not deployed anywhere: name its deployments in 'deploy'"
+            )
+        else:
+            line = given.lines["deploy"]
+            table = self.fields.mapping(given["deploy"], line, f"{what}: 'deploy'")
+        deployments = [
+            self._deployment(name, table[name], table.lines[name], shared or Map(0))
+            for name in table or ()
+            if table is not None
+        ]
+        below = self._systems(given, "subsystems", what)
+        return ClusterSystem(
+            system.path, tuple(one for one in deployments if one is not None), below
+        )
+
+    def _deployment(self, name: str, value: Any, line: int, shared: Map) -> Deployment | None:
+        what = f"deployment {name}"
+        first = self.names.setdefault(name, line)
+        if first != line:
+            self.fields.report(line, f"{what} is there already in line {first}: rename one of them")
+        own = self.fields.mapping(value, line, what)
+        if own is None:
+            return None
+        merged = Map(line)
+        for source in (shared, own):
+            merged.update(source)
+            merged.lines.update(source.lines)
+        texts = {key: self.fields.text(merged, key, what, "") for key in _OWN[:4]}
+        pairs = [(texts["type"], texts["location"])]
+        pairs.append((texts["upgrade-type"], texts["upgrade-location"]))
+        for prefix, (kind, location) in zip(("", "upgrade-"), pairs, strict=True):
+            if bool(kind) != bool(location):
+                lacking = "location" if kind else "type"
+                self.fields.report(line, f"{what}: the field '{prefix}{lacking}' is missing")
+        if not any(kind or location for kind, location in pairs):
+            self.fields.report(line, f"{what}: the fields 'type' and 'location' are missing")
+        return Deployment(
+            name=name,
+            type=texts["type"],
+            location=texts["location"],
+            upgrade_type=texts["upgrade-type"],
+            upgrade_location=texts["upgrade-location"],
+            settings={
+                key: "" if setting is None else str(setting)
+                for key, setting in merged.items()
+                if key not in _OWN
+            },
+            components=self.fields.texts(merged, "partial-deploy-components", what),
+            line=line,
+            lines=merged.lines,
+        )

@@ -1,0 +1,243 @@
+"""The machines that a cluster morph describes: each deployment as a virtual machine on a host.
+
+All that can be wrong with them is found here, before any machine is spoken to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fabric.definitions.fields import Findings, listing, suggest
+from fabric.deployment.cluster import Cluster, ClusterSystem, Deployment
+from fabric.deployment.conflicts import RESERVED, Together
+from fabric.deployment.guest import Guest, Inner
+from fabric.deployment.settings import Location, Mount, Settings, is_address, is_word
+from fabric.errors import DefinitionsError
+
+_KVM = ("extensions/kvm", "kvm")
+#: Types that Baserock's tools deploy, and this project does not: they do not keep others from it.
+_ELSEWHERE = (
+    *("distbuild-trove-nfsboot", "fastboot", "hosts", "image-package", "initramfs", "jffs2"),
+    *("nfsboot", "openstack", "partitioning", "pxeboot", "rawdisk", "sdk", "simple-network"),
+    *("ssh-rsync", "sysroot", "tar", "vagrant", "vdaboot", "virtualbox-ssh"),
+)
+#: Of deployments into another one's filesystem.
+_INNER = ("extensions/tar", "tar")
+#: Of a machine whose own place makes no sense, so that all else about it can still be read.
+_NOWHERE = Location("", "", 0, "", "")
+#: Without these nobody can tell which worker is whose.
+_BONDS = {
+    *("DISTBUILD_CONTROLLER", "DISTBUILD_WORKER"),
+    *("HOSTNAME", "CONTROLLERHOST", "WORKERS"),
+}
+_MIB = 1024**2
+_DEFAULT_RAM = 1024 * _MIB
+#: What means something to deployments; a name close to one of them is probably a mistake.
+_KNOWN = (
+    *("ARTIFACTS", "ARTIFACTS_CA", "ARTIFACTS_ENVIRONMENT", "ARTIFACTS_PASSWORD", "TROVE"),
+    *("ATTACH_DISKS", "AUTOSTART", "CONTROLLERHOST", "DISK_SIZE", "DISTBUILD_CONTROLLER"),
+    *("DISTBUILD_WORKER", "HOSTNAME", "INSTALL_FILES", "KERNEL_ARGS", "NETWORK_CONFIG"),
+    *("NIC_CONFIG", "RAM_SIZE", "TROVE_HOST", "TROVE_ID", "VCPUS", "VERSION_LABEL", "WORKERS"),
+    *("USERS", "WORKER_SSH_KEY", "WORKER_SSH_PUBKEY"),
+)
+
+
+def guests(
+    cluster: Cluster, variables: Mapping[str, str], overrides: Mapping[str, str]
+) -> tuple[tuple[Guest, ...], Findings]:
+    """The guests of a cluster, and what is doubtful about it.
+
+    ``variables`` are what ``$name`` stands for.  ``overrides`` are settings above all that the
+    morph says: ``KEY`` for every deployment, ``NAME.KEY`` for one.  Raises `DefinitionsError`
+    with all that is wrong.
+    """
+    findings = Findings()
+    reader = _Reader(cluster, variables, overrides, findings)
+    found = [
+        guest
+        for system, deployment in cluster.deployments().values()
+        if (guest := reader.guest(system, deployment)) is not None
+    ]
+    if not is_word(cluster.name):
+        what = "letters, digits and _ . + - after the first"
+        findings.error(cluster.path, 1, f"a cluster cannot be called {cluster.name!r} here: {what}")
+    if not cluster.deployments():
+        findings.error(cluster.path, 1, "no machine is in this cluster: name some in 'deploy'")
+    elif not found and not findings.errors:
+        message = f"no deployment is of the type {_KVM[0]}, and nothing else is deployed from here"
+        findings.error(cluster.path, 1, message)
+    Together(cluster.path, found, findings).check(whole=reader.whole)
+    if findings.errors:
+        raise DefinitionsError(findings.errors)
+    return tuple(found), findings
+
+
+class _Reader:
+    def __init__(
+        self,
+        cluster: Cluster,
+        variables: Mapping[str, str],
+        overrides: Mapping[str, str],
+        findings: Findings,
+    ) -> None:
+        self.file = cluster.path
+        self.variables = variables
+        self.findings = findings
+        self.whole = True  # whether all could be read, so that what lacks is really missing
+        self.shared = {key: text for key, text in overrides.items() if "." not in key}
+        self.own: dict[str, dict[str, str]] = {}
+        names = cluster.deployments()
+        for key, text in overrides.items():
+            name, dot, setting = key.rpartition(".")
+            if dot and name not in names:
+                hint = suggest(name, names) or f"; there are {listing(names)}"
+                findings.error(self.file, 1, f"-e {key}: no deployment is called {name!r}{hint}")
+            elif dot:
+                self.own.setdefault(name, {})[setting] = text
+
+    def guest(self, system: ClusterSystem, deployment: Deployment) -> Guest | None:
+        if deployment.type.removeprefix("extensions/") in _ELSEWHERE:
+            message = f"deployment {deployment.name}: {deployment.type} is left out:"
+            line = deployment.lines.get("type", deployment.line)
+            self.findings.warn(self.file, line, f"{message} only {_KVM[0]} is deployed from here")
+            self.whole = False
+            return None
+        overrides = {**self.shared, **self.own.get(deployment.name, {})}
+        given = Settings(deployment, self.file, self.findings, self.variables, overrides)
+        if not is_word(deployment.name) or deployment.name in RESERVED:
+            message = f"a machine cannot be called {deployment.name!r} here: rename it"
+            self.findings.error(self.file, deployment.line, message)
+        if deployment.type not in _KVM:
+            if deployment.type:
+                hint = suggest(deployment.type, _KVM) or f": known is {_KVM[0]}"
+                given.report("type", f"unknown type {deployment.type!r}{hint}")
+            else:
+                message = (
+                    "only an upgrade is described: say 'type: extensions/kvm' and its location"
+                )
+                given.report("upgrade-type", f"deployment {deployment.name}: {message}")
+            self.whole = False
+            return None
+        if deployment.components:
+            message = "only whole systems can be deployed: remove the field"
+            given.report("partial-deploy-components", message)
+        location = given.location(deployment.location) or _NOWHERE
+        self._doubt(deployment, given)
+        controller, worker = (
+            given.boolean("DISTBUILD_CONTROLLER"),
+            given.boolean("DISTBUILD_WORKER"),
+        )
+        role = "controller" if controller else "worker" if worker else ""
+        if controller and worker:
+            given.report(
+                "DISTBUILD_WORKER",
+                "DISTBUILD_CONTROLLER and DISTBUILD_WORKER are both yes: a machine is one of them",
+            )
+        if role:
+            self._needs(given, role)
+        given.needed("DISK_SIZE", "how large the disk of its system is, like 5G")
+        mounts, disks = given.mounts(), given.paths("ATTACH_DISKS")
+        label = given.label("VERSION_LABEL", "distbuild")
+        self._mounted(given, mounts, label, bool(disks))
+        address = given.host("HOSTNAME") or location.guest
+        controller_host = given.host("CONTROLLERHOST")
+        trove_host = given.host("TROVE_HOST")
+        given.repository("TROVE")
+        given.store("ARTIFACTS")
+        made = Guest(
+            name=deployment.name,
+            line=deployment.line,
+            system=system.morph,
+            location=location,
+            hostname=location.guest if is_address(address) else address,
+            address=address,
+            role=role,
+            trove=bool(trove_host) and trove_host == address,
+            label=label,
+            disk_size=given.size("DISK_SIZE"),
+            ram_size=given.size("RAM_SIZE", _DEFAULT_RAM),
+            vcpus=given.count("VCPUS", 1),
+            disks=disks,
+            nics=given.nics("NIC_CONFIG"),
+            autostart=given.boolean("AUTOSTART"),
+            kernel_args=given.line_of_text("KERNEL_ARGS"),
+            mounts=mounts,
+            hosts=given.lines_of_text("HOSTS_"),
+            interfaces=given.interfaces("NETWORK_CONFIG"),
+            manifests=tuple(
+                word for _, text in given.named("INSTALL_FILES") for word in text.split()
+            ),
+            controller=controller_host,
+            workers=given.hosts("WORKERS"),
+            trove_host=trove_host,
+            trove_id=given.text("TROVE_ID"),
+            ssh_key=given.text("WORKER_SSH_KEY"),
+            ssh_pubkey=given.text("WORKER_SSH_PUBKEY"),
+            users=given.text("USERS"),
+            subsystems=tuple(self._inner(system)),
+            settings=given.texts,
+            lines=deployment.lines,
+        )
+        self.whole = self.whole and location is not _NOWHERE and not given.faulty & _BONDS
+        return None if location is _NOWHERE else made
+
+    @staticmethod
+    def _mounted(given: Settings, mounts: tuple[Mount, ...], label: str, disks: bool) -> None:
+        """What is mounted by its label is there to be mounted."""
+        for mount in mounts:
+            if mount.label == label and mount.line.split()[1] != "/":
+                given.report(
+                    mount.setting,
+                    f"{mount.setting} mounts the disk of the system itself, which VERSION_LABEL"
+                    f" labels {label!r} too: give one of them another label",
+                )
+            elif mount.label and mount.label != label and not disks:
+                given.report(
+                    mount.setting,
+                    f"{mount.setting} mounts the disk labelled {mount.label!r},"
+                    " but ATTACH_DISKS attaches none",
+                )
+
+    def _needs(self, given: Settings, role: str) -> None:
+        given.needed("HOSTNAME", f"the name or address by which a {role} is reached")
+        given.needed("TROVE_HOST", "the machine with the sources and artifacts")
+        given.needed("WORKER_SSH_KEY", "the file with the key that may fetch from the trove")
+        if role == "controller":
+            given.needed("WORKERS", "the HOSTNAMEs of the workers, separated by commas")
+        else:
+            given.needed("CONTROLLERHOST", "the HOSTNAME of the controller")
+
+    def _doubt(self, deployment: Deployment, given: Settings) -> None:
+        """Warn of what does nothing: upgrades by other means, names near to those of something."""
+        if deployment.upgrade_type:
+            line = given.lines.get("upgrade-type", given.line)
+            message = "upgrade-type means nothing here: upgrade-cluster.yml upgrades all machines"
+            self.findings.warn(self.file, line, message)
+        for key in given.texts:
+            near = "" if key in _KNOWN else suggest(key, _KNOWN)
+            if near and not key.startswith(("INSTALL_FILES", "FSTAB_", "HOSTS_")):
+                line = given.lines.get(key, given.line)
+                self.findings.warn(self.file, line, f"the setting {key} means nothing here{near}")
+
+    def _inner(self, system: ClusterSystem) -> list[Inner]:
+        found: dict[str, Inner] = {}
+        for below in system.subsystems:
+            for deployment in below.deployments:
+                given = Settings(deployment, self.file, self.findings, self.variables, {})
+                if deployment.type not in _INNER:
+                    known = f"a subsystem is put into the other as {_INNER[0]}"
+                    given.report("type", f"unknown type {deployment.type!r}: {known}")
+                    continue
+                if below.subsystems:
+                    given.report("type", "a subsystem of a subsystem cannot be deployed")
+                if deployment.components:
+                    message = "only whole systems can be deployed: remove the field"
+                    given.report("partial-deploy-components", message)
+                for key in given.texts:
+                    message = f"a subsystem is put in as it was built: remove the setting {key}"
+                    given.report(key, message)
+                path = given.inner_path(deployment.location)
+                if path in found:
+                    given.report("location", f"{path} is already that of {found[path].name}")
+                found[path] = Inner(deployment.name, below.morph, path)
+        return list(found.values())

@@ -1,0 +1,111 @@
+"""Whom a cluster lets in besides the deploying user: the people in the folder ``USERS``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+
+from fabric.bounds import PEOPLE, SSH_KEY_FILE
+from fabric.definitions.fields import Findings
+from fabric.deployment.guest import Guest
+from fabric.errors import DefinitionsError
+from fabric.host.files import read_regular
+from fabric.wire import keys
+
+#: One line, since a second one would be another key, with no restriction before it.
+_SSH = re.compile(r"(ssh|ecdsa|sk)-[\w@.-]+ AAAA[\w+/=]+( .*)?\n*", re.ASCII)
+_WANTED = "it has NAME.key, and NAME.pub, of each person"
+
+
+def users(root: Path, file: str, guests: Collection[Guest], own: Collection[str]) -> dict[str, str]:
+    """Name of a person -> absolute path of his files, without ``.key`` and ``.pub``.
+
+    ``root`` is that of the definitions, and ``file`` the cluster morph in it; ``own`` are names
+    of the deploying user.  Raises `DefinitionsError` with all that is wrong in the folder.
+    """
+    for guest in guests:
+        if guest.role == "controller" and guest.users:
+            found = _Folder(root / guest.users, guests, own)
+            findings = Findings()
+            for problem in found.problems():
+                findings.error(file, guest.line_of("USERS"), f"USERS: {problem}")
+            if findings.errors:
+                raise DefinitionsError(findings.errors)
+            return {name: str(found.path / name) for name in found.names}
+    return {}
+
+
+class _Folder:
+    def __init__(self, path: Path, guests: Iterable[Guest], own: Collection[str]) -> None:
+        self.path = path
+        self.own = own
+        self.workers = {guest.name for guest in guests if guest.role == "worker"}
+        self.trove = any(guest.trove for guest in guests)
+        self.names: list[str] = []
+
+    def problems(self) -> Iterator[str]:
+        """All that is wrong with it; finds the names meanwhile."""
+        try:
+            files = {file.name for file in self.path.iterdir()}
+        except OSError as error:
+            yield f"{self.path}: {error.strerror}: make the folder ({_WANTED}), or name another"
+            return
+        stems = (re.fullmatch(r"(.*)\.(key|key_secret|pub)", file) for file in files)
+        self.names = sorted({stem[1] for stem in stems if stem})
+        if len(self.names) > PEOPLE:
+            yield f"{self.path}: it has {len(self.names):,} people, and at most {PEOPLE:,} can be"
+            return
+        for name in self.names:
+            yield from self._person(name, files)
+
+    def _person(self, name: str, files: Collection[str]) -> Iterator[str]:
+        try:
+            keys.check_name(name)
+        except keys.KeyProblem as problem:
+            yield f"{self.path}: {problem}"
+            return
+        place = self.path / name
+        make = f"`fabric-keys make initiator {name}`"
+        if f"{name}.key_secret" in files:
+            yield (
+                f"{place}.key_secret is secret, and may not be handed around: remove it, and have"
+                f" {name} make another by {make}"
+            )
+        elif f"{name}.key" not in files:
+            yield f"{place}.key is missing, beside {name}.pub: {name} makes it by {make}"
+        elif not _is_public(place.with_name(f"{name}.key"), name):
+            yield (
+                f"{place}.key is not the public key of an initiator called {name}: take the one"
+                f" that {name} makes by {make}"
+            )
+        elif name in self.workers:
+            yield f"{place}.key: a worker is called {name}: let the person be called otherwise"
+        elif name in self.own:
+            yield (
+                f"{place}.key: {name} is what the deploying user is called, who has a key in the"
+                " cluster's folder: take it out"
+            )
+        elif f"{name}.pub" not in files and self.trove:
+            yield (
+                f"{place}.pub is missing, beside {name}.key: it is the public SSH key by which"
+                f" {name} pushes to the trove"
+            )
+        if f"{name}.pub" in files and not _is_ssh(place.with_name(f"{name}.pub")):
+            yield f"{place}.pub is not one line with a public SSH key, as ssh-keygen writes it"
+
+
+def _is_public(file: Path, name: str) -> bool:
+    """Whether it is the public key of the initiator of that name."""
+    try:
+        found = keys.read(file)
+    except keys.KeyProblem:
+        return False
+    return (found.role, found.name, found.secret) == ("initiator", name, "")
+
+
+def _is_ssh(file: Path) -> bool:
+    try:
+        return bool(_SSH.fullmatch(read_regular(file, SSH_KEY_FILE).decode()))
+    except (OSError, UnicodeDecodeError):
+        return False

@@ -1,0 +1,166 @@
+"""Files that several processes share: locks, digests, and making sure of the disk."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from fabric.host.files import walk
+
+CHUNK = 1024 * 1024
+
+
+@contextlib.contextmanager
+def locked(
+    file: Path,
+    *,
+    shared: bool = False,
+    wait: Callable[[], None] | None = None,
+    fleeting: bool = False,
+) -> Iterator[None]:
+    """Hold the lock ``file`` among processes and threads; wait for it as long as it takes.
+
+    ``wait`` is called again and again meanwhile; it takes a moment, and may raise.
+    The kernel lets go of the lock when its holder dies.  The file stays and stays empty; but one
+    that is ``fleeting`` goes when its holder ends, as there are many of its kind.  All of its
+    users say so, and nobody shares it.
+    """
+    while True:
+        handle = _opened(file)
+        try:
+            _lock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, wait)
+            if fleeting and not os.fstat(handle).st_nlink:  # whoever held it has removed it
+                continue
+            try:
+                yield
+            finally:
+                if fleeting:
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(file)  # noqa: PTH108
+            return
+        finally:
+            os.close(handle)
+
+
+def _opened(file: Path) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    try:
+        return os.open(file, flags, 0o644)
+    except FileNotFoundError:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(file, flags, 0o644)
+
+
+def _lock(handle: int, kind: int, wait: Callable[[], None] | None) -> None:
+    while wait:
+        try:
+            fcntl.flock(handle, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            wait()
+        else:
+            return
+    fcntl.flock(handle, kind)
+
+
+@contextlib.contextmanager
+def scratch(folder: Path, prefix: str) -> Iterator[Path]:
+    """A new directory in ``folder``, for a while.
+
+    It is locked as long as its maker lives; what a killed one left is removed by the next, or
+    by `sweep`.
+    """
+    import shutil
+    import tempfile
+
+    with contextlib.ExitStack() as held:
+        with locked(folder / "scratch-lock"):
+            _sweep(folder, prefix)
+            made = Path(tempfile.mkdtemp(prefix=prefix, dir=folder))
+            held.enter_context(locked(made / "lock"))
+        try:
+            yield made
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+
+
+def sweep(folder: Path, prefix: str) -> None:
+    """Remove the `scratch` that killed processes have left."""
+    if any(folder.glob(f"{prefix}*")):
+        with locked(folder / "scratch-lock"):
+            _sweep(folder, prefix)
+
+
+def _sweep(folder: Path, prefix: str) -> None:
+    import shutil
+
+    for old in folder.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError), locked(old / "lock", wait=_busy):
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _busy() -> None:
+    raise BlockingIOError
+
+
+class Tally:
+    """How many bytes it frees to remove trees, one after the other.
+
+    A file with several names frees its bytes with the last of them.
+    """
+
+    def __init__(self) -> None:
+        self.trees = 0
+        self.bytes = 0
+        self._names: Counter[tuple[int, int]] = Counter()  # of files with several: those removed
+
+    def add(self, path: Path | str) -> None:
+        """This goes: a tree or a file."""
+        self.trees += 1
+        with contextlib.suppress(OSError):
+            status = os.lstat(path)
+            if not stat.S_ISDIR(status.st_mode):
+                self._add(status)
+                return
+            for folder, name, is_folder in walk(path):
+                with contextlib.suppress(FileNotFoundError):
+                    if not is_folder:
+                        self._add(os.stat(name, dir_fd=folder, follow_symlinks=False))
+
+    def _add(self, status: os.stat_result) -> None:
+        if status.st_nlink > 1:
+            id = (status.st_dev, status.st_ino)
+            self._names[id] += 1
+            if self._names[id] < status.st_nlink:
+                return
+        self.bytes += status.st_size
+
+
+def sha256_of(file: Path | str) -> str:
+    """The file's SHA-256 as 64 hex digits."""
+    with open(file, "rb", buffering=0) as opened:  # noqa: PTH123
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def fsync(path: Path | str) -> None:
+    """Wait until a file's content, or a directory's entries, are on the disk."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def make_directory(path: Path | str) -> None:
+    """Make a directory, with those above it, so that a power cut does not undo it."""
+    if os.path.isdir(path):  # noqa: PTH112
+        return
+    path = Path(path)
+    make_directory(path.parent)
+    path.mkdir(exist_ok=True)
+    fsync(path.parent)

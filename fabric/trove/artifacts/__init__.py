@@ -1,0 +1,1 @@
+"""The artifact store: manifests and blobs, in a directory or on a server."""

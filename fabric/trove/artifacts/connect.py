@@ -1,0 +1,50 @@
+"""From the URL of an artifact store to the backend that keeps its objects."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from fabric.errors import StoreError
+from fabric.trove.artifacts.backend import Backend
+from fabric.trove.artifacts.directory import Directory
+from fabric.trove.artifacts.errors import brief
+
+
+def connect(url: str, scratch: Path, ca: Path | None, password: Path | None) -> Backend:
+    """The backend for a plain path or a URL; the rest is as for `Store`.
+
+    StoreError if there is none.  Nothing is touched.
+    """
+    certificate = _secret(ca, "artifacts-ca")
+    login = _secret(password, "artifacts-password").decode(errors="replace").strip()
+    try:
+        return _backend(url, scratch, certificate, login)
+    except Exception as error:  # noqa: BLE001 - whatever obstore raises about a bad URL
+        raise StoreError(
+            f"{url}: cannot be used as an artifact store: {brief(error)}; give a directory"
+            " or a URL of file:, http:, https:, s3:, gs: or az: as the setting `artifacts`"
+        ) from None
+
+
+def _secret(file: Path | None, setting: str) -> bytes:
+    """What is in a file that a setting names; nothing if it names none."""
+    try:
+        return file.read_bytes() if file else b""
+    except OSError as error:
+        raise StoreError(f"{file}: cannot be read: {error.strerror}; see `{setting}`") from None
+
+
+def _backend(url: str, scratch: Path, ca: bytes, login: str) -> Backend:
+    if url.startswith("file://"):
+        from urllib.parse import unquote, urlsplit
+
+        return Directory(Path(unquote(urlsplit(url).path)))
+    if "://" not in url:
+        return Directory(Path(url).expanduser().absolute())
+    from fabric.trove.artifacts.remote import (
+        Remote,  # and with it obstore: the cached path goes without
+    )
+
+    notes = scratch / "uses" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    return Remote(url, notes, ca, login)

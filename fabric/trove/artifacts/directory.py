@@ -1,0 +1,239 @@
+"""An artifact store in a directory, made sure of on the disk.
+
+It is not reached through obstore, because obstore's ``LocalStore`` renames a finished file into
+place without syncing anything: after a power cut a manifest could name empty blobs.  It also
+spares the fully cached path the import of obstore.
+"""
+
+# Paths are text where each step of a build comes by: as objects they would cost as much as all
+# that is done with them.
+# ruff: noqa: PTH105, PTH108, PTH120
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from fabric.host.shared_files import CHUNK, fsync, locked, make_directory, sha256_of
+from fabric.trove.artifacts.backend import Entry, TooLarge, size_of
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+#: How many objects are removed while writers wait.
+_AT_ONCE = 100
+
+
+class Directory:
+    """Objects as files below ``root``.
+
+    Durability: a file gets a temporary name in ``root/tmp`` and is renamed into place.
+    Then the blobs of one `put`, their directories and the manifest, which has no name yet, are
+    fsynced, and only after that the manifest gets its name and its directory is fsynced, too.  So
+    when `put` returns, a power cut loses nothing of it, and a cut at any time leaves no manifest
+    without its blobs.  What a cut may leave is a torn blob that no manifest names; the next `put`
+    of it finds that out and writes it again.
+
+    All is written before the first fsync, so where a file system has a journal, that commits the
+    rest as well: threads to wait for the others would cost more than the waiting.
+    """
+
+    trouble: tuple[type[Exception], ...] = (OSError,)
+    #: No writer is at work while gc has the lock; but the clock that stamps files is coarse.
+    grace = 1.0
+    use_every = 60.0
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._lock_file = root / "lock"
+        self._tmp = root / "tmp"
+        self._reserved = root / "reserved"
+
+    def exist(self, paths: Iterable[str]) -> set[str]:
+        base = f"{self.root}/"
+        return {path for path in paths if _size(base + path)}
+
+    def get(self, path: str, most: int) -> bytes:
+        with (self.root / path).open("rb") as file:
+            content = file.read(most + 1)
+        if len(content) > most:
+            raise TooLarge(f"it has more than {most} bytes")
+        return content
+
+    def range(self, path: str, offset: int, length: int) -> bytes:
+        with (self.root / path).open("rb") as file:
+            file.seek(offset)
+            return file.read(length)
+
+    def stream(self, path: str) -> Iterator[bytes]:
+        with (self.root / path).open("rb") as file:
+            while piece := file.read(CHUNK):
+                yield piece
+
+    def put(self, blobs: Mapping[str, bytes | Path], last: str, content: bytes) -> None:
+        files = {f"{self.root}/{path}": data for path, data in blobs.items()}
+        manifest = f"{self.root}/{last}"
+        folders = {os.path.dirname(file) for file in files}
+        named = os.path.dirname(manifest)
+        # Shared with other writers; gc takes the lock alone, so that it never removes a blob
+        # between our finding it here and our manifest's naming it.
+        with locked(self._lock_file, shared=True):
+            for folder in (*folders, named, f"{self._tmp}"):
+                make_directory(folder)
+            for file, data in files.items():
+                if _is_whole(file, data):
+                    os.utime(file)  # and sync it all the same: its writer may be just at it
+                else:
+                    os.replace(self._temporary(data), file)
+            if not (there := _size(manifest)):
+                with contextlib.suppress(FileNotFoundError):  # an empty one says nothing
+                    os.unlink(manifest)
+            fresh = None if there else self._temporary(content)
+            try:
+                for path in (*files, *folders):
+                    fsync(path)
+                if fresh is not None:
+                    fsync(fresh)
+                    # link, unlike rename, leaves alone a manifest that came first
+                    with contextlib.suppress(FileExistsError):
+                        os.link(fresh, manifest)
+                fsync(named)
+            finally:
+                if fresh is not None:
+                    os.unlink(fresh)
+
+    def delete(self, paths: Iterable[str]) -> None:
+        for path in paths:
+            (self.root / path).unlink(missing_ok=True)
+
+    def delete_unused(self, entries: Iterable[Entry]) -> list[Entry]:
+        """Remove the entries that nobody has touched since they were listed, or has reserved."""
+        removed = []
+        listed = list(entries)
+        for start in range(0, len(listed), _AT_ONCE):
+            with locked(self._lock_file):  # who reserves shares it, and looks afterwards
+                reserved = self.reserved()
+                for entry in listed[start : start + _AT_ONCE]:
+                    file = self.root / entry.path
+                    with contextlib.suppress(FileNotFoundError):
+                        if entry.path not in reserved and file.stat().st_mtime <= entry.time:
+                            file.unlink()
+                            removed.append(entry)
+        return removed
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        base = str(self.root)
+        for folder, folders, files in os.walk(f"{base}/{prefix}"):
+            folders.sort()
+            for name in sorted(files):
+                with contextlib.suppress(FileNotFoundError):  # removed while we list
+                    status = Path(folder, name).stat()
+                    relative = f"{folder[len(base) + 1 :]}/{name}"
+                    yield Entry(relative, status.st_size, status.st_mtime)
+
+    def place(self, path: str) -> Path | None:
+        return self.root / path
+
+    def use(self, paths: Collection[str]) -> None:
+        now = time.time()
+        for path in paths:
+            file = f"{self.root}/{path}"
+            with contextlib.suppress(OSError):  # it may be gone, or the store read-only
+                if os.stat(file).st_mtime < now - self.use_every:  # noqa: PTH116
+                    os.utime(file)
+
+    def uses(self) -> Mapping[str, float]:
+        """Nothing: the time of a file is that of its last use."""
+        return {}
+
+    def flush(self, timeout: float) -> None:
+        """Nothing: notes are in the store at once."""
+
+    @contextlib.contextmanager
+    def reserve(self, paths: Collection[str]) -> Iterator[None]:
+        """They stand in a file that is locked as long as this process lives."""
+        file = self._reserved / os.urandom(16).hex()
+        with contextlib.ExitStack() as held:
+            with contextlib.suppress(OSError):  # a store that may only be read
+                with locked(self._lock_file, shared=True):
+                    self._reserved.mkdir(exist_ok=True)
+                    new = held.enter_context(file.open("x"))
+                    fcntl.flock(new, fcntl.LOCK_EX)
+                    new.write("\n".join(paths))
+                    new.flush()
+                held.callback(file.unlink, missing_ok=True)
+            yield
+
+    def reserved(self) -> set[str]:
+        """What living processes have reserved; what dead ones had goes."""
+        found: set[str] = set()
+        for file in self._reserved.glob("*"):
+            with contextlib.suppress(OSError), file.open() as opened:
+                try:
+                    fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    found.update(opened.read().split("\n"))
+                else:
+                    file.unlink()
+        return found
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        return map(function, items)
+
+    def now(self) -> float:
+        return time.time()
+
+    def tidy(self) -> None:
+        """Remove what dead writers left behind: all there is, when no living one has the lock."""
+        self.reserved()
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):
+            if os.listdir(self._tmp):  # noqa: PTH208
+                with locked(self._lock_file, wait=_busy):
+                    for file in self._tmp.iterdir():
+                        file.unlink()
+
+    def _temporary(self, data: bytes | Path) -> str:
+        """A new file in root/tmp with that content; of a file on the same disk, another name."""
+        file = f"{self._tmp}/{os.urandom(16).hex()}"
+        try:
+            if isinstance(data, bytes):
+                with open(file, "xb") as new:  # noqa: PTH123
+                    new.write(data)
+            else:
+                try:
+                    os.link(data, file)
+                    os.utime(file)
+                except OSError:  # another disk, or one without links
+                    shutil.copyfile(data, file)
+            os.chmod(file, 0o444)  # noqa: PTH101
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(file)
+            raise
+        return file
+
+
+def _busy() -> None:
+    raise BlockingIOError
+
+
+def _size(file: str) -> int:
+    """Bytes of a file; 0 if there is none."""
+    try:
+        return os.stat(file).st_size  # noqa: PTH116
+    except OSError:
+        return 0
+
+
+def _is_whole(file: str, data: bytes | Path) -> bool:
+    """Whether the blob is there already, and is what its name says."""
+    try:
+        size = os.stat(file).st_size  # noqa: PTH116
+    except FileNotFoundError:
+        return False
+    return size == size_of(data) and sha256_of(file) == os.path.basename(file)  # noqa: PTH119

@@ -1,0 +1,322 @@
+"""An artifact store behind a URL: WebDAV, S3 and whatever else obstore reaches."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import cached_property
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fabric.bounds import NOTES_OF_USE, RESERVED, UPLOAD, USES_KEPT
+from fabric.host.shared_files import CHUNK
+from fabric.trove.artifacts.backend import Entry, TooLarge, size_of
+from fabric.trove.artifacts.uses import Uses, keys_in
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from obstore import ObjectMeta
+    from obstore.store import ObjectStore
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+#: How many requests a remote store gets at once.
+PARALLEL = 16
+#: Seconds of silence after which a server is asked again.
+SILENCE = 30
+#: How often in a row, with growing pauses, and for how many seconds at most.
+RETRIES = 10
+PATIENCE = 120
+#: Bytes per second below which an upload is given up, and up to which size it just waits.
+SLOWEST = 64 * 1024
+SMALL = 1024 * 1024
+
+
+class Remote:
+    """Objects behind a URL that obstore understands: http(s) (WebDAV), s3, gs, az, memory.
+
+    How durable a finished upload is, the server decides.  That nobody sees half of one is its
+    duty, too: S3 and its like promise it, nginx (and Apache) write to a temporary file and rename
+    it once all has come.  Readers check digests in any case.
+
+    ``ca`` is a PEM certificate to be trusted besides the system's, ``login`` is "USER:PASSWORD".
+    Notes of use are gathered in the folder ``notes`` (`fabric.trove.artifacts.uses`).
+    """
+
+    grace = float(UPLOAD)
+    use_every = 3600.0
+
+    def __init__(self, url: str, notes: Path, ca: bytes = b"", login: str = "") -> None:
+        from urllib.parse import unquote, urlsplit
+
+        import obstore.exceptions
+
+        # obstore raises FileNotFoundError, PermissionError and the like of Python's own, too
+        self.trouble: tuple[type[Exception], ...] = (
+            obstore.exceptions.BaseError,
+            OSError,
+            ValueError,
+        )
+        self._plain = url.startswith(("http:", "https:"))
+        #: what a WebDAV server's listings have before our paths; None for stores that list well
+        self._base = unquote(urlsplit(url).path).strip("/") if self._plain else None
+        self._url = url
+        self._ca = ca
+        self._login = login
+        self._store = self._connect(SILENCE)
+        self._uses = Uses(notes, self._upload)
+
+    def _connect(self, silence: float) -> ObjectStore:
+        """A client that waits so many seconds for the server to say something."""
+        import base64
+        from datetime import timedelta
+
+        from obstore.store import from_url
+
+        settings: dict[str, Any] = {}
+        if not self._url.startswith("memory:"):
+            client = settings["client_options"] = {
+                "connect_timeout": timedelta(seconds=10),
+                "read_timeout": timedelta(seconds=silence),
+                "timeout": timedelta(days=1),  # of a whole transfer
+            }
+            if self._url.startswith("http:") or os.environ.get("AWS_ALLOW_HTTP") == "true":
+                client["allow_http"] = True
+            if self._ca:
+                client["root_certificate"] = self._ca
+            if self._login:
+                token = base64.b64encode(self._login.encode()).decode()
+                client["default_headers"] = {"Authorization": f"Basic {token}"}
+            settings["retry_config"] = {
+                "max_retries": RETRIES,
+                "backoff": {"init_backoff": timedelta(seconds=0.5)},
+                "retry_timeout": timedelta(seconds=PATIENCE),
+            }
+        return from_url(self._url, **settings)
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        from concurrent.futures import ThreadPoolExecutor
+
+        return ThreadPoolExecutor(PARALLEL, thread_name_prefix="store")
+
+    def exist(self, paths: Iterable[str]) -> set[str]:
+        wanted = list(paths)
+        return {path for path, size in zip(wanted, self._sizes(wanted), strict=True) if size}
+
+    def _sizes(self, paths: Iterable[str]) -> Iterator[int]:
+        """Size of each object in bytes, 0 for one that is not there."""
+
+        def size(path: str) -> int:
+            try:
+                return self._store.head(path)["size"]
+            except FileNotFoundError:
+                return 0
+
+        return self._pool.map(size, paths)
+
+    def _heeding(self, call: Callable[[], T]) -> T:
+        """Do it so that Ctrl-C is heeded: obstore does not, and only the main thread hears it."""
+        if threading.current_thread() is threading.main_thread():
+            return self._pool.submit(call).result()
+        return call()
+
+    def _each(self, items: Iterable[T]) -> Iterator[T]:
+        """What comes bit by bit."""
+        rest = iter(items)
+        while (item := self._heeding(lambda: next(rest, None))) is not None:
+            yield item
+
+    def get(self, path: str, most: int) -> bytes:
+        def get() -> bytes:
+            got = self._store.get(path)
+            if got.meta["size"] > most:
+                raise TooLarge(f"it has {got.meta['size']} bytes")
+            return bytes(got.bytes())
+
+        return self._heeding(get)
+
+    def range(self, path: str, offset: int, length: int) -> bytes:
+        size = self._heeding(lambda: self._store.head(path))["size"]
+        length = min(length, size - offset)
+        if length <= 0:
+            return b""
+        got = self._heeding(lambda: self._store.get_range(path, start=offset, length=length))
+        return bytes(got)
+
+    def stream(self, path: str) -> Iterator[bytes]:
+        # obstore goes on where a connection broke, as long as the object is the same
+        got = self._heeding(lambda: self._store.get(path))
+        for piece in self._each(got.stream(min_chunk_size=CHUNK)):
+            yield bytes(piece)
+
+    def put(self, blobs: Mapping[str, bytes | Path], last: str, content: bytes) -> None:
+        fresh = self._fresh(blobs)
+        list(self._pool.map(lambda path: self._upload(path, blobs[path]), fresh))
+        self._heeding(lambda: self._create(last, content))
+
+    def _upload(self, path: str, data: bytes | Path) -> None:
+        size = size_of(data)
+        # the client counts as silence also the time in which the server only listens
+        store = self._store if size <= SMALL else self._connect(SILENCE + size / SLOWEST)
+        if isinstance(data, bytes) or not size:
+            store.put(path, data if isinstance(data, bytes) else b"", use_multipart=False)
+            return
+        if not self._plain:
+            store.put(path, data)  # in parts
+            return
+        # WebDAV has no uploads in parts, and else obstore would have the whole file in memory
+        with data.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+            store.put(path, content, use_multipart=False)
+
+    def _fresh(self, blobs: Mapping[str, bytes | Path]) -> list[str]:
+        """The blobs to upload: those not there, and those so old that gc may be at them."""
+
+        def needed(path: str) -> bool:
+            try:
+                there = self._store.head(path)
+            except FileNotFoundError:
+                return True
+            old = there["last_modified"].timestamp() < time.time() - UPLOAD / 2
+            return old or there["size"] != size_of(blobs[path])
+
+        wanted = self._pool.map(needed, blobs)
+        return [path for path, need in zip(blobs, wanted, strict=True) if need]
+
+    def _create(self, path: str, content: bytes) -> None:
+        """Write an object unless it exists; plain servers can only be asked first."""
+        from obstore.exceptions import AlreadyExistsError, GenericError, NotSupportedError
+
+        try:
+            self._store.put(path, content, mode="create")
+        except AlreadyExistsError:
+            pass
+        except (NotImplementedError, NotSupportedError, GenericError):
+            if not self.exist([path]):
+                self._store.put(path, content)
+
+    def delete(self, paths: Iterable[str]) -> None:
+        def delete(path: str) -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self._store.delete(path)
+
+        list(self._pool.map(delete, paths))
+
+    def delete_unused(self, entries: Iterable[Entry]) -> list[Entry]:
+        reserved = self.reserved()
+
+        def delete(entry: Entry) -> bool:
+            try:
+                if entry.path in reserved:
+                    return False
+                if self._store.head(entry.path)["last_modified"].timestamp() > entry.time:
+                    return False
+                self._store.delete(entry.path)
+            except FileNotFoundError:
+                return False
+            return True
+
+        listed = list(entries)
+        gone = self._pool.map(delete, listed)
+        return [entry for entry, one in zip(listed, gone, strict=True) if one]
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        if self._base is None:
+            for page in self._each(self._store.list(prefix)):
+                yield from map(_entry, page)
+            return
+        # These list a directory, but hardly ever what is below it, and by their own full paths.
+        listing = self._heeding(lambda: self._store.list_with_delimiter(prefix))
+        yield from (_entry(meta, self._base) for meta in listing["objects"])
+        for folder in listing["common_prefixes"]:
+            inside = _relative(folder, self._base)
+            if inside.startswith(prefix + "/"):  # the directory itself is listed, too
+                yield from self.list(inside)
+
+    def place(self, path: str) -> Path | None:  # noqa: ARG002
+        return None
+
+    def use(self, paths: Collection[str]) -> None:
+        self._uses.note([path.rpartition("/")[2] for path in paths])
+
+    def uses(self) -> Mapping[str, float]:
+        """What clients have noted; notes too old for any use are removed."""
+        found: dict[str, float] = {}
+        now = self.now()
+        for entry in self._listed("uses"):
+            if entry.time < now - USES_KEPT:
+                self.delete([entry.path])
+            elif (content := self._read(entry.path)) is not None:
+                for key in keys_in(content):
+                    path = f"manifests/{key.decode()}"
+                    found[path] = max(entry.time, found.get(path, 0.0))
+        return found
+
+    def flush(self, timeout: float) -> None:
+        self._uses.flush(timeout)
+
+    @contextlib.contextmanager
+    def reserve(self, paths: Collection[str]) -> Iterator[None]:
+        """They stand in an object, which counts for two days if its maker is killed."""
+        path = f"reserved/{os.urandom(16).hex()}"
+        keys = (each.rpartition("/")[2] for each in paths)
+        with contextlib.ExitStack() as held:
+            with contextlib.suppress(*self.trouble):  # a store that may only be read
+                self._heeding(lambda: self._upload(path, "\n".join(keys).encode()))
+                held.callback(self._discard, path)
+            yield
+
+    def _discard(self, path: str) -> None:
+        with contextlib.suppress(*self.trouble):
+            self.delete([path])
+
+    def reserved(self) -> set[str]:
+        found: set[str] = set()
+        now = self.now()
+        for entry in self._listed("reserved"):
+            if entry.time < now - RESERVED:
+                self._discard(entry.path)
+            elif (content := self._read(entry.path)) is not None:
+                found.update(f"manifests/{key.decode()}" for key in keys_in(content))
+        return found
+
+    def _listed(self, prefix: str) -> Iterator[Entry]:
+        """What is in a folder that need not exist."""
+        with contextlib.suppress(FileNotFoundError):
+            yield from self.list(prefix)
+
+    def _read(self, path: str) -> bytes | None:
+        """Notes; None if they are gone, or too many."""
+        with contextlib.suppress(FileNotFoundError, TooLarge):
+            return self.get(path, NOTES_OF_USE)
+        return None
+
+    def tidy(self) -> None:
+        """Nothing: uploads under way have no names here."""
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        return self._pool.map(function, items)
+
+    def now(self) -> float:
+        """By the server's clock, which stamps the entries, whatever this machine's says."""
+
+        def ask() -> float:
+            self._store.put("clock", b"")
+            return self._store.head("clock")["last_modified"].timestamp()
+
+        return self._heeding(ask)
+
+
+def _entry(meta: ObjectMeta, base: str = "") -> Entry:
+    path = _relative(meta["path"], base)
+    return Entry(path, meta["size"], meta["last_modified"].timestamp())
+
+
+def _relative(path: str, base: str) -> str:
+    return path.removeprefix(base).lstrip("/")

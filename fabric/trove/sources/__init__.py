@@ -1,0 +1,1 @@
+"""Sources: git repositories, lorries and their pins, and the farm's shared repository."""

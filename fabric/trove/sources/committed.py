@@ -1,0 +1,113 @@
+"""The files of a commit, read out of git's objects without being checked out.
+
+What is read may be anybody's, so nothing outside the commit can be reached: not by ``..``, not
+by symbolic links, and not by what a tree calls its entries.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import posixpath
+import subprocess
+from pathlib import Path
+from types import TracebackType
+
+from fabric import bounds
+from fabric.errors import DefinitionsError, Problem, SourceError
+from fabric.trove.sources.git import Repository
+from fabric.trove.sources.git_process import entries, popen
+
+
+class Committed:
+    """The files of ``commit``; to be closed, as it keeps git running.
+
+    ``environ`` is added to git's, to find objects elsewhere.
+    """
+
+    def __init__(
+        self, repository: Repository, commit: str, environ: dict[str, str] | None = None
+    ) -> None:
+        self._commit = commit
+        self._path = repository.path
+        self._environ = environ
+        self._batch = popen(
+            self._path,
+            ["cat-file", "--batch", "--follow-symlinks"],
+            stdin=subprocess.PIPE,
+            environ=environ,
+        )
+
+    def __enter__(self) -> Committed:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End git."""
+        for stream in (self._batch.stdin, self._batch.stdout):
+            assert stream is not None
+            with contextlib.suppress(OSError):
+                stream.close()
+        self._batch.kill()
+        self._batch.wait()
+
+    def read(self, path: str) -> bytes | None:
+        """A file by its path from the root; None if it is not there or leads outside.
+
+        DefinitionsError if it is larger than any file of definitions is.
+        """
+        if path.startswith("/") or ".." in path.split("/") or "\n" in path or "\0" in path:
+            return None
+        name = posixpath.normpath(path)
+        # cat-file follows links in the commit only; what leads elsewhere is no "blob"
+        kind, data = self._ask(f"{self._commit}:{name}", path)
+        return data if kind == b"blob" else None
+
+    def copy(self, folder: str, to: Path) -> None:
+        """The plain files below a folder, as files; links are left out.
+
+        SourceError if they are too many to be meant.
+        """
+        left = bounds.LORRIES_SIZE
+        listing = entries(self._path, self._commit, f"{folder}/", environ=self._environ)
+        for number, (mode, sha, encoded) in enumerate(listing):
+            if number >= bounds.LORRY_FILES:
+                raise SourceError(f"{folder}: more than {bounds.LORRY_FILES:,} files are not read")
+            name = os.fsdecode(encoded)
+            if not mode.startswith(b"100") or {"", ".", ".."} & set(name.split("/")):
+                continue
+            data = self._ask(sha.decode(), name)[1]
+            left -= len(data)
+            if left < 0:
+                raise SourceError(f"{folder}: more than {bounds.LORRIES_SIZE:,} bytes are not read")
+            path = to / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+
+    def _ask(self, what: str, path: str) -> tuple[bytes, bytes]:
+        """Type and content of an object.  What is none has another type, such as "missing"."""
+        stdin, stdout = self._batch.stdin, self._batch.stdout
+        assert stdin is not None
+        assert stdout is not None
+        try:
+            stdin.write(os.fsencode(what) + b"\n")
+            stdin.flush()
+        except OSError:
+            raise SourceError(f"{path}: git ended while it was to read that") from None
+        answer = stdout.readline().removesuffix(b"\n")
+        if answer.endswith((b" missing", b" ambiguous")):
+            return b"missing", b""
+        first, second, *rest = answer.split(b" ")
+        # "ID blob SIZE", or of a link "dangling SIZE", "loop SIZE", "notdir SIZE", "symlink SIZE"
+        kind, count = (second, int(rest[0])) if rest else (first, int(second))
+        if count > bounds.DEFINITIONS_FILE:
+            most = f"files of definitions have {bounds.DEFINITIONS_FILE:,} at most"
+            raise DefinitionsError([Problem(path, 1, f"has {count:,} bytes: {most}")])
+        return kind, stdout.read(count + 1)[:-1]

@@ -1,0 +1,344 @@
+"""Exported trees: what a commit holds, as plain files, to be mounted or copied.
+
+Files are byte for byte what the commit holds: no attribute, filter or configuration of git's
+changes them (archives' substitutions, line ends, keywords).  Modes are 0644 and 0755, every
+time stamp is `MTIME`, submodules are empty directories, and there is no ``.git``.
+
+Nothing of this is fsynced, since thousands of small files would take longer than making them
+again: an export is trusted only as long as the machine that made it stays up, and its table
+(`fabric.host.tree_tables`) is as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from fabric import bounds
+from fabric.errors import SourceError, in_line
+from fabric.host.files import clear
+from fabric.host.shared_files import Tally, scratch, sweep
+from fabric.host.tree_tables import (
+    Record,
+    Table,
+    difference,
+    read_record,
+    table_of,
+    write_record,
+)
+from fabric.trove.sources import git, git_process
+
+#: Given a name, whether nobody uses what is so called, and nobody can until the end.
+Alone = Callable[[str], AbstractContextManager[bool]]
+
+_EXPORTING = "exporting-"
+#: Time stamp of everything exported (Unix time): one value, so that make sees nothing to redo.
+MTIME = 1_000_000_000
+_CHUNK = 1024 * 1024
+
+
+class Exports:
+    """Exported trees as ``TOP/<boot>/<tree>``; for any number of processes."""
+
+    def __init__(self, top: Path) -> None:
+        self.top = top
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        self.directory = top / boot
+        self._tables = top.with_name("tables")
+        self._checked: set[str] = set()  # trees that are what was exported
+
+    def sweep(self) -> None:
+        """Remove what killed processes have left half exported."""
+        sweep(self.top, _EXPORTING)
+
+    def folders(self) -> list[Path]:
+        """Where whole trees are, also those of former boots, which nobody uses any more."""
+        return [path for path in self.top.glob("*") if not path.name.startswith(_EXPORTING)]
+
+    def find(self, tree: str) -> Path | None:
+        """The exported tree, if it is there as it was exported; it counts as used now."""
+        path = self.directory / tree
+        try:
+            # mtime belongs to the tree; the time of access notes the last use, for gc
+            os.utime(path, (time.time(), MTIME))
+        except FileNotFoundError:
+            return None
+        if tree not in self._checked:
+            record = read_record(self._tables / tree)
+            if record is None:
+                return None
+            table = table_of(path)
+            if not record.table.same(table):
+                return None
+            if table != record.table:
+                self._record(tree, table)
+            self._checked.add(tree)
+        return path
+
+    def make(
+        self,
+        repository: git.Repository,
+        commit: str,
+        tree: str,
+        say: Callable[[str], None] = lambda text: None,  # noqa: ARG005
+    ) -> Path:
+        """Export the tree of a commit.  DamagedRepositoryError if an object is not right.
+
+        One that is there, and has changed, is replaced, which ``say`` hears.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        path = self.directory / tree
+        try:
+            with scratch(self.top, _EXPORTING) as folder:
+                fresh = folder / tree
+                fresh.mkdir(mode=0o700)
+                _write(repository, tree, fresh)
+                if path.is_dir() and (wrong := difference(fresh, path)):
+                    say(f"{path} has changed on the disk, at {wrong!r}: it is exported again")
+                    # a build may have it mounted, so `gc` removes it
+                    path.rename(path.with_name(f".old-{tree}-{os.getpid()}"))
+                with contextlib.suppress(FileExistsError):  # another process was faster
+                    _rename(fresh, path)
+        except OSError as error:
+            raise SourceError(
+                f"{repository.path}: commit {commit} cannot be exported to {path}: {error.strerror}"
+            ) from error
+        os.utime(path, (time.time(), MTIME))
+        self._record(tree, table_of(path))
+        self._checked.add(tree)
+        return path
+
+    def _record(self, tree: str, table: Table) -> None:
+        """Note what a tree looks like.  Where that fails, it is exported again and compared."""
+        with contextlib.suppress(OSError):
+            self._tables.mkdir(exist_ok=True)
+            fresh = self._tables / f".{tree}-{os.getpid()}-{threading.get_ident()}"
+            write_record(self._tables / tree, Record(table), fresh)
+
+    def check(self, alone: Alone, read: Callable[[], None]) -> Iterator[str]:
+        """Read all exported trees, and remove those that are not what their names say: these.
+
+        One with submodules, whose commits are not in it, is held against its record alone.
+        """
+        for path in sorted(self.directory.glob("[!.]*")):
+            read()
+            tree = git_tree(path)
+            if tree == path.name or (tree is None and self.find(path.name)):
+                continue
+            with alone(path.name) as unused:
+                if unused:
+                    self._checked.discard(path.name)
+                    doomed = path.with_name(f".old-{path.name}-{os.getpid()}")
+                    path.rename(doomed)
+                    shutil.rmtree(doomed)
+            yield path.name
+
+    def gc(self, older_than: float, alone: Alone | None = None, *, dry_run: bool = False) -> int:
+        """Remove trees unused for that many seconds; return how many bytes that frees.
+
+        ``alone``, given the name of a tree, tells whether nobody has it in a build.
+        """
+        tally = Tally()
+        for path in list(self.top.glob("*/*")):
+            with contextlib.suppress(FileNotFoundError):
+                used = path.lstat().st_atime
+                if used > time.time() - older_than:
+                    continue
+                with alone(path.name) if alone else contextlib.nullcontext(True) as unused:
+                    if not unused:
+                        continue
+                    tally.add(path)
+                    if dry_run:
+                        os.utime(path, (used, MTIME))  # looking is no use
+                        continue
+                    doomed = path
+                    if not path.name.startswith("."):  # out of sight before it is half gone
+                        doomed = path.with_name(f".old-{path.name}-{os.getpid()}")
+                        path.rename(doomed)
+                shutil.rmtree(doomed)
+        for boot in self.top.glob("*"):
+            if boot != self.directory and not dry_run:
+                with contextlib.suppress(OSError):  # not empty yet
+                    boot.rmdir()
+        for record in self._tables.glob("*"):
+            if not (dry_run or (self.directory / record.name).exists()):
+                clear(record)
+        return tally.bytes
+
+
+def _rename(fresh: Path, path: Path) -> None:
+    try:
+        fresh.rename(path)
+    except OSError as error:
+        if path.is_dir():
+            raise FileExistsError from error
+        raise
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    mode: str
+    sha: str
+    path: str
+
+
+def _write(repository: git.Repository, tree: str, target: Path) -> None:
+    entries = list(_entries(repository, tree))
+    made: set[str] = {""}
+    links: list[tuple[str, str]] = []
+    with tempfile.TemporaryFile() as wanted:
+        blobs = [entry for entry in entries if entry.mode != "160000"]
+        wanted.write("".join(entry.sha + "\n" for entry in blobs).encode())
+        wanted.seek(0)
+        process = git_process.popen(
+            repository.path, ["cat-file", "--batch", "--buffer"], stdin=wanted
+        )
+        with process:
+            assert process.stdout is not None
+            left = bounds.SOURCE_SIZE
+            try:
+                for entry in entries:
+                    folder = entry.path.rpartition("/")[0]
+                    if entry.mode == "160000":
+                        _make_folders(target, entry.path, made)
+                        continue
+                    _make_folders(target, folder, made)
+                    content = _Blob(process.stdout, entry, repository, left)
+                    left -= content.size
+                    if entry.mode == "120000":
+                        links.append((entry.path, os.fsdecode(b"".join(content))))
+                    else:
+                        _write_file(target / entry.path, content, entry.mode == "100755")
+            except BaseException:
+                process.kill()
+                raise
+    for path, text in links:  # last, so that nothing is ever written through one
+        link = target / path
+        link.symlink_to(text)
+        os.utime(link, (MTIME, MTIME), follow_symlinks=False)
+    for folder in sorted(made, reverse=True):
+        os.utime(target / folder, (MTIME, MTIME))
+    target.chmod(0o755)
+
+
+def _entries(repository: git.Repository, tree: str) -> Iterator[_Entry]:
+    for mode, sha, raw in git_process.entries(repository.path, tree):
+        path = os.fsdecode(raw)
+        parts = path.split("/")
+        if any(part in ("", ".", "..") or part.lower() == ".git" for part in parts):
+            raise SourceError(f"{repository.path}: tree {tree} holds the wicked path {path!r}")
+        yield _Entry(mode.decode(), sha.decode(), path)
+
+
+class _Blob:
+    """The content of a blob as it comes out of ``git cat-file``, in pieces, checked."""
+
+    def __init__(
+        self, stream: IO[bytes], entry: _Entry, repository: git.Repository, left: int
+    ) -> None:
+        self.stream = stream
+        self.entry = entry
+        self.repository = repository
+        head = stream.readline().split()
+        if len(head) != 3 or head[1] != b"blob":
+            raise self._damaged("is missing")
+        self.size = int(head[2])
+        most = bounds.LINK_TARGET if entry.mode == "120000" else left
+        if self.size > most:
+            what = f"{in_line(entry.path)}, a link to more" if most < left else "files of more"
+            raise SourceError(f"{repository.path}: {what} than {most:,} bytes: no source may")
+
+    def __iter__(self) -> Iterator[bytes]:
+        left = self.size
+        digest = hashlib.sha1(b"blob %d\0" % left, usedforsecurity=False)
+        while left:
+            piece = self.stream.read(min(left, _CHUNK))
+            if not piece:
+                raise self._damaged("cannot be read")
+            digest.update(piece)
+            left -= len(piece)
+            yield piece
+        self.stream.read(1)
+        if digest.hexdigest() != self.entry.sha:
+            raise self._damaged("is damaged")
+
+    def _damaged(self, how: str) -> SourceError:
+        return git_process.DamagedRepositoryError(
+            f"{self.repository.path}: object {self.entry.sha} ({in_line(self.entry.path)}) {how}"
+        )
+
+
+def _write_file(path: Path, content: _Blob, executable: bool) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    handle = os.open(path, flags, 0o600)
+    try:
+        for piece in content:
+            _write_all(handle, piece)
+        os.fchmod(handle, 0o755 if executable else 0o644)
+        os.utime(handle, (MTIME, MTIME))
+    finally:
+        os.close(handle)
+
+
+def _write_all(handle: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(handle, view) :]
+
+
+def _make_folders(target: Path, folder: str, made: set[str]) -> None:
+    """Make a directory and those above it, once; one that is there already is not ours."""
+    if folder not in made:
+        _make_folders(target, folder.rpartition("/")[0], made)
+        path = target / folder
+        path.mkdir(mode=0o755)
+        path.chmod(0o755)  # whatever the umask
+        made.add(folder)
+
+
+def git_tree(path: Path) -> str | None:
+    """The id of the git tree that a directory is; None if it holds an empty one: a submodule."""
+    rows = []
+    for entry in list(os.scandir(path)):
+        mode = entry.stat(follow_symlinks=False).st_mode
+        if entry.is_dir(follow_symlinks=False):
+            inside = git_tree(Path(entry.path))
+            if inside is None:
+                return None
+            rows.append((os.fsencode(entry.name) + b"/", b"40000", inside))
+        elif entry.is_symlink():
+            target = os.fsencode(os.readlink(entry.path))  # noqa: PTH115
+            rows.append((os.fsencode(entry.name), b"120000", _git_id(b"blob", target)))
+        else:
+            kind = b"100755" if mode & 0o100 else b"100644"
+            rows.append((os.fsencode(entry.name), kind, _git_file(entry.path)))
+    if not rows:
+        return None
+    content = b"".join(
+        b"%s %s\0%s" % (kind, name.removesuffix(b"/"), bytes.fromhex(id))
+        for name, kind, id in sorted(rows)
+    )
+    return _git_id(b"tree", content)
+
+
+def _git_id(kind: bytes, content: bytes) -> str:
+    head = b"%s %d\0" % (kind, len(content))
+    return hashlib.sha1(head + content, usedforsecurity=False).hexdigest()
+
+
+def _git_file(path: str) -> str:
+    with open(path, "rb") as file:  # noqa: PTH123
+        digest = hashlib.sha1(b"blob %d\0" % os.fstat(file.fileno()).st_size, usedforsecurity=False)
+        while piece := file.read(_CHUNK):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -1,0 +1,98 @@
+"""Sources in a farm's trove: one repository that has them all (decision 8).
+
+::
+
+    refs/tags/NAME/1.3.1      tag 1.3.1 of the source NAME, such as "upstream/zlib.git"
+    refs/heads/NAME/main      its branch
+    refs/pins/NAME/<pin>      a commit, by its id, and also by the import key of its lorry
+
+The names are for people, and move.  A pin never does: two users whose lorries pin different
+things under one name each find their own, and what a job needs is kept as long as its pin.
+A ref for each commit lets any git server serve it; servers that speak git's protocol 2, or have
+``uploadpack.allowAnySHA1InWant``, serve commits without one, too.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from fabric.host.cancel import Stop
+from fabric.trove.sources.farm_remote import Trove, TroveError
+from fabric.trove.sources.git import SHA, Repository
+from fabric.trove.sources.git_process import Progress
+
+#: How servers, and git for them, say that there is no such commit or they would not give it.
+_NOT_THERE = ("not our ref", "unadvertised object", "no matching remote head")
+#: Attempts at a push.
+_TRIES = 3
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """A commit to be kept in the trove: of which source, by which pins, called what there."""
+
+    repository: Repository
+    name: str  # "upstream/zlib.git"
+    commit: str
+    import_key: str  # "" if no lorry pins it
+    ref: str  # its full name in ``repository``; "" for a commit without one
+
+    def refs(self) -> list[str]:
+        """The names it is to have in the trove."""
+        pins = [pin for pin in (self.commit, self.import_key) if pin]
+        names = [f"refs/pins/{self.name}/{pin}" for pin in pins]
+        return [*names, inside(self.name, self.ref)] if self.ref else names
+
+
+def inside(name: str, ref: str) -> str:
+    """Where the trove has a source's ``ref`` (its full name)."""
+    refs, kind, rest = ref.split("/", 2)
+    return f"{refs}/{kind}/{name}/{rest}"
+
+
+# A refspec with an asterisk, because one that finds nothing is then no error.
+
+
+def fetch_pin(
+    trove: Trove, into: Repository, name: str, pin: str, ref: str, progress: Progress, stop: Stop
+) -> None:
+    """Fetch what is kept under a pin, if anything is, and call it ``ref`` (a full name)."""
+    trove.fetch(into, [f"+refs/pins/{name}/{pin}*:{ref}*"], progress, stop)
+
+
+def fetch_ref(
+    trove: Trove, into: Repository, name: str, ref: str, progress: Progress, stop: Stop
+) -> None:
+    """Fetch a tag, branch or commit, if there is one."""
+    if SHA.fullmatch(ref):
+        fetch_pin(trove, into, name, ref, f"refs/fabric/{ref}", progress, stop)
+        if into.find(ref) is None:
+            try:
+                trove.fetch(into, [f"{ref}:refs/fabric/{ref}"], progress, stop)
+            except TroveError as error:
+                if not any(words in str(error) for words in _NOT_THERE):
+                    raise
+        return
+    full = [ref] if ref.startswith("refs/") else [f"refs/tags/{ref}", f"refs/heads/{ref}"]
+    specs = [f"+{inside(name, one)}*:{one}*" for one in full if one.count("/") > 1]
+    trove.fetch(into, specs, progress, stop)
+
+
+def push(trove: Trove, kept: list[Kept], progress: Progress, stop: Stop) -> None:
+    """Push what the trove lacks.  TroveError if it does not take it.
+
+    Others may push the same at the same time: who comes second finds the ref locked, or there.
+    """
+    for attempt in range(_TRIES):
+        there = trove.refs("refs/pins/*", "refs/tags/*", "refs/heads/*")
+        lacking = [one for one in kept if any(there.get(ref) != one.commit for ref in one.refs())]
+        try:
+            for one in lacking:
+                progress(f"{one.name.removesuffix('.git')}: pushing to the trove")
+                specs = [f"{one.commit}:{ref}" for ref in one.refs()]
+                trove.push(one.repository, specs, progress, stop)
+        except TroveError:
+            if attempt == _TRIES - 1:
+                raise
+            stop.pause(attempt + 1.0)
+        else:
+            return

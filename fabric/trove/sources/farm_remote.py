@@ -1,0 +1,139 @@
+"""How git reaches a farm's trove, and what it means when it does not."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+
+import msgspec
+
+from fabric.errors import SourceError
+from fabric.host.cancel import Stop
+from fabric.trove.sources.git import Repository, fetching
+from fabric.trove.sources.git_process import Progress, environment, talk
+
+#: Seconds until a host that says nothing counts as out of reach.
+PATIENCE = 15
+
+
+class TroveError(SourceError):
+    """The trove cannot be reached, or does not take what it is given."""
+
+
+class TroveFault(TroveError):
+    """That is nobody's mistake, and may be over in a while."""
+
+    exit_code = 4
+
+
+class Trove(msgspec.Struct, frozen=True):
+    """The one bare repository of a farm.  ``ssh_key``, ``known_hosts``: "" is ssh's default."""
+
+    url: str
+    ssh_key: str = ""
+    known_hosts: str = ""
+
+    def environ(self) -> dict[str, str]:
+        """The environment for git: nobody is asked anything, no host is trusted unseen."""
+        options = ["BatchMode=yes", "StrictHostKeyChecking=yes", f"ConnectTimeout={PATIENCE}"]
+        options += [f"ServerAliveInterval={PATIENCE}"]
+        if self.known_hosts:
+            # ssh takes the value apart at blanks
+            options.append(f'UserKnownHostsFile="{self.known_hosts}"')
+            options.append("GlobalKnownHostsFile=none")
+        command = ["ssh", *(part for option in options for part in ("-o", option))]
+        if self.ssh_key:
+            command += ["-o", "IdentitiesOnly=yes", "-i", self.ssh_key]
+        return {"GIT_SSH_COMMAND": shlex.join(command)} | environment(private=False)
+
+    def fetch(
+        self, repository: Repository, refspecs: list[str], progress: Progress, stop: Stop
+    ) -> None:
+        """Fetch into ``repository``, which is made if it is not there.  TroveError says why not."""
+        repository.create()
+        self._talk(fetching(repository, self.url, refspecs), progress, stop)
+
+    def push(
+        self,
+        repository: Repository,
+        refspecs: list[str],
+        progress: Progress,
+        stop: Stop,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        """Push from ``repository``, whatever was there: all or nothing.  TroveError says why."""
+        command = ["--git-dir", str(repository.path), "push", "--no-verify", "--force", "--atomic"]
+        self._talk([*command, "--progress", "--", self.url, *refspecs], progress, stop, environ)
+
+    def refs(self, *patterns: str) -> dict[str, str]:
+        """Full name -> object of its refs that match a pattern, as "refs/pins/*".  TroveError."""
+        listing = self._talk(["ls-remote", "--refs", "--", self.url, *patterns])
+        refs = {}
+        for line in listing.splitlines():
+            sha, _, name = line.partition("\t")
+            refs[name] = sha
+        return refs
+
+    def _talk(
+        self,
+        command: list[str],
+        progress: Progress = lambda text: None,  # noqa: ARG005
+        stop: Stop | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> str:
+        environ = {**self.environ(), **(environ or {})}
+        failure, printed = talk(command, environ, progress, stop or Stop())
+        if failure:
+            raise self.problem(failure)
+        return printed
+
+    def problem(self, said: str) -> TroveError:
+        """What went wrong, and what to do, by what git said."""
+        for pattern, meaning in _MEANINGS:
+            if re.search(pattern, said, re.I):
+                host = re.sub(r"^\w+://|^[^@/]*@", "", self.url).split("/")[0]
+                host = host.rpartition("@")[2].partition(":")[0]
+                key = self.ssh_key or "your ssh key"
+                known = self.known_hosts or "~/.ssh/known_hosts"
+                meaning = meaning.format(host=host, key=key, known=known)
+                kind = TroveFault if meaning.startswith(_PASSING) else TroveError
+                return kind(f"the trove {self.url} {meaning} ({said})")
+        return TroveError(f"the trove {self.url}: {said}")
+
+
+#: How the meanings begin that are a `TroveFault`.
+_PASSING = ("has no space", "cannot be reached", "is locked")
+#: What git or ssh says -> what that means to the user.
+_MEANINGS = (
+    (
+        r"host key verification failed|no matching host key",
+        "is on a host whose key is not known, or has changed: compare what"
+        " `ssh-keyscan {host}` prints with the host's own, and put it into {known}",
+    ),
+    (
+        r"permission denied \(|too many authentication failures|load key",
+        "does not let {key} in: have its public half admitted there, or name another with ssh-key",
+    ),
+    (
+        r"no space left|disk quota exceeded|unable to write sha1|out of disk",
+        "has no space left on its disk: tell whoever looks after it",
+    ),
+    (
+        r"not appear to be a git repository|does not exist|not a git repository|not found",
+        "is no git repository: is the setting `trove` right?",
+    ),
+    (
+        r"insufficient permission|read-only|pre-receive hook declined|prohibited",
+        "does not take it: whoever looks after it has to allow you to push",
+    ),
+    (
+        r"\.lock': file exists",
+        "is locked by another push, or by one that died: the role trove removes that lock after two"
+        " minutes; elsewhere whoever looks after it has to",
+    ),
+    (
+        r"resolve hostname|refused|timed out|no route|unreachable|reset by|closed by|hung up",
+        "cannot be reached: is {host} up, and the network?",
+    ),
+)

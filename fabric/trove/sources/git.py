@@ -1,0 +1,351 @@
+"""Bare git repositories of the trove: git's own command line, and shortcuts past it.
+
+A fully cached build asks for dozens of refs; starting git for each would take longer than all
+the rest.  So refs are read from the repository's files, and what is known of a commit (its
+tree, its submodules) never changes, so it is kept in a file `facts` inside the repository.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import time
+import zlib
+from pathlib import Path
+
+import msgspec
+
+from fabric.errors import SourceError
+from fabric.host.cancel import Stop
+from fabric.host.files import clear, recall
+from fabric.host.shared_files import scratch
+from fabric.trove.sources.git_process import (
+    DamagedRepositoryError,
+    Progress,
+    entries,
+    environment,
+    popen,
+    run,
+    talk,
+)
+
+SHA = re.compile(r"[0-9a-f]{40}")
+#: What git accepts as the name of a ref, as far as it matters here.
+REF = re.compile(r"(?!-)(?!.*(\.\.|@\{|//|/\.|\.lock(/|$)))[^\x00-\x20\x7f~^:?*\[\\]+(?<![./])")
+_OBJECT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")  # another's repository may have SHA-256
+_NO_REFS = "packed-refs holds something else than refs"
+_HEAD = re.compile(rb"(ref: refs/[^\0]+|[0-9a-f]{40})\n*")
+_IMPORT_KEY = re.compile(rb"^Import-Key: ([0-9a-f]{64})$", re.M)
+#: What ``git fsck`` returns for objects that their authors have made so.
+_ODD = 1
+#: Seconds after which a pack that nobody goes on writing is rubbish.
+ABANDONED = 3600.0
+#: Settings of every repository here, whatever the user's are.
+_SETTINGS = (
+    "gc.auto=0",  # gc in the background would race with us, and drop what refs left behind
+    "maintenance.auto=false",
+    "fetch.unpackLimit=1",  # packs, not thousands of loose files
+    "core.fsync=committed",
+    "uploadpack.allowAnySHA1InWant=true",  # a worker asks for the very commit
+)
+
+
+class Fact(msgspec.Struct, frozen=True):
+    """What never changes about a commit."""
+
+    tree: str
+    import_key: str  # of the lorry import that made it; "" for any other commit
+    submodules: tuple[tuple[str, str, str], ...]  # (path, commit, URL in .gitmodules or "")
+
+
+class Repository:
+    """The bare repository at ``path``, which need not exist yet."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._facts: dict[str, Fact | str] | None = None
+
+    @property
+    def exists(self) -> bool:
+        """Whether it is there.  DamagedRepositoryError if only some of it is."""
+        try:
+            head = (self.path / "HEAD").read_bytes()
+        except FileNotFoundError:
+            if self.path.exists():
+                raise self._damaged("HEAD is missing") from None
+            return False
+        if not _HEAD.fullmatch(head):
+            raise self._damaged("HEAD holds something else than a ref")
+        return True
+
+    def _damaged(self, why: str) -> DamagedRepositoryError:
+        return DamagedRepositoryError(f"{self.path}: a damaged repository: {why}")
+
+    def check(self) -> None:
+        """DamagedRepositoryError if what is there cannot be a repository."""
+        if self.exists and not all(map(_OBJECT.fullmatch, self._packed().values())):
+            raise self._damaged(_NO_REFS)
+
+    def examine(self) -> None:
+        """Read all of it.  DamagedRepositoryError if something is missing, or is not what it was.
+
+        What is known of commits is forgotten, and found out again.
+        """
+        clear(self.path / "facts")
+        self._facts = None
+        self.check()
+        if not self.exists:
+            return
+        with popen(
+            self.path, ["fsck", "--full", "--no-dangling", "--no-reflogs", "--no-progress"]
+        ) as git:
+            assert git.stdout is not None
+            while git.stdout.read(1 << 16):
+                pass
+        if git.returncode & ~_ODD:
+            raise self._damaged("git fsck finds faults in it")
+
+    def remove(self) -> None:
+        """Remove all of it, out of sight at first."""
+        import shutil
+
+        with scratch(self.path.parent, "removing-") as folder:
+            self.path.rename(folder / "old")
+            shutil.rmtree(folder / "old")
+        self._facts = None
+
+    def create(self, *, cache: bool = False) -> None:
+        """Make it, empty, if it is not there; see to what is left in it if it is.
+
+        DamagedRepositoryError if only some of it is; but of a ``cache`` all comes again, so a
+        damaged one is made anew.
+        """
+        try:
+            there = self.exists
+        except DamagedRepositoryError:
+            if not cache:
+                raise
+            self.remove()
+            there = False
+        if not there:
+            self._make()
+        # what a killed fetch left: git's own gc, which would see to it, is off here
+        for half in self.path.glob("objects/pack/tmp_*"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - half.stat().st_mtime > ABANDONED:
+                    half.unlink()
+
+    def _make(self) -> None:
+        """Make it elsewhere, so that it is whole or not there, and others may do the same."""
+        with scratch(self.path.parent, "making-") as folder:
+            fresh = Repository(folder / self.path.name)
+            run(["init", "--quiet", "--bare", "--initial-branch=main", str(fresh.path)])
+            for setting in _SETTINGS:
+                name, _, value = setting.partition("=")
+                fresh.run("config", name, value)
+            try:
+                fresh.path.rename(self.path)
+            except OSError as error:
+                if not self.exists:  # else another was faster
+                    raise SourceError(f"{self.path}: cannot be made: {error.strerror}") from error
+
+    # -- reading without git -----------------------------------------------------------------
+
+    def find(self, ref: str) -> tuple[str, str] | None:
+        """The commit that ``ref`` names and the full name of the ref ("" for a commit's id).
+
+        Tags come before branches, as with git.  None if there is no such ref or commit.
+        """
+        if not self.exists:
+            return None
+        if SHA.fullmatch(ref):
+            return (ref, "") if self._has_commit(ref) else None
+        if not REF.fullmatch(ref):
+            return None
+        for prefix in ("refs/tags/", "refs/heads/", "refs/", ""):
+            name = prefix + ref
+            if name.startswith("refs/") and (found := self.commit_at(name)):
+                return found, name
+        return None
+
+    def commit_at(self, name: str) -> str | None:
+        """The commit that a ref, given by its full name, leads to; None if it leads to none."""
+        found = self.target(name)
+        return None if found is None else self._peeled(found)
+
+    def target(self, name: str) -> str | None:
+        """The object that a ref, given by its full name, stands for: a tag as it is, or peeled."""
+        found = self._loose(name) or self._packed().get(name)
+        if found is not None and not _OBJECT.fullmatch(found):
+            raise self._damaged(_NO_REFS)
+        return found
+
+    def _loose(self, name: str, depth: int = 5) -> str | None:
+        try:
+            content = (self.path / name).read_text().strip()
+        except OSError:
+            return None
+        except UnicodeDecodeError:
+            content = ""
+        if content.startswith("ref: ") and depth:
+            target = content[5:]
+            return self._loose(target, depth - 1) or self._packed().get(target)
+        if not _OBJECT.fullmatch(content):
+            raise self._damaged(f"{name} holds something else than a ref")
+        return content
+
+    def _packed(self) -> dict[str, str]:
+        """Name -> object of all packed refs; annotated tags already peeled."""
+        refs: dict[str, str] = {}
+        last = ""
+        try:
+            lines = (self.path / "packed-refs").read_text().splitlines()
+        except FileNotFoundError:
+            return refs
+        except UnicodeDecodeError:
+            raise self._damaged("packed-refs is no text") from None
+        for line in lines:
+            if line.startswith("^"):
+                refs[last] = line[1:]
+            elif not line.startswith("#"):
+                sha, _, last = line.partition(" ")
+                refs[last] = sha
+        return refs
+
+    # -- facts -------------------------------------------------------------------------------
+
+    def fact(self, commit: str) -> Fact:
+        """What is known of a commit.  DamagedRepositoryError if the repository lacks it."""
+        known = self._known().get(commit)
+        if isinstance(known, Fact):
+            return known
+        fact = self._examine(commit)
+        self._note(["commit", commit, fact.tree, fact.import_key, fact.submodules])
+        self._known()[commit] = fact
+        return fact
+
+    def _has_commit(self, commit: str) -> bool:
+        if commit in self._known():
+            return True
+        return self.run("cat-file", "-e", commit + "^{commit}", check=False) is not None
+
+    def _peeled(self, sha: str) -> str | None:
+        """The commit an object is or leads to; None if it is, or leads to, something else."""
+        known = self._known().get(sha)
+        if known is None:
+            found = self.run("rev-parse", "--verify", sha + "^{commit}", check=False)
+            if found is None:
+                kind = self.run("cat-file", "-t", sha + "^{}", check=False)
+                if kind in (b"blob\n", b"tree\n"):
+                    return None
+                raise self._damaged(f"{sha}, where a ref leads, cannot be read")
+            commit = found.decode().strip()
+            if commit != sha:
+                self._note(["tag", sha, commit])
+                self._known()[sha] = commit
+            return commit
+        return sha if isinstance(known, Fact) else known
+
+    def _known(self) -> dict[str, Fact | str]:
+        if self._facts is None:
+            self._facts = {}
+            for line in recall(self.path / "facts").splitlines():
+                sum, _, fact = line.partition(b" ")
+                if sum == _sum(fact):  # a line torn by a crash says nothing
+                    self._learn(json.loads(fact))
+        return self._facts
+
+    def _learn(self, line: list[object]) -> None:
+        assert self._facts is not None
+        match line:
+            case ["commit", str(sha), str(tree), str(key), list(modules)]:
+                self._facts[sha] = Fact(tree, key, tuple((p, c, u) for p, c, u in modules))
+            case ["tag", str(sha), str(commit)]:
+                self._facts[sha] = commit
+
+    def _note(self, line: list[object]) -> None:
+        # One write in append mode is whole among processes; the leading newline ends a torn line.
+        fact = json.dumps(line).encode()
+        data = b"\n" + _sum(fact) + b" " + fact + b"\n"
+        with contextlib.suppress(OSError):  # a cache: a read-only trove works without
+            handle = self._opened_facts()
+            try:
+                os.write(handle, data)
+            finally:
+                os.close(handle)
+
+    def _opened_facts(self) -> int:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            return os.open(self.path / "facts", flags, 0o644)
+        except OSError:  # something else has its name: a folder, a link, a pipe
+            clear(self.path / "facts")
+            return os.open(self.path / "facts", flags, 0o644)
+
+    def _examine(self, commit: str) -> Fact:
+        raw = self.run("cat-file", "commit", commit, check=False)
+        if raw is None:
+            raise self._damaged(f"commit {commit} cannot be read")
+        tree = raw[5:45].decode()
+        key = _IMPORT_KEY.search(raw)
+        links = [
+            (os.fsdecode(path), sha.decode())
+            for mode, sha, path in entries(self.path, commit)
+            if mode == b"160000"
+        ]
+        urls = self._submodule_urls(commit) if links else {}
+        modules = tuple((path, sha, urls.get(path, "")) for path, sha in links)
+        return Fact(tree, key[1].decode() if key else "", modules)
+
+    def _submodule_urls(self, commit: str) -> dict[str, str]:
+        """Path -> URL, as .gitmodules of a commit has them."""
+        listing = self.run(
+            "config", "--null", "--blob", f"{commit}:.gitmodules", "--list", check=False
+        )
+        sections: dict[str, dict[str, str]] = {}
+        for item in (listing or b"").split(b"\0"):
+            key, _, value = os.fsdecode(item).partition("\n")
+            name, _, field = key.removeprefix("submodule.").rpartition(".")
+            sections.setdefault(name, {})[field] = value
+        return {one["path"]: one.get("url", "") for one in sections.values() if "path" in one}
+
+    # -- through git -------------------------------------------------------------------------
+
+    def run(self, *args: str, check: bool = True) -> bytes | None:
+        """Run git here.  With ``check=False`` None stands for failure."""
+        return run(["--git-dir", str(self.path), *args], check=check)
+
+    def newest_ref(self) -> str:
+        """The full name of the ref with the latest commit.  SourceError if there is none."""
+        listing = self.run(
+            "for-each-ref", "--sort=-committerdate", "--count=1", "--format=%(refname)"
+        )
+        if not listing:
+            raise SourceError(f"{self.path} has no refs: is what it mirrors empty?")
+        return listing.decode().strip()
+
+    def fetch(self, url: str, refspecs: list[str], progress: Progress, stop: Stop) -> None:
+        """Fetch from ``url``.  SourceError with git's reason if that fails.
+
+        The user's own git configuration counts: proxies, certificates, credentials.
+        """
+        self.create()
+        failure, _ = talk(fetching(self, url, refspecs), environment(private=False), progress, stop)
+        if failure:
+            raise SourceError(f"{url}: git cannot fetch from it: {failure}")
+
+
+def _sum(fact: bytes) -> bytes:
+    return b"%08x" % zlib.crc32(fact)
+
+
+def fetching(repository: Repository, url: str, refspecs: list[str]) -> list[str]:
+    """The arguments with which git fetches into ``repository``."""
+    settings = ("protocol.version=2", "http.lowSpeedLimit=1", "http.lowSpeedTime=60", *_SETTINGS)
+    return [
+        *(part for setting in settings for part in ("-c", setting)),
+        *("--git-dir", str(repository.path), "fetch", "--progress", "--no-write-fetch-head"),
+        *("--no-auto-maintenance", "--force", "--no-tags", "--", url, *refspecs),
+    ]

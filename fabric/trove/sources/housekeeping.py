@@ -1,0 +1,66 @@
+"""All repositories of the trove: removing rubbish from them, and reading them through."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from fabric.trove.sources.git import ABANDONED, Repository
+from fabric.trove.sources.git_process import DamagedRepositoryError
+
+#: How a damaged repository is called, once it is out of the way.
+_ASIDE = ".damaged"
+
+
+def gc(root: Path, *, dry_run: bool) -> int:
+    """Remove what killed fetches left in repositories below ``root``; how many bytes that frees."""
+    freed = 0
+    for repository in (*root.glob("*.git"), *_repositories(root / "git")):
+        for pattern in ("pack/tmp_*", "pack/.tmp-*", "??/tmp_obj_*"):
+            for file in repository.glob(f"objects/{pattern}"):
+                with contextlib.suppress(FileNotFoundError):
+                    status = file.stat()
+                    if time.time() - status.st_mtime > ABANDONED:
+                        freed += status.st_size
+                        if not dry_run:
+                            file.unlink()
+    return freed
+
+
+def check(root: Path, read: Callable[[], None]) -> Iterator[tuple[str, str, str]]:
+    """Read all repositories below ``root``; of each that is damaged: name, why, and what becomes
+    of it.
+
+    A mirror is removed.  Another one may hold what was pushed to it and is nowhere else, so it is
+    put aside.
+    """
+    for path in sorted(_repositories(root / "git")):
+        read()
+        name = str(path.relative_to(root / "git"))
+        try:
+            Repository(path).examine()
+        except DamagedRepositoryError as error:
+            why = str(error).removeprefix(f"{path}: ")
+            if name.startswith("mirrors/"):
+                Repository(path).remove()
+                yield name, why, "it is removed, and fetched again when it is needed"
+            else:
+                aside = path.with_suffix(_ASIDE)
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
+                then = (
+                    f"it is put aside as {aside}; its lorry, or whoever pushed it, brings it again"
+                )
+                yield name, why, then
+
+
+def _repositories(folder: Path) -> Iterator[Path]:
+    """All repositories below a folder."""
+    for path in folder.glob("*/"):
+        if path.suffix == ".git":
+            yield path
+        elif path.suffix != _ASIDE:
+            yield from _repositories(path)

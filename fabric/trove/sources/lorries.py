@@ -1,0 +1,262 @@
+"""Lorries: files ``sources/*.lorry`` of the definitions that say where sources come from.
+
+A lorry file is a YAML mapping; each key names a repository (``zlib`` is ``upstream:zlib``, any
+other alias is written out), each value says what to import there::
+
+    zlib:
+      type: debian-source          # the orig tarball of a Debian source package
+      package: zlib                # default: the key
+      version: 1.3.dfsg+really1.3.1   # upstream's part of the Debian version
+      sha256: ...                  # of the orig tarball
+      components: {doc: ...}       # further orig tarballs and their sha256, if any
+      tree: ...                    # the git tree that an import gives
+      ref: 1.3.1                   # what strata name as `ref`; default: the version
+    lua:     {type: tarball, url: "https://...", version: 5.4.7, sha256: ..., tree: ...}
+    ply:     {type: pypi, package: ply, version: "3.11", sha256: ..., tree: ...}
+    musl:    {type: git, url: "https://..."}      # all its branches and tags
+    itself:  {type: git, url: ".."}               # a path is meant from the lorry's folder;
+                                 # of that repository, ref HEAD is what the definitions are at
+    toolchain:
+      type: debian-packages        # binary packages, with all they depend on
+      packages: [gcc, libc6-dev]
+      exclude: [debconf]           # taken as installed: left out, with what only they need
+      architecture: amd64          # default: amd64
+      version: "13"
+    python-modules:
+      type: pypi-wheels            # built distributions, with all they need
+      packages: [pyzmq==27.3.0, rich]
+      python: "3.13"               # the CPython that is to import them
+      architecture: x86_64         # default: x86_64
+      version: "1"
+
+What a lorry pins is in the lorry, or, for sets of packages, in a lock file beside it
+(``toolchain.lock``, see `fabric.trove.sources.locks`).  `fabric.trove.sources.pins` fills in what
+is missing of version, sha256 and tree, and renews it.
+
+`fabric.trove.sources.lorry_fields` checks each field before it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fabric.definitions.located_yaml import Map, parse
+from fabric.digest import Digest
+from fabric.errors import DefinitionsError, Problem, SourceError, command, in_line
+from fabric.host.files import real
+from fabric.trove.sources.aliases import is_url
+from fabric.trove.sources.locks import Lock, Locked, read_lock, read_plain
+from fabric.trove.sources.lorry_fields import last_part, mistakes
+
+#: Counts up when the same pins would make another commit.
+IMPORT_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Lorry:
+    """One entry of a lorry file.  Fields that its type lacks are empty."""
+
+    name: str
+    type: str
+    file: Path
+    where: str  # "sources/zlib.lorry:1", for messages
+    lines: Mapping[str, int] = field(compare=False)  # of each field in the file
+    ref: str = ""
+    version: str = ""
+    url: str = ""
+    package: str = ""
+    sha256: Digest | None = None
+    components: Mapping[str, Digest] = field(default_factory=dict)
+    tree: str = ""  # that an import has to give; of a set of packages the lock has it
+    packages: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    architecture: str = ""
+    python: str = ""
+
+    @property
+    def is_set(self) -> bool:
+        """Whether it is a set of packages, which a lock file pins."""
+        return self.type in ("debian-packages", "pypi-wheels")
+
+    @property
+    def repo(self) -> str:
+        """The repository it fills, as definitions name it."""
+        return self.name if ":" in self.name else f"upstream:{self.name}"
+
+    @property
+    def full_ref(self) -> str:
+        """A set of packages moves, so it is a branch; everything else is a tag."""
+        kind = "heads" if self.is_set else "tags"
+        return f"refs/{kind}/{self.ref}"
+
+    def brings(self, ref: str) -> bool:
+        """Whether an import of it makes the ref that strata name so."""
+        full = self.full_ref
+        return self.type != "git" and ref in (self.ref, full, full.removeprefix("refs/"))
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it brings the repository that these definitions are in."""
+        return self.type == "git" and real(self.file).is_relative_to(self.url)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The fields without which it pins nothing, and which an update fills in."""
+        if self.type == "git" or self.is_set:
+            return ()
+        return tuple(name for name in ("version", "sha256") if not getattr(self, name))
+
+    @property
+    def digests(self) -> dict[str, Digest]:
+        """Component ("": the main tarball) -> digest.  SourceError if none is pinned yet."""
+        if self.sha256 is None:
+            raise self.incomplete()
+        return {"": self.sha256, **self.components}
+
+    def incomplete(self) -> SourceError:
+        """An error that says what is `missing`, and what to do."""
+        return SourceError(
+            f"{self.where}: {self.name} has no {' and no '.join(self.missing)} yet;"
+            f" `{command('lorry', 'update', self.name)}` fills in what is offered"
+        )
+
+    @property
+    def lock_file(self) -> Path:
+        """Where the packages are pinned (sets of packages only)."""
+        return self.file.parent / (re.sub("[:/]", "_", self.name) + ".lock")
+
+    @cached_property
+    def lock(self) -> Lock:
+        """What the lock file says.  SourceError if a line of it is wrong."""
+        return read_lock(self.lock_file, self.type, self.name) if self.is_set else Lock()
+
+    @property
+    def recorded_tree(self) -> str:
+        """The git tree that an import has to give; "" if none is recorded."""
+        return self.lock.tree if self.is_set else self.tree
+
+    def with_lock(self, lock: Lock) -> Lorry:
+        """The same with another lock, whatever its file says."""
+        made = replace(self)
+        vars(made)["lock"] = lock
+        return made
+
+    def with_tree(self, tree: str) -> Lorry:
+        """The same with another recorded tree."""
+        if self.is_set:
+            return self.with_lock(replace(self.lock, tree=tree))
+        return replace(self, tree=tree)
+
+    def import_key(self) -> str:
+        """64 hex digits that change when the imported tree may; "" for git, which has commits.
+
+        SourceError if nothing is pinned yet.
+        """
+        pins: list[object] = [IMPORT_FORMAT]
+        if self.type == "git":
+            return ""
+        if self.is_set:
+            pins += [self.type, *map(str, self.lock.packages)]
+        else:
+            pins += ["tarball", self.digests[""], sorted(self.components.items())]
+        return hashlib.sha256(json.dumps(pins).encode()).hexdigest()
+
+    def locked(self) -> tuple[Locked, ...]:
+        """The packages of the lock file, in its order; none if there is no lock file yet."""
+        return self.lock.packages
+
+
+class Lorries:
+    """All lorries of one ``sources/`` directory.  DefinitionsError if any is wrong."""
+
+    def __init__(self, directory: Path | None) -> None:
+        self.directory = directory
+        self._all: dict[str, Lorry] = {}
+        problems: list[Problem] = []
+        for file in _files(directory) if directory else ():
+            shown = in_line(f"{file.parent.name}/{file.name}")
+            for lorry in _read(file, shown, problems):
+                if lorry.repo in self._all:
+                    first = self._all[lorry.repo].where
+                    line = int(lorry.where.rpartition(":")[2])
+                    problems.append(Problem(shown, line, f"{lorry.repo} is already in {first}"))
+                self._all[lorry.repo] = lorry
+        if problems:
+            raise DefinitionsError(problems)
+
+    def __iter__(self) -> Iterator[Lorry]:
+        return iter(self._all.values())
+
+    def get(self, repo: str) -> Lorry | None:
+        """The lorry that fills the repository ``repo``, as definitions name it."""
+        repo = repo.removesuffix(".git")
+        return self._all.get(repo if ":" in repo else f"upstream:{repo}")
+
+    def named(self, name: str) -> Lorry:
+        """The lorry of that name.  SourceError if there is none."""
+        lorry = self.get(name)
+        if lorry is None:
+            known = ", ".join(sorted(one.name for one in self._all.values())) or "none"
+            raise SourceError(f"{name}: no such lorry in {self.directory}; there are: {known}")
+        return lorry
+
+
+def _files(directory: Path) -> list[Path]:
+    """The lorry files of definitions.  SourceError if their folder is elsewhere."""
+    if not real(directory).is_relative_to(real(directory.parent)):
+        raise SourceError(
+            f"{directory}: a symbolic link that leads out of the definitions; lorries are read,"
+            " and written, in the definitions only"
+        )
+    return sorted(directory.glob("*.lorry"))
+
+
+def _read(file: Path, shown: str, problems: list[Problem]) -> list[Lorry]:
+    """The lorries of one file; what is wrong goes to ``problems``."""
+    data = read_plain(file) or b""
+    content = parse(data, shown, problems)
+    if content is None:
+        return []
+    if not isinstance(content, Map):
+        problems.append(Problem(shown, 1, "a lorry file is a mapping of repositories"))
+        return []
+    text = data.decode(errors="replace").split("\n")
+    found = []
+    for name, entry in content.items():
+        wrong: list[Problem] = []
+        line = content.lines[name]
+        for at, message in mistakes(name, entry, line, text):
+            wrong.append(Problem(shown, at, f"{name}: {message}"))
+        problems += wrong
+        if not wrong:
+            found.append(_lorry(file, f"{shown}:{line}", name, entry))
+    return found
+
+
+def _lorry(file: Path, where: str, name: str, entry: Map) -> Lorry:
+    """The lorry that an entry without mistakes is."""
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()
+    }
+    values.setdefault("ref", values.get("version", ""))
+    if "sha256" in values:
+        values["sha256"] = Digest(values["sha256"])
+    if "components" in values:
+        values["components"] = {key: Digest(one) for key, one in values["components"].items()}
+    match values["type"]:
+        case "debian-packages":
+            values.setdefault("architecture", "amd64")
+        case "pypi-wheels":
+            values.setdefault("architecture", "x86_64")
+        case "git" if not is_url(values["url"]):
+            values["url"] = str(real(file.parent / values["url"]))
+        case "debian-source" | "pypi":
+            values.setdefault("package", last_part(name))
+    return Lorry(name=name, file=file, where=where, lines=entry.lines, **values)

@@ -1,0 +1,388 @@
+"""Where sources are, and how what is lacking is brought: behind `fabric.trove.sources.resolve`."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fabric.errors import SourceError, command
+from fabric.host.cancel import Stop
+from fabric.host.shared_files import locked
+from fabric.jobs import Source
+from fabric.trove.sources import farm_refs as shared
+from fabric.trove.sources.absent import absent
+from fabric.trove.sources.aliases import Place, Places, local_path
+from fabric.trove.sources.git import REF, SHA, Repository
+from fabric.trove.sources.git_process import DamagedRepositoryError, run
+
+if TYPE_CHECKING:
+    from fabric.trove.sources.farm_remote import Trove
+    from fabric.trove.sources.lorries import Lorries, Lorry
+
+Progress = Callable[[str], None]
+
+
+class Repositories:
+    """The repositories below ``root``; the arguments are those of `Sources`."""
+
+    def __init__(
+        self,
+        root: Path,
+        aliases: Mapping[str, str],
+        lorries: Path | None,
+        trove: Trove | None,
+        *,
+        imports: bool,
+        head: str,
+        progress: Progress,
+    ) -> None:
+        self.root = root
+        self.places = Places(root, aliases)
+        self.progress = progress
+        self.stop = Stop()
+        self._directory = lorries
+        self._trove = trove
+        self._imports = imports
+        self._head = head
+        self._repositories: dict[Path, Repository] = {}
+        self._fetched: set[tuple[Path, str]] = set()  # with a branch, or "" for all of them
+
+    @cached_property
+    def lorries(self) -> Lorries:
+        """The definitions' lorries.  DefinitionsError if one of them is wrong."""
+        from fabric.trove.sources.lorries import Lorries  # and with it yaml: a worker goes without
+
+        return Lorries(self._directory)
+
+    def reread(self) -> None:
+        """Forget the lorries: their files have changed."""
+        self.__dict__.pop("lorries", None)
+
+    def commit(self, repo: str, ref: str) -> str:
+        """The commit that a ref is, fetched or imported if need be.  SourceError."""
+        place = self.places.locate(repo)
+        meant = self._meant(repo, ref)
+        try:
+            found = self._known(repo, meant, place) or self._obtain(repo, meant, place)
+            self.repository(place).fact(found)
+        except DamagedRepositoryError as error:
+            self._remove(place, self.lorries.get(repo), error)
+            return self._known(repo, meant, place) or self._obtain(repo, meant, place)
+        return found
+
+    def _remove(self, place: Place, lorry: Lorry | None, error: DamagedRepositoryError) -> None:
+        """Remove a damaged repository, if all in it can be brought again."""
+        if place.url is None and lorry is None and self._trove is None:
+            raise SourceError(f"{error}; nothing brings it again, so repair it, or {place.hint}")
+        with self._locked(place):
+            repository = self.repository(place)
+            try:
+                repository.examine()  # another process may have mended it
+            except DamagedRepositoryError:
+                self.progress(f"warning: {error}: removing it, and bringing its source again")
+                repository.remove()
+
+    def at_hand(self, repo: str, ref: str) -> str | None:
+        """The commit that a ref is, if that needs no fetching."""
+        try:
+            place = self.places.locate(repo)
+            found = self._known(repo, self._meant(repo, ref), place)
+            if found:
+                self.repository(place).fact(found)
+        except SourceError:
+            return None  # said again, and gathered, when it is resolved
+        return found
+
+    def _meant(self, repo: str, ref: str) -> str:
+        """The ref itself, or the commit that HEAD means in the definitions' own repository."""
+        lorry = self.lorries.get(repo) if ref == "HEAD" else None
+        if lorry is None or not lorry.is_own:
+            return ref
+        if self._head:
+            return self._head
+        # a bare repository there would be one of the definitions' files, settings and all
+        asked = ["-C", lorry.url, "-c", "safe.bareRepository=explicit", "rev-parse", "HEAD"]
+        try:  # with the user's configuration, which may call the repository safe
+            return (run(asked, private=False) or b"").decode().strip()
+        except SourceError as error:
+            raise SourceError(
+                f"{lorry.where}: {lorry.url} is no git repository with a commit, so there is no"
+                f" HEAD for {repo}: commit the definitions ({error})"
+            ) from None
+
+    def _known(self, repo: str, ref: str, place: Place) -> str | None:
+        """The commit of ``ref``, if it is here and cannot be another by now."""
+        repository = self.repository(place)
+        lorry = self.lorries.get(repo)
+        if lorry is not None and lorry.brings(ref):
+            commit = self._imported(repository, lorry)
+            tree = lorry.recorded_tree
+            right = not tree or (commit and repository.fact(commit).tree == tree)
+            return commit if right else None
+        found = repository.find(ref)
+        if found is None:
+            return None
+        commit, name = found
+        if name.startswith("refs/heads/") and not self._is_current(repository, name, place, lorry):
+            return None
+        return commit
+
+    def _imported(self, repository: Repository, lorry: Lorry) -> str | None:
+        """The commit that claims to be what a lorry pins, whatever its tree."""
+        commit = repository.commit_at(lorry.full_ref)
+        if commit is None or repository.fact(commit).import_key != lorry.import_key():
+            return None
+        return commit
+
+    def _is_current(
+        self, repository: Repository, name: str, place: Place, lorry: Lorry | None
+    ) -> bool:
+        """Whether a branch is still what it is at its origin."""
+        if {(repository.path, ""), (repository.path, name)} & self._fetched:
+            return True
+        url = self._origin(place, lorry)
+        if url is None:
+            return True
+        there = name
+        if self._trove is not None and url == self._trove.url:
+            there = shared.inside(place.name, name)
+        directory = local_path(url)
+        for candidate in (directory, directory / ".git") if directory else ():
+            if (candidate / "HEAD").exists():
+                try:
+                    target = Repository(candidate).target(there)
+                except DamagedRepositoryError:  # theirs: git says so when it fetches
+                    return False
+                return target == repository.target(name)
+        return False
+
+    def _origin(self, place: Place, lorry: Lorry | None) -> str | None:
+        """The URL of the git repository that a place follows; None if it follows none."""
+        if place.url is not None:
+            return place.url
+        if lorry is not None and lorry.type == "git" and self._imports:
+            return lorry.url
+        return self._trove.url if self._trove is not None else None
+
+    def _obtain(self, repo: str, ref: str, place: Place) -> str:
+        """Fetch or import what `_known` does not know."""
+        lorry = self.lorries.get(repo)
+        pinned = lorry if lorry is not None and lorry.brings(ref) else None
+        if lorry is not None and lorry.missing and not SHA.fullmatch(ref):
+            raise lorry.incomplete()
+        with self._locked(place):
+            for bring in (self._bring_from_trove, self._bring):
+                commit = self._known(repo, ref, place)  # another process may have brought it
+                if commit is None:
+                    if pinned:
+                        self._forget(pinned, place)
+                    bring(ref, place, lorry)
+                    commit = self._known(repo, ref, place)
+                if commit is not None:
+                    return commit
+                if pinned:
+                    self._compare(pinned, place)
+        raise self._explain(repo, ref, place, lorry)
+
+    def _forget(self, lorry: Lorry, place: Place) -> None:
+        """Remove what claims to be what a lorry pins, but has another tree."""
+        repository = self.repository(place)
+        if self._imported(repository, lorry) is not None:
+            repository.run("update-ref", "-d", lorry.full_ref)
+
+    def _compare(self, lorry: Lorry, place: Place) -> None:
+        """SourceError if what came just now under a lorry's pin has another tree than it records.
+
+        Whoever may push to a trove can put anything under a pin; the recorded tree tells.
+        """
+        repository = self.repository(place)
+        commit = self._imported(repository, lorry)
+        if commit is None:
+            return
+        assert self._trove is not None  # an import is compared where it is made
+        pin = f"refs/pins/{place.name}/{lorry.import_key()}"
+        raise SourceError(
+            f"{lorry.where}: {lorry.name} {lorry.version}: the trove has another tree than is"
+            " pinned, so it is not used\n"
+            f"  pinned: tree {lorry.recorded_tree}\n"
+            f"  found:  tree {repository.fact(commit).tree}\n"
+            f"  where:  {pin} of {self._trove.url}\n"
+            "Either somebody pushed something else there, or the recorded tree is wrong."
+            f" `{command('lorry', 'import', lorry.name)}` imports it anew from where it is"
+            " pinned, compares, and puts it in the trove in place of that."
+        )
+
+    def import_lorry(self, lorry: Lorry) -> str:
+        """Import what a lorry pins, whatever the trove has; return the tree.
+
+        SourceError if that cannot be done, or gives another tree than is recorded.
+        """
+        place = self.places.locate(lorry.repo)
+        with self._locked(place):
+            return self._run(lorry, self.repository(place))
+
+    def _run(self, lorry: Lorry, repository: Repository) -> str:
+        from fabric.trove.sources.imports import Imports
+
+        made = Imports(self.root, self.progress, self.stop).run(lorry, repository)
+        tree = repository.fact(made).tree
+        if lorry.recorded_tree and lorry.recorded_tree != tree:
+            raise SourceError(
+                f"{lorry.where}: {lorry.name} {lorry.version}: the import of what is pinned gives"
+                " another tree than is recorded\n"
+                f"  recorded: tree {lorry.recorded_tree}\n"
+                f"  imported: tree {tree}\n"
+                "The digests of all that was imported are right, so the record is wrong: see who"
+                f" changed it. Without it, `{command('lorry', 'import', lorry.name)}` records"
+                " what the import gives."
+            )
+        return tree
+
+    def _bring_from_trove(self, ref: str, place: Place, lorry: Lorry | None) -> None:
+        """Fetch from the farm's trove, if this is a source for it and it has it."""
+        if self._trove is None or not place.name or not REF.fullmatch(ref):
+            return
+        repository = self.repository(place)
+        name = place.name.removesuffix(".git")
+        self.progress(f"{name}: looking in the trove")
+
+        def progress(text: str) -> None:
+            self.progress(f"{name}: {text}")
+
+        if lorry is not None and lorry.brings(ref):
+            pin, full = lorry.import_key(), lorry.full_ref
+            shared.fetch_pin(self._trove, repository, place.name, pin, full, progress, self.stop)
+        elif SHA.fullmatch(ref) or self._origin(place, lorry) == self._trove.url:
+            shared.fetch_ref(self._trove, repository, place.name, ref, progress, self.stop)
+            found = repository.find(ref)
+            if found is not None:
+                self._fetched.add((repository.path, found[1]))
+
+    def _bring(self, ref: str, place: Place, lorry: Lorry | None) -> None:
+        """Import by lorry, or fetch from where the repository comes from."""
+        repository = self.repository(place)
+        if lorry is not None and lorry.brings(ref):
+            if self._imports:
+                self._run(lorry, repository)
+        elif place.url is not None:
+            self._fetch(repository, place.url, ref, place.hint)
+        elif lorry is not None and lorry.type == "git" and self._imports:
+            self._fetch(repository, lorry.url, ref, place.hint)
+
+    def _fetch(self, repository: Repository, url: str, ref: str, hint: str) -> None:
+        """Fetch all branches and tags, and the very commit if it is in none of them."""
+
+        def progress(text: str) -> None:
+            self.progress(f"{url}: {text}")
+
+        progress("fetching")
+        try:
+            everything = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]
+            repository.fetch(url, everything, progress, self.stop)
+        except DamagedRepositoryError:
+            raise
+        except SourceError as error:
+            how = "as it was last seen"
+            if repository.find(ref) is None:
+                self._fetch_commit(repository, url, ref, progress)
+                how = "alone"
+            if repository.find(ref) is None:
+                raise SourceError(f"{error}; {hint}") from None
+            self.progress(f"warning: {error}; going on with {ref} {how}")
+        else:
+            self._fetch_commit(repository, url, ref, progress)
+        self._fetched.add((repository.path, ""))
+
+    def _fetch_commit(self, repository: Repository, url: str, ref: str, progress: Progress) -> None:
+        """Fetch the very commit: it may be in no branch, or all that is whole of them."""
+        if SHA.fullmatch(ref) and repository.find(ref) is None:
+            with contextlib.suppress(SourceError):  # explained by the caller
+                repository.fetch(url, [f"{ref}:refs/fabric/{ref}"], progress, self.stop)
+
+    def _explain(self, repo: str, ref: str, place: Place, lorry: Lorry | None) -> SourceError:
+        """Why a ref cannot be had, and what would help."""
+        if place.url is not None:
+            return SourceError(f"{repo}: {place.url} has no ref {ref}")
+        if self._trove is not None:
+            return absent(self._trove.url, repo, ref, place, lorry, imports=self._imports)
+        if lorry is not None and lorry.type != "git":
+            return SourceError(
+                f"{repo}: no ref {ref}: its lorry ({lorry.where}) brings {lorry.ref};"
+                " change one of them"
+            )
+        if lorry is not None:
+            leads = f"where its lorry ({lorry.where}) leads"
+            return SourceError(f"{repo}: no ref {ref} at {lorry.url}, {leads}")
+        if self.repository(place).exists:
+            where = f"in {place.directory}, and no lorry that could bring it"
+            return SourceError(f"{repo}: no ref {ref} {where}")
+        name = repo.partition(":")[2] or repo
+        return SourceError(
+            f"{repo}: no such repository: there is no {place.directory} and no lorry for it;"
+            f" add sources/{name.rpartition('/')[2]}.lorry to the definitions, {place.hint},"
+            " or configure its alias to be a URL",
+            alike="no such repository, and no lorry for it: add lorries to the folder sources of"
+            f" the definitions, push repositories to {self.root / 'git'}, or configure aliases to"
+            " be URLs",
+        )
+
+    def holding(self, source: Source) -> Repository:
+        """The repository with the very commit of ``source``, brought if need be.  SourceError."""
+        place = self.places.locate(source.repo)
+        repository = self.repository(place)
+        lorry = self.lorries.get(source.repo)
+        try:
+            repository.check()
+            there = repository.find(source.commit) is not None
+        except DamagedRepositoryError as error:
+            self._remove(place, lorry, error)
+            there = False
+        if not there:
+            if lorry is not None and lorry.brings(source.ref):
+                self._obtain(source.repo, source.ref, place)
+            elif self._origin(place, lorry):
+                self._obtain(source.repo, source.commit, place)
+        if repository.find(source.commit) is None:
+            raise SourceError(
+                f"{source.repo}: commit {source.commit} ({source.ref}) is not in"
+                f" {place.directory}; {place.hint}"
+            )
+        return repository
+
+    def mended(self, source: Source, error: DamagedRepositoryError) -> Repository:
+        """As `holding`, once an ``error`` has shown that objects there may be damaged."""
+        place = self.places.locate(source.repo)
+        self._remove(place, self.lorries.get(source.repo), error)
+        return self.holding(source)
+
+    def refetch(self, lorry: Lorry) -> Repository:
+        """Fetch again what a lorry of type git leads to."""
+        place = self.places.locate(lorry.repo)
+        repository = self.repository(place)
+        with self._locked(place):
+            self._fetch(repository, lorry.url, "", f"see {lorry.where}")
+        return repository
+
+    def repository(self, place: Place) -> Repository:
+        """Where a place's commits are."""
+        return self._repositories.setdefault(place.directory, Repository(place.directory))
+
+    @contextlib.contextmanager
+    def _locked(self, place: Place) -> Iterator[None]:
+        name = hashlib.sha256(os.fsencode(place.directory)).hexdigest()[:32]
+        waited = False
+
+        def wait() -> None:
+            nonlocal waited
+            if not waited:
+                self.progress(f"{place.directory.stem}: waiting for another import of it")
+            waited = True
+            self.stop.pause(0.2)
+
+        with locked(self.root / "locks" / name, wait=wait, fleeting=True):
+            yield

@@ -1,0 +1,370 @@
+"""Sources: from a repository and a ref in the definitions to a tree of files.
+
+Everything stands below one directory, shared by any number of processes::
+
+    git/ALIAS/NAME.git     repositories that lorries fill or people push to
+    git/mirrors/...        copies of repositories elsewhere
+    trees/...              exported trees (`fabric.trove.sources.export`)
+    downloads/<sha256>     what lorries downloaded
+    apt/, locks/
+
+A ref is a commit, a tag or a branch.  Commits and tags stay what they are; a branch of another
+machine's repository is looked up again, once in the life of a `Sources`.  HEAD is the commit that
+the definitions are at, in the repository that they are in.
+
+With a farm's trove (`fabric.trove.sources.farm_refs`), what is not here is fetched from there
+first.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fabric.definitions.graph import Submodule
+from fabric.errors import SourceError, SourcesError, command, without_secrets
+from fabric.host.cancel import Stop
+from fabric.host.shared_files import locked
+from fabric.jobs import Source
+from fabric.trove.sources import farm_refs as shared
+from fabric.trove.sources import housekeeping
+from fabric.trove.sources.git import SHA, Repository
+from fabric.trove.sources.git_process import DamagedRepositoryError
+from fabric.trove.sources.repositories import Repositories
+
+if TYPE_CHECKING:
+    from fabric.trove.sources.export import Alone, Exports
+    from fabric.trove.sources.farm_remote import Trove
+    from fabric.trove.sources.lorries import Lorries
+
+Progress = Callable[[str], None]
+Wanted = tuple[str, str, Sequence[Submodule]]
+
+#: Imports and fetches at the same time: they mostly wait for the network.
+PARALLEL = 2
+
+
+def _unheard(text: str) -> None:
+    """Progress that nobody wants to see."""
+
+
+class Sources:
+    """The trove's sources below ``root``.
+
+    ``aliases`` maps alias -> pattern (see `fabric.trove.sources.aliases`), ``lorries`` is the
+    definitions' ``sources/`` directory.  ``progress`` gets a line of text now and then, from any
+    thread.
+
+    ``trove`` is the farm's; without ``imports`` lorries say what is pinned, but only the trove
+    has it.  ``head`` is the commit that the definitions are at, unless they are a work tree's.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        aliases: Mapping[str, str],
+        lorries: Path | None = None,
+        *,
+        trove: Trove | None = None,
+        imports: bool = True,
+        head: str = "",
+        progress: Progress = _unheard,
+    ) -> None:
+        def shown(text: str) -> None:
+            progress(without_secrets(text))
+
+        self.root = root
+        self.progress = shown
+        self._trove = trove
+        self._repositories = Repositories(
+            root,
+            aliases,
+            lorries,
+            trove,
+            imports=imports,
+            head=head,
+            progress=shown,
+        )
+
+    @property
+    def lorries(self) -> Lorries:
+        """The definitions' lorries.  DefinitionsError if one of them is wrong."""
+        return self._repositories.lorries
+
+    @cached_property
+    def exports(self) -> Exports:
+        """The exported trees."""
+        from fabric.trove.sources.export import Exports
+
+        return Exports(self.root / "trees")
+
+    # -- from names to commits ---------------------------------------------------------------
+
+    def resolve(self, repo: str, ref: str, submodules: Sequence[Submodule] = ()) -> Source:
+        """The commit and tree that ``ref`` of ``repo`` is, imported or fetched if it is not here.
+
+        ``submodules`` are URLs that the definitions give instead of .gitmodules'.
+        SourceError says what was tried and what to do.
+        """
+        return self._source(repo, ref, self._repositories.commit(repo, ref), submodules)
+
+    def _source(self, repo: str, ref: str, commit: str, submodules: Sequence[Submodule]) -> Source:
+        """What a commit that is here is made of, down to its deepest submodule."""
+        fact = self.repository(repo).fact(commit)
+        urls = {submodule.path: submodule for submodule in submodules}
+        for path in urls.keys() - {path for path, _, _ in fact.submodules}:
+            raise SourceError(
+                f"{repo} has no submodule {path} at {ref}, though the definitions give its URL"
+            )
+        inside = []
+        for path, sha, url in fact.submodules:
+            given = urls.get(path)
+            target = given.url if given else url
+            if not target:
+                self.progress(f"{repo}: .gitmodules does not say where {path} is from: left empty")
+                continue
+            target = self._repositories.places.relative(repo, target)
+            below = given.submodules if given else ()
+            inside.append((path, self.resolve(target, sha, below)))
+        return Source(repo, ref, commit, fact.tree, tuple(inside))
+
+    def resolve_all(self, wanted: Iterable[Wanted]) -> list[Source]:
+        """Resolve many (repo, ref, submodules) at once.  SourceError names all that failed."""
+        asked = list(wanted)
+        unique = {_identity(one): one for one in asked}
+        absent: deque[tuple[object, Wanted]] = deque()
+        done: dict[object, Source] = {}
+        for identity, one in unique.items():
+            repo, ref, submodules = one
+            commit = self._repositories.at_hand(repo, ref)
+            if commit:
+                done[identity] = self._source(repo, ref, commit, submodules)
+            else:
+                absent.append((identity, one))
+        done |= self._resolve_in_threads(absent)
+        return [done[_identity(one)] for one in asked]
+
+    def _resolve_in_threads(self, absent: deque[tuple[object, Wanted]]) -> dict[object, Source]:
+        """Resolve what has to be imported or fetched, PARALLEL at a time."""
+        done: dict[object, Source] = {}
+        failures: list[tuple[Wanted, Exception]] = []
+
+        def work() -> None:
+            while True:
+                try:
+                    identity, one = absent.popleft()
+                except IndexError:
+                    return
+                try:
+                    done[identity] = self.resolve(*one)
+                except Exception as error:  # noqa: BLE001 - raised again below
+                    failures.append((one, error))
+
+        # Not an executor's threads: those would be waited for at exit, however stuck they are.
+        threads = [
+            threading.Thread(target=work, daemon=True) for _ in range(min(PARALLEL, len(absent)))
+        ]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        except BaseException:  # Ctrl-C among others: what is under way ends soon
+            absent.clear()
+            self._repositories.stop.set()
+            for thread in threads:
+                thread.join(1.0)
+            self._repositories.stop = Stop()
+            raise
+        told = []
+        for (repo, ref, _), failure in failures:
+            if not isinstance(failure, SourceError):
+                raise failure
+            told.append(((repo, ref), failure))
+        if told:
+            raise SourcesError(told)
+        return done
+
+    # -- lorries -----------------------------------------------------------------------------
+
+    def run_lorry(self, name: str) -> tuple[Source, list[str]]:
+        """Import what a lorry pins, unless it is here; for type git, fetch again.
+
+        Return it, and what the lorry's files now record besides, a line each: the tree, if they
+        did not.  SourceError if it cannot be had, or is another tree than they record.
+        """
+        lorry = self.lorries.named(name)
+        changes: list[str] = []
+        if lorry.type == "git":
+            ref = self._repositories.refetch(lorry).newest_ref()
+            return self.resolve(lorry.repo, ref), changes
+        if lorry.missing:
+            raise lorry.incomplete()
+        if not lorry.recorded_tree or self._repositories.at_hand(lorry.repo, lorry.ref) is None:
+            tree = self._repositories.import_lorry(lorry)
+            if not lorry.recorded_tree:
+                from fabric.trove.sources import pins
+
+                changes = pins.record(lorry, tree)
+                self._repositories.reread()
+        return self.resolve(lorry.repo, lorry.ref), changes
+
+    def update_lorry(self, name: str) -> list[str]:
+        """Renew a lorry's pins in its files; return what changed, a line each."""
+        from fabric.trove.sources import pins
+        from fabric.trove.sources.imports import Imports
+
+        imports = Imports(self.root, self.progress, self._repositories.stop)
+        lorry = self.lorries.named(name)
+        changes = pins.update(lorry, imports, self._repositories.import_lorry)
+        self._repositories.reread()
+        return changes
+
+    def unpinned(self, wanted: Iterable[Wanted]) -> list[str]:
+        """Those of the sources whose content nothing in the definitions says, each with why.
+
+        Commits, and lorries that record their tree, say it; so does HEAD of the definitions' own
+        repository.  Submodules are commits.
+        """
+        return [
+            f"{repo} {ref} ({why})"
+            for repo, ref in dict.fromkeys((repo, ref) for repo, ref, _ in wanted)
+            if (why := self._unpinned(repo, ref))
+        ]
+
+    def require_pins(self, wanted: Iterable[Wanted]) -> None:
+        """SourceError if one of the sources is `unpinned`."""
+        if unpinned := self.unpinned(wanted):
+            listed = "\n".join(f"  {one}" for one in unpinned)
+            raise SourceError(
+                f"--locked: the definitions do not pin what these sources contain:\n{listed}\n"
+                f"A commit (40 hex digits) as `ref` pins it; `{command('lorry', 'import', 'NAME')}`"
+                " records the tree of a lorry."
+            )
+
+    def _unpinned(self, repo: str, ref: str) -> str:
+        lorry = self.lorries.get(repo)
+        if SHA.fullmatch(ref) or (lorry is not None and lorry.is_own and ref == "HEAD"):
+            return ""
+        if lorry is not None and lorry.brings(ref):
+            return "" if lorry.recorded_tree else f"{lorry.where} records no tree"
+        return "a name, which can be moved"
+
+    # -- from commits to files ---------------------------------------------------------------
+
+    def export(self, source: Source, say: Progress = _unheard) -> Path:
+        """A directory with the files of ``source``, not to be changed; submodules are empty.
+
+        One that has changed on the disk is made again, which ``say`` hears.  SourceError if its
+        commit is neither here nor to be had where it came from.
+        """
+        found = self.exports.find(source.tree)
+        if found is not None:
+            return found
+        repository = self._repositories.holding(source)
+        with locked(self.root / "locks" / source.tree, fleeting=True):
+            found = self.exports.find(source.tree)
+            if found is None:
+                tree = repository.fact(source.commit).tree
+                if tree != source.tree:
+                    raise SourceError(
+                        f"{source.repo}: commit {source.commit} has the tree {tree}, and not"
+                        f" {source.tree}, as is claimed: whoever resolved it is wrong"
+                    )
+                self.progress(f"{source.repo}: exporting {source.ref}")
+                try:
+                    found = self.exports.make(repository, source.commit, source.tree, say)
+                except DamagedRepositoryError as error:
+                    repository = self._repositories.mended(source, error)
+                    found = self.exports.make(repository, source.commit, source.tree, say)
+        return found
+
+    # -- the farm's trove --------------------------------------------------------------------
+
+    def supply(self, wanted: Iterable[Wanted]) -> None:
+        """See to it that the farm's trove has these: resolve what it lacks, and `publish` that.
+
+        Nothing without a trove.  A branch that its lorry mirrors is looked at anew.
+        """
+        if self._trove is None:
+            return
+        there = self._trove.refs("refs/pins/*", "refs/tags/*", "refs/heads/*")
+        lacking = [one for one in wanted if self._lacks(there, one)]
+        if lacking:
+            self.publish(self.resolve_all(lacking))
+
+    def _lacks(self, there: Mapping[str, str], wanted: Wanted) -> bool:
+        repo, ref, _ = wanted
+        place = self._repositories.places.locate(repo)
+        lorry = self.lorries.get(repo)
+        if not place.name or (lorry is not None and lorry.is_own and ref == "HEAD"):
+            return False
+        if lorry is not None and lorry.brings(ref):
+            return f"refs/pins/{place.name}/{lorry.import_key()}" not in there
+        if SHA.fullmatch(ref):
+            return f"refs/pins/{place.name}/{ref}" not in there
+        names = (
+            [f"refs/tags/{ref}"] if lorry is not None else [f"refs/tags/{ref}", f"refs/heads/{ref}"]
+        )
+        return not any(shared.inside(place.name, name) in there for name in names)
+
+    def publish(self, sources: Iterable[Source]) -> None:
+        """Push what the farm's trove lacks of sources that are here, submodules included.
+
+        Nothing without a trove.  What other machines fetch from its own URL is left out, and so
+        is the definitions' own repository: it comes as the commit that is ordered.
+        """
+        if self._trove is None:
+            return
+        kept = {one.refs()[0]: one for source in sources for one in self._kept(source)}
+        shared.push(self._trove, list(kept.values()), self.progress, self._repositories.stop)
+
+    def _kept(self, source: Source) -> Iterator[shared.Kept]:
+        place = self._repositories.places.locate(source.repo)
+        lorry = self.lorries.get(source.repo)
+        if place.name and not (lorry is not None and lorry.is_own and source.ref == "HEAD"):
+            repository = self._repositories.repository(place)
+            pin = ""
+            if lorry is not None and lorry.brings(source.ref):
+                pin = lorry.import_key()
+            found = repository.find(source.ref)
+            ref = found[1] if found and found[0] == source.commit else ""
+            yield shared.Kept(repository, place.name, source.commit, pin, ref)
+        for _, module in source.submodules:
+            yield from self._kept(module)
+
+    # -- housekeeping ------------------------------------------------------------------------
+
+    def sweep(self) -> None:
+        """Remove what killed processes have left half exported."""
+        self.exports.sweep()
+
+    def gc(
+        self, older_than: float, alone: Alone | None = None, *, dry_run: bool = False
+    ) -> dict[str, int]:
+        """Remove what was unused for that many seconds; return how many bytes that frees, by kind.
+
+        Trees of which ``alone`` says no stay, as builds have them.  Of repositories only what
+        killed fetches left goes: only they hold what cannot be made again.
+        """
+        from fabric.trove.importers.download import Downloads
+
+        downloads = Downloads(self.root / "downloads", self.progress, self._repositories.stop)
+        return {
+            "source trees": self.exports.gc(older_than, alone, dry_run=dry_run),
+            "downloads": downloads.gc(older_than, dry_run=dry_run),
+            "repositories": housekeeping.gc(self.root, dry_run=dry_run),
+        }
+
+    def repository(self, repo: str) -> Repository:
+        """What is here of ``repo``; it may not exist yet."""
+        return self._repositories.repository(self._repositories.places.locate(repo))
+
+
+def _identity(wanted: Wanted) -> object:
+    repo, ref, submodules = wanted
+    return repo, ref, tuple(submodules)

@@ -1,0 +1,239 @@
+"""A user's work tree as a commit, without the user's repository noticing.
+
+Changed, new and deleted files are in it, ignored ones and the logs of builds are not.  The index
+is a copy of the user's, so that only files which changed are hashed; new objects go into a
+repository of ours, which borrows the rest; no ref, stash or reflog is touched, no hook or filter
+is run.  Files in no repository, or ignored by the one around them, are taken in with an index of
+ours.
+
+The commit's tree is the folder that was asked for, wherever in its repository that is.  Its
+parent has the tree of HEAD and no history: what a trove has of that need not be sent again.
+"""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
+
+from fabric import bounds
+from fabric.errors import SourceError
+from fabric.host.shared_files import scratch
+from fabric.trove.sources.git_process import environment
+
+#: Logs of builds land in the current folder, which is often the definitions'.
+LOGS = ("build-step-*.log", ".build-step-logs-*.part")
+
+#: Refs of what was taken in last from folders in no repository, by the names of their indexes.
+TAKEN = "refs/taken/"
+INDEX = "index-of-"
+
+#: Nothing of the user's may be run, waited for or written.
+_QUIET = (
+    *("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false"),
+    *("-c", "core.splitIndex=false", "-c", "gc.auto=0", "-c", "core.bare=false"),
+)
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """``commit`` is in our repository, its objects there or in the directories ``borrowed``."""
+
+    commit: str
+    tree: str
+    borrowed: tuple[str, ...] = ()
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """Lets git find what is borrowed."""
+        return {"GIT_ALTERNATE_OBJECT_DIRECTORIES": ":".join(map(_quoted, self.borrowed))}
+
+
+def take(root: Path, ours: Path) -> Snapshot:
+    """The files below ``root`` as a commit; ``ours`` is a bare repository.
+
+    SourceError if git cannot read something, or a new file is too large to be meant.
+    """
+    git = _Git(root, environment(private=False) | {"GIT_OPTIONAL_LOCKS": "0"})
+    around = git.around()
+    known = around.index if around else ours / _index_name(root)
+    with _copied(known, ours, keep=around is None) as index:
+        git = git.given(
+            GIT_INDEX_FILE=str(index),
+            GIT_OBJECT_DIRECTORY=str(ours / "objects"),
+            GIT_ALTERNATE_OBJECT_DIRECTORIES=_quoted(around.objects) if around else "",
+        ).without_filters()
+        if around is None:
+            git = git.given(GIT_DIR=str(ours), GIT_WORK_TREE=str(root))
+        _take_in(git)
+        prefix = around.prefix if around else ""
+        tree = git("write-tree", *([f"--prefix={prefix}"] if prefix else [])).strip()
+        parent = []
+        if around and (before := git.ask("rev-parse", "--verify", f"HEAD:{prefix}")):
+            parent = ["-p", _commit(git, before, 0, "What a build was made from")]
+        commit = _commit(git, tree, int(time.time()), "A build", *parent)
+        if around is None:  # what its index names stays
+            git("update-ref", f"{TAKEN}{known.name}", commit)
+    return Snapshot(commit, tree, (around.objects,) if around else ())
+
+
+def user() -> str:
+    """Who we are, fit to be part of a ref's name."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # no such user in the password file
+        name = ""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "somebody"
+
+
+class _Around(msgspec.Struct, frozen=True):
+    """The user's repository around a folder."""
+
+    prefix: str  # of the folder: "" or "definitions/"
+    index: Path
+    objects: str
+
+
+class _Git(msgspec.Struct, frozen=True):
+    """Git, run in a folder."""
+
+    root: Path
+    environ: Mapping[str, str]
+    filters: frozenset[str] = frozenset()  # those that are configured, and are not run
+
+    def given(self, **environ: str) -> _Git:
+        """The same with more in its environment."""
+        return replace(self, environ={**self.environ, **environ})
+
+    def without_filters(self) -> _Git:
+        """The same, with no filter doing anything."""
+        names = self.ask("config", "--null", "--name-only", "--get-regexp", r"^filter\.")
+        filters = frozenset(
+            name.removeprefix("filter.").rpartition(".")[0] for name in names.split("\0") if name
+        )
+        off = {
+            f"filter.{name}.{what}": value
+            for name in filters
+            for what, value in (("clean", ""), ("process", ""), ("required", "false"))
+        }
+        count = int(self.environ.get("GIT_CONFIG_COUNT") or 0)
+        added = {"GIT_CONFIG_COUNT": str(count + len(off))}
+        for number, (key, value) in enumerate(off.items(), count):
+            added |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+        return replace(self.given(**added), filters=filters)
+
+    def around(self) -> _Around | None:
+        """The user's repository, if it knows the folder.  SourceError if git dares not look."""
+        done = self._run(
+            *("rev-parse", "--show-prefix", "--show-object-format", "--path-format=absolute"),
+            *("--git-path", "index", "--git-path", "objects"),
+        )
+        if done.returncode:
+            said = done.stderr.decode(errors="replace")
+            if "not a git repository" in said or "must be run in a work tree" in said:
+                return None
+            raise SourceError(f"{self.root}: {said.removeprefix('fatal: ').strip()}")
+        prefix, kind, index, objects = os.fsdecode(done.stdout).splitlines()
+        ignored = self._run("check-ignore", "--quiet", "VERSION").returncode == 0
+        return None if ignored or kind != "sha1" else _Around(prefix, Path(index), objects)
+
+    def __call__(self, *command: str, input: bytes = b"") -> str:
+        """What git prints.  SourceError if it cannot do that."""
+        done = self._run(*command, input=input)
+        if done.returncode:
+            said = "; ".join(done.stderr.decode(errors="replace").strip().splitlines())
+            raise SourceError(f"{self.root}: git cannot take in what is here: {said}")
+        return os.fsdecode(done.stdout)
+
+    def ask(self, *command: str) -> str:
+        """A line that git prints, and "" if it cannot."""
+        done = self._run(*command)
+        return "" if done.returncode else os.fsdecode(done.stdout).strip()
+
+    def _run(self, *command: str, input: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            ["git", *_QUIET, *command],
+            cwd=self.root,
+            input=input,
+            capture_output=True,
+            env=self.environ,
+            check=False,
+        )
+
+
+def _commit(git: _Git, tree: str, at: int, message: str, *parent: str) -> str:
+    """A commit of a tree, at a time in seconds since 1970."""
+    who = {"NAME": user(), "EMAIL": f"{user()}@invalid", "DATE": f"@{at} +0000"}
+    for role in ("AUTHOR", "COMMITTER"):
+        git = git.given(**{f"GIT_{role}_{what}": value for what, value in who.items()})
+    return git("commit-tree", "-m", message, *parent, tree).strip()
+
+
+def _take_in(git: _Git) -> None:
+    """Bring the index up to date with the files."""
+    unwanted = [part for pattern in LOGS for part in ("-x", pattern)]
+    listed = git("ls-files", "-z", "--others", "--modified", "--exclude-standard", *unwanted)
+    # A directory in this list is a repository of its own, and no part of this one.
+    changed = sorted({name for name in listed.split("\0") if name and not name.endswith("/")})
+    for name in changed:
+        path = git.root / name
+        if path.is_file() and not path.is_symlink():
+            size = path.stat().st_size
+            if size > bounds.SNAPSHOT_FILE:
+                raise SourceError(
+                    f"{path}: {size // 1_000_000} MB are too much to be sent with a build; move it"
+                    " elsewhere, or name it in .gitignore"
+                )
+    if changed:
+        _check_filters(git, changed)
+        names = b"".join(os.fsencode(name) + b"\0" for name in changed)
+        git("update-index", "-z", "--add", "--remove", "--replace", "--stdin", input=names)
+
+
+def _check_filters(git: _Git, changed: list[str]) -> None:
+    """SourceError if a changed file is to go through a filter.
+
+    A filter is a program that the repository may name, so it is not run; but without it there
+    may be sent in plain text what is to be encrypted.
+    """
+    if not git.filters:
+        return
+    names = b"".join(os.fsencode(name) + b"\0" for name in changed)
+    words = git("check-attr", "-z", "--stdin", "filter", input=names).split("\0")
+    for name, value in zip(words[::3], words[2::3], strict=False):
+        if value in git.filters:
+            raise SourceError(
+                f"{git.root / name}: it has changed, and is to go through the filter {value!r} of"
+                " .gitattributes, which is not run here: `git add` it, and order again"
+            )
+
+
+@contextmanager
+def _copied(known: Path, ours: Path, *, keep: bool) -> Iterator[Path]:
+    """A copy of an index, to be changed; it takes the place of the old one if that is ours."""
+    with scratch(ours, "taking-in-") as folder:
+        copy = folder / "index"
+        if known.exists():
+            # With its time: what changed in the very moment it was written is looked at again.
+            shutil.copy2(known, copy)
+        yield copy
+        if keep and copy.exists():
+            copy.replace(known)
+
+
+def _index_name(root: Path) -> str:
+    return f"{INDEX}{hashlib.sha256(os.fsencode(root)).hexdigest()[:16]}"
+
+
+def _quoted(path: str) -> str:
+    """A path in a list of them."""
+    return '"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"'
