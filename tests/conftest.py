@@ -6,8 +6,16 @@ Programs are started as users start them, however pytest was.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 
+import pytest
+from fabric_kit import Fabric
+from farm_kit import Farm
 from hypothesis import settings
 
 settings.register_profile("fresh", derandomize=False, print_blob=True)
@@ -16,3 +24,23 @@ settings.load_profile("fresh")
 os.environ.pop("PYTHONUNBUFFERED", None)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # pytest is in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A directory whose path is short enough for sockets."""
+    path = Path(tempfile.mkdtemp(prefix="fabric-"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def fabric(directory: Path) -> Iterator[Fabric]:
+    with ExitStack() as stack:
+        yield Fabric(directory, stack)
+
+
+@pytest.fixture
+def farm(directory: Path) -> Iterator[Farm]:
+    with ExitStack() as stack:
+        yield Farm(directory, stack)

@@ -337,7 +337,7 @@ def test_many_push_the_same_at_once(any_farm: Farm, files: Files) -> None:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
-                cwd=Path(__file__).parents[2],
+                cwd=Path(__file__).parents[3],
             )
         )
     commits = {child.stdout.readline() for child in children if child.stdout}
@@ -503,7 +503,7 @@ def test_a_trove_whose_disk_is_full(tmp_path: Path) -> None:
         ],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         check=False,
     )
     assert done.returncode == 0, done.stderr

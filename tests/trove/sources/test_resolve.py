@@ -344,7 +344,7 @@ def test_processes_fetch_and_export_the_same_at_once(elsewhere: Path, tmp_path: 
         assert len([file for file in path.rglob("*") if file.is_file()]) == 400
         print(source.commit, path)
     """
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     command = [sys.executable, "-c", textwrap.dedent(code)]
     children = [
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) for _ in range(4)

@@ -320,7 +320,7 @@ def test_processes_import_the_same_at_once(trove: Trove, files: Files) -> None:
         sources = Sources(Path({str(trove.root)!r}), {{}}, Path({str(trove.folder)!r}))
         print(sources.resolve("upstream:thing", "1.0").commit)
     """
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     command = [sys.executable, "-c", textwrap.dedent(code)]
     children = [
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) for _ in range(4)
@@ -360,7 +360,7 @@ def test_ctrl_c_ends_imports_soon(trove: Trove, files: Files, tmp_path: Path) ->
             [sys.executable, "-c", textwrap.dedent(code)],
             stdout=subprocess.PIPE,
             text=True,
-            cwd=Path(__file__).parents[2],
+            cwd=Path(__file__).parents[3],
         ) as child,
     ):
         assert child.stdout
