@@ -29,7 +29,7 @@ import zmq
 
 from fabric.client.request import Action, RequestMirror, Send
 from fabric.wire import keys, sockets
-from fabric.wire.connection import Line
+from fabric.wire.connection import Connection
 from fabric.wire.messages import (
     PROTOCOL,
     Assignment,
@@ -261,7 +261,7 @@ def measure_broker(workers: int, slots: int, jobs: int) -> tuple[float, float]:
         (directory / "submit").write_bytes(msgspec.msgpack.encode(submit))
         broker = spawn("--serve", "broker", name)
         crew = spawn("--serve", "workers", name, f"--workers={workers}", f"--slots={slots}")
-        line = Line(AT, "follow", curve=curve_of(directory, "user"), name="user")
+        line = Connection(AT, "follow", curve=curve_of(directory, "user"), name="user")
         codec: sockets.Codec[ToInitiator] = sockets.Codec(ToInitiator)
         time.sleep(3.0)  # until the workers are there
         mirror = RequestMirror(Order(PROTOCOL, request, "bench", "refs/x", "c" * 40, "bench"))

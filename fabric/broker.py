@@ -28,14 +28,14 @@ from fabric.config import BrokerSettings
 from fabric.controller.blame import requests_at_hand
 from fabric.controller.journal import Journal
 from fabric.controller.metrics import Metrics
-from fabric.controller.outbox import Audience
-from fabric.controller.resolver_pool import Resolvers
+from fabric.controller.outbox import ReplyOutbox
+from fabric.controller.resolver_pool import ResolverPool
 from fabric.controller.spools import Spools
-from fabric.controller.store_client import Desk
-from fabric.controller.telemetry import Record
+from fabric.controller.store_client import StoreClient
+from fabric.controller.telemetry import Telemetry
 from fabric.errors import FabricError
 from fabric.host import daemon
-from fabric.host.event_log import Notes
+from fabric.host.event_log import EventLog
 from fabric.host.process import die_with_parent, more_descriptors
 from fabric.host.sd_notify import Supervisor
 from fabric.jobs import tools_among
@@ -56,7 +56,7 @@ from fabric.wire.messages import (
     Report,
     Submit,
 )
-from fabric.wire.server import Listener
+from fabric.wire.server import Server
 from fabric.wire.sockets import Addresses
 
 if TYPE_CHECKING:
@@ -85,11 +85,11 @@ class Parts(NamedTuple):
 
     clock: Callable[[], float]  # monotonic seconds
     wake: Wakeup
-    listener: Listener
+    server: Server
     spools: Spools
-    record: Record
-    desk: Desk
-    resolvers: Resolvers
+    telemetry: Telemetry
+    store_client: StoreClient
+    resolvers: ResolverPool
     new_core: Callable[[], Scheduler]
 
 
@@ -102,33 +102,33 @@ class Broker:
     def __init__(self, parts: Parts, *, lasting: bool) -> None:
         self._clock = parts.clock
         self._wake = parts.wake
-        self._listener = parts.listener
+        self._server = parts.server
         self._spools = parts.spools
-        self._record = parts.record
-        self._desk = parts.desk
+        self._telemetry = parts.telemetry
+        self._store_client = parts.store_client
         self._resolvers = parts.resolvers
         self._new_core = parts.new_core
         self._scheduler = self._new_core()
         self._stopping = False
         self._now = self._clock()
-        journal = self._record.journal
+        journal = self._telemetry.journal
         self._sweep_due = self._now + 1.0  # let the start be quick
         self._peer = b""  # who sent the message at hand
         self._routes: dict[str, bytes] = {}  # worker -> peer
         self._desires: dict[str, None] = {}  # workers to be told
-        self._asks: list[events.Ask] = []  # to be put to the desk
-        self._audience = Audience(journal, self._listener.send)
+        self._asks: list[events.Ask] = []  # to be put to the store
+        self._outbox = ReplyOutbox(journal, self._server.send)
         self._carry_out: dict[type, Callable[[Any], None]] = {
             events.Ask: self._asks.append,
-            events.Inspect: lambda effect: self._desk.inspect(effect.keys),
+            events.Inspect: lambda effect: self._store_client.inspect(effect.keys),
             events.Resolve: self._resolve,
             events.Abandon: lambda effect: self._resolvers.abandon(effect.request),
             events.Desire: lambda effect: self._desires.setdefault(effect.worker),
-            events.Changed: lambda it: self._audience.watchers.news(it.request, last=it.over),
+            events.Changed: lambda it: self._outbox.subscriptions.news(it.request, last=it.over),
             events.Refuse: self._refuse,
-            events.Tell: lambda effect: self._audience.say(self._peer, effect.answer),
+            events.Tell: lambda effect: self._outbox.say(self._peer, effect.answer),
             events.Drained: journal.drained,
-            events.Opened: self._record.opened,
+            events.Opened: self._telemetry.opened,
             events.Closed: self._closed,
             events.Began: self._began,
             events.Ended: self._ended,
@@ -146,7 +146,7 @@ class Broker:
 
     def _try_to_take_up(self) -> list[events.Effect] | None:
         """What follows from all records; None if there was a bad one."""
-        journal = self._record.journal
+        journal = self._telemetry.journal
         effects: list[events.Effect] = []
         for record in journal.records():
             try:
@@ -162,13 +162,13 @@ class Broker:
         supervisor.ready()
         while not self._stopping:
             left = max(0.0, self.due() - self._clock())
-            self._listener.wait(math.ceil(left * 1000))
+            self._server.wait(math.ceil(left * 1000))
             try:
                 self.turn()
             except Exception as error:
                 # What the core has is not whole now: the next run takes up the other requests.
                 for id, intent in requests_at_hand(error).items():
-                    self._record.given_up(id, intent, self._scheduler, error)
+                    self._telemetry.given_up(id, intent, self._scheduler, error)
                 raise
             supervisor.alive(self._now)
         supervisor.stopping()
@@ -182,17 +182,17 @@ class Broker:
         self._pass_time()
         self._tell_helpers()
         self._tell_workers()
-        self._audience.tell(self._scheduler, self._now)
+        self._outbox.tell(self._scheduler, self._now)
 
     def due(self) -> float:
         """When the next `turn` has something to do, if nothing comes before."""
         return min(
             self._scheduler.next_due(),
-            self._audience.due(),
+            self._outbox.due(),
             self._spools.next_due(),
             self._resolvers.next_due(),
-            self._listener.due,
-            self._record.due,
+            self._server.due,
+            self._telemetry.due,
         )
 
     def stop(self) -> None:
@@ -202,59 +202,59 @@ class Broker:
 
     def close(self, *, forget_logs: bool = False) -> None:
         """Release everything.  Whatever is under way is left as it is, to be found again."""
-        self._listener.close()
+        self._server.close()
         self._resolvers.close()
-        self._desk.close()
-        self._record.close()
+        self._store_client.close()
+        self._telemetry.close()
         self._spools.close(forget=forget_logs)
         self._wake.close()
 
     # -- one turn of the loop ------------------------------------------------------------------
 
     def _hear_peers(self) -> None:
-        self._listener.answer_the_door(self._now)
-        for peer, sender, message in self._listener.heard():
+        self._server.answer_the_door(self._now)
+        for peer, sender, message in self._server.heard():
             self._peer = peer
-            if not self._audience.refuses(peer, message, self._scheduler):
+            if not self._outbox.refuses(peer, message, self._scheduler):
                 self._heard(sender, message)
 
     def _hear_helpers(self) -> None:
-        lost = self._audience.heed_journal()
-        for event in (*lost, *self._desk.answers(), *self._resolvers.answers()):
+        lost = self._outbox.heed_journal()
+        for event in (*lost, *self._store_client.answers(), *self._resolvers.answers()):
             self._apply(event)
-        for peer, piece in self._desk.pieces():
-            self._listener.send(peer, piece)
+        for peer, piece in self._store_client.pieces():
+            self._server.send(peer, piece)
 
     def _hear_logs(self) -> None:
-        for sender, piece, frame in self._listener.pieces():
+        for sender, piece, frame in self._server.pieces():
             self._log(sender, piece, frame)
         self._spools.digest()
         for worker, wanted in self._spools.wanted(self._now):
             route = self._routes.get(worker)
-            if route is not None and not self._listener.send(route, wanted):
+            if route is not None and not self._server.send(route, wanted):
                 self._spools.unsent(wanted)
 
     def _pass_time(self) -> None:
         if self._now >= self._scheduler.next_due():
             self._apply(events.Tick())
-        if self._listener.look(self._now):
+        if self._server.look(self._now):
             self._routes.clear()
-            self._audience.cut_off()
-        self._record.measure(self._scheduler, self._now)
+            self._outbox.cut_off()
+        self._telemetry.measure(self._scheduler, self._now)
         if self._now >= self._sweep_due:
             self._sweep_due = self._now + SWEEP_EVERY
             if not self._scheduler.requesters:
                 gc.collect()
             self._spools.sweep(self._now)
             self._spools.sweep_files()
-            self._audience.watchers.sweep(self._scheduler.requests)
+            self._outbox.subscriptions.sweep(self._scheduler.requests)
             known = self._scheduler.workers
             self._routes = {name: peer for name, peer in self._routes.items() if name in known}
 
     def _tell_helpers(self) -> None:
-        self._record.journal.flush()
+        self._telemetry.journal.flush()
         if self._asks:
-            self._desk.ask(self._asks.copy())
+            self._store_client.ask(self._asks.copy())
             self._asks.clear()
 
     def _tell_workers(self) -> None:
@@ -271,7 +271,7 @@ class Broker:
                     if not self._spools.incomplete(attempt.key, attempt.fence, self._now)
                 )
                 desired = msgspec.structs.replace(desired, settled=settled)
-            self._listener.send(route, desired)
+            self._server.send(route, desired)
         self._desires.clear()
 
     # -- messages ------------------------------------------------------------------------------
@@ -284,21 +284,23 @@ class Broker:
                 if worker is not None and worker.instance == message.instance:
                     self._routes[message.name] = self._peer
             case Order() | Submit():
-                self._audience.watchers.watch(message.request, self._peer, self._now, owner=sender)
+                self._outbox.subscriptions.watch(
+                    message.request, self._peer, self._now, owner=sender
+                )
                 self._apply(message)
             case Poll():
-                self._audience.watchers.watch(
+                self._outbox.subscriptions.watch(
                     message.request, self._peer, self._now, message.seen, owner=sender
                 )
                 self._apply(message)
             case Leave():
-                self._audience.watchers.unwatch(message.request, self._peer)
-                if not self._audience.watchers.watched(message.request, self._now):
+                self._outbox.subscriptions.unwatch(message.request, self._peer)
+                if not self._outbox.subscriptions.watched(message.request, self._now):
                     self._apply(message)
             case Command():
                 self._apply(message)
             case Query():
-                self._audience.answer(self._peer, message, self._scheduler, self._now)
+                self._outbox.answer(self._peer, message, self._scheduler, self._now)
             case LogPiece():
                 self._spools.arrived(message.key, message.fence)
                 came = Published(message.key, message.fence, message.offset, message.data)
@@ -307,9 +309,9 @@ class Broker:
                 key, fence = message.key, message.fence
                 piece = self._spools.read(key, fence, message.offset, message.length)
                 if piece is None:
-                    self._desk.read_log(sender, self._peer, message)
+                    self._store_client.read_log(sender, self._peer, message)
                 else:
-                    self._listener.send(self._peer, piece)
+                    self._server.send(self._peer, piece)
 
     def _apply(self, event: events.Event) -> None:
         carry_out = self._carry_out
@@ -322,23 +324,23 @@ class Broker:
             return  # it is not this worker's log
         offset, fresh = self._spools.append(*piece)
         if fresh:
-            self._record.logged(len(fresh))
+            self._telemetry.logged(len(fresh))
             if len(fresh) < len(piece.data):
                 frame = Published(piece.key, piece.fence, offset, fresh).frame()
-            self._listener.publish(frame)
+            self._server.publish(frame)
 
     # -- effects -------------------------------------------------------------------------------
 
     def _refuse(self, effect: events.Refuse) -> None:
-        self._listener.refuse(self._peer, effect.about, effect.code, effect.reason)
-        self._audience.watchers.unwatch(effect.about, self._peer)
+        self._server.refuse(self._peer, effect.about, effect.code, effect.reason)
+        self._outbox.subscriptions.unwatch(effect.about, self._peer)
 
     def _resolve(self, effect: events.Resolve) -> None:
         tools = tools_among(worker.features for worker in self._scheduler.workers.values())
         self._resolvers.resolve(effect.order, tools)
 
     def _closed(self, effect: events.Closed) -> None:
-        self._record.closed(effect, self._scheduler.update(effect.request, 0, self._now))
+        self._telemetry.closed(effect, self._scheduler.update(effect.request, 0, self._now))
 
     def _began(self, effect: events.Began) -> None:
         self._spools.begin(effect.key, effect.fence, effect.worker, found=effect.found)
@@ -348,7 +350,7 @@ class Broker:
         if effect.outcome is not None:
             size, sha256 = effect.outcome.log_size, effect.outcome.log_sha256
         self._spools.end(effect.key, effect.fence, size, sha256, self._now)
-        self._record.ended(effect, self._scheduler.tasks)
+        self._telemetry.ended(effect, self._scheduler.tasks)
 
 
 def assemble(
@@ -358,7 +360,7 @@ def assemble(
     limits: Limits | None = None,
     keys_dir: Path | None = None,
     resolver: Sequence[str] = (),
-    note: Notes | None = None,
+    note: EventLog | None = None,
     metrics: Metrics | None = None,
 ) -> Broker:
     """A broker that listens at ``addresses``; ``state`` is for what it keeps.
@@ -369,10 +371,10 @@ def assemble(
     """
     curve = None if keys_dir is None else keys.of_broker(keys_dir)
     admitted = None if keys_dir is None else keys.Admitted(keys_dir)
-    note = note or Notes("fabric-broker")
+    note = note or EventLog("fabric-broker")
     wake = Wakeup()
     lasting = bool(resolver)
-    listener = Listener(addresses, note, wake=wake.fd, curve=curve, admitted=admitted)
+    server = Server(addresses, note, wake=wake.fd, curve=curve, admitted=admitted)
     journal = Journal(state / "journal.sqlite", note, wake, needed=lasting)
 
     def new_core() -> Scheduler:
@@ -391,11 +393,11 @@ def assemble(
     parts = Parts(
         clock=time.monotonic,
         wake=wake,
-        listener=listener,
+        server=server,
         spools=Spools(state / "logs"),
-        record=Record(journal, note, metrics),
-        desk=Desk(open_store, wake),
-        resolvers=Resolvers(resolver, wake),
+        telemetry=Telemetry(journal, note, metrics),
+        store_client=StoreClient(open_store, wake),
+        resolvers=ResolverPool(resolver, wake),
         new_core=new_core,
     )
     return Broker(parts, lasting=lasting)
@@ -424,7 +426,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         more_descriptors()
         broker = _broker(settings, options.config, options.directory)
     except (FabricError, OSError) as error:
-        Notes("fabric-broker")(str(error))
+        EventLog("fabric-broker")(str(error))
         return error.exit_code if isinstance(error, FabricError) else 4
     serve(broker, forget_logs=options.parent is not None)
     return 0
@@ -458,7 +460,7 @@ def _settings(options: argparse.Namespace) -> BrokerSettings:
 
 def _broker(settings: BrokerSettings, file: Path, directory: Path | None) -> Broker:
     def store() -> Store:
-        from fabric.trove.configured import open_store  # slow, and only the desk needs it
+        from fabric.trove.configured import open_store  # slow, and only the store_client needs it
 
         return open_store(settings, settings.state_dir / "scratch")
 
@@ -476,7 +478,7 @@ def _broker(settings: BrokerSettings, file: Path, directory: Path | None) -> Bro
         ),
         None if settings.plain else settings.keys_dir,
         (sys.executable, "-m", "fabric.controller.resolver", "--config", str(file)),
-        Notes("fabric-broker", chatty=True),
+        EventLog("fabric-broker", chatty=True),
         Metrics(settings.metrics) if settings.metrics else None,
     )
 

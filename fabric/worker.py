@@ -30,13 +30,13 @@ from fabric.building.workspace import Workspace
 from fabric.config import WorkerSettings, built_architectures
 from fabric.errors import FabricError
 from fabric.host import daemon
-from fabric.host.event_log import Notes
+from fabric.host.event_log import EventLog
 from fabric.host.process import die_with_parent
 from fabric.host.sd_notify import Supervisor
 from fabric.jobs import HOST_TOOLS
 from fabric.trove.configured import open_sources, open_store
 from fabric.wire import sockets
-from fabric.wire.connection import Line, dial
+from fabric.wire.connection import Connection, dial
 from fabric.wire.messages import (
     ARCHITECTURE,
     Desired,
@@ -46,7 +46,7 @@ from fabric.wire.messages import (
     Published,
     Refused,
 )
-from fabric.wire.sockets import Addresses, Codec, Curve, Garbage
+from fabric.wire.sockets import Addresses, Codec, Curve, DecodeError
 
 #: How much less builds ask of the processor than what keeps them going and tells of them.
 NICE = 5
@@ -108,8 +108,8 @@ class Worker:
         )
         # written by threads that end and by signals, so that the poller wakes
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._line = Line(addresses, "publish", curve=curve, name=name, wake=self._wake_read)
-        self._note = Notes("fabric-worker")
+        self._line = Connection(addresses, "publish", curve=curve, name=name, wake=self._wake_read)
+        self._note = EventLog("fabric-worker")
         self._said: deque[tuple[float, str]] = deque(maxlen=COMPLAINTS)  # of late, and when
         self._behind = False  # a log grows faster than it is published
         self._survey_due = 0.0
@@ -164,7 +164,7 @@ class Worker:
         for frame in self._line.receive(MESSAGES_AT_ONCE):
             try:
                 message = _codec.decode(frame)
-            except Garbage as error:
+            except DecodeError as error:
                 self._say(f"the broker said what cannot be understood: {error}")
                 continue
             match message:

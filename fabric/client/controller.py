@@ -11,7 +11,7 @@ from typing import Literal
 from fabric import bounds
 from fabric.config import Settings
 from fabric.errors import FabricError, MachineFault, as_typed, command
-from fabric.wire.connection import Line, dial
+from fabric.wire.connection import Connection, dial
 from fabric.wire.messages import (
     PROTOCOL,
     Answer,
@@ -24,7 +24,7 @@ from fabric.wire.messages import (
     RequestInfo,
     Update,
 )
-from fabric.wire.sockets import Codec, Garbage
+from fabric.wire.sockets import Codec, DecodeError
 
 #: Seconds after which a question is put again, at first and at most; and after which there is no
 #: answer.
@@ -36,7 +36,7 @@ SHOWN = 12
 
 
 @contextlib.contextmanager
-def open_line(settings: Settings) -> Iterator[Line]:
+def open_line(settings: Settings) -> Iterator[Connection]:
     """A line to the controller.  FabricError if the settings do not tell how."""
     if not settings.controller:
         raise FabricError(
@@ -44,7 +44,7 @@ def open_line(settings: Settings) -> Iterator[Line]:
             " FABRIC_CONTROLLER"
         )
     addresses, curve, name = dial(settings, "initiator")
-    line = Line(addresses, "follow", curve=curve, name=name)
+    line = Connection(addresses, "follow", curve=curve, name=name)
     try:
         yield line
     finally:
@@ -59,7 +59,7 @@ class Controller:
     """
 
     def __init__(
-        self, line: Line, patience: float = 0.0, tell: Callable[[str], None] | None = None
+        self, line: Connection, patience: float = 0.0, tell: Callable[[str], None] | None = None
     ) -> None:
         self.line = line
         #: what the controller said in its last answer that is wrong with it; "" if nothing is
@@ -137,7 +137,7 @@ class Controller:
             for frame in self.line.receive(100):
                 try:
                     message = self._codec.decode(frame)
-                except Garbage:  # of another version, or damaged: the question is put again
+                except DecodeError:  # of another version, or damaged: the question is put again
                     continue
                 if isinstance(message, Refused) and about and message.about == about:
                     kind = MachineFault if message.code == "not-now" else FabricError

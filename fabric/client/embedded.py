@@ -4,7 +4,7 @@ The same programs with the same messages as on a farm; only that they end with t
 that started them, however it ends.
 
 Starting an interpreter and loading a program takes a tenth of a second of CPU time.  So one
-process, the nursery, is forked off before the initiator has threads, loads the programs while
+process, the zygote, is forked off before the initiator has threads, loads the programs while
 the initiator still reads definitions, and forks a broker and workers off itself when it is told
 to.  From then on it looks after them: it replaces a worker that dies, and takes all down at the
 end.
@@ -38,7 +38,7 @@ GRACE = 10.0
 #: Seconds between two looks at them.
 LOOK_EVERY = 0.1
 #: Where one writes what goes wrong.
-_ERRORS = "nursery.err"
+_ERRORS = "zygote.err"
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -47,7 +47,7 @@ class EmbeddedFabric:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._nursery = 0  # its process id
+        self._zygote = 0  # its process id
         self._started = False
 
     def __enter__(self) -> EmbeddedFabric:
@@ -64,12 +64,12 @@ class EmbeddedFabric:
         self._news, news = os.pipe()
         os.set_blocking(self._news, False)
 
-        def nursery() -> int:
+        def zygote() -> int:
             os.close(self._orders)
             os.close(self._news)
-            return Nursery(self._settings, self.directory, orders, news).run()
+            return Zygote(self._settings, self.directory, orders, news).run()
 
-        self._nursery = _fork(errors, nursery)
+        self._zygote = _fork(errors, zygote)
         os.close(orders)
         os.close(news)
         return self
@@ -105,18 +105,18 @@ class EmbeddedFabric:
         """Ends all children and removes the directory.  Goes on where a call of it was left by
         Ctrl-C.
         """
-        if self._nursery:
+        if self._zygote:
             self._orders = _closed(self._orders)
             if not self._started:  # it has no children yet, and may be busy loading
-                os.kill(self._nursery, signal.SIGKILL)
-            os.waitpid(self._nursery, 0)
-            self._nursery = 0
+                os.kill(self._zygote, signal.SIGKILL)
+            os.waitpid(self._zygote, 0)
+            self._zygote = 0
             self._news = _closed(self._news)
         shutil.rmtree(self.directory, ignore_errors=True)
         self._alive = _closed(self._alive)
 
 
-class Nursery:
+class Zygote:
     """Starts broker and workers, and looks after them until the pipe ``orders`` is closed."""
 
     def __init__(self, settings: Settings, directory: Path, orders: int, news: int) -> None:

@@ -22,7 +22,7 @@ from fabric.client.user_logs import UserLog, UserLogs
 from fabric.errors import BuildFailed, Cancelled, FabricError, MachineFault, as_typed
 from fabric.host.process import more_descriptors
 from fabric.host.terminal import OutputError
-from fabric.wire.connection import Line
+from fabric.wire.connection import Connection
 from fabric.wire.messages import (
     Answer,
     LogPiece,
@@ -33,7 +33,7 @@ from fabric.wire.messages import (
     ToInitiator,
     Update,
 )
-from fabric.wire.sockets import Codec, Garbage
+from fabric.wire.sockets import Codec, DecodeError
 
 #: Lines of a failed step's log that are shown.
 TAIL = 20
@@ -61,7 +61,7 @@ class Session:
     def __init__(
         self,
         asked: Order | Submit | str,
-        line: Line,
+        line: Connection,
         screen: Screen,
         check: Callable[[], str] = str,
         since: float = 0.0,
@@ -135,7 +135,7 @@ class Session:
         for frame in self._line.receive(MESSAGES_AT_ONCE):
             try:
                 message = self._codec.decode(frame)
-            except Garbage:  # it costs what it said, which will be said again
+            except DecodeError:  # it costs what it said, which will be said again
                 continue
             match message:
                 case Update():

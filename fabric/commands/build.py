@@ -1,6 +1,6 @@
 """``build``: the reason for all this.
 
-What it needs is loaded when the nursery (see `fabric.client.embedded`) has been forked off, which
+What it needs is loaded when the zygote (see `fabric.client.embedded`) has been forked off, which
 loads programs meanwhile.
 """
 
@@ -79,7 +79,7 @@ def _build(
     from fabric.commands.report import complete_logs, failed
     from fabric.trove.sources.build_refs import new_request
     from fabric.trove.sources.snapshot import user
-    from fabric.wire.connection import Line
+    from fabric.wire.connection import Connection
     from fabric.wire.messages import PROTOCOL, Submit
     from fabric.wire.sockets import in_directory
 
@@ -97,7 +97,7 @@ def _build(
     )
     with (
         store.reserve(plan.keys.values()),
-        contextlib.closing(Line(in_directory(fabric.directory), "follow")) as line,
+        contextlib.closing(Connection(in_directory(fabric.directory), "follow")) as line,
     ):
         session = Session(submit, line, screen, fabric.check)
         session.follow("{}; what was built is kept, the same command goes on there")

@@ -25,7 +25,7 @@ from fabric.trove.sources.build_refs import Builds
 from fabric.trove.sources.committed import Committed
 from fabric.trove.sources.farm_remote import TroveError, TroveFault
 from fabric.trove.sources.snapshot import user
-from fabric.wire.connection import Line
+from fabric.wire.connection import Connection
 from fabric.wire.messages import PROTOCOL, Order
 
 #: Seconds that ``--detach`` waits to hear whether the definitions can be resolved.
@@ -75,7 +75,7 @@ def _prepare(
     settings: Settings,
     project: Project,
     system: str,
-    line: Line,
+    line: Connection,
     screen: Screen,
 ) -> tuple[Order, str]:
     """Everything that the controller needs, in the trove; returns the order for it, and which

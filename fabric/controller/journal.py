@@ -25,8 +25,8 @@ from typing import NamedTuple
 import msgspec
 
 from fabric.controller.journal_writer import (
+    JournalWriter,
     Promise,
-    Scribe,
     Written,
     is_full,
     reason,
@@ -125,7 +125,7 @@ class Storage(NamedTuple):
     clock: Callable[[], float] = time.time  # seconds since 1970
     connect: Callable[[str], sqlite3.Connection] = connect
     random: Callable[[int], bytes] = os.urandom
-    threaded: bool = True  # False: nothing is written until `Scribe.step` is called
+    threaded: bool = True  # False: nothing is written until `JournalWriter.step` is called
 
 
 REAL = Storage()
@@ -158,7 +158,7 @@ class Journal:
         self._warn = warn
         self._needed = needed
         self._set_aside: set[bytes] = set()  # requests of which a record is no good
-        self._promises: list[Promise] = []  # not given to the scribe yet,
+        self._promises: list[Promise] = []  # not given to the writer yet,
         self._attempts: list[object] = []  # nor are these,
         self._durations: list[object] = []  # and these
         #: promises made so far
@@ -175,7 +175,7 @@ class Journal:
         self.secret = storage.random(32)
         self.first = True
         self._db = self._open(path, needed=needed)
-        self.scribe = Scribe(
+        self.writer = JournalWriter(
             self._db, path,
             warn=warn, wake=wake, prune=self._prune, needed=needed, threaded=storage.threaded,
         )  # fmt: skip
@@ -183,7 +183,7 @@ class Journal:
     @property
     def kept(self) -> int:
         """How many promises are on the disk."""
-        return self.scribe.kept
+        return self.writer.kept
 
     # -- what is remembered --------------------------------------------------------------------
 
@@ -237,7 +237,7 @@ class Journal:
         """Have written what was told since the last time.  Never waits."""
         if self._promises or self._attempts or self._durations:
             histories = {_ATTEMPT: self._attempts, _DURATION: self._durations}
-            self.scribe.write(self._promises, histories)
+            self.writer.write(self._promises, histories)
             self._promises, self._attempts, self._durations = [], [], []
 
     def look(self) -> list[str]:
@@ -246,7 +246,7 @@ class Journal:
         Returns requests whose beginning cannot be written, each once: nobody was to hear of them
         yet, and nobody may.
         """
-        self.trouble = self.scribe.failure
+        self.trouble = self.writer.failure
         while self._unkept:
             request, (promised, _) = next(iter(self._unkept.items()))
             if promised > self.kept:
@@ -320,7 +320,7 @@ class Journal:
     def close(self, timeout: float = PATIENCE) -> None:
         """Write what is left."""
         self.flush()
-        self.scribe.close(timeout)
+        self.writer.close(timeout)
 
     # -- opening -------------------------------------------------------------------------------
 
@@ -384,7 +384,7 @@ class Journal:
             raise
         return db
 
-    # -- in the scribe's thread ------------------------------------------------------------------
+    # -- in the writer's thread ------------------------------------------------------------------
 
     def _prune(self) -> None:
         """Drop what is old."""

@@ -48,7 +48,7 @@ class Written(NamedTuple):
     event: Remembered | Order | Submit
 
 
-class Scribe:
+class JournalWriter:
     """Writes to ``db``, a file at ``path``: promises in their order, and histories.
 
     ``prune`` is called in the thread now and then; ``wake`` whenever ``kept`` or ``failure`` has

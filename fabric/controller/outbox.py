@@ -15,7 +15,7 @@ import msgspec
 
 from fabric import bounds
 from fabric.controller.blame import broke
-from fabric.controller.subscriptions import Watchers
+from fabric.controller.subscriptions import Subscriptions
 from fabric.scheduling.events import Unwritten
 from fabric.wire.messages import (
     Answer,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 UPDATE = 50
 
 
-class Audience:
+class ReplyOutbox:
     """All who ask or follow.  Answers and updates wait until the journal has kept what it had
     promised when they were made; then they go out by ``send``, which is False for a peer that is
     gone.
@@ -47,7 +47,7 @@ class Audience:
     """
 
     def __init__(self, journal: Journal, send: Callable[[bytes, Message], bool]) -> None:
-        self.watchers = Watchers()
+        self.subscriptions = Subscriptions()
         self._journal = journal
         self._send = send
         self._unsaid: deque[tuple[int, bytes, Message]] = deque()  # once so many promises are kept
@@ -112,7 +112,7 @@ class Audience:
 
     def due(self) -> float:
         """When `tell` is due; the journal wakes whoever waits for it."""
-        return math.inf if self._unsaid else self.watchers.next_due()
+        return math.inf if self._unsaid else self.subscriptions.next_due()
 
     def say(self, peer: bytes, message: Message) -> None:
         """Tell somebody something, as soon as all is on the disk that it speaks of."""
@@ -125,34 +125,36 @@ class Audience:
             return  # whoever follows a request hears more of it after that
         trouble = self._journal.trouble
         told: Counter[str] = Counter()  # steps, by names
-        for watcher in self.watchers.take(now):
-            if watcher.owner and told[watcher.owner] > bounds.TOLD_STEPS:
-                self.watchers.put_off(watcher)
+        for subscription in self.subscriptions.take(now):
+            if subscription.owner and told[subscription.owner] > bounds.TOLD_STEPS:
+                self.subscriptions.put_off(subscription)
                 continue
             try:
-                update = scheduler.update(watcher.request, watcher.seen, now)
+                update = scheduler.update(subscription.request, subscription.seen, now)
             except Exception as error:  # noqa: BLE001 - as above
                 traceback.print_exc()
-                self._send(watcher.peer, Refused(watcher.request, "bad-request", broke(error)))
+                self._send(
+                    subscription.peer, Refused(subscription.request, "bad-request", broke(error))
+                )
                 update = None
             if update is None:
-                self.watchers.unwatch(watcher.request, watcher.peer)
+                self.subscriptions.unwatch(subscription.request, subscription.peer)
             elif (
                 trouble and update.state == "cancelled" and not self._journal.keeps(update.request)
             ):
                 pass  # after a crash it would go on; who follows it asks again
             else:
-                told[watcher.owner] += UPDATE + len(update.steps)
-                self.say(watcher.peer, update)
+                told[subscription.owner] += UPDATE + len(update.steps)
+                self.say(subscription.peer, update)
         self._say_what_is_kept()
 
     def cut_off(self) -> None:
         """All connections are made anew: who still follows will say so."""
-        self.watchers = Watchers()
+        self.subscriptions = Subscriptions()
         self._unsaid.clear()
 
     def _say_what_is_kept(self) -> None:
         while self._unsaid and (self._journal.trouble or self._unsaid[0][0] <= self._journal.kept):
             _, peer, message = self._unsaid.popleft()
             if not self._send(peer, message) and isinstance(message, Update):
-                self.watchers.unwatch(message.request, peer)
+                self.subscriptions.unwatch(message.request, peer)

@@ -38,7 +38,7 @@ from fabric.errors import (
     MachineFault,
     SourceError,
 )
-from fabric.host.cancel import Stop
+from fabric.host.cancel import CancelToken
 from fabric.host.files import recall, remember
 from fabric.host.process import die_with_parent
 from fabric.host.shared_files import locked, scratch
@@ -93,7 +93,7 @@ def _fetch(order: Order, trove: Trove, directory: Path) -> Repository:
         repository.create(cache=True)
         if repository.find(order.commit) is None:
             copy = f"refs/orders/{order.commit}"
-            trove.fetch(repository, [f"+{order.ref}:{copy}"], _unheard, Stop())
+            trove.fetch(repository, [f"+{order.ref}:{copy}"], _unheard, CancelToken())
             found = repository.find(copy)
             if found is None or found[0] != order.commit:
                 raise SourceError(

@@ -105,7 +105,7 @@ class _Child:
         return Unresolved(self.order.request, why)
 
 
-class Resolvers:
+class ResolverPool:
     """Resolves orders, a few at a time; requesters take turns, and one cannot have all places."""
 
     def __init__(

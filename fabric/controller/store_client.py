@@ -104,7 +104,7 @@ class Threads:
             pass
 
 
-class Desk:
+class StoreClient:
     """Asks the store, one batch of questions after another."""
 
     def __init__(

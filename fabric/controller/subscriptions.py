@@ -12,7 +12,7 @@ UPDATE_EVERY = 0.05
 HERE = 3.5
 
 
-class Watcher:
+class Subscription:
     """Somebody who follows a request."""
 
     __slots__ = ("due", "heard", "owner", "peer", "request", "seen")
@@ -26,40 +26,40 @@ class Watcher:
         self.heard = 0.0
 
 
-class Watchers:
+class Subscriptions:
     """All of them.  News is gathered until it may be told."""
 
     def __init__(self) -> None:
-        self._all: dict[str, dict[bytes, Watcher]] = {}  # request -> peer -> watcher
-        self._of: dict[str, dict[Watcher, None]] = {}  # by owner, those silent longest first
-        self._curious: dict[Watcher, None] = {}  # there is news for them, or they asked
+        self._all: dict[str, dict[bytes, Subscription]] = {}  # request -> peer -> subscription
+        self._of: dict[str, dict[Subscription, None]] = {}  # by owner, those silent longest first
+        self._curious: dict[Subscription, None] = {}  # there is news for them, or they asked
 
     def watch(self, request: str, peer: bytes, now: float, seen: int = 0, owner: str = "") -> None:
         """A peer follows a request, and is told how it stands as soon as it may be."""
-        watchers = self._all.setdefault(request, {})
-        watcher = watchers.get(peer)
-        if watcher is None:
-            watcher = watchers[peer] = Watcher(request, peer, owner)
-        watcher.seen, watcher.heard = seen, now
-        self._curious[watcher] = None
-        its = self._of.setdefault(watcher.owner, {})
-        its.pop(watcher, None)
-        its[watcher] = None
-        if watcher.owner and len(its) > bounds.FOLLOWED:
+        subscriptions = self._all.setdefault(request, {})
+        subscription = subscriptions.get(peer)
+        if subscription is None:
+            subscription = subscriptions[peer] = Subscription(request, peer, owner)
+        subscription.seen, subscription.heard = seen, now
+        self._curious[subscription] = None
+        its = self._of.setdefault(subscription.owner, {})
+        its.pop(subscription, None)
+        its[subscription] = None
+        if subscription.owner and len(its) > bounds.FOLLOWED:
             silent = next(iter(its))
             self.unwatch(silent.request, silent.peer)
 
     def unwatch(self, request: str, peer: bytes) -> None:
         """A peer is gone, or its request is."""
-        watchers = self._all.get(request, {})
-        watcher = watchers.pop(peer, None)
-        if watcher is not None:
-            self._curious.pop(watcher, None)
-            its = self._of[watcher.owner]
-            del its[watcher]
+        subscriptions = self._all.get(request, {})
+        subscription = subscriptions.pop(peer, None)
+        if subscription is not None:
+            self._curious.pop(subscription, None)
+            its = self._of[subscription.owner]
+            del its[subscription]
             if not its:
-                del self._of[watcher.owner]
-            if not watchers:
+                del self._of[subscription.owner]
+            if not subscriptions:
                 del self._all[request]
 
     def watched(self, request: str, now: float) -> bool:
@@ -71,28 +71,28 @@ class Watchers:
 
     def sweep(self, requests: Container[str]) -> None:
         """Forget those who follow what is not among these requests."""
-        for watcher in [each for some in self._all.values() for each in some.values()]:
-            if watcher.request not in requests:
-                self.unwatch(watcher.request, watcher.peer)
+        for subscription in [each for some in self._all.values() for each in some.values()]:
+            if subscription.request not in requests:
+                self.unwatch(subscription.request, subscription.peer)
 
     def news(self, request: str, *, last: bool) -> None:
         """A request has news; the last of it is told at once."""
-        for watcher in self._all.get(request, {}).values():
-            self._curious[watcher] = None
+        for subscription in self._all.get(request, {}).values():
+            self._curious[subscription] = None
             if last:
-                watcher.due = 0.0
+                subscription.due = 0.0
 
     def next_due(self) -> float:
         """When somebody may be told news; infinity if there is none."""
-        return min((watcher.due for watcher in self._curious), default=float("inf"))
+        return min((subscription.due for subscription in self._curious), default=float("inf"))
 
-    def take(self, now: float) -> Iterator[Watcher]:
+    def take(self, now: float) -> Iterator[Subscription]:
         """Those to be told now, each once until there is more."""
-        for watcher in [each for each in self._curious if each.due <= now]:
-            del self._curious[watcher]
-            watcher.due = now + UPDATE_EVERY
-            yield watcher
+        for subscription in [each for each in self._curious if each.due <= now]:
+            del self._curious[subscription]
+            subscription.due = now + UPDATE_EVERY
+            yield subscription
 
-    def put_off(self, watcher: Watcher) -> None:
+    def put_off(self, subscription: Subscription) -> None:
         """One that was taken is told later, after all others."""
-        self._curious[watcher] = None
+        self._curious[subscription] = None

@@ -16,17 +16,17 @@ from fabric.wire.messages import PROTOCOL, Query, Update
 
 if TYPE_CHECKING:
     from fabric.controller.journal import Journal
-    from fabric.host.event_log import Notes
+    from fabric.host.event_log import EventLog
     from fabric.scheduling.core import Scheduler
     from fabric.scheduling.events import Closed, Ended
     from fabric.scheduling.model import Task
     from fabric.wire.messages import Order, Submit
 
 
-class Record:
+class Telemetry:
     """All of it."""
 
-    def __init__(self, journal: Journal, note: Notes, metrics: Metrics | None) -> None:
+    def __init__(self, journal: Journal, note: EventLog, metrics: Metrics | None) -> None:
         self.note = note
         self.journal = journal
         self._metrics = metrics

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import subprocess
 
 
-class Stop:
+class CancelToken:
     """Set once by whoever gives up; all work under its hand ends soon with Cancelled."""
 
     def __init__(self) -> None:

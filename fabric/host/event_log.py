@@ -20,7 +20,7 @@ WARNING, INFO = 4, 6
 LONGEST = 16_000
 
 
-class Notes:
+class EventLog:
     """Call it with what is to be said; ``fields`` say what that is about, and may have several
     values.
 

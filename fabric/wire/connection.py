@@ -44,7 +44,7 @@ _EVENTS = (
 )
 
 
-class Line:
+class Connection:
     """Sockets ``jobs`` and ``logs``.  `wait`, and then hear what has come.
 
     ``wake`` ends the waiting, too: see `fabric.wire.sockets.Inbox`.

@@ -20,7 +20,6 @@ import zmq
 
 from fabric import bounds
 from fabric.wire import sockets
-from fabric.wire.connections import Connections, Strangers, Unread, descriptor
 from fabric.wire.keys import Admitted, Certificate, Gate
 from fabric.wire.messages import (
     PROTOCOL,
@@ -40,6 +39,7 @@ from fabric.wire.messages import (
     Update,
     cut,
 )
+from fabric.wire.server_connections import Connections, Strangers, Unread, descriptor
 from fabric.wire.sockets import Addresses, Curve, Socket
 
 #: Messages taken from one socket before the next has its turn.
@@ -85,7 +85,7 @@ class Heard(NamedTuple):
     message: FromPeer
 
 
-class Listener:
+class Server:
     """The sockets at ``addresses``; with ``curve`` they are only for those admitted.
 
     ``wake`` ends `wait`, too (see `fabric.wire.sockets.Inbox`); ``note`` hears of rubbish, once for
@@ -245,7 +245,7 @@ class Listener:
             return None
         try:
             message = _messages.decode(frame)
-        except sockets.Garbage as error:
+        except sockets.DecodeError as error:
             self._misunderstood(peer, sender, frame, str(error))
             return None
         if getattr(message, "protocol", PROTOCOL) != PROTOCOL:

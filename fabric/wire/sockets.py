@@ -53,7 +53,7 @@ class AddressError(FabricError):
     """A socket cannot be bound or connected where it was asked to be."""
 
 
-class Garbage(ValueError):
+class DecodeError(ValueError):
     """A frame is not what it should be."""
 
 
@@ -284,11 +284,11 @@ class Codec(Generic[T]):
         self.encode = msgspec.msgpack.Encoder().encode
 
     def decode(self, frame: bytes | memoryview) -> T:
-        """Garbage if the frame is not such a message."""
+        """DecodeError if the frame is not such a message."""
         try:
             return self._decode(frame)  # type: ignore[no-any-return]
         except (msgspec.MsgspecError, RecursionError, ValueError) as error:
-            raise Garbage(str(error)) from None
+            raise DecodeError(str(error)) from None
 
 
 class _Hello(msgspec.Struct):
@@ -307,7 +307,7 @@ def greeting(frame: bytes | memoryview) -> tuple[str, int] | None:
     """What a frame that cannot be read is about (a name, request or id), and its protocol."""
     try:
         hello = _HELLO.decode(frame)
-    except Garbage:
+    except DecodeError:
         return None
     return (hello.name or hello.request or hello.id)[:255], hello.protocol
 

@@ -14,7 +14,7 @@ import zmq
 from fabric.client.controller import Controller
 from fabric.errors import MachineFault
 from fabric.wire import sockets
-from fabric.wire.connection import Line
+from fabric.wire.connection import Connection
 from fabric.wire.messages import Answer, Query
 
 
@@ -47,13 +47,13 @@ class Oracle:
 
 
 @pytest.fixture
-def line(tmp_path: Path) -> Iterator[Line]:
-    line = Line(sockets.in_directory(tmp_path), "follow")
+def line(tmp_path: Path) -> Iterator[Connection]:
+    line = Connection(sockets.in_directory(tmp_path), "follow")
     yield line
     line.close()
 
 
-def test_rubbish_is_no_answer(tmp_path: Path, line: Line) -> None:
+def test_rubbish_is_no_answer(tmp_path: Path, line: Connection) -> None:
     def said(query: Query) -> list[bytes]:
         answer = msgspec.msgpack.encode(Answer(query.id, lines=("so it is",)))
         return [b"", b"\xc1", answer[:-3], msgspec.msgpack.encode({"t": "New"}), answer]
@@ -64,7 +64,7 @@ def test_rubbish_is_no_answer(tmp_path: Path, line: Line) -> None:
 
 
 def test_a_controller_that_does_not_answer_is_asked_less_and_less_often(
-    tmp_path: Path, line: Line
+    tmp_path: Path, line: Connection
 ) -> None:
     oracle = Oracle(tmp_path, lambda _: [])
     with pytest.raises(

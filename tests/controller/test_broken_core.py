@@ -17,7 +17,7 @@ from parts_kit import broker_at
 from wire_kit import key_of
 
 from fabric.broker import Broker, Wakeup
-from fabric.controller.resolver_pool import Resolvers
+from fabric.controller.resolver_pool import ResolverPool
 from fabric.scheduling import answers, view
 from fabric.scheduling.events import Resolved
 from fabric.scheduling.intake import Intake
@@ -37,7 +37,7 @@ from fabric.wire.messages import (
 )
 
 
-class Resolving(Resolvers):
+class Resolving(ResolverPool):
     """An order comes to one step, of its title's name, at once."""
 
     def __init__(self, wake: Wakeup) -> None:

@@ -17,7 +17,7 @@ def order(n: int) -> Order:
 def answer(peer: Peer, id: str) -> Answer:
     """The answer to a question, whatever else is said before."""
     while True:
-        with contextlib.suppress(sockets.Garbage):
+        with contextlib.suppress(sockets.DecodeError):
             if isinstance(message := peer.hear(), Answer) and message.id == id:
                 assert not message.error
                 return message

@@ -19,26 +19,26 @@ from waiting import until
 from wire_kit import offers_of
 
 from fabric import bounds
-from fabric.controller.resolver_pool import Resolvers, _Child
+from fabric.controller.resolver_pool import ResolverPool, _Child
 from fabric.scheduling.events import Resolved, Unresolved
 
 
 @pytest.fixture
-def resolvers() -> Iterator[Resolvers]:
-    made = Resolvers(COMMAND, lambda: None)
+def resolvers() -> Iterator[ResolverPool]:
+    made = ResolverPool(COMMAND, lambda: None)
     yield made
     made.close()
     until(lambda: not [t for t in threading.enumerate() if t.name.startswith("resolve ")])
 
 
-def test_an_order_is_resolved(resolvers: Resolvers) -> None:
+def test_an_order_is_resolved(resolvers: ResolverPool) -> None:
     resolvers.resolve(order(1))
     [resolved] = answers_of(resolvers, 1)
     assert isinstance(resolved, Resolved)
     assert resolved.submit.steps == offers_of("app: zlib\nzlib:")
 
 
-def test_what_is_wrong_is_told(resolvers: Resolvers) -> None:
+def test_what_is_wrong_is_told(resolvers: ResolverPool) -> None:
     resolvers.resolve(order(1, "fail s.morph:3: no such chunk"))
     resolvers.resolve(order(2, "rubbish"))
     told = {answer.request: answer for answer in answers_of(resolvers, 2)}
@@ -49,14 +49,16 @@ def test_what_is_wrong_is_told(resolvers: Resolvers) -> None:
     assert "what the resolver says cannot be understood" in second.message
 
 
-def test_what_is_no_fault_of_the_order_is_tried_again(resolvers: Resolvers, tmp_path: Path) -> None:
+def test_what_is_no_fault_of_the_order_is_tried_again(
+    resolvers: ResolverPool, tmp_path: Path
+) -> None:
     resolvers.resolve(order(1, f"once {tmp_path}/tried"))
     [resolved] = answers_of(resolvers, 1)
     assert isinstance(resolved, Resolved)
 
 
 def test_a_program_that_is_not_there(tmp_path: Path) -> None:
-    resolvers = Resolvers([str(tmp_path / "nothing")], lambda: None)
+    resolvers = ResolverPool([str(tmp_path / "nothing")], lambda: None)
     resolvers.resolve(order(1))
     [answer] = answers_of(resolvers, 1)
     assert isinstance(answer, Unresolved)
@@ -65,7 +67,7 @@ def test_a_program_that_is_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.bound("RESOLVERS")
 def test_few_at_a_time_and_the_abandoned_are_killed_with_all_they_started(
-    resolvers: Resolvers, tmp_path: Path
+    resolvers: ResolverPool, tmp_path: Path
 ) -> None:
     for n in (1, 2, 3):
         hang = f"hang {tmp_path}/{n}" if n < 3 else "x"
@@ -92,7 +94,7 @@ def test_git_that_fetches_ends_with_its_resolver(tmp_path: Path) -> None:
         config.write_text(f'cache = "{tmp_path}/cache"\ntrove = "{trove}"\n')
         command = (sys.executable, "-m", "fabric.controller.resolver", "--config", str(config))
         others = children_of(os.getpid())  # servers of other tests
-        resolvers = Resolvers(command, lambda: None)
+        resolvers = ResolverPool(command, lambda: None)
         resolvers.resolve(msgspec.structs.replace(order(1), ref="refs/builds/t/1"), "d" * 64)
         connection, _ = silent.accept()
         with connection:
@@ -122,14 +124,14 @@ def test_a_child_that_is_late_says_so_itself(tmp_path: Path) -> None:
         config = tmp_path / "broker.toml"
         config.write_text(f'cache = "{tmp_path}/cache"\ntrove = "{trove}"\n')
         command = (sys.executable, "-m", "fabric.controller.resolver", "--config", str(config))
-        resolvers = Resolvers(command, lambda: None, seconds=2)
+        resolvers = ResolverPool(command, lambda: None, seconds=2)
         resolvers.resolve(msgspec.structs.replace(order(1), ref="refs/builds/t/1"), "d" * 64)
         [answer] = answers_of(resolvers, 1)
     late = "resolving took more than 2 s; order it again"
     assert answer == Unresolved(order(1).request, late)
 
 
-def test_an_endless_answer_is_cut_off(resolvers: Resolvers, tmp_path: Path) -> None:
+def test_an_endless_answer_is_cut_off(resolvers: ResolverPool, tmp_path: Path) -> None:
     resolvers.resolve(order(1, f"flood {tmp_path}/pid"))
     [answer] = answers_of(resolvers, 1)
     assert answer == Unresolved(order(1).request, "its steps take more than 67,108,864 bytes")
@@ -137,7 +139,7 @@ def test_an_endless_answer_is_cut_off(resolvers: Resolvers, tmp_path: Path) -> N
 
 
 @pytest.mark.bound("RESOLVE_MESSAGE")
-def test_of_a_long_complaint_the_end_is_told(resolvers: Resolvers) -> None:
+def test_of_a_long_complaint_the_end_is_told(resolvers: ResolverPool) -> None:
     resolvers.resolve(order(1, f"fail {'x' * 4000} at the end"))
     [answer] = answers_of(resolvers, 1)
     assert isinstance(answer, Unresolved)
@@ -145,7 +147,7 @@ def test_of_a_long_complaint_the_end_is_told(resolvers: Resolvers) -> None:
     assert len(answer.message) == bounds.RESOLVE_MESSAGE
 
 
-def test_requesters_take_turns(resolvers: Resolvers) -> None:
+def test_requesters_take_turns(resolvers: ResolverPool) -> None:
     for n in range(1, 6):
         resolvers.resolve(order(n, requester="many"))
     resolvers.resolve(order(6, requester="few"))
@@ -154,7 +156,7 @@ def test_requesters_take_turns(resolvers: Resolvers) -> None:
     assert [n for n in told if n != 6] == [1, 2, 3, 4, 5]
 
 
-def test_of_an_abandoned_order_nothing_is_kept(resolvers: Resolvers, tmp_path: Path) -> None:
+def test_of_an_abandoned_order_nothing_is_kept(resolvers: ResolverPool, tmp_path: Path) -> None:
     resolvers.resolve(order(1, f"hang {tmp_path}/1", requester="many"))
     resolvers.resolve(order(4, requester="many"))  # waits for it
     for n in range(10, 1000):
@@ -172,7 +174,7 @@ def test_of_an_abandoned_order_nothing_is_kept(resolvers: Resolvers, tmp_path: P
     assert resolved.request == order(3).request
 
 
-def test_a_pause_before_another_try_takes_no_place(resolvers: Resolvers) -> None:
+def test_a_pause_before_another_try_takes_no_place(resolvers: ResolverPool) -> None:
     for n in (1, 2, 3):
         resolvers.resolve(order(n, "away", requester=f"user{n}"))
     resolvers.resolve(order(4, requester="user4"))

@@ -10,7 +10,7 @@ import pytest
 from waiting import until
 
 from fabric import bounds
-from fabric.controller.store_client import Desk
+from fabric.controller.store_client import StoreClient
 from fabric.errors import DamagedError, StoreError
 from fabric.jobs import Blob, Manifest
 from fabric.scheduling.events import Answered, Ask, Inspected, Unanswered
@@ -20,12 +20,12 @@ from fabric.wire.messages import LogPiece, LogRead, Refused
 LOG = b"a line\n" * 100
 
 
-def answers_of(desk: Desk, number: int) -> list[Answered | Unanswered | Inspected]:
+def answers_of(client: StoreClient, number: int) -> list[Answered | Unanswered | Inspected]:
     """The next so many answers."""
     found: list[Answered | Unanswered | Inspected] = []
 
     def enough() -> bool:
-        found.extend(desk.answers())
+        found.extend(client.answers())
         return len(found) >= number
 
     until(enough)
@@ -47,13 +47,13 @@ def stored(tmp_path: Path, *keys: str) -> Store:
 def test_questions_are_answered(tmp_path: Path) -> None:
     store = stored(tmp_path, "a" * 64, "b" * 64)
     woken = threading.Event()
-    desk = Desk(lambda: store, woken.set)
-    desk.ask([Ask(1, ("a" * 64, "c" * 64))])
-    desk.ask([Ask(2, ("b" * 64,))])
-    answers = answers_of(desk, 2)
+    client = StoreClient(lambda: store, woken.set)
+    client.ask([Ask(1, ("a" * 64, "c" * 64))])
+    client.ask([Ask(2, ("b" * 64,))])
+    answers = answers_of(client, 2)
     assert woken.is_set()
     assert answers == [Answered(1, frozenset({"a" * 64})), Answered(2, frozenset({"b" * 64}))]
-    desk.close()
+    client.close()
 
 
 def test_questions_that_wait_together_are_asked_together(tmp_path: Path) -> None:
@@ -67,15 +67,15 @@ def test_questions_that_wait_together_are_asked_together(tmp_path: Path) -> None
             gate.wait(10.0)
             return super().has(keys)
 
-    desk = Desk(lambda: Watched(store.url, tmp_path / "scratch"), lambda: None)
-    desk.ask([Ask(1, ("a" * 64,))])
+    client = StoreClient(lambda: Watched(store.url, tmp_path / "scratch"), lambda: None)
+    client.ask([Ask(1, ("a" * 64,))])
     until(lambda: len(asked) == 1)
     for n in range(2, 10):
-        desk.ask([Ask(n, ("b" * 64, "c" * 64))])
+        client.ask([Ask(n, ("b" * 64, "c" * 64))])
     gate.set()
-    answers_of(desk, 9)
+    answers_of(client, 9)
     assert asked == [["a" * 64], ["b" * 64, "c" * 64]]
-    desk.close()
+    client.close()
 
 
 def test_a_store_that_fails_is_an_answer_and_is_tried_again(tmp_path: Path) -> None:
@@ -88,25 +88,25 @@ def test_a_store_that_fails_is_an_answer_and_is_tried_again(tmp_path: Path) -> N
             raise StoreError("no route to host")
         return store
 
-    desk = Desk(opened, lambda: None)
-    desk.ask([Ask(1, ("a" * 64,))])
-    answers = answers_of(desk, 1)
-    desk.ask([Ask(2, ("a" * 64,))])
-    answers += answers_of(desk, 1)
+    client = StoreClient(opened, lambda: None)
+    client.ask([Ask(1, ("a" * 64,))])
+    answers = answers_of(client, 1)
+    client.ask([Ask(2, ("a" * 64,))])
+    answers += answers_of(client, 1)
     assert answers == [Unanswered(1, "no route to host"), Answered(2, frozenset({"a" * 64}))]
-    desk.close()
+    client.close()
 
 
 def test_logs_are_read(tmp_path: Path) -> None:
     store = stored(tmp_path, "a" * 64)
-    desk = Desk(lambda: store, lambda: None)
+    client = StoreClient(lambda: store, lambda: None)
     for offset, length in ((0, 7), (7, 10**9), (10**9, 5)):
-        desk.read_log("m", b"peer", LogRead("a" * 64, 5, offset, length))
-    desk.read_log("m", b"other", LogRead("b" * 64, 1, 0, 10))
+        client.read_log("m", b"peer", LogRead("a" * 64, 5, offset, length))
+    client.read_log("m", b"other", LogRead("b" * 64, 1, 0, 10))
     found: list[tuple[bytes, LogPiece | Refused]] = []
 
     def all_four() -> bool:
-        found.extend(desk.pieces())
+        found.extend(client.pieces())
         return len(found) == 4
 
     until(all_four)
@@ -114,7 +114,7 @@ def test_logs_are_read(tmp_path: Path) -> None:
     data = [piece.data for _, piece in found[:3] if isinstance(piece, LogPiece)]
     assert data == [b"a line\n", LOG[7:], b""]
     assert isinstance(found[3][1], Refused)
-    desk.close()
+    client.close()
 
 
 class Slow(Store):
@@ -139,54 +139,54 @@ def test_a_log_that_cannot_be_read_now_is_not_said_to_be_gone(tmp_path: Path) ->
                 raise faults.pop(0)
             return super().read(blob, offset, length)
 
-    desk = Desk(lambda: Faulty(store.url, tmp_path / "scratch"), lambda: None)
+    client = StoreClient(lambda: Faulty(store.url, tmp_path / "scratch"), lambda: None)
     found: list[LogPiece | Refused] = []
 
     def all_found() -> bool:
-        found.extend(piece for _, piece in desk.pieces())
+        found.extend(piece for _, piece in client.pieces())
         return len(found) == 3
 
     for n in range(3):
-        desk.read_log("m", b"peer", LogRead("a" * 64, 1, n, 6))
+        client.read_log("m", b"peer", LogRead("a" * 64, 1, n, 6))
     until(all_found)
     assert found == [
         Refused("a" * 64, "not-now", "its log cannot be read: no route to host"),
         Refused("a" * 64, "no-log", "its log cannot be read: the blob is gone"),
         LogPiece("a" * 64, 1, 2, b"line\na", len(LOG), hashlib.sha256(LOG).hexdigest()),
     ]
-    desk.close()
+    client.close()
 
 
 def test_questions_of_the_core_do_not_wait_for_logs(tmp_path: Path) -> None:
     store = Slow(stored(tmp_path, "a" * 64), tmp_path / "scratch")
-    desk = Desk(lambda: store, lambda: None)
+    client = StoreClient(lambda: store, lambda: None)
     for n in range(100):
-        desk.read_log("m", b"peer", LogRead("a" * 64, 1, n, 1))
-    desk.ask([Ask(1, ("a" * 64,))])
-    assert answers_of(desk, 1) == [Answered(1, frozenset({"a" * 64}))]
+        client.read_log("m", b"peer", LogRead("a" * 64, 1, n, 1))
+    client.ask([Ask(1, ("a" * 64,))])
+    assert answers_of(client, 1) == [Answered(1, frozenset({"a" * 64}))]
     store.gate.set()
-    desk.close()
+    client.close()
 
 
 @pytest.mark.bound("LOG_READS")
 def test_who_asks_for_many_logs_waits_for_others_in_turn(tmp_path: Path) -> None:
     store = Slow(stored(tmp_path, "a" * 64), tmp_path / "scratch")
-    desk = Desk(lambda: store, lambda: None)
+    client = StoreClient(lambda: store, lambda: None)
     for _ in range(2):  # what waits already is not put again
         for n in range(bounds.LOG_READS + 50):
-            desk.read_log("greedy", b"peer", LogRead("a" * 64, 1, n, 1))
-    desk.read_log("modest", b"other", LogRead("a" * 64, 1, 0, 1))
+            client.read_log("greedy", b"peer", LogRead("a" * 64, 1, n, 1))
+    client.read_log("modest", b"other", LogRead("a" * 64, 1, 0, 1))
     store.gate.set()
     found: list[bytes] = []
 
     def all_of_them() -> bool:
-        found.extend(peer for peer, _ in desk.pieces())
+        found.extend(peer for peer, _ in client.pieces())
         return len(found) >= bounds.LOG_READS + 1
 
     until(all_of_them)
     assert b"other" in found[:3]
     assert found.count(b"peer") <= bounds.LOG_READS + 1, "and one that is read already"
-    desk.close()
+    client.close()
 
 
 def test_closing_does_not_wait_for_a_store_that_hangs(tmp_path: Path) -> None:
@@ -196,9 +196,9 @@ def test_closing_does_not_wait_for_a_store_that_hangs(tmp_path: Path) -> None:
         gate.wait(10.0)
         return stored(tmp_path)
 
-    desk = Desk(opened, lambda: None)
-    desk.ask([Ask(1, ("a" * 64,))])
-    desk.close()
+    client = StoreClient(opened, lambda: None)
+    client.ask([Ask(1, ("a" * 64,))])
+    client.close()
     gate.set()
 
 
@@ -218,19 +218,21 @@ def test_an_inspection_forgets_what_is_damaged(tmp_path: Path) -> None:
     manifest.chmod(0o644)
     manifest.write_text("{")
     woken: list[None] = []
-    desk = Desk(lambda: Store(str(tmp_path / "store"), tmp_path), lambda: woken.append(None))
-    desk.inspect((whole, spoilt, torn, absent))
-    assert answers_of(desk, 1) == [Inspected(frozenset({spoilt, torn, absent}))]
+    client = StoreClient(
+        lambda: Store(str(tmp_path / "store"), tmp_path), lambda: woken.append(None)
+    )
+    client.inspect((whole, spoilt, torn, absent))
+    assert answers_of(client, 1) == [Inspected(frozenset({spoilt, torn, absent}))]
     assert woken
     assert store.has([whole, spoilt, torn]) == {whole}
-    desk.close()
+    client.close()
 
 
 def test_an_inspection_of_a_store_that_does_not_answer_finds_nothing_gone() -> None:
     def fail() -> Store:
         raise StoreError("no")
 
-    desk = Desk(fail, lambda: None)
-    desk.inspect(("a" * 64,))
-    assert answers_of(desk, 1) == [Inspected(frozenset(), "no")]
-    desk.close()
+    client = StoreClient(fail, lambda: None)
+    client.inspect(("a" * 64,))
+    assert answers_of(client, 1) == [Inspected(frozenset(), "no")]
+    client.close()

@@ -19,7 +19,7 @@ from farm_kit import HOST, Farm
 from waiting import until
 
 from fabric.host.daemon import free_disk, free_memory
-from fabric.host.event_log import Notes
+from fabric.host.event_log import EventLog
 from fabric.host.sd_notify import Supervisor
 
 
@@ -114,9 +114,9 @@ def test_notes_go_to_journald_with_fields(listening: Listening, tmp_path: Path) 
 
 
 def test_notes_without_journald(capsys: pytest.CaptureFixture[str]) -> None:
-    Notes("me", environ={})("a warning", worker="w1")
-    Notes("me", environ={}).info("hidden")
-    Notes("me", chatty=True, environ={"JOURNAL_STREAM": "1:2"}).info("shown")
+    EventLog("me", environ={})("a warning", worker="w1")
+    EventLog("me", environ={}).info("hidden")
+    EventLog("me", chatty=True, environ={"JOURNAL_STREAM": "1:2"}).info("shown")
     assert capsys.readouterr().err == "me: a warning\nme: shown\n"
 
 
@@ -260,14 +260,14 @@ def test_a_worker_whose_name_is_not_its_keys_says_so(farm: Farm) -> None:
 
 
 def test_a_title_looks_like_no_other_note(capsys: pytest.CaptureFixture[str]) -> None:
-    Notes("me", chatty=True, environ={}).info("request r1: a title\nme: request r2: failed")
+    EventLog("me", chatty=True, environ={}).info("request r1: a title\nme: request r2: failed")
     assert capsys.readouterr().err == "me: request r1: a title\n  me: request r2: failed\n"
 
 
 def test_a_note_that_cannot_be_written_ends_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     with Path("/dev/full").open("w") as full:
         monkeypatch.setattr(sys, "stderr", full)
-        Notes("me", environ={})("a warning")
+        EventLog("me", environ={})("a warning")
         monkeypatch.undo()
         with contextlib.suppress(OSError):
             full.close()

@@ -20,9 +20,8 @@ from waiting import until
 from wire_kit import resident
 
 from fabric import bounds
-from fabric.controller.outbox import UPDATE, Audience
+from fabric.controller.outbox import UPDATE, ReplyOutbox
 from fabric.wire import keys, sockets
-from fabric.wire.connections import Connections
 from fabric.wire.keys import Admitted, Certificate, Gate
 from fabric.wire.messages import (
     PROTOCOL,
@@ -36,7 +35,8 @@ from fabric.wire.messages import (
     StepState,
     Update,
 )
-from fabric.wire.server import Listener
+from fabric.wire.server import Server
+from fabric.wire.server_connections import Connections
 
 KEY = "a" * 64
 
@@ -138,7 +138,7 @@ def hall(tmp_path: Path) -> Iterator[SimpleNamespace]:
         return peer
 
     hall.peer = peer
-    hall.listener = Listener(
+    hall.listener = Server(
         hall.at,
         print,
         wake=wake,
@@ -183,15 +183,15 @@ def test_who_follows_much_leaves_each_turn_to_others() -> None:
         told.append(peer)
         return True
 
-    audience = Audience(journal, send)
+    outbox = ReplyOutbox(journal, send)
     for n in range(20):
-        audience.watchers.watch(f"r{n}", b"greedy", 0.0, owner="greedy")
-    audience.watchers.watch("r", b"modest", 0.0, owner="modest")
-    audience.tell(core, 0.0)
+        outbox.subscriptions.watch(f"r{n}", b"greedy", 0.0, owner="greedy")
+    outbox.subscriptions.watch("r", b"modest", 0.0, owner="modest")
+    outbox.tell(core, 0.0)
     assert told.count(b"modest") == 1
     assert told.count(b"greedy") * (UPDATE + len(steps)) < 1.3 * bounds.TOLD_STEPS
     for turn in range(1, 10):
-        audience.tell(core, float(turn))
+        outbox.tell(core, float(turn))
     assert told.count(b"greedy") == 20
 
 
@@ -200,22 +200,22 @@ def test_who_follows_much_leaves_each_turn_to_others() -> None:
 def test_what_waits_for_a_slow_disk_is_bounded() -> None:
     journal: Any = SimpleNamespace(trouble="", promised=0, kept=0)
     core: Any = SimpleNamespace(answer=lambda query, _: Answer(query.id), requests={})
-    audience = Audience(journal, lambda *_: True)
+    outbox = ReplyOutbox(journal, lambda *_: True)
     order = Order(PROTOCOL, "r", "t", "refs/builds/m/r", "c" * 40, "s.morph")
     question = Query(PROTOCOL, "q", "workers")
     taken = answered = 0
     for _ in range(2 * bounds.UNSAID):
-        if not audience.refuses(b"m", order, core):
+        if not outbox.refuses(b"m", order, core):
             taken += 1
             journal.promised += 1
-        if not audience.refuses(b"m", question, core):
+        if not outbox.refuses(b"m", question, core):
             answered += 1
-            audience.answer(b"m", question, core, 0.0)
+            outbox.answer(b"m", question, core, 0.0)
     assert (taken, answered) == (bounds.PROMISES + 1, bounds.UNSAID + 1)
     journal.kept = journal.promised
-    audience.tell(core, 0.0)
-    assert not audience.refuses(b"m", order, core)
-    assert not audience.refuses(b"m", question, core)
+    outbox.tell(core, 0.0)
+    assert not outbox.refuses(b"m", order, core)
+    assert not outbox.refuses(b"m", question, core)
 
 
 @pytest.mark.bound("CHANGES")

@@ -25,7 +25,7 @@ import zstandard
 from fabric import bounds
 from fabric.digest import Digest
 from fabric.errors import SourceError
-from fabric.host.cancel import Stop
+from fabric.host.cancel import CancelToken
 from fabric.trove.importers import archive
 from fabric.trove.importers.apt import Apt
 from fabric.trove.importers.download import Downloads, WrongDigest, fetch_text
@@ -305,7 +305,7 @@ NOTHING = Digest("ab" * 32)
 
 @pytest.fixture
 def downloads(tmp_path: Path) -> Downloads:
-    return Downloads(tmp_path / "downloads", lambda _: None, Stop())
+    return Downloads(tmp_path / "downloads", lambda _: None, CancelToken())
 
 
 @contextmanager
@@ -516,7 +516,7 @@ def test_a_program_of_apt_that_prints_without_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bounds, "PACKAGES_OUTPUT", 1000)
-    apt = Apt(tmp_path, "deb", "amd64", lambda _: None, Stop())
+    apt = Apt(tmp_path, "deb", "amd64", lambda _: None, CancelToken())
     apt.directory.mkdir()
     (apt.directory / "apt.conf").write_text("")
     with pytest.raises(SourceError, match="apt-config prints more than 1,000 bytes"):

@@ -8,15 +8,15 @@ from pathlib import Path
 
 from fabric.broker import Broker, Parts, Wakeup
 from fabric.controller.journal import Journal
-from fabric.controller.resolver_pool import Resolvers
+from fabric.controller.resolver_pool import ResolverPool
 from fabric.controller.spools import Spools
-from fabric.controller.store_client import Desk
-from fabric.controller.telemetry import Record
-from fabric.host.event_log import Notes
+from fabric.controller.store_client import StoreClient
+from fabric.controller.telemetry import Telemetry
+from fabric.host.event_log import EventLog
 from fabric.scheduling.core import Scheduler
 from fabric.trove.artifacts.store import Store
 from fabric.wire import sockets
-from fabric.wire.server import Listener
+from fabric.wire.server import Server
 
 
 def broker_at(
@@ -24,7 +24,7 @@ def broker_at(
     said: Callable[[str], None],
     *,
     core: type[Scheduler] = Scheduler,
-    resolvers: Callable[[Wakeup], Resolvers] = lambda wake: Resolvers(("true",), wake),
+    resolvers: Callable[[Wakeup], ResolverPool] = lambda wake: ResolverPool(("true",), wake),
 ) -> Broker:
     """A lasting broker in the directory ``path``, which tells its troubles to ``said``."""
     wake = Wakeup()
@@ -32,10 +32,10 @@ def broker_at(
     parts = Parts(
         clock=time.monotonic,
         wake=wake,
-        listener=Listener(sockets.in_directory(path), said, wake=wake.fd),
+        server=Server(sockets.in_directory(path), said, wake=wake.fd),
         spools=Spools(path / "spools"),
-        record=Record(journal, Notes("broker"), None),
-        desk=Desk(lambda: Store(str(path / "store"), path / "scratch"), wake),
+        telemetry=Telemetry(journal, EventLog("broker"), None),
+        store_client=StoreClient(lambda: Store(str(path / "store"), path / "scratch"), wake),
         resolvers=resolvers(wake),
         new_core=lambda: core(
             epoch=journal.epoch,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from waiting import until
 
-from fabric.controller.resolver_pool import Resolvers
+from fabric.controller.resolver_pool import ResolverPool
 from fabric.scheduling.events import Resolved, Unresolved
 from fabric.wire.messages import PROTOCOL, Order
 
@@ -72,7 +72,7 @@ def order(number: int, system: str = "x", *, detach: bool = False, requester: st
     )
 
 
-def answers_of(resolvers: Resolvers, number: int) -> list[Resolved | Unresolved]:
+def answers_of(resolvers: ResolverPool, number: int) -> list[Resolved | Unresolved]:
     found: list[Resolved | Unresolved] = []
 
     def enough() -> bool:

@@ -23,9 +23,9 @@ from fabric.broker import Broker, Parts
 from fabric.controller.journal import Journal, Storage
 from fabric.controller.journal_writer import RETRY
 from fabric.controller.spools import Spools
-from fabric.controller.store_client import Desk, Step
-from fabric.controller.telemetry import Record
-from fabric.host.event_log import Notes
+from fabric.controller.store_client import Step, StoreClient
+from fabric.controller.telemetry import Telemetry
+from fabric.host.event_log import EventLog
 from fabric.scheduling import events
 from fabric.scheduling.core import Scheduler
 from fabric.scheduling.model import Task
@@ -146,18 +146,18 @@ class Run:
         scenario = world.scenario
         self._spools = Spools(disk.directory / "logs", scenario.log_memory, scenario.log_disk)
         self.transport = Transport(self)
-        self.desk = Desk(world.warehouse.open, self.wake, _Helpers(self))
+        self.store_client = StoreClient(world.warehouse.open, self.wake, _Helpers(self))
         simulated: dict[str, Any] = {
             "wake": self,
-            "listener": self.transport,
-            "desk": self.desk,
+            "server": self.transport,
+            "store_client": self.store_client,
             "resolvers": Resolvers(self),
         }
         self._broker = Broker(
             Parts(
                 clock=self.clock,
                 spools=self._spools,
-                record=Record(journal, Notes("simulated", environ={}), None),
+                telemetry=Telemetry(journal, EventLog("simulated", environ={}), None),
                 **simulated,
                 new_core=self._new_core,
             ),
@@ -188,12 +188,12 @@ class Run:
         """How much waits in the broker, for whom."""
         if not self.alive:
             return {}  # it is being made
-        audience, desk = self._broker._audience, self.desk
+        outbox, store_client = self._broker._outbox, self.store_client
         return {
-            "initiators": len(audience._unsaid),
-            "the core": len(desk._answers),
-            "who reads logs": len(desk._pieces),
-            "the store": desk._questions.qsize() + desk._inspections.qsize(),
+            "initiators": len(outbox._unsaid),
+            "the core": len(store_client._answers),
+            "who reads logs": len(store_client._pieces),
+            "the store": store_client._questions.qsize() + store_client._inspections.qsize(),
         }
 
     def stop(self) -> None:
@@ -247,7 +247,7 @@ class Run:
         if self._spins > SPINS:
             raise Violation("the broker's loop spins")
         self._broker.turn()
-        if not (self._writing or self._journal.scribe.idle):
+        if not (self._writing or self._journal.writer.idle):
             self._writing = True
             self.later(self.world.rng.uniform(0.0, 0.3), self._write)
         if (due := self._broker.due()) < math.inf:
@@ -256,11 +256,11 @@ class Run:
     def _write(self) -> None:
         self._writing = False
         try:
-            self._journal.scribe.step()
+            self._journal.writer.step()
         except Killed:
             self.world.lose_broker("killed while it writes")
             return
-        if self._journal.scribe.failure:
+        if self._journal.writer.failure:
             self._writing = True
             self.later(RETRY, self._write)
 
@@ -311,7 +311,7 @@ class _Judged(Scheduler):
 
 
 class Transport:
-    """The broker's sockets: `fabric.wire.server.Listener`."""
+    """The broker's sockets: `fabric.wire.server.Server`."""
 
     due = math.inf
 
@@ -396,7 +396,7 @@ class _Helpers:
         self._run.later(self._run.world.store_delay(), partial(self._do, kind, step))
 
     def _do(self, kind: str, step: Step) -> None:
-        answers = self._run.desk._answers
+        answers = self._run.store_client._answers
         before = len(answers)
         more = step(False)
         for answer in list(answers)[before:]:
@@ -414,7 +414,7 @@ class _Helpers:
 
 
 class Resolvers:
-    """Resolves orders: `fabric.controller.resolver_pool.Resolvers`."""
+    """Resolves orders: `fabric.controller.resolver_pool.ResolverPool`."""
 
     def __init__(self, run: Run) -> None:
         self._run = run

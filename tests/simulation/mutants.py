@@ -23,9 +23,9 @@ from fabric.building.agent import WorkerAgent
 from fabric.client.request import RequestMirror
 from fabric.client.request_logs import ENDED, LogMirror
 from fabric.controller.journal import Journal
-from fabric.controller.outbox import Audience
+from fabric.controller.outbox import ReplyOutbox
 from fabric.controller.spools import Spools
-from fabric.controller.store_client import Desk
+from fabric.controller.store_client import StoreClient
 from fabric.scheduling import events
 from fabric.scheduling.core import Scheduler
 
@@ -131,7 +131,7 @@ def _(old: Old) -> Old:
 # -- what the design promises --------------------------------------------------------------
 
 
-@mutant("ack", "initiators hear of what is not written yet", Audience, "_say_what_is_kept")
+@mutant("ack", "initiators hear of what is not written yet", ReplyOutbox, "_say_what_is_kept")
 def _(_: Old) -> Old:
     def say(self: Any) -> None:
         while self._unsaid:
@@ -203,7 +203,7 @@ def _(_: Old) -> Old:
     return lambda *_: True
 
 
-@mutant("answer", "a store that does not answer has nothing", Desk, "_look_up")
+@mutant("answer", "a store that does not answer has nothing", StoreClient, "_look_up")
 def _(old: Old) -> Old:
     def look_up(self: Any, asks: Any) -> Any:
         answers = old(self, asks)

@@ -107,7 +107,7 @@ def test_whatever_comes_is_a_message_or_garbage() -> None:
                 frame[rng.randrange(len(frame))] = rng.randrange(256)
         try:
             codec.decode(bytes(frame))
-        except sockets.Garbage:
+        except sockets.DecodeError:
             garbage += 1
     assert garbage > 5_000
 
@@ -118,7 +118,7 @@ def test_whatever_comes_is_a_message_or_garbage() -> None:
 )
 def test_traps(frame: bytes) -> None:
     codec: sockets.Codec[Message] = sockets.Codec(FromPeer)
-    with pytest.raises(sockets.Garbage):
+    with pytest.raises(sockets.DecodeError):
         codec.decode(frame)
 
 
@@ -140,7 +140,7 @@ def test_traps(frame: bytes) -> None:
 )
 def test_what_is_out_of_bounds_is_garbage(message: Message) -> None:
     codec: sockets.Codec[Message] = sockets.Codec(FromPeer)
-    with pytest.raises(sockets.Garbage):
+    with pytest.raises(sockets.DecodeError):
         codec.decode(codec.encode(message))
 
 
@@ -188,7 +188,7 @@ def test_a_text_of_the_broker_that_is_too_long_is_not_understood() -> None:
     codec: sockets.Codec[ToInitiator] = sockets.Codec(ToInitiator)
     for length in (bounds.TOLD, bounds.TOLD + 1):
         frame = codec.encode(Update("r", 1, "failed", message="x" * length))
-        with pytest.raises(sockets.Garbage) if length > bounds.TOLD else nullcontext():
+        with pytest.raises(sockets.DecodeError) if length > bounds.TOLD else nullcontext():
             codec.decode(frame)
 
 
@@ -196,7 +196,7 @@ def test_a_text_of_the_broker_that_is_too_long_is_not_understood() -> None:
 def test_a_range_of_a_log_that_is_too_long_is_not_understood() -> None:
     codec: sockets.Codec[FromPeer] = sockets.Codec(FromPeer)
     piece = LogPiece(KEY, 1, 0, bytes(bounds.LOG_RANGE + 1))
-    with pytest.raises(sockets.Garbage, match="data"):
+    with pytest.raises(sockets.DecodeError, match="data"):
         codec.decode(codec.encode(piece))
 
 

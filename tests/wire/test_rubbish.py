@@ -53,7 +53,7 @@ class Stranger:
     def refused(self) -> Refused:
         """The next refusal, whatever else is said before."""
         while True:
-            with contextlib.suppress(sockets.Garbage):
+            with contextlib.suppress(sockets.DecodeError):
                 if isinstance(message := self.hear(), Refused):
                     return message
 
@@ -143,7 +143,7 @@ def test_a_second_worker_of_one_name_is_refused(stranger: Stranger) -> None:
         for instance in ("first", "second"):
             report = Report(PROTOCOL, "w1", "x86_64", 1, sequence, instance=instance)
             stranger.say(msgspec.msgpack.encode(report))
-        with contextlib.suppress(sockets.Garbage):  # what it wants done is for workers
+        with contextlib.suppress(sockets.DecodeError):  # what it wants done is for workers
             if isinstance(answer := stranger.hear(), Refused):
                 assert "another worker is named w1 too" in answer.reason
                 return

@@ -13,13 +13,13 @@ from waiting import until
 from fabric import bounds
 from fabric.wire import sockets
 from fabric.wire.messages import LogRead, StepState, ToInitiator, Update
-from fabric.wire.server import Listener
+from fabric.wire.server import Server
 
 
 @pytest.fixture
-def listener(tmp_path: Path) -> Iterator[Listener]:
+def listener(tmp_path: Path) -> Iterator[Server]:
     wake = os.eventfd(0)
-    listener = Listener(sockets.in_directory(tmp_path), print, wake=wake)
+    listener = Server(sockets.in_directory(tmp_path), print, wake=wake)
     yield listener
     listener.close()
     os.close(wake)
@@ -37,7 +37,7 @@ def peers(tmp_path: Path) -> Iterator[list[sockets.Socket]]:
 
 
 def test_an_update_about_thousands_of_failures_fits_into_a_frame(
-    listener: Listener, peers: list[sockets.Socket]
+    listener: Server, peers: list[sockets.Socket]
 ) -> None:
     text = "\U0001f980" * bounds.OUTCOME_TEXT
     step = StepState("a" * 64, "failed", name="n" * 255, message=text, failed_command=text)
@@ -60,7 +60,7 @@ def test_an_update_about_thousands_of_failures_fits_into_a_frame(
 
 
 def test_a_peer_that_asks_for_many_ranges_of_logs_has_few_of_them_in_a_turn(
-    listener: Listener, peers: list[sockets.Socket]
+    listener: Server, peers: list[sockets.Socket]
 ) -> None:
     greedy, modest = peers
     codec: sockets.Codec[LogRead] = sockets.Codec(LogRead)

@@ -13,7 +13,7 @@ from farm_kit import HOST, PORT, Farm, Peer, report
 from waiting import until
 
 from fabric.wire import sockets
-from fabric.wire.connection import Line
+from fabric.wire.connection import Connection
 from fabric.wire.keys import Admitted
 from fabric.wire.messages import (
     PROTOCOL,
@@ -63,7 +63,7 @@ def test_roles_are_those_of_the_keys(farm: Farm) -> None:
 
 def test_a_stranger_gets_no_answer_and_is_told_why(farm: Farm) -> None:
     curve = farm.key("worker", "w1", admit=False)
-    line = Line(farm.at, "publish", curve=curve, name="w1")
+    line = Connection(farm.at, "publish", curve=curve, name="w1")
     try:
         turn_until(line, lambda: "does not admit the key of w1" in line.trouble)
         Admitted(farm.keys).admit(farm.directory / "w1" / "w1.key")
@@ -74,7 +74,7 @@ def test_a_stranger_gets_no_answer_and_is_told_why(farm: Farm) -> None:
         line.close()
 
 
-def turn_until(line: Line, condition: Callable[[], bool], seconds: float = 20.0) -> None:
+def turn_until(line: Connection, condition: Callable[[], bool], seconds: float = 20.0) -> None:
     """A worker that has nothing to do."""
     codec: sockets.Codec[ToWorker] = sockets.Codec(ToWorker)
     sequence = int(time.monotonic() * 1000)
@@ -92,7 +92,7 @@ def turn_until(line: Line, condition: Callable[[], bool], seconds: float = 20.0)
 def test_the_key_of_another_controller_is_told(farm: Farm) -> None:
     curve = farm.key("worker", "w1")
     wrong = Curve(curve.public, curve.secret, zmq.curve_keypair()[0])
-    line = Line(farm.at, "publish", curve=wrong, name="w1")
+    line = Connection(farm.at, "publish", curve=wrong, name="w1")
     try:
         turn_until(line, lambda: "broker.key is not the key of this controller" in line.trouble)
     finally:
@@ -102,7 +102,7 @@ def test_the_key_of_another_controller_is_told(farm: Farm) -> None:
 def test_a_controller_that_comes_late_and_again(farm: Farm) -> None:
     curve = farm.key("worker", "w1")
     farm.kill()
-    line = Line(farm.at, "publish", curve=curve, name="w1")
+    line = Connection(farm.at, "publish", curve=curve, name="w1")
     try:
         turn_until(line, lambda: "cannot be reached" in line.trouble)
         farm.start()

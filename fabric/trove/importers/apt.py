@@ -22,7 +22,7 @@ from typing import IO
 
 from fabric import bounds
 from fabric.errors import SourceError
-from fabric.host.cancel import Stop
+from fabric.host.cancel import CancelToken
 from fabric.host.process import TooMuchOutput, converse
 from fabric.host.shared_files import locked
 from fabric.trove.importers.download import Throttle
@@ -64,7 +64,7 @@ class Apt:
     """A private apt below ``directory`` for one kind of entry ("deb" or "deb-src")."""
 
     def __init__(
-        self, directory: Path, kind: str, architecture: str, progress: Progress, stop: Stop
+        self, directory: Path, kind: str, architecture: str, progress: Progress, stop: CancelToken
     ) -> None:
         self.directory = directory / f"{kind}-{architecture}"
         self.kind = kind

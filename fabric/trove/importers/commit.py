@@ -12,7 +12,7 @@ from typing import IO, Protocol
 import msgspec
 
 from fabric.errors import SourceError
-from fabric.host.cancel import Stop
+from fabric.host.cancel import CancelToken
 from fabric.trove.sources import git
 from fabric.trove.sources.git_process import environment
 
@@ -51,7 +51,7 @@ def commit(
     trees: Iterable[tuple[str, Tree]],
     message: str,
     import_key: str,
-    stop: Stop,
+    stop: CancelToken,
     *,
     compress: bool = True,
 ) -> str:
@@ -101,7 +101,7 @@ def _write(
     trees: Iterable[tuple[str, Tree]],
     message: str,
     import_key: str,
-    stop: Stop,
+    stop: CancelToken,
 ) -> None:
     entries: dict[str, tuple[str, int]] = {}  # path -> (mode, mark)
     time = 0
@@ -135,7 +135,7 @@ def _write(
     stream.write(b"done\n")
 
 
-def _copy(member: Member, stream: IO[bytes], stop: Stop) -> None:
+def _copy(member: Member, stream: IO[bytes], stop: CancelToken) -> None:
     assert member.content is not None
     left = member.size
     while left:

@@ -21,7 +21,7 @@ from typing import IO, Any
 from fabric import bounds
 from fabric.digest import Digest
 from fabric.errors import NO_ROOM, SourceError, command
-from fabric.host.cancel import Stop
+from fabric.host.cancel import CancelToken
 from fabric.host.shared_files import fsync, sha256_of
 
 Progress = Callable[[str], None]
@@ -53,7 +53,7 @@ class Downloads:
     ``stop`` ends a download under way.
     """
 
-    def __init__(self, directory: Path, progress: Progress, stop: Stop) -> None:
+    def __init__(self, directory: Path, progress: Progress, stop: CancelToken) -> None:
         self.directory = directory
         self.progress = progress
         self._stop = stop

@@ -16,7 +16,7 @@ from pathlib import Path
 from fabric import bounds
 from fabric.digest import Digest
 from fabric.errors import SourceError, command
-from fabric.host.cancel import Stop
+from fabric.host.cancel import CancelToken
 from fabric.host.process import TooMuchOutput, converse
 from fabric.host.shared_files import sha256_of
 from fabric.trove.importers.commit import Tree, from_files
@@ -33,7 +33,7 @@ _CHANGED = re.compile(r"Expected sha256 ([0-9a-f]{64})\s+Got\s+([0-9a-f]{64})")
 
 
 def resolve_wheels(
-    lorry: Lorry, downloads: Downloads, progress: Callable[[str], None], stop: Stop
+    lorry: Lorry, downloads: Downloads, progress: Callable[[str], None], stop: CancelToken
 ) -> tuple[Locked, ...]:
     """The wheels a lorry names with all they need, as offered now, by name."""
     progress(f"{lorry.name}: asking the Python package index")
@@ -50,7 +50,7 @@ def resolve_wheels(
 
 
 def import_wheels(
-    lorry: Lorry, downloads: Downloads, progress: Callable[[str], None], stop: Stop
+    lorry: Lorry, downloads: Downloads, progress: Callable[[str], None], stop: CancelToken
 ) -> list[tuple[str, Tree]]:
     """The pinned wheels, as they are.  MovedError if one is not offered."""
     locked = lorry.locked()
@@ -77,7 +77,7 @@ def wheel_name(locked: Locked) -> str:
 
 @contextmanager
 def _downloaded(
-    lorry: Lorry, downloads: Downloads, stop: Stop, requirements: list[str], *options: str
+    lorry: Lorry, downloads: Downloads, stop: CancelToken, requirements: list[str], *options: str
 ) -> Iterator[list[Path]]:
     """The wheels that pip chooses, in a folder that goes away."""
     place = downloads.directory.parent

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from fabric.host.cancel import Stop
+from fabric.host.cancel import CancelToken
 from fabric.trove.sources import snapshot
 from fabric.trove.sources.farm_remote import Trove
 from fabric.trove.sources.git import Repository
@@ -67,7 +67,7 @@ class Builds:
     ) -> None:
         """Make it ``ref`` of the trove.  TroveError says why not, and what to do."""
         refspecs = [f"{build.commit}:{ref}"]
-        trove.push(self.repository, refspecs, progress, Stop(), build.environ)
+        trove.push(self.repository, refspecs, progress, CancelToken(), build.environ)
 
     def tidy(self, trove: Trove, live: Collection[str]) -> int:
         """Remove refs of this user that are of no use any more; how many.  TroveError."""
@@ -75,7 +75,7 @@ class Builds:
         self.prune(PUSHED)
         old = list(stale(trove.refs(f"refs/builds/{user()}/*"), live, time.time()))
         if old:
-            trove.push(self.repository, [f":{ref}" for ref in old], _unheard, Stop())
+            trove.push(self.repository, [f":{ref}" for ref in old], _unheard, CancelToken())
         self._tidied.touch()
         return len(old)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import msgspec
 
-from fabric.host.cancel import Stop
+from fabric.host.cancel import CancelToken
 from fabric.trove.sources.farm_remote import Trove, TroveError
 from fabric.trove.sources.git import SHA, Repository
 from fabric.trove.sources.git_process import Progress
@@ -53,14 +53,20 @@ def inside(name: str, ref: str) -> str:
 
 
 def fetch_pin(
-    trove: Trove, into: Repository, name: str, pin: str, ref: str, progress: Progress, stop: Stop
+    trove: Trove,
+    into: Repository,
+    name: str,
+    pin: str,
+    ref: str,
+    progress: Progress,
+    stop: CancelToken,
 ) -> None:
     """Fetch what is kept under a pin, if anything is, and call it ``ref`` (a full name)."""
     trove.fetch(into, [f"+refs/pins/{name}/{pin}*:{ref}*"], progress, stop)
 
 
 def fetch_ref(
-    trove: Trove, into: Repository, name: str, ref: str, progress: Progress, stop: Stop
+    trove: Trove, into: Repository, name: str, ref: str, progress: Progress, stop: CancelToken
 ) -> None:
     """Fetch a tag, branch or commit, if there is one."""
     if SHA.fullmatch(ref):
@@ -77,7 +83,7 @@ def fetch_ref(
     trove.fetch(into, specs, progress, stop)
 
 
-def push(trove: Trove, kept: list[Kept], progress: Progress, stop: Stop) -> None:
+def push(trove: Trove, kept: list[Kept], progress: Progress, stop: CancelToken) -> None:
     """Push what the trove lacks.  TroveError if it does not take it.
 
     Others may push the same at the same time: who comes second finds the ref locked, or there.

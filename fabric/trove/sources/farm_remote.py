@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import msgspec
 
 from fabric.errors import SourceError
-from fabric.host.cancel import Stop
+from fabric.host.cancel import CancelToken
 from fabric.trove.sources.git import Repository, fetching
 from fabric.trove.sources.git_process import Progress, environment, talk
 
@@ -48,7 +48,7 @@ class Trove(msgspec.Struct, frozen=True):
         return {"GIT_SSH_COMMAND": shlex.join(command)} | environment(private=False)
 
     def fetch(
-        self, repository: Repository, refspecs: list[str], progress: Progress, stop: Stop
+        self, repository: Repository, refspecs: list[str], progress: Progress, stop: CancelToken
     ) -> None:
         """Fetch into ``repository``, which is made if it is not there.  TroveError says why not."""
         repository.create()
@@ -59,7 +59,7 @@ class Trove(msgspec.Struct, frozen=True):
         repository: Repository,
         refspecs: list[str],
         progress: Progress,
-        stop: Stop,
+        stop: CancelToken,
         environ: Mapping[str, str] | None = None,
     ) -> None:
         """Push from ``repository``, whatever was there: all or nothing.  TroveError says why."""
@@ -79,11 +79,11 @@ class Trove(msgspec.Struct, frozen=True):
         self,
         command: list[str],
         progress: Progress = lambda text: None,  # noqa: ARG005
-        stop: Stop | None = None,
+        stop: CancelToken | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> str:
         environ = {**self.environ(), **(environ or {})}
-        failure, printed = talk(command, environ, progress, stop or Stop())
+        failure, printed = talk(command, environ, progress, stop or CancelToken())
         if failure:
             raise self.problem(failure)
         return printed

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from fabric.errors import SourceError
-from fabric.host.cancel import Stop
+from fabric.host.cancel import CancelToken
 from fabric.host.files import clear, recall
 from fabric.host.shared_files import scratch
 from fabric.trove.sources.git_process import (
@@ -326,7 +326,7 @@ class Repository:
             raise SourceError(f"{self.path} has no refs: is what it mirrors empty?")
         return listing.decode().strip()
 
-    def fetch(self, url: str, refspecs: list[str], progress: Progress, stop: Stop) -> None:
+    def fetch(self, url: str, refspecs: list[str], progress: Progress, stop: CancelToken) -> None:
         """Fetch from ``url``.  SourceError with git's reason if that fails.
 
         The user's own git configuration counts: proxies, certificates, credentials.

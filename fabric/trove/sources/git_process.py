@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING
 
 from fabric import bounds
 from fabric.errors import SourceError
-from fabric.host.cancel import Stop
+from fabric.host.cancel import CancelToken
 from fabric.host.process import TooMuchOutput, converse
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ SILENCE = 300.0
 
 
 def talk(
-    args: list[str], environ: Mapping[str, str], progress: Progress, stop: Stop
+    args: list[str], environ: Mapping[str, str], progress: Progress, stop: CancelToken
 ) -> tuple[str, str]:
     """Run git with another repository at its other end; progress comes line by line.
 

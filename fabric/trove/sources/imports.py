@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fabric.errors import NO_ROOM, SourceError, command
-from fabric.host.cancel import Stop
+from fabric.host.cancel import CancelToken
 from fabric.trove.importers import archive, debian, pypi, wheels
 from fabric.trove.importers.apt import Apt
 from fabric.trove.importers.commit import Tree, commit
@@ -20,7 +20,7 @@ Progress = Callable[[str], None]
 class Imports:
     """Imports sources, keeping downloads and apt's lists below ``root`` (the trove's)."""
 
-    def __init__(self, root: Path, progress: Progress, stop: Stop) -> None:
+    def __init__(self, root: Path, progress: Progress, stop: CancelToken) -> None:
         self.root = root
         self.progress = progress
         self.stop = stop

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fabric.errors import SourceError, command
-from fabric.host.cancel import Stop
+from fabric.host.cancel import CancelToken
 from fabric.host.shared_files import locked
 from fabric.jobs import Source
 from fabric.trove.sources import farm_refs as shared
@@ -44,7 +44,7 @@ class Repositories:
         self.root = root
         self.places = Places(root, aliases)
         self.progress = progress
-        self.stop = Stop()
+        self.stop = CancelToken()
         self._directory = lorries
         self._trove = trove
         self._imports = imports

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from fabric.definitions.graph import Submodule
 from fabric.errors import SourceError, SourcesError, command, without_secrets
-from fabric.host.cancel import Stop
+from fabric.host.cancel import CancelToken
 from fabric.host.shared_files import locked
 from fabric.jobs import Source
 from fabric.trove.sources import farm_refs as shared
@@ -178,7 +178,7 @@ class Sources:
             self._repositories.stop.set()
             for thread in threads:
                 thread.join(1.0)
-            self._repositories.stop = Stop()
+            self._repositories.stop = CancelToken()
             raise
         told = []
         for (repo, ref, _), failure in failures:

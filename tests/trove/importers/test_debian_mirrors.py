@@ -11,7 +11,7 @@ import pytest
 from sources_kit import tarball
 
 from fabric.errors import SourceError
-from fabric.host.cancel import Stop
+from fabric.host.cancel import CancelToken
 from fabric.trove.importers.apt import Stanza
 from fabric.trove.importers.debian import import_source
 from fabric.trove.importers.download import Downloads
@@ -64,7 +64,7 @@ def imported(top: Path, missing: set[str]) -> list[str]:
     )
     lorry = Lorries(top / "sources").named("hello")
     apt = Archives(top / "files", orig, missing)
-    downloads = Downloads(top / "downloads", print, Stop())
+    downloads = Downloads(top / "downloads", print, CancelToken())
     assert import_source(lorry, apt, downloads)  # type: ignore[arg-type]
     return apt.asked
 
