@@ -34,14 +34,14 @@ from fabric.wire.messages import (
     PROTOCOL,
     Assignment,
     Attempt,
+    BuildGraph,
+    BuildOrder,
     Desired,
     LogWanted,
-    Offer,
-    Order,
     Outcome,
-    Refused,
+    Rejected,
     Report,
-    Submit,
+    StepSpec,
     ToInitiator,
     Update,
 )
@@ -70,7 +70,7 @@ class Stub:
         """Nothing here is ever collected."""
 
 
-def offers(number: int) -> tuple[Offer, ...]:
+def offers(number: int) -> tuple[StepSpec, ...]:
     """Layers of jobs, each of which needs two of the layer before."""
     job = msgspec.Raw(msgspec.msgpack.encode({"name": "nothing", "padding": "x" * 150}))
     keys = [f"{n:064x}" for n in range(number)]
@@ -81,7 +81,7 @@ def offers(number: int) -> tuple[Offer, ...]:
         if below >= 0:
             other = below - below % LAYER + (below * 7 + 3) % LAYER
             depends = tuple(dict.fromkeys((keys[below], keys[other])))
-        made.append(Offer(key, f"job {n}", "chunk", ARCH, job, depends=depends))
+        made.append(StepSpec(key, f"job {n}", "chunk", ARCH, job, depends=depends))
     return tuple(made)
 
 
@@ -136,8 +136,8 @@ def serve_echo(directory: Path) -> None:
 def work(directory: Path, workers: int, slots: int, *, echo: bool) -> None:
     """Workers that are done with everything at once, all in one process."""
     context = zmq.Context()
-    codec: sockets.Codec[Desired | LogWanted | Refused] = sockets.Codec(
-        Desired | LogWanted | Refused
+    codec: sockets.Codec[Desired | LogWanted | Rejected] = sockets.Codec(
+        Desired | LogWanted | Rejected
     )
     poller = zmq.Poller()
     peers = {}
@@ -181,7 +181,7 @@ class Idler:
         name: str,
         slots: int,
         socket: zmq.Socket[bytes],
-        codec: sockets.Codec[Desired | LogWanted | Refused],
+        codec: sockets.Codec[Desired | LogWanted | Rejected],
     ) -> None:
         self.name = name
         self.slots = slots
@@ -257,14 +257,14 @@ def measure_broker(workers: int, slots: int, jobs: int) -> tuple[float, float]:
         steps = offers(jobs)
         goals = tuple(offer.key for offer in steps[-LAYER:])
         request = "0" * 32
-        submit = Submit(PROTOCOL, request, "bench", steps, goals)
+        submit = BuildGraph(PROTOCOL, request, "bench", steps, goals)
         (directory / "submit").write_bytes(msgspec.msgpack.encode(submit))
         broker = spawn("--serve", "broker", name)
         crew = spawn("--serve", "workers", name, f"--workers={workers}", f"--slots={slots}")
         line = Connection(AT, "follow", curve=curve_of(directory, "user"), name="user")
         codec: sockets.Codec[ToInitiator] = sockets.Codec(ToInitiator)
         time.sleep(3.0)  # until the workers are there
-        mirror = RequestMirror(Order(PROTOCOL, request, "bench", "refs/x", "c" * 40, "bench"))
+        mirror = RequestMirror(BuildOrder(PROTOCOL, request, "bench", "refs/x", "c" * 40, "bench"))
 
         def say(actions: list[Action]) -> None:
             for action in actions:

@@ -34,12 +34,12 @@ from fabric.scheduling.model import Limits
 from fabric.wire.messages import (
     PROTOCOL,
     Attempt,
+    BuildGraph,
     Desired,
-    Offer,
     Outcome,
     Report,
     Running,
-    Submit,
+    StepSpec,
 )
 
 WORKERS = 2000
@@ -72,7 +72,7 @@ class Clock:
         return desired
 
 
-def offers(jobs: int, seed: int) -> tuple[Offer, ...]:
+def offers(jobs: int, seed: int) -> tuple[StepSpec, ...]:
     """A request in which each job needs three of the five hundred before it, and the last all
     that nobody else needs.
     """
@@ -89,7 +89,7 @@ def offers(jobs: int, seed: int) -> tuple[Offer, ...]:
             below = [*loose]
         depends = tuple(keys[each] for each in below)
         log = f"build-step-chunk{n}.log"
-        made.append(Offer(key, f"chunk{n}", "chunk", "x86_64", job, log, depends))
+        made.append(StepSpec(key, f"chunk{n}", "chunk", "x86_64", job, log, depends))
     made.reverse()
     return tuple(made)
 
@@ -181,7 +181,7 @@ def measure(jobs: int, requests: int) -> dict[str, float]:
     gc.set_threshold(20_000, 1_000_000, 1_000_000)  # as `fabric.broker` does
     farm = Farm(requests)
     submits = [
-        Submit(PROTOCOL, f"r{n}", "a request", made, (made[0].key,))
+        BuildGraph(PROTOCOL, f"r{n}", "a request", made, (made[0].key,))
         for n in range(requests)
         for made in [offers(jobs // requests, n)]
     ]

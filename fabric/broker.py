@@ -44,17 +44,17 @@ from fabric.scheduling.core import Scheduler
 from fabric.scheduling.model import Limits
 from fabric.wire import keys, sockets
 from fabric.wire.messages import (
+    BuildGraph,
+    BuildOrder,
     Command,
     FromPeer,
     Leave,
     LogPiece,
     LogRead,
-    Order,
     Poll,
     Published,
     Query,
     Report,
-    Submit,
 )
 from fabric.wire.server import Server
 from fabric.wire.sockets import Addresses
@@ -283,7 +283,7 @@ class Broker:
                 worker = self._scheduler.workers.get(message.name)
                 if worker is not None and worker.instance == message.instance:
                     self._routes[message.name] = self._peer
-            case Order() | Submit():
+            case BuildOrder() | BuildGraph():
                 self._outbox.subscriptions.watch(
                     message.request, self._peer, self._now, owner=sender
                 )

@@ -19,7 +19,7 @@ from fabric.definitions.select import needed
 from fabric.errors import SourceError, SourcesError, without_secrets
 from fabric.jobs import HOST_TOOLS, Content, Job, Part, Source, Staged
 from fabric.trove.sources.resolve import Sources, Wanted
-from fabric.wire.messages import Offer
+from fabric.wire.messages import StepSpec
 
 #: Sources that are named one by one, of those that fail alike.
 FEW = 5
@@ -94,12 +94,12 @@ class Plan(msgspec.Struct, frozen=True, dict=True):
             strata=tuple(self._part(stratum, artifact) for stratum, artifact in step.contents),
         )
 
-    def offers(self) -> tuple[Offer, ...]:
+    def offers(self) -> tuple[StepSpec, ...]:
         """All steps as they are submitted, each key once."""
         encode = msgspec.msgpack.Encoder().encode
         unique = {self.keys[step.id]: step for step in reversed(self.steps)}
         return tuple(
-            Offer(
+            StepSpec(
                 key=key,
                 name=step.name,
                 kind=step.kind,

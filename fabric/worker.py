@@ -44,7 +44,7 @@ from fabric.wire.messages import (
     LogWanted,
     Outcome,
     Published,
-    Refused,
+    Rejected,
 )
 from fabric.wire.sockets import Addresses, Codec, Curve, DecodeError
 
@@ -68,7 +68,7 @@ DEADLINE = 8.0
 TRIM_EVERY = 30.0
 
 #: Made once, which takes a millisecond: embedded workers are forked from where it is.
-_codec: Codec[Desired | LogWanted | Refused] = Codec(Desired | LogWanted | Refused)
+_codec: Codec[Desired | LogWanted | Rejected] = Codec(Desired | LogWanted | Rejected)
 
 
 class Worker:
@@ -173,7 +173,7 @@ class Worker:
                     self._forget()
                 case LogWanted():
                     self._serve(message)
-                case Refused():  # whoever can mend that may not be here, so go on asking
+                case Rejected():  # whoever can mend that may not be here, so go on asking
                     self._say(f"the broker refuses this worker: {message.reason}")
 
     def _collect(self) -> None:

@@ -20,7 +20,7 @@ from fabric.wire.messages import (
     LogRead,
     Poll,
     Query,
-    Refused,
+    Rejected,
     RequestInfo,
     Update,
 )
@@ -66,8 +66,8 @@ class Controller:
         self.warning = ""
         self._patience = max(PATIENCE, patience)
         self._tell = tell
-        self._codec: Codec[Answer | Update | LogPiece | Refused] = Codec(
-            Answer | Update | LogPiece | Refused
+        self._codec: Codec[Answer | Update | LogPiece | Rejected] = Codec(
+            Answer | Update | LogPiece | Rejected
         )
 
     def query(
@@ -97,7 +97,7 @@ class Controller:
         for message in self._ask(asked, ""):
             if isinstance(message, LogPiece) and (message.key, message.offset) == (key, offset):
                 return message
-            if isinstance(message, Refused) and message.about == key:
+            if isinstance(message, Rejected) and message.about == key:
                 if message.code == "not-now":
                     raise MachineFault(message.reason)
                 return None
@@ -124,7 +124,7 @@ class Controller:
 
     def _ask(
         self, asked: Query | Command | Poll | LogRead, about: str
-    ) -> Iterator[Answer | Update | LogPiece | Refused]:
+    ) -> Iterator[Answer | Update | LogPiece | Rejected]:
         """All that comes, until whoever asked is content."""
         began = due = time.monotonic()
         again = ASK_AGAIN
@@ -139,7 +139,7 @@ class Controller:
                     message = self._codec.decode(frame)
                 except DecodeError:  # of another version, or damaged: the question is put again
                     continue
-                if isinstance(message, Refused) and about and message.about == about:
+                if isinstance(message, Rejected) and about and message.about == about:
                     kind = MachineFault if message.code == "not-now" else FabricError
                     raise kind(as_typed(message.reason))
                 yield message

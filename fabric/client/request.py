@@ -2,10 +2,10 @@
 
 The shell around it (`fabric.initiator`) owns sockets, files and the clock::
 
-    mirror = RequestMirror(Order(...))            # or a Submit; or the id of a request to follow
+    mirror = RequestMirror(BuildOrder(...))       # or a BuildGraph; or the id of a request
     actions = mirror.tick(now)                    # once at the start, then at least at mirror.due
     actions = mirror.update(update, now)          # an Update came
-    actions = mirror.refused(refused, now)        # a Refused came
+    actions = mirror.refused(refused, now)        # a Rejected came
     actions = mirror.piece(piece, now)            # a LogPiece came
     actions = mirror.published(piece, now)        # a published piece of log came
     mirror.unsent(message)                        # a message could not be sent now
@@ -34,16 +34,16 @@ from fabric.client.request_logs import (
     Send,
 )
 from fabric.wire.messages import (
+    BuildGraph,
+    BuildOrder,
     Leave,
     LogPiece,
     LogRead,
-    Order,
     Poll,
     Published,
-    Refused,
+    Rejected,
     RequestState,
     StepState,
-    Submit,
     Update,
 )
 
@@ -101,13 +101,13 @@ class RequestMirror:
     ``wanted`` is what to ask for, or the id of a request that somebody asked for already.
     """
 
-    def __init__(self, wanted: Order | Submit | str, logs: int = bounds.LOGS_OPEN) -> None:
+    def __init__(self, wanted: BuildOrder | BuildGraph | str, logs: int = bounds.LOGS_OPEN) -> None:
         """``logs``: so many may be open at once."""
         self.wanted = None if isinstance(wanted, str) else wanted
         self.request = wanted if isinstance(wanted, str) else wanted.request
         self.title = self.wanted.title if self.wanted else ""
-        self.goals = wanted.goals if isinstance(wanted, Submit) else ()  # keys, once known
-        self.state: RequestState = "checking" if isinstance(wanted, Submit) else "resolving"
+        self.goals = wanted.goals if isinstance(wanted, BuildGraph) else ()  # keys, once known
+        self.state: RequestState = "checking" if isinstance(wanted, BuildGraph) else "resolving"
         self.message = ""
         self.left = 0.0  # seconds expected until the end; 0: unknown
         self.warning = ""  # what keeps it from going on, if somebody has to do something about it
@@ -185,7 +185,7 @@ class RequestMirror:
             actions.append(Send(Poll(self.request, self.version)))
         return actions
 
-    def refused(self, refused: Refused, now: float) -> Sequence[Action]:
+    def refused(self, refused: Rejected, now: float) -> Sequence[Action]:
         """The broker cannot serve something asked."""
         self.heard = now
         if refused.code == "no-log":
@@ -223,7 +223,7 @@ class RequestMirror:
 
     # -- logs ------------------------------------------------------------------------------
 
-    def unsent(self, message: Order | Submit | Poll | Leave | LogRead) -> None:
+    def unsent(self, message: BuildOrder | BuildGraph | Poll | Leave | LogRead) -> None:
         """It was not sent.  A question for a log is put again soon; all else will be anyway."""
         if isinstance(message, LogRead):
             self._logs.unsent(message)

@@ -13,14 +13,14 @@ import msgspec
 
 from fabric import bounds
 from fabric.wire.messages import (
+    BuildGraph,
+    BuildOrder,
     Leave,
     LogPiece,
     LogRead,
-    Order,
     Poll,
     Published,
     StepState,
-    Submit,
 )
 
 #: Seconds before a question is repeated the first time; the wait doubles so many times.
@@ -39,7 +39,7 @@ ENDED = frozenset({"done", "cached", "failed", "cancelled"})  # steps
 class Send(msgspec.Struct, frozen=True):
     """Send this to the broker."""
 
-    message: Order | Submit | Poll | Leave | LogRead
+    message: BuildOrder | BuildGraph | Poll | Leave | LogRead
 
 
 class OpenLog(msgspec.Struct, frozen=True):

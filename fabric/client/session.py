@@ -25,11 +25,11 @@ from fabric.host.terminal import OutputError
 from fabric.wire.connection import Connection
 from fabric.wire.messages import (
     Answer,
+    BuildGraph,
+    BuildOrder,
     LogPiece,
-    Order,
-    Refused,
+    Rejected,
     StepState,
-    Submit,
     ToInitiator,
     Update,
 )
@@ -60,7 +60,7 @@ class Session:
 
     def __init__(
         self,
-        asked: Order | Submit | str,
+        asked: BuildOrder | BuildGraph | str,
         line: Connection,
         screen: Screen,
         check: Callable[[], str] = str,
@@ -145,7 +145,7 @@ class Session:
                     self._expect(now)
                 case LogPiece():
                     self._do(self.mirror.piece(message, now))
-                case Refused():
+                case Rejected():
                     self._do(self.mirror.refused(message, now))
                     if message.code == "not-now" and message.about == self.mirror.request:
                         self._wait(as_typed(message.reason))

@@ -80,13 +80,13 @@ def _build(
     from fabric.trove.sources.build_refs import new_request
     from fabric.trove.sources.snapshot import user
     from fabric.wire.connection import Connection
-    from fabric.wire.messages import PROTOCOL, Submit
+    from fabric.wire.messages import PROTOCOL, BuildGraph
     from fabric.wire.sockets import in_directory
 
     def hint(step: StepState) -> str:
         return f"shell: {command('shell', step.name, '--system', options.system)}"
 
-    submit = Submit(
+    submit = BuildGraph(
         protocol=PROTOCOL,
         request=new_request(),
         title=f"{plan.graph.system} for {user()}",

@@ -26,7 +26,7 @@ from fabric.trove.sources.committed import Committed
 from fabric.trove.sources.farm_remote import TroveError, TroveFault
 from fabric.trove.sources.snapshot import user
 from fabric.wire.connection import Connection
-from fabric.wire.messages import PROTOCOL, Order
+from fabric.wire.messages import PROTOCOL, BuildOrder
 
 #: Seconds that ``--detach`` waits to hear whether the definitions can be resolved.
 RESOLVING = 10.0
@@ -77,7 +77,7 @@ def _prepare(
     system: str,
     line: Connection,
     screen: Screen,
-) -> tuple[Order, str]:
+) -> tuple[BuildOrder, str]:
     """Everything that the controller needs, in the trove; returns the order for it, and which
     tree of files that is."""
     trove = open_trove(settings)
@@ -116,7 +116,7 @@ def _prepare(
             kept.tidy(trove, {one.request for one in live if one.state not in OVER})
         except TroveError as error:  # the build does not depend on it
             progress(f"warning: old build refs stay: {error}")
-    made = Order(
+    made = BuildOrder(
         protocol=PROTOCOL,
         request=request,
         title=f"{graph.system} for {user()}",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 from fabric.scheduling.model import Request, Task
-from fabric.wire.messages import Order, Submit, cut
+from fabric.wire.messages import BuildGraph, BuildOrder, cut
 
 
 def broke(error: Exception) -> str:
@@ -15,7 +15,7 @@ def broke(error: Exception) -> str:
     return cut(f"the controller broke at it, a fault of distbuild: {type(error).__name__}: {error}")
 
 
-def requests_at_hand(error: Exception) -> dict[str, Order | Submit | None]:
+def requests_at_hand(error: Exception) -> dict[str, BuildOrder | BuildGraph | None]:
     """Ids of the requests, each with what asked for it if that was just taken in.
 
     They are those of the innermost function that had to do with any.  None if it was not the core
@@ -30,7 +30,7 @@ def requests_at_hand(error: Exception) -> dict[str, Order | Submit | None]:
                 value.request: value
                 for each in frames
                 for value in each.f_locals.values()
-                if isinstance(value, Order | Submit)
+                if isinstance(value, BuildOrder | BuildGraph)
             }
             return {id: intents.get(id) for id in ids}
     return {}

@@ -36,7 +36,7 @@ from fabric.controller.journal_writer import (
 from fabric.errors import MachineFault
 from fabric.scheduling.events import Drained, Ended, Learned, Opened, Remembered
 from fabric.scheduling.model import Durations
-from fabric.wire.messages import Order, Submit, Update
+from fabric.wire.messages import BuildGraph, BuildOrder, Update
 
 #: Version of the file's tables.
 VERSION = 3
@@ -98,7 +98,7 @@ _DRAINED = "INSERT OR IGNORE INTO drained VALUES (?)"
 _RESUMED = "DELETE FROM drained WHERE worker = ?"
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode_intent = msgspec.msgpack.Decoder(Order | Submit).decode
+_decode_intent = msgspec.msgpack.Decoder(BuildOrder | BuildGraph).decode
 _decode_outcome = msgspec.msgpack.Decoder(Update).decode
 
 
@@ -284,10 +284,10 @@ class Journal:
 
     def _event(
         self, id: bytes, requester: object, opened: float, written: bytes, *, goes_on: bool
-    ) -> Remembered | Order | Submit:
+    ) -> Remembered | BuildOrder | BuildGraph:
         """MsgspecError, TypeError or ValueError if the row is damaged."""
         if goes_on:
-            intent: Order | Submit = _decode_intent(written)
+            intent: BuildOrder | BuildGraph = _decode_intent(written)
             request = intent.request
         else:
             outcome = _decode_outcome(written)

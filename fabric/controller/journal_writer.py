@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from fabric.errors import NO_ROOM
 from fabric.scheduling.events import Remembered
-from fabric.wire.messages import Order, Submit
+from fabric.wire.messages import BuildGraph, BuildOrder
 
 #: Entries after which the journal is pruned.
 PRUNE_EVERY = 5_000
@@ -45,7 +45,7 @@ class Written(NamedTuple):
 
     id: bytes
     written: object
-    event: Remembered | Order | Submit
+    event: Remembered | BuildOrder | BuildGraph
 
 
 class JournalWriter:

@@ -19,13 +19,13 @@ from fabric.controller.subscriptions import Subscriptions
 from fabric.scheduling.events import Unwritten
 from fabric.wire.messages import (
     Answer,
+    BuildGraph,
+    BuildOrder,
     Command,
     FromPeer,
     Message,
-    Order,
     Query,
-    Refused,
-    Submit,
+    Rejected,
     Update,
 )
 
@@ -71,20 +71,20 @@ class ReplyOutbox:
         """
         if not self._journal.trouble:
             match message:
-                case Order() | Submit() | Command():
+                case BuildOrder() | BuildGraph() | Command():
                     return self._journal.promised - self._journal.kept > bounds.PROMISES
                 case Query():
                     return len(self._unsaid) > bounds.UNSAID
                 case _:
                     return False
         match message:
-            case Order() | Submit() if message.request not in scheduler.requests:
+            case BuildOrder() | BuildGraph() if message.request not in scheduler.requests:
                 about = message.request
             case Command():
                 about = message.id
             case _:
                 return False
-        self._send(peer, Refused(about, "not-now", self._trouble(about)))
+        self._send(peer, Rejected(about, "not-now", self._trouble(about)))
         return True
 
     def answer(self, peer: bytes, query: Query, scheduler: Scheduler, now: float) -> None:
@@ -134,7 +134,7 @@ class ReplyOutbox:
             except Exception as error:  # noqa: BLE001 - as above
                 traceback.print_exc()
                 self._send(
-                    subscription.peer, Refused(subscription.request, "bad-request", broke(error))
+                    subscription.peer, Rejected(subscription.request, "bad-request", broke(error))
                 )
                 update = None
             if update is None:

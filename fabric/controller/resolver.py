@@ -1,9 +1,9 @@
 """The resolver: what becomes of an order.  A child process of the broker, one for each.
 
-It reads an encoded `Order` from standard input, fetches that commit of the definitions and what
-they name as sources from the trove, computes the steps with their cache keys, and writes an
-encoded `Submit` to standard output.  If that cannot be done, the exit code is not 0 and standard
-error has the text for the user: ``FILE:LINE: message`` for mistakes in the definitions.
+It reads an encoded `BuildOrder` from standard input, fetches that commit of the definitions and
+what they name as sources from the trove, computes the steps with their cache keys, and writes an
+encoded `BuildGraph` to standard output.  If that cannot be done, the exit code is not 0 and
+standard error has the text for the user: ``FILE:LINE: message`` for mistakes in the definitions.
 
 The definitions may be anybody's, and anything may be in them: they are read out of git's
 objects, nothing of them is run, and time and memory of this process are bounded.
@@ -47,7 +47,7 @@ from fabric.trove.configured import open_sources, open_trove
 from fabric.trove.sources.committed import Committed
 from fabric.trove.sources.farm_remote import Trove
 from fabric.trove.sources.git import REF, Repository
-from fabric.wire.messages import PROTOCOL, Order, Submit
+from fabric.wire.messages import PROTOCOL, BuildGraph, BuildOrder
 
 #: A disk without room is not the order's fault.  Git has many words for it, so whatever goes wrong
 #: is put down to that with less left than this, in bytes.
@@ -56,7 +56,7 @@ ROOM = 16 << 20
 PACKS = 100
 
 
-def resolve(order: Order, settings: BrokerSettings, tools: str) -> Submit:
+def resolve(order: BuildOrder, settings: BrokerSettings, tools: str) -> BuildGraph:
     """What an order comes to.  ``tools``: digest of the tools that the workers' hosts have.
 
     DefinitionsError, SourceError, or FabricError if a component is not in the system.
@@ -82,7 +82,7 @@ def resolve(order: Order, settings: BrokerSettings, tools: str) -> Submit:
         return _submit(order, make_plan(graph, goals, sources, tools))
 
 
-def _fetch(order: Order, trove: Trove, directory: Path) -> Repository:
+def _fetch(order: BuildOrder, trove: Trove, directory: Path) -> Repository:
     """Our repository, with the commit that was ordered in it."""
     repository = Repository(directory / "orders.git")
     if not (order.ref.startswith("refs/") and REF.fullmatch(order.ref)):
@@ -103,8 +103,8 @@ def _fetch(order: Order, trove: Trove, directory: Path) -> Repository:
     return repository
 
 
-def _submit(order: Order, plan: Plan) -> Submit:
-    return Submit(
+def _submit(order: BuildOrder, plan: Plan) -> BuildGraph:
+    return BuildGraph(
         protocol=PROTOCOL,
         request=order.request,
         title=order.title,
@@ -179,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = config.load(BrokerSettings, options.config)
         tools = _tools(options.host_tools, settings)
-        order = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Order)
+        order = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=BuildOrder)
         sys.stdout.buffer.write(msgspec.msgpack.encode(resolve(order, settings, tools)))
         sys.stdout.flush()
     except FabricError as error:

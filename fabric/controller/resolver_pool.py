@@ -1,8 +1,9 @@
 """Child processes that find out what an order needs: each runs `fabric.controller.resolver`.
 
 Resolving reads a repository and computes for seconds, fetches, and runs on what strangers wrote,
-so none of it happens in the broker.  A child gets the encoded `Order` on its standard input, and
-writes an encoded `Submit`; or it fails, and what it wrote on standard error is told to the user.
+so none of it happens in the broker.  A child gets the encoded `BuildOrder` on its standard input,
+and writes an encoded `BuildGraph`; or it fails, and what it wrote on standard error is told to the
+user.
 
 Each child leads a session, and git stays in it: so the whole of it can be killed.
 """
@@ -23,7 +24,7 @@ from fabric import bounds
 from fabric.errors import PASSING
 from fabric.host.process import TooMuchOutput, converse, kill_session
 from fabric.scheduling.events import Resolved, Unresolved
-from fabric.wire.messages import Order, Submit
+from fabric.wire.messages import BuildGraph, BuildOrder
 
 #: Exit code that says: not the order's fault.  It is tried again, this often, after these seconds.
 FAULT = 4
@@ -31,14 +32,14 @@ AGAIN = (2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 60.0)
 #: Seconds that a child has to end by itself after its time, so that it says why.
 GRACE = 30
 
-_decode = msgspec.msgpack.Decoder(Submit).decode
+_decode = msgspec.msgpack.Decoder(BuildGraph).decode
 _encode = msgspec.msgpack.Encoder().encode
 
 
 class _Child:
     """The order of one request, and the process that resolves it, if one does."""
 
-    def __init__(self, order: Order, options: Sequence[str]) -> None:
+    def __init__(self, order: BuildOrder, options: Sequence[str]) -> None:
         self.order = order
         self.options = options
         self.tries = 0
@@ -125,7 +126,7 @@ class ResolverPool:
         self._ended: deque[tuple[_Child, Resolved | Unresolved]] = deque()
         self._count = 0
 
-    def resolve(self, order: Order, host_tools: str = "") -> None:
+    def resolve(self, order: BuildOrder, host_tools: str = "") -> None:
         """Have it resolved, for workers with these tools; answered by `answers`."""
         options = ["--host-tools", host_tools] if host_tools else []
         self._wait(_Child(order, options))

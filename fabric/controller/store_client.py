@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from fabric import bounds
 from fabric.errors import DamagedError
 from fabric.scheduling.events import Answered, Ask, Inspected, Unanswered
-from fabric.wire.messages import LogPiece, LogRead, Refused, cut
+from fabric.wire.messages import LogPiece, LogRead, Rejected, cut
 
 if TYPE_CHECKING:
     from fabric.jobs import Blob
@@ -123,7 +123,7 @@ class StoreClient:
         self._answers: deque[Answered | Unanswered | Inspected] = deque()
         self._store = _Opened(open_store)  # for questions
         self._reads = _LogReads()
-        self._pieces: deque[tuple[bytes, LogPiece | Refused]] = deque()
+        self._pieces: deque[tuple[bytes, LogPiece | Rejected]] = deque()
         self._room = threading.Semaphore(PIECES)  # for more of them
         self._logs = _Logs(_Opened(open_store))
         self._inspections: SimpleQueue[tuple[str, ...] | None] = SimpleQueue()
@@ -152,7 +152,7 @@ class StoreClient:
         while self._answers:
             yield self._answers.popleft()
 
-    def pieces(self) -> Iterator[tuple[bytes, LogPiece | Refused]]:
+    def pieces(self) -> Iterator[tuple[bytes, LogPiece | Rejected]]:
         """Pieces of logs that have come, each once, and for whom."""
         while self._pieces:
             yield self._pieces.popleft()
@@ -246,18 +246,18 @@ class _Logs:
         self._store = store
         self._known: dict[str, Blob] = {}  # key -> its log
 
-    def read(self, wanted: LogRead) -> LogPiece | Refused:
+    def read(self, wanted: LogRead) -> LogPiece | Rejected:
         """A range of a log."""
         try:
             log = self._known.get(wanted.key) or self._find(wanted.key)
             if log is None:
-                return Refused(wanted.key, "no-log", "no log of it is kept here")
+                return Rejected(wanted.key, "no-log", "no log of it is kept here")
             length = max(0, min(wanted.length, bounds.LOG_RANGE, log.size - wanted.offset))
             data = self._store.get().read(log, wanted.offset, length) if length else b""
         except Exception as error:  # noqa: BLE001 - any failure of a store is an answer
             gone = isinstance(error, DamagedError)
             told = f"its log cannot be read: {_text(error)}"
-            return Refused(wanted.key, "no-log" if gone else "not-now", told)
+            return Rejected(wanted.key, "no-log" if gone else "not-now", told)
         return LogPiece(wanted.key, wanted.fence, wanted.offset, data, log.size, log.sha256)
 
     def _find(self, key: str) -> Blob | None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fabric.scheduling.core import Scheduler
     from fabric.scheduling.events import Closed, Ended
     from fabric.scheduling.model import Task
-    from fabric.wire.messages import Order, Submit
+    from fabric.wire.messages import BuildGraph, BuildOrder
 
 
 class Telemetry:
@@ -58,7 +58,11 @@ class Telemetry:
         self.note.info(text, request=effect.request)
 
     def given_up(
-        self, id: str, intent: Order | Submit | None, scheduler: Scheduler, error: Exception
+        self,
+        id: str,
+        intent: BuildOrder | BuildGraph | None,
+        scheduler: Scheduler,
+        error: Exception,
     ) -> None:
         """The core broke at a request, as the next run would: it is over.
 

@@ -34,14 +34,14 @@ from fabric.scheduling.model import Attempt, Durations, Limits, Task
 from fabric.scheduling.states import Cause, State
 from fabric.wire.messages import (
     Answer,
+    BuildGraph,
+    BuildOrder,
     Command,
     Desired,
     Leave,
-    Order,
     Poll,
     Query,
     Report,
-    Submit,
     Update,
 )
 
@@ -89,8 +89,8 @@ class Scheduler(Fleet):
         self._timer(self.grace_until, self._end_grace, None)
         self._handlers: Mapping[type, Callable[[Any], None]] = {
             Report: self._report,
-            Order: self._order,
-            Submit: self._submit,
+            BuildOrder: self._order,
+            BuildGraph: self._submit,
             Poll: self._poll,
             Leave: self._leave,
             Command: self._command,

@@ -1,7 +1,7 @@
 """What the core hears and what it asks for.
 
-Events are messages as they came (`Report`, `Order`, `Submit`, `Poll`, `Leave`, `Command`) and the
-ones below; effects are only those below.  The shell carries them out in order.
+Events are messages as they came (`Report`, `BuildOrder`, `BuildGraph`, `Poll`, `Leave`, `Command`)
+and the ones below; effects are only those below.  The shell carries them out in order.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import msgspec
 
 from fabric.wire.messages import (
     Answer,
+    BuildGraph,
+    BuildOrder,
     Code,
     Command,
     Leave,
-    Order,
     Outcome,
     Poll,
     Report,
-    Submit,
     Update,
 )
 
@@ -39,10 +39,10 @@ class Unanswered(msgspec.Struct, frozen=True):
 
 
 class Resolved(msgspec.Struct, frozen=True):
-    """What a request asked for by `Order` comes to."""
+    """What a request asked for by `BuildOrder` comes to."""
 
     request: str
-    submit: Submit
+    submit: BuildGraph
 
 
 class Unresolved(msgspec.Struct, frozen=True):
@@ -84,8 +84,8 @@ class Tick(msgspec.Struct, frozen=True):
 
 Event = (
     Report
-    | Order
-    | Submit
+    | BuildOrder
+    | BuildGraph
     | Poll
     | Leave
     | Command
@@ -122,7 +122,7 @@ class Inspect(msgspec.Struct, frozen=True):
 class Resolve(msgspec.Struct, frozen=True):
     """Find out what this order needs; answer with `Resolved` or `Unresolved`."""
 
-    order: Order
+    order: BuildOrder
 
 
 class Abandon(msgspec.Struct, frozen=True):
@@ -145,7 +145,7 @@ class Changed(msgspec.Struct, frozen=True, gc=False):
 
 
 class Refuse(msgspec.Struct, frozen=True):
-    """Tell the sender of the event that it cannot be served.  ``code`` as in `Refused`."""
+    """Tell the sender of the event that it cannot be served.  ``code`` as in `Rejected`."""
 
     about: str
     code: Code
@@ -170,7 +170,7 @@ class Opened(msgspec.Struct, frozen=True):
 
     request: str
     title: str
-    intent: Order | Submit
+    intent: BuildOrder | BuildGraph
 
 
 class Closed(msgspec.Struct, frozen=True):

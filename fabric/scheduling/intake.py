@@ -24,9 +24,9 @@ from fabric.scheduling.events import (
 from fabric.scheduling.interest import Interest
 from fabric.scheduling.model import Durations, Limits, Request, Requester
 from fabric.scheduling.shares import Share
-from fabric.wire.messages import Answer, Command, Leave, Order, Poll, Submit
+from fabric.wire.messages import Answer, BuildGraph, BuildOrder, Command, Leave, Poll
 
-#: Requests remembered as left, so that a late copy of their `Submit` does not revive them.
+#: Requests remembered as left, so that a late copy of their `BuildGraph` does not revive them.
 _LEFT = 1000
 #: Requests that are over and that nobody watches: so many are kept, with so many steps in all.
 _KEPT = 200
@@ -50,16 +50,16 @@ class Intake(Interest):
 
     # -- they come -----------------------------------------------------------------------------
 
-    def _order(self, order: Order) -> None:
+    def _order(self, order: BuildOrder) -> None:
         if not self._known(order) and self._has_room(order):
             self._begin(order)
             self.effects.append(Resolve(order))
 
-    def _submit(self, submit: Submit) -> None:
+    def _submit(self, submit: BuildGraph) -> None:
         if not self._known(submit) and self._has_room(submit):
             self._study(self._begin(submit), submit)
 
-    def _has_room(self, wanted: Order | Submit) -> bool:
+    def _has_room(self, wanted: BuildOrder | BuildGraph) -> bool:
         """Whether one more request may begin."""
         requester = self.requesters.get(wanted.requester)
         if requester is not None and len(requester.requests) >= bounds.OPEN_REQUESTS:
@@ -82,7 +82,7 @@ class Intake(Interest):
         if request is not None and request.state == "resolving":
             self._make_nothing(request, event.message)
 
-    def _study(self, request: Request, submit: Submit) -> None:
+    def _study(self, request: Request, submit: BuildGraph) -> None:
         """Find out what a request comes to; the first portion at once, the rest with time."""
         before = sum(each.size for each in request.requester.requests.values())
         request.size = len(submit.steps)
@@ -95,7 +95,7 @@ class Intake(Interest):
         if next(study, _DONE) is not _DONE:
             self._studies[request.id] = study
 
-    def _take_in(self, request: Request, submit: Submit) -> Iterator[None]:
+    def _take_in(self, request: Request, submit: BuildGraph) -> Iterator[None]:
         try:
             offers, ranks = yield from plan.study(submit, self.expected)
             self._agree(submit)
@@ -118,7 +118,7 @@ class Intake(Interest):
                 del self._studies[id]
             break
 
-    def _known(self, wanted: Order | Submit) -> bool:
+    def _known(self, wanted: BuildOrder | BuildGraph) -> bool:
         """Whether a request is not new: then there is no more to do for it."""
         request = self.requests.get(wanted.request)
         if request is not None:
@@ -129,7 +129,7 @@ class Intake(Interest):
             return True
         return False
 
-    def _begin(self, wanted: Order | Submit) -> Request:
+    def _begin(self, wanted: BuildOrder | BuildGraph) -> Request:
         self.count += 1
         requester = self.requesters.get(wanted.requester)
         if requester is None:
@@ -157,7 +157,7 @@ class Intake(Interest):
         self._timer(self.now + self.limits.patience, self._check_patience, request)
         return request
 
-    def _build(self, request: Request, submit: Submit) -> None:
+    def _build(self, request: Request, submit: BuildGraph) -> None:
         """What a request needs is known: find out what of it is missing."""
         request.state = "checking"
         request.index = None
@@ -169,7 +169,7 @@ class Intake(Interest):
         self.need(request, request.wanted)
         self.check_over(request)
 
-    def _agree(self, submit: Submit) -> None:
+    def _agree(self, submit: BuildGraph) -> None:
         """A key names all that goes into an artifact, dependencies too.  Else it is Unsound."""
         for offer in submit.steps:
             task = self.tasks.get(offer.key)

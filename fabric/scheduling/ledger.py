@@ -21,7 +21,7 @@ from fabric.scheduling.model import (
 )
 from fabric.scheduling.pools import Pools
 from fabric.scheduling.states import TABLE, Cause, IllegalTransition, State
-from fabric.wire.messages import Code, Offer
+from fabric.wire.messages import Code, StepSpec
 
 #: Keys in one question, and pieces of rubbish removed at a time: neither takes long.
 MANY = 500
@@ -196,11 +196,11 @@ class Ledger:
 
     # -- what is expected ------------------------------------------------------------------
 
-    def expected(self, offer: Offer) -> float:
+    def expected(self, offer: StepSpec) -> float:
         """Seconds a step should take."""
         return self.expectation(offer)[0]
 
-    def expectation(self, offer: Offer) -> tuple[float, bool]:
+    def expectation(self, offer: StepSpec) -> tuple[float, bool]:
         """That, and whether it is a guess (a stratum takes no time to speak of)."""
         kind = offer.kind
         seconds = self.durations.get((kind, offer.name, offer.arch))

@@ -13,7 +13,7 @@ from fabric import bounds
 from fabric.scheduling.named import Index
 from fabric.scheduling.shares import Share
 from fabric.scheduling.states import LIVE, Cause, State
-from fabric.wire.messages import Offer, Outcome, RequestState, StepState
+from fabric.wire.messages import Outcome, RequestState, StepSpec, StepState
 
 #: (kind, name, arch) -> seconds a build took; what `Scheduler` is given and `Learned` tells.
 Durations = dict[tuple[str, str, str], float]
@@ -88,7 +88,7 @@ class Task(msgspec.Struct, eq=False):
     """The work for one artifact."""
 
     key: str
-    offer: Offer
+    offer: StepSpec
     number: int  # breaks ties; order of coming
     expected: float  # seconds
     guessed: bool = False  # ``expected`` is: nobody has built it before
@@ -214,7 +214,7 @@ class Request(msgspec.Struct, eq=False):
     state: RequestState = "resolving"
     message: str = ""
     size: int = 0  # its steps, once resolved
-    offers: dict[str, Offer] = {}  # these
+    offers: dict[str, StepSpec] = {}  # these
     goals: tuple[str, ...] = ()  # keys, as they were asked for
     wanted: Mapping[str, None] = {}  # these, and what was asked for along with them
     known: int = 0  # the version at which these were known

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Mapping
 
-from fabric.wire.messages import Offer, Submit
+from fabric.wire.messages import BuildGraph, StepSpec
 
 #: Steps looked at before others have their turn.
 PORTION = 2000
@@ -15,14 +15,14 @@ class Unsound(ValueError):
 
 
 def study(
-    submit: Submit, expected: Callable[[Offer], float]
-) -> Generator[None, None, tuple[dict[str, Offer], dict[str, float]]]:
+    submit: BuildGraph, expected: Callable[[StepSpec], float]
+) -> Generator[None, None, tuple[dict[str, StepSpec], dict[str, float]]]:
     """A request's steps by their keys, and their ranks: the seconds from the start of each to the
     end of all, along the longest path upwards.  The larger, the sooner it should be built.
 
     Yields after each `PORTION`.  Unsound if steps are missing, or need each other in a circle.
     """
-    offers: dict[str, Offer] = {}
+    offers: dict[str, StepSpec] = {}
     for offer in submit.steps:
         if offer.key in offers:
             raise Unsound(f"{offer.name}: its key is also that of {offers[offer.key].name}")
@@ -59,7 +59,7 @@ def study(
     return offers, ranks
 
 
-def _circle(offers: Mapping[str, Offer], above: Collection[str]) -> list[str]:
+def _circle(offers: Mapping[str, StepSpec], above: Collection[str]) -> list[str]:
     """Names along one circle, the first again at the end; ``above`` are in none, nor below one."""
     seated = set(above)
     loose = {key: offer for key, offer in offers.items() if key not in seated}

@@ -16,7 +16,7 @@ import msgspec
 
 from fabric.scheduling.model import Limits, Request, Task, Worker
 from fabric.scheduling.states import State
-from fabric.wire.messages import ARCHITECTURE, Offer
+from fabric.wire.messages import ARCHITECTURE, StepSpec
 
 #: (load of the requester, its number, load of the request, its number): least first.
 Standing = tuple[float, int, float, int]
@@ -248,7 +248,7 @@ class Pools:
     def all(self) -> Iterable[Pool]:
         return self._pools.values()
 
-    def of(self, offer: Offer, now: float) -> Pool:
+    def of(self, offer: StepSpec, now: float) -> Pool:
         """The pool of tasks such as this."""
         pool = self._pools.get((offer.arch, offer.needs))
         if pool is None:

@@ -160,7 +160,7 @@ class LogWanted(Message, frozen=True):
 # -- initiator to broker -------------------------------------------------------------------
 
 
-class Offer(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+class StepSpec(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """One step of a request."""
 
     key: Key
@@ -173,7 +173,7 @@ class Offer(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     needs: tuple[Name, ...] = ()  # features a worker must have
 
 
-class Order(Message, frozen=True):
+class BuildOrder(Message, frozen=True, tag="Order"):
     """A build request for a commit of definitions in the trove, which the broker resolves.
 
     Repeated until an `Update` comes; the same ``request`` is one request.
@@ -194,13 +194,13 @@ class Order(Message, frozen=True):
     locked: bool = False  # refused unless the definitions pin what each source contains
 
 
-class Submit(Message, frozen=True):
-    """A build request already resolved: an embedded fabric's, or what became of an `Order`."""
+class BuildGraph(Message, frozen=True, tag="Submit"):
+    """A build request already resolved: an embedded fabric's, or what became of a `BuildOrder`."""
 
     protocol: int
     request: Name
     title: Text
-    steps: tuple[Offer, ...]
+    steps: tuple[StepSpec, ...]
     goals: tuple[Name, ...]  # keys; what they do not need is not built,
     keep_going: bool = False
     priority: Priority = 0
@@ -348,7 +348,7 @@ class Answer(Message, frozen=True):
     logs: tuple[LogInfo, ...] = ()
 
 
-class Refused(Message, frozen=True):
+class Rejected(Message, frozen=True, tag="Refused"):
     """A message could not be served, and why.  ``about`` is its request or key."""
 
     about: Name
@@ -392,6 +392,6 @@ def cut(text: str, most: int = bounds.OUTCOME_TEXT) -> str:
     return text[: most - len(mark)] + mark
 
 
-FromPeer = Report | LogPiece | Order | Submit | Poll | Leave | LogRead | Query | Command
-ToWorker = Desired | LogWanted | Refused
-ToInitiator = Update | LogPiece | Answer | Refused
+FromPeer = Report | LogPiece | BuildOrder | BuildGraph | Poll | Leave | LogRead | Query | Command
+ToWorker = Desired | LogWanted | Rejected
+ToInitiator = Update | LogPiece | Answer | Rejected

@@ -2,7 +2,7 @@
 
 Whatever comes in is checked here: that it can be read, that it is of our protocol, and that the
 sender's role allows it.  Names are those in the senders' keys.  What is wrong is answered with
-`Refused`, and costs nobody else anything.
+`Rejected`, and costs nobody else anything.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from fabric.wire import sockets
 from fabric.wire.keys import Admitted, Certificate, Gate
 from fabric.wire.messages import (
     PROTOCOL,
+    BuildOrder,
     Code,
     Command,
     FromPeer,
@@ -30,11 +31,10 @@ from fabric.wire.messages import (
     LogPiece,
     LogRead,
     Message,
-    Order,
     Poll,
     Published,
     Query,
-    Refused,
+    Rejected,
     Report,
     Update,
     cut,
@@ -62,10 +62,10 @@ SCOLDED = 1000
 #: Made once, which takes a millisecond: an embedded broker is forked from where it is.
 _messages: sockets.Codec[FromPeer] = sockets.Codec(FromPeer)
 
-#: What may be said with a key.  A `Submit` is none of it: its keys are what its sender says.
+#: What may be said with a key.  A `BuildGraph` is none of it: its keys are what its sender says.
 MAY_SAY: dict[str, tuple[type, ...]] = {
     "worker": (Report, LogPiece),
-    "initiator": (Order, Poll, Leave, LogRead, Query, Command),
+    "initiator": (BuildOrder, Poll, Leave, LogRead, Query, Command),
 }
 #: Ids of one length: none is how another begins, by which users name it.
 _ID = re.compile("[0-9a-f]{32}")
@@ -73,7 +73,7 @@ _ID = re.compile("[0-9a-f]{32}")
 LARGEST: dict[Any, int] = {
     Report: bounds.REMOTE_FRAME,
     LogPiece: bounds.LOG_RANGE + bounds.QUESTION,
-    Order: bounds.ORDER,
+    BuildOrder: bounds.ORDER,
 } | dict.fromkeys((Poll, Leave, LogRead, Query, Command), bounds.QUESTION)
 
 
@@ -303,13 +303,13 @@ class Server:
             self.refuse(peer, about(message), "bad-request", reason)
             self._scold(peer, sender, reason)
             return None
-        if isinstance(message, Order) and not _ID.fullmatch(message.request):
+        if isinstance(message, BuildOrder) and not _ID.fullmatch(message.request):
             reason = "the id of a request has 32 hexadecimal digits"
             self.refuse(peer, message.request, "bad-request", reason)
             return None
         if isinstance(message, Report) and message.name != sender.name:
             return msgspec.structs.replace(message, name=sender.name)
-        if isinstance(message, Order) and message.requester != sender.name:
+        if isinstance(message, BuildOrder) and message.requester != sender.name:
             return msgspec.structs.replace(message, requester=sender.name)
         return message
 
@@ -358,7 +358,7 @@ class Server:
 
     def refuse(self, peer: bytes, about: str, code: Code, reason: str) -> None:
         """Say that something cannot be served, and why."""
-        self.send(peer, Refused(about, code, reason))
+        self.send(peer, Rejected(about, code, reason))
 
     def publish(self, piece: bytes | zmq.Frame) -> None:
         """A piece of a log, to all who follow it and read fast enough."""

@@ -15,7 +15,7 @@ from waiting import until
 from wire_kit import resident
 
 from fabric.wire import sockets
-from fabric.wire.messages import Answer, LogInfo, LogPiece, Poll, Refused, StepState, Update
+from fabric.wire.messages import Answer, LogInfo, LogPiece, Poll, Rejected, StepState, Update
 
 REQUEST = "r" * 32
 LOG = "build-step-zlib-misc.log"
@@ -47,7 +47,7 @@ def said(version: int) -> list[bytes]:
     return [
         encode(Update(REQUEST, version, "building", (step,), 3.5, "", "a build", (KEY,))),
         encode(LogPiece(KEY, version, 0, b"a line\n" * 30, 210, "cd" * 32)),
-        encode(Refused(KEY, "no-log", "no")),
+        encode(Rejected(KEY, "no-log", "no")),
         encode(Answer("q", logs=(LogInfo(KEY, 1, "zlib", LOG, "done"),))),
     ]
 
@@ -97,7 +97,7 @@ def test_at_an_initiator(directory: Path) -> None:
                 pass
         assert resident(child.pid) - before < GROWTH
         # It still hears.
-        last = encode(Refused(REQUEST, "bad-request", "enough of this"))
+        last = encode(Rejected(REQUEST, "bad-request", "enough of this"))
         until(lambda: sockets.send(broker, last, to=peer))
         _, errors = child.communicate(timeout=20)
     finally:

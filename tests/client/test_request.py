@@ -10,11 +10,11 @@ from fabric.client.request import (
     Send,
 )
 from fabric.wire.messages import (
+    BuildGraph,
     Leave,
     Poll,
-    Refused,
+    Rejected,
     StepState,
-    Submit,
     Update,
 )
 
@@ -27,7 +27,7 @@ def test_it_submits_until_it_is_heard_and_less_and_less_often() -> None:
         tale.tick(0.125)
         times += [tale.now] * (len(tale.sent) - before)
     assert times == [0.125, 1.125, 3.125, 7.125]
-    assert all(isinstance(each, Submit) for each in tale.sent)
+    assert all(isinstance(each, BuildGraph) for each in tale.sent)
     tale.update()
     tale.sent.clear()
     tale.tick(10.0)
@@ -74,7 +74,7 @@ def test_a_broker_that_forgot_the_request_gets_it_again() -> None:
     tale.tick()
     tale.running()
     tale.sent.clear()
-    actions = tale.mirror.refused(Refused("r1", "unknown-request", "?"), tale.now)
+    actions = tale.mirror.refused(Rejected("r1", "unknown-request", "?"), tale.now)
     assert [type(action) for action in actions] == [Changed]
     assert tale.mirror.steps[KEY].state == "waiting"
     tale.tick(0.1)
@@ -103,7 +103,7 @@ def test_what_a_request_that_is_begun_anew_does_not_tell_of_counts_no_more() -> 
 def test_a_refused_request_is_over() -> None:
     tale = Tale()
     tale.tick()
-    refused = Refused("r1", "protocol", "upgrade the broker")
+    refused = Rejected("r1", "protocol", "upgrade the broker")
     [over] = tale.mirror.refused(refused, tale.now)
     assert over == Over("failed", "upgrade the broker", refused=True)
     assert tale.mirror.complete
@@ -161,7 +161,7 @@ def test_following_what_somebody_else_asked_for() -> None:
 def test_following_what_there_is_not() -> None:
     tale = Tale("r1")
     tale.tick()
-    refused = Refused("r1", "unknown-request", "there is no such request (any more)")
+    refused = Rejected("r1", "unknown-request", "there is no such request (any more)")
     [over] = tale.mirror.refused(refused, tale.now)
     assert over == Over("failed", "there is no such request (any more)", refused=True)
     assert tale.mirror.complete
@@ -173,7 +173,7 @@ def test_logs_end_with_a_request_that_is_forgotten() -> None:
     tale.tick()
     tale.running()
     tale.hint(0, TEXT[:4])
-    tale.do([*tale.mirror.refused(Refused("r1", "unknown-request", "?"), tale.now)])
+    tale.do([*tale.mirror.refused(Rejected("r1", "unknown-request", "?"), tale.now)])
     assert tale.closed is False
     assert tale.mirror.complete
 
@@ -190,7 +190,7 @@ def test_a_forgotten_step_keeps_its_name() -> None:
     tale = Tale()
     tale.tick()
     tale.update(StepState(KEY, "ready", name="zlib", kind="chunk", log="zlib.log", expected=3.0))
-    tale.mirror.refused(Refused("r1", "unknown-request", "?"), tale.now)
+    tale.mirror.refused(Rejected("r1", "unknown-request", "?"), tale.now)
     waiting = StepState(KEY, "waiting", name="zlib", kind="chunk", log="zlib.log")
     assert tale.mirror.steps[KEY] == waiting
 

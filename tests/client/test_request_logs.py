@@ -9,7 +9,7 @@ from mirror_kit import KEY, SUBMIT, TEXT, Tale, sha
 from fabric import bounds
 from fabric.client.request import AHEAD, Action, CloseLog, OpenLog, RequestMirror, Send
 from fabric.client.request_logs import ASK_AGAIN, GIVE_UP, MISSES
-from fabric.wire.messages import LogPiece, LogRead, Published, Refused, StepState, Update
+from fabric.wire.messages import LogPiece, LogRead, Published, Rejected, StepState, Update
 
 
 def test_a_log_grows_with_the_stream_and_is_proven_whole() -> None:
@@ -208,7 +208,7 @@ def test_no_log_at_all() -> None:
     tale.tick()
     tale.running()
     tale.done()
-    tale.do([*tale.mirror.refused(Refused(KEY, "no-log", "none is kept"), tale.now)])
+    tale.do([*tale.mirror.refused(Rejected(KEY, "no-log", "none is kept"), tale.now)])
     assert tale.closed is False
 
 
@@ -217,7 +217,7 @@ def test_a_log_that_cannot_be_read_now_is_asked_for_again() -> None:
     tale.tick()
     tale.running()
     tale.done()
-    tale.do([*tale.mirror.refused(Refused(KEY, "not-now", "no route to host"), tale.now)])
+    tale.do([*tale.mirror.refused(Rejected(KEY, "not-now", "no route to host"), tale.now)])
     assert not tale.mirror.complete
     tale.tick(4.0)
     tale.piece(0, TEXT, size=len(TEXT), sha256=sha(TEXT))
@@ -258,7 +258,7 @@ def test_what_a_restarted_broker_never_speaks_of_again_ends_with_the_request() -
     tale.tick()
     tale.running()
     tale.hint(0, TEXT)
-    tale.do([*tale.mirror.refused(Refused("r1", "unknown-request", "?"), tale.now)])
+    tale.do([*tale.mirror.refused(Rejected("r1", "unknown-request", "?"), tale.now)])
     tale.update(state="done")
     assert not tale.mirror.complete
     tale.tick(1.0)
@@ -317,7 +317,7 @@ def test_no_log_begins_after_the_end_of_a_request() -> None:
     tale = Tale("r1")
     tale.tick()
     tale.update(StepState(KEY, "ready", name="zlib"))
-    tale.do([*tale.mirror.refused(Refused("r1", "unknown-request", "?"), tale.now)])
+    tale.do([*tale.mirror.refused(Rejected("r1", "unknown-request", "?"), tale.now)])
     tale.hint(0, TEXT, fence=9)
     assert tale.file is None
     assert tale.mirror.complete
@@ -360,7 +360,7 @@ def test_the_log_of_a_failure_is_not_that_of_somebody_elses_later_attempt(closed
     tale.hint(0, TEXT[:4])
     tale.hint(0, b"a later attempt", fence=2)  # the stream is faster than the update
     if closed:
-        tale.do([*tale.mirror.refused(Refused(KEY, "no-log", "?"), tale.now)])
+        tale.do([*tale.mirror.refused(Rejected(KEY, "no-log", "?"), tale.now)])
     failed = StepState(KEY, "failed", fence=1, log_size=len(TEXT), log_sha256=sha(TEXT))
     tale.update(failed, state="failed")
     tale.tick()

@@ -26,12 +26,12 @@ from fabric.wire import sockets
 from fabric.wire.messages import (
     PROTOCOL,
     Answer,
-    Offer,
-    Order,
+    BuildGraph,
+    BuildOrder,
     Poll,
     Query,
-    Refused,
-    Submit,
+    Rejected,
+    StepSpec,
     ToInitiator,
     Update,
 )
@@ -44,10 +44,10 @@ class Resolving(ResolverPool):
         super().__init__(("false",), wake)
         self._found: list[Resolved] = []
 
-    def resolve(self, order: Order, host_tools: str = "") -> None:  # noqa: ARG002
+    def resolve(self, order: BuildOrder, host_tools: str = "") -> None:  # noqa: ARG002
         key, job = key_of(order.title), msgspec.Raw(msgspec.msgpack.encode(""))
-        step = Offer(key, order.title, "chunk", "x86_64", job)
-        submit = Submit(PROTOCOL, order.request, order.title, (step,), (key,), detach=True)
+        step = StepSpec(key, order.title, "chunk", "x86_64", job)
+        submit = BuildGraph(PROTOCOL, order.request, order.title, (step,), (key,), detach=True)
         self._found.append(Resolved(order.request, submit))
 
     def answers(self) -> Iterator[Any]:
@@ -112,9 +112,9 @@ def peer_at(path: Path) -> Iterator[Any]:
     context.destroy(linger=0)
 
 
-def order(title: str) -> Order:
+def order(title: str) -> BuildOrder:
     request = uuid.uuid4().hex
-    return Order(PROTOCOL, request, title, "refs/builds/m/r", "c" * 40, "s.morph", detach=True)
+    return BuildOrder(PROTOCOL, request, title, "refs/builds/m/r", "c" * 40, "s.morph", detach=True)
 
 
 def breaks(monkeypatch: pytest.MonkeyPatch, where: Any, what: str) -> None:
@@ -161,7 +161,7 @@ def test_news_that_break_the_core_cost_no_other(
 ) -> None:
     breaks(monkeypatch, view, "update")
     with Service(tmp_path) as service, peer_at(tmp_path) as ask:
-        refused = ask(order("poison"), lambda it: isinstance(it, Refused))
+        refused = ask(order("poison"), lambda it: isinstance(it, Rejected))
         told = "the controller broke at it, a fault of distbuild: KeyError: 'update'"
         assert refused.reason == told
         ask(order("fine"), lambda it: isinstance(it, Update) and it.state == "building")

@@ -19,11 +19,11 @@ from wire_kit import FakeWorker, Follower
 from fabric.wire.messages import (
     PROTOCOL,
     Answer,
+    BuildOrder,
     Command,
-    Order,
     Poll,
     Query,
-    Refused,
+    Rejected,
     Update,
 )
 from fabric.wire.sockets import Curve
@@ -62,8 +62,8 @@ def alice(farm: Farm) -> Curve:
     return farm.key("initiator", "alice")
 
 
-def order(n: int) -> Order:
-    return Order(PROTOCOL, f"{n:032x}", "t", "refs/x", "c" * 40, "s.morph", detach=True)
+def order(n: int) -> BuildOrder:
+    return BuildOrder(PROTOCOL, f"{n:032x}", "t", "refs/x", "c" * 40, "s.morph", detach=True)
 
 
 def about(message: object) -> str:
@@ -72,20 +72,20 @@ def about(message: object) -> str:
             return message.request
         case Answer():
             return message.id
-        case Refused():
+        case Rejected():
             return message.about
     return ""
 
 
-def told(peer: Peer, message: Order | Poll | Command | Query) -> Update | Answer | Refused:
+def told(peer: Peer, message: BuildOrder | Poll | Command | Query) -> Update | Answer | Rejected:
     """What the broker says to it, asked again and again as every initiator does."""
-    wanted = message.request if isinstance(message, Order | Poll) else message.id
+    wanted = message.request if isinstance(message, BuildOrder | Poll) else message.id
     for _ in range(20):
         peer.say(message)
         while peer.jobs.poll(1000):
             heard = peer.hear()
             if about(heard) == wanted:
-                assert isinstance(heard, Update | Answer | Refused)
+                assert isinstance(heard, Update | Answer | Rejected)
                 return heard
     raise AssertionError("no answer")
 
@@ -102,14 +102,14 @@ def numbers() -> bytes:
         return bytes(page.read())
 
 
-def full(peer: Peer, disk: SmallDisk) -> tuple[list[Order], str]:
+def full(peer: Peer, disk: SmallDisk) -> tuple[list[BuildOrder], str]:
     """Fill the disk and order until that is refused; what was taken in, and why no more is."""
     accepted = [order(0)]
     assert isinstance(told(peer, order(0)), Update)
     disk.fill()
     while isinstance(answer := told(peer, order(len(accepted))), Update):
         accepted.append(order(len(accepted)))
-    assert isinstance(answer, Refused)
+    assert isinstance(answer, Rejected)
     assert answer.code == "not-now"
     return accepted, answer.reason
 
@@ -148,7 +148,7 @@ def test_what_is_accepted_is_kept_and_all_else_is_refused(
         Command(PROTOCOL, "c2", "drain", "w1"),
     ):
         refused = told(peer, command)
-        assert isinstance(refused, Refused)
+        assert isinstance(refused, Rejected)
         assert (refused.about, refused.code) == (command.id, "not-now")
         assert re.fullmatch(said, refused.reason)
     assert re.fullmatch(said, warning(peer))
@@ -167,7 +167,7 @@ def test_what_is_accepted_is_kept_and_all_else_is_refused(
         assert isinstance(update, Update), "it was accepted"
         assert update.state != "cancelled"
     refused = told(again, Poll(order(len(accepted)).request, 0))
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, Rejected)
     assert refused.code == "unknown-request"
     answer = told(again, Query(PROTOCOL, "q3", "workers"))
     assert isinstance(answer, Answer)
@@ -199,7 +199,7 @@ def test_a_cancel_that_finds_the_disk_full_is_not_promised(
     assert isinstance(told(peer, order(0)), Update)
     disk.fill()
     refused = told(peer, cancel)
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, Rejected)
     assert refused.reason.startswith("t: cancelled, but that is not written down, and undone if")
     assert refused.reason.endswith("; make room on that disk")
     for _ in range(5):  # nor is it told to those who follow
@@ -228,7 +228,7 @@ def test_a_drain_that_finds_the_disk_full_is_kept_when_there_is_room(
     peer, drain = farm.peer(alice), Command(PROTOCOL, "c", "drain", "w1")
     disk.fill()
     refused = told(peer, drain)
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, Rejected)
     assert refused.reason.startswith("w1 gets nothing new, but that is not written down")
     disk.free()
     until(lambda: told(peer, drain) == Answer("c", lines=("w1 gets nothing new",)))

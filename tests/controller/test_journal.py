@@ -13,7 +13,7 @@ from fabric.controller.journal import ATTEMPTS_KEPT, REQUESTS_KEPT, STEPS_KEPT, 
 from fabric.controller.journal_writer import AT_ONCE
 from fabric.errors import MachineFault
 from fabric.scheduling.events import Drained, Ended, Learned, Opened, Remembered
-from fabric.wire.messages import PROTOCOL, Order, Outcome, StepState, Submit, Update
+from fabric.wire.messages import PROTOCOL, BuildGraph, BuildOrder, Outcome, StepState, Update
 
 
 class Warnings(list[str]):
@@ -35,9 +35,11 @@ def rows(path: Path, question: str) -> list[tuple[object, ...]]:
     return found
 
 
-def unfinished(journal: Journal) -> list[Order | Submit]:
+def unfinished(journal: Journal) -> list[BuildOrder | BuildGraph]:
     """Requests that are not over."""
-    return [each.event for each in journal.records() if isinstance(each.event, Order | Submit)]
+    return [
+        each.event for each in journal.records() if isinstance(each.event, BuildOrder | BuildGraph)
+    ]
 
 
 def finished(journal: Journal) -> list[Remembered]:
@@ -148,14 +150,14 @@ def test_old_attempts_are_dropped(tmp_path: Path, warnings: Warnings) -> None:
 
 
 def opened(request: str, title: str = "") -> Opened:
-    intent = Order(PROTOCOL, request, title, "refs/x", "c" * 40, "s.morph", requester="alice")
+    intent = BuildOrder(PROTOCOL, request, title, "refs/x", "c" * 40, "s.morph", requester="alice")
     return Opened(request, title, intent)
 
 
 def test_requests_that_are_not_over(tmp_path: Path, warnings: Warnings) -> None:
     path = tmp_path / "journal.sqlite"
     journal = Journal(path, warnings)
-    submit = Submit(PROTOCOL, "r3", "three", (), (), detach=True)
+    submit = BuildGraph(PROTOCOL, "r3", "three", (), (), detach=True)
     for what in (opened("r1", "one"), opened("r2", "two"), Opened("r3", "three", submit)):
         journal.opened(what)
     journal.closed(Update("r1", 5, "done"))

@@ -9,11 +9,11 @@ import pytest
 
 from fabric.controller.journal import Journal
 from fabric.scheduling.events import Drained, Learned, Opened, Remembered
-from fabric.wire.messages import PROTOCOL, Submit, Update
+from fabric.wire.messages import PROTOCOL, BuildGraph, Update
 
 
 def opened(id: str) -> Opened:
-    return Opened(id, "a title", Submit(PROTOCOL, id, "a title", (), (), requester="alice"))
+    return Opened(id, "a title", BuildGraph(PROTOCOL, id, "a title", (), (), requester="alice"))
 
 
 DAMAGE = [

@@ -11,7 +11,7 @@ import pytest
 from fabric.controller.journal import Journal
 from fabric.controller.journal_writer import OWED
 from fabric.scheduling.events import Drained, Ended, Learned, Opened
-from fabric.wire.messages import PROTOCOL, Order, Update
+from fabric.wire.messages import PROTOCOL, BuildOrder, Update
 
 
 def rows(path: Path, question: str) -> list[tuple[object, ...]]:
@@ -22,7 +22,7 @@ def rows(path: Path, question: str) -> list[tuple[object, ...]]:
 
 
 def opened(request: str) -> Opened:
-    intent = Order(PROTOCOL, request, "", "refs/x", "c" * 40, "s.morph", requester="alice")
+    intent = BuildOrder(PROTOCOL, request, "", "refs/x", "c" * 40, "s.morph", requester="alice")
     return Opened(request, "", intent)
 
 

@@ -7,11 +7,11 @@ import contextlib
 from farm_kit import Farm, Peer, report
 
 from fabric.wire import sockets
-from fabric.wire.messages import PROTOCOL, Answer, Command, Order, Poll, Query, Update
+from fabric.wire.messages import PROTOCOL, Answer, BuildOrder, Command, Poll, Query, Update
 
 
-def order(n: int) -> Order:
-    return Order(PROTOCOL, f"{n:032x}", "t", "refs/x", "c" * 40, "s.morph", detach=True)
+def order(n: int) -> BuildOrder:
+    return BuildOrder(PROTOCOL, f"{n:032x}", "t", "refs/x", "c" * 40, "s.morph", detach=True)
 
 
 def answer(peer: Peer, id: str) -> Answer:

@@ -25,7 +25,7 @@ from fabric.wire.messages import (
     Desired,
     Poll,
     Query,
-    Refused,
+    Rejected,
     Report,
     Running,
     ToInitiator,
@@ -91,7 +91,7 @@ class Threaded:
             heard = self._next()
             if isinstance(heard, Update) and heard.request == request:
                 return heard
-            if isinstance(heard, Refused):
+            if isinstance(heard, Rejected):
                 return None
 
     def _next(self) -> object:

@@ -15,7 +15,7 @@ from fabric.errors import DamagedError, StoreError
 from fabric.jobs import Blob, Manifest
 from fabric.scheduling.events import Answered, Ask, Inspected, Unanswered
 from fabric.trove.artifacts.store import Store
-from fabric.wire.messages import LogPiece, LogRead, Refused
+from fabric.wire.messages import LogPiece, LogRead, Rejected
 
 LOG = b"a line\n" * 100
 
@@ -103,7 +103,7 @@ def test_logs_are_read(tmp_path: Path) -> None:
     for offset, length in ((0, 7), (7, 10**9), (10**9, 5)):
         client.read_log("m", b"peer", LogRead("a" * 64, 5, offset, length))
     client.read_log("m", b"other", LogRead("b" * 64, 1, 0, 10))
-    found: list[tuple[bytes, LogPiece | Refused]] = []
+    found: list[tuple[bytes, LogPiece | Rejected]] = []
 
     def all_four() -> bool:
         found.extend(client.pieces())
@@ -113,7 +113,7 @@ def test_logs_are_read(tmp_path: Path) -> None:
     assert [peer for peer, _ in found] == [b"peer"] * 3 + [b"other"]
     data = [piece.data for _, piece in found[:3] if isinstance(piece, LogPiece)]
     assert data == [b"a line\n", LOG[7:], b""]
-    assert isinstance(found[3][1], Refused)
+    assert isinstance(found[3][1], Rejected)
     client.close()
 
 
@@ -140,7 +140,7 @@ def test_a_log_that_cannot_be_read_now_is_not_said_to_be_gone(tmp_path: Path) ->
             return super().read(blob, offset, length)
 
     client = StoreClient(lambda: Faulty(store.url, tmp_path / "scratch"), lambda: None)
-    found: list[LogPiece | Refused] = []
+    found: list[LogPiece | Rejected] = []
 
     def all_found() -> bool:
         found.extend(piece for _, piece in client.pieces())
@@ -150,8 +150,8 @@ def test_a_log_that_cannot_be_read_now_is_not_said_to_be_gone(tmp_path: Path) ->
         client.read_log("m", b"peer", LogRead("a" * 64, 1, n, 6))
     until(all_found)
     assert found == [
-        Refused("a" * 64, "not-now", "its log cannot be read: no route to host"),
-        Refused("a" * 64, "no-log", "its log cannot be read: the blob is gone"),
+        Rejected("a" * 64, "not-now", "its log cannot be read: no route to host"),
+        Rejected("a" * 64, "no-log", "its log cannot be read: the blob is gone"),
         LogPiece("a" * 64, 1, 2, b"line\na", len(LOG), hashlib.sha256(LOG).hexdigest()),
     ]
     client.close()

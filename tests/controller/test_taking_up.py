@@ -10,7 +10,7 @@ from fabric.controller.journal import Journal
 from fabric.scheduling import events
 from fabric.scheduling.core import Scheduler
 from fabric.scheduling.events import Opened
-from fabric.wire.messages import PROTOCOL, Order
+from fabric.wire.messages import PROTOCOL, BuildOrder
 
 
 class Faulty(Scheduler):
@@ -18,13 +18,13 @@ class Faulty(Scheduler):
 
     def handle(self, event: events.Event, now: float) -> list[events.Effect]:
         effects = super().handle(event, now)
-        if isinstance(event, Order) and event.title == "poison":
+        if isinstance(event, BuildOrder) and event.title == "poison":
             raise KeyError("poison")
         return effects
 
 
-def order(request: str, title: str) -> Order:
-    return Order(PROTOCOL, request, title, "refs/builds/m/r", "c" * 40, "s.morph", detach=True)
+def order(request: str, title: str) -> BuildOrder:
+    return BuildOrder(PROTOCOL, request, title, "refs/builds/m/r", "c" * 40, "s.morph", detach=True)
 
 
 def test_a_request_that_breaks_the_core_is_set_aside(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from fabric.definitions.select import needed
 from fabric.jobs import Source
 from fabric.plan import Plan
 from fabric.scheduling.core import Scheduler
-from fabric.wire.messages import PROTOCOL, Offer, Submit
+from fabric.wire.messages import PROTOCOL, BuildGraph, StepSpec
 
 WHOLE = "name: core, morph: strata/core.morph"
 PART = f"{WHOLE}, artifacts: [core-runtime]"
@@ -28,8 +28,8 @@ def plan(graph: Graph, goals: tuple[str, ...]) -> Plan:
     return Plan(graph, goals, needed(graph, goals), sources, "tools")
 
 
-def submit(plan: Plan, request: str) -> Submit:
-    return Submit(PROTOCOL, request, "t", plan.offers(), plan.goal_keys, along=plan.along)
+def submit(plan: Plan, request: str) -> BuildGraph:
+    return BuildGraph(PROTOCOL, request, "t", plan.offers(), plan.goal_keys, along=plan.along)
 
 
 def plans() -> list[Plan]:
@@ -44,7 +44,7 @@ def plans() -> list[Plan]:
 
 
 def test_equal_keys_have_equal_dependencies_whatever_the_goals() -> None:
-    known: dict[str, Offer] = {}
+    known: dict[str, StepSpec] = {}
     for each in plans():
         for offer in each.offers():
             first = known.setdefault(offer.key, offer)

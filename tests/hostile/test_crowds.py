@@ -26,9 +26,9 @@ from fabric.wire.keys import Admitted, Certificate, Gate
 from fabric.wire.messages import (
     PROTOCOL,
     Answer,
+    BuildOrder,
     LogPiece,
     LogRead,
-    Order,
     Poll,
     Query,
     Running,
@@ -201,7 +201,7 @@ def test_what_waits_for_a_slow_disk_is_bounded() -> None:
     journal: Any = SimpleNamespace(trouble="", promised=0, kept=0)
     core: Any = SimpleNamespace(answer=lambda query, _: Answer(query.id), requests={})
     outbox = ReplyOutbox(journal, lambda *_: True)
-    order = Order(PROTOCOL, "r", "t", "refs/builds/m/r", "c" * 40, "s.morph")
+    order = BuildOrder(PROTOCOL, "r", "t", "refs/builds/m/r", "c" * 40, "s.morph")
     question = Query(PROTOCOL, "q", "workers")
     taken = answered = 0
     for _ in range(2 * bounds.UNSAID):

@@ -22,10 +22,10 @@ from fabric.wire.keys import Role
 from fabric.wire.messages import (
     PROTOCOL,
     Answer,
-    Order,
+    BuildOrder,
     Outcome,
     Query,
-    Refused,
+    Rejected,
     Report,
     Running,
 )
@@ -34,9 +34,9 @@ from fabric.wire.sockets import Curve
 KEY = "a" * 64
 
 
-def order(**more: Any) -> Order:
+def order(**more: Any) -> BuildOrder:
     more = {"title": "t", "ref": "refs/builds/m/r", "system": "systems/s.morph"} | more
-    return Order(PROTOCOL, "r" * 32, commit="c" * 40, **more)
+    return BuildOrder(PROTOCOL, "r" * 32, commit="c" * 40, **more)
 
 
 def outcome(**more: Any) -> Report:
@@ -108,7 +108,7 @@ REFUSED = [
         "Expected `str` of length <= 4096 - at `$.refusing`",
     ),
     case("a worker orders")(
-        WORKER, order(), "m-worker is admitted as worker, who may not send a Order"
+        WORKER, order(), "m-worker is admitted as worker, who may not send a BuildOrder"
     ),
     case("title", "TEXT")(
         INITIATOR, order(title="x" * 4097), "Expected `str` of length <= 4096 - at `$.title`"
@@ -121,7 +121,7 @@ REFUSED = [
     case("order", "ORDER")(
         INITIATOR,
         order(components=("x" * 4000,) * 980),
-        "Order of 3,923,115 bytes: it may have 65,536",
+        "BuildOrder of 3,923,115 bytes: it may have 65,536",
     ),
     case("how another id begins")(
         INITIATOR,
@@ -180,7 +180,7 @@ def test_a_message_is_refused(
 ) -> None:
     sender = farm.peer(curves[role])
     refused = sender.ask(message)
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, Rejected)
     assert refused.reason.removeprefix("a message cannot be read: ") == reason
     sender.close()
     is_served(honest, farm)

@@ -17,7 +17,7 @@ import pytest
 from farm_kit import HOST, PORT, Farm
 
 from fabric import bounds
-from fabric.wire.messages import PROTOCOL, Answer, Order, Query, Update
+from fabric.wire.messages import PROTOCOL, Answer, BuildOrder, Query, Update
 
 #: What a stranger says once it is connected.
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00"
@@ -58,7 +58,7 @@ def test_connections_of_strangers_leave_descriptors_to_the_broker(farm: Farm, sa
                 stranger.send(said)
         newcomer = farm.peer(farm.key("initiator", uuid.uuid4().hex))
         assert isinstance(newcomer.ask(Query(PROTOCOL, "q", "workers")), Answer)
-        order = Order(PROTOCOL, uuid.uuid4().hex, "t", "refs/builds/m/r", "c" * 40, "s.morph")
+        order = BuildOrder(PROTOCOL, uuid.uuid4().hex, "t", "refs/builds/m/r", "c" * 40, "s.morph")
         update = newcomer.ask(order)
         assert isinstance(update, Update)
         assert "Too many open files" not in update.message

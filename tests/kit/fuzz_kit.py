@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from fabric.wire.messages import PROTOCOL, Command, Order, Published, Submit
+from fabric.wire.messages import PROTOCOL, BuildGraph, BuildOrder, Command, Published
 
 #: Bytes by which all that may make a process grow.
 GROWTH = 100 * 2**20
@@ -25,8 +25,8 @@ def pieces() -> list[bytes]:
 def malformed(rng: random.Random, seeds: list[bytes]) -> Iterator[bytes]:
     """Damaged messages for ever: changed, cut, spliced, repeated, or never any."""
     whole = [
-        encode(Order(PROTOCOL, "r", "t", "refs/x", "c" * 40, "s")),
-        encode(Submit(PROTOCOL, "r", "t", (), ())),
+        encode(BuildOrder(PROTOCOL, "r", "t", "refs/x", "c" * 40, "s")),
+        encode(BuildGraph(PROTOCOL, "r", "t", (), ())),
         encode(Command(PROTOCOL, "c", "cancel", "nobody")),
     ]
     strange = [b"", b"\x91" * 100_000, b"\xdf\xff\xff\xff\xff", b"\x81\xa1t\xa6Report", b"\xc1",

@@ -14,13 +14,13 @@ from fabric.client.request import (
 )
 from fabric.wire.messages import (
     PROTOCOL,
+    BuildGraph,
+    BuildOrder,
     LogPiece,
     LogRead,
-    Order,
     Published,
     RequestState,
     StepState,
-    Submit,
     Update,
 )
 
@@ -28,8 +28,8 @@ KEY = "a" * 64
 TEXT = b"one\ntwo\nthree\n"
 
 
-SUBMIT = Submit(PROTOCOL, "r1", "a test", (), ())
-ORDER = Order(PROTOCOL, "r1", "an order", "refs/builds/me/r1", "c" * 40, "systems/a.morph")
+SUBMIT = BuildGraph(PROTOCOL, "r1", "a test", (), ())
+ORDER = BuildOrder(PROTOCOL, "r1", "an order", "refs/builds/me/r1", "c" * 40, "systems/a.morph")
 DETACHED = msgspec.structs.replace(ORDER, detach=True)
 
 
@@ -40,7 +40,7 @@ def sha(data: bytes) -> str:
 class Tale:
     """A mirror, what its broker says, and the file that its log becomes."""
 
-    def __init__(self, wanted: Order | Submit | str = SUBMIT) -> None:
+    def __init__(self, wanted: BuildOrder | BuildGraph | str = SUBMIT) -> None:
         self.mirror = RequestMirror(wanted)
         self.now = 0.0
         self.version = 0

@@ -9,14 +9,14 @@ from waiting import until
 
 from fabric.controller.resolver_pool import ResolverPool
 from fabric.scheduling.events import Resolved, Unresolved
-from fabric.wire.messages import PROTOCOL, Order
+from fabric.wire.messages import PROTOCOL, BuildOrder
 
 #: A resolver that does what the name of the system says.
 PROGRAM = """
 import os, sys, time, msgspec
-from fabric.wire.messages import Offer, Order, Submit, PROTOCOL
+from fabric.wire.messages import PROTOCOL, BuildGraph, BuildOrder, StepSpec
 from wire_kit import offers_of
-order = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Order)
+order = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=BuildOrder)
 word, _, rest = order.system.partition(" ")
 if word == "fail":
     sys.exit(rest)
@@ -48,7 +48,7 @@ if word == "when":
     while not os.path.exists(rest):
         time.sleep(0.01)
 steps = offers_of("app: zlib\\nzlib:")
-submit = Submit(PROTOCOL, order.request, order.title, steps, (steps[0].key,),
+submit = BuildGraph(PROTOCOL, order.request, order.title, steps, (steps[0].key,),
                 detach=order.detach, requester=order.requester)
 sys.stdout.buffer.write(msgspec.msgpack.encode(submit))
 """
@@ -59,8 +59,10 @@ COMMAND = (
 )
 
 
-def order(number: int, system: str = "x", *, detach: bool = False, requester: str = "") -> Order:
-    return Order(
+def order(
+    number: int, system: str = "x", *, detach: bool = False, requester: str = ""
+) -> BuildOrder:
+    return BuildOrder(
         PROTOCOL,
         f"{number:032x}",
         "a test",

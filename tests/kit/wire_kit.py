@@ -25,14 +25,14 @@ from fabric.trove.artifacts.store import Store
 from fabric.wire import sockets
 from fabric.wire.messages import (
     PROTOCOL,
+    BuildGraph,
     Desired,
     LogPiece,
     LogWanted,
-    Offer,
     Outcome,
     Published,
-    Refused,
-    Submit,
+    Rejected,
+    StepSpec,
     ToInitiator,
     Update,
 )
@@ -45,7 +45,7 @@ def key_of(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()
 
 
-def offers_of(text: str) -> tuple[Offer, ...]:
+def offers_of(text: str) -> tuple[StepSpec, ...]:
     """Steps as text, a line for each: what it is called, and what it needs."""
     offers = []
     for line in text.split("\n"):
@@ -53,7 +53,7 @@ def offers_of(text: str) -> tuple[Offer, ...]:
         if name:
             job = msgspec.Raw(msgspec.msgpack.encode(name))
             needs = tuple(map(key_of, depends.split()))
-            offers.append(Offer(key_of(name), name, "chunk", ARCH, job, depends=needs))
+            offers.append(StepSpec(key_of(name), name, "chunk", ARCH, job, depends=needs))
     return tuple(offers)
 
 
@@ -152,8 +152,8 @@ class FakeWorker:
             sockets.connect(self._jobs, self._at.jobs)
             self._stream = sockets.publisher(context, self._curve)
             sockets.connect(self._stream, self._at.logs_in)
-            self._codec: sockets.Codec[Desired | LogWanted | Refused] = sockets.Codec(
-                Desired | LogWanted | Refused
+            self._codec: sockets.Codec[Desired | LogWanted | Rejected] = sockets.Codec(
+                Desired | LogWanted | Rejected
             )
             while not self._stop.is_set():
                 self._turn()
@@ -176,7 +176,7 @@ class FakeWorker:
                     data = log[message.offset : message.offset + message.length]
                     piece = LogPiece(message.key, message.fence, message.offset, data)
                     sockets.send(self._jobs, self._codec.encode(piece))
-                case Refused():
+                case Rejected():
                     raise AssertionError(message.reason)
 
     def _do(self, actions: Sequence[worker_side.Action]) -> None:
@@ -240,7 +240,7 @@ class Follower:
         offers = offers_of(text)
         wanted = tuple(map(key_of, goals)) or (offers[0].key,)
         self.names = {offer.key: offer.name for offer in offers}
-        submit = Submit(PROTOCOL, uuid.uuid4().hex, "a test", offers, wanted, keep_going)
+        submit = BuildGraph(PROTOCOL, uuid.uuid4().hex, "a test", offers, wanted, keep_going)
         self.mirror = RequestMirror(request or submit)  # a request that somebody made, or this
         self.logs: dict[str, bytearray] = {}
         self.whole: dict[str, bool] = {}
@@ -279,7 +279,7 @@ class Follower:
                     self._do(self.mirror.update(message, now))
                 case LogPiece():
                     self._do(self.mirror.piece(message, now))
-                case Refused():
+                case Rejected():
                     self._do(self.mirror.refused(message, now))
         for (frame,) in sockets.receive(self._stream, at_once):
             self._do(self.mirror.published(Published.of(frame.buffer), now))

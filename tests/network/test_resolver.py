@@ -18,7 +18,7 @@ from fabric.errors import SourceError
 from fabric.trove.sources.build_refs import Builds, new_request, ref_of
 from fabric.trove.sources.committed import Committed
 from fabric.trove.sources.farm_remote import Trove
-from fabric.wire.messages import PROTOCOL, Order, Submit
+from fabric.wire.messages import PROTOCOL, BuildGraph, BuildOrder
 
 
 class Farm:
@@ -40,12 +40,12 @@ class Farm:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
 
-    def order(self, *components: str, commit: str = "") -> Order:
+    def order(self, *components: str, commit: str = "") -> BuildOrder:
         """An order of what is there now, pushed."""
         request = new_request()
         build = self.builds.snapshot(self.root)
         self.builds.push(build, self.trove, ref_of(request), print)
-        return Order(
+        return BuildOrder(
             PROTOCOL,
             request,
             "small for t",
@@ -59,7 +59,7 @@ class Farm:
         )
 
     def resolve(
-        self, order: Order, *options: str, inside: Callable[[list[str]], list[str]] = list
+        self, order: BuildOrder, *options: str, inside: Callable[[list[str]], list[str]] = list
     ) -> subprocess.CompletedProcess[bytes]:
         command = [
             sys.executable,
@@ -83,9 +83,9 @@ def farm(tmp_path: Path) -> Farm:
     return Farm(tmp_path)
 
 
-def submitted(done: subprocess.CompletedProcess[bytes]) -> Submit:
+def submitted(done: subprocess.CompletedProcess[bytes]) -> BuildGraph:
     assert done.returncode == 0, done.stderr.decode()
-    return msgspec.msgpack.decode(done.stdout, type=Submit)
+    return msgspec.msgpack.decode(done.stdout, type=BuildGraph)
 
 
 def test_an_order_becomes_steps_with_keys(farm: Farm) -> None:
@@ -235,7 +235,7 @@ def test_many_at_once(farm: Farm) -> None:
     for child in children:
         out, _ = child.communicate(timeout=60)
         assert child.returncode == 0
-        assert len(msgspec.msgpack.decode(out, type=Submit).steps) == 3
+        assert len(msgspec.msgpack.decode(out, type=BuildGraph).steps) == 3
 
 
 @pytest.mark.bound("RESOLVE_MEMORY")

@@ -6,7 +6,7 @@ import hashlib
 
 import msgspec
 
-from fabric.wire.messages import PROTOCOL, Desired, Offer, Outcome, Report, Running
+from fabric.wire.messages import PROTOCOL, Desired, Outcome, Report, Running, StepSpec
 
 
 def key_of(name: str) -> str:
@@ -15,14 +15,14 @@ def key_of(name: str) -> str:
 
 def offers_of(
     text: str, *, arch: str = "x86_64", needs: dict[str, tuple[str, ...]] | None = None
-) -> tuple[Offer, ...]:
+) -> tuple[StepSpec, ...]:
     """The steps that a text describes."""
     offers = []
     for line in text.split("\n"):
         name, _, depends = line.strip().partition(":")
         if name:
             offers.append(
-                Offer(
+                StepSpec(
                     key=key_of(name),
                     name=name,
                     kind="chunk",

@@ -26,14 +26,14 @@ from fabric.scheduling.why import story, why
 from fabric.wire.messages import (
     PROTOCOL,
     Answer,
+    BuildGraph,
+    BuildOrder,
     Command,
     Leave,
-    Order,
     Outcome,
     Poll,
     Query,
     StepState,
-    Submit,
     Update,
 )
 
@@ -151,16 +151,16 @@ class Stage:
         request: str = "r1",
         needs: dict[str, tuple[str, ...]] | None = None,
         arch: str = "x86_64",
-    ) -> Submit:
+    ) -> BuildGraph:
         offers = offers_of(text, needs=needs, arch=arch)
         self._names |= {offer.key: offer.name for offer in offers}
         wanted = tuple(map(key_of, goals)) or (offers[0].key,)
-        return Submit(PROTOCOL, request, "a test", offers, wanted)
+        return BuildGraph(PROTOCOL, request, "a test", offers, wanted)
 
     def order(self, request: str = "r1", *, detach: bool = False, requester: str = "") -> None:
         """Somebody wants what a commit says."""
         self.handle(
-            Order(
+            BuildOrder(
                 PROTOCOL,
                 request,
                 "an order",

@@ -5,7 +5,7 @@ from machine_kit import key_of
 from scheduling_kit import Stage, building
 
 from fabric.scheduling.named import Called
-from fabric.wire.messages import PROTOCOL, Order
+from fabric.wire.messages import PROTOCOL, BuildOrder
 
 APP = "app: zlib\nzlib:"
 
@@ -194,7 +194,7 @@ def test_what_is_asked_about_is_looked_for_in_few_ways() -> None:
 
 def test_a_list_has_the_beginnings_of_long_titles() -> None:
     stage = Stage()
-    order = Order(PROTOCOL, "r1", "t" * 4096, "refs/x", "c" * 40, "s.morph")
+    order = BuildOrder(PROTOCOL, "r1", "t" * 4096, "refs/x", "c" * 40, "s.morph")
     stage.handle(order)
     [info] = stage.query("requests").requests
     assert len(info.title) == 200

@@ -8,7 +8,7 @@ from scheduling_kit import Stage, building
 
 from fabric.scheduling.events import Tick
 from fabric.scheduling.ledger import PAUSE
-from fabric.wire.messages import PROTOCOL, Submit
+from fabric.wire.messages import PROTOCOL, BuildGraph
 
 CHAIN = """
     system: stratum
@@ -49,7 +49,7 @@ def test_a_cached_goal_needs_nothing() -> None:
 
 def test_no_goals_are_done_at_once() -> None:
     stage = Stage()
-    stage.handle(Submit(PROTOCOL, "r1", "nothing", offers_of(CHAIN), ()))
+    stage.handle(BuildGraph(PROTOCOL, "r1", "nothing", offers_of(CHAIN), ()))
     assert stage.verdict() == "done"
 
 
@@ -137,7 +137,7 @@ def test_unknown_dependencies_and_goals_are_refused() -> None:
 def test_a_key_that_is_not_its_own_is_refused() -> None:
     offer = offers_of("a:")[0]
     stage = Stage()
-    stage.handle(Submit(PROTOCOL, "r1", "", (offer, offer), (offer.key,)))
+    stage.handle(BuildGraph(PROTOCOL, "r1", "", (offer, offer), (offer.key,)))
     assert "its key is also that of" in refused(stage)
 
 

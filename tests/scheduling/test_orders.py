@@ -9,7 +9,7 @@ from fabric import bounds
 from fabric.scheduling import events
 from fabric.scheduling.core import Scheduler
 from fabric.scheduling.intake import _KEPT
-from fabric.wire.messages import PROTOCOL, Command, Order
+from fabric.wire.messages import PROTOCOL, BuildOrder, Command
 
 APP = "app: zlib\nzlib:"
 
@@ -20,7 +20,7 @@ def test_an_order_is_resolved_and_then_built() -> None:
     stage.order()
     [opened, resolve, _] = stage.effects
     assert isinstance(opened, events.Opened)
-    assert isinstance(opened.intent, Order)
+    assert isinstance(opened.intent, BuildOrder)
     assert resolve == events.Resolve(opened.intent)
     assert stage.verdict() == "resolving"
     stage.now += 2.5
@@ -234,7 +234,7 @@ def test_of_one_user_and_of_all_so_many_builds_are_open() -> None:
     refusals: list[events.Effect] = []
 
     def order(requester: str, number: int) -> None:
-        order = Order(PROTOCOL, f"{requester} {number}", "t", "refs/x", "c" * 40, "s.morph")
+        order = BuildOrder(PROTOCOL, f"{requester} {number}", "t", "refs/x", "c" * 40, "s.morph")
         event = msgspec.structs.replace(order, requester=requester)
         for effect in scheduler.handle(event, 0.0):
             if isinstance(effect, events.Refuse):

@@ -31,13 +31,13 @@ from fabric.scheduling.core import Scheduler
 from fabric.scheduling.model import Task
 from fabric.scheduling.states import Cause
 from fabric.wire.messages import (
+    BuildOrder,
     Code,
     FromPeer,
     LogWanted,
     Message,
-    Order,
     Published,
-    Refused,
+    Rejected,
     Report,
 )
 from fabric.wire.server import LARGEST, Heard
@@ -359,14 +359,14 @@ class Transport:
             raise Violation(told)
         if isinstance(message, LogWanted):
             world.rare("a log has a gap")
-        if isinstance(message, Refused):
+        if isinstance(message, Rejected):
             world.rare(f"refused: {message.code}")
         arrive = partial(world.to_node, node, message)
         world.send("broker", node, type(message).__name__, arrive)
         return True
 
     def refuse(self, peer: bytes, about: str, code: Code, reason: str) -> None:
-        self.send(peer, Refused(about, code, reason))
+        self.send(peer, Rejected(about, code, reason))
 
     def publish(self, frame: bytes) -> None:
         world = self._run.world
@@ -418,11 +418,11 @@ class Resolvers:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._waiting: dict[str, Order] = {}
-        self._running: dict[str, Order] = {}
+        self._waiting: dict[str, BuildOrder] = {}
+        self._running: dict[str, BuildOrder] = {}
         self._answers: deque[events.Event] = deque()
 
-    def resolve(self, order: Order, host_tools: str = "") -> None:  # noqa: ARG002 - as the real
+    def resolve(self, order: BuildOrder, host_tools: str = "") -> None:  # noqa: ARG002 - as the real
         self._waiting[order.request] = order
         self._begin()
 
@@ -448,7 +448,7 @@ class Resolvers:
             delay = self._run.world.rng.uniform(0.05, 3.0)
             self._run.later(delay, partial(self._resolved, order))
 
-    def _resolved(self, order: Order) -> None:
+    def _resolved(self, order: BuildOrder) -> None:
         if self._running.get(order.request) is not order:
             return
         del self._running[order.request]

@@ -12,7 +12,7 @@ import msgspec
 from fabric.building import agent as worker_side
 from fabric.building.agent import WorkerAgent
 from fabric.errors import StoreError
-from fabric.wire.messages import Desired, LogPiece, LogWanted, Message, Outcome, Published, Refused
+from fabric.wire.messages import Desired, LogPiece, LogWanted, Message, Outcome, Published, Rejected
 
 if TYPE_CHECKING:
     from simulator import Simulation
@@ -65,7 +65,7 @@ class Builder:
                     data = log[message.offset : message.offset + message.length]
                     piece = LogPiece(message.key, message.fence, message.offset, data)
                     self.world.to_broker(self.node, piece)
-            case Refused():
+            case Rejected():
                 self.world.refused(self, message.reason)
 
     def stop(self) -> None:

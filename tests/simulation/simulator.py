@@ -28,14 +28,14 @@ from fabric.scheduling.why import story, why
 from fabric.wire.messages import (
     PROTOCOL,
     Answer,
+    BuildGraph,
+    BuildOrder,
     Command,
     FromPeer,
     Message,
-    Offer,
-    Order,
     Published,
     Query,
-    Submit,
+    StepSpec,
 )
 
 #: Seconds of peace after which everything must be over.
@@ -62,7 +62,7 @@ class Simulation(Network):
         self.builders: dict[str, Builder] = {}
         self.kinds = self._make_kinds()
         self.initiators: list[Initiator] = []
-        self.wishes: dict[str, Order | Submit] = {}  # all requests there ever were
+        self.wishes: dict[str, BuildOrder | BuildGraph] = {}  # all requests there ever were
         self.goals: dict[str, tuple[str, ...] | None] = {}  # request -> goals; None: unresolvable
         self.cancelled: set[str] = set()
         self.done: dict[str, set[int]] = {}  # key -> attempts that built it
@@ -140,8 +140,8 @@ class Simulation(Network):
 
     # -- what there is -------------------------------------------------------------------------
 
-    def _make_graph(self) -> dict[str, Offer]:
-        offers: list[Offer] = []
+    def _make_graph(self) -> dict[str, StepSpec]:
+        offers: list[StepSpec] = []
         for n in range(self.scenario.steps):
             below = self.rng.sample(offers, min(len(offers), self.rng.choice((0, 1, 1, 2, 3))))
             name = f"s{n}"
@@ -155,7 +155,7 @@ class Simulation(Network):
             elif self.rng.random() < self.scenario.special:
                 needs = (SPECIAL,)
             offers.append(
-                Offer(
+                StepSpec(
                     key=hashlib.sha256(f"{self.scenario.seed} {n}".encode()).hexdigest(),
                     name=name,
                     kind="chunk",
@@ -186,13 +186,13 @@ class Simulation(Network):
         builder = Builder(self, name, node, self.kinds[name], self.scenario.slots, features)
         self.builders[name] = builder
 
-    def resolve(self, order: Order) -> Submit | None:
+    def resolve(self, order: BuildOrder) -> BuildGraph | None:
         """What an order comes to; None if it comes to nothing."""
         goals = self.goals[order.request]
         if goals is None:
             self.inject("unresolvable order", order.request)
             return None
-        return Submit(PROTOCOL, order.request, order.title, tuple(self.graph.values()), goals)
+        return BuildGraph(PROTOCOL, order.request, order.title, tuple(self.graph.values()), goals)
 
     # -- the store -----------------------------------------------------------------------------
 
@@ -247,19 +247,19 @@ class Simulation(Network):
             "requester": rng.choice(REQUESTERS),
             "detach": detach,
         }
-        wish: Order | Submit
+        wish: BuildOrder | BuildGraph
         if rng.random() < scenario.orders:
-            wish = Order(PROTOCOL, id, id, f"refs/builds/{id}", "c" * 40, "a.morph")
+            wish = BuildOrder(PROTOCOL, id, id, f"refs/builds/{id}", "c" * 40, "a.morph")
             self.goals[id] = None if rng.random() < scenario.bad_orders else goals
         else:
-            wish = Submit(PROTOCOL, id, id, tuple(self.graph.values()), goals)
+            wish = BuildGraph(PROTOCOL, id, id, tuple(self.graph.values()), goals)
             self.goals[id] = goals
         self.wishes[id] = wish = msgspec.structs.replace(wish, **common)
         initiator = self._follow(wish)
         if detach:
             self.at(rng.uniform(0.5, 5.0), partial(self._let_go, initiator))
 
-    def _follow(self, wanted: Order | Submit | str) -> Initiator:
+    def _follow(self, wanted: BuildOrder | BuildGraph | str) -> Initiator:
         initiator = Initiator(self, f"i{len(self.initiators)}", wanted)
         self.initiators.append(initiator)
         return initiator

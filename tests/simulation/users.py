@@ -11,14 +11,14 @@ from fabric.client.request import OVER, RequestMirror
 from fabric.wire.messages import (
     PROTOCOL,
     Answer,
+    BuildGraph,
+    BuildOrder,
     Command,
     LogPiece,
     Message,
-    Order,
     Published,
     Query,
-    Refused,
-    Submit,
+    Rejected,
     Update,
 )
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class Initiator:
     """Somebody who follows a request, and keeps its logs."""
 
-    def __init__(self, world: Simulation, node: str, wanted: Order | Submit | str) -> None:
+    def __init__(self, world: Simulation, node: str, wanted: BuildOrder | BuildGraph | str) -> None:
         self.world = world
         self.node = node
         self.mirror = RequestMirror(wanted)
@@ -69,7 +69,7 @@ class Initiator:
                 if message.state in OVER and self.open:
                     self.world.rare("a request ends while its logs are open")
                 self._do(self.mirror.update(message, now))
-            case Refused():
+            case Rejected():
                 self._do(self.mirror.refused(message, now))
             case LogPiece():
                 self._do(self.mirror.piece(message, now))

@@ -39,7 +39,7 @@ from fabric.wire.messages import (
     Outcome,
     Poll,
     Query,
-    Refused,
+    Rejected,
     Report,
     Running,
 )
@@ -68,7 +68,7 @@ def valid() -> list[bytes]:
         Query(PROTOCOL, "q", "why", "zlib"),
         Desired(1, 3, (Assignment(KEY, 1, msgspec.Raw(b"\x80")),), (Attempt(KEY, 2),)),
         LogWanted(KEY, 1, 0, 100),
-        Refused("w1", "bad-request", "no"),
+        Rejected("w1", "bad-request", "no"),
     )
     return [encode(each) for each in said]
 
@@ -97,7 +97,7 @@ class Honest:
         began = time.monotonic()
         self._sequence += 1
         assert isinstance(self.worker.ask(report("w", self._sequence)), Desired)
-        assert isinstance(self.initiator.ask(Poll("nobody", 0)), Refused)
+        assert isinstance(self.initiator.ask(Poll("nobody", 0)), Rejected)
         self.slowest = max(self.slowest, time.monotonic() - began)
 
 

@@ -16,6 +16,7 @@ from fabric.wire.messages import (
     PROTOCOL,
     Assignment,
     Attempt,
+    BuildGraph,
     Desired,
     FromPeer,
     Leave,
@@ -23,14 +24,13 @@ from fabric.wire.messages import (
     LogRead,
     LogWanted,
     Message,
-    Offer,
     Outcome,
     Poll,
-    Refused,
+    Rejected,
     Report,
     Running,
+    StepSpec,
     StepState,
-    Submit,
     ToInitiator,
     ToWorker,
     Update,
@@ -53,7 +53,7 @@ FROM_PEER: list[Message] = [
         answered=9,
     ),
     LogPiece(KEY, 1, 5, b"\0\xff", 7, KEY),
-    Submit(PROTOCOL, "r", "t", (Offer(KEY, "zlib", "chunk", "x86_64", JOB),), (KEY,), True),
+    BuildGraph(PROTOCOL, "r", "t", (StepSpec(KEY, "zlib", "chunk", "x86_64", JOB),), (KEY,), True),
     Poll("r", 3),
     Leave("r"),
     LogRead(KEY, 1, 0, 10),
@@ -61,12 +61,12 @@ FROM_PEER: list[Message] = [
 TO_WORKER: list[Message] = [
     Desired(1, 3, (Assignment(KEY, 1, JOB, 7),), (Attempt(KEY, 2),), (Attempt(KEY, 3),)),
     LogWanted(KEY, 1, 0, 10),
-    Refused(KEY, "no-log", "gone"),
+    Rejected(KEY, "no-log", "gone"),
 ]
 TO_INITIATOR: list[Message] = [
     Update("r", 3, "building", (StepState(KEY, "running", fence=1, worker="w"),), 2.5, "why"),
     LogPiece(KEY, 1, 5, b"x"),
-    Refused("r", "protocol", "upgrade"),
+    Rejected("r", "protocol", "upgrade"),
 ]
 
 
@@ -83,7 +83,7 @@ def test_there_and_back(messages: list[Message], kinds: object) -> None:
 
 
 def test_a_job_travels_unread() -> None:
-    codec: sockets.Codec[Submit] = sockets.Codec(Submit)
+    codec: sockets.Codec[BuildGraph] = sockets.Codec(BuildGraph)
     submit = FROM_PEER[2]
     back = codec.decode(codec.encode(submit))
     assert bytes(back.steps[0].job) == bytes(JOB)

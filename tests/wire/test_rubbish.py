@@ -17,13 +17,13 @@ from fabric import bounds
 from fabric.wire import sockets
 from fabric.wire.messages import (
     PROTOCOL,
+    BuildGraph,
     LogPiece,
     LogRead,
     Poll,
     Published,
-    Refused,
+    Rejected,
     Report,
-    Submit,
     ToInitiator,
 )
 
@@ -50,11 +50,11 @@ class Stranger:
         assert self.jobs.poll(5000), "no answer"
         return self.codec.decode(self.jobs.recv())
 
-    def refused(self) -> Refused:
+    def refused(self) -> Rejected:
         """The next refusal, whatever else is said before."""
         while True:
             with contextlib.suppress(sockets.DecodeError):
-                if isinstance(message := self.hear(), Refused):
+                if isinstance(message := self.hear(), Rejected):
                     return message
 
     def close(self) -> None:
@@ -115,15 +115,15 @@ def test_rubbish_by_hand(fabric: Fabric) -> None:
 def test_another_protocol_is_refused_and_told_which_side_to_upgrade(
     fabric: Fabric, stranger: Stranger
 ) -> None:
-    stranger.say(msgspec.msgpack.encode(Submit(PROTOCOL + 1, "r" * 32, "", (), ())))
+    stranger.say(msgspec.msgpack.encode(BuildGraph(PROTOCOL + 1, "r" * 32, "", (), ())))
     refused = stranger.hear()
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, Rejected)
     assert (refused.about, refused.code) == ("r" * 32, "protocol")
     assert refused.reason.endswith("upgrade the broker")
     older = {"t": "Report", "protocol": 0, "name": "w9", "in": ["another", "shape"]}
     stranger.say(msgspec.msgpack.encode(older))
     refused = stranger.hear()
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, Rejected)
     assert refused.about == "w9"
     assert refused.reason.endswith("upgrade this peer")
     assert fabric.broker.child.poll() is None
@@ -132,7 +132,7 @@ def test_another_protocol_is_refused_and_told_which_side_to_upgrade(
 def test_a_message_out_of_bounds_is_refused_with_the_reason(stranger: Stranger) -> None:
     stranger.say(msgspec.msgpack.encode(Report(PROTOCOL, "w1", "x86_64", -1, 1)))
     refused = stranger.hear()
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, Rejected)
     assert (refused.about, refused.code) == ("w1", "bad-request")
     assert "slots" in refused.reason
 
@@ -144,7 +144,7 @@ def test_a_second_worker_of_one_name_is_refused(stranger: Stranger) -> None:
             report = Report(PROTOCOL, "w1", "x86_64", 1, sequence, instance=instance)
             stranger.say(msgspec.msgpack.encode(report))
         with contextlib.suppress(sockets.DecodeError):  # what it wants done is for workers
-            if isinstance(answer := stranger.hear(), Refused):
+            if isinstance(answer := stranger.hear(), Rejected):
                 assert "another worker is named w1 too" in answer.reason
                 return
     pytest.fail("both are heard")
@@ -152,7 +152,7 @@ def test_a_second_worker_of_one_name_is_refused(stranger: Stranger) -> None:
 
 def test_a_log_that_is_not_there(stranger: Stranger) -> None:
     stranger.say(msgspec.msgpack.encode(LogRead("b" * 64, 1, 0, 100)))
-    assert stranger.hear() == Refused("b" * 64, "no-log", "no log of it is kept here")
+    assert stranger.hear() == Rejected("b" * 64, "no-log", "no log of it is kept here")
 
 
 def test_the_log_of_a_cached_step_comes_from_the_store(fabric: Fabric, stranger: Stranger) -> None:
@@ -169,7 +169,7 @@ def test_the_log_of_a_cached_step_comes_from_the_store(fabric: Fabric, stranger:
 def test_an_unknown_request(stranger: Stranger) -> None:
     stranger.say(msgspec.msgpack.encode(Poll("nobody", 0)))
     refused = stranger.hear()
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, Rejected)
     assert refused.code == "unknown-request"
 
 
@@ -184,4 +184,4 @@ def test_a_message_that_is_too_large_costs_its_sender_the_connection(
     assert fabric.initiator(CHAIN).follow() == "done"
     assert resident(fabric.broker.child.pid) - before < bounds.FRAME
     stranger.say(msgspec.msgpack.encode(Poll("nobody", 0)))
-    assert isinstance(stranger.hear(), Refused), "it is connected anew"
+    assert isinstance(stranger.hear(), Rejected), "it is connected anew"

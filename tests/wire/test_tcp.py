@@ -17,16 +17,16 @@ from fabric.wire.connection import Connection
 from fabric.wire.keys import Admitted
 from fabric.wire.messages import (
     PROTOCOL,
+    BuildGraph,
+    BuildOrder,
     Command,
     Desired,
     LogPiece,
     LogRead,
-    Order,
     Poll,
     Published,
-    Refused,
+    Rejected,
     Running,
-    Submit,
     ToWorker,
 )
 from fabric.wire.sockets import Curve
@@ -34,8 +34,8 @@ from fabric.wire.sockets import Curve
 KEY = "a" * 64
 
 
-def order() -> Order:
-    return Order(PROTOCOL, "r" * 32, "t", "refs/x", "c" * 40, "s.morph")
+def order() -> BuildOrder:
+    return BuildOrder(PROTOCOL, "r" * 32, "t", "refs/x", "c" * 40, "s.morph")
 
 
 def test_roles_are_those_of_the_keys(farm: Farm) -> None:
@@ -48,16 +48,20 @@ def test_roles_are_those_of_the_keys(farm: Farm) -> None:
         Command(PROTOCOL, "1", "drain", "w1"),
     ):
         refused = worker.ask(message)
-        assert isinstance(refused, Refused)
+        assert isinstance(refused, Rejected)
         assert refused.code == "not-allowed"
         assert "w1 is admitted as worker, who may not send a" in refused.reason
     initiator = farm.peer(farm.key("initiator", "alice"))
-    for wrong in (report("alice"), LogPiece(KEY, 1, 0, b"x"), Submit(PROTOCOL, "r", "", (), ())):
+    for wrong in (
+        report("alice"),
+        LogPiece(KEY, 1, 0, b"x"),
+        BuildGraph(PROTOCOL, "r", "", (), ()),
+    ):
         refused = initiator.ask(wrong)
-        assert isinstance(refused, Refused)
+        assert isinstance(refused, Rejected)
         assert refused.code == "not-allowed"
     poll = initiator.ask(Poll("nobody", 0))
-    assert isinstance(poll, Refused)
+    assert isinstance(poll, Rejected)
     assert poll.code == "unknown-request"
 
 
