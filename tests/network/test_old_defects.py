@@ -66,8 +66,8 @@ DEFECTS: dict[int, tuple[str, list[str]]] = {
     8: (
         "a worker that reconnects runs again all that it ever ran",
         [
-            "wire/test_agent.py::test_what_has_ended_does_not_start_again",
-            "wire/test_agent.py::test_outcomes_are_reported_until_settled",
+            "building/test_agent.py::test_what_has_ended_does_not_start_again",
+            "building/test_agent.py::test_outcomes_are_reported_until_settled",
         ],
     ),
     9: (
@@ -80,9 +80,9 @@ DEFECTS: dict[int, tuple[str, list[str]]] = {
     10: (
         "what waits cannot be cancelled, and numbers of two controllers are confused",
         [
-            "wire/test_agent.py::test_what_waits_and_is_left_out_is_forgotten",
+            "building/test_agent.py::test_what_waits_and_is_left_out_is_forgotten",
             "scheduling/test_orders.py::test_cancelling_while_it_is_resolved",
-            "wire/test_agent.py::test_a_broker_that_lost_its_journal_and_the_time_is_obeyed_once_the_former_is_silent",
+            "building/test_agent.py::test_a_broker_that_lost_its_journal_and_the_time_is_obeyed_once_the_former_is_silent",
         ],
     ),
     11: (
@@ -132,18 +132,18 @@ DEFECTS: dict[int, tuple[str, list[str]]] = {
     19: (
         "one helper publishes for all, waits for ever, and blocks all else",
         [
-            "wire/test_desk.py::test_closing_does_not_wait_for_a_store_that_hangs",
+            "controller/test_store_client.py::test_closing_does_not_wait_for_a_store_that_hangs",
             "wire/test_resolved_orders.py"
             "::test_the_broker_answers_while_a_resolver_works_and_can_be_told_to_give_up",
         ],
     ),
     20: (
         "with two helpers everything runs twice, with none requests are lost",
-        ["wire/test_resolving.py::test_an_order_is_resolved"],
+        ["controller/test_resolver_pool.py::test_an_order_is_resolved"],
     ),
     21: (
         "an initiator that vanishes with output pending leaves a busy loop",
-        ["wire/test_broker.py::test_a_flood_of_logs_costs_the_broker_no_memory"],
+        ["test_broker.py::test_a_flood_of_logs_costs_the_broker_no_memory"],
     ),
     22: (
         "a worker that vanishes without a word hangs its build",
@@ -163,7 +163,7 @@ DEFECTS: dict[int, tuple[str, list[str]]] = {
     ),
     25: (
         "the whole graph is walked for each line of output, and buffers grow without a bound",
-        ["wire/test_broker.py::test_a_flood_of_logs_costs_the_broker_no_memory"],
+        ["test_broker.py::test_a_flood_of_logs_costs_the_broker_no_memory"],
     ),
     26: (
         "objects are made of what comes over the network",
@@ -180,9 +180,9 @@ DEFECTS: dict[int, tuple[str, list[str]]] = {
     28: (
         "artifacts can be deleted by anybody, lead out of their folder, and arrive torn",
         [
-            "trove/test_store_directory.py::test_a_key_cannot_lead_elsewhere",
-            "trove/test_store_directory.py::test_a_damaged_blob_is_noticed_and_forgotten_with_its_step",
-            "trove/test_store_directory.py::test_many_writers_at_once",
+            "trove/artifacts/test_directory.py::test_a_key_cannot_lead_elsewhere",
+            "trove/artifacts/test_directory.py::test_a_damaged_blob_is_noticed_and_forgotten_with_its_step",
+            "trove/artifacts/test_directory.py::test_many_writers_at_once",
         ],
     ),
     29: (
@@ -195,7 +195,7 @@ DEFECTS: dict[int, tuple[str, list[str]]] = {
     30: (
         "a controller that restarts knows nothing, and uses its numbers again",
         [
-            "wire/test_journal.py::test_epochs_grow_over_runs_and_over_a_lost_file",
+            "controller/test_journal.py::test_epochs_grow_over_runs_and_over_a_lost_file",
             "wire/test_resolved_orders.py"
             "::test_after_a_restart_a_detached_request_goes_on_and_old_ones_are_known",
         ],
