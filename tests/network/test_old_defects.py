@@ -133,7 +133,7 @@ DEFECTS: dict[int, tuple[str, list[str]]] = {
         "one helper publishes for all, waits for ever, and blocks all else",
         [
             "controller/test_store_client.py::test_closing_does_not_wait_for_a_store_that_hangs",
-            "wire/test_resolved_orders.py"
+            "controller/test_resolved_orders.py"
             "::test_the_broker_answers_while_a_resolver_works_and_can_be_told_to_give_up",
         ],
     ),
@@ -153,7 +153,7 @@ DEFECTS: dict[int, tuple[str, list[str]]] = {
         "one exception ends the daemon, and its state is lost",
         [
             f"{FARM}::test_a_broker_killed_in_mid_build",
-            "wire/test_resolved_orders.py"
+            "controller/test_resolved_orders.py"
             "::test_after_a_restart_a_detached_request_goes_on_and_old_ones_are_known",
         ],
     ),
@@ -196,7 +196,7 @@ DEFECTS: dict[int, tuple[str, list[str]]] = {
         "a controller that restarts knows nothing, and uses its numbers again",
         [
             "controller/test_journal.py::test_epochs_grow_over_runs_and_over_a_lost_file",
-            "wire/test_resolved_orders.py"
+            "controller/test_resolved_orders.py"
             "::test_after_a_restart_a_detached_request_goes_on_and_old_ones_are_known",
         ],
     ),
