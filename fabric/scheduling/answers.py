@@ -194,7 +194,7 @@ def _called(scheduler: Scheduler, about: str) -> Iterator[tuple[Request, str, bo
     called = Called(about)
     for request in scheduler.requests.values():
         if request.index is None:
-            request.index = Index(request)
+            request.index = Index(request.offers.values() or request.results.values())
         for key in dict.fromkeys(request.index.exactly(called)):
             yield request, key, True
         for key in dict.fromkeys(request.index.similar(called)):

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterator
 
-if TYPE_CHECKING:
-    from fabric.scheduling.model import Request
+from fabric.wire.messages import StepSpec, StepState
 
 #: This much of a key may stand for the whole.
 PREFIX = 6
@@ -29,10 +27,9 @@ class Called:
 
 
 class Index:
-    """All steps of one request, as it knows them when this is made."""
+    """All steps of one request."""
 
-    def __init__(self, request: Request) -> None:
-        steps = request.offers.values() or request.results.values()
+    def __init__(self, steps: Collection[StepSpec | StepState]) -> None:
         self._keys = sorted([step.key for step in steps])
         self._logs = {step.log: step.key for step in steps}  # each has a log of its own
         self._names = {step.name: step.key for step in steps}
