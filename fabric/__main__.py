@@ -1,5 +1,7 @@
-"""Where ``fabric-initiator`` begins.  Ctrl-C ends it without a word until `fabric.initiator` heeds
-it: to load that takes a tenth of a second.
+"""Starts ``fabric-initiator``.
+
+Ctrl-C ends the process silently until `fabric.initiator` has installed its own handling: loading
+that module takes a tenth of a second.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Every bound of the project, by name: what it limits, and what happens past it.
+"""Defines every bound of the project: its name, what it limits, and what happens past it.
 
-The numbers stand here and nowhere else.  ``python -m fabric.bounds`` prints the table of
-docs/reference/bounds.md, and each bound has a test marked ``@pytest.mark.bound("NAME")``.
+No other module contains such a number.  ``python -m fabric.bounds`` prints the table of
+docs/reference/bounds.md.  Each bound has a test marked ``@pytest.mark.bound("NAME")``.
 """
 
 from __future__ import annotations

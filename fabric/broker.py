@@ -1,9 +1,9 @@
-"""The broker: one thread, one poller, between workers and initiators and the core.
+"""The broker: connects workers and initiators to the core, in one thread with one poller.
 
-Messages become events of `fabric.scheduling.core`, its effects become messages.  Nothing is
-decided here, and nothing here waits: the store is asked by `fabric.controller.store_client`, the
-journal is written by its own thread, and a peer that does not read loses messages, which it will
-ask for again.  What initiators are told waits until a crash cannot take it back.
+It turns messages into events of `fabric.scheduling.core`, and carries out the core's effects.  It
+decides nothing and waits for nothing: `fabric.controller.store_client` asks the store,
+`fabric.controller.journal_writer` writes the journal, and a peer that does not read loses
+messages, which it asks for again.  Initiators hear of nothing that a crash could still take back.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Settings: one TOML file, then the environment, then the command line; the last word wins.
+"""Reads settings: a TOML file, then the environment, then the command line; the last value wins.
 
-Each program has a file of its own.  The initiator's is ``$FABRIC_CONFIG``, else
-``$XDG_CONFIG_HOME/distbuild/distbuild.toml`` (by default ``~/.config``), and may be absent; the
-daemons' are ``/etc/distbuild/broker.toml`` and ``/etc/distbuild/worker.toml``.  Every setting
-``some-name`` can be given as ``FABRIC_SOME_NAME`` in the environment, but for tables and lists.
+Each program has its own file.  The initiator reads ``$FABRIC_CONFIG``, else
+``$XDG_CONFIG_HOME/distbuild/distbuild.toml`` (by default ``~/.config``); the file is optional.
+The daemons read ``/etc/distbuild/broker.toml`` and ``/etc/distbuild/worker.toml``.  The
+environment variable of a setting ``some-name`` is ``FABRIC_SOME_NAME``; tables and lists have
+none.
 """
 
 from __future__ import annotations

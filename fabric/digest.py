@@ -1,4 +1,4 @@
-"""SHA-256 digests: a type that cannot hold anything else."""
+"""Defines SHA-256 digests as a type that holds no other text."""
 
 from __future__ import annotations
 

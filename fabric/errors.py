@@ -1,7 +1,7 @@
-"""The errors a user may meet.
+"""Defines the errors that users can meet.
 
-Every one is printed as its text alone (``--debug`` adds the traceback), so the text says what
-is wrong, where, and what to do.  The doors map a class to its exit code; nothing else does.
+A program prints only the text of an error (``--debug`` adds the traceback), so the text says what
+is wrong, where, and what to do.  The class of an error determines the exit code.
 """
 
 from __future__ import annotations

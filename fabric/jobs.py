@@ -1,7 +1,8 @@
-"""A job: one step of the build graph with its cache key, complete enough for any worker.
+"""Defines jobs and manifests.
 
-`Job` is what travels to a worker and what `fabric.building` builds from; `Manifest` is what
-comes of it and stays in the store.  The broker never looks inside a job.
+A `Job` is one step of the build graph with its cache key.  It travels to a worker and contains all
+that `fabric.building` needs.  A `Manifest` records the result and stays in the store.  The broker
+never looks inside a job.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""From a build graph to jobs: every step with its cache key, its sources pinned to commits.
+"""Turns a build graph into jobs: each step gets its cache key and its sources' commits.
 
-`fabric.definitions` says what there is, the trove says which commits the refs are; a `Plan` is
-both together, and all that a fabric needs to know of a build.
+`fabric.definitions` provides the graph, and the trove resolves refs to commits.  A `Plan` combines
+both, and is all that a fabric needs to know of a build.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The worker: builds what the broker wants built, in sandboxes, and says how it goes.
+"""The worker: builds in sandboxes what the broker assigns, and reports the progress.
 
-One thread talks (sockets, reports, following the logs), others build, one attempt each at a time.
-What to start, kill and report is decided by `fabric.building.agent`.
+One thread communicates (sockets, reports, logs); other threads build, one attempt each at a time.
+`fabric.building.agent` decides what to start, kill and report.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The controller, as the commands ask it: one question, one answer."""
+"""Asks the controller questions for commands: one question, one answer."""
 
 from __future__ import annotations
 

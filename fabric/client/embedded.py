@@ -1,13 +1,12 @@
-"""The fabric of one machine: a broker and workers as child processes, talking over ipc.
+"""Runs the fabric of one machine: a broker and workers as child processes, connected over ipc.
 
-The same programs with the same messages as on a farm; only that they end with the initiator
-that started them, however it ends.
+It uses the same programs and messages as a farm, but the processes end with the initiator that
+started them, however it ends.
 
-Starting an interpreter and loading a program takes a tenth of a second of CPU time.  So one
-process, the zygote, is forked off before the initiator has threads, loads the programs while
-the initiator still reads definitions, and forks a broker and workers off itself when it is told
-to.  From then on it looks after them: it replaces a worker that dies, and takes all down at the
-end.
+Starting an interpreter and loading a program takes a tenth of a second of CPU time.  Therefore the
+initiator forks one process, the zygote, before it has threads.  The zygote loads the programs
+while the initiator still reads definitions, and forks a broker and workers on request.  It then
+supervises them: it replaces a worker that dies, and ends all of them at the end.
 """
 
 from __future__ import annotations

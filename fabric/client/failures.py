@@ -1,7 +1,7 @@
-"""What failed to build here last, so that `show` can tell of it.
+"""Remembers which steps failed last on this machine, for ``show``.
 
-A file for each step, named by its cache key, in the state folder: whoever writes one replaces it
-whole, and two builds at once do not meet.
+The state folder has a file for each step, named by its cache key.  A writer replaces the file as a
+whole, so two builds do not disturb each other.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A user's definitions on disk, with the trove and the artifact store that serve them."""
+"""Loads a user's definitions, with the trove and the artifact store that serve them."""
 
 from __future__ import annotations
 

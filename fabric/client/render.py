@@ -1,7 +1,7 @@
-"""What a build looks like: live on a terminal, plain lines in a pipe, JSON for programs.
+"""Renders a build: live on a terminal, as plain lines in a pipe, as JSON for programs.
 
-`BuildView` is what there is to show, `Screen` is where it goes.  A screen never decides
-anything and keeps nothing that it could not lose.
+`BuildView` is the state to show, and `Screen` is where it goes.  A screen decides nothing and
+keeps nothing that it could not lose.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The logs of one request at its initiator, pure: what to open, follow, ask for, and close.
+"""Decides which logs of a request to open, follow, read and close.  Pure: no I/O.
 
-A log is streamed while its step runs, and read range by range where the stream left a gap.  At most
-`bounds.LOGS_READ` logs are asked for at a time, each by one question; a question without an answer
-is repeated ever more slowly.  Logs past ``most`` open ones wait until others are closed.
+A log is streamed while its step runs, and read by ranges where the stream left a gap.  At most
+`bounds.LOGS_READ` logs are read at a time, each by one question.  An unanswered question is
+repeated with growing delays.  At most ``most`` logs are open; the others wait.
 """
 
 from __future__ import annotations

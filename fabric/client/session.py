@@ -1,6 +1,6 @@
-"""One build request, followed to its end: what the broker says, on the screen and in log files.
+"""Follows one build request to its end: shows it on the screen and writes its log files.
 
-Whether the broker is this machine's own or a controller far away, only the line to it differs.
+A broker on this machine and a controller differ only in the connection.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The log files that a build leaves in the user's current directory.
+"""Writes the log files that a build leaves in the user's current directory.
 
-A file is the log of one attempt from its first byte on; a new attempt begins it anew.  Two
-initiators in one directory do not write into one file: the second takes the next free name.
+A file contains the log of one attempt from its first byte; a new attempt replaces it.  Two
+initiators never write to the same file: the second one takes the next free name.
 
-Which logs are not whole yet, and of which steps they are, is noted in a file beside them,
-``.build-step-logs-*.part``, one for each build as long as there are such logs.  So their writer may
-be killed at any moment: the next command there completes what it left.
+Each build records in ``.build-step-logs-*.part`` which of its logs are incomplete, and of which
+steps they are.  The writer can therefore be killed at any moment: the next command in that
+directory completes the logs.
 """
 
 from __future__ import annotations

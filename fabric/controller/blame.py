@@ -1,4 +1,4 @@
-"""Which requests the core was at when it raised: a fault of ours is to cost those alone."""
+"""Finds the requests that the core was processing when it raised, so that only they fail."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""What the broker remembers over restarts: requests, finished attempts, how long builds took.
+"""Keeps requests, finished attempts and build durations over restarts of the broker.
 
-A SQLite file (WAL) that several brokers may share.  Writing is done by a thread of its own
-(`fabric.controller.journal_writer`), in batches that are fsynced.  What was *promised* to somebody
-- that a request is taken in or over, a worker drained - is written at once, and who waits for an
-answer gets it when `kept` has come as far; the rest is gathered, and a crash costs its last quarter
-of a second.  What is in flight is not written down: workers report it.
+The journal is a SQLite file (WAL) that several brokers can share.  A thread
+(`fabric.controller.journal_writer`) writes it in batches and fsyncs each.  Records that somebody
+was promised (a request was accepted or is over, a worker is drained) are written at once; the
+answer is sent when `kept` has reached the record.  Other records are gathered, and a crash loses
+at most a quarter of a second of them.  Work in flight is not recorded: workers report it.
 
-While nothing can be written - the disk is full - `trouble` says so: no promise is to be made then,
-and what ends meanwhile is written as soon as there is room.  A damaged file is set aside, and never
-fatal; one that cannot be used is, when a broker begins: it would forget what stands in it.
+While the disk is full, `trouble` contains the reason: the broker promises nothing, and writes what
+ends meanwhile as soon as there is room.  A damaged file is moved aside.  A broker does not start
+with a file that it cannot open, because it would forget its contents.
 """
 
 from __future__ import annotations

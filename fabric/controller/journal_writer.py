@@ -1,4 +1,4 @@
-"""The thread that writes the journal, and goes on trying while nothing can be written."""
+"""Writes the journal in a thread, and retries while the disk does not accept writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys of a fabric: made where they are used, admitted and revoked on the controller's machine."""
+"""Makes keys, and authorizes and revokes them on the controller."""
 
 from __future__ import annotations
 

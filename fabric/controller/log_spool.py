@@ -1,4 +1,4 @@
-"""One log at the broker, and the disk that all of them share."""
+"""Defines the spool of one log at the broker, and the quota of disk that all spools share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers for Prometheus.  The broker's loop takes a snapshot; whoever asks gets the last one."""
+"""Serves metrics to Prometheus: the broker's loop takes snapshots, and a request gets the last."""
 
 from __future__ import annotations
 

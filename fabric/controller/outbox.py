@@ -1,6 +1,6 @@
-"""Initiators, and what they are told: nothing that a crash of the broker could take back.
+"""Holds replies to initiators until the journal records that they depend on are durable.
 
-So they are promised nothing while the journal cannot be written.
+While the journal cannot be written, it promises nothing to anybody.
 """
 
 from __future__ import annotations

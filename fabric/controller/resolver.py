@@ -1,12 +1,12 @@
-"""The resolver: what becomes of an order.  A child process of the broker, one for each.
+"""Resolves one build order into a build graph.  The broker starts a child process for each.
 
-It reads an encoded `BuildOrder` from standard input, fetches that commit of the definitions and
-what they name as sources from the trove, computes the steps with their cache keys, and writes an
-encoded `BuildGraph` to standard output.  If that cannot be done, the exit code is not 0 and
-standard error has the text for the user: ``FILE:LINE: message`` for mistakes in the definitions.
+The process reads an encoded `BuildOrder` from standard input, fetches that commit of the
+definitions and their sources from the trove, computes steps and cache keys, and writes an encoded
+`BuildGraph` to standard output.  If this fails, the exit code is not 0, and standard error
+contains the text for the user: ``FILE:LINE: message`` for mistakes in the definitions.
 
-The definitions may be anybody's, and anything may be in them: they are read out of git's
-objects, nothing of them is run, and time and memory of this process are bounded.
+Definitions are untrusted: they are read from git objects, nothing in them is executed, and the
+process has limits of time and memory.
 """
 
 from __future__ import annotations

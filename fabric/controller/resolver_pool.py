@@ -1,11 +1,10 @@
-"""Child processes that find out what an order needs: each runs `fabric.controller.resolver`.
+"""Starts `fabric.controller.resolver` for each build order, and collects the results.
 
-Resolving reads a repository and computes for seconds, fetches, and runs on what strangers wrote,
-so none of it happens in the broker.  A child gets the encoded `BuildOrder` on its standard input,
-and writes an encoded `BuildGraph`; or it fails, and what it wrote on standard error is told to the
-user.
+Resolving reads a repository, computes for seconds, fetches, and parses untrusted input, so the
+broker's process does none of it.  A child reads the encoded `BuildOrder` from standard input and
+writes an encoded `BuildGraph`; if it fails, the user gets what it wrote to standard error.
 
-Each child leads a session, and git stays in it: so the whole of it can be killed.
+Each child leads a session that includes its git processes, so all of them can be killed.
 """
 
 from __future__ import annotations

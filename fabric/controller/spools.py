@@ -1,9 +1,9 @@
-"""The broker's log spools: for each attempt a file named ``KEY.FENCE``, once its log is not short.
+"""Stores the logs of attempts: a file ``KEY.FENCE`` for each log that is not short.
 
-A spool holds the beginning of a log, without gaps.  A piece is appended at its offset: a repeat
-changes nothing, and one from further on is dropped and tells that there is a gap, whose bytes
-the worker is asked for.  The end marker (size, sha256) proves the whole.  What is kept in memory
-is bounded: offsets, open files, and short logs, most of which are never read but once.
+A spool contains the beginning of a log, without gaps.  A piece is appended at its offset: a
+repeated piece changes nothing, and a piece after a gap is dropped and the worker is asked for the
+missing bytes.  The size and SHA-256 at the end prove that the log is complete.  The memory for
+offsets, open files and short logs is bounded.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""The broker's helper for whatever may take long: threads that ask the artifact store.
+"""Asks the artifact store in threads, so that the broker's loop never waits for it.
 
-The broker's loop puts questions here and goes on; answers are fetched when the wake-up comes.
-What the core asks, what initiators read of logs, and inspections each have a thread of their own,
-so that none waits for another.  Questions of the core that wait together are asked together; those
-who read logs take turns.
+The loop puts questions and goes on; it fetches answers after a wake-up.  Questions of the core,
+log reads of initiators, and inspections have a thread each, so that none waits for another.
+Waiting questions of the core are combined into one; log reads of different owners take turns.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who follows which request, what they have seen, and when they may be told more."""
+"""Records which peer follows which request, what it has seen, and when it gets more."""
 
 from __future__ import annotations
 

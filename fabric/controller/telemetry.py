@@ -1,4 +1,4 @@
-"""What the broker writes down of all that happens: in its journal, as notes, and as numbers."""
+"""Records events of the broker in the journal, in the event log, and as metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cluster morphs: which systems are deployed, where, and with what settings."""
+"""Loads cluster morphs: the systems to deploy, the locations, and the settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can only be wrong between the machines of a cluster."""
+"""Finds conflicts between the machines of a cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One machine that a cluster morph describes: a deployment as a virtual machine on a host."""
+"""Defines a guest: one virtual machine that a cluster morph describes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The machines that a cluster morph describes: each deployment as a virtual machine on a host.
+"""Turns the deployments of a cluster morph into guests.
 
-All that can be wrong with them is found here, before any machine is spoken to.
+It reports every mistake in them before any machine is contacted.
 """
 
 from __future__ import annotations

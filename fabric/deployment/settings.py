@@ -1,7 +1,7 @@
-"""The settings of a deployment, read as what they mean: sizes, truth values, lists, networks.
+"""Parses the settings of a deployment: sizes, booleans, lists, networks.
 
-Deployment extensions were always given text, so text is what is read here, whatever the YAML
-said.  Each reader notes what is wrong and returns a usable value.
+Deployment extensions always received text, so the parsers take text, whatever type YAML gave it.
+Each parser records a mistake and returns a usable value.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whom a cluster lets in besides the deploying user: the people in the folder ``USERS``."""
+"""Reads the public keys of the users whom a cluster authorizes, from the folder ``USERS``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ending what is under way, from another thread: the way Ctrl-C reaches an import."""
+"""Cancels work from another thread; Ctrl-C reaches an import this way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What daemons have in common: options, and a look at how much disk and memory is left."""
+"""Provides what the daemons share: options, and checks of free disk and memory."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a daemon notes for its operator: to journald with fields, or as lines on standard error.
+"""Logs events of a daemon: to journald with fields, or to standard error as lines.
 
-In journald a note can be found by what it is about::
+journald finds an event by its subject::
 
     journalctl FABRIC_WORKER=w3 FABRIC_STEP=zlib
 """

@@ -1,4 +1,4 @@
-"""Reading files that others wrote, and trees that others made; files that remember."""
+"""Reads untrusted files, walks untrusted trees, and keeps small files that remember something."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ties between processes that the standard library does not have."""
+"""Links processes to each other in ways that the standard library does not offer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What systemd is told by a daemon of ours: that it is ready, alive, or about to end."""
+"""Tells systemd that a daemon is ready, alive, or stopping."""
 
 from __future__ import annotations
 

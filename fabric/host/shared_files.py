@@ -1,4 +1,4 @@
-"""Files that several processes share: locks, digests, and making sure of the disk."""
+"""Provides locks, scratch directories, digests and fsync for files that processes share."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""The user's terminal: text from elsewhere is cleaned before it gets there, and rows that change
-stay below what is printed.
+"""Writes to the user's terminal: escapes untrusted text, and keeps live rows below the output.
 
-`install` puts an `Output` in the place of ``sys.stdout`` and ``sys.stderr``, so every ``print`` of
-every command is cleaned.  Bytes for programs go to ``sys.stdout.buffer`` as they are.
+`install` replaces ``sys.stdout`` and ``sys.stderr`` by an `Output`, so every ``print`` is escaped.
+Binary output for programs goes to ``sys.stdout.buffer``.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Whether trees on a disk are what was once made, by a record of their tables.
+"""Detects changes of trees on a disk by a recorded table of their inodes.
 
-To read a tree of 30,000 files takes as long as making it again; to look at its inodes takes a tenth
-of a second.  So a tree is recorded when it is made, and believed as long as its table is the
-same: names, modes, sizes, times and inode numbers of all that is in it.  When the table differs,
-the tree is made again beside it, and compared.
+Reading a tree of 30,000 files takes as long as making it again; reading its inodes takes a tenth
+of a second.  Therefore a new tree is recorded, and trusted while its table is unchanged: names,
+modes, sizes, times and inode numbers.  If the table differs, the tree is made again beside it and
+compared.
 """
 
 from __future__ import annotations

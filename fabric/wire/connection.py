@@ -1,8 +1,8 @@
-"""A worker's or an initiator's connection to the broker, kept up whatever happens to it.
+"""Keeps a worker's or an initiator's connection to the broker alive.
 
-ZeroMQ connects again by itself when a connection breaks, but not after it was turned away, nor
-does it notice a broker that accepts and says nothing.  So when the broker is silent for long,
-the sockets are made anew.  ``trouble`` says in words why nothing is heard.
+ZeroMQ reconnects after a break, but not after a rejection, and it does not detect a broker that
+accepts connections and stays silent.  Therefore, after a long silence, the sockets are made anew.
+``trouble`` contains the reason for the silence.
 """
 
 from __future__ import annotations

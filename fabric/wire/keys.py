@@ -1,9 +1,9 @@
-"""Who may speak: CURVE keys in ZeroMQ's certificate files, and the table of those admitted.
+"""Manages CURVE keys in ZeroMQ's certificate files, and the table of authorized keys.
 
-Every machine or person that takes part has a pair of keys, ``NAME.key_secret`` (mode 0600, and
-it never leaves its directory) and ``NAME.key``, whose metadata says name and role.  A worker or
-an initiator needs the broker's public key besides, ``broker.key``.  The broker admits whoever
-has a file in ``admitted/``; what such a peer is called and may do comes from that file alone.
+Each machine or person has a key pair: ``NAME.key_secret`` (mode 0600; it never leaves its
+directory) and ``NAME.key``, whose metadata contains name and role.  Workers and initiators also
+need the broker's public key, ``broker.key``.  The broker accepts the keys in ``admitted/``; these
+files alone determine a peer's name and role.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Every message of the fabric, typed, versioned and bounded.  MessagePack on the wire.
+"""Defines every message: typed, versioned and bounded, encoded as MessagePack.
 
-Nothing here is a command that must arrive: workers and initiators *report* what they know,
-again and again, the broker *answers* with the state it wants or has, and repeating any message
-changes nothing.  ``fence`` numbers attempts at one job; what carries an old one is ignored.
+No message is a command that must arrive: workers and initiators repeat what they know, the broker
+answers with the desired or actual state, and a repeated message changes nothing.  ``fence``
+numbers the attempts at a job; a message with an old fence is ignored.
 
-Every message is one frame (decision 11): MessagePack between DEALER and ROUTER, which puts the
-sender's identity before it, and a `Published` from PUB to SUB.
+A message is one frame (decision 11): MessagePack between DEALER and ROUTER, which prepends the
+sender's identity, and a `Published` from PUB to SUB.
 """
 
 from __future__ import annotations

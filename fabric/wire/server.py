@@ -1,8 +1,8 @@
-"""The broker's sockets: who said what, as far as it may be said.
+"""Receives messages at the broker's sockets, and checks them.
 
-Whatever comes in is checked here: that it can be read, that it is of our protocol, and that the
-sender's role allows it.  Names are those in the senders' keys.  What is wrong is answered with
-`Rejected`, and costs nobody else anything.
+Each message must be decodable, of this protocol version, and allowed for the sender's role.  The
+sender's name is the one in its key.  A wrong message is answered with `Rejected`, and affects
+nobody else.
 """
 
 from __future__ import annotations

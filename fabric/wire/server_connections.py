@@ -1,8 +1,8 @@
-"""Connections to a broker's sockets, one by one, which ZeroMQ itself cannot end.
+"""Tracks and cuts single connections of the broker's sockets, which ZeroMQ itself cannot do.
 
-A connection is known by its descriptor; shutting that down has ZeroMQ drop the connection, as if
-the peer had closed it.  Between a look at a descriptor and its end another connection may have got
-the number: that one is made anew by its peer.
+A connection is identified by its descriptor; shutting it down makes ZeroMQ drop the connection as
+if the peer had closed it.  If another connection has received the number meanwhile, its peer
+reconnects.
 """
 
 from __future__ import annotations

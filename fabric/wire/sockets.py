@@ -1,9 +1,9 @@
-"""Sockets with sane options, and frames as messages.
+"""Makes sockets with safe options, and sends and receives frames.
 
-Every socket here forgets what it could not send when it is closed, takes no frame larger than
-its bound, and keeps at most its high-water mark of messages for each peer: a peer that floods
-is made to wait by its own kernel, one that does not read loses messages, and nobody else
-notices.  Whatever was lost is told again, since every message is a state or a question.
+A socket drops unsent messages when it is closed, accepts no frame past its bound, and queues at
+most its high-water mark for each peer: a peer that floods is blocked by its own kernel, and a peer
+that does not read loses messages, without effect on others.  Lost messages are repeated, because
+each is a state or a question.
 """
 
 from __future__ import annotations

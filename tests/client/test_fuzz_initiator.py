@@ -28,8 +28,8 @@ from fabric.client.session import Session
 from fabric.errors import FabricError
 from fabric.client.render import open_screen
 from fabric.wire import sockets
-from fabric.wire.connection import Line
-line = Line(sockets.in_directory(sys.argv[1]), "follow")
+from fabric.wire.connection import Connection
+line = Connection(sockets.in_directory(sys.argv[1]), "follow")
 try:
     Session("{REQUEST}", line, open_screen(False)).follow("")
 except FabricError as error:

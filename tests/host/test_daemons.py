@@ -97,9 +97,9 @@ def test_without_systemd_nothing_happens() -> None:
 
 def test_notes_go_to_journald_with_fields(listening: Listening, tmp_path: Path) -> None:
     program = (
-        "import os, sys; from fabric.host.event_log import Notes\n"
+        "import os, sys; from fabric.host.event_log import EventLog\n"
         "status = os.fstat(2); environ = {'JOURNAL_STREAM': f'{status.st_dev}:{status.st_ino}'}\n"
-        f"note = Notes('me', environ=environ, journald={str(listening.path)!r})\n"
+        f"note = EventLog('me', environ=environ, journald={str(listening.path)!r})\n"
         "note('two\\nlines', request=('r1', 'r2'), step='zlib', worker='')\n"
         "note.info('one')\n"
     )

@@ -479,8 +479,9 @@ def test_a_disk_without_room(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; from fabric.digest import Digest\n"
         "from fabric.errors import SourceError\n"
         "from fabric.trove.importers.download import Downloads\n"
-        "from fabric.host.cancel import Stop\n"
-        "try: Downloads(Path(sys.argv[1]), print, Stop()).get(Digest('ab' * 32), sys.argv[2])\n"
+        "from fabric.host.cancel import CancelToken\n"
+        "downloads = Downloads(Path(sys.argv[1]), print, CancelToken())\n"
+        "try: downloads.get(Digest('ab' * 32), sys.argv[2])\n"
         "except SourceError as error: print(error)\n"
     )
     url = (tmp_path / "data").as_uri()
