@@ -1,4 +1,4 @@
-"""The worker's side of the protocol, pure: what to run, what to kill, what to report.
+"""Implements the worker's side of the protocol: what to run, kill and report.  Pure: no I/O.
 
 The shell around it (`fabric.worker`) owns sockets, processes and the clock::
 

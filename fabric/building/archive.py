@@ -1,4 +1,4 @@
-"""Deterministic archives: the same entries give the same bytes, everywhere and always.
+"""Packs deterministic archives: the same entries give the same bytes, everywhere and always.
 
 GNU tar (names are bytes, of any length), every entry of owner 0:0 without names and of one
 fixed mtime, compressed by zstandard at a fixed level.  Kept: modes with setuid and sticky bits,

@@ -1,4 +1,4 @@
-"""The staging area of a chunk: where everything is that its build sees, and what it may write.
+"""Prepares the staging area of a chunk: the root that its build sees, and what it may write.
 
 In staging mode the root is the staged chunks, read-only, and in it are writable:
 

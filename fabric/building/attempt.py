@@ -1,4 +1,4 @@
-"""One job on one worker: built in a thread of its own, with its log and how it ended."""
+"""Builds one job on a worker in its own thread, with its log and its outcome."""
 
 from __future__ import annotations
 

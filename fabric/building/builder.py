@@ -1,4 +1,4 @@
-"""Build one job: fetch, build, split, store.  This is all that a worker needs of this room."""
+"""Builds one job: fetch, build, split, store.  Workers use only this module of the room."""
 
 from __future__ import annotations
 

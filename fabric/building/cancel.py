@@ -1,4 +1,4 @@
-"""Being cancelled: whoever waits or works for long looks at the job's event now and then."""
+"""Checks a job's cancel event while something waits or works for long."""
 
 from __future__ import annotations
 

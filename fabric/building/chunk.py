@@ -1,4 +1,4 @@
-"""Building a chunk: its commands in its staging area, then its artifacts."""
+"""Builds a chunk: runs its commands in its staging area, then packs its artifacts."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What the builds of a process use of a workspace, so that nobody removes it meanwhile.
+"""Records what the builds of a process use in a workspace, so that nobody removes it meanwhile.
 
-Locking costs, and the next build mostly uses what the last one did.  So a lock is kept when its
-build has ended, until this process itself wants the thing removed.
+Locks cost time, and the next build mostly uses the same things.  Therefore a lock outlives its
+build, until this process itself wants to remove the thing.
 """
 
 from __future__ import annotations

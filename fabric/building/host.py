@@ -1,4 +1,4 @@
-"""This machine's own tools, which bootstrap and test chunks are built with."""
+"""Describes this machine's own tools, which bootstrap and test chunks use."""
 
 from __future__ import annotations
 

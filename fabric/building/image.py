@@ -1,6 +1,6 @@
-"""A system artifact made into a disk image that boots by itself.
+"""Makes a disk image that boots from a system artifact.
 
-It is written by ordinary tools into an ordinary file: no root rights, no loop device, no mount.
+Ordinary tools write it into an ordinary file: no root rights, no loop device, no mount.
 The same input gives the same bytes with the same versions of these tools; what was never
 written to is a hole in the file.
 """

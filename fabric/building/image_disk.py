@@ -1,4 +1,4 @@
-"""The disk of an image: what lies where on it, and the ordinary tools that write it.
+"""Lays out the disk of an image, and runs the ordinary tools that write it.
 
 An MBR with two partitions: a small FAT16 with syslinux, kernel and initrd; an ext4 with the
 root filesystem.

@@ -1,4 +1,4 @@
-"""INSTALL_FILES manifests: which files a deployment adds to a system, from Baserock's times.
+"""Parses Baserock's INSTALL_FILES manifests: files that a deployment adds to a system.
 
 Each line is ``[template] [overwrite] MODE UID GID PATH``.  MODE is octal and says the type as well:
 0100644 a file, 0040755 a folder, 0120000 a symbolic link.  PATH is where it comes to be, and where

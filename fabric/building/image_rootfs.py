@@ -1,4 +1,4 @@
-"""Reading a system artifact (a ``tar.zst``) as a stream, with files of one machine laid over it.
+"""Reads a system artifact (a ``tar.zst``) as a stream, with the files of one machine laid over it.
 
 Nothing is unpacked: owners, device nodes and setuid bits go from the archive straight into the
 filesystem, so no right is needed, and no more than one block of a file is in memory.

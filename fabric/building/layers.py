@@ -1,4 +1,4 @@
-"""Staging areas: chunks unpacked once each, and laid over each other by overlayfs.
+"""Provides layers: chunks unpacked once each, and combined by overlayfs.
 
 Overlayfs takes a limited number of layers, and past it bubblewrap loses the lowest without a
 word; `plan_layers` stays well below by merging many layers into one by hard links.

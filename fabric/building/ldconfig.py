@@ -1,4 +1,4 @@
-"""What ldconfig makes of a staging area, as one more layer of it."""
+"""Runs ldconfig over a staging area; the result is one more layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Locks between all threads and processes of a workspace, by name, without a file for each.
+"""Locks names between all threads and processes of a workspace, without a file for each name.
 
 A name is one byte of one file, locked for an open file description (fcntl's ``F_OFD_SETLK``):
 the kernel lets go when the description is closed, so a killed process leaves nothing behind.

@@ -1,4 +1,4 @@
-"""The log of one job, which only grows: in memory while it is short, then a file.
+"""Writes the log of one job, which only grows: in memory while it is short, then to a file.
 
 A build prints into a pipe and never gets hold of the file: a script that writes to /dev/stderr
 opens it anew, and of a file that cuts off all that was printed before.

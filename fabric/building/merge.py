@@ -1,4 +1,4 @@
-"""Several trees as one, by hard links."""
+"""Merges several trees into one by hard links."""
 
 # Paths here are bytes, which pathlib does not take.
 # ruff: noqa: PTH101, PTH102, PTH108

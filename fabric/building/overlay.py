@@ -1,4 +1,4 @@
-"""Overlays that a build writes to, mounted before bubblewrap starts.
+"""Mounts the overlays that a build writes to, before bubblewrap starts.
 
 Unmounting an overlay makes the kernel write out the whole file system that its upper side is on,
 which can take seconds; only the mount option ``volatile`` prevents that, and bubblewrap cannot

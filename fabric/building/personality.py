@@ -1,4 +1,4 @@
-"""A thread, and all that it starts, sees the machine as one of another architecture."""
+"""Makes a thread and its children see a machine of another architecture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Deletes what was thrown away, when it disturbs least.
+"""Deletes discarded trees at times when this disturbs least.
 
 On ext4 without a journal, files created soon after many were deleted cost up to twenty times as
 much, and on a disk with online discard deleting is as slow as writing.  So trees are only

@@ -1,4 +1,4 @@
-"""How much room a disk has, and what has been of no use for longest."""
+"""Measures free disk space, and finds what has been unused for longest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Running a script under bubblewrap: watched, bounded, and gone without a trace afterwards.
+"""Runs a script under bubblewrap: watched, bounded, and without a trace afterwards.
 
 Everything in a sandbox lives in a PID namespace whose process 1 is the script's own shell.
 When that ends, by itself or by our hand, the kernel ends all the rest before we hear of it:

@@ -1,4 +1,4 @@
-"""What a build may ask of the kernel besides what namespaces hide: a filter for system calls.
+"""Filters the system calls of a build that namespaces do not restrict.
 
 Some ways out of a sandbox belong to no namespace.  Sockets of other families than the usual ones
 reach the machine's host (vsock) or another build; keyrings may be shared; and io_uring makes

@@ -1,4 +1,4 @@
-"""A shell inside the sandbox of a chunk, to see why it does not build."""
+"""Opens a shell in the sandbox of a chunk, to see why the chunk does not build."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tree a chunk is built in: its sources, which the build may change, and nobody else sees.
+"""Provides the source tree of a build, which the build may change without effect on others.
 
 A tree of some size is an overlay: the exported sources below, what the build writes above, on
 disk.  A tree of a few files is quicker copied.

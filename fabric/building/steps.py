@@ -1,4 +1,4 @@
-"""The script that runs a chunk's command lists inside the sandbox, and what it tells us.
+"""Generates the script that runs a chunk's command lists in the sandbox, and parses its reports.
 
 One `sh` runs the whole chunk, since every start of a sandbox costs about as much as a null
 build.  Each command is its own ``sh -e -x -c``.  The old tool ran them without ``-e``, so of a

@@ -1,4 +1,4 @@
-"""Assembling a system: its artifacts in one tree, integration scripts, one archive.
+"""Assembles a system: its artifacts in one tree, integration scripts, one archive.
 
 Differences from the old tool: chunks that bring the same file are named in the log (the later
 one still wins).  As there, ``/etc/os-release`` is always ours, whatever a chunk brings.

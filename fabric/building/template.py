@@ -1,4 +1,4 @@
-"""Templates of INSTALL_FILES, filled by a child process with bounded time and memory.
+"""Renders templates of INSTALL_FILES in a child process with bounded time and memory.
 
 The author of a template need not be trusted: Jinja's sandbox keeps a template from running code,
 the kernel keeps it from using up this machine.

@@ -1,6 +1,6 @@
-"""Running a program with a terminal of its own: what is typed and shown goes through this process.
+"""Runs a program on a pseudo-terminal, and relays input and output.
 
-A program that has the user's own terminal can read what is typed there later, or type itself.
+With the user's own terminal, the program could read what is typed there later, or insert input.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Directory trees: reading one into archive entries, unpacking archives into one, deleting one.
+"""Reads directory trees into archive entries, unpacks archives into trees, and deletes trees.
 
 Paths are bytes, relative to the tree's root, without slashes at either end.  Trees are made by
 strangers' build commands, so anything may be in them: unreadable directories, names that are

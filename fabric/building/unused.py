@@ -1,4 +1,4 @@
-"""What a workspace can do without: `gc` removes it."""
+"""Finds what `gc` can remove from a workspace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The directories a worker builds in.
+"""Manages the directories of a worker's builds.
 
 ::
 

@@ -1,4 +1,4 @@
-"""The trove that the settings name."""
+"""Opens the trove that the settings name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the artifact store needs of a place that keeps its bytes.
+"""Defines the interface between the artifact store and the place that keeps its bytes.
 
 Backends speak of objects by relative path (``manifests/<key>``).  An object is seen whole or not
 at all.  What is not there is a `FileNotFoundError`; every other trouble of a backend is one of

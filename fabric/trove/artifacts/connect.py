@@ -1,4 +1,4 @@
-"""From the URL of an artifact store to the backend that keeps its objects."""
+"""Opens the backend for the URL of an artifact store."""
 
 from __future__ import annotations
 

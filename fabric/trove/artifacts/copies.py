@@ -1,4 +1,4 @@
-"""Copies of remote blobs on this machine; what is removed of them is fetched again."""
+"""Caches remote blobs on this machine; a removed copy is fetched again."""
 
 from __future__ import annotations
 

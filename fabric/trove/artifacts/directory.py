@@ -1,4 +1,4 @@
-"""An artifact store in a directory, made sure of on the disk.
+"""Keeps an artifact store in a directory, durably.
 
 It is not reached through obstore, because obstore's ``LocalStore`` renames a finished file into
 place without syncing anything: after a power cut a manifest could name empty blobs.  It also

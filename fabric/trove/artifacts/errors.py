@@ -1,4 +1,4 @@
-"""What a backend's exceptions mean to the one who reads them."""
+"""Explains a backend's exceptions to users."""
 
 from __future__ import annotations
 

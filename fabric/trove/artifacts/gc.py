@@ -1,4 +1,4 @@
-"""Which objects of an artifact store can go: see `Store.gc`."""
+"""Decides which objects of an artifact store can be removed: see `Store.gc`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Whether built steps are still what was stored, at the cost of a look.
+"""Detects damaged artifacts of built steps by a look at inodes.
 
-To read an artifact of a gigabyte takes a second, which a build that finds all cached has not.  So
-what a file's inode shows is recorded once the file was read whole, and as long as it shows the
-same, the file is believed.  What turns out damaged is removed, so that it is built again.
+Reading an artifact of a gigabyte takes a second, which is too long for a fully cached build.
+Therefore the inode of a file is recorded when the file was read and verified, and the file is
+trusted while the inode is unchanged.  A damaged artifact is removed, so that it is built again.
 """
 
 from __future__ import annotations

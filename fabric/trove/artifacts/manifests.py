@@ -1,4 +1,4 @@
-"""Manifests as a store keeps them, and the paths of what is in a store.
+"""Encodes and validates manifests, and maps keys and digests to paths in a store.
 
 A store may hold anything: a manifest whose digests are no digests, or whose names are no names of
 files, counts as damaged.  Keys of other steps are checked when they become a path.

@@ -1,4 +1,4 @@
-"""An artifact store behind a URL: WebDAV, S3 and whatever else obstore reaches."""
+"""Keeps an artifact store behind a URL: WebDAV, S3 and what else obstore supports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The artifact store: what was built, named by what it is.
+"""The artifact store: keeps built artifacts by cache key and digest.
 
 ::
 

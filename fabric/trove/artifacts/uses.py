@@ -1,4 +1,4 @@
-"""What this machine uses of a remote store, told to the store in one small object a day.
+"""Reports what this machine uses of a remote store, in one small object a day.
 
 A remote store knows when an object was written, and not when it was read.  So its clients note
 there which built steps they use::

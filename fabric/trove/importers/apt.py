@@ -1,4 +1,4 @@
-"""Asking Debian's archives through apt, apart from the machine's own apt.
+"""Queries Debian's archives through apt, isolated from the machine's own apt.
 
 The archives are the machine's own: its entries (``sources.list`` and ``sources.list.d``, both
 formats) are copied, with ``deb`` turned into ``deb-src`` where sources are wanted.  Everything

@@ -1,7 +1,7 @@
-"""Reading tarballs and zip files, without ever unpacking them on the disk.
+"""Reads tarballs and zip files without unpacking them on the disk.
 
-An archive may be anybody's: what is in it has bounds, and whatever is wrong with it is a
-SourceError that names the archive and the member.
+Archives are untrusted: their contents are bounded, and every mistake in one is a SourceError that
+names the archive and the member.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Deterministic commits: the same files make the same commit, whoever imports them and when."""
+"""Makes deterministic commits: the same files always give the same commit."""
 
 from __future__ import annotations
 

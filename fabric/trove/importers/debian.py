@@ -1,4 +1,4 @@
-"""Debian's source packages and sets of its binary packages."""
+"""Imports Debian's source packages and sets of its binary packages."""
 
 from __future__ import annotations
 

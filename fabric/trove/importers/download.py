@@ -1,4 +1,4 @@
-"""Downloads that are verified, resumed, and kept under their SHA-256."""
+"""Downloads files, verifies and resumes them, and keeps them under their SHA-256."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Source distributions from the Python package index that pip is configured to use.
+"""Imports source distributions from pip's configured package index.
 
 pip itself is not asked to download: for an sdist ``pip download`` runs the project's own build
 code to learn its metadata, even with ``--no-deps``.  So pip only tells which index it would use,

@@ -1,4 +1,4 @@
-"""Sets of wheels, with all they need, from the Python package index that pip is configured to use.
+"""Imports sets of wheels with their dependencies from pip's configured package index.
 
 Other than with source distributions, pip may do the work: asked for wheels only, it runs nothing
 of what it downloads.

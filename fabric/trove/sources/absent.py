@@ -1,4 +1,4 @@
-"""Why the farm's trove has not what was asked for, and what would help."""
+"""Explains why the farm's trove lacks something, and what helps."""
 
 from __future__ import annotations
 

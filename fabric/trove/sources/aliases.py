@@ -1,4 +1,4 @@
-"""From the name of a repository in the definitions to where it is."""
+"""Maps the name of a repository in the definitions to its location."""
 
 from __future__ import annotations
 

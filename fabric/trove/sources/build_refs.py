@@ -1,8 +1,8 @@
-"""Build refs: the commits that people order to be built, in the trove.
+"""Manages build refs: the commits in the trove that users order to be built.
 
-A farm builds commits, but people build what they are just editing; so the initiator makes that a
-commit (`fabric.trove.sources.snapshot`) and pushes it as ``refs/builds/USER/REQUEST``.  A request's
-id begins with its time, so that the names alone tell which refs are old.
+A farm builds commits, but users build what they are editing.  Therefore the initiator makes a
+commit of it (`fabric.trove.sources.snapshot`) and pushes it as ``refs/builds/USER/REQUEST``.  The
+id of a request begins with its time, so the names alone show which refs are old.
 """
 
 from __future__ import annotations

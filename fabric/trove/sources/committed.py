@@ -1,7 +1,7 @@
-"""The files of a commit, read out of git's objects without being checked out.
+"""Reads the files of a commit from git objects, without a checkout.
 
-What is read may be anybody's, so nothing outside the commit can be reached: not by ``..``, not
-by symbolic links, and not by what a tree calls its entries.
+Commits are untrusted: nothing outside the commit can be reached by ``..``, by symbolic links, or by
+the names of a tree's entries.
 """
 
 from __future__ import annotations

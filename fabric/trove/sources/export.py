@@ -1,4 +1,4 @@
-"""Exported trees: what a commit holds, as plain files, to be mounted or copied.
+"""Exports the tree of a commit as plain files, to be mounted or copied.
 
 Files are byte for byte what the commit holds: no attribute, filter or configuration of git's
 changes them (archives' substitutions, line ends, keywords).  Modes are 0644 and 0755, every

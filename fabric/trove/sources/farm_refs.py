@@ -1,4 +1,4 @@
-"""Sources in a farm's trove: one repository that has them all (decision 8).
+"""Stores sources in a farm's trove, a single repository (decision 8).
 
 ::
 
@@ -6,8 +6,8 @@
     refs/heads/NAME/main      its branch
     refs/pins/NAME/<pin>      a commit, by its id, and also by the import key of its lorry
 
-The names are for people, and move.  A pin never does: two users whose lorries pin different
-things under one name each find their own, and what a job needs is kept as long as its pin.
+Names are for people, and move.  Pins never move: two users whose lorries pin different commits
+under one name each find their own, and a job's sources are kept as long as its pin.
 A ref for each commit lets any git server serve it; servers that speak git's protocol 2, or have
 ``uploadpack.allowAnySHA1InWant``, serve commits without one, too.
 """

@@ -1,4 +1,4 @@
-"""How git reaches a farm's trove, and what it means when it does not."""
+"""Connects git to a farm's trove, and explains failures."""
 
 from __future__ import annotations
 

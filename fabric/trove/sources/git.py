@@ -1,4 +1,4 @@
-"""Bare git repositories of the trove: git's own command line, and shortcuts past it.
+"""Accesses the trove's bare git repositories: by git's command line, and by shortcuts past it.
 
 A fully cached build asks for dozens of refs; starting git for each would take longer than all
 the rest.  So refs are read from the repository's files, and what is known of a commit (its

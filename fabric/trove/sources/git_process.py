@@ -1,6 +1,6 @@
-"""Git's own command line: what every use of it here has in common.
+"""Runs git's command line with bounds; every other module uses git through this one.
 
-Whatever git prints may be made by strangers, so all of it is bounded.
+The output of git is untrusted, so all of it is bounded.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""All repositories of the trove: removing rubbish from them, and reading them through."""
+"""Removes rubbish from all repositories of the trove, and verifies them."""
 
 from __future__ import annotations
 

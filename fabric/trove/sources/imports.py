@@ -1,4 +1,4 @@
-"""Running lorries: whatever their type, what comes out is one commit under the lorry's ref."""
+"""Runs lorries: each type gives one commit under the lorry's ref."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lock files: the packages that a lorry of type debian-packages or pypi-wheels pins.
+"""Parses lock files: the packages that a lorry of type debian-packages or pypi-wheels pins.
 
 A lock file stands beside the lorry's file.  Each line is checked by pattern, since its fields
 become arguments of apt and pip, names of files, and paths::

@@ -1,4 +1,4 @@
-"""Lorries: files ``sources/*.lorry`` of the definitions that say where sources come from.
+"""Parses lorries: files ``sources/*.lorry`` of the definitions that name the origin of sources.
 
 A lorry file is a YAML mapping; each key names a repository (``zlib`` is ``upstream:zlib``, any
 other alias is written out), each value says what to import there::

@@ -1,4 +1,4 @@
-"""Changing fields of an entry in a lorry file; all else stays as its author wrote it."""
+"""Changes fields of an entry in a lorry file, and keeps the rest as its author wrote it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The fields of an entry in a lorry file, by its type, and all that may be wrong with them.
+"""Validates the fields of an entry in a lorry file, by its type.
 
-Definitions may be anybody's.  What stands in a lorry becomes arguments of git, apt and pip, names
-of refs and files: each field has a strict pattern.
+Definitions are untrusted, and the fields become arguments of git, apt and pip, and names of refs
+and files.  Therefore each field has a strict pattern.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Renewing what lorries pin: ask the archives, import, then rewrite the lorry's files in place.
+"""Renews the pins of lorries: queries the archives, imports, then rewrites the files in place.
 
-An update never goes back to an older version, takes nothing that its authors withdrew, and never
-another file under the same version.  It writes when all is known: version, digests, and the tree
-that the import gave.
+An update never selects an older version, a withdrawn file, or another file under the same version.
+It writes only when version, digests and the imported tree are known.
 """
 
 from __future__ import annotations

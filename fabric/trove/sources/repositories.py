@@ -1,4 +1,4 @@
-"""Where sources are, and how what is lacking is brought: behind `fabric.trove.sources.resolve`."""
+"""Locates sources and fetches missing ones, for `fabric.trove.sources.resolve`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sources: from a repository and a ref in the definitions to a tree of files.
+"""Resolves a repository and a ref in the definitions to a tree of files.
 
 Everything stands below one directory, shared by any number of processes::
 

@@ -1,4 +1,4 @@
-"""A user's work tree as a commit, without the user's repository noticing.
+"""Makes a commit of a user's work tree, without a change to the user's repository.
 
 Changed, new and deleted files are in it, ignored ones and the logs of builds are not.  The index
 is a copy of the user's, so that only files which changed are hashed; new objects go into a
