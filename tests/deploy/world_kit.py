@@ -84,8 +84,8 @@ class World:
         self._unshare.stdout.close()
         for daemon in self._daemons:
             daemon.wait()
-        # the kernel takes a moment to end what was in there
-        until(lambda: _removed(self.cgroup), 30, f"{self.cgroup}: processes of the world live on")
+        # The kernel ends what was in there; to discard gigabytes of its disks may take minutes.
+        until(lambda: _removed(self.cgroup), 300, f"{self.cgroup}: processes of the world live on")
         shutil.rmtree(self._root, ignore_errors=True)
 
     def start(
