@@ -88,7 +88,7 @@ class Farm:
     def _admit(self) -> None:
         """Keys for everybody, made where they are used and admitted on the controller."""
         ours = self.controller.disk / "etc/keys"
-        keytool = program("keytool")
+        keytool = program("controller.keytool")
         sh(*keytool, "make", "broker", "--to", ours)
         for role, hosts in (("worker", self.workers), ("initiator", self.users)):
             for host in hosts:
