@@ -11,7 +11,9 @@ import json
 import os
 import re
 import subprocess
+import sys
 import tarfile
+import textwrap
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -23,6 +25,18 @@ from servers_kit import running
 
 from fabric.trove.sources.farm_remote import Trove
 from fabric.trove.sources.resolve import Sources
+
+
+def outputs_at_once(code: str) -> set[str]:
+    """The different outputs of four processes that run this program at once, and succeed."""
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    root = Path(__file__).parents[2]
+    children = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) for _ in range(4)
+    ]
+    outputs = {child.communicate()[0] for child in children}
+    assert [child.returncode for child in children] == [0] * 4
+    return outputs
 
 
 def git(folder: Path, *args: str) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import zstandard
 from servers_kit import free_port, running
-from sources_kit import Files, git, repository, tarball
+from sources_kit import Files, git, outputs_at_once, repository, tarball
 
 from fabric.errors import SourceError
 from fabric.jobs import Source
@@ -320,14 +320,7 @@ def test_processes_import_the_same_at_once(trove: Trove, files: Files) -> None:
         sources = Sources(Path({str(trove.root)!r}), {{}}, Path({str(trove.folder)!r}))
         print(sources.resolve("upstream:thing", "1.0").commit)
     """
-    root = Path(__file__).parents[3]
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    children = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) for _ in range(4)
-    ]
-    outputs = {child.communicate()[0] for child in children}
-    assert [child.returncode for child in children] == [0] * 4
-    assert len(outputs) == 1
+    assert len(outputs_at_once(code)) == 1
     assert len(files.requests) == 1
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from servers_kit import free_port, running
-from sources_kit import git, repository
+from sources_kit import git, outputs_at_once, repository
 
 from fabric.definitions.graph import Submodule
 from fabric.errors import SourceError
@@ -344,14 +342,7 @@ def test_processes_fetch_and_export_the_same_at_once(elsewhere: Path, tmp_path: 
         assert len([file for file in path.rglob("*") if file.is_file()]) == 400
         print(source.commit, path)
     """
-    root = Path(__file__).parents[3]
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    children = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) for _ in range(4)
-    ]
-    outputs = {child.communicate()[0] for child in children}
-    assert [child.returncode for child in children] == [0] * 4
-    assert len(outputs) == 1
+    assert len(outputs_at_once(code)) == 1
     assert len(list((tmp_path / "trove" / "trees").glob("*/*"))) == 1
 
 
