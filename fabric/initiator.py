@@ -340,7 +340,7 @@ def program() -> NoReturn:
     try:
         sys.stdout.flush()
     except OutputError as error:
-        if not code:  # else it was told why, and maybe that it was this
+        if not code:  # otherwise an error is printed already
             _tell(f"fabric-initiator: {error}")
             code = error.exit_code
     except BrokenPipeError:

@@ -1,4 +1,4 @@
-"""Records what the builds of a process use in a workspace, so that nobody removes it meanwhile.
+"""Records the trees that builds of a process use, so that no process removes them meanwhile.
 
 Locks cost time, and the next build mostly uses the same things.  Therefore a lock outlives its
 build, until this process itself wants to remove the thing.

@@ -1,4 +1,4 @@
-"""Measures free disk space, and finds what has been unused for longest."""
+"""Measures free disk space, and sorts trees by their last use."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Runs a program on a pseudo-terminal, and relays input and output.
 
-With the user's own terminal, the program could read what is typed there later, or insert input.
+On the user's own terminal, the program could read later input, or insert input of its own.
 """
 
 from __future__ import annotations

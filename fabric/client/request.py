@@ -212,7 +212,7 @@ class RequestMirror:
         return [Send(Leave(self.request))]
 
     def _doubt(self, steps: Iterable[StepState]) -> list[Action]:
-        """What these steps were said to be, but for what was built, counts no more."""
+        """Mark these steps as waiting, except those that were built."""
         unsure = [(step, _waiting(step)) for step in steps if step.state not in BUILT]
         return [self._change(waiting) for step, waiting in unsure if step != waiting]
 

@@ -1,6 +1,6 @@
 """Holds replies to initiators until the journal records that they depend on are durable.
 
-While the journal cannot be written, it promises nothing to anybody.
+While the journal cannot be written, it rejects new requests and commands.
 """
 
 from __future__ import annotations

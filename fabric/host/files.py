@@ -57,7 +57,7 @@ def sealed(content: bytes) -> bytes:
 
 
 def unsealed(data: bytes) -> bytes | None:
-    """What was `sealed`; None if it has changed since."""
+    """The content of `sealed` data; None if the data has changed."""
     seal, content = data[:32], data[32:]
     return content if hashlib.sha256(content).digest() == seal else None
 

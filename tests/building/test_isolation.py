@@ -99,7 +99,7 @@ class TestSecrets:
         "  -o lowerdir=/$place,upperdir=/mnt/$place.up,workdir=/mnt/$place.work,userxattr;"
         " else mount -t tmpfs none /$place; fi || exit 99; done;"
         f" for path in {' '.join(SECRETS)}; do mkdir -p $(dirname $path) &&"
-        # what is root's there is not an ordinary user's
+        # an ordinary user cannot write to directories of root
         " { test -w $(dirname $path) || mount -t tmpfs none $(dirname $path); } && rm -f $path &&"
         f" echo {''.join(MARK)} > $path || exit 99; done;"
         f" export AWS_SECRET_ACCESS_KEY={''.join(MARK)} FABRIC_KEYS=/etc/distbuild/keys;"

@@ -84,7 +84,7 @@ class World:
         self._unshare.stdout.close()
         for daemon in self._daemons:
             daemon.wait()
-        # The kernel ends what was in there; to discard gigabytes of its disks may take minutes.
+        # The kernel may need minutes to discard the blocks of large disks.
         until(lambda: _removed(self.cgroup), 300, f"{self.cgroup}: processes of the world live on")
         shutil.rmtree(self._root, ignore_errors=True)
 

@@ -381,7 +381,7 @@ class Transport:
 
 
 class _Helpers:
-    """Whoever asks the store: `fabric.controller.store_client.Threads`, each at one thing."""
+    """Asks the store, one thing of each kind at a time, as `store_client.Threads` does."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
