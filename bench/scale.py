@@ -29,8 +29,8 @@ from pathlib import Path
 import msgspec
 
 from fabric.scheduling import events
-from fabric.scheduling.core import Scheduler
 from fabric.scheduling.model import Limits
+from fabric.scheduling.scheduler import Scheduler
 from fabric.wire.messages import (
     PROTOCOL,
     Attempt,
@@ -193,7 +193,7 @@ def measure(jobs: int, requests: int) -> dict[str, float]:
     memory = resident() - before
     farm.play()
     spent = sorted(farm.clock.spent)
-    assert all(request.state == "done" for request in farm.core.requests.values())
+    assert all(request.state == "done" for request in farm.core.state.requests.values())
     farm.clock.spent = []
     for name in farm.sequence:
         farm.report(name)

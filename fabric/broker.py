@@ -1,7 +1,7 @@
 """The broker: connects workers and initiators to the core, in one thread with one poller.
 
-It turns messages into events of `fabric.scheduling.core`, and carries out the core's effects.  It
-decides nothing and waits for nothing: `fabric.controller.store_client` asks the store,
+It turns messages into events of the core (`fabric.scheduling`), and carries out the core's
+effects.  It decides nothing and waits for nothing: `fabric.controller.store_client` asks the store,
 `fabric.controller.journal_writer` writes the journal, and a peer that does not read loses
 messages, which it asks for again.  Initiators hear of nothing that a crash could still take back.
 """
@@ -40,8 +40,8 @@ from fabric.host.process import die_with_parent, more_descriptors
 from fabric.host.sd_notify import Supervisor
 from fabric.jobs import tools_among
 from fabric.scheduling import events
-from fabric.scheduling.core import Scheduler
 from fabric.scheduling.model import Limits
+from fabric.scheduling.scheduler import Scheduler
 from fabric.wire import keys, sockets
 from fabric.wire.messages import (
     BuildGraph,
@@ -243,12 +243,12 @@ class Broker:
         self._telemetry.measure(self._scheduler, self._now)
         if self._now >= self._sweep_due:
             self._sweep_due = self._now + SWEEP_EVERY
-            if not self._scheduler.requesters:
+            if not self._scheduler.state.requesters:
                 gc.collect()
             self._spools.sweep(self._now)
             self._spools.sweep_files()
-            self._outbox.subscriptions.sweep(self._scheduler.requests)
-            known = self._scheduler.workers
+            self._outbox.subscriptions.sweep(self._scheduler.state.requests)
+            known = self._scheduler.state.workers
             self._routes = {name: peer for name, peer in self._routes.items() if name in known}
 
     def _tell_helpers(self) -> None:
@@ -280,7 +280,7 @@ class Broker:
         match message:
             case Report():
                 self._apply(message)
-                worker = self._scheduler.workers.get(message.name)
+                worker = self._scheduler.state.workers.get(message.name)
                 if worker is not None and worker.instance == message.instance:
                     self._routes[message.name] = self._peer
             case BuildOrder() | BuildGraph():
@@ -336,7 +336,7 @@ class Broker:
         self._outbox.subscriptions.unwatch(effect.about, self._peer)
 
     def _resolve(self, effect: events.Resolve) -> None:
-        tools = tools_among(worker.features for worker in self._scheduler.workers.values())
+        tools = tools_among(worker.features for worker in self._scheduler.state.workers.values())
         self._resolvers.resolve(effect.order, tools)
 
     def _closed(self, effect: events.Closed) -> None:
@@ -350,7 +350,7 @@ class Broker:
         if effect.outcome is not None:
             size, sha256 = effect.outcome.log_size, effect.outcome.log_sha256
         self._spools.end(effect.key, effect.fence, size, sha256, self._now)
-        self._telemetry.ended(effect, self._scheduler.tasks)
+        self._telemetry.ended(effect, self._scheduler.state.tasks)
 
 
 def assemble(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-    from fabric.scheduling.core import Scheduler
+    from fabric.scheduling.scheduler import Scheduler
 
 #: Seconds between snapshots.
 EVERY = 1.0
@@ -71,8 +71,8 @@ class Metrics:
         """Take a snapshot.  ``workers`` answers a query for them; is the journal ``writable``?"""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        steps = {state.value: count for state, count in scheduler.tally.items() if count}
-        states = Counter(request.state for request in scheduler.requests.values())
+        steps = {state.value: count for state, count in scheduler.state.tally.items() if count}
+        states = Counter(request.state for request in scheduler.state.requests.values())
         machines = GaugeMetricFamily("fabric_workers", "Workers by state", labels=["state"])
         slots = GaugeMetricFamily("fabric_worker_slots", "Slots", labels=["worker"])
         running = GaugeMetricFamily("fabric_worker_running", "Attempts held", labels=["worker"])

@@ -31,7 +31,7 @@ from fabric.wire.messages import (
 
 if TYPE_CHECKING:
     from fabric.controller.journal import Journal
-    from fabric.scheduling.core import Scheduler
+    from fabric.scheduling.scheduler import Scheduler
 
 #: What an update costs beside its steps, in steps.
 UPDATE = 50
@@ -78,7 +78,7 @@ class ReplyOutbox:
                 case _:
                     return False
         match message:
-            case BuildOrder() | BuildGraph() if message.request not in scheduler.requests:
+            case BuildOrder() | BuildGraph() if message.request not in scheduler.state.requests:
                 about = message.request
             case Command():
                 about = message.id

@@ -17,9 +17,9 @@ from fabric.wire.messages import PROTOCOL, Query, Update
 if TYPE_CHECKING:
     from fabric.controller.journal import Journal
     from fabric.host.event_log import EventLog
-    from fabric.scheduling.core import Scheduler
     from fabric.scheduling.events import Closed, Ended
     from fabric.scheduling.model import Task
+    from fabric.scheduling.scheduler import Scheduler
     from fabric.wire.messages import BuildGraph, BuildOrder
 
 
@@ -70,9 +70,9 @@ class Telemetry:
         """
         if intent is not None:
             self.journal.opened(Opened(id, intent.title, intent))
-        known = scheduler.requests.get(id) or intent
+        known = scheduler.state.requests.get(id) or intent
         why = broke(error)
-        outcome = Update(id, scheduler.versions + 1, "failed", message=why)
+        outcome = Update(id, scheduler.state.versions + 1, "failed", message=why)
         self.journal.closed(replace(outcome, title=known.title if known else ""))
         self.note(f"request {id} is given up: {why}")
 

@@ -1,6 +1,6 @@
-"""What the core knows: tasks, attempts at them, workers, and requests.  Plain data.
+"""The data of the core: tasks, attempts, workers and requests.
 
-Everything here belongs to one `core.Scheduler`; only it changes anything.
+Everything here belongs to one `state.FarmState`, and only the functions of this package change it.
 """
 
 from __future__ import annotations
@@ -10,44 +10,44 @@ from collections.abc import Mapping
 import msgspec
 
 from fabric import bounds
-from fabric.scheduling.named import Index
 from fabric.scheduling.shares import Share
 from fabric.scheduling.states import LIVE, Cause, State
+from fabric.scheduling.step_names import StepIndex
 from fabric.wire.messages import Outcome, RequestState, StepSpec, StepState
 
-#: (kind, name, arch) -> seconds a build took; what `Scheduler` is given and `Learned` tells.
+#: (kind, name, arch) -> seconds that a build took.
 Durations = dict[tuple[str, str, str], float]
 #: Names one attempt: (key, fence).
 Id = tuple[str, int]
 
-#: What to expect of a step never built before, in seconds.
+#: Seconds expected of a step that was never built before.
 DEFAULT_SECONDS = {"chunk": 60.0, "stratum": 1.0, "system": 60.0}
-#: Transitions a task remembers.
-STORY_LENGTH = 60
+#: Transitions that a task remembers.
+HISTORY_LENGTH = 60
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """How long and how often.  Times in seconds."""
+    """The limits of waiting and trying again.  Times in seconds."""
 
     lease: float = 10.0  # a worker silent this long is lost
-    stale: float = 3.0  # a worker silent this long is given nothing new
+    stale: float = 3.0  # a worker silent this long is assigned nothing new
     patience: float = 15.0  # an initiator silent this long has left
-    grace: float = 30.0  # after a start, what workers run already waits this long for a request
-    absence: float = 600.0  # what a lost worker is at may yet count, if it is back by then
-    unserved: float = 1800.0  # what no worker is able to do fails after so long; 0: never
-    settle: float = 3.0  # after a restart, workers have this long to say what they run
-    losses: int = 3  # workers one task may take down
-    faults: int = 3  # times machines may be unable to do one task
-    asks: int = 5  # times the store may fail to answer
-    refusals: int = 3  # times a worker that refuses a task is still counted on to do it later
-    shun: float = 15.0  # a worker that refused a task is not offered it again for so long
-    damages: int = 3  # times an artifact may be rebuilt because the store spoilt it
-    kill: float = 60.0  # what nobody wants is waited for so long, until it may begin elsewhere
-    rest: float = 60.0  # at most this long a worker rests after faults in a row
+    grace: float = 30.0  # after a start, attempts that workers run wait this long for a request
+    absence: float = 600.0  # an attempt of a lost worker counts if the worker is back by then
+    unserved: float = 1800.0  # a task that no worker is able to do fails after this; 0: never
+    settle: float = 3.0  # after a restart, nothing is assigned for so long: workers report first
+    losses: int = 3  # workers that one task may take down
+    faults: int = 3  # times that machines may be unable to do one task
+    asks: int = 5  # times that the store may fail to answer
+    refusals: int = 3  # refusals after which a worker no longer counts as able to do the task
+    cooldown: float = 15.0  # a worker that refused a task is not offered it again for so long
+    damages: int = 3  # times that an artifact may be built again because it was damaged
+    kill: float = 60.0  # a cancelled attempt blocks its task for at most so long
+    backoff: float = 60.0  # longest pause of a worker after faults in a row
 
 
 class Transition(msgspec.Struct, frozen=True, gc=False):
-    """One line of a task's story."""
+    """One line of a task's history."""
 
     at: float
     cause: Cause
@@ -56,18 +56,18 @@ class Transition(msgspec.Struct, frozen=True, gc=False):
 
 
 class Attempt(msgspec.Struct, eq=False, gc=False):
-    """One try at a task, held by one worker until that worker reports its end or is lost."""
+    """One try at a task on one worker, until the worker reports its end or is lost."""
 
     key: str
     fence: int
     worker: str
     since: float
     token: int = 0  # proves that its worker was given it
-    told: int = 0  # the first Desired that may speak of it
+    assigned_in: int = 0  # sequence of the first `Desired` that contains it
     confirmed: bool = False  # the worker has reported it
-    doomed: bool = False  # nobody wants it; for good, since the worker may be killing it
-    stuck: bool = False  # it is doomed, and is not waited for: its worker does not end it
-    over: bool = False  # its end was told before, and its worker is at it all the same
+    cancelling: bool = False  # unwanted, for good: the worker may be killing it
+    stuck: bool = False  # cancelling, and no longer waited for
+    ended: bool = False  # its `Ended` was emitted, and the worker runs it all the same
     phase: str = ""
     log_size: int = 0
 
@@ -77,9 +77,9 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
 
 
 class Refusal(msgspec.Struct):
-    """A worker would not do a task."""
+    """A worker refused a task."""
 
-    until: float  # when it may be asked again
+    until: float  # when the worker is offered it again
     message: str
     count: int  # so far
 
@@ -88,45 +88,45 @@ class Task(msgspec.Struct, eq=False):
     """The work for one artifact."""
 
     key: str
-    offer: StepSpec
-    number: int  # breaks ties; order of coming
+    spec: StepSpec
+    number: int  # order of creation; breaks ties
     expected: float  # seconds
-    guessed: bool = False  # ``expected`` is: nobody has built it before
+    guessed: bool = False  # ``expected`` is a default: it was never built before
     state: State = State.ASKING
-    question: int = 0  # the one put to the store about it
-    requests: dict[str, Request] = {}  # who wants it
+    question: int = 0  # the query of the store about it
+    requests: dict[str, Request] = {}  # that want it
     expanded: bool = False  # its dependencies are tasks too
-    missing: int = 0  # dependencies not in the store
-    waiters: dict[str, Task] = {}  # tasks that miss this one
+    missing: int = 0  # dependencies that are not in the store
+    waiters: dict[str, Task] = {}  # tasks of which this is a missing dependency
     attempt: Attempt | None = None  # while running
-    seat: str = ""  # while verifying: the worker that keeps a slot for what comes next
+    reserved_on: str = ""  # while verifying: the worker with a slot reserved for its successor
     fence: int = 0  # of its last attempt
     builder: str = ""  # worker of its last attempt
-    charged: Request | None = None  # whose share of the workers it uses,
-    charged_at: float = 0.0  # and since when
+    billed: Request | None = None  # the request whose share it uses,
+    billed_at: float = 0.0  # and since when
     outcome: Outcome | None = None  # of its last attempt
-    losses: list[str] = []  # workers lost while at it
-    faults: dict[str, str] = {}  # worker -> what it could not do
+    losses: list[str] = []  # workers lost while they ran it
+    faults: dict[str, str] = {}  # worker -> why it could not do it
     fault_count: int = 0
     refusals: dict[str, Refusal] = {}  # by worker
-    avoid: frozenset[str] = frozenset()  # workers that it is not for, when it was last queued
-    damages: int = 0  # times its artifact was there, and then found damaged
-    since: float = 0.0  # when its artifact was last known to be there
-    unanswered: int = 0  # questions about it the store failed to answer
-    story: list[Transition] = []
+    avoid: frozenset[str] = frozenset()  # workers excluded when it was last queued
+    damages: int = 0  # times that its artifact was found damaged
+    since: float = 0.0  # when its artifact was last known to be present
+    unanswered: int = 0  # queries about it that the store failed to answer
+    history: list[Transition] = []
 
     @property
     def live(self) -> bool:
         return self.state in LIVE
 
     @property
-    def choosy(self) -> bool:
-        """Not every worker will do."""
+    def restricted(self) -> bool:
+        """Some workers may be excluded."""
         return bool(self.faults or self.refusals)
 
 
 class Worker(msgspec.Struct, eq=False):
-    """A machine, as it last reported itself, and the attempts believed to be on it."""
+    """A machine as it last reported itself, and the attempts that it is believed to run."""
 
     name: str
     number: int
@@ -135,42 +135,43 @@ class Worker(msgspec.Struct, eq=False):
     slots: int
     features: frozenset[str]
     heard: float
-    draining: bool = False  # by its own word
-    drained: bool = False  # by an operator's
+    draining: bool = False  # by its own report
+    drained: bool = False  # by an operator
     refusing: str = ""  # why it takes nothing new at present
     free_disk: int = 0
     free_memory: int = 0
     since: float = 0.0  # when it registered
     sequence: int = 0
-    former: list[str] = []  # instances that it was before
-    rival: float = 0.0  # when one of these was heard all the same; 0: never
+    former: list[str] = []  # earlier instances
+    rival: float = 0.0  # when an earlier instance was heard all the same; 0: never
     held: dict[Id, Attempt] = {}
-    settled: tuple[Id, ...] = ()  # outcomes of its last report
-    floor: int = 0  # what has a fence up to this, and is not held, is over here
+    acked: tuple[Id, ...] = ()  # outcomes of its last report
+    floor: int = 0  # an attempt with a fence up to this that is not held is over here
     storing: int = 0  # attempts that need no slot any more
-    seats: dict[str, None] = {}  # keys of tasks that each keep a slot for what comes next
+    reserved: dict[str, None] = {}  # keys of tasks that each reserve a slot for a successor
     faults: int = 0  # in a row
-    rests_until: float = 0.0
+    backoff_until: float = 0.0
 
     @property
     def open(self) -> bool:
-        """It takes new work, when there is room."""
+        """It takes new work when there is room."""
         return not (self.draining or self.drained or self.refusing)
 
     @property
     def room(self) -> int:
-        """Attempts it could take now, but for rest."""
+        """Attempts that it could take now, apart from backoff."""
         slots = self.slots
-        if not self.open or len(self.settled) >= bounds.UNSETTLED * slots:
+        if not self.open or len(self.acked) >= bounds.UNSETTLED * slots:
             return 0
-        # What is stored does not pile up: no more of it than there are slots.
+        # At most as many attempts that store their artifacts as there are slots: they do not pile
+        # up.
         if self.storing:
             slots += min(slots, self.storing)
-        return max(0, slots - len(self.held) - len(self.seats))
+        return max(0, slots - len(self.held) - len(self.reserved))
 
 
-class Gone(msgspec.Struct):
-    """What a lost worker held, in case it was merely cut off."""
+class LostWorker(msgspec.Struct):
+    """The attempts of a lost worker, which may only have been cut off."""
 
     instance: str
     held: dict[Id, Attempt]
@@ -178,28 +179,28 @@ class Gone(msgspec.Struct):
 
 
 class Requester(msgspec.Struct, eq=False):
-    """Who asks, with one request or many: what they get of the workers is counted together."""
+    """A user, whose requests have one share of the workers together."""
 
     name: str
     share: Share
     requests: dict[str, Request] = {}  # that are not over
 
-    def gain(self, request: Request) -> None:
+    def add(self, request: Request) -> None:
         self.requests[request.id] = request
         self._weigh()
 
-    def lose(self, request: Request) -> None:
+    def remove(self, request: Request) -> None:
         del self.requests[request.id]
         self._weigh()
 
     def _weigh(self) -> None:
-        """As much as the weightiest of its requests, however many there are."""
+        """The weight is that of the weightiest request, however many there are."""
         weights = (each.share.weight for each in self.requests.values())
-        self.share.weigh(max(weights, default=1.0))
+        self.share.set_weight(max(weights, default=1.0))
 
 
 class Request(msgspec.Struct, eq=False):
-    """Somebody's interest in some goals."""
+    """The interest of a requester in some goals."""
 
     id: str
     title: str
@@ -207,37 +208,36 @@ class Request(msgspec.Struct, eq=False):
     share: Share
     heard: float
     since: float
-    born: int  # its version before any news
+    first_version: int  # before any news
     keep_going: bool = False
     priority: int = 0
     detached: bool = False
     state: RequestState = "resolving"
     message: str = ""
-    size: int = 0  # its steps, once resolved
-    offers: dict[str, StepSpec] = {}  # these
-    goals: tuple[str, ...] = ()  # keys, as they were asked for
-    wanted: Mapping[str, None] = {}  # these, and what was asked for along with them
-    known: int = 0  # the version at which these were known
-    ranks: dict[str, float] = {}  # key -> seconds to the end, along the longest path
-    needed: dict[str, Task] = {}  # the tasks it wants
-    asking: dict[str, None] = {}  # of these, the store is being asked
-    open: int = 0  # of these, not in the store yet
+    size: int = 0  # number of its steps, once resolved
+    specs: dict[str, StepSpec] = {}  # its steps
+    goals: tuple[str, ...] = ()  # keys, in the order in which they were given
+    wanted: Mapping[str, None] = {}  # the goals, and what was requested along with them
+    resolved_at: int = 0  # the version at which the steps were known
+    ranks: dict[str, float] = {}  # key -> seconds to the end along the longest path
+    needed: dict[str, Task] = {}  # tasks that it wants
+    asking: dict[str, None] = {}  # of these, the store is being queried for
+    open: int = 0  # of these, number that is not in the store yet
     goals_left: int = 0
-    work_left: float = 0.0  # seconds expected for what is open
+    work_left: float = 0.0  # seconds expected for open tasks
     guesses: int = 0  # open tasks of which that is a guess
     failures: list[str] = []
-    lost: dict[str, None] = {}  # failed, or in need of what failed
-    results: dict[str, StepState] = {}  # what became of steps
-    tally: dict[str, int] = {}  # state -> results
-    #: keys of steps of which there was news, oldest first, "" for the request itself; each is a
-    #: version
+    lost: dict[str, None] = {}  # keys that failed, or that need one that failed
+    results: dict[str, StepState] = {}  # by key, of steps that are not open
+    tally: dict[str, int] = {}  # state -> number of results
+    #: keys of steps with news, oldest first, "" for the request itself; each is a version
     news: list[str] = []
     longest: list[tuple[float, str]] = []  # heap of (-rank, key)
-    index: Index | None = None  # of its steps by their names, once somebody has asked
+    index: StepIndex | None = None  # of its steps, once a query needs it
 
     @property
     def version(self) -> int:
-        return self.born + len(self.news)
+        return self.first_version + len(self.news)
 
     @property
     def over(self) -> bool:
@@ -245,11 +245,11 @@ class Request(msgspec.Struct, eq=False):
 
     @property
     def running(self) -> int:
-        """Attempts charged to it."""
+        """Attempts billed to it."""
         return self.share.running
 
     def record(self, key: str, result: StepState | None) -> None:
-        """What became of a step; None: it is open again."""
+        """Set the result of a step; None: it is open again."""
         old = self.results.pop(key, None)
         if old is not None:
             self.tally[old.state] -= 1

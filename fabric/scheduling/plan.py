@@ -1,75 +1,79 @@
-"""What a request asks for: is it sound, and how far is each of its steps from the end?"""
+"""Validates a submitted build graph, and ranks its steps by the work above each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 
 from fabric.wire.messages import BuildGraph, StepSpec
 
-#: Steps looked at before others have their turn.
+#: Steps that are looked at before other events have their turn.
 PORTION = 2000
+#: Goes on with a request's validation by a portion.
+Validation = Iterator[None]
 
 
-class Unsound(ValueError):
-    """A request makes no sense, and why."""
+class InvalidGraph(ValueError):
+    """A build graph makes no sense, and why."""
 
 
-def study(
-    submit: BuildGraph, expected: Callable[[StepSpec], float]
+def validate(
+    graph: BuildGraph, expected: Callable[[StepSpec], float]
 ) -> Generator[None, None, tuple[dict[str, StepSpec], dict[str, float]]]:
-    """A request's steps by their keys, and their ranks: the seconds from the start of each to the
-    end of all, along the longest path upwards.  The larger, the sooner it should be built.
+    """Returns the steps by key, and their ranks by key.
 
-    Yields after each `PORTION`.  Unsound if steps are missing, or need each other in a circle.
+    The rank of a step is the number of seconds from its start to the end of the request, along the
+    longest path upwards; steps with larger ranks are built sooner.  ``expected`` gives the seconds
+    that a step should take.  Yields after each `PORTION`.  Raises InvalidGraph if keys are not
+    unique, steps are missing, or steps depend on each other in a circle.
     """
-    offers: dict[str, StepSpec] = {}
-    for offer in submit.steps:
-        if offer.key in offers:
-            raise Unsound(f"{offer.name}: its key is also that of {offers[offer.key].name}")
-        offers[offer.key] = offer
-        if len(offers) % PORTION == 0:
+    specs: dict[str, StepSpec] = {}
+    for spec in graph.steps:
+        if spec.key in specs:
+            raise InvalidGraph(f"{spec.name}: its key is also that of {specs[spec.key].name}")
+        specs[spec.key] = spec
+        if len(specs) % PORTION == 0:
             yield
-    for goal in (*submit.goals, *submit.along):
-        if goal not in offers:
-            raise Unsound(f"the goal {goal[:80]!r} is not one of the request's steps")
-    dependents = dict.fromkeys(offers, 0)
-    for number, offer in enumerate(submit.steps, 1):
-        for key in offer.depends:
+    for goal in (*graph.goals, *graph.along):
+        if goal not in specs:
+            raise InvalidGraph(f"the goal {goal[:80]!r} is not one of the request's steps")
+    dependents = dict.fromkeys(specs, 0)
+    for number, spec in enumerate(graph.steps, 1):
+        for key in spec.depends:
             if key not in dependents:
                 missing = f"{key[:80]!r}, which the request does not have"
-                raise Unsound(f"{offer.name}: it depends on {missing}")
+                raise InvalidGraph(f"{spec.name}: it depends on {missing}")
             dependents[key] += 1
         if number % PORTION == 0:
             yield
-    ranks = dict.fromkeys(offers, 0.0)
+    ranks = dict.fromkeys(specs, 0.0)
     above = [key for key, count in dependents.items() if count == 0]
-    for number, key in enumerate(above, 1):  # grows as it goes: each after all that depend on it
-        offer = offers[key]
-        rank = ranks[key] = ranks[key] + expected(offer)
-        for dependency in offer.depends:
+    for number, key in enumerate(above, 1):  # grows meanwhile: each after all that depend on it
+        spec = specs[key]
+        rank = ranks[key] = ranks[key] + expected(spec)
+        for dependency in spec.depends:
             ranks[dependency] = max(ranks[dependency], rank)
             dependents[dependency] -= 1
             if dependents[dependency] == 0:
                 above.append(dependency)
         if number % PORTION == 0:
             yield
-    if len(above) < len(offers):
-        names = " -> ".join(_circle(offers, above))
-        raise Unsound(f"steps depend on each other in a circle: {names}")
-    return offers, ranks
+    if len(above) < len(specs):
+        names = " -> ".join(_circle(specs, above))
+        raise InvalidGraph(f"steps depend on each other in a circle: {names}")
+    return specs, ranks
 
 
-def _circle(offers: Mapping[str, StepSpec], above: Collection[str]) -> list[str]:
+def _circle(specs: Mapping[str, StepSpec], above: Collection[str]) -> list[str]:
     """Names along one circle, the first again at the end; ``above`` are in none, nor below one."""
-    seated = set(above)
-    loose = {key: offer for key, offer in offers.items() if key not in seated}
-    # Downwards there may be dead ends, upwards there are none: everything loose has a
-    # dependent that is loose too, or it would be above.
-    dependent = {d: key for key, offer in loose.items() for d in offer.depends}
-    key = next(iter(loose))
+    ranked = set(above)
+    rest = {key: spec for key, spec in specs.items() if key not in ranked}
+    # Downwards there may be dead ends, upwards there are none: every step of the rest has a
+    # dependent in the rest, or it would be ranked.
+    dependent = {d: key for key, spec in rest.items() for d in spec.depends}
+    key = next(iter(rest))
     path: dict[str, int] = {}
     while key not in path:
         path[key] = len(path)
         key = dependent[key]
-    names = [offers[k].name for k, at in path.items() if at >= path[key]]
+    names = [specs[k].name for k, at in path.items() if at >= path[key]]
     return [*reversed(names), names[-1]]

@@ -1,8 +1,8 @@
-"""The one table of what may happen to a task.  Whatever it does not list is an error.
+"""The table of transitions of a task.  A transition that it does not list is an error.
 
-A task is the work for one artifact.  Who wants it is a thing apart (`model.Request`), and so is
-the try at it on one machine (`model.Attempt`); cancelling is therefore no state: the last
-interest leaves, and the task is dropped.
+A task is the work for one artifact.  The interest of a request in it (`model.Request`) and the
+attempt at it on one worker (`model.Attempt`) are separate, so there is no state for cancelling: a
+task is dropped when the last request that wants it is gone.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """Where the work for one artifact stands."""
+    """The state of the work for one artifact."""
 
     ASKING = "asking"
     BLOCKED = "blocked"
@@ -26,39 +26,39 @@ class State(StrEnum):
 
 
 MEANING = {
-    State.ASKING: "does the store have it?",
-    State.BLOCKED: "it does not; something it needs is missing",
-    State.READY: "everything is there but a worker",
-    State.RUNNING: "an attempt is on a worker",
-    State.VERIFYING: "a worker says it is done: does the store have it?",
-    State.CACHED: "the store had it all along",
-    State.DONE: "built, and the store has it",
-    State.FAILED: "its build fails, or takes every machine down",
-    State.DROPPED: "nobody wants it any more",
+    State.ASKING: "the store is queried for it",
+    State.BLOCKED: "the store does not have it, and a dependency is missing",
+    State.READY: "its dependencies are there, and it waits for a worker",
+    State.RUNNING: "an attempt runs on a worker",
+    State.VERIFYING: "a worker reported it done, and the store is queried for it",
+    State.CACHED: "the store had it already",
+    State.DONE: "it was built, and the store has it",
+    State.FAILED: "its build fails, or no worker could do it",
+    State.DROPPED: "no request wants it any more",
 }
 
 
 class Cause(StrEnum):
-    """What moves a task from one state to another."""
+    """The reason for a transition."""
 
     PRESENT = "the store has it"
     ABSENT = "the store does not have it"
-    SILENT = "the store does not answer"
-    FREED = "nothing stands in its way"
-    GHOST = "an earlier attempt has not ended yet"
-    ASSIGNED = "given to a worker"
+    UNANSWERED = "the store does not answer"
+    UNBLOCKED = "nothing blocks it any more"
+    DYING = "an earlier attempt has not ended yet"
+    ASSIGNED = "assigned to a worker"
     ADOPTED = "a worker already runs it"
-    FINISHED = "the worker says it is done"
+    FINISHED = "the worker reported it done"
     BROKE = "a build command failed"
     FAULTED = "the machine could not do it"
     RETURNED = "the worker handed it back"
-    REFUSED = "the worker will not do it now"
-    UNTAKEN = "the worker did not take it"
-    DAMAGED = "something it needs is damaged"
-    DOUBTED = "a worker found it damaged"
+    REFUSED = "the worker refuses it for now"
+    UNTAKEN = "the worker did not start it"
+    DAMAGED = "a dependency is damaged"
+    SUSPECTED = "a worker found it damaged"
     LOST = "the worker was lost"
     EXHAUSTED = "it was tried often enough"
-    UNWANTED = "nobody wants it any more"
+    UNWANTED = "no request wants it any more"
 
 
 S, C = State, Cause
@@ -71,14 +71,14 @@ LIVE = frozenset({S.ASKING, S.BLOCKED, S.READY, S.RUNNING, S.VERIFYING})
 TABLE: dict[tuple[State, Cause], State] = {
     (S.ASKING, C.PRESENT): S.CACHED,
     (S.ASKING, C.ABSENT): S.BLOCKED,
-    (S.ASKING, C.SILENT): S.ASKING,
+    (S.ASKING, C.UNANSWERED): S.ASKING,
     (S.ASKING, C.EXHAUSTED): S.FAILED,
-    (S.BLOCKED, C.FREED): S.READY,
+    (S.BLOCKED, C.UNBLOCKED): S.READY,
     (S.BLOCKED, C.ADOPTED): S.RUNNING,
     (S.BLOCKED, C.EXHAUSTED): S.FAILED,
     (S.READY, C.ASSIGNED): S.RUNNING,
     (S.READY, C.ADOPTED): S.RUNNING,
-    (S.READY, C.GHOST): S.BLOCKED,
+    (S.READY, C.DYING): S.BLOCKED,
     (S.READY, C.DAMAGED): S.BLOCKED,
     (S.READY, C.EXHAUSTED): S.FAILED,
     (S.RUNNING, C.FINISHED): S.VERIFYING,
@@ -92,20 +92,20 @@ TABLE: dict[tuple[State, Cause], State] = {
     (S.RUNNING, C.EXHAUSTED): S.FAILED,
     (S.VERIFYING, C.PRESENT): S.DONE,
     (S.VERIFYING, C.ABSENT): S.BLOCKED,
-    (S.VERIFYING, C.SILENT): S.VERIFYING,
+    (S.VERIFYING, C.UNANSWERED): S.VERIFYING,
     (S.VERIFYING, C.EXHAUSTED): S.FAILED,
-    (S.CACHED, C.DOUBTED): S.ASKING,
-    (S.DONE, C.DOUBTED): S.ASKING,
+    (S.CACHED, C.SUSPECTED): S.ASKING,
+    (S.DONE, C.SUSPECTED): S.ASKING,
     **{(state, C.UNWANTED): S.DROPPED for state in S if state in LIVE},
 }
 
 
 class IllegalTransition(AssertionError):
-    """An event came that the table does not know: a bug of the core, told with its story."""
+    """An event asked for a transition that the table does not list: a bug of the core."""
 
 
 def table() -> Iterator[str]:
-    """The table as lines of Markdown, as docs/architecture.md shows it."""
+    """The table as lines of Markdown, as the page on the architecture shows it."""
     yield "| state | meaning | what happens, and where that leads |"
     yield "|---|---|---|"
     for state in State:

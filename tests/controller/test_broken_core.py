@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 import uuid
@@ -18,10 +19,8 @@ from wire_kit import key_of
 
 from fabric.broker import Broker, Wakeup
 from fabric.controller.resolver_pool import ResolverPool
-from fabric.scheduling import answers, view
+from fabric.scheduling import lifecycle, queries, requests, store, updates
 from fabric.scheduling.events import Resolved
-from fabric.scheduling.intake import Intake
-from fabric.scheduling.interest import Interest
 from fabric.wire import sockets
 from fabric.wire.messages import (
     PROTOCOL,
@@ -125,20 +124,22 @@ def breaks(monkeypatch: pytest.MonkeyPatch, where: Any, what: str) -> None:
         done = work(*args)
         if any("poison" in str(getattr(each, "title", "")) for each in args):
             raise KeyError(what)
-        if any(getattr(getattr(each, "offer", None), "name", "") == "poison" for each in args):
+        if any(getattr(getattr(each, "spec", None), "name", "") == "poison" for each in args):
             raise KeyError(what)
         return done
 
-    monkeypatch.setattr(where, what, broken)
+    for module in list(sys.modules.values()):  # others may have imported it by name
+        if module.__name__.startswith("fabric.scheduling") and getattr(module, what, None) is work:
+            monkeypatch.setattr(module, what, broken)
 
 
 @pytest.mark.parametrize(
     ("where", "what"),
     [
-        (Intake, "_begin"),  # ordered
-        (Intake, "_build"),  # resolved
-        (Interest, "need"),
-        (Interest, "absent"),  # the store has answered
+        (requests, "open_request"),  # ordered
+        (requests, "start_request"),  # resolved
+        (lifecycle, "need"),
+        (store, "absent"),  # the store has answered
     ],
     ids=lambda each: each if isinstance(each, str) else "",
 )
@@ -159,7 +160,7 @@ def test_a_request_that_breaks_the_core_costs_no_other(
 def test_news_that_break_the_core_cost_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    breaks(monkeypatch, view, "update")
+    breaks(monkeypatch, updates, "update")
     with Service(tmp_path) as service, peer_at(tmp_path) as ask:
         refused = ask(order("poison"), lambda it: isinstance(it, Rejected))
         told = "the controller broke at it, a fault of distbuild: KeyError: 'update'"
@@ -174,7 +175,7 @@ def test_a_question_that_breaks_the_core_costs_no_other(
     def broken(*_: object) -> Answer:
         raise KeyError("answer")
 
-    monkeypatch.setattr(answers, "answer", broken)
+    monkeypatch.setattr(queries, "answer", broken)
     with Service(tmp_path) as service, peer_at(tmp_path) as ask:
         found = ask(Query(PROTOCOL, "q", "requests"), lambda it: isinstance(it, Answer))
         told = "the controller broke at it, a fault of distbuild: KeyError: 'answer'"

@@ -8,8 +8,8 @@ from parts_kit import broker_at
 
 from fabric.controller.journal import Journal
 from fabric.scheduling import events
-from fabric.scheduling.core import Scheduler
 from fabric.scheduling.events import Opened
+from fabric.scheduling.scheduler import Scheduler
 from fabric.wire.messages import PROTOCOL, BuildOrder
 
 
@@ -36,7 +36,7 @@ def test_a_request_that_breaks_the_core_is_set_aside(tmp_path: Path) -> None:
         journal.opened(Opened(intent.request, title, intent))
     journal.close()
     broker = broker_at(tmp_path, said.append, core=Faulty)
-    assert list(broker._scheduler.requests) == ["r0", "r2"]
+    assert list(broker._scheduler.state.requests) == ["r0", "r2"]
     broker.close()
     assert [text.partition(", and")[0] for text in said] == [
         "request r1 cannot be taken up again",

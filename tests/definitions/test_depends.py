@@ -10,7 +10,7 @@ from fabric.definitions.graph import Graph
 from fabric.definitions.select import needed
 from fabric.jobs import Source
 from fabric.plan import Plan
-from fabric.scheduling.core import Scheduler
+from fabric.scheduling.scheduler import Scheduler
 from fabric.wire.messages import PROTOCOL, BuildGraph, StepSpec
 
 WHOLE = "name: core, morph: strata/core.morph"

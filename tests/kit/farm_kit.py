@@ -15,7 +15,7 @@ import msgspec
 import zmq
 from wire_kit import FakeWorker
 
-from fabric.scheduling.fleet import Tokens
+from fabric.scheduling.tokens import Tokens
 from fabric.wire import keys, sockets
 from fabric.wire.keys import Admitted, Role
 from fabric.wire.messages import PROTOCOL, Report, ToInitiator, ToWorker

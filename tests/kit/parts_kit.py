@@ -13,7 +13,7 @@ from fabric.controller.spools import Spools
 from fabric.controller.store_client import StoreClient
 from fabric.controller.telemetry import Telemetry
 from fabric.host.event_log import EventLog
-from fabric.scheduling.core import Scheduler
+from fabric.scheduling.scheduler import Scheduler
 from fabric.trove.artifacts.store import Store
 from fabric.wire import sockets
 from fabric.wire.server import Server

@@ -19,10 +19,10 @@ import msgspec
 from machine_kit import Machine, key_of, offers_of
 
 from fabric.scheduling import events
-from fabric.scheduling.check import validate
-from fabric.scheduling.core import Scheduler
+from fabric.scheduling.explain import history, why
+from fabric.scheduling.invariants import validate
 from fabric.scheduling.model import Durations, Limits
-from fabric.scheduling.why import story, why
+from fabric.scheduling.scheduler import Scheduler
 from fabric.wire.messages import (
     PROTOCOL,
     Answer,
@@ -97,7 +97,7 @@ class Stage:
 
     def _handle(self, event: events.Event) -> list[events.Effect]:
         effects = self.scheduler.handle(event, self.now)
-        validate(self.scheduler, self.now)
+        validate(self.scheduler.state, self.now)
         for effect in effects:
             match effect:
                 case events.Ask():
@@ -322,10 +322,10 @@ class Stage:
         return self.update(request).state
 
     def why(self, name: str) -> str:
-        return str(why(self.scheduler, key_of(name), self.now))
+        return str(why(self.scheduler.state, key_of(name), self.now))
 
-    def story(self, name: str) -> str:
-        return story(self.scheduler.tasks[key_of(name)])
+    def history(self, name: str) -> str:
+        return history(self.scheduler.state.tasks[key_of(name)])
 
 
 def _id(effect: events.Began | events.Ended) -> tuple[str, int]:

@@ -4,7 +4,7 @@ import msgspec
 from machine_kit import key_of
 from scheduling_kit import Stage, building
 
-from fabric.scheduling.named import Called
+from fabric.scheduling.step_names import NameQuery
 from fabric.wire.messages import PROTOCOL, BuildOrder
 
 APP = "app: zlib\nzlib:"
@@ -188,8 +188,8 @@ def test_a_request_is_looked_through_once_it_is_resolved() -> None:
 
 
 def test_what_is_asked_about_is_looked_for_in_few_ways() -> None:
-    assert Called("zlib-and-more-misc").beginnings == ["zlib", "zlib-and", "zlib-and-more"]
-    assert len(Called("c-" * 2000).beginnings) == len(Called("-" * 4096).beginnings) == 8
+    assert NameQuery("zlib-and-more-misc").beginnings == ["zlib", "zlib-and", "zlib-and-more"]
+    assert len(NameQuery("c-" * 2000).beginnings) == len(NameQuery("-" * 4096).beginnings) == 8
 
 
 def test_a_list_has_the_beginnings_of_long_titles() -> None:

@@ -15,7 +15,7 @@ from machine_kit import key_of
 from scheduling_kit import Stage
 
 from fabric.scheduling import events
-from fabric.scheduling.core import FENCES as EPOCH
+from fabric.scheduling.state import FENCES as EPOCH
 from fabric.wire.messages import Outcome, Running
 
 NAMES = ("a", "b", "c", "d", "e", "f")
@@ -147,7 +147,7 @@ class Anything(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.5, 2.0, 5.0, 12.0, 40.0]), poll=st.booleans())
     def wait(self, seconds: float, poll: bool) -> None:
         stage = self.stage
-        polls = [id for id, request in stage.scheduler.requests.items() if not request.over]
+        polls = [id for id, request in stage.scheduler.state.requests.items() if not request.over]
         stage.wait(seconds, alive=stage.machines, polls=polls if poll else [])
 
     @rule()
@@ -201,12 +201,12 @@ class Anything(RuleBasedStateMachine):
             return
         stage = self.stage
         stage.answer()
-        for request in [each for each in stage.scheduler.requests.values() if not each.over]:
+        for request in [each for each in stage.scheduler.state.requests.values() if not each.over]:
             if request.state == "resolving":
                 stage.resolve(self.text, "a", request=request.id)
         stage.worker("good", slots=2)
         for _ in range(60):
-            live = [r.id for r in stage.scheduler.requests.values() if not r.over]
+            live = [r.id for r in stage.scheduler.state.requests.values() if not r.over]
             if not live:
                 break
             stage.wait(1.0, alive=["good"], polls=live)
@@ -214,13 +214,13 @@ class Anything(RuleBasedStateMachine):
                 if name in stage.all_running():
                     stage.ends(name, "done")
             stage.sync()
-        verdicts = {r.id: r.state for r in stage.scheduler.requests.values()}
+        verdicts = {r.id: r.state for r in stage.scheduler.state.requests.values()}
         assert all(state in ("done", "failed", "cancelled") for state in verdicts.values()), (
             verdicts
         )
         stage.sync()
-        assert not stage.scheduler.tasks
-        assert not stage.scheduler.requesters
+        assert not stage.scheduler.state.tasks
+        assert not stage.scheduler.state.requesters
 
 
 Anything.TestCase.settings = settings(

@@ -5,7 +5,7 @@ from machine_kit import key_of
 from scheduling_kit import Stage, building
 
 from fabric.scheduling import events
-from fabric.scheduling.core import Scheduler
+from fabric.scheduling.scheduler import Scheduler
 from fabric.wire.messages import Desired, Report
 
 APP = "app: zlib\nzlib:"
@@ -128,10 +128,10 @@ def test_an_assignment_that_never_arrived_and_is_wanted_no_more() -> None:
     stage.submit(APP)  # assigned, and the message is lost
     stage.leave()
     stage.report("w1")
-    assert stage.scheduler.ghosts, "it may still come"
+    assert stage.scheduler.state.dying, "it may still come"
     stage.hear("w1")
     stage.report("w1")
-    assert not stage.scheduler.ghosts
+    assert not stage.scheduler.state.dying
     stage.submit(APP, request="r2")
     stage.sync()
     assert stage.running() == {"w1": ["zlib"]}
@@ -236,4 +236,4 @@ def test_the_same_events_give_the_same_effects(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_core_has_no_attributes_but_its_slots() -> None:
-    assert not hasattr(Stage().scheduler, "__dict__"), "a class without __slots__ makes all slow"
+    assert not hasattr(Stage().scheduler.state, "__dict__"), "it is slower without __slots__"

@@ -33,7 +33,7 @@ def test_what_is_damaged_is_rebuilt_with_all_it_needs() -> None:
     }
     stage.done("base", "zlib", "app")
     assert stage.verdict() == "done"
-    assert stage.scheduler.workers["w1"].faults == 0
+    assert stage.scheduler.state.workers["w1"].faults == 0
 
 
 def test_what_is_inspected_is_cancelled_with_its_request() -> None:
@@ -54,7 +54,7 @@ def test_that_is_nobodys_fault() -> None:
         if n == 0:
             stage.done("base")
         stage.done("zlib")
-    task = stage.scheduler.tasks[key_of("app")]
+    task = stage.scheduler.state.tasks[key_of("app")]
     assert (task.faults, task.fault_count) == ({}, 0)
 
 
@@ -80,7 +80,7 @@ def test_whoever_complains_of_what_is_whole_is_charged_and_another_one_does_it()
     stage.sync()
     stage.worker("w2")
     stage.ends("app", "fault", message="zlib: digest differs", damaged=["zlib"])
-    assert stage.scheduler.workers["liar"].faults == 1
+    assert stage.scheduler.state.workers["liar"].faults == 1
     stage.sync()
     assert stage.running() == {"w2": ["app"]}
     assert stage.states()["zlib"] == "cached"
@@ -104,7 +104,7 @@ def test_complaining_of_what_it_does_not_need_is_an_ordinary_fault() -> None:
     stage = spoilt("w1")
     stage.ends("app", "fault", message="?", damaged=["app", "base", "elsewhere"])
     assert stage.inspected == []
-    assert stage.scheduler.tasks[key_of("app")].fault_count == 1
+    assert stage.scheduler.state.tasks[key_of("app")].fault_count == 1
 
 
 def test_what_runs_goes_on_and_what_would_begin_waits() -> None:
@@ -142,7 +142,7 @@ def test_one_inspection_at_a_time() -> None:
     assert stage.inspected == [["x"]]
     stage.answer()
     assert stage.inspected == [["x"], ["y"]]
-    assert stage.scheduler.tasks[key_of("c")].fault_count == 0, "x was looked at already"
+    assert stage.scheduler.state.tasks[key_of("c")].fault_count == 0, "x was looked at already"
 
 
 def test_what_was_rebuilt_meanwhile_is_not_what_is_meant() -> None:
@@ -157,7 +157,7 @@ def test_what_was_rebuilt_meanwhile_is_not_what_is_meant() -> None:
     stage.done("zlib")
     stage.ends("b", "fault", damaged=["zlib"])
     assert len(stage.inspected) == 1
-    assert stage.scheduler.tasks[key_of("b")].fault_count == 0
+    assert stage.scheduler.state.tasks[key_of("b")].fault_count == 0
     stage.sync()
     stage.done("a", "b", "top")
     assert stage.verdict() == "done"
@@ -190,7 +190,7 @@ def test_the_state_of_what_is_doubted() -> None:
     stage = spoilt("w1")
     stage.store_answers = False
     stage.ends("app", "fault", damaged=["zlib"])
-    assert stage.scheduler.tasks[key_of("zlib")].state is State.ASKING
+    assert stage.scheduler.state.tasks[key_of("zlib")].state is State.ASKING
     assert stage.verdict() == "building"
     assert "the artifact store inspects it" in stage.update().message
 
@@ -201,7 +201,7 @@ def test_a_store_that_cannot_be_inspected_proves_nobody_wrong() -> None:
     stage.store_answers = False
     stage.ends("app", "fault", damaged=["zlib"])
     stage.refuse_to_answer()
-    assert stage.scheduler.workers["w1"].faults == 0
+    assert stage.scheduler.state.workers["w1"].faults == 0
     stage.wait(1.0, alive=["w1"], polls=["r1"])
     assert stage.inspected == [["zlib"], ["zlib"]]
     stage.answer()

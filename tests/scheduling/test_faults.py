@@ -21,7 +21,7 @@ def test_a_failed_build_ends_the_request_and_drops_the_rest() -> None:
     step = stage.steps()["a"]
     assert (step.message, step.failed_command, step.worker) == ("make: error 2", "make", "w1")
     assert stage.running() == {}
-    assert not stage.scheduler.tasks
+    assert not stage.scheduler.state.tasks
 
 
 def test_a_failed_build_is_not_tried_again_by_that_request() -> None:
@@ -200,7 +200,7 @@ def test_a_job_handed_back_for_no_reason_is_a_fault() -> None:
     stage = building("a:", "w1")
     stage.ends("a", "cancelled")
     assert stage.running() == {}
-    assert "it handed the job back" in stage.story("a")
+    assert "it handed the job back" in stage.history("a")
 
 
 def test_a_lost_worker_s_job_goes_elsewhere() -> None:
@@ -209,7 +209,7 @@ def test_a_lost_worker_s_job_goes_elsewhere() -> None:
     stage.wait(9.5, alive=["w2"], polls=["r1"])
     assert stage.states() == {"a": "running"}
     stage.wait(1.0, alive=["w2"], polls=["r1"])
-    assert "w1" not in stage.scheduler.workers
+    assert "w1" not in stage.scheduler.state.workers
     stage.sync("w2")
     assert "w2" in stage.running()
     assert stage.steps()["a"].worker == "w2"
@@ -264,7 +264,7 @@ def test_a_worker_cut_off_is_not_counted_as_lost() -> None:
         assert stage.states() == {"a": "ready"}
         stage.sync()
         assert stage.states() == {"a": "running"}
-    assert stage.scheduler.tasks[key_of("a")].losses == []
+    assert stage.scheduler.state.tasks[key_of("a")].losses == []
     assert not stage.ended
     stage.done("a")
     assert stage.verdict() == "done"

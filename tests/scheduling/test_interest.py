@@ -50,11 +50,11 @@ def test_a_failure_for_one_leaves_the_other_with_what_it_shares() -> None:
 def test_a_silent_initiator_has_left() -> None:
     stage = building(APP, "w1")
     stage.wait(14.0, alive=["w1"])
-    assert stage.scheduler.requests
+    assert stage.scheduler.state.requests
     stage.wait(2.0, alive=["w1"])
     stage.sync()
-    assert not stage.scheduler.requests
-    assert not stage.scheduler.tasks
+    assert not stage.scheduler.state.requests
+    assert not stage.scheduler.state.tasks
     assert stage.running() == {}
 
 
@@ -87,7 +87,7 @@ def test_a_submit_that_comes_again_changes_nothing() -> None:
     version = stage.update().version
     stage.submit(APP)
     assert stage.update().version == version
-    assert len(stage.scheduler.requests) == 1
+    assert len(stage.scheduler.state.requests) == 1
 
 
 def test_a_late_copy_of_a_submit_does_not_revive_a_request_that_was_left() -> None:
@@ -97,14 +97,14 @@ def test_a_late_copy_of_a_submit_does_not_revive_a_request_that_was_left() -> No
     stage.leave()
     stage.submit(APP)
     assert stage.verdict() == "cancelled"
-    assert not stage.scheduler.tasks
+    assert not stage.scheduler.state.tasks
 
 
 def test_leaving_before_submitting() -> None:
     stage = Stage()
     stage.leave()
     stage.submit(APP)
-    assert not stage.scheduler.tasks
+    assert not stage.scheduler.state.tasks
 
 
 def test_answers_of_the_store_for_what_nobody_wants_any_more() -> None:

@@ -11,8 +11,8 @@ from scheduling_kit import Stage, building
 
 from fabric import bounds
 from fabric.scheduling import events
-from fabric.scheduling.core import Scheduler
 from fabric.scheduling.model import Worker
+from fabric.scheduling.scheduler import Scheduler
 from fabric.wire.messages import Outcome
 
 #: One slot, which r1 has; what comes after it is more urgent than all that r2 and r3 want.
@@ -29,9 +29,9 @@ def verifying_on_a_lost_worker() -> Stage:
     stage.sync()
     stage.store_answers = False
     stage.ends("low", "done")
-    assert stage.scheduler.tasks[key_of("low")].seat == "w1"
+    assert stage.scheduler.state.tasks[key_of("low")].reserved_on == "w1"
     stage.wait(11.0)
-    assert not stage.scheduler.workers
+    assert not stage.scheduler.state.workers
     return stage
 
 
@@ -122,10 +122,10 @@ def test_so_many_lost_workers_are_remembered() -> None:
             effects += scheduler.handle(events.Answered(each.question, frozenset()), 0.0)
     for number in range(len(names)):
         scheduler.handle(Machine(f"w{number}", 1, "x86_64", ()).report(), 0.0)
-    assert len(scheduler.workers) == len(names)
+    assert len(scheduler.state.workers) == len(names)
     effects = scheduler.handle(events.Tick(), 4.0) + scheduler.handle(events.Tick(), 8.0)
     effects += scheduler.handle(events.Tick(), 10.0)
-    assert not scheduler.workers
+    assert not scheduler.state.workers
     [ended] = [each for each in effects if isinstance(each, events.Ended)]
     assert (ended.worker, ended.outcome) == ("w0", None)
 
@@ -169,9 +169,9 @@ def test_a_worker_that_does_not_take_what_it_is_given_loses_it() -> None:
     stage.wait(0.5, alive=["deaf", "w2"], polls=["r1"])
     stage.sync("w2")
     assert stage.running() == {"w2": ["a"]}
-    assert "the worker did not take it (deaf)" in stage.story("a")
-    assert stage.scheduler.workers["deaf"].rests_until > stage.now
-    assert not stage.scheduler.tasks[key_of("a")].losses
+    assert "the worker did not start it (deaf)" in stage.history("a")
+    assert stage.scheduler.state.workers["deaf"].backoff_until > stage.now
+    assert not stage.scheduler.state.tasks[key_of("a")].losses
 
 
 def test_nor_does_what_nobody_wants_any_more_wait_for_such_a_worker() -> None:
@@ -222,9 +222,9 @@ def test_what_a_worker_was_never_given_begins_and_blocks_nothing() -> None:
     stage.report("evil")
     stage.submit("a:")
     stage.report("evil")
-    assert not stage.began or [each.fence for each in stage.began] == [stage.scheduler.fence]
-    assert not stage.scheduler.strays
-    assert not stage.scheduler.ghosts
+    assert not stage.began or [each.fence for each in stage.began] == [stage.scheduler.state.fence]
+    assert not stage.scheduler.state.orphans
+    assert not stage.scheduler.state.dying
 
 
 @pytest.mark.parametrize("fence", [1, 2**63 - 1])
@@ -266,7 +266,7 @@ def test_a_report_has_as_many_attempts_as_its_slots_allow() -> None:
     [refusal] = stage.refusals
     assert refusal.about == "worse"
     assert refusal.reason == "worse reports 65 attempts; with its slots it may have 64"
-    assert "worse" not in stage.scheduler.workers
+    assert "worse" not in stage.scheduler.state.workers
 
 
 @pytest.mark.bound("UNSETTLED")
@@ -301,9 +301,11 @@ def test_an_attempt_that_runs_is_the_one_that_rebuilds_what_was_damaged() -> Non
     stage.spoilt.add(key_of("a"))
     stage.ends("b", "fault", damaged=["a"])
     machine = Machine("w2", 1, "x86_64", ())
-    fence = stage.scheduler.tasks[key_of("a")].fence = 5  # all that is known is of a former run
+    fence = stage.scheduler.state.tasks[key_of("a")].fence = (
+        5  # all that is known is of a former run
+    )
     machine.running[key_of("a"), fence] = "build"
-    machine.tokens[key_of("a"), fence] = stage.scheduler.token(key_of("a"), fence, "w2")
+    machine.tokens[key_of("a"), fence] = stage.scheduler.state.token(key_of("a"), fence, "w2")
     stage.machines["w2"] = machine
     stage.report("w2")
     stage.answer()

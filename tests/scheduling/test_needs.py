@@ -6,8 +6,8 @@ import pytest
 from machine_kit import key_of, offers_of
 from scheduling_kit import Stage, building
 
+from fabric.scheduling.discards import PAUSE
 from fabric.scheduling.events import Tick
-from fabric.scheduling.ledger import PAUSE
 from fabric.wire.messages import PROTOCOL, BuildGraph
 
 CHAIN = """
@@ -107,7 +107,7 @@ def test_two_goals_sharing_a_dependency() -> None:
 
 def refused(stage: Stage) -> str:
     assert stage.verdict() == "failed"
-    assert not stage.scheduler.tasks
+    assert not stage.scheduler.state.tasks
     return stage.update().message
 
 
@@ -147,14 +147,15 @@ def test_a_key_has_one_meaning() -> None:
     stage.submit("a: c\nc:", request="r2")
     assert stage.verdict("r2") == "failed"
     assert "other things" in stage.update("r2").message
-    assert key_of("b") in stage.scheduler.tasks
+    assert key_of("b") in stage.scheduler.state.tasks
 
 
 def test_a_large_request_is_taken_in_bit_by_bit_and_others_have_their_turn(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("fabric.scheduling.plan.PORTION", 2)
-    monkeypatch.setattr("fabric.scheduling.ledger.MANY", 2)
+    monkeypatch.setattr("fabric.scheduling.outbox.MANY_KEYS", 2)
+    monkeypatch.setattr("fabric.scheduling.discards.MANY", 2)
     stage = Stage()
     stage.worker("w1")
     chain = "\n".join([*(f"s{n}: s{n + 1}" for n in range(9)), "s9:"])
@@ -176,12 +177,12 @@ def test_a_large_request_is_taken_in_bit_by_bit_and_others_have_their_turn(
     stage.done(*(f"s{n}" for n in range(9, -1, -1)))
     assert stage.verdict() == "done"
     assert all(len(keys) <= 2 for keys in stage.asked)
-    rubbish = stage.scheduler._rubbish
-    pieces = [sum(map(len, rubbish))]
-    while rubbish:
+    discarded = stage.scheduler.state.discarded
+    pieces = [sum(map(len, discarded))]
+    while discarded:
         assert stage.now < stage.scheduler.next_due() <= stage.now + PAUSE, "others come first"
         stage.now = stage.scheduler.next_due()
         stage.handle(Tick())
-        pieces.append(sum(map(len, rubbish)))
+        pieces.append(sum(map(len, discarded)))
     assert len(pieces) > 10
     assert all(before - after <= 2 for before, after in pairwise(pieces))

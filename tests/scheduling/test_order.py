@@ -143,7 +143,7 @@ def test_a_draining_worker_gets_nothing_new_and_may_hand_back() -> None:
     stage.worker("w2", slots=3)
     stage.sync()
     assert sorted(stage.running()["w2"]) == ["b", "c"]
-    assert stage.scheduler.tasks[key_of("b")].fault_count == 0
+    assert stage.scheduler.state.tasks[key_of("b")].fault_count == 0
 
 
 def test_fewer_slots_than_before() -> None:

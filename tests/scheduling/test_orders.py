@@ -7,8 +7,8 @@ from scheduling_kit import Stage, building
 
 from fabric import bounds
 from fabric.scheduling import events
-from fabric.scheduling.core import Scheduler
-from fabric.scheduling.intake import _KEPT
+from fabric.scheduling.requests import KEPT
+from fabric.scheduling.scheduler import Scheduler
 from fabric.wire.messages import PROTOCOL, BuildOrder, Command
 
 APP = "app: zlib\nzlib:"
@@ -90,16 +90,16 @@ def test_whoever_leaves_while_it_is_resolved_abandons_that() -> None:
     assert events.Abandon("r1") in stage.effects
     stage.resolve(APP)
     assert stage.verdict() == "cancelled"
-    assert not stage.scheduler.tasks
+    assert not stage.scheduler.state.tasks
 
 
 def test_silence_while_it_is_resolved_abandons_that() -> None:
     stage = Stage()
     stage.order()
     stage.wait(20.0)
-    assert not stage.scheduler.requests
+    assert not stage.scheduler.state.requests
     stage.handle(events.Unresolved("r1", "too late"))
-    assert not stage.scheduler.requests
+    assert not stage.scheduler.state.requests
 
 
 def test_a_detached_request_goes_on_when_nobody_watches() -> None:
@@ -140,12 +140,12 @@ def test_how_a_request_ended_is_told_to_whoever_asks_later() -> None:
 
 def test_only_so_many_ended_requests_are_remembered() -> None:
     stage = Stage(stored=["app"])
-    for number in range(_KEPT + 5):
+    for number in range(KEPT + 5):
         stage.submit("app:", request=f"r{number}")
         stage.leave(f"r{number}")
-    assert len(stage.scheduler.requests) == _KEPT
-    assert "r4" not in stage.scheduler.requests
-    assert "r5" in stage.scheduler.requests
+    assert len(stage.scheduler.state.requests) == KEPT
+    assert "r4" not in stage.scheduler.state.requests
+    assert "r5" in stage.scheduler.state.requests
 
 
 def test_cancelling_ends_one_request_and_disturbs_no_other() -> None:
@@ -192,7 +192,7 @@ def test_a_request_that_cannot_be_written_down_might_never_have_been() -> None:
         stage.resolve(APP, request="r2")
         stage.handle(events.Unwritten("r2"))
         assert events.Closed("r2", "cancelled") in stage.effects
-        assert "r2" not in stage.scheduler.requests
+        assert "r2" not in stage.scheduler.state.requests
         assert stage.running() == {"w1": ["zlib"]}, "another wants it"
         stage.order("r2", detach=detach)
         assert any(isinstance(each, events.Opened) for each in stage.effects), "it is new"
@@ -216,12 +216,12 @@ def test_a_request_that_is_over_and_cannot_be_written_down_is_forgotten() -> Non
             stage.leave()
         stage.handle(events.Unwritten("r1"))
         assert stage.effects == [events.Closed("r1", "failed")]
-        assert not stage.scheduler.requests
-        for n in range(_KEPT + 5):  # it is not among those that are kept, either
+        assert not stage.scheduler.state.requests
+        for n in range(KEPT + 5):  # it is not among those that are kept, either
             stage.order(f"n{n}")
             stage.handle(events.Unresolved(f"n{n}", "no such system"))
             stage.leave(f"n{n}")
-        assert len(stage.scheduler.requests) == _KEPT
+        assert len(stage.scheduler.state.requests) == KEPT
 
 
 # -- bounds --------------------------------------------------------------------------------------
@@ -254,7 +254,7 @@ def test_of_one_user_and_of_all_so_many_builds_are_open() -> None:
     ]
     scheduler.handle(Command(PROTOCOL, "c", "cancel", "user0 7"), 0.0)
     order("user0", bounds.OPEN_REQUESTS)
-    assert "user0 500" in scheduler.requests
+    assert "user0 500" in scheduler.state.requests
 
 
 @pytest.mark.bound("OPEN_STEPS")
@@ -287,6 +287,6 @@ def test_polls_keep_nothing_that_is_over() -> None:
         stage.order(f"r{n}", detach=True)
         stage.command("cancel", f"r{n}")
     for _ in range(20):
-        stage.wait(1.0, polls=list(stage.scheduler.requests))
-    assert len(stage.scheduler.requests) <= 200
+        stage.wait(1.0, polls=list(stage.scheduler.state.requests))
+    assert len(stage.scheduler.state.requests) <= 200
     assert stage.verdict("r999") == "cancelled"

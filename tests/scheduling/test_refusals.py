@@ -14,8 +14,8 @@ def test_what_is_refused_is_offered_elsewhere_and_is_nobodys_fault() -> None:
     stage.ends("zlib", "refused", message="it needs 40 GiB of disk")
     stage.sync()
     assert stage.running() == {"large": ["zlib"]}
-    assert stage.scheduler.tasks[key_of("zlib")].fault_count == 0
-    assert stage.scheduler.workers["small"].faults == 0
+    assert stage.scheduler.state.tasks[key_of("zlib")].fault_count == 0
+    assert stage.scheduler.state.workers["small"].faults == 0
 
 
 def test_who_refused_is_asked_again_after_a_while() -> None:
@@ -122,7 +122,7 @@ def test_a_drained_worker_stays_so_when_it_or_the_broker_restarts() -> None:
     stage.restart("w1")
     assert stage.running() == {}
     stage.wait(30.0, polls=["r1"])
-    assert not stage.scheduler.workers
+    assert not stage.scheduler.state.workers
     assert stage.command("resume", "w1").lines == ("w1 gets work when it comes back",)
     stage.sync()
     assert stage.running() == {"w1": ["zlib"]}

@@ -3,7 +3,7 @@
 from machine_kit import Machine, key_of
 from scheduling_kit import Stage, building
 
-from fabric.scheduling.core import FENCES
+from fabric.scheduling.state import FENCES
 
 APP = "app: zlib\nzlib:"
 
@@ -82,7 +82,7 @@ def test_what_no_request_claims_is_killed_after_a_while() -> None:
     stage.wait(2.0, alive=["w1"])
     stage.sync()
     assert stage.running() == {}
-    assert not stage.scheduler.ghosts
+    assert not stage.scheduler.state.dying
 
 
 def test_what_runs_and_turns_out_to_be_stored_is_killed() -> None:
@@ -143,7 +143,7 @@ def test_a_late_report_of_a_former_run_does_not_oust_the_present_one() -> None:
     stage.worker("w1")
     former = stage.machines["w1"]
     stage.restart("w1")
-    stage.scheduler.workers["w1"].former.clear()  # the restarted broker knows of no other run
+    stage.scheduler.state.workers["w1"].former.clear()  # the restarted broker knows of no other run
     stage.handle(former.report())
     for _ in range(4):
         stage.now += 1.0

@@ -18,7 +18,7 @@ def shares(stage: Stage, rounds: int, seconds: float = 1.0) -> Counter[str]:
     machines = list(stage.machines)
     stage.sync()
     for _ in range(rounds):
-        stage.wait(seconds, alive=machines, polls=list(stage.scheduler.requests))
+        stage.wait(seconds, alive=machines, polls=list(stage.scheduler.state.requests))
         for name in stage.all_running():
             counts[name[0]] += 1
             stage.ends(name, "done", seconds=seconds)

@@ -5,19 +5,19 @@ from pathlib import Path
 import pytest
 from machine_kit import offers_of
 
-from fabric.scheduling.core import Scheduler
-from fabric.scheduling.model import Task
+from fabric.scheduling.model import Limits, Task
+from fabric.scheduling.state import FarmState
 from fabric.scheduling.states import LIVE, TABLE, Cause, IllegalTransition, State, table
 
 
-def test_what_the_table_does_not_list_raises_and_tells_the_story() -> None:
+def test_what_the_table_does_not_list_raises_and_tells_the_history() -> None:
     [offer] = offers_of("zlib:")
     task = Task(offer.key, offer, 1, 60.0)
-    scheduler = Scheduler()
-    scheduler.tasks[task.key] = task
-    scheduler.move(task, Cause.ABSENT)
-    with pytest.raises(IllegalTransition, match=r"zlib: FINISHED in state blocked \(story: the"):
-        scheduler.move(task, Cause.FINISHED)
+    state = FarmState(Limits(), {}, epoch=0, secret=b"", drained=frozenset(), now=0.0)
+    state.tasks[task.key] = task
+    state.transition(task, Cause.ABSENT)
+    with pytest.raises(IllegalTransition, match=r"zlib: FINISHED in state blocked \(history: the"):
+        state.transition(task, Cause.FINISHED)
     assert task.state is State.BLOCKED
 
 

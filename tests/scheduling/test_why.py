@@ -3,8 +3,8 @@
 from machine_kit import key_of
 from scheduling_kit import Stage, building
 
+from fabric.scheduling.explain import why_request
 from fabric.scheduling.model import Limits
-from fabric.scheduling.why import why_request
 
 
 def test_it_needs_something_that_is_being_built() -> None:
@@ -93,8 +93,11 @@ def test_what_is_there_and_what_nobody_wants() -> None:
 def test_why_nothing_of_a_request_runs() -> None:
     stage = Stage()
     stage.submit("app: lib\nlib: zlib\nzlib:")
-    request = stage.scheduler.requests["r1"]
-    assert why_request(stage.scheduler, request, stage.now) == "zlib is ready: there is no worker"
+    request = stage.scheduler.state.requests["r1"]
+    assert (
+        why_request(stage.scheduler.state, request, stage.now)
+        == "zlib is ready: there is no worker"
+    )
     assert stage.update().message == "zlib is ready: there is no worker"
     stage.worker("w1")
     stage.sync()
@@ -109,33 +112,33 @@ def test_why_nothing_runs_when_the_longest_way_is_done_already() -> None:
     stage.sync()
     stage.machines["w1"].draining = True
     stage.done("a")
-    request = stage.scheduler.requests["r1"]
-    assert why_request(stage.scheduler, request, stage.now).startswith("b is ready")
+    request = stage.scheduler.state.requests["r1"]
+    assert why_request(stage.scheduler.state, request, stage.now).startswith("b is ready")
 
 
-def test_a_story() -> None:
+def test_history() -> None:
     stage = building("a:", "w1", "w2")
     stage.now += 1.5
     stage.ends("a", "fault", message="disk full")
-    assert stage.story("a").splitlines() == [
+    assert stage.history("a").splitlines() == [
         f"a ({key_of('a')[:12]})",
         "     +0.000 s  blocked    the store does not have it",
-        "     +0.000 s  ready      nothing stands in its way",
-        "     +0.000 s  running    given to a worker (w1)",
+        "     +0.000 s  ready      nothing blocks it any more",
+        "     +0.000 s  running    assigned to a worker (w1)",
         "     +1.500 s  blocked    the machine could not do it (w1: disk full)",
-        "     +1.500 s  ready      nothing stands in its way",
-        "     +1.500 s  running    given to a worker (w2)",
+        "     +1.500 s  ready      nothing blocks it any more",
+        "     +1.500 s  running    assigned to a worker (w2)",
     ]
 
 
-def test_a_long_story_keeps_its_beginning() -> None:
+def test_history_keeps_its_beginning() -> None:
     stage = Stage()
     stage.worker("w1")
     stage.submit("a:")
     for _ in range(40):
         stage.sync()
         stage.wait(11.0, polls=["r1"])
-    lines = stage.story("a").splitlines()
+    lines = stage.history("a").splitlines()
     assert len(lines) == 61
     assert "the store does not have it" in lines[1]
 

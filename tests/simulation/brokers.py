@@ -27,9 +27,7 @@ from fabric.controller.store_client import Step, StoreClient
 from fabric.controller.telemetry import Telemetry
 from fabric.host.event_log import EventLog
 from fabric.scheduling import events
-from fabric.scheduling.core import Scheduler
-from fabric.scheduling.model import Task
-from fabric.scheduling.states import Cause
+from fabric.scheduling.scheduler import Scheduler
 from fabric.wire.messages import (
     BuildOrder,
     Code,
@@ -278,23 +276,19 @@ class _Judged(Scheduler):
         self._handled = run.clock()
         super().__init__(*args, **kwargs)
 
-    def move(self, task: Task, cause: Cause, detail: str = "") -> None:
-        self._run.world.rare(f"{task.state} -- {cause.name}")
-        super().move(task, cause, detail)
-
     def handle(self, event: events.Event, now: float) -> list[events.Effect]:
         run = self._run
         before = Before(self, event, now - self._handled)
-        known = set(self.workers)
+        known = set(self.state.workers)
         self._handled = now
         effects = super().handle(event, now)
         if isinstance(event, Report):
             run.reported |= {(each.key, each.fence) for each in event.running}
-            worker = self.workers.get(event.name)
+            worker = self.state.workers.get(event.name)
             if worker is not None and worker.instance == event.instance and worker.heard == now:
                 run.heard[event.instance] = run.sent[event.instance, event.sequence]
                 run.ousted.update(worker.former)
-        run.lost |= dict.fromkeys(known - self.workers.keys(), run.world.now)
+        run.lost |= dict.fromkeys(known - self.state.workers.keys(), run.world.now)
         for effect in effects:
             if isinstance(effect, events.Began):
                 run.world.judge.began(run, effect)
@@ -302,10 +296,13 @@ class _Judged(Scheduler):
                 run.world.judge.ended(run, effect)
             elif isinstance(effect, events.Closed):
                 run.world.over[effect.request] = run.world.now
-        for name in before.newly_seated(self):
+        for name in before.newly_reserved(self):
             run.world.slot_kept(name)
         for what in before.rare(self, event, effects):
             run.world.rare(what)
+        for (state, cause), arrow in self.state.arrows.items():
+            if arrow.times:
+                run.world.rare(f"{state} -- {cause.name}")
         run.world.judge.after(run)
         return effects
 

@@ -8,10 +8,10 @@ import msgspec
 
 from fabric import bounds
 from fabric.scheduling import events
-from fabric.scheduling.check import validate
+from fabric.scheduling.explain import why_request
+from fabric.scheduling.invariants import validate
 from fabric.scheduling.model import Request, Task, Worker
 from fabric.scheduling.states import State
-from fabric.scheduling.why import why_request
 
 if TYPE_CHECKING:
     from brokers import Run
@@ -61,40 +61,40 @@ class Judge:
         scheduler, now = broker.scheduler, broker.clock()
         self._looks += 1
         if self._looks % LOOK == 0:
-            validate(scheduler, now)
+            validate(scheduler.state, now)
             for whom, number in broker.queues().items():
                 if number > QUEUED:
                     raise Violation(f"{number} messages wait in the broker for {whom}")
             self._nothing_unwanted_is_waited_for(broker)
-        for request in scheduler.requests.values():
+        for request in scheduler.state.requests.values():
             if not request.over and not request.running:
                 self._has_reason(broker, request)
-            silent = now - request.heard > scheduler.limits.patience + 1.0
+            silent = now - request.heard > scheduler.state.limits.patience + 1.0
             if silent and not request.over and not request.detached:
                 raise Violation(f"{request.id} goes on, and nobody wants it")
-        ready = [task for task in scheduler.tasks.values() if task.state is State.READY]
-        if ready and now >= scheduler.settled_at:
-            for worker in scheduler.workers.values():
+        ready = [task for task in scheduler.state.tasks.values() if task.state is State.READY]
+        if ready and now >= scheduler.state.dispatch_from:
+            for worker in scheduler.state.workers.values():
                 self._is_not_idle(broker, worker, ready)
 
     def _nothing_unwanted_is_waited_for(self, broker: Run) -> None:
         now, before, self._unwanted = broker.clock(), self._unwanted, {}
-        for key, ghosts in broker.scheduler.ghosts.items():
-            for attempt in ghosts.values():
+        for key, dying in broker.scheduler.state.dying.items():
+            for attempt in dying.values():
                 id = (broker.run, key, attempt.fence)
                 since = self._unwanted[id] = before.get(id, now)
-                if not attempt.stuck and now > since + broker.scheduler.limits.kill + 1.0:
+                if not attempt.stuck and now > since + broker.scheduler.state.limits.kill + 1.0:
                     raise Violation(f"{self.world.names[key]} waits for what was to end long ago")
 
     def answered(self, broker: Run, answer: events.Answered) -> None:
         """The store was asked, this moment: what it has is not said to be absent."""
-        for task in broker.scheduler.questions.get(answer.question, ()):
+        for task in broker.scheduler.state.outbox.questions.get(answer.question, ()):
             if task.key not in answer.present and self.world.warehouse.has(task.key):
-                raise Violation(f"the store has {task.offer.name}, and is said not to")
+                raise Violation(f"the store has {task.spec.name}, and is said not to")
 
     def _has_reason(self, broker: Run, request: Request) -> None:
         scheduler = broker.scheduler
-        told = why_request(scheduler, request, broker.clock())
+        told = why_request(scheduler.state, request, broker.clock())
         if "about to get it" in told:
             raise Violation(f"{request.id} waits for nothing: {told}")
         if not told:
@@ -105,16 +105,16 @@ class Judge:
                 raise Violation(f"{request.id} waits without a reason")
 
     def _is_not_idle(self, broker: Run, worker: Worker, ready: list[Task]) -> None:
-        limits, now = broker.scheduler.limits, broker.clock()
+        limits, now = broker.scheduler.state.limits, broker.clock()
         fresh = now - worker.heard <= limits.stale
-        if not worker.room or not fresh or worker.rests_until > now:
+        if not worker.room or not fresh or worker.backoff_until > now:
             return
         for task in ready:
             shunned = worker.name in task.refusals and now < task.refusals[worker.name].until
             checking = all(request.state == "checking" for request in task.requests.values())
-            able = worker.features.issuperset(task.offer.needs)
+            able = worker.features.issuperset(task.spec.needs)
             if able and not (shunned or checking or worker.name in task.faults):
-                raise Violation(f"{worker.name} is free, and {task.offer.name} is ready")
+                raise Violation(f"{worker.name} is free, and {task.spec.name} is ready")
 
     def ended(self, broker: Run, event: events.Ended) -> None:
         """An attempt ends: it began, and ends for the first time."""
@@ -133,25 +133,25 @@ class Judge:
         if event.found:
             return
         self._is_alone(broker, event)
-        task = broker.scheduler.tasks[event.key]
-        features = broker.scheduler.workers[event.worker].features
-        for request in broker.scheduler.requests.values():
+        task = broker.scheduler.state.tasks[event.key]
+        features = broker.scheduler.state.workers[event.worker].features
+        for request in broker.scheduler.state.requests.values():
             if request.over:
                 continue
             waits = request.state == "building" and any(
                 each.state is State.READY
-                and not each.choosy
-                and features.issuperset(each.offer.needs)
+                and not each.restricted
+                and features.issuperset(each.spec.needs)
                 for each in request.needed.values()
             )
             if request.id in task.requests or request.share.running or not waits:
                 self._passed_over[request.id] = 0.0
                 continue
-            assert task.charged is not None
-            mine = task.charged.requester is request.requester
+            assert task.billed is not None
+            mine = task.billed.requester is request.requester
             if request.requester.share.running and not mine:
                 continue
-            live = [each for each in broker.scheduler.requests.values() if not each.over]
+            live = [each for each in broker.scheduler.state.requests.values() if not each.over]
             ratio = sum(each.share.weight for each in live) / request.share.weight
             used = self._passed_over.get(request.id, 0.0) + 1.0 / (TURNS * ratio)
             self._passed_over[request.id] = used
@@ -166,20 +166,20 @@ class Judge:
         if attempt is None or not attempt.ended or (key, fence) in broker.reported:
             return False
         lost = broker.lost.get(attempt.worker, 0.0) >= attempt.began
-        return lost or self.world.now - attempt.began > 2 * broker.scheduler.limits.lease
+        return lost or self.world.now - attempt.began > 2 * broker.scheduler.state.limits.lease
 
     def _is_alone(self, broker: Run, event: events.Began) -> None:
         """No job runs twice at once, unless its worker could not be heard for long, or could not
         hear for long; or what another run of that worker had said came so late that it counted.
         """
-        limits, now = broker.scheduler.limits, self.world.now
+        limits, now = broker.scheduler.state.limits, self.world.now
         for builder in self.world.builders.values():
             for key, fence in builder.agent.running:
                 if not builder.alive or key != event.key or fence == event.fence:
                     continue
                 if self._was_not_taken(broker, key, fence) or builder.node in broker.ousted:
                     continue
-                worker = broker.scheduler.workers.get(builder.name)
+                worker = broker.scheduler.state.workers.get(builder.name)
                 attempt = worker.held.get((key, fence)) if worker is not None else None
                 if attempt is not None and attempt.stuck:
                     continue  # it was told to end it long ago
@@ -214,7 +214,7 @@ class Judge:
         """All attempts that began, but for those that a worker has, or had when it was lost: these
         end too where that is waited for.
         """
-        workers, waited = broker.scheduler.workers, self.world.scenario.long
+        workers, waited = broker.scheduler.state.workers, self.world.scenario.long
         for (run, key, fence), attempt in self._attempts.items():
             if run != broker.run or attempt.ended:
                 continue

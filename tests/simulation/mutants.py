@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -26,8 +27,8 @@ from fabric.controller.journal import Journal
 from fabric.controller.outbox import ReplyOutbox
 from fabric.controller.spools import Spools
 from fabric.controller.store_client import StoreClient
-from fabric.scheduling import events
-from fabric.scheduling.core import Scheduler
+from fabric.scheduling import attempts, events, requests, retries, scheduler, store, workers
+from fabric.scheduling.scheduler import Scheduler
 
 #: Seconds of real time that one seed may take.
 PATIENCE = 30
@@ -37,21 +38,29 @@ Old = Callable[..., Any]
 
 @dataclasses.dataclass(frozen=True)
 class Mutant:
-    """``change`` makes of the method ``name`` of ``owner`` one with a fault."""
+    """``change`` makes of the function ``name`` of a class or module one with a fault."""
 
     fault: str
-    owner: type
+    owner: type | ModuleType
     name: str
     change: Callable[[Old], Old]
 
     def put_in(self) -> None:
-        setattr(self.owner, self.name, self.change(getattr(self.owner, self.name)))
+        old = getattr(self.owner, self.name)
+        new = self.change(old)
+        setattr(self.owner, self.name, new)
+        for module in list(sys.modules.values()):  # others may have imported it by name
+            for name, value in list(vars(module).items()):
+                if value is old:
+                    setattr(module, name, new)
 
 
 MUTANTS: dict[str, Mutant] = {}
 
 
-def mutant(id: str, fault: str, owner: type, name: str) -> Callable[[Callable[[Old], Old]], None]:
+def mutant(
+    id: str, fault: str, owner: type | ModuleType, name: str
+) -> Callable[[Callable[[Old], Old]], None]:
     def register(change: Callable[[Old], Old]) -> None:
         MUTANTS[id] = Mutant(fault, owner, name, change)
 
@@ -66,13 +75,13 @@ def nothing(_: Old) -> Old:
 # -- what the review found -----------------------------------------------------------------
 
 
-@mutant("C1", "a slot kept on a lost worker is kept for ever", Scheduler, "_check_lease")
+@mutant("C1", "a slot kept on a lost worker is kept for ever", workers, "check_lease")
 def _(old: Old) -> Old:
-    def check(self: Any, name: str) -> None:
-        worker = self.workers[name]
-        if self.now >= worker.heard + self.limits.lease:
-            worker.seats = {}
-        old(self, name)
+    def check(state: Any, name: str) -> None:
+        worker = state.workers[name]
+        if state.now >= worker.heard + state.limits.lease:
+            worker.reserved = {}
+        old(state, name)
 
     return check
 
@@ -107,13 +116,13 @@ def _(old: Old) -> Old:
     return follow
 
 
-@mutant("C7", "the end of an attempt is told again", Scheduler, "_say_ended")
+@mutant("C7", "the end of an attempt is told again", workers, "emit_ended")
 def _(old: Old) -> Old:
-    def say(self: Any, attempt: Any, *args: Any) -> None:
-        attempt.over = False
-        old(self, attempt, *args)
+    def emit(state: Any, attempt: Any, *args: Any) -> None:
+        attempt.ended = False
+        old(state, attempt, *args)
 
-    return say
+    return emit
 
 
 @mutant("C15", "an update after its end opens a request again", RequestMirror, "update")
@@ -162,15 +171,18 @@ def _(old: Old) -> Old:
     return init
 
 
-mutant("slept", "a broker that stood still takes all others for dead", Scheduler, "_wake_up")(
-    nothing
-)
+mutant(
+    "slept",
+    "a broker that stood still takes all others for dead",
+    scheduler,
+    "forgive_standstill",
+)(nothing)
 
 
-@mutant("late", "an old report of a worker counts", Scheduler, "_describe")
+@mutant("late", "an old report of a worker counts", workers, "describe")
 def _(old: Old) -> Old:
-    def describe(self: Any, worker: Any, report: Any) -> None:
-        old(self, worker, report)
+    def describe(state: Any, worker: Any, report: Any) -> None:
+        old(state, worker, report)
         worker.sequence = 0
 
     return describe
@@ -185,20 +197,20 @@ def _(old: Old) -> Old:
     return desired
 
 
-mutant("lost", "attempts stay with a lost worker", Scheduler, "_lost")(nothing)
-mutant("gone", "a lost worker's attempts never end", Scheduler, "_check_gone")(nothing)
-mutant("doomed", "what a worker does not end is waited for", Scheduler, "_check_doomed")(nothing)
-mutant("shun", "what was refused is never offered again", Scheduler, "_offer_again")(nothing)
-mutant("rest", "a worker that rests is not looked at again", Scheduler, "_rested")(nothing)
-mutant("silent", "the store is asked once", Scheduler, "_ask_again")(nothing)
-mutant("liar", "who complains in vain is not charged", Scheduler, "_charge_fault")(
+mutant("lost", "attempts stay with a lost worker", workers, "on_loss")(nothing)
+mutant("gone", "a lost worker's attempts never end", workers, "check_absence")(nothing)
+mutant("doomed", "what a worker does not end is waited for", attempts, "check_cancelled")(nothing)
+mutant("cooldown", "what was refused is never offered again", retries, "offer_again")(nothing)
+mutant("backoff", "a worker that pauses is not looked at again", retries, "end_pause")(nothing)
+mutant("silent", "the store is asked once", store, "query_again")(nothing)
+mutant("liar", "who complains in vain is not charged", retries, "count_fault")(
     lambda _: lambda *_: False
 )
-mutant("doubt", "what is damaged is not doubted", Scheduler, "_doubt")(nothing)
-mutant("patience", "who is not heard has not left", Scheduler, "_check_patience")(nothing)
+mutant("doubt", "what is damaged is not doubted", store, "suspect")(nothing)
+mutant("patience", "who is not heard has not left", requests, "check_patience")(nothing)
 
 
-@mutant("ghost", "a step begins while an earlier attempt goes on", Scheduler, "lay")
+@mutant("ghost", "a step begins while an earlier attempt goes on", attempts, "wait_no_longer")
 def _(_: Old) -> Old:
     return lambda *_: True
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from fabric.scheduling import events
-from fabric.scheduling.core import Scheduler
+from fabric.scheduling.scheduler import Scheduler
 from fabric.scheduling.states import TABLE
 from fabric.wire.messages import Report
 
@@ -42,33 +42,35 @@ class Before:
 
     def __init__(self, core: Scheduler, event: events.Event, slept: float) -> None:
         self._slept = slept
-        self._seated = [name for name, worker in core.workers.items() if worker.seats]
-        self._doomed: set[tuple[str, int]] = set()
+        self._reserving = [name for name, worker in core.state.workers.items() if worker.reserved]
+        self._cancelling: set[tuple[str, int]] = set()
         self._worker = None
         if isinstance(event, Report):
-            self._worker = core.workers.get(event.name)
+            self._worker = core.state.workers.get(event.name)
             if self._worker is not None:
                 self._former = tuple(self._worker.former)
                 held = self._worker.held.values()
-                self._doomed = {attempt.id for attempt in held if attempt.doomed}
+                self._cancelling = {attempt.id for attempt in held if attempt.cancelling}
 
-    def newly_seated(self, core: Scheduler) -> list[str]:
+    def newly_reserved(self, core: Scheduler) -> list[str]:
         """Workers that keep a slot, and kept none before."""
-        seated = [name for name, worker in core.workers.items() if worker.seats]
-        return [name for name in seated if name not in self._seated]
+        reserving = [name for name, worker in core.state.workers.items() if worker.reserved]
+        return [name for name in reserving if name not in self._reserving]
 
     def rare(
         self, core: Scheduler, event: events.Event, effects: Sequence[events.Effect]
     ) -> Iterator[str]:
         """What rare things the event did."""
-        if self._slept > core.limits.lease / 2:
+        if self._slept > core.state.limits.lease / 2:
             yield "the broker stood still for half a lease"
-        if not core.workers.keys() >= set(self._seated):
+        if not core.state.workers.keys() >= set(self._reserving):
             yield "a slot is kept on a worker that is lost"
         if isinstance(event, events.Unwritten):
             yield "a journal that cannot be written takes a request back"
         if isinstance(event, events.Tick) and any(
-            attempt.stuck for worker in core.workers.values() for attempt in worker.held.values()
+            attempt.stuck
+            for worker in core.state.workers.values()
+            for attempt in worker.held.values()
         ):
             yield "an attempt does not end when it is told to"
         if isinstance(event, Report):
@@ -77,7 +79,7 @@ class Before:
     def _reported(
         self, core: Scheduler, report: Report, effects: Sequence[events.Effect]
     ) -> Iterator[str]:
-        worker = core.workers.get(report.name)
+        worker = core.state.workers.get(report.name)
         if worker is None:
             return
         if self._worker is None:
@@ -100,8 +102,8 @@ class Before:
             if id in found:
                 yield "an outcome of a former broker's attempt comes"
                 found.discard(id)
-            task = core.tasks.get(effect.key)
-            if id in self._doomed and task is not None and task.outcome is effect.outcome:
+            task = core.state.tasks.get(effect.key)
+            if id in self._cancelling and task is not None and task.outcome is effect.outcome:
                 yield "an attempt that nobody wanted is done, and counts"
         if found:
             yield "an attempt of a former broker goes on"

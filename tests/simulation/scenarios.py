@@ -109,7 +109,7 @@ class Scenario:
             stale=lease / 3,
             patience=1.5 * lease,
             grace=2 * lease,
-            shun=lease,
+            cooldown=lease,
             absence=3 * lease if self.long else 600.0,
             kill=2 * lease,
             unserved=12 * lease,

@@ -23,8 +23,8 @@ from users import Console, Initiator
 from warehouse import Warehouse
 
 from fabric.errors import MachineFault
+from fabric.scheduling.explain import history, why
 from fabric.scheduling.states import PRESENT
-from fabric.scheduling.why import story, why
 from fabric.wire.messages import (
     PROTOCOL,
     Answer,
@@ -135,7 +135,7 @@ class Simulation(Network):
 
     def is_over(self, request: str) -> bool:
         """Whether the broker knows that a request is over, or once did."""
-        known = self.broker.scheduler.requests.get(request) if self.broker else None
+        known = self.broker.scheduler.state.requests.get(request) if self.broker else None
         return self.disk.is_closed(request) or (known is not None and known.over)
 
     # -- what there is -------------------------------------------------------------------------
@@ -447,7 +447,7 @@ class Simulation(Network):
     def _resume(self) -> None:
         """The operator lets all workers go on."""
         if self.broker is not None:
-            for name in self.broker.scheduler.drained:
+            for name in self.broker.scheduler.state.drained:
                 self.console.command("resume", name)
         if not self._all_over():
             self.at(2.0, self._resume)
@@ -462,12 +462,15 @@ class Simulation(Network):
             lines.append("there is no broker")
         else:
             scheduler = self.broker.scheduler
-            for request in scheduler.requests.values():
+            for request in scheduler.state.requests.values():
                 told = f"{request.open} open, {request.running} running {request.message}"
                 lines.append(f"{request.id}: {request.state}, {told}")
-            for task in scheduler.tasks.values():
+            for task in scheduler.state.tasks.values():
                 if task.state not in PRESENT:
-                    lines += [str(why(scheduler, task.key, self.broker.clock())), story(task)]
+                    lines += [
+                        str(why(scheduler.state, task.key, self.broker.clock())),
+                        history(task),
+                    ]
         for builder in self.builders.values():
             running = [(self.names[key], fence) for key, fence in builder.agent.running]
             lines.append(f"{builder.node} ({builder.kind}) alive={builder.alive} runs {running}")

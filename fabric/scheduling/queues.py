@@ -1,10 +1,11 @@
-"""Which ready task goes to which worker.
+"""Matches ready tasks with workers.
 
-A *pool* is one set of needs (architecture and features): the tasks that have it, the workers
-that meet it.  There are few pools, and every step here costs the same however many tasks wait.
+A *pool* is one set of needs (architecture and features) with the tasks that have these needs and
+the workers that meet them.  There are few pools, and the cost of a match does not depend on the
+number of tasks that wait.
 
-Requesters share the workers, and the requests of each share what it gets (`shares`).  Of a
-request, the task with the longest way to the end comes first, and then the older task.
+Requesters share the workers, and the requests of each share its part (`shares`).  Within a
+request, the task with the largest rank comes first, and of equal ones the older task.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import msgspec
 
 from fabric.scheduling.model import Limits, Request, Task, Worker
 from fabric.scheduling.states import State
+from fabric.scheduling.turns import Turns
 from fabric.wire.messages import ARCHITECTURE, StepSpec
 
 #: (load of the requester, its number, load of the request, its number): least first.
@@ -39,47 +41,56 @@ class Match(msgspec.Struct, frozen=True, gc=False):
 
 
 class Queue:
-    """Ready tasks that the same workers are to be avoided for: most often none."""
+    """Ready tasks with the same workers to avoid: most often none."""
 
-    __slots__ = ("_heaps", "avoid")
+    __slots__ = ("_requesters", "avoid")
 
     def __init__(self, avoid: frozenset[str]) -> None:
         self.avoid = avoid
-        #: request's number -> (the request, heap of its ready tasks).  Tasks that are ready no
-        #: more are thrown out when they reach the top.
-        self._heaps: dict[int, tuple[Request, list[Entry]]] = {}
+        #: requesters -> their requests -> (the request, heap of its ready tasks).  Entries of tasks
+        #: that are no longer ready are removed when they reach the top.
+        self._requesters: Turns[Turns[tuple[Request, list[Entry]]]] = Turns()
 
-    def push(self, task: Task, request: Request, number: int) -> None:
+    def push(self, task: Task, request: Request, number: int, now: float) -> None:
         entry = (-request.ranks.get(task.key, 0.0), task.number, number, task)
-        known = self._heaps.get(request.share.number)
+        share = request.requester.share
+        requests = self._requesters.get(share)
+        if requests is None:
+            requests = Turns()
+            self._requesters.add(share, requests, now)
+        known = requests.get(request.share)
         if known is None:
-            self._heaps[request.share.number] = (request, [entry])
+            requests.add(request.share, (request, [entry]), now)
         else:
             heappush(known[1], entry)
 
+    def moved(self, request: Request, now: float) -> None:
+        """The loads of a request and its requester may have fallen."""
+        requests = self._requesters.get(request.requester.share)
+        if requests is not None:
+            self._requesters.moved(request.requester.share, now)
+            requests.moved(request.share, now)
+
     def next(self, now: float) -> tuple[Task, Request] | None:
-        """The ready task that comes first, and for whom."""
-        best: tuple[float, ...] = ()
-        chosen: tuple[Task, Request] | None = None
-        several = len(self._heaps) > 1
-        for number, (request, heap) in list(self._heaps.items()):
-            standing = _standing(request, now) if several else ()
-            if chosen is not None and best < standing:
-                continue
-            while heap and not self._waits(heap[0][3], request):
-                heappop(heap)
-            if heap:
-                best, chosen = standing, (heap[0][3], request)
-            else:
-                del self._heaps[number]
-        return chosen
+        """The ready task that comes first, and the request that it is for."""
+        while (requester := self._requesters.first(now)) is not None:
+            while (first := requester[1].first(now)) is not None:
+                request, heap = first[1]
+                while heap and not self._waits(heap[0][3], request):
+                    heappop(heap)
+                if heap:
+                    return heap[0][3], request
+                requester[1].remove(first[0])
+            self._requesters.remove(requester[0])
+        return None
 
     def all(self) -> Iterator[tuple[Task, Request]]:
-        """All that waits here, in no order."""
-        for request, heap in self._heaps.values():
-            for entry in heap:
-                if self._waits(entry[3], request):
-                    yield entry[3], request
+        """All tasks that wait here, in no order."""
+        for requests in self._requesters.all():
+            for request, heap in requests.all():
+                for entry in heap:
+                    if self._waits(entry[3], request):
+                        yield entry[3], request
 
     def _waits(self, task: Task, request: Request) -> bool:
         """Whether an entry still counts."""
@@ -88,7 +99,7 @@ class Queue:
 
 
 class Pool:
-    """Ready tasks and workers for one set of needs.  ``workers`` is the table of all."""
+    """Ready tasks and workers for one set of needs.  ``workers`` is the table of all workers."""
 
     def __init__(
         self,
@@ -105,8 +116,7 @@ class Pool:
         self._limits = limits
         self._workers = workers
         self._queues: dict[frozenset[str], Queue] = {NOBODY: Queue(NOBODY)}
-        #: ready tasks that some machine was unable to do
-        self._choosy: dict[str, Task] = {}
+        self._restricted: dict[str, Task] = {}  # ready tasks with refusals or faults
         self._pushes = 0
         #: load -> names of workers with room that carry it, longest there first; none is empty
         self._by_load: dict[int, dict[str, None]] = {}
@@ -119,20 +129,20 @@ class Pool:
 
     # -- workers -----------------------------------------------------------------------
 
-    def place(self, worker: Worker, now: float) -> bool:
-        """Note how much room a member has; whether it has any."""
+    def update_room(self, worker: Worker, now: float) -> bool:
+        """Record how much room a member has; returns whether it has any."""
         name = worker.name
-        load = len(worker.held) if worker.room and worker.rests_until <= now else -1
+        load = len(worker.held) if worker.room and worker.backoff_until <= now else -1
         if self._load.get(name, -1) == load:
             return load >= 0
-        self.unplace(name)
+        self.remove_room(name)
         if load < 0:
             return False
         self._by_load.setdefault(load, {})[name] = None
         self._load[name] = load
         return True
 
-    def unplace(self, name: str) -> None:
+    def remove_room(self, name: str) -> None:
         load = self._load.pop(name, None)
         if load is not None:
             del self._by_load[load][name]
@@ -152,42 +162,47 @@ class Pool:
     # -- tasks -------------------------------------------------------------------------
 
     def push(self, task: Task, request: Request, now: float) -> None:
-        """Queue a ready task on behalf of one of those who want it."""
-        if task.choosy:
-            self._choosy[task.key] = task
-            if self.choose(task, now):
+        """Queue a ready task on behalf of one of the requests that want it."""
+        if task.restricted:
+            self._restricted[task.key] = task
+            if self.update_avoid(task, now):
                 return
-        self._push(task, request)
+        self._push(task, request, now)
 
-    def _push(self, task: Task, request: Request) -> None:
+    def _push(self, task: Task, request: Request, now: float) -> None:
         self._pushes += 1
         queue = self._queues.get(task.avoid)
         if queue is None:
             queue = self._queues[task.avoid] = Queue(task.avoid)
-        queue.push(task, request, self._pushes)
+        queue.push(task, request, self._pushes, now)
 
-    def choose_all(self, now: float) -> None:
-        """Look anew at which workers may do what some machine was unable to do."""
-        for key, task in list(self._choosy.items()):
+    def update_all(self, now: float) -> None:
+        """Determine anew which workers each restricted task avoids."""
+        for key, task in list(self._restricted.items()):
             if task.state is State.READY and task.requests:
-                self.choose(task, now)
+                self.update_avoid(task, now)
             else:
-                del self._choosy[key]
+                del self._restricted[key]
 
-    def choose(self, task: Task, now: float) -> bool:
-        """Note which workers a task is not for now; True if it is queued anew for that."""
-        shunned = {name for name, refusal in task.refusals.items() if now < refusal.until}
-        avoid = frozenset(shunned | task.faults.keys() if self.hope(task) else shunned)
+    def update_avoid(self, task: Task, now: float) -> bool:
+        """Determine which workers a task avoids; returns whether it was queued anew for that."""
+        refused = {name for name, refusal in task.refusals.items() if now < refusal.until}
+        avoid = frozenset(refused | task.faults.keys() if self.has_candidate(task) else refused)
         if avoid == task.avoid:
             return False
         task.avoid = avoid
         for request in task.requests.values():
             if request.state == "building":
-                self._push(task, request)
+                self._push(task, request, now)
         return True
 
+    def moved(self, request: Request, now: float) -> None:
+        """The loads of a request and its requester may have fallen."""
+        for queue in self._queues.values():
+            queue.moved(request, now)
+
     def next(self, now: float) -> tuple[Task, Request] | None:
-        """The task that comes first of those that any worker may do, and for whom."""
+        """The first of the tasks that any worker may do, and the request that it is for."""
         return self._queues[NOBODY].next(now)
 
     def match(self, now: float) -> Match | None:
@@ -210,12 +225,12 @@ class Pool:
         return best
 
     def oldest(self, now: float) -> Task | None:
-        """Of the tasks that come first for each kind of workers, the one that is ready longest."""
+        """Of the first tasks of each queue, the one that has been ready longest."""
         firsts = (queue.next(now) for queue in self._queues.values())
         tasks = (first[0] for first in firsts if first is not None)
-        return min(tasks, key=lambda task: task.story[-1].at, default=None)
+        return min(tasks, key=lambda task: task.history[-1].at, default=None)
 
-    def hope(self, task: Task) -> bool:
+    def has_candidate(self, task: Task) -> bool:
         """Whether some worker may yet do a task that others were unable to do."""
         return any(
             self._workers[name].open
@@ -225,108 +240,113 @@ class Pool:
         )
 
     def waiting(self, now: float) -> Iterator[tuple[Order, Task]]:
-        """All ready tasks, in no order, some more than once.  For `why`, not for dispatch."""
+        """All ready tasks, in no order, some more than once.  For `explain`, not for dispatch."""
         for task, _ in self.queued():
             yield order_of(task, now), task
 
     def queued(self) -> Iterator[tuple[Task, Request]]:
-        """All ready tasks, each for all who want it, in no order."""
+        """All ready tasks, each for all requests that want it, in no order."""
         for queue in self._queues.values():
             yield from queue.all()
 
 
-class Pools:
-    """All pools, and which of them might have a match.  ``workers`` is the table of all."""
+class Queues:
+    """All pools, and which of them may have a match.  ``workers`` is the table of all workers."""
 
     def __init__(self, limits: Limits, workers: Mapping[str, Worker]) -> None:
         self._limits = limits
         self._pools: dict[tuple[str, tuple[str, ...]], Pool] = {}
         self._of: dict[str, list[Pool]] = {}
         self._workers = workers
-        self._stirred: dict[Pool, None] = {}
+        self._dirty: dict[Pool, None] = {}
 
     def all(self) -> Iterable[Pool]:
         return self._pools.values()
 
-    def of(self, offer: StepSpec, now: float) -> Pool:
-        """The pool of tasks such as this."""
-        pool = self._pools.get((offer.arch, offer.needs))
+    def pool_of(self, spec: StepSpec, now: float) -> Pool:
+        """The pool of a step."""
+        pool = self._pools.get((spec.arch, spec.needs))
         if pool is None:
-            pool = Pool(offer.arch, frozenset(offer.needs), self._limits, self._workers, now)
-            self._pools[offer.arch, offer.needs] = pool
+            pool = Pool(spec.arch, frozenset(spec.needs), self._limits, self._workers, now)
+            self._pools[spec.arch, spec.needs] = pool
             for name, pools in self._of.items():
                 worker = self._workers[name]
                 if pool.serves(worker):
                     pool.members[name] = None
-                    pool.place(worker, now)
+                    pool.update_room(worker, now)
                     pools.append(pool)
         return pool
 
     def join(self, worker: Worker, now: float) -> None:
-        """A worker registered, or changed what it is."""
+        """A worker registered, or what it is able to do changed."""
         self.leave(worker.name, now)
         self._of[worker.name] = [pool for pool in self._pools.values() if pool.serves(worker)]
         for pool in self._of[worker.name]:
             pool.members[worker.name] = None
-            pool.choose_all(now)
+            pool.update_all(now)
 
     def leave(self, name: str, now: float) -> None:
         for pool in self._of.pop(name, ()):
-            pool.unplace(name)
+            pool.remove_room(name)
             del pool.members[name]
             if not pool.members:
                 pool.empty_since = now
-            pool.choose_all(now)
-            self._stirred[pool] = None  # a task may have waited for just this one
+            pool.update_all(now)
+            self._dirty[pool] = None  # a task may have waited for this worker only
 
-    def place(self, name: str, now: float) -> None:
-        """A worker's room may have changed."""
+    def update_room(self, name: str, now: float) -> None:
+        """The room of a worker may have changed."""
         for pool in self._of.get(name, ()):
-            if pool.place(self._workers[name], now):
-                self._stirred[pool] = None
+            if pool.update_room(self._workers[name], now):
+                self._dirty[pool] = None
 
     def push(self, task: Task, request: Request, now: float) -> None:
-        pool = self.of(task.offer, now)
+        pool = self.pool_of(task.spec, now)
         pool.push(task, request, now)
-        self._stirred[pool] = None
+        self._dirty[pool] = None
 
-    def urgent(self, task: Task, now: float) -> bool:
+    def moved(self, request: Request, now: float) -> None:
+        """The loads of a request and its requester may have fallen."""
+        for pool in self._pools.values():
+            pool.moved(request, now)
+
+    def would_be_first(self, task: Task, now: float) -> bool:
         """Whether a task, once ready, would come before all that is ready now."""
-        first = self.of(task.offer, now).next(now)
+        first = self.pool_of(task.spec, now).next(now)
         return first is not None and order_of(task, now) < _order(*first, now)
 
-    def hope(self, task: Task, now: float) -> bool:
+    def has_candidate(self, task: Task, now: float) -> bool:
         """Whether some worker may yet do a task that others were unable to do."""
-        return self.of(task.offer, now).hope(task)
+        return self.pool_of(task.spec, now).has_candidate(task)
 
-    def choose(self, task: Task, now: float) -> None:
-        """A ready task may be for other workers now, for whatever reason."""
-        pool = self.of(task.offer, now)
-        if pool.choose(task, now):
-            self._stirred[pool] = None
+    def update_avoid(self, task: Task, now: float) -> None:
+        """The workers that a ready task avoids may have changed."""
+        pool = self.pool_of(task.spec, now)
+        if pool.update_avoid(task, now):
+            self._dirty[pool] = None
 
     def match(self, now: float) -> Match | None:
-        """The best match of all pools; None once there is none."""
+        """The best match of all pools; None if there is none."""
         best: Match | None = None
-        for pool in list(self._stirred):
+        for pool in list(self._dirty):
             found = pool.match(now)
             if found is None:
-                del self._stirred[pool]
+                del self._dirty[pool]
             elif best is None or found.order(now) < best.order(now):
                 best = found
         return best
 
 
 def order_of(task: Task, now: float) -> Order:
-    """Where a ready task stands among others.  Only tasks of one pool compare."""
+    """The place of a ready task among others.  Only tasks of one pool compare."""
     return min(_order(task, each, now) for each in task.requests.values())
 
 
 def _order(task: Task, request: Request, now: float) -> Order:
-    """Where a task stands on behalf of one of those who want it."""
+    """The place of a task on behalf of one of the requests that want it."""
     return (_standing(request, now), -request.ranks.get(task.key, 0.0), task.number)
 
 
 def _standing(request: Request, now: float) -> Standing:
-    share, mine = request.requester.share, request.share
-    return (share.load(now), share.number, mine.load(now), mine.number)
+    requester, share = request.requester.share, request.share
+    return (requester.load(now), requester.number, share.load(now), share.number)
