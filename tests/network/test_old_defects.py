@@ -28,14 +28,14 @@ DEFECTS: dict[int, tuple[str, list[str]]] = {
         "the job of a lost worker is never built again",
         [
             f"{FARM}::test_a_worker_killed_in_mid_build",
-            "simulation/test_scenarios.py::test_fresh_seeds",
+            "simulation/test_scenarios.py::test_simulation_of_fresh_seeds",
         ],
     ),
     3: (
         "an initiator that leaves cancels nothing",
         [
             f"{HERE}::test_an_initiator_that_is_killed_cancels_its_build",
-            "scheduling/test_interest.py::test_a_silent_initiator_has_left",
+            "scheduling/test_lifecycle.py::test_patience_ends_the_request_of_a_silent_initiator",
         ],
     ),
     4: (
@@ -46,21 +46,21 @@ DEFECTS: dict[int, tuple[str, list[str]]] = {
         "cancelling frees the worker at once, and its late result ends the next build",
         [
             f"{HERE}::test_what_is_cancelled_does_not_spoil_what_comes_next",
-            "scheduling/test_attempts.py::test_a_killed_attempt_holds_back_the_next_until_it_is_gone",
+            "scheduling/test_attempts.py::test_cancelled_attempt_blocks_the_next_until_it_is_gone",
         ],
     ),
     6: (
         "cancelled jobs stay in the queue",
         [
             f"{FARM}::test_cancelling_ends_what_nobody_else_wants",
-            "scheduling/test_orders.py::test_cancelling_ends_one_request_and_disturbs_no_other",
+            "scheduling/test_requests.py::test_cancel_ends_one_request_and_disturbs_no_other",
         ],
     ),
     7: (
         "two requests for one artifact that is queued build it twice",
         [
             f"{FARM}::test_two_want_one_artifact",
-            "scheduling/test_interest.py::test_the_same_artifact_in_two_requests_is_built_once",
+            "scheduling/test_lifecycle.py::test_task_of_two_requests_is_built_once",
         ],
     ),
     8: (
@@ -73,15 +73,15 @@ DEFECTS: dict[int, tuple[str, list[str]]] = {
     9: (
         "what is queued again has a new number, and its answer is lost",
         [
-            "scheduling/test_attempts.py::test_an_outcome_is_settled_until_the_worker_forgets_it",
-            "scheduling/test_faults.py::test_a_lost_worker_s_job_goes_elsewhere",
+            "scheduling/test_attempts.py::test_outcome_is_acknowledged_until_the_worker_forgets_it",
+            "scheduling/test_retries.py::test_loss_of_a_worker_moves_its_task",
         ],
     ),
     10: (
         "what waits cannot be cancelled, and numbers of two controllers are confused",
         [
             "building/test_agent.py::test_what_waits_and_is_left_out_is_forgotten",
-            "scheduling/test_orders.py::test_cancelling_while_it_is_resolved",
+            "scheduling/test_requests.py::test_cancel_while_resolving",
             "building/test_agent.py::test_a_broker_that_lost_its_journal_and_the_time_is_obeyed_once_the_former_is_silent",
         ],
     ),
@@ -89,7 +89,7 @@ DEFECTS: dict[int, tuple[str, list[str]]] = {
         "without its controller a worker builds on for nobody, busy for the next one",
         [
             f"{FARM}::test_a_broker_killed_in_mid_build",
-            "scheduling/test_restart.py::test_what_no_request_claims_is_killed_after_a_while",
+            "scheduling/test_restart.py::test_restart_kills_orphans_after_grace",
         ],
     ),
     12: (
@@ -126,7 +126,7 @@ DEFECTS: dict[int, tuple[str, list[str]]] = {
         "a command that cannot be started ends one worker after the other",
         [
             f"{HERE}::test_a_command_that_cannot_be_started",
-            "scheduling/test_faults.py::test_a_poison_job_is_stopped_and_names_its_victims",
+            "scheduling/test_retries.py::test_loss_of_several_workers_fails_the_task_and_names_them",
         ],
     ),
     19: (
@@ -188,8 +188,8 @@ DEFECTS: dict[int, tuple[str, list[str]]] = {
     29: (
         "one failure to publish fails the build",
         [
-            "scheduling/test_faults.py::test_a_fault_is_retried_on_another_worker",
-            "scheduling/test_faults.py::test_a_store_that_does_not_answer_is_asked_again",
+            "scheduling/test_retries.py::test_fault_is_retried_on_another_worker",
+            "scheduling/test_retries.py::test_store_that_does_not_answer_is_queried_again",
         ],
     ),
     30: (

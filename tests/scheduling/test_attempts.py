@@ -11,7 +11,7 @@ from fabric.wire.messages import Desired, Report
 APP = "app: zlib\nzlib:"
 
 
-def test_a_stale_attempt_is_killed_and_its_outcome_ignored() -> None:
+def test_attempt_with_an_old_fence_is_killed_and_its_outcome_ignored() -> None:
     stage = building(APP, "w1", "w2")
     assert stage.running() == {"w1": ["zlib"]}
     stage.wait(11.0, alive=["w2"], polls=["r1"])
@@ -29,7 +29,7 @@ def test_a_stale_attempt_is_killed_and_its_outcome_ignored() -> None:
     assert stage.verdict() == "done"
 
 
-def test_a_stale_attempt_is_not_adopted_and_holds_back_the_next() -> None:
+def test_attempt_with_an_old_fence_is_not_adopted_and_blocks_the_next() -> None:
     """Lost on two workers; then the first of them is there again, and still runs it."""
     stage = building(APP, "w1", "w2", "w3")
     first = dict(stage.machines["w1"].running)
@@ -52,7 +52,7 @@ def test_a_stale_attempt_is_not_adopted_and_holds_back_the_next() -> None:
     assert stage.machines["w1"].running.keys() != first.keys()
 
 
-def test_a_worker_back_in_time_goes_on() -> None:
+def test_attempt_goes_on_if_its_worker_is_back_in_time() -> None:
     stage = building(APP, "w1")
     [id] = stage.machines["w1"].running
     stage.wait(11.0, polls=["r1"])
@@ -62,7 +62,7 @@ def test_a_worker_back_in_time_goes_on() -> None:
     assert stage.states()["zlib"] == "running"
 
 
-def test_a_result_that_was_late_counts_if_nobody_else_is_at_it() -> None:
+def test_attempt_counts_late_if_no_other_runs() -> None:
     stage = building(APP, "w1")
     stage.wait(11.0, polls=["r1"])
     stage.ends("zlib", "done")
@@ -70,7 +70,7 @@ def test_a_result_that_was_late_counts_if_nobody_else_is_at_it() -> None:
     assert stage.states()["zlib"] == "done"
 
 
-def test_a_killed_attempt_holds_back_the_next_until_it_is_gone() -> None:
+def test_cancelled_attempt_blocks_the_next_until_it_is_gone() -> None:
     stage = building(APP, "w1", "w2")
     stage.leave()
     stage.submit(APP, request="r2")
@@ -84,7 +84,7 @@ def test_a_killed_attempt_holds_back_the_next_until_it_is_gone() -> None:
     assert stage.verdict("r2") == "done"
 
 
-def test_a_worker_that_does_not_kill_holds_up_nobody_but_itself() -> None:
+def test_cancelled_attempt_that_does_not_end_blocks_only_its_worker() -> None:
     stage = building(APP, "w1", "w2")
     stage.leave()
     stage.submit(APP, request="r2", detach=True)
@@ -104,7 +104,7 @@ def test_a_worker_that_does_not_kill_holds_up_nobody_but_itself() -> None:
     assert stage.verdict("r2") == "done"
 
 
-def test_a_killed_attempt_that_was_quicker_counts() -> None:
+def test_cancelled_attempt_that_was_done_first_counts() -> None:
     stage = building(APP, "w1")
     stage.leave()
     stage.submit(APP, request="r2")
@@ -113,7 +113,7 @@ def test_a_killed_attempt_that_was_quicker_counts() -> None:
     assert stage.states("r2")["zlib"] == "done"
 
 
-def test_a_killed_attempt_that_failed_says_nothing_of_the_next() -> None:
+def test_cancelled_attempt_that_failed_does_not_fail_the_task() -> None:
     stage = building(APP, "w1")
     stage.leave()
     stage.submit(APP, request="r2")
@@ -122,7 +122,7 @@ def test_a_killed_attempt_that_failed_says_nothing_of_the_next() -> None:
     assert stage.states("r2")["zlib"] == "running"
 
 
-def test_an_assignment_that_never_arrived_and_is_wanted_no_more() -> None:
+def test_assignment_that_never_arrived_is_withdrawn() -> None:
     stage = Stage()
     stage.worker("w1")
     stage.submit(APP)  # assigned, and the message is lost
@@ -137,7 +137,7 @@ def test_an_assignment_that_never_arrived_and_is_wanted_no_more() -> None:
     assert stage.running() == {"w1": ["zlib"]}
 
 
-def test_an_assignment_is_told_until_it_is_confirmed() -> None:
+def test_assignment_is_sent_until_it_is_confirmed() -> None:
     stage = Stage()
     stage.worker("w1")
     stage.submit(APP)
@@ -152,7 +152,7 @@ def test_an_assignment_is_told_until_it_is_confirmed() -> None:
     assert (desired.start, len(desired.keep)) == ((), 1)
 
 
-def test_old_and_repeated_reports_change_nothing() -> None:
+def test_report_that_is_old_or_repeated_changes_nothing() -> None:
     stage = Stage()
     stage.worker("w1")
     stage.submit(APP)
@@ -167,7 +167,7 @@ def test_old_and_repeated_reports_change_nothing() -> None:
     assert stage.steps()["app"].fence == fence
 
 
-def test_an_outcome_is_settled_until_the_worker_forgets_it() -> None:
+def test_outcome_is_acknowledged_until_the_worker_forgets_it() -> None:
     stage = building(APP, "w1")
     stage.ends("zlib", "done", tell=False)
     for _ in range(3):
@@ -179,7 +179,7 @@ def test_an_outcome_is_settled_until_the_worker_forgets_it() -> None:
     assert len(stage.ended) == 1
 
 
-def test_two_workers_of_one_name() -> None:
+def test_worker_name_used_twice_is_reported() -> None:
     stage = Stage()
     stage.worker("w1")
     first = stage.machines["w1"]
@@ -196,7 +196,7 @@ def test_two_workers_of_one_name() -> None:
     assert stage.running() == {"w1": ["a"]}
 
 
-def test_desires_are_numbered_over_all_workers() -> None:
+def test_desired_states_are_numbered_over_all_workers() -> None:
     stage = Stage()
     stage.worker("w1", "w2")
     first, second = stage.scheduler.desired("w1"), stage.scheduler.desired("w2")
@@ -206,7 +206,7 @@ def test_desires_are_numbered_over_all_workers() -> None:
     assert stage.scheduler.desired("w3") is None
 
 
-def test_the_same_events_give_the_same_effects(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_core_gives_the_same_effects_for_the_same_events(monkeypatch: pytest.MonkeyPatch) -> None:
     def play() -> list[str]:
         stage = Stage()
         told = []
@@ -235,5 +235,5 @@ def test_the_same_events_give_the_same_effects(monkeypatch: pytest.MonkeyPatch) 
     assert play() == play()
 
 
-def test_the_core_has_no_attributes_but_its_slots() -> None:
+def test_state_has_slots_only() -> None:
     assert not hasattr(Stage().scheduler.state, "__dict__"), "it is slower without __slots__"

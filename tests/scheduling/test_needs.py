@@ -19,7 +19,7 @@ CHAIN = """
 """
 
 
-def test_a_chain_is_built_from_the_bottom() -> None:
+def test_need_builds_a_chain_from_the_bottom() -> None:
     stage = building(CHAIN, "w1")
     for name in ("zlib", "lib", "app", "stratum", "system"):
         assert stage.running() == {"w1": [name]}
@@ -28,7 +28,7 @@ def test_a_chain_is_built_from_the_bottom() -> None:
     assert set(stage.states().values()) == {"done"}
 
 
-def test_what_is_cached_is_not_built_and_below_it_nothing_is_asked_for() -> None:
+def test_need_stops_at_cached_artifacts() -> None:
     stage = Stage(stored=["app"])
     stage.worker("w1")
     stage.submit(CHAIN)
@@ -39,7 +39,7 @@ def test_what_is_cached_is_not_built_and_below_it_nothing_is_asked_for() -> None
     assert stage.verdict() == "done"
 
 
-def test_a_cached_goal_needs_nothing() -> None:
+def test_need_of_a_cached_goal_is_nothing() -> None:
     stage = Stage(stored=["system"])
     stage.submit(CHAIN)
     assert stage.asked == [["system"]]
@@ -47,13 +47,13 @@ def test_a_cached_goal_needs_nothing() -> None:
     assert stage.states() == {"system": "cached"}
 
 
-def test_no_goals_are_done_at_once() -> None:
+def test_need_of_no_goals_is_done_at_once() -> None:
     stage = Stage()
     stage.handle(BuildGraph(PROTOCOL, "r1", "nothing", offers_of(CHAIN), ()))
     assert stage.verdict() == "done"
 
 
-def test_steps_that_no_goal_needs_are_left_alone() -> None:
+def test_need_leaves_other_steps_alone() -> None:
     stage = Stage()
     stage.worker("w1", slots=8)
     stage.submit("app: zlib\nother:\nzlib:", "app")
@@ -62,7 +62,7 @@ def test_steps_that_no_goal_needs_are_left_alone() -> None:
     assert "other" not in stage.states()
 
 
-def test_all_that_is_ready_runs_at_once() -> None:
+def test_ready_tasks_all_run_at_once() -> None:
     stage = Stage()
     stage.worker("w1", "w2", slots=2)
     stage.submit("all: a b c d\na:\nb:\nc:\nd:")
@@ -71,7 +71,7 @@ def test_all_that_is_ready_runs_at_once() -> None:
     assert [len(jobs) for jobs in stage.running().values()] == [2, 2]
 
 
-def test_a_step_waits_for_each_of_its_dependencies() -> None:
+def test_task_waits_for_each_dependency() -> None:
     stage = Stage()
     stage.worker("w1", slots=4)
     stage.submit("app: a b a\na:\nb:")  # named twice is needed once
@@ -82,7 +82,7 @@ def test_a_step_waits_for_each_of_its_dependencies() -> None:
     assert stage.running() == {"w1": ["app"]}
 
 
-def test_done_counts_once_the_store_has_it() -> None:
+def test_task_is_done_once_the_store_has_it() -> None:
     stage = building("app: zlib\nzlib:", "w1")
     stage.store_answers = False
     stage.ends("zlib", "done")
@@ -94,7 +94,7 @@ def test_done_counts_once_the_store_has_it() -> None:
     assert stage.states() == {"app": "running", "zlib": "done"}
 
 
-def test_two_goals_sharing_a_dependency() -> None:
+def test_need_of_two_goals_that_share_a_dependency() -> None:
     stage = Stage()
     stage.worker("w1")
     stage.submit("a: zlib\nb: zlib\nzlib:", "a", "b")
@@ -111,7 +111,7 @@ def refused(stage: Stage) -> str:
     return stage.update().message
 
 
-def test_a_circle_is_refused_and_shown() -> None:
+def test_graph_with_a_circle_is_invalid() -> None:
     stage = Stage()
     stage.submit("a: b top\nb: c\nc: a leaf\ntop:\nleaf:")
     reason = refused(stage)
@@ -119,13 +119,13 @@ def test_a_circle_is_refused_and_shown() -> None:
     assert sorted(reason.partition("circle: ")[2].split(" -> ")[:-1]) == ["a", "b", "c"]
 
 
-def test_a_step_that_needs_itself_is_refused() -> None:
+def test_graph_with_a_step_that_needs_itself_is_invalid() -> None:
     stage = Stage()
     stage.submit("a: a")
     assert "a -> a" in refused(stage)
 
 
-def test_unknown_dependencies_and_goals_are_refused() -> None:
+def test_graph_with_unknown_dependencies_or_goals_is_invalid() -> None:
     stage = Stage()
     stage.submit("a: b")
     assert "a: it depends on" in refused(stage)
@@ -134,14 +134,14 @@ def test_unknown_dependencies_and_goals_are_refused() -> None:
     assert "is not one of the request's steps" in refused(stage)
 
 
-def test_a_key_that_is_not_its_own_is_refused() -> None:
+def test_graph_with_a_key_twice_is_invalid() -> None:
     offer = offers_of("a:")[0]
     stage = Stage()
     stage.handle(BuildGraph(PROTOCOL, "r1", "", (offer, offer), (offer.key,)))
     assert "its key is also that of" in refused(stage)
 
 
-def test_a_key_has_one_meaning() -> None:
+def test_graph_with_other_dependencies_for_a_key_is_invalid() -> None:
     stage = Stage()
     stage.submit("a: b\nb:")
     stage.submit("a: c\nc:", request="r2")
@@ -150,7 +150,7 @@ def test_a_key_has_one_meaning() -> None:
     assert key_of("b") in stage.scheduler.state.tasks
 
 
-def test_a_large_request_is_taken_in_bit_by_bit_and_others_have_their_turn(
+def test_graph_that_is_large_is_validated_in_portions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("fabric.scheduling.plan.PORTION", 2)

@@ -8,7 +8,7 @@ from fabric.scheduling import events
 APP = "app: zlib\nzlib:"
 
 
-def test_what_is_refused_is_offered_elsewhere_and_is_nobodys_fault() -> None:
+def test_refusal_moves_the_task_and_is_no_fault() -> None:
     stage = building("zlib:", "small", "large")
     assert stage.running() == {"small": ["zlib"]}
     stage.ends("zlib", "refused", message="it needs 40 GiB of disk")
@@ -18,7 +18,7 @@ def test_what_is_refused_is_offered_elsewhere_and_is_nobodys_fault() -> None:
     assert stage.scheduler.state.workers["small"].faults == 0
 
 
-def test_who_refused_is_asked_again_after_a_while() -> None:
+def test_refusal_ends_with_its_cooldown() -> None:
     stage = building("zlib:", "w1")
     stage.ends("zlib", "refused", message="no memory")
     stage.wait(5.0, alive=["w1"], polls=["r1"])
@@ -29,7 +29,7 @@ def test_who_refused_is_asked_again_after_a_while() -> None:
     assert stage.running() == {"w1": ["zlib"]}
 
 
-def test_who_refuses_gets_something_else() -> None:
+def test_refusal_leaves_the_worker_other_tasks() -> None:
     stage = building("all: a b\na:\nb:", "w1")
     stage.ends("a", "refused", message="no memory")
     stage.wait(2.0, alive=["w1"], polls=["r1"])
@@ -37,7 +37,7 @@ def test_who_refuses_gets_something_else() -> None:
     assert stage.running() == {"w1": ["b"]}
 
 
-def test_many_refusals_fail_nothing() -> None:
+def test_refusals_do_not_fail_a_task() -> None:
     stage = Stage()
     stage.worker("w1")
     stage.submit("zlib:")
@@ -51,7 +51,7 @@ def test_many_refusals_fail_nothing() -> None:
     assert stage.verdict() == "done"
 
 
-def test_who_was_unable_waits_for_who_merely_refused() -> None:
+def test_refusal_counts_less_than_a_fault() -> None:
     stage = building("zlib:", "sick", "shy")
     stage.ends("zlib", "fault", message="disk error")
     stage.sync()
@@ -65,7 +65,7 @@ def test_who_was_unable_waits_for_who_merely_refused() -> None:
     assert stage.running() == {"shy": ["zlib"]}
 
 
-def test_who_refuses_for_ever_is_no_hope() -> None:
+def test_refusals_without_end_make_a_worker_no_candidate() -> None:
     stage = building("zlib:", "sick", "shy")
     stage.ends("zlib", "fault", message="disk error")
     stage.sync()
@@ -81,7 +81,7 @@ def test_who_refuses_for_ever_is_no_hope() -> None:
     assert stage.running() == {"sick": ["zlib"]}
 
 
-def test_a_worker_that_refuses_everything_gets_nothing_and_that_can_be_told() -> None:
+def test_refusing_worker_gets_nothing_and_is_explained() -> None:
     stage = Stage()
     stage.worker("w1")
     stage.machines["w1"].refusing = "1.2 GiB of disk left"
@@ -95,7 +95,7 @@ def test_a_worker_that_refuses_everything_gets_nothing_and_that_can_be_told() ->
     assert stage.running() == {"w1": ["zlib"]}
 
 
-def test_an_operator_drains_a_worker_and_lets_it_go_on() -> None:
+def test_drain_and_resume_a_worker() -> None:
     stage = building(APP, "w1")
     answer = stage.command("drain", "w1")
     assert answer.lines == ("w1 gets nothing new, and still does 1",)
@@ -114,7 +114,7 @@ def test_an_operator_drains_a_worker_and_lets_it_go_on() -> None:
     assert stage.running() == {"w1": ["app"]}
 
 
-def test_a_drained_worker_stays_so_when_it_or_the_broker_restarts() -> None:
+def test_drain_outlasts_restarts_of_worker_and_broker() -> None:
     stage = Stage(drained=["w1"])
     stage.worker("w1")
     stage.submit(APP)
@@ -128,7 +128,7 @@ def test_a_drained_worker_stays_so_when_it_or_the_broker_restarts() -> None:
     assert stage.running() == {"w1": ["zlib"]}
 
 
-def test_a_late_copy_of_a_command_does_not_undo_a_later_one() -> None:
+def test_command_that_comes_late_does_not_undo_a_later_one() -> None:
     """Found by the simulator: a worker that was resumed is drained again, for ever."""
     stage = Stage()
     stage.worker("w1")
@@ -138,5 +138,5 @@ def test_a_late_copy_of_a_command_does_not_undo_a_later_one() -> None:
     assert stage.query("workers").workers[0].state == "idle"
 
 
-def test_draining_what_is_not_there() -> None:
+def test_drain_of_an_unknown_worker() -> None:
     assert Stage().command("drain", "w9").error == "no worker is named w9"

@@ -16,7 +16,7 @@ def restarted(old: Stage, *, epoch: int = 2) -> Stage:
     return stage
 
 
-def test_what_runs_over_a_restart_is_adopted() -> None:
+def test_restart_adopts_running_attempts() -> None:
     old = building(APP, "w1")
     [id] = old.machines["w1"].running
     stage = restarted(old)
@@ -31,7 +31,7 @@ def test_what_runs_over_a_restart_is_adopted() -> None:
     assert stage.ended[-1].fence > 2 * FENCES
 
 
-def test_what_is_adopted_needs_nothing_below_it() -> None:
+def test_restart_adopts_without_building_dependencies() -> None:
     old = Stage(stored=["zlib"])
     old.worker("w1")
     old.submit(APP)
@@ -44,7 +44,7 @@ def test_what_is_adopted_needs_nothing_below_it() -> None:
     assert stage.verdict() == "done"
 
 
-def test_a_worker_that_comes_after_the_request_is_adopted_too() -> None:
+def test_restart_adopts_attempts_of_a_late_worker() -> None:
     old = building(APP, "w1")
     stage = restarted(old)
     stage.submit(APP)
@@ -54,7 +54,7 @@ def test_a_worker_that_comes_after_the_request_is_adopted_too() -> None:
     assert len(stage.machines["w1"].running) == 1
 
 
-def test_what_finished_while_no_broker_was_there_counts() -> None:
+def test_restart_counts_outcomes_of_the_meantime() -> None:
     old = building(APP, "w1")
     old.ends("zlib", "done", tell=False)
     stage = restarted(old)
@@ -63,7 +63,7 @@ def test_what_finished_while_no_broker_was_there_counts() -> None:
     assert stage.states() == {"app": "running", "zlib": "cached"}
 
 
-def test_a_failure_while_no_broker_was_there_counts_if_the_request_is_there() -> None:
+def test_restart_counts_failures_of_the_meantime_for_known_requests() -> None:
     old = building(APP, "w1")
     old.ends("zlib", "failed", message="no", tell=False)
     stage = restarted(old)
@@ -73,7 +73,7 @@ def test_a_failure_while_no_broker_was_there_counts_if_the_request_is_there() ->
     assert stage.steps()["zlib"].message == "no"
 
 
-def test_what_no_request_claims_is_killed_after_a_while() -> None:
+def test_restart_kills_orphans_after_grace() -> None:
     old = building(APP, "w1")
     stage = restarted(old)
     stage.wait(29.0, alive=["w1"])
@@ -85,7 +85,7 @@ def test_what_no_request_claims_is_killed_after_a_while() -> None:
     assert not stage.scheduler.state.dying
 
 
-def test_what_runs_and_turns_out_to_be_stored_is_killed() -> None:
+def test_orphan_is_killed_if_its_artifact_is_present() -> None:
     old = building(APP, "w1")
     stage = restarted(old)
     stage.sync()
@@ -96,7 +96,7 @@ def test_what_runs_and_turns_out_to_be_stored_is_killed() -> None:
     assert stage.running() == {"w1": ["app"]}
 
 
-def test_what_a_request_was_about_to_claim_is_killed_if_it_leaves() -> None:
+def test_orphan_is_killed_if_its_request_leaves() -> None:
     old = building(APP, "w1")
     stage = restarted(old)
     stage.store_answers = False
@@ -109,7 +109,7 @@ def test_what_a_request_was_about_to_claim_is_killed_if_it_leaves() -> None:
     assert stage.running() == {}
 
 
-def test_what_nobody_knows_is_killed_at_once_later_on() -> None:
+def test_orphan_is_killed_at_once_after_grace() -> None:
     stage = Stage()
     stage.wait(60.0)
     machine = stage.machines["w1"] = Machine("w1", 2, "x86_64", ())
@@ -118,7 +118,7 @@ def test_what_nobody_knows_is_killed_at_once_later_on() -> None:
     assert stage.running() == {}
 
 
-def test_what_was_adopted_while_it_waited_and_is_lost_waits_again() -> None:
+def test_restart_expands_a_lost_adopted_task_again() -> None:
     """Found by hypothesis: who joined meanwhile has to want what it waits for."""
     old = Stage(stored=["zlib"])
     old.worker("w1")
@@ -137,7 +137,7 @@ def test_what_was_adopted_while_it_waited_and_is_lost_waits_again() -> None:
     assert stage.verdict("r2") == "done"
 
 
-def test_a_late_report_of_a_former_run_does_not_oust_the_present_one() -> None:
+def test_report_of_a_former_run_does_not_oust_the_present_one() -> None:
     """A restarted broker hears the present run first, and then a late word of the former."""
     stage = Stage(epoch=2)
     stage.worker("w1")
@@ -154,7 +154,7 @@ def test_a_late_report_of_a_former_run_does_not_oust_the_present_one() -> None:
     assert stage.running() == {"w1": ["a"]}
 
 
-def test_after_a_restart_nothing_begins_until_workers_had_time_to_speak() -> None:
+def test_restart_assigns_nothing_until_workers_have_reported() -> None:
     stage = Stage(epoch=2, recovering=True)
     stage.submit("a:")
     stage.worker("w1")

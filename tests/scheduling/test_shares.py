@@ -26,7 +26,7 @@ def shares(stage: Stage, rounds: int, seconds: float = 1.0) -> Counter[str]:
     return counts
 
 
-def test_one_worker_is_shared_in_turns() -> None:
+def test_share_of_one_worker_goes_in_turns() -> None:
     stage = Stage()
     stage.worker("w1")
     stage.submit(many("a"), request="ra", requester="alice")
@@ -35,7 +35,7 @@ def test_one_worker_is_shared_in_turns() -> None:
     assert abs(counts["a"] - counts["b"]) <= 2
 
 
-def test_requesters_are_equal_however_many_requests_they_have() -> None:
+def test_share_of_a_requester_does_not_grow_with_requests() -> None:
     stage = Stage()
     stage.worker("w1", slots=4)
     for letter in "abc":
@@ -46,7 +46,7 @@ def test_requesters_are_equal_however_many_requests_they_have() -> None:
     assert max(counts[each] for each in "abc") - min(counts[each] for each in "abc") <= 6
 
 
-def test_priority_doubles_a_share() -> None:
+def test_share_doubles_with_priority() -> None:
     stage = Stage()
     stage.worker("w1", slots=3)
     stage.submit(many("a", 200), request="ra", priority=1)
@@ -55,7 +55,7 @@ def test_priority_doubles_a_share() -> None:
     assert 1.7 < counts["a"] / counts["b"] < 2.3
 
 
-def test_priority_counts_between_requesters_too() -> None:
+def test_share_doubles_with_priority_among_requesters() -> None:
     stage = Stage()
     stage.worker("w1", slots=5)
     stage.submit(many("a", 300), request="ra", requester="alice", priority=2)
@@ -64,7 +64,7 @@ def test_priority_counts_between_requesters_too() -> None:
     assert 3.3 < counts["a"] / counts["b"] < 4.7
 
 
-def test_the_least_priority_is_not_starved_by_the_greatest() -> None:
+def test_share_of_the_least_priority_is_not_starved() -> None:
     stage = Stage()
     stage.worker("w1")
     stage.submit(many("a"), request="ra", requester="alice", priority=10)
@@ -73,7 +73,7 @@ def test_the_least_priority_is_not_starved_by_the_greatest() -> None:
     assert counts["z"] >= 1
 
 
-def test_what_is_old_is_not_starved_by_a_stream_of_what_is_new() -> None:
+def test_share_of_an_old_request_is_not_starved_by_new_ones() -> None:
     stage = Stage()
     stage.worker("w1")
     stage.submit(many("a"), request="ra", requester="alice")
@@ -84,7 +84,7 @@ def test_what_is_old_is_not_starved_by_a_stream_of_what_is_new() -> None:
     assert counts["a"] >= 4
 
 
-def test_long_steps_count_as_more_than_short_ones() -> None:
+def test_share_counts_seconds_not_steps() -> None:
     """Alice's take ten times as long as Bob's: he gets more of them done."""
     stage = Stage()
     stage.worker("w1", slots=2)
@@ -104,7 +104,7 @@ def test_long_steps_count_as_more_than_short_ones() -> None:
     assert counts["b"] > 7 * counts["a"]
 
 
-def test_a_share_that_is_not_used_is_forgotten() -> None:
+def test_share_that_is_not_used_decays() -> None:
     share = Share(1)
     share.begin(0.0)
     share.end(600.0, 0.0)
@@ -113,7 +113,7 @@ def test_a_share_that_is_not_used_is_forgotten() -> None:
     assert share.load(30 * HALF_LIFE) == 0.0
 
 
-def test_a_share_in_constant_use_is_worth_two_slots_running() -> None:
+def test_share_in_constant_use_has_a_load_of_two() -> None:
     share = Share(1)
     for second in range(1000):
         share.begin(float(second))
@@ -122,7 +122,7 @@ def test_a_share_in_constant_use_is_worth_two_slots_running() -> None:
     assert 1.9 < share.load(1000.0) < 2.1
 
 
-def test_a_new_one_begins_where_the_others_are_on_average() -> None:
+def test_share_starts_at_the_mean_of_the_others() -> None:
     busy, idle, new = Share(1), Share(2), Share(3)
     busy.begin(0.0)
     busy.end(100.0, 0.0)

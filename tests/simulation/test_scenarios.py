@@ -27,7 +27,7 @@ def of_commit() -> int:
 
 
 @pytest.mark.timeout(1800)
-def test_fresh_seeds() -> None:
+def test_simulation_of_fresh_seeds() -> None:
     first = of_commit()
     found = play_all(first, SEEDS)
     again = f"again: make simulate FIRST={first} SEEDS={SEEDS}"
@@ -35,7 +35,7 @@ def test_fresh_seeds() -> None:
     assert not found.never, f"never happened: {found.never}\n{again}"
 
 
-def test_a_seed_is_one_history() -> None:
+def test_simulation_of_a_seed_is_repeatable() -> None:
     """The same seed gives the same messages in any process: no set decides about any order."""
     program = (
         "from campaign import Scenario, play\n"

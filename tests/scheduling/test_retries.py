@@ -10,7 +10,7 @@ from fabric.scheduling.model import Limits
 FORK = "top: left right\nleft: base\nright: base\nbase:"
 
 
-def test_a_failed_build_ends_the_request_and_drops_the_rest() -> None:
+def test_failed_build_ends_its_request_and_drops_the_rest() -> None:
     stage = building("top: a b\na:\nb:", "w1", "w2")
     stage.ends("a", "failed", message="make: error 2")
     stage.sync()
@@ -24,7 +24,7 @@ def test_a_failed_build_ends_the_request_and_drops_the_rest() -> None:
     assert not stage.scheduler.state.tasks
 
 
-def test_a_failed_build_is_not_tried_again_by_that_request() -> None:
+def test_failed_build_is_not_tried_again_for_its_request() -> None:
     stage = Stage()
     stage.worker("w1", "w2")
     stage.submit(FORK, keep_going=True)
@@ -35,7 +35,7 @@ def test_a_failed_build_is_not_tried_again_by_that_request() -> None:
     assert len(stage.ended) == 1
 
 
-def test_keep_going_builds_all_that_still_can_be() -> None:
+def test_keep_going_builds_the_rest() -> None:
     stage = Stage()
     stage.worker("w1")
     stage.submit("top: a b\na: a1\na1:\nb: b1\nb1: b2\nb2:", keep_going=True)
@@ -51,7 +51,7 @@ def test_keep_going_builds_all_that_still_can_be() -> None:
     assert stage.states()["a"] == "done"
 
 
-def test_keep_going_with_a_failure_below_what_is_not_known_yet() -> None:
+def test_keep_going_with_a_failure_below_an_unknown_step() -> None:
     """The store tells late that `b` is absent, when what it needs has failed already."""
     stage = Stage()
     stage.worker("w1")
@@ -64,7 +64,7 @@ def test_keep_going_with_a_failure_below_what_is_not_known_yet() -> None:
     }  # fmt: skip
 
 
-def test_keep_going_when_the_failure_is_known_before_the_need() -> None:
+def test_keep_going_with_a_failure_known_before_the_need() -> None:
     """Two requests: the first fails at `a` while the store is slow to tell about `b`."""
     stage = Stage()
     stage.worker("w1")
@@ -85,7 +85,7 @@ def test_keep_going_when_the_failure_is_known_before_the_need() -> None:
     assert stage.verdict() == "failed"
 
 
-def test_a_new_request_tries_again() -> None:
+def test_failed_build_is_tried_again_for_a_new_request() -> None:
     stage = building("a:", "w1")
     stage.ends("a", "failed")
     assert stage.verdict() == "failed"
@@ -96,7 +96,7 @@ def test_a_new_request_tries_again() -> None:
     assert stage.verdict("r1") == "failed"
 
 
-def test_a_new_request_tries_again_while_the_old_one_goes_on() -> None:
+def test_failed_build_is_tried_again_while_the_old_request_goes_on() -> None:
     stage = Stage()
     stage.worker("w1")
     text = "top: a b\na: c\nc: b\nb:\nother:"
@@ -112,7 +112,7 @@ def test_a_new_request_tries_again_while_the_old_one_goes_on() -> None:
     assert stage.verdict("r2") == "done"
 
 
-def test_a_fault_is_retried_on_another_worker() -> None:
+def test_fault_is_retried_on_another_worker() -> None:
     stage = building("top: a b\na:\nb:", "sick", "well")
     assert stage.running() == {"sick": ["a"], "well": ["b"]}
     stage.ends("a", "fault", message="disk full")
@@ -125,7 +125,7 @@ def test_a_fault_is_retried_on_another_worker() -> None:
     assert stage.verdict() == "done"
 
 
-def test_if_no_other_worker_is_left_the_one_that_was_unable_gets_it_again() -> None:
+def test_fault_is_retried_on_the_same_worker_if_no_other_is_left() -> None:
     stage = building("top: a b\na:\nb:", "w1", "w2")
     stage.ends("a", "fault", message="disk full")
     stage.wait(5.0, alive=["w1", "w2"], polls=["r1"])
@@ -135,7 +135,7 @@ def test_if_no_other_worker_is_left_the_one_that_was_unable_gets_it_again() -> N
     assert stage.running() == {"w1": ["a"], "w2": ["b"]}
 
 
-def test_one_bad_worker_cannot_fail_what_a_good_one_can_build() -> None:
+def test_fault_of_one_worker_does_not_fail_the_task() -> None:
     stage = Stage()
     stage.worker("sick", "well")
     names = [f"s{n}" for n in range(8)]
@@ -153,7 +153,7 @@ def test_one_bad_worker_cannot_fail_what_a_good_one_can_build() -> None:
     assert len(sick) == len({each.key for each in sick}), "a step came back to the sick worker"
 
 
-def test_alone_a_worker_gets_it_again_after_a_rest_and_then_it_fails() -> None:
+def test_fault_of_the_only_worker_fails_the_task_after_backoff() -> None:
     stage = building("a:", "w1")
     for rest in (1.0, 2.0):
         stage.ends("a", "fault", message="disk full")
@@ -168,7 +168,7 @@ def test_alone_a_worker_gets_it_again_after_a_rest_and_then_it_fails() -> None:
     assert stage.steps()["a"].fault
 
 
-def test_a_rest_ends_by_itself() -> None:
+def test_backoff_ends() -> None:
     stage = building("a:", "w1")
     stage.ends("a", "fault", message="disk full")
     assert stage.states()["a"] == "ready"
@@ -176,7 +176,7 @@ def test_a_rest_ends_by_itself() -> None:
     assert stage.states()["a"] == "running"
 
 
-def test_rests_get_longer_only_by_faults_in_a_row() -> None:
+def test_backoff_grows_with_faults_in_a_row() -> None:
     stage = building("all: a b\na:\nb:", "w1")
     stage.ends("a", "fault", message="disk full")
     stage.wait(1.0, alive=["w1"], polls=["r1"])
@@ -187,7 +187,7 @@ def test_rests_get_longer_only_by_faults_in_a_row() -> None:
     assert "rests for 1 s after 1 faults in a row" in stage.why(name)
 
 
-def test_a_worker_that_stores_nothing_is_at_fault() -> None:
+def test_fault_is_a_done_attempt_without_an_artifact() -> None:
     stage = building("a:", "w1", "w2")
     stage.ends("a", "done", stores=False)
     stage.sync()
@@ -196,14 +196,14 @@ def test_a_worker_that_stores_nothing_is_at_fault() -> None:
     assert stage.verdict() == "done"
 
 
-def test_a_job_handed_back_for_no_reason_is_a_fault() -> None:
+def test_fault_is_a_task_handed_back_without_draining() -> None:
     stage = building("a:", "w1")
     stage.ends("a", "cancelled")
     assert stage.running() == {}
     assert "it handed the job back" in stage.history("a")
 
 
-def test_a_lost_worker_s_job_goes_elsewhere() -> None:
+def test_loss_of_a_worker_moves_its_task() -> None:
     stage = building("a:", "w1", "w2")
     assert stage.running() == {"w1": ["a"]}
     stage.wait(9.5, alive=["w2"], polls=["r1"])
@@ -215,7 +215,7 @@ def test_a_lost_worker_s_job_goes_elsewhere() -> None:
     assert stage.steps()["a"].worker == "w2"
 
 
-def test_a_poison_job_is_stopped_and_names_its_victims() -> None:
+def test_loss_of_several_workers_fails_the_task_and_names_them() -> None:
     stage = Stage()
     stage.worker("w1", "w2", "w3", "w4")
     stage.submit("a:")
@@ -228,7 +228,7 @@ def test_a_poison_job_is_stopped_and_names_its_victims() -> None:
     assert stage.steps()["a"].message == "it was lost 3 times, with its worker: w1, w2, w3"
 
 
-def test_a_worker_that_crashes_and_returns_counts_too() -> None:
+def test_loss_counts_when_a_worker_restarts() -> None:
     stage = building("a:", "w1")
     for _ in range(2):
         stage.restart("w1")
@@ -238,7 +238,7 @@ def test_a_worker_that_crashes_and_returns_counts_too() -> None:
     assert "w1" in stage.steps()["a"].message
 
 
-def test_a_crash_before_the_job_was_confirmed_counts() -> None:
+def test_loss_counts_before_the_attempt_is_confirmed() -> None:
     stage = Stage(limits=Limits(losses=1))
     stage.worker("w1")
     stage.submit("a:")  # assigned, and the worker dies before it reports that
@@ -246,7 +246,7 @@ def test_a_crash_before_the_job_was_confirmed_counts() -> None:
     assert stage.verdict() == "failed"
 
 
-def test_a_silent_worker_is_given_nothing() -> None:
+def test_worker_that_is_silent_gets_nothing_new() -> None:
     stage = Stage()
     stage.worker("w1")
     stage.wait(4.0)
@@ -257,7 +257,7 @@ def test_a_silent_worker_is_given_nothing() -> None:
     assert stage.running() == {"w1": ["a"]}
 
 
-def test_a_worker_cut_off_is_not_counted_as_lost() -> None:
+def test_loss_does_not_count_if_the_worker_was_cut_off() -> None:
     stage = building("a:", "w1")
     for _ in range(5):
         stage.wait(11.0, polls=["r1"])
@@ -270,7 +270,7 @@ def test_a_worker_cut_off_is_not_counted_as_lost() -> None:
     assert stage.verdict() == "done"
 
 
-def test_if_it_was_the_broker_that_slept_nobody_is_lost() -> None:
+def test_loss_does_not_count_if_the_broker_stood_still() -> None:
     stage = building("a:", "w1")
     stage.now += 1000.0
     stage.handle(events.Tick())
@@ -279,7 +279,7 @@ def test_if_it_was_the_broker_that_slept_nobody_is_lost() -> None:
     assert stage.running() == {"w1": ["a"]}
 
 
-def test_a_store_that_does_not_answer_is_asked_again() -> None:
+def test_store_that_does_not_answer_is_queried_again() -> None:
     stage = Stage()
     stage.worker("w1")
     stage.store_answers = False
@@ -294,7 +294,7 @@ def test_a_store_that_does_not_answer_is_asked_again() -> None:
 
 
 @pytest.mark.parametrize("verifying", [False, True])
-def test_a_store_that_never_answers_ends_the_request(verifying: bool) -> None:
+def test_store_that_never_answers_ends_the_request(verifying: bool) -> None:
     stage = Stage()
     stage.worker("w1")
     stage.store_answers = verifying
@@ -311,7 +311,7 @@ def test_a_store_that_never_answers_ends_the_request(verifying: bool) -> None:
     assert message == "the artifact store does not answer: no route to host"
 
 
-def test_one_bad_worker_fails_nothing_that_a_good_one_can_do() -> None:
+def test_fault_of_one_worker_fails_no_task() -> None:
     stage = building("a:", "bad")
     stage.ends("a", "fault", message="disk error")
     stage.wait(1.0, alive=["bad"], polls=["r1"])

@@ -10,7 +10,7 @@ from fabric.wire.messages import PROTOCOL, BuildOrder
 APP = "app: zlib\nzlib:"
 
 
-def test_requests_are_listed() -> None:
+def test_query_lists_requests() -> None:
     stage = Stage(stored=["base"])
     stage.worker("w1")
     stage.submit("app: zlib base\nzlib:\nbase:", request="r1", requester="alice", priority=3)
@@ -35,14 +35,14 @@ def test_requests_are_listed() -> None:
     assert mine.message == "app"
 
 
-def test_what_a_cancelled_request_came_to() -> None:
+def test_query_shows_a_cancelled_request() -> None:
     stage = building(APP, "w1")
     stage.leave()
     [info] = stage.query("requests").requests
     assert (info.state, info.total, info.message) == ("cancelled", 2, "left by its initiator")
 
 
-def test_workers_are_listed_with_what_they_do() -> None:
+def test_query_lists_workers_with_their_attempts() -> None:
     stage = Stage()
     stage.worker("w1", slots=2, features=("kvm",))
     stage.submit(APP)
@@ -57,21 +57,21 @@ def test_workers_are_listed_with_what_they_do() -> None:
     assert stage.query("workers").workers[0].state == "silent"
 
 
-def test_a_worker_that_does_what_nobody_wants() -> None:
+def test_query_shows_an_unwanted_attempt() -> None:
     stage = building("app:", "w1")
     stage.leave()
     [step] = stage.query("workers").workers[0].running
     assert (step.name, step.state) == (key_of("app")[:12], "cancelled")
 
 
-def test_a_worker_that_rests() -> None:
+def test_query_shows_a_worker_in_backoff() -> None:
     stage = building("app:", "w1", "w2")
     stage.ends("app", "fault", message="disk error")
     info = stage.query("workers").workers[0]
     assert (info.state, info.message) == ("resting", "rests for 1 s after 1 faults in a row")
 
 
-def test_why_by_all_the_names_a_step_has() -> None:
+def test_why_finds_a_step_by_each_of_its_names() -> None:
     stage = Stage()
     stage.submit(APP)
     told = ("zlib is ready: there is no worker",)
@@ -80,14 +80,14 @@ def test_why_by_all_the_names_a_step_has() -> None:
     assert stage.query("why", key_of("zlib")[:8]).lines == told
 
 
-def test_an_exact_name_comes_before_a_similar_one() -> None:
+def test_why_prefers_an_exact_name() -> None:
     stage = Stage()
     stage.submit("all: glib glib-networking\nglib:\nglib-networking:")
     [line] = stage.query("why", "glib-networking").lines
     assert line.startswith("glib-networking is ready")
 
 
-def test_why_of_a_request() -> None:
+def test_why_explains_a_request() -> None:
     stage = Stage()
     stage.submit(APP, request="abcdef")
     assert stage.query("why", "abcd").lines == (
@@ -104,19 +104,19 @@ def test_why_of_a_request() -> None:
     assert stage.query("why", "abcdef").lines == ("a test is failed", "zlib")
 
 
-def test_why_of_what_is_over() -> None:
+def test_why_explains_a_request_that_is_over() -> None:
     stage = building(APP, "w1")
     stage.ends("zlib", "failed", message="make: *** Error 1")
     assert stage.query("why", "zlib").lines == ("zlib is failed on w1: make: *** Error 1",)
 
 
-def test_why_of_nothing() -> None:
+def test_why_reports_an_unknown_name() -> None:
     stage = Stage()
     assert stage.query("why", "nothing").error == "no request or step is called nothing here"
     assert stage.query("why", "").error
 
 
-def test_all_that_a_live_request_may_need_is_pinned() -> None:
+def test_pinned_keys_are_all_that_live_requests_may_need() -> None:
     stage = Stage(stored=["app"])
     stage.submit("app: zlib\nzlib:", request="over")
     stage.submit("top: app\napp: zlib\nzlib:", request="live")
@@ -125,7 +125,7 @@ def test_all_that_a_live_request_may_need_is_pinned() -> None:
     assert stage.query("pinned").keys == ()
 
 
-def test_logs_live_and_past() -> None:
+def test_logs_of_live_and_past_steps() -> None:
     stage = building(APP, "w1")
     [running] = stage.query("logs", "zlib").logs
     assert (running.key, running.name, running.log, running.state) == (
@@ -143,7 +143,7 @@ def test_logs_live_and_past() -> None:
     ]
 
 
-def test_steps_are_found_by_all_that_they_are_called_while_they_are_wanted_and_after() -> None:
+def test_step_index_finds_live_and_past_steps_by_each_name() -> None:
     stage = Stage()
     stage.worker("w1", slots=9)
     stage.submit("zlib:\nzlib-ng:\nlua:", "zlib", "zlib-ng", "lua", request="r1")
@@ -166,7 +166,7 @@ def test_steps_are_found_by_all_that_they_are_called_while_they_are_wanted_and_a
     assert stage.verdict() == "done"
 
 
-def test_steps_that_are_called_the_same_are_all_found() -> None:
+def test_step_index_finds_all_steps_of_one_name() -> None:
     stage = Stage()
     stage.worker("w1", slots=9)
     first = stage.submit_of("a:\nb:\nc:", "a", "b", "c")
@@ -177,7 +177,7 @@ def test_steps_that_are_called_the_same_are_all_found() -> None:
     assert keys == {key_of(name) for name in "abc"}
 
 
-def test_a_request_is_looked_through_once_it_is_resolved() -> None:
+def test_step_index_is_made_again_once_a_request_is_resolved() -> None:
     stage = Stage()
     stage.worker("w1")
     stage.order()
@@ -187,12 +187,12 @@ def test_a_request_is_looked_through_once_it_is_resolved() -> None:
     assert [each.name for each in stage.query("logs", "zlib").logs] == ["zlib"]
 
 
-def test_what_is_asked_about_is_looked_for_in_few_ways() -> None:
+def test_name_query_is_bounded() -> None:
     assert NameQuery("zlib-and-more-misc").beginnings == ["zlib", "zlib-and", "zlib-and-more"]
     assert len(NameQuery("c-" * 2000).beginnings) == len(NameQuery("-" * 4096).beginnings) == 8
 
 
-def test_a_list_has_the_beginnings_of_long_titles() -> None:
+def test_query_cuts_long_titles() -> None:
     stage = Stage()
     order = BuildOrder(PROTOCOL, "r1", "t" * 4096, "refs/x", "c" * 40, "s.morph")
     stage.handle(order)

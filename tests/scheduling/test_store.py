@@ -20,7 +20,7 @@ def spoilt(*workers: str) -> Stage:
     return stage
 
 
-def test_what_is_damaged_is_rebuilt_with_all_it_needs() -> None:
+def test_damaged_artifact_is_built_again_with_all_it_needs() -> None:
     stage = spoilt("w1")
     stage.ends("app", "fault", message="zlib: digest differs", damaged=["zlib"])
     assert stage.inspected == [["zlib"]]
@@ -36,7 +36,7 @@ def test_what_is_damaged_is_rebuilt_with_all_it_needs() -> None:
     assert stage.scheduler.state.workers["w1"].faults == 0
 
 
-def test_what_is_inspected_is_cancelled_with_its_request() -> None:
+def test_inspection_is_over_when_its_request_is_cancelled() -> None:
     stage = spoilt("w1")
     stage.store_answers = False
     stage.ends("app", "fault", message="zlib: digest differs", damaged=["zlib"])
@@ -45,7 +45,7 @@ def test_what_is_inspected_is_cancelled_with_its_request() -> None:
     assert stage.states() == {"app": "cancelled", "zlib": "cancelled", "other": "cached"}
 
 
-def test_that_is_nobodys_fault() -> None:
+def test_damaged_artifact_is_no_fault_of_the_worker() -> None:
     stage = spoilt("w1")
     for n in range(2):
         stage.spoilt = {key_of("zlib")}
@@ -58,7 +58,7 @@ def test_that_is_nobodys_fault() -> None:
     assert (task.faults, task.fault_count) == ({}, 0)
 
 
-def test_what_the_store_spoils_again_and_again_fails_in_the_end() -> None:
+def test_damaged_artifact_fails_after_some_times() -> None:
     stage = spoilt("w1")
     for n in range(stage.limits.damages):
         assert stage.verdict() == "building"
@@ -73,7 +73,7 @@ def test_what_the_store_spoils_again_and_again_fails_in_the_end() -> None:
     assert stage.steps()["zlib"].message == "the artifact store spoilt it 3 times"
 
 
-def test_whoever_complains_of_what_is_whole_is_charged_and_another_one_does_it() -> None:
+def test_complaint_about_a_whole_artifact_is_a_fault_of_the_worker() -> None:
     stage = Stage(stored=["zlib", "other"])
     stage.worker("liar")
     stage.submit(APP)
@@ -86,7 +86,7 @@ def test_whoever_complains_of_what_is_whole_is_charged_and_another_one_does_it()
     assert stage.states()["zlib"] == "cached"
 
 
-def test_a_liar_alone_fails_what_it_does_and_loops_not_for_ever() -> None:
+def test_complaint_of_the_only_worker_fails_the_task_in_the_end() -> None:
     stage = Stage(stored=["zlib", "other"])
     stage.worker("liar")
     stage.submit(APP)
@@ -100,14 +100,14 @@ def test_a_liar_alone_fails_what_it_does_and_loops_not_for_ever() -> None:
     assert len(stage.inspected) == stage.limits.faults
 
 
-def test_complaining_of_what_it_does_not_need_is_an_ordinary_fault() -> None:
+def test_complaint_about_no_dependency_is_an_ordinary_fault() -> None:
     stage = spoilt("w1")
     stage.ends("app", "fault", message="?", damaged=["app", "base", "elsewhere"])
     assert stage.inspected == []
     assert stage.scheduler.state.tasks[key_of("app")].fault_count == 1
 
 
-def test_what_runs_goes_on_and_what_would_begin_waits() -> None:
+def test_inspection_blocks_tasks_that_would_begin() -> None:
     stage = Stage(stored=["zlib"])
     stage.worker("w1", "w2")
     stage.submit("top: a b c\na: zlib\nb: zlib\nc: zlib\nzlib:")
@@ -130,7 +130,7 @@ def test_what_runs_goes_on_and_what_would_begin_waits() -> None:
     assert stage.all_running() == ["a", "c"]
 
 
-def test_one_inspection_at_a_time() -> None:
+def test_inspection_is_one_at_a_time() -> None:
     stage = Stage(stored=["x", "y"])
     stage.worker("w1", "w2", "w3")
     stage.submit("top: a b c\na: x\nb: y\nc: x\nx:\ny:")
@@ -145,7 +145,7 @@ def test_one_inspection_at_a_time() -> None:
     assert stage.scheduler.state.tasks[key_of("c")].fault_count == 0, "x was looked at already"
 
 
-def test_what_was_rebuilt_meanwhile_is_not_what_is_meant() -> None:
+def test_complaint_about_an_earlier_artifact_is_ignored() -> None:
     stage = Stage(stored=["zlib"])
     stage.worker("w1", "w2", "w3")
     stage.submit("top: a b\na: zlib\nb: zlib\nzlib:")
@@ -163,7 +163,7 @@ def test_what_was_rebuilt_meanwhile_is_not_what_is_meant() -> None:
     assert stage.verdict() == "done"
 
 
-def test_a_goal_that_was_there_is_waited_for_again() -> None:
+def test_inspection_of_a_goal_keeps_its_request_open() -> None:
     stage = Stage(stored=["zlib"])
     stage.worker("w1")
     stage.submit("app: zlib\nzlib:", "app", "zlib")
@@ -175,7 +175,7 @@ def test_a_goal_that_was_there_is_waited_for_again() -> None:
     assert stage.verdict() == "done"
 
 
-def test_what_nobody_wants_any_more_is_not_rebuilt() -> None:
+def test_damaged_artifact_that_is_unwanted_is_not_built() -> None:
     stage = spoilt("w1")
     stage.store_answers = False
     stage.ends("app", "fault", damaged=["zlib"])
@@ -186,7 +186,7 @@ def test_what_nobody_wants_any_more_is_not_rebuilt() -> None:
     assert stage.states("r2") in ({"zlib": "waiting", "base": "running"}, {"zlib": "cached"})
 
 
-def test_the_state_of_what_is_doubted() -> None:
+def test_inspection_is_shown() -> None:
     stage = spoilt("w1")
     stage.store_answers = False
     stage.ends("app", "fault", damaged=["zlib"])
@@ -195,7 +195,7 @@ def test_the_state_of_what_is_doubted() -> None:
     assert "the artifact store inspects it" in stage.update().message
 
 
-def test_a_store_that_cannot_be_inspected_proves_nobody_wrong() -> None:
+def test_inspection_that_fails_proves_nothing() -> None:
     """Found by the simulator: good workers were charged because the store was away."""
     stage = spoilt("w1")
     stage.store_answers = False
@@ -210,7 +210,7 @@ def test_a_store_that_cannot_be_inspected_proves_nobody_wrong() -> None:
     assert stage.verdict() == "done"
 
 
-def test_a_store_that_can_never_be_inspected() -> None:
+def test_inspection_that_always_fails_ends_the_request() -> None:
     stage = spoilt("w1")
     stage.store_answers = False
     stage.ends("app", "fault", damaged=["zlib"])
@@ -221,7 +221,7 @@ def test_a_store_that_can_never_be_inspected() -> None:
     assert stage.steps()["zlib"].message == ("the artifact store does not answer: no route to host")
 
 
-def test_who_asks_for_what_is_inspected_already_is_told_why_it_waits() -> None:
+def test_inspection_is_explained_to_a_later_request() -> None:
     stage = spoilt("w1")
     stage.store_answers = False
     stage.ends("app", "fault", message="zlib is damaged", damaged=["zlib"])
@@ -234,7 +234,7 @@ def test_who_asks_for_what_is_inspected_already_is_told_why_it_waits() -> None:
     ("goals", "verdict", "message"),
     [(("y", "low"), "done", ""), (("y", "x"), "failed", "x needs low, which failed")],
 )
-def test_what_failed_and_was_built_for_others_since_is_no_failure(
+def test_task_built_for_another_request_since_is_no_failure(
     goals: tuple[str, ...], verdict: str, message: str
 ) -> None:
     """`low` fails, is built for another request, and is needed again since `w` is damaged."""

@@ -10,7 +10,7 @@ from fabric.scheduling.state import FarmState
 from fabric.scheduling.states import LIVE, TABLE, Cause, IllegalTransition, State, table
 
 
-def test_what_the_table_does_not_list_raises_and_tells_the_history() -> None:
+def test_table_raises_for_what_it_does_not_list() -> None:
     [offer] = offers_of("zlib:")
     task = Task(offer.key, offer, 1, 60.0)
     state = FarmState(Limits(), {}, epoch=0, secret=b"", drained=frozenset(), now=0.0)
@@ -21,22 +21,22 @@ def test_what_the_table_does_not_list_raises_and_tells_the_history() -> None:
     assert task.state is State.BLOCKED
 
 
-def test_every_state_can_be_reached_and_left_but_the_last_ones() -> None:
+def test_table_reaches_and_leaves_every_state_but_the_last() -> None:
     assert {*TABLE.values(), State.ASKING} == set(State)
     assert {state for state, _ in TABLE} == set(State) - {State.FAILED, State.DROPPED}
 
 
-def test_whatever_is_live_can_be_dropped() -> None:
+def test_table_drops_whatever_is_live() -> None:
     for state in LIVE:
         assert TABLE[state, Cause.UNWANTED] is State.DROPPED
 
 
-def test_the_architecture_shows_the_table_as_it_is() -> None:
+def test_table_is_shown_as_it_is() -> None:
     page = Path(__file__).parents[2] / "docs" / "architecture.md"
     assert "\n".join(table()) in page.read_text()
 
 
-def test_the_shown_table_has_every_transition() -> None:
+def test_table_is_shown_with_every_transition() -> None:
     shown = "\n".join(table())
     told = sum(cause is not Cause.UNWANTED for _, cause in TABLE)
     assert shown.count("→") == told

@@ -7,7 +7,7 @@ from fabric.scheduling.explain import why_request
 from fabric.scheduling.model import Limits
 
 
-def test_it_needs_something_that_is_being_built() -> None:
+def test_why_names_a_dependency_that_is_being_built() -> None:
     stage = building("app: zlib\nzlib:", "w1")
     stage.now += 12.0
     assert stage.why("app") == (
@@ -16,27 +16,27 @@ def test_it_needs_something_that_is_being_built() -> None:
     assert stage.why("zlib") == "zlib is running: building on w1 for 12 s of about 60"
 
 
-def test_what_is_built_is_told_before_what_waits() -> None:
+def test_why_names_running_dependencies_first() -> None:
     stage = building("app: a b\na: c\nb:\nc:", "w1")
     assert "it needs b, which waits for a worker; it needs a, which waits itself" in (
         stage.why("app")
     )
 
 
-def test_many_dependencies_are_counted() -> None:
+def test_why_counts_many_dependencies() -> None:
     stage = Stage()
     names = [f"d{n}" for n in range(20)]
     stage.submit("app: " + " ".join(names) + "\n" + "\n".join(f"{n}:" for n in names))
     assert stage.why("app").endswith("and 12 more")
 
 
-def test_there_is_no_worker() -> None:
+def test_why_without_workers() -> None:
     stage = Stage()
     stage.submit("app:")
     assert stage.why("app") == "app is ready: there is no worker"
 
 
-def test_no_worker_can_do_it() -> None:
+def test_why_without_an_able_worker() -> None:
     stage = Stage()
     stage.worker("arm", arch="armv8l64")
     stage.worker("plain")
@@ -47,7 +47,7 @@ def test_no_worker_can_do_it() -> None:
     )
 
 
-def test_all_are_busy() -> None:
+def test_why_with_busy_workers() -> None:
     stage = building("all: a b c d\na:\nb:\nc:\nd:", "w1", "w2")
     assert stage.why("c") == (
         "c is ready: it is number 1 in the queue of 2 workers that can do it; w1, w2: busy"
@@ -55,7 +55,7 @@ def test_all_are_busy() -> None:
     assert "number 2 in the queue" in stage.why("d")
 
 
-def test_draining() -> None:
+def test_why_with_a_draining_worker() -> None:
     stage = Stage()
     stage.worker("w1")
     stage.machines["w1"].draining = True
@@ -64,7 +64,7 @@ def test_draining() -> None:
     assert stage.why("a").endswith("w1: draining")
 
 
-def test_it_was_unable() -> None:
+def test_why_with_a_worker_that_was_unable() -> None:
     stage = building("all: a b\na:\nb:", "sick", "well")
     stage.ends("a", "fault", message="disk full")
     stage.wait(2.0, alive=["sick", "well"], polls=["r1"])
@@ -72,14 +72,14 @@ def test_it_was_unable() -> None:
     assert "well: busy" in stage.why("a")
 
 
-def test_the_store_is_being_asked() -> None:
+def test_why_while_the_store_is_queried() -> None:
     stage = Stage()
     stage.store_answers = False
     stage.submit("a:")
     assert "the artifact store is asked" in stage.why("a")
 
 
-def test_what_is_there_and_what_nobody_wants() -> None:
+def test_why_of_present_and_unwanted_artifacts() -> None:
     stage = Stage(stored=["a"])
     stage.worker("w1")
     stage.submit("top: a b\na:\nb:")
@@ -104,7 +104,7 @@ def test_why_nothing_of_a_request_runs() -> None:
     assert stage.update().message == ""
 
 
-def test_why_nothing_runs_when_the_longest_way_is_done_already() -> None:
+def test_why_nothing_runs_when_the_longest_path_is_done() -> None:
     """Found by the simulator: a request whose first steps were there had no reason to wait."""
     stage = Stage()
     stage.worker("w1")
@@ -153,13 +153,13 @@ def no_worker_for(arch: str, unserved: float = 1800.0) -> Stage:
     return stage
 
 
-def test_a_worker_does_what_is_for_another_architecture_that_it_names() -> None:
+def test_why_knows_further_architectures_of_a_worker() -> None:
     stage = no_worker_for("x86_32")
     stage.sync()
     assert stage.running() == {"w1": ["lib"]}
 
 
-def test_who_waits_for_a_worker_that_is_not_there_is_warned() -> None:
+def test_warning_of_a_missing_able_worker() -> None:
     stage = no_worker_for("armv7lhf")
     assert stage.update().warning == (
         "lib waits: no worker is able to do it: w1: it builds x86_64, x86_32, not armv7lhf;"
@@ -175,7 +175,7 @@ def test_who_waits_for_a_worker_that_is_not_there_is_warned() -> None:
     assert stage.running() == {"arm": ["lib"]}
 
 
-def test_who_waits_for_any_worker_is_warned_and_waits() -> None:
+def test_warning_of_no_worker_at_all() -> None:
     stage = Stage()
     stage.submit("app:", detach=True)
     assert stage.update().warning == "app waits: there is no worker"
@@ -186,7 +186,7 @@ def test_who_waits_for_any_worker_is_warned_and_waits() -> None:
     assert stage.running() == {"w1": ["app"]}
 
 
-def test_what_no_worker_is_able_to_do_fails_in_the_end() -> None:
+def test_unserved_task_fails_after_its_limit() -> None:
     stage = no_worker_for("armv7lhf", unserved=20.0)
     stage.wait(19.5, alive=["w1"], polls=["r1"])
     assert stage.verdict() == "building"
@@ -199,7 +199,7 @@ def test_what_no_worker_is_able_to_do_fails_in_the_end() -> None:
     )
 
 
-def test_the_time_begins_when_the_last_worker_that_was_able_is_lost() -> None:
+def test_unserved_time_begins_when_the_last_able_worker_is_lost() -> None:
     stage = no_worker_for("armv7lhf", unserved=20.0)
     stage.wait(15.0, alive=["w1"], polls=["r1"])
     stage.worker("arm", arch="armv7lhf")
@@ -212,7 +212,7 @@ def test_the_time_begins_when_the_last_worker_that_was_able_is_lost() -> None:
     assert stage.verdict() == "failed"
 
 
-def test_without_a_limit_it_waits() -> None:
+def test_unserved_task_waits_without_a_limit() -> None:
     stage = no_worker_for("armv7lhf", unserved=0.0)
     assert stage.update().warning.endswith("it builds x86_64, x86_32, not armv7lhf")
     stage.wait(100.0, alive=["w1"], polls=["r1"])

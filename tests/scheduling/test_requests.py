@@ -14,7 +14,7 @@ from fabric.wire.messages import PROTOCOL, BuildOrder, Command
 APP = "app: zlib\nzlib:"
 
 
-def test_an_order_is_resolved_and_then_built() -> None:
+def test_order_is_resolved_and_then_built() -> None:
     stage = Stage()
     stage.worker("w1")
     stage.order()
@@ -34,7 +34,7 @@ def test_an_order_is_resolved_and_then_built() -> None:
     assert stage.verdict() == "done"
 
 
-def test_title_and_goals_are_told_once() -> None:
+def test_update_has_title_and_goals_once() -> None:
     stage = Stage()
     stage.order()
     assert stage.update().title == "an order"
@@ -47,7 +47,7 @@ def test_title_and_goals_are_told_once() -> None:
     assert (later.title, later.goals) == ("", ())
 
 
-def test_an_order_that_comes_again_changes_nothing() -> None:
+def test_order_that_comes_again_changes_nothing() -> None:
     stage = Stage()
     stage.order()
     stage.order()
@@ -57,7 +57,7 @@ def test_an_order_that_comes_again_changes_nothing() -> None:
     assert stage.verdict() == "building"
 
 
-def test_what_cannot_be_resolved_has_failed() -> None:
+def test_order_that_cannot_be_resolved_fails() -> None:
     stage = Stage()
     stage.order()
     stage.handle(events.Unresolved("r1", "systems/small.morph:3: unknown field 'chunk'"))
@@ -67,7 +67,7 @@ def test_what_cannot_be_resolved_has_failed() -> None:
     assert events.Abandon("r1") not in stage.effects, "there is nothing to be abandoned"
 
 
-def test_what_is_resolved_to_nonsense_has_failed() -> None:
+def test_order_resolved_to_an_invalid_graph_fails() -> None:
     stage = Stage()
     stage.order()
     stage.resolve("a: b\nb: a")
@@ -75,7 +75,7 @@ def test_what_is_resolved_to_nonsense_has_failed() -> None:
     assert "in a circle" in stage.update().message
 
 
-def test_an_order_of_what_is_all_there_is_done() -> None:
+def test_order_of_cached_artifacts_is_done() -> None:
     stage = Stage(stored=["app"])
     stage.order()
     stage.resolve(APP)
@@ -83,7 +83,7 @@ def test_an_order_of_what_is_all_there_is_done() -> None:
     assert stage.states() == {"app": "cached"}
 
 
-def test_whoever_leaves_while_it_is_resolved_abandons_that() -> None:
+def test_leave_abandons_resolving() -> None:
     stage = Stage()
     stage.order()
     stage.leave()
@@ -93,7 +93,7 @@ def test_whoever_leaves_while_it_is_resolved_abandons_that() -> None:
     assert not stage.scheduler.state.tasks
 
 
-def test_silence_while_it_is_resolved_abandons_that() -> None:
+def test_patience_that_ends_abandons_resolving() -> None:
     stage = Stage()
     stage.order()
     stage.wait(20.0)
@@ -102,7 +102,7 @@ def test_silence_while_it_is_resolved_abandons_that() -> None:
     assert not stage.scheduler.state.requests
 
 
-def test_a_detached_request_goes_on_when_nobody_watches() -> None:
+def test_detached_request_goes_on_when_nobody_polls() -> None:
     stage = Stage()
     stage.worker("w1")
     stage.order(detach=True)
@@ -120,14 +120,14 @@ def test_a_detached_request_goes_on_when_nobody_watches() -> None:
     assert stage.states() == {"app": "done", "zlib": "done"}
 
 
-def test_a_detached_order_may_come_after_its_own_leave() -> None:
+def test_detached_order_may_come_after_its_own_leave() -> None:
     stage = Stage()
     stage.leave()
     stage.order(detach=True)
     assert stage.verdict() == "resolving"
 
 
-def test_how_a_request_ended_is_told_to_whoever_asks_later() -> None:
+def test_request_that_is_over_is_kept_for_later_queries() -> None:
     stage = building(APP, "w1")
     stage.ends("zlib", "failed", message="make: *** Error 1")
     stage.leave()
@@ -138,7 +138,7 @@ def test_how_a_request_ended_is_told_to_whoever_asks_later() -> None:
     assert stage.steps()["zlib"].message == "make: *** Error 1"
 
 
-def test_only_so_many_ended_requests_are_remembered() -> None:
+def test_requests_that_are_over_are_bounded() -> None:
     stage = Stage(stored=["app"])
     for number in range(KEPT + 5):
         stage.submit("app:", request=f"r{number}")
@@ -148,7 +148,7 @@ def test_only_so_many_ended_requests_are_remembered() -> None:
     assert "r5" in stage.scheduler.state.requests
 
 
-def test_cancelling_ends_one_request_and_disturbs_no_other() -> None:
+def test_cancel_ends_one_request_and_disturbs_no_other() -> None:
     stage = Stage()
     stage.worker("w1", "w2")
     stage.submit("app: zlib xz\nzlib:\nxz:", request="aaaa1")
@@ -166,14 +166,14 @@ def test_cancelling_ends_one_request_and_disturbs_no_other() -> None:
     assert stage.running() == {}
 
 
-def test_cancelling_while_it_is_resolved() -> None:
+def test_cancel_while_resolving() -> None:
     stage = Stage()
     stage.order()
     stage.command("cancel", "r1")
     assert events.Abandon("r1") in stage.effects
 
 
-def test_cancelling_what_is_not_one_request() -> None:
+def test_cancel_needs_exactly_one_request() -> None:
     stage = Stage()
     stage.submit(APP, request="aaaa1")
     stage.submit(APP, request="aaaa2")
@@ -185,7 +185,7 @@ def test_cancelling_what_is_not_one_request() -> None:
 # -- what cannot be written down ---------------------------------------------------------------
 
 
-def test_a_request_that_cannot_be_written_down_might_never_have_been() -> None:
+def test_request_that_is_not_journaled_is_forgotten() -> None:
     for detach in (True, False):
         stage = building(APP, "w1")
         stage.order("r2", detach=detach)
@@ -198,7 +198,7 @@ def test_a_request_that_cannot_be_written_down_might_never_have_been() -> None:
         assert any(isinstance(each, events.Opened) for each in stage.effects), "it is new"
 
 
-def test_resolving_ends_when_its_request_cannot_be_written_down() -> None:
+def test_request_that_is_not_journaled_abandons_resolving() -> None:
     stage = Stage()
     stage.order()
     stage.handle(events.Unwritten("r1"))
@@ -207,7 +207,7 @@ def test_resolving_ends_when_its_request_cannot_be_written_down() -> None:
     assert stage.effects == []
 
 
-def test_a_request_that_is_over_and_cannot_be_written_down_is_forgotten() -> None:
+def test_request_that_is_over_and_not_journaled_is_forgotten() -> None:
     for leave in (True, False):
         stage = Stage()
         stage.order()
@@ -229,7 +229,7 @@ def test_a_request_that_is_over_and_cannot_be_written_down_is_forgotten() -> Non
 
 @pytest.mark.bound("OPEN_REQUESTS")
 @pytest.mark.bound("ALL_REQUESTS")
-def test_of_one_user_and_of_all_so_many_builds_are_open() -> None:
+def test_open_requests_are_bounded_for_each_user_and_for_all() -> None:
     scheduler = Scheduler(now=0.0)
     refusals: list[events.Effect] = []
 
@@ -258,7 +258,7 @@ def test_of_one_user_and_of_all_so_many_builds_are_open() -> None:
 
 
 @pytest.mark.bound("OPEN_STEPS")
-def test_of_one_user_so_many_steps_are_open(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_steps_are_bounded_for_each_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "OPEN_STEPS", 5)
     text = "c:\nd:\ne:"
     stage = Stage()
@@ -281,7 +281,7 @@ def test_of_one_user_so_many_steps_are_open(monkeypatch: pytest.MonkeyPatch) -> 
     assert ordered("r4", "ann", text)[0] == "building"
 
 
-def test_polls_keep_nothing_that_is_over() -> None:
+def test_polls_do_not_keep_requests_that_are_over() -> None:
     stage = Stage()
     for n in range(1000):
         stage.order(f"r{n}", detach=True)

@@ -5,7 +5,7 @@ from scheduling_kit import Stage, building
 APP = "app: zlib\nzlib:"
 
 
-def test_the_same_artifact_in_two_requests_is_built_once() -> None:
+def test_task_of_two_requests_is_built_once() -> None:
     stage = Stage()
     stage.worker("w1", "w2")
     stage.submit(APP)
@@ -19,7 +19,7 @@ def test_the_same_artifact_in_two_requests_is_built_once() -> None:
     assert len(stage.ended) == 3
 
 
-def test_leaving_drops_what_nobody_else_wants() -> None:
+def test_leave_drops_tasks_that_no_other_request_wants() -> None:
     stage = Stage()
     stage.worker("w1", "w2")
     stage.submit("app: zlib xz\nzlib:\nxz:")
@@ -33,7 +33,7 @@ def test_leaving_drops_what_nobody_else_wants() -> None:
     assert stage.verdict("r2") == "done"
 
 
-def test_a_failure_for_one_leaves_the_other_with_what_it_shares() -> None:
+def test_failed_request_leaves_shared_tasks_to_the_other() -> None:
     stage = Stage()
     stage.worker("w1", "w2")
     stage.submit("app: bad zlib\nbad:\nzlib:")
@@ -47,7 +47,7 @@ def test_a_failure_for_one_leaves_the_other_with_what_it_shares() -> None:
     assert stage.verdict("r2") == "done"
 
 
-def test_a_silent_initiator_has_left() -> None:
+def test_patience_ends_the_request_of_a_silent_initiator() -> None:
     stage = building(APP, "w1")
     stage.wait(14.0, alive=["w1"])
     assert stage.scheduler.state.requests
@@ -58,7 +58,7 @@ def test_a_silent_initiator_has_left() -> None:
     assert stage.running() == {}
 
 
-def test_polling_keeps_a_request_alive() -> None:
+def test_patience_is_renewed_by_polls() -> None:
     stage = Stage()
     stage.worker("w1")
     stage.submit(APP)
@@ -66,7 +66,7 @@ def test_polling_keeps_a_request_alive() -> None:
     assert stage.verdict() == "building"
 
 
-def test_who_comes_back_after_being_given_up_may_submit_again() -> None:
+def test_patience_that_ended_allows_to_submit_again() -> None:
     stage = Stage()
     stage.worker("w1")
     stage.submit(APP)
@@ -80,7 +80,7 @@ def test_who_comes_back_after_being_given_up_may_submit_again() -> None:
     assert stage.running() == {"w1": ["zlib"]}
 
 
-def test_a_submit_that_comes_again_changes_nothing() -> None:
+def test_graph_that_comes_again_changes_nothing() -> None:
     stage = Stage()
     stage.worker("w1")
     stage.submit(APP)
@@ -90,7 +90,7 @@ def test_a_submit_that_comes_again_changes_nothing() -> None:
     assert len(stage.scheduler.state.requests) == 1
 
 
-def test_a_late_copy_of_a_submit_does_not_revive_a_request_that_was_left() -> None:
+def test_graph_that_comes_late_does_not_revive_a_request() -> None:
     stage = Stage()
     stage.worker("w1")
     stage.submit(APP)
@@ -100,14 +100,14 @@ def test_a_late_copy_of_a_submit_does_not_revive_a_request_that_was_left() -> No
     assert not stage.scheduler.state.tasks
 
 
-def test_leaving_before_submitting() -> None:
+def test_leave_before_the_graph() -> None:
     stage = Stage()
     stage.leave()
     stage.submit(APP)
     assert not stage.scheduler.state.tasks
 
 
-def test_answers_of_the_store_for_what_nobody_wants_any_more() -> None:
+def test_store_answer_for_an_unwanted_task_is_ignored() -> None:
     stage = Stage()
     stage.store_answers = False
     stage.submit(APP)
@@ -117,7 +117,7 @@ def test_answers_of_the_store_for_what_nobody_wants_any_more() -> None:
     assert stage.states("r2") == {"app": "waiting", "zlib": "ready"}
 
 
-def test_what_the_store_was_asked_for_in_vain_is_not_told_of() -> None:
+def test_update_omits_steps_that_were_never_known() -> None:
     stage = Stage()
     stage.store_answers = False
     stage.submit(APP)
@@ -126,7 +126,7 @@ def test_what_the_store_was_asked_for_in_vain_is_not_told_of() -> None:
     assert stage.update().steps == ()
 
 
-def test_an_update_tells_only_what_is_new() -> None:
+def test_update_has_only_news() -> None:
     stage = building("app: a b\na:\nb:", "w1")
     first = stage.update()
     assert len(first.steps) == 3
@@ -137,7 +137,7 @@ def test_an_update_tells_only_what_is_new() -> None:
     assert {step.state for step in news.steps} == {"done", "running"}
 
 
-def test_phases_are_told() -> None:
+def test_update_has_phases() -> None:
     stage = building("a:", "w1")
     seen = stage.update().version
     [id] = stage.machines["w1"].running
@@ -148,13 +148,13 @@ def test_phases_are_told() -> None:
     assert (step.phase, step.worker, step.running_for) == ("configure", "w1", 7.0)
 
 
-def test_a_request_that_joins_a_running_task_hears_of_it_at_once() -> None:
+def test_update_of_a_request_that_joins_a_running_task() -> None:
     stage = building("a:", "w1")
     stage.submit("b: a\na:", request="r2")
     assert stage.states("r2") == {"b": "waiting", "a": "running"}
 
 
-def test_a_request_that_joins_what_is_blocked_needs_what_it_waits_for() -> None:
+def test_task_that_is_blocked_passes_its_needs_to_a_request_that_joins() -> None:
     stage = Stage()
     stage.worker("w1")
     text = "top: mid\nmid: base\nbase:"
@@ -168,7 +168,7 @@ def test_a_request_that_joins_what_is_blocked_needs_what_it_waits_for() -> None:
     assert stage.verdict("r2") == "done"
 
 
-def test_what_was_there_when_it_was_needed_may_be_asked_for_again_by_others() -> None:
+def test_task_that_was_present_is_queried_again_for_others() -> None:
     """Found by the simulator: `base` is forgotten while `app`, which needed it, goes on."""
     stage = building("app: base\nbase:", "w1")
     stage.done("base")

@@ -19,14 +19,14 @@ def took(**seconds: float) -> Durations:
     return {("chunk", name, "x86_64"): value for name, value in seconds.items()}
 
 
-def test_the_longest_way_comes_first() -> None:
+def test_dispatch_takes_the_longest_path_first() -> None:
     stage = building(FORK, "w1")
     assert stage.running() == {"w1": ["bottom"]}
     stage.done("bottom")
     assert stage.running() == {"w1": ["middle"]}
 
 
-def test_history_says_which_way_is_the_longest() -> None:
+def test_dispatch_knows_paths_by_durations() -> None:
     stage = Stage(durations=took(short=1000.0, bottom=1.0, middle=1.0, long=1.0))
     stage.worker("w1")
     stage.submit(FORK)
@@ -34,7 +34,7 @@ def test_history_says_which_way_is_the_longest() -> None:
     assert stage.running() == {"w1": ["short"]}
 
 
-def test_ties_are_broken_by_age() -> None:
+def test_dispatch_breaks_ties_by_age() -> None:
     stage = building("all: c a b\nc:\na:\nb:", "w1")
     ran = []
     for _ in range(3):
@@ -44,7 +44,7 @@ def test_ties_are_broken_by_age() -> None:
     assert ran == ["c", "a", "b"]
 
 
-def test_what_builds_take_is_learned() -> None:
+def test_durations_are_learned() -> None:
     stage = Stage(durations=took(a=10.0))
     stage.worker("w1")
     stage.submit("b: a\na:")
@@ -55,7 +55,7 @@ def test_what_builds_take_is_learned() -> None:
     assert [(each.name, each.seconds) for each in stage.learned] == [("a", 15.0), ("b", 3.0)]
 
 
-def test_requests_share_the_workers() -> None:
+def test_dispatch_shares_the_workers_among_requests() -> None:
     stage = Stage()
     many = "all1: " + " ".join(f"x{n}" for n in range(10)) + "\n"
     many += "\n".join(f"x{n}:" for n in range(10))
@@ -68,7 +68,7 @@ def test_requests_share_the_workers() -> None:
     assert sorted(name[0] for name in stage.running()["w1"]) == ["x", "x", "y", "y"]
 
 
-def test_a_late_request_is_not_starved() -> None:
+def test_dispatch_does_not_starve_a_late_request() -> None:
     stage = building("all: a b c\na:\nb:\nc:", "w1")
     stage.submit("late:", request="r2")
     stage.done("a")
@@ -78,7 +78,7 @@ def test_a_late_request_is_not_starved() -> None:
     assert stage.running() == {"w1": ["b"], "w2": ["late"]}
 
 
-def test_the_least_loaded_worker_gets_it() -> None:
+def test_dispatch_takes_the_least_loaded_worker() -> None:
     stage = Stage()
     stage.worker("w1", slots=3)
     stage.worker("w2", slots=3)
@@ -87,7 +87,7 @@ def test_the_least_loaded_worker_gets_it() -> None:
     assert sorted(map(len, stage.running().values())) == [1, 2]
 
 
-def test_only_a_worker_of_that_architecture() -> None:
+def test_dispatch_needs_a_worker_of_the_architecture() -> None:
     stage = Stage()
     stage.worker("arm", arch="armv8l64")
     stage.submit("a:")
@@ -98,7 +98,7 @@ def test_only_a_worker_of_that_architecture() -> None:
     assert stage.running() == {"pc": ["a"]}
 
 
-def test_a_worker_may_do_another_architecture_too() -> None:
+def test_dispatch_accepts_further_architectures() -> None:
     stage = Stage()
     stage.worker("pc", features=("arch:x86_32",))
     stage.submit("a:", arch="x86_32")
@@ -106,7 +106,7 @@ def test_a_worker_may_do_another_architecture_too() -> None:
     assert stage.running() == {"pc": ["a"]}
 
 
-def test_only_a_worker_that_has_what_it_needs() -> None:
+def test_dispatch_needs_a_worker_with_the_features() -> None:
     stage = Stage()
     stage.worker("plain")
     stage.worker("rich", features=("kvm", "host-tools:1"))
@@ -119,7 +119,7 @@ def test_only_a_worker_that_has_what_it_needs() -> None:
     assert stage.running() == {"plain": ["all"]}
 
 
-def test_a_worker_that_changes_is_seen_anew() -> None:
+def test_dispatch_notices_a_worker_that_changes() -> None:
     stage = Stage()
     stage.worker("w1")
     stage.submit("a:", needs={"a": ("kvm",)})
@@ -130,7 +130,7 @@ def test_a_worker_that_changes_is_seen_anew() -> None:
     assert stage.running() == {"w1": ["a"]}
 
 
-def test_a_draining_worker_gets_nothing_new_and_may_hand_back() -> None:
+def test_draining_worker_gets_nothing_new_and_may_hand_back() -> None:
     stage = Stage()
     stage.worker("w1", slots=2)
     stage.submit("all: a b c\na:\nb:\nc:")
@@ -146,7 +146,7 @@ def test_a_draining_worker_gets_nothing_new_and_may_hand_back() -> None:
     assert stage.scheduler.state.tasks[key_of("b")].fault_count == 0
 
 
-def test_fewer_slots_than_before() -> None:
+def test_slots_may_become_fewer() -> None:
     stage = Stage()
     stage.worker("w1", slots=3)
     stage.submit("all: a b c d\na:\nb:\nc:\nd:")
@@ -158,7 +158,7 @@ def test_fewer_slots_than_before() -> None:
     assert stage.running() == {"w1": ["d"]}
 
 
-def test_what_is_only_stored_needs_no_slot() -> None:
+def test_slots_are_not_needed_for_storing() -> None:
     stage = building("all: a b c\na:\nb:\nc:", "w1")
     for name, running in (("a", ["a", "b"]), ("b", ["a", "b"])):  # they do not pile up
         for id in stage.machines["w1"].running:
@@ -172,7 +172,7 @@ def test_what_is_only_stored_needs_no_slot() -> None:
     assert stage.running() == {"w1": ["b", "c"]}
 
 
-def test_how_long_it_will_take() -> None:
+def test_update_has_the_seconds_left() -> None:
     stage = Stage(durations=took(a=100.0, b=10.0, c=10.0))
     stage.worker("w1", "w2")
     stage.submit("c: a b\na:\nb:")

@@ -36,7 +36,7 @@ def verifying_on_a_lost_worker() -> Stage:
 
 
 @pytest.mark.parametrize("back", ["before the store answers", "after"])
-def test_a_slot_kept_by_a_lost_worker_is_kept_no_more(back: str) -> None:
+def test_reserved_slot_of_a_lost_worker_is_released(back: str) -> None:
     stage = verifying_on_a_lost_worker()
     if back == "after":
         stage.answer()
@@ -51,7 +51,7 @@ def test_a_slot_kept_by_a_lost_worker_is_kept_no_more(back: str) -> None:
     assert [stage.verdict(each) for each in ("r1", "r2", "r3")] == ["done"] * 3
 
 
-def test_nothing_holds_a_lost_worker() -> None:
+def test_lost_worker_is_held_by_nothing() -> None:
     stage = verifying_on_a_lost_worker()
     stage.answer()
     gc.collect()
@@ -61,7 +61,7 @@ def test_nothing_holds_a_lost_worker() -> None:
 # -- attempts of a worker that was cut off -----------------------------------------------------
 
 
-def test_an_attempt_of_a_worker_cut_off_ends_once_it_does() -> None:
+def test_lost_worker_that_is_back_ends_its_attempts_once() -> None:
     stage = building("a:", "w1")
     stage.wait(11.0, polls=["r1"])
     assert not stage.ended
@@ -73,7 +73,7 @@ def test_an_attempt_of_a_worker_cut_off_ends_once_it_does() -> None:
     assert stage.verdict() == "done"
 
 
-def test_attempts_end_with_a_worker_that_comes_back_as_another_run() -> None:
+def test_lost_worker_that_restarted_ends_its_attempts() -> None:
     stage = building("a:", "w1")
     stage.wait(11.0, polls=["r1"])
     stage.restart("w1")
@@ -82,7 +82,7 @@ def test_attempts_end_with_a_worker_that_comes_back_as_another_run() -> None:
     assert stage.running() == {"w1": ["a"]}
 
 
-def test_what_a_lost_worker_is_at_counts_for_so_long_and_then_ends() -> None:
+def test_lost_worker_ends_its_attempts_after_absence() -> None:
     stage = building("a:", "w1")
     stage.wait(10.5, polls=["r1"])
     stage.wait(stage.limits.absence - 1.0, polls=["r1"])
@@ -102,7 +102,7 @@ def test_what_a_lost_worker_is_at_counts_for_so_long_and_then_ends() -> None:
     assert len(stage.ended) == 2
 
 
-def test_an_outcome_that_comes_after_that_is_no_news() -> None:
+def test_outcome_after_absence_is_no_news() -> None:
     stage = building("a:", "w1")
     stage.ends("a", "failed", tell=False)
     stage.wait(11.0 + stage.limits.absence, polls=["r1"])
@@ -112,7 +112,7 @@ def test_an_outcome_that_comes_after_that_is_no_news() -> None:
 
 
 @pytest.mark.bound("LOST_WORKERS")
-def test_so_many_lost_workers_are_remembered() -> None:
+def test_lost_workers_are_bounded() -> None:
     scheduler = Scheduler(now=0.0)
     names = [f"s{n}" for n in range(bounds.LOST_WORKERS + 1)]
     effects = scheduler.handle(Stage().submit_of("\n".join(f"{n}:" for n in names), *names), 0.0)
@@ -133,7 +133,7 @@ def test_so_many_lost_workers_are_remembered() -> None:
 # -- attempts that nobody wanted, and that were quicker than the kill ---------------------------
 
 
-def test_what_was_quicker_than_the_kill_ends_once_with_its_outcome() -> None:
+def test_cancelled_attempt_that_was_done_ends_once_with_its_outcome() -> None:
     stage = building("a:", "w1")
     stage.command("cancel", "r1")
     stage.submit("a:", request="r2")
@@ -145,7 +145,7 @@ def test_what_was_quicker_than_the_kill_ends_once_with_its_outcome() -> None:
     assert stage.states("r2") == {"a": "done"}
 
 
-def test_what_failed_while_it_was_killed_is_tried_again_for_others() -> None:
+def test_cancelled_attempt_that_failed_is_tried_again_for_others() -> None:
     stage = building("a:", "w1")
     stage.command("cancel", "r1")
     stage.submit("a:", request="r2")
@@ -159,7 +159,7 @@ def test_what_failed_while_it_was_killed_is_tried_again_for_others() -> None:
 # -- workers that do not hear -------------------------------------------------------------------
 
 
-def test_a_worker_that_does_not_take_what_it_is_given_loses_it() -> None:
+def test_assignment_that_is_not_taken_goes_to_another_worker() -> None:
     stage = Stage()
     stage.worker("deaf")
     stage.submit("a:")
@@ -174,7 +174,7 @@ def test_a_worker_that_does_not_take_what_it_is_given_loses_it() -> None:
     assert not stage.scheduler.state.tasks[key_of("a")].losses
 
 
-def test_nor_does_what_nobody_wants_any_more_wait_for_such_a_worker() -> None:
+def test_assignment_that_is_not_taken_and_unwanted_ends() -> None:
     stage = Stage()
     stage.worker("deaf")
     stage.submit("a:")
@@ -186,7 +186,7 @@ def test_nor_does_what_nobody_wants_any_more_wait_for_such_a_worker() -> None:
     assert stage.running() == {"w2": ["a"]}
 
 
-def test_what_it_takes_all_the_same_is_killed_and_does_not_run_beside_another() -> None:
+def test_assignment_that_is_taken_late_is_killed() -> None:
     stage = Stage()
     stage.worker("deaf")
     stage.submit("a:")
@@ -215,7 +215,7 @@ def made_up(number: int, slots: int = 1024) -> Machine:
     return machine
 
 
-def test_what_a_worker_was_never_given_begins_and_blocks_nothing() -> None:
+def test_token_of_no_attempt_begins_and_blocks_nothing() -> None:
     stage = Stage()
     stage.machines["evil"] = made_up(2000)
     stage.machines["evil"].running[key_of("a"), 2**63 - 1] = "build"
@@ -229,7 +229,7 @@ def test_what_a_worker_was_never_given_begins_and_blocks_nothing() -> None:
 
 @pytest.mark.parametrize("fence", [1, 2**63 - 1])
 @pytest.mark.parametrize("result", ["failed", "done", "fault"])
-def test_how_it_says_that_others_steps_ended_is_not_believed(fence: int, result: str) -> None:
+def test_token_of_no_attempt_ends_nothing(fence: int, result: str) -> None:
     stage = building("a:\nb: a", "w1")
     stage.submit("b: a\na:", request="r2")
     stage.machines["evil"] = made_up(0)
@@ -242,7 +242,7 @@ def test_how_it_says_that_others_steps_ended_is_not_believed(fence: int, result:
     assert not stage.ended
 
 
-def test_nor_is_the_token_of_another_worker() -> None:
+def test_token_of_another_worker_is_not_accepted() -> None:
     stage = building("a:", "w1")
     stage.machines["w1"].running.clear()
     [(id, token)] = stage.machines["w1"].tokens.items()
@@ -255,7 +255,7 @@ def test_nor_is_the_token_of_another_worker() -> None:
 
 
 @pytest.mark.bound("ATTEMPTS_A_SLOT")
-def test_a_report_has_as_many_attempts_as_its_slots_allow() -> None:
+def test_report_is_bounded_by_slots() -> None:
     stage = Stage()
     stage.machines["evil"] = made_up(2 * bounds.ATTEMPTS_A_SLOT, slots=2)
     stage.report("evil")
@@ -270,7 +270,7 @@ def test_a_report_has_as_many_attempts_as_its_slots_allow() -> None:
 
 
 @pytest.mark.bound("UNSETTLED")
-def test_a_worker_with_many_outcomes_to_settle_gets_nothing_new() -> None:
+def test_worker_with_many_unacknowledged_outcomes_gets_nothing_new() -> None:
     stage = Stage()
     names = [f"s{n}" for n in range(bounds.UNSETTLED + 2)]
     stage.worker("w1")
@@ -293,7 +293,7 @@ def test_a_worker_with_many_outcomes_to_settle_gets_nothing_new() -> None:
 # -- damage --------------------------------------------------------------------------------------
 
 
-def test_an_attempt_that_runs_is_the_one_that_rebuilds_what_was_damaged() -> None:
+def test_orphan_attempt_rebuilds_a_damaged_artifact() -> None:
     """While the store inspects `a`, a worker of a former run turns out to be at it."""
     stage = building("b: a\na:", "w1")
     stage.done("a")
@@ -314,7 +314,7 @@ def test_an_attempt_that_runs_is_the_one_that_rebuilds_what_was_damaged() -> Non
     assert [each.worker for each in stage.began if each.key == key_of("a")] == ["w1", "w2"]
 
 
-def test_an_attempt_that_has_ended_holds_back_nothing_however_often_it_is_reported() -> None:
+def test_ended_attempt_blocks_nothing_however_often_it_is_reported() -> None:
     stage = building("zlib:", "w1")
     liar = stage.machines["w1"]
     ended = dict(liar.running)
@@ -331,7 +331,7 @@ def test_an_attempt_that_has_ended_holds_back_nothing_however_often_it_is_report
         stage.ends("zlib", "cancelled")
 
 
-def test_what_a_former_run_of_a_worker_was_at_is_over() -> None:
+def test_attempt_of_a_former_run_of_a_worker_is_over() -> None:
     """A worker that is lost each time, and comes back as another with what it had of old."""
     old = building("zlib:", "w1")
     [id] = old.machines["w1"].running
