@@ -1,7 +1,7 @@
-"""What the core hears and what it asks for.
+"""Defines the events that the core handles, and the effects that follow from them.
 
-Events are messages as they came (`Report`, `BuildOrder`, `BuildGraph`, `Poll`, `Leave`, `Command`)
-and the ones below; effects are only those below.  The shell carries them out in order.
+An event is a message of a peer (`Report`, `BuildOrder`, `BuildGraph`, `Poll`, `Leave`, `Command`)
+or one of the events below.  The shell carries out effects in order.
 """
 
 from __future__ import annotations
@@ -25,37 +25,37 @@ from fabric.wire.messages import (
 
 
 class Answered(msgspec.Struct, frozen=True):
-    """The store's answer to `Ask`: which of its keys are there."""
+    """The store answered `Ask`: ``present`` are the keys that it has."""
 
     question: int
     present: frozenset[str]
 
 
 class Unanswered(msgspec.Struct, frozen=True):
-    """The store could not answer `Ask`."""
+    """The store failed to answer `Ask`."""
 
     question: int
     message: str
 
 
 class Resolved(msgspec.Struct, frozen=True):
-    """What a request asked for by `BuildOrder` comes to."""
+    """The build order of a request is resolved to this graph."""
 
     request: str
     submit: BuildGraph
 
 
 class Unresolved(msgspec.Struct, frozen=True):
-    """A request's definitions cannot be resolved, and why."""
+    """The build order of a request cannot be resolved, and why."""
 
     request: str
     message: str
 
 
 class Inspected(msgspec.Struct, frozen=True):
-    """The answer to `Inspect`: which of its artifacts are gone from the store.
+    """The store has been inspected for `Inspect`: ``keys`` are the artifacts that are gone.
 
-    ``failure`` says why nothing is known of the others, if that is so.
+    With ``failure``, nothing is known of the others.
     """
 
     keys: frozenset[str]
@@ -63,14 +63,15 @@ class Inspected(msgspec.Struct, frozen=True):
 
 
 class Unwritten(msgspec.Struct, frozen=True):
-    """That a request began cannot be written down, and nobody was told that it has: forget it."""
+    """A request could not be journaled, and no peer was told that it began: forget it."""
 
     request: str
 
 
 class Remembered(msgspec.Struct, frozen=True):
-    """A request that was over before this run of the broker: the last that was told of it, who
-    wanted it, and how many seconds ago it began.
+    """A request was over before this run of the broker.
+
+    ``outcome`` is its last update; it began ``ago`` seconds ago.
     """
 
     outcome: Update
@@ -103,16 +104,17 @@ Event = (
 
 
 class Ask(msgspec.Struct, frozen=True, gc=False):
-    """Ask the store which of these keys it has; answer with `Answered` or `Unanswered`."""
+    """Query the store for these keys, and answer with `Answered` or `Unanswered`."""
 
     question: int
     keys: tuple[str, ...]
 
 
 class Inspect(msgspec.Struct, frozen=True):
-    """A worker says that these artifacts are damaged.  Read their blobs, forget what is not whole,
-    and answer with `Inspected` - always, if need be that the store does not answer.  Until then
-    no second one comes: an inspection reads much, and whoever lies must not keep the store busy.
+    """A worker found these artifacts damaged: read their blobs, remove those that are not whole.
+
+    Always answer with `Inspected`, if need be with a failure.  There is no second `Inspect` before
+    that: an inspection reads much, and a worker that lies must not keep the store busy.
     """
 
     keys: tuple[str, ...]
@@ -120,32 +122,32 @@ class Inspect(msgspec.Struct, frozen=True):
 
 
 class Resolve(msgspec.Struct, frozen=True):
-    """Find out what this order needs; answer with `Resolved` or `Unresolved`."""
+    """Resolve this build order, and answer with `Resolved` or `Unresolved`."""
 
     order: BuildOrder
 
 
 class Abandon(msgspec.Struct, frozen=True):
-    """What `Resolve` is finding out for this request is no longer wanted."""
+    """The answer to `Resolve` for this request is no longer wanted."""
 
     request: str
 
 
 class Desire(msgspec.Struct, frozen=True, gc=False):
-    """Send this worker what `Scheduler.desired` says."""
+    """Send this worker `Scheduler.desired`."""
 
     worker: str
 
 
 class Changed(msgspec.Struct, frozen=True, gc=False):
-    """There is news for this request: see `Scheduler.update`."""
+    """There is news of this request: see `Scheduler.update`."""
 
     request: str
     over: bool
 
 
 class Refuse(msgspec.Struct, frozen=True):
-    """Tell the sender of the event that it cannot be served.  ``code`` as in `Rejected`."""
+    """Reject the event for its sender.  ``code`` as in `Rejected`."""
 
     about: str
     code: Code
@@ -159,14 +161,14 @@ class Tell(msgspec.Struct, frozen=True):
 
 
 class Drained(msgspec.Struct, frozen=True):
-    """An operator wants a worker to get nothing new, or to get work again: remember it."""
+    """An operator drained a worker or resumed it: journal it."""
 
     worker: str
     on: bool
 
 
 class Opened(msgspec.Struct, frozen=True):
-    """A request began: remember its intent, to be handed in again after a restart."""
+    """A request began: journal its intent, to be submitted again after a restart."""
 
     request: str
     title: str
@@ -174,14 +176,14 @@ class Opened(msgspec.Struct, frozen=True):
 
 
 class Closed(msgspec.Struct, frozen=True):
-    """A request is over, with its last state."""
+    """A request is over, in this state."""
 
     request: str
     state: str
 
 
 class Began(msgspec.Struct, frozen=True, gc=False):
-    """An attempt began: its log may come.  ``found``: it ran already, unknown to this core."""
+    """An attempt began, so its log may come.  ``found``: it ran already, unknown to this core."""
 
     key: str
     fence: int
@@ -190,7 +192,7 @@ class Began(msgspec.Struct, frozen=True, gc=False):
 
 
 class Ended(msgspec.Struct, frozen=True, gc=False):
-    """An attempt ended.  ``outcome`` is None if its worker was lost, or it was killed."""
+    """An attempt ended.  ``outcome`` is None if its worker was lost or the attempt was killed."""
 
     key: str
     fence: int
@@ -203,7 +205,7 @@ class Ended(msgspec.Struct, frozen=True, gc=False):
 
 
 class Learned(msgspec.Struct, frozen=True, gc=False):
-    """A verified build took this long."""
+    """A verified build took this many seconds."""
 
     kind: str
     name: str
