@@ -47,22 +47,24 @@ def _default_cache() -> str:
 class Shared(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
     """What all three programs know.  Sizes are bytes, times seconds."""
 
-    #: everything local stands below this directory
+    #: The directory of everything that is kept on this machine.
     cache: str = msgspec.field(default_factory=_default_cache)
-    #: the artifact store: a directory or a URL (file, http, https, s3, gs, az); "": CACHE/artifacts
+    #: The artifact store: a directory, or a URL (file, http, https, s3, gs, az).
+    #: "": CACHE/artifacts.
     artifacts: str = ""
-    #: PEM file of the authority that certifies the store's host; "": the system's authorities
+    #: PEM file of the authority that certifies the store's host. "": the system's authorities.
     artifacts_ca: str = ""
-    #: file that holds USER:PASSWORD for the store
+    #: A file that holds USER:PASSWORD for the store.
     artifacts_password: str = ""
-    #: the trove: URL or path of one bare git repository; "": local repositories only
+    #: The trove: URL or path of one bare git repository. "": local repositories only.
     trove: str = ""
-    #: the key git uses over ssh, and the file of hosts it knows; "": ssh's defaults
+    #: The private key that git uses over ssh. "": ssh's defaults.
     ssh_key: str = ""
+    #: The file of host keys that git accepts over ssh. "": ssh's defaults.
     known_hosts: str = ""
-    #: repository aliases, `{name = "pattern with %s"}`; a plain name stands in the trove
+    #: Repository aliases, `name = "URL with %s"`; without one, a name stands in the trove.
     aliases: dict[str, str] = {}
-    #: speak without encryption, which only loopback addresses allow
+    #: Send messages without encryption; only loopback addresses allow this.
     plain: bool = False
 
     @property
@@ -82,13 +84,13 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_u
 class Building(Shared, frozen=True, kw_only=True):
     """What building on this machine needs besides."""
 
-    #: make's -j in a build step; 0: the number of cores
+    #: make's -j in a build step. 0: the number of cores.
     max_jobs: Size = 0
-    #: a build step running longer is ended and counts as failed; 0: no limit
+    #: A build step that runs longer fails. 0: no limit.
     build_timeout: Seconds = 0.0
-    #: architectures that are built here, the machine's own first; none: as its kernel runs
+    #: Architectures that are built here, the machine's own first. None: those its kernel runs.
     architectures: tuple[Named, ...] = ()
-    #: a build step that prints more is ended and counts as failed; 0: no limit
+    #: A build step that prints more fails. 0: no limit.
     log_limit: Size = 4 * 1024**3
 
     @property
@@ -109,15 +111,15 @@ class Building(Shared, frozen=True, kw_only=True):
 class Settings(Building, frozen=True, kw_only=True):
     """The initiator's settings."""
 
-    #: the controller, HOST or HOST:PORT; "": build on this machine, with an embedded broker
+    #: The controller, HOST or HOST:PORT. "": build on this machine, with an embedded broker.
     controller: str = ""
-    #: where this user's key is, and the controller's public one
+    #: The directory of this user's key and the controller's public key.
     keys: str = "~/.config/distbuild/keys"
-    #: of two requests, the one with 1 more gets twice the workers
+    #: Priority of a build: 1 more doubles its share of the workers.
     priority: Annotated[int, Meta(ge=-10, le=10)] = 0
-    #: a build waits so long for a controller or a trove that is out of reach
+    #: How long a build waits, when it begins, for a controller or a trove that is out of reach.
     patience: Seconds = 300.0
-    #: workers of the embedded fabric; 0: two, or a quarter of the cores if that is more
+    #: Builds at a time without a controller. 0: two, or a quarter of the cores if that is more.
     workers: Annotated[int, Meta(ge=0, le=bounds.WORKERS)] = 0
 
     @property
@@ -139,23 +141,23 @@ class BrokerSettings(Shared, frozen=True, kw_only=True):
     """The broker's settings."""
 
     cache: str = "/var/cache/distbuild"
-    #: the address to listen at; "*": at all
+    #: The address to listen at. "*": all addresses.
     listen: str = "*"
-    #: for jobs; logs come in at the next port, and go out at the one after
+    #: The port for jobs; logs come in at the next port, and go out at the one after.
     port: Port = PORT
-    #: holds broker.key_secret, and in admitted/ the public key of every peer
+    #: The directory with broker.key_secret, and in admitted/ the public keys of all peers.
     keys: str = KEYS
-    #: the journal, and the logs under way
+    #: The directory of the journal and of logs under way.
     state: str = "/var/lib/distbuild"
-    #: HOST:PORT where Prometheus may ask; "": nowhere
+    #: HOST:PORT at which metrics are served to Prometheus. "": they are not served.
     metrics: str = "127.0.0.1:7419"
-    #: a worker not heard of for so long is lost
+    #: A worker that is silent for so long is lost.
     lease: Annotated[float, Meta(gt=0)] = 10.0
-    #: a job that was lost with its worker so often fails
+    #: A step fails after so many attempts that ended with the loss of their worker.
     losses: Annotated[int, Meta(ge=1)] = 3
-    #: a job that so many machines could not do fails
+    #: A step fails after faults on so many machines.
     faults: Annotated[int, Meta(ge=1)] = 3
-    #: a job that no worker is able to do fails after so long; 0: never
+    #: A step that no worker is able to build fails after so long. 0: never.
     no_worker_timeout: Seconds = 1800.0
 
     @property
@@ -171,17 +173,17 @@ class WorkerSettings(Building, frozen=True, kw_only=True):
     """A worker's settings."""
 
     cache: str = "/var/cache/distbuild"
-    #: what it is called; "": as its key says, or as its host is called if it needs no key
+    #: The worker's name. "": the name in its key, or without a key the name of its host.
     name: Named = ""
-    #: the controller: HOST or HOST:PORT
+    #: The controller: HOST or HOST:PORT.
     controller: str = ""
-    #: builds at a time
+    #: Builds at a time.
     slots: Annotated[int, Meta(ge=1, le=bounds.SLOTS)] = 1
-    #: holds this worker's key, and the controller's public one
+    #: The directory of this worker's key and the controller's public key.
     keys: str = KEYS
-    #: with less free disk it takes no new job
+    #: With less free disk the worker takes no new step.
     min_free_disk: Size = 2 * 1024**3
-    #: what jobs may ask for besides this machine's tools
+    #: Labels that steps may require besides this machine's tools.
     features: tuple[Named, ...] = ()
 
     @property
