@@ -7,7 +7,7 @@ import socket
 import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -20,12 +20,38 @@ if TYPE_CHECKING:
     from wsgiref.simple_server import WSGIServer
 
     from prometheus_client import CollectorRegistry
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+    from prometheus_client.core import Metric
 
     from fabric.scheduling.scheduler import Scheduler
 
 #: Seconds between snapshots.
 EVERY = 1.0
+
+
+class Family(NamedTuple):
+    """A metric; ``label`` tells its values apart, "" if there is one."""
+
+    name: str
+    type: str  # "gauge" or "counter"
+    label: str
+    meaning: str
+
+
+#: docs/reference/metrics.md shows this table.
+FAMILIES = (
+    Family("fabric_protocol", "gauge", "", "Version of the protocol"),
+    Family("fabric_journal_writable", "gauge", "", "1, or 0 if the journal cannot be written"),
+    Family("fabric_steps", "gauge", "state", "Known steps, by state"),
+    Family("fabric_requests", "gauge", "state", "Known requests, by state"),
+    Family("fabric_attempts", "counter", "result", "Attempts that ended, by result"),
+    Family("fabric_requests_ended", "counter", "state", "Requests that ended, by state"),
+    Family("fabric_log_bytes", "counter", "", "Bytes of logs that the broker received"),
+    Family("fabric_workers", "gauge", "state", "Workers, by state"),
+    Family("fabric_worker_slots", "gauge", "worker", "Builds that a worker runs at a time"),
+    Family("fabric_worker_running", "gauge", "worker", "Attempts that a worker runs"),
+    Family("fabric_worker_disk_free_bytes", "gauge", "worker", "Free disk of a worker"),
+    Family("fabric_worker_memory_free_bytes", "gauge", "worker", "Free memory of a worker"),
+)
 
 
 class Counts(msgspec.Struct):
@@ -69,44 +95,24 @@ class Metrics:
         self, scheduler: Scheduler, workers: Answer, counts: Counts, *, writable: bool
     ) -> None:
         """Take a snapshot.  ``workers`` answers a query for them; is the journal ``writable``?"""
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-
-        steps = {state.value: count for state, count in scheduler.state.tally.items() if count}
-        states = Counter(request.state for request in scheduler.state.requests.values())
-        machines = GaugeMetricFamily("fabric_workers", "Workers by state", labels=["state"])
-        slots = GaugeMetricFamily("fabric_worker_slots", "Slots", labels=["worker"])
-        running = GaugeMetricFamily("fabric_worker_running", "Attempts held", labels=["worker"])
-        disk = GaugeMetricFamily("fabric_worker_disk_free_bytes", "Disk left", labels=["worker"])
-        memory = GaugeMetricFamily("fabric_worker_memory_free_bytes", "Memory", labels=["worker"])
-        for state, number in Counter(each.state for each in workers.workers).items():
-            machines.add_metric([state], number)
-        for worker in workers.workers:
-            slots.add_metric([worker.name], worker.slots)
-            running.add_metric([worker.name], len(worker.running))
-            disk.add_metric([worker.name], worker.free_disk)
-            memory.add_metric([worker.name], worker.free_memory)
-        self._taken = [
-            GaugeMetricFamily("fabric_protocol", "Version of the protocol", PROTOCOL),
-            GaugeMetricFamily(
-                "fabric_journal_writable", "1, or 0 if no promise can be kept", float(writable)
-            ),
-            _labelled(GaugeMetricFamily, "fabric_steps", "Steps known, by state", "state", steps),
-            _labelled(
-                GaugeMetricFamily, "fabric_requests", "Requests known, by state", "state", states
-            ),
-            _labelled(
-                CounterMetricFamily, "fabric_attempts", "Attempts ended", "result", counts.attempts
-            ),
-            _labelled(
-                CounterMetricFamily, "fabric_requests_ended", "Requests", "state", counts.requests
-            ),
-            CounterMetricFamily("fabric_log_bytes", "Bytes of logs taken in", counts.log_bytes),
-            machines,
-            slots,
-            running,
-            disk,
-            memory,
-        ]
+        each = workers.workers
+        values: dict[str, Mapping[Any, float]] = {
+            "fabric_protocol": {"": PROTOCOL},
+            "fabric_journal_writable": {"": float(writable)},
+            "fabric_steps": {
+                state: count for state, count in scheduler.state.tally.items() if count
+            },
+            "fabric_requests": Counter(one.state for one in scheduler.state.requests.values()),
+            "fabric_attempts": counts.attempts,
+            "fabric_requests_ended": counts.requests,
+            "fabric_log_bytes": {"": counts.log_bytes},
+            "fabric_workers": Counter(worker.state for worker in each),
+            "fabric_worker_slots": {worker.name: worker.slots for worker in each},
+            "fabric_worker_running": {worker.name: len(worker.running) for worker in each},
+            "fabric_worker_disk_free_bytes": {worker.name: worker.free_disk for worker in each},
+            "fabric_worker_memory_free_bytes": {worker.name: worker.free_memory for worker in each},
+        }
+        self._taken = [_filled(family, values[family.name]) for family in FAMILIES]
 
 
 def _server(host: str, port: int, registry: CollectorRegistry) -> WSGIServer:
@@ -147,14 +153,11 @@ def _server(host: str, port: int, registry: CollectorRegistry) -> WSGIServer:
     return make_server(host, port, make_wsgi_app(registry), Server, Handler)
 
 
-def _labelled(
-    kind: type[GaugeMetricFamily] | type[CounterMetricFamily],
-    name: str,
-    description: str,
-    label: str,
-    counts: Mapping[Any, int],
-) -> Metric:
-    family = kind(name, description, labels=[label])
-    for value, count in counts.items():
-        family.add_metric([value], count)
-    return family
+def _filled(family: Family, values: Mapping[Any, float]) -> Metric:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    kind = CounterMetricFamily if family.type == "counter" else GaugeMetricFamily
+    made = kind(family.name, family.meaning, labels=[family.label] if family.label else [])
+    for label, value in values.items():
+        made.add_metric([str(label)] if family.label else [], value)
+    return made
