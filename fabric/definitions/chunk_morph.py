@@ -14,14 +14,36 @@ from typing import Any, cast
 from fabric.definitions.fields import Fields, bad_name, is_name, kind_of
 from fabric.definitions.graph import COMMAND_STEPS, Device
 from fabric.definitions.located_yaml import Map
-from fabric.definitions.morphs import COMMON, ChunkMorph, products
+from fabric.definitions.morphs import COMMON, ChunkMorph, Fieldset, products
 
 _IGNORED = ("build-mode", "prefix")
-_FIELDS = COMMON.union(
-    COMMAND_STEPS, {"build-system", "products", "devices", "max-jobs", "system-integration"}
-)
-_NUMBERS = ("major", "minor", "uid", "gid")
-_DEVICE = ("filename", "type", "permissions", *_NUMBERS)
+CHUNK = COMMON | {
+    "build-system": ("name", "a build system of DEFAULTS; default `manual`, which has no commands"),
+    **dict.fromkeys(
+        COMMAND_STEPS,
+        ("list of commands", "the commands of this step; they replace those of the build system"),
+    ),
+    "max-jobs": ("number", "the most jobs that `make` runs at once; default: the worker's"),
+    "products": ("list", "split rules that come before those of DEFAULTS"),
+    "devices": ("list", "device nodes that are made after installing"),
+    "system-integration": (
+        "mapping",
+        "artifact -> name -> commands that run in each system with the artifact, in the order of"
+        " the names over all chunks",
+    ),
+}
+_NUMBERS = {
+    "major": ("number, required", "the device's major number"),
+    "minor": ("number, required", "the device's minor number"),
+    "uid": ("number, required", "its owner"),
+    "gid": ("number, required", "its group"),
+}
+DEVICE: Fieldset = {
+    "filename": ("path, required", "the node's path in the system"),
+    "type": ("word, required", "`c` or `b`"),
+    "permissions": ("text, required", "an octal number such as `'0644'`"),
+    **_NUMBERS,
+}
 
 _Integration = dict[str, dict[str, tuple[str, ...]]]
 
@@ -30,7 +52,7 @@ def chunk(fields: Fields, given: Map) -> ChunkMorph:
     """A chunk morph; what is wrong is noted in ``fields``."""
     name = fields.name(given, "name", "chunk")
     what = f"chunk {name}".rstrip()
-    fields.known(given, what, _FIELDS, but=_IGNORED)
+    fields.known(given, what, CHUNK, but=_IGNORED)
     fields.ignored(given, what, _IGNORED)
     integration, lines = _integration(fields, given, what)
     return ChunkMorph(
@@ -78,7 +100,7 @@ def _device(fields: Fields, entry: Map, what: str) -> Device | None:
     before = len(fields.findings.errors)
     filename = fields.text(entry, "filename", what)
     what = f"{what} {filename}".rstrip()
-    fields.known(entry, what, _DEVICE)
+    fields.known(entry, what, DEVICE)
     if ".." in filename.split("/"):
         fields.report(entry.lines["filename"], f"{what}: leave '..' out of its path")
     elif filename and not {"", "."}.isdisjoint(filename.strip("/").split("/")):

@@ -14,8 +14,21 @@ from fabric.definitions.fields import Fields, bad_name, is_name
 from fabric.definitions.graph import Device, Mode, Rule, Submodule
 from fabric.definitions.located_yaml import Map
 
+#: Fields of a mapping: name -> (value, meaning), as docs/reference/morphs.md shows them.
+Fieldset = dict[str, tuple[str, str]]
 #: Top-level fields of every morph.
-COMMON = frozenset({"name", "kind", "description"})
+COMMON: Fieldset = {
+    "name": ("name, required", "the name of what the morph describes"),
+    "kind": ("word, required", "`chunk`, `stratum`, `system` or `cluster`"),
+    "description": ("text", "a remark for people"),
+}
+PRODUCT: Fieldset = {
+    "artifact": ("name, required", "the artifact; in DEFAULTS only the end of its name"),
+    "include": (
+        "list of patterns, required",
+        "regular expressions of RE2 that match from the start of a path, not up to its end",
+    ),
+}
 
 
 class Reference(msgspec.Struct):
@@ -134,7 +147,7 @@ def split_rule(fields: Fields, entry: Map, what: str, *, suffix: bool = False) -
     what = f"{what} {artifact}".rstrip()
     if "include" not in entry:
         fields.report(entry.line, f"{what}: the field 'include' is missing")
-    fields.known(entry, what, ("artifact", "include"))
+    fields.known(entry, what, PRODUCT)
     lines = getattr(entry.get("include"), "lines", ())
     include = zip(fields.texts(entry, "include", what), lines, strict=False)
     return Rule(artifact, tuple(one for one, line in include if fields.pattern(one, line, what)))

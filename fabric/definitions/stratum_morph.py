@@ -19,6 +19,7 @@ from fabric.definitions.located_yaml import Map
 from fabric.definitions.morphs import (
     COMMON,
     ChunkSpec,
+    Fieldset,
     Reference,
     StratumMorph,
     products,
@@ -26,13 +27,43 @@ from fabric.definitions.morphs import (
 )
 from fabric.definitions.walk import cycles
 
-_FIELDS = COMMON | {"build-depends", "chunks", "products"}
-_DEPENDENCY = ("name", "morph", "repo", "ref")
-_SPEC = frozenset({
-    "name", "alias", "repo", "ref", "unpetrify-ref", "morph", "build-system", "build-mode",
-    "prefix", "build-depends", "artifacts",
-})  # fmt: skip
-_SPEC_8 = _SPEC | {"submodules"}
+STRATUM = COMMON | {
+    "build-depends": (
+        "list",
+        "strata that the chunks are built on; required unless a chunk is a bootstrap or test chunk",
+    ),
+    "chunks": ("list, required", "the chunks"),
+    "products": ("list", "split rules; the patterns match names of chunk artifacts"),
+}
+DEPENDENCY: Fieldset = {
+    "morph": ("path, required", "the morph of the stratum"),
+    "name": ("text", "a remark for people"),
+    "repo": ("", "ignored, with a warning"),
+    "ref": ("", "ignored, with a warning"),
+}
+_SPEC: Fieldset = {
+    "name": ("name, required", "the name of the chunk"),
+    "morph": ("path", "the chunk's morph; either this or `build-system` is required"),
+    "build-system": ("name", "a build system of DEFAULTS, for a chunk without a morph"),
+    "repo": ("text", "`ALIAS:NAME`, a git URL or an absolute path; default: the chunk's name"),
+    "ref": ("text, required", "a tag, branch or commit; `HEAD`: that of the definitions"),
+    "unpetrify-ref": ("anything", "a remark: the branch from which a commit was taken"),
+    "build-mode": (
+        "word",
+        "`staging` (the default), `bootstrap` (with the machine's tools), or `test` (with the"
+        " machine's tools, in a staging area)",
+    ),
+    "prefix": ("path", "where it is installed; default `/usr`"),
+    "build-depends": ("list of names", "chunks of this stratum that the build needs"),
+    "artifacts": ("mapping", "chunk artifact -> the stratum artifact that takes it"),
+    "alias": ("name", "accepted, and without effect"),
+}
+SPEC = _SPEC | {
+    "submodules": (
+        "mapping",
+        "path -> `url` and nested `submodules`: where git submodules come from; version 8 only",
+    ),
+}
 _MODES = ("staging", "bootstrap", "test")
 
 
@@ -40,7 +71,7 @@ def stratum(fields: Fields, given: Map, version: int) -> StratumMorph:
     """A stratum morph of a format version; what is wrong is noted in ``fields``."""
     name = fields.name(given, "name", "stratum")
     what = f"stratum {name}".rstrip()
-    fields.known(given, what, _FIELDS)
+    fields.known(given, what, STRATUM)
     specs = []
     for line, item in fields.items(given, "chunks", what):
         entry = fields.mapping(item, line, f"{what}: an entry of 'chunks'")
@@ -72,7 +103,7 @@ def _depends(fields: Fields, given: Map, what: str) -> tuple[Reference, ...]:
     for line, item in fields.items(given, "build-depends", what):
         entry = fields.mapping(item, line, f"{what}: an entry of 'build-depends'")
         if entry is not None:
-            fields.known(entry, f"{what}: build-depends", _DEPENDENCY)
+            fields.known(entry, f"{what}: build-depends", DEPENDENCY)
             fields.ignored(entry, f"{what}: build-depends", ("repo", "ref"))
             found.append(reference(fields, entry, f"{what}: build-depends"))
     return tuple(found)
@@ -113,14 +144,14 @@ def _check_names(fields: Fields, specs: list[ChunkSpec], what: str) -> None:
 def _spec(fields: Fields, given: Map, version: int) -> ChunkSpec:
     name = fields.name(given, "name", "chunk")
     what = f"chunk {name}".rstrip()
-    if not given.keys() <= _SPEC:
+    if not given.keys() <= _SPEC.keys():
         if "submodules" in given and version < 8:
             fields.report(
                 given.lines["submodules"],
                 f"{what}: 'submodules' came with version 8 of the format and these definitions"
                 f" are version {version}: write 'version: 8' into VERSION",
             )
-        fields.known(given, what, _SPEC_8)
+        fields.known(given, what, SPEC)
     if "alias" in given:
         fields.name(given, "alias", what)
     if "morph" in given and "build-system" in given:

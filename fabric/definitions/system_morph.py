@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from fabric.definitions.fields import Fields, listing, suggest
 from fabric.definitions.located_yaml import Map
-from fabric.definitions.morphs import COMMON, StrataEntry, SystemMorph, reference
+from fabric.definitions.morphs import COMMON, Fieldset, StrataEntry, SystemMorph, reference
 
 ARCHITECTURES = frozenset({
     "armv5l", "armv7l", "armv7lhf", "armv7b", "armv8l64", "armv8b64", "x86_32", "x86_64", "ppc64",
@@ -23,9 +23,23 @@ _ELSEWHERE = {
     "armhf": "armv7lhf", "armel": "armv5l", "mipsel": "mips32l", "mips": "mips32b",
     "mips64el": "mips64l", "mips64": "mips64b", "powerpc64": "ppc64",
 }  # fmt: skip
-_FIELDS = COMMON | {"arch", "strata", "configuration-extensions"}
+SYSTEM = COMMON | {
+    "arch": (
+        "word, required",
+        f"one of {', '.join(f'`{arch}`' for arch in sorted(ARCHITECTURES))}",
+    ),
+    "strata": ("list, required", "the strata of the system"),
+    "configuration-extensions": ("list of text", "accepted, and without effect"),
+}
 _OBSOLETE = ("disk-size", "system-kind")
-_ENTRY = ("name", "morph", "artifacts", "alias", "repo", "ref")
+ENTRY: Fieldset = {
+    "name": ("text, required", "the name of the stratum, as its morph gives it"),
+    "morph": ("path, required", "the morph of the stratum"),
+    "artifacts": ("list of names", "the stratum artifacts that the system takes; default: all"),
+    "alias": ("name", "allows a second entry for the same stratum"),
+    "repo": ("", "ignored, with a warning"),
+    "ref": ("", "ignored, with a warning"),
+}
 
 
 def system(fields: Fields, given: Map) -> SystemMorph:
@@ -35,7 +49,7 @@ def system(fields: Fields, given: Map) -> SystemMorph:
     for key in _OBSOLETE:
         if key in given:
             fields.report(given.lines[key], f"{what}: the field {key!r} is obsolete: remove it")
-    fields.known(given, what, _FIELDS, but=_OBSOLETE)
+    fields.known(given, what, SYSTEM, but=_OBSOLETE)
     arch = fields.text(given, "arch", what)
     arch = "armv7l" if arch == "armv7" else arch
     if arch and arch not in ARCHITECTURES:
@@ -69,7 +83,7 @@ def system(fields: Fields, given: Map) -> SystemMorph:
 def _entry(fields: Fields, entry: Map, what: str) -> StrataEntry:
     name = fields.text(entry, "name", f"{what}: an entry of 'strata'")
     what = f"{what}: stratum {name}".rstrip()
-    fields.known(entry, what, _ENTRY)
+    fields.known(entry, what, ENTRY)
     fields.ignored(entry, what, ("repo", "ref"))
     if "alias" in entry:
         fields.name(entry, "alias", what)

@@ -11,13 +11,29 @@ from fabric.definitions import defaults
 from fabric.definitions.fields import Fields, Findings
 from fabric.definitions.load import Files, Read
 from fabric.definitions.located_yaml import Map
-from fabric.definitions.morphs import morph_path, reference
+from fabric.definitions.morphs import COMMON, Fieldset, morph_path, reference
 from fabric.errors import DefinitionsError
 
-_CLUSTER = ("name", "kind", "description", "systems")
-_SYSTEM = ("morph", "deploy-defaults", "deploy", "subsystems")
+CLUSTER = COMMON | {"systems": ("list, required", "the systems to deploy")}
+CLUSTER_SYSTEM: Fieldset = {
+    "morph": ("path, required", "the morph of the system"),
+    "deploy-defaults": ("mapping", "settings that all its deployments have unless they differ"),
+    "deploy": ("mapping, required", "name of a deployment -> its fields and settings"),
+    "subsystems": ("list", "systems that are put into this one as tar archives"),
+}
 #: Fields of a deployment that are no settings of the deployed machine.
-_OWN = ("type", "location", "upgrade-type", "upgrade-location", "partial-deploy-components")
+DEPLOYMENT: Fieldset = {
+    "type": ("word, required", "`extensions/kvm`; of a subsystem `extensions/tar`"),
+    "location": (
+        "text, required",
+        "`kvm+ssh://USER@HOST:PORT/GUEST/PATH/TO/IMAGE`, USER and PORT optional; of a subsystem"
+        " its path below `/`",
+    ),
+    "upgrade-type": ("word", "ignored, with a warning"),
+    "upgrade-location": ("text", "ignored"),
+    "partial-deploy-components": ("list of names", "refused"),
+}
+_TEXTS = ("type", "location", "upgrade-type", "upgrade-location")
 
 
 class Deployment(msgspec.Struct, frozen=True):
@@ -89,7 +105,7 @@ class _Reader:
     def cluster(self, given: Map) -> Cluster:
         name = self.fields.name(given, "name", "cluster")
         what = f"cluster {name}"
-        self.fields.known(given, what, _CLUSTER)
+        self.fields.known(given, what, CLUSTER)
         if "systems" not in given:
             self.fields.report(given.line, f"{what}: the field 'systems' is missing")
         systems = self._systems(given, "systems", what)
@@ -107,7 +123,7 @@ class _Reader:
     def _system(self, given: Map, what: str) -> ClusterSystem:
         system = reference(self.fields, given, what)
         what = f"system {system.path}"
-        self.fields.known(given, what, _SYSTEM)
+        self.fields.known(given, what, CLUSTER_SYSTEM)
         if system.path:
             self.files.get(system.path, "system", self.fields.file, system.line, "the cluster")
         shared: Map | None = Map(given.line)
@@ -144,7 +160,7 @@ class _Reader:
         for source in (shared, own):
             merged.update(source)
             merged.lines.update(source.lines)
-        texts = {key: self.fields.text(merged, key, what, "") for key in _OWN[:4]}
+        texts = {key: self.fields.text(merged, key, what, "") for key in _TEXTS}
         pairs = [(texts["type"], texts["location"])]
         pairs.append((texts["upgrade-type"], texts["upgrade-location"]))
         for prefix, (kind, location) in zip(("", "upgrade-"), pairs, strict=True):
@@ -162,7 +178,7 @@ class _Reader:
             settings={
                 key: "" if setting is None else str(setting)
                 for key, setting in merged.items()
-                if key not in _OWN
+                if key not in DEPLOYMENT
             },
             components=self.fields.texts(merged, "partial-deploy-components", what),
             line=line,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fabric.definitions.fields import Findings, listing, suggest
+from fabric.definitions.morphs import Fieldset
 from fabric.deployment.cluster import Cluster, ClusterSystem, Deployment
 from fabric.deployment.conflicts import RESERVED, Together
 from fabric.deployment.guest import Guest, Inner
@@ -32,14 +33,48 @@ _BONDS = {
 }
 _MIB = 1024**2
 _DEFAULT_RAM = 1024 * _MIB
-#: What means something to deployments; a name close to one of them is probably a mistake.
-_KNOWN = (
-    *("ARTIFACTS", "ARTIFACTS_CA", "ARTIFACTS_ENVIRONMENT", "ARTIFACTS_PASSWORD", "TROVE"),
-    *("ATTACH_DISKS", "AUTOSTART", "CONTROLLERHOST", "DISK_SIZE", "DISTBUILD_CONTROLLER"),
-    *("DISTBUILD_WORKER", "HOSTNAME", "INSTALL_FILES", "KERNEL_ARGS", "NETWORK_CONFIG"),
-    *("NIC_CONFIG", "RAM_SIZE", "TROVE_HOST", "TROVE_ID", "VCPUS", "VERSION_LABEL", "WORKERS"),
-    *("USERS", "WORKER_SSH_KEY", "WORKER_SSH_PUBKEY"),
-)
+#: Settings of deployments: name -> (value, meaning).  A name close to one is probably a mistake.
+SETTINGS: Fieldset = {
+    "HOSTNAME": ("host", "the machine's name or address; required for controllers and workers"),
+    "DISTBUILD_CONTROLLER": ("yes or no", "the machine is the controller"),
+    "DISTBUILD_WORKER": ("yes or no", "the machine is a worker"),
+    "CONTROLLERHOST": ("host", "the controller's HOSTNAME; required for workers"),
+    "WORKERS": ("list of hosts", "the workers' HOSTNAMEs; required for controllers"),
+    "USERS": ("folder", "public keys of the people who may submit builds"),
+    "TROVE_HOST": ("host", "the machine with sources and artifacts; required for both roles"),
+    "TROVE_ID": ("name", "a name of the trove, for templates of INSTALL_FILES"),
+    "TROVE": ("git URL", "a trove that exists; default `ssh://git@TROVE_HOST/srv/trove/trove.git`"),
+    "WORKER_SSH_KEY": ("file", "the key that may fetch from the trove; required for both roles"),
+    "WORKER_SSH_PUBKEY": ("file", "its public half, which the cluster's own trove admits"),
+    "ARTIFACTS": ("URL", "an artifact store that exists: `https://`, `s3://`, `gs://` or `az://`"),
+    "ARTIFACTS_CA": ("file", "the authority that certifies the store, as PEM"),
+    "ARTIFACTS_PASSWORD": ("file", "USER:PASSWORD for the store"),
+    "ARTIFACTS_ENVIRONMENT": ("file", "lines NAME=VALUE with credentials for the store"),
+    "DISK_SIZE": ("size", "the disk of the system, such as `5G`; required"),
+    "RAM_SIZE": ("size", "memory; default `1G`"),
+    "VCPUS": ("number", "processors; default 1"),
+    "ATTACH_DISKS": ("paths", "further disks of the VM host, separated by `:`"),
+    "NIC_CONFIG": (
+        "list of cards",
+        "`network=NAME`, `bridge=NAME` or `user`, each with `,model=M` and `,mac=M`, separated by"
+        " spaces; default `network=default`",
+    ),
+    "NETWORK_CONFIG": (
+        "list of interfaces",
+        "`NAME:loopback`, `NAME:dhcp` or `NAME:static,address=A,netmask=M,gateway=G,dns=D`,"
+        " separated by `;`",
+    ),
+    "AUTOSTART": ("yes or no", "the guest starts with the VM host"),
+    "KERNEL_ARGS": ("text", "appended to the kernel's command line"),
+    "VERSION_LABEL": ("label", "the label of the system's disk; default `distbuild`"),
+    "INSTALL_FILES": ("list of files", "manifests of files that are put into the image"),
+}
+#: Beginnings of settings that a deployment has any number of.
+PREFIXES: Fieldset = {
+    "FSTAB_": ("line", "a line of /etc/fstab; a blank disk gets the label and a file system"),
+    "HOSTS_": ("line", "a line of /etc/hosts"),
+    "INSTALL_FILES": ("list of files", "further manifests"),
+}
 
 
 def guests(
@@ -214,8 +249,8 @@ class _Reader:
             message = "upgrade-type means nothing here: upgrade-cluster.yml upgrades all machines"
             self.findings.warn(self.file, line, message)
         for key in given.texts:
-            near = "" if key in _KNOWN else suggest(key, _KNOWN)
-            if near and not key.startswith(("INSTALL_FILES", "FSTAB_", "HOSTS_")):
+            near = "" if key in SETTINGS else suggest(key, SETTINGS)
+            if near and not key.startswith((*PREFIXES,)):
                 line = given.lines.get(key, given.line)
                 self.findings.warn(self.file, line, f"the setting {key} means nothing here{near}")
 

@@ -77,7 +77,7 @@ _tree = _hex("40 hex digits of a git tree", TREE)
 
 #: type -> (required fields, optional ones), each with its check.  What an update fills in is
 #: optional.
-_TYPES: dict[str, tuple[dict[str, _Check], dict[str, _Check]]] = {
+TYPES: dict[str, tuple[dict[str, _Check], dict[str, _Check]]] = {
     "git": ({"url": _git_url}, {}),
     "tarball": (
         {"url": _url, "version": _version},
@@ -115,6 +115,24 @@ _TYPES: dict[str, tuple[dict[str, _Check], dict[str, _Check]]] = {
     ),
 }
 
+#: field -> its meaning, as docs/reference/lorries.md shows it.
+MEANINGS = {
+    "url": "of a tarball: `https:`, `http:` or `file:`; of `git`: a git URL, or a path from the"
+    " folder of the lorry file; all branches and tags are mirrored",
+    "version": "upstream's version; of a set of packages any name for it, in quotes",
+    "ref": "the tag that an import makes, or the branch of a set of packages; default: the version",
+    "sha256": "digest of the tarball, the orig tarball or the source distribution",
+    "tree": "the git tree that an import must give",
+    "package": "the package's name; default: the last part of the repository's name",
+    "components": "name -> SHA-256 of further orig tarballs, imported into folders of these names",
+    "packages": "names; all that they depend on comes along. Of wheels also `NAME>=VERSION`",
+    "exclude": "packages that do not come along",
+    "architecture": "default `amd64`; of wheels `x86_64`",
+    "python": 'the version of CPython that imports the wheels, such as `"3.13"`',
+}
+#: Fields that `lorry update` fills in.
+FILLED_IN = ("version", "sha256", "tree")
+
 _SEGMENT = r"[A-Za-z0-9_+~][A-Za-z0-9_+.~-]*"
 _NAME = re.compile(rf"([a-z][a-z0-9-]+:)?{_SEGMENT}(/{_SEGMENT})*")
 
@@ -127,10 +145,10 @@ def mistakes(name: str, entry: Any, line: int, text: list[str]) -> Iterator[tupl
         yield line, "must be a mapping with a `type`"
         return
     kind = entry.get("type")
-    if not isinstance(kind, str) or kind not in _TYPES:
-        yield entry.lines.get("type", line), f"`type` must be one of {', '.join(_TYPES)}"
+    if not isinstance(kind, str) or kind not in TYPES:
+        yield entry.lines.get("type", line), f"`type` must be one of {', '.join(TYPES)}"
         return
-    required, optional = _TYPES[kind]
+    required, optional = TYPES[kind]
     for missing in required.keys() - entry.keys():
         yield line, f"a lorry of type {kind} needs `{missing}`"
     for key, value in entry.items():
