@@ -18,14 +18,16 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="fabric-keys", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
     make = commands.add_parser("make", help="make a pair of keys; prints where the public one is")
-    make.add_argument("role", choices=keys.ROLES)
-    make.add_argument("name", nargs="?", help="of the machine or person (the broker's is broker)")
+    make.add_argument("role", choices=keys.ROLES, help="what the key allows")
+    make.add_argument(
+        "name", nargs="?", help="the machine or person; of the controller it is broker"
+    )
     make.add_argument("--to", type=Path, default=Path(KEYS), metavar="DIR", help=f"default {KEYS}")
-    admit = commands.add_parser("admit", help="let in whoever has this key, from now on")
-    admit.add_argument("file", type=Path, help="NAME.key, the public one")
-    listed = commands.add_parser("list", help="name, role and public key of all who are admitted")
-    revoke = commands.add_parser("revoke", help="cut somebody off, at once")
-    revoke.add_argument("name")
+    admit = commands.add_parser("admit", help="admit the owner of a key, from now on")
+    admit.add_argument("file", type=Path, help="NAME.key, the public key")
+    listed = commands.add_parser("list", help="list the admitted keys: name, role, public key")
+    revoke = commands.add_parser("revoke", help="stop admitting a key, at once")
+    revoke.add_argument("name", help="as `list` shows it")
     for command in (admit, listed, revoke):
         command.add_argument(
             "--keys", type=Path, default=Path(KEYS), metavar="DIR",
