@@ -115,19 +115,31 @@ TYPES: dict[str, tuple[dict[str, _Check], dict[str, _Check]]] = {
     ),
 }
 
-#: field -> its meaning, as docs/reference/lorries.md shows it.
+_SET = {
+    "version": "any name for this set of packages",
+    "ref": "the branch that an import makes; default: the version",
+}
+#: Field, or type.field, -> its meaning, as docs/reference/lorries.md shows it.
 MEANINGS = {
-    "url": "of a tarball: `https:`, `http:` or `file:`; of `git`: a git URL, or a path from the"
-    " folder of the lorry file; all branches and tags are mirrored",
-    "version": "upstream's version; of a set of packages any name for it, in quotes",
-    "ref": "the tag that an import makes, or the branch of a set of packages; default: the version",
-    "sha256": "digest of the tarball, the orig tarball or the source distribution",
+    "url": "where the tarball is: `https:`, `http:` or `file:`",
+    "git.url": "a git URL, or a path from the folder of the lorry file; all branches and tags are"
+    " mirrored",
+    "version": "upstream's version",
+    "ref": "the tag that an import makes, and strata name; default: the version",
+    **{
+        f"{kind}.{name}": text
+        for kind in ("debian-packages", "pypi-wheels")
+        for name, text in _SET.items()
+    },
+    "sha256": "the digest of the tarball, the orig tarball or the source distribution",
     "tree": "the git tree that an import must give",
     "package": "the package's name; default: the last part of the repository's name",
     "components": "name -> SHA-256 of further orig tarballs, imported into folders of these names",
-    "packages": "names; all that they depend on comes along. Of wheels also `NAME>=VERSION`",
+    "packages": "names of packages; their dependencies come along",
+    "pypi-wheels.packages": "projects, also as `rich>=14`; their dependencies come along",
     "exclude": "packages that do not come along",
-    "architecture": "default `amd64`; of wheels `x86_64`",
+    "architecture": "default `amd64`",
+    "pypi-wheels.architecture": "default `x86_64`",
     "python": 'the version of CPython that imports the wheels, such as `"3.13"`',
 }
 #: Fields that `lorry update` fills in.
