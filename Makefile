@@ -1,4 +1,4 @@
-# `make help` tells what there is.
+# `make help` lists the targets.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -38,8 +38,11 @@ command -v fabric-initiator >/dev/null || \
 endef
 
 .PHONY: help
-help: ## what this Makefile does
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+help: ## list the targets
+	@awk -F ':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} \
+	  /^[a-z-]+:.*## / {printf "  make %-12s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+##@ Set up
 
 $(BIN)/fabric-initiator: pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON) on this machine"; exit 1; }
@@ -49,14 +52,14 @@ $(BIN)/fabric-initiator: pyproject.toml constraints.txt
 	@touch $@
 
 .PHONY: setup
-setup: $(BIN)/fabric-initiator ## install what building needs: Debian packages, and .venv
+setup: $(BIN)/fabric-initiator ## install the programs into .venv, and missing Debian packages
 
 $(VENV)/has-dev: pyproject.toml constraints.txt | $(BIN)/fabric-initiator
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 .PHONY: setup-dev
-setup-dev: $(VENV)/has-dev ## and what working on this needs: checkers, pytest
+setup-dev: $(VENV)/has-dev ## also checkers and pytest, to work on the code
 
 # (Not the program: what checks roles brings it, too.)
 $(VENV)/has-deploy: pyproject.toml constraints.txt | $(BIN)/fabric-initiator
@@ -65,26 +68,30 @@ $(VENV)/has-deploy: pyproject.toml constraints.txt | $(BIN)/fabric-initiator
 	@touch $@
 
 .PHONY: setup-deploy
-setup-deploy: $(VENV)/has-deploy ## and what deploying needs: Ansible, libvirt
+setup-deploy: $(VENV)/has-deploy ## also Ansible and libvirt, to deploy a farm
 
 .PHONY: setup-test
 setup-test: setup-deploy setup-dev
 	$(call debian,$(DEBIAN_TEST))
 
+##@ Build
+
 .PHONY: build
-build: setup ## build the example system from source (SYSTEM=... for another)
+build: setup ## build the example system (SYSTEM=FILE: another)
 	$(BIN)/fabric-initiator build $(SYSTEM)
 	@$(on_path)
 
 .PHONY: image
-image: build ## and make a bootable disk image of it: build/system.img
+image: build ## build it, and make a bootable disk: build/system.img
 	$(call debian,$(DEBIAN_IMAGE))
 	mkdir -p build
 	$(BIN)/fabric-initiator image $(SYSTEM) --to build/system.img --force
 	@$(on_path)
 
+##@ Check and test
+
 .PHONY: check
-check: setup-deploy setup-dev ## format, lint, types, import contracts
+check: setup-deploy setup-dev ## verify format, lint, types, import contracts, YAML, roles
 	$(BIN)/ruff format --check fabric tests bench ansible docs
 	$(BIN)/ruff check fabric tests bench ansible docs
 	$(BIN)/mypy
@@ -94,7 +101,7 @@ check: setup-deploy setup-dev ## format, lint, types, import contracts
 	  $(BIN)/ansible-lint --offline --strict
 
 .PHONY: test
-test: setup-test check ## every check, and every test but test-deploy's (or TESTS=...)
+test: setup-test check ## check, and all tests but those of test-deploy (TESTS=FILES: these)
 ifdef TESTS
 	$(BIN)/pytest --ignore=tests/deploy $(TESTS)
 else
@@ -107,28 +114,36 @@ setup-test-deploy: setup-test
 	$(call debian,$(DEBIAN_VMHOST))
 
 .PHONY: test-deploy
-test-deploy: setup-test-deploy ## deploy to virtual machines, in namespaces of their own; needs root
+test-deploy: setup-test-deploy ## test deployments to virtual machines and containers; needs root
 	$(BIN)/pytest tests/deploy $(TESTS)
 
 .PHONY: quick
-quick: setup-test ## the tests that need no real sources: minutes
+quick: setup-test ## test everything that needs no real sources: about three minutes
 	$(BIN)/pytest $(QUICK) $(TESTS)
 
+##@ Break and measure
+
 .PHONY: simulate
-simulate: setup-dev ## play SEEDS=N new disasters of a simulated farm, or those from FIRST=N on
+simulate: setup-dev ## play SEEDS=N new simulated disasters (FIRST=SEED: from that one on)
 	$(BIN)/python tests/simulation --seeds $(SEEDS) $(if $(FIRST),--first $(FIRST))
 
 .PHONY: mutants
-mutants: setup-dev ## take repairs out one by one: the simulator has to notice each; SEEDS=N at most for each
+mutants: setup-dev ## remove one repair after another; the simulator must notice, in SEEDS=N
 	$(BIN)/python tests/simulation/mutants.py --seeds $(SEEDS)
 
 .PHONY: chaos
-chaos: setup-test ## a farm broken FAULTS times as SEED says, each PACE s; it builds PARTS=all of the example
+chaos: setup-test ## break a real farm FAULTS=N times (SEED=S, PACE=SECONDS, PARTS=all); root
 	FAULTS='$(FAULTS)' SEED='$(SEED)' PACE='$(PACE)' PARTS='$(PARTS)' $(BIN)/pytest --timeout 0 tests/chaos
 
 .PHONY: bench
-bench: setup-test ## benchmarks, as ratios against something measured in the same run
+bench: setup-test ## run the benchmarks: ratios against something measured in the same run
 	@for bench in $(filter-out %_kit.py %_least.py,$(wildcard bench/*.py)); do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+
+##@ Maintain
+
+.PHONY: reference
+reference: setup ## write the tables of docs/reference from the code
+	$(BIN)/python docs/reference.py
 
 .PHONY: constraints
 constraints: ## pin the newest versions that pip finds
@@ -138,5 +153,5 @@ constraints: ## pin the newest versions that pip finds
 	  > build/constraints.txt && mv build/constraints.txt constraints.txt
 
 .PHONY: clean
-clean: ## remove what make and builds left in this folder (not the cache)
+clean: ## remove files that make and builds left in this folder, but not the cache
 	rm -rf $(VENV) build build-step-*.log .build-step-logs-*.part .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
