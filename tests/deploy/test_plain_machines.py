@@ -1,4 +1,4 @@
-"""A farm on machines that are there already, as docs/operations.md tells it, word for word."""
+"""A farm on machines that are there already, by the commands of the tutorial."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ MACHINES = ("controller", "worker0", "worker1")
 
 
 def blocks() -> list[str]:
-    """The commands of the section, with the names that these machines have."""
-    page = (ROOT / "docs/operations.md").read_text()
-    section = page.partition("\n## A farm without virtual machines\n")[2].partition("\n## ")[0]
-    found = re.findall(r"(?ms)^```\n(.*?)^```$", section)
-    return [re.sub(r"(\$?\w+)\.example", rf"plain-\1.{DOMAIN}", block) for block in found]
+    """The commands of the page, with the names that these machines have."""
+    page = (ROOT / "docs/tutorial/a-farm-on-three-machines.md").read_text()
+    found = re.findall(r"(?ms)^```(\w*)\n(.*?)^```$", page)
+    return [
+        re.sub(r"(\$?\w+)\.example", rf"plain-\1.{DOMAIN}", block)
+        for language, block in found
+        if not language
+    ]
 
 
 def test_a_farm_by_the_guide(vmhost: VmHost, tree: Path, scratch: Path) -> None:
