@@ -18,7 +18,7 @@ def test_the_minimal_system_boots_and_works(minimal: Built) -> None:
     options = ["--to", str(disk), "--hostname", "proof", "--force"]
     said = minimal.run("image", str(ROOT / MINIMAL), *options)
     [hint] = re.findall("(?m)^  try it  (qemu-system-x86_64 .*)$", said)
-    guide = (ROOT / "README.md").read_text()
+    guide = (ROOT / "docs/tutorial/first-build.md").read_text()
     assert hint.replace(str(disk), "build/system.img") in guide
     words = shlex.split(hint)
     with Machine(disk, network=words[words.index("-nic") + 1]) as machine:
