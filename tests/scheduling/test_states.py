@@ -1,7 +1,5 @@
 """The table of transitions itself."""
 
-from pathlib import Path
-
 import pytest
 from machine_kit import offers_of
 
@@ -29,11 +27,6 @@ def test_table_reaches_and_leaves_every_state_but_the_last() -> None:
 def test_table_drops_whatever_is_live() -> None:
     for state in LIVE:
         assert TABLE[state, Cause.UNWANTED] is State.DROPPED
-
-
-def test_table_is_shown_as_it_is() -> None:
-    page = Path(__file__).parents[2] / "docs" / "architecture.md"
-    assert "\n".join(table()) in page.read_text()
 
 
 def test_table_is_shown_with_every_transition() -> None:
