@@ -42,62 +42,68 @@ REMOTE_FRAME = _bound(
     4 * MIB,
     "bytes",
     "a message that reaches the broker over a network",
-    "the connection of its sender is cut",
+    "the sender's connection is cut",
 )
-ORDER = _bound("ORDER", 64 * KIB, "bytes", "an order of a build", "it is refused")
+ORDER = _bound("ORDER", 64 * KIB, "bytes", "a build order", "it is rejected")
 QUESTION = _bound(
     "QUESTION",
     32 * KIB,
     "bytes",
     "any other message of an initiator to a broker over a network",
-    "it is refused",
+    "it is rejected",
 )
-COMPONENTS = _bound("COMPONENTS", 1000, "names", "the components of an order", "it is refused")
-SLOTS = _bound("SLOTS", 1024, "slots", "what a worker builds at a time", "its report is refused")
+COMPONENTS = _bound(
+    "COMPONENTS", 1000, "names", "the components in a build order", "it is rejected"
+)
+SLOTS = _bound("SLOTS", 1024, "slots", "builds of a worker at a time", "its report is rejected")
 WORKERS = _bound(
-    "WORKERS", 256, "workers", "those of one machine without a controller", "the setting is refused"
+    "WORKERS",
+    256,
+    "workers",
+    "workers of one machine without a controller",
+    "the setting is refused",
 )
 REPORTED = _bound(
     "REPORTED",
     2 * SLOTS,
     "attempts",
-    "attempts at which a worker is, in one report",
-    "the worker takes no more; the broker refuses a report with more",
+    "running attempts in one report",
+    "the worker takes no more; the broker rejects a report with more",
 )
 ATTEMPTS_A_SLOT = _bound(
     "ATTEMPTS_A_SLOT",
     32,
     "attempts",
     "attempts in one report, running or ended, for each slot of the worker",
-    "the report is refused",
+    "the report is rejected",
 )
 UNSETTLED = _bound(
     "UNSETTLED",
     16,
     "outcomes",
-    "ends of attempts that a worker repeats because a log is not whole, for each of its slots",
-    "the worker is given nothing new until some are settled",
+    "outcomes that a worker repeats because a log is not whole, for each slot",
+    "the worker gets no new attempts until some are acknowledged",
 )
 LOST_WORKERS = _bound(
     "LOST_WORKERS",
     1000,
     "workers",
-    "lost workers whose attempts may count if they come back",
+    "lost workers whose attempts count if they return",
     "the attempts of the one lost first count as ended",
 )
 OUTCOMES = _bound(
     "OUTCOMES",
     128,
     "outcomes",
-    "ends of attempts in one report",
-    "the worker reports the others once these are settled; the broker refuses a report with more",
+    "outcomes in one report",
+    "the worker reports more later; the broker rejects a report with more",
 )
 OUTCOME_TEXT = _bound(
     "OUTCOME_TEXT",
     2000,
     "characters",
     "the message and the command of a failure",
-    "the worker cuts it, and marks that; the log has all of it",
+    "the worker cuts and marks it; the log has all of it",
 )
 DAMAGED = _bound(
     "DAMAGED",
@@ -106,12 +112,14 @@ DAMAGED = _bound(
     "damaged artifacts that one attempt reports",
     "the worker reports the first of them",
 )
-FEATURES = _bound(
-    "FEATURES", 64, "features", "what a worker says that it can do", "its report is refused"
-)
-TEXT = _bound("TEXT", 4096, "characters", "any other text of a peer", "its message is refused")
+FEATURES = _bound("FEATURES", 64, "features", "features of a worker", "its report is rejected")
+TEXT = _bound("TEXT", 4096, "characters", "any other text of a peer", "its message is rejected")
 TOLD = _bound(
-    "TOLD", 64 * KIB, "characters", "a text from the broker to an initiator", "it is not understood"
+    "TOLD",
+    64 * KIB,
+    "characters",
+    "a text from the broker to an initiator",
+    "the initiator drops the message",
 )
 
 # -- connections ---------------------------------------------------------------------------
@@ -120,24 +128,22 @@ DESCRIPTORS = _bound(
     "DESCRIPTORS",
     64 * KIB,
     "descriptors",
-    "descriptors that a broker or an initiator takes, if the system grants them",
-    "connections of strangers are cut; transient failures are tried again",
+    "descriptors of a broker or an initiator, if the system grants them",
+    "connections without a key are cut; passing failures are tried again",
 )
 DESCRIPTORS_KEPT = _bound(
     "DESCRIPTORS_KEPT",
     128,
     "descriptors",
     "descriptors that connections leave to the broker itself, or half of all",
-    "it cuts connections that have not said who they are",
+    "the broker cuts connections that have not authenticated",
 )
-TOPIC = _bound(
-    "TOPIC", 64, "bytes", "the name of a log that is subscribed to", "the connection is cut"
-)
+TOPIC = _bound("TOPIC", 64, "bytes", "the name of a log in a subscription", "the connection is cut")
 TOPICS = _bound(
     "TOPICS",
     20_000,
     "subscriptions",
-    "logs that one name subscribes to at a time",
+    "logs to which one name subscribes at a time",
     "the connection is cut",
 )
 
@@ -146,43 +152,43 @@ CONNECTIONS = _bound(
     128,
     "connections",
     "connections of one initiator's name to a socket of the broker",
-    "the one that was silent longest is cut; it may come again",
+    "the one that was silent longest is cut; it may reconnect",
 )
 WORKER_CONNECTIONS = _bound(
     "WORKER_CONNECTIONS",
     8,
     "connections",
     "connections of one worker's name to a socket of the broker",
-    "the one that was silent longest is cut; it may come again",
+    "the one that was silent longest is cut; it may reconnect",
 )
 UNREAD = _bound(
     "UNREAD",
     64 * MIB,
     "bytes",
-    "large messages on their way to one name, on all its connections",
-    "no more are sent until some are read; what is lost is asked for again",
+    "large messages in transit to one name, on all its connections",
+    "no more are sent until some are read; lost ones are requested again",
 )
 TURN = _bound(
     "TURN",
     20,
     "milliseconds",
-    "what the messages of one name take in one turn of the broker's loop",
-    "the others of this turn are dropped; what matters is said again",
+    "time for the messages of one name in one turn of the broker's loop",
+    "the others of this turn are dropped; their sender repeats them",
 )
 TOLD_STEPS = _bound(
     "TOLD_STEPS",
     20_000,
     "steps",
-    "news that one name is told in one turn of the broker's loop",
-    "the rest of its requests have their news in a later turn",
+    "news for one name in one turn of the broker's loop",
+    "the rest of its requests get their news in a later turn",
 )
 
 CHANGES = _bound(
     "CHANGES",
     2 * TOPICS,
     "subscriptions",
-    "what one name begins and ends to subscribe to before all is heard",
-    "its connections for logs are cut, and it has none for ten seconds",
+    "changes of one name's subscriptions before all are received",
+    "its connections for logs are cut, and refused for ten seconds",
 )
 
 METRICS_READERS = _bound(
@@ -196,48 +202,48 @@ METRICS_SILENCE = _bound(
     "METRICS_SILENCE",
     10,
     "seconds",
-    "a connection for metrics that says nothing",
+    "a silent connection for metrics",
     "it is cut",
 )
 
 # -- builds --------------------------------------------------------------------------------
 
 OPEN_REQUESTS = _bound(
-    "OPEN_REQUESTS", 500, "builds", "a user's builds that are not over", "an order waits"
+    "OPEN_REQUESTS", 500, "builds", "a user's builds that have not ended", "a new build waits"
 )
 ALL_REQUESTS = _bound(
-    "ALL_REQUESTS", 5000, "builds", "all builds that are not over", "an order waits"
+    "ALL_REQUESTS", 5000, "builds", "all builds that have not ended", "a new build waits"
 )
 
 OPEN_STEPS = _bound(
     "OPEN_STEPS",
     200_000,
     "steps",
-    "the steps of all of a user's builds that are not over, if those are several",
-    "the order fails, and may be given again",
+    "steps of a user's builds that have not ended, if there are several",
+    "the new build fails, and may be submitted again",
 )
 
 PROMISES = _bound(
     "PROMISES",
     1000,
     "entries",
-    "orders, ends of builds and commands that are not on the controller's disk yet",
-    "an order or a command is dropped; its sender repeats it",
+    "requests, their ends, and commands that are not durable yet",
+    "a request or command is dropped; its sender repeats it",
 )
 UNSAID = _bound(
     "UNSAID",
     2000,
-    "answers",
-    "answers that wait for what they tell to be on the controller's disk",
-    "a question is dropped; its sender repeats it",
+    "replies",
+    "replies that wait for records that are not durable yet",
+    "a query is dropped; its sender repeats it",
 )
 
 FOLLOWED = _bound(
     "FOLLOWED",
     1000,
     "builds",
-    "builds that one name follows at a time, each counted on each connection",
-    "the one it was silent about longest is followed no more, until it polls again",
+    "builds that one name follows at a time, on each connection",
+    "the one polled longest ago is not followed until the next poll",
 )
 
 # -- logs ----------------------------------------------------------------------------------
@@ -247,41 +253,41 @@ STEP_LOG = _bound(
     8 * GIB,
     "bytes",
     "the log of one attempt at the broker",
-    "the broker keeps nothing of it, and passes on no more",
+    "the broker keeps nothing of it, and forwards no more",
 )
 LOGS_DISK = _bound(
     "LOGS_DISK",
     16 * GIB,
     "bytes",
     "files of logs at the broker",
-    "logs that have ended go, the oldest first; then the longest",
+    "ended logs are removed, the oldest first; then the longest",
 )
 LOGS_SPARE = _bound(
     "LOGS_SPARE",
     GIB,
     "bytes",
     "room that logs leave on the broker's disk, or a tenth of it",
-    "logs that have ended go, the oldest first; then the longest",
+    "ended logs are removed, the oldest first; then the longest",
 )
 LOGS_OPEN = _bound(
     "LOGS_OPEN",
     512,
     "files",
-    "logs that an initiator has open, and half of its descriptors",
+    "logs that an initiator has open, or half of its descriptors",
     "the others are written when some are whole",
 )
 LOG_READS = _bound(
     "LOG_READS",
     256,
-    "questions",
-    "questions of one name for logs in the store that wait",
-    "the broker drops the question; the initiator repeats it",
+    "queries",
+    "pending queries of one name for logs in the store",
+    "the broker drops the query; the initiator repeats it",
 )
 LOGS_READ = _bound(
     "LOGS_READ",
     16,
-    "questions",
-    "logs that an initiator asks its broker for at a time",
+    "logs",
+    "logs that an initiator requests from its broker at a time",
     "the others wait",
 )
 
@@ -296,8 +302,8 @@ LOG_RANGE = _bound(
     "LOG_RANGE",
     MIB,
     "bytes",
-    "a range of a log that is read at once",
-    "a reader gets no more, and asks again; from a worker it is refused",
+    "a range of a log in one read",
+    "a reader gets no more, and reads again; a worker's is rejected",
 )
 
 # -- git repositories ----------------------------------------------------------------------
@@ -327,23 +333,27 @@ LINK_TARGET = _bound(
     "the source is refused",
 )
 LORRY_FILES = _bound(
-    "LORRY_FILES", 10_000, "files", "the folder `sources` of a commit", "the order is refused"
+    "LORRY_FILES",
+    10_000,
+    "files",
+    "the folder `sources` of a commit",
+    "the build order is rejected",
 )
 LORRIES_SIZE = _bound(
-    "LORRIES_SIZE", 64 * MIB, "bytes", "all files in that folder", "the order is refused"
+    "LORRIES_SIZE", 64 * MIB, "bytes", "all files in that folder", "the build order is rejected"
 )
 SNAPSHOT_FILE = _bound(
     "SNAPSHOT_FILE",
     64 * MIB,
     "bytes",
-    "a new or changed file of definitions that are ordered as they are",
-    "the order is refused",
+    "a new or changed file in a submitted work tree",
+    "the build is not submitted",
 )
 GIT_OUTPUT = _bound(
     "GIT_OUTPUT",
     64 * MIB,
     "bytes",
-    "what git prints of a commit, or of its `.gitmodules`",
+    "output of git about a commit, or about its `.gitmodules`",
     "git is ended, and the source is refused",
 )
 
@@ -353,28 +363,26 @@ REPOSITORY_NAME = _bound(
     "REPOSITORY_NAME", 200, "characters", "a repository's name in the trove", "it is refused"
 )
 REPOSITORY_URL = _bound("REPOSITORY_URL", 2000, "characters", "a git URL", "it is refused")
-DOWNLOAD = _bound(
-    "DOWNLOAD", 32 * GIB, "bytes", "one downloaded file", "it is refused, or broken off"
-)
+DOWNLOAD = _bound("DOWNLOAD", 32 * GIB, "bytes", "one downloaded file", "it is refused, or aborted")
 DOWNLOAD_SILENCE = _bound(
     "DOWNLOAD_SILENCE",
     60,
     "seconds",
-    "how long a server may take for `DOWNLOAD_PACE` bytes",
-    "the connection is given up; the download is continued, three times at most",
+    "the time for `DOWNLOAD_PACE` bytes",
+    "the connection is closed; the download resumes, three times at most",
 )
 DOWNLOAD_PACE = _bound(
     "DOWNLOAD_PACE",
     4 * KIB,
     "bytes",
-    "the least that has to come in `DOWNLOAD_SILENCE` seconds",
+    "bytes that must arrive in `DOWNLOAD_SILENCE` seconds",
     "see there",
 )
 INDEX_PAGE = _bound(
     "INDEX_PAGE", 64 * MIB, "bytes", "a page of a package index", "the index counts as broken"
 )
 PACKAGES_OUTPUT = _bound(
-    "PACKAGES_OUTPUT", 256 * MIB, "bytes", "what apt or pip prints", "it is ended; an error"
+    "PACKAGES_OUTPUT", 256 * MIB, "bytes", "output of apt or pip", "it is ended; an error"
 )
 ARCHIVE_HEADER = _bound(
     "ARCHIVE_HEADER", MIB, "bytes", "an extended header in a tar archive", "the source is refused"
@@ -383,7 +391,7 @@ ARCHIVE_MEMORY = _bound(
     "ARCHIVE_MEMORY",
     GIB,
     "bytes",
-    "the memory that unpacking an xz archive takes",
+    "memory to unpack an xz archive",
     "the source is refused",
 )
 SOURCE_PATH = _bound(
@@ -402,20 +410,22 @@ SOURCE_NAME = _bound(
 RESOLVERS = _bound(
     "RESOLVERS",
     2,
-    "orders",
+    "build orders",
     "those that a controller resolves at once; one requester has one place fewer",
     "the others wait, and requesters take turns",
 )
-RESOLVE_TIME = _bound("RESOLVE_TIME", 900, "seconds", "resolving an order", "the order fails")
+RESOLVE_TIME = _bound(
+    "RESOLVE_TIME", 900, "seconds", "resolving a build order", "the request fails"
+)
 RESOLVE_MEMORY = _bound(
     "RESOLVE_MEMORY",
     4 * GIB,
     "bytes",
-    "each process that has a part in resolving an order",
-    "the order fails",
+    "each process that resolves a build order",
+    "the request fails",
 )
 RESOLVE_MESSAGE = _bound(
-    "RESOLVE_MESSAGE", 4000, "characters", "why an order fails", "its end is told"
+    "RESOLVE_MESSAGE", 4000, "characters", "the reason why a build order fails", "its end is shown"
 )
 
 # -- deploying -----------------------------------------------------------------------------
@@ -424,7 +434,7 @@ INSTALL_MANIFEST = _bound(
     "INSTALL_MANIFEST", 4 * MIB, "bytes", "a manifest of `INSTALL_FILES`", "no image is made"
 )
 MEMORY = _bound(
-    "MEMORY", 256 * MIB, "bytes", "a file in which a machine remembers", "it is written anew"
+    "MEMORY", 256 * MIB, "bytes", "a file of remembered facts on one machine", "it is written anew"
 )
 VARIABLES = _bound(
     "VARIABLES", 4 * MIB, "bytes", "the file of `image --variables`", "no image is made"
@@ -441,7 +451,7 @@ TEMPLATE_MEMORY = _bound(
 TEMPLATE_CPU = _bound(
     "TEMPLATE_CPU", 5, "seconds", "the time to fill a manifest's templates", "no image is made"
 )
-KEY_FILE = _bound("KEY_FILE", 4 * KIB, "bytes", "a file with a CURVE key", "the file is no key")
+KEY_FILE = _bound("KEY_FILE", 4 * KIB, "bytes", "a file with a CURVE key", "the file is not a key")
 SSH_KEY_FILE = _bound(
     "SSH_KEY_FILE", 16 * KIB, "bytes", "`NAME.pub` in `USERS`", "the cluster is refused"
 )
@@ -451,7 +461,7 @@ ADMITTED_KEYS = _bound(
     10_000,
     "keys",
     "keys that a broker admits",
-    "those after them, in the order of their names, are not admitted",
+    "the rest, in the order of their names, are not admitted",
 )
 
 # -- builds --------------------------------------------------------------------------------
@@ -460,15 +470,15 @@ ARTIFACT_BYTES = _bound(
     "ARTIFACT_BYTES",
     64 * GIB,
     "bytes",
-    "all files that a chunk installs, or of a system, holes included",
-    "the step fails; an archive with more in it counts as damaged",
+    "the files that a chunk installs, or of a system, holes included",
+    "the step fails; a larger archive counts as damaged",
 )
 ARTIFACT_FILES = _bound(
     "ARTIFACT_FILES",
     1_000_000,
     "files",
-    "what a chunk installs, or a system holds, directories included",
-    "the step fails; an archive with more in it counts as damaged",
+    "files and directories that a chunk installs, or of a system",
+    "the step fails; an archive with more counts as damaged",
 )
 ARTIFACT_PATH = _bound(
     "ARTIFACT_PATH",
@@ -484,8 +494,8 @@ LOG_AT_ONCE = _bound(
     "LOG_AT_ONCE",
     8 * MIB,
     "bytes",
-    "a build's output taken in between two looks at its limits",
-    "`log-limit`, `build-timeout` and cancelling are looked at first",
+    "output of a build that is read before its limits are checked",
+    "`log-limit`, `build-timeout` and cancelling are checked first",
 )
 
 # -- the initiator -------------------------------------------------------------------------
@@ -495,18 +505,16 @@ LOG_NOTES = _bound(
     16 * MIB,
     "bytes",
     "a file `.build-step-logs-*.part`, which names logs that are not whole",
-    "it is left alone, and so are its logs",
+    "the file and its logs are left alone",
 )
 ERROR_LINES = _bound(
     "ERROR_LINES",
     40,
     "lines",
     "an error on standard error",
-    "lines that say the same of different things are counted; `--debug` shows each",
+    "similar lines are counted; `--debug` shows each",
 )
-FAILURES = _bound(
-    "FAILURES", 1000, "steps", "failures that `show` tells of", "the oldest is forgotten"
-)
+FAILURES = _bound("FAILURES", 1000, "steps", "failures that `show` knows", "the oldest is removed")
 
 # -- artifact store ------------------------------------------------------------------------
 
@@ -524,8 +532,8 @@ NOTES_OF_USE = _bound(
     "NOTES_OF_USE",
     64 * MIB,
     "bytes",
-    "what one machine has noted in one day of its use of a remote store",
-    "`gc` does not heed it",
+    "one machine's notes of use of a remote store for one day",
+    "`gc` ignores them",
 )
 USES_KEPT = _bound(
     "USES_KEPT",
@@ -538,8 +546,8 @@ RESERVED = _bound(
     "RESERVED",
     2 * DAY,
     "seconds",
-    "how long a build on one machine holds on to what it needs in a remote store",
-    "`gc` may remove that",
+    "the time for which a build on one machine reserves keys in a remote store",
+    "`gc` may remove their artifacts",
 )
 
 
@@ -555,18 +563,20 @@ NAME = _bound(
 DEFINITIONS_FILE = _bound(
     "DEFINITIONS_FILE", 8 * MIB, "bytes", "a file of definitions", "the definitions are refused"
 )
-STRATA = _bound("STRATA", 2000, "strata", "a system and all it needs", "the system is refused")
-CHUNKS = _bound("CHUNKS", 5000, "chunks", "a system and all it needs", "the system is refused")
+STRATA = _bound(
+    "STRATA", 2000, "strata", "a system and everything that it needs", "the system is refused"
+)
+CHUNKS = _bound(
+    "CHUNKS", 5000, "chunks", "a system and everything that it needs", "the system is refused"
+)
 YAML_NODES = _bound(
     "YAML_NODES",
     250_000,
     "nodes",
-    "a file of YAML with its aliases written out; each 64 characters of a text are a node more",
+    "a file of YAML with its aliases expanded; 64 characters of text are a node",
     "the file is refused",
 )
-YAML_DEPTH = _bound(
-    "YAML_DEPTH", 60, "levels", "how deep a file of YAML nests", "the file is refused"
-)
+YAML_DEPTH = _bound("YAML_DEPTH", 60, "levels", "nesting in a file of YAML", "the file is refused")
 YAML_NUMBER = _bound(
     "YAML_NUMBER", 64, "characters", "a number in a file of YAML", "the file is refused"
 )
