@@ -74,3 +74,12 @@ def test_every_page_of_the_documentation_is_linked() -> None:
             nearest = listing if listing.exists() else index
             link = page.relative_to(nearest.parent).as_posix()
             assert f"]({link})" in nearest.read_text(), link
+
+
+def test_architecture_names_functions_where_they_are() -> None:
+    page = ROOT / "docs/explanation/architecture.md"
+    named = re.findall(r"\]\(([^)]+\.py)\), `(\w+)` \|", page.read_text())
+    assert len(named) > 10
+    for path, name in named:
+        code = (page.parent / path).resolve().read_text()
+        assert re.search(rf"(?m)^\s*(def |class )?{name}\b[(:\s]", code), f"{path}: {name}"
