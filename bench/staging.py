@@ -122,7 +122,7 @@ def bench(place: Path, chunks: int, files: int, runs: int) -> None:
                 staged=staged,
             )
 
-        scratch = workspace.scratch()
+        scratch = workspace.session.scratch()
         never = threading.Event()
 
         def prepare(count: int) -> area.Area:

@@ -90,7 +90,7 @@ class Worker:
         self._trimming: threading.Thread | None = None
         self._trim_due = 0.0
         self._workspace = Workspace(settings.work_dir, store, sources)
-        self._spools = self._workspace.scratch()
+        self._spools = self._workspace.session.scratch()
         self._attempts: dict[tuple[str, int], Attempt] = {}  # running, or not settled yet
         self._waiting: queue.SimpleQueue[Attempt] = queue.SimpleQueue()
         self._ended: queue.SimpleQueue[Outcome] = queue.SimpleQueue()

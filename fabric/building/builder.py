@@ -58,7 +58,7 @@ def build(
     try:
         with (
             workspace.using(),
-            workspace.locked(f"job-{job.key}", cancelled, lambda: phase(ELSEWHERE)),
+            workspace.session.locked(f"job-{job.key}", cancelled, lambda: phase(ELSEWHERE)),
         ):
             ready = workspace.store.manifest(job.key)
             if ready is not None:
@@ -120,7 +120,7 @@ def _build(
         log.say(f"The build tree is kept on {os.uname().nodename}, in {kept}")
         raise
     except BaseException:
-        workspace.discard(scratch)
+        workspace.session.discard(scratch)
         raise
     workspace.forget_failed(job.key)
     workspace.recycle(scratch)

@@ -54,7 +54,7 @@ class Holds:
             self._used |= dict.fromkeys(names, time.time())
 
     @contextmanager
-    def alone(self, name: str) -> Iterator[bool]:
+    def exclusively(self, name: str) -> Iterator[bool]:
         """Whether no build uses ``name`` and no other process holds it; if so, none can now."""
         with self._mutex:
             used = any(name in using for using in self._builds.values())

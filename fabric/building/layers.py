@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec.structs import replace
@@ -21,16 +20,15 @@ from msgspec.structs import replace
 from fabric.building.archive import MTIME
 from fabric.building.cancel import stop_if
 from fabric.building.merge import Merger
+from fabric.building.ports import Store
 from fabric.building.room import use
+from fabric.building.session import Session
 from fabric.building.tree import Clash, Opener, Unpacker, follow
 from fabric.digest import Digest
 from fabric.errors import MachineFault
 from fabric.host.files import clear
 from fabric.host.tree_tables import Record, difference, read_record, table_of, write_record
 from fabric.jobs import Staged
-
-if TYPE_CHECKING:
-    from fabric.building.workspace import Workspace
 
 #: Mount options end after 4096 bytes, which is 229 layers; the topmost two or three are ours.
 MAX_LAYERS = 100
@@ -148,8 +146,9 @@ class Layer(msgspec.Struct, frozen=True):
 class Layers:
     """The layers of one workspace."""
 
-    def __init__(self, workspace: Workspace) -> None:
-        self.workspace = workspace
+    def __init__(self, session: Session, store: Store) -> None:
+        self.session = session
+        self._store = store
         self._known: dict[str, Layer] = {}  # those that are there, and that we hold
         self._checked: set[str] = set()  # names of trees that are what was made
 
@@ -165,8 +164,8 @@ class Layers:
         BuildFailed when two chunks do not go together, MachineFault when one cannot be had.
         """
         keys = [item.key for item in staged]
-        self.workspace.hold(*keys)
-        self.workspace.store.use(keys)
+        self.session.hold(*keys)
+        self._store.use(keys)
         self._bring([key for key in keys if key not in self._known], cancelled)
         layers = {key: self._known.get(key) or self._layer(key, cancelled, say) for key in keys}
         indexes = {key: layer.index for key, layer in layers.items()}
@@ -201,10 +200,10 @@ class Layers:
     ) -> Path:
         """The directory that ``names`` (any plain data) stands for, made if it is missing."""
         digest = hashlib.sha256(msgspec.msgpack.encode(names)).hexdigest()
-        path = self.workspace.root / "merged" / digest
-        self.workspace.hold(digest)
+        path = self.session.root / "merged" / digest
+        self.session.hold(digest)
         if not (use(path) and (digest in self._checked or self._believed(path))):
-            with self.workspace.locked(digest, cancelled):
+            with self.session.locked(digest, cancelled):
                 self._make_sure(path, make, lambda tree: b"", say, times=False)  # noqa: ARG005
         return path
 
@@ -219,7 +218,7 @@ class Layers:
         """Compare a layer with what the store has of it, and make it again if they differ."""
         clear(self._record_file(key))
         self.forget(key)
-        self.workspace.hold(key)
+        self.session.hold(key)
         self._layer(key, cancelled, say)
 
     def is_believed(self, path: Path) -> bool:
@@ -227,10 +226,10 @@ class Layers:
         return self._believed(path) is not None
 
     def _path(self, key: str) -> Path:
-        return self.workspace.root / "layers" / Digest(key)
+        return self.session.root / "layers" / Digest(key)
 
     def _name(self, key: str) -> str:
-        manifest = self.workspace.store.manifest(key)
+        manifest = self._store.manifest(key)
         return manifest.name if manifest else key
 
     def _merged(
@@ -254,16 +253,16 @@ class Layers:
         """Fetch what is to be unpacked, all at once."""
         absent = [key for key in keys if not self._path(key).is_dir()]
         if len(absent) > 1:
-            found = filter(None, self.workspace.store.manifests(absent))
+            found = filter(None, self._store.manifests(absent))
             wanted = [(each.key, one.blob) for each in found for one in each.artifacts if one.blob]
-            self.workspace.store.bring(wanted, lambda: stop_if(cancelled))
+            self._store.bring(wanted, lambda: stop_if(cancelled))
 
     def _layer(self, key: str, cancelled: threading.Event, say: Callable[[str], None]) -> Layer:
         """The layer of a chunk, which we hold; it is unpacked first if it is not yet."""
         path = self._path(key)
         record = self._believed(path) if use(path) else None
         if record is None:
-            with self.workspace.locked(f"layer-{key}", cancelled):
+            with self.session.locked(f"layer-{key}", cancelled):
                 record = self._make_sure(
                     path, lambda into: self._unpack(key, into, cancelled), _indexed, say
                 )
@@ -306,16 +305,16 @@ class Layers:
         record = self._believed(path)
         if record is not None:  # by now: another process had the lock
             return record
-        scratch = self.workspace.scratch()
+        scratch = self.session.scratch()
         try:
             make(scratch)
             if wrong := _difference(scratch, path, times=times):
                 say(f"{path} has changed on the disk, at {wrong!r}: it is made again")
                 # builds of other processes may have it mounted: it is deleted when we end
-                path.rename(self.workspace.scratch() / path.name)
+                path.rename(self.session.scratch() / path.name)
             self._rename(scratch, path)
         finally:
-            self.workspace.discard(scratch)
+            self.session.discard(scratch)
         record = Record(table_of(path), about(path))
         self._record(path.name, record)
         self._checked.add(path.name)
@@ -328,16 +327,16 @@ class Layers:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            self.workspace.discard(tree)
+            self.session.discard(tree)
 
     def _record_file(self, name: str) -> Path:
-        return self.workspace.root / "indexes" / name
+        return self.session.root / "indexes" / name
 
     def _record(self, name: str, record: Record) -> None:
-        write_record(self._record_file(name), record, self.workspace.unused_name())
+        write_record(self._record_file(name), record, self.session.unused_name())
 
     def _unpack(self, key: str, into: Path, cancelled: threading.Event) -> None:
-        manifest = self.workspace.store.manifest(key)
+        manifest = self._store.manifest(key)
         if manifest is None:
             raise MachineFault(
                 f"The artifact store has no chunk {key}, which is to be staged", (key,)
@@ -345,9 +344,7 @@ class Layers:
         unpacker = Unpacker(into, lambda: stop_if(cancelled))
         for artifact in manifest.artifacts:
             if artifact.blob is not None:
-                with self.workspace.store.open(
-                    artifact.blob, key, lambda: stop_if(cancelled)
-                ) as file:
+                with self._store.open(artifact.blob, key, lambda: stop_if(cancelled)) as file:
                     unpacker.add(file, artifact.name)
         unpacker.finish()
 

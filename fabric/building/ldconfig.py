@@ -32,13 +32,13 @@ def linked(
 
     BuildFailed when it fails or passes a limit: it may be a chunk's own.
     """
-    workspace = layers.workspace
+    session = layers.session
 
     def make(into: Path) -> None:
-        scratch = workspace.scratch()
+        scratch = session.scratch()
         try:
             (scratch / "up").mkdir()
-            launcher = overlay.writable(lower, workspace, scratch)
+            launcher = overlay.writable(lower, session, scratch)
             mounts = ("--bind", str(scratch / "build"), "/", *sandbox.KERNEL)
             text = script("the staging area", PATH, [CommandList("ldconfig", ("ldconfig",))])
             environment = {"PATH": SYSTEM_PATH, "LC_ALL": "C"}
@@ -50,7 +50,7 @@ def linked(
             found.pop(RUBBISH, None)
             copy(found.values(), into)
         finally:
-            workspace.discard(scratch)
+            session.discard(scratch)
 
-    names = ["ldconfig", [str(path.relative_to(workspace.root)) for path in lower]]
+    names = ["ldconfig", [str(path.relative_to(session.root)) for path in lower]]
     return layers.made(names, make, cancelled, log.say)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fabric.building.workspace import Workspace
+from fabric.building.session import Session
 
 #: A user namespace that has root and a mount namespace; then the overlay, then what follows.
 #: The directories are given by short names from the scratch, since the options' length is
@@ -24,7 +24,7 @@ _MOUNT = (
 _UNSHARE = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", _MOUNT)
 
 
-def writable(lower: Sequence[Path], workspace: Workspace, scratch: Path) -> tuple[str, ...]:
+def writable(lower: Sequence[Path], session: Session, scratch: Path) -> tuple[str, ...]:
     """The start of a command line in which ``build`` in ``scratch`` is an overlay.
 
     It has the trees ``lower``, lowest first; what is changed goes to ``up``, which is there.
@@ -36,6 +36,6 @@ def writable(lower: Sequence[Path], workspace: Workspace, scratch: Path) -> tupl
     (scratch / "build").mkdir(exist_ok=True)
     # A volatile overlay leaves a mark in its work directory, with which it cannot be mounted
     # again: after a crash the upper side may be half written.  Ours is of this boot.
-    workspace.discard(scratch / "work")
+    session.discard(scratch / "work")
     (scratch / "work").mkdir()
     return (*_UNSHARE, str(scratch), ":".join(reversed(names)))

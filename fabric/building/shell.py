@@ -39,7 +39,7 @@ def shell(job: Job, workspace: Workspace, *, jobs: int, argv: Sequence[str] = ()
             return _run(place, list(argv), fresh=kept is None, jobs=jobs)
         finally:
             if kept is None:
-                workspace.discard(scratch)
+                workspace.session.discard(scratch)
             else:
                 workspace.keep_failed(job.key, scratch)
 

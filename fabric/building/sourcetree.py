@@ -55,7 +55,7 @@ def prepare(
     mtime = tree.stat().st_mtime_ns
     entries = _few_entries(str(tree))
     if entries is None:
-        launcher = overlay.writable([tree], workspace, scratch)
+        launcher = overlay.writable([tree], workspace.session, scratch)
     elif fresh:
         _copy(entries, tree, up, mtime)
     os.utime(up, ns=(mtime, mtime))
@@ -140,7 +140,7 @@ def _export(
 
 def _held(source: Source, workspace: Workspace, say: Callable[[str], None]) -> Path:
     """The exported tree of a source, kept until this build ends."""
-    workspace.hold(source.tree)
+    workspace.session.hold(source.tree)
     return workspace.sources.export(source, say)
 
 

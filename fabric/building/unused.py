@@ -32,7 +32,7 @@ def remove_unused(
             if path.name in keep or used > time.time() - older_than:
                 continue
             with ExitStack() as name:
-                if not (idle or name.enter_context(workspace.alone(path.name))):
+                if not (idle or name.enter_context(workspace.session.exclusively(path.name))):
                     busy += 1
                 elif dry_run:
                     gone.append(path)
@@ -48,7 +48,7 @@ def remove_unused(
 def left_behind(workspace: Workspace) -> Tally:
     """What killed workers have left, when nothing has swept it yet."""
     tally = Tally()
-    for session in workspace.sessions_left():
+    for session in workspace.session.left_over():
         tally.add(session)
     return tally
 

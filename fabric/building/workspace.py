@@ -15,58 +15,22 @@ Several workers, of several processes, may share one workspace.
 
 from __future__ import annotations
 
-import itertools
 import os
-import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Protocol
 
-from fabric.building.cancel import SOON, TICK, stop_if
-from fabric.building.holds import Holds
 from fabric.building.layers import Layers
-from fabric.building.locks import Locks
-from fabric.building.reaper import Reaper
+from fabric.building.ports import Sources, Store
 from fabric.building.room import by_age, free, use
-from fabric.building.tree import emptied, open_up, remove
+from fabric.building.session import Session
+from fabric.building.tree import emptied, remove
 from fabric.host.files import clear, recall, remember
-from fabric.jobs import Blob, Manifest, Source
 
 #: Directories of a scratch that may go to the next build.
 _REUSED = ("up", "tmp")
-
-
-class Store(Protocol):
-    """What building needs of the artifact store."""
-
-    def manifest(self, key: str) -> Manifest | None: ...
-
-    def manifests(self, keys: Iterable[str]) -> list[Manifest | None]: ...
-
-    def use(self, keys: Iterable[str]) -> None: ...  # note that a build needs these
-
-    def bring(
-        self, wanted: Iterable[tuple[str, Blob]], check: Callable[[], None]
-    ) -> None: ...  # have these blobs (key, blob) at hand, which `open` will be asked for
-
-    def open(self, blob: Blob, key: str, check: Callable[[], None]) -> BinaryIO: ...  # verified
-
-    def put(self, manifest: Manifest, files: Mapping[str, Path | bytes]) -> None: ...
-
-    def sweep(self) -> None: ...  # remove what killed processes have left half done
-
-
-class Sources(Protocol):
-    """What building needs of the sources."""
-
-    def export(self, source: Source, say: Callable[[str], None]) -> Path: ...
-
-    def sweep(self) -> None: ...  # as above
 
 
 class Workspace:
@@ -83,46 +47,24 @@ class Workspace:
         self.sources = sources
         # Layers hold setuid programs: nobody but us may reach them.
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.layers = Layers(self)
-        self._locks = Locks(self.root / "lock")
-        self._numbers = itertools.count()
+        self.session = Session(self.root)
+        self.layers = Layers(self.session, store)
         self._spare: list[Path] = []
         self._cleaned: tuple[int, int] | None = None
-        self._holds = Holds(self.root / "held")
-        with self.locked("sessions"):
-            for name in ("layers", "indexes", "merged", "tmp", "failed"):
+        with self.session.locked("sessions"):
+            for name in ("layers", "indexes", "merged", "failed"):
                 (self.root / name).mkdir(exist_ok=True)
-            self.session = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=self.root / "tmp"))
-            self._alive = self._locks.take(self.session.name)
-            self._reaper = Reaper(self.session / "trash")
             if sweep:
                 self.sweep()
             if not (self.root / "cleaned").is_file():
                 remember(self.root / "cleaned", b"")
-
-    def scratch(self) -> Path:
-        """A new empty directory, ours alone until it is discarded or this process ends."""
-        path = self.unused_name()
-        path.mkdir()
-        return path
-
-    def unused_name(self) -> Path:
-        """Where there is nothing yet, on the disk of the layers, and where others put nothing."""
-        return self.session / str(next(self._numbers))
-
-    def discard(self, path: Path) -> None:
-        """Throw a tree away: out of sight now, deleted by the reaper."""
-        with suppress(FileNotFoundError):
-            open_up(path)
-            path.rename(self._reaper.trash / str(next(self._numbers)))
-            self._reaper.wake()
 
     def build_scratch(self) -> Path:
         """A scratch for a build, maybe with some of its directories made already."""
         try:
             return self._spare.pop()
         except IndexError:
-            return self.scratch()
+            return self.session.scratch()
 
     def recycle(self, scratch: Path) -> None:
         """Take back the scratch of a successful build.
@@ -132,7 +74,7 @@ class Workspace:
         """
         for item in list(scratch.iterdir()):
             if item.name not in _REUSED or os.listxattr(item) or not emptied(item):
-                self.discard(item)
+                self.session.discard(item)
         self._spare.append(scratch)
 
     def keep_failed(self, key: str, scratch: Path) -> Path:
@@ -144,12 +86,12 @@ class Workspace:
 
     def forget_failed(self, key: str) -> None:
         """Discard the scratch of a failed attempt, if there is one."""
-        self.discard(self.root / "failed" / key)
+        self.session.discard(self.root / "failed" / key)
 
     def take_failed(self, key: str) -> Path | None:
         """The scratch of the last failed attempt, if there is one, made a scratch of ours."""
         try:
-            return (self.root / "failed" / key).rename(self.session / str(next(self._numbers)))
+            return (self.root / "failed" / key).rename(self.session.unused_name())
         except FileNotFoundError:
             return None
 
@@ -163,24 +105,16 @@ class Workspace:
         if _scarce(self.root):
             failed = by_age([self.root / "failed"])
             self.clean(keep | {path.name for path in failed[-1:]})
-        fd = self._locks.take("layers", shared=True, wait=True)
+        fd = self.session.locks.take("layers", shared=True, wait=True)
         assert fd is not None
         self._notice_cleaning()
-        self._reaper.enter()
+        self.session.reaper.enter()
         try:
-            with self._holds.build():
+            with self.session.holds.build():
                 yield
         finally:
-            self._reaper.leave()
+            self.session.reaper.leave()
             os.close(fd)
-
-    def hold(self, *names: str) -> None:
-        """Keep these layers, merged trees or source trees until this thread's build ends."""
-        self._holds.hold(names)
-
-    def alone(self, name: str) -> AbstractContextManager[bool]:
-        """Whether no build of any process uses what is so called; then none can meanwhile."""
-        return self._holds.alone(name)
 
     def trim(self, wanted: int, others: Iterable[Path] = ()) -> None:
         """Make ``wanted`` bytes of disk free, if that can be done.
@@ -190,10 +124,10 @@ class Workspace:
         uses stays, and what other processes hold, which are short of room as well and trim.
         """
         folders = [self.root / name for name in ("layers", "merged", "failed")]
-        for path in by_age([*folders, *others], self._holds.used):
+        for path in by_age([*folders, *others], self.session.holds.used):
             if free(self.root) >= wanted:
                 return
-            with self.alone(path.name) as alone:
+            with self.session.exclusively(path.name) as alone:
                 if alone:
                     aside = self.set_aside(path)
             if alone:
@@ -208,30 +142,6 @@ class Workspace:
         clear(self.root / "indexes" / path.name)
         return aside
 
-    @contextmanager
-    def locked(
-        self,
-        name: str,
-        cancelled: threading.Event | None = None,
-        waits: Callable[[], None] = lambda: None,
-    ) -> Iterator[None]:
-        """Hold the lock ``name`` against all threads and processes of this workspace.
-
-        While another holds it, Cancelled when ``cancelled`` is set; ``waits`` is called once.
-        """
-        pause = SOON  # most have it for as long as it takes to copy a few files
-        while (fd := self._locks.take(name, wait=cancelled is None)) is None:
-            assert cancelled is not None
-            if pause == SOON:
-                waits()
-            cancelled.wait(pause)
-            stop_if(cancelled)
-            pause = min(2 * pause, TICK)
-        try:
-            yield
-        finally:
-            os.close(fd)
-
     def clean(self, keep: AbstractSet[str] = frozenset()) -> bool:
         """Drop layers and failed trees of keys not in ``keep``, and all merged trees.
 
@@ -243,7 +153,7 @@ class Workspace:
                 for folder in ("layers", "indexes", "merged", "failed"):
                     for item in list((self.root / folder).iterdir()):
                         if item.name not in keep:
-                            self.discard(item)
+                            self.session.discard(item)
         return idle
 
     @contextmanager
@@ -251,7 +161,7 @@ class Workspace:
         """Whether no process builds here; if so, none begins meanwhile, and all of them look
         afterwards which layers are there.
         """
-        fd = self._locks.take("layers")
+        fd = self.session.locks.take("layers")
         if fd is None:
             yield False
             return
@@ -270,14 +180,7 @@ class Workspace:
 
     def close(self, patience: float = 1.0) -> None:
         """Delete this worker's scratch: for so many seconds, then the next worker goes on."""
-        if self._alive is not None:
-            until = time.monotonic() + patience
-            self._reaper.close()
-            with suppress(OSError):
-                remove(self.session, stop=lambda: time.monotonic() > until)
-            os.close(self._alive)
-            self._alive = None
-            self._holds.close()
+        self.session.close(patience)
 
     def __enter__(self) -> Workspace:
         return self
@@ -292,19 +195,11 @@ class Workspace:
 
     def sweep(self) -> None:
         """Discard what killed workers have left, and what a reboot has made doubtful."""
-        for session in self.sessions_left():
-            self.discard(session)
+        for session in self.session.left_over():
+            self.session.discard(session)
         self.store.sweep()
         self.sources.sweep()
         self._forget_after_reboot()
-
-    def sessions_left(self) -> Iterator[Path]:
-        """The scratch of dead workers: its lock can be had."""
-        for session in list((self.root / "tmp").iterdir()):
-            fd = self._locks.take(session.name)
-            if fd is not None:
-                yield session
-                os.close(fd)
 
     def _forget_after_reboot(self) -> None:
         """Drop layers unpacked before a reboot.
@@ -316,7 +211,7 @@ class Workspace:
         stamp = self.root / "boot"
         if recall(stamp) != boot:
             for name in ("layers", "indexes", "merged"):
-                self.discard(self.root / name)
+                self.session.discard(self.root / name)
                 (self.root / name).mkdir()
             remember(stamp, boot)
 

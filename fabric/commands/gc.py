@@ -41,7 +41,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     report.add("orders", builds.prune(age, dry_run=dry))
     sources = open_sources(settings)
     with Workspace(settings.work_dir, store, sources, sweep=False) as workspace:
-        for kind, freed in sources.gc(age, workspace.alone, dry_run=dry).items():
+        for kind, freed in sources.gc(age, workspace.session.exclusively, dry_run=dry).items():
             report.add(kind, freed)
         layers, busy = remove_unused(workspace, keep, age, dry_run=dry)
         report.add("layers", layers.bytes)

@@ -38,7 +38,7 @@ RULES = (
 
 
 class Trees:
-    """Sources that are directories: `fabric.building.workspace.Sources`."""
+    """Sources that are directories: `fabric.building.ports.Sources`."""
 
     def __init__(self) -> None:
         self.trees: dict[str, Path] = {}

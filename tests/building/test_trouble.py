@@ -160,7 +160,7 @@ class TestCancel:
         assert not list((kit.workspace.root / "failed").iterdir())
 
     def test_while_another_builds_it(self, kit: Kit) -> None:
-        with kit.workspace.locked(f"job-{key_of('thing')}"):
+        with kit.workspace.session.locked(f"job-{key_of('thing')}"):
             threading.Timer(0.1, kit.cancelled.set).start()
             with pytest.raises(Cancelled):
                 kit.build(kit.chunk(build=[":"]))

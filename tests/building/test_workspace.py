@@ -71,9 +71,9 @@ class TestLocks:
         cancelled = threading.Event()
         threading.Timer(0.05, cancelled.set).start()
         with (
-            kit.workspace.locked("x"),
+            kit.workspace.session.locked("x"),
             pytest.raises(Cancelled),
-            kit.workspace.locked("x", cancelled),
+            kit.workspace.session.locked("x", cancelled),
         ):
             pass
 
@@ -81,7 +81,7 @@ class TestLocks:
         released: list[float] = []
 
         def hold() -> None:
-            with kit.workspace.locked("x"):
+            with kit.workspace.session.locked("x"):
                 ready.set()
                 time.sleep(0.2)
                 released.append(time.monotonic())
@@ -90,7 +90,7 @@ class TestLocks:
         thread = threading.Thread(target=hold)
         thread.start()
         ready.wait()
-        with kit.workspace.locked("x", threading.Event()):
+        with kit.workspace.session.locked("x", threading.Event()):
             assert released
         thread.join()
 
@@ -118,7 +118,7 @@ class TestScratch:
     def test_leftovers_of_the_dead_are_removed_and_of_the_living_are_not(self, kit: Kit) -> None:
         dead = kit.workspace.root / "tmp/123-dead"
         (dead / "5/up").mkdir(parents=True)
-        alive = kit.workspace.scratch()
+        alive = kit.workspace.session.scratch()
         with Workspace(kit.workspace.root, kit.store, kit.sources):
             assert not dead.exists()
             assert alive.exists()
@@ -128,7 +128,7 @@ class TestScratch:
         kit.build(job)
         kit.build(kit.chunk("two", build=['test -z "$(ls -A /tmp; ls -A .)"; stat -c %a . /tmp']))
         assert "\n755\n1777\n" in kit.log_text
-        numbered = [path.name for path in kit.workspace.session.iterdir() if path.name != "trash"]
+        numbered = {path.name for path in kit.workspace.session.path.iterdir()} - {"trash"}
         assert len(numbered) == 1
 
     @pytest.mark.parametrize(("pause", "late", "busy"), [(0.05, 60, False), (60, 0.05, True)])
@@ -161,15 +161,15 @@ class TestScratch:
         reaper.close()
 
     def test_impatient_end_leaves_the_rest_to_the_next(self, kit: Kit) -> None:
-        scratch = kit.workspace.scratch()
+        scratch = kit.workspace.session.scratch()
         for number in range(20):
             (scratch / f"{number}/deep").mkdir(parents=True)
         kit.workspace.close(patience=0)
-        session = kit.workspace.session
+        session = kit.workspace.session.path
         assert session.exists()
         with Workspace(kit.workspace.root, kit.store, kit.sources) as other:
             assert not session.exists()
-        assert not other.session.exists()
+        assert not other.session.path.exists()
 
 
 class TestCleaning:
@@ -190,7 +190,7 @@ class TestCleaning:
         (blobs / "old").write_text("a copy")
         (blobs / ".fetch-new").write_text("under way")
         with kit.workspace.using():
-            kit.workspace.hold(held)
+            kit.workspace.session.hold(held)
             with Workspace(kit.workspace.root, kit.store, kit.sources) as other:
                 other.trim(1 << 62, [blobs])
             assert {path.name for path in layers.iterdir()} == {held}

@@ -1,0 +1,37 @@
+"""Defines what building needs of the artifact store and of the sources."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from fabric.jobs import Blob, Manifest, Source
+
+
+class Store(Protocol):
+    """What building needs of the artifact store."""
+
+    def manifest(self, key: str) -> Manifest | None: ...
+
+    def manifests(self, keys: Iterable[str]) -> list[Manifest | None]: ...
+
+    def use(self, keys: Iterable[str]) -> None: ...  # note that a build needs these
+
+    def bring(
+        self, wanted: Iterable[tuple[str, Blob]], check: Callable[[], None]
+    ) -> None: ...  # have these blobs (key, blob) at hand, which `open` will be asked for
+
+    def open(self, blob: Blob, key: str, check: Callable[[], None]) -> BinaryIO: ...  # verified
+
+    def put(self, manifest: Manifest, files: Mapping[str, Path | bytes]) -> None: ...
+
+    def sweep(self) -> None: ...  # remove what killed processes have left half done
+
+
+class Sources(Protocol):
+    """What building needs of the sources."""
+
+    def export(self, source: Source, say: Callable[[str], None]) -> Path: ...
+
+    def sweep(self) -> None: ...  # as above

@@ -1,0 +1,105 @@
+"""Manages the part of a workspace that belongs to one process: scratch, locks, holds, trash.
+
+The directory of a session is locked while its process lives, so that another process can tell
+which sessions are left over.  A new session and a sweep exclude each other by the lock "sessions".
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+
+from fabric.building.cancel import SOON, TICK, stop_if
+from fabric.building.holds import Holds
+from fabric.building.locks import Locks
+from fabric.building.reaper import Reaper
+from fabric.building.tree import open_up, remove
+
+
+class Session:
+    """A process in the workspace at ``root``, which must exist."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.locks = Locks(root / "lock")
+        self.holds = Holds(root / "held")
+        self._numbers = itertools.count()
+        with self.locked("sessions"):
+            (root / "tmp").mkdir(exist_ok=True)
+            self.path = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=root / "tmp"))
+            self._alive = self.locks.take(self.path.name)
+        self.reaper = Reaper(self.path / "trash")
+
+    def scratch(self) -> Path:
+        """A new empty directory, ours alone until it is discarded or this process ends."""
+        path = self.unused_name()
+        path.mkdir()
+        return path
+
+    def unused_name(self) -> Path:
+        """Where there is nothing yet, on the disk of the layers, and where others put nothing."""
+        return self.path / str(next(self._numbers))
+
+    def discard(self, path: Path) -> None:
+        """Throw a tree away: out of sight now, deleted by the reaper."""
+        with suppress(FileNotFoundError):
+            open_up(path)
+            path.rename(self.reaper.trash / str(next(self._numbers)))
+            self.reaper.wake()
+
+    def hold(self, *names: str) -> None:
+        """Keep these layers, merged trees or source trees until this thread's build ends."""
+        self.holds.hold(names)
+
+    def exclusively(self, name: str) -> AbstractContextManager[bool]:
+        """Whether no build of any process uses what is so called; then none can meanwhile."""
+        return self.holds.exclusively(name)
+
+    @contextmanager
+    def locked(
+        self,
+        name: str,
+        cancelled: threading.Event | None = None,
+        waits: Callable[[], None] = lambda: None,
+    ) -> Iterator[None]:
+        """Hold the lock ``name`` against all threads and processes of this workspace.
+
+        While another holds it, Cancelled when ``cancelled`` is set; ``waits`` is called once.
+        """
+        pause = SOON  # most have it for as long as it takes to copy a few files
+        while (fd := self.locks.take(name, wait=cancelled is None)) is None:
+            assert cancelled is not None
+            if pause == SOON:
+                waits()
+            cancelled.wait(pause)
+            stop_if(cancelled)
+            pause = min(2 * pause, TICK)
+        try:
+            yield
+        finally:
+            os.close(fd)
+
+    def left_over(self) -> Iterator[Path]:
+        """The scratch of dead workers: its lock can be had."""
+        for session in list((self.root / "tmp").iterdir()):
+            fd = self.locks.take(session.name)
+            if fd is not None:
+                yield session
+                os.close(fd)
+
+    def close(self, patience: float = 1.0) -> None:
+        """Delete this worker's scratch: for so many seconds, then the next worker goes on."""
+        if self._alive is not None:
+            until = time.monotonic() + patience
+            self.reaper.close()
+            with suppress(OSError):
+                remove(self.path, stop=lambda: time.monotonic() > until)
+            os.close(self._alive)
+            self._alive = None
+            self.holds.close()
