@@ -11,7 +11,9 @@ from fabric.trove.sources.resolve import Sources
 
 if TYPE_CHECKING:
     from fabric.config import Shared
+    from fabric.host.cancel import CancelToken
     from fabric.trove.sources.farm_remote import Trove
+    from fabric.trove.sources.repositories import Importer
 
 
 def open_store(settings: Shared, scratch: Path | None = None) -> Store:
@@ -49,10 +51,19 @@ def open_sources(
         settings.aliases,
         lorries,
         trove=open_trove(settings),
-        imports=imports,
+        importer=open_importer if imports else None,
         head=head,
         progress=progress,
     )
+
+
+def open_importer(root: Path, progress: Callable[[str], None], cancel: CancelToken) -> Importer:
+    """What imports lorries into the trove at ``root``."""
+    # and with it the readers of archives: a fully cached build goes without
+    from fabric.trove.importers.context import Context
+    from fabric.trove.importers.imports import Imports
+
+    return Imports(Context(root, progress, cancel))
 
 
 def _path(name: str) -> Path | None:

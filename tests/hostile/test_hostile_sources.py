@@ -26,6 +26,7 @@ from fabric import bounds
 from fabric.digest import Digest
 from fabric.errors import SourceError
 from fabric.host.cancel import CancelToken
+from fabric.trove.configured import open_importer
 from fabric.trove.importers import archive
 from fabric.trove.importers.apt import Apt
 from fabric.trove.importers.download import Downloads, WrongDigest, fetch_text
@@ -243,7 +244,7 @@ def thing(tmp_path: Path) -> Callable[[bytes], Sources]:
             f"thing: {{type: tarball, version: '1', url: 'file://{packed}',"
             f" sha256: {hashlib.sha256(data).hexdigest()}}}\n"
         )
-        return Sources(tmp_path / "trove", {}, folder)
+        return Sources(tmp_path / "trove", {}, folder, importer=open_importer)
 
     return make
 
@@ -569,6 +570,6 @@ def test_a_lorry_that_leads_through_a_link_to_itself(tmp_path: Path) -> None:
     (tmp_path / "sources").mkdir()
     (tmp_path / "sources/loop").symlink_to("loop")
     (tmp_path / "sources/x.lorry").write_text("x: {type: git, url: loop/x}")
-    sources = Sources(tmp_path / "trove", {}, tmp_path / "sources")
+    sources = Sources(tmp_path / "trove", {}, tmp_path / "sources", importer=open_importer)
     with pytest.raises(SourceError, match="git cannot fetch from it"):
         sources.resolve("upstream:x", "main")

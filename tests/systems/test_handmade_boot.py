@@ -14,7 +14,7 @@ from qemu import Machine
 
 from fabric.building.image import File, make_image
 from fabric.config import load_settings
-from fabric.trove.sources.resolve import Sources
+from fabric.trove.configured import open_sources
 
 ROOT = Path(__file__).parents[2]
 INITTAB = b"""\
@@ -30,7 +30,7 @@ ttyS0::respawn:/bin/getty -L 115200 ttyS0 vt100
 def rootfs(tmp_path: Path) -> Path:
     """A system of one program, with Debian's kernel."""
     settings = load_settings()
-    sources = Sources(settings.trove_dir, settings.aliases, ROOT / "sources")
+    sources = open_sources(settings, ROOT / "sources")
     [pinned] = [lorry for lorry in sources.lorries if lorry.name == "debian-linux"]
     packages = sources.export(sources.resolve(pinned.repo, pinned.ref))
     [package] = packages.glob("linux-image-*.deb")

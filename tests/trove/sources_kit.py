@@ -23,6 +23,7 @@ from typing import Any
 
 from servers_kit import running
 
+from fabric.trove.configured import open_importer
 from fabric.trove.sources.farm_remote import Trove
 from fabric.trove.sources.resolve import Sources
 
@@ -259,4 +260,5 @@ class Farm:
         self, name: str, lorries: Path | None, *, imports: bool = True, head: str = ""
     ) -> Sources:
         root = self.folder / name / "cache"
-        return Sources(root, {}, lorries, trove=self.trove, imports=imports, head=head)
+        importer = open_importer if imports else None
+        return Sources(root, {}, lorries, trove=self.trove, importer=importer, head=head)

@@ -1,55 +1,23 @@
-"""Renews the pins of lorries: queries the archives, imports, then rewrites the files in place.
+"""Writes the pins of lorries into their files, and describes what changed.
 
-An update never selects an older version, a withdrawn file, or another file under the same version.
-It writes only when version, digests and the imported tree are known.
+A lorry's file, or its lock file, is rewritten in place; all else in it stays.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from fabric.digest import Digest
 from fabric.errors import SourceError
-from fabric.trove.importers import debian, pypi, wheels
-from fabric.trove.importers.download import WrongDigest, shown
-from fabric.trove.sources.imports import Imports
-from fabric.trove.sources.locks import Lock, Locked, read_plain
+from fabric.trove.sources.locks import read_plain
 from fabric.trove.sources.lorries import Lorries, Lorry
 from fabric.trove.sources.lorry_edits import Field, edited
-
-#: Imports what a lorry pins, and returns the tree that this gave.
-Import = Callable[[Lorry], str]
-
-
-def update(lorry: Lorry, imports: Imports, run: Import) -> list[str]:
-    """Pin the newest that is offered, if it is newer, and write that into the lorry's files.
-
-    Return what changed and what was skipped, a line each.  SourceError if nothing is offered;
-    of that, WrongDigest if the pinned version is offered with other files.
-    """
-    if lorry.type == "git":
-        return []  # nothing is pinned: strata name commits, tags or branches
-    skipped: list[str] = []
-    try:
-        lorry.lock  # noqa: B018  read now
-    except SourceError as error:
-        skipped.append(f"the lock file was made anew: {error}")
-        lorry = lorry.with_lock(Lock())
-    offered = _offered(lorry, imports, skipped)
-    if not offered.recorded_tree:
-        offered = offered.with_tree(run(offered))
-    _write(lorry, offered)
-    return describe(lorry, offered) + skipped
 
 
 def record(lorry: Lorry, tree: str) -> list[str]:
     """Note the tree that an import of the lorry gave.  Return what changed, a line each."""
-    _write(lorry, lorry.with_tree(tree))
+    write(lorry, lorry.with_tree(tree))
     return describe(lorry, lorry.with_tree(tree))
 
 
@@ -58,7 +26,7 @@ def describe(before: Lorry, after: Lorry) -> list[str]:
     lines = []
     if before.version != after.version:
         lines.append(f"version {before.version or '(none)'} -> {after.version}")
-    old, new = _packages(before), _packages(after)
+    old, new = versions_of(before), versions_of(after)
     for package in sorted(old.keys() | new.keys()):
         if old.get(package) != new.get(package):
             lines.append(f"{package} {old.get(package, '(new)')} -> {new.get(package, '(gone)')}")
@@ -71,7 +39,7 @@ def describe(before: Lorry, after: Lorry) -> list[str]:
     return lines
 
 
-def _packages(lorry: Lorry) -> dict[str, str]:
+def versions_of(lorry: Lorry) -> dict[str, str]:
     return {one.name: one.version for one in lorry.lock.packages}
 
 
@@ -82,149 +50,7 @@ def _pin(lorry: Lorry, field: str) -> str:
     return (lorry.sha256 if component == "sha256" else lorry.components.get(component)) or ""
 
 
-# -- what is offered -------------------------------------------------------------------------
-
-
-def _offered(lorry: Lorry, imports: Imports, skipped: list[str]) -> Lorry:
-    """The lorry with what it is to pin; without a tree if that is something else than before."""
-    match lorry.type:
-        case "debian-packages":
-            packages = debian.resolve_packages(lorry, imports.apt(lorry))
-            return _with_packages(lorry, packages, _debian_version())
-        case "pypi-wheels":
-            from packaging.version import Version
-
-            packages = wheels.resolve_wheels(
-                lorry, imports.downloads, imports.progress, imports.stop
-            )
-            return _with_packages(lorry, packages, Version)
-        case "tarball":
-            _, sha256 = imports.downloads.any_of(lorry.url)
-            return _with_digests(lorry, lorry.version, {"": sha256}, shown(lorry.url))
-        case "pypi":
-            return _newest_sdist(lorry, imports, skipped)
-    return _newest_source(lorry, imports, skipped)
-
-
-def _with_packages(lorry: Lorry, packages: tuple[Locked, ...], order: Callable[..., Any]) -> Lorry:
-    """The lorry with other packages.  SourceError if one is older than the one it pins."""
-    if packages == lorry.lock.packages:
-        return lorry
-    now = {one.name: one.version for one in packages}
-    older = [
-        f"  {name}: {version} is pinned, {now[name]} is offered"
-        for name, version in _packages(lorry).items()
-        if name in now and _is_newer(version, now[name], order)
-    ]
-    if older:
-        raise SourceError(
-            f"{lorry.where}: {lorry.name} is not updated, since the archives offer older packages"
-            " than are pinned:\n" + "\n".join(older) + "\n"
-            "The mirror may be behind, or somebody wants you to have old faults. If it is meant,"
-            f" remove {lorry.lock_file.name} first."
-        )
-    return lorry.with_lock(Lock(packages))
-
-
-def _newest_sdist(lorry: Lorry, imports: Imports, skipped: list[str]) -> Lorry:
-    from packaging.version import Version
-
-    offered = pypi.offered_sdists(lorry.package, imports.downloads.directory)
-    if lorry.version and not lorry.sha256:  # its author has chosen
-        chosen = next((one for one in offered if one.version == lorry.version), None)
-        if chosen is None:
-            raise _not_offered(lorry, [one.version for one in offered])
-    else:
-        chosen = pypi.newest(offered)
-        yanked = {one.version for one in offered if one.yanked}
-        for version in sorted(yanked):
-            if _is_newer(version, chosen.version if chosen else lorry.version, Version):
-                skipped.append(f"skipped {version}: its authors have yanked it")
-    if chosen is None or _is_newer(lorry.version, chosen.version, Version):
-        best = chosen.version if chosen else "nothing that is not yanked"
-        skipped.append(f"skipped {best}: {lorry.version} is pinned, which is newer")
-        return lorry
-    if lorry.version == chosen.version:  # perhaps in several kinds of archives
-        same = (one for one in offered if one.version == lorry.version)
-        chosen = next((one for one in same if one.sha256 == lorry.sha256), chosen)
-    return _with_digests(lorry, chosen.version, {"": chosen.sha256}, shown(chosen.url))
-
-
-def _newest_source(lorry: Lorry, imports: Imports, skipped: list[str]) -> Lorry:
-    apt = imports.apt(lorry)
-    with apt.opened():
-        apt.update()
-        offered = debian.offered_origs(lorry.package, apt)
-    if not offered:
-        raise SourceError(
-            f"{lorry.where}: the archives of this machine have no source package {lorry.package}"
-        )
-    chosen = offered[0]
-    if lorry.version and not lorry.sha256:  # its author has chosen
-        found = next((one for one in offered if one.upstream == lorry.version), None)
-        if found is None:
-            raise _not_offered(lorry, [one.upstream for one in offered])
-        chosen = found
-    if _is_newer(lorry.version, chosen.upstream, _debian_version()):
-        skipped.append(
-            f"skipped {chosen.upstream}: {lorry.version} is pinned, which is newer;"
-            " the archives offer nothing above it"
-        )
-        return lorry
-    missing = {"", *lorry.components} - chosen.files.keys()
-    if missing:
-        raise SourceError(
-            f"{lorry.where}: {lorry.package} {chosen.version} has no orig tarball"
-            f" {', '.join(sorted(missing)) or '(the main one)'}: change the lorry by hand"
-        )
-    digests = {name: chosen.files[name][1] for name in ("", *lorry.components)}
-    for one in offered:  # another Debian revision may have the pinned files
-        same = {name: sha256 for name, (_, sha256) in one.files.items()}
-        if one.upstream == chosen.upstream and lorry.sha256 == same.get(""):
-            digests = {name: same.get(name, digest) for name, digest in digests.items()}
-    return _with_digests(lorry, chosen.upstream, digests, "the Debian archives of this machine")
-
-
-def _with_digests(lorry: Lorry, version: str, digests: Mapping[str, Digest], origin: str) -> Lorry:
-    """The lorry with another version.  WrongDigest if only what is offered under it differs."""
-    known = lorry.digests if lorry.sha256 else {}
-    if lorry.version == version:
-        for component, sha256 in digests.items():
-            if known.get(component, sha256) != sha256:
-                where = f"{lorry.where}: {' '.join((lorry.name, version, component))}".strip()
-                raise WrongDigest(where, known[component], sha256, origin)
-        if known:
-            return lorry
-    ref = lorry.ref if "ref" in lorry.lines else version
-    others = {name: sha256 for name, sha256 in digests.items() if name}
-    return replace(lorry, version=version, ref=ref, sha256=digests[""], components=others, tree="")
-
-
-def _not_offered(lorry: Lorry, versions: list[str]) -> SourceError:
-    return SourceError(
-        f"{lorry.where}: {lorry.name} {lorry.version} is not offered; there are"
-        f" {', '.join(dict.fromkeys(versions))}"
-    )
-
-
-def _is_newer(version: str, other: str, order: Callable[..., Any]) -> bool:
-    """Whether a version is newer than the other; False if one of them cannot be compared."""
-    try:
-        return bool(order(version) > order(other))
-    except ValueError:
-        return False
-
-
-def _debian_version() -> Callable[..., Any]:
-    from debian.debian_support import Version
-
-    return Version
-
-
-# -- writing ---------------------------------------------------------------------------------
-
-
-def _write(before: Lorry, after: Lorry) -> None:
+def write(before: Lorry, after: Lorry) -> None:
     """Write the pins into the lorry's file or its lock.  SourceError if that cannot be done."""
     if after.is_set:
         if before.lock != after.lock:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from fabric.errors import SourceError, command
 from fabric.host.cancel import CancelToken
@@ -27,6 +27,29 @@ if TYPE_CHECKING:
 Progress = Callable[[str], None]
 
 
+class Importer(Protocol):
+    """Imports what lorries pin (of any type but git)."""
+
+    def run(self, lorry: Lorry, repository: Repository) -> str:
+        """Import what a lorry pins, while its repository is locked.  Return the commit.
+
+        SourceError if it cannot be had.
+        """
+
+    def update(self, lorry: Lorry, run: Callable[[Lorry], str]) -> list[str]:
+        """Renew a lorry's pins.  Return what changed, a line each.
+
+        ``run`` imports what a lorry pins, and returns the tree.
+        """
+
+    def gc(self, older_than: float, *, dry_run: bool) -> int:
+        """Remove downloads older than so many seconds.  Return how many bytes that frees."""
+
+
+#: Makes an importer for a trove's root.
+OpenImporter = Callable[[Path, Progress, CancelToken], Importer]
+
+
 class Repositories:
     """The repositories below ``root``; the arguments are those of `Sources`."""
 
@@ -37,7 +60,7 @@ class Repositories:
         lorries: Path | None,
         trove: Trove | None,
         *,
-        imports: bool,
+        importer: OpenImporter | None,
         head: str,
         progress: Progress,
     ) -> None:
@@ -47,7 +70,7 @@ class Repositories:
         self.stop = CancelToken()
         self._directory = lorries
         self._trove = trove
-        self._imports = imports
+        self._open_importer = importer
         self._head = head
         self._repositories: dict[Path, Repository] = {}
         self._fetched: set[tuple[Path, str]] = set()  # with a branch, or "" for all of them
@@ -58,6 +81,16 @@ class Repositories:
         from fabric.trove.sources.lorries import Lorries  # and with it yaml: a worker goes without
 
         return Lorries(self._directory)
+
+    @property
+    def _imports(self) -> bool:
+        """Whether sources are brought from where their lorries lead."""
+        return self._open_importer is not None
+
+    def importer(self) -> Importer:
+        """What imports lorries."""
+        assert self._open_importer is not None
+        return self._open_importer(self.root, self.progress, self.stop)
 
     def reread(self) -> None:
         """Forget the lorries: their files have changed."""
@@ -227,9 +260,7 @@ class Repositories:
             return self._run(lorry, self.repository(place))
 
     def _run(self, lorry: Lorry, repository: Repository) -> str:
-        from fabric.trove.sources.imports import Imports
-
-        made = Imports(self.root, self.progress, self.stop).run(lorry, repository)
+        made = self.importer().run(lorry, repository)
         tree = repository.fact(made).tree
         if lorry.recorded_tree and lorry.recorded_tree != tree:
             raise SourceError(

@@ -34,7 +34,7 @@ from fabric.trove.sources import farm_refs as shared
 from fabric.trove.sources import housekeeping
 from fabric.trove.sources.git import SHA, Repository
 from fabric.trove.sources.git_process import DamagedRepositoryError
-from fabric.trove.sources.repositories import Repositories
+from fabric.trove.sources.repositories import OpenImporter, Repositories
 
 if TYPE_CHECKING:
     from fabric.trove.sources.export import Alone, Exports
@@ -59,7 +59,7 @@ class Sources:
     definitions' ``sources/`` directory.  ``progress`` gets a line of text now and then, from any
     thread.
 
-    ``trove`` is the farm's; without ``imports`` lorries say what is pinned, but only the trove
+    ``trove`` is the farm's; without ``importer`` lorries say what is pinned, but only the trove
     has it.  ``head`` is the commit that the definitions are at, unless they are a work tree's.
     """
 
@@ -70,7 +70,7 @@ class Sources:
         lorries: Path | None = None,
         *,
         trove: Trove | None = None,
-        imports: bool = True,
+        importer: OpenImporter | None = None,
         head: str = "",
         progress: Progress = _unheard,
     ) -> None:
@@ -85,7 +85,7 @@ class Sources:
             aliases,
             lorries,
             trove,
-            imports=imports,
+            importer=importer,
             head=head,
             progress=shown,
         )
@@ -215,12 +215,10 @@ class Sources:
 
     def update_lorry(self, name: str) -> list[str]:
         """Renew a lorry's pins in its files; return what changed, a line each."""
-        from fabric.trove.sources import pins
-        from fabric.trove.sources.imports import Imports
-
-        imports = Imports(self.root, self.progress, self._repositories.stop)
-        lorry = self.lorries.named(name)
-        changes = pins.update(lorry, imports, self._repositories.import_lorry)
+        repositories = self._repositories
+        changes = repositories.importer().update(
+            self.lorries.named(name), repositories.import_lorry
+        )
         self._repositories.reread()
         return changes
 
@@ -351,12 +349,9 @@ class Sources:
         Trees of which ``alone`` says no stay, as builds have them.  Of repositories only what
         killed fetches left goes: only they hold what cannot be made again.
         """
-        from fabric.trove.importers.download import Downloads
-
-        downloads = Downloads(self.root / "downloads", self.progress, self._repositories.stop)
         return {
             "source trees": self.exports.gc(older_than, alone, dry_run=dry_run),
-            "downloads": downloads.gc(older_than, dry_run=dry_run),
+            "downloads": self._repositories.importer().gc(older_than, dry_run=dry_run),
             "repositories": housekeeping.gc(self.root, dry_run=dry_run),
         }
 

@@ -17,6 +17,7 @@ from sources_kit import Files, git, tarball
 
 from fabric.digest import Digest
 from fabric.errors import SourceError
+from fabric.trove.configured import open_importer
 from fabric.trove.importers.apt import machine_entries
 from fabric.trove.importers.debian import MovedError
 from fabric.trove.importers.download import WrongDigest
@@ -52,7 +53,9 @@ class Trove:
         self.said: list[str] = []
 
     def sources(self) -> Sources:
-        return Sources(self.root, {}, self.file.parent, progress=self.said.append)
+        return Sources(
+            self.root, {}, self.file.parent, importer=open_importer, progress=self.said.append
+        )
 
 
 @pytest.fixture

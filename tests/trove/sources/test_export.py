@@ -12,6 +12,7 @@ from sources_kit import git, repository
 
 from fabric.errors import SourceError
 from fabric.jobs import Source
+from fabric.trove.configured import open_importer
 from fabric.trove.sources.export import MTIME
 from fabric.trove.sources.git import Repository
 from fabric.trove.sources.git_process import DamagedRepositoryError
@@ -28,7 +29,7 @@ utf16.txt working-tree-encoding=UTF-16
 
 @pytest.fixture
 def sources(tmp_path: Path) -> Sources:
-    return Sources(tmp_path / "trove", {"up": f"{tmp_path}/%s"}, None)
+    return Sources(tmp_path / "trove", {"up": f"{tmp_path}/%s"}, importer=open_importer)
 
 
 def export(sources: Sources, name: str = "thing") -> Path:

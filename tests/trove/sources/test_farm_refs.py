@@ -319,10 +319,12 @@ def test_many_push_the_same_at_once(any_farm: Farm, files: Files) -> None:
     code = f"""
         import sys
         from pathlib import Path
+        from fabric.trove.configured import open_importer
         from fabric.trove.sources.farm_remote import Trove
         from fabric.trove.sources.resolve import Sources
         root = Path(sys.argv[1])
-        sources = Sources(root / "cache", {{}}, root / "sources", trove={farm.trove!r})
+        sources = Sources(root / "cache", {{}}, root / "sources", trove={farm.trove!r},
+                          importer=open_importer)
         source = sources.resolve("upstream:thing", "1.0")
         print(source.commit, flush=True)
         sys.stdin.read()

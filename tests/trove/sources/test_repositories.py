@@ -15,6 +15,7 @@ from sources_kit import git, repository
 from fabric.client.project import Project
 from fabric.config import load_settings
 from fabric.errors import SourceError
+from fabric.trove.configured import open_importer
 from fabric.trove.sources.git import Repository
 from fabric.trove.sources.resolve import Sources
 
@@ -132,7 +133,7 @@ def test_what_the_user_calls_safe_is_safe(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
 
     def resolved() -> str:
-        sources = Sources(tmp_path / "trove", {}, definitions / "sources")
+        sources = Sources(tmp_path / "trove", {}, definitions / "sources", importer=open_importer)
         return sources.resolve("baserock:itself", "HEAD").commit
 
     with pytest.raises(SourceError, match="dubious ownership"):

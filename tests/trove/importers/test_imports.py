@@ -23,6 +23,7 @@ from sources_kit import Files, git, outputs_at_once, repository, tarball
 
 from fabric.errors import SourceError
 from fabric.jobs import Source
+from fabric.trove.configured import open_importer
 from fabric.trove.importers.download import WrongDigest
 from fabric.trove.sources.resolve import Sources
 
@@ -56,7 +57,9 @@ class Trove:
         )
 
     def sources(self) -> Sources:
-        return Sources(self.root, {}, self.folder, progress=self.said.append)
+        return Sources(
+            self.root, {}, self.folder, importer=open_importer, progress=self.said.append
+        )
 
     def resolve(self, ref: str = "1.0") -> Source:
         return self.sources().resolve("upstream:thing", ref)
@@ -316,8 +319,10 @@ def test_processes_import_the_same_at_once(trove: Trove, files: Files) -> None:
     trove.lorry(files.put("thing", data), data)
     code = f"""
         from pathlib import Path
+        from fabric.trove.configured import open_importer
         from fabric.trove.sources.resolve import Sources
-        sources = Sources(Path({str(trove.root)!r}), {{}}, Path({str(trove.folder)!r}))
+        sources = Sources(Path({str(trove.root)!r}), {{}}, Path({str(trove.folder)!r}),
+                          importer=open_importer)
         print(sources.resolve("upstream:thing", "1.0").commit)
     """
     assert len(outputs_at_once(code)) == 1
@@ -337,9 +342,11 @@ def test_ctrl_c_ends_imports_soon(trove: Trove, files: Files, tmp_path: Path) ->
     )
     code = f"""
         from pathlib import Path
+        from fabric.trove.configured import open_importer
         from fabric.trove.sources.resolve import Sources
         aliases = {{"silent": "git://127.0.0.1:{port}/%s"}}
         sources = Sources(Path({str(trove.root)!r}), aliases, Path({str(trove.folder)!r}),
+                          importer=open_importer,
                           progress=lambda text: print(text, flush=True))
         try:
             sources.resolve_all([("upstream:thing", "1.0", ()), ("silent:x", "main", ())])
