@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from fabric.building.locks import Locks
+from fabric.host.locks import Locks
 
 
 class Holds:

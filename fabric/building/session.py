@@ -17,9 +17,9 @@ from pathlib import Path
 
 from fabric.building.cancel import SOON, TICK, stop_if
 from fabric.building.holds import Holds
-from fabric.building.locks import Locks
 from fabric.building.reaper import Reaper
 from fabric.building.tree import open_up, remove
+from fabric.host.locks import Locks
 
 
 class Session:

@@ -7,7 +7,7 @@
     merged/DIGEST    trees made of several layers, or of a source and its submodules
     tmp/PID-XXXX     scratch of one worker; when nobody holds its lock any more, rubbish
     failed/KEY       the build tree of the last failed attempt at KEY, for a look inside
-    lock, held       see `fabric.building.locks` and `fabric.building.holds`
+    lock, held       see `fabric.host.locks` and `fabric.building.holds`
     cleaned          changes whenever layers were removed
 
 Several workers, of several processes, may share one workspace.

@@ -40,8 +40,9 @@ from fabric.errors import (
 )
 from fabric.host.cancel import CancelToken
 from fabric.host.files import recall, remember
+from fabric.host.locks import locked
 from fabric.host.process import die_with_parent
-from fabric.host.shared_files import locked, scratch
+from fabric.host.shared_files import scratch
 from fabric.plan import Plan, make_plan, wanted_sources
 from fabric.trove.configured import open_sources, open_trove
 from fabric.trove.sources.committed import Committed

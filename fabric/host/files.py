@@ -41,12 +41,21 @@ def recall(path: Path) -> bytes:
 
 
 def remember(path: Path, content: bytes) -> None:
-    """Have a file hold this, whole whenever it is there.  What stood in its place goes."""
+    """Write a file of ours as `write_whole` does; a folder that has its name is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
+    try:
+        write_whole(path, content)
+    except IsADirectoryError:
+        clear(path)
+        write_whole(path, content)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that nobody sees half of it; a link that has its name is replaced."""
+    fresh = path.with_name(f"{beside(path)}{os.urandom(8).hex()}")
     try:
         fresh.write_bytes(content)
-        put(fresh, path)
+        fresh.replace(path)
     finally:
         fresh.unlink(missing_ok=True)
 

@@ -1,71 +1,19 @@
-"""Provides locks, scratch directories, digests and fsync for files that processes share."""
+"""Provides scratch directories, digests and fsync for files that processes share."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from fabric.host.files import walk
+from fabric.host.locks import locked, no_wait
 
 CHUNK = 1024 * 1024
-
-
-@contextlib.contextmanager
-def locked(
-    file: Path,
-    *,
-    shared: bool = False,
-    wait: Callable[[], None] | None = None,
-    fleeting: bool = False,
-) -> Iterator[None]:
-    """Hold the lock ``file`` among processes and threads; wait for it as long as it takes.
-
-    ``wait`` is called again and again meanwhile; it takes a moment, and may raise.
-    The kernel lets go of the lock when its holder dies.  The file stays and stays empty; but one
-    that is ``fleeting`` goes when its holder ends, as there are many of its kind.  All of its
-    users say so, and nobody shares it.
-    """
-    while True:
-        handle = _opened(file)
-        try:
-            _lock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, wait)
-            if fleeting and not os.fstat(handle).st_nlink:  # whoever held it has removed it
-                continue
-            try:
-                yield
-            finally:
-                if fleeting:
-                    with contextlib.suppress(FileNotFoundError):
-                        os.unlink(file)  # noqa: PTH108
-            return
-        finally:
-            os.close(handle)
-
-
-def _opened(file: Path) -> int:
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-    try:
-        return os.open(file, flags, 0o644)
-    except FileNotFoundError:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(file, flags, 0o644)
-
-
-def _lock(handle: int, kind: int, wait: Callable[[], None] | None) -> None:
-    while wait:
-        try:
-            fcntl.flock(handle, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            wait()
-        else:
-            return
-    fcntl.flock(handle, kind)
 
 
 @contextlib.contextmanager
@@ -100,12 +48,8 @@ def _sweep(folder: Path, prefix: str) -> None:
     import shutil
 
     for old in folder.glob(f"{prefix}*"):
-        with contextlib.suppress(OSError), locked(old / "lock", wait=_busy):
+        with contextlib.suppress(OSError), locked(old / "lock", wait=no_wait):
             shutil.rmtree(old, ignore_errors=True)
-
-
-def _busy() -> None:
-    raise BlockingIOError
 
 
 class Tally:

@@ -17,13 +17,13 @@ from waiting import until
 
 from fabric.building.builder import ELSEWHERE, build
 from fabric.building.host import host_tools
-from fabric.building.locks import Locks
 from fabric.building.log import Log
 from fabric.building.reaper import Reaper
 from fabric.building.room import by_age, use
 from fabric.building.shell import shell
 from fabric.building.workspace import Workspace
 from fabric.errors import BuildFailed, Cancelled, FabricError
+from fabric.host.locks import Locks
 from fabric.jobs import Job
 
 
@@ -341,7 +341,7 @@ class TestOneJobTwice:
         code = f"""
             import sys
             from pathlib import Path
-            from fabric.building.locks import Locks
+            from fabric.host.locks import Locks
             held = Locks(Path({str(kit.root / "work/lock")!r})).take("job-{job.key}")
             print(flush=True)
             sys.stdin.read()

@@ -52,14 +52,14 @@ with scratch(Path(sys.argv[1]), "work-") as folder:
     assert not list(tmp_path.glob("work-*"))
 
 
-def test_fleeting_locks_leave_no_files_and_are_held_by_one(tmp_path: Path) -> None:
+def test_removed_locks_leave_no_files_and_are_held_by_one(tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from fabric.host.shared_files import locked
+from fabric.host.locks import locked
 top = Path(sys.argv[1])
 for number in range(300):
-    with locked(top / "locks" / f"{number % 3}", fleeting=True):
+    with locked(top / "locks" / f"{number % 3}", remove=True):
         (top / f"only-{number % 3}").mkdir()  # fails if another has the lock
         (top / f"only-{number % 3}").rmdir()
 """

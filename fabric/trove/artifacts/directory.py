@@ -11,7 +11,6 @@ spares the fully cached path the import of obstore.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import time
@@ -19,7 +18,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from fabric.host.shared_files import CHUNK, fsync, locked, make_directory, sha256_of
+from fabric.host.locks import locked, no_wait
+from fabric.host.shared_files import CHUNK, fsync, make_directory, sha256_of
 from fabric.trove.artifacts.backend import Entry, TooLarge, size_of
 
 T = TypeVar("T")
@@ -159,27 +159,22 @@ class Directory:
         """They stand in a file that is locked as long as this process lives."""
         file = self._reserved / os.urandom(16).hex()
         with contextlib.ExitStack() as held:
-            with contextlib.suppress(OSError):  # a store that may only be read
-                with locked(self._lock_file, shared=True):
-                    self._reserved.mkdir(exist_ok=True)
-                    new = held.enter_context(file.open("x"))
-                    fcntl.flock(new, fcntl.LOCK_EX)
-                    new.write("\n".join(paths))
-                    new.flush()
-                held.callback(file.unlink, missing_ok=True)
+            # a store may be one that may only be read
+            with contextlib.suppress(OSError), locked(self._lock_file, shared=True):
+                held.enter_context(locked(file, remove=True))
+                file.write_text("\n".join(paths))
             yield
 
     def reserved(self) -> set[str]:
         """What living processes have reserved; what dead ones had goes."""
         found: set[str] = set()
         for file in self._reserved.glob("*"):
-            with contextlib.suppress(OSError), file.open() as opened:
+            with contextlib.suppress(OSError):
                 try:
-                    fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    with locked(file, wait=no_wait, create=False):
+                        file.unlink()
                 except BlockingIOError:
-                    found.update(opened.read().split("\n"))
-                else:
-                    file.unlink()
+                    found.update(file.read_text().split("\n"))
         return found
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
@@ -193,7 +188,7 @@ class Directory:
         self.reserved()
         with contextlib.suppress(FileNotFoundError, BlockingIOError):
             if os.listdir(self._tmp):  # noqa: PTH208
-                with locked(self._lock_file, wait=_busy):
+                with locked(self._lock_file, wait=no_wait):
                     for file in self._tmp.iterdir():
                         file.unlink()
 
@@ -216,10 +211,6 @@ class Directory:
                 os.unlink(file)
             raise
         return file
-
-
-def _busy() -> None:
-    raise BlockingIOError
 
 
 def _size(file: str) -> int:

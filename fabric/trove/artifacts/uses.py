@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from fabric.host.shared_files import locked
+from fabric.host.locks import locked
 
 #: Seconds between two uploads.
 _EVERY = 3600.0

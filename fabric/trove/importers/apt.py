@@ -23,8 +23,8 @@ from typing import IO
 from fabric import bounds
 from fabric.errors import SourceError
 from fabric.host.cancel import CancelToken
+from fabric.host.locks import locked
 from fabric.host.process import TooMuchOutput, converse
-from fabric.host.shared_files import locked
 from fabric.trove.importers.download import Throttle
 from fabric.trove.sources.locks import DEBIAN_VERSION
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import http.client
 import os
@@ -22,6 +21,7 @@ from fabric import bounds
 from fabric.digest import Digest
 from fabric.errors import NO_ROOM, SourceError, command
 from fabric.host.cancel import CancelToken
+from fabric.host.locks import locked, no_wait
 from fabric.host.shared_files import fsync, sha256_of
 
 Progress = Callable[[str], None]
@@ -120,8 +120,10 @@ class Downloads:
         """
         freed = 0
         for path in self.directory.glob("*"):
-            with contextlib.suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with (
+                contextlib.suppress(FileNotFoundError, BlockingIOError),
+                locked(path, wait=no_wait, create=False),
+            ):
                 status = path.stat()
                 if status.st_mtime < time.time() - older_than:
                     if not dry_run:
@@ -132,28 +134,14 @@ class Downloads:
     @contextlib.contextmanager
     def _reserved(self, name: str) -> Iterator[Path]:
         """The partial file of a download, ours alone."""
-        self.directory.mkdir(parents=True, exist_ok=True)
         partial = self.directory / f"{name}.part"
-        while True:
-            with partial.open("ab") as file:
-                self._lock(file)
-                # whoever held it may have renamed it away
-                with contextlib.suppress(FileNotFoundError):
-                    if partial.stat().st_ino == os.fstat(file.fileno()).st_ino:
-                        try:
-                            yield partial
-                        finally:
-                            with contextlib.suppress(FileNotFoundError):
-                                if not partial.stat().st_size:
-                                    partial.unlink()
-                        return
-
-    def _lock(self, file: IO[bytes]) -> None:
-        while True:
+        with locked(partial, wait=lambda: self._stop.pause(0.2)):
             try:
-                return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:  # another process is downloading it
-                self._stop.pause(0.2)
+                yield partial
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    if not partial.stat().st_size:
+                        partial.unlink()
 
     def _accept(self, file: Path, sha256: Digest, origin: str, pinned_by: str) -> None:
         found = sha256_of(file)

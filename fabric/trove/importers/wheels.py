@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from fabric.digest import Digest
 from fabric.errors import SourceError, command
 from fabric.host.cancel import CancelToken
 from fabric.host.process import TooMuchOutput, converse
-from fabric.host.shared_files import sha256_of
+from fabric.host.shared_files import scratch, sha256_of
 from fabric.trove.importers.commit import Tree, from_files
 from fabric.trove.importers.debian import MovedError
 from fabric.trove.importers.download import Downloads, WrongDigest
@@ -83,11 +82,11 @@ def _downloaded(
     place = downloads.directory.parent
     place.mkdir(parents=True, exist_ok=True)
     downloads.directory.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="wheels-", dir=place) as folder:
-        asked = Path(folder) / "requirements.txt"
+    with scratch(place, "wheels-") as folder:
+        asked = folder / "requirements.txt"
         asked.write_text("".join(f"{one}\n" for one in requirements))
-        call = pip_command(Path(folder), "-m", "pip", "download", "--quiet", "--no-input")
-        call += ["--disable-pip-version-check", "--dest", folder, "--requirement", str(asked)]
+        call = pip_command(folder, "-m", "pip", "download", "--quiet", "--no-input")
+        call += ["--disable-pip-version-check", "--dest", str(folder), "--requirement", str(asked)]
         call += ["--only-binary", ":all:", "--implementation", "cp", *options]
         call += ["--python-version", lorry.python]
         for abi in (f"cp{lorry.python.replace('.', '')}", "abi3", "none"):
@@ -128,4 +127,4 @@ def _downloaded(
                     f" run `{command('lorry', 'update', lorry.name)}`"
                 )
             raise SourceError(f"{where}: pip cannot download: {said}")
-        yield sorted(Path(folder).glob("*.whl"))
+        yield sorted(folder.glob("*.whl"))

@@ -5,11 +5,10 @@ A lorry's file, or its lock file, is rewritten in place; all else in it stays.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 from fabric.errors import SourceError
+from fabric.host.files import write_whole
 from fabric.trove.sources.locks import read_plain
 from fabric.trove.sources.lorries import Lorries, Lorry
 from fabric.trove.sources.lorry_edits import Field, edited
@@ -84,16 +83,7 @@ def _fields(lorry: Lorry) -> dict[Field, str]:
 
 
 def _replace(target: Path, text: str) -> None:
-    """Write a file as a whole, by way of one of ours: what stands there may be a link."""
     try:
-        handle, fresh = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(handle, "w") as file:
-                file.write(text)
-            Path(fresh).chmod(0o644)
-            Path(fresh).replace(target)
-        except BaseException:
-            Path(fresh).unlink(missing_ok=True)
-            raise
+        write_whole(target, text.encode())
     except OSError as error:
         raise SourceError(f"{target}: the pins cannot be written: {error.strerror}") from error

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from fabric.errors import SourceError, command
 from fabric.host.cancel import CancelToken
-from fabric.host.shared_files import locked
+from fabric.host.locks import locked
 from fabric.jobs import Source
 from fabric.trove.sources import farm_refs as shared
 from fabric.trove.sources.absent import absent
@@ -415,5 +415,5 @@ class Repositories:
             waited = True
             self.stop.pause(0.2)
 
-        with locked(self.root / "locks" / name, wait=wait, fleeting=True):
+        with locked(self.root / "locks" / name, wait=wait, remove=True):
             yield

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 from fabric.definitions.graph import Submodule
 from fabric.errors import SourceError, SourcesError, command, without_secrets
 from fabric.host.cancel import CancelToken
-from fabric.host.shared_files import locked
+from fabric.host.locks import locked
 from fabric.jobs import Source
 from fabric.trove.sources import farm_refs as shared
 from fabric.trove.sources import housekeeping
@@ -264,7 +264,7 @@ class Sources:
         if found is not None:
             return found
         repository = self._repositories.holding(source)
-        with locked(self.root / "locks" / source.tree, fleeting=True):
+        with locked(self.root / "locks" / source.tree, remove=True):
             found = self.exports.find(source.tree)
             if found is None:
                 tree = repository.fact(source.commit).tree
