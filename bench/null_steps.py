@@ -23,7 +23,6 @@ import shlex
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -33,6 +32,7 @@ from bench_kit import Chunk, write_definitions
 from fabric.building import host, sandbox, seccomp
 from fabric.building.layers import plan_layers
 from fabric.building.workspace import Workspace
+from fabric.host.cancel import CancelToken
 from fabric.jobs import Staged
 from fabric.trove.artifacts.store import Store
 from fabric.trove.sources.resolve import Sources
@@ -74,7 +74,7 @@ def write_ninja(root: Path) -> None:
     (root / "empty").mkdir()
     store = Store(str(root / "store"), root)
     with Workspace(root / "work", store, Sources(root / "trove", {}, None)) as workspace:
-        tools = host.root(workspace.layers, threading.Event())
+        tools = host.root(workspace.layers, CancelToken())
     lines = ["rule step", "  command = $sandbox"]
     steps = []
     graph = dict(names())

@@ -17,7 +17,6 @@ import shutil
 import statistics
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +28,7 @@ from fabric.building.archive import DIRECTORY, FILE, Entry, pack
 from fabric.building.log import Log
 from fabric.building.tree import scan
 from fabric.building.workspace import Workspace
+from fabric.host.cancel import CancelToken
 from fabric.jobs import Artifact, Job, Manifest, Source, Staged
 from fabric.trove.artifacts.store import Store
 
@@ -123,7 +123,7 @@ def bench(place: Path, chunks: int, files: int, runs: int) -> None:
             )
 
         scratch = workspace.session.scratch()
-        never = threading.Event()
+        never = CancelToken()
 
         def prepare(count: int) -> area.Area:
             return area.prepare(job(sets[count]), workspace, scratch, log, never, 1)

@@ -238,7 +238,7 @@ class Worker:
                 case protocol.Start():
                     self._start(action)
                 case protocol.Kill():
-                    self._attempts[action.key, action.fence].cancelled.set()
+                    self._attempts[action.key, action.fence].cancel.set()
                 case protocol.Send():
                     self._line.send(_codec.encode(action.report))
 
@@ -314,7 +314,7 @@ class Worker:
         """Kill what runs, hand it back, end."""
         self._stopping_until = time.monotonic() + DEADLINE
         for id in self._agent.running:
-            self._attempts[id].cancelled.set()
+            self._attempts[id].cancel.set()
         self._do(self._agent.drain())
 
 

@@ -19,8 +19,8 @@ import msgspec
 import zstandard
 
 from fabric import bounds
-from fabric.building.cancel import never
 from fabric.errors import BuildFailed, MachineFault, in_line
+from fabric.host.cancel import no_check
 from fabric.jobs import Blob
 
 #: mtime of everything unpacked, seconds since the epoch: that of the old tool's artifacts.
@@ -63,7 +63,7 @@ class Packed(msgspec.Struct, frozen=True):
     content: Path | bytes
 
 
-def pack(entries: Iterable[Entry], spill: Path, check: Callable[[], None] = never) -> Packed:
+def pack(entries: Iterable[Entry], spill: Path, check: Callable[[], None] = no_check) -> Packed:
     """Write an archive of ``entries`` in their order; a large one goes to the new file ``spill``.
 
     ``check`` is called for each entry and each megabyte, and may raise.  BuildFailed for an entry

@@ -19,7 +19,6 @@ sources fails with EXDEV, as everywhere on overlayfs; ``mv`` copies then.
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import msgspec
@@ -29,6 +28,7 @@ from fabric.building.log import Log
 from fabric.building.steps import PATH, CommandList, script
 from fabric.building.workspace import Workspace
 from fabric.definitions.environment import SYSTEM_PATH
+from fabric.host.cancel import CancelToken
 from fabric.jobs import Job
 
 #: Where the staging area is when the root is this machine's.
@@ -54,7 +54,7 @@ def prepare(
     workspace: Workspace,
     scratch: Path,
     log: Log,
-    cancelled: threading.Event,
+    cancel: CancelToken,
     jobs: int,
     limits: sandbox.Limits = sandbox.NO_LIMITS,
 ) -> Area:
@@ -64,17 +64,17 @@ def prepare(
     ``limits`` are for what runs meanwhile, which is the chunks' own ldconfig.
     BuildFailed when its chunks do not go together, MachineFault when something cannot be had.
     """
-    lower, has = workspace.layers.stage(job.staged, cancelled, log.say)
+    lower, has = workspace.layers.stage(job.staged, cancel, log.say)
     inside = job.mode == "staging"
     base = "" if inside else _OUTSIDE
     if inside and ldconfig.CONFIGURATION in has and not ldconfig.PROGRAMS.isdisjoint(has):
-        lower.append(ldconfig.linked(lower, workspace.layers, log, cancelled, limits))
-    tree = sourcetree.prepare(job.source, workspace, scratch, cancelled, log.say)
+        lower.append(ldconfig.linked(lower, workspace.layers, log, cancel, limits))
+    tree = sourcetree.prepare(job.source, workspace, scratch, cancel, log.say)
     build, inst = (f"{base}/{job.source_name}.{end}" for end in ("build", "inst"))
     for name in ("inst", "tmp"):
         sourcetree.made(scratch / name)
     (scratch / "tmp").chmod(0o1777)
-    mounts: list[str] = [] if inside else host.root(workspace.layers, cancelled)
+    mounts: list[str] = [] if inside else host.root(workspace.layers, cancel)
     if lower:
         mounts += sandbox.overlay(lower, "--tmp-overlay", base or "/")
     elif inside:

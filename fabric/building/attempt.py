@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from fabric.building.log import Log
 from fabric.building.workspace import Workspace
 from fabric.config import WorkerSettings
 from fabric.errors import BuildFailed, Cancelled, FabricError, MachineFault
+from fabric.host.cancel import CancelToken
 from fabric.jobs import Job
 from fabric.wire.messages import STORING, Outcome, cut
 
@@ -36,7 +36,7 @@ class Attempt:
         self.fence = fence
         self._job = job
         self._wake = wake  # what there is to tell must not wait
-        self.cancelled = threading.Event()
+        self.cancel = CancelToken()
         self.phase = "fetch"
         self.log = Log(spool)
         self.published = 0  # bytes of the log
@@ -73,7 +73,7 @@ class Attempt:
                 job,
                 workspace,
                 self.log,
-                self.cancelled,
+                self.cancel,
                 jobs=settings.jobs,
                 timeout=settings.build_timeout or None,
                 log_limit=settings.log_limit or None,

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fabric.building.archive import Packed
-from fabric.building.cancel import TICK, stop_if
 from fabric.building.chunk import build_chunk
 from fabric.building.log import Log
 from fabric.building.sandbox import Limits
@@ -24,6 +23,7 @@ from fabric.errors import (
     StoreError,
     command,
 )
+from fabric.host.cancel import TICK, CancelToken
 from fabric.jobs import Artifact, Job, Manifest
 
 #: The phase in which another process of this machine builds the same job, and we wait for that.
@@ -37,7 +37,7 @@ def build(
     job: Job,
     workspace: Workspace,
     log: Log,
-    cancelled: threading.Event,
+    cancel: CancelToken,
     *,
     jobs: int,
     timeout: float | None = None,
@@ -53,24 +53,22 @@ def build(
 
     BuildFailed when it is the job's own fault (its tree then stays in ``failed/KEY``),
     MachineFault when it is this machine's or the store's, Cancelled within a fraction of a
-    second after ``cancelled`` is set.  None of them leaves a process behind.
+    second after ``cancel`` is set.  None of them leaves a process behind.
     """
     try:
         with (
             workspace.using(),
-            workspace.session.locked(f"job-{job.key}", cancelled, lambda: phase(ELSEWHERE)),
+            workspace.session.locked(f"job-{job.key}", cancel, lambda: phase(ELSEWHERE)),
         ):
             ready = workspace.store.manifest(job.key)
             if ready is not None:
                 workspace.store.use([job.key])
                 if ready.log is not None:  # whoever was faster: that is the log of this step
-                    with workspace.store.open(
-                        ready.log, job.key, lambda: stop_if(cancelled)
-                    ) as other:
+                    with workspace.store.open(ready.log, job.key, cancel.check) as other:
                         log.copy(other)
                 return ready
             limits = Limits(timeout, log_limit)
-            return _build(job, workspace, log, cancelled, jobs, limits, phase, builder)
+            return _build(job, workspace, log, cancel, jobs, limits, phase, builder)
     except OSError as error:
         raise _fault(job, error) from error
     except DamagedError as error:
@@ -83,7 +81,7 @@ def _build(
     job: Job,
     workspace: Workspace,
     log: Log,
-    cancelled: threading.Event,
+    cancel: CancelToken,
     jobs: int,
     limits: Limits,
     phase: Callable[[str], None],
@@ -97,10 +95,10 @@ def _build(
         remarks: tuple[str, ...] = ()
         if job.kind == "chunk":
             packed, layer = build_chunk(
-                job, workspace, scratch, log, cancelled, jobs=jobs, limits=limits, phase=phase
+                job, workspace, scratch, log, cancel, jobs=jobs, limits=limits, phase=phase
             )
         elif job.kind == "system":
-            packed, remarks = build_system(job, workspace, scratch, log, cancelled, limits, phase)
+            packed, remarks = build_system(job, workspace, scratch, log, cancel, limits, phase)
         else:
             phase("store")
             for name, contents in job.lists:
@@ -112,7 +110,7 @@ def _build(
         }
         if manifest.log is not None and manifest.log.content is None:
             files[manifest.log.sha256] = log.path
-        _store(manifest, files, workspace, cancelled)
+        _store(manifest, files, workspace, cancel)
         if layer is not None:
             workspace.layers.adopt(job.key, layer)
     except BuildFailed:
@@ -131,7 +129,7 @@ def _store(
     manifest: Manifest,
     files: dict[str, Path | bytes],
     workspace: Workspace,
-    cancelled: threading.Event,
+    cancel: CancelToken,
 ) -> None:
     """Store what was built.  Cancelled while a large upload goes on, which is left to itself:
     it may still end well, and else leaves nothing that counts.
@@ -151,7 +149,7 @@ def _store(
 
     threading.Thread(target=work, name="storing", daemon=True).start()
     while not ended.wait(TICK):
-        stop_if(cancelled)
+        cancel.check()
     if errors:
         raise errors[0]
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from fabric.building import archive, area, sandbox
 from fabric.building.archive import Entry, Packed
-from fabric.building.cancel import stop_if
 from fabric.building.log import Log
 from fabric.building.steps import phase_of
 from fabric.building.tree import scan, settle, with_links
@@ -18,6 +16,7 @@ from fabric.building.workspace import Workspace
 from fabric.definitions.graph import Device
 from fabric.definitions.splitting import UNMATCHED, split
 from fabric.errors import BuildFailed, in_line
+from fabric.host.cancel import CancelToken
 from fabric.jobs import Job
 
 #: Where integration scripts are in a system.
@@ -36,7 +35,7 @@ def build_chunk(
     workspace: Workspace,
     scratch: Path,
     log: Log,
-    cancelled: threading.Event,
+    cancel: CancelToken,
     *,
     jobs: int,
     limits: sandbox.Limits,
@@ -47,13 +46,13 @@ def build_chunk(
     The limit on time is for the commands and packing together.
     """
     phase("fetch")
-    place = area.prepare(job, workspace, scratch, log, cancelled, jobs, limits)
+    place = area.prepare(job, workspace, scratch, log, cancel, jobs, limits)
     limits = limits.begun()
-    run(job, place, log, cancelled, limits, phase)
+    run(job, place, log, cancel, limits, phase)
     phase("store")
 
     def check() -> None:
-        stop_if(cancelled)
+        cancel.check()
         limits.check("storing")
 
     return pack(job, place.inst, scratch, log, check)
@@ -63,7 +62,7 @@ def run(
     job: Job,
     place: area.Area,
     log: Log,
-    cancelled: threading.Event,
+    cancel: CancelToken,
     limits: sandbox.Limits,
     phase: Callable[[str], None],
 ) -> None:
@@ -79,9 +78,7 @@ def run(
             current = phase_of(list_)
             phase(current)
 
-    ended = sandbox.run(
-        place.box, log, cancelled, limits=limits, started=started, disk=place.scratch
-    )
+    ended = sandbox.run(place.box, log, cancel, limits=limits, started=started, disk=place.scratch)
     if ended.status:
         commands = lists.get(ended.list, ())
         if not 0 < ended.number <= len(commands):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import shutil
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from fabric.host.cancel import CancelToken
 from fabric.host.files import recall, remember, sealed, unsealed
 
 if TYPE_CHECKING:  # the digest is wanted by those who build nothing
@@ -41,7 +41,7 @@ _FILES = (
 )
 
 
-def root(layers: Layers, cancelled: threading.Event) -> list[str]:
+def root(layers: Layers, cancel: CancelToken) -> list[str]:
     """Arguments of bwrap that make a root of the host's tools, read-only."""
 
     def make(into: Path) -> None:
@@ -55,7 +55,7 @@ def root(layers: Layers, cancelled: threading.Event) -> list[str]:
 
     # One directory for all of /etc: each mount costs, a copy of a few files costs once.
     settings, names, arguments = _survey()
-    etc = layers.made(names, make, cancelled)
+    etc = layers.made(names, make, cancel)
     return ["--tmpfs", "/", "--ro-bind", str(etc), "/etc", *arguments]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -18,7 +17,6 @@ import msgspec
 from msgspec.structs import replace
 
 from fabric.building.archive import MTIME
-from fabric.building.cancel import stop_if
 from fabric.building.merge import Merger
 from fabric.building.ports import Store
 from fabric.building.room import use
@@ -26,6 +24,7 @@ from fabric.building.session import Session
 from fabric.building.tree import Clash, Opener, Unpacker, follow
 from fabric.digest import Digest
 from fabric.errors import MachineFault
+from fabric.host.cancel import CancelToken
 from fabric.host.files import clear
 from fabric.host.tree_tables import Record, difference, read_record, table_of, write_record
 from fabric.jobs import Staged
@@ -155,7 +154,7 @@ class Layers:
     def stage(
         self,
         staged: Sequence[Staged],
-        cancelled: threading.Event,
+        cancel: CancelToken,
         say: Callable[[str], None] = lambda text: None,  # noqa: ARG005
     ) -> tuple[list[Path], frozenset[bytes]]:
         """The directories to overlay for ``staged``, lowest first, and which of _NOTED they have.
@@ -166,8 +165,8 @@ class Layers:
         keys = [item.key for item in staged]
         self.session.hold(*keys)
         self._store.use(keys)
-        self._bring([key for key in keys if key not in self._known], cancelled)
-        layers = {key: self._known.get(key) or self._layer(key, cancelled, say) for key in keys}
+        self._bring([key for key in keys if key not in self._known], cancel)
+        layers = {key: self._known.get(key) or self._layer(key, cancel, say) for key in keys}
         indexes = {key: layer.index for key, layer in layers.items()}
         moves = dict(zip(indexes, see_through(indexes, self._name), strict=True))
         found = []
@@ -176,7 +175,7 @@ class Layers:
                 found.append(layers[block[0]].path)
             else:
                 group = [(layers[key].path, moves[key]) for key in block]
-                found.append(self._merged(group, cancelled, say))
+                found.append(self._merged(group, cancel, say))
         if len(found) > MAX_LAYERS:
             raise AssertionError(f"{len(found)} layers")  # the lowest would be lost silently
         return found, frozenset(path for index in indexes.values() for path in index.has)
@@ -195,7 +194,7 @@ class Layers:
         self,
         names: object,
         make: Callable[[Path], None],
-        cancelled: threading.Event,
+        cancel: CancelToken,
         say: Callable[[str], None] = lambda text: None,  # noqa: ARG005
     ) -> Path:
         """The directory that ``names`` (any plain data) stands for, made if it is missing."""
@@ -203,7 +202,7 @@ class Layers:
         path = self.session.root / "merged" / digest
         self.session.hold(digest)
         if not (use(path) and (digest in self._checked or self._believed(path))):
-            with self.session.locked(digest, cancelled):
+            with self.session.locked(digest, cancel):
                 self._make_sure(path, make, lambda tree: b"", say, times=False)  # noqa: ARG005
         return path
 
@@ -214,12 +213,12 @@ class Layers:
             self._record(key, Record(table_of(tree)))
         self._rename(tree, path)
 
-    def check(self, key: str, cancelled: threading.Event, say: Callable[[str], None]) -> None:
+    def check(self, key: str, cancel: CancelToken, say: Callable[[str], None]) -> None:
         """Compare a layer with what the store has of it, and make it again if they differ."""
         clear(self._record_file(key))
         self.forget(key)
         self.session.hold(key)
-        self._layer(key, cancelled, say)
+        self._layer(key, cancel, say)
 
     def is_believed(self, path: Path) -> bool:
         """Whether a layer or a merged tree is as it was recorded."""
@@ -235,7 +234,7 @@ class Layers:
     def _merged(
         self,
         group: Sequence[tuple[Path, Moves]],
-        cancelled: threading.Event,
+        cancel: CancelToken,
         say: Callable[[str], None],
     ) -> Path:
         """One directory with all of ``group``, the later over the earlier."""
@@ -243,28 +242,28 @@ class Layers:
         def make(into: Path) -> None:
             merger = Merger(into)
             for path, moves in group:
-                stop_if(cancelled)
+                cancel.check()
                 merger.lay(path, moves=dict(moves))
             merger.finish(MTIME)
 
-        return self.made([(path.name, moves) for path, moves in group], make, cancelled, say)
+        return self.made([(path.name, moves) for path, moves in group], make, cancel, say)
 
-    def _bring(self, keys: Sequence[str], cancelled: threading.Event) -> None:
+    def _bring(self, keys: Sequence[str], cancel: CancelToken) -> None:
         """Fetch what is to be unpacked, all at once."""
         absent = [key for key in keys if not self._path(key).is_dir()]
         if len(absent) > 1:
             found = filter(None, self._store.manifests(absent))
             wanted = [(each.key, one.blob) for each in found for one in each.artifacts if one.blob]
-            self._store.bring(wanted, lambda: stop_if(cancelled))
+            self._store.bring(wanted, cancel.check)
 
-    def _layer(self, key: str, cancelled: threading.Event, say: Callable[[str], None]) -> Layer:
+    def _layer(self, key: str, cancel: CancelToken, say: Callable[[str], None]) -> Layer:
         """The layer of a chunk, which we hold; it is unpacked first if it is not yet."""
         path = self._path(key)
         record = self._believed(path) if use(path) else None
         if record is None:
-            with self.session.locked(f"layer-{key}", cancelled):
+            with self.session.locked(f"layer-{key}", cancel):
                 record = self._make_sure(
-                    path, lambda into: self._unpack(key, into, cancelled), _indexed, say
+                    path, lambda into: self._unpack(key, into, cancel), _indexed, say
                 )
         index = _decode(record.about) if record.about else look_through(path)[0]
         layer = self._known[key] = Layer(path, index)
@@ -335,16 +334,16 @@ class Layers:
     def _record(self, name: str, record: Record) -> None:
         write_record(self._record_file(name), record, self.session.unused_name())
 
-    def _unpack(self, key: str, into: Path, cancelled: threading.Event) -> None:
+    def _unpack(self, key: str, into: Path, cancel: CancelToken) -> None:
         manifest = self._store.manifest(key)
         if manifest is None:
             raise MachineFault(
                 f"The artifact store has no chunk {key}, which is to be staged", (key,)
             )
-        unpacker = Unpacker(into, lambda: stop_if(cancelled))
+        unpacker = Unpacker(into, cancel.check)
         for artifact in manifest.artifacts:
             if artifact.blob is not None:
-                with self._store.open(artifact.blob, key, lambda: stop_if(cancelled)) as file:
+                with self._store.open(artifact.blob, key, cancel.check) as file:
                     unpacker.add(file, artifact.name)
         unpacker.finish()
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 from fabric.building import overlay, sandbox
-from fabric.building.cancel import stop_if
 from fabric.building.layers import Layers
 from fabric.building.log import Log
 from fabric.building.steps import PATH, CommandList, script
 from fabric.building.tree import copy, scan
 from fabric.definitions.environment import SYSTEM_PATH
 from fabric.errors import BuildFailed
+from fabric.host.cancel import CancelToken
 
 #: ldconfig runs where there is the first, and one of the others.
 CONFIGURATION = b"etc/ld.so.conf"
@@ -25,7 +24,7 @@ def linked(
     lower: list[Path],
     layers: Layers,
     log: Log,
-    cancelled: threading.Event,
+    cancel: CancelToken,
     limits: sandbox.Limits,
 ) -> Path:
     """A layer with all that ldconfig changes in the staging area of the layers ``lower``.
@@ -43,14 +42,14 @@ def linked(
             text = script("the staging area", PATH, [CommandList("ldconfig", ("ldconfig",))])
             environment = {"PATH": SYSTEM_PATH, "LC_ALL": "C"}
             box = sandbox.Box(mounts, (), environment, "/", text, PATH, launcher)
-            ended = sandbox.run(box, log, cancelled, limits=limits, disk=scratch)
+            ended = sandbox.run(box, log, cancel, limits=limits, disk=scratch)
             if ended.status:
                 raise BuildFailed(f"ldconfig failed in the staging area: status {ended.status}")
-            found = scan(scratch / "up", lambda: stop_if(cancelled), overlaid=True)
+            found = scan(scratch / "up", cancel.check, overlaid=True)
             found.pop(RUBBISH, None)
             copy(found.values(), into)
         finally:
             session.discard(scratch)
 
     names = ["ldconfig", [str(path.relative_to(session.root)) for path in lower]]
-    return layers.made(names, make, cancelled, log.say)
+    return layers.made(names, make, cancel, log.say)

@@ -15,7 +15,6 @@ import shutil
 import signal
 import stat
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -25,11 +24,11 @@ import msgspec
 
 from fabric import bounds
 from fabric.building import seccomp
-from fabric.building.cancel import TICK, stop_if
 from fabric.building.log import Log
 from fabric.building.room import full, processes_ended
 from fabric.building.steps import Progress
 from fabric.errors import BuildFailed, MachineFault
+from fabric.host.cancel import TICK, CancelToken
 from fabric.host.files import walk
 
 #: What a root who installs software needs, inside its own user namespace.
@@ -192,7 +191,7 @@ def overlay(lower: Sequence[Path], *how: str) -> list[str]:
 def run(
     box: Box,
     log: Log,
-    cancelled: threading.Event,
+    cancel: CancelToken,
     *,
     limits: Limits = NO_LIMITS,
     started: Callable[[str], None] = lambda list_: None,  # noqa: ARG005
@@ -227,7 +226,7 @@ def run(
             os.close(printed)
         progress = Progress(status, started)
         try:
-            _watch(process, progress, output, log, cancelled, limits, look)
+            _watch(process, progress, output, log, cancel, limits, look)
         finally:
             _end(process, progress)
             log.take(output, 2 * _PIPE)  # all that a pipe can hold
@@ -284,7 +283,7 @@ def _watch(
     progress: Progress,
     output: int,
     log: Log,
-    cancelled: threading.Event,
+    cancel: CancelToken,
     limits: Limits,
     look: Callable[[], None],
 ) -> None:
@@ -307,7 +306,7 @@ def _watch(
                 grown = log.size() - size
             progress.catch_up()
             look()
-            stop_if(cancelled)
+            cancel.check()
             limits.check(progress.list)
             if limits.log_bytes is not None and log.size() > limits.log_bytes:
                 what = f"printed more than {limits.log_bytes} bytes"

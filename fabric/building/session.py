@@ -9,17 +9,19 @@ from __future__ import annotations
 import itertools
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
-from fabric.building.cancel import SOON, TICK, stop_if
 from fabric.building.holds import Holds
 from fabric.building.reaper import Reaper
 from fabric.building.tree import open_up, remove
+from fabric.host.cancel import TICK, CancelToken
 from fabric.host.locks import Locks
+
+#: Seconds between the first two looks at a lock that another holds.
+_SOON = 0.001
 
 
 class Session:
@@ -65,20 +67,19 @@ class Session:
     def locked(
         self,
         name: str,
-        cancelled: threading.Event | None = None,
+        cancel: CancelToken | None = None,
         waits: Callable[[], None] = lambda: None,
     ) -> Iterator[None]:
         """Hold the lock ``name`` against all threads and processes of this workspace.
 
-        While another holds it, Cancelled when ``cancelled`` is set; ``waits`` is called once.
+        While another holds it, Cancelled when ``cancel`` is set; ``waits`` is called once.
         """
-        pause = SOON  # most have it for as long as it takes to copy a few files
-        while (fd := self.locks.take(name, wait=cancelled is None)) is None:
-            assert cancelled is not None
-            if pause == SOON:
+        pause = _SOON  # most have it for as long as it takes to copy a few files
+        while (fd := self.locks.take(name, wait=cancel is None)) is None:
+            assert cancel is not None
+            if pause == _SOON:
                 waits()
-            cancelled.wait(pause)
-            stop_if(cancelled)
+            cancel.pause(pause)
             pause = min(2 * pause, TICK)
         try:
             yield

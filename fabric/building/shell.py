@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from fabric.building.log import Log
 from fabric.building.terminal import Terminal
 from fabric.building.workspace import Workspace
 from fabric.errors import FabricError
+from fabric.host.cancel import CancelToken
 from fabric.jobs import Job
 
 #: The first of a session to open a terminal is who controls it: for Ctrl-C, Ctrl-Z, and jobs.
@@ -35,7 +35,7 @@ def shell(job: Job, workspace: Workspace, *, jobs: int, argv: Sequence[str] = ()
         kept = workspace.take_failed(job.key)
         scratch = kept or workspace.build_scratch()
         try:
-            place = area.prepare(job, workspace, scratch, log, threading.Event(), jobs)
+            place = area.prepare(job, workspace, scratch, log, CancelToken(), jobs)
             return _run(place, list(argv), fresh=kept is None, jobs=jobs)
         finally:
             if kept is None:

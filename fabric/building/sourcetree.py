@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import os
 import stat
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import msgspec
 from fabric.building import overlay
 from fabric.building.merge import Merger
 from fabric.building.workspace import Workspace
+from fabric.host.cancel import CancelToken
 from fabric.jobs import Source
 
 #: Up to so many entries and bytes, a tree is copied.
@@ -39,7 +39,7 @@ def prepare(
     source: Source | None,
     workspace: Workspace,
     scratch: Path,
-    cancelled: threading.Event,
+    cancel: CancelToken,
     say: Callable[[str], None] = lambda text: None,  # noqa: ARG005
 ) -> SourceTree:
     """The tree of ``source`` in ``scratch``; what a failed attempt has made of it stays.
@@ -51,7 +51,7 @@ def prepare(
     up.chmod(0o755)
     if source is None:
         return SourceTree(up, ())
-    tree = _export(source, workspace, cancelled, say)
+    tree = _export(source, workspace, cancel, say)
     mtime = tree.stat().st_mtime_ns
     entries = _few_entries(str(tree))
     if entries is None:
@@ -119,7 +119,7 @@ def _copy(entries: Entries, tree: Path, to: Path, mtime: int) -> None:
 
 
 def _export(
-    source: Source, workspace: Workspace, cancelled: threading.Event, say: Callable[[str], None]
+    source: Source, workspace: Workspace, cancel: CancelToken, say: Callable[[str], None]
 ) -> Path:
     """The exported tree of a source, with its submodules in their places."""
     top = _held(source, workspace, say)
@@ -135,7 +135,7 @@ def _export(
         merger.finish(top.stat().st_mtime)
 
     names = ["sources", source.tree, [(path, module.tree) for path, module in parts]]
-    return workspace.layers.made(names, make, cancelled, say)
+    return workspace.layers.made(names, make, cancel, say)
 
 
 def _held(source: Source, workspace: Workspace, say: Callable[[str], None]) -> Path:

@@ -7,7 +7,6 @@ one still wins).  As there, ``/etc/os-release`` is always ours, whatever a chunk
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,13 +14,13 @@ from shlex import quote
 
 from fabric.building import archive, ldconfig, sandbox
 from fabric.building.archive import Entry, Packed
-from fabric.building.cancel import stop_if
 from fabric.building.chunk import INTEGRATION
 from fabric.building.log import Log
 from fabric.building.steps import PATH, CommandList, script
 from fabric.building.tree import Unpacker, scan, with_links
 from fabric.building.workspace import Workspace
 from fabric.errors import BuildFailed, MachineFault, in_line
+from fabric.host.cancel import CancelToken
 from fabric.jobs import Content, Job, Manifest
 
 #: All that integration scripts have for an environment.
@@ -36,7 +35,7 @@ def build_system(
     workspace: Workspace,
     scratch: Path,
     log: Log,
-    cancelled: threading.Event,
+    cancel: CancelToken,
     limits: sandbox.Limits,
     phase: Callable[[str], None],
 ) -> tuple[dict[str, Packed | None], tuple[str, ...]]:
@@ -48,9 +47,9 @@ def build_system(
     phase("fetch")
     rootfs = scratch / "rootfs"
     rootfs.mkdir()
-    tree = Unpacker(rootfs, lambda: stop_if(cancelled))
+    tree = Unpacker(rootfs, cancel.check)
     [(name, contents)] = job.lists
-    for path, text in _unpack(contents, tree, workspace, cancelled):
+    for path, text in _unpack(contents, tree, workspace, cancel):
         _write(tree, path, text, name)
     for path, text in _describe(job, name):
         _write(tree, path, text, name)
@@ -59,11 +58,11 @@ def build_system(
     tree.finish()
     phase("integrate")
     limits = limits.begun()
-    _integrate(job, tree, rootfs, log, cancelled, limits)
+    _integrate(job, tree, rootfs, log, cancel, limits)
     phase("store")
 
     def check() -> None:
-        stop_if(cancelled)
+        cancel.check()
         limits.check("storing")
 
     found = scan(rootfs, check)
@@ -93,18 +92,18 @@ def _unpack(
     contents: Sequence[Content],
     tree: Unpacker,
     workspace: Workspace,
-    cancelled: threading.Event,
+    cancel: CancelToken,
 ) -> Iterator[tuple[str, str]]:
     """Unpack every artifact, and say what must be written about each: (path, text)."""
     store = workspace.store
     manifests = _manifests(workspace, contents)
     found = [(one, manifests[one.key].artifact(one.artifact).blob) for one in contents]
     wanted = [(content.key, blob) for content, blob in found if blob is not None]
-    store.bring(wanted, lambda: stop_if(cancelled))
+    store.bring(wanted, cancel.check)
     for content, blob in found:
         paths: list[bytes] = []
         if blob is not None:
-            with store.open(blob, content.key, lambda: stop_if(cancelled)) as file:
+            with store.open(blob, content.key, cancel.check) as file:
                 paths = tree.add(file, content.artifact)
         names = [path.decode("utf-8", "surrogateescape") for path in paths]
         yield _meta(manifests[content.key], content.artifact, names)
@@ -165,7 +164,7 @@ def _integrate(
     tree: Unpacker,
     rootfs: Path,
     log: Log,
-    cancelled: threading.Event,
+    cancel: CancelToken,
     limits: sandbox.Limits,
 ) -> None:
     """Run ldconfig, if there is one, and the integration scripts, in byte order of their names."""
@@ -191,7 +190,7 @@ def _integrate(
     text = script(job.name, PATH, lists)
     box = sandbox.Box(tuple(mounts), (), _ENVIRONMENT, "/", text, PATH)
     ours = [rootfs / name for name in ("proc", "dev", "tmp") if name.encode() not in tree.dirs]
-    ended = sandbox.run(box, log, cancelled, limits=limits, disk=rootfs)
+    ended = sandbox.run(box, log, cancel, limits=limits, disk=rootfs)
     if ended.status:
         raise BuildFailed(
             f"{ended.list} failed with exit status {ended.status} in {job.name}",

@@ -20,8 +20,8 @@ from typing import BinaryIO
 from fabric import bounds
 from fabric.building import archive
 from fabric.building.archive import MTIME, Entry
-from fabric.building.cancel import never
 from fabric.errors import BuildFailed, MachineFault, in_line
+from fabric.host.cancel import no_check
 from fabric.host.files import walk
 
 _TYPES = {
@@ -35,7 +35,7 @@ _TYPES = {
 
 
 def scan(
-    root: Path, check: Callable[[], None] = never, *, overlaid: bool = False
+    root: Path, check: Callable[[], None] = no_check, *, overlaid: bool = False
 ) -> dict[bytes, Entry]:
     """Everything under ``root``, by path, in byte order of the paths.
 
@@ -165,7 +165,9 @@ def with_links(entries: Iterable[Entry]) -> Iterator[Entry]:
 _ATTRIBUTES = ("user.", "system.posix_acl_")
 
 
-def settle(root: Path, entries: Mapping[bytes, Entry], check: Callable[[], None] = never) -> None:
+def settle(
+    root: Path, entries: Mapping[bytes, Entry], check: Callable[[], None] = no_check
+) -> None:
     """Make a tree just scanned what unpacking its archive gives: modes, mtimes, no attributes."""
     top = os.fsencode(root) + b"/"
     for path in sorted(entries, reverse=True):
@@ -248,7 +250,7 @@ class Unpacker:
     """
 
     def __init__(
-        self, root: Path, check: Callable[[], None] = never, *, keep_raising: bool = True
+        self, root: Path, check: Callable[[], None] = no_check, *, keep_raising: bool = True
     ) -> None:
         self._check = check  # called for each entry and each megabyte; it may raise
         self._dropped = 0 if keep_raising else RAISING  # of files

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from fabric.building.workspace import Workspace
 from fabric.commands.common import heed_signals, print_json
 from fabric.config import Settings
 from fabric.errors import FabricError
+from fabric.host.cancel import CancelToken
 from fabric.host.shared_files import sha256_of
 from fabric.trove.artifacts.health import Health
 from fabric.trove.configured import open_sources, open_store
@@ -90,7 +90,7 @@ def _check_trees(workspace: Workspace, progress: _Progress) -> Iterator[Finding]
         said: list[str] = []
         try:
             with workspace.using():
-                workspace.layers.check(path.name, threading.Event(), said.append)
+                workspace.layers.check(path.name, CancelToken(), said.append)
         except FabricError as error:  # the store does not have it, or not any more
             _remove(workspace, path)
             yield Finding("layer", path.name, str(error), _AGAIN)

@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     import subprocess
 
 
+#: Seconds between two checks of a token by what waits for something else.
+TICK = 0.1
+
+
+def no_check() -> None:
+    """A check of what cannot be cancelled: it never raises."""
+
+
 class CancelToken:
     """Set once by whoever gives up; all work under its hand ends soon with Cancelled."""
 

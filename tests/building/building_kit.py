@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ from fabric.building.log import Log
 from fabric.building.tree import remove, scan
 from fabric.building.workspace import Workspace
 from fabric.definitions.graph import Rule
+from fabric.host.cancel import CancelToken
 from fabric.jobs import SMALL, Artifact, Job, Manifest, Source, Staged
 from fabric.trove.artifacts.store import Store
 
@@ -74,7 +74,7 @@ class Kit:
         self.sources = Trees()
         self.store = Store(str(root / "artifacts"), root / "scratch")
         self.workspace = Workspace(root / "work", self.store, self.sources)
-        self.cancelled = threading.Event()
+        self.cancel = CancelToken()
         self.phases: list[str] = []
         self.logs = 0
         self.base = self.stored("base", {"base-misc": base})
@@ -140,7 +140,7 @@ class Kit:
         given: dict[str, Any] = {"jobs": 4, "phase": self.phases.append, "timeout": 60}
         with Log(self.log_path) as log:
             self._log = log
-            return build(job, self.workspace, log, self.cancelled, **(given | options))
+            return build(job, self.workspace, log, self.cancel, **(given | options))
 
     @property
     def log_bytes(self) -> bytes:

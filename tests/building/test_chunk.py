@@ -270,7 +270,7 @@ class TestWhatItLeaves:
 def test_a_log_that_is_stored_is_sealed(kit: Kit, lines: int) -> None:
     job = kit.chunk(build=[f"seq {lines}"])
     with Log(kit.root / "log") as log:
-        manifest = build(job, kit.workspace, log, kit.cancelled, jobs=1)
+        manifest = build(job, kit.workspace, log, kit.cancel, jobs=1)
         with pytest.raises(OSError, match="sealed"):
             log.say("more")
         assert manifest.log == log.blob()

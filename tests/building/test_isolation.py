@@ -24,6 +24,7 @@ from fabric.building.archive import Packed
 from fabric.building.builder import build
 from fabric.building.log import Log
 from fabric.errors import BuildFailed, Cancelled
+from fabric.host.cancel import CancelToken
 
 
 def hostile(kit: Kit, attack: str, name: str = "thing") -> None:
@@ -119,9 +120,9 @@ class TestSecrets:
 
         def work() -> None:
             with Log(kit.root / "other.log") as log, suppress(Cancelled):
-                build(job, kit.workspace, log, stop, jobs=1, phase=phases.append)
+                build(job, kit.workspace, log, cancel, jobs=1, phase=phases.append)
 
-        stop = threading.Event()
+        cancel = CancelToken()
         other = threading.Thread(target=work)
         other.start()
         try:
@@ -137,7 +138,7 @@ class TestSecrets:
                 )
             )
         finally:
-            stop.set()
+            cancel.set()
             other.join()
 
     def test_of_the_build_before_are_not_there(self, kit: Kit) -> None:

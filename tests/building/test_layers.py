@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from fabric.building.merge import Merger
 from fabric.building.tree import Clash, scan
 from fabric.building.workspace import Workspace
 from fabric.errors import BuildFailed, MachineFault
+from fabric.host.cancel import CancelToken
 from fabric.jobs import Staged
 
 
@@ -154,7 +154,7 @@ class TestForReal:
         monkeypatch.setattr(layers, "plan_layers", lambda staged: [(s.key,) for s in staged])
         chunks = [stored(kit, f"c{number}", file(f"f{number}")) for number in range(101)]
         with pytest.raises(AssertionError, match="101 layers"):
-            kit.workspace.layers.stage(chunks, threading.Event())
+            kit.workspace.layers.stage(chunks, CancelToken())
 
     def test_directories_merge_through_symlinks(self, kit: Kit) -> None:
         low = stored(
@@ -246,7 +246,7 @@ def restaged(kit: Kit, *chunks: Staged) -> tuple[list[Path], list[str]]:
     """Staged by another process: the layers, and what it says."""
     said: list[str] = []
     with Workspace(kit.root / "work", kit.store, kit.sources) as other:
-        found = other.layers.stage(chunks, threading.Event(), said.append)[0]
+        found = other.layers.stage(chunks, CancelToken(), said.append)[0]
     return found, said
 
 
@@ -260,7 +260,7 @@ class TestTrust:
         damage: Callable[[Path], object],
         where: str,
     ) -> None:
-        [layer], _ = kit.workspace.layers.stage([chunk], threading.Event())
+        [layer], _ = kit.workspace.layers.stage([chunk], CancelToken())
         damage(layer)
         found, said = restaged(kit, chunk)
         assert found == [layer]
@@ -276,7 +276,7 @@ class TestTrust:
         self, kit: Kit, content: bytes | None, files: int
     ) -> None:
         many = stored(kit, "many", *(directory(f"d{number}") for number in range(files)))
-        [layer], _ = kit.workspace.layers.stage([many], threading.Event())
+        [layer], _ = kit.workspace.layers.stage([many], CancelToken())
         record = kit.workspace.root / "indexes" / many.key
         whole = record.read_bytes()
         if content is None:
@@ -290,7 +290,7 @@ class TestTrust:
         built = kit.chunk("built", install=["mkdir $DESTDIR/d", "echo it > $DESTDIR/d/f"])
         kit.build(built)
         mine = Staged(built.key, "low")
-        layers, _ = kit.workspace.layers.stage([chunk, mine], threading.Event())
+        layers, _ = kit.workspace.layers.stage([chunk, mine], CancelToken())
         shutil.rmtree(kit.root / "artifacts")
         assert restaged(kit, chunk, mine) == (layers, [])
 
@@ -298,7 +298,7 @@ class TestTrust:
         monkeypatch.setattr(layers, "MAX_LAYERS", 2)
         monkeypatch.setattr(layers.plan_layers, "__defaults__", (2,))
         chunks = [stored(kit, f"c{n}", file(f"f{n}", f"{n}")) for n in range(5)]
-        found, _ = kit.workspace.layers.stage(chunks, threading.Event())
+        found, _ = kit.workspace.layers.stage(chunks, CancelToken())
         assert len(found) == 1
         shutil.rmtree(kit.root / "artifacts")
         assert restaged(kit, *chunks) == (found, [])
@@ -312,7 +312,7 @@ class TestTrust:
     ) -> None:
         monkeypatch.setattr(layers.plan_layers, "__defaults__", (2,))
         chunks = [stored(kit, f"c{n}", file(f"f{n}", f"{n}")) for n in range(5)]
-        [merged], _ = kit.workspace.layers.stage(chunks, threading.Event())
+        [merged], _ = kit.workspace.layers.stage(chunks, CancelToken())
         (merged / "f3").unlink()
         (merged / "more").touch()
         found, said = restaged(kit, *chunks)

@@ -198,7 +198,7 @@ class TestIntegration:
 
     def test_cancel(self, kit: Kit, shell: Content) -> None:
         scripts = stored(kit, "scripts", script("0", "sleep 1000"))
-        threading.Timer(0.5, kit.cancelled.set).start()
+        threading.Timer(0.5, kit.cancel.set).start()
         with pytest.raises(Cancelled):
             kit.build(system(shell, scripts))
 

@@ -15,6 +15,7 @@ from fabric.building import sandbox
 from fabric.building.builder import build
 from fabric.building.log import Log
 from fabric.errors import BuildFailed, Cancelled, MachineFault
+from fabric.host.cancel import CancelToken
 from fabric.jobs import Job, Staged
 
 
@@ -150,7 +151,7 @@ class TestCancel:
     def test_at_any_moment(self, kit: Kit, delay: float) -> None:
         source = kit.tree(**{f"file{number}": "" for number in range(50)})
         job = kit.chunk(build=[BEAT + "sleep 1000"], source=source)
-        threading.Timer(delay, kit.cancelled.set).start()
+        threading.Timer(delay, kit.cancel.set).start()
         began = time.monotonic()
         with pytest.raises(Cancelled):
             kit.build(job)
@@ -161,7 +162,7 @@ class TestCancel:
 
     def test_while_another_builds_it(self, kit: Kit) -> None:
         with kit.workspace.session.locked(f"job-{key_of('thing')}"):
-            threading.Timer(0.1, kit.cancelled.set).start()
+            threading.Timer(0.1, kit.cancel.set).start()
             with pytest.raises(Cancelled):
                 kit.build(kit.chunk(build=[":"]))
 
@@ -173,7 +174,7 @@ class TestTwoBuilders:
 
         def work(number: int) -> None:
             with Log(kit.root / f"log-of-{number}") as log:
-                manifests.append(build(job, kit.workspace, log, threading.Event(), jobs=1))
+                manifests.append(build(job, kit.workspace, log, CancelToken(), jobs=1))
                 logs.append(log.read(0, 1000))
 
         threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
@@ -195,7 +196,7 @@ class TestTwoBuilders:
         def work(job: Job) -> None:
             try:
                 with Log(kit.root / job.log) as log:
-                    build(job, kit.workspace, log, threading.Event(), jobs=1)
+                    build(job, kit.workspace, log, CancelToken(), jobs=1)
             except BaseException as error:  # noqa: BLE001 - told to the main thread
                 failures.append(error)
 

@@ -23,6 +23,7 @@ from fabric.building.room import by_age, use
 from fabric.building.shell import shell
 from fabric.building.workspace import Workspace
 from fabric.errors import BuildFailed, Cancelled, FabricError
+from fabric.host.cancel import CancelToken
 from fabric.host.locks import Locks
 from fabric.jobs import Job
 
@@ -68,12 +69,12 @@ class TestLocks:
         os.close(two)
 
     def test_waiting_ends_when_it_is_cancelled(self, kit: Kit) -> None:
-        cancelled = threading.Event()
-        threading.Timer(0.05, cancelled.set).start()
+        cancel = CancelToken()
+        threading.Timer(0.05, cancel.set).start()
         with (
             kit.workspace.session.locked("x"),
             pytest.raises(Cancelled),
-            kit.workspace.session.locked("x", cancelled),
+            kit.workspace.session.locked("x", cancel),
         ):
             pass
 
@@ -90,7 +91,7 @@ class TestLocks:
         thread = threading.Thread(target=hold)
         thread.start()
         ready.wait()
-        with kit.workspace.session.locked("x", threading.Event()):
+        with kit.workspace.session.locked("x", CancelToken()):
             assert released
         thread.join()
 
@@ -330,7 +331,7 @@ class TestOneJobTwice:
             first = pool.submit(kit.build, job)
             until(lambda: "build" in kit.phases)
             with Log(kit.root / "its-log") as log:
-                second = build(job, other, log, threading.Event(), jobs=1, phase=phases.append)
+                second = build(job, other, log, CancelToken(), jobs=1, phase=phases.append)
                 assert log.blob() == first.result().log, "it has that log"
         assert second == first.result()
         assert phases == [ELSEWHERE]

@@ -21,6 +21,7 @@ from fabric.building.unused import remove_unused
 from fabric.building.workspace import Workspace
 from fabric.definitions.graph import Device
 from fabric.errors import BuildFailed, Cancelled, FabricError, MachineFault
+from fabric.host.cancel import CancelToken
 from fabric.host.shared_files import Tally
 from fabric.jobs import Content, Job, Staged
 
@@ -397,7 +398,7 @@ def test_a_large_upload_does_not_hold_up_cancelling(kit: Kit) -> None:  # noqa: 
     def cancel() -> None:
         until(lambda: "store" in phases)
         until(lambda: any(thread.name == "storing" for thread in threading.enumerate()))
-        kit.cancelled.set()
+        kit.cancel.set()
 
     other = threading.Thread(target=cancel)
     other.start()
@@ -406,7 +407,7 @@ def test_a_large_upload_does_not_hold_up_cancelling(kit: Kit) -> None:  # noqa: 
     other.join()
     os.close(lock)
     until(lambda: not any(thread.name == "storing" for thread in threading.enumerate()))
-    kit.cancelled.clear()
+    kit.cancel = CancelToken()
     kit.build(job)
 
 

@@ -27,6 +27,7 @@ import msgspec
 
 from fabric.bounds import MANIFEST
 from fabric.errors import DamagedError, StoreError
+from fabric.host.cancel import no_check
 from fabric.host.shared_files import sha256_of
 from fabric.jobs import Blob, Manifest
 from fabric.trove.artifacts.backend import Backend, TooLarge
@@ -35,10 +36,6 @@ from fabric.trove.artifacts.copies import Copies
 from fabric.trove.artifacts.errors import advice, brief
 from fabric.trove.artifacts.gc import Gone, collect
 from fabric.trove.artifacts.manifests import apart, blob_path, decode, encode, key_of, manifest_path
-
-
-def _fine() -> None:
-    """Go on."""
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -190,7 +187,7 @@ class Store:
                 yield piece
         self._verify(blob, size, digest.hexdigest())
 
-    def fetch(self, blob: Blob, to: Path, check: Callable[[], None] = _fine) -> None:
+    def fetch(self, blob: Blob, to: Path, check: Callable[[], None] = no_check) -> None:
         """Copy a blob to the file ``to``, which is replaced only by the whole, verified blob.
 
         ``check`` is called again and again meanwhile, and may raise.
@@ -211,7 +208,7 @@ class Store:
             Path(name).unlink(missing_ok=True)
             raise
 
-    def open(self, blob: Blob, key: str = "", check: Callable[[], None] = _fine) -> BinaryIO:
+    def open(self, blob: Blob, key: str = "", check: Callable[[], None] = no_check) -> BinaryIO:
         """A blob to read from, verified; ``key`` and ``check`` as for `path`."""
         if blob.content is None:
             try:
@@ -221,7 +218,7 @@ class Store:
         with _blamed(key):
             return io.BytesIO(self.read(blob))
 
-    def path(self, blob: Blob, key: str = "", check: Callable[[], None] = _fine) -> Path:
+    def path(self, blob: Blob, key: str = "", check: Callable[[], None] = no_check) -> Path:
         """A local file that holds the blob, verified; not to be changed.
 
         A directory store gives its own file, others a copy in the scratch directory.  ``key``
@@ -246,7 +243,9 @@ class Store:
                 self._verified.add((blob.sha256, status.st_ino, status.st_mtime_ns))
         return file
 
-    def bring(self, wanted: Iterable[tuple[str, Blob]], check: Callable[[], None] = _fine) -> None:
+    def bring(
+        self, wanted: Iterable[tuple[str, Blob]], check: Callable[[], None] = no_check
+    ) -> None:
         """Fetch blobs (key, blob) that `open` will be asked for, several at a time."""
         absent = {
             blob: key

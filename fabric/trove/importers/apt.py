@@ -64,13 +64,13 @@ class Apt:
     """A private apt below ``directory`` for one kind of entry ("deb" or "deb-src")."""
 
     def __init__(
-        self, directory: Path, kind: str, architecture: str, progress: Progress, stop: CancelToken
+        self, directory: Path, kind: str, architecture: str, progress: Progress, cancel: CancelToken
     ) -> None:
         self.directory = directory / f"{kind}-{architecture}"
         self.kind = kind
         self.architecture = architecture
         self.progress = progress
-        self._stop = stop
+        self._cancel = cancel
         if shutil.which("apt-get") is None:
             raise SourceError(
                 "Debian packages are fetched by apt-get, which this machine does not have:"
@@ -81,7 +81,7 @@ class Apt:
     def opened(self) -> Iterator[None]:
         """Set everything up and hold it for us alone; package lists may be up to FRESH old."""
         lock = self.directory.with_name(self.directory.name + ".lock")
-        with locked(lock, wait=lambda: self._stop.pause(0.2)):
+        with locked(lock, wait=lambda: self._cancel.pause(0.2)):
             for folder in ("lists/partial", "cache/archives/partial", "sources", "files"):
                 (self.directory / folder).mkdir(parents=True, exist_ok=True)
             settings = _CONFIGURATION.format(self.directory, self.architecture)
@@ -183,7 +183,7 @@ class Apt:
         ) as process:
             if status:
                 status.close()
-            with self._stop.child(process):
+            with self._cancel.child(process):
                 try:
                     output, errors = converse(process, most=bounds.PACKAGES_OUTPUT)
                 except TooMuchOutput:

@@ -51,7 +51,7 @@ def commit(
     trees: Iterable[tuple[str, Tree]],
     message: str,
     import_key: str,
-    stop: CancelToken,
+    cancel: CancelToken,
     *,
     compress: bool = True,
 ) -> str:
@@ -78,7 +78,7 @@ def commit(
         assert process.stdin is not None
         try:
             with process.stdin as stream:
-                _write(stream, ref, trees, message, import_key, stop)
+                _write(stream, ref, trees, message, import_key, cancel)
         except BrokenPipeError:
             pass  # git has ended and says why below
         except BaseException:
@@ -101,7 +101,7 @@ def _write(
     trees: Iterable[tuple[str, Tree]],
     message: str,
     import_key: str,
-    stop: CancelToken,
+    cancel: CancelToken,
 ) -> None:
     entries: dict[str, tuple[str, int]] = {}  # path -> (mode, mark)
     time = 0
@@ -109,7 +109,7 @@ def _write(
     for prefix, tree in trees:
         found: dict[str, tuple[str, int]] = {}
         for member in tree.members:
-            stop.check()
+            cancel.check()
             if member.content is None:
                 original = found.get(member.same_as)
                 if original is None:
@@ -120,7 +120,7 @@ def _write(
                 continue
             mark += 1
             stream.write(b"blob\nmark :%d\ndata %d\n" % (mark, member.size))
-            _copy(member, stream, stop)
+            _copy(member, stream, cancel)
             stream.write(b"\n")
             found[member.path] = (member.mode, mark)
         strip = _single_top(found)
@@ -135,11 +135,11 @@ def _write(
     stream.write(b"done\n")
 
 
-def _copy(member: Member, stream: IO[bytes], stop: CancelToken) -> None:
+def _copy(member: Member, stream: IO[bytes], cancel: CancelToken) -> None:
     assert member.content is not None
     left = member.size
     while left:
-        stop.check()
+        cancel.check()
         piece = member.content.read(min(left, _CHUNK))
         if not piece:
             raise SourceError(f"{member.path} ends early: the archive is damaged")

@@ -13,14 +13,14 @@ from fabric.trove.sources.lorries import Lorry
 class Context:
     """Keeps downloads and apt's lists below ``root`` (the trove's)."""
 
-    def __init__(self, root: Path, progress: Progress, stop: CancelToken) -> None:
+    def __init__(self, root: Path, progress: Progress, cancel: CancelToken) -> None:
         self.root = root
         self.progress = progress
-        self.stop = stop
-        self.downloads = Downloads(root / "downloads", progress, stop)
+        self.cancel = cancel
+        self.downloads = Downloads(root / "downloads", progress, cancel)
 
     def apt(self, lorry: Lorry) -> Apt:
         """The private apt that serves a lorry."""
         kind = "deb-src" if lorry.type == "debian-source" else "deb"
         architecture = lorry.architecture or "amd64"
-        return Apt(self.root / "apt", kind, architecture, self.progress, self.stop)
+        return Apt(self.root / "apt", kind, architecture, self.progress, self.cancel)

@@ -50,13 +50,13 @@ class WrongDigest(SourceError):
 class Downloads:
     """The directory of finished downloads, shared by any number of processes.
 
-    ``stop`` ends a download under way.
+    ``cancel`` ends a download under way.
     """
 
-    def __init__(self, directory: Path, progress: Progress, stop: CancelToken) -> None:
+    def __init__(self, directory: Path, progress: Progress, cancel: CancelToken) -> None:
         self.directory = directory
         self.progress = progress
-        self._stop = stop
+        self._cancel = cancel
 
     def path(self, sha256: Digest) -> Path:
         """Where the finished download of that digest is, or would be."""
@@ -135,7 +135,7 @@ class Downloads:
     def _reserved(self, name: str) -> Iterator[Path]:
         """The partial file of a download, ours alone."""
         partial = self.directory / f"{name}.part"
-        with locked(partial, wait=lambda: self._stop.pause(0.2)):
+        with locked(partial, wait=lambda: self._cancel.pause(0.2)):
             try:
                 yield partial
             finally:
@@ -183,7 +183,7 @@ class Downloads:
                     ) from None
             else:
                 return continued
-            self._stop.pause(attempt)
+            self._cancel.pause(attempt)
         raise SourceError(f"{shown(url)}: cannot be downloaded")
 
     def _attempt(
@@ -222,7 +222,7 @@ class Downloads:
         if total > bounds.DOWNLOAD:
             raise _too_large(name, total)
         while piece := read(_CHUNK):
-            self._stop.check()
+            self._cancel.check()
             file.write(piece)
             have += len(piece)
             if have > bounds.DOWNLOAD:

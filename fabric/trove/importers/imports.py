@@ -34,7 +34,7 @@ class Imports:
                 self._trees(lorry),
                 f"{lorry.name} {lorry.version}",
                 lorry.import_key(),
-                self._context.stop,
+                self._context.cancel,
                 compress=not lorry.is_set,
             )
         except OSError as error:
@@ -70,5 +70,5 @@ class Imports:
             case "debian-packages":
                 return debian.import_packages(lorry, context.apt(lorry), downloads)
             case "pypi-wheels":
-                return wheels.import_wheels(lorry, downloads, context.progress, context.stop)
+                return wheels.import_wheels(lorry, downloads, context.progress, context.cancel)
         raise SourceError(f"{lorry.where}: no importer for type {lorry.type}")

@@ -52,7 +52,7 @@ def _offered(lorry: Lorry, context: Context, skipped: list[str]) -> Lorry:
             from packaging.version import Version
 
             packages = wheels.resolve_wheels(
-                lorry, context.downloads, context.progress, context.stop
+                lorry, context.downloads, context.progress, context.cancel
             )
             return _with_packages(lorry, packages, Version)
         case "tarball":

@@ -32,12 +32,12 @@ _CHANGED = re.compile(r"Expected sha256 ([0-9a-f]{64})\s+Got\s+([0-9a-f]{64})")
 
 
 def resolve_wheels(
-    lorry: Lorry, downloads: Downloads, progress: Callable[[str], None], stop: CancelToken
+    lorry: Lorry, downloads: Downloads, progress: Callable[[str], None], cancel: CancelToken
 ) -> tuple[Locked, ...]:
     """The wheels a lorry names with all they need, as offered now, by name."""
     progress(f"{lorry.name}: asking the Python package index")
     found = []
-    with _downloaded(lorry, downloads, stop, list(lorry.packages)) as files:
+    with _downloaded(lorry, downloads, cancel, list(lorry.packages)) as files:
         for file in files:
             name, version, tag = file.name.removesuffix(".whl").split("-", 2)
             one = Locked(name, version, tag, Digest(sha256_of(file)), file.stat().st_size)
@@ -49,7 +49,7 @@ def resolve_wheels(
 
 
 def import_wheels(
-    lorry: Lorry, downloads: Downloads, progress: Callable[[str], None], stop: CancelToken
+    lorry: Lorry, downloads: Downloads, progress: Callable[[str], None], cancel: CancelToken
 ) -> list[tuple[str, Tree]]:
     """The pinned wheels, as they are.  MovedError if one is not offered."""
     locked = lorry.locked()
@@ -62,7 +62,7 @@ def import_wheels(
     if missing:
         progress(f"{lorry.name}: downloading {len(missing)} wheels")
         pins = [f"{one.name}=={one.version} --hash=sha256:{one.sha256}" for one in missing.values()]
-        with _downloaded(lorry, downloads, stop, pins, "--no-deps", "--require-hashes") as files:
+        with _downloaded(lorry, downloads, cancel, pins, "--no-deps", "--require-hashes") as files:
             for file in files:
                 if one := missing.get(file.name):
                     downloads.adopt(file, one.sha256, file.name, f"{lorry.where}: {lorry.name}")
@@ -76,7 +76,7 @@ def wheel_name(locked: Locked) -> str:
 
 @contextmanager
 def _downloaded(
-    lorry: Lorry, downloads: Downloads, stop: CancelToken, requirements: list[str], *options: str
+    lorry: Lorry, downloads: Downloads, cancel: CancelToken, requirements: list[str], *options: str
 ) -> Iterator[list[Path]]:
     """The wheels that pip chooses, in a folder that goes away."""
     place = downloads.directory.parent
@@ -106,7 +106,7 @@ def _downloaded(
                 stderr=subprocess.PIPE,
                 start_new_session=True,
             ) as process,
-            stop.child(process),
+            cancel.child(process),
         ):
             try:
                 _, errors = converse(process, most=bounds.PACKAGES_OUTPUT)

@@ -59,31 +59,31 @@ def fetch_pin(
     pin: str,
     ref: str,
     progress: Progress,
-    stop: CancelToken,
+    cancel: CancelToken,
 ) -> None:
     """Fetch what is kept under a pin, if anything is, and call it ``ref`` (a full name)."""
-    trove.fetch(into, [f"+refs/pins/{name}/{pin}*:{ref}*"], progress, stop)
+    trove.fetch(into, [f"+refs/pins/{name}/{pin}*:{ref}*"], progress, cancel)
 
 
 def fetch_ref(
-    trove: Trove, into: Repository, name: str, ref: str, progress: Progress, stop: CancelToken
+    trove: Trove, into: Repository, name: str, ref: str, progress: Progress, cancel: CancelToken
 ) -> None:
     """Fetch a tag, branch or commit, if there is one."""
     if SHA.fullmatch(ref):
-        fetch_pin(trove, into, name, ref, f"refs/fabric/{ref}", progress, stop)
+        fetch_pin(trove, into, name, ref, f"refs/fabric/{ref}", progress, cancel)
         if into.find(ref) is None:
             try:
-                trove.fetch(into, [f"{ref}:refs/fabric/{ref}"], progress, stop)
+                trove.fetch(into, [f"{ref}:refs/fabric/{ref}"], progress, cancel)
             except TroveError as error:
                 if not any(words in str(error) for words in _NOT_THERE):
                     raise
         return
     full = [ref] if ref.startswith("refs/") else [f"refs/tags/{ref}", f"refs/heads/{ref}"]
     specs = [f"+{inside(name, one)}*:{one}*" for one in full if one.count("/") > 1]
-    trove.fetch(into, specs, progress, stop)
+    trove.fetch(into, specs, progress, cancel)
 
 
-def push(trove: Trove, kept: list[Kept], progress: Progress, stop: CancelToken) -> None:
+def push(trove: Trove, kept: list[Kept], progress: Progress, cancel: CancelToken) -> None:
     """Push what the trove lacks.  TroveError if it does not take it.
 
     Others may push the same at the same time: who comes second finds the ref locked, or there.
@@ -95,10 +95,10 @@ def push(trove: Trove, kept: list[Kept], progress: Progress, stop: CancelToken) 
             for one in lacking:
                 progress(f"{one.name.removesuffix('.git')}: pushing to the trove")
                 specs = [f"{one.commit}:{ref}" for ref in one.refs()]
-                trove.push(one.repository, specs, progress, stop)
+                trove.push(one.repository, specs, progress, cancel)
         except TroveError:
             if attempt == _TRIES - 1:
                 raise
-            stop.pause(attempt + 1.0)
+            cancel.pause(attempt + 1.0)
         else:
             return

@@ -48,23 +48,23 @@ class Trove(msgspec.Struct, frozen=True):
         return {"GIT_SSH_COMMAND": shlex.join(command)} | environment(private=False)
 
     def fetch(
-        self, repository: Repository, refspecs: list[str], progress: Progress, stop: CancelToken
+        self, repository: Repository, refspecs: list[str], progress: Progress, cancel: CancelToken
     ) -> None:
         """Fetch into ``repository``, which is made if it is not there.  TroveError says why not."""
         repository.create()
-        self._talk(fetching(repository, self.url, refspecs), progress, stop)
+        self._talk(fetching(repository, self.url, refspecs), progress, cancel)
 
     def push(
         self,
         repository: Repository,
         refspecs: list[str],
         progress: Progress,
-        stop: CancelToken,
+        cancel: CancelToken,
         environ: Mapping[str, str] | None = None,
     ) -> None:
         """Push from ``repository``, whatever was there: all or nothing.  TroveError says why."""
         command = ["--git-dir", str(repository.path), "push", "--no-verify", "--force", "--atomic"]
-        self._talk([*command, "--progress", "--", self.url, *refspecs], progress, stop, environ)
+        self._talk([*command, "--progress", "--", self.url, *refspecs], progress, cancel, environ)
 
     def refs(self, *patterns: str) -> dict[str, str]:
         """Full name -> object of its refs that match a pattern, as "refs/pins/*".  TroveError."""
@@ -79,11 +79,11 @@ class Trove(msgspec.Struct, frozen=True):
         self,
         command: list[str],
         progress: Progress = lambda text: None,  # noqa: ARG005
-        stop: CancelToken | None = None,
+        cancel: CancelToken | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> str:
         environ = {**self.environ(), **(environ or {})}
-        failure, printed = talk(command, environ, progress, stop or CancelToken())
+        failure, printed = talk(command, environ, progress, cancel or CancelToken())
         if failure:
             raise self.problem(failure)
         return printed

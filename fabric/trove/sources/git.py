@@ -326,13 +326,15 @@ class Repository:
             raise SourceError(f"{self.path} has no refs: is what it mirrors empty?")
         return listing.decode().strip()
 
-    def fetch(self, url: str, refspecs: list[str], progress: Progress, stop: CancelToken) -> None:
+    def fetch(self, url: str, refspecs: list[str], progress: Progress, cancel: CancelToken) -> None:
         """Fetch from ``url``.  SourceError with git's reason if that fails.
 
         The user's own git configuration counts: proxies, certificates, credentials.
         """
         self.create()
-        failure, _ = talk(fetching(self, url, refspecs), environment(private=False), progress, stop)
+        failure, _ = talk(
+            fetching(self, url, refspecs), environment(private=False), progress, cancel
+        )
         if failure:
             raise SourceError(f"{url}: git cannot fetch from it: {failure}")
 

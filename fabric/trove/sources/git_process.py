@@ -39,7 +39,7 @@ SILENCE = 300.0
 
 
 def talk(
-    args: list[str], environ: Mapping[str, str], progress: Progress, stop: CancelToken
+    args: list[str], environ: Mapping[str, str], progress: Progress, cancel: CancelToken
 ) -> tuple[str, str]:
     """Run git with another repository at its other end; progress comes line by line.
 
@@ -66,7 +66,7 @@ def talk(
     ):
         assert process.stderr is not None
         try:
-            with stop.child(process):
+            with cancel.child(process):
                 said = follow(process.stderr, progress)
         except TimeoutError as error:
             return str(error), ""

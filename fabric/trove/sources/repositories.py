@@ -67,7 +67,7 @@ class Repositories:
         self.root = root
         self.places = Places(root, aliases)
         self.progress = progress
-        self.stop = CancelToken()
+        self.cancel = CancelToken()
         self._directory = lorries
         self._trove = trove
         self._open_importer = importer
@@ -90,7 +90,7 @@ class Repositories:
     def importer(self) -> Importer:
         """What imports lorries."""
         assert self._open_importer is not None
-        return self._open_importer(self.root, self.progress, self.stop)
+        return self._open_importer(self.root, self.progress, self.cancel)
 
     def reread(self) -> None:
         """Forget the lorries: their files have changed."""
@@ -287,9 +287,9 @@ class Repositories:
 
         if lorry is not None and lorry.brings(ref):
             pin, full = lorry.import_key(), lorry.full_ref
-            shared.fetch_pin(self._trove, repository, place.name, pin, full, progress, self.stop)
+            shared.fetch_pin(self._trove, repository, place.name, pin, full, progress, self.cancel)
         elif SHA.fullmatch(ref) or self._origin(place, lorry) == self._trove.url:
-            shared.fetch_ref(self._trove, repository, place.name, ref, progress, self.stop)
+            shared.fetch_ref(self._trove, repository, place.name, ref, progress, self.cancel)
             found = repository.find(ref)
             if found is not None:
                 self._fetched.add((repository.path, found[1]))
@@ -314,7 +314,7 @@ class Repositories:
         progress("fetching")
         try:
             everything = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]
-            repository.fetch(url, everything, progress, self.stop)
+            repository.fetch(url, everything, progress, self.cancel)
         except DamagedRepositoryError:
             raise
         except SourceError as error:
@@ -333,7 +333,7 @@ class Repositories:
         """Fetch the very commit: it may be in no branch, or all that is whole of them."""
         if SHA.fullmatch(ref) and repository.find(ref) is None:
             with contextlib.suppress(SourceError):  # explained by the caller
-                repository.fetch(url, [f"{ref}:refs/fabric/{ref}"], progress, self.stop)
+                repository.fetch(url, [f"{ref}:refs/fabric/{ref}"], progress, self.cancel)
 
     def _explain(self, repo: str, ref: str, place: Place, lorry: Lorry | None) -> SourceError:
         """Why a ref cannot be had, and what would help."""
@@ -413,7 +413,7 @@ class Repositories:
             if not waited:
                 self.progress(f"{place.directory.stem}: waiting for another import of it")
             waited = True
-            self.stop.pause(0.2)
+            self.cancel.pause(0.2)
 
         with locked(self.root / "locks" / name, wait=wait, remove=True):
             yield

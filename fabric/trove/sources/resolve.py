@@ -175,10 +175,10 @@ class Sources:
                 thread.join()
         except BaseException:  # Ctrl-C among others: what is under way ends soon
             absent.clear()
-            self._repositories.stop.set()
+            self._repositories.cancel.set()
             for thread in threads:
                 thread.join(1.0)
-            self._repositories.stop = CancelToken()
+            self._repositories.cancel = CancelToken()
             raise
         told = []
         for (repo, ref, _), failure in failures:
@@ -319,7 +319,7 @@ class Sources:
         if self._trove is None:
             return
         kept = {one.refs()[0]: one for source in sources for one in self._kept(source)}
-        shared.push(self._trove, list(kept.values()), self.progress, self._repositories.stop)
+        shared.push(self._trove, list(kept.values()), self.progress, self._repositories.cancel)
 
     def _kept(self, source: Source) -> Iterator[shared.Kept]:
         place = self._repositories.places.locate(source.repo)
