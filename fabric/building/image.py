@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -22,6 +22,7 @@ from fabric.building.image_disk import MIB, Disk, check_tools, run
 from fabric.building.image_rootfs import File, ImageError, files_below, overlay, survey
 from fabric.errors import NO_ROOM
 from fabric.host.files import beside
+from fabric.host.progress import Progress, silent
 
 __all__ = ["KERNEL_ARGUMENTS", "File", "Image", "ImageError", "files_below", "make_image"]
 
@@ -53,7 +54,7 @@ def make_image(
     kernel_args: str = KERNEL_ARGUMENTS,
     format: Literal["raw", "qcow2"] = "raw",
     force: bool = False,
-    progress: Callable[[str], None] = lambda text: None,  # noqa: ARG005
+    progress: Progress = silent,
 ) -> Image:
     """Make a bootable disk of ``size`` bytes at ``to`` from ``rootfs``, a system's tar.zst.
 

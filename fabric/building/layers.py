@@ -26,6 +26,7 @@ from fabric.digest import Digest
 from fabric.errors import MachineFault
 from fabric.host.cancel import CancelToken
 from fabric.host.files import clear
+from fabric.host.progress import Progress, silent
 from fabric.host.tree_tables import Record, difference, read_record, table_of, write_record
 from fabric.jobs import Staged
 
@@ -155,7 +156,7 @@ class Layers:
         self,
         staged: Sequence[Staged],
         cancel: CancelToken,
-        say: Callable[[str], None] = lambda text: None,  # noqa: ARG005
+        say: Progress = silent,
     ) -> tuple[list[Path], frozenset[bytes]]:
         """The directories to overlay for ``staged``, lowest first, and which of _NOTED they have.
 
@@ -195,7 +196,7 @@ class Layers:
         names: object,
         make: Callable[[Path], None],
         cancel: CancelToken,
-        say: Callable[[str], None] = lambda text: None,  # noqa: ARG005
+        say: Progress = silent,
     ) -> Path:
         """The directory that ``names`` (any plain data) stands for, made if it is missing."""
         digest = hashlib.sha256(msgspec.msgpack.encode(names)).hexdigest()
@@ -213,7 +214,7 @@ class Layers:
             self._record(key, Record(table_of(tree)))
         self._rename(tree, path)
 
-    def check(self, key: str, cancel: CancelToken, say: Callable[[str], None]) -> None:
+    def check(self, key: str, cancel: CancelToken, say: Progress) -> None:
         """Compare a layer with what the store has of it, and make it again if they differ."""
         clear(self._record_file(key))
         self.forget(key)
@@ -235,7 +236,7 @@ class Layers:
         self,
         group: Sequence[tuple[Path, Moves]],
         cancel: CancelToken,
-        say: Callable[[str], None],
+        say: Progress,
     ) -> Path:
         """One directory with all of ``group``, the later over the earlier."""
 
@@ -256,7 +257,7 @@ class Layers:
             wanted = [(each.key, one.blob) for each in found for one in each.artifacts if one.blob]
             self._store.bring(wanted, cancel.check)
 
-    def _layer(self, key: str, cancel: CancelToken, say: Callable[[str], None]) -> Layer:
+    def _layer(self, key: str, cancel: CancelToken, say: Progress) -> Layer:
         """The layer of a chunk, which we hold; it is unpacked first if it is not yet."""
         path = self._path(key)
         record = self._believed(path) if use(path) else None
@@ -292,7 +293,7 @@ class Layers:
         path: Path,
         make: Callable[[Path], None],
         about: Callable[[Path], bytes],
-        say: Callable[[str], None],
+        say: Progress,
         *,
         times: bool = True,
     ) -> Record:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from fabric.host.progress import Progress
 from fabric.jobs import Blob, Manifest, Source
 
 
@@ -32,6 +33,6 @@ class Store(Protocol):
 class Sources(Protocol):
     """What building needs of the sources."""
 
-    def export(self, source: Source, say: Callable[[str], None]) -> Path: ...
+    def export(self, source: Source, say: Progress) -> Path: ...
 
     def sweep(self) -> None: ...  # as above

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -19,6 +19,7 @@ from fabric.building import overlay
 from fabric.building.merge import Merger
 from fabric.building.workspace import Workspace
 from fabric.host.cancel import CancelToken
+from fabric.host.progress import Progress, silent
 from fabric.jobs import Source
 
 #: Up to so many entries and bytes, a tree is copied.
@@ -40,7 +41,7 @@ def prepare(
     workspace: Workspace,
     scratch: Path,
     cancel: CancelToken,
-    say: Callable[[str], None] = lambda text: None,  # noqa: ARG005
+    say: Progress = silent,
 ) -> SourceTree:
     """The tree of ``source`` in ``scratch``; what a failed attempt has made of it stays.
 
@@ -118,9 +119,7 @@ def _copy(entries: Entries, tree: Path, to: Path, mtime: int) -> None:
         os.utime(target, ns=(mtime, mtime), follow_symlinks=False)
 
 
-def _export(
-    source: Source, workspace: Workspace, cancel: CancelToken, say: Callable[[str], None]
-) -> Path:
+def _export(source: Source, workspace: Workspace, cancel: CancelToken, say: Progress) -> Path:
     """The exported tree of a source, with its submodules in their places."""
     top = _held(source, workspace, say)
     parts = list(_submodules(source, b""))
@@ -138,7 +137,7 @@ def _export(
     return workspace.layers.made(names, make, cancel, say)
 
 
-def _held(source: Source, workspace: Workspace, say: Callable[[str], None]) -> Path:
+def _held(source: Source, workspace: Workspace, say: Progress) -> Path:
     """The exported tree of a source, kept until this build ends."""
     workspace.session.hold(source.tree)
     return workspace.sources.export(source, say)

@@ -42,6 +42,7 @@ from fabric.host.cancel import CancelToken
 from fabric.host.files import recall, remember
 from fabric.host.locks import locked
 from fabric.host.process import die_with_parent
+from fabric.host.progress import silent
 from fabric.host.shared_files import scratch
 from fabric.plan import Plan, make_plan, wanted_sources
 from fabric.trove.configured import open_sources, open_trove
@@ -94,7 +95,7 @@ def _fetch(order: BuildOrder, trove: Trove, directory: Path) -> Repository:
         repository.create(cache=True)
         if repository.find(order.commit) is None:
             copy = f"refs/orders/{order.commit}"
-            trove.fetch(repository, [f"+{order.ref}:{copy}"], _unheard, CancelToken())
+            trove.fetch(repository, [f"+{order.ref}:{copy}"], silent, CancelToken())
             found = repository.find(copy)
             if found is None or found[0] != order.commit:
                 raise SourceError(
@@ -204,10 +205,6 @@ def _is_full(error: Exception, settings: BrokerSettings | None) -> bool:
         return settings is not None and shutil.disk_usage(settings.cache_dir).free < ROOM
     except OSError:
         return False
-
-
-def _unheard(text: str) -> None:
-    """Progress that nobody wants to see."""
 
 
 def _stop(number: int, frame: object) -> None:  # noqa: ARG001

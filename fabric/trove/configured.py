@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fabric.host.progress import Progress, silent
 from fabric.trove.artifacts.store import Store
 from fabric.trove.sources.resolve import Sources
 
@@ -43,7 +43,7 @@ def open_sources(
     *,
     imports: bool = True,
     head: str = "",
-    progress: Callable[[str], None] = lambda text: None,  # noqa: ARG005
+    progress: Progress = silent,
 ) -> Sources:
     """Sources, as `Sources` describes them."""
     return Sources(
@@ -57,7 +57,7 @@ def open_sources(
     )
 
 
-def open_importer(root: Path, progress: Callable[[str], None], cancel: CancelToken) -> Importer:
+def open_importer(root: Path, progress: Progress, cancel: CancelToken) -> Importer:
     """What imports lorries into the trove at ``root``."""
     # and with it the readers of archives: a fully cached build goes without
     from fabric.trove.importers.context import Context

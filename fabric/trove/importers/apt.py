@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -25,10 +25,9 @@ from fabric.errors import SourceError
 from fabric.host.cancel import CancelToken
 from fabric.host.locks import locked
 from fabric.host.process import TooMuchOutput, converse
-from fabric.trove.importers.download import Throttle
+from fabric.host.progress import Progress, Throttle
 from fabric.trove.sources.locks import DEBIAN_VERSION
 
-Progress = Callable[[str], None]
 Stanza = dict[str, str]
 
 #: Package lists younger than this many seconds are not asked for again without need.

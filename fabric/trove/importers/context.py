@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from fabric.host.cancel import CancelToken
-from fabric.trove.importers.apt import Apt, Progress
+from fabric.host.progress import Progress
+from fabric.trove.importers.apt import Apt
 from fabric.trove.importers.download import Downloads
 from fabric.trove.sources.lorries import Lorry
 

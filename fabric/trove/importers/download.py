@@ -22,9 +22,8 @@ from fabric.digest import Digest
 from fabric.errors import NO_ROOM, SourceError, command
 from fabric.host.cancel import CancelToken
 from fabric.host.locks import locked, no_wait
+from fabric.host.progress import Progress, Throttle
 from fabric.host.shared_files import fsync, sha256_of
-
-Progress = Callable[[str], None]
 
 _CHUNK = 256 * 1024
 _TRIES = 4
@@ -299,21 +298,6 @@ def local_file(url: str) -> Path:
     if parts.netloc not in ("", "localhost") or "\0" in path:
         raise SourceError(f"{shown(url)}: a file of another machine: write file:///PATH")
     return Path(path)
-
-
-class Throttle:
-    """Passes on the first message, and later ones once in ``every`` seconds."""
-
-    def __init__(self, progress: Progress, every: float = 2.0) -> None:
-        self._progress = progress
-        self._every = every
-        self._next = 0.0
-
-    def __call__(self, message: str) -> None:
-        now = time.monotonic()
-        if now >= self._next:
-            self._next = now + self._every
-            self._progress(message)
 
 
 def fetch_text(url: str, headers: Mapping[str, str], ca: str | None) -> tuple[str, str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from fabric.digest import Digest
 from fabric.errors import SourceError, command
 from fabric.host.cancel import CancelToken
 from fabric.host.process import TooMuchOutput, converse
+from fabric.host.progress import Progress
 from fabric.host.shared_files import scratch, sha256_of
 from fabric.trove.importers.commit import Tree, from_files
 from fabric.trove.importers.debian import MovedError
@@ -32,7 +33,7 @@ _CHANGED = re.compile(r"Expected sha256 ([0-9a-f]{64})\s+Got\s+([0-9a-f]{64})")
 
 
 def resolve_wheels(
-    lorry: Lorry, downloads: Downloads, progress: Callable[[str], None], cancel: CancelToken
+    lorry: Lorry, downloads: Downloads, progress: Progress, cancel: CancelToken
 ) -> tuple[Locked, ...]:
     """The wheels a lorry names with all they need, as offered now, by name."""
     progress(f"{lorry.name}: asking the Python package index")
@@ -49,7 +50,7 @@ def resolve_wheels(
 
 
 def import_wheels(
-    lorry: Lorry, downloads: Downloads, progress: Callable[[str], None], cancel: CancelToken
+    lorry: Lorry, downloads: Downloads, progress: Progress, cancel: CancelToken
 ) -> list[tuple[str, Tree]]:
     """The pinned wheels, as they are.  MovedError if one is not offered."""
     locked = lorry.locked()

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from fabric.host.cancel import CancelToken
+from fabric.host.progress import Progress, silent
 from fabric.trove.sources import snapshot
 from fabric.trove.sources.farm_remote import Trove
 from fabric.trove.sources.git import Repository
@@ -62,9 +63,7 @@ class Builds:
         self.repository.create(cache=True)
         return snapshot.take(root, self.repository.path)
 
-    def push(
-        self, build: Snapshot, trove: Trove, ref: str, progress: Callable[[str], None]
-    ) -> None:
+    def push(self, build: Snapshot, trove: Trove, ref: str, progress: Progress) -> None:
         """Make it ``ref`` of the trove.  TroveError says why not, and what to do."""
         refspecs = [f"{build.commit}:{ref}"]
         trove.push(self.repository, refspecs, progress, CancelToken(), build.environ)
@@ -75,7 +74,7 @@ class Builds:
         self.prune(PUSHED)
         old = list(stale(trove.refs(f"refs/builds/{user()}/*"), live, time.time()))
         if old:
-            trove.push(self.repository, [f":{ref}" for ref in old], _unheard, CancelToken())
+            trove.push(self.repository, [f":{ref}" for ref in old], silent, CancelToken())
         self._tidied.touch()
         return len(old)
 
@@ -111,7 +110,3 @@ class Builds:
     @property
     def _tidied(self) -> Path:
         return self.repository.path / "tidied"
-
-
-def _unheard(text: str) -> None:
-    """Progress that nobody wants to see."""

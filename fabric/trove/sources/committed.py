@@ -6,17 +6,16 @@ the names of a tree's entries.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import posixpath
-import subprocess
 from pathlib import Path
 from types import TracebackType
 
 from fabric import bounds
 from fabric.errors import DefinitionsError, Problem, SourceError
+from fabric.trove.sources.cat_file import CatFile
 from fabric.trove.sources.git import Repository
-from fabric.trove.sources.git_process import entries, popen
+from fabric.trove.sources.git_process import entries
 
 
 class Committed:
@@ -31,12 +30,7 @@ class Committed:
         self._commit = commit
         self._path = repository.path
         self._environ = environ
-        self._batch = popen(
-            self._path,
-            ["cat-file", "--batch", "--follow-symlinks"],
-            stdin=subprocess.PIPE,
-            environ=environ,
-        )
+        self._objects = CatFile(self._path, "--follow-symlinks", environ=environ)
 
     def __enter__(self) -> Committed:
         return self
@@ -51,12 +45,7 @@ class Committed:
 
     def close(self) -> None:
         """End git."""
-        for stream in (self._batch.stdin, self._batch.stdout):
-            assert stream is not None
-            with contextlib.suppress(OSError):
-                stream.close()
-        self._batch.kill()
-        self._batch.wait()
+        self._objects.close()
 
     def read(self, path: str) -> bytes | None:
         """A file by its path from the root; None if it is not there or leads outside.
@@ -93,21 +82,12 @@ class Committed:
 
     def _ask(self, what: str, path: str) -> tuple[bytes, bytes]:
         """Type and content of an object.  What is none has another type, such as "missing"."""
-        stdin, stdout = self._batch.stdin, self._batch.stdout
-        assert stdin is not None
-        assert stdout is not None
         try:
-            stdin.write(os.fsencode(what) + b"\n")
-            stdin.flush()
-        except OSError:
+            self._objects.request(os.fsencode(what))
+            kind, size = self._objects.header()
+        except (OSError, EOFError):
             raise SourceError(f"{path}: git ended while it was to read that") from None
-        answer = stdout.readline().removesuffix(b"\n")
-        if answer.endswith((b" missing", b" ambiguous")):
-            return b"missing", b""
-        first, second, *rest = answer.split(b" ")
-        # "ID blob SIZE", or of a link "dangling SIZE", "loop SIZE", "notdir SIZE", "symlink SIZE"
-        kind, count = (second, int(rest[0])) if rest else (first, int(second))
-        if count > bounds.DEFINITIONS_FILE:
+        if size > bounds.DEFINITIONS_FILE:
             most = f"files of definitions have {bounds.DEFINITIONS_FILE:,} at most"
-            raise DefinitionsError([Problem(path, 1, f"has {count:,} bytes: {most}")])
-        return kind, stdout.read(count + 1)[:-1]
+            raise DefinitionsError([Problem(path, 1, f"has {size:,} bytes: {most}")])
+        return kind, b"".join(self._objects.pieces(size)) if size >= 0 else b""

@@ -21,13 +21,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO
 
 import msgspec
 
 from fabric import bounds
 from fabric.errors import SourceError, in_line
 from fabric.host.files import clear
+from fabric.host.progress import Progress, silent
 from fabric.host.shared_files import Tally, scratch, sweep
 from fabric.host.tree_tables import (
     Record,
@@ -38,6 +38,7 @@ from fabric.host.tree_tables import (
     write_record,
 )
 from fabric.trove.sources import git, git_process
+from fabric.trove.sources.cat_file import CatFile
 
 #: Given a name, whether nobody uses what is so called, and nobody can until the end.
 Alone = Callable[[str], AbstractContextManager[bool]]
@@ -91,7 +92,7 @@ class Exports:
         repository: git.Repository,
         commit: str,
         tree: str,
-        say: Callable[[str], None] = lambda text: None,  # noqa: ARG005
+        say: Progress = silent,
     ) -> Path:
         """Export the tree of a commit.  DamagedRepositoryError if an object is not right.
 
@@ -200,28 +201,20 @@ def _write(repository: git.Repository, tree: str, target: Path) -> None:
         blobs = [entry for entry in entries if entry.mode != "160000"]
         wanted.write("".join(entry.sha + "\n" for entry in blobs).encode())
         wanted.seek(0)
-        process = git_process.popen(
-            repository.path, ["cat-file", "--batch", "--buffer"], stdin=wanted
-        )
-        with process:
-            assert process.stdout is not None
+        with CatFile(repository.path, "--buffer", requests=wanted) as objects:
             left = bounds.SOURCE_SIZE
-            try:
-                for entry in entries:
-                    folder = entry.path.rpartition("/")[0]
-                    if entry.mode == "160000":
-                        _make_folders(target, entry.path, made)
-                        continue
-                    _make_folders(target, folder, made)
-                    content = _Blob(process.stdout, entry, repository, left)
-                    left -= content.size
-                    if entry.mode == "120000":
-                        links.append((entry.path, os.fsdecode(b"".join(content))))
-                    else:
-                        _write_file(target / entry.path, content, entry.mode == "100755")
-            except BaseException:
-                process.kill()
-                raise
+            for entry in entries:
+                folder = entry.path.rpartition("/")[0]
+                if entry.mode == "160000":
+                    _make_folders(target, entry.path, made)
+                    continue
+                _make_folders(target, folder, made)
+                content = _Blob(objects, entry, repository, left)
+                left -= content.size
+                if entry.mode == "120000":
+                    links.append((entry.path, os.fsdecode(b"".join(content))))
+                else:
+                    _write_file(target / entry.path, content, entry.mode == "100755")
     for path, text in links:  # last, so that nothing is ever written through one
         link = target / path
         link.symlink_to(text)
@@ -241,18 +234,20 @@ def _entries(repository: git.Repository, tree: str) -> Iterator[_Entry]:
 
 
 class _Blob:
-    """The content of a blob as it comes out of ``git cat-file``, in pieces, checked."""
+    """The content of a blob as it git prints it, in pieces, checked."""
 
     def __init__(
-        self, stream: IO[bytes], entry: _Entry, repository: git.Repository, left: int
+        self, objects: CatFile, entry: _Entry, repository: git.Repository, left: int
     ) -> None:
-        self.stream = stream
+        self.objects = objects
         self.entry = entry
         self.repository = repository
-        head = stream.readline().split()
-        if len(head) != 3 or head[1] != b"blob":
+        try:
+            kind, self.size = objects.header()
+        except EOFError:  # an object that cannot be read ends git
+            kind = b""
+        if kind != b"blob":
             raise self._damaged("is missing")
-        self.size = int(head[2])
         most = bounds.LINK_TARGET if entry.mode == "120000" else left
         if self.size > most:
             what = f"{in_line(entry.path)}, a link to more" if most < left else "files of more"
@@ -261,14 +256,12 @@ class _Blob:
     def __iter__(self) -> Iterator[bytes]:
         left = self.size
         digest = hashlib.sha1(b"blob %d\0" % left, usedforsecurity=False)
-        while left:
-            piece = self.stream.read(min(left, _CHUNK))
-            if not piece:
-                raise self._damaged("cannot be read")
+        for piece in self.objects.pieces(self.size):
             digest.update(piece)
             left -= len(piece)
             yield piece
-        self.stream.read(1)
+        if left:
+            raise self._damaged("cannot be read")
         if digest.hexdigest() != self.entry.sha:
             raise self._damaged("is damaged")
 

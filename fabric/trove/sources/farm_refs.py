@@ -17,9 +17,9 @@ from __future__ import annotations
 import msgspec
 
 from fabric.host.cancel import CancelToken
+from fabric.host.progress import Progress
 from fabric.trove.sources.farm_remote import Trove, TroveError
 from fabric.trove.sources.git import SHA, Repository
-from fabric.trove.sources.git_process import Progress
 
 #: How servers, and git for them, say that there is no such commit or they would not give it.
 _NOT_THERE = ("not our ref", "unadvertised object", "no matching remote head")

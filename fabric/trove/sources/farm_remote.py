@@ -10,8 +10,9 @@ import msgspec
 
 from fabric.errors import SourceError
 from fabric.host.cancel import CancelToken
+from fabric.host.progress import Progress, silent
 from fabric.trove.sources.git import Repository, fetching
-from fabric.trove.sources.git_process import Progress, environment, talk
+from fabric.trove.sources.git_process import environment, talk
 
 #: Seconds until a host that says nothing counts as out of reach.
 PATIENCE = 15
@@ -78,7 +79,7 @@ class Trove(msgspec.Struct, frozen=True):
     def _talk(
         self,
         command: list[str],
-        progress: Progress = lambda text: None,  # noqa: ARG005
+        progress: Progress = silent,
         cancel: CancelToken | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> str:

@@ -20,10 +20,10 @@ import msgspec
 from fabric.errors import SourceError
 from fabric.host.cancel import CancelToken
 from fabric.host.files import clear, recall
+from fabric.host.progress import Progress
 from fabric.host.shared_files import scratch
 from fabric.trove.sources.git_process import (
     DamagedRepositoryError,
-    Progress,
     entries,
     environment,
     popen,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -15,11 +15,10 @@ from fabric import bounds
 from fabric.errors import SourceError
 from fabric.host.cancel import CancelToken
 from fabric.host.process import TooMuchOutput, converse
+from fabric.host.progress import Progress
 
 if TYPE_CHECKING:
     import subprocess  # at run time only where git is started: a cached build never does
-
-Progress = Callable[[str], None]
 
 
 class DamagedRepositoryError(SourceError):

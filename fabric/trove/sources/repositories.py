@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from fabric.errors import SourceError, command
 from fabric.host.cancel import CancelToken
 from fabric.host.locks import locked
+from fabric.host.progress import Progress
 from fabric.jobs import Source
 from fabric.trove.sources import farm_refs as shared
 from fabric.trove.sources.absent import absent
@@ -23,8 +24,6 @@ from fabric.trove.sources.git_process import DamagedRepositoryError, run
 if TYPE_CHECKING:
     from fabric.trove.sources.farm_remote import Trove
     from fabric.trove.sources.lorries import Lorries, Lorry
-
-Progress = Callable[[str], None]
 
 
 class Importer(Protocol):

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ from fabric.definitions.graph import Submodule
 from fabric.errors import SourceError, SourcesError, command, without_secrets
 from fabric.host.cancel import CancelToken
 from fabric.host.locks import locked
+from fabric.host.progress import Progress, silent
 from fabric.jobs import Source
 from fabric.trove.sources import farm_refs as shared
 from fabric.trove.sources import housekeeping
@@ -41,15 +42,10 @@ if TYPE_CHECKING:
     from fabric.trove.sources.farm_remote import Trove
     from fabric.trove.sources.lorries import Lorries
 
-Progress = Callable[[str], None]
 Wanted = tuple[str, str, Sequence[Submodule]]
 
 #: Imports and fetches at the same time: they mostly wait for the network.
 PARALLEL = 2
-
-
-def _unheard(text: str) -> None:
-    """Progress that nobody wants to see."""
 
 
 class Sources:
@@ -72,7 +68,7 @@ class Sources:
         trove: Trove | None = None,
         importer: OpenImporter | None = None,
         head: str = "",
-        progress: Progress = _unheard,
+        progress: Progress = silent,
     ) -> None:
         def shown(text: str) -> None:
             progress(without_secrets(text))
@@ -254,7 +250,7 @@ class Sources:
 
     # -- from commits to files ---------------------------------------------------------------
 
-    def export(self, source: Source, say: Progress = _unheard) -> Path:
+    def export(self, source: Source, say: Progress = silent) -> Path:
         """A directory with the files of ``source``, not to be changed; submodules are empty.
 
         One that has changed on the disk is made again, which ``say`` hears.  SourceError if its
