@@ -83,9 +83,9 @@ def test_a_version_without_quotes_is_refused(project: Project, number: str) -> N
     file.write_text(f"x:\n  type: pypi\n  version: {number}  # no quotes\n")
     done = project.run("lorry", "update", "x")
     assert done.returncode == 1
-    read = "2026-10-18" if "-" in number else f"the number {number.removesuffix('0')}"
+    read = "the date 2026-10-18" if "-" in number else f"the number {number.removesuffix('0')}"
     assert done.stderr == (
-        f"sources/x.lorry:3: x: `version` must be text, and YAML reads {number} as {read}:"
+        f"sources/x.lorry:3: x: 'version' must be text, and YAML reads {number} as {read}:"
         f' write version: "{number}"\n'
     )
 

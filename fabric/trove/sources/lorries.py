@@ -47,13 +47,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fabric.definitions.fields import Fields, Findings
 from fabric.definitions.located_yaml import Map, parse
 from fabric.digest import Digest
-from fabric.errors import DefinitionsError, Problem, SourceError, command, in_line
+from fabric.errors import DefinitionsError, SourceError, command, in_line
 from fabric.host.files import real
 from fabric.trove.sources.aliases import is_url
 from fabric.trove.sources.locks import Lock, Locked, read_lock, read_plain
-from fabric.trove.sources.lorry_fields import last_part, mistakes
+from fabric.trove.sources.lorry_fields import check_entry, last_part
 
 #: Counts up when the same pins would make another commit.
 IMPORT_FORMAT = 1
@@ -179,17 +180,17 @@ class Lorries:
     def __init__(self, directory: Path | None) -> None:
         self.directory = directory
         self._all: dict[str, Lorry] = {}
-        problems: list[Problem] = []
+        findings = Findings()
         for file in _files(directory) if directory else ():
             shown = in_line(f"{file.parent.name}/{file.name}")
-            for lorry in _read(file, shown, problems):
+            for lorry in _read(file, Fields(shown, findings)):
                 if lorry.repo in self._all:
                     first = self._all[lorry.repo].where
                     line = int(lorry.where.rpartition(":")[2])
-                    problems.append(Problem(shown, line, f"{lorry.repo} is already in {first}"))
+                    findings.error(shown, line, f"{lorry.repo} is already in {first}")
                 self._all[lorry.repo] = lorry
-        if problems:
-            raise DefinitionsError(problems)
+        if findings.errors:
+            raise DefinitionsError(findings.errors)
 
     def __iter__(self) -> Iterator[Lorry]:
         return iter(self._all.values())
@@ -218,25 +219,23 @@ def _files(directory: Path) -> list[Path]:
     return sorted(directory.glob("*.lorry"))
 
 
-def _read(file: Path, shown: str, problems: list[Problem]) -> list[Lorry]:
-    """The lorries of one file; what is wrong goes to ``problems``."""
+def _read(file: Path, fields: Fields) -> list[Lorry]:
+    """The lorries of one file."""
     data = read_plain(file) or b""
-    content = parse(data, shown, problems)
+    problems = fields.findings.errors
+    content = parse(data, fields.file, problems)
     if content is None:
         return []
     if not isinstance(content, Map):
-        problems.append(Problem(shown, 1, "a lorry file is a mapping of repositories"))
+        fields.report(1, "a lorry file is a mapping of repositories")
         return []
     text = data.decode(errors="replace").split("\n")
     found = []
     for name, entry in content.items():
-        wrong: list[Problem] = []
-        line = content.lines[name]
-        for at, message in mistakes(name, entry, line, text):
-            wrong.append(Problem(shown, at, f"{name}: {message}"))
-        problems += wrong
-        if not wrong:
-            found.append(_lorry(file, f"{shown}:{line}", name, entry))
+        before, line = len(problems), content.lines[name]
+        check_entry(fields, name, entry, line, text)
+        if len(problems) == before:
+            found.append(_lorry(file, f"{fields.file}:{line}", name, entry))
     return found
 
 

@@ -7,73 +7,81 @@ and files.  Therefore each field has a strict pattern.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
+import msgspec
+
+from fabric.definitions.fields import Fields, kind_of, listing
 from fabric.definitions.located_yaml import Map
 from fabric.trove.sources.aliases import is_git_url
 from fabric.trove.sources.locks import DEBIAN_ARCHITECTURE, DEBIAN_NAME, TREE
 
-_Check = Callable[[Any], str | None]  # what is wrong with a value, or None
+
+class _Check(Protocol):
+    """Reports what is wrong with the field ``key`` of an entry."""
+
+    def __call__(self, fields: Fields, entry: Map, key: str, name: str) -> None: ...
 
 
-def _text(value: Any) -> str | None:
-    if not isinstance(value, str):
-        return "must be text: put it in quotes"
-    return None if value.strip() and value.isprintable() else "must not be empty"
+class _Text(msgspec.Struct, frozen=True):
+    """A field of text that has a pattern."""
+
+    pattern: str
+    meaning: str
+
+    def __call__(self, fields: Fields, entry: Map, key: str, name: str) -> None:
+        value = fields.text(entry, key, name)
+        if value and not self.fits(value):
+            fields.report(entry.lines[key], f"{name}: {key!r} must be {self.meaning}")
+
+    def fits(self, value: str) -> bool:
+        return value.isprintable() and re.fullmatch(self.pattern, value) is not None
 
 
-def _hex(what: str, pattern: str) -> _Check:
-    def check(value: Any) -> str | None:
-        fine = isinstance(value, str) and re.fullmatch(pattern, value)
-        return None if fine else f"must be the {what}"
+class _Texts(msgspec.Struct, frozen=True):
+    """A list of texts that have a pattern."""
 
-    return check
+    pattern: str
+    wrong: str
 
-
-def _matching(pattern: str, example: str) -> _Check:
-    def check(value: Any) -> str | None:
-        fine = isinstance(value, str) and re.fullmatch(pattern, value)
-        return _text(value) or (None if fine else f"must be like {example}")
-
-    return check
+    def __call__(self, fields: Fields, entry: Map, key: str, name: str) -> None:
+        for one in fields.texts(entry, key, name):
+            if not re.fullmatch(self.pattern, one):
+                fields.report(entry.lines[key], f"{name}: {key!r}: {one!r} {self.wrong}")
 
 
-def _list(what: str, pattern: str, wrong: str) -> _Check:
-    def check(value: Any) -> str | None:
-        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-            return f"must be a list of {what}"
-        return next((f"{one!r} {wrong}" for one in value if not re.fullmatch(pattern, one)), None)
-
-    return check
-
-
-def _digests(value: Any) -> str | None:
-    if not isinstance(value, dict) or not all(_sha256(one) is None for one in value.values()):
-        return "must map names of orig tarballs to their SHA-256"
-    wrong = [one for one in value if not re.fullmatch("[A-Za-z0-9-]+", one)]
-    return f"{wrong[0]!r} is no name of an orig tarball" if wrong else None
+def _digests(fields: Fields, entry: Map, key: str, name: str) -> None:
+    """A mapping from names of orig tarballs to their digests."""
+    given = fields.mapping(entry[key], entry.lines[key], f"{name}: {key!r}")
+    for component in given or ():
+        assert given is not None
+        if not re.fullmatch("[A-Za-z0-9-]+", component):
+            at = given.lines[component]
+            fields.report(at, f"{name}: {component!r} is no name of an orig tarball")
+        _sha256(fields, given, component, name)
 
 
-def _git_url(value: Any) -> str | None:
-    return _text(value) or (None if is_git_url(value) else "must be like a git URL")
+def _git_url(fields: Fields, entry: Map, key: str, name: str) -> None:
+    value = fields.text(entry, key, name)
+    if value and not is_git_url(value):
+        fields.report(entry.lines[key], f"{name}: {key!r} must be like a git URL")
 
 
 _PROJECT = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 #: pip takes what ends so for a file in its current folder.
 _NO_FILE = r"(?!.*\.(?:zip|whl|tar|tgz|tbz|txz|tlz|tar\.[a-z0-9]+)$)"
 _REQUIREMENT = rf"(?i:{_NO_FILE}){_PROJECT}(?:(?:==|>=|<=|~=)[0-9][0-9A-Za-z.]*)?"
-_package = _matching(DEBIAN_NAME, "a Debian package's name")
-_packages = _list("package names", DEBIAN_NAME, "is no package name")
-_requirements = _list("projects' names", _REQUIREMENT, "is not like NAME or NAME==VERSION")
-_version = _matching(r"[0-9A-Za-z][0-9A-Za-z.+~_-]*", "1.2.3")
-_ref = _matching(
+_package = _Text(DEBIAN_NAME, "a Debian package's name")
+_packages = _Texts(DEBIAN_NAME, "is no package name")
+_requirements = _Texts(_REQUIREMENT, "is not like NAME or NAME==VERSION")
+_version = _Text(r"[0-9A-Za-z][0-9A-Za-z.+~_-]*", "like 1.2.3")
+_ref = _Text(
     r"(?!.*(?:\.\.|//|/\.|\.lock/))[0-9A-Za-z][0-9A-Za-z.+_/-]*(?<!\.lock)(?<![./])",
     "the name of a git tag",
 )
-_url = _matching(r"https?://[!-~]+|file://\S+", "https://host/file.tar.gz")
-_sha256 = _hex("64 hex digits of a SHA-256", "[0-9a-f]{64}")
-_tree = _hex("40 hex digits of a git tree", TREE)
+_url = _Text(r"https?://[!-~]+|file://\S+", "like https://host/file.tar.gz")
+_sha256 = _Text("[0-9a-f]{64}", "the 64 hex digits of a SHA-256")
+_tree = _Text(TREE, "the 40 hex digits of a git tree")
 
 #: type -> (required fields, optional ones), each with its check.  What an update fills in is
 #: optional.
@@ -94,24 +102,24 @@ TYPES: dict[str, tuple[dict[str, _Check], dict[str, _Check]]] = {
         {},
         {
             **{"version": _version, "sha256": _sha256, "tree": _tree, "ref": _ref},
-            "package": _matching(_PROJECT, "a project's name"),
+            "package": _Text(_PROJECT, "a project's name"),
         },
     ),
     "debian-packages": (
         {"packages": _packages, "version": _version},
         {
             "exclude": _packages,
-            "architecture": _matching(DEBIAN_ARCHITECTURE, "amd64"),
+            "architecture": _Text(DEBIAN_ARCHITECTURE, "like amd64"),
             "ref": _ref,
         },
     ),
     "pypi-wheels": (
         {
             "packages": _requirements,
-            "python": _matching(r"3\.[0-9]{1,3}", "3.13"),
+            "python": _Text(r"3\.[0-9]{1,3}", "like 3.13"),
             "version": _version,
         },
-        {"architecture": _matching(r"[a-z0-9_]+", "x86_64"), "ref": _ref},
+        {"architecture": _Text(r"[a-z0-9_]+", "like x86_64"), "ref": _ref},
     ),
 }
 
@@ -149,40 +157,48 @@ _SEGMENT = r"[A-Za-z0-9_+~][A-Za-z0-9_+.~-]*"
 _NAME = re.compile(rf"([a-z][a-z0-9-]+:)?{_SEGMENT}(/{_SEGMENT})*")
 
 
-def mistakes(name: str, entry: Any, line: int, text: list[str]) -> Iterator[tuple[int, str]]:
-    """All that is wrong with an entry, each with its line.  ``text``: the file's lines."""
+def check_entry(fields: Fields, name: str, entry: Any, line: int, text: list[str]) -> None:
+    """Report all that is wrong with an entry.  ``text``: the file's lines."""
     if not _NAME.fullmatch(name) or ".." in name:
-        yield line, "this is no name of a repository"
-    if not isinstance(entry, Map):
-        yield line, "must be a mapping with a `type`"
+        fields.report(line, f"{name}: this is no name of a repository")
+    given = fields.mapping(entry, line, name)
+    if given is None:
         return
-    kind = entry.get("type")
-    if not isinstance(kind, str) or kind not in TYPES:
-        yield entry.lines.get("type", line), f"`type` must be one of {', '.join(TYPES)}"
+    kind = fields.text(given, "type", name)
+    if kind not in TYPES:
+        if kind:
+            known = listing(TYPES)
+            fields.report(given.lines["type"], f"{name}: 'type' must be one of {known}")
         return
     required, optional = TYPES[kind]
-    for missing in required.keys() - entry.keys():
-        yield line, f"a lorry of type {kind} needs `{missing}`"
-    for key, value in entry.items():
-        at = entry.lines[key]
+    fields.known(given, name, {"type", *required, *optional})
+    for key in required.keys() - given.keys():
+        fields.report(line, f"{name}: a lorry of type {kind} needs {key!r}")
+    for key in given.keys() - {"type"}:
         check = required.get(key) or optional.get(key)
-        if check is None and key != "type":
-            yield at, f"`{key}` means nothing in a lorry of type {kind}"
-        elif check and (wrong := check(value)):
-            yield at, f"`{key}` {_misread(key, value, text[at - 1], check) or wrong}"
+        if check is None:
+            continue
+        if misread := _misread(key, given[key], text[given.lines[key] - 1], check):
+            fields.report(given.lines[key], f"{name}: {misread}")
+        else:
+            check(fields, given, key, name)
     default = optional.get("package")
-    if default and "package" not in entry and default(last_part(name)):
-        yield line, f"needs `package`, as no package is called {last_part(name)!r}"
+    if isinstance(default, _Text) and "package" not in given and not default.fits(last_part(name)):
+        wrong = f"needs 'package', as no package is called {last_part(name)!r}"
+        fields.report(line, f"{name}: {wrong}")
 
 
 def _misread(key: str, value: Any, line: str, check: _Check) -> str | None:
-    """What to write instead of a number, date or truth value that was meant as text."""
+    """The remark about a number, date or truth value that was meant as text."""
     written = re.search(rf"\b{key}['\"]?\s*:\s*([^\s,#\]}}]+)", line)
-    if isinstance(value, str | list | dict) or not written or check(written[1]):
+    if isinstance(value, str | list | dict) or not isinstance(check, _Text) or not written:
         return None
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    read = f"the number {value}" if number else str(value)
-    return f'must be text, and YAML reads {written[1]} as {read}: write {key}: "{written[1]}"'
+    if not check.fits(written[1]):
+        return None
+    return (
+        f"{key!r} must be text, and YAML reads {written[1]} as {kind_of(value)}: write"
+        f' {key}: "{written[1]}"'
+    )
 
 
 def last_part(name: str) -> str:

@@ -61,28 +61,34 @@ set:
     ("text", "problem"),
     [
         ("zlib", "1: a lorry file is a mapping"),
-        ("zlib: 5", "1: zlib: must be a mapping with a `type`"),
-        ("zlib: {}", "1: zlib: `type` must be one of git, tarball, debian-source, pypi"),
-        ("zlib:\n  type: ftp", "2: zlib: `type` must be one of"),
-        ("zlib: {type: git}", "1: zlib: a lorry of type git needs `url`"),
-        ("zlib: {type: git, url: x, sha256: y}", "`sha256` means nothing in a lorry of type git"),
-        ("zlib: {type: git, url: -x}", "`url` must be like a git URL"),
+        ("zlib: 5", "1: zlib must be a mapping, not the number 5"),
+        ("zlib: {}", "1: zlib: the field 'type' is missing"),
+        ("zlib:\n  type: ftp", "2: zlib: 'type' must be one of git, tarball, debian-source, pypi"),
+        ("zlib: {type: git}", "1: zlib: a lorry of type git needs 'url'"),
+        (
+            "zlib: {type: git, url: x, sha256: y}",
+            "zlib: unknown field 'sha256'; known are type, url",
+        ),
+        ("zlib: {type: git, url: -x}", "'url' must be like a git URL"),
         ("../x: {type: git, url: x}", "../x: this is no name of a repository"),
         (
             f"z:\n  type: tarball\n  url: http://h/x\n  version: 1.10\n  sha256: {SHA}",
-            "4: z: `version` must be text, and YAML reads 1.10 as the number 1.1: write"
+            "4: z: 'version' must be text, and YAML reads 1.10 as the number 1.1: write"
             ' version: "1.10"',
         ),
         (
             'z:\n  type: pypi\n  version: "1"\n  sha256: 12345',
-            "4: z: `sha256` must be the 64 hex digits",
+            "4: z: 'sha256' is the number 12345, not text: put it in quotes",
         ),
-        (f"z: {{type: tarball, url: ftp://x, version: a, sha256: {SHA}}}", "`url` must be like"),
+        (f"z: {{type: tarball, url: ftp://x, version: a, sha256: {SHA}}}", "'url' must be like"),
         (
             f'z: {{type: debian-source, version: "1", sha256: {SHA}, components: {{doc: x}}}}',
-            "`components` must map names of orig tarballs to their SHA-256",
+            "z: 'doc' must be the 64 hex digits of a SHA-256",
         ),
-        ('z: {type: debian-packages, version: "1", packages: gcc}', "must be a list of package"),
+        (
+            'z: {type: debian-packages, version: "1", packages: gcc}',
+            "'packages' must be a list, not",
+        ),
         ('z: {type: debian-packages, version: "1", packages: [-o]}', "'-o' is no package name"),
         ("z: [", "not YAML"),
         ("z: {type: git, url: a}\nz: {type: git, url: b}", "2: 'z' is given twice"),
@@ -99,10 +105,9 @@ def test_all_mistakes_are_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(DefinitionsError) as caught:
         load(tmp_path, "x: 5\ny: {type: git, url: u}", "y: {type: git, url: v}\nz: {}")
     assert [str(one) for one in caught.value.problems] == [
-        "sources/a.lorry:1: x: must be a mapping with a `type`",
+        "sources/a.lorry:1: x must be a mapping, not the number 5",
         "sources/b.lorry:1: upstream:y is already in sources/a.lorry:2",
-        "sources/b.lorry:2: z: `type` must be one of git, tarball, debian-source, pypi,"
-        " debian-packages, pypi-wheels",
+        "sources/b.lorry:2: z: the field 'type' is missing",
     ]
 
 
