@@ -20,7 +20,8 @@ import msgspec
 import zstandard
 
 from fabric.building.archive import MTIME
-from fabric.errors import FabricError
+from fabric.building.tree import follow
+from fabric.errors import BuildFailed, FabricError
 
 #: Time of everything an image adds of its own, in seconds since 1970: that of all artifacts.
 EPOCH = MTIME
@@ -54,7 +55,7 @@ class Survey(msgspec.Struct):
     entries: int = 0
     blocks: int = 0  # of BLOCK bytes, content and folders
     kinds: dict[str, bytes] = {}  # path -> tar type
-    links: dict[str, str] = {}  # symbolic link -> target
+    links: dict[bytes, bytes] = {}  # symbolic link -> target
     boot: dict[str, Path] = {}  # kernels and initrds -> a copy of each
     carriers: set[str] = set()  # paths that hard links point to
 
@@ -63,36 +64,24 @@ class Survey(msgspec.Struct):
 
         ImageError for a path that leaves the root filesystem or goes round in circles.
         """
-        parts = list(PurePosixPath(path.lstrip("/")).parts)
+        parts = PurePosixPath(path.lstrip("/")).parts
         if not parts or ".." in parts:
             raise ImageError(f"{path!r} is no path inside a root filesystem")
-        done: list[str] = []
-        hops = 0
-        while parts:
-            part = parts.pop(0)
-            if part == "..":
-                done = done[:-1]
-                continue
-            done.append(part)
-            target = self.links.get("/".join(done))
-            if target is not None and parts:
-                hops += 1
-                if hops > 40:
-                    raise ImageError(f"{path}: too many symbolic links on the way")
-                done = [] if target.startswith("/") else done[:-1]
-                parts = [p for p in PurePosixPath(target).parts if p != "/"] + parts
-        return "/".join(done)
+        try:
+            return self._followed("/".join(parts), last=False)
+        except BuildFailed as error:
+            raise ImageError(f"{path}: {error}") from error
 
     def follow(self, path: str) -> str:
-        """Where ``path`` leads when it is a symbolic link itself."""
-        for _ in range(40):
-            path = self.resolve(path)
-            target = self.links.get(path)
-            if target is None:
-                break
-            path = target if target.startswith("/") else f"{PurePosixPath(path).parent}/{target}"
-            path = _normal(path)
-        return path
+        """Where ``path`` leads when it is a symbolic link itself; one in a circle stays."""
+        try:
+            return self._followed(path, last=True)
+        except BuildFailed:
+            return self.resolve(path)
+
+    def _followed(self, path: str, *, last: bool) -> str:
+        found = follow(path.encode("utf-8", "surrogateescape"), self.links, last=last)
+        return found.decode("utf-8", "surrogateescape")
 
 
 def survey(rootfs: Path, scratch: Path) -> Survey:
@@ -117,7 +106,9 @@ def survey(rootfs: Path, scratch: Path) -> Survey:
             elif member.isdir():
                 found.blocks += 1
             elif member.issym():
-                found.links[path] = member.linkname
+                found.links[path.encode("utf-8", "surrogateescape")] = member.linkname.encode(
+                    "utf-8", "surrogateescape"
+                )
                 found.blocks += len(member.linkname) > 59  # shorter ones live in the inode
             elif member.islnk():
                 found.carriers.add(_normal(member.linkname))

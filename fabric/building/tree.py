@@ -207,10 +207,11 @@ class Clash(BuildFailed):
         super().__init__(f"{owner} has {what} at /{in_line(path)}, where {other} has {there}")
 
 
-def follow(path: bytes, links: Mapping[bytes, bytes]) -> bytes:
+def follow(path: bytes, links: Mapping[bytes, bytes], *, last: bool = True) -> bytes:
     """``path`` with every symlink followed inside a tree whose symlinks are ``links``.
 
-    Nothing leads outside: the tree's root is its own parent.  BuildFailed in a loop.
+    Unless ``last``, a symlink at the end of the path stays.  Nothing leads outside: the tree's root
+    is its own parent.  BuildFailed in a loop.
     """
     hops = 0
     here = b""
@@ -223,7 +224,7 @@ def follow(path: bytes, links: Mapping[bytes, bytes]) -> bytes:
             here = here.rpartition(b"/")[0]
             continue
         step = here + b"/" + part if here else part
-        target = links.get(step)
+        target = links.get(step) if last or pending else None
         if target is None:
             here = step
             continue
