@@ -90,7 +90,7 @@ def test_what_keeps_us_out_is_said(served: Farm) -> None:
     alice.configure(**{"ssh-key": str(served.root / "ssh/stranger")})
     done = alice.build()
     assert done.returncode == 1
-    assert f"does not let {served.root}/ssh/stranger in" in done.stderr
+    assert f"does not accept {served.root}/ssh/stranger" in done.stderr
 
 
 def test_a_build_waits_for_a_trove_that_is_away(served: Farm) -> None:

@@ -14,15 +14,15 @@ A ref for each commit lets any git server serve it; servers that speak git's pro
 
 from __future__ import annotations
 
+import contextlib
+
 import msgspec
 
 from fabric.host.cancel import CancelToken
 from fabric.host.progress import Progress
-from fabric.trove.sources.farm_remote import Trove, TroveError
+from fabric.trove.sources.farm_remote import CommitNotServed, Trove, TroveError
 from fabric.trove.sources.git import SHA, Repository
 
-#: How servers, and git for them, say that there is no such commit or they would not give it.
-_NOT_THERE = ("not our ref", "unadvertised object", "no matching remote head")
 #: Attempts at a push.
 _TRIES = 3
 
@@ -72,11 +72,8 @@ def fetch_ref(
     if SHA.fullmatch(ref):
         fetch_pin(trove, into, name, ref, f"refs/fabric/{ref}", progress, cancel)
         if into.find(ref) is None:
-            try:
+            with contextlib.suppress(CommitNotServed):
                 trove.fetch(into, [f"{ref}:refs/fabric/{ref}"], progress, cancel)
-            except TroveError as error:
-                if not any(words in str(error) for words in _NOT_THERE):
-                    raise
         return
     full = [ref] if ref.startswith("refs/") else [f"refs/tags/{ref}", f"refs/heads/{ref}"]
     specs = [f"+{inside(name, one)}*:{one}*" for one in full if one.count("/") > 1]

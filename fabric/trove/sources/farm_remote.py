@@ -28,6 +28,10 @@ class TroveFault(TroveError):
     exit_code = 4
 
 
+class CommitNotServed(TroveError):
+    """The trove has no such commit, or does not serve one that no ref leads to."""
+
+
 class Trove(msgspec.Struct, frozen=True):
     """The one bare repository of a farm.  ``ssh_key``, ``known_hosts``: "" is ssh's default."""
 
@@ -91,50 +95,56 @@ class Trove(msgspec.Struct, frozen=True):
 
     def problem(self, said: str) -> TroveError:
         """What went wrong, and what to do, by what git said."""
-        for pattern, meaning in _MEANINGS:
-            if re.search(pattern, said, re.I):
-                host = re.sub(r"^\w+://|^[^@/]*@", "", self.url).split("/")[0]
-                host = host.rpartition("@")[2].partition(":")[0]
-                key = self.ssh_key or "your ssh key"
-                known = self.known_hosts or "~/.ssh/known_hosts"
-                meaning = meaning.format(host=host, key=key, known=known)
-                kind = TroveFault if meaning.startswith(_PASSING) else TroveError
-                return kind(f"the trove {self.url} {meaning} ({said})")
-        return TroveError(f"the trove {self.url}: {said}")
+        fitting = (row[1:] for row in _MEANINGS if re.search(row[0], said, re.I))
+        kind, meaning = next(fitting, (TroveError, ""))
+        if not meaning:
+            return kind(f"the trove {self.url}: {said}")
+        host = re.sub(r"^\w+://|^[^@/]*@", "", self.url).split("/")[0]
+        host = host.rpartition("@")[2].partition(":")[0]
+        key = self.ssh_key or "your ssh key"
+        known = self.known_hosts or "~/.ssh/known_hosts"
+        meaning = meaning.format(host=host, key=key, known=known)
+        return kind(f"the trove {self.url} {meaning} ({said})")
 
 
-#: How the meanings begin that are a `TroveFault`.
-_PASSING = ("has no space", "cannot be reached", "is locked")
-#: What git or ssh says -> what that means to the user.
-_MEANINGS = (
+#: What git or ssh says -> the error, and what that means to the user ("": its own words do).
+_MEANINGS: tuple[tuple[str, type[TroveError], str], ...] = (
+    (r"not our ref|unadvertised object|no matching remote head", CommitNotServed, ""),
     (
         r"host key verification failed|no matching host key",
+        TroveError,
         "is on a host whose key is not known, or has changed: compare what"
         " `ssh-keyscan {host}` prints with the host's own, and put it into {known}",
     ),
     (
         r"permission denied \(|too many authentication failures|load key",
-        "does not let {key} in: have its public half admitted there, or name another with ssh-key",
+        TroveError,
+        "does not accept {key}: have its public half admitted there, or name another with ssh-key",
     ),
     (
         r"no space left|disk quota exceeded|unable to write sha1|out of disk",
-        "has no space left on its disk: tell whoever looks after it",
+        TroveFault,
+        "has no space left on its disk: tell its administrator",
     ),
     (
         r"not appear to be a git repository|does not exist|not a git repository|not found",
+        TroveError,
         "is no git repository: is the setting `trove` right?",
     ),
     (
         r"insufficient permission|read-only|pre-receive hook declined|prohibited",
-        "does not take it: whoever looks after it has to allow you to push",
+        TroveError,
+        "refuses the push: its administrator has to allow you to push",
     ),
     (
         r"\.lock': file exists",
+        TroveFault,
         "is locked by another push, or by one that died: the role trove removes that lock after two"
-        " minutes; elsewhere whoever looks after it has to",
+        " minutes; elsewhere its administrator has to",
     ),
     (
         r"resolve hostname|refused|timed out|no route|unreachable|reset by|closed by|hung up",
+        TroveFault,
         "cannot be reached: is {host} up, and the network?",
     ),
 )

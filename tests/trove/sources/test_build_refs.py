@@ -275,7 +275,7 @@ def test_our_repository_does_not_grow_for_ever(
     ("said", "told"),
     [
         ("Host key verification failed.", "host whose key is not known"),
-        ("git@h: Permission denied (publickey).", "does not let /k in"),
+        ("git@h: Permission denied (publickey).", "does not accept /k"),
         ("ssh: connect to host h port 22: Connection refused", "cannot be reached: is h up"),
         ("ssh: Could not resolve hostname h: Name or service not known", "cannot be reached"),
         ("error: remote unpack failed: No space left on device", "no space left on its disk"),

@@ -407,7 +407,7 @@ def test_a_trove_out_of_reach(bare: Path, ssh: Sshd, tmp_path: Path) -> None:
     url, key, hosts = ssh.url(bare), str(ssh.key), str(ssh.known_hosts)
     for trove, advice in {
         Trove(url, key, "/dev/null"): "compare what `ssh-keyscan",
-        Trove(url, str(ssh.stranger), hosts): f"does not let {ssh.stranger} in",
+        Trove(url, str(ssh.stranger), hosts): f"does not accept {ssh.stranger}",
         Trove(url + "x", key, hosts): "is the setting `trove` right",
         Trove("ssh://127.0.0.1:9/x", key, hosts): "is 127.0.0.1 up",
         Trove(str(bare) + "x"): "is the setting `trove` right",
