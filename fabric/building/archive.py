@@ -162,7 +162,7 @@ def _open(path: bytes) -> BinaryIO:
 def _proven(entry: Entry, name: bytes) -> bytes:
     """The header of an entry.  BuildFailed unless reading it gives back the entry."""
     try:
-        block = _header(entry, name)
+        block = header(entry, name)
         long = name if len(name) > 100 else b""
         again = _entry(block, long, entry.link if len(entry.link) > 100 else b"")
     except (MachineFault, OverflowError) as error:
@@ -172,7 +172,7 @@ def _proven(entry: Entry, name: bytes) -> bytes:
     return block
 
 
-def _header(entry: Entry, name: bytes) -> bytes:
+def header(entry: Entry, name: bytes) -> bytes:
     block = bytearray(512)
     block[0 : min(len(name), 100)] = name[:100]
     block[100:108] = _field(entry.mode, 8)
@@ -202,7 +202,7 @@ def _long(type_: bytes, text: bytes) -> bytes:
     """GNU's way to say a name that does not fit: an entry whose contents is the name."""
     data = text + b"\0"
     entry = Entry(b"././@LongLink", type_, size=len(data))
-    return _header(entry, entry.name) + data + bytes(-len(data) % 512)
+    return header(entry, entry.name) + data + bytes(-len(data) % 512)
 
 
 class Contents:

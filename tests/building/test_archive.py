@@ -99,7 +99,7 @@ class TestFormat:
         assert (device.devmajor, device.devminor, device.uid, device.gid) == (5, 300, 3, 4)
 
     def test_large_sizes(self) -> None:
-        header = archive._header(Entry(b"x", FILE, size=1 << 40), b"x")
+        header = archive.header(Entry(b"x", FILE, size=1 << 40), b"x")
         assert tarfile.TarInfo.frombuf(header, "utf-8", "strict").size == 1 << 40
 
     def test_large_numbers(self) -> None:
@@ -160,7 +160,7 @@ class TestDamage:
 
     @pytest.mark.parametrize("name", [b"/etc/passwd", b"../out", b"a/../../out", b"", b"a/.."])
     def test_names_that_lead_out(self, name: bytes) -> None:
-        header = archive._header(Entry(b"x", FILE), name)
+        header = archive.header(Entry(b"x", FILE), name)
         data = zstandard.ZstdCompressor().compress(header + bytes(1024))
         with pytest.raises(MachineFault, match="Damaged archive: its path is"):
             list(read(io.BytesIO(data)))

@@ -97,7 +97,7 @@ def offered_sdists(package: str, folder: Path) -> list[Sdist]:
             continue
         for link, sha256, yanked in links:
             name = urllib.parse.unquote(link.rpartition("/")[2])
-            version = _version(name, package)
+            version = version_in(name, package)
             full = urllib.parse.urljoin(final, link)
             if version and sha256 and full.startswith(("http:", "https:")):
                 # a password is for the index alone
@@ -204,7 +204,7 @@ def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _version(file: str, package: str) -> str | None:
+def version_in(file: str, package: str) -> str | None:
     """The version in an sdist's file name; None if it is no sdist of that project."""
     for suffix in _SDIST:
         stem = file.removesuffix(suffix)

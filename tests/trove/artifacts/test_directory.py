@@ -19,6 +19,7 @@ from small_disk import on_small_disk
 from store_kit import blob, key, step
 
 from fabric.errors import DamagedError, StoreError
+from fabric.trove.artifacts.directory import Directory
 from fabric.trove.artifacts.store import Store
 
 DAY = 86400.0
@@ -111,9 +112,10 @@ def test_gc_spares_what_is_used_again_meanwhile(directory: Store) -> None:
     for file in Path(directory.url).rglob("*"):
         if file.is_file():
             os.utime(file, (old, old))
-    entries = list(directory._backend.list("blobs"))
+    objects = Directory(Path(directory.url))
+    entries = list(objects.list("blobs"))
     directory.put(*step(2, b"data"))  # finds the blob there
-    assert directory._backend.delete_unused(entries) == [
+    assert objects.delete_unused(entries) == [
         entry for entry in entries if not entry.path.endswith(blob(b"data").sha256)
     ]
     assert directory.read(blob(b"data")) == b"data"

@@ -171,7 +171,7 @@ def test_notes_of_a_machine_are_one_object_a_day_sent_once_an_hour(
     first.use([key(1), key(2)])
     second = Store(f"{server.url}/a", tmp_path / "scratch")  # another process of this machine
     second.use([key(2), key(3)])
-    second._backend.flush(0)
+    second.flush(0)
     second.flush(60)
     assert [each.split() for each in noted(server)] == [[key(n).encode() for n in (1, 2, 3)]]
     (file,) = (server.data / "a/uses").iterdir()

@@ -217,7 +217,7 @@ def test_a_slow_upload_is_not_silence(
     manifest, files = step(1, big.read_bytes())
     files[blob(big.read_bytes()).sha256] = big
     cable.rate = 4 * MIB
-    Store(far.url, near.copies._scratch).put(manifest, files)
+    Store(far.url, near.copies.folder.parent).put(manifest, files)
     assert near.inspect(key(1))
 
 
@@ -237,7 +237,7 @@ def test_a_server_that_comes_back(tmp_path: Path) -> None:
 def test_a_server_that_hangs(far: Store, cable: Cable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "SILENCE", 0.3)
     monkeypatch.setattr(remote, "PATIENCE", 1)
-    store = Store(far.url, far.copies._scratch)
+    store = Store(far.url, far.copies.folder.parent)
     cable.stalls = True
     for use in (
         lambda: store.has([key(1)]),
@@ -247,7 +247,7 @@ def test_a_server_that_hangs(far: Store, cable: Cable, monkeypatch: pytest.Monke
     ):
         with pytest.raises(StoreError, match=r"check that the server is up"):
             use()
-    assert not list(far.copies._scratch.rglob("*fetch*"))
+    assert not list(far.copies.folder.parent.rglob("*fetch*"))
 
 
 @pytest.mark.parametrize(
@@ -359,7 +359,7 @@ def test_bringing_can_be_called_off(far: Store, near: Store, big: Path) -> None:
     with pytest.raises(Enough):
         far.bring([(key(1), blob(data))], check)
     assert not list(far.copies.folder.glob("*"))
-    assert not list(far.copies._scratch.glob("fetching-*"))
+    assert not list(far.copies.folder.parent.glob("fetching-*"))
 
 
 # -- cleaning --------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from fabric.trove.configured import open_importer
 from fabric.trove.importers.apt import machine_entries
 from fabric.trove.importers.debian import MovedError
 from fabric.trove.importers.download import WrongDigest
-from fabric.trove.importers.pypi import Sdist, _version, newest, offered_sdists
+from fabric.trove.importers.pypi import Sdist, newest, offered_sdists, version_in
 from fabric.trove.sources.resolve import Sources
 
 NOTHING = Digest("ab" * 32)
@@ -419,10 +419,10 @@ def test_an_index_that_does_not_know_it(index: Files) -> None:
 
 
 def test_versions_in_file_names() -> None:
-    assert _version("my_thing-1.0.tar.gz", "My-Thing") == "1.0"
-    assert _version("a-b-1.0-2.zip", "a.b") == "1.0-2"
-    assert _version("a-b-1.0.zip", "a") is None
-    assert _version("a-1.0-py3-none-any.whl", "a") is None
+    assert version_in("my_thing-1.0.tar.gz", "My-Thing") == "1.0"
+    assert version_in("a-b-1.0-2.zip", "a.b") == "1.0-2"
+    assert version_in("a-b-1.0.zip", "a") is None
+    assert version_in("a-1.0-py3-none-any.whl", "a") is None
     versions = ["1.9", "1.10", "2.0rc1", "1.10.post1", "1.2"]
     sdists = [Sdist(version, "", NOTHING, {}, None) for version in versions]
     best = newest(sdists)
