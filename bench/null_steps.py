@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 from bench_kit import Chunk, write_definitions
 
-from fabric.building import host, sandbox, seccomp
+from fabric.building import host_tools, sandbox, seccomp
 from fabric.building.layers import plan_layers
 from fabric.building.workspace import Workspace
 from fabric.host.cancel import CancelToken
@@ -74,7 +74,7 @@ def write_ninja(root: Path) -> None:
     (root / "empty").mkdir()
     store = Store(str(root / "store"), root)
     with Workspace(root / "work", store, Sources(root / "trove", {}, None)) as workspace:
-        tools = host.root(workspace.layers, CancelToken())
+        tools = host_tools.root(workspace.layers, CancelToken())
     lines = ["rule step", "  command = $sandbox"]
     steps = []
     graph = dict(names())
@@ -91,7 +91,7 @@ def write_ninja(root: Path) -> None:
             mounts=(*mounts, *sandbox.KERNEL),
             read_only=("/staging", "/"),
             environment={
-                "PATH": f"/staging/usr/bin:{host.PATH}",
+                "PATH": f"/staging/usr/bin:{host_tools.PATH}",
                 "DESTDIR": f"/staging/{name}.inst",
             },
             cwd=f"/staging/{name}.build",

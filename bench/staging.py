@@ -23,7 +23,7 @@ from pathlib import Path
 
 import msgspec
 
-from fabric.building import area, sandbox
+from fabric.building import sandbox, staging_area
 from fabric.building.archive import DIRECTORY, FILE, Entry, pack
 from fabric.building.log import Log
 from fabric.building.tree import scan
@@ -125,8 +125,8 @@ def bench(place: Path, chunks: int, files: int, runs: int) -> None:
         scratch = workspace.session.scratch()
         never = CancelToken()
 
-        def prepare(count: int) -> area.Area:
-            return area.prepare(job(sets[count]), workspace, scratch, log, never, 1)
+        def prepare(count: int) -> staging_area.Area:
+            return staging_area.prepare(job(sets[count]), workspace, scratch, log, never, 1)
 
         def staged(count: int) -> None:
             assert sandbox.run(prepare(count).box, log, never).status == 0

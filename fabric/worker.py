@@ -25,7 +25,7 @@ from fabric import bounds, config
 from fabric.building import agent as protocol
 from fabric.building.agent import WorkerAgent
 from fabric.building.attempt import Attempt
-from fabric.building.host import host_tools
+from fabric.building.host_tools import host_tools
 from fabric.building.workspace import Workspace
 from fabric.config import WorkerSettings, built_architectures
 from fabric.errors import FabricError

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from fabric.building import archive, area, sandbox
+from fabric.building import archive, sandbox, staging_area
 from fabric.building.archive import Entry, Packed
+from fabric.building.build_script import phase_of
 from fabric.building.log import Log
-from fabric.building.steps import phase_of
 from fabric.building.tree import scan, settle, with_links
 from fabric.building.workspace import Workspace
 from fabric.definitions.graph import Device
@@ -46,7 +46,7 @@ def build_chunk(
     The limit on time is for the commands and packing together.
     """
     phase("fetch")
-    place = area.prepare(job, workspace, scratch, log, cancel, jobs, limits)
+    place = staging_area.prepare(job, workspace, scratch, log, cancel, jobs, limits)
     limits = limits.begun()
     run(job, place, log, cancel, limits, phase)
     phase("store")
@@ -60,7 +60,7 @@ def build_chunk(
 
 def run(
     job: Job,
-    place: area.Area,
+    place: staging_area.Area,
     log: Log,
     cancel: CancelToken,
     limits: sandbox.Limits,

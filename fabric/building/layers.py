@@ -17,9 +17,9 @@ import msgspec
 from msgspec.structs import replace
 
 from fabric.building.archive import MTIME
+from fabric.building.disk_space import use
 from fabric.building.merge import Merger
 from fabric.building.ports import Store
-from fabric.building.room import use
 from fabric.building.session import Session
 from fabric.building.tree import Clash, Opener, Unpacker, follow
 from fabric.digest import Digest

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from fabric.building import overlay, sandbox
+from fabric.building.build_script import PATH, CommandList, script
 from fabric.building.layers import Layers
 from fabric.building.log import Log
-from fabric.building.steps import PATH, CommandList, script
 from fabric.building.tree import copy, scan
 from fabric.definitions.environment import SYSTEM_PATH
 from fabric.errors import BuildFailed

@@ -24,9 +24,9 @@ import msgspec
 
 from fabric import bounds
 from fabric.building import seccomp
+from fabric.building.build_script import Progress
+from fabric.building.disk_space import full, processes_ended
 from fabric.building.log import Log
-from fabric.building.room import full, processes_ended
-from fabric.building.steps import Progress
 from fabric.errors import BuildFailed, MachineFault
 from fabric.host.cancel import TICK, CancelToken
 from fabric.host.files import walk

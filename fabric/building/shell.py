@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from fabric.building import area
+from fabric.building import staging_area
 from fabric.building.log import Log
 from fabric.building.terminal import Terminal
 from fabric.building.workspace import Workspace
@@ -35,7 +35,7 @@ def shell(job: Job, workspace: Workspace, *, jobs: int, argv: Sequence[str] = ()
         kept = workspace.take_failed(job.key)
         scratch = kept or workspace.build_scratch()
         try:
-            place = area.prepare(job, workspace, scratch, log, CancelToken(), jobs)
+            place = staging_area.prepare(job, workspace, scratch, log, CancelToken(), jobs)
             return _run(place, list(argv), fresh=kept is None, jobs=jobs)
         finally:
             if kept is None:
@@ -44,7 +44,7 @@ def shell(job: Job, workspace: Workspace, *, jobs: int, argv: Sequence[str] = ()
                 workspace.keep_failed(job.key, scratch)
 
 
-def _run(place: area.Area, argv: list[str], *, fresh: bool, jobs: int) -> int:
+def _run(place: staging_area.Area, argv: list[str], *, fresh: bool, jobs: int) -> int:
     if not argv:
         argv = ["sh", "-i"]
         state = "No command has run yet." if fresh else "This is how the failed attempt left it."

@@ -14,9 +14,9 @@ from shlex import quote
 
 from fabric.building import archive, ldconfig, sandbox
 from fabric.building.archive import Entry, Packed
+from fabric.building.build_script import PATH, CommandList, script
 from fabric.building.chunk import INTEGRATION
 from fabric.building.log import Log
-from fabric.building.steps import PATH, CommandList, script
 from fabric.building.tree import Unpacker, scan, with_links
 from fabric.building.workspace import Workspace
 from fabric.errors import BuildFailed, MachineFault, in_line

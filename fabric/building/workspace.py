@@ -22,9 +22,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
+from fabric.building.disk_space import by_age, free, use
 from fabric.building.layers import Layers
 from fabric.building.ports import Sources, Store
-from fabric.building.room import by_age, free, use
 from fabric.building.session import Session
 from fabric.building.tree import emptied, remove
 from fabric.host.files import clear, recall, remember

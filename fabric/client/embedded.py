@@ -135,7 +135,7 @@ class Zygote:
         os.environ.update(_environment(self._settings))
         for module in ("fabric.broker", "fabric.worker", "fabric.trove.sources.export"):
             importlib.import_module(module)
-        from fabric.building.host import host_tools
+        from fabric.building.host_tools import host_tools
 
         self._tools = host_tools(self._settings.host_tools_file)
         sweep()

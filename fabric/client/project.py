@@ -133,7 +133,7 @@ class Project:
         ``tools``: digest of the tools that bootstrap chunks are built with, by default those
         here.  Sources that the trove lacks are imported.  SourceError if one cannot be had.
         """
-        from fabric.building.host import host_tools
+        from fabric.building.host_tools import host_tools
 
         tools = tools or host_tools(self.settings.host_tools_file)
         return make_plan(graph, goals, self.sources, tools)

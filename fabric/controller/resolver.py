@@ -25,7 +25,7 @@ from pathlib import Path
 import msgspec
 
 from fabric import bounds, config
-from fabric.building.host import host_tools
+from fabric.building.host_tools import host_tools
 from fabric.config import BrokerSettings
 from fabric.definitions.load import load
 from fabric.definitions.select import find

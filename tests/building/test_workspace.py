@@ -16,10 +16,10 @@ from building_kit import Kit
 from waiting import until
 
 from fabric.building.builder import ELSEWHERE, build
-from fabric.building.host import host_tools
+from fabric.building.disk_space import by_age, use
+from fabric.building.host_tools import host_tools
 from fabric.building.log import Log
 from fabric.building.reaper import Reaper
-from fabric.building.room import by_age, use
 from fabric.building.shell import shell
 from fabric.building.workspace import Workspace
 from fabric.errors import BuildFailed, Cancelled, FabricError
@@ -297,8 +297,8 @@ class TestHostTools:
         tool.parent.mkdir()
         tool.write_text("#!one")
         tool.chmod(0o755)
-        monkeypatch.setattr("fabric.building.host.PATH", str(tool.parent))
-        monkeypatch.setattr("fabric.building.host._FILES", ())
+        monkeypatch.setattr("fabric.building.host_tools.PATH", str(tool.parent))
+        monkeypatch.setattr("fabric.building.host_tools._FILES", ())
         first = host_tools(tmp_path / "cache/digests")
         assert len(first) == 64
         tool.write_text("#!two, longer")

@@ -23,9 +23,9 @@ from pathlib import Path
 
 import msgspec
 
-from fabric.building import host, ldconfig, sandbox, sourcetree
+from fabric.building import host_tools, ldconfig, sandbox, sourcetree
+from fabric.building.build_script import PATH, CommandList, script
 from fabric.building.log import Log
-from fabric.building.steps import PATH, CommandList, script
 from fabric.building.workspace import Workspace
 from fabric.definitions.environment import SYSTEM_PATH
 from fabric.host.cancel import CancelToken
@@ -74,7 +74,7 @@ def prepare(
     for name in ("inst", "tmp"):
         sourcetree.made(scratch / name)
     (scratch / "tmp").chmod(0o1777)
-    mounts: list[str] = [] if inside else host.root(workspace.layers, cancel)
+    mounts: list[str] = [] if inside else host_tools.root(workspace.layers, cancel)
     if lower:
         mounts += sandbox.overlay(lower, "--tmp-overlay", base or "/")
     elif inside:
@@ -85,7 +85,7 @@ def prepare(
     environment = dict(job.environment, DESTDIR=inst)
     if not inside:
         own = environment.get("PATH", "").removesuffix(SYSTEM_PATH).split(":")
-        environment["PATH"] = ":".join([*(base + path for path in own if path), host.PATH])
+        environment["PATH"] = ":".join([*(base + path for path in own if path), host_tools.PATH])
     box = sandbox.Box(
         mounts=tuple(mounts),
         read_only=(base, "/") if lower and not inside else ("/",),
