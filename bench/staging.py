@@ -125,7 +125,7 @@ def bench(place: Path, chunks: int, files: int, runs: int) -> None:
         scratch = workspace.session.scratch()
         never = CancelToken()
 
-        def prepare(count: int) -> staging_area.Area:
+        def prepare(count: int) -> staging_area.StagingArea:
             return staging_area.prepare(job(sets[count]), workspace, scratch, log, never, 1)
 
         def staged(count: int) -> None:

@@ -81,7 +81,7 @@ _CHILD = re.compile(rb'"child-pid": (\d+)')
 _LONGEST = 1024
 
 
-class Progress:
+class StatusPipe:
     """Follows the status pipe: what bwrap's ``--info-fd`` says, then what the script reports.
 
     ``started`` hears the name of each command list as it begins.  A build can get at the pipe,

@@ -11,7 +11,7 @@ from fabric.building import archive, sandbox, staging_area
 from fabric.building.archive import Entry, Packed
 from fabric.building.build_script import phase_of
 from fabric.building.log import Log
-from fabric.building.tree import scan, settle, with_links
+from fabric.building.tree import normalize, scan, with_links
 from fabric.building.workspace import Workspace
 from fabric.definitions.graph import Device
 from fabric.definitions.splitting import UNMATCHED, split
@@ -46,21 +46,21 @@ def build_chunk(
     The limit on time is for the commands and packing together.
     """
     phase("fetch")
-    place = staging_area.prepare(job, workspace, scratch, log, cancel, jobs, limits)
+    area = staging_area.prepare(job, workspace, scratch, log, cancel, jobs, limits)
     limits = limits.begun()
-    run(job, place, log, cancel, limits, phase)
+    run(job, area, log, cancel, limits, phase)
     phase("store")
 
     def check() -> None:
         cancel.check()
         limits.check("storing")
 
-    return pack(job, place.inst, scratch, log, check)
+    return pack(job, area.inst, scratch, log, check)
 
 
 def run(
     job: Job,
-    place: staging_area.Area,
+    area: staging_area.StagingArea,
     log: Log,
     cancel: CancelToken,
     limits: sandbox.Limits,
@@ -78,7 +78,7 @@ def run(
             current = phase_of(list_)
             phase(current)
 
-    ended = sandbox.run(place.box, log, cancel, limits=limits, started=started, disk=place.scratch)
+    ended = sandbox.run(area.box, log, cancel, limits=limits, started=started, disk=area.scratch)
     if ended.status:
         commands = lists.get(ended.list, ())
         if not 0 < ended.number <= len(commands):
@@ -132,7 +132,7 @@ def pack(job: Job, inst: Path, scratch: Path, log: Log, check: Callable[[], None
         shared = shared or any(owners.setdefault(file, name) != name for file in files)
     if shared:  # unpacked, a file with names in two artifacts is two files
         return Built(packed, None)
-    settle(inst, found, check)
+    normalize(inst, found, check)
     return Built(packed, inst)
 
 

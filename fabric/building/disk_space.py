@@ -27,7 +27,7 @@ def full(path: Path) -> bool:
     return info.f_bavail * info.f_frsize < _FULL or (info.f_files > 0 and not info.f_favail)
 
 
-def processes_ended() -> int:
+def oom_kills() -> int:
     """How many processes the kernel has ended since it started because it had no memory left."""
     fd = os.open("/proc/vmstat", os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -37,7 +37,7 @@ def processes_ended() -> int:
     return int(rest.partition(b"\n")[0] or b"0")
 
 
-def use(path: Path) -> bool:
+def mark_used(path: Path) -> bool:
     """Note that a tree is of use now; False if it is not there.
 
     The time of access notes it, since the time of change is seen by builds.
@@ -52,7 +52,7 @@ def use(path: Path) -> bool:
 def by_age(folders: Iterable[Path], used: Mapping[str, float] = MappingProxyType({})) -> list[Path]:
     """All that is in the folders, what was used longest ago first.
 
-    ``used`` says of some names when that was; of the others, `use` has noted it.
+    ``used`` says of some names when that was; of the others, `mark_used` has noted it.
     """
     found = []
     for folder in folders:

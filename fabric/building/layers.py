@@ -17,7 +17,7 @@ import msgspec
 from msgspec.structs import replace
 
 from fabric.building.archive import MTIME
-from fabric.building.disk_space import use
+from fabric.building.disk_space import mark_used
 from fabric.building.merge import Merger
 from fabric.building.ports import Store
 from fabric.building.session import Session
@@ -202,7 +202,7 @@ class Layers:
         digest = hashlib.sha256(msgspec.msgpack.encode(names)).hexdigest()
         path = self.session.root / "merged" / digest
         self.session.hold(digest)
-        if not (use(path) and (digest in self._checked or self._believed(path))):
+        if not (mark_used(path) and (digest in self._checked or self._believed(path))):
             with self.session.locked(digest, cancel):
                 self._make_sure(path, make, lambda tree: b"", say, times=False)  # noqa: ARG005
         return path
@@ -260,7 +260,7 @@ class Layers:
     def _layer(self, key: str, cancel: CancelToken, say: Progress) -> Layer:
         """The layer of a chunk, which we hold; it is unpacked first if it is not yet."""
         path = self._path(key)
-        record = self._believed(path) if use(path) else None
+        record = self._believed(path) if mark_used(path) else None
         if record is None:
             with self.session.locked(f"layer-{key}", cancel):
                 record = self._make_sure(

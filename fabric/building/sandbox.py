@@ -24,8 +24,8 @@ import msgspec
 
 from fabric import bounds
 from fabric.building import seccomp
-from fabric.building.build_script import Progress
-from fabric.building.disk_space import full, processes_ended
+from fabric.building.build_script import StatusPipe
+from fabric.building.disk_space import full, oom_kills
 from fabric.building.log import Log
 from fabric.errors import BuildFailed, MachineFault
 from fabric.host.cancel import TICK, CancelToken
@@ -205,7 +205,7 @@ def run(
     `configure` does without what it cannot compile then, and goes on.
     """
     before = log.size()
-    ended_before = processes_ended()
+    ended_before = oom_kills()
     limits = limits.begun()
     crowded = False
 
@@ -224,7 +224,7 @@ def run(
         finally:
             os.close(told)
             os.close(printed)
-        progress = Progress(status, started)
+        progress = StatusPipe(status, started)
         try:
             _watch(process, progress, output, log, cancel, limits, look)
         finally:
@@ -238,7 +238,7 @@ def run(
     look()
     if crowded:
         raise MachineFault(f"The disk of {disk} was full meanwhile")
-    if process.returncode and (short := processes_ended() - ended_before) > 0:
+    if process.returncode and (short := oom_kills() - ended_before) > 0:
         raise MachineFault(
             f"This machine ran out of memory, and its kernel ended {short} process"
             f"{'es' * (short > 1)}. Fewer at a time need less: see the settings `max-jobs` and"
@@ -280,7 +280,7 @@ def _found(program: str, path: str | None) -> str | None:
 
 def _watch(
     process: subprocess.Popen[bytes],
-    progress: Progress,
+    progress: StatusPipe,
     output: int,
     log: Log,
     cancel: CancelToken,
@@ -319,7 +319,7 @@ def _over(doing: str, what: str, setting: str) -> BuildFailed:
     return BuildFailed(f"{doing}: {what}, which is the limit (setting `{setting}`)", step=doing)
 
 
-def _end(process: subprocess.Popen[bytes], progress: Progress) -> None:
+def _end(process: subprocess.Popen[bytes], progress: StatusPipe) -> None:
     """Make sure that nothing of the sandbox is left, and that all it reported is heard."""
     if process.poll() is not None:
         progress.catch_up()

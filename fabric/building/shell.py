@@ -35,8 +35,8 @@ def shell(job: Job, workspace: Workspace, *, jobs: int, argv: Sequence[str] = ()
         kept = workspace.take_failed(job.key)
         scratch = kept or workspace.build_scratch()
         try:
-            place = staging_area.prepare(job, workspace, scratch, log, CancelToken(), jobs)
-            return _run(place, list(argv), fresh=kept is None, jobs=jobs)
+            area = staging_area.prepare(job, workspace, scratch, log, CancelToken(), jobs)
+            return _run(area, list(argv), fresh=kept is None, jobs=jobs)
         finally:
             if kept is None:
                 workspace.session.discard(scratch)
@@ -44,22 +44,22 @@ def shell(job: Job, workspace: Workspace, *, jobs: int, argv: Sequence[str] = ()
                 workspace.keep_failed(job.key, scratch)
 
 
-def _run(place: staging_area.Area, argv: list[str], *, fresh: bool, jobs: int) -> int:
+def _run(area: staging_area.StagingArea, argv: list[str], *, fresh: bool, jobs: int) -> int:
     if not argv:
         argv = ["sh", "-i"]
         state = "No command has run yet." if fresh else "This is how the failed attempt left it."
         print(
-            f"{state}\nRun all steps:  sh {place.box.path}\n"
-            f"Run one list:   sh {place.box.path} build-commands\nLeave:          exit",
+            f"{state}\nRun all steps:  sh {area.box.path}\n"
+            f"Run one list:   sh {area.box.path} build-commands\nLeave:          exit",
             file=sys.stderr,
         )
     terminal = {"TERM": os.environ.get("TERM", "dumb"), "MAKEFLAGS": f"-j{jobs}"}
     with Terminal() as its:
-        mounts = place.box.mounts
+        mounts = area.box.mounts
         if its.place is not None:
             mounts += ("--dev-bind", its.place, "/dev/console")
             argv = ["sh", "-c", _TAKE, "sh", *argv]
-        environment = {**place.box.environment, **terminal}
-        box = msgspec.structs.replace(place.box, environment=environment, mounts=mounts)
+        environment = {**area.box.environment, **terminal}
+        box = msgspec.structs.replace(area.box, environment=environment, mounts=mounts)
         with box.files() as files:
             return its.run(box.command(files, ["--new-session"], argv), files)

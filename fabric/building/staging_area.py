@@ -37,7 +37,7 @@ _OUTSIDE = "/staging"
 _PARALLEL = ("pre-build-commands", "build-commands", "post-build-commands")
 
 
-class Area(msgspec.Struct, frozen=True):
+class StagingArea(msgspec.Struct, frozen=True):
     """A staging area ready to run in, with its writable parts in ``scratch``."""
 
     scratch: Path
@@ -57,7 +57,7 @@ def prepare(
     cancel: CancelToken,
     jobs: int,
     limits: sandbox.Limits = sandbox.NO_LIMITS,
-) -> Area:
+) -> StagingArea:
     """Make the staging area of a chunk.
 
     ``scratch`` is fresh, or that of a failed attempt at the same job, which goes on living.
@@ -79,8 +79,8 @@ def prepare(
         mounts += sandbox.overlay(lower, "--tmp-overlay", base or "/")
     elif inside:
         mounts += ["--tmpfs", "/"]
-    for path, place in ((tree.path, build), (scratch / "inst", inst), (scratch / "tmp", "/tmp")):
-        mounts += ["--bind", str(path), place]
+    for path, target in ((tree.path, build), (scratch / "inst", inst), (scratch / "tmp", "/tmp")):
+        mounts += ["--bind", str(path), target]
     mounts += sandbox.KERNEL
     environment = dict(job.environment, DESTDIR=inst)
     if not inside:
@@ -95,7 +95,7 @@ def prepare(
         path=PATH,
         launcher=tree.launcher,
     )
-    return Area(scratch, box)
+    return StagingArea(scratch, box)
 
 
 def _lists(job: Job, jobs: int) -> list[CommandList]:

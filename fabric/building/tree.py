@@ -165,7 +165,7 @@ def with_links(entries: Iterable[Entry]) -> Iterator[Entry]:
 _ATTRIBUTES = ("user.", "system.posix_acl_")
 
 
-def settle(
+def normalize(
     root: Path, entries: Mapping[bytes, Entry], check: Callable[[], None] = no_check
 ) -> None:
     """Make a tree just scanned what unpacking its archive gives: modes, mtimes, no attributes."""

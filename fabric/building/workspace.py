@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
-from fabric.building.disk_space import by_age, free, use
+from fabric.building.disk_space import by_age, free, mark_used
 from fabric.building.layers import Layers
 from fabric.building.ports import Sources, Store
 from fabric.building.session import Session
@@ -81,7 +81,7 @@ class Workspace:
         """Keep the scratch of a failed attempt, in place of an earlier one; return its path."""
         self.forget_failed(key)
         kept = scratch.rename(self.root / "failed" / key)
-        use(kept)
+        mark_used(kept)
         return kept
 
     def forget_failed(self, key: str) -> None:

@@ -151,7 +151,7 @@ class Project:
     def supply(self, graph: Graph, goals: Iterable[str] = ()) -> None:
         """See to it that the trove has every source that the goals need."""
         chosen = tuple(goals) or (graph.root.id,)
-        self.sources.supply(wanted_sources(graph, chosen).values())
+        self.sources.push_missing(wanted_sources(graph, chosen).values())
 
     def remember(self, system: str, tree: str = "", built: Mapping[str, str] | None = None) -> None:
         """Note the system last built here, so that `logs` and `shell` need not be told.

@@ -76,8 +76,8 @@ def _check(settings: Settings, progress: _Progress) -> Iterator[Finding]:
         yield Finding("repository", name, why, then)
     with Workspace(settings.work_dir, store, sources) as workspace:
         yield from _check_trees(workspace, progress)
-        alone = workspace.session.exclusively
-        for tree in sources.exports.check(alone, lambda: progress.read("source trees")):
+        exclusively = workspace.session.exclusively
+        for tree in sources.exports.check(exclusively, lambda: progress.read("source trees")):
             yield Finding("source tree", tree, "it is not what its name says", _AGAIN)
 
 
@@ -105,8 +105,8 @@ def _check_trees(workspace: Workspace, progress: _Progress) -> Iterator[Finding]
 
 def _remove(workspace: Workspace, path: Path) -> None:
     """Unless a build has it, whose own look at it finds the same."""
-    with workspace.session.exclusively(path.name) as alone:
-        if alone:
+    with workspace.session.exclusively(path.name) as unused:
+        if unused:
             workspace.session.discard(workspace.set_aside(path))
 
 

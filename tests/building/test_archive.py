@@ -31,7 +31,7 @@ from fabric.building.archive import (
     pack,
     read,
 )
-from fabric.building.tree import Clash, Unpacker, remove, scan, settle, with_links
+from fabric.building.tree import Clash, Unpacker, normalize, remove, scan, with_links
 from fabric.errors import BuildFailed, Cancelled, MachineFault
 
 names = st.binary(min_size=1, max_size=300).map(
@@ -200,7 +200,7 @@ class TestUnpacking:
         found = scan(tree)
         result = tmp_path / "result"
         unpack(result, list(with_links(found.values())))
-        settle(tree, found)
+        normalize(tree, found)
         for path in found:
             there, here = ((root / os.fsdecode(path)).lstat() for root in (tree, result))
             assert here.st_mode == there.st_mode
@@ -314,7 +314,7 @@ class TestSettling:
         os.setxattr(tmp_path / "dir/file", "user.remark", b"of mine")
         (tmp_path / "dir/file").chmod(0o400)
         (tmp_path / "dir").chmod(0o500)
-        settle(tmp_path, scan(tmp_path))
+        normalize(tmp_path, scan(tmp_path))
         for path in (tmp_path, tmp_path / "dir", tmp_path / "dir/file"):
             assert os.listxattr(path) == []
         assert (tmp_path / "dir/file").stat().st_mode & 0o7777 == 0o400

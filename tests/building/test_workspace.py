@@ -16,7 +16,7 @@ from building_kit import Kit
 from waiting import until
 
 from fabric.building.builder import ELSEWHERE, build
-from fabric.building.disk_space import by_age, use
+from fabric.building.disk_space import by_age, mark_used
 from fabric.building.host_tools import host_tools
 from fabric.building.log import Log
 from fabric.building.reaper import Reaper
@@ -220,11 +220,11 @@ class TestCleaning:
         for number in (3, 1, 2):
             (tmp_path / f"tree-{number}").mkdir()
             os.utime(tmp_path / f"tree-{number}", (number, 5))
-        assert use(tmp_path / "tree-1")
+        assert mark_used(tmp_path / "tree-1")
         assert (tmp_path / "tree-1").stat().st_mtime == 5
         assert [path.name[-1] for path in by_age([tmp_path, tmp_path / "none"])] == ["2", "3", "1"]
         assert [path.name[-1] for path in by_age([tmp_path], {"tree-3": 1.0})] == ["3", "2", "1"]
-        assert not use(tmp_path / "none")
+        assert not mark_used(tmp_path / "none")
 
     def test_does_nothing_while_somebody_builds(self, kit: Kit) -> None:
         with kit.workspace.using():

@@ -24,7 +24,7 @@ SIZE = 5000
 class Objects:
     """Objects in memory, out of reach at times: a `fabric.trove.artifacts.backend.Backend`."""
 
-    trouble: tuple[type[Exception], ...] = (ConnectionError,)
+    errors: tuple[type[Exception], ...] = (ConnectionError,)
     grace = use_every = 3600.0
 
     def __init__(self, away: Callable[[], bool]) -> None:

@@ -2,7 +2,7 @@
 
 Backends speak of objects by relative path (``manifests/<key>``).  An object is seen whole or not
 at all.  What is not there is a `FileNotFoundError`; every other trouble of a backend is one of
-its ``trouble``, which `fabric.trove.artifacts.store` turns into a `StoreError`.
+its ``errors``, which `fabric.trove.artifacts.store` turns into a `StoreError`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Backend(Protocol):
     """What the store needs of a place to keep objects."""
 
     #: exceptions that mean trouble with this backend, other than FileNotFoundError
-    trouble: tuple[type[Exception], ...]
+    errors: tuple[type[Exception], ...]
     #: seconds that a blob which no manifest names stays: the upload of its manifest may be coming
     grace: float
     #: seconds in which a second use of an object is not noted

@@ -43,7 +43,7 @@ class Directory:
     rest as well: threads to wait for the others would cost more than the waiting.
     """
 
-    trouble: tuple[type[Exception], ...] = (OSError,)
+    errors: tuple[type[Exception], ...] = (OSError,)
     #: No writer is at work while gc has the lock; but the clock that stamps files is coarse.
     grace = 1.0
     use_every = 60.0

@@ -58,7 +58,7 @@ class Remote:
         import obstore.exceptions
 
         # obstore raises FileNotFoundError, PermissionError and the like of Python's own, too
-        self.trouble: tuple[type[Exception], ...] = (
+        self.errors: tuple[type[Exception], ...] = (
             obstore.exceptions.BaseError,
             OSError,
             ValueError,
@@ -267,13 +267,13 @@ class Remote:
         path = f"reserved/{os.urandom(16).hex()}"
         keys = (each.rpartition("/")[2] for each in paths)
         with contextlib.ExitStack() as held:
-            with contextlib.suppress(*self.trouble):  # a store that may only be read
+            with contextlib.suppress(*self.errors):  # a store that may only be read
                 self._heeding(lambda: self._upload(path, "\n".join(keys).encode()))
                 held.callback(self._discard, path)
             yield
 
     def _discard(self, path: str) -> None:
-        with contextlib.suppress(*self.trouble):
+        with contextlib.suppress(*self.errors):
             self.delete([path])
 
     def reserved(self) -> set[str]:

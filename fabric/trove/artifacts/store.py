@@ -74,7 +74,7 @@ class Store:
     def sweep(self) -> None:
         """Remove what killed processes have left in the store, and half fetched here."""
         self.copies.sweep()
-        with contextlib.suppress(*self._backend.trouble):  # of one that is not ours to write
+        with contextlib.suppress(*self._backend.errors):  # of one that is not ours to write
             self._backend.tidy()
 
     # -- manifests ---------------------------------------------------------------------------
@@ -386,7 +386,7 @@ class Store:
             yield
         except FileNotFoundError as error:
             raise _Absent(f"{self.url}: {what}: {brief(error)}") from error
-        except self._backend.trouble as error:
+        except self._backend.errors as error:
             raise StoreError(
                 f"{self.url}: {what}: {brief(error)}{advice(error, self.url)}"
             ) from error

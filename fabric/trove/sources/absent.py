@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fabric.errors import SourceError, command
-from fabric.trove.sources.aliases import Place
+from fabric.trove.sources.aliases import Location
 from fabric.trove.sources.git import SHA
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def absent(
-    url: str, repo: str, ref: str, place: Place, lorry: Lorry | None, *, imports: bool
+    url: str, repo: str, ref: str, location: Location, lorry: Lorry | None, *, imports: bool
 ) -> SourceError:
     """The trove at ``url`` has no such ref; ``imports``: nor has where its lorry leads."""
     lacks = f"{repo}: the trove {url} has no ref {ref} of it"
@@ -25,7 +25,7 @@ def absent(
     if lorry is None:
         help = "and no lorry could bring it"
         return SourceError(
-            f"{lacks} (refs/tags/{place.name}/{ref}), {help}",
+            f"{lacks} (refs/tags/{location.name}/{ref}), {help}",
             alike=f"the trove {url} has none of these refs, {help}",
         )
     if lorry.type != "git" and ref != lorry.ref:

@@ -23,7 +23,7 @@ _NAME = re.compile(rf"{_PART}(/{_PART})*")
 _SCHEMES = ("file", "git", "http", "https", "ssh")
 
 
-class Place(msgspec.Struct, frozen=True):
+class Location(msgspec.Struct, frozen=True):
     """Where a repository is: its directory here, and the URL it mirrors, if any."""
 
     directory: Path
@@ -32,7 +32,7 @@ class Place(msgspec.Struct, frozen=True):
     name: str = ""  # in the trove: "upstream/zlib.git"; "" for a mirror
 
 
-class Places:
+class Aliases:
     """Knows the aliases.  Patterns with a scheme or a leading "/" are git URLs, mirrored here;
     others are directories of the trove.  ``%s`` in a pattern stands for what follows the alias;
     without it that is appended.
@@ -42,7 +42,7 @@ class Places:
         self.root = root
         self.aliases = {**DEFAULT_ALIASES, **aliases}
 
-    def locate(self, repo: str) -> Place:
+    def locate(self, repo: str) -> Location:
         """The place of ``repo``: ALIAS:NAME, a URL, or a plain name of the trove."""
         alias = _ALIAS.fullmatch(repo)
         if alias and alias[1] in self.aliases:
@@ -77,7 +77,7 @@ class Places:
             return f"{alias[1]}:{_join(alias[2], url)}"
         return _join(repo, url)
 
-    def _local(self, repo: str, name: str) -> Place:
+    def _local(self, repo: str, name: str) -> Location:
         *folders, last = name.split("/")
         wrong = {".", ".."} & {*folders, last} or any(one.endswith(".git") for one in folders)
         if not _NAME.fullmatch(name) or wrong or len(name) > bounds.REPOSITORY_NAME:
@@ -86,16 +86,16 @@ class Places:
                 f" aliases are {', '.join(sorted(self.aliases))}"
             )
         directory = self.root / "git" / f"{name}.git"
-        return Place(directory, None, f"push it to {directory}", f"{name}.git")
+        return Location(directory, None, f"push it to {directory}", f"{name}.git")
 
-    def _mirror(self, url: str, hint: str) -> Place:
+    def _mirror(self, url: str, hint: str) -> Location:
         if not is_git_url(url) or len(url) > bounds.REPOSITORY_URL:
             raise SourceError(f"{url[:200]!r} is no URL of a git repository")
         readable = re.sub(r"[^0-9A-Za-z._-]+", "_", without_secrets(url).removesuffix(".git"))[
             -80:
         ].strip("._-")
         digest = hashlib.sha256(url.encode()).hexdigest()[:12]
-        return Place(self.root / "git" / "mirrors" / f"{readable}-{digest}.git", url, hint)
+        return Location(self.root / "git" / "mirrors" / f"{readable}-{digest}.git", url, hint)
 
 
 def local_path(url: str) -> Path | None:

@@ -41,7 +41,7 @@ from fabric.trove.sources import git, git_process
 from fabric.trove.sources.cat_file import CatFile
 
 #: Given a name, whether nobody uses what is so called, and nobody can until the end.
-Alone = Callable[[str], AbstractContextManager[bool]]
+Exclusively = Callable[[str], AbstractContextManager[bool]]
 
 _EXPORTING = "exporting-"
 #: Time stamp of everything exported (Unix time): one value, so that make sees nothing to redo.
@@ -127,7 +127,7 @@ class Exports:
             fresh = self._tables / f".{tree}-{os.getpid()}-{threading.get_ident()}"
             write_record(self._tables / tree, Record(table), fresh)
 
-    def check(self, alone: Alone, read: Callable[[], None]) -> Iterator[str]:
+    def check(self, exclusively: Exclusively, read: Callable[[], None]) -> Iterator[str]:
         """Read all exported trees, and remove those that are not what their names say: these.
 
         One with submodules, whose commits are not in it, is held against its record alone.
@@ -137,18 +137,20 @@ class Exports:
             tree = git_tree(path)
             if tree == path.name or (tree is None and self.find(path.name)):
                 continue
-            with alone(path.name) as unused:
+            with exclusively(path.name) as unused:
                 if unused:
                     self._checked.discard(path.name)
-                    doomed = path.with_name(f".old-{path.name}-{os.getpid()}")
-                    path.rename(doomed)
-                    shutil.rmtree(doomed)
+                    aside = path.with_name(f".old-{path.name}-{os.getpid()}")
+                    path.rename(aside)
+                    shutil.rmtree(aside)
             yield path.name
 
-    def gc(self, older_than: float, alone: Alone | None = None, *, dry_run: bool = False) -> int:
+    def gc(
+        self, older_than: float, exclusively: Exclusively | None = None, *, dry_run: bool = False
+    ) -> int:
         """Remove trees unused for that many seconds; return how many bytes that frees.
 
-        ``alone``, given the name of a tree, tells whether nobody has it in a build.
+        ``exclusively``, given the name of a tree, tells whether nobody has it in a build.
         """
         tally = Tally()
         for path in list(self.top.glob("*/*")):
@@ -156,18 +158,22 @@ class Exports:
                 used = path.lstat().st_atime
                 if used > time.time() - older_than:
                     continue
-                with alone(path.name) if alone else contextlib.nullcontext(True) as unused:
+                with (
+                    exclusively(path.name)
+                    if exclusively
+                    else contextlib.nullcontext(True) as unused
+                ):
                     if not unused:
                         continue
                     tally.add(path)
                     if dry_run:
                         os.utime(path, (used, MTIME))  # looking is no use
                         continue
-                    doomed = path
+                    aside = path
                     if not path.name.startswith("."):  # out of sight before it is half gone
-                        doomed = path.with_name(f".old-{path.name}-{os.getpid()}")
-                        path.rename(doomed)
-                shutil.rmtree(doomed)
+                        aside = path.with_name(f".old-{path.name}-{os.getpid()}")
+                        path.rename(aside)
+                shutil.rmtree(aside)
         for boot in self.top.glob("*"):
             if boot != self.directory and not dry_run:
                 with contextlib.suppress(OSError):  # not empty yet

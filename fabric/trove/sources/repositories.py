@@ -17,7 +17,7 @@ from fabric.host.progress import Progress
 from fabric.jobs import Source
 from fabric.trove.sources import farm_refs as shared
 from fabric.trove.sources.absent import absent
-from fabric.trove.sources.aliases import Place, Places, local_path
+from fabric.trove.sources.aliases import Aliases, Location, local_path
 from fabric.trove.sources.git import REF, SHA, Repository
 from fabric.trove.sources.git_process import DamagedRepositoryError, run
 
@@ -64,7 +64,7 @@ class Repositories:
         progress: Progress,
     ) -> None:
         self.root = root
-        self.places = Places(root, aliases)
+        self.aliases = Aliases(root, aliases)
         self.progress = progress
         self.cancel = CancelToken()
         self._directory = lorries
@@ -97,22 +97,24 @@ class Repositories:
 
     def commit(self, repo: str, ref: str) -> str:
         """The commit that a ref is, fetched or imported if need be.  SourceError."""
-        place = self.places.locate(repo)
+        location = self.aliases.locate(repo)
         meant = self._meant(repo, ref)
         try:
-            found = self._known(repo, meant, place) or self._obtain(repo, meant, place)
-            self.repository(place).fact(found)
+            found = self._known(repo, meant, location) or self._obtain(repo, meant, location)
+            self.repository(location).fact(found)
         except DamagedRepositoryError as error:
-            self._remove(place, self.lorries.get(repo), error)
-            return self._known(repo, meant, place) or self._obtain(repo, meant, place)
+            self._remove(location, self.lorries.get(repo), error)
+            return self._known(repo, meant, location) or self._obtain(repo, meant, location)
         return found
 
-    def _remove(self, place: Place, lorry: Lorry | None, error: DamagedRepositoryError) -> None:
+    def _remove(
+        self, location: Location, lorry: Lorry | None, error: DamagedRepositoryError
+    ) -> None:
         """Remove a damaged repository, if all in it can be brought again."""
-        if place.url is None and lorry is None and self._trove is None:
-            raise SourceError(f"{error}; nothing brings it again, so repair it, or {place.hint}")
-        with self._locked(place):
-            repository = self.repository(place)
+        if location.url is None and lorry is None and self._trove is None:
+            raise SourceError(f"{error}; nothing brings it again, so repair it, or {location.hint}")
+        with self._locked(location):
+            repository = self.repository(location)
             try:
                 repository.examine()  # another process may have mended it
             except DamagedRepositoryError:
@@ -122,10 +124,10 @@ class Repositories:
     def at_hand(self, repo: str, ref: str) -> str | None:
         """The commit that a ref is, if that needs no fetching."""
         try:
-            place = self.places.locate(repo)
-            found = self._known(repo, self._meant(repo, ref), place)
+            location = self.aliases.locate(repo)
+            found = self._known(repo, self._meant(repo, ref), location)
             if found:
-                self.repository(place).fact(found)
+                self.repository(location).fact(found)
         except SourceError:
             return None  # said again, and gathered, when it is resolved
         return found
@@ -147,9 +149,9 @@ class Repositories:
                 f" HEAD for {repo}: commit the definitions ({error})"
             ) from None
 
-    def _known(self, repo: str, ref: str, place: Place) -> str | None:
+    def _known(self, repo: str, ref: str, location: Location) -> str | None:
         """The commit of ``ref``, if it is here and cannot be another by now."""
-        repository = self.repository(place)
+        repository = self.repository(location)
         lorry = self.lorries.get(repo)
         if lorry is not None and lorry.brings(ref):
             commit = self._imported(repository, lorry)
@@ -160,7 +162,9 @@ class Repositories:
         if found is None:
             return None
         commit, name = found
-        if name.startswith("refs/heads/") and not self._is_current(repository, name, place, lorry):
+        if name.startswith("refs/heads/") and not self._is_current(
+            repository, name, location, lorry
+        ):
             return None
         return commit
 
@@ -172,17 +176,17 @@ class Repositories:
         return commit
 
     def _is_current(
-        self, repository: Repository, name: str, place: Place, lorry: Lorry | None
+        self, repository: Repository, name: str, location: Location, lorry: Lorry | None
     ) -> bool:
         """Whether a branch is still what it is at its origin."""
         if {(repository.path, ""), (repository.path, name)} & self._fetched:
             return True
-        url = self._origin(place, lorry)
+        url = self._origin(location, lorry)
         if url is None:
             return True
         there = name
         if self._trove is not None and url == self._trove.url:
-            there = shared.inside(place.name, name)
+            there = shared.inside(location.name, name)
         directory = local_path(url)
         for candidate in (directory, directory / ".git") if directory else ():
             if (candidate / "HEAD").exists():
@@ -193,51 +197,51 @@ class Repositories:
                 return target == repository.target(name)
         return False
 
-    def _origin(self, place: Place, lorry: Lorry | None) -> str | None:
+    def _origin(self, location: Location, lorry: Lorry | None) -> str | None:
         """The URL of the git repository that a place follows; None if it follows none."""
-        if place.url is not None:
-            return place.url
+        if location.url is not None:
+            return location.url
         if lorry is not None and lorry.type == "git" and self._imports:
             return lorry.url
         return self._trove.url if self._trove is not None else None
 
-    def _obtain(self, repo: str, ref: str, place: Place) -> str:
+    def _obtain(self, repo: str, ref: str, location: Location) -> str:
         """Fetch or import what `_known` does not know."""
         lorry = self.lorries.get(repo)
         pinned = lorry if lorry is not None and lorry.brings(ref) else None
         if lorry is not None and lorry.missing and not SHA.fullmatch(ref):
             raise lorry.incomplete()
-        with self._locked(place):
+        with self._locked(location):
             for bring in (self._bring_from_trove, self._bring):
-                commit = self._known(repo, ref, place)  # another process may have brought it
+                commit = self._known(repo, ref, location)  # another process may have brought it
                 if commit is None:
                     if pinned:
-                        self._forget(pinned, place)
-                    bring(ref, place, lorry)
-                    commit = self._known(repo, ref, place)
+                        self._forget(pinned, location)
+                    bring(ref, location, lorry)
+                    commit = self._known(repo, ref, location)
                 if commit is not None:
                     return commit
                 if pinned:
-                    self._compare(pinned, place)
-        raise self._explain(repo, ref, place, lorry)
+                    self._compare(pinned, location)
+        raise self._explain(repo, ref, location, lorry)
 
-    def _forget(self, lorry: Lorry, place: Place) -> None:
+    def _forget(self, lorry: Lorry, location: Location) -> None:
         """Remove what claims to be what a lorry pins, but has another tree."""
-        repository = self.repository(place)
+        repository = self.repository(location)
         if self._imported(repository, lorry) is not None:
             repository.run("update-ref", "-d", lorry.full_ref)
 
-    def _compare(self, lorry: Lorry, place: Place) -> None:
+    def _compare(self, lorry: Lorry, location: Location) -> None:
         """SourceError if what came just now under a lorry's pin has another tree than it records.
 
         Whoever may push to a trove can put anything under a pin; the recorded tree tells.
         """
-        repository = self.repository(place)
+        repository = self.repository(location)
         commit = self._imported(repository, lorry)
         if commit is None:
             return
         assert self._trove is not None  # an import is compared where it is made
-        pin = f"refs/pins/{place.name}/{lorry.import_key()}"
+        pin = f"refs/pins/{location.name}/{lorry.import_key()}"
         raise SourceError(
             f"{lorry.where}: {lorry.name} {lorry.version}: the trove has another tree than is"
             " pinned, so it is not used\n"
@@ -254,9 +258,9 @@ class Repositories:
 
         SourceError if that cannot be done, or gives another tree than is recorded.
         """
-        place = self.places.locate(lorry.repo)
-        with self._locked(place):
-            return self._run(lorry, self.repository(place))
+        location = self.aliases.locate(lorry.repo)
+        with self._locked(location):
+            return self._run(lorry, self.repository(location))
 
     def _run(self, lorry: Lorry, repository: Repository) -> str:
         made = self.importer().run(lorry, repository)
@@ -273,12 +277,12 @@ class Repositories:
             )
         return tree
 
-    def _bring_from_trove(self, ref: str, place: Place, lorry: Lorry | None) -> None:
+    def _bring_from_trove(self, ref: str, location: Location, lorry: Lorry | None) -> None:
         """Fetch from the farm's trove, if this is a source for it and it has it."""
-        if self._trove is None or not place.name or not REF.fullmatch(ref):
+        if self._trove is None or not location.name or not REF.fullmatch(ref):
             return
-        repository = self.repository(place)
-        name = place.name.removesuffix(".git")
+        repository = self.repository(location)
+        name = location.name.removesuffix(".git")
         self.progress(f"{name}: looking in the trove")
 
         def progress(text: str) -> None:
@@ -286,23 +290,25 @@ class Repositories:
 
         if lorry is not None and lorry.brings(ref):
             pin, full = lorry.import_key(), lorry.full_ref
-            shared.fetch_pin(self._trove, repository, place.name, pin, full, progress, self.cancel)
-        elif SHA.fullmatch(ref) or self._origin(place, lorry) == self._trove.url:
-            shared.fetch_ref(self._trove, repository, place.name, ref, progress, self.cancel)
+            shared.fetch_pin(
+                self._trove, repository, location.name, pin, full, progress, self.cancel
+            )
+        elif SHA.fullmatch(ref) or self._origin(location, lorry) == self._trove.url:
+            shared.fetch_ref(self._trove, repository, location.name, ref, progress, self.cancel)
             found = repository.find(ref)
             if found is not None:
                 self._fetched.add((repository.path, found[1]))
 
-    def _bring(self, ref: str, place: Place, lorry: Lorry | None) -> None:
+    def _bring(self, ref: str, location: Location, lorry: Lorry | None) -> None:
         """Import by lorry, or fetch from where the repository comes from."""
-        repository = self.repository(place)
+        repository = self.repository(location)
         if lorry is not None and lorry.brings(ref):
             if self._imports:
                 self._run(lorry, repository)
-        elif place.url is not None:
-            self._fetch(repository, place.url, ref, place.hint)
+        elif location.url is not None:
+            self._fetch(repository, location.url, ref, location.hint)
         elif lorry is not None and lorry.type == "git" and self._imports:
-            self._fetch(repository, lorry.url, ref, place.hint)
+            self._fetch(repository, lorry.url, ref, location.hint)
 
     def _fetch(self, repository: Repository, url: str, ref: str, hint: str) -> None:
         """Fetch all branches and tags, and the very commit if it is in none of them."""
@@ -334,12 +340,12 @@ class Repositories:
             with contextlib.suppress(SourceError):  # explained by the caller
                 repository.fetch(url, [f"{ref}:refs/fabric/{ref}"], progress, self.cancel)
 
-    def _explain(self, repo: str, ref: str, place: Place, lorry: Lorry | None) -> SourceError:
+    def _explain(self, repo: str, ref: str, location: Location, lorry: Lorry | None) -> SourceError:
         """Why a ref cannot be had, and what would help."""
-        if place.url is not None:
-            return SourceError(f"{repo}: {place.url} has no ref {ref}")
+        if location.url is not None:
+            return SourceError(f"{repo}: {location.url} has no ref {ref}")
         if self._trove is not None:
-            return absent(self._trove.url, repo, ref, place, lorry, imports=self._imports)
+            return absent(self._trove.url, repo, ref, location, lorry, imports=self._imports)
         if lorry is not None and lorry.type != "git":
             return SourceError(
                 f"{repo}: no ref {ref}: its lorry ({lorry.where}) brings {lorry.ref};"
@@ -348,13 +354,13 @@ class Repositories:
         if lorry is not None:
             leads = f"where its lorry ({lorry.where}) leads"
             return SourceError(f"{repo}: no ref {ref} at {lorry.url}, {leads}")
-        if self.repository(place).exists:
-            where = f"in {place.directory}, and no lorry that could bring it"
+        if self.repository(location).exists:
+            where = f"in {location.directory}, and no lorry that could bring it"
             return SourceError(f"{repo}: no ref {ref} {where}")
         name = repo.partition(":")[2] or repo
         return SourceError(
-            f"{repo}: no such repository: there is no {place.directory} and no lorry for it;"
-            f" add sources/{name.rpartition('/')[2]}.lorry to the definitions, {place.hint},"
+            f"{repo}: no such repository: there is no {location.directory} and no lorry for it;"
+            f" add sources/{name.rpartition('/')[2]}.lorry to the definitions, {location.hint},"
             " or configure its alias to be a URL",
             alike="no such repository, and no lorry for it: add lorries to the folder sources of"
             f" the definitions, push repositories to {self.root / 'git'}, or configure aliases to"
@@ -363,54 +369,54 @@ class Repositories:
 
     def holding(self, source: Source) -> Repository:
         """The repository with the very commit of ``source``, brought if need be.  SourceError."""
-        place = self.places.locate(source.repo)
-        repository = self.repository(place)
+        location = self.aliases.locate(source.repo)
+        repository = self.repository(location)
         lorry = self.lorries.get(source.repo)
         try:
             repository.check()
             there = repository.find(source.commit) is not None
         except DamagedRepositoryError as error:
-            self._remove(place, lorry, error)
+            self._remove(location, lorry, error)
             there = False
         if not there:
             if lorry is not None and lorry.brings(source.ref):
-                self._obtain(source.repo, source.ref, place)
-            elif self._origin(place, lorry):
-                self._obtain(source.repo, source.commit, place)
+                self._obtain(source.repo, source.ref, location)
+            elif self._origin(location, lorry):
+                self._obtain(source.repo, source.commit, location)
         if repository.find(source.commit) is None:
             raise SourceError(
                 f"{source.repo}: commit {source.commit} ({source.ref}) is not in"
-                f" {place.directory}; {place.hint}"
+                f" {location.directory}; {location.hint}"
             )
         return repository
 
     def mended(self, source: Source, error: DamagedRepositoryError) -> Repository:
         """As `holding`, once an ``error`` has shown that objects there may be damaged."""
-        place = self.places.locate(source.repo)
-        self._remove(place, self.lorries.get(source.repo), error)
+        location = self.aliases.locate(source.repo)
+        self._remove(location, self.lorries.get(source.repo), error)
         return self.holding(source)
 
     def refetch(self, lorry: Lorry) -> Repository:
         """Fetch again what a lorry of type git leads to."""
-        place = self.places.locate(lorry.repo)
-        repository = self.repository(place)
-        with self._locked(place):
+        location = self.aliases.locate(lorry.repo)
+        repository = self.repository(location)
+        with self._locked(location):
             self._fetch(repository, lorry.url, "", f"see {lorry.where}")
         return repository
 
-    def repository(self, place: Place) -> Repository:
+    def repository(self, location: Location) -> Repository:
         """Where a place's commits are."""
-        return self._repositories.setdefault(place.directory, Repository(place.directory))
+        return self._repositories.setdefault(location.directory, Repository(location.directory))
 
     @contextlib.contextmanager
-    def _locked(self, place: Place) -> Iterator[None]:
-        name = hashlib.sha256(os.fsencode(place.directory)).hexdigest()[:32]
+    def _locked(self, location: Location) -> Iterator[None]:
+        name = hashlib.sha256(os.fsencode(location.directory)).hexdigest()[:32]
         waited = False
 
         def wait() -> None:
             nonlocal waited
             if not waited:
-                self.progress(f"{place.directory.stem}: waiting for another import of it")
+                self.progress(f"{location.directory.stem}: waiting for another import of it")
             waited = True
             self.cancel.pause(0.2)
 

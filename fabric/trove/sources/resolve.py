@@ -38,7 +38,7 @@ from fabric.trove.sources.git_process import DamagedRepositoryError
 from fabric.trove.sources.repositories import OpenImporter, Repositories
 
 if TYPE_CHECKING:
-    from fabric.trove.sources.export import Alone, Exports
+    from fabric.trove.sources.export import Exclusively, Exports
     from fabric.trove.sources.farm_remote import Trove
     from fabric.trove.sources.lorries import Lorries
 
@@ -123,7 +123,7 @@ class Sources:
             if not target:
                 self.progress(f"{repo}: .gitmodules does not say where {path} is from: left empty")
                 continue
-            target = self._repositories.places.relative(repo, target)
+            target = self._repositories.aliases.relative(repo, target)
             below = given.submodules if given else ()
             inside.append((path, self.resolve(target, sha, below)))
         return Source(repo, ref, commit, fact.tree, tuple(inside))
@@ -279,7 +279,7 @@ class Sources:
 
     # -- the farm's trove --------------------------------------------------------------------
 
-    def supply(self, wanted: Iterable[Wanted]) -> None:
+    def push_missing(self, wanted: Iterable[Wanted]) -> None:
         """See to it that the farm's trove has these: resolve what it lacks, and `publish` that.
 
         Nothing without a trove.  A branch that its lorry mirrors is looked at anew.
@@ -293,18 +293,18 @@ class Sources:
 
     def _lacks(self, there: Mapping[str, str], wanted: Wanted) -> bool:
         repo, ref, _ = wanted
-        place = self._repositories.places.locate(repo)
+        location = self._repositories.aliases.locate(repo)
         lorry = self.lorries.get(repo)
-        if not place.name or (lorry is not None and lorry.is_own and ref == "HEAD"):
+        if not location.name or (lorry is not None and lorry.is_own and ref == "HEAD"):
             return False
         if lorry is not None and lorry.brings(ref):
-            return f"refs/pins/{place.name}/{lorry.import_key()}" not in there
+            return f"refs/pins/{location.name}/{lorry.import_key()}" not in there
         if SHA.fullmatch(ref):
-            return f"refs/pins/{place.name}/{ref}" not in there
+            return f"refs/pins/{location.name}/{ref}" not in there
         names = (
             [f"refs/tags/{ref}"] if lorry is not None else [f"refs/tags/{ref}", f"refs/heads/{ref}"]
         )
-        return not any(shared.inside(place.name, name) in there for name in names)
+        return not any(shared.inside(location.name, name) in there for name in names)
 
     def publish(self, sources: Iterable[Source]) -> None:
         """Push what the farm's trove lacks of sources that are here, submodules included.
@@ -318,16 +318,16 @@ class Sources:
         shared.push(self._trove, list(kept.values()), self.progress, self._repositories.cancel)
 
     def _kept(self, source: Source) -> Iterator[shared.Kept]:
-        place = self._repositories.places.locate(source.repo)
+        location = self._repositories.aliases.locate(source.repo)
         lorry = self.lorries.get(source.repo)
-        if place.name and not (lorry is not None and lorry.is_own and source.ref == "HEAD"):
-            repository = self._repositories.repository(place)
+        if location.name and not (lorry is not None and lorry.is_own and source.ref == "HEAD"):
+            repository = self._repositories.repository(location)
             pin = ""
             if lorry is not None and lorry.brings(source.ref):
                 pin = lorry.import_key()
             found = repository.find(source.ref)
             ref = found[1] if found and found[0] == source.commit else ""
-            yield shared.Kept(repository, place.name, source.commit, pin, ref)
+            yield shared.Kept(repository, location.name, source.commit, pin, ref)
         for _, module in source.submodules:
             yield from self._kept(module)
 
@@ -338,22 +338,22 @@ class Sources:
         self.exports.sweep()
 
     def gc(
-        self, older_than: float, alone: Alone | None = None, *, dry_run: bool = False
+        self, older_than: float, exclusively: Exclusively | None = None, *, dry_run: bool = False
     ) -> dict[str, int]:
         """Remove what was unused for that many seconds; return how many bytes that frees, by kind.
 
-        Trees of which ``alone`` says no stay, as builds have them.  Of repositories only what
+        Trees of which ``exclusively`` says no stay, as builds have them.  Of repositories only what
         killed fetches left goes: only they hold what cannot be made again.
         """
         return {
-            "source trees": self.exports.gc(older_than, alone, dry_run=dry_run),
+            "source trees": self.exports.gc(older_than, exclusively, dry_run=dry_run),
             "downloads": self._repositories.importer().gc(older_than, dry_run=dry_run),
             "repositories": housekeeping.gc(self.root, dry_run=dry_run),
         }
 
     def repository(self, repo: str) -> Repository:
         """What is here of ``repo``; it may not exist yet."""
-        return self._repositories.repository(self._repositories.places.locate(repo))
+        return self._repositories.repository(self._repositories.aliases.locate(repo))
 
 
 def _identity(wanted: Wanted) -> object:

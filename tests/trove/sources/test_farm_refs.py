@@ -438,10 +438,10 @@ def test_what_is_not_taken_whole_is_not_there(farm: Farm, tmp_path: Path) -> Non
     lock.touch()
     wanted = [("upstream:thing", "1.0", ())]
     with pytest.raises(TroveError, match="is locked by another push"):
-        farm.initiator("ann").supply(wanted)
+        farm.initiator("ann").push_missing(wanted)
     assert farm.refs() == set()
     lock.unlink()
-    farm.initiator("ann").supply(wanted)
+    farm.initiator("ann").push_missing(wanted)
     assert f"refs/pins/upstream/thing.git/{commit}" in farm.refs()
 
 

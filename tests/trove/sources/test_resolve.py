@@ -14,7 +14,7 @@ from sources_kit import git, outputs_at_once, repository
 from fabric.definitions.graph import Submodule
 from fabric.errors import SourceError
 from fabric.jobs import Source
-from fabric.trove.sources.aliases import Places
+from fabric.trove.sources.aliases import Aliases
 from fabric.trove.sources.resolve import Sources
 
 Make = Callable[..., Sources]
@@ -252,18 +252,18 @@ def test_a_submodule_without_a_url_stays_empty(elsewhere: Path, tmp_path: Path) 
 )
 def test_where_names_lead(repo: str, directory: str | None, url: str | None) -> None:
     aliases = {"in": "folder", "suffix": "https://host/", "pattern": "ssh://git@host/%s.git"}
-    place = Places(Path("/trove"), aliases).locate(repo)
-    assert place.url == url
+    location = Aliases(Path("/trove"), aliases).locate(repo)
+    assert location.url == url
     if directory:
-        assert place.directory == Path("/trove/git") / directory
+        assert location.directory == Path("/trove/git") / directory
     else:
-        assert place.directory.parent == Path("/trove/git/mirrors")
+        assert location.directory.parent == Path("/trove/git/mirrors")
 
 
 @pytest.mark.parametrize("repo", ["../x", "upstream:../x", "upstream:a/../../x", "", "a b", "x/"])
 def test_names_that_lead_nowhere(repo: str) -> None:
     with pytest.raises(SourceError, match=r"is no name of a repository.*baserock, upstream"):
-        Places(Path("/trove"), {}).locate(repo)
+        Aliases(Path("/trove"), {}).locate(repo)
 
 
 @pytest.mark.parametrize("url", ["ext::sh -c id", "https://host/a\nb", "-x:y"])
@@ -283,12 +283,12 @@ def test_urls_that_are_none(url: str, make: Make) -> None:
     ],
 )
 def test_relative_urls_of_submodules(repo: str, url: str, target: str) -> None:
-    assert Places(Path("/trove"), {}).relative(repo, url) == target
+    assert Aliases(Path("/trove"), {}).relative(repo, url) == target
 
 
 def test_a_relative_url_cannot_leave() -> None:
     with pytest.raises(SourceError, match="leads out of"):
-        Places(Path("/trove"), {}).relative("up:a", "../../b")
+        Aliases(Path("/trove"), {}).relative("up:a", "../../b")
 
 
 # -- what cannot be had ----------------------------------------------------------------------
