@@ -1,19 +1,19 @@
-"""Implements the worker's side of the protocol: what to run, kill and report.  Pure: no I/O.
+"""Decides what a worker runs, kills and reports.  Pure: no I/O, no clock.
 
-The shell around it (`fabric.worker`) owns sockets, processes and the clock::
+The shell around it (`fabric.worker`) owns sockets, threads and the clock::
 
     agent = WorkerAgent(name="w1", instance=uuid4().hex, arch="x86_64", slots=2)
     actions = agent.tick(now)            # once at the start, then at least at agent.due
-    actions = agent.desired(message)     # a Desired came
+    actions = agent.desired(message)     # a Desired arrived
     actions = agent.progress(key, fence, phase="build", log_size=1234)
-    actions = agent.ended(outcome)       # an attempt ended, however it ended
-    actions = agent.drain()              # take nothing new; hand back what has not begun
-    actions = agent.refuse("disk full")  # the same for as long as this lasts: then refuse("")
+    actions = agent.ended(outcome)       # an attempt ended, in whatever way
+    actions = agent.drain()              # accept nothing new; hand back what has not begun
+    actions = agent.refuse("disk full")  # the same, until refuse("")
 
-Every call returns the actions to carry out, in order: `Start`, `Kill`, `Send`.  Each attempt
-that was started must come to `ended` exactly once, also one that was killed (with the result
-"cancelled"; "done" or "failed" if it was quicker than the kill), and one that the shell will not
-begin (with the result "refused", and why).
+Every call returns the actions to carry out, in order: `Start`, `Kill`, `Send`.  The shell calls
+`ended` exactly once for each attempt that was started: also for a killed one (with the result
+"cancelled", or "done" or "failed" if it ended before the kill), and for one that it refuses to
+begin (with the result "refused" and the reason).
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from fabric.wire.messages import (
 REPORT_EVERY = 1.0
 #: Reports of progress and of accepted attempts are at least this far apart, in seconds.
 PROGRESS_EVERY = 0.1
-#: Seconds after which a broker with a smaller epoch is obeyed, if the former says nothing: it has
-#: lost its journal, and its clock is wrong.
+#: Seconds without a message after which a broker with a smaller epoch is obeyed: it has lost its
+#: journal, and its clock is wrong.
 FORGET = 60.0
 
 Id = tuple[str, int]
@@ -53,14 +53,14 @@ class Start(msgspec.Struct, frozen=True):
 
 
 class Kill(msgspec.Struct, frozen=True):
-    """Kill this attempt and all its processes; then say `ended`."""
+    """Kill this attempt and all its processes, then call `ended`."""
 
     key: str
     fence: int
 
 
 class Send(msgspec.Struct, frozen=True):
-    """Send this to the broker."""
+    """Send this report to the broker."""
 
     report: Report
 
@@ -69,7 +69,7 @@ Action = Start | Kill | Send
 
 
 class _Entry:
-    """An attempt accepted and not ended yet."""
+    """An attempt that is accepted and has not ended."""
 
     __slots__ = ("assignment", "dying", "fence", "key", "log_size", "phase", "started")
 
@@ -84,7 +84,7 @@ class _Entry:
 
 
 class WorkerAgent:
-    """One run of one worker.  ``instance`` must differ in each run."""
+    """One run of a worker.  ``instance`` differs in each run."""
 
     def __init__(
         self,
@@ -100,24 +100,24 @@ class WorkerAgent:
         self.arch = arch
         self.slots = slots
         self.features = features
-        self.free_disk = 0  # bytes; the shell may set these two at any time
+        self.free_disk = 0  # bytes; the shell sets these two at any time
         self.free_memory = 0
         self.draining = False
-        self.refusing = ""  # why nothing new is taken at present
+        self.refusing = ""  # why nothing new is accepted at present
         #: when `tick` is due
         self.due = float("-inf")
         self._sequence = 0
         self._epoch = 0
         self._answered = 0
-        self._now = self._obeyed = float("-inf")  # when the broker's word was last taken
+        self._now = self._obeyed = float("-inf")  # when the broker was last obeyed
         self._entries: dict[Id, _Entry] = {}
         self._finished: dict[Id, Outcome] = {}
         self._reported = float("-inf")  # when `tick` last sent a report
 
-    # -- what the shell tells ------------------------------------------------------------------
+    # -- events ----------------------------------------------------------------------------
 
     def desired(self, message: Desired) -> list[Action]:
-        """The broker says what should be done here."""
+        """The broker sent its desired state."""
         if message.epoch < self._epoch:
             if self._now - self._obeyed < FORGET:
                 return []
@@ -133,7 +133,7 @@ class WorkerAgent:
             id = (assignment.key, assignment.fence)
             wanted.add(id)
             known = id in self._entries or id in self._finished
-            # What cannot be reported is not taken: the broker assigns it again.
+            # More than a report can hold is not accepted: the broker assigns it again.
             if not known and len(self._entries) + len(self._finished) < bounds.REPORTED:
                 self._entries[id] = _Entry(assignment)
                 self._soon()
@@ -152,9 +152,9 @@ class WorkerAgent:
         return [*actions, self._send()] if gone else actions
 
     def progress(self, key: str, fence: int, *, phase: str, log_size: int) -> list[Action]:
-        """How far an attempt is; ``log_size`` in bytes.
+        """An attempt progressed; ``log_size`` in bytes.
 
-        A new phase brings `due` forward; once it is `STORING`, the slot is free for the next.
+        A new phase brings `due` forward; in the phase `STORING`, its slot is free for another.
         """
         entry = self._entries.get((key, fence))
         if entry is None:
@@ -175,7 +175,7 @@ class WorkerAgent:
         return [*self._begin(), self._send()]
 
     def tick(self, now: float) -> list[Action]:
-        """Time has passed: report if that is due.  Sets ``due``."""
+        """Time has passed: report if a report is due.  Sets ``due``."""
         self._now = now
         if now < self.due:
             return []
@@ -184,40 +184,40 @@ class WorkerAgent:
         return [self._send()]
 
     def drain(self) -> list[Action]:
-        """Take nothing new, and hand back what has not begun."""
+        """Accept nothing new, and hand back attempts that have not begun."""
         self.draining = True
         return [*self._begin(), self._send()]
 
     def refuse(self, why: str) -> list[Action]:
-        """Take nothing new, for this reason, and refuse what has not begun; "": go on."""
+        """Accept nothing new, for this reason, and refuse attempts not begun; "": accept again."""
         why = cut(why)
         if why == self.refusing:
             return []
         self.refusing = why
         return [*self._begin(), self._send()]
 
-    # -- what the shell may look at --------------------------------------------------------
+    # -- state -------------------------------------------------------------------------------
 
     @property
     def running(self) -> tuple[Id, ...]:
-        """Attempts started and not ended."""
+        """Attempts that have started and not ended."""
         return tuple(id for id, entry in self._entries.items() if entry.started)
 
     @property
     def unsettled(self) -> tuple[Id, ...]:
-        """Attempts whose outcome the broker may not have, or whose log it may not have whole."""
+        """Attempts whose outcome or whole log the broker has not acknowledged."""
         return tuple(self._finished)
 
     @property
     def idle(self) -> bool:
-        """Nothing runs, and the broker knows of everything that ever ran."""
+        """Whether nothing runs, and the broker has acknowledged every outcome."""
         return not self._entries and not self._finished
 
     def report(self) -> Report:
-        """The whole state, under a new sequence number."""
+        """The whole state, with the next sequence number."""
         self._sequence += 1
         finished = tuple(self._finished.values())
-        # Outcomes past the bound count as running until others are settled.
+        # Outcomes past the bound are reported as running until others are acknowledged.
         late = finished[bounds.OUTCOMES :]
         return Report(
             protocol=PROTOCOL,
@@ -250,9 +250,9 @@ class WorkerAgent:
         return Send(self.report())
 
     def _begin(self) -> list[Action]:
-        """Start what is accepted, as far as there are slots and no older attempt is at it.
+        """Start accepted attempts while there are slots, unless an older attempt has the job.
 
-        Or hand it back, if nothing new is to be taken.
+        When draining or refusing, hand them back instead.
         """
         if self.draining or self.refusing:
             for id in [id for id, entry in self._entries.items() if not entry.started]:
@@ -267,7 +267,7 @@ class WorkerAgent:
         if all(entry.started for entry in self._entries.values()):
             return actions
         busy = {entry.key for entry in self._entries.values() if entry.started}
-        # What is stored needs no slot; no more of it than there are, so that it does not pile up.
+        # Storing needs no slot; at most as many as there are slots, so that they do not pile up.
         storing = sum(entry.phase == STORING for entry in self._entries.values())
         room = self.slots + min(self.slots, storing)
         room -= sum(entry.started for entry in self._entries.values())

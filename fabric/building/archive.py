@@ -1,10 +1,10 @@
-"""Packs deterministic archives: the same entries give the same bytes, everywhere and always.
+"""Packs and reads deterministic archives: the same entries give the same bytes everywhere.
 
-GNU tar (names are bytes, of any length), every entry of owner 0:0 without names and of one
-fixed mtime, compressed by zstandard at a fixed level.  Kept: modes with setuid and sticky bits,
-symlinks, hard links within one archive, devices, FIFOs.  Not kept: extended attributes, file
-capabilities, access control lists, holes of sparse files.  A number too large for its field of
-the header is written as GNU tar does, in base 256.
+The format is GNU tar (names are bytes, of any length), compressed by zstandard at a fixed level.
+Every entry has owner 0:0 without names, and one fixed mtime.  Kept: modes with setuid and sticky
+bits, symlinks, hard links within one archive, devices, FIFOs.  Not kept: extended attributes, file
+capabilities, access control lists, holes of sparse files.  A number too large for its field of the
+header is written in base 256, as by GNU tar.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from fabric.errors import BuildFailed, MachineFault, in_line
 from fabric.host.cancel import no_check
 from fabric.jobs import Blob
 
-#: mtime of everything unpacked, seconds since the epoch: that of the old tool's artifacts.
+#: mtime of everything unpacked, in seconds since the epoch: as in the old tool's artifacts.
 MTIME = 683074800
 
 FILE, HARD_LINK, SYMLINK, CHARACTER, BLOCK, DIRECTORY, FIFO = (b"%d" % n for n in range(7))
 _LONG_LINK, _LONG_NAME = b"K", b"L"
 _LEVEL = 3
-#: An archive of at most this size, in bytes, is packed in memory in one go.
+#: An archive of at most this size, in bytes, is packed in memory.
 _SMALL = 1 << 20
-#: From this size on two threads compress.  Their number is part of the format (never the count
-#: of cores): frames made by threads differ from those made without.
+#: Archives above this size are compressed by two threads.  The number is part of the format, and
+#: does not depend on the cores: frames made by threads differ from those made without.
 _LARGE = 64 << 20
 _PIECE = 1 << 20
 #: Most bytes of a symlink's target: the kernel's PATH_MAX, without the zero at its end.
@@ -40,7 +40,7 @@ _LONGEST_LINK = 4095
 
 
 class Entry(NamedTuple):
-    """One thing in an archive.  ``name`` is relative, without a leading or trailing slash."""
+    """An entry of an archive.  ``name`` is relative, without a leading or trailing slash."""
 
     name: bytes
     type: bytes
@@ -51,13 +51,13 @@ class Entry(NamedTuple):
     minor: int = 0
     uid: int = 0  # other than 0 only for devices
     gid: int = 0
-    source: bytes | None = None  # where the contents are on this machine
+    source: bytes | None = None  # the file with the contents on this machine
     data: bytes = b""  # the contents, when there is no ``source``
     inode: tuple[int, int] | None = None  # (device, number) of a file with several names
 
 
 class Packed(msgspec.Struct, frozen=True):
-    """A finished archive: its name, and where its bytes are."""
+    """A finished archive: its blob, and its bytes or the file that has them."""
 
     blob: Blob
     content: Path | bytes
@@ -85,14 +85,14 @@ def pack(entries: Iterable[Entry], spill: Path, check: Callable[[], None] = no_c
 def _spill(head: bytes, stream: Iterator[bytes], spill: Path) -> Packed:
     digest = hashlib.sha256()
     size = 0
-    with spill.open("xb") as out:  # one that is there may be the store's by now
+    with spill.open("xb") as out:  # an existing file may be the store's by now
 
         def write(data: bytes) -> None:
             nonlocal size
             digest.update(data)
             size += out.write(data)
 
-        # Contents up to _LARGE decide, whatever their entries: the choice follows the bytes.
+        # The number of threads depends on the bytes alone, so that it is deterministic.
         pending = [head]
         length = len(head)
         for piece in stream:
@@ -136,7 +136,7 @@ def _stream(entries: Iterable[Entry], check: Callable[[], None]) -> Iterator[byt
 
 
 def contents(entry: Entry) -> Iterator[bytes]:
-    """The contents of an entry.  MachineFault when they are not what was noted."""
+    """The contents of an entry.  MachineFault if their size is not that of the entry."""
     if entry.source is None:
         yield entry.data
         return
@@ -153,14 +153,14 @@ def _open(path: bytes) -> BinaryIO:
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         fd = os.open(path, flags)
-    except PermissionError:  # mode 4111, say, and we are not root; its mode is noted already
+    except PermissionError:  # of mode 4111, for example; the entry has the mode already
         os.chmod(path, 0o400)  # noqa: PTH101 - bytes
         fd = os.open(path, flags)
     return os.fdopen(fd, "rb", buffering=0)
 
 
 def _proven(entry: Entry, name: bytes) -> bytes:
-    """The header of an entry.  BuildFailed unless reading it gives back the entry."""
+    """The header of an entry.  BuildFailed unless reading it gives the same entry."""
     try:
         block = header(entry, name)
         long = name if len(name) > 100 else b""
@@ -192,21 +192,21 @@ def header(entry: Entry, name: bytes) -> bytes:
 
 
 def _field(value: int, width: int) -> bytes:
-    """A number in ``width`` bytes.  OverflowError if even base 256 has no room for it."""
+    """A number in ``width`` bytes.  OverflowError if it is too large for base 256, too."""
     if 0 <= value < 1 << 3 * (width - 1):
         return b"%0*o\0" % (width - 1, value)
     return b"\x80" + value.to_bytes(width - 1, "big")
 
 
 def _long(type_: bytes, text: bytes) -> bytes:
-    """GNU's way to say a name that does not fit: an entry whose contents is the name."""
+    """GNU tar's entry for a name that is too long for a header: its contents are the name."""
     data = text + b"\0"
     entry = Entry(b"././@LongLink", type_, size=len(data))
     return header(entry, entry.name) + data + bytes(-len(data) % 512)
 
 
 class Contents:
-    """The contents of the entry just read; what is not taken is passed over."""
+    """The contents of the entry that was read last; contents not read are skipped."""
 
     def __init__(self, stream: _Buffered, size: int) -> None:
         self._stream = stream
@@ -214,7 +214,7 @@ class Contents:
         self._padding = -size % 512
 
     def pieces(self) -> Iterator[bytes]:
-        """What is left of the contents, in pieces of a megabyte at most."""
+        """The rest of the contents, in pieces of at most a megabyte."""
         while self.left:
             piece = self._stream.some(self.left)
             self.left -= len(piece)
@@ -227,7 +227,7 @@ class Contents:
 
 
 class _Buffered:
-    """Reads of any length from a compressed file, without a call for each 512 bytes."""
+    """Buffers a compressed file, so that 512 bytes do not cost a call."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._reader = zstandard.ZstdDecompressor().stream_reader(file)
@@ -293,7 +293,7 @@ def read(file: BinaryIO) -> Iterator[tuple[Entry, Contents]]:
 
 
 def _size(block: bytes) -> int:
-    """How many bytes follow a header.  MachineFault if it is none."""
+    """The number of bytes that follow a header.  MachineFault if it is no header."""
     if block[257:262] != b"ustar":
         raise MachineFault("not a tar header where one must be")
     size = _number(block[124:136])
@@ -303,7 +303,7 @@ def _size(block: bytes) -> int:
 
 
 def _entry(block: bytes, name: bytes, link: bytes) -> Entry:
-    """An entry: its header, and the long name or link before it.  MachineFault if it is wrong."""
+    """The entry of a header, with the long name or link before it.  MachineFault if invalid."""
     name = (name or block[0:100].rstrip(b"\0")).removesuffix(b"/")
     link = link or block[157:257].rstrip(b"\0")
     type_ = block[156:157]
@@ -326,7 +326,7 @@ def _entry(block: bytes, name: bytes, link: bytes) -> Entry:
 
 
 def _judge(path: bytes, what: str) -> None:
-    """MachineFault if a path is too long, or is none below the root of a tree."""
+    """MachineFault if a path is too long, or leads out of the tree."""
     if len(path) > bounds.ARTIFACT_PATH:
         raise MachineFault(f"{what} is longer than {bounds.ARTIFACT_PATH} bytes")
     if not {b"", b".", b".."}.isdisjoint(path.split(b"/")) or b"\0" in path:

@@ -22,12 +22,12 @@ from fabric.host.cancel import CancelToken
 from fabric.jobs import Job
 from fabric.wire.messages import STORING, Outcome, cut
 
-# Made here: two threads that make msgspec look at a type for the first time at once crash (0.22).
+# Made at import: msgspec 0.22 crashes when two threads use a type for the first time at once.
 _decode = msgspec.msgpack.Decoder(Job).decode
 
 
 class Attempt:
-    """One job being built, in a thread that is not the one that talks."""
+    """One attempt to build a job, in a thread of its own."""
 
     def __init__(
         self, key: str, fence: int, job: msgspec.Raw, spool: Path, wake: Callable[[], None]
@@ -35,7 +35,7 @@ class Attempt:
         self.key = key
         self.fence = fence
         self._job = job
-        self._wake = wake  # what there is to tell must not wait
+        self._wake = wake  # has the worker report at once
         self.cancel = CancelToken()
         self.phase = "fetch"
         self.log = Log(spool)
@@ -47,7 +47,7 @@ class Attempt:
             self._wake()
 
     def run(self, workspace: Workspace, settings: WorkerSettings, name: str) -> Outcome:
-        """Build, and say how it ended; never raises: the slot's thread must go on."""
+        """Build, and return the outcome.  Never raises, since the slot's thread must go on."""
         began = time.monotonic()
         try:
             return self._run(workspace, settings, name, began)
@@ -112,5 +112,5 @@ class Attempt:
 
 
 def _text(message: str) -> str:
-    """What can be sent of a message, which may be long and name files whose names are no text."""
+    """A message fit for sending: cut to the bound, and with file names as text."""
     return cut(message.encode("utf-8", "backslashreplace").decode())

@@ -1,4 +1,7 @@
-"""Builds one job: fetch, build, split, store.  Workers use only this module of the room."""
+"""Builds one job: fetches, builds, splits and stores.
+
+It is this package's interface for workers.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +29,10 @@ from fabric.errors import (
 from fabric.host.cancel import TICK, CancelToken
 from fabric.jobs import Artifact, Job, Manifest
 
-#: The phase in which another process of this machine builds the same job, and we wait for that.
+#: The phase of waiting for another process of this machine that builds the same job.
 ELSEWHERE = "built by another process"
 
-#: To store this many bytes, a remote store may need longer than a cancelled build may take to end.
+#: Storing this many bytes may take longer than a cancelled build is allowed to take to end.
 _LARGE = 16 << 20
 
 
@@ -45,15 +48,16 @@ def build(
     phase: Callable[[str], None] = lambda name: None,  # noqa: ARG005
     builder: str = "",
 ) -> Manifest:
-    """Build ``job`` and put it into the store; what is there already is taken from there.
+    """Build ``job`` and put it into the store; a job that is stored already is not built.
 
-    ``jobs`` is make's -j unless the chunk limits it, ``timeout`` in seconds of wall time and
-    ``log_limit`` in bytes bound the commands, ``phase`` hears "fetch", "configure" ... "store", or
-    ELSEWHERE.  ``builder`` names the worker in the manifest.  The log of what is stored is sealed.
+    ``jobs`` is make's -j unless the chunk limits it; ``timeout`` in seconds of wall time and
+    ``log_limit`` in bytes bound the commands.  ``phase`` is called with "fetch", "configure" ...
+    "store", or ELSEWHERE.  ``builder`` names the worker in the manifest.  The log is sealed
+    before it is stored.
 
-    BuildFailed when it is the job's own fault (its tree then stays in ``failed/KEY``),
-    MachineFault when it is this machine's or the store's, Cancelled within a fraction of a
-    second after ``cancel`` is set.  None of them leaves a process behind.
+    BuildFailed if it is the job's own fault (its tree then stays in ``failed/KEY``), MachineFault
+    if it is this machine's or the store's, Cancelled within a fraction of a second after
+    ``cancel`` is set.  None of them leaves a process behind.
     """
     try:
         with (
@@ -63,7 +67,7 @@ def build(
             ready = workspace.store.manifest(job.key)
             if ready is not None:
                 workspace.store.use([job.key])
-                if ready.log is not None:  # whoever was faster: that is the log of this step
+                if ready.log is not None:  # another was faster: its log is the log of this step
                     with workspace.store.open(ready.log, job.key, cancel.check) as other:
                         log.copy(other)
                 return ready
@@ -131,8 +135,8 @@ def _store(
     workspace: Workspace,
     cancel: CancelToken,
 ) -> None:
-    """Store what was built.  Cancelled while a large upload goes on, which is left to itself:
-    it may still end well, and else leaves nothing that counts.
+    """Store the result.  Cancelled during a large upload, which then goes on in its thread: it may
+    succeed, and otherwise leaves no manifest.
     """
     if sum(blob.size for blob in manifest.blobs()) < _LARGE:
         workspace.store.put(manifest, files)
@@ -143,7 +147,7 @@ def _store(
     def work() -> None:
         try:
             workspace.store.put(manifest, files)
-        except Exception as error:  # noqa: BLE001  raised below, if anybody still waits
+        except Exception as error:  # noqa: BLE001  raised below, unless cancelled
             errors.append(error)
         ended.set()
 

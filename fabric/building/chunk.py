@@ -24,10 +24,10 @@ INTEGRATION = "baserock/system-integration"
 
 
 class Built(NamedTuple):
-    """What came of a chunk."""
+    """The result of building a chunk."""
 
-    archives: dict[str, Packed | None]  # by artifact; None for one without any path
-    layer: Path | None  # a tree that is what unpacking them all gives, if there is one
+    archives: dict[str, Packed | None]  # by artifact; None for an empty one
+    layer: Path | None  # a tree equal to all of them unpacked, if there is one
 
 
 def build_chunk(
@@ -41,7 +41,7 @@ def build_chunk(
     limits: sandbox.Limits,
     phase: Callable[[str], None],
 ) -> Built:
-    """Build it; ``scratch`` is an empty directory, and after BuildFailed holds the build tree.
+    """Build a chunk in ``scratch``, an empty directory; after BuildFailed it has the build tree.
 
     The limit on time is for the commands and packing together.
     """
@@ -94,15 +94,15 @@ def run(
 
 
 def title(command: str) -> str:
-    """The first line of a command that is no comment."""
+    """The first line of a command that is not a comment."""
     lines = [line.strip() for line in command.splitlines() if line.strip()]
     return next((line for line in lines if not line.startswith("#")), "".join(lines[:1]))
 
 
 def pack(job: Job, inst: Path, scratch: Path, log: Log, check: Callable[[], None]) -> Built:
-    """Split what was installed in ``inst`` by the job's rules, and archive it.
+    """Split the files installed in ``inst`` by the job's rules, and archive them.
 
-    ``check`` is called again and again, and may raise.
+    ``check`` is called repeatedly, and may raise.
     """
     found = scan(inst, check)
     scripts = _add_integration(job, inst, found, log)
@@ -113,7 +113,7 @@ def pack(job: Job, inst: Path, scratch: Path, log: Log, check: Callable[[], None
     left = _left_over(found, [texts[text] for text in parts.pop(UNMATCHED, ())])
     if left:
         raise BuildFailed(
-            "No split rule takes these files, so they would be in no artifact:\n"
+            "No split rule matches these files, so they would be in no artifact:\n"
             + "\n".join(f"  /{in_line(path)}" for path in left[:20])
             + (f"\n  and {len(left) - 20} more" if len(left) > 20 else ""),
             step="install-commands",
@@ -130,14 +130,14 @@ def pack(job: Job, inst: Path, scratch: Path, log: Log, check: Callable[[], None
         packed[name] = archive.pack(with_links(entries), spill, check) if entries else None
         files = {entry.inode for entry in entries if entry.inode is not None}
         shared = shared or any(owners.setdefault(file, name) != name for file in files)
-    if shared:  # unpacked, a file with names in two artifacts is two files
+    if shared:  # a file with names in two artifacts becomes two files when unpacked
         return Built(packed, None)
     normalize(inst, found, check)
     return Built(packed, inst)
 
 
 def _add_integration(job: Job, inst: Path, found: dict[bytes, Entry], log: Log) -> dict[bytes, str]:
-    """Write the scripts a system runs when it has an artifact; return path -> artifact."""
+    """Write the scripts that a system with the artifact runs; return path -> artifact."""
     scripts: dict[bytes, str] = {}
     for artifact, prefix, commands in job.integration:
         if artifact not in job.artifacts:
@@ -183,7 +183,7 @@ def _add_device(inst: Path, found: dict[bytes, Entry], device: Device) -> None:
 
 
 def _make_parents(path: bytes, inst: Path, found: dict[bytes, Entry]) -> None:
-    """Make the directories above ``path`` in ``inst``, never through a symlink out of it."""
+    """Make the directories above ``path`` in ``inst``, without following symlinks."""
     for parent in reversed(list(_parents(path))):
         if parent not in found:
             (inst / os.fsdecode(parent)).mkdir(mode=0o755)
@@ -193,7 +193,7 @@ def _make_parents(path: bytes, inst: Path, found: dict[bytes, Entry]) -> None:
 
 
 def _left_over(found: dict[bytes, Entry], unmatched: list[bytes]) -> list[bytes]:
-    """Of paths that no rule takes: all but directories that something taken is in."""
+    """The unmatched paths, except for directories that contain a matched path."""
     taken = found.keys() - set(unmatched)
     needed = {parent for path in taken for parent in _parents(path)}
     return [path for path in unmatched if path not in needed]

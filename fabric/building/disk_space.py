@@ -1,4 +1,4 @@
-"""Measures free disk space, and sorts trees by their last use."""
+"""Measures free disk space and memory shortage, and sorts trees by their last use."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
-#: With less room left than this, in bytes, whatever happens may be the disk's doing.
+#: With fewer bytes free than this, any failure may be caused by the disk.
 _FULL = 16 << 20
-#: Seconds after which what has a hidden name is no longer being made, or being removed.
+#: Seconds after which a tree with a hidden name is no longer being made or removed.
 _ABANDONED = 3600.0
 
 
@@ -22,13 +22,13 @@ def free(path: Path) -> int:
 
 
 def full(path: Path) -> bool:
-    """Whether the disk of ``path`` has hardly any room left, or no inodes."""
+    """Whether the disk of ``path`` has hardly any space left, or no inodes."""
     info = os.statvfs(path)
     return info.f_bavail * info.f_frsize < _FULL or (info.f_files > 0 and not info.f_favail)
 
 
 def oom_kills() -> int:
-    """How many processes the kernel has ended since it started because it had no memory left."""
+    """The number of processes that the kernel has killed since boot for lack of memory."""
     fd = os.open("/proc/vmstat", os.O_RDONLY | os.O_CLOEXEC)
     try:
         _, _, rest = os.read(fd, 1 << 16).partition(b"\noom_kill ")
@@ -38,9 +38,9 @@ def oom_kills() -> int:
 
 
 def mark_used(path: Path) -> bool:
-    """Note that a tree is of use now; False if it is not there.
+    """Record that a tree is used now; False if it does not exist.
 
-    The time of access notes it, since the time of change is seen by builds.
+    Its atime records that, since builds see its mtime.
     """
     try:
         os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
@@ -50,9 +50,9 @@ def mark_used(path: Path) -> bool:
 
 
 def by_age(folders: Iterable[Path], used: Mapping[str, float] = MappingProxyType({})) -> list[Path]:
-    """All that is in the folders, what was used longest ago first.
+    """The contents of the folders, least recently used first.
 
-    ``used`` says of some names when that was; of the others, `mark_used` has noted it.
+    ``used`` has the time of the last use of some names; for others it is their atime.
     """
     found = []
     for folder in folders:

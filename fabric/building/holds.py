@@ -1,7 +1,7 @@
 """Records the trees that builds of a process use, so that no process removes them meanwhile.
 
-Locks cost time, and the next build mostly uses the same things.  Therefore a lock outlives its
-build, until this process itself wants to remove the thing.
+Locks cost time, and the next build mostly uses the same trees.  So a lock outlives its build, until
+this process itself removes the tree.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from fabric.host.locks import Locks
 
 
 class Holds:
-    """What this process holds, by name; others hold theirs with the same file ``path``."""
+    """The trees that this process holds, by name; all processes use the same file ``path``."""
 
     def __init__(self, path: Path) -> None:
         self._locks = Locks(path)
-        self._fd = self._locks.open()  # has all locks of this process
+        self._fd = self._locks.open()  # holds all locks of this process
         self._mutex = threading.Lock()
-        self._used: dict[str, float] = {}  # what is held -> when it was last asked for
-        self._builds: dict[int, set[str]] = {}  # thread -> what its build uses
+        self._used: dict[str, float] = {}  # name -> when it was last requested
+        self._builds: dict[int, set[str]] = {}  # thread -> the names that its build uses
 
     @property
     def used(self) -> Mapping[str, float]:
-        """What is held, and when (Unix time) it was last asked for."""
+        """The names held, and when (Unix time) each was last requested."""
         return self._used
 
     @contextmanager
     def build(self) -> Iterator[None]:
-        """Around a build: what its thread holds, it uses until the end."""
+        """Around a build: it uses all names that its thread holds meanwhile."""
         thread = threading.get_ident()
         with self._mutex:
             self._builds[thread] = set()
@@ -44,7 +44,7 @@ class Holds:
                 del self._builds[thread]
 
     def hold(self, names: Collection[str]) -> None:
-        """Have these stay at least until this thread's build ends."""
+        """Hold these at least until this thread's build ends."""
         with self._mutex:
             if (using := self._builds.get(threading.get_ident())) is not None:
                 using.update(names)
@@ -55,7 +55,7 @@ class Holds:
 
     @contextmanager
     def exclusively(self, name: str) -> Iterator[bool]:
-        """Whether no build uses ``name`` and no other process holds it; if so, none can now."""
+        """Whether no build uses ``name`` and no other process holds it; then none can meanwhile."""
         with self._mutex:
             used = any(name in using for using in self._builds.values())
             if used or not self._locks.claim(self._fd, name):
@@ -68,5 +68,5 @@ class Holds:
                 self._used.pop(name, None)
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Release everything."""
         os.close(self._fd)

@@ -1,4 +1,4 @@
-"""Describes this machine's own tools, which bootstrap and test chunks use."""
+"""Provides this machine's own tools for bootstrap and test chunks: a root, and a digest."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ import msgspec
 from fabric.host.cancel import CancelToken
 from fabric.host.files import recall, remember, sealed, unsealed
 
-if TYPE_CHECKING:  # the digest is wanted by those who build nothing
+if TYPE_CHECKING:  # programs that build nothing need the digest
     from fabric.building.layers import Layers
 
-#: Where the host's tools are found.  Not the worker's own PATH: that differs between machines.
+#: Where the host's tools are.  The worker's own PATH differs between machines.
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
-#: All that a bootstrap chunk sees of the host; no home, no /var, no keys, no time zone.
+#: The parts of the host that a bootstrap chunk sees; no home, no /var, no keys, no time zone.
 _DIRECTORIES = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _SETTINGS = ("alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "perl", "services")
 
-#: Three quarters of the alternatives are pages of the manual, and each file costs when the first
-#: step of all waits for it.
+#: Three quarters of the alternatives are pages of the manual, and each file delays the first step.
 _MANUALS = shutil.ignore_patterns("*.gz")
 
-#: Tools whose contents name the host in cache keys of bootstrap and test chunks.
+#: Tools whose contents identify the host in cache keys of bootstrap and test chunks.
 _TOOLS = (
     *("sh", "bash", "env", "cp", "install", "find", "xargs", "sed", "grep", "awk", "diff", "patch"),
     *("tar", "gzip", "bzip2", "xz", "zstd", "make", "m4", "bison", "flex", "perl", "python3"),
@@ -53,7 +52,7 @@ def root(layers: Layers, cancel: CancelToken) -> list[str]:
         (into / "passwd").write_text("root:x:0:0:root:/tmp:/bin/sh\n")
         (into / "group").write_text("root:x:0:\n")
 
-    # One directory for all of /etc: each mount costs, a copy of a few files costs once.
+    # One directory for all of /etc: a mount costs time in each sandbox, a copy only once.
     settings, names, arguments = _survey()
     etc = layers.made(names, make, cancel)
     return ["--tmpfs", "/", "--ro-bind", str(etc), "/etc", *arguments]
@@ -61,9 +60,9 @@ def root(layers: Layers, cancel: CancelToken) -> list[str]:
 
 @functools.cache
 def _survey() -> tuple[list[Path], list[object], list[str]]:
-    """Settings that are here, what names their state, and arguments for the rest of the root.
+    """Settings of this machine, names of their state, and bwrap's arguments for the rest.
 
-    Once for a process: a worker's cache keys, too, hold for the host as it was at its start.
+    Cached for the process: a worker's cache keys, too, describe the host as it was at the start.
     """
     settings = [path for path in (Path("/etc", name) for name in _SETTINGS) if path.exists()]
     names: list[object] = ["host", *((str(path), _look(path)) for path in settings)]
@@ -77,19 +76,19 @@ def _survey() -> tuple[list[Path], list[object], list[str]]:
 
 
 def _look(path: Path) -> str:
-    """What changes when a file does."""
+    """Text that changes when a file does."""
     info = path.stat()
     return f"{info.st_dev} {info.st_ino} {info.st_size} {info.st_mtime_ns} {info.st_ctime_ns}"
 
 
 def host_tools(cache: Path) -> str:
-    """A digest (64 hex digits) of the host's tools: equal on machines with the same ones.
+    """A digest (64 hex digits) of the host's tools: equal on machines with equal tools.
 
-    ``cache`` is a file that remembers digests of unchanged files, so that asking again costs
-    a millisecond.
+    The file ``cache`` has the digests of unchanged files, so that a second call takes a
+    millisecond.
     """
     known = _remembered(cache)
-    seen: dict[str, tuple[str, str]] = {}  # path -> (what its inode looked like, digest)
+    seen: dict[str, tuple[str, str]] = {}  # path -> (its inode's state, digest)
     lines = []
     for name, path in _tools():
         look = _look(path)
@@ -107,13 +106,13 @@ def host_tools(cache: Path) -> str:
 
 
 def _remembered(cache: Path) -> dict[str, tuple[str, str]]:
-    """What `host_tools` wrote; nothing if that is not there, or is damaged."""
+    """The cache that `host_tools` wrote; empty if it is missing or damaged."""
     content = unsealed(recall(cache))
     return {} if content is None else msgspec.json.decode(content, type=dict[str, tuple[str, str]])
 
 
 def _tools() -> Iterator[tuple[str, Path]]:
-    """Those of the tools that are here, always in the same order."""
+    """The tools of this machine, always in the same order."""
     for name in _TOOLS:
         found = shutil.which(name, path=PATH)
         if found is not None:

@@ -1,7 +1,7 @@
 """Provides layers: chunks unpacked once each, and combined by overlayfs.
 
-Overlayfs takes a limited number of layers, and past it bubblewrap loses the lowest without a
-word; `plan_layers` stays well below by merging many layers into one by hard links.
+Overlayfs has a limit on layers, and past it bubblewrap silently drops the lowest; `plan_layers`
+stays well below the limit by merging many layers into one by hard links.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fabric.host.progress import Progress, silent
 from fabric.host.tree_tables import Record, difference, read_record, table_of, write_record
 from fabric.jobs import Staged
 
-#: Mount options end after 4096 bytes, which is 229 layers; the topmost two or three are ours.
+#: Mount options have at most 4096 bytes: 229 layers.  The topmost two or three are not chunks.
 MAX_LAYERS = 100
 #: Most chunks in a merged tree, unless there are thousands.
 _BLOCK = 64
@@ -39,9 +39,9 @@ _BLOCK = 64
 def plan_layers(staged: Sequence[Staged], limit: int = MAX_LAYERS) -> list[tuple[str, ...]]:
     """Group ``staged`` into at most ``limit`` layers, keeping their order.
 
-    A group of one key is that chunk's own layer, a longer one is merged.  Blocks of whole strata
-    are merged, from the lowest and no more than needed, because every chunk above them can use
-    the same merged tree.  When that is not enough, everything is cut into longer blocks.
+    A group of one key is that chunk's own layer; longer groups are merged.  Blocks of whole strata
+    are merged, from the lowest and no more than needed, since every chunk above them can use the
+    same merged tree.  If that is not enough, all chunks are cut into longer blocks.
     """
     if len(staged) <= limit:
         return [(item.key,) for item in staged]
@@ -67,32 +67,32 @@ def _cut(keys: list[str], size: int) -> list[tuple[str, ...]]:
 
 
 class Index(msgspec.Struct, frozen=True):
-    """What must be known of a layer to lay it over others, without walking through it."""
+    """The facts about a layer that are needed to lay it over others, without walking it."""
 
     dirs: frozenset[bytes]
     links: Mapping[bytes, bytes]  # symlinks and their targets
-    has: tuple[bytes, ...]  # those of _NOTED that are in it
+    has: tuple[bytes, ...]  # the paths of _NOTED that are in it
 
 
-#: Made once, by one thread (see `fabric.building.attempt`).
+#: Made at import (see `fabric.building.attempt`).
 _decode = msgspec.msgpack.Decoder(Index).decode
 
 
-#: Paths whose presence in a staging area its maker wants to know.
+#: Paths whose presence in a staging area is reported.
 _NOTED = (b"etc/ld.so.conf", b"sbin/ldconfig", b"usr/sbin/ldconfig")
-#: From so many entries on, a layer's index is recorded: quicker to read than to make.
+#: Above so many entries, reading a recorded index is quicker than making it.
 _WORTH_RECORDING = 300
-#: Directories of a layer that must appear elsewhere: (from, to).
+#: Directories of a layer that appear at another path: (from, to).
 Moves = tuple[tuple[bytes, bytes], ...]
 
 
 def see_through(indexes: Mapping[str, Index], name: Callable[[str], str]) -> list[Moves]:
-    """For each layer, lowest first, its directories that those below it have as symlinks.
+    """For each layer, lowest first, its directories that are symlinks in a lower layer.
 
     A chunk may bring ``/lib -> usr/lib`` and the next install into ``/lib``.  Overlayfs would
-    hide the symlink, and with it all that is in ``usr/lib``; the format merges directories
-    through symlinks.  Clash when the symlink leads to no directory, or covers one; ``name``
-    tells the key of a chunk as people know it.
+    hide the symlink, and with it the contents of ``usr/lib``; the format merges directories
+    through symlinks.  Clash if the symlink leads to no directory, or covers one; ``name`` gives
+    the name of a chunk by its key.
     """
     links: dict[bytes, bytes] = {}
     dirs: set[bytes] = set()
@@ -120,7 +120,7 @@ def see_through(indexes: Mapping[str, Index], name: Callable[[str], str]) -> lis
 
 
 def moved(index: Index, moves: Mapping[bytes, bytes]) -> Index:
-    """The index of a layer whose directories were moved."""
+    """The index of a layer after its directories were moved."""
 
     def place(path: bytes) -> bytes:
         tail = b""
@@ -149,8 +149,8 @@ class Layers:
     def __init__(self, session: Session, store: Store) -> None:
         self.session = session
         self._store = store
-        self._known: dict[str, Layer] = {}  # those that are there, and that we hold
-        self._checked: set[str] = set()  # names of trees that are what was made
+        self._known: dict[str, Layer] = {}  # layers that exist and are held
+        self._checked: set[str] = set()  # names of trees that are as recorded
 
     def stage(
         self,
@@ -160,8 +160,8 @@ class Layers:
     ) -> tuple[list[Path], frozenset[bytes]]:
         """The directories to overlay for ``staged``, lowest first, and which of _NOTED they have.
 
-        Fetches and unpacks what is missing, and what has changed on the disk, which ``say`` hears.
-        BuildFailed when two chunks do not go together, MachineFault when one cannot be had.
+        Missing layers are fetched and unpacked.  Layers that have changed on the disk are, too,
+        which ``say`` reports.  BuildFailed if two chunks conflict, MachineFault if one is missing.
         """
         keys = [item.key for item in staged]
         self.session.hold(*keys)
@@ -182,12 +182,12 @@ class Layers:
         return found, frozenset(path for index in indexes.values() for path in index.has)
 
     def forget(self, name: str) -> None:
-        """Look again for a layer or a merged tree: it is being removed."""
+        """Forget a layer or a merged tree that is being removed."""
         self._known.pop(name, None)
         self._checked.discard(name)
 
     def forget_all(self) -> None:
-        """Look again what is there: somebody may have removed layers."""
+        """Forget all layers and merged trees: another process may have removed some."""
         self._known.clear()
         self._checked.clear()
 
@@ -198,7 +198,7 @@ class Layers:
         cancel: CancelToken,
         say: Progress = silent,
     ) -> Path:
-        """The directory that ``names`` (any plain data) stands for, made if it is missing."""
+        """The directory identified by ``names`` (any plain data), made if it is missing."""
         digest = hashlib.sha256(msgspec.msgpack.encode(names)).hexdigest()
         path = self.session.root / "merged" / digest
         self.session.hold(digest)
@@ -208,14 +208,14 @@ class Layers:
         return path
 
     def adopt(self, key: str, tree: Path) -> None:
-        """Take ``tree`` as the layer of the chunk ``key``, unless it has one."""
+        """Rename ``tree`` to the layer of the chunk ``key``, unless that exists."""
         path = self._path(key)
         if not path.exists():
             self._record(key, Record(table_of(tree)))
         self._rename(tree, path)
 
     def check(self, key: str, cancel: CancelToken, say: Progress) -> None:
-        """Compare a layer with what the store has of it, and make it again if they differ."""
+        """Compare a layer with the store's artifacts, and make it again if they differ."""
         clear(self._record_file(key))
         self.forget(key)
         self.session.hold(key)
@@ -238,7 +238,7 @@ class Layers:
         cancel: CancelToken,
         say: Progress,
     ) -> Path:
-        """One directory with all of ``group``, the later over the earlier."""
+        """One directory with the layers of ``group``, later ones over earlier ones."""
 
         def make(into: Path) -> None:
             merger = Merger(into)
@@ -250,7 +250,7 @@ class Layers:
         return self.made([(path.name, moves) for path, moves in group], make, cancel, say)
 
     def _bring(self, keys: Sequence[str], cancel: CancelToken) -> None:
-        """Fetch what is to be unpacked, all at once."""
+        """Fetch the artifacts of missing layers, in parallel."""
         absent = [key for key in keys if not self._path(key).is_dir()]
         if len(absent) > 1:
             found = filter(None, self._store.manifests(absent))
@@ -258,7 +258,7 @@ class Layers:
             self._store.bring(wanted, cancel.check)
 
     def _layer(self, key: str, cancel: CancelToken, say: Progress) -> Layer:
-        """The layer of a chunk, which we hold; it is unpacked first if it is not yet."""
+        """The layer of a chunk, which must be held; it is unpacked if it is missing."""
         path = self._path(key)
         record = self._believed(path) if mark_used(path) else None
         if record is None:
@@ -270,7 +270,7 @@ class Layers:
         layer = self._known[key] = Layer(path, index)
         return layer
 
-    # -- trees on the disk, and whether they are what was made ---------------------------------
+    # -- trees on the disk, and whether they are as recorded -----------------------------------
 
     def _believed(self, path: Path) -> Record | None:
         """The record of a tree, if it is as it was recorded."""
@@ -279,7 +279,7 @@ class Layers:
             return None
         try:
             table = table_of(path)
-        except OSError:  # it is not there, or half gone
+        except OSError:  # missing, or partly removed
             return None
         if not record.table.same(table):
             return None
@@ -297,20 +297,21 @@ class Layers:
         *,
         times: bool = True,
     ) -> Record:
-        """Have the tree at ``path`` be what ``make`` makes, while we have its lock; its record.
+        """Make the tree at ``path`` by ``make`` unless it is as recorded; return its record.
 
-        A tree that is not as it was recorded is made again beside it, and replaced if they differ;
-        without ``times``, in more than their times.  ``about`` tells what to record of the tree.
+        The caller has its lock.  A tree that differs from its record is made again beside it, and
+        replaced if they differ (without ``times``: in more than their times).  ``about`` gives the
+        data to record of the tree.
         """
         record = self._believed(path)
-        if record is not None:  # by now: another process had the lock
+        if record is not None:  # another process made it before we had the lock
             return record
         scratch = self.session.scratch()
         try:
             make(scratch)
             if wrong := _difference(scratch, path, times=times):
                 say(f"{path} has changed on the disk, at {wrong!r}: it is made again")
-                # builds of other processes may have it mounted: it is deleted when we end
+                # other builds may have it mounted, so it is deleted when this process ends
                 path.rename(self.session.scratch() / path.name)
             self._rename(scratch, path)
         finally:
@@ -321,7 +322,7 @@ class Layers:
         return record
 
     def _rename(self, tree: Path, path: Path) -> None:
-        """Give a tree its name, unless that is taken."""
+        """Rename a tree, unless the new name exists."""
         try:
             tree.rename(path)
         except OSError as error:
@@ -350,20 +351,20 @@ class Layers:
 
 
 def _difference(fresh: Path, path: Path, *, times: bool) -> str:
-    """Where what is at ``path`` differs from what belongs there; "" if nothing is there."""
+    """The first path where ``path`` differs from ``fresh``; "" if it does not exist."""
     if path.is_dir():
         return difference(fresh, path, times=times)
     return path.name if os.path.lexists(path) else ""
 
 
 def _indexed(tree: Path) -> bytes:
-    """The index of a layer as its record has it, if that is quicker to read than to make."""
+    """The encoded index of a layer; empty if making it again is quicker than reading it."""
     index, entries = look_through(tree)
     return msgspec.msgpack.encode(index) if entries > _WORTH_RECORDING else b""
 
 
 def look_through(tree: Path) -> tuple[Index, int]:
-    """The index of a tree, and how many entries the tree has."""
+    """The index of a tree, and its number of entries."""
     dirs: set[bytes] = set()
     links: dict[bytes, bytes] = {}
     count = 0

@@ -1,4 +1,4 @@
-"""Runs ldconfig over a staging area; the result is one more layer."""
+"""Runs ldconfig over a staging area; the changes become one more layer."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from fabric.definitions.environment import SYSTEM_PATH
 from fabric.errors import BuildFailed
 from fabric.host.cancel import CancelToken
 
-#: ldconfig runs where there is the first, and one of the others.
+#: ldconfig runs in trees that have this file and one of these programs.
 CONFIGURATION = b"etc/ld.so.conf"
 PROGRAMS = frozenset((b"sbin/ldconfig", b"usr/sbin/ldconfig"))
-#: What it leaves behind that names inodes, so is never twice the same.
+#: A file of ldconfig that contains inode numbers, so it differs each time.
 RUBBISH = b"var/cache/ldconfig/aux-cache"
 
 
@@ -27,9 +27,9 @@ def linked(
     cancel: CancelToken,
     limits: sandbox.Limits,
 ) -> Path:
-    """A layer with all that ldconfig changes in the staging area of the layers ``lower``.
+    """A layer with all changes by ldconfig to the staging area of the layers ``lower``.
 
-    BuildFailed when it fails or passes a limit: it may be a chunk's own.
+    BuildFailed if it fails or exceeds a limit: a chunk may bring its own ldconfig.
     """
     session = layers.session
 

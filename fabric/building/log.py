@@ -1,7 +1,7 @@
 """Writes the log of one job, which only grows: in memory while it is short, then to a file.
 
-A build prints into a pipe and never gets hold of the file: a script that writes to /dev/stderr
-opens it anew, and of a file that cuts off all that was printed before.
+A build prints into a pipe, and never has the file open: a script that writes to /dev/stderr opens
+that anew, which would truncate a file.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ _PIECE = 1 << 20
 
 
 class Log:
-    """A log, written by one thread, and read by whoever wants to follow it.
+    """A log, written by one thread and read by any.
 
-    From more than `SMALL` bytes on it is the new file ``path``: what is stored apart from its
-    manifest can be linked there.
+    Above `SMALL` bytes it is the new file ``path``, which the store can link: such a log is stored
+    apart from its manifest.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._short: bytes | None = b""  # all of it; None: it is in the file
+        self._short: bytes | None = b""  # the whole log; None: it is in the file
         self._fd = -1  # of the file
         self._sealed = False
         self._digest, self._digested = hashlib.sha256(), 0
 
     def say(self, text: str) -> None:
-        """Append lines of our own."""
+        """Append lines."""
         self._append(text.encode("utf-8", "surrogateescape").rstrip(b"\n") + b"\n")
 
     def copy(self, other: BinaryIO) -> None:
-        """Append what another log holds."""
+        """Append another log."""
         while piece := other.read(_PIECE):
             self._append(piece)
 
@@ -53,7 +53,7 @@ class Log:
         _write(self._fd, data)
 
     def _put_into_file(self, short: bytes) -> None:
-        """Readers have the file once all is in it; on a full disk it is tried anew each time."""
+        """Readers get the file once it is complete; on a full disk each call tries again."""
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:
             _write(fd, short)
@@ -63,9 +63,9 @@ class Log:
         self._fd, self._short = fd, None
 
     def take(self, pipe: int, most: int) -> bool:
-        """Append what is in ``pipe``, which does not block; False at its end.
+        """Append the contents of ``pipe``, which is non-blocking; False at its end.
 
-        It returns after about ``most`` bytes: a build may print faster than they are moved.
+        Returns after about ``most`` bytes, since a build may print faster than they are moved.
         """
         with suppress(BlockingIOError):
             while self._short is not None:
@@ -74,7 +74,7 @@ class Log:
                     return False
                 self._append(data)
             while most > 0:
-                # the kernel moves it: nothing of it passes through this process
+                # the kernel moves the bytes without copying them here
                 moved = os.splice(pipe, self._fd, _PIECE)
                 if not moved:
                     return False
@@ -82,7 +82,7 @@ class Log:
         return True
 
     def seal(self) -> None:
-        """Nobody writes to it any more: `say` and `take` raise OSError from now on."""
+        """End the log: `say` and `take` raise OSError from now on."""
         self._sealed = True
         if self._short is None:
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -102,20 +102,20 @@ class Log:
         return short[offset : offset + length]
 
     def blob(self) -> Blob:
-        """The log as it is now, by content."""
+        """The present log as a blob."""
         while piece := self.read(self._digested, _PIECE):
             self._digest.update(piece)
             self._digested += len(piece)
         return Blob(self._digest.hexdigest(), self._digested, self._short)
 
     def close(self) -> None:
-        """It is read no more."""
+        """Close the file: the log is read no more."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
     def discard(self) -> None:
-        """It is wanted no more."""
+        """Close and remove the log."""
         self.close()
         if self._short is None:
             self.path.unlink(missing_ok=True)

@@ -17,8 +17,8 @@ from fabric.building.tree import Opener, remove
 class Merger:
     """Lays trees into the empty directory ``into``, a later one over the earlier.
 
-    What lies over what is as in overlayfs: directories merge, anything else hides what was
-    there.  The trees stay as they are, and must stay so: their files are the merged tree's.
+    As in overlayfs, directories merge, and anything else hides what was there before.  The trees
+    must not change afterwards, since the merged tree shares their files.
     """
 
     def __init__(self, into: Path) -> None:
@@ -28,7 +28,7 @@ class Merger:
     def lay(
         self, source: Path, at: bytes = b"", moves: Mapping[bytes, bytes] | None = None
     ) -> None:
-        """Lay ``source`` down at the path ``at``, with its directories in ``moves`` elsewhere."""
+        """Lay ``source`` at the path ``at``; ``moves`` gives other paths for some directories."""
         moves = moves or {}
         start = self._top
         for part in filter(None, at.split(b"/")):
@@ -50,7 +50,7 @@ class Merger:
                         self._link(item.path, goal)
 
     def finish(self, mtime: float) -> None:
-        """Give the directories their modes, and all of them one mtime."""
+        """Set the modes of the directories, and one mtime for all of them."""
         for path in sorted(self._modes, reverse=True):
             os.utime(path, (mtime, mtime))
             os.chmod(path, stat.S_IMODE(self._modes[path]))

@@ -6,20 +6,20 @@ import os
 import platform
 from pathlib import Path
 
-#: (machine, architecture) -> what Linux calls the personality; what is not here needs none.
+#: (machine, architecture) -> Linux's number of the personality; others need none.
 _LINUX32 = 0x0008
 _PERSONALITIES = {("x86_64", "x86_32"): _LINUX32}
 
 
 def take(architecture: str) -> None:
-    """Have programs that this thread starts see a machine of that kind, as `setarch` does.
+    """Set the architecture that programs started by this thread see, as `setarch` does.
 
     OSError if the kernel does not allow it.
     """
     wanted = _PERSONALITIES.get((platform.machine(), architecture), 0)
     if wanted == _taken():
         return
-    import ctypes  # hardly ever needed
+    import ctypes  # rarely needed
 
     if ctypes.CDLL(None, use_errno=True).personality(wanted) < 0:
         error = ctypes.get_errno()

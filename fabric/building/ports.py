@@ -17,17 +17,17 @@ class Store(Protocol):
 
     def manifests(self, keys: Iterable[str]) -> list[Manifest | None]: ...
 
-    def use(self, keys: Iterable[str]) -> None: ...  # note that a build needs these
+    def use(self, keys: Iterable[str]) -> None: ...  # record that a build uses these
 
     def bring(
         self, wanted: Iterable[tuple[str, Blob]], check: Callable[[], None]
-    ) -> None: ...  # have these blobs (key, blob) at hand, which `open` will be asked for
+    ) -> None: ...  # fetch these blobs (key, blob), which will be opened
 
     def open(self, blob: Blob, key: str, check: Callable[[], None]) -> BinaryIO: ...  # verified
 
     def put(self, manifest: Manifest, files: Mapping[str, Path | bytes]) -> None: ...
 
-    def sweep(self) -> None: ...  # remove what killed processes have left half done
+    def sweep(self) -> None: ...  # remove leftovers of killed processes
 
 
 class Sources(Protocol):

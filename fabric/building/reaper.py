@@ -1,9 +1,8 @@
-"""Deletes discarded trees at times when this disturbs least.
+"""Deletes discarded trees while no build is disturbed.
 
-On ext4 without a journal, files created soon after many were deleted cost up to twenty times as
-much, and on a disk with online discard deleting is as slow as writing.  So trees are only
-renamed into the trash, and deleted a little later: in a pause between builds, or behind a build
-that takes a while.
+On ext4 without a journal, creating files soon after many were deleted takes up to twenty times as
+long; on a disk with online discard, deleting is as slow as writing.  So trees are only renamed into
+the trash, and deleted in a pause between builds, or after a few seconds of building.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from fabric.building.tree import remove
 
 #: Seconds without a build until deleting begins.
 _PAUSE = 1.0
-#: Seconds after which deleting begins though builds are running.
+#: Seconds after which deleting begins although builds are running.
 _LATE = 5.0
 
 
@@ -30,12 +29,12 @@ class Reaper:
         self._change = threading.Condition()
         self._builds = 0
         self._idle_since = time.monotonic()
-        self._filled: float | None = None  # since when there has been something in the trash
+        self._filled: float | None = None  # when the first tree came into the empty trash
         self._closing = False
         self._thread: threading.Thread | None = None
 
     def wake(self) -> None:
-        """There is something new in the trash."""
+        """Something was put into the trash."""
         with self._change:
             if self._filled is None:
                 self._filled = time.monotonic()
@@ -56,7 +55,7 @@ class Reaper:
             self._idle_since = time.monotonic()
 
     def close(self) -> None:
-        """Stop the thread, wherever it is."""
+        """Stop the thread, also while it deletes."""
         with self._change:
             self._closing = True
             self._change.notify_all()

@@ -39,17 +39,17 @@ class Session:
         self.reaper = Reaper(self.path / "trash")
 
     def scratch(self) -> Path:
-        """A new empty directory, ours alone until it is discarded or this process ends."""
+        """A new empty directory of this process, until it is discarded or the process ends."""
         path = self.unused_name()
         path.mkdir()
         return path
 
     def unused_name(self) -> Path:
-        """Where there is nothing yet, on the disk of the layers, and where others put nothing."""
+        """A new path on the disk of the layers, which no other caller gets."""
         return self.path / str(next(self._numbers))
 
     def discard(self, path: Path) -> None:
-        """Throw a tree away: out of sight now, deleted by the reaper."""
+        """Rename a tree into the trash, which the reaper deletes."""
         with suppress(FileNotFoundError):
             open_up(path)
             path.rename(self.reaper.trash / str(next(self._numbers)))
@@ -60,7 +60,7 @@ class Session:
         self.holds.hold(names)
 
     def exclusively(self, name: str) -> AbstractContextManager[bool]:
-        """Whether no build of any process uses what is so called; then none can meanwhile."""
+        """Whether no build of any process uses the tree ``name``; then none can meanwhile."""
         return self.holds.exclusively(name)
 
     @contextmanager
@@ -70,11 +70,12 @@ class Session:
         cancel: CancelToken | None = None,
         waits: Callable[[], None] = lambda: None,
     ) -> Iterator[None]:
-        """Hold the lock ``name`` against all threads and processes of this workspace.
+        """Hold the lock ``name`` among all threads and processes of this workspace.
 
-        While another holds it, Cancelled when ``cancel`` is set; ``waits`` is called once.
+        While another holds it, ``waits`` is called once, and Cancelled is raised if ``cancel`` is
+        set.
         """
-        pause = _SOON  # most have it for as long as it takes to copy a few files
+        pause = _SOON  # most holders just copy a few files
         while (fd := self.locks.take(name, wait=cancel is None)) is None:
             assert cancel is not None
             if pause == _SOON:
@@ -87,7 +88,7 @@ class Session:
             os.close(fd)
 
     def left_over(self) -> Iterator[Path]:
-        """The scratch of dead workers: its lock can be had."""
+        """The directories of ended sessions: those whose lock is free."""
         for session in list((self.root / "tmp").iterdir()):
             fd = self.locks.take(session.name)
             if fd is not None:
@@ -95,7 +96,7 @@ class Session:
                 os.close(fd)
 
     def close(self, patience: float = 1.0) -> None:
-        """Delete this worker's scratch: for so many seconds, then the next worker goes on."""
+        """Delete the directory for so many seconds; the next sweep deletes the rest."""
         if self._alive is not None:
             until = time.monotonic() + patience
             self.reaper.close()

@@ -1,12 +1,12 @@
-"""Manages the directories of a worker's builds.
+"""Manages the directories of builds: layers, merged trees, and trees of failed builds.
 
 ::
 
     layers/KEY       a chunk unpacked, read-only by discipline
-    indexes/NAME     what a layer or a merged tree was when it was made (`fabric.host.tree_tables`)
+    indexes/NAME     the record of a layer or merged tree (`fabric.host.tree_tables`)
     merged/DIGEST    trees made of several layers, or of a source and its submodules
-    tmp/PID-XXXX     scratch of one worker; when nobody holds its lock any more, rubbish
-    failed/KEY       the build tree of the last failed attempt at KEY, for a look inside
+    tmp/PID-XXXX     scratch of one process (`fabric.building.session`)
+    failed/KEY       the build tree of the last failed attempt at KEY, for inspection
     lock, held       see `fabric.host.locks` and `fabric.building.holds`
     cleaned          changes whenever layers were removed
 
@@ -29,23 +29,23 @@ from fabric.building.session import Session
 from fabric.building.tree import emptied, remove
 from fabric.host.files import clear, recall, remember
 
-#: Directories of a scratch that may go to the next build.
+#: Directories of a scratch that the next build may use again.
 _REUSED = ("up", "tmp")
 
 
 class Workspace:
-    """A worker's directories under ``root``, with where it gets and puts things.
+    """The directories of builds under ``root``, with their store and sources.
 
     ``root`` must be on a file system that overlayfs takes as its upper side (ext4, xfs, btrfs,
     tmpfs; not NFS, not another overlay).  Close it, or use it as a context manager.
     """
 
     def __init__(self, root: Path, store: Store, sources: Sources, *, sweep: bool = True) -> None:
-        """Without ``sweep`` nothing is removed that killed processes have left."""
+        """Without ``sweep``, leftovers of killed processes stay."""
         self.root = root.absolute()
         self.store = store
         self.sources = sources
-        # Layers hold setuid programs: nobody but us may reach them.
+        # Layers hold setuid programs, which other users must not reach.
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.session = Session(self.root)
         self.layers = Layers(self.session, store)
@@ -60,7 +60,7 @@ class Workspace:
                 remember(self.root / "cleaned", b"")
 
     def build_scratch(self) -> Path:
-        """A scratch for a build, maybe with some of its directories made already."""
+        """A scratch for a build; some of its directories may exist already."""
         try:
             return self._spare.pop()
         except IndexError:
@@ -70,7 +70,7 @@ class Workspace:
         """Take back the scratch of a successful build.
 
         Making a directory on a busy disk takes a quarter of a millisecond, so one that the build
-        has left (nearly) empty goes to the next.
+        left (nearly) empty is used by the next.
         """
         for item in list(scratch.iterdir()):
             if item.name not in _REUSED or os.listxattr(item) or not emptied(item):
@@ -89,7 +89,7 @@ class Workspace:
         self.session.discard(self.root / "failed" / key)
 
     def take_failed(self, key: str) -> Path | None:
-        """The scratch of the last failed attempt, if there is one, made a scratch of ours."""
+        """The scratch of the last failed attempt, moved into the session; None if there is none."""
         try:
             return (self.root / "failed" / key).rename(self.session.unused_name())
         except FileNotFoundError:
@@ -97,10 +97,10 @@ class Workspace:
 
     @contextmanager
     def using(self, keep: AbstractSet[str] = frozenset()) -> Iterator[None]:
-        """Around a build: its layers stay meanwhile, and the reaper knows that it disturbs.
+        """Around a build: its layers stay meanwhile, and the reaper waits.
 
-        What is of the keys ``keep`` stays also when the disk is nearly full, and so does the
-        tree of the last attempt that failed: its user is about to look inside.
+        When the disk is nearly full, old trees are removed first, except for those of the keys
+        ``keep`` and the tree of the last failed attempt, which its user may be about to inspect.
         """
         if _scarce(self.root):
             failed = by_age([self.root / "failed"])
@@ -117,11 +117,11 @@ class Workspace:
             os.close(fd)
 
     def trim(self, wanted: int, others: Iterable[Path] = ()) -> None:
-        """Make ``wanted`` bytes of disk free, if that can be done.
+        """Make ``wanted`` bytes of disk free, if possible.
 
-        What was used longest ago goes first: layers, merged and failed trees, and what is in the
-        folders ``others``.  All of it comes back when it is needed.  What a build of any process
-        uses stays, and what other processes hold, which are short of room as well and trim.
+        Layers, merged and failed trees, and the contents of the folders ``others`` are removed,
+        least recently used first; all can be made again.  Trees that builds use stay, and so do
+        those that other processes hold: these trim for themselves.
         """
         folders = [self.root / name for name in ("layers", "merged", "failed")]
         for path in by_age([*folders, *others], self.session.holds.used):
@@ -134,19 +134,19 @@ class Workspace:
                 remove(aside)
 
     def set_aside(self, path: Path) -> Path:
-        """Have a layer, or another tree that can be had again, seen no more; where it is now."""
+        """Rename a tree that can be made again, so that nobody finds it; return its new path."""
         self.layers.forget(path.name)
         aside = path.with_name(f".old-{path.name}-{os.getpid()}")
-        with suppress(FileNotFoundError):  # another does the same
+        with suppress(FileNotFoundError):  # another process was faster
             path.rename(aside)
         clear(self.root / "indexes" / path.name)
         return aside
 
     def clean(self, keep: AbstractSet[str] = frozenset()) -> bool:
-        """Drop layers and failed trees of keys not in ``keep``, and all merged trees.
+        """Discard layers and failed trees of keys not in ``keep``, and all merged trees.
 
-        Layers come back from the store when they are needed.  False, with nothing done, while
-        any worker of this workspace is building.
+        Needed layers are made again from the store.  False, with nothing done, while any process
+        builds in this workspace.
         """
         with self.idle() as idle:
             if idle:
@@ -158,8 +158,8 @@ class Workspace:
 
     @contextmanager
     def idle(self) -> Iterator[bool]:
-        """Whether no process builds here; if so, none begins meanwhile, and all of them look
-        afterwards which layers are there.
+        """Whether no process builds here; then none begins meanwhile, and all processes check
+        afterwards which layers exist.
         """
         fd = self.session.locks.take("layers")
         if fd is None:
@@ -194,7 +194,7 @@ class Workspace:
         self.close()
 
     def sweep(self) -> None:
-        """Discard what killed workers have left, and what a reboot has made doubtful."""
+        """Discard leftovers of killed processes, and trees that a reboot may have damaged."""
         for session in self.session.left_over():
             self.session.discard(session)
         self.store.sweep()
@@ -202,10 +202,10 @@ class Workspace:
         self._forget_after_reboot()
 
     def _forget_after_reboot(self) -> None:
-        """Drop layers unpacked before a reboot.
+        """Discard layers unpacked before a reboot.
 
-        Unpacking does not wait for the disk, so after a power cut their files may be empty.
-        They come back from the store, which does, when they are needed.
+        Unpacking does not sync, so after a power cut their files may be empty.  They are made again
+        from the store, which does.
         """
         boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
         stamp = self.root / "boot"

@@ -1,4 +1,4 @@
-"""Cancels work from another thread; Ctrl-C reaches an import this way."""
+"""Cancels work from another thread, such as an import after Ctrl-C or a build."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     import subprocess
 
 
-#: Seconds between two checks of a token by what waits for something else.
+#: Seconds between two checks of a token while a thread waits for something else.
 TICK = 0.1
 
 
 def no_check() -> None:
-    """A check of what cannot be cancelled: it never raises."""
+    """A check that never raises, for work that cannot be cancelled."""
 
 
 class CancelToken:
-    """Set once by whoever gives up; all work under its hand ends soon with Cancelled."""
+    """Is set once; then work that checks it raises Cancelled, and its children are ended."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -32,7 +32,7 @@ class CancelToken:
         self._children: set[int] = set()  # process groups
 
     def set(self) -> None:
-        """End everything: children at once, the rest at its next `check`."""
+        """Cancel: children are sent SIGTERM now, other work ends at its next `check`."""
         with self._lock:
             self._event.set()
             for group in self._children:
@@ -40,20 +40,21 @@ class CancelToken:
                     os.killpg(group, signal.SIGTERM)
 
     def check(self) -> None:
-        """Raise Cancelled if it is over."""
+        """Raise Cancelled if the token is set."""
         if self._event.is_set():
             raise Cancelled("interrupted")
 
     def pause(self, seconds: float) -> None:
-        """Wait, but raise Cancelled as soon as it is over."""
+        """Wait; raise Cancelled as soon as the token is set."""
         if self._event.wait(seconds):
             raise Cancelled("interrupted")
 
     @contextlib.contextmanager
     def child(self, process: subprocess.Popen[bytes]) -> Iterator[None]:
-        """Watch over a child that leads a process group, until it has ended.
+        """Wait for a child that leads a process group.
 
-        It is killed if this block is left by an exception; after `set` it raises Cancelled.
+        The group is sent SIGTERM if the block raises, and by `set`, after which this raises
+        Cancelled.
         """
         with self._lock:
             self._children.add(process.pid)

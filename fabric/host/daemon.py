@@ -1,4 +1,4 @@
-"""Provides what the daemons share: options, and checks of free disk and memory."""
+"""Provides the options and the exit of a daemon, and checks of free disk and memory."""
 
 from __future__ import annotations
 
@@ -16,25 +16,31 @@ GIB = 2**30
 
 
 def parser(program: str, description: str, file: Path) -> argparse.ArgumentParser:
-    """The options of a daemon whose settings are in ``file``, and those of an embedded one."""
+    """The parser of a daemon's options; its settings are in ``file`` by default."""
     top = argparse.ArgumentParser(prog=program, description=description.splitlines()[0])
     top.add_argument(
-        "--config", type=Path, default=file, metavar="FILE", help=f"its settings (default {file})"
+        "--config", type=Path, default=file, metavar="FILE", help=f"settings file (default {file})"
     )
-    top.add_argument("--check-config", action="store_true", help="say what it understood, and end")
-    top.add_argument("--directory", type=Path, help="embedded: where the broker's sockets are")
-    top.add_argument("--parent", type=int, metavar="PID", help="embedded: end when this one does")
+    top.add_argument(
+        "--check-config", action="store_true", help="print the settings as understood, and exit"
+    )
+    top.add_argument(
+        "--directory", type=Path, help="embedded: the directory of the broker's sockets"
+    )
+    top.add_argument(
+        "--parent", type=int, metavar="PID", help="embedded: exit when this process does"
+    )
     return top
 
 
 def run(main: Callable[[], int]) -> NoReturn:
-    """Run a daemon, and end as soon as it has.
+    """Run a daemon, and exit with its code.
 
-    Python would wait for threads that wait for a store which does not answer: for minutes.
+    Python's own exit waits for all threads, and one that waits for a store may do so for minutes.
     """
     try:
         code = main()
-    except SystemExit as end:  # of the parser of arguments
+    except SystemExit as end:  # raised by the parser of arguments
         code = end.code if isinstance(end.code, int) else 2
     except BaseException:  # noqa: BLE001  as Python does it
         traceback.print_exc()
@@ -46,7 +52,7 @@ def run(main: Callable[[], int]) -> NoReturn:
 
 
 def free_memory() -> int:
-    """Bytes of memory that this machine has left for programs; 0 if it does not say."""
+    """Bytes of memory available on this machine; 0 if unknown."""
     with contextlib.suppress(OSError), open("/proc/meminfo", "rb") as file:  # noqa: PTH123
         for line in file:
             if line.startswith(b"MemAvailable:"):
@@ -55,7 +61,7 @@ def free_memory() -> int:
 
 
 def free_disk(where: Path, least: int) -> tuple[int, str]:
-    """Bytes left on a disk, and what is wrong with that; "" if they are ``least`` or more."""
+    """Bytes free on a disk, and an error message if they are fewer than ``least``, else ""."""
     try:
         free = shutil.disk_usage(where).free
     except OSError as error:

@@ -1,6 +1,6 @@
 """Logs events of a daemon: to journald with fields, or to standard error as lines.
 
-journald finds an event by its subject::
+The fields name the subject of an event, so journald finds it by them::
 
     journalctl FABRIC_WORKER=w3 FABRIC_STEP=zlib
 """
@@ -16,15 +16,14 @@ from collections.abc import Iterable, Mapping
 JOURNALD = "/run/systemd/journal/socket"
 #: Syslog's priorities.
 WARNING, INFO = 4, 6
-#: Bytes of one note, at most.
+#: Most characters of a message.
 LONGEST = 16_000
 
 
 class EventLog:
-    """Call it with what is to be said; ``fields`` say what that is about, and may have several
-    values.
+    """Logs a message when called; ``fields`` name its subjects, and may have several values.
 
-    ``chatty``: on standard error, too, say what only informs.
+    With ``chatty``, messages of level INFO go to standard error, too.
     """
 
     def __init__(
@@ -38,22 +37,22 @@ class EventLog:
         self._program = program
         self._line: socket.socket | None = None
         with contextlib.suppress(OSError):
-            # systemd tells so that standard error is the journal, unless somebody redirected it
+            # set by systemd: this is the journal, unless standard error was redirected since
             status = os.fstat(sys.stderr.fileno())
             if environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}":
                 line = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
                 line.connect(journald)
                 line.setblocking(False)
                 self._line = line
-        #: whether anybody hears what only informs
+        #: whether messages of level INFO go anywhere
         self.informs = chatty or self._line is not None
 
     def __call__(self, text: str, **fields: str | Iterable[str]) -> None:
-        """Something that an operator may want to do something about."""
+        """Log a warning: an operator may have to act."""
         self._note(WARNING, text, fields)
 
     def info(self, text: str, **fields: str | Iterable[str]) -> None:
-        """Something that happened."""
+        """Log an event that needs no action."""
         self._note(INFO, text, fields)
 
     def _note(self, priority: int, text: str, fields: Mapping[str, str | Iterable[str]]) -> None:
@@ -66,17 +65,17 @@ class EventLog:
             for name, values in fields.items():
                 for value in (values,) if isinstance(values, str) else values:
                     told.append((f"FABRIC_{name.upper()}", value))
-            with contextlib.suppress(OSError):  # journald is busy: it has other notes to keep
+            with contextlib.suppress(OSError):  # its queue is full; the daemon must not block
                 self._line.send(b"".join(_field(*each) for each in told if each[1]))
         elif priority < INFO or self.informs:
-            # Nobody's title begins a line, as if it were a note; and a full disk ends nobody.
+            # Indented, so that no title looks like a message; a full disk must not end the daemon.
             shown = text.replace("\n", "\n  ")
             with contextlib.suppress(OSError):
                 print(f"{self._program}: {shown}", file=sys.stderr, flush=True)
 
 
 def _field(name: str, value: str) -> bytes:
-    """As journald's native protocol wants it: with its length if it has several lines."""
+    """A field in journald's native protocol: one of several lines has its length in front."""
     encoded = value.encode(errors="replace")
     if b"\n" not in encoded:
         return b"%s=%s\n" % (name.encode(), encoded)

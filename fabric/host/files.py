@@ -1,4 +1,7 @@
-"""Reads untrusted files, walks untrusted trees, and keeps small files that remember something."""
+"""Reads untrusted files, walks untrusted trees, and keeps small files of our own.
+
+No function here follows a symbolic link that a stranger placed, unless it says so.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,10 @@ from fabric import bounds
 
 
 def read_regular(path: Path, limit: int, *, follow: bool = True) -> bytes:
-    """What an ordinary file of at most ``limit`` bytes holds.
+    """The content of a regular file of at most ``limit`` bytes.
 
-    OSError, with ``strerror`` for the user, for one that is larger, or is a pipe, a device or
-    anything else that may never end; unless ``follow``, for a symbolic link, too.
+    OSError, with ``strerror`` for the user, if it is larger, or is a pipe, a device or anything
+    else that may never end; without ``follow``, also if it is a symbolic link.
     """
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
     descriptor = os.open(path, flags if follow else flags | os.O_NOFOLLOW)
@@ -33,7 +36,7 @@ def read_regular(path: Path, limit: int, *, follow: bool = True) -> bytes:
 
 
 def recall(path: Path) -> bytes:
-    """What `remember` wrote; nothing if there is nothing, or something else."""
+    """The content that `remember` wrote; empty if there is no such regular file."""
     try:
         return read_regular(path, bounds.MEMORY)
     except OSError:
@@ -41,7 +44,7 @@ def recall(path: Path) -> bytes:
 
 
 def remember(path: Path, content: bytes) -> None:
-    """Write a file of ours as `write_whole` does; a folder that has its name is removed."""
+    """Write a file of ours as `write_whole` does; a directory of that name is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         write_whole(path, content)
@@ -51,7 +54,7 @@ def remember(path: Path, content: bytes) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that nobody sees half of it; a link that has its name is replaced."""
+    """Write a file, so that readers see all of it or none; a link of that name is replaced."""
     fresh = path.with_name(f"{beside(path)}{os.urandom(8).hex()}")
     try:
         fresh.write_bytes(content)
@@ -61,7 +64,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def sealed(content: bytes) -> bytes:
-    """``content`` behind its SHA-256, for `unsealed` to compare."""
+    """``content`` behind its SHA-256, for `unsealed`."""
     return hashlib.sha256(content).digest() + content
 
 
@@ -72,15 +75,15 @@ def unsealed(data: bytes) -> bytes | None:
 
 
 def beside(path: Path) -> str:
-    """How the name of a hidden file begins that is to stand beside ``path`` for a while.
+    """The beginning of the name of a hidden temporary file beside ``path``.
 
-    A name has 255 bytes at most, and a character up to four.
+    It is cut, since a name has at most 255 bytes, and a character up to four.
     """
     return f".{path.name[:40]}."
 
 
 def put(fresh: Path, path: Path) -> None:
-    """Give a file its name, though a folder may have that."""
+    """Rename a file; a directory of the new name is removed."""
     try:
         fresh.replace(path)
     except IsADirectoryError:
@@ -89,7 +92,7 @@ def put(fresh: Path, path: Path) -> None:
 
 
 def clear(path: Path) -> None:
-    """Remove a file of ours, or a folder in its place; nothing if there is none."""
+    """Remove a file of ours, or a directory of that name; no error if there is none."""
     try:
         path.unlink(missing_ok=True)
     except IsADirectoryError:
@@ -99,9 +102,9 @@ def clear(path: Path) -> None:
 
 
 def real(path: Path) -> Path:
-    """Where a path leads, be there anything or not; a link to itself leads to itself.
+    """The path with all symbolic links resolved; it need not exist.
 
-    Unlike `Path.resolve`, which raises RuntimeError for the latter before Python 3.13.
+    A link to itself stays; before Python 3.13, `Path.resolve` raises RuntimeError for one.
     """
     return Path(os.path.realpath(path))
 
@@ -110,7 +113,7 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def _enterable(folder: int, name: str) -> None:
-    """PermissionError if we cannot go into a directory, and out of it again."""
+    """PermissionError if this process cannot enter a directory and leave it again."""
     if not os.access(name, os.R_OK | os.X_OK, dir_fd=folder):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
 
@@ -118,16 +121,16 @@ def _enterable(folder: int, name: str) -> None:
 def walk(
     top: Path | str, enter: Callable[[int, str], None] = _enterable
 ) -> Iterator[tuple[int, str, bool]]:
-    """All that is below the directory ``top``, what is in a directory before the directory itself:
-    (descriptor of the directory it is in, name, whether it is a directory).
+    """Everything below the directory ``top``, contents before their directory: (descriptor of the
+    parent directory, name, whether it is a directory).
 
-    However deep it is, and however long its paths get: none is ever written out.  ``enter`` is
-    called for a directory before it is opened; where it raises PermissionError, or what it was
-    called for is gone, nothing is told of what is inside.
+    Depth and length of paths are unlimited, since no path is ever written out.  ``enter`` is
+    called for a directory before it is opened; its contents are left out if that raises
+    PermissionError, or if the directory is gone.
     """
     here = os.open(top, _FOLDER)
-    folders: list[str] = []  # in the one that is open, yet to be entered
-    above: list[tuple[str, list[str]]] = []  # its name, and the same of the one it is in
+    folders: list[str] = []  # of the open directory: those still to be entered
+    above: list[tuple[str, list[str]]] = []  # the names down to it, with the same of each parent
     try:
         yield from _in_folder(here, folders)
         while True:
@@ -156,7 +159,10 @@ def walk(
 
 
 def _in_folder(here: int, folders: list[str]) -> Iterator[tuple[int, str, bool]]:
-    """All but directories, which are added to ``folders``: there may be millions."""
+    """The entries that are no directories; directories are added to ``folders``.
+
+    A generator, since there may be millions.
+    """
     with os.scandir(here) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):

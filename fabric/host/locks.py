@@ -30,10 +30,10 @@ def locked(
 ) -> Iterator[None]:
     """Hold the lock ``file`` among processes and threads; wait for it as long as it takes.
 
-    ``wait`` is called repeatedly while another holds it; it takes a moment, and may raise (as
-    `no_wait` does).  The file is created, unless ``create`` is false: then FileNotFoundError.  It
-    stays, unless ``remove`` is true: then it is removed at the end, and nobody may share it.
-    A file that another holder removed or renamed is no lock any more: the next one is taken.
+    ``wait`` is called repeatedly while another holds it; it should sleep a moment, and may raise,
+    as `no_wait` does.  Without ``create``, FileNotFoundError if there is no file.  With ``remove``,
+    the file is removed at the end; then no lock on it may be shared.  If its holder removed or
+    renamed the file meanwhile, the lock is taken on the file that has the name now.
     """
     while True:
         handle = _opened(file, create)
@@ -95,13 +95,13 @@ class Locks:
         self._path = path
 
     def open(self) -> int:
-        """A descriptor for `share`, `claim` and `release`: its locks go when it is closed."""
+        """A descriptor for `share`, `claim` and `release`; closing it releases its locks."""
         return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def take(self, name: str, *, shared: bool = False, wait: bool = False) -> int | None:
         """A descriptor that holds the lock ``name`` until it is closed.
 
-        None when somebody else has it, unless ``wait``.  Any number may hold it ``shared``.
+        Without ``wait``, None if another holds it.  Any number may hold it ``shared``.
         """
         fd = self.open()
         try:
@@ -114,20 +114,20 @@ class Locks:
         return None
 
     def share(self, fd: int, name: str) -> None:
-        """Have ``fd`` hold the lock ``name``, shared, too; waits for who has it alone."""
+        """Have ``fd`` hold the lock ``name`` shared; wait while another holds it exclusively."""
         _lock(fd, name, fcntl.F_RDLCK, wait=True)
 
     def claim(self, fd: int, name: str) -> bool:
-        """Have ``fd``, which may share ``name``, hold it alone; False if another shares it."""
+        """Have ``fd`` hold the lock ``name`` exclusively; False if another holds or shares it."""
         return _lock(fd, name, fcntl.F_WRLCK)
 
     def release(self, fd: int, name: str) -> None:
-        """Have ``fd`` hold ``name`` no more."""
+        """Release the lock ``name`` that ``fd`` holds."""
         _lock(fd, name, fcntl.F_UNLCK)
 
 
 def _lock(fd: int, name: str, kind: int, wait: bool = False) -> bool:
-    """Set a lock; False if another's is in the way."""
+    """Set a lock; False if another holds it."""
     byte = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
     how = fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK
     try:

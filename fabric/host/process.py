@@ -1,4 +1,4 @@
-"""Links processes to each other in ways that the standard library does not offer."""
+"""Controls processes in ways that the standard library does not offer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from fabric import bounds
 
 if TYPE_CHECKING:
-    import subprocess  # its users start processes; the others need not load it
+    import subprocess  # loaded by modules that start processes
 
 _PR_SET_PDEATHSIG = 1
 _PIECE = 65536  # bytes: what a pipe holds
@@ -19,21 +19,21 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
 def die_with_parent(parent: int) -> None:
-    """End (by SIGTERM) when the process ``parent``, which started this one, has ended.
+    """Have the kernel send SIGTERM to this process when ``parent``, which started it, ends.
 
-    The kernel sees to it, so it works however the parent ends.  It means the parent's thread:
-    start children from a thread that lives as long as they should.
+    That is the thread that started it: start children from a thread that lives as long as they
+    should.
     """
     import ctypes
 
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:  # it ended before that
+    if os.getppid() != parent:  # it ended before the call
         raise SystemExit(0)
 
 
 def more_descriptors() -> int:
-    """Let this process have as many descriptors as it may, within reason; how many that are."""
-    import resource  # hardly anybody needs it
+    """Raise the limit on descriptors, up to `bounds.DESCRIPTORS`; return the limit."""
+    import resource  # few callers
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY:
@@ -46,10 +46,10 @@ def more_descriptors() -> int:
 
 
 def kill_session(leader: int) -> None:
-    """Kill all processes of the session that ``leader`` leads, and that has not been reaped yet.
+    """Kill all processes of a session whose leader has not been reaped yet.
 
-    Whatever the leader started belongs to it, in any process group and also as an orphan, unless
-    it has begun a session of its own.
+    A session contains all that its leader started, in any process group and also orphans, except
+    processes that began a session of their own.
     """
     killed: set[int] = set()
     while fresh := _members(leader) - killed:
@@ -60,7 +60,7 @@ def kill_session(leader: int) -> None:
 
 
 def _members(session: int) -> set[int]:
-    """The processes of a session but for those that have ended."""
+    """The processes of a session that have not ended."""
     found = set()
     for name in filter(str.isdecimal, os.listdir("/proc")):  # noqa: PTH208  as below
         try:
@@ -74,7 +74,7 @@ def _members(session: int) -> set[int]:
 
 
 class TooMuchOutput(Exception):
-    """A child process printed more than it may."""
+    """A child process printed more than its limit."""
 
 
 def converse(
@@ -84,10 +84,10 @@ def converse(
     most: int,
     seconds: float = float("inf"),
 ) -> tuple[bytes, bytes]:
-    """Give a child its input; return what it prints, and the last of what it complains of.
+    """Write a child's input; return its output, and the end of its standard error.
 
     As `subprocess.Popen.communicate`, but bounded: TooMuchOutput past ``most`` bytes,
-    TimeoutError past ``seconds``.  Then the child may still run.
+    TimeoutError past ``seconds``.  After either, the child may still run.
     """
     import selectors
 
@@ -132,10 +132,11 @@ def converse(
 
 
 def keep_memory(size: int) -> None:
-    """Give memory back to the kernel only when more than ``size`` bytes of it are free.
+    """Return memory to the kernel only when more than ``size`` bytes of it are free.
 
-    glibc would do so for each message that carries a piece of a log, and the kernel clears every
-    page that comes back: most of what it costs to pass logs on.  Other libraries do as they like.
+    By default glibc returns it after each message that carries a piece of a log, and the kernel
+    clears every page that is requested again: most of the cost of passing logs on.  Without glibc,
+    nothing happens.
     """
     import ctypes
 

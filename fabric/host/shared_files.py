@@ -1,4 +1,4 @@
-"""Provides scratch directories, digests and fsync for files that processes share."""
+"""Provides scratch directories, digests, sizes and fsync of files that processes share."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ CHUNK = 1024 * 1024
 
 @contextlib.contextmanager
 def scratch(folder: Path, prefix: str) -> Iterator[Path]:
-    """A new directory in ``folder``, for a while.
+    """A new directory in ``folder``, removed at the end.
 
-    It is locked as long as its maker lives; what a killed one left is removed by the next, or
-    by `sweep`.
+    It is locked while its process lives.  The next `scratch` of that prefix, or `sweep`, removes
+    those of killed processes.
     """
     import shutil
     import tempfile
@@ -38,7 +38,7 @@ def scratch(folder: Path, prefix: str) -> Iterator[Path]:
 
 
 def sweep(folder: Path, prefix: str) -> None:
-    """Remove the `scratch` that killed processes have left."""
+    """Remove the scratch directories of killed processes."""
     if any(folder.glob(f"{prefix}*")):
         with locked(folder / "scratch-lock"):
             _sweep(folder, prefix)
@@ -53,7 +53,7 @@ def _sweep(folder: Path, prefix: str) -> None:
 
 
 class Tally:
-    """How many bytes it frees to remove trees, one after the other.
+    """Counts the bytes freed by removing trees one after the other.
 
     A file with several names frees its bytes with the last of them.
     """
@@ -61,10 +61,10 @@ class Tally:
     def __init__(self) -> None:
         self.trees = 0
         self.bytes = 0
-        self._names: Counter[tuple[int, int]] = Counter()  # of files with several: those removed
+        self._names: Counter[tuple[int, int]] = Counter()  # inode -> names removed so far
 
     def add(self, path: Path | str) -> None:
-        """This goes: a tree or a file."""
+        """Count a tree or a file that is to be removed."""
         self.trees += 1
         with contextlib.suppress(OSError):
             status = os.lstat(path)
@@ -92,7 +92,7 @@ def sha256_of(file: Path | str) -> str:
 
 
 def fsync(path: Path | str) -> None:
-    """Wait until a file's content, or a directory's entries, are on the disk."""
+    """Flush a file's content, or a directory's entries, to the disk."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
@@ -101,7 +101,7 @@ def fsync(path: Path | str) -> None:
 
 
 def make_directory(path: Path | str) -> None:
-    """Make a directory, with those above it, so that a power cut does not undo it."""
+    """Make a directory and its parents durably: each is synced in its parent."""
     if os.path.isdir(path):  # noqa: PTH112
         return
     path = Path(path)

@@ -23,16 +23,16 @@ from fabric.errors import FabricError
 #: A row of an `Area` and its style, a key of _STYLES or "".
 Row = tuple[str, str]
 
-#: Seconds between two pictures when nothing is printed, and between any two.
+#: Seconds between two drawings when nothing is printed, and the least between any two.
 TICK = 0.25
 SHORTEST = 0.1
-#: Seconds that the end waits for a terminal that takes nothing.
+#: Seconds that closing waits for a terminal that accepts no output.
 STUCK = 1.0
-#: Characters in which a sequence that `clean_pieces` waits for must end.
+#: Most characters of a sequence whose end `clean_pieces` waits for.
 _LONGEST = 64 * 1024
 
 _STYLES = {"bold": "1", "yellow": "33", "cyan": "36", "bold red": "1;31", "bold green": "1;32"}
-#: Around a picture, for terminals that can show all of it at once (DEC mode 2026).
+#: Around a drawing, for terminals that can update at once (DEC mode 2026).
 _BEGIN, _END = "\x1b[?2026h", "\x1b[?2026l"
 _ASCII = str.maketrans("━╌…", "=-~")
 _NO_TERMINAL = ("", "dumb", "unknown")
@@ -42,8 +42,8 @@ _SEQUENCE = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
     r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)"
 )
-# What else a terminal acts upon, or shows in another place: C0, C1, directions, line separators,
-# tags, and bytes that are no text.
+# Other characters that a terminal acts upon or shows elsewhere: C0, C1, directions, line
+# separators, tags, and bytes that are no text.
 _CONTROL = re.compile(
     "[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
@@ -68,14 +68,14 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """The same for a cell of a table: ends of lines and tabs are escaped, too."""
+    """As `printable`, for a cell of a table: ends of lines and tabs are escaped, too."""
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def clean_pieces(pieces: Iterable[bytes]) -> Iterator[str]:
-    """A log as text for a terminal, however it was cut in pieces."""
+    """A log as printable text; a sequence may be split over pieces."""
     decode = codecs.getincrementaldecoder("utf-8")("replace").decode
-    held = ""  # what may be the beginning of a sequence
+    held = ""  # the possible beginning of a sequence
     for piece in pieces:
         text = held + decode(piece)
         begun = _BEGUN.search(text, text.rfind("\n") + 1)
@@ -93,14 +93,14 @@ def _escaped(found: re.Match[str]) -> str:
 
 
 def width_of(text: str) -> int:
-    """Columns that ``text`` takes."""
+    """The number of columns of ``text``."""
     if text.isascii():
         return len(text)
     return sum(map(_columns, text))
 
 
 def _columns(char: str) -> int:
-    import unicodedata  # for the few that need it
+    import unicodedata  # few texts need it
 
     if unicodedata.combining(char) or unicodedata.category(char) in ("Mn", "Me", "Cf"):
         return 0
@@ -121,19 +121,19 @@ def fitted(text: str, width: int) -> str:
 
 
 def styled(text: str, style: str) -> str:
-    """``text`` in a style, unless the user wants none."""
+    """``text`` in a style, unless NO_COLOR is set."""
     if style not in _STYLES or os.environ.get("NO_COLOR"):
         return text
     return f"\x1b[{_STYLES[style]}m{text}\x1b[0m"
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Whether rows can change in place there."""
+    """Whether rows of the stream can be redrawn in place."""
     return stream.isatty() and os.environ.get("TERM", "") not in _NO_TERMINAL
 
 
 class Output(io.TextIOWrapper):
-    """Standard output or error, for people.  OutputError if nothing can be written there."""
+    """Standard output or error, escaped.  OutputError if writing fails."""
 
     def write(self, text: str) -> int:
         clean = printable(text)
@@ -155,7 +155,7 @@ class Output(io.TextIOWrapper):
 
 
 def write_bytes(data: bytes) -> None:
-    """``data`` as it is, on standard output, for programs.  OutputError if that cannot be."""
+    """Write ``data`` unescaped to standard output, for programs.  OutputError if that fails."""
     try:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
@@ -164,18 +164,18 @@ def write_bytes(data: bytes) -> None:
 
 
 def _unwritable(fd: int, error: OSError) -> Exception:
-    if isinstance(error, BrokenPipeError):  # its reader has seen enough
+    if isinstance(error, BrokenPipeError):  # the reader closed it
         return error
     what = "standard error" if fd == 2 else "standard output"
     return OutputError(f"{what} cannot be written: {error.strerror}")
 
 
 def install() -> None:
-    """Make standard output and standard error `Output`; one that is closed leads nowhere."""
+    """Replace standard output and error by `Output`; one that is closed becomes /dev/null."""
     for number in range(3):
         try:
             os.fstat(number)
-        except OSError:  # else the next file that is opened would be taken for it
+        except OSError:  # otherwise the next file opened would get its number
             os.open(os.devnull, os.O_RDONLY if number == 0 else os.O_WRONLY)
     sys.stdout = _output(sys.stdout, 1)
     sys.stderr = _output(sys.stderr, 2)
@@ -184,13 +184,13 @@ def install() -> None:
 
 
 def _stopped(number: int, frame: object) -> None:  # noqa: ARG001
-    """Ctrl-Z: the shell finds the terminal as if there were no rows; they come back with us."""
+    """On Ctrl-Z: remove the rows before stopping, and draw them again afterwards."""
     area = Area.shown
     try:
         if area is not None:
             area.withdraw()
         signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)  # it goes on here
+        os.kill(os.getpid(), number)  # continues here
     finally:
         signal.signal(number, _stopped)
         if area is not None:
@@ -206,50 +206,50 @@ def _output(stream: TextIO | None, fd: int) -> Output:
 
 
 class Area:
-    """Rows at the bottom of a terminal, drawn anew as time passes.  One at a time.
+    """Rows at the bottom of a terminal, redrawn as time passes.  At most one exists.
 
-    The cursor rests at the beginning of the first row.  A terminal that is resized keeps it there,
-    whether or not it wraps the rows anew, so that all below can be erased.
+    The cursor rests at the beginning of the first row.  A terminal keeps it there when it is
+    resized, also if it wraps the rows anew, so everything below can be erased.
     """
 
     shown: ClassVar[Area | None] = None
 
     def __init__(self, out: TextIO, picture: Callable[[int, int], list[Row]] | None = None) -> None:
-        """``picture`` gives the rows, for so many columns and at most so many rows.
+        """``picture(columns, rows)`` gives at most that many rows.
 
-        Without one there are those of `doing` alone, and `settled` closes it.
+        Without it, only the rows of `doing` are shown, and `settled` closes the area.
         """
         self._fd = out.fileno()
         self._utf8 = codecs.lookup(out.encoding).name == "utf-8"
         self._picture = picture
         self._lock = threading.Lock()
         self._news: list[str] = []
-        self._begun = ""  # of a line that is not whole
-        self._activity: dict[int, tuple[str, float]] = {}  # thread -> what it does, since when
+        self._begun = ""  # a line without its end yet
+        self._activity: dict[int, tuple[str, float]] = {}  # thread -> its activity, since when
         self._last: tuple[list[Row], int] = ([], 0)
         self._wake = threading.Event()
         self._closed = threading.Event()
-        self._welcome = threading.Event()  # to draw rows
+        self._welcome = threading.Event()  # rows may be drawn
         self._welcome.set()
-        self._away = threading.Event()  # there are none
+        self._away = threading.Event()  # the rows are erased
         out.flush()
         Area.shown = self
         self._thread = threading.Thread(target=self._run, name="terminal", daemon=True)
         self._thread.start()
 
     def above(self, text: str) -> None:
-        """Print ``text``, which is clean, above the rows."""
+        """Print ``text``, which is printable, above the rows."""
         with self._lock:
             *lines, self._begun = (self._begun + text).split("\n")
             self._news += lines
 
     def changed(self) -> None:
-        """There is another picture: show it with what was printed before."""
+        """The picture has changed: draw it together with the text printed since."""
         if self._news:
             self._wake.set()
 
     def doing(self, text: str) -> None:
-        """A row that says what the calling thread does, until it does something else."""
+        """Show the activity of the calling thread in a row, until its next one."""
         thread, text = threading.get_ident(), one_line(text)
         with self._lock:
             former, since = self._activity.get(thread, ("", 0.0))
@@ -258,7 +258,7 @@ class Area:
             self._activity[thread] = (text, since)
 
     def settled(self) -> None:
-        """No thread does what it said it did."""
+        """Remove the activities of all threads."""
         if self._activity:
             with self._lock:
                 self._activity.clear()
@@ -266,17 +266,17 @@ class Area:
             self.close()
 
     def withdraw(self) -> None:
-        """The rows go, until they may `come_back`.  From a handler of signals: no lock is taken."""
+        """Erase the rows until `come_back`.  Takes no lock, so a signal handler may call it."""
         self._welcome.clear()
         self._wake.set()
         self._away.wait(STUCK)
 
     def come_back(self) -> None:
-        """Rows may be drawn again, wherever the cursor is now."""
+        """Draw rows again, at the present position of the cursor."""
         self._welcome.set()
 
     def close(self) -> None:
-        """The rows go; all that was printed stays.  Again, where Ctrl-C left a call of it."""
+        """Erase the rows; printed text stays.  May be called again if Ctrl-C interrupted it."""
         self._closed.set()
         self._wake.set()
         self._thread.join(STUCK)
@@ -298,7 +298,7 @@ class Area:
 
     def _draw(self, *, last: bool = False) -> None:
         size = os.get_terminal_size(self._fd)
-        # A terminal that is told of no size has none.
+        # some terminals report a size of 0
         width, height = (size.columns or 80) - 1, max(1, (size.lines or 24) - 1)
         with self._lock:
             news, self._news = self._news, []
@@ -326,10 +326,10 @@ class Area:
         self._write("".join([*out, _END]))
 
     def _is_behind(self) -> bool:
-        """Whether something else is in the foreground of the terminal, such as the user's shell."""
+        """Whether another process group, such as the shell's, is in the foreground."""
         try:
             return os.tcgetpgrp(self._fd) != os.getpgrp()
-        except OSError:  # it is not the one that controls us
+        except OSError:  # it is not our controlling terminal
             return False
 
     def _write(self, text: str) -> None:
@@ -346,9 +346,9 @@ def _doing(text: str, since: float, now: float, width: int) -> str:
 
 
 def progress(text: str) -> None:
-    """News of imports and the like: on stderr, so that output stays clean.
+    """Show progress, such as that of imports, on standard error.
 
-    On a terminal the news of a thread takes the place of its last, but warnings stay.
+    On a terminal, a thread's next line replaces its last one, except for warnings.
     """
     warning = text.startswith("warning: ") or ": warning: " in text
     if warning or not is_terminal(sys.stderr):
@@ -358,12 +358,12 @@ def progress(text: str) -> None:
 
 
 def settled() -> None:
-    """What `progress` told of is done."""
+    """The work that `progress` reported is done."""
     if (area := Area.shown) is not None:
         area.settled()
 
 
 def restore() -> None:
-    """Leave the terminal as it was found."""
+    """Restore the terminal."""
     if Area.shown is not None:
         Area.shown.close()

@@ -1,9 +1,8 @@
 """Detects changes of trees on a disk by a recorded table of their inodes.
 
 Reading a tree of 30,000 files takes as long as making it again; reading its inodes takes a tenth
-of a second.  Therefore a new tree is recorded, and trusted while its table is unchanged: names,
-modes, sizes, times and inode numbers.  If the table differs, the tree is made again beside it and
-compared.
+of a second.  So the names, modes, sizes, times and inode numbers of a new tree are recorded, and
+the tree is trusted while they are unchanged.  Otherwise it is made again beside it and compared.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ _CHUNK = 256 * 1024
 
 
 class Table(msgspec.Struct, frozen=True):
-    """What a tree looks like, in short."""
+    """Digests of the inodes of a tree."""
 
-    base: bytes  # digest of all but times of change
-    changes: bytes  # digest of the files' times of change
-    names: int  # how many names its files have, be they in this tree or not
+    base: bytes  # digest of everything but ctimes
+    changes: bytes  # digest of the files' ctimes
+    names: int  # sum of the link counts of its files
 
     def same(self, other: Table) -> bool:
-        """Whether the tree of ``other`` is this one, unchanged.
+        """Whether ``other`` is a table of the same, unchanged tree.
 
-        To give a file another name, in a merged tree, changes its time of change.
+        A new link to a file, in a merged tree, changes the file's ctime and link count.
         """
         return self.base == other.base and (
             self.changes == other.changes or self.names != other.names
@@ -40,7 +39,7 @@ class Table(msgspec.Struct, frozen=True):
 
 
 class Record(msgspec.Struct, frozen=True):
-    """The table of a tree, with what its maker wants to know of it."""
+    """The table of a tree, with data of its maker."""
 
     table: Table
     about: bytes = b""
@@ -52,7 +51,7 @@ _row = struct.Struct("<QqqQ").pack
 
 
 def table_of(tree: Path) -> Table:
-    """Look at all that is in a tree.  OSError if it cannot be seen."""
+    """The table of a tree.  OSError if it cannot be read."""
     base, changes, names = hashlib.sha256(), hashlib.sha256(), 0
     top = os.fsencode(tree)
     info = os.lstat(top)
@@ -64,7 +63,7 @@ def table_of(tree: Path) -> Table:
         for entry, info in _entries(top + b"/" + parent):
             size = info.st_size
             if stat.S_ISDIR(info.st_mode):
-                size = 0  # the file system's own affair
+                size = 0  # depends on the file system
                 pending.append(parent + entry.name + b"/")
             else:
                 times.append(info.st_ctime_ns)
@@ -76,7 +75,7 @@ def table_of(tree: Path) -> Table:
 
 
 def _entries(directory: bytes) -> list[tuple[os.DirEntry[bytes], os.stat_result]]:
-    """What is in a directory, by name; nothing if its own mode keeps even us, its owner, out."""
+    """The entries of a directory, by name; none if its mode forbids its owner to list it."""
     try:
         with os.scandir(directory) as entries:
             found = [(entry, entry.stat(follow_symlinks=False)) for entry in entries]
@@ -86,7 +85,7 @@ def _entries(directory: bytes) -> list[tuple[os.DirEntry[bytes], os.stat_result]
 
 
 def read_record(file: Path) -> Record | None:
-    """A record; None if there is none, or it is damaged."""
+    """A record; None if it is missing or damaged."""
     content = unsealed(recall(file))
     if content is not None:
         with contextlib.suppress(msgspec.DecodeError):
@@ -95,15 +94,15 @@ def read_record(file: Path) -> Record | None:
 
 
 def write_record(file: Path, record: Record, scratch: Path) -> None:
-    """Write a record, by way of the file ``scratch`` beside it."""
+    """Write a record; ``scratch`` is a temporary file on the same file system."""
     scratch.write_bytes(sealed(_encode(record)))
     put(scratch, file)
 
 
 def difference(one: Path, other: Path, *, times: bool = True) -> str:
-    """The first path that is not the same in two trees, "" if there is none.
+    """The first path at which two trees differ, "" if there is none.
 
-    Without ``times``, what differs in its time alone is the same.
+    Without ``times``, modification times are not compared.
     """
     pending = [b""]
     tops = os.fsencode(one), os.fsencode(other)
@@ -138,7 +137,7 @@ def _differ(
 
 
 def _equal(one: bytes, other: bytes) -> bool:
-    """Whether two files of ours have the same content."""
+    """Whether two files have the same content; true for files that cannot be read."""
     try:
         with open(one, "rb", 0) as here, open(other, "rb", 0) as there:  # noqa: PTH123
             while True:
@@ -147,5 +146,5 @@ def _equal(one: bytes, other: bytes) -> bool:
                     return False
                 if not piece:
                     return True
-    except PermissionError:  # of a mode that keeps us out, too
+    except PermissionError:  # the modes are equal, and forbid even the owner to read
         return True
