@@ -1,9 +1,9 @@
 """Generates the script that runs a chunk's command lists in the sandbox, and parses its reports.
 
-One `sh` runs the whole chunk, since every start of a sandbox costs about as much as a null
-build.  Each command is its own ``sh -e -x -c``.  The old tool ran them without ``-e``, so of a
-command of several lines only the last one's status counted; the definitions of today are
-written for the second implementation, which has ``-e``, and a line that fails must not pass.
+One `sh` runs the whole chunk, since starting a sandbox takes about as long as a null build.  Each
+command is run by ``sh -e -x -c``.  The old tool had no ``-e``, so of a command of several lines
+only the last line's status counted; today's definitions are written for its second implementation,
+which has it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from shlex import quote
 
 import msgspec
 
-#: Where a sandbox has the script: in a file system made for it, where no link of a tree that it
-#: is in can lead bubblewrap to another place.
+#: The script's path in a sandbox: in a file system of bubblewrap's own, where no symlink of a
+#: build's tree can lead elsewhere.
 PATH = "/dev/steps"
 
 _HEAD = """\
@@ -45,22 +45,22 @@ run() {{
 report '' 0
 """
 
-#: When memory runs out, the kernel ends what a build runs (``oom_score_adj``, up to 1000), and
-#: not the fabric.
+#: ``oom_score_adj`` (up to 1000) of builds: when memory runs out, the kernel kills them before the
+#: fabric.
 _END_FIRST = 500
 
 
 class CommandList(msgspec.Struct, frozen=True):
-    """A list of commands under one name, with the MAKEFLAGS they see (None: none at all)."""
+    """A named list of commands, with their MAKEFLAGS (None: the variable is not set)."""
 
     name: str
     commands: tuple[str, ...]
     makeflags: str | None = None
-    title: str = ""  # its header in the log, if not its name in capitals
+    title: str = ""  # its header in the log; "": its name in capitals
 
 
 def script(name: str, path: str, lists: Sequence[CommandList]) -> str:
-    """The script for ``lists``, which the sandbox sees at ``path``.  Empty lists are left out."""
+    """The script for ``lists``, which is at ``path`` in the sandbox.  Empty lists are left out."""
     parts = [_HEAD.format(name=name, path=quote(path), oom=_END_FIRST)]
     for each in lists:
         if each.commands:
@@ -73,20 +73,20 @@ def script(name: str, path: str, lists: Sequence[CommandList]) -> str:
     return "".join(parts)
 
 
-#: What a script reports: a list, and the number of the command in it that begins.
+#: A report of the script: a list, and the number of the command in it that begins.
 _REPORT = re.compile(rb"@ (.{0,255}) (\d{1,9})")
-#: Of what bwrap says about the sandbox.
+#: In bwrap's information about the sandbox.
 _CHILD = re.compile(rb'"child-pid": (\d+)')
-#: Longer lines, in bytes, are no report.
+#: Most bytes of a line that may be a report.
 _LONGEST = 1024
 
 
 class StatusPipe:
-    """Follows the status pipe: what bwrap's ``--info-fd`` says, then what the script reports.
+    """Reads the status pipe: bwrap's ``--info-fd``, then the reports of the script.
 
-    ``started`` hears the name of each command list as it begins.  A build can get at the pipe,
-    through /proc/1/fd: reports may be forged, which harms its own build only, while all that
-    bwrap says is heard before anything runs.
+    ``started`` is called with the name of each command list as it begins.  A build can write to
+    the pipe through /proc/1/fd.  Forged reports harm that build only, and bwrap's information is
+    read before any command runs.
     """
 
     def __init__(self, pipe: int, started: Callable[[str], None]) -> None:
@@ -96,12 +96,12 @@ class StatusPipe:
         self.started = False  # the script has begun
         self.list = ""
         self.number = 0  # of the command in its list, from 1
-        self.child: int | None = None  # process 1 of the sandbox, as we see it
+        self.child: int | None = None  # process 1 of the sandbox, by its pid outside
         self._hear = started
         self._rest = b""
 
     def read(self) -> bool:
-        """Wait for news and take it in; False once there will be none."""
+        """Wait for a report and read it; False at the end of the pipe."""
         data = os.read(self._pipe, 65536)
         *lines, rest = (self._rest + data).split(b"\n")
         self._rest = rest[:_LONGEST]
@@ -110,7 +110,7 @@ class StatusPipe:
         return bool(data)
 
     def catch_up(self) -> None:
-        """Take in what has come, without waiting, and no more than a pipe holds at once."""
+        """Read what is in the pipe, without waiting, and at most what a pipe holds."""
         for _ in range(4):
             if not self._poll.poll(0) or not self.read():
                 return

@@ -1,8 +1,8 @@
 """Makes a disk image that boots from a system artifact.
 
-Ordinary tools write it into an ordinary file: no root rights, no loop device, no mount.
-The same input gives the same bytes with the same versions of these tools; what was never
-written to is a hole in the file.
+Ordinary tools write into an ordinary file, without root rights, loop devices or mounts.  The same
+input gives the same bytes with the same versions of these tools.  Unwritten parts are holes of the
+file.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from fabric.host.progress import Progress, silent
 
 __all__ = ["KERNEL_ARGUMENTS", "File", "Image", "ImageError", "files_below", "make_image"]
 
-#: What follows the root on the kernel's command line: the screen, and the serial line, which
-#: is last and so gets what init says.
+#: The rest of the kernel's command line: consoles on the screen and the serial line.  The last one
+#: gets init's output.
 KERNEL_ARGUMENTS = "console=tty0 console=ttyS0,115200"
 
 
 class Image(msgspec.Struct, frozen=True):
-    """An image that was made."""
+    """A finished image."""
 
     path: Path
     size: int  # of the disk, in bytes
-    used: int  # bytes the file takes where it lies
+    used: int  # bytes of disk that the file takes
     uuid: str  # of the root filesystem
     kernel: str  # path in the system: "/boot/vmlinuz-6.12"
     initrd: str  # path in the system, "" if it has none
@@ -64,9 +64,9 @@ def make_image(
     is one; without one it must have the disk's driver and ext4 built in.  ``kernel_args`` follow
     ``root=... rw`` on its command line.
 
-    The image appears under its name only when it is whole, with mode 0600: it holds what only
-    root of the system may read.  ImageError if ``to`` exists (unless
-    ``force``), the disk is too small (it says what is needed) or full, or a tool is missing.
+    The image appears under its name only when it is whole, with mode 0600, since it contains files
+    that only root of the system may read.  ImageError if ``to`` exists (unless ``force``), if the
+    disk is too small (the error has the size needed) or full, or if a tool is missing.
     """
     check_tools(*(["qemu-img"] if format == "qcow2" else []))
     _refuse_existing(to, force)
@@ -114,7 +114,7 @@ def make_image(
 
 @contextmanager
 def _scratch(to: Path) -> Iterator[Path]:
-    """A folder beside ``to``, so that the image can be renamed; gone in the end."""
+    """A folder beside ``to``, so that the image can be renamed; removed at the end."""
     path = Path(tempfile.mkdtemp(prefix=beside(to), dir=to.parent.absolute()))
     try:
         yield path

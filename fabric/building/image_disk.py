@@ -1,7 +1,7 @@
-"""Lays out the disk of an image, and runs the ordinary tools that write it.
+"""Lays out the disk of an image, and runs the tools that write it.
 
-An MBR with two partitions: a small FAT16 with syslinux, kernel and initrd; an ext4 with the
-root filesystem.
+The disk has an MBR and two partitions: a small FAT16 with syslinux, kernel and initrd, and an ext4
+with the root filesystem.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _START = MIB  # of the boot partition
 _LARGEST = _SECTOR << 32  # a partition table has 32 bits for a number of sectors
 _INODE = 256
 _NAMESPACE = uuid.UUID("6e0f8f6e-5c1c-5e0b-9d0c-1f0d8ad6a5b5")
-# what this machine's own mke2fs.conf says must not matter
+# so that this machine's own mke2fs.conf has no effect
 _MKE2FS = f"""[defaults]
  base_features = sparse_super,large_file,filetype,resize_inode,dir_index,ext_attr
  default_mntopts = acl,user_xattr
@@ -56,7 +56,7 @@ _PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sb
 
 
 class Disk(msgspec.Struct, frozen=True, kw_only=True):
-    """What goes where.  Offsets and sizes in bytes, multiples of a MiB."""
+    """The layout of a disk.  Offsets and sizes are in bytes, multiples of a MiB."""
 
     size: int
     boot_size: int  # of the FAT partition
@@ -65,7 +65,7 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
     inodes: int
     journal: int
     label: str  # of the root filesystem
-    identity: str  # digest of all that makes this image what it is; the UUIDs come from it
+    identity: str  # digest of all inputs of the image; the UUIDs come from it
     kernel: str  # its path in the system
     initrd: str  # its path in the system, or ""
     boot: tuple[tuple[str, Path], ...]  # name on the boot partition, a copy of the file
@@ -129,7 +129,7 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def arguments(self) -> str:
         """The kernel's command line."""
-        # the kernel alone knows partitions, only an initrd can look into filesystems
+        # without an initrd, the kernel finds partitions, but no filesystems
         root = f"UUID={self.uuid}" if self.initrd else f"PARTUUID={self.signature:08x}-02"
         return f"root={root} rw {self.more_arguments}".strip()
 
@@ -137,7 +137,7 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
         """A new file: the empty disk with its boot code and partition table."""
 
         def entry(active: int, kind: int, offset: int, size: int) -> bytes:
-            far = b"\xfe\xff\xff"  # cylinders and heads: more than they can say
+            far = b"\xfe\xff\xff"  # cylinders and heads: out of range
             first, count = offset // _SECTOR, size // _SECTOR
             return struct.pack("<B3sB3sII", active, far, kind, far, first, count)
 
@@ -156,7 +156,7 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
         options = (
             f"offset={self.root_offset},root_owner=0:0,nodiscard,"
             f"hash_seed={uuid.uuid5(_NAMESPACE, f'hash {self.identity}')},"
-            "lazy_itable_init=0,lazy_journal_init=0"  # or the first boot has to do it
+            "lazy_itable_init=0,lazy_journal_init=0"  # otherwise the first boot does it
         )
         command = ["mke2fs", "-q", "-F", "-t", "ext4", "-L", self.label, "-U", self.uuid]
         command += ["-m", "1", "-N", str(self.inodes), "-J", f"size={self.journal // MIB}"]
@@ -177,7 +177,7 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
                 with process.stdin as pipe:
                     write_tar(rootfs, self.placed, pipe)
             except BrokenPipeError:
-                pass  # mke2fs gave up, and has said why
+                pass  # mke2fs has ended, and its error is reported below
             except BaseException:
                 process.kill()
                 raise
@@ -236,7 +236,7 @@ def choose_kernel(found: Survey) -> tuple[str, str]:
 
 
 def check_tools(*more: str) -> None:
-    """ImageError names the Debian packages of the tools that are missing."""
+    """ImageError, with the Debian packages to install, if a tool is missing."""
     tools = [tool for tool in _PACKAGES if tool != "qemu-img" or tool in more]
     missing = {_PACKAGES[tool]: tool for tool in tools if shutil.which(tool, path=_PATH) is None}
     if not any(path.exists() for path in _MBR_CODE):
@@ -249,15 +249,15 @@ def check_tools(*more: str) -> None:
 
 
 def private_file(path: Path) -> IO[bytes]:
-    """A new file that nobody else may read: an image holds host keys and password hashes."""
+    """A new file of mode 0600, since an image has host keys and password hashes."""
     return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "w+b")
 
 
 def run(scratch: Path, *command: str) -> None:
-    """Run a tool that makes the same bytes from the same input.  ImageError with what it said.
+    """Run a tool, reproducibly.  ImageError, with the tool's output, if it fails.
 
-    It knows all files by their names in ``scratch``: in a path of the user's, mtools and QEMU would
-    see drives, offsets and protocols.  Files that it makes are nobody else's to read.
+    All files are named relative to ``scratch``: in a path of the user's, mtools and QEMU would see
+    drives, offsets and protocols.  Other users cannot read the files that it makes.
     """
     result = subprocess.run(
         command,
@@ -305,5 +305,5 @@ def _version(path: str) -> list[tuple[int, int, str]]:
 
 
 def _mib(size: int) -> int:
-    """Rounded up to whole MiB."""
+    """``size`` rounded up to whole MiB."""
     return -(-size // MIB) * MIB

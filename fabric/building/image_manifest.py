@@ -1,8 +1,8 @@
 """Parses Baserock's INSTALL_FILES manifests: files that a deployment adds to a system.
 
-Each line is ``[template] [overwrite] MODE UID GID PATH``.  MODE is octal and says the type as well:
-0100644 a file, 0040755 a folder, 0120000 a symbolic link.  PATH is where it comes to be, and where
-it lies below the manifest's own folder.
+Each line is ``[template] [overwrite] MODE UID GID PATH``.  MODE is octal and includes the type:
+0100644 a file, 0040755 a folder, 0120000 a symbolic link.  PATH is the path in the system, and also
+below the manifest's own folder.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class _Entry(NamedTuple):
 
 
 def read_manifest(manifest: Path, variables: Mapping[str, str]) -> dict[str, File]:
-    """The files of a manifest by path; ``variables`` fill those that are templates.
+    """The files of a manifest by path; templates are rendered with ``variables``.
 
-    ImageError, with file and line, if a line is wrong or its file cannot be had.
+    ImageError, with file and line, if a line is wrong or its file cannot be read.
     """
     entries: dict[str, _Entry] = {}
     room = INSTALLED_FILES
@@ -66,7 +66,7 @@ def read_manifest(manifest: Path, variables: Mapping[str, str]) -> dict[str, Fil
 
 
 def _entry(number: int, words: list[str], folder: Path, room: int) -> _Entry:
-    """One line, whose file has at most ``room`` bytes.  ValueError says what is wrong with it."""
+    """One line, whose file has at most ``room`` bytes.  ValueError if it is wrong."""
     flags = []
     while words and words[0] in _WORDS:
         flags.append(words.pop(0))
@@ -101,7 +101,7 @@ def _entry(number: int, words: list[str], folder: Path, room: int) -> _Entry:
 def _filled(
     manifest: Path, templates: list[_Entry], variables: Mapping[str, str]
 ) -> dict[str, File]:
-    """The files of templates with their text.  ImageError if one cannot be filled."""
+    """The rendered templates.  ImageError if one cannot be rendered."""
     if not templates:
         return {}
     try:

@@ -1,7 +1,7 @@
 """Reads a system artifact (a ``tar.zst``) as a stream, with the files of one machine laid over it.
 
-Nothing is unpacked: owners, device nodes and setuid bits go from the archive straight into the
-filesystem, so no right is needed, and no more than one block of a file is in memory.
+Nothing is unpacked: owners, device nodes and setuid bits go from the archive into the filesystem,
+so no rights are needed, and only a piece of a file is in memory at a time.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from fabric.building.archive import MTIME
 from fabric.building.tree import follow
 from fabric.errors import BuildFailed, FabricError
 
-#: Time of everything an image adds of its own, in seconds since 1970: that of all artifacts.
+#: mtime of everything that an image adds, in seconds since 1970: that of all artifacts.
 EPOCH = MTIME
 BLOCK = 4096
 _PIECE = 1024 * 1024
 
 
 class ImageError(FabricError):
-    """No disk image can be made of this system, here."""
+    """A disk image cannot be made of this system, or on this machine."""
 
 
 class File(msgspec.Struct, frozen=True):
     """A file put into an image: ``data`` is its content, or the target of a symbolic link.
 
-    ``mode`` holds permission bits, and the type as in ``stat`` if it is not a regular file:
-    0o120777 is a symbolic link, 0o040755 a directory (without data).  A file that is ``new`` may
+    ``mode`` has permission bits, and the type as in ``stat`` if it is not a regular file:
+    0o120777 is a symbolic link, 0o040755 a directory (without data).  A file that is ``new`` must
     not be in the system already.
     """
 
@@ -49,7 +49,7 @@ class File(msgspec.Struct, frozen=True):
 
 
 class Survey(msgspec.Struct):
-    """What a root filesystem holds, as far as an image must know."""
+    """The facts about a root filesystem that an image needs."""
 
     sha256: str  # of the archive, as compressed
     entries: int = 0
@@ -60,9 +60,9 @@ class Survey(msgspec.Struct):
     carriers: set[str] = set()  # paths that hard links point to
 
     def resolve(self, path: str) -> str:
-        """``path`` with the symbolic links among its parents followed, "/" and all.
+        """``path`` with the symbolic links among its parents resolved.
 
-        ImageError for a path that leaves the root filesystem or goes round in circles.
+        ImageError for a path that leads out of the root filesystem, or into a loop.
         """
         parts = PurePosixPath(path.lstrip("/")).parts
         if not parts or ".." in parts:
@@ -73,7 +73,7 @@ class Survey(msgspec.Struct):
             raise ImageError(f"{path}: {error}") from error
 
     def follow(self, path: str) -> str:
-        """Where ``path`` leads when it is a symbolic link itself; one in a circle stays."""
+        """``path`` with all symbolic links resolved, also the last; a link in a loop stays."""
         try:
             return self._followed(path, last=True)
         except BuildFailed:
@@ -93,7 +93,7 @@ def survey(rootfs: Path, scratch: Path) -> Survey:
         for member, content in members:
             path = _normal(member.name)
             found.entries += 1
-            names += len(path) // 2 + 16  # about what it takes in its folder
+            names += len(path) // 2 + 16  # approximate bytes in its folder
             found.kinds[path] = member.type
             if member.isreg():
                 found.blocks += -(-member.size // BLOCK)
@@ -118,9 +118,9 @@ def survey(rootfs: Path, scratch: Path) -> Survey:
 
 
 def overlay(files: Mapping[str, File], found: Survey) -> dict[str, File]:
-    """``files`` by their real paths; refuses what cannot be laid over.
+    """``files`` by their resolved paths.  ImageError if one conflicts with the system.
 
-    A folder that the system has stays as it is, also where a symbolic link leads to it.
+    A folder of the system stays as it is, also one that a symbolic link leads to.
     """
     placed: dict[str, File] = {}
     for path, file in sorted(files.items()):
@@ -152,9 +152,9 @@ def overlay(files: Mapping[str, File], found: Survey) -> dict[str, File]:
 
 
 def files_below(folder: Path) -> dict[str, File]:
-    """What is below ``folder``, by paths from there ("/etc/motd"): all of it belongs to root.
+    """The files below ``folder`` by path ("/etc/motd"), all owned by root.
 
-    ImageError if something is no file, folder or symbolic link, or cannot be read.
+    ImageError if one is no file, folder or symbolic link, or cannot be read.
     """
     files: dict[str, File] = {}
 
@@ -182,7 +182,7 @@ def files_below(folder: Path) -> dict[str, File]:
 def write_tar(rootfs: Path, placed: Mapping[str, File], to: IO[bytes]) -> None:
     """The archive with ``placed`` (from `overlay`) over it, as a plain tar, to a stream.
 
-    GNU headers keep file names as the bytes they are; every folder stands before its content.
+    GNU headers keep the bytes of file names; every folder precedes its contents.
     """
     seen: set[str] = set()
 
@@ -217,7 +217,7 @@ class _Content(Protocol):
 
 @contextmanager
 def _members(rootfs: Path) -> Iterator[Iterator[tuple[tarfile.TarInfo, _Content]]]:
-    """Every member with a way to read it; names and links in it keep undecodable bytes."""
+    """Every member with a function that opens it; names keep undecodable bytes."""
     try:
         with (
             rootfs.open("rb") as raw,
@@ -233,11 +233,11 @@ def _members(rootfs: Path) -> Iterator[Iterator[tuple[tarfile.TarInfo, _Content]
 
 def _each(archive: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, _Content]]:
     for member in archive:
-        archive.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+        archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
 
         def content(member: tarfile.TarInfo = member) -> IO[bytes]:
             file = archive.extractfile(member)
-            assert file is not None  # asked for regular files only
+            assert file is not None  # called for regular files only
             return file
 
         yield member, content
@@ -274,7 +274,7 @@ def _copy(source: IO[bytes], to: IO[bytes]) -> None:
 
 
 def _normal(name: str) -> str:
-    """A member's path without "./", "/" at its start, or at its end; "." for the root."""
+    """A member's path without "./", and without "/" at either end; "." for the root."""
     return "/".join(part for part in name.split("/") if part not in ("", ".")) or "."
 
 

@@ -1,8 +1,8 @@
-"""Runs a script under bubblewrap: watched, bounded, and without a trace afterwards.
+"""Runs a script under bubblewrap, within limits, and leaves no process behind.
 
-Everything in a sandbox lives in a PID namespace whose process 1 is the script's own shell.
-When that ends, by itself or by our hand, the kernel ends all the rest before we hear of it:
-no daemon of a build survives, and nobody writes into a tree that we are already packing.
+All processes of a sandbox are in a PID namespace whose process 1 is the script's own shell.  When
+that ends or is killed, the kernel ends all others before it reports the end: no daemon of a build
+survives, and nothing writes into a tree that is already being packed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fabric.errors import BuildFailed, MachineFault
 from fabric.host.cancel import TICK, CancelToken
 from fabric.host.files import walk
 
-#: What a root who installs software needs, inside its own user namespace.
+#: Capabilities that root needs to install software, inside its own user namespace.
 _CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETGID", "SETUID", "SYS_CHROOT")
 
 #: No network, own processes, uid 0 in a user namespace, a fixed host name, a clean environment.
@@ -41,7 +41,7 @@ _ISOLATION = (
     *(word for name in _CAPABILITIES for word in ("--cap-add", f"CAP_{name}")),
 )
 
-#: Bytes that a build may print before it waits for us.
+#: Bytes that a build may print before it has to wait for the worker.
 _PIPE = 1 << 20
 
 _ADVICE = """\
@@ -52,33 +52,32 @@ Unprivileged user namespaces must be allowed. Look at these settings (sysctl):
                                                 profile for bwrap that allows `userns`
 In a container, the container must be allowed to make them."""
 
-#: Seconds in which lines gather that are printed one by one: to wake for each costs more than
-#: to move them.
+#: Seconds of waiting for more output: waking up for each line costs more than moving the lines.
 _GATHER = 0.005
-#: From so many bytes at once on there is no waiting for more: a pipe holds 65536.
+#: Above so many bytes at once there is no waiting for more: a pipe holds 65536.
 _MUCH = 16384
 
 _MISSING = (
-    "The tools that make sandboxes are not here: install bubblewrap, version 0.11 or newer, and"
+    "The tools that make sandboxes are missing: install bubblewrap, version 0.11 or newer, and"
     " util-linux (for unshare and mount)"
 )
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What a step may take: seconds of wall time, and bytes of log.  None: any."""
+    """The limits of a step: seconds of wall time, and bytes of log.  None: no limit."""
 
     seconds: float | None = None
     log_bytes: int | None = None
-    until: float | None = None  # when the seconds are over (monotonic), once they count
+    until: float | None = None  # when the seconds end (monotonic), once they count
 
     def begun(self) -> Limits:
-        """The same, with its seconds counting from now, if they do not count already."""
+        """The same limits, with the seconds counting from now unless they count already."""
         if self.seconds is None or self.until is not None:
             return self
         return msgspec.structs.replace(self, until=time.monotonic() + self.seconds)
 
     def check(self, doing: str) -> None:
-        """BuildFailed when the time is over."""
+        """BuildFailed if the time is over."""
         if self.until is not None and time.monotonic() > self.until:
             raise _over(doing, f"ran longer than {self.seconds:g} s", "build-timeout")
 
@@ -87,7 +86,7 @@ NO_LIMITS = Limits()
 
 
 class Ended(msgspec.Struct, frozen=True):
-    """How a script ended by itself: its exit status, and the command it was at."""
+    """The end of a script: its exit status, and the command that ran last."""
 
     status: int
     list: str
@@ -98,11 +97,11 @@ class Box(msgspec.Struct, frozen=True):
     """A sandbox to run a script in."""
 
     mounts: tuple[str, ...]  # arguments of bwrap
-    read_only: tuple[str, ...]  # made read-only when all mounts are there
+    read_only: tuple[str, ...]  # made read-only after all mounts
     environment: Mapping[str, str]
     cwd: str
     script: str  # its text
-    path: str  # where the script is inside
+    path: str  # the script's path in the sandbox
     launcher: tuple[str, ...] = ()  # a command that runs bwrap in a namespace it has made
 
     def command(
@@ -121,7 +120,7 @@ class Box(msgspec.Struct, frozen=True):
 
     @contextmanager
     def files(self) -> Iterator[tuple[int, int]]:
-        """Descriptors to read the script's text from, and what it may ask of the kernel."""
+        """Descriptors of the script's text, and of the filter of its system calls."""
         script = self.script.encode("utf-8", "surrogateescape")
         with _memory("steps", script) as steps, _memory("calls", seccomp.program()) as calls:
             yield steps, calls
@@ -141,21 +140,21 @@ def _memory(name: str, data: bytes) -> Iterator[int]:
 
 @functools.cache
 def _no_more_namespaces() -> tuple[str, ...]:
-    """In a user namespace of its own a build could mount, the host's cgroups for one.
+    """The option that forbids more user namespaces, in which a build could mount host cgroups.
 
-    Forbidding that means writing to /proc/sys, which in a container may be read-only: there, what
-    the container hides is all that is hidden.
+    bubblewrap implements it by writing to /proc/sys, which may be read-only in a container; there,
+    only the container's own restrictions apply.
     """
     read_only = os.statvfs("/proc/sys/user").f_flag & os.ST_RDONLY
     return () if read_only else ("--disable-userns",)
 
 
-#: Of /proc: bubblewrap makes them read-only.
+#: Folders of /proc that bubblewrap itself makes read-only.
 _SAFE = ("bus", "irq")
 
 
 def _settings(proc: Path) -> list[str]:
-    """Folders of /proc with files to write to, such as sys, scsi, acpi or dynamic_debug."""
+    """Folders of /proc with writable files, such as sys, scsi, acpi or dynamic_debug."""
     found = ["sys"]
     for folder in sorted(proc.iterdir()):
         if folder.name.isdigit() or folder.name in (*found, *_SAFE) or folder.is_symlink():
@@ -169,8 +168,8 @@ def _settings(proc: Path) -> list[str]:
     return found
 
 
-#: The kernel's own places.  A build of a worker that is root is, to the kernel, that root: it
-#: needs no capability to write what belongs to root, as all of /proc/sys does.
+#: The kernel's file systems.  To the kernel, a build of a worker that is root is that root: it
+#: can write the files of root, as in /proc/sys, without any capability.
 KERNEL = (
     *("--proc", "/proc"),
     *(
@@ -199,10 +198,10 @@ def run(
 ) -> Ended:
     """Run the script of ``box``; its output goes to ``log``.
 
-    ``started`` hears the name of each command list as it begins.  BuildFailed past a limit,
-    Cancelled.  MachineFault when the sandbox cannot be made or is killed by somebody else, when
-    it fails and memory was short, and when the disk of ``disk`` was full at any moment: a
-    `configure` does without what it cannot compile then, and goes on.
+    ``started`` is called with the name of each command list as it begins.  BuildFailed past a
+    limit, Cancelled.  MachineFault if the sandbox cannot be made or is killed from outside, if it
+    fails and memory was short, and if the disk of ``disk`` was full at any moment: a `configure`
+    may then have concluded that something cannot be compiled, and have gone on.
     """
     before = log.size()
     ended_before = oom_kills()
@@ -216,7 +215,7 @@ def run(
     status, told = os.pipe2(os.O_CLOEXEC)
     output, printed = os.pipe2(os.O_CLOEXEC)
     os.set_blocking(output, False)
-    with suppress(PermissionError):  # its user has too many pipes: then it is a small one
+    with suppress(PermissionError):  # the user has too many pipes: this one stays small
         fcntl.fcntl(output, fcntl.F_SETPIPE_SZ, _PIPE)
     try:
         try:
@@ -229,7 +228,7 @@ def run(
             _watch(process, progress, output, log, cancel, limits, look)
         finally:
             _end(process, progress)
-            log.take(output, 2 * _PIPE)  # all that a pipe can hold
+            log.take(output, 2 * _PIPE)  # all that the pipe can hold
     finally:
         os.close(status)
         os.close(output)
@@ -255,8 +254,8 @@ def _start(box: Box, told: int, printed: int) -> subprocess.Popen[bytes]:
     try:
         with box.files() as files:
             options = ["--new-session", "--info-fd", str(info)]
-            # The script's end of the status pipe is its standard input, because that is the one
-            # descriptor whose number is sure; its commands get /dev/null.
+            # The script's end of the status pipe is its standard input, since only that descriptor
+            # has a known number; its commands get /dev/null.
             command = box.command(files, options, ["sh", box.path, "--report"])
             return subprocess.Popen(
                 command,
@@ -274,7 +273,7 @@ def _start(box: Box, told: int, printed: int) -> subprocess.Popen[bytes]:
 
 @functools.cache
 def _found(program: str, path: str | None) -> str | None:
-    """Where it is, so that not all of PATH is tried each time; None if it is not there."""
+    """The path of a program, cached so that PATH is searched once; None if there is none."""
     return shutil.which(program, path=path)
 
 
@@ -287,7 +286,7 @@ def _watch(
     limits: Limits,
     look: Callable[[], None],
 ) -> None:
-    """Return when the sandbox is gone; raise when it must go."""
+    """Return when the sandbox has ended; raise when it must be ended."""
     handle = os.pidfd_open(process.pid)
     try:
         end, news = select.poll(), select.poll()
@@ -320,12 +319,12 @@ def _over(doing: str, what: str, setting: str) -> BuildFailed:
 
 
 def _end(process: subprocess.Popen[bytes], progress: StatusPipe) -> None:
-    """Make sure that nothing of the sandbox is left, and that all it reported is heard."""
+    """End all processes of the sandbox, and read the rest of its reports."""
     if process.poll() is not None:
         progress.catch_up()
         return
-    # Process 1 of the sandbox first.  The kernel reports its end only after that of all others
-    # in its namespace; killing bwrap alone would leave them a moment to write on.
+    # Process 1 of the sandbox first: the kernel reports its end only after that of all others in
+    # the namespace.  After killing bwrap alone, they could go on writing for a moment.
     while progress.child is None and progress.read():
         pass
     if progress.child is not None:
@@ -337,7 +336,7 @@ def _end(process: subprocess.Popen[bytes], progress: StatusPipe) -> None:
 
 
 def _cannot_start(said: str) -> BuildFailed | MachineFault:
-    """Why bwrap gave up, from what it said."""
+    """The error for a sandbox that did not start, by the output of bwrap."""
     tools = ("bwrap: ", "unshare: ", "mount: ")
     line = next((line for line in said.splitlines() if line.startswith(tools)), said.strip())
     if shutil.which("bwrap") is None:

@@ -1,9 +1,9 @@
 """Filters the system calls of a build that namespaces do not restrict.
 
-Some ways out of a sandbox belong to no namespace.  Sockets of other families than the usual ones
-reach the machine's host (vsock) or another build; keyrings may be shared; and io_uring makes
-sockets past any filter.  A build sees a kernel that was made without them, and programs know how
-to do with such a one.  Two calls put text into a terminal as if its user had typed it.
+Some ways out of a sandbox belong to no namespace.  Sockets of unusual families reach the machine's
+host (vsock) or another build; keyrings may be shared; io_uring makes sockets past any filter.  To
+a build, the kernel seems to be built without these, which programs handle.  Two more calls insert
+text into a terminal as if its user had typed it.
 
 The numbers are the kernel's (``asm/unistd.h``, ``linux/audit.h``, ``linux/seccomp.h``).
 """
@@ -17,14 +17,14 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-#: Families that network namespaces keep apart, or that are of one machine's files.
+#: Families that network namespaces separate, or that use files.
 _FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)
 _IO_URING = (425, 426, 427)  # everywhere
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C  # typing: into a terminal, into a console
 
 
 class _Calls(NamedTuple):
-    """One of the kernel's interfaces: its name in audits, and numbers of its calls."""
+    """One of the kernel's interfaces: its audit number, and the numbers of its calls."""
 
     audit: int
     socket: int
@@ -57,7 +57,7 @@ def program() -> bytes:
 
 
 def _interface(calls: _Calls) -> bytes:
-    """If this is the interface used: whatever comes of the call."""
+    """The instructions that apply if this is the interface used."""
     block = b"".join(
         (
             _do(_LOAD, _NUMBER),
@@ -83,17 +83,17 @@ def _interface(calls: _Calls) -> bytes:
 
 
 def _when(number: int, *block: bytes) -> bytes:
-    """Do a block, which returns, if what was loaded is the number."""
+    """Run a block, which returns, if the loaded value is the number."""
     return _do(_JUMP_EQUAL, number, 0, len(block)) + b"".join(block)
 
 
 def _each(numbers: tuple[int, ...], result: int) -> Iterator[bytes]:
-    """Return ``result`` if what was loaded is one of the numbers."""
+    """Return ``result`` if the loaded value is one of the numbers."""
     for number in numbers:
         yield _do(_JUMP_EQUAL, number, 0, 1)
         yield _do(_RETURN, result)
 
 
 def _do(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
-    """One instruction; jumps skip so many."""
+    """One instruction; jumps skip that many instructions."""
     return struct.pack("=HBBI", code, if_true, if_false, value)

@@ -1,4 +1,4 @@
-"""Opens a shell in the sandbox of a chunk, to see why the chunk does not build."""
+"""Opens a shell in the sandbox of a chunk, to find out why the chunk does not build."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from fabric.errors import FabricError
 from fabric.host.cancel import CancelToken
 from fabric.jobs import Job
 
-#: The first of a session to open a terminal is who controls it: for Ctrl-C, Ctrl-Z, and jobs.
+#: The first terminal that a session opens controls it: for Ctrl-C, Ctrl-Z, and jobs.
 _TAKE = 'exec "$@" <>/dev/console'
 
 
 def shell(job: Job, workspace: Workspace, *, jobs: int, argv: Sequence[str] = ()) -> int:
     """Run ``argv``, else a shell, in the sandbox of a chunk; return its exit status.
 
-    It has this process's standard files, but a terminal of its own instead of the user's.  When
-    the last attempt on this machine failed, its tree is as it was at that moment, and stays so as
-    the shell leaves it; otherwise the tree is fresh and no command has run.
+    It has this process's standard files, but a terminal of its own instead of the user's.  The tree
+    is that of the last attempt, if that failed on this machine; changes to it stay.  Otherwise the
+    tree is fresh and no command has run.
     """
     if job.kind != "chunk":
         raise FabricError(f"{job.name} is a {job.kind}: only chunks are built in a sandbox")

@@ -1,7 +1,7 @@
-"""Provides the source tree of a build, which the build may change without effect on others.
+"""Provides the source tree of a build; changes by the build affect no other.
 
-A tree of some size is an overlay: the exported sources below, what the build writes above, on
-disk.  A tree of a few files is quicker copied.
+A tree of some size is an overlay: the exported sources are the lower side, changes go to the upper
+side, on disk.  A tree of a few files is copied, which is quicker.
 """
 
 # ruff: noqa: PTH101, PTH102, PTH115, PTH123, PTH211
@@ -22,15 +22,15 @@ from fabric.host.cancel import CancelToken
 from fabric.host.progress import Progress, silent
 from fabric.jobs import Source
 
-#: Up to so many entries and bytes, a tree is copied.
+#: A tree of at most so many entries and bytes is copied.
 _FEW, _LITTLE = 24, 1 << 20
 
-#: What is in a tree: (path, mode).
+#: The entries of a tree: (path, mode).
 Entries = tuple[tuple[str, int], ...]
 
 
 class SourceTree(msgspec.Struct, frozen=True):
-    """A tree to build in, ready to be bound into a sandbox."""
+    """A source tree that can be bound into a sandbox."""
 
     path: Path
     launcher: tuple[str, ...]  # the start of the command line in which ``path`` is the tree
@@ -43,9 +43,9 @@ def prepare(
     cancel: CancelToken,
     say: Progress = silent,
 ) -> SourceTree:
-    """The tree of ``source`` in ``scratch``; what a failed attempt has made of it stays.
+    """The tree of ``source`` in ``scratch``; changes by a failed attempt stay.
 
-    ``say`` hears of trees that have changed on the disk, and are made again.
+    ``say`` reports trees that have changed on the disk, and are made again.
     """
     up = scratch / "up"
     fresh = made(up) or not (scratch / "inst").exists()
@@ -66,7 +66,7 @@ def prepare(
 
 
 def made(directory: Path) -> bool:
-    """Make a directory, unless it is there."""
+    """Make a directory; False if it exists."""
     try:
         directory.mkdir()
     except FileExistsError:
@@ -76,9 +76,9 @@ def made(directory: Path) -> bool:
 
 @functools.lru_cache(maxsize=1000)
 def _few_entries(tree: str) -> Entries | None:
-    """All that is in a tree, directories before what is in them; None if that is much.
+    """The entries of a tree, directories before their contents; None if there are many.
 
-    It is remembered, as no tree of this path ever holds anything else.
+    Cached, since the tree of a path never changes.
     """
     found: list[tuple[str, int]] = []
     size = 0
@@ -100,7 +100,7 @@ def _few_entries(tree: str) -> Entries | None:
 
 
 def _copy(entries: Entries, tree: Path, to: Path, mtime: int) -> None:
-    """Copy those entries of ``tree``, whose time all of them get."""
+    """Copy those entries of ``tree``; all get the mtime ``mtime``."""
     for path, mode in entries:
         source, target = f"{tree}/{path}", f"{to}/{path}"
         if stat.S_ISDIR(mode):
@@ -120,7 +120,7 @@ def _copy(entries: Entries, tree: Path, to: Path, mtime: int) -> None:
 
 
 def _export(source: Source, workspace: Workspace, cancel: CancelToken, say: Progress) -> Path:
-    """The exported tree of a source, with its submodules in their places."""
+    """The exported tree of a source, with its submodules."""
     top = _held(source, workspace, say)
     parts = list(_submodules(source, b""))
     if not parts:
@@ -138,13 +138,13 @@ def _export(source: Source, workspace: Workspace, cancel: CancelToken, say: Prog
 
 
 def _held(source: Source, workspace: Workspace, say: Progress) -> Path:
-    """The exported tree of a source, kept until this build ends."""
+    """The exported tree of a source, held until this build ends."""
     workspace.session.hold(source.tree)
     return workspace.sources.export(source, say)
 
 
 def _submodules(source: Source, below: bytes) -> Iterator[tuple[bytes, Source]]:
-    """All submodules, nested ones too, each before what is in it."""
+    """All submodules, also nested ones, each before its own submodules."""
     for name, module in source.submodules:
         path = below + name.encode("utf-8", "surrogateescape")
         yield path, module

@@ -1,20 +1,20 @@
-"""Prepares the staging area of a chunk: the root that its build sees, and what it may write.
+"""Prepares the staging area of a chunk: the root and the writable directories of its build.
 
-In staging mode the root is the staged chunks, read-only, and in it are writable:
+In staging mode the root has the staged chunks, read-only, and these writable directories:
 
 ===============  ====================================================================
 ``/NAME.build``  the source tree, the working directory; changes go to scratch on disk
 ``/NAME.inst``   DESTDIR
-``/tmp``         private; on disk, so that a big build does not eat memory
+``/tmp``         private; on disk, so that a big build does not fill memory
 ``/dev/shm``     private; in memory
 ===============  ====================================================================
 
-Bootstrap and test chunks use this machine's tools: the root is its /usr and a little of its
-/etc, and the staging area with NAME.build and NAME.inst in it is at ``/staging``, where
+Bootstrap and test chunks use this machine's tools: the root has its /usr and a little of its /etc.
+The staging area, with NAME.build and NAME.inst, is then at ``/staging``, where
 ``$(dirname "$PWD")`` finds it.
 
-In a source tree of some size, which is an overlay, renaming a directory that came with the
-sources fails with EXDEV, as everywhere on overlayfs; ``mv`` copies then.
+In a source tree that is an overlay, renaming a directory of the sources fails with EXDEV, as on any
+overlayfs; ``mv`` then copies.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from fabric.definitions.environment import SYSTEM_PATH
 from fabric.host.cancel import CancelToken
 from fabric.jobs import Job
 
-#: Where the staging area is when the root is this machine's.
+#: The staging area's path when the root is this machine's.
 _OUTSIDE = "/staging"
-#: Only these see more than one of make's jobs.
+#: Only these command lists get more than one make job.
 _PARALLEL = ("pre-build-commands", "build-commands", "post-build-commands")
 
 
 class StagingArea(msgspec.Struct, frozen=True):
-    """A staging area ready to run in, with its writable parts in ``scratch``."""
+    """A staging area that commands can run in; its writable parts are in ``scratch``."""
 
     scratch: Path
     box: sandbox.Box
 
     @property
     def inst(self) -> Path:
-        """DESTDIR as we see it."""
+        """DESTDIR's path outside of the sandbox."""
         return self.scratch / "inst"
 
 
@@ -60,9 +60,9 @@ def prepare(
 ) -> StagingArea:
     """Make the staging area of a chunk.
 
-    ``scratch`` is fresh, or that of a failed attempt at the same job, which goes on living.
-    ``limits`` are for what runs meanwhile, which is the chunks' own ldconfig.
-    BuildFailed when its chunks do not go together, MachineFault when something cannot be had.
+    ``scratch`` is fresh, or that of a failed attempt at the same job, whose tree is used again.
+    ``limits`` apply to the chunks' own ldconfig, which runs meanwhile.
+    BuildFailed if the staged chunks conflict, MachineFault if something is missing.
     """
     lower, has = workspace.layers.stage(job.staged, cancel, log.say)
     inside = job.mode == "staging"

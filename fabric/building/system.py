@@ -1,7 +1,7 @@
-"""Assembles a system: its artifacts in one tree, integration scripts, one archive.
+"""Assembles a system: unpacks its artifacts, runs integration scripts, and packs one archive.
 
-Differences from the old tool: chunks that bring the same file are named in the log (the later
-one still wins).  As there, ``/etc/os-release`` is always ours, whatever a chunk brings.
+Unlike the old tool, the log names chunks that bring the same file; the later one wins, as there.
+Also as there, ``/etc/os-release`` is always written here.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from fabric.errors import BuildFailed, MachineFault, in_line
 from fabric.host.cancel import CancelToken
 from fabric.jobs import Content, Job, Manifest
 
-#: All that integration scripts have for an environment.
+#: The whole environment of integration scripts.
 _ENVIRONMENT = {"PATH": "/bin:/usr/bin:/sbin:/usr/sbin"}
 
-#: Of a path, in a remark.
+#: Most bytes of a path in a remark.
 _SHOWN = 100
 
 
@@ -41,8 +41,8 @@ def build_system(
 ) -> tuple[dict[str, Packed | None], tuple[str, ...]]:
     """The system's artifacts by name, and remarks.  ``scratch`` is an empty directory.
 
-    BuildFailed when chunks do not go together or an integration script fails, MachineFault when
-    something cannot be had.
+    BuildFailed if chunks conflict or an integration script fails, MachineFault if something is
+    missing.
     """
     phase("fetch")
     rootfs = scratch / "rootfs"
@@ -76,7 +76,7 @@ def build_system(
 
 
 def _remarks(tree: Unpacker) -> tuple[str, ...]:
-    """In one line, that chunks bring the same files."""
+    """A remark, in one line, if chunks bring the same files."""
     if not tree.replaced:
         return ()
     path, before, after = tree.replaced[0]
@@ -94,7 +94,7 @@ def _unpack(
     workspace: Workspace,
     cancel: CancelToken,
 ) -> Iterator[tuple[str, str]]:
-    """Unpack every artifact, and say what must be written about each: (path, text)."""
+    """Unpack every artifact, and yield its metadata: (path, text)."""
     store = workspace.store
     manifests = _manifests(workspace, contents)
     found = [(one, manifests[one.key].artifact(one.artifact).blob) for one in contents]
@@ -110,7 +110,7 @@ def _unpack(
 
 
 def _describe(job: Job, name: str) -> Iterator[tuple[str, str]]:
-    """What is written about the strata and the system itself: (path, text)."""
+    """The metadata of the strata and of the system: (path, text)."""
     for part in job.strata:
         stratum = Manifest(
             key=part.key, kind="stratum", name=part.stratum, arch=job.arch, artifacts=()
@@ -141,7 +141,7 @@ def _manifests(workspace: Workspace, contents: Sequence[Content]) -> dict[str, M
 
 
 def _meta(manifest: Manifest, artifact: str, contents: list[str]) -> tuple[str, str]:
-    """Path and text of an artifact's metadata.  Nothing in it depends on when it was built."""
+    """Path and text of an artifact's metadata, which does not depend on the time of the build."""
     about = {
         **manifest.metadata,
         "artifact-name": artifact,
@@ -182,7 +182,7 @@ def _integrate(
     if not lists:
         return
     mounts = ["--bind", str(rootfs), "/", *sandbox.KERNEL]
-    if b"tmp" not in tree.links:  # on disk, so that a script does not eat memory
+    if b"tmp" not in tree.links:  # on disk, so that a script does not fill memory
         place = rootfs.with_name("tmp")
         place.mkdir(exist_ok=True)
         place.chmod(0o1777)
@@ -197,6 +197,6 @@ def _integrate(
             step="system-integration",
             command=ended.list,
         )
-    for place in ours:  # to mount on, made by bwrap
+    for place in ours:  # mount points made by bwrap
         with suppress(OSError):
             place.rmdir()

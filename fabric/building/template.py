@@ -1,7 +1,7 @@
 """Renders templates of INSTALL_FILES in a child process with bounded time and memory.
 
-The author of a template need not be trusted: Jinja's sandbox keeps a template from running code,
-the kernel keeps it from using up this machine.
+Templates are untrusted: Jinja's sandbox prevents them from running code, and the kernel limits
+their time and memory.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import msgspec
 from fabric.bounds import MIB, TEMPLATE_CPU, TEMPLATE_MEMORY, TEMPLATE_OUTPUT
 
 _TOO_MUCH = f"templates may use {TEMPLATE_MEMORY // MIB} MiB of memory, and this one needs more"
-_TOO_LONG = f"templates may give {TEMPLATE_OUTPUT // MIB} MiB of text, and this one gives more"
+_TOO_LONG = f"templates may make {TEMPLATE_OUTPUT // MIB} MiB of text, and this one makes more"
 _TOO_SLOW = f"templates may take {TEMPLATE_CPU} s together, and these take longer"
 
 
 class TemplateProblem(Exception):
-    """A template cannot be filled; ``index`` tells which of those given, None if not known."""
+    """A template cannot be rendered; ``index`` is its number, None if not known."""
 
     def __init__(self, message: str, index: int | None) -> None:
         super().__init__(message)
@@ -42,14 +42,14 @@ class _Answer(msgspec.Struct):
 
 
 def fill(templates: Sequence[str], variables: Mapping[str, str]) -> list[str]:
-    """The text that each template gives with ``variables``.
+    """The text that each template renders to with ``variables``.
 
-    TemplateProblem if one is wrong or goes past a bound, or jinja2 is not installed.
+    TemplateProblem if one is wrong or exceeds a bound, or jinja2 is not installed.
     """
     if importlib.util.find_spec("jinja2") is None:
         raise TemplateProblem("jinja2, which fills templates, is not installed", 0)
     with tempfile.TemporaryFile() as output:
-        # -I: nothing is imported from the current folder, which may be that of the definitions
+        # -I: import nothing from the current folder, which may be that of the definitions
         child = subprocess.run(
             [sys.executable, "-I", "-m", __name__],
             input=msgspec.json.encode(_Question(templates, variables)),

@@ -1,6 +1,6 @@
 """Runs a program on a pseudo-terminal, and relays input and output.
 
-On the user's own terminal, the program could read later input, or insert input of its own.
+On the user's own terminal, the program could read later input, or insert input.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-#: Bytes that are passed on at once.
+#: Most bytes relayed at once.
 _PIECE = 65536
 
 
 class Terminal:
-    """A new terminal that stands for the one among our standard files; close it, or use ``with``.
+    """A new terminal in place of the one among our standard files; close it, or use ``with``.
 
-    Standard files that are no terminal stay what they are.
+    Standard files that are not terminals stay as they are.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Terminal:
 
     @property
     def place(self) -> str | None:
-        """Where it is, if a program is to take it for its controlling terminal."""
+        """The terminal's path, if standard input is a terminal; a program may make it its own."""
         return os.ttyname(self._theirs) if 0 in self._shown else None
 
     def run(self, command: Sequence[str], pass_fds: Sequence[int]) -> int:
@@ -66,7 +66,7 @@ class Terminal:
                 raise
 
     def _relay(self) -> None:
-        """Pass on what is typed and shown, until nobody has the new terminal any more."""
+        """Relay input and output until no process has the new terminal open."""
         typed = b""
         poll = select.poll()
         if 0 in self._shown:
@@ -76,7 +76,7 @@ class Terminal:
             events = dict(poll.poll())
             if 0 in events and not typed:
                 typed = os.read(0, _PIECE)
-                if not typed:  # it was hung up
+                if not typed:  # hung up
                     return
             heard = events.get(self._ours, 0)
             if heard & select.POLLOUT:
@@ -93,7 +93,7 @@ class Terminal:
 
     @contextmanager
     def _raw(self) -> Iterator[None]:
-        """The user's terminal passes on all that is typed: the new one makes signals of it."""
+        """Set the user's terminal to raw mode; the new one turns keys into signals."""
         if 0 not in self._shown:
             yield
             return
@@ -123,7 +123,7 @@ class Terminal:
 
 @contextmanager
 def _on_resize(resize: Callable[[], None]) -> Iterator[None]:
-    """Follow the size of the user's terminal; signals are the main thread's."""
+    """Call ``resize`` when the user's terminal is resized; only in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

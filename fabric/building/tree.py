@@ -1,8 +1,8 @@
-"""Reads directory trees into archive entries, unpacks archives into trees, and deletes trees.
+"""Scans directory trees into archive entries, unpacks archives into trees, and deletes trees.
 
 Paths are bytes, relative to the tree's root, without slashes at either end.  Trees are made by
-strangers' build commands, so anything may be in them: unreadable directories, names that are
-not text, symlinks to anywhere, a thousand levels.
+untrusted build commands, so they may contain anything: unreadable directories, names that are not
+text, symlinks to anywhere, a thousand levels.
 """
 
 # Paths here are bytes, which pathlib does not take.
@@ -39,12 +39,13 @@ def scan(
 ) -> dict[bytes, Entry]:
     """Everything under ``root``, by path, in byte order of the paths.
 
-    An unreadable directory is made readable on the way; the entry keeps the mode it had.  Hard
-    links are plain files here: `with_links` turns them into links within one archive.  ``check``
-    is called for each directory, and may raise.
+    An unreadable directory is made readable; its entry has the former mode.  Hard links are plain
+    files here: `with_links` turns them into links within one archive.  ``check`` is called for
+    each directory, and may raise.
 
-    BuildFailed for what no archive can hold, and past a bound.  The upper side of an overlay is
-    ``overlaid``: the marks of what was deleted in it, devices all, are passed over.
+    BuildFailed for types of files that no archive can hold, and past a bound.  With ``overlaid``,
+    the tree is the upper side of an overlay, whose marks of deleted files, which are devices, are
+    skipped.
     """
     top = os.fsencode(root)
     found: dict[bytes, Entry] = {}
@@ -87,7 +88,7 @@ def scan(
 
 
 def _bounded(files: int, size: int) -> None:
-    """BuildFailed when a tree has too much in it."""
+    """BuildFailed if a tree exceeds the bounds of an artifact."""
     if files > bounds.ARTIFACT_FILES:
         raise BuildFailed(f"More than {bounds.ARTIFACT_FILES:,} files are too many for an artifact")
     if size > bounds.ARTIFACT_BYTES:
@@ -98,32 +99,32 @@ def _bounded(files: int, size: int) -> None:
 
 
 def _entries(directory: bytes) -> Iterator[os.DirEntry[bytes]]:
-    """One after the other: there may be millions."""
+    """The entries of a directory; a generator, since there may be millions."""
     open_up(directory)
     with os.scandir(directory) as entries:
         yield from entries
 
 
 def open_up(directory: bytes | str | Path, folder: int | None = None) -> None:
-    """Let us read, change and move a directory of ours, whatever mode a build gave it.
+    """Make a directory of ours readable and writable, whatever mode a build gave it.
 
-    ``folder`` is an open directory that it is in, if it is named as in that.
+    With ``folder``, an open directory, the name is relative to that.
     """
     if not os.access(directory, os.R_OK | os.W_OK | os.X_OK, dir_fd=folder):
         os.chmod(directory, 0o700, dir_fd=folder)
 
 
 class Opener:
-    """Lists directories of ours, whatever their modes; those are as they were at its end.
+    """Lists directories of ours, whatever their modes, and restores the modes at the end.
 
-    Until then one that kept out even us, as an ordinary user, stays open for what is in it.
+    Until then, a directory that its owner could not list stays listable, for its contents.
     """
 
     def __init__(self) -> None:
         self._modes: list[tuple[bytes, int]] = []
 
     def listing(self, directory: bytes) -> list[os.DirEntry[bytes]]:
-        """What is in a directory."""
+        """The entries of a directory."""
         if not os.access(directory, os.R_OK | os.X_OK):
             self._modes.append((directory, stat.S_IMODE(os.lstat(directory).st_mode)))
             os.chmod(directory, 0o700)
@@ -139,7 +140,7 @@ class Opener:
 
 
 def emptied(directory: Path, most: int = 16) -> bool:
-    """Empty a directory of at most ``most`` files; False, with nothing done, if it has more."""
+    """Remove at most ``most`` files from a directory; False, with nothing done, if it has more."""
     entries = list(islice(_entries(os.fsencode(directory)), most + 1))
     if len(entries) > most or any(entry.is_dir(follow_symlinks=False) for entry in entries):
         return False
@@ -149,7 +150,7 @@ def emptied(directory: Path, most: int = 16) -> bool:
 
 
 def with_links(entries: Iterable[Entry]) -> Iterator[Entry]:
-    """The same entries, with every file after the first of one inode as a hard link to it."""
+    """The same entries; files of one inode become hard links to the first of them."""
     first: dict[tuple[int, int], bytes] = {}
     for entry in entries:
         if entry.inode is not None:
@@ -160,15 +161,15 @@ def with_links(entries: Iterable[Entry]) -> Iterator[Entry]:
         yield entry
 
 
-#: What makes a file another one to a build, and is in no archive.  Overlayfs obeys some of them:
-#: with ``user.overlay.opaque``, a directory hides what lower layers have in it.
+#: Attributes that a build can see, and no archive has.  Overlayfs obeys some of them: with
+#: ``user.overlay.opaque``, a directory hides its contents in lower layers.
 _ATTRIBUTES = ("user.", "system.posix_acl_")
 
 
 def normalize(
     root: Path, entries: Mapping[bytes, Entry], check: Callable[[], None] = no_check
 ) -> None:
-    """Make a tree just scanned what unpacking its archive gives: modes, mtimes, no attributes."""
+    """Make a tree just scanned equal to its unpacked archive: modes, mtimes, no attributes."""
     top = os.fsencode(root) + b"/"
     for path in sorted(entries, reverse=True):
         check()
@@ -185,7 +186,7 @@ def normalize(
 
 
 def _bare(path: bytes, type_: bytes) -> bool:
-    """Remove extended attributes and access control lists; whether the mode may have changed."""
+    """Remove extended attributes and access control lists; true if the mode may have changed."""
     try:
         names = os.listxattr(path, follow_symlinks=False)
     except OSError as error:
@@ -201,7 +202,7 @@ def _bare(path: bytes, type_: bytes) -> bool:
 
 
 class Clash(BuildFailed):
-    """Two artifacts want different kinds of things at one path."""
+    """Two artifacts have different types of files at one path."""
 
     def __init__(self, path: bytes, what: str, owner: str, there: str, other: str) -> None:
         super().__init__(f"{owner} has {what} at /{in_line(path)}, where {other} has {there}")
@@ -237,38 +238,38 @@ def follow(path: bytes, links: Mapping[bytes, bytes], *, last: bool = True) -> b
     return here
 
 
-#: With these bits of its mode, a program has the rights of its owner or group.
+#: Mode bits that give a program the rights of its owner or group.
 RAISING = stat.S_ISUID | stat.S_ISGID
 
 
 class Unpacker:
     """Unpacks archives one over another into an empty directory ``root``.
 
-    A later file replaces an earlier one; a directory merges with what is there, also through a
-    symlink to a directory (a chunk may bring ``/lib -> usr/lib`` and the next install into
-    ``/lib``).  Nothing can get outside of ``root``: links are followed in our own record of the
-    tree, never by the kernel.  Devices are only recorded, since making them takes real root.
+    A later file replaces an earlier one; directories merge, also through a symlink to a directory
+    (a chunk may bring ``/lib -> usr/lib`` and the next install into ``/lib``).  Nothing is written
+    outside of ``root``: links are followed in a table of the tree's links, never by the kernel.
+    Devices are only recorded, since making them requires root.
     """
 
     def __init__(
         self, root: Path, check: Callable[[], None] = no_check, *, keep_raising: bool = True
     ) -> None:
-        self._check = check  # called for each entry and each megabyte; it may raise
+        self._check = check  # called for each entry and megabyte; may raise
         self._dropped = 0 if keep_raising else RAISING  # of files
         self.raising = False  # whether a file has a bit of `RAISING`
         self.dirs: dict[bytes, int] = {}  # path -> mode
         self.links: dict[bytes, bytes] = {}  # path -> target
-        self.files: dict[bytes, str] = {}  # anything else, links included -> who brought it
+        self.files: dict[bytes, str] = {}  # all else, also links -> its artifact
         self.devices: dict[bytes, Entry] = {}
-        self.replaced: list[tuple[bytes, str, str]] = []  # path, who had it, who has it now
+        self.replaced: list[tuple[bytes, str, str]] = []  # path, former artifact, new artifact
         self._dir_owner: dict[bytes, str] = {}
         self._top = os.fsencode(root) + b"/"
         self._resolved: dict[bytes, bytes] = {b"": b""}
 
     def add(self, file: BinaryIO, owner: str) -> list[bytes]:
-        """Unpack one archive, and list the paths it holds.
+        """Unpack one archive, and return its paths.
 
-        Clash when it cannot lie over what is there, MachineFault when it is damaged.
+        Clash if an entry conflicts with the tree, MachineFault if the archive is damaged.
         """
         paths = []
         for entry, contents in archive.read(file):
@@ -278,7 +279,7 @@ class Unpacker:
         return paths
 
     def put(self, entry: Entry, pieces: Iterable[bytes], owner: str) -> None:
-        """Add one thing, a file with its contents in ``pieces``.  Clash as for `add`."""
+        """Add an entry; ``pieces`` are the contents of a file.  Clash as for `add`."""
         parent, _, name = entry.name.rpartition(b"/")
         parent = self._directory(parent, owner)
         path = parent + b"/" + name if parent else name
@@ -289,7 +290,7 @@ class Unpacker:
             self._make(path, entry, pieces)
 
     def finish(self, mode: int = 0o755) -> None:
-        """Give directories their modes and times, once all is in them; the root gets ``mode``."""
+        """Set the modes and times of directories after all is unpacked; the root gets ``mode``."""
         for path in sorted(self.dirs, reverse=True):
             full = self._top + path
             os.utime(full, (MTIME, MTIME))
@@ -298,7 +299,7 @@ class Unpacker:
         os.chmod(self._top, mode)
 
     def _directory(self, path: bytes, owner: str) -> bytes:
-        """The real path of the directory ``path``, made if it is missing."""
+        """The resolved path of the directory ``path``, which is made if it is missing."""
         known = self._resolved.get(path)
         if known is None:
             known = self._resolved[path] = follow(path, self.links)
@@ -369,7 +370,7 @@ class Unpacker:
 
 
 def copy(entries: Iterable[Entry], to: Path) -> None:
-    """Make the entries of a `scan`, but for devices, in the empty directory ``to``."""
+    """Copy the entries of a `scan`, except for devices, to the empty directory ``to``."""
     unpacker = Unpacker(to)
     for entry in entries:
         unpacker.put(entry, archive.contents(entry), "")
@@ -377,9 +378,9 @@ def copy(entries: Iterable[Entry], to: Path) -> None:
 
 
 def remove(path: Path, stop: Callable[[], bool] = lambda: False) -> None:
-    """Delete a tree, whatever the modes in it; one that is not there is no error.
+    """Delete a tree, whatever the modes in it; no error if there is none.
 
-    Once ``stop()`` says so, what is left stays.
+    Once ``stop()`` is true, the rest stays.
     """
     try:
         if not stat.S_ISDIR(os.lstat(path).st_mode):

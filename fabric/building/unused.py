@@ -1,4 +1,4 @@
-"""Finds what `gc` can remove from a workspace."""
+"""Removes unused trees from a workspace, for `gc`."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _FOLDERS = ("merged", "layers", "failed")
 def remove_unused(
     workspace: Workspace, keep: AbstractSet[str], older_than: float, *, dry_run: bool = False
 ) -> tuple[Tally, int]:
-    """Remove layers, merged trees and failed builds' trees, unused for so many seconds; but for
-    layers of the keys in ``keep``.
+    """Remove layers, merged trees and failed builds' trees that were unused for so many seconds,
+    except for those of the keys in ``keep``.
 
-    While a process builds, what any process holds stays.  Returns what was removed, or would be,
-    and how many trees stay for that reason.
+    While a process builds, trees that any process holds stay.  Return what was removed, or would
+    be, and the number of trees that stay for that reason.
     """
     tally, busy, gone = Tally(), 0, []
     with ExitStack() as held:
@@ -46,7 +46,7 @@ def remove_unused(
 
 
 def left_behind(workspace: Workspace) -> Tally:
-    """What killed workers have left, when nothing has swept it yet."""
+    """The leftovers of killed processes that no sweep has removed yet."""
     tally = Tally()
     for session in workspace.session.left_over():
         tally.add(session)
@@ -54,7 +54,7 @@ def left_behind(workspace: Workspace) -> Tally:
 
 
 def _trees(root: Path) -> Iterator[tuple[Path, float]]:
-    """All trees, and when each was last used."""
+    """All trees, each with the time of its last use."""
     for folder in _FOLDERS:
         for name in os.listdir(root / folder):  # noqa: PTH208
             with suppress(FileNotFoundError):
