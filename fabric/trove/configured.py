@@ -1,4 +1,4 @@
-"""Opens the trove that the settings name."""
+"""Opens the trove and the artifact store of the settings, and gives sources their importer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def open_store(settings: Shared, scratch: Path | None = None) -> Store:
-    """The artifact store; ``scratch`` is for copies of what it has, by default in the cache."""
+    """The artifact store; ``scratch`` is for copies of its blobs, by default in the cache."""
     return Store(
         settings.store_url,
         scratch or settings.cache_dir / "tmp",
@@ -27,7 +27,7 @@ def open_store(settings: Shared, scratch: Path | None = None) -> Store:
 
 
 def open_trove(settings: Shared) -> Trove | None:
-    """The farm's repository; None if there is none."""
+    """The farm's repository; None if the settings have none."""
     from fabric.trove.sources.farm_remote import Trove
 
     if not settings.trove:
@@ -45,7 +45,7 @@ def open_sources(
     head: str = "",
     progress: Progress = silent,
 ) -> Sources:
-    """Sources, as `Sources` describes them."""
+    """The sources, as described at `Sources`."""
     return Sources(
         settings.trove_dir,
         settings.aliases,
@@ -58,8 +58,8 @@ def open_sources(
 
 
 def open_importer(root: Path, progress: Progress, cancel: CancelToken) -> Importer:
-    """What imports lorries into the trove at ``root``."""
-    # and with it the readers of archives: a fully cached build goes without
+    """The importer of lorries for the trove at ``root``."""
+    # loads the readers of archives, which a fully cached build does not need
     from fabric.trove.importers.context import Context
     from fabric.trove.importers.imports import Imports
 

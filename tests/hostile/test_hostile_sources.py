@@ -204,11 +204,11 @@ ARCHIVES: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "link endless": (
         lambda: tar(link("l", "a" * (bounds.LINK_TARGET + 1))),
-        "refused: its member 'l': it is a symbolic link to what cannot be a path",
+        "refused: its member 'l': it is a symbolic link, and its target is no path",
     ),
     "link to nothing": (
         lambda: tar(link("l", "")),
-        "refused: its member 'l': it is a symbolic link to what cannot be a path",
+        "refused: its member 'l': it is a symbolic link, and its target is no path",
     ),
     "xz memory": (much_memory, "this archive cannot be read: Memory usage limit exceeded"),
     "zst memory": (
@@ -226,7 +226,7 @@ ARCHIVES: dict[str, tuple[Callable[[], bytes], str]] = {
     "zip many 64": (many_in_zip64, "refused: it has more than 1,000,000 entries, the limit"),
     "zip link endless": (
         lambda: bytes(zipped("l", b"a" * (bounds.LINK_TARGET + 1), 0o120777)),
-        "refused: its member 'l': it is a symbolic link to what cannot be a path",
+        "refused: its member 'l': it is a symbolic link, and its target is no path",
     ),
 }
 
@@ -463,7 +463,7 @@ def test_a_stale_part_is_begun_anew(downloads: Downloads) -> None:
     rest = answer(data[5:], "206 Partial Content", Content_Length=len(data) - 5)
     with server(rest, answer(data, Content_Length=len(data))) as url:
         assert downloads.get(digest, url).read_bytes() == data
-    assert "thing.tar: an earlier part does not fit the rest: beginning anew" in said
+    assert "thing.tar: an earlier part does not match the rest: starting again" in said
     with (
         server(answer(b"other", Content_Length=5)) as url,
         pytest.raises(WrongDigest, match=rf"pinned:  SHA-256 {NOTHING}"),

@@ -235,7 +235,7 @@ def test_cache_check_reads_everything_and_mends(project: Project) -> None:
     assert not mirror.exists()
     aside = pushed.with_suffix(".damaged")
     assert (aside / "HEAD").exists()
-    assert f"it is put aside as {aside}; its lorry, or whoever pushed it," in done.stdout
+    assert f"it is put aside as {aside}; import its lorry, or push it, again" in done.stdout
     assert report["read"]["layers"] == 2
     assert record.read_bytes() != before
     assert json.loads(project.run("cache", "check", "--json").stdout)["damaged"] == []

@@ -1,8 +1,8 @@
-"""Defines the interface between the artifact store and the place that keeps its bytes.
+"""Defines the interface between the artifact store and the backend that keeps its bytes.
 
-Backends speak of objects by relative path (``manifests/<key>``).  An object is seen whole or not
-at all.  What is not there is a `FileNotFoundError`; every other trouble of a backend is one of
-its ``errors``, which `fabric.trove.artifacts.store` turns into a `StoreError`.
+Objects have relative paths (``manifests/<key>``), and are visible whole or not at all.  A missing
+object raises FileNotFoundError; all other failures of a backend are among its ``errors``, which
+`fabric.trove.artifacts.store` turns into a `StoreError`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ R = TypeVar("R")
 
 
 class TooLarge(Exception):
-    """An object has more bytes than its reader takes."""
+    """An object has more bytes than its reader accepts."""
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -31,20 +31,20 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Backend(Protocol):
-    """What the store needs of a place to keep objects."""
+    """Keeps the objects of a store."""
 
-    #: exceptions that mean trouble with this backend, other than FileNotFoundError
+    #: exceptions of this backend, other than FileNotFoundError
     errors: tuple[type[Exception], ...]
-    #: seconds that a blob which no manifest names stays: the upload of its manifest may be coming
+    #: seconds that a blob without a manifest stays, since its manifest may be uploaded yet
     grace: float
-    #: seconds in which a second use of an object is not noted
+    #: seconds in which a second use of an object is not recorded
     use_every: float
 
     def exist(self, paths: Iterable[str]) -> set[str]:
-        """Those of ``paths`` that are there, and not empty."""
+        """The ``paths`` of objects that exist and are not empty."""
 
     def get(self, path: str, most: int) -> bytes:
-        """An object of ``most`` bytes at most; else TooLarge."""
+        """An object; TooLarge if it has more than ``most`` bytes."""
 
     def range(self, path: str, offset: int, length: int) -> bytes:
         """Bytes ``offset`` to ``offset + length``, fewer at the end of the object."""
@@ -52,51 +52,51 @@ class Backend(Protocol):
     def stream(self, path: str) -> Iterator[bytes]: ...
 
     def put(self, blobs: Mapping[str, bytes | Path], last: str, content: bytes) -> None:
-        """Write all blobs, then ``last``, which is left alone if it is there, and not empty.
+        """Write all blobs, then ``last``, unless that exists and is not empty.
 
-        A blob that is there with the right size is not written again, but counts as used now.
-        A file that is given may become the object itself: nobody may write to it any more.
+        A blob that exists with the right size is not written again, but counts as used now.  A
+        given file may become the object itself, so it must not change afterwards.
         """
 
     def delete(self, paths: Iterable[str]) -> None:
-        """Remove them; what is not there is no error."""
+        """Remove objects; missing ones are no error."""
 
     def delete_unused(self, entries: Iterable[Entry]) -> list[Entry]:
-        """Remove the entries that nobody has used since they were listed, or has reserved; return
-        those removed.
+        """Remove entries, except those reserved, or used since they were listed; return those
+        removed.
         """
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """All objects whose path starts with ``prefix`` + "/"."""
 
     def place(self, path: str) -> Path | None:
-        """The file that holds the object, where objects are files of this machine."""
+        """The object's file, if objects are files of this machine."""
 
     def use(self, paths: Collection[str]) -> None:
-        """Note that these manifests are of use now; a hint, which may fail in silence."""
+        """Record that these manifests are used now: a hint, which may fail silently."""
 
     def uses(self) -> Mapping[str, float]:
-        """When manifests were used (Unix time), where their own times do not tell."""
+        """Path -> last use (Unix time) of manifests, unless their own times show it."""
 
     def flush(self, timeout: float) -> None:
-        """Have notes of use reach the store; wait so many seconds for that at most."""
+        """Upload records of use; wait at most so many seconds."""
 
     def reserve(self, paths: Collection[str]) -> AbstractContextManager[None]:
-        """Meanwhile `delete_unused` of any process spares these, be they there yet or not."""
+        """Meanwhile `delete_unused` of any process spares these paths; they need not exist."""
 
     def reserved(self) -> set[str]:
-        """All that is reserved."""
+        """All reserved paths."""
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """Apply ``function``, several at a time where that is of use, in the order of items."""
+        """Apply ``function``, in parallel if that is faster; results are in the order of items."""
 
     def now(self) -> float:
-        """The time (Unix) by the clock that stamps the entries."""
+        """The time (Unix) by the clock of the entries' times."""
 
     def tidy(self) -> None:
-        """Remove what dead writers left behind, unless that has to wait for live ones."""
+        """Remove leftovers of dead writers, unless that requires waiting for live ones."""
 
 
 def size_of(data: bytes | Path) -> int:
-    """Bytes of what is to be put."""
+    """The size of an object to be put, in bytes."""
     return data.stat().st_size if isinstance(data, Path) else len(data)

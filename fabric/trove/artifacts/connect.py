@@ -12,9 +12,9 @@ from fabric.trove.artifacts.errors import brief
 
 
 def connect(url: str, scratch: Path, ca: Path | None, password: Path | None) -> Backend:
-    """The backend for a plain path or a URL; the rest is as for `Store`.
+    """The backend for a plain path or a URL; the other arguments are as for `Store`.
 
-    StoreError if there is none.  Nothing is touched.
+    StoreError if there is none.  The store is not accessed.
     """
     certificate = _secret(ca, "artifacts-ca")
     login = _secret(password, "artifacts-password").decode(errors="replace").strip()
@@ -28,7 +28,7 @@ def connect(url: str, scratch: Path, ca: Path | None, password: Path | None) -> 
 
 
 def _secret(file: Path | None, setting: str) -> bytes:
-    """What is in a file that a setting names; nothing if it names none."""
+    """The content of the file that a setting names; empty if it names none."""
     try:
         return file.read_bytes() if file else b""
     except OSError as error:
@@ -43,7 +43,7 @@ def _backend(url: str, scratch: Path, ca: bytes, login: str) -> Backend:
     if "://" not in url:
         return Directory(Path(url).expanduser().absolute())
     from fabric.trove.artifacts.remote import (
-        Remote,  # and with it obstore: the cached path goes without
+        Remote,  # loads obstore, which a cached build does not need
     )
 
     notes = scratch / "uses" / hashlib.sha256(url.encode()).hexdigest()[:16]

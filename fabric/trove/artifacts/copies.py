@@ -1,4 +1,4 @@
-"""Caches remote blobs on this machine; a removed copy is fetched again."""
+"""Caches remote blobs on this machine.  A removed copy is fetched again."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class Copies:
         self._fetching: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
 
     def get(self, sha256: str, fetch: Callable[[Path], None]) -> tuple[Path, bool]:
-        """The copy of a blob, and whether it is new: ``fetch`` has made it, once for all threads.
+        """The copy of a blob, and whether ``fetch`` has just made it, once for all threads.
 
-        OSError if there is no room.
+        OSError if the disk is full.
         """
         file = self.folder / sha256
         lock = self._fetching.setdefault(sha256, threading.Lock())
         with lock:
             try:
-                os.utime(file)  # it is of use, so cleaning spares it
+                os.utime(file)  # records its use, for cleaning
             except FileNotFoundError:
                 with scratch(self._scratch, _FETCHING) as folder:
                     fetch(folder / sha256)
@@ -42,11 +42,11 @@ class Copies:
         return file, False
 
     def sweep(self) -> None:
-        """Remove what killed processes have left half fetched."""
+        """Remove copies that killed processes left incomplete."""
         sweep(self._scratch, _FETCHING)
 
     def gc(self, older_than: float, *, dry_run: bool = False) -> Tally:
-        """Remove what was unused for so many seconds.  Return what was removed."""
+        """Remove copies unused for so many seconds; return a tally of them."""
         tally = Tally()
         for copy in self.folder.glob("*"):
             with contextlib.suppress(FileNotFoundError):

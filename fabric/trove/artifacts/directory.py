@@ -1,12 +1,11 @@
 """Keeps an artifact store in a directory, durably.
 
-It is not reached through obstore, because obstore's ``LocalStore`` renames a finished file into
-place without syncing anything: after a power cut a manifest could name empty blobs.  It also
-spares the fully cached path the import of obstore.
+It does not use obstore, whose ``LocalStore`` renames finished files without syncing: after a power
+cut, a manifest could name empty blobs.  Also, a fully cached build then need not import obstore.
 """
 
-# Paths are text where each step of a build comes by: as objects they would cost as much as all
-# that is done with them.
+# Paths are text where each step of a build needs them: path objects would take as much time as all
+# the work on the files.
 # ruff: noqa: PTH105, PTH108, PTH120
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ from fabric.trove.artifacts.backend import Entry, TooLarge, size_of
 T = TypeVar("T")
 R = TypeVar("R")
 
-#: How many objects are removed while writers wait.
+#: Number of objects that are removed at a time, while writers wait.
 _AT_ONCE = 100
 
 
@@ -34,17 +33,17 @@ class Directory:
 
     Durability: a file gets a temporary name in ``root/tmp`` and is renamed into place.
     Then the blobs of one `put`, their directories and the manifest, which has no name yet, are
-    fsynced, and only after that the manifest gets its name and its directory is fsynced, too.  So
-    when `put` returns, a power cut loses nothing of it, and a cut at any time leaves no manifest
-    without its blobs.  What a cut may leave is a torn blob that no manifest names; the next `put`
-    of it finds that out and writes it again.
+    fsynced; only then the manifest gets its name, and its directory is fsynced.  So when `put`
+    returns, a power cut loses nothing of it, and a cut at any time leaves no manifest without its
+    blobs.  A cut may leave a torn blob that no manifest names; the next `put` of it detects that
+    and writes it again.
 
-    All is written before the first fsync, so where a file system has a journal, that commits the
-    rest as well: threads to wait for the others would cost more than the waiting.
+    All files are written before the first fsync, which in a file system with a journal commits the
+    others, too, so parallel fsyncs would not be faster.
     """
 
     errors: tuple[type[Exception], ...] = (OSError,)
-    #: No writer is at work while gc has the lock; but the clock that stamps files is coarse.
+    #: Writers wait while gc has the lock, but the clock of file times is coarse.
     grace = 1.0
     use_every = 60.0
 
@@ -80,18 +79,18 @@ class Directory:
         manifest = f"{self.root}/{last}"
         folders = {os.path.dirname(file) for file in files}
         named = os.path.dirname(manifest)
-        # Shared with other writers; gc takes the lock alone, so that it never removes a blob
-        # between our finding it here and our manifest's naming it.
+        # Writers share the lock, gc takes it exclusively, so it never removes a blob between our
+        # finding it and the naming of our manifest.
         with locked(self._lock_file, shared=True):
             for folder in (*folders, named, f"{self._tmp}"):
                 make_directory(folder)
             for file, data in files.items():
                 if _is_whole(file, data):
-                    os.utime(file)  # and sync it all the same: its writer may be just at it
+                    os.utime(file)  # and sync it below, since its writer may not have yet
                 else:
                     os.replace(self._temporary(data), file)
             if not (there := _size(manifest)):
-                with contextlib.suppress(FileNotFoundError):  # an empty one says nothing
+                with contextlib.suppress(FileNotFoundError):  # an empty one does not count
                     os.unlink(manifest)
             fresh = None if there else self._temporary(content)
             try:
@@ -99,7 +98,7 @@ class Directory:
                     fsync(path)
                 if fresh is not None:
                     fsync(fresh)
-                    # link, unlike rename, leaves alone a manifest that came first
+                    # link, unlike rename, does not replace a manifest that came first
                     with contextlib.suppress(FileExistsError):
                         os.link(fresh, manifest)
                 fsync(named)
@@ -112,11 +111,11 @@ class Directory:
             (self.root / path).unlink(missing_ok=True)
 
     def delete_unused(self, entries: Iterable[Entry]) -> list[Entry]:
-        """Remove the entries that nobody has touched since they were listed, or has reserved."""
+        """Remove the entries that were neither used since they were listed, nor are reserved."""
         removed = []
         listed = list(entries)
         for start in range(0, len(listed), _AT_ONCE):
-            with locked(self._lock_file):  # who reserves shares it, and looks afterwards
+            with locked(self._lock_file):  # `reserve` shares it
                 reserved = self.reserved()
                 for entry in listed[start : start + _AT_ONCE]:
                     file = self.root / entry.path
@@ -148,25 +147,25 @@ class Directory:
                     os.utime(file)
 
     def uses(self) -> Mapping[str, float]:
-        """Nothing: the time of a file is that of its last use."""
+        """Nothing: the mtime of a file is that of its last use."""
         return {}
 
     def flush(self, timeout: float) -> None:
-        """Nothing: notes are in the store at once."""
+        """Nothing: records of use are in the store at once."""
 
     @contextlib.contextmanager
     def reserve(self, paths: Collection[str]) -> Iterator[None]:
-        """They stand in a file that is locked as long as this process lives."""
+        """The paths are in a file that is locked while this process lives."""
         file = self._reserved / os.urandom(16).hex()
         with contextlib.ExitStack() as held:
-            # a store may be one that may only be read
+            # fails if the store is read-only
             with contextlib.suppress(OSError), locked(self._lock_file, shared=True):
                 held.enter_context(locked(file, remove=True))
                 file.write_text("\n".join(paths))
             yield
 
     def reserved(self) -> set[str]:
-        """What living processes have reserved; what dead ones had goes."""
+        """Reservations of living processes; those of dead ones are removed."""
         found: set[str] = set()
         for file in self._reserved.glob("*"):
             with contextlib.suppress(OSError):
@@ -184,7 +183,7 @@ class Directory:
         return time.time()
 
     def tidy(self) -> None:
-        """Remove what dead writers left behind: all there is, when no living one has the lock."""
+        """Remove leftovers of dead writers: all temporary files, if no writer has the lock."""
         self.reserved()
         with contextlib.suppress(FileNotFoundError, BlockingIOError):
             if os.listdir(self._tmp):  # noqa: PTH208
@@ -193,7 +192,7 @@ class Directory:
                         file.unlink()
 
     def _temporary(self, data: bytes | Path) -> str:
-        """A new file in root/tmp with that content; of a file on the same disk, another name."""
+        """A new file in root/tmp with that content: a link if on the same disk, else a copy."""
         file = f"{self._tmp}/{os.urandom(16).hex()}"
         try:
             if isinstance(data, bytes):
@@ -222,7 +221,7 @@ def _size(file: str) -> int:
 
 
 def _is_whole(file: str, data: bytes | Path) -> bool:
-    """Whether the blob is there already, and is what its name says."""
+    """Whether the blob exists, and matches its name."""
     try:
         size = os.stat(file).st_size  # noqa: PTH116
     except FileNotFoundError:

@@ -9,7 +9,7 @@ import re
 
 from fabric.errors import NO_ROOM, command
 
-#: What obstore says of a store, after its URL -> what to do.
+#: Pattern of a store's URL and obstore's message -> advice.
 _MEANINGS = (
     (
         r"InvalidCertificate\(\s*(Expired|NotValidYet)",
@@ -46,7 +46,7 @@ _MEANINGS = (
 
 
 def brief(error: Exception) -> str:
-    """An exception's own words, without obstore's debug output around them."""
+    """An exception's message, without obstore's debug output."""
     if isinstance(error, OSError) and error.strerror:
         where = f" ({error.filename})" if error.filename else ""
         return f"{error.strerror}{where}"
@@ -58,9 +58,7 @@ def brief(error: Exception) -> str:
 
 
 def advice(error: Exception, url: str) -> str:
-    """What to do about it with the store at ``url``, as the end of a sentence; "" if there is
-    nothing to say.
-    """
+    """Advice about an error of the store at ``url``, as the end of a sentence, or ""."""
     number = getattr(error, "errno", None)
     if number in NO_ROOM:
         return f"; the disk is full: free some room ({command('gc')}), then try again"

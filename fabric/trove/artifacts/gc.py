@@ -1,4 +1,4 @@
-"""Decides which objects of an artifact store can be removed: see `Store.gc`."""
+"""Decides which objects of an artifact store can be removed, for `Store.gc`."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from fabric.trove.artifacts.manifests import apart, blob_path, key_of, steps_of
 
 
 class Needs(NamedTuple):
-    """What a manifest names: paths of blobs, and of the manifests of what it was made from."""
+    """The paths that a manifest names: its blobs, and the manifests of steps it was made from."""
 
     blobs: AbstractSet[str]
     steps: Sequence[str]
 
 
 class Gone(msgspec.Struct, frozen=True):
-    """What was removed, or would be: how many objects, and how many bytes."""
+    """Numbers and bytes of objects that were removed, or would be."""
 
     manifests: int = 0
     manifest_bytes: int = 0
     blobs: int = 0
     blob_bytes: int = 0
-    #: blobs that no manifest names, and that stay because an upload may be about to name them
+    #: blobs that no manifest names, and that stay because a manifest may be uploaded yet
     waiting: int = 0
     waiting_bytes: int = 0
 
@@ -48,14 +48,14 @@ def collect(
     max_bytes: int | None,
     dry_run: bool,
 ) -> Gone:
-    """Remove what can go.  ``read`` gives the manifest of a key, ``keep`` has paths of manifests.
+    """Remove unused objects.  ``read`` gives the manifest of a key; ``keep`` has manifests' paths.
 
-    A manifest was used when its entry or a note says so, and whenever one was that was made from
-    what it names: what a system in use is built with stays, too.
+    The last use of a manifest is that of its entry, of its record of use, or of a manifest made
+    from it, whichever is latest: the inputs of a used system are used, too.
     """
     if not dry_run:
         backend.tidy()
-    # blobs first: a blob put after this is not in the list, so cannot be removed
+    # blobs first: a blob put later is not in the list, so it is not removed
     blobs = {entry.path: entry for entry in backend.list("blobs")}
     entries = {entry.path: entry for entry in backend.list("manifests") if key_of(entry.path)}
     named = backend.map(lambda path: _needs(path, read), entries)
@@ -94,14 +94,14 @@ def collect(
 
 
 def _needs(path: str, read: Callable[[str], Manifest | None]) -> Needs:
-    """What the manifest at ``path`` names; nothing if it is gone or damaged."""
+    """The paths named by the manifest at ``path``; none if it is gone or damaged."""
     try:
         manifest = read(key_of(path))
     except DamagedError:
         manifest = None
     if manifest is None:
         return Needs(frozenset(), ())
-    # interned, since thousands of manifests mostly name the same
+    # interned, since thousands of manifests mostly name the same paths
     return Needs(
         frozenset(sys.intern(blob_path(blob)) for blob in apart(manifest)),
         tuple(sys.intern(f"manifests/{key}") for key in steps_of(manifest)),
@@ -111,7 +111,7 @@ def _needs(path: str, read: Callable[[str], Manifest | None]) -> Needs:
 def _used(
     entries: Mapping[str, Entry], needs: Mapping[str, Needs], noted: Mapping[str, float]
 ) -> dict[str, float]:
-    """When each manifest was last used (Unix time)."""
+    """The last use of each manifest (Unix time)."""
     own = {path: max(entry.time, noted.get(path, 0.0)) for path, entry in entries.items()}
     used: dict[str, float] = {}
     for latest in sorted(own, key=own.__getitem__, reverse=True):

@@ -1,8 +1,8 @@
-"""Detects damaged artifacts of built steps by a look at inodes.
+"""Detects damaged artifacts of built steps by their inodes.
 
-Reading an artifact of a gigabyte takes a second, which is too long for a fully cached build.
-Therefore the inode of a file is recorded when the file was read and verified, and the file is
-trusted while the inode is unchanged.  A damaged artifact is removed, so that it is built again.
+Reading an artifact of a gigabyte takes a second, which is too long for a fully cached build.  So
+the inode of a file is recorded when the file was verified, and the file is trusted while the inode
+is unchanged.  A damaged artifact is removed, so that it is built again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fabric.trove.artifacts.store import Store
 
 
 class Mark(msgspec.Struct, frozen=True, array_like=True):
-    """What a look at a blob's file shows.  On a server, whose files cannot be seen, nothing."""
+    """The inode of a blob's file; for a blob on a server, only its digest."""
 
     sha256: str
     inode: int = 0
@@ -30,7 +30,7 @@ class Mark(msgspec.Struct, frozen=True, array_like=True):
     names: int = 0
 
     def same(self, other: Mark) -> bool:
-        """Whether nobody has written to the file; it may have got another name, or lost one."""
+        """Whether the file is unchanged, except for links added or removed."""
         return (self.sha256, self.inode, self.size, self.written) == (
             *(other.sha256, other.inode, other.size, other.written),
         ) and (self.changed == other.changed or self.names != other.names)
@@ -41,17 +41,17 @@ _decode = msgspec.msgpack.Decoder(tuple[Mark, ...]).decode
 
 
 class Health:
-    """Looks after the steps of ``store``; what was read before is recorded on this machine."""
+    """Verifies the steps of ``store``; verified inodes are recorded on this machine."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._records = store.copies.folder.with_name("sound")
 
     def mend(self, keys: Iterable[str], *, read: bool = False) -> dict[str, str]:
-        """Remove those of these steps that are damaged.  Return why, by key.
+        """Remove damaged steps of these.  Return the reasons by key.
 
-        With ``read`` all is read, whatever is recorded.  A stratum is damaged if a chunk in it is.
-        StoreError if the store cannot be read, or may not be changed.
+        With ``read``, all blobs are read, despite the records.  A stratum is damaged if one of its
+        chunks is.  StoreError if the store cannot be read or changed.
         """
         found: dict[str, str] = {}
         for key in keys:
@@ -65,17 +65,17 @@ class Health:
         return found
 
     def believe(self, keys: Iterable[str]) -> None:
-        """These have just been stored, and what is stored is read first."""
+        """Record these steps as verified: they have just been stored, which reads them."""
         for key in keys:
             if (manifest := self._store.manifest(key)) is not None:
                 self._record(key, self._marks(manifest))
 
     def examine(self, read: Callable[[str], None]) -> Iterator[tuple[str, str]]:
-        """Read all that the store has, and remove the steps that are damaged: (key, why) of each.
+        """Read the whole store, and remove damaged steps: yield (key, reason) of each.
 
-        ``read`` hears "steps" or "blobs" for each that was read.
+        ``read`` is called with "steps" or "blobs" for each that was read.
         """
-        right: set[bytes] = set()  # digests of blobs that were read
+        right: set[bytes] = set()  # digests of verified blobs
         for key in self._store.keys():  # noqa: SIM118 - no mapping
             read("steps")
             try:
@@ -90,7 +90,7 @@ class Health:
                 yield key, str(error)
 
     def _check(self, manifest: Manifest, read: bool) -> None:
-        """DamagedError if a step is not what was stored."""
+        """DamagedError if a step is not as stored."""
         if manifest.kind == "stratum":
             inside = steps_of(manifest)
             for why in self.mend(inside, read=read).values():
@@ -132,6 +132,6 @@ class Health:
             return ()
 
     def _record(self, key: str, marks: tuple[Mark, ...]) -> None:
-        """Note it; where that fails, it is read again the next time."""
+        """Record inodes; if that fails, the blobs are read again the next time."""
         with contextlib.suppress(OSError):
             remember(self._records / key, _encode(marks))

@@ -1,7 +1,7 @@
 """Encodes and validates manifests, and maps keys and digests to paths in a store.
 
-A store may hold anything: a manifest whose digests are no digests, or whose names are no names of
-files, counts as damaged.  Keys of other steps are checked when they become a path.
+Stores are untrusted: a manifest with invalid digests or names of files counts as damaged.  Keys of
+other steps are checked when they become a path.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _decode = msgspec.json.Decoder(Manifest).decode
 
 
 def encode(manifest: Manifest) -> bytes:
-    """What a store keeps of a step: a line of JSON, and the SHA-256 of it."""
+    """The stored form of a manifest: a line of JSON, and its SHA-256."""
     content = _encode(manifest)
     return content + b"\n" + _digest(content)
 
 
 def decode(content: bytes, key: str) -> Manifest:
-    """The manifest of a step.  ValueError says why it is none."""
+    """The manifest of a step.  ValueError if it is invalid."""
     line, _, digest = content.rpartition(b"\n")
     if digest != _digest(line):
         raise ValueError("it is not what was written")
@@ -43,7 +43,7 @@ def _digest(line: bytes) -> bytes:
 
 
 def manifest_path(key: str) -> str:
-    """Where the manifest of a step is.  StoreError for what is no cache key."""
+    """The path of a step's manifest.  StoreError for an invalid cache key."""
     try:
         return f"manifests/{Digest(key)}"
     except ValueError:
@@ -51,12 +51,12 @@ def manifest_path(key: str) -> str:
 
 
 def blob_path(blob: Blob) -> str:
-    """Where a blob is."""
+    """The path of a blob."""
     return f"blobs/{blob.sha256[:2]}/{blob.sha256}"
 
 
 def key_of(path: str) -> str:
-    """The cache key whose manifest is at ``path``; "" for a file that is none."""
+    """The cache key of the manifest at ``path``; "" for another file."""
     name = path.rpartition("/")[2]
     try:
         return Digest(name)
@@ -65,11 +65,11 @@ def key_of(path: str) -> str:
 
 
 def apart(manifest: Manifest | None) -> list[Blob]:
-    """The blobs of a manifest that are stored apart from it."""
+    """The blobs of a manifest that are separate objects."""
     return [blob for blob in manifest.blobs() if blob.content is None] if manifest else []
 
 
 def steps_of(manifest: Manifest) -> list[str]:
-    """Cache keys of the steps that it was made from."""
+    """Cache keys of the steps that a manifest was made from."""
     inside = (one.key for artifact in manifest.artifacts for one in artifact.contents)
     return list(dict.fromkeys((*manifest.staged, *inside)))

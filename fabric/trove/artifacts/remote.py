@@ -1,4 +1,4 @@
-"""Keeps an artifact store behind a URL: WebDAV, S3 and what else obstore supports."""
+"""Keeps an artifact store behind a URL: WebDAV, S3 and others that obstore supports."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-#: How many requests a remote store gets at once.
+#: Number of parallel requests to a remote store.
 PARALLEL = 16
-#: Seconds of silence after which a server is asked again.
+#: Seconds of silence after which a request is repeated.
 SILENCE = 30
-#: How often in a row, with growing pauses, and for how many seconds at most.
+#: Most repetitions, with growing pauses, and most seconds of them.
 RETRIES = 10
 PATIENCE = 120
-#: Bytes per second below which an upload is given up, and up to which size it just waits.
+#: Bytes per second below which an upload is cancelled, and the size up to which it is not.
 SLOWEST = 64 * 1024
 SMALL = 1024 * 1024
 
@@ -41,12 +41,12 @@ SMALL = 1024 * 1024
 class Remote:
     """Objects behind a URL that obstore understands: http(s) (WebDAV), s3, gs, az, memory.
 
-    How durable a finished upload is, the server decides.  That nobody sees half of one is its
-    duty, too: S3 and its like promise it, nginx (and Apache) write to a temporary file and rename
-    it once all has come.  Readers check digests in any case.
+    The server determines how durable a finished upload is, and that nobody sees half of one: S3 and
+    the like guarantee it; nginx and Apache write to a temporary file and rename it at the end.
+    Readers check digests in any case.
 
     ``ca`` is a PEM certificate to be trusted besides the system's, ``login`` is "USER:PASSWORD".
-    Notes of use are gathered in the folder ``notes`` (`fabric.trove.artifacts.uses`).
+    Records of use are collected in the folder ``notes`` (`fabric.trove.artifacts.uses`).
     """
 
     grace = float(UPLOAD)
@@ -57,14 +57,14 @@ class Remote:
 
         import obstore.exceptions
 
-        # obstore raises FileNotFoundError, PermissionError and the like of Python's own, too
+        # obstore also raises exceptions of Python, such as FileNotFoundError
         self.errors: tuple[type[Exception], ...] = (
             obstore.exceptions.BaseError,
             OSError,
             ValueError,
         )
         self._plain = url.startswith(("http:", "https:"))
-        #: what a WebDAV server's listings have before our paths; None for stores that list well
+        #: the prefix of paths in a WebDAV server's listings; None for other stores
         self._base = unquote(urlsplit(url).path).strip("/") if self._plain else None
         self._url = url
         self._ca = ca
@@ -73,7 +73,7 @@ class Remote:
         self._uses = Uses(notes, self._upload)
 
     def _connect(self, silence: float) -> ObjectStore:
-        """A client that waits so many seconds for the server to say something."""
+        """A client that waits at most so many seconds for a response."""
         import base64
         from datetime import timedelta
 
@@ -111,7 +111,7 @@ class Remote:
         return {path for path, size in zip(wanted, self._sizes(wanted), strict=True) if size}
 
     def _sizes(self, paths: Iterable[str]) -> Iterator[int]:
-        """Size of each object in bytes, 0 for one that is not there."""
+        """The size of each object in bytes, 0 for a missing one."""
 
         def size(path: str) -> int:
             try:
@@ -122,13 +122,13 @@ class Remote:
         return self._pool.map(size, paths)
 
     def _heeding(self, call: Callable[[], T]) -> T:
-        """Do it so that Ctrl-C is heeded: obstore does not, and only the main thread hears it."""
+        """Call so that Ctrl-C interrupts: obstore blocks it, and only the main thread gets it."""
         if threading.current_thread() is threading.main_thread():
             return self._pool.submit(call).result()
         return call()
 
     def _each(self, items: Iterable[T]) -> Iterator[T]:
-        """What comes bit by bit."""
+        """The items of an iterator of obstore, interruptibly."""
         rest = iter(items)
         while (item := self._heeding(lambda: next(rest, None))) is not None:
             yield item
@@ -151,7 +151,7 @@ class Remote:
         return bytes(got)
 
     def stream(self, path: str) -> Iterator[bytes]:
-        # obstore goes on where a connection broke, as long as the object is the same
+        # obstore resumes after a broken connection, while the object is unchanged
         got = self._heeding(lambda: self._store.get(path))
         for piece in self._each(got.stream(min_chunk_size=CHUNK)):
             yield bytes(piece)
@@ -163,7 +163,7 @@ class Remote:
 
     def _upload(self, path: str, data: bytes | Path) -> None:
         size = size_of(data)
-        # the client counts as silence also the time in which the server only listens
+        # for the client, an upload is silence, since the server does not respond meanwhile
         store = self._store if size <= SMALL else self._connect(SILENCE + size / SLOWEST)
         if isinstance(data, bytes) or not size:
             store.put(path, data if isinstance(data, bytes) else b"", use_multipart=False)
@@ -171,12 +171,12 @@ class Remote:
         if not self._plain:
             store.put(path, data)  # in parts
             return
-        # WebDAV has no uploads in parts, and else obstore would have the whole file in memory
+        # WebDAV has no uploads in parts, and obstore would read the whole file into memory
         with data.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
             store.put(path, content, use_multipart=False)
 
     def _fresh(self, blobs: Mapping[str, bytes | Path]) -> list[str]:
-        """The blobs to upload: those not there, and those so old that gc may be at them."""
+        """The blobs to upload: missing ones, and those so old that gc may remove them."""
 
         def needed(path: str) -> bool:
             try:
@@ -190,7 +190,7 @@ class Remote:
         return [path for path, need in zip(blobs, wanted, strict=True) if need]
 
     def _create(self, path: str, content: bytes) -> None:
-        """Write an object unless it exists; plain servers can only be asked first."""
+        """Write an object unless it exists; plain servers need a request for that first."""
         from obstore.exceptions import AlreadyExistsError, GenericError, NotSupportedError
 
         try:
@@ -231,12 +231,12 @@ class Remote:
             for page in self._each(self._store.list(prefix)):
                 yield from map(_entry, page)
             return
-        # These list a directory, but hardly ever what is below it, and by their own full paths.
+        # These list one directory, mostly not those below it, by their own full paths.
         listing = self._heeding(lambda: self._store.list_with_delimiter(prefix))
         yield from (_entry(meta, self._base) for meta in listing["objects"])
         for folder in listing["common_prefixes"]:
             inside = _relative(folder, self._base)
-            if inside.startswith(prefix + "/"):  # the directory itself is listed, too
+            if inside.startswith(prefix + "/"):  # the listing has the directory itself, too
                 yield from self.list(inside)
 
     def place(self, path: str) -> Path | None:  # noqa: ARG002
@@ -246,7 +246,7 @@ class Remote:
         self._uses.note([path.rpartition("/")[2] for path in paths])
 
     def uses(self) -> Mapping[str, float]:
-        """What clients have noted; notes too old for any use are removed."""
+        """The records of use of all clients; old records are removed."""
         found: dict[str, float] = {}
         now = self.now()
         for entry in self._listed("uses"):
@@ -263,11 +263,11 @@ class Remote:
 
     @contextlib.contextmanager
     def reserve(self, paths: Collection[str]) -> Iterator[None]:
-        """They stand in an object, which counts for two days if its maker is killed."""
+        """The keys are in an object, which is valid for two days if its maker is killed."""
         path = f"reserved/{os.urandom(16).hex()}"
         keys = (each.rpartition("/")[2] for each in paths)
         with contextlib.ExitStack() as held:
-            with contextlib.suppress(*self.errors):  # a store that may only be read
+            with contextlib.suppress(*self.errors):  # fails if the store is read-only
                 self._heeding(lambda: self._upload(path, "\n".join(keys).encode()))
                 held.callback(self._discard, path)
             yield
@@ -287,24 +287,24 @@ class Remote:
         return found
 
     def _listed(self, prefix: str) -> Iterator[Entry]:
-        """What is in a folder that need not exist."""
+        """The objects in a folder that need not exist."""
         with contextlib.suppress(FileNotFoundError):
             yield from self.list(prefix)
 
     def _read(self, path: str) -> bytes | None:
-        """Notes; None if they are gone, or too many."""
+        """An object with keys; None if it is gone or too large."""
         with contextlib.suppress(FileNotFoundError, TooLarge):
             return self.get(path, NOTES_OF_USE)
         return None
 
     def tidy(self) -> None:
-        """Nothing: uploads under way have no names here."""
+        """Nothing: incomplete uploads are not visible."""
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         return self._pool.map(function, items)
 
     def now(self) -> float:
-        """By the server's clock, which stamps the entries, whatever this machine's says."""
+        """The time by the server's clock, which sets the times of entries."""
 
         def ask() -> float:
             self._store.put("clock", b"")

@@ -3,12 +3,11 @@
 ::
 
     manifests/<cache key>     a `fabric.jobs.Manifest` as JSON: "this step is built"
-    blobs/<2>/<sha256>        archives and logs, but for small ones: a manifest holds its own
+    blobs/<2>/<sha256>        archives and logs; small ones are in their manifest
 
-Blobs are written before the manifest that names them, so whoever sees a manifest can have its
-blobs; the first manifest of a key wins.  Everything read is checked against its digest.  Any
-number of processes may use a store at once.  What is durable when `Store.put` returns is said
-at `fabric.trove.artifacts.directory.Directory`.
+Blobs are written before the manifest that names them, so a manifest's blobs exist; the first
+manifest of a key wins.  Everything read is checked against its digest.  Any number of processes may
+use a store at once.  For durability see `fabric.trove.artifacts.directory.Directory`.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from fabric.trove.artifacts.manifests import apart, blob_path, decode, encode, k
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """How full a store is."""
+    """The numbers of objects in a store, and their bytes."""
 
     manifests: int
     blobs: int
@@ -49,10 +48,9 @@ class Usage(msgspec.Struct, frozen=True):
 class Store:
     """The store at ``url``: a directory, or a URL (file, http, https, s3, gs, az, memory).
 
-    ``scratch`` is a local directory for copies of remote blobs.  Of a URL, ``ca`` is a file with
-    the certificate (PEM) to trust besides the system's, ``password`` one with USER:PASSWORD.
-    Connecting does not touch the store.  Every method raises StoreError, which says what failed
-    where, and what to do.
+    ``scratch`` is a local directory for copies of remote blobs.  For a URL, ``ca`` is a file with
+    a certificate (PEM) to trust besides the system's, ``password`` one with USER:PASSWORD.  The
+    constructor does not access the store.  Every method raises StoreError, with advice.
     """
 
     def __init__(
@@ -64,29 +62,29 @@ class Store:
         password: Path | None = None,
         backend: Backend | None = None,
     ) -> None:
-        """``backend``: keeps the objects, in place of the one that ``url`` means."""
+        """``backend`` replaces the one of ``url``."""
         self.url = url
         self.copies = Copies(scratch)
         self._verified: set[tuple[str, int, int]] = set()
-        self._used: dict[str, float] = {}  # keys -> when their next use is to be noted
+        self._used: dict[str, float] = {}  # key -> when its use is recorded again
         self._backend = backend or connect(url, scratch, ca, password)
 
     def sweep(self) -> None:
-        """Remove what killed processes have left in the store, and half fetched here."""
+        """Remove leftovers of killed processes in the store and among the copies."""
         self.copies.sweep()
-        with contextlib.suppress(*self._backend.errors):  # of one that is not ours to write
+        with contextlib.suppress(*self._backend.errors):  # the store may be read-only
             self._backend.tidy()
 
     # -- manifests ---------------------------------------------------------------------------
 
     def has(self, keys: Iterable[str]) -> set[str]:
-        """Those of ``keys`` that are built.  Only the manifest is looked for."""
+        """The ``keys`` of built steps: those that have a manifest."""
         with self._explained("cannot be asked what it has"):
             found = self._backend.exist(manifest_path(key) for key in keys)
         return {key_of(path) for path in found}
 
     def manifest(self, key: str) -> Manifest | None:
-        """What is known of a built step; None if it is not there."""
+        """The manifest of a built step; None if there is none."""
         path = manifest_path(key)
         with self._explained(f"manifest {key} cannot be read"):
             try:
@@ -101,14 +99,14 @@ class Store:
             raise self._damaged_manifest(key, str(error)) from None
 
     def manifests(self, keys: Iterable[str]) -> list[Manifest | None]:
-        """What is known of many steps, in their order."""
+        """The manifests of many steps, in their order."""
         return list(self._backend.map(self.manifest, keys))
 
     def put(self, manifest: Manifest, files: Mapping[str, bytes | Path]) -> None:
-        """Store a built step.  ``files`` gives by its sha256 each blob without content of its own.
+        """Store a built step.  ``files`` has, by sha256, the blobs whose content is not inline.
 
-        A file among them may become the store's own: nobody may write to it any more.
-        StoreError if one is not what its name says, or the store is full or out of reach.
+        A given file may become the store's own, so it must not change afterwards.  StoreError if a
+        blob does not match its digest, or the store is full or unreachable.
         """
         blobs: dict[str, bytes | Path] = {}
         for blob in manifest.blobs():
@@ -122,23 +120,23 @@ class Store:
             self._backend.put(blobs, manifest_path(manifest.key), encode(manifest))
 
     def keys(self) -> Iterator[str]:
-        """Cache keys of all that is stored."""
+        """The cache keys of all built steps."""
         with self._explained("cannot be listed"):
             for entry in self._backend.list("manifests"):
                 if key := key_of(entry.path):
                     yield key
 
     def remove(self, keys: Iterable[str]) -> None:
-        """Forget built steps.  Their blobs stay until `gc`."""
+        """Remove built steps.  Their blobs stay until `gc`."""
         with self._explained("cannot be cleaned"):
             self._backend.delete(manifest_path(key) for key in keys)
 
-    # -- what is of use ----------------------------------------------------------------------
+    # -- use --------------------------------------------------------------------------------
 
     def use(self, keys: Iterable[str]) -> None:
-        """Note that a build, or a user, needs these steps now: `gc` goes by that.
+        """Record that a build or a user uses these steps now, for `gc`.
 
-        To look at a step is no use of it.
+        Reading a manifest does not count as use.
         """
         now = time.monotonic()
         fresh = [key for key in keys if self._used.get(key, 0.0) <= now]
@@ -147,11 +145,11 @@ class Store:
             self._backend.use([manifest_path(key) for key in fresh])
 
     def flush(self, timeout: float = 2.0) -> None:
-        """Have all notes of use reach the store; wait so many seconds for that at most."""
+        """Upload all records of use; wait at most so many seconds."""
         self._backend.flush(timeout)
 
     def reserve(self, keys: Iterable[str]) -> contextlib.AbstractContextManager[None]:
-        """Meanwhile no `gc` removes these steps, be they there or still to come."""
+        """Meanwhile `gc` of any process spares these steps; they need not exist."""
         return self._backend.reserve([manifest_path(key) for key in keys])
 
     # -- blobs -------------------------------------------------------------------------------
@@ -175,7 +173,7 @@ class Store:
         return content
 
     def stream(self, blob: Blob) -> Iterator[bytes]:
-        """A blob in pieces.  DamagedError, maybe only after the last, if they are not the blob."""
+        """A blob in pieces.  DamagedError, maybe after the last piece, if it is damaged."""
         if blob.content is not None:
             yield self.read(blob)
             return
@@ -190,7 +188,7 @@ class Store:
     def fetch(self, blob: Blob, to: Path, check: Callable[[], None] = no_check) -> None:
         """Copy a blob to the file ``to``, which is replaced only by the whole, verified blob.
 
-        ``check`` is called again and again meanwhile, and may raise.
+        ``check`` is called repeatedly meanwhile, and may raise.
         """
         import tempfile
 
@@ -209,20 +207,20 @@ class Store:
             raise
 
     def open(self, blob: Blob, key: str = "", check: Callable[[], None] = no_check) -> BinaryIO:
-        """A blob to read from, verified; ``key`` and ``check`` as for `path`."""
+        """A blob opened for reading, verified; ``key`` and ``check`` as for `path`."""
         if blob.content is None:
             try:
                 return self.path(blob, key, check).open("rb")
-            except FileNotFoundError:  # a copy that was removed in this very moment
+            except FileNotFoundError:  # the copy was just removed
                 return self.path(blob, key, check).open("rb")
         with _blamed(key):
             return io.BytesIO(self.read(blob))
 
     def path(self, blob: Blob, key: str = "", check: Callable[[], None] = no_check) -> Path:
-        """A local file that holds the blob, verified; not to be changed.
+        """A read-only local file with the blob, verified.
 
-        A directory store gives its own file, others a copy in the scratch directory.  ``key``
-        is the step that the blob belongs to: a DamagedError names it.
+        A directory store returns its own file, others a copy in the scratch directory.  ``key`` is
+        the step of the blob, which a DamagedError names.
         """
         with _blamed(key):
             place = None if blob.content is not None else self._backend.place(blob_path(blob))
@@ -246,7 +244,7 @@ class Store:
     def bring(
         self, wanted: Iterable[tuple[str, Blob]], check: Callable[[], None] = no_check
     ) -> None:
-        """Fetch blobs (key, blob) that `open` will be asked for, several at a time."""
+        """Fetch blobs (key, blob) that will be opened, in parallel."""
         absent = {
             blob: key
             for key, blob in wanted
@@ -261,23 +259,23 @@ class Store:
     # -- damage ------------------------------------------------------------------------------
 
     def place(self, blob: Blob) -> Path | None:
-        """The store's own file of a blob, if it is one of this machine; it may be anything."""
+        """The store's own file of a blob, if it is on this machine; not verified."""
         return self._backend.place(blob_path(blob)) if blob.content is None else None
 
     def demand(self, blob: Blob) -> None:
-        """DamagedError if a blob is not there."""
+        """DamagedError if a blob is missing."""
         with self._explained(f"blob {blob.sha256} cannot be looked for"):
             there = self._backend.exist([blob_path(blob)])
         if blob.content is None and blob.size and not there:
             raise self._damaged(blob, "it is not there")
 
     def verify(self, blob: Blob) -> None:
-        """Read a blob.  DamagedError if it is not what its name says."""
+        """Read a blob.  DamagedError if it does not match its digest."""
         for _ in self.stream(blob):
             pass
 
     def inspect(self, key: str) -> bool:
-        """Whether a built step is there, with all its blobs, and each is what its name says."""
+        """Whether a built step and all its blobs exist and are undamaged."""
         try:
             manifest = self.manifest(key)
         except DamagedError:
@@ -285,8 +283,9 @@ class Store:
         return manifest is not None and all(map(self._is_right, manifest.blobs()))
 
     def forget(self, key: str) -> None:
-        """Remove a built step, and of its blobs those that are damaged, so that it can be stored
-        again.  Other steps with such a blob have lost it then, which is found when they are used.
+        """Remove a built step and its damaged blobs, so that it can be stored again.
+
+        Other steps with such a blob then lack it, which is detected when they are used.
         """
         try:
             manifest = self.manifest(key)
@@ -306,7 +305,7 @@ class Store:
     # -- housekeeping ------------------------------------------------------------------------
 
     def usage(self) -> Usage:
-        """How full the store is."""
+        """The numbers of objects, and their bytes."""
         with self._explained("cannot be listed"):
             manifests = list(self._backend.list("manifests"))
             blobs = list(self._backend.list("blobs"))
@@ -322,12 +321,13 @@ class Store:
         dry_run: bool = False,
         now: Callable[[], float] | None = None,
     ) -> Gone:
-        """Remove what is neither in ``keep`` (cache keys) nor reserved, least recently used first.
+        """Remove steps that are neither in ``keep`` (cache keys) nor reserved, least recently used
+        first.
 
-        Nothing goes that was used within ``older_than`` seconds, nor what such a step was built
-        with; with ``max_bytes`` no more goes than is needed to come down to that size.  Blobs go
-        when no manifest that stays names them and no upload can be about to.  Return what was
-        removed, or with ``dry_run`` what would be.
+        Steps used within ``older_than`` seconds stay, and so do the steps that those were built
+        with.  With ``max_bytes``, removal stops at that size.  Blobs are removed if no remaining
+        manifest names them and no upload can be about to.  Return the removed objects, or with
+        ``dry_run`` those that would be removed.
         """
         with self._explained("cannot be cleaned"):
             return collect(
@@ -351,7 +351,7 @@ class Store:
         if (found, size) != (blob.sha256, blob.size):
             raise StoreError(
                 f"{manifest.name} cannot be stored: its blob {blob.sha256} ({blob.size} bytes)"
-                f" turned out to be {found} ({size} bytes): the file changed after it was made"
+                f" is {found} ({size} bytes): the file changed after it was made"
             )
 
     def _verify(self, blob: Blob, size: int, sha256: str) -> None:
@@ -381,7 +381,7 @@ class Store:
 
     @contextlib.contextmanager
     def _explained(self, what: str) -> Iterator[None]:
-        """Turn the backend's troubles into a StoreError that begins with where and what."""
+        """Turn the backend's errors into a StoreError that begins with the URL and ``what``."""
         try:
             yield
         except FileNotFoundError as error:
@@ -393,12 +393,12 @@ class Store:
 
 
 class _Absent(StoreError):
-    """Something is not there."""
+    """An object is missing."""
 
 
 @contextlib.contextmanager
 def _blamed(key: str) -> Iterator[None]:
-    """A DamagedError names the step that what is damaged belongs to, if it is known."""
+    """Add the step of the damaged blob, if known, to a DamagedError."""
     try:
         yield
     except DamagedError as error:

@@ -1,10 +1,10 @@
 """Queries Debian's archives through apt, isolated from the machine's own apt.
 
 The archives are the machine's own: its entries (``sources.list`` and ``sources.list.d``, both
-formats) are copied, with ``deb`` turned into ``deb-src`` where sources are wanted.  Everything
-else is private: package lists, cache, and an (almost) empty list of installed packages, so that
-what comes out depends neither on what this machine has installed nor on its preferences.  It
-works as an ordinary user, and the machine's apt notices nothing.
+formats) are copied, with ``deb`` turned into ``deb-src`` for sources.  Everything else is private:
+package lists, cache, and an (almost) empty list of installed packages, so that the result depends
+neither on this machine's packages nor on its preferences.  No root rights are needed, and the
+machine's apt is not affected.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fabric.trove.sources.locks import DEBIAN_VERSION
 
 Stanza = dict[str, str]
 
-#: Package lists younger than this many seconds are not asked for again without need.
+#: Package lists younger than this many seconds are only fetched again if a package is missing.
 FRESH = 6 * 3600.0
 _NETWORK = re.compile(r"(mirror\+|tor\+)*(https?|ftp)://|mirror://")
 
@@ -78,7 +78,7 @@ class Apt:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
-        """Set everything up and hold it for us alone; package lists may be up to FRESH old."""
+        """Set up the directory and lock it; package lists are at most FRESH seconds old."""
         lock = self.directory.with_name(self.directory.name + ".lock")
         with locked(lock, wait=lambda: self._cancel.pause(0.2)):
             for folder in ("lists/partial", "cache/archives/partial", "sources", "files"):
@@ -93,7 +93,7 @@ class Apt:
             yield
 
     def suppose_installed(self, stanzas: Iterable[Stanza]) -> None:
-        """Make apt believe that just these packages are installed, with no needs of their own."""
+        """Set the list of installed packages to these, without their dependencies."""
         kept = ("Package", "Version", "Architecture", "Multi-Arch", "Provides")
         text = ""
         for stanza in stanzas:
@@ -102,27 +102,27 @@ class Apt:
         _write(self.directory / "status", text)
 
     def update(self) -> bool:
-        """Fetch the package lists, unless that was done a minute ago.  True if done."""
+        """Fetch the package lists, unless they are less than a minute old; true if fetched."""
         if 0 <= time.time() - _mtime(self._stamp) < 60:
             return False
-        self.progress("asking Debian's archives what they have")
+        self.progress("fetching the package lists of Debian's archives")
         self.run("apt-get", "update", what="Debian's package lists")
         self._stamp.touch()
         return True
 
     def show(self, *names: str) -> list[Stanza]:
-        """What the archives say of binary packages: every version of each, newest first."""
+        """The stanzas of binary packages: every version of each, newest first."""
         return _newest_first(self._query("apt-cache", "show", "--", *names)) if names else []
 
     def show_source(self, name: str) -> list[Stanza]:
-        """What the archives say of a source package: every version, newest first."""
+        """The stanzas of a source package: every version, newest first."""
         found = _newest_first(self._query("apt-cache", "showsrc", "--only-source", "--", name))
         return [stanza for stanza in found if stanza["Package"] == name]
 
     def simulate_install(self, names: Iterable[str]) -> list[tuple[str, str]]:
-        """(name, version) of all that installing ``names`` takes, needed ones first.
+        """(name, version) of all packages that installing ``names`` needs, dependencies first.
 
-        SourceError in apt's words if that is impossible.
+        SourceError, with apt's reasons, if that is impossible.
         """
         output = self.run("apt-get", "install", "--simulate", "--yes", "--", *names, what="apt")
         pattern = re.compile(r"^Conf ([a-z0-9][a-z0-9+.-]+)\S* \((\S+) ", re.M)
@@ -130,9 +130,9 @@ class Apt:
 
     @contextlib.contextmanager
     def download(self, *command: str, what: str) -> Iterator[Path]:
-        """Run an apt-get command that downloads into its current directory; give that.
+        """Run an apt-get command that downloads into its current directory; yield that.
 
-        What an interrupted run left there is continued.  It is emptied at the end.
+        Downloads that were interrupted are resumed.  The directory is emptied at the end.
         """
         folder = self.directory / "files"
         self.run("apt-get", *command, what=what, cwd=folder)
@@ -141,9 +141,9 @@ class Apt:
             file.unlink()
 
     def run(self, program: str, *args: str, what: str, cwd: Path | None = None) -> str:
-        """Run a program of apt's here, passing on its progress.  SourceError if it fails.
+        """Run a program of apt, and report its progress.  SourceError if it fails.
 
-        ``args``: options, then "--" and whatever a definition, lock or archive may have chosen.
+        ``args``: options, then "--" and values of definitions, locks or archives.
         """
         reader, writer = os.pipe()
         with os.fdopen(reader, errors="replace") as status, os.fdopen(writer, "wb") as told:
@@ -162,13 +162,13 @@ class Apt:
         return output
 
     def _query(self, program: str, *args: str) -> str:
-        """Run a query; what it does not know, it leaves out (and fails)."""
+        """Run a query, which leaves out unknown packages (and then fails)."""
         return self._call([program, *args], None)[1]
 
     def _call(
         self, command: list[str], cwd: Path | None, status: IO[bytes] | None = None
     ) -> tuple[int, str, str]:
-        """Exit code, output and complaints of a command, which gets ``status``, too."""
+        """Exit code, output and errors of a command; it inherits ``status``."""
         program, *args = command
         with subprocess.Popen(
             [program, "-c", str(self.directory / "apt.conf"), *args],
@@ -196,7 +196,7 @@ class Apt:
         for line in status:
             if line.startswith("dlstatus:"):
                 percent = line.split(":")[2].partition(".")[0]
-                if percent != "0":  # of many small files, apt says no more than that
+                if percent != "0":  # of many small files, apt reports only that
                     news(f"{what}: {percent} %")
 
     def _copy_entries(self) -> None:
@@ -223,8 +223,8 @@ class Apt:
 def machine_entries(kind: str, files: Iterable[Path] | None = None) -> dict[str, str]:
     """The machine's apt entries as entries of ``kind``: file name -> text.
 
-    Archives on this machine's disk are left out, unless there are no others: they are
-    somebody's additions, and would make other machines come to another result.
+    Archives on this machine's disk are left out, unless there are no others: they are local
+    additions, with which other machines would get other results.
     """
     paths = list(_machine_files() if files is None else files)
     for network_only in (True, False):
@@ -290,7 +290,7 @@ def _stanzas(text: str) -> list[Stanza]:
 
 
 def _newest_first(text: str) -> list[Stanza]:
-    """The stanzas of packages, by Debian's order of versions."""
+    """The stanzas of packages, newest version first."""
     from debian.debian_support import Version
 
     found = [
@@ -302,14 +302,14 @@ def _newest_first(text: str) -> list[Stanza]:
 
 
 def _reason(output: str, errors: str) -> str:
-    """apt's own reasons: its E: lines, and what it says about packages that do not fit."""
+    """apt's reasons: its E: lines, and those about unmet dependencies."""
     lines = [line[3:] for line in errors.splitlines() if line.startswith("E: ")]
     lines += [line.strip() for line in output.splitlines() if "Depends:" in line]
     return "; ".join(lines[:8]) or errors.strip()[-400:] or "apt gave no reason"
 
 
 def _write(file: Path, text: str) -> None:
-    """Write a file unless it is so already: apt's cache is good until a file is newer."""
+    """Write a file unless it is equal already: apt's cache is valid until a file is newer."""
     if not file.exists() or file.read_text(errors="replace") != text:
         file.write_text(text)
 

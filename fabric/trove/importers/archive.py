@@ -1,7 +1,7 @@
 """Reads tarballs and zip files without unpacking them on the disk.
 
-Archives are untrusted: their contents are bounded, and every mistake in one is a SourceError that
-names the archive and the member.
+Archives are untrusted: their contents are bounded, and every error in one is a SourceError with the
+names of the archive and the member.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fabric import bounds
 from fabric.errors import SourceError
 from fabric.trove.importers.commit import Member, Tree
 
-#: What the readers raise about archives that are damaged, or made to confuse them.
+#: Errors of the readers for archives that are damaged or malicious.
 _ERRORS = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -51,9 +51,9 @@ _CHUNK = 1 << 20
 def read(file: Path, shown: str) -> Tree:
     """The files of an archive: tar (plain, gz, bz2, xz, zst) or zip.
 
-    Its kind is told from its content.  Directories, devices, pipes and ``.git`` are left out, as
-    git cannot hold them.  Reading on raises SourceError (it names ``shown``) if a path leads out
-    of the archive, something is past a bound, or the archive is damaged.
+    The format is detected by the content.  Directories, devices, pipes and ``.git`` are left out,
+    since git cannot store them.  Iterating raises SourceError (which names ``shown``) if a path
+    leads out of the archive, a bound is exceeded, or the archive is damaged.
     """
     newest: list[int] = []
 
@@ -86,7 +86,7 @@ def read(file: Path, shown: str) -> Tree:
 
 def _tar(archive: tarfile.TarFile, checks: _Checks) -> Iterator[Member]:
     while (entry := archive.next()) is not None:
-        archive.members.clear()  # type: ignore[attr-defined]  # it would keep all of them
+        archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all of them
         path = checks.member(entry.name, entry.size, entry.mtime)
         if path is None:
             continue
@@ -125,30 +125,30 @@ def _zip(archive: zipfile.ZipFile, checks: _Checks) -> Iterator[Member]:
 
 
 class _Checks:
-    """What an archive has shown so far, held against the bounds."""
+    """Checks the members of an archive, one after the other, against the bounds."""
 
     def __init__(self, shown: str, newest: list[int]) -> None:
         self._shown = shown
         self._newest = newest
         self._entries = 0
         self._bytes = 0
-        self._member = ""  # the one that is read
+        self._member = ""  # the member being read
 
     def refused(self, why: str) -> SourceError:
-        """An error about the archive, or the member that is read."""
+        """The error for a refused archive, or the member being read."""
         member = f"its member {_short(self._member)!r}: " if self._member else ""
         return SourceError(f"{self._shown}: refused: {member}{why}")
 
     def damaged(self, error: Exception) -> SourceError:
-        """The same if it cannot be read."""
+        """The error for a damaged archive, or the member being read."""
         member = f" at {_short(self._member)!r}" if self._member else ""
         why = str(error) or type(error).__name__
         return SourceError(f"{self._shown}: this archive cannot be read{member}: {why}")
 
     def directory(self, archive: IO[bytes]) -> None:
-        """Refuse a zip file whose directory, which is read at once, has too many entries.
+        """Refuse a zip file whose directory, which zipfile reads at once, has too many entries.
 
-        This is the size that it claims to have: zipfile believes it, too.
+        The size of the directory is the one in the file, which zipfile uses, too.
         """
         size = archive.seek(0, io.SEEK_END)
         tail_size = min(size, 22 + 20 + 0xFFFF)
@@ -157,7 +157,7 @@ class _Checks:
         archive.seek(0)
         end = tail.rfind(b"PK\5\6")
         if end < 0 or len(tail) - end < 22:
-            return  # zipfile says what is wrong
+            return  # zipfile reports the error
         length: int = struct.unpack_from("<I", tail, end + 12)[0]
         if tail[end - 20 : end - 16] == b"PK\6\7":
             at: int = struct.unpack_from("<Q", tail, end - 12)[0]
@@ -166,11 +166,11 @@ class _Checks:
             archive.seek(0)
             if len(record) == 56:
                 length = struct.unpack_from("<Q", record, 40)[0]
-        if length // 46 > bounds.TREE_ENTRIES:  # the least that an entry takes
+        if length // 46 > bounds.TREE_ENTRIES:  # the least size of an entry
             raise self._too_many()
 
     def member(self, name: str, size: int, time: float) -> str | None:
-        """The path of the next member in its plainest form; None if it is not to be imported."""
+        """The normalized path of the next member; None if it is not imported."""
         self._member = name
         self._entries += 1
         self._bytes += max(0, size)
@@ -191,7 +191,7 @@ class _Checks:
         return path
 
     def path(self, name: str) -> str | None:
-        """A path in its plainest form; None for what is not to be imported."""
+        """A normalized path; None for one that is not imported."""
         parts = [part for part in name.split("/") if part not in ("", ".")]
         if name.startswith("/") or ".." in parts:
             raise self.refused("it leads out of the archive")
@@ -211,7 +211,7 @@ class _Checks:
     def symlink(self, path: str, target: bytes) -> Member:
         """A symbolic link as a member."""
         if not target or len(target) > bounds.LINK_TARGET or b"\0" in target:
-            raise self.refused("it is a symbolic link to what cannot be a path")
+            raise self.refused("it is a symbolic link, and its target is no path")
         return Member(path, "120000", len(target), io.BytesIO(target))
 
     def _too_many(self) -> SourceError:
@@ -224,14 +224,14 @@ def _short(name: str) -> str:
 
 
 class _Content:
-    """The content of a member, read outside of this module: it brings its own error."""
+    """The content of a member, read outside of this module, with errors of this module."""
 
     def __init__(self, raw: IO[bytes], checks: _Checks) -> None:
         self._raw = raw
         self._checks = checks
 
     def read(self, size: int) -> bytes:
-        """Up to ``size`` bytes, at least one.  SourceError at the end, which comes too early."""
+        """Between 1 and ``size`` bytes.  SourceError at the end, which comes too early."""
         try:
             if data := self._raw.read(size):
                 return data
@@ -241,16 +241,16 @@ class _Content:
 
 
 class _Entry(tarfile.TarInfo):
-    """A member of a tar archive, without what costs memory by its size or is never in sources."""
+    """A member of a tar archive; members that need unbounded memory are refused."""
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
         try:
             return super().fromtarfile(archive)
-        except _DAMAGED_HEADER as error:  # tarfile itself takes it for the archive's end
+        except _DAMAGED_HEADER as error:  # tarfile itself treats it as the archive's end
             raise tarfile.ReadError(str(error)) from None
 
-    # tarfile's own way to treat kinds of members apart
+    # tarfile calls this for each member
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo | None:
         extended = self.type in (
             *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
@@ -274,7 +274,7 @@ class _Entry(tarfile.TarInfo):
 
 
 class _Xz(io.RawIOBase):
-    """What an .xz or .lzma file unpacks to, in bounded memory; `lzma.open` has no bound."""
+    """The unpacked content of an .xz or .lzma file, in bounded memory, unlike `lzma.open`."""
 
     def __init__(self, packed: IO[bytes]) -> None:
         self._packed = packed

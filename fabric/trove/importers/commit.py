@@ -1,4 +1,4 @@
-"""Makes deterministic commits: the same files always give the same commit."""
+"""Commits imported files deterministically: the same files always make the same commit."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Member(msgspec.Struct, frozen=True):
     path: str  # relative, "/" between parts, clean
     mode: str  # git's: "100644", "100755", "120000"
     size: int = 0  # bytes
-    content: Readable | None = None  # read once, before the next member is asked for
+    content: Readable | None = None  # read once, before the next member
     same_as: str = ""  # a hard link: the path of an earlier member
 
 
 class Tree(msgspec.Struct, frozen=True):
-    """Files to commit, and when the newest of them was made (Unix time), once all are read."""
+    """Files to commit, and the time of the newest (Unix time), once all are read."""
 
     members: Iterator[Member]
     newest: list[int]
@@ -57,16 +57,16 @@ def commit(
 ) -> str:
     """Make a commit without parents of all ``trees``, each below its prefix ("" or "doc/").
 
-    ``ref`` (its full name) is moved there.  If one prefix is "", files that all stand in one
-    top-level directory are taken out of it.  Return the commit.
+    ``ref`` (its full name) is set to it.  If all files of a tree are in one top-level directory,
+    that directory is left out.  Return the commit.
     """
-    # beside the repository: a full TMPDIR is no concern of an import
+    # beside the repository, so that a full TMPDIR does not matter
     with tempfile.TemporaryFile(dir=repository.path) as errors:
         process = subprocess.Popen(
             [
                 *("git", "--git-dir", str(repository.path), "-c", "core.bigFileThreshold=8m"),
                 *("-c", "core.fsync=committed", "-c", "fastimport.unpackLimit=0"),
-                # packages are compressed already, and files of one version hardly alike
+                # packages are compressed already, and files of one version hardly similar
                 *("-c", f"pack.compression={int(compress)}"),
                 *("fast-import", "--quiet", "--force", "--done", "--date-format=raw", "--depth=0"),
             ],
@@ -80,7 +80,7 @@ def commit(
             with process.stdin as stream:
                 _write(stream, ref, trees, message, import_key, cancel)
         except BrokenPipeError:
-            pass  # git has ended and says why below
+            pass  # git has ended, and its error is raised below
         except BaseException:
             process.kill()
             process.wait()
@@ -148,7 +148,7 @@ def _copy(member: Member, stream: IO[bytes], cancel: CancelToken) -> None:
 
 
 def _single_top(found: Iterable[str]) -> str:
-    """ "zlib-1.3/" if everything stands in that directory, else ""."""
+    """ "zlib-1.3/" if everything is in that directory, else ""."""
     tops = {path.partition("/")[0] for path in found}
     if len(tops) == 1 and all("/" in path for path in found):
         return tops.pop() + "/"

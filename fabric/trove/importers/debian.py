@@ -20,12 +20,11 @@ from fabric.trove.sources.lorries import Lorry
 
 
 class MovedError(SourceError):
-    """The archive does not offer what a lorry pins (any more)."""
+    """The archive does not offer a pinned file (any more)."""
 
 
 class Orig(msgspec.Struct, frozen=True):
-    """What an archive offers of a source package: ``files`` maps component ("": main) to
-    (file name, sha256)."""
+    """An offered source package: ``files`` maps component ("": main) to (file name, sha256)."""
 
     version: str  # Debian's, whole
     upstream: str
@@ -56,7 +55,7 @@ def import_source(lorry: Lorry, apt: Apt, downloads: Downloads) -> list[tuple[st
 
 
 def offered_origs(package: str, apt: Apt) -> list[Orig]:
-    """Everything the archives offer of a source package, newest first."""
+    """All versions of a source package that the archives offer, newest first."""
     found = []
     for stanza in apt.show_source(package):
         version = stanza["Version"]
@@ -81,7 +80,7 @@ def _component(name: str) -> str | None:
 
 
 def _pinned_origs(lorry: Lorry, apt: Apt) -> list[Orig]:
-    """What is offered with just the pinned tarballs; the Debian revision does not matter."""
+    """Offered versions with the pinned tarballs; the Debian revision does not matter."""
     found = []
     for orig in offered_origs(lorry.package, apt):
         digests = {component: sha256 for component, (_, sha256) in orig.files.items()}
@@ -91,7 +90,7 @@ def _pinned_origs(lorry: Lorry, apt: Apt) -> list[Orig]:
 
 
 def _download_from_any(lorry: Lorry, origs: Sequence[Orig], apt: Apt, downloads: Downloads) -> None:
-    """From the first that has it: archives keep copies, and one may be behind its own index."""
+    """Download from the first that works: an archive may be behind its own index."""
     for orig in origs[:-1]:
         try:
             _download_orig(lorry, orig, apt, downloads)
@@ -137,7 +136,7 @@ def _source_moved(lorry: Lorry, apt: Apt) -> SourceError:
 
 def import_packages(lorry: Lorry, apt: Apt, downloads: Downloads) -> list[tuple[str, Tree]]:
     """The pinned .debs, and ``packages.tsv``: name, version, architecture, sha256, size in bytes
-    and file name of each, those that others need first.  MovedError if one is not offered."""
+    and file name of each, dependencies first.  MovedError if one is not offered."""
     locked = lorry.locked()
     if not locked:
         raise MovedError(
@@ -160,13 +159,13 @@ def import_packages(lorry: Lorry, apt: Apt, downloads: Downloads) -> list[tuple[
 
 
 def resolve_packages(lorry: Lorry, apt: Apt) -> tuple[Locked, ...]:
-    """The packages a lorry names with all they need, as offered now; needed ones first."""
+    """The packages of a lorry with their dependencies, as offered now; dependencies first."""
     with apt.opened():
         apt.update()
         excluded = _newest(apt.show(*lorry.exclude))
         if unknown := set(lorry.exclude) - excluded.keys():
             raise SourceError(
-                f"{lorry.where}: {lorry.name} excludes what the archives do not have:"
+                f"{lorry.where}: {lorry.name} excludes packages that the archives do not have:"
                 f" {', '.join(sorted(unknown))}"
             )
         apt.suppose_installed(excluded.values())
@@ -189,13 +188,13 @@ def resolve_packages(lorry: Lorry, apt: Apt) -> tuple[Locked, ...]:
                 f"{lorry.name}: the archive gives no SHA-256 and size for {name} {version}"
             ) from None
         if not is_line(lorry.type, one):
-            raise SourceError(f"{lorry.name}: the archive offers what is no package: {str(one)!r}")
+            raise SourceError(f"{lorry.name}: the archive offers an invalid package: {str(one)!r}")
         found.append(one)
     return tuple(found)
 
 
 def _newest(stanzas: Iterable[Stanza]) -> dict[str, Stanza]:
-    """The first, so best, stanza of each package."""
+    """The first, so newest, stanza of each package."""
     found: dict[str, Stanza] = {}
     for stanza in stanzas:
         found.setdefault(stanza["Package"], stanza)

@@ -30,11 +30,11 @@ _TRIES = 4
 
 
 class WrongDigest(SourceError):
-    """What is offered is not what a lorry pins."""
+    """The offered file is not the one that a lorry pins."""
 
     def __init__(self, pinned_by: str, expected: str, offered: str, origin: str) -> None:
         super().__init__(
-            f"{pinned_by}: what is offered is not what is pinned, so it is not taken\n"
+            f"{pinned_by}: the offered file is not the pinned one, so it is refused\n"
             f"  pinned:  SHA-256 {expected}\n"
             f"  offered: SHA-256 {offered}\n"
             f"  by:      {origin}\n"
@@ -58,7 +58,7 @@ class Downloads:
         self._cancel = cancel
 
     def path(self, sha256: Digest) -> Path:
-        """Where the finished download of that digest is, or would be."""
+        """The path of the finished download of that digest; it need not exist."""
         return self.directory / sha256
 
     def get(
@@ -70,10 +70,10 @@ class Downloads:
         ca: str | None = None,
         pinned_by: str = "",
     ) -> Path:
-        """The file with that digest, downloaded from ``url`` unless it is here already.
+        """The file with that digest, downloaded from ``url`` unless it exists.
 
-        What a broken connection left is continued.  SourceError if it cannot be had; of that,
-        WrongDigest if it is something else than is pinned by ``pinned_by``, for the message.
+        A partial download is continued.  SourceError if it fails; of that, WrongDigest if the file
+        has another digest.  ``pinned_by`` names the pin in that message.
         """
         name = shown(url).rpartition("/")[2]
         with self._reserved(sha256) as partial:
@@ -81,24 +81,24 @@ class Downloads:
                 return done
             continued = self._download(url, headers, ca, partial, name)
             if continued and sha256_of(partial) != sha256:
-                self.progress(f"{name}: an earlier part does not fit the rest: beginning anew")
+                self.progress(f"{name}: an earlier part does not match the rest: starting again")
                 partial.write_bytes(b"")
                 self._download(url, headers, ca, partial, name)
             self._accept(partial, sha256, shown(url), pinned_by)
         return self.path(sha256)
 
     def any_of(self, url: str) -> tuple[Path, Digest]:
-        """What stands at ``url`` now, whatever it is: the file and its digest (for new pins)."""
+        """The present file at ``url`` and its digest (for new pins)."""
         name = shown(url).rpartition("/")[2]
         with self._reserved("url-" + hashlib.sha256(url.encode()).hexdigest()) as partial:
-            partial.write_bytes(b"")  # something else may stand there by now
+            partial.write_bytes(b"")  # the file may have changed since
             self._download(url, {}, None, partial, name)
             sha256 = Digest(sha256_of(partial))
             self._accept(partial, sha256, shown(url), "")
         return self.path(sha256), sha256
 
     def find(self, sha256: Digest) -> Path | None:
-        """The finished download of that digest, if it is here and whole."""
+        """The finished download of that digest, if it exists and is undamaged."""
         file = self.path(sha256)
         if not file.exists():
             return None
@@ -108,14 +108,14 @@ class Downloads:
         return file
 
     def adopt(self, file: Path, sha256: Digest, origin: str, pinned_by: str) -> Path:
-        """Take in a file that something else downloaded.  WrongDigest if it is another one."""
+        """Move a file that another program downloaded here.  WrongDigest if it is another file."""
         self.directory.mkdir(parents=True, exist_ok=True)
         self._accept(file, sha256, origin, pinned_by)
         return self.path(sha256)
 
     def gc(self, older_than: float, *, dry_run: bool = False) -> int:
-        """Remove what is older than that many seconds, and not coming just now; return how many
-        bytes that frees.
+        """Remove downloads older than so many seconds, except running ones; return how many bytes
+        that frees.
         """
         freed = 0
         for path in self.directory.glob("*"):
@@ -132,7 +132,7 @@ class Downloads:
 
     @contextlib.contextmanager
     def _reserved(self, name: str) -> Iterator[Path]:
-        """The partial file of a download, ours alone."""
+        """The partial file of a download, locked."""
         partial = self.directory / f"{name}.part"
         with locked(partial, wait=lambda: self._cancel.pause(0.2)):
             try:
@@ -154,7 +154,7 @@ class Downloads:
     def _download(
         self, url: str, headers: Mapping[str, str], ca: str | None, partial: Path, name: str
     ) -> bool:
-        """Complete the partial file.  Whether it was continued, so that it may not fit."""
+        """Complete the partial file; true if it was continued, so that its parts may not match."""
         continued = False
         for attempt in range(1, _TRIES + 1):
             continued = continued or partial.stat().st_size > 0
@@ -165,7 +165,7 @@ class Downloads:
                     self._attempt(url, headers, ca, partial, name)
             except urllib.error.HTTPError as error:
                 error.close()
-                if error.code == 416:  # the rest that we ask for does not exist: start again
+                if error.code == 416:  # the requested range does not exist: start again
                     partial.write_bytes(b"")
                 elif error.code < 500 or attempt == _TRIES:
                     reason = f"the server says {error.code} {error.reason}"
@@ -178,7 +178,7 @@ class Downloads:
                 if attempt == _TRIES or hopeless or url.startswith("file:"):
                     raise SourceError(
                         f"{shown(url)}: cannot be downloaded: {reason};"
-                        " what came so far is kept, so try again"
+                        " the partial file is kept; try again"
                     ) from None
             else:
                 return continued
@@ -214,7 +214,7 @@ class Downloads:
     def _copy(
         self, read: Callable[[int], bytes], file: IO[bytes], have: int, total: int, name: str
     ) -> None:
-        """Copy to the end.  ``read`` returns what there is, and waits only for the first byte."""
+        """Copy to the end.  ``read`` returns available bytes, and waits for the first one only."""
         news = Throttle(self.progress)
         news(f"{name}: downloading{_of(have, total)}")
         since, due = have, time.monotonic() + bounds.DOWNLOAD_SILENCE
@@ -251,8 +251,8 @@ def _no_room(url: str, directory: Path) -> SourceError:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects over HTTP only, never from https to http, and tells no other host a
-    password."""
+    """Follows redirects over HTTP only, never from https to http, and sends passwords to the first
+    host only."""
 
     def redirect_request(
         self,
@@ -273,7 +273,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _open(url: str, headers: Mapping[str, str], ca: str | None) -> http.client.HTTPResponse:
-    """The answer to a request over HTTP or HTTPS, through the proxy that the user has set."""
+    """The response to a request over HTTP or HTTPS, through the user's proxy."""
     context = ssl.create_default_context(cafile=ca) if url.startswith("https:") else None
     opener = urllib.request.OpenerDirector()
     for handler in (
@@ -292,7 +292,7 @@ def _open(url: str, headers: Mapping[str, str], ca: str | None) -> http.client.H
 
 
 def local_file(url: str) -> Path:
-    """The file of this machine that a file: URL names.  SourceError if it names another machine."""
+    """The path of a file: URL.  SourceError if it names another machine."""
     parts = urllib.parse.urlsplit(url)
     path = urllib.parse.unquote(parts.path)
     if parts.netloc not in ("", "localhost") or "\0" in path:
@@ -301,7 +301,7 @@ def local_file(url: str) -> Path:
 
 
 def fetch_text(url: str, headers: Mapping[str, str], ca: str | None) -> tuple[str, str, str]:
-    """A small page: its text, its media type, its final URL.  OSError if it cannot be had."""
+    """A small page: its text, media type and final URL.  OSError if that fails."""
     with _open(url, headers, ca) as response:
         data = response.read(bounds.INDEX_PAGE + 1)
         if len(data) > bounds.INDEX_PAGE:

@@ -1,4 +1,4 @@
-"""Runs lorries: each type gives one commit under the lorry's ref."""
+"""Imports lorries: each becomes one commit under the lorry's ref."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from fabric.trove.sources.lorries import Lorry
 
 
 class Imports:
-    """Runs lorries, and renews their pins: `fabric.trove.sources.repositories.Importer`."""
+    """Implements `fabric.trove.sources.repositories.Importer`."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
 
     def run(self, lorry: Lorry, repository: git.Repository) -> str:
-        """Import what the lorry (of any type but git) pins.  Call with the repository's lock held.
+        """Import what the lorry (of any type but git) pins, with the repository locked.
 
-        Return the commit.  SourceError if it cannot be had; of that, MovedError if it is no
-        longer offered.
+        Return the commit.  SourceError if it fails; of that, MovedError if a file is no longer
+        offered.
         """
         repository.create()
         self._context.progress(f"{lorry.name}: importing {lorry.version}")
@@ -49,11 +49,11 @@ class Imports:
         return made
 
     def update(self, lorry: Lorry, run: Callable[[Lorry], str]) -> list[str]:
-        """Pin what is offered now; see `fabric.trove.importers.updates.update`."""
+        """Pin the newest that is offered: `fabric.trove.importers.updates.update`."""
         return updates.update(lorry, self._context, run)
 
     def gc(self, older_than: float, *, dry_run: bool) -> int:
-        """Remove downloads older than so many seconds; how many bytes that frees."""
+        """Remove downloads older than so many seconds; return how many bytes that frees."""
         return self._context.downloads.gc(older_than, dry_run=dry_run)
 
     def _trees(self, lorry: Lorry) -> list[tuple[str, Tree]]:

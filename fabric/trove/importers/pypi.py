@@ -1,8 +1,8 @@
 """Imports source distributions from pip's configured package index.
 
-pip itself is not asked to download: for an sdist ``pip download`` runs the project's own build
-code to learn its metadata, even with ``--no-deps``.  So pip only tells which index it would use,
-and the index page is read here (PEP 503 and PEP 691); nothing downloaded is ever run.
+Downloaded code never runs.  For an sdist, ``pip download`` runs the project's own build code to get
+its metadata, even with ``--no-deps``.  So pip only prints its configured index, and the index page
+is read here (PEP 503 and PEP 691).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ print(json.dumps({"indexes": [options.index_url, *options.extra_index_urls], "ca
 """
 
 
-#: A version as PEP 440 and file names of sdists have it.
+#: A version in PEP 440 and in file names of sdists.
 _VERSION = re.compile(r"[0-9][0-9A-Za-z.+_-]*")
 
 
@@ -50,7 +50,7 @@ class Sdist(msgspec.Struct, frozen=True):
     sha256: Digest
     headers: Mapping[str, str]
     ca: str | None
-    yanked: bool = False  # its authors want nobody to take it, unless they pin it already
+    yanked: bool = False  # withdrawn by its authors: only existing pins may use it
 
 
 def import_sdist(lorry: Lorry, downloads: Downloads) -> list[tuple[str, Tree]]:
@@ -110,9 +110,9 @@ def offered_sdists(package: str, folder: Path) -> list[Sdist]:
 
 
 def newest(sdists: list[Sdist]) -> Sdist | None:
-    """The one of the highest final version (a pre-release only if there is nothing else).
+    """The sdist with the highest final version (a pre-release only if there is no other).
 
-    What is yanked, or has no version, is not taken; None if nothing is left.
+    Yanked ones, and invalid versions, are skipped; None if nothing is left.
     """
     from packaging.version import InvalidVersion, Version
 
@@ -129,10 +129,10 @@ def newest(sdists: list[Sdist]) -> Sdist | None:
 
 
 def pip_command(folder: Path, *args: str) -> list[str]:
-    """A Python that has pip, with arguments; to be run in ``folder``, which must be ours.
+    """The command line of a Python that has pip; run it in ``folder``, which must be ours.
 
-    Python would import modules, and pip take files for packages, from the current folder: that of
-    a user may be anybody's definitions.  SourceError if there is no pip.
+    Python imports modules, and pip finds packages, in the current folder, and a user's may have
+    anybody's definitions.  SourceError if there is no pip.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for python in (sys.executable, "python3"):
@@ -146,7 +146,7 @@ def pip_command(folder: Path, *args: str) -> list[str]:
 
 
 def _pip_settings(folder: Path) -> dict[str, Any]:
-    """pip's indexes and certificates, as its files, the environment and its defaults say."""
+    """pip's indexes and certificates, from its files, the environment and its defaults."""
     asked = subprocess.run(
         pip_command(folder, "-c", _ASK_PIP),
         cwd=folder,
@@ -156,7 +156,7 @@ def _pip_settings(folder: Path) -> dict[str, Any]:
         check=False,
     )
     if asked.returncode:
-        raise SourceError(f"pip does not tell which index it uses: {asked.stderr.strip()[-400:]}")
+        raise SourceError(f"pip does not print its settings: {asked.stderr.strip()[-400:]}")
     settings: dict[str, Any] = json.loads(asked.stdout)
     return settings
 
@@ -217,7 +217,7 @@ def version_in(file: str, package: str) -> str | None:
 
 
 def _without_password(url: str) -> tuple[str, dict[str, str]]:
-    """A URL without user and password, and the header that says them instead."""
+    """A URL without user and password, and the header that has them instead."""
     import base64
 
     parts = urllib.parse.urlsplit(url)

@@ -21,11 +21,11 @@ from fabric.trove.sources.pins import describe, versions_of, write
 
 
 def update(lorry: Lorry, context: Context, run: Callable[[Lorry], str]) -> list[str]:
-    """Pin the newest that is offered, if it is newer, and write that into the lorry's files.
+    """Pin the newest offered version, if it is newer, and write the pins into the lorry's files.
 
-    ``run`` imports what a lorry pins, and returns the tree that this gave.  Return what changed and
-    what was skipped, a line each.  SourceError if nothing is offered;
-    of that, WrongDigest if the pinned version is offered with other files.
+    ``run`` imports what a lorry pins, and returns the tree.  Return the changes, and the versions
+    that were skipped, a line each.  SourceError if nothing is offered; of that, WrongDigest if the
+    pinned version is offered with other files.
     """
     if lorry.type == "git":
         return []  # nothing is pinned: strata name commits, tags or branches
@@ -43,7 +43,7 @@ def update(lorry: Lorry, context: Context, run: Callable[[Lorry], str]) -> list[
 
 
 def _offered(lorry: Lorry, context: Context, skipped: list[str]) -> Lorry:
-    """The lorry with what it is to pin; without a tree if that is something else than before."""
+    """The lorry with its new pins; without a tree if they differ from the old ones."""
     match lorry.type:
         case "debian-packages":
             packages = debian.resolve_packages(lorry, context.apt(lorry))

@@ -1,7 +1,6 @@
 """Imports sets of wheels with their dependencies from pip's configured package index.
 
-Other than with source distributions, pip may do the work: asked for wheels only, it runs nothing
-of what it downloads.
+Unlike source distributions, wheels are downloaded by pip itself, since it runs no code of them.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from fabric.trove.importers.pypi import pip_command
 from fabric.trove.sources.locks import Locked, is_line
 from fabric.trove.sources.lorries import Lorry
 
-#: The newest GNU C library that wheels may ask for: 2.41, Debian 13's.
+#: The newest GNU C library that wheels may require: 2.41, that of Debian 13.
 _GLIBC = 41
 _GONE = "No matching distribution found"
 _CHANGED = re.compile(r"Expected sha256 ([0-9a-f]{64})\s+Got\s+([0-9a-f]{64})")
@@ -35,15 +34,15 @@ _CHANGED = re.compile(r"Expected sha256 ([0-9a-f]{64})\s+Got\s+([0-9a-f]{64})")
 def resolve_wheels(
     lorry: Lorry, downloads: Downloads, progress: Progress, cancel: CancelToken
 ) -> tuple[Locked, ...]:
-    """The wheels a lorry names with all they need, as offered now, by name."""
-    progress(f"{lorry.name}: asking the Python package index")
+    """The wheels of a lorry with their dependencies, as offered now, by name."""
+    progress(f"{lorry.name}: querying the Python package index")
     found = []
     with _downloaded(lorry, downloads, cancel, list(lorry.packages)) as files:
         for file in files:
             name, version, tag = file.name.removesuffix(".whl").split("-", 2)
             one = Locked(name, version, tag, Digest(sha256_of(file)), file.stat().st_size)
             if not is_line(lorry.type, one):
-                raise SourceError(f"{lorry.name}: the index offers what is no wheel: {file.name!r}")
+                raise SourceError(f"{lorry.name}: the index offers an invalid wheel: {file.name!r}")
             downloads.adopt(file, one.sha256, file.name, file.name)
             found.append(one)
     return tuple(sorted(found, key=lambda one: one.name))
@@ -52,7 +51,7 @@ def resolve_wheels(
 def import_wheels(
     lorry: Lorry, downloads: Downloads, progress: Progress, cancel: CancelToken
 ) -> list[tuple[str, Tree]]:
-    """The pinned wheels, as they are.  MovedError if one is not offered."""
+    """The pinned wheels, unchanged.  MovedError if one is not offered."""
     locked = lorry.locked()
     if not locked:
         raise MovedError(
@@ -79,7 +78,7 @@ def wheel_name(locked: Locked) -> str:
 def _downloaded(
     lorry: Lorry, downloads: Downloads, cancel: CancelToken, requirements: list[str], *options: str
 ) -> Iterator[list[Path]]:
-    """The wheels that pip chooses, in a folder that goes away."""
+    """The wheels that pip downloads, in a temporary folder."""
     place = downloads.directory.parent
     place.mkdir(parents=True, exist_ok=True)
     downloads.directory.mkdir(exist_ok=True)

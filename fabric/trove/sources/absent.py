@@ -1,4 +1,4 @@
-"""Explains why the farm's trove lacks something, and what helps."""
+"""Explains why the farm's trove lacks a ref, and how to bring it there."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ if TYPE_CHECKING:
 def absent(
     url: str, repo: str, ref: str, location: Location, lorry: Lorry | None, *, imports: bool
 ) -> SourceError:
-    """The trove at ``url`` has no such ref; ``imports``: nor has where its lorry leads."""
+    """The error for a ref that the trove at ``url`` lacks.
+
+    With ``imports``, the URL of its lorry lacks it, too.
+    """
     lacks = f"{repo}: the trove {url} has no ref {ref} of it"
     if lorry is None and SHA.fullmatch(ref):
-        help = "whoever ordered it has to push it there, and then order again"
+        help = "push it there, then submit the build again"
         return SourceError(
             f"{lacks}: {help}", alike=f"the trove {url} has none of these commits: {help}"
         )

@@ -13,18 +13,18 @@ import msgspec
 from fabric import bounds
 from fabric.errors import SourceError, without_secrets
 
-#: Aliases that need no configuration: repositories of the trove, brought by lorries or pushed.
+#: Aliases that need no configuration: repositories of the trove, imported by lorries or pushed.
 DEFAULT_ALIASES = {"upstream": "upstream/%s", "baserock": "baserock/%s"}
 
 _ALIAS = re.compile(r"([a-z][a-z0-9-]+):(?!//)(.+)")
 _PART = r"[A-Za-z0-9_+.~@][A-Za-z0-9_+.~@-]*"
 _NAME = re.compile(rf"{_PART}(/{_PART})*")
-#: What git may speak: no helper, which would be a program.
+#: Protocols that git may use: no helper, which would be a program.
 _SCHEMES = ("file", "git", "http", "https", "ssh")
 
 
 class Location(msgspec.Struct, frozen=True):
-    """Where a repository is: its directory here, and the URL it mirrors, if any."""
+    """The location of a repository: its directory, and the URL that it mirrors, if any."""
 
     directory: Path
     url: str | None
@@ -33,9 +33,11 @@ class Location(msgspec.Struct, frozen=True):
 
 
 class Aliases:
-    """Knows the aliases.  Patterns with a scheme or a leading "/" are git URLs, mirrored here;
-    others are directories of the trove.  ``%s`` in a pattern stands for what follows the alias;
-    without it that is appended.
+    """Resolves aliases.
+
+    Patterns with a scheme or a leading "/" are git URLs, mirrored in the trove; others are
+    directories of the trove.  ``%s`` in a pattern stands for the text behind the alias; without it,
+    that text is appended.
     """
 
     def __init__(self, root: Path, aliases: Mapping[str, str]) -> None:
@@ -65,7 +67,7 @@ class Aliases:
         return self._local(repo, repo.removesuffix(".git"))
 
     def relative(self, repo: str, url: str) -> str:
-        """The repository that a submodule's ``url`` means inside ``repo``: "../x" is beside it."""
+        """The repository of a submodule's ``url`` inside ``repo``: "../x" is beside it."""
         if not url.startswith(("./", "../")):
             return url
         head, separator, path = repo.partition("://")
@@ -99,20 +101,20 @@ class Aliases:
 
 
 def local_path(url: str) -> Path | None:
-    """The directory that a URL means, if it is one of this machine."""
+    """The directory of a URL, if it is on this machine."""
     path = url.removeprefix("file://")
     return Path(path) if path.startswith("/") else None
 
 
 def is_url(text: str) -> bool:
-    """A URL, an absolute path, or git's short form HOST:PATH of ssh."""
+    """Whether ``text`` is a URL, an absolute path, or git's short form HOST:PATH of ssh."""
     return "://" in text or text.startswith("/") or bool(re.match(r"[^/]+:", text))
 
 
 def is_git_url(text: str) -> bool:
-    """Whether git may be given this as a repository's URL or path.
+    """Whether git may be given ``text`` as a repository's URL or path.
 
-    It may be anybody's, so nothing in it can be an option of git's or ssh's, or name a helper.
+    It is untrusted, so it must not be an option of git or ssh, or name a helper.
     """
     if text.startswith("-") or any(c.isspace() or not c.isprintable() for c in text):
         return False
@@ -126,7 +128,7 @@ def is_git_url(text: str) -> bool:
 
 
 def _join(path: str, relative: str) -> str:
-    """``../b`` seen from repository ``a`` is ``b``: paths start at the repository itself."""
+    """Join paths as git does: ``../b`` from the repository ``a`` is ``b``."""
     joined = posixpath.normpath(posixpath.join(path.rstrip("/"), relative))
     if joined.startswith("../") or joined == "..":
         raise SourceError(f"the submodule URL {relative} leads out of {path}")

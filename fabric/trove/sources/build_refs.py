@@ -1,8 +1,8 @@
-"""Manages build refs: the commits in the trove that users order to be built.
+"""Manages build refs: the commits of work trees that users submit for building.
 
-A farm builds commits, but users build what they are editing.  Therefore the initiator makes a
-commit of it (`fabric.trove.sources.snapshot`) and pushes it as ``refs/builds/USER/REQUEST``.  The
-id of a request begins with its time, so the names alone show which refs are old.
+A farm builds commits, but users build the files that they are editing.  So the initiator makes a
+commit of them (`fabric.trove.sources.snapshot`) and pushes it as ``refs/builds/USER/REQUEST``.  A
+request's id begins with its time, so the names alone show which refs are old.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from fabric.trove.sources.farm_remote import Trove
 from fabric.trove.sources.git import Repository
 from fabric.trove.sources.snapshot import INDEX, TAKEN, Snapshot, user
 
-#: Seconds that a build ref stays which no live build needs: it may be just about to be ordered.
+#: Seconds that an unused build ref stays: its build may be about to be submitted.
 SPARE = 3600.0
-#: Seconds in which a build's commit is pushed, or ordered no more.
+#: Seconds within which a build's commit is pushed, if ever.
 PUSHED = 86400.0
-#: Seconds after which the index of a folder from which nothing is ordered any more goes.
+#: Seconds after which the unused index of a folder is removed.
 KEEP = 30 * 86400.0
-#: Seconds between two looks for old refs.
+#: Seconds between two searches for old refs.
 TIDY_EVERY = 86400.0
 
 
@@ -41,12 +41,12 @@ def ref_of(request: str) -> str:
 
 
 def stale(refs: Iterable[str], live: Collection[str], now: float) -> Iterator[str]:
-    """Those of the build refs that can go.  ``live``: requests that are not over."""
+    """The build refs that can be removed.  ``live``: requests that are not over."""
     for ref in refs:
         request = ref.rpartition("/")[2]
         try:
             age = now - int(request[:12], 16) / 1000
-        except ValueError:  # somebody else's way of naming
+        except ValueError:  # a name of another form
             continue
         if age > SPARE and request not in live:
             yield ref
@@ -59,17 +59,17 @@ class Builds:
         self.repository = Repository(path)
 
     def snapshot(self, root: Path) -> Snapshot:
-        """What is below ``root`` now.  SourceError if that cannot be taken in."""
+        """A snapshot of the files below ``root``.  SourceError if that cannot be made."""
         self.repository.create(cache=True)
         return snapshot.take(root, self.repository.path)
 
     def push(self, build: Snapshot, trove: Trove, ref: str, progress: Progress) -> None:
-        """Make it ``ref`` of the trove.  TroveError says why not, and what to do."""
+        """Push a snapshot as ``ref`` of the trove.  TroveError if that fails."""
         refspecs = [f"{build.commit}:{ref}"]
         trove.push(self.repository, refspecs, progress, CancelToken(), build.environ)
 
     def tidy(self, trove: Trove, live: Collection[str]) -> int:
-        """Remove refs of this user that are of no use any more; how many.  TroveError."""
+        """Remove this user's stale refs; return their number.  TroveError."""
         self.repository.create(cache=True)
         self.prune(PUSHED)
         old = list(stale(trove.refs(f"refs/builds/{user()}/*"), live, time.time()))
@@ -79,8 +79,8 @@ class Builds:
         return len(old)
 
     def prune(self, older_than: float, *, dry_run: bool = False) -> int:
-        """Remove objects of builds ordered so many seconds ago, and not of what was taken in since;
-        how many bytes that frees.  What was not pushed yet is younger than PUSHED.
+        """Remove objects of snapshots older than so many seconds, unless later ones have them;
+        return how many bytes that frees.  Snapshots not pushed yet are younger than PUSHED.
         """
         path = self.repository.path
         if not path.exists():

@@ -1,7 +1,7 @@
 """Reads the files of a commit from git objects, without a checkout.
 
-Commits are untrusted: nothing outside the commit can be reached by ``..``, by symbolic links, or by
-the names of a tree's entries.
+Commits are untrusted: neither ``..``, nor symbolic links, nor the names of a tree's entries lead
+out of the commit.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from fabric.trove.sources.git_process import entries
 
 
 class Committed:
-    """The files of ``commit``; to be closed, as it keeps git running.
+    """The files of ``commit``; close it, since it keeps a git running.
 
-    ``environ`` is added to git's, to find objects elsewhere.
+    ``environ`` is added to git's environment, to find objects elsewhere.
     """
 
     def __init__(
@@ -48,21 +48,21 @@ class Committed:
         self._objects.close()
 
     def read(self, path: str) -> bytes | None:
-        """A file by its path from the root; None if it is not there or leads outside.
+        """The content of a file by its path; None if it is missing or leads out of the commit.
 
-        DefinitionsError if it is larger than any file of definitions is.
+        DefinitionsError if it is larger than a file of definitions may be.
         """
         if path.startswith("/") or ".." in path.split("/") or "\n" in path or "\0" in path:
             return None
         name = posixpath.normpath(path)
-        # cat-file follows links in the commit only; what leads elsewhere is no "blob"
+        # cat-file follows links inside the commit only; others are no "blob"
         kind, data = self._ask(f"{self._commit}:{name}", path)
         return data if kind == b"blob" else None
 
     def copy(self, folder: str, to: Path) -> None:
-        """The plain files below a folder, as files; links are left out.
+        """Write the plain files below a folder to ``to``; links are left out.
 
-        SourceError if they are too many to be meant.
+        SourceError if they exceed a bound.
         """
         left = bounds.LORRIES_SIZE
         listing = entries(self._path, self._commit, f"{folder}/", environ=self._environ)
@@ -81,7 +81,7 @@ class Committed:
             path.write_bytes(data)
 
     def _ask(self, what: str, path: str) -> tuple[bytes, bytes]:
-        """Type and content of an object.  What is none has another type, such as "missing"."""
+        """Type and content of an object; the type "missing" if there is none."""
         try:
             self._objects.request(os.fsencode(what))
             kind, size = self._objects.header()

@@ -1,12 +1,12 @@
 """Exports the tree of a commit as plain files, to be mounted or copied.
 
-Files are byte for byte what the commit holds: no attribute, filter or configuration of git's
-changes them (archives' substitutions, line ends, keywords).  Modes are 0644 and 0755, every
-time stamp is `MTIME`, submodules are empty directories, and there is no ``.git``.
+Files have exactly the bytes of the commit: no attribute, filter or configuration of git changes
+them (substitutions of archives, line ends, keywords).  Modes are 0644 and 0755, every time stamp
+is `MTIME`, submodules are empty directories, and there is no ``.git``.
 
-Nothing of this is fsynced, since thousands of small files would take longer than making them
-again: an export is trusted only as long as the machine that made it stays up, and its table
-(`fabric.host.tree_tables`) is as it was.
+Exports are not fsynced, since syncing thousands of small files takes longer than making them again.
+An export is trusted only until the machine reboots, and while its table (`fabric.host.tree_tables`)
+is unchanged.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from fabric.host.tree_tables import (
 from fabric.trove.sources import git, git_process
 from fabric.trove.sources.cat_file import CatFile
 
-#: Given a name, whether nobody uses what is so called, and nobody can until the end.
+#: For a name, whether no build uses the tree of that name; then none can until the end.
 Exclusively = Callable[[str], AbstractContextManager[bool]]
 
 _EXPORTING = "exporting-"
-#: Time stamp of everything exported (Unix time): one value, so that make sees nothing to redo.
+#: Time stamp of everything exported (Unix time): one value, so that make rebuilds nothing.
 MTIME = 1_000_000_000
 _CHUNK = 1024 * 1024
 
@@ -57,21 +57,21 @@ class Exports:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         self.directory = top / boot
         self._tables = top.with_name("tables")
-        self._checked: set[str] = set()  # trees that are what was exported
+        self._checked: set[str] = set()  # trees that are as recorded
 
     def sweep(self) -> None:
-        """Remove what killed processes have left half exported."""
+        """Remove exports that killed processes left incomplete."""
         sweep(self.top, _EXPORTING)
 
     def folders(self) -> list[Path]:
-        """Where whole trees are, also those of former boots, which nobody uses any more."""
+        """The folders of complete trees, also those of former boots, which are unused."""
         return [path for path in self.top.glob("*") if not path.name.startswith(_EXPORTING)]
 
     def find(self, tree: str) -> Path | None:
-        """The exported tree, if it is there as it was exported; it counts as used now."""
+        """The exported tree, if it is unchanged; it counts as used now."""
         path = self.directory / tree
         try:
-            # mtime belongs to the tree; the time of access notes the last use, for gc
+            # mtime belongs to the tree; atime records the last use, for gc
             os.utime(path, (time.time(), MTIME))
         except FileNotFoundError:
             return None
@@ -94,9 +94,9 @@ class Exports:
         tree: str,
         say: Progress = silent,
     ) -> Path:
-        """Export the tree of a commit.  DamagedRepositoryError if an object is not right.
+        """Export the tree of a commit.  DamagedRepositoryError if an object is damaged.
 
-        One that is there, and has changed, is replaced, which ``say`` hears.
+        A tree that exists and has changed is replaced, which ``say`` reports.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / tree
@@ -107,7 +107,7 @@ class Exports:
                 _write(repository, tree, fresh)
                 if path.is_dir() and (wrong := difference(fresh, path)):
                     say(f"{path} has changed on the disk, at {wrong!r}: it is exported again")
-                    # a build may have it mounted, so `gc` removes it
+                    # a build may have it mounted, so only `gc` removes it
                     path.rename(path.with_name(f".old-{tree}-{os.getpid()}"))
                 with contextlib.suppress(FileExistsError):  # another process was faster
                     _rename(fresh, path)
@@ -121,16 +121,16 @@ class Exports:
         return path
 
     def _record(self, tree: str, table: Table) -> None:
-        """Note what a tree looks like.  Where that fails, it is exported again and compared."""
+        """Record a tree's table.  If that fails, the tree is exported again and compared later."""
         with contextlib.suppress(OSError):
             self._tables.mkdir(exist_ok=True)
             fresh = self._tables / f".{tree}-{os.getpid()}-{threading.get_ident()}"
             write_record(self._tables / tree, Record(table), fresh)
 
     def check(self, exclusively: Exclusively, read: Callable[[], None]) -> Iterator[str]:
-        """Read all exported trees, and remove those that are not what their names say: these.
+        """Read all exported trees, and remove those that do not match their names: yield these.
 
-        One with submodules, whose commits are not in it, is held against its record alone.
+        A tree with submodules, which does not have their commits, is compared with its record only.
         """
         for path in sorted(self.directory.glob("[!.]*")):
             read()
@@ -148,9 +148,9 @@ class Exports:
     def gc(
         self, older_than: float, exclusively: Exclusively | None = None, *, dry_run: bool = False
     ) -> int:
-        """Remove trees unused for that many seconds; return how many bytes that frees.
+        """Remove trees unused for so many seconds; return how many bytes that frees.
 
-        ``exclusively``, given the name of a tree, tells whether nobody has it in a build.
+        ``exclusively`` tells by name whether no build uses a tree.
         """
         tally = Tally()
         for path in list(self.top.glob("*/*")):
@@ -167,10 +167,10 @@ class Exports:
                         continue
                     tally.add(path)
                     if dry_run:
-                        os.utime(path, (used, MTIME))  # looking is no use
+                        os.utime(path, (used, MTIME))  # counting bytes is no use of it
                         continue
                     aside = path
-                    if not path.name.startswith("."):  # out of sight before it is half gone
+                    if not path.name.startswith("."):  # hidden before it is partly removed
                         aside = path.with_name(f".old-{path.name}-{os.getpid()}")
                         path.rename(aside)
                 shutil.rmtree(aside)
@@ -221,7 +221,7 @@ def _write(repository: git.Repository, tree: str, target: Path) -> None:
                     links.append((entry.path, os.fsdecode(b"".join(content))))
                 else:
                     _write_file(target / entry.path, content, entry.mode == "100755")
-    for path, text in links:  # last, so that nothing is ever written through one
+    for path, text in links:  # last, so that nothing is written through a link
         link = target / path
         link.symlink_to(text)
         os.utime(link, (MTIME, MTIME), follow_symlinks=False)
@@ -235,7 +235,7 @@ def _entries(repository: git.Repository, tree: str) -> Iterator[_Entry]:
         path = os.fsdecode(raw)
         parts = path.split("/")
         if any(part in ("", ".", "..") or part.lower() == ".git" for part in parts):
-            raise SourceError(f"{repository.path}: tree {tree} holds the wicked path {path!r}")
+            raise SourceError(f"{repository.path}: tree {tree} has the forbidden path {path!r}")
         yield _Entry(mode.decode(), sha.decode(), path)
 
 
@@ -296,17 +296,17 @@ def _write_all(handle: int, data: bytes) -> None:
 
 
 def _make_folders(target: Path, folder: str, made: set[str]) -> None:
-    """Make a directory and those above it, once; one that is there already is not ours."""
+    """Make a directory and its parents, each once; FileExistsError if one exists already."""
     if folder not in made:
         _make_folders(target, folder.rpartition("/")[0], made)
         path = target / folder
         path.mkdir(mode=0o755)
-        path.chmod(0o755)  # whatever the umask
+        path.chmod(0o755)  # independent of the umask
         made.add(folder)
 
 
 def git_tree(path: Path) -> str | None:
-    """The id of the git tree that a directory is; None if it holds an empty one: a submodule."""
+    """The id of a directory as a git tree; None if it contains an empty directory: a submodule."""
     rows = []
     for entry in list(os.scandir(path)):
         mode = entry.stat(follow_symlinks=False).st_mode

@@ -7,9 +7,9 @@
     refs/pins/NAME/<pin>      a commit, by its id, and also by the import key of its lorry
 
 Names are for people, and move.  Pins never move: two users whose lorries pin different commits
-under one name each find their own, and a job's sources are kept as long as its pin.
-A ref for each commit lets any git server serve it; servers that speak git's protocol 2, or have
-``uploadpack.allowAnySHA1InWant``, serve commits without one, too.
+under one name each find their own, and a job's sources stay as long as their pin.  With a ref for
+each commit, any git server serves it; servers with git's protocol 2 or
+``uploadpack.allowAnySHA1InWant`` serve commits without a ref, too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _TRIES = 3
 
 
 class Kept(msgspec.Struct, frozen=True):
-    """A commit to be kept in the trove: of which source, by which pins, called what there."""
+    """A commit to be kept in the trove, with its source, pins and names there."""
 
     repository: Repository
     name: str  # "upstream/zlib.git"
@@ -37,19 +37,19 @@ class Kept(msgspec.Struct, frozen=True):
     ref: str  # its full name in ``repository``; "" for a commit without one
 
     def refs(self) -> list[str]:
-        """The names it is to have in the trove."""
+        """The refs of the commit in the trove."""
         pins = [pin for pin in (self.commit, self.import_key) if pin]
         names = [f"refs/pins/{self.name}/{pin}" for pin in pins]
         return [*names, inside(self.name, self.ref)] if self.ref else names
 
 
 def inside(name: str, ref: str) -> str:
-    """Where the trove has a source's ``ref`` (its full name)."""
+    """The trove's ref for a source's ``ref`` (its full name)."""
     refs, kind, rest = ref.split("/", 2)
     return f"{refs}/{kind}/{name}/{rest}"
 
 
-# A refspec with an asterisk, because one that finds nothing is then no error.
+# Refspecs have an asterisk, because then one that matches nothing is no error.
 
 
 def fetch_pin(
@@ -61,7 +61,7 @@ def fetch_pin(
     progress: Progress,
     cancel: CancelToken,
 ) -> None:
-    """Fetch what is kept under a pin, if anything is, and call it ``ref`` (a full name)."""
+    """Fetch the commit of a pin, if there is one, as ``ref`` (a full name)."""
     trove.fetch(into, [f"+refs/pins/{name}/{pin}*:{ref}*"], progress, cancel)
 
 
@@ -81,9 +81,9 @@ def fetch_ref(
 
 
 def push(trove: Trove, kept: list[Kept], progress: Progress, cancel: CancelToken) -> None:
-    """Push what the trove lacks.  TroveError if it does not take it.
+    """Push the commits that the trove lacks.  TroveError if it refuses them.
 
-    Others may push the same at the same time: who comes second finds the ref locked, or there.
+    If others push the same at the same time, the ref may be locked, or exist already.
     """
     for attempt in range(_TRIES):
         there = trove.refs("refs/pins/*", "refs/tags/*", "refs/heads/*")

@@ -1,4 +1,4 @@
-"""Connects git to a farm's trove, and explains failures."""
+"""Connects git to a farm's trove, and turns git's failures into errors with advice."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from fabric.host.progress import Progress, silent
 from fabric.trove.sources.git import Repository, fetching
 from fabric.trove.sources.git_process import environment, talk
 
-#: Seconds until a host that says nothing counts as out of reach.
+#: Seconds until a silent host counts as unreachable.
 PATIENCE = 15
 
 
 class TroveError(SourceError):
-    """The trove cannot be reached, or does not take what it is given."""
+    """The trove cannot be reached, or refuses a push."""
 
 
 class TroveFault(TroveError):
-    """That is nobody's mistake, and may be over in a while."""
+    """A failure that may pass: trying again later may help."""
 
     exit_code = 4
 
@@ -40,11 +40,11 @@ class Trove(msgspec.Struct, frozen=True):
     known_hosts: str = ""
 
     def environ(self) -> dict[str, str]:
-        """The environment for git: nobody is asked anything, no host is trusted unseen."""
+        """The environment for git: ssh asks no questions, and trusts known hosts only."""
         options = ["BatchMode=yes", "StrictHostKeyChecking=yes", f"ConnectTimeout={PATIENCE}"]
         options += [f"ServerAliveInterval={PATIENCE}"]
         if self.known_hosts:
-            # ssh takes the value apart at blanks
+            # ssh splits the value at blanks
             options.append(f'UserKnownHostsFile="{self.known_hosts}"')
             options.append("GlobalKnownHostsFile=none")
         command = ["ssh", *(part for option in options for part in ("-o", option))]
@@ -55,7 +55,7 @@ class Trove(msgspec.Struct, frozen=True):
     def fetch(
         self, repository: Repository, refspecs: list[str], progress: Progress, cancel: CancelToken
     ) -> None:
-        """Fetch into ``repository``, which is made if it is not there.  TroveError says why not."""
+        """Fetch into ``repository``, which is made if it is missing.  TroveError if that fails."""
         repository.create()
         self._talk(fetching(repository, self.url, refspecs), progress, cancel)
 
@@ -67,12 +67,12 @@ class Trove(msgspec.Struct, frozen=True):
         cancel: CancelToken,
         environ: Mapping[str, str] | None = None,
     ) -> None:
-        """Push from ``repository``, whatever was there: all or nothing.  TroveError says why."""
+        """Push from ``repository``, all refs or none; existing refs are moved.  TroveError."""
         command = ["--git-dir", str(repository.path), "push", "--no-verify", "--force", "--atomic"]
         self._talk([*command, "--progress", "--", self.url, *refspecs], progress, cancel, environ)
 
     def refs(self, *patterns: str) -> dict[str, str]:
-        """Full name -> object of its refs that match a pattern, as "refs/pins/*".  TroveError."""
+        """Full name -> object of refs that match a pattern such as "refs/pins/*".  TroveError."""
         listing = self._talk(["ls-remote", "--refs", "--", self.url, *patterns])
         refs = {}
         for line in listing.splitlines():
@@ -94,7 +94,7 @@ class Trove(msgspec.Struct, frozen=True):
         return printed
 
     def problem(self, said: str) -> TroveError:
-        """What went wrong, and what to do, by what git said."""
+        """The error, with advice, for git's output."""
         fitting = (row[1:] for row in _MEANINGS if re.search(row[0], said, re.I))
         kind, meaning = next(fitting, (TroveError, ""))
         if not meaning:
@@ -107,7 +107,7 @@ class Trove(msgspec.Struct, frozen=True):
         return kind(f"the trove {self.url} {meaning} ({said})")
 
 
-#: What git or ssh says -> the error, and what that means to the user ("": its own words do).
+#: Output of git or ssh -> the error, and its explanation ("": the output alone).
 _MEANINGS: tuple[tuple[str, type[TroveError], str], ...] = (
     (r"not our ref|unadvertised object|no matching remote head", CommitNotServed, ""),
     (

@@ -1,8 +1,8 @@
 """Accesses the trove's bare git repositories: by git's command line, and by shortcuts past it.
 
-A fully cached build asks for dozens of refs; starting git for each would take longer than all
-the rest.  So refs are read from the repository's files, and what is known of a commit (its
-tree, its submodules) never changes, so it is kept in a file `facts` inside the repository.
+A fully cached build resolves dozens of refs; starting git for each would take longer than all the
+rest.  So refs are read from the repository's files.  Facts about a commit (its tree, its
+submodules) never change, so they are kept in a file `facts` inside the repository.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ from fabric.trove.sources.git_process import (
 )
 
 SHA = re.compile(r"[0-9a-f]{40}")
-#: What git accepts as the name of a ref, as far as it matters here.
+#: Names of refs that git accepts, approximately.
 REF = re.compile(r"(?!-)(?!.*(\.\.|@\{|//|/\.|\.lock(/|$)))[^\x00-\x20\x7f~^:?*\[\\]+(?<![./])")
-_OBJECT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")  # another's repository may have SHA-256
-_NO_REFS = "packed-refs holds something else than refs"
+_OBJECT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")  # a foreign repository may have SHA-256
+_NO_REFS = "packed-refs has something other than refs"
 _HEAD = re.compile(rb"(ref: refs/[^\0]+|[0-9a-f]{40})\n*")
 _IMPORT_KEY = re.compile(rb"^Import-Key: ([0-9a-f]{64})$", re.M)
-#: What ``git fsck`` returns for objects that their authors have made so.
+#: The bit of ``git fsck``'s exit code for objects that their authors made irregular.
 _ODD = 1
-#: Seconds after which a pack that nobody goes on writing is rubbish.
+#: Seconds without a write after which a temporary pack is a leftover.
 ABANDONED = 3600.0
-#: Settings of every repository here, whatever the user's are.
+#: Settings of every repository of the trove, independent of the user's.
 _SETTINGS = (
-    "gc.auto=0",  # gc in the background would race with us, and drop what refs left behind
+    "gc.auto=0",  # gc in the background would race with us, and drop unreferenced commits
     "maintenance.auto=false",
     "fetch.unpackLimit=1",  # packs, not thousands of loose files
     "core.fsync=committed",
-    "uploadpack.allowAnySHA1InWant=true",  # a worker asks for the very commit
+    "uploadpack.allowAnySHA1InWant=true",  # a worker fetches commits by id
 )
 
 
 class Fact(msgspec.Struct, frozen=True):
-    """What never changes about a commit."""
+    """The facts about a commit, which never change."""
 
     tree: str
     import_key: str  # of the lorry import that made it; "" for any other commit
@@ -61,7 +61,7 @@ class Fact(msgspec.Struct, frozen=True):
 
 
 class Repository:
-    """The bare repository at ``path``, which need not exist yet."""
+    """The bare repository at ``path``, which need not exist."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -69,7 +69,7 @@ class Repository:
 
     @property
     def exists(self) -> bool:
-        """Whether it is there.  DamagedRepositoryError if only some of it is."""
+        """Whether it exists.  DamagedRepositoryError if it is incomplete."""
         try:
             head = (self.path / "HEAD").read_bytes()
         except FileNotFoundError:
@@ -77,21 +77,21 @@ class Repository:
                 raise self._damaged("HEAD is missing") from None
             return False
         if not _HEAD.fullmatch(head):
-            raise self._damaged("HEAD holds something else than a ref")
+            raise self._damaged("HEAD has something other than a ref")
         return True
 
     def _damaged(self, why: str) -> DamagedRepositoryError:
         return DamagedRepositoryError(f"{self.path}: a damaged repository: {why}")
 
     def check(self) -> None:
-        """DamagedRepositoryError if what is there cannot be a repository."""
+        """DamagedRepositoryError if its files are not those of a repository."""
         if self.exists and not all(map(_OBJECT.fullmatch, self._packed().values())):
             raise self._damaged(_NO_REFS)
 
     def examine(self) -> None:
-        """Read all of it.  DamagedRepositoryError if something is missing, or is not what it was.
+        """Read all objects.  DamagedRepositoryError if one is missing or damaged.
 
-        What is known of commits is forgotten, and found out again.
+        The facts are forgotten, and found again later.
         """
         clear(self.path / "facts")
         self._facts = None
@@ -108,7 +108,7 @@ class Repository:
             raise self._damaged("git fsck finds faults in it")
 
     def remove(self) -> None:
-        """Remove all of it, out of sight at first."""
+        """Remove it; it is renamed first."""
         import shutil
 
         with scratch(self.path.parent, "removing-") as folder:
@@ -117,10 +117,10 @@ class Repository:
         self._facts = None
 
     def create(self, *, cache: bool = False) -> None:
-        """Make it, empty, if it is not there; see to what is left in it if it is.
+        """Make it, empty, if it does not exist; otherwise remove leftovers of killed fetches.
 
-        DamagedRepositoryError if only some of it is; but of a ``cache`` all comes again, so a
-        damaged one is made anew.
+        DamagedRepositoryError if it is incomplete; but a damaged ``cache``, whose contents can be
+        fetched again, is made anew.
         """
         try:
             there = self.exists
@@ -131,14 +131,14 @@ class Repository:
             there = False
         if not there:
             self._make()
-        # what a killed fetch left: git's own gc, which would see to it, is off here
+        # leftovers of killed fetches, which git's own gc, if it were on, would remove
         for half in self.path.glob("objects/pack/tmp_*"):
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - half.stat().st_mtime > ABANDONED:
                     half.unlink()
 
     def _make(self) -> None:
-        """Make it elsewhere, so that it is whole or not there, and others may do the same."""
+        """Make it under another name, then rename it: it is complete whenever it exists."""
         with scratch(self.path.parent, "making-") as folder:
             fresh = Repository(folder / self.path.name)
             run(["init", "--quiet", "--bare", "--initial-branch=main", str(fresh.path)])
@@ -148,15 +148,15 @@ class Repository:
             try:
                 fresh.path.rename(self.path)
             except OSError as error:
-                if not self.exists:  # else another was faster
+                if not self.exists:  # otherwise another process was faster
                     raise SourceError(f"{self.path}: cannot be made: {error.strerror}") from error
 
     # -- reading without git -----------------------------------------------------------------
 
     def find(self, ref: str) -> tuple[str, str] | None:
-        """The commit that ``ref`` names and the full name of the ref ("" for a commit's id).
+        """The commit of ``ref`` and the full name of the ref ("" for a commit's id).
 
-        Tags come before branches, as with git.  None if there is no such ref or commit.
+        Tags precede branches, as in git.  None if there is no such ref or commit.
         """
         if not self.exists:
             return None
@@ -171,12 +171,12 @@ class Repository:
         return None
 
     def commit_at(self, name: str) -> str | None:
-        """The commit that a ref, given by its full name, leads to; None if it leads to none."""
+        """The commit of a ref, given by its full name; None if there is none."""
         found = self.target(name)
         return None if found is None else self._peeled(found)
 
     def target(self, name: str) -> str | None:
-        """The object that a ref, given by its full name, stands for: a tag as it is, or peeled."""
+        """The object of a ref, given by its full name; a tag may be peeled or not."""
         found = self._loose(name) or self._packed().get(name)
         if found is not None and not _OBJECT.fullmatch(found):
             raise self._damaged(_NO_REFS)
@@ -193,11 +193,11 @@ class Repository:
             target = content[5:]
             return self._loose(target, depth - 1) or self._packed().get(target)
         if not _OBJECT.fullmatch(content):
-            raise self._damaged(f"{name} holds something else than a ref")
+            raise self._damaged(f"{name} has something other than a ref")
         return content
 
     def _packed(self) -> dict[str, str]:
-        """Name -> object of all packed refs; annotated tags already peeled."""
+        """Name -> object of all packed refs; annotated tags are peeled."""
         refs: dict[str, str] = {}
         last = ""
         try:
@@ -217,7 +217,7 @@ class Repository:
     # -- facts -------------------------------------------------------------------------------
 
     def fact(self, commit: str) -> Fact:
-        """What is known of a commit.  DamagedRepositoryError if the repository lacks it."""
+        """The facts about a commit.  DamagedRepositoryError if the repository lacks it."""
         known = self._known().get(commit)
         if isinstance(known, Fact):
             return known
@@ -232,7 +232,7 @@ class Repository:
         return self.run("cat-file", "-e", commit + "^{commit}", check=False) is not None
 
     def _peeled(self, sha: str) -> str | None:
-        """The commit an object is or leads to; None if it is, or leads to, something else."""
+        """The commit that an object is or leads to; None if that is a tree or blob."""
         known = self._known().get(sha)
         if known is None:
             found = self.run("rev-parse", "--verify", sha + "^{commit}", check=False)
@@ -253,7 +253,7 @@ class Repository:
             self._facts = {}
             for line in recall(self.path / "facts").splitlines():
                 sum, _, fact = line.partition(b" ")
-                if sum == _sum(fact):  # a line torn by a crash says nothing
+                if sum == _sum(fact):  # a line torn by a crash is ignored
                     self._learn(json.loads(fact))
         return self._facts
 
@@ -266,10 +266,10 @@ class Repository:
                 self._facts[sha] = commit
 
     def _note(self, line: list[object]) -> None:
-        # One write in append mode is whole among processes; the leading newline ends a torn line.
+        # One write in append mode is atomic; the leading newline ends a torn line.
         fact = json.dumps(line).encode()
         data = b"\n" + _sum(fact) + b" " + fact + b"\n"
-        with contextlib.suppress(OSError):  # a cache: a read-only trove works without
+        with contextlib.suppress(OSError):  # a cache, which a read-only trove lacks
             handle = self._opened_facts()
             try:
                 os.write(handle, data)
@@ -280,7 +280,7 @@ class Repository:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
             return os.open(self.path / "facts", flags, 0o644)
-        except OSError:  # something else has its name: a folder, a link, a pipe
+        except OSError:  # a folder, a link or a pipe has its name
             clear(self.path / "facts")
             return os.open(self.path / "facts", flags, 0o644)
 
@@ -300,7 +300,7 @@ class Repository:
         return Fact(tree, key[1].decode() if key else "", modules)
 
     def _submodule_urls(self, commit: str) -> dict[str, str]:
-        """Path -> URL, as .gitmodules of a commit has them."""
+        """Path -> URL of the submodules, from .gitmodules of a commit."""
         listing = self.run(
             "config", "--null", "--blob", f"{commit}:.gitmodules", "--list", check=False
         )
@@ -314,7 +314,7 @@ class Repository:
     # -- through git -------------------------------------------------------------------------
 
     def run(self, *args: str, check: bool = True) -> bytes | None:
-        """Run git here.  With ``check=False`` None stands for failure."""
+        """Run git in the repository; see `fabric.trove.sources.git_process.run`."""
         return run(["--git-dir", str(self.path), *args], check=check)
 
     def newest_ref(self) -> str:
@@ -329,7 +329,7 @@ class Repository:
     def fetch(self, url: str, refspecs: list[str], progress: Progress, cancel: CancelToken) -> None:
         """Fetch from ``url``.  SourceError with git's reason if that fails.
 
-        The user's own git configuration counts: proxies, certificates, credentials.
+        The user's own git configuration applies: proxies, certificates, credentials.
         """
         self.create()
         failure, _ = talk(

@@ -1,4 +1,4 @@
-"""Runs git's command line with bounds; every other module uses git through this one.
+"""Runs git's command line; every other module runs git through this one.
 
 The output of git is untrusted, so all of it is bounded.
 """
@@ -18,38 +18,38 @@ from fabric.host.process import TooMuchOutput, converse
 from fabric.host.progress import Progress
 
 if TYPE_CHECKING:
-    import subprocess  # at run time only where git is started: a cached build never does
+    import subprocess  # loaded only to start git, which a cached build never does
 
 
 class DamagedRepositoryError(SourceError):
-    """Files of a repository of ours are missing, or hold what git never wrote."""
+    """Files of a repository of the trove are missing, or damaged."""
 
 
-#: What git says besides the reason of a failure,
+#: Lines of git that are not the reason of a failure,
 _IDLE_TALK = re.compile(
     r"From |To |[*+=!] |Total \d|remote:(?! fatal| error)"
     r"|Please make sure|and the repository exists|fatal: Could not read from"
     r"|Everything up-to-date|Warning: Permanently added"
 )
-#: and before it.
+#: and labels before the reason.
 _LABELS = re.compile(r"^(remote: )?(fatal: |error: )?")
-#: Seconds without a word after which a repository counts as out of reach.
+#: Seconds without output after which a repository counts as unreachable.
 SILENCE = 300.0
 
 
 def talk(
     args: list[str], environ: Mapping[str, str], progress: Progress, cancel: CancelToken
 ) -> tuple[str, str]:
-    """Run git with another repository at its other end; progress comes line by line.
+    """Run a git command that connects to another repository; report its progress.
 
-    Return why it failed ("" if it did not), and what it printed.  A repository that says nothing
-    for SILENCE seconds is one that fails.
+    Return why it failed ("" if it did not), and its output.  It fails after SILENCE seconds without
+    progress.
     """
     import subprocess
     import tempfile
 
-    # Nobody is asked for a password, so git loses a terminal.  Otherwise it stays in our session,
-    # to be ended with it, and leads a group of its own.
+    # With a terminal, git could ask for a password, so it gets a session of its own.  Without one,
+    # it stays in our session, which is ended as a whole, and leads a process group.
     apart = _has_terminal()
     with (
         tempfile.TemporaryFile() as printed,
@@ -75,7 +75,7 @@ def talk(
 
 
 def _has_terminal() -> bool:
-    """Whether this process, and what it starts, can ask a user at a terminal."""
+    """Whether this process and its children have a controlling terminal."""
     try:
         os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
     except OSError:
@@ -84,8 +84,8 @@ def _has_terminal() -> bool:
 
 
 def run(args: list[str], *, check: bool = True, private: bool = True) -> bytes | None:
-    """Run git with no configuration but the repository's own, or not ``private`` with the user's;
-    return what it prints.
+    """Run git with the repository's own configuration only; without ``private``, also with the
+    user's.  Return its output.
 
     SourceError if it fails (without ``check``: None), or prints more than GIT_OUTPUT.
     """
@@ -121,7 +121,7 @@ def popen(
     stdin: int | IO[bytes] | None = None,
     environ: dict[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start git with no configuration but the repository's own, its output in a pipe.
+    """Start git with the repository's own configuration only, and its output in a pipe.
 
     ``environ`` is added to its environment.
     """
@@ -139,9 +139,9 @@ def popen(
 def entries(
     repository: Path, tree: str, *below: str, environ: dict[str, str] | None = None
 ) -> Iterator[tuple[bytes, bytes, bytes]]:
-    """Mode, object and path of all in a tree, or in its folders ``below``, but for folders.
+    """Mode, object and path of the entries of a tree, or of its folders ``below``; no folders.
 
-    SourceError if it has more than a source may; DamagedRepositoryError if git cannot list it.
+    SourceError if it exceeds the bounds of a source; DamagedRepositoryError if git cannot list it.
     """
     command = ["ls-tree", "-r", "-t", "-z", "--full-tree", tree, "--", *below]
     with popen(repository, command, environ=environ) as process:
@@ -162,7 +162,7 @@ def entries(
 def _parsed(stream: IO[bytes]) -> Iterator[tuple[bytes, bytes, bytes]]:
     """The entries that ``git ls-tree -r -t -z`` prints.  ValueError past a bound.
 
-    Folders are left out, but they count: a tree of nothing else would never end.
+    Folders are left out, but counted: a tree of folders alone might never end.
     """
     count, rest = 0, b""
     while piece := os.read(stream.fileno(), 1 << 16):
@@ -180,7 +180,7 @@ def _parsed(stream: IO[bytes]) -> Iterator[tuple[bytes, bytes, bytes]]:
 
 
 def environment(*, private: bool = True) -> dict[str, str]:
-    """The environment for git, free of what a hook or the user's shell set for another one."""
+    """The environment for git, without variables that a hook or shell set for another git."""
     keep = ("GIT_SSH", "GIT_SSL", "GIT_ASKPASS", "GIT_PROXY", "GIT_TRACE")
     clean = {
         name: value
@@ -199,9 +199,9 @@ def environment(*, private: bool = True) -> dict[str, str]:
 
 
 def follow(stream: IO[bytes], progress: Progress) -> str:
-    """Pass on git's progress, a line a step; return the rest of what it says.
+    """Report git's progress, a line for each step; return the rest of its standard error.
 
-    TimeoutError if that is nothing for SILENCE seconds.
+    TimeoutError after SILENCE seconds without output.
     """
     import select
 

@@ -1,4 +1,4 @@
-"""Removes rubbish from all repositories of the trove, and verifies them."""
+"""Removes leftovers from all repositories of the trove, and verifies them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 from fabric.trove.sources.git import ABANDONED, Repository
 from fabric.trove.sources.git_process import DamagedRepositoryError
 
-#: How a damaged repository is called, once it is out of the way.
+#: The suffix of a damaged repository that was put aside.
 _ASIDE = ".damaged"
 
 
 def gc(root: Path, *, dry_run: bool) -> int:
-    """Remove what killed fetches left in repositories below ``root``; how many bytes that frees."""
+    """Remove leftovers of killed fetches below ``root``; return how many bytes that frees."""
     freed = 0
     for repository in (*root.glob("*.git"), *_repositories(root / "git")):
         for pattern in ("pack/tmp_*", "pack/.tmp-*", "??/tmp_obj_*"):
@@ -31,11 +31,10 @@ def gc(root: Path, *, dry_run: bool) -> int:
 
 
 def check(root: Path, read: Callable[[], None]) -> Iterator[tuple[str, str, str]]:
-    """Read all repositories below ``root``; of each that is damaged: name, why, and what becomes
-    of it.
+    """Read all repositories below ``root``; for each damaged one, yield its name, the reason and
+    the action taken.
 
-    A mirror is removed.  Another one may hold what was pushed to it and is nowhere else, so it is
-    put aside.
+    A mirror is removed.  Another one may have commits that exist nowhere else, so it is put aside.
     """
     for path in sorted(_repositories(root / "git")):
         read()
@@ -51,9 +50,7 @@ def check(root: Path, read: Callable[[], None]) -> Iterator[tuple[str, str, str]
                 aside = path.with_suffix(_ASIDE)
                 shutil.rmtree(aside, ignore_errors=True)
                 path.rename(aside)
-                then = (
-                    f"it is put aside as {aside}; its lorry, or whoever pushed it, brings it again"
-                )
+                then = f"it is put aside as {aside}; import its lorry, or push it, again"
                 yield name, why, then
 
 

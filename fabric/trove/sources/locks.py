@@ -1,13 +1,13 @@
 """Parses lock files: the packages that a lorry of type debian-packages or pypi-wheels pins.
 
-A lock file stands beside the lorry's file.  Each line is checked by pattern, since its fields
-become arguments of apt and pip, names of files, and paths::
+A lock file is beside the lorry's file.  Each line is checked by a pattern, since its fields become
+arguments of apt and pip, names of files, and paths::
 
     # The packages of the lorry toolchain: name, version, architecture, SHA-256, size in bytes.
     tree 34ee91d8e28ae1f9a27e17ac7b5ff5b0d8a1c3e4
     gcc-14-base 14.2.0-19 amd64 5b6825de...f6 49432
 
-``tree`` is the git tree that an import of these packages gives.
+``tree`` is the git tree that an import of these packages makes.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Locked:
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """What a lock file says.  ``tree``: "" if it is not recorded."""
+    """The content of a lock file.  ``tree``: "" if it is not recorded."""
 
     packages: tuple[Locked, ...] = ()
     tree: str = ""
@@ -85,8 +85,8 @@ class Lock:
 def read_plain(file: Path) -> bytes | None:
     """A file of the definitions' folder of sources; None if there is none.
 
-    SourceError if it is larger than any should be, or a link, a device or a pipe: its author
-    would choose what this machine reads.
+    SourceError if it exceeds the bound, or is a link, a device or a pipe, with which its author
+    could choose what this machine reads.
     """
     try:
         return read_regular(file, bounds.DEFINITIONS_FILE, follow=False)
@@ -101,7 +101,7 @@ def read_plain(file: Path) -> bytes | None:
 
 
 def is_line(type: str, locked: Locked) -> bool:
-    """Whether a package that an archive offers can stand in the lock of a lorry of that type."""
+    """Whether an offered package is valid in a lock file of a lorry of that type."""
     return _LINES[type].fullmatch(str(locked)) is not None
 
 

@@ -1,7 +1,7 @@
-"""Parses lorries: files ``sources/*.lorry`` of the definitions that name the origin of sources.
+"""Parses lorries: files ``sources/*.lorry`` of the definitions, which name origins of sources.
 
-A lorry file is a YAML mapping; each key names a repository (``zlib`` is ``upstream:zlib``, any
-other alias is written out), each value says what to import there::
+A lorry file is a YAML mapping; each key names a repository (``zlib`` is ``upstream:zlib``, other
+aliases are written out), each value is what to import there::
 
     zlib:
       type: debian-source          # the orig tarball of a Debian source package
@@ -9,31 +9,31 @@ other alias is written out), each value says what to import there::
       version: 1.3.dfsg+really1.3.1   # upstream's part of the Debian version
       sha256: ...                  # of the orig tarball
       components: {doc: ...}       # further orig tarballs and their sha256, if any
-      tree: ...                    # the git tree that an import gives
-      ref: 1.3.1                   # what strata name as `ref`; default: the version
+      tree: ...                    # the git tree that an import makes
+      ref: 1.3.1                   # the `ref` of strata; default: the version
     lua:     {type: tarball, url: "https://...", version: 5.4.7, sha256: ..., tree: ...}
     ply:     {type: pypi, package: ply, version: "3.11", sha256: ..., tree: ...}
     musl:    {type: git, url: "https://..."}      # all its branches and tags
-    itself:  {type: git, url: ".."}               # a path is meant from the lorry's folder;
-                                 # of that repository, ref HEAD is what the definitions are at
+    itself:  {type: git, url: ".."}               # a path is relative to the lorry's folder;
+                                 # ref HEAD of that repository is the definitions' own commit
     toolchain:
       type: debian-packages        # binary packages, with all they depend on
       packages: [gcc, libc6-dev]
-      exclude: [debconf]           # taken as installed: left out, with what only they need
+      exclude: [debconf]           # assumed installed: left out, with their own dependencies
       architecture: amd64          # default: amd64
       version: "13"
     python-modules:
       type: pypi-wheels            # built distributions, with all they need
       packages: [pyzmq==27.3.0, rich]
-      python: "3.13"               # the CPython that is to import them
+      python: "3.13"               # the version of CPython that imports them
       architecture: x86_64         # default: x86_64
       version: "1"
 
-What a lorry pins is in the lorry, or, for sets of packages, in a lock file beside it
-(``toolchain.lock``, see `fabric.trove.sources.locks`).  `fabric.trove.sources.pins` fills in what
-is missing of version, sha256 and tree, and renews it.
+The pins are in the lorry, or, for sets of packages, in a lock file beside it (``toolchain.lock``,
+see `fabric.trove.sources.locks`).  An update fills in missing fields of version, sha256 and tree,
+and renews them (`fabric.trove.importers.updates`, `fabric.trove.sources.pins`).
 
-`fabric.trove.sources.lorry_fields` checks each field before it is used.
+`fabric.trove.sources.lorry_fields` validates each field before it is used.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ from fabric.trove.sources.aliases import is_url
 from fabric.trove.sources.locks import Lock, Locked, read_lock, read_plain
 from fabric.trove.sources.lorry_fields import check_entry, last_part
 
-#: Counts up when the same pins would make another commit.
+#: Increases when the same pins make another commit.
 IMPORT_FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Lorry:
-    """One entry of a lorry file.  Fields that its type lacks are empty."""
+    """An entry of a lorry file.  Fields that its type lacks are empty."""
 
     name: str
     type: str
@@ -75,7 +75,7 @@ class Lorry:
     package: str = ""
     sha256: Digest | None = None
     components: Mapping[str, Digest] = field(default_factory=dict)
-    tree: str = ""  # that an import has to give; of a set of packages the lock has it
+    tree: str = ""  # that an import must make; for a set of packages, the lock has it
     packages: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     architecture: str = ""
@@ -83,46 +83,46 @@ class Lorry:
 
     @property
     def is_set(self) -> bool:
-        """Whether it is a set of packages, which a lock file pins."""
+        """Whether it is a set of packages, pinned by a lock file."""
         return self.type in ("debian-packages", "pypi-wheels")
 
     @property
     def repo(self) -> str:
-        """The repository it fills, as definitions name it."""
+        """The repository that it fills, as named in definitions."""
         return self.name if ":" in self.name else f"upstream:{self.name}"
 
     @property
     def full_ref(self) -> str:
-        """A set of packages moves, so it is a branch; everything else is a tag."""
+        """The full name of its ref: a branch for a set of packages, which moves, else a tag."""
         kind = "heads" if self.is_set else "tags"
         return f"refs/{kind}/{self.ref}"
 
     def brings(self, ref: str) -> bool:
-        """Whether an import of it makes the ref that strata name so."""
+        """Whether an import makes the ref ``ref`` of strata."""
         full = self.full_ref
         return self.type != "git" and ref in (self.ref, full, full.removeprefix("refs/"))
 
     @property
     def is_own(self) -> bool:
-        """Whether it brings the repository that these definitions are in."""
+        """Whether it brings the definitions' own repository."""
         return self.type == "git" and real(self.file).is_relative_to(self.url)
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """The fields without which it pins nothing, and which an update fills in."""
+        """Missing fields that are needed for a pin, and that an update fills in."""
         if self.type == "git" or self.is_set:
             return ()
         return tuple(name for name in ("version", "sha256") if not getattr(self, name))
 
     @property
     def digests(self) -> dict[str, Digest]:
-        """Component ("": the main tarball) -> digest.  SourceError if none is pinned yet."""
+        """Component ("": the main tarball) -> digest.  SourceError if none is pinned."""
         if self.sha256 is None:
             raise self.incomplete()
         return {"": self.sha256, **self.components}
 
     def incomplete(self) -> SourceError:
-        """An error that says what is `missing`, and what to do."""
+        """The error for `missing` fields."""
         return SourceError(
             f"{self.where}: {self.name} has no {' and no '.join(self.missing)} yet;"
             f" `{command('lorry', 'update', self.name)}` fills in what is offered"
@@ -130,35 +130,35 @@ class Lorry:
 
     @property
     def lock_file(self) -> Path:
-        """Where the packages are pinned (sets of packages only)."""
+        """The file that pins the packages (sets of packages only)."""
         return self.file.parent / (re.sub("[:/]", "_", self.name) + ".lock")
 
     @cached_property
     def lock(self) -> Lock:
-        """What the lock file says.  SourceError if a line of it is wrong."""
+        """The content of the lock file.  SourceError if a line is wrong."""
         return read_lock(self.lock_file, self.type, self.name) if self.is_set else Lock()
 
     @property
     def recorded_tree(self) -> str:
-        """The git tree that an import has to give; "" if none is recorded."""
+        """The git tree that an import must make; "" if none is recorded."""
         return self.lock.tree if self.is_set else self.tree
 
     def with_lock(self, lock: Lock) -> Lorry:
-        """The same with another lock, whatever its file says."""
+        """The same lorry with another lock."""
         made = replace(self)
         vars(made)["lock"] = lock
         return made
 
     def with_tree(self, tree: str) -> Lorry:
-        """The same with another recorded tree."""
+        """The same lorry with another recorded tree."""
         if self.is_set:
             return self.with_lock(replace(self.lock, tree=tree))
         return replace(self, tree=tree)
 
     def import_key(self) -> str:
-        """64 hex digits that change when the imported tree may; "" for git, which has commits.
+        """64 hex digits that change if the imported tree may change; "" for git, which has commits.
 
-        SourceError if nothing is pinned yet.
+        SourceError if nothing is pinned.
         """
         pins: list[object] = [IMPORT_FORMAT]
         if self.type == "git":
@@ -170,7 +170,7 @@ class Lorry:
         return hashlib.sha256(json.dumps(pins).encode()).hexdigest()
 
     def locked(self) -> tuple[Locked, ...]:
-        """The packages of the lock file, in its order; none if there is no lock file yet."""
+        """The packages of the lock file, in its order; none if there is no lock file."""
         return self.lock.packages
 
 
@@ -196,7 +196,7 @@ class Lorries:
         return iter(self._all.values())
 
     def get(self, repo: str) -> Lorry | None:
-        """The lorry that fills the repository ``repo``, as definitions name it."""
+        """The lorry that fills the repository ``repo``, as named in definitions."""
         repo = repo.removesuffix(".git")
         return self._all.get(repo if ":" in repo else f"upstream:{repo}")
 
@@ -210,7 +210,7 @@ class Lorries:
 
 
 def _files(directory: Path) -> list[Path]:
-    """The lorry files of definitions.  SourceError if their folder is elsewhere."""
+    """The lorry files of definitions.  SourceError if their folder is a link out of them."""
     if not real(directory).is_relative_to(real(directory.parent)):
         raise SourceError(
             f"{directory}: a symbolic link that leads out of the definitions; lorries are read,"
@@ -240,7 +240,7 @@ def _read(file: Path, fields: Fields) -> list[Lorry]:
 
 
 def _lorry(file: Path, where: str, name: str, entry: Map) -> Lorry:
-    """The lorry that an entry without mistakes is."""
+    """The lorry of a valid entry."""
     values: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()
     }

@@ -1,4 +1,4 @@
-"""Changes fields of an entry in a lorry file, and keeps the rest as its author wrote it."""
+"""Edits fields of an entry in a lorry file, and keeps the rest of the text unchanged."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode
 
-#: The way to a field within an entry: ("version",) or ("components", "doc").
+#: The path of a field within an entry: ("version",) or ("components", "doc").
 Field = tuple[str, ...]
 
-#: After which field a new one is put: the first of these that is there.
+#: A new field is put after the first of these fields that exists.
 _AFTER = {
     "version": ("package", "type"),
     "sha256": ("version", "package", "type"),
@@ -21,7 +21,7 @@ _AFTER = {
 def edited(text: str, name: str, changes: Mapping[Field, str]) -> str:
     """A lorry file's text with other values in the entry ``name``.
 
-    New fields of `_AFTER` are added.  ValueError if the entry has no place for one.
+    New fields of `_AFTER` are added.  ValueError if there is no position for one.
     """
     try:
         for field, value in changes.items():
@@ -32,7 +32,7 @@ def edited(text: str, name: str, changes: Mapping[Field, str]) -> str:
 
 
 def _with(text: str, name: str, field: Field, value: str) -> str:
-    # the pure parser, which knows where each piece stands in the text
+    # the pure Python parser, whose nodes have positions in the text
     entry = _value(yaml.compose(text, yaml.SafeLoader), name)
     node = entry
     for part in field:
@@ -65,7 +65,7 @@ def _value(node: Node | None, key: str) -> Node | None:
 
 
 def _scalar(value: str, style: str | None) -> str:
-    """A text in YAML, in quotes if it had some or would be a number without."""
+    """A text as YAML, in quotes if it had some, or would otherwise be a number."""
     if style in ('"', "'"):
         return f"{style}{value}{style}"
     return value if yaml.safe_load(value) == value else f"'{value}'"

@@ -1,7 +1,7 @@
 """Validates the fields of an entry in a lorry file, by its type.
 
 Definitions are untrusted, and the fields become arguments of git, apt and pip, and names of refs
-and files.  Therefore each field has a strict pattern.
+and files.  So each field has a strict pattern.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _git_url(fields: Fields, entry: Map, key: str, name: str) -> None:
 
 
 _PROJECT = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
-#: pip takes what ends so for a file in its current folder.
+#: pip treats a name with such an ending as a file in its current folder.
 _NO_FILE = r"(?!.*\.(?:zip|whl|tar|tgz|tbz|txz|tlz|tar\.[a-z0-9]+)$)"
 _REQUIREMENT = rf"(?i:{_NO_FILE}){_PROJECT}(?:(?:==|>=|<=|~=)[0-9][0-9A-Za-z.]*)?"
 _package = _Text(DEBIAN_NAME, "a Debian package's name")
@@ -83,8 +83,8 @@ _url = _Text(r"https?://[!-~]+|file://\S+", "like https://host/file.tar.gz")
 _sha256 = _Text("[0-9a-f]{64}", "the 64 hex digits of a SHA-256")
 _tree = _Text(TREE, "the 40 hex digits of a git tree")
 
-#: type -> (required fields, optional ones), each with its check.  What an update fills in is
-#: optional.
+#: type -> (required fields, optional ones), each with its check.  Fields that an update fills in
+#: are optional.
 TYPES: dict[str, tuple[dict[str, _Check], dict[str, _Check]]] = {
     "git": ({"url": _git_url}, {}),
     "tarball": (
@@ -158,7 +158,7 @@ _NAME = re.compile(rf"([a-z][a-z0-9-]+:)?{_SEGMENT}(/{_SEGMENT})*")
 
 
 def check_entry(fields: Fields, name: str, entry: Any, line: int, text: list[str]) -> None:
-    """Report all that is wrong with an entry.  ``text``: the file's lines."""
+    """Report all mistakes in an entry.  ``text``: the file's lines."""
     if not _NAME.fullmatch(name) or ".." in name:
         fields.report(line, f"{name}: this is no name of a repository")
     given = fields.mapping(entry, line, name)
@@ -189,7 +189,7 @@ def check_entry(fields: Fields, name: str, entry: Any, line: int, text: list[str
 
 
 def _misread(key: str, value: Any, line: str, check: _Check) -> str | None:
-    """The remark about a number, date or truth value that was meant as text."""
+    """The message about a number, date or truth value that was meant as text."""
     written = re.search(rf"\b{key}['\"]?\s*:\s*([^\s,#\]}}]+)", line)
     if isinstance(value, str | list | dict) or not isinstance(check, _Text) or not written:
         return None
@@ -202,5 +202,5 @@ def _misread(key: str, value: Any, line: str, check: _Check) -> str | None:
 
 
 def last_part(name: str) -> str:
-    """What follows the alias and the folders in a repository's name."""
+    """The last part of a repository's name, behind alias and folders."""
     return name.rpartition(":")[2].rpartition("/")[2]

@@ -1,6 +1,6 @@
 """Writes the pins of lorries into their files, and describes what changed.
 
-A lorry's file, or its lock file, is rewritten in place; all else in it stays.
+A lorry's file is edited, and its other text stays; a lock file is written anew.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from fabric.trove.sources.lorry_edits import Field, edited
 
 
 def record(lorry: Lorry, tree: str) -> list[str]:
-    """Note the tree that an import of the lorry gave.  Return what changed, a line each."""
+    """Record the tree that an import of the lorry made.  Return the changes, a line each."""
     write(lorry, lorry.with_tree(tree))
     return describe(lorry, lorry.with_tree(tree))
 
 
 def describe(before: Lorry, after: Lorry) -> list[str]:
-    """What changed between two states of a lorry, a line each; none if nothing did."""
+    """The changes between two states of a lorry, a line each."""
     lines = []
     if before.version != after.version:
         lines.append(f"version {before.version or '(none)'} -> {after.version}")
@@ -50,7 +50,7 @@ def _pin(lorry: Lorry, field: str) -> str:
 
 
 def write(before: Lorry, after: Lorry) -> None:
-    """Write the pins into the lorry's file or its lock.  SourceError if that cannot be done."""
+    """Write the pins into the lorry's file or its lock.  SourceError if that fails."""
     if after.is_set:
         if before.lock != after.lock:
             _replace(after.lock_file, after.lock.text(after.name))
@@ -73,7 +73,7 @@ def write(before: Lorry, after: Lorry) -> None:
 
 
 def _fields(lorry: Lorry) -> dict[Field, str]:
-    """What an update writes, by its place in the entry."""
+    """The fields that an update writes."""
     fields: dict[Field, str] = {
         ("version",): lorry.version,
         ("sha256",): lorry.sha256 or "",

@@ -1,4 +1,7 @@
-"""Locates sources and fetches missing ones, for `fabric.trove.sources.resolve`."""
+"""Locates sources, and fetches or imports missing ones, for `fabric.trove.sources.resolve`.
+
+An import, a fetch and a removal of a repository happen under its lock.
+"""
 
 from __future__ import annotations
 
@@ -72,31 +75,31 @@ class Repositories:
         self._open_importer = importer
         self._head = head
         self._repositories: dict[Path, Repository] = {}
-        self._fetched: set[tuple[Path, str]] = set()  # with a branch, or "" for all of them
+        self._fetched: set[tuple[Path, str]] = set()  # with a branch, or "" for all branches
 
     @cached_property
     def lorries(self) -> Lorries:
         """The definitions' lorries.  DefinitionsError if one of them is wrong."""
-        from fabric.trove.sources.lorries import Lorries  # and with it yaml: a worker goes without
+        from fabric.trove.sources.lorries import Lorries  # loads yaml, which a worker does not need
 
         return Lorries(self._directory)
 
     @property
     def _imports(self) -> bool:
-        """Whether sources are brought from where their lorries lead."""
+        """Whether sources are imported or fetched by their lorries."""
         return self._open_importer is not None
 
     def importer(self) -> Importer:
-        """What imports lorries."""
+        """A new importer of lorries."""
         assert self._open_importer is not None
         return self._open_importer(self.root, self.progress, self.cancel)
 
     def reread(self) -> None:
-        """Forget the lorries: their files have changed."""
+        """Forget the lorries, since their files have changed."""
         self.__dict__.pop("lorries", None)
 
     def commit(self, repo: str, ref: str) -> str:
-        """The commit that a ref is, fetched or imported if need be.  SourceError."""
+        """The commit of a ref, fetched or imported if it is missing.  SourceError."""
         location = self.aliases.locate(repo)
         meant = self._meant(repo, ref)
         try:
@@ -110,36 +113,36 @@ class Repositories:
     def _remove(
         self, location: Location, lorry: Lorry | None, error: DamagedRepositoryError
     ) -> None:
-        """Remove a damaged repository, if all in it can be brought again."""
+        """Remove a damaged repository, if its contents can be fetched or imported again."""
         if location.url is None and lorry is None and self._trove is None:
-            raise SourceError(f"{error}; nothing brings it again, so repair it, or {location.hint}")
+            raise SourceError(f"{error}; it has no other origin, so repair it, or {location.hint}")
         with self._locked(location):
             repository = self.repository(location)
             try:
-                repository.examine()  # another process may have mended it
+                repository.examine()  # another process may have repaired it
             except DamagedRepositoryError:
-                self.progress(f"warning: {error}: removing it, and bringing its source again")
+                self.progress(f"warning: {error}: removing it, and fetching its source again")
                 repository.remove()
 
     def at_hand(self, repo: str, ref: str) -> str | None:
-        """The commit that a ref is, if that needs no fetching."""
+        """The commit of a ref, if it needs no fetching."""
         try:
             location = self.aliases.locate(repo)
             found = self._known(repo, self._meant(repo, ref), location)
             if found:
                 self.repository(location).fact(found)
         except SourceError:
-            return None  # said again, and gathered, when it is resolved
+            return None  # reported when it is resolved
         return found
 
     def _meant(self, repo: str, ref: str) -> str:
-        """The ref itself, or the commit that HEAD means in the definitions' own repository."""
+        """The ref itself, or the commit of HEAD of the definitions' own repository."""
         lorry = self.lorries.get(repo) if ref == "HEAD" else None
         if lorry is None or not lorry.is_own:
             return ref
         if self._head:
             return self._head
-        # a bare repository there would be one of the definitions' files, settings and all
+        # a bare repository there would be made of files of the definitions, also its settings
         asked = ["-C", lorry.url, "-c", "safe.bareRepository=explicit", "rev-parse", "HEAD"]
         try:  # with the user's configuration, which may call the repository safe
             return (run(asked, private=False) or b"").decode().strip()
@@ -150,7 +153,7 @@ class Repositories:
             ) from None
 
     def _known(self, repo: str, ref: str, location: Location) -> str | None:
-        """The commit of ``ref``, if it is here and cannot be another by now."""
+        """The commit of ``ref``, if it is in the trove and up to date."""
         repository = self.repository(location)
         lorry = self.lorries.get(repo)
         if lorry is not None and lorry.brings(ref):
@@ -169,7 +172,7 @@ class Repositories:
         return commit
 
     def _imported(self, repository: Repository, lorry: Lorry) -> str | None:
-        """The commit that claims to be what a lorry pins, whatever its tree."""
+        """The commit with the import key of a lorry, whatever its tree."""
         commit = repository.commit_at(lorry.full_ref)
         if commit is None or repository.fact(commit).import_key != lorry.import_key():
             return None
@@ -178,7 +181,7 @@ class Repositories:
     def _is_current(
         self, repository: Repository, name: str, location: Location, lorry: Lorry | None
     ) -> bool:
-        """Whether a branch is still what it is at its origin."""
+        """Whether a branch has the same commit as at its origin."""
         if {(repository.path, ""), (repository.path, name)} & self._fetched:
             return True
         url = self._origin(location, lorry)
@@ -192,13 +195,13 @@ class Repositories:
             if (candidate / "HEAD").exists():
                 try:
                     target = Repository(candidate).target(there)
-                except DamagedRepositoryError:  # theirs: git says so when it fetches
+                except DamagedRepositoryError:  # git reports it when it fetches
                     return False
                 return target == repository.target(name)
         return False
 
     def _origin(self, location: Location, lorry: Lorry | None) -> str | None:
-        """The URL of the git repository that a place follows; None if it follows none."""
+        """The URL of the git repository that a place follows; None if there is none."""
         if location.url is not None:
             return location.url
         if lorry is not None and lorry.type == "git" and self._imports:
@@ -206,14 +209,14 @@ class Repositories:
         return self._trove.url if self._trove is not None else None
 
     def _obtain(self, repo: str, ref: str, location: Location) -> str:
-        """Fetch or import what `_known` does not know."""
+        """Fetch or import a ref that `_known` does not find."""
         lorry = self.lorries.get(repo)
         pinned = lorry if lorry is not None and lorry.brings(ref) else None
         if lorry is not None and lorry.missing and not SHA.fullmatch(ref):
             raise lorry.incomplete()
         with self._locked(location):
             for bring in (self._bring_from_trove, self._bring):
-                commit = self._known(repo, ref, location)  # another process may have brought it
+                commit = self._known(repo, ref, location)  # another process may have fetched it
                 if commit is None:
                     if pinned:
                         self._forget(pinned, location)
@@ -226,15 +229,15 @@ class Repositories:
         raise self._explain(repo, ref, location, lorry)
 
     def _forget(self, lorry: Lorry, location: Location) -> None:
-        """Remove what claims to be what a lorry pins, but has another tree."""
+        """Remove the ref of a commit with the lorry's import key, but another tree."""
         repository = self.repository(location)
         if self._imported(repository, lorry) is not None:
             repository.run("update-ref", "-d", lorry.full_ref)
 
     def _compare(self, lorry: Lorry, location: Location) -> None:
-        """SourceError if what came just now under a lorry's pin has another tree than it records.
+        """SourceError if the commit just fetched by a lorry's pin has another tree than recorded.
 
-        Whoever may push to a trove can put anything under a pin; the recorded tree tells.
+        Anybody who may push to a trove can put any commit under a pin.
         """
         repository = self.repository(location)
         commit = self._imported(repository, lorry)
@@ -254,9 +257,9 @@ class Repositories:
         )
 
     def import_lorry(self, lorry: Lorry) -> str:
-        """Import what a lorry pins, whatever the trove has; return the tree.
+        """Import what a lorry pins, also if the trove has it; return the tree.
 
-        SourceError if that cannot be done, or gives another tree than is recorded.
+        SourceError if that fails, or makes another tree than is recorded.
         """
         location = self.aliases.locate(lorry.repo)
         with self._locked(location):
@@ -278,7 +281,7 @@ class Repositories:
         return tree
 
     def _bring_from_trove(self, ref: str, location: Location, lorry: Lorry | None) -> None:
-        """Fetch from the farm's trove, if this is a source for it and it has it."""
+        """Fetch from the farm's trove, if the location is in it."""
         if self._trove is None or not location.name or not REF.fullmatch(ref):
             return
         repository = self.repository(location)
@@ -300,7 +303,7 @@ class Repositories:
                 self._fetched.add((repository.path, found[1]))
 
     def _bring(self, ref: str, location: Location, lorry: Lorry | None) -> None:
-        """Import by lorry, or fetch from where the repository comes from."""
+        """Import by lorry, or fetch from the repository's origin."""
         repository = self.repository(location)
         if lorry is not None and lorry.brings(ref):
             if self._imports:
@@ -311,7 +314,7 @@ class Repositories:
             self._fetch(repository, lorry.url, ref, location.hint)
 
     def _fetch(self, repository: Repository, url: str, ref: str, hint: str) -> None:
-        """Fetch all branches and tags, and the very commit if it is in none of them."""
+        """Fetch all branches and tags, and the commit itself if it is in none of them."""
 
         def progress(text: str) -> None:
             self.progress(f"{url}: {text}")
@@ -335,13 +338,13 @@ class Repositories:
         self._fetched.add((repository.path, ""))
 
     def _fetch_commit(self, repository: Repository, url: str, ref: str, progress: Progress) -> None:
-        """Fetch the very commit: it may be in no branch, or all that is whole of them."""
+        """Fetch the commit itself: it may be in no branch, or branches may be damaged."""
         if SHA.fullmatch(ref) and repository.find(ref) is None:
             with contextlib.suppress(SourceError):  # explained by the caller
                 repository.fetch(url, [f"{ref}:refs/fabric/{ref}"], progress, self.cancel)
 
     def _explain(self, repo: str, ref: str, location: Location, lorry: Lorry | None) -> SourceError:
-        """Why a ref cannot be had, and what would help."""
+        """The error for a ref that cannot be found, with advice."""
         if location.url is not None:
             return SourceError(f"{repo}: {location.url} has no ref {ref}")
         if self._trove is not None:
@@ -368,7 +371,7 @@ class Repositories:
         )
 
     def holding(self, source: Source) -> Repository:
-        """The repository with the very commit of ``source``, brought if need be.  SourceError."""
+        """The repository with the commit of ``source``, fetched if missing.  SourceError."""
         location = self.aliases.locate(source.repo)
         repository = self.repository(location)
         lorry = self.lorries.get(source.repo)
@@ -391,13 +394,13 @@ class Repositories:
         return repository
 
     def mended(self, source: Source, error: DamagedRepositoryError) -> Repository:
-        """As `holding`, once an ``error`` has shown that objects there may be damaged."""
+        """As `holding`, after an ``error`` that shows damaged objects."""
         location = self.aliases.locate(source.repo)
         self._remove(location, self.lorries.get(source.repo), error)
         return self.holding(source)
 
     def refetch(self, lorry: Lorry) -> Repository:
-        """Fetch again what a lorry of type git leads to."""
+        """Fetch again from the URL of a lorry of type git."""
         location = self.aliases.locate(lorry.repo)
         repository = self.repository(location)
         with self._locked(location):

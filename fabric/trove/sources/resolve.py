@@ -1,19 +1,18 @@
-"""Resolves a repository and a ref in the definitions to a tree of files.
+"""Resolves a repository and a ref of the definitions to a tree of files.
 
-Everything stands below one directory, shared by any number of processes::
+Everything is below one directory, which any number of processes share::
 
-    git/ALIAS/NAME.git     repositories that lorries fill or people push to
-    git/mirrors/...        copies of repositories elsewhere
+    git/ALIAS/NAME.git     repositories that lorries import or people push to
+    git/mirrors/...        mirrors of other repositories
     trees/...              exported trees (`fabric.trove.sources.export`)
-    downloads/<sha256>     what lorries downloaded
+    downloads/<sha256>     downloads of lorries
     apt/, locks/
 
-A ref is a commit, a tag or a branch.  Commits and tags stay what they are; a branch of another
-machine's repository is looked up again, once in the life of a `Sources`.  HEAD is the commit that
-the definitions are at, in the repository that they are in.
+A ref is a commit, a tag or a branch.  Commits and tags never change; a branch of another machine's
+repository is looked up again, once in the life of a `Sources`.  In the definitions' own repository,
+HEAD is their commit.
 
-With a farm's trove (`fabric.trove.sources.farm_refs`), what is not here is fetched from there
-first.
+With a farm's trove (`fabric.trove.sources.farm_refs`), missing sources are first looked for there.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
 
 Wanted = tuple[str, str, Sequence[Submodule]]
 
-#: Imports and fetches at the same time: they mostly wait for the network.
+#: Imports and fetches in parallel: they mostly wait for the network.
 PARALLEL = 2
 
 
@@ -52,11 +51,10 @@ class Sources:
     """The trove's sources below ``root``.
 
     ``aliases`` maps alias -> pattern (see `fabric.trove.sources.aliases`), ``lorries`` is the
-    definitions' ``sources/`` directory.  ``progress`` gets a line of text now and then, from any
-    thread.
+    definitions' ``sources/`` directory.  ``progress`` is called from any thread.
 
-    ``trove`` is the farm's; without ``importer`` lorries say what is pinned, but only the trove
-    has it.  ``head`` is the commit that the definitions are at, unless they are a work tree's.
+    ``trove`` is the farm's.  ``importer`` imports lorries; without it, pinned sources come from
+    the trove only.  ``head`` is the definitions' commit, unless they are in a work tree.
     """
 
     def __init__(
@@ -101,15 +99,15 @@ class Sources:
     # -- from names to commits ---------------------------------------------------------------
 
     def resolve(self, repo: str, ref: str, submodules: Sequence[Submodule] = ()) -> Source:
-        """The commit and tree that ``ref`` of ``repo`` is, imported or fetched if it is not here.
+        """The commit and tree of ``ref`` of ``repo``, imported or fetched if missing.
 
-        ``submodules`` are URLs that the definitions give instead of .gitmodules'.
-        SourceError says what was tried and what to do.
+        ``submodules`` are URLs of the definitions that replace those of .gitmodules.  SourceError,
+        with advice, if it cannot be found.
         """
         return self._source(repo, ref, self._repositories.commit(repo, ref), submodules)
 
     def _source(self, repo: str, ref: str, commit: str, submodules: Sequence[Submodule]) -> Source:
-        """What a commit that is here is made of, down to its deepest submodule."""
+        """The source of a commit of the trove, with all its submodules."""
         fact = self.repository(repo).fact(commit)
         urls = {submodule.path: submodule for submodule in submodules}
         for path in urls.keys() - {path for path, _, _ in fact.submodules}:
@@ -129,7 +127,7 @@ class Sources:
         return Source(repo, ref, commit, fact.tree, tuple(inside))
 
     def resolve_all(self, wanted: Iterable[Wanted]) -> list[Source]:
-        """Resolve many (repo, ref, submodules) at once.  SourceError names all that failed."""
+        """Resolve many (repo, ref, submodules) in parallel.  SourcesError names all that failed."""
         asked = list(wanted)
         unique = {_identity(one): one for one in asked}
         absent: deque[tuple[object, Wanted]] = deque()
@@ -145,7 +143,7 @@ class Sources:
         return [done[_identity(one)] for one in asked]
 
     def _resolve_in_threads(self, absent: deque[tuple[object, Wanted]]) -> dict[object, Source]:
-        """Resolve what has to be imported or fetched, PARALLEL at a time."""
+        """Resolve sources that must be imported or fetched, PARALLEL at a time."""
         done: dict[object, Source] = {}
         failures: list[tuple[Wanted, Exception]] = []
 
@@ -160,7 +158,7 @@ class Sources:
                 except Exception as error:  # noqa: BLE001 - raised again below
                     failures.append((one, error))
 
-        # Not an executor's threads: those would be waited for at exit, however stuck they are.
+        # No executor, since Python waits for its threads at exit, however long they hang.
         threads = [
             threading.Thread(target=work, daemon=True) for _ in range(min(PARALLEL, len(absent)))
         ]
@@ -169,7 +167,7 @@ class Sources:
                 thread.start()
             for thread in threads:
                 thread.join()
-        except BaseException:  # Ctrl-C among others: what is under way ends soon
+        except BaseException:  # such as Ctrl-C: running imports are cancelled
             absent.clear()
             self._repositories.cancel.set()
             for thread in threads:
@@ -188,10 +186,10 @@ class Sources:
     # -- lorries -----------------------------------------------------------------------------
 
     def run_lorry(self, name: str) -> tuple[Source, list[str]]:
-        """Import what a lorry pins, unless it is here; for type git, fetch again.
+        """Import what a lorry pins, unless it is in the trove; for type git, fetch again.
 
-        Return it, and what the lorry's files now record besides, a line each: the tree, if they
-        did not.  SourceError if it cannot be had, or is another tree than they record.
+        Return the source, and the changes to the lorry's files, a line each: the tree, if none was
+        recorded.  SourceError if it cannot be found, or has another tree than recorded.
         """
         lorry = self.lorries.named(name)
         changes: list[str] = []
@@ -210,7 +208,7 @@ class Sources:
         return self.resolve(lorry.repo, lorry.ref), changes
 
     def update_lorry(self, name: str) -> list[str]:
-        """Renew a lorry's pins in its files; return what changed, a line each."""
+        """Renew a lorry's pins in its files; return the changes, a line each."""
         repositories = self._repositories
         changes = repositories.importer().update(
             self.lorries.named(name), repositories.import_lorry
@@ -219,9 +217,9 @@ class Sources:
         return changes
 
     def unpinned(self, wanted: Iterable[Wanted]) -> list[str]:
-        """Those of the sources whose content nothing in the definitions says, each with why.
+        """The sources whose content the definitions do not pin, each with the reason.
 
-        Commits, and lorries that record their tree, say it; so does HEAD of the definitions' own
+        Pinned are commits, lorries that record their tree, and HEAD of the definitions' own
         repository.  Submodules are commits.
         """
         return [
@@ -251,10 +249,10 @@ class Sources:
     # -- from commits to files ---------------------------------------------------------------
 
     def export(self, source: Source, say: Progress = silent) -> Path:
-        """A directory with the files of ``source``, not to be changed; submodules are empty.
+        """A read-only directory with the files of ``source``; submodules are empty.
 
-        One that has changed on the disk is made again, which ``say`` hears.  SourceError if its
-        commit is neither here nor to be had where it came from.
+        One that has changed on the disk is made again, which ``say`` reports.  SourceError if its
+        commit is neither in the trove nor at its origin.
         """
         found = self.exports.find(source.tree)
         if found is not None:
@@ -267,7 +265,7 @@ class Sources:
                 if tree != source.tree:
                     raise SourceError(
                         f"{source.repo}: commit {source.commit} has the tree {tree}, and not"
-                        f" {source.tree}, as is claimed: whoever resolved it is wrong"
+                        f" {source.tree}, as the job claims"
                     )
                 self.progress(f"{source.repo}: exporting {source.ref}")
                 try:
@@ -280,9 +278,9 @@ class Sources:
     # -- the farm's trove --------------------------------------------------------------------
 
     def push_missing(self, wanted: Iterable[Wanted]) -> None:
-        """See to it that the farm's trove has these: resolve what it lacks, and `publish` that.
+        """Push sources that the farm's trove lacks: resolve them, then `publish` them.
 
-        Nothing without a trove.  A branch that its lorry mirrors is looked at anew.
+        Nothing without a trove.  A branch that its lorry mirrors is looked up again.
         """
         if self._trove is None:
             return
@@ -307,10 +305,10 @@ class Sources:
         return not any(shared.inside(location.name, name) in there for name in names)
 
     def publish(self, sources: Iterable[Source]) -> None:
-        """Push what the farm's trove lacks of sources that are here, submodules included.
+        """Push resolved sources that the farm's trove lacks, also submodules.
 
-        Nothing without a trove.  What other machines fetch from its own URL is left out, and so
-        is the definitions' own repository: it comes as the commit that is ordered.
+        Nothing without a trove.  Left out are sources that other machines fetch from their own URL,
+        and the definitions' own repository, which is pushed as the submitted commit.
         """
         if self._trove is None:
             return
@@ -334,16 +332,16 @@ class Sources:
     # -- housekeeping ------------------------------------------------------------------------
 
     def sweep(self) -> None:
-        """Remove what killed processes have left half exported."""
+        """Remove exports that killed processes left incomplete."""
         self.exports.sweep()
 
     def gc(
         self, older_than: float, exclusively: Exclusively | None = None, *, dry_run: bool = False
     ) -> dict[str, int]:
-        """Remove what was unused for that many seconds; return how many bytes that frees, by kind.
+        """Remove what was unused for so many seconds; return how many bytes that frees, by kind.
 
-        Trees of which ``exclusively`` says no stay, as builds have them.  Of repositories only what
-        killed fetches left goes: only they hold what cannot be made again.
+        Trees that builds use stay, as ``exclusively`` tells.  Of repositories, only leftovers of
+        killed fetches are removed, since their commits may exist nowhere else.
         """
         return {
             "source trees": self.exports.gc(older_than, exclusively, dry_run=dry_run),
@@ -352,7 +350,7 @@ class Sources:
         }
 
     def repository(self, repo: str) -> Repository:
-        """What is here of ``repo``; it may not exist yet."""
+        """The repository of ``repo`` in the trove; it need not exist."""
         return self._repositories.repository(self._repositories.aliases.locate(repo))
 
 

@@ -1,13 +1,12 @@
 """Makes a commit of a user's work tree, without a change to the user's repository.
 
-Changed, new and deleted files are in it, ignored ones and the logs of builds are not.  The index
-is a copy of the user's, so that only files which changed are hashed; new objects go into a
-repository of ours, which borrows the rest; no ref, stash or reflog is touched, no hook or filter
-is run.  Files in no repository, or ignored by the one around them, are taken in with an index of
-ours.
+The commit includes changed, new and deleted files; ignored files and logs of builds are left out.
+The index is a copy of the user's, so that only changed files are hashed.  New objects go into a
+repository of ours, which borrows the others; no ref, stash or reflog changes, no hook or filter
+runs.  For files in no repository, or ignored by the one around them, the index is our own.
 
-The commit's tree is the folder that was asked for, wherever in its repository that is.  Its
-parent has the tree of HEAD and no history: what a trove has of that need not be sent again.
+The commit's tree is that of the given folder, wherever in its repository that is.  Its parent has
+the tree of HEAD and no history, so that objects which the trove has are not sent again.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ from fabric.errors import SourceError
 from fabric.host.shared_files import scratch
 from fabric.trove.sources.git_process import environment
 
-#: Logs of builds land in the current folder, which is often the definitions'.
+#: Logs of builds are in the current folder, which is often the definitions'.
 LOGS = ("build-step-*.log", ".build-step-logs-*.part")
 
-#: Refs of what was taken in last from folders in no repository, by the names of their indexes.
+#: Refs of the last snapshots of folders in no repository, by the names of their indexes.
 TAKEN = "refs/taken/"
 INDEX = "index-of-"
 
-#: Nothing of the user's may be run, waited for or written.
+#: The user's hooks must not run, and the user's files must not change.
 _QUIET = (
     *("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false"),
     *("-c", "core.splitIndex=false", "-c", "gc.auto=0", "-c", "core.bare=false"),
@@ -54,7 +53,7 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     @property
     def environ(self) -> dict[str, str]:
-        """Lets git find what is borrowed."""
+        """The environment in which git finds the borrowed objects."""
         return {"GIT_ALTERNATE_OBJECT_DIRECTORIES": ":".join(map(_quoted, self.borrowed))}
 
 
@@ -81,13 +80,13 @@ def take(root: Path, ours: Path) -> Snapshot:
         if around and (before := git.ask("rev-parse", "--verify", f"HEAD:{prefix}")):
             parent = ["-p", _commit(git, before, 0, "What a build was made from")]
         commit = _commit(git, tree, int(time.time()), "A build", *parent)
-        if around is None:  # what its index names stays
+        if around is None:  # keeps the objects of its index
             git("update-ref", f"{TAKEN}{known.name}", commit)
     return Snapshot(commit, tree, (around.objects,) if around else ())
 
 
 def user() -> str:
-    """Who we are, fit to be part of a ref's name."""
+    """The user's name, in a form that is valid in a ref."""
     try:
         name = getpass.getuser()
     except (KeyError, OSError):  # no such user in the password file
@@ -108,14 +107,14 @@ class _Git(msgspec.Struct, frozen=True):
 
     root: Path
     environ: Mapping[str, str]
-    filters: frozenset[str] = frozenset()  # those that are configured, and are not run
+    filters: frozenset[str] = frozenset()  # configured filters, which do not run
 
     def given(self, **environ: str) -> _Git:
-        """The same with more in its environment."""
+        """The same git with more in its environment."""
         return replace(self, environ={**self.environ, **environ})
 
     def without_filters(self) -> _Git:
-        """The same, with no filter doing anything."""
+        """The same git with all filters disabled."""
         names = self.ask("config", "--null", "--name-only", "--get-regexp", r"^filter\.")
         filters = frozenset(
             name.removeprefix("filter.").rpartition(".")[0] for name in names.split("\0") if name
@@ -132,7 +131,7 @@ class _Git(msgspec.Struct, frozen=True):
         return replace(self.given(**added), filters=filters)
 
     def around(self) -> _Around | None:
-        """The user's repository, if it knows the folder.  SourceError if git dares not look."""
+        """The user's repository, if it has the folder.  SourceError if git refuses to read it."""
         done = self._run(
             *("rev-parse", "--show-prefix", "--show-object-format", "--path-format=absolute"),
             *("--git-path", "index", "--git-path", "objects"),
@@ -147,15 +146,15 @@ class _Git(msgspec.Struct, frozen=True):
         return None if ignored or kind != "sha1" else _Around(prefix, Path(index), objects)
 
     def __call__(self, *command: str, input: bytes = b"") -> str:
-        """What git prints.  SourceError if it cannot do that."""
+        """The output of git.  SourceError if it fails."""
         done = self._run(*command, input=input)
         if done.returncode:
             said = "; ".join(done.stderr.decode(errors="replace").strip().splitlines())
-            raise SourceError(f"{self.root}: git cannot take in what is here: {said}")
+            raise SourceError(f"{self.root}: git cannot read the files here: {said}")
         return os.fsdecode(done.stdout)
 
     def ask(self, *command: str) -> str:
-        """A line that git prints, and "" if it cannot."""
+        """A line that git prints; "" if it fails."""
         done = self._run(*command)
         return "" if done.returncode else os.fsdecode(done.stdout).strip()
 
@@ -171,7 +170,7 @@ class _Git(msgspec.Struct, frozen=True):
 
 
 def _commit(git: _Git, tree: str, at: int, message: str, *parent: str) -> str:
-    """A commit of a tree, at a time in seconds since 1970."""
+    """A commit of a tree; ``at``: Unix time."""
     who = {"NAME": user(), "EMAIL": f"{user()}@invalid", "DATE": f"@{at} +0000"}
     for role in ("AUTHOR", "COMMITTER"):
         git = git.given(**{f"GIT_{role}_{what}": value for what, value in who.items()})
@@ -179,10 +178,10 @@ def _commit(git: _Git, tree: str, at: int, message: str, *parent: str) -> str:
 
 
 def _take_in(git: _Git) -> None:
-    """Bring the index up to date with the files."""
+    """Update the index to the files."""
     unwanted = [part for pattern in LOGS for part in ("-x", pattern)]
     listed = git("ls-files", "-z", "--others", "--modified", "--exclude-standard", *unwanted)
-    # A directory in this list is a repository of its own, and no part of this one.
+    # A directory in this list is another repository, and no part of this one.
     changed = sorted({name for name in listed.split("\0") if name and not name.endswith("/")})
     for name in changed:
         path = git.root / name
@@ -202,8 +201,8 @@ def _take_in(git: _Git) -> None:
 def _check_filters(git: _Git, changed: list[str]) -> None:
     """SourceError if a changed file is to go through a filter.
 
-    A filter is a program that the repository may name, so it is not run; but without it there
-    may be sent in plain text what is to be encrypted.
+    A filter is a program that the repository names, so it does not run; but without it, a file to
+    be encrypted might be sent as plain text.
     """
     if not git.filters:
         return
@@ -213,17 +212,17 @@ def _check_filters(git: _Git, changed: list[str]) -> None:
         if value in git.filters:
             raise SourceError(
                 f"{git.root / name}: it has changed, and is to go through the filter {value!r} of"
-                " .gitattributes, which is not run here: `git add` it, and order again"
+                " .gitattributes, which is not run here: `git add` it, and submit the build again"
             )
 
 
 @contextmanager
 def _copied(known: Path, ours: Path, *, keep: bool) -> Iterator[Path]:
-    """A copy of an index, to be changed; it takes the place of the old one if that is ours."""
+    """A copy of an index, to be changed; with ``keep`` it replaces the index at the end."""
     with scratch(ours, "taking-in-") as folder:
         copy = folder / "index"
         if known.exists():
-            # With its time: what changed in the very moment it was written is looked at again.
+            # With its mtime, by which git finds files that changed in the same moment.
             shutil.copy2(known, copy)
         yield copy
         if keep and copy.exists():
@@ -235,5 +234,5 @@ def _index_name(root: Path) -> str:
 
 
 def _quoted(path: str) -> str:
-    """A path in a list of them."""
+    """A path in git's list of paths."""
     return '"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"'

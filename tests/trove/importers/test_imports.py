@@ -244,7 +244,7 @@ def test_a_wrong_digest(trove: Trove, files: Files) -> None:
         trove.resolve()
     found = hashlib.sha256(data).hexdigest()
     assert str(caught.value) == (
-        "sources/thing.lorry:1: thing: what is offered is not what is pinned, so it is not taken\n"
+        "sources/thing.lorry:1: thing: the offered file is not the pinned one, so it is refused\n"
         f"  pinned:  SHA-256 {'ab' * 32}\n"
         f"  offered: SHA-256 {found}\n"
         f"  by:      {files.url}/thing.tgz\n"
@@ -268,7 +268,7 @@ def test_an_interrupted_download_is_continued_later(trove: Trove, files: Files) 
     data = tarball({"t/noise": hashlib.shake_128(b"noise").digest(300_000)})
     files.break_after, files.breaks = 50_000, 4
     trove.lorry(files.put("thing", data), data)
-    with pytest.raises(SourceError, match="what came so far is kept, so try again"):
+    with pytest.raises(SourceError, match="the partial file is kept; try again"):
         trove.resolve()
     trove.resolve()
     assert files.requests[-1][1] == "bytes=200000-"
@@ -403,7 +403,7 @@ def test_updating_a_tarball_never_takes_another_file(trove: Trove, files: Files)
     assert trove.sources().update_lorry("thing") == []
     files.put("thing", new)
     before = (trove.folder / "thing.lorry").read_text()
-    with pytest.raises(WrongDigest, match=r"thing 1\.0: what is offered is not what is pinned"):
+    with pytest.raises(WrongDigest, match=r"thing 1\.0: the offered file is not the pinned one"):
         trove.sources().update_lorry("thing")
     assert (trove.folder / "thing.lorry").read_text() == before
 

@@ -246,8 +246,8 @@ def test_packages_that_are_offered_with_another_digest(make: Callable[[str], Tro
     with pytest.raises(WrongDigest) as caught:
         trove.sources().resolve("upstream:tiny", "1")
     assert str(caught.value).splitlines()[:4] == [
-        f"sources/all.lorry:1: tiny: {one.name} {one.version}: what is offered is not what is"
-        " pinned, so it is not taken",
+        f"sources/all.lorry:1: tiny: {one.name} {one.version}: the offered file is not the"
+        " pinned one, so it is refused",
         f"  pinned:  SHA-256 {NOTHING}",
         f"  offered: SHA-256 {one.sha256}",
         "  by:      the Debian archives of this machine",
@@ -364,7 +364,7 @@ def test_a_source_distribution(make: Callable[[str], Trove]) -> None:
 
 def test_an_sdist_that_is_not_offered(make: Callable[[str], Trove]) -> None:
     trove = make(INI.format(version="2.0.0", sha256=NOTHING))
-    with pytest.raises(WrongDigest, match=r"iniconfig 2.0.0: what is offered is not what is pinn"):
+    with pytest.raises(WrongDigest, match=r"iniconfig 2.0.0: the offered file is not the pinned"):
         trove.sources().resolve("upstream:iniconfig", "2.0.0")
     trove = make(INI.format(version="0.0.77", sha256=NOTHING))
     with pytest.raises(MovedError, match=r"pins iniconfig 0.0.77, which the index does not offer"):

@@ -208,7 +208,7 @@ def test_no_filter_runs(user: Path, ours: Builds, name: str, kind: str) -> None:
         ours.snapshot(user)
     assert str(caught.value) == (
         f"{user}/plain.txt: it has changed, and is to go through the filter {name!r} of"
-        " .gitattributes, which is not run here: `git add` it, and order again"
+        " .gitattributes, which is not run here: `git add` it, and submit the build again"
     )
     assert not ran.exists()
 

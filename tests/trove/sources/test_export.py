@@ -152,7 +152,7 @@ def test_wicked_names_are_refused(sources: Sources, tmp_path: Path, name: str) -
     Repository(bare).create()
     tree = wicked(bare, [("100644", b"gotcha", name)])
     commit = git(bare, "rev-parse", "wicked")
-    with pytest.raises(SourceError, match="wicked path"):
+    with pytest.raises(SourceError, match="forbidden path"):
         sources.export(Source("upstream:evil", "wicked", commit, tree))
     assert not list(tmp_path.rglob("evil"))
 

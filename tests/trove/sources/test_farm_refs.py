@@ -56,7 +56,7 @@ def test_what_one_imports_all_have(any_farm: Farm, files: Files) -> None:
     with pytest.raises(SourceError, match="`fabric-initiator lorry import thing` brings it there"):
         farm.resolver("ann").resolve("upstream:thing", "1.0")
     source = farm.initiator("ann").resolve("upstream:thing", "1.0")
-    with pytest.raises(SourceError, match="whoever ordered it has to push it there"):
+    with pytest.raises(SourceError, match="push it there, then submit the build again"):
         farm.worker().export(source)
 
     farm.initiator("ann").publish([source])

@@ -42,10 +42,10 @@ def other_refs(path: Path) -> None:
 
 DAMAGE = [
     (no_head, "HEAD is missing"),
-    (empty_head, "HEAD holds something else than a ref"),
-    (rubbish_head, "HEAD holds something else than a ref"),
+    (empty_head, "HEAD has something other than a ref"),
+    (rubbish_head, "HEAD has something other than a ref"),
     (rubbish_refs, "packed-refs is no text"),
-    (other_refs, "packed-refs holds something else than refs"),
+    (other_refs, "packed-refs has something other than refs"),
 ]
 
 
@@ -65,7 +65,7 @@ def test_what_is_damaged_is_brought_again_once(
     damage(mirror)
     source = opened().resolve_all([("up:thing", "main", ())])[0]
     assert source.commit == commit
-    mended = f"{mirror}: a damaged repository: {why}: removing it, and bringing its source again"
+    mended = f"{mirror}: a damaged repository: {why}: removing it, and fetching its source again"
     assert said.count(f"warning: {mended}") == 1
     assert (opened().export(source) / "file").read_text() == "content"
     damage(mirror)
@@ -85,7 +85,7 @@ def test_what_nothing_brings_again_stays(
     with pytest.raises(SourceError) as caught:
         Sources(tmp_path / "trove", {}).resolve("only", "main")
     assert str(caught.value) == (
-        f"{only}: a damaged repository: {why}; nothing brings it again, so repair it, or push it"
+        f"{only}: a damaged repository: {why}; it has no other origin, so repair it, or push it"
         f" to {only}"
     )
     assert (only / "objects").exists()
