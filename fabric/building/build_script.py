@@ -25,10 +25,10 @@ _HEAD = """\
 # The steps of {name}.  To run them all:  sh {path}
 # To run only some lists:  sh {path} build-commands install-commands ...
 umask 022
-{{ echo {oom} > /proc/self/oom_score_adj; }} 2>/dev/null  # or its user wants more, for all
+{{ echo {oom} > /proc/self/oom_score_adj; }} 2>/dev/null  # fails if the user set more for all
 unset PWD OLDPWD SHLVL
 report() {{ :; }}
-if [ "$1" = --report ]; then  # to whoever started us, through standard input
+if [ "$1" = --report ]; then  # reports go to standard input, a pipe of the worker
     exec 3>&0 </dev/null
     report() {{ echo "@ $*" >&3; }}
     shift
@@ -39,7 +39,7 @@ wanted() {{
 }}
 run() {{
     number=$((number + 1))
-    report "$list" "$number" || exit 1  # nobody listens: the worker is dead
+    report "$list" "$number" || exit 1  # the worker is dead
     sh -e -x -c "$1" </dev/null 3>&- || exit $?
 }}
 report '' 0

@@ -1,4 +1,4 @@
-"""Defines what building needs of the artifact store and of the sources."""
+"""Defines the interfaces of the artifact store and the sources that building uses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fabric.jobs import Blob, Manifest, Source
 
 
 class Store(Protocol):
-    """What building needs of the artifact store."""
+    """The artifact store, as building uses it."""
 
     def manifest(self, key: str) -> Manifest | None: ...
 
@@ -31,7 +31,7 @@ class Store(Protocol):
 
 
 class Sources(Protocol):
-    """What building needs of the sources."""
+    """The sources, as building uses them."""
 
     def export(self, source: Source, say: Progress) -> Path: ...
 

@@ -183,7 +183,7 @@ KERNEL = (
 
 
 def overlay(lower: Sequence[Path], *how: str) -> list[str]:
-    """Arguments of bwrap that mount an overlay, lowest layer first, as ``how`` says."""
+    """Arguments of bwrap that mount an overlay, lowest layer first; ``how``: the mount option."""
     return [*(word for path in lower for word in ("--overlay-src", str(path))), *how]
 
 
@@ -354,4 +354,4 @@ def _cannot_start(said: str) -> BuildFailed | MachineFault:
         return MachineFault(f"{line}: bubblewrap is too old, version 0.11 or newer is needed")
     if any(word in line for word in ("namespace", "uid map", "unshare", "Operation not permitted")):
         return MachineFault(f"{line}\n{_ADVICE}")
-    return MachineFault(f"The sandbox could not be started: {line or 'it said nothing'}")
+    return MachineFault(f"The sandbox could not be started: {line or 'it printed nothing'}")

@@ -179,7 +179,7 @@ class Workspace:
             self._cleaned = look
 
     def close(self, patience: float = 1.0) -> None:
-        """Delete this worker's scratch: for so many seconds, then the next worker goes on."""
+        """Close the session: its directory is deleted for at most ``patience`` seconds."""
         self.session.close(patience)
 
     def __enter__(self) -> Workspace:

@@ -1,1 +1,1 @@
-"""What programs need of the machine they run on: processes, files, systemd, the terminal."""
+"""Access to the machine: processes, locks, files, systemd, the terminal, the event log."""

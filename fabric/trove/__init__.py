@@ -1,1 +1,1 @@
-"""Where things are kept: git repositories with their lorries, and the artifact store."""
+"""Keeps git repositories with their lorries, and the artifact store."""

@@ -203,7 +203,7 @@ class Apt:
         entries = machine_entries(self.kind)
         if not entries:
             raise SourceError(
-                "apt on this machine knows no archive (/etc/apt/sources.list and"
+                "apt on this machine has no archive (/etc/apt/sources.list and"
                 " sources.list.d), so Debian packages cannot be fetched: add one there"
             )
         folder = self.directory / "sources"

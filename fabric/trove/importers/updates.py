@@ -77,7 +77,7 @@ def _with_packages(lorry: Lorry, packages: tuple[Locked, ...], order: Callable[.
         raise SourceError(
             f"{lorry.where}: {lorry.name} is not updated, since the archives offer older packages"
             " than are pinned:\n" + "\n".join(older) + "\n"
-            "The mirror may be behind, or somebody wants you to have old faults. If it is meant,"
+            "The mirror may be behind, or an attacker offers old faults. If it is intended,"
             f" remove {lorry.lock_file.name} first."
         )
     return lorry.with_lock(Lock(packages))

@@ -265,7 +265,7 @@ def test_older_packages_are_not_taken(make: Callable[[str], Trove]) -> None:
     assert str(caught.value) == (
         "sources/all.lorry:1: tiny is not updated, since the archives offer older packages than are"
         f" pinned:\n  {one.name}: 99:1 is pinned, {one.version} is offered\n"
-        "The mirror may be behind, or somebody wants you to have old faults. If it is meant, remove"
+        "The mirror may be behind, or an attacker offers old faults. If it is intended, remove"
         " tiny.lock first."
     )
     assert "99:1" in lock.read_text()
