@@ -1,4 +1,4 @@
-"""The worker's directories: locks, scratch, what is cleaned when."""
+"""The directories of builds: locks, scratch, and cleaning."""
 
 from __future__ import annotations
 
@@ -24,50 +24,10 @@ from fabric.building.shell import shell
 from fabric.building.workspace import Workspace
 from fabric.errors import BuildFailed, Cancelled, FabricError
 from fabric.host.cancel import CancelToken
-from fabric.host.locks import Locks
 from fabric.jobs import Job
 
 
-class TestLocks:
-    def test_by_name(self, tmp_path: Path) -> None:
-        one, two = Locks(tmp_path / "lock"), Locks(tmp_path / "lock")
-        held = one.take("a")
-        assert held is not None
-        assert two.take("a") is None
-        assert one.take("a") is None
-        other = two.take("b")
-        assert other is not None
-        os.close(held)
-        again = two.take("a")
-        assert again is not None
-        os.close(again)
-        os.close(other)
-
-    def test_shared(self, tmp_path: Path) -> None:
-        locks = Locks(tmp_path / "lock")
-        held = [locks.take("a", shared=True) for _ in range(2)]
-        assert locks.take("a") is None
-        for fd in held:
-            assert fd is not None
-            os.close(fd)
-        fd = locks.take("a")
-        assert fd is not None
-        os.close(fd)
-
-    def test_claimed_by_one_who_shares_it(self, tmp_path: Path) -> None:
-        locks = Locks(tmp_path / "lock")
-        one, two = locks.open(), locks.open()
-        for fd in (one, two):
-            locks.share(fd, "a")
-        assert not locks.claim(one, "a")
-        locks.release(two, "a")
-        assert locks.claim(one, "a")
-        assert locks.take("a", shared=True) is None
-        locks.release(one, "a")
-        assert locks.claim(two, "a")
-        os.close(one)
-        os.close(two)
-
+class TestWaitingForALock:
     def test_waiting_ends_when_it_is_cancelled(self, kit: Kit) -> None:
         cancel = CancelToken()
         threading.Timer(0.05, cancel.set).start()
