@@ -26,7 +26,7 @@ from fabric.host.cancel import CancelToken
 from fabric.host.locks import locked
 from fabric.host.process import TooMuchOutput, converse
 from fabric.host.progress import Progress, Throttle
-from fabric.trove.sources.locks import DEBIAN_VERSION
+from fabric.trove.sources.lock_files import DEBIAN_VERSION
 
 Stanza = dict[str, str]
 

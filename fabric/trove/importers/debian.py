@@ -15,7 +15,7 @@ from fabric.trove.importers import archive
 from fabric.trove.importers.apt import Apt, Stanza
 from fabric.trove.importers.commit import Tree, from_files
 from fabric.trove.importers.download import Downloads, WrongDigest
-from fabric.trove.sources.locks import Locked, is_line
+from fabric.trove.sources.lock_files import Locked, is_line
 from fabric.trove.sources.lorries import Lorry
 
 

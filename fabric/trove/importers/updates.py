@@ -15,7 +15,7 @@ from fabric.errors import SourceError
 from fabric.trove.importers import debian, pypi, wheels
 from fabric.trove.importers.context import Context
 from fabric.trove.importers.download import WrongDigest, shown
-from fabric.trove.sources.locks import Lock, Locked
+from fabric.trove.sources.lock_files import Lock, Locked
 from fabric.trove.sources.lorries import Lorry
 from fabric.trove.sources.pins import describe, versions_of, write
 

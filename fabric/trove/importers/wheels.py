@@ -22,7 +22,7 @@ from fabric.trove.importers.commit import Tree, from_files
 from fabric.trove.importers.debian import MovedError
 from fabric.trove.importers.download import Downloads, WrongDigest
 from fabric.trove.importers.pypi import pip_command
-from fabric.trove.sources.locks import Locked, is_line
+from fabric.trove.sources.lock_files import Locked, is_line
 from fabric.trove.sources.lorries import Lorry
 
 #: The newest GNU C library that wheels may require: 2.41, that of Debian 13.

@@ -30,8 +30,8 @@ aliases are written out), each value is what to import there::
       version: "1"
 
 The pins are in the lorry, or, for sets of packages, in a lock file beside it (``toolchain.lock``,
-see `fabric.trove.sources.locks`).  An update fills in missing fields of version, sha256 and tree,
-and renews them (`fabric.trove.importers.updates`, `fabric.trove.sources.pins`).
+see `fabric.trove.sources.lock_files`).  An update fills in missing fields of version, sha256 and
+tree, and renews them (`fabric.trove.importers.updates`, `fabric.trove.sources.pins`).
 
 `fabric.trove.sources.lorry_fields` validates each field before it is used.
 """
@@ -53,7 +53,7 @@ from fabric.digest import Digest
 from fabric.errors import DefinitionsError, SourceError, command, in_line
 from fabric.host.files import real
 from fabric.trove.sources.aliases import is_url
-from fabric.trove.sources.locks import Lock, Locked, read_lock, read_plain
+from fabric.trove.sources.lock_files import Lock, Locked, read_lock, read_plain
 from fabric.trove.sources.lorry_fields import check_entry, last_part
 
 #: Increases when the same pins make another commit.

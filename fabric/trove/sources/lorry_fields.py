@@ -14,7 +14,7 @@ import msgspec
 from fabric.definitions.fields import Fields, kind_of, listing
 from fabric.definitions.located_yaml import Map
 from fabric.trove.sources.aliases import is_git_url
-from fabric.trove.sources.locks import DEBIAN_ARCHITECTURE, DEBIAN_NAME, TREE
+from fabric.trove.sources.lock_files import DEBIAN_ARCHITECTURE, DEBIAN_NAME, TREE
 
 
 class _Check(Protocol):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fabric.errors import SourceError
 from fabric.host.files import write_whole
-from fabric.trove.sources.locks import read_plain
+from fabric.trove.sources.lock_files import read_plain
 from fabric.trove.sources.lorries import Lorries, Lorry
 from fabric.trove.sources.lorry_edits import Field, edited
 

@@ -8,7 +8,7 @@ import pytest
 
 from fabric import bounds
 from fabric.errors import DefinitionsError, SourceError
-from fabric.trove.sources.locks import Lock
+from fabric.trove.sources.lock_files import Lock
 from fabric.trove.sources.lorries import Lorries
 
 SHA = "ab" * 32
