@@ -36,7 +36,7 @@ from fabric.trove.artifacts.store import Store
 class NoSources:
     """Chunks of this bench have none."""
 
-    def export(self, source: Source, say: Callable[[str], None]) -> Path:  # noqa: ARG002
+    def export(self, source: Source, report: Callable[[str], None]) -> Path:  # noqa: ARG002
         raise AssertionError(source)
 
     def sweep(self) -> None:

@@ -95,7 +95,7 @@ class Attempt:
             result, message = "fault", f"unexpected {type(error).__name__}: {error}"
         if message:
             with contextlib.suppress(OSError):  # a full disk must not hide what happened
-                self.log.say(f"### {message}")
+                self.log.write(f"### {message}")
         blob = self.log.blob()
         return Outcome(
             key=self.key,

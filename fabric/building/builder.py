@@ -106,7 +106,7 @@ def _build(
         else:
             phase("store")
             for name, contents in job.lists:
-                log.say(f"{name}: {' '.join(content.artifact for content in contents)}")
+                log.write(f"{name}: {' '.join(content.artifact for content in contents)}")
         log.seal()
         manifest = _manifest(job, packed, log, time.monotonic() - began, builder, remarks)
         files: dict[str, Path | bytes] = {
@@ -119,7 +119,7 @@ def _build(
             workspace.layers.adopt(job.key, layer)
     except BuildFailed:
         kept = workspace.keep_failed(job.key, scratch)
-        log.say(f"The build tree is kept on {os.uname().nodename}, in {kept}")
+        log.write(f"The build tree is kept on {os.uname().nodename}, in {kept}")
         raise
     except BaseException:
         workspace.session.discard(scratch)

@@ -141,7 +141,7 @@ def _add_integration(job: Job, inst: Path, found: dict[bytes, Entry], log: Log) 
     scripts: dict[bytes, str] = {}
     for artifact, prefix, commands in job.integration:
         if artifact not in job.artifacts:
-            log.say(
+            log.write(
                 f"warning: system-integration {prefix} is for {artifact}, which is no artifact"
                 " of this chunk: it never runs"
             )

@@ -156,18 +156,19 @@ class Layers:
         self,
         staged: Sequence[Staged],
         cancel: CancelToken,
-        say: Progress = silent,
+        report: Progress = silent,
     ) -> tuple[list[Path], frozenset[bytes]]:
         """The directories to overlay for ``staged``, lowest first, and which of _NOTED they have.
 
-        Missing layers are fetched and unpacked.  Layers that have changed on the disk are, too,
-        which ``say`` reports.  BuildFailed if two chunks conflict, MachineFault if one is missing.
+        Missing layers are fetched and unpacked.  So are layers that have changed on the disk, for
+        which ``report`` is called.  BuildFailed if two chunks conflict, MachineFault if one is
+        missing.
         """
         keys = [item.key for item in staged]
         self.session.hold(*keys)
         self._store.use(keys)
         self._bring([key for key in keys if key not in self._known], cancel)
-        layers = {key: self._known.get(key) or self._layer(key, cancel, say) for key in keys}
+        layers = {key: self._known.get(key) or self._layer(key, cancel, report) for key in keys}
         indexes = {key: layer.index for key, layer in layers.items()}
         moves = dict(zip(indexes, see_through(indexes, self._name), strict=True))
         found = []
@@ -176,7 +177,7 @@ class Layers:
                 found.append(layers[block[0]].path)
             else:
                 group = [(layers[key].path, moves[key]) for key in block]
-                found.append(self._merged(group, cancel, say))
+                found.append(self._merged(group, cancel, report))
         if len(found) > MAX_LAYERS:
             raise AssertionError(f"{len(found)} layers")  # the lowest would be lost silently
         return found, frozenset(path for index in indexes.values() for path in index.has)
@@ -196,7 +197,7 @@ class Layers:
         names: object,
         make: Callable[[Path], None],
         cancel: CancelToken,
-        say: Progress = silent,
+        report: Progress = silent,
     ) -> Path:
         """The directory identified by ``names`` (any plain data), made if it is missing."""
         digest = hashlib.sha256(msgspec.msgpack.encode(names)).hexdigest()
@@ -204,7 +205,7 @@ class Layers:
         self.session.hold(digest)
         if not (mark_used(path) and (digest in self._checked or self._believed(path))):
             with self.session.locked(digest, cancel):
-                self._make_sure(path, make, lambda tree: b"", say, times=False)  # noqa: ARG005
+                self._make_sure(path, make, lambda tree: b"", report, times=False)  # noqa: ARG005
         return path
 
     def adopt(self, key: str, tree: Path) -> None:
@@ -214,12 +215,12 @@ class Layers:
             self._record(key, Record(table_of(tree)))
         self._rename(tree, path)
 
-    def check(self, key: str, cancel: CancelToken, say: Progress) -> None:
+    def check(self, key: str, cancel: CancelToken, report: Progress) -> None:
         """Compare a layer with the store's artifacts, and make it again if they differ."""
         clear(self._record_file(key))
         self.forget(key)
         self.session.hold(key)
-        self._layer(key, cancel, say)
+        self._layer(key, cancel, report)
 
     def is_believed(self, path: Path) -> bool:
         """Whether a layer or a merged tree is as it was recorded."""
@@ -236,7 +237,7 @@ class Layers:
         self,
         group: Sequence[tuple[Path, Moves]],
         cancel: CancelToken,
-        say: Progress,
+        report: Progress,
     ) -> Path:
         """One directory with the layers of ``group``, later ones over earlier ones."""
 
@@ -247,7 +248,7 @@ class Layers:
                 merger.lay(path, moves=dict(moves))
             merger.finish(MTIME)
 
-        return self.made([(path.name, moves) for path, moves in group], make, cancel, say)
+        return self.made([(path.name, moves) for path, moves in group], make, cancel, report)
 
     def _bring(self, keys: Sequence[str], cancel: CancelToken) -> None:
         """Fetch the artifacts of missing layers, in parallel."""
@@ -257,14 +258,14 @@ class Layers:
             wanted = [(each.key, one.blob) for each in found for one in each.artifacts if one.blob]
             self._store.bring(wanted, cancel.check)
 
-    def _layer(self, key: str, cancel: CancelToken, say: Progress) -> Layer:
+    def _layer(self, key: str, cancel: CancelToken, report: Progress) -> Layer:
         """The layer of a chunk, which must be held; it is unpacked if it is missing."""
         path = self._path(key)
         record = self._believed(path) if mark_used(path) else None
         if record is None:
             with self.session.locked(f"layer-{key}", cancel):
                 record = self._make_sure(
-                    path, lambda into: self._unpack(key, into, cancel), _indexed, say
+                    path, lambda into: self._unpack(key, into, cancel), _indexed, report
                 )
         index = _decode(record.about) if record.about else look_through(path)[0]
         layer = self._known[key] = Layer(path, index)
@@ -293,7 +294,7 @@ class Layers:
         path: Path,
         make: Callable[[Path], None],
         about: Callable[[Path], bytes],
-        say: Progress,
+        report: Progress,
         *,
         times: bool = True,
     ) -> Record:
@@ -310,7 +311,7 @@ class Layers:
         try:
             make(scratch)
             if wrong := _difference(scratch, path, times=times):
-                say(f"{path} has changed on the disk, at {wrong!r}: it is made again")
+                report(f"{path} has changed on the disk, at {wrong!r}: it is made again")
                 # other builds may have it mounted, so it is deleted when this process ends
                 path.rename(self.session.scratch() / path.name)
             self._rename(scratch, path)

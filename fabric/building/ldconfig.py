@@ -52,4 +52,4 @@ def linked(
             session.discard(scratch)
 
     names = ["ldconfig", [str(path.relative_to(session.root)) for path in lower]]
-    return layers.made(names, make, cancel, log.say)
+    return layers.made(names, make, cancel, log.write)

@@ -33,7 +33,7 @@ class Log:
         self._sealed = False
         self._digest, self._digested = hashlib.sha256(), 0
 
-    def say(self, text: str) -> None:
+    def write(self, text: str) -> None:
         """Append lines."""
         self._append(text.encode("utf-8", "surrogateescape").rstrip(b"\n") + b"\n")
 
@@ -82,7 +82,7 @@ class Log:
         return True
 
     def seal(self) -> None:
-        """End the log: `say` and `take` raise OSError from now on."""
+        """End the log: `write` and `take` raise OSError from now on."""
         self._sealed = True
         if self._short is None:
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)

@@ -33,6 +33,6 @@ class Store(Protocol):
 class Sources(Protocol):
     """The sources, as building uses them."""
 
-    def export(self, source: Source, say: Progress) -> Path: ...
+    def export(self, source: Source, report: Progress) -> Path: ...
 
     def sweep(self) -> None: ...  # as above

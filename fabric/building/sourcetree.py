@@ -41,18 +41,18 @@ def prepare(
     workspace: Workspace,
     scratch: Path,
     cancel: CancelToken,
-    say: Progress = silent,
+    report: Progress = silent,
 ) -> SourceTree:
     """The tree of ``source`` in ``scratch``; changes by a failed attempt stay.
 
-    ``say`` reports trees that have changed on the disk, and are made again.
+    ``report`` is called for trees that have changed on the disk, and are made again.
     """
     up = scratch / "up"
     fresh = made(up) or not (scratch / "inst").exists()
     up.chmod(0o755)
     if source is None:
         return SourceTree(up, ())
-    tree = _export(source, workspace, cancel, say)
+    tree = _export(source, workspace, cancel, report)
     mtime = tree.stat().st_mtime_ns
     entries = _few_entries(str(tree))
     if entries is None:
@@ -119,9 +119,9 @@ def _copy(entries: Entries, tree: Path, to: Path, mtime: int) -> None:
         os.utime(target, ns=(mtime, mtime), follow_symlinks=False)
 
 
-def _export(source: Source, workspace: Workspace, cancel: CancelToken, say: Progress) -> Path:
+def _export(source: Source, workspace: Workspace, cancel: CancelToken, report: Progress) -> Path:
     """The exported tree of a source, with its submodules."""
-    top = _held(source, workspace, say)
+    top = _held(source, workspace, report)
     parts = list(_submodules(source, b""))
     if not parts:
         return top
@@ -130,17 +130,17 @@ def _export(source: Source, workspace: Workspace, cancel: CancelToken, say: Prog
         merger = Merger(into)
         merger.lay(top)
         for path, module in parts:
-            merger.lay(_held(module, workspace, say), at=path)
+            merger.lay(_held(module, workspace, report), at=path)
         merger.finish(top.stat().st_mtime)
 
     names = ["sources", source.tree, [(path, module.tree) for path, module in parts]]
-    return workspace.layers.made(names, make, cancel, say)
+    return workspace.layers.made(names, make, cancel, report)
 
 
-def _held(source: Source, workspace: Workspace, say: Progress) -> Path:
+def _held(source: Source, workspace: Workspace, report: Progress) -> Path:
     """The exported tree of a source, held until this build ends."""
     workspace.session.hold(source.tree)
-    return workspace.sources.export(source, say)
+    return workspace.sources.export(source, report)
 
 
 def _submodules(source: Source, below: bytes) -> Iterator[tuple[bytes, Source]]:

@@ -64,12 +64,12 @@ def prepare(
     ``limits`` apply to the chunks' own ldconfig, which runs meanwhile.
     BuildFailed if the staged chunks conflict, MachineFault if something is missing.
     """
-    lower, has = workspace.layers.stage(job.staged, cancel, log.say)
+    lower, has = workspace.layers.stage(job.staged, cancel, log.write)
     inside = job.mode == "staging"
     base = "" if inside else _OUTSIDE
     if inside and ldconfig.CONFIGURATION in has and not ldconfig.PROGRAMS.isdisjoint(has):
         lower.append(ldconfig.linked(lower, workspace.layers, log, cancel, limits))
-    tree = sourcetree.prepare(job.source, workspace, scratch, cancel, log.say)
+    tree = sourcetree.prepare(job.source, workspace, scratch, cancel, log.write)
     build, inst = (f"{base}/{job.source_name}.{end}" for end in ("build", "inst"))
     for name in ("inst", "tmp"):
         sourcetree.made(scratch / name)

@@ -54,7 +54,7 @@ def build_system(
     for path, text in _describe(job, name):
         _write(tree, path, text, name)
     for twice, before, after in tree.replaced:
-        log.say(f"warning: /{in_line(twice)} of {before} is replaced by that of {after}")
+        log.write(f"warning: /{in_line(twice)} of {before} is replaced by that of {after}")
     tree.finish()
     phase("integrate")
     limits = limits.begun()

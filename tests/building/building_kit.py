@@ -43,7 +43,7 @@ class Trees:
     def __init__(self) -> None:
         self.trees: dict[str, Path] = {}
 
-    def export(self, source: Source, say: Callable[[str], None]) -> Path:  # noqa: ARG002
+    def export(self, source: Source, report: Callable[[str], None]) -> Path:  # noqa: ARG002
         return self.trees[source.tree]
 
     def sweep(self) -> None:

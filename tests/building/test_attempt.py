@@ -31,7 +31,7 @@ def test_a_job_that_is_not_understood_is_a_fault(attempt: Attempt, kit: Kit) -> 
 
 def test_an_attempt_whose_log_cannot_be_read_ends_all_the_same(attempt: Attempt, kit: Kit) -> None:
     """As on a failing disk: the log is a file by now, and its descriptor cannot be read."""
-    attempt.log.say("x" * 2 * SMALL)
+    attempt.log.write("x" * 2 * SMALL)
     blind = os.open(attempt.log.path, os.O_WRONLY | os.O_APPEND)
     os.dup2(blind, attempt.log._fd)
     os.close(blind)

@@ -272,7 +272,7 @@ def test_a_log_that_is_stored_is_sealed(kit: Kit, lines: int) -> None:
     with Log(kit.root / "log") as log:
         manifest = build(job, kit.workspace, log, kit.cancel, jobs=1)
         with pytest.raises(OSError, match="sealed"):
-            log.say("more")
+            log.write("more")
         assert manifest.log == log.blob()
     assert kit.store.read(manifest.log).endswith(f"\n{lines}\n".encode())
 

@@ -12,7 +12,7 @@ from fabric.jobs import SMALL, Blob
 @pytest.mark.parametrize("more", [b"", b"x", b"x" * SMALL, b"x" * 300_000])
 def test_reads_as_it_was_written(tmp_path: Path, more: bytes) -> None:
     with Log(tmp_path / "log") as log:
-        log.say("begun")
+        log.write("begun")
         assert log.blob() == Blob.of(b"begun\n")
         read, write = os.pipe()
         os.set_blocking(read, False)
@@ -22,7 +22,7 @@ def test_reads_as_it_was_written(tmp_path: Path, more: bytes) -> None:
         os.close(write)
         assert not log.take(read, len(more) + 1)
         os.close(read)
-        log.say("ended")
+        log.write("ended")
         whole = b"begun\n" + more + b"ended\n"
         assert log.size() == len(whole)
         assert log.read(0, len(whole) + 1) == whole
@@ -36,21 +36,21 @@ def test_a_full_disk_costs_no_descriptor_and_no_byte(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.symlink_to("/dev/full")
     with Log(path) as log:
-        log.say("begun")
+        log.write("begun")
         before = len(list(Path("/proc/self/fd").iterdir()))
         for _ in range(3):
             with pytest.raises(OSError, match="No space left"):
-                log.say("x" * SMALL)
+                log.write("x" * SMALL)
         assert len(list(Path("/proc/self/fd").iterdir())) == before
         assert log.read(0, SMALL) == b"begun\n"
         path.unlink()
-        log.say("x" * SMALL)
+        log.write("x" * SMALL)
         assert path.read_bytes() == b"begun\n" + b"x" * SMALL + b"\n"
 
 
 def test_one_that_is_discarded_leaves_no_file(tmp_path: Path) -> None:
     for text in ("short", "long" * SMALL):
         log = Log(tmp_path / "log")
-        log.say(text)
+        log.write(text)
         log.discard()
         assert not list(tmp_path.iterdir())

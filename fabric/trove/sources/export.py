@@ -92,11 +92,11 @@ class Exports:
         repository: git.Repository,
         commit: str,
         tree: str,
-        say: Progress = silent,
+        report: Progress = silent,
     ) -> Path:
         """Export the tree of a commit.  DamagedRepositoryError if an object is damaged.
 
-        A tree that exists and has changed is replaced, which ``say`` reports.
+        A tree that exists and has changed is replaced, and ``report`` is called.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / tree
@@ -106,7 +106,7 @@ class Exports:
                 fresh.mkdir(mode=0o700)
                 _write(repository, tree, fresh)
                 if path.is_dir() and (wrong := difference(fresh, path)):
-                    say(f"{path} has changed on the disk, at {wrong!r}: it is exported again")
+                    report(f"{path} has changed on the disk, at {wrong!r}: it is exported again")
                     # a build may have it mounted, so only `gc` removes it
                     path.rename(path.with_name(f".old-{tree}-{os.getpid()}"))
                 with contextlib.suppress(FileExistsError):  # another process was faster

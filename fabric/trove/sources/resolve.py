@@ -248,11 +248,11 @@ class Sources:
 
     # -- from commits to files ---------------------------------------------------------------
 
-    def export(self, source: Source, say: Progress = silent) -> Path:
+    def export(self, source: Source, report: Progress = silent) -> Path:
         """A read-only directory with the files of ``source``; submodules are empty.
 
-        One that has changed on the disk is made again, which ``say`` reports.  SourceError if its
-        commit is neither in the trove nor at its origin.
+        If it has changed on the disk, it is made again, and ``report`` is called.  SourceError if
+        its commit is neither in the trove nor at its origin.
         """
         found = self.exports.find(source.tree)
         if found is not None:
@@ -269,10 +269,10 @@ class Sources:
                     )
                 self.progress(f"{source.repo}: exporting {source.ref}")
                 try:
-                    found = self.exports.make(repository, source.commit, source.tree, say)
+                    found = self.exports.make(repository, source.commit, source.tree, report)
                 except DamagedRepositoryError as error:
                     repository = self._repositories.mended(source, error)
-                    found = self.exports.make(repository, source.commit, source.tree, say)
+                    found = self.exports.make(repository, source.commit, source.tree, report)
         return found
 
     # -- the farm's trove --------------------------------------------------------------------
