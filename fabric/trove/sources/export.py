@@ -273,7 +273,7 @@ class _Blob:
 
     def _damaged(self, how: str) -> SourceError:
         return git_process.DamagedRepositoryError(
-            f"{self.repository.path}: object {self.entry.sha} ({in_line(self.entry.path)}) {how}"
+            self.repository.path, f"object {self.entry.sha} ({in_line(self.entry.path)}) {how}"
         )
 
 

@@ -81,7 +81,7 @@ class Repository:
         return True
 
     def _damaged(self, why: str) -> DamagedRepositoryError:
-        return DamagedRepositoryError(f"{self.path}: a damaged repository: {why}")
+        return DamagedRepositoryError(self.path, f"a damaged repository: {why}")
 
     def check(self) -> None:
         """DamagedRepositoryError if its files are not those of a repository."""

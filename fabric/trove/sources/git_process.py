@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 
 class DamagedRepositoryError(SourceError):
-    """Files of a repository of the trove are missing, or damaged."""
+    """Files of the repository at ``path`` are missing, or damaged; ``why``: which."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"{path}: {why}")
+        self.why = why
 
 
 #: Lines of git that are not the reason of a failure,
@@ -154,9 +158,8 @@ def entries(
                 raise SourceError(f"{repository}: {tree} has {error}: no source may") from None
             raise
     if process.returncode:
-        raise DamagedRepositoryError(
-            f"{repository}: {tree} cannot be listed: is an object damaged?"
-        )
+        why = f"{tree} cannot be listed: is an object damaged?"
+        raise DamagedRepositoryError(repository, why)
 
 
 def _parsed(stream: IO[bytes]) -> Iterator[tuple[bytes, bytes, bytes]]:

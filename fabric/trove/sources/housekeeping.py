@@ -42,16 +42,15 @@ def check(root: Path, read: Callable[[], None]) -> Iterator[tuple[str, str, str]
         try:
             Repository(path).examine()
         except DamagedRepositoryError as error:
-            why = str(error).removeprefix(f"{path}: ")
             if name.startswith("mirrors/"):
                 Repository(path).remove()
-                yield name, why, "it is removed, and fetched again when it is needed"
+                yield name, error.why, "it is removed, and fetched again when it is needed"
             else:
                 aside = path.with_suffix(_ASIDE)
                 shutil.rmtree(aside, ignore_errors=True)
                 path.rename(aside)
                 then = f"it is put aside as {aside}; import its lorry, or push it, again"
-                yield name, why, then
+                yield name, error.why, then
 
 
 def _repositories(folder: Path) -> Iterator[Path]:
