@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class DamagedRepositoryError(SourceError):
-    """Files of the repository at ``path`` are missing, or damaged; ``why``: which."""
+    """Files of a repository of the trove are missing or damaged."""
 
     def __init__(self, path: Path, why: str) -> None:
         super().__init__(f"{path}: {why}")
