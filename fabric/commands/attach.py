@@ -7,15 +7,21 @@ import argparse
 from fabric.client.controller import SHOWN, Controller, open_line
 from fabric.client.render import opened_screen
 from fabric.client.session import Session
-from fabric.commands.common import heed_signals
-from fabric.commands.order import Patience, finish
+from fabric.commands.shared.arguments import add_json
+from fabric.commands.shared.remote_build import Patience, finish
+from fabric.commands.shared.signals import interrupt_on_signals
 from fabric.config import Settings
 from fabric.errors import command
 from fabric.trove.configured import open_store
 
 
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add_json(parser)
+    parser.add_argument("request", metavar="ID", help="as `list` shows it, or its beginning")
+
+
 def run(options: argparse.Namespace, settings: Settings) -> int:
-    heed_signals()
+    interrupt_on_signals()
     with opened_screen(options.json) as screen, open_line(settings) as line:
         waits = Patience(settings.patience, screen)
         known = Controller(line, settings.patience, waits.tell).request(options.request)

@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from fabric.client.embedded import EmbeddedFabric
+from fabric.commands.shared.arguments import add_json, add_limits, add_locked
 from fabric.config import Settings, built_architectures, config_path
 from fabric.errors import FabricError, command
 
@@ -22,12 +23,31 @@ if TYPE_CHECKING:
     from fabric.wire.messages import StepState
 
 
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add_json(parser)
+    add_limits(parser)
+    add_locked(parser)
+    parser.add_argument("system", metavar="SYSTEM", help="a system morph")
+    parser.add_argument(
+        "chunks", nargs="*", default=[], metavar="CHUNK", help="build only these and their needs"
+    )
+    parser.add_argument(
+        "--keep-going", action="store_true", help="after a failure, build all that still can be"
+    )
+    parser.add_argument(
+        "--detach", action="store_true", help="order it and end: the controller goes on with it"
+    )
+    parser.add_argument(
+        "--priority", type=int, metavar="N", help="-10 to 10: each 1 more doubles its share"
+    )
+
+
 def run(options: argparse.Namespace, settings: Settings) -> int:
     if settings.controller:
-        from fabric.commands.common import heed_signals
-        from fabric.commands.order import order
+        from fabric.commands.shared.remote_build import order
+        from fabric.commands.shared.signals import interrupt_on_signals
 
-        heed_signals()
+        interrupt_on_signals()
         return order(options, settings)
     if options.detach:
         raise FabricError(
@@ -35,11 +55,12 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         )
     with EmbeddedFabric(settings) as fabric:
         from fabric.client.render import opened_screen
-        from fabric.commands.common import heed_signals, open_plan, report_unpinned
-        from fabric.commands.report import Built, complete_logs, report
+        from fabric.commands.shared.plans import open_plan, report_unpinned
+        from fabric.commands.shared.report import Built, complete_logs, report
+        from fabric.commands.shared.signals import interrupt_on_signals
         from fabric.trove.artifacts.health import Health
 
-        heed_signals()
+        interrupt_on_signals()
         with opened_screen(options.json) as screen:
             project, plan = open_plan(
                 settings, options.system, options.chunks, locked=options.locked
@@ -76,7 +97,7 @@ def _build(
     fabric.start()
     from fabric.client.render import duration
     from fabric.client.session import Session
-    from fabric.commands.report import complete_logs, failed
+    from fabric.commands.shared.report import complete_logs, failed
     from fabric.trove.sources.build_refs import new_request
     from fabric.trove.sources.snapshot import user
     from fabric.wire.connection import Connection

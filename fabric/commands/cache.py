@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fabric.building.workspace import Workspace
-from fabric.commands.common import heed_signals, print_json
+from fabric.commands.shared.arguments import add_json
+from fabric.commands.shared.output import print_json
+from fabric.commands.shared.signals import interrupt_on_signals
 from fabric.config import Settings
 from fabric.errors import FabricError
 from fabric.host.cancel import CancelToken
@@ -36,8 +38,15 @@ class Finding(NamedTuple):
     then: str
 
 
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add_json(parser)
+    parser.add_argument(
+        "action", choices=["check"], help="read all of it, and mend what is damaged"
+    )
+
+
 def run(options: argparse.Namespace, settings: Settings) -> int:
-    heed_signals()
+    interrupt_on_signals()
     progress = _Progress(quiet=options.json)
     found: list[Finding] = []
     for finding in _check(settings, progress):

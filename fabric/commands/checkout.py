@@ -14,7 +14,10 @@ import zstandard
 from fabric.building.tree import Unpacker, remove
 from fabric.client.project import Project
 from fabric.client.render import size
-from fabric.commands.common import healing, heed_signals, open_built, print_json
+from fabric.commands.shared.arguments import add_json
+from fabric.commands.shared.output import print_json
+from fabric.commands.shared.plans import healing, open_built
+from fabric.commands.shared.signals import interrupt_on_signals
 from fabric.config import Settings
 from fabric.definitions.graph import Step
 from fabric.errors import FabricError, command, in_line
@@ -24,8 +27,18 @@ from fabric.plan import Plan
 from fabric.trove.artifacts.errors import brief
 
 
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add_json(parser)
+    parser.add_argument("system", metavar="SYSTEM")
+    parser.add_argument("artifact", nargs="?", metavar="ARTIFACT", help="default: the system")
+    parser.add_argument(
+        "--to", required=True, metavar="PATH", help="a new directory, or FILE.tar, FILE.tar.zst"
+    )
+    parser.add_argument("--force", action="store_true", help="replace what is there")
+
+
 def run(options: argparse.Namespace, settings: Settings) -> int:
-    heed_signals()
+    interrupt_on_signals()
     names = [options.artifact] if options.artifact else []
     project, plan = open_built(settings, options.system, names)
     with project.store.reserve(plan.keys.values()), healing(project, plan):

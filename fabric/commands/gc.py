@@ -10,7 +10,9 @@ from pathlib import Path
 from fabric.building.unused import left_behind, remove_unused
 from fabric.building.workspace import Workspace
 from fabric.client.render import size
-from fabric.commands.common import open_graph, plan_of, print_json
+from fabric.commands.shared.arguments import add_json
+from fabric.commands.shared.output import print_json
+from fabric.commands.shared.plans import open_graph, plan_of
 from fabric.config import Settings
 from fabric.controller.spools import LEFTOVER
 from fabric.errors import FabricError, MachineFault
@@ -22,6 +24,19 @@ from fabric.trove.configured import open_sources, open_store
 from fabric.trove.sources.build_refs import Builds
 
 DAY = 86400.0
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add_json(parser)
+    parser.add_argument(
+        "--keep-days", type=float, default=7.0, metavar="N", help="keep what is younger (default 7)"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would go, and remove nothing"
+    )
+    parser.add_argument(
+        "--keep", action="append", default=[], metavar="SYSTEM", help="keep all it needs"
+    )
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import argparse
 
-from fabric.commands.common import open_graph, plan_of, print_json
+from fabric.commands.shared.arguments import add_json, add_locked
+from fabric.commands.shared.output import print_json
+from fabric.commands.shared.plans import open_graph, plan_of
 from fabric.config import Settings
 from fabric.definitions.describe import describe, dot, tree
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add_json(parser)
+    add_locked(parser)
+    parser.add_argument("system", metavar="SYSTEM")
+    parser.add_argument("--dot", action="store_true", help="print it for Graphviz")
+    parser.add_argument(
+        "--offline", action="store_true", help="touch no repository: leave out keys"
+    )
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:

@@ -15,7 +15,10 @@ from fabric.building.image import KERNEL_ARGUMENTS, File, files_below, make_imag
 from fabric.building.image_manifest import read_manifest
 from fabric.client.project import Project
 from fabric.client.render import size
-from fabric.commands.common import healing, heed_signals, open_built, print_json
+from fabric.commands.shared.arguments import add_json, add_locked
+from fabric.commands.shared.output import print_json
+from fabric.commands.shared.plans import healing, open_built
+from fabric.commands.shared.signals import interrupt_on_signals
 from fabric.config import Settings
 from fabric.deployment.settings import size as parse_size
 from fabric.errors import FabricError, command
@@ -24,8 +27,38 @@ from fabric.host.terminal import progress
 from fabric.plan import Plan
 
 
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add_json(parser)
+    add_locked(parser)
+    add = parser.add_argument
+    add("system", metavar="SYSTEM")
+    add("--to", required=True, metavar="FILE", help="*.qcow2, or anything: raw")
+    add("--size", metavar="SIZE", default="2G", help="of the disk (default 2G; sparse)")
+    add("--label", default="system", help="label of the root file system")
+    add("--hostname", help="written to /etc/hostname")
+    add("--files", metavar="DIR", help="put these in: a tree of files as it shall be below /")
+    add(
+        "--manifest",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="put in what this INSTALL_FILES manifest lists",
+    )
+    add("--variables", metavar="FILE", help="JSON, NAME: TEXT: what templates of manifests see")
+    add(
+        "--subsystem",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("SYSTEM", "PATH"),
+        help="put in another built system, as an archive at PATH: *.tar.zst, or anything: tar",
+    )
+    add("--kernel-args", default="", metavar="ARGS", help="appended")
+    add("--force", action="store_true", help="replace what is there")
+
+
 def run(options: argparse.Namespace, settings: Settings) -> int:
-    heed_signals()
+    interrupt_on_signals()
     disk = parse_size(options.size)
     if disk is None:
         raise FabricError(f"{options.size!r} is not a size; write it like 5G or 800M")

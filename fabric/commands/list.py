@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 
 from fabric.client.controller import open_controller
-from fabric.commands import tables
-from fabric.commands.common import facts, print_json
+from fabric.commands.shared import tables
+from fabric.commands.shared.arguments import add_json
+from fabric.commands.shared.output import facts, print_json
 from fabric.config import Settings
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add_json(parser)
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:

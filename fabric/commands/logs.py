@@ -8,7 +8,9 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from fabric.commands.common import find_chunk, print_json
+from fabric.commands.shared.arguments import add_json, add_system
+from fabric.commands.shared.output import print_json
+from fabric.commands.shared.plans import find_chunk
 from fabric.config import Settings
 from fabric.errors import FabricError
 from fabric.host.terminal import clean_pieces, write_bytes
@@ -22,6 +24,14 @@ PIECE = 1024 * 1024
 #: Seconds between two looks whether a log has grown, and whether it still can.
 FOLLOW_EVERY = 0.2
 LOOK_EVERY = 2.0
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add_json(parser)
+    add_system(parser)
+    parser.add_argument("chunk", metavar="CHUNK")
+    parser.add_argument("--follow", action="store_true", help="go on until it ends")
+    parser.add_argument("--request", metavar="ID", help="as built for this one")
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:

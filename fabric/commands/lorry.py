@@ -5,10 +5,18 @@ from __future__ import annotations
 import argparse
 
 from fabric.client.render import table
-from fabric.commands.common import open_project, print_json
+from fabric.commands.shared.arguments import add_json
+from fabric.commands.shared.output import print_json
+from fabric.commands.shared.plans import open_project
 from fabric.config import Settings
 from fabric.errors import Cancelled, FabricError, SourceError
 from fabric.trove.sources.resolve import Sources
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add_json(parser)
+    parser.add_argument("action", choices=["list", "import", "update"])
+    parser.add_argument("names", nargs="*", default=[], metavar="NAME", help="default: all")
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:

@@ -6,13 +6,24 @@ import argparse
 
 from fabric.building.shell import shell
 from fabric.building.workspace import Workspace
-from fabric.commands.common import find_chunk, heed_signals
+from fabric.commands.shared.arguments import add_limits, add_system
+from fabric.commands.shared.plans import find_chunk
+from fabric.commands.shared.signals import interrupt_on_signals
 from fabric.config import Settings
 from fabric.errors import FabricError, command
 
 
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add_limits(parser)
+    add_system(parser)
+    parser.add_argument("chunk", metavar="CHUNK")
+    parser.add_argument(
+        "argv", nargs="*", default=[], metavar="ARG", help="after --: run this instead"
+    )
+
+
 def run(options: argparse.Namespace, settings: Settings) -> int:
-    heed_signals()
+    interrupt_on_signals()
     project, plan, step = find_chunk(settings, options.chunk, options.system)
     if step.kind != "chunk":
         raise FabricError(f"{step.name} is a {step.kind}; only chunks are built in a sandbox")

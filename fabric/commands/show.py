@@ -10,12 +10,23 @@ import msgspec
 
 from fabric.client.failures import Failure, Failures
 from fabric.client.render import duration, size, table
-from fabric.commands.common import open_plan, print_json
+from fabric.commands.shared.arguments import add_json, add_locked
+from fabric.commands.shared.output import print_json
+from fabric.commands.shared.plans import open_plan
 from fabric.config import Settings
 from fabric.definitions.graph import Step
 from fabric.digest import Digest
 from fabric.plan import Plan
 from fabric.trove.artifacts.store import Store
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add_json(parser)
+    add_locked(parser)
+    parser.add_argument("system", metavar="SYSTEM")
+    parser.add_argument(
+        "chunks", nargs="*", default=[], metavar="CHUNK", help="only these, in detail"
+    )
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:

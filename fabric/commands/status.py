@@ -10,8 +10,9 @@ from collections.abc import Callable
 from fabric.client.controller import Controller, open_controller
 from fabric.client.render import Board
 from fabric.client.request import OVER
-from fabric.commands import tables
-from fabric.commands.common import facts, print_json
+from fabric.commands.shared import tables
+from fabric.commands.shared.arguments import add_json
+from fabric.commands.shared.output import facts, print_json
 from fabric.config import Settings
 
 #: Seconds between two looks.
@@ -19,6 +20,12 @@ WATCH_EVERY = 1.0
 
 #: What there is to see for programs, and for people; and whether nothing more will come.
 Picture = tuple[object, list[str], bool]
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add_json(parser)
+    parser.add_argument("request", metavar="ID", nargs="?", help="a build")
+    parser.add_argument("--watch", action="store_true", help="go on showing it")
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:

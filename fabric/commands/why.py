@@ -5,9 +5,15 @@ from __future__ import annotations
 import argparse
 
 from fabric.client.controller import open_controller
-from fabric.commands import tables
-from fabric.commands.common import print_json
+from fabric.commands.shared import tables
+from fabric.commands.shared.arguments import add_json
+from fabric.commands.shared.output import print_json
 from fabric.config import Settings
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add_json(parser)
+    parser.add_argument("what", metavar="STEP|ID")
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:

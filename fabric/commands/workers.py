@@ -5,10 +5,17 @@ from __future__ import annotations
 import argparse
 
 from fabric.client.controller import open_controller
-from fabric.commands import tables
-from fabric.commands.common import facts, print_json
+from fabric.commands.shared import tables
+from fabric.commands.shared.arguments import add_json
+from fabric.commands.shared.output import facts, print_json
 from fabric.config import Settings
 from fabric.errors import FabricError, command
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add_json(parser)
+    parser.add_argument("action", nargs="?", choices=["drain", "resume"])
+    parser.add_argument("name", nargs="?", metavar="NAME")
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:

@@ -12,7 +12,7 @@ import pytest
 from initiator_kit import INITIATOR, Project
 from terminals import Terminal
 
-from fabric.commands import tables
+from fabric.commands.shared import tables
 from fabric.host.terminal import clean_pieces, printable
 from fabric.wire.messages import RequestInfo, WorkerInfo
 

@@ -20,7 +20,6 @@ from waiting import until
 from fabric.bounds import FAILURES
 from fabric.client.failures import Failure, Failures
 from fabric.digest import Digest
-from fabric.initiator import parser
 
 SYSTEM = "../systems/small.morph"
 SHARE = "mkdir -p $DESTDIR/usr/bin; cp hello.txt $DESTDIR/usr/bin/{0}"
@@ -31,35 +30,6 @@ def built(project: Project) -> Project:
     done = project.build()
     assert done.returncode == 0, done.stderr + done.stdout
     return project
-
-
-@pytest.mark.parametrize("line", ["{} build s", "build {} s", "build s {}", "--cache b build s {}"])
-def test_some_options_stand_before_the_command_or_after_it(line: str) -> None:
-    options = parser().parse_args(line.format("--controller h --cache c --debug").split())
-    assert (options.controller, options.cache, options.debug) == ("h", "c", True)
-    options = parser().parse_args(line.format("").split())
-    assert (options.controller, options.artifacts, options.debug) == (None, None, False)
-
-
-@pytest.mark.parametrize(
-    ("line", "name", "value"),
-    [
-        ("build s --json a b", "chunks", ["a", "b"]),
-        ("build --json s", "chunks", []),
-        ("show s --json a", "chunks", ["a"]),
-        ("checkout s --to there a", "artifact", "a"),
-        ("lorry list --json a", "names", ["a"]),
-        ("shell a --system s -- sh --json -c b", "argv", ["sh", "--json", "-c", "b"]),
-    ],
-)
-def test_options_may_stand_among_arguments(line: str, name: str, value: object) -> None:
-    assert getattr(parser().parse_args(line.split()), name) == value
-
-
-def test_what_is_missing_is_named_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        parser().parse_args(["build", "--json"])
-    assert capsys.readouterr().err.endswith("required: SYSTEM\n")
 
 
 def test_graph_offline_needs_no_repository(project: Project) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from fabric.commands import tables
+from fabric.commands.shared import tables
 from fabric.wire.messages import RequestInfo, StepState, Update, WorkerInfo
 
 ID = "01a20e7156840123456789abcdef0123"

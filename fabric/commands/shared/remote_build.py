@@ -12,8 +12,8 @@ from fabric.client.project import Project
 from fabric.client.render import BuildView, Screen, duration, opened_screen
 from fabric.client.request import OVER
 from fabric.client.session import Session
-from fabric.commands.common import open_project, report_unpinned
-from fabric.commands.report import Built, complete_logs, failed, report_far
+from fabric.commands.shared.plans import open_project, report_unpinned
+from fabric.commands.shared.report import Built, complete_logs, failed, report_far
 from fabric.config import Settings
 from fabric.definitions.select import find
 from fabric.errors import SourceError, command

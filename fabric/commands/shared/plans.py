@@ -1,15 +1,10 @@
-"""What the sub-commands share."""
+"""Opens the definitions, graph and plan that a user names."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from fabric.client.project import Project
 from fabric.config import Settings
@@ -31,16 +26,6 @@ from fabric.plan import Plan
 
 #: Sources that are named by a build which says what is not pinned.
 UNPINNED_SHOWN = 3
-
-
-def heed_signals() -> None:
-    """End as by Ctrl-C when told to end otherwise."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
-
-
-def _interrupt(number: int, frame: object) -> None:  # noqa: ARG001
-    raise KeyboardInterrupt
 
 
 def open_project(settings: Settings, near: str | None = None) -> Project:
@@ -170,15 +155,3 @@ def find_chunk(settings: Settings, name: str, system: str | None) -> tuple[Proje
         raise FabricError(told + str(DefinitionsError(unknown)))
     meant = suggest(name, words) or "; name the system with --system"
     raise FabricError(f"{name}: no system {where}{meant}")
-
-
-def facts(value: Any) -> Any:
-    """A message, or several, as JSON has them: with every field, default or not."""
-    if isinstance(value, msgspec.Struct):
-        return {name: facts(getattr(value, name)) for name in value.__struct_fields__}
-    return [facts(one) for one in value] if isinstance(value, tuple | list) else value
-
-
-def print_json(value: Any) -> None:
-    """One JSON document on standard output."""
-    print(json.dumps(value, indent=1))
