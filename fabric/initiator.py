@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import gc
 import importlib
 import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from types import ModuleType
 from typing import NoReturn
 
 from fabric import __version__
 from fabric.commands import COMMANDS
 from fabric.commands.shared.arguments import add_common
+from fabric.commands.shared.system_errors import explained, require_current_folder
 from fabric.config import load_settings, unknown_variables
-from fabric.errors import NO_ROOM, FabricError, MachineFault, called, grouped
+from fabric.errors import DefinitionsError, FabricError, called, grouped
 from fabric.host.terminal import OutputError, install, restore
 
 EPILOG = """exit codes:
@@ -92,42 +91,6 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Module
     return options, module
 
 
-@contextlib.contextmanager
-def _explained(cache: Path) -> Iterator[None]:
-    """Turn what the system says of a place that cannot be the cache into an error for users."""
-    try:
-        yield
-    except OSError as error:
-        unfit = isinstance(error, PermissionError | NotADirectoryError | FileExistsError)
-        unfit = unfit or error.errno in (errno.EROFS, *NO_ROOM)
-        name = Path(error.filename if isinstance(error.filename, str) else "")
-        if unfit and (name.is_relative_to(cache) or cache.is_relative_to(name)):
-            raise FabricError(
-                f"{name}: {error.strerror}; everything local is kept in {cache}, which must be a"
-                " writable folder: --cache or FABRIC_CACHE names another"
-            ) from error
-        odd = error.errno in (errno.EISDIR, errno.ELOOP) or name.is_symlink()
-        if odd and name.is_relative_to(cache):
-            raise FabricError(
-                f"{name}: {error.strerror}: that is not what was made there; remove it, or have"
-                " --cache name another folder"
-            ) from error
-        if error.errno in NO_ROOM:
-            raise MachineFault(
-                f"{error.filename or 'A disk'}: {error.strerror}; make room there (temporary files"
-                " go where TMPDIR says)"
-            ) from error
-        raise
-
-
-def _look_around() -> None:
-    """FabricError if there is no current folder."""
-    try:
-        os.getcwd()  # noqa: PTH109
-    except FileNotFoundError:
-        raise FabricError("the current folder is gone; go to one that exists") from None
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     # To look for garbage after every 700 things made, while definitions become thousands of them
@@ -140,14 +103,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = load_settings(overrides=vars(options))
         for line in unknown_variables():
             _tell(f"fabric-initiator: warning: {line}")
-        _look_around()
-        with _explained(settings.cache_dir):
+        require_current_folder()
+        with explained(settings.cache_dir):
             code: int = module.run(options, settings)
         sys.stdout.flush()
     except FabricError as error:
         if options.debug:
             raise
-        prefix = "" if getattr(error, "problems", None) else "fabric-initiator: "
+        prefix = "" if isinstance(error, DefinitionsError) else "fabric-initiator: "
         _tell(grouped(f"{prefix}{error}"))
         return error.exit_code
     except KeyboardInterrupt:
