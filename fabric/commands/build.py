@@ -51,7 +51,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         return order(options, settings)
     if options.detach:
         raise FabricError(
-            "--detach needs a controller, to go on when we have ended: give --controller HOST"
+            "--detach needs a controller, which goes on with the build: give --controller HOST"
         )
     with EmbeddedFabric(settings) as fabric:
         from fabric.client.render import opened_screen
@@ -141,6 +141,6 @@ def _is_built_here(plan: Plan, settings: Settings, store: Store) -> None:
     named = ", ".join(f'"{one}"' for one in (*here, arch))
     raise FabricError(
         f"{plan.graph.path}: {first} has to be built for {arch}, and this machine builds {mine}."
-        f" Order it from a controller that has a worker for it: --controller HOST."
-        f" If programs for {arch} run here, say so in {config_path()}: architectures = [{named}]"
+        f" Build it on a farm that has a worker for {arch}: --controller HOST."
+        f" If programs for {arch} run here, set in {config_path()}: architectures = [{named}]"
     )

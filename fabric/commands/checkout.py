@@ -133,7 +133,7 @@ def _to_directory(project: Project, blobs: list[Blob], to: Path) -> None:
         if tree.raising:
             print(
                 f"{to}: only root can enter it, because it has setuid programs;"
-                f" `chmod 755 {shlex.quote(str(to))}` lets others in",
+                f" `chmod 755 {shlex.quote(str(to))}` opens it to others",
                 file=sys.stderr,
             )
         for device in sorted(tree.devices):

@@ -133,6 +133,5 @@ def _pinned(settings: Settings) -> set[str]:
             return set(controller.query("pinned").keys)
     except FabricError as error:
         raise MachineFault(
-            f"nothing is removed: what builds on {settings.controller} need cannot be known"
-            f" ({error})"
+            f"nothing is removed, because builds on {settings.controller} may need it: {error}"
         ) from None

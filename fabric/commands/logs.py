@@ -12,7 +12,7 @@ from fabric.commands.shared.arguments import add_json, add_system
 from fabric.commands.shared.output import print_json
 from fabric.commands.shared.plans import find_chunk
 from fabric.config import Settings
-from fabric.errors import FabricError
+from fabric.errors import FabricError, command
 from fabric.host.terminal import clean_pieces, write_bytes
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
                 return 0
     elif options.request or options.follow:
         raise FabricError(
-            "--follow and --request need a controller, and none is set; logs of builds here grow"
-            " in the folder where they were started: tail -f build-step-NAME.log"
+            "--follow and --request need a controller, and none is set; the log of a build here"
+            " grows in the folder where it was started: tail -f build-step-NAME.log"
         )
     _print_near(options, settings)
     return 0
@@ -115,8 +115,9 @@ def _print_near(options: argparse.Namespace, settings: Settings) -> None:
     manifest = project.store.manifest(plan.keys[step.id])
     if manifest is None:
         raise FabricError(
-            f"{step.name}: not built yet with these inputs, so there is no log in the store;"
-            f" a failed build leaves {plan.log_names[plan.keys[step.id]]} where it was started"
+            f"{step.name}: not built yet with these inputs, so the store has no log; run:"
+            f" {command('build', plan.graph.path, step.name)}; a failed build leaves"
+            f" {plan.log_names[plan.keys[step.id]]} in the folder where it was started"
         )
     if manifest.log is None:
         raise FabricError(f"{step.name}: it was stored without a log")

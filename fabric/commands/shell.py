@@ -26,12 +26,15 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     interrupt_on_signals()
     project, plan, step = find_chunk(settings, options.chunk, options.system)
     if step.kind != "chunk":
-        raise FabricError(f"{step.name} is a {step.kind}; only chunks are built in a sandbox")
+        raise FabricError(
+            f"{step.name} is a {step.kind}, and only chunks are built in a sandbox;"
+            f" `{command('graph', plan.graph.path)}` lists them"
+        )
     missing = set(plan.depends(step)) - project.store.has(plan.depends(step))
     if missing:
         raise FabricError(
-            f"{step.name}: {len(missing)} of the chunks it is built with are not built yet; run:"
-            f" {command('build', plan.graph.path, step.name)}"
+            f"{step.name}: chunks that it needs are not built yet ({len(missing)} of"
+            f" {len(plan.depends(step))}); run: {command('build', plan.graph.path, step.name)}"
         )
     with (
         project.store.reserve(plan.depends(step)),

@@ -378,8 +378,8 @@ def test_an_architecture_that_is_not_built_here_is_an_error_at_once(project: Pro
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1] == (
         "fabric-initiator: systems/small.morph: one has to be built for ppc64, and this machine"
-        f" builds {' and '.join(here)}. Order it from a controller that has a worker for it:"
-        " --controller HOST. If programs for ppc64 run here, say so in /dev/null:"
+        f" builds {' and '.join(here)}. Build it on a farm that has a worker for"
+        " ppc64: --controller HOST. If programs for ppc64 run here, set in /dev/null:"
         f" architectures = [{named}]"
     )
     settings = project.root / "settings.toml"

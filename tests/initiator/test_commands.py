@@ -209,7 +209,7 @@ def test_checkout_gives_nobody_the_rights_of_another(project: Project) -> None:
         assert there.stat().st_mode & 0o7777 == 0o700
         assert done.stderr == (
             "there: only root can enter it, because it has setuid programs;"
-            " `chmod 755 there` lets others in\n"
+            " `chmod 755 there` opens it to others\n"
         )
     else:
         assert set(modes.values()) == {0o755}

@@ -133,10 +133,10 @@ def _(world: World) -> str:
     return world.run("show", SYSTEM, shown={"FABRIC_CONFIG": "/nowhere/distbuild.toml"})
 
 
-def with_settings(world: World, text: str) -> str:
+def with_settings(world: World, text: str, command: str = "show") -> str:
     file = world.top / "distbuild.toml"
     file.write_text(text)
-    return world.run("show", SYSTEM, environ={"FABRIC_CONFIG": str(file)})
+    return world.run(command, SYSTEM, environ={"FABRIC_CONFIG": str(file)})
 
 
 @situation("A settings file that is not TOML")
@@ -380,7 +380,7 @@ def _(world: World) -> str:
 def _(world: World) -> str:
     world.project.write(one="true")
     world.edit("systems/small.morph", "x86_64", "armv7l")
-    return world.run("build", SYSTEM)
+    return with_settings(world, 'architectures = ["x86_64"]\n', "build")
 
 
 @situation("A build that is interrupted")

@@ -33,7 +33,7 @@ def test_what_is_not_pinned_is_said_once_and_refused_with_locked(project: Projec
     project.write(one="true", two="true")
     done = project.build()
     assert done.returncode == 0
-    said = f"warning: not pinned by content: file://{project.source} main (--locked refuses this"
+    said = f"warning: not pinned by content: file://{project.source} main; --locked makes this an"
     assert done.stderr.count(said) == 1
     for command in (
         ("build", "../systems/small.morph", "--locked"),

@@ -65,7 +65,7 @@ def report_unpinned(unpinned: list[str]) -> None:
         progress(
             f"warning: not pinned by content: {', '.join(names)}"
             + (f" and {more} more" if more > 0 else "")
-            + " (--locked refuses this, and says why)"
+            + "; --locked makes this an error"
         )
 
 

@@ -83,8 +83,8 @@ def _prepare(
     trove = open_trove(settings)
     if trove is None:
         raise SourceError(
-            "a controller builds what is in its trove, and none is set here: set `trove` to the"
-            " same as on the controller, or FABRIC_TROVE"
+            "no trove is set: a controller builds definitions that are in its trove; set `trove`"
+            " (or FABRIC_TROVE) as on the controller"
         )
     _show(screen, f"asking {settings.controller}")
     waits = Patience(settings.patience, screen)

@@ -20,7 +20,8 @@ def explained(cache: Path) -> Iterator[None]:
         unfit = isinstance(error, PermissionError | NotADirectoryError | FileExistsError)
         unfit = unfit or error.errno in (errno.EROFS, *NO_ROOM)
         name = Path(error.filename if isinstance(error.filename, str) else "")
-        if unfit and (name.is_relative_to(cache) or cache.is_relative_to(name)):
+        unmade = isinstance(error, FileNotFoundError) and cache.is_relative_to(name)
+        if unmade or (unfit and (name.is_relative_to(cache) or cache.is_relative_to(name))):
             raise FabricError(
                 f"{name}: {error.strerror}; everything local is kept in {cache}, which must be a"
                 " writable folder: --cache or FABRIC_CACHE names another"
@@ -28,13 +29,13 @@ def explained(cache: Path) -> Iterator[None]:
         odd = error.errno in (errno.EISDIR, errno.ELOOP) or name.is_symlink()
         if odd and name.is_relative_to(cache):
             raise FabricError(
-                f"{name}: {error.strerror}: that is not what was made there; remove it, or have"
-                " --cache name another folder"
+                f"{name}: {error.strerror}: another program changed the cache; remove that file, or"
+                " name another folder with --cache"
             ) from error
         if error.errno in NO_ROOM:
             raise MachineFault(
-                f"{error.filename or 'A disk'}: {error.strerror}; make room there (temporary files"
-                " go where TMPDIR says)"
+                f"{error.filename or 'A disk'}: {error.strerror}; free some room there (TMPDIR"
+                " names the folder of temporary files)"
             ) from error
         raise
 
