@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_origin
 
@@ -223,9 +224,12 @@ def load(
             values = tomllib.loads(text)
     except FileNotFoundError:
         if must_exist:
-            raise ConfigError(f"{path}: no such file") from None
-    except (ValueError, OSError) as error:  # neither text nor TOML, or not to be read
-        raise ConfigError(f"{path}: {error}") from None
+            raise ConfigError(f"{path}: this settings file does not exist") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from None
+    _check_names(kind, values, path)
     settings = _convert(kind, values, str(path))
     for field in msgspec.structs.fields(kind):
         variable = "FABRIC_" + field.name.upper()
@@ -277,11 +281,7 @@ def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
     lines = []
     for name in sorted(environ):
         if name.startswith("FABRIC_") and name not in known and name != "FABRIC_CONFIG":
-            import difflib
-
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            lines.append(f"the environment's {name} means nothing{hint}")
+            lines.append(f"the variable {name} is not a setting{_suggestion(name, known)}")
     return lines
 
 
@@ -305,13 +305,41 @@ def config_path(environ: Mapping[str, str] = os.environ) -> Path:
     return Path(base).expanduser() / "distbuild" / "distbuild.toml"
 
 
+#: msgspec's name of a type -> its name in messages.
+_IN_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a table",
+}
+
+
 def _convert(kind: type[S], values: dict[str, object], where: str) -> S:
     try:
         return msgspec.convert(values, kind, strict=False)
     except msgspec.ValidationError as error:
         what, _, setting = str(error).partition(" - at `$.")
         setting = setting.rstrip("`")
+        what = what.replace("Expected", "must be").replace(", got", ", not")
+        what = re.sub(r"`(\w+)`", lambda found: _IN_WORDS.get(found[1], found[0]), what)
         raise ConfigError(f"{where}: {setting + ': ' if setting else ''}{what}") from None
+
+
+def _check_names(kind: type[S], values: Mapping[str, object], path: Path) -> None:
+    """ConfigError if a setting does not exist."""
+    known = {field.encode_name for field in msgspec.structs.fields(kind)}
+    for name in values:
+        if name not in known:
+            raise ConfigError(f"{path}: unknown setting {name!r}{_suggestion(name, known)}")
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 #: What `platform.machine()` says -> architectures of definitions that this machine can build.

@@ -36,6 +36,7 @@ VARYING = (
     (r"\b[0-9a-f]{12,16}\b", "ID"),
     (r"(work/tmp)/[\w-]+/\d+", r"\1/SCRATCH"),
     (r"kept on \S+, in", "kept on MACHINE, in"),
+    (r"\S+ waits: there is no worker\n", ""),
     (r"\S+: (fetching|counting objects|receiving objects|resolving deltas)\n", ""),
     (r"Failed to connect to [^;]+|Could not resolve hostname [^;]+", "REASON"),
 )
