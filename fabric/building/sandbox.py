@@ -236,7 +236,7 @@ def run(
         raise _cannot_start(log.read(before, 4096).decode("utf-8", "replace"))
     look()
     if crowded:
-        raise MachineFault(f"The disk of {disk} was full meanwhile")
+        raise MachineFault(f"The disk of {disk} was full; free some room there")
     if process.returncode and (short := oom_kills() - ended_before) > 0:
         raise MachineFault(
             f"This machine ran out of memory, and its kernel ended {short} process"

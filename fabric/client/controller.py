@@ -109,7 +109,7 @@ class Controller:
         if len(found) == 1:
             return found[0]
         if not found:
-            raise FabricError(f"{named}: no such build; `{command('list')}` has them all")
+            raise FabricError(f"{named}: no such build; `{command('list')}` lists them")
         ids = ", ".join(f"{one.request[:SHOWN]} ({one.title})" for one in found[:5])
         raise FabricError(f"{named}: several builds begin so: {ids}")
 
@@ -118,7 +118,8 @@ class Controller:
             if isinstance(message, Answer) and message.id == asked.id:
                 self.warning = message.warning
                 if message.error:
-                    raise FabricError("\n".join(filter(None, (message.error, message.warning))))
+                    told = "\n".join(filter(None, (message.error, message.warning)))
+                    raise FabricError(as_typed(told))
                 return message
         raise AssertionError
 

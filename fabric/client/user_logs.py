@@ -258,4 +258,7 @@ def _write(fd: int, offset: int, data: bytes | memoryview) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> FabricError:
-    return FabricError(f"{path}: cannot write the log there: {error.strerror}")
+    return FabricError(
+        f"{path}: cannot write the log there: {error.strerror};"
+        " the logs of a build are written to the current folder"
+    )

@@ -60,4 +60,4 @@ def find(graph: Graph, name: str) -> tuple[str, ...]:
         return tuple(found)
     words = {word for step in graph.steps for word in (step.name, *step.artifacts)}
     hint = suggest(name, words) or f"; `{command('graph', graph.path)}` lists all"
-    raise FabricError(f"{name!r}: {graph.system} has no chunk, stratum or artifact so called{hint}")
+    raise FabricError(f"{graph.system} has no chunk, stratum or artifact {name!r}{hint}")

@@ -42,7 +42,9 @@ def _drain(state: FarmState, command: Command) -> Answer:
     name, on = command.about, command.what == "drain"
     worker = state.workers.get(name)
     if worker is None and name not in state.drained:
-        return Answer(command.id, error=f"no worker is named {name}")
+        return Answer(
+            command.id, error=f"{name}: no such worker; `fabric-initiator workers` lists them"
+        )
     if on != (name in state.drained):
         if on:
             state.drained[name] = None

@@ -35,7 +35,10 @@ def answer(state: FarmState, query: Query, now: float) -> Answer:
             return Answer(query.id, workers=tuple(_worker(state, each, now) for each in workers))
         case "why":
             lines = tuple(islice(_why(state, query.about, now), MANY_LINES))
-            error = "" if lines else f"no request or step is called {query.about} here"
+            unknown = (
+                f"{query.about!r}: no such build or step; `fabric-initiator list` lists builds,"
+            )
+            error = "" if lines else f"{unknown} and `fabric-initiator status ID` the steps of one"
             return Answer(query.id, error, lines=lines)
         case "pinned":
             live = (request for request in state.requests.values() if not request.over)

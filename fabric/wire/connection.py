@@ -173,7 +173,7 @@ class Connection:
     def _not_admitted(self) -> str:
         return (
             f"{self._addresses.jobs} does not admit the key of {self._name}:"
-            f" `fabric-keys admit {self._name}.key` there lets it in"
+            f" `fabric-keys admit {self._name}.key` there authorizes it"
         )
 
 

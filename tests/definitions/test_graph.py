@@ -227,13 +227,13 @@ def test_find() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("zlip", "'zlip': s has no chunk, stratum or artifact so called; did you mean 'zlib'?"),
+        ("zlip", "s has no chunk, stratum or artifact 'zlip'; did you mean 'zlib'?"),
         (
             "qqq",
-            "'qqq': s has no chunk, stratum or artifact so called;"
+            "s has no chunk, stratum or artifact 'qqq';"
             " `fabric-initiator graph systems/s.morph` lists all",
         ),
-        ("", "'': s has no chunk, stratum or artifact so called"),
+        ("", "s has no chunk, stratum or artifact ''"),
     ],
 )
 def test_find_nothing(name: str, message: str) -> None:

@@ -36,6 +36,7 @@ VARYING = (
     (r"\b[0-9a-f]{12,16}\b", "ID"),
     (r"(work/tmp)/[\w-]+/\d+", r"\1/SCRATCH"),
     (r"kept on \S+, in", "kept on MACHINE, in"),
+    (r"(  \| \n){2,}", "  | ...\n"),
     (r"\S+ waits: there is no worker\n", ""),
     (r"\S+: (fetching|counting objects|receiving objects|resolving deltas)\n", ""),
     (r"Failed to connect to [^;]+|Could not resolve hostname [^;]+", "REASON"),
@@ -334,7 +335,7 @@ def _(world: World) -> str:
 
 @situation("A step that prints too much")
 def _(world: World) -> str:
-    world.project.write(one="yes 0123456789")
+    world.project.write(one="yes ''")
     return world.run("build", SYSTEM, *ONE, shown={"FABRIC_LOG_LIMIT": "100000"})
 
 

@@ -185,7 +185,8 @@ def test_a_folder_that_cannot_be_written(project: Project) -> None:
     done = project.run("build", SYSTEM, within=read_only)
     assert done.returncode == 1
     assert done.stderr.endswith(
-        f"fabric-initiator: {project.logs}: cannot write the log there: Read-only file system\n"
+        f"fabric-initiator: {project.logs}: cannot write the log there: Read-only file system;"
+        " the logs of a build are written to the current folder\n"
     )
     assert "interrupted" not in done.stdout
     assert project.build().returncode == 0

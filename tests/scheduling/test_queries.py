@@ -112,7 +112,10 @@ def test_why_explains_a_request_that_is_over() -> None:
 
 def test_why_reports_an_unknown_name() -> None:
     stage = Stage()
-    assert stage.query("why", "nothing").error == "no request or step is called nothing here"
+    assert stage.query("why", "nothing").error == (
+        "'nothing': no such build or step; `fabric-initiator list` lists builds,"
+        " and `fabric-initiator status ID` the steps of one"
+    )
     assert stage.query("why", "").error
 
 

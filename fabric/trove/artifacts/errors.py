@@ -44,16 +44,22 @@ _MEANINGS = (
     ("PROPFIND", "only a WebDAV server that answers PROPFIND can be listed and cleaned from here"),
 )
 
+#: The text of obstore around the cause: the operation, which its caller names better, and the
+#: page that a server sends with its refusal.
+_AROUND = re.compile(
+    r"^.*Error performing \S+ \S+ - (HTTP error: )?(Server returned non-2xx status code: )?|<.*"
+)
+
 
 def brief(error: Exception) -> str:
-    """An exception's message, without obstore's debug output."""
+    """An exception's message, without obstore's debug output and HTML pages."""
     if isinstance(error, OSError) and error.strerror:
         where = f" ({error.filename})" if error.filename else ""
         return f"{error.strerror}{where}"
     first, _, details = str(error).partition("\n")
     first = re.sub(r" in [\d.]+[mµn]?s\b|, after \d+ retries.*retry_timeout: \S+", "", first)
     cause = re.search(r'message: "([^"]+)"|(InvalidCertificate)', details)
-    first = " ".join(first.split()).removesuffix("<html>").rstrip(": ")
+    first = _AROUND.sub("", " ".join(first.split())).rstrip(": ")
     return (f"{first}: {cause[1] or cause[2]}" if cause else first) or type(error).__name__
 
 

@@ -173,12 +173,13 @@ class Downloads:
             except (OSError, http.client.HTTPException, ValueError) as error:
                 if isinstance(error, OSError) and error.errno in NO_ROOM:
                     raise _no_room(url, self.directory) from None
-                reason = str(getattr(error, "reason", error)) or type(error).__name__
+                cause = getattr(error, "reason", error)
+                reason = getattr(cause, "strerror", None) or str(cause) or type(error).__name__
                 hopeless = isinstance(error, ValueError) or getattr(error, "filename", None)
                 if attempt == _TRIES or hopeless or url.startswith("file:"):
+                    again = "; the partial file is kept; try again" * (attempt == _TRIES)
                     raise SourceError(
-                        f"{shown(url)}: cannot be downloaded: {reason};"
-                        " the partial file is kept; try again"
+                        f"{shown(url)}: cannot be downloaded: {reason}{again}"
                     ) from None
             else:
                 return continued
@@ -319,4 +320,4 @@ def shown(url: str) -> str:
 
 def _of(have: int, total: int) -> str:
     size = f" of {total / 1e6:.1f} MB" if total else ""
-    return f" {have / 1e6:.1f}{size}" if have else size
+    return f" {have / 1e6:.1f}{size}" if have or total else ""

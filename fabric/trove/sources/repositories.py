@@ -346,7 +346,10 @@ class Repositories:
     def _explain(self, repo: str, ref: str, location: Location, lorry: Lorry | None) -> SourceError:
         """The error for a ref that cannot be found, with advice."""
         if location.url is not None:
-            return SourceError(f"{repo}: {location.url} has no ref {ref}")
+            which = "it" if repo == location.url else location.url
+            what = "commit" if SHA.fullmatch(ref) else "ref"
+            hint = "" if what == "commit" else f"; `git ls-remote {location.url}` lists its refs"
+            return SourceError(f"{repo}: {which} has no {what} {ref}{hint}")
         if self._trove is not None:
             return absent(self._trove.url, repo, ref, location, lorry, imports=self._imports)
         if lorry is not None and lorry.type != "git":

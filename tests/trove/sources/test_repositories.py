@@ -279,9 +279,10 @@ def test_a_ref_that_is_not_there_is_told_with_its_chunk(tmp_path: Path) -> None:
         spec("one", url, gone, "  unpetrify-ref: master\n") + spec("two", url, "v9"),
     )
     assert problem(project).splitlines() == [
-        f"strata/things.morph:6: chunk one: {url}: {url} has no ref {gone}; its unpetrify-ref is"
+        f"strata/things.morph:6: chunk one: {url}: it has no commit {gone}; its unpetrify-ref is"
         " master",
-        f"strata/things.morph:12: chunk two: {url}: {url} has no ref v9",
+        f"strata/things.morph:12: chunk two: {url}: it has no ref v9; `git ls-remote {url}` lists"
+        " its refs",
     ]
 
 
