@@ -10,7 +10,7 @@ import os
 import signal
 from typing import NoReturn
 
-if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is to be ignored
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it stays ignored
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))  # noqa: ARG005
 
 

@@ -1,7 +1,7 @@
 """Defines the errors that users can meet.
 
-A program prints only the text of an error (``--debug`` adds the traceback), so the text says what
-is wrong, where, and what to do.  The class of an error determines the exit code.
+A program prints only the text of an error; ``--debug`` adds the traceback.  The text names the
+failure, its place, its cause and the remedy.  The class of an error determines the exit code.
 """
 
 from __future__ import annotations
@@ -14,39 +14,39 @@ import msgspec
 
 from fabric import bounds
 
-_called = "fabric-initiator"
+_program = "fabric-initiator"
 
 
-def called(name: str) -> None:
-    """The initiator was called so: what users are told to type begins with that."""
-    global _called
-    _called = name
+def set_program(name: str) -> None:
+    """Set the name of the initiator in the commands that messages suggest."""
+    global _program
+    _program = name
 
 
 def command(*words: str) -> str:
-    """What a user types to have the initiator do that: "fabric-initiator logs zlib"."""
-    return shlex.join([_called, *words])
+    """A command line that a message suggests: "fabric-initiator logs zlib"."""
+    return shlex.join([_program, *words])
 
 
-def as_typed(told: str) -> str:
-    """What a controller says, with the commands in it as a user types them here."""
-    return told.replace("`fabric-initiator ", f"`{command()} ")
+def with_own_commands(message: str) -> str:
+    """A controller's message, with the commands it suggests as this user types them."""
+    return message.replace("`fabric-initiator ", f"`{command()} ")
 
 
-#: What the system says when there is no room on a disk.
+#: Errors of the system when a disk or a quota is full.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-#: What the system says when it will do it in a while.
+#: Errors of the system that pass with time.
 PASSING = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
 
 
-#: Lines of one shape that `grouped` shows, and names of others that it gives.
+#: Lines of one shape that `grouped` shows, and names of others that it lists.
 _EXAMPLES = 2
 _OTHERS = 20
 
 
 def grouped(text: str, most: int = bounds.ERROR_LINES) -> str:
-    """``text`` in at most ``most`` lines: of many that say the same of different things, two are
-    shown, and the others named by their first word.
+    """``text`` in at most ``most`` lines: of many that differ only in names, two are shown, and the
+    first words of the others are listed.
     """
     lines = [line for line in text.split("\n") if line.strip()]
     if len(lines) <= most:
@@ -54,16 +54,18 @@ def grouped(text: str, most: int = bounds.ERROR_LINES) -> str:
     alike: dict[str, list[str]] = {}
     for line in lines:
         alike.setdefault(_shape(line), []).append(line)
-    told: list[str] = []
+    shown: list[str] = []
     for group in alike.values():
-        told += group[:_EXAMPLES]
+        shown += group[:_EXAMPLES]
         firsts = [line.split(maxsplit=1)[0].rstrip(":") for line in group[_EXAMPLES:]]
         if others := list(dict.fromkeys(firsts)):
             more = f", and {len(others) - _OTHERS} more" if len(others) > _OTHERS else ""
-            told.append(f"  and {len(firsts)} more like these: {', '.join(others[:_OTHERS])}{more}")
-    if len(told) >= most:
-        told[most - 1 :] = [f"and {len(told) - most + 1} lines more"]
-    return "\n".join([*told, f"{len(lines)} problems in all; --debug shows each"])
+            shown.append(
+                f"  and {len(firsts)} more like these: {', '.join(others[:_OTHERS])}{more}"
+            )
+    if len(shown) >= most:
+        shown[most - 1 :] = [f"and {len(shown) - most + 1} lines more"]
+    return "\n".join([*shown, f"{len(lines)} problems in all; --debug shows each"])
 
 
 def _shape(line: str) -> str:
@@ -72,17 +74,17 @@ def _shape(line: str) -> str:
 
 
 def in_line(path: object) -> str:
-    """The name of a file in a message: one line, so that no name looks like more messages."""
+    """The name of a file for a message, in one line: no name can look like another message."""
     text = path.decode("utf-8", "surrogateescape") if isinstance(path, bytes) else str(path)
     return text.replace("\r", "\\r").replace("\n", "\\n")
 
 
-#: Ends of lines, but for one before an indented line, which is of the same message.
+#: Ends of lines, except before an indented line, which continues the message.
 _OUT_OF_LINE = re.compile(r"\r|\n(?!  )")
 
 
 def without_secrets(text: str) -> str:
-    """``text`` with passwords in its URLs, and tokens in those of http, as ``***``."""
+    """``text`` with ``***`` for passwords in its URLs, and for tokens in those of http."""
     if "@" not in text or "://" not in text:
         return text
     text = re.sub(r"(https?://)[^/@\s'\"]+@", r"\1***@", text)
@@ -90,7 +92,7 @@ def without_secrets(text: str) -> str:
 
 
 class FabricError(Exception):
-    """Something the user can understand and act upon.  No secret of a URL is in its text."""
+    """An error that users can understand and act on.  Its text holds no secret of a URL."""
 
     exit_code = 1
 
@@ -99,7 +101,7 @@ class FabricError(Exception):
 
 
 class Problem(msgspec.Struct, frozen=True, order=True):
-    """One mistake in the definitions, at ``file`` (path from the definitions' root) and line."""
+    """One mistake in the definitions, at ``file`` (a path from their root) and ``line``."""
 
     file: str
     line: int
@@ -111,7 +113,7 @@ class Problem(msgspec.Struct, frozen=True, order=True):
 
 
 class DefinitionsError(FabricError):
-    """The definitions are wrong; ``problems`` holds all that one run could find."""
+    """The definitions have mistakes; ``problems`` holds all that one run finds."""
 
     def __init__(self, problems: list[Problem]) -> None:
         self.problems = sorted(set(problems))
@@ -119,9 +121,9 @@ class DefinitionsError(FabricError):
 
 
 class SourceError(FabricError):
-    """A repository, ref or lorry cannot be had as it was named.
+    """A repository, ref or lorry is not available.
 
-    ``alike``: what can be said once of all sources that fail so; "" if this one is like no other.
+    ``alike``: one text for all sources that fail for the same reason; "" if there is none.
     """
 
     def __init__(self, message: str, *, alike: str = "") -> None:
@@ -130,7 +132,7 @@ class SourceError(FabricError):
 
 
 class SourcesError(SourceError):
-    """Some sources cannot be had; ``failures`` holds (repo, ref) and why, for each."""
+    """Some sources are not available; ``failures`` holds (repo, ref) and the error of each."""
 
     def __init__(self, failures: list[tuple[tuple[str, str], SourceError]]) -> None:
         self.failures = failures
@@ -139,14 +141,14 @@ class SourcesError(SourceError):
 
 
 class StoreError(FabricError):
-    """The artifact store cannot be reached, is full, or holds something damaged."""
+    """The artifact store is out of reach, full or damaged."""
 
 
 class DamagedError(StoreError):
-    """The store lost something, or holds something else than it should.
+    """The store has lost data, or holds data with another digest.
 
-    ``keys`` are the built steps that it belongs to, as far as known: whoever looks after the
-    store inspects them, and forgets what is damaged, so that it is built again.
+    ``keys``: cache keys of the steps that the data belongs to, as far as known.  Steps that an
+    inspection finds damaged are removed from the store, so that they are built again.
     """
 
     def __init__(self, message: str, keys: tuple[str, ...] = ()) -> None:
@@ -155,7 +157,7 @@ class DamagedError(StoreError):
 
 
 class BuildFailed(FabricError):
-    """A build command failed: the fault of the chunk, so trying elsewhere would not help."""
+    """A build command failed.  The chunk is at fault, so another machine does not help."""
 
     exit_code = 3
 
@@ -166,16 +168,16 @@ class BuildFailed(FabricError):
 
 
 class MachineFault(FabricError):
-    """This machine could not do the job (disk full, no sandbox, fetch failed): try another."""
+    """This machine cannot do the job (full disk, no sandbox, failed fetch); another may."""
 
     exit_code = 4
 
     def __init__(self, message: str, damaged: tuple[str, ...] = ()) -> None:
         super().__init__(message)
-        self.damaged = damaged  # cache keys of what the store has lost or spoilt
+        self.damaged = damaged  # cache keys of steps that the store has lost or damaged
 
 
 class Cancelled(FabricError):
-    """Nobody wants this job any more."""
+    """No request wants this job any more."""
 
     exit_code = 130

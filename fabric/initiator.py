@@ -1,7 +1,7 @@
-"""The initiator: what a developer types.  ``fabric-initiator build SYSTEM`` and its sisters.
+"""The program ``fabric-initiator``: parses the command line, runs one command, prints its error.
 
-Exit codes: 0 done; 1 the input or the surroundings are wrong; 2 wrong usage of the command
-line; 3 something failed to build; 4 a machine or the fabric failed; 130 interrupted.
+Exit codes: 0 done; 1 wrong input, setting or environment; 2 wrong usage of the command line; 3 a
+step failed to build; 4 a machine or the fabric failed; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fabric.commands import COMMANDS
 from fabric.commands.shared.arguments import add_common
 from fabric.commands.shared.system_errors import explained, require_current_folder
 from fabric.config import load_settings, unknown_variables
-from fabric.errors import DefinitionsError, FabricError, called, grouped
+from fabric.errors import DefinitionsError, FabricError, grouped, set_program
 from fabric.host.terminal import OutputError, install, restore
 
 EPILOG = """exit codes:
@@ -93,16 +93,16 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Module
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    # To look for garbage after every 700 things made, while definitions become thousands of them
-    # that stay, took a fourteenth of the CPU of an initiator that followed 200 steps.
+    # Definitions become thousands of objects that stay.  A collection after every 700 of them took
+    # a fourteenth of the CPU of an initiator that followed 200 steps.
     gc.set_threshold(20_000)
     options, module = parse(argv)
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # else it is to be ignored
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # else it stays ignored
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         settings = load_settings(overrides=vars(options))
         for line in unknown_variables():
-            _tell(f"fabric-initiator: warning: {line}")
+            _print_error(f"fabric-initiator: warning: {line}")
         require_current_folder()
         with explained(settings.cache_dir):
             code: int = module.run(options, settings)
@@ -111,23 +111,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.debug:
             raise
         prefix = "" if isinstance(error, DefinitionsError) else "fabric-initiator: "
-        _tell(grouped(f"{prefix}{error}"))
+        _print_error(grouped(f"{prefix}{error}"))
         return error.exit_code
     except KeyboardInterrupt:
-        _tell("fabric-initiator: interrupted")
+        _print_error("fabric-initiator: interrupted")
         with contextlib.suppress(OSError, OutputError):
             sys.stdout.flush()
-        # threads may be waiting for a server that says nothing, and an exit would wait for them
+        # an exit would wait for threads, which may wait for a silent server
         os._exit(130)
-    except BrokenPipeError:  # the reader of our output has seen enough
+    except BrokenPipeError:  # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    except Exception as error:  # the last line of defence: no traceback for users
+    except Exception as error:  # a fault of the program: users get no traceback
         if options.debug:
             raise
-        _tell(
+        _print_error(
             f"fabric-initiator: unexpected {type(error).__name__}: {error}\n"
-            "This is a fault of distbuild; run again with --debug to see where."
+            "This is a fault of distbuild; --debug shows where."
         )
         return 4
     finally:
@@ -135,15 +135,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _tell(text: str) -> None:
-    """Last words.  Nobody can be told that they cannot be written."""
+def _print_error(text: str) -> None:
+    """Print to standard error.  A failure to do so cannot be reported."""
     restore()
     with contextlib.suppress(OSError, OutputError):
         print(text, file=sys.stderr, flush=True)
 
 
 def _as_typed(path: str) -> str:
-    """What a user types to run the program at ``path``: its name only if a shell finds it so."""
+    """The command that runs the program at ``path``: its name, if a shell finds it by that."""
     name = os.path.basename(path)  # noqa: PTH119
     if name != "fabric-initiator" or "/" not in path:
         return "fabric-initiator"
@@ -151,11 +151,11 @@ def _as_typed(path: str) -> str:
     return name if found and os.path.samefile(found, path) else path  # noqa: PTH121
 
 
-def _speak_utf8() -> None:
-    """Begin anew with paths, arguments and files as UTF-8, whatever the locale says of them.
+def _require_utf8() -> None:
+    """Restart Python in UTF-8 mode if the locale has another encoding.
 
-    Others encode what is passed on, definitions and messages, as UTF-8, too.  Only the terminal has
-    what the locale says.
+    Definitions and messages are UTF-8, and so are the paths in them.  Only the terminal keeps the
+    encoding of the locale.
     """
     if sys.getfilesystemencoding() != "utf-8":
         if sys.stdout is not None:
@@ -164,22 +164,19 @@ def _speak_utf8() -> None:
 
 
 def program() -> NoReturn:
-    """The program: `main`, and then an end that does not first take apart what goes away anyway.
-
-    A fully cached build would spend a tenth of its time on that.
-    """
-    _speak_utf8()
+    """Run `main` and exit without Python's cleanup, a tenth of the time of a cached build."""
+    _require_utf8()
     install()
-    called(_as_typed(sys.argv[0]))
+    set_program(_as_typed(sys.argv[0]))
     try:
         code = main()
-    except SystemExit as end:  # of the parser of arguments
+    except SystemExit as end:  # from argparse
         code = end.code if isinstance(end.code, int) else 2
     try:
         sys.stdout.flush()
     except OutputError as error:
-        if not code:  # otherwise an error is printed already
-            _tell(f"fabric-initiator: {error}")
+        if not code:  # else an error is printed already
+            _print_error(f"fabric-initiator: {error}")
             code = error.exit_code
     except BrokenPipeError:
         code = code or 128 + signal.SIGPIPE

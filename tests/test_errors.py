@@ -10,11 +10,11 @@ from fabric.errors import (
     Problem,
     SourceError,
     SourcesError,
-    as_typed,
-    called,
     command,
     grouped,
     in_line,
+    set_program,
+    with_own_commands,
     without_secrets,
 )
 
@@ -23,16 +23,16 @@ def lacks(number: int) -> str:
     return f"upstream:lib{number}: no such repository: add sources/lib{number}.lorry"
 
 
-def test_what_a_controller_tells_to_type_begins_as_the_user_typed_it() -> None:
+def test_commands_in_a_controllers_message_begin_as_the_user_types_them() -> None:
     told = "500 builds that are not over; `fabric-initiator list` shows them"
-    assert as_typed(told) == told
+    assert with_own_commands(told) == told
     before = command()
-    called(".venv/bin/fabric-initiator")
+    set_program(".venv/bin/fabric-initiator")
     try:
         there = "500 builds that are not over; `.venv/bin/fabric-initiator list` shows them"
-        assert as_typed(told) == as_typed(there) == there
+        assert with_own_commands(told) == with_own_commands(there) == there
     finally:
-        called(before)
+        set_program(before)
 
 
 @pytest.mark.bound("ERROR_LINES")

@@ -10,7 +10,7 @@ from typing import Literal
 
 from fabric import bounds
 from fabric.config import Settings
-from fabric.errors import FabricError, MachineFault, as_typed, command
+from fabric.errors import FabricError, MachineFault, command, with_own_commands
 from fabric.wire.connection import Connection, dial
 from fabric.wire.messages import (
     PROTOCOL,
@@ -118,8 +118,8 @@ class Controller:
             if isinstance(message, Answer) and message.id == asked.id:
                 self.warning = message.warning
                 if message.error:
-                    told = "\n".join(filter(None, (message.error, message.warning)))
-                    raise FabricError(as_typed(told))
+                    error = "\n".join(filter(None, (message.error, message.warning)))
+                    raise FabricError(with_own_commands(error))
                 return message
         raise AssertionError
 
@@ -142,7 +142,7 @@ class Controller:
                     continue
                 if isinstance(message, Rejected) and about and message.about == about:
                     kind = MachineFault if message.code == "not-now" else FabricError
-                    raise kind(as_typed(message.reason))
+                    raise kind(with_own_commands(message.reason))
                 yield message
             changed, trouble = self.line.tend(time.monotonic()), self.line.trouble
             waited = time.monotonic() - began

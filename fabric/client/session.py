@@ -19,7 +19,7 @@ from fabric.client import request as protocol
 from fabric.client.render import BuildView, RunningView, Screen, duration
 from fabric.client.request import ENDED, RequestMirror
 from fabric.client.user_logs import UserLog, UserLogs
-from fabric.errors import BuildFailed, Cancelled, FabricError, MachineFault, as_typed
+from fabric.errors import BuildFailed, Cancelled, FabricError, MachineFault, with_own_commands
 from fabric.host.process import more_descriptors
 from fabric.host.terminal import OutputError
 from fabric.wire.connection import Connection
@@ -148,7 +148,7 @@ class Session:
                 case Rejected():
                     self._do(self.mirror.refused(message, now))
                     if message.code == "not-now" and message.about == self.mirror.request:
-                        self._wait(as_typed(message.reason))
+                        self._wait(with_own_commands(message.reason))
                 case Answer():  # once more, to a question that was asked before this
                     pass
         for piece in self._line.pieces(MESSAGES_AT_ONCE):
@@ -273,9 +273,9 @@ class Session:
 
     def _end(self, over: protocol.Over) -> None:
         if over.refused:
-            raise MachineFault(f"the broker refuses this build: {as_typed(over.message)}")
+            raise MachineFault(f"the broker refuses this build: {with_own_commands(over.message)}")
         if over.state == "failed" and not self.mirror.steps:
-            raise NotResolved(as_typed(over.message))
+            raise NotResolved(with_own_commands(over.message))
 
     def _open_log(self, key: str) -> None:
         step = self.mirror.steps[key]

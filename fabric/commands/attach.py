@@ -1,4 +1,4 @@
-"""``attach``: follow a build that goes on anyway, with its logs in the current directory."""
+"""``attach``: follows a build on the controller, with its logs in the current folder."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from fabric.trove.configured import open_store
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
-    parser.add_argument("request", metavar="ID", help="as `list` shows it, or its beginning")
+    parser.add_argument("request", metavar="ID", help="ID of a build, or its beginning")
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
     interrupt_on_signals()
     with opened_screen(options.json) as screen, open_line(settings) as line:
         waits = Patience(settings.patience, screen)
-        known = Controller(line, settings.patience, waits.tell).request(options.request)
+        known = Controller(line, settings.patience, waits.report).request(options.request)
         session = Session(known.request, line, screen, since=known.since)
         session.follow(
-            f"the build goes on; `{command('attach', known.request[:SHOWN])}` comes back"
+            f"the build goes on; `{command('attach', known.request[:SHOWN])}` follows it again"
             if known.detached
-            else "left the build to the one who ordered it"
+            else "the build goes on as long as its requester follows it"
         )
         store = open_store(settings)
         finish(session, settings, store, screen)

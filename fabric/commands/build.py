@@ -1,7 +1,7 @@
-"""``build``: the reason for all this.
+"""``build``: builds a system, or parts of it, on this machine or on a farm.
 
-What it needs is loaded when the zygote (see `fabric.client.embedded`) has been forked off, which
-loads programs meanwhile.
+Most modules are imported after the zygote (see `fabric.client.embedded`) is forked: it loads the
+programs of the fabric in the meantime.
 """
 
 from __future__ import annotations
@@ -27,28 +27,37 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
     add_limits(parser)
     add_locked(parser)
-    parser.add_argument("system", metavar="SYSTEM", help="a system morph")
+    parser.add_argument("system", metavar="SYSTEM", help="system morph")
     parser.add_argument(
-        "chunks", nargs="*", default=[], metavar="CHUNK", help="build only these and their needs"
+        "chunks",
+        nargs="*",
+        default=[],
+        metavar="CHUNK",
+        help="build only these, and what they need",
     )
     parser.add_argument(
-        "--keep-going", action="store_true", help="after a failure, build all that still can be"
+        "--keep-going",
+        action="store_true",
+        help="after a failure, build the steps that do not need it",
     )
     parser.add_argument(
-        "--detach", action="store_true", help="order it and end: the controller goes on with it"
+        "--detach", action="store_true", help="submit the build to the controller and exit"
     )
     parser.add_argument(
-        "--priority", type=int, metavar="N", help="-10 to 10: each 1 more doubles its share"
+        "--priority",
+        type=int,
+        metavar="N",
+        help="-10 to 10; 1 more doubles the share of the build",
     )
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
     if settings.controller:
-        from fabric.commands.shared.remote_build import order
+        from fabric.commands.shared.remote_build import build_remotely
         from fabric.commands.shared.signals import interrupt_on_signals
 
         interrupt_on_signals()
-        return order(options, settings)
+        return build_remotely(options, settings)
     if options.detach:
         raise FabricError(
             "--detach needs a controller, which goes on with the build: give --controller HOST"
@@ -91,8 +100,8 @@ def _build(
     fabric: EmbeddedFabric,
     store: Store,
 ) -> str:
-    """Builds it here, and says how that went."""
-    _is_built_here(plan, settings, store)
+    """Build the plan on this machine; returns a summary."""
+    _require_architecture(plan, settings, store)
     began = time.monotonic()
     fabric.start()
     from fabric.client.render import duration
@@ -121,7 +130,7 @@ def _build(
         contextlib.closing(Connection(in_directory(fabric.directory), "follow")) as line,
     ):
         session = Session(submit, line, screen, fabric.check)
-        session.follow("{}; what was built is kept, the same command goes on there")
+        session.follow("{}; built steps are kept, and the same command goes on with the rest")
     fabric.stop()
     complete_logs(screen, store)
     failed(session, settings, hint)
@@ -129,8 +138,8 @@ def _build(
     return f"{session.counts()} in {duration(time.monotonic() - began)}"
 
 
-def _is_built_here(plan: Plan, settings: Settings, store: Store) -> None:
-    """FabricError if this machine does not build what the system is for."""
+def _require_architecture(plan: Plan, settings: Settings, store: Store) -> None:
+    """FabricError if this machine does not build for the system's architecture."""
     here = built_architectures(settings)
     arch = plan.graph.arch
     if arch in here:

@@ -1,4 +1,4 @@
-"""``cache check``: read everything that is kept on this machine, and mend what is damaged."""
+"""``cache check``: reads every file of the cache, and repairs or removes damaged ones."""
 
 from __future__ import annotations
 
@@ -21,16 +21,15 @@ from fabric.trove.artifacts.health import Health
 from fabric.trove.configured import open_sources, open_store
 from fabric.trove.sources.housekeeping import check as check_repositories
 
-#: Exit code when something was damaged: a machine failed, be it mended or not.
+#: Exit code when something was damaged, repaired or not: a machine failed.
 DAMAGED = 4
-#: What becomes of what can be had again.
 _AGAIN = "it is made again when it is needed"
 #: Seconds between two lines of progress.
 PROGRESS_EVERY = 2.0
 
 
 class Finding(NamedTuple):
-    """Something that was damaged: of which kind, which one, how, and what becomes of it."""
+    """Something damaged: its kind and name, the damage, and the consequence."""
 
     kind: str
     name: str
@@ -41,7 +40,7 @@ class Finding(NamedTuple):
 def arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
     parser.add_argument(
-        "action", choices=["check"], help="read all of it, and mend what is damaged"
+        "action", choices=["check"], help="read every file; repair or remove damaged ones"
     )
 
 
@@ -51,7 +50,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     found: list[Finding] = []
     for finding in _check(settings, progress):
         found.append(finding)
-        progress.say(f"{finding.kind} {finding.name}: {finding.why}; {finding.then}")
+        progress.print(f"{finding.kind} {finding.name}: {finding.why}; {finding.then}")
     if options.json:
         findings = [finding._asdict() for finding in found]
         print_json({"read": progress.counts, "damaged": findings})
@@ -60,9 +59,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         print(f"read: {read or 'nothing'}")
         steps = sum(finding.kind == "step" for finding in found)
         rebuilt = f"; {steps} steps are built again by the next build that needs them"
-        print(
-            f"{len(found)} damaged{rebuilt * (steps > 0)}" if found else "all is as it was stored"
-        )
+        print(f"{len(found)} damaged{rebuilt * (steps > 0)}" if found else "nothing is damaged")
     return DAMAGED if found else 0
 
 
@@ -74,53 +71,53 @@ def _check(settings: Settings, progress: _Progress) -> Iterator[Finding]:
         progress.read("copies")
         if sha256_of(copy) != copy.name:
             copy.unlink(missing_ok=True)
-            yield Finding("copy", copy.name, "its digest is another", "it is fetched again")
+            yield Finding("copy", copy.name, "it has another digest", "it is fetched again")
     sources = open_sources(settings)
     for file in sorted(sources.root.glob("downloads/" + "[0-9a-f]" * 64)):
         progress.read("downloads")
         if sha256_of(file) != file.name:
             file.unlink(missing_ok=True)
-            yield Finding("download", file.name, "its digest is another", "it is fetched again")
+            yield Finding("download", file.name, "it has another digest", "it is fetched again")
     for name, why, then in check_repositories(sources.root, lambda: progress.read("repositories")):
         yield Finding("repository", name, why, then)
     with Workspace(settings.work_dir, store, sources) as workspace:
         yield from _check_trees(workspace, progress)
         exclusively = workspace.session.exclusively
         for tree in sources.exports.check(exclusively, lambda: progress.read("source trees")):
-            yield Finding("source tree", tree, "it is not what its name says", _AGAIN)
+            yield Finding("source tree", tree, "it has another content than its name", _AGAIN)
 
 
 def _check_trees(workspace: Workspace, progress: _Progress) -> Iterator[Finding]:
-    """Layers are compared with what the store has.  Merged trees, which are but other names of
-    their files, are held against their records.
+    """Compare layers with the store, and merged trees, which link the files of layers, with their
+    records.
     """
     for path in sorted((workspace.root / "layers").glob("[!.]*")):
         progress.read("layers")
-        said: list[str] = []
+        repaired: list[str] = []
         try:
             with workspace.using():
-                workspace.layers.check(path.name, CancelToken(), said.append)
-        except FabricError as error:  # the store does not have it, or not any more
+                workspace.layers.check(path.name, CancelToken(), repaired.append)
+        except FabricError as error:  # the store does not have it
             _remove(workspace, path)
             yield Finding("layer", path.name, str(error), _AGAIN)
-        for text in said:
+        for text in repaired:
             yield Finding("layer", path.name, text, "done")
     for path in sorted((workspace.root / "merged").glob("[!.]*")):
         progress.read("merged trees")
         if not workspace.layers.is_believed(path):
             _remove(workspace, path)
-            yield Finding("merged tree", path.name, "it is not as it was made", _AGAIN)
+            yield Finding("merged tree", path.name, "it differs from its record", _AGAIN)
 
 
 def _remove(workspace: Workspace, path: Path) -> None:
-    """Unless a build has it, whose own look at it finds the same."""
+    """Remove it unless a build uses it, which checks it by itself."""
     with workspace.session.exclusively(path.name) as unused:
         if unused:
             workspace.session.discard(workspace.set_aside(path))
 
 
 class _Progress:
-    """Counts what was read, and says so now and then on standard error."""
+    """Counts the files read, and prints the counts from time to time on standard error."""
 
     def __init__(self, *, quiet: bool) -> None:
         self.counts: dict[str, int] = {}
@@ -131,8 +128,8 @@ class _Progress:
         self.counts[kind] = self.counts.get(kind, 0) + 1
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + PROGRESS_EVERY
-            self.say(", ".join(f"{count} {kind}" for kind, count in self.counts.items()))
+            self.print(", ".join(f"{count} {kind}" for kind, count in self.counts.items()))
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         if not self._quiet:
             print(text, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""``cancel``: end a build, whoever ordered it; what others want of it goes on."""
+"""``cancel``: cancels a build of any user; steps that other builds need go on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fabric.config import Settings
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
-    parser.add_argument("request", metavar="ID")
+    parser.add_argument("request", metavar="ID", help="ID of a build, or its beginning")
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:

@@ -1,4 +1,4 @@
-"""``checkout``: an artifact, out of the store, as a directory or a tar."""
+"""``checkout``: copies an artifact out of the store, as a directory or a tar."""
 
 from __future__ import annotations
 
@@ -29,12 +29,14 @@ from fabric.trove.artifacts.errors import brief
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
-    parser.add_argument("system", metavar="SYSTEM")
-    parser.add_argument("artifact", nargs="?", metavar="ARTIFACT", help="default: the system")
+    parser.add_argument("system", metavar="SYSTEM", help="system morph")
     parser.add_argument(
-        "--to", required=True, metavar="PATH", help="a new directory, or FILE.tar, FILE.tar.zst"
+        "artifact", nargs="?", metavar="ARTIFACT", help="artifact to copy (default: the system)"
     )
-    parser.add_argument("--force", action="store_true", help="replace what is there")
+    parser.add_argument(
+        "--to", required=True, metavar="PATH", help="new directory, or FILE.tar, FILE.tar.zst"
+    )
+    parser.add_argument("--force", action="store_true", help="replace an existing PATH")
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
@@ -54,7 +56,7 @@ def _check_out(options: argparse.Namespace, project: Project, plan: Plan) -> Non
         wanted = (options.artifact,) if options.artifact in step.artifacts else step.artifacts
         blobs += _blobs(project, plan, step, wanted)
     to = Path(options.to)
-    _look_at(to, project, force=options.force)
+    _check_target(to, project, force=options.force)
     total = sum(blob.size for blob in blobs)
     try:
         if to.name.endswith((".tar", ".tar.zst")):
@@ -69,8 +71,8 @@ def _check_out(options: argparse.Namespace, project: Project, plan: Plan) -> Non
         print(f"{to}: {len(blobs)} archive{'s' * (len(blobs) != 1)}, {size(total)} in the store")
 
 
-def _look_at(to: Path, project: Project, *, force: bool) -> None:
-    """FabricError if something is to go there that must not, or cannot."""
+def _check_target(to: Path, project: Project, *, force: bool) -> None:
+    """FabricError if ``to`` cannot be made, or must not be replaced."""
     if not to.parent.is_dir():
         raise FabricError(f"{to.parent}: no such directory")
     if not (to.exists() or to.is_symlink()):
@@ -80,16 +82,16 @@ def _look_at(to: Path, project: Project, *, force: bool) -> None:
     if to.is_symlink() or to.is_file():
         return
     if not to.is_dir():
-        raise FabricError(f"{to}: neither a folder nor an ordinary file; name another place")
+        raise FabricError(f"{to}: neither a folder nor an ordinary file; name another path")
     for needed in (Path.cwd(), project.root, project.settings.cache_dir):
         if real(needed).is_relative_to(real(to)):
-            raise FabricError(f"{to}: not replaced, for {needed} is there; name another place")
+            raise FabricError(f"{to}: not replaced, because it holds {needed}; name another path")
 
 
 def _blobs(project: Project, plan: Plan, step: Step, artifacts: tuple[str, ...]) -> list[Blob]:
-    """The archives of these artifacts; those of a stratum are its chunks'."""
+    """The archives of these artifacts; an artifact of a stratum has those of its chunks."""
     manifest = project.store.manifest(plan.keys[step.id])
-    if manifest is None and step.kind == "stratum":  # a system that takes a part of it needs none
+    if manifest is None and step.kind == "stratum":  # not built if a system takes a part of it
         contents = [content for one in artifacts for content in plan.contents(step, one)]
         return [blob for content in contents for blob in _content(project, plan, step, content)]
     if manifest is None:
@@ -118,10 +120,10 @@ def _not_built(plan: Plan, step: Step, what: str) -> FabricError:
 
 
 def _to_directory(project: Project, blobs: list[Blob], to: Path) -> None:
-    """Unpacked; devices, which take root rights to make, are left out and named.
+    """Unpack the archives.  Devices, which only root can make, are left out and reported.
 
-    Others of this machine must not run its setuid programs, which are not kept as this machine's
-    are: those of an ordinary user lose the bits, and only root can enter a tree that has some.
+    Other users of this machine must not run the setuid programs of the tree, which get no security
+    updates here: for an ordinary user they lose the bits, and a tree of root's is for root alone.
     """
     scratch = Path(tempfile.mkdtemp(prefix=beside(to), dir=to.parent))
     try:
@@ -147,7 +149,7 @@ def _to_directory(project: Project, blobs: list[Blob], to: Path) -> None:
 def _to_tar(project: Project, blobs: list[Blob], to: Path) -> None:
     if len(blobs) != 1:
         raise FabricError(
-            f"{to}: {len(blobs)} archives do not make one tar; name one artifact, or a directory"
+            f"{to}: {len(blobs)} archives do not fit in one tar; name one artifact, or a directory"
         )
     part = to.with_name(f"{beside(to)}{os.getpid()}")
     try:
@@ -162,6 +164,6 @@ def _to_tar(project: Project, blobs: list[Blob], to: Path) -> None:
 
 
 def _replace(to: Path, fresh: Path) -> None:
-    """What was there goes when there is something whole to take its place."""
+    """Put the complete ``fresh`` in the place of ``to``."""
     remove(to)
     fresh.rename(to)

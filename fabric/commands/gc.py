@@ -1,4 +1,4 @@
-"""``gc``: remove what is old, never what something kept needs."""
+"""``gc``: removes files that no build used for some days and that nothing kept needs."""
 
 from __future__ import annotations
 
@@ -29,18 +29,26 @@ DAY = 86400.0
 def arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
     parser.add_argument(
-        "--keep-days", type=float, default=7.0, metavar="N", help="keep what is younger (default 7)"
+        "--keep-days",
+        type=float,
+        default=7.0,
+        metavar="N",
+        help="keep files used in the last N days (default 7)",
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="say what would go, and remove nothing"
+        "--dry-run", action="store_true", help="print what would be removed; remove nothing"
     )
     parser.add_argument(
-        "--keep", action="append", default=[], metavar="SYSTEM", help="keep all it needs"
+        "--keep",
+        action="append",
+        default=[],
+        metavar="SYSTEM",
+        help="keep everything that this system needs",
     )
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
-    if not options.keep_days >= 0:  # nor is NaN
+    if not options.keep_days >= 0:  # NaN is not, either
         raise FabricError(f"--keep-days {options.keep_days:g}: give a number of days, or 0")
     keep = _pinned(settings)
     for system in options.keep:
@@ -50,7 +58,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     builds = Builds(settings.trove_dir / "builds.git")
     age, dry = options.keep_days * DAY, options.dry_run
     report = _Report(json=options.json, dry=dry)
-    # What is here first: whoever may only read the store may still want room on his own disk.
+    # Local files first: a user who cannot delete in the store may still want room on their disk.
     report.add("copies", store.copies.gc(age, dry_run=dry).bytes)
     report.add("logs", _gc_logs(settings.state_dir / "logs", age, dry_run=dry))
     report.add("orders", builds.prune(age, dry_run=dry))
@@ -65,14 +73,14 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
             workspace.sweep()
             workspace.close(float("inf"))
     if busy:
-        report.note(f"{busy} layers stay: a worker here may need them; run gc again when it ends")
+        report.note(f"{busy} layers stay, which a worker here may need; run gc again when it ends")
     gone = store.gc(keep, older_than=age, dry_run=dry)
     report.add("artifacts", gone.manifest_bytes)
     report.add("blobs", gone.blob_bytes)
     if gone.waiting:
         report.note(
-            f"{gone.waiting} blobs ({size(gone.waiting_bytes)}) wait: they belong to nothing, but"
-            " are so new that an upload may be about to need them"
+            f"{gone.waiting} blobs ({size(gone.waiting_bytes)}) stay: no manifest lists them, but"
+            " they are so new that an upload may still write one"
         )
     usage = store.usage()
     report.end(gone, {"steps": usage.manifests, "bytes": usage.bytes}, busy, settings.store_url)
@@ -80,7 +88,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
 
 
 class _Report:
-    """What was freed: a line for each kind, or one JSON document."""
+    """Prints how much was freed: a line for each kind, or one JSON document."""
 
     def __init__(self, *, json: bool, dry: bool) -> None:
         self._json = json
@@ -111,7 +119,7 @@ class _Report:
 
 
 def _gc_logs(folder: Path, age: float, *, dry_run: bool) -> int:
-    """Remove logs that a broker which is no more has left; how many bytes that frees."""
+    """Remove logs that former brokers left; returns how many bytes that frees."""
     tally = Tally()
     for log in folder.glob("*"):
         with suppress(FileNotFoundError):
@@ -123,7 +131,7 @@ def _gc_logs(folder: Path, age: float, *, dry_run: bool) -> int:
 
 
 def _pinned(settings: Settings) -> set[str]:
-    """What builds of the farm need just now.  MachineFault if that cannot be known."""
+    """Cache keys that live builds of the farm need.  MachineFault if it cannot be asked."""
     if not settings.controller:
         return set()
     from fabric.client.controller import open_controller

@@ -1,4 +1,4 @@
-"""``graph``: what a system is built from."""
+"""``graph``: prints the build graph of a system."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from fabric.definitions.describe import describe, dot, tree
 def arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
     add_locked(parser)
-    parser.add_argument("system", metavar="SYSTEM")
-    parser.add_argument("--dot", action="store_true", help="print it for Graphviz")
+    parser.add_argument("system", metavar="SYSTEM", help="system morph")
+    parser.add_argument("--dot", action="store_true", help="print the graph for Graphviz")
     parser.add_argument(
-        "--offline", action="store_true", help="touch no repository: leave out keys"
+        "--offline", action="store_true", help="access no repository; omit cache keys"
     )
 
 

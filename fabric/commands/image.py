@@ -1,4 +1,4 @@
-"""``image``: a built system as a disk that boots."""
+"""``image``: makes a bootable disk image of a built system."""
 
 from __future__ import annotations
 
@@ -31,30 +31,30 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
     add_locked(parser)
     add = parser.add_argument
-    add("system", metavar="SYSTEM")
-    add("--to", required=True, metavar="FILE", help="*.qcow2, or anything: raw")
-    add("--size", metavar="SIZE", default="2G", help="of the disk (default 2G; sparse)")
-    add("--label", default="system", help="label of the root file system")
-    add("--hostname", help="written to /etc/hostname")
-    add("--files", metavar="DIR", help="put these in: a tree of files as it shall be below /")
+    add("system", metavar="SYSTEM", help="system morph")
+    add("--to", required=True, metavar="FILE", help="the image: *.qcow2, else raw")
+    add("--size", metavar="SIZE", default="2G", help="size of the disk (default 2G; sparse)")
+    add("--label", default="system", help="label of the root file system (default: system)")
+    add("--hostname", help="content of /etc/hostname")
+    add("--files", metavar="DIR", help="add this tree of files below /")
     add(
         "--manifest",
         action="append",
         default=[],
         metavar="FILE",
-        help="put in what this INSTALL_FILES manifest lists",
+        help="add the files that this INSTALL_FILES manifest lists",
     )
-    add("--variables", metavar="FILE", help="JSON, NAME: TEXT: what templates of manifests see")
+    add("--variables", metavar="FILE", help="JSON object of NAME: TEXT for templates of manifests")
     add(
         "--subsystem",
         nargs=2,
         action="append",
         default=[],
         metavar=("SYSTEM", "PATH"),
-        help="put in another built system, as an archive at PATH: *.tar.zst, or anything: tar",
+        help="add another built system as an archive at PATH: *.tar.zst, else tar",
     )
-    add("--kernel-args", default="", metavar="ARGS", help="appended")
-    add("--force", action="store_true", help="replace what is there")
+    add("--kernel-args", default="", metavar="ARGS", help="append these to the kernel command line")
+    add("--force", action="store_true", help="replace an existing FILE")
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
@@ -92,7 +92,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         print(f"  system  {options.system}, sha256 {rootfs.name}")
         print(f"  uuid    {image.uuid}")
         kind = "qcow2" if to.suffix == ".qcow2" else "raw"
-        file = str(to).replace(",", ",,")  # as QEMU has it
+        file = str(to).replace(",", ",,")  # QEMU's escape
         drive = shlex.quote(f"file={file},format={kind},if=virtio")
         print(
             "  try it  qemu-system-x86_64 -m 512 -nographic -nic user,model=virtio-net-pci"
@@ -117,12 +117,12 @@ def _rootfs(project: Project, plan: Plan, system: str) -> Path:
     project.store.use([manifest.key])
     blob = manifest.artifacts[0].blob
     if blob is None:
-        raise FabricError(f"{plan.graph.system}: it is empty, there is nothing in it")
+        raise FabricError(f"{plan.graph.system}: this system has no files")
     return project.store.path(blob)
 
 
 def _inner(archive: Path, path: str) -> File:
-    """A system as a file within another, which is held in memory."""
+    """A system as a file of another one, in memory."""
     if path.endswith(".zst"):
         return File(archive.read_bytes())
     with zstandard.open(archive) as content:
@@ -130,7 +130,7 @@ def _inner(archive: Path, path: str) -> File:
 
 
 def read_variables(file: str | None) -> dict[str, str]:
-    """What templates see: not the environment, which an image would give away."""
+    """Variables for templates.  They do not see the environment, which may hold secrets."""
     if file is None:
         return {}
     try:
@@ -139,14 +139,14 @@ def read_variables(file: str | None) -> dict[str, str]:
         raise FabricError(f"--variables {file}: {error.strerror}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise FabricError(
-            f'--variables {file}: it is not JSON like {{"NAME": "text"}}: {error}'
+            f'--variables {file}: not a JSON object of the form {{"NAME": "text"}}: {error}'
         ) from None
 
 
 def files_of(
     manifests: list[str], folder: str | None, variables: Mapping[str, str]
 ) -> dict[str, File]:
-    """What is put into the image; what is in the folder stands above the manifests."""
+    """Files that are added to the image.  A file of the folder replaces one of a manifest."""
     files: dict[str, File] = {}
     for manifest in manifests:
         more = read_manifest(Path(manifest), variables)

@@ -1,4 +1,4 @@
-"""``list``: the builds that the controller knows."""
+"""``list``: lists the builds that the controller knows."""
 
 from __future__ import annotations
 

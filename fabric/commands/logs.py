@@ -1,4 +1,4 @@
-"""``logs``: the log of a step, by whomever it is or was built, cached or not."""
+"""``logs``: prints the log of a step, cached or not, that any user built or is building."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 #: Bytes read from the store at once.
 PIECE = 1024 * 1024
-#: Seconds between two looks whether a log has grown, and whether it still can.
+#: Seconds between two queries for more of a log, and for whether its attempt still runs.
 FOLLOW_EVERY = 0.2
-LOOK_EVERY = 2.0
+STATE_EVERY = 2.0
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
     add_system(parser)
-    parser.add_argument("chunk", metavar="CHUNK")
-    parser.add_argument("--follow", action="store_true", help="go on until it ends")
-    parser.add_argument("--request", metavar="ID", help="as built for this one")
+    parser.add_argument("chunk", metavar="CHUNK", help="name of a chunk, stratum or system")
+    parser.add_argument("--follow", action="store_true", help="print the log as it grows")
+    parser.add_argument("--request", metavar="ID", help="print the log of this build")
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
@@ -40,31 +40,31 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
 
         with open_controller(settings) as controller:
             if info := _choose(controller, options.chunk, options.request):
-                _print_far(controller, info, options)
+                _print_remote(controller, info, options)
                 return 0
     elif options.request or options.follow:
         raise FabricError(
             "--follow and --request need a controller, and none is set; the log of a build here"
             " grows in the folder where it was started: tail -f build-step-NAME.log"
         )
-    _print_near(options, settings)
+    _print_stored(options, settings)
     return 0
 
 
 def _choose(controller: Controller, name: str, request: str | None) -> LogInfo | None:
-    """Which log is meant: what is being built now, else the last."""
+    """The log of the running attempt, else of the last one; None if there is none."""
     infos = list(controller.query("logs", name).logs)
     if request:
         steps = controller.update(controller.request(request).request).steps
         keys = {step.key for step in steps}
         infos = [info for info in infos if info.key in keys]
         if not infos:
-            raise FabricError(f"{name}: build {request} has no log of that")
+            raise FabricError(f"{name}: build {request} has no log of this step")
     infos.sort(key=lambda info: (info.state == "running", info.fence))
     return infos[-1] if infos else None
 
 
-def _print_far(controller: Controller, info: LogInfo, options: argparse.Namespace) -> None:
+def _print_remote(controller: Controller, info: LogInfo, options: argparse.Namespace) -> None:
     pieces = _pieces(controller, info, follow=options.follow)
     if options.json:
         log = b"".join(pieces).decode(errors="replace")
@@ -76,7 +76,7 @@ def _print_far(controller: Controller, info: LogInfo, options: argparse.Namespac
 
 
 def _print(pieces: Iterator[bytes]) -> None:
-    """A log as it is, byte for byte; on a terminal as text."""
+    """Print a log: as clean text on a terminal, else byte for byte."""
     if sys.stdout.isatty():
         for text in clean_pieces(pieces):
             print(text, end="", flush=True)
@@ -86,14 +86,14 @@ def _print(pieces: Iterator[bytes]) -> None:
 
 
 def _pieces(controller: Controller, info: LogInfo, *, follow: bool) -> Iterator[bytes]:
-    """A log from its beginning to where it ends, or has come to."""
-    offset, look_due = 0, time.monotonic() + LOOK_EVERY
+    """A log from its beginning to its end, or to its present end without ``follow``."""
+    offset, state_due = 0, time.monotonic() + STATE_EVERY
     while True:
         piece = controller.read_log(info.key, info.fence, offset)
         if piece is None:
             if offset:
                 return
-            raise FabricError(f"{info.name}: its log is gone, {info.log}")
+            raise FabricError(f"{info.name}: the controller no longer has its log {info.log}")
         if piece.data:
             yield piece.data
             offset += len(piece.data)
@@ -101,16 +101,16 @@ def _pieces(controller: Controller, info: LogInfo, *, follow: bool) -> Iterator[
             return
         if not piece.data:
             time.sleep(FOLLOW_EVERY)
-            if time.monotonic() >= look_due:
-                look_due = time.monotonic() + LOOK_EVERY
+            if time.monotonic() >= state_due:
+                state_due = time.monotonic() + STATE_EVERY
                 follow = any(
                     (one.fence, one.state) == (info.fence, "running")
                     for one in controller.query("logs", info.key).logs
                 )
 
 
-def _print_near(options: argparse.Namespace, settings: Settings) -> None:
-    """By the definitions and the store."""
+def _print_stored(options: argparse.Namespace, settings: Settings) -> None:
+    """Find the log by the definitions, in the store."""
     project, plan, step = find_chunk(settings, options.chunk, options.system)
     manifest = project.store.manifest(plan.keys[step.id])
     if manifest is None:
@@ -120,7 +120,7 @@ def _print_near(options: argparse.Namespace, settings: Settings) -> None:
             f" {plan.log_names[plan.keys[step.id]]} in the folder where it was started"
         )
     if manifest.log is None:
-        raise FabricError(f"{step.name}: it was stored without a log")
+        raise FabricError(f"{step.name}: the store has this step without a log")
     if options.json:
         print_json(
             {

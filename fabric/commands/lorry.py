@@ -1,4 +1,4 @@
-"""``lorry``: where sources come from: list them, import them, renew their pins."""
+"""``lorry``: lists lorries, imports their sources, updates their pins."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from fabric.trove.sources.resolve import Sources
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
-    parser.add_argument("action", choices=["list", "import", "update"])
-    parser.add_argument("names", nargs="*", default=[], metavar="NAME", help="default: all")
+    parser.add_argument("action", choices=["list", "import", "update"], help="update: update pins")
+    parser.add_argument(
+        "names", nargs="*", default=[], metavar="NAME", help="name of a lorry (default: all)"
+    )
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
@@ -39,7 +41,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
             done[name] = _done(options.action, name, sources)
         except Cancelled:
             raise
-        except FabricError as error:  # no reason not to do the others
+        except FabricError as error:  # the other lorries do not depend on this one
             errors.append(error)
             continue
         if not options.json:
@@ -49,13 +51,13 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     if len(errors) == 1:
         raise errors[0]
     if errors:
-        told = "\n".join(str(error) for error in errors)
-        raise SourceError(f"{len(errors)} of {len(names)} lorries failed:\n{told}")
+        listed = "\n".join(str(error) for error in errors)
+        raise SourceError(f"{len(errors)} of {len(names)} lorries failed:\n{listed}")
     return 0
 
 
 def _done(action: str, name: str, sources: Sources) -> list[str]:
-    """Import a lorry, or renew its pins; what came of it, a line each."""
+    """Import a lorry, or update its pins; returns the changes, a line each."""
     if action == "update":
         return sources.update_lorry(name) or ["nothing newer"]
     source, changes = sources.run_lorry(name)

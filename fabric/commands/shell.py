@@ -1,4 +1,4 @@
-"""``shell``: a look into the sandbox of a chunk."""
+"""``shell``: opens a shell in the sandbox of a chunk."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ from fabric.errors import FabricError, command
 def arguments(parser: argparse.ArgumentParser) -> None:
     add_limits(parser)
     add_system(parser)
-    parser.add_argument("chunk", metavar="CHUNK")
+    parser.add_argument("chunk", metavar="CHUNK", help="name of a chunk")
     parser.add_argument(
-        "argv", nargs="*", default=[], metavar="ARG", help="after --: run this instead"
+        "argv",
+        nargs="*",
+        default=[],
+        metavar="ARG",
+        help="after --: command to run in place of a shell",
     )
 
 

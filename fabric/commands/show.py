@@ -1,4 +1,4 @@
-"""``show``: cache keys, what is cached, and why the rest is not."""
+"""``show``: prints cache keys, which steps are cached, and why the others are not."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from fabric.trove.artifacts.store import Store
 def arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
     add_locked(parser)
-    parser.add_argument("system", metavar="SYSTEM")
+    parser.add_argument("system", metavar="SYSTEM", help="system morph")
     parser.add_argument(
-        "chunks", nargs="*", default=[], metavar="CHUNK", help="only these, in detail"
+        "chunks", nargs="*", default=[], metavar="CHUNK", help="show only these, in detail"
     )
 
 
@@ -33,12 +33,12 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     project, plan = open_plan(settings, options.system, options.chunks, locked=options.locked)
     cached = project.store.has([plan.keys[step.id] for step in plan.steps])
     names = {plan.keys[step.id]: step.name for step in plan.steps}
-    notes = Failures(settings.state_dir / "failures")
+    known = Failures(settings.state_dir / "failures")
     failures = {
         step.id: failure
         for step in plan.steps
         if plan.keys[step.id] not in cached
-        if (failure := notes.of(Digest(plan.keys[step.id]))) is not None
+        if (failure := known.of(Digest(plan.keys[step.id]))) is not None
     }
     reasons = {
         step.id: f"failed {_when(failures[step.id])}: {failures[step.id].message}"
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def why(plan: Plan, step: Step, cached: set[str], names: Mapping[str, str]) -> str:
-    """Say "cached", or what keeps the step from being so.  ``names``: cache key -> step's name."""
+    """ "cached", or the reason why the step is not.  ``names``: cache key -> name of a step."""
     if plan.keys[step.id] in cached:
         return "cached"
     missing = [names[key] for key in plan.depends(step) if key not in cached]
@@ -120,8 +120,8 @@ def _details(
         ]
     rows.append(("state", reason))
     if failure and failure.log:
-        there = "" if Path(failure.log).exists() else " (gone)"
-        rows.append(("log", failure.log + there))
+        gone = "" if Path(failure.log).exists() else " (gone)"
+        rows.append(("log", failure.log + gone))
     manifest = store.manifest(plan.keys[step.id]) if reason == "cached" else None
     if manifest:
         rows.append(("built", f"in {duration(manifest.seconds)} by {manifest.builder}"))

@@ -1,4 +1,4 @@
-"""``why``: what a step or a build waits for, and which workers could do it."""
+"""``why``: explains what a step or a build waits for, and which workers can take it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from fabric.config import Settings
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
-    parser.add_argument("what", metavar="STEP|ID")
+    parser.add_argument("what", metavar="STEP|ID", help="name of a step, or ID of a build")
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
     with open_controller(settings) as controller:
         infos = controller.query("requests").requests
-        # a build may be named by the beginning of its id; only the controller knows steps
+        # the beginning of an id is enough for a build; only the controller knows steps
         meant = [one.request for one in infos if one.request.startswith(options.what)]
         about = meant[0] if len(meant) == 1 else options.what
         answer = controller.query("why", about)

@@ -1,4 +1,4 @@
-"""``workers``: who builds, what, and since when; draining and resuming them."""
+"""``workers``: lists the workers and their steps, drains and resumes them."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from fabric.errors import FabricError, command
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
-    parser.add_argument("action", nargs="?", choices=["drain", "resume"])
-    parser.add_argument("name", nargs="?", metavar="NAME")
+    help = "drain: assign no new jobs to it; resume: assign jobs again"
+    parser.add_argument("action", nargs="?", choices=["drain", "resume"], help=help)
+    parser.add_argument("name", nargs="?", metavar="NAME", help="name of a worker")
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
     if bool(options.action) != bool(options.name):
-        raise FabricError(f"name the worker: {command('workers')} drain|resume NAME")
+        raise FabricError(f"no worker is named; run: {command('workers')} drain|resume NAME")
     with open_controller(settings) as controller:
         if options.action:
             answer = controller.command(options.action, options.name)
             lines = list(answer.lines) or [f"{options.name}: {options.action}"]
-            told: object = {"lines": lines}
+            answered: object = {"lines": lines}
         else:
             infos = controller.query("workers").workers
             lines = tables.warned(controller.warning, tables.workers(infos))
-            told = facts(infos)
+            answered = facts(infos)
     if options.json:
-        print_json(told)
+        print_json(answered)
     else:
         print("\n".join(lines))
     return 0

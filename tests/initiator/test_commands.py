@@ -127,7 +127,7 @@ def test_logs_are_kept_with_what_was_built(project: Project) -> None:
     (project.root / "strata/one.morph").write_text("kind: chunk\n")
     wrong = project.run("logs", "two")
     assert wrong.returncode == 1
-    assert "some cannot be looked into:\nstrata/one.morph:" in wrong.stderr
+    assert "some systems have mistakes:\nstrata/one.morph:" in wrong.stderr
 
 
 def test_a_stratum_of_which_the_system_takes_a_part_is_checked_out(project: Project) -> None:
@@ -223,10 +223,10 @@ def test_checkout_replaces_nothing_before_all_is_well(project: Project) -> None:
     os.mkfifo(project.logs / "pipe")
     (project.logs / "link").symlink_to(kept)
     for to, said in (
-        (".", f".: not replaced, for {project.logs} is there"),
-        ("..", f"..: not replaced, for {project.logs} is there"),
-        ("../strata/..", f"not replaced, for {project.logs} is there"),
-        (str(project.cache), f"not replaced, for {project.cache} is there"),
+        (".", f".: not replaced, because it holds {project.logs}"),
+        ("..", f"..: not replaced, because it holds {project.logs}"),
+        ("../strata/..", f"not replaced, because it holds {project.logs}"),
+        (str(project.cache), f"not replaced, because it holds {project.cache}"),
         ("pipe", "pipe: neither a folder nor an ordinary file"),
         ("/proc/nothing", "/proc/nothing cannot be written: "),
         ("/proc/nothing.tar", "/proc/nothing.tar cannot be written: "),

@@ -117,7 +117,7 @@ def test_detach_attach_from_elsewhere_and_come_back(
     left.signal(signal.SIGINT)
     code, said = left.ends()
     assert code == 130
-    assert f"the build goes on; `fabric-initiator attach {request[:12]}` comes back" in said
+    assert f"the build goes on; `fabric-initiator attach {request[:12]}` follows it again" in said
     assert farm.holding("slow")
     back = bob.start("attach", request, cwd=elsewhere)
     back.says("slow: building on w1")
@@ -289,7 +289,7 @@ def test_a_broker_killed_in_mid_build(farm: Farm, alice: Desk) -> None:
     until(lambda: farm.holding("slow"))
     running = farm.holding("slow")
     broker.kill()
-    build.says("trying on")
+    build.says("trying again")
     farm.broker()
     build.says("the controller is back")
     until(lambda: alice.ask("list")[0]["running"] == 1)

@@ -1,4 +1,4 @@
-"""Opens the definitions, graph and plan that a user names."""
+"""Opens the definitions, the graph and the plan of the system that a user names."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from fabric.host.terminal import progress, settled
 from fabric.jobs import tools_among
 from fabric.plan import Plan
 
-#: Sources that are named by a build which says what is not pinned.
+#: Unpinned sources that the warning of a build names.
 UNPINNED_SHOWN = 3
 
 
 def open_project(settings: Settings, near: str | None = None) -> Project:
-    """The project that a user means: around the system named, else around the current folder."""
+    """The project that contains the named system, else the current folder."""
     cwd = Path.cwd()
     start = cwd
     if near and (cwd / near).exists():
@@ -38,7 +38,7 @@ def open_project(settings: Settings, near: str | None = None) -> Project:
 
 
 def open_graph(settings: Settings, system: str) -> tuple[Project, Graph]:
-    """A system's project and graph."""
+    """The project and the graph of a system."""
     project = open_project(settings, system)
     return project, project.graph(project.locate(system, Path.cwd()))
 
@@ -46,9 +46,9 @@ def open_graph(settings: Settings, system: str) -> tuple[Project, Graph]:
 def open_plan(
     settings: Settings, system: str, names: list[str], *, locked: bool = False
 ) -> tuple[Project, Plan]:
-    """A system's project and plan, with what ``names`` name as goals.
+    """The project and the plan of a system; its goals are the steps called ``names``.
 
-    ``locked``: SourceError if the definitions do not pin a source that these need.
+    ``locked``: SourceError if the definitions do not pin a source that the goals need.
     """
     project, graph = open_graph(settings, system)
     goals = tuple(dict.fromkeys(step for name in names for step in find(graph, name)))
@@ -58,7 +58,7 @@ def open_plan(
 
 
 def report_unpinned(unpinned: list[str]) -> None:
-    """Say in one line what is not pinned."""
+    """Warn in one line about sources that are not pinned."""
     if unpinned:
         names = [" ".join(one.split(" ")[:2]) for one in unpinned[:UNPINNED_SHOWN]]
         more = len(unpinned) - len(names)
@@ -72,7 +72,7 @@ def report_unpinned(unpinned: list[str]) -> None:
 def open_built(
     settings: Settings, system: str, names: list[str], *, locked: bool = False
 ) -> tuple[Project, Plan]:
-    """The same for what was built: if a farm did that, without the sources and keys of the rest."""
+    """`open_plan` for built goals.  If a farm built them, the plan has only their keys."""
     project, graph = open_graph(settings, system)
     goals = tuple(dict.fromkeys(step for name in names for step in find(graph, name)))
     if locked:
@@ -92,7 +92,7 @@ def open_built(
 
 @contextlib.contextmanager
 def healing(project: Project, plan: Plan) -> Iterator[None]:
-    """What turns out damaged of the goals is removed from the store, so that it is built again."""
+    """Remove goals that turn out damaged from the store, so that they are built again."""
     try:
         yield
     except DamagedError as error:
@@ -103,13 +103,13 @@ def healing(project: Project, plan: Plan) -> Iterator[None]:
         names = [goal.name for goal in goals if goal is not plan.graph.root]
         try:
             Health(project.store).mend((*parts, *plan.goal_keys), read=True)
-        except StoreError as refused:
-            raise StoreError(f"{error}; it cannot be removed: {refused}") from None
+        except StoreError as unremoved:
+            raise StoreError(f"{error}; it cannot be removed: {unremoved}") from None
         raise DamagedError(f"{error}: {command('build', plan.graph.path, *names)}") from None
 
 
 def plan_of(project: Project, graph: Graph, goals: Iterable[str] = ()) -> Plan:
-    """The plan by which a graph is built: by this machine, or by the farm."""
+    """The plan of a graph for this machine, or for the farm."""
     settings = project.settings
     tools = ""
     if settings.controller:
@@ -124,7 +124,7 @@ def plan_of(project: Project, graph: Graph, goals: Iterable[str] = ()) -> Plan:
 
 
 def find_chunk(settings: Settings, name: str, system: str | None) -> tuple[Project, Plan, Step]:
-    """The step called ``name``, in ``system``, else in the first system that has one."""
+    """The step called ``name``: in ``system``, else in the last system built, else in any."""
     if system:
         project, plan = open_plan(settings, system, [name])
         return project, plan, plan.graph[plan.goals[0]]
@@ -141,7 +141,7 @@ def find_chunk(settings: Settings, name: str, system: str | None) -> tuple[Proje
             unknown += error.problems
             continue
         except FabricError:
-            continue  # another system may have it
+            continue
         try:
             goals = find(graph, name)
         except FabricError:
@@ -151,7 +151,7 @@ def find_chunk(settings: Settings, name: str, system: str | None) -> tuple[Proje
         return project, plan, graph[goals[0]]
     where = f"in {project.root / 'systems'} has a chunk of that name"
     if unknown:
-        told = f"{name}: no system {where}, but some cannot be looked into:\n"
-        raise FabricError(told + str(DefinitionsError(unknown)))
-    meant = suggest(name, words) or "; name the system with --system"
-    raise FabricError(f"{name}: no system {where}{meant}")
+        wrong = f"{name}: no system {where}, and some systems have mistakes:\n"
+        raise FabricError(wrong + str(DefinitionsError(unknown)))
+    hint = suggest(name, words) or "; name the system with --system"
+    raise FabricError(f"{name}: no system {where}{hint}")

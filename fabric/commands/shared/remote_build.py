@@ -1,4 +1,4 @@
-"""``build`` with a controller: push what is to be built to the trove, order it, follow it."""
+"""``build`` on a farm: pushes sources and definitions to the trove, then submits the build."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fabric.client.render import BuildView, Screen, duration, opened_screen
 from fabric.client.request import OVER
 from fabric.client.session import Session
 from fabric.commands.shared.plans import open_project, report_unpinned
-from fabric.commands.shared.report import Built, complete_logs, failed, report_far
+from fabric.commands.shared.report import Built, complete_logs, failed, report_remote
 from fabric.config import Settings
 from fabric.definitions.select import find
 from fabric.errors import SourceError, command
@@ -28,28 +28,29 @@ from fabric.trove.sources.snapshot import user
 from fabric.wire.connection import Connection
 from fabric.wire.messages import PROTOCOL, BuildOrder
 
-#: Seconds that ``--detach`` waits to hear whether the definitions can be resolved.
+#: Seconds that ``--detach`` waits for the controller to resolve the definitions.
 RESOLVING = 10.0
-#: Seconds between two attempts to reach the trove, at most.
+#: Most seconds between two attempts to reach the trove.
 LONGEST_PAUSE = 30.0
 
 
-def order(options: argparse.Namespace, settings: Settings) -> int:
-    """Order a build; to its end, or with ``--detach`` until it is accepted."""
+def build_remotely(options: argparse.Namespace, settings: Settings) -> int:
+    """Submit a build, and follow it to its end; with ``--detach``, until it is accepted."""
     began = time.monotonic()
     project = open_project(settings, options.system)
     system = project.locate(options.system, Path.cwd())
     with opened_screen(options.json) as screen, open_line(settings) as line:
-        made, tree = _prepare(options, settings, project, system, line, screen)
+        submission, tree = _prepare(options, settings, project, system, line, screen)
         project.remember(system)
         since = time.monotonic() - began
-        session = Session(made, line, screen, since=since, patience=settings.patience)
+        session = Session(submission, line, screen, since=since, patience=settings.patience)
         if options.detach:
             session.accept(RESOLVING)
-            _say_ordered(screen, session, made.request)
+            _report_submitted(screen, session, submission.request)
             return 0
         session.follow(
-            "{}, so the build is cancelled; what was built is kept, the same command goes on there"
+            "{}, so the build is cancelled; built steps are kept, and the same command goes on with"
+            " the rest"
         )
         steps = session.mirror.steps.values()
         project.remember(system, tree, {f"{one.kind} {one.name}": one.key for one in steps})
@@ -60,14 +61,14 @@ def order(options: argparse.Namespace, settings: Settings) -> int:
 def finish(
     session: Session, settings: Settings, store: Store, screen: Screen, system: str = ""
 ) -> None:
-    """Say how it ended.  BuildFailed or Cancelled if it is not built."""
+    """Report how it ended.  BuildFailed or Cancelled if it is not built."""
     complete_logs(screen, store)
     failed(session, settings, lambda step: f"where: worker {step.worker}" if step.worker else "")
     session.judge(session.mirror.title.partition(" for ")[0])
     steps = session.mirror.steps
     goals = [Built(steps[key].name, steps[key].kind, key) for key in session.mirror.goals]
     how = f"{session.counts()} in {duration(session.seconds)}"
-    report_far(screen, store, goals, system, how)
+    report_remote(screen, store, goals, system, how)
 
 
 def _prepare(
@@ -78,19 +79,21 @@ def _prepare(
     line: Connection,
     screen: Screen,
 ) -> tuple[BuildOrder, str]:
-    """Everything that the controller needs, in the trove; returns the order for it, and which
-    tree of files that is."""
+    """Push everything that the controller needs to the trove.
+
+    Returns the message that submits it, and the git tree of the definitions.
+    """
     trove = open_trove(settings)
     if trove is None:
         raise SourceError(
             "no trove is set: a controller builds definitions that are in its trove; set `trove`"
             " (or FABRIC_TROVE) as on the controller"
         )
-    _show(screen, f"asking {settings.controller}")
+    _show(screen, f"connecting to {settings.controller}")
     waits = Patience(settings.patience, screen)
-    controller = Controller(line, settings.patience, waits.tell)
-    live = controller.query("requests").requests  # it is there, and understands us
-    _show(screen, "taking in the definitions")
+    controller = Controller(line, settings.patience, waits.report)
+    live = controller.query("requests").requests  # before any push: is it there?
+    _show(screen, "reading the definitions")
     kept = Builds(settings.trove_dir / "builds.git")
     build = kept.snapshot(project.root)
     with Committed(kept.repository, build.commit, build.environ) as files:
@@ -105,7 +108,7 @@ def _prepare(
     request = ""
 
     def push() -> None:
-        """Under a new name each time: a trove that died has perhaps left the former one locked."""
+        """Push under a new name each time: a push that died may have left a lock on its ref."""
         nonlocal request
         request = builds.new_request()
         kept.push(build, trove, builds.ref_of(request), lambda _: None)
@@ -114,9 +117,9 @@ def _prepare(
     if kept.untidy():
         try:
             kept.tidy(trove, {one.request for one in live if one.state not in OVER})
-        except TroveError as error:  # the build does not depend on it
-            progress(f"warning: old build refs stay: {error}")
-    made = BuildOrder(
+        except TroveError as error:  # the build does not need this
+            progress(f"warning: old build refs are not removed: {error}")
+    submission = BuildOrder(
         protocol=PROTOCOL,
         request=request,
         title=f"{graph.system} for {user()}",
@@ -129,24 +132,23 @@ def _prepare(
         detach=options.detach,
         locked=options.locked,
     )
-    return made, build.tree
+    return submission, build.tree
 
 
 class Patience:
-    """Waiting for what is out of reach, in words and for ``seconds`` at most."""
+    """Waits for a controller or a trove out of reach, for ``seconds`` at most, and reports it."""
 
     def __init__(self, seconds: float, screen: Screen) -> None:
         self._seconds = seconds
         self._screen = screen
 
-    def tell(self, trouble: str) -> None:
-        """Say what is waited for."""
-        self._screen.event("connection", ok=False, message=trouble)
-        self._screen.say(f"{trouble}; trying on for {duration(self._seconds)}", "yellow")
+    def report(self, error: str) -> None:
+        self._screen.event("connection", ok=False, message=error)
+        self._screen.say(f"{error}; trying again for {duration(self._seconds)}", "yellow")
 
     def until_done(self, act: Callable[[], object]) -> None:
-        """Do it, and again as long as the trove is out of reach.  SourceError in the end."""
-        began, pause, told = time.monotonic(), 1.0, ""
+        """Repeat ``act`` while the trove is out of reach; then SourceError."""
+        began, pause, reported = time.monotonic(), 1.0, ""
         while True:
             try:
                 act()
@@ -154,13 +156,13 @@ class Patience:
                 left = began + self._seconds - time.monotonic()
                 if error.exit_code != TroveFault.exit_code or left <= 0:
                     raise
-                if told != (told := str(error)):
-                    self.tell(told)
+                if reported != (reported := str(error)):
+                    self.report(reported)
                 time.sleep(min(pause, left))
                 pause = min(2 * pause, LONGEST_PAUSE)
             else:
                 break
-        if told:
+        if reported:
             self._screen.event("connection", ok=True, message="")
             self._screen.say("the trove is back", "green")
 
@@ -169,10 +171,10 @@ def _show(screen: Screen, what: str) -> None:
     screen.show(BuildView("", 0, 0, 0, 0, time.monotonic(), 0.0, waiting=what))
 
 
-def _say_ordered(screen: Screen, session: Session, request: str) -> None:
+def _report_submitted(screen: Screen, session: Session, request: str) -> None:
     short = request[:SHOWN]
     screen.event("ordered", request=request, state=session.mirror.state)
-    screen.say(f"{session.mirror.title}: ordered as {short}", "bold green")
+    screen.say(f"{session.mirror.title}: submitted as {short}", "bold green")
     screen.say(f"  follow  {command('attach', short)}")
-    screen.say(f"  look    {command('status', short)}")
-    screen.say(f"  stop    {command('cancel', short)}")
+    screen.say(f"  status  {command('status', short)}")
+    screen.say(f"  cancel  {command('cancel', short)}")

@@ -1,4 +1,4 @@
-"""What there is after a build, and where."""
+"""Reports the result of a build: artifacts, failures and logs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Built(NamedTuple):
-    """Something that was asked for, and is built."""
+    """A goal of a build, now built."""
 
     name: str
     kind: str
@@ -32,53 +32,59 @@ class Built(NamedTuple):
 
 
 def report(screen: Screen, store: Store, goals: Sequence[Built], system: str, how: str) -> None:
-    """Say that the goals are built, ``how``, and where they are.
+    """Report that the goals are built, ``how``, and where they are.
 
-    MachineFault if the store has lost them meanwhile.
+    MachineFault if the store no longer has one.
     """
     store.use([goal.key for goal in goals])
     for goal in goals:
         manifest = store.manifest(goal.key)
         if manifest is None:
-            raise MachineFault(f"{goal.name}: gone from the store {store.url} at once")
-        _told(screen, goal, how, manifest, store.url)
-        _ways_on(screen, goal, system)
+            raise MachineFault(
+                f"{goal.name}: built, but the store {store.url} no longer has it; build it again"
+            )
+        _report_goal(screen, goal, how, manifest, store.url)
+        _suggest(screen, goal, system)
     store.flush()
 
 
-def report_far(screen: Screen, store: Store, goals: Sequence[Built], system: str, how: str) -> None:
-    """The same, built elsewhere: our settings may not lead to the store that has it."""
+def report_remote(
+    screen: Screen, store: Store, goals: Sequence[Built], system: str, how: str
+) -> None:
+    """`report` for a build on a farm, whose store may not be the one of our settings."""
     for goal in goals:
         manifest, why = None, f"{store.url} does not have it"
         try:
             manifest = store.manifest(goal.key)
         except StoreError as error:
             why = str(error)
-        _told(screen, goal, how, manifest, store.url)
+        _report_goal(screen, goal, how, manifest, store.url)
         if manifest is None:
             screen.say(f"  {why}; to have its files, set `artifacts` to the farm's store", "yellow")
         elif system:
-            _ways_on(screen, goal, system)
+            _suggest(screen, goal, system)
 
 
 def failed(session: Session, settings: Settings, hint: Callable[[StepState], str]) -> None:
-    """Say what failed, and note it for `show`."""
+    """Report the steps that failed, and remember them for ``show``."""
     session.report_failures(hint)
-    notes = Failures(settings.state_dir / "failures")
-    with contextlib.suppress(OSError):  # on a full disk it has been said, and is not noted
+    failures = Failures(settings.state_dir / "failures")
+    with contextlib.suppress(OSError):  # a full disk: the report above is enough
         for step, log in session.failed():
             if not step.fault:
                 where = os.fsencode(log).decode(errors="backslashreplace")
-                notes.note(Digest(step.key), Failure(datetime.now(UTC), step.message, where))
+                failures.note(Digest(step.key), Failure(datetime.now(UTC), step.message, where))
 
 
 def complete_logs(screen: Screen, store: Store) -> None:
-    """Complete the logs that are here in part, and name those that cannot be."""
+    """Complete the logs that are here in part, and report those that cannot be."""
     for text in complete(Path.cwd(), store):
         screen.say(text, "yellow")
 
 
-def _told(screen: Screen, goal: Built, how: str, manifest: Manifest | None, url: str) -> None:
+def _report_goal(
+    screen: Screen, goal: Built, how: str, manifest: Manifest | None, url: str
+) -> None:
     artifacts = manifest.artifacts if manifest else ()
     screen.event(
         "built",
@@ -94,7 +100,7 @@ def _told(screen: Screen, goal: Built, how: str, manifest: Manifest | None, url:
         screen.say(f"  note   {remark}", "yellow")
 
 
-def _ways_on(screen: Screen, goal: Built, system: str) -> None:
+def _suggest(screen: Screen, goal: Built, system: str) -> None:
     if goal.kind == "system":
         screen.say(f"  files  {command('checkout', system, '--to', 'DIRECTORY')}")
         screen.say(f"  disk   {command('image', system, '--to', goal.name + '.img')}")

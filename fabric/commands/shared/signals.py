@@ -1,4 +1,4 @@
-"""Ends a command that has something to clean up."""
+"""Lets commands clean up when a signal ends them."""
 
 from __future__ import annotations
 

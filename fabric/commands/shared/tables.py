@@ -1,4 +1,4 @@
-"""What the controller knows, for people to read.  Pure: messages in, lines out."""
+"""Formats the controller's answers as lines of text.  Pure: messages in, lines out."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from fabric.client.controller import SHOWN
 from fabric.client.render import duration, size, table
 from fabric.wire.messages import STORING, RequestInfo, StepState, Update, WorkerInfo
 
-#: Steps of a request that are told of one by one.
+#: Steps of a request that are listed one by one.
 MANY = 30
-#: What is told of first.
+#: States of steps, in the order in which they are listed.
 _ORDER = ("running", "failed", "ready", "waiting", "done", "cached", "cancelled")
 
 
 def requests(infos: Sequence[RequestInfo]) -> list[str]:
-    """A line for each request, and below it why nothing of it runs."""
+    """A line for each request, and below it the reason if nothing of it runs."""
     if not infos:
         return ["no builds"]
     heads = [("BUILD", "STATE", "PROGRESS", "SINCE", "BY", "TITLE")]
@@ -31,11 +31,11 @@ def requests(infos: Sequence[RequestInfo]) -> list[str]:
         for one in infos
     ]
     lines = table([*heads, *rows])
-    told = [lines[0]]
+    shown = [lines[0]]
     for line, one in zip(lines[1:], infos, strict=True):
-        told.append(line)
-        told += [f"  {text}" for text in one.message.splitlines()]
-    return told
+        shown.append(line)
+        shown += [f"  {text}" for text in one.message.splitlines()]
+    return shown
 
 
 def progress(one: RequestInfo) -> str:
@@ -60,7 +60,7 @@ def _marks(one: RequestInfo) -> str:
 
 
 def workers(infos: Sequence[WorkerInfo]) -> list[str]:
-    """A line for each worker, and below it what it runs, or why it does not."""
+    """A line for each worker, and below it its steps, or the reason why it takes none."""
     if not infos:
         return ["no workers"]
     heads = [("WORKER", "STATE", "ARCH", "SLOTS", "DISK", "MEMORY", "SINCE")]
@@ -77,13 +77,13 @@ def workers(infos: Sequence[WorkerInfo]) -> list[str]:
         for one in infos
     ]
     lines = table([*heads, *rows])
-    told = [lines[0]]
+    shown = [lines[0]]
     for line, one in zip(lines[1:], infos, strict=True):
-        told.append(line)
+        shown.append(line)
         if one.message:
-            told.append(f"  {one.message}")
-        told += [f"  {step(each)}" for each in one.running]
-    return told
+            shown.append(f"  {one.message}")
+        shown += [f"  {step(each)}" for each in one.running]
+    return shown
 
 
 def step(one: StepState) -> str:
@@ -104,7 +104,7 @@ def request(info: RequestInfo, update: Update) -> list[str]:
     lines = [
         f"{info.title}{_marks(info)}",
         f"  build   {info.request}",
-        f"  state   {info.state}, ordered {ago(info.since)}"
+        f"  state   {info.state}, submitted {ago(info.since)}"
         + (f" by {info.requester}" if info.requester else ""),
         f"  steps   {progress(info)}" + (f", {info.cached} cached" if info.cached else ""),
     ]
@@ -120,7 +120,7 @@ def request(info: RequestInfo, update: Update) -> list[str]:
 
 
 def warned(warning: str, lines: list[str]) -> list[str]:
-    """What is wrong with the controller, if anything is, before all else."""
+    """The lines, below the controller's warning if it has one."""
     return joined([warning], lines) if warning else lines
 
 
