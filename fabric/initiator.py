@@ -34,7 +34,7 @@ EPILOG = """exit codes:
 
 
 class _Front(argparse.ArgumentParser):
-    """Parses all up to the command's name, and leaves the rest."""
+    """Parses the command line up to the name of the command."""
 
     def format_help(self) -> str:
         return parser().format_help()
@@ -74,8 +74,8 @@ def parser() -> argparse.ArgumentParser:
 def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, ModuleType]:
     """The options, and the module of the command that is typed: no other is imported.
 
-    Options may stand anywhere among the command's arguments, which argparse does not support for
-    a sub-parser.  Arguments that may be left out need a default, or argparse requires them.
+    Options may stand anywhere among the command's arguments.  argparse does not support this for
+    sub-parsers, so the command has a parser of its own.
     """
     front = _front(_Front)
     front.add_argument("typed", nargs=argparse.PARSER, choices=COMMANDS, metavar="COMMAND")

@@ -1,6 +1,7 @@
 """The sub-commands of ``fabric-initiator``: a module each, with its ``arguments`` and its ``run``.
 
-The initiator imports only the module of the command that is typed.
+The initiator imports only the module of the command that is typed.  An argument with ``nargs="*"``
+needs a default; argparse requires it otherwise.
 """
 
 #: Name of a command and of its module -> its help.

@@ -107,7 +107,7 @@ def test_commands_are_the_modules_of_their_package() -> None:
     assert modules == set(commands.COMMANDS)
 
 
-def test_a_cached_build_imports_no_other_command(project: Project) -> None:
+def test_cached_build_imports_no_other_command(project: Project) -> None:
     project.write(one="true")
     assert project.build().returncode == 0
     script = """

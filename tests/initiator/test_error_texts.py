@@ -82,7 +82,7 @@ class World:
         done = subprocess.run(
             [*within, *INITIATOR, *args],
             cwd=cwd or self.project.logs,
-            env={**self.project.environ, **(shown or {}), **(environ or {})},
+            env={**self.project.environ, "LC_ALL": "C.UTF-8", **(shown or {}), **(environ or {})},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -170,7 +170,7 @@ def _(world: World) -> str:
 @situation("A cache folder that cannot be made")
 def _(world: World) -> str:
     world.project.write(one="true")
-    return world.run("--cache", "/proc/cache", "build", SYSTEM)
+    return world.run("--cache", "/dev/null/cache", "build", SYSTEM)
 
 
 # -- definitions ---------------------------------------------------------------------------
