@@ -43,7 +43,7 @@ def _drain(state: FarmState, command: Command) -> Answer:
     worker = state.workers.get(name)
     if worker is None and name not in state.drained:
         return Answer(
-            command.id, error=f"{name}: no such worker; `fabric-initiator workers` lists them"
+            command.id, error=f"no worker is named {name}; `fabric-initiator workers` lists them"
         )
     if on != (name in state.drained):
         if on:

@@ -140,5 +140,5 @@ def test_command_that_comes_late_does_not_undo_a_later_one() -> None:
 
 def test_drain_of_an_unknown_worker() -> None:
     assert Stage().command("drain", "w9").error == (
-        "w9: no such worker; `fabric-initiator workers` lists them"
+        "no worker is named w9; `fabric-initiator workers` lists them"
     )
