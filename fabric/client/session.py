@@ -249,7 +249,7 @@ class Session:
         if not told:
             self._screen.event("connection", ok=False, message=reason)
             limit = "" if known else f" for {duration(self._patience)}"
-            self._screen.say(f"{reason}; trying on{limit}", "yellow")
+            self._screen.say(f"{reason}; retrying{limit}", "yellow")
 
     def _is_taken(self) -> None:
         if self._put_off and self.mirror.accepted:
@@ -300,7 +300,7 @@ class Session:
         trouble = self._line.trouble
         self._screen.event("connection", ok=not trouble, message=trouble)
         if trouble:
-            self._screen.say(f"{trouble}; trying on", "yellow")
+            self._screen.say(f"{trouble}; retrying", "yellow")
         else:
             self._screen.say("the controller is back", "green")
 

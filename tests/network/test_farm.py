@@ -289,7 +289,7 @@ def test_a_broker_killed_in_mid_build(farm: Farm, alice: Desk) -> None:
     until(lambda: farm.holding("slow"))
     running = farm.holding("slow")
     broker.kill()
-    build.says("trying again")
+    build.says("retrying")
     farm.broker()
     build.says("the controller is back")
     until(lambda: alice.ask("list")[0]["running"] == 1)

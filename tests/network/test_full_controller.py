@@ -41,7 +41,7 @@ def test_who_orders_waits_for_room_and_what_runs_goes_on(farm: Farm, disk: Small
     assert "cancelled" not in done.stdout
     bob.configure()
     waits = bob.start_build()
-    waits.says("; make room on that disk; trying again for 5 min")
+    waits.says("; make room on that disk; retrying for 5 min")
     request = alice.ask("list")[0]["request"]
     for said in (f"cancel {request}", "workers drain w1"):
         done = bob.run(*said.split())

@@ -23,7 +23,7 @@ def alice(farm: Farm) -> Desk:
 def test_a_build_waits_for_a_controller_that_is_away(farm: Farm, alice: Desk) -> None:
     alice.definitions.write(one="true")
     stopped, waits = alice.start_build(), alice.start_build()
-    stopped.says("cannot be reached; trying again for 5 min")
+    stopped.says("cannot be reached; retrying for 5 min")
     stopped.signal(signal.SIGINT)
     assert stopped.ends()[0] == 130
     alice.configure(patience="1")

@@ -102,14 +102,14 @@ def test_a_build_waits_for_a_trove_that_is_away(served: Farm) -> None:
     sshd.kill()
     stopped, waits = alice.start_build(), alice.start_build()
     stopped.says("cannot be reached: is 127.0.0.1 up, and the network?")
-    stopped.says("trying again for 5 min")
+    stopped.says("retrying for 5 min")
     stopped.signal(signal.SIGINT)
     assert stopped.ends()[0] == 130
     alice.configure(patience="1")
     done = alice.build()
     assert done.returncode == 4
     assert "cannot be reached: is 127.0.0.1 up, and the network?" in done.stderr
-    waits.says("trying again for 5 min")
+    waits.says("retrying for 5 min")
     command = [str(word) for word in sshd.process.args]  # type: ignore[union-attr]
     served.start(command, served.root, dict(os.environ), "sshd")
     waits.says("the trove is back")

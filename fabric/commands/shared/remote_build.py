@@ -144,7 +144,7 @@ class Patience:
 
     def report(self, error: str) -> None:
         self._screen.event("connection", ok=False, message=error)
-        self._screen.say(f"{error}; trying again for {duration(self._seconds)}", "yellow")
+        self._screen.say(f"{error}; retrying for {duration(self._seconds)}", "yellow")
 
     def until_done(self, act: Callable[[], object]) -> None:
         """Repeat ``act`` while the trove is out of reach; then SourceError."""
