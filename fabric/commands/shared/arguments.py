@@ -25,7 +25,9 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=int, metavar="N", help="number of workers on this machine"
     )
-    parser.add_argument("--max-jobs", type=int, metavar="N", help="-j of make in a build step")
+    parser.add_argument(
+        "--max-jobs", type=int, metavar="N", help="jobs of make (-j) in a build step"
+    )
     parser.add_argument(
         "--build-timeout", type=float, metavar="SECONDS", help="end a build step after this time"
     )
