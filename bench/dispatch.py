@@ -27,7 +27,8 @@ from pathlib import Path
 import msgspec
 import zmq
 
-from fabric.client.request import Action, RequestMirror, Send
+from fabric.client.request import Action, RequestMirror
+from fabric.client.request_logs import Send
 from fabric.wire import keys, sockets
 from fabric.wire.connection import Connection
 from fabric.wire.messages import (
@@ -91,7 +92,7 @@ def offers(number: int) -> tuple[StepSpec, ...]:
 def make_keys(directory: Path, workers: int) -> None:
     """Keys of a farm: the broker's, a user's, and those of all workers."""
     keys.make("broker", "broker", directory)
-    admitted = keys.Admitted(directory)
+    admitted = keys.AuthorizedKeys(directory)
     for name in ("user", *(f"w{n}" for n in range(workers))):
         own = directory / name
         admitted.admit(keys.make("initiator" if name == "user" else "worker", name, own))
@@ -119,15 +120,15 @@ def serve_broker(directory: Path) -> None:
 def serve_echo(directory: Path) -> None:
     """What ZeroMQ can do from Python at best."""
     context = zmq.Context()
-    gate = keys.Gate(context, keys.Admitted(directory))
+    authenticator = keys.Authenticator(context, keys.AuthorizedKeys(directory))
     socket = sockets.router(context, keys.of_broker(directory))
     sockets.bind(socket, AT.jobs)
     poller = zmq.Poller()
-    poller.register(gate.socket, zmq.POLLIN)
+    poller.register(authenticator.socket, zmq.POLLIN)
     poller.register(socket, zmq.POLLIN)
     while True:
         poller.poll()
-        gate.serve(time.monotonic())
+        authenticator.serve(time.monotonic())
         with contextlib.suppress(zmq.Again):
             for _ in range(200):
                 socket.send_multipart(socket.recv_multipart(zmq.NOBLOCK))
@@ -282,7 +283,7 @@ def measure_broker(workers: int, slots: int, jobs: int) -> tuple[float, float]:
                 assert mirror.state != "failed", message.message
                 if mirror.state == "building" and not began:
                     began, used = time.monotonic(), cpu(broker.pid)
-            line.tend(time.monotonic())
+            line.maintain(time.monotonic())
         took, used = time.monotonic() - began, cpu(broker.pid) - used
         line.close()
         stop(crew, broker)

@@ -20,14 +20,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "network"))
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "kit"))
 
-from network_kit import Desk, Farm, Program
+from network_kit import Farm, Program, Workstation
 from waiting import until
 
 #: Seconds, as `Farm.broker` sets it.
 LEASE = 4.0
 
 
-def measure(farm: Farm, user: Desk, workers: dict[str, Program], number: int) -> float:
+def measure(farm: Farm, user: Workstation, workers: dict[str, Program], number: int) -> float:
     """Seconds of one round."""
     user.definitions.write(slow=f"echo round {number}\n{farm.held('slow')}")
     until(lambda: {one["state"] for one in user.ask("workers")} == {"idle"})
@@ -56,7 +56,7 @@ def main() -> None:
         try:
             farm.broker()
             workers = {name: farm.worker(name) for name in ("w1", "w2")}
-            user = farm.desk("user")
+            user = farm.workstation("user")
             times = sorted(measure(farm, user, workers, n) for n in range(rounds))
         finally:
             farm.close()

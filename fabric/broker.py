@@ -25,7 +25,7 @@ import zmq
 
 from fabric import config
 from fabric.config import BrokerSettings
-from fabric.controller.blame import requests_at_hand
+from fabric.controller.blame import requests_in_traceback
 from fabric.controller.journal import Journal
 from fabric.controller.metrics import Metrics
 from fabric.controller.outbox import ReplyOutbox
@@ -115,18 +115,18 @@ class Broker:
         self._sweep_due = self._now + 1.0  # let the start be quick
         self._peer = b""  # who sent the message at hand
         self._routes: dict[str, bytes] = {}  # worker -> peer
-        self._desires: dict[str, None] = {}  # workers to be told
-        self._asks: list[events.Ask] = []  # to be put to the store
+        self._changed_workers: dict[str, None] = {}  # workers to be told
+        self._queries: list[events.Ask] = []  # to be put to the store
         self._outbox = ReplyOutbox(journal, self._server.send)
-        self._carry_out: dict[type, Callable[[Any], None]] = {
-            events.Ask: self._asks.append,
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            events.Ask: self._queries.append,
             events.Inspect: lambda effect: self._store_client.inspect(effect.keys),
             events.Resolve: self._resolve,
             events.Abandon: lambda effect: self._resolvers.abandon(effect.request),
-            events.Desire: lambda effect: self._desires.setdefault(effect.worker),
-            events.Changed: lambda it: self._outbox.subscriptions.news(it.request, last=it.over),
+            events.Desire: lambda effect: self._changed_workers.setdefault(effect.worker),
+            events.Changed: lambda it: self._outbox.subscriptions.changed(it.request, last=it.over),
             events.Refuse: self._refuse,
-            events.Tell: lambda effect: self._outbox.say(self._peer, effect.answer),
+            events.Tell: lambda effect: self._outbox.add(self._peer, effect.answer),
             events.Drained: journal.drained,
             events.Opened: self._telemetry.opened,
             events.Closed: self._closed,
@@ -135,20 +135,20 @@ class Broker:
             events.Learned: journal.learned,
         }
         if lasting:  # else nobody comes back to what a former broker did
-            self._take_up()
+            self._restore()
 
-    def _take_up(self) -> None:
+    def _restore(self) -> None:
         """Take up what is written of requests; what the core cannot take is set aside."""
-        while (effects := self._try_to_take_up()) is None:
+        while (effects := self._try_to_restore()) is None:
             self._scheduler = self._new_core()  # what the core has of a bad record is not whole
         for effect in effects:
-            self._carry_out[type(effect)](effect)
+            self._handlers[type(effect)](effect)
 
-    def _try_to_take_up(self) -> list[events.Effect] | None:
+    def _try_to_restore(self) -> list[events.Effect] | None:
         """What follows from all records; None if there was a bad one."""
         journal = self._telemetry.journal
         effects: list[events.Effect] = []
-        for record in journal.records():
+        for record in journal.stored_requests():
             try:
                 effects += self._scheduler.handle(record.event, self._now)
             except Exception as error:  # noqa: BLE001 - a broker that does not start helps nobody
@@ -167,8 +167,8 @@ class Broker:
                 self.turn()
             except Exception as error:
                 # What the core has is not whole now: the next run takes up the other requests.
-                for id, intent in requests_at_hand(error).items():
-                    self._telemetry.given_up(id, intent, self._scheduler, error)
+                for id, intent in requests_in_traceback(error).items():
+                    self._telemetry.abandoned(id, intent, self._scheduler, error)
                 raise
             supervisor.alive(self._now)
         supervisor.stopping()
@@ -176,13 +176,13 @@ class Broker:
     def turn(self) -> None:
         """Take in what has come, and send what follows from it.  Never waits."""
         self._now = self._clock()
-        self._hear_peers()
-        self._hear_helpers()
-        self._hear_logs()
-        self._pass_time()
-        self._tell_helpers()
-        self._tell_workers()
-        self._outbox.tell(self._scheduler, self._now)
+        self._receive_messages()
+        self._receive_results()
+        self._receive_logs()
+        self._run_timers()
+        self._start_io()
+        self._send_desired()
+        self._outbox.send_due(self._scheduler, self._now)
 
     def due(self) -> float:
         """When the next `turn` has something to do, if nothing comes before."""
@@ -211,35 +211,35 @@ class Broker:
 
     # -- one turn of the loop ------------------------------------------------------------------
 
-    def _hear_peers(self) -> None:
-        self._server.answer_the_door(self._now)
-        for peer, sender, message in self._server.heard():
+    def _receive_messages(self) -> None:
+        self._server.authenticate(self._now)
+        for peer, sender, message in self._server.receive():
             self._peer = peer
-            if not self._outbox.refuses(peer, message, self._scheduler):
-                self._heard(sender, message)
+            if not self._outbox.rejects(peer, message, self._scheduler):
+                self._dispatch(sender, message)
 
-    def _hear_helpers(self) -> None:
-        lost = self._outbox.heed_journal()
+    def _receive_results(self) -> None:
+        lost = self._outbox.check_journal()
         for event in (*lost, *self._store_client.answers(), *self._resolvers.answers()):
             self._apply(event)
         for peer, piece in self._store_client.pieces():
             self._server.send(peer, piece)
 
-    def _hear_logs(self) -> None:
+    def _receive_logs(self) -> None:
         for sender, piece, frame in self._server.pieces():
-            self._log(sender, piece, frame)
+            self._receive_piece(sender, piece, frame)
         self._spools.digest()
         for worker, wanted in self._spools.wanted(self._now):
             route = self._routes.get(worker)
             if route is not None and not self._server.send(route, wanted):
                 self._spools.unsent(wanted)
 
-    def _pass_time(self) -> None:
+    def _run_timers(self) -> None:
         if self._now >= self._scheduler.next_due():
             self._apply(events.Tick())
-        if self._server.look(self._now):
+        if self._server.refresh_keys(self._now):
             self._routes.clear()
-            self._outbox.cut_off()
+            self._outbox.clear()
         self._telemetry.measure(self._scheduler, self._now)
         if self._now >= self._sweep_due:
             self._sweep_due = self._now + SWEEP_EVERY
@@ -251,14 +251,14 @@ class Broker:
             known = self._scheduler.state.workers
             self._routes = {name: peer for name, peer in self._routes.items() if name in known}
 
-    def _tell_helpers(self) -> None:
+    def _start_io(self) -> None:
         self._telemetry.journal.flush()
-        if self._asks:
-            self._store_client.ask(self._asks.copy())
-            self._asks.clear()
+        if self._queries:
+            self._store_client.query(self._queries.copy())
+            self._queries.clear()
 
-    def _tell_workers(self) -> None:
-        for name in self._desires:
+    def _send_desired(self) -> None:
+        for name in self._changed_workers:
             desired = self._scheduler.desired(name)
             route = self._routes.get(name)
             if desired is None or route is None:
@@ -272,11 +272,11 @@ class Broker:
                 )
                 desired = msgspec.structs.replace(desired, settled=settled)
             self._server.send(route, desired)
-        self._desires.clear()
+        self._changed_workers.clear()
 
     # -- messages ------------------------------------------------------------------------------
 
-    def _heard(self, sender: str, message: FromPeer) -> None:
+    def _dispatch(self, sender: str, message: FromPeer) -> None:
         match message:
             case Report():
                 self._apply(message)
@@ -284,18 +284,18 @@ class Broker:
                 if worker is not None and worker.instance == message.instance:
                     self._routes[message.name] = self._peer
             case BuildOrder() | BuildGraph():
-                self._outbox.subscriptions.watch(
+                self._outbox.subscriptions.subscribe(
                     message.request, self._peer, self._now, owner=sender
                 )
                 self._apply(message)
             case Poll():
-                self._outbox.subscriptions.watch(
+                self._outbox.subscriptions.subscribe(
                     message.request, self._peer, self._now, message.seen, owner=sender
                 )
                 self._apply(message)
             case Leave():
-                self._outbox.subscriptions.unwatch(message.request, self._peer)
-                if not self._outbox.subscriptions.watched(message.request, self._now):
+                self._outbox.subscriptions.unsubscribe(message.request, self._peer)
+                if not self._outbox.subscriptions.has_subscribers(message.request, self._now):
                     self._apply(message)
             case Command():
                 self._apply(message)
@@ -304,7 +304,7 @@ class Broker:
             case LogPiece():
                 self._spools.arrived(message.key, message.fence)
                 came = Published(message.key, message.fence, message.offset, message.data)
-                self._log(sender, came, came.frame())
+                self._receive_piece(sender, came, came.frame())
             case LogRead():
                 key, fence = message.key, message.fence
                 piece = self._spools.read(key, fence, message.offset, message.length)
@@ -314,17 +314,17 @@ class Broker:
                     self._server.send(self._peer, piece)
 
     def _apply(self, event: events.Event) -> None:
-        carry_out = self._carry_out
+        handlers = self._handlers
         for effect in self._scheduler.handle(event, self._now):
-            carry_out[type(effect)](effect)
+            handlers[type(effect)](effect)
 
-    def _log(self, sender: str, piece: Published, frame: bytes | zmq.Frame) -> None:
+    def _receive_piece(self, sender: str, piece: Published, frame: bytes | zmq.Frame) -> None:
         """A piece of a log comes; ``frame`` is all of it."""
         if sender and sender != self._spools.worker(piece.key, piece.fence):
             return  # it is not this worker's log
         offset, fresh = self._spools.append(*piece)
         if fresh:
-            self._telemetry.logged(len(fresh))
+            self._telemetry.received_log(len(fresh))
             if len(fresh) < len(piece.data):
                 frame = Published(piece.key, piece.fence, offset, fresh).frame()
             self._server.publish(frame)
@@ -332,8 +332,8 @@ class Broker:
     # -- effects -------------------------------------------------------------------------------
 
     def _refuse(self, effect: events.Refuse) -> None:
-        self._server.refuse(self._peer, effect.about, effect.code, effect.reason)
-        self._outbox.subscriptions.unwatch(effect.about, self._peer)
+        self._server.reject(self._peer, effect.about, effect.code, effect.reason)
+        self._outbox.subscriptions.unsubscribe(effect.about, self._peer)
 
     def _resolve(self, effect: events.Resolve) -> None:
         tools = tools_among(worker.features for worker in self._scheduler.state.workers.values())
@@ -360,7 +360,7 @@ def assemble(
     limits: Limits | None = None,
     keys_dir: Path | None = None,
     resolver: Sequence[str] = (),
-    note: EventLog | None = None,
+    event_log: EventLog | None = None,
     metrics: Metrics | None = None,
 ) -> Broker:
     """A broker that listens at ``addresses``; ``state`` is for what it keeps.
@@ -370,12 +370,12 @@ def assemble(
     ``note`` and ``metrics``.  AddressError, KeyProblem or OSError if that cannot be done.
     """
     curve = None if keys_dir is None else keys.of_broker(keys_dir)
-    admitted = None if keys_dir is None else keys.Admitted(keys_dir)
-    note = note or EventLog("fabric-broker")
+    admitted = None if keys_dir is None else keys.AuthorizedKeys(keys_dir)
+    event_log = event_log or EventLog("fabric-broker")
     wake = Wakeup()
     lasting = bool(resolver)
-    server = Server(addresses, note, wake=wake.fd, curve=curve, admitted=admitted)
-    journal = Journal(state / "journal.sqlite", note, wake, needed=lasting)
+    server = Server(addresses, event_log, wake=wake.fd, curve=curve, admitted=admitted)
+    journal = Journal(state / "journal.sqlite", event_log, wake, needed=lasting)
 
     def new_core() -> Scheduler:
         return Scheduler(
@@ -395,7 +395,7 @@ def assemble(
         wake=wake,
         server=server,
         spools=Spools(state / "logs"),
-        telemetry=Telemetry(journal, note, metrics),
+        telemetry=Telemetry(journal, event_log, metrics),
         store_client=StoreClient(open_store, wake),
         resolvers=ResolverPool(resolver, wake),
         new_core=new_core,

@@ -94,7 +94,7 @@ class Plan(msgspec.Struct, frozen=True, dict=True):
             strata=tuple(self._part(stratum, artifact) for stratum, artifact in step.contents),
         )
 
-    def offers(self) -> tuple[StepSpec, ...]:
+    def step_specs(self) -> tuple[StepSpec, ...]:
         """All steps as they are submitted, each key once."""
         encode = msgspec.msgpack.Encoder().encode
         unique = {self.keys[step.id]: step for step in reversed(self.steps)}

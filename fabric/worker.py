@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from fabric import bounds, config
-from fabric.building import agent as protocol
+from fabric.building import agent
 from fabric.building.agent import WorkerAgent
 from fabric.building.attempt import Attempt
 from fabric.building.host_tools import host_tools
@@ -61,7 +61,7 @@ MESSAGES_AT_ONCE = 100
 #: Seconds between two looks at what this machine has left.
 SURVEY_EVERY = 1.0
 #: Complaints noted in a minute.
-COMPLAINTS = 10
+REPORTS_A_MINUTE = 10
 #: Seconds a worker that ends gives its builds to die.
 DEADLINE = 8.0
 #: Seconds between two attempts at making room on the disk.
@@ -108,12 +108,16 @@ class Worker:
         )
         # written by threads that end and by signals, so that the poller wakes
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._line = Connection(addresses, "publish", curve=curve, name=name, wake=self._wake_read)
-        self._note = EventLog("fabric-worker")
-        self._said: deque[tuple[float, str]] = deque(maxlen=COMPLAINTS)  # of late, and when
+        self._connection = Connection(
+            addresses, "publish", curve=curve, name=name, wake=self._wake_read
+        )
+        self._event_log = EventLog("fabric-worker")
+        self._reported: deque[tuple[float, str]] = deque(
+            maxlen=REPORTS_A_MINUTE
+        )  # of late, and when
         self._behind = False  # a log grows faster than it is published
         self._survey_due = 0.0
-        self._told_to_stop = False
+        self._stop_requested = False
         self._stopping_until: float | None = None
 
     def run(self) -> None:
@@ -127,7 +131,7 @@ class Worker:
         # slot one attempt may run in its sandbox while the one before it is stored.
         for _ in range(2 * self._agent.slots):
             threading.Thread(target=self._build, daemon=True).start()
-        while not self._over():
+        while not self._finished():
             self._wait()
             self._hear()
             self._collect()
@@ -135,19 +139,19 @@ class Worker:
             now = time.monotonic()
             self._survey(now)
             self._do(self._agent.tick(now))
-            if self._line.tend(now):
-                if not self._line.trouble:
-                    self._said.clear()
-                self._say(self._line.trouble or "the broker answers again")
-            supervisor.alive(now, self._line.trouble or f"{len(self._agent.running)} builds")
-            if self._told_to_stop and self._stopping_until is None:
+            if self._connection.maintain(now):
+                if not self._connection.error:
+                    self._reported.clear()
+                self._report(self._connection.error or "the broker answers again")
+            supervisor.alive(now, self._connection.error or f"{len(self._agent.running)} builds")
+            if self._stop_requested and self._stopping_until is None:
                 supervisor.stopping()
                 self._stop()
 
     def close(self) -> None:
         """Leave nothing behind."""
         signal.set_wakeup_fd(-1)
-        self._line.close()
+        self._connection.close()
         self._workspace.close()
         self._store.flush()
 
@@ -158,14 +162,14 @@ class Worker:
         if self._agent.running:
             left = min(left, FOLLOW_SOON if self._behind else FOLLOW_EVERY)
         self._behind = False
-        self._line.wait(left)
+        self._connection.wait(left)
 
     def _hear(self) -> None:
-        for frame in self._line.receive(MESSAGES_AT_ONCE):
+        for frame in self._connection.receive(MESSAGES_AT_ONCE):
             try:
                 message = _codec.decode(frame)
             except DecodeError as error:
-                self._say(f"the broker said what cannot be understood: {error}")
+                self._report(f"the broker said what cannot be understood: {error}")
                 continue
             match message:
                 case Desired():
@@ -174,7 +178,7 @@ class Worker:
                 case LogWanted():
                     self._serve(message)
                 case Rejected():  # whoever can mend that may not be here, so go on asking
-                    self._say(f"the broker refuses this worker: {message.reason}")
+                    self._report(f"the broker refuses this worker: {message.reason}")
 
     def _collect(self) -> None:
         while not self._ended.empty():
@@ -184,7 +188,7 @@ class Worker:
             self._agent.progress(
                 outcome.key, outcome.fence, phase=attempt.phase, log_size=outcome.log_size
             )
-            self._note.info(
+            self._event_log.info(
                 f"{outcome.key[:12]}: {outcome.result} {outcome.message}",
                 worker=self.name,
                 key=outcome.key,
@@ -223,26 +227,26 @@ class Worker:
             caches = (self._store.copies.folder, *self._exports.folders())
             self._workspace.trim(wanted, caches)
         except OSError as error:
-            self._say(f"room cannot be made on the disk: {error}")
+            self._report(f"room cannot be made on the disk: {error}")
 
-    def _over(self) -> bool:
+    def _finished(self) -> bool:
         if self._stopping_until is None:
             return False
         return not self._agent.running or time.monotonic() > self._stopping_until
 
     # -- what it does ----------------------------------------------------------------------
 
-    def _do(self, actions: Sequence[protocol.Action]) -> None:
+    def _do(self, actions: Sequence[agent.Action]) -> None:
         for action in actions:
             match action:
-                case protocol.Start():
+                case agent.Start():
                     self._start(action)
-                case protocol.Kill():
+                case agent.Kill():
                     self._attempts[action.key, action.fence].cancel.set()
-                case protocol.Send():
-                    self._line.send(_codec.encode(action.report))
+                case agent.Send():
+                    self._connection.send(_codec.encode(action.report))
 
-    def _start(self, action: protocol.Start) -> None:
+    def _start(self, action: agent.Start) -> None:
         spool = self._spools / f"{action.key}.{action.fence}"
         attempt = Attempt(action.key, action.fence, action.job, spool, self._wake)
         self._attempts[action.key, action.fence] = attempt
@@ -268,7 +272,7 @@ class Worker:
             if not data:
                 return
             piece = Published(attempt.key, attempt.fence, attempt.published, data)
-            if not sockets.send(self._line.logs, piece.frame()):
+            if not sockets.send(self._connection.logs, piece.frame()):
                 break
             attempt.published += len(data)  # if it is lost, the broker asks for it
         self._behind = True
@@ -279,7 +283,7 @@ class Worker:
             return
         data = self._read(attempt, wanted.offset, min(wanted.length, bounds.LOG_RANGE))
         piece = LogPiece(wanted.key, wanted.fence, wanted.offset, data)
-        self._line.send(_codec.encode(piece))
+        self._connection.send(_codec.encode(piece))
 
     def _forget(self) -> None:
         """Drop spools of attempts that are over and settled, or that nobody wanted any more."""
@@ -289,26 +293,26 @@ class Worker:
             try:
                 attempt.log.discard()
             except OSError as error:
-                self._say(f"a log cannot be removed: {error}")
+                self._report(f"a log cannot be removed: {error}")
 
     def _read(self, attempt: Attempt, offset: int, length: int) -> bytes:
         """A range of a log; nothing of one that cannot be read, which ends as a fault."""
         try:
             return attempt.log.read(offset, length)
         except OSError as error:
-            self._say(f"the log of {attempt.key[:12]} cannot be read: {error}")
+            self._report(f"the log of {attempt.key[:12]} cannot be read: {error}")
             return b""
 
-    def _say(self, text: str) -> None:
+    def _report(self, text: str) -> None:
         """Note something, but neither every second, nor more than an operator can read."""
         now = time.monotonic()
-        flood = len(self._said) == COMPLAINTS and now - self._said[0][0] < 60.0
-        if not flood and all(text != said for _, said in self._said):
-            self._said.append((now, text))
-            self._note(text, worker=self.name)
+        flood = len(self._reported) == REPORTS_A_MINUTE and now - self._reported[0][0] < 60.0
+        if not flood and all(text != reported for _, reported in self._reported):
+            self._reported.append((now, text))
+            self._event_log(text, worker=self.name)
 
     def _on_signal(self, number: int, frame: object) -> None:  # noqa: ARG002
-        self._told_to_stop = True  # the loop is awake now, and does the rest
+        self._stop_requested = True  # the loop is awake now, and does the rest
 
     def _stop(self) -> None:
         """Kill what runs, hand it back, end."""

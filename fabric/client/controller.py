@@ -28,15 +28,15 @@ from fabric.wire.sockets import Codec, DecodeError
 
 #: Seconds after which a question is put again, at first and at most; and after which there is no
 #: answer.
-ASK_AGAIN = 1.0
-ASK_AGAIN_MOST = 4.0
+REPEAT_AFTER = 1.0
+REPEAT_AFTER_MOST = 4.0
 PATIENCE = 10.0
 #: Digits of a request's id that are shown: its time in milliseconds.
 SHOWN = 12
 
 
 @contextlib.contextmanager
-def open_line(settings: Settings) -> Iterator[Connection]:
+def open_connection(settings: Settings) -> Iterator[Connection]:
     """A line to the controller.  FabricError if the settings do not tell how."""
     if not settings.controller:
         raise FabricError(
@@ -44,11 +44,11 @@ def open_line(settings: Settings) -> Iterator[Connection]:
             " FABRIC_CONTROLLER"
         )
     addresses, curve, name = dial(settings, "initiator")
-    line = Connection(addresses, "follow", curve=curve, name=name)
+    connection = Connection(addresses, "follow", curve=curve, name=name)
     try:
-        yield line
+        yield connection
     finally:
-        line.close()
+        connection.close()
 
 
 class Controller:
@@ -59,13 +59,16 @@ class Controller:
     """
 
     def __init__(
-        self, line: Connection, patience: float = 0.0, tell: Callable[[str], None] | None = None
+        self,
+        connection: Connection,
+        patience: float = 0.0,
+        on_error: Callable[[str], None] | None = None,
     ) -> None:
-        self.line = line
+        self.connection = connection
         #: what the controller said in its last answer that is wrong with it; "" if nothing is
         self.warning = ""
         self._patience = max(PATIENCE, patience)
-        self._tell = tell
+        self._on_error = on_error
         self._codec: Codec[Answer | Update | LogPiece | Rejected] = Codec(
             Answer | Update | LogPiece | Rejected
         )
@@ -83,7 +86,7 @@ class Controller:
 
     def update(self, request: str) -> Update:
         """All that is known of a request.  FabricError if nothing is."""
-        for message in self._ask(Poll(request, 0), request):
+        for message in self._send_until_answered(Poll(request, 0), request):
             if isinstance(message, Update) and message.request == request:
                 return message
         raise AssertionError
@@ -93,8 +96,8 @@ class Controller:
 
         MachineFault if it cannot be read now.
         """
-        asked = LogRead(key, fence, offset, bounds.LOG_RANGE)
-        for message in self._ask(asked, ""):
+        question = LogRead(key, fence, offset, bounds.LOG_RANGE)
+        for message in self._send_until_answered(question, ""):
             if isinstance(message, LogPiece) and (message.key, message.offset) == (key, offset):
                 return message
             if isinstance(message, Rejected) and message.about == key:
@@ -113,9 +116,9 @@ class Controller:
         ids = ", ".join(f"{one.request[:SHOWN]} ({one.title})" for one in found[:5])
         raise FabricError(f"{named}: several builds begin so: {ids}")
 
-    def _answer(self, asked: Query | Command) -> Answer:
-        for message in self._ask(asked, asked.id):
-            if isinstance(message, Answer) and message.id == asked.id:
+    def _answer(self, question: Query | Command) -> Answer:
+        for message in self._send_until_answered(question, question.id):
+            if isinstance(message, Answer) and message.id == question.id:
                 self.warning = message.warning
                 if message.error:
                     error = "\n".join(filter(None, (message.error, message.warning)))
@@ -123,19 +126,19 @@ class Controller:
                 return message
         raise AssertionError
 
-    def _ask(
-        self, asked: Query | Command | Poll | LogRead, about: str
+    def _send_until_answered(
+        self, question: Query | Command | Poll | LogRead, about: str
     ) -> Iterator[Answer | Update | LogPiece | Rejected]:
         """All that comes, until whoever asked is content."""
         began = due = time.monotonic()
-        again = ASK_AGAIN
+        delay = REPEAT_AFTER
         while True:
             now = time.monotonic()
             if now >= due:
-                self.line.send(self._codec.encode(asked))
-                due, again = now + again, min(2 * again, ASK_AGAIN_MOST)
-            self.line.wait(due - now)
-            for frame in self.line.receive(100):
+                self.connection.send(self._codec.encode(question))
+                due, delay = now + delay, min(2 * delay, REPEAT_AFTER_MOST)
+            self.connection.wait(due - now)
+            for frame in self.connection.receive(100):
                 try:
                     message = self._codec.decode(frame)
                 except DecodeError:  # of another version, or damaged: the question is put again
@@ -144,22 +147,22 @@ class Controller:
                     kind = MachineFault if message.code == "not-now" else FabricError
                     raise kind(with_own_commands(message.reason))
                 yield message
-            changed, trouble = self.line.tend(time.monotonic()), self.line.trouble
+            changed, error = self.connection.maintain(time.monotonic()), self.connection.error
             waited = time.monotonic() - began
-            if self.line.turned_away:
+            if self.connection.unauthorized:
                 if waited > PATIENCE:
-                    raise MachineFault(trouble)
+                    raise MachineFault(error)
             elif waited > self._patience:
                 raise MachineFault(
-                    f"no answer: {trouble or 'the controller is silent'}; is fabric-broker up"
+                    f"no answer: {error or 'the controller is silent'}; is fabric-broker up"
                     " there, and the setting `controller` right?"
                 )
-            elif changed and trouble and self._tell:
-                self._tell(trouble)
+            elif changed and error and self._on_error:
+                self._on_error(error)
 
 
 @contextlib.contextmanager
 def open_controller(settings: Settings) -> Iterator[Controller]:
     """The controller of the settings."""
-    with open_line(settings) as line:
-        yield Controller(line)
+    with open_connection(settings) as connection:
+        yield Controller(connection)

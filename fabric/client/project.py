@@ -110,8 +110,8 @@ class Project:
             for candidate in (file, file.with_name(file.name + ".morph")):
                 if candidate.is_file() and real(candidate).is_relative_to(real(self.root)):
                     return str(real(candidate).relative_to(real(self.root)))
-        near = difflib.get_close_matches(named, self.systems(), n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(map(in_line, near))}?" if near else ""
+        similar = difflib.get_close_matches(named, self.systems(), n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(map(in_line, similar))}?" if similar else ""
         raise FabricError(f"{named}: no such system in {self.root}{hint}")
 
     def graph(self, system: str, read: Callable[[str], bytes | None] | None = None) -> Graph:
@@ -123,8 +123,8 @@ class Project:
 
         graph = load(read or self.read, system)
         for warning in graph.warnings:
-            told = Problem(warning.file, warning.line, f"warning: {warning.message}")
-            self._progress(str(told))
+            shown = Problem(warning.file, warning.line, f"warning: {warning.message}")
+            self._progress(str(shown))
         return graph
 
     def plan(self, graph: Graph, goals: Iterable[str] = (), tools: str = "") -> Plan:
@@ -148,7 +148,7 @@ class Project:
         chosen = tuple(goals) or (graph.root.id,)
         self.sources.require_pins(wanted_sources(graph, chosen).values())
 
-    def supply(self, graph: Graph, goals: Iterable[str] = ()) -> None:
+    def push_missing(self, graph: Graph, goals: Iterable[str] = ()) -> None:
         """See to it that the trove has every source that the goals need."""
         chosen = tuple(goals) or (graph.root.id,)
         self.sources.push_missing(wanted_sources(graph, chosen).values())

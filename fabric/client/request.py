@@ -5,7 +5,7 @@ The shell around it (`fabric.initiator`) owns sockets, files and the clock::
     mirror = RequestMirror(BuildOrder(...))       # or a BuildGraph; or the id of a request
     actions = mirror.tick(now)                    # once at the start, then at least at mirror.due
     actions = mirror.update(update, now)          # an Update came
-    actions = mirror.refused(refused, now)        # a Rejected came
+    actions = mirror.rejected(rejected, now)        # a Rejected came
     actions = mirror.piece(piece, now)            # a LogPiece came
     actions = mirror.published(piece, now)        # a published piece of log came
     mirror.unsent(message)                        # a message could not be sent now
@@ -25,12 +25,9 @@ import msgspec
 from fabric import bounds
 from fabric.client.request_logs import (
     ENDED,
-    AppendLog,
-    CloseLog,
     Follow,
     LogAction,
     LogMirror,
-    OpenLog,
     Send,
 )
 from fabric.wire.messages import (
@@ -47,24 +44,10 @@ from fabric.wire.messages import (
     Update,
 )
 
-__all__ = [
-    "ENDED",
-    "OVER",
-    "Action",
-    "AppendLog",
-    "Changed",
-    "CloseLog",
-    "Follow",
-    "OpenLog",
-    "Over",
-    "RequestMirror",
-    "Send",
-]
-
 #: Seconds between polls.
 POLL_EVERY = 1.0
 #: A submit is repeated after this long, then twice, four times ... as long.
-SUBMIT_AGAIN = 1.0
+SUBMIT_EVERY = 1.0
 #: Logs of so many steps are subscribed to before they begin: what is over soon is not missed.
 AHEAD = 1000
 #: An update with more steps than this is acknowledged at once, to keep the next one small.
@@ -89,7 +72,7 @@ class Over(msgspec.Struct, frozen=True):
 
     state: RequestState
     message: str
-    refused: bool = False
+    rejected: bool = False
 
 
 Action = LogAction | Changed | Over
@@ -143,7 +126,7 @@ class RequestMirror:
             if self.accepted:
                 actions.append(Send(Poll(self.request, self.version)))
             elif not self.over:
-                self._poll_due = now + SUBMIT_AGAIN * 2 ** min(self._submits, 3)
+                self._poll_due = now + SUBMIT_EVERY * 2 ** min(self._submits, 3)
                 self._submits += 1
                 actions.append(Send(self.wanted or Poll(self.request, self.version)))
         return [*actions, *self._logs.tick(now, over=self.over)]
@@ -165,8 +148,10 @@ class RequestMirror:
         self.goals = update.goals or self.goals
         actions: list[Action] = []
         if update.goals and self.steps:  # then it tells all that is known
-            told = {step.key for step in update.steps}
-            actions += self._doubt(step for key, step in self.steps.items() if key not in told)
+            listed = {step.key for step in update.steps}
+            actions += self._reset_to_waiting(
+                step for key, step in self.steps.items() if key not in listed
+            )
         for step in update.steps:
             old = self.steps.get(step.key)
             if old is not None and old.state == "done" and step.state == "cached":
@@ -185,23 +170,25 @@ class RequestMirror:
             actions.append(Send(Poll(self.request, self.version)))
         return actions
 
-    def refused(self, refused: Rejected, now: float) -> Sequence[Action]:
+    def rejected(self, rejected: Rejected, now: float) -> Sequence[Action]:
         """The broker cannot serve something asked."""
         self.heard = now
-        if refused.code == "no-log":
-            return self._logs.missing(refused.about)
-        if refused.about != self.request or refused.code == "not-now" or self.over:
+        if rejected.code == "no-log":
+            return self._logs.missing(rejected.about)
+        if rejected.about != self.request or rejected.code == "not-now" or self.over:
             return []  # and asked for again, if it was not now
-        if refused.code == "unknown-request" and self.wanted is not None:
+        if rejected.code == "unknown-request" and self.wanted is not None:
             # The broker has been restarted, or had given us up: what it builds, it finds again.
             if not self.accepted:
                 return []
             self.accepted = False
             self._poll_due = now
-            return self._doubt(step for step in self.steps.values() if step.state not in ENDED)
+            return self._reset_to_waiting(
+                step for step in self.steps.values() if step.state not in ENDED
+            )
         self.accepted = False
-        self.state, self.message = "failed", refused.reason
-        return [*self._logs.give_up(), Over("failed", refused.reason, refused=True)]
+        self.state, self.message = "failed", rejected.reason
+        return [*self._logs.give_up(), Over("failed", rejected.reason, rejected=True)]
 
     def leave(self) -> list[Action]:
         """The user wants it no more, or it is complete, or is detached and goes on without us."""
@@ -211,7 +198,7 @@ class RequestMirror:
             self.state = "cancelled"
         return [Send(Leave(self.request))]
 
-    def _doubt(self, steps: Iterable[StepState]) -> list[Action]:
+    def _reset_to_waiting(self, steps: Iterable[StepState]) -> list[Action]:
         """Mark these steps as waiting, except those that were built."""
         unsure = [(step, _waiting(step)) for step in steps if step.state not in BUILT]
         return [self._change(waiting) for step, waiting in unsure if step != waiting]

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from fabric import bounds
-from fabric.client import request as protocol
 from fabric.client.render import BuildView, RunningView, Screen, duration
-from fabric.client.request import ENDED, RequestMirror
+from fabric.client.request import Action, Changed, Over, RequestMirror
+from fabric.client.request_logs import ENDED, AppendLog, CloseLog, Follow, OpenLog, Send
 from fabric.client.user_logs import UserLog, UserLogs
 from fabric.errors import BuildFailed, Cancelled, FabricError, MachineFault, with_own_commands
 from fabric.host.process import more_descriptors
@@ -60,8 +60,8 @@ class Session:
 
     def __init__(
         self,
-        asked: BuildOrder | BuildGraph | str,
-        line: Connection,
+        wanted: BuildOrder | BuildGraph | str,
+        connection: Connection,
         screen: Screen,
         check: Callable[[], str] = str,
         since: float = 0.0,
@@ -72,15 +72,15 @@ class Session:
         ``check`` is called now and then, for news.  A broker that cannot take the request in is
         asked again for ``patience`` seconds; one that had, as long as it takes.
         """
-        self.mirror = RequestMirror(asked, min(bounds.LOGS_OPEN, more_descriptors() // 2))
-        self._line = line
+        self.mirror = RequestMirror(wanted, min(bounds.LOGS_OPEN, more_descriptors() // 2))
+        self._connection = connection
         self._screen = screen
         self._check = check
         self._began = time.monotonic() - since
         self._look_due = self._began
         self._patience = patience
-        self._warned = ""
-        self._put_off = 0.0  # since when; 0: it is not
+        self._shown_warning = ""
+        self._rejected_since = 0.0  # since when; 0: it is not
         self._files: UserLogs | None = None  # once there is one: nothing else is written here
         self._logs: dict[str, UserLog] = {}
         self._paths: dict[str, Path] = {}
@@ -121,7 +121,7 @@ class Session:
                 self._turn()
         finally:
             heeded = signal.signal(signal.SIGINT, signal.SIG_IGN)  # let this moment pass
-            if not self.mirror.over and not (self._put_off and not self.mirror.version):
+            if not self.mirror.over and not (self._rejected_since and not self.mirror.version):
                 by_user = isinstance(sys.exception(), KeyboardInterrupt)
                 with contextlib.suppress(OSError, OutputError):
                     self._screen.say(parting.format("interrupted" if by_user else "stopped"))
@@ -130,9 +130,9 @@ class Session:
 
     def _turn(self) -> None:
         self._do(self.mirror.tick(time.monotonic()))
-        self._line.wait(min(TICK, self.mirror.due - time.monotonic()))
+        self._connection.wait(min(TICK, self.mirror.due - time.monotonic()))
         now = time.monotonic()
-        for frame in self._line.receive(MESSAGES_AT_ONCE):
+        for frame in self._connection.receive(MESSAGES_AT_ONCE):
             try:
                 message = self._codec.decode(frame)
             except DecodeError:  # it costs what it said, which will be said again
@@ -140,25 +140,25 @@ class Session:
             match message:
                 case Update():
                     self._do(self.mirror.update(message, now))
-                    self._is_taken()
-                    self._warn()
-                    self._expect(now)
+                    self._show_accepted()
+                    self._show_warning()
+                    self._estimate_end(now)
                 case LogPiece():
                     self._do(self.mirror.piece(message, now))
                 case Rejected():
-                    self._do(self.mirror.refused(message, now))
+                    self._do(self.mirror.rejected(message, now))
                     if message.code == "not-now" and message.about == self.mirror.request:
-                        self._wait(with_own_commands(message.reason))
+                        self._wait_for_room(with_own_commands(message.reason))
                 case Answer():  # once more, to a question that was asked before this
                     pass
-        for piece in self._line.pieces(MESSAGES_AT_ONCE):
+        for piece in self._connection.pieces(MESSAGES_AT_ONCE):
             self._do(self.mirror.published(piece, now))
-        if self._line.tend(now):
-            self._tell_trouble()
+        if self._connection.maintain(now):
+            self._show_connection()
         if now >= self._look_due:  # not for each piece of log
             self._look_due = now + LOOK_EVERY
-            if news := self._check():
-                self._screen.say(news, "yellow")
+            if notices := self._check():
+                self._screen.say(notices, "yellow")
             self._screen.show(self._view())
 
     def _close(self) -> None:
@@ -216,63 +216,63 @@ class Session:
 
     # -- inside ----------------------------------------------------------------------------
 
-    def _do(self, actions: Sequence[protocol.Action]) -> None:
-        for action in sorted(actions, key=_endings_first):
+    def _do(self, actions: Sequence[Action]) -> None:
+        for action in sorted(actions, key=_begins):
             match action:
-                case protocol.Send():
-                    if not self._line.send(self._codec.encode(action.message)):
+                case Send():
+                    if not self._connection.send(self._codec.encode(action.message)):
                         self.mirror.unsent(action.message)
-                case protocol.Changed():
-                    self._tell(action.old, action.new)
-                case protocol.Over():
+                case Changed():
+                    self._show_step(action.old, action.new)
+                case Over():
                     self._end(action)
                 case _ if not self._keeps_logs:
                     pass
-                case protocol.OpenLog():
+                case OpenLog():
                     self._open_log(action.key)
-                case protocol.AppendLog():
+                case AppendLog():
                     self._logs[action.key].write(action.offset, action.data)
-                case protocol.Follow(key, True):
-                    self._line.subscribe(key)
-                case protocol.Follow(key):
-                    self._line.unsubscribe(key)
-                case protocol.CloseLog():
+                case Follow(key, True):
+                    self._connection.subscribe(key)
+                case Follow(key):
+                    self._connection.unsubscribe(key)
+                case CloseLog():
                     self._close_log(action)
 
-    def _wait(self, reason: str) -> None:
+    def _wait_for_room(self, reason: str) -> None:
         """The broker cannot take the request in now.  MachineFault if that is so for too long."""
         now = time.monotonic()
         known = self.mirror.version > 0
-        told, self._put_off = bool(self._put_off), self._put_off or now
-        if not known and now - self._put_off >= self._patience:
+        shown, self._rejected_since = bool(self._rejected_since), self._rejected_since or now
+        if not known and now - self._rejected_since >= self._patience:
             raise MachineFault(reason)
-        if not told:
+        if not shown:
             self._screen.event("connection", ok=False, message=reason)
             limit = "" if known else f" for {duration(self._patience)}"
             self._screen.say(f"{reason}; retrying{limit}", "yellow")
 
-    def _is_taken(self) -> None:
-        if self._put_off and self.mirror.accepted:
-            self._put_off = 0.0
+    def _show_accepted(self) -> None:
+        if self._rejected_since and self.mirror.accepted:
+            self._rejected_since = 0.0
             self._screen.event("connection", ok=True, message="")
             self._screen.say("the controller takes orders again", "green")
 
-    def _warn(self) -> None:
+    def _show_warning(self) -> None:
         """What keeps the build from going on, once."""
-        if self.mirror.warning != self._warned:
-            self._warned = self.mirror.warning
-            self._screen.event("warning", message=self._warned)
-            if self._warned:
-                self._screen.say(self._warned, "yellow")
+        if self.mirror.warning != self._shown_warning:
+            self._shown_warning = self.mirror.warning
+            self._screen.event("warning", message=self._shown_warning)
+            if self._shown_warning:
+                self._screen.say(self._shown_warning, "yellow")
 
-    def _expect(self, now: float) -> None:
+    def _estimate_end(self, now: float) -> None:
         """When the build ends.  The broker counts whole steps, so its word may stand still."""
         if self.mirror.left != self._left:
             self._left = self.mirror.left
             self._ends = now + self._left if self._left else 0.0
 
-    def _end(self, over: protocol.Over) -> None:
-        if over.refused:
+    def _end(self, over: Over) -> None:
+        if over.rejected:
             raise MachineFault(f"the broker refuses this build: {with_own_commands(over.message)}")
         if over.state == "failed" and not self.mirror.steps:
             raise NotResolved(with_own_commands(over.message))
@@ -280,7 +280,7 @@ class Session:
     def _open_log(self, key: str) -> None:
         step = self.mirror.steps[key]
         if step.state not in ENDED:
-            self._line.subscribe(key)
+            self._connection.subscribe(key)
         if key in self._logs:
             self._logs[key].restart()
             return
@@ -289,22 +289,22 @@ class Session:
         self._logs[key] = log = self._files.open(step.log, key)
         self._paths[key] = log.path
 
-    def _close_log(self, action: protocol.CloseLog) -> None:
+    def _close_log(self, action: CloseLog) -> None:
         log = self._logs.pop(action.key)
         self._tails[action.key] = log.tail(TAIL)
         # of a cancelled step it may be all there is, but others may still want the step
         log.close(whole=action.whole and self.mirror.steps[action.key].state != "cancelled")
-        self._line.unsubscribe(action.key)
+        self._connection.unsubscribe(action.key)
 
-    def _tell_trouble(self) -> None:
-        trouble = self._line.trouble
-        self._screen.event("connection", ok=not trouble, message=trouble)
-        if trouble:
-            self._screen.say(f"{trouble}; retrying", "yellow")
+    def _show_connection(self) -> None:
+        error = self._connection.error
+        self._screen.event("connection", ok=not error, message=error)
+        if error:
+            self._screen.say(f"{error}; retrying", "yellow")
         else:
             self._screen.say("the controller is back", "green")
 
-    def _tell(self, old: StepState | None, new: StepState) -> None:
+    def _show_step(self, old: StepState | None, new: StepState) -> None:
         name = _name(new)
         if old is not None:
             self._states[old.state] -= 1
@@ -352,7 +352,7 @@ class Session:
                 self._running(self.mirror.steps[key], began)
                 for key, (_, began) in self._since.items()
             ),
-            waiting=self._line.trouble or self.mirror.message or _WAITING[self.mirror.state],
+            waiting=self._connection.error or self.mirror.message or _WAITING[self.mirror.state],
         )
 
     def _running(self, step: StepState, began: float) -> RunningView:
@@ -381,6 +381,6 @@ def _name(step: StepState) -> str:
     return step.name or step.key[:12]
 
 
-def _endings_first(action: protocol.Action) -> bool:
+def _begins(action: Action) -> bool:
     """What ended is told before what begins; all else stays in order."""
-    return isinstance(action, protocol.Changed) and action.new.state == "running"
+    return isinstance(action, Changed) and action.new.state == "running"

@@ -24,14 +24,14 @@ from fabric.trove.artifacts.store import Store
 
 _BEFORE, _AFTER = ".build-step-logs-", ".part"
 #: The notes in a directory, as a pattern.
-NOTES = f"{_BEFORE}*{_AFTER}"
+PART_FILES = f"{_BEFORE}*{_AFTER}"
 #: In them, a line for each log that begins (step's key, file name), one when its user was told that
 #: it is not whole, and one when it is.  Anybody may have put such a file here, so it names nothing
 #: but logs.
 _LINE = re.compile(r"([0-9a-f]{64}|told|whole) (build-step-[^/\0]+\.log)")
 
 
-class _Stopped(FabricError):
+class _NotStored(FabricError):
     """The store does not have the log of a step."""
 
 
@@ -42,7 +42,7 @@ class UserLogs:
         """FabricError if nothing can be written there."""
         self._directory = directory
         try:
-            self._notes = _Notes.new(directory)
+            self._part_file = _PartFile.new(directory)
         except OSError as error:
             raise _unwritable(directory, error) from None
 
@@ -56,24 +56,24 @@ class UserLogs:
                 path = self._directory / numbered
                 fd = _lock(path, os.O_CREAT)
                 if fd is not None:
-                    self._notes.begun(numbered, key)
-                    return UserLog(path, fd, self._notes)
+                    self._part_file.begun(numbered, key)
+                    return UserLog(path, fd, self._part_file)
         except OSError as error:
             raise _unwritable(self._directory / name, error) from None
         raise FabricError(f"{self._directory / name}: a thousand builds write logs here")
 
     def close(self) -> None:
         """The notes go, unless a log is not whole."""
-        self._notes.close()
+        self._part_file.close()
 
 
 class UserLog:
     """One open log file.  Opened by `UserLogs`."""
 
-    def __init__(self, path: Path, fd: int, notes: _Notes) -> None:
+    def __init__(self, path: Path, fd: int, part_file: _PartFile) -> None:
         self.path = path
         self._fd = fd
-        self._notes = notes
+        self._part_file = part_file
         self.restart()
 
     def restart(self) -> None:
@@ -100,7 +100,7 @@ class UserLog:
         """Write no more.  ``whole``: nothing is missing."""
         if whole:
             with contextlib.suppress(OSError):  # then it is completed once more
-                self._notes.ended(self.path.name)
+                self._part_file.ended(self.path.name)
         os.close(self._fd)
 
 
@@ -111,28 +111,28 @@ def complete(directory: Path, store: Store) -> list[str]:
     told once.  What a build is writing is left alone.
     """
     left: dict[str, str] = {}
-    for file in sorted(directory.glob(NOTES)):
+    for file in sorted(directory.glob(PART_FILES)):
         try:
-            notes = _Notes.left(file)
+            part_file = _PartFile.left(file)
         except OSError as error:
             left[file.name] = str(_unwritable(file, error))
             continue
-        if notes is None:
+        if part_file is None:
             continue
-        for name, key in sorted(notes.partial.items()):
+        for name, key in sorted(part_file.partial.items()):
             try:
                 if _completed(directory / name, store, key):
-                    notes.ended(name)
-            except _Stopped as error:
-                if name not in notes.told:
+                    part_file.ended(name)
+            except _NotStored as error:
+                if name not in part_file.reported:
                     left[name] = f"{name} is not complete: {error}"
                     with contextlib.suppress(OSError):  # then it is told once more
-                        notes.mark_told(name)
+                        part_file.mark_reported(name)
             except FabricError as error:
                 left[name] = f"{name} is not complete: {error}"
             except OSError as error:
                 left[name] = str(_unwritable(directory / name, error))
-        notes.close()
+        part_file.close()
     return list(left.values())
 
 
@@ -149,7 +149,7 @@ def _completed(path: Path, store: Store, key: str) -> bool:
     try:
         manifest = store.manifest(key)
         if manifest is None or manifest.log is None:
-            raise _Stopped("its build was stopped, or the rest was lost")
+            raise _NotStored("its build was stopped, or the rest was lost")
         os.ftruncate(fd, 0)
         offset = 0
         for piece in store.stream(manifest.log):
@@ -160,17 +160,17 @@ def _completed(path: Path, store: Store, key: str) -> bool:
     return True
 
 
-class _Notes:
+class _PartFile:
     """Which logs of a directory are not whole, in a file that its writer has locked."""
 
     def __init__(self, path: Path, fd: int) -> None:
         self._path = path
         self._fd = fd
         self.partial: dict[str, str] = {}  # file name -> key of its step
-        self.told: set[str] = set()  # names of those of which the user was told
+        self.reported: set[str] = set()  # names of those of which the user was told
 
     @classmethod
-    def new(cls, directory: Path) -> _Notes:
+    def new(cls, directory: Path) -> _PartFile:
         """For a build that begins: it goes on with those of builds that were killed."""
         while True:
             fd, path = tempfile.mkstemp(_AFTER, _BEFORE, directory)
@@ -178,20 +178,20 @@ class _Notes:
             if os.path.exists(path):  # noqa: PTH110
                 break
             os.close(fd)  # it was taken for a killed build's, before we had the lock
-        notes = cls(Path(path), fd)
-        for file in directory.glob(NOTES):
+        part_file = cls(Path(path), fd)
+        for file in directory.glob(PART_FILES):
             with contextlib.suppress(OSError):  # `complete` tells of it
                 if (older := cls.left(file)) is not None:
                     for name, key in older.partial.items():
-                        notes.begun(name, key)
-                        if name in older.told:
-                            notes.mark_told(name)
+                        part_file.begun(name, key)
+                        if name in older.reported:
+                            part_file.mark_reported(name)
                     older.partial.clear()
                     older.close()
-        return notes
+        return part_file
 
     @classmethod
-    def left(cls, path: Path) -> _Notes | None:
+    def left(cls, path: Path) -> _PartFile | None:
         """Those that a killed build left; None if a build still writes them, or nobody ever did."""
         fd = _lock(path, os.O_APPEND)
         if fd is None:
@@ -200,17 +200,17 @@ class _Notes:
         if not stat.S_ISREG(found.st_mode) or found.st_size > LOG_NOTES:
             os.close(fd)
             return None
-        notes = cls(path, fd)
+        part_file = cls(path, fd)
         for line in os.pread(fd, LOG_NOTES, 0).decode(errors="surrogateescape").split("\n")[:-1]:
             if match := _LINE.fullmatch(line):
-                notes._take(match[1], match[2])
-        return notes
+                part_file._take(match[1], match[2])
+        return part_file
 
     def begun(self, name: str, key: str) -> None:
         """A log begins.  OSError if that cannot be written."""
         self._write(key, name)
 
-    def mark_told(self, name: str) -> None:
+    def mark_reported(self, name: str) -> None:
         """Its user knows that it is not whole."""
         self._write("told", name)
 
@@ -230,9 +230,9 @@ class _Notes:
 
     def _take(self, state: str, name: str) -> None:
         if state == "told":
-            self.told.add(name)
+            self.reported.add(name)
             return
-        self.told.discard(name)
+        self.reported.discard(name)
         if state == "whole":
             self.partial.pop(name, None)
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fabric.client.controller import SHOWN, Controller, open_line
+from fabric.client.controller import SHOWN, Controller, open_connection
 from fabric.client.render import opened_screen
 from fabric.client.session import Session
 from fabric.commands.shared.arguments import add_json
@@ -22,10 +22,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
     interrupt_on_signals()
-    with opened_screen(options.json) as screen, open_line(settings) as line:
+    with opened_screen(options.json) as screen, open_connection(settings) as connection:
         waits = Patience(settings.patience, screen)
-        known = Controller(line, settings.patience, waits.report).request(options.request)
-        session = Session(known.request, line, screen, since=known.since)
+        known = Controller(connection, settings.patience, waits.report).request(options.request)
+        session = Session(known.request, connection, screen, since=known.since)
         session.follow(
             f"the build goes on; `{command('attach', known.request[:SHOWN])}` follows it again"
             if known.detached

@@ -120,7 +120,7 @@ def _build(
         protocol=PROTOCOL,
         request=new_request(),
         title=f"{plan.graph.system} for {user()}",
-        steps=plan.offers(),
+        steps=plan.step_specs(),
         goals=plan.goal_keys,
         along=plan.along,
         keep_going=options.keep_going,

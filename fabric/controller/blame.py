@@ -10,19 +10,19 @@ from fabric.scheduling.model import Request, Task
 from fabric.wire.messages import BuildGraph, BuildOrder, cut
 
 
-def broke(error: Exception) -> str:
+def fault_text(error: Exception) -> str:
     """What a user is told."""
     return cut(f"the controller broke at it, a fault of distbuild: {type(error).__name__}: {error}")
 
 
-def requests_at_hand(error: Exception) -> dict[str, BuildOrder | BuildGraph | None]:
+def requests_in_traceback(error: Exception) -> dict[str, BuildOrder | BuildGraph | None]:
     """Ids of the requests, each with what asked for it if that was just taken in.
 
     They are those of the innermost function that had to do with any.  None if it was not the core
     that raised, or the machine is to blame.
     """
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    if isinstance(error, OSError | MemoryError) or not any(map(_is_core, frames)):
+    if isinstance(error, OSError | MemoryError) or not any(map(_in_core, frames)):
         return {}
     for frame in reversed(frames):
         if ids := list(_ids(frame)):
@@ -36,7 +36,7 @@ def requests_at_hand(error: Exception) -> dict[str, BuildOrder | BuildGraph | No
     return {}
 
 
-def _is_core(frame: FrameType) -> bool:
+def _in_core(frame: FrameType) -> bool:
     return str(frame.f_globals.get("__name__")).startswith("fabric.scheduling.")
 
 

@@ -26,10 +26,10 @@ import msgspec
 
 from fabric.controller.journal_writer import (
     JournalWriter,
-    Promise,
-    Written,
+    Statement,
+    StoredRequest,
+    error_text,
     is_full,
-    reason,
     transaction,
     write_private,
 )
@@ -87,13 +87,13 @@ _DURATIONS = (
     " AND typeof(arch) = 'text'"
 )
 #: The id as bytes, for it may be damaged.
-_WRITTEN = (
+_STORED = (
     "SELECT CAST(id AS BLOB), requester, opened, state = 'open' AS goes_on,"
     " coalesce(CASE state WHEN 'open' THEN intent ELSE outcome END, intent, outcome)"
     " FROM requests ORDER BY goes_on, CASE state WHEN 'open' THEN opened ELSE closed END"
 )
-_SET_ASIDE = "DELETE FROM requests WHERE CAST(id AS BLOB) = ?"
-_FORGOTTEN = "DELETE FROM requests WHERE id = ?"
+_DELETE_BY_BYTES = "DELETE FROM requests WHERE CAST(id AS BLOB) = ?"
+_DELETE = "DELETE FROM requests WHERE id = ?"
 _DRAINED = "INSERT OR IGNORE INTO drained VALUES (?)"
 _RESUMED = "DELETE FROM drained WHERE worker = ?"
 
@@ -158,17 +158,17 @@ class Journal:
         self._warn = warn
         self._needed = needed
         self._set_aside: set[bytes] = set()  # requests of which a record is no good
-        self._promises: list[Promise] = []  # not given to the writer yet,
+        self._statements: list[Statement] = []  # not given to the writer yet,
         self._attempts: list[object] = []  # nor are these,
         self._durations: list[object] = []  # and these
         #: promises made so far
-        self.promised = 0
+        self.appended = 0
         #: why nothing can be written, and so nothing is to be promised; "" if it can
-        self.trouble = ""
+        self.error = ""
         #: requests of which not all is on the disk: how many promises are to be kept for all of it,
         #: and for its beginning; in the order of the former
-        self._unkept: dict[str, tuple[int, int]] = {}
-        self._taken_up: set[str] = set()  # requests that the file says are not over
+        self._undurable: dict[str, tuple[int, int]] = {}
+        self._restored: set[str] = set()  # requests that the file says are not over
         self.durations: Durations = {}
         self.drained_workers: frozenset[str] = frozenset()
         self.epoch = int(self._clock())
@@ -181,9 +181,9 @@ class Journal:
         )  # fmt: skip
 
     @property
-    def kept(self) -> int:
+    def durable(self) -> int:
         """How many promises are on the disk."""
-        return self.writer.kept
+        return self.writer.durable
 
     # -- what is remembered --------------------------------------------------------------------
 
@@ -194,82 +194,82 @@ class Journal:
     def ended(self, what: Ended) -> None:
         """An attempt ended."""
         outcome = what.outcome
-        told = ("lost", 0.0, "")
+        values = ("lost", 0.0, "")
         if outcome is not None:
-            told = (outcome.result, outcome.seconds, outcome.message)
+            values = (outcome.result, outcome.seconds, outcome.message)
         self._attempts += (what.key, what.fence, what.worker, what.kind, what.name, what.arch)
-        self._attempts += (*told, self._clock())
+        self._attempts += (*values, self._clock())
 
     def opened(self, what: Opened) -> None:
         """A request began."""
-        if what.request in self._taken_up:  # it stands there
-            self._taken_up.remove(what.request)
+        if what.request in self._restored:  # it stands there
+            self._restored.remove(what.request)
             return
         intent = what.intent
         row = (what.request, what.title, intent.requester, _encode(intent), self._clock())
-        self._promise(_OPENED, row, what.request)
+        self._append(_OPENED, row, what.request)
 
     def closed(self, outcome: Update) -> None:
         """A request is over, and this is how."""
         states = [step.state for step in outcome.steps]
         ended = (states.count("done"), states.count("cached"), states.count("failed"))
-        told = (outcome.state, self._clock(), outcome.message, *ended, len(states))
-        self._promise(_CLOSED, (*told, _encode(outcome), outcome.request), outcome.request)
+        values = (outcome.state, self._clock(), outcome.message, *ended, len(states))
+        self._append(_CLOSED, (*values, _encode(outcome), outcome.request), outcome.request)
 
     def forgotten(self, request: str) -> None:
         """A request is over, and whoever asks for it again means a new one."""
-        self._promise(_FORGOTTEN, (request,), request)
+        self._append(_DELETE, (request,), request)
 
     def drained(self, what: Drained) -> None:
         """An operator's wish about a worker."""
-        self._promise(_DRAINED if what.on else _RESUMED, (what.worker,))
+        self._append(_DRAINED if what.on else _RESUMED, (what.worker,))
 
-    def _promise(self, statement: str, row: tuple[object, ...], request: str = "") -> None:
-        self.promised += 1
-        self._promises.append((statement, row))
+    def _append(self, statement: str, row: tuple[object, ...], request: str = "") -> None:
+        self.appended += 1
+        self._statements.append((statement, row))
         if request:
-            _, begun = self._unkept.pop(request, (0, 0))
+            _, begun = self._undurable.pop(request, (0, 0))
             if statement is not _CLOSED:
-                begun = self.promised if statement is _OPENED else 0
-            self._unkept[request] = (self.promised, begun)
+                begun = self.appended if statement is _OPENED else 0
+            self._undurable[request] = (self.appended, begun)
 
     def flush(self) -> None:
         """Have written what was told since the last time.  Never waits."""
-        if self._promises or self._attempts or self._durations:
+        if self._statements or self._attempts or self._durations:
             histories = {_ATTEMPT: self._attempts, _DURATION: self._durations}
-            self.writer.write(self._promises, histories)
-            self._promises, self._attempts, self._durations = [], [], []
+            self.writer.write(self._statements, histories)
+            self._statements, self._attempts, self._durations = [], [], []
 
-    def look(self) -> list[str]:
+    def update_status(self) -> list[str]:
         """See how writing goes, and set ``trouble``.
 
         Returns requests whose beginning cannot be written, each once: nobody was to hear of them
         yet, and nobody may.
         """
-        self.trouble = self.writer.failure
-        while self._unkept:
-            request, (promised, _) = next(iter(self._unkept.items()))
-            if promised > self.kept:
+        self.error = self.writer.error
+        while self._undurable:
+            request, (appended, _) = next(iter(self._undurable.items()))
+            if appended > self.durable:
                 break
-            del self._unkept[request]
-        if not self.trouble:
+            del self._undurable[request]
+        if not self.error:
             return []
-        lost = [request for request, (_, begun) in self._unkept.items() if begun > self.kept]
+        lost = [request for request, (_, begun) in self._undurable.items() if begun > self.durable]
         for request in lost:
-            self._unkept[request] = (self._unkept[request][0], 0)
+            self._undurable[request] = (self._undurable[request][0], 0)
         return lost
 
-    def keeps(self, request: str) -> bool:
+    def is_durable(self, request: str) -> bool:
         """Whether all is on the disk of what was said of a request, as of the last `look`."""
-        return request not in self._unkept
+        return request not in self._undurable
 
-    def records(self) -> list[Written]:
+    def stored_requests(self) -> list[StoredRequest]:
         """What is written of requests: those that are over, then those that are not, oldest first.
 
         One that cannot be read is set aside.  To be called before anything is written.
         """
         found = []
-        for id, requester, opened, goes_on, written in self._db.execute(_WRITTEN).fetchall():
+        for id, requester, opened, goes_on, written in self._db.execute(_STORED).fetchall():
             if id in self._set_aside:
                 continue
             try:
@@ -278,8 +278,8 @@ class Journal:
                 self.set_aside(id, written, error)
                 continue
             if goes_on:
-                self._taken_up.add(id.decode())
-            found.append(Written(id, written, event))
+                self._restored.add(id.decode())
+            found.append(StoredRequest(id, written, event))
         return found
 
     def _event(
@@ -303,13 +303,13 @@ class Journal:
     def set_aside(self, id: bytes, written: object, error: Exception) -> None:
         """Move what is written of a request out of the way, into a file; the error says why."""
         self._set_aside.add(id)
-        self._taken_up.discard(id.decode(errors="replace"))
+        self._restored.discard(id.decode(errors="replace"))
         data = written if isinstance(written, bytes) else repr(written).encode()
         digest = hashlib.sha256(id + data).hexdigest()[:16]
         file = self._path.with_name(f"{self._path.name}.request-{digest}")
         try:
             write_private(file, data)
-            self._db.execute(_SET_ASIDE, (id,))
+            self._db.execute(_DELETE_BY_BYTES, (id,))
             then = f"is set aside, in {file}"
         except (OSError, sqlite3.Error) as failure:
             then = f"stays where it is: {failure}"
@@ -331,12 +331,12 @@ class Journal:
                 return self._read(self._connect(str(path)))
             except (sqlite3.OperationalError, OSError) as error:
                 self.first = False  # for all that is known
-                wrong = reason(path, error)
+                wrong = error_text(path, error)
                 needed |= is_full(error) and path.exists()
                 break
             except sqlite3.DatabaseError as error:
                 self.first = False
-                wrong = reason(path, error)
+                wrong = error_text(path, error)
                 if attempt:
                     break
                 aside = path.with_name(f"{path.name}.damaged-{int(self._clock())}")
@@ -354,8 +354,8 @@ class Journal:
         try:
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if version > VERSION:
-                told = f"it has version {version}, not {VERSION}; move it away to begin anew"
-                raise sqlite3.OperationalError(told)
+                text = f"it has version {version}, not {VERSION}; move it away to begin anew"
+                raise sqlite3.OperationalError(text)
             if version == 1:  # its requests could not be taken up again
                 db.execute("DROP TABLE requests")
             if version < VERSION:
@@ -369,9 +369,9 @@ class Journal:
                     self.epoch = last + 1
                 db.execute("DELETE FROM epochs")
                 db.execute("INSERT INTO epochs VALUES (?)", (self.epoch,))
-                kept = db.execute("SELECT secret FROM secrets").fetchone()
-                if kept is not None and isinstance(kept[0], bytes) and len(kept[0]) == 32:
-                    self.secret = kept[0]
+                stored = db.execute("SELECT secret FROM secrets").fetchone()
+                if stored is not None and isinstance(stored[0], bytes) and len(stored[0]) == 32:
+                    self.secret = stored[0]
                 else:
                     db.execute("DELETE FROM secrets")
                     db.execute("INSERT INTO secrets VALUES (?)", (self.secret,))

@@ -26,7 +26,7 @@ RETRY = 1.0
 #: bytes of room there must be then: SQLite gets along with less, but not for long,
 ROOM = 1 << 20
 #: and rows of each history that are kept for then.
-OWED = 10_000
+BACKLOG = 10_000
 #: Rows of a history that SQLite is given at a time.
 AT_ONCE = 200
 
@@ -35,12 +35,12 @@ _FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 _NO_ROOM = (*NO_ROOM, errno.EFBIG)
 
 #: A statement, and what to fill in.
-Promise = tuple[str, tuple[object, ...]]
+Statement = tuple[str, tuple[object, ...]]
 #: "INSERT ... VALUES (?, ...)" -> what to fill in, for one row after the other
 Histories = dict[str, list[object]]
 
 
-class Written(NamedTuple):
+class StoredRequest(NamedTuple):
     """What is written of a request, and as what the core takes it up."""
 
     id: bytes
@@ -74,33 +74,33 @@ class JournalWriter:
         self._wake = wake
         self._prune = prune
         self._needed = needed
-        self._queue: SimpleQueue[tuple[list[Promise], Histories] | None] = SimpleQueue()
-        self._hurry = threading.Event()  # what is in the queue is not to wait
-        self._promises: list[Promise] = []  # that are not written yet,
+        self._queue: SimpleQueue[tuple[list[Statement], Histories] | None] = SimpleQueue()
+        self._urgent = threading.Event()  # what is in the queue is not to wait
+        self._statements: list[Statement] = []  # that are not written yet,
         self._histories: Histories = {}  # and of these what is not
-        self._taken = 0  # promises that the thread has heard of
+        self._received = 0  # promises that the thread has heard of
         self._failing = False
         self._ending = False  # nothing more comes
         self._written = 0  # entries since the journal was pruned
         #: so many promises are on the disk; and why nothing can be written, "" if it can.  What
         #: could be written is kept before there is no failure any more.
-        self.kept = 0
-        self.failure = ""
+        self.durable = 0
+        self.error = ""
         self._thread: threading.Thread | None = None
         if threaded:
             self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
             self._thread.start()
 
-    def write(self, promises: list[Promise], histories: Histories) -> None:
+    def write(self, statements: list[Statement], histories: Histories) -> None:
         """Have these written, too.  Never waits."""
-        self._queue.put((promises, histories))
-        if promises and not self._failing:
-            self._hurry.set()
+        self._queue.put((statements, histories))
+        if statements and not self._failing:
+            self._urgent.set()
 
     def close(self, timeout: float) -> None:
         """Write what is left, and close the file."""
         self._queue.put(None)
-        self._hurry.set()
+        self._urgent.set()
         if self._thread is not None:
             self._thread.join(timeout)
         else:
@@ -110,7 +110,7 @@ class JournalWriter:
     @property
     def idle(self) -> bool:
         """Whether all that was handed over is written."""
-        return self._queue.empty() and not self._owed() and not self._failing
+        return self._queue.empty() and not self._backlog() and not self._failing
 
     def step(self) -> bool:
         """Write what has been handed over; False if nothing will follow.
@@ -121,21 +121,21 @@ class JournalWriter:
             self._accept(self._queue.get())
         try:
             if self._failing:
-                self._look_for_room()
+                self._check_room()
             with transaction(self._db):
-                for promise in self._promises:
-                    self._db.execute(*promise)
+                for single in self._statements:
+                    self._db.execute(*single)
                 for statement, values in self._histories.items():
                     self._insert(statement, values)
         except (sqlite3.Error, OSError) as error:
             for statement, values in self._histories.items():
-                del values[: -OWED * statement.count("?")]  # the last are kept
-            self._went(reason(self._path, error))
+                del values[: -BACKLOG * statement.count("?")]  # the last are kept
+            self._set_result(error_text(self._path, error))
             return not self._ending
-        self._written += self._owed()
-        self._promises.clear()
+        self._written += self._backlog()
+        self._statements.clear()
         self._histories.clear()
-        self._went("")
+        self._set_result("")
         if self._ending or self._written >= PRUNE_EVERY:
             self._written = 0
             self._prune()
@@ -157,21 +157,21 @@ class JournalWriter:
         if not self._failing:
             self._accept(self._queue.get())
         if not self._ending:
-            self._hurry.wait(RETRY if self._failing else GATHER)
-        self._hurry.clear()
+            self._urgent.wait(RETRY if self._failing else GATHER)
+        self._urgent.clear()
 
-    def _accept(self, batch: tuple[list[Promise], Histories] | None) -> None:
+    def _accept(self, batch: tuple[list[Statement], Histories] | None) -> None:
         if batch is None:
             self._ending = True
             return
-        self._promises += batch[0]
-        self._taken += len(batch[0])
+        self._statements += batch[0]
+        self._received += len(batch[0])
         for statement, values in batch[1].items():
             self._histories.setdefault(statement, []).extend(values)
 
     def _finish(self) -> None:
-        if self._owed():
-            self._warn(f"{self._owed()} entries of the journal are lost")
+        if self._backlog():
+            self._warn(f"{self._backlog()} entries of the journal are lost")
         self._db.close()
 
     def _insert(self, statement: str, values: list[object]) -> None:
@@ -185,25 +185,25 @@ class JournalWriter:
         self._db.executemany(many, _parts(values[:whole], AT_ONCE * width))
         self._db.executemany(statement, _parts(values[whole:], width))
 
-    def _owed(self) -> int:
+    def _backlog(self) -> int:
         """Promises and rows that are not written yet."""
         rows = (len(values) // what.count("?") for what, values in self._histories.items())
-        return len(self._promises) + sum(rows)
+        return len(self._statements) + sum(rows)
 
-    def _went(self, failure: str) -> None:
+    def _set_result(self, error: str) -> None:
         """Let it be known how writing went."""
-        if self._failing != bool(failure):
-            self._failing = bool(failure)
-            again = "the journal is written again"
-            self._warn(f"the journal cannot be written: {failure}" if failure else again)
-        kept = self.kept if failure and self._needed else self._taken
-        failure = failure if self._needed else ""
-        if (kept, failure) != (self.kept, self.failure):
-            self.kept = kept
-            self.failure = failure
+        if self._failing != bool(error):
+            self._failing = bool(error)
+            recovered = "the journal is written again"
+            self._warn(f"the journal cannot be written: {error}" if error else recovered)
+        durable = self.durable if error and self._needed else self._received
+        error = error if self._needed else ""
+        if (durable, error) != (self.durable, self.error):
+            self.durable = durable
+            self.error = error
             self._wake()
 
-    def _look_for_room(self) -> None:
+    def _check_room(self) -> None:
         """OSError or sqlite3.Error if a write would fail, also if there is nothing to write."""
         with tempfile.TemporaryFile(dir=self._path.parent, buffering=0) as file:
             file.write(bytes(ROOM))
@@ -223,10 +223,10 @@ def is_full(error: Exception) -> bool:
     return getattr(error, "errno", 0) in _NO_ROOM
 
 
-def reason(path: Path, error: Exception) -> str:
+def error_text(path: Path, error: Exception) -> str:
     """What is wrong with a file, and what to do about it, if that is known."""
-    told = getattr(error, "strerror", "") or error
-    return f"{path}: {told}" + ("; make room on that disk" if is_full(error) else "")
+    text = getattr(error, "strerror", "") or error
+    return f"{path}: {text}" + ("; make room on that disk" if is_full(error) else "")
 
 
 def write_private(file: Path, data: bytes) -> None:

@@ -55,16 +55,16 @@ def _run(options: argparse.Namespace) -> None:
                 raise keys.KeyProblem("the controller's key is named broker, and no other is")
             print(keys.make(options.role, name, options.to))
         case "admit":
-            peer = keys.Admitted(options.keys).admit(options.file)
+            peer = keys.AuthorizedKeys(options.keys).admit(options.file)
             print(f"{peer.role} {peer.name} is admitted")
         case "list":
-            admitted = keys.Admitted(options.keys)
+            admitted = keys.AuthorizedKeys(options.keys)
             for peer in admitted.all():
                 print(f"{peer.name:20} {peer.role:10} {peer.public}")
             for problem in admitted.problems:
                 print(f"fabric-keys: {printable(problem)}", file=sys.stderr)
         case "revoke":
-            keys.Admitted(options.keys).revoke(options.name)
+            keys.AuthorizedKeys(options.keys).revoke(options.name)
             print(f"{options.name} is not admitted any more")
 
 

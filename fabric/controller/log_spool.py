@@ -50,13 +50,13 @@ class Spool(msgspec.Struct, eq=False, gc=False):
         """Not all that is here is digested."""
         return self.digested < self.have
 
-    def passed(self, data: bytes | memoryview) -> None:
+    def received(self, data: bytes | memoryview) -> None:
         """So much more is here."""
         if not self.behind:
-            self.digesting(data)
+            self.update_digest(data)
         self.have += len(data)
 
-    def digesting(self, data: bytes | memoryview) -> None:
+    def update_digest(self, data: bytes | memoryview) -> None:
         """What comes next of it."""
         if self.digest is None:
             self.digest = hashlib.sha256()
@@ -69,7 +69,7 @@ class Spool(msgspec.Struct, eq=False, gc=False):
         self.have = self.digested = 0
         self.digest = None
 
-    def right(self) -> bool:
+    def is_correct(self) -> bool:
         """Whether what is here is all of it."""
         found = EMPTY if self.digest is None else self.digest.hexdigest()
         return self.have == self.size and found == self.sha256
@@ -110,7 +110,7 @@ class LogDisk:
                     status = entry.stat(follow_symlinks=False)
                     yield match[1], int(match[2]), status.st_size, status.st_mtime
 
-    def has(self, size: int) -> bool:
+    def has_room(self, size: int) -> bool:
         """Whether so many bytes more may be written."""
         if self.used + size > self._quota:
             return False
@@ -120,12 +120,12 @@ class LogDisk:
             self._left = min(LOOK_EVERY, status.f_bavail * status.f_frsize - spare)
         return size <= self._left
 
-    def took(self, size: int) -> None:
+    def add(self, size: int) -> None:
         """So many bytes were written."""
         self.used += size
         self._left -= size
 
-    def gave(self, size: int) -> None:
+    def subtract(self, size: int) -> None:
         """So many bytes were removed."""
         self.used -= size
         self._left = 0

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fabric import bounds
-from fabric.controller.blame import broke
+from fabric.controller.blame import fault_text
 from fabric.controller.subscriptions import Subscriptions
 from fabric.scheduling.events import Unwritten
 from fabric.wire.messages import (
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from fabric.scheduling.scheduler import Scheduler
 
 #: What an update costs beside its steps, in steps.
-UPDATE = 50
+UPDATE_COST = 50
 
 
 class ReplyOutbox:
@@ -50,31 +50,31 @@ class ReplyOutbox:
         self.subscriptions = Subscriptions()
         self._journal = journal
         self._send = send
-        self._unsaid: deque[tuple[int, bytes, Message]] = deque()  # once so many promises are kept
+        self._waiting: deque[tuple[int, bytes, Message]] = deque()  # once so many promises are kept
         #: id of a command that was the first to find that nothing can be written -> what it did
-        self._unkept: dict[str, str] = {}
+        self._undurable: dict[str, str] = {}
 
-    def heed_journal(self) -> list[Unwritten]:
+    def check_journal(self) -> list[Unwritten]:
         """See how writing it goes, once in a turn; what the core has to hear before `tell`."""
-        before = self._journal.trouble
-        lost = self._journal.look()
-        if self._journal.trouble and not before:  # whoever asked asks again, and hears of it
-            answers = (message for _, _, message in self._unsaid if isinstance(message, Answer))
-            self._unkept = {answer.id: "\n".join(answer.lines) for answer in answers}
-            self._unsaid.clear()
+        before = self._journal.error
+        lost = self._journal.update_status()
+        if self._journal.error and not before:  # whoever asked asks again, and hears of it
+            answers = (message for _, _, message in self._waiting if isinstance(message, Answer))
+            self._undurable = {answer.id: "\n".join(answer.lines) for answer in answers}
+            self._waiting.clear()
         return list(map(Unwritten, lost))
 
-    def refuses(self, peer: bytes, message: FromPeer, scheduler: Scheduler) -> bool:
+    def rejects(self, peer: bytes, message: FromPeer, scheduler: Scheduler) -> bool:
         """Whether a message asks for a promise that cannot be kept now: its sender hears so.
 
         Or for one beside too many that are not kept yet: it asks again.
         """
-        if not self._journal.trouble:
+        if not self._journal.error:
             match message:
                 case BuildOrder() | BuildGraph() | Command():
-                    return self._journal.promised - self._journal.kept > bounds.PROMISES
+                    return self._journal.appended - self._journal.durable > bounds.PROMISES
                 case Query():
-                    return len(self._unsaid) > bounds.UNSAID
+                    return len(self._waiting) > bounds.UNSAID
                 case _:
                     return False
         match message:
@@ -84,7 +84,7 @@ class ReplyOutbox:
                 about = message.id
             case _:
                 return False
-        self._send(peer, Rejected(about, "not-now", self._trouble(about)))
+        self._send(peer, Rejected(about, "not-now", self._error_text(about)))
         return True
 
     def answer(self, peer: bytes, query: Query, scheduler: Scheduler, now: float) -> None:
@@ -93,68 +93,73 @@ class ReplyOutbox:
             answer = scheduler.answer(query, now)
         except Exception as error:  # noqa: BLE001 - that a question breaks us is to cost nobody else
             traceback.print_exc()
-            answer = Answer(query.id, error=broke(error))
-        if self._journal.trouble:
-            answer = msgspec.structs.replace(answer, warning=self._trouble())
-        self.say(peer, answer)
+            answer = Answer(query.id, error=fault_text(error))
+        if self._journal.error:
+            answer = msgspec.structs.replace(answer, warning=self._error_text())
+        self.add(peer, answer)
 
-    def _trouble(self, about: str = "") -> str:
+    def _error_text(self, about: str = "") -> str:
         """What is wrong; what that means for a command, if it is ``about`` one."""
-        if done := self._unkept.get(about):
+        if done := self._undurable.get(about):
             return (
                 f"{done}, but that is not written down, and undone if the controller ends before it"
-                f" can be: {self._journal.trouble}"
+                f" can be: {self._journal.error}"
             )
         return (
             "the controller takes no orders, cancels or drains, for it cannot write its journal:"
-            f" {self._journal.trouble}"
+            f" {self._journal.error}"
         )
 
     def due(self) -> float:
         """When `tell` is due; the journal wakes whoever waits for it."""
-        return math.inf if self._unsaid else self.subscriptions.next_due()
+        return math.inf if self._waiting else self.subscriptions.next_due()
 
-    def say(self, peer: bytes, message: Message) -> None:
+    def add(self, peer: bytes, message: Message) -> None:
         """Tell somebody something, as soon as all is on the disk that it speaks of."""
-        self._unsaid.append((self._journal.promised, peer, message))
+        self._waiting.append((self._journal.appended, peer, message))
 
-    def tell(self, scheduler: Scheduler, now: float) -> None:
+    def send_due(self, scheduler: Scheduler, now: float) -> None:
         """Say what may be said now, news of requests too."""
-        self._say_what_is_kept()
-        if self._unsaid:
+        self._send_durable()
+        if self._waiting:
             return  # whoever follows a request hears more of it after that
-        trouble = self._journal.trouble
-        told: Counter[str] = Counter()  # steps, by names
+        error = self._journal.error
+        sent: Counter[str] = Counter()  # steps, by names
         for subscription in self.subscriptions.take(now):
-            if subscription.owner and told[subscription.owner] > bounds.TOLD_STEPS:
-                self.subscriptions.put_off(subscription)
+            if subscription.owner and sent[subscription.owner] > bounds.TOLD_STEPS:
+                self.subscriptions.postpone(subscription)
                 continue
             try:
                 update = scheduler.update(subscription.request, subscription.seen, now)
             except Exception as error:  # noqa: BLE001 - as above
                 traceback.print_exc()
                 self._send(
-                    subscription.peer, Rejected(subscription.request, "bad-request", broke(error))
+                    subscription.peer,
+                    Rejected(subscription.request, "bad-request", fault_text(error)),
                 )
                 update = None
             if update is None:
-                self.subscriptions.unwatch(subscription.request, subscription.peer)
+                self.subscriptions.unsubscribe(subscription.request, subscription.peer)
             elif (
-                trouble and update.state == "cancelled" and not self._journal.keeps(update.request)
+                error
+                and update.state == "cancelled"
+                and not self._journal.is_durable(update.request)
             ):
                 pass  # after a crash it would go on; who follows it asks again
             else:
-                told[subscription.owner] += UPDATE + len(update.steps)
-                self.say(subscription.peer, update)
-        self._say_what_is_kept()
+                sent[subscription.owner] += UPDATE_COST + len(update.steps)
+                self.add(subscription.peer, update)
+        self._send_durable()
 
-    def cut_off(self) -> None:
+    def clear(self) -> None:
         """All connections are made anew: who still follows will say so."""
         self.subscriptions = Subscriptions()
-        self._unsaid.clear()
+        self._waiting.clear()
 
-    def _say_what_is_kept(self) -> None:
-        while self._unsaid and (self._journal.trouble or self._unsaid[0][0] <= self._journal.kept):
-            _, peer, message = self._unsaid.popleft()
+    def _send_durable(self) -> None:
+        while self._waiting and (
+            self._journal.error or self._waiting[0][0] <= self._journal.durable
+        ):
+            _, peer, message = self._waiting.popleft()
             if not self._send(peer, message) and isinstance(message, Update):
-                self.subscriptions.unwatch(message.request, peer)
+                self.subscriptions.unsubscribe(message.request, peer)

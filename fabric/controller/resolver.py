@@ -58,7 +58,7 @@ ROOM = 16 << 20
 PACKS = 100
 
 
-def resolve(order: BuildOrder, settings: BrokerSettings, tools: str) -> BuildGraph:
+def resolve(build_order: BuildOrder, settings: BrokerSettings, tools: str) -> BuildGraph:
     """What an order comes to.  ``tools``: digest of the tools that the workers' hosts have.
 
     DefinitionsError, SourceError, or FabricError if a component is not in the system.
@@ -69,54 +69,54 @@ def resolve(order: BuildOrder, settings: BrokerSettings, tools: str) -> BuildGra
             "this controller has no trove, so it cannot fetch what is to be built:"
             " `trove` is missing in its settings"
         )
-    repository = _fetch(order, trove, settings.trove_dir)
+    repository = _fetch(build_order, trove, settings.trove_dir)
     with (
         scratch(settings.cache_dir / "tmp", "resolving-") as folder,
-        Committed(repository, order.commit) as definitions,
+        Committed(repository, build_order.commit) as definitions,
     ):
-        graph = load(definitions.read, order.system)
-        goals = dict.fromkeys(goal for name in order.components for goal in find(graph, name))
+        graph = load(definitions.read, build_order.system)
+        goals = dict.fromkeys(goal for name in build_order.components for goal in find(graph, name))
         definitions.copy("sources", folder)
-        sources = open_sources(settings, folder / "sources", imports=False, head=order.commit)
-        if order.locked:
+        sources = open_sources(settings, folder / "sources", imports=False, head=build_order.commit)
+        if build_order.locked:
             chosen = tuple(goals) or (graph.root.id,)
             sources.require_pins(wanted_sources(graph, chosen).values())
-        return _submit(order, make_plan(graph, goals, sources, tools))
+        return _build_graph(build_order, make_plan(graph, goals, sources, tools))
 
 
-def _fetch(order: BuildOrder, trove: Trove, directory: Path) -> Repository:
+def _fetch(build_order: BuildOrder, trove: Trove, directory: Path) -> Repository:
     """Our repository, with the commit that was ordered in it."""
     repository = Repository(directory / "orders.git")
-    if not (order.ref.startswith("refs/") and REF.fullmatch(order.ref)):
-        raise SourceError(f"{order.ref!r} cannot be the name of a build ref")
+    if not (build_order.ref.startswith("refs/") and REF.fullmatch(build_order.ref)):
+        raise SourceError(f"{build_order.ref!r} cannot be the name of a build ref")
     with locked(directory / "locks" / "orders"):
         if len(list(repository.path.glob("objects/pack/*.pack"))) > PACKS:
             shutil.rmtree(repository.path)  # a cache, and whatever is needed comes again
         repository.create(cache=True)
-        if repository.find(order.commit) is None:
-            copy = f"refs/orders/{order.commit}"
-            trove.fetch(repository, [f"+{order.ref}:{copy}"], silent, CancelToken())
+        if repository.find(build_order.commit) is None:
+            copy = f"refs/orders/{build_order.commit}"
+            trove.fetch(repository, [f"+{build_order.ref}:{copy}"], silent, CancelToken())
             found = repository.find(copy)
-            if found is None or found[0] != order.commit:
+            if found is None or found[0] != build_order.commit:
                 raise SourceError(
-                    f"{order.ref} of the trove {trove.url} is"
-                    f" {found[0] if found else 'no commit'}, and {order.commit} was ordered"
+                    f"{build_order.ref} of the trove {trove.url} is"
+                    f" {found[0] if found else 'no commit'}, and {build_order.commit} was ordered"
                 )
     return repository
 
 
-def _submit(order: BuildOrder, plan: Plan) -> BuildGraph:
+def _build_graph(build_order: BuildOrder, plan: Plan) -> BuildGraph:
     return BuildGraph(
         protocol=PROTOCOL,
-        request=order.request,
-        title=order.title,
-        steps=plan.offers(),
+        request=build_order.request,
+        title=build_order.title,
+        steps=plan.step_specs(),
         goals=plan.goal_keys,
         along=plan.along,
-        keep_going=order.keep_going,
-        priority=order.priority,
-        detach=order.detach,
-        requester=order.requester,
+        keep_going=build_order.keep_going,
+        priority=build_order.priority,
+        detach=build_order.detach,
+        requester=build_order.requester,
     )
 
 
@@ -124,13 +124,13 @@ def _tools(given: str | None, settings: BrokerSettings) -> str:
     """The digest that is given, remembered for when no worker has come back yet."""
     memory = settings.cache_dir / "workers-tools"
     if given:
-        if _remembered(memory) != given:
+        if _recalled(memory) != given:
             remember(memory, given.encode())
         return given
-    return _remembered(memory) or host_tools(settings.cache_dir / "host-tools")
+    return _recalled(memory) or host_tools(settings.cache_dir / "host-tools")
 
 
-def _remembered(memory: Path) -> str:
+def _recalled(memory: Path) -> str:
     """The digest in a file; "" if there is none."""
     try:
         return Digest(recall(memory).decode())
@@ -163,7 +163,7 @@ def confine(seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (bounds.RESOLVE_MEMORY, bounds.RESOLVE_MEMORY))
     with contextlib.suppress(OSError):  # if memory runs out nevertheless, the broker stays
         Path("/proc/self/oom_score_adj").write_text("500")
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, _on_sigterm)
     die_with_parent(os.getppid())
 
     def late(number: int, frame: object) -> None:  # noqa: ARG001
@@ -181,13 +181,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = config.load(BrokerSettings, options.config)
         tools = _tools(options.host_tools, settings)
-        order = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=BuildOrder)
-        sys.stdout.buffer.write(msgspec.msgpack.encode(resolve(order, settings, tools)))
+        build_order = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=BuildOrder)
+        sys.stdout.buffer.write(msgspec.msgpack.encode(resolve(build_order, settings, tools)))
         sys.stdout.flush()
     except FabricError as error:
         print(error, file=sys.stderr)
-        mistaken = isinstance(error, DefinitionsError) or not _is_full(error, settings)
-        return error.exit_code if mistaken else MachineFault.exit_code
+        mistake = isinstance(error, DefinitionsError) or not _is_full(error, settings)
+        return error.exit_code if mistake else MachineFault.exit_code
     except MemoryError:
         print(f"resolving takes more than {bounds.RESOLVE_MEMORY:,} bytes", file=sys.stderr)
         return 1
@@ -207,7 +207,7 @@ def _is_full(error: Exception, settings: BrokerSettings | None) -> bool:
         return False
 
 
-def _stop(number: int, frame: object) -> None:  # noqa: ARG001
+def _on_sigterm(number: int, frame: object) -> None:  # noqa: ARG001
     raise Cancelled("not wanted any more")  # which ends git, too
 
 

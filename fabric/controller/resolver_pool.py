@@ -27,7 +27,7 @@ from fabric.wire.messages import BuildGraph, BuildOrder
 
 #: Exit code that says: not the order's fault.  It is tried again, this often, after these seconds.
 FAULT = 4
-AGAIN = (2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 60.0)
+RETRY_DELAYS = (2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 60.0)
 #: Seconds that a child has to end by itself after its time, so that it says why.
 GRACE = 30
 
@@ -35,11 +35,11 @@ _decode = msgspec.msgpack.Decoder(BuildGraph).decode
 _encode = msgspec.msgpack.Encoder().encode
 
 
-class _Child:
+class Child:
     """The order of one request, and the process that resolves it, if one does."""
 
-    def __init__(self, order: BuildOrder, options: Sequence[str]) -> None:
-        self.order = order
+    def __init__(self, build_order: BuildOrder, options: Sequence[str]) -> None:
+        self.build_order = build_order
         self.options = options
         self.tries = 0
         self.fault = False  # whether the last try failed by no fault of the order
@@ -68,7 +68,7 @@ class _Child:
         with process:
             try:
                 output, errors = converse(
-                    process, _encode(self.order), most=bounds.FRAME, seconds=seconds
+                    process, _encode(self.build_order), most=bounds.FRAME, seconds=seconds
                 )
                 os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
             except TimeoutError:
@@ -84,15 +84,15 @@ class _Child:
     def _read(self, code: int, output: bytes, errors: bytes) -> Resolved | Unresolved:
         if code != 0:
             self.fault = code == FAULT
-            told = errors.decode(errors="replace").strip()[-bounds.RESOLVE_MESSAGE :]
-            return self._failed(told or f"resolving it ended with code {code}")
+            message = errors.decode(errors="replace").strip()[-bounds.RESOLVE_MESSAGE :]
+            return self._failed(message or f"resolving it ended with code {code}")
         try:
-            submit = _decode(output)
+            graph = _decode(output)
         except (msgspec.MsgspecError, ValueError) as error:
             return self._failed(f"what the resolver says cannot be understood: {error}")
-        if submit.request != self.order.request:
+        if graph.request != self.build_order.request:
             return self._failed("the resolver speaks of another request")
-        return Resolved(submit.request, submit)
+        return Resolved(graph.request, graph)
 
     def abandon(self) -> None:
         """Kill it and all it started.  That is not waited for."""
@@ -102,7 +102,7 @@ class _Child:
                 kill_session(self._process.pid)
 
     def _failed(self, why: str) -> Unresolved:
-        return Unresolved(self.order.request, why)
+        return Unresolved(self.build_order.request, why)
 
 
 class ResolverPool:
@@ -119,17 +119,17 @@ class ResolverPool:
         self._seconds = seconds + GRACE
         self._wake = wake
         #: by requester, whose turn it is first, and by request
-        self._waiting: dict[str, dict[str, _Child]] = {}
-        self._pausing: list[tuple[float, int, _Child]] = []  # a heap by the end of the pause
-        self._running: dict[str, _Child] = {}  # by request
-        self._ended: deque[tuple[_Child, Resolved | Unresolved]] = deque()
+        self._waiting: dict[str, dict[str, Child]] = {}
+        self._pausing: list[tuple[float, int, Child]] = []  # a heap by the end of the pause
+        self._running: dict[str, Child] = {}  # by request
+        self._ended: deque[tuple[Child, Resolved | Unresolved]] = deque()
         self._count = 0
 
-    def resolve(self, order: BuildOrder, host_tools: str = "") -> None:
+    def resolve(self, build_order: BuildOrder, host_tools: str = "") -> None:
         """Have it resolved, for workers with these tools; answered by `answers`."""
         options = ["--host-tools", host_tools] if host_tools else []
-        self._wait(_Child(order, options))
-        self._begin()
+        self._enqueue(Child(build_order, options))
+        self._start()
 
     def abandon(self, request: str) -> None:
         """Its answer is not wanted any more."""
@@ -137,24 +137,24 @@ class ResolverPool:
             child.abandon()
         for queue in self._waiting.values():
             queue.pop(request, None)
-        if any(child.order.request == request for _, _, child in self._pausing):
-            others = (each for each in self._pausing if each[2].order.request != request)
+        if any(child.build_order.request == request for _, _, child in self._pausing):
+            others = (each for each in self._pausing if each[2].build_order.request != request)
             self._pausing = sorted(others)
 
     def answers(self) -> Iterator[Resolved | Unresolved]:
         """What has come of orders, each once."""
         while self._ended:
             child, answer = self._ended.popleft()
-            del self._running[child.order.request]
+            del self._running[child.build_order.request]
             if child.abandoned:
                 continue
-            if child.fault and child.tries <= len(AGAIN):
+            if child.fault and child.tries <= len(RETRY_DELAYS):
                 self._count += 1
-                due = time.monotonic() + AGAIN[child.tries - 1]
+                due = time.monotonic() + RETRY_DELAYS[child.tries - 1]
                 heapq.heappush(self._pausing, (due, self._count, child))
             else:
                 yield answer
-        self._begin()
+        self._start()
 
     def next_due(self) -> float:
         """When `answers` is to be asked again, though nobody wakes."""
@@ -167,25 +167,25 @@ class ResolverPool:
         for child in self._running.values():
             child.abandon()
 
-    def _wait(self, child: _Child) -> None:
-        self._waiting.setdefault(child.order.requester, {})[child.order.request] = child
+    def _enqueue(self, child: Child) -> None:
+        self._waiting.setdefault(child.build_order.requester, {})[child.build_order.request] = child
 
-    def _begin(self) -> None:
+    def _start(self) -> None:
         while self._pausing and self._pausing[0][0] <= time.monotonic():
-            self._wait(heapq.heappop(self._pausing)[2])
+            self._enqueue(heapq.heappop(self._pausing)[2])
         while len(self._running) < bounds.RESOLVERS and (child := self._next()):
-            self._running[child.order.request] = child
+            self._running[child.build_order.request] = child
 
-            def work(child: _Child = child) -> None:
+            def work(child: Child = child) -> None:
                 self._ended.append((child, child.run(self._command, self._seconds)))
                 self._wake()
 
-            name = f"resolve {child.order.request[:8]}"
+            name = f"resolve {child.build_order.request[:8]}"
             threading.Thread(target=work, name=name, daemon=True).start()
 
-    def _next(self) -> _Child | None:
+    def _next(self) -> Child | None:
         """The first order of the requester whose turn it is, who then is last."""
-        busy = Counter(child.order.requester for child in self._running.values())
+        busy = Counter(child.build_order.requester for child in self._running.values())
         for requester, queue in list(self._waiting.items()):
             if not queue:
                 del self._waiting[requester]

@@ -62,7 +62,7 @@ class Spools:
         self._lacking: dict[Id, Spool] = {}
         self._behind: dict[Id, Spool] = {}  # not all that was found of them is digested
         self._ended: dict[Id, Spool] = {}  # in order of ending
-        self._looked = float("inf")  # when `wanted` was last asked
+        self._last_poll = float("inf")  # when `wanted` was last asked
 
     # -- writing -----------------------------------------------------------------------------
 
@@ -116,7 +116,7 @@ class Spools:
                     return offset, b""
                 # A full disk costs the past of this log, and neither its stream nor the build.
                 spool.broken = str(error)
-        spool.passed(fresh)
+        spool.received(fresh)
         self._check((key, fence), spool)
         return at, fresh
 
@@ -138,7 +138,7 @@ class Spools:
 
     def _check(self, id: Id, spool: Spool) -> None:
         if spool.size >= 0 and spool.have >= spool.size and not spool.behind:
-            if spool.right():
+            if spool.is_correct():
                 spool.whole = True
                 self._close(id)
             elif not spool.restarted:
@@ -155,8 +155,8 @@ class Spools:
 
     def wanted(self, now: float) -> Iterator[tuple[str, LogWanted]]:
         """(worker, what to ask it for): gaps not asked for a moment ago."""
-        stood_still = now - self._looked > GIVE_UP / 2  # this process: nobody could be heard
-        self._looked = now
+        stood_still = now - self._last_poll > GIVE_UP / 2  # this process: nobody could be heard
+        self._last_poll = now
         for id, spool in list(self._lacking.items()):
             if stood_still:
                 spool.moved = now
@@ -187,7 +187,7 @@ class Spools:
             with contextlib.suppress(OSError):
                 data = os.pread(self._file(id), DIGESTED_AT_ONCE, spool.digested)
             if data:
-                spool.digesting(data[: spool.have - spool.digested])
+                spool.update_digest(data[: spool.have - spool.digested])
             else:
                 spool.restart()  # somebody has cut it off
             if not spool.behind:
@@ -264,7 +264,7 @@ class Spools:
         Logs that have ended go first, the oldest of them first; those that are done are in the
         store.  Then goes the longest, which may be this one.
         """
-        while not self._disk.has(size):
+        while not self._disk.has_room(size):
             ended = [each for each in self._ended.values() if each.filed and each is not spool]
             filed = [each for each in self._spools.values() if each.filed or each is spool]
             if left := self._left_over():
@@ -354,7 +354,7 @@ class Spools:
     def _unlink(self, key: str, fence: int, size: int) -> None:
         with contextlib.suppress(OSError):
             os.unlink(self._path(key, fence))  # noqa: PTH108
-            self._disk.gave(size)
+            self._disk.subtract(size)
 
     def _write_at(self, spool: Spool, offset: int, data: bytes | memoryview) -> None:
         grows = max(0, offset + len(data) - spool.filed)
@@ -365,7 +365,7 @@ class Spools:
             written = os.pwrite(file, data, offset)
             data, offset = data[written:], offset + written
             if offset > spool.filed:
-                self._disk.took(offset - spool.filed)
+                self._disk.add(offset - spool.filed)
                 spool.filed = offset
 
     def _close(self, id: Id) -> None:

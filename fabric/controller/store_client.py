@@ -71,10 +71,10 @@ class _LogReads:
 Step = Callable[[bool], bool]
 
 
-class Helpers(Protocol):
+class Executor(Protocol):
     """Those who do the work."""
 
-    def begin(self, kind: str, step: Step) -> None:
+    def start(self, kind: str, step: Step) -> None:
         """There is work of this kind.  ``step`` is never called twice at once."""
 
     def close(self, timeout: float) -> None:
@@ -87,7 +87,7 @@ class Threads:
     def __init__(self) -> None:
         self._threads: dict[str, threading.Thread] = {}
 
-    def begin(self, kind: str, step: Step) -> None:
+    def start(self, kind: str, step: Step) -> None:
         if kind not in self._threads:
             thread = threading.Thread(target=self._work, args=(step,), name=kind, daemon=True)
             self._threads[kind] = thread
@@ -110,28 +110,28 @@ class StoreClient:
         self,
         open_store: Callable[[], Store],
         wake: Callable[[], None],
-        helpers: Helpers | None = None,
+        executor: Executor | None = None,
     ) -> None:
         """``helpers`` do the work, or threads.  They call ``open_store`` for a store of their own,
         and ``wake`` after each batch of answers.
         """
         self._open_store = open_store
         self._wake = wake
-        self._helpers = helpers or Threads()
+        self._executor = executor or Threads()
         self._questions: SimpleQueue[list[Ask] | None] = SimpleQueue()
         self._answers: deque[Answered | Unanswered | Inspected] = deque()
         self._store = _Opened(open_store)  # for questions
         self._reads = _LogReads()
         self._pieces: deque[tuple[bytes, LogPiece | Rejected]] = deque()
-        self._room = threading.Semaphore(PIECES)  # for more of them
+        self._slots = threading.Semaphore(PIECES)  # for more of them
         self._logs = _Logs(_Opened(open_store))
         self._inspections: SimpleQueue[tuple[str, ...] | None] = SimpleQueue()
         self._closed = False
 
-    def ask(self, questions: list[Ask]) -> None:
+    def query(self, questions: list[Ask]) -> None:
         """Which keys are there?  Answered by `answers`."""
         self._questions.put(questions)
-        self._helpers.begin("questions", self._answer_questions)
+        self._executor.start("questions", self._answer_questions)
 
     def read_log(self, owner: str, peer: bytes, wanted: LogRead) -> None:
         """A range of the log of a finished step.  Answered by `pieces`, for that peer.
@@ -139,12 +139,12 @@ class StoreClient:
         ``owner`` is whoever has this peer, and maybe others.
         """
         self._reads.put(owner, peer, wanted)
-        self._helpers.begin("logs", self._read_log)
+        self._executor.start("logs", self._read_log)
 
     def inspect(self, keys: tuple[str, ...]) -> None:
         """Read all of these artifacts, and forget what is damaged.  Answered by `answers`."""
         self._inspections.put(keys)
-        self._helpers.begin("inspections", self._inspect)
+        self._executor.start("inspections", self._inspect)
 
     def answers(self) -> Iterator[Answered | Unanswered | Inspected]:
         """Answers that have come, each once."""
@@ -155,7 +155,7 @@ class StoreClient:
         """Pieces of logs that have come, each once, and for whom."""
         while self._pieces:
             yield self._pieces.popleft()
-            self._room.release()
+            self._slots.release()
 
     def close(self, timeout: float = 0.02) -> None:
         """End the work, but for what waits for a store that does not answer."""
@@ -163,7 +163,7 @@ class StoreClient:
         self._questions.put(None)
         self._inspections.put(None)
         self._reads.close()
-        self._helpers.close(timeout)
+        self._executor.close(timeout)
 
     # -- done by the helpers -----------------------------------------------------------------
 
@@ -187,11 +187,11 @@ class StoreClient:
         return [Answered(ask.question, found.intersection(ask.keys)) for ask in asks]
 
     def _read_log(self, wait: bool) -> bool:
-        if not self._room.acquire(wait):
+        if not self._slots.acquire(wait):
             return False
         taken = self._reads.take(wait=wait)
         if taken is None:
-            self._room.release()
+            self._slots.release()
             return False
         peer, wanted = taken
         self._pieces.append((peer, self._logs.read(wanted)))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from fabric.controller.blame import broke
+from fabric.controller.blame import fault_text
 from fabric.controller.metrics import EVERY, Counts, Metrics
 from fabric.scheduling.events import Opened
 from fabric.wire.messages import PROTOCOL, Query, Update
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 class Telemetry:
     """All of it."""
 
-    def __init__(self, journal: Journal, note: EventLog, metrics: Metrics | None) -> None:
-        self.note = note
+    def __init__(self, journal: Journal, event_log: EventLog, metrics: Metrics | None) -> None:
+        self.event_log = event_log
         self.journal = journal
         self._metrics = metrics
         self._counts = Counts(Counter(), Counter())
@@ -45,7 +45,7 @@ class Telemetry:
         self.journal.opened(effect)
         by = effect.intent.requester
         text = f"request {effect.request}{by and ' of '}{by}: {effect.title}"
-        self.note.info(text, request=effect.request, requester=by)
+        self.event_log.info(text, request=effect.request, requester=by)
 
     def closed(self, effect: Closed, outcome: Update | None) -> None:
         """A request is over, and this is how; None if it is forgotten at once."""
@@ -55,9 +55,9 @@ class Telemetry:
             self.journal.closed(outcome)
         self._counts.requests[effect.state] += 1
         text = f"request {effect.request}: {effect.state} {outcome.message if outcome else ''}"
-        self.note.info(text, request=effect.request)
+        self.event_log.info(text, request=effect.request)
 
-    def given_up(
+    def abandoned(
         self,
         id: str,
         intent: BuildOrder | BuildGraph | None,
@@ -71,10 +71,10 @@ class Telemetry:
         if intent is not None:
             self.journal.opened(Opened(id, intent.title, intent))
         known = scheduler.state.requests.get(id) or intent
-        why = broke(error)
-        outcome = Update(id, scheduler.state.versions + 1, "failed", message=why)
+        message = fault_text(error)
+        outcome = Update(id, scheduler.state.versions + 1, "failed", message=message)
         self.journal.closed(replace(outcome, title=known.title if known else ""))
-        self.note(f"request {id} is given up: {why}")
+        self.event_log(f"request {id} is given up: {message}")
 
     def ended(self, effect: Ended, tasks: Mapping[str, Task]) -> None:
         """An attempt ended, at one of ``tasks`` if that is still wanted."""
@@ -83,9 +83,9 @@ class Telemetry:
             result = effect.outcome.result
             self.journal.ended(effect)
         self._counts.attempts[result] += 1
-        if self.note.informs:  # on one machine nobody listens, and this is said often
+        if self.event_log.informs:  # on one machine nobody listens, and this is said often
             task = tasks.get(effect.key)
-            self.note.info(
+            self.event_log.info(
                 f"{effect.name or effect.key[:12]} on {effect.worker}: {result}",
                 request=task.requests if task is not None else (),
                 step=effect.name,
@@ -95,7 +95,7 @@ class Telemetry:
                 result=result,
             )
 
-    def logged(self, size: int) -> None:
+    def received_log(self, size: int) -> None:
         """So many bytes of logs came."""
         self._counts.log_bytes += size
 
@@ -104,5 +104,5 @@ class Telemetry:
         if self._metrics is not None and now >= self.due:
             self.due = now + EVERY
             workers = scheduler.answer(Query(PROTOCOL, "", "workers"), now)
-            writable = not self.journal.trouble
+            writable = not self.journal.error
             self._metrics.take(scheduler, workers, self._counts, writable=writable)

@@ -38,7 +38,7 @@ class Chunk(msgspec.Struct):
     used: bool = False  # some stratum artifact has some of it
 
 
-class Links:
+class GraphBuilder:
     """The first half of resolving.  Nodes are ids of steps: ``chunk:...`` and ``stratum:...``."""
 
     def __init__(self, loaded: Loaded, defaults: Defaults, findings: Findings) -> None:

@@ -25,26 +25,26 @@ from __future__ import annotations
 from fabric import bounds
 from fabric.definitions.fields import Findings
 from fabric.definitions.graph import Graph
-from fabric.definitions.graph_builder import Links, Loaded
-from fabric.definitions.staging_plan import Assembly
+from fabric.definitions.graph_builder import GraphBuilder, Loaded
+from fabric.definitions.staging_plan import StagingPlanner
 
 
 def resolve(loaded: Loaded, findings: Findings) -> Graph | None:
     """The graph; None, and ``findings`` tell why, if the files do not fit together."""
     if loaded.defaults is None:
         return None
-    links = Links(loaded, loaded.defaults, findings)
-    links.merge_chunks()
-    if len(links.chunks) > bounds.CHUNKS:  # what each of them sees grows with their square
+    builder = GraphBuilder(loaded, loaded.defaults, findings)
+    builder.merge_chunks()
+    if len(builder.chunks) > bounds.CHUNKS:  # what each of them sees grows with their square
         system = loaded.system
         message = f"system {system.name}: more than {bounds.CHUNKS:,} chunks"
         findings.error(system.file, system.line, message)
         return None
-    links.check_names()
-    sound = links.connect()
-    assembly = Assembly(links)
-    assembly.fill_strata()
-    assembly.fill_system()
+    builder.check_names()
+    sound = builder.connect()
+    planner = StagingPlanner(builder)
+    planner.fill_strata()
+    planner.fill_system()
     if findings.errors or not sound:
         return None
-    return assembly.graph()
+    return planner.graph()

@@ -6,7 +6,7 @@ from itertools import compress
 
 from fabric.definitions.fields import listing, suggest
 from fabric.definitions.graph import Graph, Step
-from fabric.definitions.graph_builder import Chunk, Links
+from fabric.definitions.graph_builder import Chunk, GraphBuilder
 from fabric.definitions.morphs import StrataEntry, StratumMorph
 from fabric.definitions.splitting import Splitter, artifact_names, with_defaults
 
@@ -19,15 +19,15 @@ def bits(mask: int) -> bytes:
     return bin(mask)[:1:-1].encode().translate(_BITS)
 
 
-class Assembly:
+class StagingPlanner:
     """The second half of resolving.  Sets of chunks are ints, bit i for the i-th in order."""
 
-    def __init__(self, links: Links) -> None:
-        self.links = links
-        self.loaded = links.loaded
-        self.findings = links.findings
-        self.order = links.ordered()
-        self.chunks = [links.chunks[node] for node in self.order if node in links.chunks]
+    def __init__(self, builder: GraphBuilder) -> None:
+        self.builder = builder
+        self.loaded = builder.loaded
+        self.findings = builder.findings
+        self.order = builder.ordered()
+        self.chunks = [builder.chunks[node] for node in self.order if node in builder.chunks]
         self.index = {chunk.id: number for number, chunk in enumerate(self.chunks)}
         self.lists: dict[str, _Lists] = {}  # by stratum path
         self.contents: list[tuple[str, str]] = []  # of the system: (stratum id, artifact)
@@ -58,13 +58,13 @@ class Assembly:
 
     def _lists(self, path: str, stratum: StratumMorph) -> _Lists:
         targets = (target for spec in stratum.chunks for _, target, _ in spec.artifacts)
-        defaults = self.links.defaults.stratum_rules
+        defaults = self.builder.defaults.stratum_rules
         rules = with_defaults(stratum.products, defaults, stratum.name)
         splitter = Splitter(rules)
         lists: _Lists = {artifact: [] for artifact in (*targets, *artifact_names(rules))}
         members = []
         for spec in stratum.chunks:
-            if chunk := self.links.by_spec.get((path, spec.name)):
+            if chunk := self.builder.by_spec.get((path, spec.name)):
                 members.append((self.index[chunk.id], chunk, spec))
         for _, chunk, spec in sorted(members, key=lambda member: member[0]):
             direct: dict[str, str] = {}
@@ -151,10 +151,10 @@ class Assembly:
         foreign = sum(bootstrap.values())
         steps: list[Step] = []
         for node in self.order:
-            if node not in self.links.chunks:
+            if node not in self.builder.chunks:
                 steps.append(self._stratum(node))
                 continue
-            chunk = self.links.chunks[node]
+            chunk = self.builder.chunks[node]
             seen = reach[node]
             staged = seen & ~(foreign & ~bootstrap.get(tuple(chunk.strata), 0))
             steps.append(
@@ -179,10 +179,10 @@ class Assembly:
         reach: dict[str, int] = {}
         for node in self.order:
             mask = 0
-            for below in self.links.edges[node]:
+            for below in self.builder.edges[node]:
                 mask |= reach[below]
-                chunk = self.links.chunks.get(below)
-                if chunk is not None and (chunk.used or node in self.links.chunks):
+                chunk = self.builder.chunks.get(below)
+                if chunk is not None and (chunk.used or node in self.builder.chunks):
                     mask |= 1 << self.index[below]
             reach[node] = mask
         return reach
@@ -194,7 +194,7 @@ class Assembly:
             kind="chunk",
             name=spec.name,
             artifacts=chunk.artifacts,
-            depends=tuple(self.links.edges[chunk.id]),
+            depends=tuple(self.builder.edges[chunk.id]),
             morph=chunk.morph.file if chunk.morph else "",
             description=chunk.morph.description if chunk.morph else "",
             where=f"{chunk.file}:{spec.lines.get('ref', spec.line)}",
@@ -220,7 +220,7 @@ class Assembly:
             kind="stratum",
             name=stratum.name,
             artifacts=tuple(self.lists[path]),
-            depends=tuple(self.links.edges[node]),
+            depends=tuple(self.builder.edges[node]),
             morph=path,
             description=stratum.description,
             in_system=node in self.taken,

@@ -17,7 +17,7 @@ RESERVED = (
 Key = Callable[[Guest], tuple[str, ...]]
 
 
-class Together:
+class Conflicts:
     """What can only be wrong between guests."""
 
     def __init__(self, file: str, guests: list[Guest], findings: Findings) -> None:

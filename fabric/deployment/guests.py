@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from fabric.definitions.fields import Findings, listing, suggest
 from fabric.definitions.morphs import Fieldset
 from fabric.deployment.cluster import Cluster, ClusterSystem, Deployment
-from fabric.deployment.conflicts import RESERVED, Together
+from fabric.deployment.conflicts import RESERVED, Conflicts
 from fabric.deployment.guest import Guest, Inner
 from fabric.deployment.settings import Location, Mount, Settings, is_address, is_word
 from fabric.errors import DefinitionsError
@@ -101,7 +101,7 @@ def guests(
     elif not found and not findings.errors:
         message = f"no deployment is of the type {_KVM[0]}, and nothing else is deployed from here"
         findings.error(cluster.path, 1, message)
-    Together(cluster.path, found, findings).check(whole=reader.whole)
+    Conflicts(cluster.path, found, findings).check(whole=reader.whole)
     if findings.errors:
         raise DefinitionsError(findings.errors)
     return tuple(found), findings

@@ -22,9 +22,9 @@ from fabric.wire.sockets import Addresses, Curve
 #: Seconds without a word from the broker until the sockets are made anew,
 SILENCE = 10.0
 #: and if it has turned us away.
-TURNED_AWAY = 1.0
+RETRY_UNAUTHORIZED = 1.0
 #: Seconds without a word from the broker that are worth a word.
-WORRYING = 3.0
+REPORT_SILENCE = 3.0
 #: Events of the connection that are looked at in one turn.
 EVENTS_AT_ONCE = 100
 
@@ -66,11 +66,11 @@ class Connection:
         self._name = name
         self._wake = wake
         self._topics: dict[str, None] = {}
-        self._heard: float | None = None
-        self._why = ""  # it does not connect
-        self._told = ""
+        self._last_received: float | None = None
+        self._reason = ""  # it does not connect
+        self._reported = ""
         #: why the broker is silent; "" if it is not
-        self.trouble = ""
+        self.error = ""
         self._open()
 
     def _open(self) -> None:
@@ -78,15 +78,15 @@ class Connection:
         self.jobs = sockets.dealer(self._context, self._curve)
         self._events = self.jobs.get_monitor_socket(_EVENTS)
         sockets.connect(self.jobs, self._addresses.jobs)
-        heard = [self.jobs, self._events]
+        receiving = [self.jobs, self._events]
         if self._publishes:
             self.logs = sockets.publisher(self._context, self._curve)
             sockets.connect(self.logs, self._addresses.logs_in)
         else:
             self.logs = sockets.subscriber(self._context, *self._topics, curve=self._curve)
             sockets.connect(self.logs, self._addresses.logs)
-            heard.append(self.logs)
-        self._inbox = sockets.Inbox(*heard, wake=self._wake)
+            receiving.append(self.logs)
+        self._inbox = sockets.Inbox(*receiving, wake=self._wake)
 
     def close(self, linger: int = 200) -> None:
         """Send what is on its way, for ``linger`` milliseconds at most."""
@@ -104,8 +104,8 @@ class Connection:
     def receive(self, limit: int) -> Iterator[bytes]:
         """Messages of the broker that have come."""
         for frames in self._inbox.receive(self.jobs, limit):
-            self._heard = None
-            self.trouble = self._why = ""
+            self._last_received = None
+            self.error = self._reason = ""
             yield frames[-1].bytes
 
     def pieces(self, limit: int) -> Iterator[Published]:
@@ -126,51 +126,51 @@ class Connection:
         if self._topics.pop(topic, "") is None:
             self.logs.setsockopt(zmq.UNSUBSCRIBE, topic.encode())
 
-    def tend(self, now: float) -> bool:
+    def maintain(self, now: float) -> bool:
         """To be called in every turn of a loop, after `receive`.  Whether ``trouble`` changed.
 
         The one who calls has something to ask at least once a second, so that silence is news.
         """
-        self._look(now)
-        if self._heard is None:
-            self._heard = now
-        silent = now - self._heard
-        shut_out = bool(self._why) and self._why == self._not_admitted
-        if silent >= WORRYING or shut_out:
-            self.trouble = self._why or f"{self._addresses.jobs} does not answer"
-        if silent >= (TURNED_AWAY if shut_out else SILENCE):
-            self._heard, self._why = now, ""
+        self._read_events(now)
+        if self._last_received is None:
+            self._last_received = now
+        silent = now - self._last_received
+        rejected = bool(self._reason) and self._reason == self._unauthorized_text
+        if silent >= REPORT_SILENCE or rejected:
+            self.error = self._reason or f"{self._addresses.jobs} does not answer"
+        if silent >= (RETRY_UNAUTHORIZED if rejected else SILENCE):
+            self._last_received, self._reason = now, ""
             self.close(linger=0)
             self._open()
-        told, self._told = self._told, self.trouble
-        return told != self.trouble
+        reported, self._reported = self._reported, self.error
+        return reported != self.error
 
-    def _look(self, now: float) -> None:
+    def _read_events(self, now: float) -> None:
         for frames in self._inbox.receive(self._events, EVENTS_AT_ONCE):
             event, _ = _EVENT.unpack(frames[0].buffer)
             where = self._addresses.jobs
             if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-                self._why = self._not_admitted
+                self._reason = self._unauthorized_text
             elif event & _FAILED:
-                self._why = (
+                self._reason = (
                     f"{where} breaks the connection off; if it goes on doing so,"
                     " broker.key is not the key of this controller"
                 )
-            elif event == zmq.EVENT_CLOSED and self._why != self._not_admitted:
-                self._why = f"{where} cannot be reached"
-            elif event == zmq.EVENT_CONNECT_RETRIED and not self._why:
+            elif event == zmq.EVENT_CLOSED and self._reason != self._unauthorized_text:
+                self._reason = f"{where} cannot be reached"
+            elif event == zmq.EVENT_CONNECT_RETRIED and not self._reason:
                 # nothing was there to be closed: it knows no address
-                self._why = f"{where} cannot be reached: its name is not known here"
+                self._reason = f"{where} cannot be reached: its name is not known here"
             elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._heard, self._why = now, ""
+                self._last_received, self._reason = now, ""
 
     @property
-    def turned_away(self) -> bool:
+    def unauthorized(self) -> bool:
         """The trouble is that the broker does not admit our key."""
-        return self.trouble == self._not_admitted
+        return self.error == self._unauthorized_text
 
     @property
-    def _not_admitted(self) -> str:
+    def _unauthorized_text(self) -> str:
         return (
             f"{self._addresses.jobs} does not admit the key of {self._name}:"
             f" `fabric-keys admit {self._name}.key` there authorizes it"

@@ -29,15 +29,15 @@ ROLES: tuple[Role, ...] = get_args(Role)
 BROKER = "broker"
 ADMITTED = "admitted"
 #: Whom each of the broker's sockets is for.
-DOORS: dict[bytes, tuple[Role, ...]] = {
+ROLES_BY_SOCKET: dict[bytes, tuple[Role, ...]] = {
     b"jobs": ("worker", "initiator"),
     b"logs-in": ("worker",),
     b"logs": ("initiator",),
 }
 #: Connections that are let in or not at one go.
-ASKED_AT_ONCE = 200
+HANDSHAKES_AT_ONCE = 200
 #: Seconds between two looks at the table for strangers.
-LOOK_EVERY = 0.05
+REFRESH_EVERY = 0.05
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 _LINE = re.compile(r'\s+(name|role|public-key|secret-key)\s*=\s*"?([^"\s]+)"?\s*\Z')
 
@@ -147,7 +147,7 @@ def of_peer(directory: Path, role: Role) -> tuple[str, Curve]:
 # -- those admitted ------------------------------------------------------------------------
 
 
-class Admitted:
+class AuthorizedKeys:
     """The table of those admitted, as ``admitted/`` says; `refresh` looks whether it changed."""
 
     def __init__(self, directory: Path) -> None:
@@ -174,7 +174,7 @@ class Admitted:
         """Look again.  Whether somebody is not admitted any more, or as somebody else."""
         try:
             with os.scandir(self.directory) as entries:
-                seen = sorted(_sight(entry) for entry in entries if entry.name.endswith(".key"))
+                seen = sorted(_identity(entry) for entry in entries if entry.name.endswith(".key"))
         except OSError as error:  # whoever was admitted stays so meanwhile
             self.problems = [f"{self.directory}: {error.strerror}"]
             return False
@@ -237,43 +237,43 @@ class Admitted:
             raise KeyProblem(f"{name} is not admitted, according to {self.directory}") from None
 
 
-class Gate:
+class Authenticator:
     """ZeroMQ's question who may connect (ZAP, RFC 27), answered in the broker's own loop.
 
     pyzmq's authenticator would do, with a thread that must be told of every change, and knows
     no roles; this one reads the broker's own table, and is short.
     """
 
-    def __init__(self, context: Context, admitted: Admitted) -> None:
+    def __init__(self, context: Context, admitted: AuthorizedKeys) -> None:
         """Must be there before sockets that use it are bound."""
         self.socket = context.socket(zmq.REP)
         self.socket.bind("inproc://zeromq.zap.01")
         self._admitted = admitted
-        self._looked = float("-inf")
-        self._barred: dict[str, float] = {}  # name -> until when
+        self._refreshed = float("-inf")
+        self._blocked: dict[str, float] = {}  # name -> until when
         #: somebody was found not to be admitted any more
         self.revoked = False
 
-    def bar(self, name: str, until: float) -> None:
+    def block(self, name: str, until: float) -> None:
         """Do not let this one in to follow logs for a while."""
-        self._barred[name] = until
+        self._blocked[name] = until
 
     def serve(self, now: float) -> None:
         """Answer all that ask."""
-        for _ in range(ASKED_AT_ONCE):
+        for _ in range(HANDSHAKES_AT_ONCE):
             try:
                 version, id, domain, _, _, _, *credentials = self.socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
             key = z85.encode(credentials[0]).decode() if credentials else ""
             peer = self._admitted.get(key)
-            if peer is None and now - self._looked >= LOOK_EVERY:  # admitted a moment ago?
-                self._looked = now
+            if peer is None and now - self._refreshed >= REFRESH_EVERY:  # admitted a moment ago?
+                self._refreshed = now
                 self.revoked |= self._admitted.refresh()
                 peer = self._admitted.get(key)
-            welcome = peer is not None and peer.role in DOORS.get(domain, ())
-            code, user = (b"200", key.encode()) if welcome else (b"400", b"")
-            if peer is not None and domain == b"logs" and now < self._barred.get(peer.name, now):
+            authorized = peer is not None and peer.role in ROLES_BY_SOCKET.get(domain, ())
+            code, user = (b"200", key.encode()) if authorized else (b"400", b"")
+            if peer is not None and domain == b"logs" and now < self._blocked.get(peer.name, now):
                 code, user = b"300", b""  # it may try again
             self.socket.send_multipart([version, id, code, b"", user, b""])
 
@@ -281,7 +281,7 @@ class Gate:
 # -- files ---------------------------------------------------------------------------------
 
 
-def _sight(entry: os.DirEntry[str]) -> tuple[str, int, int, int]:
+def _identity(entry: os.DirEntry[str]) -> tuple[str, int, int, int]:
     """What tells whether a file is another one than before; a link to nothing is never."""
     try:
         found = entry.stat()

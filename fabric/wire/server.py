@@ -20,7 +20,7 @@ import zmq
 
 from fabric import bounds
 from fabric.wire import sockets
-from fabric.wire.keys import Admitted, Certificate, Gate
+from fabric.wire.keys import Authenticator, AuthorizedKeys, Certificate
 from fabric.wire.messages import (
     PROTOCOL,
     BuildOrder,
@@ -39,7 +39,7 @@ from fabric.wire.messages import (
     Update,
     cut,
 )
-from fabric.wire.server_connections import Connections, Strangers, Unread, descriptor
+from fabric.wire.server_connections import Connections, Unauthenticated, Unread, descriptor
 from fabric.wire.sockets import Addresses, Curve, Socket
 
 #: Messages taken from one socket before the next has its turn.
@@ -47,23 +47,23 @@ JOBS_AT_ONCE = 200
 LOGS_AT_ONCE = 100
 SUBSCRIPTIONS_AT_ONCE = 500
 #: Seconds without a way in for whoever subscribed to too much.
-BARRED = 10.0
+BLOCKED_FOR = 10.0
 #: Connections that those of a role may have to one socket.
 CONNECTIONS = {"worker": bounds.WORKER_CONNECTIONS, "initiator": bounds.CONNECTIONS}
 #: Messages of so many bytes are looked after until they have left.
 LARGE = 8 * bounds.KIB
 #: Seconds between two looks at who is admitted.
-LOOK_EVERY = 0.2
+REFRESH_EVERY = 0.2
 #: Seconds between two notes that strangers were cut.
-NOTE_EVERY = 60.0
+WARN_EVERY = 60.0
 #: Peers remembered for having sent rubbish, so that each is noted once.
-SCOLDED = 1000
+WARNED_PEERS = 1000
 
 #: Made once, which takes a millisecond: an embedded broker is forked from where it is.
 _messages: sockets.Codec[FromPeer] = sockets.Codec(FromPeer)
 
 #: What may be said with a key.  A `BuildGraph` is none of it: its keys are what its sender says.
-MAY_SAY: dict[str, tuple[type, ...]] = {
+ALLOWED_MESSAGES: dict[str, tuple[type, ...]] = {
     "worker": (Report, LogPiece),
     "initiator": (BuildOrder, Poll, Leave, LogRead, Query, Command),
 }
@@ -77,7 +77,7 @@ LARGEST: dict[Any, int] = {
 } | dict.fromkeys((Poll, Leave, LogRead, Query, Command), bounds.QUESTION)
 
 
-class Heard(NamedTuple):
+class Received(NamedTuple):
     """A message that counts."""
 
     peer: bytes  # whom to answer
@@ -95,11 +95,11 @@ class Server:
     def __init__(
         self,
         addresses: Addresses,
-        note: Callable[[str], None],
+        warn: Callable[[str], None],
         *,
         wake: int,
         curve: Curve | None = None,
-        admitted: Admitted | None = None,
+        admitted: AuthorizedKeys | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         """``clock`` tells in nanoseconds how long things took.
@@ -107,24 +107,26 @@ class Server:
         AddressError if an address is in use, or none.
         """
         self._addresses = addresses
-        self._note = note
+        self._warn = warn
         self._wake = wake
         self._curve = curve
         self._admitted = admitted
         self._clock = clock
-        self._scolded: dict[str, None] = {}
+        self._warned: dict[str, None] = {}
         self._problems: list[str] = []
         # files have none
         ports = {each.rpartition(":")[2] for each in addresses if each.startswith("tcp:")}
-        self._strangers = Strangers({int(port) for port in ports})
-        self._crowd_noted = -math.inf
+        self._unauthenticated = Unauthenticated({int(port) for port in ports})
+        self._crowd_warned = -math.inf
         #: when `look` is due
         self.due = math.inf if admitted is None else 0.0
         self._listen()
 
     def _listen(self) -> None:
         self._context = context = sockets.new_context()
-        self._gate = None if self._admitted is None else Gate(context, self._admitted)
+        self._authenticator = (
+            None if self._admitted is None else Authenticator(context, self._admitted)
+        )
         self._jobs = sockets.router(context, self._curve)
         self._logs_in = sockets.subscriber(context, "", curve=self._curve)
         self._logs = sockets.republisher(context, self._curve)
@@ -135,10 +137,10 @@ class Server:
         except sockets.AddressError:
             self.close()
             raise
-        door = () if self._gate is None else (self._gate.socket,)
+        authentication = () if self._authenticator is None else (self._authenticator.socket,)
         self._connections = {socket: Connections(socket) for socket in opened}
-        ends = (connections.events for connections in self._connections.values())
-        self._inbox = sockets.Inbox(*opened, *door, *ends, wake=self._wake)
+        monitors = (connections.events for connections in self._connections.values())
+        self._inbox = sockets.Inbox(*opened, *authentication, *monitors, wake=self._wake)
         self._unread = Unread()
 
     def close(self) -> None:
@@ -153,36 +155,36 @@ class Server:
         """Until something comes, or so long at most."""
         self._inbox.wait(milliseconds)
 
-    def look(self, now: float) -> bool:
+    def refresh_keys(self, now: float) -> bool:
         """See who is admitted now, if it is time; True if all were cut off for that.
 
         ZeroMQ asks who somebody is once for each connection, and cannot say which one that is.
         Those who may come again by themselves.
         """
-        if self._admitted is None or self._gate is None or now < self.due:
+        if self._admitted is None or self._authenticator is None or now < self.due:
             return False
-        self.due = now + LOOK_EVERY
-        if (number := self._strangers.cut()) and now >= self._crowd_noted + NOTE_EVERY:
-            self._crowd_noted = now
-            self._note(
+        self.due = now + REFRESH_EVERY
+        if (number := self._unauthenticated.cut()) and now >= self._crowd_warned + WARN_EVERY:
+            self._crowd_warned = now
+            self._warn(
                 f"{number} connections were cut that had not said who they are: fewer than"
                 f" {bounds.DESCRIPTORS_KEPT} descriptors were left"
             )
-        revoked = self._admitted.refresh() or self._gate.revoked
+        revoked = self._admitted.refresh() or self._authenticator.revoked
         for problem in self._admitted.problems:
             if problem not in self._problems:
-                self._note(problem)
+                self._warn(problem)
         self._problems = self._admitted.problems
         if revoked:
-            self._note("somebody is not admitted any more: all connections are made anew")
+            self._warn("somebody is not admitted any more: all connections are made anew")
             self.close()
             self._listen()
         return revoked
 
-    def answer_the_door(self, now: float) -> None:
+    def authenticate(self, now: float) -> None:
         """Let in those who may, and turn away the others."""
-        if self._gate is not None and self._inbox.has(self._gate.socket):
-            self._gate.serve(now)
+        if self._authenticator is not None and self._inbox.has(self._authenticator.socket):
+            self._authenticator.serve(now)
         for connections in self._connections.values():
             if self._inbox.has(connections.events):
                 connections.forget_ended()
@@ -195,11 +197,11 @@ class Server:
             sender = self._sender(frames[0])
             self._count(self._logs, frames[0], sender)
             if why := self._connections[self._logs].subscribed(fd, frames[0].buffer):
-                self._scold(b"", sender, why)
-                if self._gate is not None and sender is not None:
-                    self._gate.bar(sender.name, now + BARRED)
+                self._warn_once(b"", sender, why)
+                if self._authenticator is not None and sender is not None:
+                    self._authenticator.block(sender.name, now + BLOCKED_FOR)
         if left:
-            self._connections[self._logs].heard_all()
+            self._connections[self._logs].all_received()
 
     def _count(
         self, socket: Socket, frame: zmq.Frame, sender: Certificate | None, peer: bytes = b""
@@ -211,13 +213,13 @@ class Server:
         name, most = (
             ("", sys.maxsize) if sender is None else (sender.name, CONNECTIONS[sender.role])
         )
-        if why := self._connections[socket].heard(fd, name, most, peer):
-            self._scold(peer, sender, why)
+        if why := self._connections[socket].received(fd, name, most, peer):
+            self._warn_once(peer, sender, why)
 
-    def heard(self) -> Iterator[Heard]:
+    def receive(self) -> Iterator[Received]:
         """Messages that have come, as far as they count."""
         reads: Counter[bytes] = Counter()
-        took: Counter[str] = Counter()  # nanoseconds, by names
+        spent: Counter[str] = Counter()  # nanoseconds, by names
         for frames in self._inbox.receive(self._jobs, JOBS_AT_ONCE):
             sender = self._sender(frames[-1])
             if self._admitted is None:
@@ -227,32 +229,32 @@ class Server:
             else:
                 name = sender.name
                 self._count(self._jobs, frames[-1], sender, frames[0].bytes)
-                if took[name] > bounds.TURN * 1_000_000:
+                if spent[name] > bounds.TURN * 1_000_000:
                     continue  # others have their turn
             began = self._clock()
-            if (heard := self._understood(frames, sender, reads)) is not None:
-                yield heard
+            if (received := self._check(frames, sender, reads)) is not None:
+                yield received
             if name:
-                took[name] += self._clock() - began
+                spent[name] += self._clock() - began
 
-    def _understood(
+    def _check(
         self, frames: list[zmq.Frame], sender: Certificate | None, reads: Counter[bytes]
-    ) -> Heard | None:
+    ) -> Received | None:
         """A message, if it counts; ``reads`` are the logs that peers asked for in this turn."""
         peer, frame = frames[0].bytes, frames[-1].buffer
         if len(frames) != 2:
-            self._scold(peer, sender, f"it has {len(frames)} frames")
+            self._warn_once(peer, sender, f"it has {len(frames)} frames")
             return None
         try:
             message = _messages.decode(frame)
         except sockets.DecodeError as error:
-            self._misunderstood(peer, sender, frame, str(error))
+            self._reject_undecodable(peer, sender, frame, str(error))
             return None
         if getattr(message, "protocol", PROTOCOL) != PROTOCOL:
-            self._misunderstood(peer, sender, frame, "")
+            self._reject_undecodable(peer, sender, frame, "")
             return None
         if sender is not None:
-            named = self._as_admitted(peer, sender, message, len(frame))
+            named = self._authorize(peer, sender, message, len(frame))
             if named is None:
                 return None
             message = named
@@ -260,7 +262,7 @@ class Server:
             reads[peer] += 1
             if reads[peer] > bounds.LOGS_READ:
                 return None  # others have their turn; it asks again
-        return Heard(peer, "" if sender is None else sender.name, message)
+        return Received(peer, "" if sender is None else sender.name, message)
 
     def pieces(self) -> Iterator[tuple[str, Published, zmq.Frame]]:
         """Published pieces of logs that have come.
@@ -277,7 +279,7 @@ class Server:
                 (frame,) = frames
                 piece = Published.of(frame.buffer)
             except ValueError:
-                self._scold(b"", sender, "it is no piece of a log")
+                self._warn_once(b"", sender, "it is no piece of a log")
             else:
                 yield "" if sender is None else sender.name, piece, frame
 
@@ -287,25 +289,25 @@ class Server:
             return None
         return self._admitted.get(str(frame.get("User-Id")))
 
-    def _as_admitted(
+    def _authorize(
         self, peer: bytes, sender: Certificate, message: FromPeer, size: int
     ) -> FromPeer | None:
         """The message under the name in the sender's key; None if it may not say that."""
-        if not isinstance(message, MAY_SAY[sender.role]):
+        if not isinstance(message, ALLOWED_MESSAGES[sender.role]):
             kind = type(message).__name__
             reason = f"{sender.name} is admitted as {sender.role}, who may not send a {kind}"
-            self.refuse(peer, about(message), "not-allowed", reason)
-            self._scold(peer, sender, reason)
+            self.reject(peer, about(message), "not-allowed", reason)
+            self._warn_once(peer, sender, reason)
             return None
         if size > (largest := LARGEST[type(message)]):
             kind = type(message).__name__
             reason = f"{kind} of {size:,} bytes: it may have {largest:,}"
-            self.refuse(peer, about(message), "bad-request", reason)
-            self._scold(peer, sender, reason)
+            self.reject(peer, about(message), "bad-request", reason)
+            self._warn_once(peer, sender, reason)
             return None
         if isinstance(message, BuildOrder) and not _ID.fullmatch(message.request):
             reason = "the id of a request has 32 hexadecimal digits"
-            self.refuse(peer, message.request, "bad-request", reason)
+            self.reject(peer, message.request, "bad-request", reason)
             return None
         if isinstance(message, Report) and message.name != sender.name:
             return msgspec.structs.replace(message, name=sender.name)
@@ -313,30 +315,30 @@ class Server:
             return msgspec.structs.replace(message, requester=sender.name)
         return message
 
-    def _misunderstood(
+    def _reject_undecodable(
         self, peer: bytes, sender: Certificate | None, frame: memoryview, error: str
     ) -> None:
         greeting = sockets.greeting(frame)
         if greeting is None:
-            self._scold(peer, sender, error)
+            self._warn_once(peer, sender, error)
             return
         code: Code = "bad-request"
         reason = f"a message cannot be read: {error}"
         if greeting[1] != PROTOCOL:
             code = "protocol"
             reason = sockets.mismatch(greeting[1], us="the broker", them="this peer")
-        self.refuse(peer, greeting[0], code, reason)
-        self._scold(peer, sender, reason)
+        self.reject(peer, greeting[0], code, reason)
+        self._warn_once(peer, sender, reason)
 
-    def _scold(self, peer: bytes, sender: Certificate | None, why: str) -> None:
+    def _warn_once(self, peer: bytes, sender: Certificate | None, why: str) -> None:
         """Note rubbish, once for each peer."""
         who = sender.name if sender is not None else peer.hex()
-        if who not in self._scolded:
-            self._scolded[who] = None
-            if len(self._scolded) > SCOLDED:
-                del self._scolded[next(iter(self._scolded))]
+        if who not in self._warned:
+            self._warned[who] = None
+            if len(self._warned) > WARNED_PEERS:
+                del self._warned[next(iter(self._warned))]
             by = f" of {sender.role} {sender.name}" if sender is not None else ""
-            self._note(f"a message{by} was dropped: {why}")
+            self._warn(f"a message{by} was dropped: {why}")
 
     # -- saying --------------------------------------------------------------------------------
 
@@ -356,7 +358,7 @@ class Server:
         self._unread.sent(name, peer, len(frame), tracker)
         return True
 
-    def refuse(self, peer: bytes, about: str, code: Code, reason: str) -> None:
+    def reject(self, peer: bytes, about: str, code: Code, reason: str) -> None:
         """Say that something cannot be served, and why."""
         self.send(peer, Rejected(about, code, reason))
 

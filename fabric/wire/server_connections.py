@@ -40,7 +40,7 @@ def descriptor(frame: zmq.Frame) -> int | None:
         return None
 
 
-class Strangers:
+class Unauthenticated:
     """Connections that have not said who they are, as against descriptors that are left.
 
     Those are cut, the oldest first, once fewer than `bounds.DESCRIPTORS_KEPT` descriptors are left
@@ -55,14 +55,14 @@ class Strangers:
 
     def cut(self) -> int:
         """Cut as many as is needed; returns how many that are."""
-        if not self._crowded():
+        if not self._is_short():
             return 0
         oldest = sorted(self._strangers(), reverse=True)
         for _, fd in oldest:
             _cut(fd)
         return len(oldest)
 
-    def _crowded(self) -> bool:
+    def _is_short(self) -> bool:
         """The kernel gives the lowest number that is free: all below it are taken."""
         try:
             lowest = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
@@ -111,7 +111,7 @@ class Unread:
                 del peers[peer]
 
 
-class _Known:
+class _Connection:
     """A connection by which something has come."""
 
     __slots__ = ("name", "peer", "topics")
@@ -133,18 +133,18 @@ class Connections:
         """An XPUB must tell of every subscription, also of one that is not new."""
         #: has something to read when connections have begun or ended
         self.events = sockets.monitor(socket, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
-        self._known: dict[int, _Known] = {}  # by descriptor
+        self._known: dict[int, _Connection] = {}  # by descriptor
         self._of: dict[str, dict[int, None]] = {}  # descriptors of a name, the silent ones first
         self._names: dict[bytes, str] = {}  # of peers
         self._changes: Counter[str] = Counter()  # of subscriptions, since all were heard of
 
-    def heard(self, fd: int, name: str, most: int, peer: bytes = b"") -> str:
+    def received(self, fd: int, name: str, most: int, peer: bytes = b"") -> str:
         """Something of ``name`` came; why a connection of that is cut, "" if none is."""
         known = self._known.get(fd)
         if known is None or (known.name, known.peer) != (name, peer):
             self.forget_ended()
             self._forget(fd)
-            self._known[fd] = _Known(name, peer)
+            self._known[fd] = _Connection(name, peer)
             self._names[peer] = name
         its = self._of.setdefault(name, {})
         its.pop(fd, None)
@@ -187,7 +187,7 @@ class Connections:
                 _cut(each)
         return why
 
-    def heard_all(self) -> None:
+    def all_received(self) -> None:
         """No subscription waits to be heard of."""
         self._changes.clear()
 

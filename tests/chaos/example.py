@@ -35,7 +35,7 @@ def prepare(folder: Path, parts: Sequence[str]) -> None:
     project = Project.find(ROOT, settings, print)
     graph = project.graph(MINIMAL)
     goals = tuple(goal for part in parts for goal in find(graph, part))
-    project.supply(graph, goals)
+    project.push_missing(graph, goals)
     plan = project.plan(graph, goals)
     store = Path(settings.store_url)
     for step in plan.steps:

@@ -1,14 +1,9 @@
 """The initiator's side of the protocol."""
 
-from mirror_kit import DETACHED, KEY, ORDER, SUBMIT, TEXT, Tale, sha
+from mirror_kit import DETACHED, GRAPH, KEY, ORDER, TEXT, Tale, sha
 
-from fabric.client.request import (
-    MANY,
-    Changed,
-    OpenLog,
-    Over,
-    Send,
-)
+from fabric.client.request import MANY, Changed, Over
+from fabric.client.request_logs import OpenLog, Send
 from fabric.wire.messages import (
     BuildGraph,
     Leave,
@@ -74,11 +69,11 @@ def test_a_broker_that_forgot_the_request_gets_it_again() -> None:
     tale.tick()
     tale.running()
     tale.sent.clear()
-    actions = tale.mirror.refused(Rejected("r1", "unknown-request", "?"), tale.now)
+    actions = tale.mirror.rejected(Rejected("r1", "unknown-request", "?"), tale.now)
     assert [type(action) for action in actions] == [Changed]
     assert tale.mirror.steps[KEY].state == "waiting"
     tale.tick(0.1)
-    assert tale.sent == [SUBMIT]
+    assert tale.sent == [GRAPH]
     assert tale.running(fence=7)
     tale.update(StepState(KEY, "done"))
     assert tale.update(StepState(KEY, "cached")) == [], "it is the same news"
@@ -103,11 +98,11 @@ def test_what_a_request_that_is_begun_anew_does_not_tell_of_counts_no_more() -> 
 def test_a_refused_request_is_over() -> None:
     tale = Tale()
     tale.tick()
-    refused = Rejected("r1", "protocol", "upgrade the broker")
-    [over] = tale.mirror.refused(refused, tale.now)
-    assert over == Over("failed", "upgrade the broker", refused=True)
+    rejected = Rejected("r1", "protocol", "upgrade the broker")
+    [over] = tale.mirror.rejected(rejected, tale.now)
+    assert over == Over("failed", "upgrade the broker", rejected=True)
     assert tale.mirror.complete
-    assert tale.mirror.refused(refused, tale.now) == []
+    assert tale.mirror.rejected(rejected, tale.now) == []
     tale.sent.clear()
     tale.tick(5.0)
     assert tale.sent == []
@@ -161,9 +156,9 @@ def test_following_what_somebody_else_asked_for() -> None:
 def test_following_what_there_is_not() -> None:
     tale = Tale("r1")
     tale.tick()
-    refused = Rejected("r1", "unknown-request", "there is no such request (any more)")
-    [over] = tale.mirror.refused(refused, tale.now)
-    assert over == Over("failed", "there is no such request (any more)", refused=True)
+    rejected = Rejected("r1", "unknown-request", "there is no such request (any more)")
+    [over] = tale.mirror.rejected(rejected, tale.now)
+    assert over == Over("failed", "there is no such request (any more)", rejected=True)
     assert tale.mirror.complete
 
 
@@ -173,7 +168,7 @@ def test_logs_end_with_a_request_that_is_forgotten() -> None:
     tale.tick()
     tale.running()
     tale.hint(0, TEXT[:4])
-    tale.do([*tale.mirror.refused(Rejected("r1", "unknown-request", "?"), tale.now)])
+    tale.do([*tale.mirror.rejected(Rejected("r1", "unknown-request", "?"), tale.now)])
     assert tale.closed is False
     assert tale.mirror.complete
 
@@ -190,7 +185,7 @@ def test_a_forgotten_step_keeps_its_name() -> None:
     tale = Tale()
     tale.tick()
     tale.update(StepState(KEY, "ready", name="zlib", kind="chunk", log="zlib.log", expected=3.0))
-    tale.mirror.refused(Rejected("r1", "unknown-request", "?"), tale.now)
+    tale.mirror.rejected(Rejected("r1", "unknown-request", "?"), tale.now)
     waiting = StepState(KEY, "waiting", name="zlib", kind="chunk", log="zlib.log")
     assert tale.mirror.steps[KEY] == waiting
 

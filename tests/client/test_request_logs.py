@@ -4,11 +4,18 @@ from collections.abc import Sequence
 
 import msgspec
 import pytest
-from mirror_kit import KEY, SUBMIT, TEXT, Tale, sha
+from mirror_kit import GRAPH, KEY, TEXT, Tale, sha
 
 from fabric import bounds
-from fabric.client.request import AHEAD, Action, CloseLog, OpenLog, RequestMirror, Send
-from fabric.client.request_logs import ASK_AGAIN, GIVE_UP, MISSES
+from fabric.client.request import AHEAD, Action, RequestMirror
+from fabric.client.request_logs import (
+    ASK_AGAIN,
+    GIVE_UP,
+    MISSES,
+    CloseLog,
+    OpenLog,
+    Send,
+)
 from fabric.wire.messages import LogPiece, LogRead, Published, Rejected, StepState, Update
 
 
@@ -208,7 +215,7 @@ def test_no_log_at_all() -> None:
     tale.tick()
     tale.running()
     tale.done()
-    tale.do([*tale.mirror.refused(Rejected(KEY, "no-log", "none is kept"), tale.now)])
+    tale.do([*tale.mirror.rejected(Rejected(KEY, "no-log", "none is kept"), tale.now)])
     assert tale.closed is False
 
 
@@ -217,7 +224,7 @@ def test_a_log_that_cannot_be_read_now_is_asked_for_again() -> None:
     tale.tick()
     tale.running()
     tale.done()
-    tale.do([*tale.mirror.refused(Rejected(KEY, "not-now", "no route to host"), tale.now)])
+    tale.do([*tale.mirror.rejected(Rejected(KEY, "not-now", "no route to host"), tale.now)])
     assert not tale.mirror.complete
     tale.tick(4.0)
     tale.piece(0, TEXT, size=len(TEXT), sha256=sha(TEXT))
@@ -258,7 +265,7 @@ def test_what_a_restarted_broker_never_speaks_of_again_ends_with_the_request() -
     tale.tick()
     tale.running()
     tale.hint(0, TEXT)
-    tale.do([*tale.mirror.refused(Rejected("r1", "unknown-request", "?"), tale.now)])
+    tale.do([*tale.mirror.rejected(Rejected("r1", "unknown-request", "?"), tale.now)])
     tale.update(state="done")
     assert not tale.mirror.complete
     tale.tick(1.0)
@@ -317,7 +324,7 @@ def test_no_log_begins_after_the_end_of_a_request() -> None:
     tale = Tale("r1")
     tale.tick()
     tale.update(StepState(KEY, "ready", name="zlib"))
-    tale.do([*tale.mirror.refused(Rejected("r1", "unknown-request", "?"), tale.now)])
+    tale.do([*tale.mirror.rejected(Rejected("r1", "unknown-request", "?"), tale.now)])
     tale.hint(0, TEXT, fence=9)
     assert tale.file is None
     assert tale.mirror.complete
@@ -360,7 +367,7 @@ def test_the_log_of_a_failure_is_not_that_of_somebody_elses_later_attempt(closed
     tale.hint(0, TEXT[:4])
     tale.hint(0, b"a later attempt", fence=2)  # the stream is faster than the update
     if closed:
-        tale.do([*tale.mirror.refused(Rejected(KEY, "no-log", "?"), tale.now)])
+        tale.do([*tale.mirror.rejected(Rejected(KEY, "no-log", "?"), tale.now)])
     failed = StepState(KEY, "failed", fence=1, log_size=len(TEXT), log_sha256=sha(TEXT))
     tale.update(failed, state="failed")
     tale.tick()
@@ -408,7 +415,7 @@ def test_a_broker_that_does_not_answer_is_asked_less_and_less_often() -> None:
 @pytest.mark.bound("LOGS_OPEN")
 def test_logs_past_the_bound_are_begun_when_others_are_whole() -> None:
     tale = Tale()
-    tale.mirror = RequestMirror(SUBMIT, 2)
+    tale.mirror = RequestMirror(GRAPH, 2)
     tale.tick()
     steps = [StepState(f"{n:064x}", "running", fence=1) for n in range(3)]
     actions: Sequence[Action] = tale.mirror.update(Update("r1", 1, "building", tuple(steps)), 0.0)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fabric.bounds import LOG_NOTES
-from fabric.client.user_logs import NOTES, UserLogs, complete
+from fabric.client.user_logs import PART_FILES, UserLogs, complete
 from fabric.errors import FabricError
 from fabric.jobs import Blob, Manifest
 from fabric.trove.artifacts.store import Store
@@ -54,14 +54,14 @@ def test_two_builds_in_one_directory_write_two_files(tmp_path: Path) -> None:
         second.write(0, b"2")
         assert first.path.read_bytes() == b"1"
         assert second.path == tmp_path / "build-step-a.2.log"
-        assert len(list(tmp_path.glob(NOTES))) == 2
+        assert len(list(tmp_path.glob(PART_FILES))) == 2
         first.close(whole=True)
         second.close(whole=True)
         again = other.open("build-step-a.log", KEY)
         assert again.path == tmp_path / "build-step-a.log"
         assert again.path.read_bytes() == b""
         again.close(whole=True)
-    assert not list(tmp_path.glob(NOTES))
+    assert not list(tmp_path.glob(PART_FILES))
 
 
 def test_a_link_is_not_written_through(tmp_path: Path, logs: UserLogs) -> None:
@@ -88,7 +88,7 @@ def test_what_a_killed_writer_left_is_completed(tmp_path: Path, store: Store) ->
     assert complete(tmp_path, store) == []
     assert begun.path.read_bytes() == LOG
     assert whole.path.read_bytes() == b"of a failed attempt, and whole"
-    assert not list(tmp_path.glob(NOTES))
+    assert not list(tmp_path.glob(PART_FILES))
 
 
 def test_what_is_noted_outlives_its_writer_at_any_byte(tmp_path: Path, store: Store) -> None:
@@ -97,14 +97,14 @@ def test_what_is_noted_outlives_its_writer_at_any_byte(tmp_path: Path, store: St
             log = logs.open(f"build-step-{name}.log", KEY)
             log.write(0, LOG[:5])
             log.close(whole=False)
-    [notes] = tmp_path.glob(NOTES)
+    [notes] = tmp_path.glob(PART_FILES)
     left = notes.read_bytes()
     for end in range(len(left) + 1):
         notes.write_bytes(left[:end])
         complete(tmp_path, store)
         begun = [tmp_path / f"build-step-{name}.log" for name in "ab"][: left.count(b"\n", 0, end)]
         assert all(log.read_bytes() == LOG for log in begun)
-        assert not list(tmp_path.glob(NOTES))
+        assert not list(tmp_path.glob(PART_FILES))
         for file in begun:
             file.write_bytes(LOG[:5])
 
@@ -117,7 +117,7 @@ def test_a_new_build_takes_over_what_a_killed_one_left(tmp_path: Path, store: St
         log = logs.open("build-step-b.log", "c" * 64)
         log.write(0, b"of today")
         log.close(whole=True)
-        assert len(list(tmp_path.glob(NOTES))) == 1
+        assert len(list(tmp_path.glob(PART_FILES))) == 1
     assert complete(tmp_path, store) == []
     assert (tmp_path / "build-step-a.log").read_bytes() == LOG
     assert (tmp_path / "build-step-b.log").read_bytes() == b"of today"
@@ -139,7 +139,7 @@ def test_what_cannot_be_completed_is_told_once(tmp_path: Path, store: Store) -> 
     assert complete(tmp_path, store) == told, "stopped once more"
     with closing(UserLogs(tmp_path)) as logs:
         logs.open("build-step-a.log", "c" * 64).close(whole=True)
-    assert not list(tmp_path.glob(NOTES))
+    assert not list(tmp_path.glob(PART_FILES))
     assert (tmp_path / "build-step-c.log").read_bytes() == LOG
     shutil.rmtree(tmp_path / "store/blobs")
     with closing(UserLogs(tmp_path)) as logs:

@@ -46,8 +46,8 @@ class Resolving(ResolverPool):
     def resolve(self, order: BuildOrder, host_tools: str = "") -> None:  # noqa: ARG002
         key, job = key_of(order.title), msgspec.Raw(msgspec.msgpack.encode(""))
         step = StepSpec(key, order.title, "chunk", "x86_64", job)
-        submit = BuildGraph(PROTOCOL, order.request, order.title, (step,), (key,), detach=True)
-        self._found.append(Resolved(order.request, submit))
+        graph = BuildGraph(PROTOCOL, order.request, order.title, (step,), (key,), detach=True)
+        self._found.append(Resolved(order.request, graph))
 
     def answers(self) -> Iterator[Any]:
         while self._found:
@@ -162,9 +162,9 @@ def test_news_that_break_the_core_cost_no_other(
 ) -> None:
     breaks(monkeypatch, updates, "update")
     with Service(tmp_path) as service, peer_at(tmp_path) as ask:
-        refused = ask(order("poison"), lambda it: isinstance(it, Rejected))
+        rejected = ask(order("poison"), lambda it: isinstance(it, Rejected))
         told = "the controller broke at it, a fault of distbuild: KeyError: 'update'"
-        assert refused.reason == told
+        assert rejected.reason == told
         ask(order("fine"), lambda it: isinstance(it, Update) and it.state == "building")
     assert not service.ends
 

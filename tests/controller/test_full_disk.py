@@ -147,10 +147,10 @@ def test_what_is_accepted_is_kept_and_all_else_is_refused(
         Command(PROTOCOL, "c1", "cancel", order(0).request),
         Command(PROTOCOL, "c2", "drain", "w1"),
     ):
-        refused = told(peer, command)
-        assert isinstance(refused, Rejected)
-        assert (refused.about, refused.code) == (command.id, "not-now")
-        assert re.fullmatch(said, refused.reason)
+        rejected = told(peer, command)
+        assert isinstance(rejected, Rejected)
+        assert (rejected.about, rejected.code) == (command.id, "not-now")
+        assert re.fullmatch(said, rejected.reason)
     assert re.fullmatch(said, warning(peer))
     until(lambda: b"\nfabric_journal_writable 0.0" in numbers())
     answer = told(peer, Query(PROTOCOL, "q2", "requests"))
@@ -166,9 +166,9 @@ def test_what_is_accepted_is_kept_and_all_else_is_refused(
         update = told(again, Poll(one.request, 0))
         assert isinstance(update, Update), "it was accepted"
         assert update.state != "cancelled"
-    refused = told(again, Poll(order(len(accepted)).request, 0))
-    assert isinstance(refused, Rejected)
-    assert refused.code == "unknown-request"
+    rejected = told(again, Poll(order(len(accepted)).request, 0))
+    assert isinstance(rejected, Rejected)
+    assert rejected.code == "unknown-request"
     answer = told(again, Query(PROTOCOL, "q3", "workers"))
     assert isinstance(answer, Answer)
     assert {worker.state for worker in answer.workers} <= {"idle"}
@@ -198,10 +198,10 @@ def test_a_cancel_that_finds_the_disk_full_is_not_promised(
     peer, cancel = farm.peer(alice), Command(PROTOCOL, "c", "cancel", order(0).request)
     assert isinstance(told(peer, order(0)), Update)
     disk.fill()
-    refused = told(peer, cancel)
-    assert isinstance(refused, Rejected)
-    assert refused.reason.startswith("t: cancelled, but that is not written down, and undone if")
-    assert refused.reason.endswith("; make room on that disk")
+    rejected = told(peer, cancel)
+    assert isinstance(rejected, Rejected)
+    assert rejected.reason.startswith("t: cancelled, but that is not written down, and undone if")
+    assert rejected.reason.endswith("; make room on that disk")
     for _ in range(5):  # nor is it told to those who follow
         peer.say(Poll(order(0).request, 0))
         peer.say(Query(PROTOCOL, "q", "requests"))
@@ -227,9 +227,9 @@ def test_a_drain_that_finds_the_disk_full_is_kept_when_there_is_room(
     farm.peer(farm.key("worker", "w1")).ask(report("w1"))
     peer, drain = farm.peer(alice), Command(PROTOCOL, "c", "drain", "w1")
     disk.fill()
-    refused = told(peer, drain)
-    assert isinstance(refused, Rejected)
-    assert refused.reason.startswith("w1 gets nothing new, but that is not written down")
+    rejected = told(peer, drain)
+    assert isinstance(rejected, Rejected)
+    assert rejected.reason.startswith("w1 gets nothing new, but that is not written down")
     disk.free()
     until(lambda: told(peer, drain) == Answer("c", lines=("w1 gets nothing new",)))
     farm.kill()

@@ -38,13 +38,15 @@ def rows(path: Path, question: str) -> list[tuple[object, ...]]:
 def unfinished(journal: Journal) -> list[BuildOrder | BuildGraph]:
     """Requests that are not over."""
     return [
-        each.event for each in journal.records() if isinstance(each.event, BuildOrder | BuildGraph)
+        each.event
+        for each in journal.stored_requests()
+        if isinstance(each.event, BuildOrder | BuildGraph)
     ]
 
 
 def finished(journal: Journal) -> list[Remembered]:
     """Requests that are."""
-    return [each.event for each in journal.records() if isinstance(each.event, Remembered)]
+    return [each.event for each in journal.stored_requests() if isinstance(each.event, Remembered)]
 
 
 def ended(n: int, outcome: Outcome | None) -> Ended:
@@ -157,13 +159,13 @@ def opened(request: str, title: str = "") -> Opened:
 def test_requests_that_are_not_over(tmp_path: Path, warnings: Warnings) -> None:
     path = tmp_path / "journal.sqlite"
     journal = Journal(path, warnings)
-    submit = BuildGraph(PROTOCOL, "r3", "three", (), (), detach=True)
-    for what in (opened("r1", "one"), opened("r2", "two"), Opened("r3", "three", submit)):
+    graph = BuildGraph(PROTOCOL, "r3", "three", (), (), detach=True)
+    for what in (opened("r1", "one"), opened("r2", "two"), Opened("r3", "three", graph)):
         journal.opened(what)
     journal.closed(Update("r1", 5, "done"))
     journal.close()
     again = Journal(path, warnings)
-    assert unfinished(again) == [opened("r2", "two").intent, submit]
+    assert unfinished(again) == [opened("r2", "two").intent, graph]
     again.opened(opened("r2", "two"))  # taken up again
     again.close()
     assert rows(path, "SELECT id, state FROM requests ORDER BY id") == [
@@ -260,7 +262,7 @@ def test_a_promise_is_kept_when_it_is_on_the_disk(tmp_path: Path, warnings: Warn
     journal.opened(opened("r1"))
     journal.flush()
     assert kept.wait(20.0)
-    assert journal.kept == journal.promised == 1
+    assert journal.durable == journal.appended == 1
     assert rows(path, "SELECT id FROM requests") == [("r1",)]
     assert rows(path, "SELECT name FROM durations") == [("zlib",)], "taken along"
     journal.close()

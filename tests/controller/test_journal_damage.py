@@ -55,7 +55,7 @@ def test_a_damaged_row_costs_no_other(tmp_path: Path, damage: str) -> None:
     db.close()
     for _ in range(2):
         again = Journal(path, said.append)
-        found = [record.event for record in again.records()]
+        found = [record.event for record in again.stored_requests()]
         assert opened("r2").intent in found
         over = [each.outcome.request for each in found if isinstance(each, Remembered)]
         assert "r9" in over

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fabric.controller.journal import Journal
-from fabric.controller.journal_writer import OWED
+from fabric.controller.journal_writer import BACKLOG
 from fabric.scheduling.events import Drained, Ended, Learned, Opened
 from fabric.wire.messages import PROTOCOL, BuildOrder, Update
 
@@ -68,20 +68,20 @@ def test_what_cannot_be_written_is_not_kept_and_tried_again(
     journal.drained(Drained("w1", on=True))
     journal.flush()
     hindrance.news()
-    assert journal.look() == []
-    assert journal.trouble == f"{path}: database is locked"
-    assert journal.kept == 0
+    assert journal.update_status() == []
+    assert journal.error == f"{path}: database is locked"
+    assert journal.durable == 0
     journal.closed(Update("r1", 1, "done"))
-    assert not journal.keeps("r1")
+    assert not journal.is_durable("r1")
     journal.flush()
     hindrance.end()
     hindrance.news()
-    assert journal.look() == []
-    assert journal.trouble == ""
+    assert journal.update_status() == []
+    assert journal.error == ""
     journal.close(20.0)
-    assert journal.look() == []
-    assert journal.kept == 2
-    assert journal.keeps("r1")
+    assert journal.update_status() == []
+    assert journal.durable == 2
+    assert journal.is_durable("r1")
     assert rows(path, "SELECT worker FROM drained") == [("w1",)]
     assert rows(path, "SELECT name FROM durations") == [("zlib",)]
     assert [text.partition(":")[0] for text in warnings] == [
@@ -106,11 +106,11 @@ def test_what_began_and_cannot_be_written_is_told_once_and_leaves_nothing(
     journal.closed(Update("r3", 2, "failed"))
     journal.flush()
     hindrance.news()
-    assert journal.look() == ["r2", "r3"], "r1 is known to have begun"
+    assert journal.update_status() == ["r2", "r3"], "r1 is known to have begun"
     for request in ("r2", "r3"):
         journal.forgotten(request)
     journal.flush()
-    assert journal.look() == []
+    assert journal.update_status() == []
     hindrance.end()
     hindrance.news()
     journal.close(20.0)
@@ -124,13 +124,13 @@ def test_of_histories_that_cannot_be_written_only_so_much_is_kept(
     journal = Journal(path, warnings.append, hindrance.woken.set)
     hindrance.begin()
     journal.drained(Drained("w1", on=True))
-    for n in range(OWED + 10):
+    for n in range(BACKLOG + 10):
         journal.ended(Ended("k", n, "w1", "chunk", "c", "x86_64", 0.0, None))
     journal.flush()
     hindrance.news()
     hindrance.end()
     journal.close(20.0)
-    assert rows(path, "SELECT count(*), min(fence) FROM attempts") == [(OWED, 10)]
+    assert rows(path, "SELECT count(*), min(fence) FROM attempts") == [(BACKLOG, 10)]
     assert rows(path, "SELECT worker FROM drained") == [("w1",)]
 
 
@@ -143,9 +143,9 @@ def test_nobody_waits_for_a_journal_that_is_not_needed(
     journal.opened(opened("r1"))
     journal.flush()
     hindrance.news()
-    assert journal.look() == []
-    assert journal.trouble == ""
-    assert journal.kept == 1
+    assert journal.update_status() == []
+    assert journal.error == ""
+    assert journal.durable == 1
     hindrance.end()
     journal.close(20.0)
     assert rows(path, "SELECT id FROM requests") == [("r1",)]

@@ -16,10 +16,10 @@ import msgspec
 import pytest
 from resolving_kit import COMMAND, answers_of, gone, order
 from waiting import until
-from wire_kit import offers_of
+from wire_kit import steps_of
 
 from fabric import bounds
-from fabric.controller.resolver_pool import ResolverPool, _Child
+from fabric.controller.resolver_pool import Child, ResolverPool
 from fabric.scheduling.events import Resolved, Unresolved
 
 
@@ -35,7 +35,7 @@ def test_an_order_is_resolved(resolvers: ResolverPool) -> None:
     resolvers.resolve(order(1))
     [resolved] = answers_of(resolvers, 1)
     assert isinstance(resolved, Resolved)
-    assert resolved.submit.steps == offers_of("app: zlib\nzlib:")
+    assert resolved.submit.steps == steps_of("app: zlib\nzlib:")
 
 
 def test_what_is_wrong_is_told(resolvers: ResolverPool) -> None:
@@ -166,7 +166,7 @@ def test_of_an_abandoned_order_nothing_is_kept(resolvers: ResolverPool, tmp_path
     until(lambda: not [*resolvers.answers()] and resolvers.next_due() < float("inf"))
     resolvers.abandon(order(2).request)
     gc.collect()
-    kept = [each.order.request for each in gc.get_objects() if isinstance(each, _Child)]
+    kept = [each.build_order.request for each in gc.get_objects() if isinstance(each, Child)]
     assert sorted(kept) == [order(1).request, order(4).request]
     assert resolvers.next_due() == float("inf")
     resolvers.resolve(order(3, requester="user2"))

@@ -48,8 +48,8 @@ def test_questions_are_answered(tmp_path: Path) -> None:
     store = stored(tmp_path, "a" * 64, "b" * 64)
     woken = threading.Event()
     client = StoreClient(lambda: store, woken.set)
-    client.ask([Ask(1, ("a" * 64, "c" * 64))])
-    client.ask([Ask(2, ("b" * 64,))])
+    client.query([Ask(1, ("a" * 64, "c" * 64))])
+    client.query([Ask(2, ("b" * 64,))])
     answers = answers_of(client, 2)
     assert woken.is_set()
     assert answers == [Answered(1, frozenset({"a" * 64})), Answered(2, frozenset({"b" * 64}))]
@@ -68,10 +68,10 @@ def test_questions_that_wait_together_are_asked_together(tmp_path: Path) -> None
             return super().has(keys)
 
     client = StoreClient(lambda: Watched(store.url, tmp_path / "scratch"), lambda: None)
-    client.ask([Ask(1, ("a" * 64,))])
+    client.query([Ask(1, ("a" * 64,))])
     until(lambda: len(asked) == 1)
     for n in range(2, 10):
-        client.ask([Ask(n, ("b" * 64, "c" * 64))])
+        client.query([Ask(n, ("b" * 64, "c" * 64))])
     gate.set()
     answers_of(client, 9)
     assert asked == [["a" * 64], ["b" * 64, "c" * 64]]
@@ -89,9 +89,9 @@ def test_a_store_that_fails_is_an_answer_and_is_tried_again(tmp_path: Path) -> N
         return store
 
     client = StoreClient(opened, lambda: None)
-    client.ask([Ask(1, ("a" * 64,))])
+    client.query([Ask(1, ("a" * 64,))])
     answers = answers_of(client, 1)
-    client.ask([Ask(2, ("a" * 64,))])
+    client.query([Ask(2, ("a" * 64,))])
     answers += answers_of(client, 1)
     assert answers == [Unanswered(1, "no route to host"), Answered(2, frozenset({"a" * 64}))]
     client.close()
@@ -162,7 +162,7 @@ def test_questions_of_the_core_do_not_wait_for_logs(tmp_path: Path) -> None:
     client = StoreClient(lambda: store, lambda: None)
     for n in range(100):
         client.read_log("m", b"peer", LogRead("a" * 64, 1, n, 1))
-    client.ask([Ask(1, ("a" * 64,))])
+    client.query([Ask(1, ("a" * 64,))])
     assert answers_of(client, 1) == [Answered(1, frozenset({"a" * 64}))]
     store.gate.set()
     client.close()
@@ -197,7 +197,7 @@ def test_closing_does_not_wait_for_a_store_that_hangs(tmp_path: Path) -> None:
         return stored(tmp_path)
 
     client = StoreClient(opened, lambda: None)
-    client.ask([Ask(1, ("a" * 64,))])
+    client.query([Ask(1, ("a" * 64,))])
     client.close()
     gate.set()
 

@@ -3,7 +3,7 @@
 import pytest
 
 from fabric import bounds
-from fabric.controller.subscriptions import HERE, UPDATE_EVERY, Subscriptions
+from fabric.controller.subscriptions import PRESENT, UPDATE_EVERY, Subscriptions
 
 
 def told(subscriptions: Subscriptions, now: float) -> list[tuple[str, bytes, int]]:
@@ -12,7 +12,7 @@ def told(subscriptions: Subscriptions, now: float) -> list[tuple[str, bytes, int
 
 def test_whoever_asks_is_told_once() -> None:
     subscriptions = Subscriptions()
-    subscriptions.watch("r1", b"a", 0.0)
+    subscriptions.subscribe("r1", b"a", 0.0)
     assert subscriptions.next_due() <= 0.0
     assert told(subscriptions, 10.0) == [("r1", b"a", 0)]
     assert told(subscriptions, 20.0) == []
@@ -21,10 +21,10 @@ def test_whoever_asks_is_told_once() -> None:
 
 def test_news_is_gathered() -> None:
     subscriptions = Subscriptions()
-    subscriptions.watch("r1", b"a", 0.0)
+    subscriptions.subscribe("r1", b"a", 0.0)
     told(subscriptions, 10.0)
     for _ in range(5):
-        subscriptions.news("r1", last=False)
+        subscriptions.changed("r1", last=False)
         assert told(subscriptions, 10.0 + UPDATE_EVERY / 2) == []
     assert subscriptions.next_due() == 10.0 + UPDATE_EVERY
     assert told(subscriptions, 10.0 + UPDATE_EVERY) == [("r1", b"a", 0)]
@@ -32,61 +32,61 @@ def test_news_is_gathered() -> None:
 
 def test_the_last_news_is_told_at_once() -> None:
     subscriptions = Subscriptions()
-    subscriptions.watch("r1", b"a", 0.0)
+    subscriptions.subscribe("r1", b"a", 0.0)
     told(subscriptions, 10.0)
-    subscriptions.news("r1", last=True)
+    subscriptions.changed("r1", last=True)
     assert told(subscriptions, 10.0) == [("r1", b"a", 0)]
 
 
 def test_each_is_told_from_what_it_has_seen() -> None:
     subscriptions = Subscriptions()
-    subscriptions.watch("r1", b"a", 0.0, 3)
-    subscriptions.watch("r1", b"b", 0.0, 7)
-    subscriptions.watch("r2", b"a", 0.0, 1)
+    subscriptions.subscribe("r1", b"a", 0.0, 3)
+    subscriptions.subscribe("r1", b"b", 0.0, 7)
+    subscriptions.subscribe("r2", b"a", 0.0, 1)
     assert told(subscriptions, 1.0) == [("r1", b"a", 3), ("r1", b"b", 7), ("r2", b"a", 1)]
-    subscriptions.news("r1", last=False)
+    subscriptions.changed("r1", last=False)
     assert [peer for _, peer, _ in told(subscriptions, 2.0)] == [b"a", b"b"]
 
 
 def test_those_who_are_gone_are_forgotten() -> None:
     subscriptions = Subscriptions()
-    subscriptions.watch("r1", b"a", 0.0)
-    subscriptions.watch("r1", b"b", 0.0)
-    subscriptions.watch("r2", b"c", 0.0)
-    subscriptions.unwatch("r1", b"a")
-    subscriptions.unwatch("r1", b"never there")
-    subscriptions.unwatch("r9", b"a")
+    subscriptions.subscribe("r1", b"a", 0.0)
+    subscriptions.subscribe("r1", b"b", 0.0)
+    subscriptions.subscribe("r2", b"c", 0.0)
+    subscriptions.unsubscribe("r1", b"a")
+    subscriptions.unsubscribe("r1", b"never there")
+    subscriptions.unsubscribe("r9", b"a")
     assert told(subscriptions, 1.0) == [("r1", b"b", 0), ("r2", b"c", 0)]
     subscriptions.sweep({"r2"})
-    subscriptions.news("r1", last=True)
+    subscriptions.changed("r1", last=True)
     assert told(subscriptions, 9.0) == []
 
 
 def test_who_is_silent_does_not_count_as_there() -> None:
     """A connection that was made anew must not keep a request that its user leaves."""
     subscriptions = Subscriptions()
-    subscriptions.watch("r1", b"former", 10.0)
-    subscriptions.watch("r1", b"present", 10.0 + HERE)
-    assert subscriptions.watched("r1", 10.0 + HERE)
-    subscriptions.unwatch("r1", b"present")
-    assert subscriptions.watched("r1", 10.0 + HERE)
-    assert not subscriptions.watched("r1", 10.1 + HERE)
-    assert not subscriptions.watched("r2", 0.0)
+    subscriptions.subscribe("r1", b"former", 10.0)
+    subscriptions.subscribe("r1", b"present", 10.0 + PRESENT)
+    assert subscriptions.has_subscribers("r1", 10.0 + PRESENT)
+    subscriptions.unsubscribe("r1", b"present")
+    assert subscriptions.has_subscribers("r1", 10.0 + PRESENT)
+    assert not subscriptions.has_subscribers("r1", 10.1 + PRESENT)
+    assert not subscriptions.has_subscribers("r2", 0.0)
 
 
 @pytest.mark.bound("FOLLOWED")
 def test_of_what_one_name_follows_the_longest_silent_goes() -> None:
     subscriptions = Subscriptions()
     for n in range(bounds.FOLLOWED):
-        subscriptions.watch(f"r{n}", b"a", 0.0, owner="m")
-    subscriptions.watch("r0", b"b", 0.0, owner="another")
-    subscriptions.watch("r0", b"a", 0.0, owner="m")  # not silent
-    subscriptions.watch("more", b"a", 0.0, owner="m")
+        subscriptions.subscribe(f"r{n}", b"a", 0.0, owner="m")
+    subscriptions.subscribe("r0", b"b", 0.0, owner="another")
+    subscriptions.subscribe("r0", b"a", 0.0, owner="m")  # not silent
+    subscriptions.subscribe("more", b"a", 0.0, owner="m")
     followed = told(subscriptions, 0.0)
     assert ("r0", b"a", 0) in followed
     assert ("r0", b"b", 0) in followed
     assert ("r1", b"a", 0) not in followed
     assert len(followed) == bounds.FOLLOWED + 1
     for request, peer, _ in followed:
-        subscriptions.unwatch(request, peer)
-    assert not subscriptions._of
+        subscriptions.unsubscribe(request, peer)
+    assert not subscriptions._by_owner

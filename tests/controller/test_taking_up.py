@@ -45,5 +45,5 @@ def test_a_request_that_breaks_the_core_is_set_aside(tmp_path: Path) -> None:
     assert all(text.endswith(": KeyError: 'poison'") for text in said)
     assert len(list(tmp_path.glob("journal.sqlite.request-*"))) == 2
     again = Journal(path, said.append)
-    assert [record.id for record in again.records()] == [b"r0", b"r2"]
+    assert [record.id for record in again.stored_requests()] == [b"r0", b"r2"]
     again.close()

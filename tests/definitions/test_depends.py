@@ -29,7 +29,7 @@ def plan(graph: Graph, goals: tuple[str, ...]) -> Plan:
 
 
 def submit(plan: Plan, request: str) -> BuildGraph:
-    return BuildGraph(PROTOCOL, request, "t", plan.offers(), plan.goal_keys, along=plan.along)
+    return BuildGraph(PROTOCOL, request, "t", plan.step_specs(), plan.goal_keys, along=plan.along)
 
 
 def plans() -> list[Plan]:
@@ -46,7 +46,7 @@ def plans() -> list[Plan]:
 def test_equal_keys_have_equal_dependencies_whatever_the_goals() -> None:
     known: dict[str, StepSpec] = {}
     for each in plans():
-        for offer in each.offers():
+        for offer in each.step_specs():
             first = known.setdefault(offer.key, offer)
             assert (offer.depends, offer.needs) == (first.depends, first.needs), offer.name
 

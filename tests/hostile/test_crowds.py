@@ -20,9 +20,9 @@ from waiting import until
 from wire_kit import resident
 
 from fabric import bounds
-from fabric.controller.outbox import UPDATE, ReplyOutbox
+from fabric.controller.outbox import UPDATE_COST, ReplyOutbox
 from fabric.wire import keys, sockets
-from fabric.wire.keys import Admitted, Certificate, Gate
+from fabric.wire.keys import Authenticator, AuthorizedKeys, Certificate
 from fabric.wire.messages import (
     PROTOCOL,
     Answer,
@@ -121,7 +121,7 @@ def test_the_silent_one_of_a_workers_connections_is_cut(farm: Farm) -> None:
 
 @pytest.fixture
 def hall(tmp_path: Path) -> Iterator[SimpleNamespace]:
-    """A listener for keys, whose every look at the clock is 15 ms after the one before."""
+    """A server with keys, whose every look at the clock is 15 ms after the one before."""
     keys.make("broker", "broker", tmp_path)
     wake = os.eventfd(0)
     hall = SimpleNamespace(keys=tmp_path, at=sockets.over_tcp(HOST, PORT + 10))
@@ -130,7 +130,7 @@ def hall(tmp_path: Path) -> Iterator[SimpleNamespace]:
 
     def peer(name: str) -> sockets.Socket:
         public = keys.make("initiator", name, tmp_path / name)
-        Admitted(tmp_path).admit(public)
+        AuthorizedKeys(tmp_path).admit(public)
         (tmp_path / name / "broker.key").write_bytes((tmp_path / "broker.key").read_bytes())
         peer = sockets.dealer(hall.context, keys.of_peer(tmp_path / name, "initiator")[1])
         sockets.connect(peer, hall.at.jobs)
@@ -138,17 +138,17 @@ def hall(tmp_path: Path) -> Iterator[SimpleNamespace]:
         return peer
 
     hall.peer = peer
-    hall.listener = Server(
+    hall.server = Server(
         hall.at,
         print,
         wake=wake,
         curve=keys.of_broker(tmp_path),
-        admitted=Admitted(tmp_path),
+        admitted=AuthorizedKeys(tmp_path),
         clock=itertools.count(0, 15_000_000).__next__,
     )
     yield hall
     hall.context.destroy(linger=0)
-    hall.listener.close()
+    hall.server.close()
     os.close(wake)
 
 
@@ -162,10 +162,10 @@ def test_who_asks_much_leaves_each_turn_to_others(hall: SimpleNamespace) -> None
     turns: list[list[str]] = []
 
     def heard() -> bool:
-        hall.listener.wait(10)
-        hall.listener.look(time.monotonic())
-        hall.listener.answer_the_door(time.monotonic())
-        turns.append([each.sender for each in hall.listener.heard()])
+        hall.server.wait(10)
+        hall.server.refresh_keys(time.monotonic())
+        hall.server.authenticate(time.monotonic())
+        turns.append([each.sender for each in hall.server.receive()])
         return any("modest" in turn for turn in turns) and any("greedy" in turn for turn in turns)
 
     until(heard)
@@ -175,7 +175,7 @@ def test_who_asks_much_leaves_each_turn_to_others(hall: SimpleNamespace) -> None
 @pytest.mark.bound("TOLD_STEPS")
 def test_who_follows_much_leaves_each_turn_to_others() -> None:
     told: list[bytes] = []
-    journal: Any = SimpleNamespace(trouble="", promised=0, kept=0)
+    journal: Any = SimpleNamespace(error="", appended=0, durable=0)
     steps = (StepState(KEY, "done"),) * (bounds.TOLD_STEPS // 4)
     core: Any = SimpleNamespace(update=lambda request, *_: Update(request, 1, "building", steps))
 
@@ -185,37 +185,37 @@ def test_who_follows_much_leaves_each_turn_to_others() -> None:
 
     outbox = ReplyOutbox(journal, send)
     for n in range(20):
-        outbox.subscriptions.watch(f"r{n}", b"greedy", 0.0, owner="greedy")
-    outbox.subscriptions.watch("r", b"modest", 0.0, owner="modest")
-    outbox.tell(core, 0.0)
+        outbox.subscriptions.subscribe(f"r{n}", b"greedy", 0.0, owner="greedy")
+    outbox.subscriptions.subscribe("r", b"modest", 0.0, owner="modest")
+    outbox.send_due(core, 0.0)
     assert told.count(b"modest") == 1
-    assert told.count(b"greedy") * (UPDATE + len(steps)) < 1.3 * bounds.TOLD_STEPS
+    assert told.count(b"greedy") * (UPDATE_COST + len(steps)) < 1.3 * bounds.TOLD_STEPS
     for turn in range(1, 10):
-        outbox.tell(core, float(turn))
+        outbox.send_due(core, float(turn))
     assert told.count(b"greedy") == 20
 
 
 @pytest.mark.bound("PROMISES")
 @pytest.mark.bound("UNSAID")
 def test_what_waits_for_a_slow_disk_is_bounded() -> None:
-    journal: Any = SimpleNamespace(trouble="", promised=0, kept=0)
+    journal: Any = SimpleNamespace(error="", appended=0, durable=0)
     core: Any = SimpleNamespace(answer=lambda query, _: Answer(query.id), requests={})
     outbox = ReplyOutbox(journal, lambda *_: True)
     order = BuildOrder(PROTOCOL, "r", "t", "refs/builds/m/r", "c" * 40, "s.morph")
     question = Query(PROTOCOL, "q", "workers")
     taken = answered = 0
     for _ in range(2 * bounds.UNSAID):
-        if not outbox.refuses(b"m", order, core):
+        if not outbox.rejects(b"m", order, core):
             taken += 1
-            journal.promised += 1
-        if not outbox.refuses(b"m", question, core):
+            journal.appended += 1
+        if not outbox.rejects(b"m", question, core):
             answered += 1
             outbox.answer(b"m", question, core, 0.0)
     assert (taken, answered) == (bounds.PROMISES + 1, bounds.UNSAID + 1)
-    journal.kept = journal.promised
-    outbox.tell(core, 0.0)
-    assert not outbox.refuses(b"m", order, core)
-    assert not outbox.refuses(b"m", question, core)
+    journal.durable = journal.appended
+    outbox.send_due(core, 0.0)
+    assert not outbox.rejects(b"m", order, core)
+    assert not outbox.rejects(b"m", question, core)
 
 
 @pytest.mark.bound("CHANGES")
@@ -224,7 +224,7 @@ def test_who_subscribes_faster_than_is_heard_is_cut() -> None:
         connections = Connections(logs)
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            connections.heard(ours.fileno(), "m", 8)
+            connections.received(ours.fileno(), "m", 8)
 
             def change(times: int) -> list[str]:
                 said = (b"\1" + b"a" * 64, b"\0" + b"a" * 64)
@@ -234,7 +234,7 @@ def test_who_subscribes_faster_than_is_heard_is_cut() -> None:
                 ]
 
             assert not any(change(bounds.CHANGES))
-            connections.heard_all()
+            connections.all_received()
             *before, last = change(bounds.CHANGES + 1)
             assert not any(before)
             assert last == "it has changed more than 40,000 subscriptions without a pause"
@@ -247,16 +247,16 @@ def test_who_was_cut_for_that_follows_no_logs_for_a_while() -> None:
     one = Certificate("m", "initiator", "x" * 40)
     admitted: Any = SimpleNamespace(get=lambda _: one, refresh=lambda: False)
     with zmq.Context() as context, context.socket(zmq.REQ) as asks:
-        gate = Gate(context, admitted)
+        authenticator = Authenticator(context, admitted)
         asks.connect("inproc://zeromq.zap.01")
 
         def answer(domain: bytes, now: float) -> bytes:
             asks.send_multipart([b"1.0", b"1", domain, b"", b"", b"CURVE", b"k" * 32])
-            gate.serve(now)
+            authenticator.serve(now)
             return asks.recv_multipart()[2]
 
         assert answer(b"logs", 0.0) == b"200"
-        gate.bar("m", 10.0)
+        authenticator.block("m", 10.0)
         assert answer(b"logs", 1.0) == b"300"  # for now
         assert answer(b"jobs", 1.0) == b"200"
         assert answer(b"logs", 10.0) == b"200"

@@ -14,7 +14,7 @@ from fabric.bounds import ADMITTED_KEYS, KEY_FILE, PEOPLE, SSH_KEY_FILE
 from fabric.deployment.users import users
 from fabric.errors import DefinitionsError
 from fabric.wire import keys
-from fabric.wire.keys import Admitted
+from fabric.wire.keys import AuthorizedKeys
 
 Make = Callable[[Path], object]
 #: name -> how the file is made, and what is said of it
@@ -37,7 +37,7 @@ def test_a_bad_file_among_those_admitted_costs_nobody_else(
     tmp_path: Path, make: Make, said: str
 ) -> None:
     """And it does not keep others from being revoked."""
-    admitted = Admitted(tmp_path)
+    admitted = AuthorizedKeys(tmp_path)
     admitted.admit(keys.make("worker", "good", tmp_path / "good"))
     admitted.admit(keys.make("worker", "gone", tmp_path / "gone"))
     make(admitted.directory / "bad.key")
@@ -53,7 +53,7 @@ def test_a_bad_file_among_those_admitted_costs_nobody_else(
 
 @pytest.mark.bound("ADMITTED_KEYS")
 def test_more_keys_than_can_be_admitted(tmp_path: Path) -> None:
-    admitted = Admitted(tmp_path)
+    admitted = AuthorizedKeys(tmp_path)
     for number in range(ADMITTED_KEYS):
         (admitted.directory / f"{number:06}.key").touch()
     admitted.admit(keys.make("worker", "z", tmp_path))

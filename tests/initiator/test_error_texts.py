@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 from initiator_kit import INITIATOR, Project
-from network_kit import Desk, Farm
+from network_kit import Workstation, Farm
 from small_disk import SmallDisk
 
 SNAPSHOT = Path(__file__).with_name("errors.snapshot")
@@ -535,23 +535,23 @@ def on_farm(
     *args: str,
     broker: bool = True,
     revoked: bool = False,
-    before: Callable[[Desk], Sequence[str]] = lambda desk: (),  # noqa: ARG005
+    before: Callable[[Workstation], Sequence[str]] = lambda workstation: (),  # noqa: ARG005
     **settings: str,
 ) -> str:
     """A command on the machine of a user with a key.  ``before`` may add words to it."""
     farm = Farm(world.top)
     world.stack.callback(farm.close)
-    desk = farm.desk("alice")
-    desk.configure(**settings)
-    world.names |= {str(desk.definitions.root): "DEFINITIONS", farm.address: "farm:7411"}
-    desk.definitions.write(one="true")
+    workstation = farm.workstation("alice")
+    workstation.configure(**settings)
+    world.names |= {str(workstation.definitions.root): "DEFINITIONS", farm.address: "farm:7411"}
+    workstation.definitions.write(one="true")
     if revoked:
         farm.revoke("alice")
     if broker:
         farm.broker()
-    environ = {"FABRIC_CONFIG": str(desk.config), "HOME": str(desk.home)}
-    environ["FABRIC_CACHE"] = str(desk.home / "cache")
-    return world.run(*args, *before(desk), environ=environ, cwd=desk.here)
+    environ = {"FABRIC_CONFIG": str(workstation.config), "HOME": str(workstation.home)}
+    environ["FABRIC_CACHE"] = str(workstation.home / "cache")
+    return world.run(*args, *before(workstation), environ=environ, cwd=workstation.here)
 
 
 @situation("A controller out of reach")
@@ -571,9 +571,9 @@ def _(world: World) -> str:
 
 @situation("A build that was cancelled")
 def _(world: World) -> str:
-    def cancelled(desk: Desk) -> Sequence[str]:
-        id = desk.detach()
-        assert desk.run("cancel", id).returncode == 0
+    def cancelled(workstation: Workstation) -> Sequence[str]:
+        id = workstation.detach()
+        assert workstation.run("cancel", id).returncode == 0
         return [id]
 
     return on_farm(world, "attach", before=cancelled)

@@ -17,7 +17,7 @@ from wire_kit import FakeWorker
 
 from fabric.scheduling.tokens import Tokens
 from fabric.wire import keys, sockets
-from fabric.wire.keys import Admitted, Role
+from fabric.wire.keys import AuthorizedKeys, Role
 from fabric.wire.messages import PROTOCOL, Report, ToInitiator, ToWorker
 from fabric.wire.sockets import Curve
 
@@ -66,7 +66,7 @@ class Farm:
         public = keys.make(role, name, directory)
         (directory / "broker.key").write_bytes((self.keys / "broker.key").read_bytes())
         if admit:
-            Admitted(self.keys).admit(public)
+            AuthorizedKeys(self.keys).admit(public)
         return keys.of_peer(directory, role)[1]
 
     def token(self, key: str, fence: int, worker: str) -> int:

@@ -4,14 +4,8 @@ import hashlib
 
 import msgspec
 
-from fabric.client.request import (
-    AppendLog,
-    CloseLog,
-    Follow,
-    OpenLog,
-    RequestMirror,
-    Send,
-)
+from fabric.client.request import RequestMirror
+from fabric.client.request_logs import AppendLog, CloseLog, Follow, OpenLog, Send
 from fabric.wire.messages import (
     PROTOCOL,
     BuildGraph,
@@ -28,7 +22,7 @@ KEY = "a" * 64
 TEXT = b"one\ntwo\nthree\n"
 
 
-SUBMIT = BuildGraph(PROTOCOL, "r1", "a test", (), ())
+GRAPH = BuildGraph(PROTOCOL, "r1", "a test", (), ())
 ORDER = BuildOrder(PROTOCOL, "r1", "an order", "refs/builds/me/r1", "c" * 40, "systems/a.morph")
 DETACHED = msgspec.structs.replace(ORDER, detach=True)
 
@@ -40,7 +34,7 @@ def sha(data: bytes) -> str:
 class Tale:
     """A mirror, what its broker says, and the file that its log becomes."""
 
-    def __init__(self, wanted: BuildOrder | BuildGraph | str = SUBMIT) -> None:
+    def __init__(self, wanted: BuildOrder | BuildGraph | str = GRAPH) -> None:
         self.mirror = RequestMirror(wanted)
         self.now = 0.0
         self.version = 0

@@ -15,7 +15,7 @@ from fabric.wire.messages import PROTOCOL, BuildOrder
 PROGRAM = """
 import os, sys, time, msgspec
 from fabric.wire.messages import PROTOCOL, BuildGraph, BuildOrder, StepSpec
-from wire_kit import offers_of
+from wire_kit import steps_of
 order = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=BuildOrder)
 word, _, rest = order.system.partition(" ")
 if word == "fail":
@@ -47,10 +47,10 @@ if word == "rubbish":
 if word == "when":
     while not os.path.exists(rest):
         time.sleep(0.01)
-steps = offers_of("app: zlib\\nzlib:")
-submit = BuildGraph(PROTOCOL, order.request, order.title, steps, (steps[0].key,),
+steps = steps_of("app: zlib\\nzlib:")
+graph = BuildGraph(PROTOCOL, order.request, order.title, steps, (steps[0].key,),
                 detach=order.detach, requester=order.requester)
-sys.stdout.buffer.write(msgspec.msgpack.encode(submit))
+sys.stdout.buffer.write(msgspec.msgpack.encode(graph))
 """
 COMMAND = (
     sys.executable,

@@ -18,8 +18,8 @@ import zmq
 from fabric import bounds
 from fabric.building import agent as worker_side
 from fabric.building.agent import WorkerAgent
-from fabric.client import request as initiator_side
-from fabric.client.request import RequestMirror
+from fabric.client import request_logs
+from fabric.client.request import Action, Over, RequestMirror
 from fabric.jobs import Blob, Manifest
 from fabric.trove.artifacts.store import Store
 from fabric.wire import sockets
@@ -45,16 +45,16 @@ def key_of(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()
 
 
-def offers_of(text: str) -> tuple[StepSpec, ...]:
+def steps_of(text: str) -> tuple[StepSpec, ...]:
     """Steps as text, a line for each: what it is called, and what it needs."""
-    offers = []
+    steps = []
     for line in text.split("\n"):
         name, _, depends = line.strip().partition(":")
         if name:
             job = msgspec.Raw(msgspec.msgpack.encode(name))
             needs = tuple(map(key_of, depends.split()))
-            offers.append(StepSpec(key_of(name), name, "chunk", ARCH, job, depends=needs))
-    return tuple(offers)
+            steps.append(StepSpec(key_of(name), name, "chunk", ARCH, job, depends=needs))
+    return tuple(steps)
 
 
 def resident(pid: int) -> int:
@@ -237,14 +237,14 @@ class Follower:
         at: Addresses | None = None,
         curve: Curve | None = None,
     ) -> None:
-        offers = offers_of(text)
-        wanted = tuple(map(key_of, goals)) or (offers[0].key,)
-        self.names = {offer.key: offer.name for offer in offers}
-        submit = BuildGraph(PROTOCOL, uuid.uuid4().hex, "a test", offers, wanted, keep_going)
-        self.mirror = RequestMirror(request or submit)  # a request that somebody made, or this
+        steps = steps_of(text)
+        wanted = tuple(map(key_of, goals)) or (steps[0].key,)
+        self.names = {step.key: step.name for step in steps}
+        graph = BuildGraph(PROTOCOL, uuid.uuid4().hex, "a test", steps, wanted, keep_going)
+        self.mirror = RequestMirror(request or graph)  # a request that somebody made, or this
         self.logs: dict[str, bytearray] = {}
         self.whole: dict[str, bool] = {}
-        self.over: initiator_side.Over | None = None
+        self.over: Over | None = None
         self._context = zmq.Context()
         at = at or sockets.in_directory(directory)
         self.jobs = sockets.dealer(self._context, curve)
@@ -280,7 +280,7 @@ class Follower:
                 case LogPiece():
                     self._do(self.mirror.piece(message, now))
                 case Rejected():
-                    self._do(self.mirror.refused(message, now))
+                    self._do(self.mirror.rejected(message, now))
         for (frame,) in sockets.receive(self._stream, at_once):
             self._do(self.mirror.published(Published.of(frame.buffer), now))
 
@@ -293,20 +293,20 @@ class Follower:
     def close(self) -> None:
         self._context.destroy(linger=0)
 
-    def _do(self, actions: Sequence[initiator_side.Action]) -> None:
+    def _do(self, actions: Sequence[Action]) -> None:
         for action in actions:
             match action:
-                case initiator_side.Send():
+                case request_logs.Send():
                     if not sockets.send(self.jobs, self._codec.encode(action.message)):
                         self.mirror.unsent(action.message)
-                case initiator_side.OpenLog():
+                case request_logs.OpenLog():
                     self.logs[self.names[action.key]] = bytearray()
-                case initiator_side.AppendLog():
+                case request_logs.AppendLog():
                     name = self.names[action.key]
                     assert action.offset == len(self.logs[name])
                     self.logs[name] += action.data
-                case initiator_side.CloseLog():
+                case request_logs.CloseLog():
                     self.whole[self.names[action.key]] = action.whole
-                case initiator_side.Over():
+                case Over():
                     assert self.over is None
                     self.over = action

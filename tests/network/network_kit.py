@@ -90,7 +90,7 @@ class Definitions:
         (self.root / "sources/thing.lorry").write_text(json.dumps(lorry))
 
 
-class Desk:
+class Workstation:
     """A developer's machine: settings, keys, definitions, and a folder where the logs land."""
 
     def __init__(self, farm: Farm, name: str) -> None:
@@ -232,8 +232,8 @@ class Farm:
             config.write_text(text + f"slots = {slots}\nmin-free-disk = 0\nmax-jobs = 1\n")
         return self._daemon("worker", config, name)
 
-    def desk(self, name: str) -> Desk:
-        return Desk(self, name)
+    def workstation(self, name: str) -> Workstation:
+        return Workstation(self, name)
 
     def _daemon(
         self,

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from network_kit import Desk, Farm
+from network_kit import Farm, Workstation
 from small_definitions import SYSTEM, git
 from waiting import until
 
@@ -17,11 +17,11 @@ ADD = "mkdir -p $DESTDIR/usr/share/{0}; cp hello.txt $DESTDIR/usr/share/{0}/"
 
 
 @pytest.fixture
-def alice(farm: Farm) -> Desk:
-    return farm.desk("alice")
+def alice(farm: Farm) -> Workstation:
+    return farm.workstation("alice")
 
 
-def test_a_build_from_order_to_checkout(farm: Farm, alice: Desk) -> None:
+def test_a_build_from_order_to_checkout(farm: Farm, alice: Workstation) -> None:
     farm.broker()
     farm.worker("w1")
     farm.worker("w2")
@@ -40,7 +40,9 @@ def test_a_build_from_order_to_checkout(farm: Farm, alice: Desk) -> None:
     assert (alice.here / "tree/usr/share/two/hello.txt").read_text() == "hello\n"
 
 
-def test_what_is_in_the_work_tree_is_built_and_git_does_not_notice(farm: Farm, alice: Desk) -> None:
+def test_what_is_in_the_work_tree_is_built_and_git_does_not_notice(
+    farm: Farm, alice: Workstation
+) -> None:
     farm.broker()
     farm.worker("w1")
     root = alice.definitions.root
@@ -60,13 +62,13 @@ def test_what_is_in_the_work_tree_is_built_and_git_does_not_notice(farm: Farm, a
     assert re.fullmatch(r"refs/builds/[\w-]+/[0-9a-f]{32}", refs[0])
 
 
-def test_two_want_one_artifact(farm: Farm, alice: Desk) -> None:
+def test_two_want_one_artifact(farm: Farm, alice: Workstation) -> None:
     """It is built once, and both see its log from the first byte; one leaves, one has it."""
     farm.broker()
     farm.worker("w1", slots=2)
-    bob = farm.desk("bob")
-    for desk in (alice, bob):
-        desk.definitions.write(shared=farm.held("shared"))
+    bob = farm.workstation("bob")
+    for workstation in (alice, bob):
+        workstation.definitions.write(shared=farm.held("shared"))
     first = alice.start_build()
     first.says("shared: building on w1")
     second = bob.start_build()
@@ -85,7 +87,7 @@ def test_two_want_one_artifact(farm: Farm, alice: Desk) -> None:
     assert log.startswith(alice.log("shared"))
 
 
-def test_cancelling_ends_what_nobody_else_wants(farm: Farm, alice: Desk) -> None:
+def test_cancelling_ends_what_nobody_else_wants(farm: Farm, alice: Workstation) -> None:
     farm.broker()
     farm.worker("w1")
     alice.definitions.write(slow=farm.held("slow"))
@@ -98,7 +100,7 @@ def test_cancelling_ends_what_nobody_else_wants(farm: Farm, alice: Desk) -> None
 
 
 def test_detach_attach_from_elsewhere_and_come_back(
-    farm: Farm, alice: Desk, tmp_path: Path
+    farm: Farm, alice: Workstation, tmp_path: Path
 ) -> None:
     farm.broker()
     farm.worker("w1")
@@ -109,7 +111,7 @@ def test_detach_attach_from_elsewhere_and_come_back(
     [info] = alice.ask("list")
     assert (info["request"], info["detached"], info["requester"]) == (request, True, "alice")
     assert (info["title"], info["state"], info["running"]) == (f"small for {user()}", "building", 1)
-    bob = farm.desk("bob")
+    bob = farm.workstation("bob")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     left = bob.start("attach", request[:12], cwd=elsewhere)
@@ -130,13 +132,13 @@ def test_detach_attach_from_elsewhere_and_come_back(
     assert bob.run("attach", "fff").returncode == 1
 
 
-def test_status_list_logs_from_any_machine(farm: Farm, alice: Desk) -> None:
+def test_status_list_logs_from_any_machine(farm: Farm, alice: Workstation) -> None:
     farm.broker()
     farm.worker("w1")
     alice.definitions.write(slow=farm.held("slow"))
     request = alice.detach()
     until(lambda: farm.holding("slow"))
-    bob = farm.desk("bob")
+    bob = farm.workstation("bob")
     status = bob.run("status", request[:12])
     assert f"small for {user()} (detached)" in status.stdout
     assert re.search(r"slow +install, .* on w1", status.stdout)
@@ -155,7 +157,9 @@ def test_status_list_logs_from_any_machine(farm: Farm, alice: Desk) -> None:
     assert bob.run("logs", "slow", "--request", request, cwd=bob.home).stdout == said
 
 
-def test_how_a_build_ended_is_told_by_a_broker_started_later(farm: Farm, alice: Desk) -> None:
+def test_how_a_build_ended_is_told_by_a_broker_started_later(
+    farm: Farm, alice: Workstation
+) -> None:
     broker = farm.broker()
     farm.worker("w1")
     alice.definitions.write(one="echo fine")
@@ -174,13 +178,13 @@ def test_how_a_build_ended_is_told_by_a_broker_started_later(farm: Farm, alice: 
     assert "fine" in alice.run("logs", "one", cwd=alice.home).stdout
 
 
-def test_cancel_by_another(farm: Farm, alice: Desk) -> None:
+def test_cancel_by_another(farm: Farm, alice: Workstation) -> None:
     farm.broker()
     farm.worker("w1")
     alice.definitions.write(slow=farm.held("slow"))
     build = alice.start_build()
     until(lambda: farm.holding("slow"))
-    bob = farm.desk("bob")
+    bob = farm.workstation("bob")
     [info] = bob.ask("list")
     assert bob.run("cancel", info["request"][:12]).returncode == 0
     code, said = build.ends()
@@ -189,7 +193,7 @@ def test_cancel_by_another(farm: Farm, alice: Desk) -> None:
     until(lambda: not farm.holding("slow"))
 
 
-def test_a_mistake_in_the_definitions_has_file_and_line(farm: Farm, alice: Desk) -> None:
+def test_a_mistake_in_the_definitions_has_file_and_line(farm: Farm, alice: Workstation) -> None:
     farm.broker()
     alice.definitions.write(one="true")
     morph = alice.definitions.root / "strata/one.morph"
@@ -199,7 +203,7 @@ def test_a_mistake_in_the_definitions_has_file_and_line(farm: Farm, alice: Desk)
     assert done.stderr.startswith("strata/one.morph:6: ")
 
 
-def test_a_failure_far_away_says_all_that_is_needed(farm: Farm, alice: Desk) -> None:
+def test_a_failure_far_away_says_all_that_is_needed(farm: Farm, alice: Workstation) -> None:
     farm.broker()
     farm.worker("w1")
     alice.definitions.write(bad="echo about to fail\nfalse")
@@ -210,7 +214,7 @@ def test_a_failure_far_away_says_all_that_is_needed(farm: Farm, alice: Desk) -> 
     assert f"log:   {alice.here}/build-step-bad-misc.log" in done.stdout
 
 
-def test_what_machines_fail_to_do_is_no_failed_build(farm: Farm, alice: Desk) -> None:
+def test_what_machines_fail_to_do_is_no_failed_build(farm: Farm, alice: Workstation) -> None:
     farm.broker()
     farm.store_url = str(farm.trove / "HEAD" / "is a file")  # of the worker, which cannot store
     farm.worker("w1")
@@ -221,7 +225,7 @@ def test_what_machines_fail_to_do_is_no_failed_build(farm: Farm, alice: Desk) ->
     assert "small is not built: one failed" in done.stderr
 
 
-def test_why_drain_and_resume(farm: Farm, alice: Desk) -> None:
+def test_why_drain_and_resume(farm: Farm, alice: Workstation) -> None:
     farm.broker()
     alice.definitions.write(one="true")
     request = alice.detach()
@@ -242,7 +246,7 @@ def test_why_drain_and_resume(farm: Farm, alice: Desk) -> None:
     assert alice.run("why", "no-such-thing").returncode in (0, 1)
 
 
-def test_a_worker_killed_in_mid_build(farm: Farm, alice: Desk) -> None:
+def test_a_worker_killed_in_mid_build(farm: Farm, alice: Workstation) -> None:
     farm.broker()
     doomed = farm.worker("w1")
     alice.definitions.write(slow=farm.held("slow"))
@@ -259,13 +263,13 @@ def test_a_worker_killed_in_mid_build(farm: Farm, alice: Desk) -> None:
     assert alice.log("slow").count("+ echo slow begins") == 1, "the log of one attempt"
 
 
-def test_the_log_of_a_killed_initiator_is_completed(farm: Farm, alice: Desk) -> None:
+def test_the_log_of_a_killed_initiator_is_completed(farm: Farm, alice: Workstation) -> None:
     """It was killed amid a step that others went on with: the next build finds it cached."""
     farm.broker()
     farm.worker("w1")
-    bob = farm.desk("bob")
-    for desk in (alice, bob):
-        desk.definitions.write(slow=farm.held("slow"), after=("slow", "true"))
+    bob = farm.workstation("bob")
+    for workstation in (alice, bob):
+        workstation.definitions.write(slow=farm.held("slow"), after=("slow", "true"))
     killed = alice.start_build()
     other = bob.start_build()
     killed.says("slow: building on w1")
@@ -281,7 +285,7 @@ def test_the_log_of_a_killed_initiator_is_completed(farm: Farm, alice: Desk) -> 
     assert not list(alice.here.glob(".build-step-*"))
 
 
-def test_a_broker_killed_in_mid_build(farm: Farm, alice: Desk) -> None:
+def test_a_broker_killed_in_mid_build(farm: Farm, alice: Workstation) -> None:
     broker = farm.broker()
     farm.worker("w1")
     alice.definitions.write(slow=farm.held("slow"), after=("slow", "true"))
@@ -302,10 +306,10 @@ def test_a_broker_killed_in_mid_build(farm: Farm, alice: Desk) -> None:
     assert "slow begins" in alice.log("slow")
 
 
-def test_a_revoked_initiator_is_cut_off(farm: Farm, alice: Desk) -> None:
+def test_a_revoked_initiator_is_cut_off(farm: Farm, alice: Workstation) -> None:
     farm.broker()
     farm.worker("w1")
-    mallory = farm.desk("mallory")
+    mallory = farm.workstation("mallory")
     assert mallory.ask("workers")[0]["name"] == "w1"
     alice.definitions.write(slow=farm.held("slow"))
     build = alice.start_build()
@@ -320,7 +324,7 @@ def test_a_revoked_initiator_is_cut_off(farm: Farm, alice: Desk) -> None:
     assert code == 0, said
 
 
-def test_sources_travel_through_the_trove(farm: Farm, alice: Desk) -> None:
+def test_sources_travel_through_the_trove(farm: Farm, alice: Workstation) -> None:
     """What only the initiator can reach, workers have from the trove."""
     farm.broker()
     farm.worker("w1")
@@ -334,7 +338,7 @@ def test_sources_travel_through_the_trove(farm: Farm, alice: Desk) -> None:
     assert "hello" in alice.run("logs", "one").stdout
 
 
-def test_errors_of_settings_are_clear(farm: Farm, alice: Desk) -> None:
+def test_errors_of_settings_are_clear(farm: Farm, alice: Workstation) -> None:
     farm.broker()
     alice.definitions.write(one="true")
     alice.configure(trove="")
@@ -356,7 +360,7 @@ def test_errors_of_settings_are_clear(farm: Farm, alice: Desk) -> None:
         assert "no controller is set: give --controller HOST" in done.stderr
 
 
-def test_a_controller_that_is_not_there(alice: Desk) -> None:
+def test_a_controller_that_is_not_there(alice: Workstation) -> None:
     alice.definitions.write(one="true")
     done = alice.run("list")
     assert done.returncode == 4
@@ -369,7 +373,7 @@ def test_a_controller_that_is_not_there(alice: Desk) -> None:
     assert "nothing is removed" in done.stderr
 
 
-def test_gc_keeps_what_live_builds_need(farm: Farm, alice: Desk) -> None:
+def test_gc_keeps_what_live_builds_need(farm: Farm, alice: Workstation) -> None:
     farm.broker()
     farm.worker("w1")
     alice.definitions.write(one="true", slow=("one", farm.held("slow")))

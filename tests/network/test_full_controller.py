@@ -22,7 +22,7 @@ def disk(farm: Farm) -> Iterator[SmallDisk]:
 
 
 def test_who_orders_waits_for_room_and_what_runs_goes_on(farm: Farm, disk: SmallDisk) -> None:
-    alice, bob = farm.desk("alice"), farm.desk("bob")
+    alice, bob = farm.workstation("alice"), farm.workstation("bob")
     farm.broker(inside=disk.inside)
     farm.worker("w1")
     until(lambda: alice.run("list").returncode == 0)

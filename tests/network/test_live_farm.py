@@ -12,11 +12,11 @@ from terminals import Terminal
 def test_through_a_controller_all_that_is_live_stays_at_the_bottom(farm: Farm) -> None:
     farm.broker()
     farm.worker("oak")
-    desk = farm.desk("alice")
-    desk.definitions.write(one=farm.held("one"), two=("one", "true"))
-    desk.definitions.by_lorry()
-    command = desk.command("build", f"../definitions/{SYSTEM}")
-    seen = Terminal(command, desk.here, desk.environ)
+    workstation = farm.workstation("alice")
+    workstation.definitions.write(one=farm.held("one"), two=("one", "true"))
+    workstation.definitions.by_lorry()
+    command = workstation.command("build", f"../definitions/{SYSTEM}")
+    seen = Terminal(command, workstation.here, workstation.environ)
     try:
         seen.sees(lambda _: seen.row("  one ").endswith(" oak"), "the step run")
         lines = seen.lines()
@@ -44,10 +44,12 @@ def fits(columns: int) -> Callable[[list[str]], bool]:
 def test_status_that_is_watched_stays_in_its_rows(farm: Farm) -> None:
     farm.broker()
     farm.worker("oak")
-    desk = farm.desk("alice")
-    desk.definitions.write(one=farm.held("one"))
-    desk.detach()
-    seen = Terminal(desk.command("status", "--watch"), desk.here, desk.environ, columns=100)
+    workstation = farm.workstation("alice")
+    workstation.definitions.write(one=farm.held("one"))
+    workstation.detach()
+    seen = Terminal(
+        workstation.command("status", "--watch"), workstation.here, workstation.environ, columns=100
+    )
     try:
         seen.sees(lambda _: "one " in seen.row("on oak"), "the step")
         for columns, rows in ((50, 24), (30, 6), (100, 24)):

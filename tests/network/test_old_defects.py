@@ -11,7 +11,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from network_kit import Desk, Farm
+from network_kit import Farm, Workstation
 from waiting import until
 
 TESTS = Path(__file__).parent.parent
@@ -235,12 +235,12 @@ def test_the_tests_are_where_they_are_said_to_be(where: str) -> None:
 
 
 @pytest.fixture
-def alice(farm: Farm) -> Desk:
+def alice(farm: Farm) -> Workstation:
     farm.broker()
-    return farm.desk("alice")
+    return farm.workstation("alice")
 
 
-def test_workers_come_and_go(farm: Farm, alice: Desk) -> None:
+def test_workers_come_and_go(farm: Farm, alice: Workstation) -> None:
     idle, busy = farm.worker("idle"), farm.worker("busy")
     until(lambda: len(alice.ask("workers")) == 2)
     alice.run("workers", "drain", "idle")
@@ -256,7 +256,7 @@ def test_workers_come_and_go(farm: Farm, alice: Desk) -> None:
     assert alice.run("list").returncode == 0
 
 
-def test_an_initiator_that_is_killed_cancels_its_build(farm: Farm, alice: Desk) -> None:
+def test_an_initiator_that_is_killed_cancels_its_build(farm: Farm, alice: Workstation) -> None:
     farm.worker("w1")
     alice.definitions.write(slow=farm.held("slow"))
     build = alice.start_build()
@@ -266,9 +266,9 @@ def test_an_initiator_that_is_killed_cancels_its_build(farm: Farm, alice: Desk) 
     assert not [one for one in alice.ask("list") if one["state"] == "building"]
 
 
-def test_what_is_cancelled_does_not_spoil_what_comes_next(farm: Farm, alice: Desk) -> None:
+def test_what_is_cancelled_does_not_spoil_what_comes_next(farm: Farm, alice: Workstation) -> None:
     farm.worker("w1")
-    bob = farm.desk("bob")
+    bob = farm.workstation("bob")
     alice.definitions.write(first=farm.held("first"))
     bob.definitions.write(second=farm.held("second"), third=("second", "true"))
     one = alice.start_build()
@@ -284,7 +284,7 @@ def test_what_is_cancelled_does_not_spoil_what_comes_next(farm: Farm, alice: Des
     assert code == 0, said
 
 
-def test_components(farm: Farm, alice: Desk) -> None:
+def test_components(farm: Farm, alice: Workstation) -> None:
     farm.worker("w1")
     alice.definitions.write(one="true", two=("one", "true"), three="true")
     wrong = alice.build("tow")
@@ -297,7 +297,7 @@ def test_components(farm: Farm, alice: Desk) -> None:
     assert "three" not in right.stdout
 
 
-def test_a_warning_fails_nothing(farm: Farm, alice: Desk) -> None:
+def test_a_warning_fails_nothing(farm: Farm, alice: Workstation) -> None:
     farm.worker("w1")
     alice.definitions.write(one="true")
     morph = alice.definitions.root / "strata/one.morph"
@@ -307,7 +307,7 @@ def test_a_warning_fails_nothing(farm: Farm, alice: Desk) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_command_that_cannot_be_started(farm: Farm, alice: Desk) -> None:
+def test_a_command_that_cannot_be_started(farm: Farm, alice: Workstation) -> None:
     farm.worker("w1")
     alice.definitions.write(bad="/no/such/program", good="true")
     done = alice.build("--keep-going")
@@ -317,7 +317,7 @@ def test_a_command_that_cannot_be_started(farm: Farm, alice: Desk) -> None:
     assert [one["state"] for one in alice.ask("workers")] == ["idle"]
 
 
-def test_a_worker_that_says_nothing_any_more(farm: Farm, alice: Desk) -> None:
+def test_a_worker_that_says_nothing_any_more(farm: Farm, alice: Workstation) -> None:
     """It neither ends nor answers, as if its network had gone."""
     mute = farm.worker("mute")
     alice.definitions.write(slow=farm.held("slow"))
@@ -336,7 +336,7 @@ def test_a_worker_that_says_nothing_any_more(farm: Farm, alice: Desk) -> None:
     assert code == 0, said
 
 
-def test_names_of_logs_are_names_of_files(farm: Farm, alice: Desk) -> None:
+def test_names_of_logs_are_names_of_files(farm: Farm, alice: Workstation) -> None:
     farm.worker("w1")
     alice.definitions.write(**{"g++": "echo here"})
     done = alice.build()

@@ -8,7 +8,7 @@ import socket
 import sys
 
 import pytest
-from network_kit import Desk, Farm
+from network_kit import Farm, Workstation
 from small_definitions import SYSTEM
 from waiting import until
 
@@ -16,11 +16,11 @@ from fabric.wire.messages import PROTOCOL
 
 
 @pytest.fixture
-def alice(farm: Farm) -> Desk:
-    return farm.desk("alice")
+def alice(farm: Farm) -> Workstation:
+    return farm.workstation("alice")
 
 
-def test_a_build_waits_for_a_controller_that_is_away(farm: Farm, alice: Desk) -> None:
+def test_a_build_waits_for_a_controller_that_is_away(farm: Farm, alice: Workstation) -> None:
     alice.definitions.write(one="true")
     stopped, waits = alice.start_build(), alice.start_build()
     stopped.says("cannot be reached; retrying for 5 min")
@@ -36,7 +36,7 @@ def test_a_build_waits_for_a_controller_that_is_away(farm: Farm, alice: Desk) ->
     assert code == 0, said
 
 
-def test_a_trove_that_died_of_a_push_is_pushed_to_again(farm: Farm, alice: Desk) -> None:
+def test_a_trove_that_died_of_a_push_is_pushed_to_again(farm: Farm, alice: Workstation) -> None:
     """And what it left locked is in nobody's way."""
     hook = farm.trove / "hooks" / "pre-receive"
     hook.write_text(
@@ -54,7 +54,7 @@ def test_a_trove_that_died_of_a_push_is_pushed_to_again(farm: Farm, alice: Desk)
     assert len(list(farm.trove.glob("refs/builds/*/*.lock"))) == 1
 
 
-def test_ctrl_c_while_a_store_says_nothing(alice: Desk) -> None:
+def test_ctrl_c_while_a_store_says_nothing(alice: Workstation) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/artifacts"
         alice.configure(controller="", trove="", artifacts=url)
@@ -68,7 +68,9 @@ def test_ctrl_c_while_a_store_says_nothing(alice: Desk) -> None:
     assert said.endswith("fabric-initiator: interrupted\n")
 
 
-def test_who_speaks_another_protocol_is_told_which_side_to_upgrade(farm: Farm, alice: Desk) -> None:
+def test_who_speaks_another_protocol_is_told_which_side_to_upgrade(
+    farm: Farm, alice: Workstation
+) -> None:
     """A newer initiator and an older worker, at this broker."""
     broker = farm.broker()
     until(lambda: alice.run("list").returncode == 0)

@@ -90,12 +90,12 @@ def submitted(done: subprocess.CompletedProcess[bytes]) -> BuildGraph:
 
 def test_an_order_becomes_steps_with_keys(farm: Farm) -> None:
     order = farm.order()
-    submit = submitted(farm.resolve(order))
-    assert [offer.name for offer in submit.steps] == ["one", "things", "small"]
-    assert submit.steps[0].log == "build-step-one-misc.log"
-    assert submit.goals == (submit.steps[-1].key,)
-    assert (submit.request, submit.title, submit.requester) == (order.request, order.title, "alice")
-    assert (submit.priority, submit.detach, submit.keep_going) == (2, True, False)
+    graph = submitted(farm.resolve(order))
+    assert [step.name for step in graph.steps] == ["one", "things", "small"]
+    assert graph.steps[0].log == "build-step-one-misc.log"
+    assert graph.goals == (graph.steps[-1].key,)
+    assert (graph.request, graph.title, graph.requester) == (order.request, order.title, "alice")
+    assert (graph.priority, graph.detach, graph.keep_going) == (2, True, False)
 
 
 def test_the_tools_of_the_workers_count(farm: Farm) -> None:
@@ -109,8 +109,8 @@ def test_the_tools_of_the_workers_count(farm: Farm) -> None:
 
 
 def test_components(farm: Farm) -> None:
-    submit = submitted(farm.resolve(farm.order("one")))
-    assert [offer.name for offer in submit.steps] == ["one"]
+    graph = submitted(farm.resolve(farm.order("one")))
+    assert [step.name for step in graph.steps] == ["one"]
     done = farm.resolve(farm.order("on"))
     assert done.returncode == 1
     assert b"did you mean 'one'" in done.stderr

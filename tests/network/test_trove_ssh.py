@@ -69,7 +69,7 @@ def served(farm: Farm) -> Farm:
 def test_orders_are_pushed_and_fetched_over_ssh(served: Farm) -> None:
     served.broker()
     served.worker("w1")
-    alice = served.desk("alice")
+    alice = served.workstation("alice")
     alice.definitions.write(one="echo over ssh")
     done = alice.build()
     assert done.returncode == 0, done.stdout + done.stderr
@@ -78,7 +78,7 @@ def test_orders_are_pushed_and_fetched_over_ssh(served: Farm) -> None:
 
 def test_what_keeps_us_out_is_said(served: Farm) -> None:
     served.broker()
-    alice = served.desk("alice")
+    alice = served.workstation("alice")
     until(lambda: alice.run("list").returncode == 0)
     alice.definitions.write(one="true")
     (served.root / "nobody").write_text("")
@@ -96,7 +96,7 @@ def test_what_keeps_us_out_is_said(served: Farm) -> None:
 def test_a_build_waits_for_a_trove_that_is_away(served: Farm) -> None:
     served.broker()
     served.worker("w1")
-    alice = served.desk("alice")
+    alice = served.workstation("alice")
     alice.definitions.write(one="echo over ssh")
     [sshd] = [program for program in served.programs if program.name == "sshd"]
     sshd.kill()
@@ -124,7 +124,7 @@ def test_what_a_trove_that_died_left_locked_comes_free_again(served: Farm) -> No
     hook.chmod(0o755)
     served.broker()
     served.worker("w1")
-    alice = served.desk("alice")
+    alice = served.workstation("alice")
     alice.definitions.write(one="true")
     alice.definitions.by_lorry()
     build = alice.start_build()

@@ -38,7 +38,7 @@ from fabric.wire.messages import (
     Rejected,
     Report,
 )
-from fabric.wire.server import LARGEST, Heard
+from fabric.wire.server import LARGEST, Received
 
 if TYPE_CHECKING:
     from simulator import Simulation
@@ -144,7 +144,7 @@ class Run:
         scenario = world.scenario
         self._spools = Spools(disk.directory / "logs", scenario.log_memory, scenario.log_disk)
         self.transport = Transport(self)
-        self.store_client = StoreClient(world.warehouse.open, self.wake, _Helpers(self))
+        self.store_client = StoreClient(world.warehouse.open, self.wake, _Executor(self))
         simulated: dict[str, Any] = {
             "wake": self,
             "server": self.transport,
@@ -188,7 +188,7 @@ class Run:
             return {}  # it is being made
         outbox, store_client = self._broker._outbox, self.store_client
         return {
-            "initiators": len(outbox._unsaid),
+            "initiators": len(outbox._waiting),
             "the core": len(store_client._answers),
             "who reads logs": len(store_client._pieces),
             "the store": store_client._questions.qsize() + store_client._inspections.qsize(),
@@ -258,7 +258,7 @@ class Run:
         except Killed:
             self.world.lose_broker("killed while it writes")
             return
-        if self._journal.writer.failure:
+        if self._journal.writer.error:
             self._writing = True
             self.later(RETRY, self._write)
 
@@ -314,7 +314,7 @@ class Transport:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._heard: deque[Heard] = deque()
+        self._heard: deque[Received] = deque()
         self._pieces: deque[tuple[str, Published, bytes]] = deque()
 
     def hear(self, node: str, message: FromPeer, sent: float) -> None:
@@ -324,7 +324,7 @@ class Transport:
         frame = _encode(message)
         if len(frame) > LARGEST.get(type(message), bounds.FRAME):
             raise Violation(f"{type(message).__name__} of {node} has {len(frame):,} bytes")
-        self._heard.append(Heard(node.encode(), node.partition("/")[0], message))
+        self._heard.append(Received(node.encode(), node.partition("/")[0], message))
         self._run.wake()
 
     def read(self, node: str, piece: Published) -> None:
@@ -332,13 +332,13 @@ class Transport:
         self._pieces.append((node.partition("/")[0], piece, piece.frame()))
         self._run.wake()
 
-    def answer_the_door(self, now: float) -> None:
+    def authenticate(self, now: float) -> None:
         pass
 
-    def look(self, now: float) -> bool:  # noqa: ARG002 - as the real
+    def refresh_keys(self, now: float) -> bool:  # noqa: ARG002 - as the real
         return False
 
-    def heard(self) -> Iterator[Heard]:
+    def receive(self) -> Iterator[Received]:
         while self._heard:
             yield self._heard.popleft()
 
@@ -362,7 +362,7 @@ class Transport:
         world.send("broker", node, type(message).__name__, arrive)
         return True
 
-    def refuse(self, peer: bytes, about: str, code: Code, reason: str) -> None:
+    def reject(self, peer: bytes, about: str, code: Code, reason: str) -> None:
         self.send(peer, Rejected(about, code, reason))
 
     def publish(self, frame: bytes) -> None:
@@ -377,14 +377,14 @@ class Transport:
         pass
 
 
-class _Helpers:
+class _Executor:
     """Asks the store, one thing of each kind at a time, as `store_client.Threads` does."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
         self._busy: set[str] = set()
 
-    def begin(self, kind: str, step: Step) -> None:
+    def start(self, kind: str, step: Step) -> None:
         if kind not in self._busy:
             self._busy.add(kind)
             self._go_on(kind, step)

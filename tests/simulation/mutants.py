@@ -140,23 +140,23 @@ def _(old: Old) -> Old:
 # -- what the design promises --------------------------------------------------------------
 
 
-@mutant("ack", "initiators hear of what is not written yet", ReplyOutbox, "_say_what_is_kept")
+@mutant("ack", "initiators hear of what is not written yet", ReplyOutbox, "_send_durable")
 def _(_: Old) -> Old:
     def say(self: Any) -> None:
-        while self._unsaid:
-            _, peer, message = self._unsaid.popleft()
+        while self._waiting:
+            _, peer, message = self._waiting.popleft()
             self._send(peer, message)
 
     return say
 
 
-@mutant("full", "a request that cannot be written is kept all the same", Journal, "look")
+@mutant("full", "a request that cannot be written is kept all the same", Journal, "update_status")
 def _(old: Old) -> Old:
-    def look(self: Any) -> list[str]:
+    def update_status(self: Any) -> list[str]:
         old(self)
         return []
 
-    return look
+    return update_status
 
 
 mutant("opened", "requests are not written", Journal, "opened")(nothing)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fabric.client import request as initiator_side
-from fabric.client.request import OVER, RequestMirror
+from fabric.client import request_logs
+from fabric.client.request import OVER, Action, Over, RequestMirror
 from fabric.wire.messages import (
     PROTOCOL,
     Answer,
@@ -70,7 +70,7 @@ class Initiator:
                     self.world.rare("a request ends while its logs are open")
                 self._do(self.mirror.update(message, now))
             case Rejected():
-                self._do(self.mirror.refused(message, now))
+                self._do(self.mirror.rejected(message, now))
             case LogPiece():
                 self._do(self.mirror.piece(message, now))
 
@@ -95,32 +95,32 @@ class Initiator:
             self.node, min(0.2, max(0.01, self.mirror.due - self.clock())), self._tick
         )
 
-    def _do(self, actions: Sequence[initiator_side.Action]) -> None:
+    def _do(self, actions: Sequence[Action]) -> None:
         for action in actions:
             match action:
-                case initiator_side.Send():
+                case request_logs.Send():
                     self.world.to_broker(self.node, action.message)
-                case initiator_side.OpenLog():
+                case request_logs.OpenLog():
                     self.logs[action.key] = b""
                     self.deaf.discard(action.key)
                     self.open[action.key] = action.fence
-                case initiator_side.AppendLog():
+                case request_logs.AppendLog():
                     assert action.key in self.open, "a log that is not open grows"
                     assert action.offset == len(self.logs[action.key]), "a gap in a log"
                     self.logs[action.key] += action.data
-                case initiator_side.Follow(key, True):
+                case request_logs.Follow(key, True):
                     self.deaf.discard(key)
-                case initiator_side.Follow(key):
+                case request_logs.Follow(key):
                     self.deaf.add(key)
-                case initiator_side.CloseLog():
+                case request_logs.CloseLog():
                     assert self.open.pop(action.key) == action.fence
                     self.whole[action.key] = action.whole
                     if not action.whole:
                         self.world.rare("a log is not whole")
-                case initiator_side.Over():
+                case Over():
                     self.over += 1
                     self.world.tell(f"{self.node} is told: {action.state} {action.message}")
-                    if action.refused:
+                    if action.rejected:
                         assert self.attached, action.message
                         self.refused = action.message
                     else:

@@ -10,7 +10,7 @@ import zmq.auth
 
 from fabric.controller import keytool
 from fabric.wire import keys
-from fabric.wire.keys import Admitted, KeyProblem
+from fabric.wire.keys import AuthorizedKeys, KeyProblem
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_what_a_peer_needs(tmp_path: Path) -> None:
 
 def test_admitting_and_revoking(tmp_path: Path, controller: Path) -> None:
     public = keys.make("worker", "w1", tmp_path)
-    broker, tool = Admitted(controller), Admitted(controller)
+    broker, tool = AuthorizedKeys(controller), AuthorizedKeys(controller)
     assert not broker.refresh()
     tool.admit(public)
     tool.admit(public)  # changes nothing
@@ -97,9 +97,9 @@ def test_admitting_and_revoking(tmp_path: Path, controller: Path) -> None:
 
 
 def test_nobody_is_admitted_twice_or_instead_of_another(tmp_path: Path, controller: Path) -> None:
-    table = Admitted(controller)
+    table = AuthorizedKeys(controller)
     table.admit(keys.make("worker", "w1", tmp_path / "a"))
-    Admitted(controller).refresh()
+    AuthorizedKeys(controller).refresh()
     table.refresh()
     with pytest.raises(KeyProblem, match="another worker is admitted as w1: revoke it first"):
         table.admit(keys.make("initiator", "w1", tmp_path / "b"))
@@ -111,10 +111,10 @@ def test_nobody_is_admitted_twice_or_instead_of_another(tmp_path: Path, controll
 
 def test_files_that_are_no_good_are_told_and_admit_nobody(tmp_path: Path, controller: Path) -> None:
     good = keys.make("worker", "w1", tmp_path)
-    Admitted(controller).admit(good)
+    AuthorizedKeys(controller).admit(good)
     (controller / "admitted" / "w0.key").write_text("rubbish")
     (controller / "admitted" / "w2.key").write_bytes(good.read_bytes())
-    table = Admitted(controller)
+    table = AuthorizedKeys(controller)
     assert [peer.name for peer in table.all()] == ["w1"]
     assert len(table.problems) == 2
     assert "w0.key is no key of ours" in table.problems[0]

@@ -84,8 +84,8 @@ def test_there_and_back(messages: list[Message], kinds: object) -> None:
 
 def test_a_job_travels_unread() -> None:
     codec: sockets.Codec[BuildGraph] = sockets.Codec(BuildGraph)
-    submit = FROM_PEER[2]
-    back = codec.decode(codec.encode(submit))
+    graph = FROM_PEER[2]
+    back = codec.decode(codec.encode(graph))
     assert bytes(back.steps[0].job) == bytes(JOB)
 
 
@@ -99,7 +99,7 @@ def test_whatever_comes_is_a_message_or_garbage() -> None:
     rng = random.Random(5)
     codec: sockets.Codec[Message] = sockets.Codec(FromPeer)
     frames = [codec.encode(message) for message in FROM_PEER]
-    garbage = 0
+    decode_error = 0
     for n in range(20_000):
         frame = bytearray(rng.choice(frames) if n % 4 else rng.randbytes(rng.randint(0, 60)))
         for _ in range(rng.randint(1, 4)):
@@ -108,8 +108,8 @@ def test_whatever_comes_is_a_message_or_garbage() -> None:
         try:
             codec.decode(bytes(frame))
         except sockets.DecodeError:
-            garbage += 1
-    assert garbage > 5_000
+            decode_error += 1
+    assert decode_error > 5_000
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ class Stranger:
         assert self.jobs.poll(5000), "no answer"
         return self.codec.decode(self.jobs.recv())
 
-    def refused(self) -> Rejected:
+    def rejected(self) -> Rejected:
         """The next refusal, whatever else is said before."""
         while True:
             with contextlib.suppress(sockets.DecodeError):
@@ -116,25 +116,25 @@ def test_another_protocol_is_refused_and_told_which_side_to_upgrade(
     fabric: Fabric, stranger: Stranger
 ) -> None:
     stranger.say(msgspec.msgpack.encode(BuildGraph(PROTOCOL + 1, "r" * 32, "", (), ())))
-    refused = stranger.hear()
-    assert isinstance(refused, Rejected)
-    assert (refused.about, refused.code) == ("r" * 32, "protocol")
-    assert refused.reason.endswith("upgrade the broker")
+    rejected = stranger.hear()
+    assert isinstance(rejected, Rejected)
+    assert (rejected.about, rejected.code) == ("r" * 32, "protocol")
+    assert rejected.reason.endswith("upgrade the broker")
     older = {"t": "Report", "protocol": 0, "name": "w9", "in": ["another", "shape"]}
     stranger.say(msgspec.msgpack.encode(older))
-    refused = stranger.hear()
-    assert isinstance(refused, Rejected)
-    assert refused.about == "w9"
-    assert refused.reason.endswith("upgrade this peer")
+    rejected = stranger.hear()
+    assert isinstance(rejected, Rejected)
+    assert rejected.about == "w9"
+    assert rejected.reason.endswith("upgrade this peer")
     assert fabric.broker.child.poll() is None
 
 
 def test_a_message_out_of_bounds_is_refused_with_the_reason(stranger: Stranger) -> None:
     stranger.say(msgspec.msgpack.encode(Report(PROTOCOL, "w1", "x86_64", -1, 1)))
-    refused = stranger.hear()
-    assert isinstance(refused, Rejected)
-    assert (refused.about, refused.code) == ("w1", "bad-request")
-    assert "slots" in refused.reason
+    rejected = stranger.hear()
+    assert isinstance(rejected, Rejected)
+    assert (rejected.about, rejected.code) == ("w1", "bad-request")
+    assert "slots" in rejected.reason
 
 
 def test_a_second_worker_of_one_name_is_refused(stranger: Stranger) -> None:
@@ -168,9 +168,9 @@ def test_the_log_of_a_cached_step_comes_from_the_store(fabric: Fabric, stranger:
 
 def test_an_unknown_request(stranger: Stranger) -> None:
     stranger.say(msgspec.msgpack.encode(Poll("nobody", 0)))
-    refused = stranger.hear()
-    assert isinstance(refused, Rejected)
-    assert refused.code == "unknown-request"
+    rejected = stranger.hear()
+    assert isinstance(rejected, Rejected)
+    assert rejected.code == "unknown-request"
 
 
 @pytest.mark.bound("FRAME")

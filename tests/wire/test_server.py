@@ -17,11 +17,11 @@ from fabric.wire.server import Server
 
 
 @pytest.fixture
-def listener(tmp_path: Path) -> Iterator[Server]:
+def server(tmp_path: Path) -> Iterator[Server]:
     wake = os.eventfd(0)
-    listener = Server(sockets.in_directory(tmp_path), print, wake=wake)
-    yield listener
-    listener.close()
+    server = Server(sockets.in_directory(tmp_path), print, wake=wake)
+    yield server
+    server.close()
     os.close(wake)
 
 
@@ -37,7 +37,7 @@ def peers(tmp_path: Path) -> Iterator[list[sockets.Socket]]:
 
 
 def test_an_update_about_thousands_of_failures_fits_into_a_frame(
-    listener: Server, peers: list[sockets.Socket]
+    server: Server, peers: list[sockets.Socket]
 ) -> None:
     text = "\U0001f980" * bounds.OUTCOME_TEXT
     step = StepState("a" * 64, "failed", name="n" * 255, message=text, failed_command=text)
@@ -47,10 +47,10 @@ def test_an_update_about_thousands_of_failures_fits_into_a_frame(
     sockets.send(peer, codec.encode(LogRead("a" * 64, 1, 0, 1)))
 
     def heard() -> bytes:
-        listener.wait(10)
-        return b"".join(each.peer for each in listener.heard())
+        server.wait(10)
+        return b"".join(each.peer for each in server.receive())
 
-    assert listener.send(until(heard), update)
+    assert server.send(until(heard), update)
     assert peer.poll(20_000)
     told = codec.decode(peer.recv())
     assert isinstance(told, Update)
@@ -60,7 +60,7 @@ def test_an_update_about_thousands_of_failures_fits_into_a_frame(
 
 
 def test_a_peer_that_asks_for_many_ranges_of_logs_has_few_of_them_in_a_turn(
-    listener: Server, peers: list[sockets.Socket]
+    server: Server, peers: list[sockets.Socket]
 ) -> None:
     greedy, modest = peers
     codec: sockets.Codec[LogRead] = sockets.Codec(LogRead)
@@ -70,8 +70,8 @@ def test_a_peer_that_asks_for_many_ranges_of_logs_has_few_of_them_in_a_turn(
     turns: list[list[LogRead]] = []
 
     def heard() -> bool:
-        listener.wait(10)
-        turns.append([each.message for each in listener.heard()])  # type: ignore[misc]
+        server.wait(10)
+        turns.append([each.message for each in server.receive()])  # type: ignore[misc]
         return any(each.key == "b" * 64 for turn in turns for each in turn)
 
     until(heard)

@@ -14,7 +14,7 @@ from waiting import until
 
 from fabric.wire import sockets
 from fabric.wire.connection import Connection
-from fabric.wire.keys import Admitted
+from fabric.wire.keys import AuthorizedKeys
 from fabric.wire.messages import (
     PROTOCOL,
     BuildGraph,
@@ -47,19 +47,19 @@ def test_roles_are_those_of_the_keys(farm: Farm) -> None:
         LogRead(KEY, 1, 0, 1),
         Command(PROTOCOL, "1", "drain", "w1"),
     ):
-        refused = worker.ask(message)
-        assert isinstance(refused, Rejected)
-        assert refused.code == "not-allowed"
-        assert "w1 is admitted as worker, who may not send a" in refused.reason
+        rejected = worker.ask(message)
+        assert isinstance(rejected, Rejected)
+        assert rejected.code == "not-allowed"
+        assert "w1 is admitted as worker, who may not send a" in rejected.reason
     initiator = farm.peer(farm.key("initiator", "alice"))
     for wrong in (
         report("alice"),
         LogPiece(KEY, 1, 0, b"x"),
         BuildGraph(PROTOCOL, "r", "", (), ()),
     ):
-        refused = initiator.ask(wrong)
-        assert isinstance(refused, Rejected)
-        assert refused.code == "not-allowed"
+        rejected = initiator.ask(wrong)
+        assert isinstance(rejected, Rejected)
+        assert rejected.code == "not-allowed"
     poll = initiator.ask(Poll("nobody", 0))
     assert isinstance(poll, Rejected)
     assert poll.code == "unknown-request"
@@ -67,63 +67,67 @@ def test_roles_are_those_of_the_keys(farm: Farm) -> None:
 
 def test_a_stranger_gets_no_answer_and_is_told_why(farm: Farm) -> None:
     curve = farm.key("worker", "w1", admit=False)
-    line = Connection(farm.at, "publish", curve=curve, name="w1")
+    connection = Connection(farm.at, "publish", curve=curve, name="w1")
     try:
-        turn_until(line, lambda: "does not admit the key of w1" in line.trouble)
-        Admitted(farm.keys).admit(farm.directory / "w1" / "w1.key")
-        turn_until(line, lambda: line.trouble == "")
-        Admitted(farm.keys).revoke("w1")
-        turn_until(line, lambda: "does not admit the key of w1" in line.trouble)
+        turn_until(connection, lambda: "does not admit the key of w1" in connection.error)
+        AuthorizedKeys(farm.keys).admit(farm.directory / "w1" / "w1.key")
+        turn_until(connection, lambda: connection.error == "")
+        AuthorizedKeys(farm.keys).revoke("w1")
+        turn_until(connection, lambda: "does not admit the key of w1" in connection.error)
     finally:
-        line.close()
+        connection.close()
 
 
-def turn_until(line: Connection, condition: Callable[[], bool], seconds: float = 20.0) -> None:
+def turn_until(
+    connection: Connection, condition: Callable[[], bool], seconds: float = 20.0
+) -> None:
     """A worker that has nothing to do."""
     codec: sockets.Codec[ToWorker] = sockets.Codec(ToWorker)
     sequence = int(time.monotonic() * 1000)
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"it did not happen: {line.trouble!r}"
+        assert time.monotonic() < deadline, f"it did not happen: {connection.error!r}"
         sequence += 1
-        line.send(codec.encode(report("w1", sequence)))
-        line.wait(0.05)
-        for _ in line.receive(100):
+        connection.send(codec.encode(report("w1", sequence)))
+        connection.wait(0.05)
+        for _ in connection.receive(100):
             pass
-        line.tend(time.monotonic())
+        connection.maintain(time.monotonic())
 
 
 def test_the_key_of_another_controller_is_told(farm: Farm) -> None:
     curve = farm.key("worker", "w1")
     wrong = Curve(curve.public, curve.secret, zmq.curve_keypair()[0])
-    line = Connection(farm.at, "publish", curve=wrong, name="w1")
+    connection = Connection(farm.at, "publish", curve=wrong, name="w1")
     try:
-        turn_until(line, lambda: "broker.key is not the key of this controller" in line.trouble)
+        turn_until(
+            connection, lambda: "broker.key is not the key of this controller" in connection.error
+        )
     finally:
-        line.close()
+        connection.close()
 
 
 def test_a_controller_that_comes_late_and_again(farm: Farm) -> None:
     curve = farm.key("worker", "w1")
     farm.kill()
-    line = Connection(farm.at, "publish", curve=curve, name="w1")
+    connection = Connection(farm.at, "publish", curve=curve, name="w1")
     try:
-        turn_until(line, lambda: "cannot be reached" in line.trouble)
+        turn_until(connection, lambda: "cannot be reached" in connection.error)
         farm.start()
-        turn_until(line, lambda: line.trouble == "")
+        turn_until(connection, lambda: connection.error == "")
         farm.kill()
-        turn_until(line, lambda: "cannot be reached" in line.trouble)
+        turn_until(connection, lambda: "cannot be reached" in connection.error)
         farm.start()
-        turn_until(line, lambda: line.trouble == "")
+        turn_until(connection, lambda: connection.error == "")
     finally:
-        line.close()
+        connection.close()
 
 
 def test_revoking_cuts_off_at_once_and_others_go_on(farm: Farm) -> None:
     leaving, staying = farm.peer(farm.key("worker", "w1")), farm.peer(farm.key("worker", "w2"))
     leaving.ask(report("w1"))
     staying.ask(report("w2"))
-    Admitted(farm.keys).revoke("w1")
+    AuthorizedKeys(farm.keys).revoke("w1")
     time.sleep(0.5)
     leaving.say(report("w1", 2))
     staying.say(report("w2", 2))

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from fabric.client.controller import SHOWN, Controller, open_line
+from fabric.client.controller import SHOWN, Controller, open_connection
 from fabric.client.project import Project
 from fabric.client.render import BuildView, Screen, duration, opened_screen
 from fabric.client.request import OVER
@@ -39,11 +39,11 @@ def build_remotely(options: argparse.Namespace, settings: Settings) -> int:
     began = time.monotonic()
     project = open_project(settings, options.system)
     system = project.locate(options.system, Path.cwd())
-    with opened_screen(options.json) as screen, open_line(settings) as line:
-        submission, tree = _prepare(options, settings, project, system, line, screen)
+    with opened_screen(options.json) as screen, open_connection(settings) as connection:
+        submission, tree = _prepare(options, settings, project, system, connection, screen)
         project.remember(system)
         since = time.monotonic() - began
-        session = Session(submission, line, screen, since=since, patience=settings.patience)
+        session = Session(submission, connection, screen, since=since, patience=settings.patience)
         if options.detach:
             session.accept(RESOLVING)
             _report_submitted(screen, session, submission.request)
@@ -76,7 +76,7 @@ def _prepare(
     settings: Settings,
     project: Project,
     system: str,
-    line: Connection,
+    connection: Connection,
     screen: Screen,
 ) -> tuple[BuildOrder, str]:
     """Push everything that the controller needs to the trove.
@@ -91,7 +91,7 @@ def _prepare(
         )
     _show(screen, f"connecting to {settings.controller}")
     waits = Patience(settings.patience, screen)
-    controller = Controller(line, settings.patience, waits.report)
+    controller = Controller(connection, settings.patience, waits.report)
     live = controller.query("requests").requests  # before any push: is it there?
     _show(screen, "reading the definitions")
     kept = Builds(settings.trove_dir / "builds.git")
@@ -103,7 +103,7 @@ def _prepare(
         project.require_pins(graph, goals)
     report_unpinned(project.unpinned(graph, goals))
     _show(screen, "pushing sources that the trove lacks")
-    waits.until_done(lambda: project.supply(graph, goals))
+    waits.until_done(lambda: project.push_missing(graph, goals))
     _show(screen, "pushing the definitions to the trove")
     request = ""
 
