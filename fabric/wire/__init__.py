@@ -1,1 +1,1 @@
-"""What travels between broker, workers and initiators: messages and sockets."""
+"""Messages, sockets and keys that connect broker, workers and initiators."""

@@ -1,8 +1,8 @@
 """Keeps a worker's or an initiator's connection to the broker alive.
 
 ZeroMQ reconnects after a break, but not after a rejection, and it does not detect a broker that
-accepts connections and stays silent.  Therefore, after a long silence, the sockets are made anew.
-``trouble`` contains the reason for the silence.
+accepts connections and stays silent.  Therefore `Connection.maintain` reopens the sockets after a
+long silence.  `Connection.error` contains the reason for the silence.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from fabric.wire import keys, sockets
 from fabric.wire.messages import Published
 from fabric.wire.sockets import Addresses, Curve
 
-#: Seconds without a word from the broker until the sockets are made anew,
+#: Seconds without a message from the broker after which the sockets are reopened.
 SILENCE = 10.0
-#: and if it has turned us away.
+#: The same, if the broker has rejected the key.
 RETRY_UNAUTHORIZED = 1.0
-#: Seconds without a word from the broker that are worth a word.
+#: Seconds without a message from the broker after which ``error`` says so.
 REPORT_SILENCE = 3.0
-#: Events of the connection that are looked at in one turn.
+#: Events of the connection that are handled in one turn.
 EVENTS_AT_ONCE = 100
 
 _FAILED = (
@@ -33,7 +33,7 @@ _FAILED = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
-#: As ``zmq_socket_monitor`` sends it, with a value.  pyzmq's own parser imports asyncio.
+#: An event of ``zmq_socket_monitor``: its number and a value.  pyzmq's parser imports asyncio.
 _EVENT = struct.Struct("=hi")
 _EVENTS = (
     _FAILED
@@ -45,9 +45,9 @@ _EVENTS = (
 
 
 class Connection:
-    """Sockets ``jobs`` and ``logs``.  `wait`, and then hear what has come.
+    """The sockets ``jobs`` and ``logs``.  Call `wait`, then `receive`, `pieces` and `maintain`.
 
-    ``wake`` ends the waiting, too: see `fabric.wire.sockets.Inbox`.
+    ``wake`` is a descriptor that ends `wait` when it is readable, as in `sockets.Inbox`.
     """
 
     def __init__(
@@ -59,7 +59,10 @@ class Connection:
         name: str = "",
         wake: int | None = None,
     ) -> None:
-        """``name`` is that of one's own key, for messages.  AddressError if that is none."""
+        """``name`` is the name of the own key, for error texts.
+
+        AddressError if ``addresses`` cannot be connected to.
+        """
         self._addresses = addresses
         self._publishes = logs == "publish"
         self._curve = curve
@@ -67,9 +70,9 @@ class Connection:
         self._wake = wake
         self._topics: dict[str, None] = {}
         self._last_received: float | None = None
-        self._reason = ""  # it does not connect
+        self._reason = ""  # why it is not connected
         self._reported = ""
-        #: why the broker is silent; "" if it is not
+        #: why the broker is silent; "" if it answers
         self.error = ""
         self._open()
 
@@ -89,47 +92,48 @@ class Connection:
         self._inbox = sockets.Inbox(*receiving, wake=self._wake)
 
     def close(self, linger: int = 200) -> None:
-        """Send what is on its way, for ``linger`` milliseconds at most."""
+        """Close the sockets; sending what is queued takes at most ``linger`` milliseconds."""
         self.jobs.disable_monitor()
         self._context.destroy(linger=linger)
 
     def send(self, frame: bytes) -> bool:
-        """Say something to the broker; False if it cannot be said now."""
+        """Send to the broker; False if its queue is full."""
         return sockets.send(self.jobs, frame)
 
     def wait(self, seconds: float) -> None:
-        """Until something comes, or so long at most."""
+        """Wait until something can be received, or for ``seconds``."""
         self._inbox.wait(round(1000 * max(0.0, seconds)))
 
     def receive(self, limit: int) -> Iterator[bytes]:
-        """Messages of the broker that have come."""
+        """At most ``limit`` messages that the broker sent."""
         for frames in self._inbox.receive(self.jobs, limit):
             self._last_received = None
             self.error = self._reason = ""
             yield frames[-1].bytes
 
     def pieces(self, limit: int) -> Iterator[Published]:
-        """Pieces of followed logs that have come."""
+        """At most ``limit`` published pieces of subscribed logs."""
         for frames in self._inbox.receive(self.logs, limit):
-            with contextlib.suppress(ValueError):  # rubbish
+            with contextlib.suppress(ValueError):  # not a piece of a log
                 (frame,) = frames
                 yield Published.of(frame.buffer)
 
     def subscribe(self, topic: str) -> None:
-        """Follow a log."""
+        """Subscribe to the log of the step with the key ``topic``."""
         if topic not in self._topics:
             self._topics[topic] = None
             self.logs.setsockopt(zmq.SUBSCRIBE, topic.encode())
 
     def unsubscribe(self, topic: str) -> None:
-        """Follow it no more."""
+        """End the subscription to ``topic``."""
         if self._topics.pop(topic, "") is None:
             self.logs.setsockopt(zmq.UNSUBSCRIBE, topic.encode())
 
     def maintain(self, now: float) -> bool:
-        """To be called in every turn of a loop, after `receive`.  Whether ``trouble`` changed.
+        """Reopen the sockets if the broker is silent; True if ``error`` changed.
 
-        The one who calls has something to ask at least once a second, so that silence is news.
+        Call it in every turn of the loop, after `receive`.  The caller must send a message that
+        has an answer at least once a second: otherwise silence means nothing.
         """
         self._read_events(now)
         if self._last_received is None:
@@ -159,14 +163,14 @@ class Connection:
             elif event == zmq.EVENT_CLOSED and self._reason != self._unauthorized_text:
                 self._reason = f"{where} cannot be reached"
             elif event == zmq.EVENT_CONNECT_RETRIED and not self._reason:
-                # nothing was there to be closed: it knows no address
+                # no connection was closed before, so the name has no address
                 self._reason = f"{where} cannot be reached: its name is not known here"
             elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._last_received, self._reason = now, ""
 
     @property
     def unauthorized(self) -> bool:
-        """The trouble is that the broker does not admit our key."""
+        """Whether ``error`` is that the broker does not admit the own key."""
         return self.error == self._unauthorized_text
 
     @property
@@ -180,9 +184,11 @@ class Connection:
 def dial(
     settings: Settings | WorkerSettings, role: keys.Role
 ) -> tuple[Addresses, Curve | None, str]:
-    """Where the controller is, what to encrypt with, and the name in one's key, "" if none.
+    """The controller's addresses, the keys to encrypt with, and the name of the own key.
 
-    ConfigError or KeyProblem if that is not as it should be.
+    Without encryption, there are no keys and the name is "".  ConfigError if the setting
+    `controller` is malformed, AddressError if `plain` is set for a remote host, KeyProblem if a key
+    is missing or unusable.
     """
     host, port = host_and_port(settings.controller)
     addresses = sockets.over_tcp(host, port)

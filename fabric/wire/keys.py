@@ -28,30 +28,30 @@ Role = Literal["broker", "worker", "initiator"]
 ROLES: tuple[Role, ...] = get_args(Role)
 BROKER = "broker"
 ADMITTED = "admitted"
-#: Whom each of the broker's sockets is for.
+#: Roles that may connect to each of the broker's sockets.
 ROLES_BY_SOCKET: dict[bytes, tuple[Role, ...]] = {
     b"jobs": ("worker", "initiator"),
     b"logs-in": ("worker",),
     b"logs": ("initiator",),
 }
-#: Connections that are let in or not at one go.
+#: Handshakes answered in one turn.
 HANDSHAKES_AT_ONCE = 200
-#: Seconds between two looks at the table for strangers.
+#: Seconds between two reads of the table because of unknown keys.
 REFRESH_EVERY = 0.05
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 _LINE = re.compile(r'\s+(name|role|public-key|secret-key)\s*=\s*"?([^"\s]+)"?\s*\Z')
 
 
 class KeyProblem(FabricError):
-    """A key is missing, or is not what it should be."""
+    """A key is missing or unusable."""
 
 
 class Unreadable(KeyProblem):
-    """A file is there, and cannot be read now."""
+    """A file exists, but cannot be read at the moment."""
 
 
 class Certificate(NamedTuple):
-    """A public key, with the secret one if it is one's own; both in Z85, 40 characters."""
+    """A public key and, in the owner's file, the secret key; each is 40 characters of Z85."""
 
     name: str
     role: Role
@@ -63,26 +63,26 @@ class Certificate(NamedTuple):
 
 
 def check_name(name: str) -> str:
-    """The name, if it is fit to be one.  KeyProblem otherwise."""
+    """Returns ``name``.  KeyProblem if it is not valid."""
     if not _NAME.match(name):
         raise KeyProblem(
-            f"{name!r} cannot be a name: it has letters, digits, and . _ - behind the first,"
-            " 63 at most"
+            f"{name!r} is not a valid name: use letters and digits, and . _ - after the first"
+            " character, at most 63 characters"
         )
     return name
 
 
 def make(role: Role, name: str, directory: Path) -> Path:
-    """A new pair of keys in ``directory``; returns the public one's file.
+    """Makes a key pair in ``directory``; returns the file of the public key.
 
-    KeyProblem if there is a pair of that name.  The secret one is nobody else's to read, and
-    whole when it appears.
+    The file of the secret key has mode 0600 and appears complete.  KeyProblem if a pair of that
+    name exists, or a file cannot be written.
     """
     check_name(name)
     public_file, secret_file = directory / f"{name}.key", directory / f"{name}.key_secret"
     for file in (secret_file, public_file):
         if file.exists():
-            raise KeyProblem(f"{file} is there already; remove it if {name} is to have a new key")
+            raise KeyProblem(f"{file} exists already; to give {name} a new key, remove it first")
     public, secret = (key.decode() for key in zmq.curve_keypair())
     certificate = Certificate(name, role, public, secret)
     _write(public_file, certificate._replace(secret=""), 0o644)
@@ -91,12 +91,16 @@ def make(role: Role, name: str, directory: Path) -> Path:
 
 
 def read(path: Path) -> Certificate:
-    """The certificate in a file.  KeyProblem if there is none, or others may read a secret."""
+    """Reads a certificate.
+
+    KeyProblem if the file is not one, or if others may read a secret key.  Unreadable if the system
+    cannot read the file at the moment.
+    """
     try:
         text = read_regular(path, KEY_FILE).decode()
         mode = path.stat().st_mode
     except UnicodeDecodeError:
-        raise KeyProblem(f"{path}: the key cannot be read: it is no text") from None
+        raise KeyProblem(f"{path}: the key cannot be read: it is not text") from None
     except OSError as error:
         kind = Unreadable if error.errno in PASSING else KeyProblem
         raise kind(f"{path}: the key cannot be read: {error.strerror}") from None
@@ -104,17 +108,19 @@ def read(path: Path) -> Certificate:
     name, role, public = (found.get(what, "") for what in ("name", "role", "public-key"))
     secret = found.get("secret-key", "")
     if not _NAME.match(name) or role not in ROLES:
-        raise KeyProblem(f"{path} is no key of ours: it does not say a name and a role")
+        raise KeyProblem(f"{path} is not a key file of distbuild: name or role is missing")
     for key in (public, secret) if secret else (public,):
         if not _is_key(key):
-            raise KeyProblem(f"{path} is no key of ours: a key has 40 characters of Z85")
+            raise KeyProblem(
+                f"{path} is not a key file of distbuild: a key is 40 characters of Z85"
+            )
     if secret and stat.S_IMODE(mode) & 0o077:
-        raise KeyProblem(f"{path}: others may read this secret key: chmod 600 {path}")
+        raise KeyProblem(f"{path}: other users may read this secret key: chmod 600 {path}")
     return Certificate(name, role, public, secret)
 
 
 def of_broker(directory: Path) -> Curve:
-    """What the broker's sockets need.  KeyProblem if it is not there."""
+    """The keys of the broker's sockets.  KeyProblem if they are missing."""
     path = directory / f"{BROKER}.key_secret"
     if not path.exists():
         raise KeyProblem(
@@ -126,17 +132,22 @@ def of_broker(directory: Path) -> Curve:
 
 
 def of_peer(directory: Path, role: Role) -> tuple[str, Curve]:
-    """The name in a peer's key, and what its sockets need.  KeyProblem if that is not there."""
+    """The name of a peer's key, and the keys of its sockets.
+
+    KeyProblem unless ``directory`` contains one secret key, of this role, and ``broker.key``.
+    """
     secrets = sorted(set(directory.glob("*.key_secret")) - {directory / f"{BROKER}.key_secret"})
     if len(secrets) != 1:
-        what = "there is no key" if not secrets else "there are the keys of several"
+        found = ", ".join(file.name for file in secrets) or "none"
         raise KeyProblem(
-            f"{directory}: {what} here, and it should be one NAME.key_secret;"
-            f" `fabric-keys make {role} NAME --to {directory}` makes it"
+            f"{directory}: one file NAME.key_secret is needed, and there is: {found};"
+            f" `fabric-keys make {role} NAME --to {directory}` makes one"
         )
     own = read(secrets[0])
     if own.role != role or not own.secret:
-        raise KeyProblem(f"{secrets[0]} is the key of the {own.role} {own.name}, and of no {role}")
+        raise KeyProblem(
+            f"{secrets[0]} is the key of the {own.role} {own.name}, and its role is not {role}"
+        )
     broker = directory / f"{BROKER}.key"
     if not broker.exists():
         raise KeyProblem(f"{broker}: no such file; copy it from the controller's keys")
@@ -144,16 +155,16 @@ def of_peer(directory: Path, role: Role) -> tuple[str, Curve]:
     return own.name, Curve(own.public.encode(), own.secret.encode(), server.encode())
 
 
-# -- those admitted ------------------------------------------------------------------------
+# -- authorized keys -----------------------------------------------------------------------
 
 
 class AuthorizedKeys:
-    """The table of those admitted, as ``admitted/`` says; `refresh` looks whether it changed."""
+    """The public keys in ``admitted/``; `refresh` reads the directory again."""
 
     def __init__(self, directory: Path) -> None:
-        """``directory`` holds ``admitted/``, which is made.  KeyProblem if it cannot be."""
+        """Makes ``admitted/`` in ``directory``.  KeyProblem if that is not possible."""
         self.directory = directory / ADMITTED
-        self.problems: list[str] = []  # files that are no good
+        self.problems: list[str] = []  # a text for each unusable file
         self._seen: object = None
         self._peers: dict[str, Certificate] = {}  # by public key
         try:
@@ -163,19 +174,22 @@ class AuthorizedKeys:
         self.refresh()
 
     def get(self, public: str) -> Certificate | None:
-        """Whose key this is; None if nobody's who is admitted."""
+        """The peer with this public key, in Z85; None if it is not authorized."""
         return self._peers.get(public)
 
     def all(self) -> list[Certificate]:
-        """Everybody, by name."""
+        """All authorized peers, sorted by name."""
         return sorted(self._peers.values())
 
     def refresh(self) -> bool:
-        """Look again.  Whether somebody is not admitted any more, or as somebody else."""
+        """Read the directory again; True if a peer was removed, or has another role or key.
+
+        Peers whose files cannot be read at the moment stay authorized.
+        """
         try:
             with os.scandir(self.directory) as entries:
                 seen = sorted(_identity(entry) for entry in entries if entry.name.endswith(".key"))
-        except OSError as error:  # whoever was admitted stays so meanwhile
+        except OSError as error:
             self.problems = [f"{self.directory}: {error.strerror}"]
             return False
         if seen == self._seen:
@@ -185,14 +199,14 @@ class AuthorizedKeys:
         if len(seen) > ADMITTED_KEYS:
             last = seen[ADMITTED_KEYS - 1][0]
             self.problems.append(
-                f"{self.directory} has {len(seen):,} keys, and at most {ADMITTED_KEYS:,} are"
-                f" admitted, in the order of their names up to {last}: revoke some"
+                f"{self.directory} has {len(seen):,} keys, and only the first {ADMITTED_KEYS:,} by"
+                f" name are admitted, up to {last}: revoke some"
             )
         stays = {f"{peer.name}.key": peer for peer in before.values()}
         for name, *_ in seen[:ADMITTED_KEYS]:
             try:
                 self._add(read(self.directory / name), name)
-            except Unreadable as problem:  # whoever was admitted stays so meanwhile
+            except Unreadable as problem:
                 self._seen = None
                 self.problems.append(str(problem))
                 if name in stays:
@@ -205,18 +219,21 @@ class AuthorizedKeys:
         if peer.role == BROKER or peer.secret:
             raise KeyProblem(f"{self.directory / file} is not the public key of a peer")
         if file != f"{peer.name}.key":
-            raise KeyProblem(f"{self.directory / file} should be {peer.name}.key, as it says")
+            raise KeyProblem(f"{self.directory / file} must be named {peer.name}.key")
         if (other := self._peers.get(peer.public)) is not None:
-            raise KeyProblem(f"{self.directory / file} is the same key as {other.name}'s")
+            raise KeyProblem(f"{self.directory / file} is the key of {other.name}, too")
         self._peers[peer.public] = peer
 
     def admit(self, file: Path) -> Certificate:
-        """Admit whoever has this public key.  KeyProblem if another of that name is admitted."""
+        """Authorize the peer with this public key.
+
+        KeyProblem if it is not a peer's public key, or its name or key belongs to another peer.
+        """
         peer = read(file)
         if peer.secret:
             raise KeyProblem(f"{file} is a secret key: admit the public one, {peer.name}.key")
         if peer.role == BROKER:
-            raise KeyProblem(f"{file} is the controller's key, which needs no admission")
+            raise KeyProblem(f"{file} is the controller's own key: it is not admitted")
         for known in self.all():
             if known == peer:
                 return peer
@@ -230,36 +247,35 @@ class AuthorizedKeys:
         return peer
 
     def revoke(self, name: str) -> None:
-        """Let this one in no more.  KeyProblem if it is not admitted."""
+        """Remove the key of this name.  KeyProblem if it is not authorized."""
         try:
             (self.directory / f"{check_name(name)}.key").unlink()
         except FileNotFoundError:
-            raise KeyProblem(f"{name} is not admitted, according to {self.directory}") from None
+            raise KeyProblem(f"{name} is not admitted: {self.directory} has no such key") from None
 
 
 class Authenticator:
-    """ZeroMQ's question who may connect (ZAP, RFC 27), answered in the broker's own loop.
+    """Answers ZeroMQ's authentication requests (ZAP, RFC 27) in the broker's loop.
 
-    pyzmq's authenticator would do, with a thread that must be told of every change, and knows
-    no roles; this one reads the broker's own table, and is short.
+    pyzmq's authenticator has no roles, and needs a thread that is notified of every change.
     """
 
     def __init__(self, context: Context, admitted: AuthorizedKeys) -> None:
-        """Must be there before sockets that use it are bound."""
+        """Make it before sockets that use it are bound."""
         self.socket = context.socket(zmq.REP)
         self.socket.bind("inproc://zeromq.zap.01")
         self._admitted = admitted
         self._refreshed = float("-inf")
-        self._blocked: dict[str, float] = {}  # name -> until when
-        #: somebody was found not to be admitted any more
+        self._blocked: dict[str, float] = {}  # name -> time at which the block ends
+        #: `serve` found that a peer is not authorized any more
         self.revoked = False
 
     def block(self, name: str, until: float) -> None:
-        """Do not let this one in to follow logs for a while."""
+        """Reject connections of this name to the log socket until then."""
         self._blocked[name] = until
 
     def serve(self, now: float) -> None:
-        """Answer all that ask."""
+        """Answer the pending requests."""
         for _ in range(HANDSHAKES_AT_ONCE):
             try:
                 version, id, domain, _, _, _, *credentials = self.socket.recv_multipart(zmq.NOBLOCK)
@@ -267,14 +283,14 @@ class Authenticator:
                 return
             key = z85.encode(credentials[0]).decode() if credentials else ""
             peer = self._admitted.get(key)
-            if peer is None and now - self._refreshed >= REFRESH_EVERY:  # admitted a moment ago?
+            if peer is None and now - self._refreshed >= REFRESH_EVERY:  # its key may be new
                 self._refreshed = now
                 self.revoked |= self._admitted.refresh()
                 peer = self._admitted.get(key)
             authorized = peer is not None and peer.role in ROLES_BY_SOCKET.get(domain, ())
             code, user = (b"200", key.encode()) if authorized else (b"400", b"")
             if peer is not None and domain == b"logs" and now < self._blocked.get(peer.name, now):
-                code, user = b"300", b""  # it may try again
+                code, user = b"300", b""  # temporary: ZeroMQ tries again
             self.socket.send_multipart([version, id, code, b"", user, b""])
 
 
@@ -282,7 +298,7 @@ class Authenticator:
 
 
 def _identity(entry: os.DirEntry[str]) -> tuple[str, int, int, int]:
-    """What tells whether a file is another one than before; a link to nothing is never."""
+    """Values that change when a file is replaced or edited; constant for a dangling link."""
     try:
         found = entry.stat()
     except OSError:
@@ -298,7 +314,7 @@ def _is_key(text: str) -> bool:
 
 
 def _write(path: Path, certificate: Certificate, mode: int) -> None:
-    """Write ZeroMQ's format, all at once."""
+    """Write a certificate in ZeroMQ's format, atomically."""
     kind = "Secret key: keep it here, and from everybody." if certificate.secret else "Public key."
     text = (
         f"#   {kind}\n\nmetadata\n    name = {certificate.name}\n    role = {certificate.role}\n"

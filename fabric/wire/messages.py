@@ -1,8 +1,8 @@
 """Defines every message: typed, versioned and bounded, encoded as MessagePack.
 
-No message is a command that must arrive: workers and initiators repeat what they know, the broker
-answers with the desired or actual state, and a repeated message changes nothing.  ``fence``
-numbers the attempts at a job; a message with an old fence is ignored.
+Any message may be lost or repeated: workers and initiators repeat their state, and the broker
+answers with the desired or actual state.  ``fence`` numbers the attempts at a job; a message with
+an old fence is ignored.
 
 A message is one frame (decision 11): MessagePack between DEALER and ROUTER, which prepends the
 sender's identity, and a `Published` from PUB to SUB.
@@ -20,33 +20,33 @@ from fabric import bounds
 
 PROTOCOL = 4
 
-#: The phase in which an attempt has no sandbox any more, and so needs no slot: what was built is
-#: packed and stored.
+#: The phase in which the result of an attempt is packed and stored.  Its sandbox is gone, so it
+#: needs no slot.
 STORING = "store"
-#: Begins a feature that names an architecture, of which a worker builds others besides its own.
+#: Prefix of a feature that names another architecture for which a worker builds.
 ARCHITECTURE = "arch:"
 
-#: What a message may say, checked when it is decoded.
+#: Types of fields, checked when a message is decoded.
 Key = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Commit = Annotated[str, Meta(pattern=r"\A[0-9a-f]{40}\Z")]
 Name = Annotated[str, Meta(max_length=255)]
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Text = Annotated[str, Meta(max_length=bounds.TEXT)]
-Told = Annotated[str, Meta(max_length=bounds.TOLD)]
+ReplyText = Annotated[str, Meta(max_length=bounds.TOLD)]
 OutcomeText = Annotated[str, Meta(max_length=bounds.OUTCOME_TEXT)]
 Phase = Annotated[str, Meta(max_length=64)]
-#: Of a log, "" while it has not ended.
+#: SHA-256 of a log; "" while it grows.
 LogDigest = Annotated[str, Meta(pattern=r"\A([0-9a-f]{64})?\Z")]
-#: Of the log of a step, in whatever directory its reader is.
+#: File name of the log of a step, without a directory.
 LogName = Annotated[str, Meta(pattern=r"\A(build-step-[^/\x00\n]{1,240}\.log)?\Z")]
-#: A number, at least.
+#: Finite, and small enough to be added up.
 Seconds = Annotated[float, Meta(ge=-1e12, le=1e12)]
-#: Who of two requests gets more of the workers: each step up doubles its share.
+#: A request's share of the workers doubles with each step up.
 Priority = Annotated[int, Meta(ge=-10, le=10)]
 
 State = Literal["waiting", "ready", "running", "done", "cached", "failed", "cancelled"]
 RequestState = Literal["resolving", "checking", "building", "done", "failed", "cancelled"]
-#: ``not-now``: it may be asked for again in a while.
+#: ``not-now``: the sender may repeat the message later.
 Code = Literal["protocol", "unknown-request", "bad-request", "no-log", "not-allowed", "not-now"]
 
 
@@ -58,7 +58,7 @@ class Message(msgspec.Struct, frozen=True, tag=True, tag_field="t", omit_default
 
 
 class Running(msgspec.Struct, frozen=True, gc=False):
-    """An attempt a worker has accepted and not ended yet."""
+    """An attempt that a worker has accepted and that has not ended."""
 
     key: Key
     fence: Count
@@ -68,8 +68,10 @@ class Running(msgspec.Struct, frozen=True, gc=False):
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """How an attempt ended.  ``fault`` is the machine's doing, ``failed`` the chunk's;
-    ``refused`` says that this machine will not begin it now, and is nobody's fault.
+    """The end of an attempt.
+
+    ``failed``: the chunk does not build.  ``fault``: the machine or the store failed.  ``refused``:
+    the machine did not begin it, and another one may.
     """
 
     key: Key
@@ -81,31 +83,31 @@ class Outcome(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     seconds: Seconds = 0.0
     log_size: Count = 0
     log_sha256: LogDigest = ""
-    #: artifacts it needed that the store has lost or spoilt
+    #: keys of needed artifacts that are missing or damaged in the store
     damaged: Annotated[tuple[Key, ...], Meta(max_length=bounds.DAMAGED)] = ()
     token: Count = 0  # as in `Assignment`
 
 
 class Report(Message, frozen=True):
-    """A worker's whole state.  Sent on every change, and once a second."""
+    """A worker's complete state.  Sent on every change, and once a second."""
 
     protocol: int
     name: Name
     arch: Name
     slots: Annotated[int, Meta(ge=0, le=bounds.SLOTS)]
-    sequence: Count  # grows; with an older one the broker does nothing
-    #: what jobs may ask for: "host-tools:<digest>"
+    sequence: Count  # grows; the broker ignores an older one
+    #: labels that a step may need: "host-tools:<digest>"
     features: Annotated[tuple[Name, ...], Meta(max_length=bounds.FEATURES)] = ()
     running: Annotated[tuple[Running, ...], Meta(max_length=bounds.REPORTED)] = ()
-    #: until a Desired settles them
+    #: repeated until a `Desired` lists them as settled
     finished: Annotated[tuple[Outcome, ...], Meta(max_length=bounds.OUTCOMES)] = ()
     draining: bool = False
     free_disk: int = 0  # bytes
     free_memory: int = 0  # bytes
-    refusing: Text = ""  # why it takes nothing new at present: "1.2 GiB of disk left"
+    refusing: Text = ""  # why it accepts no new attempts: "1.2 GiB of disk left"
     instance: Name = ""  # names this run of the worker, within which ``sequence`` grows
-    epoch: Count = 0  # of the last `Desired` taken in,
-    answered: Count = 0  # and its sequence
+    epoch: Count = 0  # of the last `Desired` that it handled
+    answered: Count = 0  # sequence of that `Desired`
 
 
 class LogPiece(Message, frozen=True):
@@ -123,33 +125,33 @@ class LogPiece(Message, frozen=True):
 
 
 class Attempt(msgspec.Struct, frozen=True, gc=False):
-    """One try at one job."""
+    """One try at a job."""
 
     key: Key
     fence: Count
 
 
 class Assignment(msgspec.Struct, frozen=True, gc=False):
-    """An attempt the worker has not confirmed yet, with its job."""
+    """An attempt that the worker has not confirmed yet, with its job."""
 
     key: Key
     fence: Count
     job: msgspec.Raw  # an encoded `fabric.jobs.Job`
-    token: Count = 0  # to be repeated in all that is reported of the attempt
+    token: Count = 0  # the worker repeats it in all reports of the attempt
 
 
 class Desired(Message, frozen=True):
-    """What one worker should be doing.  What it runs beyond this, it kills."""
+    """The attempts that a worker has to run; it kills all others."""
 
     sequence: Count  # grows within ``epoch``; an older one is ignored
-    epoch: Count  # of this run of the broker; grows, and what a former run says is ignored
+    epoch: Count  # number of this run of the broker; a message of an older run is ignored
     start: tuple[Assignment, ...] = ()
     keep: tuple[Attempt, ...] = ()
-    settled: tuple[Attempt, ...] = ()  # outcomes the broker has: forget them
+    settled: tuple[Attempt, ...] = ()  # their outcomes have arrived: the worker forgets them
 
 
 class LogWanted(Message, frozen=True):
-    """The broker missed a piece of a log."""
+    """A range of a log that the broker lacks; the worker answers with a `LogPiece`."""
 
     key: Key
     fence: Count
@@ -180,33 +182,33 @@ class BuildOrder(Message, frozen=True, tag="Order"):
     """
 
     protocol: int
-    request: Name  # made up by the initiator: 32 hex digits
+    request: Name  # a random id: 32 hex digits
     title: Text
-    ref: Text  # where the trove has the commit: "refs/builds/alice/<request>"
+    ref: Text  # ref of the commit in the trove: "refs/builds/alice/<request>"
     commit: Commit
     system: Text  # path of the system morph
     #: chunks or strata to build, instead of the system
     components: Annotated[tuple[Text, ...], Meta(max_length=bounds.COMPONENTS)] = ()
     keep_going: bool = False
     priority: Priority = 0
-    detach: bool = False  # it goes on when nobody watches
+    detach: bool = False  # it goes on without followers
     requester: Name = ""  # set by the broker, from the sender's key
-    locked: bool = False  # refused unless the definitions pin what each source contains
+    locked: bool = False  # rejected unless the definitions pin the content of each source
 
 
 class BuildGraph(Message, frozen=True, tag="Submit"):
-    """A build request already resolved: an embedded fabric's, or what became of a `BuildOrder`."""
+    """A resolved build request: from an embedded fabric, or from a resolver."""
 
     protocol: int
     request: Name
     title: Text
     steps: tuple[StepSpec, ...]
-    goals: tuple[Name, ...]  # keys; what they do not need is not built,
+    goals: tuple[Name, ...]  # keys; they and the steps they need are built
     keep_going: bool = False
     priority: Priority = 0
     detach: bool = False
     requester: Name = ""
-    along: tuple[Name, ...] = ()  # but for these, and what they need
+    along: tuple[Name, ...] = ()  # keys that are built besides, with the steps they need
 
 
 class Poll(Message, frozen=True):
@@ -217,7 +219,7 @@ class Poll(Message, frozen=True):
 
 
 class Leave(Message, frozen=True):
-    """The initiator no longer watches this request; unless it is detached, that ends it."""
+    """The initiator does not follow this request any more; that ends it, unless it is detached."""
 
     request: Name
 
@@ -227,14 +229,13 @@ class Query(Message, frozen=True):
 
     protocol: int
     id: Name
-    #: ``about``: nothing; nothing; a step's name, artifact or key, or a request;
-    #: nothing; a step's name, artifact or key
     what: Literal["requests", "workers", "why", "pinned", "logs"]
+    #: for "why" and "logs": a step's name, artifact or key; for "why" also a request
     about: Text = ""
 
 
 class Command(Message, frozen=True):
-    """An operator's word, answered by one `Answer`; saying it twice changes nothing."""
+    """An operator's command, answered by one `Answer`; repeating it changes nothing."""
 
     protocol: int
     id: Name
@@ -243,7 +244,7 @@ class Command(Message, frozen=True):
 
 
 class LogRead(Message, frozen=True):
-    """A range of a log, please."""
+    """Reads a range of a log; answered by a `LogPiece`."""
 
     key: Key
     fence: Count
@@ -255,7 +256,7 @@ class LogRead(Message, frozen=True):
 
 
 class StepState(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """Where a step stands."""
+    """The state of a step."""
 
     key: Key
     state: State
@@ -266,32 +267,32 @@ class StepState(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     worker: Name = ""
     phase: Phase = ""
     running_for: Seconds = 0.0  # seconds since this attempt began
-    expected: Seconds = 0.0  # seconds it took before; 0: never seen
-    message: Told = ""  # a failure's, or why it waits
-    fault: bool = False  # it failed by machines or the store: nothing is said of its build
+    expected: Seconds = 0.0  # seconds it took before; 0: unknown
+    message: ReplyText = ""  # why it failed, or why it waits
+    fault: bool = False  # machines or the store failed, not the build
     failed_phase: Phase = ""
     failed_command: OutcomeText = ""
-    seconds: Seconds = 0.0  # what it took, once done
+    seconds: Seconds = 0.0  # duration, once done
     log_size: Count = 0
     log_sha256: LogDigest = ""  # once ended
 
 
 class Update(Message, frozen=True):
-    """A request's news since ``seen``: steps that changed, in no order that matters."""
+    """Changes of a request since the version ``seen`` of its `Poll`; steps are in no order."""
 
     request: Name
     version: int
     state: RequestState
     steps: tuple[StepState, ...] = ()
-    left: Seconds = 0.0  # still expected, by critical path and workers; 0: unknown
-    message: Told = ""
+    left: Seconds = 0.0  # expected until the end; 0: unknown
+    message: ReplyText = ""
     title: Text = ""
     goals: tuple[Name, ...] = ()  # keys, once resolved
-    warning: Told = ""  # what keeps it from going on, unless somebody does something about it
+    warning: ReplyText = ""  # why it cannot go on until somebody acts
 
 
 class RequestInfo(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One line of a list of requests.  Times in seconds ago."""
+    """A row in the list of requests.  Times are seconds ago."""
 
     request: Name
     title: Text
@@ -306,27 +307,27 @@ class RequestInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     running: int = 0
     failed: int = 0
     left: float = 0.0  # seconds; 0: unknown
-    message: Told = ""  # why nothing of it runs, or how it failed
+    message: ReplyText = ""  # why nothing of it runs, or how it failed
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One line of a list of workers.  Times in seconds ago."""
+    """A row in the list of workers.  Times are seconds ago."""
 
     name: Name
     arch: Name
     slots: int
-    since: float  # registered
-    heard: float
+    since: float  # its first report
+    heard: float  # its last report
     running: tuple[StepState, ...] = ()
     state: Literal["idle", "busy", "draining", "drained", "resting", "refusing", "silent"] = "idle"
-    message: Told = ""  # why it rests or refuses
+    message: ReplyText = ""  # why it rests or refuses
     free_disk: int = 0  # bytes
     free_memory: int = 0
     features: tuple[Name, ...] = ()
 
 
 class LogInfo(msgspec.Struct, frozen=True):
-    """A log that a broker can be asked for."""
+    """A log that can be read from the broker."""
 
     key: Name
     fence: int
@@ -336,24 +337,24 @@ class LogInfo(msgspec.Struct, frozen=True):
 
 
 class Answer(Message, frozen=True):
-    """The answer to a `Query` or `Command`.  ``error``: why there is none."""
+    """The answer to a `Query` or `Command`."""
 
     id: Name
-    error: Told = ""
-    warning: Told = ""  # what is wrong with the controller itself
+    error: ReplyText = ""  # why it failed
+    warning: ReplyText = ""  # a fault of the controller itself
     requests: tuple[RequestInfo, ...] = ()
     workers: tuple[WorkerInfo, ...] = ()
-    lines: tuple[Told, ...] = ()  # "why", and what a command did
-    keys: tuple[Name, ...] = ()  # "pinned": what live requests need
+    lines: tuple[ReplyText, ...] = ()  # answer to "why", or the effect of a command
+    keys: tuple[Name, ...] = ()  # answer to "pinned": keys that live requests need
     logs: tuple[LogInfo, ...] = ()
 
 
 class Rejected(Message, frozen=True, tag="Refused"):
-    """A message could not be served, and why.  ``about`` is its request or key."""
+    """A message was not accepted.  ``about`` is its request, key, id or worker."""
 
     about: Name
     code: Code
-    reason: Told
+    reason: ReplyText
 
 
 # -- the log stream ------------------------------------------------------------------------
@@ -364,7 +365,7 @@ _HEAD = struct.Struct(f"!{_TOPIC}sQQ")
 
 
 class Published(NamedTuple):
-    """A published piece of a log: a head of fixed size that begins with the topic, then bytes."""
+    """A published piece of a log: a header of fixed size that begins with the topic, then bytes."""
 
     key: str  # the topic
     fence: int
@@ -372,12 +373,12 @@ class Published(NamedTuple):
     data: bytes | memoryview
 
     def frame(self) -> bytes:
-        """As it travels."""
+        """The encoded piece."""
         return _HEAD.pack(self.key.encode(), self.fence, self.offset) + self.data
 
     @classmethod
     def of(cls, frame: memoryview) -> Published:
-        """What came; its data is a view of the frame.  ValueError if it is no piece of a log."""
+        """Decodes a frame; ``data`` is a view of it.  ValueError if it is not a piece of a log."""
         if frame.nbytes < _HEAD.size:
             raise ValueError("it is too short for a piece of a log")
         key, fence, offset = _HEAD.unpack_from(frame)
@@ -385,7 +386,7 @@ class Published(NamedTuple):
 
 
 def cut(text: str, most: int = bounds.OUTCOME_TEXT) -> str:
-    """At most ``most`` characters of a text: its beginning, with a mark if that is not all."""
+    """The first ``most`` characters of a text; a shortened text ends with a mark."""
     if len(text) <= most:
         return text
     mark = f" ... (cut: it has {len(text):,} characters)"

@@ -1,8 +1,8 @@
 """Receives messages at the broker's sockets, and checks them.
 
 Each message must be decodable, of this protocol version, and allowed for the sender's role.  The
-sender's name is the one in its key.  A wrong message is answered with `Rejected`, and affects
-nobody else.
+sender's name is the one in its key.  An invalid message is answered with `Rejected`, and has no
+effect on other peers.
 """
 
 from __future__ import annotations
@@ -42,34 +42,35 @@ from fabric.wire.messages import (
 from fabric.wire.server_connections import Connections, Unauthenticated, Unread, descriptor
 from fabric.wire.sockets import Addresses, Curve, Socket
 
-#: Messages taken from one socket before the next has its turn.
+#: Messages received from each socket in one turn.
 JOBS_AT_ONCE = 200
 LOGS_AT_ONCE = 100
 SUBSCRIPTIONS_AT_ONCE = 500
-#: Seconds without a way in for whoever subscribed to too much.
+#: Seconds for which a name with too many subscriptions cannot follow logs.
 BLOCKED_FOR = 10.0
-#: Connections that those of a role may have to one socket.
+#: Connections of one name to a socket, by role.
 CONNECTIONS = {"worker": bounds.WORKER_CONNECTIONS, "initiator": bounds.CONNECTIONS}
-#: Messages of so many bytes are looked after until they have left.
+#: Bytes from which on a message is tracked until it has left.
 LARGE = 8 * bounds.KIB
-#: Seconds between two looks at who is admitted.
+#: Seconds between two reads of the authorized keys.
 REFRESH_EVERY = 0.2
-#: Seconds between two notes that strangers were cut.
+#: Seconds between two warnings about unauthenticated connections.
 WARN_EVERY = 60.0
-#: Peers remembered for having sent rubbish, so that each is noted once.
+#: Peers remembered for invalid messages, so that there is one warning for each.
 WARNED_PEERS = 1000
 
-#: Made once, which takes a millisecond: an embedded broker is forked from where it is.
+#: Made at import, which takes a millisecond: the zygote forks embedded brokers that have it.
 _messages: sockets.Codec[FromPeer] = sockets.Codec(FromPeer)
 
-#: What may be said with a key.  A `BuildGraph` is none of it: its keys are what its sender says.
+#: Message types by role.  A `BuildGraph` is not accepted over a network: nothing proves that its
+#: cache keys belong to its steps.
 ALLOWED_MESSAGES: dict[str, tuple[type, ...]] = {
     "worker": (Report, LogPiece),
     "initiator": (BuildOrder, Poll, Leave, LogRead, Query, Command),
 }
-#: Ids of one length: none is how another begins, by which users name it.
+#: All ids have the same length, so none is a prefix of another: users type prefixes.
 _ID = re.compile("[0-9a-f]{32}")
-#: Bytes of such a message, at most.
+#: Largest size of each message type, in bytes.
 LARGEST: dict[Any, int] = {
     Report: bounds.REMOTE_FRAME,
     LogPiece: bounds.LOG_RANGE + bounds.QUESTION,
@@ -78,18 +79,18 @@ LARGEST: dict[Any, int] = {
 
 
 class Received(NamedTuple):
-    """A message that counts."""
+    """A valid message."""
 
-    peer: bytes  # whom to answer
-    sender: str  # its name, "" if it needs no key
+    peer: bytes  # identity to which the answer goes
+    sender: str  # name in the sender's key, "" without keys
     message: FromPeer
 
 
 class Server:
-    """The sockets at ``addresses``; with ``curve`` they are only for those admitted.
+    """The sockets at ``addresses``; with ``curve`` they accept only the ``admitted`` keys.
 
-    ``wake`` ends `wait`, too (see `fabric.wire.sockets.Inbox`); ``note`` hears of rubbish, once for
-    each peer.
+    ``wake`` is a descriptor that ends `wait` when it is readable, as in `sockets.Inbox`.
+    ``warn`` is called for invalid messages, once for each peer.
     """
 
     def __init__(
@@ -102,9 +103,9 @@ class Server:
         admitted: AuthorizedKeys | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        """``clock`` tells in nanoseconds how long things took.
+        """``clock`` measures the time that messages take, in nanoseconds.
 
-        AddressError if an address is in use, or none.
+        AddressError if an address is invalid or in use.
         """
         self._addresses = addresses
         self._warn = warn
@@ -114,11 +115,10 @@ class Server:
         self._clock = clock
         self._warned: dict[str, None] = {}
         self._problems: list[str] = []
-        # files have none
         ports = {each.rpartition(":")[2] for each in addresses if each.startswith("tcp:")}
         self._unauthenticated = Unauthenticated({int(port) for port in ports})
         self._crowd_warned = -math.inf
-        #: when `look` is due
+        #: when `refresh_keys` is due
         self.due = math.inf if admitted is None else 0.0
         self._listen()
 
@@ -144,22 +144,22 @@ class Server:
         self._unread = Unread()
 
     def close(self) -> None:
-        """Cut everybody off."""
+        """Close all connections and sockets."""
         for socket in (self._jobs, self._logs_in, self._logs):
             socket.disable_monitor()
         self._context.destroy(linger=0)
 
-    # -- hearing -------------------------------------------------------------------------------
+    # -- receiving -----------------------------------------------------------------------------
 
     def wait(self, milliseconds: int) -> None:
-        """Until something comes, or so long at most."""
+        """Wait until something can be received, or for ``milliseconds``."""
         self._inbox.wait(milliseconds)
 
     def refresh_keys(self, now: float) -> bool:
-        """See who is admitted now, if it is time; True if all were cut off for that.
+        """Read the authorized keys again, if it is due; True if all connections were closed.
 
-        ZeroMQ asks who somebody is once for each connection, and cannot say which one that is.
-        Those who may come again by themselves.
+        ZeroMQ authenticates a connection once, when it begins, and does not say which one it is.
+        Therefore, after a revocation, all are closed; authorized peers reconnect.
         """
         if self._admitted is None or self._authenticator is None or now < self.due:
             return False
@@ -167,7 +167,7 @@ class Server:
         if (number := self._unauthenticated.cut()) and now >= self._crowd_warned + WARN_EVERY:
             self._crowd_warned = now
             self._warn(
-                f"{number} connections were cut that had not said who they are: fewer than"
+                f"closed {number} connections that had not authenticated: fewer than"
                 f" {bounds.DESCRIPTORS_KEPT} descriptors were left"
             )
         revoked = self._admitted.refresh() or self._authenticator.revoked
@@ -176,13 +176,13 @@ class Server:
                 self._warn(problem)
         self._problems = self._admitted.problems
         if revoked:
-            self._warn("somebody is not admitted any more: all connections are made anew")
+            self._warn("a key is not admitted any more: all connections are made anew")
             self.close()
             self._listen()
         return revoked
 
     def authenticate(self, now: float) -> None:
-        """Let in those who may, and turn away the others."""
+        """Answer handshakes, and count connections and subscriptions."""
         if self._authenticator is not None and self._inbox.has(self._authenticator.socket):
             self._authenticator.serve(now)
         for connections in self._connections.values():
@@ -193,7 +193,7 @@ class Server:
             left -= 1
             fd = descriptor(frames[0])
             if fd is None:
-                continue  # ZeroMQ's own word that a connection has ended
+                continue  # ZeroMQ's own message, when a connection has ended
             sender = self._sender(frames[0])
             self._count(self._logs, frames[0], sender)
             if why := self._connections[self._logs].subscribed(fd, frames[0].buffer):
@@ -206,7 +206,7 @@ class Server:
     def _count(
         self, socket: Socket, frame: zmq.Frame, sender: Certificate | None, peer: bytes = b""
     ) -> None:
-        """Something came by a connection."""
+        """Count the connection by which ``frame`` came, and close one if the name has too many."""
         fd = descriptor(frame)
         if fd is None:
             return
@@ -217,20 +217,20 @@ class Server:
             self._warn_once(peer, sender, why)
 
     def receive(self) -> Iterator[Received]:
-        """Messages that have come, as far as they count."""
+        """Valid messages from peers."""
         reads: Counter[bytes] = Counter()
-        spent: Counter[str] = Counter()  # nanoseconds, by names
+        spent: Counter[str] = Counter()  # nanoseconds by name
         for frames in self._inbox.receive(self._jobs, JOBS_AT_ONCE):
             sender = self._sender(frames[-1])
             if self._admitted is None:
                 name = ""
             elif sender is None:
-                continue  # revoked a moment ago
+                continue  # its key was revoked a moment ago
             else:
                 name = sender.name
                 self._count(self._jobs, frames[-1], sender, frames[0].bytes)
                 if spent[name] > bounds.TURN * 1_000_000:
-                    continue  # others have their turn
+                    continue  # its share of this turn is used up
             began = self._clock()
             if (received := self._check(frames, sender, reads)) is not None:
                 yield received
@@ -240,7 +240,10 @@ class Server:
     def _check(
         self, frames: list[zmq.Frame], sender: Certificate | None, reads: Counter[bytes]
     ) -> Received | None:
-        """A message, if it counts; ``reads`` are the logs that peers asked for in this turn."""
+        """The message in ``frames``; None if it is invalid, or one `LogRead` too many.
+
+        ``reads`` counts the log reads of each peer in this turn.
+        """
         peer, frame = frames[0].bytes, frames[-1].buffer
         if len(frames) != 2:
             self._warn_once(peer, sender, f"it has {len(frames)} frames")
@@ -261,14 +264,11 @@ class Server:
         if isinstance(message, LogRead):
             reads[peer] += 1
             if reads[peer] > bounds.LOGS_READ:
-                return None  # others have their turn; it asks again
+                return None  # the peer repeats it
         return Received(peer, "" if sender is None else sender.name, message)
 
     def pieces(self) -> Iterator[tuple[str, Published, zmq.Frame]]:
-        """Published pieces of logs that have come.
-
-        Each with its sender, as in `Heard`, and as it came, for `publish`.
-        """
+        """Published pieces of logs: (name of the sender, piece, the frame for `publish`)."""
         for frames in self._inbox.receive(self._logs_in, LOGS_AT_ONCE):
             sender = self._sender(frames[0])
             if self._admitted is not None:
@@ -279,12 +279,12 @@ class Server:
                 (frame,) = frames
                 piece = Published.of(frame.buffer)
             except ValueError:
-                self._warn_once(b"", sender, "it is no piece of a log")
+                self._warn_once(b"", sender, "it is not a piece of a log")
             else:
                 yield "" if sender is None else sender.name, piece, frame
 
     def _sender(self, frame: zmq.Frame) -> Certificate | None:
-        """Who sent it; None if nobody who is admitted, or it needs no key."""
+        """The sender's certificate; None without keys, or if its key is not admitted any more."""
         if self._admitted is None:
             return None
         return self._admitted.get(str(frame.get("User-Id")))
@@ -292,7 +292,7 @@ class Server:
     def _authorize(
         self, peer: bytes, sender: Certificate, message: FromPeer, size: int
     ) -> FromPeer | None:
-        """The message under the name in the sender's key; None if it may not say that."""
+        """The message with the name in the sender's key; None if its role may not send it."""
         if not isinstance(message, ALLOWED_MESSAGES[sender.role]):
             kind = type(message).__name__
             reason = f"{sender.name} is admitted as {sender.role}, who may not send a {kind}"
@@ -331,7 +331,7 @@ class Server:
         self._warn_once(peer, sender, reason)
 
     def _warn_once(self, peer: bytes, sender: Certificate | None, why: str) -> None:
-        """Note rubbish, once for each peer."""
+        """Warn of an invalid message, once for each peer."""
         who = sender.name if sender is not None else peer.hex()
         if who not in self._warned:
             self._warned[who] = None
@@ -340,10 +340,10 @@ class Server:
             by = f" of {sender.role} {sender.name}" if sender is not None else ""
             self._warn(f"a message{by} was dropped: {why}")
 
-    # -- saying --------------------------------------------------------------------------------
+    # -- sending -------------------------------------------------------------------------------
 
     def send(self, peer: bytes, message: Message) -> bool:
-        """False if the peer is gone, or it, or others of its name, do not read."""
+        """Send to a peer; False if it is gone, or peers of its name have too much unread."""
         frame = _messages.encode(message)
         if len(frame) > bounds.FRAME and isinstance(message, Update):
             frame = _messages.encode(_brief(message))
@@ -359,16 +359,16 @@ class Server:
         return True
 
     def reject(self, peer: bytes, about: str, code: Code, reason: str) -> None:
-        """Say that something cannot be served, and why."""
+        """Send a `Rejected`."""
         self.send(peer, Rejected(about, code, reason))
 
     def publish(self, piece: bytes | zmq.Frame) -> None:
-        """A piece of a log, to all who follow it and read fast enough."""
+        """Send a piece of a log to its subscribers; those that read too slowly lose it."""
         sockets.send(self._logs, piece)
 
 
 def about(message: FromPeer) -> str:
-    """What a refusal of it is about: a worker, a request, a question, or a log."""
+    """Value of `Rejected.about` for a message: a worker, request, key or id."""
     match message:
         case Report():
             return message.name
@@ -381,7 +381,7 @@ def about(message: FromPeer) -> str:
 
 
 def _brief(update: Update) -> Update:
-    """An update without what its failures say, which is in their logs."""
+    """An update with shortened failure messages: the logs have the whole text."""
     steps = (
         msgspec.structs.replace(step, message=cut(step.message, 100), failed_command="")
         for step in update.steps

@@ -1,8 +1,8 @@
-"""Tracks and cuts single connections of the broker's sockets, which ZeroMQ itself cannot do.
+"""Counts the connections of each name to the broker's sockets, and closes those past a bound.
 
-A connection is identified by its descriptor; shutting it down makes ZeroMQ drop the connection as
-if the peer had closed it.  If another connection has received the number meanwhile, its peer
-reconnects.
+ZeroMQ has no call for that.  A connection is identified by its descriptor; shutting it down makes
+ZeroMQ drop the connection as if the peer had closed it.  If the descriptor belongs to a newer
+connection by then, its peer reconnects.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ import zmq
 from fabric import bounds
 from fabric.wire import sockets
 
-#: A connection that has received fewer bytes has not said who it is: greeting, hello, initiate.
+#: A connection that has received fewer bytes has not authenticated: greeting, hello, initiate.
 _HANDSHAKE = 540
 #: Milliseconds that a handshake may take when descriptors are few.
 _PATIENCE = 200
-#: Subscriptions after which those of a name are added up.
+#: Subscriptions of a connection between two sums over all connections of its name.
 _LOOK = 256
-#: In Linux's ``struct tcp_info``: milliseconds since data was sent, bytes received.
+#: Of Linux's ``struct tcp_info``: milliseconds since data was sent, bytes received.
 _TCP_INFO = struct.Struct("=44xI80xQ")
-#: As ``zmq_socket_monitor`` sends it: what happened, and to which descriptor.
+#: An event of ``zmq_socket_monitor``: its number and the descriptor.
 _EVENT = struct.Struct("=Hi")
 
 
 def descriptor(frame: zmq.Frame) -> int | None:
-    """The connection by which a frame came; None if ZeroMQ itself made it."""
+    """Descriptor of the connection by which a frame came; None if ZeroMQ itself made it."""
     try:
         return int(frame.get("__fd"))
     except zmq.ZMQError:
@@ -41,20 +41,20 @@ def descriptor(frame: zmq.Frame) -> int | None:
 
 
 class Unauthenticated:
-    """Connections that have not said who they are, as against descriptors that are left.
+    """Connections that have not authenticated.
 
-    Those are cut, the oldest first, once fewer than `bounds.DESCRIPTORS_KEPT` descriptors are left
-    for the broker itself.
+    `cut` closes them, the oldest first, while fewer than `bounds.DESCRIPTORS_KEPT` descriptors are
+    left for the broker itself.
     """
 
     def __init__(self, ports: set[int]) -> None:
-        """``ports`` are the broker's."""
+        """``ports`` are the TCP ports of the broker's sockets."""
         self._ports = ports
         self._limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._most = self._limit - min(bounds.DESCRIPTORS_KEPT, self._limit // 2)
 
     def cut(self) -> int:
-        """Cut as many as is needed; returns how many that are."""
+        """Close them if descriptors are short; returns the number of closed connections."""
         if not self._is_short():
             return 0
         oldest = sorted(self._strangers(), reverse=True)
@@ -63,7 +63,7 @@ class Unauthenticated:
         return len(oldest)
 
     def _is_short(self) -> bool:
-        """The kernel gives the lowest number that is free: all below it are taken."""
+        """Whether few descriptors are left: the kernel assigns the lowest free number."""
         try:
             lowest = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
@@ -72,7 +72,7 @@ class Unauthenticated:
         return lowest >= self._most
 
     def _strangers(self) -> Iterator[tuple[int, int]]:
-        """(milliseconds that it has lasted, descriptor)"""
+        """(age in milliseconds, descriptor) of each."""
         for fd in range(3, self._limit):
             with contextlib.suppress(OSError), _borrowed(fd) as connection:
                 if connection.getsockname()[1] not in self._ports:
@@ -84,21 +84,21 @@ class Unauthenticated:
 
 
 class Unread:
-    """Large messages that are on their way: what a name does not read is not to pile up."""
+    """Bytes of large messages that the peers of a name have not read yet."""
 
     def __init__(self) -> None:
-        #: name -> peer -> (bytes, whether they have left), oldest first
+        #: name -> peer -> (bytes, tracker), oldest first
         self._sent: dict[str, dict[bytes, deque[tuple[int, zmq.MessageTracker]]]] = {}
         self._bytes: Counter[str] = Counter()
 
     def full(self, name: str) -> bool:
-        """Whether there is no room for more to this name."""
+        """Whether this name has reached `bounds.UNREAD`."""
         if self._bytes[name] >= bounds.UNREAD:
             self._forget_read(name)
         return self._bytes[name] >= bounds.UNREAD
 
     def sent(self, name: str, peer: bytes, size: int, tracker: zmq.MessageTracker) -> None:
-        """So many bytes more are on their way."""
+        """Count a message of ``size`` bytes."""
         self._sent.setdefault(name, {}).setdefault(peer, deque()).append((size, tracker))
         self._bytes[name] += size
 
@@ -112,7 +112,7 @@ class Unread:
 
 
 class _Connection:
-    """A connection by which something has come."""
+    """A connection that has sent something."""
 
     __slots__ = ("name", "peer", "topics")
 
@@ -123,23 +123,26 @@ class _Connection:
 
 
 class Connections:
-    """A socket's connections, and whose each is, once something has come by it.
+    """The connections of a socket by name, each known from its first message on.
 
-    What ZeroMQ keeps for a connection is bounded; so what it keeps for a name is, if that has not
-    too many.  Then the one that was silent longest is cut: the peer at its end may be gone.
+    ZeroMQ's memory for a connection is bounded; bounding the number of connections bounds it for a
+    name.  Of too many, the one that was silent longest is closed: its peer may be gone.
     """
 
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
-        """An XPUB must tell of every subscription, also of one that is not new."""
-        #: has something to read when connections have begun or ended
+        """An XPUB socket must report repeated subscriptions, too (``XPUB_VERBOSER``)."""
+        #: readable when connections have begun or ended
         self.events = sockets.monitor(socket, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
         self._known: dict[int, _Connection] = {}  # by descriptor
-        self._of: dict[str, dict[int, None]] = {}  # descriptors of a name, the silent ones first
-        self._names: dict[bytes, str] = {}  # of peers
-        self._changes: Counter[str] = Counter()  # of subscriptions, since all were heard of
+        self._of: dict[str, dict[int, None]] = {}  # name -> descriptors, longest silent first
+        self._names: dict[bytes, str] = {}  # by peer
+        self._changes: Counter[str] = Counter()  # of subscriptions, since `all_received`
 
     def received(self, fd: int, name: str, most: int, peer: bytes = b"") -> str:
-        """Something of ``name`` came; why a connection of that is cut, "" if none is."""
+        """Note a message of ``name``, which may have ``most`` connections.
+
+        Returns why a connection of that name was closed; "" if none was.
+        """
         known = self._known.get(fd)
         if known is None or (known.name, known.peer) != (name, peer):
             self.forget_ended()
@@ -157,15 +160,15 @@ class Connections:
         return f"it has {len(its) + 1:,} connections, and there may be {most:,}"
 
     def name(self, peer: bytes) -> str:
-        """Whose connection a peer has; "" if it is gone."""
+        """The name of a peer; "" if it is gone."""
         return self._names.get(peer, "")
 
     def subscribed(self, fd: int, change: memoryview) -> str:
-        """A subscription, or the end of one, of whoever was just `heard`; why it is too much, ""
-        if it is not.
+        """Note that a subscription began or ended, on a connection just passed to `received`.
 
-        Its connection is cut then, so that nothing of it stays; all of its name, if that says more
-        than can be heard.
+        Returns why it exceeds a bound; "" if it does not.  Then its connection is closed, with all
+        its subscriptions; or all connections of its name, if that changes subscriptions faster than
+        they are read.
         """
         known = self._known[fd]
         self._changes[known.name] += 1
@@ -188,13 +191,13 @@ class Connections:
         return why
 
     def all_received(self) -> None:
-        """No subscription waits to be heard of."""
+        """All pending changes of subscriptions were read."""
         self._changes.clear()
 
     def forget_ended(self) -> None:
-        """Connections that have ended, and those that others have the number of now.
+        """Forget ended connections, and those whose descriptor is reused.
 
-        To be called whenever there are `events`.
+        Call it whenever `events` is readable.
         """
         with contextlib.suppress(zmq.Again):
             while True:
@@ -213,14 +216,14 @@ class Connections:
 
 
 def _cut(fd: int) -> None:
-    """End a connection."""
+    """Close a connection."""
     with contextlib.suppress(OSError), _borrowed(fd) as connection:
         connection.shutdown(socket.SHUT_RDWR)
 
 
 @contextlib.contextmanager
 def _borrowed(fd: int) -> Iterator[socket.socket]:
-    """ZeroMQ's connection as a socket of Python's.  OSError if it is none of TCP."""
+    """A connection of ZeroMQ as a Python socket.  OSError if it is not TCP."""
     connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM, fileno=fd)
     try:
         yield connection

@@ -1,9 +1,9 @@
 """Makes sockets with safe options, and sends and receives frames.
 
 A socket drops unsent messages when it is closed, accepts no frame past its bound, and queues at
-most its high-water mark for each peer: a peer that floods is blocked by its own kernel, and a peer
-that does not read loses messages, without effect on others.  Lost messages are repeated, because
-each is a state or a question.
+most its high-water mark for each peer.  A peer that floods is blocked by its own kernel, and a peer
+that does not read loses messages; neither affects other peers.  Every message is a state or a
+question, so its sender repeats it.
 """
 
 from __future__ import annotations
@@ -26,39 +26,39 @@ T = TypeVar("T")
 Context: TypeAlias = zmq.Context[zmq.Socket[bytes]]
 Socket: TypeAlias = zmq.Socket[bytes]
 
-#: Messages kept for one peer in each direction,
+#: Messages queued for one peer in each direction.
 JOBS_HWM = 100
-#: and by a router from one peer: a flood waits where it comes from.
+#: Messages that an encrypted router queues from one peer: a flood waits at its sender.
 ROUTER_HWM = 8
 LOGS_HWM = 32
-#: Bytes kept for the messages to come: what is on its way for one peer, in both directions.
+#: Bytes that the allocator keeps for reuse: the queued pieces of logs of one peer.
 KEPT_MEMORY = 2 * LOGS_HWM * bounds.LOG_PIECE
-#: No frame of the log stream is larger, in bytes.
+#: Largest frame of the log stream, in bytes.
 MAX_LOG_FRAME = bounds.LOG_PIECE + 4096
-#: No frame is larger that a republisher hears: subscriptions, and the handshake.
-MAX_HEARD = 1024
-#: Frames of one message that are looked at; no message has so many.
+#: Largest frame that a republisher receives, in bytes: subscriptions and the handshake.
+MAX_SUBSCRIPTION = 1024
+#: Frames kept of one message; a valid message has fewer.
 MAX_FRAMES = 4
-#: An ipc path must be shorter than the kernel's limit for socket names, in bytes.
+#: Longest path of a socket, in bytes: the kernel's limit.
 MAX_IPC_PATH = 107
-#: Milliseconds a connection may take to be made, and to say who it is.
+#: Milliseconds that connecting may take, and the handshake.
 PATIENCE = 5000
-#: Milliseconds that a peer's machine may take to confirm what was sent, or a peer to read it.
+#: Milliseconds after which an unacknowledged connection is closed.
 HALF_DEAD = 20_000
-#: Says that another frame follows.
+#: Flags of a frame that another one follows.
 _MORE = zmq.NOBLOCK | zmq.SNDMORE
 
 
 class AddressError(FabricError):
-    """A socket cannot be bound or connected where it was asked to be."""
+    """A socket cannot be bound or connected at an address."""
 
 
 class DecodeError(ValueError):
-    """A frame is not what it should be."""
+    """A frame is not a valid message."""
 
 
 class Addresses(NamedTuple):
-    """Where a broker's three sockets are."""
+    """Addresses of a broker's three sockets."""
 
     jobs: str
     logs_in: str
@@ -66,36 +66,36 @@ class Addresses(NamedTuple):
 
 
 class Curve(msgspec.Struct, frozen=True):
-    """The keys a socket encrypts with, in Z85; ``server`` is the broker's, b"" at the broker."""
+    """Keys of a socket in Z85; ``server`` is the broker's public key, b"" at the broker itself."""
 
     public: bytes
     secret: bytes
     server: bytes = b""
 
     def __repr__(self) -> str:
-        return f"Curve({self.public!r})"  # tracebacks and logs are no place for the secret
+        return f"Curve({self.public!r})"  # without the secret key, for tracebacks and logs
 
 
 def new_context() -> Context:
-    """What the sockets of a process belong to, which passes on logs."""
+    """The context for the sockets of a process that passes on logs."""
     process.keep_memory(KEPT_MEMORY)
     return zmq.Context()
 
 
 def in_directory(directory: str | os.PathLike[str]) -> Addresses:
-    """Sockets of one machine, as files.  AddressError if the path is too long."""
+    """Addresses of socket files in a directory.  AddressError if a path is too long."""
     return Addresses(*(ipc(directory, name) for name in Addresses._fields))
 
 
 def over_tcp(host: str, port: int) -> Addresses:
-    """Sockets of a controller: three ports in a row.  ``host`` "*" is all of its addresses."""
+    """Addresses at three consecutive ports.  ``host`` "*" listens at all addresses."""
     if ":" in host:
         host = f"[{host}]"
     return Addresses(*(f"tcp://{host}:{port + n}" for n in range(3)))
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can be meant."""
+    """Whether a host name or address is this machine's loopback."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -103,11 +103,11 @@ def is_loopback(host: str) -> bool:
 
 
 def check_plain(host: str) -> None:
-    """AddressError unless only this machine can be meant: nothing else goes unencrypted."""
+    """AddressError unless ``host`` is a loopback: nothing leaves the machine unencrypted."""
     if not is_loopback(host):
         raise AddressError(
-            f"plain: nothing goes unencrypted over a network, and {host} is not this machine"
-            " alone; leave `plain` out of the settings, and see `fabric-keys`"
+            f"plain: {host} is not a loopback address, and nothing goes unencrypted over a"
+            " network; remove `plain` from the settings, and make keys with `fabric-keys`"
         )
 
 
@@ -123,7 +123,7 @@ def ipc(directory: str | os.PathLike[str], name: str) -> str:
 
 
 def router(context: Context, curve: Curve | None = None) -> Socket:
-    """The broker's socket for jobs.  `send` to a peer that is gone returns False."""
+    """The broker's socket for messages.  `send` to a peer that is gone returns False."""
     largest = bounds.FRAME if curve is None else bounds.REMOTE_FRAME
     socket = _socket(context, zmq.ROUTER, JOBS_HWM, largest, curve, "jobs")
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -133,29 +133,31 @@ def router(context: Context, curve: Curve | None = None) -> Socket:
 
 
 def dealer(context: Context, curve: Curve | None = None) -> Socket:
-    """A worker's or an initiator's socket for jobs."""
+    """A worker's or an initiator's socket for messages."""
     return _socket(context, zmq.DEALER, JOBS_HWM, bounds.FRAME, curve, "jobs")
 
 
 def publisher(context: Context, curve: Curve | None = None) -> Socket:
-    """A worker's socket for logs.  `send` returns False while the broker takes no more."""
+    """A worker's socket for logs.  `send` returns False while its queue is full."""
     socket = _socket(context, zmq.PUB, LOGS_HWM, MAX_LOG_FRAME, curve, "logs-in")
     socket.setsockopt(zmq.XPUB_NODROP, 1)
     return socket
 
 
 def republisher(context: Context, curve: Curve | None = None) -> Socket:
-    """The broker's socket for logs to initiators.  Its subscriptions must be read."""
-    socket = _socket(context, zmq.XPUB, LOGS_HWM, MAX_HEARD, curve, "logs")
-    socket.setsockopt(zmq.XPUB_VERBOSER, 1)  # each is counted
+    """The broker's socket for logs to initiators.  The broker must receive its subscriptions."""
+    socket = _socket(context, zmq.XPUB, LOGS_HWM, MAX_SUBSCRIPTION, curve, "logs")
+    socket.setsockopt(
+        zmq.XPUB_VERBOSER, 1
+    )  # reports each subscription, so that they can be counted
     return socket
 
 
 def subscriber(context: Context, *topics: str, curve: Curve | None = None) -> Socket:
-    """A socket that hears logs: of these keys, or of all if one is ""; later `subscribe`."""
+    """A socket that receives the logs of the keys ``topics``; "" stands for all logs."""
     domain = "logs" if curve and curve.server else "logs-in"
     socket = _socket(context, zmq.SUB, LOGS_HWM, MAX_LOG_FRAME, curve, domain)
-    # Subscriptions are all that it sends, and past this limit they would be lost without a word.
+    # It sends only subscriptions; past a high-water mark they would be lost silently.
     socket.setsockopt(zmq.SNDHWM, 0)
     for topic in topics:
         socket.setsockopt(zmq.SUBSCRIBE, topic.encode())
@@ -163,10 +165,9 @@ def subscriber(context: Context, *topics: str, curve: Curve | None = None) -> So
 
 
 def monitor(socket: Socket, events: int) -> Socket:
-    """A socket that tells of these events of ``socket``'s connections.
+    """A socket that reports these events of ``socket``'s connections.
 
-    It has no high-water mark: at one, ZeroMQ itself would wait, and with it all connections.  So
-    it is to be read often.
+    It has no high-water mark, because reaching one would block all connections.  Read it often.
     """
     address = f"inproc://monitor-{id(socket)}"
     socket.monitor(address, events)
@@ -177,7 +178,7 @@ def monitor(socket: Socket, events: int) -> Socket:
 
 
 def bind(socket: Socket, address: str) -> None:
-    """AddressError if that cannot be done."""
+    """Listen at an address.  AddressError if it is in use or invalid."""
     socket.setsockopt(zmq.IPV6, address.startswith(("tcp://*", "tcp://[")))
     try:
         socket.bind(address)
@@ -186,10 +187,10 @@ def bind(socket: Socket, address: str) -> None:
 
 
 def connect(socket: Socket, address: str) -> None:
-    """Connect, now or as soon as somebody listens there.  AddressError if it is no address."""
-    # ZeroMQ would try a name's IPv6 address alone, if there is one.
+    """Connect, now or as soon as a peer listens there.  AddressError if the address is invalid."""
+    # With IPv6 on, ZeroMQ tries only the IPv6 address of a name that has one.
     socket.setsockopt(zmq.IPV6, address.startswith("tcp://["))
-    if address.startswith("ipc:"):  # the broker is just starting, too; there is no load to spare it
+    if address.startswith("ipc:"):  # the broker starts at the same time, and has no load
         socket.setsockopt(zmq.RECONNECT_IVL, 3)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 0)
     try:
@@ -199,12 +200,9 @@ def connect(socket: Socket, address: str) -> None:
 
 
 def receive(socket: Socket, limit: int) -> Iterator[list[zmq.Frame]]:
-    """What has come, without waiting: at most ``limit`` messages.
-
-    Of one with more frames than any has, only the first are kept.
-    """
+    """At most ``limit`` pending messages, each as its first `MAX_FRAMES` frames.  Never waits."""
     for number in range(limit):
-        # To look costs less than to fail, which is how most calls would end.
+        # Reading the flag costs less than a failing `recv`, which would end most calls.
         if number and not int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             return
         try:
@@ -220,9 +218,9 @@ def receive(socket: Socket, limit: int) -> Iterator[list[zmq.Frame]]:
 
 
 class Inbox:
-    """Sockets to hear, and which of them have something: to ask in vain costs more than to receive.
+    """Polls sockets, so that only readable ones are received from: a failing `recv` is slow.
 
-    ``wake`` is a file descriptor that ends the waiting, too; what can be read from it is rubbish.
+    ``wake`` is a file descriptor that ends `wait` when it is readable; its data is discarded.
     """
 
     def __init__(self, *listened: Socket, wake: int | None = None) -> None:
@@ -234,25 +232,25 @@ class Inbox:
         self._ready: set[Socket | int] = set()
 
     def wait(self, milliseconds: int) -> None:
-        """Until something comes, or so long at most."""
+        """Wait until something is readable, or for ``milliseconds``."""
         self._ready = {source for source, _ in self._poller.poll(milliseconds)}
         if self._wake is not None and self._wake in self._ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake, 4096)
 
     def has(self, socket: Socket) -> bool:
-        """Whether something was there when the waiting ended."""
+        """Whether ``socket`` was readable when `wait` returned."""
         return socket in self._ready
 
     def receive(self, socket: Socket, limit: int) -> Iterator[list[zmq.Frame]]:
-        """As `receive`, if something was there."""
+        """As `receive`; nothing if ``socket`` was not readable when `wait` returned."""
         return receive(socket, limit) if self.has(socket) else iter(())
 
 
 def send(socket: Socket, frame: bytes | zmq.Frame, to: bytes | None = None) -> bool:
-    """Send without waiting; False if the peer is gone, or does not read.
+    """Send one frame without waiting; False if the peer is gone or its queue is full.
 
-    ``to`` is whom a router sends it to.  There is no message of several frames: decision 11.
+    ``to`` is the identity of a router's peer.
     """
     try:
         if to is not None:
@@ -266,7 +264,7 @@ def send(socket: Socket, frame: bytes | zmq.Frame, to: bytes | None = None) -> b
 
 
 def send_tracked(socket: Socket, frame: bytes, to: bytes) -> zmq.MessageTracker | None:
-    """`send` to a peer; tells whether the frame has left, or None where that returns False."""
+    """As `send` to a router's peer; returns a tracker of the frame, or None for False."""
     try:
         socket.send(to, _MORE)
         return socket.send(frame, zmq.NOBLOCK, copy=False, track=True)
@@ -277,14 +275,14 @@ def send_tracked(socket: Socket, frame: bytes, to: bytes) -> zmq.MessageTracker 
 
 
 class Codec(Generic[T]):
-    """Frames to messages of one type or union, ``Codec[A | B](A | B)``; anything to a frame."""
+    """Decodes frames to messages of one type or union, ``Codec[A | B](A | B)``; encodes any."""
 
     def __init__(self, kinds: object) -> None:
         self._decode = msgspec.msgpack.Decoder(kinds).decode
         self.encode = msgspec.msgpack.Encoder().encode
 
     def decode(self, frame: bytes | memoryview) -> T:
-        """DecodeError if the frame is not such a message."""
+        """The message in a frame.  DecodeError if it is not such a message."""
         try:
             return self._decode(frame)  # type: ignore[no-any-return]
         except (msgspec.MsgspecError, RecursionError, ValueError) as error:
@@ -292,7 +290,7 @@ class Codec(Generic[T]):
 
 
 class _Hello(msgspec.Struct):
-    """What every version of the protocol says when it greets."""
+    """The fields that every version of the protocol has in its first message."""
 
     protocol: int
     name: str = ""
@@ -304,7 +302,7 @@ _HELLO: Codec[_Hello] = Codec(_Hello)
 
 
 def greeting(frame: bytes | memoryview) -> tuple[str, int] | None:
-    """What a frame that cannot be read is about (a name, request or id), and its protocol."""
+    """(name, request or id; protocol) of a message of any version; None if it has neither."""
     try:
         hello = _HELLO.decode(frame)
     except DecodeError:
@@ -313,7 +311,7 @@ def greeting(frame: bytes | memoryview) -> tuple[str, int] | None:
 
 
 def mismatch(theirs: int, *, us: str, them: str) -> str:
-    """Says which side to upgrade; ``us`` and ``them`` as in "the broker", "this worker"."""
+    """A text that says which side to upgrade; ``us`` and ``them`` as in "the broker"."""
     older = us if theirs > PROTOCOL else them
     return f"{us} speaks protocol {PROTOCOL} and {them} {theirs}: upgrade {older}"
 
@@ -326,14 +324,14 @@ def _socket(
     socket.setsockopt(zmq.SNDHWM, hwm)
     socket.setsockopt(zmq.RCVHWM, hwm)
     socket.setsockopt(zmq.MAXMSGSIZE, largest)
-    # A peer may start before the one it connects to: try often at first, then less often.
+    # A peer may start before the broker: try often at first, then less often.
     socket.setsockopt(zmq.RECONNECT_IVL, 10)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
     socket.setsockopt(zmq.CONNECT_TIMEOUT, PATIENCE)
     socket.setsockopt(zmq.HANDSHAKE_IVL, PATIENCE)
-    socket.setsockopt(zmq.BACKLOG, 1024)  # all may come back at once
-    # The kernel finds out half-dead connections, which are made anew.  ZeroMQ's own heartbeat ends
-    # the process if a peer that waited at the high-water mark is gone (libzmq's issue 4364).
+    socket.setsockopt(zmq.BACKLOG, 1024)  # all peers may reconnect at once
+    # The kernel closes half-dead connections.  ZeroMQ's own heartbeat aborts the process if a peer
+    # disappears at the high-water mark (libzmq issue 4364).
     socket.setsockopt(zmq.TCP_MAXRT, HALF_DEAD)
     socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
     socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 10)

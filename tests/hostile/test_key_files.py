@@ -25,8 +25,8 @@ FILES: dict[str, tuple[Make, str]] = {
     "a link to nothing": (lambda path: path.symlink_to("none"), "No such file or directory"),
     "a link to itself": (lambda path: path.symlink_to(path.name), "Too many levels of symbolic"),
     "a large file": (lambda path: path.write_bytes(bytes(KEY_FILE + 1)), "more than 4,096 bytes"),
-    "no text": (lambda path: path.write_bytes(b"\xff"), "it is no text"),
-    "nothing": (Path.touch, "is no key of ours: it does not say a name and a role"),
+    "no text": (lambda path: path.write_bytes(b"\xff"), "it is not text"),
+    "nothing": (Path.touch, "is not a key file of distbuild: name or role is missing"),
 }
 
 
@@ -60,8 +60,8 @@ def test_more_keys_than_can_be_admitted(tmp_path: Path) -> None:
     admitted.refresh()
     assert not admitted.all()
     assert admitted.problems[0] == (
-        f"{admitted.directory} has 10,001 keys, and at most 10,000 are admitted, in the order of"
-        " their names up to 009999.key: revoke some"
+        f"{admitted.directory} has 10,001 keys, and only the first 10,000 by name are admitted,"
+        " up to 009999.key: revoke some"
     )
 
 
@@ -119,6 +119,6 @@ def test_a_name_that_a_terminal_would_act_upon(tmp_path: Path) -> None:
     (tmp_path / "people").mkdir()
     (tmp_path / "people/\x1b]52;c;x\a.key").touch()
     assert refused(tmp_path) == [
-        ": '\\x1b]52;c;x\\x07' cannot be a name: it has letters, digits, and . _ - behind the"
-        " first, 63 at most"
+        ": '\\x1b]52;c;x\\x07' is not a valid name: use letters and digits, and . _ - after the"
+        " first character, at most 63 characters"
     ]

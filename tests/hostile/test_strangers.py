@@ -67,7 +67,7 @@ def test_connections_of_strangers_leave_descriptors_to_the_broker(farm: Farm, sa
             stranger.close()
     assert isinstance(honest.ask(Query(PROTOCOL, "q", "workers")), Answer)
     assert farm.child.poll() is None
-    assert "connections were cut that had not said who they are" in farm.said
+    assert "connections that had not authenticated" in farm.said
 
 
 def test_connections_that_come_and_go_keep_nobody_waiting(farm: Farm) -> None:

@@ -32,13 +32,13 @@ def test_a_pair_is_made_in_zeromqs_format_and_the_secret_is_kept(tmp_path: Path)
     own = keys.read(secret_file)
     assert (own.name, own.role, own.public.encode()) == ("w1", "worker", public)
     assert secret.decode() not in f"{own!r} {own} {public_file.read_text()}"
-    with pytest.raises(KeyProblem, match="is there already"):
+    with pytest.raises(KeyProblem, match="exists already"):
         keys.make("worker", "w1", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["", "../w", "a b", "-x", ".x", "x" * 64, "é", "x\n"])
 def test_names_are_fit_for_files(tmp_path: Path, name: str) -> None:
-    with pytest.raises(KeyProblem, match="cannot be a name"):
+    with pytest.raises(KeyProblem, match="is not a valid name"):
         keys.make("worker", name, tmp_path)
 
 
@@ -60,7 +60,7 @@ def test_what_is_no_key_is_said(tmp_path: Path, text: str) -> None:
 
 
 def test_what_a_peer_needs(tmp_path: Path) -> None:
-    with pytest.raises(KeyProblem, match="there is no key here"):
+    with pytest.raises(KeyProblem, match=r"one file NAME.key_secret is needed, and there is: none"):
         keys.of_peer(tmp_path, "worker")
     keys.make("worker", "w1", tmp_path)
     with pytest.raises(KeyProblem, match=r"broker.key: no such file; copy it"):
@@ -70,10 +70,12 @@ def test_what_a_peer_needs(tmp_path: Path) -> None:
     assert name == "w1"
     assert curve.server == keys.of_broker(tmp_path).public
     assert curve.secret.decode() not in repr(curve)
-    with pytest.raises(KeyProblem, match="is the key of the worker w1, and of no initiator"):
+    with pytest.raises(
+        KeyProblem, match="is the key of the worker w1, and its role is not initiator"
+    ):
         keys.of_peer(tmp_path, "initiator")
     keys.make("worker", "w2", tmp_path)
-    with pytest.raises(KeyProblem, match="the keys of several"):
+    with pytest.raises(KeyProblem, match=r"there is: w1.key_secret, w2.key_secret"):
         keys.of_peer(tmp_path, "worker")
 
 
@@ -92,7 +94,7 @@ def test_admitting_and_revoking(tmp_path: Path, controller: Path) -> None:
     assert not broker.refresh()
     with pytest.raises(KeyProblem, match="w1 is not admitted"):
         tool.revoke("w1")
-    with pytest.raises(KeyProblem, match="cannot be a name"):
+    with pytest.raises(KeyProblem, match="is not a valid name"):
         tool.revoke("../broker")
 
 
@@ -105,7 +107,7 @@ def test_nobody_is_admitted_twice_or_instead_of_another(tmp_path: Path, controll
         table.admit(keys.make("initiator", "w1", tmp_path / "b"))
     with pytest.raises(KeyProblem, match="is a secret key: admit the public one"):
         table.admit(tmp_path / "b" / "w1.key_secret")
-    with pytest.raises(KeyProblem, match="needs no admission"):
+    with pytest.raises(KeyProblem, match="the controller's own key"):
         table.admit(keys.make("broker", "broker", tmp_path))
 
 
@@ -117,8 +119,8 @@ def test_files_that_are_no_good_are_told_and_admit_nobody(tmp_path: Path, contro
     table = AuthorizedKeys(controller)
     assert [peer.name for peer in table.all()] == ["w1"]
     assert len(table.problems) == 2
-    assert "w0.key is no key of ours" in table.problems[0]
-    assert "w2.key should be w1.key, as it says" in table.problems[1]
+    assert "w0.key is not a key file of distbuild" in table.problems[0]
+    assert "w2.key must be named w1.key" in table.problems[1]
 
 
 def test_the_program(tmp_path: Path, controller: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,4 +137,4 @@ def test_the_program(tmp_path: Path, controller: Path, capsys: pytest.CaptureFix
     assert keytool.main(["revoke", "alice", *where]) == 1
     assert "alice is not admitted" in capsys.readouterr().err
     assert keytool.main(["make", "worker", "broker", "--to", str(tmp_path)]) == 1
-    assert "no other is" in capsys.readouterr().err
+    assert "for no other key" in capsys.readouterr().err

@@ -109,7 +109,7 @@ def test_rubbish_by_hand(fabric: Fabric) -> None:
         stream.close()
     assert fabric.initiator(CHAIN).follow() == "done"
     assert "it has 3 frames" in fabric.broker.said
-    assert "it is no piece of a log" in fabric.broker.said
+    assert "it is not a piece of a log" in fabric.broker.said
 
 
 def test_another_protocol_is_refused_and_told_which_side_to_upgrade(
@@ -152,7 +152,7 @@ def test_a_second_worker_of_one_name_is_refused(stranger: Stranger) -> None:
 
 def test_a_log_that_is_not_there(stranger: Stranger) -> None:
     stranger.say(msgspec.msgpack.encode(LogRead("b" * 64, 1, 0, 100)))
-    assert stranger.hear() == Rejected("b" * 64, "no-log", "no log of it is kept here")
+    assert stranger.hear() == Rejected("b" * 64, "no-log", "the store has no log of it")
 
 
 def test_the_log_of_a_cached_step_comes_from_the_store(fabric: Fabric, stranger: Stranger) -> None:
