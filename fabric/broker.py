@@ -1,34 +1,34 @@
 """The broker: connects workers and initiators to the core, in one thread with one poller.
 
-It turns messages into events of the core (`fabric.scheduling`), and carries out the core's
-effects.  It decides nothing and waits for nothing: `fabric.controller.store_client` asks the store,
-`fabric.controller.journal_writer` writes the journal, and a peer that does not read loses
-messages, which it asks for again.  Initiators hear of nothing that a crash could still take back.
+It turns messages into events of the core (`fabric.scheduling`), and `fabric.controller.effects` carries
+out the core's effects.  The loop decides nothing and never waits: threads query the store and write
+the journal, and a peer that does not read loses messages, which are repeated.  A reply is sent when
+the journal entries that it depends on are durable.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
 import math
-import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
-import zmq
 
 from fabric import config
 from fabric.config import BrokerSettings
 from fabric.controller.blame import requests_in_traceback
+from fabric.controller.effects import Effects
 from fabric.controller.journal import Journal
+from fabric.controller.log_relay import LogRelay
 from fabric.controller.metrics import Metrics
 from fabric.controller.outbox import ReplyOutbox
+from fabric.controller.parts import Parts, Wakeup
 from fabric.controller.resolver_pool import ResolverPool
 from fabric.controller.spools import Spools
 from fabric.controller.store_client import StoreClient
@@ -38,7 +38,6 @@ from fabric.host import daemon
 from fabric.host.event_log import EventLog
 from fabric.host.process import die_with_parent, more_descriptors
 from fabric.host.sd_notify import Supervisor
-from fabric.jobs import tools_among
 from fabric.scheduling import events
 from fabric.scheduling.model import Limits
 from fabric.scheduling.scheduler import Scheduler
@@ -52,7 +51,6 @@ from fabric.wire.messages import (
     LogPiece,
     LogRead,
     Poll,
-    Published,
     Query,
     Report,
 )
@@ -62,41 +60,14 @@ from fabric.wire.sockets import Addresses
 if TYPE_CHECKING:
     from fabric.trove.artifacts.store import Store
 
-#: Seconds between sweeps of old logs.
+#: Seconds between two sweeps of what is not needed any more.
 SWEEP_EVERY = 60.0
-
-
-class Wakeup:
-    """Ends the broker's wait from another thread: call it.  ``fd`` is readable then."""
-
-    def __init__(self) -> None:
-        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-
-    def __call__(self) -> None:
-        with contextlib.suppress(OSError):  # closed: nothing waits
-            os.eventfd_write(self.fd, 1)
-
-    def close(self) -> None:
-        os.close(self.fd)
-
-
-class Parts(NamedTuple):
-    """The surroundings of a broker, and its core.  `assemble` makes the real ones."""
-
-    clock: Callable[[], float]  # monotonic seconds
-    wake: Wakeup
-    server: Server
-    spools: Spools
-    telemetry: Telemetry
-    store_client: StoreClient
-    resolvers: ResolverPool
-    new_core: Callable[[], Scheduler]
 
 
 class Broker:
     """One run of a broker on ``parts``, which it closes.
 
-    With ``lasting`` it takes up the requests of the run before it, and leaves its own to the next.
+    With ``lasting`` it restores the requests of the run before it, and leaves its own to the next.
     """
 
     def __init__(self, parts: Parts, *, lasting: bool) -> None:
@@ -111,53 +82,34 @@ class Broker:
         self._scheduler = self._new_core()
         self._stopping = False
         self._now = self._clock()
-        journal = self._telemetry.journal
-        self._sweep_due = self._now + 1.0  # let the start be quick
-        self._peer = b""  # who sent the message at hand
-        self._routes: dict[str, bytes] = {}  # worker -> peer
-        self._changed_workers: dict[str, None] = {}  # workers to be told
-        self._queries: list[events.Ask] = []  # to be put to the store
-        self._outbox = ReplyOutbox(journal, self._server.send)
-        self._handlers: dict[type, Callable[[Any], None]] = {
-            events.Ask: self._queries.append,
-            events.Inspect: lambda effect: self._store_client.inspect(effect.keys),
-            events.Resolve: self._resolve,
-            events.Abandon: lambda effect: self._resolvers.abandon(effect.request),
-            events.Desire: lambda effect: self._changed_workers.setdefault(effect.worker),
-            events.Changed: lambda it: self._outbox.subscriptions.changed(it.request, last=it.over),
-            events.Refuse: self._refuse,
-            events.Tell: lambda effect: self._outbox.add(self._peer, effect.answer),
-            events.Drained: journal.drained,
-            events.Opened: self._telemetry.opened,
-            events.Closed: self._closed,
-            events.Began: self._began,
-            events.Ended: self._ended,
-            events.Learned: journal.learned,
-        }
-        if lasting:  # else nobody comes back to what a former broker did
+        self._sweep_due = self._now + 1.0  # not while it starts
+        self._routes: dict[str, bytes] = {}  # worker -> identity of its peer
+        self._outbox = ReplyOutbox(self._telemetry.journal, self._server.send)
+        self._effects = Effects(parts, self._outbox)
+        self._logs = LogRelay(parts, self._routes)
+        if lasting:  # no initiator returns to a request of an embedded broker
             self._restore()
 
     def _restore(self) -> None:
-        """Take up what is written of requests; what the core cannot take is set aside."""
+        """Restore the requests in the journal; set those aside that the core cannot handle."""
         while (effects := self._try_to_restore()) is None:
-            self._scheduler = self._new_core()  # what the core has of a bad record is not whole
-        for effect in effects:
-            self._handlers[type(effect)](effect)
+            self._scheduler = self._new_core()  # the former one has half of a bad request
+        self._effects.carry_out(effects, self._scheduler, self._now)
 
     def _try_to_restore(self) -> list[events.Effect] | None:
-        """What follows from all records; None if there was a bad one."""
+        """The effects of all stored requests; None if one of them was set aside."""
         journal = self._telemetry.journal
         effects: list[events.Effect] = []
-        for record in journal.stored_requests():
+        for request in journal.stored_requests():
             try:
-                effects += self._scheduler.handle(record.event, self._now)
-            except Exception as error:  # noqa: BLE001 - a broker that does not start helps nobody
-                journal.set_aside(record.id, record.written, error)
+                effects += self._scheduler.handle(request.event, self._now)
+            except Exception as error:  # noqa: BLE001 - the broker must start
+                journal.set_aside(request.id, request.data, error)
                 return None
         return effects
 
     def run(self) -> None:
-        """Serve until told to stop."""
+        """Serve until `stop` is called."""
         supervisor = Supervisor()
         supervisor.ready()
         while not self._stopping:
@@ -166,7 +118,7 @@ class Broker:
             try:
                 self.turn()
             except Exception as error:
-                # What the core has is not whole now: the next run takes up the other requests.
+                # The core is inconsistent now.  The next run restores the other requests.
                 for id, intent in requests_in_traceback(error).items():
                     self._telemetry.abandoned(id, intent, self._scheduler, error)
                 raise
@@ -174,18 +126,18 @@ class Broker:
         supervisor.stopping()
 
     def turn(self) -> None:
-        """Take in what has come, and send what follows from it.  Never waits."""
+        """Handle all that was received, and send the results.  Never waits."""
         self._now = self._clock()
         self._receive_messages()
         self._receive_results()
-        self._receive_logs()
+        self._logs.receive_published(self._now)
         self._run_timers()
-        self._start_io()
+        self._effects.flush()
         self._send_desired()
         self._outbox.send_due(self._scheduler, self._now)
 
     def due(self) -> float:
-        """When the next `turn` has something to do, if nothing comes before."""
+        """When the next `turn` is due if nothing is received before."""
         return min(
             self._scheduler.next_due(),
             self._outbox.due(),
@@ -201,7 +153,7 @@ class Broker:
         self._wake()
 
     def close(self, *, forget_logs: bool = False) -> None:
-        """Release everything.  Whatever is under way is left as it is, to be found again."""
+        """Release everything.  Work in flight goes on, and the next run adopts it."""
         self._server.close()
         self._resolvers.close()
         self._store_client.close()
@@ -214,57 +166,78 @@ class Broker:
     def _receive_messages(self) -> None:
         self._server.authenticate(self._now)
         for peer, sender, message in self._server.receive():
-            self._peer = peer
             if not self._outbox.rejects(peer, message, self._scheduler):
-                self._dispatch(sender, message)
+                self._dispatch(peer, sender, message)
+
+    def _dispatch(self, peer: bytes, sender: str, message: FromPeer) -> None:
+        """Handle a message of the peer whose key has the name ``sender``."""
+        subscriptions = self._outbox.subscriptions
+        match message:
+            case Report():
+                self._handle(message, peer)
+                worker = self._scheduler.state.workers.get(message.name)
+                if worker is not None and worker.instance == message.instance:
+                    self._routes[message.name] = peer
+            case BuildOrder() | BuildGraph():
+                subscriptions.subscribe(message.request, peer, self._now, owner=sender)
+                self._handle(message, peer)
+            case Poll():
+                subscriptions.subscribe(
+                    message.request, peer, self._now, message.seen, owner=sender
+                )
+                self._handle(message, peer)
+            case Leave():
+                subscriptions.unsubscribe(message.request, peer)
+                if not subscriptions.has_subscribers(message.request, self._now):
+                    self._handle(message, peer)
+            case Command():
+                self._handle(message, peer)
+            case Query():
+                self._outbox.answer(peer, message, self._scheduler, self._now)
+            case LogPiece():
+                self._logs.receive_requested(sender, message)
+            case LogRead():
+                self._logs.read(sender, peer, message)
+
+    def _handle(self, event: events.Event, peer: bytes = b"") -> None:
+        effects = self._scheduler.handle(event, self._now)
+        self._effects.carry_out(effects, self._scheduler, self._now, peer)
 
     def _receive_results(self) -> None:
         lost = self._outbox.check_journal()
         for event in (*lost, *self._store_client.answers(), *self._resolvers.answers()):
-            self._apply(event)
-        for peer, piece in self._store_client.pieces():
-            self._server.send(peer, piece)
-
-    def _receive_logs(self) -> None:
-        for sender, piece, frame in self._server.pieces():
-            self._receive_piece(sender, piece, frame)
-        self._spools.digest()
-        for worker, wanted in self._spools.wanted(self._now):
-            route = self._routes.get(worker)
-            if route is not None and not self._server.send(route, wanted):
-                self._spools.unsent(wanted)
+            self._handle(event)
+        self._logs.send_stored()
 
     def _run_timers(self) -> None:
         if self._now >= self._scheduler.next_due():
-            self._apply(events.Tick())
+            self._handle(events.Tick())
         if self._server.refresh_keys(self._now):
             self._routes.clear()
             self._outbox.clear()
         self._telemetry.measure(self._scheduler, self._now)
         if self._now >= self._sweep_due:
             self._sweep_due = self._now + SWEEP_EVERY
-            if not self._scheduler.state.requesters:
-                gc.collect()
-            self._spools.sweep(self._now)
-            self._spools.sweep_files()
-            self._outbox.subscriptions.sweep(self._scheduler.state.requests)
-            known = self._scheduler.state.workers
-            self._routes = {name: peer for name, peer in self._routes.items() if name in known}
+            self._sweep()
 
-    def _start_io(self) -> None:
-        self._telemetry.journal.flush()
-        if self._queries:
-            self._store_client.query(self._queries.copy())
-            self._queries.clear()
+    def _sweep(self) -> None:
+        """Forget what is not needed any more."""
+        if not self._scheduler.state.requesters:
+            gc.collect()
+        self._spools.sweep(self._now)
+        self._spools.sweep_files()
+        self._outbox.subscriptions.sweep(self._scheduler.state.requests)
+        for worker in self._routes.keys() - self._scheduler.state.workers.keys():
+            del self._routes[worker]
 
     def _send_desired(self) -> None:
-        for name in self._changed_workers:
-            desired = self._scheduler.desired(name)
-            route = self._routes.get(name)
+        for worker in self._effects.changed_workers:
+            desired = self._scheduler.desired(worker)
+            route = self._routes.get(worker)
             if desired is None or route is None:
                 continue
             if self._spools.lacking:
-                # A worker may drop a log once its attempt is settled, so first let it be whole.
+                # A worker may delete a log once its attempt is settled: wait until it is complete.
                 settled = tuple(
                     attempt
                     for attempt in desired.settled
@@ -272,85 +245,7 @@ class Broker:
                 )
                 desired = msgspec.structs.replace(desired, settled=settled)
             self._server.send(route, desired)
-        self._changed_workers.clear()
-
-    # -- messages ------------------------------------------------------------------------------
-
-    def _dispatch(self, sender: str, message: FromPeer) -> None:
-        match message:
-            case Report():
-                self._apply(message)
-                worker = self._scheduler.state.workers.get(message.name)
-                if worker is not None and worker.instance == message.instance:
-                    self._routes[message.name] = self._peer
-            case BuildOrder() | BuildGraph():
-                self._outbox.subscriptions.subscribe(
-                    message.request, self._peer, self._now, owner=sender
-                )
-                self._apply(message)
-            case Poll():
-                self._outbox.subscriptions.subscribe(
-                    message.request, self._peer, self._now, message.seen, owner=sender
-                )
-                self._apply(message)
-            case Leave():
-                self._outbox.subscriptions.unsubscribe(message.request, self._peer)
-                if not self._outbox.subscriptions.has_subscribers(message.request, self._now):
-                    self._apply(message)
-            case Command():
-                self._apply(message)
-            case Query():
-                self._outbox.answer(self._peer, message, self._scheduler, self._now)
-            case LogPiece():
-                self._spools.arrived(message.key, message.fence)
-                came = Published(message.key, message.fence, message.offset, message.data)
-                self._receive_piece(sender, came, came.frame())
-            case LogRead():
-                key, fence = message.key, message.fence
-                piece = self._spools.read(key, fence, message.offset, message.length)
-                if piece is None:
-                    self._store_client.read_log(sender, self._peer, message)
-                else:
-                    self._server.send(self._peer, piece)
-
-    def _apply(self, event: events.Event) -> None:
-        handlers = self._handlers
-        for effect in self._scheduler.handle(event, self._now):
-            handlers[type(effect)](effect)
-
-    def _receive_piece(self, sender: str, piece: Published, frame: bytes | zmq.Frame) -> None:
-        """A piece of a log comes; ``frame`` is all of it."""
-        if sender and sender != self._spools.worker(piece.key, piece.fence):
-            return  # it is not this worker's log
-        offset, fresh = self._spools.append(*piece)
-        if fresh:
-            self._telemetry.received_log(len(fresh))
-            if len(fresh) < len(piece.data):
-                frame = Published(piece.key, piece.fence, offset, fresh).frame()
-            self._server.publish(frame)
-
-    # -- effects -------------------------------------------------------------------------------
-
-    def _refuse(self, effect: events.Refuse) -> None:
-        self._server.reject(self._peer, effect.about, effect.code, effect.reason)
-        self._outbox.subscriptions.unsubscribe(effect.about, self._peer)
-
-    def _resolve(self, effect: events.Resolve) -> None:
-        tools = tools_among(worker.features for worker in self._scheduler.state.workers.values())
-        self._resolvers.resolve(effect.order, tools)
-
-    def _closed(self, effect: events.Closed) -> None:
-        self._telemetry.closed(effect, self._scheduler.update(effect.request, 0, self._now))
-
-    def _began(self, effect: events.Began) -> None:
-        self._spools.begin(effect.key, effect.fence, effect.worker, found=effect.found)
-
-    def _ended(self, effect: events.Ended) -> None:
-        size, sha256 = -1, ""
-        if effect.outcome is not None:
-            size, sha256 = effect.outcome.log_size, effect.outcome.log_sha256
-        self._spools.end(effect.key, effect.fence, size, sha256, self._now)
-        self._telemetry.ended(effect, self._scheduler.state.tasks)
+        self._effects.changed_workers.clear()
 
 
 def assemble(
@@ -363,11 +258,11 @@ def assemble(
     event_log: EventLog | None = None,
     metrics: Metrics | None = None,
 ) -> Broker:
-    """A broker that listens at ``addresses``; ``state`` is for what it keeps.
+    """A broker that listens at ``addresses``, with journal and logs in the directory ``state``.
 
-    With ``keys_dir`` only those admitted there are heard.  ``resolver`` is the command that
-    resolves orders; with it, requests go on after a restart.  What is noted and counted goes to
-    ``note`` and ``metrics``.  AddressError, KeyProblem or OSError if that cannot be done.
+    With ``keys_dir``, only the keys admitted there can connect.  ``resolver`` is the command that
+    resolves build orders; with it, requests go on after a restart.  AddressError, KeyProblem,
+    MachineFault or OSError if the broker cannot start.
     """
     curve = None if keys_dir is None else keys.of_broker(keys_dir)
     admitted = None if keys_dir is None else keys.AuthorizedKeys(keys_dir)
@@ -384,8 +279,8 @@ def assemble(
             secret=journal.secret,
             durations=journal.durations,
             drained=journal.drained_workers,
-            # Also if no request was left: workers may not have heard that they are to stop.
-            # Those of an embedded broker end with it.
+            # Even without open requests: workers may still run attempts of requests that ended.
+            # Workers of an embedded broker end with it.
             recovering=lasting and not journal.first,
             now=time.monotonic(),
         )
@@ -407,7 +302,7 @@ def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     top = daemon.parser("fabric-broker", __doc__ or "", config.BROKER_FILE)
     top.add_argument(
-        "--state", type=Path, default="state", help="embedded: where it keeps journal and logs"
+        "--state", type=Path, default="state", help="embedded: directory of the journal and logs"
     )
     top.add_argument("--store", metavar="URL", help="embedded: the artifact store")
     return top
@@ -433,9 +328,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def serve(broker: Broker, *, forget_logs: bool = False) -> None:
-    """Have a process run this broker until it is told to end, and close it."""
-    # What is made while serving lives long, and hardly in circles.  To look for garbage in more of
-    # it than came last takes long, so that is left to `Broker`, for when there is nothing to do.
+    """Run a broker until SIGTERM or SIGINT, and close it."""
+    # Objects made while serving live long and are rarely in cycles.  A full collection takes long,
+    # so `Broker` runs it when there are no requests.
     gc.freeze()
     gc.set_threshold(20_000, 1_000_000, 1_000_000)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -460,7 +355,7 @@ def _settings(options: argparse.Namespace) -> BrokerSettings:
 
 def _broker(settings: BrokerSettings, file: Path, directory: Path | None) -> Broker:
     def store() -> Store:
-        from fabric.trove.configured import open_store  # slow, and only the store_client needs it
+        from fabric.trove.configured import open_store  # slow to import; a thread calls this
 
         return open_store(settings, settings.state_dir / "scratch")
 
@@ -484,7 +379,7 @@ def _broker(settings: BrokerSettings, file: Path, directory: Path | None) -> Bro
 
 
 def program() -> NoReturn:
-    """The program: `main`."""
+    """Run `main` as the program."""
     daemon.run(main)
 
 

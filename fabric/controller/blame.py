@@ -11,15 +11,15 @@ from fabric.wire.messages import BuildGraph, BuildOrder, cut
 
 
 def fault_text(error: Exception) -> str:
-    """What a user is told."""
-    return cut(f"the controller broke at it, a fault of distbuild: {type(error).__name__}: {error}")
+    """The error text for users."""
+    return cut(f"internal error of the controller: {type(error).__name__}: {error}")
 
 
 def requests_in_traceback(error: Exception) -> dict[str, BuildOrder | BuildGraph | None]:
-    """Ids of the requests, each with what asked for it if that was just taken in.
+    """Ids of the requests in the innermost frame that has any.
 
-    They are those of the innermost function that had to do with any.  None if it was not the core
-    that raised, or the machine is to blame.
+    Each comes with its message, if the core was handling that.  Empty if the error did not arise in
+    the core, or is the machine's (OSError, MemoryError).
     """
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     if isinstance(error, OSError | MemoryError) or not any(map(_in_core, frames)):
@@ -41,7 +41,7 @@ def _in_core(frame: FrameType) -> bool:
 
 
 def _ids(frame: FrameType) -> Iterator[str]:
-    """A request that a function has to do with; or else those that want its task."""
+    """The request among a function's variables; else those of its task, message or event."""
     values = list(frame.f_locals.values())
     for value in values:
         if isinstance(value, Request):

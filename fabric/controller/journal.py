@@ -1,74 +1,30 @@
 """Keeps requests, finished attempts and build durations over restarts of the broker.
 
-The journal is a SQLite file (WAL) that several brokers can share.  A thread
-(`fabric.controller.journal_writer`) writes it in batches and fsyncs each.  Records that somebody
-was promised (a request was accepted or is over, a worker is drained) are written at once; the
-answer is sent when `kept` has reached the record.  Other records are gathered, and a crash loses
+`fabric.controller.journal_writer` writes the entries in batches and fsyncs each.  Entries on which
+replies depend (a request was accepted or is over, a worker is drained) are written at once; the
+reply is sent when ``durable`` has reached the entry.  Other entries are gathered, and a crash loses
 at most a quarter of a second of them.  Work in flight is not recorded: workers report it.
 
-While the disk is full, `trouble` contains the reason: the broker promises nothing, and writes what
-ends meanwhile as soon as there is room.  A damaged file is moved aside.  A broker does not start
-with a file that it cannot open, because it would forget its contents.
+While the file cannot be written, ``error`` contains the reason: the broker accepts no requests and
+commands, and writes the ends of builds as soon as that is possible.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import sqlite3
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
-from fabric.controller.journal_writer import (
-    JournalWriter,
-    Statement,
-    StoredRequest,
-    error_text,
-    is_full,
-    transaction,
-    write_private,
-)
-from fabric.errors import MachineFault
+from fabric.controller.journal_file import PATIENCE, Storage, open_journal, prune
+from fabric.controller.journal_writer import JournalWriter, Statement
 from fabric.scheduling.events import Drained, Ended, Learned, Opened, Remembered
-from fabric.scheduling.model import Durations
 from fabric.wire.messages import BuildGraph, BuildOrder, Update
 
-#: Version of the file's tables.
-VERSION = 3
-#: Rows kept of each history, and steps of all requests that are over.
-ATTEMPTS_KEPT = 20_000
-REQUESTS_KEPT = 200
-STEPS_KEPT = 100_000
-#: Seconds after which a request that no broker takes up counts as over.
-ABANDONED = 30 * 86400.0
-#: Seconds that a build may have taken: no more is believed.
-LONGEST = 1e9
-#: An epoch from which on a file is damaged.
-_EPOCHS = 2**32
-#: Seconds to wait for another broker's transaction.
-PATIENCE = 2.0
-
-_SCHEMA = f"""
-CREATE TABLE IF NOT EXISTS epochs (epoch INTEGER PRIMARY KEY);
-CREATE TABLE IF NOT EXISTS durations (
-    kind TEXT, name TEXT, arch TEXT, seconds REAL, at REAL,
-    PRIMARY KEY (kind, name, arch)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS attempts (
-    key TEXT, fence INTEGER, worker TEXT, kind TEXT, name TEXT, arch TEXT,
-    result TEXT, seconds REAL, message TEXT, at REAL);
-CREATE TABLE IF NOT EXISTS requests (
-    id TEXT PRIMARY KEY, title TEXT, requester TEXT, intent BLOB, state TEXT, opened REAL,
-    closed REAL, message TEXT, done INTEGER, cached INTEGER, failed INTEGER, total INTEGER,
-    outcome BLOB) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS secrets (secret BLOB);
-CREATE TABLE IF NOT EXISTS drained (worker TEXT PRIMARY KEY) WITHOUT ROWID;
-PRAGMA user_version = {VERSION};
-"""
 _DURATION = "INSERT OR REPLACE INTO durations VALUES (?, ?, ?, ?, ?)"
 _ATTEMPT = "INSERT INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _OPENED = (
@@ -80,13 +36,7 @@ _CLOSED = (
     "UPDATE requests SET intent = NULL, state = ?, closed = ?, message = ?, done = ?, cached = ?,"
     " failed = ?, total = ?, outcome = ? WHERE id = ?"
 )
-#: What is of another type is damaged.
-_DURATIONS = (
-    "SELECT kind, name, arch, seconds FROM durations WHERE typeof(seconds) IN ('real', 'integer')"
-    " AND seconds BETWEEN 0 AND ? AND typeof(kind) = 'text' AND typeof(name) = 'text'"
-    " AND typeof(arch) = 'text'"
-)
-#: The id as bytes, for it may be damaged.
+#: The id as bytes, because it may be damaged.
 _STORED = (
     "SELECT CAST(id AS BLOB), requester, opened, state = 'open' AS goes_on,"
     " coalesce(CASE state WHEN 'open' THEN intent ELSE outcome END, intent, outcome)"
@@ -102,44 +52,21 @@ _decode_intent = msgspec.msgpack.Decoder(BuildOrder | BuildGraph).decode
 _decode_outcome = msgspec.msgpack.Decoder(Update).decode
 
 
-def connect(path: str) -> sqlite3.Connection:
-    """A connection whose transactions are on the disk when they end."""
-    if path != ":memory:":  # it holds a secret, and so do the files that SQLite puts beside it
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    db = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
-    db.text_factory = lambda text: text.decode(errors="replace")
-    try:
-        if db.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-            with contextlib.suppress(sqlite3.OperationalError):  # another broker is just at it
-                db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-    except sqlite3.Error:
-        db.close()
-        raise
-    return db
+class StoredRequest(NamedTuple):
+    """A request in the journal, and the event that restores it in the core."""
 
-
-class Storage(NamedTuple):
-    """How a journal reaches its file."""
-
-    clock: Callable[[], float] = time.time  # seconds since 1970
-    connect: Callable[[str], sqlite3.Connection] = connect
-    random: Callable[[int], bytes] = os.urandom
-    threaded: bool = True  # False: nothing is written until `JournalWriter.step` is called
-
-
-REAL = Storage()
+    id: bytes
+    data: object  # the encoded intent or outcome
+    event: Remembered | BuildOrder | BuildGraph
 
 
 class Journal:
-    """The journal at ``path``, whose directory is made.
+    """The journal at ``path``.
 
-    ``epoch`` is larger than in any run before, and ``secret`` is the same in all runs; nobody else
-    knows it.  ``durations`` is the history as it was, and
-    ``drained_workers`` are those that an operator wants to get nothing.  ``first`` says that
-    no broker has run before: no worker can be at anything for one.  ``wake`` is called by the
-    thread whenever ``kept`` has grown, or `look` has news.  If it is not ``needed``, nobody comes
-    back to what was promised, and all goes on without a file that cannot be written.
+    ``epoch`` is larger than in any run before.  ``secret`` is 32 bytes that are the same in all
+    runs and that only the broker knows.  ``durations`` and ``drained_workers`` are as the file has
+    them when it is opened.  ``first``: no broker has used this file, so no worker can be busy for
+    one.
     """
 
     def __init__(
@@ -149,80 +76,85 @@ class Journal:
         wake: Callable[[], None] = lambda: None,
         *,
         needed: bool = True,
-        storage: Storage = REAL,
+        storage: Storage = Storage(),  # noqa: B008 - immutable
     ) -> None:
-        """MachineFault if the file cannot be used, and is needed or has something in it."""
+        """``wake`` is called in the writer's thread when ``durable`` or ``error`` has changed.
+
+        If the journal is not ``needed``, a broker goes on without a file that cannot be used.
+        MachineFault if it is needed, or has contents.
+        """
         self._clock = storage.clock
-        self._connect = storage.connect
         self._path = path
         self._warn = warn
         self._needed = needed
-        self._set_aside: set[bytes] = set()  # requests of which a record is no good
-        self._statements: list[Statement] = []  # not given to the writer yet,
-        self._attempts: list[object] = []  # nor are these,
-        self._durations: list[object] = []  # and these
-        #: promises made so far
+        #: statements and rows that the writer does not have yet
+        self._statements: list[Statement] = []
+        self._attempts: list[object] = []
+        self._durations: list[object] = []
+        #: number of statements appended so far
         self.appended = 0
-        #: why nothing can be written, and so nothing is to be promised; "" if it can
+        #: why nothing can be written; "" if it can
         self.error = ""
-        #: requests of which not all is on the disk: how many promises are to be kept for all of it,
-        #: and for its beginning; in the order of the former
+        #: Requests that are not durable: numbers of the last statement of each and of that which
+        #: opened it, 0 if that does not matter; in the order of the former.
         self._undurable: dict[str, tuple[int, int]] = {}
-        self._restored: set[str] = set()  # requests that the file says are not over
-        self.durations: Durations = {}
-        self.drained_workers: frozenset[str] = frozenset()
-        self.epoch = int(self._clock())
-        self.secret = storage.random(32)
-        self.first = True
-        self._db = self._open(path, needed=needed)
+        self._set_aside: set[bytes] = set()
+        self._restored: set[str] = set()  # open requests of the file
+        file = open_journal(path, storage, warn, needed=needed)
+        self._db = file.db
+        self.first = file.first
+        self.epoch = file.epoch
+        self.secret = file.secret
+        self.durations = file.durations
+        self.drained_workers = file.drained
         self.writer = JournalWriter(
-            self._db, path,
+            file.db, path,
             warn=warn, wake=wake, prune=self._prune, needed=needed, threaded=storage.threaded,
         )  # fmt: skip
 
     @property
     def durable(self) -> int:
-        """How many promises are on the disk."""
+        """Number of statements that are on the disk."""
         return self.writer.durable
 
-    # -- what is remembered --------------------------------------------------------------------
+    # -- appending -----------------------------------------------------------------------------
 
-    def learned(self, what: Learned) -> None:
-        """A build took this long."""
-        self._durations += (what.kind, what.name, what.arch, what.seconds, self._clock())
+    def learned(self, event: Learned) -> None:
+        """Append the duration of a build."""
+        self._durations += (event.kind, event.name, event.arch, event.seconds, self._clock())
 
-    def ended(self, what: Ended) -> None:
-        """An attempt ended."""
-        outcome = what.outcome
+    def ended(self, event: Ended) -> None:
+        """Append the end of an attempt."""
+        outcome = event.outcome
         values = ("lost", 0.0, "")
         if outcome is not None:
             values = (outcome.result, outcome.seconds, outcome.message)
-        self._attempts += (what.key, what.fence, what.worker, what.kind, what.name, what.arch)
+        self._attempts += (event.key, event.fence, event.worker, event.kind, event.name, event.arch)
         self._attempts += (*values, self._clock())
 
-    def opened(self, what: Opened) -> None:
-        """A request began."""
-        if what.request in self._restored:  # it stands there
-            self._restored.remove(what.request)
+    def opened(self, event: Opened) -> None:
+        """Append the beginning of a request, unless the file has it."""
+        if event.request in self._restored:
+            self._restored.remove(event.request)
             return
-        intent = what.intent
-        row = (what.request, what.title, intent.requester, _encode(intent), self._clock())
-        self._append(_OPENED, row, what.request)
+        intent = event.intent
+        row = (event.request, event.title, intent.requester, _encode(intent), self._clock())
+        self._append(_OPENED, row, event.request)
 
     def closed(self, outcome: Update) -> None:
-        """A request is over, and this is how."""
+        """Append the end of a request."""
         states = [step.state for step in outcome.steps]
         ended = (states.count("done"), states.count("cached"), states.count("failed"))
         values = (outcome.state, self._clock(), outcome.message, *ended, len(states))
         self._append(_CLOSED, (*values, _encode(outcome), outcome.request), outcome.request)
 
     def forgotten(self, request: str) -> None:
-        """A request is over, and whoever asks for it again means a new one."""
+        """Delete a request: the same id may be used for a new one."""
         self._append(_DELETE, (request,), request)
 
-    def drained(self, what: Drained) -> None:
-        """An operator's wish about a worker."""
-        self._append(_DRAINED if what.on else _RESUMED, (what.worker,))
+    def drained(self, event: Drained) -> None:
+        """Append that a worker is drained, or not any more."""
+        self._append(_DRAINED if event.on else _RESUMED, (event.worker,))
 
     def _append(self, statement: str, row: tuple[object, ...], request: str = "") -> None:
         self.appended += 1
@@ -234,17 +166,17 @@ class Journal:
             self._undurable[request] = (self.appended, begun)
 
     def flush(self) -> None:
-        """Have written what was told since the last time.  Never waits."""
+        """Hand all appended entries to the writer.  Never waits."""
         if self._statements or self._attempts or self._durations:
             histories = {_ATTEMPT: self._attempts, _DURATION: self._durations}
             self.writer.write(self._statements, histories)
             self._statements, self._attempts, self._durations = [], [], []
 
     def update_status(self) -> list[str]:
-        """See how writing goes, and set ``trouble``.
+        """Take over ``error`` and ``durable`` of the writer.
 
-        Returns requests whose beginning cannot be written, each once: nobody was to hear of them
-        yet, and nobody may.
+        Returns the requests whose beginning cannot be written, each once: no reply about them was
+        sent, and none must be.
         """
         self.error = self.writer.error
         while self._undurable:
@@ -260,55 +192,57 @@ class Journal:
         return lost
 
     def is_durable(self, request: str) -> bool:
-        """Whether all is on the disk of what was said of a request, as of the last `look`."""
+        """Whether all entries of a request were on the disk at the last `update_status`."""
         return request not in self._undurable
 
-    def stored_requests(self) -> list[StoredRequest]:
-        """What is written of requests: those that are over, then those that are not, oldest first.
+    # -- restoring -----------------------------------------------------------------------------
 
-        One that cannot be read is set aside.  To be called before anything is written.
+    def stored_requests(self) -> list[StoredRequest]:
+        """The requests in the file: those that are over, then the open ones, oldest first.
+
+        Damaged ones are set aside.  Call it before anything is appended.
         """
         found = []
-        for id, requester, opened, goes_on, written in self._db.execute(_STORED).fetchall():
+        for id, requester, opened, goes_on, data in self._db.execute(_STORED).fetchall():
             if id in self._set_aside:
                 continue
             try:
-                event = self._event(id, requester, opened, written, goes_on=goes_on)
+                event = self._event(id, requester, opened, data, goes_on=goes_on)
             except (msgspec.MsgspecError, TypeError, ValueError) as error:
-                self.set_aside(id, written, error)
+                self.set_aside(id, data, error)
                 continue
             if goes_on:
                 self._restored.add(id.decode())
-            found.append(StoredRequest(id, written, event))
+            found.append(StoredRequest(id, data, event))
         return found
 
     def _event(
-        self, id: bytes, requester: object, opened: float, written: bytes, *, goes_on: bool
+        self, id: bytes, requester: object, opened: float, data: bytes, *, goes_on: bool
     ) -> Remembered | BuildOrder | BuildGraph:
         """MsgspecError, TypeError or ValueError if the row is damaged."""
         if goes_on:
-            intent: BuildOrder | BuildGraph = _decode_intent(written)
+            intent: BuildOrder | BuildGraph = _decode_intent(data)
             request = intent.request
         else:
-            outcome = _decode_outcome(written)
+            outcome = _decode_outcome(data)
             request = outcome.request
             if outcome.state not in ("done", "failed", "cancelled"):
-                raise ValueError(f"it is over, and {outcome.state}")
+                raise ValueError(f"it is over, but its state is {outcome.state}")
         if request.encode() != id:
             raise ValueError(f"it is of request {request}")
         if goes_on:
             return intent
         return Remembered(outcome, str(requester), max(0.0, self._clock() - opened))
 
-    def set_aside(self, id: bytes, written: object, error: Exception) -> None:
-        """Move what is written of a request out of the way, into a file; the error says why."""
+    def set_aside(self, id: bytes, data: object, error: Exception) -> None:
+        """Move a request that cannot be restored into a file beside the journal."""
         self._set_aside.add(id)
         self._restored.discard(id.decode(errors="replace"))
-        data = written if isinstance(written, bytes) else repr(written).encode()
-        digest = hashlib.sha256(id + data).hexdigest()[:16]
+        content = data if isinstance(data, bytes) else repr(data).encode()
+        digest = hashlib.sha256(id + content).hexdigest()[:16]
         file = self._path.with_name(f"{self._path.name}.request-{digest}")
         try:
-            write_private(file, data)
+            _write_private(file, content)
             self._db.execute(_DELETE_BY_BYTES, (id,))
             then = f"is set aside, in {file}"
         except (OSError, sqlite3.Error) as failure:
@@ -318,91 +252,16 @@ class Journal:
         self._warn(f"request {name} cannot be taken up again, and {then}: {why}")
 
     def close(self, timeout: float = PATIENCE) -> None:
-        """Write what is left."""
+        """Write what is left; wait at most ``timeout`` seconds."""
         self.flush()
         self.writer.close(timeout)
 
-    # -- opening -------------------------------------------------------------------------------
-
-    def _open(self, path: Path, *, needed: bool) -> sqlite3.Connection:
-        for attempt in range(2):
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                return self._read(self._connect(str(path)))
-            except (sqlite3.OperationalError, OSError) as error:
-                self.first = False  # for all that is known
-                wrong = error_text(path, error)
-                needed |= is_full(error) and path.exists()
-                break
-            except sqlite3.DatabaseError as error:
-                self.first = False
-                wrong = error_text(path, error)
-                if attempt:
-                    break
-                aside = path.with_name(f"{path.name}.damaged-{int(self._clock())}")
-                self._warn(f"{wrong}; moved to {aside.name}, beginning a new one")
-                for suffix in ("-wal", "-shm"):
-                    path.with_name(path.name + suffix).unlink(missing_ok=True)
-                with contextlib.suppress(OSError):
-                    path.rename(aside)
-        if needed:
-            raise MachineFault(f"without the journal, what was ordered would be forgotten: {wrong}")
-        self._warn(f"{wrong}; going on without a journal")
-        return self._read(self._connect(":memory:"))
-
-    def _read(self, db: sqlite3.Connection) -> sqlite3.Connection:
-        try:
-            version = db.execute("PRAGMA user_version").fetchone()[0]
-            if version > VERSION:
-                text = f"it has version {version}, not {VERSION}; move it away to begin anew"
-                raise sqlite3.OperationalError(text)
-            if version == 1:  # its requests could not be taken up again
-                db.execute("DROP TABLE requests")
-            if version < VERSION:
-                db.executescript(_SCHEMA)
-            with transaction(db):
-                last = db.execute("SELECT max(epoch) FROM epochs").fetchone()[0]
-                self.first = self.first and last is None
-                # The clock only serves to go on above a journal that was lost.
-                self.epoch = int(self._clock())
-                if last is not None and 0 <= last < _EPOCHS:
-                    self.epoch = last + 1
-                db.execute("DELETE FROM epochs")
-                db.execute("INSERT INTO epochs VALUES (?)", (self.epoch,))
-                stored = db.execute("SELECT secret FROM secrets").fetchone()
-                if stored is not None and isinstance(stored[0], bytes) and len(stored[0]) == 32:
-                    self.secret = stored[0]
-                else:
-                    db.execute("DELETE FROM secrets")
-                    db.execute("INSERT INTO secrets VALUES (?)", (self.secret,))
-            drained = db.execute("SELECT worker FROM drained WHERE typeof(worker) = 'text'")
-            self.drained_workers = frozenset(row[0] for row in drained)
-            rows = db.execute(_DURATIONS, (LONGEST,))
-            self.durations = {(kind, name, arch): seconds for kind, name, arch, seconds in rows}
-        except sqlite3.Error:
-            db.close()
-            raise
-        return db
-
-    # -- in the writer's thread ------------------------------------------------------------------
-
     def _prune(self) -> None:
-        """Drop what is old."""
-        with contextlib.suppress(sqlite3.Error), transaction(self._db):  # another time, then
-            if not self._needed:  # else each is taken up, however old a clock makes it
-                self._db.execute(
-                    "DELETE FROM requests WHERE state = 'open' AND opened < ?",
-                    (self._clock() - ABANDONED,),
-                )
-            self._db.execute(
-                "DELETE FROM attempts WHERE rowid <= (SELECT max(rowid) FROM attempts) - ?",
-                (ATTEMPTS_KEPT,),
-            )
-            self._db.execute(
-                "DELETE FROM requests WHERE id IN (SELECT id FROM ("
-                " SELECT id, row_number() OVER newest AS place, sum(total) OVER newest AS steps"
-                " FROM requests WHERE state <> 'open'"
-                " WINDOW newest AS (ORDER BY closed DESC ROWS UNBOUNDED PRECEDING))"
-                " WHERE place > ? OR (steps > ? AND place > 1))",
-                (REQUESTS_KEPT, STEPS_KEPT),
-            )
+        """Called in the writer's thread."""
+        prune(self._db, self._clock(), restores=self._needed)
+
+
+def _write_private(file: Path, data: bytes) -> None:
+    """Write a file with mode 0600."""
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as output:
+        output.write(data)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
 import sqlite3
 import tempfile
@@ -11,49 +9,33 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
-from typing import NamedTuple
 
-from fabric.errors import NO_ROOM
-from fabric.scheduling.events import Remembered
-from fabric.wire.messages import BuildGraph, BuildOrder
+from fabric.controller.journal_file import error_text, transaction
 
-#: Entries after which the journal is pruned.
+#: Entries written between two calls of ``prune``.
 PRUNE_EVERY = 5_000
-#: Seconds to gather what is written together.
+#: Seconds for which rows of histories are gathered.
 GATHER = 0.25
-#: Seconds between attempts at writing, while nothing can be written,
+#: Seconds between two attempts after a failure.
 RETRY = 1.0
-#: bytes of room there must be then: SQLite gets along with less, but not for long,
+#: Bytes of free disk needed after a failure: with less, SQLite would fail again soon.
 ROOM = 1 << 20
-#: and rows of each history that are kept for then.
+#: Rows of each history kept in memory after a failure; the oldest are dropped.
 BACKLOG = 10_000
-#: Rows of a history that SQLite is given at a time.
+#: Rows of a history in one step of SQLite.
 AT_ONCE = 200
 
-#: What SQLite and the system say on a full disk.
-_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
-_NO_ROOM = (*NO_ROOM, errno.EFBIG)
-
-#: A statement, and what to fill in.
+#: A statement and its parameters.
 Statement = tuple[str, tuple[object, ...]]
-#: "INSERT ... VALUES (?, ...)" -> what to fill in, for one row after the other
+#: "INSERT ... VALUES (?, ...)" -> parameters of all rows, one row after the other.
 Histories = dict[str, list[object]]
 
 
-class StoredRequest(NamedTuple):
-    """What is written of a request, and as what the core takes it up."""
-
-    id: bytes
-    written: object
-    event: Remembered | BuildOrder | BuildGraph
-
-
 class JournalWriter:
-    """Writes to ``db``, a file at ``path``: promises in their order, and histories.
+    """Writes statements, in their order, and rows of histories to ``db``, the file at ``path``.
 
-    ``prune`` is called in the thread now and then; ``wake`` whenever ``kept`` or ``failure`` has
-    changed.  What is not ``needed`` never fails: it counts as kept, and is written if that can be
-    done.
+    ``wake`` is called whenever ``durable`` or ``error`` has changed.  If the journal is not
+    ``needed``, a failure does not count: all entries are durable, and written if possible.
     """
 
     def __init__(
@@ -67,7 +49,7 @@ class JournalWriter:
         needed: bool,
         threaded: bool = True,
     ) -> None:
-        """Not ``threaded``: whoever made it calls `step`, and nothing is written otherwise."""
+        """Without ``threaded``, nothing is written until `step` is called."""
         self._db = db
         self._path = path
         self._warn = warn
@@ -75,16 +57,16 @@ class JournalWriter:
         self._prune = prune
         self._needed = needed
         self._queue: SimpleQueue[tuple[list[Statement], Histories] | None] = SimpleQueue()
-        self._urgent = threading.Event()  # what is in the queue is not to wait
-        self._statements: list[Statement] = []  # that are not written yet,
-        self._histories: Histories = {}  # and of these what is not
-        self._received = 0  # promises that the thread has heard of
+        self._urgent = threading.Event()  # the queue has a statement
+        self._statements: list[Statement] = []  # not written yet
+        self._histories: Histories = {}  # not written yet
+        self._received = 0  # statements that `step` has taken from the queue
         self._failing = False
-        self._ending = False  # nothing more comes
+        self._ending = False
         self._written = 0  # entries since the journal was pruned
-        #: so many promises are on the disk; and why nothing can be written, "" if it can.  What
-        #: could be written is kept before there is no failure any more.
+        #: number of statements on the disk; set before ``error`` becomes ""
         self.durable = 0
+        #: why nothing can be written; "" if it can
         self.error = ""
         self._thread: threading.Thread | None = None
         if threaded:
@@ -92,13 +74,13 @@ class JournalWriter:
             self._thread.start()
 
     def write(self, statements: list[Statement], histories: Histories) -> None:
-        """Have these written, too.  Never waits."""
+        """Queue entries for the thread.  Never waits."""
         self._queue.put((statements, histories))
         if statements and not self._failing:
             self._urgent.set()
 
     def close(self, timeout: float) -> None:
-        """Write what is left, and close the file."""
+        """Write what is left, and close the file; wait at most ``timeout`` seconds."""
         self._queue.put(None)
         self._urgent.set()
         if self._thread is not None:
@@ -109,13 +91,13 @@ class JournalWriter:
 
     @property
     def idle(self) -> bool:
-        """Whether all that was handed over is written."""
+        """Whether all entries are written."""
         return self._queue.empty() and not self._backlog() and not self._failing
 
     def step(self) -> bool:
-        """Write what has been handed over; False if nothing will follow.
+        """Write the queued entries; False after `close`.
 
-        A failed write stays for the next step.
+        Entries whose write fails stay for the next step.
         """
         while not (self._ending or self._queue.empty()):
             self._accept(self._queue.get())
@@ -129,7 +111,7 @@ class JournalWriter:
                     self._insert(statement, values)
         except (sqlite3.Error, OSError) as error:
             for statement, values in self._histories.items():
-                del values[: -BACKLOG * statement.count("?")]  # the last are kept
+                del values[: -BACKLOG * statement.count("?")]
             self._set_result(error_text(self._path, error))
             return not self._ending
         self._written += self._backlog()
@@ -150,10 +132,7 @@ class JournalWriter:
         self._finish()
 
     def _wait(self) -> None:
-        """Until something is to be written, and for more that can be written with it.
-
-        A promise does not wait, and takes along all that waits beside it.
-        """
+        """Wait for entries, then `GATHER` seconds for more; a statement ends the wait at once."""
         if not self._failing:
             self._accept(self._queue.get())
         if not self._ending:
@@ -177,7 +156,7 @@ class JournalWriter:
     def _insert(self, statement: str, values: list[object]) -> None:
         """Write rows of a history, many in one step of SQLite.
 
-        Before each step the thread gives away the interpreter, and then has to wait for it.
+        The thread releases the interpreter before each step, and has to wait for it afterwards.
         """
         width = statement.count("?")
         whole = len(values) - len(values) % (AT_ONCE * width)
@@ -186,12 +165,12 @@ class JournalWriter:
         self._db.executemany(statement, _parts(values[whole:], width))
 
     def _backlog(self) -> int:
-        """Promises and rows that are not written yet."""
+        """Number of statements and rows that are not written yet."""
         rows = (len(values) // what.count("?") for what, values in self._histories.items())
         return len(self._statements) + sum(rows)
 
     def _set_result(self, error: str) -> None:
-        """Let it be known how writing went."""
+        """Publish the result of a write; ``error`` is "" if it succeeded."""
         if self._failing != bool(error):
             self._failing = bool(error)
             recovered = "the journal is written again"
@@ -204,7 +183,7 @@ class JournalWriter:
             self._wake()
 
     def _check_room(self) -> None:
-        """OSError or sqlite3.Error if a write would fail, also if there is nothing to write."""
+        """OSError or sqlite3.Error if a write would fail, even of a single byte."""
         with tempfile.TemporaryFile(dir=self._path.parent, buffering=0) as file:
             file.write(bytes(ROOM))
             os.fsync(file.fileno())
@@ -214,35 +193,3 @@ class JournalWriter:
 
 def _parts(values: list[object], size: int) -> Iterator[list[object]]:
     return (values[first : first + size] for first in range(0, len(values), size))
-
-
-def is_full(error: Exception) -> bool:
-    """Whether a disk without room may be the reason."""
-    if isinstance(error, sqlite3.Error):
-        return getattr(error, "sqlite_errorcode", 0) & 0xFF in _FULL
-    return getattr(error, "errno", 0) in _NO_ROOM
-
-
-def error_text(path: Path, error: Exception) -> str:
-    """What is wrong with a file, and what to do about it, if that is known."""
-    text = getattr(error, "strerror", "") or error
-    return f"{path}: {text}" + ("; make room on that disk" if is_full(error) else "")
-
-
-def write_private(file: Path, data: bytes) -> None:
-    """A file that nobody else may read."""
-    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as output:
-        output.write(data)
-
-
-@contextlib.contextmanager
-def transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """All of it is written, or nothing.  sqlite3.Error if that fails."""
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        db.execute("COMMIT")
-    except BaseException:
-        with contextlib.suppress(sqlite3.Error):
-            db.execute("ROLLBACK")
-        raise

@@ -1,4 +1,7 @@
-"""Serves metrics to Prometheus: the broker's loop takes snapshots, and a request gets the last."""
+"""Serves metrics to Prometheus.
+
+The broker's loop takes snapshots, and the server's threads return the last one.
+"""
 
 from __future__ import annotations
 
@@ -55,18 +58,18 @@ FAMILIES = (
 
 
 class Counts(msgspec.Struct):
-    """What is counted, whether anybody asks or not."""
+    """Counters since the start of the broker."""
 
-    attempts: Counter[str]  # ended, by result
-    requests: Counter[str]  # ended, by state
-    log_bytes: int = 0  # taken in
+    attempts: Counter[str]  # ended attempts by result
+    requests: Counter[str]  # ended requests by state
+    log_bytes: int = 0  # received
 
 
 class Metrics:
-    """Serves at ``address``, HOST:PORT.  FabricError if that cannot be done."""
+    """Serves at ``address``, HOST:PORT.  FabricError if it cannot listen there."""
 
     def __init__(self, address: str) -> None:
-        # slow, and an embedded broker does without
+        # slow to import, and an embedded broker has no metrics
         from prometheus_client import CollectorRegistry, ProcessCollector
 
         self._taken: list[Metric] = []
@@ -82,19 +85,22 @@ class Metrics:
         self._thread.start()
 
     def close(self) -> None:
-        """Serve no more."""
+        """Stop serving."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
 
     def collect(self) -> Iterable[Metric]:
-        """The last snapshot; in the server's thread."""
+        """The last snapshot.  Called in a thread of the server."""
         return self._taken
 
     def take(
         self, scheduler: Scheduler, workers: Answer, counts: Counts, *, writable: bool
     ) -> None:
-        """Take a snapshot.  ``workers`` answers a query for them; is the journal ``writable``?"""
+        """Take a snapshot.
+
+        ``workers`` is the answer to the query "workers"; ``writable`` says whether the journal is.
+        """
         each = workers.workers
         values: dict[str, Mapping[Any, float]] = {
             "fabric_protocol": {"": PROTOCOL},
@@ -116,7 +122,7 @@ class Metrics:
 
 
 def _server(host: str, port: int, registry: CollectorRegistry) -> WSGIServer:
-    """A server that has a thread for each of a few connections, and cuts the oldest for more."""
+    """A server with a thread for each connection; past the bound it closes the oldest one."""
     from socketserver import ThreadingMixIn
     from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -128,7 +134,7 @@ def _server(host: str, port: int, registry: CollectorRegistry) -> WSGIServer:
         timeout = bounds.METRICS_SILENCE
 
         def log_message(self, format: str, *args: object) -> None:
-            """Nobody reads it."""
+            """Log nothing."""
 
     class Server(ThreadingMixIn, WSGIServer):
         address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -136,7 +142,7 @@ def _server(host: str, port: int, registry: CollectorRegistry) -> WSGIServer:
 
         def process_request(self, request: Any, client_address: Any) -> None:
             if len(connections) >= bounds.METRICS_READERS:
-                with contextlib.suppress(OSError, KeyError, StopIteration):  # it has just ended
+                with contextlib.suppress(OSError, KeyError, StopIteration):  # it has just closed
                     oldest = next(iter(connections))
                     del connections[oldest]
                     oldest.shutdown(socket.SHUT_RDWR)
@@ -148,7 +154,7 @@ def _server(host: str, port: int, registry: CollectorRegistry) -> WSGIServer:
             super().shutdown_request(request)
 
         def handle_error(self, request: Any, client_address: Any) -> None:
-            """The client has gone, or is cut."""
+            """Ignore it: the client is gone, or its connection was closed."""
 
     return make_server(host, port, make_wsgi_app(registry), Server, Handler)
 

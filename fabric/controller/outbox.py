@@ -1,6 +1,8 @@
-"""Holds replies to initiators until the journal records that they depend on are durable.
+"""Holds replies to initiators until the journal entries that they depend on are durable.
 
-While the journal cannot be written, it rejects new requests and commands.
+While the journal cannot be written, it rejects new requests and commands, and holds no replies:
+they depend on nothing new.  Ends of builds are sent then, too, because a build that a crash opens
+again finds its results in the store.
 """
 
 from __future__ import annotations
@@ -33,41 +35,44 @@ if TYPE_CHECKING:
     from fabric.controller.journal import Journal
     from fabric.scheduling.scheduler import Scheduler
 
-#: What an update costs beside its steps, in steps.
+#: Cost of an update beside its steps, in steps.
 UPDATE_COST = 50
 
 
 class ReplyOutbox:
-    """All who ask or follow.  Answers and updates wait until the journal has kept what it had
-    promised when they were made; then they go out by ``send``, which is False for a peer that is
-    gone.
+    """Answers and updates that wait for the journal, and the subscriptions to requests.
 
-    While it cannot be written, they do not wait: nothing new is promised then.  How builds end is
-    told, for what was built is in the store, and a build that a crash opens again finds it there.
+    ``send`` sends a message to a peer; it returns False if the peer is gone.
     """
 
     def __init__(self, journal: Journal, send: Callable[[bytes, Message], bool]) -> None:
         self.subscriptions = Subscriptions()
         self._journal = journal
         self._send = send
-        self._waiting: deque[tuple[int, bytes, Message]] = deque()  # once so many promises are kept
-        #: id of a command that was the first to find that nothing can be written -> what it did
+        self._waiting: deque[tuple[int, bytes, Message]] = (
+            deque()
+        )  # (statements that must be durable, peer, message)
+        #: id of a command whose entry cannot be written -> its effect
         self._undurable: dict[str, str] = {}
 
     def check_journal(self) -> list[Unwritten]:
-        """See how writing it goes, once in a turn; what the core has to hear before `tell`."""
+        """Update the journal's status, once in a turn.
+
+        Returns the events that the core must handle before `send_due`.
+        """
         before = self._journal.error
         lost = self._journal.update_status()
-        if self._journal.error and not before:  # whoever asked asks again, and hears of it
+        if self._journal.error and not before:  # their senders repeat the messages
             answers = (message for _, _, message in self._waiting if isinstance(message, Answer))
             self._undurable = {answer.id: "\n".join(answer.lines) for answer in answers}
             self._waiting.clear()
         return list(map(Unwritten, lost))
 
     def rejects(self, peer: bytes, message: FromPeer, scheduler: Scheduler) -> bool:
-        """Whether a message asks for a promise that cannot be kept now: its sender hears so.
+        """Whether the outbox drops a message because it would have to wait for the journal.
 
-        Or for one beside too many that are not kept yet: it asks again.
+        If the journal cannot be written, its sender gets a `Rejected`.  If too much waits for the
+        journal, its sender repeats it.
         """
         if not self._journal.error:
             match message:
@@ -88,10 +93,10 @@ class ReplyOutbox:
         return True
 
     def answer(self, peer: bytes, query: Query, scheduler: Scheduler, now: float) -> None:
-        """Answer a question."""
+        """Add the core's answer to a query."""
         try:
             answer = scheduler.answer(query, now)
-        except Exception as error:  # noqa: BLE001 - that a question breaks us is to cost nobody else
+        except Exception as error:  # noqa: BLE001 - other requests are not affected
             traceback.print_exc()
             answer = Answer(query.id, error=fault_text(error))
         if self._journal.error:
@@ -99,39 +104,40 @@ class ReplyOutbox:
         self.add(peer, answer)
 
     def _error_text(self, about: str = "") -> str:
-        """What is wrong; what that means for a command, if it is ``about`` one."""
+        """Why the journal cannot be written, and the effect on the command ``about``, if any."""
         if done := self._undurable.get(about):
             return (
-                f"{done}, but that is not written down, and undone if the controller ends before it"
-                f" can be: {self._journal.error}"
+                f"{done}, but it is not in the journal yet, and a restart of the controller would"
+                f" undo it: {self._journal.error}"
             )
         return (
-            "the controller takes no orders, cancels or drains, for it cannot write its journal:"
+            "the controller accepts no builds, cancels or drains, because it cannot write its"
+            " journal:"
             f" {self._journal.error}"
         )
 
     def due(self) -> float:
-        """When `tell` is due; the journal wakes whoever waits for it."""
+        """When `send_due` is due; infinity while replies wait for the journal, which wakes us."""
         return math.inf if self._waiting else self.subscriptions.next_due()
 
     def add(self, peer: bytes, message: Message) -> None:
-        """Tell somebody something, as soon as all is on the disk that it speaks of."""
+        """Send a message as soon as all entries appended so far are durable."""
         self._waiting.append((self._journal.appended, peer, message))
 
     def send_due(self, scheduler: Scheduler, now: float) -> None:
-        """Say what may be said now, news of requests too."""
+        """Send the replies that wait no more, and updates to subscribers."""
         self._send_durable()
         if self._waiting:
-            return  # whoever follows a request hears more of it after that
+            return  # updates must not overtake replies
         error = self._journal.error
-        sent: Counter[str] = Counter()  # steps, by names
+        sent: Counter[str] = Counter()  # cost of updates by name, in steps
         for subscription in self.subscriptions.take(now):
             if subscription.owner and sent[subscription.owner] > bounds.TOLD_STEPS:
                 self.subscriptions.postpone(subscription)
                 continue
             try:
                 update = scheduler.update(subscription.request, subscription.seen, now)
-            except Exception as error:  # noqa: BLE001 - as above
+            except Exception as error:  # noqa: BLE001 - other requests are not affected
                 traceback.print_exc()
                 self._send(
                     subscription.peer,
@@ -145,14 +151,14 @@ class ReplyOutbox:
                 and update.state == "cancelled"
                 and not self._journal.is_durable(update.request)
             ):
-                pass  # after a crash it would go on; who follows it asks again
+                pass  # a crash would undo it; the subscriber polls again
             else:
                 sent[subscription.owner] += UPDATE_COST + len(update.steps)
                 self.add(subscription.peer, update)
         self._send_durable()
 
     def clear(self) -> None:
-        """All connections are made anew: who still follows will say so."""
+        """Forget all peers: their connections were closed, and they poll again."""
         self.subscriptions = Subscriptions()
         self._waiting.clear()
 

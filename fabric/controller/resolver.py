@@ -6,7 +6,7 @@ definitions and their sources from the trove, computes steps and cache keys, and
 contains the text for the user: ``FILE:LINE: message`` for mistakes in the definitions.
 
 Definitions are untrusted: they are read from git objects, nothing in them is executed, and the
-process has limits of time and memory.
+process has bounds of time and memory.
 """
 
 from __future__ import annotations
@@ -51,24 +51,22 @@ from fabric.trove.sources.farm_remote import Trove
 from fabric.trove.sources.git import REF, Repository
 from fabric.wire.messages import PROTOCOL, BuildGraph, BuildOrder
 
-#: A disk without room is not the order's fault.  Git has many words for it, so whatever goes wrong
-#: is put down to that with less left than this, in bytes.
+#: Bytes of free disk below which every failure counts as the machine's: git reports a full disk
+#: in many ways.
 ROOM = 16 << 20
-#: Fetches after which our copy of the trove's build refs is made anew.
+#: Fetches after which the local copy of the trove's build refs is made anew.
 PACKS = 100
 
 
 def resolve(build_order: BuildOrder, settings: BrokerSettings, tools: str) -> BuildGraph:
-    """What an order comes to.  ``tools``: digest of the tools that the workers' hosts have.
+    """The build graph of a build order.  ``tools``: digest of the tools on the workers' hosts.
 
-    DefinitionsError, SourceError, or FabricError if a component is not in the system.
+    DefinitionsError or SourceError if the order cannot be resolved, FabricError if a component is
+    not in the system.
     """
     trove = open_trove(settings)
     if trove is None:
-        raise SourceError(
-            "this controller has no trove, so it cannot fetch what is to be built:"
-            " `trove` is missing in its settings"
-        )
+        raise SourceError("this controller has no trove to fetch from: set `trove` in its settings")
     repository = _fetch(build_order, trove, settings.trove_dir)
     with (
         scratch(settings.cache_dir / "tmp", "resolving-") as folder,
@@ -85,13 +83,13 @@ def resolve(build_order: BuildOrder, settings: BrokerSettings, tools: str) -> Bu
 
 
 def _fetch(build_order: BuildOrder, trove: Trove, directory: Path) -> Repository:
-    """Our repository, with the commit that was ordered in it."""
+    """The local repository, with the commit of the order."""
     repository = Repository(directory / "orders.git")
     if not (build_order.ref.startswith("refs/") and REF.fullmatch(build_order.ref)):
-        raise SourceError(f"{build_order.ref!r} cannot be the name of a build ref")
+        raise SourceError(f"{build_order.ref!r} is not the name of a build ref")
     with locked(directory / "locks" / "orders"):
         if len(list(repository.path.glob("objects/pack/*.pack"))) > PACKS:
-            shutil.rmtree(repository.path)  # a cache, and whatever is needed comes again
+            shutil.rmtree(repository.path)  # a cache: needed objects are fetched again
         repository.create(cache=True)
         if repository.find(build_order.commit) is None:
             copy = f"refs/orders/{build_order.commit}"
@@ -121,7 +119,7 @@ def _build_graph(build_order: BuildOrder, plan: Plan) -> BuildGraph:
 
 
 def _tools(given: str | None, settings: BrokerSettings) -> str:
-    """The digest that is given, remembered for when no worker has come back yet."""
+    """The given digest, which is remembered; without one, the last, else that of this host."""
     memory = settings.cache_dir / "workers-tools"
     if given:
         if _recalled(memory) != given:
@@ -131,7 +129,7 @@ def _tools(given: str | None, settings: BrokerSettings) -> str:
 
 
 def _recalled(memory: Path) -> str:
-    """The digest in a file; "" if there is none."""
+    """The digest in a file; "" if it has none."""
     try:
         return Digest(recall(memory).decode())
     except ValueError:
@@ -145,23 +143,23 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument(
         "--host-tools",
         metavar="DIGEST",
-        help="of the tools that workers have, for keys of bootstrap chunks (default: as last time,"
-        " else ours)",
+        help="digest of the tools on the workers, for keys of bootstrap chunks (default: as in the"
+        " last call, else of this machine)",
     )
     top.add_argument(
         "--seconds",
         type=int,
         default=bounds.RESOLVE_TIME,
         metavar="N",
-        help="that it may take (default: %(default)s)",
+        help="time limit (default: %(default)s)",
     )
     return top
 
 
 def confine(seconds: int) -> None:
-    """Bound what this process and those it starts may take; end with the broker."""
+    """Bound the time and memory of this process and its children; end with the broker."""
     resource.setrlimit(resource.RLIMIT_DATA, (bounds.RESOLVE_MEMORY, bounds.RESOLVE_MEMORY))
-    with contextlib.suppress(OSError):  # if memory runs out nevertheless, the broker stays
+    with contextlib.suppress(OSError):  # the kernel kills this process before the broker
         Path("/proc/self/oom_score_adj").write_text("500")
     signal.signal(signal.SIGTERM, _on_sigterm)
     die_with_parent(os.getppid())
@@ -174,7 +172,7 @@ def confine(seconds: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Resolve one order; returns the exit code."""
+    """Resolve one build order; returns the exit code."""
     options = parser().parse_args(argv)
     confine(options.seconds)
     settings: BrokerSettings | None = None
@@ -191,14 +189,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError:
         print(f"resolving takes more than {bounds.RESOLVE_MEMORY:,} bytes", file=sys.stderr)
         return 1
-    except Exception as error:  # noqa: BLE001  whatever definitions can do to us
+    except Exception as error:  # noqa: BLE001 - definitions are untrusted
         print(f"it cannot be resolved: {type(error).__name__}: {error}", file=sys.stderr)
         return MachineFault.exit_code if _is_full(error, settings) else 1
     return 0
 
 
 def _is_full(error: Exception, settings: BrokerSettings | None) -> bool:
-    """Whether our disk has no room, as far as can be told."""
+    """Whether this machine's disk is full, as far as known."""
     if getattr(error, "errno", 0) in NO_ROOM or os.strerror(errno.ENOSPC) in str(error):
         return True
     try:
@@ -208,7 +206,7 @@ def _is_full(error: Exception, settings: BrokerSettings | None) -> bool:
 
 
 def _on_sigterm(number: int, frame: object) -> None:  # noqa: ARG001
-    raise Cancelled("not wanted any more")  # which ends git, too
+    raise Cancelled("not wanted any more")  # ends git, too
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Resolving reads a repository, computes for seconds, fetches, and parses untrusted input, so the
 broker's process does none of it.  A child reads the encoded `BuildOrder` from standard input and
-writes an encoded `BuildGraph`; if it fails, the user gets what it wrote to standard error.
+writes an encoded `BuildGraph`; if it fails, the user gets its standard error.
 
 Each child leads a session that includes its git processes, so all of them can be killed.
 """
@@ -25,10 +25,11 @@ from fabric.host.process import TooMuchOutput, converse, kill_session
 from fabric.scheduling.events import Resolved, Unresolved
 from fabric.wire.messages import BuildGraph, BuildOrder
 
-#: Exit code that says: not the order's fault.  It is tried again, this often, after these seconds.
+#: Exit code for a failure of the machine.
 FAULT = 4
+#: Seconds before each repetition of such an order.
 RETRY_DELAYS = (2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 60.0)
-#: Seconds that a child has to end by itself after its time, so that it says why.
+#: Seconds after its time limit that a child has to end by itself with an error text.
 GRACE = 30
 
 _decode = msgspec.msgpack.Decoder(BuildGraph).decode
@@ -36,19 +37,19 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class Child:
-    """The order of one request, and the process that resolves it, if one does."""
+    """The build order of one request, and the process that resolves it, if it runs."""
 
     def __init__(self, build_order: BuildOrder, options: Sequence[str]) -> None:
         self.build_order = build_order
         self.options = options
         self.tries = 0
-        self.fault = False  # whether the last try failed by no fault of the order
+        self.fault = False  # the machine failed at the last try
         self.abandoned = False
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
     def run(self, command: Sequence[str], seconds: float) -> Resolved | Unresolved:
-        """Have a process resolve it; what comes of that."""
+        """Resolve it in a process, and wait for the result."""
         self.tries += 1
         self.fault = False
         try:
@@ -76,7 +77,7 @@ class Child:
             except TooMuchOutput:
                 return self._failed(f"its steps take more than {bounds.FRAME:,} bytes")
             finally:
-                with self._lock:  # before it is reaped: then its number may be another's
+                with self._lock:  # before it is reaped, because its number may be reused then
                     kill_session(process.pid)
                     process.wait()
         return self._read(process.returncode, output, errors)
@@ -89,13 +90,13 @@ class Child:
         try:
             graph = _decode(output)
         except (msgspec.MsgspecError, ValueError) as error:
-            return self._failed(f"what the resolver says cannot be understood: {error}")
+            return self._failed(f"the resolver's answer cannot be decoded: {error}")
         if graph.request != self.build_order.request:
-            return self._failed("the resolver speaks of another request")
+            return self._failed("the resolver answered for another request")
         return Resolved(graph.request, graph)
 
     def abandon(self) -> None:
-        """Kill it and all it started.  That is not waited for."""
+        """Kill it and its children, without waiting."""
         with self._lock:
             self.abandoned = True
             if self._process is not None and self._process.returncode is None:
@@ -106,7 +107,10 @@ class Child:
 
 
 class ResolverPool:
-    """Resolves orders, a few at a time; requesters take turns, and one cannot have all places."""
+    """Resolves build orders, at most `bounds.RESOLVERS` at a time.
+
+    Requesters take turns, and one requester cannot occupy all places.
+    """
 
     def __init__(
         self,
@@ -114,11 +118,11 @@ class ResolverPool:
         wake: Callable[[], None],
         seconds: int = bounds.RESOLVE_TIME,
     ) -> None:
-        """``wake`` is called, from another thread, when there is something in `answers`."""
+        """``wake`` is called, in another thread, when `answers` has a result."""
         self._command = (*command, "--seconds", str(seconds))
         self._seconds = seconds + GRACE
         self._wake = wake
-        #: by requester, whose turn it is first, and by request
+        #: requester -> request -> child; the first requester is next
         self._waiting: dict[str, dict[str, Child]] = {}
         self._pausing: list[tuple[float, int, Child]] = []  # a heap by the end of the pause
         self._running: dict[str, Child] = {}  # by request
@@ -126,13 +130,13 @@ class ResolverPool:
         self._count = 0
 
     def resolve(self, build_order: BuildOrder, host_tools: str = "") -> None:
-        """Have it resolved, for workers with these tools; answered by `answers`."""
+        """Resolve an order for workers with these tools.  The result comes from `answers`."""
         options = ["--host-tools", host_tools] if host_tools else []
         self._enqueue(Child(build_order, options))
         self._start()
 
     def abandon(self, request: str) -> None:
-        """Its answer is not wanted any more."""
+        """Drop the order of a request, and kill its process."""
         if (child := self._running.get(request)) is not None:
             child.abandon()
         for queue in self._waiting.values():
@@ -142,7 +146,7 @@ class ResolverPool:
             self._pausing = sorted(others)
 
     def answers(self) -> Iterator[Resolved | Unresolved]:
-        """What has come of orders, each once."""
+        """Results of build orders, each once."""
         while self._ended:
             child, answer = self._ended.popleft()
             del self._running[child.build_order.request]
@@ -157,11 +161,11 @@ class ResolverPool:
         self._start()
 
     def next_due(self) -> float:
-        """When `answers` is to be asked again, though nobody wakes."""
+        """When to call `answers` even without a wake-up: an order is repeated then."""
         return self._pausing[0][0] if self._pausing else float("inf")
 
     def close(self) -> None:
-        """Kill all that run."""
+        """Kill all children."""
         self._waiting.clear()
         self._pausing.clear()
         for child in self._running.values():
@@ -184,14 +188,14 @@ class ResolverPool:
             threading.Thread(target=work, name=name, daemon=True).start()
 
     def _next(self) -> Child | None:
-        """The first order of the requester whose turn it is, who then is last."""
+        """The first order of the next requester, who becomes the last."""
         busy = Counter(child.build_order.requester for child in self._running.values())
         for requester, queue in list(self._waiting.items()):
             if not queue:
                 del self._waiting[requester]
             elif busy[requester] < bounds.RESOLVERS - 1:
                 request = next(iter(queue))
-                if request in self._running:  # an abandoned one that is dying
+                if request in self._running:  # its abandoned child has not ended
                     continue
                 child = queue.pop(request)
                 del self._waiting[requester]

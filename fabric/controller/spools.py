@@ -25,24 +25,24 @@ if TYPE_CHECKING:
 
 Id = tuple[str, int]
 
-#: A log of so many bytes at most is not written to a file,
+#: Bytes of a log up to which it is kept in memory, and not in a file.
 SHORT = 16 * 1024
-#: while all of these together have no more than that.
+#: Bytes of all logs in memory.
 MEMORY = 64 * 1024 * 1024
-#: Files held open at most.
+#: Most open files.
 OPEN_FILES = 64
-#: Seconds before a worker is asked for the same bytes again.
+#: Seconds after which the same bytes are requested again.
 ASK_AGAIN = 0.5
-#: Seconds after its end that nothing of a log may come, until it is not waited for any more.
+#: Seconds without new bytes of an ended log after which it is given up.
 GIVE_UP = 15.0
-#: Seconds that the stream has, once an attempt has ended, to bring the rest of its log; and until
-#: a question is put again that could not be sent.
+#: Seconds for which the stream may still bring the rest of an ended log before it is requested;
+#: and until a request that could not be sent is repeated.
 LINGER = 0.02
-#: Seconds a spool is kept after its attempt has ended.
+#: Seconds for which a spool is kept after the end of its attempt.
 KEEP = 600.0
-#: Why a log is not kept.
+#: Value of `Spool.broken` for a log past the quota.
 NO_ROOM = "there is no room for logs"
-#: Seconds a file is kept that is no spool of this run.
+#: Seconds for which a file of a former run is kept.
 LEFTOVER = 86400.0
 
 
@@ -52,24 +52,24 @@ class Spools:
     def __init__(
         self, directory: Path, memory: int = MEMORY, quota: int = bounds.LOGS_DISK
     ) -> None:
-        """Makes the directory.  OSError if that cannot be done."""
+        """Makes the directory.  OSError if that is not possible."""
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = str(directory)
-        self._memory = memory  # bytes that short logs may have yet
+        self._memory = memory  # bytes left for logs in memory
         self._spools: dict[Id, Spool] = {}
         self._files: dict[Id, int] = {}  # least recently used first
         self._disk = LogDisk(self._directory, quota)
         self._lacking: dict[Id, Spool] = {}
-        self._behind: dict[Id, Spool] = {}  # not all that was found of them is digested
-        self._ended: dict[Id, Spool] = {}  # in order of ending
-        self._last_poll = float("inf")  # when `wanted` was last asked
+        self._behind: dict[Id, Spool] = {}  # see `Spool.behind`
+        self._ended: dict[Id, Spool] = {}  # in the order of their ends
+        self._last_poll = float("inf")  # time of the last call of `wanted`
 
     # -- writing -----------------------------------------------------------------------------
 
     def begin(self, key: str, fence: int, worker: str, *, found: bool = True) -> None:
-        """An attempt may log from now on.
+        """Make the spool of an attempt.
 
-        ``found``: it ran already, so that a broker before this one may have the beginning.
+        ``found``: the attempt began under a former run, which may have left a file.
         """
         id = (key, fence)
         if id in self._spools:
@@ -83,16 +83,16 @@ class Spools:
             self._behind[id] = spool
 
     def worker(self, key: str, fence: int) -> str | None:
-        """Whose log it is; None if there is no such attempt."""
+        """The worker of an attempt; None if it has no spool."""
         spool = self._spools.get((key, fence))
         return None if spool is None else spool.worker
 
     def append(
         self, key: str, fence: int, offset: int, data: bytes | memoryview
     ) -> tuple[int, bytes | memoryview]:
-        """Take in a piece; returns (offset, bytes) of what was new in it, often all, or b"".
+        """Append a piece; returns (offset, data) of its new bytes, data b"" if there are none.
 
-        Pieces of attempts that never began, and those after a gap, are dropped.
+        A piece after a gap, or of an attempt without a spool, is dropped.
         """
         spool = self._spools.get((key, fence))
         end = offset + len(data)
@@ -110,18 +110,18 @@ class Spools:
             try:
                 self._write(spool, fresh)
             except OSError as error:
-                if error.errno in PASSING:  # as if it had not come: it is asked for again
+                if error.errno in PASSING:  # the piece counts as lost and is requested again
                     spool.known = max(spool.known, end)
                     self._lacking[key, fence] = spool
                     return offset, b""
-                # A full disk costs the past of this log, and neither its stream nor the build.
+                # On a full disk the log is not kept, but still streamed; the build goes on.
                 spool.broken = str(error)
         spool.received(fresh)
         self._check((key, fence), spool)
         return at, fresh
 
     def end(self, key: str, fence: int, size: int, sha256: str, now: float) -> None:
-        """An attempt ended.  ``size`` -1: nobody knows how much it logged."""
+        """Note the end of an attempt; ``size`` is -1 if the size of its log is unknown."""
         id = (key, fence)
         spool = self._spools.get(id)
         if spool is None or spool.ended is not None:
@@ -133,7 +133,7 @@ class Spools:
             spool.asked = now - ASK_AGAIN + LINGER
             self._check(id, spool)
         else:
-            spool.known = spool.have  # its worker is gone, or kills it: nothing more will come
+            spool.known = spool.have  # its worker is lost, or kills it: no more bytes will come
             self._lacking.pop(id, None)
 
     def _check(self, id: Id, spool: Spool) -> None:
@@ -147,21 +147,21 @@ class Spools:
                 spool.restart()
                 self._close(id)
             else:
-                spool.broken = "what the worker sent is not what it said it would send"
+                spool.broken = "the log that the worker sent does not match its digest"
         if spool.lacks:
             self._lacking[id] = spool
         else:
             self._lacking.pop(id, None)
 
     def wanted(self, now: float) -> Iterator[tuple[str, LogWanted]]:
-        """(worker, what to ask it for): gaps not asked for a moment ago."""
-        stood_still = now - self._last_poll > GIVE_UP / 2  # this process: nobody could be heard
+        """(worker, request for missing bytes) of each log whose request is due."""
+        stood_still = now - self._last_poll > GIVE_UP / 2  # this process, so nothing was received
         self._last_poll = now
         for id, spool in list(self._lacking.items()):
             if stood_still:
                 spool.moved = now
             if _is_stuck(spool, now):
-                spool.broken = "its worker does not have it any more"
+                spool.broken = "its worker does not have the rest"
                 del self._lacking[id]
             elif now >= spool.asked + ASK_AGAIN:
                 spool.asked = now
@@ -171,17 +171,17 @@ class Spools:
                 )
 
     def unsent(self, wanted: LogWanted) -> None:
-        """It could not be asked for now: `wanted` says so again soon."""
+        """Note that a request from `wanted` could not be sent; it is repeated soon."""
         self._spools[wanted.key, wanted.fence].asked += LINGER - ASK_AGAIN
 
     def arrived(self, key: str, fence: int) -> None:
-        """A piece that was asked for came: the next may be asked for at once."""
+        """Note that a requested piece came; the next one may be requested at once."""
         spool = self._spools.get((key, fence))
         if spool is not None:
             spool.asked = float("-inf")
 
     def digest(self) -> None:
-        """Digest a part of what was found; to be called in every turn of the loop."""
+        """Digest a part of a log of a former run.  Call it in every turn of the loop."""
         for id, spool in list(self._behind.items())[:1]:
             data = b""
             with contextlib.suppress(OSError):
@@ -189,34 +189,34 @@ class Spools:
             if data:
                 spool.update_digest(data[: spool.have - spool.digested])
             else:
-                spool.restart()  # somebody has cut it off
+                spool.restart()  # the file was truncated
             if not spool.behind:
                 del self._behind[id]
                 self._check(id, spool)
 
     @property
     def lacking(self) -> bool:
-        """Of some log it is not known that it is whole."""
+        """Whether any log is known to be incomplete, or not digested."""
         return bool(self._lacking or self._behind)
 
     def next_due(self) -> float:
-        """When `wanted` or `digest` has something to do; infinity if they have not."""
+        """When `wanted` or `digest` is due; infinity if neither is."""
         if self._behind:
             return float("-inf")
         asked = (spool.asked for spool in self._lacking.values())
         return min(asked, default=float("inf")) + ASK_AGAIN
 
     def incomplete(self, key: str, fence: int, now: float) -> bool:
-        """Whether bytes of an ended log are missing, and not given up."""
+        """Whether an ended log is incomplete, and not given up."""
         spool = self._lacking.get((key, fence)) or self._behind.get((key, fence))
         return spool is not None and spool.ended is not None and not _is_stuck(spool, now)
 
     # -- reading -----------------------------------------------------------------------------
 
     def read(self, key: str, fence: int, offset: int, length: int) -> LogPiece | None:
-        """A range, as far as it is here; None if there is no such spool.
+        """The available bytes of a range; None if there is no such spool.
 
-        ``fence`` 0 means the latest attempt.  The piece has size and digest once these are known.
+        ``fence`` 0 means the latest attempt.  The piece has size and digest once they are known.
         """
         if not fence:
             fence = max((f for k, f in self._spools if k == key), default=0)
@@ -239,7 +239,7 @@ class Spools:
     # -- files -------------------------------------------------------------------------------
 
     def sweep(self, now: float) -> None:
-        """Remove spools whose attempts ended long ago."""
+        """Remove spools `KEEP` seconds after the ends of their attempts."""
         for id, spool in list(self._ended.items()):
             if spool.ended is None or now - spool.ended < KEEP:
                 break
@@ -249,20 +249,20 @@ class Spools:
             self._remove(spool)
 
     def sweep_files(self) -> None:
-        """Remove files that nobody wrote to for a day: of a broker that is no more."""
+        """Remove files of former runs after a day without a write."""
         for key, fence, size, written in self._left_over():
             if time.time() - written > LEFTOVER:
                 self._unlink(key, fence, size)
 
     def _left_over(self) -> list[tuple[str, int, int, float]]:
-        """Files that are of no log of this run."""
+        """Files of former runs, as from `LogDisk.files`."""
         return [file for file in self._disk.files() if file[:2] not in self._spools]
 
     def _make_room(self, spool: Spool, size: int) -> None:
-        """For so many bytes of this log.  OSError if there is none.
+        """Make room for ``size`` bytes of this log, or raise OSError.
 
-        Logs that have ended go first, the oldest of them first; those that are done are in the
-        store.  Then goes the longest, which may be this one.
+        Removes files of former runs, then logs of ended attempts, the oldest first: the store has
+        the logs of finished steps.  Then it removes the longest log, or raises if that is this one.
         """
         while not self._disk.has_room(size):
             ended = [each for each in self._ended.values() if each.filed and each is not spool]
@@ -271,14 +271,18 @@ class Spools:
                 oldest = min(left, key=lambda file: file[3])
                 self._unlink(*oldest[:3])
             elif ended:
-                self._break((ended[0].key, ended[0].fence), ended[0], "it made room for others")
+                self._break(
+                    (ended[0].key, ended[0].fence),
+                    ended[0],
+                    "it was removed to make room for others",
+                )
             elif (longest := max(filed, key=lambda each: each.filed)) is not spool:
                 self._break((longest.key, longest.fence), longest, NO_ROOM)
             else:
                 raise OSError(errno.ENOSPC, NO_ROOM)
 
     def _break(self, id: Id, spool: Spool, why: str) -> None:
-        """Keep no more of a log."""
+        """Stop storing a log, and remove its file."""
         spool.broken = why
         self._lacking.pop(id, None)
         self._behind.pop(id, None)
@@ -286,18 +290,20 @@ class Spools:
         spool.short = None
 
     def close(self, *, forget: bool = False) -> None:
-        """Close all files, with what the next broker may go on with; ``forget``: and remove those
-        whose attempts have ended."""
+        """Write the logs in memory of running attempts, for the next run, and close all files.
+
+        ``forget``: also remove the files of ended attempts.
+        """
         for id, spool in self._spools.items():
             if forget and id in self._ended:
                 self._remove(spool)
             elif spool.short and spool.ended is None:
-                with contextlib.suppress(OSError):  # it is asked for again
+                with contextlib.suppress(OSError):  # the next run requests it again
                     self._write_out(spool)
         self.drop()
 
     def drop(self) -> None:
-        """Close all files, and leave them as they are."""
+        """Close all files without writing."""
         for id in list(self._files):
             self._close(id)
 
@@ -312,7 +318,7 @@ class Spools:
         if file is None:
             while len(self._files) >= OPEN_FILES:
                 self._close(next(iter(self._files)))
-            # A file that somebody removed must not come back with a hole in place of its beginning.
+            # A file that was removed must not be made again, with a hole instead of its beginning.
             spool = self._spools[id]
             create = os.O_CREAT if spool.short is not None or not spool.have else 0
             file = os.open(
@@ -322,7 +328,7 @@ class Spools:
         return file
 
     def _write(self, spool: Spool, data: bytes | memoryview) -> None:
-        """Append what begins where ``spool`` ends so far."""
+        """Append ``data`` to the log."""
         if spool.short is not None:
             if spool.have + len(data) <= SHORT and len(data) <= self._memory:
                 spool.short += data
@@ -332,7 +338,7 @@ class Spools:
         self._write_at(spool, spool.have, data)
 
     def _write_out(self, spool: Spool) -> None:
-        """Have a short log in its file, too long or not to be kept."""
+        """Move a log from memory into its file."""
         assert spool.short is not None
         self._write_at(spool, 0, spool.short)
         self._forget(spool)
@@ -344,7 +350,7 @@ class Spools:
             spool.short = b""
 
     def _remove(self, spool: Spool) -> None:
-        """Nobody reads it any more."""
+        """Remove its file and its memory."""
         if spool.filed:
             self._close((spool.key, spool.fence))
             self._unlink(spool.key, spool.fence, spool.filed)
@@ -375,7 +381,7 @@ class Spools:
 
 
 def _is_stuck(spool: Spool, now: float) -> bool:
-    """Whether nothing has come for long of a log that has ended."""
+    """Whether an ended log has not grown for `GIVE_UP` seconds."""
     if spool.ended is None:
         return False
     if spool.have > spool.reached:

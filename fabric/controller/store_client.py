@@ -1,8 +1,8 @@
-"""Asks the artifact store in threads, so that the broker's loop never waits for it.
+"""Queries the artifact store in threads, so that the broker's loop never waits for it.
 
-The loop puts questions and goes on; it fetches answers after a wake-up.  Questions of the core,
-log reads of initiators, and inspections have a thread each, so that none waits for another.
-Waiting questions of the core are combined into one; log reads of different owners take turns.
+The loop queues work, and fetches the results after a wake-up.  Queries of the core, log reads of
+initiators, and inspections have a thread each, so that none waits for another.  Waiting queries are
+combined into one; log reads of different owners take turns.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Logs whose place in the store is remembered.
+#: Logs whose blobs are remembered.
 LOGS_KNOWN = 100
-#: Pieces of logs that wait to be fetched, at most.
+#: Most pieces of logs that wait for the loop.
 PIECES = 16
 
 
 class _LogReads:
-    """Ranges of logs that wait to be read.  Owners take turns."""
+    """A queue of log reads in which owners take turns.  Thread-safe."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, deque[tuple[bytes, LogRead]]] = {}
@@ -39,7 +39,7 @@ class _LogReads:
         self._closed = False
 
     def put(self, owner: str, peer: bytes, wanted: LogRead) -> None:
-        """Dropped if it waits already, or too many of its owner's do: it is asked for again."""
+        """Add a read; drop it if it waits already, or past `bounds.LOG_READS` of the owner."""
         with self._changed:
             queue = self._waiting.setdefault(owner, deque())
             if len(queue) < bounds.LOG_READS and (peer, wanted) not in queue:
@@ -47,7 +47,7 @@ class _LogReads:
                 self._changed.notify()
 
     def take(self, *, wait: bool) -> tuple[bytes, LogRead] | None:
-        """The next one; None once closed.  Without ``wait``: None if there is none."""
+        """The next read; None after `close`, and without ``wait`` also if there is none."""
         with self._changed:
             if wait:
                 self._changed.wait_for(lambda: self._closed or self._waiting)
@@ -66,23 +66,23 @@ class _LogReads:
             self._changed.notify()
 
 
-#: Does the next of some work, which with True is waited for; False if there is nothing, or nothing
-#: more.
+#: Does the next piece of some work; with True it waits for one.  Returns False if there was none,
+#: or after `StoreClient.close`.
 Step = Callable[[bool], bool]
 
 
 class Executor(Protocol):
-    """Those who do the work."""
+    """Runs the steps of each kind of work."""
 
     def start(self, kind: str, step: Step) -> None:
-        """There is work of this kind.  ``step`` is never called twice at once."""
+        """Call ``step`` until it returns False; never two of a kind at the same time."""
 
     def close(self, timeout: float) -> None:
-        """No more comes; wait so many seconds for those at work."""
+        """Wait at most ``timeout`` seconds for each running step."""
 
 
 class Threads:
-    """A thread for each kind of work, from when there is some."""
+    """An executor with a thread for each kind of work, started when there is some."""
 
     def __init__(self) -> None:
         self._threads: dict[str, threading.Thread] = {}
@@ -94,7 +94,7 @@ class Threads:
             thread.start()
 
     def close(self, timeout: float) -> None:
-        """One that waits for a store that does not answer is left behind."""
+        """A thread that waits for a store without an answer is abandoned."""
         for thread in self._threads.values():
             thread.join(timeout)
 
@@ -104,7 +104,7 @@ class Threads:
 
 
 class StoreClient:
-    """Asks the store, one batch of questions after another."""
+    """Queries, log reads and inspections of the store."""
 
     def __init__(
         self,
@@ -112,64 +112,65 @@ class StoreClient:
         wake: Callable[[], None],
         executor: Executor | None = None,
     ) -> None:
-        """``helpers`` do the work, or threads.  They call ``open_store`` for a store of their own,
-        and ``wake`` after each batch of answers.
+        """``open_store`` and ``wake`` are called in the executor's threads, `Threads` by default.
+
+        Each thread opens a store of its own, and calls ``wake`` after each result.
         """
         self._open_store = open_store
         self._wake = wake
         self._executor = executor or Threads()
-        self._questions: SimpleQueue[list[Ask] | None] = SimpleQueue()
+        self._queries: SimpleQueue[list[Ask] | None] = SimpleQueue()
         self._answers: deque[Answered | Unanswered | Inspected] = deque()
-        self._store = _Opened(open_store)  # for questions
+        self._store = _Opened(open_store)  # for queries
         self._reads = _LogReads()
         self._pieces: deque[tuple[bytes, LogPiece | Rejected]] = deque()
-        self._slots = threading.Semaphore(PIECES)  # for more of them
+        self._slots = threading.Semaphore(PIECES)  # free places in _pieces
         self._logs = _Logs(_Opened(open_store))
         self._inspections: SimpleQueue[tuple[str, ...] | None] = SimpleQueue()
         self._closed = False
 
-    def query(self, questions: list[Ask]) -> None:
-        """Which keys are there?  Answered by `answers`."""
-        self._questions.put(questions)
-        self._executor.start("questions", self._answer_questions)
+    def query(self, queries: list[Ask]) -> None:
+        """Look up which keys the store has.  The results come from `answers`."""
+        self._queries.put(queries)
+        self._executor.start("queries", self._answer_queries)
 
     def read_log(self, owner: str, peer: bytes, wanted: LogRead) -> None:
-        """A range of the log of a finished step.  Answered by `pieces`, for that peer.
+        """Read a range of the log of a finished step.  The result comes from `pieces`.
 
-        ``owner`` is whoever has this peer, and maybe others.
+        ``owner`` is the name in the key of ``peer``; several peers may have it.
         """
         self._reads.put(owner, peer, wanted)
         self._executor.start("logs", self._read_log)
 
     def inspect(self, keys: tuple[str, ...]) -> None:
-        """Read all of these artifacts, and forget what is damaged.  Answered by `answers`."""
+        """Read all of these artifacts, and forget damaged ones.  The result is in `answers`."""
         self._inspections.put(keys)
         self._executor.start("inspections", self._inspect)
 
     def answers(self) -> Iterator[Answered | Unanswered | Inspected]:
-        """Answers that have come, each once."""
+        """Results of queries and inspections, each once."""
         while self._answers:
             yield self._answers.popleft()
 
     def pieces(self) -> Iterator[tuple[bytes, LogPiece | Rejected]]:
-        """Pieces of logs that have come, each once, and for whom."""
+        """(peer, piece or rejection) for each finished log read, each once."""
         while self._pieces:
             yield self._pieces.popleft()
             self._slots.release()
 
     def close(self, timeout: float = 0.02) -> None:
-        """End the work, but for what waits for a store that does not answer."""
+        """End all work but that which waits for a store without an answer."""
         self._closed = True
-        self._questions.put(None)
+        self._queries.put(None)
         self._inspections.put(None)
         self._reads.close()
         self._executor.close(timeout)
 
-    # -- done by the helpers -----------------------------------------------------------------
+    # -- in the executor's threads -----------------------------------------------------------
 
-    def _answer_questions(self, wait: bool) -> bool:
+    def _answer_queries(self, wait: bool) -> bool:
         asks: list[Ask] = []
-        while batch := _next(self._questions, wait=wait and not asks):
+        while batch := _next(self._queries, wait=wait and not asks):
             asks += batch
         if asks:
             self._answers.extend(self._look_up(asks))
@@ -182,7 +183,7 @@ class StoreClient:
             store = self._store.get()
             found = frozenset(store.has(keys))
             store.use(found)
-        except Exception as error:  # noqa: BLE001 - any failure of a store is an answer
+        except Exception as error:  # noqa: BLE001 - the core handles every failure
             return [Unanswered(ask.question, _text(error)) for ask in asks]
         return [Answered(ask.question, found.intersection(ask.keys)) for ask in asks]
 
@@ -205,12 +206,12 @@ class StoreClient:
         gone: set[str] = set()
         failure = ""
         try:
-            store = self._open_store()  # another one, which has not verified anything yet
+            store = self._open_store()  # a new one, which has not cached any verification
             for key in keys:
                 if not store.inspect(key):
                     store.forget(key)
                     gone.add(key)
-        except Exception as error:  # noqa: BLE001 - any failure of a store is an answer
+        except Exception as error:  # noqa: BLE001 - the core handles every failure
             failure = _text(error)
         self._answers.append(Inspected(frozenset(gone), failure))
         self._wake()
@@ -218,7 +219,7 @@ class StoreClient:
 
 
 def _next(queue: SimpleQueue[T | None], *, wait: bool) -> T | None:
-    """The next in a queue; None once closed.  Without ``wait``: None if there is none."""
+    """The next item; None after the end, and without ``wait`` also if there is none."""
     try:
         return queue.get(wait)
     except Empty:
@@ -226,7 +227,7 @@ def _next(queue: SimpleQueue[T | None], *, wait: bool) -> T | None:
 
 
 class _Opened:
-    """A store that is opened when it is needed first, and tried again if that fails."""
+    """A store that is opened at its first use, and again after a failure."""
 
     def __init__(self, open_store: Callable[[], Store]) -> None:
         self._open_store = open_store
@@ -246,14 +247,14 @@ class _Logs:
         self._known: dict[str, Blob] = {}  # key -> its log
 
     def read(self, wanted: LogRead) -> LogPiece | Rejected:
-        """A range of a log."""
+        """A range of a log, or why it cannot be read."""
         try:
             log = self._known.get(wanted.key) or self._find(wanted.key)
             if log is None:
-                return Rejected(wanted.key, "no-log", "no log of it is kept here")
+                return Rejected(wanted.key, "no-log", "the store has no log of it")
             length = max(0, min(wanted.length, bounds.LOG_RANGE, log.size - wanted.offset))
             data = self._store.get().read(log, wanted.offset, length) if length else b""
-        except Exception as error:  # noqa: BLE001 - any failure of a store is an answer
+        except Exception as error:  # noqa: BLE001 - the peer gets every failure
             gone = isinstance(error, DamagedError)
             told = f"its log cannot be read: {_text(error)}"
             return Rejected(wanted.key, "no-log" if gone else "not-now", told)

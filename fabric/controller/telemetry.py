@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Telemetry:
-    """All of it."""
+    """Passes the core's effects on to the journal, the event log and the metrics."""
 
     def __init__(self, journal: Journal, event_log: EventLog, metrics: Metrics | None) -> None:
         self.event_log = event_log
@@ -35,20 +35,20 @@ class Telemetry:
         self.due = math.inf if metrics is None else 0.0
 
     def close(self) -> None:
-        """Write what is left."""
+        """Close the journal and the metrics."""
         self.journal.close()
         if self._metrics is not None:
             self._metrics.close()
 
     def opened(self, effect: Opened) -> None:
-        """A request began."""
+        """Record that a request began."""
         self.journal.opened(effect)
         by = effect.intent.requester
         text = f"request {effect.request}{by and ' of '}{by}: {effect.title}"
         self.event_log.info(text, request=effect.request, requester=by)
 
     def closed(self, effect: Closed, outcome: Update | None) -> None:
-        """A request is over, and this is how; None if it is forgotten at once."""
+        """Record that a request is over; ``outcome`` is None if it is forgotten at once."""
         if outcome is None:
             self.journal.forgotten(effect.request)
         else:
@@ -64,9 +64,9 @@ class Telemetry:
         scheduler: Scheduler,
         error: Exception,
     ) -> None:
-        """The core broke at a request, as the next run would: it is over.
+        """Record that a request failed by an internal error: the next run must not restore it.
 
-        ``intent`` asked for it, if it was just taken in.
+        ``intent`` is its message, if the core was handling that.
         """
         if intent is not None:
             self.journal.opened(Opened(id, intent.title, intent))
@@ -77,13 +77,13 @@ class Telemetry:
         self.event_log(f"request {id} is given up: {message}")
 
     def ended(self, effect: Ended, tasks: Mapping[str, Task]) -> None:
-        """An attempt ended, at one of ``tasks`` if that is still wanted."""
+        """Record that an attempt ended; ``tasks`` has its task if that is still wanted."""
         result = "lost"
         if effect.outcome is not None:
             result = effect.outcome.result
             self.journal.ended(effect)
         self._counts.attempts[result] += 1
-        if self.event_log.informs:  # on one machine nobody listens, and this is said often
+        if self.event_log.informs:  # not in an embedded broker: there are many
             task = tasks.get(effect.key)
             self.event_log.info(
                 f"{effect.name or effect.key[:12]} on {effect.worker}: {result}",
@@ -96,11 +96,11 @@ class Telemetry:
             )
 
     def received_log(self, size: int) -> None:
-        """So many bytes of logs came."""
+        """Count received bytes of logs."""
         self._counts.log_bytes += size
 
     def measure(self, scheduler: Scheduler, now: float) -> None:
-        """Take a snapshot for whoever asks for numbers, if it is time."""
+        """Take a snapshot of the metrics, if it is due."""
         if self._metrics is not None and now >= self.due:
             self.due = now + EVERY
             workers = scheduler.answer(Query(PROTOCOL, "", "workers"), now)

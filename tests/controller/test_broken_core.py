@@ -17,7 +17,8 @@ import zmq
 from parts_kit import broker_at
 from wire_kit import key_of
 
-from fabric.broker import Broker, Wakeup
+from fabric.broker import Broker
+from fabric.controller.parts import Wakeup
 from fabric.controller.resolver_pool import ResolverPool
 from fabric.scheduling import lifecycle, queries, requests, store, updates
 from fabric.scheduling.events import Resolved
@@ -151,7 +152,7 @@ def test_a_request_that_breaks_the_core_costs_no_other(
         fine = order("fine")
         ask(fine, lambda it: isinstance(it, Update) and it.state == "building")
         over = ask(order("poison"), lambda it: isinstance(it, Update) and it.state == "failed")
-        told = f"the controller broke at it, a fault of distbuild: KeyError: '{what}'"
+        told = f"internal error of the controller: KeyError: '{what}'"
         assert over.message == told
         ask(Poll(fine.request, 0), lambda it: isinstance(it, Update) and it.state == "building")
         assert service.ends == [repr(what)]
@@ -163,7 +164,7 @@ def test_news_that_break_the_core_cost_no_other(
     breaks(monkeypatch, updates, "update")
     with Service(tmp_path) as service, peer_at(tmp_path) as ask:
         rejected = ask(order("poison"), lambda it: isinstance(it, Rejected))
-        told = "the controller broke at it, a fault of distbuild: KeyError: 'update'"
+        told = "internal error of the controller: KeyError: 'update'"
         assert rejected.reason == told
         ask(order("fine"), lambda it: isinstance(it, Update) and it.state == "building")
     assert not service.ends
@@ -178,7 +179,7 @@ def test_a_question_that_breaks_the_core_costs_no_other(
     monkeypatch.setattr(queries, "answer", broken)
     with Service(tmp_path) as service, peer_at(tmp_path) as ask:
         found = ask(Query(PROTOCOL, "q", "requests"), lambda it: isinstance(it, Answer))
-        told = "the controller broke at it, a fault of distbuild: KeyError: 'answer'"
+        told = "internal error of the controller: KeyError: 'answer'"
         assert found.error == told
         ask(order("fine"), lambda it: isinstance(it, Update) and it.state == "building")
     assert not service.ends

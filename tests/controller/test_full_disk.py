@@ -137,7 +137,7 @@ def test_what_is_accepted_is_kept_and_all_else_is_refused(
     peer = farm.peer(alice)
     accepted, reason = full(peer, disk)
     said = re.escape(
-        "the controller takes no orders, cancels or drains, for it cannot write its journal:"
+        "the controller accepts no builds, cancels or drains, because it cannot write its journal:"
         f" {farm.directory}/state/journal.sqlite: "
     )
     # SQLite says it first, and later the system.
@@ -200,7 +200,7 @@ def test_a_cancel_that_finds_the_disk_full_is_not_promised(
     disk.fill()
     rejected = told(peer, cancel)
     assert isinstance(rejected, Rejected)
-    assert rejected.reason.startswith("t: cancelled, but that is not written down, and undone if")
+    assert rejected.reason.startswith("t: cancelled, but it is not in the journal yet")
     assert rejected.reason.endswith("; make room on that disk")
     for _ in range(5):  # nor is it told to those who follow
         peer.say(Poll(order(0).request, 0))
@@ -229,7 +229,7 @@ def test_a_drain_that_finds_the_disk_full_is_kept_when_there_is_room(
     disk.fill()
     rejected = told(peer, drain)
     assert isinstance(rejected, Rejected)
-    assert rejected.reason.startswith("w1 gets nothing new, but that is not written down")
+    assert rejected.reason.startswith("w1 gets nothing new, but it is not in the journal yet")
     disk.free()
     until(lambda: told(peer, drain) == Answer("c", lines=("w1 gets nothing new",)))
     farm.kill()

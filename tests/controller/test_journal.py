@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from small_disk import on_small_disk
 
-from fabric.controller.journal import ATTEMPTS_KEPT, REQUESTS_KEPT, STEPS_KEPT, Journal, Storage
+from fabric.controller.journal import Journal
+from fabric.controller.journal_file import ATTEMPTS_KEPT, REQUESTS_KEPT, STEPS_KEPT, Storage
 from fabric.controller.journal_writer import AT_ONCE
 from fabric.errors import MachineFault
 from fabric.scheduling.events import Drained, Ended, Learned, Opened, Remembered

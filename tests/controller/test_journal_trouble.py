@@ -30,7 +30,7 @@ class Hindrance:
     """Nothing can be written to a journal for a while."""
 
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("fabric.controller.journal.PATIENCE", 0.02)
+        monkeypatch.setattr("fabric.controller.journal_file.PATIENCE", 0.02)
         monkeypatch.setattr("fabric.controller.journal_writer.RETRY", 0.05)
         self.woken = threading.Event()
         self._path = path

@@ -46,7 +46,7 @@ def test_what_is_wrong_is_told(resolvers: ResolverPool) -> None:
     assert isinstance(first, Unresolved)
     assert first.message == "s.morph:3: no such chunk"
     assert isinstance(second, Unresolved)
-    assert "what the resolver says cannot be understood" in second.message
+    assert "the resolver's answer cannot be decoded" in second.message
 
 
 def test_what_is_no_fault_of_the_order_is_tried_again(

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 from initiator_kit import INITIATOR, Project
-from network_kit import Workstation, Farm
+from network_kit import Farm, Workstation
 from small_disk import SmallDisk
 
 SNAPSHOT = Path(__file__).with_name("errors.snapshot")

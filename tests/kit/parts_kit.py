@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from fabric.broker import Broker, Parts, Wakeup
+from fabric.broker import Broker
 from fabric.controller.journal import Journal
+from fabric.controller.parts import Parts, Wakeup
 from fabric.controller.resolver_pool import ResolverPool
 from fabric.controller.spools import Spools
 from fabric.controller.store_client import StoreClient

@@ -9,7 +9,9 @@ from network_kit import Farm
 from small_disk import SmallDisk
 from waiting import until
 
-REFUSAL = "the controller takes no orders, cancels or drains, for it cannot write its journal: "
+REFUSAL = (
+    "the controller accepts no builds, cancels or drains, because it cannot write its journal: "
+)
 
 
 @pytest.fixture

@@ -19,9 +19,11 @@ from judge import Violation
 from rare import Before
 
 from fabric import bounds
-from fabric.broker import Broker, Parts
-from fabric.controller.journal import Journal, Storage
+from fabric.broker import Broker
+from fabric.controller.journal import Journal
+from fabric.controller.journal_file import Storage
 from fabric.controller.journal_writer import RETRY
+from fabric.controller.parts import Parts
 from fabric.controller.spools import Spools
 from fabric.controller.store_client import Step, StoreClient
 from fabric.controller.telemetry import Telemetry
@@ -191,7 +193,7 @@ class Run:
             "initiators": len(outbox._waiting),
             "the core": len(store_client._answers),
             "who reads logs": len(store_client._pieces),
-            "the store": store_client._questions.qsize() + store_client._inspections.qsize(),
+            "the store": store_client._queries.qsize() + store_client._inspections.qsize(),
         }
 
     def stop(self) -> None:
@@ -352,7 +354,7 @@ class Transport:
         if len(frame) > bounds.FRAME:
             raise Violation(f"{type(message).__name__} for {node} has {len(frame):,} bytes")
         told = getattr(message, "reason", "") + getattr(message, "error", "")
-        if "a fault of distbuild" in told:
+        if "internal error of the controller" in told:
             raise Violation(told)
         if isinstance(message, LogWanted):
             world.rare("a log has a gap")
