@@ -1,6 +1,6 @@
 """The broker: connects workers and initiators to the core, in one thread with one poller.
 
-It turns messages into events of the core (`fabric.scheduling`), and `fabric.controller.effects` carries
+It turns messages into events of the core, `fabric.scheduling`; `fabric.controller.effects` carries
 out the core's effects.  The loop decides nothing and never waits: threads query the store and write
 the journal, and a peer that does not read loses messages, which are repeated.  A reply is sent when
 the journal entries that it depends on are durable.

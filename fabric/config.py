@@ -26,13 +26,13 @@ BROKER_FILE = Path("/etc/distbuild/broker.toml")
 WORKER_FILE = Path("/etc/distbuild/worker.toml")
 #: Where daemons keep their CURVE keys.
 KEYS = "/etc/distbuild/keys"
-#: The broker's port for jobs; logs come in at the next one, and go out at the one after.
+#: The broker's port for messages; logs come in at the next port, and go out at the one after.
 PORT = 7411
 
 Size = Annotated[int, Meta(ge=0)]
 Seconds = Annotated[float, Meta(ge=0)]
 Port = Annotated[int, Meta(ge=1, le=65533)]
-#: What people and machines may be called: fit for a file name and a git ref.
+#: Names of people and machines: valid in file names and git refs.
 Named = Annotated[str, Meta(pattern=r"\A([A-Za-z0-9][A-Za-z0-9._-]{0,62})?\Z")]
 
 
@@ -46,7 +46,7 @@ def _default_cache() -> str:
 
 
 class Shared(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
-    """What all three programs know.  Sizes are bytes, times seconds."""
+    """Settings of all three programs.  Sizes are bytes, times seconds."""
 
     #: The directory of everything that is kept on this machine.
     cache: str = msgspec.field(default_factory=_default_cache)
@@ -83,7 +83,7 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_u
 
 
 class Building(Shared, frozen=True, kw_only=True):
-    """What building on this machine needs besides."""
+    """Settings of programs that build on this machine."""
 
     #: make's -j in a build step. 0: the number of cores.
     max_jobs: Size = 0
@@ -96,12 +96,12 @@ class Building(Shared, frozen=True, kw_only=True):
 
     @property
     def work_dir(self) -> Path:
-        """What a worker needs to build: layers, scratch, locks."""
+        """A worker's layers, scratch files and locks."""
         return self.cache_dir / "work"
 
     @property
     def host_tools_file(self) -> Path:
-        """Remembers digests of this machine's tools."""
+        """File with digests of this machine's tools."""
         return self.cache_dir / "host-tools.json"
 
     @property
@@ -129,7 +129,7 @@ class Settings(Building, frozen=True, kw_only=True):
 
     @property
     def state_dir(self) -> Path:
-        """The embedded broker's journal and the logs under way."""
+        """Directory of the embedded broker's journal and growing logs."""
         return self.cache_dir / "state"
 
     @property
@@ -198,7 +198,10 @@ S = TypeVar("S", bound=Shared)
 def load_settings(
     environ: Mapping[str, str] = os.environ, overrides: Mapping[str, object] | None = None
 ) -> Settings:
-    """The initiator's settings.  ``overrides`` are the command line's; None means not given."""
+    """The initiator's settings.  ``overrides`` are options; None means not given.
+
+    ConfigError as `load`.
+    """
     named = bool(environ.get("FABRIC_CONFIG"))
     return load(Settings, config_path(environ), environ, overrides, must_exist=named)
 
@@ -211,7 +214,7 @@ def load(
     *,
     must_exist: bool = True,
 ) -> S:
-    """The settings of one program, as ``path`` and whatever overrides it say.
+    """The settings of one program, from the file ``path``, the environment and ``overrides``.
 
     ConfigError names the file, variable or option, and the setting.
     """
@@ -219,7 +222,7 @@ def load(
     values: dict[str, object] = {}
     try:
         if text := path.read_text():
-            import tomllib  # not for those who have no settings, as most do
+            import tomllib  # slow, and most users have no settings file
 
             values = tomllib.loads(text)
     except FileNotFoundError:
@@ -243,20 +246,20 @@ def load(
 
 
 def common(settings: Settings) -> dict[str, Any]:
-    """Of an initiator's settings those that its embedded broker has, too."""
+    """The settings of an initiator that its embedded broker shares."""
     return {field.name: getattr(settings, field.name) for field in msgspec.structs.fields(Shared)}
 
 
 def embedded_worker(
     settings: Settings, name: str | None = None, slots: int | None = None
 ) -> WorkerSettings:
-    """What a worker of the embedded fabric goes by."""
+    """The settings of a worker of the embedded fabric."""
     mine = {each.name: getattr(settings, each.name) for each in msgspec.structs.fields(Building)}
     return WorkerSettings(**mine, name=name or "", slots=slots or 1, min_free_disk=0)
 
 
 def shown(settings: Shared) -> str:
-    """All settings but secrets in URLs as TOML, defaults included, for ``--check-config``."""
+    """All settings as TOML, without secrets in URLs, for ``--check-config``."""
     values = msgspec.to_builtins(settings)
     lines = [
         f"{name} = {_toml(value)}" for name, value in values.items() if not isinstance(value, dict)
@@ -273,7 +276,7 @@ def _toml(value: object) -> str:
 
 
 def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """A line for each variable FABRIC_... that is a setting of no program."""
+    """A warning for each variable FABRIC_... that is not a setting."""
     kinds = (Settings, BrokerSettings, WorkerSettings)
     known = {
         f"FABRIC_{each.name.upper()}" for kind in kinds for each in msgspec.structs.fields(kind)
@@ -281,24 +284,26 @@ def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
     lines = []
     for name in sorted(environ):
         if name.startswith("FABRIC_") and name not in known and name != "FABRIC_CONFIG":
-            lines.append(f"the variable {name} is not a setting{_suggestion(name, known)}")
+            lines.append(
+                f"the environment variable {name} is not a setting{_suggestion(name, known)}"
+            )
     return lines
 
 
 def host_and_port(text: str, default: int = PORT) -> tuple[str, int]:
-    """Takes HOST, HOST:PORT or [IPV6]:PORT apart.  ConfigError if it is none of them."""
-    bare = text.count(":") > 1 and not text.startswith("[")  # an IPv6 address as it is
+    """Splits HOST, HOST:PORT or [IPV6]:PORT.  ConfigError if ``text`` is none of them."""
+    bare = text.count(":") > 1 and not text.startswith("[")  # an IPv6 address
     host, colon, port = (text, "", "") if bare or text.endswith("]") else text.rpartition(":")
     if not colon:
         host, port = text, str(default)
     host = host.removeprefix("[").removesuffix("]")
     if not host or not port.isdecimal() or not 0 < int(port) < 65534:
-        raise ConfigError(f"controller: it should be HOST or HOST:PORT, and it is {text!r}")
+        raise ConfigError(f"controller: {text!r} is not HOST or HOST:PORT")
     return host, int(port)
 
 
 def config_path(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where the initiator's settings file is, whether it exists or not."""
+    """The path of the initiator's settings file, which may not exist."""
     if named := environ.get("FABRIC_CONFIG"):
         return Path(named).expanduser()
     base = environ.get("XDG_CONFIG_HOME") or "~/.config"
@@ -342,7 +347,7 @@ def _suggestion(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-#: What `platform.machine()` says -> architectures of definitions that this machine can build.
+#: `platform.machine()` -> architectures of definitions that this machine can build.
 _NATIVE = {
     "x86_64": ("x86_64", "x86_32"),
     "i686": ("x86_32",),
@@ -354,17 +359,17 @@ _NATIVE = {
 }
 
 
-#: Architecture -> a file that a kernel has if it runs such programs beside its own.
-_SHOWN_BY = {"x86_32": Path("/proc/sys/abi/vsyscall32")}
+#: Architecture -> a file that exists if the kernel runs its programs, too.
+_EVIDENCE = {"x86_32": Path("/proc/sys/abi/vsyscall32")}
 
 
 def native_architectures() -> tuple[str, ...]:
-    """Architectures that this machine's kernel runs, its own first."""
+    """Architectures whose programs this machine's kernel runs, its own first."""
     machine = platform.machine()
     own, *others = _NATIVE.get(machine, (machine,))
-    return (own, *(one for one in others if one not in _SHOWN_BY or _SHOWN_BY[one].exists()))
+    return (own, *(one for one in others if one not in _EVIDENCE or _EVIDENCE[one].exists()))
 
 
 def built_architectures(settings: Building) -> tuple[str, ...]:
-    """Architectures that are built here, the machine's own first."""
+    """Architectures to build for on this machine, its own first."""
     return settings.architectures or native_architectures()

@@ -1,4 +1,4 @@
-"""Defines SHA-256 digests as a type that holds no other text."""
+"""Defines the type of SHA-256 digests."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 class Digest(str):
     """A SHA-256 as 64 lower-case hex digits.  ValueError for any other text.
 
-    A digest becomes part of paths and command lines, so nothing else may pass for one.  The value
-    is a plain str, which only type checkers tell from others: msgspec encodes no subclass of str.
+    A digest becomes part of paths and command lines, so the type must exclude other texts.  At
+    run time the value is a plain str: msgspec does not encode subclasses of str.
     """
 
     __slots__ = ()

@@ -1,8 +1,7 @@
 """Defines jobs and manifests.
 
-A `Job` is one step of the build graph with its cache key.  It travels to a worker and contains all
-that `fabric.building` needs.  A `Manifest` records the result and stays in the store.  The broker
-never looks inside a job.
+A `Job` is one step of the build graph with its cache key.  It contains all that a worker needs to
+build it; the broker does not decode it.  A `Manifest` is the record of the result in the store.
 """
 
 from __future__ import annotations
@@ -19,20 +18,21 @@ from fabric.definitions.graph import Device, Kind, Mode, Rule
 from fabric.digest import Sha256
 from fabric.errors import DamagedError
 
-#: A blob of so many bytes at most is kept in the manifest that names it.  To store a small step is
-#: then one file, and one request to a remote store.
+#: Bytes of a blob up to which it is kept in its manifest: storing a small step then takes one file,
+#: and one request to a remote store.
 SMALL = 4096
-#: The name of an artifact, which becomes part of a path, and that of a log; or no log.
+#: The name of an artifact, which becomes part of a path; and that of a log, which may be "".
 Name = Annotated[str, Meta(pattern=r"\A[^\s/\x00-\x1f.-][^\s/\x00-\x1f]*\Z", max_length=255)]
 LogName = Annotated[str, Meta(pattern=r"\A[^\s/\x00-\x1f.-][^/\x00-\x1f]*\Z|\A\Z", max_length=255)]
-#: A feature of workers that jobs built with the host's tools ask for: this, and their digest.
+#: Prefix of the feature that jobs built with the host's tools need; the digest of these follows.
 HOST_TOOLS = "host-tools:"
 
 
 def tools_among(features: Iterable[Iterable[str]]) -> str:
-    """The digest of the host's tools that most workers have, by their features; "" of none.
+    """The digest of the tools that most workers have, from their features; "" without workers.
 
-    Keys of what is built with them are for these, so that all of a farm have the same keys.
+    Keys of jobs that are built with the host's tools contain it, so that all users of a farm have
+    the same keys.
     """
     digests = Counter(
         one.removeprefix(HOST_TOOLS)
@@ -44,9 +44,9 @@ def tools_among(features: Iterable[Iterable[str]]) -> str:
 
 
 class Source(msgspec.Struct, frozen=True):
-    """The tree a chunk is built from: ``tree`` names its content, the rest says where it is."""
+    """The source of a chunk: ``tree`` names its content, the other fields its location."""
 
-    repo: str  # as in the definitions, alias and all: "upstream:zlib"
+    repo: str  # as in the definitions: "upstream:zlib"
     ref: str  # as in the definitions
     commit: str  # 40 hex digits
     tree: str  # 40 hex digits
@@ -54,7 +54,7 @@ class Source(msgspec.Struct, frozen=True):
 
 
 class Staged(msgspec.Struct, frozen=True):
-    """A chunk in a staging area: its cache key, and the stratum that brought it (for merging)."""
+    """A chunk in a staging area: its cache key, and its stratum, for messages about merging."""
 
     key: str
     stratum: str
@@ -77,7 +77,7 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Everything a worker needs to build one step."""
+    """A step with all that a worker needs to build it."""
 
     key: str  # cache key: 64 hex digits
     kind: Kind
@@ -91,14 +91,16 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     source: Source | None = None
     mode: Mode = "staging"
     prefix: str = "/usr"
-    environment: dict[str, str] = {}  # complete, but for MAKEFLAGS, DESTDIR and PATH of bootstrap
+    environment: dict[
+        str, str
+    ] = {}  # complete but for MAKEFLAGS, and for DESTDIR and PATH in bootstrap mode
     commands: tuple[tuple[str, tuple[str, ...]], ...] = ()  # ("build-commands", (...)), in order
     max_jobs: int | None = None
     rules: tuple[Rule, ...] = ()
     devices: tuple[Device, ...] = ()
     #: (artifact, prefix, commands)
     integration: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
-    staged: tuple[Staged, ...] = ()  # in layering order, later covers earlier
+    staged: tuple[Staged, ...] = ()  # in the order of layers: a later one covers an earlier one
     # strata: (stratum artifact, its contents); the system: (NAME-rootfs, all its contents),
     # bootstrap chunks left out
     lists: tuple[tuple[str, tuple[Content, ...]], ...] = ()
@@ -106,15 +108,15 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Blob(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Stored bytes, named by what they are."""
+    """Stored bytes, named by their SHA-256."""
 
     sha256: Sha256
     size: Annotated[int, Meta(ge=0, lt=1 << 60)]
-    content: bytes | None = None  # all of it, if it is small: then it is stored nowhere else
+    content: bytes | None = None  # the bytes themselves if they are few: then there is no file
 
     @classmethod
     def of(cls, data: bytes) -> Blob:
-        """What names these bytes, with them if they are few."""
+        """The blob of ``data``."""
         content = data if len(data) <= SMALL else None
         return cls(hashlib.sha256(data).hexdigest(), len(data), content)
 
@@ -128,7 +130,7 @@ class Artifact(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the store knows of one built step; its presence says that the step is cached."""
+    """The record of one built step in the store; if it exists, the step is cached."""
 
     format: int = 1
     key: Sha256
@@ -142,7 +144,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     staged: tuple[str, ...] = ()  # keys of the chunks it was built with
     seconds: float = 0.0  # wall time of the build
     builder: str = ""  # name of the worker
-    remarks: tuple[str, ...] = ()  # what is doubtful, each in one line
+    remarks: tuple[str, ...] = ()  # warnings, each one line
 
     def artifact(self, name: str) -> Artifact:
         """The artifact of that name.  DamagedError if there is none."""

@@ -1,7 +1,7 @@
 """Turns a build graph into jobs: each step gets its cache key and its sources' commits.
 
 `fabric.definitions` provides the graph, and the trove resolves refs to commits.  A `Plan` combines
-both, and is all that a fabric needs to know of a build.
+both.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from fabric.jobs import HOST_TOOLS, Content, Job, Part, Source, Staged
 from fabric.trove.sources.resolve import Sources, Wanted
 from fabric.wire.messages import StepSpec
 
-#: Sources that are named one by one, of those that fail alike.
+#: Sources that an error names, of those with the same failure.
 FEW = 5
 
 
 class Plan(msgspec.Struct, frozen=True, dict=True):
-    """A graph whose sources are known.  ``goals`` are step ids: what was asked for."""
+    """A graph whose sources are resolved.  ``goals`` are the ids of the requested steps."""
 
     graph: Graph
     goals: tuple[str, ...]
     wanted: frozenset[str]  # ids of the goals and all that they need
     sources: Mapping[str, Source]  # id of a wanted chunk -> its source
     host_tools: str  # digest of the tools that bootstrap and test chunks use
-    known: Mapping[str, str] | None = None  # keys, if they need not be computed
+    known: Mapping[str, str] | None = None  # keys, if they are known already
 
     @cached_property
     def keys(self) -> Mapping[str, str]:
@@ -45,7 +45,7 @@ class Plan(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
-        """The steps that the goals need, each after those it needs."""
+        """The goals and the steps that they need, each after its dependencies."""
         return tuple(step for step in self.graph.steps if step.id in self.wanted)
 
     @cached_property
@@ -61,9 +61,9 @@ class Plan(msgspec.Struct, frozen=True, dict=True):
         return names
 
     def depends(self, step: Step) -> tuple[str, ...]:
-        """Keys of all that must be in the store before this step can be built.
+        """Keys of the steps that must be in the store before this step can be built.
 
-        The step's own key names them all, so equal keys have equal ones.
+        The step's own key covers them, so steps with equal keys have equal dependencies.
         """
         if step.kind == "chunk":
             return tuple(self.keys[chunk] for chunk in step.staged)
@@ -73,7 +73,7 @@ class Plan(msgspec.Struct, frozen=True, dict=True):
         return tuple(dict.fromkeys(content.key for content in self._contents(step)))
 
     def job(self, step: Step) -> Job:
-        """The step as a worker gets it."""
+        """The job of a step."""
         job = Job(
             key=self.keys[step.id],
             kind=step.kind,
@@ -95,7 +95,7 @@ class Plan(msgspec.Struct, frozen=True, dict=True):
         )
 
     def step_specs(self) -> tuple[StepSpec, ...]:
-        """All steps as they are submitted, each key once."""
+        """All steps for a build graph, each key once."""
         encode = msgspec.msgpack.Encoder().encode
         unique = {self.keys[step.id]: step for step in reversed(self.steps)}
         return tuple(
@@ -119,7 +119,7 @@ class Plan(msgspec.Struct, frozen=True, dict=True):
 
     @property
     def along(self) -> tuple[str, ...]:
-        """Keys of what is built along with the goals: strata that a system takes as a whole."""
+        """Keys that are built besides the goals: strata of which a system takes all artifacts."""
         strata = (step for step in self.steps if step.kind == "stratum")
         return tuple(dict.fromkeys(self.keys[s.id] for s in strata if s.id not in self.goals))
 
@@ -128,14 +128,14 @@ class Plan(msgspec.Struct, frozen=True, dict=True):
         return (HOST_TOOLS + self.host_tools,) if on_host else ()
 
     def _contents(self, system: Step) -> tuple[Content, ...]:
-        """All chunk artifacts of a system, in the order they are unpacked, each once."""
+        """All chunk artifacts of a system, each once, in the order of unpacking."""
         found: dict[Content, None] = {}
         for stratum, artifact in system.contents:
             found |= dict.fromkeys(self.contents(self.graph[stratum], artifact))
         return tuple(found)
 
     def contents(self, stratum: Step, artifact: str) -> tuple[Content, ...]:
-        """The chunk artifacts that make up a stratum artifact."""
+        """The chunk artifacts in a stratum artifact."""
         return tuple(Content(self.keys[chunk], name) for chunk, name in stratum.lists[artifact])
 
     def _part(self, stratum: str, artifact: str) -> Part:
@@ -181,9 +181,9 @@ class Plan(msgspec.Struct, frozen=True, dict=True):
 
 
 def make_plan(graph: Graph, goals: Iterable[str], sources: Sources, host_tools: str) -> Plan:
-    """The graph with every source pinned; ``goals`` are step ids, none: the system.
+    """The plan of a graph; ``goals`` are step ids, by default that of the system.
 
-    Sources that are not at hand are fetched or imported.  SourceError if one cannot be had.
+    Missing sources are fetched or imported.  SourceError if that fails.
     """
     chosen = tuple(goals) or (graph.root.id,)
     wanted = wanted_sources(graph, chosen)
@@ -195,7 +195,7 @@ def make_plan(graph: Graph, goals: Iterable[str], sources: Sources, host_tools: 
 
 
 def _explained(graph: Graph, wanted: Mapping[str, Wanted], error: SourcesError) -> SourceError:
-    """The chunks whose sources cannot be had, those that fail alike together."""
+    """An error that names the chunks of failed sources, grouped by failure."""
     failures = dict(error.failures)
     groups: dict[str, list[tuple[Step, SourceError]]] = {}
     for id, (repo, ref, _) in wanted.items():
@@ -217,7 +217,7 @@ def _explained(graph: Graph, wanted: Mapping[str, Wanted], error: SourcesError) 
 
 
 def wanted_sources(graph: Graph, goals: Iterable[str]) -> dict[str, Wanted]:
-    """What the goals need: id of a chunk -> its source as the definitions have it."""
+    """The sources that the goals need: id of a chunk -> source, as in the definitions."""
     ids = needed(graph, goals)
     return {
         step.id: (step.repo, step.ref, step.recipe.submodules if step.recipe else ())
@@ -227,13 +227,13 @@ def wanted_sources(graph: Graph, goals: Iterable[str]) -> dict[str, Wanted]:
 
 
 def log_name(artifact: str) -> str:
-    """The log's file name for an artifact; what is not fit for a file name becomes "_"."""
+    """The file name of an artifact's log; unusual characters become "_"."""
     safe = "".join(c if c.isalnum() or c in "+-._@" else "_" for c in artifact)
     return f"build-step-{safe[:200]}.log"
 
 
 def _tree_of(source: Source) -> str:
-    """What a chunk's source is, submodules included, as one string for its cache key."""
+    """The text that identifies a source, submodules included, in cache keys."""
     if not source.submodules:
         return source.tree
     inside = ",".join(f"{path}={_tree_of(one)}" for path, one in sorted(source.submodules))

@@ -1,6 +1,6 @@
 """The worker: builds in sandboxes what the broker assigns, and reports the progress.
 
-One thread communicates (sockets, reports, logs); other threads build, one attempt each at a time.
+One thread communicates (sockets, reports, logs); the others build, one attempt each at a time.
 `fabric.building.agent` decides what to start, kill and report.
 """
 
@@ -48,31 +48,34 @@ from fabric.wire.messages import (
 )
 from fabric.wire.sockets import Addresses, Codec, Curve, DecodeError
 
-#: How much less builds ask of the processor than what keeps them going and tells of them.
+#: Niceness of builds above that of the communicating thread.
 NICE = 5
-#: Seconds between two looks at logs that may have grown.
+#: Seconds between two checks for new bytes of logs.
 FOLLOW_EVERY = 0.02
-#: The same, of one that grows faster than the broker takes it.
+#: The same, while a log grows faster than it is published.
 FOLLOW_SOON = 0.002
-#: Pieces of one log published at one look.
+#: Pieces of one log published in one turn.
 PIECES_AT_ONCE = 16
-#: Messages taken in one turn of the loop.
+#: Messages received in one turn of the loop.
 MESSAGES_AT_ONCE = 100
-#: Seconds between two looks at what this machine has left.
+#: Seconds between two measurements of free disk and memory.
 SURVEY_EVERY = 1.0
-#: Complaints noted in a minute.
+#: Most problems logged in a minute.
 REPORTS_A_MINUTE = 10
-#: Seconds a worker that ends gives its builds to die.
+#: Seconds that an ending worker waits for its builds to die.
 DEADLINE = 8.0
-#: Seconds between two attempts at making room on the disk.
+#: Seconds between two trims of the caches.
 TRIM_EVERY = 30.0
 
-#: Made once, which takes a millisecond: embedded workers are forked from where it is.
+#: Made at import, which takes a millisecond: the zygote forks embedded workers that have it.
 _codec: Codec[Desired | LogWanted | Rejected] = Codec(Desired | LogWanted | Rejected)
 
 
 class Worker:
-    """The shell around `WorkerAgent`: sockets, threads, spools.  ``tools`` as in `host_tools`."""
+    """The sockets, threads and logs around a `WorkerAgent`.
+
+    ``tools`` is the digest of this machine's tools, as from `host_tools`.
+    """
 
     def __init__(
         self,
@@ -91,7 +94,7 @@ class Worker:
         self._trim_due = 0.0
         self._workspace = Workspace(settings.work_dir, store, sources)
         self._spools = self._workspace.session.scratch()
-        self._attempts: dict[tuple[str, int], Attempt] = {}  # running, or not settled yet
+        self._attempts: dict[tuple[str, int], Attempt] = {}  # running, or not acknowledged yet
         self._waiting: queue.SimpleQueue[Attempt] = queue.SimpleQueue()
         self._ended: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         own, *others = built_architectures(settings)
@@ -106,7 +109,7 @@ class Worker:
                 *settings.features,
             ),
         )
-        # written by threads that end and by signals, so that the poller wakes
+        # ended attempts and signals write to it, to end the poller's wait
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._connection = Connection(
             addresses, "publish", curve=curve, name=name, wake=self._wake_read
@@ -114,21 +117,21 @@ class Worker:
         self._event_log = EventLog("fabric-worker")
         self._reported: deque[tuple[float, str]] = deque(
             maxlen=REPORTS_A_MINUTE
-        )  # of late, and when
+        )  # (time, text) of the last ones
         self._behind = False  # a log grows faster than it is published
         self._survey_due = 0.0
         self._stop_requested = False
         self._stopping_until: float | None = None
 
     def run(self) -> None:
-        """Work until told to end."""
+        """Work until SIGTERM or SIGINT."""
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         supervisor = Supervisor()
         supervisor.ready()
-        # A sandbox dies with the thread that started it, so these live as long as we do.  In each
-        # slot one attempt may run in its sandbox while the one before it is stored.
+        # A sandbox dies with the thread that started it, so threads live as long as the worker.  In
+        # each slot, one attempt may run in its sandbox while the one before it is stored.
         for _ in range(2 * self._agent.slots):
             threading.Thread(target=self._build, daemon=True).start()
         while not self._finished():
@@ -149,7 +152,7 @@ class Worker:
                 self._stop()
 
     def close(self) -> None:
-        """Leave nothing behind."""
+        """Release everything."""
         signal.set_wakeup_fd(-1)
         self._connection.close()
         self._workspace.close()
@@ -169,7 +172,7 @@ class Worker:
             try:
                 message = _codec.decode(frame)
             except DecodeError as error:
-                self._report(f"the broker said what cannot be understood: {error}")
+                self._report(f"a message of the broker cannot be decoded: {error}")
                 continue
             match message:
                 case Desired():
@@ -177,8 +180,8 @@ class Worker:
                     self._forget()
                 case LogWanted():
                     self._serve(message)
-                case Rejected():  # whoever can mend that may not be here, so go on asking
-                    self._report(f"the broker refuses this worker: {message.reason}")
+                case Rejected():  # an operator may have to act, so go on
+                    self._report(f"the broker rejects this worker: {message.reason}")
 
     def _collect(self) -> None:
         while not self._ended.empty():
@@ -204,7 +207,7 @@ class Worker:
             self._do(self._agent.progress(*id, phase=attempt.phase, log_size=attempt.published))
 
     def _survey(self, now: float) -> None:
-        """See what this machine has left, and refuse new jobs if that is too little."""
+        """Measure free disk and memory, and refuse new attempts if the disk is short."""
         if now < self._survey_due:
             return
         self._survey_due = now + SURVEY_EVERY
@@ -217,7 +220,7 @@ class Worker:
         self._do(self._agent.refuse(refusing))
 
     def _trim(self, wanted: int) -> None:
-        """Make room, in a thread: what comes back by itself goes, if no build uses it."""
+        """Remove unused cache entries in a thread until ``wanted`` bytes are free."""
         if self._trimming is None or not self._trimming.is_alive():
             self._trimming = threading.Thread(target=self._make_room, args=(wanted,), daemon=True)
             self._trimming.start()
@@ -227,14 +230,14 @@ class Worker:
             caches = (self._store.copies.folder, *self._exports.folders())
             self._workspace.trim(wanted, caches)
         except OSError as error:
-            self._report(f"room cannot be made on the disk: {error}")
+            self._report(f"the caches cannot be trimmed: {error}")
 
     def _finished(self) -> bool:
         if self._stopping_until is None:
             return False
         return not self._agent.running or time.monotonic() > self._stopping_until
 
-    # -- what it does ----------------------------------------------------------------------
+    # -- actions ---------------------------------------------------------------------------
 
     def _do(self, actions: Sequence[agent.Action]) -> None:
         for action in actions:
@@ -253,8 +256,8 @@ class Worker:
         self._waiting.put(attempt)
 
     def _build(self) -> None:
-        """A thread that builds what waits."""
-        # of this thread, and of all that it starts; more than the most counts as that
+        """Run waiting attempts, for ever, in a thread."""
+        # applies to this thread and its children; the kernel limits the value
         os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + NICE)
         while True:
             attempt = self._waiting.get()
@@ -262,8 +265,8 @@ class Worker:
             self._wake()
 
     def _wake(self) -> None:
-        """Have the loop turn; any thread may call this."""
-        with contextlib.suppress(BlockingIOError):  # full: it wakes anyway
+        """End the loop's wait.  Any thread may call this."""
+        with contextlib.suppress(BlockingIOError):  # full: the wait ends anyway
             os.write(self._wake_write, b"\0")
 
     def _publish(self, attempt: Attempt) -> None:
@@ -274,7 +277,7 @@ class Worker:
             piece = Published(attempt.key, attempt.fence, attempt.published, data)
             if not sockets.send(self._connection.logs, piece.frame()):
                 break
-            attempt.published += len(data)  # if it is lost, the broker asks for it
+            attempt.published += len(data)  # the broker requests a lost piece
         self._behind = True
 
     def _serve(self, wanted: LogWanted) -> None:
@@ -286,7 +289,7 @@ class Worker:
         self._connection.send(_codec.encode(piece))
 
     def _forget(self) -> None:
-        """Drop spools of attempts that are over and settled, or that nobody wanted any more."""
+        """Discard the logs of attempts that are settled, or not wanted any more."""
         known = {*self._agent.running, *self._agent.unsettled}
         for id in [id for id in self._attempts if id not in known]:
             attempt = self._attempts.pop(id)
@@ -296,7 +299,7 @@ class Worker:
                 self._report(f"a log cannot be removed: {error}")
 
     def _read(self, attempt: Attempt, offset: int, length: int) -> bytes:
-        """A range of a log; nothing of one that cannot be read, which ends as a fault."""
+        """A range of a log; b"" if it cannot be read, and then the attempt ends as a fault."""
         try:
             return attempt.log.read(offset, length)
         except OSError as error:
@@ -304,7 +307,7 @@ class Worker:
             return b""
 
     def _report(self, text: str) -> None:
-        """Note something, but neither every second, nor more than an operator can read."""
+        """Log a problem, unless the same was logged lately, or too many were."""
         now = time.monotonic()
         flood = len(self._reported) == REPORTS_A_MINUTE and now - self._reported[0][0] < 60.0
         if not flood and all(text != reported for _, reported in self._reported):
@@ -312,10 +315,10 @@ class Worker:
             self._event_log(text, worker=self.name)
 
     def _on_signal(self, number: int, frame: object) -> None:  # noqa: ARG002
-        self._stop_requested = True  # the loop is awake now, and does the rest
+        self._stop_requested = True  # the signal has ended the loop's wait
 
     def _stop(self) -> None:
-        """Kill what runs, hand it back, end."""
+        """Kill all attempts, report that, and end."""
         self._stopping_until = time.monotonic() + DEADLINE
         for id in self._agent.running:
             self._attempts[id].cancel.set()
@@ -325,7 +328,7 @@ class Worker:
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     top = daemon.parser("fabric-worker", __doc__ or "", config.WORKER_FILE)
-    top.add_argument("--name", help="embedded: what it is called")
+    top.add_argument("--name", help="embedded: its name")
     top.add_argument("--slots", type=int, help="embedded: builds at a time (default 1)")
     top.add_argument("--host-tools", help="embedded: the digest of this machine's tools")
     return top
@@ -373,14 +376,14 @@ def _worker(settings: WorkerSettings, directory: Path | None, tools: str | None)
     addresses, curve, name = dial(settings, "worker")
     if curve is not None and settings.name not in ("", name):
         raise config.ConfigError(
-            f"name: it is {settings.name} in the settings, and {name} in the key in"
-            f" {settings.keys_dir}"
+            f"name: the settings say {settings.name}, but the key in {settings.keys_dir} is of"
+            f" {name}"
         )
     return Worker(name or settings.name or host, settings, tools, addresses, curve)
 
 
 def program() -> NoReturn:
-    """The program: `main`."""
+    """Run `main` as the program."""
     daemon.run(main)
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 CHAIN = "app: lib zlib\nlib: zlib\nzlib:"
 
 
-def test_a_build_from_end_to_end(fabric: Fabric) -> None:
+def test_broker_builds_from_end_to_end(fabric: Fabric) -> None:
     workers = [fabric.worker("w1"), fabric.worker("w2")]
     first = fabric.initiator(CHAIN)
     assert first.follow() == "done"
@@ -42,7 +42,7 @@ def test_a_build_from_end_to_end(fabric: Fabric) -> None:
     assert sorted(workers[0].built + workers[1].built) == ["app", "lib", "zlib"]
 
 
-def test_a_failure_is_told_with_its_log(fabric: Fabric) -> None:
+def test_broker_reports_a_failure_with_its_log(fabric: Fabric) -> None:
     def build(name: str) -> bytes:
         raise FakeWorker.Fails(f"{name}: make returned 2")
 
@@ -54,7 +54,7 @@ def test_a_failure_is_told_with_its_log(fabric: Fabric) -> None:
     assert initiator.whole == {"zlib": True}
 
 
-def test_logs_that_the_stream_lost_are_fetched(fabric: Fabric) -> None:
+def test_broker_requests_lost_pieces_of_logs(fabric: Fabric) -> None:
     text = random.Random(1).randbytes(3_000_000)
     fabric.worker("w1", lambda _: text, lose_logs=True)
     initiator = fabric.initiator("zlib:")
@@ -63,7 +63,7 @@ def test_logs_that_the_stream_lost_are_fetched(fabric: Fabric) -> None:
     assert initiator.whole == {"zlib": True}
 
 
-def test_an_initiator_without_the_stream_reads_all_it_missed(fabric: Fabric) -> None:
+def test_broker_serves_logs_without_the_stream(fabric: Fabric) -> None:
     text = random.Random(2).randbytes(1_000_000)
     fabric.worker("w1", lambda _: text)
     initiator = fabric.initiator("zlib:", stream=False)
@@ -71,7 +71,7 @@ def test_an_initiator_without_the_stream_reads_all_it_missed(fabric: Fabric) -> 
     assert initiator.logs["zlib"] == text
 
 
-def test_two_requests_for_one_artifact_share_the_build_and_its_log(fabric: Fabric) -> None:
+def test_broker_shares_builds_and_logs_between_requests(fabric: Fabric) -> None:
     first, second = fabric.initiator("zlib:"), fabric.initiator("app: zlib\nzlib:")
     first.turn_until(lambda: first.mirror.accepted)
     second.turn_until(lambda: second.mirror.accepted)
@@ -82,12 +82,12 @@ def test_two_requests_for_one_artifact_share_the_build_and_its_log(fabric: Fabri
     assert first.logs["zlib"] == second.logs["zlib"] == b"building zlib\n"
 
 
-def test_why_nothing_happens_is_told(fabric: Fabric) -> None:
+def test_broker_says_why_nothing_runs(fabric: Fabric) -> None:
     initiator = fabric.initiator("zlib:")
     initiator.turn_until(lambda: initiator.mirror.message == "zlib is ready: there is no worker")
 
 
-def test_a_broker_that_is_killed_and_returns_adopts_what_runs(fabric: Fabric) -> None:
+def test_broker_adopts_running_attempts_after_a_kill(fabric: Fabric) -> None:
     go = fabric.directory / "go"
 
     def build(name: str) -> bytes:
@@ -105,7 +105,7 @@ def test_a_broker_that_is_killed_and_returns_adopts_what_runs(fabric: Fabric) ->
     assert worker.built == ["zlib", "lib", "app"]
 
 
-def test_leaving_stops_the_build(fabric: Fabric) -> None:
+def test_broker_ends_a_build_without_followers(fabric: Fabric) -> None:
     def build(_: str) -> bytes:
         raise InterruptedError
 
@@ -117,7 +117,7 @@ def test_leaving_stops_the_build(fabric: Fabric) -> None:
     until(lambda: not worker.agent.running)
 
 
-def test_the_journal_remembers(fabric: Fabric) -> None:
+def test_broker_records_builds_in_the_journal(fabric: Fabric) -> None:
     fabric.worker()
     assert fabric.initiator(CHAIN).follow() == "done"
     fabric.broker.end()
@@ -131,7 +131,7 @@ def test_the_journal_remembers(fabric: Fabric) -> None:
     assert requests == [("a test", "done")]
 
 
-def test_updates_are_gathered(fabric: Fabric) -> None:
+def test_broker_gathers_updates(fabric: Fabric) -> None:
     layers = [f"s{n}: s{n + 1}" for n in range(150)]
     initiator = fabric.initiator("\n".join([*layers, "s150:"]))
     updates = 0
@@ -150,7 +150,7 @@ def test_updates_are_gathered(fabric: Fabric) -> None:
     assert updates <= 25 * (time.monotonic() - began) + 5
 
 
-def test_a_flood_of_logs_costs_the_broker_no_memory(fabric: Fabric) -> None:
+def test_broker_memory_is_bounded_in_a_flood_of_logs(fabric: Fabric) -> None:
     piece = random.Random(9).randbytes(1_000_000)
     fabric.worker("w1", lambda _: 100 * piece)
     assert fabric.initiator("first:").follow(60.0) == "done"  # all is loaded, and has streamed
@@ -167,14 +167,14 @@ def test_a_flood_of_logs_costs_the_broker_no_memory(fabric: Fabric) -> None:
 # -- the process ---------------------------------------------------------------------------
 
 
-def test_it_ends_at_once_when_told(fabric: Fabric) -> None:
+def test_broker_ends_at_once_on_sigterm(fabric: Fabric) -> None:
     fabric.worker()
     assert fabric.initiator(CHAIN).follow() == "done"
     assert fabric.broker.end() < 2.0
     assert fabric.broker.said == ""
 
 
-def test_it_ends_with_its_parent(directory: Path) -> None:
+def test_broker_ends_with_its_parent(directory: Path) -> None:
     """A parent that is killed takes its broker along."""
     program = (
         "import os, subprocess, sys, time\n"
@@ -205,7 +205,7 @@ def test_it_ends_with_its_parent(directory: Path) -> None:
     until(gone, 5.0)
 
 
-def test_a_directory_whose_name_is_too_long_is_refused(directory: Path) -> None:
+def test_broker_refuses_a_directory_with_a_long_name(directory: Path) -> None:
     long = directory / ("x" * 100)
     long.mkdir()
     done = subprocess.run(
@@ -219,7 +219,7 @@ def test_a_directory_whose_name_is_too_long_is_refused(directory: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_state_that_cannot_be_written_is_said(directory: Path) -> None:
+def test_broker_reports_an_unwritable_state_directory(directory: Path) -> None:
     state = directory / "state"
     state.write_text("a file")
     done = subprocess.run(
@@ -233,7 +233,7 @@ def test_a_state_that_cannot_be_written_is_said(directory: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_store_that_cannot_be_used_fails_the_request_and_says_so(fabric: Fabric) -> None:
+def test_broker_fails_requests_without_a_usable_store(fabric: Fabric) -> None:
     fabric.broker.kill()
     fabric.broker.store = "nonsense://nowhere"
     fabric.broker.start()
@@ -242,7 +242,7 @@ def test_a_store_that_cannot_be_used_fails_the_request_and_says_so(fabric: Fabri
     assert "the artifact store does not answer" in initiator.mirror.steps[key_of("zlib")].message
 
 
-def test_signals_while_nothing_happens(fabric: Fabric) -> None:
+def test_broker_ends_on_a_signal_while_idle(fabric: Fabric) -> None:
     until((fabric.directory / "logs").exists)
     time.sleep(0.3)
     fabric.broker.child.send_signal(signal.SIGINT)

@@ -33,7 +33,7 @@ def environ(tmp_path: Path, text: str = "", **more: str) -> dict[str, str]:
     return {"FABRIC_CONFIG": str(file), **more}
 
 
-def test_defaults_stand_below_the_cache(tmp_path: Path) -> None:
+def test_config_defaults_are_below_the_cache(tmp_path: Path) -> None:
     settings = load_settings(environ(tmp_path), {"cache": str(tmp_path / "c")})
     assert settings.store_url == str(tmp_path / "c/artifacts")
     assert settings.trove_dir == tmp_path / "c/trove"
@@ -41,13 +41,13 @@ def test_defaults_stand_below_the_cache(tmp_path: Path) -> None:
     assert settings.jobs >= 1
 
 
-def test_the_last_word_wins(tmp_path: Path) -> None:
+def test_config_last_value_wins(tmp_path: Path) -> None:
     env = environ(tmp_path, "workers = 3\nmax-jobs = 5\nbuild-timeout = 60\n", FABRIC_MAX_JOBS="7")
     settings = load_settings(env, {"workers": 9})
     assert (settings.workers, settings.max_jobs, settings.build_timeout) == (9, 7, 60.0)
 
 
-def test_a_file_that_is_named_must_be_there(tmp_path: Path) -> None:
+def test_config_named_file_must_exist(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.toml: this settings file does not exist"):
         load_settings({"FABRIC_CONFIG": str(tmp_path / "nowhere.toml")})
     with pytest.raises(ConfigError, match=r"broker\.toml: this settings file does not exist"):
@@ -69,14 +69,14 @@ def test_a_file_that_is_named_must_be_there(tmp_path: Path) -> None:
         ("priority = 11", {}, r"priority: must be a whole number <= 10"),
     ],
 )
-def test_wrong_settings_are_named(
+def test_config_errors_name_the_setting(
     tmp_path: Path, text: str, more: dict[str, str], said: str
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         load_settings(environ(tmp_path, text, **more))
 
 
-def test_daemons_have_files_of_their_own_and_the_environment(tmp_path: Path) -> None:
+def test_config_of_daemons(tmp_path: Path) -> None:
     file = tmp_path / "worker.toml"
     file.write_text('controller = "c.example:9000"\nfeatures = ["kvm"]\n[aliases]\nx = "y:%s"\n')
     settings = load(WorkerSettings, file, {"FABRIC_SLOTS": "3", "FABRIC_FEATURES": "no"})
@@ -87,7 +87,7 @@ def test_daemons_have_files_of_their_own_and_the_environment(tmp_path: Path) -> 
         load(WorkerSettings, file, {})
 
 
-def test_what_is_shown_can_be_read_again() -> None:
+def test_config_shown_is_valid() -> None:
     settings = BrokerSettings(listen="::1", aliases={"up stream": 'a"b%s'}, lease=2.5)
     assert load_from(shown(settings)) == settings
 
@@ -96,14 +96,14 @@ def load_from(text: str) -> BrokerSettings:
     return msgspec.convert(tomllib.loads(text), BrokerSettings)
 
 
-def test_an_embedded_worker_builds_as_its_initiator_was_told() -> None:
+def test_config_embedded_worker_has_the_initiators_settings() -> None:
     settings = Settings(cache="/c", max_jobs=7, aliases={"a": "b:%s"}, controller="x")
     mine = embedded_worker(settings, "w", 2)
     assert (mine.jobs, mine.work_dir, mine.aliases) == (7, Path("/c/work"), {"a": "b:%s"})
     assert (mine.name, mine.slots, mine.controller, mine.min_free_disk) == ("w", 2, "", 0)
 
 
-def test_architectures_are_the_kernels_unless_they_are_named() -> None:
+def test_config_architectures_default_to_the_kernels() -> None:
     assert built_architectures(Settings()) == native_architectures()
     named = Settings(architectures=("x86_64", "mine"))
     assert built_architectures(named) == ("x86_64", "mine")
@@ -121,19 +121,17 @@ def test_architectures_are_the_kernels_unless_they_are_named() -> None:
         ("fe80::1", ("fe80::1", 7411)),
     ],
 )
-def test_addresses(text: str, meant: tuple[str, int]) -> None:
+def test_config_host_and_port(text: str, meant: tuple[str, int]) -> None:
     assert host_and_port(text) == meant
 
 
 @pytest.mark.parametrize("text", ["", ":80", "host:", "host:x", "host:0", "host:65535", "[::1]:"])
-def test_what_is_no_address(text: str) -> None:
-    with pytest.raises(ConfigError, match="it should be HOST or HOST:PORT"):
+def test_config_invalid_host_and_port(text: str) -> None:
+    with pytest.raises(ConfigError, match="is not HOST or HOST:PORT"):
         host_and_port(text)
 
 
-def test_check_config_says_what_is_understood(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_config_check_shows_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "broker.toml"
     file.write_text("port = 8000\n")
     assert broker.main(["--config", str(file), "--check-config"]) == 0
@@ -147,14 +145,14 @@ def test_check_config_says_what_is_understood(
     ("program", "text", "said"),
     [
         (broker, "port = 0", "port: must be a whole number >= 1"),
-        (broker, "plain = true", r"\* is not this machine alone"),
-        (broker, 'plain = true\nlisten = "10.0.0.1"', "10.0.0.1 is not this machine alone"),
-        (worker, "slots = 2", "controller: it should be HOST or HOST:PORT, and it is ''"),
-        (worker, 'controller = "c"\nplain = true', "c is not this machine alone"),
+        (broker, "plain = true", r"\* is not a loopback address"),
+        (broker, 'plain = true\nlisten = "10.0.0.1"', "10.0.0.1 is not a loopback address"),
+        (worker, "slots = 2", "controller: '' is not HOST or HOST:PORT"),
+        (worker, 'controller = "c"\nplain = true', "c is not a loopback address"),
         (worker, 'controller = "c"\nname = "../x"', "name: "),
     ],
 )
-def test_check_config_says_what_is_wrong(
+def test_config_check_reports_errors(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], program: ModuleType, text: str, said: str
 ) -> None:
     file = tmp_path / "daemon.toml"
@@ -165,16 +163,17 @@ def test_check_config_says_what_is_wrong(
     assert re.search(said, error), error
 
 
-def test_variables_that_mean_nothing_are_told() -> None:
+def test_config_warns_of_unknown_variables() -> None:
     given = {"FABRIC_CONTROLER": "x", "FABRIC_SLOTS": "1", "FABRIC_CONFIG": "", "FABRIC_QQQQ": ""}
     assert unknown_variables(given) == [
-        "the variable FABRIC_CONTROLER is not a setting; did you mean FABRIC_CONTROLLER?",
-        "the variable FABRIC_QQQQ is not a setting",
+        "the environment variable FABRIC_CONTROLER is not a setting;"
+        " did you mean FABRIC_CONTROLLER?",
+        "the environment variable FABRIC_QQQQ is not a setting",
     ]
     assert unknown_variables({"PATH": "/bin", "FABRIC_TROVE": ""}) == []
 
 
-def test_settings_are_shown_without_secrets(tmp_path: Path) -> None:
+def test_config_is_shown_without_secrets(tmp_path: Path) -> None:
     text = 'trove = "https://me:secret@host/x"\n[aliases]\nup = "https://token@host/%s"\n'
     lines = shown(load_settings(environ(tmp_path, text)))
     assert 'trove = "https://***@host/x"' in lines

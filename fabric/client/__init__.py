@@ -1,1 +1,1 @@
-"""The initiator's side: one request followed to its end, its logs, and how both are shown."""
+"""The parts of an initiator: the state of a request, its logs, the session, and the screens."""

@@ -1,4 +1,4 @@
-"""Asks the controller questions for commands: one question, one answer."""
+"""Sends queries and commands to the controller, and waits for their answers."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from fabric.wire.messages import (
 )
 from fabric.wire.sockets import Codec, DecodeError
 
-#: Seconds after which a question is put again, at first and at most; and after which there is no
-#: answer.
+#: Seconds after which a message is repeated, at first and at most.
 REPEAT_AFTER = 1.0
 REPEAT_AFTER_MOST = 4.0
+#: Seconds after which waiting for an answer ends.
 PATIENCE = 10.0
-#: Digits of a request's id that are shown: its time in milliseconds.
+#: Digits of a request's id that are shown: they are its time in milliseconds.
 SHOWN = 12
 
 
 @contextlib.contextmanager
 def open_connection(settings: Settings) -> Iterator[Connection]:
-    """A line to the controller.  FabricError if the settings do not tell how."""
+    """A connection to the controller.  FabricError if the settings lack what it needs."""
     if not settings.controller:
         raise FabricError(
             "no controller is set: give --controller HOST, set `controller` in the settings, or"
@@ -52,10 +52,10 @@ def open_connection(settings: Settings) -> Iterator[Connection]:
 
 
 class Controller:
-    """Puts questions, again and again until there is an answer.
+    """Repeats each message until it is answered, for `PATIENCE` seconds.
 
-    For PATIENCE seconds, or for ``patience`` if that is more and nothing but reach is wanting;
-    ``tell`` hears what is waited for.
+    While the controller is out of reach, it waits for ``patience`` seconds if that is longer, and
+    calls ``on_error`` with the reason.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Controller:
         on_error: Callable[[str], None] | None = None,
     ) -> None:
         self.connection = connection
-        #: what the controller said in its last answer that is wrong with it; "" if nothing is
+        #: fault of the controller, from its last answer; "" if there is none
         self.warning = ""
         self._patience = max(PATIENCE, patience)
         self._on_error = on_error
@@ -76,25 +76,27 @@ class Controller:
     def query(
         self, what: Literal["requests", "workers", "why", "pinned", "logs"], about: str = ""
     ) -> Answer:
-        """FabricError with the controller's reason if it has no answer, MachineFault if it is
-        silent."""
+        """The answer to a query.
+
+        FabricError with the controller's reason if it has none, MachineFault if it is silent.
+        """
         return self._answer(Query(PROTOCOL, uuid.uuid4().hex, what, about))
 
     def command(self, what: Literal["cancel", "drain", "resume"], about: str) -> Answer:
-        """The same for an operator's word; MachineFault too if that cannot be kept now."""
+        """The answer to a command.  Errors as `query`; MachineFault also if it must be repeated."""
         return self._answer(Command(PROTOCOL, uuid.uuid4().hex, what, about))
 
     def update(self, request: str) -> Update:
-        """All that is known of a request.  FabricError if nothing is."""
+        """The state of a request.  FabricError if the controller does not know it."""
         for message in self._send_until_answered(Poll(request, 0), request):
             if isinstance(message, Update) and message.request == request:
                 return message
         raise AssertionError
 
     def read_log(self, key: str, fence: int, offset: int) -> LogPiece | None:
-        """What there is of a log from ``offset`` on; None if there is no such log.
+        """The next bytes of a log from ``offset`` on; None if there is no such log.
 
-        MachineFault if it cannot be read now.
+        MachineFault if it cannot be read at the moment.
         """
         question = LogRead(key, fence, offset, bounds.LOG_RANGE)
         for message in self._send_until_answered(question, ""):
@@ -107,14 +109,14 @@ class Controller:
         raise AssertionError
 
     def request(self, named: str) -> RequestInfo:
-        """The request whose id begins so.  FabricError if there is none, or several."""
+        """The request whose id begins with ``named``.  FabricError if there is none, or several."""
         found = [one for one in self.query("requests").requests if one.request.startswith(named)]
         if len(found) == 1:
             return found[0]
         if not found:
             raise FabricError(f"{named}: no such build; `{command('list')}` lists them")
         ids = ", ".join(f"{one.request[:SHOWN]} ({one.title})" for one in found[:5])
-        raise FabricError(f"{named}: several builds begin so: {ids}")
+        raise FabricError(f"{named}: the ids of several builds begin with this: {ids}")
 
     def _answer(self, question: Query | Command) -> Answer:
         for message in self._send_until_answered(question, question.id):
@@ -129,7 +131,7 @@ class Controller:
     def _send_until_answered(
         self, question: Query | Command | Poll | LogRead, about: str
     ) -> Iterator[Answer | Update | LogPiece | Rejected]:
-        """All that comes, until whoever asked is content."""
+        """Messages from the controller; ``question`` is repeated until the caller stops."""
         began = due = time.monotonic()
         delay = REPEAT_AFTER
         while True:
@@ -141,7 +143,7 @@ class Controller:
             for frame in self.connection.receive(100):
                 try:
                     message = self._codec.decode(frame)
-                except DecodeError:  # of another version, or damaged: the question is put again
+                except DecodeError:  # another version, or damaged: the question is repeated
                     continue
                 if isinstance(message, Rejected) and about and message.about == about:
                     kind = MachineFault if message.code == "not-now" else FabricError
@@ -154,8 +156,8 @@ class Controller:
                     raise MachineFault(error)
             elif waited > self._patience:
                 raise MachineFault(
-                    f"no answer: {error or 'the controller is silent'}; is fabric-broker up"
-                    " there, and the setting `controller` right?"
+                    f"no answer: {error or 'the controller is silent'}; is fabric-broker running"
+                    " there, and the setting `controller` correct?"
                 )
             elif changed and error and self._on_error:
                 self._on_error(error)
@@ -163,6 +165,6 @@ class Controller:
 
 @contextlib.contextmanager
 def open_controller(settings: Settings) -> Iterator[Controller]:
-    """The controller of the settings."""
+    """The controller that the settings name.  FabricError as `open_connection`."""
     with open_connection(settings) as connection:
         yield Controller(connection)

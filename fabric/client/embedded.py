@@ -30,19 +30,19 @@ from types import TracebackType
 from fabric.config import Settings
 from fabric.errors import NO_ROOM, FabricError, MachineFault
 
-#: How the folder of a fabric is called, and the lock in it that is held as long as it lives.
+#: Prefix of the folder of a fabric, and the file in it that is locked as long as the fabric lives.
 _PREFIX, _ALIVE = "fabric-", "alive"
-#: Seconds that children get to end by themselves: workers take down their sandboxes meanwhile.
+#: Seconds that children have to end by themselves: workers remove their sandboxes.
 GRACE = 10.0
-#: Seconds between two looks at them.
+#: Seconds between two checks for ended children.
 LOOK_EVERY = 0.1
-#: Where one writes what goes wrong.
+#: The zygote's standard error.
 _ERRORS = "zygote.err"
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class EmbeddedFabric:
-    """Begins to load on entering, stops on leaving; ``directory`` holds the sockets."""
+    """Loads the programs on entering, and stops on leaving; ``directory`` contains the sockets."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -50,14 +50,14 @@ class EmbeddedFabric:
         self._started = False
 
     def __enter__(self) -> EmbeddedFabric:
-        # socket paths are limited to about 107 bytes, so no deep directory of the user's
+        # paths of sockets are limited to about 107 bytes, so the user's directories may be too deep
         try:
             self.directory, self._alive = new_folder()
             errors = _open_errors(self.directory / _ERRORS)
         except OSError as error:
             raise FabricError(
-                f"{error.strerror}; a build here keeps its sockets in a temporary folder: free some"
-                " room there, or have TMPDIR name another"
+                f"no temporary folder for the sockets of this build: {error.strerror}; free some"
+                " space there, or set TMPDIR to another directory"
             ) from error
         orders, self._orders = os.pipe()
         self._news, news = os.pipe()
@@ -84,29 +84,30 @@ class EmbeddedFabric:
     def start(self) -> None:
         """Start the broker and the workers."""
         self._started = True
-        with contextlib.suppress(BrokenPipeError):  # it died: `check` tells
+        with contextlib.suppress(BrokenPipeError):  # it died: `check` raises
             os.write(self._orders, b"\n")
 
     def check(self) -> str:
-        """News of workers that died and were replaced, "" if there is none.
+        """A text about workers that died and were replaced since the last call; "" if none did.
 
-        MachineFault if the broker is gone, or workers die as soon as they start.
+        MachineFault if the broker has ended, or workers die as soon as they start.
         """
         with contextlib.suppress(BlockingIOError):
             news = os.read(self._news, 65536).decode(errors="replace")
-            if not news.endswith("\n"):  # the last words of a fabric that is no more
+            if not news.endswith("\n"):  # the zygote has ended
                 said = (self.directory / _ERRORS).read_text(errors="replace").strip()
                 raise MachineFault(f"the embedded {news or f'fabric ended: {said}'}")
             return news.strip()
         return ""
 
     def stop(self) -> None:
-        """Ends all children and removes the directory.  Goes on where a call of it was left by
-        Ctrl-C.
+        """End all children and remove the directory.
+
+        After an interruption by Ctrl-C, another call completes it.
         """
         if self._zygote:
             self._orders = _closed(self._orders)
-            if not self._started:  # it has no children yet, and may be busy loading
+            if not self._started:  # it has no children yet, and may be loading
                 os.kill(self._zygote, signal.SIGKILL)
             os.waitpid(self._zygote, 0)
             self._zygote = 0
@@ -116,7 +117,7 @@ class EmbeddedFabric:
 
 
 class Zygote:
-    """Starts broker and workers, and looks after them until the pipe ``orders`` is closed."""
+    """Starts broker and workers, and supervises them until the pipe ``orders`` is closed."""
 
     def __init__(self, settings: Settings, directory: Path, orders: int, news: int) -> None:
         self._settings = settings
@@ -125,12 +126,12 @@ class Zygote:
         self._news = news
         self._children: dict[int, str] = {}  # names by process id
         self._workers = 0
-        self._tools = ""  # digest of this machine's
+        self._tools = ""  # digest of this machine's tools
 
     def run(self) -> int:
-        """All its life; returns its exit code."""
+        """The zygote's main function; returns its exit code."""
         for number in _ENDING:
-            # It ends when the initiator does.  Not SIG_IGN: builds would inherit that.
+            # The closed pipe ends it.  Not SIG_IGN, because builds would inherit that.
             signal.signal(number, lambda *_: None)
         os.environ.update(_environment(self._settings))
         for module in ("fabric.broker", "fabric.worker", "fabric.trove.sources.export"):
@@ -139,9 +140,9 @@ class Zygote:
 
         self._tools = host_tools(self._settings.host_tools_file)
         sweep()
-        gc.freeze()  # what is here now, the children share
+        gc.freeze()  # children share the objects that exist now
         code = self._serve() if os.read(self._orders, 1) else 0
-        if code == 0:  # the initiator has ended, and may have been killed
+        if code == 0:  # the initiator has ended, maybe without cleaning up
             shutil.rmtree(self._directory, ignore_errors=True)
         return code
 
@@ -164,8 +165,8 @@ class Zygote:
         common = ("--directory", str(self._directory), "--parent", str(os.getpid()))
 
         def main() -> int:
-            os.closerange(3, 1 << 16)  # the pipes: others wait for their end
-            Path("/proc/self/comm").write_text(f"fabric-{program}")  # what `ps` shows
+            os.closerange(3, 1 << 16)  # the pipes, whose closing means the zygote's end
+            Path("/proc/self/comm").write_text(f"fabric-{program}")  # the name in `ps`
             code: int = importlib.import_module(f"fabric.{program}").main([*common, *args])
             return code
 
@@ -195,7 +196,7 @@ class Zygote:
     def _stop(self) -> None:
         broker = [child for child, name in self._children.items() if name == "broker"]
         workers = self._children.keys() - broker
-        for children in (workers, broker):  # who says goodbye is heard
+        for children in (workers, broker):  # workers report their ends to the broker
             until = time.monotonic() + GRACE
             for child in children:
                 os.kill(child, signal.SIGTERM)
@@ -208,7 +209,7 @@ class Zygote:
                 os.close(handle)
 
     def _errors(self, name: str) -> Path:
-        """What a child writes on its standard error."""
+        """The file of a child's standard error."""
         return self._directory / f"{name}.err"
 
 
@@ -219,18 +220,18 @@ def _closed(fd: int) -> int:
 
 
 def new_folder() -> tuple[Path, int]:
-    """A new folder, and a descriptor that locks it until all who have inherited it have ended."""
+    """A new folder, and a descriptor that locks it until all processes that inherited it end."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
         lock = os.open(folder / _ALIVE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
         if os.fstat(lock).st_nlink:
             return folder, lock
-        os.close(lock)  # `sweep` was there before the lock, and has removed it
+        os.close(lock)  # `sweep` removed the folder before it was locked
 
 
 def sweep() -> None:
-    """Remove the folders of fabrics that were killed: those of ours whose lock can be had."""
+    """Remove the folders of killed fabrics: those of this user that are not locked."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):
             if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
@@ -250,9 +251,9 @@ def _open_errors(file: Path) -> int:
 def _fork(errors: int, main: Callable[[], int]) -> int:
     """Run ``main`` in a child process, in a session of its own; returns the process id.
 
-    The session is because Ctrl-C is the initiator's to handle.  ``errors`` is where it writes
-    what it has to say, and is closed here.  Until it handles signals itself they end it: a
-    handler that it had from us would swallow the one that is to end it.
+    In its own session, the child does not get Ctrl-C.  ``errors`` becomes its standard output and
+    error, and is closed here.  Signals end the child until it installs handlers: inherited ones
+    would swallow the signal that is meant to end it.
     """
     sys.stdout.flush()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
@@ -273,7 +274,7 @@ def _fork(errors: int, main: Callable[[], int]) -> int:
         os.close(nothing)
         os.close(errors)
         code = main()
-    except BaseException as error:  # noqa: BLE001  above is the initiator, which must not go on here
+    except BaseException as error:  # noqa: BLE001 - the initiator's code must not go on in the child
         if isinstance(error, OSError) and (error.filename or error.errno in NO_ROOM):
             print(error, file=sys.stderr)
         else:
@@ -283,7 +284,7 @@ def _fork(errors: int, main: Callable[[], int]) -> int:
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """The settings in force, for programs that read them anew."""
+    """The settings as environment variables, for programs that read them again."""
     return {
         "FABRIC_CACHE": str(settings.cache_dir),
         "FABRIC_ARTIFACTS": settings.store_url,

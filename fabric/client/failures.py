@@ -19,26 +19,26 @@ from fabric.host.files import recall, remember
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """A step that failed: when, why, and where its log is, "" if nowhere here."""
+    """The last failure of a step."""
 
     at: datetime  # UTC
     message: str
-    log: str = ""
+    log: str = ""  # path of its log; "" if there is none on this machine
 
 
 class Failures:
-    """Those noted in a folder, which is made when there is one."""
+    """The failures recorded in a folder, which is made for the first one."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def note(self, key: Digest, failure: Failure) -> None:
-        """It failed.  OSError if that cannot be written."""
+        """Record a failure.  OSError if it cannot be written."""
         remember(self._folder / key, msgspec.json.encode(failure))
         self._prune()
 
     def of(self, key: Digest) -> Failure | None:
-        """How the step failed last, None if it is not known to have."""
+        """The last failure of a step; None if none is recorded."""
         with contextlib.suppress(ValueError):
             return msgspec.json.decode(recall(self._folder / key), type=Failure)
         return None

@@ -1,4 +1,4 @@
-"""Loads a user's definitions, with the trove and the artifact store that serve them."""
+"""Loads a user's definitions, and gives access to their trove and artifact store."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fabric.trove.sources.resolve import Sources
 
 
 class Project:
-    """The definitions at ``root``: the nearest folder upward that holds a VERSION file."""
+    """The definitions below the folder ``root``."""
 
     def __init__(self, root: Path, settings: Settings, progress: Callable[[str], None]) -> None:
         self.root = root
@@ -35,27 +35,31 @@ class Project:
 
     @classmethod
     def find(cls, start: Path, settings: Settings, progress: Callable[[str], None]) -> Project:
-        """The project around ``start`` (a file or directory).  FabricError if there is none."""
+        """The project that contains ``start``, a file or directory.  FabricError if there is none.
+
+        Its root is the nearest folder with a VERSION file; without one, with system morphs.
+        """
         folders = (start, *start.parents)
-        for known in ("VERSION", "systems/*.morph"):  # the first versions had no VERSION
+        for known in ("VERSION", "systems/*.morph"):  # definitions of version 0 have no VERSION
             for folder in folders:
                 if any(found.is_file() for found in folder.glob(known)):
                     return cls(folder, settings, progress)
         raise FabricError(
             f"{start}: no definitions here: neither this folder nor one above it has a VERSION"
-            " file; go to the definitions' folder, or name a system in one"
+            " file; change to the definitions' folder, or name a system in one"
         )
 
     def read(self, path: str) -> bytes | None:
-        """A file by its path from the root; None if it is not there.
+        """The content of a file, by its path from the root; None if there is no such file.
 
-        DefinitionsError if it cannot be read, is too large, or lies outside.
+        DefinitionsError if it cannot be read, is too large, or is a link that leads out of the
+        definitions.
         """
         if path.startswith("/") or ".." in path.split("/"):
             return None
         try:
             return self._read(path)
-        except ValueError:  # no path has a NUL
+        except ValueError:  # the path contains a NUL
             return None
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
@@ -65,7 +69,7 @@ class Project:
             ) from None
 
     def _read(self, path: str) -> bytes | None:
-        # nothing is waited for: it may be a FIFO
+        # opening must not wait: the path may be a FIFO
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         handle = os.open(f"{self.root}/{path}", flags)
         try:
@@ -76,7 +80,7 @@ class Project:
             if not where.startswith(self._inside):
                 wrong = f"is a link that leads out of the definitions, to {where}"
             elif not stat.S_ISREG(facts.st_mode):
-                wrong = "is no plain file"
+                wrong = "is not a regular file"
             elif facts.st_size > bounds.DEFINITIONS_FILE:
                 most = f"files of definitions have {bounds.DEFINITIONS_FILE:,} at most"
                 wrong = f"has {facts.st_size:,} bytes: {most}"
@@ -105,7 +109,7 @@ class Project:
         )
 
     def locate(self, named: str, cwd: Path) -> str:
-        """The system that a user named, as a path from the root."""
+        """The system that a user named, as a path from the root.  FabricError if there is none."""
         for file in (cwd / named, self.root / named, self.root / "systems" / named):
             for candidate in (file, file.with_name(file.name + ".morph")):
                 if candidate.is_file() and real(candidate).is_relative_to(real(self.root)):
@@ -117,7 +121,7 @@ class Project:
     def graph(self, system: str, read: Callable[[str], bytes | None] | None = None) -> Graph:
         """The build graph of a system.  DefinitionsError if the definitions are wrong.
 
-        ``read`` takes the place of the files on disk.
+        ``read`` replaces reading files from the disk.
         """
         from fabric.definitions.load import load
 
@@ -130,8 +134,8 @@ class Project:
     def plan(self, graph: Graph, goals: Iterable[str] = (), tools: str = "") -> Plan:
         """The graph with every source pinned; ``goals`` are step ids, by default the system.
 
-        ``tools``: digest of the tools that bootstrap chunks are built with, by default those
-        here.  Sources that the trove lacks are imported.  SourceError if one cannot be had.
+        ``tools``: digest of the tools that build bootstrap chunks, by default this machine's.
+        Sources that the trove lacks are imported.  SourceError if that fails.
         """
         from fabric.building.host_tools import host_tools
 
@@ -139,28 +143,28 @@ class Project:
         return make_plan(graph, goals, self.sources, tools)
 
     def unpinned(self, graph: Graph, goals: Iterable[str] = ()) -> list[str]:
-        """The sources that the goals need, but whose content the definitions do not pin."""
+        """The sources of the goals whose content the definitions do not pin."""
         chosen = tuple(goals) or (graph.root.id,)
         return self.sources.unpinned(wanted_sources(graph, chosen).values())
 
     def require_pins(self, graph: Graph, goals: Iterable[str] = ()) -> None:
-        """SourceError if the definitions do not pin what a source contains that the goals need."""
+        """SourceError unless the definitions pin the content of every source of the goals."""
         chosen = tuple(goals) or (graph.root.id,)
         self.sources.require_pins(wanted_sources(graph, chosen).values())
 
     def push_missing(self, graph: Graph, goals: Iterable[str] = ()) -> None:
-        """See to it that the trove has every source that the goals need."""
+        """Push sources of the goals that the trove lacks.  SourceError if that fails."""
         chosen = tuple(goals) or (graph.root.id,)
         self.sources.push_missing(wanted_sources(graph, chosen).values())
 
     def remember(self, system: str, tree: str = "", built: Mapping[str, str] | None = None) -> None:
-        """Note the system last built here, so that `logs` and `shell` need not be told.
+        """Record the system built last, which is the default of `logs` and `shell`.
 
-        ``built``: kind and name of a step -> its key, when a farm built ``tree``, that is the
-        files as they were, so that keys need not be computed here.
+        ``built``: kind and name of a step -> its key, if a farm built the files with the git tree
+        ``tree``, so that this machine need not compute the keys.
         """
         memory = {"system": system, "tree": tree, "keys": dict(built or {})}
-        with contextlib.suppress(OSError):  # a convenience, for which no build fails
+        with contextlib.suppress(OSError):  # a convenience: no build fails without it
             remember(self._memory(), json.dumps(memory).encode())
 
     def last_system(self) -> str | None:
@@ -169,7 +173,7 @@ class Project:
         return system if system and (self.root / system).is_file() else None
 
     def last_keys(self, system: str, tree: str) -> dict[str, str]:
-        """Kind and name of a step -> its key, if ``system`` of these very files was built last."""
+        """Kind and name of a step -> its key, if ``system`` of this ``tree`` was built last."""
         last = self._last()
         same = (last.get("system"), last.get("tree")) == (system, tree)
         return dict(last.get("keys", {})) if same else {}

@@ -1,7 +1,7 @@
 """Renders a build: live on a terminal, as plain lines in a pipe, as JSON for programs.
 
-`BuildView` is the state to show, and `Screen` is where it goes.  A screen decides nothing and
-keeps nothing that it could not lose.
+`BuildView` is the state to show, and a `Screen` shows it.  A screen decides nothing, and its state
+can be lost at any time.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from fabric.host.terminal import (
 
 
 class RunningView(msgspec.Struct, frozen=True):
-    """One step that is being built."""
+    """A step that is being built."""
 
     name: str
     worker: str
     phase: str
-    began: float  # by time.monotonic()
-    expected: float  # seconds; 0: not known
+    began: float  # time.monotonic()
+    expected: float  # seconds; 0: unknown
     log_size: int  # bytes
 
 
 class BuildView(msgspec.Struct, frozen=True):
-    """A build at one moment.  Times are time.monotonic()'s: what is shown moves on with it."""
+    """The state of a build.  Times are from time.monotonic(), so that shown durations advance."""
 
     title: str
     total: int  # steps to build
@@ -50,13 +50,13 @@ class BuildView(msgspec.Struct, frozen=True):
     failed: int
     cached: int
     began: float
-    ends: float  # expected; 0: not known
+    ends: float  # expected; 0: unknown
     running: tuple[RunningView, ...] = ()
     waiting: str = ""  # why nothing runs, if nothing does
 
 
 class Screen(Protocol):
-    """Where a build is shown."""
+    """Shows a build."""
 
     def say(self, text: str, style: str = "") -> None: ...
     def event(self, kind: str, **facts: Any) -> None: ...
@@ -65,11 +65,11 @@ class Screen(Protocol):
 
 
 class PlainScreen(msgspec.Struct):
-    """Lines, for pipes and logs of other tools."""
+    """Prints lines, for pipes and logs of other tools."""
 
     out: TextIO = msgspec.field(default_factory=lambda: sys.stdout)
 
-    def say(self, text: str, style: str = "") -> None:  # noqa: ARG002  a pipe has no style
+    def say(self, text: str, style: str = "") -> None:  # noqa: ARG002 - a pipe has no styles
         print(text, file=self.out, flush=True)
 
     def event(self, kind: str, **facts: Any) -> None:
@@ -83,26 +83,26 @@ class PlainScreen(msgspec.Struct):
 
 
 class JsonScreen(msgspec.Struct):
-    """One JSON object a line on standard output: {"event": KIND, "time": UTC, ...}."""
+    """Prints one JSON object a line: {"event": KIND, "time": UTC, ...}."""
 
     out: TextIO = msgspec.field(default_factory=lambda: sys.stdout)
 
     def say(self, text: str, style: str = "") -> None:
-        """Nothing: prose is for people."""
+        """Nothing: text is for people."""
 
     def event(self, kind: str, **facts: Any) -> None:
         at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         print(json.dumps({"event": kind, "time": at, **facts}), file=self.out, flush=True)
 
     def show(self, view: BuildView) -> None:
-        """Nothing: programs follow the events."""
+        """Nothing: programs read events."""
 
     def close(self) -> None:
         """Nothing to restore."""
 
 
 class LiveScreen:
-    """A terminal: news scrolls, the state of the build stays at the bottom."""
+    """Shows a build on a terminal: text scrolls, and its state stays in the last rows."""
 
     def __init__(self) -> None:
         self._view: BuildView | None = None
@@ -127,7 +127,7 @@ class LiveScreen:
 
 
 class Board:
-    """Something to look at that changes: in place on a terminal, else again when it did."""
+    """Shows changing lines: in place on a terminal; elsewhere prints them again on changes."""
 
     def __init__(self) -> None:
         self._last: list[str] = []
@@ -144,12 +144,12 @@ class Board:
             print("\n".join(self._last))
 
     def show(self, lines: list[str]) -> None:
-        """This is how it stands."""
+        """Replace the shown lines."""
         if self._area is None and lines != self._last:
             print("\n".join(lines), flush=True)
         self._last = lines
 
-    def _picture(self, width: int, height: int) -> list[Row]:  # noqa: ARG002  rows are cut anyway
+    def _picture(self, width: int, height: int) -> list[Row]:  # noqa: ARG002 - the terminal cuts rows
         lines = [one_line(line) for line in self._last]
         if len(lines) > height:
             lines[height - 1 :] = [f"and {len(lines) - height + 1} lines more"]
@@ -157,7 +157,7 @@ class Board:
 
 
 def draw(view: BuildView, now: float, width: int, height: int) -> list[Row]:
-    """The live part at the moment ``now``, in at most so many columns and rows."""
+    """The rows of a build's state at the time ``now``, in at most ``height`` rows."""
     rows: list[Row] = []
     running = sorted(view.running, key=lambda step: (step.worker, step.name))
     room = max(1, height - 1)
@@ -174,8 +174,9 @@ def draw(view: BuildView, now: float, width: int, height: int) -> list[Row]:
 
 
 def _steps(running: list[RunningView], now: float, width: int) -> list[str]:
-    """A row for each step.  Columns go if there is no room: the log's size first, then the phase,
-    then the time that is expected.
+    """A row for each step.
+
+    Without room, columns are left out: the log's size, then the phase, then the expected time.
     """
     names = [fitted(one_line(step.name), max(16, width // 3)) for step in running]
     workers = [fitted(one_line(step.worker), max(10, width // 4)) for step in running]
@@ -200,7 +201,7 @@ def _steps(running: list[RunningView], now: float, width: int) -> list[str]:
 
 
 def _summary(view: BuildView, now: float, width: int) -> str:
-    """How far it is, in as many words as there is room for."""
+    """The progress, with as many details as ``width`` allows."""
     of = f"{view.done} of {view.total}"
     cached = [f"{view.cached} cached"] if view.cached else []
     failed = [f"{view.failed} failed"] if view.failed else []
@@ -226,7 +227,7 @@ def _summary(view: BuildView, now: float, width: int) -> str:
 
 
 def open_screen(as_json: bool) -> Screen:
-    """The screen for where standard output goes."""
+    """The screen for standard output."""
     if as_json:
         return JsonScreen()
     if is_terminal(sys.stdout):
@@ -236,7 +237,7 @@ def open_screen(as_json: bool) -> Screen:
 
 @contextlib.contextmanager
 def opened_screen(as_json: bool) -> Iterator[Screen]:
-    """The same; programs are told of the error that ends it."""
+    """As `open_screen`; an error inside becomes an event before the screen is closed."""
     screen = open_screen(as_json)
     try:
         yield screen

@@ -1,6 +1,6 @@
-"""The initiator's side of the protocol, pure: one request as the broker tells it, and its logs.
+"""Mirrors the state of one request at the broker, and its logs.  Pure: no I/O.
 
-The shell around it (`fabric.initiator`) owns sockets, files and the clock::
+`fabric.client.session` owns the connection, files and the clock::
 
     mirror = RequestMirror(BuildOrder(...))       # or a BuildGraph; or the id of a request
     actions = mirror.tick(now)                    # once at the start, then at least at mirror.due
@@ -10,10 +10,10 @@ The shell around it (`fabric.initiator`) owns sockets, files and the clock::
     actions = mirror.published(piece, now)        # a published piece of log came
     mirror.unsent(message)                        # a message could not be sent now
 
-Every call returns the actions to carry out, in order: `Send` to the broker; `Changed`, a step
-has news; `OpenLog`, `AppendLog`, `Follow`, `CloseLog` for its log; `Over`, the request ended.  Stop
-once ``mirror.complete``: the request is over and every log is closed; then do what `leave` says.
-To stop following a detached request, or somebody else's, do the same at any time.
+Every call returns the actions to carry out, in order: `Send` to the broker; `Changed`, a step has
+changed; `OpenLog`, `AppendLog`, `Follow`, `CloseLog` for its log; `Over`, the request ended.  Stop
+once ``mirror.complete``: the request is over and every log is closed.  Then, or to stop following
+earlier, carry out the actions of `leave`.
 """
 
 from __future__ import annotations
@@ -46,28 +46,28 @@ from fabric.wire.messages import (
 
 #: Seconds between polls.
 POLL_EVERY = 1.0
-#: A submit is repeated after this long, then twice, four times ... as long.
+#: Seconds after which a submitted request is repeated; they double with each repetition.
 SUBMIT_EVERY = 1.0
-#: Logs of so many steps are subscribed to before they begin: what is over soon is not missed.
+#: Steps whose logs are subscribed to before they begin, so that no short log is missed.
 AHEAD = 1000
-#: An update with more steps than this is acknowledged at once, to keep the next one small.
+#: Steps of an update from which on it is acknowledged at once, so that the next one is small.
 MANY = 50
 
-OVER = frozenset({"done", "failed", "cancelled"})  # requests
-BUILT = frozenset({"done", "cached"})  # steps
+OVER = frozenset({"done", "failed", "cancelled"})  # states of requests
+BUILT = frozenset({"done", "cached"})  # states of steps
 
 
 class Changed(msgspec.Struct, frozen=True):
-    """A step has news.  ``old`` is None if it is the first."""
+    """A step has changed.  ``old`` is None if it was unknown."""
 
     old: StepState | None
     new: StepState
 
 
 class Over(msgspec.Struct, frozen=True):
-    """The request ended: "done", "failed" or "cancelled".  Logs may still come.
+    """The request ended: "done", "failed" or "cancelled".  Its logs may still be incomplete.
 
-    ``refused``: the broker does not take the request, and ``message`` says why.
+    ``rejected``: the broker did not accept the request; ``message`` is the reason.
     """
 
     state: RequestState
@@ -79,13 +79,13 @@ Action = LogAction | Changed | Over
 
 
 class RequestMirror:
-    """One request, as far as is known here.
+    """The state of one request, as far as known.
 
-    ``wanted`` is what to ask for, or the id of a request that somebody asked for already.
+    ``wanted`` is the request to submit, or the id of one that was submitted elsewhere.
     """
 
     def __init__(self, wanted: BuildOrder | BuildGraph | str, logs: int = bounds.LOGS_OPEN) -> None:
-        """``logs``: so many may be open at once."""
+        """``logs``: how many logs may be open at a time."""
         self.wanted = None if isinstance(wanted, str) else wanted
         self.request = wanted if isinstance(wanted, str) else wanted.request
         self.title = self.wanted.title if self.wanted else ""
@@ -93,11 +93,11 @@ class RequestMirror:
         self.state: RequestState = "checking" if isinstance(wanted, BuildGraph) else "resolving"
         self.message = ""
         self.left = 0.0  # seconds expected until the end; 0: unknown
-        self.warning = ""  # what keeps it from going on, if somebody has to do something about it
-        self.steps: dict[str, StepState] = {}  # those the broker spoke of
-        self.version = 0
+        self.warning = ""  # why it cannot go on until somebody acts
+        self.steps: dict[str, StepState] = {}  # by key
+        self.version = 0  # of the last update
         self.accepted = False  # the broker knows the request
-        self.heard = float("-inf")  # when it last spoke
+        self.heard = float("-inf")  # time of the broker's last message
         self._poll_due = float("-inf")
         self._logs = LogMirror(logs)
         self._submits = 0
@@ -119,7 +119,7 @@ class RequestMirror:
     # -- the request -----------------------------------------------------------------------
 
     def tick(self, now: float) -> list[Action]:
-        """Time has passed: poll, or submit, or ask again."""
+        """Poll, submit, or repeat questions, whatever is due."""
         actions: list[Action] = []
         if now >= self._poll_due:
             self._poll_due = now + POLL_EVERY
@@ -132,13 +132,13 @@ class RequestMirror:
         return [*actions, *self._logs.tick(now, over=self.over)]
 
     def update(self, update: Update, now: float) -> list[Action]:
-        """The broker tells news."""
+        """Take over an update."""
         if update.request != self.request:
             return []
         self.heard = now
         self.accepted, self._submits = True, 0
         if self.over:
-            return []  # a broker that was restarted may not know
+            return []  # a restarted broker may not know that it is over
         if update.version <= self.version:
             if update.version == self.version:
                 self.left, self.warning = update.left, update.warning
@@ -147,7 +147,7 @@ class RequestMirror:
         self.title = update.title or self.title
         self.goals = update.goals or self.goals
         actions: list[Action] = []
-        if update.goals and self.steps:  # then it tells all that is known
+        if update.goals and self.steps:  # then it has all steps
             listed = {step.key for step in update.steps}
             actions += self._reset_to_waiting(
                 step for key, step in self.steps.items() if key not in listed
@@ -155,7 +155,7 @@ class RequestMirror:
         for step in update.steps:
             old = self.steps.get(step.key)
             if old is not None and old.state == "done" and step.state == "cached":
-                continue  # told again after a restart of the broker
+                continue  # repeated after a restart of the broker
             begins = old is None and not step.fence and step.state not in ENDED
             if begins and len(self.steps) < AHEAD:
                 actions.append(Follow(step.key, on=True))
@@ -164,21 +164,21 @@ class RequestMirror:
             actions += self._logs.follow(step, now)
         if update.state in OVER:
             actions.append(Over(update.state, update.message))
-            actions += self._logs.end(now)  # whatever a restarted broker never spoke of again
+            actions += self._logs.end(now)  # also of steps that a restarted broker left out
         self.state, self.message = update.state, update.message
         if len(update.steps) > MANY:
             actions.append(Send(Poll(self.request, self.version)))
         return actions
 
     def rejected(self, rejected: Rejected, now: float) -> Sequence[Action]:
-        """The broker cannot serve something asked."""
+        """Handle that the broker did not accept a message."""
         self.heard = now
         if rejected.code == "no-log":
             return self._logs.missing(rejected.about)
         if rejected.about != self.request or rejected.code == "not-now" or self.over:
-            return []  # and asked for again, if it was not now
+            return []  # "not-now": the message is repeated
         if rejected.code == "unknown-request" and self.wanted is not None:
-            # The broker has been restarted, or had given us up: what it builds, it finds again.
+            # The broker has restarted, or lost us: submit again; it adopts what runs.
             if not self.accepted:
                 return []
             self.accepted = False
@@ -191,9 +191,9 @@ class RequestMirror:
         return [*self._logs.give_up(), Over("failed", rejected.reason, rejected=True)]
 
     def leave(self) -> list[Action]:
-        """The user wants it no more, or it is complete, or is detached and goes on without us."""
+        """Stop following the request; it is cancelled unless it is over or detached."""
         if self.wanted is None:
-            return []  # it ends if those who asked for it leave
+            return []  # only its submitter can end it by leaving
         if not self.over and not self.wanted.detach:
             self.state = "cancelled"
         return [Send(Leave(self.request))]
@@ -211,20 +211,20 @@ class RequestMirror:
     # -- logs ------------------------------------------------------------------------------
 
     def unsent(self, message: BuildOrder | BuildGraph | Poll | Leave | LogRead) -> None:
-        """It was not sent.  A question for a log is put again soon; all else will be anyway."""
+        """Note that a message could not be sent.  Log reads are repeated soon, others when due."""
         if isinstance(message, LogRead):
             self._logs.unsent(message)
 
     def published(self, piece: Published, now: float) -> Sequence[Action]:
-        """A published piece of a log, maybe of an attempt that no update has told of yet."""
+        """Handle a published piece of a log, maybe of an attempt that no update has mentioned."""
         return self._logs.published(piece, None if self.over else self.steps.get(piece.key), now)
 
     def piece(self, piece: LogPiece, now: float) -> Sequence[Action]:
-        """A piece that was asked for."""
+        """Handle a requested piece of a log."""
         self.heard = now
         return self._logs.piece(piece, now)
 
 
 def _waiting(step: StepState) -> StepState:
-    """All that is sure of a step once the broker has forgotten it."""
+    """What is known of a step that the broker has forgotten."""
     return StepState(step.key, "waiting", name=step.name, kind=step.kind, log=step.log)

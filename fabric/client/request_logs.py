@@ -2,7 +2,7 @@
 
 A log is streamed while its step runs, and read by ranges where the stream left a gap.  At most
 `bounds.LOGS_READ` logs are read at a time, each by one question.  An unanswered question is
-repeated with growing delays.  At most ``most`` logs are open; the others wait.
+repeated with growing delays.  A bounded number of logs is open; the others wait.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ from fabric.wire.messages import (
     StepState,
 )
 
-#: Seconds before a question is repeated the first time; the wait doubles so many times.
+#: Seconds after which a question is repeated the first time, and how often this doubles.
 ASK_AGAIN = 0.5
 DOUBLINGS = 2
-#: Seconds in which the stream may bring the rest of a log, or what cannot be sent be sent.
+#: Seconds for which the stream may still bring the rest of a log before it is read; and after
+#: which a question that could not be sent is repeated.
 LINGER = 0.02
-#: Times the broker may have nothing new of a log whose step has ended.
+#: Answers without new bytes after which the log of an ended step is given up.
 MISSES = 20
-#: Seconds without news of any log, after the end of a request, until the rest is given up.
+#: Seconds without an answer, after the end of a request, after which all logs are given up.
 GIVE_UP = 30.0
 
-ENDED = frozenset({"done", "cached", "failed", "cancelled"})  # steps
+ENDED = frozenset({"done", "cached", "failed", "cancelled"})  # states of steps
 
 
 class Send(msgspec.Struct, frozen=True):
@@ -43,17 +44,18 @@ class Send(msgspec.Struct, frozen=True):
 
 
 class OpenLog(msgspec.Struct, frozen=True):
-    """The log of a new attempt begins: start its file anew, and subscribe to ``key``, unless the
-    step has ended already: nothing is published of it any more.
+    """The log of a new attempt begins: empty its file, and subscribe to ``key``.
+
+    Do not subscribe if the step has ended: nothing of its log is published any more.
     """
 
     key: str
     fence: int
-    name: str = ""  # its file's, as the broker tells it
+    name: str = ""  # file name, from the broker
 
 
 class AppendLog(msgspec.Struct, frozen=True):
-    """Write ``data`` at ``offset`` of the file, which is its end."""
+    """Write ``data`` at ``offset``, which is the end of the file."""
 
     key: str
     offset: int
@@ -61,17 +63,17 @@ class AppendLog(msgspec.Struct, frozen=True):
 
 
 class Follow(msgspec.Struct, frozen=True):
-    """Subscribe to ``key``; or, if not ``on``, no more: it is read faster than it is streamed."""
+    """Subscribe to ``key``, or end the subscription: reading the log catches up faster."""
 
     key: str
     on: bool
 
 
 class CloseLog(msgspec.Struct, frozen=True):
-    """Nothing more will come.
+    """The log gets no more bytes.
 
-    ``whole``: size and digest are those the worker told, or its build was given up, so that
-    there is no more of it.
+    ``whole``: size and digest are as the worker reported, or its build was cancelled, so that there
+    are no more bytes.
     """
 
     key: str
@@ -83,23 +85,23 @@ LogAction = Send | OpenLog | AppendLog | Follow | CloseLog
 
 
 class _Log(msgspec.Struct, eq=False):
-    """What is here of the log of one attempt."""
+    """The beginning of the log of one attempt."""
 
     key: str
     fence: int
     name: str
-    streamed: bool  # else it is read range by range, until that has caught up
-    have: int = 0
-    known: int = 0  # this many bytes exist, as far as told
-    digest: hashlib._Hash = msgspec.field(default_factory=hashlib.sha256)
-    size: int = -1  # of the whole, once told
+    streamed: bool  # False: it is read range by range, until that has caught up
+    have: int = 0  # bytes of the beginning
+    known: int = 0  # bytes that exist, as far as known
+    digest: hashlib._Hash = msgspec.field(default_factory=hashlib.sha256)  # of the beginning
+    size: int = -1  # of the complete log; -1: unknown
     sha256: str = ""
     ended: bool = False  # its step has ended
     closed: bool = False
-    restarted: bool = False  # once, because the digest was wrong
-    asked: float = float("-inf")  # when a range was asked for that has not come yet,
-    asks: int = 0  # how often,
-    misses: int = 0  # and answers in a row that brought nothing
+    restarted: bool = False  # read again because the digest was wrong; happens once
+    asked: float = float("-inf")  # when the pending question was sent last
+    asks: int = 0  # how often it was sent
+    misses: int = 0  # consecutive answers without new bytes
 
     @property
     def wants(self) -> bool:
@@ -108,21 +110,21 @@ class _Log(msgspec.Struct, eq=False):
 
     @property
     def due(self) -> float:
-        """When it may be asked for."""
+        """When the next question may be sent."""
         return self.asked + ASK_AGAIN * (1 << min(max(0, self.asks - 1), DOUBLINGS))
 
 
 class LogMirror:
-    """All logs of a request, of which ``most`` may be open at once."""
+    """All logs of a request, of which ``most`` may be open at a time."""
 
     def __init__(self, most: int = bounds.LOGS_OPEN) -> None:
         self._most = most
         self._logs: dict[str, _Log] = {}
-        self._open: dict[str, _Log] = {}  # those that are not closed,
-        self._queued: dict[str, _Log] = {}  # and those to be opened
-        self._asking: dict[str, None] = {}  # open ones of which a range is asked for
-        self._moved = float("-inf")  # when there was news of one
-        #: when `tick` is due; the past: at once
+        self._open: dict[str, _Log] = {}  # opened and not closed
+        self._queued: dict[str, _Log] = {}  # not opened yet
+        self._asking: dict[str, None] = {}  # open ones with a pending question
+        self._moved = float("-inf")  # time of the last answer
+        #: when `tick` is due
         self.due = float("inf")
 
     @property
@@ -130,10 +132,10 @@ class LogMirror:
         """Every log is closed."""
         return not self._open and not self._queued
 
-    # -- what happens ----------------------------------------------------------------------
+    # -- events ----------------------------------------------------------------------------
 
     def tick(self, now: float, *, over: bool) -> list[LogAction]:
-        """Time has passed: open what there is room for, ask again.  Sets ``due``."""
+        """Open logs if there is room, and repeat questions that are due.  Sets ``due``."""
         actions: list[LogAction] = []
         if over and not self.complete and now - self._moved >= GIVE_UP:
             return self.give_up()
@@ -151,19 +153,19 @@ class LogMirror:
         return actions
 
     def follow(self, step: StepState, now: float) -> list[LogAction]:
-        """A step has news."""
+        """Handle that a step has changed."""
         actions: list[LogAction] = []
         log = self._logs.get(step.key)
         if step.fence and (log is None or log.fence < step.fence):
             log, actions = self._begin(step, step.fence)
         elif log is not None and step.state in ENDED and 0 < step.fence < log.fence:
-            # The stream told of a later attempt, which is not this request's.
+            # The stream has a later attempt, which is not of this request.
             log, actions = self._begin(step, step.fence)
         if log is None or log.closed or 0 < step.fence < log.fence:
             return actions
         if step.log_size > log.known:
             log.known = step.log_size
-            if step.state == "running":  # the stream may bring it yet
+            if step.state == "running":  # the stream may still bring it
                 log.asked = max(log.asked, now)
                 self.due = min(self.due, log.due)
         if step.log_sha256:
@@ -177,30 +179,30 @@ class LogMirror:
         return actions
 
     def end(self, now: float) -> list[LogAction]:
-        """The request is over, and with it every step."""
+        """Handle that the request is over, and with it every step."""
         self._moved = now
         return [action for log in self._unclosed() for action in self._end(log, now)]
 
     def give_up(self) -> list[LogAction]:
-        """Nothing more will come of any log."""
+        """Close all logs as they are."""
         return [action for log in self._unclosed() for action in self._close(log, whole=False)]
 
     def missing(self, key: str) -> list[LogAction]:
-        """The broker does not have the log."""
+        """Handle that the broker does not have a log."""
         log = self._open.get(key)
         return self._close(log, whole=False) if log is not None and log.ended else []
 
     def unsent(self, read: LogRead) -> None:
-        """A question was not sent: it is put again soon."""
+        """Note that a question could not be sent; it is repeated soon."""
         log = self._logs[read.key]
         log.asks = 0
         log.asked += LINGER - ASK_AGAIN
         self.due = min(self.due, log.due)
 
     def published(self, piece: Published, step: StepState | None, now: float) -> list[LogAction]:
-        """A published piece, maybe of an attempt that no update has told of yet.
+        """Handle a published piece, maybe of an attempt that no update has mentioned.
 
-        ``step`` is the one whose log it is, None if that is not this request's.
+        ``step`` is the step of the log; None if the request has no such step.
         """
         actions: list[LogAction] = []
         log = self._logs.get(piece.key)
@@ -211,7 +213,7 @@ class LogMirror:
         return actions + self._take(log, piece.offset, piece.data, now)
 
     def piece(self, piece: LogPiece, now: float) -> list[LogAction]:
-        """A piece that was asked for."""
+        """Handle a requested piece."""
         log = self._open.get(piece.key)
         if log is None or log.fence != piece.fence:
             return []
@@ -227,20 +229,20 @@ class LogMirror:
             return actions
         if not log.streamed and len(piece.data) < bounds.LOG_RANGE:
             log.streamed = True
-            # What is published until that has an effect would be missed.
+            # Pieces published before the subscription has an effect would be missed.
             actions += [Follow(log.key, on=True), *self._ask(log, now)]
         elif piece.data and log.wants and log.asked < now:
             actions += self._ask(log, now)
         elif not piece.data and log.ended and log.size < 0:
-            actions += self._close(log, whole=False)  # its worker was lost: this is all there is
+            actions += self._close(log, whole=False)  # its worker was lost: there are no more bytes
         elif log.ended and log.misses > MISSES:
             actions += self._close(log, whole=False)
         elif log.wants:
-            log.asked = now  # nothing new there yet: ask again, but not at once
+            log.asked = now  # no new bytes yet: repeat the question later
             self.due = min(self.due, log.due)
         return actions
 
-    # -- inside ------------------------------------------------------------------------------
+    # -- actions -----------------------------------------------------------------------------
 
     def _unclosed(self) -> list[_Log]:
         return [*self._open.values(), *self._queued.values()]
@@ -249,7 +251,7 @@ class LogMirror:
         return len(self._open) < self._most and len(self._asking) < bounds.LOGS_READ
 
     def _begin(self, step: StepState, fence: int) -> tuple[_Log, list[LogAction]]:
-        """The log of an attempt; it waits if it is only to be read, or too many are open."""
+        """Begin the log of an attempt; it is queued if its step has ended, or too many are open."""
         ended = step.state in ENDED
         log = _Log(step.key, fence, step.log, streamed=not ended)
         self._asking.pop(log.key, None)
@@ -267,7 +269,7 @@ class LogMirror:
         return OpenLog(log.key, log.fence, log.name)
 
     def _end(self, log: _Log, now: float) -> list[LogAction]:
-        """A log's step has ended."""
+        """Handle that the step of a log has ended."""
         if log.ended:
             return []
         log.ended = True
@@ -276,7 +278,7 @@ class LogMirror:
             return []
         actions = self._check(log)
         if log.wants and not log.asks:
-            # the stream may bring the rest any moment
+            # the stream may still bring the rest
             log.asked = now - ASK_AGAIN + (LINGER if log.streamed else 0.0)
         return actions
 
@@ -305,7 +307,7 @@ class LogMirror:
         return [action, *self._check(log)]
 
     def _check(self, log: _Log) -> list[LogAction]:
-        """Close a log that is whole; begin again, once, with one that is wrong."""
+        """Close a log that is complete; read one with a wrong digest again, once."""
         if not log.ended or log.size < 0 or log.have < log.size:
             return []
         if log.have == log.size and log.digest.hexdigest() == log.sha256:
@@ -330,7 +332,7 @@ class LogMirror:
     def _close(self, log: _Log, *, whole: bool) -> list[LogAction]:
         log.closed = True
         self._asking.pop(log.key, None)
-        self.due = float("-inf")  # another may have its turn
+        self.due = float("-inf")  # a queued log may be opened
         if self._queued.pop(log.key, None) is not None:
             return []  # it was never opened
         del self._open[log.key]

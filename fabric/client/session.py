@@ -1,6 +1,6 @@
 """Follows one build request to its end: shows it on the screen and writes its log files.
 
-A broker on this machine and a controller differ only in the connection.
+An embedded broker and a controller differ only in the connection.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from fabric.wire.messages import (
 )
 from fabric.wire.sockets import Codec, DecodeError
 
-#: Lines of a failed step's log that are shown.
+#: Last lines of a failed step's log that are shown.
 TAIL = 20
-#: Seconds between two looks at the clock when nothing comes.
+#: Most seconds that one turn waits for messages.
 TICK = 0.2
-#: Seconds between two looks at the children, and two pictures for the screen.
+#: Seconds between two calls of ``check``, and two refreshes of the screen.
 LOOK_EVERY = 0.1
-#: Messages taken in one turn of the loop.
+#: Messages received in one turn of the loop.
 MESSAGES_AT_ONCE = 200
 
 _PROBLEM = re.compile(r"[^\s:]+:\d+: ")
 
 
 class NotResolved(FabricError):
-    """The broker cannot make a build of what was ordered."""
+    """The broker cannot resolve the build order."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -67,10 +67,11 @@ class Session:
         since: float = 0.0,
         patience: float = 0.0,
     ) -> None:
-        """``asked`` as for `RequestMirror`, begun ``since`` seconds ago.
+        """``wanted`` as for `RequestMirror`; it began ``since`` seconds ago.
 
-        ``check`` is called now and then, for news.  A broker that cannot take the request in is
-        asked again for ``patience`` seconds; one that had, as long as it takes.
+        ``check`` is called regularly, and its texts are shown.  A new request that the broker
+        cannot accept at the moment is repeated for ``patience`` seconds; a known one, without
+        limit.
         """
         self.mirror = RequestMirror(wanted, min(bounds.LOGS_OPEN, more_descriptors() // 2))
         self._connection = connection
@@ -80,28 +81,28 @@ class Session:
         self._look_due = self._began
         self._patience = patience
         self._shown_warning = ""
-        self._rejected_since = 0.0  # since when; 0: it is not
-        self._files: UserLogs | None = None  # once there is one: nothing else is written here
+        self._rejected_since = 0.0  # when the broker first answered "not-now"; 0: it did not
+        self._files: UserLogs | None = None  # made for the first log
         self._logs: dict[str, UserLog] = {}
         self._paths: dict[str, Path] = {}
         self._tails: dict[str, list[str]] = {}
-        self._states: Counter[str] = Counter()  # of the steps told of
-        self._since: dict[str, tuple[int, float]] = {}  # running steps: fence, when it began
-        self._left = 0.0  # as the broker said it last,
-        self._ends = 0.0  # and when that is; 0: unknown
+        self._states: Counter[str] = Counter()  # number of steps by state
+        self._since: dict[str, tuple[int, float]] = {}  # running step -> (fence, when it began)
+        self._left = 0.0  # the broker's last estimate, in seconds
+        self._ends = 0.0  # the expected end; 0: unknown
         self._keeps_logs = True
         self._codec: Codec[ToInitiator] = Codec(ToInitiator)
 
     @property
     def seconds(self) -> float:
-        """Since it began."""
+        """Seconds since the request began."""
         return time.monotonic() - self._began
 
     def accept(self, patience: float) -> None:
-        """Until the broker has taken the request; ``patience`` seconds more to be resolved.
-        MachineFault if it cannot take it.
+        """Run until the broker has accepted the request; ``patience`` seconds more to resolve it.
 
-        Nobody stays to complete a log, so none is begun.
+        Writes no logs, because nothing would complete them.  MachineFault if the broker cannot
+        accept the request, NotResolved if it cannot resolve it.
         """
         self._keeps_logs = False
         while not self.mirror.version:
@@ -111,16 +112,16 @@ class Session:
             self._turn()
 
     def follow(self, parting: str) -> None:
-        """To the end: until the request is over and every log is whole, or given up.
+        """Run until the request is over and every log is complete, or given up.
 
-        ``parting`` is said if that is left before, with "interrupted" or "stopped" for its "{}".
-        MachineFault if the broker cannot take it.
+        On leaving earlier, it prints ``parting``, with "interrupted" or "stopped" for its "{}".
+        MachineFault if the broker cannot accept the request, NotResolved if it cannot resolve it.
         """
         try:
             while not self.mirror.complete:
                 self._turn()
         finally:
-            heeded = signal.signal(signal.SIGINT, signal.SIG_IGN)  # let this moment pass
+            heeded = signal.signal(signal.SIGINT, signal.SIG_IGN)  # no second Ctrl-C now
             if not self.mirror.over and not (self._rejected_since and not self.mirror.version):
                 by_user = isinstance(sys.exception(), KeyboardInterrupt)
                 with contextlib.suppress(OSError, OutputError):
@@ -135,7 +136,7 @@ class Session:
         for frame in self._connection.receive(MESSAGES_AT_ONCE):
             try:
                 message = self._codec.decode(frame)
-            except DecodeError:  # it costs what it said, which will be said again
+            except DecodeError:  # the broker repeats its content
                 continue
             match message:
                 case Update():
@@ -149,7 +150,7 @@ class Session:
                     self._do(self.mirror.rejected(message, now))
                     if message.code == "not-now" and message.about == self.mirror.request:
                         self._wait_for_room(with_own_commands(message.reason))
-                case Answer():  # once more, to a question that was asked before this
+                case Answer():  # a repeated one, to a question on the same connection
                     pass
         for piece in self._connection.pieces(MESSAGES_AT_ONCE):
             self._do(self.mirror.published(piece, now))
@@ -162,7 +163,7 @@ class Session:
             self._screen.show(self._view())
 
     def _close(self) -> None:
-        """Tell the broker that we leave; close files."""
+        """Leave the request, and close all files."""
         for log in self._logs.values():
             log.close(whole=False)
         self._logs.clear()
@@ -176,12 +177,12 @@ class Session:
         return f"{self._states['done']} built" + (f", {cached} cached" if cached else "")
 
     def failures(self) -> str:
-        """ "zlib failed", "zlib, jq failed", or whatever else the broker says."""
+        """ "zlib failed", "zlib, jq failed", or else the broker's message."""
         failed = [_name(step) for step, _ in self.failed()]
         return f"{', '.join(failed)} failed" if failed else self.mirror.message
 
     def judge(self, what: str) -> None:
-        """BuildFailed, MachineFault or Cancelled unless it was built."""
+        """BuildFailed, MachineFault or Cancelled unless the request, called ``what``, was built."""
         match self.mirror.state:
             case "done":
                 return
@@ -194,13 +195,13 @@ class Session:
                 raise kind(f"{what} is not built: {self.failures()}")
 
     def failed(self) -> Iterator[tuple[StepState, str]]:
-        """Steps that failed, with where their logs are, "" if nowhere here."""
+        """(step, path of its log) of each failed step; "" if its log is not on this machine."""
         for key, step in self.mirror.steps.items():
             if step.state == "failed":
                 yield step, str(self._paths.get(key, ""))
 
     def report_failures(self, hint: Callable[[StepState], str]) -> None:
-        """What a person needs to go on from here; ``hint`` gives a last line for a step."""
+        """Print each failure with the end of its log; ``hint`` returns its last line."""
         for step, log in self.failed():
             say = self._screen.say
             say(f"\n{_name(step)} failed: {step.message}", "bold red")
@@ -214,7 +215,7 @@ class Session:
             if step.kind == "chunk" and (last := hint(step)):
                 say(f"  {last}")
 
-    # -- inside ----------------------------------------------------------------------------
+    # -- actions ---------------------------------------------------------------------------
 
     def _do(self, actions: Sequence[Action]) -> None:
         for action in sorted(actions, key=_begins):
@@ -240,7 +241,7 @@ class Session:
                     self._close_log(action)
 
     def _wait_for_room(self, reason: str) -> None:
-        """The broker cannot take the request in now.  MachineFault if that is so for too long."""
+        """Handle "not-now" for the request.  MachineFault once ``patience`` is over."""
         now = time.monotonic()
         known = self.mirror.version > 0
         shown, self._rejected_since = bool(self._rejected_since), self._rejected_since or now
@@ -258,7 +259,7 @@ class Session:
             self._screen.say("the controller takes orders again", "green")
 
     def _show_warning(self) -> None:
-        """What keeps the build from going on, once."""
+        """Show the broker's warning when it changes."""
         if self.mirror.warning != self._shown_warning:
             self._shown_warning = self.mirror.warning
             self._screen.event("warning", message=self._shown_warning)
@@ -266,14 +267,14 @@ class Session:
                 self._screen.say(self._shown_warning, "yellow")
 
     def _estimate_end(self, now: float) -> None:
-        """When the build ends.  The broker counts whole steps, so its word may stand still."""
+        """Compute the expected end when the broker's estimate changes, which it does in steps."""
         if self.mirror.left != self._left:
             self._left = self.mirror.left
             self._ends = now + self._left if self._left else 0.0
 
     def _end(self, over: Over) -> None:
         if over.rejected:
-            raise MachineFault(f"the broker refuses this build: {with_own_commands(over.message)}")
+            raise MachineFault(f"the broker rejects this build: {with_own_commands(over.message)}")
         if over.state == "failed" and not self.mirror.steps:
             raise NotResolved(with_own_commands(over.message))
 
@@ -292,7 +293,7 @@ class Session:
     def _close_log(self, action: CloseLog) -> None:
         log = self._logs.pop(action.key)
         self._tails[action.key] = log.tail(TAIL)
-        # of a cancelled step it may be all there is, but others may still want the step
+        # the log of a cancelled step goes on if another request wants the step
         log.close(whole=action.whole and self.mirror.steps[action.key].state != "cancelled")
         self._connection.unsubscribe(action.key)
 
@@ -324,7 +325,7 @@ class Session:
                 message=new.message,
                 log=str(self._paths.get(new.key, "")),
             )
-            self._look_due = 0.0  # rows and what is printed tell the same
+            self._look_due = 0.0  # rows and printed lines must agree
             done, total = self._progress()
             if new.state == "running":
                 self._screen.say(f"[{done}/{total}] {name}: building on {new.worker}")
@@ -333,7 +334,7 @@ class Session:
             elif new.state == "failed":
                 self._screen.say(f"[{done}/{total}] {name}: failed", "bold red")
             elif old is not None and old.state == "running" and new.message:
-                self._screen.say(f"[{done}/{total}] {name}: again, {new.message}", "yellow")
+                self._screen.say(f"[{done}/{total}] {name}: once more: {new.message}", "yellow")
 
     def _progress(self) -> tuple[int, int]:
         return self._states["done"], len(self.mirror.steps) - self._states["cached"]
@@ -368,8 +369,8 @@ class Session:
 
 
 _WAITING = {
-    "resolving": "the controller resolves the definitions",
-    "checking": "the artifact store is asked what it has",
+    "resolving": "resolving the definitions",
+    "checking": "querying the artifact store",
     "building": "",
     "done": "",
     "failed": "",
@@ -382,5 +383,5 @@ def _name(step: StepState) -> str:
 
 
 def _begins(action: Action) -> bool:
-    """What ended is told before what begins; all else stays in order."""
+    """Sort key: steps that begin come last, so that ends are shown first."""
     return isinstance(action, Changed) and action.new.state == "running"

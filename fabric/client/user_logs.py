@@ -3,8 +3,8 @@
 A file contains the log of one attempt from its first byte; a new attempt replaces it.  Two
 initiators never write to the same file: the second one takes the next free name.
 
-Each build records in ``.build-step-logs-*.part`` which of its logs are incomplete, and of which
-steps they are.  The writer can therefore be killed at any moment: the next command in that
+Each build records in a file ``.build-step-logs-*.part`` which of its logs are incomplete, and the
+keys of their steps.  The initiator can therefore be killed at any moment: the next command in that
 directory completes the logs.
 """
 
@@ -23,11 +23,10 @@ from fabric.errors import FabricError
 from fabric.trove.artifacts.store import Store
 
 _BEFORE, _AFTER = ".build-step-logs-", ".part"
-#: The notes in a directory, as a pattern.
+#: Pattern of the part files in a directory.
 PART_FILES = f"{_BEFORE}*{_AFTER}"
-#: In them, a line for each log that begins (step's key, file name), one when its user was told that
-#: it is not whole, and one when it is.  Anybody may have put such a file here, so it names nothing
-#: but logs.
+#: A line of a part file: a log has begun (key of its step), was reported as incomplete, or is
+#: complete.  The file may be forged, so it can name only logs.
 _LINE = re.compile(r"([0-9a-f]{64}|told|whole) (build-step-[^/\0]+\.log)")
 
 
@@ -36,10 +35,10 @@ class _NotStored(FabricError):
 
 
 class UserLogs:
-    """The logs of one build in a directory.  Close it when all of them are closed."""
+    """The logs of one build in a directory.  Close it after all of them."""
 
     def __init__(self, directory: Path) -> None:
-        """FabricError if nothing can be written there."""
+        """FabricError if the directory cannot be written."""
         self._directory = directory
         try:
             self._part_file = _PartFile.new(directory)
@@ -47,8 +46,9 @@ class UserLogs:
             raise _unwritable(directory, error) from None
 
     def open(self, name: str, key: str) -> UserLog:
-        """Begin the log ``name`` of the step ``key`` anew, or a numbered sister if another build
-        writes it.
+        """Open the empty log ``name`` of the step ``key``; FabricError if that is not possible.
+
+        If another build writes that file, a numbered one is opened.
         """
         try:
             for number in range(1, 1000):
@@ -60,15 +60,15 @@ class UserLogs:
                     return UserLog(path, fd, self._part_file)
         except OSError as error:
             raise _unwritable(self._directory / name, error) from None
-        raise FabricError(f"{self._directory / name}: a thousand builds write logs here")
+        raise FabricError(f"{self._directory / name}: 999 other builds write such a log here")
 
     def close(self) -> None:
-        """The notes go, unless a log is not whole."""
+        """Remove the part file, unless a log is incomplete."""
         self._part_file.close()
 
 
 class UserLog:
-    """One open log file.  Opened by `UserLogs`."""
+    """One open log file, made by `UserLogs.open`."""
 
     def __init__(self, path: Path, fd: int, part_file: _PartFile) -> None:
         self.path = path
@@ -77,13 +77,13 @@ class UserLog:
         self.restart()
 
     def restart(self) -> None:
-        """Begin anew: another attempt."""
-        if os.fstat(self._fd).st_size:  # ext4 flushes what was ever truncated when it is closed
+        """Empty the file, for another attempt."""
+        if os.fstat(self._fd).st_size:  # ext4 flushes a file that was truncated when it is closed
             os.ftruncate(self._fd, 0)
         self.size = 0
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
-        """``data``, which belongs at ``offset``."""
+        """Write ``data`` at ``offset``.  FabricError if that is not possible."""
         try:
             _write(self._fd, offset, data)
         except OSError as error:
@@ -91,24 +91,24 @@ class UserLog:
         self.size = max(self.size, offset + len(data))
 
     def tail(self, lines: int = 20, most: int = 16 * 1024) -> list[str]:
-        """Its last lines."""
+        """The last ``lines`` lines, from the last ``most`` bytes."""
         start = max(0, self.size - most)
         text = os.pread(self._fd, self.size - start, start).decode(errors="replace")
         return text.splitlines()[-lines:]
 
     def close(self, *, whole: bool) -> None:
-        """Write no more.  ``whole``: nothing is missing."""
+        """Close the file.  ``whole``: it is complete."""
         if whole:
-            with contextlib.suppress(OSError):  # then it is completed once more
+            with contextlib.suppress(OSError):  # it is completed once more then
                 self._part_file.ended(self.path.name)
         os.close(self._fd)
 
 
 def complete(directory: Path, store: Store) -> list[str]:
-    """Fetch what is missing of the logs in ``directory`` whose steps are built by now.
+    """Complete the logs in ``directory`` whose steps are in the store by now.
 
-    Returns which logs are not complete still, and why; of those whose build was stopped, each is
-    told once.  What a build is writing is left alone.
+    Returns a text for each log that stays incomplete; a log whose build was stopped is reported
+    once.  Logs that a build writes are left alone.
     """
     left: dict[str, str] = {}
     for file in sorted(directory.glob(PART_FILES)):
@@ -126,7 +126,7 @@ def complete(directory: Path, store: Store) -> list[str]:
             except _NotStored as error:
                 if name not in part_file.reported:
                     left[name] = f"{name} is not complete: {error}"
-                    with contextlib.suppress(OSError):  # then it is told once more
+                    with contextlib.suppress(OSError):  # it is reported once more then
                         part_file.mark_reported(name)
             except FabricError as error:
                 left[name] = f"{name} is not complete: {error}"
@@ -137,12 +137,13 @@ def complete(directory: Path, store: Store) -> list[str]:
 
 
 def _completed(path: Path, store: Store, key: str) -> bool:
-    """Make a log what the store has; False if a build is writing it.  FabricError if there is
-    nothing in the store.
+    """Replace a log by that in the store; False if a build writes it.
+
+    _NotStored if the store has no log of the step.
     """
     try:
         fd = _lock(path)
-    except FileNotFoundError:  # its user did not want it
+    except FileNotFoundError:  # the user removed it
         return True
     if fd is None:
         return False
@@ -161,26 +162,26 @@ def _completed(path: Path, store: Store, key: str) -> bool:
 
 
 class _PartFile:
-    """Which logs of a directory are not whole, in a file that its writer has locked."""
+    """The record of incomplete logs in a directory: a file that its writer locks."""
 
     def __init__(self, path: Path, fd: int) -> None:
         self._path = path
         self._fd = fd
         self.partial: dict[str, str] = {}  # file name -> key of its step
-        self.reported: set[str] = set()  # names of those of which the user was told
+        self.reported: set[str] = set()  # names of reported logs
 
     @classmethod
     def new(cls, directory: Path) -> _PartFile:
-        """For a build that begins: it goes on with those of builds that were killed."""
+        """A part file for a new build, which takes over the incomplete logs of killed builds."""
         while True:
             fd, path = tempfile.mkstemp(_AFTER, _BEFORE, directory)
             fcntl.flock(fd, fcntl.LOCK_EX)
             if os.path.exists(path):  # noqa: PTH110
                 break
-            os.close(fd)  # it was taken for a killed build's, before we had the lock
+            os.close(fd)  # another process took it for that of a killed build, before it was locked
         part_file = cls(Path(path), fd)
         for file in directory.glob(PART_FILES):
-            with contextlib.suppress(OSError):  # `complete` tells of it
+            with contextlib.suppress(OSError):  # `complete` reports it
                 if (older := cls.left(file)) is not None:
                     for name, key in older.partial.items():
                         part_file.begun(name, key)
@@ -192,7 +193,7 @@ class _PartFile:
 
     @classmethod
     def left(cls, path: Path) -> _PartFile | None:
-        """Those that a killed build left; None if a build still writes them, or nobody ever did."""
+        """The part file of a killed build; None if a build still writes it, or it is not one."""
         fd = _lock(path, os.O_APPEND)
         if fd is None:
             return None
@@ -207,19 +208,19 @@ class _PartFile:
         return part_file
 
     def begun(self, name: str, key: str) -> None:
-        """A log begins.  OSError if that cannot be written."""
+        """Record that a log begins.  OSError if that cannot be written."""
         self._write(key, name)
 
     def mark_reported(self, name: str) -> None:
-        """Its user knows that it is not whole."""
+        """Record that a log was reported as incomplete."""
         self._write("told", name)
 
     def ended(self, name: str) -> None:
-        """It is whole, or unwanted."""
+        """Record that a log is complete, or was removed."""
         self._write("whole", name)
 
     def close(self) -> None:
-        """The file goes, unless it is needed still."""
+        """Close the file, and remove it if no log is incomplete."""
         if not self.partial:
             self._path.unlink(missing_ok=True)
         os.close(self._fd)
@@ -240,7 +241,7 @@ class _PartFile:
 
 
 def _lock(path: Path, flags: int = 0) -> int | None:
-    """The file, open and ours; None if it is another's."""
+    """Open and lock a file; None if another process has locked it."""
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o644)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

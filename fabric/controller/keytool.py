@@ -52,7 +52,9 @@ def _run(options: argparse.Namespace) -> None:
         case "make":
             name = options.name or (keys.BROKER if options.role == keys.BROKER else "")
             if (name == keys.BROKER) != (options.role == keys.BROKER):
-                raise keys.KeyProblem("the name broker is for the broker's key, and for no other key")
+                raise keys.KeyProblem(
+                    "the name broker is for the broker's key, and for no other key"
+                )
             print(keys.make(options.role, name, options.to))
         case "admit":
             peer = keys.AuthorizedKeys(options.keys).admit(options.file)

@@ -1,1 +1,1 @@
-"""Morphs: load, validate, resolve the build graph, split rules, cache keys.  Pure: no I/O."""
+"""Loads and validates morphs, and computes build graph, split rules and cache keys.  No I/O."""

@@ -1,9 +1,9 @@
-"""Chunk morphs, checked.
+"""Reads and validates chunk morphs.
 
-Odd, but kept because definitions rely on it:
+Existing definitions rely on these rules:
 
-- A command list replaces that of the build system wholly, also when it is empty.
-- ``build-mode`` and ``prefix`` are allowed but mean nothing, as the stratum says them: a warning.
+- A command list replaces that of the build system, even if it is empty.
+- ``build-mode`` and ``prefix`` are ignored with a warning, because the stratum sets them.
 - ``max-jobs`` may be a number in quotes; ``system-integration`` may be null.
 """
 
@@ -49,7 +49,7 @@ _Integration = dict[str, dict[str, tuple[str, ...]]]
 
 
 def chunk(fields: Fields, given: Map) -> ChunkMorph:
-    """A chunk morph; what is wrong is noted in ``fields``."""
+    """The chunk morph in ``given``; mistakes are reported to ``fields``."""
     name = fields.name(given, "name", "chunk")
     what = f"chunk {name}".rstrip()
     fields.known(given, what, CHUNK, but=_IGNORED)
@@ -116,7 +116,8 @@ def _device(fields: Fields, entry: Map, what: str) -> Device | None:
     permissions = fields.text(entry, "permissions", what)
     if permissions and (set(permissions) - set("01234567") or len(permissions) > 5):
         fields.report(
-            entry.lines["permissions"], f"{what}: {permissions!r} is no octal number like '0644'"
+            entry.lines["permissions"],
+            f"{what}: {permissions!r} is not an octal number like '0644'",
         )
     if len(fields.findings.errors) > before:
         return None
@@ -125,7 +126,7 @@ def _device(fields: Fields, entry: Map, what: str) -> Device | None:
 
 
 def _integration(fields: Fields, given: Map, what: str) -> tuple[_Integration, dict[str, int]]:
-    """``system-integration``; null and an empty list mean none."""
+    """The field ``system-integration``, and its lines; null and an empty list mean none."""
     value = given.get("system-integration")
     if value is None or value == []:
         return {}, {}

@@ -1,7 +1,7 @@
-"""``VERSION`` and ``DEFAULTS``: what holds for all of a definitions repository.
+"""Reads ``VERSION`` and ``DEFAULTS``, which apply to a whole definitions repository.
 
-Without DEFAULTS, or with an empty one, there is no build system but ``manual``, and one split
-rule that takes everything into an artifact of the chunk's or stratum's own name.
+Without DEFAULTS, or with an empty one, the only build system is ``manual``, and one split rule
+assigns all paths to an artifact with the name of the chunk or stratum.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fabric.definitions.morphs import few, split_rule
 
 SUPPORTED = (7, 8)
 
-#: What to do to come to a version from the one before it.
+#: Version -> how to migrate to it from the version before.
 _MIGRATIONS = {
     2: "let every 'morph' of a chunk spec name a file that is in the definitions",
     5: "name deployment extensions by their path: 'extensions/kvm', not 'kvm'",
@@ -29,7 +29,7 @@ _EVERYTHING = (Rule("", (".*",)),)
 
 
 class Defaults(msgspec.Struct, frozen=True):
-    """Build systems {name: {step: commands}}; split rules whose ``artifact`` is a suffix."""
+    """Build systems {name: {step: commands}}, and default split rules: ``artifact`` is a suffix."""
 
     build_systems: Mapping[str, Mapping[str, tuple[str, ...]]]
     chunk_rules: tuple[Rule, ...]
@@ -37,12 +37,12 @@ class Defaults(msgspec.Struct, frozen=True):
 
 
 def version(data: bytes | None, findings: Findings) -> int | None:
-    """The version of the definitions format; None, and a problem, if it is not supported."""
+    """The version of the definitions format; None if it is not supported, which is reported."""
     fields = Fields("VERSION", findings)
     if data is None:
         fields.report(
             1,
-            "there is no such file at the root of the definitions, which makes them version 0 of"
+            "there is no such file at the root of the definitions, so they are of version 0 of"
             f" the format: {_migration(0)}",
         )
         return None
@@ -66,8 +66,8 @@ def version(data: bytes | None, findings: Findings) -> int | None:
     elif number not in SUPPORTED:
         fields.report(
             line,
-            f"version {number} of the definitions format is not known here, 7 and 8 are:"
-            " use a release of this tool that knows it",
+            f"version {number} of the definitions format is unknown, only 7 and 8 are supported:"
+            " use a release of this tool that supports it",
         )
     else:
         return number
@@ -75,7 +75,7 @@ def version(data: bytes | None, findings: Findings) -> int | None:
 
 
 def _migration(number: int) -> str:
-    """What to do to come from a version to a supported one."""
+    """How to migrate from a version to a supported one."""
     todo = [f"\n  ({one}) {text}" for one, text in _MIGRATIONS.items() if one > number]
     return (
         "7 and 8 are supported; to migrate, do what each newer version asks for and write"
@@ -84,7 +84,7 @@ def _migration(number: int) -> str:
 
 
 def defaults(data: bytes | None, findings: Findings) -> Defaults | None:
-    """The DEFAULTS file's contents; None if it is wrong."""
+    """The contents of DEFAULTS; None if it has mistakes, which are reported."""
     before = len(findings.errors)
     given = None if data is None else parse(data, "DEFAULTS", findings.errors)
     fields = Fields("DEFAULTS", findings)
@@ -99,7 +99,7 @@ def defaults(data: bytes | None, findings: Findings) -> Defaults | None:
 
 
 def _build_systems(fields: Fields, given: Map) -> dict[str, dict[str, tuple[str, ...]]]:
-    """Build systems have no pre- and post- commands: these are for chunks to add to them."""
+    """The build systems.  They have no pre- and post- commands, which only chunks have."""
     made: dict[str, dict[str, tuple[str, ...]]] = {"manual": {}}
     entries = given.get("build-systems")
     if entries is None:

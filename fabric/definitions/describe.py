@@ -1,4 +1,4 @@
-"""A graph for other programs (JSON), for eyes (a tree), and for Graphviz."""
+"""Describes a build graph as data for JSON, as a text tree, and for Graphviz."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fabric.errors import without_secrets
 
 
 def describe(graph: Graph) -> dict[str, Any]:
-    """The graph as plain data, ready for JSON: all steps, each after what it depends on."""
+    """The graph as data for JSON: all steps, each after its dependencies."""
     return {
         "system": graph.system,
         "arch": graph.arch,
@@ -37,7 +37,7 @@ def _describe(step: Step) -> dict[str, Any]:
 
 
 def tree(graph: Graph) -> str:
-    """The system, its strata and their chunks, in the order they can be built, as text."""
+    """The system, its strata and their chunks as a text tree, in build order."""
     place = {step.id: number for number, step in enumerate(graph.steps)}
     lines = [f"{graph.system} ({graph.arch})"]
     strata = [step for step in graph.steps if step.kind == "stratum"]
@@ -71,9 +71,9 @@ def _noted(name: str, notes: list[str]) -> str:
 
 
 def dot(graph: Graph) -> str:
-    """The graph for Graphviz: a box of chunks for each stratum; arrows lead to what is needed.
+    """The graph in Graphviz's language: a cluster for each stratum, arrows to dependencies.
 
-    A chunk of two strata is drawn in the first.  What is not in the system is dashed.
+    A chunk of two strata is drawn in the first.  Steps that are not in the system are dashed.
     """
     lines = [
         f"digraph {_quoted(graph.system)} {{",

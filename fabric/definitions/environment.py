@@ -1,10 +1,10 @@
-"""The environment of a build: the same for a chunk wherever and whenever it is built."""
+"""Computes the environment of a build, which is the same at each build of a chunk."""
 
 from __future__ import annotations
 
 from fabric.definitions.graph import Step
 
-#: The one moment that builds believe in, in seconds since 1970.
+#: The time that builds use, in seconds since 1970.
 EPOCH = 683074800
 
 _CPU = {
@@ -16,20 +16,20 @@ _CPU = {
     "mips32b": "mips",
     "mips32l": "mipsel",
 }
-#: The end of every PATH.  Outside a staging area the host's stands in its place.
+#: The end of every PATH.  Outside a staging area, the host's PATH replaces it.
 SYSTEM_PATH = "/sbin:/usr/sbin:/bin:/usr/bin"
 
 _FIXED = {
     "TERM": "dumb",
     "SHELL": "/bin/sh",
-    "USER": "tomjon",  # builds may have recorded it; the format never said another
+    "USER": "tomjon",  # part of the format: results may contain it
     "USERNAME": "tomjon",
     "LOGNAME": "tomjon",
     "LC_ALL": "C",
     "HOME": "/tmp",
     "TZ": "UTC",
     "SOURCE_DATE_EPOCH": str(EPOCH),
-    # Compiled Python and generated Perl otherwise differ from run to run.
+    # Otherwise, compiled Python and generated Perl differ from run to run.
     "PYTHONHASHSEED": "0",
     "PERL_HASH_SEED": "0",
 }
@@ -44,12 +44,12 @@ def target(arch: str, vendor: str) -> str:
 
 
 def environment(step: Step, arch: str) -> dict[str, str]:
-    """All variables of a chunk's build but MAKEFLAGS, which differs from command to command.
+    """All variables of a chunk's build but MAKEFLAGS, which differs between commands.
 
-    PATH has the ``bin`` of each prefix of what the chunk depends on, sorted, and then
-    `SYSTEM_PATH`.  In bootstrap and test mode the builder puts the place of the staging area
-    before each of the first, and the host's PATH for the rest; DESTDIR is as seen where the chunk
-    is built at ``/NAME.build``.
+    PATH has the ``bin`` of each prefix of the chunk's dependencies, sorted, and then `SYSTEM_PATH`.
+    In bootstrap and test mode, the builder puts the path of the staging area before each of the
+    former, and replaces the latter by the host's PATH.  DESTDIR is a path in the sandbox, where the
+    chunk is built at ``/NAME.build``.
     """
     path = [f"{prefix.rstrip('/')}/bin" for prefix in step.path_prefixes]
     return {

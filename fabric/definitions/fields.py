@@ -1,4 +1,4 @@
-"""Checked access to the fields of a morph: what is wrong is noted, and reading goes on."""
+"""Reads fields of morphs, and collects the mistakes in them: one run reports all."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fabric.errors import Problem
 #: Names become file names (``/NAME.build``, ``/baserock/ARTIFACT.meta``) and log names.
 _NAME = re.compile(r"[^\s/\x00-\x1f.-][^\s/\x00-\x1f]*\Z")
 _SOURCE = re.compile(r"[^\s\x00-\x1f-][^\s\x00-\x1f]*\Z")
-#: What RE2 does not know -> what to do.
+#: Syntax that RE2 lacks -> hint.
 _PATTERN_HINTS = {
     r"\Z": r": write \z",
     "(?=": ": there is no lookahead",
@@ -28,18 +28,18 @@ _MANY = 15
 
 
 def suggest(word: str, known: Iterable[str], alike: float = 0.6) -> str:
-    """``; did you mean 'x'?`` when something known is close to ``word``, else nothing."""
+    """``; did you mean 'x'?`` if a known word is similar to ``word``, else ""."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=alike)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def listing(words: Iterable[str]) -> str:
-    """Words for a message: ``a, b, c``."""
+    """Words for a message: ``a, b, c``, or ``none``."""
     return ", ".join(words) or "none"
 
 
 def kind_of(value: Any) -> str:
-    """What a YAML value is, for a message."""
+    """A YAML value's type and content, for a message."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
@@ -54,7 +54,7 @@ def kind_of(value: Any) -> str:
 
 
 class Findings:
-    """What a look at the definitions finds: mistakes, and what is allowed but does nothing."""
+    """Mistakes in the definitions, and warnings about fields without effect."""
 
     __slots__ = ("errors", "warnings")
 
@@ -70,7 +70,10 @@ class Findings:
 
 
 class Fields:
-    """Reads one file's mappings.  Every method notes what is wrong and returns a usable value."""
+    """Reads the mappings of one file.  Every method reports mistakes and returns a usable value.
+
+    ``what`` names the mapping in messages.
+    """
 
     __slots__ = ("file", "findings")
 
@@ -82,7 +85,7 @@ class Fields:
         self.findings.error(self.file, line, message)
 
     def ignored(self, given: Map, what: str, keys: Iterable[str]) -> None:
-        """Warn of fields that are allowed, but mean nothing where they stand."""
+        """Warn of fields that are allowed, but have no effect here."""
         for key in keys:
             if key in given:
                 message = f"{what}: the field {key!r} means nothing here: remove it"
@@ -91,7 +94,7 @@ class Fields:
     def known(
         self, given: Map, what: str, allowed: Collection[str], but: Collection[str] = ()
     ) -> None:
-        """Note every field of ``given`` that is neither in ``allowed`` nor in ``but``."""
+        """Report every field of ``given`` that is neither in ``allowed`` nor in ``but``."""
         for key in given:
             if key not in allowed and key not in but:
                 hint = suggest(key, allowed)
@@ -106,7 +109,7 @@ class Fields:
         return None
 
     def items(self, given: Map, key: str, what: str) -> list[tuple[int, Any]]:
-        """The list in field ``key`` as (line, item); empty if absent or no list."""
+        """The list in field ``key`` as (line, item); empty if there is none."""
         value = given.get(key, _MISSING)
         if value is _MISSING:
             return []
@@ -118,7 +121,7 @@ class Fields:
     def text(self, given: Map, key: str, what: str, default: str | None = None) -> str:
         """A field of text.
 
-        Without ``default`` it must be there; only if that is "" it may be empty.
+        Without ``default`` the field is required.  Its text may be empty only if ``default`` is "".
         """
         value = given.get(key, _MISSING)
         if type(value) is str and (value or default == ""):
@@ -138,28 +141,28 @@ class Fields:
         return default or ""
 
     def name(self, given: Map, key: str, what: str, default: str | None = None) -> str:
-        """A field of text that is fit for a file name."""
+        """A field of text that is a valid name, as by `is_name`."""
         value = self.text(given, key, what, default)
         if value and not is_name(value):
             self.report(given.lines[key], f"{what}: {bad_name(value)}")
         return value
 
     def source(self, given: Map, key: str, what: str, default: str | None = None) -> str:
-        """A repository, URL or ref: text that no program takes for an option or for two words."""
+        """A repository, URL or ref: text without spaces that does not look like an option."""
         value = self.text(given, key, what, default)
         if value and not (_SOURCE.match(value) and value.isprintable()):
-            message = f"{what}: {key!r} is {value!r}: no spaces in it and no '-' in front, please"
+            message = f"{what}: {key!r} is {value!r}: it may not have spaces, nor begin with '-'"
             self.report(given.lines.get(key, given.line), message)
         return value
 
     def description(self, given: Map, what: str) -> str:
-        """The field ``description``, which may be left empty."""
+        """The field ``description``, which may be empty."""
         if given.get("description") is None:
             return ""
         return self.text(given, "description", what, "")
 
     def texts(self, given: Map, key: str, what: str) -> tuple[str, ...]:
-        """A field that is a list of text; absent is empty."""
+        """A field that is a list of texts; without the field it is empty."""
         value = given.get(key, ())
         if type(value) is Seq and all(type(item) is str and item for item in value):
             return tuple(value)
@@ -175,7 +178,7 @@ class Fields:
         return tuple(found)
 
     def commands(self, given: Map, key: str, what: str) -> tuple[str, ...]:
-        """A list of shell commands.  Bare ``true`` and ``false`` are the commands so called."""
+        """A list of shell commands.  The values ``true`` and ``false`` are those commands."""
         value = given[key]
         if isinstance(value, str):
             self.report(
@@ -187,7 +190,7 @@ class Fields:
         return self.texts(given, key, what)
 
     def pattern(self, pattern: str, line: int, what: str) -> bool:
-        """Whether a split rule's pattern is a regular expression."""
+        """Whether a split rule's pattern is a regular expression of RE2; reported if not."""
         try:
             check_rule(pattern)
         except PatternError as error:
@@ -201,13 +204,13 @@ class Fields:
 
 
 def bad_name(name: str) -> str:
-    """What is wrong with a name that does not fit."""
+    """Why a text is not a valid name."""
     if len(name.encode(errors="replace")) > bounds.NAME:
         return f"{name[:40]!r}... is no name: it is longer than {bounds.NAME} bytes"
     return f"{name!r} is no name: no spaces or '/' in it, no '.' or '-' in front"
 
 
 def is_name(name: str) -> bool:
-    """Whether it is fit for a file name, and to be shown on a terminal."""
+    """Whether a text is valid in file names, and printable."""
     short = len(name.encode(errors="replace")) <= bounds.NAME
     return bool(_NAME.match(name)) and name.isprintable() and short

@@ -1,7 +1,7 @@
-"""The build graph: what `fabric.definitions` makes of a system morph.  Plain immutable data.
+"""Defines the build graph, as plain immutable data.
 
-A *step* is one thing that is built: a chunk, a stratum (a list of chunk artifacts), or the
-system.  An *artifact* is one part of what a step produces (``zlib-bins``, ``core-runtime``,
+A *step* is one unit that is built: a chunk, a stratum (a list of chunk artifacts), or the system.
+An *artifact* is one part of the output of a step (``zlib-bins``, ``core-runtime``,
 ``minimal-system-x86_64-rootfs``).
 """
 
@@ -33,7 +33,7 @@ class Rule(msgspec.Struct, frozen=True):
 
 
 class Device(msgspec.Struct, frozen=True):
-    """A device node a chunk asks for in its artifact."""
+    """A device node that a chunk adds to its artifact."""
 
     filename: str
     type: Literal["c", "b"]
@@ -53,10 +53,10 @@ class Submodule(msgspec.Struct, frozen=True):
 
 
 class Recipe(msgspec.Struct, frozen=True):
-    """How a chunk is built: everything its morph, build system and spec say together."""
+    """How a chunk is built, merged from its morph, its build system and its spec."""
 
     commands: Mapping[str, tuple[str, ...]]  # COMMAND_STEPS name -> shell commands
-    rules: tuple[Rule, ...]  # in order, the first match wins
+    rules: tuple[Rule, ...]  # the first match wins
     max_jobs: int | None = None
     devices: tuple[Device, ...] = ()
     #: {artifact: {prefix: commands}} of `system-integration`
@@ -65,18 +65,18 @@ class Recipe(msgspec.Struct, frozen=True):
 
 
 class Step(msgspec.Struct, frozen=True):
-    """One node of the graph.  Fields that make no sense for its kind are empty."""
+    """One node of the graph.  Fields of other kinds are empty."""
 
     id: str  # unique in the graph, stable, readable: "chunk:strata/core.morph:zlib"
     kind: Kind
-    name: str  # a chunk's is the one in its stratum (its alias too if it has one: see load)
+    name: str  # for a chunk, the name in its stratum
     artifacts: tuple[str, ...]  # all artifact names, in split-rule order
     depends: tuple[str, ...]  # ids of direct dependencies, in definition order
     morph: str = ""  # file that describes it; "" for a chunk by build-system
     description: str = ""
     # chunks
-    where: str = ""  # it stands in its stratum: "strata/core.morph:12"
-    unpetrify_ref: str = ""  # a remark: the branch that its ref, a commit, is from
+    where: str = ""  # its place in its stratum: "strata/core.morph:12"
+    unpetrify_ref: str = ""  # a remark: the branch from which its ref, a commit, is
     strata: tuple[str, ...] = ()  # names of the strata that contain it
     source_name: str = ""  # names /NAME.build, /NAME.inst and the artifacts
     repo: str = ""
@@ -84,12 +84,14 @@ class Step(msgspec.Struct, frozen=True):
     build_system: str = ""
     mode: Mode = "staging"
     prefix: str = "/usr"
-    #: ids of the chunks in its staging area, each after those it depends on, which is the
-    #: order in which they are layered (a later one covers an earlier one)
+    #: ids of the chunks in its staging area, each after its dependencies; they are layered in
+    #: this order, and a later one covers an earlier one
     staged: tuple[str, ...] = ()
     path_prefixes: tuple[str, ...] = ()  # prefixes whose bin/ is on its PATH, in that order
     recipe: Recipe | None = None
-    in_system: bool = False  # a chunk: some artifact of it is in the image; a stratum: listed
+    in_system: bool = (
+        False  # a chunk: an artifact of it is in the image; a stratum: the system lists it
+    )
     # strata: stratum artifact -> its chunk artifacts as (chunk step id, artifact name)
     lists: Mapping[str, tuple[tuple[str, str], ...]] = {}
     # the system: its stratum artifacts as (stratum step id, artifact name), in image order
@@ -97,9 +99,9 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class Graph(msgspec.Struct, frozen=True, dict=True):
-    """A resolved system: ``steps`` ordered so that each stands after what it depends on.
+    """A resolved system; each of ``steps`` is after its dependencies, and the last is the system.
 
-    ``warnings`` tell of what is taken but does nothing, because real definitions have it.
+    ``warnings`` are about fields without effect that existing definitions have.
     """
 
     system: str  # name

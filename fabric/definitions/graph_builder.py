@@ -1,4 +1,4 @@
-"""Chunks, strata and what needs what: the nodes and edges of the build graph, checked."""
+"""Builds and checks the nodes and edges of the build graph: chunks, strata, dependencies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fabric.definitions.walk import cycles, postorder
 
 
 class Loaded(msgspec.Struct):
-    """A system and the files it needs.  ``whole`` is False if some of its strata are missing."""
+    """A system and the files it needs.  ``whole`` is False if strata are missing."""
 
     system: SystemMorph
     strata: dict[str, StratumMorph]  # by path, breadth first from the system
@@ -24,7 +24,7 @@ class Loaded(msgspec.Struct):
 
 
 class Chunk(msgspec.Struct):
-    """A chunk on its way to become a step."""
+    """A chunk that is to become a step."""
 
     id: str
     spec: ChunkSpec  # in the first stratum that lists it
@@ -35,11 +35,14 @@ class Chunk(msgspec.Struct):
     artifacts: tuple[str, ...]
     strata: list[str] = []  # paths
     depends: list[str] = []  # chunk ids
-    used: bool = False  # some stratum artifact has some of it
+    used: bool = False  # a stratum artifact has an artifact of it
 
 
 class GraphBuilder:
-    """The first half of resolving.  Nodes are ids of steps: ``chunk:...`` and ``stratum:...``."""
+    """The nodes and edges of the graph.  Nodes are ids of steps: ``chunk:...``, ``stratum:...``.
+
+    Call `merge_chunks`, `check_names`, `connect`, and then `ordered`.
+    """
 
     def __init__(self, loaded: Loaded, defaults: Defaults, findings: Findings) -> None:
         self.loaded = loaded
@@ -56,13 +59,13 @@ class GraphBuilder:
     # -- chunks ------------------------------------------------------------------------------
 
     def merge_chunks(self) -> None:
-        """One chunk for each (repo, ref, morph or name), whatever strata list it."""
+        """Make one chunk for each (repo, ref, morph or name), from all strata."""
         known: dict[tuple[str, str, str, str], Chunk] = {}
         for path, stratum in self.loaded.strata.items():
             for spec in stratum.chunks:
                 morph = self.loaded.chunks.get(spec.morph.path) if spec.morph else None
                 if spec.morph is not None and morph is None:
-                    continue  # it is missing or wrong, and said to be
+                    continue  # reported already
                 same = (
                     spec.repo, spec.ref,
                     spec.morph.path if spec.morph else "", "" if spec.morph else spec.name,
@@ -105,7 +108,7 @@ class GraphBuilder:
     def _integration(
         self, morph: ChunkMorph, artifacts: tuple[str, ...]
     ) -> dict[str, dict[str, tuple[str, ...]]]:
-        """Commands that an artifact carries into systems; those of no artifact go nowhere."""
+        """The integration commands of each artifact; warns of those for unknown artifacts."""
         for artifact in morph.integration:
             if artifact not in artifacts:
                 hint = suggest(artifact, artifacts) or f"; it has {listing(artifacts)}"
@@ -118,7 +121,7 @@ class GraphBuilder:
         return {one: morph.integration[one] for one in morph.integration if one in artifacts}
 
     def _check_alike(self, chunk: Chunk, path: str, spec: ChunkSpec) -> None:
-        """A chunk of two strata is built once, so both must want the same."""
+        """Report differences between the specs of a chunk in two strata: it is built once."""
         first = chunk.spec
         for what, one, other in (
             ("build-mode", first.mode, spec.mode),
@@ -137,7 +140,7 @@ class GraphBuilder:
                 )
 
     def check_names(self) -> None:
-        """Two chunks whose artifacts have the same names must come from the same source."""
+        """Report chunks whose artifacts have the same names, but that have different sources."""
         first: dict[tuple[bool, str], Chunk] = {}
         for chunk in self.chunks.values():
             other = first.setdefault((chunk.morph is None, chunk.source_name), chunk)
@@ -153,7 +156,7 @@ class GraphBuilder:
     # -- edges and order ---------------------------------------------------------------------
 
     def connect(self) -> bool:
-        """Fill in ``edges``; whether they are free of cycles."""
+        """Fill in ``edges``; False if they have cycles, which are reported."""
         strata = self.loaded.strata
         below = {
             path: list(dict.fromkeys(one.path for one in stratum.depends if one.path in strata))
@@ -185,13 +188,13 @@ class GraphBuilder:
         return not circles and not self._shared_cycles()
 
     def _shared_cycles(self) -> bool:
-        """Note cycles through chunks that are in two strata."""
+        """Report cycles through chunks of several strata; True if there are any."""
         found: set[str] = set()
         for cycle in cycles(self.edges):
             shared = [node for node in cycle if node in self.chunks]
             start = next((node for node in shared if len(self.chunks[node].strata) > 1), None)
             if start is None or start in found:
-                continue  # within one stratum: noted when that was read
+                continue  # within one stratum: reported when that was read
             found.add(start)
             at = cycle.index(start)
             turned = [*cycle[at:-1], *cycle[:at], start]
@@ -210,7 +213,7 @@ class GraphBuilder:
         return f"stratum {self.loaded.strata[node.partition(':')[2]].name}"
 
     def ordered(self) -> list[str]:
-        """All chunks and strata, in the order told above.  Of use only without cycles."""
+        """All chunks and strata, in the order described in `resolve`.  Valid without cycles."""
         level: dict[str, int] = {}
         for node in postorder(self.edges, self.edges)[0]:
             heights = [level.get(one, 0) + (one not in self.chunks) for one in self.edges[node]]

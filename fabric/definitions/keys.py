@@ -1,20 +1,18 @@
-"""Cache keys: 64 hex digits that name what a step builds, before it is built.
+"""Computes cache keys: 64 hex digits that name the output of a step before it is built.
 
-A key covers all that can change the output, and nothing else.
+A key covers all input that can change the output, and nothing else.
 
 - A chunk: architecture, name (of /NAME.build and the artifacts), mode, prefix, source tree,
   environment, commands, split rules, devices, max-jobs, system integration, and the keys of
-  the staged chunks in the order they are layered.  In bootstrap and test mode the host's tools
-  too.  Not where the source comes from (repo, ref: the tree is the source), descriptions, the
-  stratum, or the file it is written in.
+  the staged chunks in the order of their layers.  In bootstrap and test mode also the host's
+  tools.  Not the origin of the source (repo, ref), descriptions, the stratum, or the morph's file.
 - A stratum: architecture, name and, for each of its artifacts, the keys and names of the chunk
   artifacts in it.
-- A system: architecture, name, and the same of the stratum artifacts it has.  So it does not
-  depend on chunks of a stratum it takes only in part.
+- A system: architecture, name, and the same for each stratum artifact that it takes.  Chunks in
+  other artifacts of a stratum do not change its key.
 
-Everything goes into SHA-256 as one MessagePack value, which has one encoding and no ambiguity
-between neighbours.  `KEY_VERSION` stands for the build rules themselves: what the builder does
-with the same input.  Whoever changes those, or what is in a key, raises it.
+The input is encoded as one MessagePack value, which is unambiguous, and hashed with SHA-256.
+`KEY_VERSION` stands for the build rules: raise it when they change, or the input of keys does.
 """
 
 from __future__ import annotations
@@ -35,10 +33,9 @@ _encode = msgspec.msgpack.Encoder().encode
 def cache_keys(graph: Graph, trees: Mapping[str, str], host_tools: str) -> dict[str, str]:
     """The key of each step by id.
 
-    ``trees``: chunk step id -> its source tree, submodules included, as any text that is equal
-    when and only when the tree is.  ``host_tools``: the same for the tools of the machine that
-    bootstrap and test chunks are built with.  A step gets no key if it, or something that is in
-    it or staged for it, is a chunk without a tree.
+    ``trees``: chunk step id -> a text that identifies its source tree, submodules included.
+    ``host_tools``: a text that identifies the machine's tools that build bootstrap and test chunks.
+    A step has no key if it needs the key of a chunk without a tree.
     """
     raw: dict[str, bytes] = {}
     keys: dict[str, str] = {}
@@ -60,9 +57,9 @@ def cache_keys(graph: Graph, trees: Mapping[str, str], host_tools: str) -> dict[
 
 
 def list_key(keys: Mapping[str, str], stratum: Step, artifact: str) -> str:
-    """What names a stratum artifact's contents, also when the rest of the stratum has no key.
+    """The key of a stratum artifact's contents, even if the rest of the stratum has no key.
 
-    ``keys`` are those of the chunks in it, at least.
+    ``keys`` must have those of the chunks in it.
     """
     raw = {chunk: bytes.fromhex(keys[chunk]) for chunk, _ in stratum.lists[artifact]}
     parts = [KEY_VERSION, "list", _list(artifact, stratum.lists[artifact], raw)]

@@ -1,7 +1,7 @@
-"""From a system's file to its build graph: read what it names, check it, resolve it.
+"""Loads a system: reads the files that it needs, validates them, and resolves the build graph.
 
-Nothing here touches a disk: files come from ``read(path)``, path from the definitions' root,
-which gives None for what does not exist, and raises `DefinitionsError` for what cannot be read.
+Files come from a function ``read(path)``, with the path from the definitions' root.  It returns
+None if there is no such file, and raises `DefinitionsError` if it cannot be read.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _KINDS = ("system", "stratum", "chunk", "cluster")
 
 
 def load(read: Read, system: str) -> Graph:
-    """The build graph of the system whose file is ``system``.
+    """The build graph of the system in the file ``system``.
 
-    The file's ``.morph`` may be left out when it is at the root.  Raises `DefinitionsError` with
-    all that is wrong in the files this system needs.
+    The suffix ``.morph`` may be left out of a file at the root.  DefinitionsError has all mistakes
+    in the files that the system needs.
     """
     findings = Findings()
     number = repository.version(read("VERSION"), findings)
@@ -47,7 +47,7 @@ def load(read: Read, system: str) -> Graph:
 
 
 class Files:
-    """Reads each morph once, whoever names it."""
+    """Reads each morph once."""
 
     def __init__(self, read: Read, findings: Findings) -> None:
         self.read = read
@@ -56,10 +56,10 @@ class Files:
         self.missing: set[str] = set()
 
     def get(self, path: str, kind: str, referrer: str, line: int, what: str) -> Map | None:
-        """The mapping in the file, if it is of that kind.
+        """The mapping in the file; None if it has mistakes, or is of another kind.
 
-        If not, that is noted; what only the file that names it is to blame for is noted there,
-        at ``referrer`` and ``line``, where ``what`` (empty: the user) names it.
+        Mistakes are reported.  A missing file, or one of another kind, is reported at ``line`` of
+        the file ``referrer``, where ``what`` names it; ``what`` is "" if the user did.
         """
         if path not in self.known:
             self.known[path] = self._read(path)
@@ -75,7 +75,7 @@ class Files:
     def _read(self, path: str) -> Map | None:
         try:
             data = self.read(path)
-        except DefinitionsError as error:  # it is there, and cannot be read
+        except DefinitionsError as error:  # it exists, but cannot be read
             self.findings.errors += error.problems
             return None
         if data is None:
@@ -133,7 +133,7 @@ class _Loader:
         self.chunks: dict[str, ChunkMorph] = {}
 
     def system(self, path: str) -> Loaded | None:
-        """The system and all it needs; what cannot be read is noted and left out."""
+        """The system and all that it needs; files with mistakes are reported and left out."""
         given = self.files.get(path, "system", path, 1, "")
         if given is None:
             return None
@@ -141,7 +141,7 @@ class _Loader:
         strata: dict[str, StratumMorph] = {}
         tried: set[str] = set()
         wanted = [(entry.morph, path, f"system {system.name}") for entry in system.strata]
-        for reference, referrer, what in wanted:  # grows as it goes: breadth first
+        for reference, referrer, what in wanted:  # grows in the loop: breadth first
             if not reference.path or reference.path in tried:
                 continue
             tried.add(reference.path)

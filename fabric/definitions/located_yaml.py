@@ -1,9 +1,8 @@
-"""YAML with line numbers: what `yaml.safe_load` gives, and where each piece of it stands.
+"""Parses YAML into the values of `yaml.safe_load`, with line numbers.
 
-The C parser composes the nodes; the values are made here, because PyYAML's own constructor
-forgets the lines, takes the last of two equal keys in silence, and is the slower half of
-loading.  Only plain YAML is taken: text, numbers, booleans, null, dates, lists and mappings
-with text keys; anchors, aliases and ``<<`` work.
+The C parser composes the nodes, and this module makes the values: PyYAML's constructor has no line
+numbers, accepts a key twice, and takes most of the time of loading.  The values are text, numbers,
+booleans, null, dates, lists, and mappings with text keys; anchors, aliases and ``<<`` work.
 """
 
 from __future__ import annotations
@@ -23,8 +22,7 @@ from fabric.errors import Problem
 
 _PREFIX = "tag:yaml.org,2002:"
 _STR, _MAP, _SEQ, _MERGE = (_PREFIX + name for name in ("str", "map", "seq", "merge"))
-#: An anchor, as far as can be told without parsing: no alias is without one.  Some of what ends a
-#: line is no ASCII: NEL, LS, PS.
+#: A possible anchor, without which there is no alias.  Some line ends are not ASCII: NEL, LS, PS.
 _ANCHOR = re.compile(rb"&(?<![^\s\[{,:?\x80-\xff-]&)(?![\s&])")
 _DEPTH = bounds.YAML_DEPTH
 _NESTED = f"nested more than {bounds.YAML_DEPTH} deep: no file needs that"
@@ -32,7 +30,7 @@ _TOO_MUCH = f"more than {bounds.YAML_NODES:,} values: no file needs that"
 
 
 class Map(dict[str, Any]):
-    """A mapping.  ``lines[key]`` is where the key stands, ``line`` where the mapping starts."""
+    """A mapping.  ``lines[key]`` is the line of a key, ``line`` that of the beginning."""
 
     __slots__ = ("line", "lines")
 
@@ -43,7 +41,7 @@ class Map(dict[str, Any]):
 
 
 class Seq(list[Any]):
-    """A list.  ``lines[i]`` is where item i starts, ``line`` where the list does."""
+    """A list.  ``lines[i]`` is the line of item i, ``line`` that of the beginning."""
 
     __slots__ = ("line", "lines")
 
@@ -54,7 +52,7 @@ class Seq(list[Any]):
 
 
 class _Scalars:
-    """The types of plain scalars, by PyYAML's own rules but without a regex for every word."""
+    """Resolves plain scalars by PyYAML's rules, without a regex for most of them."""
 
     _resolver: Any = Resolver()
     _constructor = SafeConstructor()
@@ -79,7 +77,7 @@ class _Scalars:
 
 
 class _TooMuch(Exception):
-    """A file is past a bound, in this line."""
+    """A file exceeds a bound, at ``line``."""
 
     def __init__(self, node: Node | None, message: str) -> None:
         super().__init__(message)
@@ -87,21 +85,21 @@ class _TooMuch(Exception):
 
 
 class _Parser(CParser):
-    """The C parser with the least of a resolver that it asks for.
+    """The C parser with a minimal resolver.
 
-    It composes by recursion in C, so what is too deep must be refused meanwhile.
+    The parser recurses in C, so the resolver refuses nodes that are too deep.
     """
 
     depth = 0
 
     def descend_resolver(self, parent: Node | None, index: object) -> None:  # noqa: ARG002
-        """A node inside ``parent`` comes."""
+        """Called before a node inside ``parent`` is composed."""
         self.depth = depth = self.depth + 1
         if depth > _DEPTH:
             raise _TooMuch(parent, _NESTED)
 
     def ascend_resolver(self) -> None:
-        """It is whole."""
+        """Called after it is composed."""
         self.depth -= 1
 
     def resolve(self, kind: type[Node], value: Any, implicit: Any) -> str:
@@ -111,12 +109,12 @@ class _Parser(CParser):
 
 
 class _Counter(_Parser):
-    """For a file that is long enough to hold too many nodes."""
+    """A parser that counts nodes, for files that are long enough to have too many."""
 
     nodes = 0
 
     def descend_resolver(self, parent: Node | None, index: object) -> None:
-        """Counts it, too."""
+        """Count the node, too."""
         super().descend_resolver(parent, index)
         self.nodes += 1
         if self.nodes > bounds.YAML_NODES:
@@ -124,10 +122,10 @@ class _Counter(_Parser):
 
 
 class _Scale:
-    """Weighs nodes with all aliases written out, which grow by powers.  _TooMuch past a bound.
+    """Weighs nodes as if aliases were written out, which can grow exponentially.
 
-    A node is weighed once, before those that have aliases to it, so this recurses no deeper than
-    the composer did.
+    _TooMuch past a bound.  A node is weighed before the aliases to it, so this recurses no deeper
+    than the composer.
     """
 
     def __init__(self) -> None:
@@ -138,7 +136,7 @@ class _Scale:
             return 1 + (len(node.value) >> 6), 1
         if id(node) in self.known:
             return self.known[id(node)]
-        self.known[id(node)] = 0, 0  # for an alias in itself, which is found elsewhere
+        self.known[id(node)] = 0, 0  # for an alias inside its own node, which `_Builder` reports
         weight, height = 1, 0
         for item in node.value:
             for inner in item if type(item) is tuple else (item,):
@@ -155,13 +153,13 @@ class _Scale:
 
 
 class _Builder:
-    """Makes the values of one file; what is wrong goes to ``problems``."""
+    """Makes the values of one file; mistakes are appended to ``problems``."""
 
     def __init__(self, file: str, problems: list[Problem]) -> None:
         self.file = file
         self.problems = problems
         self.done: dict[int, Any] = {}  # id of a node -> its value, for aliases
-        self.open: set[int] = set()  # nodes being made: an alias to one is a loop
+        self.open: set[int] = set()  # nodes whose values are being made: an alias to one is a loop
 
     def report(self, line: int, message: str) -> None:
         self.problems.append(Problem(self.file, line, message))
@@ -192,8 +190,8 @@ class _Builder:
             return _Scalars.value(node)
         except (ConstructorError, ValueError, OverflowError) as error:
             what = getattr(error, "problem", None) or str(error)
-        except (LookupError, AttributeError):  # what is tagged as something that it is not
-            what = f"it is no {node.tag.removeprefix(_PREFIX)}"
+        except (LookupError, AttributeError):  # the value does not fit its tag
+            what = f"it is not a valid {node.tag.removeprefix(_PREFIX)}"
         self.report(node.start_mark.line + 1, f"cannot read {node.value[:80]!r}: {what}")
         return None
 
@@ -247,14 +245,16 @@ def _syntax_error(data: bytes, file: str, error: yaml.MarkedYAMLError) -> Proble
     mark = error.problem_mark or error.context_mark
     if error.context and error.context_mark and error.problem:
         message += f" {error.context} that starts in line {error.context_mark.line + 1}"
-    lines = data.count(b"\n") + (not data.endswith(b"\n"))  # the end is found in the line after
+    lines = data.count(b"\n") + (
+        not data.endswith(b"\n")
+    )  # the parser may report the line after the last one
     return Problem(file, min(mark.line + 1, lines) if mark else 1, message)
 
 
 def parse(data: bytes, file: str, problems: list[Problem]) -> Any:
-    """The value of a YAML document: Map, Seq or a scalar; None if it is empty or broken.
+    """The value of a YAML document: Map, Seq or a scalar; None if it is empty or invalid.
 
-    What is wrong with it is appended to ``problems``, under the name ``file``.
+    Mistakes are appended to ``problems``, with the name ``file``.
     """
     if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         problems.append(Problem(file, 1, "not readable as text: it is UTF-16, save it as UTF-8"))

@@ -1,8 +1,8 @@
-"""What morphs say, as typed values; and what readers of several kinds share.
+"""Defines the typed contents of morphs, and the readers of fields that several kinds share.
 
-Beyond what the old tool checked, fields of chunk specs and of entries of lists, the types of
-names and commands, build modes, prefixes and regular expressions are checked too: a mistake
-there ended in a crash, or in a build of something else than was meant.
+Baserock's tool did not check fields of chunk specs and list entries, types of names and commands,
+build modes, prefixes and regular expressions.  These readers do: such a mistake ended in a crash,
+or in another build than intended.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ PRODUCT: Fieldset = {
 
 
 class Reference(msgspec.Struct):
-    """A morph file that another one names, and where it does."""
+    """The path of a morph that another one names, and the line there."""
 
     path: str
     line: int
 
 
 class StrataEntry(msgspec.Struct):
-    """One stratum of a system.  ``artifacts`` is None when it takes them all."""
+    """One stratum of a system.  ``artifacts`` is None if the system takes all."""
 
     name: str
     morph: Reference
@@ -63,7 +63,7 @@ class ChunkSpec(msgspec.Struct):
     name: str
     repo: str
     ref: str
-    morph: Reference | None  # None: by build system
+    morph: Reference | None  # None: the spec names a build system
     build_system: str
     mode: Mode
     prefix: str
@@ -90,7 +90,7 @@ class ChunkMorph(msgspec.Struct):
     description: str
     build_system: str
     build_system_line: int
-    commands: dict[str, tuple[str, ...]]  # those it gives itself
+    commands: dict[str, tuple[str, ...]]  # its own command lists
     products: tuple[Rule, ...]
     max_jobs: int | None
     devices: tuple[Device, ...]
@@ -100,12 +100,12 @@ class ChunkMorph(msgspec.Struct):
 
 
 def morph_path(path: str) -> str:
-    """A morph's path as it is read: without a directory the suffix may be left out."""
+    """A morph's path, with the suffix that may be left out of a path without a directory."""
     return path if "/" in path or path.endswith(".morph") else f"{path}.morph"
 
 
 def reference(fields: Fields, given: Map, what: str) -> Reference:
-    """The file named in field ``morph``."""
+    """The path in field ``morph``."""
     path = fields.text(given, "morph", what)
     line = given.lines.get("morph", given.line)
     parts = path.split("/")
@@ -131,7 +131,7 @@ def products(fields: Fields, given: Map, what: str) -> tuple[Rule, ...]:
 
 
 def few(fields: Fields, rules: list[Rule], given: Map, key: str, what: str) -> tuple[Rule, ...]:
-    """The rules that field ``key`` holds, if their patterns are within the bound."""
+    """``rules``, from field ``key``; none, and a report, if they have too many patterns."""
     if sum(len(rule.include) for rule in rules) <= bounds.PATTERNS:
         return tuple(rules)
     line = given.lines[key]
@@ -140,7 +140,7 @@ def few(fields: Fields, rules: list[Rule], given: Map, key: str, what: str) -> t
 
 
 def split_rule(fields: Fields, entry: Map, what: str, *, suffix: bool = False) -> Rule:
-    """One ``{artifact, include}``; a ``suffix`` is only the end of a name."""
+    """The rule in a mapping ``{artifact, include}``; with ``suffix``, artifact ends a name."""
     artifact = fields.text(entry, "artifact", what, "" if suffix else None)
     if artifact and not is_name(f"x{artifact}" if suffix else artifact):
         fields.report(entry.lines["artifact"], f"{what}: {bad_name(artifact)}")

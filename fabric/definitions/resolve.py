@@ -1,23 +1,22 @@
-"""The build graph of a system whose files are loaded: which chunk needs which, and sees what.
+"""Resolves the build graph of a system whose files are loaded.
 
-What depends on what:
+Dependencies:
 
-- A chunk that two strata list with one repo, ref and morph (or name, by build system) is one
-  step with the dependencies of both.  It must be built alike in both: where the old tool took
-  the mode and prefix of whichever stratum it came to last, this is an error.
-- A chunk needs the chunks its spec lists and, as its stratum does, all of every stratum that
-  the stratum build-depends on.  What it sees is all that is reachable from there, except
-  bootstrap chunks of other strata.  So a chunk shared by two strata loses the bootstrap chunks
-  of both, and siblings that are not listed are not seen.
-- Bootstrap chunks are in no stratum artifact, so never in a system.
-- Chunks, and artifacts of chunks, that no split rule of their stratum takes are nowhere.
-- Two chunks of one name are two steps when one has a morph and one a build system, or when
-  their morphs differ but repo and ref do not; otherwise it is an error, as it was.
+- A chunk that two strata list with the same repo, ref and morph (or name, with a build system) is
+  one step with the dependencies of both.  Its build mode and prefix must be the same in both.
+- A chunk depends on the chunks that its spec lists, and on all chunks of every stratum on which its
+  stratum build-depends.  Its staging area has all chunks that are reachable from there, but no
+  bootstrap chunks of other strata.  So a chunk of two strata has the bootstrap chunks of neither,
+  and chunks of the same stratum that its spec does not list are not staged.
+- Bootstrap chunks are in no stratum artifact, and so in no system.
+- Chunks, and artifacts of chunks, that match no split rule of their stratum are in no artifact.
+- Two chunks with the same name are two steps if one has a morph and one a build system, or if
+  their morphs differ but repo and ref do not.  Otherwise they are an error.
 
-The order of steps, and with it the order in which staged chunks cover each other, comes from
-the definitions alone and not from the system: strata by height (the longest chain of strata
-below them) and path, inside a stratum as it lists its chunks, but each after what it needs.
-So the same chunk has the same staging area, and cache key, in every system.
+The order of steps, and so the order of layers in a staging area, depends on the definitions and not
+on the system.  Strata are ordered by height (the longest chain of strata below) and path, chunks as
+their stratum lists them, but each after its dependencies.  So a chunk has the same staging area and
+cache key in every system.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ from fabric.definitions.staging_plan import StagingPlanner
 
 
 def resolve(loaded: Loaded, findings: Findings) -> Graph | None:
-    """The graph; None, and ``findings`` tell why, if the files do not fit together."""
+    """The graph; None if the files have mistakes, which are in ``findings``."""
     if loaded.defaults is None:
         return None
     builder = GraphBuilder(loaded, loaded.defaults, findings)
     builder.merge_chunks()
-    if len(builder.chunks) > bounds.CHUNKS:  # what each of them sees grows with their square
+    if len(builder.chunks) > bounds.CHUNKS:  # staging areas grow with their square
         system = loaded.system
         message = f"system {system.name}: more than {bounds.CHUNKS:,} chunks"
         findings.error(system.file, system.line, message)

@@ -1,4 +1,4 @@
-"""What a goal needs, and which steps a name means."""
+"""Finds the steps that a name means, and the steps that goals need."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from fabric.errors import FabricError, command
 
 
 def needed(graph: Graph, goals: Iterable[str]) -> frozenset[str]:
-    """Ids of the steps that must be there to have ``goals`` (step ids), these included.
+    """Ids of the goals and of all steps that they need; ``goals`` are step ids.
 
-    - A chunk needs the chunks of its staging area.  Lists of what is in a stratum help no build,
-      so other strata are no need of it, and neither are chunks it never sees.
-    - A stratum needs the chunks that are in it.
-    - A system needs the chunks that are in the stratum artifacts it takes.  A stratum of which it
-      takes every artifact is a need too; one that it takes in part is not, for nothing asks for
-      its other chunks (`fabric.definitions.keys.list_key` names the part).
+    - A chunk needs the chunks of its staging area.  It needs no strata, because no build reads
+      their lists.
+    - A stratum needs the chunks in its artifacts.
+    - A system needs the chunks in the stratum artifacts that it takes.  It also needs the strata of
+      which it takes every artifact.  A stratum that it takes in part is not needed, because its
+      other chunks are not (`fabric.definitions.keys.list_key` names the part).
     """
     found: set[str] = set()
     todo = list(goals)
@@ -47,8 +47,8 @@ def _needs(graph: Graph, step: Step) -> Iterable[str]:
 def find(graph: Graph, name: str) -> tuple[str, ...]:
     """Ids of the steps that ``name`` means: a step's name, id or file, else an artifact.
 
-    Several if a chunk and its stratum, or two chunks, are called the same: chunks stand before
-    strata.  `FabricError`, with what is close, if there is none.
+    There are several if steps have the same name: chunks come before strata.  FabricError, with
+    similar names, if there is none.
     """
     found: list[str] = []
     if name:

@@ -1,13 +1,9 @@
-"""Which artifact a path, or a chunk artifact, belongs to.
+"""Assigns paths, and chunk artifacts, to artifacts by split rules.
 
-Rules stand in order and the first one that matches wins.  Patterns are matched at the start
-only, not at the end, as ever: ``.*-doc`` takes ``gtk-doc-bins`` and ``lib.*\\.a`` takes
-``libfoo.apk``.  Real definitions depend on it: with both ends anchored, files would change
-artifacts.
+The first rule that matches wins.  A pattern is anchored at the beginning only: ``.*-doc`` matches
+``gtk-doc-bins`` and ``lib.*\\.a`` matches ``libfoo.apk``.  Existing definitions depend on that.
 
-Patterns are matched by RE2, in time linear in the length of a path, whoever wrote them.
-
-Patterns are matched by RE2, in a time that is linear in the length of a path, whatever they are.
+RE2 matches patterns, in time linear in the length of a path.
 """
 
 from __future__ import annotations
@@ -21,15 +17,15 @@ from fabric import bounds
 from fabric.definitions.graph import Rule
 from fabric.errors import BuildFailed
 
-#: Loading RE2 takes as long as loading small definitions, and a build of which all is cached needs
-#: it only for other patterns than these: surely right, and of one word.
+#: Patterns that are valid without asking RE2, and patterns of one word that need no RE2.  Loading
+#: it takes as long as loading small definitions, and a cached build needs it only for others.
 _ATOM = r"(?:[\w/%@:,=~-]|\.|\\[.d+-]|\[\^?(?:[\w/.]|\\[.d])+\])[*+?]?"
 _INNER = rf"{_ATOM}|\||\((?:{_ATOM}|\|)*\)[*+?]?"
 _PLAIN = re.compile(rf"(?:{_ATOM}|\((?:{_INNER})*\)[*+?]?)*\$?", re.A)
 _WORD = re.compile(r"(\.\*)?([\w/-]*)(?:\.\*)?", re.A)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _UP_TO = re.compile(r"\{(,\d+)\}")
-#: Stands for the artifact of paths that no rule takes.
+#: Key in the result of `split` for paths that match no rule.
 UNMATCHED = ""
 
 
@@ -44,17 +40,17 @@ class SplitRule(Protocol):
 
 
 class PatternError(BuildFailed):
-    """A split rule has a pattern that RE2 does not take.  In a job, that is the chunk's fault."""
+    """A pattern of a split rule is invalid.  In a job, that is a fault of the chunk."""
 
 
 class _Words:
-    """Finds the first of some patterns of one word, like ``.*-bins``, that matches a text."""
+    """Finds the first of several patterns of one word, like ``.*-bins``, that matches a text."""
 
     def __init__(self, patterns: Iterable[re.Match[str]]) -> None:
         self._words = [(bool(found[1]), found[2]) for found in patterns]
 
     def first(self, text: str) -> int | None:
-        line = text.partition("\n")[0]  # no further does "." reach
+        line = text.partition("\n")[0]  # "." does not match a newline
         for number, (anywhere, word) in enumerate(self._words):
             if word in line if anywhere else line.startswith(word):
                 return number
@@ -62,10 +58,10 @@ class _Words:
 
 
 class _Matcher:
-    """Finds the first of some patterns that matches at the start of a text.
+    """Finds the first of several patterns that matches the beginning of a text.
 
-    One automaton tries all of them at once.  Where it gives none, it may have been out of room,
-    and they are tried one by one.
+    One automaton tries all patterns at once.  If it finds none, it may have run out of memory, so
+    the patterns are tried one by one.
     """
 
     def __init__(self, patterns: tuple[str, ...]) -> None:
@@ -77,13 +73,13 @@ class _Matcher:
             self._all.Add(pattern)
         try:
             self._all.Compile()
-        except re2.error:  # all together they are too large
+        except re2.error:  # the set is too large
             self._all = None
 
     def first(self, text: str) -> int | None:
         try:
             data = text.encode()
-        except UnicodeEncodeError:  # a name that is no UTF-8: "." stands for each such byte
+        except UnicodeEncodeError:  # not UTF-8: "." matches each invalid byte
             data = _SURROGATE.sub("\ufffd", text).encode()
         found = self._all.Match(data) if self._all is not None else None
         if found:
@@ -105,36 +101,36 @@ def _options() -> Any:
 
 @functools.lru_cache(1024)
 def compile_rule(pattern: str) -> Any:
-    """A rule's pattern, compiled by RE2.  PatternError if RE2 does not take it."""
+    """A compiled pattern.  PatternError if it is invalid."""
     import re2
 
-    if found := _UP_TO.search(pattern):  # RE2 takes it for plain characters
+    if found := _UP_TO.search(pattern):  # literal characters for RE2
         raise PatternError(f"write {{0{found[1]}}} for {found[0]}")
     options = _options()
     options.max_mem = bounds.PATTERN_MEMORY
     try:
         return re2.compile(pattern, options)
     except (re2.error, UnicodeEncodeError) as error:
-        why = error.args[0] if isinstance(error, re2.error) else "it is no text"
+        why = error.args[0] if isinstance(error, re2.error) else "it is not text"
         why = why.decode(errors="replace") if isinstance(why, bytes) else str(why)
         raise PatternError(why) from None
 
 
 def check_rule(pattern: str) -> None:
-    """PatternError if RE2 does not take a pattern."""
+    """PatternError if a pattern is invalid."""
     if not _PLAIN.fullmatch(pattern):
         compile_rule(pattern)
 
 
 @functools.lru_cache(64)
 def _matcher(patterns: tuple[str, ...]) -> _Matcher | _Words:
-    """What finds the first of them.  Most strata have the same ones."""
+    """A matcher of these patterns, cached because most strata have the same ones."""
     words = [found for pattern in patterns if (found := _WORD.fullmatch(pattern))]
     return _Words(words) if len(words) == len(patterns) else _Matcher(patterns)
 
 
 class Splitter:
-    """Rules ready for use.  PatternError if a pattern cannot be taken, or they are too many."""
+    """Compiled rules.  PatternError if a pattern is invalid, or there are too many."""
 
     def __init__(self, rules: Iterable[SplitRule]) -> None:
         pairs = [(pattern, rule.artifact) for rule in rules for pattern in rule.include]
@@ -144,22 +140,22 @@ class Splitter:
         self._matcher = _matcher(tuple(pattern for pattern, _ in pairs))
 
     def artifact(self, path: str) -> str | None:
-        """The artifact that ``path`` belongs to, if any."""
+        """The artifact of ``path``; None if no rule matches."""
         found = self._matcher.first(path)
         return None if found is None else self._artifacts[found]
 
 
 def artifact_names(rules: Iterable[SplitRule]) -> tuple[str, ...]:
-    """The artifacts that rules make, each once, in the order they first appear."""
+    """The artifacts of rules, each once, in the order of their first rules."""
     return tuple(dict.fromkeys(rule.artifact for rule in rules))
 
 
 def split(paths: Iterable[str], rules: Sequence[SplitRule]) -> dict[str, list[str]]:
-    """Paths by artifact.  Those that no rule takes stand under `UNMATCHED`, if there are any.
+    """Paths by artifact; those that match no rule are under `UNMATCHED`, if there are any.
 
-    ``paths`` are relative to the chunk's install directory, without a trailing slash, and name
-    every directory, symlink and file in it.  Every artifact of the rules is in the result, also
-    when nothing belongs to it; paths keep their order.
+    ``paths`` are relative to the chunk's install directory, without a trailing slash, and include
+    every directory, symlink and file in it.  The result has every artifact of the rules, also
+    without paths; paths keep their order.
     """
     splitter = Splitter(rules)
     found: dict[str, list[str]] = {name: [] for name in artifact_names(rules)}
@@ -172,9 +168,9 @@ def split(paths: Iterable[str], rules: Sequence[SplitRule]) -> dict[str, list[st
 def with_defaults(
     products: tuple[Rule, ...], defaults: tuple[Rule, ...], name: str
 ) -> tuple[Rule, ...]:
-    """A morph's own rules, then each default one whose artifact they do not name.
+    """A morph's own rules, then the default rules whose artifacts they do not name.
 
-    ``defaults`` hold suffixes, which are put after ``name``.
+    The artifacts of ``defaults`` are suffixes of ``name``.
     """
     own = {rule.artifact for rule in products}
     rest = (Rule(name + rule.artifact, rule.include) for rule in defaults)

@@ -1,4 +1,4 @@
-"""Strata lists, the system's contents, staging areas: the nodes of the graph made into steps."""
+"""Plans the contents of strata, systems and staging areas, and makes the steps of the graph."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ _Lists = dict[str, list[tuple[str, str]]]  # stratum artifact -> (chunk id, arti
 
 
 def bits(mask: int) -> bytes:
-    """One byte for each bit, 0 or 1, the lowest first: a selector for `itertools.compress`."""
+    """One byte, 0 or 1, for each bit, the lowest first: selectors for `itertools.compress`."""
     return bin(mask)[:1:-1].encode().translate(_BITS)
 
 
 class StagingPlanner:
-    """The second half of resolving.  Sets of chunks are ints, bit i for the i-th in order."""
+    """Makes steps of the builder's nodes.  A set of chunks is an int: bit i is the i-th chunk.
+
+    Call `fill_strata`, `fill_system`, and then `graph`.
+    """
 
     def __init__(self, builder: GraphBuilder) -> None:
         self.builder = builder
@@ -31,12 +34,12 @@ class StagingPlanner:
         self.index = {chunk.id: number for number, chunk in enumerate(self.chunks)}
         self.lists: dict[str, _Lists] = {}  # by stratum path
         self.contents: list[tuple[str, str]] = []  # of the system: (stratum id, artifact)
-        self.taken: set[str] = set()  # ids of strata it lists and chunks of which it has some
+        self.taken: set[str] = set()  # ids of its strata, and of chunks with artifacts in it
 
-    # -- what is in what ---------------------------------------------------------------------
+    # -- contents ----------------------------------------------------------------------------
 
     def fill_strata(self) -> None:
-        """Which chunk artifacts each stratum artifact has."""
+        """Assign chunk artifacts to stratum artifacts."""
         names: dict[str, str] = {}
         owners: dict[str, str] = {}
         for path, stratum in self.loaded.strata.items():
@@ -44,7 +47,7 @@ class StagingPlanner:
             other = names.setdefault(stratum.name, path)
             if other != path:
                 self.findings.error(
-                    path, stratum.line, f"{other} is called {stratum.name!r} too: rename one"
+                    path, stratum.line, f"{other} has the name {stratum.name!r}, too: rename one"
                 )
                 continue
             for artifact in lists:
@@ -75,7 +78,7 @@ class StagingPlanner:
                     self.findings.error(
                         path,
                         line,
-                        f"chunk {spec.name}: {artifact!r} is no artifact of it"
+                        f"chunk {spec.name}: {artifact!r} is not an artifact of it"
                         + (hint or f"; it has {listing(chunk.artifacts)}"),
                     )
             for artifact in chunk.artifacts:
@@ -88,7 +91,7 @@ class StagingPlanner:
         return lists
 
     def fill_system(self) -> None:
-        """Which stratum artifacts the system has."""
+        """Collect the stratum artifacts of the system."""
         system = self.loaded.system
         for entry in system.strata:
             stratum = self.loaded.strata.get(entry.morph.path)
@@ -118,10 +121,10 @@ class StagingPlanner:
         for artifact, line in entry.artifacts or ():
             if artifact in lists:
                 continue
-            # Real systems name artifacts that never were: that is doubtful, a slip is wrong.
+            # Existing systems name artifacts that never existed: a warning.  A typo is an error.
             slip = suggest(artifact, lists, 0.8)
-            note = self.findings.error if slip else self.findings.warn
-            note(
+            report = self.findings.error if slip else self.findings.warn
+            report(
                 self.loaded.system.file,
                 line,
                 f"system {self.loaded.system.name}: stratum {name} has no artifact {artifact!r}"
@@ -136,7 +139,7 @@ class StagingPlanner:
     # -- steps -------------------------------------------------------------------------------
 
     def graph(self) -> Graph:
-        """All of it.  Only for links without cycles."""
+        """The whole graph.  Valid without cycles."""
         system = self.loaded.system
         ids = [chunk.id for chunk in self.chunks]
         reach = self._reach()
@@ -175,7 +178,7 @@ class StagingPlanner:
         )
 
     def _reach(self) -> dict[str, int]:
-        """What each chunk, and what needs all of a stratum, depends on, at any distance."""
+        """Chunks that are reachable from each node."""
         reach: dict[str, int] = {}
         for node in self.order:
             mask = 0

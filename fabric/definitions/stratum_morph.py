@@ -1,12 +1,12 @@
-"""Stratum morphs and the chunk specs in them, checked.
+"""Reads and validates stratum morphs, and the chunk specs in them.
 
-Odd, but kept because definitions rely on it:
+Existing definitions rely on these rules:
 
-- ``build-depends`` may be left out only if some chunk is a bootstrap or test chunk.
+- ``build-depends`` may be left out only if a chunk is a bootstrap or test chunk.
 - A chunk's ``repo`` defaults to its name.
-- ``unpetrify-ref`` is a note for people: any value will do, a number too.
-- ``repo`` and ``ref`` in an entry of ``build-depends`` mean nothing any more: a warning.
-- An ``alias`` does not free a second chunk of one name: dependencies and artifacts go by name.
+- ``unpetrify-ref`` is a remark and may have any value.
+- ``repo`` and ``ref`` in an entry of ``build-depends`` are ignored with a warning.
+- An ``alias`` does not allow two chunks of one name: dependencies and artifacts use names.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ _MODES = ("staging", "bootstrap", "test")
 
 
 def stratum(fields: Fields, given: Map, version: int) -> StratumMorph:
-    """A stratum morph of a format version; what is wrong is noted in ``fields``."""
+    """The stratum morph in ``given``; mistakes are reported to ``fields``."""
     name = fields.name(given, "name", "stratum")
     what = f"stratum {name}".rstrip()
     fields.known(given, what, STRATUM)
@@ -110,7 +110,7 @@ def _depends(fields: Fields, given: Map, what: str) -> tuple[Reference, ...]:
 
 
 def _check_names(fields: Fields, specs: list[ChunkSpec], what: str) -> None:
-    """Names are unique; dependencies exist and have no cycle."""
+    """Report repeated names, unknown dependencies, and cycles."""
     by_name: dict[str, ChunkSpec] = {}
     for spec in specs:
         if spec.name and by_name.setdefault(spec.name, spec) is not spec:
@@ -127,7 +127,7 @@ def _check_names(fields: Fields, specs: list[ChunkSpec], what: str) -> None:
                 )
                 fields.report(
                     spec.lines["build-depends"],
-                    f"chunk {spec.name}: it build-depends on {wanted!r}, which is no chunk of"
+                    f"chunk {spec.name}: it build-depends on {wanted!r}, which is not a chunk of"
                     f" {what}{hint}",
                 )
     graph = {

@@ -1,9 +1,12 @@
-"""System morphs, checked.
+"""Reads and validates system morphs.
 
-Odd, but kept because definitions rely on it: ``arch: armv7`` means ``armv7l``; ``repo`` and
-``ref`` in an entry of ``strata`` mean nothing any more and get a warning, as does the name of
-an artifact that the stratum does not have, unless it is a slip.  An ``alias`` lets a stratum be
-listed twice.
+Existing definitions rely on these rules:
+
+- ``arch: armv7`` means ``armv7l``.
+- ``repo`` and ``ref`` in an entry of ``strata`` are ignored with a warning.
+- A name that is not an artifact of the stratum is ignored with a warning, unless it looks like a
+  typo.
+- With an ``alias``, a system can list a stratum twice.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ ARCHITECTURES = frozenset({
     "armv5l", "armv7l", "armv7lhf", "armv7b", "armv8l64", "armv8b64", "x86_32", "x86_64", "ppc64",
     "mips32l", "mips32b", "mips64l", "mips64b", "testarch",
 })  # fmt: skip
-#: What others call them.
+#: Names of architectures elsewhere -> ours.
 _ELSEWHERE = {
     "amd64": "x86_64", "x64": "x86_64", "i386": "x86_32", "i586": "x86_32", "i686": "x86_32",
     "x86": "x86_32", "aarch64": "armv8l64", "arm64": "armv8l64", "aarch64_be": "armv8b64",
@@ -43,7 +46,7 @@ ENTRY: Fieldset = {
 
 
 def system(fields: Fields, given: Map) -> SystemMorph:
-    """A system morph; what is wrong is noted in ``fields``."""
+    """The system morph in ``given``; mistakes are reported to ``fields``."""
     name = fields.name(given, "name", "system")
     what = f"system {name}".rstrip()
     for key in _OBSOLETE:

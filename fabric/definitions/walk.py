@@ -1,4 +1,4 @@
-"""Walking graphs that may be wrong: depth first, without recursion, in a stable order."""
+"""Walks graphs that may have cycles: depth first, without recursion, in a stable order."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Node = TypeVar("Node")
 def postorder(
     graph: Mapping[Node, Sequence[Node]], roots: Iterable[Node]
 ) -> tuple[list[Node], list[list[Node]]]:
-    """All nodes reachable from ``roots``, each after those it points at; and the cycles met.
+    """All nodes that are reachable from ``roots``, each after its successors; and the cycles found.
 
-    ``graph`` maps a node to what it points at.  A cycle is a path whose last node is its first;
-    when there is one, the order holds but for the edges that close a cycle.
+    ``graph`` maps a node to its successors.  A cycle is a path whose last node is its first; the
+    order ignores the edges that close a cycle.
     """
     order: list[Node] = []
     found: list[list[Node]] = []
@@ -40,5 +40,5 @@ def postorder(
 
 
 def cycles(graph: Mapping[Node, Sequence[Node]]) -> list[list[Node]]:
-    """The cycles of a graph, as `postorder` meets them."""
+    """The cycles that `postorder` finds in a graph."""
     return postorder(graph, graph)[1]

@@ -1,1 +1,1 @@
-"""Cluster morphs: their guests, settings and users, and what in them does not fit together."""
+"""Cluster morphs: their guests, settings, users, and conflicts between them."""

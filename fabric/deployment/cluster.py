@@ -21,7 +21,7 @@ CLUSTER_SYSTEM: Fieldset = {
     "deploy": ("mapping, required", "name of a deployment -> its fields and settings"),
     "subsystems": ("list", "systems that are put into this one as tar archives"),
 }
-#: Fields of a deployment that are no settings of the deployed machine.
+#: Fields of a deployment that are not settings of the deployed machine.
 DEPLOYMENT: Fieldset = {
     "type": ("word, required", "`extensions/kvm`; of a subsystem `extensions/tar`"),
     "location": (
@@ -39,25 +39,24 @@ _TEXTS = ("type", "location", "upgrade-type", "upgrade-location")
 class Deployment(msgspec.Struct, frozen=True):
     """One deployment of a system.
 
-    ``settings`` are what deployment extensions see: ``deploy-defaults`` with the deployment's
-    own on top, as text.  YAML's truth values become ``True`` and ``False`` (so do bare ``yes``
-    and ``no``), nothing becomes empty, and a list or mapping is written out as Python does:
-    extensions have always been given these.
+    ``settings`` are texts, as Baserock's deployment extensions get them: ``deploy-defaults``, and
+    over them those of the deployment.  YAML's truth values become ``True`` and ``False`` (also
+    ``yes`` and ``no``), null becomes "", and a list or mapping becomes Python's notation.
     """
 
     name: str
-    type: str  # the extension: "extensions/kvm"; "" if only upgrades are described
+    type: str  # the extension: "extensions/kvm"; "" if there are only fields of upgrades
     location: str
     upgrade_type: str
     upgrade_location: str
     settings: Mapping[str, str]
-    components: tuple[str, ...]  # of a partial deployment; empty: all of the system
+    components: tuple[str, ...]  # of a partial deployment; empty: the whole system
     line: int
-    lines: Mapping[str, int]  # where each of its fields and settings stands
+    lines: Mapping[str, int]  # of each of its fields and settings
 
 
 class ClusterSystem(msgspec.Struct, frozen=True):
-    """A system and its deployments; ``subsystems`` are deployed into it."""
+    """A system and its deployments; ``subsystems`` are deployed inside it."""
 
     morph: str
     deployments: tuple[Deployment, ...]
@@ -65,7 +64,7 @@ class ClusterSystem(msgspec.Struct, frozen=True):
 
 
 class Cluster(msgspec.Struct, frozen=True):
-    """A cluster morph.  ``path`` is its file."""
+    """A cluster morph, in the file ``path``."""
 
     path: str
     name: str
@@ -73,15 +72,15 @@ class Cluster(msgspec.Struct, frozen=True):
     systems: tuple[ClusterSystem, ...]
 
     def deployments(self) -> dict[str, tuple[ClusterSystem, Deployment]]:
-        """The deployments of its systems, not of their subsystems, by name."""
+        """Name -> (system, deployment), without those of subsystems."""
         return {one.name: (system, one) for system in self.systems for one in system.deployments}
 
 
 def load_cluster(read: Read, path: str) -> Cluster:
-    """The cluster whose file is ``path``.
+    """The cluster in the file ``path``.
 
-    The systems it names are looked for but not loaded.  Raises `DefinitionsError` with all that
-    is wrong in the cluster's file.
+    The systems that it names must exist, but are not loaded.  DefinitionsError has all mistakes in
+    the cluster's file.
     """
     findings = Findings()
     number = defaults.version(read("VERSION"), findings)

@@ -1,4 +1,4 @@
-"""Finds conflicts between the machines of a cluster."""
+"""Finds conflicts between the guests of a cluster."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fabric.definitions.fields import Findings, suggest
 from fabric.deployment.guest import Guest
 from fabric.deployment.settings import Location
 
-#: Names that Ansible, or a cluster's folder of keys, has for something else.
+#: Names with another meaning in Ansible, or in a cluster's folder of keys.
 RESERVED = (
     *("all", "ungrouped", "localhost", "127.0.0.1", "admin", "broker"),
     *("vm_hosts", "guests", "controllers", "workers", "troves"),
@@ -18,7 +18,7 @@ Key = Callable[[Guest], tuple[str, ...]]
 
 
 class Conflicts:
-    """What can only be wrong between guests."""
+    """Reports mistakes that involve several guests."""
 
     def __init__(self, file: str, guests: list[Guest], findings: Findings) -> None:
         self.file = file
@@ -26,6 +26,7 @@ class Conflicts:
         self.findings = findings
 
     def check(self, *, whole: bool) -> None:
+        """Report all conflicts.  ``whole``: every guest of the cluster could be read."""
         self._once("location", "{1} is already the guest of {0} on this host: rename one", _domain)
         self._once("location", "the image {1} is already that of {0}: give it another", _image)
         self._once("HOSTNAME", "{1} is already the HOSTNAME of {0}: give it another", _address)
@@ -55,10 +56,10 @@ class Conflicts:
         others |= {guest.group for guest in self.guests}
         for guest in self.guests:
             if not guest.role and guest.group in RESERVED:
-                message = f"its system is called {guest.group!r}, as a group of machines is"
+                message = f"its system has the name {guest.group!r}, which is a group of machines"
                 self._report(guest, "", f"{message}: rename the file {guest.system}")
             if guest.name in others:
-                line, message = guest.line, "a VM host or a system is called so: rename it"
+                line, message = guest.line, "a VM host or a system has the same name: rename it"
                 self.findings.error(self.file, line, f"deployment {guest.name}: {message}")
 
     def _cards(self) -> None:
@@ -70,7 +71,7 @@ class Conflicts:
                     self._report(guest, "NIC_CONFIG", f"{mac} is already a card of {other.name}")
 
     def _disks(self, guest: Guest, other: Guest) -> None:
-        """No file is two things.  Beside an image lie its log and what upgrades make of it."""
+        """Report files with two uses.  An image has a log, and files of upgrades, beside it."""
         if guest.location.host != other.location.host:
             return
         image = other.location.image

@@ -10,7 +10,7 @@ from fabric.deployment.settings import Interface, Location, Mount, Nic
 
 
 class Inner(msgspec.Struct, frozen=True):
-    """A subsystem: a system as a tar archive in the filesystem of the guest, at ``path``."""
+    """A subsystem: a system as a tar archive at ``path`` in the filesystem of the guest."""
 
     name: str
     system: str  # path of its morph
@@ -24,10 +24,10 @@ class Guest(msgspec.Struct, frozen=True):
     line: int
     system: str  # path of its morph
     location: Location
-    hostname: str  # what it calls itself
-    address: str  # how others reach it
+    hostname: str  # its own host name
+    address: str  # its name or address for other machines
     role: str  # controller, worker or ""
-    trove: bool  # whether it is the trove of this cluster
+    trove: bool  # it is the trove of this cluster
     label: str
     disk_size: int
     ram_size: int
@@ -53,7 +53,7 @@ class Guest(msgspec.Struct, frozen=True):
 
     @property
     def group(self) -> str:
-        """What it is, for those who speak to many: its role, else its system's name."""
+        """Its group in the inventory: its role, else the name of its system's file."""
         return (
             f"{self.role}s" if self.role else self.system.rpartition("/")[2].removesuffix(".morph")
         )

@@ -16,17 +16,17 @@ from fabric.deployment.settings import Location, Mount, Settings, is_address, is
 from fabric.errors import DefinitionsError
 
 _KVM = ("extensions/kvm", "kvm")
-#: Types that Baserock's tools deploy, and this project does not: they do not keep others from it.
+#: Types that Baserock's tools deploy and this project does not: they are left out with a warning.
 _ELSEWHERE = (
     *("distbuild-trove-nfsboot", "fastboot", "hosts", "image-package", "initramfs", "jffs2"),
     *("nfsboot", "openstack", "partitioning", "pxeboot", "rawdisk", "sdk", "simple-network"),
     *("ssh-rsync", "sysroot", "tar", "vagrant", "vdaboot", "virtualbox-ssh"),
 )
-#: Of deployments into another one's filesystem.
+#: Types of subsystems.
 _INNER = ("extensions/tar", "tar")
-#: Of a machine whose own place makes no sense, so that all else about it can still be read.
+#: Replaces an invalid location, so that the other settings are still checked.
 _NOWHERE = Location("", "", 0, "", "")
-#: Without these nobody can tell which worker is whose.
+#: Settings that connect workers and controllers; with mistakes, these are not checked.
 _BONDS = {
     *("DISTBUILD_CONTROLLER", "DISTBUILD_WORKER"),
     *("HOSTNAME", "CONTROLLERHOST", "WORKERS"),
@@ -80,11 +80,10 @@ PREFIXES: Fieldset = {
 def guests(
     cluster: Cluster, variables: Mapping[str, str], overrides: Mapping[str, str]
 ) -> tuple[tuple[Guest, ...], Findings]:
-    """The guests of a cluster, and what is doubtful about it.
+    """The guests of a cluster, and warnings.
 
-    ``variables`` are what ``$name`` stands for.  ``overrides`` are settings above all that the
-    morph says: ``KEY`` for every deployment, ``NAME.KEY`` for one.  Raises `DefinitionsError`
-    with all that is wrong.
+    ``variables`` replace ``$name``.  ``overrides`` replace settings of the morph: ``KEY`` those of
+    all deployments, ``NAME.KEY`` that of one.  DefinitionsError has all mistakes.
     """
     findings = Findings()
     reader = _Reader(cluster, variables, overrides, findings)
@@ -94,12 +93,12 @@ def guests(
         if (guest := reader.guest(system, deployment)) is not None
     ]
     if not is_word(cluster.name):
-        what = "letters, digits and _ . + - after the first"
-        findings.error(cluster.path, 1, f"a cluster cannot be called {cluster.name!r} here: {what}")
+        what = "use letters and digits, and _ . + - after the first character"
+        findings.error(cluster.path, 1, f"{cluster.name!r} is not a name of a cluster: {what}")
     if not cluster.deployments():
-        findings.error(cluster.path, 1, "no machine is in this cluster: name some in 'deploy'")
+        findings.error(cluster.path, 1, "this cluster has no machines: name some in 'deploy'")
     elif not found and not findings.errors:
-        message = f"no deployment is of the type {_KVM[0]}, and nothing else is deployed from here"
+        message = f"no deployment has the type {_KVM[0]}, and only that type is supported"
         findings.error(cluster.path, 1, message)
     Conflicts(cluster.path, found, findings).check(whole=reader.whole)
     if findings.errors:
@@ -118,7 +117,7 @@ class _Reader:
         self.file = cluster.path
         self.variables = variables
         self.findings = findings
-        self.whole = True  # whether all could be read, so that what lacks is really missing
+        self.whole = True  # all guests could be read
         self.shared = {key: text for key, text in overrides.items() if "." not in key}
         self.own: dict[str, dict[str, str]] = {}
         names = cluster.deployments()
@@ -126,7 +125,7 @@ class _Reader:
             name, dot, setting = key.rpartition(".")
             if dot and name not in names:
                 hint = suggest(name, names) or f"; there are {listing(names)}"
-                findings.error(self.file, 1, f"-e {key}: no deployment is called {name!r}{hint}")
+                findings.error(self.file, 1, f"-e {key}: there is no deployment {name!r}{hint}")
             elif dot:
                 self.own.setdefault(name, {})[setting] = text
 
@@ -134,13 +133,13 @@ class _Reader:
         if deployment.type.removeprefix("extensions/") in _ELSEWHERE:
             message = f"deployment {deployment.name}: {deployment.type} is left out:"
             line = deployment.lines.get("type", deployment.line)
-            self.findings.warn(self.file, line, f"{message} only {_KVM[0]} is deployed from here")
+            self.findings.warn(self.file, line, f"{message} only {_KVM[0]} is supported")
             self.whole = False
             return None
         overrides = {**self.shared, **self.own.get(deployment.name, {})}
         given = Settings(deployment, self.file, self.findings, self.variables, overrides)
         if not is_word(deployment.name) or deployment.name in RESERVED:
-            message = f"a machine cannot be called {deployment.name!r} here: rename it"
+            message = f"{deployment.name!r} is not allowed as the name of a machine: rename it"
             self.findings.error(self.file, deployment.line, message)
         if deployment.type not in _KVM:
             if deployment.type:
@@ -148,7 +147,7 @@ class _Reader:
                 given.report("type", f"unknown type {deployment.type!r}{hint}")
             else:
                 message = (
-                    "only an upgrade is described: say 'type: extensions/kvm' and its location"
+                    "it has only fields of upgrades: add 'type: extensions/kvm' and its location"
                 )
                 given.report("upgrade-type", f"deployment {deployment.name}: {message}")
             self.whole = False
@@ -218,7 +217,7 @@ class _Reader:
 
     @staticmethod
     def _mounted(given: Settings, mounts: tuple[Mount, ...], label: str, disks: bool) -> None:
-        """What is mounted by its label is there to be mounted."""
+        """Report mounts of labels that no disk has."""
         for mount in mounts:
             if mount.label == label and mount.line.split()[1] != "/":
                 given.report(
@@ -243,7 +242,7 @@ class _Reader:
             given.needed("CONTROLLERHOST", "the HOSTNAME of the controller")
 
     def _doubt(self, deployment: Deployment, given: Settings) -> None:
-        """Warn of what does nothing: upgrades by other means, names near to those of something."""
+        """Warn of settings without effect: fields of upgrades, and probable typos."""
         if deployment.upgrade_type:
             line = given.lines.get("upgrade-type", given.line)
             message = "upgrade-type means nothing here: upgrade-cluster.yml upgrades all machines"
@@ -260,7 +259,7 @@ class _Reader:
             for deployment in below.deployments:
                 given = Settings(deployment, self.file, self.findings, self.variables, {})
                 if deployment.type not in _INNER:
-                    known = f"a subsystem is put into the other as {_INNER[0]}"
+                    known = f"the type of a subsystem is {_INNER[0]}"
                     given.report("type", f"unknown type {deployment.type!r}: {known}")
                     continue
                 if below.subsystems:
@@ -269,7 +268,7 @@ class _Reader:
                     message = "only whole systems can be deployed: remove the field"
                     given.report("partial-deploy-components", message)
                 for key in given.texts:
-                    message = f"a subsystem is put in as it was built: remove the setting {key}"
+                    message = f"a subsystem has no settings: remove {key}"
                     given.report(key, message)
                 path = given.inner_path(deployment.location)
                 if path in found:

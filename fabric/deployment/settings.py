@@ -1,7 +1,7 @@
 """Parses the settings of a deployment: sizes, booleans, lists, networks.
 
-Deployment extensions always received text, so the parsers take text, whatever type YAML gave it.
-Each parser records a mistake and returns a usable value.
+The parsers take text, whatever type YAML gave it: see `fabric.deployment.cluster.Deployment`.  Each
+parser reports mistakes and returns a usable value.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _REPOSITORY = re.compile(
     r"|([\w.-]+@)?[A-Za-z0-9][\w.-]*:(?!//)[^\s:-]\S*|(file://)?/\S*"
 )
 _STORE = re.compile(r"(https?|s3|gs|az)://[A-Za-z0-9\[]\S*")
-#: The second digit of one card's address is even.
+#: A unicast address: its second digit is even.
 _MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}")
 _WORD = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
-_INTERFACE = re.compile(r"[A-Za-z0-9][\w.-]{0,14}", re.ASCII)  # as the kernel names them
-_LABEL = re.compile(r"[\w.+-]{1,16}", re.ASCII)  # as ext4 takes it
+_INTERFACE = re.compile(r"[A-Za-z0-9][\w.-]{0,14}", re.ASCII)  # the kernel's limit
+_LABEL = re.compile(r"[\w.+-]{1,16}", re.ASCII)  # ext4's limit
 _LABEL_HELP = "1 to 16 letters, digits, and . _ + -"
 _LEAST = 16 << 20
 _LOCATION_HELP = "write it like kvm+ssh://user@vmhost/GUEST/path/to/image"
@@ -63,7 +63,7 @@ class Nic(msgspec.Struct, frozen=True):
 
 
 class Mount(msgspec.Struct, frozen=True):
-    """A line of /etc/fstab.  ``label`` is that of its filesystem if it is mounted by label."""
+    """A line of /etc/fstab; ``label`` is "" unless the filesystem is mounted by label."""
 
     setting: str
     line: str
@@ -76,7 +76,7 @@ class Interface(msgspec.Struct, frozen=True):
 
     name: str
     kind: str  # loopback, dhcp, static
-    address: str = ""  # with the length of its prefix
+    address: str = ""  # with the prefix length: "10.0.0.2/24"
     gateway: str = ""
     dns: str = ""
 
@@ -84,8 +84,8 @@ class Interface(msgspec.Struct, frozen=True):
 class Settings:
     """Reads the settings of one deployment.
 
-    ``variables`` fill ``$name`` and ``${name}``; ``$$`` is a dollar.  ``overrides`` stand above
-    what the morph says.
+    ``variables`` replace ``$name`` and ``${name}``; ``$$`` is a dollar.  ``overrides`` replace the
+    morph's settings.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Settings:
         self.line = deployment.line
         self.lines = deployment.lines
         self.variables = variables
-        self.faulty: set[str] = set()  # what is wrong already, and not looked at again
+        self.faulty: set[str] = set()  # settings with reported mistakes, which are not parsed
         self.texts = {
             key: self._filled(key, value)
             for key, value in {**deployment.settings, **overrides}.items()
@@ -125,7 +125,7 @@ class Settings:
         return _VARIABLE.sub(fill, text)
 
     def named(self, prefix: str) -> list[tuple[str, str]]:
-        """Settings ``PREFIX...`` that are not turned off, by name: (name, text)."""
+        """(name, text) of the settings ``PREFIX...`` that are not empty or ``no``, by name."""
         return [
             (key, self.texts[key])
             for key in sorted(self.texts)
@@ -136,7 +136,7 @@ class Settings:
         return "" if key in self.faulty else self.texts.get(key, "").strip() or default
 
     def needed(self, key: str, why: str) -> str:
-        """A setting that must be there; ``why`` is said if it is not."""
+        """A required setting; if it is missing, the report says ``why`` it is needed."""
         if not self.text(key) and key not in self.faulty:
             self.faulty.add(key)
             self.findings.error(self.file, self.line, f"the setting {key} is missing: {why}")
@@ -160,7 +160,7 @@ class Settings:
         return self._parsed(key, default, parse, "yes or no")
 
     def size(self, key: str, default: int = 0) -> int:
-        """Bytes, enough of them to be meant."""
+        """Bytes; a size below 16M is reported as a probable mistake."""
 
         def parse(text: str) -> int | None:
             found = size(text)
@@ -187,7 +187,7 @@ class Settings:
         return tuple(found)
 
     def label(self, key: str, default: str) -> str:
-        """Of a filesystem."""
+        """The label of a filesystem."""
 
         def parse(text: str) -> str | None:
             return text if _LABEL.fullmatch(text) else None
@@ -201,7 +201,7 @@ class Settings:
         return self._parsed(key, "", parse, "one line of text")
 
     def lines_of_text(self, prefix: str) -> tuple[str, ...]:
-        """The settings ``PREFIX...``, each a line, sorted."""
+        """The settings ``PREFIX...``, each one line of text, sorted."""
         found = []
         for key, text in self.named(prefix):
             found.append(text.strip())
@@ -210,7 +210,7 @@ class Settings:
         return tuple(sorted(found))
 
     def repository(self, key: str) -> str:
-        """The URL of a git repository, by a transport that runs nothing here."""
+        """The URL of a git repository, with a transport that runs no commands on this machine."""
 
         def parse(text: str) -> str | None:
             return text if _REPOSITORY.fullmatch(text) else None
@@ -219,7 +219,7 @@ class Settings:
         return self._parsed(key, "", parse, wanted)
 
     def store(self, key: str) -> str:
-        """The URL of a store of artifacts."""
+        """The URL of an artifact store."""
 
         def parse(text: str) -> str | None:
             return text if _STORE.fullmatch(text) else None
@@ -243,27 +243,33 @@ class Settings:
             return None
         match = _LOCATION.fullmatch(filled)
         if match is None or not _host(match["host"].strip("[]")):
-            self.report("location", f"{filled!r} is no place to deploy to: {_LOCATION_HELP}")
+            self.report("location", f"{filled!r} is not a location: {_LOCATION_HELP}")
             return None
         if match["user"] and not _USER.fullmatch(match["user"]):
-            self.report("location", f"{match['user']!r} is no name of a user: {_LOCATION_HELP}")
+            self.report(
+                "location", f"{match['user']!r} is not the name of a user: {_LOCATION_HELP}"
+            )
         if match["port"] and not 0 < int(match["port"][:6]) < 1 << 16:
-            self.report("location", f"{match['port']} is no port: it is 1 to 65535")
+            self.report("location", f"{match['port']} is not a port: it must be 1 to 65535")
             return None
         if not is_word(match["guest"]):
-            self.report("location", f"{match['guest']!r} is no name for a guest: {_LOCATION_HELP}")
+            self.report(
+                "location", f"{match['guest']!r} is not a name for a guest: {_LOCATION_HELP}"
+            )
         if not clean(match["image"]):
-            self.report("location", f"{match['image']!r} is no path of a file: {_LOCATION_HELP}")
+            self.report(
+                "location", f"{match['image']!r} is not the path of a file: {_LOCATION_HELP}"
+            )
         port = int(match["port"] or 0)
         return Location(
             match["user"] or "", match["host"].strip("[]"), port, match["guest"], match["image"]
         )
 
     def inner_path(self, text: str) -> str:
-        """Where something is put inside a system, from its root."""
+        """The path of a subsystem inside its system, from the root."""
         path = "/" + self._filled("location", text).strip("/")
         if "location" not in self.faulty and not clean(path):
-            self.report("location", f"{text!r} is no path of a file within a system")
+            self.report("location", f"{text!r} is not the path of a file in a system")
         return path
 
     def nics(self, key: str) -> tuple[Nic, ...]:
@@ -278,11 +284,11 @@ class Settings:
             if kind not in ("network", "bridge", "user") or bool(source) == (kind == "user"):
                 self.report(key, f"{key}: {first!r} is not network=NAME, bridge=NAME or user")
             elif source and not (_NETWORK.fullmatch(source) and source.isprintable()):
-                self.report(key, f"{key}: {source!r} is no name of a network or bridge")
+                self.report(key, f"{key}: {source!r} is not the name of a network or bridge")
             elif options:
                 self.report(key, f"{key}: {next(iter(options))!r} is neither model nor mac")
             elif not is_word(model):
-                self.report(key, f"{key}: {model!r} is no model of a network card, like virtio")
+                self.report(key, f"{key}: {model!r} is not a model of a network card, like virtio")
             elif mac and (not _MAC.fullmatch(mac) or mac in macs):
                 self.report(key, f"{key}: {mac!r} is not an address like 52:54:00:12:34:56")
             else:
@@ -290,7 +296,7 @@ class Settings:
         return tuple(found)
 
     def mounts(self) -> tuple[Mount, ...]:
-        """The ``FSTAB_*`` settings, in the order of their lines, as they were always written."""
+        """The ``FSTAB_*`` settings, sorted by their lines."""
         found = []
         for key, text in self.named("FSTAB_"):
             fields = text.split()
@@ -302,7 +308,9 @@ class Settings:
             if label == fields[0]:
                 label = ""
             elif not _LABEL.fullmatch(label):
-                self.report(key, f"{key}: {label!r} is no label of a filesystem: {_LABEL_HELP}")
+                self.report(
+                    key, f"{key}: {label!r} is not the label of a filesystem: {_LABEL_HELP}"
+                )
             found.append(Mount(key, text.strip(), label, kind))
         return tuple(sorted(found, key=lambda mount: mount.line))
 
@@ -333,32 +341,34 @@ class Settings:
         )
         for option, text in (("gateway", found.gateway), ("dns", found.dns)):
             if text and not is_address(text):
-                self.report(key, f"{key}: the {option} of {name} is {text!r}, which is no address")
+                self.report(
+                    key, f"{key}: the {option} of {name} is {text!r}, which is not an address"
+                )
         if options:
             self.report(key, f"{key}: {name}: {next(iter(options))!r} means nothing here")
         return found
 
 
 def size(text: str) -> int | None:
-    """Bytes of "5G", "800M", "1073741824": powers of 1024.  None if it is no size."""
+    """Bytes of "5G", "800M", "1073741824": units are powers of 1024.  None if it is not a size."""
     match = _SIZE.fullmatch(text.strip())
     return int(match[1]) << 10 * " kmgt".index(match[2].lower() or " ") if match else None
 
 
 def clean(path: str) -> bool:
-    """Whether a path is absolute and goes straight to where it leads."""
+    """Whether a path is absolute, printable, and without "", "." and ".." as parts."""
     parts = path.split("/")
     straight = all(part not in ("", ".", "..") for part in parts[1:])
     return path.startswith("/") and path.isprintable() and straight
 
 
 def is_word(text: str) -> bool:
-    """Whether a name is one for files, programs and networks alike."""
+    """Whether a text is a valid name of a file, program or network."""
     return bool(_WORD.fullmatch(text))
 
 
 def is_address(text: str) -> bool:
-    """Whether a host is given by its IP address."""
+    """Whether a text is an IP address."""
     try:
         ipaddress.ip_address(text)
     except ValueError:
@@ -367,7 +377,7 @@ def is_address(text: str) -> bool:
 
 
 def _with_prefix(address: str, netmask: str) -> str:
-    """An address with the length of its prefix; "" if it is none."""
+    """An address with its prefix length; "" if it is not an address."""
     try:
         found = ipaddress.ip_interface(address if "/" in address else f"{address}/{netmask}")
     except ValueError:

@@ -13,16 +13,16 @@ from fabric.errors import DefinitionsError
 from fabric.host.files import read_regular
 from fabric.wire import keys
 
-#: One line, since a second one would be another key, with no restriction before it.
+#: One line: a second one would be another key, without the restrictions put before the first.
 _SSH = re.compile(r"(ssh|ecdsa|sk)-[\w@.-]+ AAAA[\w+/=]+( .*)?\n*", re.ASCII)
-_WANTED = "it has NAME.key, and NAME.pub, of each person"
+_WANTED = "it needs NAME.key and NAME.pub of each person"
 
 
 def users(root: Path, file: str, guests: Collection[Guest], own: Collection[str]) -> dict[str, str]:
-    """Name of a person -> absolute path of his files, without ``.key`` and ``.pub``.
+    """Name of a person -> absolute path of their files, without ``.key`` and ``.pub``.
 
-    ``root`` is that of the definitions, and ``file`` the cluster morph in it; ``own`` are names
-    of the deploying user.  Raises `DefinitionsError` with all that is wrong in the folder.
+    ``root`` is the root of the definitions, ``file`` the cluster morph there, and ``own`` has names
+    of the deploying user.  DefinitionsError has all mistakes in the folder.
     """
     for guest in guests:
         if guest.role == "controller" and guest.users:
@@ -45,7 +45,7 @@ class _Folder:
         self.names: list[str] = []
 
     def problems(self) -> Iterator[str]:
-        """All that is wrong with it; finds the names meanwhile."""
+        """All mistakes in the folder; sets ``names``."""
         try:
             files = {file.name for file in self.path.iterdir()}
         except OSError as error:
@@ -69,26 +69,26 @@ class _Folder:
         make = f"`fabric-keys make initiator {name}`"
         if f"{name}.key_secret" in files:
             yield (
-                f"{place}.key_secret is secret, and may not be handed around: remove it, and have"
-                f" {name} make another by {make}"
+                f"{place}.key_secret is a secret key, and must not be shared: remove it, and have"
+                f" {name} make a new key with {make}"
             )
         elif f"{name}.key" not in files:
-            yield f"{place}.key is missing, beside {name}.pub: {name} makes it by {make}"
+            yield f"{place}.key is missing, beside {name}.pub: {name} makes it with {make}"
         elif not _is_public(place.with_name(f"{name}.key"), name):
             yield (
-                f"{place}.key is not the public key of an initiator called {name}: take the one"
-                f" that {name} makes by {make}"
+                f"{place}.key is not the public key of an initiator named {name}: use the one"
+                f" that {name} makes with {make}"
             )
         elif name in self.workers:
-            yield f"{place}.key: a worker is called {name}: let the person be called otherwise"
+            yield f"{place}.key: a worker has the name {name}: use another name for the person"
         elif name in self.own:
             yield (
-                f"{place}.key: {name} is what the deploying user is called, who has a key in the"
-                " cluster's folder: take it out"
+                f"{place}.key: {name} is the deploying user, who has a key in the cluster's folder:"
+                " remove it here"
             )
         elif f"{name}.pub" not in files and self.trove:
             yield (
-                f"{place}.pub is missing, beside {name}.key: it is the public SSH key by which"
+                f"{place}.pub is missing, beside {name}.key: it is the public SSH key with which"
                 f" {name} pushes to the trove"
             )
         if f"{name}.pub" in files and not _is_ssh(place.with_name(f"{name}.pub")):
@@ -96,7 +96,7 @@ class _Folder:
 
 
 def _is_public(file: Path, name: str) -> bool:
-    """Whether it is the public key of the initiator of that name."""
+    """Whether a file is the public key of the initiator with this name."""
     try:
         found = keys.read(file)
     except keys.KeyProblem:

@@ -181,20 +181,20 @@ def test_what_can_be_wrong_with_people(people: Path) -> None:
     shutil.copy(people.parent / "dora", people / "dora.pub")
     _, found = people_of(people, **OWN_TROVE)
     wanted = [
-        "/ann.pub is missing, beside ann.key: it is the public SSH key by which ann pushes",
-        "/bob.key is missing, beside bob.pub: bob makes it by `fabric-keys make initiator bob`",
-        "/carl.key_secret is secret, and may not be handed around: remove it",
+        "/ann.pub is missing, beside ann.key: it is the public SSH key with which ann pushes",
+        "/bob.key is missing, beside bob.pub: bob makes it with `fabric-keys make initiator bob`",
+        "/carl.key_secret is a secret key, and must not be shared: remove it",
         "/carl.pub is not one line with a public SSH key",
-        "/dora.key is not the public key of an initiator called dora: take the one that dora",
+        "/dora.key is not the public key of an initiator named dora: use the one that dora",
         "/dora.pub is not one line with a public SSH key",
-        "/eve.key is not the public key of an initiator called eve",
-        "/operator.key: operator is what the deploying user is called",
-        "/rob.key is not the public key of an initiator called rob",
-        "/worker0.key: a worker is called worker0: let the person be called otherwise",
+        "/eve.key is not the public key of an initiator named eve",
+        "/operator.key: operator is the deploying user",
+        "/rob.key is not the public key of an initiator named rob",
+        "/worker0.key: a worker has the name worker0: use another name for the person",
     ]
     assert len(found) == len(wanted), found
     for message, begin in zip(found, wanted, strict=True):
         assert message.startswith(begin)
     shutil.rmtree(people)
     _, [found_none] = people_of(people, **OWN_TROVE)
-    assert found_none.startswith(": No such file or directory: make the folder (it has NAME.key")
+    assert found_none.startswith(": No such file or directory: make the folder (it needs NAME.key")

@@ -53,7 +53,7 @@ def line(tmp_path: Path) -> Iterator[Connection]:
     line.close()
 
 
-def test_rubbish_is_no_answer(tmp_path: Path, line: Connection) -> None:
+def test_controller_ignores_invalid_answers(tmp_path: Path, line: Connection) -> None:
     def said(query: Query) -> list[bytes]:
         answer = msgspec.msgpack.encode(Answer(query.id, lines=("so it is",)))
         return [b"", b"\xc1", answer[:-3], msgspec.msgpack.encode({"t": "New"}), answer]
@@ -63,7 +63,7 @@ def test_rubbish_is_no_answer(tmp_path: Path, line: Connection) -> None:
     oracle.close()
 
 
-def test_a_controller_that_does_not_answer_is_asked_less_and_less_often(
+def test_controller_question_is_repeated_with_growing_delays(
     tmp_path: Path, line: Connection
 ) -> None:
     oracle = Oracle(tmp_path, lambda _: [])

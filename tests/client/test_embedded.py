@@ -23,7 +23,7 @@ def project(tmp_path: Path) -> Project:
 
 
 @pytest.mark.parametrize("inodes", [2, 3, 4, 5, 6, 7])
-def test_no_room_for_temporary_files(project: Project, tmp_path: Path, inodes: int) -> None:
+def test_embedded_without_a_temporary_folder(project: Project, tmp_path: Path, inodes: int) -> None:
     """Whatever it is that cannot be made, one line says so."""
     place = tmp_path / "t"
     place.mkdir()
@@ -40,7 +40,7 @@ def test_no_room_for_temporary_files(project: Project, tmp_path: Path, inodes: i
 
 
 @pytest.mark.parametrize("delay", [0, 0.001, 0.003, 0.01, 0.03])
-def test_children_that_have_just_begun_end_at_once(tmp_path: Path, delay: float) -> None:
+def test_embedded_children_end_at_once_while_they_start(tmp_path: Path, delay: float) -> None:
     code = f"""if True:
         import time
         from pathlib import Path
@@ -62,7 +62,7 @@ def test_children_that_have_just_begun_end_at_once(tmp_path: Path, delay: float)
     assert float(done.stdout) < GRACE / 2, "none had to be killed"
 
 
-def test_a_new_folder_is_not_swept_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embedded_sweep_keeps_a_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Builds that start at the same time leave each other's folders alone."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     done = threading.Event()

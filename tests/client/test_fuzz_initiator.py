@@ -66,7 +66,7 @@ def evil(version: int) -> list[bytes]:
 
 
 @pytest.mark.slow
-def test_at_an_initiator(directory: Path) -> None:
+def test_initiator_survives_fuzzed_messages(directory: Path) -> None:
     context = zmq.Context()
     broker, stream = sockets.router(context), sockets.republisher(context)
     sockets.bind(broker, sockets.ipc(directory, "jobs"))
@@ -104,5 +104,5 @@ def test_at_an_initiator(directory: Path) -> None:
         child.kill()
         child.communicate()
         context.destroy(linger=0)
-    assert errors == "the broker refuses this build: enough of this\n"
+    assert errors == "the broker rejects this build: enough of this\n"
     assert list((directory / "above").iterdir()) == [here], "a log went elsewhere"

@@ -24,7 +24,7 @@ def _remember(root: Path, cache: Path) -> None:
         assert mine.last_keys("systems/a.morph", "t") == {"chunk x": "k"}
 
 
-def test_any_number_of_processes_remember(tmp_path: Path) -> None:
+def test_project_remembers_in_many_processes(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     roots = [tmp_path / "one", tmp_path / "one", tmp_path / "other"]
     processes = [multiprocessing.Process(target=_remember, args=(root, cache)) for root in roots]
@@ -36,7 +36,7 @@ def test_any_number_of_processes_remember(tmp_path: Path) -> None:
     assert len(list(cache.rglob("last-systems/*"))) == 2
 
 
-def test_where_nothing_can_be_written_nothing_is_remembered(tmp_path: Path) -> None:
+def test_project_remembers_nothing_without_a_writable_disk(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     mine = project(tmp_path, tmp_path / "file/cache")
     mine.remember("systems/a.morph")
@@ -44,7 +44,7 @@ def test_where_nothing_can_be_written_nothing_is_remembered(tmp_path: Path) -> N
     assert os.listdir(tmp_path) == ["file"]  # noqa: PTH208
 
 
-def test_definitions_without_a_version_are_of_the_first(tmp_path: Path) -> None:
+def test_project_without_a_version_file(tmp_path: Path) -> None:
     (tmp_path / "systems").mkdir()
     (tmp_path / "systems/a.morph").write_text("name: a\nkind: system\n")
     found = Project.find(tmp_path / "systems", load_settings({}, {"cache": "x"}), print)
@@ -52,7 +52,7 @@ def test_definitions_without_a_version_are_of_the_first(tmp_path: Path) -> None:
     with pytest.raises(DefinitionsError) as caught:
         found.graph("systems/a.morph")
     assert str(caught.value) == (
-        "VERSION:1: there is no such file at the root of the definitions, which makes them version"
+        "VERSION:1: there is no such file at the root of the definitions, so they are of version"
         " 0 of the format: 7 and 8 are supported; to migrate, do what each newer version asks for"
         " and write 'version: 7' into VERSION:\n"
         "  (2) let every 'morph' of a chunk spec name a file that is in the definitions\n"
@@ -63,12 +63,12 @@ def test_definitions_without_a_version_are_of_the_first(tmp_path: Path) -> None:
     )
 
 
-def test_a_file_in_definitions_leads_to_them(tmp_path: Path) -> None:
+def test_project_is_found_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "VERSION").write_text("version: 8\n")
     (tmp_path / "file").touch()
     assert Project.find(tmp_path / "file", load_settings({}, {}), print).root == tmp_path
 
 
-def test_where_no_definitions_are(tmp_path: Path) -> None:
+def test_project_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FabricError, match="no definitions here"):
         Project.find(tmp_path, load_settings({}, {"cache": "x"}), print)

@@ -57,11 +57,11 @@ def drawn(view: BuildView, width: int = 119, height: int = 24) -> list[str]:
         (30, "  zlib  7.0 s  worker-1", "  5 of 20, ~1 min 36 s left"),
     ],
 )
-def test_what_there_is_no_room_for_goes_by_its_worth(width: int, step: str, total: str) -> None:
+def test_draw_leaves_out_columns_without_room(width: int, step: str, total: str) -> None:
     assert drawn(VIEW, width) == [step, total]
 
 
-def test_steps_for_which_there_are_no_rows_are_counted() -> None:
+def test_draw_counts_steps_without_rows() -> None:
     steps = tuple(RunningView(f"c{n}", "w", "build", 1000.0, 0.0, 0) for n in range(9))
     lines = drawn(replace(VIEW, running=steps), height=5)
     assert [line.split()[:3] for line in lines[:4]] == [
@@ -70,7 +70,7 @@ def test_steps_for_which_there_are_no_rows_are_counted() -> None:
     assert "5 of 20 built" in lines[4]
 
 
-def test_when_nothing_runs_it_says_why_and_how_long() -> None:
+def test_draw_says_why_nothing_runs() -> None:
     view = BuildView("x", 2, 0, 0, 0, 1000.0, 0.0, waiting="waiting for a worker of arch armv7l")
     assert drawn(view)[0] == "  waiting for a worker of arch armv7l  1 min 05 s"
 
@@ -79,18 +79,18 @@ def test_when_nothing_runs_it_says_why_and_how_long() -> None:
     ("seconds", "text"),
     [(0, "0.0 s"), (9.94, "9.9 s"), (9.96, "10 s"), (59.6, "1 min 00 s"), (3725, "1 h 02 min")],
 )
-def test_durations(seconds: float, text: str) -> None:
+def test_duration_in_words(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
 @pytest.mark.parametrize(
     ("count", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (10**13, "10.0 TB")]
 )
-def test_sizes(count: int, text: str) -> None:
+def test_size_in_words(count: int, text: str) -> None:
     assert size(count) == text
 
 
-def test_a_pipe_gets_lines_and_a_program_gets_json() -> None:
+def test_screen_prints_lines_or_json() -> None:
     out = io.StringIO()
     plain = PlainScreen(out)
     plain.say("hello")
@@ -106,7 +106,7 @@ def test_a_pipe_gets_lines_and_a_program_gets_json() -> None:
     assert told == {"event": "step", "name": "zlib", "state": "done"}
 
 
-def test_tables_align() -> None:
+def test_table_aligns_columns() -> None:
     assert table([("a", "bb"), ("ccc", "d")]) == ["a    bb", "ccc  d"]
     assert table([]) == []
     assert table([("日本", "x"), ("a\nb\x1b[2J", "y")]) == ["日本  x", "a\\nb  y"]

@@ -14,7 +14,7 @@ from fabric.wire.messages import (
 )
 
 
-def test_it_submits_until_it_is_heard_and_less_and_less_often() -> None:
+def test_request_is_submitted_with_growing_delays() -> None:
     tale = Tale()
     times = []
     for _ in range(120):
@@ -29,7 +29,7 @@ def test_it_submits_until_it_is_heard_and_less_and_less_often() -> None:
     assert tale.sent == [Poll("r1", 1)]
 
 
-def test_news_is_told_once() -> None:
+def test_request_reports_changes_once() -> None:
     tale = Tale()
     tale.tick()
     step = StepState(KEY, "ready")
@@ -44,7 +44,7 @@ def test_news_is_told_once() -> None:
     assert tale.update(state="done") == []
 
 
-def test_old_updates_and_those_of_others_are_ignored() -> None:
+def test_request_ignores_old_and_foreign_updates() -> None:
     tale = Tale()
     tale.tick()
     tale.update(StepState(KEY, "ready"))
@@ -56,7 +56,7 @@ def test_old_updates_and_those_of_others_are_ignored() -> None:
     assert tale.mirror.steps[KEY].state == "running"
 
 
-def test_a_large_update_is_acknowledged_at_once() -> None:
+def test_request_acknowledges_a_large_update_at_once() -> None:
     tale = Tale()
     tale.tick()
     tale.sent.clear()
@@ -64,7 +64,7 @@ def test_a_large_update_is_acknowledged_at_once() -> None:
     assert tale.sent == [Poll("r1", 1)]
 
 
-def test_a_broker_that_forgot_the_request_gets_it_again() -> None:
+def test_request_is_submitted_again_to_a_broker_that_forgot_it() -> None:
     tale = Tale()
     tale.tick()
     tale.running()
@@ -79,7 +79,7 @@ def test_a_broker_that_forgot_the_request_gets_it_again() -> None:
     assert tale.update(StepState(KEY, "cached")) == [], "it is the same news"
 
 
-def test_what_a_request_that_is_begun_anew_does_not_tell_of_counts_no_more() -> None:
+def test_request_resets_steps_that_a_new_beginning_leaves_out() -> None:
     """Found by the simulator: a request was done, and a step of it still counted as failed, which
     somebody else had had built since.
     """
@@ -95,7 +95,7 @@ def test_what_a_request_that_is_begun_anew_does_not_tell_of_counts_no_more() -> 
     assert states == {failed: "waiting", built: "done", other: "ready"}
 
 
-def test_a_refused_request_is_over() -> None:
+def test_request_that_is_rejected_is_over() -> None:
     tale = Tale()
     tale.tick()
     rejected = Rejected("r1", "protocol", "upgrade the broker")
@@ -108,14 +108,14 @@ def test_a_refused_request_is_over() -> None:
     assert tale.sent == []
 
 
-def test_leaving() -> None:
+def test_request_leave_cancels() -> None:
     tale = Tale()
     tale.tick()
     assert tale.mirror.leave() == [Send(Leave("r1"))]
     assert tale.mirror.over
 
 
-def test_an_order_is_repeated_until_it_is_heard_and_says_what_it_came_to() -> None:
+def test_request_of_a_build_order_is_repeated_and_resolved() -> None:
     tale = Tale(ORDER)
     assert tale.mirror.state == "resolving"
     tale.tick()
@@ -129,7 +129,7 @@ def test_an_order_is_repeated_until_it_is_heard_and_says_what_it_came_to() -> No
     assert (tale.mirror.title, tale.mirror.goals) == ("its title", (KEY,))
 
 
-def test_leaving_a_detached_request_does_not_end_it() -> None:
+def test_request_leave_does_not_end_a_detached_one() -> None:
     tale = Tale(DETACHED)
     tale.tick()
     tale.update()
@@ -137,7 +137,7 @@ def test_leaving_a_detached_request_does_not_end_it() -> None:
     assert not tale.mirror.over
 
 
-def test_following_what_somebody_else_asked_for() -> None:
+def test_request_of_another_initiator_is_followed() -> None:
     tale = Tale("r1")
     tale.tick()
     tale.tick(1.0)
@@ -153,7 +153,7 @@ def test_following_what_somebody_else_asked_for() -> None:
     assert tale.mirror.leave() == [], "it is not ours to end"
 
 
-def test_following_what_there_is_not() -> None:
+def test_request_that_is_unknown_is_over() -> None:
     tale = Tale("r1")
     tale.tick()
     rejected = Rejected("r1", "unknown-request", "there is no such request (any more)")
@@ -162,7 +162,7 @@ def test_following_what_there_is_not() -> None:
     assert tale.mirror.complete
 
 
-def test_logs_end_with_a_request_that_is_forgotten() -> None:
+def test_request_that_is_forgotten_ends_its_logs() -> None:
     """Found by the simulator: whoever followed it waited for the rest of its logs for ever."""
     tale = Tale("r1")
     tale.tick()
@@ -173,7 +173,7 @@ def test_logs_end_with_a_request_that_is_forgotten() -> None:
     assert tale.mirror.complete
 
 
-def test_the_broker_tells_a_logs_name() -> None:
+def test_request_takes_log_names_from_the_broker() -> None:
     tale = Tale("r1")
     log = "build-step-zlib-misc.log"
     step = StepState(KEY, "running", name="zlib", kind="chunk", log=log, fence=1)
@@ -181,7 +181,7 @@ def test_the_broker_tells_a_logs_name() -> None:
     assert actions == [Changed(None, step), OpenLog(KEY, 1, log)]
 
 
-def test_a_forgotten_step_keeps_its_name() -> None:
+def test_request_keeps_the_name_of_a_forgotten_step() -> None:
     tale = Tale()
     tale.tick()
     tale.update(StepState(KEY, "ready", name="zlib", kind="chunk", log="zlib.log", expected=3.0))
@@ -190,7 +190,7 @@ def test_a_forgotten_step_keeps_its_name() -> None:
     assert tale.mirror.steps[KEY] == waiting
 
 
-def test_an_artifact_that_is_built_once_more_has_a_new_log() -> None:
+def test_request_step_that_is_built_once_more_has_a_new_log() -> None:
     """Its first one was spoilt in the store."""
     tale = Tale()
     tale.tick()
@@ -207,7 +207,7 @@ def test_an_artifact_that_is_built_once_more_has_a_new_log() -> None:
     assert (tale.file, tale.closed) == (TEXT, True)
 
 
-def test_the_log_of_a_step_that_has_ended_already_is_asked_for_at_once() -> None:
+def test_request_reads_the_log_of_an_ended_step_at_once() -> None:
     """Nothing is published of it any more, so there is nothing to wait for."""
     tale = Tale()
     tale.tick()
@@ -219,7 +219,7 @@ def test_the_log_of_a_step_that_has_ended_already_is_asked_for_at_once() -> None
     assert tale.mirror.complete
 
 
-def test_what_the_broker_lacks_of_the_log_of_an_ended_step_is_followed() -> None:
+def test_request_follows_the_log_of_an_ended_step() -> None:
     tale = Tale()
     tale.tick()
     tale.done()

@@ -19,7 +19,7 @@ from fabric.client.request_logs import (
 from fabric.wire.messages import LogPiece, LogRead, Published, Rejected, StepState, Update
 
 
-def test_a_log_grows_with_the_stream_and_is_proven_whole() -> None:
+def test_log_grows_with_the_stream_and_is_verified() -> None:
     tale = Tale()
     tale.tick()
     tale.running()
@@ -32,7 +32,7 @@ def test_a_log_grows_with_the_stream_and_is_proven_whole() -> None:
     assert tale.asked() == []
 
 
-def test_a_log_of_an_unknown_step_or_attempt_is_ignored() -> None:
+def test_log_of_an_unknown_step_or_attempt_is_ignored() -> None:
     tale = Tale()
     tale.hint(0, TEXT)
     tale.tick()
@@ -42,7 +42,7 @@ def test_a_log_of_an_unknown_step_or_attempt_is_ignored() -> None:
     assert tale.file == b""
 
 
-def test_a_log_may_begin_before_an_update_tells_of_it() -> None:
+def test_log_may_begin_before_an_update_mentions_it() -> None:
     tale = Tale()
     tale.tick()
     tale.update(StepState(KEY, "ready"))
@@ -61,7 +61,7 @@ def test_a_log_may_begin_before_an_update_tells_of_it() -> None:
     assert tale.file == TEXT, "it has ended"
 
 
-def test_logs_of_many_steps_are_not_followed_ahead() -> None:
+def test_log_of_many_steps_is_not_followed_ahead() -> None:
     tale = Tale()
     tale.tick()
     tale.update(*(StepState(f"{n:064x}", "waiting") for n in range(2 * AHEAD)))
@@ -70,7 +70,7 @@ def test_logs_of_many_steps_are_not_followed_ahead() -> None:
     assert len(tale.follows) == AHEAD
 
 
-def test_repeats_and_overlaps_are_harmless() -> None:
+def test_log_repeats_and_overlaps_are_harmless() -> None:
     tale = Tale()
     tale.tick()
     tale.running()
@@ -81,7 +81,7 @@ def test_repeats_and_overlaps_are_harmless() -> None:
     assert tale.file == TEXT[:9]
 
 
-def test_a_gap_is_asked_for() -> None:
+def test_log_gap_is_read() -> None:
     tale = Tale()
     tale.tick()
     tale.running()
@@ -95,7 +95,7 @@ def test_a_gap_is_asked_for() -> None:
     assert tale.file == TEXT
 
 
-def test_an_answer_that_is_lost_is_asked_for_again() -> None:
+def test_log_read_without_an_answer_is_repeated() -> None:
     tale = Tale()
     tale.tick()
     tale.running()
@@ -108,7 +108,7 @@ def test_an_answer_that_is_lost_is_asked_for_again() -> None:
     assert tale.asked() == [0]
 
 
-def test_the_end_shows_that_bytes_are_missing() -> None:
+def test_log_end_shows_that_bytes_are_missing() -> None:
     tale = Tale()
     tale.tick()
     tale.running()
@@ -123,7 +123,7 @@ def test_the_end_shows_that_bytes_are_missing() -> None:
     assert tale.mirror.complete
 
 
-def test_a_step_s_own_report_shows_that_bytes_are_missing() -> None:
+def test_log_size_in_an_update_shows_that_bytes_are_missing() -> None:
     tale = Tale()
     tale.tick()
     tale.running()
@@ -133,7 +133,7 @@ def test_a_step_s_own_report_shows_that_bytes_are_missing() -> None:
     assert tale.asked() == [0]
 
 
-def test_a_new_attempt_begins_its_log_anew() -> None:
+def test_log_of_a_new_attempt_begins_anew() -> None:
     tale = Tale()
     tale.tick()
     tale.running()
@@ -146,7 +146,7 @@ def test_a_new_attempt_begins_its_log_anew() -> None:
     assert (tale.file, tale.closed) == (TEXT, True)
 
 
-def test_a_wrong_log_is_read_again_once() -> None:
+def test_log_with_a_wrong_digest_is_read_again_once() -> None:
     tale = Tale()
     tale.tick()
     tale.running()
@@ -159,7 +159,7 @@ def test_a_wrong_log_is_read_again_once() -> None:
     assert (tale.file, tale.closed) == (TEXT, True)
 
 
-def test_a_log_that_stays_wrong_is_closed_as_such() -> None:
+def test_log_that_stays_wrong_is_closed_as_incomplete() -> None:
     tale = Tale()
     tale.tick()
     tale.running()
@@ -171,7 +171,7 @@ def test_a_log_that_stays_wrong_is_closed_as_such() -> None:
     assert tale.mirror.complete
 
 
-def test_the_log_of_a_lost_worker_ends_where_the_broker_s_copy_does() -> None:
+def test_log_of_a_lost_worker_ends_with_the_spool() -> None:
     tale = Tale()
     tale.tick()
     tale.running()
@@ -183,7 +183,7 @@ def test_the_log_of_a_lost_worker_ends_where_the_broker_s_copy_does() -> None:
     assert tale.closed is False
 
 
-def test_a_log_whose_rest_never_comes_is_given_up() -> None:
+def test_log_whose_rest_never_comes_is_given_up() -> None:
     tale = Tale()
     tale.tick()
     tale.running()
@@ -195,7 +195,7 @@ def test_a_log_whose_rest_never_comes_is_given_up() -> None:
     assert tale.mirror.complete
 
 
-def test_a_log_that_is_whole_when_it_is_given_up_is_closed_once() -> None:
+def test_log_that_completes_when_given_up_is_closed_once() -> None:
     """Found by the simulator: it was closed a second time, and the initiator ended by KeyError."""
     tale = Tale()
     tale.tick()
@@ -210,7 +210,7 @@ def test_a_log_that_is_whole_when_it_is_given_up_is_closed_once() -> None:
     assert tale.mirror.complete
 
 
-def test_no_log_at_all() -> None:
+def test_log_that_does_not_exist() -> None:
     tale = Tale()
     tale.tick()
     tale.running()
@@ -219,7 +219,7 @@ def test_no_log_at_all() -> None:
     assert tale.closed is False
 
 
-def test_a_log_that_cannot_be_read_now_is_asked_for_again() -> None:
+def test_log_that_cannot_be_read_now_is_read_again() -> None:
     tale = Tale()
     tale.tick()
     tale.running()
@@ -231,7 +231,7 @@ def test_a_log_that_cannot_be_read_now_is_asked_for_again() -> None:
     assert (tale.file, tale.closed) == (TEXT, True)
 
 
-def test_an_empty_log_is_whole() -> None:
+def test_log_may_be_empty() -> None:
     tale = Tale()
     tale.tick()
     tale.running()
@@ -239,7 +239,7 @@ def test_an_empty_log_is_whole() -> None:
     assert (tale.file, tale.closed) == (b"", True)
 
 
-def test_the_log_of_a_step_that_was_killed_just_ends() -> None:
+def test_log_of_a_killed_step_ends() -> None:
     tale = Tale()
     tale.tick()
     tale.running()
@@ -248,7 +248,7 @@ def test_the_log_of_a_step_that_was_killed_just_ends() -> None:
     assert (tale.file, tale.closed) == (TEXT[:4], True)
 
 
-def test_a_long_log_is_read_piece_by_piece() -> None:
+def test_log_that_is_long_is_read_piece_by_piece() -> None:
     tale = Tale()
     tale.tick()
     text = b"x" * (3 * bounds.LOG_RANGE + 1)
@@ -260,7 +260,7 @@ def test_a_long_log_is_read_piece_by_piece() -> None:
     assert tale.closed is True
 
 
-def test_what_a_restarted_broker_never_speaks_of_again_ends_with_the_request() -> None:
+def test_log_of_a_forgotten_step_ends_with_the_request() -> None:
     tale = Tale()
     tale.tick()
     tale.running()
@@ -274,7 +274,7 @@ def test_what_a_restarted_broker_never_speaks_of_again_ends_with_the_request() -
     assert tale.mirror.complete
 
 
-def test_a_question_that_cannot_be_sent_is_put_again_soon_and_alone() -> None:
+def test_log_read_that_cannot_be_sent_is_repeated_soon() -> None:
     tale = Tale()
     tale.tick()
     tale.running()
@@ -287,7 +287,7 @@ def test_a_question_that_cannot_be_sent_is_put_again_soon_and_alone() -> None:
     assert tale.now < ASK_AGAIN / 2
 
 
-def test_what_falls_far_behind_the_stream_is_read_instead_until_it_has_caught_up() -> None:
+def test_log_far_behind_the_stream_is_read_until_it_catches_up() -> None:
     text = bytes(range(256)) * 4096 * 3  # three ranges
     tale = Tale()
     tale.tick()
@@ -308,7 +308,7 @@ def test_what_falls_far_behind_the_stream_is_read_instead_until_it_has_caught_up
     assert tale.closed is True
 
 
-def test_an_answer_lost_while_it_is_read_is_asked_for_again() -> None:
+def test_log_range_without_an_answer_is_read_again() -> None:
     tale = Tale()
     tale.tick()
     tale.running()
@@ -320,7 +320,7 @@ def test_an_answer_lost_while_it_is_read_is_asked_for_again() -> None:
     assert tale.asked() == [bounds.LOG_RANGE]
 
 
-def test_no_log_begins_after_the_end_of_a_request() -> None:
+def test_log_does_not_begin_after_the_end_of_a_request() -> None:
     tale = Tale("r1")
     tale.tick()
     tale.update(StepState(KEY, "ready", name="zlib"))
@@ -330,7 +330,7 @@ def test_no_log_begins_after_the_end_of_a_request() -> None:
     assert tale.mirror.complete
 
 
-def test_a_broker_that_falls_silent_after_the_end_is_not_waited_for_for_ever() -> None:
+def test_log_is_given_up_if_the_broker_is_silent_after_the_end() -> None:
     tale = Tale()
     tale.tick()
     tale.running()
@@ -348,7 +348,7 @@ def test_a_broker_that_falls_silent_after_the_end_is_not_waited_for_for_ever() -
     assert tale.mirror.complete
 
 
-def test_an_update_after_the_end_changes_nothing() -> None:
+def test_update_after_the_end_changes_nothing() -> None:
     tale = Tale()
     tale.tick()
     tale.running()
@@ -360,7 +360,7 @@ def test_an_update_after_the_end_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("closed", [False, True])
-def test_the_log_of_a_failure_is_not_that_of_somebody_elses_later_attempt(closed: bool) -> None:
+def test_log_of_a_failure_is_not_that_of_a_later_attempt(closed: bool) -> None:
     tale = Tale()
     tale.tick()
     tale.running()
@@ -393,7 +393,7 @@ def reads(actions: Sequence[Action]) -> list[str]:
 
 
 @pytest.mark.bound("LOGS_READ")
-def test_few_logs_are_asked_for_at_a_time() -> None:
+def test_log_reads_at_a_time_are_few() -> None:
     mirror, now, whole = many_done(2000), 0.0, 0
     asked: dict[str, None] = {}
     while not mirror.complete:
@@ -406,14 +406,14 @@ def test_few_logs_are_asked_for_at_a_time() -> None:
     assert whole == 2000
 
 
-def test_a_broker_that_does_not_answer_is_asked_less_and_less_often() -> None:
+def test_log_reads_slow_down_without_answers() -> None:
     mirror = many_done(1)
     times = [n / 10 for n in range(int(GIVE_UP * 10)) if reads(mirror.tick(n / 10))]
     assert times == [0.0, 0.5, 1.5, *(3.5 + 2.0 * n for n in range(14))]
 
 
 @pytest.mark.bound("LOGS_OPEN")
-def test_logs_past_the_bound_are_begun_when_others_are_whole() -> None:
+def test_log_past_the_bound_waits_for_others() -> None:
     tale = Tale()
     tale.mirror = RequestMirror(GRAPH, 2)
     tale.tick()

@@ -35,7 +35,7 @@ def logs(tmp_path: Path) -> Iterator[UserLogs]:
         yield logs
 
 
-def test_it_grows_and_begins_anew(logs: UserLogs) -> None:
+def test_user_log_grows_and_begins_anew(logs: UserLogs) -> None:
     log = logs.open("build-step-zlib-misc.log", KEY)
     log.write(0, b"first attempt, lost\n")
     log.restart()
@@ -46,7 +46,7 @@ def test_it_grows_and_begins_anew(logs: UserLogs) -> None:
     log.close(whole=True)
 
 
-def test_two_builds_in_one_directory_write_two_files(tmp_path: Path) -> None:
+def test_user_logs_of_two_builds_are_two_files(tmp_path: Path) -> None:
     with closing(UserLogs(tmp_path)) as one, closing(UserLogs(tmp_path)) as other:
         first = one.open("build-step-a.log", KEY)
         second = other.open("build-step-a.log", KEY)
@@ -64,18 +64,18 @@ def test_two_builds_in_one_directory_write_two_files(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(PART_FILES))
 
 
-def test_a_link_is_not_written_through(tmp_path: Path, logs: UserLogs) -> None:
+def test_user_log_is_not_written_through_a_link(tmp_path: Path, logs: UserLogs) -> None:
     (tmp_path / "build-step-a.log").symlink_to(tmp_path / "precious")
     with pytest.raises(FabricError, match="cannot write the log there"):
         logs.open("build-step-a.log", KEY)
 
 
-def test_no_directory_is_said(tmp_path: Path) -> None:
+def test_user_logs_report_a_missing_directory(tmp_path: Path) -> None:
     with pytest.raises(FabricError, match="No such file or directory"):
         UserLogs(tmp_path / "gone")
 
 
-def test_what_a_killed_writer_left_is_completed(tmp_path: Path, store: Store) -> None:
+def test_user_log_of_a_killed_writer_is_completed(tmp_path: Path, store: Store) -> None:
     with closing(UserLogs(tmp_path)) as logs:
         begun = logs.open("build-step-a.log", KEY)
         begun.write(0, LOG[:5])
@@ -91,7 +91,7 @@ def test_what_a_killed_writer_left_is_completed(tmp_path: Path, store: Store) ->
     assert not list(tmp_path.glob(PART_FILES))
 
 
-def test_what_is_noted_outlives_its_writer_at_any_byte(tmp_path: Path, store: Store) -> None:
+def test_part_file_survives_a_kill_at_any_byte(tmp_path: Path, store: Store) -> None:
     with closing(UserLogs(tmp_path)) as logs:
         for name in "ab":
             log = logs.open(f"build-step-{name}.log", KEY)
@@ -109,7 +109,7 @@ def test_what_is_noted_outlives_its_writer_at_any_byte(tmp_path: Path, store: St
             file.write_bytes(LOG[:5])
 
 
-def test_a_new_build_takes_over_what_a_killed_one_left(tmp_path: Path, store: Store) -> None:
+def test_part_file_of_a_killed_build_is_taken_over(tmp_path: Path, store: Store) -> None:
     with closing(UserLogs(tmp_path)) as killed:
         killed.open("build-step-a.log", KEY).close(whole=False)
         killed.open("build-step-b.log", "b" * 64).close(whole=False)
@@ -123,7 +123,7 @@ def test_a_new_build_takes_over_what_a_killed_one_left(tmp_path: Path, store: St
     assert (tmp_path / "build-step-b.log").read_bytes() == b"of today"
 
 
-def test_what_cannot_be_completed_is_told_once(tmp_path: Path, store: Store) -> None:
+def test_user_log_that_cannot_be_completed_is_reported_once(tmp_path: Path, store: Store) -> None:
     with closing(UserLogs(tmp_path)) as logs:
         for name, key in (("a", "b" * 64), ("b", KEY), ("c", KEY)):
             logs.open(f"build-step-{name}.log", key).close(whole=False)
@@ -157,9 +157,7 @@ def test_what_cannot_be_completed_is_told_once(tmp_path: Path, store: Store) -> 
         "build-step-a.txt",
     ],
 )
-def test_notes_that_somebody_forged_name_nothing_but_logs(
-    tmp_path: Path, store: Store, name: str
-) -> None:
+def test_part_file_that_is_forged_names_only_logs(tmp_path: Path, store: Store, name: str) -> None:
     here = tmp_path / "here"
     here.mkdir()
     for folder in (here, tmp_path):
@@ -174,7 +172,7 @@ def test_notes_that_somebody_forged_name_nothing_but_logs(
 
 
 @pytest.mark.bound("LOG_NOTES")
-def test_notes_that_are_none_are_left_alone(tmp_path: Path, store: Store) -> None:
+def test_part_file_that_is_invalid_is_left_alone(tmp_path: Path, store: Store) -> None:
     os.mkfifo(tmp_path / ".build-step-logs-a.part")
     with (tmp_path / ".build-step-logs-b.part").open("w") as file:
         file.write(f"{KEY} build-step-a.log\n")

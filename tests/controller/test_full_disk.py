@@ -130,7 +130,7 @@ def crash(farm: Farm) -> None:
     farm.start()
 
 
-def test_what_is_accepted_is_kept_and_all_else_is_refused(
+def test_full_disk_keeps_accepted_requests_and_rejects_others(
     farm: Farm, disk: SmallDisk, alice: Curve
 ) -> None:
     farm.peer(farm.key("worker", "w1")).ask(report("w1"))
@@ -174,7 +174,7 @@ def test_what_is_accepted_is_kept_and_all_else_is_refused(
     assert {worker.state for worker in answer.workers} <= {"idle"}
 
 
-def test_when_there_is_room_again_promises_are_made_and_kept(
+def test_full_disk_accepts_requests_when_there_is_room(
     farm: Farm, disk: SmallDisk, alice: Curve
 ) -> None:
     peer = farm.peer(alice)
@@ -192,9 +192,7 @@ def test_when_there_is_room_again_promises_are_made_and_kept(
 
 
 @pytest.mark.usefixtures("silence")
-def test_a_cancel_that_finds_the_disk_full_is_not_promised(
-    farm: Farm, disk: SmallDisk, alice: Curve
-) -> None:
+def test_full_disk_cancel_is_not_durable(farm: Farm, disk: SmallDisk, alice: Curve) -> None:
     peer, cancel = farm.peer(alice), Command(PROTOCOL, "c", "cancel", order(0).request)
     assert isinstance(told(peer, order(0)), Update)
     disk.fill()
@@ -221,7 +219,7 @@ def test_a_cancel_that_finds_the_disk_full_is_not_promised(
     assert update.state == "cancelled"
 
 
-def test_a_drain_that_finds_the_disk_full_is_kept_when_there_is_room(
+def test_full_disk_drain_is_durable_when_there_is_room(
     farm: Farm, disk: SmallDisk, alice: Curve
 ) -> None:
     farm.peer(farm.key("worker", "w1")).ask(report("w1"))
@@ -285,7 +283,9 @@ def gate(farm: Farm, disk: SmallDisk) -> Iterator[Gate]:
     gate.close()
 
 
-def test_a_build_goes_on_and_is_written_down_later(farm: Farm, disk: SmallDisk, gate: Gate) -> None:
+def test_full_disk_build_goes_on_and_is_recorded_later(
+    farm: Farm, disk: SmallDisk, gate: Gate
+) -> None:
     follower = gate.begun()
     disk.fill()
     gate.open()
@@ -297,7 +297,7 @@ def test_a_build_goes_on_and_is_written_down_later(farm: Farm, disk: SmallDisk, 
     assert written(farm, disk, "SELECT name FROM attempts") == ["a", "b"]
 
 
-def test_a_build_whose_end_was_not_written_down_ends_once_more(
+def test_full_disk_build_whose_end_is_lost_ends_once_more(
     farm: Farm, disk: SmallDisk, gate: Gate
 ) -> None:
     follower = gate.begun()

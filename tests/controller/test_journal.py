@@ -54,7 +54,7 @@ def ended(n: int, outcome: Outcome | None) -> Ended:
     return Ended(f"{n:064x}", n, "w1", "chunk", f"c{n}", "x86_64", 0.0, outcome)
 
 
-def test_durations_are_remembered(tmp_path: Path, warnings: Warnings) -> None:
+def test_journal_keeps_durations(tmp_path: Path, warnings: Warnings) -> None:
     path = tmp_path / "state" / "journal.sqlite"
     first = Journal(path, warnings)
     assert first.durations == {}
@@ -71,7 +71,9 @@ def test_durations_are_remembered(tmp_path: Path, warnings: Warnings) -> None:
     assert warnings == []
 
 
-def test_epochs_grow_over_runs_and_over_a_lost_file(tmp_path: Path, warnings: Warnings) -> None:
+def test_journal_epochs_grow_over_runs_and_over_a_lost_file(
+    tmp_path: Path, warnings: Warnings
+) -> None:
     path = tmp_path / "journal.sqlite"
     epochs = []
     for run in range(3):
@@ -90,7 +92,7 @@ def test_epochs_grow_over_runs_and_over_a_lost_file(tmp_path: Path, warnings: Wa
     journal.close()
 
 
-def test_two_brokers_share_a_file(tmp_path: Path, warnings: Warnings) -> None:
+def test_journal_is_shared_by_two_brokers(tmp_path: Path, warnings: Warnings) -> None:
     path = tmp_path / "journal.sqlite"
     journals = [Journal(path, warnings), Journal(path, warnings)]
     assert journals[0].epoch != journals[1].epoch
@@ -110,7 +112,7 @@ def test_two_brokers_share_a_file(tmp_path: Path, warnings: Warnings) -> None:
     assert warnings == []
 
 
-def test_attempts_and_their_results(tmp_path: Path, warnings: Warnings) -> None:
+def test_journal_keeps_attempts_and_their_results(tmp_path: Path, warnings: Warnings) -> None:
     path = tmp_path / "journal.sqlite"
     journal = Journal(path, warnings)
     journal.ended(ended(1, Outcome("k", 1, "failed", message="no", seconds=2.0)))
@@ -122,7 +124,7 @@ def test_attempts_and_their_results(tmp_path: Path, warnings: Warnings) -> None:
     ]
 
 
-def test_many_rows_are_written_in_their_order(tmp_path: Path, warnings: Warnings) -> None:
+def test_journal_writes_many_rows_in_their_order(tmp_path: Path, warnings: Warnings) -> None:
     path = tmp_path / "journal.sqlite"
     journal = Journal(path, warnings)
     for n in range(2 * AT_ONCE + 7):
@@ -141,7 +143,7 @@ def test_many_rows_are_written_in_their_order(tmp_path: Path, warnings: Warnings
     again.close()
 
 
-def test_old_attempts_are_dropped(tmp_path: Path, warnings: Warnings) -> None:
+def test_journal_drops_old_attempts(tmp_path: Path, warnings: Warnings) -> None:
     path = tmp_path / "journal.sqlite"
     journal = Journal(path, warnings)
     for n in range(ATTEMPTS_KEPT + 100):
@@ -157,7 +159,7 @@ def opened(request: str, title: str = "") -> Opened:
     return Opened(request, title, intent)
 
 
-def test_requests_that_are_not_over(tmp_path: Path, warnings: Warnings) -> None:
+def test_journal_keeps_open_requests(tmp_path: Path, warnings: Warnings) -> None:
     path = tmp_path / "journal.sqlite"
     journal = Journal(path, warnings)
     graph = BuildGraph(PROTOCOL, "r3", "three", (), (), detach=True)
@@ -177,9 +179,7 @@ def test_requests_that_are_not_over(tmp_path: Path, warnings: Warnings) -> None:
     assert rows(path, "SELECT count(*) FROM requests WHERE intent IS NULL") == [(1,)]
 
 
-def test_a_request_that_cannot_be_taken_up_again_is_told(
-    tmp_path: Path, warnings: Warnings
-) -> None:
+def test_journal_sets_a_damaged_request_aside(tmp_path: Path, warnings: Warnings) -> None:
     path = tmp_path / "journal.sqlite"
     journal = Journal(path, warnings)
     journal.opened(opened("r1"))
@@ -202,7 +202,7 @@ def test_a_request_that_cannot_be_taken_up_again_is_told(
     assert len(warnings) == 1, "once"
 
 
-def test_how_requests_ended(tmp_path: Path, warnings: Warnings) -> None:
+def test_journal_keeps_the_ends_of_requests(tmp_path: Path, warnings: Warnings) -> None:
     path = tmp_path / "journal.sqlite"
     journal = Journal(path, warnings)
     steps = (StepState("a" * 64, "done"), StepState("b" * 64, "failed", message="no"))
@@ -224,7 +224,7 @@ def test_how_requests_ended(tmp_path: Path, warnings: Warnings) -> None:
     assert warnings == []
 
 
-def test_of_what_ended_long_ago_only_so_much_is_kept(tmp_path: Path, warnings: Warnings) -> None:
+def test_journal_drops_old_requests(tmp_path: Path, warnings: Warnings) -> None:
     path = tmp_path / "journal.sqlite"
     journal = Journal(path, warnings)
     few = tuple(StepState(f"{n:064x}", "done") for n in range(10))
@@ -244,7 +244,7 @@ def test_of_what_ended_long_ago_only_so_much_is_kept(tmp_path: Path, warnings: W
     last.close()
 
 
-def test_drained_workers(tmp_path: Path, warnings: Warnings) -> None:
+def test_journal_keeps_drained_workers(tmp_path: Path, warnings: Warnings) -> None:
     path = tmp_path / "journal.sqlite"
     journal = Journal(path, warnings)
     for worker, on in (("w1", True), ("w2", True), ("w1", False), ("w2", True)):
@@ -255,7 +255,9 @@ def test_drained_workers(tmp_path: Path, warnings: Warnings) -> None:
     again.close()
 
 
-def test_a_promise_is_kept_when_it_is_on_the_disk(tmp_path: Path, warnings: Warnings) -> None:
+def test_journal_statement_is_durable_when_it_is_on_the_disk(
+    tmp_path: Path, warnings: Warnings
+) -> None:
     path = tmp_path / "journal.sqlite"
     kept = threading.Event()
     journal = Journal(path, warnings, kept.set)
@@ -269,7 +271,7 @@ def test_a_promise_is_kept_when_it_is_on_the_disk(tmp_path: Path, warnings: Warn
     journal.close()
 
 
-def test_the_journal_of_the_version_before_keeps_its_history(
+def test_journal_of_the_former_version_keeps_its_history(
     tmp_path: Path, warnings: Warnings
 ) -> None:
     path = tmp_path / "journal.sqlite"
@@ -292,7 +294,7 @@ def test_the_journal_of_the_version_before_keeps_its_history(
 
 
 @pytest.mark.parametrize("needed", [False, True])
-def test_only_requests_that_nobody_takes_up_are_dropped_one_day(
+def test_journal_drops_only_requests_that_no_broker_restores(
     tmp_path: Path, warnings: Warnings, needed: bool
 ) -> None:
     path = tmp_path / "journal.sqlite"
@@ -312,7 +314,9 @@ def test_only_requests_that_nobody_takes_up_are_dropped_one_day(
 @pytest.mark.parametrize(
     "damage", [b"this is no database, it is a poem\n" * 100, b"SQLite format 3\0"]
 )
-def test_a_damaged_file_is_set_aside(tmp_path: Path, warnings: Warnings, damage: bytes) -> None:
+def test_journal_moves_a_damaged_file_aside(
+    tmp_path: Path, warnings: Warnings, damage: bytes
+) -> None:
     path = tmp_path / "journal.sqlite"
     path.write_bytes(damage)
     journal = Journal(path, warnings)
@@ -325,7 +329,7 @@ def test_a_damaged_file_is_set_aside(tmp_path: Path, warnings: Warnings, damage:
     assert rows(path, "SELECT name FROM durations") == [("zlib",)]
 
 
-def test_damage_in_the_middle_of_the_file(tmp_path: Path, warnings: Warnings) -> None:
+def test_journal_with_damage_in_the_middle(tmp_path: Path, warnings: Warnings) -> None:
     path = tmp_path / "journal.sqlite"
     journal = Journal(path, warnings)
     for n in range(2000):
@@ -342,9 +346,7 @@ def test_damage_in_the_middle_of_the_file(tmp_path: Path, warnings: Warnings) ->
     assert list(tmp_path.glob("journal.sqlite.damaged-*"))
 
 
-def test_a_file_that_cannot_be_written_is_done_without_if_it_can_be(
-    tmp_path: Path, warnings: Warnings
-) -> None:
+def test_journal_that_is_not_needed_may_be_unwritable(tmp_path: Path, warnings: Warnings) -> None:
     (tmp_path / "state").write_text("in the way")
     path = tmp_path / "state" / "journal.sqlite"
     with pytest.raises(MachineFault, match=f"would be forgotten: {path}: File exists"):
@@ -357,7 +359,7 @@ def test_a_file_that_cannot_be_written_is_done_without_if_it_can_be(
     assert "going on without a journal" in warnings[0]
 
 
-def test_on_a_full_disk_nothing_is_forgotten(tmp_path: Path) -> None:
+def test_journal_forgets_nothing_on_a_full_disk(tmp_path: Path) -> None:
     """Rather no broker than one that does not know what was ordered."""
     code = f"""
         import os
@@ -388,7 +390,7 @@ def test_on_a_full_disk_nothing_is_forgotten(tmp_path: Path) -> None:
         assert line.endswith("; make room on that disk")
 
 
-def test_a_journal_of_another_version(tmp_path: Path, warnings: Warnings) -> None:
+def test_journal_of_a_later_version_is_an_error(tmp_path: Path, warnings: Warnings) -> None:
     path = tmp_path / "journal.sqlite"
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA user_version = 99")

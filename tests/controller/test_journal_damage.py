@@ -38,7 +38,7 @@ DAMAGE = [
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_row_costs_no_other(tmp_path: Path, damage: str) -> None:
+def test_journal_damaged_row_affects_no_other(tmp_path: Path, damage: str) -> None:
     said: list[str] = []
     path = tmp_path / "journal.sqlite"
     journal = Journal(path, said.append)

@@ -29,7 +29,7 @@ def text_of(name: str) -> bytes:
 
 
 @pytest.mark.slow
-def test_every_log_is_whole_whoever_reads_it(fabric: Fabric) -> None:
+def test_load_every_log_is_complete_for_every_reader(fabric: Fabric) -> None:
     names = [f"chunk-{n}" for n in range(WORKERS)]
     texts = {name: text_of(name) for name in names}
     for n in range(WORKERS):
@@ -59,7 +59,7 @@ def test_every_log_is_whole_whoever_reads_it(fabric: Fabric) -> None:
 
 
 @pytest.mark.slow
-def test_with_room_for_one_message_everything_still_comes(
+def test_load_queues_of_one_message_lose_nothing(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """High-water marks of 1 for logs, and few for all else: most is lost, and told again."""

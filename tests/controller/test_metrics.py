@@ -31,7 +31,7 @@ def is_served() -> bool:
 
 @pytest.mark.bound("METRICS_READERS")
 @pytest.mark.usefixtures("metrics")
-def test_the_oldest_of_many_connections_is_cut() -> None:
+def test_metrics_close_the_oldest_of_many_connections() -> None:
     before = threading.active_count()
     with contextlib.ExitStack() as stack:
         idle = [
@@ -46,7 +46,7 @@ def test_the_oldest_of_many_connections_is_cut() -> None:
 
 @pytest.mark.bound("METRICS_SILENCE")
 @pytest.mark.usefixtures("metrics")
-def test_a_connection_that_says_nothing_is_cut() -> None:
+def test_metrics_close_a_silent_connection() -> None:
     with socket.create_connection((HOST, PORT), timeout=3.0 * bounds.METRICS_SILENCE) as idle:
         idle.send(b"GET /")
         assert idle.recv(1) == b""

@@ -114,7 +114,7 @@ def why(about: str) -> Query:
     return Query(PROTOCOL, "q", "why", about)
 
 
-def test_an_order_is_built(threaded: Threaded) -> None:
+def test_build_order_is_built(threaded: Threaded) -> None:
     worker = FakeWorker(threaded.directory, "w1")
     try:
         threaded.say(order(1))
@@ -124,7 +124,7 @@ def test_an_order_is_built(threaded: Threaded) -> None:
     assert worker.built == ["zlib", "app"]
 
 
-def test_the_broker_answers_while_a_resolver_works_and_can_be_told_to_give_up(
+def test_build_order_can_be_cancelled_while_it_is_resolved(
     threaded: Threaded, directory: Path
 ) -> None:
     threaded.say(order(1, f"hang {directory}/pid"))
@@ -138,7 +138,7 @@ def test_the_broker_answers_while_a_resolver_works_and_can_be_told_to_give_up(
     assert threaded.state(order(1).request) == "cancelled"
 
 
-def test_after_a_restart_a_detached_request_goes_on_and_old_ones_are_known(
+def test_restart_continues_detached_requests_and_knows_old_ones(
     threaded: Threaded, directory: Path
 ) -> None:
     threaded.say(order(1, "fail no such system", detach=True))
@@ -162,7 +162,7 @@ def test_after_a_restart_a_detached_request_goes_on_and_old_ones_are_known(
     assert threaded.state(order(3).request) == ""
 
 
-def test_how_a_request_ended_is_known_after_a_restart_with_its_steps(threaded: Threaded) -> None:
+def test_restart_knows_the_ends_of_requests_and_their_steps(threaded: Threaded) -> None:
     def told() -> tuple[object, ...]:
         questions = (why("zlib"), why(order(1).request), Query(PROTOCOL, "q", "logs", "zlib"))
         [request] = threaded.answer(requests()).requests
@@ -185,7 +185,7 @@ def test_how_a_request_ended_is_known_after_a_restart_with_its_steps(threaded: T
     assert [step.name for step in update.steps] == ["zlib", "app"]
 
 
-def test_what_its_initiator_left_without_a_word_does_not_come_back(threaded: Threaded) -> None:
+def test_restart_drops_requests_without_an_initiator(threaded: Threaded) -> None:
     threaded.end()
     threaded.limits = Limits(patience=0.5)
     threaded.start()
@@ -197,9 +197,7 @@ def test_what_its_initiator_left_without_a_word_does_not_come_back(threaded: Thr
     assert threaded.answer(requests()).requests == ()
 
 
-def test_after_a_restart_nothing_begins_twice_that_a_worker_was_not_told_to_end(
-    threaded: Threaded, directory: Path
-) -> None:
+def test_restart_begins_nothing_twice_that_still_runs(threaded: Threaded, directory: Path) -> None:
     """The request was cancelled, and the broker ended before its worker heard so."""
     context = zmq.Context()
     w1 = sockets.dealer(context)

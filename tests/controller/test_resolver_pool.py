@@ -31,14 +31,14 @@ def resolvers() -> Iterator[ResolverPool]:
     until(lambda: not [t for t in threading.enumerate() if t.name.startswith("resolve ")])
 
 
-def test_an_order_is_resolved(resolvers: ResolverPool) -> None:
+def test_resolver_pool_resolves_an_order(resolvers: ResolverPool) -> None:
     resolvers.resolve(order(1))
     [resolved] = answers_of(resolvers, 1)
     assert isinstance(resolved, Resolved)
     assert resolved.submit.steps == steps_of("app: zlib\nzlib:")
 
 
-def test_what_is_wrong_is_told(resolvers: ResolverPool) -> None:
+def test_resolver_pool_reports_errors(resolvers: ResolverPool) -> None:
     resolvers.resolve(order(1, "fail s.morph:3: no such chunk"))
     resolvers.resolve(order(2, "rubbish"))
     told = {answer.request: answer for answer in answers_of(resolvers, 2)}
@@ -49,7 +49,7 @@ def test_what_is_wrong_is_told(resolvers: ResolverPool) -> None:
     assert "the resolver's answer cannot be decoded" in second.message
 
 
-def test_what_is_no_fault_of_the_order_is_tried_again(
+def test_resolver_pool_retries_after_a_fault_of_the_machine(
     resolvers: ResolverPool, tmp_path: Path
 ) -> None:
     resolvers.resolve(order(1, f"once {tmp_path}/tried"))
@@ -57,7 +57,7 @@ def test_what_is_no_fault_of_the_order_is_tried_again(
     assert isinstance(resolved, Resolved)
 
 
-def test_a_program_that_is_not_there(tmp_path: Path) -> None:
+def test_resolver_pool_without_a_program(tmp_path: Path) -> None:
     resolvers = ResolverPool([str(tmp_path / "nothing")], lambda: None)
     resolvers.resolve(order(1))
     [answer] = answers_of(resolvers, 1)
@@ -66,7 +66,7 @@ def test_a_program_that_is_not_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.bound("RESOLVERS")
-def test_few_at_a_time_and_the_abandoned_are_killed_with_all_they_started(
+def test_resolver_pool_runs_few_and_kills_abandoned_ones_with_their_children(
     resolvers: ResolverPool, tmp_path: Path
 ) -> None:
     for n in (1, 2, 3):
@@ -86,7 +86,7 @@ def test_few_at_a_time_and_the_abandoned_are_killed_with_all_they_started(
     until(lambda: all(map(gone, pids[1])))
 
 
-def test_git_that_fetches_ends_with_its_resolver(tmp_path: Path) -> None:
+def test_resolver_pool_kills_git_with_its_resolver(tmp_path: Path) -> None:
     """The one at the other end accepts, and never says a word."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         trove = f"git://127.0.0.1:{silent.getsockname()[1]}/trove.git"
@@ -118,7 +118,7 @@ def children_of(pid: int) -> dict[int, list[str]]:
 
 
 @pytest.mark.bound("RESOLVE_TIME")
-def test_a_child_that_is_late_says_so_itself(tmp_path: Path) -> None:
+def test_resolver_pool_child_reports_its_time_limit(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         trove = f"git://127.0.0.1:{silent.getsockname()[1]}/trove.git"
         config = tmp_path / "broker.toml"
@@ -131,7 +131,7 @@ def test_a_child_that_is_late_says_so_itself(tmp_path: Path) -> None:
     assert answer == Unresolved(order(1).request, late)
 
 
-def test_an_endless_answer_is_cut_off(resolvers: ResolverPool, tmp_path: Path) -> None:
+def test_resolver_pool_bounds_answers(resolvers: ResolverPool, tmp_path: Path) -> None:
     resolvers.resolve(order(1, f"flood {tmp_path}/pid"))
     [answer] = answers_of(resolvers, 1)
     assert answer == Unresolved(order(1).request, "its steps take more than 67,108,864 bytes")
@@ -139,7 +139,7 @@ def test_an_endless_answer_is_cut_off(resolvers: ResolverPool, tmp_path: Path) -
 
 
 @pytest.mark.bound("RESOLVE_MESSAGE")
-def test_of_a_long_complaint_the_end_is_told(resolvers: ResolverPool) -> None:
+def test_resolver_pool_reports_the_end_of_a_long_error(resolvers: ResolverPool) -> None:
     resolvers.resolve(order(1, f"fail {'x' * 4000} at the end"))
     [answer] = answers_of(resolvers, 1)
     assert isinstance(answer, Unresolved)
@@ -147,7 +147,7 @@ def test_of_a_long_complaint_the_end_is_told(resolvers: ResolverPool) -> None:
     assert len(answer.message) == bounds.RESOLVE_MESSAGE
 
 
-def test_requesters_take_turns(resolvers: ResolverPool) -> None:
+def test_resolver_pool_requesters_take_turns(resolvers: ResolverPool) -> None:
     for n in range(1, 6):
         resolvers.resolve(order(n, requester="many"))
     resolvers.resolve(order(6, requester="few"))
@@ -156,7 +156,9 @@ def test_requesters_take_turns(resolvers: ResolverPool) -> None:
     assert [n for n in told if n != 6] == [1, 2, 3, 4, 5]
 
 
-def test_of_an_abandoned_order_nothing_is_kept(resolvers: ResolverPool, tmp_path: Path) -> None:
+def test_resolver_pool_keeps_nothing_of_an_abandoned_order(
+    resolvers: ResolverPool, tmp_path: Path
+) -> None:
     resolvers.resolve(order(1, f"hang {tmp_path}/1", requester="many"))
     resolvers.resolve(order(4, requester="many"))  # waits for it
     for n in range(10, 1000):
@@ -174,7 +176,7 @@ def test_of_an_abandoned_order_nothing_is_kept(resolvers: ResolverPool, tmp_path
     assert resolved.request == order(3).request
 
 
-def test_a_pause_before_another_try_takes_no_place(resolvers: ResolverPool) -> None:
+def test_resolver_pool_pause_takes_no_place(resolvers: ResolverPool) -> None:
     for n in (1, 2, 3):
         resolvers.resolve(order(n, "away", requester=f"user{n}"))
     resolvers.resolve(order(4, requester="user4"))

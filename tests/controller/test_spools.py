@@ -45,20 +45,20 @@ def content(spools: Spools, fence: int = 1) -> bytes:
     return piece.data
 
 
-def test_pieces_in_order(spools: Spools) -> None:
+def test_spool_appends_pieces_in_order(spools: Spools) -> None:
     assert spools.append(KEY, 1, 0, TEXT[:4]) == (0, TEXT[:4])
     assert spools.append(KEY, 1, 4, TEXT[4:]) == (4, TEXT[4:])
     assert content(spools) == TEXT
 
 
-def test_repeats_and_overlaps_append_what_is_new(spools: Spools) -> None:
+def test_spool_appends_new_bytes_of_repeats_and_overlaps(spools: Spools) -> None:
     spools.append(KEY, 1, 0, TEXT[:6])
     assert spools.append(KEY, 1, 0, TEXT[:6])[1] == b""
     assert spools.append(KEY, 1, 2, TEXT[2:8]) == (6, TEXT[6:8])
     assert content(spools) == TEXT[:8]
 
 
-def test_a_gap_is_dropped_and_asked_for(spools: Spools) -> None:
+def test_spool_drops_a_piece_after_a_gap_and_requests_the_gap(spools: Spools) -> None:
     spools.append(KEY, 1, 0, TEXT[:2])
     assert spools.append(KEY, 1, 5, TEXT[5:])[1] == b""
     assert spools.lacking
@@ -72,7 +72,7 @@ def test_a_gap_is_dropped_and_asked_for(spools: Spools) -> None:
     assert content(spools) == TEXT
 
 
-def test_a_question_that_cannot_be_sent_is_put_again_soon(spools: Spools) -> None:
+def test_spool_request_that_cannot_be_sent_is_repeated_soon(spools: Spools) -> None:
     spools.append(KEY, 1, 5, TEXT[5:])
     [(_, wanted)] = spools.wanted(100.0)
     spools.unsent(wanted)
@@ -80,7 +80,7 @@ def test_a_question_that_cannot_be_sent_is_put_again_soon(spools: Spools) -> Non
     assert [again for _, again in spools.wanted(spools.next_due() + 0.001)] == [wanted]
 
 
-def test_pieces_in_any_order_and_any_size_become_the_log(tmp_path: Path) -> None:
+def test_spool_accepts_pieces_in_any_order_and_size(tmp_path: Path) -> None:
     rng = random.Random(7)
     text = rng.randbytes(20_000)
     for fence in range(1, 6):
@@ -97,7 +97,7 @@ def test_pieces_in_any_order_and_any_size_become_the_log(tmp_path: Path) -> None
         spools.close()
 
 
-def test_the_end_proves_it_whole(spools: Spools) -> None:
+def test_spool_is_complete_with_size_and_digest(spools: Spools) -> None:
     spools.append(KEY, 1, 0, TEXT)
     spools.end(KEY, 1, len(TEXT), sha(TEXT), 0.0)
     assert not spools.incomplete(KEY, 1, 0.0)
@@ -105,7 +105,7 @@ def test_the_end_proves_it_whole(spools: Spools) -> None:
     assert spools.append(KEY, 1, len(TEXT), b"more")[1] == b""
 
 
-def test_the_end_shows_that_bytes_are_missing(spools: Spools) -> None:
+def test_spool_end_shows_that_bytes_are_missing(spools: Spools) -> None:
     spools.append(KEY, 1, 0, TEXT[:4])
     spools.end(KEY, 1, len(TEXT), sha(TEXT), 10.0)
     assert spools.incomplete(KEY, 1, 10.0)
@@ -116,7 +116,7 @@ def test_the_end_shows_that_bytes_are_missing(spools: Spools) -> None:
     assert not spools.incomplete(KEY, 1, 10.1)
 
 
-def test_a_log_with_a_wrong_digest_is_read_again_once(spools: Spools) -> None:
+def test_spool_with_a_wrong_digest_is_read_again_once(spools: Spools) -> None:
     spools.append(KEY, 1, 0, TEXT.upper())
     spools.end(KEY, 1, len(TEXT), sha(TEXT), 10.0)
     [(_, wanted)] = spools.wanted(11.0)
@@ -126,7 +126,7 @@ def test_a_log_with_a_wrong_digest_is_read_again_once(spools: Spools) -> None:
     assert content(spools) == TEXT
 
 
-def test_a_log_that_stays_wrong_is_not_served(spools: Spools) -> None:
+def test_spool_that_stays_wrong_is_not_served(spools: Spools) -> None:
     spools.end(KEY, 1, len(TEXT), sha(TEXT), 10.0)
     for _ in range(2):
         spools.append(KEY, 1, 0, TEXT.upper())
@@ -134,7 +134,7 @@ def test_a_log_that_stays_wrong_is_not_served(spools: Spools) -> None:
     assert spools.read(KEY, 1, 0, 100) is None
 
 
-def test_a_log_whose_rest_never_comes_is_given_up(spools: Spools) -> None:
+def test_spool_whose_rest_never_comes_is_given_up(spools: Spools) -> None:
     spools.end(KEY, 1, len(TEXT), sha(TEXT), 10.0)
     assert spools.incomplete(KEY, 1, 10.0)
     for n in range(1, int(GIVE_UP)):
@@ -144,7 +144,7 @@ def test_a_log_whose_rest_never_comes_is_given_up(spools: Spools) -> None:
     assert spools.read(KEY, 1, 0, 100) is None
 
 
-def test_no_log_is_given_up_because_the_broker_stood_still(spools: Spools) -> None:
+def test_spool_is_not_given_up_because_the_broker_stood_still(spools: Spools) -> None:
     spools.end(KEY, 1, len(TEXT), sha(TEXT), 10.0)
     assert len(list(spools.wanted(10.5))) == 1
     later = 10.5 + 3 * GIVE_UP  # and in between nobody could have been heard
@@ -154,7 +154,7 @@ def test_no_log_is_given_up_because_the_broker_stood_still(spools: Spools) -> No
     assert content(spools) == TEXT
 
 
-def test_a_log_of_which_more_comes_is_not_given_up(spools: Spools) -> None:
+def test_spool_that_grows_is_not_given_up(spools: Spools) -> None:
     """However long it takes: a worker's last gigabyte, over a slow network."""
     spools.end(KEY, 1, len(TEXT), sha(TEXT), 10.0)
     for n in range(4):
@@ -166,7 +166,7 @@ def test_a_log_of_which_more_comes_is_not_given_up(spools: Spools) -> None:
     assert not spools.incomplete(KEY, 1, now + 2.0 + GIVE_UP)
 
 
-def test_the_log_of_a_lost_worker_is_what_came(spools: Spools) -> None:
+def test_spool_of_a_lost_worker_ends_with_what_came(spools: Spools) -> None:
     spools.append(KEY, 1, 0, TEXT[:4])
     spools.append(KEY, 1, 8, TEXT[8:])
     spools.end(KEY, 1, -1, "", 10.0)
@@ -174,13 +174,13 @@ def test_the_log_of_a_lost_worker_is_what_came(spools: Spools) -> None:
     assert content(spools) == TEXT[:4]
 
 
-def test_an_empty_log(spools: Spools) -> None:
+def test_spool_may_be_empty(spools: Spools) -> None:
     spools.end(KEY, 1, 0, "", 10.0)
     assert not spools.lacking
     assert spools.read(KEY, 1, 0, 100) == LogPiece(KEY, 1, 0, b"", 0, sha(b""))
 
 
-def test_what_never_began_is_not_stored(spools: Spools) -> None:
+def test_spool_ignores_attempts_that_never_began(spools: Spools) -> None:
     assert spools.append("b" * 64, 1, 0, TEXT)[1] == b""
     assert spools.append(KEY, 2, 0, TEXT)[1] == b""
     spools.end("b" * 64, 1, 4, sha(TEXT), 0.0)
@@ -188,7 +188,7 @@ def test_what_never_began_is_not_stored(spools: Spools) -> None:
 
 
 @pytest.mark.parametrize("key", ["../../x", "", "a" * 63, "A" * 64, "a" * 64 + "\n"])
-def test_only_keys_become_file_names(spools: Spools, key: str) -> None:
+def test_spool_file_names_are_keys(spools: Spools, key: str) -> None:
     with pytest.raises(ValueError, match="is not the name of a spool"):
         spools.begin(key, 1, "w1", found=True)
     spools.begin(key, 2, "w1", found=False)
@@ -196,7 +196,7 @@ def test_only_keys_become_file_names(spools: Spools, key: str) -> None:
         spools.append(key, 2, 0, b"x" * (SHORT + 1))
 
 
-def test_odd_ranges(spools: Spools) -> None:
+def test_spool_reads_odd_ranges(spools: Spools) -> None:
     spools.append(KEY, 1, 0, TEXT)
     assert spools.append(KEY, 1, -3, TEXT)[1] == b""
     for offset, length in ((100, 5), (-1, 5), (0, -5), (0, 0)):
@@ -209,7 +209,7 @@ def test_odd_ranges(spools: Spools) -> None:
     assert len(piece.data) == bounds.LOG_RANGE
 
 
-def test_the_latest_attempt_is_read_if_none_is_named(spools: Spools) -> None:
+def test_spool_of_the_latest_attempt_is_read_by_default(spools: Spools) -> None:
     spools.begin(KEY, 3, "w2")
     spools.append(KEY, 1, 0, b"old")
     spools.append(KEY, 3, 0, b"new")
@@ -218,7 +218,7 @@ def test_the_latest_attempt_is_read_if_none_is_named(spools: Spools) -> None:
     assert (piece.fence, piece.data) == (3, b"new")
 
 
-def test_a_restarted_broker_goes_on_with_what_it_has(tmp_path: Path) -> None:
+def test_spool_goes_on_after_a_restart(tmp_path: Path) -> None:
     first = Spools(tmp_path)
     first.begin(KEY, 1, "w1")
     first.append(KEY, 1, 0, TEXT[:4])
@@ -232,7 +232,7 @@ def test_a_restarted_broker_goes_on_with_what_it_has(tmp_path: Path) -> None:
     assert content(second) == TEXT
 
 
-def test_many_logs_with_few_open_files(tmp_path: Path) -> None:
+def test_spool_files_that_are_open_are_few(tmp_path: Path) -> None:
     spools = Spools(tmp_path, memory=0)
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     many = 3 * OPEN_FILES
@@ -250,7 +250,7 @@ def test_many_logs_with_few_open_files(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
-def test_a_disk_that_is_full_costs_the_log_s_past_and_not_its_stream(
+def test_spool_on_a_full_disk_is_lost_but_streamed(
     filed: Spools, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> int:
@@ -264,7 +264,7 @@ def test_a_disk_that_is_full_costs_the_log_s_past_and_not_its_stream(
     assert not filed.incomplete(KEY, 1, 0.0)
 
 
-def test_old_spools_are_removed(filed: Spools, tmp_path: Path) -> None:
+def test_spool_is_removed_when_it_is_old(filed: Spools, tmp_path: Path) -> None:
     filed.begin(KEY, 2, "w1")
     filed.append(KEY, 1, 0, TEXT)
     filed.append(KEY, 2, 0, TEXT)
@@ -276,7 +276,7 @@ def test_old_spools_are_removed(filed: Spools, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "logs").iterdir()] == [f"{KEY}.2"]
 
 
-def test_closing_may_remove_what_has_ended(filed: Spools, tmp_path: Path) -> None:
+def test_spool_of_an_ended_attempt_may_be_removed_by_closing(filed: Spools, tmp_path: Path) -> None:
     filed.begin(KEY, 2, "w1")
     for fence in (1, 2):
         filed.append(KEY, fence, 0, TEXT)
@@ -285,7 +285,7 @@ def test_closing_may_remove_what_has_ended(filed: Spools, tmp_path: Path) -> Non
     assert [path.name for path in (tmp_path / "logs").iterdir()] == [f"{KEY}.2"]
 
 
-def test_a_file_that_is_removed_does_not_come_back_with_a_hole(
+def test_spool_file_that_is_removed_does_not_return_with_a_hole(
     filed: Spools, tmp_path: Path
 ) -> None:
     filed.append(KEY, 1, 0, TEXT[:4])
@@ -295,7 +295,7 @@ def test_a_file_that_is_removed_does_not_come_back_with_a_hole(
     assert filed.read(KEY, 1, 0, 10) is None
 
 
-def test_files_of_a_broker_that_is_no_more_are_removed(filed: Spools, tmp_path: Path) -> None:
+def test_spool_files_of_former_runs_are_removed(filed: Spools, tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     filed.append(KEY, 1, 0, TEXT)
     for name in (f"{'b' * 64}.1", f"{'c' * 64}.1", "notes"):
@@ -307,7 +307,7 @@ def test_files_of_a_broker_that_is_no_more_are_removed(filed: Spools, tmp_path: 
     assert left == {f"{KEY}.1", f"{'c' * 64}.1", "notes"}
 
 
-def test_short_logs_make_no_files(tmp_path: Path) -> None:
+def test_spool_of_a_short_log_has_no_file(tmp_path: Path) -> None:
     spools = Spools(tmp_path, memory=2 * SHORT)
     for fence in range(1, 5):
         spools.begin(KEY, fence, "w1", found=False)
@@ -324,7 +324,7 @@ def test_short_logs_make_no_files(tmp_path: Path) -> None:
     assert files(tmp_path) == ["2", "3", "4"], "attempts that go on find theirs there again"
 
 
-def test_what_was_read_again_or_removed_makes_room(tmp_path: Path) -> None:
+def test_spool_memory_is_freed_by_restarts_and_removals(tmp_path: Path) -> None:
     spools = Spools(tmp_path, memory=len(TEXT))
     for fence in range(1, 4):
         spools.begin(KEY, fence, "w1", found=False)

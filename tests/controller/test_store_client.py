@@ -44,7 +44,7 @@ def stored(tmp_path: Path, *keys: str) -> Store:
     return store
 
 
-def test_questions_are_answered(tmp_path: Path) -> None:
+def test_store_client_answers_queries(tmp_path: Path) -> None:
     store = stored(tmp_path, "a" * 64, "b" * 64)
     woken = threading.Event()
     client = StoreClient(lambda: store, woken.set)
@@ -56,7 +56,7 @@ def test_questions_are_answered(tmp_path: Path) -> None:
     client.close()
 
 
-def test_questions_that_wait_together_are_asked_together(tmp_path: Path) -> None:
+def test_store_client_combines_waiting_queries(tmp_path: Path) -> None:
     store = stored(tmp_path)
     asked: list[list[str]] = []
     gate = threading.Event()
@@ -78,7 +78,7 @@ def test_questions_that_wait_together_are_asked_together(tmp_path: Path) -> None
     client.close()
 
 
-def test_a_store_that_fails_is_an_answer_and_is_tried_again(tmp_path: Path) -> None:
+def test_store_client_answers_failures_and_reopens_the_store(tmp_path: Path) -> None:
     store = stored(tmp_path, "a" * 64)
     tries = []
 
@@ -97,7 +97,7 @@ def test_a_store_that_fails_is_an_answer_and_is_tried_again(tmp_path: Path) -> N
     client.close()
 
 
-def test_logs_are_read(tmp_path: Path) -> None:
+def test_store_client_reads_logs(tmp_path: Path) -> None:
     store = stored(tmp_path, "a" * 64)
     client = StoreClient(lambda: store, lambda: None)
     for offset, length in ((0, 7), (7, 10**9), (10**9, 5)):
@@ -129,7 +129,7 @@ class Slow(Store):
         return super().read(*args, **more)
 
 
-def test_a_log_that_cannot_be_read_now_is_not_said_to_be_gone(tmp_path: Path) -> None:
+def test_store_client_does_not_report_an_unreadable_log_as_gone(tmp_path: Path) -> None:
     store = stored(tmp_path, "a" * 64, "b" * 64)
     faults = [StoreError("no route to host"), DamagedError("the blob is gone")]
 
@@ -157,7 +157,7 @@ def test_a_log_that_cannot_be_read_now_is_not_said_to_be_gone(tmp_path: Path) ->
     client.close()
 
 
-def test_questions_of_the_core_do_not_wait_for_logs(tmp_path: Path) -> None:
+def test_store_client_queries_do_not_wait_for_logs(tmp_path: Path) -> None:
     store = Slow(stored(tmp_path, "a" * 64), tmp_path / "scratch")
     client = StoreClient(lambda: store, lambda: None)
     for n in range(100):
@@ -169,7 +169,7 @@ def test_questions_of_the_core_do_not_wait_for_logs(tmp_path: Path) -> None:
 
 
 @pytest.mark.bound("LOG_READS")
-def test_who_asks_for_many_logs_waits_for_others_in_turn(tmp_path: Path) -> None:
+def test_store_client_log_readers_take_turns(tmp_path: Path) -> None:
     store = Slow(stored(tmp_path, "a" * 64), tmp_path / "scratch")
     client = StoreClient(lambda: store, lambda: None)
     for _ in range(2):  # what waits already is not put again
@@ -189,7 +189,7 @@ def test_who_asks_for_many_logs_waits_for_others_in_turn(tmp_path: Path) -> None
     client.close()
 
 
-def test_closing_does_not_wait_for_a_store_that_hangs(tmp_path: Path) -> None:
+def test_store_client_closes_without_waiting_for_a_store(tmp_path: Path) -> None:
     gate = threading.Event()
 
     def opened() -> Store:
@@ -202,7 +202,7 @@ def test_closing_does_not_wait_for_a_store_that_hangs(tmp_path: Path) -> None:
     gate.set()
 
 
-def test_an_inspection_forgets_what_is_damaged(tmp_path: Path) -> None:
+def test_store_client_inspection_forgets_damaged_artifacts(tmp_path: Path) -> None:
     whole, spoilt, torn, absent = ("a" * 64, "b" * 64, "c" * 64, "d" * 64)
     store = stored(tmp_path, whole, torn)
     other = hashlib.sha256(b"other").hexdigest()
@@ -228,7 +228,7 @@ def test_an_inspection_forgets_what_is_damaged(tmp_path: Path) -> None:
     client.close()
 
 
-def test_an_inspection_of_a_store_that_does_not_answer_finds_nothing_gone() -> None:
+def test_store_client_inspection_without_an_answer_forgets_nothing() -> None:
     def fail() -> Store:
         raise StoreError("no")
 

@@ -10,7 +10,7 @@ def told(subscriptions: Subscriptions, now: float) -> list[tuple[str, bytes, int
     return [(each.request, each.peer, each.seen) for each in subscriptions.take(now)]
 
 
-def test_whoever_asks_is_told_once() -> None:
+def test_subscription_gets_one_update_for_each_poll() -> None:
     subscriptions = Subscriptions()
     subscriptions.subscribe("r1", b"a", 0.0)
     assert subscriptions.next_due() <= 0.0
@@ -19,7 +19,7 @@ def test_whoever_asks_is_told_once() -> None:
     assert subscriptions.next_due() == float("inf")
 
 
-def test_news_is_gathered() -> None:
+def test_subscription_changes_are_gathered() -> None:
     subscriptions = Subscriptions()
     subscriptions.subscribe("r1", b"a", 0.0)
     told(subscriptions, 10.0)
@@ -30,7 +30,7 @@ def test_news_is_gathered() -> None:
     assert told(subscriptions, 10.0 + UPDATE_EVERY) == [("r1", b"a", 0)]
 
 
-def test_the_last_news_is_told_at_once() -> None:
+def test_subscription_last_update_does_not_wait() -> None:
     subscriptions = Subscriptions()
     subscriptions.subscribe("r1", b"a", 0.0)
     told(subscriptions, 10.0)
@@ -38,7 +38,7 @@ def test_the_last_news_is_told_at_once() -> None:
     assert told(subscriptions, 10.0) == [("r1", b"a", 0)]
 
 
-def test_each_is_told_from_what_it_has_seen() -> None:
+def test_subscription_updates_begin_at_its_version() -> None:
     subscriptions = Subscriptions()
     subscriptions.subscribe("r1", b"a", 0.0, 3)
     subscriptions.subscribe("r1", b"b", 0.0, 7)
@@ -48,7 +48,7 @@ def test_each_is_told_from_what_it_has_seen() -> None:
     assert [peer for _, peer, _ in told(subscriptions, 2.0)] == [b"a", b"b"]
 
 
-def test_those_who_are_gone_are_forgotten() -> None:
+def test_subscription_ends_when_its_peer_is_gone() -> None:
     subscriptions = Subscriptions()
     subscriptions.subscribe("r1", b"a", 0.0)
     subscriptions.subscribe("r1", b"b", 0.0)
@@ -62,7 +62,7 @@ def test_those_who_are_gone_are_forgotten() -> None:
     assert told(subscriptions, 9.0) == []
 
 
-def test_who_is_silent_does_not_count_as_there() -> None:
+def test_subscription_of_a_silent_peer_does_not_count() -> None:
     """A connection that was made anew must not keep a request that its user leaves."""
     subscriptions = Subscriptions()
     subscriptions.subscribe("r1", b"former", 10.0)
@@ -75,7 +75,7 @@ def test_who_is_silent_does_not_count_as_there() -> None:
 
 
 @pytest.mark.bound("FOLLOWED")
-def test_of_what_one_name_follows_the_longest_silent_goes() -> None:
+def test_subscription_past_the_bound_ends_the_longest_silent() -> None:
     subscriptions = Subscriptions()
     for n in range(bounds.FOLLOWED):
         subscriptions.subscribe(f"r{n}", b"a", 0.0, owner="m")

@@ -23,7 +23,7 @@ ERRORS = {
     "defaults-pre-commands": "DEFAULTS:7: build system newone: unknown field"
     " 'pre-configure-commands'",
     "dependency-in-other-stratum": "strata/x.morph:10: chunk a: it build-depends on 'base', which"
-    " is no chunk of stratum x",
+    " is not a chunk of stratum x",
     "dependency-not-list": "strata/x.morph:10: chunk a: 'build-depends' must be a list, not the"
     " text 'base'",
     "duplicate-chunk": "strata/x.morph:10: stratum x: there is a chunk 'a' already in line 6",
@@ -52,7 +52,7 @@ ERRORS = {
     "system-kind-field": "systems/s.morph:9: system s: the field 'system-kind' is obsolete",
     "unknown-build-system": "strata/x.morph:9: chunk a: unknown build system 'nosuch'",
     "unknown-chunk-field": "strata/a.morph:3: chunk a: unknown field 'bananas'",
-    "unknown-dependency": "strata/x.morph:10: chunk a: it build-depends on 'nosuch', which is no"
+    "unknown-dependency": "strata/x.morph:10: chunk a: it build-depends on 'nosuch', which is not a"
     " chunk of stratum x",
     "unknown-stratum-field": "strata/x.morph:5: stratum x: unknown field 'bananas'",
     "unknown-system-field": "systems/s.morph:9: system s: unknown field 'bananas'",
@@ -120,7 +120,7 @@ def _same() -> list[str]:
 
 
 @pytest.mark.parametrize("name", _same())
-def test_same_graph(name: str) -> None:
+def test_cases_have_the_same_graph(name: str) -> None:
     case = CASES[name]
     graph = loaded(case["files"])
     _, ours = DIFFERENT.get(name, ("", {}))
@@ -132,19 +132,19 @@ def test_same_graph(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_error(name: str) -> None:
+def test_cases_have_the_expected_error(name: str) -> None:
     assert not CASES[name]["morph"]["ok"]
     assert mistakes(CASES[name]["files"])[0].startswith(ERRORS[name])
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_refused_though_the_old_tool_took_it(name: str) -> None:
+def test_cases_that_only_baserock_accepted(name: str) -> None:
     assert CASES[name]["morph"]["ok"]
     _, message = REFUSED[name]
     assert mistakes(CASES[name]["files"])[0].startswith(message)
 
 
 @pytest.mark.parametrize("name", [*ERRORS, *REFUSED])
-def test_one_mistake_is_one_message(name: str) -> None:
+def test_cases_with_one_mistake_have_one_message(name: str) -> None:
     several = {"products-bad-entries": 4, "no-name-in-strata": 2}
     assert len(mistakes(CASES[name]["files"])) == several.get(name, 1)

@@ -43,7 +43,7 @@ def plans() -> list[Plan]:
     return found
 
 
-def test_equal_keys_have_equal_dependencies_whatever_the_goals() -> None:
+def test_depends_is_equal_for_equal_keys_and_any_goals() -> None:
     known: dict[str, StepSpec] = {}
     for each in plans():
         for offer in each.step_specs():
@@ -51,7 +51,7 @@ def test_equal_keys_have_equal_dependencies_whatever_the_goals() -> None:
             assert (offer.depends, offer.needs) == (first.depends, first.needs), offer.name
 
 
-def test_whatever_one_asks_for_another_may_ask_for_the_rest() -> None:
+def test_depends_lets_requests_share_steps() -> None:
     scheduler = Scheduler(now=0.0)
     for number, each in enumerate(plans()):
         request = f"r{number}"
@@ -62,7 +62,7 @@ def test_whatever_one_asks_for_another_may_ask_for_the_rest() -> None:
         assert set(update.goals) == set(each.goal_keys)
 
 
-def test_a_stratum_taken_as_a_whole_is_built_along_with_its_system() -> None:
+def test_along_has_strata_taken_as_a_whole() -> None:
     whole, part = (graph(takes) for takes in (WHOLE, PART))
     [core] = [step.id for step in whole.steps if step.kind == "stratum"]
     made = plan(whole, (whole.root.id,))

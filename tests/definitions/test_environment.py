@@ -17,7 +17,7 @@ def step() -> Step:
     return named(graph, "b")
 
 
-def test_whole_environment() -> None:
+def test_environment_is_complete() -> None:
     assert environment(step(), "x86_64") == {
         "TERM": "dumb",
         "SHELL": "/bin/sh",
@@ -39,7 +39,7 @@ def test_whole_environment() -> None:
     }
 
 
-def test_path_is_in_the_order_of_prefixes() -> None:
+def test_environment_path_is_in_the_order_of_prefixes() -> None:
     several = msgspec.structs.replace(step(), path_prefixes=("/", "/opt/", "/usr"))
     assert environment(several, "x86_64")["PATH"] == f"/bin:/opt/bin:/usr/bin:{SYSTEM_PATH}"
 
@@ -61,5 +61,5 @@ def test_path_is_in_the_order_of_prefixes() -> None:
         ("mips32l", "mipsel-v-linux-gnu"),
     ],
 )
-def test_target(arch: str, triplet: str) -> None:
+def test_environment_target(arch: str, triplet: str) -> None:
     assert target(arch, "v") == triplet

@@ -35,7 +35,7 @@ def ids(graph: Graph, *names: str) -> set[str]:
     return {step.id for step in graph.steps if step.name in names}
 
 
-def test_ids_say_where_a_step_is_from() -> None:
+def test_graph_ids_name_the_files_of_steps() -> None:
     graph = loaded(core())
     assert named(graph, "zlib").id == "chunk:strata/core.morph:zlib"
     assert named(graph, "core", "stratum").id == "stratum:strata/core.morph"
@@ -43,7 +43,7 @@ def test_ids_say_where_a_step_is_from() -> None:
     assert graph.root.artifacts == ("s-rootfs",)
 
 
-def test_order_is_by_height_then_path_then_need() -> None:
+def test_graph_order_is_by_height_then_path_then_dependency() -> None:
     graph = loaded({**core(), "systems/s.morph": system("top", "core", "boot")})
     check_order(graph)
     assert [step.name for step in graph.steps] == [
@@ -53,7 +53,7 @@ def test_order_is_by_height_then_path_then_need() -> None:
     ]
 
 
-def test_staging_and_path() -> None:
+def test_graph_staging_areas_and_paths() -> None:
     graph = loaded(core())
     assert named(graph, "cc").staged == (named(graph, "stage1").id,)
     assert named(graph, "cc").path_prefixes == ("/tools",)
@@ -63,7 +63,7 @@ def test_staging_and_path() -> None:
     assert set(named(graph, "a").depends) == {named(graph, "deep", "stratum").id}
 
 
-def test_chunk_file_replaces_commands_one_list_at_a_time() -> None:
+def test_chunk_morph_replaces_commands_one_list_at_a_time() -> None:
     files = small(x=stratum("x", spec("a", "morph: strata/a.morph")))
     files["strata/a.morph"] = (
         "name: other\nkind: chunk\nbuild-system: autotools\ndescription: d\nmax-jobs: '3'\n"
@@ -92,7 +92,7 @@ def test_chunk_file_replaces_commands_one_list_at_a_time() -> None:
     assert warning.message.startswith("chunk a: strata/a.morph calls it 'other'")
 
 
-def test_warnings_tell_what_does_nothing() -> None:
+def test_graph_warns_of_fields_without_effect() -> None:
     files = small(x=stratum("x", spec("a", "morph: strata/a.morph")))
     files["strata/a.morph"] = (
         "name: a\nkind: chunk\nprefix: /opt\nsystem-integration:\n  a-mics: {00: [x]}\n".replace(
@@ -122,14 +122,14 @@ def test_warnings_tell_what_does_nothing() -> None:
         ("x-devel, x-runtimes", "'x-runtimes'; did you mean 'x-runtime'?"),
     ],
 )
-def test_slips_in_the_names_of_artifacts(artifacts: str, message: str) -> None:
+def test_system_typos_in_the_names_of_artifacts(artifacts: str, message: str) -> None:
     files = small(x=stratum("x", spec("a")))
     files["systems/s.morph"] = system(f"name: x, morph: strata/x.morph, artifacts: [{artifacts}]")
     said = "systems/s.morph:5: system s: stratum x has no artifact"
     assert mistakes(files) == [f"{said} {message}"]
 
 
-def test_a_chunk_of_two_names() -> None:
+def test_chunk_of_two_names() -> None:
     files = small(x=stratum("x", spec("lua51", "morph: strata/lua.morph")))
     files["strata/lua.morph"] = "name: lua\nkind: chunk\n"
     assert [str(warning) for warning in loaded(files).warnings] == [
@@ -182,7 +182,7 @@ def test_stratum_listed_twice_by_alias() -> None:
     assert [artifact for _, artifact in graph.root.contents] == ["x-runtime", "x-devel"]
 
 
-def test_two_chunks_of_one_name() -> None:
+def test_chunk_names_may_repeat() -> None:
     files = small(
         x=stratum("x", spec("a")), y=stratum("y", spec("a", "morph: strata/a.morph"), depends="x")
     )
@@ -236,13 +236,13 @@ def test_find() -> None:
         ("", "s has no chunk, stratum or artifact ''"),
     ],
 )
-def test_find_nothing(name: str, message: str) -> None:
+def test_find_reports_similar_names(name: str, message: str) -> None:
     with pytest.raises(FabricError) as caught:
         find(loaded(core()), name)
     assert str(caught.value).startswith(message)
 
 
-def test_description_is_json_with_the_documented_fields() -> None:
+def test_describe_is_json_with_the_documented_fields() -> None:
     graph = loaded(core())
     facts = json.loads(json.dumps(describe(graph)))
     assert (facts["system"], facts["arch"]) == ("s", "x86_64")

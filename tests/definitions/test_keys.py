@@ -75,7 +75,7 @@ CHANGES: dict[str, Callable[[Graph], Graph]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_relevant_changes(change: str) -> None:
+def test_keys_change_with_relevant_input(change: str) -> None:
     graph = loaded(files())
     before, after = keys_of(graph), keys_of(CHANGES[change](graph))
     assert before["b"] != after["b"]
@@ -108,12 +108,12 @@ def _without_empty(graph: Graph, name: str) -> dict[str, tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("change", SAME)
-def test_irrelevant_changes(change: str) -> None:
+def test_keys_ignore_irrelevant_input(change: str) -> None:
     graph = loaded(files())
     assert list(keys_of(graph).values()) == list(keys_of(SAME[change](graph)).values())
 
 
-def test_every_field_is_known_here() -> None:
+def test_keys_tests_know_every_field() -> None:
     """Whoever adds a field to a step decides whether it belongs to the key."""
     step = set(Step.__struct_fields__)
     assert step == {
@@ -125,7 +125,7 @@ def test_every_field_is_known_here() -> None:
     assert recipe == {"commands", "rules", "max_jobs", "devices", "integration", "submodules"}
 
 
-def test_key_of_version(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_depend_on_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
     graph = loaded(files())
     before = keys_of(graph)
     monkeypatch.setattr(module, "KEY_VERSION", module.KEY_VERSION + 1)
@@ -133,14 +133,14 @@ def test_key_of_version(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(before[name] != after[name] for name in before)
 
 
-def test_environment_is_in_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_cover_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     graph = loaded(files())
     before = keys_of(graph)
     monkeypatch.setattr(module, "environment", lambda _step, _arch: {"LC_ALL": "C.UTF-8"})
     assert before["a"] != keys_of(graph)["a"]
 
 
-def test_tree_changes_all_above() -> None:
+def test_keys_of_all_dependents_change_with_a_tree() -> None:
     graph = loaded(files())
     before, after = keys_of(graph), keys_of(graph, one="other tree")
     assert [name for name in before if before[name] == after[name]] == []
@@ -148,7 +148,7 @@ def test_tree_changes_all_above() -> None:
     assert [name for name in before if before[name] == after[name]] == ["one", "base", "boot", "b"]
 
 
-def test_host_tools_count_where_they_are_used() -> None:
+def test_keys_cover_host_tools_where_they_are_used() -> None:
     """The chunk is built with them; all above is, through it."""
     graph = loaded(small(x=stratum("x", spec("one", BOOTSTRAP)), y=stratum("y", spec("z"))))
     before, after = keys_of(graph), keys_of(graph, tools="newer")
@@ -156,7 +156,7 @@ def test_host_tools_count_where_they_are_used() -> None:
     assert before["z"] == after["z"]
 
 
-def test_without_a_tree_there_is_no_key() -> None:
+def test_keys_need_a_tree() -> None:
     graph = loaded(files())
     known = {step: tree for step, tree in trees(graph).items() if not step.endswith(":a")}
     found = cache_keys(graph, known, "")
@@ -164,7 +164,7 @@ def test_without_a_tree_there_is_no_key() -> None:
     assert {graph[step].name for step in found} == {"one", "base", "boot", "b"}
 
 
-def test_system_does_not_depend_on_what_it_does_not_take() -> None:
+def test_keys_of_a_system_ignore_what_it_does_not_take() -> None:
     """Of x only x-devel is in the system: what is in x-runtime alone does not count."""
     entry = "name: x, morph: strata/x.morph, artifacts: [x-devel]"
     only = spec("a", "build-system: autotools\nartifacts: {a-devel: x-runtime}")
@@ -180,7 +180,7 @@ def test_system_does_not_depend_on_what_it_does_not_take() -> None:
     assert list_key(known, x, "x-devel") != list_key(known, x, "x-runtime")
 
 
-def test_one_key_in_all_systems() -> None:
+def test_keys_are_the_same_in_all_systems() -> None:
     """Staged chunks are layered in an order that comes from strata, not from the system."""
     definitions = small(
         base=stratum("base", spec("z"), spec("y")),
@@ -194,7 +194,7 @@ def test_one_key_in_all_systems() -> None:
     assert len(found) == 1
 
 
-def test_formatting_does_not_count() -> None:
+def test_keys_ignore_formatting() -> None:
     """The same chunk file written otherwise: order of keys, quotes, comments, the description."""
     definitions = files()
     before = keys_of(loaded(definitions))
@@ -214,7 +214,7 @@ _LISTS = st.dictionaries(
 
 @settings(deadline=None)
 @given(one=_LISTS, other=_LISTS, rules=st.lists(_TEXT, max_size=3), tree=_TEXT)
-def test_different_input_different_key(
+def test_keys_differ_for_different_input(
     one: dict[str, tuple[str, ...]], other: dict[str, tuple[str, ...]], rules: list[str], tree: str
 ) -> None:
     """No way to move text from one field or list item to its neighbour unnoticed."""

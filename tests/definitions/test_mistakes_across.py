@@ -15,7 +15,7 @@ CHUNK = "build-system: autotools"
 def test_strata_with_one_name() -> None:
     files = small(x=stratum("x", spec("a")), y=stratum("x", spec("b")))
     files["systems/s.morph"] = system("x", "name: x, morph: strata/y.morph")
-    assert mistakes(files) == ["strata/y.morph:1: strata/x.morph is called 'x' too: rename one"]
+    assert mistakes(files) == ["strata/y.morph:1: strata/x.morph has the name 'x', too: rename one"]
 
 
 def test_strata_with_one_artifact() -> None:
@@ -26,7 +26,7 @@ def test_strata_with_one_artifact() -> None:
     ]
 
 
-def test_all_cycles_are_found() -> None:
+def test_cycles_are_all_found() -> None:
     chunks = [
         spec(one, f"{CHUNK}\nbuild-depends: [{two}]") for one, two in ("ab", "bc", "ca", "de")
     ]
@@ -71,7 +71,7 @@ def test_shared_chunk_is_built_alike(one: str, other: str, message: str) -> None
     assert "strata/x.morph:" in found
 
 
-def test_merge_keys_and_aliases_work() -> None:
+def test_yaml_merge_keys_and_aliases_work() -> None:
     text = (
         "name: x\nkind: stratum\nbuild-depends: []\nchunks:\n"
         f"- &a {{name: a, repo: r, ref: &sha {SHA}, build-system: autotools}}\n"
@@ -100,7 +100,7 @@ _FILES = small(
         ),
     ),
 )
-def test_broken_definitions_are_never_a_crash(file: str, at: int, cut: int, put: str) -> None:
+def test_definitions_that_are_broken_never_crash(file: str, at: int, cut: int, put: str) -> None:
     text = _FILES[file]
     broken = text[:at] + put + text[at + cut :]
     problems = []

@@ -16,7 +16,7 @@ ROWS = list(rows())
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row["ok"]], ids=lambda row: row["file"])
-def test_graph_is_the_same(row: dict[str, Any]) -> None:
+def test_oracle_graph_is_the_same(row: dict[str, Any]) -> None:
     graph = loaded(definitions(row), row["file"])
     ours, theirs = new_view(graph), old_view(row)
     for part in theirs:  # part by part, for a readable difference
@@ -33,7 +33,7 @@ def test_graph_is_the_same(row: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if not row["ok"]], ids=lambda row: row["file"])
-def test_cross_bootstrap_systems_load(row: dict[str, Any]) -> None:
+def test_oracle_cross_bootstrap_systems_load(row: dict[str, Any]) -> None:
     """The old tool's last state refuses one source with two morphs of one name; we build both."""
     pairs = re.findall(r"\t([^|]+)\|([^|]+)\|([^|]+)\|(\S+)", row["message"])
     strata: dict[str, list[str]] = {}
@@ -55,6 +55,6 @@ def test_cross_bootstrap_systems_load(row: dict[str, Any]) -> None:
     assert all(step.in_system for step in built)
 
 
-def test_all_are_there() -> None:
+def test_oracle_has_all_systems() -> None:
     assert len(ROWS) == 86
     assert sum(not row["ok"] for row in ROWS) == 6

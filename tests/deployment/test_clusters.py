@@ -24,7 +24,7 @@ def wrong(text: str) -> list[str]:
     return [str(problem) for problem in caught.value.problems]
 
 
-def test_a_network() -> None:
+def test_cluster_network() -> None:
     """The morph of the guide: defaults, anchors, truth values, numbers."""
     found = cluster(
         """\
@@ -147,18 +147,18 @@ systems:
         ),
     ],
 )
-def test_mistakes(text: str, message: str) -> None:
+def test_cluster_mistakes(text: str, message: str) -> None:
     assert wrong(text)[0].startswith(f"clusters/c.morph:{message}")
 
 
-def test_missing_file_and_version() -> None:
+def test_cluster_missing_file_and_version() -> None:
     with pytest.raises(DefinitionsError, match=r"clusters/d\.morph:1: there is no such file"):
         load_cluster(reader({"VERSION": "version: 7"}), "clusters/d.morph")
     with pytest.raises(DefinitionsError, match=r"VERSION:1: there is no such file"):
         load_cluster(reader({}), "clusters/d.morph")
 
 
-def test_where_settings_stand() -> None:
+def test_cluster_lines_of_settings() -> None:
     found = cluster(f"{HEAD}  deploy-defaults:\n    A: 1\n  deploy:\n    a:\n      {KVM_LINES}")
     _, deployment = found.deployments()["a"]
     assert {key: deployment.lines[key] for key in ("A", "type", "B")} == {

@@ -42,7 +42,7 @@ def wrong(text: str, overrides: dict[str, str] | None = None, **variables: str) 
     return [str(problem).removeprefix("clusters/c.morph:") for problem in caught.value.problems]
 
 
-def test_the_guide() -> None:
+def test_guests_of_the_guide() -> None:
     """The morph of the guide, word for word, as it lies in clusters/."""
 
     def read(path: str) -> bytes | None:
@@ -79,7 +79,7 @@ def test_the_guide() -> None:
     )
 
 
-def test_typed_settings() -> None:
+def test_guests_have_typed_settings() -> None:
     text = HEAD + machine(
         AUTOSTART="'1'",
         RAM_SIZE="512m",
@@ -117,19 +117,19 @@ def test_typed_settings() -> None:
 
 
 @pytest.mark.parametrize("text", ["yes", "true", "'1'", "on", "'True'", "1"])
-def test_truth(text: str) -> None:
+def test_guests_boolean_settings(text: str) -> None:
     assert load(HEAD + machine(AUTOSTART=text))["a"].autostart
     opposite = {"1": "0", "'1'": "'0'", "yes": "no", "on": "off"}.get(text, "false")
     assert not load(HEAD + machine(AUTOSTART=opposite))["a"].autostart
 
 
-def test_what_stands_above_the_morph() -> None:
+def test_guests_overrides_replace_the_morph() -> None:
     text = HEAD + machine(RAM_SIZE="1G") + machine("b", image="/j", VCPUS="2")
     found = load(text, {"RAM_SIZE": "2G", "b.VCPUS": "4", "b.RAM_SIZE": "3G"})
     assert (found["a"].ram_size, found["a"].vcpus) == (2 << 30, 1)
     assert (found["b"].ram_size, found["b"].vcpus) == (3 << 30, 4)
     assert wrong(text, {"c.VCPUS": "4"}) == [
-        "1: -e c.VCPUS: no deployment is called 'c'; there are a, b"
+        "1: -e c.VCPUS: there is no deployment 'c'; there are a, b"
     ]
 
 
@@ -139,14 +139,17 @@ INNER = (
 )
 
 
-def test_subsystems() -> None:
+def test_guests_subsystems() -> None:
     text = HEAD + machine() + INNER
     (inner,) = load(text, what="inner")["a"].subsystems
     assert (inner.name, inner.system, inner.path) == ("inner", "systems/s.morph", "/srv/inner.tar")
     for given, message in (
-        (text.replace("s/tar", "s/jffs2"), "13: unknown type 'extensions/jffs2': a subsystem is"),
-        (text.replace("srv/", "srv/../"), "13: 'srv/../$what.tar' is no path of a file within"),
-        (text.replace(".tar}", ".tar, A: b}"), "13: a subsystem is put in as it was built: remove"),
+        (
+            text.replace("s/tar", "s/jffs2"),
+            "13: unknown type 'extensions/jffs2': the type of a subsystem is",
+        ),
+        (text.replace("srv/", "srv/../"), "13: 'srv/../$what.tar' is not the path of a file in"),
+        (text.replace(".tar}", ".tar, A: b}"), "13: a subsystem has no settings: remove"),
     ):
         (found,) = wrong(given, what="inner")
         assert found.startswith(message)
@@ -161,7 +164,7 @@ WORKER = {
 CONTROLLER = {"DISTBUILD_CONTROLLER": "yes", "TROVE_HOST": "t", "WORKER_SSH_KEY": "k"}
 
 
-def test_what_is_deployed_by_other_means_is_left_out() -> None:
+def test_guests_of_other_types_are_left_out() -> None:
     """Whatever else may be wrong with it."""
     other = machine("b", NIC_CONFIG="$nothing").replace("extensions/kvm", "extensions/rawdisk")
     files = small(x=stratum("x", spec("a"))) | {"clusters/c.morph": HEAD + machine() + other}
@@ -170,7 +173,7 @@ def test_what_is_deployed_by_other_means_is_left_out() -> None:
     assert [guest.name for guest in found] == ["a"]
     assert [str(warning) for warning in findings.warnings] == [
         "clusters/c.morph:11: deployment b: extensions/rawdisk is left out: only extensions/kvm is"
-        " deployed from here"
+        " supported"
     ]
 
 
@@ -179,7 +182,7 @@ def test_what_is_deployed_by_other_means_is_left_out() -> None:
     [
         (
             machine().replace("extensions/kvm", "rawdisk"),
-            ["1: no deployment is of the type extensions/kvm, and nothing else is"],
+            ["1: no deployment has the type extensions/kvm, and only that type is"],
         ),
         (
             machine().replace("extensions/kvm", "extensions/kmv"),
@@ -188,10 +191,10 @@ def test_what_is_deployed_by_other_means_is_left_out() -> None:
         (machine().replace("type: ext", "type: other/"), ["7: unknown type 'other/ensions/kvm'"]),
         (
             machine().replace("type:", "upgrade-type:").replace("location:", "upgrade-location:"),
-            ["7: deployment a: only an upgrade is described: say 'type: extensions/kvm' and its"],
+            ["7: deployment a: it has only fields of upgrades: add 'type: extensions/kvm' and"],
         ),
-        (machine(host="h:x"), ["8: 'kvm+ssh://h:x/a/i' is no place to deploy to: write it like"]),
-        (machine(image="/../i"), ["8: '/../i' is no path of a file"]),
+        (machine(host="h:x"), ["8: 'kvm+ssh://h:x/a/i' is not a location: write it like"]),
+        (machine(image="/../i"), ["8: '/../i' is not the path of a file"]),
         (
             machine().replace("DISK_SIZE: 1G", "X: $y"),
             ["6: the setting DISK_SIZE is missing: how large", "9: $y has no value: set it in"],
@@ -213,12 +216,18 @@ def test_what_is_deployed_by_other_means_is_left_out() -> None:
         (machine(ATTACH_DISKS="/i"), ["10: deployment a: /i is the image of a"]),
         (machine(NIC_CONFIG="wifi"), ["10: NIC_CONFIG: 'wifi' is not network=NAME"]),
         (machine(NIC_CONFIG="user,rom=x"), ["10: NIC_CONFIG: 'rom' is neither model nor mac"]),
-        (machine(NIC_CONFIG="user,model=<x>"), ["10: NIC_CONFIG: '<x>' is no model of a network"]),
+        (
+            machine(NIC_CONFIG="user,model=<x>"),
+            ["10: NIC_CONFIG: '<x>' is not a model of a network"],
+        ),
         (
             machine(NIC_CONFIG="user,mac=53:54:00:00:00:01"),
             ["10: NIC_CONFIG: '53:54:00:00:00:01' is not an address like 52:54:00"],
         ),
-        (machine(FSTAB_A="LABEL= /x"), ["10: FSTAB_A: '' is no label of a filesystem: 1 to 16"]),
+        (
+            machine(FSTAB_A="LABEL= /x"),
+            ["10: FSTAB_A: '' is not the label of a filesystem: 1 to 16"],
+        ),
         (
             machine(FSTAB_A="LABEL=x /x", VERSION_LABEL="x", ATTACH_DISKS="/d"),
             ["10: FSTAB_A mounts the disk of the system itself, which VERSION_LABEL labels 'x'"],
@@ -232,7 +241,7 @@ def test_what_is_deployed_by_other_means_is_left_out() -> None:
                 "10: NETWORK_CONFIG: e is there twice",
                 "10: NETWORK_CONFIG: '../x:dhcp' is not INTERFACE:loopback",
                 "10: NETWORK_CONFIG: f: 'mtu' means nothing here",
-                "10: NETWORK_CONFIG: the dns of g is 'here', which is no address",
+                "10: NETWORK_CONFIG: the dns of g is 'here', which is not an address",
             ],
         ),
         (machine(HOSTNAME="a_b"), ["10: HOSTNAME is 'a_b', which is not the name or address"]),
@@ -241,10 +250,10 @@ def test_what_is_deployed_by_other_means_is_left_out() -> None:
             machine(host="h:x", RAM_SIZE="lots", VCPUS="0").replace("1G", "1X"),
             ["8: ", "9: DISK_SIZE is '1X'", "10: RAM_SIZE is 'lots'", "11: VCPUS is '0'"],
         ),
-        (machine("../a"), ["6: a machine cannot be called '../a' here: rename it"]),
-        (machine("workers"), ["6: a machine cannot be called 'workers' here: rename it"]),
-        (machine("h"), ["6: deployment h: a VM host or a system is called so: rename it"]),
-        ("    {}", ["1: no machine is in this cluster: name some in 'deploy'"]),
+        (machine("../a"), ["6: '../a' is not allowed as the name of a machine: rename it"]),
+        (machine("workers"), ["6: 'workers' is not allowed as the name of a machine: rename it"]),
+        (machine("h"), ["6: deployment h: a VM host or a system has the same name: rename it"]),
+        ("    {}", ["1: this cluster has no machines: name some in 'deploy'"]),
         (machine("a") + machine("b"), []),
         (
             machine("a") + machine("b", image="/i.old"),
@@ -299,7 +308,7 @@ def test_what_is_deployed_by_other_means_is_left_out() -> None:
         ),
     ],
 )
-def test_mistakes(text: str, messages: list[str]) -> None:
+def test_guests_mistakes(text: str, messages: list[str]) -> None:
     if not messages:  # same image on one host
         messages = ["12: deployment b: the image /i is already that of a: give it another"]
     found = wrong(HEAD + text)
@@ -308,7 +317,7 @@ def test_mistakes(text: str, messages: list[str]) -> None:
         assert any(one.startswith(message) for one in found), found
 
 
-def test_a_probable_mistake_is_told() -> None:
+def test_guests_probable_typo_is_a_warning() -> None:
     files = small(x=stratum("x", spec("a"))) | {"clusters/c.morph": HEAD + machine(RAMSIZE="1G")}
     cluster = load_cluster(reader(files), "clusters/c.morph")
     _, findings = guests(cluster, {}, {})

@@ -256,7 +256,7 @@ def test_a_worker_whose_name_is_not_its_keys_says_so(farm: Farm) -> None:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1
-    assert "it is w2 in the settings, and w1 in the key" in done.stderr
+    assert "name: the settings say w2, but the key in" in done.stderr
 
 
 def test_a_title_looks_like_no_other_note(capsys: pytest.CaptureFixture[str]) -> None:

@@ -208,7 +208,7 @@ def large(file: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (fifo, "is no plain file"),
+        (fifo, "is not a regular file"),
         (endless, "is a link that leads out of the definitions, to /dev/zero"),
         (outside, "is a link that leads out of the definitions, to {top}/secret"),
         (
@@ -238,7 +238,7 @@ def test_folder(project: Project) -> None:
 def test_file_of_all(project: Project, file: str) -> None:
     (project.root / file).unlink()
     os.mkfifo(project.root / file)
-    assert mistakes(project) == [f"{file}:1: is no plain file"]
+    assert mistakes(project) == [f"{file}:1: is not a regular file"]
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "a\0b", "x" * 300, "a/b/../../../x"])

@@ -166,32 +166,32 @@ PLACE = "kvm+ssh://user@vmhost/worker0/images/worker0.img"
 MORPHS = {
     "a cluster whose name ends a quote": (
         {"name": "x'-oProxyCommand=touch${IFS}CANARY'"},
-        f"{CLUSTER}:1: a cluster cannot be called \"x'-oProxyCommand=touch${{IFS}}CANARY'\" here:"
-        " letters, digits and _ . + - after the first",
+        f"{CLUSTER}:1: \"x'-oProxyCommand=touch${{IFS}}CANARY'\" is not a name of a cluster:"
+        " use letters and digits, and _ . + - after the first character",
     ),
     "a user that is a query": (
         {"location": "kvm+ssh://x?command=%2Ftmp%2Fevil&y=@vmhost/worker0/i.img"},
-        f"{CLUSTER}:8: 'x?command=%2Ftmp%2Fevil&y=' is no name of a user: write it like"
+        f"{CLUSTER}:8: 'x?command=%2Ftmp%2Fevil&y=' is not the name of a user: write it like"
         " kvm+ssh://user@vmhost/GUEST/path/to/image",
     ),
     "a user that is an option": (
         {"location": "kvm+ssh://-oProxyCommand=touch@vmhost/worker0/i.img"},
-        f"{CLUSTER}:8: '-oProxyCommand=touch' is no name of a user: write it like"
+        f"{CLUSTER}:8: '-oProxyCommand=touch' is not the name of a user: write it like"
         " kvm+ssh://user@vmhost/GUEST/path/to/image",
     ),
     "a host that is an option": (
         {"location": "kvm+ssh://-oProxyCommand=touch/worker0/i.img"},
-        f"{CLUSTER}:8: 'kvm+ssh://-oProxyCommand=touch/worker0/i.img' is no place to deploy to:"
+        f"{CLUSTER}:8: 'kvm+ssh://-oProxyCommand=touch/worker0/i.img' is not a location:"
         " write it like kvm+ssh://user@vmhost/GUEST/path/to/image",
     ),
     "a port that is none": (
         {"location": "kvm+ssh://vmhost:99999/worker0/i.img"},
-        f"{CLUSTER}:8: 99999 is no port: it is 1 to 65535",
+        f"{CLUSTER}:8: 99999 is not a port: it must be 1 to 65535",
     ),
     "a system called like a group of machines": (
         {"system": "systems/controllers.morph"},
-        f"{CLUSTER}:6: deployment worker0: its system is called 'controllers', as a group of"
-        " machines is: rename the file systems/controllers.morph",
+        f"{CLUSTER}:6: deployment worker0: its system has the name 'controllers', which"
+        " is a group of machines: rename the file systems/controllers.morph",
     ),
     "a trove that is a command": (
         {"setting": "TROVE: ext::sh -c touch% CANARY"},
@@ -215,7 +215,7 @@ MORPHS = {
     ),
     "a network with what XML cannot have": (
         {"setting": 'NIC_CONFIG: "network=\\x01"'},
-        f"{CLUSTER}:10: NIC_CONFIG: '\\x01' is no name of a network or bridge",
+        f"{CLUSTER}:10: NIC_CONFIG: '\\x01' is not the name of a network or bridge",
     ),
     "kernel arguments of two lines": (
         {"setting": 'KERNEL_ARGS: "quiet\\nAPPEND x"'},

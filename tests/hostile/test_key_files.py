@@ -88,7 +88,7 @@ def test_a_bad_file_of_a_person_is_named(tmp_path: Path, make: Make, said: str) 
     for name in ("ann.key", "ann.pub"):
         make(folder / name)
     assert refused(tmp_path) == [
-        "/ann.key is not the public key of an initiator called ann: take the one that ann makes by"
+        "/ann.key is not the public key of an initiator named ann: use the one that ann makes with"
         " `fabric-keys make initiator ann`",
         "/ann.pub is not one line with a public SSH key, as ssh-keygen writes it",
     ]

@@ -246,7 +246,7 @@ def test_a_temporary_folder_that_is_none_is_said(
     project.write(one="true")
     monkeypatch.setenv("TMPDIR", "/proc/self/fdinfo")
     monkeypatch.setattr("tempfile.tempdir", "/proc/self/fdinfo")
-    with pytest.raises(FabricError, match="; a build here keeps its sockets in a temporary folder"):
+    with pytest.raises(FabricError, match="no temporary folder for the sockets of this build: "):
         EmbeddedFabric(load_settings()).__enter__()
 
 

@@ -21,7 +21,7 @@ def alice(farm: Farm) -> Workstation:
     return farm.workstation("alice")
 
 
-def test_a_build_from_order_to_checkout(farm: Farm, alice: Workstation) -> None:
+def test_farm_build_from_order_to_checkout(farm: Farm, alice: Workstation) -> None:
     farm.broker()
     farm.worker("w1")
     farm.worker("w2")
@@ -40,9 +40,7 @@ def test_a_build_from_order_to_checkout(farm: Farm, alice: Workstation) -> None:
     assert (alice.here / "tree/usr/share/two/hello.txt").read_text() == "hello\n"
 
 
-def test_what_is_in_the_work_tree_is_built_and_git_does_not_notice(
-    farm: Farm, alice: Workstation
-) -> None:
+def test_farm_builds_the_work_tree_unnoticed_by_git(farm: Farm, alice: Workstation) -> None:
     farm.broker()
     farm.worker("w1")
     root = alice.definitions.root
@@ -62,7 +60,7 @@ def test_what_is_in_the_work_tree_is_built_and_git_does_not_notice(
     assert re.fullmatch(r"refs/builds/[\w-]+/[0-9a-f]{32}", refs[0])
 
 
-def test_two_want_one_artifact(farm: Farm, alice: Workstation) -> None:
+def test_farm_two_requests_share_an_artifact(farm: Farm, alice: Workstation) -> None:
     """It is built once, and both see its log from the first byte; one leaves, one has it."""
     farm.broker()
     farm.worker("w1", slots=2)
@@ -87,7 +85,7 @@ def test_two_want_one_artifact(farm: Farm, alice: Workstation) -> None:
     assert log.startswith(alice.log("shared"))
 
 
-def test_cancelling_ends_what_nobody_else_wants(farm: Farm, alice: Workstation) -> None:
+def test_farm_cancel_ends_only_unshared_steps(farm: Farm, alice: Workstation) -> None:
     farm.broker()
     farm.worker("w1")
     alice.definitions.write(slow=farm.held("slow"))
@@ -99,7 +97,7 @@ def test_cancelling_ends_what_nobody_else_wants(farm: Farm, alice: Workstation) 
     assert alice.ask("workers")[0]["state"] == "idle"
 
 
-def test_detach_attach_from_elsewhere_and_come_back(
+def test_farm_detach_and_attach_from_another_machine(
     farm: Farm, alice: Workstation, tmp_path: Path
 ) -> None:
     farm.broker()
@@ -132,7 +130,7 @@ def test_detach_attach_from_elsewhere_and_come_back(
     assert bob.run("attach", "fff").returncode == 1
 
 
-def test_status_list_logs_from_any_machine(farm: Farm, alice: Workstation) -> None:
+def test_farm_status_list_and_logs_from_any_machine(farm: Farm, alice: Workstation) -> None:
     farm.broker()
     farm.worker("w1")
     alice.definitions.write(slow=farm.held("slow"))
@@ -157,9 +155,7 @@ def test_status_list_logs_from_any_machine(farm: Farm, alice: Workstation) -> No
     assert bob.run("logs", "slow", "--request", request, cwd=bob.home).stdout == said
 
 
-def test_how_a_build_ended_is_told_by_a_broker_started_later(
-    farm: Farm, alice: Workstation
-) -> None:
+def test_farm_broker_knows_ends_of_former_runs(farm: Farm, alice: Workstation) -> None:
     broker = farm.broker()
     farm.worker("w1")
     alice.definitions.write(one="echo fine")
@@ -178,7 +174,7 @@ def test_how_a_build_ended_is_told_by_a_broker_started_later(
     assert "fine" in alice.run("logs", "one", cwd=alice.home).stdout
 
 
-def test_cancel_by_another(farm: Farm, alice: Workstation) -> None:
+def test_farm_cancel_by_another_user(farm: Farm, alice: Workstation) -> None:
     farm.broker()
     farm.worker("w1")
     alice.definitions.write(slow=farm.held("slow"))
@@ -193,7 +189,7 @@ def test_cancel_by_another(farm: Farm, alice: Workstation) -> None:
     until(lambda: not farm.holding("slow"))
 
 
-def test_a_mistake_in_the_definitions_has_file_and_line(farm: Farm, alice: Workstation) -> None:
+def test_farm_mistake_in_definitions_has_file_and_line(farm: Farm, alice: Workstation) -> None:
     farm.broker()
     alice.definitions.write(one="true")
     morph = alice.definitions.root / "strata/one.morph"
@@ -203,7 +199,7 @@ def test_a_mistake_in_the_definitions_has_file_and_line(farm: Farm, alice: Works
     assert done.stderr.startswith("strata/one.morph:6: ")
 
 
-def test_a_failure_far_away_says_all_that_is_needed(farm: Farm, alice: Workstation) -> None:
+def test_farm_failure_shows_log_and_command(farm: Farm, alice: Workstation) -> None:
     farm.broker()
     farm.worker("w1")
     alice.definitions.write(bad="echo about to fail\nfalse")
@@ -214,7 +210,7 @@ def test_a_failure_far_away_says_all_that_is_needed(farm: Farm, alice: Workstati
     assert f"log:   {alice.here}/build-step-bad-misc.log" in done.stdout
 
 
-def test_what_machines_fail_to_do_is_no_failed_build(farm: Farm, alice: Workstation) -> None:
+def test_farm_fault_of_machines_is_not_a_failed_build(farm: Farm, alice: Workstation) -> None:
     farm.broker()
     farm.store_url = str(farm.trove / "HEAD" / "is a file")  # of the worker, which cannot store
     farm.worker("w1")
@@ -225,7 +221,7 @@ def test_what_machines_fail_to_do_is_no_failed_build(farm: Farm, alice: Workstat
     assert "small is not built: one failed" in done.stderr
 
 
-def test_why_drain_and_resume(farm: Farm, alice: Workstation) -> None:
+def test_farm_why_drain_and_resume(farm: Farm, alice: Workstation) -> None:
     farm.broker()
     alice.definitions.write(one="true")
     request = alice.detach()
@@ -246,7 +242,7 @@ def test_why_drain_and_resume(farm: Farm, alice: Workstation) -> None:
     assert alice.run("why", "no-such-thing").returncode in (0, 1)
 
 
-def test_a_worker_killed_in_mid_build(farm: Farm, alice: Workstation) -> None:
+def test_farm_worker_killed_in_a_build(farm: Farm, alice: Workstation) -> None:
     farm.broker()
     doomed = farm.worker("w1")
     alice.definitions.write(slow=farm.held("slow"))
@@ -263,7 +259,7 @@ def test_a_worker_killed_in_mid_build(farm: Farm, alice: Workstation) -> None:
     assert alice.log("slow").count("+ echo slow begins") == 1, "the log of one attempt"
 
 
-def test_the_log_of_a_killed_initiator_is_completed(farm: Farm, alice: Workstation) -> None:
+def test_farm_log_of_a_killed_initiator_is_completed(farm: Farm, alice: Workstation) -> None:
     """It was killed amid a step that others went on with: the next build finds it cached."""
     farm.broker()
     farm.worker("w1")
@@ -285,7 +281,7 @@ def test_the_log_of_a_killed_initiator_is_completed(farm: Farm, alice: Workstati
     assert not list(alice.here.glob(".build-step-*"))
 
 
-def test_a_broker_killed_in_mid_build(farm: Farm, alice: Workstation) -> None:
+def test_farm_broker_killed_in_a_build(farm: Farm, alice: Workstation) -> None:
     broker = farm.broker()
     farm.worker("w1")
     alice.definitions.write(slow=farm.held("slow"), after=("slow", "true"))
@@ -306,7 +302,7 @@ def test_a_broker_killed_in_mid_build(farm: Farm, alice: Workstation) -> None:
     assert "slow begins" in alice.log("slow")
 
 
-def test_a_revoked_initiator_is_cut_off(farm: Farm, alice: Workstation) -> None:
+def test_farm_revoked_initiator_is_disconnected(farm: Farm, alice: Workstation) -> None:
     farm.broker()
     farm.worker("w1")
     mallory = farm.workstation("mallory")
@@ -324,7 +320,7 @@ def test_a_revoked_initiator_is_cut_off(farm: Farm, alice: Workstation) -> None:
     assert code == 0, said
 
 
-def test_sources_travel_through_the_trove(farm: Farm, alice: Workstation) -> None:
+def test_farm_sources_travel_through_the_trove(farm: Farm, alice: Workstation) -> None:
     """What only the initiator can reach, workers have from the trove."""
     farm.broker()
     farm.worker("w1")
@@ -338,7 +334,7 @@ def test_sources_travel_through_the_trove(farm: Farm, alice: Workstation) -> Non
     assert "hello" in alice.run("logs", "one").stdout
 
 
-def test_errors_of_settings_are_clear(farm: Farm, alice: Workstation) -> None:
+def test_farm_errors_of_settings_are_clear(farm: Farm, alice: Workstation) -> None:
     farm.broker()
     alice.definitions.write(one="true")
     alice.configure(trove="")
@@ -360,7 +356,7 @@ def test_errors_of_settings_are_clear(farm: Farm, alice: Workstation) -> None:
         assert "no controller is set: give --controller HOST" in done.stderr
 
 
-def test_a_controller_that_is_not_there(alice: Workstation) -> None:
+def test_farm_controller_that_does_not_exist(alice: Workstation) -> None:
     alice.definitions.write(one="true")
     done = alice.run("list")
     assert done.returncode == 4
@@ -373,7 +369,7 @@ def test_a_controller_that_is_not_there(alice: Workstation) -> None:
     assert "nothing is removed" in done.stderr
 
 
-def test_gc_keeps_what_live_builds_need(farm: Farm, alice: Workstation) -> None:
+def test_farm_gc_keeps_what_live_builds_need(farm: Farm, alice: Workstation) -> None:
     farm.broker()
     farm.worker("w1")
     alice.definitions.write(one="true", slow=("one", farm.held("slow")))

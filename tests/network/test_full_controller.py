@@ -23,7 +23,9 @@ def disk(farm: Farm) -> Iterator[SmallDisk]:
     disk.close()
 
 
-def test_who_orders_waits_for_room_and_what_runs_goes_on(farm: Farm, disk: SmallDisk) -> None:
+def test_full_controller_delays_new_builds_and_continues_others(
+    farm: Farm, disk: SmallDisk
+) -> None:
     alice, bob = farm.workstation("alice"), farm.workstation("bob")
     farm.broker(inside=disk.inside)
     farm.worker("w1")

@@ -9,7 +9,7 @@ from small_definitions import SYSTEM
 from terminals import Terminal
 
 
-def test_through_a_controller_all_that_is_live_stays_at_the_bottom(farm: Farm) -> None:
+def test_live_farm_rows_stay_at_the_bottom(farm: Farm) -> None:
     farm.broker()
     farm.worker("oak")
     workstation = farm.workstation("alice")
@@ -41,7 +41,7 @@ def fits(columns: int) -> Callable[[list[str]], bool]:
     return lambda lines: bool(lines) and max(map(len, lines)) < columns
 
 
-def test_status_that_is_watched_stays_in_its_rows(farm: Farm) -> None:
+def test_live_farm_watched_status_stays_in_its_rows(farm: Farm) -> None:
     farm.broker()
     farm.worker("oak")
     workstation = farm.workstation("alice")

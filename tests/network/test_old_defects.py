@@ -22,44 +22,44 @@ FARM = "network/test_farm.py"
 DEFECTS: dict[int, tuple[str, list[str]]] = {
     1: (
         "a worker that disconnects, even an idle one, ends the controller and all builds",
-        [f"{HERE}::test_workers_come_and_go"],
+        [f"{HERE}::test_farm_workers_come_and_go"],
     ),
     2: (
         "the job of a lost worker is never built again",
         [
-            f"{FARM}::test_a_worker_killed_in_mid_build",
+            f"{FARM}::test_farm_worker_killed_in_a_build",
             "simulation/test_scenarios.py::test_simulation_of_fresh_seeds",
         ],
     ),
     3: (
         "an initiator that leaves cancels nothing",
         [
-            f"{HERE}::test_an_initiator_that_is_killed_cancels_its_build",
+            f"{HERE}::test_farm_cancels_the_build_of_a_killed_initiator",
             "scheduling/test_lifecycle.py::test_patience_ends_the_request_of_a_silent_initiator",
         ],
     ),
     4: (
         "the controller's end is the initiator's, with exit code 0, and nothing is found again",
-        [f"{FARM}::test_a_broker_killed_in_mid_build"],
+        [f"{FARM}::test_farm_broker_killed_in_a_build"],
     ),
     5: (
         "cancelling frees the worker at once, and its late result ends the next build",
         [
-            f"{HERE}::test_what_is_cancelled_does_not_spoil_what_comes_next",
+            f"{HERE}::test_farm_cancelled_build_does_not_affect_the_next",
             "scheduling/test_attempts.py::test_cancelled_attempt_blocks_the_next_until_it_is_gone",
         ],
     ),
     6: (
         "cancelled jobs stay in the queue",
         [
-            f"{FARM}::test_cancelling_ends_what_nobody_else_wants",
+            f"{FARM}::test_farm_cancel_ends_only_unshared_steps",
             "scheduling/test_requests.py::test_cancel_ends_one_request_and_disturbs_no_other",
         ],
     ),
     7: (
         "two requests for one artifact that is queued build it twice",
         [
-            f"{FARM}::test_two_want_one_artifact",
+            f"{FARM}::test_farm_two_requests_share_an_artifact",
             "scheduling/test_lifecycle.py::test_task_of_two_requests_is_built_once",
         ],
     ),
@@ -88,93 +88,94 @@ DEFECTS: dict[int, tuple[str, list[str]]] = {
     11: (
         "without its controller a worker builds on for nobody, busy for the next one",
         [
-            f"{FARM}::test_a_broker_killed_in_mid_build",
+            f"{FARM}::test_farm_broker_killed_in_a_build",
             "scheduling/test_restart.py::test_restart_kills_orphans_after_grace",
         ],
     ),
     12: (
         "a request without components ends the controller",
-        [f"{FARM}::test_a_build_from_order_to_checkout"],
+        [f"{FARM}::test_farm_build_from_order_to_checkout"],
     ),
     13: (
         "an unknown component fails, and then everything is built, and it is listed for ever",
-        [f"{HERE}::test_components", "network/test_resolver.py::test_components"],
+        [
+            f"{HERE}::test_farm_builds_components",
+            "network/test_resolver.py::test_resolver_components",
+        ],
     ),
     14: (
         "a component named by its artifact is said to be missing, and built",
-        [f"{HERE}::test_components"],
+        [f"{HERE}::test_farm_builds_components"],
     ),
     15: (
         "a warning fails the build",
-        [f"{HERE}::test_a_warning_fails_nothing"],
+        [f"{HERE}::test_farm_warning_fails_nothing"],
     ),
     16: (
         "an unknown artifact ends the controller",
-        [
-            "wire/test_rubbish.py::test_rubbish_costs_its_sender_the_message_and_nobody_else_anything"
-        ],
+        ["wire/test_rubbish.py::test_broker_drops_invalid_messages_without_effect_on_others"],
     ),
     17: (
         "a message that is odd ends the controller, the worker or the helper",
         [
-            "wire/test_tcp.py::test_rubbish_on_the_ports_themselves",
-            "wire/test_rubbish.py::test_rubbish_costs_its_sender_the_message_and_nobody_else_anything",
-            "wire/test_messages.py::test_whatever_comes_is_a_message_or_garbage",
+            "wire/test_tcp.py::test_server_ignores_invalid_bytes_at_its_ports",
+            "wire/test_rubbish.py::test_broker_drops_invalid_messages_without_effect_on_others",
+            "wire/test_messages.py::test_message_or_decode_error",
         ],
     ),
     18: (
         "a command that cannot be started ends one worker after the other",
         [
-            f"{HERE}::test_a_command_that_cannot_be_started",
+            f"{HERE}::test_farm_command_that_cannot_be_started",
             "scheduling/test_retries.py::test_loss_of_several_workers_fails_the_task_and_names_them",
         ],
     ),
     19: (
         "one helper publishes for all, waits for ever, and blocks all else",
         [
-            "controller/test_store_client.py::test_closing_does_not_wait_for_a_store_that_hangs",
+            "controller/test_store_client.py::test_store_client_closes_without_waiting_for_a_store",
             "controller/test_resolved_orders.py"
-            "::test_the_broker_answers_while_a_resolver_works_and_can_be_told_to_give_up",
+            "::test_build_order_can_be_cancelled_while_it_is_resolved",
         ],
     ),
     20: (
         "with two helpers everything runs twice, with none requests are lost",
-        ["controller/test_resolver_pool.py::test_an_order_is_resolved"],
+        ["controller/test_resolver_pool.py::test_resolver_pool_resolves_an_order"],
     ),
     21: (
         "an initiator that vanishes with output pending leaves a busy loop",
-        ["test_broker.py::test_a_flood_of_logs_costs_the_broker_no_memory"],
+        ["test_broker.py::test_broker_memory_is_bounded_in_a_flood_of_logs"],
     ),
     22: (
         "a worker that vanishes without a word hangs its build",
-        [f"{HERE}::test_a_worker_that_says_nothing_any_more"],
+        [f"{HERE}::test_farm_silent_worker_is_lost"],
     ),
     23: (
         "one exception ends the daemon, and its state is lost",
         [
-            f"{FARM}::test_a_broker_killed_in_mid_build",
+            f"{FARM}::test_farm_broker_killed_in_a_build",
             "controller/test_resolved_orders.py"
-            "::test_after_a_restart_a_detached_request_goes_on_and_old_ones_are_known",
+            "::test_restart_continues_detached_requests_and_knows_old_ones",
         ],
     ),
     24: (
         "a worker's name that does not resolve ends the controller",
-        ["wire/test_tcp.py::test_a_controller_that_comes_late_and_again"],
+        ["wire/test_tcp.py::test_connection_waits_for_a_controller"],
     ),
     25: (
         "the whole graph is walked for each line of output, and buffers grow without a bound",
-        ["test_broker.py::test_a_flood_of_logs_costs_the_broker_no_memory"],
+        ["test_broker.py::test_broker_memory_is_bounded_in_a_flood_of_logs"],
     ),
     26: (
         "objects are made of what comes over the network",
-        ["wire/test_messages.py::test_traps"],
+        ["wire/test_messages.py::test_message_traps"],
     ),
     27: (
         "anybody may run commands as root on a worker",
         [
-            "wire/test_tcp.py::test_a_stranger_gets_no_answer_and_is_told_why",
-            "wire/test_tcp.py::test_roles_are_those_of_the_keys",
-            f"{FARM}::test_a_revoked_initiator_is_cut_off",
+            "wire/test_tcp.py::test_connection_with_an_unknown_key_says_why",
+            "wire/test_tcp.py::test_server_roles_are_those_of_the_keys",
+            f"{FARM}::test_farm_revoked_initiator_is_disconnected",
         ],
     ),
     28: (
@@ -195,36 +196,36 @@ DEFECTS: dict[int, tuple[str, list[str]]] = {
     30: (
         "a controller that restarts knows nothing, and uses its numbers again",
         [
-            "controller/test_journal.py::test_epochs_grow_over_runs_and_over_a_lost_file",
+            "controller/test_journal.py::test_journal_epochs_grow_over_runs_and_over_a_lost_file",
             "controller/test_resolved_orders.py"
-            "::test_after_a_restart_a_detached_request_goes_on_and_old_ones_are_known",
+            "::test_restart_continues_detached_requests_and_knows_old_ones",
         ],
     ),
     31: (
         "a step that starts twice ends the initiator; names of logs are taken as they come",
         [
-            f"{FARM}::test_a_worker_killed_in_mid_build",
-            f"{HERE}::test_names_of_logs_are_names_of_files",
+            f"{FARM}::test_farm_worker_killed_in_a_build",
+            f"{HERE}::test_farm_log_names_are_valid_file_names",
         ],
     ),
     32: (
         "a worker computes everything anew, and has no job if it sees other definitions",
         [
-            "network/test_resolver.py::test_the_tools_of_the_workers_count",
-            "wire/test_messages.py::test_a_job_travels_unread",
+            "network/test_resolver.py::test_resolver_uses_the_tools_of_the_workers",
+            "wire/test_messages.py::test_message_carries_a_job_undecoded",
         ],
     ),
 }
 
 
-def test_each_defect_is_looked_for() -> None:
+def test_old_defects_have_tests() -> None:
     assert sorted(DEFECTS) == list(range(1, 33))
 
 
 @pytest.mark.parametrize(
     "where", sorted({place for _, places in DEFECTS.values() for place in places})
 )
-def test_the_tests_are_where_they_are_said_to_be(where: str) -> None:
+def test_old_defects_name_existing_tests(where: str) -> None:
     file, _, name = where.partition("::")
     tree = ast.parse((TESTS / file).read_text())
     names = {one.name for one in ast.walk(tree) if isinstance(one, ast.FunctionDef)}
@@ -240,7 +241,7 @@ def alice(farm: Farm) -> Workstation:
     return farm.workstation("alice")
 
 
-def test_workers_come_and_go(farm: Farm, alice: Workstation) -> None:
+def test_farm_workers_come_and_go(farm: Farm, alice: Workstation) -> None:
     idle, busy = farm.worker("idle"), farm.worker("busy")
     until(lambda: len(alice.ask("workers")) == 2)
     alice.run("workers", "drain", "idle")
@@ -256,7 +257,7 @@ def test_workers_come_and_go(farm: Farm, alice: Workstation) -> None:
     assert alice.run("list").returncode == 0
 
 
-def test_an_initiator_that_is_killed_cancels_its_build(farm: Farm, alice: Workstation) -> None:
+def test_farm_cancels_the_build_of_a_killed_initiator(farm: Farm, alice: Workstation) -> None:
     farm.worker("w1")
     alice.definitions.write(slow=farm.held("slow"))
     build = alice.start_build()
@@ -266,7 +267,7 @@ def test_an_initiator_that_is_killed_cancels_its_build(farm: Farm, alice: Workst
     assert not [one for one in alice.ask("list") if one["state"] == "building"]
 
 
-def test_what_is_cancelled_does_not_spoil_what_comes_next(farm: Farm, alice: Workstation) -> None:
+def test_farm_cancelled_build_does_not_affect_the_next(farm: Farm, alice: Workstation) -> None:
     farm.worker("w1")
     bob = farm.workstation("bob")
     alice.definitions.write(first=farm.held("first"))
@@ -284,7 +285,7 @@ def test_what_is_cancelled_does_not_spoil_what_comes_next(farm: Farm, alice: Wor
     assert code == 0, said
 
 
-def test_components(farm: Farm, alice: Workstation) -> None:
+def test_farm_builds_components(farm: Farm, alice: Workstation) -> None:
     farm.worker("w1")
     alice.definitions.write(one="true", two=("one", "true"), three="true")
     wrong = alice.build("tow")
@@ -297,7 +298,7 @@ def test_components(farm: Farm, alice: Workstation) -> None:
     assert "three" not in right.stdout
 
 
-def test_a_warning_fails_nothing(farm: Farm, alice: Workstation) -> None:
+def test_farm_warning_fails_nothing(farm: Farm, alice: Workstation) -> None:
     farm.worker("w1")
     alice.definitions.write(one="true")
     morph = alice.definitions.root / "strata/one.morph"
@@ -307,7 +308,7 @@ def test_a_warning_fails_nothing(farm: Farm, alice: Workstation) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_command_that_cannot_be_started(farm: Farm, alice: Workstation) -> None:
+def test_farm_command_that_cannot_be_started(farm: Farm, alice: Workstation) -> None:
     farm.worker("w1")
     alice.definitions.write(bad="/no/such/program", good="true")
     done = alice.build("--keep-going")
@@ -317,7 +318,7 @@ def test_a_command_that_cannot_be_started(farm: Farm, alice: Workstation) -> Non
     assert [one["state"] for one in alice.ask("workers")] == ["idle"]
 
 
-def test_a_worker_that_says_nothing_any_more(farm: Farm, alice: Workstation) -> None:
+def test_farm_silent_worker_is_lost(farm: Farm, alice: Workstation) -> None:
     """It neither ends nor answers, as if its network had gone."""
     mute = farm.worker("mute")
     alice.definitions.write(slow=farm.held("slow"))
@@ -336,7 +337,7 @@ def test_a_worker_that_says_nothing_any_more(farm: Farm, alice: Workstation) -> 
     assert code == 0, said
 
 
-def test_names_of_logs_are_names_of_files(farm: Farm, alice: Workstation) -> None:
+def test_farm_log_names_are_valid_file_names(farm: Farm, alice: Workstation) -> None:
     farm.worker("w1")
     alice.definitions.write(**{"g++": "echo here"})
     done = alice.build()

@@ -20,7 +20,7 @@ def alice(farm: Farm) -> Workstation:
     return farm.workstation("alice")
 
 
-def test_a_build_waits_for_a_controller_that_is_away(farm: Farm, alice: Workstation) -> None:
+def test_reach_build_waits_for_a_controller(farm: Farm, alice: Workstation) -> None:
     alice.definitions.write(one="true")
     stopped, waits = alice.start_build(), alice.start_build()
     stopped.says("cannot be reached; retrying for 5 min")
@@ -29,14 +29,14 @@ def test_a_build_waits_for_a_controller_that_is_away(farm: Farm, alice: Workstat
     alice.configure(patience="1")
     done = alice.build()
     assert done.returncode == 4
-    assert "is fabric-broker up there, and the setting `controller` right?" in done.stderr
+    assert "is fabric-broker running there, and the setting `controller` correct?" in done.stderr
     farm.broker()
     farm.worker("w1")
     code, said = waits.ends()
     assert code == 0, said
 
 
-def test_a_trove_that_died_of_a_push_is_pushed_to_again(farm: Farm, alice: Workstation) -> None:
+def test_reach_push_is_repeated_after_the_trove_died(farm: Farm, alice: Workstation) -> None:
     """And what it left locked is in nobody's way."""
     hook = farm.trove / "hooks" / "pre-receive"
     hook.write_text(
@@ -54,7 +54,7 @@ def test_a_trove_that_died_of_a_push_is_pushed_to_again(farm: Farm, alice: Works
     assert len(list(farm.trove.glob("refs/builds/*/*.lock"))) == 1
 
 
-def test_ctrl_c_while_a_store_says_nothing(alice: Workstation) -> None:
+def test_reach_ctrl_c_while_the_store_is_silent(alice: Workstation) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/artifacts"
         alice.configure(controller="", trove="", artifacts=url)
@@ -68,9 +68,7 @@ def test_ctrl_c_while_a_store_says_nothing(alice: Workstation) -> None:
     assert said.endswith("fabric-initiator: interrupted\n")
 
 
-def test_who_speaks_another_protocol_is_told_which_side_to_upgrade(
-    farm: Farm, alice: Workstation
-) -> None:
+def test_reach_other_protocol_says_which_side_to_upgrade(farm: Farm, alice: Workstation) -> None:
     """A newer initiator and an older worker, at this broker."""
     broker = farm.broker()
     until(lambda: alice.run("list").returncode == 0)
@@ -90,6 +88,6 @@ def test_who_speaks_another_protocol_is_told_which_side_to_upgrade(
     farm.worker("w1").kill()
     worker = [sys.executable, "-m", "fabric.worker", "--config", str(farm.root / "w1/worker.toml")]
     older = farm.start(speaks(PROTOCOL - 1, worker), farm.root, dict(os.environ), "older")
-    older.says("the broker refuses this worker: ")
+    older.says("the broker rejects this worker: ")
     older.says("upgrade this peer")
     broker.says("a message of worker w1 was dropped: ")

@@ -88,7 +88,7 @@ def submitted(done: subprocess.CompletedProcess[bytes]) -> BuildGraph:
     return msgspec.msgpack.decode(done.stdout, type=BuildGraph)
 
 
-def test_an_order_becomes_steps_with_keys(farm: Farm) -> None:
+def test_resolver_makes_steps_with_keys(farm: Farm) -> None:
     order = farm.order()
     graph = submitted(farm.resolve(order))
     assert [step.name for step in graph.steps] == ["one", "things", "small"]
@@ -98,7 +98,7 @@ def test_an_order_becomes_steps_with_keys(farm: Farm) -> None:
     assert (graph.priority, graph.detach, graph.keep_going) == (2, True, False)
 
 
-def test_the_tools_of_the_workers_count(farm: Farm) -> None:
+def test_resolver_uses_the_tools_of_the_workers(farm: Farm) -> None:
     order = farm.order()
     ours = submitted(farm.resolve(order))
     theirs = submitted(farm.resolve(order, "--host-tools", "f" * 64))
@@ -108,7 +108,7 @@ def test_the_tools_of_the_workers_count(farm: Farm) -> None:
     assert before_a_worker_is_back.steps == theirs.steps
 
 
-def test_components(farm: Farm) -> None:
+def test_resolver_components(farm: Farm) -> None:
     graph = submitted(farm.resolve(farm.order("one")))
     assert [step.name for step in graph.steps] == ["one"]
     done = farm.resolve(farm.order("on"))
@@ -116,7 +116,7 @@ def test_components(farm: Farm) -> None:
     assert b"did you mean 'one'" in done.stderr
 
 
-def test_mistakes_have_file_and_line(farm: Farm) -> None:
+def test_resolver_mistakes_have_file_and_line(farm: Farm) -> None:
     farm.write(**{"strata/one.morph": "name: one\nkind: chunk\nbananas: 3\n"})
     done = farm.resolve(farm.order())
     assert done.returncode == 1
@@ -124,13 +124,13 @@ def test_mistakes_have_file_and_line(farm: Farm) -> None:
     assert done.stdout == b""
 
 
-def test_only_the_commit_that_was_ordered(farm: Farm) -> None:
+def test_resolver_accepts_only_the_commit_of_the_order(farm: Farm) -> None:
     done = farm.resolve(farm.order(commit="0" * 40))
     assert done.returncode == 1
     assert b"and 0000000000000000000000000000000000000000 was ordered" in done.stderr
 
 
-def test_a_ref_that_is_not_there(farm: Farm) -> None:
+def test_resolver_ref_that_does_not_exist(farm: Farm) -> None:
     order = msgspec.structs.replace(farm.order(), ref="refs/builds/t/none", commit="0" * 40)
     done = farm.resolve(order)
     assert done.returncode == 1
@@ -138,7 +138,7 @@ def test_a_ref_that_is_not_there(farm: Farm) -> None:
 
 
 @pytest.mark.parametrize("ref", ["--upload-pack=touch x", "refs/../x", "+refs/a:refs/b", "main"])
-def test_a_ref_that_is_none(farm: Farm, ref: str) -> None:
+def test_resolver_ref_that_is_invalid(farm: Farm, ref: str) -> None:
     done = farm.resolve(msgspec.structs.replace(farm.order(), ref=ref))
     assert done.returncode == 1
     assert b"is not the name of a build ref" in done.stderr
@@ -147,7 +147,7 @@ def test_a_ref_that_is_none(farm: Farm, ref: str) -> None:
 @pytest.mark.parametrize(
     "path", ["../secret", "/etc/passwd", "a/../../secret", "link", "far", "in\nside", "loop", "sub"]
 )
-def test_no_path_leads_out_of_the_commit(farm: Farm, path: str) -> None:
+def test_resolver_reads_nothing_outside_the_commit(farm: Farm, path: str) -> None:
     (farm.root.parent / "secret").write_text("name: secret\n")
     (farm.root / "link").symlink_to("../secret")
     (farm.root / "far").symlink_to("/etc/passwd")
@@ -163,7 +163,7 @@ def test_no_path_leads_out_of_the_commit(farm: Farm, path: str) -> None:
         assert files.read("nothing here") is None
 
 
-def test_lorries_that_are_links_are_left_out(farm: Farm, tmp_path: Path) -> None:
+def test_resolver_leaves_out_lorries_that_are_links(farm: Farm, tmp_path: Path) -> None:
     farm.write(**{"sources/one.lorry": "{}\n", "sources/below/two.lorry": "x\n"})
     (farm.root / "sources/three.lorry").symlink_to("/etc/passwd")
     build = farm.builds.snapshot(farm.root)
@@ -182,7 +182,9 @@ def test_lorries_that_are_links_are_left_out(farm: Farm, tmp_path: Path) -> None
         (dict.fromkeys("123456789", "#" * (8 << 20)), "more than 67,108,864 bytes"),
     ],
 )
-def test_too_many_lorries(farm: Farm, tmp_path: Path, lorries: dict[str, str], text: str) -> None:
+def test_resolver_bounds_lorries(
+    farm: Farm, tmp_path: Path, lorries: dict[str, str], text: str
+) -> None:
     farm.write(**{f"sources/{name}.lorry": content for name, content in lorries.items()})
     build = farm.builds.snapshot(farm.root)
     with (
@@ -194,14 +196,14 @@ def test_too_many_lorries(farm: Farm, tmp_path: Path, lorries: dict[str, str], t
 
 
 @pytest.mark.bound("DEFINITIONS_FILE")
-def test_a_huge_morph_is_refused(farm: Farm) -> None:
+def test_resolver_bounds_morphs(farm: Farm) -> None:
     farm.write(**{"strata/one.morph": "#" * 9_000_000})
     done = farm.resolve(farm.order())
     assert done.returncode == 1
     assert b"strata/one.morph:1: has 9,000,000 bytes: files of definitions have" in done.stderr
 
 
-def test_a_full_disk_is_the_machine_s_fault(farm: Farm, tmp_path: Path) -> None:
+def test_resolver_full_disk_is_a_fault_of_the_machine(farm: Farm, tmp_path: Path) -> None:
     order = farm.order()
     disk = SmallDisk(tmp_path / "controller", 32 << 20)
     try:
@@ -216,7 +218,7 @@ def test_a_full_disk_is_the_machine_s_fault(farm: Farm, tmp_path: Path) -> None:
         disk.close()
 
 
-def test_many_at_once(farm: Farm) -> None:
+def test_resolver_many_at_once(farm: Farm) -> None:
     orders = []
     for number in range(4):
         farm.write(
@@ -239,7 +241,7 @@ def test_many_at_once(farm: Farm) -> None:
 
 
 @pytest.mark.bound("RESOLVE_MEMORY")
-def test_memory_is_bounded() -> None:
+def test_resolver_memory_is_bounded() -> None:
     program = "from fabric.controller.resolver import confine; confine(60); bytearray(5 << 30)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     assert done.stderr.endswith(b"MemoryError\n")

@@ -66,7 +66,7 @@ def served(farm: Farm) -> Farm:
     return farm
 
 
-def test_orders_are_pushed_and_fetched_over_ssh(served: Farm) -> None:
+def test_trove_build_orders_travel_over_ssh(served: Farm) -> None:
     served.broker()
     served.worker("w1")
     alice = served.workstation("alice")
@@ -76,7 +76,7 @@ def test_orders_are_pushed_and_fetched_over_ssh(served: Farm) -> None:
     assert "over ssh" in alice.log("one")
 
 
-def test_what_keeps_us_out_is_said(served: Farm) -> None:
+def test_trove_access_errors_say_why(served: Farm) -> None:
     served.broker()
     alice = served.workstation("alice")
     until(lambda: alice.run("list").returncode == 0)
@@ -93,7 +93,7 @@ def test_what_keeps_us_out_is_said(served: Farm) -> None:
     assert f"does not accept {served.root}/ssh/stranger" in done.stderr
 
 
-def test_a_build_waits_for_a_trove_that_is_away(served: Farm) -> None:
+def test_trove_that_is_away_is_waited_for(served: Farm) -> None:
     served.broker()
     served.worker("w1")
     alice = served.workstation("alice")
@@ -117,7 +117,7 @@ def test_a_build_waits_for_a_trove_that_is_away(served: Farm) -> None:
     assert code == 0, said
 
 
-def test_what_a_trove_that_died_left_locked_comes_free_again(served: Farm) -> None:
+def test_trove_locks_of_a_dead_trove_are_released(served: Farm) -> None:
     """By itself when it is old; and until then a build waits."""
     hook = served.trove / "hooks/reference-transaction"
     hook.write_text(DIES)

@@ -18,7 +18,7 @@ def controller(tmp_path: Path) -> Path:
     return tmp_path / "controller"
 
 
-def test_a_pair_is_made_in_zeromqs_format_and_the_secret_is_kept(tmp_path: Path) -> None:
+def test_keys_are_made_in_zeromqs_format_and_stay_secret(tmp_path: Path) -> None:
     public_file = keys.make("worker", "w1", tmp_path)
     secret_file = tmp_path / "w1.key_secret"
     assert public_file == tmp_path / "w1.key"
@@ -37,12 +37,12 @@ def test_a_pair_is_made_in_zeromqs_format_and_the_secret_is_kept(tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["", "../w", "a b", "-x", ".x", "x" * 64, "é", "x\n"])
-def test_names_are_fit_for_files(tmp_path: Path, name: str) -> None:
+def test_keys_have_names_that_are_valid_in_files(tmp_path: Path, name: str) -> None:
     with pytest.raises(KeyProblem, match="is not a valid name"):
         keys.make("worker", name, tmp_path)
 
 
-def test_a_secret_that_others_may_read_is_refused(tmp_path: Path) -> None:
+def test_keys_that_others_may_read_are_refused(tmp_path: Path) -> None:
     keys.make("worker", "w1", tmp_path)
     (tmp_path / "w1.key_secret").chmod(0o640)
     with pytest.raises(KeyProblem, match="chmod 600"):
@@ -52,14 +52,14 @@ def test_a_secret_that_others_may_read_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "\0" * 10_000, "curve\n  public-key = \"x\"", "\xff\xfe", "metadata\n  name = w\n"]
 )  # fmt: skip
-def test_what_is_no_key_is_said(tmp_path: Path, text: str) -> None:
+def test_keys_that_are_invalid_are_reported(tmp_path: Path, text: str) -> None:
     file = tmp_path / "x.key"
     file.write_text(text, encoding="latin-1")
     with pytest.raises(KeyProblem, match=str(file)):
         keys.read(file)
 
 
-def test_what_a_peer_needs(tmp_path: Path) -> None:
+def test_keys_of_a_peer(tmp_path: Path) -> None:
     with pytest.raises(KeyProblem, match=r"one file NAME.key_secret is needed, and there is: none"):
         keys.of_peer(tmp_path, "worker")
     keys.make("worker", "w1", tmp_path)
@@ -79,7 +79,7 @@ def test_what_a_peer_needs(tmp_path: Path) -> None:
         keys.of_peer(tmp_path, "worker")
 
 
-def test_admitting_and_revoking(tmp_path: Path, controller: Path) -> None:
+def test_keys_are_admitted_and_revoked(tmp_path: Path, controller: Path) -> None:
     public = keys.make("worker", "w1", tmp_path)
     broker, tool = AuthorizedKeys(controller), AuthorizedKeys(controller)
     assert not broker.refresh()
@@ -98,7 +98,7 @@ def test_admitting_and_revoking(tmp_path: Path, controller: Path) -> None:
         tool.revoke("../broker")
 
 
-def test_nobody_is_admitted_twice_or_instead_of_another(tmp_path: Path, controller: Path) -> None:
+def test_keys_are_admitted_once_for_each_name(tmp_path: Path, controller: Path) -> None:
     table = AuthorizedKeys(controller)
     table.admit(keys.make("worker", "w1", tmp_path / "a"))
     AuthorizedKeys(controller).refresh()
@@ -111,7 +111,7 @@ def test_nobody_is_admitted_twice_or_instead_of_another(tmp_path: Path, controll
         table.admit(keys.make("broker", "broker", tmp_path))
 
 
-def test_files_that_are_no_good_are_told_and_admit_nobody(tmp_path: Path, controller: Path) -> None:
+def test_keys_in_bad_files_are_reported_and_not_admitted(tmp_path: Path, controller: Path) -> None:
     good = keys.make("worker", "w1", tmp_path)
     AuthorizedKeys(controller).admit(good)
     (controller / "admitted" / "w0.key").write_text("rubbish")
@@ -123,7 +123,9 @@ def test_files_that_are_no_good_are_told_and_admit_nobody(tmp_path: Path, contro
     assert "w2.key must be named w1.key" in table.problems[1]
 
 
-def test_the_program(tmp_path: Path, controller: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_keytool_program(
+    tmp_path: Path, controller: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert keytool.main(["make", "broker", "--to", str(controller)]) == 0
     assert keytool.main(["make", "initiator", "alice", "--to", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"{controller}/broker.key\n{tmp_path}/alice.key\n"

@@ -116,7 +116,7 @@ def honest(farm: Farm) -> Iterator[Honest]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("role", ["worker", "initiator"])
-def test_at_the_socket_for_jobs(farm: Farm, honest: Honest, role: str) -> None:
+def test_fuzz_socket_for_jobs(farm: Farm, honest: Honest, role: str) -> None:
     curve = farm.key("worker" if role == "worker" else "initiator", "fuzzer")
     fuzzer = farm.peer(curve)
     rng = random.Random(role)
@@ -129,7 +129,7 @@ def test_at_the_socket_for_jobs(farm: Farm, honest: Honest, role: str) -> None:
 
 
 @pytest.mark.slow
-def test_at_the_sockets_for_logs(farm: Farm, honest: Honest) -> None:
+def test_fuzz_sockets_for_logs(farm: Farm, honest: Honest) -> None:
     stream = farm.socket(zmq.XPUB, farm.at.logs_in, farm.key("worker", "fuzzer"))
     stream.setsockopt(zmq.XPUB_NODROP, 1)
     assert stream.recv() == b"\x01", "the broker wants all logs"
@@ -148,7 +148,7 @@ def test_at_the_sockets_for_logs(farm: Farm, honest: Honest) -> None:
 
 
 @pytest.mark.slow
-def test_messages_that_are_too_large(farm: Farm, honest: Honest) -> None:
+def test_fuzz_messages_that_are_too_large(farm: Farm, honest: Honest) -> None:
     fuzzer = farm.peer(farm.key("worker", "fuzzer"))
     for size in (bounds.REMOTE_FRAME - 1, bounds.REMOTE_FRAME + 1, 2**26):
         for _ in range(3):
@@ -159,7 +159,7 @@ def test_messages_that_are_too_large(farm: Farm, honest: Honest) -> None:
 
 
 @pytest.mark.slow
-def test_messages_of_several_frames(fabric: Fabric) -> None:
+def test_fuzz_messages_of_several_frames(fabric: Fabric) -> None:
     """Nobody of ours sends any; whoever does is told off once, and costs nobody anything."""
     fabric.worker()
     assert fabric.initiator("before:").follow() == "done"
@@ -182,7 +182,7 @@ def test_messages_of_several_frames(fabric: Fabric) -> None:
 
 
 @pytest.mark.slow
-def test_at_the_ports_without_a_key(honest: Honest) -> None:
+def test_fuzz_ports_without_a_key(honest: Honest) -> None:
     """Greetings of ZeroMQ's protocol that are wrong, and whatever else comes over the net."""
     rng = random.Random(4)
     null = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)
@@ -205,7 +205,7 @@ def test_at_the_ports_without_a_key(honest: Honest) -> None:
 
 
 @pytest.mark.slow
-def test_at_a_worker(directory: Path) -> None:
+def test_fuzz_worker(directory: Path) -> None:
     """What a broker says that has lost its mind."""
     context = zmq.Context()
     broker = sockets.router(context)

@@ -74,7 +74,7 @@ TO_INITIATOR: list[Message] = [
     ("messages", "kinds"),
     [(FROM_PEER, FromPeer), (TO_WORKER, ToWorker), (TO_INITIATOR, ToInitiator)],
 )
-def test_there_and_back(messages: list[Message], kinds: object) -> None:
+def test_message_is_encoded_and_decoded(messages: list[Message], kinds: object) -> None:
     codec: sockets.Codec[Message] = sockets.Codec(kinds)
     for message in messages:
         back = codec.decode(codec.encode(message))
@@ -82,20 +82,20 @@ def test_there_and_back(messages: list[Message], kinds: object) -> None:
         assert codec.encode(back) == codec.encode(message)
 
 
-def test_a_job_travels_unread() -> None:
+def test_message_carries_a_job_undecoded() -> None:
     codec: sockets.Codec[BuildGraph] = sockets.Codec(BuildGraph)
     graph = FROM_PEER[2]
     back = codec.decode(codec.encode(graph))
     assert bytes(back.steps[0].job) == bytes(JOB)
 
 
-def test_unknown_fields_are_ignored_so_that_messages_may_grow() -> None:
+def test_message_may_have_unknown_fields() -> None:
     codec: sockets.Codec[Poll] = sockets.Codec(Poll)
     grown = msgspec.msgpack.encode({"t": "Poll", "request": "r", "seen": 1, "new": [1]})
     assert codec.decode(grown) == Poll("r", 1)
 
 
-def test_whatever_comes_is_a_message_or_garbage() -> None:
+def test_message_or_decode_error() -> None:
     rng = random.Random(5)
     codec: sockets.Codec[Message] = sockets.Codec(FromPeer)
     frames = [codec.encode(message) for message in FROM_PEER]
@@ -116,7 +116,7 @@ def test_whatever_comes_is_a_message_or_garbage() -> None:
     "frame",
     [b"", b"\xc1", b"\x91" * 100_000, b"\xdd\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff", b"\x80"],
 )
-def test_traps(frame: bytes) -> None:
+def test_message_traps(frame: bytes) -> None:
     codec: sockets.Codec[Message] = sockets.Codec(FromPeer)
     with pytest.raises(sockets.DecodeError):
         codec.decode(frame)
@@ -138,13 +138,13 @@ def test_traps(frame: bytes) -> None:
         Report(PROTOCOL, "w", "x86_64", 1, 1, finished=(Outcome("", 1, "done"),)),
     ],
 )
-def test_what_is_out_of_bounds_is_garbage(message: Message) -> None:
+def test_message_out_of_bounds_is_a_decode_error(message: Message) -> None:
     codec: sockets.Codec[Message] = sockets.Codec(FromPeer)
     with pytest.raises(sockets.DecodeError):
         codec.decode(codec.encode(message))
 
 
-def test_greetings_of_other_versions() -> None:
+def test_greeting_of_other_versions() -> None:
     newer = {"t": "Greeting", "protocol": PROTOCOL + 1, "name": "w1", "what": None}
     assert sockets.greeting(msgspec.msgpack.encode(newer)) == ("w1", PROTOCOL + 1)
     same = {"protocol": PROTOCOL, "request": "r"}
@@ -152,13 +152,13 @@ def test_greetings_of_other_versions() -> None:
     assert sockets.greeting(b"nonsense") is None
 
 
-def test_who_is_to_be_upgraded() -> None:
+def test_mismatch_says_which_side_to_upgrade() -> None:
     sides = {"us": "the broker", "them": "this peer"}
     assert sockets.mismatch(PROTOCOL + 1, **sides).endswith("upgrade the broker")
     assert sockets.mismatch(PROTOCOL - 1, **sides).endswith("upgrade this peer")
 
 
-def test_long_paths_and_busy_addresses_are_errors_that_say_what_to_do() -> None:
+def test_socket_address_errors_say_what_to_do() -> None:
     with pytest.raises(sockets.AddressError, match="set TMPDIR"):
         sockets.ipc("/tmp/" + "x" * 100, "jobs")
     assert sockets.ipc("/tmp", "jobs") == "ipc:///tmp/jobs"
@@ -173,7 +173,7 @@ def test_long_paths_and_busy_addresses_are_errors_that_say_what_to_do() -> None:
         context.destroy(linger=0)
 
 
-def test_sending_to_nobody_is_no_error() -> None:
+def test_socket_send_to_no_peer_is_not_an_error() -> None:
     context = zmq.Context()
     try:
         socket = sockets.router(context)
@@ -184,7 +184,7 @@ def test_sending_to_nobody_is_no_error() -> None:
 
 
 @pytest.mark.bound("TOLD")
-def test_a_text_of_the_broker_that_is_too_long_is_not_understood() -> None:
+def test_message_with_a_text_that_is_too_long_is_not_decoded() -> None:
     codec: sockets.Codec[ToInitiator] = sockets.Codec(ToInitiator)
     for length in (bounds.TOLD, bounds.TOLD + 1):
         frame = codec.encode(Update("r", 1, "failed", message="x" * length))
@@ -193,7 +193,7 @@ def test_a_text_of_the_broker_that_is_too_long_is_not_understood() -> None:
 
 
 @pytest.mark.bound("LOG_RANGE")
-def test_a_range_of_a_log_that_is_too_long_is_not_understood() -> None:
+def test_message_with_a_log_range_that_is_too_long_is_not_decoded() -> None:
     codec: sockets.Codec[FromPeer] = sockets.Codec(FromPeer)
     piece = LogPiece(KEY, 1, 0, bytes(bounds.LOG_RANGE + 1))
     with pytest.raises(sockets.DecodeError, match="data"):
@@ -201,7 +201,7 @@ def test_a_range_of_a_log_that_is_too_long_is_not_understood() -> None:
 
 
 @pytest.mark.bound("LOG_PIECE")
-def test_a_published_piece_that_is_too_long_does_not_arrive() -> None:
+def test_socket_drops_a_published_piece_that_is_too_long() -> None:
     context = zmq.Context()
     try:
         hearer, teller = sockets.subscriber(context, ""), sockets.publisher(context)

@@ -68,7 +68,7 @@ def stranger(fabric: Fabric) -> object:
     someone.close()
 
 
-def test_rubbish_costs_its_sender_the_message_and_nobody_else_anything(
+def test_broker_drops_invalid_messages_without_effect_on_others(
     fabric: Fabric, stranger: Stranger
 ) -> None:
     rng = random.Random(3)
@@ -96,7 +96,7 @@ def test_rubbish_costs_its_sender_the_message_and_nobody_else_anything(
     assert len(re.findall("a message was dropped", fabric.broker.said)) == 1, "noted once"
 
 
-def test_rubbish_by_hand(fabric: Fabric) -> None:
+def test_broker_drops_invalid_messages_made_by_hand(fabric: Fabric) -> None:
     fabric.worker()
     assert fabric.initiator("before:").follow() == "done"
     piece = Published("a" * 64, 1, 0, b"x").frame()
@@ -112,7 +112,7 @@ def test_rubbish_by_hand(fabric: Fabric) -> None:
     assert "it is not a piece of a log" in fabric.broker.said
 
 
-def test_another_protocol_is_refused_and_told_which_side_to_upgrade(
+def test_broker_rejects_another_protocol_and_says_which_side_to_upgrade(
     fabric: Fabric, stranger: Stranger
 ) -> None:
     stranger.say(msgspec.msgpack.encode(BuildGraph(PROTOCOL + 1, "r" * 32, "", (), ())))
@@ -129,7 +129,7 @@ def test_another_protocol_is_refused_and_told_which_side_to_upgrade(
     assert fabric.broker.child.poll() is None
 
 
-def test_a_message_out_of_bounds_is_refused_with_the_reason(stranger: Stranger) -> None:
+def test_broker_rejects_a_message_out_of_bounds_with_the_reason(stranger: Stranger) -> None:
     stranger.say(msgspec.msgpack.encode(Report(PROTOCOL, "w1", "x86_64", -1, 1)))
     rejected = stranger.hear()
     assert isinstance(rejected, Rejected)
@@ -137,7 +137,7 @@ def test_a_message_out_of_bounds_is_refused_with_the_reason(stranger: Stranger) 
     assert "slots" in rejected.reason
 
 
-def test_a_second_worker_of_one_name_is_refused(stranger: Stranger) -> None:
+def test_broker_rejects_a_second_worker_of_one_name(stranger: Stranger) -> None:
     # in turns: a former run that is heard but once may merely be late
     for sequence in range(1, 50):
         for instance in ("first", "second"):
@@ -150,12 +150,14 @@ def test_a_second_worker_of_one_name_is_refused(stranger: Stranger) -> None:
     pytest.fail("both are heard")
 
 
-def test_a_log_that_is_not_there(stranger: Stranger) -> None:
+def test_broker_answers_for_a_log_that_does_not_exist(stranger: Stranger) -> None:
     stranger.say(msgspec.msgpack.encode(LogRead("b" * 64, 1, 0, 100)))
     assert stranger.hear() == Rejected("b" * 64, "no-log", "the store has no log of it")
 
 
-def test_the_log_of_a_cached_step_comes_from_the_store(fabric: Fabric, stranger: Stranger) -> None:
+def test_broker_reads_the_log_of_a_cached_step_from_the_store(
+    fabric: Fabric, stranger: Stranger
+) -> None:
     fabric.worker("w1", lambda _: b"0123456789")
     assert fabric.initiator("zlib:").follow() == "done"
     fabric.broker.end()
@@ -166,7 +168,7 @@ def test_the_log_of_a_cached_step_comes_from_the_store(fabric: Fabric, stranger:
     assert (piece.data, piece.offset, piece.size) == (b"234", 2, 10)
 
 
-def test_an_unknown_request(stranger: Stranger) -> None:
+def test_broker_rejects_an_unknown_request(stranger: Stranger) -> None:
     stranger.say(msgspec.msgpack.encode(Poll("nobody", 0)))
     rejected = stranger.hear()
     assert isinstance(rejected, Rejected)
@@ -174,7 +176,7 @@ def test_an_unknown_request(stranger: Stranger) -> None:
 
 
 @pytest.mark.bound("FRAME")
-def test_a_message_that_is_too_large_costs_its_sender_the_connection(
+def test_broker_closes_the_connection_of_a_message_that_is_too_large(
     fabric: Fabric, stranger: Stranger
 ) -> None:
     before = resident(fabric.broker.child.pid)

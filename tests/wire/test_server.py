@@ -36,7 +36,7 @@ def peers(tmp_path: Path) -> Iterator[list[sockets.Socket]]:
     context.destroy(linger=0)
 
 
-def test_an_update_about_thousands_of_failures_fits_into_a_frame(
+def test_server_update_about_thousands_of_failures_fits_into_a_frame(
     server: Server, peers: list[sockets.Socket]
 ) -> None:
     text = "\U0001f980" * bounds.OUTCOME_TEXT
@@ -59,7 +59,7 @@ def test_an_update_about_thousands_of_failures_fits_into_a_frame(
     assert told.steps[0].failed_command == ""
 
 
-def test_a_peer_that_asks_for_many_ranges_of_logs_has_few_of_them_in_a_turn(
+def test_server_bounds_the_log_reads_of_a_peer_in_a_turn(
     server: Server, peers: list[sockets.Socket]
 ) -> None:
     greedy, modest = peers

@@ -27,7 +27,7 @@ while router.poll(500):
 """
 
 
-def test_a_peer_that_waits_and_is_gone_ends_no_broker() -> None:
+def test_socket_survives_a_peer_that_waits_and_is_gone() -> None:
     public, secret = (key.decode() for key in zmq.curve_keypair())
     own_public, own_secret = zmq.curve_keypair()
     busy = subprocess.Popen(
@@ -49,7 +49,7 @@ def test_a_peer_that_waits_and_is_gone_ends_no_broker() -> None:
     assert busy.returncode == 0
 
 
-def test_many_subscriptions_at_once_all_arrive(tmp_path: Path) -> None:
+def test_socket_subscriptions_all_arrive(tmp_path: Path) -> None:
     before, later = ([f"{n:064x}" for n in range(first, first + 1000)] for first in (0, 1000))
     context = sockets.new_context()
     try:

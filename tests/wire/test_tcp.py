@@ -38,7 +38,7 @@ def order() -> BuildOrder:
     return BuildOrder(PROTOCOL, "r" * 32, "t", "refs/x", "c" * 40, "s.morph")
 
 
-def test_roles_are_those_of_the_keys(farm: Farm) -> None:
+def test_server_roles_are_those_of_the_keys(farm: Farm) -> None:
     """A worker cannot submit builds, and an initiator cannot take jobs."""
     worker = farm.peer(farm.key("worker", "w1"))
     for message in (
@@ -65,7 +65,7 @@ def test_roles_are_those_of_the_keys(farm: Farm) -> None:
     assert poll.code == "unknown-request"
 
 
-def test_a_stranger_gets_no_answer_and_is_told_why(farm: Farm) -> None:
+def test_connection_with_an_unknown_key_says_why(farm: Farm) -> None:
     curve = farm.key("worker", "w1", admit=False)
     connection = Connection(farm.at, "publish", curve=curve, name="w1")
     try:
@@ -95,7 +95,7 @@ def turn_until(
         connection.maintain(time.monotonic())
 
 
-def test_the_key_of_another_controller_is_told(farm: Farm) -> None:
+def test_connection_to_another_controller_says_so(farm: Farm) -> None:
     curve = farm.key("worker", "w1")
     wrong = Curve(curve.public, curve.secret, zmq.curve_keypair()[0])
     connection = Connection(farm.at, "publish", curve=wrong, name="w1")
@@ -107,7 +107,7 @@ def test_the_key_of_another_controller_is_told(farm: Farm) -> None:
         connection.close()
 
 
-def test_a_controller_that_comes_late_and_again(farm: Farm) -> None:
+def test_connection_waits_for_a_controller(farm: Farm) -> None:
     curve = farm.key("worker", "w1")
     farm.kill()
     connection = Connection(farm.at, "publish", curve=curve, name="w1")
@@ -123,7 +123,7 @@ def test_a_controller_that_comes_late_and_again(farm: Farm) -> None:
         connection.close()
 
 
-def test_revoking_cuts_off_at_once_and_others_go_on(farm: Farm) -> None:
+def test_server_closes_revoked_connections_at_once(farm: Farm) -> None:
     leaving, staying = farm.peer(farm.key("worker", "w1")), farm.peer(farm.key("worker", "w2"))
     leaving.ask(report("w1"))
     staying.ask(report("w2"))
@@ -136,7 +136,7 @@ def test_revoking_cuts_off_at_once_and_others_go_on(farm: Farm) -> None:
     assert "all connections are made anew" in farm.said
 
 
-def test_a_log_is_taken_only_from_whoever_holds_the_attempt(farm: Farm) -> None:
+def test_server_accepts_a_log_only_from_the_worker_of_its_attempt(farm: Farm) -> None:
     """Two workers: one is told to build, the other says something into its log."""
     holder, other = farm.peer(farm.key("worker", "w1")), farm.peer(farm.key("worker", "w2"))
     holder.ask(report("w1"))
@@ -165,7 +165,7 @@ def test_a_log_is_taken_only_from_whoever_holds_the_attempt(farm: Farm) -> None:
     assert log() == b"from its own"
 
 
-def test_rubbish_on_the_ports_themselves(farm: Farm) -> None:
+def test_server_ignores_invalid_bytes_at_its_ports(farm: Farm) -> None:
     """Whoever has no key, and does not even speak ZeroMQ."""
     rubbish = [b"", b"GET / HTTP/1.0\r\n\r\n", b"\xff" + b"\0" * 8 + b"\x7f", os.urandom(100_000)]
     peer = farm.peer(farm.key("worker", "w1"))

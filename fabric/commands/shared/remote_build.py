@@ -143,6 +143,7 @@ class Patience:
         self._screen = screen
 
     def report(self, error: str) -> None:
+        """Show what the build waits for."""
         self._screen.event("connection", ok=False, message=error)
         self._screen.say(f"{error}; retrying for {duration(self._seconds)}", "yellow")
 

@@ -58,7 +58,7 @@ def warnings() -> list[str]:
     return []
 
 
-def test_what_cannot_be_written_is_not_kept_and_tried_again(
+def test_journal_writer_retries_and_is_not_durable_meanwhile(
     tmp_path: Path, warnings: list[str], hindrance: Hindrance
 ) -> None:
     path = tmp_path / "journal.sqlite"
@@ -90,7 +90,7 @@ def test_what_cannot_be_written_is_not_kept_and_tried_again(
     ]
 
 
-def test_what_began_and_cannot_be_written_is_told_once_and_leaves_nothing(
+def test_journal_reports_unwritten_requests_once(
     tmp_path: Path, warnings: list[str], hindrance: Hindrance
 ) -> None:
     path = tmp_path / "journal.sqlite"
@@ -117,7 +117,7 @@ def test_what_began_and_cannot_be_written_is_told_once_and_leaves_nothing(
     assert rows(path, "SELECT id, state FROM requests") == [("r1", "done")]
 
 
-def test_of_histories_that_cannot_be_written_only_so_much_is_kept(
+def test_journal_writer_bounds_the_backlog_of_histories(
     tmp_path: Path, warnings: list[str], hindrance: Hindrance
 ) -> None:
     path = tmp_path / "journal.sqlite"
@@ -134,7 +134,7 @@ def test_of_histories_that_cannot_be_written_only_so_much_is_kept(
     assert rows(path, "SELECT worker FROM drained") == [("w1",)]
 
 
-def test_nobody_waits_for_a_journal_that_is_not_needed(
+def test_journal_writer_blocks_nothing_if_not_needed(
     tmp_path: Path, warnings: list[str], hindrance: Hindrance
 ) -> None:
     path = tmp_path / "journal.sqlite"

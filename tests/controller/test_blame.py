@@ -144,7 +144,7 @@ def breaks(monkeypatch: pytest.MonkeyPatch, where: Any, what: str) -> None:
     ],
     ids=lambda each: each if isinstance(each, str) else "",
 )
-def test_a_request_that_breaks_the_core_costs_no_other(
+def test_blame_fails_only_the_request_that_breaks_the_core(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: Any, what: str
 ) -> None:
     breaks(monkeypatch, where, what)
@@ -158,7 +158,7 @@ def test_a_request_that_breaks_the_core_costs_no_other(
         assert service.ends == [repr(what)]
 
 
-def test_news_that_break_the_core_cost_no_other(
+def test_blame_rejects_only_the_update_that_breaks_the_core(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     breaks(monkeypatch, updates, "update")
@@ -170,7 +170,7 @@ def test_news_that_break_the_core_cost_no_other(
     assert not service.ends
 
 
-def test_a_question_that_breaks_the_core_costs_no_other(
+def test_blame_fails_only_the_query_that_breaks_the_core(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> Answer:

@@ -27,7 +27,7 @@ def order(request: str, title: str) -> BuildOrder:
     return BuildOrder(PROTOCOL, request, title, "refs/builds/m/r", "c" * 40, "s.morph", detach=True)
 
 
-def test_a_request_that_breaks_the_core_is_set_aside(tmp_path: Path) -> None:
+def test_broker_sets_a_request_aside_that_breaks_the_core(tmp_path: Path) -> None:
     said: list[str] = []
     path = tmp_path / "journal.sqlite"
     journal = Journal(path, said.append)

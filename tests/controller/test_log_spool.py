@@ -41,7 +41,7 @@ def files(directory: Path) -> set[int]:
     return {int(path.name.partition(".")[0], 16) for path in directory.iterdir()}
 
 
-def test_logs_that_have_ended_make_room_oldest_first(tmp_path: Path) -> None:
+def test_log_disk_removes_ended_logs_oldest_first(tmp_path: Path) -> None:
     spools = Spools(tmp_path, 0, quota=4 * len(PIECE))
     logged(spools, 1)
     for n in (2, 3, 4):
@@ -53,7 +53,7 @@ def test_logs_that_have_ended_make_room_oldest_first(tmp_path: Path) -> None:
     assert files(tmp_path) == {1, 4, 5, 6}
 
 
-def test_one_who_logs_without_end_costs_its_own_log(tmp_path: Path) -> None:
+def test_log_disk_removes_the_longest_log(tmp_path: Path) -> None:
     spools = Spools(tmp_path, 0, quota=10 * len(PIECE))
     for n in (1, 2, 3):
         logged(spools, n)
@@ -67,7 +67,7 @@ def test_one_who_logs_without_end_costs_its_own_log(tmp_path: Path) -> None:
 
 
 @pytest.mark.bound("LOGS_DISK")
-def test_what_a_former_broker_left_counts_and_goes_first(tmp_path: Path) -> None:
+def test_log_disk_removes_files_of_former_runs_first(tmp_path: Path) -> None:
     for n, size in ((1, bounds.LOGS_DISK - 1), (2, 1)):  # holes
         with (tmp_path / f"{key_of(n)}.1").open("wb") as file:
             file.truncate(size)
@@ -78,7 +78,7 @@ def test_what_a_former_broker_left_counts_and_goes_first(tmp_path: Path) -> None
 
 
 @pytest.mark.bound("STEP_LOG")
-def test_a_log_that_is_too_long_is_not_kept(tmp_path: Path) -> None:
+def test_spool_of_a_log_that_is_too_long_is_dropped(tmp_path: Path) -> None:
     with (tmp_path / f"{key_of(1)}.1").open("wb") as file:
         file.truncate(bounds.STEP_LOG)
     spools = Spools(tmp_path, 0)
@@ -92,7 +92,7 @@ def test_a_log_that_is_too_long_is_not_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.bound("LOGS_SPARE")
-def test_logs_leave_room_on_the_disk(tmp_path: Path) -> None:
+def test_log_disk_leaves_room_on_the_disk(tmp_path: Path) -> None:
     code = f"""
         import os
         from pathlib import Path
@@ -114,7 +114,7 @@ def test_logs_leave_room_on_the_disk(tmp_path: Path) -> None:
 # -- what is found -------------------------------------------------------------------------
 
 
-def test_a_long_log_that_is_found_is_digested_turn_by_turn(tmp_path: Path) -> None:
+def test_spool_of_a_former_run_is_digested_in_parts(tmp_path: Path) -> None:
     text = os.urandom(3 * DIGESTED_AT_ONCE)
     (tmp_path / f"{key_of(1)}.1").write_bytes(text)
     spools = Spools(tmp_path)
@@ -136,7 +136,7 @@ def test_a_long_log_that_is_found_is_digested_turn_by_turn(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("found", ["wrong", "cut off", "removed"])
-def test_a_damaged_log_is_asked_for_again(tmp_path: Path, found: str) -> None:
+def test_spool_of_a_damaged_file_is_requested_again(tmp_path: Path, found: str) -> None:
     text = b"a line\n" * 1000
     file = tmp_path / f"{key_of(1)}.1"
     file.write_bytes(text.upper() if found == "wrong" else text)
@@ -158,7 +158,7 @@ def test_a_damaged_log_is_asked_for_again(tmp_path: Path, found: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["directory", "fifo", "link", "loop"])
-def test_what_is_no_file_is_no_log(tmp_path: Path, kind: str) -> None:
+def test_spool_ignores_what_is_not_a_file(tmp_path: Path, kind: str) -> None:
     directory, place = tmp_path / "logs", tmp_path / "logs" / f"{key_of(1)}.1"
     directory.mkdir()
     (tmp_path / "secret").write_bytes(b"secret")

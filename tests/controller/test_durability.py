@@ -28,7 +28,7 @@ def crash(farm: Farm) -> None:
     farm.start()
 
 
-def test_what_was_accepted_is_there_after_a_crash(farm: Farm) -> None:
+def test_crash_keeps_accepted_requests(farm: Farm) -> None:
     key = farm.key("initiator", "alice")
     for n in range(5):
         accepted = farm.peer(key).ask(order(n))
@@ -37,7 +37,7 @@ def test_what_was_accepted_is_there_after_a_crash(farm: Farm) -> None:
         assert isinstance(farm.peer(key).ask(Poll(f"{n:032x}", 0)), Update), "it is not known"
 
 
-def test_what_was_cancelled_is_over_after_a_crash(farm: Farm) -> None:
+def test_crash_keeps_cancelled_requests_cancelled(farm: Farm) -> None:
     key = farm.key("initiator", "alice")
     for n in range(5):
         alice = farm.peer(key)
@@ -50,7 +50,7 @@ def test_what_was_cancelled_is_over_after_a_crash(farm: Farm) -> None:
         assert update.state == "cancelled"
 
 
-def test_who_was_drained_is_so_after_a_crash(farm: Farm) -> None:
+def test_crash_keeps_drained_workers_drained(farm: Farm) -> None:
     alice, w1 = farm.key("initiator", "alice"), farm.key("worker", "w1")
     farm.peer(w1).ask(report("w1"))
     for what, state in (("drain", "drained"), ("resume", "idle"), ("drain", "drained")):
