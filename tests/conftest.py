@@ -1,6 +1,6 @@
-"""Every test: Hypothesis plays what it has not played before, and says how to repeat a failure.
+"""For every test: Hypothesis tries new examples, and prints how to repeat a failure.
 
-Programs are started as users start them, however pytest was.
+Signals and environment are set as for a program that a user starts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # pytest is in the backgr
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    """A directory whose path is short enough for sockets."""
+    """A directory with a path that is short enough for sockets."""
     path = Path(tempfile.mkdtemp(prefix="fabric-"))
     yield path
     shutil.rmtree(path)

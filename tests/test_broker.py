@@ -153,14 +153,14 @@ def test_broker_gathers_updates(fabric: Fabric) -> None:
 def test_broker_memory_is_bounded_in_a_flood_of_logs(fabric: Fabric) -> None:
     piece = random.Random(9).randbytes(1_000_000)
     fabric.worker("w1", lambda _: 100 * piece)
-    assert fabric.initiator("first:").follow(60.0) == "done"  # all is loaded, and has streamed
+    assert fabric.initiator("first:").follow(60.0) == "done"  # loads all code and fills the queues
     initiator = fabric.initiator("a: b\nb:")
     before = resident(fabric.broker.child.pid)
     assert initiator.follow(60.0) == "done"
     assert len(initiator.logs["a"]) == 100_000_000
     assert initiator.whole == {"a": True, "b": True}
     grown = resident(fabric.broker.child.pid) - before
-    # high-water marks of pieces, towards the broker and from it, and as much for good measure
+    # the high-water marks of both directions, and the same as a reserve
     assert grown < 4 * sockets.LOGS_HWM * bounds.LOG_PIECE
 
 
@@ -175,7 +175,7 @@ def test_broker_ends_at_once_on_sigterm(fabric: Fabric) -> None:
 
 
 def test_broker_ends_with_its_parent(directory: Path) -> None:
-    """A parent that is killed takes its broker along."""
+    """A broker ends when its parent is killed."""
     program = (
         "import os, subprocess, sys, time\n"
         "options = '--directory {0} --state {0}/state --store {0}/store --parent {1}'\n"

@@ -1,4 +1,4 @@
-"""A digest is nothing but 64 hex digits, and goes wherever text goes."""
+"""A digest is 64 hex digits, and is encoded like text."""
 
 from __future__ import annotations
 

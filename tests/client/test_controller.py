@@ -1,4 +1,4 @@
-"""The controller as commands ask it, with a broker that says anything."""
+"""Queries and commands to a controller, with a scripted broker."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fabric.wire.messages import Answer, Query
 
 
 class Oracle:
-    """A broker's socket in a thread: ``said`` gives the answers to each question."""
+    """A broker's socket in a thread: ``said`` returns the answers to each question."""
 
     def __init__(self, directory: Path, said: Callable[[Query], list[bytes]]) -> None:
         self.times: list[float] = []

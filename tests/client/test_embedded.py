@@ -1,4 +1,4 @@
-"""The fabric of one machine ends when it is to, and leaves nothing."""
+"""The embedded fabric: it ends on time, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def project(tmp_path: Path) -> Project:
 
 @pytest.mark.parametrize("inodes", [2, 3, 4, 5, 6, 7])
 def test_embedded_without_a_temporary_folder(project: Project, tmp_path: Path, inodes: int) -> None:
-    """Whatever it is that cannot be made, one line says so."""
+    """Whichever file cannot be made, the error is one line."""
     place = tmp_path / "t"
     place.mkdir()
     project.write(one="true")
@@ -63,7 +63,7 @@ def test_embedded_children_end_at_once_while_they_start(tmp_path: Path, delay: f
 
 
 def test_embedded_sweep_keeps_a_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Builds that start at the same time leave each other's folders alone."""
+    """Builds that start at the same time do not remove each other's folders."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     done = threading.Event()
 

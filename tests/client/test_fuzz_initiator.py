@@ -1,4 +1,4 @@
-"""What a broker says to an initiator that has lost its mind."""
+"""Damaged and false messages from a broker to an initiator."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ except FabricError as error:
 
 
 def said(version: int) -> list[bytes]:
-    """One of each kind of message, of a request under way."""
+    """One message of each type, of a running request."""
     state = {
         "name": "zlib", "kind": "chunk", "log": LOG, "worker": "w1", "phase": "build",
         "running_for": 1.5, "expected": 2.5, "log_size": 210 * version,
@@ -53,7 +53,7 @@ def said(version: int) -> list[bytes]:
 
 
 def evil(version: int) -> list[bytes]:
-    """What can be read, and must not be believed."""
+    """Valid messages with false contents."""
     steps = [
         StepState("cd" * 32, "running", fence=1, log="../build-step-up.log"),
         StepState("cd" * 32, "running", fence=1, log="build-step-\0.log"),
@@ -96,7 +96,7 @@ def test_initiator_survives_fuzzed_messages(directory: Path) -> None:
             for _ in sockets.receive(broker, 10_000):
                 pass
         assert resident(child.pid) - before < GROWTH
-        # It still hears.
+        # It still receives messages.
         last = encode(Rejected(REQUEST, "bad-request", "enough of this"))
         until(lambda: sockets.send(broker, last, to=peer))
         _, errors = child.communicate(timeout=20)

@@ -1,4 +1,4 @@
-"""A user's checkout of definitions: what is read there, and what is remembered of it."""
+"""A user's definitions: reading them, and remembering the system that was built last."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a build looks like."""
+"""The rows and lines of a build."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The initiator's side of the protocol."""
+"""The mirror of a request."""
 
 from mirror_kit import DETACHED, GRAPH, KEY, ORDER, TEXT, Tale, sha
 
@@ -80,8 +80,8 @@ def test_request_is_submitted_again_to_a_broker_that_forgot_it() -> None:
 
 
 def test_request_resets_steps_that_a_new_beginning_leaves_out() -> None:
-    """Found by the simulator: a request was done, and a step of it still counted as failed, which
-    somebody else had had built since.
+    """Found by the simulator: after a request was done, a step that another request had built
+    meanwhile still counted as failed.
     """
     tale = Tale()
     tale.tick()
@@ -163,7 +163,7 @@ def test_request_that_is_unknown_is_over() -> None:
 
 
 def test_request_that_is_forgotten_ends_its_logs() -> None:
-    """Found by the simulator: whoever followed it waited for the rest of its logs for ever."""
+    """Found by the simulator: followers waited for the rest of its logs for ever."""
     tale = Tale("r1")
     tale.tick()
     tale.running()
@@ -191,7 +191,7 @@ def test_request_keeps_the_name_of_a_forgotten_step() -> None:
 
 
 def test_request_step_that_is_built_once_more_has_a_new_log() -> None:
-    """Its first one was spoilt in the store."""
+    """Its first result was damaged in the store."""
     tale = Tale()
     tale.tick()
     tale.running()
@@ -208,7 +208,7 @@ def test_request_step_that_is_built_once_more_has_a_new_log() -> None:
 
 
 def test_request_reads_the_log_of_an_ended_step_at_once() -> None:
-    """Nothing is published of it any more, so there is nothing to wait for."""
+    """Nothing of it is published any more."""
     tale = Tale()
     tale.tick()
     tale.done()

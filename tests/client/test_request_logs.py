@@ -1,4 +1,4 @@
-"""The initiator's side of the protocol: logs."""
+"""The mirror of the logs of a request."""
 
 from collections.abc import Sequence
 
@@ -52,7 +52,7 @@ def test_log_may_begin_before_an_update_mentions_it() -> None:
     tale.hint(0, TEXT[:4], fence=2)
     tale.hint(4, TEXT[4:9], fence=2)
     assert tale.file == TEXT[:9]
-    tale.running(fence=1)  # what the update tells is older
+    tale.running(fence=1)  # the update is older
     tale.hint(9, TEXT[9:], fence=2)
     assert tale.file == TEXT
     tale.done(fence=2)
@@ -196,7 +196,7 @@ def test_log_whose_rest_never_comes_is_given_up() -> None:
 
 
 def test_log_that_completes_when_given_up_is_closed_once() -> None:
-    """Found by the simulator: it was closed a second time, and the initiator ended by KeyError."""
+    """Found by the simulator: it was closed twice, and the initiator ended with a KeyError."""
     tale = Tale()
     tale.tick()
     tale.running()
@@ -378,7 +378,7 @@ def test_log_of_a_failure_is_not_that_of_a_later_attempt(closed: bool) -> None:
 
 
 def many_done(number: int, most: int = bounds.LOGS_OPEN) -> RequestMirror:
-    """A request that is over, with logs to be read."""
+    """A request that is over, with logs that are not read yet."""
     done = StepState(KEY, "done", fence=1, log_size=1, log_sha256=sha(b"x"))
     steps = [msgspec.structs.replace(done, key=f"{n:064x}") for n in range(number)]
     mirror = RequestMirror("r1", most)
@@ -387,7 +387,7 @@ def many_done(number: int, most: int = bounds.LOGS_OPEN) -> RequestMirror:
 
 
 def reads(actions: Sequence[Action]) -> list[str]:
-    """The logs that are asked for."""
+    """The keys of logs with a pending question."""
     sent = [each.message for each in actions if isinstance(each, Send)]
     return [each.key for each in sent if isinstance(each, LogRead)]
 

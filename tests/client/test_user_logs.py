@@ -1,4 +1,4 @@
-"""Log files in the user's directory."""
+"""Log files in the user's directory, and the part files beside them."""
 
 import hashlib
 import os
@@ -21,7 +21,7 @@ LOG = b"from the first line\nto the last\n"
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """One that has the step `KEY`, and its log."""
+    """A store with the step `KEY` and its log."""
     blob = Blob(hashlib.sha256(LOG).hexdigest(), len(LOG))
     store = Store(str(tmp_path / "store"), tmp_path / "scratch")
     made = Manifest(key=KEY, kind="chunk", name="a", arch="x86_64", artifacts=(), log=blob)
@@ -127,7 +127,7 @@ def test_user_log_that_cannot_be_completed_is_reported_once(tmp_path: Path, stor
     with closing(UserLogs(tmp_path)) as logs:
         for name, key in (("a", "b" * 64), ("b", KEY), ("c", KEY)):
             logs.open(f"build-step-{name}.log", key).close(whole=False)
-    (tmp_path / "build-step-b.log").unlink()  # its user does not want it
+    (tmp_path / "build-step-b.log").unlink()  # its user removed it
     told = ["build-step-a.log is not complete: its build was stopped, or the rest was lost"]
     assert complete(tmp_path, store) == told
     assert complete(tmp_path, store) == []

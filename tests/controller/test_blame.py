@@ -1,4 +1,4 @@
-"""A request that breaks the core, whenever it does, costs no other."""
+"""A request that breaks the core fails, and no other is affected."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from fabric.wire.messages import (
 
 
 class Resolving(ResolverPool):
-    """An order comes to one step, of its title's name, at once."""
+    """Resolves each order at once, to one step with the name in the title."""
 
     def __init__(self, wake: Wakeup) -> None:
         super().__init__(("false",), wake)
@@ -56,7 +56,7 @@ class Resolving(ResolverPool):
 
 
 class Service:
-    """A broker that is started again when it ends, as by systemd."""
+    """A broker that restarts when it ends, as with systemd."""
 
     def __init__(self, path: Path) -> None:
         self.said: list[str] = []
@@ -85,14 +85,14 @@ class Service:
 
     def __exit__(self, *_: object) -> None:
         self._over = True
-        while self._thread.is_alive():  # it may just be another
+        while self._thread.is_alive():  # it may be restarting
             self._broker.stop()
             self._thread.join(0.1)
 
 
 @contextmanager
 def peer_at(path: Path) -> Iterator[Any]:
-    """Says something, again and again until there is an answer that will do."""
+    """A function that repeats a message until there is a suitable answer."""
     context = zmq.Context()
     socket = sockets.dealer(context)
     sockets.connect(socket, sockets.ipc(path, "jobs"))
@@ -118,7 +118,7 @@ def order(title: str) -> BuildOrder:
 
 
 def breaks(monkeypatch: pytest.MonkeyPatch, where: Any, what: str) -> None:
-    """This function raises, after it has done its work, if it has to do with our request."""
+    """Make a function raise, after its work, if its arguments have the poisonous request."""
     work = getattr(where, what)
 
     def broken(*args: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What the broker said is so over a crash: nothing that was answered is lost."""
+"""Everything that the broker has answered survives a crash."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def order(n: int) -> BuildOrder:
 
 
 def answer(peer: Peer, id: str) -> Answer:
-    """The answer to a question, whatever else is said before."""
+    """The answer to a question; other messages are skipped."""
     while True:
         with contextlib.suppress(sockets.DecodeError):
             if isinstance(message := peer.hear(), Answer) and message.id == id:

@@ -1,4 +1,4 @@
-"""The controller's disk is full: what it cannot write down it does not promise."""
+"""A full disk of the controller: it accepts nothing that it cannot record."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from fabric.wire.messages import (
 )
 from fabric.wire.sockets import Curve
 
-#: Enough for a journal, and for what it wants to have left when it begins again.
+#: Enough for a journal, and for the room that it needs to write again.
 SIZE = 4 << 20
 
 
 @pytest.fixture
 def disk(farm: Farm) -> Iterator[SmallDisk]:
-    """The farm's broker has its state on it."""
+    """A small disk with the state of the farm's broker."""
     farm.kill()
     metrics = f'metrics = "{HOST}:7419"'
     farm.config.write_text(farm.config.read_text().replace('metrics = ""', metrics))
@@ -48,7 +48,7 @@ def disk(farm: Farm) -> Iterator[SmallDisk]:
 
 @pytest.fixture
 def silence(farm: Farm, disk: SmallDisk) -> Iterator[None]:  # noqa: ARG001  it starts the farm, too
-    """The trove says nothing, so no order is resolved."""
+    """A trove that does not answer, so that no order is resolved."""
     with socket.create_server((HOST, 0)) as trove:
         farm.kill()
         text = farm.config.read_text()
@@ -78,7 +78,7 @@ def about(message: object) -> str:
 
 
 def told(peer: Peer, message: BuildOrder | Poll | Command | Query) -> Update | Answer | Rejected:
-    """What the broker says to it, asked again and again as every initiator does."""
+    """The answer to a message, which is repeated as by an initiator."""
     wanted = message.request if isinstance(message, BuildOrder | Poll) else message.id
     for _ in range(20):
         peer.say(message)
@@ -91,7 +91,7 @@ def told(peer: Peer, message: BuildOrder | Poll | Command | Query) -> Update | A
 
 
 def warning(peer: Peer) -> str:
-    """What the broker says is wrong with it."""
+    """The broker's warning in its answers."""
     answer = told(peer, Query(PROTOCOL, "q", "requests"))
     assert isinstance(answer, Answer)
     return answer.warning
@@ -103,7 +103,7 @@ def numbers() -> bytes:
 
 
 def full(peer: Peer, disk: SmallDisk) -> tuple[list[BuildOrder], str]:
-    """Fill the disk and order until that is refused; what was taken in, and why no more is."""
+    """Fill the disk and order until an order is rejected: (accepted orders, reason)."""
     accepted = [order(0)]
     assert isinstance(told(peer, order(0)), Update)
     disk.fill()
@@ -115,7 +115,7 @@ def full(peer: Peer, disk: SmallDisk) -> tuple[list[BuildOrder], str]:
 
 
 def written(farm: Farm, disk: SmallDisk, question: str) -> list[str]:
-    """What is in the journal."""
+    """Rows of the journal."""
     code = (
         "import sqlite3, sys\n"
         "for row in sqlite3.connect(sys.argv[1]).execute(sys.argv[2]): print(*row)"
@@ -140,7 +140,7 @@ def test_full_disk_keeps_accepted_requests_and_rejects_others(
         "the controller accepts no builds, cancels or drains, because it cannot write its journal:"
         f" {farm.directory}/state/journal.sqlite: "
     )
-    # SQLite says it first, and later the system.
+    # The first error is from SQLite, a later one from the system.
     said += "(database or disk is full|No space left on device); make room on that disk"
     assert re.fullmatch(said, reason)
     for command in (
@@ -200,7 +200,7 @@ def test_full_disk_cancel_is_not_durable(farm: Farm, disk: SmallDisk, alice: Cur
     assert isinstance(rejected, Rejected)
     assert rejected.reason.startswith("t: cancelled, but it is not in the journal yet")
     assert rejected.reason.endswith("; make room on that disk")
-    for _ in range(5):  # nor is it told to those who follow
+    for _ in range(5):  # nor do followers get an update
         peer.say(Poll(order(0).request, 0))
         peer.say(Query(PROTOCOL, "q", "requests"))
         while not isinstance(heard := peer.hear(), Answer):
@@ -234,11 +234,11 @@ def test_full_disk_drain_is_durable_when_there_is_room(
     assert written(farm, disk, "SELECT worker FROM drained") == ["w1"]
 
 
-# -- what runs ---------------------------------------------------------------------------------
+# -- running builds ------------------------------------------------------------------------
 
 
 class Gate:
-    """Builds wait here."""
+    """A folder in which builds wait."""
 
     def __init__(self, farm: Farm) -> None:
         text = farm.config.read_text()
@@ -260,7 +260,7 @@ class Gate:
         return follower
 
     def begun(self) -> Follower:
-        """Somebody whose build waits for us."""
+        """An initiator whose build waits for the test."""
         follower = self.follow("a:\nb: a")
         follower.turn_until(lambda: "running" in follower.states().values())
         return follower

@@ -1,4 +1,4 @@
-"""What the broker remembers over restarts."""
+"""The journal over restarts of the broker."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fabric.wire.messages import PROTOCOL, BuildGraph, BuildOrder, Outcome, Step
 
 
 class Warnings(list[str]):
-    """What was warned of."""
+    """The texts of all warnings."""
 
     def __call__(self, text: str) -> None:
         self.append(text)
@@ -37,7 +37,7 @@ def rows(path: Path, question: str) -> list[tuple[object, ...]]:
 
 
 def unfinished(journal: Journal) -> list[BuildOrder | BuildGraph]:
-    """Requests that are not over."""
+    """The open requests of a journal."""
     return [
         each.event
         for each in journal.stored_requests()
@@ -46,7 +46,7 @@ def unfinished(journal: Journal) -> list[BuildOrder | BuildGraph]:
 
 
 def finished(journal: Journal) -> list[Remembered]:
-    """Requests that are."""
+    """The ended requests of a journal."""
     return [each.event for each in journal.stored_requests() if isinstance(each.event, Remembered)]
 
 
@@ -84,7 +84,7 @@ def test_journal_epochs_grow_over_runs_and_over_a_lost_file(
     assert epochs == sorted(set(epochs))
     for each in tmp_path.iterdir():
         each.unlink()
-    with sqlite3.connect(tmp_path / "other") as db:  # as if it had been made a year ago
+    with sqlite3.connect(tmp_path / "other") as db:  # as if it were a year old
         assert db
     db.close()
     journal = Journal(path, warnings)
@@ -169,7 +169,7 @@ def test_journal_keeps_open_requests(tmp_path: Path, warnings: Warnings) -> None
     journal.close()
     again = Journal(path, warnings)
     assert unfinished(again) == [opened("r2", "two").intent, graph]
-    again.opened(opened("r2", "two"))  # taken up again
+    again.opened(opened("r2", "two"))  # restored
     again.close()
     assert rows(path, "SELECT id, state FROM requests ORDER BY id") == [
         ("r1", "done"),
@@ -298,7 +298,7 @@ def test_journal_drops_only_requests_that_no_broker_restores(
     tmp_path: Path, warnings: Warnings, needed: bool
 ) -> None:
     path = tmp_path / "journal.sqlite"
-    before = Storage(clock=lambda: 0.0)  # long ago, or by a clock that nobody had set
+    before = Storage(clock=lambda: 0.0)  # long ago, or with a wrong clock
     journal = Journal(path, warnings, needed=needed, storage=before)
     journal.opened(opened("r1"))
     journal.close()
@@ -360,7 +360,7 @@ def test_journal_that_is_not_needed_may_be_unwritable(tmp_path: Path, warnings: 
 
 
 def test_journal_forgets_nothing_on_a_full_disk(tmp_path: Path) -> None:
-    """Rather no broker than one that does not know what was ordered."""
+    """A broker that would forget requests must not start."""
     code = f"""
         import os
         from pathlib import Path

@@ -1,4 +1,4 @@
-"""Rows of a journal that are damaged."""
+"""Damaged rows of a journal."""
 
 from __future__ import annotations
 

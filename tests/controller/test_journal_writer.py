@@ -1,4 +1,4 @@
-"""What the broker cannot write down is not kept, and tried again."""
+"""The journal while its file cannot be written."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def opened(request: str) -> Opened:
 
 
 class Hindrance:
-    """Nothing can be written to a journal for a while."""
+    """Locks the file of a journal for a while."""
 
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("fabric.controller.journal_file.PATIENCE", 0.02)

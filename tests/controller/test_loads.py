@@ -1,4 +1,4 @@
-"""Many long logs at once, with readers that are slow, late, or get nothing from the stream."""
+"""Many long logs at once, with readers that are slow, late, or without the stream."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from fabric.wire import sockets
 
 WORKERS = 20
 LINES = 100_000
-#: What the broker may keep: for each worker the pieces it has not taken in, for each initiator
-#: those it has not taken off, a hundred answers to questions for ranges, and some room to move.
-#: A piece has at most `bounds.LOG_PIECE` bytes, so this is a quarter of a GiB for this test; it is
-#: what is kept when all pieces are full and everybody is slow.
+#: Memory that the broker may use: for each worker the pieces that it has not received, for each
+#: initiator those that this has not received, a hundred answers to log reads, and some reserve.
+#: A piece has at most `bounds.LOG_PIECE` bytes, so this is a quarter of a GiB for this test.
 READERS = 3
 BOUND = (WORKERS + READERS) * sockets.LOGS_HWM * bounds.LOG_PIECE + 64 * 2**20
 
@@ -62,7 +61,7 @@ def test_load_every_log_is_complete_for_every_reader(fabric: Fabric) -> None:
 def test_load_queues_of_one_message_lose_nothing(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """High-water marks of 1 for logs, and few for all else: most is lost, and told again."""
+    """With high-water marks of 1 for logs and few for messages, most are lost and repeated."""
     monkeypatch.setattr(sockets, "JOBS_HWM", 1)
     monkeypatch.setattr(sockets, "LOGS_HWM", 1)
     monkeypatch.setattr(

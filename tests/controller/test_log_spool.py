@@ -1,4 +1,4 @@
-"""The disk that logs at the broker share, and what a broker finds there."""
+"""The disk that log spools share, and files of former runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def sha(data: bytes) -> str:
 
 
 def logged(spools: Spools, n: int, data: bytes = PIECE, *, ended: bool = False) -> None:
-    """A log of so many bytes."""
+    """A log of that many bytes."""
     spools.begin(key_of(n), 1, "w1", found=False)
     spools.append(key_of(n), 1, 0, data)
     if ended:
@@ -33,7 +33,7 @@ def logged(spools: Spools, n: int, data: bytes = PIECE, *, ended: bool = False) 
 
 
 def kept(spools: Spools, *numbers: int) -> list[int]:
-    """Those of which something can be read."""
+    """The fences of readable logs."""
     return [n for n in numbers if spools.read(key_of(n), 1, 0, 1) is not None]
 
 
@@ -111,7 +111,7 @@ def test_log_disk_leaves_room_on_the_disk(tmp_path: Path) -> None:
     assert int(logs) > 10
 
 
-# -- what is found -------------------------------------------------------------------------
+# -- files of former runs -------------------------------------------------------------------------
 
 
 def test_spool_of_a_former_run_is_digested_in_parts(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The server of a broker's numbers."""
+"""The server of the broker's metrics."""
 
 from __future__ import annotations
 

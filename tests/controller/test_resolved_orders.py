@@ -1,4 +1,4 @@
-"""A broker that has orders resolved."""
+"""Build orders, from the broker over the resolver to the core."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from fabric.wire.messages import (
 
 
 class Threaded:
-    """A broker in a thread that resolves orders, as one on a network does."""
+    """A broker with a resolver, in a thread."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -80,12 +80,12 @@ class Threaded:
         return heard
 
     def state(self, request: str) -> str:
-        """Of a request; "" if it is not known."""
+        """The state of a request; "" if it is unknown."""
         update = self.update(request)
         return update.state if update else ""
 
     def update(self, request: str) -> Update | None:
-        """All that is known of a request."""
+        """The update of a request."""
         self.say(Poll(request, 0))
         while True:
             heard = self._next()
@@ -198,7 +198,7 @@ def test_restart_drops_requests_without_an_initiator(threaded: Threaded) -> None
 
 
 def test_restart_begins_nothing_twice_that_still_runs(threaded: Threaded, directory: Path) -> None:
-    """The request was cancelled, and the broker ended before its worker heard so."""
+    """The request was cancelled, but the broker ended before its worker was notified."""
     context = zmq.Context()
     w1 = sockets.dealer(context)
     sockets.connect(w1, sockets.ipc(directory, "jobs"))
@@ -228,7 +228,7 @@ def test_restart_begins_nothing_twice_that_still_runs(threaded: Threaded, direct
         until(lambda: "has just started" in "".join(threaded.answer(why("zlib")).lines))
         report(3, running)
         while (desired := hear()).epoch == told.epoch:
-            pass  # what it did not heed
+            pass  # a reply that came late
         assert [(each.key, each.fence) for each in desired.keep] == [(job.key, job.fence)]
         assert "building on w1" in threaded.answer(why("zlib")).lines[0]
     finally:

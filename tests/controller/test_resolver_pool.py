@@ -1,4 +1,4 @@
-"""Children that resolve orders."""
+"""The child processes that resolve build orders."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_resolver_pool_runs_few_and_kills_abandoned_ones_with_their_children(
 
 
 def test_resolver_pool_kills_git_with_its_resolver(tmp_path: Path) -> None:
-    """The one at the other end accepts, and never says a word."""
+    """The server accepts the connection and stays silent."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         trove = f"git://127.0.0.1:{silent.getsockname()[1]}/trove.git"
         config = tmp_path / "broker.toml"
@@ -107,7 +107,7 @@ def test_resolver_pool_kills_git_with_its_resolver(tmp_path: Path) -> None:
 
 
 def children_of(pid: int) -> dict[int, list[str]]:
-    """The processes that a process has started, at any distance, and their command lines."""
+    """All descendants of a process, with their command lines."""
     found: dict[int, list[str]] = {}
     for task in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):

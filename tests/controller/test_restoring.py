@@ -1,4 +1,4 @@
-"""A broker takes up what is written of requests, whatever that is."""
+"""A broker restores the requests in its journal, whatever their contents."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fabric.wire.messages import PROTOCOL, BuildOrder
 
 
 class Faulty(Scheduler):
-    """A core with a fault: a request of some title breaks it in the middle of its work."""
+    """A core with a fault: a request with a certain title breaks it."""
 
     def handle(self, event: events.Event, now: float) -> list[events.Effect]:
         effects = super().handle(event, now)

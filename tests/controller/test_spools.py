@@ -23,13 +23,13 @@ def sha(data: bytes) -> str:
 
 @pytest.fixture(params=[0, len(TEXT) + 4, MEMORY], ids=["files", "either", "memory"])
 def spools(tmp_path: Path, request: pytest.FixtureRequest) -> Spools:
-    """Logs are in files, or in memory as long as they are short."""
+    """Spools that keep short logs in memory."""
     return begun(tmp_path, request.param)
 
 
 @pytest.fixture
 def filed(tmp_path: Path) -> Spools:
-    """Logs are in files."""
+    """Spools that keep all logs in files."""
     return begun(tmp_path, 0)
 
 
@@ -147,7 +147,7 @@ def test_spool_whose_rest_never_comes_is_given_up(spools: Spools) -> None:
 def test_spool_is_not_given_up_because_the_broker_stood_still(spools: Spools) -> None:
     spools.end(KEY, 1, len(TEXT), sha(TEXT), 10.0)
     assert len(list(spools.wanted(10.5))) == 1
-    later = 10.5 + 3 * GIVE_UP  # and in between nobody could have been heard
+    later = 10.5 + 3 * GIVE_UP  # nothing could be received in between
     assert len(list(spools.wanted(later))) == 1
     assert spools.incomplete(KEY, 1, later)
     spools.append(KEY, 1, 0, TEXT)
@@ -155,7 +155,7 @@ def test_spool_is_not_given_up_because_the_broker_stood_still(spools: Spools) ->
 
 
 def test_spool_that_grows_is_not_given_up(spools: Spools) -> None:
-    """However long it takes: a worker's last gigabyte, over a slow network."""
+    """A worker may need long for its last gigabyte over a slow network."""
     spools.end(KEY, 1, len(TEXT), sha(TEXT), 10.0)
     for n in range(4):
         now = 10.0 + n * 0.9 * GIVE_UP
@@ -313,7 +313,7 @@ def test_spool_of_a_short_log_has_no_file(tmp_path: Path) -> None:
         spools.begin(KEY, fence, "w1", found=False)
     spools.append(KEY, 1, 0, TEXT)
     spools.append(KEY, 2, 0, bytes(SHORT))
-    spools.append(KEY, 3, 0, bytes(SHORT))  # together with the others that is too much
+    spools.append(KEY, 3, 0, bytes(SHORT))  # too much, together with the others
     spools.append(KEY, 4, 0, TEXT)
     assert files(tmp_path) == ["3"]
     spools.append(KEY, 2, SHORT, TEXT)
@@ -340,5 +340,5 @@ def test_spool_memory_is_freed_by_restarts_and_removals(tmp_path: Path) -> None:
 
 
 def files(directory: Path) -> list[str]:
-    """The fences of the spools that are files."""
+    """The fences of spools with files."""
     return sorted(path.suffix[1:] for path in directory.iterdir())

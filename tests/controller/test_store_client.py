@@ -1,4 +1,4 @@
-"""The thread that asks the store."""
+"""The threads that query the store."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOG = b"a line\n" * 100
 
 
 def answers_of(client: StoreClient, number: int) -> list[Answered | Unanswered | Inspected]:
-    """The next so many answers."""
+    """The next ``number`` answers."""
     found: list[Answered | Unanswered | Inspected] = []
 
     def enough() -> bool:
@@ -118,7 +118,7 @@ def test_store_client_reads_logs(tmp_path: Path) -> None:
 
 
 class Slow(Store):
-    """A store whose logs are read when the test says so."""
+    """A store that reads a log when the test allows it."""
 
     def __init__(self, store: Store, scratch: Path) -> None:
         super().__init__(store.url, scratch)
@@ -172,7 +172,7 @@ def test_store_client_queries_do_not_wait_for_logs(tmp_path: Path) -> None:
 def test_store_client_log_readers_take_turns(tmp_path: Path) -> None:
     store = Slow(stored(tmp_path, "a" * 64), tmp_path / "scratch")
     client = StoreClient(lambda: store, lambda: None)
-    for _ in range(2):  # what waits already is not put again
+    for _ in range(2):  # a waiting read is not queued again
         for n in range(bounds.LOG_READS + 50):
             client.read_log("greedy", b"peer", LogRead("a" * 64, 1, n, 1))
     client.read_log("modest", b"other", LogRead("a" * 64, 1, 0, 1))

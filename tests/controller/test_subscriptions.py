@@ -1,4 +1,4 @@
-"""Who follows which request, and when they are told."""
+"""Subscriptions to requests, and when their updates are due."""
 
 import pytest
 
@@ -63,7 +63,7 @@ def test_subscription_ends_when_its_peer_is_gone() -> None:
 
 
 def test_subscription_of_a_silent_peer_does_not_count() -> None:
-    """A connection that was made anew must not keep a request that its user leaves."""
+    """A former connection must not keep a request alive that its user leaves."""
     subscriptions = Subscriptions()
     subscriptions.subscribe("r1", b"former", 10.0)
     subscriptions.subscribe("r1", b"present", 10.0 + PRESENT)

@@ -1,4 +1,4 @@
-"""Small definitions for tests, and the graphs of the old tool compared with ours."""
+"""Small definitions for tests, and comparison with the graphs of Baserock's tool."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def stratum(name: str, *specs: str, depends: str = "", more: str = "") -> str:
 
 
 def system(*strata: str, name: str = "s", arch: str = "x86_64") -> str:
-    """A system morph; a stratum is a name, or the inside of an entry when it has a colon."""
+    """A system morph; a stratum is a name, or the fields of an entry if it has a colon."""
     entries = [
         f"{{{one}}}" if ":" in one else f"{{name: {one}, morph: strata/{one}.morph}}"
         for one in strata
@@ -56,7 +56,7 @@ def system(*strata: str, name: str = "s", arch: str = "x86_64") -> str:
 
 
 def small(**strata: str) -> dict[str, str]:
-    """Definitions with a system of these strata, each given as its file's text."""
+    """Definitions with a system of these strata, given as the texts of their files."""
     files = {f"strata/{name}.morph": text for name, text in strata.items()}
     return {
         "VERSION": "version: 8\n",
@@ -81,7 +81,7 @@ def loaded(files: Mapping[str, str | bytes], path: str = "systems/s.morph") -> G
 
 
 def mistakes(files: Mapping[str, str | bytes], path: str = "systems/s.morph") -> list[str]:
-    """What is wrong with definitions, as the user sees it; the test fails if nothing is."""
+    """The mistakes in definitions, as the user sees them; fails if there are none."""
     with pytest.raises(DefinitionsError) as caught:
         loaded(files, path)
     return [str(problem) for problem in caught.value.problems]
@@ -103,9 +103,9 @@ def indices(ranges: str) -> list[int]:
 
 
 def old_view(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The old tool's graph, with names for indices, in the terms of `new_view`.
+    """The graph of Baserock's tool in the format of `new_view`.
 
-    Names lose the ``.morph`` that it puts after those of chunks by build system.
+    The ``.morph`` is removed that it adds to names of chunks with a build system.
     """
     chunks = [chunk_name(one.get("morph"), one) for one in row["chunks"]]
     strata = [one["morph"] for one in row["strata"]]
@@ -146,7 +146,7 @@ def old_view(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def new_view(graph: Graph) -> dict[str, Any]:
-    """A graph in terms that can be compared with the old tool's."""
+    """A graph in a format that can be compared with that of Baserock's tool."""
     names = {
         step.id: chunk_name(step.morph, {"name": step.name, "repo": step.repo, "ref": step.ref})
         for step in graph.steps
@@ -206,12 +206,12 @@ def new_view(graph: Graph) -> dict[str, Any]:
 
 
 def chunk_name(morph: str | None, chunk: Mapping[str, str]) -> tuple[str, ...]:
-    """What tells chunks of one system apart."""
+    """The identity of a chunk in a system."""
     return chunk["name"], chunk["repo"], chunk["ref"], morph or ""
 
 
 def check_order(graph: Graph) -> None:
-    """Steps, and staged chunks, stand after what they need."""
+    """Check that steps, and staged chunks, come after their dependencies."""
     place = {step.id: number for number, step in enumerate(graph.steps)}
     for step in graph.steps:
         assert all(place[one] < place[step.id] for one in step.depends), step.id

@@ -1,4 +1,4 @@
-"""The graphs of real systems, turned back into definitions."""
+"""Turns recorded graphs of real systems back into definitions."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _COMMANDS = {
 
 
 def rows() -> Iterator[dict[str, Any]]:
-    """One row a system, as data/README.md tells."""
+    """The recorded systems, described in data/README.md."""
     with gzip.open(_FILE, "rt", encoding="utf-8") as lines:
         for line in lines:
             yield json.loads(line)
 
 
 def definitions(row: dict[str, Any]) -> dict[str, bytes]:
-    """Definitions, as {path: content}, from which the graph in ``row`` is to be had again."""
+    """Definitions, as {path: content}, with the graph in ``row``."""
     files: dict[str, Any] = {
         "VERSION": {"version": 8},
         "DEFAULTS": _defaults({one.get("build_system", "manual") for one in row["chunks"]}),
@@ -84,7 +84,7 @@ def _defaults(build_systems: set[str]) -> dict[str, Any]:
 
 
 def _extra(stratum: dict[str, Any]) -> list[str]:
-    """Stratum artifacts that are not there by default."""
+    """Stratum artifacts that do not exist by default."""
     usual = {stratum["name"] + suffix for suffix in _STRATUM_RULES}
     return [name for name in stratum["produces"] if name not in usual]
 
@@ -121,7 +121,7 @@ def _chunk(row: dict[str, Any], chunk: dict[str, Any]) -> dict[str, Any]:
 
 
 def _artifacts(row: dict[str, Any], chunk: dict[str, Any], *, missing: bool | None) -> list[str]:
-    """A chunk's default artifacts; with ``missing`` False only those that the image has."""
+    """A chunk's default artifacts; without ``missing`` only those in the image."""
     name = chunk.get("source_name", chunk["name"]).removesuffix(".morph")
     names = [name + suffix for suffix in _CHUNK_RULES]
     return names if missing is None else [one for one in names if one not in _missing(row, chunk)]

@@ -1,4 +1,4 @@
-"""Small definitions: the old tool's graph, or an error that says what is wrong and where."""
+"""Small definitions: the graph of Baserock's tool, or an error with file and line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from definitions_kit import check_order, loaded, mistakes, new_view, old_view
 
 CASES: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "cases.json").read_text())
 
-#: What the old tool refuses, crashes on or hangs at, and what is said of it here.
+#: Cases that Baserock's tool refuses, crashes on or hangs at -> our error.
 ERRORS = {
     "alias": "strata/x.morph:10: stratum x: there is a chunk 'a' already in line 6",
     "arch-unknown": "systems/s.morph:3: system s: unknown architecture 'z80'; known are armv5l,",
@@ -61,7 +61,7 @@ ERRORS = {
     "version-string": "VERSION:1: 'version' must be a number, like 8, not the text '7'",
 }
 
-#: What the old tool takes, and why we do not: (reason, error).
+#: Cases that only Baserock's tool accepts -> (reason, error).
 REFUSED = {
     "duplicate-yaml-key": (
         "the last of two equal keys won in silence",
@@ -96,7 +96,7 @@ REFUSED = {
 
 _A = ("a", "r:a", "f" * 40, "")
 
-#: What both take, but not alike: (reason, {part of the graph: what it is here}).
+#: Cases with different graphs -> (reason, {part of the graph: our value}).
 DIFFERENT: dict[str, tuple[str, dict[str, Any]]] = {
     "artifacts-map-build-system": (
         "artifacts of chunks by build system are called a-bins, not a.morph-bins, so that a spec's"
@@ -108,7 +108,7 @@ DIFFERENT: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
-#: What is taken with a warning.
+#: Cases that are accepted with a warning -> the warning.
 WARNED = {
     "obsolete-repo-ref": "systems/s.morph:7: system s: stratum x: the field 'ref' means nothing",
     "strata-artifacts-unknown": "systems/s.morph:7: system s: stratum x has no artifact 'x-nosuch'",

@@ -1,4 +1,4 @@
-"""A step's key names all that it depends on: equal keys have equal dependencies."""
+"""Steps with equal keys have equal dependencies."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def submit(plan: Plan, request: str) -> BuildGraph:
 
 
 def plans() -> list[Plan]:
-    """Every choice of goals, of a system that takes a stratum as a whole, and of one in part."""
+    """Every choice of goals, for systems that take a stratum as a whole and in part."""
     found = []
     for takes in (WHOLE, PART):
         made = graph(takes)

@@ -1,4 +1,4 @@
-"""The environment of builds: complete, documented, and without a trace of this machine."""
+"""The environment of builds: complete, and independent of this machine."""
 
 from __future__ import annotations
 

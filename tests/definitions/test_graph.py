@@ -1,4 +1,4 @@
-"""What the graph says of chunks, strata and systems, beyond what the old tool knew."""
+"""The build graph, beyond comparison with Baserock's tool."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BOOTSTRAP = f"{CHUNK}\nbuild-mode: bootstrap\nprefix: /tools"
 
 
 def core() -> dict[str, str]:
-    """A toolchain, two strata on it, and one that only the second of them needs."""
+    """A toolchain, two strata that need it, and one that only the second of these needs."""
     return small(
         boot=stratum(
             "boot",
@@ -57,7 +57,7 @@ def test_graph_staging_areas_and_paths() -> None:
     graph = loaded(core())
     assert named(graph, "cc").staged == (named(graph, "stage1").id,)
     assert named(graph, "cc").path_prefixes == ("/tools",)
-    # Bootstrap chunks of other strata are not seen, yet their prefix stays on the PATH.
+    # Bootstrap chunks of other strata are not staged, but their prefix stays on the PATH.
     assert set(named(graph, "b").staged) == ids(graph, "cc", "m4", "a")
     assert named(graph, "b").path_prefixes == ("/tools", "/usr")
     assert set(named(graph, "a").depends) == {named(graph, "deep", "stratum").id}
@@ -206,7 +206,7 @@ def test_needed_of_a_chunk() -> None:
 
 
 def test_needed_of_a_system() -> None:
-    """Of a stratum taken in part only the chunks that are in the part."""
+    """It needs only the chunks in the artifacts that it takes."""
     entry = "name: core, morph: strata/core.morph, artifacts: [core-runtime]"
     graph = loaded({**core(), "systems/s.morph": system("boot", entry)})
     assert needed(graph, [graph.root.id]) == ids(graph, "s", "boot", "cc", "stage1", "zlib")

@@ -1,4 +1,4 @@
-"""A cache key changes with all that can change what is built, and with nothing else."""
+"""A cache key changes with all input that can change the output, and with nothing else."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_keys_ignore_irrelevant_input(change: str) -> None:
 
 
 def test_keys_tests_know_every_field() -> None:
-    """Whoever adds a field to a step decides whether it belongs to the key."""
+    """A new field of a step must be added to the tests of keys."""
     step = set(Step.__struct_fields__)
     assert step == {
         *("id", "kind", "name", "artifacts", "depends", "morph", "description", "strata"),
@@ -149,7 +149,7 @@ def test_keys_of_all_dependents_change_with_a_tree() -> None:
 
 
 def test_keys_cover_host_tools_where_they_are_used() -> None:
-    """The chunk is built with them; all above is, through it."""
+    """The chunk is built with them, and so are all its dependents."""
     graph = loaded(small(x=stratum("x", spec("one", BOOTSTRAP)), y=stratum("y", spec("z"))))
     before, after = keys_of(graph), keys_of(graph, tools="newer")
     assert before["one"] != after["one"]
@@ -165,7 +165,7 @@ def test_keys_need_a_tree() -> None:
 
 
 def test_keys_of_a_system_ignore_what_it_does_not_take() -> None:
-    """Of x only x-devel is in the system: what is in x-runtime alone does not count."""
+    """Only x-devel of x is in the system, so x-runtime does not count."""
     entry = "name: x, morph: strata/x.morph, artifacts: [x-devel]"
     only = spec("a", "build-system: autotools\nartifacts: {a-devel: x-runtime}")
     definitions = files() | {"strata/x.morph": stratum("x", only, spec("b"), depends="boot")}
@@ -181,7 +181,7 @@ def test_keys_of_a_system_ignore_what_it_does_not_take() -> None:
 
 
 def test_keys_are_the_same_in_all_systems() -> None:
-    """Staged chunks are layered in an order that comes from strata, not from the system."""
+    """The order of layers depends on strata, not on the system."""
     definitions = small(
         base=stratum("base", spec("z"), spec("y")),
         left=stratum("left", spec("l"), depends="base"),
@@ -195,7 +195,7 @@ def test_keys_are_the_same_in_all_systems() -> None:
 
 
 def test_keys_ignore_formatting() -> None:
-    """The same chunk file written otherwise: order of keys, quotes, comments, the description."""
+    """Order of keys, quotes, comments and description of a chunk morph do not count."""
     definitions = files()
     before = keys_of(loaded(definitions))
     definitions["strata/b.morph"] = (
@@ -217,7 +217,7 @@ _LISTS = st.dictionaries(
 def test_keys_differ_for_different_input(
     one: dict[str, tuple[str, ...]], other: dict[str, tuple[str, ...]], rules: list[str], tree: str
 ) -> None:
-    """No way to move text from one field or list item to its neighbour unnoticed."""
+    """Text that moves to a neighbouring field or list item changes the key."""
     graph = loaded(files())
 
     def key(commands: dict[str, tuple[str, ...]], include: tuple[str, ...], source: str) -> str:

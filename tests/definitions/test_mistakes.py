@@ -1,4 +1,4 @@
-"""What is wrong with definitions is said once, at its line, and all of it at once."""
+"""Mistakes in definitions are reported once, with their lines, and all in one run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def in_system(text: str) -> list[str]:
 
 
 def test_mistakes_are_reported_all_at_once() -> None:
-    """Mistakes of several files come in one go, by file and line."""
+    """Mistakes in several files are sorted by file and line."""
     files = small(
         x=stratum("x", spec("a", "morph: strata/a.morph"), spec("b", "build-sytem: autotools")),
         y=stratum("y", spec("c", "build-system: cmakee\nbuild-mode: tset")),

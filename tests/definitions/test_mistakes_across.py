@@ -1,4 +1,4 @@
-"""Mistakes that are not in one place: names, cycles, chunks of two strata; and broken files."""
+"""Mistakes that involve several places: names, cycles, shared chunks; and broken files."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_shared_chunk_that_needs_itself() -> None:
 
 
 def test_shared_chunks_that_need_each_other() -> None:
-    """Each stratum is sound, but both together are not."""
+    """Each stratum alone is correct."""
     need_a = f"{CHUNK}\nbuild-depends: [a]"
     need_b = f"{CHUNK}\nbuild-depends: [b]"
     files = small(

@@ -1,4 +1,4 @@
-"""Real systems: their graphs, computed by the old tool, come out of `load` again."""
+"""Real systems: `load` computes the same graphs as Baserock's tool."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_oracle_graph_is_the_same(row: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("row", [row for row in ROWS if not row["ok"]], ids=lambda row: row["file"])
 def test_oracle_cross_bootstrap_systems_load(row: dict[str, Any]) -> None:
-    """The old tool's last state refuses one source with two morphs of one name; we build both."""
+    """The last version of Baserock's tool refuses a source with two morphs of one name."""
     pairs = re.findall(r"\t([^|]+)\|([^|]+)\|([^|]+)\|(\S+)", row["message"])
     strata: dict[str, list[str]] = {}
     chunks = {}

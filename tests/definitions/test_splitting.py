@@ -1,4 +1,4 @@
-"""Which artifact a path belongs to."""
+"""Split rules: the artifact of a path."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_split_puts_every_path_in_one_place(paths: list[str]) -> None:
 
 
 DEFAULTS = yaml.safe_load((Path(__file__).parents[2] / "DEFAULTS").read_text())["split-rules"]
-#: Those of the definitions here, and others that people write.
+#: Patterns of the definitions here, and other usual ones.
 PATTERNS = [
     *(one for kind in DEFAULTS.values() for rule in kind for one in rule["include"]),
     *(r"(usr/)?lib/.*\.so(\.\d+)*$", r"usr/lib/lib[^/.]+\.(a|la)", r"(?i)README(\.\w+)?$"),
@@ -110,7 +110,7 @@ def test_split_accepts_names_that_are_not_text() -> None:
 
 @pytest.mark.parametrize("pattern", [r"(a+)+b$", r"(a|aa)*b$", r"(.*)*(.*)*(.*)*b$"])
 def test_split_time_is_linear(pattern: str) -> None:
-    """Python's own expressions would never come to an end."""
+    """Python's regular expressions would need exponential time."""
     assert split(["a" * 4000 + "!"], (Rule("x", (pattern,)),)) == {"x": [], "": ["a" * 4000 + "!"]}
 
 

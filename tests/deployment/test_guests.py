@@ -1,4 +1,4 @@
-"""The machines of a cluster morph: typed settings, and all that can be wrong with them."""
+"""The guests of a cluster morph: typed settings, and mistakes in them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def wrong(text: str, overrides: dict[str, str] | None = None, **variables: str) 
 
 
 def test_guests_of_the_guide() -> None:
-    """The morph of the guide, word for word, as it lies in clusters/."""
+    """The morph of the guide, which is in clusters/."""
 
     def read(path: str) -> bytes | None:
         file = ROOT / path
@@ -165,7 +165,7 @@ CONTROLLER = {"DISTBUILD_CONTROLLER": "yes", "TROVE_HOST": "t", "WORKER_SSH_KEY"
 
 
 def test_guests_of_other_types_are_left_out() -> None:
-    """Whatever else may be wrong with it."""
+    """Other mistakes in it are not reported."""
     other = machine("b", NIC_CONFIG="$nothing").replace("extensions/kvm", "extensions/rawdisk")
     files = small(x=stratum("x", spec("a"))) | {"clusters/c.morph": HEAD + machine() + other}
     cluster = load_cluster(reader(files), "clusters/c.morph")
@@ -245,7 +245,7 @@ def test_guests_of_other_types_are_left_out() -> None:
             ],
         ),
         (machine(HOSTNAME="a_b"), ["10: HOSTNAME is 'a_b', which is not the name or address"]),
-        # all that is wrong, also with a machine that has no place
+        # all mistakes, also of a machine without a valid location
         (
             machine(host="h:x", RAM_SIZE="lots", VCPUS="0").replace("1G", "1X"),
             ["8: ", "9: DISK_SIZE is '1X'", "10: RAM_SIZE is 'lots'", "11: VCPUS is '0'"],

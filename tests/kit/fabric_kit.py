@@ -1,4 +1,4 @@
-"""A broker process with workers and initiators that play their part in this one."""
+"""A broker process, with workers and initiators in the test process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from wire_kit import FakeWorker, Follower, Process
 
 
 class Fabric:
-    """A broker process, and whoever is started beside it."""
+    """A broker process, and the workers and initiators beside it."""
 
     def __init__(self, directory: Path, stack: ExitStack) -> None:
         self.directory = directory

@@ -39,7 +39,7 @@ class Farm:
             f'listen = "{HOST}"\nport = {PORT}\nkeys = "{self.keys}"\n'
             f'state = "{directory}/state"\nartifacts = "{directory}/store"\nmetrics = ""\n'
         )
-        #: makes of the broker's command line one that runs it where it should
+        #: changes the command line of the broker
         self.inside: Callable[[list[str]], list[str]] = list
         self._stack = stack
         self.start()
@@ -70,7 +70,7 @@ class Farm:
         return keys.of_peer(directory, role)[1]
 
     def token(self, key: str, fence: int, worker: str) -> int:
-        """What a former run of the broker would have given a worker with an attempt."""
+        """The token that a former run of the broker would have given to an attempt."""
         with sqlite3.connect(self.directory / "state" / "journal.sqlite") as journal:
             [secret] = journal.execute("SELECT secret FROM secrets").fetchone()
         journal.close()
@@ -83,7 +83,7 @@ class Farm:
         return worker
 
     def socket(self, kind: int, address: str, curve: Curve) -> zmq.Socket[bytes]:
-        """One that no program of ours would use."""
+        """A socket of any type, for invalid use."""
         context = zmq.Context()
         self._stack.callback(context.destroy, linger=0)
         socket = context.socket(kind)
@@ -101,7 +101,7 @@ class Farm:
 
 
 class Peer:
-    """Somebody with a key who says what he likes."""
+    """A peer with a key that sends any message."""
 
     def __init__(self, farm: Farm, curve: Curve) -> None:
         self._context = zmq.Context()
@@ -112,7 +112,7 @@ class Peer:
         self.codec: sockets.Codec[ToWorker | ToInitiator] = sockets.Codec(ToWorker | ToInitiator)
 
     def say(self, message: msgspec.Struct) -> None:
-        sockets.send(self.jobs, self.codec.encode(message))  # fails once it was turned away
+        sockets.send(self.jobs, self.codec.encode(message))  # fails once the key was rejected
 
     def hear(self) -> object:
         assert self.jobs.poll(10_000), "no answer"

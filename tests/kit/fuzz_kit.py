@@ -9,7 +9,7 @@ import msgspec
 
 from fabric.wire.messages import PROTOCOL, BuildGraph, BuildOrder, Command, Published
 
-#: Bytes by which all that may make a process grow.
+#: Bytes by which a process may grow meanwhile.
 GROWTH = 100 * 2**20
 
 KEY = "ab" * 32
@@ -17,13 +17,13 @@ encode = msgspec.msgpack.Encoder().encode
 
 
 def pieces() -> list[bytes]:
-    """Of logs, as they are published."""
+    """Published pieces of logs."""
     some = [Published(KEY, 1, 0, b"a line\n" * 30), Published(KEY, 2**62, 2**62, b"")]
     return [each.frame() for each in some]
 
 
 def malformed(rng: random.Random, seeds: list[bytes]) -> Iterator[bytes]:
-    """Damaged messages for ever: changed, cut, spliced, repeated, or never any."""
+    """An endless stream of damaged messages: changed, cut, spliced, repeated, or random."""
     whole = [
         encode(BuildOrder(PROTOCOL, "r", "t", "refs/x", "c" * 40, "s")),
         encode(BuildGraph(PROTOCOL, "r", "t", (), ())),

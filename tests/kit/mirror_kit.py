@@ -1,4 +1,4 @@
-"""A mirror, what its broker says, and the file that its log becomes."""
+"""A request mirror with a scripted broker, and the file of its log."""
 
 import hashlib
 
@@ -32,7 +32,7 @@ def sha(data: bytes) -> str:
 
 
 class Tale:
-    """A mirror, what its broker says, and the file that its log becomes."""
+    """A request mirror with a scripted broker, and the file of its log."""
 
     def __init__(self, wanted: BuildOrder | BuildGraph | str = GRAPH) -> None:
         self.mirror = RequestMirror(wanted)
@@ -41,7 +41,7 @@ class Tale:
         self.sent: list[object] = []
         self.file: bytes | None = None
         self.closed: bool | None = None
-        self.follows: list[bool] = []  # what it was told to, beyond following what it opens
+        self.follows: list[bool] = []  # `Follow` actions
 
     def do(self, actions: list[object]) -> list[object]:
         rest = []
@@ -93,7 +93,7 @@ class Tale:
         self.do([*self.mirror.piece(piece, self.now)])
 
     def asked(self) -> list[int]:
-        """Offsets of ranges asked for since the last time."""
+        """Offsets of the ranges requested since the last call."""
         found = [each.offset for each in self.sent if isinstance(each, LogRead)]
         self.sent = [each for each in self.sent if not isinstance(each, LogRead)]
         return found

@@ -1,4 +1,4 @@
-"""A broker whose core, or resolvers, are of the test's own making."""
+"""A broker with replaced parts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def broker_at(
     core: type[Scheduler] = Scheduler,
     resolvers: Callable[[Wakeup], ResolverPool] = lambda wake: ResolverPool(("true",), wake),
 ) -> Broker:
-    """A lasting broker in the directory ``path``, which tells its troubles to ``said``."""
+    """A lasting broker in the directory ``path``; ``said`` gets its warnings."""
     wake = Wakeup()
     journal = Journal(path / "journal.sqlite", said, wake)
     parts = Parts(

@@ -1,4 +1,4 @@
-"""A resolver that does as it is told, and what is asked of it."""
+"""A scripted resolver, and build orders for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fabric.controller.resolver_pool import ResolverPool
 from fabric.scheduling.events import Resolved, Unresolved
 from fabric.wire.messages import PROTOCOL, BuildOrder
 
-#: A resolver that does what the name of the system says.
+#: A resolver whose behavior is given by the path of the system.
 PROGRAM = """
 import os, sys, time, msgspec
 from fabric.wire.messages import PROTOCOL, BuildGraph, BuildOrder, StepSpec

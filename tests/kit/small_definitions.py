@@ -1,4 +1,4 @@
-"""Definitions of one stratum whose chunks are built with our own tools, for any test."""
+"""Definitions of one stratum whose chunks are built with this machine's tools."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ split-rules:
 
 
 def git(where: Path, *command: str) -> str:
-    """What git prints, run by somebody with a name."""
+    """The output of git, run with a user name."""
     me = ["-c", "user.name=t", "-c", "user.email=t@invalid"]
     done = subprocess.run(
         ["git", *me, *command], cwd=where, check=True, capture_output=True, text=True
@@ -26,7 +26,7 @@ def git(where: Path, *command: str) -> str:
 
 
 def lay_out(root: Path, source: Path) -> None:
-    """Make the folders and the system; and the repository that chunks are from, if need be."""
+    """Make the folders, the system and, if it is missing, the repository of the chunks."""
     for folder in ("strata", "systems"):
         (root / folder).mkdir(parents=True)
     (root / "VERSION").write_text("version: 8\n")
@@ -44,7 +44,7 @@ def lay_out(root: Path, source: Path) -> None:
 
 
 def write_chunks(root: Path, source: Path, chunks: dict[str, str | tuple[str, str]]) -> None:
-    """A chunk of each name: with its install command, or (dependencies, command)."""
+    """Write a chunk for each name: its install command, or (dependencies, command)."""
     specs = []
     for name, value in chunks.items():
         depends, command = value if isinstance(value, tuple) else ("", value)

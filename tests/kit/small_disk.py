@@ -1,4 +1,4 @@
-"""A disk with hardly any room, for code that has to live with it."""
+"""A small disk, for tests of code on a full one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def on_small_disk(size: str, mount: Path, code: str) -> list[str]:
-    """The lines that Python code prints, run where ``mount`` is a disk of so much room."""
+    """The lines that Python code prints; for it, ``mount`` is a small disk."""
     script = f'mount -t tmpfs -o size={size} none {mount} && exec "$0" -c "$1"'
     done = subprocess.run(
         [
@@ -29,7 +29,7 @@ def on_small_disk(size: str, mount: Path, code: str) -> list[str]:
 
 
 class SmallDisk:
-    """A tmpfs of so many bytes at ``mount``, seen by what is run with `inside`."""
+    """A small tmpfs at ``mount``, for processes that are run with `inside`."""
 
     def __init__(self, mount: Path, size: int) -> None:
         mount.mkdir(parents=True, exist_ok=True)
@@ -39,16 +39,16 @@ class SmallDisk:
         )
         assert self._holder.stdout is not None
         assert self._holder.stdout.readline(), f"no tmpfs can be mounted at {mount}"
-        #: where we see it
+        #: its path for this process
         self.path = Path(f"/proc/{self._holder.pid}/root") / mount.relative_to("/")
 
     def inside(self, command: Sequence[str]) -> list[str]:
-        """The command line that runs ``command`` there, as the process it makes."""
+        """The command line that runs ``command`` with that disk."""
         enter = [f"--target={self._holder.pid}", "--user", "--mount", "--preserve-credentials"]
         return ["nsenter", *enter, f"--wdns={Path.cwd()}", *command]
 
     def fill(self) -> None:
-        """Leave no room at all."""
+        """Fill the disk."""
         with (self.path / "ballast").open("wb", buffering=0) as file:
             for size in (1 << 16, 1):
                 try:
@@ -59,11 +59,11 @@ class SmallDisk:
         assert not shutil.disk_usage(self.path).free
 
     def free(self) -> None:
-        """Make room."""
+        """Free the disk."""
         (self.path / "ballast").unlink()
 
     def close(self) -> None:
-        """It is gone, with all that is on it."""
+        """Remove the disk."""
         self._holder.kill()
         self._holder.wait()
         assert self._holder.stdout is not None

@@ -1,4 +1,4 @@
-"""A program on a pseudo-terminal, and what a person sees there."""
+"""A program on a pseudo-terminal, and the rows that it shows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import pyte
 from waiting import until
 
-#: Around what is to be seen at once.
+#: Begin and end of a synchronized update of the terminal.
 _BEGIN, _END = b"\x1b[?2026h", b"\x1b[?2026l"
 
 
@@ -34,7 +34,7 @@ class Terminal:
         self._stream = pyte.ByteStream(self._screen)
         self._lock = threading.Lock()
         self._seen: list[str] = []
-        #: all that came, as it came
+        #: the raw output
         self.raw = b""
         self._ours, theirs = os.openpty()
         self._set_size(columns, rows)
@@ -53,12 +53,12 @@ class Terminal:
         self._reader.start()
 
     def lines(self) -> list[str]:
-        """The rows as they are seen now, without the empty ones below; no half of a picture."""
+        """The rows of the last complete picture, without the empty ones below."""
         with self._lock:
             return self._seen
 
     def sees(self, wanted: Callable[[list[str]], bool], what: str, seconds: float = 30) -> None:
-        """Wait until the rows are so."""
+        """Wait until the rows meet a condition."""
         try:
             until(lambda: wanted(self.lines()), seconds)
         except AssertionError:
@@ -71,20 +71,20 @@ class Terminal:
         return found[0] if found else ""
 
     def resize(self, columns: int, rows: int = 24) -> None:
-        """As a window's edge that is moved."""
+        """Resize the terminal."""
         with self._lock:
             self._screen.resize(rows, columns)
         self._set_size(columns, rows)
 
     def types(self, text: str) -> None:
-        """What its user types; ``\\n`` is Enter, ``\\x1a`` Ctrl-Z."""
+        """Type a text; ``\\n`` is Enter, ``\\x1a`` Ctrl-Z."""
         os.write(self._ours, text.encode())
 
     def press_ctrl_c(self) -> None:
         os.write(self._ours, b"\x03")
 
     def ends(self, seconds: float = 60) -> int:
-        """Its exit code; everything it said has been read."""
+        """Its exit code, after all its output was read."""
         code = self.process.wait(seconds)
         self._reader.join(10)
         return code
@@ -104,7 +104,7 @@ class Terminal:
         while True:
             try:
                 data = os.read(self._ours, 65536)
-            except OSError:  # nobody is at the other end any more
+            except OSError:  # the program has ended
                 return
             with self._lock:
                 self.raw += data

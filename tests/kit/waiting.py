@@ -1,4 +1,4 @@
-"""Waiting for what is to happen, and not longer."""
+"""Waits for a condition."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def until(condition: Callable[[], T], seconds: float = 20.0, what: str = "") -> T:
-    """Wait until ``condition()`` holds; what it gives.  AssertionError after so many seconds."""
+    """Wait until ``condition()`` is true; returns its value.  AssertionError after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"waited in vain {what}"

@@ -1,4 +1,4 @@
-"""Real sockets for tests: a broker in a thread or a process, workers and initiators beside it."""
+"""Real sockets for tests: a broker process, and workers and initiators in threads."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def key_of(name: str) -> str:
 
 
 def steps_of(text: str) -> tuple[StepSpec, ...]:
-    """Steps as text, a line for each: what it is called, and what it needs."""
+    """Steps from a text, one a line: its name, and the names that it needs."""
     steps = []
     for line in text.split("\n"):
         name, _, depends = line.strip().partition(":")
@@ -58,13 +58,13 @@ def steps_of(text: str) -> tuple[StepSpec, ...]:
 
 
 def resident(pid: int) -> int:
-    """Bytes of memory a process has at most had."""
+    """The peak memory of a process, in bytes."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 class Process:
-    """The real broker, as a child."""
+    """The real broker, as a child process."""
 
     PROGRAM: tuple[str, ...] = ("-m", "fabric.broker")
 
@@ -93,7 +93,7 @@ class Process:
         self.child.wait()
 
     def end(self) -> float:
-        """SIGTERM; seconds until it was gone."""
+        """End it by SIGTERM; returns the seconds that this took."""
         began = time.monotonic()
         self.child.terminate()
         assert self.child.wait(10.0) == 0, self.said
@@ -241,7 +241,7 @@ class Follower:
         wanted = tuple(map(key_of, goals)) or (steps[0].key,)
         self.names = {step.key: step.name for step in steps}
         graph = BuildGraph(PROTOCOL, uuid.uuid4().hex, "a test", steps, wanted, keep_going)
-        self.mirror = RequestMirror(request or graph)  # a request that somebody made, or this
+        self.mirror = RequestMirror(request or graph)  # a request made elsewhere, or this one
         self.logs: dict[str, bytearray] = {}
         self.whole: dict[str, bool] = {}
         self.over: Over | None = None
@@ -258,7 +258,7 @@ class Follower:
         self._poller.register(self._stream, zmq.POLLIN)
 
     def follow(self, seconds: float = 30.0) -> str:
-        """Until all is complete; the request's state."""
+        """Follow the request until it is complete; returns its state."""
         self.turn_until(lambda: self.mirror.complete, seconds)
         return self.mirror.state
 

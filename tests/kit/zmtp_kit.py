@@ -1,6 +1,6 @@
-"""ZeroMQ's protocol (ZMTP 3.0) by hand, for messages that nobody should send by libzmq.
+"""ZeroMQ's protocol (ZMTP 3.0) without libzmq, for invalid messages.
 
-It aborts its process when a connection ends within a message of several frames: decision 11.
+libzmq aborts the process if a connection ends within a message of several frames: decision 11.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ def _frame(flags: int, data: bytes) -> bytes:
 
 
 class RawSocket:
-    """A connection to the ipc socket at ``path`` that says it is of ``kind``: b"DEALER".
+    """A connection to the ipc socket at ``path`` from a socket of the type ``kind``: b"DEALER".
 
-    What the other side says, once it is ready, is not read.
+    Messages from the other side are not read.
     """
 
     def __init__(self, path: Path, kind: bytes) -> None:
@@ -34,7 +34,7 @@ class RawSocket:
             said += self._socket.recv(4096)
 
     def send(self, *frames: bytes, end: bool = True) -> None:
-        """One message, or its beginning, as soon as the other side takes it."""
+        """Send one message, or its beginning."""
         *some, last = frames
         data = [*(_frame(_MORE, each) for each in some), _frame(0 if end else _MORE, last)]
         self._socket.sendall(b"".join(data))

@@ -1,4 +1,4 @@
-"""A farm of the test's own."""
+"""A farm for each test."""
 
 from __future__ import annotations
 

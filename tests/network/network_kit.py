@@ -22,7 +22,7 @@ from waiting import until
 
 
 class Program:
-    """A program that runs, and what it says."""
+    """A running program, and its output."""
 
     def __init__(self, command: list[str], cwd: Path, environ: dict[str, str], name: str) -> None:
         self.name = name
@@ -41,7 +41,7 @@ class Program:
         return self.output.read_text(errors="replace")
 
     def says(self, text: str, seconds: float = 30) -> None:
-        """Wait until it says that."""
+        """Wait until its output has a text."""
         end = time.monotonic() + seconds
         while text not in self.said():
             ended = self.process.poll() is not None
@@ -53,12 +53,12 @@ class Program:
         self.process.send_signal(number)
 
     def kill(self) -> None:
-        """By SIGKILL: it can do nothing about it."""
+        """End it by SIGKILL."""
         self.process.kill()
         self.process.wait()
 
     def ends(self, seconds: float = 60) -> tuple[int, str]:
-        """Its exit code, and all it said."""
+        """Its exit code and its output."""
         try:
             self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -67,7 +67,7 @@ class Program:
 
 
 class Definitions:
-    """Definitions in a git repository: one stratum, whose chunks are built with our own tools."""
+    """Definitions in a git repository: one stratum, built with this machine's tools."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -77,11 +77,11 @@ class Definitions:
         git(root, "init", "-q", "-b", "main")
 
     def write(self, **chunks: str | tuple[str, str]) -> None:
-        """One chunk for each argument: its install command, or (dependencies, command)."""
+        """Write a chunk for each argument: its install command, or (dependencies, command)."""
         write_chunks(self.root, self.source, chunks)
 
     def by_lorry(self) -> None:
-        """Have what was written come from a source of a lorry, thing 1.0: by way of the trove."""
+        """Make the chunks use the source thing 1.0 of a lorry."""
         git(self.source, "tag", "1.0")
         stratum = self.root / "strata/things.morph"
         text = re.sub(r"repo: .*", "repo: upstream:thing", stratum.read_text())
@@ -91,7 +91,7 @@ class Definitions:
 
 
 class Workstation:
-    """A developer's machine: settings, keys, definitions, and a folder where the logs land."""
+    """A developer's machine: settings, keys, definitions, and a folder for logs."""
 
     def __init__(self, farm: Farm, name: str) -> None:
         self.farm = farm
@@ -143,7 +143,7 @@ class Workstation:
         return json.loads(done.stdout)
 
     def start(self, *args: str, cwd: Path | None = None) -> Program:
-        """A command that goes on while the test does something to it."""
+        """A command that runs beside the test."""
         where = cwd or self.here
         return self.farm.start(self.command(*args), where, self.environ, f"{self.name}-{args[0]}")
 
@@ -154,7 +154,7 @@ class Workstation:
         return self.start("build", f"../definitions/{SYSTEM}", *args)
 
     def detach(self, *args: str) -> str:
-        """Order a build, detached; its id."""
+        """Order a detached build; returns its id."""
         done = self.build("--detach", "--json", *args)
         assert done.returncode == 0, done.stderr
         return str(json.loads(done.stdout.splitlines()[-1])["request"])
@@ -164,7 +164,7 @@ class Workstation:
 
 
 class Farm:
-    """A controller, its workers, their trove and store."""
+    """A controller with workers, a trove and an artifact store."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -188,7 +188,7 @@ class Farm:
         subprocess.run(command, check=True, capture_output=True)
 
     def make_keys(self, role: str, name: str) -> Path:
-        """Keys for a peer, admitted."""
+        """Make and admit a key for a peer."""
         theirs, ours = self.root / name / "keys", self.controller / "keys"
         self.keys("make", role, name, "--to", str(theirs))
         self.keys("admit", str(theirs / f"{name}.key"), "--keys", str(ours))
@@ -199,7 +199,7 @@ class Farm:
         self.keys("revoke", name, "--keys", str(self.controller / "keys"))
 
     def broker(self, inside: Callable[[list[str]], list[str]] = list) -> Program:
-        """``inside`` makes of its command line one that runs it where it should."""
+        """Start the broker; ``inside`` changes its command line."""
         values = {
             "cache": str(self.controller / "cache"),
             "state": str(self.controller / "state"),
@@ -215,7 +215,7 @@ class Farm:
         return self._daemon("broker", self.broker_config, inside=inside)
 
     def worker(self, name: str, slots: int = 1) -> Program:
-        """A worker, made if it is a new one."""
+        """Start a worker; makes its key if it is new."""
         home = self.root / name
         config = home / "worker.toml"
         if not config.exists():
@@ -252,7 +252,7 @@ class Farm:
         return program
 
     def close(self) -> None:
-        """End all that was started, and all that they started."""
+        """End all processes, and their descendants."""
         for program in self.programs:
             if program.process.poll() is None:
                 program.process.terminate()
@@ -266,22 +266,22 @@ class Farm:
                 os.kill(pid, signal.SIGKILL)
 
     def processes(self) -> list[int]:
-        """Everything that we started, sandboxes excepted: their environment is clean."""
+        """All our processes but sandboxes, whose environment is clean."""
         return list(_processes("environ", f"FARM={self.token}"))
 
     # -- builds that wait ------------------------------------------------------------------
 
     def held(self, name: str) -> str:
-        """A command for a chunk: it says so, and goes on when it is released."""
+        """A command for a chunk that waits until `release`."""
         wait = "while [ ! -e /tmp/go ]; do sleep 0.02; done"
         return f"echo {name} begins; : held-{name}-{self.token}\n{wait}; : held-{name}-{self.token}"
 
     def holding(self, name: str) -> list[int]:
-        """Processes of builds that wait there."""
+        """The processes of waiting builds."""
         return list(_processes("cmdline", f"held-{name}-{self.token}"))
 
     def release(self, name: str) -> None:
-        """Let a build go on that waits."""
+        """Release a waiting build."""
 
         def gone_on() -> bool:
             waiting = self.holding(name)
@@ -303,7 +303,7 @@ def _processes(what: str, mark: str) -> Iterator[int]:
 
 
 def free_ports() -> int:
-    """The first of three ports in a row that nobody uses."""
+    """The first of three consecutive free ports."""
     while True:
         port = 20000 + secrets.randbelow(12000)
         try:

@@ -61,7 +61,7 @@ def test_farm_builds_the_work_tree_unnoticed_by_git(farm: Farm, alice: Workstati
 
 
 def test_farm_two_requests_share_an_artifact(farm: Farm, alice: Workstation) -> None:
-    """It is built once, and both see its log from the first byte; one leaves, one has it."""
+    """It is built once, and both get its whole log; one of them leaves."""
     farm.broker()
     farm.worker("w1", slots=2)
     bob = farm.workstation("bob")
@@ -212,7 +212,7 @@ def test_farm_failure_shows_log_and_command(farm: Farm, alice: Workstation) -> N
 
 def test_farm_fault_of_machines_is_not_a_failed_build(farm: Farm, alice: Workstation) -> None:
     farm.broker()
-    farm.store_url = str(farm.trove / "HEAD" / "is a file")  # of the worker, which cannot store
+    farm.store_url = str(farm.trove / "HEAD" / "is a file")  # so the worker cannot store results
     farm.worker("w1")
     alice.definitions.write(one="echo fine")
     done = alice.build()
@@ -260,7 +260,7 @@ def test_farm_worker_killed_in_a_build(farm: Farm, alice: Workstation) -> None:
 
 
 def test_farm_log_of_a_killed_initiator_is_completed(farm: Farm, alice: Workstation) -> None:
-    """It was killed amid a step that others went on with: the next build finds it cached."""
+    """The step went on for others, so the next build finds it cached."""
     farm.broker()
     farm.worker("w1")
     bob = farm.workstation("bob")
@@ -293,7 +293,7 @@ def test_farm_broker_killed_in_a_build(farm: Farm, alice: Workstation) -> None:
     farm.broker()
     build.says("the controller is back")
     until(lambda: alice.ask("list")[0]["running"] == 1)
-    # (what it forks comes and goes)
+    # its children come and go
     assert not set(running).isdisjoint(farm.holding("slow")), "what runs goes on"
     farm.release("slow")
     code, said = build.ends()
@@ -311,7 +311,9 @@ def test_farm_revoked_initiator_is_disconnected(farm: Farm, alice: Workstation) 
     build = alice.start_build()
     until(lambda: farm.holding("slow"))
     farm.revoke("mallory")
-    until(lambda: mallory.run("workers").returncode)  # the broker looks four times a second
+    until(
+        lambda: mallory.run("workers").returncode
+    )  # the broker reads the keys several times a second
     done = mallory.run("workers")
     assert done.returncode == 4
     assert "does not admit the key of mallory" in done.stderr
@@ -321,7 +323,7 @@ def test_farm_revoked_initiator_is_disconnected(farm: Farm, alice: Workstation) 
 
 
 def test_farm_sources_travel_through_the_trove(farm: Farm, alice: Workstation) -> None:
-    """What only the initiator can reach, workers have from the trove."""
+    """Workers get sources from the trove that only the initiator can reach."""
     farm.broker()
     farm.worker("w1")
     alice.definitions.write(one="cat hello.txt")

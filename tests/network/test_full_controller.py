@@ -1,4 +1,4 @@
-"""What people see of a controller whose disk is full."""
+"""A controller with a full disk, as its users see it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REFUSAL = (
 
 @pytest.fixture
 def disk(farm: Farm) -> Iterator[SmallDisk]:
-    """The broker has its state on it."""
+    """A small disk with the broker's state."""
     disk = SmallDisk(farm.controller / "state", 8 << 20)
     yield disk
     farm.close()

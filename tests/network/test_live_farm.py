@@ -1,4 +1,4 @@
-"""The same view of a build that a farm does."""
+"""The live view of a build on a farm."""
 
 from __future__ import annotations
 

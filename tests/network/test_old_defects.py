@@ -1,7 +1,6 @@
-"""The old tool's 32 known defects, one by one, and the tests that would show them here.
+"""The 32 known defects of Baserock's tool, and the tests that would find them here.
 
-`DEFECTS` says what was wrong, and where it is tested that it is not so any more; what needs a
-whole farm and is tested nowhere else stands below it.
+`DEFECTS` lists them with their tests; tests that need a farm are below it.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ TESTS = Path(__file__).parent.parent
 HERE = "network/test_old_defects.py"
 FARM = "network/test_farm.py"
 
-#: number -> (what was wrong, where it is tested)
+#: number -> (defect, tests)
 DEFECTS: dict[int, tuple[str, list[str]]] = {
     1: (
         "a worker that disconnects, even an idle one, ends the controller and all builds",
@@ -232,7 +231,7 @@ def test_old_defects_name_existing_tests(where: str) -> None:
     assert name in names
 
 
-# -- what needs a farm ---------------------------------------------------------------------
+# -- tests that need a farm ---------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -319,7 +318,7 @@ def test_farm_command_that_cannot_be_started(farm: Farm, alice: Workstation) -> 
 
 
 def test_farm_silent_worker_is_lost(farm: Farm, alice: Workstation) -> None:
-    """It neither ends nor answers, as if its network had gone."""
+    """It neither ends nor answers, as without a network."""
     mute = farm.worker("mute")
     alice.definitions.write(slow=farm.held("slow"))
     build = alice.start_build()

@@ -1,4 +1,4 @@
-"""What an initiator does about a controller or store that is away, or of another time."""
+"""Controllers and stores that are out of reach, or of another version."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_reach_build_waits_for_a_controller(farm: Farm, alice: Workstation) -> N
 
 
 def test_reach_push_is_repeated_after_the_trove_died(farm: Farm, alice: Workstation) -> None:
-    """And what it left locked is in nobody's way."""
+    """Locks that it left do not block the next push."""
     hook = farm.trove / "hooks" / "pre-receive"
     hook.write_text(
         "#!/bin/sh\nread old new ref\n"
@@ -63,13 +63,13 @@ def test_reach_ctrl_c_while_the_store_is_silent(alice: Workstation) -> None:
         asked, _ = silent.accept()
         with asked:
             build.signal(signal.SIGINT)
-            code, said = build.ends(20)  # the store would have a minute to answer
+            code, said = build.ends(20)  # the store has a minute to answer
     assert code == 130
     assert said.endswith("fabric-initiator: interrupted\n")
 
 
 def test_reach_other_protocol_says_which_side_to_upgrade(farm: Farm, alice: Workstation) -> None:
-    """A newer initiator and an older worker, at this broker."""
+    """A newer initiator and an older worker at one broker."""
     broker = farm.broker()
     until(lambda: alice.run("list").returncode == 0)
     alice.definitions.write(one="true")

@@ -1,4 +1,4 @@
-"""The resolver as the broker runs it: an order in, a submit or a text for the user out."""
+"""The resolver as the broker runs it: a build order in, a build graph or an error text out."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Farm:
             path.write_text(text)
 
     def order(self, *components: str, commit: str = "") -> BuildOrder:
-        """An order of what is there now, pushed."""
+        """A build order for the current definitions, which are pushed."""
         request = new_request()
         build = self.builds.snapshot(self.root)
         self.builds.push(build, self.trove, ref_of(request), print)

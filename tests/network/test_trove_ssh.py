@@ -42,7 +42,7 @@ PermitRootLogin yes
 
 @pytest.fixture
 def served(farm: Farm) -> Farm:
-    """A farm whose trove is at the other end of ssh."""
+    """A farm with its trove behind ssh."""
     root = farm.root / "ssh"
     root.mkdir()
     for name in ("host", "user", "stranger"):
@@ -118,7 +118,7 @@ def test_trove_that_is_away_is_waited_for(served: Farm) -> None:
 
 
 def test_trove_locks_of_a_dead_trove_are_released(served: Farm) -> None:
-    """By itself when it is old; and until then a build waits."""
+    """A lock is removed when it is old; a build waits until then."""
     hook = served.trove / "hooks/reference-transaction"
     hook.write_text(DIES)
     hook.chmod(0o755)

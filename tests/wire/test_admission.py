@@ -1,4 +1,4 @@
-"""Keys in files, and the table of those admitted."""
+"""Key files, and the admitted keys."""
 
 from __future__ import annotations
 

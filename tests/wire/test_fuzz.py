@@ -57,7 +57,7 @@ ROUND = 10_000
 
 
 def valid() -> list[bytes]:
-    """One of each kind of message."""
+    """One message of each type."""
     outcome = Outcome(KEY, 3, "failed", "no", "build", "make", 1.0, 5, "cd" * 32, (KEY,))
     said = (
         report("w1", 9, running=(Running(KEY, 4, "build", 7),), finished=(outcome,)),
@@ -74,7 +74,7 @@ def valid() -> list[bytes]:
 
 
 def push(socket: zmq.Socket[bytes], frame: bytes) -> None:
-    """As fast as the other side takes it."""
+    """Send a frame as soon as there is room."""
     assert socket.poll(20_000, zmq.POLLOUT), "nobody takes it any more"
     socket.send(frame)
 
@@ -85,7 +85,7 @@ def discard(socket: zmq.Socket[bytes]) -> None:
 
 
 class Honest:
-    """A worker and an initiator who want to be served all the while."""
+    """A worker and an initiator that must be served meanwhile."""
 
     def __init__(self, farm: Farm) -> None:
         self.worker = farm.peer(farm.key("worker", "honest-worker"))
@@ -160,7 +160,7 @@ def test_fuzz_messages_that_are_too_large(farm: Farm, honest: Honest) -> None:
 
 @pytest.mark.slow
 def test_fuzz_messages_of_several_frames(fabric: Fabric) -> None:
-    """Nobody of ours sends any; whoever does is told off once, and costs nobody anything."""
+    """Such a message gets one warning, and has no effect on others."""
     fabric.worker()
     assert fabric.initiator("before:").follow() == "done"
     before = resident(fabric.broker.child.pid)
@@ -183,7 +183,7 @@ def test_fuzz_messages_of_several_frames(fabric: Fabric) -> None:
 
 @pytest.mark.slow
 def test_fuzz_ports_without_a_key(honest: Honest) -> None:
-    """Greetings of ZeroMQ's protocol that are wrong, and whatever else comes over the net."""
+    """Invalid greetings of ZeroMQ's protocol, and random bytes."""
     rng = random.Random(4)
     null = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)
     curve = null.replace(b"NULL\0", b"CURVE")
@@ -206,7 +206,7 @@ def test_fuzz_ports_without_a_key(honest: Honest) -> None:
 
 @pytest.mark.slow
 def test_fuzz_worker(directory: Path) -> None:
-    """What a broker says that has lost its mind."""
+    """Damaged messages from a broker."""
     context = zmq.Context()
     broker = sockets.router(context)
     sockets.bind(broker, sockets.ipc(directory, "jobs"))
@@ -229,7 +229,7 @@ def test_fuzz_worker(directory: Path) -> None:
                 assert child.poll() is None
                 time.sleep(0.001)
             discard(broker)
-        # It still does what it is told: to keep something that it does not have is nothing to do.
+        # It still handles messages; an unknown attempt to keep has no effect.
         until(lambda: sockets.send(broker, encode(Desired(2**62, 2**63 - 1)), to=peer))
         heard(broker, lambda report: report.epoch == 2**63 - 1)
         assert resident(child.pid) - before < GROWTH
@@ -242,7 +242,7 @@ def test_fuzz_worker(directory: Path) -> None:
 
 
 def heard(broker: zmq.Socket[bytes], wanted: Callable[[Report], bool]) -> bytes:
-    """Who sent the first such report."""
+    """The sender of the first such report."""
     codec: sockets.Codec[Report] = sockets.Codec(Report)
     deadline = time.monotonic() + 20.0
     while True:

@@ -1,4 +1,4 @@
-"""Messages on the wire, and what is none."""
+"""Messages on the wire, and frames that are not messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the broker answers to those who are not as they should be."""
+"""The broker's answers to invalid messages."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CHAIN = "app: lib zlib\nlib: zlib\nzlib:"
 
 
 class Stranger:
-    """Somebody who speaks to the broker as he likes."""
+    """A peer that sends any bytes to the broker."""
 
     def __init__(self, fabric: Fabric) -> None:
         self._context = zmq.Context()
@@ -51,7 +51,7 @@ class Stranger:
         return self.codec.decode(self.jobs.recv())
 
     def rejected(self) -> Rejected:
-        """The next refusal, whatever else is said before."""
+        """The next `Rejected`; other messages are skipped."""
         while True:
             with contextlib.suppress(sockets.DecodeError):
                 if isinstance(message := self.hear(), Rejected):
@@ -138,12 +138,12 @@ def test_broker_rejects_a_message_out_of_bounds_with_the_reason(stranger: Strang
 
 
 def test_broker_rejects_a_second_worker_of_one_name(stranger: Stranger) -> None:
-    # in turns: a former run that is heard but once may merely be late
+    # in turns: a single report of a former run may just be late
     for sequence in range(1, 50):
         for instance in ("first", "second"):
             report = Report(PROTOCOL, "w1", "x86_64", 1, sequence, instance=instance)
             stranger.say(msgspec.msgpack.encode(report))
-        with contextlib.suppress(sockets.DecodeError):  # what it wants done is for workers
+        with contextlib.suppress(sockets.DecodeError):  # a `Desired`, which is not for initiators
             if isinstance(answer := stranger.hear(), Rejected):
                 assert "another worker is named w1 too" in answer.reason
                 return

@@ -1,4 +1,4 @@
-"""What a broker takes in at its sockets."""
+"""The server: receiving from the broker's sockets."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def peers(tmp_path: Path) -> Iterator[list[sockets.Socket]]:
-    """Two, connected."""
+    """Two connected peers."""
     context = zmq.Context()
     peers = [sockets.dealer(context), sockets.dealer(context)]
     for peer in peers:

@@ -1,4 +1,4 @@
-"""Sockets as they are set up here."""
+"""Sockets with our options."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from waiting import until
 from fabric.wire import sockets
 from fabric.wire.sockets import Curve
 
-#: A router that does not read while a peer says a lot and goes; ZeroMQ ends a process by SIGABRT.
+#: A router that does not read while a peer sends much and ends; a bug of ZeroMQ aborts it.
 BUSY = """
 import sys, time, zmq
 from fabric.wire import sockets
@@ -42,7 +42,7 @@ def test_socket_survives_a_peer_that_waits_and_is_gone() -> None:
             sockets.connect(peer, f"tcp://127.0.0.1:{int(busy.stdout.readline())}")
             for _ in range(500):
                 peer.send(b"x" * 30)
-            time.sleep(1)  # until they have left
+            time.sleep(1)  # until they are sent
         finally:
             context.destroy(linger=0)
         busy.communicate(b"\n", timeout=60)

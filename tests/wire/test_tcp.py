@@ -1,4 +1,4 @@
-"""Broker, workers and initiators over TCP, where only keys tell who somebody is."""
+"""Broker, workers and initiators over TCP, where keys determine names and roles."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_connection_with_an_unknown_key_says_why(farm: Farm) -> None:
 def turn_until(
     connection: Connection, condition: Callable[[], bool], seconds: float = 20.0
 ) -> None:
-    """A worker that has nothing to do."""
+    """An idle worker."""
     codec: sockets.Codec[ToWorker] = sockets.Codec(ToWorker)
     sequence = int(time.monotonic() * 1000)
     deadline = time.monotonic() + seconds
@@ -137,7 +137,7 @@ def test_server_closes_revoked_connections_at_once(farm: Farm) -> None:
 
 
 def test_server_accepts_a_log_only_from_the_worker_of_its_attempt(farm: Farm) -> None:
-    """Two workers: one is told to build, the other says something into its log."""
+    """One of two workers has the attempt, and the other sends pieces of its log."""
     holder, other = farm.peer(farm.key("worker", "w1")), farm.peer(farm.key("worker", "w2"))
     holder.ask(report("w1"))
     running = Running(KEY, 7, token=farm.token(KEY, 7, "w1"))
@@ -166,7 +166,7 @@ def test_server_accepts_a_log_only_from_the_worker_of_its_attempt(farm: Farm) ->
 
 
 def test_server_ignores_invalid_bytes_at_its_ports(farm: Farm) -> None:
-    """Whoever has no key, and does not even speak ZeroMQ."""
+    """Peers without a key, and without ZeroMQ."""
     rubbish = [b"", b"GET / HTTP/1.0\r\n\r\n", b"\xff" + b"\0" * 8 + b"\x7f", os.urandom(100_000)]
     peer = farm.peer(farm.key("worker", "w1"))
     peer.ask(report("w1"))
