@@ -72,7 +72,7 @@ class Clock:
         return desired
 
 
-def offers(jobs: int, seed: int) -> tuple[StepSpec, ...]:
+def specs(jobs: int, seed: int) -> tuple[StepSpec, ...]:
     """A request in which each job needs three of the five hundred before it, and the last all
     that nobody else needs.
     """
@@ -130,10 +130,10 @@ class Farm:
         pending = [event]
         while pending:
             for effect in self.clock.handle(self.core, pending.pop()):
-                if isinstance(effect, events.Ask):
+                if isinstance(effect, events.QueryStore):
                     present = self.stored.intersection(effect.keys)
-                    pending.append(events.Answered(effect.question, frozenset(present)))
-                elif isinstance(effect, events.Desire):
+                    pending.append(events.StoreAnswered(effect.question, frozenset(present)))
+                elif isinstance(effect, events.SendDesired):
                     self.obey(effect.worker, self.clock.desired(self.core, effect.worker))
             if not pending and self.core.next_due() <= self.clock.now:
                 pending.append(events.Tick())
@@ -183,7 +183,7 @@ def measure(jobs: int, requests: int) -> dict[str, float]:
     submits = [
         BuildGraph(PROTOCOL, f"r{n}", "a request", made, (made[0].key,))
         for n in range(requests)
-        for made in [offers(jobs // requests, n)]
+        for made in [specs(jobs // requests, n)]
     ]
     gc.collect()
     before, farm.clock.spent = resident(), []

@@ -26,19 +26,19 @@ class Effects:
         self._store_client = parts.store_client
         self._resolvers = parts.resolvers
         self._outbox = outbox
-        self._queries: list[events.Ask] = []
+        self._queries: list[events.QueryStore] = []
         #: workers whose desired state has changed
         self.changed_workers: dict[str, None] = {}
         journal = parts.telemetry.journal
         self._handlers: dict[type, Callable[[Any], None]] = {
-            events.Ask: self._queries.append,
-            events.Inspect: lambda effect: self._store_client.inspect(effect.keys),
+            events.QueryStore: self._queries.append,
+            events.InspectStore: lambda effect: self._store_client.inspect(effect.keys),
             events.Resolve: self._resolve,
             events.Abandon: lambda effect: self._resolvers.abandon(effect.request),
-            events.Desire: lambda effect: self.changed_workers.setdefault(effect.worker),
+            events.SendDesired: lambda effect: self.changed_workers.setdefault(effect.worker),
             events.Changed: self._changed,
-            events.Refuse: self._refuse,
-            events.Tell: lambda effect: self._outbox.add(self._peer, effect.answer),
+            events.Reject: self._refuse,
+            events.Reply: lambda effect: self._outbox.add(self._peer, effect.answer),
             events.Drained: journal.drained,
             events.Opened: self._telemetry.opened,
             events.Closed: self._closed,
@@ -68,7 +68,7 @@ class Effects:
     def _changed(self, effect: events.Changed) -> None:
         self._outbox.subscriptions.changed(effect.request, last=effect.over)
 
-    def _refuse(self, effect: events.Refuse) -> None:
+    def _refuse(self, effect: events.Reject) -> None:
         self._server.reject(self._peer, effect.about, effect.code, effect.reason)
         self._outbox.subscriptions.unsubscribe(effect.about, self._peer)
 

@@ -18,7 +18,7 @@ import msgspec
 from fabric import bounds
 from fabric.controller.blame import fault_text
 from fabric.controller.subscriptions import Subscriptions
-from fabric.scheduling.events import Unwritten
+from fabric.scheduling.events import NotJournaled
 from fabric.wire.messages import (
     Answer,
     BuildGraph,
@@ -55,7 +55,7 @@ class ReplyOutbox:
         #: id of a command whose entry cannot be written -> its effect
         self._undurable: dict[str, str] = {}
 
-    def check_journal(self) -> list[Unwritten]:
+    def check_journal(self) -> list[NotJournaled]:
         """Update the journal's status, once in a turn.
 
         Returns the events that the core must handle before `send_due`.
@@ -66,7 +66,7 @@ class ReplyOutbox:
             answers = (message for _, _, message in self._waiting if isinstance(message, Answer))
             self._undurable = {answer.id: "\n".join(answer.lines) for answer in answers}
             self._waiting.clear()
-        return list(map(Unwritten, lost))
+        return list(map(NotJournaled, lost))
 
     def rejects(self, peer: bytes, message: FromPeer, scheduler: Scheduler) -> bool:
         """Whether the outbox drops a message because it would have to wait for the journal.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from fabric import bounds
 from fabric.errors import DamagedError
-from fabric.scheduling.events import Answered, Ask, Inspected, Unanswered
+from fabric.scheduling.events import QueryStore, StoreAnswered, StoreFailed, StoreInspected
 from fabric.wire.messages import LogPiece, LogRead, Rejected, cut
 
 if TYPE_CHECKING:
@@ -119,8 +119,8 @@ class StoreClient:
         self._open_store = open_store
         self._wake = wake
         self._executor = executor or Threads()
-        self._queries: SimpleQueue[list[Ask] | None] = SimpleQueue()
-        self._answers: deque[Answered | Unanswered | Inspected] = deque()
+        self._queries: SimpleQueue[list[QueryStore] | None] = SimpleQueue()
+        self._answers: deque[StoreAnswered | StoreFailed | StoreInspected] = deque()
         self._store = _Opened(open_store)  # for queries
         self._reads = _LogReads()
         self._pieces: deque[tuple[bytes, LogPiece | Rejected]] = deque()
@@ -129,7 +129,7 @@ class StoreClient:
         self._inspections: SimpleQueue[tuple[str, ...] | None] = SimpleQueue()
         self._closed = False
 
-    def query(self, queries: list[Ask]) -> None:
+    def query(self, queries: list[QueryStore]) -> None:
         """Look up which keys the store has.  The results come from `answers`."""
         self._queries.put(queries)
         self._executor.start("queries", self._answer_queries)
@@ -147,7 +147,7 @@ class StoreClient:
         self._inspections.put(keys)
         self._executor.start("inspections", self._inspect)
 
-    def answers(self) -> Iterator[Answered | Unanswered | Inspected]:
+    def answers(self) -> Iterator[StoreAnswered | StoreFailed | StoreInspected]:
         """Results of queries and inspections, each once."""
         while self._answers:
             yield self._answers.popleft()
@@ -169,7 +169,7 @@ class StoreClient:
     # -- in the executor's threads -----------------------------------------------------------
 
     def _answer_queries(self, wait: bool) -> bool:
-        asks: list[Ask] = []
+        asks: list[QueryStore] = []
         while batch := _next(self._queries, wait=wait and not asks):
             asks += batch
         if asks:
@@ -177,15 +177,15 @@ class StoreClient:
             self._wake()
         return bool(asks) and not self._closed
 
-    def _look_up(self, asks: list[Ask]) -> list[Answered | Unanswered]:
+    def _look_up(self, asks: list[QueryStore]) -> list[StoreAnswered | StoreFailed]:
         keys = list(dict.fromkeys(key for ask in asks for key in ask.keys))
         try:
             store = self._store.get()
             found = frozenset(store.has(keys))
             store.use(found)
         except Exception as error:  # noqa: BLE001 - the core handles every failure
-            return [Unanswered(ask.question, _text(error)) for ask in asks]
-        return [Answered(ask.question, found.intersection(ask.keys)) for ask in asks]
+            return [StoreFailed(ask.question, _text(error)) for ask in asks]
+        return [StoreAnswered(ask.question, found.intersection(ask.keys)) for ask in asks]
 
     def _read_log(self, wait: bool) -> bool:
         if not self._slots.acquire(wait):
@@ -213,7 +213,7 @@ class StoreClient:
                     gone.add(key)
         except Exception as error:  # noqa: BLE001 - the core handles every failure
             failure = _text(error)
-        self._answers.append(Inspected(frozenset(gone), failure))
+        self._answers.append(StoreInspected(frozenset(gone), failure))
         self._wake()
         return True
 

@@ -24,15 +24,15 @@ from fabric.wire.messages import (
 # -- events --------------------------------------------------------------------------------
 
 
-class Answered(msgspec.Struct, frozen=True):
-    """The store answered `Ask`: ``present`` are the keys that it has."""
+class StoreAnswered(msgspec.Struct, frozen=True):
+    """The store answered `QueryStore`: ``present`` are the keys that it has."""
 
     question: int
     present: frozenset[str]
 
 
-class Unanswered(msgspec.Struct, frozen=True):
-    """The store failed to answer `Ask`."""
+class StoreFailed(msgspec.Struct, frozen=True):
+    """The store failed to answer `QueryStore`."""
 
     question: int
     message: str
@@ -42,7 +42,7 @@ class Resolved(msgspec.Struct, frozen=True):
     """The build order of a request is resolved to this graph."""
 
     request: str
-    submit: BuildGraph
+    graph: BuildGraph
 
 
 class Unresolved(msgspec.Struct, frozen=True):
@@ -52,8 +52,8 @@ class Unresolved(msgspec.Struct, frozen=True):
     message: str
 
 
-class Inspected(msgspec.Struct, frozen=True):
-    """The store has been inspected for `Inspect`: ``keys`` are the artifacts that are gone.
+class StoreInspected(msgspec.Struct, frozen=True):
+    """The store has been inspected for `InspectStore`: ``keys`` are the artifacts that are gone.
 
     With ``failure``, nothing is known of the others.
     """
@@ -62,7 +62,7 @@ class Inspected(msgspec.Struct, frozen=True):
     failure: str = ""
 
 
-class Unwritten(msgspec.Struct, frozen=True):
+class NotJournaled(msgspec.Struct, frozen=True):
     """A request could not be journaled, and no peer was told that it began: forget it."""
 
     request: str
@@ -92,10 +92,10 @@ Event = (
     | Command
     | Resolved
     | Unresolved
-    | Answered
-    | Unanswered
-    | Inspected
-    | Unwritten
+    | StoreAnswered
+    | StoreFailed
+    | StoreInspected
+    | NotJournaled
     | Remembered
     | Tick
 )
@@ -103,18 +103,18 @@ Event = (
 # -- effects -------------------------------------------------------------------------------
 
 
-class Ask(msgspec.Struct, frozen=True, gc=False):
-    """Query the store for these keys, and answer with `Answered` or `Unanswered`."""
+class QueryStore(msgspec.Struct, frozen=True, gc=False):
+    """Query the store for these keys, and answer with `StoreAnswered` or `StoreFailed`."""
 
     question: int
     keys: tuple[str, ...]
 
 
-class Inspect(msgspec.Struct, frozen=True):
+class InspectStore(msgspec.Struct, frozen=True):
     """A worker found these artifacts damaged: read their blobs, remove those that are not whole.
 
-    Always answer with `Inspected`, if need be with a failure.  There is no second `Inspect` before
-    that: an inspection reads much, and a worker that lies must not keep the store busy.
+    Always answer with `StoreInspected`, if need be with a failure.  No second `InspectStore` comes
+    before that: an inspection reads much, and a worker that lies must not keep the store busy.
     """
 
     keys: tuple[str, ...]
@@ -133,7 +133,7 @@ class Abandon(msgspec.Struct, frozen=True):
     request: str
 
 
-class Desire(msgspec.Struct, frozen=True, gc=False):
+class SendDesired(msgspec.Struct, frozen=True, gc=False):
     """Send this worker `Scheduler.desired`."""
 
     worker: str
@@ -146,7 +146,7 @@ class Changed(msgspec.Struct, frozen=True, gc=False):
     over: bool
 
 
-class Refuse(msgspec.Struct, frozen=True):
+class Reject(msgspec.Struct, frozen=True):
     """Reject the event for its sender.  ``code`` as in `Rejected`."""
 
     about: str
@@ -154,7 +154,7 @@ class Refuse(msgspec.Struct, frozen=True):
     reason: str
 
 
-class Tell(msgspec.Struct, frozen=True):
+class Reply(msgspec.Struct, frozen=True):
     """Send this to the sender of the event."""
 
     answer: Answer
@@ -214,14 +214,14 @@ class Learned(msgspec.Struct, frozen=True, gc=False):
 
 
 Effect = (
-    Ask
-    | Inspect
+    QueryStore
+    | InspectStore
     | Resolve
     | Abandon
-    | Desire
+    | SendDesired
     | Changed
-    | Refuse
-    | Tell
+    | Reject
+    | Reply
     | Drained
     | Opened
     | Closed

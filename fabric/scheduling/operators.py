@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fabric.scheduling.events import Drained, Tell
+from fabric.scheduling.events import Drained, Reply
 from fabric.scheduling.lifecycle import finish
 from fabric.scheduling.requests import find_requests
 from fabric.scheduling.state import FarmState
@@ -19,7 +19,7 @@ def on_command(state: FarmState, command: Command) -> None:
         state.commands[command.id] = answer
         if len(state.commands) > _COMMANDS:
             del state.commands[next(iter(state.commands))]
-    state.outbox.effects.append(Tell(answer))
+    state.outbox.effects.append(Reply(answer))
 
 
 def _cancel(state: FarmState, command: Command) -> Answer:

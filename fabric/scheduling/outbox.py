@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fabric.scheduling.events import Ask, Changed, Desire, Effect
+from fabric.scheduling.events import Changed, Effect, QueryStore, SendDesired
 from fabric.scheduling.model import Request, Task
 
 #: Keys in one query of the store.
@@ -39,7 +39,7 @@ class Outbox:
         if self._tasks:
             self._query()
         if self.desired:
-            effects.extend(map(Desire, self.desired))
+            effects.extend(map(SendDesired, self.desired))
             self.desired = {}
         if self.changed:
             for id in self.changed:
@@ -59,4 +59,4 @@ class Outbox:
             for task in some:
                 task.question = self._count
             self.questions[self._count] = some
-            self.effects.append(Ask(self._count, tuple([task.key for task in some])))
+            self.effects.append(QueryStore(self._count, tuple([task.key for task in some])))

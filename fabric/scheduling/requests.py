@@ -11,14 +11,14 @@ from fabric import bounds
 from fabric.scheduling import plan
 from fabric.scheduling.events import (
     Closed,
+    NotJournaled,
     Opened,
-    Refuse,
+    Reject,
     Remembered,
     Resolve,
     Resolved,
     Tick,
     Unresolved,
-    Unwritten,
 )
 from fabric.scheduling.lifecycle import check_over, finish, need
 from fabric.scheduling.model import Request, Requester
@@ -57,7 +57,7 @@ def _known(state: FarmState, wanted: BuildOrder | BuildGraph) -> bool:
         _heard(state, request)
         return True
     if wanted.request in state.left and not wanted.detach:
-        refuse = Refuse(wanted.request, "unknown-request", "this request was left")
+        refuse = Reject(wanted.request, "unknown-request", "this request was left")
         state.outbox.effects.append(refuse)
         return True
     return False
@@ -73,7 +73,7 @@ def _has_room(state: FarmState, wanted: BuildOrder | BuildGraph) -> bool:
     else:
         return True
     reason += " not over, as many as there may be; `fabric-initiator list` shows them"
-    state.outbox.effects.append(Refuse(wanted.request, "not-now", reason))
+    state.outbox.effects.append(Reject(wanted.request, "not-now", reason))
     return False
 
 
@@ -113,7 +113,7 @@ def open_request(state: FarmState, wanted: BuildOrder | BuildGraph) -> Request:
 def on_resolved(state: FarmState, event: Resolved) -> None:
     request = state.requests.get(event.request)
     if request is not None and request.state == "resolving":  # it is still wanted
-        _validate(state, request, event.submit)
+        _validate(state, request, event.graph)
 
 
 def on_unresolved(state: FarmState, event: Unresolved) -> None:
@@ -191,7 +191,7 @@ def on_poll(state: FarmState, poll: Poll) -> None:
     request = state.requests.get(poll.request)
     if request is None:
         reason = "there is no such request (any more)"
-        state.outbox.effects.append(Refuse(poll.request, "unknown-request", reason))
+        state.outbox.effects.append(Reject(poll.request, "unknown-request", reason))
     else:
         _heard(state, request)
 
@@ -233,7 +233,7 @@ def on_leave(state: FarmState, leave: Leave) -> None:
     _keep(state, request)
 
 
-def on_unwritten(state: FarmState, event: Unwritten) -> None:
+def on_unwritten(state: FarmState, event: NotJournaled) -> None:
     """Forget a request that could not be journaled, so that it may be submitted again."""
     request = state.requests.get(event.request)
     if request is None:

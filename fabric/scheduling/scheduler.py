@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fabric.scheduling import events as ev
-from fabric.scheduling import queries, requests, snapshots, store, updates, workers
+from fabric.scheduling import events, queries, requests, snapshots, store, updates, workers
 from fabric.scheduling.dispatch import dispatch
 from fabric.scheduling.lifecycle import start_checked
 from fabric.scheduling.model import Durations, Limits
@@ -25,14 +24,14 @@ HANDLERS: dict[type, Callable[[FarmState, Any], None]] = {
     msg.Poll: requests.on_poll,
     msg.Leave: requests.on_leave,
     msg.Command: on_command,
-    ev.Resolved: requests.on_resolved,
-    ev.Unresolved: requests.on_unresolved,
-    ev.Unwritten: requests.on_unwritten,
-    ev.Remembered: requests.on_remembered,
-    ev.Answered: store.on_answered,
-    ev.Unanswered: store.on_unanswered,
-    ev.Inspected: store.on_inspected,
-    ev.Tick: requests.on_tick,
+    events.Resolved: requests.on_resolved,
+    events.Unresolved: requests.on_unresolved,
+    events.NotJournaled: requests.on_unwritten,
+    events.Remembered: requests.on_remembered,
+    events.StoreAnswered: store.on_answered,
+    events.StoreFailed: store.on_store_failed,
+    events.StoreInspected: store.on_inspected,
+    events.Tick: requests.on_tick,
 }
 
 
@@ -66,7 +65,7 @@ class Scheduler:
             state.timers.start(state.dispatch_from, _wake)
         state.timers.start(state.grace_until, workers.end_grace)
 
-    def handle(self, event: ev.Event, now: float) -> list[ev.Effect]:
+    def handle(self, event: events.Event, now: float) -> list[events.Effect]:
         """Handle one event; returns what the shell has to do now, in order.
 
         IllegalTransition (a bug) if the table of `states` does not allow what it would do.

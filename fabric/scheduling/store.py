@@ -10,7 +10,13 @@ the worker, so that a worker which lies ends as one that is broken, and disturbs
 from __future__ import annotations
 
 from fabric.scheduling.attempts import adopt, cancel, release_slot, unblock
-from fabric.scheduling.events import Answered, Inspect, Inspected, Learned, Unanswered
+from fabric.scheduling.events import (
+    InspectStore,
+    Learned,
+    StoreAnswered,
+    StoreFailed,
+    StoreInspected,
+)
 from fabric.scheduling.lifecycle import (
     check_over,
     close_step,
@@ -29,7 +35,7 @@ from fabric.wire.messages import Outcome
 # -- queries -------------------------------------------------------------------------------
 
 
-def on_answered(state: FarmState, answer: Answered) -> None:
+def on_answered(state: FarmState, answer: StoreAnswered) -> None:
     for task in state.outbox.questions.pop(answer.question):
         if task.question != answer.question:
             continue  # it was dropped meanwhile
@@ -47,7 +53,7 @@ def on_answered(state: FarmState, answer: Answered) -> None:
             absent(state, task)
 
 
-def on_unanswered(state: FarmState, event: Unanswered) -> None:
+def on_store_failed(state: FarmState, event: StoreFailed) -> None:
     for task in state.outbox.questions.pop(event.question):
         if task.question != event.question:
             continue
@@ -177,10 +183,10 @@ def _inspect(state: FarmState) -> None:
 
 def inspect_again(state: FarmState, _: None) -> None:
     keys = dict.fromkeys(key for each in state.inspected for key in each.keys)
-    state.outbox.effects.append(Inspect(tuple(keys), state.inspected[0].worker))
+    state.outbox.effects.append(InspectStore(tuple(keys), state.inspected[0].worker))
 
 
-def on_inspected(state: FarmState, event: Inspected) -> None:
+def on_inspected(state: FarmState, event: StoreInspected) -> None:
     complaints, state.inspected = state.inspected, []
     suspects = dict.fromkeys(key for each in complaints for key in each.keys)
     if event.failure:
@@ -203,7 +209,7 @@ def on_inspected(state: FarmState, event: Inspected) -> None:
     _inspect(state)
 
 
-def _clear(state: FarmState, key: str, event: Inspected) -> None:
+def _clear(state: FarmState, key: str, event: StoreInspected) -> None:
     """An artifact is suspect no longer: it is whole, gone, or the store does not answer."""
     task = state.tasks.get(key)
     if task is None:

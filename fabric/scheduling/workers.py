@@ -16,7 +16,7 @@ from itertools import chain
 
 from fabric import bounds
 from fabric.scheduling.attempts import adopt, cancel, detach, reserve_slot, wait_no_longer
-from fabric.scheduling.events import Began, Ended, Refuse
+from fabric.scheduling.events import Began, Ended, Reject
 from fabric.scheduling.lifecycle import fail
 from fabric.scheduling.model import Attempt, Id, LostWorker, Task, Worker
 from fabric.scheduling.retries import back_off, on_fault, on_refusal, try_again
@@ -32,7 +32,7 @@ def on_report(state: FarmState, report: Report) -> None:
     most = bounds.ATTEMPTS_A_SLOT * (report.slots or 1)
     if (count := len(report.running) + len(report.finished)) > most:
         reason = f"{report.name} reports {count} attempts; with its slots it may have {most}"
-        state.outbox.effects.append(Refuse(report.name, "bad-request", reason))
+        state.outbox.effects.append(Reject(report.name, "bad-request", reason))
         return
     worker = state.workers.get(report.name)
     restarted = False
@@ -99,7 +99,7 @@ def _is_present_run(state: FarmState, worker: Worker, report: Report) -> bool:
         worker.rival = state.now
     elif worker.heard > worker.rival:
         reason = f"another worker is named {report.name} too: give each its own name"
-        state.outbox.effects.append(Refuse(report.name, "bad-request", reason))
+        state.outbox.effects.append(Reject(report.name, "bad-request", reason))
     return False
 
 

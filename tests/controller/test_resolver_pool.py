@@ -35,7 +35,7 @@ def test_resolver_pool_resolves_an_order(resolvers: ResolverPool) -> None:
     resolvers.resolve(order(1))
     [resolved] = answers_of(resolvers, 1)
     assert isinstance(resolved, Resolved)
-    assert resolved.submit.steps == steps_of("app: zlib\nzlib:")
+    assert resolved.graph.steps == steps_of("app: zlib\nzlib:")
 
 
 def test_resolver_pool_reports_errors(resolvers: ResolverPool) -> None:

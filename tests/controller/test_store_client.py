@@ -13,16 +13,18 @@ from fabric import bounds
 from fabric.controller.store_client import StoreClient
 from fabric.errors import DamagedError, StoreError
 from fabric.jobs import Blob, Manifest
-from fabric.scheduling.events import Answered, Ask, Inspected, Unanswered
+from fabric.scheduling.events import QueryStore, StoreAnswered, StoreFailed, StoreInspected
 from fabric.trove.artifacts.store import Store
 from fabric.wire.messages import LogPiece, LogRead, Rejected
 
 LOG = b"a line\n" * 100
 
 
-def answers_of(client: StoreClient, number: int) -> list[Answered | Unanswered | Inspected]:
+def answers_of(
+    client: StoreClient, number: int
+) -> list[StoreAnswered | StoreFailed | StoreInspected]:
     """The next ``number`` answers."""
-    found: list[Answered | Unanswered | Inspected] = []
+    found: list[StoreAnswered | StoreFailed | StoreInspected] = []
 
     def enough() -> bool:
         found.extend(client.answers())
@@ -48,11 +50,14 @@ def test_store_client_answers_queries(tmp_path: Path) -> None:
     store = stored(tmp_path, "a" * 64, "b" * 64)
     woken = threading.Event()
     client = StoreClient(lambda: store, woken.set)
-    client.query([Ask(1, ("a" * 64, "c" * 64))])
-    client.query([Ask(2, ("b" * 64,))])
+    client.query([QueryStore(1, ("a" * 64, "c" * 64))])
+    client.query([QueryStore(2, ("b" * 64,))])
     answers = answers_of(client, 2)
     assert woken.is_set()
-    assert answers == [Answered(1, frozenset({"a" * 64})), Answered(2, frozenset({"b" * 64}))]
+    assert answers == [
+        StoreAnswered(1, frozenset({"a" * 64})),
+        StoreAnswered(2, frozenset({"b" * 64})),
+    ]
     client.close()
 
 
@@ -68,10 +73,10 @@ def test_store_client_combines_waiting_queries(tmp_path: Path) -> None:
             return super().has(keys)
 
     client = StoreClient(lambda: Watched(store.url, tmp_path / "scratch"), lambda: None)
-    client.query([Ask(1, ("a" * 64,))])
+    client.query([QueryStore(1, ("a" * 64,))])
     until(lambda: len(asked) == 1)
     for n in range(2, 10):
-        client.query([Ask(n, ("b" * 64, "c" * 64))])
+        client.query([QueryStore(n, ("b" * 64, "c" * 64))])
     gate.set()
     answers_of(client, 9)
     assert asked == [["a" * 64], ["b" * 64, "c" * 64]]
@@ -89,11 +94,11 @@ def test_store_client_answers_failures_and_reopens_the_store(tmp_path: Path) -> 
         return store
 
     client = StoreClient(opened, lambda: None)
-    client.query([Ask(1, ("a" * 64,))])
+    client.query([QueryStore(1, ("a" * 64,))])
     answers = answers_of(client, 1)
-    client.query([Ask(2, ("a" * 64,))])
+    client.query([QueryStore(2, ("a" * 64,))])
     answers += answers_of(client, 1)
-    assert answers == [Unanswered(1, "no route to host"), Answered(2, frozenset({"a" * 64}))]
+    assert answers == [StoreFailed(1, "no route to host"), StoreAnswered(2, frozenset({"a" * 64}))]
     client.close()
 
 
@@ -162,8 +167,8 @@ def test_store_client_queries_do_not_wait_for_logs(tmp_path: Path) -> None:
     client = StoreClient(lambda: store, lambda: None)
     for n in range(100):
         client.read_log("m", b"peer", LogRead("a" * 64, 1, n, 1))
-    client.query([Ask(1, ("a" * 64,))])
-    assert answers_of(client, 1) == [Answered(1, frozenset({"a" * 64}))]
+    client.query([QueryStore(1, ("a" * 64,))])
+    assert answers_of(client, 1) == [StoreAnswered(1, frozenset({"a" * 64}))]
     store.gate.set()
     client.close()
 
@@ -197,7 +202,7 @@ def test_store_client_closes_without_waiting_for_a_store(tmp_path: Path) -> None
         return stored(tmp_path)
 
     client = StoreClient(opened, lambda: None)
-    client.query([Ask(1, ("a" * 64,))])
+    client.query([QueryStore(1, ("a" * 64,))])
     client.close()
     gate.set()
 
@@ -222,7 +227,7 @@ def test_store_client_inspection_forgets_damaged_artifacts(tmp_path: Path) -> No
         lambda: Store(str(tmp_path / "store"), tmp_path), lambda: woken.append(None)
     )
     client.inspect((whole, spoilt, torn, absent))
-    assert answers_of(client, 1) == [Inspected(frozenset({spoilt, torn, absent}))]
+    assert answers_of(client, 1) == [StoreInspected(frozenset({spoilt, torn, absent}))]
     assert woken
     assert store.has([whole, spoilt, torn]) == {whole}
     client.close()
@@ -234,5 +239,5 @@ def test_store_client_inspection_without_an_answer_forgets_nothing() -> None:
 
     client = StoreClient(fail, lambda: None)
     client.inspect(("a" * 64,))
-    assert answers_of(client, 1) == [Inspected(frozenset(), "no")]
+    assert answers_of(client, 1) == [StoreInspected(frozenset(), "no")]
     client.close()

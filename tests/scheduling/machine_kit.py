@@ -13,15 +13,15 @@ def key_of(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()
 
 
-def offers_of(
+def specs_of(
     text: str, *, arch: str = "x86_64", needs: dict[str, tuple[str, ...]] | None = None
 ) -> tuple[StepSpec, ...]:
     """The steps that a text describes."""
-    offers = []
+    specs = []
     for line in text.split("\n"):
         name, _, depends = line.strip().partition(":")
         if name:
-            offers.append(
+            specs.append(
                 StepSpec(
                     key=key_of(name),
                     name=name,
@@ -33,7 +33,7 @@ def offers_of(
                     needs=(needs or {}).get(name, ()),
                 )
             )
-    return tuple(offers)
+    return tuple(specs)
 
 
 class Machine:

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
-from machine_kit import Machine, key_of, offers_of
+from machine_kit import Machine, key_of, specs_of
 
 from fabric.scheduling import events
 from fabric.scheduling.explain import history, why
@@ -69,12 +69,12 @@ class Stage:
         self.inspected: list[list[str]] = []  # names, as it was to look closer
         self.machines: dict[str, Machine] = {}
         self.effects: list[events.Effect] = []  # of the last event from outside
-        self.refusals: list[events.Refuse] = []
+        self.refusals: list[events.Reject] = []
         self.learned: list[events.Learned] = []
         self.began: list[events.Began] = []
         self.ended: list[events.Ended] = []
         self.answers: list[Answer] = []
-        self._questions: list[events.Ask | events.Inspect] = []
+        self._questions: list[events.QueryStore | events.InspectStore] = []
         self._names: dict[str, str] = {}
 
     # -- events ----------------------------------------------------------------------------
@@ -84,31 +84,31 @@ class Stage:
         self.effects = self._handle(event)
         while self.store_answers and self._questions:
             ask = self._questions.pop(0)
-            if isinstance(ask, events.Inspect):
+            if isinstance(ask, events.InspectStore):
                 gone = frozenset(
                     key for key in ask.keys if key in self.spoilt or key not in self.stored
                 )
                 self.stored -= gone
                 self.spoilt -= gone
-                self.effects += self._handle(events.Inspected(gone))
+                self.effects += self._handle(events.StoreInspected(gone))
             else:
                 present = frozenset(key for key in ask.keys if key in self.stored)
-                self.effects += self._handle(events.Answered(ask.question, present))
+                self.effects += self._handle(events.StoreAnswered(ask.question, present))
 
     def _handle(self, event: events.Event) -> list[events.Effect]:
         effects = self.scheduler.handle(event, self.now)
         validate(self.scheduler.state, self.now)
         for effect in effects:
             match effect:
-                case events.Ask():
+                case events.QueryStore():
                     self.asked.append([self._names[key] for key in effect.keys])
                     self._questions.append(effect)
-                case events.Inspect():
+                case events.InspectStore():
                     self.inspected.append([self._names[key] for key in effect.keys])
                     self._questions.append(effect)
-                case events.Tell():
+                case events.Reply():
                     self.answers.append(effect.answer)
-                case events.Refuse():
+                case events.Reject():
                     self.refusals.append(effect)
                 case events.Learned():
                     self.learned.append(effect)
@@ -152,10 +152,10 @@ class Stage:
         needs: dict[str, tuple[str, ...]] | None = None,
         arch: str = "x86_64",
     ) -> BuildGraph:
-        offers = offers_of(text, needs=needs, arch=arch)
-        self._names |= {offer.key: offer.name for offer in offers}
-        wanted = tuple(map(key_of, goals)) or (offers[0].key,)
-        return BuildGraph(PROTOCOL, request, "a test", offers, wanted)
+        specs = specs_of(text, needs=needs, arch=arch)
+        self._names |= {spec.key: spec.name for spec in specs}
+        wanted = tuple(map(key_of, goals)) or (specs[0].key,)
+        return BuildGraph(PROTOCOL, request, "a test", specs, wanted)
 
     def order(self, request: str = "r1", *, detach: bool = False, requester: str = "") -> None:
         """Somebody wants what a commit says."""
@@ -210,10 +210,10 @@ class Stage:
         """The store fails to answer all that it was asked."""
         questions, self._questions = self._questions, []
         for ask in questions:
-            if isinstance(ask, events.Ask):
-                self._handle(events.Unanswered(ask.question, message))
+            if isinstance(ask, events.QueryStore):
+                self._handle(events.StoreFailed(ask.question, message))
             else:
-                self._handle(events.Inspected(frozenset(), message))
+                self._handle(events.StoreInspected(frozenset(), message))
 
     def answer(self) -> None:
         """The store answers after all."""

@@ -70,7 +70,7 @@ class Anything(RuleBasedStateMachine):
     @rule(number=st.integers(min_value=1, max_value=6))
     def forget(self, number: int) -> None:
         """It cannot be written down."""
-        self.stage.handle(events.Unwritten(f"r{min(number, self.requests)}"))
+        self.stage.handle(events.NotJournaled(f"r{min(number, self.requests)}"))
 
     @rule(name=st.sampled_from(WORKERS), what=st.sampled_from(("drain", "resume")))
     def command(self, name: str, what: Literal["drain", "resume"]) -> None:

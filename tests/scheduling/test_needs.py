@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from machine_kit import key_of, offers_of
+from machine_kit import key_of, specs_of
 from scheduling_kit import Stage, building
 
 from fabric.scheduling.discards import PAUSE
@@ -49,7 +49,7 @@ def test_need_of_a_cached_goal_is_nothing() -> None:
 
 def test_need_of_no_goals_is_done_at_once() -> None:
     stage = Stage()
-    stage.handle(BuildGraph(PROTOCOL, "r1", "nothing", offers_of(CHAIN), ()))
+    stage.handle(BuildGraph(PROTOCOL, "r1", "nothing", specs_of(CHAIN), ()))
     assert stage.verdict() == "done"
 
 
@@ -135,9 +135,9 @@ def test_graph_with_unknown_dependencies_or_goals_is_invalid() -> None:
 
 
 def test_graph_with_a_key_twice_is_invalid() -> None:
-    offer = offers_of("a:")[0]
+    spec = specs_of("a:")[0]
     stage = Stage()
-    stage.handle(BuildGraph(PROTOCOL, "r1", "", (offer, offer), (offer.key,)))
+    stage.handle(BuildGraph(PROTOCOL, "r1", "", (spec, spec), (spec.key,)))
     assert "its key is also that of" in refused(stage)
 
 

@@ -173,7 +173,7 @@ def test_step_index_finds_all_steps_of_one_name() -> None:
     stage = Stage()
     stage.worker("w1", slots=9)
     first = stage.submit_of("a:\nb:\nc:", "a", "b", "c")
-    same = tuple(msgspec.structs.replace(offer, name="same") for offer in first.steps)
+    same = tuple(msgspec.structs.replace(spec, name="same") for spec in first.steps)
     stage.handle(msgspec.structs.replace(first, steps=same))
     stage.sync()
     keys = {each.key for each in stage.query("logs", "same").logs}

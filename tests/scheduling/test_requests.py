@@ -190,7 +190,7 @@ def test_request_that_is_not_journaled_is_forgotten() -> None:
         stage = building(APP, "w1")
         stage.order("r2", detach=detach)
         stage.resolve(APP, request="r2")
-        stage.handle(events.Unwritten("r2"))
+        stage.handle(events.NotJournaled("r2"))
         assert events.Closed("r2", "cancelled") in stage.effects
         assert "r2" not in stage.scheduler.state.requests
         assert stage.running() == {"w1": ["zlib"]}, "another wants it"
@@ -201,9 +201,9 @@ def test_request_that_is_not_journaled_is_forgotten() -> None:
 def test_request_that_is_not_journaled_abandons_resolving() -> None:
     stage = Stage()
     stage.order()
-    stage.handle(events.Unwritten("r1"))
+    stage.handle(events.NotJournaled("r1"))
     assert events.Abandon("r1") in stage.effects
-    stage.handle(events.Unwritten("r1"))
+    stage.handle(events.NotJournaled("r1"))
     assert stage.effects == []
 
 
@@ -214,7 +214,7 @@ def test_request_that_is_over_and_not_journaled_is_forgotten() -> None:
         stage.handle(events.Unresolved("r1", "no such system"))
         if leave:
             stage.leave()
-        stage.handle(events.Unwritten("r1"))
+        stage.handle(events.NotJournaled("r1"))
         assert stage.effects == [events.Closed("r1", "failed")]
         assert not stage.scheduler.state.requests
         for n in range(KEPT + 5):  # it is not among those that are kept, either
@@ -237,7 +237,7 @@ def test_open_requests_are_bounded_for_each_user_and_for_all() -> None:
         order = BuildOrder(PROTOCOL, f"{requester} {number}", "t", "refs/x", "c" * 40, "s.morph")
         event = msgspec.structs.replace(order, requester=requester)
         for effect in scheduler.handle(event, 0.0):
-            if isinstance(effect, events.Refuse):
+            if isinstance(effect, events.Reject):
                 refusals.append(effect)
 
     users = bounds.ALL_REQUESTS // bounds.OPEN_REQUESTS
@@ -249,8 +249,8 @@ def test_open_requests_are_bounded_for_each_user_and_for_all() -> None:
     order("another", 1)
     more = "builds that are not over, as many as there may be; `fabric-initiator list` shows them"
     assert refusals == [
-        events.Refuse("user0 500", "not-now", f"user0 has 500 {more}"),
-        events.Refuse("another 1", "not-now", f"the controller has 5000 {more}"),
+        events.Reject("user0 500", "not-now", f"user0 has 500 {more}"),
+        events.Reject("another 1", "not-now", f"the controller has 5000 {more}"),
     ]
     scheduler.handle(Command(PROTOCOL, "c", "cancel", "user0 7"), 0.0)
     order("user0", bounds.OPEN_REQUESTS)

@@ -1,7 +1,7 @@
 """The table of transitions itself."""
 
 import pytest
-from machine_kit import offers_of
+from machine_kit import specs_of
 
 from fabric.scheduling.model import Limits, Task
 from fabric.scheduling.state import FarmState
@@ -9,8 +9,8 @@ from fabric.scheduling.states import LIVE, TABLE, Cause, IllegalTransition, Stat
 
 
 def test_table_raises_for_what_it_does_not_list() -> None:
-    [offer] = offers_of("zlib:")
-    task = Task(offer.key, offer, 1, 60.0)
+    [spec] = specs_of("zlib:")
+    task = Task(spec.key, spec, 1, 60.0)
     state = FarmState(Limits(), {}, epoch=0, secret=b"", drained=frozenset(), now=0.0)
     state.tasks[task.key] = task
     state.transition(task, Cause.ABSENT)

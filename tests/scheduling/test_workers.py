@@ -116,10 +116,10 @@ def test_lost_workers_are_bounded() -> None:
     scheduler = Scheduler(now=0.0)
     names = [f"s{n}" for n in range(bounds.LOST_WORKERS + 1)]
     effects = scheduler.handle(Stage().submit_of("\n".join(f"{n}:" for n in names), *names), 0.0)
-    while questions := [each for each in effects if isinstance(each, events.Ask)]:
+    while questions := [each for each in effects if isinstance(each, events.QueryStore)]:
         effects = []
         for each in questions:
-            effects += scheduler.handle(events.Answered(each.question, frozenset()), 0.0)
+            effects += scheduler.handle(events.StoreAnswered(each.question, frozenset()), 0.0)
     for number in range(len(names)):
         scheduler.handle(Machine(f"w{number}", 1, "x86_64", ()).report(), 0.0)
     assert len(scheduler.state.workers) == len(names)

@@ -399,7 +399,7 @@ class _Executor:
         before = len(answers)
         more = step(False)
         for answer in list(answers)[before:]:
-            if isinstance(answer, events.Answered):
+            if isinstance(answer, events.StoreAnswered):
                 self._run.world.judge.answered(self._run, answer)
         if more:
             if kind == "logs":

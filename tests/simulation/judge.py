@@ -86,7 +86,7 @@ class Judge:
                 if not attempt.stuck and now > since + broker.scheduler.state.limits.kill + 1.0:
                     raise Violation(f"{self.world.names[key]} waits for what was to end long ago")
 
-    def answered(self, broker: Run, answer: events.Answered) -> None:
+    def answered(self, broker: Run, answer: events.StoreAnswered) -> None:
         """The store was asked, this moment: what it has is not said to be absent."""
         for task in broker.scheduler.state.outbox.questions.get(answer.question, ()):
             if task.key not in answer.present and self.world.warehouse.has(task.key):

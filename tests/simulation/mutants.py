@@ -220,8 +220,8 @@ def _(old: Old) -> Old:
     def look_up(self: Any, asks: Any) -> Any:
         answers = old(self, asks)
         return [
-            events.Answered(each.question, frozenset())
-            if isinstance(each, events.Unanswered)
+            events.StoreAnswered(each.question, frozenset())
+            if isinstance(each, events.StoreFailed)
             else each
             for each in answers
         ]

@@ -65,7 +65,7 @@ class Before:
             yield "the broker stood still for half a lease"
         if not core.state.workers.keys() >= set(self._reserving):
             yield "a slot is kept on a worker that is lost"
-        if isinstance(event, events.Unwritten):
+        if isinstance(event, events.NotJournaled):
             yield "a journal that cannot be written takes a request back"
         if isinstance(event, events.Tick) and any(
             attempt.stuck
