@@ -13,7 +13,7 @@ QUICK := -n $(AT_ONCE) --dist loadfile -m 'not system'
 DEBIAN_BUILD := bubblewrap ca-certificates dpkg-dev git python3-venv xz-utils
 DEBIAN_IMAGE := dosfstools e2fsprogs libarchive13t64 mtools qemu-utils syslinux syslinux-common
 DEBIAN_DEPLOY := $(DEBIAN_IMAGE) gcc libc6-dev libvirt-dev openssh-client pkgconf python3-dev
-DEBIAN_TEST := $(DEBIAN_DEPLOY) busybox-static faketime iproute2 libnginx-mod-http-dav-ext make nginx-light \
+DEBIAN_TEST := $(DEBIAN_DEPLOY) binutils busybox-static faketime iproute2 libnginx-mod-http-dav-ext make nginx-light \
 	ninja-build openssh-server qemu-system-x86 strace util-linux zstd
 
 # What the tests of deployment need besides: a VM host, and machines without a VM.
@@ -95,6 +95,7 @@ check: setup-deploy setup-dev ## verify format, lint, types, import contracts, Y
 	$(BIN)/ruff format --check fabric tests bench ansible docs
 	$(BIN)/ruff check fabric tests bench ansible docs
 	$(BIN)/mypy
+	$(BIN)/mypy $(addprefix -p ansible_collections.distbuild.fabric.plugins.,modules module_utils)
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/yamllint --strict .
 	PATH=$(CURDIR)/$(BIN):$$PATH vmhost=none ANSIBLE_INVENTORY=clusters/minimal-system.morph \

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import vm_disk
-import vm_image
-from ansible.module_utils.disk_facts import assign, disk_facts
-from ansible.module_utils.vm_host import HostError, VmHost
 from waiting import until
+
+from ansible_collections.distbuild.fabric.plugins.module_utils.disk_facts import assign, disk_facts
+from ansible_collections.distbuild.fabric.plugins.module_utils.vm_host import HostError, VmHost
+from ansible_collections.distbuild.fabric.plugins.modules import vm_disk, vm_image
 
 MIB = 1 << 20
 

@@ -7,10 +7,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import libvirt
-import libvirt_guest
 import pytest
-from ansible.module_utils.guest_xml import Disk, Nic, Spec, domain_xml, read_mark
-from ansible.module_utils.vm_host import HostError
+
+from ansible_collections.distbuild.fabric.plugins.module_utils.guest_xml import (
+    Disk,
+    Nic,
+    Spec,
+    domain_xml,
+    read_mark,
+)
+from ansible_collections.distbuild.fabric.plugins.module_utils.vm_host import HostError
+from ansible_collections.distbuild.fabric.plugins.modules import libvirt_guest
 
 GUEST: dict[str, Any] = {
     "cluster": "net",
@@ -151,7 +158,7 @@ def test_the_domain() -> None:
 
 
 def test_libvirt_down() -> None:
-    from ansible.module_utils.vm_host import VmHost
+    from ansible_collections.distbuild.fabric.plugins.module_utils.vm_host import VmHost
 
     host = {"name": "h", "user": "", "port": 0}
     parameters = {"vm_host": host, "ssh_executable": "ssh", "uri": "qemu+unix:///x?socket=/none"}

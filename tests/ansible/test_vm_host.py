@@ -7,9 +7,14 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-from ansible.module_utils import kvm_probe
-from ansible.module_utils.guest_xml import Spec, domain_xml, read_mark
-from ansible.module_utils.vm_host import HostError, VmHost
+
+from ansible_collections.distbuild.fabric.plugins.module_utils import kvm_probe
+from ansible_collections.distbuild.fabric.plugins.module_utils.guest_xml import (
+    Spec,
+    domain_xml,
+    read_mark,
+)
+from ansible_collections.distbuild.fabric.plugins.module_utils.vm_host import HostError, VmHost
 
 
 @pytest.fixture

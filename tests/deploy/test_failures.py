@@ -61,7 +61,7 @@ class Lack:
 
 LACKS = {
     "no such host": Lack(
-        "no.invalid does not let us in: ssh to no.invalid failed: ssh: Could not resolve hostname",
+        "no.invalid cannot be reached: ssh to no.invalid failed: ssh: Could not resolve hostname",
         settings={"vmhost": "user@no.invalid"},
     ),
     "nothing listens": Lack(
@@ -69,7 +69,7 @@ LACKS = {
         settings={"vmhost": "user@vmhost:2222"},
     ),
     "wrong ssh key": Lack(
-        "vmhost does not let us in: ssh to vmhost failed: user@vmhost: Permission denied",
+        "vmhost cannot be reached: ssh to vmhost failed: user@vmhost: Permission denied",
         "mkdir /root/away; mv /root/.ssh/id_* /root/away",
         "mv /root/away/* /root/.ssh",
     ),
@@ -108,17 +108,17 @@ LACKS = {
         settings={"NIC_CONFIG": "bridge=br9"},
     ),
     "a foreign guest": Lack(
-        "vmhost has a guest one that was not made by this: name another one in location",
+        "vmhost has a guest one that no cluster of this project owns: name another one in location",
         _FOREIGN,
         "virsh -q -c qemu:///system undefine one",
     ),
     "path taken": Lack(
-        "/path/to/failures/one.img is there already on vmhost, and belongs to no guest",
+        "/path/to/failures/one.img exists already on vmhost, and belongs to no guest",
         "echo kept > /path/to/failures/one.img",
         "cd /path/to/failures; test $(cat one.img) = kept; rm one.img",
     ),
     "may not write": Lack(
-        "/path/to/failures on vmhost cannot be written to by user: mend that, or name another",
+        "/path/to/failures on vmhost is not writable for user: correct that, or name another",
         "chown root: /path/to/failures",
         "chown user: /path/to/failures",
     ),
@@ -131,11 +131,11 @@ LACKS = {
         settings={"ATTACH_DISKS": "/path/to/failures/other.disk"},
     ),
     "a filesystem that cannot be made": Lack(
-        "FSTAB_DATA mounts data as zfs, which a blank disk cannot be made here",
+        "FSTAB_DATA mounts data as zfs, which deploying cannot make on a blank disk",
         settings={"FSTAB_DATA": "'LABEL=data /srv/data zfs'"},
     ),
     "not enough space": Lack(
-        r"/path/to/failures on vmhost has .* left, and the new guests there may come to need"
+        r"/path/to/failures on vmhost has .* left, and the new guests there may need"
         r" 90.00 TB \(DISK_SIZE\)",
         settings={"DISK_SIZE": "90T"},
     ),

@@ -150,7 +150,7 @@ def test_the_next_controller_knows_what_the_former_one_knew(
     kept = cluster.state / "kept/controller.tar"
 
     def step(name: str) -> None:
-        cluster.play("tests/deploy/playbooks/kept.yml", "-e", f"step={name}")
+        cluster.play("tests/deploy/playbooks/controller_state.yml", "-e", f"step={name}")
 
     def broker() -> str:
         return str(controller.attempt("systemctl is-active fabric-broker").stdout).strip()
@@ -162,20 +162,20 @@ def test_the_next_controller_knows_what_the_former_one_knew(
     controller.run("fabric-keys make initiator eve --to . && fabric-keys admit eve.key")
     before = builds()
     files = controller.run("cd /var/lib/distbuild && find . -printf '%p %u %m\\n' | sort")
-    step("keep")
+    step("save")
     assert (broker(), kept.stat().st_mode & 0o777) == ("inactive", 0o600)
     # as the new image is when it has started
     remove = "rm -r /var/lib/distbuild /etc/distbuild/keys/admitted/eve.key"
     controller.run(f"{remove}; touch {waits}; systemctl start fabric-broker")
     assert broker() == "inactive"
     taken = kept.read_bytes()
-    step("keep")
+    step("save")
     assert kept.read_bytes() == taken
     kept.rename(kept.with_suffix(".elsewhere"))
-    with pytest.raises(Failed, match="controller waits for what its predecessor had written down"):
-        step("keep")
+    with pytest.raises(Failed, match="controller waits for the state of its predecessor"):
+        step("save")
     kept.with_suffix(".elsewhere").rename(kept)
-    step("give")
+    step("restore")
     assert broker() == "active"
     controller.run(f"test ! -e {waits}")
     assert builds() == before
@@ -253,7 +253,7 @@ def test_people_come_and_leave(cluster: Cluster, nodes: dict[str, Node], scratch
 
     # a worker may have been called like her, and leave in the run that lets her in
     departed = ["-e", "departed_name=ann", "-e", f"USERS={users}"]
-    cluster.play("tests/deploy/playbooks/departed.yml", *departed)
+    cluster.play("tests/deploy/playbooks/prune.yml", *departed)
     assert "ann.key" in controller.run("ls /etc/distbuild/keys/admitted").split()
     for name in ("ann.key", "ann.pub"):
         (users / name).unlink()

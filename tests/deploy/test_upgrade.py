@@ -198,7 +198,7 @@ def test_the_farm_grows_and_shrinks(farm: Farm) -> None:
     assert farm.workers() == {f"worker{number}": "idle" for number in range(3)}
     farm.describe(workers=2)
     said, _ = farm.play("deploy-cluster.yml", timeout=900)
-    assert "Give the worker nothing more to build" in said
+    assert "worker_state : Drain the worker" in said
     assert farm.guests() == SMALL
     assert not list(farm.images.glob("farm-worker2*"))
     device = "/dev/vg/farm-worker2_src"
@@ -210,8 +210,8 @@ def test_an_interrupted_upgrade_goes_on(farm: Farm, scratch: Path) -> None:
     """The machine runs its new image, but nobody has seen yet that it works."""
     upgrade = ["upgrade-cluster.yml", "--limit", "worker0", "-e", "VERSION_LABEL=second"]
     log = scratch / "interrupted-upgrade"
-    swapped = "Put the new image in the place of the former one"
-    farm.interrupt(log, lambda: "TASK" in log.read_text().partition(swapped)[2], *upgrade)
+    promoted = "Promote the new image"
+    farm.interrupt(log, lambda: "TASK" in log.read_text().partition(promoted)[2], *upgrade)
     assert [image.name for image in farm.images.glob("farm-*.old")] == ["farm-worker0_vm.img.old"]
     assert farm.workers()["worker0"] != "idle", "it was drained"
     farm.play(*upgrade)

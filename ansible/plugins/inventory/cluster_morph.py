@@ -20,7 +20,7 @@ options:
   plugin:
     description: Marks a YAML file as one of this plugin.
     required: true
-    choices: [cluster_morph]
+    choices: [distbuild.fabric.cluster_morph, cluster_morph]
   cluster:
     description:
       - Path of the cluster morph, from the current directory or the root of the definitions.
@@ -31,7 +31,7 @@ options:
 """
 
 EXAMPLES = """
-plugin: cluster_morph
+plugin: distbuild.fabric.cluster_morph
 cluster: clusters/distbuild-cluster.morph
 """
 
@@ -59,19 +59,23 @@ try:
     from fabric.errors import FabricError
     from fabric.host.terminal import printable
 except ImportError as error:
-    raise AnsibleParserError(
-        f"the Python that runs Ansible lacks this project ({error}): run `make setup-deploy`,"
-        " and Ansible from its .venv/bin"
-    ) from error
+    MISSING = str(error)
+else:
+    MISSING = ""
 
 
 class InventoryModule(BaseFileInventoryPlugin):
-    NAME = "cluster_morph"
+    NAME = "distbuild.fabric.cluster_morph"
 
     def verify_file(self, path: str) -> bool:
         return super().verify_file(path) and path.endswith((".morph", ".yml", ".yaml"))
 
     def parse(self, inventory: Any, loader: Any, path: str, cache: bool = True) -> None:
+        if MISSING:
+            raise AnsibleParserError(
+                f"the Python that runs Ansible lacks this project ({MISSING}): run"
+                " `make setup-deploy`, and ansible-playbook from its .venv/bin"
+            )
         super().parse(inventory, loader, path, cache)  # which also reads the extra variables
         extra = {str(key): _text(value) for key, value in self._vars.items()}
         if path.endswith(".morph"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible.module_utils.vm_host import VmHost
+from .vm_host import VmHost
 
 #: Says "kind size signature label" of a disk, a line each.  Blank is one whose first and last MiB
 #: hold nothing but zeros, and that is all: what no tool knows may be of value all the same.

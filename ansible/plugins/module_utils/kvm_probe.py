@@ -1,8 +1,8 @@
-"""Whether the processor of a VM host really runs guests: by letting it run one.
+"""Probes whether KVM runs guests on a VM host, by starting a guest.
 
-There are machines with /dev/kvm on which any kernel dies in its first instructions, because they
-are virtual themselves.  The guest here does in 200 bytes what every kernel does: it goes into
-protected and then long mode with paging on, returns by ``iretq``, and speaks to the serial line.
+On some machines with /dev/kvm every kernel fails in its first instructions, because the machine is
+virtual itself.  The guest executes these instructions in 200 bytes and writes a text to its serial
+port.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ import time
 from typing import Any
 from xml.sax.saxutils import escape
 
-from ansible.module_utils.vm_host import VmHost, libvirt
+from .vm_host import VmHost, libvirt
 
 SAYS = b"it works"
 _SECONDS = 15
-#: Boot sector.  In 16 bits: page tables that map the first 2 MiB, long mode, GDT, paging, a far
-#: jump.  In 64 bits: a frame for iretq on the stack, iretq to the next instruction, the text byte
-#: by byte to port 0x3f8, hlt.
+#: kvm_probe.S, assembled.
 _CODE = bytes.fromhex(
     "fa31c08ed88ec08ed0bc007cbf0010b9000c6631c066f3ab66c70600100320000066c7060020033000"
     "0066c70600308300000066b8001000000f22d80f20e06683c8200f22e066b9800000c00f32660d0001"
@@ -27,7 +25,7 @@ _CODE = bytes.fromhex(
     "9c6a0868857c000048cfb8100000008ed88ed0bea37c0000baf8030000ac84c07403eeebf8f4ebfd0d"
     "0a697420776f726b730d0a00000000000000000000000000009a200000000000009200001700b07c"
 )
-#: A disk needs more than a sector to be booted.
+#: The BIOS does not boot from a disk of one sector.
 _DISK = 1 << 20
 _WRITE = """
 file=$(mktemp -- "$1/.probe-XXXXXX")
@@ -64,13 +62,13 @@ def boot_sector() -> bytes:
 
 
 def domain_xml(disk: str) -> str:
-    """A guest that boots from ``disk``."""
+    """Return the XML of a guest that boots from ``disk``."""
     name, disk = (escape(text, {"'": "&apos;"}) for text in (disk[-6:], disk))
     return _DOMAIN.format(name=name, disk=disk)
 
 
 def works(host: VmHost, connection: Any, folder: str) -> bool:
-    """Whether a guest under KVM comes to say something.  ``folder`` holds its disk meanwhile."""
+    """Return whether a guest runs under KVM.  Its disk is in ``folder`` until it has ended."""
     code = base64.b64encode(boot_sector()).decode()
     disk = host.run(_WRITE, folder, code, str(_DISK)).strip()
     try:
@@ -80,20 +78,20 @@ def works(host: VmHost, connection: Any, folder: str) -> bool:
 
 
 def _listen(connection: Any, xml: str) -> bytes:
-    """What a guest says on its serial line until it has said it all, stops, or time is up."""
+    """Return the output of a guest, up to the expected text, its end, or the timeout."""
     flags = libvirt.VIR_DOMAIN_START_PAUSED | libvirt.VIR_DOMAIN_START_AUTODESTROY
-    said = b""
-    with contextlib.suppress(libvirt.libvirtError):  # no KVM at all, or the guest is dead
+    output = b""
+    with contextlib.suppress(libvirt.libvirtError):  # no KVM, or the guest has crashed
         domain = connection.createXML(xml, flags)
         try:
             stream = connection.newStream(libvirt.VIR_STREAM_NONBLOCK)
             domain.openConsole(None, stream, 0)
             domain.resume()
             deadline = time.monotonic() + _SECONDS
-            while SAYS not in said and time.monotonic() < deadline:
+            while SAYS not in output and time.monotonic() < deadline:
                 piece = stream.recv(4096)
                 if isinstance(piece, bytes) and piece:
-                    said += piece
+                    output += piece
                 elif domain.state()[0] != libvirt.VIR_DOMAIN_RUNNING:
                     break
                 else:
@@ -101,4 +99,4 @@ def _listen(connection: Any, xml: str) -> bytes:
             stream.abort()
         finally:
             domain.destroy()
-    return said
+    return output

@@ -22,6 +22,8 @@ try:
 except ImportError:
     libvirt = None
 
+__all__ = ["ARGUMENTS", "HostError", "VmHost", "find_domain", "libvirt"]
+
 #: Arguments of every module that speaks with a VM host.
 ARGUMENTS: dict[str, Any] = {
     "vm_host": {

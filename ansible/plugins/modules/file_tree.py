@@ -40,7 +40,7 @@ attributes:
 
 EXAMPLES = """
 - name: A machine that says hello, and a service that starts
-  file_tree:
+  distbuild.fabric.file_tree:
     files:
       - {path: /etc/motd, content: "Hello\\n"}
       - {path: /etc/password, secret: "{{ password }}", mode: "0600"}

@@ -18,7 +18,7 @@ attributes:
   platform: {platforms: posix}
   check_mode: {support: full}
   diff_mode: {support: full}
-extends_documentation_fragment: [action_common_attributes, vm_host_options]
+extends_documentation_fragment: [action_common_attributes, distbuild.fabric.vm_host_options]
 options:
   state:
     description: What is wanted.
@@ -115,7 +115,7 @@ options:
 
 EXAMPLES = """
 - name: A guest runs
-  libvirt_guest:
+  distbuild.fabric.libvirt_guest:
     vm_host: {name: vmhost, user: user}
     state: started
     cluster: farm
@@ -128,7 +128,7 @@ EXAMPLES = """
   delegate_to: localhost
 
 - name: It is gone, but for its disks
-  libvirt_guest:
+  distbuild.fabric.libvirt_guest:
     vm_host: {name: vmhost, user: user}
     state: absent
     cluster: farm
@@ -159,8 +159,9 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.guest_xml import Mark, Spec, domain_xml, mark_of, read_mark, spec_of
-from ansible.module_utils.vm_host import ARGUMENTS, HostError, VmHost, find_domain, libvirt
+
+from ..module_utils.guest_xml import Mark, Spec, domain_xml, mark_of, read_mark, spec_of
+from ..module_utils.vm_host import ARGUMENTS, HostError, VmHost, find_domain, libvirt
 
 _SPEC = {
     "cluster": {"type": "str", "required": True},
@@ -213,7 +214,7 @@ class Guest:
         self.check = check
         self.before: list[str] = []
         self.after: list[str] = []
-        self.domain = find_domain(connection, self.name)
+        self.domain: Any = find_domain(connection, self.name)
         self.mark = self._mark(libvirt.VIR_DOMAIN_XML_INACTIVE)
         if self.domain is not None:
             self._refuse_foreign(parameters["cluster"], parameters["host"])

@@ -9,7 +9,7 @@ author: The authors of Distbuild (!UNKNOWN)
 description:
   - A disk that has a filesystem of that label is left as it is. One that holds anything else at all
     is refused, and never written to.
-extends_documentation_fragment: [action_common_attributes, vm_host_options]
+extends_documentation_fragment: [action_common_attributes, distbuild.fabric.vm_host_options]
 attributes:
   platform: {platforms: posix}
   check_mode: {support: full}
@@ -32,7 +32,7 @@ options:
 
 EXAMPLES = """
 - name: A blank disk gets a filesystem
-  vm_disk:
+  distbuild.fabric.vm_disk:
     vm_host: {name: vmhost, user: user}
     path: /dev/vg/worker0_src
     label: src
@@ -42,8 +42,9 @@ EXAMPLES = """
 RETURN = """ # nothing of its own """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.disk_facts import disk_facts
-from ansible.module_utils.vm_host import ARGUMENTS, HostError, VmHost
+
+from ..module_utils.disk_facts import disk_facts
+from ..module_utils.vm_host import ARGUMENTS, HostError, VmHost
 
 #: mkfs looks once more by itself, and the look here stands right before it: between them, nobody
 #: else's data can come in by us.

@@ -14,7 +14,7 @@ description:
     O(path).old unless there is one from an earlier, unfinished upgrade. That ends by V(settled),
     which removes O(path).old, or by V(restored), which brings it back.
   - V(absent) removes all of them, and the log of the guest's console, O(path).console.
-extends_documentation_fragment: [action_common_attributes, vm_host_options]
+extends_documentation_fragment: [action_common_attributes, distbuild.fabric.vm_host_options]
 attributes:
   platform: {platforms: posix}
   check_mode: {support: full}
@@ -36,7 +36,7 @@ options:
 
 EXAMPLES = """
 - name: The image is there
-  vm_image:
+  distbuild.fabric.vm_image:
     vm_host: {name: vmhost, user: user}
     path: /var/lib/libvirt/images/worker0.img
     src: ~/worker0.img
@@ -50,10 +50,11 @@ import hashlib
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.vm_host import ARGUMENTS, HostError, VmHost
+
+from ..module_utils.vm_host import ARGUMENTS, HostError, VmHost
 
 _PIECE = 1 << 20
 
@@ -98,9 +99,8 @@ def archive(image: Path) -> Iterator[IO[bytes]]:
         image.name,
     ]
     with subprocess.Popen(pack, stdout=subprocess.PIPE) as tar:
-        assert tar.stdout is not None
         try:
-            yield tar.stdout
+            yield cast("IO[bytes]", tar.stdout)
         finally:
             tar.kill()
 

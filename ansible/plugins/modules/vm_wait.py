@@ -10,7 +10,7 @@ description:
   - The guest is looked for at O(address), and if that cannot be resolved or does not answer, at the
     addresses that libvirt's DHCP has given to it.
   - Ends early when the guest does not run any more.
-extends_documentation_fragment: [action_common_attributes, vm_host_options]
+extends_documentation_fragment: [action_common_attributes, distbuild.fabric.vm_host_options]
 attributes:
   platform: {platforms: posix}
   check_mode: {support: full}
@@ -36,7 +36,7 @@ options:
 
 EXAMPLES = """
 - name: Wait until the guest answers
-  vm_wait:
+  distbuild.fabric.vm_wait:
     vm_host: {name: vmhost, user: user}
     domain: farm-worker0
     address: worker0.example
@@ -59,7 +59,8 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.vm_host import ARGUMENTS, HostError, VmHost, find_domain, libvirt
+
+from ..module_utils.vm_host import ARGUMENTS, HostError, VmHost, find_domain, libvirt
 
 
 def greeting(address: str, port: int) -> str:
