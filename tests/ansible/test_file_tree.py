@@ -18,10 +18,10 @@ def test_a_secret_is_written_and_told_nowhere(tmp_path: Path) -> None:
     given = {"root": str(tmp_path / "to"), "files": files}
     trace = ["strace", "-f", "-qq", "-s", "4096", "-e", "trace=connect,sendto", "-o"]
     ansible = [str(Path(sys.executable).with_name("ansible")), "localhost", "-vvv", "--diff"]
-    ansible += ["-m", "file_tree", "-a", json.dumps(given)]
+    ansible += ["-m", "distbuild.fabric.file_tree", "-a", json.dumps(given)]
     environment = {
         **os.environ,
-        "ANSIBLE_LIBRARY": str(ROOT / "ansible/plugins/modules"),
+        "ANSIBLE_COLLECTIONS_PATH": str(ROOT),
     }
     done = subprocess.run(
         [*trace, str(tmp_path / "calls"), *ansible],

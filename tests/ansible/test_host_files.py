@@ -86,8 +86,8 @@ def test_which_disk_gets_which_label() -> None:
     assert plan == []
     (message,) = problems
     assert message.startswith(
-        "no disk is labelled 'one', and none is blank, to get it (/a holds something unknown;"
-        " /b holds ext4 labelled 'x')"
+        "no disk is labelled 'one', and none is blank to get that label"
+        " (/a contains something unknown; /b contains ext4 labelled 'x')"
     )
 
 
@@ -145,12 +145,12 @@ def test_exchange_and_return(host: VmHost, tmp_path: Path) -> None:
     (tmp_path / "new").write_bytes(b"new")
     image(host, to, "staged", tmp_path / "new")
     assert to.read_bytes() == b"former"
-    assert image(host, to, "swapped")["changed"]
+    assert image(host, to, "promoted")["changed"]
     assert (to.read_bytes(), old.read_bytes()) == (b"new", b"former")
-    assert not image(host, to, "swapped")["changed"]
-    assert image(host, to, "restored")["changed"]
+    assert not image(host, to, "promoted")["changed"]
+    assert image(host, to, "rolled_back")["changed"]
     assert (to.read_bytes(), old.exists()) == (b"former", False)
-    assert not image(host, to, "restored")["changed"]
+    assert not image(host, to, "rolled_back")["changed"]
 
 
 def test_the_former_image_is_the_last_that_was_settled(host: VmHost, tmp_path: Path) -> None:
@@ -159,14 +159,14 @@ def test_the_former_image_is_the_last_that_was_settled(host: VmHost, tmp_path: P
     for text in (b"never proved", b"new"):
         (tmp_path / "new").write_bytes(text)
         image(host, to, "staged", tmp_path / "new")
-        image(host, to, "swapped")
+        image(host, to, "promoted")
     assert (to.read_bytes(), old.read_bytes()) == (b"new", b"former")
-    settled = image(host, to, "settled", check=True)
-    assert settled["changed"]
-    assert str(old) in settled["diff"]["before"]
-    assert str(old) not in settled["diff"]["after"]
+    committed = image(host, to, "committed", check=True)
+    assert committed["changed"]
+    assert str(old) in committed["diff"]["before"]
+    assert str(old) not in committed["diff"]["after"]
     assert old.exists()
-    image(host, to, "settled")
+    image(host, to, "committed")
     assert (to.read_bytes(), old.exists()) == (b"new", False)
 
 
@@ -185,7 +185,7 @@ def test_damage_on_the_way_is_found(host: VmHost, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"damaged")
     pack = subprocess.Popen(["tar", "-cf", "-", "-C", tmp_path, "x"], stdout=subprocess.PIPE)
     to = tmp_path / "to"
-    with pytest.raises(HostError, match="the image came damaged"):
+    with pytest.raises(HostError, match="the image was damaged in transfer"):
         host.run(vm_image._RECEIVE, str(to), "x", "0" * 64, stdin=pack.stdout)
     assert pack.stdout is not None
     pack.stdout.close()

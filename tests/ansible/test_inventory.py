@@ -113,7 +113,7 @@ def test_all_mistakes_at_once_and_no_host_is_touched() -> None:
 def test_no_such_cluster() -> None:
     shown = inventory("--graph", cluster="clusters/none.morph")
     assert shown.returncode != 0
-    assert "clusters/none.morph: there is no such file" in shown.stderr
+    assert "clusters/none.morph: no such file" in shown.stderr
 
 
 MORPH = "clusters/distbuild-cluster.morph"

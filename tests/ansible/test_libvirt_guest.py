@@ -115,7 +115,7 @@ def test_stopped_and_absent(connection: Any) -> None:
 
 @pytest.mark.parametrize("state", ["present", "started", "stopped", "absent"])
 def test_what_is_somebody_elses_is_left_alone(connection: Any, state: str) -> None:
-    with pytest.raises(HostError, match="a guest test is there already that was not made by"):
+    with pytest.raises(HostError, match="a guest test exists already, and no cluster"):
         ask(connection, state, domain="test")
     ask(connection, "present")
     with pytest.raises(HostError, match="is worker0 of the cluster net"):

@@ -66,6 +66,7 @@ def test_sanity(collection: Path) -> None:
 
 
 def test_the_collection_can_be_packed(collection: Path, tmp_path: Path) -> None:
-    build = [BIN / "ansible-galaxy", "collection", "build", "--output-path", tmp_path]
+    build: list[str | Path] = [BIN / "ansible-galaxy", "collection", "build"]
+    build += ["--output-path", tmp_path]
     subprocess.run(build, cwd=collection, check=True, capture_output=True)
     assert len(list(tmp_path.glob("distbuild-fabric-*.tar.gz"))) == 1

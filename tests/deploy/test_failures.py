@@ -127,7 +127,7 @@ LACKS = {
         settings={"ATTACH_DISKS": "/dev/none"},
     ),
     "a disk in use": Lack(
-        "no disk is labelled 'data', and none is blank, .* holds ext4 labelled 'other'",
+        "no disk is labelled 'data', and none is blank .* contains ext4 labelled 'other'",
         settings={"ATTACH_DISKS": "/path/to/failures/other.disk"},
     ),
     "a filesystem that cannot be made": Lack(

@@ -1,4 +1,4 @@
-"""What the modules that speak with a VM host have in common."""
+"""Documentation of the options that all modules for VM hosts share."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ class ModuleDocFragment:
     DOCUMENTATION = """
 options:
   vm_host:
-    description: The machine that runs guests, as ssh reaches it.
+    description: The machine that runs guests.
     type: dict
     required: true
     suboptions:
       name:
-        description: Its name or address.
+        description: Its name or address for SSH.
         type: str
         required: true
       user:
-        description: Who logs in; ssh's default if empty.
+        description: The user who logs in. Empty means SSH's default.
         type: str
         default: ""
       port:
-        description: The port of its sshd; ssh's default if 0.
+        description: The port of its sshd. 0 means SSH's default.
         type: int
         default: 0
   ssh_executable:
     description:
-      - The program that connects. Its own configuration tells it anything special.
-      - The environment variable E(ANSIBLE_SSH_EXECUTABLE) names another one.
+      - The SSH client. It reads its usual configuration.
+      - The environment variable E(ANSIBLE_SSH_EXECUTABLE) changes the default.
     type: str
     default: ssh
   uri:
-    description: Another libvirt than the one of O(vm_host).
+    description: A libvirt URI. Empty means the system instance of O(vm_host), over SSH.
     type: str
     default: ""
 requirements: [libvirt-python]

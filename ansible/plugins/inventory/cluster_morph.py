@@ -1,30 +1,30 @@
-"""Inventory plugin: hosts, groups and variables computed from a cluster morph."""
+"""Ansible inventory plugin: hosts, groups and variables, computed from a cluster morph."""
 
 from __future__ import annotations
 
 DOCUMENTATION = """
 name: cluster_morph
-short_description: Hosts from a cluster morph
+short_description: Compute the inventory from a cluster morph
 author: The authors of Distbuild (!UNKNOWN)
 description:
   - Each deployment of the cluster is a host of the group C(guests), and of C(controllers) or
-    C(workers); one that is neither is in a group named after its system. The machine that
-    C(TROVE_HOST) names is in C(troves), if it is one of the cluster. The machines that run them
-    are in C(vm_hosts), but for this one.
-  - C($variables) in the morph are filled from C(-e), else from the environment. An extra variable
-    in capitals is a setting above the morph's, C(-e RAM_SIZE=4G) of all deployments,
-    C(-e worker0.RAM_SIZE=4G) of one.
-  - C(cluster_users) are the people in the folder C(USERS), and where their keys are.
-  - Reads a cluster morph (C(-i clusters/x.morph)), or a YAML file that names one.
+    C(workers). Other deployments are in a group with the name of their system. If C(TROVE_HOST)
+    names a machine of the cluster, that machine is in C(troves). The group C(vm_hosts) contains
+    the machines that run guests, except the deploying machine.
+  - An extra variable (C(-e)), or else an environment variable, gives a C($variable) of the morph
+    its value. An extra variable in capitals overrides a setting of the morph,
+    C(-e RAM_SIZE=4G) for all deployments and C(-e worker0.RAM_SIZE=4G) for one.
+  - The variable C(cluster_users) maps each person in the folder C(USERS) to the path of their keys.
+  - The source is a cluster morph (C(-i clusters/x.morph)), or a YAML file that names one.
 options:
   plugin:
-    description: Marks a YAML file as one of this plugin.
+    description: The name of this plugin, which marks a YAML file as its configuration.
     required: true
     choices: [distbuild.fabric.cluster_morph, cluster_morph]
   cluster:
     description:
-      - Path of the cluster morph, from the current directory or the root of the definitions.
-      - C(-e cluster=PATH) stands above it.
+      - Path of the cluster morph, relative to the current directory or the root of the definitions.
+      - C(-e cluster=PATH) overrides it.
     type: path
     env:
       - name: DISTBUILD_CLUSTER
@@ -76,11 +76,12 @@ class InventoryModule(BaseFileInventoryPlugin):
                 f"the Python that runs Ansible lacks this project ({MISSING}): run"
                 " `make setup-deploy`, and ansible-playbook from its .venv/bin"
             )
-        super().parse(inventory, loader, path, cache)  # which also reads the extra variables
+        super().parse(inventory, loader, path, cache)  # reads the extra variables, too
         extra = {str(key): _text(value) for key, value in self._vars.items()}
         if path.endswith(".morph"):
             named = path
         else:
+            self._redirected_names = [self.NAME, "cluster_morph"]  # with and without the collection
             self._read_config_data(path)
             named = extra.get("cluster") or self.get_option("cluster")
             if not named:
@@ -88,10 +89,10 @@ class InventoryModule(BaseFileInventoryPlugin):
         try:
             self._fill(_locate(named, Path(path)), extra)
         except FabricError as error:
-            # said here, since Ansible would say it twice
-            said = printable(str(error))
-            self.display.error(f"the cluster cannot be deployed:\n{said}", wrap_text=False)
-            raise AnsibleParserError("what is wrong with it is told above") from None
+            # printed here, because Ansible would print it twice
+            text = printable(str(error))
+            self.display.error(f"the cluster cannot be deployed:\n{text}", wrap_text=False)
+            raise AnsibleParserError("the cluster cannot be deployed, see above") from None
 
     def _fill(self, morph: Path, extra: Mapping[str, str]) -> None:
         project = Project.find(morph.parent, Settings(), self.display.display)
@@ -119,7 +120,7 @@ class InventoryModule(BaseFileInventoryPlugin):
     def _vm_host(self, guest: Guest) -> None:
         where = guest.location
         if where.host in C.LOCALHOST:
-            return  # a host of that name would be what tasks that are delegated here run on, by ssh
+            return  # tasks that are delegated to localhost would use a host of that name, over SSH
         self.inventory.add_host(where.host, group="vm_hosts")
         self._group(where.host, {"ansible_host": where.host, **_login(where.user, where.port)})
 
@@ -135,12 +136,12 @@ class InventoryModule(BaseFileInventoryPlugin):
 
 
 def _locate(named: str, inventory: Path) -> Path:
-    """The cluster's file, which lies in the current directory or beside the inventory's folder."""
+    """Return the cluster's file, from the current directory or beside the inventory's folder."""
     tried = [Path(named).expanduser(), inventory.resolve().parent.parent / named]
     for path in tried:
         if path.is_file():
             return path.resolve()
-    raise FabricError(f"{named}: there is no such file; -e cluster=PATH names a cluster morph")
+    raise FabricError(f"{named}: no such file; -e cluster=PATH names a cluster morph")
 
 
 def _cluster_variables(root: Path, cluster: Cluster) -> dict[str, Any]:
@@ -151,19 +152,19 @@ def _cluster_variables(root: Path, cluster: Cluster) -> dict[str, Any]:
         "cluster_morph": str(root / cluster.path),
         "definitions_root": str(root),
         "fabric_initiator": str(Path(sys.executable).with_name("fabric-initiator")),
-        # what must outlive a run, and is nobody else's business: keys, known hosts
+        # the folder for secrets and other state that outlives a run: keys, known hosts
         "cluster_state": str(state),
     }
 
 
 def _deploying(state: str, extra: Mapping[str, str]) -> set[str]:
-    """What the deploying user is or was called, in the role secrets."""
+    """Return the present and former names of the deploying user, of the role secrets."""
     now = extra.get("secrets_initiator") or os.environ.get("USER") or "root"
     return {now, *(key.stem for key in Path(state).glob("initiator/*.key"))}
 
 
 def _ssh_variables(name: str, state: str) -> dict[str, Any]:
-    """How a guest is reached: with the cluster's key, by the host key that it was given."""
+    """Return the variables for SSH to a guest, with the cluster's key and the known host key."""
     known = _ssh_quoted(f"{state}/ssh/{name}/known_hosts")
     options = shlex.join(["-o", f"UserKnownHostsFile={known}", "-o", f"HostKeyAlias={name}"])
     return {
@@ -174,7 +175,7 @@ def _ssh_variables(name: str, state: str) -> dict[str, Any]:
 
 
 def _ssh_quoted(path: str) -> str:
-    """A path as an option of ssh has it, which takes several, and fills in what ``%`` begins."""
+    """Quote a path for an option of ssh, which splits at spaces and expands ``%``."""
     escaped = path.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
     return f'"{escaped}"'
 

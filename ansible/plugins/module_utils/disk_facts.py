@@ -1,4 +1,4 @@
-"""What a disk of a VM host is: whether it holds anything, and under which label."""
+"""Facts of a disk of a VM host, and the choice of blank disks for missing labels."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 from .vm_host import VmHost
 
-#: Says "kind size signature label" of a disk, a line each.  Blank is one whose first and last MiB
-#: hold nothing but zeros, and that is all: what no tool knows may be of value all the same.
+#: Prints kind, size, signature, type, label and content of a disk, a line each.  Content is "00" if
+#: the first and last MiB contain only zeros: data of an unknown format is data.
 _DISK = """
 disk=$1
 as=
@@ -34,14 +34,14 @@ _QCOW2 = "514649fb"
 
 
 def disk_facts(host: VmHost, path: str) -> dict[str, Any]:
-    """What an attached disk is."""
-    said = host.run(_DISK, path).split("\n")
-    kind = said[0]
+    """Return the facts of an attached disk."""
+    lines = host.run(_DISK, path).split("\n")
+    kind = lines[0]
     facts: dict[str, Any] = {"path": path, "exists": kind != "none", "kind": kind}
     facts |= {"usable": False, "format": "raw", "type": "", "label": "", "blank": False}
-    if len(said) < 6:
+    if len(lines) < 6:
         return facts
-    size, magic, type_, label, content = said[1:6]
+    size, magic, type_, label, content = lines[1:6]
     qcow2 = magic == _QCOW2
     return facts | {
         "usable": True,
@@ -56,9 +56,9 @@ def disk_facts(host: VmHost, path: str) -> dict[str, Any]:
 def assign(
     disks: list[dict[str, Any]], labels: list[str]
 ) -> tuple[list[dict[str, str]], list[str]]:
-    """Which blank disk gets a filesystem with which label, and what is wrong.
+    """Return the filesystems to make on blank disks, and messages about problems.
 
-    A label that a disk has already is served.  The others go to blank disks, in order.
+    Labels that no disk has go to the blank disks, in order.
     """
     problems = [_unusable(disk) for disk in disks if not disk["usable"]]
     if problems:
@@ -67,10 +67,10 @@ def assign(
     missing = [label for label in labels if label not in [disk["label"] for disk in disks]]
     plan = [{"path": path, "label": label} for path, label in zip(blank, missing, strict=False)]
     for label in missing[len(blank) :]:
-        holds = "; ".join(f"{disk['path']} holds {_content(disk)}" for disk in disks)
+        holds = "; ".join(f"{disk['path']} contains {_content(disk)}" for disk in disks)
         problems.append(
-            f"no disk is labelled {label!r}, and none is blank, to get it ({holds}): attach a"
-            " blank one, or give the label to the right one"
+            f"no disk is labelled {label!r}, and none is blank to get that label ({holds}):"
+            " attach a blank one, or give the label to the right one"
         )
     return plan, problems
 
@@ -81,8 +81,8 @@ def _unusable(disk: dict[str, Any]) -> str:
     if disk["kind"] == "other":
         return f"{disk['path']} is neither a block device nor a file"
     return (
-        f"the disk {disk['path']} can neither be read by who logs in there nor by his `sudo -n`:"
-        " it has to be looked at before a guest gets it"
+        f"the user who logs in can read the disk {disk['path']} neither directly nor with"
+        " `sudo -n`: allow one of them, so that deploying can check what the disk contains"
     )
 
 

@@ -1,8 +1,7 @@
-"""The domain of a guest as libvirt's XML, and the mark by which it is known again.  Pure.
+"""The libvirt domain of a guest as XML, and its mark.  Pure.
 
-A domain carries, in its metadata, what it was made for and the digest of the specification it was
-made from.  libvirt completes and reorders the XML it is given, so that comparing it tells nothing;
-comparing digests tells whether anything was asked for that is not there.
+The mark, in the metadata of the domain, names the cluster and the guest, and contains the digest of
+the specification.  libvirt completes and reorders XML, so that XML cannot be compared; digests can.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import xml.etree.ElementTree as ET
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-#: Of the element that holds a domain's `Mark`.
+#: The namespace of the element that contains a domain's `Mark`.
 NAMESPACE = "urn:distbuild:guest:1"
 _GUESTS = uuid.UUID("0f7c0a8e-8d7f-5a0e-9a55-6a1a4e0a2f11")
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
@@ -24,7 +23,7 @@ _KIB = 1024
 
 @dataclass(frozen=True)
 class Disk:
-    """An attached disk.  ``kind`` is file or block, ``format`` raw or qcow2."""
+    """An attached disk.  ``kind`` is file or block; ``format`` is raw or qcow2."""
 
     path: str
     kind: str = "file"
@@ -41,20 +40,20 @@ class Nic:
 
 @dataclass(frozen=True)
 class Spec:
-    """All that a guest is to be.  ``memory`` is bytes; ``host`` its name in the cluster."""
+    """A guest.  ``memory`` is in bytes; ``host`` is its name in the cluster."""
 
     cluster: str
     host: str
     domain: str
     memory: int
     vcpus: int
-    image: str  # path of the disk with its system
+    image: str  # path of the system disk
     console: str  # path of the log of its serial console
     disks: tuple[Disk, ...] = ()
     nics: tuple[Nic, ...] = ()
     kvm: bool = True
     label: str = ""  # version of the system on the image
-    content: str = ""  # digest of what that image was made from
+    content: str = ""  # digest of the inputs of that image
 
     @property
     def uuid(self) -> str:
@@ -62,7 +61,7 @@ class Spec:
 
     @property
     def text(self) -> str:
-        """The specification for people and machines: JSON, one line for each item."""
+        """The specification as JSON, one item a line."""
         return json.dumps(asdict(self), sort_keys=True, indent=1)
 
     @property
@@ -70,14 +69,14 @@ class Spec:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
     def mac(self, index: int) -> str:
-        """The address of a network card, for ever the same."""
+        """Return the MAC address of a network card, which is always the same."""
         seed = hashlib.sha256(f"{self.cluster}/{self.host}/{index}".encode()).digest()
         return self.nics[index].mac or "52:54:00:" + ":".join(f"{byte:02x}" for byte in seed[:3])
 
 
 @dataclass(frozen=True)
 class Mark:
-    """What a domain of ours says about itself."""
+    """The mark of a domain: its cluster, its guest, and its specification."""
 
     cluster: str
     host: str
@@ -103,9 +102,9 @@ def mark_of(spec: Spec) -> Mark:
 
 
 def read_mark(xml: str) -> Mark | None:
-    """The mark in a domain's XML; None for a domain that is not ours.
+    """Return the mark in a domain's XML, or None for a domain without one.
 
-    Files are called by the host's name, so it must be fit for that, wherever the XML comes from.
+    The host's name becomes part of file names, so a mark with any other name counts as none.
     """
     found = ET.fromstring(xml).find(f"metadata/{{{NAMESPACE}}}guest")
     if found is None or not _NAME.fullmatch(found.get("host", "")):
@@ -115,7 +114,7 @@ def read_mark(xml: str) -> Mark | None:
 
 
 def domain_xml(spec: Spec) -> str:
-    """What libvirt is given to define the guest."""
+    """Return the XML that defines the guest."""
     ET.register_namespace("distbuild", NAMESPACE)
     domain = ET.Element("domain", type="kvm" if spec.kvm else "qemu")
     _text(domain, "name", spec.domain)
@@ -179,7 +178,7 @@ def _text(parent: ET.Element, tag: str, text: str, **attributes: str) -> None:
 
 
 def spec_of(given: dict[str, Any]) -> Spec:
-    """A specification from a module's parameters."""
+    """Return the specification in the parameters of a module."""
     names = Spec.__dataclass_fields__
     plain = {name: given[name] for name in names if given.get(name) is not None}
     made = Spec(**plain)

@@ -1,7 +1,7 @@
-"""A machine that runs guests, reached by ssh: its shell, and its libvirt.
+"""A machine that runs guests: its shell and its libvirt, both over SSH.
 
-Everything is done from here, over one kind of connection, so that such a machine needs libvirtd,
-sshd and the tools that every Linux has, but neither Python nor this project.
+All modules run on the deploying machine, so that a VM host needs libvirtd, sshd and the tools of
+any Linux, but neither Python nor this project.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ except ImportError:
 
 __all__ = ["ARGUMENTS", "HostError", "VmHost", "find_domain", "libvirt"]
 
-#: Arguments of every module that speaks with a VM host.
+#: The arguments that all modules for VM hosts share.
 ARGUMENTS: dict[str, Any] = {
     "vm_host": {
         "type": "dict",
@@ -45,11 +45,11 @@ ARGUMENTS: dict[str, Any] = {
 
 
 class HostError(Exception):
-    """The host does not do what it was asked; the text says what it said."""
+    """A command or a connection failed.  The text is the error of the host."""
 
 
 class VmHost:
-    """``uri`` stands in for the libvirt that is reached by ssh."""
+    """A VM host.  The parameter ``uri``, if any, replaces the libvirt URI over SSH."""
 
     def __init__(self, parameters: dict[str, Any]) -> None:
         host = parameters["vm_host"]
@@ -57,13 +57,13 @@ class VmHost:
         self._uri: str = parameters["uri"]
         self._user: str = host["user"]
         options = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=15"]
-        options += ["-o", "ServerAliveInterval=15"]  # one that dies is told within a minute
+        options += ["-o", "ServerAliveInterval=15"]  # a dead host is noticed within a minute
         if host["port"]:
             options += ["-p", str(host["port"])]
         self._ssh = [parameters["ssh_executable"], *options]
 
     def run(self, script: str, *arguments: str, stdin: IO[bytes] | None = None) -> str:
-        """What a shell script says that is run with ``arguments`` there.  HostError if it fails."""
+        """Run a shell script on the host and return its output.  Raises HostError if it fails."""
         result = self._run(script, arguments, stdin)
         if result.returncode:
             said = result.stderr.decode(errors="replace").strip()
@@ -73,7 +73,7 @@ class VmHost:
         return result.stdout.decode(errors="replace")
 
     def command(self, script: str, *arguments: str) -> list[str]:
-        """The command that runs a script there: ssh joins words, so that they are quoted."""
+        """Return the command that runs a script on the host, quoted because ssh joins its words."""
         login = ["-l", self._user] if self._user else []
         remote = shlex.join(["sh", "-euc", script, "sh", *arguments])
         return [*self._ssh, *login, "--", self.name, remote]
@@ -90,12 +90,12 @@ class VmHost:
 
     @contextlib.contextmanager
     def libvirt(self) -> Iterator[Any]:
-        """A connection to its libvirt.  HostError if that does not answer."""
+        """Connect to libvirt.  Raises HostError if it does not answer."""
         if libvirt is None:
             raise HostError(
                 missing_required_lib("libvirt", reason="(make setup-deploy installs it)")
             )
-        libvirt.registerErrorHandler(lambda *_: None, None)  # errors are raised as well
+        libvirt.registerErrorHandler(lambda *_: None, None)  # errors are raised
         with tempfile.TemporaryDirectory() as folder:
             wrapper = Path(folder) / "ssh"
             wrapper.write_text(f'#!/bin/sh\nexec {shlex.join(self._ssh)} "$@"\n')
@@ -117,7 +117,7 @@ class VmHost:
 
 
 def find_domain(connection: Any, name: str) -> Any | None:
-    """The domain of that name, or None."""
+    """Return the domain of that name, or None."""
     try:
         return connection.lookupByName(name)
     except libvirt.libvirtError as error:

@@ -1,37 +1,40 @@
 #!/usr/bin/python
-"""Puts many files, folders and links in their places by a single task."""
+"""Ansible module: files, folders and symbolic links, all in one task."""
 
 from __future__ import annotations
 
 DOCUMENTATION = """
 module: file_tree
-short_description: Put many files in their places at once
+short_description: Write many files in one task
 description:
-  - Makes the files, folders and symbolic links it is given, parents included. Nothing is removed.
-  - With a O(root) other than C(/) it fills a folder that C(fabric-initiator image --files) takes.
-    So a machine is given the same before its first boot and later.
-  - One task for many files, since tasks are what costs on slow machines.
+  - Makes files, folders and symbolic links with their parent folders. Removes nothing.
+  - With a O(root) other than C(/) it fills a folder for C(fabric-initiator image --files). An image
+    and a running machine thus get the same files.
+  - A single task is quicker than one task for each file, above all on emulated machines.
 extends_documentation_fragment: [action_common_attributes]
 author: The authors of Distbuild (!UNKNOWN)
 options:
   root:
-    description: The folder that the paths start from.
+    description: The folder that the paths are relative to.
     type: path
     default: /
   files:
-    description: >-
-      What there shall be. An entry with neither content nor secret nor link is a folder.
+    description:
+      - The entries. An entry without O(files[].content), O(files[].secret) and O(files[].link) is a
+        folder.
     type: list
     elements: dict
     required: true
     suboptions:
-      path: {description: "Absolute, from the root.", type: str, required: true}
+      path: {description: "Path below O(root).", type: str, required: true}
       mode:
-        description: Octal; C(0644) by default. A link has none; a folder without one may have any.
+        description:
+          - Octal mode of a file or folder. A file without one gets V(0644). A folder without one
+            keeps its mode.
         type: str
-      content: {description: "Of a file, as text.", type: str}
-      secret: {description: "Likewise, but it is never shown.", type: str}
-      link: {description: "Where a symbolic link leads.", type: str}
+      content: {description: "Text of a file.", type: str}
+      secret: {description: "Text of a file that output and logs must not show.", type: str}
+      link: {description: "Target of a symbolic link.", type: str}
 attributes:
   platform: {platforms: posix}
   check_mode: {support: full}
@@ -39,7 +42,7 @@ attributes:
 """
 
 EXAMPLES = """
-- name: A machine that says hello, and a service that starts
+- name: Write a greeting and a password, and enable a service
   distbuild.fabric.file_tree:
     files:
       - {path: /etc/motd, content: "Hello\\n"}
@@ -50,7 +53,7 @@ EXAMPLES = """
 
 RETURN = """
 paths:
-  description: What was changed.
+  description: The paths of the changed entries, O(root) included.
   returned: always
   type: list
   elements: str
@@ -75,7 +78,7 @@ _FILE = {
 
 class Module(AnsibleModule):  # type: ignore[misc]  # of a library without types
     def _log_invocation(self) -> None:
-        """Nothing is logged: of a secret of several lines, Ansible finds only the lines as one."""
+        """Logs nothing: Ansible masks a secret of several lines only as a whole."""
 
 
 class Entry(NamedTuple):
@@ -87,7 +90,7 @@ class Entry(NamedTuple):
 
     @classmethod
     def wanted(cls, file: dict[str, str | None]) -> Entry:
-        """What an entry of the module's ``files`` asks for."""
+        """Return the entry that an item of ``files`` describes."""
         for key in ("content", "secret"):
             text = file[key]
             if text is not None:
@@ -98,7 +101,7 @@ class Entry(NamedTuple):
 
     @classmethod
     def found(cls, path: Path) -> Entry | None:
-        """What is there; None if nothing is."""
+        """Return the entry that exists at ``path``, or None."""
         try:
             status = path.lstat()
         except FileNotFoundError:
@@ -116,7 +119,7 @@ class Entry(NamedTuple):
         return now is not None and now._replace(mode=self.mode and now.mode) == self
 
     def shown(self, secret: bool) -> str:
-        """For a diff."""
+        """Return the entry as text for a diff."""
         if self.kind == "link":
             return f"link to {os.fsdecode(self.content)}\n"
         text = self.kind + (f", mode {self.mode:04o}\n" if self.mode is not None else "\n")
@@ -125,7 +128,7 @@ class Entry(NamedTuple):
         return text
 
     def put(self, path: Path) -> None:
-        """Replace what is at ``path``, all at once."""
+        """Make the entry at ``path``, atomically."""
         path.parent.mkdir(parents=True, exist_ok=True)
         if self.kind == "folder":
             path.mkdir(exist_ok=True)

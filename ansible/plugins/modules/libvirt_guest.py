@@ -4,16 +4,14 @@ from __future__ import annotations
 
 DOCUMENTATION = """
 module: libvirt_guest
-short_description: A virtual machine of a cluster
+short_description: Manage a guest of a cluster as a libvirt domain
 author: The authors of Distbuild (!UNKNOWN)
 description:
-  - Runs on the deploying machine and speaks with the libvirt of O(vm_host) over ssh.
-  - A domain is known again by a mark in its metadata. One of the same name without that mark, or
-    with that of another cluster, is refused and left alone.
-  - V(present) defines it; V(started) starts it as well, if it is stopped; V(stopped) shuts it down,
-    and turns it off when O(timeout) is over; V(absent) removes the definition. Disks stay what and
-    where they are.
-  - A change of a running domain holds from its next start; RV(restart_needed) says so.
+  - Runs on the deploying machine and connects to the libvirt of O(vm_host) over SSH.
+  - A mark in the metadata of a domain names its cluster and guest. The module fails, and changes
+    nothing, if the domain has no mark or the mark of another cluster.
+  - A change of a running domain takes effect at its next start; see RV(restart_needed).
+  - Disks are never changed.
 attributes:
   platform: {platforms: posix}
   check_mode: {support: full}
@@ -21,7 +19,11 @@ attributes:
 extends_documentation_fragment: [action_common_attributes, distbuild.fabric.vm_host_options]
 options:
   state:
-    description: What is wanted.
+    description:
+      - V(present) defines the domain. It requires O(memory), O(vcpus), O(image) and O(console).
+      - V(started) defines and starts the domain, with the same options.
+      - V(stopped) shuts it down, and turns it off after O(timeout) seconds.
+      - V(absent) stops it and removes its definition.
     type: str
     choices: [present, started, stopped, absent]
     default: present
@@ -30,11 +32,11 @@ options:
     type: str
     required: true
   host:
-    description: The name of the guest in it.
+    description: The name of the guest in the cluster.
     type: str
     required: true
   domain:
-    description: The name of the guest on O(vm_host).
+    description: The name of the domain on O(vm_host).
     type: str
     required: true
   memory:
@@ -44,28 +46,28 @@ options:
     description: The number of its processors.
     type: int
   image:
-    description: The disk with its system.
+    description: The path of its system disk on O(vm_host).
     type: path
   console:
-    description: The file that gets what its serial console says.
+    description: The path of the log of its serial console.
     type: path
   disks:
-    description: More disks.
+    description: Attached disks.
     type: list
     elements: dict
     default: []
     suboptions:
       path:
-        description: Where it is on O(vm_host).
+        description: Its path on O(vm_host).
         type: str
         required: true
       kind:
-        description: What it is there.
+        description: Its kind on O(vm_host).
         type: str
         choices: [file, block]
         default: file
       format:
-        description: How it is read.
+        description: Its format.
         type: str
         choices: [raw, qcow2]
         default: raw
@@ -76,45 +78,45 @@ options:
     default: []
     suboptions:
       kind:
-        description: What it is connected to.
+        description: The kind of the network. V(user) is the user-mode network of QEMU.
         type: str
         choices: [network, bridge, user]
         default: network
       source:
-        description: The name of that network or bridge.
+        description: The name of the network or bridge.
         type: str
         default: default
       model:
-        description: The card that the guest sees.
+        description: The model of the network card.
         type: str
         default: virtio
       mac:
-        description: Its address; one made from the names of cluster and host if empty.
+        description: Its MAC address. Empty means one derived from O(cluster) and O(host).
         type: str
         default: ""
   kvm:
-    description: Whether the processor runs it, or software.
+    description: Whether KVM runs the guest. If V(false), QEMU emulates the processor.
     type: bool
     default: true
   label:
-    description: The version of the system on the image.
+    description: The version of the system on the image, for the mark.
     type: str
     default: ""
   content:
-    description: The digest of what the image was made from.
+    description: The digest of the inputs of the image, for the mark.
     type: str
     default: ""
   autostart:
-    description: Whether it starts with its host; left as it is if not said.
+    description: Whether it starts with its host. Unset means no change.
     type: bool
   timeout:
-    description: The seconds that it has to shut down.
+    description: The seconds after which a guest that shuts down is turned off.
     type: int
     default: 120
 """
 
 EXAMPLES = """
-- name: A guest runs
+- name: Start a guest
   distbuild.fabric.libvirt_guest:
     vm_host: {name: vmhost, user: user}
     state: started
@@ -127,7 +129,7 @@ EXAMPLES = """
     console: /var/lib/libvirt/images/worker0.img.console
   delegate_to: localhost
 
-- name: It is gone, but for its disks
+- name: Remove a guest, but not its disks
   distbuild.fabric.libvirt_guest:
     vm_host: {name: vmhost, user: user}
     state: absent
@@ -140,17 +142,25 @@ EXAMPLES = """
 RETURN = """
 mark:
   description:
-    - What the domain says about itself.
-    - It has cluster, host, spec, label, content, image, console and text.
-    - Null if there is no domain.
+    - The mark of the domain; null if there is no domain.
+    - V(text) is the specification as JSON, and V(spec) is its digest. The other fields are options.
   returned: success
   type: dict
+  sample:
+    cluster: farm
+    host: worker0
+    spec: 5f1b7c...
+    label: distbuild
+    content: 9a0c1e...
+    image: /var/lib/libvirt/images/worker0.img
+    console: /var/lib/libvirt/images/worker0.img.console
+    text: '{"cluster": "farm", ...}'
 running:
-  description: Whether it runs in the end.
+  description: Whether the domain runs.
   returned: success
   type: bool
 restart_needed:
-  description: Whether it runs as it was before, and would run otherwise after a new start.
+  description: Whether the running domain differs from its definition, so that a restart changes it.
   returned: success
   type: bool
 """
@@ -205,7 +215,7 @@ _NEEDED = ["memory", "vcpus", "image", "console"]
 
 
 class Guest:
-    """A domain on its way to what it is asked to be.  Each step says what it changes."""
+    """A domain and its changes.  Each method records its change in ``before`` and ``after``."""
 
     def __init__(self, connection: Any, parameters: dict[str, Any], check: bool) -> None:
         self.connection = connection
@@ -224,7 +234,9 @@ class Guest:
 
     def _refuse_foreign(self, cluster: str, host: str) -> None:
         if self.mark is None:
-            raise HostError(f"a guest {self.name} is there already that was not made by this")
+            raise HostError(
+                f"a guest {self.name} exists already, and no cluster of this project owns it"
+            )
         if (self.mark.cluster, self.mark.host) != (cluster, host):
             raise HostError(
                 f"the guest {self.name} is {self.mark.host} of the cluster {self.mark.cluster}"
@@ -237,7 +249,7 @@ class Guest:
 
     @property
     def outdated(self) -> bool:
-        """Whether it runs otherwise than it is defined now, or would be."""
+        """Whether the running domain differs from its definition, or from the one of check mode."""
         return self.running and self._mark(0) != self.mark
 
     def define(self, spec: Spec) -> None:
@@ -269,11 +281,11 @@ class Guest:
         if self.check:
             return
         deadline = time.monotonic() + self.timeout
-        asked = 0.0
+        requested = 0.0
         while self.running and time.monotonic() < deadline:
-            if time.monotonic() - asked > 10:  # one that is just starting does not hear it
+            if time.monotonic() - requested > 10:  # a guest that is still booting ignores a request
                 self.domain.shutdown()
-                asked = time.monotonic()
+                requested = time.monotonic()
             time.sleep(0.5)
         if self.running:
             self.domain.destroy()
@@ -294,7 +306,7 @@ class Guest:
 
 
 def apply(connection: Any, parameters: dict[str, Any], check: bool) -> dict[str, Any]:
-    """Make the guest what ``parameters`` ask for; what the module answers."""
+    """Bring the guest into the state of ``parameters``, and return the results of the module."""
     guest = Guest(connection, parameters, check)
     state = parameters["state"]
     if state in ("present", "started"):

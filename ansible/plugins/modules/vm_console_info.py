@@ -1,13 +1,14 @@
-"""Ansible module: the last that a guest said on its serial console."""
+"""Ansible module: the last lines of a guest's serial console."""
 
 from __future__ import annotations
 
 DOCUMENTATION = """
 module: vm_console_info
-short_description: The last lines of a guest's console
+short_description: Read the last lines of a guest's console
 author: The authors of Distbuild (!UNKNOWN)
 description:
-  - Fails never; why there is no text is told in the text, which is for a message.
+  - Never fails, so that a message about another failure can contain the console. If the log
+    cannot be read, RV(text) is the reason.
 extends_documentation_fragment: [action_common_attributes, distbuild.fabric.vm_host_options]
 attributes:
   platform: {platforms: posix}
@@ -19,13 +20,13 @@ options:
     type: path
     required: true
   lines:
-    description: How many at most.
+    description: The maximum number of lines.
     type: int
     default: 25
 """
 
 EXAMPLES = """
-- name: See what the guest said last
+- name: Read the end of the console
   distbuild.fabric.vm_console_info:
     vm_host: {name: vmhost, user: user}
     path: /var/lib/libvirt/images/worker0.img.console
@@ -35,7 +36,7 @@ EXAMPLES = """
 
 RETURN = """
 text:
-  description: The lines, or why there are none.
+  description: The lines without control sequences, or the reason why the log cannot be read.
   returned: always
   type: str
 """
@@ -47,7 +48,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ..module_utils.vm_host import ARGUMENTS, HostError, VmHost
 
 _TAIL = 'tail -c 20000 -- "$1" 2>/dev/null || sudo -n tail -c 20000 -- "$1"'
-#: Colours, cursor movements and other things that would be acted upon by a terminal.
+#: Colours, cursor movements and other sequences that a terminal would execute.
 _CONTROL = re.compile(r"\x1b(\[[0-9;?=]*[A-Za-z]|.)|[^\n\t -~\x80-\U0010ffff]")
 
 

@@ -1,4 +1,4 @@
-"""Ansible module: a filesystem on an attached disk that is blank."""
+"""Ansible module: a filesystem on a blank attached disk."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ module: vm_disk
 short_description: Make a labelled filesystem on a blank disk of a VM host
 author: The authors of Distbuild (!UNKNOWN)
 description:
-  - A disk that has a filesystem of that label is left as it is. One that holds anything else at all
-    is refused, and never written to.
+  - A disk with a filesystem of that label stays unchanged. The module fails, and writes nothing, if
+    the disk contains anything else.
 extends_documentation_fragment: [action_common_attributes, distbuild.fabric.vm_host_options]
 attributes:
   platform: {platforms: posix}
@@ -20,7 +20,7 @@ options:
     type: path
     required: true
   label:
-    description: The label of the filesystem, by which C(LABEL=) mounts it.
+    description: The label of the filesystem, for C(LABEL=) in fstab.
     type: str
     required: true
   filesystem:
@@ -31,7 +31,7 @@ options:
 """
 
 EXAMPLES = """
-- name: A blank disk gets a filesystem
+- name: Make a filesystem on a blank disk
   distbuild.fabric.vm_disk:
     vm_host: {name: vmhost, user: user}
     path: /dev/vg/worker0_src
@@ -46,8 +46,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ..module_utils.disk_facts import disk_facts
 from ..module_utils.vm_host import ARGUMENTS, HostError, VmHost
 
-#: mkfs looks once more by itself, and the look here stands right before it: between them, nobody
-#: else's data can come in by us.
+#: Checks once more that the disk is blank, right before mkfs does the same.
 _FORMAT = """
 disk=$1 label=$2 kind=$3
 as=
@@ -82,7 +81,10 @@ def main() -> None:
             module.exit_json(changed=False)
         if not disk["blank"]:
             what = disk["type"] or "something"
-            module.fail_json(msg=f"{given['path']} holds {what}: only a blank disk is formatted")
+            module.fail_json(
+                msg=f"{given['path']} contains {what}, and only a blank disk is formatted:"
+                " attach a blank one, or give this one the label that the guest mounts"
+            )
         wanted = f"{given['filesystem']} labelled {given['label']}\n"
         if not module.check_mode:
             VmHost(given).run(_FORMAT, given["path"], given["label"], given["filesystem"])

@@ -1,14 +1,14 @@
-"""Ansible module: what a VM host has of what a guest needs."""
+"""Ansible module: facts of a VM host that a guest depends on."""
 
 from __future__ import annotations
 
 DOCUMENTATION = """
 module: vm_host_info
-short_description: What a VM host has of what a guest needs
+short_description: Gather facts of a VM host that a guest depends on
 author: The authors of Distbuild (!UNKNOWN)
 description:
-  - Looks, and changes nothing. What cannot be looked at is told in RV(ssh) and RV(libvirt), not by
-    failing, so that named checks may say what is wrong.
+  - Changes nothing. If SSH or libvirt fails, the module succeeds and returns the error in RV(ssh)
+    or RV(libvirt), so that later checks can report it with a remedy.
 extends_documentation_fragment: [action_common_attributes, distbuild.fabric.vm_host_options]
 attributes:
   platform: {platforms: posix}
@@ -20,27 +20,27 @@ options:
     type: str
     required: true
   domain:
-    description: The name of the guest on O(vm_host).
+    description: The name of the domain on O(vm_host).
     type: str
     required: true
   image:
-    description: The disk with its system.
+    description: The path of its system disk on O(vm_host).
     type: path
     required: true
   disks:
-    description: More disks.
+    description: Paths of its attached disks on O(vm_host).
     type: list
     elements: path
     default: []
   labels:
-    description: Labels by which the guest mounts its disks.
+    description: Labels of the filesystems that the guest mounts from them.
     type: list
     elements: str
     default: []
 """
 
 EXAMPLES = """
-- name: Look at the VM host
+- name: Inspect the VM host
   distbuild.fabric.vm_host_info:
     vm_host: {name: vmhost, user: user}
     cluster: farm
@@ -52,59 +52,86 @@ EXAMPLES = """
 
 RETURN = """
 ssh:
-  description: Why ssh does not work; empty if it does.
+  description: The error of SSH; empty if it works.
   returned: always
   type: str
 libvirt:
-  description: Why libvirt does not answer; empty if it does.
+  description: The error of libvirt; empty if it answers.
   returned: always
   type: str
 networks:
-  description: The networks of libvirt by name, and whether each is active.
-  returned: when libvirt answers
+  description: Name of each libvirt network -> whether it is active.
+  returned: if SSH works and libvirt answers
   type: dict
 bridges:
-  description: The bridges of its kernel by name, each true.
-  returned: when ssh works
+  description: Name of each network bridge -> true.
+  returned: if SSH works
   type: dict
 memory:
-  description: The bytes that guests could take.
-  returned: when libvirt answers
+  description: The memory that is available for guests, in bytes.
+  returned: if SSH works and libvirt answers
   type: int
 folder:
-  description: The folder of the image, as exists, writable, free.
-  returned: when ssh works
+  description: The folder of the image.
+  returned: if SSH works
   type: dict
+  contains:
+    exists: {description: Whether it exists., type: bool}
+    writable: {description: Whether the user who logs in can write to it., type: bool}
+    free: {description: Its free space in bytes., type: int}
 image_exists:
-  description: Whether there is something at the path of the image.
-  returned: when ssh works
+  description: Whether a file exists at the path of the image.
+  returned: if SSH works
   type: bool
 former_image:
-  description: Whether a former image is beside it, so that an upgrade did not come to its end.
-  returned: when ssh works
+  description: Whether a former image exists beside it, which means that an upgrade is unfinished.
+  returned: if SSH works
   type: bool
 disks:
-  description: Of each disk path, exists, usable, kind, format, label and blank.
-  returned: when ssh works
+  description: The attached disks.
+  returned: if SSH works
   type: list
   elements: dict
+  contains:
+    path: {description: Its path., type: str}
+    exists: {description: Whether it exists., type: bool}
+    usable: {description: Whether it could be read., type: bool}
+    kind: {description: "One of V(block), V(file), V(other) and V(none).", type: str}
+    format: {description: "V(raw) or V(qcow2).", type: str}
+    size: {description: Its size in bytes., type: int, returned: if it could be read}
+    type:
+      description: The type of its filesystem or partition table; empty if it has none.
+      type: str
+    label: {description: The label of its filesystem; empty if it has none., type: str}
+    blank: {description: Whether its first and last MiB contain only zeros., type: bool}
 format:
-  description: Blank disks to format, as path and label.
-  returned: when ssh works
+  description: The filesystems to make on blank disks.
+  returned: if SSH works
   type: list
   elements: dict
+  contains:
+    path: {description: The path of the disk., type: str}
+    label: {description: The label of the filesystem., type: str}
 disk_problems:
-  description: What is wrong with the disks.
-  returned: when ssh works
+  description: Messages about disks that cannot be used and labels that no disk has.
+  returned: if SSH works
   type: list
   elements: str
 guest:
-  description: The domain, as exists, running, and the mark of what runs, else of what is defined.
-  returned: when libvirt answers
+  description: The domain.
+  returned: if SSH works and libvirt answers
   type: dict
+  contains:
+    exists: {description: Whether it is defined., type: bool}
+    running: {description: Whether it runs., type: bool}
+    mark:
+      description:
+        - The mark of the running domain, or else of its definition.
+        - The module M(distbuild.fabric.libvirt_guest) describes it.
+      type: dict
 known:
-  description: All domains of the cluster, their marks by name.
-  returned: when libvirt answers
+  description: Name of each domain of the cluster -> its mark.
+  returned: if SSH works and libvirt answers
   type: dict
 """
 
@@ -116,7 +143,7 @@ from ..module_utils.disk_facts import assign, disk_facts
 from ..module_utils.guest_xml import read_mark
 from ..module_utils.vm_host import ARGUMENTS, HostError, VmHost, find_domain, libvirt
 
-#: Says "exists writable free image former-image", with 1 and 0, and the bridges.
+#: Prints "exists writable free image former-image" with 1 and 0, then each bridge.
 _FOLDER = """
 folder=$(dirname -- "$1")
 test -d "$folder" && exists=1 || exists=0
@@ -132,7 +159,7 @@ done
 
 
 def shell_facts(host: VmHost, image: str, paths: list[str], labels: list[str]) -> dict[str, Any]:
-    """What the shell of the host sees."""
+    """Return the facts that the shell of the host provides."""
     numbers, *bridges = host.run(_FOLDER, image).splitlines()
     exists, writable, free, taken, former = map(int, numbers.split())
     disks = [disk_facts(host, path) for path in paths]
@@ -149,7 +176,7 @@ def shell_facts(host: VmHost, image: str, paths: list[str], labels: list[str]) -
 
 
 def libvirt_facts(connection: Any, cluster: str, name: str) -> dict[str, Any]:
-    """What libvirt knows."""
+    """Return the facts that libvirt provides."""
     stats = connection.getMemoryStats(libvirt.VIR_NODE_MEMORY_STATS_ALL_CELLS)
     inactive = libvirt.VIR_DOMAIN_XML_INACTIVE
     marks = {one.name(): read_mark(one.XMLDesc(inactive)) for one in connection.listAllDomains()}

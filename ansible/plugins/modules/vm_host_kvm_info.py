@@ -1,15 +1,15 @@
-"""Ansible module: whether guests run on the processor of a VM host, or in software."""
+"""Ansible module: whether KVM runs guests on a VM host."""
 
 from __future__ import annotations
 
 DOCUMENTATION = """
 module: vm_host_kvm_info
-short_description: Find out whether KVM works on a VM host
+short_description: Probe whether KVM works on a VM host
 author: The authors of Distbuild (!UNKNOWN)
 description:
-  - Starts a guest of a few instructions under KVM and listens to what it says. The answer holds
-    until the host boots anew, and is kept in O(cache).
-  - In check mode nothing is started; without an answer kept, KVM is taken to work.
+  - Starts a transient guest of a few instructions under KVM and reads its serial port. The result
+    is valid until the host reboots, and is cached in O(cache).
+  - In check mode no guest is started. Without a cached result, KVM is assumed to work.
 extends_documentation_fragment: [action_common_attributes, distbuild.fabric.vm_host_options]
 attributes:
   platform: {platforms: posix}
@@ -17,17 +17,17 @@ attributes:
   diff_mode: {support: none}
 options:
   folder:
-    description: Where the guest's disk lies for a moment.
+    description: The folder on O(vm_host) for the temporary disk of that guest.
     type: path
     required: true
   cache:
-    description: A file on the deploying machine.
+    description: The file on the deploying machine that caches the result.
     type: path
     required: true
 """
 
 EXAMPLES = """
-- name: Find out whether KVM works
+- name: Probe KVM
   distbuild.fabric.vm_host_kvm_info:
     vm_host: {name: vmhost, user: user}
     folder: /var/lib/libvirt/images
@@ -37,7 +37,7 @@ EXAMPLES = """
 
 RETURN = """
 kvm:
-  description: Whether it works.
+  description: Whether KVM works.
   returned: success
   type: bool
 """

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 DOCUMENTATION = """
 module: vm_image
-short_description: Send, exchange and remove the image of a guest
+short_description: Send, replace and remove the image of a guest
 author: The authors of Distbuild (!UNKNOWN)
 description:
-  - V(present) sends O(src) to O(path) unless there is a file. Holes are not sent and stay holes;
-    the image gets its name when what came has the digest of what was sent. Nobody else
-    may read it, there and on its way, for it has keys in it.
-  - V(staged) sends it to O(path).new. V(swapped) puts that in the place of the image, which becomes
-    O(path).old unless there is one from an earlier, unfinished upgrade. That ends by V(settled),
-    which removes O(path).old, or by V(restored), which brings it back.
-  - V(absent) removes all of them, and the log of the guest's console, O(path).console.
+  - An image is sent without its holes, and gets its name only when its digest is correct. It
+    contains keys, so other users cannot read it, neither on O(vm_host) nor during the transfer.
+  - An upgrade stages an image, promotes it, and then either commits it or rolls it back. The former
+    image, O(path).old, exists from the promotion to the end of the upgrade.
 extends_documentation_fragment: [action_common_attributes, distbuild.fabric.vm_host_options]
 attributes:
   platform: {platforms: posix}
@@ -28,18 +25,32 @@ options:
     description: The image on the deploying machine.
     type: path
   state:
-    description: What is wanted.
+    description:
+      - V(present) sends O(src), which is required, to O(path) unless that file exists.
+      - V(staged) sends O(src), which is required, to O(path).new.
+      - V(promoted) renames O(path).new to O(path). The replaced image becomes O(path).old, unless
+        an unfinished upgrade has left one.
+      - V(committed) removes O(path).old.
+      - V(rolled_back) renames O(path).old to O(path).
+      - V(absent) removes all these files, and the log of the console, O(path).console.
     type: str
-    choices: [present, staged, swapped, settled, restored, absent]
+    choices: [present, staged, promoted, committed, rolled_back, absent]
     default: present
 """
 
 EXAMPLES = """
-- name: The image is there
+- name: Send an image
   distbuild.fabric.vm_image:
     vm_host: {name: vmhost, user: user}
     path: /var/lib/libvirt/images/worker0.img
     src: ~/worker0.img
+  delegate_to: localhost
+
+- name: Promote the image that an earlier task has staged
+  distbuild.fabric.vm_image:
+    vm_host: {name: vmhost, user: user}
+    path: /var/lib/libvirt/images/worker0.img
+    state: promoted
   delegate_to: localhost
 """
 
@@ -58,8 +69,8 @@ from ..module_utils.vm_host import ARGUMENTS, HostError, VmHost
 
 _PIECE = 1 << 20
 
-#: An archive comes by standard input and is unpacked beside the image, in a folder that is gone in
-#: the end whatever happens.  All of it is for who logs in there alone: images hold keys.
+#: Unpacks an archive from standard input in a temporary folder beside the image.  Only the user who
+#: logs in can read it, because images contain keys.
 _RECEIVE = """
 umask 077
 to=$1 name=$2 digest=$3
@@ -71,23 +82,25 @@ sha256sum < "$folder/archive" > "$folder/digest" &
 tee "$folder/archive" | tar -xSf - -C "$folder"
 wait
 found=$(cut -d' ' -f1 "$folder/digest")
-if test "$found" != "$digest"; then echo "the image came damaged: sent $digest, there $found" >&2
-exit 1; fi
+if test "$found" != "$digest"; then
+  echo "the image was damaged in transfer: sent $digest, received $found" >&2
+  exit 1
+fi
 sync -- "$folder/$name" 2>/dev/null || sync
 mv -f -- "$folder/$name" "$to"
-# made here, it can be read by who made it, whoever writes to it
+# made here, so that its owner can read it, although QEMU writes it as another user
 : >> "${to%.new}.console"
 """
 _EXISTS = 'for file; do test -e "$file" && printf 1 || printf 0; done'
-_SWAP = 'test -e "$1.old" || mv -f -- "$1" "$1.old"; mv -f -- "$1.new" "$1"'
-_SETTLE = 'rm -f -- "$1.old"'
-_RESTORE = 'mv -f -- "$1.old" "$1"'
+_PROMOTE = 'test -e "$1.old" || mv -f -- "$1" "$1.old"; mv -f -- "$1.new" "$1"'
+_COMMIT = 'rm -f -- "$1.old"'
+_ROLL_BACK = 'mv -f -- "$1.old" "$1"'
 _REMOVE = 'rm -f -- "$@"'
 
 
 @contextlib.contextmanager
 def archive(image: Path) -> Iterator[IO[bytes]]:
-    """The image as a tar archive without its holes, to be read."""
+    """Open the image as a tar archive without its holes."""
     pack = [
         "tar",
         "--sparse",
@@ -106,7 +119,7 @@ def archive(image: Path) -> Iterator[IO[bytes]]:
 
 
 def send(host: VmHost, image: Path, to: str) -> None:
-    """Send an image to a path, as a whole or not at all."""
+    """Send an image to a path, atomically."""
     digest = hashlib.sha256()
     with archive(image) as packed:
         while piece := packed.read(_PIECE):
@@ -124,9 +137,9 @@ def apply(host: VmHost, given: dict[str, Any], check: bool) -> dict[str, Any]:
     changed = {
         "present": not image,
         "staged": True,
-        "swapped": new,
-        "settled": old,
-        "restored": old,
+        "promoted": new,
+        "committed": old,
+        "rolled_back": old,
         "absent": bool(before),
     }[state]
     if changed and not check:
@@ -135,13 +148,15 @@ def apply(host: VmHost, given: dict[str, Any], check: bool) -> dict[str, Any]:
         elif state == "absent":
             host.run(_REMOVE, *names)
         else:
-            host.run({"swapped": _SWAP, "settled": _SETTLE, "restored": _RESTORE}[state], path)
+            host.run(
+                {"promoted": _PROMOTE, "committed": _COMMIT, "rolled_back": _ROLL_BACK}[state], path
+            )
     after = {
         "present": [*before, path],
         "staged": [*before, f"{path}.new"],
-        "swapped": [path, f"{path}.old", *(name for name in before if name != f"{path}.new")],
-        "settled": [name for name in before if name != f"{path}.old"],
-        "restored": [path, *(name for name in before if name != f"{path}.old")],
+        "promoted": [path, f"{path}.old", *(name for name in before if name != f"{path}.new")],
+        "committed": [name for name in before if name != f"{path}.old"],
+        "rolled_back": [path, *(name for name in before if name != f"{path}.old")],
         "absent": [],
     }[state]
     shown = [sorted(set(files)) for files in (before, after if changed else before)]
@@ -156,7 +171,7 @@ def main() -> None:
         "src": {"type": "path"},
         "state": {
             "type": "str",
-            "choices": ["present", "staged", "swapped", "settled", "restored", "absent"],
+            "choices": ["present", "staged", "promoted", "committed", "rolled_back", "absent"],
             "default": "present",
         },
     }

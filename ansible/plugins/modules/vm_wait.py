@@ -1,15 +1,14 @@
-"""Ansible module: wait until a guest answers to ssh."""
+"""Ansible module: wait until a guest answers to SSH."""
 
 from __future__ import annotations
 
 DOCUMENTATION = """
 module: vm_wait
-short_description: Wait until a guest answers to ssh
+short_description: Wait until a guest answers to SSH
 author: The authors of Distbuild (!UNKNOWN)
 description:
-  - The guest is looked for at O(address), and if that cannot be resolved or does not answer, at the
-    addresses that libvirt's DHCP has given to it.
-  - Ends early when the guest does not run any more.
+  - Tries O(address), and the addresses that the DHCP server of libvirt has leased to the guest.
+  - Fails early if the guest does not run any more.
 extends_documentation_fragment: [action_common_attributes, distbuild.fabric.vm_host_options]
 attributes:
   platform: {platforms: posix}
@@ -17,11 +16,11 @@ attributes:
   diff_mode: {support: none}
 options:
   domain:
-    description: The name of the guest on O(vm_host).
+    description: The name of the domain on O(vm_host).
     type: str
     required: true
   address:
-    description: The address by which it is to be reached.
+    description: The expected address of the guest.
     type: str
     required: true
   ssh_port:
@@ -29,7 +28,7 @@ options:
     type: int
     default: 22
   timeout:
-    description: The seconds that it has to answer.
+    description: The seconds after which the module fails.
     type: int
     default: 300
 """
@@ -45,11 +44,11 @@ EXAMPLES = """
 
 RETURN = """
 address:
-  description: Where it answers.
+  description: The address that answered.
   returned: success
   type: str
 elapsed:
-  description: The seconds that it took.
+  description: The seconds until it answered.
   returned: success
   type: float
 """
@@ -64,18 +63,18 @@ from ..module_utils.vm_host import ARGUMENTS, HostError, VmHost, find_domain, li
 
 
 def greeting(address: str, port: int) -> str:
-    """What keeps sshd there from greeting us; "" if it does."""
+    """Return why sshd does not answer, or "" if it does."""
     try:
         with socket.create_connection((address, port), timeout=5) as connection:
             connection.settimeout(15)
             said = connection.recv(64)
     except OSError as error:
         return str(error)
-    return "" if said.startswith(b"SSH-") else "something else than sshd answers there"
+    return "" if said.startswith(b"SSH-") else "a service that is not sshd answers"
 
 
 def leased(domain: Any) -> list[str]:
-    """Addresses that libvirt's own DHCP knows of; none on a bridge."""
+    """Return the addresses that libvirt's DHCP server has leased; it serves no bridge."""
     try:
         found = domain.interfaceAddresses(libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_LEASE)
     except libvirt.libvirtError:
@@ -84,7 +83,7 @@ def leased(domain: Any) -> list[str]:
 
 
 def wait(connection: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """Where the guest answers.  HostError says what it does instead."""
+    """Return the address that answers.  Raises HostError at the timeout or the end of the guest."""
     ended = {
         libvirt.VIR_DOMAIN_SHUTOFF: "has turned itself off",
         libvirt.VIR_DOMAIN_CRASHED: "has crashed",
@@ -93,7 +92,7 @@ def wait(connection: Any, given: dict[str, Any]) -> dict[str, Any]:
     began = time.monotonic()
     domain = find_domain(connection, given["domain"])
     if domain is None:
-        raise HostError(f"there is no guest {given['domain']}")
+        raise HostError(f"the VM host has no guest {given['domain']}")
     while True:
         state = domain.state()[0]
         if state in ended:
@@ -104,8 +103,8 @@ def wait(connection: Any, given: dict[str, Any]) -> dict[str, Any]:
             if not tried[address]:
                 return {"address": address, "elapsed": round(time.monotonic() - began, 1)}
         if time.monotonic() - began > given["timeout"]:
-            told = "; ".join(f"{address}: {why}" for address, why in tried.items())
-            raise HostError(f"no answer to ssh in {given['timeout']} s ({told})")
+            reasons = "; ".join(f"{address}: {why}" for address, why in tried.items())
+            raise HostError(f"no answer to ssh in {given['timeout']} s ({reasons})")
         time.sleep(1)
 
 
