@@ -51,10 +51,17 @@ def test_sanity(collection: Path) -> None:
         (HOME / name).parent.mkdir(parents=True, exist_ok=True)
         (HOME / name).write_text(text)
     python = "{}.{}".format(*sys.version_info)
+    environment = {
+        **os.environ,
+        "HOME": str(HOME),
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        # or it would ask a git repository around the folder for the files
+        "ANSIBLE_TEST_CONTENT_ROOT": str(collection),
+    }
     done = subprocess.run(
         [BIN / "ansible-test", "sanity", "--python", python, "--color", "no"],
         cwd=collection,
-        env={**os.environ, "HOME": str(HOME), "PATH": f"{BIN}:{os.environ['PATH']}"},
+        env=environment,
         capture_output=True,
         text=True,
         check=False,
