@@ -1,4 +1,4 @@
-"""The module file_tree, by Ansible's own command."""
+"""The module file_tree, run by the ansible command."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[2]
 SECRET = "first line\nsecond-line-of-a-key\n"
 
 
-def test_a_secret_is_written_and_told_nowhere(tmp_path: Path) -> None:
-    """Nor to the machine's log, which Ansible's modules tell what they were given."""
+def test_file_tree_writes_a_secret_and_shows_it_nowhere(tmp_path: Path) -> None:
+    """Not in the system log either, to which Ansible's modules write their arguments."""
     files = [{"path": "/key", "secret": SECRET, "mode": "0600"}, {"path": "/motd", "content": "hi"}]
     given = {"root": str(tmp_path / "to"), "files": files}
     trace = ["strace", "-f", "-qq", "-s", "4096", "-e", "trace=connect,sendto", "-o"]

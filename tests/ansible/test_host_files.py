@@ -1,4 +1,4 @@
-"""Disks and images on a VM host: the real scripts, run by a shell here in the place of ssh."""
+"""Disks and images on a VM host.  A local shell replaces ssh and runs the real scripts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def host(tmp_path: Path) -> VmHost:
-    """A host whose ssh runs the last word that it is given."""
+    """A host whose ssh runs its last argument in a local shell."""
     ssh = tmp_path / "ssh"
     ssh.write_text('#!/bin/sh\nfor last; do :; done\nexec sh -c "$last"\n')
     ssh.chmod(0o755)
@@ -34,7 +34,7 @@ def blank(path: Path, size: int = 8 * MIB) -> Path:
     return path
 
 
-def test_a_blank_disk_gets_a_filesystem_and_no_other(host: VmHost, tmp_path: Path) -> None:
+def test_vm_disk_formats_only_a_blank_disk(host: VmHost, tmp_path: Path) -> None:
     disk = blank(tmp_path / "a disk")
     facts = disk_facts(host, str(disk))
     assert (facts["blank"], facts["kind"], facts["format"]) == (True, "file", "raw")
@@ -48,7 +48,7 @@ def test_a_blank_disk_gets_a_filesystem_and_no_other(host: VmHost, tmp_path: Pat
 
 
 @pytest.mark.parametrize("offset", [0, 4096, MIB - 1, -1, -MIB])
-def test_what_no_tool_knows_is_not_blank(host: VmHost, tmp_path: Path, offset: int) -> None:
+def test_disk_facts_unknown_data_is_not_blank(host: VmHost, tmp_path: Path, offset: int) -> None:
     disk = blank(tmp_path / "disk")
     with disk.open("r+b") as file:
         file.seek(offset, os.SEEK_SET if offset >= 0 else os.SEEK_END)
@@ -56,14 +56,14 @@ def test_what_no_tool_knows_is_not_blank(host: VmHost, tmp_path: Path, offset: i
     assert not disk_facts(host, str(disk))["blank"]
 
 
-def test_a_qcow2_disk_is_not_blank(host: VmHost, tmp_path: Path) -> None:
+def test_disk_facts_qcow2_is_not_blank(host: VmHost, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "1G"], check=True)
     facts = disk_facts(host, str(disk))
     assert (facts["format"], facts["type"], facts["blank"]) == ("qcow2", "qcow2", False)
 
 
-def test_a_disk_that_is_missing(host: VmHost, tmp_path: Path) -> None:
+def test_disk_facts_missing_disk_is_a_problem(host: VmHost, tmp_path: Path) -> None:
     facts = [disk_facts(host, str(tmp_path / "none")), disk_facts(host, str(tmp_path))]
     plan, problems = assign(facts, ["src"])
     assert plan == []
@@ -73,7 +73,7 @@ def test_a_disk_that_is_missing(host: VmHost, tmp_path: Path) -> None:
     ]
 
 
-def test_which_disk_gets_which_label() -> None:
+def test_assign_gives_missing_labels_to_blank_disks() -> None:
     def disk(path: str, **facts: Any) -> dict[str, Any]:
         plain = {"usable": True, "blank": False, "label": "", "type": ""}
         return {"path": path, **plain, **facts}
@@ -98,7 +98,7 @@ def image(
     return vm_image.apply(host, given, check)
 
 
-def test_an_image_is_sent_as_it_is(host: VmHost, tmp_path: Path) -> None:
+def test_vm_image_present_sends_the_image_with_its_holes(host: VmHost, tmp_path: Path) -> None:
     source = blank(tmp_path / "source.img", 64 * MIB)
     with source.open("r+b") as file:
         file.seek(32 * MIB)
@@ -115,8 +115,8 @@ def test_an_image_is_sent_as_it_is(host: VmHost, tmp_path: Path) -> None:
     assert not image(host, to, "present", source)["changed"]
 
 
-def test_nobody_else_on_the_host_may_read_an_image(host: VmHost, tmp_path: Path) -> None:
-    """However the local one may be read; and not while it comes, either."""
+def test_vm_image_is_readable_for_its_owner_only(host: VmHost, tmp_path: Path) -> None:
+    """Whatever the mode of the local image is, and also during the transfer."""
     source = tmp_path / "source.img"
     source.write_bytes(os.urandom(MIB))
     source.chmod(0o644)
@@ -139,7 +139,7 @@ def test_nobody_else_on_the_host_may_read_an_image(host: VmHost, tmp_path: Path)
     assert modes == {"guest.img": 0o600, "guest.img.console": 0o600}
 
 
-def test_exchange_and_return(host: VmHost, tmp_path: Path) -> None:
+def test_vm_image_promoted_and_rolled_back(host: VmHost, tmp_path: Path) -> None:
     to, old = tmp_path / "host.img", tmp_path / "host.img.old"
     to.write_bytes(b"former")
     (tmp_path / "new").write_bytes(b"new")
@@ -153,7 +153,7 @@ def test_exchange_and_return(host: VmHost, tmp_path: Path) -> None:
     assert not image(host, to, "rolled_back")["changed"]
 
 
-def test_the_former_image_is_the_last_that_was_settled(host: VmHost, tmp_path: Path) -> None:
+def test_vm_image_former_image_is_the_last_committed_one(host: VmHost, tmp_path: Path) -> None:
     to, old = tmp_path / "host.img", tmp_path / "host.img.old"
     to.write_bytes(b"former")
     for text in (b"never proved", b"new"):
@@ -170,7 +170,7 @@ def test_the_former_image_is_the_last_that_was_settled(host: VmHost, tmp_path: P
     assert (to.read_bytes(), old.exists()) == (b"new", False)
 
 
-def test_absent_is_all_of_it_and_nothing_else(host: VmHost, tmp_path: Path) -> None:
+def test_vm_image_absent_removes_all_its_files_and_no_others(host: VmHost, tmp_path: Path) -> None:
     to = tmp_path / "host.img"
     for name in ("", ".new", ".old", ".console"):
         Path(f"{to}{name}").touch()
@@ -181,7 +181,7 @@ def test_absent_is_all_of_it_and_nothing_else(host: VmHost, tmp_path: Path) -> N
     assert list(tmp_path.glob("host.img*")) == [other]
 
 
-def test_damage_on_the_way_is_found(host: VmHost, tmp_path: Path) -> None:
+def test_vm_image_damage_in_transfer_is_an_error(host: VmHost, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"damaged")
     pack = subprocess.Popen(["tar", "-cf", "-", "-C", tmp_path, "x"], stdout=subprocess.PIPE)
     to = tmp_path / "to"
@@ -193,7 +193,7 @@ def test_damage_on_the_way_is_found(host: VmHost, tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.glob("to*")] == []
 
 
-def test_no_such_folder(host: VmHost, tmp_path: Path) -> None:
+def test_vm_image_missing_folder_is_an_error(host: VmHost, tmp_path: Path) -> None:
     (tmp_path / "new").write_bytes(b"new")
     with pytest.raises(HostError, match=r"none/there"):
         image(host, tmp_path / "none" / "there", "present", tmp_path / "new")

@@ -1,4 +1,4 @@
-"""The inventory plugin, through Ansible's own command."""
+"""The inventory plugin, run by the ansible-inventory command."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def inventory(*words: str | Path, **variables: str) -> subprocess.CompletedProce
 
 
 def plain(value: object) -> object:
-    """Text that may not be taken for a template is marked, here or there."""
+    """Return a text without the mark that it is no template."""
     return value["__ansible_unsafe"] if isinstance(value, dict) else value
 
 
 @pytest.mark.parametrize("cluster", sorted(path.name for path in (ROOT / "clusters").iterdir()))
-def test_every_cluster_has_a_graph(cluster: str) -> None:
+def test_inventory_of_every_cluster_has_a_graph(cluster: str) -> None:
     shown = inventory("--graph", cluster=f"clusters/{cluster}", **VALUES)
     assert shown.returncode == 0, shown.stderr
     assert shown.stderr == ""
@@ -52,7 +52,7 @@ def test_every_cluster_has_a_graph(cluster: str) -> None:
     assert shown.stdout == inventory("--graph", "-i", f"clusters/{cluster}", **VALUES).stdout
 
 
-def test_the_guide() -> None:
+def test_inventory_of_the_example_cluster() -> None:
     shown = inventory("--list", **VALUES, **{"worker1.VCPUS": "7", "RAM_SIZE": "3G"})
     assert shown.returncode == 0, shown.stderr
     found = json.loads(shown.stdout)
@@ -70,7 +70,7 @@ def test_the_guide() -> None:
 
 
 @pytest.mark.parametrize("state", ["plain", "a b", "50%d", 'quo"te', "it's", "gr\u00fc\u00df"])
-def test_ssh_finds_the_known_hosts_in_any_folder(
+def test_inventory_known_hosts_may_be_in_any_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
     folder = tmp_path / state
@@ -85,15 +85,15 @@ def test_ssh_finds_the_known_hosts_in_any_folder(
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]"])
-def test_this_machine_as_vm_host_is_no_host(host: str) -> None:
-    """What is delegated to it goes by no ssh, and runs with Ansible's own Python."""
+def test_inventory_does_not_list_localhost_as_vm_host(host: str) -> None:
+    """Tasks that are delegated to it use no SSH, and the Python that runs Ansible."""
     shown = inventory("--list", cluster="clusters/minimal-system.morph", vmhost=f"me@{host}")
     found = json.loads(shown.stdout)
     assert "vm_hosts" not in found
     assert found["_meta"]["hostvars"].keys() == {"minimal"}
 
 
-def test_all_mistakes_at_once_and_no_host_is_touched() -> None:
+def test_inventory_lists_all_errors_and_runs_no_task() -> None:
     shown = inventory("--graph", trove_id="x", trove_url="x", worker0_url="w0")
     assert shown.returncode != 0
     for line, name in ((9, "controller_url"), (27, "worker1_url"), (37, "worker1_url")):
@@ -110,7 +110,7 @@ def test_all_mistakes_at_once_and_no_host_is_touched() -> None:
     assert "TASK" not in run.stdout
 
 
-def test_no_such_cluster() -> None:
+def test_inventory_missing_cluster_is_an_error() -> None:
     shown = inventory("--graph", cluster="clusters/none.morph")
     assert shown.returncode != 0
     assert "clusters/none.morph: no such file" in shown.stderr
@@ -122,7 +122,7 @@ OWN_TROVE = {**VALUES, "trove_url": "controller.example", "secrets_initiator": "
 
 @pytest.fixture
 def people(tmp_path: Path) -> Path:
-    """The folder USERS of definitions with the guide's cluster; ann and bob are in it."""
+    """The folder USERS of the example cluster, with the people ann and bob."""
     for file in ("VERSION", "systems/build-system-x86_64.morph", MORPH):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / file, tmp_path / file)
@@ -135,7 +135,7 @@ def people(tmp_path: Path) -> Path:
 
 
 def person(folder: Path, name: str, role: keys.Role = "initiator") -> None:
-    """What one hands in; the secret halves stay elsewhere."""
+    """Make the public keys of a person in ``folder``, and the secret keys beside it."""
     keys.make(role, name, folder)
     (folder / f"{name}.key_secret").rename(folder.parent / f"{name}.key_secret")
     ssh = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder.parent / name)]
@@ -144,7 +144,7 @@ def person(folder: Path, name: str, role: keys.Role = "initiator") -> None:
 
 
 def people_of(people: Path, **variables: str) -> tuple[object, list[str]]:
-    """What the inventory says of them: all, or else what is wrong in the morph's line of USERS."""
+    """Return ``cluster_users``, and the errors of the line USERS in the morph."""
     shown = inventory("--list", cluster=str(people.parent / MORPH), **variables)
     if shown.returncode:
         line = (people.parent / MORPH).read_text().partition("USERS")[0].count("\n") + 1
@@ -157,18 +157,18 @@ def people_of(people: Path, **variables: str) -> tuple[object, list[str]]:
     return {key: plain(value) for key, value in hosts["controller"]["cluster_users"].items()}, []
 
 
-def test_people(people: Path) -> None:
+def test_inventory_users(people: Path) -> None:
     both = {"ann": f"{people}/ann", "bob": f"{people}/bob"}
     (people / "README").write_text("Whom we let in.\n")
     assert people_of(people, **OWN_TROVE) == (both, [])
-    (people / "ann.pub").unlink()  # which only a trove of the cluster's own has to know
+    (people / "ann.pub").unlink()  # only the cluster's own trove needs it
     assert people_of(people, **VALUES) == (both, [])
     for file in people.iterdir():
         file.unlink()
     assert people_of(people, **VALUES) == ({}, [])
 
 
-def test_what_can_be_wrong_with_people(people: Path) -> None:
+def test_inventory_users_errors(people: Path) -> None:
     (people / "ann.pub").unlink()
     (people / "bob.key").rename(people / "rob.key")
     for name in ("carl", "dora", "worker0", "operator"):

@@ -1,4 +1,4 @@
-"""The machine code of the KVM probe is its assembly source, assembled."""
+"""The machine code of the KVM probe equals its assembled source."""
 
 from __future__ import annotations
 

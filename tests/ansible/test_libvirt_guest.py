@@ -1,4 +1,4 @@
-"""The module libvirt_guest, in process, against libvirt's own test driver."""
+"""The module libvirt_guest, in process, with the test driver of libvirt."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ GUEST: dict[str, Any] = {
 
 @pytest.fixture
 def connection() -> Iterator[Any]:
-    """A host with one guest, ``test``, that is somebody else's."""
-    # a file of its own, since all who open test:///default share one host
+    """A host with one guest, ``test``, of another owner."""
+    # all connections to test:///default share one host
     connection = libvirt.open("test:///default")
     yield connection
     for domain in connection.listAllDomains():
@@ -59,7 +59,7 @@ def names(connection: Any) -> list[str]:
     return sorted(domain.name() for domain in connection.listAllDomains())
 
 
-def test_there_and_started_once(connection: Any) -> None:
+def test_guest_is_defined_and_started_once(connection: Any) -> None:
     made = ask(connection, "present")
     assert (made["changed"], made["running"]) == (True, False)
     assert made["mark"]["host"] == "worker0"
@@ -70,7 +70,7 @@ def test_there_and_started_once(connection: Any) -> None:
     assert not ask(connection, "started")["changed"]
 
 
-def test_check_mode_tells_and_does_nothing(connection: Any) -> None:
+def test_guest_check_mode_changes_nothing(connection: Any) -> None:
     for state in ("present", "started"):
         told = ask(connection, state, check=True)
         assert told["changed"]
@@ -83,7 +83,7 @@ def test_check_mode_tells_and_does_nothing(connection: Any) -> None:
     assert not ask(connection, "started", check=True)["changed"]
 
 
-def test_a_change_holds_from_the_next_start(connection: Any) -> None:
+def test_guest_change_takes_effect_at_the_next_start(connection: Any) -> None:
     assert not ask(connection, "started")["restart_needed"]
     assert ask(connection, "started", check=True, vcpus=2)["restart_needed"]
     assert not ask(connection, "started")["restart_needed"]
@@ -97,13 +97,13 @@ def test_a_change_holds_from_the_next_start(connection: Any) -> None:
     assert not ask(connection, "started", vcpus=2)["restart_needed"]
 
 
-def test_autostart(connection: Any) -> None:
+def test_guest_autostart(connection: Any) -> None:
     assert ask(connection, "present", autostart=True)["changed"]
     assert not ask(connection, "present", autostart=True)["changed"]
     assert ask(connection, "present", autostart=False)["changed"]
 
 
-def test_stopped_and_absent(connection: Any) -> None:
+def test_guest_stopped_and_absent(connection: Any) -> None:
     assert not ask(connection, "stopped")["changed"]
     assert not ask(connection, "absent")["changed"]
     ask(connection, "started")
@@ -114,7 +114,7 @@ def test_stopped_and_absent(connection: Any) -> None:
 
 
 @pytest.mark.parametrize("state", ["present", "started", "stopped", "absent"])
-def test_what_is_somebody_elses_is_left_alone(connection: Any, state: str) -> None:
+def test_guest_of_another_owner_is_not_changed(connection: Any, state: str) -> None:
     with pytest.raises(HostError, match="a guest test exists already, and no cluster"):
         ask(connection, state, domain="test")
     ask(connection, "present")
@@ -123,7 +123,7 @@ def test_what_is_somebody_elses_is_left_alone(connection: Any, state: str) -> No
     assert names(connection) == ["distbuild-worker0", "test"]
 
 
-def test_identity_is_for_ever() -> None:
+def test_spec_uuid_and_mac_address_never_change() -> None:
     spec = Spec("net", "w", "w", 1 << 30, 2, "/i", "/c", nics=(Nic(), Nic(mac="52:54:00:00:00:01")))
     again = Spec("net", "w", "renamed", 2 << 30, 4, "/j", "/c", nics=(Nic(source="lan"),))
     assert spec.uuid == again.uuid
@@ -134,7 +134,7 @@ def test_identity_is_for_ever() -> None:
     assert (other.uuid, other.mac(0)) != (spec.uuid, spec.mac(0))
 
 
-def test_the_domain() -> None:
+def test_domain_xml() -> None:
     disks = (Disk("/dev/vg/a", "block"), Disk("/b.qcow2", "file", "qcow2"))
     nics = (Nic(), Nic("bridge", "br0"), Nic("user", ""))
     spec = Spec("n & m", "w", "dw", 1 << 30, 2, "/vm/w.img", "/vm/w.log", disks, nics, kvm=False)
@@ -157,7 +157,7 @@ def test_the_domain() -> None:
     assert read_mark("<domain/>") is None
 
 
-def test_libvirt_down() -> None:
+def test_vm_host_without_libvirt_is_an_error() -> None:
     from ansible_collections.distbuild.fabric.plugins.module_utils.vm_host import VmHost
 
     host = {"name": "h", "user": "", "port": 0}

@@ -43,7 +43,7 @@ def pip_settings() -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_sanity(collection: Path) -> None:
+def test_collection_passes_sanity(collection: Path) -> None:
     for name, text in {
         ".ansible/test/cache/get_pip_24_2.py": GET_PIP,
         ".config/pip/pip.conf": pip_settings(),
@@ -55,7 +55,7 @@ def test_sanity(collection: Path) -> None:
         **os.environ,
         "HOME": str(HOME),
         "PATH": f"{BIN}:{os.environ['PATH']}",
-        # or it would ask a git repository around the folder for the files
+        # without it, ansible-test lists the files of a git repository around the folder
         "ANSIBLE_TEST_CONTENT_ROOT": str(collection),
     }
     done = subprocess.run(
@@ -72,7 +72,7 @@ def test_sanity(collection: Path) -> None:
         assert f'Running sanity test "{test}"' in said
 
 
-def test_the_collection_can_be_packed(collection: Path, tmp_path: Path) -> None:
+def test_collection_can_be_built(collection: Path, tmp_path: Path) -> None:
     build: list[str | Path] = [BIN / "ansible-galaxy", "collection", "build"]
     build += ["--output-path", tmp_path]
     subprocess.run(build, cwd=collection, check=True, capture_output=True)

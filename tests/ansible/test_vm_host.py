@@ -1,4 +1,4 @@
-"""How a VM host is reached: nothing in its name or its user's is more than that."""
+"""The connection to a VM host: names of hosts, users and files are quoted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ansible_collections.distbuild.fabric.plugins.module_utils.vm_host import Ho
 
 @pytest.fixture
 def ssh(tmp_path: Path) -> Path:
-    """Lets in everybody, writes down its arguments, and says nothing."""
+    """An ssh that succeeds, records its arguments, and prints nothing."""
     ssh = tmp_path / "ssh"
     ssh.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >> {tmp_path}/arguments\n')
     ssh.chmod(0o755)
@@ -29,8 +29,8 @@ def ssh(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "field", ["x?command={}&y=", "x&command={}", "x#{}", "x/system?command={}&y="]
 )
-def test_a_user_is_no_part_of_a_url(tmp_path: Path, ssh: Path, field: str) -> None:
-    """libvirt's URL may name a program, and that is ours."""
+def test_vm_host_user_is_quoted_in_the_uri(tmp_path: Path, ssh: Path, field: str) -> None:
+    """A libvirt URI can name a program to run."""
     evil, canary = tmp_path / "evil", tmp_path / "canary"
     evil.write_text(f"#!/bin/sh\ntouch {canary}\n")
     evil.chmod(0o755)
@@ -42,7 +42,7 @@ def test_a_user_is_no_part_of_a_url(tmp_path: Path, ssh: Path, field: str) -> No
     assert user in (tmp_path / "arguments").read_text().splitlines()
 
 
-def test_a_path_is_a_path_in_xml() -> None:
+def test_kvm_probe_path_is_quoted_in_xml() -> None:
     disk = "/a'/><emulator>/x</emulator><y z='&/.probe-ABCDEF"
     domain = ET.fromstring(kvm_probe.domain_xml(disk))
     assert [source.get("file") for source in domain.iter("source")] == [disk]
@@ -51,6 +51,6 @@ def test_a_path_is_a_path_in_xml() -> None:
 
 
 @pytest.mark.parametrize("host", ["../../..", "-x", "a/b", "", "a b", "{{ x }}"])
-def test_a_mark_names_a_file_or_is_none(host: str) -> None:
-    """Files here are removed by the names of guests that a VM host tells of."""
+def test_read_mark_refuses_a_host_that_is_no_file_name(host: str) -> None:
+    """The names that a VM host reports become paths of files that are removed."""
     assert read_mark(domain_xml(Spec("net", host, "d", 1 << 30, 1, "/i", "/c"))) is None

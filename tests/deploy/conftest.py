@@ -1,4 +1,4 @@
-"""One world for the tests of deployment, and in it a VM host; the systems as built here."""
+"""Fixtures of the deployment tests: a world with a VM host, and the built systems."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All that happens in a world is skipped where there can be none, and the report says why."""
+    """Skip the tests that need a world if this machine cannot make one."""
     for item in items:
         if HERE in item.path.parents and refused:
             item.add_marker(pytest.mark.skip(reason=refused))
@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """The build-system in the user's own cache, as `fabric-initiator build` leaves it."""
+    """The build-system, built in the user's own cache."""
     built = Built(user_cache(), tmp_path_factory.mktemp("built"))
     built.run("build", str(ROOT / BUILD_SYSTEM))
     return built

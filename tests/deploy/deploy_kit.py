@@ -1,4 +1,4 @@
-"""Ansible in a world: the project's own playbooks, and what they say they did."""
+"""Runs playbooks in a world, and reads their recap."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from systems_kit import ROOT, Built
 from vmhost_kit import DOMAIN, VmHost
 from world_kit import Failed
 
-#: name of a host -> what the last line of a play says of it: ok, changed, failed, ...
+#: name of a host -> its counts in the recap: ok, changed, failed, ...
 Recap = dict[str, dict[str, int]]
-#: the machines of the guide's cluster
+#: the machines of the example cluster
 NAMES = ("controller", "worker0", "worker1")
 MORPH = "clusters/distbuild-cluster.morph"
 
 
 class Cluster:
-    """The guide's cluster, its controller being the trove; ``prefix`` begins all host names.
+    """The example cluster, whose controller is the trove.  ``prefix`` begins all host names.
 
-    Or another one of such machines, that the file ``morph`` describes and calls ``name``.
+    ``morph`` and ``name`` select another cluster of such machines.
     """
 
     def __init__(
@@ -48,16 +48,16 @@ class Cluster:
             "XDG_STATE_HOME": str(folder),
             "ANSIBLE_NOCOLOR": "1",
         }
-        # where the guide has them; the world's root filesystem is thrown away
+        # in the folder that the guide names, on the root filesystem of the world
         make = "test -e worker.key || ssh-keygen -q -t ed25519 -N '' -C worker -f worker.key"
         self.world.run("sh", "-c", make, cwd=ROOT)
 
     def host(self, name: str) -> str:
-        """The name in DNS of the machine that the cluster calls ``name``."""
+        """Return the DNS name of the machine ``name`` of the cluster."""
         return f"{self._prefix}{name}.{DOMAIN}"
 
     def play(self, playbook: str, *options: str, timeout: float = 600) -> tuple[str, Recap]:
-        """What ansible-playbook prints, and its recap.  Failed if its exit code is not 0."""
+        """Run a playbook and return its output and recap.  Raises Failed if it fails."""
         command = self.command(playbook, *options)
         done = self.world.attempt(*command, cwd=ROOT, env=self.environment, timeout=timeout)
         if done.returncode:
@@ -66,11 +66,11 @@ class Cluster:
         return done.stdout, recap(done.stdout)
 
     def command(self, playbook: str, *options: str) -> list[str]:
-        """The command that plays it."""
+        """Return the command that runs a playbook."""
         return ["ansible-playbook", playbook, "-e", f"cluster={self._morph}", *options]
 
     def on(self, name: str, command: str) -> str:
-        """What a shell command prints on a machine, as root."""
+        """Run a shell command as root on a machine and return its output."""
         known = self.state / "ssh" / name / "known_hosts"
         options = ["-o", f"UserKnownHostsFile={known}", "-o", f"HostKeyAlias={name}"]
         login = [*options, "-i", str(self.state / "ssh/admin"), f"root@{self.host(name)}"]
@@ -78,11 +78,11 @@ class Cluster:
 
     @property
     def initiators_environment(self) -> dict[str, str]:
-        """What a developer sets who uses the cluster that was deployed."""
+        """The environment of a developer who uses the deployed cluster."""
         return {**self.environment, "FABRIC_CONFIG": str(self.state / "initiator/distbuild.toml")}
 
     def initiator(self, *command: str, cwd: Path, timeout: float = 300) -> str:
-        """What ``fabric-initiator`` prints that orders something of this cluster."""
+        """Run ``fabric-initiator`` with this cluster and return its output."""
         return self.world.run(
             *("fabric-initiator", *command),
             cwd=cwd,
@@ -91,14 +91,14 @@ class Cluster:
         )
 
     def start_initiator(self, *command: str, **popen: Any) -> subprocess.Popen[str]:
-        """The same, going on while the test does something to the cluster."""
+        """Start ``fabric-initiator`` with this cluster in the background."""
         return self.world.start(
             "fabric-initiator", *command, env=self.initiators_environment, **popen
         )
 
 
 def recap(said: str) -> Recap:
-    """The counts by host that end a play."""
+    """Return the counts of each host at the end of a play's output."""
     lines = said.rpartition("PLAY RECAP")[2].splitlines()[1:]
     return {
         line.split(":")[0].strip(): {
@@ -110,13 +110,13 @@ def recap(said: str) -> Recap:
 
 
 def wrong(said: str) -> str:
-    """What a play said of the tasks that failed, and its recap: the rest may be hundreds."""
+    """Return the failed tasks and the recap of a play's output."""
     tasks = re.split(r"\n\n(?=TASK |PLAY )", said)
     return "\n\n".join(task for task in tasks if re.search(r"(?m)^(fatal|failed|PLAY RECAP)", task))
 
 
 def changed(counts: Recap) -> set[str]:
-    """Hosts of which something changed."""
+    """Return the hosts with changes."""
     return {host for host, of_host in counts.items() if of_host["changed"]}
 
 
@@ -140,7 +140,7 @@ def tiny_definitions(root: Path, count: int, command: str) -> Path:
         "name: tiny\nkind: system\narch: x86_64\nstrata:\n"
         "- {name: things, morph: strata/things.morph}\n"
     )
-    # workers fetch from the trove alone, and the initiator brings there what this says
+    # the initiator pushes this source to the trove, from which workers fetch
     (definitions / "sources/tiny.lorry").write_text(f"tiny:\n  type: git\n  url: {source}\n")
     specs = []
     for number in range(1, count + 1):

@@ -1,4 +1,4 @@
-"""Machines that are up in a second: systemd-nspawn on the tree of a built system.
+"""Machines that start in a second: systemd-nspawn on the tree of a built system.
 
 What is measured on them is the software of the system under its own init; what they lack is the
 kernel, the disk and the boot loader.
@@ -55,12 +55,12 @@ class Node:
         start = f"mkdir {group}; echo $$ > {group}/cgroup.procs; exec {shlex.join(command)}"
         with self._console.open("w") as log:
             world.daemon("sh", "-ec", start, log=log)
-        # sandboxes may mount /proc only where a whole one is to be seen; nspawn's has covers on it
+        # sandboxes can mount /proc only if a complete one is visible; nspawn covers parts of it
         whole = "mountpoint -q /run/proc || mount --mkdir -t proc proc /run/proc"
         until(lambda: self.attempt(whole).returncode == 0, 30, self._story)
 
     def attempt(self, command: str, **more: Any) -> Any:
-        """Run a shell command on it, whatever comes of it."""
+        """Run a shell command on it and return the completed process."""
         options = [
             "-i",
             str(self._key),
@@ -72,7 +72,7 @@ class Node:
         return self.world.attempt("ssh", *options, f"root@{self.address}", command, **more)
 
     def run(self, command: str, **more: Any) -> str:
-        """What a shell command prints there.  Failed if its exit code is not 0."""
+        """Run a shell command on it and return its output.  Raises Failed if it fails."""
         done = self.attempt(command, **more)
         if done.returncode:
             raise Failed(f"{self.name}: {command}: {done.returncode}\n{done.stdout}{done.stderr}")

@@ -1,4 +1,4 @@
-"""Looks for keys and passwords of a cluster wherever deploying it may have left them.
+"""Searches files and processes for keys and passwords of a cluster.
 
 Run as a program in a world: ``walk`` tells of files, ``watch`` of processes, until standard input
 ends.  What is looked for comes by standard input, since arguments are there for all to see.
@@ -21,7 +21,7 @@ _PIECE = 8 << 20
 
 
 def secrets_of(state: Path, *more: str) -> list[str]:
-    """Of all that is secret in a cluster's folder, and in texts of ``more`` key files: a part."""
+    """Return a part of each secret in a cluster's folder and in the texts ``more`` of key files."""
     texts = [file.read_text() for file in (state / "ssh").rglob("*") if _is_private(file)]
     texts += [file.read_text() for file in (state / "tls").glob("*.key")]
     found = [text.splitlines()[-3 if "OPENSSH" in text else 2] for text in (*texts, *more)]
@@ -38,9 +38,9 @@ def _is_private(file: Path) -> bool:
 
 
 def holding(secrets: list[bytes], roots: list[str]) -> Iterator[tuple[str, int]]:
-    """Path and mode of each file below ``roots`` that holds a secret; holes are not read."""
+    """Yield path and mode of each file below ``roots`` that contains a secret.  Skips holes."""
     pending = list(roots)
-    while pending:  # os.walk calls itself, and some trees are deeper than Python's stack
+    while pending:  # os.walk is recursive, and some trees are deeper than Python's stack
         folder = pending.pop()
         with contextlib.suppress(OSError), os.scandir(folder) as entries:
             for entry in entries:
@@ -51,7 +51,7 @@ def holding(secrets: list[bytes], roots: list[str]) -> Iterator[tuple[str, int]]
                     elif stat.S_ISREG(found.st_mode) and _holds(entry.path, found.st_size, secrets):
                         yield entry.path, stat.S_IMODE(found.st_mode)
                 except OSError:
-                    continue  # it is gone, or of a kind that cannot be read
+                    continue  # it was removed, or cannot be read
 
 
 def _holds(path: str, size: int, secrets: list[bytes]) -> bool:
@@ -71,19 +71,19 @@ def _holds(path: str, size: int, secrets: list[bytes]) -> bool:
 
 
 def start_watch(start: Callable[..., subprocess.Popen[str]]) -> subprocess.Popen[str]:
-    """Watches processes from now on; ``start`` is that of a world, or Popen."""
+    """Start to watch processes; ``start`` is that of a world, or Popen."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     return start(sys.executable, __file__, "watch", **pipes)
 
 
 def end_watch(watch: subprocess.Popen[str]) -> list[str]:
-    """The command lines that were there meanwhile."""
+    """Stop watching and return the command lines that existed."""
     lines: list[str] = json.loads(watch.communicate()[0])
     return lines
 
 
 def _watch() -> None:
-    """All command lines there are, at least once, until standard input ends."""
+    """Collect the command lines of all processes until standard input ends."""
     os.set_blocking(0, False)
     seen: set[bytes] = set()
     over = False

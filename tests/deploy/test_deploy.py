@@ -1,4 +1,4 @@
-"""The one real road: the guide's cluster on a VM host, from its morph to builds, and gone again."""
+"""The example cluster on a VM host: deployed, used for a build, and removed."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ GUESTS = {"distbuild-controller", "distbuild-worker0", "distbuild-worker1"}
 
 @contextmanager
 def phase(name: str, phases: dict[str, float]) -> Iterator[None]:
-    """Takes down how long something takes, in seconds."""
+    """Record the duration of the body in seconds."""
     began = time.monotonic()
     yield
     phases[name] = round(time.monotonic() - began, 1)
     print(f"{name}: {phases[name]} s", flush=True)
 
 
-def test_a_cluster_from_its_morph_to_its_end(vmhost: VmHost, built: Built, scratch: Path) -> None:
+def test_cluster_from_its_morph_to_its_end(vmhost: VmHost, built: Built, scratch: Path) -> None:
     phases: dict[str, float] = {}
     world = vmhost.world
     disks = {name: scratch / f"{name}.disk" for name in ("worker0", "worker1")}
@@ -40,7 +40,7 @@ def test_a_cluster_from_its_morph_to_its_end(vmhost: VmHost, built: Built, scrat
         vmhost.disk(f"/dev/vg/{name}_src", "4G", file)
     cluster = Cluster(vmhost, built, scratch / "guests")
 
-    # nobody knows what a setting is, so that it may be a password
+    # the value of any setting may be a password
     password = "pass" + "word" * 10
     (scratch / "more").write_text(f"PORTAL_PASSWORD: {password}\n")
     (scratch / "more").chmod(0o600)
@@ -102,7 +102,7 @@ def test_a_cluster_from_its_morph_to_its_end(vmhost: VmHost, built: Built, scrat
     with phase("deploy what was killed", phases):
         said, counts = cluster.play("deploy-cluster.yml", timeout=900)
     assert changed(counts) == {"worker0"}, said
-    # it has kept what it was about when it died, and so much at most
+    # its journal of the time before it died is there, and bounded
     told = cluster.on("worker0", "journalctl --boot=-1 -u fabric-worker -u systemd-journald")
     assert "Started fabric-worker.service" in told
     assert re.search(r"System Journal \(/var/log/journal/.*max 128M", told), told
@@ -114,5 +114,5 @@ def test_a_cluster_from_its_morph_to_its_end(vmhost: VmHost, built: Built, scrat
     for name in disks:
         device = f"/dev/vg/{name}_src"
         assert world.run("blkid", "-o", "value", "-s", "LABEL", device) == "src\n"
-        # what workers wrote is on them
+        # the files of the worker are on the disk
         assert "work" in world.run("debugfs", "-R", "ls -p /", device)

@@ -1,4 +1,4 @@
-"""What a VM host lacks is told before anything is made, with what to do about it."""
+"""A deployment checks the VM host before it makes anything, and names the remedy."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ END
 
 @dataclass(frozen=True)
 class Lack:
-    """What is done to the VM host and undone again, the settings, and what has to be said."""
+    """A fault of the VM host or the settings, its repair, and the expected message."""
 
     said: str
     spoil: str = "true"
@@ -154,7 +154,7 @@ def cluster(vmhost: VmHost, built: Built, scratch: Path) -> Cluster:
 
 
 def play(cluster: Cluster, *options: str, **settings: str) -> tuple[int, str, Recap]:
-    """The exit code of a deployment, all it printed with every space one, and its recap."""
+    """Deploy, and return the exit code, the output with single spaces, and the recap."""
     given = {"vmhost": "user@vmhost", "cluster": MORPH, **settings}
     extra = [word for pair in given.items() for word in ("-e", "{}={}".format(*pair))]
     done = cluster.world.attempt(
@@ -169,7 +169,7 @@ def play(cluster: Cluster, *options: str, **settings: str) -> tuple[int, str, Re
 
 
 def state(cluster: Cluster) -> list[str]:
-    """All that a deployment might have made: guests, and files there and here."""
+    """Return the guests and files that a deployment could have made."""
     guests = cluster.world.run(*VmHost.virsh("list", "--all", "--name")).split()
     there = cluster.world.run("sh", "-c", "sha256sum /path/to/failures/*").splitlines()
     here = [str(path) for path in cluster.state.parent.rglob("*")]
@@ -177,7 +177,7 @@ def state(cluster: Cluster) -> list[str]:
 
 
 @pytest.mark.parametrize("lack", LACKS.values(), ids=LACKS)
-def test_what_is_lacking_is_told_and_nothing_is_made(cluster: Cluster, lack: Lack) -> None:
+def test_check_fails_with_a_remedy_and_makes_nothing(cluster: Cluster, lack: Lack) -> None:
     before = state(cluster)
     cluster.world.run("bash", "-euc", lack.spoil)
     try:
@@ -190,7 +190,7 @@ def test_what_is_lacking_is_told_and_nothing_is_made(cluster: Cluster, lack: Lac
     assert state(cluster) == before
 
 
-def test_check_mode_tells_what_would_be_made_and_makes_nothing(cluster: Cluster) -> None:
+def test_check_mode_makes_nothing(cluster: Cluster) -> None:
     before = state(cluster)
     code, said, counts = play(cluster, "--check", "--diff")
     assert code == 0, said

@@ -1,4 +1,4 @@
-"""A small system as a guest: any system is deployed, and what was begun is gone on with."""
+"""A small system as a guest, whose deployment continues after failures."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ systems:
 """
 
 
-def test_a_small_system_comes_up_at_last(vmhost: VmHost, built: Built, scratch: Path) -> None:
+def test_guest_of_a_small_system_starts_after_failures(
+    vmhost: VmHost, built: Built, scratch: Path
+) -> None:
     built.run("build", str(ROOT / MINIMAL))
     world = vmhost.world
     world.run("tee", ROOT / MORPH, input=_MORPH)
@@ -56,11 +58,11 @@ def test_a_small_system_comes_up_at_last(vmhost: VmHost, built: Built, scratch: 
         assert "Traceback" not in done.stdout + done.stderr
         return " ".join((done.stdout + done.stderr).split())
 
-    # one that cannot be started
+    # it cannot be started
     said = fails("-e", "small.NIC_CONFIG=network=default,model=none")
     assert "libvirt on vmhost: " in said
     assert "'none'" in said
-    # one that takes too long
+    # it takes too long
     said = fails("-e", "kvm_guest_boot_timeout=1")
     assert "small (small on vmhost) failed while waiting for it to start and to answer" in said
     assert "no answer to ssh in 1 s" in said
@@ -69,13 +71,13 @@ def test_a_small_system_comes_up_at_last(vmhost: VmHost, built: Built, scratch: 
 
     sent = image.stat().st_ino
     said, counts = cluster.play("deploy-cluster.yml", *options)
-    assert not changed(counts), said  # what was made is gone on with
+    assert not changed(counts), said  # the former runs have made everything
     assert image.stat().st_ino == sent
     assert "small login: " in console.read_text()
     assert "small" in vmhost.guests()
     assert "large" not in vmhost.guests()
 
-    # the host key that it was given lets us in, and what lies in it is there
+    # the login works with the host key of the image, and the subsystem is in the image
     state = cluster.state.parent / "several/ssh"
     ssh = ["ssh", "-i", f"{state}/admin", "-o", f"UserKnownHostsFile={state}/small/known_hosts"]
     ssh += ["-o", "HostKeyAlias=small", "root@small.farm.test"]

@@ -1,4 +1,4 @@
-"""A trove that exists already, and artifacts in an S3 store of the user's."""
+"""An external trove, and artifacts in an external S3 store."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from world_kit import World, until
 pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
 
 TROVE = f"outer.{DOMAIN}"
-#: As its owner would have set it up: any git over ssh.
+#: A git repository over SSH, as its owner would have set it up.
 _TROVE = f"""
 useradd --create-home --home-dir /srv/outer --shell /usr/bin/git-shell outer
 usermod --password '*' outer
@@ -68,7 +68,7 @@ def s3_request(method: str, path: str) -> list[str]:
     return ["curl", "-sfX", method, *login, f"{S3['AWS_ENDPOINT']}/{path}"]
 
 
-def test_they_are_used_and_the_trove_is_not_touched(
+def test_external_trove_and_store_are_used_and_not_changed(
     vmhost: VmHost, built: Built, tree: Path, scratch: Path
 ) -> None:
     world = vmhost.world
@@ -111,7 +111,7 @@ def test_they_are_used_and_the_trove_is_not_touched(
     assert "tiny is built" in said
     assert "<Key>farm/" in world.run(*s3_request("GET", "artifacts?list-type=2"))
 
-    # with a trove of its own, the cluster does not give that one's password to others
+    # with the cluster's own trove, the password of its store is not written for an S3 store
     cluster.play(render, *options, "-e", f"trove_url={cluster.host('controller')}")
     own = (cluster.state / "trees/controller/etc/distbuild/broker.toml").read_text()
     assert 'artifacts = "s3://artifacts/farm"' in own

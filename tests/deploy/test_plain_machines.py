@@ -1,4 +1,4 @@
-"""A farm on machines that are there already, by the commands of the tutorial."""
+"""A farm on existing machines, made by the commands of the tutorial."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MACHINES = ("controller", "worker0", "worker1")
 
 
 def blocks() -> list[str]:
-    """The commands of the page, with the names that these machines have."""
+    """Return the commands of the page, with the names of these machines."""
     page = (ROOT / "docs/tutorial/a-farm-on-three-machines.md").read_text()
     found = re.findall(r"(?ms)^```(\w*)\n(.*?)^```$", page)
     return [
@@ -28,7 +28,7 @@ def blocks() -> list[str]:
     ]
 
 
-def test_a_farm_by_the_guide(vmhost: VmHost, tree: Path, scratch: Path) -> None:
+def test_farm_without_vms_by_the_tutorial(vmhost: VmHost, tree: Path, scratch: Path) -> None:
     world = vmhost.world
     files = scratch / "plain"
     (files / "root/.ssh").mkdir(parents=True, mode=0o700)
@@ -42,7 +42,7 @@ def test_a_farm_by_the_guide(vmhost: VmHost, tree: Path, scratch: Path) -> None:
     for node in nodes.values():
         world.run("ssh", "-o", "StrictHostKeyChecking=accept-new", f"root@{node.name}", "true")
     install, *rest = blocks()
-    assert "pip install" in install  # what the machines here have already
+    assert "pip install" in install  # the machines of the test have it already
     environment = {"USER": "ann", "XDG_CONFIG_HOME": "", "HOME": "/root"}
     follow = ["bash", "-euo", "pipefail", "-c", "\n".join(rest)]
     said = world.run(*follow, cwd=ROOT, env=environment, timeout=300)

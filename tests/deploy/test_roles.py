@@ -1,4 +1,4 @@
-"""The roles, on nodes made of the same system and the same files as guests: at native speed."""
+"""The roles, on nodes of the same system and files as guests, at native speed."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 @pytest.fixture(scope="module")
 def cluster(vmhost: VmHost, built: Built, scratch: Path) -> Cluster:
-    """The guide's cluster; its controller is the trove as well."""
+    """The example cluster; its controller is the trove as well."""
     return Cluster(vmhost, built, scratch / "nodes", "node-")
 
 
 @pytest.fixture(scope="module")
 def nodes(cluster: Cluster, vmhost: VmHost, tree: Path, scratch: Path) -> dict[str, Node]:
-    """Machines as they are after their first boot."""
+    """The machines after their first boot."""
     cluster.play("tests/deploy/playbooks/render.yml")
     return {
         name: Node(
@@ -39,8 +39,10 @@ def nodes(cluster: Cluster, vmhost: VmHost, tree: Path, scratch: Path) -> dict[s
     }
 
 
-def test_what_a_first_boot_leaves_to_do(cluster: Cluster, nodes: dict[str, Node]) -> None:
-    """Nothing: the image had it all, and every service runs."""
+def test_roles_change_nothing_after_the_first_boot(
+    cluster: Cluster, nodes: dict[str, Node]
+) -> None:
+    """The image contained all files, and every service runs."""
     said, counts = cluster.play("tests/deploy/playbooks/running.yml", "--diff")
     assert changed(counts) <= {"controller"}, said  # the initiator's settings
     said, counts = cluster.play("tests/deploy/playbooks/running.yml", "--diff")
@@ -49,9 +51,7 @@ def test_what_a_first_boot_leaves_to_do(cluster: Cluster, nodes: dict[str, Node]
         assert node.run("systemctl is-system-running --wait") == "running\n"
 
 
-def test_check_mode_tells_what_would_change_and_changes_nothing(
-    cluster: Cluster, nodes: dict[str, Node]
-) -> None:
+def test_roles_check_mode_changes_nothing(cluster: Cluster, nodes: dict[str, Node]) -> None:
     worker = nodes["worker0"]
     worker.run("sed -i 's/^slots.*/slots = 7/' /etc/distbuild/worker.toml")
     playbook = "tests/deploy/playbooks/running.yml"
@@ -68,8 +68,8 @@ def test_check_mode_tells_what_would_change_and_changes_nothing(
     assert worker.run(started) != before
 
 
-def test_no_secret_is_shown(cluster: Cluster, nodes: dict[str, Node]) -> None:
-    """Not even when the key on the machine was another, and all is told."""
+def test_roles_show_no_secret(cluster: Cluster, nodes: dict[str, Node]) -> None:
+    """Not even if the key on the machine differs, with the most verbose output."""
     name = "/etc/distbuild/keys/worker0.key_secret"
     own = (cluster.state / "fabric/worker0.key_secret").read_text()
     [secret] = re.findall(r'secret-key = "(.*)"', own)
@@ -93,9 +93,7 @@ def test_no_secret_is_shown(cluster: Cluster, nodes: dict[str, Node]) -> None:
         assert logged.stdout == "0\n"
 
 
-def test_keys_of_the_trove_may_do_what_they_are_for(
-    cluster: Cluster, nodes: dict[str, Node]
-) -> None:
+def test_trove_keys_have_no_other_rights(cluster: Cluster, nodes: dict[str, Node]) -> None:
     trove = f"ssh://git@{cluster.host('controller')}/srv/trove/trove.git"
     ssh = "GIT_SSH_COMMAND='ssh -i /etc/distbuild/access/worker.key"
     ssh += " -o UserKnownHostsFile=/etc/distbuild/access/known_hosts'"
@@ -128,9 +126,9 @@ def test_keys_of_the_trove_may_do_what_they_are_for(
     assert cluster.world.run(*curl, *ca, url) == "401"
 
 
-def test_the_nodes_build(cluster: Cluster, nodes: dict[str, Node], scratch: Path) -> None:
-    """And a lock in the trove that nobody holds goes with the first push."""
-    cluster.play("tests/deploy/playbooks/running.yml")  # which writes the initiator's settings
+def test_nodes_build(cluster: Cluster, nodes: dict[str, Node], scratch: Path) -> None:
+    """The first push also removes a stale lock in the trove."""
+    cluster.play("tests/deploy/playbooks/running.yml")  # writes the initiator's settings
     lock = "/srv/trove/trove.git/packed-refs.lock"
     nodes["controller"].run(f"touch -d '3 minutes ago' {lock}")
     definitions = tiny_definitions(scratch / "few", 4, "true")
@@ -142,10 +140,10 @@ def test_the_nodes_build(cluster: Cluster, nodes: dict[str, Node], scratch: Path
     nodes["controller"].run(f"test ! -e {lock}")
 
 
-def test_the_next_controller_knows_what_the_former_one_knew(
+def test_controller_state_is_saved_and_restored(
     cluster: Cluster, nodes: dict[str, Node], scratch: Path
 ) -> None:
-    """Also after an upgrade was interrupted when the new one had started, and knew nothing yet."""
+    """Also if the upgrade was interrupted after the new machine had started without state."""
     controller, waits = nodes["controller"], "/etc/distbuild/broker-waits"
     kept = cluster.state / "kept/controller.tar"
 
@@ -164,7 +162,7 @@ def test_the_next_controller_knows_what_the_former_one_knew(
     files = controller.run("cd /var/lib/distbuild && find . -printf '%p %u %m\\n' | sort")
     step("save")
     assert (broker(), kept.stat().st_mode & 0o777) == ("inactive", 0o600)
-    # as the new image is when it has started
+    # the state of the new machine after its first start
     remove = "rm -r /var/lib/distbuild /etc/distbuild/keys/admitted/eve.key"
     controller.run(f"{remove}; touch {waits}; systemctl start fabric-broker")
     assert broker() == "inactive"
@@ -185,7 +183,7 @@ def test_the_next_controller_knows_what_the_former_one_knew(
     assert set(files.splitlines()) <= set(now.splitlines())
 
 
-def test_who_orders_builds_removes_none_but_the_operator_does(
+def test_gc_of_artifacts_is_for_operators_only(
     cluster: Cluster,
     nodes: dict[str, Node],  # noqa: ARG001
     scratch: Path,
@@ -200,8 +198,8 @@ def test_who_orders_builds_removes_none_but_the_operator_does(
     assert re.search("(?m)^[1-9][0-9]* steps and [0-9]+ blobs removed", said)
 
 
-def test_people_come_and_leave(cluster: Cluster, nodes: dict[str, Node], scratch: Path) -> None:
-    """Ann by the folder USERS, and out with her files; Bob by hand, and he stays."""
+def test_users_come_and_leave(cluster: Cluster, nodes: dict[str, Node], scratch: Path) -> None:
+    """Ann by the folder USERS, until her files are removed; Bob by hand, and he stays."""
     world, controller = cluster.world, nodes["controller"]
     home, users, bob = scratch / "ann", scratch / "people", scratch / "bob"
     settings = home / ".config/distbuild"
@@ -216,7 +214,7 @@ def test_people_come_and_leave(cluster: Cluster, nodes: dict[str, Node], scratch
     controller.run("fabric-keys admit bob.key")
 
     def deploy() -> set[str]:
-        """What the controller admits then, and what an image of it would."""
+        """Deploy, and return the keys that the controller and its image admit."""
         for playbook, hosts in (("render", set()), ("running", {"controller"}), ("running", set())):
             path = f"tests/deploy/playbooks/{playbook}.yml"
             said, counts = cluster.play(path, "-e", f"USERS={users}")
@@ -228,7 +226,7 @@ def test_people_come_and_leave(cluster: Cluster, nodes: dict[str, Node], scratch
         return admitted
 
     def attempt(command: str) -> CompletedProcess[str]:
-        """Let Ann do it, whom ssh knows by the home of who she is on this machine."""
+        """Run a command as Ann, with her SSH keys."""
         hers = 'mount --bind "$HOME"/.ssh /root/.ssh && cd "$HOME" && exec sh -euc "$1"'
         enter = ["unshare", "--mount", "sh", "-euc", hers, "ann", command]
         environment = {"HOME": str(home), "XDG_CONFIG_HOME": "", "XDG_CACHE_HOME": ""}
@@ -251,7 +249,7 @@ def test_people_come_and_leave(cluster: Cluster, nodes: dict[str, Node], scratch
         done = attempt(command)
         assert done.returncode == 0, done.stderr
 
-    # a worker may have been called like her, and leave in the run that lets her in
+    # a departed worker of the same name is pruned in the run that admits her
     departed = ["-e", "departed_name=ann", "-e", f"USERS={users}"]
     cluster.play("tests/deploy/playbooks/prune.yml", *departed)
     assert "ann.key" in controller.run("ls /etc/distbuild/keys/admitted").split()
@@ -269,10 +267,10 @@ def test_people_come_and_leave(cluster: Cluster, nodes: dict[str, Node], scratch
     world.run("fabric-initiator", "workers", cwd=scratch, env=environment)
 
 
-def test_keys_that_leaked_are_replaced_by_deploying_again(
+def test_leaked_keys_are_replaced_by_the_next_deployment(
     cluster: Cluster, nodes: dict[str, Node], scratch: Path
 ) -> None:
-    """On the controller one is revoked until then."""
+    """Until then, the key is revoked on the controller."""
 
     def on_controller(command: str) -> str:
         ansible = ["ansible", "controller", "-a", command]

@@ -1,4 +1,4 @@
-"""The search for secrets finds them: a deployment in which it finds none leaves none."""
+"""The search for secrets finds them in files and command lines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import secrets_kit
 SECRET = b"k" * 40
 
 
-def test_a_file_with_a_secret_is_found_wherever_that_lies(tmp_path: Path) -> None:
+def test_walk_finds_a_secret_in_any_file(tmp_path: Path) -> None:
     places = [0, 4096, (8 << 20) - 1, (8 << 20) + (1 << 22) - 20, 1 << 30]
     for number, place in enumerate(places):
         with (tmp_path / str(number)).open("wb") as file:
@@ -30,7 +30,7 @@ def test_a_file_with_a_secret_is_found_wherever_that_lies(tmp_path: Path) -> Non
     assert (found[f"{tmp_path}/0"], found[f"{tmp_path}/1"]) == (0o644, 0o600)
 
 
-def test_a_command_line_is_seen(tmp_path: Path) -> None:
+def test_watch_finds_a_command_line(tmp_path: Path) -> None:
     def start(*command: str, **popen: Any) -> subprocess.Popen[str]:
         return subprocess.Popen(command, text=True, **popen)
 

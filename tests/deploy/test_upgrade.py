@@ -1,4 +1,4 @@
-"""A farm over its life: its deployment interrupted, upgraded while it builds, grown and shrunk."""
+"""A farm is deployed, interrupted, upgraded during builds, grown and shrunk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SMALL = {"farm-controller", "farm-worker0", "farm-worker1"}
 
 
 def farm_morph(workers: int) -> str:
-    """The guide's cluster with so many workers, and with a disk of its own for the trove."""
+    """The example cluster with a number of workers and an attached disk for the trove."""
     guide = (ROOT / MORPH).read_text().replace("x86_64_distbuild_network", "farm")
     head, *deployments = re.split(r"(?m)^(?=    worker\d:)", guide)
     head = head.replace(
@@ -46,11 +46,11 @@ class Farm(Cluster):
         self.describe(workers=2)
 
     def describe(self, workers: int) -> None:
-        """Edit its morph, in the world."""
+        """Write its morph in the world."""
         self.world.run("tee", ROOT / FARM, input=farm_morph(workers))
 
     def interrupt(self, log: Path, moment: Callable[[], bool], *playbook: str) -> None:
-        """Play it until a moment has come, and press Ctrl-C."""
+        """Run a playbook until ``moment`` is true, and press Ctrl-C."""
         pid = log.with_suffix(".pid")
         script = f'echo $$ > {pid}; exec "$@"'
         with log.open("w") as to:
@@ -70,25 +70,25 @@ class Farm(Cluster):
         return {guest for guest in self.vmhost.guests() if guest.startswith("farm-")}
 
     def label(self, name: str) -> str:
-        """What a guest runs: the VERSION_LABEL of its image."""
+        """Return the VERSION_LABEL of the image that a guest runs."""
         xml = self.world.run(*self.vmhost.virsh("dumpxml", f"farm-{name}"))
         found = re.search(r'<distbuild:guest .* label="(\w+)"', xml)
         assert found is not None, xml
         return found[1]
 
     def workers(self) -> dict[str, str]:
-        """What the controller says of each."""
+        """Return the state of each worker that the controller lists."""
         told = json.loads(self.initiator("workers", "--json", cwd=self.images))
         return {worker["name"]: worker.get("state", "idle") for worker in told}
 
 
 @pytest.fixture(scope="module")
 def farm(vmhost: VmHost, built: Built, scratch: Path) -> Iterator[Farm]:
-    """Deployed, by a second run: Ctrl-C ended the first when it was sending images."""
+    """The farm, deployed by a second run: Ctrl-C ended the first while it sent images."""
     farm = Farm(vmhost, built, scratch)
     log = scratch / "interrupted"
     farm.interrupt(log, lambda: any(farm.images.glob("farm-*_vm.img.??????")), "deploy-cluster.yml")
-    # what had come of an image is gone
+    # the partial image has been removed
     until(lambda: not any(farm.images.glob("farm-*_vm.img.??????")), 30, log.read_text)
     farm.play("deploy-cluster.yml", timeout=1200)
     yield farm
@@ -96,20 +96,20 @@ def farm(vmhost: VmHost, built: Built, scratch: Path) -> Iterator[Farm]:
     assert not farm.guests()
 
 
-def test_an_interrupted_deployment_goes_on(farm: Farm) -> None:
+def test_deployment_continues_after_an_interruption(farm: Farm) -> None:
     assert farm.guests() == SMALL
     assert farm.workers() == {"worker0": "idle", "worker1": "idle"}
 
 
 def release(farm: Farm, *workers: str) -> None:
-    """Let the steps go on that these workers build: each waits for the end of its sleep."""
+    """Release the steps that these workers build: each waits for the end of its sleep."""
     for name in workers:
         farm.on(name, "pkill -x sleep || true")
 
 
 @contextmanager
 def building(farm: Farm, folder: Path) -> Iterator[Path]:
-    """A build, under way on all workers until the body ends, and well at its end; its output."""
+    """Run a build on all workers until the body ends, and check that it succeeds."""
     definitions = tiny_definitions(folder, 6, f"sleep 3000 || true {folder.name}")
     here, log = folder / "here", folder / "output"
     here.mkdir()
@@ -134,8 +134,8 @@ def building(farm: Farm, folder: Path) -> Iterator[Path]:
         assert f"built {name}\n" in (here / f"build-step-{name}-misc.log").read_text()
 
 
-def test_a_worker_is_upgraded_while_it_builds(farm: Farm, scratch: Path) -> None:
-    """It is replaced when it has finished what it builds, and its attached disk comes along."""
+def test_upgrade_of_a_worker_that_builds(farm: Farm, scratch: Path) -> None:
+    """It is replaced when it has no running attempts, and keeps its attached disk."""
     farm.on("worker1", "touch /srv/distbuild/kept /var/tmp/lost")
     upgrade = ["upgrade-cluster.yml", "--limit", "worker1", "-e", "VERSION_LABEL=second"]
     said, counts = farm.play(*upgrade, "--check", "--diff")
@@ -153,13 +153,13 @@ def test_a_worker_is_upgraded_while_it_builds(farm: Farm, scratch: Path) -> None
     assert not list(farm.images.glob("farm-*.old"))
 
 
-def test_the_controller_is_upgraded_while_others_build(farm: Farm, scratch: Path) -> None:
-    """What it knows comes along, and so does the trove, on its attached disk."""
+def test_upgrade_of_the_controller_during_builds(farm: Farm, scratch: Path) -> None:
+    """Its state and the trove, on an attached disk, come along."""
     farm.on("controller", "fabric-keys make initiator bob --to . && fabric-keys admit bob.key")
     with building(farm, scratch / "second") as log:
         upgrade = ["upgrade-cluster.yml", "--limit", "controller", "-e", "VERSION_LABEL=second"]
         said, _ = farm.play(*upgrade, timeout=900)
-        # its builders wait for no longer than they must
+        # the broker runs until the new image is on the VM host
         assert said.index("Send the new image") < said.index("Stop the broker")
         until(lambda: "the controller is back" in log.read_text(), 120, log.read_text)
     assert farm.label("controller") == "second"
@@ -169,8 +169,8 @@ def test_the_controller_is_upgraded_while_others_build(farm: Farm, scratch: Path
     assert {build["state"] for build in builds} == {"done"}
 
 
-def test_what_does_not_come_back_is_rolled_back(farm: Farm) -> None:
-    """Its new image turns the machine off as soon as it has started."""
+def test_upgrade_rolls_back_a_guest_that_fails(farm: Farm) -> None:
+    """The new image turns the machine off as soon as it has started."""
     broken = "worker1.KERNEL_ARGS=systemd.unit=poweroff.target"
     with pytest.raises(Failed) as failed:
         farm.play(
@@ -185,14 +185,14 @@ def test_what_does_not_come_back_is_rolled_back(farm: Farm) -> None:
     assert "reboot: Power down" in said
     assert farm.label("worker1") == "second"
     assert farm.workers() == {"worker0": "idle", "worker1": "idle"}
-    assert not list(farm.images.glob("farm-*.img.*[!e]"))  # consoles are there
+    assert not list(farm.images.glob("farm-*.img.*[!e]"))  # only the consoles remain
 
 
-def test_the_farm_grows_and_shrinks(farm: Farm) -> None:
+def test_farm_grows_and_shrinks(farm: Farm) -> None:
     farm.on("worker0", "touch /run/not-restarted")
     farm.describe(workers=3)
     said, counts = farm.play("deploy-cluster.yml", "-e", "worker0.RAM_SIZE=1G", timeout=900)
-    # the controller admits the new one
+    # the controller admits the new worker
     assert changed(counts) == {"controller", "worker0", "worker2"}, said
     assert "worker0 runs as it was defined before" in re.sub(r"\s+", " ", said)
     assert farm.workers() == {f"worker{number}": "idle" for number in range(3)}
@@ -206,8 +206,8 @@ def test_the_farm_grows_and_shrinks(farm: Farm) -> None:
     farm.on("worker0", "ls /run/not-restarted")
 
 
-def test_an_interrupted_upgrade_goes_on(farm: Farm, scratch: Path) -> None:
-    """The machine runs its new image, but nobody has seen yet that it works."""
+def test_upgrade_continues_after_an_interruption(farm: Farm, scratch: Path) -> None:
+    """The machine runs its new image, but was not verified."""
     upgrade = ["upgrade-cluster.yml", "--limit", "worker0", "-e", "VERSION_LABEL=second"]
     log = scratch / "interrupted-upgrade"
     promoted = "Promote the new image"

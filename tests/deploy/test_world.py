@@ -1,4 +1,4 @@
-"""The machinery of these tests: what it can do, and that nothing of it is left."""
+"""Worlds, nodes and guests of these tests work and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _GUEST = """
 """
 
 
-def test_a_world_leaves_nothing(tmp_path: Path) -> None:
+def test_world_leaves_nothing(tmp_path: Path) -> None:
     before = Path("/proc/mounts").read_text()
     with World(tmp_path, tmp_path) as world:
         world.run("sh", "-c", "echo written > /only-here && ip link add bridge0 type bridge")
@@ -51,7 +51,7 @@ def test_a_world_leaves_nothing(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def operator_let_in(world: World, vmhost: VmHost, scratch: Path) -> Path:  # noqa: ARG001
-    """Files of a machine that lets in the operator, whose key the VM host made."""
+    """The files of a machine that admits the operator's key."""
     files = scratch / "files"
     (files / "root/.ssh").mkdir(parents=True)
     key = world.run("cat", "/root/.ssh/id_ed25519.pub")
@@ -59,12 +59,12 @@ def operator_let_in(world: World, vmhost: VmHost, scratch: Path) -> Path:  # noq
     return files
 
 
-def test_a_node_is_a_running_system(
+def test_node_is_a_running_system(
     vmhost: VmHost, tree: Path, operator_let_in: Path, scratch: Path
 ) -> None:
     node = Node(vmhost, "first.farm.test", tree, 1, operator_let_in, scratch)
     assert node.run("systemctl is-system-running --wait") == "running\n"
-    # its name servers are looked for every second
+    # it polls its name servers every second
     named = "getent hosts first.farm.test"
     until(lambda: node.attempt(named).returncode == 0, 30, lambda: node.run("cat /run/resolv.conf"))
     assert node.run(named).split()[0] == node.address
@@ -72,10 +72,10 @@ def test_a_node_is_a_running_system(
     assert node.run(sandbox) == "inside\n"
 
 
-def test_the_build_system_is_a_guest(
+def test_guest_of_the_build_system_starts(
     world: World, vmhost: VmHost, built: Built, operator_let_in: Path, scratch: Path
 ) -> None:
-    """It boots by its disk alone, has a name in DNS, and lets in whom its files say."""
+    """It boots from its disk, has a DNS name, and admits the keys in its files."""
     image = scratch / "vm/guest.img"
     built.run(
         *("image", str(ROOT / BUILD_SYSTEM), "--to", str(image), "--size", "5G"),

@@ -1,4 +1,4 @@
-"""A VM host in a world: libvirt with its network, and sshd for a user who may use it.
+"""A VM host in a world: libvirt with its network, and sshd for a user in its group.
 
 The operator is root in the world, and reaches the VM host as ``user@vmhost``, with host-key
 checking on.  Guests are named in DNS as they name themselves to DHCP, below ``DOMAIN``.
@@ -13,7 +13,7 @@ from world_kit import World, until
 DOMAIN = "farm.test"
 BRIDGE = "virbr0"
 GATEWAY = "192.168.122.1"
-#: guests' addresses by DHCP are below .100; those above are free
+#: guests have addresses below .100 by DHCP; the others are free
 FREE = "192.168.122.1{:02}"
 
 _NETWORK = f"""
@@ -55,7 +55,7 @@ Subsystem sftp internal-sftp
 """
 _SETUP = f"""
 useradd --create-home --groups libvirt,disk --shell /bin/bash user
-usermod --password '*' user  # not locked, so that a key lets it in
+usermod --password '*' user  # not locked, so that a key can log in
 echo 127.0.0.1 vmhost >> /etc/hosts
 rm -f /etc/resolv.conf
 echo nameserver {GATEWAY} > /etc/resolv.conf
@@ -74,7 +74,7 @@ mkdir -p /var/cache/libvirt/qemu
 
 
 class VmHost:
-    """The VM host of ``world``; images lie in ``scratch/vm``, which is its /path/to/vm."""
+    """The VM host of ``world``.  Its /path/to/vm, for images, is ``scratch/vm``."""
 
     def __init__(self, world: World, scratch: Path) -> None:
         self.world = world
@@ -103,21 +103,21 @@ class VmHost:
 
     @staticmethod
     def virsh(*words: str) -> list[str]:
-        """A command that asks libvirt as an operator does: over SSH."""
+        """Return a virsh command that connects over SSH, as an operator does."""
         return ["virsh", "--quiet", "--connect", "qemu+ssh://user@vmhost/system", *words]
 
     def name(self, address: str, name: str) -> None:
-        """Let the network's DNS know a machine that asks nobody for its address."""
+        """Add a machine with a static address to the network's DNS."""
         entry = f"<host ip='{address}'><hostname>{name}</hostname></host>"
         self.world.run(*self.virsh("net-update", "default", "add", "dns-host", entry, "--live"))
 
     def disk(self, device: str, size: str, file: Path) -> None:
-        """A block device at path ``device``, whose bytes stay in ``file``; for group disk."""
+        """Make a block device at path ``device`` for the group disk, backed by ``file``."""
         script = """
             truncate -s "$2" "$3"
             loop=$(losetup --find --show "$3")
             exec 9< "$loop"
-            losetup --detach "$loop"  # when the last one has closed it, at the world's end
+            losetup --detach "$loop"  # takes effect at its last close, when the world ends
             chgrp disk "$loop"
             chmod 660 "$loop"
             mkdir -p "$(dirname "$1")"
@@ -132,10 +132,10 @@ class VmHost:
         )
 
     def guests(self) -> list[str]:
-        """Names of all guests, running or not."""
+        """Return the names of all guests, running or not."""
         return self.world.run(*self.virsh("list", "--all", "--name")).split()
 
     def kill(self, guest: str) -> None:
-        """End a guest as if its plug was pulled."""
+        """Kill the process of a guest, like a power failure."""
         pid = self.world.run("cat", f"/run/libvirt/qemu/{guest}.pid").strip()
         self.world.run("kill", "-9", pid)

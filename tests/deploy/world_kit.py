@@ -1,4 +1,4 @@
-"""A throw-away machine inside this one: namespaces in which everything may be done.
+"""A disposable machine inside this one, made of namespaces.
 
 Whatever is started, mounted, written or connected in a `World` is gone when it ends, also when
 this process is killed: its PID 1 dies with us, and takes all with it.  Only the folders that it
@@ -24,11 +24,11 @@ _TOOLS = ("libvirtd", "sshd", "systemd-nspawn", "virsh")
 
 
 class Failed(AssertionError):
-    """A command in the world failed; shows it, and all it said."""
+    """A command in the world failed.  The text contains its output."""
 
 
 class World:
-    """A context manager.  ``folders`` are the outer ones in it; all else may be overwritten."""
+    """A context manager.  ``folders`` are shared with the outer machine, the rest is a copy."""
 
     def __init__(self, scratch: Path, *folders: Path) -> None:
         self._root = scratch / "world"
@@ -38,7 +38,7 @@ class World:
 
     @staticmethod
     def refused() -> str:
-        """Why there can be no world on this machine; "" if there can."""
+        """Return why this machine cannot make a world, or "" if it can."""
         if os.geteuid() != 0:
             return "needs root, for namespaces with mounts and networks"
         missing = [tool for tool in _TOOLS if shutil.which(tool) is None]
@@ -56,7 +56,7 @@ class World:
         self._root.mkdir()
         self.cgroup = _cgroup2() / f"world-{os.getpid()}-{id(self)}"
         self.cgroup.mkdir()
-        # the shell moves itself, so that all in the world belongs to this cgroup
+        # the shell moves itself, so that all processes of the world belong to this cgroup
         enter = f"echo $$ > {self.cgroup}/cgroup.procs && exec "
         command = ["setpriv", "--pdeathsig", "KILL", "unshare", *_NAMESPACES, "--fork"]
         command += ["--kill-child", str(_INIT), str(self._root), *self._folders]
@@ -107,7 +107,7 @@ class World:
     def attempt(
         self, *command: str | Path, timeout: float = 60, input: str | None = None, **more: Any
     ) -> subprocess.CompletedProcess[str]:
-        """Run ``command`` inside to its end: its output, and its exit code whatever it is."""
+        """Run ``command`` inside to its end and return the completed process."""
         more |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         if input is not None:
             more["stdin"] = subprocess.PIPE
@@ -124,7 +124,7 @@ class World:
         return subprocess.CompletedProcess(list(command), process.returncode, out, err)
 
     def run(self, *command: str | Path, **more: Any) -> str:
-        """What ``command`` prints.  Failed if its exit code is not 0."""
+        """Run ``command`` and return its output.  Raises Failed if it fails."""
         done = self.attempt(*command, **more)
         if done.returncode:
             raise Failed(_story(command, f"exit code {done.returncode}", done.stdout, done.stderr))
@@ -140,7 +140,7 @@ class World:
 def until(
     true: Callable[[], bool], timeout: float, otherwise: str | Callable[[], str], step: float = 0.1
 ) -> None:
-    """Wait for something to become true.  Failed with ``otherwise`` after ``timeout`` seconds."""
+    """Wait until ``true()``.  Raises Failed with ``otherwise`` after ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
     while not true():
         if time.monotonic() > deadline:
@@ -153,7 +153,7 @@ def _story(command: Sequence[str | Path], what: str, out: str, err: str) -> str:
 
 
 def _cgroup2() -> Path:
-    """Where the second version of control groups is mounted."""
+    """Return the mount point of the second version of control groups."""
     for line in Path("/proc/mounts").read_text().splitlines():
         _, where, kind, *_ = line.split()
         if kind == "cgroup2":
@@ -162,7 +162,7 @@ def _cgroup2() -> Path:
 
 
 def _removed(cgroup: Path) -> bool:
-    """Whether ``cgroup`` and all below could be removed."""
+    """Return whether ``cgroup`` and all below it could be removed."""
     try:
         for folder, _, _ in os.walk(cgroup, topdown=False):
             os.rmdir(folder)  # noqa: PTH106  rmtree would try the files
