@@ -63,7 +63,7 @@ def main() -> None:
     try:
         text = _CONTROL.sub("", VmHost(module.params).run(_TAIL, path))
     except HostError as error:
-        text = f"{path} on {module.params['vm_host']} cannot be read: {error}"
+        text = f"{path} on {module.params['vm_host']['name']} cannot be read: {error}"
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
     module.exit_json(changed=False, text="\n".join(lines[-module.params["lines"] :]))
 
