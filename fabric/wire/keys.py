@@ -138,11 +138,13 @@ def of_peer(directory: Path, role: Role) -> tuple[str, Curve]:
     """
     secrets = sorted(set(directory.glob("*.key_secret")) - {directory / f"{BROKER}.key_secret"})
     if len(secrets) != 1:
-        found = ", ".join(file.name for file in secrets) or "none"
-        raise KeyProblem(
-            f"{directory}: one file NAME.key_secret is needed, and there is: {found};"
-            f" `fabric-keys make {role} NAME --to {directory}` makes one"
-        )
+        if secrets:
+            found = ", ".join(file.name for file in secrets)
+            raise KeyProblem(
+                f"{directory}: one secret key is needed here, not {found}; move others"
+            )
+        make = f"`fabric-keys make {role} NAME --to {directory}`"
+        raise KeyProblem(f"{directory}: there is no key NAME.key_secret here; {make} makes one")
     own = read(secrets[0])
     if own.role != role or not own.secret:
         raise KeyProblem(

@@ -58,7 +58,7 @@ TEMPLATES = {
     ),
     "much text": (
         "{% for i in range(99999) %}{{ 'x' * 1000 }}{% endfor %}",
-        r"templates may make 16 MiB of text, and this one makes more",
+        r"templates may give 16 MiB of text, and this one makes more",
     ),
     "deep": ("{{ " + "(" * 5000 + ")" * 5000 + " }}", r"RecursionError|MemoryError|512 MiB|ended"),
     "a division": ("{{ 1 / 0 }}", r"ZeroDivisionError: division by zero"),

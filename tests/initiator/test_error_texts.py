@@ -38,6 +38,7 @@ VARYING = (
     (r"kept on \S+, in", "kept on MACHINE, in"),
     (r"(  \| \n){2,}", "  | ...\n"),
     (r"\S+ waits: there is no worker\n", ""),
+    (r"(?m)^\[\d/\d\] \S+: building on .*\n", ""),  # a short step may end before it is shown
     (r"\S+: (fetching|counting objects|receiving objects|resolving deltas)\n", ""),
     (r"Failed to connect to [^;]+|Could not resolve hostname [^;]+", "REASON"),
 )

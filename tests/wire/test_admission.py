@@ -60,7 +60,7 @@ def test_keys_that_are_invalid_are_reported(tmp_path: Path, text: str) -> None:
 
 
 def test_keys_of_a_peer(tmp_path: Path) -> None:
-    with pytest.raises(KeyProblem, match=r"one file NAME.key_secret is needed, and there is: none"):
+    with pytest.raises(KeyProblem, match=r"there is no key NAME.key_secret here"):
         keys.of_peer(tmp_path, "worker")
     keys.make("worker", "w1", tmp_path)
     with pytest.raises(KeyProblem, match=r"broker.key: no such file; copy it"):
