@@ -44,9 +44,9 @@ REMOTE_FRAME = _bound(
     "a message that reaches the broker over a network",
     "the sender's connection is cut",
 )
-ORDER = _bound("ORDER", 64 * KIB, "bytes", "a build order", "it is rejected")
-QUESTION = _bound(
-    "QUESTION",
+BUILD_ORDER = _bound("BUILD_ORDER", 64 * KIB, "bytes", "a build order", "it is rejected")
+INITIATOR_MESSAGE = _bound(
+    "INITIATOR_MESSAGE",
     32 * KIB,
     "bytes",
     "any other message of an initiator to a broker over a network",
@@ -77,8 +77,8 @@ ATTEMPTS_A_SLOT = _bound(
     "attempts in one report, running or ended, for each slot of the worker",
     "the report is rejected",
 )
-UNSETTLED = _bound(
-    "UNSETTLED",
+UNACKNOWLEDGED = _bound(
+    "UNACKNOWLEDGED",
     16,
     "outcomes",
     "outcomes that a worker repeats because a log is not whole, for each slot",
@@ -114,8 +114,8 @@ DAMAGED = _bound(
 )
 FEATURES = _bound("FEATURES", 64, "features", "features of a worker", "its report is rejected")
 TEXT = _bound("TEXT", 4096, "characters", "any other text of a peer", "its message is rejected")
-TOLD = _bound(
-    "TOLD",
+BROKER_TEXT = _bound(
+    "BROKER_TEXT",
     64 * KIB,
     "characters",
     "a text from the broker to an initiator",
@@ -175,8 +175,8 @@ TURN = _bound(
     "time for the messages of one name in one turn of the broker's loop",
     "the others of this turn are dropped; their sender repeats them",
 )
-TOLD_STEPS = _bound(
-    "TOLD_STEPS",
+STEPS_A_TURN = _bound(
+    "STEPS_A_TURN",
     20_000,
     "steps",
     "news for one name in one turn of the broker's loop",
@@ -223,15 +223,15 @@ OPEN_STEPS = _bound(
     "the new build fails, and may be submitted again",
 )
 
-PROMISES = _bound(
-    "PROMISES",
+PENDING_ENTRIES = _bound(
+    "PENDING_ENTRIES",
     1000,
     "entries",
     "requests, their ends, and commands that are not durable yet",
     "a request or command is dropped; its sender repeats it",
 )
-UNSAID = _bound(
-    "UNSAID",
+HELD_REPLIES = _bound(
+    "HELD_REPLIES",
     2000,
     "replies",
     "replies that wait for records that are not durable yet",
@@ -500,8 +500,8 @@ LOG_AT_ONCE = _bound(
 
 # -- the initiator -------------------------------------------------------------------------
 
-LOG_NOTES = _bound(
-    "LOG_NOTES",
+LOG_LIST = _bound(
+    "LOG_LIST",
     16 * MIB,
     "bytes",
     "a file `.build-step-logs-*.part`, which names logs that are not whole",
@@ -528,8 +528,8 @@ UPLOAD = _bound(
     "the time between the upload of a blob to a remote store and that of its manifest",
     "`gc` may remove the blob",
 )
-NOTES_OF_USE = _bound(
-    "NOTES_OF_USE",
+USE_LIST = _bound(
+    "USE_LIST",
     64 * MIB,
     "bytes",
     "one machine's notes of use of a remote store for one day",

@@ -18,7 +18,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-from fabric.bounds import LOG_NOTES
+from fabric.bounds import LOG_LIST
 from fabric.errors import FabricError
 from fabric.trove.artifacts.store import Store
 
@@ -198,11 +198,11 @@ class _PartFile:
         if fd is None:
             return None
         found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode) or found.st_size > LOG_NOTES:
+        if not stat.S_ISREG(found.st_mode) or found.st_size > LOG_LIST:
             os.close(fd)
             return None
         part_file = cls(path, fd)
-        for line in os.pread(fd, LOG_NOTES, 0).decode(errors="surrogateescape").split("\n")[:-1]:
+        for line in os.pread(fd, LOG_LIST, 0).decode(errors="surrogateescape").split("\n")[:-1]:
             if match := _LINE.fullmatch(line):
                 part_file._take(match[1], match[2])
         return part_file

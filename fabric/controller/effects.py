@@ -37,7 +37,7 @@ class Effects:
             events.Abandon: lambda effect: self._resolvers.abandon(effect.request),
             events.SendDesired: lambda effect: self.changed_workers.setdefault(effect.worker),
             events.Changed: self._changed,
-            events.Reject: self._refuse,
+            events.Reject: self._reject,
             events.Reply: lambda effect: self._outbox.add(self._peer, effect.answer),
             events.Drained: journal.drained,
             events.Opened: self._telemetry.opened,
@@ -68,7 +68,7 @@ class Effects:
     def _changed(self, effect: events.Changed) -> None:
         self._outbox.subscriptions.changed(effect.request, last=effect.over)
 
-    def _refuse(self, effect: events.Reject) -> None:
+    def _reject(self, effect: events.Reject) -> None:
         self._server.reject(self._peer, effect.about, effect.code, effect.reason)
         self._outbox.subscriptions.unsubscribe(effect.about, self._peer)
 

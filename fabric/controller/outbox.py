@@ -77,9 +77,9 @@ class ReplyOutbox:
         if not self._journal.error:
             match message:
                 case BuildOrder() | BuildGraph() | Command():
-                    return self._journal.appended - self._journal.durable > bounds.PROMISES
+                    return self._journal.appended - self._journal.durable > bounds.PENDING_ENTRIES
                 case Query():
-                    return len(self._waiting) > bounds.UNSAID
+                    return len(self._waiting) > bounds.HELD_REPLIES
                 case _:
                     return False
         match message:
@@ -132,7 +132,7 @@ class ReplyOutbox:
         error = self._journal.error
         sent: Counter[str] = Counter()  # cost of updates by name, in steps
         for subscription in self.subscriptions.take(now):
-            if subscription.owner and sent[subscription.owner] > bounds.TOLD_STEPS:
+            if subscription.owner and sent[subscription.owner] > bounds.STEPS_A_TURN:
                 self.subscriptions.postpone(subscription)
                 continue
             try:

@@ -161,7 +161,7 @@ class Worker(msgspec.Struct, eq=False):
     def room(self) -> int:
         """Attempts that it could take now, apart from backoff."""
         slots = self.slots
-        if not self.open or len(self.acked) >= bounds.UNSETTLED * slots:
+        if not self.open or len(self.acked) >= bounds.UNACKNOWLEDGED * slots:
             return 0
         # At most as many attempts that store their artifacts as there are slots: they do not pile
         # up.

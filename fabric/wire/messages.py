@@ -32,7 +32,7 @@ Commit = Annotated[str, Meta(pattern=r"\A[0-9a-f]{40}\Z")]
 Name = Annotated[str, Meta(max_length=255)]
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Text = Annotated[str, Meta(max_length=bounds.TEXT)]
-ReplyText = Annotated[str, Meta(max_length=bounds.TOLD)]
+ReplyText = Annotated[str, Meta(max_length=bounds.BROKER_TEXT)]
 OutcomeText = Annotated[str, Meta(max_length=bounds.OUTCOME_TEXT)]
 Phase = Annotated[str, Meta(max_length=64)]
 #: SHA-256 of a log; "" while it grows.

@@ -73,9 +73,9 @@ _ID = re.compile("[0-9a-f]{32}")
 #: Largest size of each message type, in bytes.
 LARGEST: dict[Any, int] = {
     Report: bounds.REMOTE_FRAME,
-    LogPiece: bounds.LOG_RANGE + bounds.QUESTION,
-    BuildOrder: bounds.ORDER,
-} | dict.fromkeys((Poll, Leave, LogRead, Query, Command), bounds.QUESTION)
+    LogPiece: bounds.LOG_RANGE + bounds.INITIATOR_MESSAGE,
+    BuildOrder: bounds.BUILD_ORDER,
+} | dict.fromkeys((Poll, Leave, LogRead, Query, Command), bounds.INITIATOR_MESSAGE)
 
 
 class Received(NamedTuple):

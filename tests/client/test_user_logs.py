@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fabric.bounds import LOG_NOTES
+from fabric.bounds import LOG_LIST
 from fabric.client.user_logs import PART_FILES, UserLogs, complete
 from fabric.errors import FabricError
 from fabric.jobs import Blob, Manifest
@@ -171,12 +171,12 @@ def test_part_file_that_is_forged_names_only_logs(tmp_path: Path, store: Store, 
             assert (folder / file).read_text() == "precious"
 
 
-@pytest.mark.bound("LOG_NOTES")
+@pytest.mark.bound("LOG_LIST")
 def test_part_file_that_is_invalid_is_left_alone(tmp_path: Path, store: Store) -> None:
     os.mkfifo(tmp_path / ".build-step-logs-a.part")
     with (tmp_path / ".build-step-logs-b.part").open("w") as file:
         file.write(f"{KEY} build-step-a.log\n")
-        file.truncate(LOG_NOTES + 1)
+        file.truncate(LOG_LIST + 1)
     (tmp_path / "build-step-a.log").write_bytes(b"mine")
     assert complete(tmp_path, store) == []
     with closing(UserLogs(tmp_path)):

@@ -172,11 +172,11 @@ def test_who_asks_much_leaves_each_turn_to_others(hall: SimpleNamespace) -> None
     assert max(turn.count("greedy") for turn in turns) <= 2
 
 
-@pytest.mark.bound("TOLD_STEPS")
+@pytest.mark.bound("STEPS_A_TURN")
 def test_who_follows_much_leaves_each_turn_to_others() -> None:
     told: list[bytes] = []
     journal: Any = SimpleNamespace(error="", appended=0, durable=0)
-    steps = (StepState(KEY, "done"),) * (bounds.TOLD_STEPS // 4)
+    steps = (StepState(KEY, "done"),) * (bounds.STEPS_A_TURN // 4)
     core: Any = SimpleNamespace(update=lambda request, *_: Update(request, 1, "building", steps))
 
     def send(peer: bytes, _: object) -> bool:
@@ -189,14 +189,14 @@ def test_who_follows_much_leaves_each_turn_to_others() -> None:
     outbox.subscriptions.subscribe("r", b"modest", 0.0, owner="modest")
     outbox.send_due(core, 0.0)
     assert told.count(b"modest") == 1
-    assert told.count(b"greedy") * (UPDATE_COST + len(steps)) < 1.3 * bounds.TOLD_STEPS
+    assert told.count(b"greedy") * (UPDATE_COST + len(steps)) < 1.3 * bounds.STEPS_A_TURN
     for turn in range(1, 10):
         outbox.send_due(core, float(turn))
     assert told.count(b"greedy") == 20
 
 
-@pytest.mark.bound("PROMISES")
-@pytest.mark.bound("UNSAID")
+@pytest.mark.bound("PENDING_ENTRIES")
+@pytest.mark.bound("HELD_REPLIES")
 def test_what_waits_for_a_slow_disk_is_bounded() -> None:
     journal: Any = SimpleNamespace(error="", appended=0, durable=0)
     core: Any = SimpleNamespace(answer=lambda query, _: Answer(query.id), requests={})
@@ -204,14 +204,14 @@ def test_what_waits_for_a_slow_disk_is_bounded() -> None:
     order = BuildOrder(PROTOCOL, "r", "t", "refs/builds/m/r", "c" * 40, "s.morph")
     question = Query(PROTOCOL, "q", "workers")
     taken = answered = 0
-    for _ in range(2 * bounds.UNSAID):
+    for _ in range(2 * bounds.HELD_REPLIES):
         if not outbox.rejects(b"m", order, core):
             taken += 1
             journal.appended += 1
         if not outbox.rejects(b"m", question, core):
             answered += 1
             outbox.answer(b"m", question, core, 0.0)
-    assert (taken, answered) == (bounds.PROMISES + 1, bounds.UNSAID + 1)
+    assert (taken, answered) == (bounds.PENDING_ENTRIES + 1, bounds.HELD_REPLIES + 1)
     journal.durable = journal.appended
     outbox.send_due(core, 0.0)
     assert not outbox.rejects(b"m", order, core)

@@ -269,10 +269,10 @@ def test_report_is_bounded_by_slots() -> None:
     assert "worse" not in stage.scheduler.state.workers
 
 
-@pytest.mark.bound("UNSETTLED")
+@pytest.mark.bound("UNACKNOWLEDGED")
 def test_worker_with_many_unacknowledged_outcomes_gets_nothing_new() -> None:
     stage = Stage()
-    names = [f"s{n}" for n in range(bounds.UNSETTLED + 2)]
+    names = [f"s{n}" for n in range(bounds.UNACKNOWLEDGED + 2)]
     stage.worker("w1")
     stage.submit("\n".join(f"{name}:" for name in names), *names)
     machine = stage.machines["w1"]
@@ -284,7 +284,7 @@ def test_worker_with_many_unacknowledged_outcomes_gets_nothing_new() -> None:
         machine.obey(msgspec.structs.replace(desired, settled=()))
         for name in stage.all_running():
             stage.ends(name, "done", tell=False)
-    assert len(machine.finished) == bounds.UNSETTLED
+    assert len(machine.finished) == bounds.UNACKNOWLEDGED
     stage.sync()
     stage.sync()
     assert stage.all_running()

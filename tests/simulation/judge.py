@@ -24,7 +24,7 @@ TURNS = 6
 #: Events of which one is followed by a look at everything: what is wrong stays so for a while.
 LOOK = 4
 #: Messages that may wait in the broker for anybody, beside updates: the farms here are small.
-QUEUED = bounds.UNSAID + 100
+QUEUED = bounds.HELD_REPLIES + 100
 #: Seconds in peace that an initiator may stay when its request is over.
 LATE = 60.0
 #: Seconds after its start in which a broker lets workers say what they run.

@@ -183,12 +183,12 @@ def test_socket_send_to_no_peer_is_not_an_error() -> None:
         context.destroy(linger=0)
 
 
-@pytest.mark.bound("TOLD")
+@pytest.mark.bound("BROKER_TEXT")
 def test_message_with_a_text_that_is_too_long_is_not_decoded() -> None:
     codec: sockets.Codec[ToInitiator] = sockets.Codec(ToInitiator)
-    for length in (bounds.TOLD, bounds.TOLD + 1):
+    for length in (bounds.BROKER_TEXT, bounds.BROKER_TEXT + 1):
         frame = codec.encode(Update("r", 1, "failed", message="x" * length))
-        with pytest.raises(sockets.DecodeError) if length > bounds.TOLD else nullcontext():
+        with pytest.raises(sockets.DecodeError) if length > bounds.BROKER_TEXT else nullcontext():
             codec.decode(frame)
 
 

@@ -12,7 +12,7 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fabric.bounds import NOTES_OF_USE, RESERVED, UPLOAD, USES_KEPT
+from fabric.bounds import RESERVED, UPLOAD, USE_LIST, USES_KEPT
 from fabric.host.shared_files import CHUNK
 from fabric.trove.artifacts.backend import Entry, TooLarge, size_of
 from fabric.trove.artifacts.uses import Uses, keys_in
@@ -294,7 +294,7 @@ class Remote:
     def _read(self, path: str) -> bytes | None:
         """An object with keys; None if it is gone or too large."""
         with contextlib.suppress(FileNotFoundError, TooLarge):
-            return self.get(path, NOTES_OF_USE)
+            return self.get(path, USE_LIST)
         return None
 
     def tidy(self) -> None:

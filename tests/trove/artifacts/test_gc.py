@@ -235,7 +235,7 @@ def test_a_day_that_a_wrong_clock_has_made_costs_no_notes_of_today(tmp_path: Pat
 
 
 @pytest.mark.bound("USES_KEPT")
-@pytest.mark.bound("NOTES_OF_USE")
+@pytest.mark.bound("USE_LIST")
 def test_notes_too_old_or_too_long_are_not_heeded(server: Server, tmp_path: Path) -> None:
     store = Store(f"{server.url}/a", tmp_path / "scratch")
     for number in (1, 2, 3):
@@ -244,7 +244,7 @@ def test_notes_too_old_or_too_long_are_not_heeded(server: Server, tmp_path: Path
     folder = server.data / "a/uses"
     folder.mkdir()
     (folder / "fine").write_text(key(1))
-    (folder / "long").write_bytes(key(2).encode() + b"\n" * bounds.NOTES_OF_USE)
+    (folder / "long").write_bytes(key(2).encode() + b"\n" * bounds.USE_LIST)
     (folder / "old").write_text(key(3))
     old = time.time() - bounds.USES_KEPT - 600
     os.utime(folder / "old", (old, old))
