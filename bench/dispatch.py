@@ -150,7 +150,7 @@ def work(directory: Path, workers: int, slots: int, *, echo: bool) -> None:
     if echo:
         typical = codec.encode(
             Desired(1, 3, (Assignment("a" * 64, 1, msgspec.Raw(offers(1)[0].job)),),
-                    settled=(Attempt("b" * 64, 1),))
+                    acked=(Attempt("b" * 64, 1),))
         )  # fmt: skip
         for peer in peers.values():
             for _ in range(slots):
@@ -199,7 +199,7 @@ class Idler:
 
     def obey(self, desired: Desired, *, send: bool = True) -> None:
         self._answered = (desired.epoch, desired.sequence)
-        for attempt in desired.settled:
+        for attempt in desired.acked:
             self._finished.pop((attempt.key, attempt.fence), None)
         for start in desired.start:
             id = (start.key, start.fence)

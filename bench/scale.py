@@ -141,7 +141,7 @@ class Farm:
     def obey(self, name: str, desired: Desired) -> None:
         self.answered[name] = desired.sequence
         done = self.finished[name]
-        if done is not None and done in desired.settled:
+        if done is not None and done in desired.acked:
             self.finished[name] = None
         for each in desired.start:
             if self.running[name] is None:

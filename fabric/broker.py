@@ -237,13 +237,13 @@ class Broker:
             if desired is None or route is None:
                 continue
             if self._spools.lacking:
-                # A worker may delete a log once its attempt is settled: wait until it is complete.
-                settled = tuple(
+                # A worker may delete a log once its outcome is acked: wait until it is complete.
+                acked = tuple(
                     attempt
-                    for attempt in desired.settled
+                    for attempt in desired.acked
                     if not self._spools.incomplete(attempt.key, attempt.fence, self._now)
                 )
-                desired = msgspec.structs.replace(desired, settled=settled)
+                desired = msgspec.structs.replace(desired, acked=acked)
             self._server.send(route, desired)
         self._effects.changed_workers.clear()
 

@@ -289,8 +289,8 @@ class Worker:
         self._connection.send(_codec.encode(piece))
 
     def _forget(self) -> None:
-        """Discard the logs of attempts that are settled, or not wanted any more."""
-        known = {*self._agent.running, *self._agent.unsettled}
+        """Discard logs of attempts that are not wanted, or whose outcomes are acked."""
+        known = {*self._agent.running, *self._agent.unacked}
         for id in [id for id in self._attempts if id not in known]:
             attempt = self._attempts.pop(id)
             try:

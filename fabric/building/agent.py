@@ -124,7 +124,7 @@ class WorkerAgent:
         elif message.epoch == self._epoch and message.sequence <= self._answered:
             return []
         self._epoch, self._answered, self._obeyed = message.epoch, message.sequence, self._now
-        for attempt in message.settled:
+        for attempt in message.acked:
             self._finished.pop((attempt.key, attempt.fence), None)
         wanted = {(each.key, each.fence) for each in message.keep}
         gone = False
@@ -204,7 +204,7 @@ class WorkerAgent:
         return tuple(id for id, entry in self._entries.items() if entry.started)
 
     @property
-    def unsettled(self) -> tuple[Id, ...]:
+    def unacked(self) -> tuple[Id, ...]:
         """Attempts whose outcome or whole log the broker has not acknowledged."""
         return tuple(self._finished)
 

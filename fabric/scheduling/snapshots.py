@@ -40,7 +40,7 @@ def desired(state: FarmState, worker: Worker, sequence: int) -> Desired:
         epoch=state.epoch,
         start=tuple(start),
         keep=tuple(keep),
-        settled=tuple(starmap(Attempt, worker.acked)),
+        acked=tuple(starmap(Attempt, worker.acked)),
     )
 
 

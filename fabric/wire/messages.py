@@ -99,7 +99,7 @@ class Report(Message, frozen=True):
     #: labels that a step may need: "host-tools:<digest>"
     features: Annotated[tuple[Name, ...], Meta(max_length=bounds.FEATURES)] = ()
     running: Annotated[tuple[Running, ...], Meta(max_length=bounds.REPORTED)] = ()
-    #: repeated until a `Desired` lists them as settled
+    #: repeated until a `Desired` acknowledges them
     finished: Annotated[tuple[Outcome, ...], Meta(max_length=bounds.OUTCOMES)] = ()
     draining: bool = False
     free_disk: int = 0  # bytes
@@ -147,7 +147,9 @@ class Desired(Message, frozen=True):
     epoch: Count  # number of this run of the broker; a message of an older run is ignored
     start: tuple[Assignment, ...] = ()
     keep: tuple[Attempt, ...] = ()
-    settled: tuple[Attempt, ...] = ()  # their outcomes have arrived: the worker forgets them
+    acked: tuple[Attempt, ...] = msgspec.field(
+        default=(), name="settled"
+    )  # their outcomes have arrived: the worker forgets them
 
 
 class LogWanted(Message, frozen=True):

@@ -31,7 +31,7 @@ class Wish:
         self,
         start: tuple[tuple[str, int], ...] = (),
         keep: tuple[tuple[str, int], ...] = (),
-        settled: tuple[tuple[str, int], ...] = (),
+        acked: tuple[tuple[str, int], ...] = (),
     ) -> Desired:
         self.sequence += 1
         return Desired(
@@ -39,7 +39,7 @@ class Wish:
             self.epoch,
             start=tuple(Assignment(*id, JOB) for id in start),
             keep=tuple(Attempt(*id) for id in keep),
-            settled=tuple(Attempt(*id) for id in settled),
+            acked=tuple(Attempt(*id) for id in acked),
         )
 
 
@@ -110,9 +110,9 @@ def test_outcomes_are_reported_until_settled() -> None:
     assert isinstance(send, Send)
     assert [each.result for each in send.report.finished] == ["failed"]
     agent.desired(wish(keep=(("a", 1),)))
-    assert agent.unsettled == (("a", 1),)
+    assert agent.unacked == (("a", 1),)
     assert not agent.idle
-    agent.desired(wish(settled=(("a", 1),)))
+    agent.desired(wish(acked=(("a", 1),)))
     assert reported(agent) == ([], [])
     assert agent.idle
 
@@ -238,7 +238,7 @@ def test_draining_hands_back_what_has_not_begun() -> None:
     assert send.report.draining
     assert reported(agent) == ([("a", 1)], [("b", "cancelled")])
     agent.ended(Outcome("a", 1, "done"))
-    agent.desired(wish(settled=(("a", 1), ("b", 2))))
+    agent.desired(wish(acked=(("a", 1), ("b", 2))))
     assert agent.idle
 
 
@@ -258,7 +258,7 @@ def test_a_worker_may_refuse_all_that_is_new_for_a_while() -> None:
     assert send.report.refusing == "1.2 GiB of disk left"
     assert agent.refuse("1.2 GiB of disk left") == []
     assert reported(agent) == ([("a", 1)], [("b", "refused")])
-    agent.desired(wish(start=(("c", 3),), keep=(("a", 1),), settled=(("b", 2),)))
+    agent.desired(wish(start=(("c", 3),), keep=(("a", 1),), acked=(("b", 2),)))
     assert reported(agent) == ([("a", 1)], [("c", "refused")])
     [outcome] = agent.report().finished
     assert outcome.message == "1.2 GiB of disk left"
@@ -338,7 +338,7 @@ def test_outcomes_past_the_bound_count_as_running_until_others_are_settled() -> 
     running, finished = reported(agent)
     assert running == list(ids[-2:])
     assert [id for id, _ in finished] == [key for key, _ in ids[:-2]]
-    agent.desired(wish(keep=ids[-2:], settled=ids[:5]))
+    agent.desired(wish(keep=ids[-2:], acked=ids[:5]))
     running, finished = reported(agent)
     assert running == []
     assert len(finished) == bounds.OUTCOMES + 2 - 5

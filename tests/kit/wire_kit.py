@@ -169,7 +169,7 @@ class FakeWorker:
             match message := self._codec.decode(frames[-1].bytes):
                 case Desired():
                     self._do(self.agent.desired(message))
-                    known = {*self.agent.running, *self.agent.unsettled}
+                    known = {*self.agent.running, *self.agent.unacked}
                     self._logs = {id: log for id, log in self._logs.items() if id in known}
                 case LogWanted():
                     log = self._logs.get((message.key, message.fence), b"")

@@ -59,7 +59,7 @@ class Machine:
         self.epoch, self.answered = desired.epoch, desired.sequence
         wanted = {(each.key, each.fence) for each in desired.keep}
         wanted |= {(each.key, each.fence) for each in desired.start}
-        for attempt in desired.settled:
+        for attempt in desired.acked:
             self.finished.pop((attempt.key, attempt.fence), None)
         self.running = {id: phase for id, phase in self.running.items() if id in wanted}
         for assignment in desired.start:

@@ -174,7 +174,7 @@ def test_outcome_is_acknowledged_until_the_worker_forgets_it() -> None:
         stage.report("w1")
         desired = stage.scheduler.desired("w1")
         assert desired is not None
-        assert [each.key for each in desired.settled] == [key_of("zlib")]
+        assert [each.key for each in desired.acked] == [key_of("zlib")]
     assert stage.states()["zlib"] == "done"
     assert len(stage.ended) == 1
 

@@ -281,7 +281,7 @@ def test_worker_with_many_unacknowledged_outcomes_gets_nothing_new() -> None:
         desired = stage.scheduler.desired("w1")
         assert desired is not None
         # Their logs are not whole, so the broker does not settle them.
-        machine.obey(msgspec.structs.replace(desired, settled=()))
+        machine.obey(msgspec.structs.replace(desired, acked=()))
         for name in stage.all_running():
             stage.ends(name, "done", tell=False)
     assert len(machine.finished) == bounds.UNACKNOWLEDGED

@@ -57,7 +57,7 @@ class Builder:
         match message:
             case Desired():
                 self._do(self.agent.desired(message))
-                known = {*self.agent.running, *self.agent.unsettled}
+                known = {*self.agent.running, *self.agent.unacked}
                 self.logs = {id: log for id, log in self.logs.items() if id in known}
             case LogWanted():
                 log = self.logs.get((message.key, message.fence))
