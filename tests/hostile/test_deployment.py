@@ -58,7 +58,7 @@ TEMPLATES = {
     ),
     "much text": (
         "{% for i in range(99999) %}{{ 'x' * 1000 }}{% endfor %}",
-        r"templates may give 16 MiB of text, and this one makes more",
+        r"templates may make 16 MiB of text, and this one makes more",
     ),
     "deep": ("{{ " + "(" * 5000 + ")" * 5000 + " }}", r"RecursionError|MemoryError|512 MiB|ended"),
     "a division": ("{{ 1 / 0 }}", r"ZeroDivisionError: division by zero"),
@@ -369,8 +369,8 @@ def test_variables_are_a_small_file_of_json(tmp_path: Path) -> None:
         return str(caught.value).removeprefix(f"--variables {tmp_path}/given: ")
 
     assert said(" " * (VARIABLES + 1)) == "it has more than 4,194,304 bytes"
-    assert said("[]").startswith('it is not JSON like {"NAME": "text"}: ')
-    assert said('{"A": 1}').startswith('it is not JSON like {"NAME": "text"}: ')
+    assert said("[]").startswith('not a JSON object of the form {"NAME": "text"}: ')
+    assert said('{"A": 1}').startswith('not a JSON object of the form {"NAME": "text"}: ')
     (tmp_path / "given").write_text('{"A": "1"}')
     assert read_variables(str(tmp_path / "given")) == {"A": "1"}
     assert read_variables(None) == {}

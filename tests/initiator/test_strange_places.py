@@ -314,16 +314,15 @@ def with_ldconfig(project: Project) -> None:
 def test_users_without_rights_build_at_the_same_time_as_root(
     users: list[User], project: Project
 ) -> None:
-    started = []
-    for which, within in (
-        *((user.project, user.becoming) for user in users),
-        (project, ()),
-    ):
+    starts = [*((user.project, user.becoming) for user in users), (project, ())]
+    for which, _ in starts:
         with_ldconfig(which)
-        for user in users:
-            user.owns()
-        started.append((which, which.start(within=within)))
+    for user in users:
+        user.owns()
+    started = []
     try:
+        for which, within in starts:
+            started.append((which, which.start(within=within)))
         for which, child in started:
             out, err = child.communicate(timeout=120)
             assert child.returncode == 0, out + err

@@ -75,7 +75,9 @@ def test_keys_of_a_peer(tmp_path: Path) -> None:
     ):
         keys.of_peer(tmp_path, "initiator")
     keys.make("worker", "w2", tmp_path)
-    with pytest.raises(KeyProblem, match=r"there is: w1.key_secret, w2.key_secret"):
+    with pytest.raises(
+        KeyProblem, match=r"one secret key is needed here, not w1.key_secret, w2.key_secret"
+    ):
         keys.of_peer(tmp_path, "worker")
 
 
