@@ -86,7 +86,7 @@ def _(old: Old) -> Old:
     return check
 
 
-@mutant("C2", "a worker that hears a former broker heeds no later one", WorkerAgent, "desired")
+@mutant("C2", "a worker that hears a former broker ignores later ones", WorkerAgent, "desired")
 def _(old: Old) -> Old:
     shunned: dict[int, set[int]] = {}
 
@@ -116,7 +116,7 @@ def _(old: Old) -> Old:
     return follow
 
 
-@mutant("C7", "the end of an attempt is told again", workers, "emit_ended")
+@mutant("C7", "the end of an attempt is reported again", workers, "emit_ended")
 def _(old: Old) -> Old:
     def emit(state: Any, attempt: Any, *args: Any) -> None:
         attempt.ended = False
@@ -140,7 +140,7 @@ def _(old: Old) -> Old:
 # -- what the design promises --------------------------------------------------------------
 
 
-@mutant("ack", "initiators hear of what is not written yet", ReplyOutbox, "_send_durable")
+@mutant("ack", "initiators get replies that are not durable yet", ReplyOutbox, "_send_durable")
 def _(_: Old) -> Old:
     def say(self: Any) -> None:
         while self._waiting:
@@ -150,7 +150,7 @@ def _(_: Old) -> Old:
     return say
 
 
-@mutant("full", "a request that cannot be written is kept all the same", Journal, "update_status")
+@mutant("full", "a request that cannot be written is kept", Journal, "update_status")
 def _(old: Old) -> Old:
     def update_status(self: Any) -> list[str]:
         old(self)
@@ -163,7 +163,7 @@ mutant("opened", "requests are not written", Journal, "opened")(nothing)
 mutant("closed", "the ends of requests are not written", Journal, "closed")(nothing)
 
 
-@mutant("settle", "a restarted broker begins at once", Scheduler, "__init__")
+@mutant("settle", "a restarted broker assigns at once", Scheduler, "__init__")
 def _(old: Old) -> Old:
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         old(self, *args, **{**kwargs, "recovering": False})
@@ -173,7 +173,7 @@ def _(old: Old) -> Old:
 
 mutant(
     "slept",
-    "a broker that stood still takes all others for dead",
+    "a broker that was stopped takes all peers for dead",
     scheduler,
     "forgive_standstill",
 )(nothing)
@@ -188,7 +188,7 @@ def _(old: Old) -> Old:
     return describe
 
 
-@mutant("obey", "a worker obeys what was said before", WorkerAgent, "desired")
+@mutant("obey", "a worker follows an older desired state", WorkerAgent, "desired")
 def _(old: Old) -> Old:
     def desired(self: Any, message: Any) -> Any:
         self._answered = 0
@@ -199,23 +199,28 @@ def _(old: Old) -> Old:
 
 mutant("lost", "attempts stay with a lost worker", workers, "on_loss")(nothing)
 mutant("gone", "a lost worker's attempts never end", workers, "check_absence")(nothing)
-mutant("doomed", "what a worker does not end is waited for", attempts, "check_cancelled")(nothing)
-mutant("cooldown", "what was refused is never offered again", retries, "offer_again")(nothing)
-mutant("backoff", "a worker that pauses is not looked at again", retries, "end_pause")(nothing)
-mutant("silent", "the store is asked once", store, "query_again")(nothing)
-mutant("liar", "who complains in vain is not charged", retries, "count_fault")(
+mutant(
+    "stuck",
+    "the broker waits for an attempt that a worker does not end",
+    attempts,
+    "check_cancelled",
+)(nothing)
+mutant("cooldown", "a refused step is never offered again", retries, "offer_again")(nothing)
+mutant("backoff", "a worker that rests gets no more steps", retries, "end_pause")(nothing)
+mutant("silent", "the store is queried only once", store, "query_again")(nothing)
+mutant("liar", "a false report of damage costs nothing", retries, "count_fault")(
     lambda _: lambda *_: False
 )
-mutant("doubt", "what is damaged is not doubted", store, "suspect")(nothing)
-mutant("patience", "who is not heard has not left", requests, "check_patience")(nothing)
+mutant("suspect", "a damaged artifact is not inspected", store, "suspect")(nothing)
+mutant("patience", "a silent initiator never leaves", requests, "check_patience")(nothing)
 
 
-@mutant("ghost", "a step begins while an earlier attempt goes on", attempts, "wait_no_longer")
+@mutant("dying", "a step begins while an earlier attempt goes on", attempts, "wait_no_longer")
 def _(_: Old) -> Old:
     return lambda *_: True
 
 
-@mutant("answer", "a store that does not answer has nothing", StoreClient, "_look_up")
+@mutant("answer", "a store that does not answer counts as empty", StoreClient, "_look_up")
 def _(old: Old) -> Old:
     def look_up(self: Any, asks: Any) -> Any:
         answers = old(self, asks)
@@ -229,7 +234,7 @@ def _(old: Old) -> Old:
     return look_up
 
 
-@mutant("gap", "the broker takes a piece for the next whatever its offset", Spools, "append")
+@mutant("gap", "the broker appends a piece at any offset", Spools, "append")
 def _(old: Old) -> Old:
     def append(self: Any, key: str, fence: int, offset: int, data: Any) -> Any:
         spool = self._spools.get((key, fence))
@@ -238,7 +243,7 @@ def _(old: Old) -> Old:
     return append
 
 
-@mutant("asked", "gaps in a log are not asked for", Spools, "wanted")
+@mutant("asked", "gaps in a log are not requested", Spools, "wanted")
 def _(_: Old) -> Old:
     return lambda *_: iter(())
 
