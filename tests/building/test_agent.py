@@ -55,7 +55,7 @@ def reported(agent: WorkerAgent) -> tuple[list[tuple[str, int]], list[tuple[str,
     return running, [(each.key, each.result) for each in report.finished]
 
 
-def test_the_first_tick_reports_and_then_one_each_second() -> None:
+def test_agent_reports_at_once_and_then_each_second() -> None:
     agent = WorkerAgent(name="w1", instance="first", arch="x86_64", slots=2, features=("kvm",))
     [send] = agent.tick(10.0)
     assert isinstance(send, Send)
@@ -66,7 +66,7 @@ def test_the_first_tick_reports_and_then_one_each_second() -> None:
     assert len(agent.tick(11.0)) == 1
 
 
-def test_what_is_wanted_starts_and_is_reported() -> None:
+def test_agent_starts_and_reports_a_wanted_attempt() -> None:
     agent = agent_with()
     assert agent.desired(Wish()(start=(("a", 1),))) == [Start("a", 1, JOB)]
     assert agent.running == (("a", 1),)
@@ -74,7 +74,7 @@ def test_what_is_wanted_starts_and_is_reported() -> None:
     assert agent.due == PROGRESS_EVERY, "that it began is reported soon"
 
 
-def test_repeated_and_old_messages_change_nothing() -> None:
+def test_agent_ignores_repeated_and_old_messages() -> None:
     agent, wish = agent_with(2), Wish()
     first, second = wish(start=(("a", 1),)), wish(start=(("a", 1), ("b", 2)))
     agent.desired(second)
@@ -83,7 +83,7 @@ def test_repeated_and_old_messages_change_nothing() -> None:
     assert agent.running == (("a", 1), ("b", 2))
 
 
-def test_what_is_left_out_is_killed_once() -> None:
+def test_agent_kills_an_unwanted_attempt_once() -> None:
     agent, wish = agent_with(), Wish()
     agent.desired(wish(start=(("a", 1),)))
     assert agent.desired(wish()) == [Kill("a", 1)]
@@ -95,7 +95,7 @@ def test_what_is_left_out_is_killed_once() -> None:
     assert agent.idle
 
 
-def test_a_killed_attempt_that_was_quicker_is_reported() -> None:
+def test_agent_reports_an_attempt_that_ended_before_its_kill() -> None:
     agent, wish = agent_with(), Wish()
     agent.desired(wish(start=(("a", 1),)))
     agent.desired(wish())
@@ -103,7 +103,7 @@ def test_a_killed_attempt_that_was_quicker_is_reported() -> None:
     assert reported(agent) == ([], [("a", "done")])
 
 
-def test_outcomes_are_reported_until_settled() -> None:
+def test_outcome_is_reported_until_it_is_acknowledged() -> None:
     agent, wish = agent_with(), Wish()
     agent.desired(wish(start=(("a", 1),)))
     [send] = agent.ended(Outcome("a", 1, "failed"))
@@ -117,14 +117,14 @@ def test_outcomes_are_reported_until_settled() -> None:
     assert agent.idle
 
 
-def test_what_has_ended_does_not_start_again() -> None:
+def test_agent_starts_no_attempt_again_that_ended() -> None:
     agent, wish = agent_with(), Wish()
     agent.desired(wish(start=(("a", 1),)))
     agent.ended(Outcome("a", 1, "done"))
     assert agent.desired(wish(start=(("a", 1),))) == []
 
 
-def test_more_than_its_slots_waits() -> None:
+def test_agent_queues_attempts_past_its_slots() -> None:
     agent, wish = agent_with(), Wish()
     assert agent.desired(wish(start=(("a", 1), ("b", 2)))) == [Start("a", 1, JOB)]
     assert reported(agent) == ([("a", 1), ("b", 2)], [])
@@ -133,7 +133,7 @@ def test_more_than_its_slots_waits() -> None:
     assert isinstance(send, Send)
 
 
-def test_what_only_stores_frees_its_slot_at_once() -> None:
+def test_slot_is_free_while_an_attempt_only_stores() -> None:
     agent, wish = agent_with(), Wish()
     agent.desired(wish(start=(("a", 1),)))
     [send] = agent.progress("a", 1, phase=STORING, log_size=5)
@@ -148,7 +148,7 @@ def test_what_only_stores_frees_its_slot_at_once() -> None:
     assert agent.report().slots == 1
 
 
-def test_what_waits_and_is_left_out_is_forgotten() -> None:
+def test_agent_forgets_a_queued_attempt_that_is_unwanted() -> None:
     agent, wish = agent_with(), Wish()
     agent.desired(wish(start=(("a", 1), ("b", 2))))
     [send] = agent.desired(wish(keep=(("a", 1),)))
@@ -156,7 +156,7 @@ def test_what_waits_and_is_left_out_is_forgotten() -> None:
     assert reported(agent) == ([("a", 1)], [])
 
 
-def test_a_new_attempt_waits_until_the_old_one_of_that_job_is_dead() -> None:
+def test_agent_starts_a_new_attempt_once_the_old_one_is_dead() -> None:
     agent, wish = agent_with(2), Wish()
     agent.desired(wish(start=(("a", 1),)))
     assert agent.desired(wish(start=(("a", 2),))) == [Kill("a", 1)]
@@ -164,7 +164,7 @@ def test_a_new_attempt_waits_until_the_old_one_of_that_job_is_dead() -> None:
     assert start == Start("a", 2, JOB)
 
 
-def test_a_later_run_of_the_broker_is_obeyed_and_a_former_no_more() -> None:
+def test_agent_obeys_a_later_run_of_the_broker_only() -> None:
     agent, old, new = agent_with(), Wish(1), Wish(2)
     for _ in range(5):
         last = old(start=(("a", 1),))
@@ -176,7 +176,7 @@ def test_a_later_run_of_the_broker_is_obeyed_and_a_former_no_more() -> None:
     assert (report.epoch, report.answered) == (2, 1)
 
 
-def test_the_first_word_heard_may_be_a_late_one_of_a_run_long_over() -> None:
+def test_agent_obeys_a_new_run_after_a_late_message_of_an_old_one() -> None:
     """What a run said is no reason to ignore one after it, in whatever order they are heard."""
     agent, oldest, old, new = agent_with(), Wish(1), Wish(2), Wish(3)
     agent.desired(old())
@@ -187,7 +187,7 @@ def test_the_first_word_heard_may_be_a_late_one_of_a_run_long_over() -> None:
         assert agent.running == (("a", 5),)
 
 
-def test_a_broker_that_lost_its_journal_and_the_time_is_obeyed_once_the_former_is_silent() -> None:
+def test_agent_obeys_a_lower_epoch_once_the_former_broker_is_silent() -> None:
     agent, former, wish = agent_with(), Wish(9), Wish(1)
     agent.tick(0.0)
     agent.desired(former())
@@ -198,7 +198,7 @@ def test_a_broker_that_lost_its_journal_and_the_time_is_obeyed_once_the_former_i
     assert agent.report().epoch == 1
 
 
-def test_what_is_reported_of_an_attempt_has_its_token() -> None:
+def test_report_has_the_token_of_each_attempt() -> None:
     agent = agent_with()
     start = tuple(Assignment(key, 1, JOB, token) for key, token in (("a", 7), ("b", 8)))
     agent.desired(Desired(1, 1, start=start))
@@ -208,14 +208,14 @@ def test_what_is_reported_of_an_attempt_has_its_token() -> None:
     assert [each.token for each in agent.report().finished] == [7, 8]
 
 
-def test_what_is_handed_back_has_its_token() -> None:
+def test_report_has_the_token_of_a_refused_attempt() -> None:
     agent = agent_with()
     agent.refuse("disk full")
     agent.desired(Desired(1, 1, start=(Assignment("a", 1, JOB, 7),)))
     assert [each.token for each in agent.report().finished] == [7]
 
 
-def test_a_new_phase_is_reported_soon_and_bytes_later() -> None:
+def test_agent_reports_a_new_phase_before_new_bytes() -> None:
     agent = agent_with()
     agent.desired(Wish()(start=(("a", 1),)))
     agent.tick(1.0)
@@ -230,7 +230,7 @@ def test_a_new_phase_is_reported_soon_and_bytes_later() -> None:
     assert agent.progress("gone", 1, phase="build", log_size=1) == []
 
 
-def test_draining_hands_back_what_has_not_begun() -> None:
+def test_drain_hands_back_queued_attempts() -> None:
     agent, wish = agent_with(), Wish()
     agent.desired(wish(start=(("a", 1), ("b", 2))))
     [send] = agent.drain()
@@ -242,7 +242,7 @@ def test_draining_hands_back_what_has_not_begun() -> None:
     assert agent.idle
 
 
-def test_a_draining_worker_hands_back_what_still_comes() -> None:
+def test_drain_hands_back_attempts_that_still_come() -> None:
     agent, wish = agent_with(2), Wish()
     agent.drain()
     [send] = agent.desired(wish(start=(("a", 1),)))
@@ -250,7 +250,7 @@ def test_a_draining_worker_hands_back_what_still_comes() -> None:
     assert reported(agent) == ([], [("a", "cancelled")])
 
 
-def test_a_worker_may_refuse_all_that_is_new_for_a_while() -> None:
+def test_agent_refuses_new_attempts_for_a_while() -> None:
     agent, wish = agent_with(), Wish()
     agent.desired(wish(start=(("a", 1), ("b", 2))))
     [send] = agent.refuse("1.2 GiB of disk left")
@@ -268,21 +268,21 @@ def test_a_worker_may_refuse_all_that_is_new_for_a_while() -> None:
     assert agent.desired(wish(start=(("c", 4),))) == [Start("c", 4, JOB)]
 
 
-def test_one_job_may_be_refused() -> None:
+def test_agent_refuses_one_job() -> None:
     agent, wish = agent_with(), Wish()
     agent.desired(wish(start=(("a", 1),)))
     agent.ended(Outcome("a", 1, "refused", message="its sources need 40 GiB"))
     assert reported(agent) == ([], [("a", "refused")])
 
 
-def test_disk_and_memory_are_reported() -> None:
+def test_report_has_free_disk_and_memory() -> None:
     agent = agent_with()
     agent.free_disk, agent.free_memory = 5, 7
     report = agent.report()
     assert (report.free_disk, report.free_memory) == (5, 7)
 
 
-def test_the_end_of_what_never_ran_is_an_error() -> None:
+def test_agent_raises_for_the_end_of_an_attempt_that_never_ran() -> None:
     with pytest.raises(KeyError):
         agent_with().ended(Outcome("a", 1, "done"))
 
@@ -294,7 +294,7 @@ def test_reports_are_numbered() -> None:
 
 
 @pytest.mark.bound("REMOTE_FRAME")
-def test_the_largest_report_is_no_larger_than_a_frame() -> None:
+def test_report_of_the_largest_size_fits_a_frame() -> None:
     wide = "\U0001f980"  # four bytes
     agent = WorkerAgent(
         name=wide * 63,
@@ -329,7 +329,7 @@ def test_the_largest_report_is_no_larger_than_a_frame() -> None:
     assert msgspec.msgpack.decode(frame, type=Report) == report
 
 
-def test_outcomes_past_the_bound_count_as_running_until_others_are_settled() -> None:
+def test_outcomes_past_the_bound_count_as_running() -> None:
     agent, wish = agent_with(slots=bounds.SLOTS), Wish()
     ids = tuple((f"{n:064x}", n + 1) for n in range(bounds.OUTCOMES + 2))
     agent.desired(wish(start=ids))

@@ -60,13 +60,13 @@ def unpacked(packed: Packed) -> list[Entry]:
 
 class TestFormat:
     @given(st.lists(entries, max_size=8))
-    def test_what_goes_in_comes_out(self, wanted: list[Entry]) -> None:
+    def test_archive_gives_back_its_entries(self, wanted: list[Entry]) -> None:
         packed = pack(wanted, Path("/unused"))
         assert unpacked(packed) == wanted
         assert hashlib.sha256(content(packed)).hexdigest() == packed.blob.sha256
         assert len(content(packed)) == packed.blob.size
 
-    def test_other_programs_can_read_it(self, tmp_path: Path) -> None:
+    def test_archive_can_be_read_by_other_programs(self, tmp_path: Path) -> None:
         long = b"a" * 90 + b"/" + b"b" * 90
         wanted = [
             Entry(b"dir", DIRECTORY, 0o1777),
@@ -98,11 +98,11 @@ class TestFormat:
         assert device.ischr()
         assert (device.devmajor, device.devminor, device.uid, device.gid) == (5, 300, 3, 4)
 
-    def test_large_sizes(self) -> None:
+    def test_archive_holds_large_sizes(self) -> None:
         header = archive.header(Entry(b"x", FILE, size=1 << 40), b"x")
         assert tarfile.TarInfo.frombuf(header, "utf-8", "strict").size == 1 << 40
 
-    def test_large_numbers(self) -> None:
+    def test_archive_holds_large_device_and_owner_numbers(self) -> None:
         """Other programs read them, too."""
         device = Entry(
             b"dev", CHARACTER, 0o600, major=4095, minor=1 << 22, uid=1 << 21, gid=1 << 31
@@ -129,12 +129,12 @@ class TestFormat:
         ],
         ids=range(8),
     )
-    def test_what_could_not_be_read_is_not_written(self, entry: Entry, why: str) -> None:
+    def test_archive_is_not_written_with_an_unreadable_entry(self, entry: Entry, why: str) -> None:
         with pytest.raises(BuildFailed, match=f"cannot be archived: {re.escape(why)}"):
             pack([entry], Path("/unused"))
 
     @pytest.mark.parametrize("size", [1 << 10, (1 << 20) + 5, 5 << 20, 70 << 20])
-    def test_same_bytes_whatever_the_size(self, tmp_path: Path, size: int) -> None:
+    def test_archive_has_the_same_bytes_for_the_same_file(self, tmp_path: Path, size: int) -> None:
         block = hashlib.sha256(b"seed").digest() * 2048
         (tmp_path / "file").write_bytes((block * (size // len(block) + 1))[:size])
         os.truncate(tmp_path / "file", size)
@@ -143,7 +143,7 @@ class TestFormat:
         assert one.blob == two.blob
         assert unpacked(one)[0].data == (tmp_path / "file").read_bytes()
 
-    def test_file_that_changes(self, tmp_path: Path) -> None:
+    def test_archive_of_a_changing_file_is_a_fault(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("four")
         for size in (3, 5):
             entry = Entry(b"file", FILE, size=size, source=os.fsencode(tmp_path / "file"))
@@ -153,19 +153,19 @@ class TestFormat:
 
 class TestDamage:
     @pytest.mark.parametrize("cut", [0, 1, 20, -5])
-    def test_cut_short(self, cut: int) -> None:
+    def test_archive_cut_short_is_damaged(self, cut: int) -> None:
         whole = content(pack([Entry(b"x", FILE, size=3000, data=b"y" * 3000)], Path("/unused")))
         with pytest.raises(MachineFault, match="Damaged archive"):
             list(read(io.BytesIO(whole[:cut])))
 
     @pytest.mark.parametrize("name", [b"/etc/passwd", b"../out", b"a/../../out", b"", b"a/.."])
-    def test_names_that_lead_out(self, name: bytes) -> None:
+    def test_archive_with_a_path_out_of_it_is_damaged(self, name: bytes) -> None:
         header = archive.header(Entry(b"x", FILE), name)
         data = zstandard.ZstdCompressor().compress(header + bytes(1024))
         with pytest.raises(MachineFault, match="Damaged archive: its path is"):
             list(read(io.BytesIO(data)))
 
-    def test_no_archive(self) -> None:
+    def test_archive_without_a_tar_header_is_damaged(self) -> None:
         data = zstandard.ZstdCompressor().compress(b"x" * 2048)
         with pytest.raises(MachineFault, match="not a tar header"):
             list(read(io.BytesIO(data)))
@@ -187,7 +187,7 @@ def text(name: bytes, data: str = "") -> Entry:
 
 
 class TestUnpacking:
-    def test_gives_back_the_tree(self, tmp_path: Path) -> None:
+    def test_unpacker_gives_back_the_tree(self, tmp_path: Path) -> None:
         tree = tmp_path / "tree"
         (tree / "sub/deep").mkdir(parents=True)
         (tree / "sub/file").write_text("text")
@@ -214,7 +214,7 @@ class TestUnpacking:
         remove(tree)
         assert not tree.exists()
 
-    def test_later_files_replace_earlier_ones(self, tmp_path: Path) -> None:
+    def test_unpacker_replaces_earlier_files(self, tmp_path: Path) -> None:
         unpacker = unpack(
             tmp_path / "root",
             [text(b"a", "one"), Entry(b"b", SYMLINK, link=b"a"), text(b"c", "see")],
@@ -224,7 +224,7 @@ class TestUnpacking:
         assert (tmp_path / "root/a").read_text() == "see"
         assert unpacker.replaced == [(b"b", "0", "1"), (b"a", "0", "1")]
 
-    def test_symlinks_to_directories_are_followed_inside_only(self, tmp_path: Path) -> None:
+    def test_unpacker_follows_symlinks_inside_the_root_only(self, tmp_path: Path) -> None:
         (tmp_path / "outside").mkdir()
         unpack(
             tmp_path / "root",
@@ -248,18 +248,18 @@ class TestUnpacking:
             (Entry(b"it", SYMLINK, link=b"nowhere"), Entry(b"it", DIRECTORY)),
         ],
     )
-    def test_clashes(self, tmp_path: Path, first: Entry, second: Entry) -> None:
+    def test_unpacker_raises_for_a_clash(self, tmp_path: Path, first: Entry, second: Entry) -> None:
         with pytest.raises(Clash, match=r"1 has a .* at /it, where 0 has a "):
             unpack(tmp_path / "root", [first], [second])
 
-    def test_devices_are_recorded(self, tmp_path: Path) -> None:
+    def test_unpacker_records_devices(self, tmp_path: Path) -> None:
         device = Entry(b"dev/null", CHARACTER, 0o666, major=1, minor=3)
         unpacker = unpack(tmp_path / "root", [device])
         assert unpacker.devices == {b"dev/null": device}
         assert not (tmp_path / "root/dev/null").exists()
 
     @pytest.mark.parametrize("keep", [True, False])
-    def test_bits_that_give_a_program_other_rights(self, tmp_path: Path, keep: bool) -> None:
+    def test_unpacker_drops_setuid_and_setgid_unless_kept(self, tmp_path: Path, keep: bool) -> None:
         unpacker = Unpacker(tmp_path, keep_raising=keep)
         for name, type_, mode in ((b"dir", DIRECTORY, 0o2755), (b"it", FILE, 0o6755)):
             unpacker.put(Entry(name, type_, mode), [], "it")
@@ -270,7 +270,7 @@ class TestUnpacking:
 
 
 class TestScanning:
-    def test_refuses_what_no_archive_can_hold(self, tmp_path: Path) -> None:
+    def test_scan_rejects_sockets(self, tmp_path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(str(tmp_path / "it"))
             with pytest.raises(BuildFailed) as caught:
@@ -282,7 +282,7 @@ class TestScanning:
 
     @pytest.mark.slow
     @pytest.mark.bound("ARTIFACT_FILES")
-    def test_refuses_too_many_files(self) -> None:
+    def test_scan_rejects_too_many_files(self) -> None:
         with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
             first = f"{name}/first"
             Path(first).touch()
@@ -292,7 +292,7 @@ class TestScanning:
                 scan(Path(name))
         assert str(caught.value) == "More than 1,000,000 files are too many for an artifact"
 
-    def test_hears_that_it_must_end(self, tmp_path: Path) -> None:
+    def test_scan_can_be_cancelled(self, tmp_path: Path) -> None:
         (tmp_path / "a/b/c").mkdir(parents=True)
         checks = iter((None, None, Cancelled()))
 
@@ -305,7 +305,7 @@ class TestScanning:
 
 
 class TestSettling:
-    def test_removes_what_archives_do_not_keep(self, tmp_path: Path) -> None:
+    def test_normalize_removes_extended_attributes(self, tmp_path: Path) -> None:
         """Also from what may not be written to; and an attribute of the tree itself."""
         (tmp_path / "dir").mkdir()
         (tmp_path / "dir/file").touch()

@@ -21,7 +21,7 @@ def attempt(tmp_path: Path) -> Attempt:
     return Attempt(KEY, 1, msgspec.Raw(b"\x80"), tmp_path / "spool", lambda: None)
 
 
-def test_a_job_that_is_not_understood_is_a_fault(attempt: Attempt, kit: Kit) -> None:
+def test_attempt_of_an_unknown_job_is_a_fault(attempt: Attempt, kit: Kit) -> None:
     outcome = attempt.run(kit.workspace, WorkerSettings(), "w1")
     assert outcome.result == "fault"
     assert outcome.message.startswith("w1 does not understand this job: ")
@@ -29,7 +29,7 @@ def test_a_job_that_is_not_understood_is_a_fault(attempt: Attempt, kit: Kit) -> 
     attempt.log.discard()
 
 
-def test_an_attempt_whose_log_cannot_be_read_ends_all_the_same(attempt: Attempt, kit: Kit) -> None:
+def test_attempt_with_an_unreadable_log_ends(attempt: Attempt, kit: Kit) -> None:
     """As on a failing disk: the log is a file by now, and its descriptor cannot be read."""
     attempt.log.write("x" * 2 * SMALL)
     blind = os.open(attempt.log.path, os.O_WRONLY | os.O_APPEND)

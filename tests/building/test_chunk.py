@@ -28,7 +28,7 @@ def printed(kit: Kit, command: str, **fields: object) -> str:
 
 
 class TestWhatItSees:
-    def test_environment_is_the_job_s_and_no_more(self, kit: Kit) -> None:
+    def test_chunk_environment_is_that_of_its_job_only(self, kit: Kit) -> None:
         environment = {"PATH": "/bin", "HOME": "/tmp", "SHELL": "/bin/sh", "PREFIX": "/usr"}
         text = printed(kit, "env | sort", environment=environment)
         assert text.splitlines() == [
@@ -41,7 +41,7 @@ class TestWhatItSees:
             "SHELL=/bin/sh",
         ]
 
-    def test_makeflags(self, kit: Kit) -> None:
+    def test_chunk_makeflags_are_parallel_for_build_commands_only(self, kit: Kit) -> None:
         names = (*(f"{when}build-commands" for when in ("pre-", "", "post-")), "test-commands")
         commands = tuple((name, (f"echo {name}: $MAKEFLAGS",)) for name in names)
         kit.build(kit.chunk("a", commands=commands), jobs=7)
@@ -51,14 +51,14 @@ class TestWhatItSees:
         kit.build(kit.chunk("b", commands=commands, max_jobs=2), jobs=7)
         assert "build-commands: -j2\n" in kit.log_text
 
-    def test_is_root_alone_without_network(self, kit: Kit) -> None:
+    def test_chunk_builds_as_root_without_network_or_other_processes(self, kit: Kit) -> None:
         text = printed(kit, "id -u; id -g; uname -n; cat /proc/net/dev | wc -l; ls /proc | grep 1$")
         uid, gid, host, interfaces, *processes = text.split()
         assert (uid, gid, host) == ("0", "0", "localhost")
         assert interfaces == "3"  # two lines of heading, and lo
         assert processes == ["1"]
 
-    def test_root_is_read_only(self, kit: Kit) -> None:
+    def test_chunk_root_is_read_only(self, kit: Kit) -> None:
         text = printed(
             kit,
             "for it in / /bin/ /proc/sys/kernel/ /thing.build/ /thing.inst/ /tmp/ /dev/ /dev/shm/;"
@@ -66,10 +66,10 @@ class TestWhatItSees:
         )
         assert text.split() == ["/thing.build/", "/thing.inst/", "/tmp/", "/dev/shm/"]
 
-    def test_tmp_is_private(self, kit: Kit, tmp_path: Path) -> None:
+    def test_chunk_tmp_is_private(self, kit: Kit, tmp_path: Path) -> None:
         assert printed(kit, f"ls -A /tmp; test ! -e {tmp_path} && echo hidden") == "hidden\n"
 
-    def test_sources_have_one_time_and_stay_as_they_are(self, kit: Kit) -> None:
+    def test_chunk_sources_have_one_time_and_are_not_changed(self, kit: Kit) -> None:
         source = kit.tree(one="1", two="2")
         before = scan(kit.sources.trees[source.tree])
         text = printed(
@@ -79,7 +79,7 @@ class TestWhatItSees:
         assert scan(kit.sources.trees[source.tree]) == before
         assert (kit.sources.trees[source.tree] / "one").read_text() == "1"
 
-    def test_submodules_are_in_their_places(self, kit: Kit) -> None:
+    def test_chunk_sources_hold_their_submodules(self, kit: Kit) -> None:
         inner, middle, outer = (kit.tree(name=name) for name in ("inner", "middle", "outer"))
         (kit.sources.trees[outer.tree] / "lib").mkdir()
         middle = Source("b", "r", "1" * 40, middle.tree, (("deep/er", inner),))
@@ -87,7 +87,7 @@ class TestWhatItSees:
         text = printed(kit, "cat name lib/name lib/deep/er/name; echo x > lib/name", source=source)
         assert text == "outermiddleinner"
 
-    def test_later_layers_cover_earlier_ones(self, kit: Kit) -> None:
+    def test_chunk_sees_later_layers_above_earlier_ones(self, kit: Kit) -> None:
         staged = [kit.base]
         for name in ("first", "second"):
             job = kit.chunk(name, install=[f"echo {name} | tee $DESTDIR/{name} > $DESTDIR/both"])
@@ -99,7 +99,7 @@ class TestWhatItSees:
             "second",
         ]
 
-    def test_layers_come_from_the_store_when_they_are_gone(self, kit: Kit) -> None:
+    def test_chunk_layers_are_unpacked_again_from_the_store(self, kit: Kit) -> None:
         job = kit.chunk("lib", install=["mkdir $DESTDIR/it; echo text > $DESTDIR/it/file"])
         kit.build(job)
         layer = kit.workspace.root / "layers" / job.key
@@ -114,14 +114,14 @@ class TestWhatItSees:
         after = {path: entry._replace(source=b"") for path, entry in scan(layer).items()}
         assert after == before
 
-    def test_missing_layer_is_the_machine_s_fault(self, kit: Kit) -> None:
+    def test_chunk_with_a_missing_layer_is_a_machine_fault(self, kit: Kit) -> None:
         staged = (kit.base, Staged(key_of("nothing"), "low"))
         with pytest.raises(MachineFault, match="no chunk"):
             kit.build(kit.chunk(install=[":"], staged=staged))
 
 
 class TestBootstrap:
-    def test_uses_the_host_but_not_its_homes(self, kit: Kit, tmp_path: Path) -> None:
+    def test_bootstrap_uses_the_host_without_its_homes(self, kit: Kit, tmp_path: Path) -> None:
         lib = kit.chunk("lib", install=["mkdir -p $DESTDIR/tools/bin; touch $DESTDIR/tools/bin/x"])
         kit.build(lib)
         environment = {"PATH": "/tools/bin:/sbin:/usr/sbin:/bin:/usr/bin", "HOME": "/tmp"}
@@ -144,13 +144,13 @@ class TestBootstrap:
             "read-only",
         ]
 
-    def test_without_anything_staged(self, kit: Kit) -> None:
+    def test_bootstrap_without_staged_chunks(self, kit: Kit) -> None:
         text = printed(kit, "ls -A ..", mode="test", staged=())
         assert text.split() == ["thing.build", "thing.inst"]
 
 
 class TestWhatItLeaves:
-    def test_artifacts_by_split_rules(self, kit: Kit) -> None:
+    def test_chunk_is_split_into_artifacts_by_rules(self, kit: Kit) -> None:
         job = kit.chunk(
             install=[
                 INSTALL + "cd $DESTDIR; cp /bin/true usr/bin/it; chmod 4755 usr/bin/it",
@@ -178,18 +178,18 @@ class TestWhatItLeaves:
         assert list(misc) == ["usr", "usr/bin", "var", "var/f"]
         assert (misc["var"].mode, misc["var/f"].type) == (0o1777, archive.FIFO)
 
-    def test_nothing_installed(self, kit: Kit) -> None:
+    def test_chunk_that_installs_nothing_has_empty_artifacts(self, kit: Kit) -> None:
         manifest = kit.build(kit.chunk(build=[":"]))
         assert {each.blob for each in manifest.artifacts} == {None}
         assert manifest.log is not None
 
-    def test_files_no_rule_takes(self, kit: Kit) -> None:
+    def test_chunk_with_a_file_that_matches_no_rule_fails(self, kit: Kit) -> None:
         rules = (Rule("thing-bins", ("usr/bin/.*",)),)
         job = kit.chunk(install=[INSTALL + "touch $DESTDIR/usr/bin/a $DESTDIR/b"], rules=rules)
         with pytest.raises(BuildFailed, match=r"No split rule(.|\n)*  /b$"):
             kit.build(job)
 
-    def test_integration_scripts_are_inside_their_artifact(self, kit: Kit) -> None:
+    def test_chunk_integration_scripts_are_inside_their_artifact(self, kit: Kit) -> None:
         integration = (
             ("thing-bins", "50-x", ("first", "second\nline")),
             ("thing-none", "10-y", ("lost",)),
@@ -200,7 +200,7 @@ class TestWhatItLeaves:
         assert (script.mode, script.data) == (0o755, b"#!/bin/sh\nset -xeu\nsecond\nline")
         assert "warning: system-integration 10-y is for thing-none" in kit.log_text
 
-    def test_integration_scripts_do_not_follow_links_out(self, kit: Kit, tmp_path: Path) -> None:
+    def test_chunk_integration_scripts_follow_no_links_out(self, kit: Kit, tmp_path: Path) -> None:
         (tmp_path / "victim").mkdir()
         job = kit.chunk(
             install=[f"ln -s {tmp_path}/victim $DESTDIR/baserock"],
@@ -210,14 +210,14 @@ class TestWhatItLeaves:
             kit.build(job)
         assert not list((tmp_path / "victim").iterdir())
 
-    def test_devices_are_in_the_archive_only(self, kit: Kit) -> None:
+    def test_chunk_devices_are_in_the_archive_only(self, kit: Kit) -> None:
         device = Device("/dev/console", "c", 0o600, 5, 1, 0, 5)
         manifest = kit.build(kit.chunk(build=[":"], devices=(device,)))
         entry = kit.entries(manifest, "thing-misc")["dev/console"]
         assert entry[:3] == (b"dev/console", archive.CHARACTER, 0o600)
         assert (entry.major, entry.minor, entry.uid, entry.gid) == (5, 1, 0, 5)
 
-    def test_unreadable_files_and_strange_names(self, kit: Kit) -> None:
+    def test_chunk_may_install_unreadable_files_and_odd_names(self, kit: Kit) -> None:
         script = (
             "cd $DESTDIR; echo secret > shut; chmod 0 shut; mkdir dark; echo in > dark/in;"
             " chmod 4111 dark/in; chmod 0 dark; touch \"$(printf 'bad\\377name\\nnew')\";"
@@ -232,7 +232,7 @@ class TestWhatItLeaves:
         assert f"{1:0100}/{2:0100}/end" in found
         assert found["long"].link == f"{3:0150}".encode()
 
-    def test_the_same_bytes_anywhere_and_any_time(self, kit: Kit, tmp_path: Path) -> None:
+    def test_chunk_artifacts_are_reproducible(self, kit: Kit, tmp_path: Path) -> None:
         other = Kit(tmp_path / "other", kit.base_archive)
         commands = [
             INSTALL + "cd $DESTDIR/usr/bin; for i in $(seq 20); do echo $i > f$i; done; ln f1 g",
@@ -242,7 +242,7 @@ class TestWhatItLeaves:
             manifests = [each.build(each.chunk(install=commands)) for each in (kit, other)]
         assert manifests[0].artifacts == manifests[1].artifacts
 
-    def test_manifest_and_log_are_stored(self, kit: Kit) -> None:
+    def test_chunk_manifest_and_log_are_stored(self, kit: Kit) -> None:
         job = kit.chunk(build=["echo hello"], metadata={"repo": "upstream:it"})
         manifest = kit.build(job, builder="worker-1")
         assert kit.store.manifest(job.key) == manifest
@@ -252,12 +252,12 @@ class TestWhatItLeaves:
         assert manifest.log.sha256 == hashlib.sha256(kit.log_bytes).hexdigest()
         assert "### BUILD-COMMANDS ###\n+ echo hello\nhello\n" in kit.log_text
 
-    def test_nothing_in_scratch(self, kit: Kit) -> None:
+    def test_chunk_leaves_nothing_in_scratch(self, kit: Kit) -> None:
         kit.build(kit.chunk(build=["touch /tmp/x; touch y"], source=kit.tree(a="1")))
         kit.workspace.close(patience=100)
         assert not list((kit.workspace.root / "tmp").iterdir())
 
-    def test_what_is_stored_is_not_built_again(self, kit: Kit) -> None:
+    def test_chunk_in_the_store_is_not_built_again(self, kit: Kit) -> None:
         job = kit.chunk(build=["echo building"])
         first = kit.build(job, builder="one")
         log = kit.log_text
@@ -267,7 +267,7 @@ class TestWhatItLeaves:
 
 
 @pytest.mark.parametrize("lines", [1, 1000])
-def test_a_log_that_is_stored_is_sealed(kit: Kit, lines: int) -> None:
+def test_chunk_log_in_the_store_is_sealed(kit: Kit, lines: int) -> None:
     job = kit.chunk(build=[f"seq {lines}"])
     with Log(kit.root / "log") as log:
         manifest = build(job, kit.workspace, log, kit.cancel, jobs=1)
@@ -277,7 +277,7 @@ def test_a_log_that_is_stored_is_sealed(kit: Kit, lines: int) -> None:
     assert kit.store.read(manifest.log).endswith(f"\n{lines}\n".encode())
 
 
-def test_phases(kit: Kit) -> None:
+def test_chunk_phases_are_in_order(kit: Kit) -> None:
     lists = ("pre-configure", "configure", "build", "post-install", "strip")
     commands = tuple((f"{name}-commands", (":", ":")) for name in lists)
     kit.build(kit.chunk(commands=commands))
@@ -293,7 +293,7 @@ class TestSourcesOfSomeSize:
         (kit.sources.trees[source.tree] / "file7").chmod(0o755)
         return source
 
-    def test_stay_as_they_are(self, kit: Kit, source: Source) -> None:
+    def test_overlaid_sources_are_not_changed(self, kit: Kit, source: Source) -> None:
         before = scan(kit.sources.trees[source.tree])
         command = (
             "stat -c '%Y %a' . file7 file8; echo more >> file1; rm file2; mkdir new; touch new/x;"
@@ -305,12 +305,12 @@ class TestSourcesOfSomeSize:
         )
         assert scan(kit.sources.trees[source.tree]) == before
 
-    def test_of_several_builds_do_not_mix(self, kit: Kit, source: Source) -> None:
+    def test_overlaid_sources_are_separate_for_each_build(self, kit: Kit, source: Source) -> None:
         for name in ("one", "two"):
             test = "test ! -e made; test -e file2; touch made; rm file2"
             kit.build(kit.chunk(name, source=source, build=[test]))
 
-    def test_are_there_again_after_a_failure(
+    def test_overlaid_sources_can_be_opened_after_a_failure(
         self, kit: Kit, source: Source, capfd: pytest.CaptureFixture[str]
     ) -> None:
         job = kit.chunk(source=source, build=["echo was here > made; rm file3; exit 9"])
@@ -321,7 +321,7 @@ class TestSourcesOfSomeSize:
             assert shell(job, kit.workspace, jobs=1, argv=argv) == 0
             assert capfd.readouterr().out == "was here\n4100\n"
 
-    def test_with_submodules(self, kit: Kit, source: Source) -> None:
+    def test_overlaid_sources_hold_their_submodules(self, kit: Kit, source: Source) -> None:
         inner = kit.tree(name="inner")
         (kit.sources.trees[source.tree] / "lib").mkdir()
         whole = Source("a", "r", "2" * 40, source.tree, (("lib", inner),))
@@ -329,7 +329,7 @@ class TestSourcesOfSomeSize:
         assert text == "inner5101\n"
         assert (kit.sources.trees[inner.tree] / "name").read_text() == "inner"
 
-    def test_strange_place(self, kit: Kit, source: Source, tmp_path: Path) -> None:
+    def test_overlaid_sources_in_odd_path(self, kit: Kit, source: Source, tmp_path: Path) -> None:
         other = Kit(tmp_path / "a,b:c d\\e", kit.base_archive)
         other.sources = kit.sources
         other.workspace.sources = kit.sources
@@ -346,5 +346,5 @@ class TestSourcesOfSomeSize:
         ("# nothing else", "# nothing else"),
     ],
 )
-def test_a_command_is_called_by_its_first_real_line(command: str, shown: str) -> None:
+def test_command_title_is_its_first_real_line(command: str, shown: str) -> None:
     assert title(command) == shown

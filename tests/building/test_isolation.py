@@ -107,11 +107,11 @@ class TestSecrets:
     )
 
     @pytest.mark.parametrize("name", ["steal", "steal-from-host"])
-    def test_of_the_worker_are_not_there(self, place: Path, base: Packed, name: str) -> None:  # noqa: F811
+    def test_sandbox_hides_worker_secrets(self, place: Path, base: Packed, name: str) -> None:  # noqa: F811
         status, output = play(scenario(name, place, base, within=self.HOST), ("--mount",))
         assert status == 0, output
 
-    def test_of_another_build_are_not_there(self, kit: Kit) -> None:
+    def test_sandbox_hides_files_and_processes_of_another_build(self, kit: Kit) -> None:
         phases: list[str] = []
         job = kit.chunk(
             "other",
@@ -141,7 +141,7 @@ class TestSecrets:
             cancel.set()
             other.join()
 
-    def test_of_the_build_before_are_not_there(self, kit: Kit) -> None:
+    def test_sandbox_hides_traces_of_the_build_before(self, kit: Kit) -> None:
         look = """
 import os
 for place in ("/tmp", ".", os.environ["DESTDIR"]):
@@ -170,7 +170,7 @@ for place in ("/tmp", ".", os.environ["DESTDIR"]):
 
 
 class TestNetwork:
-    def test_is_not_there(self, kit: Kit, tmp_path: Path) -> None:
+    def test_sandbox_has_no_network(self, kit: Kit, tmp_path: Path) -> None:
         """Not even what listens on this machine, under a name, or without one."""
         with (
             socket.create_server(("127.0.0.1", 0)) as tcp,
@@ -226,7 +226,7 @@ sys.exit(f"reached {{reached}}" if reached else 0)
 
 
 class TestProcesses:
-    def test_outside_are_out_of_reach(self, kit: Kit, victim: subprocess.Popen[bytes]) -> None:
+    def test_sandbox_isolates_processes(self, kit: Kit, victim: subprocess.Popen[bytes]) -> None:
         attack = f"""
 import os, signal, sys
 seen = {{int(name) for name in os.listdir("/proc") if name.isdigit()}}
@@ -256,7 +256,7 @@ os.kill(-1, signal.SIGTERM)  # all but ourselves and process 1
         assert victim.poll() is None
 
     @pytest.mark.parametrize("end", ["exit 3", "yes"])
-    def test_lies_about_them_do_not_end_others(
+    def test_sandbox_cannot_make_the_worker_kill_other_processes(
         self, kit: Kit, victim: subprocess.Popen[bytes], end: str
     ) -> None:
         """The worker ends process 1 of a sandbox by the number bubblewrap gave, no other."""
@@ -274,11 +274,11 @@ os.kill(-1, signal.SIGTERM)  # all but ourselves and process 1
 
 
 class TestKernel:
-    def test_opens_no_way_that_belongs_to_no_namespace(self, kit: Kit) -> None:
+    def test_sandbox_blocks_calls_that_no_namespace_isolates(self, kit: Kit) -> None:
         """Sockets to the host's hypervisor, keyrings, io_uring; neither for 32-bit programs."""
         hostile(kit, CALLS)
 
-    def test_settings_cannot_be_changed(self, kit: Kit) -> None:
+    def test_sandbox_cannot_change_kernel_settings(self, kit: Kit) -> None:
         """Though a worker that is root runs its builds as that root, to the kernel."""
         attack = """
 import os, sys
@@ -297,7 +297,7 @@ sys.exit(f"may write {reached[:10]}" if reached else 0)
 """
         hostile(kit, attack)
 
-    def test_cannot_be_asked_for_mounts_or_devices(self, kit: Kit) -> None:
+    def test_sandbox_cannot_mount_or_make_devices(self, kit: Kit) -> None:
         """Neither directly nor by way of one more user namespace."""
         attack = """
 import ctypes, os, stat, sys
@@ -340,7 +340,7 @@ class TestLog:
             "python3 -c 'import os; os.pwrite(1, b\"over\", 0)' 2>/dev/null || echo two",
         ],
     )
-    def test_only_grows(self, kit: Kit, attack: str) -> None:
+    def test_sandbox_can_only_append_to_the_log(self, kit: Kit, attack: str) -> None:
         command = f"set +x; echo one\n{attack}\necho three"
         environment = {"PATH": "/usr/bin"}
         kit.build(kit.chunk(mode="test", staged=(), environment=environment, build=[command]))

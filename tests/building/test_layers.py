@@ -33,11 +33,11 @@ def staged(*strata: int) -> list[Staged]:
 
 
 class TestPlan:
-    def test_few_are_not_merged(self) -> None:
+    def test_layer_plan_merges_nothing_if_layers_are_few(self) -> None:
         assert plan_layers([]) == []
         assert plan_layers(staged(2, 1), 3) == [("0-0",), ("0-1",), ("1-0",)]
 
-    def test_lowest_strata_are_merged_first(self) -> None:
+    def test_layer_plan_merges_the_lowest_strata_first(self) -> None:
         assert plan_layers(staged(2, 2, 2), 5) == [
             ("0-0", "0-1"),
             *(("1-0",), ("1-1",), ("2-0",), ("2-1",)),
@@ -48,22 +48,22 @@ class TestPlan:
             *(("2-0",), ("2-1",)),
         ]
 
-    def test_merged_strata_are_the_same_for_all_above(self) -> None:
+    def test_layer_plan_merges_a_stratum_alike_for_all_above(self) -> None:
         one = plan_layers(staged(60, 60, 3))
         two = plan_layers(staged(60, 60, 30))
         assert one[0] == two[0] == tuple(f"0-{number}" for number in range(60))
 
-    def test_a_large_stratum_is_merged_in_blocks_that_others_can_use(self) -> None:
+    def test_layer_plan_merges_a_large_stratum_in_shared_blocks(self) -> None:
         plan = plan_layers(staged(120), 100)
         assert [len(group) for group in plan] == [64] + 56 * [1]
         assert plan_layers(staged(140), 100)[0] == plan[0]
 
-    def test_strata_that_take_turns(self) -> None:
+    def test_layer_plan_merges_strata_that_take_turns(self) -> None:
         mixed = [Staged(str(number), "xy"[number % 2]) for number in range(10)]
         assert plan_layers(mixed, 3) == [tuple(str(number) for number in range(10))]
 
     @given(st.lists(st.integers(1, 40), max_size=12), st.integers(1, 100))
-    def test_nothing_is_lost_and_the_limit_holds(self, strata: list[int], limit: int) -> None:
+    def test_layer_plan_loses_nothing_within_the_limit(self, strata: list[int], limit: int) -> None:
         wanted = staged(*strata)
         plan = plan_layers(wanted, limit)
         assert len(plan) <= limit
@@ -81,12 +81,12 @@ def index(*dirs: str, **links: str) -> Index:
 
 
 class TestSeeThrough:
-    def test_directory_over_symlink_moves_to_where_it_leads(self) -> None:
+    def test_see_through_moves_a_directory_to_the_target_of_a_symlink(self) -> None:
         base = index("usr", "usr/lib", lib="usr/lib", usr__bin="../sbin")
         late = index("lib", "lib/modules", "usr", "usr/lib", "sbin", sbin__x="y")
         assert see_through({"base": base, "late": late}, str) == [(), ((b"lib", b"usr/lib"),)]
 
-    def test_moved_directories_count_for_the_next(self) -> None:
+    def test_see_through_counts_moved_directories_for_the_next(self) -> None:
         base = index("usr", "usr/lib", lib="usr/lib")
         second = index("lib", lib__sub="else", **{"lib__64": "../../usr"})
         third = index("usr", "usr/lib", "usr/lib/64")
@@ -100,11 +100,11 @@ class TestSeeThrough:
             (index("lib"), index(lib="usr/lib")),
         ],
     )
-    def test_what_does_not_go_together(self, low: Index, high: Index) -> None:
+    def test_see_through_raises_for_a_clash(self, low: Index, high: Index) -> None:
         with pytest.raises(Clash, match=r"high has a (directory|symlink) at /lib, where low has"):
             see_through({"low": low, "high": high}, str)
 
-    def test_a_loop_of_symlinks(self) -> None:
+    def test_see_through_raises_for_a_loop_of_symlinks(self) -> None:
         with pytest.raises(BuildFailed, match="Too many levels"):
             see_through({"low": index(a="b", b="a"), "high": index("a")}, str)
 
@@ -131,7 +131,7 @@ def seen(kit: Kit, command: str, *chunks: Staged) -> str:
 
 
 class TestForReal:
-    def test_more_chunks_than_overlayfs_takes_layers(self, kit: Kit) -> None:
+    def test_layers_past_the_limit_of_overlayfs_are_merged(self, kit: Kit) -> None:
         chunks = [
             stored(
                 kit,
@@ -145,18 +145,18 @@ class TestForReal:
         text = seen(kit, "{ ls /f* | wc -l; cat /f0 /f319 /last; }", kit.base, *chunks)
         assert text == "320\n0319319"
 
-    def test_many_layers_without_merging(self, kit: Kit) -> None:
+    def test_layers_up_to_the_limit_are_not_merged(self, kit: Kit) -> None:
         chunks = [stored(kit, f"c{number}", file(f"f{number}")) for number in range(99)]
         assert seen(kit, "ls /f* | wc -l", kit.base, *chunks) == "99\n"
         assert not list((kit.workspace.root / "merged").iterdir())
 
-    def test_one_layer_too_many_is_refused(self, kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_layers_past_the_limit_raise(self, kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(layers, "plan_layers", lambda staged: [(s.key,) for s in staged])
         chunks = [stored(kit, f"c{number}", file(f"f{number}")) for number in range(101)]
         with pytest.raises(AssertionError, match="101 layers"):
             kit.workspace.layers.stage(chunks, CancelToken())
 
-    def test_directories_merge_through_symlinks(self, kit: Kit) -> None:
+    def test_layers_merge_directories_through_symlinks(self, kit: Kit) -> None:
         low = stored(
             kit,
             "low",
@@ -168,13 +168,13 @@ class TestForReal:
         text = seen(kit, "{ cat /data/*; readlink /data; }", kit.base, low, high)
         assert text == "newold usr/share/data\n"
 
-    def test_clash_names_the_chunks(self, kit: Kit) -> None:
+    def test_layer_clash_names_the_chunks(self, kit: Kit) -> None:
         low = stored(kit, "low", directory("data"))
         high = stored(kit, "high", Entry(b"data", SYMLINK, link=b"usr"))
         with pytest.raises(BuildFailed, match="high has a symlink at /data, where low has a dir"):
             seen(kit, "true", kit.base, low, high)
 
-    def test_ldconfig_runs_where_it_should(self, kit: Kit, tools: Path) -> None:
+    def test_ldconfig_runs_only_if_it_is_configured(self, kit: Kit, tools: Path) -> None:
         found = scan(tools)
         library = next(path for path in found if path.endswith(b"/libc.so.6"))
         program = stored(kit, "tool", *ldconfig_entries())
@@ -252,7 +252,7 @@ def restaged(kit: Kit, *chunks: Staged) -> tuple[list[Path], list[str]]:
 
 class TestTrust:
     @pytest.mark.parametrize(("what", "damage", "where"), DAMAGE, ids=[one[0] for one in DAMAGE])
-    def test_a_layer_that_changed_on_the_disk_is_made_again(
+    def test_layer_that_changed_on_the_disk_is_made_again(
         self,
         kit: Kit,
         chunk: Staged,
@@ -272,7 +272,7 @@ class TestTrust:
 
     @pytest.mark.parametrize("content", [None, b"", b"\0" * 100, b"half"])
     @pytest.mark.parametrize("files", [1, 400])
-    def test_a_layer_whose_record_is_damaged_is_looked_through(
+    def test_layer_with_a_damaged_record_is_inspected(
         self, kit: Kit, content: bytes | None, files: int
     ) -> None:
         many = stored(kit, "many", *(directory(f"d{number}") for number in range(files)))
@@ -286,7 +286,7 @@ class TestTrust:
         assert restaged(kit, many) == ([layer], []), "its content is right"
         assert (len(record.read_bytes()) > 2000) == (files == 400), "it has the index, or need not"
 
-    def test_a_layer_is_believed_without_reading_it(self, kit: Kit, chunk: Staged) -> None:
+    def test_layer_is_used_without_reading_it(self, kit: Kit, chunk: Staged) -> None:
         built = kit.chunk("built", install=["mkdir $DESTDIR/d", "echo it > $DESTDIR/d/f"])
         kit.build(built)
         mine = Staged(built.key, "low")
@@ -294,7 +294,7 @@ class TestTrust:
         shutil.rmtree(kit.root / "artifacts")
         assert restaged(kit, chunk, mine) == (layers, [])
 
-    def test_merging_changes_no_layer(self, kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_merged_tree_changes_no_layer(self, kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(layers, "MAX_LAYERS", 2)
         monkeypatch.setattr(layers.plan_layers, "__defaults__", (2,))
         chunks = [stored(kit, f"c{n}", file(f"f{n}", f"{n}")) for n in range(5)]
@@ -307,7 +307,7 @@ class TestTrust:
         with pytest.raises(MachineFault, match="has no chunk"):
             restaged(kit, *chunks)
 
-    def test_a_merged_tree_that_changed_is_made_again(
+    def test_merged_tree_that_changed_is_made_again(
         self, kit: Kit, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(layers.plan_layers, "__defaults__", (2,))
@@ -322,7 +322,7 @@ class TestTrust:
 
 
 class TestMerger:
-    def test_is_what_overlayfs_would_show(self, tmp_path: Path) -> None:
+    def test_merger_gives_the_tree_that_overlayfs_shows(self, tmp_path: Path) -> None:
         for name in ("one", "two", "into"):
             (tmp_path / name).mkdir()
         one, two, into = (tmp_path / name for name in ("one", "two", "into"))

@@ -10,7 +10,7 @@ from fabric.jobs import SMALL, Blob
 
 
 @pytest.mark.parametrize("more", [b"", b"x", b"x" * SMALL, b"x" * 300_000])
-def test_reads_as_it_was_written(tmp_path: Path, more: bytes) -> None:
+def test_log_reads_back_as_it_was_written(tmp_path: Path, more: bytes) -> None:
     with Log(tmp_path / "log") as log:
         log.write("begun")
         assert log.blob() == Blob.of(b"begun\n")
@@ -32,7 +32,7 @@ def test_reads_as_it_was_written(tmp_path: Path, more: bytes) -> None:
         assert log.path.exists() == (len(whole) > SMALL)
 
 
-def test_a_full_disk_costs_no_descriptor_and_no_byte(tmp_path: Path) -> None:
+def test_log_on_a_full_disk_loses_no_byte_and_no_descriptor(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.symlink_to("/dev/full")
     with Log(path) as log:
@@ -48,7 +48,7 @@ def test_a_full_disk_costs_no_descriptor_and_no_byte(tmp_path: Path) -> None:
         assert path.read_bytes() == b"begun\n" + b"x" * SMALL + b"\n"
 
 
-def test_one_that_is_discarded_leaves_no_file(tmp_path: Path) -> None:
+def test_log_that_is_discarded_leaves_no_file(tmp_path: Path) -> None:
     for text in ("short", "long" * SMALL):
         log = Log(tmp_path / "log")
         log.write(text)

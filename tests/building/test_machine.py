@@ -67,7 +67,7 @@ def play(argv: list[str], unshare: tuple[str, ...] = ()) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("uid", [None, NOBODY])
-def test_ordinary_user(place: Path, base: Packed, uid: int | None) -> None:
+def test_worker_builds_as_an_ordinary_user(place: Path, base: Packed, uid: int | None) -> None:
     status, output = play(scenario("everything", place, base, uid=uid))
     assert status == 0, output
     lines = output.splitlines()
@@ -85,14 +85,14 @@ def test_ordinary_user(place: Path, base: Packed, uid: int | None) -> None:
 
 
 @pytest.mark.parametrize("uid", [None, NOBODY])
-def test_folders_within_folders_that_nobody_may_enter(
+def test_worker_removes_nested_folders_without_permissions(
     place: Path, base: Packed, uid: int | None
 ) -> None:
     status, output = play(scenario("shut", place, base, uid=uid))
     assert (status, output) == (0, "left:\n")
 
 
-def test_several_users_of_one_machine(base: Packed) -> None:
+def test_workers_of_several_users_share_no_file(base: Packed) -> None:
     """They share no file, so that none can hold up, or lead astray, another."""
     for uid in (None, NOBODY, NOBODY - 1):
         with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
@@ -107,7 +107,7 @@ class TestFullDisk:
     MOUNT = "mount -t tmpfs -o size=40m none {0} && chmod 777 {0} &&"
 
     @pytest.mark.parametrize("name", ["fill", "almost-fill", "was-full", "was-full-and-well"])
-    def test_is_the_machine_s_fault_and_leaves_nothing(
+    def test_full_disk_is_a_machine_fault_and_leaves_nothing(
         self, place: Path, base: Packed, name: str
     ) -> None:
         within = self.MOUNT.format(place / "root")
@@ -117,7 +117,7 @@ class TestFullDisk:
         assert "full" in output
         assert output.splitlines()[-1] == "left:"
 
-    def test_leaves_what_failed_for_a_look_inside(self, place: Path, base: Packed) -> None:
+    def test_full_disk_keeps_the_tree_of_a_failed_build(self, place: Path, base: Packed) -> None:
         within = self.MOUNT.format(place / "root")
         status, output = play(scenario("look-inside", place, base, within=within), ("--mount",))
         assert (status, output) == (
@@ -127,7 +127,7 @@ class TestFullDisk:
 
 
 class TestSandboxCannotStart:
-    def test_user_namespaces_are_forbidden(self, place: Path, base: Packed) -> None:
+    def test_sandbox_reports_forbidden_user_namespaces(self, place: Path, base: Packed) -> None:
         within = "echo 0 > /proc/sys/user/max_user_namespaces &&"
         argv = scenario("plain", place, base, within=within)
         status, output = play(argv, ("--user", "--map-root-user"))
@@ -135,12 +135,12 @@ class TestSandboxCannotStart:
         assert "MachineFault: bwrap: " in output
         assert "user.max_user_namespaces" in output
 
-    def test_no_bubblewrap(self, place: Path, base: Packed) -> None:
+    def test_sandbox_reports_missing_bubblewrap(self, place: Path, base: Packed) -> None:
         status, output = play(scenario("plain", place, base, path="/nowhere"))
         assert status == MachineFault.exit_code
         assert "install bubblewrap" in output
 
-    def test_old_bubblewrap(self, place: Path, base: Packed) -> None:
+    def test_sandbox_reports_old_bubblewrap(self, place: Path, base: Packed) -> None:
         (place / "bwrap").write_text(
             "#!/bin/sh\necho 'bwrap: Unknown option --overlay-src' >&2; exit 1\n"
         )
@@ -151,7 +151,7 @@ class TestSandboxCannotStart:
         assert "0.11 or newer" in output
 
 
-def test_killed_worker_takes_its_sandbox_along(place: Path, base: Packed) -> None:
+def test_sandbox_ends_with_its_killed_worker(place: Path, base: Packed) -> None:
     argv = scenario("beat", place, base)
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
     with subprocess.Popen(argv, stdout=subprocess.DEVNULL, env=environment) as worker:

@@ -53,7 +53,7 @@ def ends(terminal: Terminal) -> list[str]:
     return terminal.lines()
 
 
-def test_leaving_says_nothing_and_gives_the_terminal_back(terminal: Terminal) -> None:
+def test_shell_exit_prints_nothing_and_restores_the_terminal(terminal: Terminal) -> None:
     terminal.types("echo it $((3 * 4))\n")
     terminal.sees(lambda lines: "it 12" in lines, "the output")
     lines = ends(terminal)
@@ -68,13 +68,13 @@ def test_leaving_says_nothing_and_gives_the_terminal_back(terminal: Terminal) ->
     assert said == ["it 12"], "no word of job control or terminals"
 
 
-def test_its_programs_cannot_type_for_the_user(terminal: Terminal) -> None:
+def test_shell_programs_cannot_type_for_the_user(terminal: Terminal) -> None:
     terminal.types(f"{TYPE}\n")
     terminal.sees(lambda _: lines_ending(terminal, "refused 1") == 10, "what the kernel answers")
     assert ends(terminal)[-1] == "typed <mine>"
 
 
-def test_jobs_and_keys(terminal: Terminal) -> None:
+def test_shell_has_job_control_and_keys(terminal: Terminal) -> None:
     command = "sh -c 'echo begun; exec sleep 1000'"  # keys count for it from then on
     terminal.types(f"{command}\n")
     terminal.sees(lambda lines: lines[-1] == "begun", "it run")
@@ -88,7 +88,7 @@ def test_jobs_and_keys(terminal: Terminal) -> None:
     ends(terminal)
 
 
-def test_size_follows_the_window(terminal: Terminal) -> None:
+def test_shell_size_follows_the_window(terminal: Terminal) -> None:
     terminal.types("stty size\n")
     terminal.sees(lambda lines: "24 80" in lines, "its size")
     terminal.resize(100, 30)
@@ -97,7 +97,7 @@ def test_size_follows_the_window(terminal: Terminal) -> None:
     ends(terminal)
 
 
-def test_much_at_once_in_both_directions(terminal: Terminal) -> None:
+def test_shell_passes_much_at_once_in_both_directions(terminal: Terminal) -> None:
     """As when a text is pasted while something is printed."""
     terminal.types("stty -echo; cat > it; wc -c < it; seq 100000 | wc -l; seq 30000\n")
     for _ in range(50):
@@ -109,7 +109,7 @@ def test_much_at_once_in_both_directions(terminal: Terminal) -> None:
     ends(terminal)
 
 
-def test_files_stay_files(place: Path, base: Packed) -> None:  # noqa: F811
+def test_shell_output_to_a_file_stays_there(place: Path, base: Packed) -> None:  # noqa: F811
     """What is redirected goes there and nowhere else."""
     command = scenario("shell", place, base, within="")
     command[2] = f'"$@" > {place}/out 2>&1 < /dev/null'

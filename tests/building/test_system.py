@@ -50,7 +50,7 @@ def shell(kit: Kit) -> Content:
     return Content(kit.base.key, "base-misc")
 
 
-def test_stratum_is_a_list(kit: Kit) -> None:
+def test_stratum_is_a_list_of_artifacts(kit: Kit) -> None:
     contents = (Content(key_of("a"), "a-bins"), Content(key_of("b"), "b-libs"))
     job = Job(
         key=key_of("stratum"),
@@ -71,7 +71,7 @@ def test_stratum_is_a_list(kit: Kit) -> None:
 
 
 class TestContents:
-    def test_are_unpacked_in_order(self, kit: Kit) -> None:
+    def test_system_unpacks_chunks_in_order(self, kit: Kit) -> None:
         one = stored(kit, "one", file("both", "one"), file("same/one"))
         two = stored(kit, "two", file("both", "two"), file("same/two"))
         found = kit.entries(kit.build(system(one, two)), "sys-rootfs")
@@ -80,7 +80,7 @@ class TestContents:
         warning = "warning: /both of one-misc is replaced by that of two-misc\n"
         assert kit.log_text == warning
 
-    def test_merge_through_symlinks(self, kit: Kit) -> None:
+    def test_system_merges_chunks_through_symlinks(self, kit: Kit) -> None:
         usr = stored(
             kit,
             "usr",
@@ -93,22 +93,22 @@ class TestContents:
         assert found["lib"].link == b"usr/lib"
         assert "usr/lib/modules/x" in found
 
-    def test_that_do_not_go_together(self, kit: Kit) -> None:
+    def test_system_of_chunks_that_clash_fails(self, kit: Kit) -> None:
         one = stored(kit, "one", file("it/inside"))
         two = stored(kit, "two", file("it"))
         with pytest.raises(BuildFailed, match="two-misc has a file at /it, where one-misc has a d"):
             kit.build(system(one, two))
 
-    def test_that_are_missing(self, kit: Kit) -> None:
+    def test_system_with_a_missing_chunk_is_a_machine_fault(self, kit: Kit) -> None:
         with pytest.raises(MachineFault, match="has no x-bins"):
             kit.build(system(Content(key_of("x"), "x-bins")))
 
-    def test_empty_artifacts(self, kit: Kit) -> None:
+    def test_system_lists_empty_artifacts(self, kit: Kit) -> None:
         kit.stored("none", {"none-bins": None})
         found = kit.entries(kit.build(system(Content(key_of("none"), "none-bins"))), "sys-rootfs")
         assert json.loads(found["baserock/none-bins.meta"].data)["contents"] == []
 
-    def test_devices_and_modes(self, kit: Kit) -> None:
+    def test_system_keeps_devices_and_modes(self, kit: Kit) -> None:
         device = Device("/dev/console", "c", 0o600, 5, 1, 0, 0)
         install = ["mkdir -m 700 $DESTDIR/var; touch $DESTDIR/var/x"]
         job = kit.chunk(install=install, devices=(device,))
@@ -122,7 +122,7 @@ class TestContents:
 
 
 class TestMetadata:
-    def test_describes_everything_but_when(self, kit: Kit) -> None:
+    def test_system_metadata_describes_all_but_time_and_worker(self, kit: Kit) -> None:
         job = kit.chunk(
             install=["mkdir -p $DESTDIR/usr/bin; touch $DESTDIR/usr/bin/it"],
             metadata={"repo": "upstream:it", "morph": "strata/core/thing.morph"},
@@ -147,14 +147,14 @@ class TestMetadata:
         assert (itself["kind"], itself["contents"]) == ("system", ["core-runtime"])
         assert not any(b"worker" in entry.data for entry in found.values())
 
-    def test_os_release_is_ours(self, kit: Kit) -> None:
+    def test_system_os_release_replaces_that_of_chunks(self, kit: Kit) -> None:
         other = stored(kit, "other", Entry(b"etc/os-release", SYMLINK, link=b"../usr/os"))
         found = kit.entries(kit.build(system(other)), "sys-rootfs")
         assert b'NAME="Baserock"\nID=baserock\n' in found["etc/os-release"].data
 
 
 class TestIntegration:
-    def test_scripts_run_in_byte_order(self, kit: Kit, shell: Content) -> None:
+    def test_integration_scripts_run_in_byte_order(self, kit: Kit, shell: Content) -> None:
         names = ("B-0001", "10-a-0000", "b-0000", "9-a-0000", "B-0000")
         entries = [script(name, f"echo {name} >> /order") for name in names]
         scripts = stored(kit, "scripts", *entries)
@@ -163,7 +163,7 @@ class TestIntegration:
         assert kit.phases == ["fetch", "integrate", "store"]
         assert "### SYSTEM-INTEGRATION 10-a-0000 ###\n" in kit.log_text
 
-    def test_what_they_see(self, kit: Kit, shell: Content) -> None:
+    def test_integration_scripts_run_in_a_sandbox(self, kit: Kit, shell: Content) -> None:
         commands = "env | sort; pwd; id -u; cat /proc/net/dev | wc -l; touch /tmp/x /dev/shm/y"
         scripts = stored(kit, "scripts", script("0", f"{{ {commands}; }} > /seen"))
         found = kit.entries(kit.build(system(shell, scripts)), "sys-rootfs")
@@ -174,7 +174,7 @@ class TestIntegration:
         ]
         assert not {"proc", "dev", "tmp"} & found.keys()
 
-    def test_mount_points_of_the_system_stay(self, kit: Kit, shell: Content) -> None:
+    def test_integration_keeps_mount_points_of_the_system(self, kit: Kit, shell: Content) -> None:
         tree = stored(
             kit,
             "tree",
@@ -186,23 +186,23 @@ class TestIntegration:
         assert "tmp/x" not in found
         assert "dev" not in found
 
-    def test_a_failing_script_fails_the_system(self, kit: Kit, shell: Content) -> None:
+    def test_integration_script_that_fails_fails_the_system(self, kit: Kit, shell: Content) -> None:
         scripts = stored(kit, "scripts", script("1-bad-0000", "true\nfalse_it_is\ntrue"))
         with pytest.raises(BuildFailed, match="1-bad-0000 failed with exit status 127 in sys"):
             kit.build(system(shell, scripts))
         assert kit.store.manifest(key_of("system")) is None
 
-    def test_no_shell(self, kit: Kit) -> None:
+    def test_integration_without_a_shell_fails(self, kit: Kit) -> None:
         with pytest.raises(BuildFailed, match="no shell"):
             kit.build(system(stored(kit, "scripts", script("0", ":"))))
 
-    def test_cancel(self, kit: Kit, shell: Content) -> None:
+    def test_integration_can_be_cancelled(self, kit: Kit, shell: Content) -> None:
         scripts = stored(kit, "scripts", script("0", "sleep 1000"))
         threading.Timer(0.5, kit.cancel.set).start()
         with pytest.raises(Cancelled):
             kit.build(system(shell, scripts))
 
-    def test_ldconfig(self, kit: Kit, shell: Content) -> None:
+    def test_integration_runs_ldconfig(self, kit: Kit, shell: Content) -> None:
         size = Path("/sbin/ldconfig").stat().st_size
         loader = stored(
             kit,
@@ -215,7 +215,7 @@ class TestIntegration:
         assert "var/cache/ldconfig/aux-cache" not in found
 
 
-def test_same_bytes_in_another_place(kit: Kit, tmp_path: Path) -> None:
+def test_system_is_reproducible_in_another_folder(kit: Kit, tmp_path: Path) -> None:
     other = Kit(tmp_path / "other", kit.base_archive)
     work = script(
         "0", "mkdir /d; ln /bin/true /d/true; for i in $(seq 50); do echo $i > /d/$i; done"

@@ -31,7 +31,7 @@ BEAT = "(while :; do echo x >> /tmp/beat; sleep 0.05; done) & "
 
 
 class TestFailure:
-    def test_names_the_list_the_command_and_the_status(self, kit: Kit) -> None:
+    def test_failed_build_names_its_list_command_and_status(self, kit: Kit) -> None:
         job = kit.chunk(
             configure=["true", "true"],
             build=["echo one", "echo two\nexit 7\necho three", "echo four"],
@@ -46,16 +46,16 @@ class TestFailure:
         assert kit.store.manifest(job.key) is None
         assert kit.phases == ["fetch", "configure", "build"]
 
-    def test_any_line_of_a_command_may_fail_it(self, kit: Kit) -> None:
+    def test_failed_line_of_a_command_fails_the_build(self, kit: Kit) -> None:
         with pytest.raises(BuildFailed, match="exit status 1"):
             kit.build(kit.chunk(build=["false_is_not_here || grep x /dev/null\necho survived"]))
         assert "survived" not in kit.log_text
 
-    def test_no_shell(self, kit: Kit) -> None:
+    def test_build_without_a_shell_fails(self, kit: Kit) -> None:
         with pytest.raises(BuildFailed, match="no shell"):
             kit.build(kit.chunk(build=[":"], staged=()))
 
-    def test_tree_is_kept_until_it_succeeds(self, kit: Kit) -> None:
+    def test_failed_build_keeps_its_tree_until_it_succeeds(self, kit: Kit) -> None:
         flag = kit.tree(flag="")
         job = kit.chunk(build=["echo was here > made; test -s flag"], source=flag)
         with pytest.raises(BuildFailed):
@@ -72,31 +72,31 @@ class TestFailure:
 
 
 class TestWildBuilds:
-    def test_daemon_does_not_hold_us_nor_live_on(self, kit: Kit) -> None:
+    def test_daemon_of_a_build_neither_delays_nor_outlives_it(self, kit: Kit) -> None:
         job = kit.chunk(install=[BEAT + "setsid sleep 1000 & sleep 0.2; touch $DESTDIR/done"])
         began = time.monotonic()
         kit.build(job)
         assert time.monotonic() - began < 10
         assert heartbeat_stops(kit)
 
-    def test_binary_rubbish(self, kit: Kit) -> None:
+    def test_log_may_hold_binary_output(self, kit: Kit) -> None:
         kit.build(kit.chunk(build=["dd if=/dev/urandom bs=65536 count=16; printf '@ build 9\\n'"]))
         assert len(kit.log_bytes) > 1 << 20
 
-    def test_large_log_passes_us_by(self, kit: Kit) -> None:
+    def test_log_may_be_large(self, kit: Kit) -> None:
         job = kit.chunk(build=["set +x; yes 'a line of sixty-four bytes' | head -c 200000000"])
         manifest = kit.build(job)
         assert manifest.log is not None
         assert manifest.log.size > 200_000_000
 
-    def test_log_limit(self, kit: Kit) -> None:
+    def test_log_limit_ends_a_build(self, kit: Kit) -> None:
         began = time.monotonic()
         with pytest.raises(BuildFailed, match=r"more than 1000000 bytes.*`log-limit`") as caught:
             kit.build(kit.chunk(build=["yes"]), log_limit=1_000_000)
         assert caught.value.step == "build-commands"
         assert time.monotonic() - began < 10
 
-    def test_time_limit(self, kit: Kit) -> None:
+    def test_time_limit_ends_a_build(self, kit: Kit) -> None:
         began = time.monotonic()
         with pytest.raises(BuildFailed, match=r"longer than 3 s.*`build-timeout`") as caught:
             kit.build(kit.chunk(install=[BEAT + "sleep 1000"]), timeout=3)
@@ -104,13 +104,13 @@ class TestWildBuilds:
         assert time.monotonic() - began < 20
         assert heartbeat_stops(kit)
 
-    def test_very_deep_tree_can_be_deleted(self, kit: Kit) -> None:
+    def test_scratch_with_a_very_deep_tree_is_removed(self, kit: Kit) -> None:
         deep = "for i in 1 2 3 4 5 6 7 8 9; do for j in $(seq 99); do mkdir d; cd d; done; done"
         kit.build(kit.chunk(build=[f"cd /tmp; {deep}; touch end"]))
         kit.workspace.close(patience=100)
         assert not list((kit.workspace.root / "tmp").iterdir())
 
-    def test_thousands_of_commands(self, kit: Kit) -> None:
+    def test_build_may_have_hundreds_of_long_commands(self, kit: Kit) -> None:
         commands = [f": {'x' * 1000} {number}" for number in range(300)]
         kit.build(kit.chunk(build=commands))
         assert f"+ : {'x' * 1000} 299\n" in kit.log_text
@@ -130,7 +130,7 @@ class TestMachineThatIsBusy:
 
         monkeypatch.setattr(sandbox, "_start", late)
 
-    def test_hears_all_that_they_reported_and_printed(self, kit: Kit) -> None:
+    def test_busy_machine_loses_no_report_and_no_output(self, kit: Kit) -> None:
         job = kit.chunk(configure=["true"], build=["true", "set +x; seq 9000; exit 7"])
         with pytest.raises(BuildFailed) as caught:
             kit.build(job)
@@ -141,14 +141,14 @@ class TestMachineThatIsBusy:
         assert kit.phases == ["fetch", "configure", "build"]
         assert "\n8999\n9000\nThe build tree is kept " in kit.log_text
 
-    def test_stores_what_they_made(self, kit: Kit) -> None:
+    def test_busy_machine_stores_the_artifacts(self, kit: Kit) -> None:
         kit.build(kit.chunk(install=["seq 9000; touch $DESTDIR/it"]))
         assert kit.log_text.endswith("\n8999\n9000\n+ touch /thing.inst/it\n")
 
 
 class TestCancel:
     @pytest.mark.parametrize("delay", [0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.5])
-    def test_at_any_moment(self, kit: Kit, delay: float) -> None:
+    def test_cancel_ends_a_build_at_any_moment(self, kit: Kit, delay: float) -> None:
         source = kit.tree(**{f"file{number}": "" for number in range(50)})
         job = kit.chunk(build=[BEAT + "sleep 1000"], source=source)
         threading.Timer(delay, kit.cancel.set).start()
@@ -160,7 +160,7 @@ class TestCancel:
         assert processes_naming(kit.root) == []
         assert not list((kit.workspace.root / "failed").iterdir())
 
-    def test_while_another_builds_it(self, kit: Kit) -> None:
+    def test_cancel_ends_waiting_for_another_builder(self, kit: Kit) -> None:
         with kit.workspace.session.locked(f"job-{key_of('thing')}"):
             threading.Timer(0.1, kit.cancel.set).start()
             with pytest.raises(Cancelled):
@@ -168,7 +168,7 @@ class TestCancel:
 
 
 class TestTwoBuilders:
-    def test_of_one_job_build_it_once(self, kit: Kit) -> None:
+    def test_builders_of_one_job_build_it_once(self, kit: Kit) -> None:
         job = kit.chunk(build=["sleep 0.5; echo $RANDOM$RANDOM"], install=["mkdir $DESTDIR/d"])
         manifests, logs = [], []
 
@@ -185,7 +185,7 @@ class TestTwoBuilders:
         assert manifests[0] == manifests[1] == manifests[2]
         assert logs[0] == logs[1] == logs[2], "that of the one who built it"
 
-    def test_unpack_one_layer_at_once(self, kit: Kit) -> None:
+    def test_builders_may_unpack_one_layer_at_once(self, kit: Kit) -> None:
         lib = kit.chunk("lib", install=["for i in $(seq 500); do echo $i > $DESTDIR/$i; done"])
         kit.build(lib)
         kit.workspace.clean()
@@ -210,7 +210,7 @@ class TestTwoBuilders:
 
 
 class TestDamage:
-    def test_what_the_store_has_spoilt_or_lost_is_named(self, kit: Kit) -> None:
+    def test_damaged_or_lost_artifact_is_named(self, kit: Kit) -> None:
         """So that the broker can have it built again; it is no fault of the job that needs it."""
         lib = kit.chunk("lib", install=["head -c 9000 /dev/urandom > $DESTDIR/it"])
         kit.build(lib)

@@ -28,7 +28,7 @@ from fabric.jobs import Job
 
 
 class TestWaitingForALock:
-    def test_waiting_ends_when_it_is_cancelled(self, kit: Kit) -> None:
+    def test_lock_wait_ends_when_it_is_cancelled(self, kit: Kit) -> None:
         cancel = CancelToken()
         threading.Timer(0.05, cancel.set).start()
         with (
@@ -38,7 +38,7 @@ class TestWaitingForALock:
         ):
             pass
 
-    def test_waiting_ends_when_it_is_free(self, kit: Kit) -> None:
+    def test_lock_wait_ends_when_the_lock_is_free(self, kit: Kit) -> None:
         released: list[float] = []
 
         def hold() -> None:
@@ -57,7 +57,7 @@ class TestWaitingForALock:
 
 
 class TestOpening:
-    def test_many_at_once_where_there_was_none(self, kit: Kit) -> None:
+    def test_workspace_may_be_made_by_many_at_once(self, kit: Kit) -> None:
         def open_it(root: Path) -> None:
             together.wait()
             with Workspace(root, kit.store, kit.sources) as workspace:
@@ -76,7 +76,7 @@ class TestOpening:
 
 
 class TestScratch:
-    def test_leftovers_of_the_dead_are_removed_and_of_the_living_are_not(self, kit: Kit) -> None:
+    def test_scratch_is_removed_only_for_dead_processes(self, kit: Kit) -> None:
         dead = kit.workspace.root / "tmp/123-dead"
         (dead / "5/up").mkdir(parents=True)
         alive = kit.workspace.session.scratch()
@@ -84,7 +84,7 @@ class TestScratch:
             assert not dead.exists()
             assert alive.exists()
 
-    def test_what_a_build_did_not_touch_is_used_again(self, kit: Kit) -> None:
+    def test_scratch_is_used_again_by_the_next_build(self, kit: Kit) -> None:
         job = kit.chunk("one", build=["touch /tmp/x; chmod 500 /tmp; chmod 0 ."])
         kit.build(job)
         kit.build(kit.chunk("two", build=['test -z "$(ls -A /tmp; ls -A .)"; stat -c %a . /tmp']))
@@ -93,7 +93,7 @@ class TestScratch:
         assert len(numbered) == 1
 
     @pytest.mark.parametrize(("pause", "late", "busy"), [(0.05, 60, False), (60, 0.05, True)])
-    def test_rubbish_goes_in_pauses_or_a_little_later(
+    def test_reaper_removes_trash_in_pauses_or_after_a_while(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pause: float, late: float, busy: bool
     ) -> None:
         monkeypatch.setattr("fabric.building.reaper._PAUSE", pause)
@@ -109,7 +109,7 @@ class TestScratch:
         assert not (tmp_path / "trash/one").exists()
         reaper.close()
 
-    def test_rubbish_waits_while_builds_follow_each_other(
+    def test_reaper_waits_while_builds_follow_each_other(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("fabric.building.reaper._PAUSE", 0.05)
@@ -121,7 +121,7 @@ class TestScratch:
         assert (tmp_path / "trash/one").exists()
         reaper.close()
 
-    def test_impatient_end_leaves_the_rest_to_the_next(self, kit: Kit) -> None:
+    def test_workspace_closed_at_once_leaves_trash_to_the_next(self, kit: Kit) -> None:
         scratch = kit.workspace.session.scratch()
         for number in range(20):
             (scratch / f"{number}/deep").mkdir(parents=True)
@@ -134,7 +134,7 @@ class TestScratch:
 
 
 class TestCleaning:
-    def test_keeps_what_is_wanted(self, kit: Kit) -> None:
+    def test_clean_keeps_wanted_layers(self, kit: Kit) -> None:
         jobs = [kit.chunk(name, build=[":"]) for name in ("one", "two")]
         for job in jobs:
             kit.build(job)
@@ -142,7 +142,7 @@ class TestCleaning:
         left = {path.name for path in (kit.workspace.root / "layers").iterdir()}
         assert left == {jobs[0].key}
 
-    def test_trimming_spares_what_builds_hold(self, kit: Kit) -> None:
+    def test_trim_keeps_layers_that_builds_hold(self, kit: Kit) -> None:
         """As far as it must, from what was used longest ago."""
         job, blobs = kit.chunk("one", build=[":"]), kit.root / "copies"
         layers, held = kit.workspace.root / "layers", kit.base.key
@@ -163,7 +163,7 @@ class TestCleaning:
         kit.build(kit.chunk("two", build=["ls /bin"]))
         assert (layers / held).exists(), "it has come back"
 
-    def test_a_layer_of_the_last_build_goes_only_when_its_own_worker_trims(self, kit: Kit) -> None:
+    def test_trim_keeps_layers_of_the_last_build_of_another_worker(self, kit: Kit) -> None:
         layer = kit.workspace.root / "layers" / kit.base.key
         kit.build(kit.chunk("one", build=[":"]))
         with Workspace(kit.workspace.root, kit.store, kit.sources) as other:
@@ -176,7 +176,7 @@ class TestCleaning:
             other.trim(1 << 62)
             assert not layer.exists()
 
-    def test_what_was_used_longest_ago_goes_first(self, tmp_path: Path) -> None:
+    def test_trim_order_is_by_last_use(self, tmp_path: Path) -> None:
         for number in (3, 1, 2):
             (tmp_path / f"tree-{number}").mkdir()
             os.utime(tmp_path / f"tree-{number}", (number, 5))
@@ -186,12 +186,12 @@ class TestCleaning:
         assert [path.name[-1] for path in by_age([tmp_path], {"tree-3": 1.0})] == ["3", "2", "1"]
         assert not mark_used(tmp_path / "none")
 
-    def test_does_nothing_while_somebody_builds(self, kit: Kit) -> None:
+    def test_clean_does_nothing_during_a_build(self, kit: Kit) -> None:
         with kit.workspace.using():
             assert not kit.workspace.clean()
 
     @pytest.mark.parametrize("stamp", [b"another boot\n", b"", b"\xff\xc1"])
-    def test_layers_of_before_a_reboot_are_not_trusted(self, kit: Kit, stamp: bytes) -> None:
+    def test_layers_are_removed_after_a_reboot(self, kit: Kit, stamp: bytes) -> None:
         job = kit.chunk(build=[":"])
         kit.build(job)
         root = kit.workspace.root
@@ -201,7 +201,7 @@ class TestCleaning:
         with Workspace(root, kit.store, kit.sources):
             assert not (root / "layers" / job.key).exists()
 
-    def test_workers_that_start_together_do_not_stumble(self, kit: Kit, tmp_path: Path) -> None:
+    def test_workspace_may_be_opened_by_many_at_once(self, kit: Kit, tmp_path: Path) -> None:
         def start(number: int, barrier: threading.Barrier) -> None:
             barrier.wait()
             Workspace(tmp_path / f"new-{number}", kit.store, kit.sources).close()
@@ -211,12 +211,12 @@ class TestCleaning:
                 barrier = threading.Barrier(4)
                 list(pool.map(start, [number] * 4, [barrier] * 4))
 
-    def test_nobody_else_may_look_inside(self, kit: Kit) -> None:
+    def test_workspace_is_private(self, kit: Kit) -> None:
         assert kit.workspace.root.stat().st_mode & 0o777 == 0o700
 
 
 class TestShell:
-    def test_in_the_tree_of_a_failed_build(
+    def test_shell_opens_the_tree_of_a_failed_build(
         self, kit: Kit, capfd: pytest.CaptureFixture[str]
     ) -> None:
         job = kit.chunk(
@@ -236,21 +236,21 @@ class TestShell:
         assert shell(job, kit.workspace, jobs=3, argv=["sh", "/dev/steps"]) == 0
         assert "### INSTALL-COMMANDS ###" in capfd.readouterr().out
 
-    def test_in_a_fresh_tree(self, kit: Kit, capfd: pytest.CaptureFixture[str]) -> None:
+    def test_shell_opens_a_fresh_tree(self, kit: Kit, capfd: pytest.CaptureFixture[str]) -> None:
         job = kit.chunk(source=kit.tree(file="text"), build=["echo built > file; exit 3"])
         assert shell(job, kit.workspace, jobs=1, argv=["cat", "file"]) == 0
         assert capfd.readouterr().out == "text"
         assert shell(job, kit.workspace, jobs=1, argv=["sh", "/dev/steps"]) == 3
         assert not list((kit.workspace.root / "failed").iterdir())
 
-    def test_only_chunks_have_one(self, kit: Kit) -> None:
+    def test_shell_is_for_chunks_only(self, kit: Kit) -> None:
         job = Job(key="0", kind="stratum", name="s", arch="x86_64", log="", artifacts=())
         with pytest.raises(FabricError, match="s is a stratum"):
             shell(job, kit.workspace, jobs=1)
 
 
 class TestHostTools:
-    def test_digest_is_remembered_and_follows_the_files(
+    def test_host_tools_digest_is_cached_and_follows_the_files(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         tool = tmp_path / "bin/sh"
@@ -274,14 +274,14 @@ class TestHostTools:
         record.write_bytes(b"")
         assert host_tools(record) == second
 
-    def test_of_this_machine(self, tmp_path: Path) -> None:
+    def test_host_tools_digest_of_this_machine_is_stable(self, tmp_path: Path) -> None:
         assert host_tools(tmp_path / "digests") == host_tools(tmp_path / "digests")
 
 
 class TestOneJobTwice:
     """Two processes of one workspace that want the same job."""
 
-    def test_it_is_built_once_and_the_other_waits(self, kit: Kit) -> None:
+    def test_job_of_two_processes_is_built_once(self, kit: Kit) -> None:
         job = kit.chunk("slow", build=["echo begun; sleep 1; echo done"])
         phases: list[str] = []
         with (
@@ -297,7 +297,7 @@ class TestOneJobTwice:
         assert phases == [ELSEWHERE]
 
     @pytest.mark.parametrize("how", ["killed", "failed"])
-    def test_if_the_other_ends_without_it_it_is_built_here(self, kit: Kit, how: str) -> None:
+    def test_job_is_built_here_if_the_other_process_ends(self, kit: Kit, how: str) -> None:
         job = kit.chunk("thing", install=["touch $DESTDIR/thing"])
         code = f"""
             import sys

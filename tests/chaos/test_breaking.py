@@ -21,7 +21,7 @@ def state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-def test_a_process_stands_still_with_all_that_it_has_started() -> None:
+def test_stopped_process_stops_with_its_descendants() -> None:
     script = "sleep 1000 & sh -c 'sleep 1000 & wait' & wait"
     with subprocess.Popen(["sh", "-c", script], start_new_session=True) as leader:
         try:
@@ -36,7 +36,7 @@ def test_a_process_stands_still_with_all_that_it_has_started() -> None:
             os.killpg(leader.pid, signal.SIGKILL)
 
 
-def test_a_kind_that_never_happened_is_named() -> None:
+def test_faults_that_never_happened_are_named() -> None:
     services = dict.fromkeys(("broker", "nginx", "sshd"))
     farm: Any = SimpleNamespace(
         supervisor=SimpleNamespace(services=services), controller=None, trove=None

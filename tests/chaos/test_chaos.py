@@ -50,7 +50,7 @@ def refused() -> str:
 
 @pytest.mark.system
 @pytest.mark.timeout(BEFORE + PATIENCE)
-def test_nothing_comes_of_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_farm_builds_despite_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if why := refused():
         pytest.skip(why)
     program = Path(__file__).with_name("run.py")
@@ -75,7 +75,7 @@ def test_nothing_comes_of_faults(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.system
-def test_a_farm_ends_with_whoever_has_started_it() -> None:
+def test_farm_ends_with_its_starter() -> None:
     if why := refused():
         pytest.skip(why)
     said = "import subprocess, sys; subprocess.run(sys.argv[1:])"

@@ -46,7 +46,7 @@ def listening(directory: Path) -> Iterator[Listening]:
     made.close()
 
 
-def test_a_daemon_that_ends_waits_for_no_thread() -> None:
+def test_daemon_exit_waits_for_no_thread() -> None:
     """One may ask a store that does not answer, and systemd gives it 15 seconds."""
     text = (
         "import threading, time; from fabric.host import daemon\n"
@@ -65,7 +65,7 @@ def test_a_daemon_that_ends_waits_for_no_thread() -> None:
 # -- systemd and journald ------------------------------------------------------------------
 
 
-def test_systemd_is_told(listening: Listening) -> None:
+def test_supervisor_notifies_systemd(listening: Listening) -> None:
     environ = {"NOTIFY_SOCKET": str(listening.path), "WATCHDOG_USEC": "4000000", "X": "y"}
     supervisor = Supervisor(environ)
     assert environ == {"X": "y"}, "children are not to be taken for us"
@@ -78,7 +78,7 @@ def test_systemd_is_told(listening: Listening) -> None:
 
 
 @pytest.mark.parametrize("name", ["user@1000/notify", "@fabric-test/a@b-%d"])
-def test_only_an_at_sign_in_front_means_an_abstract_name(tmp_path: Path, name: str) -> None:
+def test_supervisor_socket_is_abstract_only_after_an_at_sign(tmp_path: Path, name: str) -> None:
     at = name % os.getpid() if name.startswith("@") else str(tmp_path / name)
     (tmp_path / "user@1000").mkdir()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
@@ -88,14 +88,14 @@ def test_only_an_at_sign_in_front_means_an_abstract_name(tmp_path: Path, name: s
         assert heard.recv(100) == b"READY=1"
 
 
-def test_without_systemd_nothing_happens() -> None:
+def test_supervisor_without_systemd_does_nothing() -> None:
     supervisor = Supervisor({})
     supervisor.ready()
     supervisor.alive(1.0)
     Supervisor({"NOTIFY_SOCKET": "/nowhere/at/all"}).ready()
 
 
-def test_notes_go_to_journald_with_fields(listening: Listening, tmp_path: Path) -> None:
+def test_event_log_writes_fields_to_journald(listening: Listening, tmp_path: Path) -> None:
     program = (
         "import os, sys; from fabric.host.event_log import EventLog\n"
         "status = os.fstat(2); environ = {'JOURNAL_STREAM': f'{status.st_dev}:{status.st_ino}'}\n"
@@ -113,7 +113,7 @@ def test_notes_go_to_journald_with_fields(listening: Listening, tmp_path: Path) 
     assert (tmp_path / "err").read_bytes() == b""
 
 
-def test_notes_without_journald(capsys: pytest.CaptureFixture[str]) -> None:
+def test_event_log_writes_to_stderr_without_journald(capsys: pytest.CaptureFixture[str]) -> None:
     EventLog("me", environ={})("a warning", worker="w1")
     EventLog("me", environ={}).info("hidden")
     EventLog("me", chatty=True, environ={"JOURNAL_STREAM": "1:2"}).info("shown")
@@ -122,7 +122,7 @@ def test_notes_without_journald(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd-analyze")
 @pytest.mark.parametrize("program", ["fabric-broker", "fabric-worker"])
-def test_units_are_units(tmp_path: Path, program: str) -> None:
+def test_units_are_valid(tmp_path: Path, program: str) -> None:
     text = resources.files("fabric").joinpath(f"units/{program}.service").read_text()
     installed = Path(sys.executable).with_name(program)
     assert f"\nExecStart={program} " in text
@@ -134,7 +134,7 @@ def test_units_are_units(tmp_path: Path, program: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_what_this_machine_has_left(tmp_path: Path) -> None:
+def test_free_disk_and_memory_are_measured(tmp_path: Path) -> None:
     assert free_memory() > 0
     free, wrong = free_disk(tmp_path, 1)
     assert free > 0
@@ -147,7 +147,7 @@ def test_what_this_machine_has_left(tmp_path: Path) -> None:
 # -- the programs --------------------------------------------------------------------------
 
 
-def test_the_broker_is_ready_alive_and_ends_cleanly(
+def test_broker_notifies_systemd_and_ends_cleanly(
     farm: Farm, listening: Listening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     farm.kill()
@@ -163,7 +163,7 @@ def test_the_broker_is_ready_alive_and_ends_cleanly(
     assert farm.child.wait(10.0) == 0
 
 
-def test_numbers_for_prometheus(farm: Farm) -> None:
+def test_broker_serves_metrics_for_prometheus(farm: Farm) -> None:
     farm.kill()
     text = farm.config.read_text().replace('metrics = ""', f'metrics = "{HOST}:7419"')
     farm.config.write_text(text)
@@ -215,7 +215,7 @@ def daemon(farm: Farm, listening: Listening) -> Iterator[subprocess.Popen[bytes]
         yield child
 
 
-def test_a_worker_without_room_removes_what_it_exported_before_a_reboot(
+def test_worker_on_a_full_disk_removes_exports_from_before_a_reboot(
     farm: Farm, listening: Listening
 ) -> None:
     exported = farm.directory / "cache/trove/trees/the-boot-before/tree"
@@ -224,7 +224,7 @@ def test_a_worker_without_room_removes_what_it_exported_before_a_reboot(
         until(lambda: not exported.exists())
 
 
-def test_a_worker_outlives_brokers_and_refusals_and_ends_when_told(
+def test_worker_survives_lost_brokers_and_rejected_keys_until_it_is_stopped(
     farm: Farm, daemon: subprocess.Popen[bytes], listening: Listening
 ) -> None:
     assert listening.hear() == b"READY=1"
@@ -244,7 +244,7 @@ def test_a_worker_outlives_brokers_and_refusals_and_ends_when_told(
     assert daemon.wait(10.0) == 0
 
 
-def test_a_worker_whose_name_is_not_its_keys_says_so(farm: Farm) -> None:
+def test_worker_reports_a_name_that_differs_from_its_key(farm: Farm) -> None:
     farm.key("worker", "w1")
     config = farm.directory / "worker.toml"
     config.write_text(
@@ -259,12 +259,12 @@ def test_a_worker_whose_name_is_not_its_keys_says_so(farm: Farm) -> None:
     assert "name: the settings say w2, but the key in" in done.stderr
 
 
-def test_a_title_looks_like_no_other_note(capsys: pytest.CaptureFixture[str]) -> None:
+def test_event_log_indents_further_lines_of_a_title(capsys: pytest.CaptureFixture[str]) -> None:
     EventLog("me", chatty=True, environ={}).info("request r1: a title\nme: request r2: failed")
     assert capsys.readouterr().err == "me: request r1: a title\n  me: request r2: failed\n"
 
 
-def test_a_note_that_cannot_be_written_ends_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_event_log_ignores_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     with Path("/dev/full").open("w") as full:
         monkeypatch.setattr(sys, "stderr", full)
         EventLog("me", environ={})("a warning")

@@ -14,7 +14,7 @@ from servers_kit import child_environment
 from fabric.host.locks import Locks, locked, no_wait
 
 
-def test_removed_locks_leave_no_files_and_are_held_by_one(tmp_path: Path) -> None:
+def test_locks_that_are_removed_leave_no_files_and_are_held_by_one(tmp_path: Path) -> None:
     code = """
 import sys
 from contextlib import ExitStack
@@ -32,7 +32,7 @@ for number in range(300):
     assert list((tmp_path / "locks").iterdir()) == []
 
 
-def test_locked_file_that_was_renamed_is_no_lock_any_more(tmp_path: Path) -> None:
+def test_lock_file_that_was_renamed_is_no_longer_a_lock(tmp_path: Path) -> None:
     lock, waits = tmp_path / "lock", 0
 
     def wait() -> None:
@@ -50,12 +50,12 @@ def test_locked_file_that_was_renamed_is_no_lock_any_more(tmp_path: Path) -> Non
     assert waits == 2
 
 
-def test_locked_without_create_needs_a_file(tmp_path: Path) -> None:
+def test_lock_without_create_needs_a_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), locked(tmp_path / "lock", create=False):
         pass
 
 
-def test_locks_by_name(tmp_path: Path) -> None:
+def test_locks_are_held_by_name(tmp_path: Path) -> None:
     one, two = Locks(tmp_path / "lock"), Locks(tmp_path / "lock")
     held = one.take("a")
     assert held is not None
@@ -70,7 +70,7 @@ def test_locks_by_name(tmp_path: Path) -> None:
     os.close(other)
 
 
-def test_locks_shared(tmp_path: Path) -> None:
+def test_locks_may_be_shared(tmp_path: Path) -> None:
     locks = Locks(tmp_path / "lock")
     held = [locks.take("a", shared=True) for _ in range(2)]
     assert locks.take("a") is None
@@ -82,7 +82,7 @@ def test_locks_shared(tmp_path: Path) -> None:
     os.close(fd)
 
 
-def test_locks_claimed_by_one_who_shares_it(tmp_path: Path) -> None:
+def test_locks_are_claimed_by_their_only_sharer(tmp_path: Path) -> None:
     locks = Locks(tmp_path / "lock")
     one, two = locks.open(), locks.open()
     for fd in (one, two):

@@ -279,7 +279,7 @@ CASES: list[tuple[Prepare, tuple[tuple[str, ...], ...], str]] = [
 @pytest.mark.parametrize(
     ("prepare", "commands", "words"), CASES, ids=[case[0].__name__ for case in CASES]
 )
-def test_hostile_definitions_touch_nothing(
+def test_definitions_touch_nothing_outside_the_cache(
     tmp_path: Path, prepare: Prepare, commands: tuple[tuple[str, ...], ...], words: str
 ) -> None:
     trap = Trap(tmp_path)

@@ -63,7 +63,7 @@ def log_at(farm: Farm) -> None:
 
 @pytest.mark.bound("UNREAD")
 @pytest.mark.bound("CONNECTIONS")
-def test_who_does_not_read_fills_no_memory(farm: Farm) -> None:
+def test_peer_that_does_not_read_fills_no_memory(farm: Farm) -> None:
     honest = farm.peer(farm.key("initiator", "honest"))
     is_served(honest)
     log_at(farm)
@@ -102,7 +102,7 @@ def farm_codec() -> sockets.Codec[Answer]:
 
 
 @pytest.mark.bound("WORKER_CONNECTIONS")
-def test_the_silent_one_of_a_workers_connections_is_cut(farm: Farm) -> None:
+def test_worker_with_too_many_connections_loses_the_silent_one(farm: Farm) -> None:
     curve = farm.key("worker", "m")
     sequence = itertools.count(1)
     crowd, ends = [], []
@@ -153,7 +153,7 @@ def hall(tmp_path: Path) -> Iterator[SimpleNamespace]:
 
 
 @pytest.mark.bound("TURN")
-def test_who_asks_much_leaves_each_turn_to_others(hall: SimpleNamespace) -> None:
+def test_server_receives_from_all_peers_in_turns(hall: SimpleNamespace) -> None:
     greedy, modest = hall.peer("greedy"), hall.peer("modest")
     codec = farm_codec()
     for n in range(50):
@@ -173,7 +173,7 @@ def test_who_asks_much_leaves_each_turn_to_others(hall: SimpleNamespace) -> None
 
 
 @pytest.mark.bound("STEPS_A_TURN")
-def test_who_follows_much_leaves_each_turn_to_others() -> None:
+def test_outbox_sends_to_all_peers_in_turns() -> None:
     told: list[bytes] = []
     journal: Any = SimpleNamespace(error="", appended=0, durable=0)
     steps = (StepState(KEY, "done"),) * (bounds.STEPS_A_TURN // 4)
@@ -197,7 +197,7 @@ def test_who_follows_much_leaves_each_turn_to_others() -> None:
 
 @pytest.mark.bound("PENDING_ENTRIES")
 @pytest.mark.bound("HELD_REPLIES")
-def test_what_waits_for_a_slow_disk_is_bounded() -> None:
+def test_outbox_bounds_replies_that_wait_for_the_disk() -> None:
     journal: Any = SimpleNamespace(error="", appended=0, durable=0)
     core: Any = SimpleNamespace(answer=lambda query, _: Answer(query.id), requests={})
     outbox = ReplyOutbox(journal, lambda *_: True)
@@ -219,7 +219,7 @@ def test_what_waits_for_a_slow_disk_is_bounded() -> None:
 
 
 @pytest.mark.bound("CHANGES")
-def test_who_subscribes_faster_than_is_heard_is_cut() -> None:
+def test_connection_with_too_many_subscription_changes_is_closed() -> None:
     with zmq.Context() as context, context.socket(zmq.XPUB) as logs:
         connections = Connections(logs)
         ours, theirs = socket.socketpair()
@@ -243,7 +243,7 @@ def test_who_subscribes_faster_than_is_heard_is_cut() -> None:
         context.destroy(linger=0)
 
 
-def test_who_was_cut_for_that_follows_no_logs_for_a_while() -> None:
+def test_authenticator_blocks_log_connections_for_a_while() -> None:
     one = Certificate("m", "initiator", "x" * 40)
     admitted: Any = SimpleNamespace(get=lambda _: one, refresh=lambda: False)
     with zmq.Context() as context, context.socket(zmq.REQ) as asks:

@@ -163,7 +163,7 @@ NO_NAME = "is no name: no spaces or '/' in it, no '.' or '-' in front"
     ],
     ids=lambda value: value[:40],
 )
-def test_content(project: Project, file: str, text: str, expected: str) -> None:
+def test_definitions_with_bad_text(project: Project, file: str, text: str, expected: str) -> None:
     head = HEAD[file]
     if text.startswith("name: "):
         head = head.partition("\n")[2]
@@ -219,7 +219,7 @@ def large(file: Path) -> None:
         (large, "has 200,000,000 bytes: files of definitions have 8,388,608 at most"),
     ],
 )
-def test_file(
+def test_definitions_file_must_be_regular(
     project: Project, tmp_path: Path, make: Callable[[Path], object], expected: str
 ) -> None:
     (project.root / STRATUM).unlink()
@@ -227,7 +227,7 @@ def test_file(
     assert mistakes(project) == [f"{STRATUM}:1: {expected.format(top=tmp_path)}"]
 
 
-def test_folder(project: Project) -> None:
+def test_definitions_folder_in_place_of_a_file_is_an_error(project: Project) -> None:
     (project.root / STRATUM).unlink()
     (project.root / STRATUM).mkdir()
     named = "system small names the file strata/things.morph, which does not exist"
@@ -235,24 +235,24 @@ def test_folder(project: Project) -> None:
 
 
 @pytest.mark.parametrize("file", ["VERSION", "DEFAULTS"])
-def test_file_of_all(project: Project, file: str) -> None:
+def test_definitions_settings_must_be_a_regular_file(project: Project, file: str) -> None:
     (project.root / file).unlink()
     os.mkfifo(project.root / file)
     assert mistakes(project) == [f"{file}:1: is not a regular file"]
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "a\0b", "x" * 300, "a/b/../../../x"])
-def test_path(project: Project, name: str) -> None:
+def test_definitions_path_that_leads_out_is_not_read(project: Project, name: str) -> None:
     assert project.read(name) is None
 
 
-def test_links_inside_are_followed(project: Project) -> None:
+def test_definitions_links_inside_are_followed(project: Project) -> None:
     (project.root / STRATUM).rename(project.root / "strata/other.morph")
     (project.root / STRATUM).symlink_to("other.morph")
     assert project.graph(SYSTEM).root.name == "small"
 
 
-def test_a_chain_of_strata(project: Project) -> None:
+def test_strata_may_be_a_long_chain(project: Project) -> None:
     for number in range(1500):
         (project.root / f"strata/c{number}.morph").write_text(
             f"name: c{number}\nkind: stratum\nchunks: []\n"
@@ -265,7 +265,7 @@ def test_a_chain_of_strata(project: Project) -> None:
 
 
 @pytest.mark.bound("STRATA")
-def test_too_many_strata(project: Project) -> None:
+def test_strata_past_the_bound_are_an_error(project: Project) -> None:
     for number in range(bounds.STRATA):
         (project.root / f"strata/c{number}.morph").write_text(
             f"name: c{number}\nkind: stratum\nchunks: [{{name: a, ref: b, build-system: manual}}]\n"
@@ -278,7 +278,7 @@ def test_too_many_strata(project: Project) -> None:
 
 
 @pytest.mark.bound("CHUNKS")
-def test_too_many_chunks(project: Project) -> None:
+def test_chunks_past_the_bound_are_an_error(project: Project) -> None:
     specs = "".join(
         f"- {{name: c{number}, ref: x, build-system: manual}}\n" for number in range(5001)
     )
@@ -292,7 +292,7 @@ CLUSTER = "name: c\nkind: cluster\nsystems:\n- morph: systems/small.morph\n  dep
 
 
 @pytest.mark.parametrize("text", [LISTS, LONG, MERGES])
-def test_cluster(project: Project, text: str) -> None:
+def test_cluster_morph_that_expands_is_an_error(project: Project, text: str) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     lines = "".join(f"    {line}\n" for line in text.splitlines())
     (project.root / "c.morph").write_text(f"{CLUSTER}{lines}  deploy: {{}}\n")

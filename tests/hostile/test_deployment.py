@@ -69,7 +69,7 @@ TEMPLATES = {
 @pytest.mark.bound("TEMPLATE_MEMORY")
 @pytest.mark.bound("TEMPLATE_OUTPUT")
 @pytest.mark.parametrize(("text", "said"), TEMPLATES.values(), ids=TEMPLATES)
-def test_a_template_runs_nothing_and_ends(
+def test_template_runs_nothing_and_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -82,7 +82,7 @@ def test_a_template_runs_nothing_and_ends(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_modules_in_the_definitions_are_not_imported(
+def test_template_imports_no_modules_of_the_definitions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -136,7 +136,7 @@ MANIFESTS = {
 @pytest.mark.bound("INSTALLED_FILES")
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize(("make", "manifest", "said"), MANIFESTS.values(), ids=MANIFESTS)
-def test_a_manifest_takes_ordinary_files_of_its_folder(
+def test_manifest_takes_only_regular_files_of_its_folder(
     tmp_path: Path, make: str, manifest: str, said: str
 ) -> None:
     subprocess.run(["sh", "-euc", make], cwd=tmp_path, check=True)
@@ -247,7 +247,7 @@ def definitions(root: Path, **given: str) -> Path:
 
 
 @pytest.mark.parametrize(("given", "said"), MORPHS.values(), ids=MORPHS)
-def test_a_morph_is_refused(tmp_path: Path, given: dict[str, str], said: str) -> None:
+def test_cluster_morph_is_rejected(tmp_path: Path, given: dict[str, str], said: str) -> None:
     definitions(tmp_path, **given)
     project = Project.find(tmp_path, Settings(), print)
     with pytest.raises(DefinitionsError) as caught:
@@ -281,7 +281,7 @@ PROGRAMS = {
 }
 
 
-def test_text_of_a_morph_is_text(tmp_path: Path) -> None:
+def test_cluster_morph_text_is_never_run(tmp_path: Path) -> None:
     """All that happens here before the first guest: its tree, its settings, and its image."""
     evil, state, canary = tmp_path / "evil", tmp_path / "state", tmp_path / "CANARY"
     evil.mkdir()
@@ -343,7 +343,7 @@ def test_text_of_a_morph_is_text(tmp_path: Path) -> None:
     }
 
 
-def test_a_terminal_is_not_told_what_to_do(tmp_path: Path) -> None:
+def test_deployment_errors_hold_no_terminal_escapes(tmp_path: Path) -> None:
     """By the error of a morph, or of a key."""
     escape = "\\e]52;c;ZXZpbA==\\a"
     morph = definitions(
@@ -361,7 +361,7 @@ def test_a_terminal_is_not_told_what_to_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.bound("VARIABLES")
-def test_variables_are_a_small_file_of_json(tmp_path: Path) -> None:
+def test_variables_must_be_a_small_json_file(tmp_path: Path) -> None:
     def said(text: str) -> str:
         (tmp_path / "given").write_text(text)
         with pytest.raises(FabricError) as caught:

@@ -114,7 +114,7 @@ def message(objects: Objects) -> None:
         (message, "it printed more than 67,108,864 bytes"),
     ],
 )
-def test_a_commit_past_a_bound_is_refused(
+def test_git_tree_past_a_bound_is_rejected(
     tmp_path: Path, make: Callable[[Objects], None], text: str
 ) -> None:
     make(Objects(tmp_path / "trove/git/thing.git"))
@@ -125,7 +125,7 @@ def test_a_commit_past_a_bound_is_refused(
     assert not list((tmp_path / "trove/trees").glob("*/*"))
 
 
-def test_a_tree_within_the_bounds_is_exported(tmp_path: Path) -> None:
+def test_git_tree_within_the_bounds_is_exported(tmp_path: Path) -> None:
     deep(Objects(tmp_path / "trove/git/thing.git"), bounds.TREE_DEPTH - 1)
     sources = Sources(tmp_path / "trove", {}, None)
     tree = sources.export(sources.resolve("thing", "main"))

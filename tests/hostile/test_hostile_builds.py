@@ -198,7 +198,7 @@ CASES = [
 @pytest.mark.bound("LOG_AT_ONCE")
 @pytest.mark.bound("SANDBOX_SHM")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_costs_its_own_step(kit: Kit, case: Case) -> None:  # noqa: F811
+def test_hostile_build_fails_only_its_own_step(kit: Kit, case: Case) -> None:  # noqa: F811
     job = kit.chunk(**case.fields)
     if case.message:
         with pytest.raises(FabricError) as caught:
@@ -216,7 +216,7 @@ def test_costs_its_own_step(kit: Kit, case: Case) -> None:  # noqa: F811
 
 
 @pytest.mark.parametrize("tree", [LONGEST, DEEPEST], ids=["long", "deep"])
-def test_what_a_failed_build_leaves_is_counted_and_removed(kit: Kit, tree: str) -> None:  # noqa: F811
+def test_failed_build_with_a_deep_tree_is_counted_and_removed(kit: Kit, tree: str) -> None:  # noqa: F811
     job = kit.chunk(build=[tree, "false"], **HOST)
     with pytest.raises(BuildFailed):
         kit.build(job)
@@ -260,7 +260,7 @@ def seen(kit: Kit, job: Job, command: str) -> list[str]:  # noqa: F811
     ],
     ids=["opaque", "attribute", "a file of two artifacts", "mode"],
 )
-def test_is_the_same_on_all_machines(kit: Kit, attack: str, look: str) -> None:  # noqa: F811
+def test_layer_is_the_same_on_all_machines(kit: Kit, attack: str, look: str) -> None:  # noqa: F811
     """The machine that built it stages what others unpack."""
     attack = attack.replace("setfattr -n", "attr").replace(" -v", "")
     script = (
@@ -294,7 +294,7 @@ def test_is_the_same_on_all_machines(kit: Kit, attack: str, look: str) -> None: 
         *((name, False) for name in ("thing.steps", "dev/steps", "dev/shm")),
     ],
 )
-def test_links_where_the_sandbox_puts_its_own(kit: Kit, name: str, fails: bool) -> None:  # noqa: F811
+def test_sandbox_follows_no_link_at_its_mounts(kit: Kit, name: str, fails: bool) -> None:  # noqa: F811
     """bubblewrap before 0.12 follows them when it makes a file."""
     host = kit.root / "host"
     host.mkdir()
@@ -328,7 +328,7 @@ def integration(text: str) -> Entry:
     return Entry(b"baserock/system-integration/00-it", FILE, 0o755, len(data), data=data)
 
 
-def test_system_whose_links_lead_to_the_host(kit: Kit) -> None:  # noqa: F811
+def test_system_links_to_the_host_are_not_followed(kit: Kit) -> None:  # noqa: F811
     """Nothing that the builder does with the tree afterwards follows them."""
     host = kit.root / "host"
     host.mkdir()
@@ -366,7 +366,7 @@ def test_system_whose_links_lead_to_the_host(kit: Kit) -> None:  # noqa: F811
     ],
     ids=["time", "log", "status", "memory"],
 )
-def test_ldconfig_of_a_chunk(
+def test_ldconfig_of_a_chunk_is_confined(
     kit: Kit,  # noqa: F811
     program: str,
     options: dict[str, Any],
@@ -387,7 +387,7 @@ def test_ldconfig_of_a_chunk(
     assert processes_naming(kit.root) == []
 
 
-def test_a_large_upload_does_not_hold_up_cancelling(kit: Kit) -> None:  # noqa: F811
+def test_cancel_does_not_wait_for_a_large_upload(kit: Kit) -> None:  # noqa: F811
     """Here the store waits for its lock, as while gc removes something."""
     phases: list[str] = []
     job = kit.chunk(install=["head -c 20000000 /dev/urandom > $DESTDIR/it"])
@@ -411,7 +411,7 @@ def test_a_large_upload_does_not_hold_up_cancelling(kit: Kit) -> None:  # noqa: 
     kit.build(job)
 
 
-def test_memory_that_runs_out_is_said(kit: Kit) -> None:  # noqa: F811
+def test_build_out_of_memory_is_reported(kit: Kit) -> None:  # noqa: F811
     """A build in a control group with little memory: the kernel ends what needs most.
 
     These tests are in the group, too, and may have grown to hundreds of MiB.

@@ -254,7 +254,7 @@ def thing(tmp_path: Path) -> Callable[[bytes], Sources]:
 @pytest.mark.bound("SOURCE_PATH")
 @pytest.mark.bound("SOURCE_NAME")
 @pytest.mark.parametrize("case", ARCHIVES)
-def test_an_archive_costs_its_own_import(thing: Callable[[bytes], Sources], case: str) -> None:
+def test_archive_fails_only_its_own_import(thing: Callable[[bytes], Sources], case: str) -> None:
     make, words = ARCHIVES[case]
     sources = thing(make())
     with pytest.raises(SourceError) as caught:
@@ -264,13 +264,13 @@ def test_an_archive_costs_its_own_import(thing: Callable[[bytes], Sources], case
     assert sources.repository("upstream:thing").find("1") is None
 
 
-def test_a_size_below_zero(thing: Callable[[bytes], Sources]) -> None:
+def test_archive_with_a_negative_size_is_rejected(thing: Callable[[bytes], Sources]) -> None:
     refused = r"thing\.tar: (refused: its member 'a': it has -5 bytes|.* invalid offset)$"
     with pytest.raises(SourceError, match=refused):  # tarfile refuses it by itself in later Pythons
         thing(tar(file("a", size="-5"))).resolve("upstream:thing", "1")
 
 
-def test_an_archive_of_too_many_files(
+def test_archive_with_too_many_files_is_rejected(
     thing: Callable[[bytes], Sources], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bounds, "TREE_ENTRIES", 3)
@@ -280,7 +280,7 @@ def test_an_archive_of_too_many_files(
         thing(tar(*(file(str(number)) for number in range(4)))).resolve("upstream:thing", "1")
 
 
-def test_a_bomb_of_zeros_is_not_unpacked(
+def test_archive_that_expands_past_the_bound_is_rejected(
     thing: Callable[[bytes], Sources], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bounds, "SOURCE_SIZE", 1 << 20)
@@ -289,7 +289,7 @@ def test_a_bomb_of_zeros_is_not_unpacked(
         thing(packed).resolve("upstream:thing", "1")
 
 
-def test_what_is_only_odd_is_imported(tmp_path: Path) -> None:
+def test_archive_with_odd_names_and_times_is_imported(tmp_path: Path) -> None:
     """Names that people really use, and times that their clocks really had."""
     odd = ["a b", "-rf", "é", "\udcff", "a\nb", "a\tb", '"', "\\", "d" * 255, "x/" * 150 + "y"]
     data = tar(*(file(name, mtime="-5") for name in odd))
@@ -340,7 +340,7 @@ def answer(data: bytes = b"", status: str = "200 OK", **headers: object) -> byte
 
 
 @pytest.mark.bound("DOWNLOAD")
-def test_a_download_that_claims_to_be_endless(downloads: Downloads) -> None:
+def test_download_with_a_length_past_the_bound_is_rejected(downloads: Downloads) -> None:
     with (
         server(answer(b"x" * 100, Content_Length=bounds.DOWNLOAD + 1)) as url,
         pytest.raises(SourceError) as caught,
@@ -350,7 +350,7 @@ def test_a_download_that_claims_to_be_endless(downloads: Downloads) -> None:
     assert list(downloads.directory.iterdir()) == []
 
 
-def test_a_download_that_is_endless(downloads: Downloads, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_without_end_fails(downloads: Downloads, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "DOWNLOAD", 10_000_000)
 
     def forever(peer: socket.socket) -> None:
@@ -368,7 +368,7 @@ def test_a_download_that_is_endless(downloads: Downloads, monkeypatch: pytest.Mo
 @pytest.mark.bound("DOWNLOAD_SILENCE")
 @pytest.mark.bound("DOWNLOAD_PACE")
 @pytest.mark.parametrize("kind", ["silent", "trickling"])
-def test_a_server_that_keeps_us_waiting(
+def test_download_from_a_silent_or_slow_server_is_given_up(
     downloads: Downloads, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr(bounds, "DOWNLOAD_SILENCE", 0.2)
@@ -390,7 +390,7 @@ def test_a_server_that_keeps_us_waiting(
 @pytest.mark.parametrize(
     "target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "data:,x", "gopher://x/"]
 )
-def test_a_redirect_to_what_is_no_server(downloads: Downloads, target: str) -> None:
+def test_redirect_to_another_scheme_is_rejected(downloads: Downloads, target: str) -> None:
     with (
         server(answer(status="302 Found", Location=target)) as url,
         pytest.raises(SourceError, match=r"cannot be downloaded|refused: it redirects to"),
@@ -398,7 +398,7 @@ def test_a_redirect_to_what_is_no_server(downloads: Downloads, target: str) -> N
         downloads.get(NOTHING, url)
 
 
-def test_redirects_in_a_circle(downloads: Downloads) -> None:
+def test_redirects_in_a_circle_are_rejected(downloads: Downloads) -> None:
     with (
         server(*[answer(status="302 Found", Location="/thing.tar")] * 50) as url,
         pytest.raises(SourceError, match="redirect"),
@@ -406,7 +406,7 @@ def test_redirects_in_a_circle(downloads: Downloads) -> None:
         downloads.get(NOTHING, url)
 
 
-def test_a_redirect_tells_no_other_host_the_password(downloads: Downloads) -> None:
+def test_redirect_sends_no_password_to_another_host(downloads: Downloads) -> None:
     heard: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as other:
 
@@ -441,19 +441,19 @@ def test_a_redirect_tells_no_other_host_the_password(downloads: Downloads) -> No
         ("http://127.0.0.1:99999999/", "cannot be downloaded"),
     ],
 )
-def test_urls_of_what_is_no_download(downloads: Downloads, url: str, words: str) -> None:
+def test_download_url_must_be_file_or_server(downloads: Downloads, url: str, words: str) -> None:
     with pytest.raises(SourceError) as caught:
         downloads.get(NOTHING, url)
     assert words in str(caught.value)
 
 
-def test_a_pipe_is_no_download(downloads: Downloads, tmp_path: Path) -> None:
+def test_download_of_a_pipe_is_rejected(downloads: Downloads, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(SourceError, match="pipe: cannot be imported: it is not a plain file"):
         downloads.get(NOTHING, (tmp_path / "pipe").as_uri())
 
 
-def test_a_stale_part_is_begun_anew(downloads: Downloads) -> None:
+def test_download_with_a_stale_part_starts_again(downloads: Downloads) -> None:
     data = b"right" * 1000
     digest = Digest(hashlib.sha256(data).hexdigest())
     downloads.directory.mkdir()
@@ -471,7 +471,7 @@ def test_a_stale_part_is_begun_anew(downloads: Downloads) -> None:
         downloads.get(NOTHING, url)
 
 
-def test_a_disk_without_room(tmp_path: Path) -> None:
+def test_download_to_a_full_disk_is_reported(tmp_path: Path) -> None:
     """Neither the cache nor TMPDIR has room; the error says so."""
     mount = tmp_path / "full"
     mount.mkdir()
@@ -504,7 +504,7 @@ def test_a_disk_without_room(tmp_path: Path) -> None:
 
 
 @pytest.mark.bound("INDEX_PAGE")
-def test_an_index_page_without_end() -> None:
+def test_python_index_page_past_the_bound_is_rejected() -> None:
     size = bounds.INDEX_PAGE + 1
     with (
         server(answer(bytes(size), Content_Type="text/html")) as url,
@@ -514,7 +514,7 @@ def test_an_index_page_without_end() -> None:
 
 
 @pytest.mark.bound("PACKAGES_OUTPUT")
-def test_a_program_of_apt_that_prints_without_end(
+def test_apt_output_past_the_bound_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bounds, "PACKAGES_OUTPUT", 1000)
@@ -553,20 +553,20 @@ def test_a_program_of_apt_that_prints_without_end(
         "gopher://host/x",
     ],
 )
-def test_what_is_no_repository(tmp_path: Path, repo: str) -> None:
+def test_repository_name_past_the_bound_is_rejected(tmp_path: Path, repo: str) -> None:
     sources = Sources(tmp_path / "trove", {}, None)
     with pytest.raises(SourceError, match=r"is no name of a repository|is no URL of a git"):
         sources.resolve(repo, "main")
 
 
-def test_a_folder_of_lorries_that_is_a_link_to_itself(tmp_path: Path) -> None:
+def test_lorry_folder_that_is_a_link_to_itself(tmp_path: Path) -> None:
     (tmp_path / "sources").symlink_to("sources")
     sources = Sources(tmp_path / "trove", {}, tmp_path / "sources")
     with pytest.raises(SourceError, match="upstream:x: no such repository"):
         sources.resolve("upstream:x", "main")
 
 
-def test_a_lorry_that_leads_through_a_link_to_itself(tmp_path: Path) -> None:
+def test_lorry_url_through_a_link_to_itself(tmp_path: Path) -> None:
     (tmp_path / "sources").mkdir()
     (tmp_path / "sources/loop").symlink_to("loop")
     (tmp_path / "sources/x.lorry").write_text("x: {type: git, url: loop/x}")

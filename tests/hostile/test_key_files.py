@@ -33,9 +33,7 @@ FILES: dict[str, tuple[Make, str]] = {
 @pytest.mark.bound("KEY_FILE")
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize(("make", "said"), FILES.values(), ids=FILES)
-def test_a_bad_file_among_those_admitted_costs_nobody_else(
-    tmp_path: Path, make: Make, said: str
-) -> None:
+def test_key_file_that_is_bad_does_not_affect_others(tmp_path: Path, make: Make, said: str) -> None:
     """And it does not keep others from being revoked."""
     admitted = AuthorizedKeys(tmp_path)
     admitted.admit(keys.make("worker", "good", tmp_path / "good"))
@@ -52,7 +50,7 @@ def test_a_bad_file_among_those_admitted_costs_nobody_else(
 
 
 @pytest.mark.bound("ADMITTED_KEYS")
-def test_more_keys_than_can_be_admitted(tmp_path: Path) -> None:
+def test_key_files_past_the_bound_are_reported(tmp_path: Path) -> None:
     admitted = AuthorizedKeys(tmp_path)
     for number in range(ADMITTED_KEYS):
         (admitted.directory / f"{number:06}.key").touch()
@@ -82,7 +80,7 @@ def refused(root: Path) -> list[str]:
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize(("make", "said"), FILES.values(), ids=FILES)
-def test_a_bad_file_of_a_person_is_named(tmp_path: Path, make: Make, said: str) -> None:  # noqa: ARG001
+def test_key_file_of_a_user_that_is_bad_is_named(tmp_path: Path, make: Make, said: str) -> None:  # noqa: ARG001
     folder = tmp_path / "people"
     folder.mkdir()
     for name in ("ann.key", "ann.pub"):
@@ -95,7 +93,7 @@ def test_a_bad_file_of_a_person_is_named(tmp_path: Path, make: Make, said: str) 
 
 
 @pytest.mark.bound("SSH_KEY_FILE")
-def test_a_large_ssh_key(tmp_path: Path) -> None:
+def test_ssh_key_file_past_the_bound_is_rejected(tmp_path: Path) -> None:
     keys.make("initiator", "ann", tmp_path / "people")
     (tmp_path / "people/ann.key_secret").unlink()
     key = "ssh-ed25519 AAAAC3 "
@@ -108,14 +106,14 @@ def test_a_large_ssh_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.bound("PEOPLE")
-def test_more_people_than_can_be(tmp_path: Path) -> None:
+def test_users_past_the_bound_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "people").mkdir()
     for number in range(PEOPLE + 1):
         (tmp_path / f"people/p{number}.key").touch()
     assert refused(tmp_path) == [": it has 1,001 people, and at most 1,000 can be"]
 
 
-def test_a_name_that_a_terminal_would_act_upon(tmp_path: Path) -> None:
+def test_user_name_with_terminal_escapes_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "people").mkdir()
     (tmp_path / "people/\x1b]52;c;x\a.key").touch()
     assert refused(tmp_path) == [

@@ -175,7 +175,7 @@ def is_served(honest: Any, farm: Farm) -> None:
 
 
 @pytest.mark.parametrize(("role", "message", "reason"), REFUSED)
-def test_a_message_is_refused(
+def test_message_that_is_hostile_is_rejected(
     farm: Farm, honest: Any, curves: dict[Role, Any], role: Role, message: Any, reason: str
 ) -> None:
     sender = farm.peer(curves[role])
@@ -211,7 +211,7 @@ def topics_of(number: int) -> list[bytes]:
         ),
     ],
 )
-def test_subscriptions_cost_their_sender_the_connection(
+def test_subscriptions_past_a_bound_end_their_connection(
     farm: Farm,
     honest: Any,
     readers: Iterator[tuple[str, Curve]],

@@ -106,7 +106,7 @@ def is_damage(store: Store, content: bytes, said: str) -> None:
 
 
 @pytest.mark.parametrize(("what", "fields", "said"), MANIFESTS, ids=[one[0] for one in MANIFESTS])
-def test_a_manifest_with_a_wrong_field(
+def test_manifest_with_a_wrong_field_is_damage(
     store: Store,
     what: str,  # noqa: ARG001
     fields: dict[str, Any],
@@ -116,7 +116,7 @@ def test_a_manifest_with_a_wrong_field(
 
 
 @pytest.mark.parametrize(("what", "content", "said"), CONTENTS, ids=[one[0] for one in CONTENTS])
-def test_a_manifest_that_is_none(
+def test_manifest_with_other_content_is_damage(
     store: Store,
     what: str,  # noqa: ARG001
     content: bytes,
@@ -126,25 +126,25 @@ def test_a_manifest_that_is_none(
 
 
 @pytest.mark.parametrize("place", [0, 100, -70, -20, -1])
-def test_a_manifest_of_which_a_bit_is_another(store: Store, place: int) -> None:
+def test_manifest_with_a_flipped_bit_is_damage(store: Store, place: int) -> None:
     content = bytearray(sealed(json.dumps(GOOD).encode()))
     content[place] ^= 1
     is_damage(store, bytes(content), "it is not what was written")
 
 
 @pytest.mark.bound("MANIFEST")
-def test_a_manifest_without_end(store: Store) -> None:
+def test_manifest_past_the_bound_is_damage(store: Store) -> None:
     content = sealed(json.dumps(GOOD).encode())
     is_damage(store, content + b" " * bounds.MANIFEST, f"more than {bounds.MANIFEST} bytes")
 
 
-def test_a_blob_that_is_longer_than_said_is_not_read_to_its_end(store: Store) -> None:
+def test_blob_that_is_too_long_is_not_read_to_its_end(store: Store) -> None:
     (Path(store.url) / "blobs" / DIGEST[:2] / DIGEST).write_bytes(b"x" * 100_000)
     with pytest.raises(DamagedError, match="it has more than 4 bytes"):
         store.read(Blob(DIGEST, 4))
 
 
-def test_an_artifact_that_is_not_in_the_manifest(store: Store) -> None:
+def test_manifest_without_the_artifact_is_damage(store: Store) -> None:
     (Path(store.url) / "manifests" / KEY).write_bytes(sealed(json.dumps(GOOD).encode()))
     manifest = store.manifest(KEY)
     assert manifest
@@ -153,13 +153,13 @@ def test_an_artifact_that_is_not_in_the_manifest(store: Store) -> None:
 
 
 @pytest.mark.parametrize("key", ["../../etc/passwd", "", "a" * 63, "A" * 64, "a" * 64 + "\n"])
-def test_what_is_no_key_leads_nowhere(store: Store, key: str) -> None:
+def test_store_rejects_invalid_keys(store: Store, key: str) -> None:
     for use in (store.manifest, store.forget, lambda it: store.has([it])):
         with pytest.raises(StoreError, match="is no cache key"):
             use(key)
 
 
-def test_files_that_are_no_manifests_are_left_alone(store: Store) -> None:
+def test_store_ignores_files_that_are_no_manifests(store: Store) -> None:
     top = Path(store.url)
     for name in ("README", ".DS_Store", "a" * 63, "x" * 64):
         (top / "manifests" / name).write_text("mine")

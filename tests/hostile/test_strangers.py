@@ -45,7 +45,7 @@ def farm(tmp_path: Path) -> Iterator[Farm]:
 
 @pytest.mark.bound("DESCRIPTORS_KEPT")
 @pytest.mark.parametrize("said", [b"", GREETING[:1], GREETING])
-def test_connections_of_strangers_leave_descriptors_to_the_broker(farm: Farm, said: bytes) -> None:
+def test_connections_without_a_key_leave_descriptors_to_the_broker(farm: Farm, said: bytes) -> None:
     farm.kill()
     farm.inside = limited(256)
     farm.start()
@@ -70,7 +70,7 @@ def test_connections_of_strangers_leave_descriptors_to_the_broker(farm: Farm, sa
     assert "connections that had not authenticated" in farm.said
 
 
-def test_connections_that_come_and_go_keep_nobody_waiting(farm: Farm) -> None:
+def test_connections_that_come_and_go_delay_no_peer(farm: Farm) -> None:
     honest = farm.peer(farm.key("initiator", "honest"))
     assert isinstance(honest.ask(Query(PROTOCOL, "q1", "workers")), Answer)
     for n in range(9000):
@@ -86,7 +86,7 @@ def test_connections_that_come_and_go_keep_nobody_waiting(farm: Farm) -> None:
     ("soft", "hard", "then"),
     [(256, 1024, 1024), (256, 256, 256), (1024, 100_000, bounds.DESCRIPTORS)],
 )
-def test_a_program_takes_as_many_descriptors_as_it_may(soft: int, hard: int, then: int) -> None:
+def test_descriptor_limit_is_raised_to_its_bound(soft: int, hard: int, then: int) -> None:
     if hard > resource.getrlimit(resource.RLIMIT_NOFILE)[1]:
         hard = then = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     program = "from fabric.host.process import more_descriptors; print(more_descriptors())"

@@ -42,12 +42,12 @@ TEXTS = [
 
 
 @pytest.mark.parametrize(("text", "shown"), [t[1:] for t in TEXTS], ids=[t[0] for t in TEXTS])
-def test_what_is_shown(text: str, shown: str) -> None:
+def test_printable_escapes_control_characters(text: str, shown: str) -> None:
     assert printable(text) == shown
 
 
 @pytest.mark.parametrize(("text", "shown"), [t[1:] for t in TEXTS], ids=[t[0] for t in TEXTS])
-def test_a_log_is_shown_the_same_however_it_is_cut(text: str, shown: str) -> None:
+def test_log_is_cleaned_alike_in_pieces_of_any_size(text: str, shown: str) -> None:
     if "\udcff" in text:
         shown = shown.replace("\\xff", "\ufffd")
     data = text.encode(errors="surrogateescape")
@@ -81,7 +81,7 @@ def seen(project: Project, *args: str, code: int = 0) -> str:
     return re.sub(ours, b"", terminal.raw).decode()
 
 
-def test_a_failures_log_and_command(project: Project) -> None:
+def test_failure_shows_its_log_and_command_clean(project: Project) -> None:
     evil = f"printf '{WRITTEN}!!\\n'; printf '{WRITTEN}' >&2; false"
     project.write(bad=evil)
     text = seen(project, "build", SYSTEM, code=3)
@@ -106,7 +106,7 @@ def test_logs_are_raw_for_a_pipe_and_clean_for_a_terminal(project: Project) -> N
     assert not set("\x1b\x07\u202e") & set(text), repr(text)
 
 
-def test_definitions_and_file_names(project: Project) -> None:
+def test_errors_show_definitions_and_file_names_clean(project: Project) -> None:
     project.write(one="true")
     (project.root / "strata/things.morph").write_text("name: 'a\u202e'\nb\u202e: 1\n")
     (project.root / f"systems/{EVIL.replace('/', '')}small.morph").write_text("kind: system\n")
@@ -143,7 +143,7 @@ SOCKET = (
         ("DEFAULTS", "['.*']", f"[{json.dumps(f'({FORGER}')}]"),
     ],
 )
-def test_no_name_looks_like_a_message_of_its_own(
+def test_errors_keep_names_from_looking_like_messages(
     project: Project, file: str, before: str, after: str
 ) -> None:
     project.write(one="true")
@@ -159,7 +159,7 @@ def test_no_name_looks_like_a_message_of_its_own(
     assert not [line for line in lines if line.startswith("forged:")], lines
 
 
-def test_a_strangers_titles_and_names_keep_to_their_row() -> None:
+def test_tables_keep_titles_and_names_in_their_row() -> None:
     info = RequestInfo("f" * 32, f"x{EVIL}\nforged", f"m{EVIL}", "building", 5.0, message=EVIL)
     worker = WorkerInfo(f"w{EVIL}", "x86_64", 1, 3.0, 0.1, message=EVIL)
     for lines in (tables.requests([info]), tables.workers([worker])):

@@ -12,7 +12,7 @@ from test_image import SIZE, small
 
 
 @pytest.mark.parametrize("kind", ["raw", "qcow2"])
-def test_nobody_else_may_read_an_image_at_any_time(tmp_path: Path, kind: str) -> None:
+def test_image_is_private_from_the_start(tmp_path: Path, kind: str) -> None:
     """It holds host keys and password hashes: made with mode 0600, rather than given it."""
     rootfs, to = small().write(tmp_path / "rootfs.tar.zst"), tmp_path / f"disk.{kind}"
     calls = tmp_path / "calls"

@@ -74,7 +74,7 @@ def small() -> Archive:
 @pytest.mark.parametrize(
     "name", ["-x/it", "a:b/it", "a@@1/it", "nbd:x/it.qcow2", "json:{}/it.qcow2", "a@@1", "x" * 255]
 )
-def test_no_tool_takes_a_path_for_something_else(
+def test_image_may_have_any_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     rootfs = small().write(tmp_path / "rootfs.tar.zst")
@@ -138,7 +138,7 @@ def make(tmp_path: Path) -> Callable[..., Image]:
     return call
 
 
-def test_everything_in_the_archive_is_in_the_filesystem(make: Callable[..., Image]) -> None:
+def test_image_holds_everything_in_the_archive(make: Callable[..., Image]) -> None:
     archive = small()
     archive.folder("dev").folder("root", 0o700).folder("tmp", 0o1777)
     archive.add("usr/bin/su", mode=0o4755, data=b"x" * 5000)
@@ -176,12 +176,12 @@ def test_everything_in_the_archive_is_in_the_filesystem(make: Callable[..., Imag
     subprocess.run(check, check=True, capture_output=True, env=environment)
 
 
-def test_folders_that_the_archive_leaves_out_are_made(make: Callable[..., Image]) -> None:
+def test_image_makes_folders_that_the_archive_omits(make: Callable[..., Image]) -> None:
     archive = Archive().add("boot/vmlinuz", data=b"k").add("a/b/c", data=b"there")
     assert content(make(archive), "/a/b/c") == "there"
 
 
-def test_same_input_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_is_reproducible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rootfs = small().write(tmp_path / "rootfs.tar.zst")
     digests = []
     for number, (zone, mask) in enumerate([("UTC", 0o022), ("Asia/Tokyo", 0o077)]):
@@ -202,7 +202,7 @@ def test_same_input_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert other.uuid != image.uuid
 
 
-def test_files_are_laid_over(make: Callable[..., Image]) -> None:
+def test_image_files_are_laid_over_the_system(make: Callable[..., Image]) -> None:
     image = make(
         small().add("etc/keep", data=b"kept").add("usr/bin/tool", mode=0o755, data=b"old"),
         hostname="machine-1",
@@ -223,7 +223,7 @@ def test_files_are_laid_over(make: Callable[..., Image]) -> None:
     assert 'Fast link dest: "../usr/bin/tool"' in debugfs(image, "stat /etc/link")
 
 
-def test_a_tree_is_laid_over(
+def test_image_tree_is_laid_over_the_system(
     make: Callable[..., Image], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     tree = tmp_path_factory.mktemp("tree")
@@ -245,7 +245,7 @@ def test_a_tree_is_laid_over(
     assert 'Fast link dest: "nowhere"' in debugfs(image, "stat /etc/link")
 
 
-def test_a_tree_may_hold_no_sockets_and_the_like(tmp_path: Path) -> None:
+def test_image_tree_may_hold_no_special_files(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ImageError, match="pipe: an image can take files, folders and symbolic"):
         files_below(tmp_path)
@@ -267,7 +267,7 @@ def test_a_tree_may_hold_no_sockets_and_the_like(tmp_path: Path) -> None:
         ({"etc/x": File(b"", 0o020600)}, "is no file, folder or symbolic link"),
     ],
 )
-def test_files_that_cannot_be_laid_over(
+def test_image_rejects_files_that_cannot_be_laid_over(
     make: Callable[..., Image], files: dict[str, File], said: str, tmp_path: Path
 ) -> None:
     archive = small().symlink("loop", "loop").add("usr/bin/su", data=b"x")
@@ -277,7 +277,7 @@ def test_files_that_cannot_be_laid_over(
     assert [file.name for file in tmp_path.iterdir()] == ["rootfs.tar.zst"]
 
 
-def test_the_newest_kernel_boots_with_its_own_initrd(make: Callable[..., Image]) -> None:
+def test_image_boots_the_newest_kernel_with_its_own_initrd(make: Callable[..., Image]) -> None:
     archive = small().add("boot/vmlinuz-6.9", data=b"kernel 6.9")
     archive.add("boot/initrd.img-6.9", data=b"x").add("boot/initrd.img-6.12", data=b"initrd 6.12")
     image = make(archive, kernel_args="quiet")
@@ -293,19 +293,19 @@ def test_the_newest_kernel_boots_with_its_own_initrd(make: Callable[..., Image])
     assert f"APPEND {image.arguments}" in read("syslinux.cfg").decode()
 
 
-def test_a_kernel_chosen_by_a_link_boots_without_an_initrd(make: Callable[..., Image]) -> None:
+def test_image_boots_a_linked_kernel_without_an_initrd(make: Callable[..., Image]) -> None:
     image = make(small().add("boot/vmlinuz-6.9", data=b"k").symlink("boot/vmlinuz", "vmlinuz-6.9"))
     assert (image.kernel, image.initrd) == ("/boot/vmlinuz-6.9", "")
     signature = struct.unpack("<I", image.path.read_bytes()[440:444])[0]
     assert image.arguments.startswith(f"root=PARTUUID={signature:08x}-02 rw ")
 
 
-def test_a_system_without_a_kernel(make: Callable[..., Image]) -> None:
+def test_image_of_a_system_without_a_kernel_fails(make: Callable[..., Image]) -> None:
     with pytest.raises(ImageError, match="no kernel"):
         make(Archive().folder("boot").symlink("boot/vmlinuz", "/elsewhere"))
 
 
-def test_a_disk_too_small_says_what_is_needed(make: Callable[..., Image], tmp_path: Path) -> None:
+def test_image_too_small_reports_least_size(make: Callable[..., Image], tmp_path: Path) -> None:
     def archive() -> Archive:
         made = small()
         for number in range(3000):
@@ -322,14 +322,12 @@ def test_a_disk_too_small_says_what_is_needed(make: Callable[..., Image], tmp_pa
     assert content(image, f"/usr/2999-{'n' * 40}") == "x" * (2999 * 7)
 
 
-def test_a_disk_too_large_for_its_partition_table(make: Callable[..., Image]) -> None:
+def test_image_too_large_for_its_partition_table_fails(make: Callable[..., Image]) -> None:
     with pytest.raises(ImageError, match=r"too large for its partition table: .* \(2T\)"):
         make(small(), size=(2 << 40) + MIB)
 
 
-def test_an_existing_image_is_replaced_only_by_force(
-    make: Callable[..., Image], tmp_path: Path
-) -> None:
+def test_image_is_replaced_only_by_force(make: Callable[..., Image], tmp_path: Path) -> None:
     (tmp_path / "disk.img").write_text("precious")
     with pytest.raises(ImageError, match="exists already"):
         make(small())
@@ -340,13 +338,13 @@ def test_an_existing_image_is_replaced_only_by_force(
         make_image(tmp_path / "rootfs.tar.zst", tmp_path / "folder", size=SIZE, force=True)
 
 
-def test_what_was_not_written_takes_no_room(make: Callable[..., Image]) -> None:
+def test_image_is_sparse(make: Callable[..., Image]) -> None:
     image = make(small(), size=5120 * MIB)
     assert image.path.stat().st_size == image.size == 5120 * MIB
     assert image.used < 8 * MIB
 
 
-def test_qcow2_holds_the_same_disk(make: Callable[..., Image], tmp_path: Path) -> None:
+def test_image_as_qcow2_holds_the_same_disk(make: Callable[..., Image], tmp_path: Path) -> None:
     raw = make(small()).path.rename(tmp_path / "raw.img")
     image = make(small(), format="qcow2")
     with image.path.open("rb") as file:
@@ -364,13 +362,15 @@ def test_qcow2_holds_the_same_disk(make: Callable[..., Image], tmp_path: Path) -
         ({"kernel_args": "quiet\nsplash"}, "one line"),
     ],
 )
-def test_bad_settings(make: Callable[..., Image], options: dict[str, str], said: str) -> None:
+def test_image_rejects_bad_settings(
+    make: Callable[..., Image], options: dict[str, str], said: str
+) -> None:
     with pytest.raises(ImageError, match=said):
         make(small(), **options)
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "not compressed"])
-def test_a_damaged_artifact(tmp_path: Path, damage: str) -> None:
+def test_image_of_a_damaged_artifact_fails(tmp_path: Path, damage: str) -> None:
     rootfs = small().add("usr/big", data=os.urandom(MIB)).write(tmp_path / "rootfs.tar.zst")
     data = rootfs.read_bytes()
     rootfs.write_bytes({"cut": data[:500_000], "garbage": b"x" * 9000}.get(damage, bytes(10240)))
@@ -379,7 +379,7 @@ def test_a_damaged_artifact(tmp_path: Path, damage: str) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["rootfs.tar.zst"]
 
 
-def test_missing_tools_are_named_with_their_packages(
+def test_image_names_missing_tools_with_their_packages(
     make: Callable[..., Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(image_disk, "_PATH", "/nowhere")
@@ -390,7 +390,7 @@ def test_missing_tools_are_named_with_their_packages(
         assert package in str(caught.value)
 
 
-def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_image_on_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     rootfs = small().add("usr/big", data=os.urandom(30 * MIB)).write(tmp_path / "rootfs.tar.zst")
     script = f"""
 from pathlib import Path
@@ -410,6 +410,6 @@ print(list(to.parent.iterdir()))
     assert left == "[]"
 
 
-def test_a_file_that_is_to_be_new_must_be(make: Callable[..., Image]) -> None:
+def test_image_rejects_a_new_file_that_exists(make: Callable[..., Image]) -> None:
     with pytest.raises(ImageError, match="/etc/hostname is in the system already"):
         make(small(), files={"/etc/hostname": File(b"x", new=True)})

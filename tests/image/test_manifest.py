@@ -29,7 +29,7 @@ def write(folder: Path, text: str) -> Path:
     return manifest
 
 
-def test_files_folders_links_and_templates(folder: Path) -> None:
+def test_manifest_lists_files_folders_links_and_templates(folder: Path) -> None:
     manifest = write(
         folder,
         "# a remark\n\n0040750 0 0 /etc\n0100600 1 2 /etc/plain\n"
@@ -58,29 +58,29 @@ def test_files_folders_links_and_templates(folder: Path) -> None:
         ("0120000 0 0 /etc/link\n0120000 0 0 /etc/link", "/etc/link is there twice"),
     ],
 )
-def test_a_wrong_line_is_told_by_its_number(folder: Path, line: str, said: str) -> None:
+def test_manifest_error_has_its_line_number(folder: Path, line: str, said: str) -> None:
     with pytest.raises(ImageError, match=rf"manifest:\d: .*{said}"):
         read_manifest(write(folder, line), {})
 
 
-def test_no_manifest(tmp_path: Path) -> None:
+def test_manifest_that_is_missing_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="nowhere: the manifest cannot be read"):
         read_manifest(tmp_path / "nowhere", {})
 
 
-def test_two_manifests_may_not_want_the_same(folder: Path) -> None:
+def test_manifests_may_not_share_a_path(folder: Path) -> None:
     manifest = str(write(folder, "0100644 0 0 /etc/plain\n"))
     with pytest.raises(FabricError, match="/etc/plain is in another manifest too"):
         files_of([manifest, manifest], None, {})
 
 
-def test_a_folder_of_files_stands_above_manifests(folder: Path, tmp_path: Path) -> None:
+def test_manifest_files_are_overridden_by_a_folder(folder: Path, tmp_path: Path) -> None:
     manifest = str(write(folder, "0100644 0 0 /etc/plain\n"))
     (tmp_path / "own/etc").mkdir(parents=True)
     (tmp_path / "own/etc/plain").write_text("own")
     assert files_of([manifest], str(tmp_path / "own"), {})["/etc/plain"].data == b"own"
 
 
-def test_that_of_build_networks() -> None:
+def test_manifest_of_build_networks_is_valid() -> None:
     files = read_manifest(ROOT / "distbuild/manifest", {"HOSTNAME": "w", "CONTROLLERHOST": "c"})
     assert b"This is w, of a build network whose controller is c." in files["/etc/motd"].data

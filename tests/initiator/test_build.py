@@ -26,7 +26,7 @@ from fabric.worker import NICE
 ADD = "mkdir -p $DESTDIR/usr/share/{0}; cp hello.txt $DESTDIR/usr/share/{0}/"
 
 
-def test_it_builds_logs_and_says_where_the_result_is(project: Project) -> None:
+def test_build_writes_logs_and_reports_its_result(project: Project) -> None:
     project.write(one=ADD.format("one"), two=("one", f"echo two says hello; {ADD.format('two')}"))
     done = project.build()
     assert done.returncode == 0, done.stderr
@@ -44,7 +44,7 @@ def test_it_builds_logs_and_says_where_the_result_is(project: Project) -> None:
     assert not project.processes()
 
 
-def test_what_changed_is_built_again_and_nothing_else(project: Project) -> None:
+def test_build_repeats_only_changed_steps(project: Project) -> None:
     project.write(one=ADD.format("one"), two=ADD.format("two"), three=("one", "true"))
     assert project.build().returncode == 0
     project.write(one=ADD.format("one"), two=ADD.format("zwei"), three=("one", "true"))
@@ -54,7 +54,7 @@ def test_what_changed_is_built_again_and_nothing_else(project: Project) -> None:
     assert "three: built" not in done.stdout
 
 
-def test_a_part_of_it(project: Project) -> None:
+def test_build_of_one_chunk(project: Project) -> None:
     project.write(one="true", two=("one", "true"), three="true")
     done = project.build("two")
     assert done.returncode == 0, done.stderr
@@ -66,7 +66,7 @@ def test_a_part_of_it(project: Project) -> None:
     assert "two" in wrong.stderr
 
 
-def test_a_failure_says_all_that_is_needed(project: Project) -> None:
+def test_failed_build_shows_log_command_and_next_steps(project: Project) -> None:
     project.write(good="sleep 0.1", bad="echo about to fail\nfalse\necho never", after=("bad", ":"))
     done = project.build()
     assert done.returncode == 3
@@ -79,7 +79,7 @@ def test_a_failure_says_all_that_is_needed(project: Project) -> None:
     assert not (project.logs / "build-step-after-misc.log").exists()
 
 
-def test_a_command_that_fails_is_cut_if_it_is_long(project: Project) -> None:
+def test_failed_build_cuts_a_long_command(project: Project) -> None:
     project.write(bad=f"false  # {'x' * 100_000}")
     done = project.build()
     assert done.returncode == 3, done.stderr
@@ -88,7 +88,7 @@ def test_a_command_that_fails_is_cut_if_it_is_long(project: Project) -> None:
     assert "x" * 10_000 in project.log("bad-misc")
 
 
-def test_a_failure_about_a_name_that_is_no_text(project: Project) -> None:
+def test_failed_build_shows_a_name_that_is_not_utf8(project: Project) -> None:
     odd = """"$DESTDIR/$(printf '\\377')\""""
     project.write(one=f"mkdir {odd}", two=("one", f"ln -s one {odd}"))
     done = project.build()
@@ -96,7 +96,7 @@ def test_a_failure_about_a_name_that_is_no_text(project: Project) -> None:
     assert "has a symlink at /\\xff" in done.stdout.replace("\\udcff", "\\xff")
 
 
-def test_keep_going_builds_all_that_still_can_be(project: Project) -> None:
+def test_keep_going_builds_all_that_can_be_built(project: Project) -> None:
     chunks = {f"c{i}": ("", f"echo {i}") for i in range(6)}
     project.write(bad="false", after=("bad", "true"), **chunks)
     done = project.build("--keep-going")
@@ -105,7 +105,7 @@ def test_keep_going_builds_all_that_still_can_be(project: Project) -> None:
     assert "after: built" not in done.stdout
 
 
-def test_programs_get_json(project: Project) -> None:
+def test_json_reports_steps_and_result(project: Project) -> None:
     project.write(one="sleep 0.5")  # what is over at once may be told only then
     done = project.build("--json")
     events = [json.loads(line) for line in done.stdout.splitlines()]
@@ -126,7 +126,7 @@ def test_programs_get_json(project: Project) -> None:
         ("smell", 1, "../systems/smell.morph: no such system in {}; did you mean"),
     ],
 )
-def test_programs_are_told_at_the_end_why_it_failed(
+def test_json_ends_with_the_reason_of_a_failure(
     project: Project, morph: str, code: int, message: str
 ) -> None:
     project.write(bad="false")
@@ -136,7 +136,7 @@ def test_programs_are_told_at_the_end_why_it_failed(
     assert last["message"].startswith(message.format(project.root))
 
 
-def test_programs_are_told_that_it_was_interrupted(project: Project) -> None:
+def test_json_ends_with_an_interruption(project: Project) -> None:
     project.write(slow="sleep 1000")
     child = project.start("--json")
     until((project.logs / "build-step-slow-misc.log").exists)
@@ -147,7 +147,7 @@ def test_programs_are_told_that_it_was_interrupted(project: Project) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_build_leaves_nothing_and_goes_on(project: Project, number: int) -> None:
+def test_interrupted_build_leaves_nothing_and_goes_on(project: Project, number: int) -> None:
     project.write(one="echo one", slow=("one", "sleep 1000"))
     child = project.start()
     until((project.logs / "build-step-slow-misc.log").exists)
@@ -165,7 +165,7 @@ def test_an_interrupted_build_leaves_nothing_and_goes_on(project: Project, numbe
 
 
 @pytest.mark.parametrize("tenths", range(0, 30, 2))
-def test_interrupted_at_any_moment_it_leaves_nothing(project: Project, tenths: int) -> None:
+def test_interrupted_build_leaves_nothing_at_any_moment(project: Project, tenths: int) -> None:
     """While it loads, resolves, builds or ends, on an idle machine."""
     project.write(one="sleep 0.2", two=("one", "sleep 1"))
     child = project.start(program=[str(Path(sys.executable).with_name("fabric-initiator"))])
@@ -189,7 +189,7 @@ def test_interrupted_at_any_moment_it_leaves_nothing(project: Project, tenths: i
     ("victim", "said"),
     [("fabric-broker", "the embedded broker ended (signal SIGKILL)"), ("", "fabric ended")],
 )
-def test_a_fabric_that_is_killed_is_said(project: Project, victim: str, said: str) -> None:
+def test_build_reports_a_killed_broker(project: Project, victim: str, said: str) -> None:
     project.write(slow="sleep 1000")
     child = project.start()
     until((project.logs / "build-step-slow-misc.log").exists)
@@ -204,7 +204,7 @@ def test_a_fabric_that_is_killed_is_said(project: Project, victim: str, said: st
     until(lambda: not project.processes())
 
 
-def test_a_killed_initiator_takes_everything_with_it(project: Project) -> None:
+def test_build_ends_with_its_killed_initiator(project: Project) -> None:
     project.write(slow="sleep 1000")
     child = project.start()
     until((project.logs / "build-step-slow-misc.log").exists)
@@ -216,7 +216,7 @@ def test_a_killed_initiator_takes_everything_with_it(project: Project) -> None:
     assert not sockets.exists()
 
 
-def test_what_a_killed_build_leaves_is_removed_by_the_next(
+def test_build_removes_leftovers_of_a_killed_one(
     project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     temporary = tmp_path / "temporary"
@@ -240,7 +240,7 @@ def test_what_a_killed_build_leaves_is_removed_by_the_next(
     assert list((project.cache / "artifacts/reserved").iterdir()) == []
 
 
-def test_a_temporary_folder_that_is_none_is_said(
+def test_build_reports_an_unusable_temporary_folder(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project.write(one="true")
@@ -250,7 +250,7 @@ def test_a_temporary_folder_that_is_none_is_said(
         EmbeddedFabric(load_settings()).__enter__()
 
 
-def test_a_killed_worker_is_replaced_and_its_job_built_again(project: Project) -> None:
+def test_build_replaces_a_killed_worker(project: Project) -> None:
     project.write(slow="touch /tmp/begun; sleep 3; echo made it")
     child = project.start("--workers", "1")
     until((project.logs / "build-step-slow-misc.log").exists)
@@ -262,7 +262,7 @@ def test_a_killed_worker_is_replaced_and_its_job_built_again(project: Project) -
     assert "made it" in project.log("slow-misc")
 
 
-def test_two_builds_at_once_in_one_directory(project: Project) -> None:
+def test_builds_in_one_folder_have_logs_of_their_own(project: Project) -> None:
     project.write(slow="echo one line; sleep 2; echo another")
     children = [project.start(), project.start()]
     for child in children:
@@ -273,14 +273,14 @@ def test_two_builds_at_once_in_one_directory(project: Project) -> None:
     assert logs[0].endswith("another\n")
 
 
-def test_a_daemon_of_a_build_does_not_outlive_it(project: Project) -> None:
+def test_build_ends_its_daemons(project: Project) -> None:
     project.write(forks="(sleep 1000 &) ; setsid sleep 1000 & echo forked")
     done = project.build()
     assert done.returncode == 0, done.stderr
     assert not project.processes()
 
 
-def test_builds_let_the_fabric_go_first(project: Project) -> None:
+def test_build_commands_are_niced(project: Project) -> None:
     project.write(polite="nice; sleep 1000")
     child = project.start("--workers", "1", within=("nice", "-n", "7"))
     until((project.logs / "build-step-polite-misc.log").exists)
@@ -294,7 +294,7 @@ def test_builds_let_the_fabric_go_first(project: Project) -> None:
     assert levels == {own}, "and nothing else is"
 
 
-def test_few_descriptors_are_enough(project: Project) -> None:
+def test_build_needs_few_descriptors(project: Project) -> None:
     project.write(**{f"c{n}": "echo here" for n in range(40)})
     built = project.start("--workers", "4", within=["prlimit", "--nofile=256:256"])
     said, errors = built.communicate(timeout=240)
@@ -302,7 +302,7 @@ def test_few_descriptors_are_enough(project: Project) -> None:
     assert all("here\n" in project.log(f"c{n}-misc") for n in range(40))
 
 
-def test_a_build_that_never_ends_is_ended(project: Project) -> None:
+def test_build_timeout_ends_a_build(project: Project) -> None:
     project.write(slow="echo begins; sleep 1000")
     done = project.build("--build-timeout", "1")
     assert done.returncode == 3
@@ -310,7 +310,7 @@ def test_a_build_that_never_ends_is_ended(project: Project) -> None:
     assert "build-timeout" in done.stdout
 
 
-def test_rubbish_and_much_of_it_comes_through(project: Project) -> None:
+def test_log_may_be_large_and_binary(project: Project) -> None:
     project.write(noise="head -c 30000000 /dev/urandom; yes 0123456789 | head -c 20000000")
     done = project.build()
     assert done.returncode == 0, done.stderr
@@ -318,7 +318,7 @@ def test_rubbish_and_much_of_it_comes_through(project: Project) -> None:
     assert "not complete" not in done.stdout
 
 
-def test_wrong_definitions_are_told_by_file_and_line(project: Project) -> None:
+def test_definitions_error_has_its_file_and_line(project: Project) -> None:
     project.write(one="true")
     morph = project.root / "strata/one.morph"
     morph.write_text(morph.read_text() + "bananas: 3\n")
@@ -328,7 +328,7 @@ def test_wrong_definitions_are_told_by_file_and_line(project: Project) -> None:
     assert "bananas" in done.stderr
 
 
-def test_an_unwritable_place_for_logs_is_said(project: Project) -> None:
+def test_build_reports_an_unwritable_log(project: Project) -> None:
     project.write(one="true")
     (project.logs / "build-step-one-misc.log").mkdir()
     done = project.build()
@@ -337,9 +337,7 @@ def test_an_unwritable_place_for_logs_is_said(project: Project) -> None:
     assert not project.processes()
 
 
-def test_a_disk_that_is_full_is_said_and_costs_nothing_else(
-    project: Project, tmp_path: Path
-) -> None:
+def test_build_reports_a_full_disk(project: Project, tmp_path: Path) -> None:
     """In a mount namespace of its own, with a store of one MiB."""
     project.write(small="echo small", big=("small", "head -c 3000000 /dev/urandom > $DESTDIR/big"))
     store = tmp_path / "store"
@@ -357,7 +355,7 @@ def test_a_disk_that_is_full_is_said_and_costs_nothing_else(
     assert project.build().returncode == 0
 
 
-def test_a_store_that_cannot_be_written_is_said(project: Project, tmp_path: Path) -> None:
+def test_build_reports_an_unwritable_store(project: Project, tmp_path: Path) -> None:
     project.write(one="true")
     (tmp_path / "file").write_text("")
     done = project.run(
@@ -368,7 +366,7 @@ def test_a_store_that_cannot_be_written_is_said(project: Project, tmp_path: Path
     assert "Traceback" not in done.stderr
 
 
-def test_an_architecture_that_is_not_built_here_is_an_error_at_once(project: Project) -> None:
+def test_build_rejects_an_architecture_that_is_not_configured(project: Project) -> None:
     project.write(one="true", two=("one", "true"))
     morph = project.root / "systems/small.morph"
     morph.write_text(morph.read_text().replace("arch: x86_64", "arch: ppc64"))
@@ -388,7 +386,7 @@ def test_an_architecture_that_is_not_built_here_is_an_error_at_once(project: Pro
     assert done.returncode == 0, done.stderr
 
 
-def test_chunks_for_x86_32_see_such_a_machine(project: Project) -> None:
+def test_build_for_x86_32_sees_such_a_machine(project: Project) -> None:
     if "x86_32" not in config.native_architectures():
         pytest.skip("this kernel runs no programs for x86_32")
     project.write(one="uname -m")
@@ -399,7 +397,7 @@ def test_chunks_for_x86_32_see_such_a_machine(project: Project) -> None:
     assert "\ni686\n" in project.log("one-misc")
 
 
-def test_files_of_several_chunks_are_said_in_a_line(project: Project) -> None:
+def test_build_reports_replaced_files_in_one_line(project: Project) -> None:
     """Also when all is cached: the system is as it was."""
     both = "mkdir -p $DESTDIR/etc; for name in a b; do echo {} > $DESTDIR/etc/$name; done"
     project.write(one=both.format(1), two=both.format(2))

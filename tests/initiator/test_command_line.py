@@ -22,7 +22,7 @@ def parsed(line: str) -> argparse.Namespace:
 
 
 @pytest.mark.parametrize("line", ["{} build s", "build {} s", "build s {}", "--cache b build s {}"])
-def test_some_options_stand_before_the_command_or_after_it(line: str) -> None:
+def test_options_may_stand_before_or_after_the_command(line: str) -> None:
     options = parsed(line.format("--controller h --cache c --debug"))
     assert (options.controller, options.cache, options.debug) == ("h", "c", True)
     options = parsed(line.format(""))
@@ -44,7 +44,7 @@ def test_options_may_stand_among_arguments(line: str, name: str, value: object) 
     assert getattr(parsed(line), name) == value
 
 
-def test_what_is_missing_is_named_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+def test_usage_errors_name_only_missing_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parser().parse_args(["build", "--json"])
     assert capsys.readouterr().err.endswith("required: SYSTEM\n")

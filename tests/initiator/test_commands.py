@@ -51,14 +51,14 @@ def test_graph_offline_needs_no_repository(project: Project) -> None:
     assert not project.cache.exists()
 
 
-def test_graph_for_people_and_for_graphviz(project: Project) -> None:
+def test_graph_prints_a_tree_and_graphviz(project: Project) -> None:
     project.write(one="true", two=("one", "true"))
     tree = project.run("graph", SYSTEM)
     assert "two  (" in tree.stdout
     assert "digraph" in project.run("graph", SYSTEM, "--dot").stdout
 
 
-def test_show_says_what_is_cached_and_why_the_rest_is_not(project: Project) -> None:
+def test_show_lists_cached_steps_and_reasons_of_others(project: Project) -> None:
     built(project)
     project.write(one=SHARE.format("one"), two=("one", "echo changed"))
     rows = {line.split()[2]: line for line in project.run("show", SYSTEM).stdout.splitlines()}
@@ -77,7 +77,7 @@ def test_show_says_what_is_cached_and_why_the_rest_is_not(project: Project) -> N
     }
 
 
-def test_show_says_that_a_step_failed_when_and_where_its_log_is(project: Project) -> None:
+def test_show_reports_time_and_log_of_a_failed_step(project: Project) -> None:
     project.write(one="true", bad="false")
     assert project.build().returncode == 3
     rows = {line.split()[2]: line for line in project.run("show", SYSTEM).stdout.splitlines()}
@@ -97,7 +97,7 @@ def test_show_says_that_a_step_failed_when_and_where_its_log_is(project: Project
 
 
 @pytest.mark.bound("FAILURES")
-def test_the_oldest_failures_are_forgotten(tmp_path: Path) -> None:
+def test_failures_past_the_bound_are_forgotten_oldest_first(tmp_path: Path) -> None:
     failures = Failures(tmp_path)
     for number in range(FAILURES + 1):
         failure = Failure(datetime.now(UTC), "it failed", f"/{number}")
@@ -110,7 +110,7 @@ def test_the_oldest_failures_are_forgotten(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == FAILURES
 
 
-def test_logs_are_kept_with_what_was_built(project: Project) -> None:
+def test_logs_are_stored_with_their_artifacts(project: Project) -> None:
     built(project)
     live = project.log("two-misc")
     for name in ("two", "two-misc", "two-bins"):
@@ -130,7 +130,7 @@ def test_logs_are_kept_with_what_was_built(project: Project) -> None:
     assert "some systems have mistakes:\nstrata/one.morph:" in wrong.stderr
 
 
-def test_a_stratum_of_which_the_system_takes_a_part_is_checked_out(project: Project) -> None:
+def test_checkout_of_a_stratum_that_the_system_takes_in_part(project: Project) -> None:
     project.write(one=SHARE.format("one"), two=SHARE.format("two"))
     (project.root / "systems/small.morph").write_text(
         "name: small\nkind: system\narch: x86_64\nstrata:\n"
@@ -197,7 +197,7 @@ ln it-4755 again
 """
 
 
-def test_checkout_gives_nobody_the_rights_of_another(project: Project) -> None:
+def test_checkout_gives_no_user_rights_of_another(project: Project) -> None:
     project.write(one=SETUID)
     assert project.run("build", SYSTEM).returncode == 0
     done = project.run("checkout", SYSTEM, "one-bins", "--to", "there")
@@ -216,7 +216,7 @@ def test_checkout_gives_nobody_the_rights_of_another(project: Project) -> None:
         assert there.stat().st_mode & 0o7777 == 0o755
 
 
-def test_checkout_replaces_nothing_before_all_is_well(project: Project) -> None:
+def test_checkout_replaces_files_only_once_it_is_complete(project: Project) -> None:
     built(project)
     kept = project.logs / "kept.tar"
     kept.write_text("kept")
@@ -254,7 +254,7 @@ def test_shell_opens_the_sandbox_of_a_failed_build(project: Project) -> None:
     assert done.stdout.splitlines()[-1] == "0"
 
 
-def test_gc_removes_what_is_old_and_spares_what_is_to_be_kept(project: Project) -> None:
+def test_gc_removes_old_steps_and_keeps_named_ones(project: Project) -> None:
     built(project)
     young = json.loads(project.run("gc", "--json").stdout)
     assert young["steps"] == 0
@@ -276,7 +276,7 @@ def files_of(folder: Path) -> dict[str, int]:
     }
 
 
-def test_gc_says_by_kind_what_it_frees_and_beforehand_what_it_would(project: Project) -> None:
+def test_gc_reports_freed_bytes_by_kind_as_does_dry_run(project: Project) -> None:
     project.write(one='head -c 300000 /dev/urandom > "$DESTDIR"/big', two=("one", "true"))
     assert project.build().returncode == 0
     for blob in (project.cache / "artifacts/blobs").rglob("*"):
@@ -303,7 +303,7 @@ def test_gc_says_by_kind_what_it_frees_and_beforehand_what_it_would(project: Pro
     assert abs(gone["bytes"] - freed) < 1000, "beside a few small notes of ours"
 
 
-def test_gc_removes_nothing_that_a_live_build_here_needs(project: Project) -> None:
+def test_gc_keeps_all_that_a_live_build_needs(project: Project) -> None:
     for number in range(30):  # so many are not copied
         (project.source / f"file-{number}").write_text(f"{number}\n")
     git(project.source, "add", ".")
@@ -324,7 +324,7 @@ def test_gc_removes_nothing_that_a_live_build_here_needs(project: Project) -> No
 
 
 @pytest.mark.parametrize("days", ["-1", "nan"])
-def test_gc_takes_no_days_that_are_none(project: Project, days: str) -> None:
+def test_gc_rejects_invalid_days(project: Project, days: str) -> None:
     done = project.run("gc", "--keep-days", days)
     assert done.returncode == 1
     assert f"--keep-days {days}: give a number of days, or 0" in done.stderr
@@ -332,7 +332,7 @@ def test_gc_takes_no_days_that_are_none(project: Project, days: str) -> None:
 
 @pytest.mark.parametrize("place", ["/dev/null/cache", "/proc/cache"])
 @pytest.mark.parametrize("command", ["build", "show", "gc"])
-def test_a_place_that_cannot_be_the_cache(project: Project, command: str, place: str) -> None:
+def test_cache_must_be_writable(project: Project, command: str, place: str) -> None:
     project.write(one="true")
     system = () if command == "gc" else (SYSTEM,)
     done = project.run(command, *system, "--cache", place)
@@ -341,7 +341,7 @@ def test_a_place_that_cannot_be_the_cache(project: Project, command: str, place:
     assert "--cache or FABRIC_CACHE names another" in done.stderr
 
 
-def test_an_image_needs_a_built_system_with_a_kernel(project: Project) -> None:
+def test_image_needs_a_built_system_with_a_kernel(project: Project) -> None:
     project.write(one="true")
     done = project.run("image", SYSTEM, "--to", "disk.img")
     assert done.returncode == 1
@@ -355,7 +355,7 @@ def test_an_image_needs_a_built_system_with_a_kernel(project: Project) -> None:
     assert not list(project.logs.glob("*disk.img*"))
 
 
-def test_an_image_that_is_no_more_wanted_leaves_nothing(project: Project) -> None:
+def test_image_that_is_interrupted_leaves_nothing(project: Project) -> None:
     project.write(one="mkdir $DESTDIR/boot; cp hello.txt $DESTDIR/boot/vmlinuz")
     assert project.build().returncode == 0
     there = set(project.logs.iterdir())
@@ -372,7 +372,7 @@ def test_an_image_that_is_no_more_wanted_leaves_nothing(project: Project) -> Non
     assert set(project.logs.iterdir()) == there
 
 
-def test_lorries_are_listed_and_wrong_ones_told(project: Project) -> None:
+def test_lorry_list_shows_lorries_and_errors(project: Project) -> None:
     project.write(one="true")
     folder = project.root / "sources"
     folder.mkdir()
@@ -385,7 +385,7 @@ def test_lorries_are_listed_and_wrong_ones_told(project: Project) -> None:
     assert wrong.stderr.startswith("sources/a.lorry:2: ")
 
 
-def test_outside_of_definitions_it_says_so(project: Project) -> None:
+def test_system_that_is_missing_is_an_error_with_a_suggestion(project: Project) -> None:
     done = project.run("graph", "/nowhere/x.morph")
     assert done.returncode == 1
     assert "no such system" in done.stderr
@@ -394,7 +394,7 @@ def test_outside_of_definitions_it_says_so(project: Project) -> None:
     assert "did you mean systems/small.morph?" in typo.stderr
 
 
-def test_help_tells_the_exit_codes(project: Project) -> None:
+def test_help_lists_the_exit_codes(project: Project) -> None:
     done = project.run("--help")
     assert done.returncode == 0
     assert "3  something failed to build" in done.stdout

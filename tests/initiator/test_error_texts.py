@@ -648,5 +648,5 @@ def test_error_text(title: str, project: Project, tmp_path: Path) -> None:
     assert text == known.get(title)
 
 
-def test_each_snapshot_has_its_situation() -> None:
+def test_error_snapshots_all_have_a_situation() -> None:
     assert list(snapshots()) == list(SITUATIONS)

@@ -18,7 +18,7 @@ BOUND = 256 * 2**20
 
 
 @pytest.mark.slow
-def test_a_gigabyte_of_log_is_whole_and_needs_little_memory(project: Project) -> None:
+def test_log_of_a_gigabyte_is_whole_and_needs_little_memory(project: Project) -> None:
     project.write(loud=NUMBERS)
     child = project.start()
     peaks: dict[str, int] = {}

@@ -57,7 +57,7 @@ def moves(terminal: Terminal, text: str, more: float = 2.0) -> None:
 
 
 @pytest.mark.parametrize("columns", [120, 80, 40])
-def test_times_run_and_no_word_is_cut(project: Project, terminal: Open, columns: int) -> None:
+def test_live_view_shows_times_that_run(project: Project, terminal: Open, columns: int) -> None:
     project.write(**{"short": "sleep 1000", LONG: "sleep 1000"})
     seen = terminal("build", SYSTEM, columns=columns)
     seen.sees(lambda lines: len(live(lines)) == 3, "two steps and how far it is")
@@ -77,7 +77,7 @@ def test_times_run_and_no_word_is_cut(project: Project, terminal: Open, columns:
 
 
 @pytest.mark.parametrize("columns", [80, 40])
-def test_what_is_expected_is_shown_and_moves(
+def test_live_view_shows_the_expected_time_left(
     project: Project, terminal: Open, columns: int
 ) -> None:
     project.write(slow="sleep 3")
@@ -97,7 +97,7 @@ def test_what_is_expected_is_shown_and_moves(
     assert seen.ends() == 130
 
 
-def test_a_window_that_is_resized_keeps_one_row_for_each_step(
+def test_live_view_keeps_one_row_for_each_step_when_resized(
     project: Project, terminal: Open
 ) -> None:
     project.write(**{"short": "sleep 1000", LONG: "sleep 1000"})
@@ -115,7 +115,7 @@ def test_a_window_that_is_resized_keeps_one_row_for_each_step(
     assert not live(seen.lines()), seen.lines()
 
 
-def test_a_shell_has_its_terminal_while_a_build_is_stopped_or_behind(project: Project) -> None:
+def test_live_view_leaves_the_terminal_to_the_shell_in_the_background(project: Project) -> None:
     project.write(one="sleep 1000", two="sleep 1000")
     shell = ["bash", "--norc", "--noprofile", "-i"]
     seen = Terminal(shell, project.logs, {**project.environ, "PS1": "> "}, columns=120)
@@ -143,7 +143,7 @@ def test_a_shell_has_its_terminal_while_a_build_is_stopped_or_behind(project: Pr
         seen.close()
 
 
-def test_more_steps_than_rows(project: Project, terminal: Open) -> None:
+def test_live_view_counts_steps_past_its_rows(project: Project, terminal: Open) -> None:
     project.write(**{f"c{number}": "sleep 1000" for number in range(8)})
     seen = terminal("build", SYSTEM, "--workers", "8", rows=6)
     seen.sees(lambda lines: any("and 5 more" in line for line in lines), "that there are more")
@@ -153,7 +153,7 @@ def test_more_steps_than_rows(project: Project, terminal: Open) -> None:
     assert seen.ends() == 130
 
 
-def test_ctrl_c_twice_leaves_the_terminal_as_it_was(project: Project, terminal: Open) -> None:
+def test_live_view_restores_the_terminal_after_ctrl_c(project: Project, terminal: Open) -> None:
     project.write(slow="sleep 1000")
     seen = terminal("build", SYSTEM)
     seen.sees(lambda lines: len(live(lines)) == 2, "the step")
@@ -164,7 +164,7 @@ def test_ctrl_c_twice_leaves_the_terminal_as_it_was(project: Project, terminal: 
     assert seen.raw.rfind(b"\x1b[?25h") > seen.raw.rfind(b"\x1b[?25l"), "the cursor is seen again"
 
 
-def test_a_terminal_too_small_for_anything(project: Project, terminal: Open) -> None:
+def test_live_view_in_a_tiny_terminal(project: Project, terminal: Open) -> None:
     project.write(**{f"c{number}": "sleep 2" for number in range(3)})
     seen = terminal("build", SYSTEM, columns=2, rows=1)
     seen.resize(1, 1)
@@ -225,7 +225,7 @@ def slow_source(project: Project) -> Iterator[threading.Event]:
 
 
 @pytest.mark.parametrize("command", ["build", "show"])
-def test_an_import_is_one_row_that_goes(
+def test_live_view_shows_an_import_in_one_row_and_removes_it(
     terminal: Open, slow_source: threading.Event, command: str
 ) -> None:
     seen = terminal(command, SYSTEM)
@@ -243,9 +243,7 @@ def test_an_import_is_one_row_that_goes(
     assert not any("downloading" in line or "commit" in line for line in seen.lines())
 
 
-def test_a_terminal_that_cannot_move_its_cursor_gets_lines(
-    project: Project, terminal: Open
-) -> None:
+def test_live_view_on_a_dumb_terminal_prints_lines(project: Project, terminal: Open) -> None:
     project.write(one="true")
     seen = terminal("build", SYSTEM, TERM="dumb")
     assert seen.ends() == 0
@@ -253,7 +251,7 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_lines(
     assert b"one: built in" in seen.raw
 
 
-def test_no_colour_for_those_who_want_none(project: Project, terminal: Open) -> None:
+def test_live_view_without_colours(project: Project, terminal: Open) -> None:
     project.write(one="false")
     seen = terminal("build", SYSTEM, NO_COLOR="1")
     assert seen.ends() == 3

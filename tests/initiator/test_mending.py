@@ -120,7 +120,7 @@ DAMAGE: list[tuple[str, Callable[[Cache], None], str]] = [
 
 
 @pytest.mark.parametrize(("what", "damage", "said"), DAMAGE, ids=[one[0] for one in DAMAGE])
-def test_damage_is_mended_by_the_next_build(
+def test_damage_is_repaired_by_the_next_build(
     project: Project,
     tmp_path: Path,
     what: str,  # noqa: ARG001
@@ -169,7 +169,7 @@ def contents(project: Project, to: Path) -> dict[str, bytes]:
     }
 
 
-def test_a_checkout_that_finds_damage_says_what_mends_it(project: Project, tmp_path: Path) -> None:
+def test_checkout_of_damage_names_the_repair_command(project: Project, tmp_path: Path) -> None:
     project.write(one="head -c 9000 /dev/urandom > $DESTDIR/big")
     assert project.build().returncode == 0
     blobs = [file for file in (project.cache / "artifacts/blobs").rglob("*") if file.is_file()]
@@ -190,7 +190,7 @@ def test_a_checkout_that_finds_damage_says_what_mends_it(project: Project, tmp_p
     assert project.run("checkout", SYSTEM, "--to", str(tmp_path / "out")).returncode == 0
 
 
-def test_cache_check_reads_everything_and_mends(project: Project) -> None:
+def test_cache_check_reads_everything_and_repairs(project: Project) -> None:
     for number in range(30):
         (project.source / f"file-{number}").write_text(f"{number}\n")
     git(project.source, "add", ".")
@@ -284,7 +284,7 @@ OTHERS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("other", OTHERS)
-def test_what_a_machine_remembers_is_remembered_anew(project: Project, other: str) -> None:
+def test_cache_records_that_are_damaged_are_made_again(project: Project, other: str) -> None:
     for number in range(30):
         (project.source / f"file-{number}").write_text(f"{number}\n")
     git(project.source, "add", ".")
@@ -310,7 +310,7 @@ def test_what_a_machine_remembers_is_remembered_anew(project: Project, other: st
 
 
 @pytest.mark.bound("MEMORY")
-def test_a_memory_past_its_bound_is_none(tmp_path: Path) -> None:
+def test_cache_record_past_the_bound_is_ignored(tmp_path: Path) -> None:
     file = tmp_path / "it"
     remember(file, b"this")
     assert recall(file) == b"this"
@@ -321,7 +321,7 @@ def test_a_memory_past_its_bound_is_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lock", ["work/lock", "work/held", "artifacts/lock"])
 @pytest.mark.parametrize("other", ["a folder", "a link to itself", "a link to nothing"])
-def test_a_lock_that_is_none_is_named(project: Project, lock: str, other: str) -> None:
+def test_lock_that_is_not_a_file_is_named(project: Project, lock: str, other: str) -> None:
     """It is not replaced: somebody may hold it."""
     project.write(one="true")
     assert project.build().returncode == 0

@@ -29,7 +29,7 @@ def lorry(project: Project, name: str, **entry: str) -> Path:
     return file
 
 
-def test_what_is_not_pinned_is_said_once_and_refused_with_locked(project: Project) -> None:
+def test_pins_that_are_missing_are_a_warning_and_with_locked_an_error(project: Project) -> None:
     project.write(one="true", two="true")
     done = project.build()
     assert done.returncode == 0
@@ -58,7 +58,7 @@ def test_what_is_not_pinned_is_said_once_and_refused_with_locked(project: Projec
     assert "not pinned" not in done.stderr
 
 
-def test_a_lorry_that_fails_does_not_keep_others_from_being_done(project: Project) -> None:
+def test_lorry_that_fails_does_not_stop_others(project: Project) -> None:
     archive = project.root / "x.tar"
     digest = packed(archive, b"1")
     good = lorry(project, "good", type="tarball", version="1", url=archive.as_uri())
@@ -78,7 +78,7 @@ def test_a_lorry_that_fails_does_not_keep_others_from_being_done(project: Projec
 
 
 @pytest.mark.parametrize("number", ["1.10", "5", "2026-10-18"])
-def test_a_version_without_quotes_is_refused(project: Project, number: str) -> None:
+def test_lorry_version_without_quotes_is_rejected(project: Project, number: str) -> None:
     file = lorry(project, "x", type="pypi")
     file.write_text(f"x:\n  type: pypi\n  version: {number}  # no quotes\n")
     done = project.run("lorry", "update", "x")
@@ -90,7 +90,7 @@ def test_a_version_without_quotes_is_refused(project: Project, number: str) -> N
     )
 
 
-def test_an_import_records_the_tree(project: Project) -> None:
+def test_lorry_import_records_the_tree(project: Project) -> None:
     archive = project.root / "x.tar"
     digest = packed(archive, b"1")
     file = lorry(project, "x", type="tarball", version="1", url=archive.as_uri(), sha256=digest)

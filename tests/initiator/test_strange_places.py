@@ -62,14 +62,14 @@ PLACES: dict[str, tuple[Sequence[str], dict[str, str]]] = {
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_build_goes(project: Project, place: str) -> None:
+def test_build_works_in_odd_environments(project: Project, place: str) -> None:
     within, environ = PLACES[place]
     if within[:2] == ("env", "-i"):
         within = (*within, f"FABRIC_CACHE={project.cache}")
     goes(project, within, environ)
 
 
-def test_the_umask_of_a_user_is_in_no_artifact(project: Project) -> None:
+def test_build_does_not_depend_on_the_umask(project: Project) -> None:
     found = set()
     for umask in ("022", "077", "0"):
         project.cache = project.root.parent / f"cache-{umask}"
@@ -80,7 +80,7 @@ def test_the_umask_of_a_user_is_in_no_artifact(project: Project) -> None:
 
 
 @pytest.mark.parametrize("name", ["a path with spaces", "größe-日本", 'it\'s "quoted" & $HOME'])
-def test_any_name_of_a_folder(tmp_path: Path, name: str) -> None:
+def test_build_works_in_a_folder_of_any_name(tmp_path: Path, name: str) -> None:
     project = Project(tmp_path / name / "definitions", tmp_path / name / "cache")
     # a URL has no spaces
     project.source = (tmp_path / "source").resolve()
@@ -132,7 +132,7 @@ def locales() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("locale", ["C", "en_US.ISO-8859-1"])
-def test_a_locale_without_the_letters_of_a_path(tmp_path: Path, locales: str, locale: str) -> None:
+def test_commands_work_in_any_locale(tmp_path: Path, locales: str, locale: str) -> None:
     old = {"LC_ALL": locale, "LOCPATH": locales, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     found = set()
     source = (tmp_path / "source").resolve()
@@ -146,7 +146,7 @@ def test_a_locale_without_the_letters_of_a_path(tmp_path: Path, locales: str, lo
 
 
 @pytest.mark.parametrize("place", ["definitions", "cache"])
-def test_a_folder_whose_name_is_no_text(tmp_path: Path, place: str) -> None:
+def test_commands_work_in_a_folder_whose_name_is_not_utf8(tmp_path: Path, place: str) -> None:
     places = {name: tmp_path / name for name in ("definitions", "cache")}
     places[place] = tmp_path / os.fsdecode(b"gr\xf6\xdfe") / place
     project = Project(places["definitions"], places["cache"])
@@ -156,7 +156,7 @@ def test_a_folder_whose_name_is_no_text(tmp_path: Path, place: str) -> None:
 
 
 @pytest.mark.parametrize("to", ["x" * 255, "x" * 251 + ".tar", "-x", "a\nb"])
-def test_any_name_for_what_is_checked_out(project: Project, to: str) -> None:
+def test_checkout_target_may_have_any_name(project: Project, to: str) -> None:
     project.write(one=SHARE.format("one"))
     assert project.build().returncode == 0
     for more in ((), ("--force",)):
@@ -167,7 +167,7 @@ def test_any_name_for_what_is_checked_out(project: Project, to: str) -> None:
 
 
 @pytest.mark.parametrize("cache", ["memory", "disk"])
-def test_a_cache_in_memory_and_a_store_on_disk_and_the_reverse(tmp_path: Path, cache: str) -> None:
+def test_cache_and_store_may_be_on_different_disks(tmp_path: Path, cache: str) -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
         assert Path(memory).stat().st_dev != tmp_path.stat().st_dev
         places = {"memory": Path(memory), "disk": tmp_path}
@@ -177,7 +177,7 @@ def test_a_cache_in_memory_and_a_store_on_disk_and_the_reverse(tmp_path: Path, c
         assert (other / "store/manifests").is_dir()
 
 
-def test_a_folder_that_cannot_be_written(project: Project) -> None:
+def test_current_folder_that_is_read_only_is_an_error(project: Project) -> None:
     project.write(one="true")
     there = shlex.quote(str(project.logs))
     script = f"mount --bind {there} {there}; mount -o remount,ro,bind {there}; cd {there}"
@@ -193,7 +193,7 @@ def test_a_folder_that_cannot_be_written(project: Project) -> None:
     assert project.run("build", SYSTEM, within=read_only).returncode == 0, "there is nothing to log"
 
 
-def test_a_folder_that_is_gone(project: Project) -> None:
+def test_current_folder_that_is_gone_is_an_error(project: Project) -> None:
     project.write(one="true")
     script = 'mkdir gone; cd gone; rmdir ../gone; exec "$@"'
     done = project.run("build", SYSTEM, within=shell(script))
@@ -215,7 +215,7 @@ def test_a_folder_that_is_gone(project: Project) -> None:
     ],
     ids=" ".join,
 )
-def test_a_full_disk_for_what_is_printed(project: Project, args: Sequence[str]) -> None:
+def test_output_to_a_full_disk_is_an_error(project: Project, args: Sequence[str]) -> None:
     project.write(one="echo one")
     assert project.build().returncode == 0
     done = project.run(*args, within=shell('exec "$@" >/dev/full'))
@@ -223,7 +223,7 @@ def test_a_full_disk_for_what_is_printed(project: Project, args: Sequence[str]) 
     assert (done.returncode, "".join(said)) == (1, FULL)
 
 
-def test_a_full_disk_in_mid_build_ends_it(project: Project) -> None:
+def test_output_to_a_full_disk_ends_a_build(project: Project) -> None:
     project.write(one="sleep 1000")
     done = project.run("build", SYSTEM, within=shell('exec "$@" >/dev/full'))
     assert done.returncode == 1
@@ -232,7 +232,7 @@ def test_a_full_disk_in_mid_build_ends_it(project: Project) -> None:
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_closed_files_say_the_same_by_exit_codes(project: Project, closed: str) -> None:
+def test_output_that_is_closed_keeps_exit_codes(project: Project, closed: str) -> None:
     project.write(one="echo one; cat; false")
     script = shell(f'exec "$@" {closed}')
     assert project.run("build", SYSTEM, within=script).returncode == 3
@@ -243,7 +243,7 @@ def test_closed_files_say_the_same_by_exit_codes(project: Project, closed: str) 
     assert project.run("show", "none", within=script).returncode == 1
 
 
-def test_a_reader_that_has_seen_enough(project: Project) -> None:
+def test_output_pipe_that_closes_ends_a_build(project: Project) -> None:
     project.write(one="sleep 1", two=("one", "sleep 1000"))
     script = shell('{ "$@"; echo $? >&2; } | head -n 1')
     done = project.run("build", SYSTEM, within=script)
@@ -311,9 +311,7 @@ def with_ldconfig(project: Project) -> None:
 
 
 @ROOT
-def test_users_without_rights_build_at_the_same_time_as_root(
-    users: list[User], project: Project
-) -> None:
+def test_users_build_at_the_same_time_as_root(users: list[User], project: Project) -> None:
     starts = [*((user.project, user.becoming) for user in users), (project, ())]
     for which, _ in starts:
         with_ldconfig(which)

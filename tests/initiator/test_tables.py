@@ -18,7 +18,7 @@ INFO = RequestInfo(
 )  # fmt: skip
 
 
-def test_requests() -> None:
+def test_table_of_requests() -> None:
     waiting = RequestInfo("f" * 32, "other", "bob", "building", 5.0, total=1, message="it waits")
     lines = tables.requests([INFO, waiting])
     assert [re.split(r"  +", line) for line in lines] == [
@@ -34,7 +34,7 @@ def test_requests() -> None:
     assert tables.requests([]) == ["no builds"]
 
 
-def test_workers() -> None:
+def test_table_of_workers() -> None:
     oak = WorkerInfo(
         "oak", "x86_64", 2, 7200.0, 0.1, (RUNNING, STORED), "busy", free_disk=9_000_000_000
     )
@@ -49,7 +49,7 @@ def test_workers() -> None:
     ]
 
 
-def test_one_request() -> None:
+def test_table_of_one_request() -> None:
     failed = StepState("b" * 64, "failed", name="jq", message="install-commands failed")
     cached = StepState("c" * 64, "cached", name="lua")
     lines = tables.request(INFO, Update(ID, 3, "building", (failed, cached, RUNNING)))

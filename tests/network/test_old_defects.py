@@ -65,8 +65,8 @@ DEFECTS: dict[int, tuple[str, list[str]]] = {
     8: (
         "a worker that reconnects runs again all that it ever ran",
         [
-            "building/test_agent.py::test_what_has_ended_does_not_start_again",
-            "building/test_agent.py::test_outcomes_are_reported_until_settled",
+            "building/test_agent.py::test_agent_starts_no_attempt_again_that_ended",
+            "building/test_agent.py::test_outcome_is_reported_until_it_is_acknowledged",
         ],
     ),
     9: (
@@ -79,9 +79,9 @@ DEFECTS: dict[int, tuple[str, list[str]]] = {
     10: (
         "what waits cannot be cancelled, and numbers of two controllers are confused",
         [
-            "building/test_agent.py::test_what_waits_and_is_left_out_is_forgotten",
+            "building/test_agent.py::test_agent_forgets_a_queued_attempt_that_is_unwanted",
             "scheduling/test_requests.py::test_cancel_while_resolving",
-            "building/test_agent.py::test_a_broker_that_lost_its_journal_and_the_time_is_obeyed_once_the_former_is_silent",
+            "building/test_agent.py::test_agent_obeys_a_lower_epoch_once_the_former_broker_is_silent",
         ],
     ),
     11: (
@@ -180,9 +180,9 @@ DEFECTS: dict[int, tuple[str, list[str]]] = {
     28: (
         "artifacts can be deleted by anybody, lead out of their folder, and arrive torn",
         [
-            "trove/artifacts/test_directory.py::test_a_key_cannot_lead_elsewhere",
-            "trove/artifacts/test_directory.py::test_a_damaged_blob_is_noticed_and_forgotten_with_its_step",
-            "trove/artifacts/test_directory.py::test_many_writers_at_once",
+            "trove/artifacts/test_directory.py::test_store_rejects_a_key_that_is_a_path",
+            "trove/artifacts/test_directory.py::test_blob_that_is_damaged_is_noticed_and_forgotten_with_its_step",
+            "trove/artifacts/test_directory.py::test_store_may_be_written_by_many_at_once",
         ],
     ),
     29: (

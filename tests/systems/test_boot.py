@@ -13,7 +13,7 @@ from systems_kit import MINIMAL, ROOT, Built
 pytestmark = [pytest.mark.system, pytest.mark.timeout(1800)]
 
 
-def test_the_minimal_system_boots_and_works(minimal: Built) -> None:
+def test_minimal_system_boots_and_works(minimal: Built) -> None:
     disk = minimal.logs / "minimal.img"
     options = ["--to", str(disk), "--hostname", "proof", "--force"]
     said = minimal.run("image", str(ROOT / MINIMAL), *options)
@@ -43,7 +43,7 @@ def test_the_minimal_system_boots_and_works(minimal: Built) -> None:
         machine.wait_end(300)
 
 
-def test_the_build_system_boots_with_the_fabric_in_it(minimal: Built) -> None:
+def test_build_system_boots_with_the_fabric_in_it(minimal: Built) -> None:
     """``minimal`` brings the toolchain; the rest is unpacked, and takes less than a minute."""
     system = str(ROOT / "systems/build-system-x86_64.morph")
     minimal.run("build", system)

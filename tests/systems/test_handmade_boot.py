@@ -74,7 +74,7 @@ def rootfs(tmp_path: Path) -> Path:
 
 @pytest.mark.system
 @pytest.mark.timeout(900)
-def test_an_image_boots_without_an_initrd(rootfs: Path, tmp_path: Path) -> None:
+def test_image_boots_without_an_initrd(rootfs: Path, tmp_path: Path) -> None:
     image = make_image(
         rootfs,
         tmp_path / "disk.img",

@@ -33,7 +33,7 @@ def state(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["kill", "--", f"-{script.pid}"], check=True)
 
 
-def test_no_change_is_missed(state: Path) -> None:
+def test_name_servers_follow_every_change(state: Path) -> None:
     """However many come while it is at work."""
     resolv_conf = state.with_name("resolv.conf")
     for count in (1, 2, 30):

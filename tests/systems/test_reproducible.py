@@ -21,7 +21,7 @@ def artifacts(built: Built) -> dict[str, dict[str, Any]]:
     }
 
 
-def test_every_artifact_has_the_same_bytes(minimal: Built, minimal_again: Built) -> None:
+def test_artifacts_are_reproducible(minimal: Built, minimal_again: Built) -> None:
     first, second = artifacts(minimal), artifacts(minimal_again)
     assert first.keys() == second.keys()
     assert len(first) > 80
@@ -29,12 +29,12 @@ def test_every_artifact_has_the_same_bytes(minimal: Built, minimal_again: Built)
     assert not different
 
 
-def test_it_is_all_cached_now(minimal: Built) -> None:
+def test_minimal_system_is_all_cached_after_a_build(minimal: Built) -> None:
     said = minimal.run("build", str(ROOT / MINIMAL))
     assert "steps cached" in said
 
 
-def test_the_compiler_is_not_in_the_system(minimal: Built) -> None:
+def test_minimal_system_holds_no_compiler(minimal: Built) -> None:
     minimal.run("checkout", str(ROOT / MINIMAL), "--to", "tree", "--force")
     names = {path.name for path in (minimal.logs / "tree/usr/bin").iterdir()}
     assert "gcc" not in names

@@ -37,7 +37,7 @@ def damage(store: Store, data: bytes, by: bytes) -> None:
 
 
 @pytest.mark.parametrize("by", [b"intacT", b"inta", b""])
-def test_a_damaged_blob_is_noticed_and_forgotten_with_its_step(
+def test_blob_that_is_damaged_is_noticed_and_forgotten_with_its_step(
     directory: Store, tmp_path: Path, by: bytes
 ) -> None:
     for number, data in enumerate((b"intact", b"intact", b"other"), 1):
@@ -66,7 +66,7 @@ def test_a_damaged_blob_is_noticed_and_forgotten_with_its_step(
     directory.forget(key(9))
 
 
-def test_putting_mends_a_torn_blob(directory: Store) -> None:
+def test_blob_that_is_torn_is_repaired_by_put(directory: Store) -> None:
     directory.put(*step(1, b"intact"))
     damage(directory, b"intact", b"\0" * 6)
     directory.put(*step(2, b"intact"))
@@ -74,7 +74,7 @@ def test_putting_mends_a_torn_blob(directory: Store) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"key": 5}'])
-def test_a_torn_manifest_is_noticed(directory: Store, content: str) -> None:
+def test_manifest_that_is_torn_is_noticed(directory: Store, content: str) -> None:
     directory.put(*step(1, b"data"))
     file = Path(directory.url) / "manifests" / key(1)
     file.chmod(0o644)
@@ -86,7 +86,7 @@ def test_a_torn_manifest_is_noticed(directory: Store, content: str) -> None:
     assert directory.gc(set(), now=lambda: time.time() + 2 * DAY).manifests == 1
 
 
-def test_a_manifest_under_another_key_is_noticed(directory: Store) -> None:
+def test_manifest_under_another_key_is_noticed(directory: Store) -> None:
     directory.put(*step(1, b"data"))
     manifests = Path(directory.url) / "manifests"
     (manifests / key(1)).rename(manifests / key(2))
@@ -94,7 +94,7 @@ def test_a_manifest_under_another_key_is_noticed(directory: Store) -> None:
         directory.manifest(key(2))
 
 
-def test_the_layout_is_as_documented(directory: Store) -> None:
+def test_store_layout_is_as_documented(directory: Store) -> None:
     manifest, files = step(1, b"data")
     directory.put(manifest, files)
     root = Path(directory.url)
@@ -106,7 +106,7 @@ def test_the_layout_is_as_documented(directory: Store) -> None:
     assert list((root / "tmp").iterdir()) == []
 
 
-def test_gc_spares_what_is_used_again_meanwhile(directory: Store) -> None:
+def test_gc_keeps_blobs_used_again_meanwhile(directory: Store) -> None:
     directory.put(*step(1, b"data"))
     old = time.time() - 3 * DAY
     for file in Path(directory.url).rglob("*"):
@@ -121,7 +121,7 @@ def test_gc_spares_what_is_used_again_meanwhile(directory: Store) -> None:
     assert directory.read(blob(b"data")) == b"data"
 
 
-def test_everything_is_synced_before_put_returns(directory: Store, tmp_path: Path) -> None:
+def test_put_syncs_everything_before_it_returns(directory: Store, tmp_path: Path) -> None:
     """Seen from outside: which system calls a put makes, and in which order."""
     directory.put(*step(1, b"first"))
     trace = tmp_path / "trace"
@@ -153,7 +153,7 @@ def test_everything_is_synced_before_put_returns(directory: Store, tmp_path: Pat
 
 
 @pytest.mark.parametrize("same", [True, False])
-def test_a_file_of_the_same_disk_is_not_copied(
+def test_put_does_not_copy_a_file_of_the_same_disk(
     directory: Store, tmp_path: Path, same: bool
 ) -> None:
     with tempfile.TemporaryDirectory(dir=tmp_path if same else "/dev/shm") as folder:
@@ -171,7 +171,7 @@ def test_a_file_of_the_same_disk_is_not_copied(
     assert stored.stat().st_mtime > time.time() - 60, "it is in use now, whenever it was made"
 
 
-def test_a_full_disk_is_said_clearly(tmp_path: Path) -> None:
+def test_store_reports_a_full_disk(tmp_path: Path) -> None:
     """In a mount namespace of its own, on a file system of one MiB."""
     mount = tmp_path / "small"
     mount.mkdir()
@@ -208,7 +208,7 @@ def test_a_full_disk_is_said_clearly(tmp_path: Path) -> None:
     assert "the disk is full" in second
 
 
-def test_a_killed_writer_leaves_nothing_that_counts(directory: Store, tmp_path: Path) -> None:
+def test_put_that_is_killed_leaves_no_damage(directory: Store, tmp_path: Path) -> None:
     code = """
         import os, sys
         from pathlib import Path
@@ -241,7 +241,7 @@ def test_a_killed_writer_leaves_nothing_that_counts(directory: Store, tmp_path: 
     assert list((Path(directory.url) / "tmp").iterdir()) == []
 
 
-def test_many_writers_at_once(directory: Store, tmp_path: Path) -> None:
+def test_store_may_be_written_by_many_at_once(directory: Store, tmp_path: Path) -> None:
     """Processes that put the same artifacts, while another cleans: all of it stays whole."""
     code = """
         import sys
@@ -265,7 +265,7 @@ def test_many_writers_at_once(directory: Store, tmp_path: Path) -> None:
     assert list((Path(directory.url) / "tmp").iterdir()) == []
 
 
-def test_a_store_that_may_not_be_written(tmp_path: Path) -> None:
+def test_store_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     store = Store(str(tmp_path / "file" / "store"), tmp_path)
     with pytest.raises(StoreError, match="chunk-1 cannot be stored: Not a directory"):
@@ -273,6 +273,6 @@ def test_a_store_that_may_not_be_written(tmp_path: Path) -> None:
     assert store.has([key(1)]) == set()
 
 
-def test_a_key_cannot_lead_elsewhere(directory: Store) -> None:
+def test_store_rejects_a_key_that_is_a_path(directory: Store) -> None:
     with pytest.raises(StoreError, match="is no cache key"):
         directory.manifest("../../etc/passwd")

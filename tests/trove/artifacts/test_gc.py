@@ -50,7 +50,7 @@ def age(folder: Path, days: float) -> None:
             os.utime(file, (old, old))
 
 
-def test_looking_is_no_use(place: tuple[str, Path], tmp_path: Path) -> None:
+def test_gc_does_not_count_reading_as_use(place: tuple[str, Path], tmp_path: Path) -> None:
     store = Store(place[0], tmp_path / "scratch")
     for number in range(5):
         store.put(*step(number, b"data of %d" % number))
@@ -68,7 +68,7 @@ def test_looking_is_no_use(place: tuple[str, Path], tmp_path: Path) -> None:
     assert store.usage().bytes == 0
 
 
-def test_what_is_used_stays_and_what_it_was_built_with(
+def test_gc_keeps_used_artifacts_and_their_dependencies(
     place: tuple[str, Path], tmp_path: Path
 ) -> None:
     store = Store(place[0], tmp_path / "scratch")
@@ -87,7 +87,7 @@ def test_what_is_used_stays_and_what_it_was_built_with(
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_what_a_live_build_has_reserved_stays(
+def test_gc_keeps_artifacts_reserved_by_a_live_build(
     place: tuple[str, Path], tmp_path: Path, killed: bool
 ) -> None:
     store = Store(place[0], tmp_path / "scratch")
@@ -127,9 +127,7 @@ def test_what_a_live_build_has_reserved_stays(
 
 
 @pytest.mark.bound("RESERVED")
-def test_a_reservation_on_a_server_ends_when_its_maker_is_gone(
-    server: Server, tmp_path: Path
-) -> None:
+def test_reservation_on_a_server_expires(server: Server, tmp_path: Path) -> None:
     store = Store(f"{server.url}/a", tmp_path / "scratch")
     store.put(*step(1, b"data"))
     with store.reserve([key(1)]):
@@ -140,9 +138,7 @@ def test_a_reservation_on_a_server_ends_when_its_maker_is_gone(
 
 
 @pytest.mark.bound("UPLOAD")
-def test_blobs_that_an_upload_may_be_about_to_name_wait_and_are_counted(
-    server: Server, tmp_path: Path
-) -> None:
+def test_gc_keeps_and_counts_blobs_that_an_upload_may_name(server: Server, tmp_path: Path) -> None:
     store = Store(f"{server.url}/a", tmp_path / "scratch")
     store.put(*step(1, b"data"))
     gone = store.gc(set())
@@ -161,7 +157,7 @@ def noted(server: Server) -> list[bytes]:
     return [file.read_bytes() for file in (server.data / "a/uses").glob("*")]
 
 
-def test_notes_of_a_machine_are_one_object_a_day_sent_once_an_hour(
+def test_uses_of_a_machine_are_one_object_a_day_sent_once_an_hour(
     server: Server, tmp_path: Path
 ) -> None:
     first = Store(f"{server.url}/a", tmp_path / "scratch")
@@ -183,7 +179,7 @@ def test_notes_of_a_machine_are_one_object_a_day_sent_once_an_hour(
     until(lambda: len(noted(server)) == 2)
 
 
-def test_a_server_out_of_reach_holds_nobody_up(tmp_path: Path) -> None:
+def test_uses_are_sent_again_to_an_unreachable_server(tmp_path: Path) -> None:
     port = free_port()
     folder = tmp_path / "server"
     folder.mkdir()
@@ -194,7 +190,7 @@ def test_a_server_out_of_reach_holds_nobody_up(tmp_path: Path) -> None:
         until(lambda: len(noted(server)) == 1, 60)  # the same request was tried again
 
 
-def test_notes_that_a_killed_process_left_half_are_no_use_of_anything(tmp_path: Path) -> None:
+def test_uses_cut_short_by_a_killed_process_are_ignored(tmp_path: Path) -> None:
     sent: dict[str, bytes] = {}
     notes = uses.Uses(tmp_path / "notes", sent.__setitem__)
     notes.note([key(1)])
@@ -208,7 +204,7 @@ def test_notes_that_a_killed_process_left_half_are_no_use_of_anything(tmp_path: 
     assert uses.keys_in(content) == {key(1).encode(), key(3).encode()}
 
 
-def test_notes_of_days_that_are_over_are_sent_and_go(tmp_path: Path) -> None:
+def test_uses_of_past_days_are_sent_and_removed(tmp_path: Path) -> None:
     sent: dict[str, bytes] = {}
     folder = tmp_path / "notes"
     folder.mkdir()
@@ -220,7 +216,7 @@ def test_notes_of_days_that_are_over_are_sent_and_go(tmp_path: Path) -> None:
     assert len(list(folder.glob("????-??-??"))) == 1
 
 
-def test_a_day_that_a_wrong_clock_has_made_costs_no_notes_of_today(tmp_path: Path) -> None:
+def test_uses_of_a_future_day_do_not_affect_those_of_today(tmp_path: Path) -> None:
     sent: dict[str, bytes] = {}
     folder = tmp_path / "notes"
     folder.mkdir()
@@ -236,7 +232,7 @@ def test_a_day_that_a_wrong_clock_has_made_costs_no_notes_of_today(tmp_path: Pat
 
 @pytest.mark.bound("USES_KEPT")
 @pytest.mark.bound("USE_LIST")
-def test_notes_too_old_or_too_long_are_not_heeded(server: Server, tmp_path: Path) -> None:
+def test_uses_that_are_too_old_or_too_long_are_ignored(server: Server, tmp_path: Path) -> None:
     store = Store(f"{server.url}/a", tmp_path / "scratch")
     for number in (1, 2, 3):
         store.put(*step(number, b"data of %d" % number))

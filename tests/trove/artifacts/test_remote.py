@@ -81,7 +81,7 @@ def password(tmp_path: Path) -> Path:
     return tmp_path / "password"
 
 
-def test_over_tls_with_a_password(
+def test_store_over_tls_with_a_password(
     guarded: tuple[Server, Authority], password: Path, tmp_path: Path, big: Path
 ) -> None:
     server, authority = guarded
@@ -95,7 +95,7 @@ def test_over_tls_with_a_password(
     assert store.usage().manifests == 1
 
 
-def test_neither_stranger_nor_strange_server(
+def test_store_rejects_a_wrong_password_and_an_unknown_server(
     guarded: tuple[Server, Authority],
     password: Path,
     tmp_path: Path,
@@ -121,7 +121,7 @@ def test_neither_stranger_nor_strange_server(
 
 
 @pytest.mark.parametrize("year", [2020, 2098])
-def test_a_certificate_of_another_time(
+def test_certificate_that_is_not_valid_now_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, year: int
 ) -> None:
     monkeypatch.setattr(remote, "RETRIES", 1)
@@ -137,7 +137,7 @@ def test_a_certificate_of_another_time(
     )
 
 
-def test_a_password_that_may_only_read(
+def test_password_for_reading_only_is_reported(
     guarded: tuple[Server, Authority], password: Path, tmp_path: Path
 ) -> None:
     server, authority = guarded
@@ -165,7 +165,7 @@ def test_a_password_that_may_only_read(
     assert builder.gc(set()).manifests == 1
 
 
-def test_s3_takes_no_password(
+def test_s3_rejects_a_wrong_secret(
     s3: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {**s3, "AWS_SECRET_ACCESS_KEY": "guess"}.items():
@@ -176,7 +176,7 @@ def test_s3_takes_no_password(
             use()
 
 
-def test_files_of_settings_that_are_wrong(tmp_path: Path) -> None:
+def test_store_reports_unreadable_files_of_settings(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"none: cannot be read: No such file.*`artifacts-ca`"):
         Store("https://127.0.0.1/", tmp_path, ca=tmp_path / "none")
     with pytest.raises(StoreError, match="`artifacts-password`"):
@@ -190,7 +190,7 @@ def test_files_of_settings_that_are_wrong(tmp_path: Path) -> None:
 # -- wires that break ------------------------------------------------------------------------
 
 
-def test_a_download_goes_on_where_it_broke(
+def test_download_resumes_after_a_broken_connection(
     far: Store, near: Store, cable: Cable, big: Path
 ) -> None:
     data = big.read_bytes()
@@ -201,7 +201,7 @@ def test_a_download_goes_on_where_it_broke(
     assert cable.passed < 2 * len(data), "never from the start"
 
 
-def test_an_upload_is_tried_again(far: Store, near: Store, cable: Cable, big: Path) -> None:
+def test_upload_is_retried_if_it_breaks(far: Store, near: Store, cable: Cable, big: Path) -> None:
     manifest, files = step(1, big.read_bytes())
     files[blob(big.read_bytes()).sha256] = big
     cable.up, cable.after, cable.breaks = True, 2 * MIB, 2
@@ -210,7 +210,7 @@ def test_an_upload_is_tried_again(far: Store, near: Store, cable: Cable, big: Pa
     assert near.inspect(key(1))
 
 
-def test_a_slow_upload_is_not_silence(
+def test_upload_that_is_slow_is_not_given_up(
     far: Store, near: Store, cable: Cable, big: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote, "SILENCE", 1)
@@ -221,7 +221,7 @@ def test_a_slow_upload_is_not_silence(
     assert near.inspect(key(1))
 
 
-def test_a_server_that_comes_back(tmp_path: Path) -> None:
+def test_request_waits_for_a_server_that_restarts(tmp_path: Path) -> None:
     """Requests wait for one that is being restarted."""
     folder, port = tmp_path / "server", free_port()
     folder.mkdir()
@@ -234,7 +234,7 @@ def test_a_server_that_comes_back(tmp_path: Path) -> None:
         assert store.inspect(key(1))
 
 
-def test_a_server_that_hangs(far: Store, cable: Cable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_request_that_hangs_ends(far: Store, cable: Cable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "SILENCE", 0.3)
     monkeypatch.setattr(remote, "PATIENCE", 1)
     store = Store(far.url, far.copies.folder.parent)
@@ -260,7 +260,7 @@ def test_a_server_that_hangs(far: Store, cable: Cable, monkeypatch: pytest.Monke
     ],
     ids=["gc", "usage", "put", "reserve"],
 )
-def test_ctrl_c_while_a_server_hangs(
+def test_request_that_hangs_can_be_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: Callable[[Store], object]
 ) -> None:
     monkeypatch.setattr(remote, "PATIENCE", 1)  # once it is over
@@ -285,7 +285,7 @@ def test_ctrl_c_while_a_server_hangs(
     assert took < 20, "it was only heeded when the server had its time"
 
 
-def test_half_an_upload_is_nothing(server: Server, cable: Cable, tmp_path: Path, big: Path) -> None:
+def test_upload_is_all_or_nothing(server: Server, cable: Cable, tmp_path: Path, big: Path) -> None:
     """Whoever is killed while uploading leaves nothing that a reader could see."""
     cable.rate = MIB
     code = f"""
@@ -315,7 +315,7 @@ def test_half_an_upload_is_nothing(server: Server, cable: Cable, tmp_path: Path,
 # -- many at once ----------------------------------------------------------------------------
 
 
-def test_the_same_artifact_is_uploaded_by_many(server: Server, tmp_path: Path, big: Path) -> None:
+def test_upload_of_one_artifact_by_many_is_whole(server: Server, tmp_path: Path, big: Path) -> None:
     data = big.read_bytes()
     stores = [Store(f"{server.url}/a", tmp_path / f"scratch-{number}") for number in range(4)]
     threads = [
@@ -329,7 +329,7 @@ def test_the_same_artifact_is_uploaded_by_many(server: Server, tmp_path: Path, b
     assert stores[0].inspect(key(1)), "one of them, and whole"
 
 
-def test_blobs_are_brought_together_and_once(near: Store) -> None:
+def test_bring_downloads_blobs_together_and_once(near: Store) -> None:
     contents = [bytes([number]) * MIB for number in range(8)]
     near.put(*step(1, *contents))
     wanted = [(key(1), blob(data)) for data in contents]
@@ -346,7 +346,7 @@ def test_blobs_are_brought_together_and_once(near: Store) -> None:
     assert caught.value.keys == (key(2),)
 
 
-def test_bringing_can_be_called_off(far: Store, near: Store, big: Path) -> None:
+def test_bring_can_be_cancelled(far: Store, near: Store, big: Path) -> None:
     data = big.read_bytes()
     near.put(*step(1, data))
 
@@ -365,7 +365,7 @@ def test_bringing_can_be_called_off(far: Store, near: Store, big: Path) -> None:
 # -- cleaning --------------------------------------------------------------------------------
 
 
-def test_cleaning_goes_by_the_clock_of_the_server(
+def test_gc_uses_the_clock_of_the_server(
     near: Store, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A machine whose clock is wrong by days takes no upload under way for an old one."""
@@ -384,7 +384,7 @@ def test_cleaning_goes_by_the_clock_of_the_server(
 # -- damage ----------------------------------------------------------------------------------
 
 
-def test_a_corrupt_upload_is_mended_by_a_good_worker(
+def test_upload_that_is_corrupt_is_replaced_by_another_worker(
     server: Server, near: Store, tmp_path: Path
 ) -> None:
     """One machine's bad bytes: found by the next that needs them, and built again elsewhere."""
@@ -410,7 +410,7 @@ def test_a_corrupt_upload_is_mended_by_a_good_worker(
 # -- full disks ------------------------------------------------------------------------------
 
 
-def test_full_disks_at_either_end(tmp_path: Path) -> None:
+def test_store_reports_a_full_disk_at_either_end(tmp_path: Path) -> None:
     for name in ("mount", "server"):
         (tmp_path / name).mkdir()
     code = f"""

@@ -23,7 +23,7 @@ DAY = 86400.0
 # -- every kind of store ---------------------------------------------------------------------
 
 
-def test_what_is_put_comes_back(store: Store, tmp_path: Path) -> None:
+def test_store_gives_back_its_artifacts(store: Store, tmp_path: Path) -> None:
     big = tmp_path / "big"
     big.write_bytes(BIG)
     manifest, files = step(1, b"small", BIG)
@@ -50,7 +50,7 @@ def test_what_is_put_comes_back(store: Store, tmp_path: Path) -> None:
     assert usage.bytes > len(BIG)
 
 
-def test_small_blobs_are_in_the_manifest(store: Store, tmp_path: Path) -> None:
+def test_blob_that_is_small_is_in_the_manifest(store: Store, tmp_path: Path) -> None:
     manifest = step(1)[0]
     small, log = Blob.of(b"s" * SMALL), Blob.of(b"log")
     manifest = msgspec.structs.replace(manifest, artifacts=(Artifact("a", small),), log=log)
@@ -69,7 +69,7 @@ def test_small_blobs_are_in_the_manifest(store: Store, tmp_path: Path) -> None:
     assert Blob.of(b"s" * (SMALL + 1)).content is None
 
 
-def test_what_a_small_blob_holds_must_be_what_it_says(store: Store) -> None:
+def test_blob_that_is_small_is_verified(store: Store) -> None:
     manifest = step(1)[0]
     wrong = msgspec.structs.replace(Blob.of(b"right"), content=b"wrong")
     with pytest.raises(StoreError, match="the file changed after it was made"):
@@ -82,7 +82,7 @@ def test_what_a_small_blob_holds_must_be_what_it_says(store: Store) -> None:
     assert caught.value.keys == (key(1),)
 
 
-def test_the_first_manifest_of_a_key_wins(store: Store) -> None:
+def test_manifest_of_a_key_is_the_first_one(store: Store) -> None:
     first, files = step(1, b"first")
     store.put(first, files)
     _, others = step(1, b"second")
@@ -91,7 +91,7 @@ def test_the_first_manifest_of_a_key_wins(store: Store) -> None:
     assert store.manifest(key(1)) == first
 
 
-def test_a_missing_blob_is_damage(store: Store) -> None:
+def test_blob_that_is_missing_is_damage(store: Store) -> None:
     absent = Blob("ab" * 32, 3)
     with pytest.raises(DamagedError, match="it is not there"):
         store.read(absent)
@@ -100,7 +100,7 @@ def test_a_missing_blob_is_damage(store: Store) -> None:
     assert caught.value.keys == (key(1),)
 
 
-def test_files_must_be_what_the_manifest_says(store: Store, tmp_path: Path) -> None:
+def test_put_verifies_files_against_the_manifest(store: Store, tmp_path: Path) -> None:
     manifest, files = step(1, b"content")
     wrong = tmp_path / "wrong"
     wrong.write_bytes(b"CONTENT")
@@ -113,7 +113,7 @@ def test_files_must_be_what_the_manifest_says(store: Store, tmp_path: Path) -> N
     assert store.has([key(1)]) == set()
 
 
-def test_removing_and_gc(store: Store) -> None:
+def test_gc_removes_old_and_removed_artifacts(store: Store) -> None:
     shared = b"in both"
     for number in (1, 2, 3):
         store.put(*step(number, shared, b"only %d" % number))
@@ -141,7 +141,7 @@ def test_removing_and_gc(store: Store) -> None:
     assert store.usage().bytes == 0
 
 
-def test_gc_stops_at_the_size_asked_for(store: Store) -> None:
+def test_gc_stops_at_the_given_size(store: Store) -> None:
     for number in (1, 2, 3):
         store.put(*step(number, bytes([number]) * 10000))
     size = store.usage().bytes
@@ -153,7 +153,7 @@ def test_gc_stops_at_the_size_asked_for(store: Store) -> None:
 # -- servers that fail -----------------------------------------------------------------------
 
 
-def test_a_server_that_is_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_reports_a_dead_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "RETRIES", 1)
     port = free_port()
     store = Store(f"http://127.0.0.1:{port}/store", tmp_path)
@@ -165,12 +165,12 @@ def test_a_server_that_is_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("url", ["what://is/this", "s3://", "http://"])
-def test_a_url_of_no_store(url: str, tmp_path: Path) -> None:
+def test_store_rejects_an_unknown_url(url: str, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=f"{url}.*as the setting `artifacts`"):
         Store(url, tmp_path)
 
 
-def test_a_damaged_remote_blob_is_not_kept(webdav: str, tmp_path: Path) -> None:
+def test_blob_that_is_damaged_on_a_server_is_not_kept(webdav: str, tmp_path: Path) -> None:
     import urllib.request
 
     store = Store(f"{webdav}/damaged", tmp_path)

@@ -69,10 +69,10 @@ def imported(top: Path, missing: set[str]) -> list[str]:
     return apt.asked
 
 
-def test_a_tarball_comes_from_any_archive_that_has_it(tmp_path: Path) -> None:
+def test_debian_tarball_comes_from_any_archive_that_has_it(tmp_path: Path) -> None:
     assert imported(tmp_path, {NEWER}) == [NEWER, OLDER]
 
 
-def test_the_last_archive_says_why_none_has_it(tmp_path: Path) -> None:
+def test_debian_tarball_that_no_archive_has_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="hello: 404 Not Found"):
         imported(tmp_path, {NEWER, OLDER})

@@ -109,7 +109,7 @@ FORMATS: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_every_format_makes_the_same_tree(trove: Trove, files: Files, kind: str) -> None:
+def test_import_gives_the_same_tree_for_every_format(trove: Trove, files: Files, kind: str) -> None:
     data = FORMATS[kind]()
     trove.lorry(files.put("thing", data), data)
     assert trove.files() == EXPECTED
@@ -118,7 +118,7 @@ def test_every_format_makes_the_same_tree(trove: Trove, files: Files, kind: str)
     assert "thing: downloading" in said
 
 
-def test_an_import_is_deterministic_and_happens_once(files: Files, tmp_path: Path) -> None:
+def test_import_is_deterministic_and_happens_once(files: Files, tmp_path: Path) -> None:
     data = tarball(CONTENT)
     one, other = Trove(tmp_path, "one"), Trove(tmp_path, "other")
     one.lorry(files.put("thing.tar.gz", data), data)
@@ -134,7 +134,7 @@ def test_an_import_is_deterministic_and_happens_once(files: Files, tmp_path: Pat
     assert git(bare, "rev-parse", "refs/tags/1.0") == commit
 
 
-def test_other_pins_move_the_ref_and_back(trove: Trove, files: Files) -> None:
+def test_import_moves_the_ref_with_the_pins(trove: Trove, files: Files) -> None:
     old, new = tarball(CONTENT), tarball({"thing-1.0/file": b"new"})
     trove.lorry(files.put("old", old), old)
     first = trove.resolve()
@@ -145,7 +145,7 @@ def test_other_pins_move_the_ref_and_back(trove: Trove, files: Files) -> None:
     assert trove.resolve() == first, "from the downloads, by digest"
 
 
-def test_the_ref_may_differ_from_the_version(trove: Trove, files: Files) -> None:
+def test_import_ref_may_differ_from_the_version(trove: Trove, files: Files) -> None:
     data = tarball(CONTENT)
     trove.lorry(files.put("thing", data), data, more="  ref: stable/one\n")
     assert trove.files("stable/one") == EXPECTED
@@ -153,7 +153,7 @@ def test_the_ref_may_differ_from_the_version(trove: Trove, files: Files) -> None
         trove.resolve("1.0")
 
 
-def test_tarballs_from_a_file_url(trove: Trove, tmp_path: Path) -> None:
+def test_import_from_a_file_url(trove: Trove, tmp_path: Path) -> None:
     (tmp_path / "a file").write_bytes(data := tarball(CONTENT))
     trove.lorry((tmp_path / "a file").as_uri(), data)
     assert trove.files() == EXPECTED
@@ -165,7 +165,7 @@ def test_tarballs_from_a_file_url(trove: Trove, tmp_path: Path) -> None:
 # -- what archives may hold ------------------------------------------------------------------
 
 
-def test_only_a_single_directory_is_stripped(trove: Trove, files: Files) -> None:
+def test_import_strips_a_single_top_folder_only(trove: Trove, files: Files) -> None:
     data = tarball({"./a/b": b"1", "./c": b"2"})
     trove.lorry(files.put("thing", data), data)
     assert set(trove.files()) == {"a/b", "c"}
@@ -177,7 +177,7 @@ def special(kind: bytes, target: str = "") -> tarfile.TarInfo:
     return info
 
 
-def test_what_git_cannot_hold_is_left_out(trove: Trove, files: Files) -> None:
+def test_import_omits_files_that_git_cannot_hold(trove: Trove, files: Files) -> None:
     data = tarball(
         {
             "t/file": b"#! content",
@@ -205,7 +205,7 @@ def test_what_git_cannot_hold_is_left_out(trove: Trove, files: Files) -> None:
 
 
 @pytest.mark.parametrize("name", ["../evil", "/evil", "t/../../evil", "t/.."])
-def test_paths_out_of_the_archive_are_refused(trove: Trove, files: Files, name: str) -> None:
+def test_import_rejects_paths_out_of_the_archive(trove: Trove, files: Files, name: str) -> None:
     data = tarball({"t/a": b"1", name: b"gotcha"})
     trove.lorry(files.put("thing", data), data)
     with pytest.raises(SourceError, match=r"refused: its member .*: it leads out of the archive"):
@@ -213,7 +213,7 @@ def test_paths_out_of_the_archive_are_refused(trove: Trove, files: Files, name: 
     assert trove.sources().repository("thing").find("1.0") is None
 
 
-def test_a_hard_link_to_nothing(trove: Trove, files: Files) -> None:
+def test_import_rejects_a_hard_link_to_nothing(trove: Trove, files: Files) -> None:
     data = tarball({"t/a": b"1", "t/hard": special(tarfile.LNKTYPE, "t/b")})
     trove.lorry(files.put("thing", data), data)
     with pytest.raises(SourceError, match="t/hard is a hard link to t/b, which is not there"):
@@ -226,7 +226,7 @@ def test_a_hard_link_to_nothing(trove: Trove, files: Files) -> None:
     + [kind()[: min(515, len(kind()) // 3)] for kind in FORMATS.values()],
     ids=["empty", "text", "no-gzip", "no-zip", *(f"half-{kind}" for kind in FORMATS)],
 )
-def test_damaged_archives(trove: Trove, files: Files, data: bytes) -> None:
+def test_import_rejects_damaged_archives(trove: Trove, files: Files, data: bytes) -> None:
     trove.lorry(files.put("thing", data), data)
     with pytest.raises(SourceError, match=r"cannot be read|ends early"):
         trove.resolve()
@@ -237,7 +237,7 @@ def test_damaged_archives(trove: Trove, files: Files, data: bytes) -> None:
 # -- downloads -------------------------------------------------------------------------------
 
 
-def test_a_wrong_digest(trove: Trove, files: Files) -> None:
+def test_import_rejects_a_wrong_digest(trove: Trove, files: Files) -> None:
     data = tarball(CONTENT)
     trove.lorry(files.put("thing.tgz", data), "ab" * 32)
     with pytest.raises(SourceError) as caught:
@@ -256,7 +256,7 @@ def test_a_wrong_digest(trove: Trove, files: Files) -> None:
     assert list((trove.root / "downloads").iterdir()) == []
 
 
-def test_a_broken_connection_is_continued(trove: Trove, files: Files) -> None:
+def test_download_resumes_after_a_broken_connection(trove: Trove, files: Files) -> None:
     data = tarball({"t/noise": hashlib.shake_128(b"noise").digest(300_000)})
     files.break_after, files.breaks = 100_000, 2
     trove.lorry(files.put("thing", data), data)
@@ -264,7 +264,7 @@ def test_a_broken_connection_is_continued(trove: Trove, files: Files) -> None:
     assert [wanted for _, wanted in files.requests] == ["", "bytes=100000-", "bytes=200000-"]
 
 
-def test_an_interrupted_download_is_continued_later(trove: Trove, files: Files) -> None:
+def test_download_resumes_in_a_later_import(trove: Trove, files: Files) -> None:
     data = tarball({"t/noise": hashlib.shake_128(b"noise").digest(300_000)})
     files.break_after, files.breaks = 50_000, 4
     trove.lorry(files.put("thing", data), data)
@@ -274,7 +274,7 @@ def test_an_interrupted_download_is_continued_later(trove: Trove, files: Files) 
     assert files.requests[-1][1] == "bytes=200000-"
 
 
-def test_a_partial_file_that_is_too_long_is_thrown_away(trove: Trove, files: Files) -> None:
+def test_download_discards_a_partial_file_that_is_too_long(trove: Trove, files: Files) -> None:
     data = tarball(CONTENT)
     trove.lorry(files.put("thing", data), data)
     (trove.root / "downloads").mkdir(parents=True)
@@ -283,7 +283,7 @@ def test_a_partial_file_that_is_too_long_is_thrown_away(trove: Trove, files: Fil
     assert trove.files() == EXPECTED
 
 
-def test_gc_leaves_what_is_coming_just_now(trove: Trove) -> None:
+def test_gc_keeps_downloads_in_progress(trove: Trove) -> None:
     (trove.root / "downloads").mkdir(parents=True)
     coming, left = (trove.root / "downloads" / f"{name}.part" for name in ("coming", "left"))
     for partial in (coming, left):
@@ -296,7 +296,7 @@ def test_gc_leaves_what_is_coming_just_now(trove: Trove) -> None:
     assert not left.exists()
 
 
-def test_a_damaged_download_is_fetched_again(files: Files, tmp_path: Path) -> None:
+def test_download_that_is_damaged_is_repeated(files: Files, tmp_path: Path) -> None:
     data = tarball(CONTENT)
     trove = Trove(tmp_path)
     trove.lorry(files.put("thing", data), data)
@@ -307,14 +307,14 @@ def test_a_damaged_download_is_fetched_again(files: Files, tmp_path: Path) -> No
     assert trove.files() == EXPECTED
 
 
-def test_what_the_server_lacks(trove: Trove, files: Files) -> None:
+def test_download_error_hides_secrets_of_its_url(trove: Trove, files: Files) -> None:
     trove.lorry(f"{files.url}/user:secret@/nothing.tgz?token=secret", "ab" * 32)
     with pytest.raises(SourceError, match="cannot be downloaded: the server says 404") as caught:
         trove.resolve()
     assert "token" not in str(caught.value)
 
 
-def test_processes_import_the_same_at_once(trove: Trove, files: Files) -> None:
+def test_import_by_several_processes_happens_once(trove: Trove, files: Files) -> None:
     data = tarball(CONTENT)
     trove.lorry(files.put("thing", data), data)
     code = f"""
@@ -329,7 +329,7 @@ def test_processes_import_the_same_at_once(trove: Trove, files: Files) -> None:
     assert len(files.requests) == 1
 
 
-def test_ctrl_c_ends_imports_soon(trove: Trove, files: Files, tmp_path: Path) -> None:
+def test_import_can_be_interrupted(trove: Trove, files: Files, tmp_path: Path) -> None:
     """Two are under way, one in Python, one in git; the signal reaches only our own process."""
     data = tarball({"t/noise": hashlib.shake_128(b"noise").digest(300_000)})
     files.stalls = True
@@ -379,7 +379,7 @@ def test_ctrl_c_ends_imports_soon(trove: Trove, files: Files, tmp_path: Path) ->
 # -- git and pins ----------------------------------------------------------------------------
 
 
-def test_a_git_lorry_mirrors_all_refs(trove: Trove, tmp_path: Path) -> None:
+def test_git_lorry_mirrors_all_refs(trove: Trove, tmp_path: Path) -> None:
     first = repository(tmp_path / "origin", {"a": "1"}, tag="v1")
     (trove.folder / "thing.lorry").write_text(f"thing: {{type: git, url: {tmp_path}/origin}}\n")
     assert trove.resolve("v1").commit == first
@@ -395,7 +395,7 @@ def test_a_git_lorry_mirrors_all_refs(trove: Trove, tmp_path: Path) -> None:
         trove.sources().run_lorry("thing")
 
 
-def test_updating_a_tarball_never_takes_another_file(trove: Trove, files: Files) -> None:
+def test_lorry_update_accepts_no_other_tarball_for_its_digest(trove: Trove, files: Files) -> None:
     old, new = tarball(CONTENT), tarball({"t/file": b"new"})
     trove.lorry(files.put("thing", old), old)
     (line,) = trove.sources().update_lorry("thing")
@@ -409,7 +409,7 @@ def test_updating_a_tarball_never_takes_another_file(trove: Trove, files: Files)
 
 
 @pytest.mark.parametrize("kept", ["", "  ref: stable\n"])
-def test_an_update_fills_in_what_is_missing(trove: Trove, files: Files, kept: str) -> None:
+def test_lorry_update_adds_missing_pins(trove: Trove, files: Files, kept: str) -> None:
     data = tarball(CONTENT)
     digest = hashlib.sha256(data).hexdigest()
     file = trove.folder / "thing.lorry"

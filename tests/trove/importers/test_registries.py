@@ -66,7 +66,7 @@ def make(tmp_path: Path, apt_lists: Path) -> Callable[[str], Trove]:
 # -- Debian sources --------------------------------------------------------------------------
 
 
-def test_a_debian_source(make: Callable[[str], Trove]) -> None:
+def test_debian_source_is_imported_and_updated(make: Callable[[str], Trove]) -> None:
     trove = make(HELLO.format(sha256=NOTHING))
     with pytest.raises(MovedError) as caught:
         trove.sources().resolve("upstream:hello", "2.9")
@@ -111,7 +111,7 @@ def _updated(sources: Sources) -> object:
 @pytest.mark.parametrize(
     "text", ["hello: {type: debian-source}\n", "hello:\n  type: debian-source\n"]
 )
-def test_a_debian_source_of_which_only_the_name_is_known(
+def test_debian_source_is_pinned_from_its_name_alone(
     make: Callable[[str], Trove], text: str
 ) -> None:
     trove = make(text)
@@ -125,7 +125,7 @@ def test_a_debian_source_of_which_only_the_name_is_known(
     assert trove.sources().update_lorry("hello") == []
 
 
-def test_a_source_that_does_not_exist(make: Callable[[str], Trove]) -> None:
+def test_debian_source_that_does_not_exist_is_an_error(make: Callable[[str], Trove]) -> None:
     trove = make(HELLO.format(sha256=NOTHING) + "  package: no-such-package-anywhere\n")
     with pytest.raises(MovedError, match="have no such source package: check its name"):
         trove.sources().resolve("upstream:hello", "2.9")
@@ -133,7 +133,7 @@ def test_a_source_that_does_not_exist(make: Callable[[str], Trove]) -> None:
         trove.sources().update_lorry("hello")
 
 
-def test_an_ordinary_user_can_import() -> None:
+def test_debian_source_can_be_imported_by_an_ordinary_user() -> None:
     if os.geteuid() != 0:
         return  # then every other test shows it
     top = Path(tempfile.mkdtemp(dir="/var/tmp"))
@@ -166,7 +166,7 @@ def test_an_ordinary_user_can_import() -> None:
 TINY = 'tiny: {type: debian-packages, packages: [busybox-static, less], version: "1"}\n'
 
 
-def test_a_set_of_packages_with_its_closure(make: Callable[[str], Trove]) -> None:
+def test_debian_packages_are_imported_with_their_dependencies(make: Callable[[str], Trove]) -> None:
     trove = make(TINY)
     with pytest.raises(MovedError, match="tiny has no lock file yet; run `fabric-initiator lorry"):
         trove.sources().resolve("upstream:tiny", "1")
@@ -199,7 +199,9 @@ def test_a_set_of_packages_with_its_closure(make: Callable[[str], Trove]) -> Non
     assert git(bare, "rev-parse", "refs/heads/1") == source.commit
 
 
-def test_excluded_packages_bring_nothing(make: Callable[[str], Trove]) -> None:
+def test_debian_packages_excluded_bring_no_dependencies(
+    make: Callable[[str], Trove],
+) -> None:
     trove = make(TINY.replace("version:", "exclude: [libc6, libtinfo6], version:"))
     trove.sources().update_lorry("tiny")
     locked = trove.sources().lorries.named("tiny").locked()
@@ -209,13 +211,15 @@ def test_excluded_packages_bring_nothing(make: Callable[[str], Trove]) -> None:
         trove.sources().update_lorry("tiny")
 
 
-def test_a_package_that_does_not_exist(make: Callable[[str], Trove]) -> None:
+def test_debian_package_that_does_not_exist_is_an_error(make: Callable[[str], Trove]) -> None:
     trove = make(TINY.replace("less", "no-such-package-anywhere"))
     with pytest.raises(SourceError, match="Unable to locate package no-such-package-anywhere"):
         trove.sources().update_lorry("tiny")
 
 
-def test_packages_that_are_no_longer_offered(make: Callable[[str], Trove]) -> None:
+def test_debian_packages_no_longer_offered_are_listed(
+    make: Callable[[str], Trove],
+) -> None:
     trove = make(TINY.replace(", less", ""))
     trove.sources().update_lorry("tiny")
     lock = trove.file.with_name("tiny.lock")
@@ -237,7 +241,7 @@ def test_packages_that_are_no_longer_offered(make: Callable[[str], Trove]) -> No
     assert trove.sources().lorries.named("tiny").locked()[0].sha256 == sha256
 
 
-def test_packages_that_are_offered_with_another_digest(make: Callable[[str], Trove]) -> None:
+def test_debian_packages_with_another_digest_are_rejected(make: Callable[[str], Trove]) -> None:
     trove = make(TINY.replace(", less", ""))
     trove.sources().update_lorry("tiny")
     (one,) = trove.sources().lorries.named("tiny").locked()
@@ -254,7 +258,7 @@ def test_packages_that_are_offered_with_another_digest(make: Callable[[str], Tro
     ]
 
 
-def test_older_packages_are_not_taken(make: Callable[[str], Trove]) -> None:
+def test_debian_packages_are_not_replaced_by_older_ones(make: Callable[[str], Trove]) -> None:
     trove = make(TINY.replace(", less", ""))
     trove.sources().update_lorry("tiny")
     (one,) = trove.sources().lorries.named("tiny").locked()
@@ -271,7 +275,7 @@ def test_older_packages_are_not_taken(make: Callable[[str], Trove]) -> None:
     assert "99:1" in lock.read_text()
 
 
-def test_another_architecture(make: Callable[[str], Trove]) -> None:
+def test_debian_packages_may_be_of_another_architecture(make: Callable[[str], Trove]) -> None:
     trove = make(TINY.replace(", less", "").replace("version:", "architecture: arm64, version:"))
     trove.sources().update_lorry("tiny")
     (one,) = trove.sources().lorries.named("tiny").locked()
@@ -281,7 +285,7 @@ def test_another_architecture(make: Callable[[str], Trove]) -> None:
 # -- apt's entries ---------------------------------------------------------------------------
 
 
-def test_entries_in_the_one_line_format(tmp_path: Path) -> None:
+def test_apt_entries_in_the_one_line_format(tmp_path: Path) -> None:
     file = tmp_path / "sources.list"
     file.write_text(
         """
@@ -303,7 +307,7 @@ deb file:/srv/local ./
     assert machine_entries("deb", [file])["sources.list"].startswith("deb [signed-by=")
 
 
-def test_entries_in_the_deb822_format(tmp_path: Path) -> None:
+def test_apt_entries_in_the_deb822_format(tmp_path: Path) -> None:
     file = tmp_path / "debian.sources"
     file.write_text(
         """\
@@ -338,7 +342,7 @@ Trusted: yes
     )
 
 
-def test_local_archives_count_only_where_there_is_nothing_else(tmp_path: Path) -> None:
+def test_apt_entries_of_local_archives_count_if_there_are_no_others(tmp_path: Path) -> None:
     file = tmp_path / "sources.list"
     file.write_text("deb file:/srv/mirror stable main\n")
     assert machine_entries("deb", [file]) == {"sources.list": "deb file:/srv/mirror stable main\n"}
@@ -349,7 +353,7 @@ def test_local_archives_count_only_where_there_is_nothing_else(tmp_path: Path) -
 INI = "iniconfig: {{type: pypi, version: {version}, sha256: {sha256}}}\n"
 
 
-def test_a_source_distribution(make: Callable[[str], Trove]) -> None:
+def test_sdist_is_imported_and_updated(make: Callable[[str], Trove]) -> None:
     root = make("{}").root
     offered = {sdist.version: sdist for sdist in offered_sdists("iniconfig", root)}
     assert {"1.0.0", "2.0.0"} <= offered.keys()
@@ -362,7 +366,7 @@ def test_a_source_distribution(make: Callable[[str], Trove]) -> None:
     assert trove.sources().lorries.named("iniconfig").version == best.version
 
 
-def test_an_sdist_that_is_not_offered(make: Callable[[str], Trove]) -> None:
+def test_sdist_that_is_not_offered_is_an_error(make: Callable[[str], Trove]) -> None:
     trove = make(INI.format(version="2.0.0", sha256=NOTHING))
     with pytest.raises(WrongDigest, match=r"iniconfig 2.0.0: the offered file is not the pinned"):
         trove.sources().resolve("upstream:iniconfig", "2.0.0")
@@ -378,7 +382,7 @@ def index(files: Files, monkeypatch: pytest.MonkeyPatch) -> Files:
     return files
 
 
-def test_an_index_in_html(index: Files, make: Callable[[str], Trove]) -> None:
+def test_python_index_in_html(index: Files, make: Callable[[str], Trove]) -> None:
     data = tarball({"my_thing-1.0/setup.py": b"raise SystemExit('this must never run')\n"})
     sha256 = hashlib.sha256(data).hexdigest()
     index.put("files/my_thing-1.0.tar.gz", data)
@@ -398,7 +402,7 @@ def test_an_index_in_html(index: Files, make: Callable[[str], Trove]) -> None:
     assert set(index.authorizations) == {"Basic bWU6c2VjcmV0"}
 
 
-def test_an_index_in_json(index: Files) -> None:
+def test_python_index_in_json(index: Files) -> None:
     listed = [
         {"filename": "x-1.0.tar.gz", "url": "/f/x-1.0.tar.gz", "hashes": {"sha256": NOTHING}},
         {"filename": "x-1.1.zip", "url": "/f/x-1.1.zip", "hashes": {"md5": "1"}},
@@ -409,7 +413,7 @@ def test_an_index_in_json(index: Files) -> None:
     assert (sdist.version, sdist.url) == ("1.0", f"{index.url}/f/x-1.0.tar.gz")
 
 
-def test_an_index_that_does_not_know_it(index: Files) -> None:
+def test_python_index_without_the_package_is_an_error(index: Files) -> None:
     with pytest.raises(SourceError, match=r"nothing: cannot be had from the .* index: .*404") as e:
         offered_sdists("nothing", index.folder)
     assert "secret" not in str(e.value)
@@ -418,7 +422,7 @@ def test_an_index_that_does_not_know_it(index: Files) -> None:
         offered_sdists("empty", index.folder)
 
 
-def test_versions_in_file_names() -> None:
+def test_sdist_version_is_in_its_file_name() -> None:
     assert version_in("my_thing-1.0.tar.gz", "My-Thing") == "1.0"
     assert version_in("a-b-1.0-2.zip", "a.b") == "1.0-2"
     assert version_in("a-b-1.0.zip", "a") is None
@@ -432,7 +436,7 @@ def test_versions_in_file_names() -> None:
 
 
 @pytest.mark.parametrize("kind", ["html", "json"])
-def test_yanked_releases_are_not_taken(
+def test_sdist_update_skips_yanked_releases(
     index: Files, make: Callable[[str], Trove], kind: str
 ) -> None:
     data = {version: tarball({f"x-{version}/v": version.encode()}) for version in ("1.0", "2.0")}
@@ -470,7 +474,7 @@ def test_yanked_releases_are_not_taken(
     ]
 
 
-def test_a_password_of_the_index_is_for_the_index_alone(
+def test_python_index_password_is_sent_to_the_index_only(
     index: Files, make: Callable[[str], Trove], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     data = tarball({"x-1.0/a": b"1"})
@@ -484,7 +488,7 @@ def test_a_password_of_the_index_is_for_the_index_alone(
         assert elsewhere.authorizations == [""]
 
 
-def test_a_set_of_wheels(make: Callable[[str], Trove]) -> None:
+def test_wheels_are_imported_and_verified(make: Callable[[str], Trove]) -> None:
     trove = make(
         'modules: {type: pypi-wheels, packages: [iniconfig==2.0.0], python: "3.13", version: "1"}'
     )

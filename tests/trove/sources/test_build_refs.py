@@ -79,7 +79,7 @@ def state(root: Path) -> dict[str, bytes]:
     }
 
 
-def test_everything_in_the_work_tree_and_nothing_ignored(
+def test_snapshot_holds_the_work_tree_without_ignored_files(
     user: Path, ours: Builds, trove: Trove
 ) -> None:
     write(user, strata__a_morph="name: changed\n", strata__new_morph="name: new\n")
@@ -99,7 +99,7 @@ def test_everything_in_the_work_tree_and_nothing_ignored(
     assert sorted(there) == [".gitignore", "VERSION"]
 
 
-def test_the_users_hooks_do_not_run(user: Path, ours: Builds, trove: Trove) -> None:
+def test_snapshot_runs_no_hooks(user: Path, ours: Builds, trove: Trove) -> None:
     for hook in ("pre-commit", "post-index-change", "pre-push", "reference-transaction"):
         script = user / ".git/hooks" / hook
         script.write_text(f"#!/bin/sh\ntouch {user.parent}/hooked\n")
@@ -109,7 +109,7 @@ def test_the_users_hooks_do_not_run(user: Path, ours: Builds, trove: Trove) -> N
     assert not (user.parent / "hooked").exists()
 
 
-def test_a_folder_inside_a_repository(user: Path, ours: Builds, trove: Trove) -> None:
+def test_snapshot_of_a_folder_inside_a_repository(user: Path, ours: Builds, trove: Trove) -> None:
     write(user, inner__VERSION="version: 8\n", inner__x_morph="name: x\n")
     assert sorted(pushed(ours, trove, user / "inner")) == ["VERSION", "x.morph"]
     git(user, "add", "inner")
@@ -118,14 +118,14 @@ def test_a_folder_inside_a_repository(user: Path, ours: Builds, trove: Trove) ->
     assert pushed(ours, trove, user / "inner")["x.morph"] == "name: y\n"
 
 
-def test_a_linked_work_tree(user: Path, ours: Builds, trove: Trove) -> None:
+def test_snapshot_of_a_linked_work_tree(user: Path, ours: Builds, trove: Trove) -> None:
     git(user, "worktree", "add", "-q", "../other")
     other = user.parent / "other"
     write(other, strata__a_morph="name: other\n")
     assert pushed(ours, trove, other)["strata/a.morph"] == "name: other\n"
 
 
-def test_definitions_outside_any_repository(tmp_path: Path, ours: Builds, trove: Trove) -> None:
+def test_snapshot_outside_any_repository(tmp_path: Path, ours: Builds, trove: Trove) -> None:
     root = tmp_path / "plain"
     write(root, VERSION="version: 8\n", a_morph="name: a\n")
     (root / ".gitignore").write_text("*.o\n")
@@ -141,7 +141,7 @@ def test_definitions_outside_any_repository(tmp_path: Path, ours: Builds, trove:
     assert not (root / ".git").exists()
 
 
-def test_definitions_that_the_repository_around_them_ignores(
+def test_snapshot_of_a_folder_that_its_repository_ignores(
     user: Path, ours: Builds, trove: Trove
 ) -> None:
     (user / ".gitignore").write_text("/mine\n")
@@ -149,7 +149,7 @@ def test_definitions_that_the_repository_around_them_ignores(
     assert sorted(pushed(ours, trove, user / "mine")) == ["VERSION", "a.morph"]
 
 
-def test_a_repository_without_a_commit(tmp_path: Path, ours: Builds, trove: Trove) -> None:
+def test_snapshot_without_any_commit(tmp_path: Path, ours: Builds, trove: Trove) -> None:
     root = tmp_path / "young"
     root.mkdir()
     git(root, "init", "-q")
@@ -157,7 +157,7 @@ def test_a_repository_without_a_commit(tmp_path: Path, ours: Builds, trove: Trov
     assert pushed(ours, trove, root) == {"VERSION": "version: 8\n"}
 
 
-def test_what_has_not_changed_is_not_read(user: Path, ours: Builds) -> None:
+def test_snapshot_does_not_read_unchanged_files(user: Path, ours: Builds) -> None:
     """A file whose time and size are those in the index counts as it is there."""
     path = user / "strata/a.morph"
     os.utime(path, (1, 1))
@@ -169,7 +169,7 @@ def test_what_has_not_changed_is_not_read(user: Path, ours: Builds) -> None:
     assert shown(ours, user, "strata/a.morph") == "name: a\n"
 
 
-def test_what_changed_in_the_moment_of_the_index_is_seen(user: Path, ours: Builds) -> None:
+def test_snapshot_sees_changes_as_young_as_the_index(user: Path, ours: Builds) -> None:
     for number in range(20):
         write(user, strata__a_morph=f"name: {number:02}\n")
         git(user, "add", ".")
@@ -177,7 +177,7 @@ def test_what_changed_in_the_moment_of_the_index_is_seen(user: Path, ours: Build
         assert shown(ours, user, "strata/a.morph") == f"name: {number + 50:02}\n"
 
 
-def test_what_the_trove_has_is_not_sent_again(user: Path, ours: Builds, trove: Trove) -> None:
+def test_push_sends_no_objects_that_the_trove_has(user: Path, ours: Builds, trove: Trove) -> None:
     (user / "large").write_text(os.urandom(1_500_000).hex())
     git(user, "add", ".")
     git(user, "commit", "-qm", "large")
@@ -192,7 +192,7 @@ def test_what_the_trove_has_is_not_sent_again(user: Path, ours: Builds, trove: T
 @pytest.mark.bound("SNAPSHOT_FILE")
 @pytest.mark.parametrize("name", ["crypt", "a=b.c"])
 @pytest.mark.parametrize("kind", ["clean", "process"])
-def test_no_filter_runs(user: Path, ours: Builds, name: str, kind: str) -> None:
+def test_snapshot_runs_no_filters(user: Path, ours: Builds, name: str, kind: str) -> None:
     """The repository itself may say what program it is."""
     ran = user.parent / "ran"
     git(user, "config", f"filter.{name}.{kind}", f"touch {ran}; cat")
@@ -214,14 +214,14 @@ def test_no_filter_runs(user: Path, ours: Builds, name: str, kind: str) -> None:
 
 
 @pytest.mark.bound("SNAPSHOT_FILE")
-def test_a_file_that_cannot_be_meant(user: Path, ours: Builds) -> None:
+def test_snapshot_rejects_a_large_file(user: Path, ours: Builds) -> None:
     with (user / "disk.img").open("w") as file:
         file.truncate(200_000_000)
     with pytest.raises(SourceError, match=r"disk\.img: 200 MB are too much .*\.gitignore"):
         ours.snapshot(user)
 
 
-def test_old_refs_go_and_others_stay(user: Path, ours: Builds, trove: Trove) -> None:
+def test_build_refs_are_removed_once_they_are_old(user: Path, ours: Builds, trove: Trove) -> None:
     def request(age: float) -> str:
         return f"{int((time.time() - age) * 1000):012x}" + os.urandom(10).hex()
 
@@ -241,7 +241,7 @@ def test_old_refs_go_and_others_stay(user: Path, ours: Builds, trove: Trove) -> 
 
 
 @pytest.mark.parametrize("around", [True, False])
-def test_our_repository_does_not_grow_for_ever(
+def test_build_repository_does_not_grow_for_ever(
     user: Path, ours: Builds, trove: Trove, around: bool
 ) -> None:
     """What old orders alone need goes, and the next ones are whole, in a repository or in none."""
@@ -282,19 +282,19 @@ def test_our_repository_does_not_grow_for_ever(
         ("'/srv/t' does not appear to be a git repository", "is the setting `trove` right"),
     ],
 )
-def test_what_keeps_git_from_the_trove_is_said(said: str, told: str) -> None:
+def test_push_error_explains_the_output_of_ssh(said: str, told: str) -> None:
     problem = Trove("ssh://git@h:2222/srv/t", "/k").problem(said)
     assert told in str(problem)
     assert said in str(problem)
 
 
-def test_a_trove_that_is_not_there(user: Path, ours: Builds, tmp_path: Path) -> None:
+def test_push_to_a_missing_trove_is_an_error(user: Path, ours: Builds, tmp_path: Path) -> None:
     build = ours.snapshot(user)
     with pytest.raises(TroveError, match="is no git repository: is the setting `trove` right"):
         ours.push(build, Trove(str(tmp_path / "nowhere.git")), ref_of(new_request()), print)
 
 
-def test_a_repository_is_made_once_by_all_who_begin_with_it(tmp_path: Path) -> None:
+def test_repository_is_made_once_by_many_at_once(tmp_path: Path) -> None:
     path = tmp_path / "trove/builds.git"
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: Repository(path).create(), range(8)))

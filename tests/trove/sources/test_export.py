@@ -36,7 +36,7 @@ def export(sources: Sources, name: str = "thing") -> Path:
     return sources.export(sources.resolve(f"up:{name}", "main"))
 
 
-def test_attributes_and_configuration_change_nothing(
+def test_export_ignores_attributes_and_configuration(
     sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     contents: dict[str, str | bytes] = {
@@ -62,7 +62,7 @@ def test_attributes_and_configuration_change_nothing(
         assert (tree / name).read_bytes() == expected, name
 
 
-def test_modes_links_names_and_times(sources: Sources, tmp_path: Path) -> None:
+def test_export_sets_modes_links_names_and_times(sources: Sources, tmp_path: Path) -> None:
     thing = tmp_path / "thing"
     repository(thing, {"dir/run": "#!", "a b\nc": "odd", "ünï": "ü", os.fsdecode(b"\xff"): "raw"})
     (thing / "dir" / "run").chmod(0o755)
@@ -88,7 +88,7 @@ def test_modes_links_names_and_times(sources: Sources, tmp_path: Path) -> None:
             assert status.st_mode & 0o7777 == wanted, path
 
 
-def test_an_export_is_made_once_and_found_again(
+def test_export_is_made_once(
     sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repository(tmp_path / "thing", {"a": "1"})
@@ -99,7 +99,7 @@ def test_an_export_is_made_once_and_found_again(
     assert sources.export(source) == path
 
 
-def test_a_damaged_object_is_found(sources: Sources, tmp_path: Path) -> None:
+def test_export_notices_a_damaged_object(sources: Sources, tmp_path: Path) -> None:
     repository(tmp_path / "thing", {"a": "1" * 100, "b": "2"})
     source = sources.resolve("up:thing", "main")
     mirror = sources.repository("up:thing").path
@@ -147,7 +147,7 @@ def wicked(repo: Path, entries: list[tuple[str, bytes, str]]) -> str:
 
 
 @pytest.mark.parametrize("name", ["..", ".", ".git", ".GIT", "../../evil"])
-def test_wicked_names_are_refused(sources: Sources, tmp_path: Path, name: str) -> None:
+def test_export_rejects_forbidden_names(sources: Sources, tmp_path: Path, name: str) -> None:
     bare = sources.root / "git" / "upstream" / "evil.git"
     Repository(bare).create()
     tree = wicked(bare, [("100644", b"gotcha", name)])
@@ -157,7 +157,7 @@ def test_wicked_names_are_refused(sources: Sources, tmp_path: Path, name: str) -
     assert not list(tmp_path.rglob("evil"))
 
 
-def test_nothing_is_written_through_a_symlink(sources: Sources, tmp_path: Path) -> None:
+def test_export_writes_nothing_through_a_symlink(sources: Sources, tmp_path: Path) -> None:
     bare = sources.root / "git" / "upstream" / "evil.git"
     Repository(bare).create()
     target = tmp_path / "target"
@@ -181,7 +181,7 @@ def test_nothing_is_written_through_a_symlink(sources: Sources, tmp_path: Path) 
     assert list(target.iterdir()) == []
 
 
-def test_gc_removes_what_is_unused(sources: Sources, tmp_path: Path) -> None:
+def test_gc_removes_unused_exports(sources: Sources, tmp_path: Path) -> None:
     repository(tmp_path / "thing", {"a": "1" * 1000})
     repository(tmp_path / "other", {"b": "2" * 500})
     thing, other = export(sources), export(sources, "other")
@@ -208,7 +208,7 @@ def test_gc_removes_what_is_unused(sources: Sources, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"EVIL", b"", b"one longer"])
-def test_a_tree_that_changed_on_the_disk_is_exported_again(
+def test_export_that_changed_on_the_disk_is_made_again(
     sources: Sources, tmp_path: Path, content: bytes
 ) -> None:
     repository(tmp_path / "thing", {"a": "good", "b": "other"})
@@ -223,7 +223,7 @@ def test_a_tree_that_changed_on_the_disk_is_exported_again(
     assert said == [f"{tree} has changed on the disk, at 'a': it is exported again"]
 
 
-def test_a_tree_is_believed_without_reading_it(sources: Sources, tmp_path: Path) -> None:
+def test_export_is_used_without_reading_it(sources: Sources, tmp_path: Path) -> None:
     repository(tmp_path / "thing", {"a": "good", "b": "other"})
     source = sources.resolve("up:thing", "main")
     tree = sources.export(source)
@@ -236,7 +236,7 @@ def test_a_tree_is_believed_without_reading_it(sources: Sources, tmp_path: Path)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"rubbish"])
-def test_a_tree_whose_record_is_damaged_is_compared(
+def test_export_with_a_damaged_record_is_compared(
     sources: Sources, tmp_path: Path, content: bytes | None
 ) -> None:
     repository(tmp_path / "thing", {"a": "good", "b": "other"})

@@ -50,7 +50,7 @@ def any_farm(request: pytest.FixtureRequest, tmp_path: Path, bare: Path) -> Farm
 # -- from one machine to the other -----------------------------------------------------------
 
 
-def test_what_one_imports_all_have(any_farm: Farm, files: Files) -> None:
+def test_import_of_one_user_is_there_for_all(any_farm: Farm, files: Files) -> None:
     farm = any_farm
     farm.tarball("ann", files.put("thing-1.0.tar.gz", DATA), DATA)
     with pytest.raises(SourceError, match="`fabric-initiator lorry import thing` brings it there"):
@@ -72,7 +72,7 @@ def test_what_one_imports_all_have(any_farm: Farm, files: Files) -> None:
     assert "refs/tags/upstream/thing.git/1.0" in before
 
 
-def test_only_what_is_asked_for_is_fetched(farm: Farm, tmp_path: Path) -> None:
+def test_fetch_takes_only_the_wanted_ref(farm: Farm, tmp_path: Path) -> None:
     for name in ("thing", "other"):
         work = tmp_path / name
         for tag in ("1.0", "2.0"):
@@ -85,7 +85,7 @@ def test_only_what_is_asked_for_is_fetched(farm: Farm, tmp_path: Path) -> None:
     assert found == "refs/tags/2.0"
 
 
-def test_two_users_pin_different_things_under_one_name(farm: Farm, files: Files) -> None:
+def test_pins_of_two_users_may_differ_under_one_name(farm: Farm, files: Files) -> None:
     sources = {}
     for who, data in (("ann", DATA), ("bob", OTHER), ("ann", DATA)):
         farm.tarball(who, files.put(f"{who}.tar.gz", data), data)
@@ -121,7 +121,7 @@ def swap(farm: Farm, key: str, annotated: bool = False) -> str:
 
 
 @pytest.mark.parametrize("annotated", [False, True])
-def test_a_pin_that_is_swapped_in_the_trove_is_not_used(
+def test_pin_that_is_swapped_in_the_trove_is_not_used(
     farm: Farm, files: Files, annotated: bool
 ) -> None:
     url = files.put("thing-1.0.tar.gz", DATA)
@@ -154,7 +154,7 @@ def test_a_pin_that_is_swapped_in_the_trove_is_not_used(
 
 
 @pytest.mark.parametrize("object", ["HEAD^{tree}", "HEAD:a", "refs/tags/tree", "refs/tags/file"])
-def test_a_pin_that_is_no_commit_is_as_none(farm: Farm, files: Files, object: str) -> None:
+def test_pin_that_is_no_commit_is_ignored(farm: Farm, files: Files, object: str) -> None:
     url = files.put("thing-1.0.tar.gz", DATA)
     pinned(farm, "ann", url, DATA, "")
     honest = farm.initiator("ann").resolve("upstream:thing", "1.0")
@@ -175,7 +175,7 @@ def test_a_pin_that_is_no_commit_is_as_none(farm: Farm, files: Files, object: st
     assert farm.resolver("ann").resolve("upstream:thing", "1.0") == honest
 
 
-def test_a_pin_goes_before_a_tag_of_the_same_name(farm: Farm, tmp_path: Path) -> None:
+def test_pin_comes_before_a_tag_of_the_same_name(farm: Farm, tmp_path: Path) -> None:
     """A set of packages is a branch, and somebody made a tag that is called like it."""
     repository(tmp_path / "work", {"a": "evil"}, tag="1")
     git(tmp_path / "work", "push", "--quiet", str(farm.bare), "1:refs/tags/upstream/set.git/1")
@@ -191,7 +191,7 @@ def test_a_pin_goes_before_a_tag_of_the_same_name(farm: Farm, tmp_path: Path) ->
     assert farm.initiator("ann")._repositories.at_hand("upstream:set", "1") is None
 
 
-def test_a_record_that_the_import_does_not_give(farm: Farm, files: Files) -> None:
+def test_pin_with_another_tree_than_the_import_is_an_error(farm: Farm, files: Files) -> None:
     url = files.put("thing-1.0.tar.gz", DATA)
     pinned(farm, "ann", url, DATA, "12" * 20)
     for act in (
@@ -206,7 +206,7 @@ def test_a_record_that_the_import_does_not_give(farm: Farm, files: Files) -> Non
         assert "Without it, `fabric-initiator lorry import thing` records" in lines[3]
 
 
-def test_what_is_not_pinned_is_known(farm: Farm, files: Files) -> None:
+def test_pins_that_are_missing_are_listed(farm: Farm, files: Files) -> None:
     url = files.put("thing-1.0.tar.gz", DATA)
     sha256 = hashlib.sha256(DATA).hexdigest()
     entry = {"type": "tarball", "url": url, "version": "1", "sha256": sha256}
@@ -267,7 +267,7 @@ def test_branches_follow_the_trove_and_tags_stay(any_farm: Farm, tmp_path: Path)
         farm.worker("newer").resolve("baserock:thing", "main")
 
 
-def test_a_commit_that_no_ref_leads_to(farm: Farm, tmp_path: Path) -> None:
+def test_commit_that_no_ref_reaches_is_resolved(farm: Farm, tmp_path: Path) -> None:
     work = tmp_path / "work"
     first = repository(work, {"a": "1"})
     repository(work, {"a": "2"})
@@ -277,7 +277,7 @@ def test_a_commit_that_no_ref_leads_to(farm: Farm, tmp_path: Path) -> None:
         farm.worker().resolve("x", "1" * 40)
 
 
-def test_a_mirror_comes_by_way_of_the_trove(farm: Farm, tmp_path: Path) -> None:
+def test_git_lorry_reaches_the_farm_by_the_trove(farm: Farm, tmp_path: Path) -> None:
     """Lorries of type git: who can reach the origin pushes what a build needs of it."""
     inner = repository(tmp_path / "inner", {"deep": "1"})
     work = tmp_path / "work"
@@ -302,7 +302,7 @@ def test_a_mirror_comes_by_way_of_the_trove(farm: Farm, tmp_path: Path) -> None:
     assert (farm.worker().export(source) / "a").read_text() == "2"
 
 
-def test_a_job_that_lies_about_its_tree(farm: Farm, tmp_path: Path) -> None:
+def test_export_rejects_a_source_with_another_tree(farm: Farm, tmp_path: Path) -> None:
     work = tmp_path / "work"
     good = repository(work, {"a": "good"}, tag="1")
     bad = repository(work, {"a": "bad"}, tag="2")
@@ -313,7 +313,7 @@ def test_a_job_that_lies_about_its_tree(farm: Farm, tmp_path: Path) -> None:
     assert (farm.worker().export(Source("x", "1", good, trees[0])) / "a").read_text() == "good"
 
 
-def test_many_push_the_same_at_once(any_farm: Farm, files: Files) -> None:
+def test_push_of_the_same_import_by_many_at_once(any_farm: Farm, files: Files) -> None:
     farm = any_farm
     url = files.put("thing-1.0.tar.gz", DATA)
     code = f"""
@@ -366,7 +366,7 @@ def own(farm: Farm) -> Path:
     return root
 
 
-def test_head_is_what_the_definitions_are_at(farm: Farm, own: Path) -> None:
+def test_head_is_the_commit_of_the_definitions(farm: Farm, own: Path) -> None:
     def head() -> str:
         return farm.initiator("ann").resolve("baserock:definitions", "HEAD").commit
 
@@ -384,7 +384,7 @@ def test_head_is_what_the_definitions_are_at(farm: Farm, own: Path) -> None:
     assert farm.initiator("bob").resolve("baserock:definitions", "HEAD").commit == second
 
 
-def test_head_in_a_farm_is_the_commit_that_is_ordered(farm: Farm, own: Path) -> None:
+def test_head_in_a_farm_is_the_submitted_commit(farm: Farm, own: Path) -> None:
     commit = repository(own, {"a": "1"})
     git(own, "push", "--quiet", str(farm.bare), f"{commit}:refs/builds/ann/1")
     source = farm.resolver("ann", head=commit).resolve("baserock:definitions", "HEAD")
@@ -394,7 +394,7 @@ def test_head_in_a_farm_is_the_commit_that_is_ordered(farm: Farm, own: Path) -> 
     assert (farm.worker().export(source) / "a").read_text() == "1"
 
 
-def test_head_of_what_is_no_repository(farm: Farm, own: Path) -> None:
+def test_head_outside_a_repository_is_an_error(farm: Farm, own: Path) -> None:
     shutil.rmtree(own / ".git")
     with pytest.raises(SourceError, match=r"all.lorry:1: .* is no git repository with a commit"):
         farm.initiator("ann").resolve("baserock:definitions", "HEAD")
@@ -403,7 +403,7 @@ def test_head_of_what_is_no_repository(farm: Farm, own: Path) -> None:
 # -- what can be wrong -----------------------------------------------------------------------
 
 
-def test_a_trove_out_of_reach(bare: Path, ssh: Sshd, tmp_path: Path) -> None:
+def test_trove_out_of_reach_is_explained(bare: Path, ssh: Sshd, tmp_path: Path) -> None:
     url, key, hosts = ssh.url(bare), str(ssh.key), str(ssh.known_hosts)
     for trove, advice in {
         Trove(url, key, "/dev/null"): "compare what `ssh-keyscan",
@@ -418,7 +418,7 @@ def test_a_trove_out_of_reach(bare: Path, ssh: Sshd, tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_sessions_can_do_nothing_but_git(ssh: Sshd) -> None:
+def test_trove_sessions_run_only_git(ssh: Sshd) -> None:
     done = subprocess.run(
         ["ssh", "-F", "none", "-i", str(ssh.key), "-o", f'UserKnownHostsFile="{ssh.known_hosts}"',
          "-o", "BatchMode=yes", "-p", str(ssh.port), "127.0.0.1", "id"],
@@ -428,7 +428,7 @@ def test_sessions_can_do_nothing_but_git(ssh: Sshd) -> None:
     assert "unrecognized command" in done.stderr
 
 
-def test_what_is_not_taken_whole_is_not_there(farm: Farm, tmp_path: Path) -> None:
+def test_push_is_atomic(farm: Farm, tmp_path: Path) -> None:
     """A tag whose pin is wanting would be taken for enough when it is looked for again."""
     work = tmp_path / "work"
     commit = repository(work, {"a": "1"}, tag="1.0")
@@ -454,7 +454,7 @@ def silent() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-def test_a_host_that_never_answers(
+def test_trove_that_never_answers_is_given_up(
     silent: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reach, "PATIENCE", 1)
@@ -465,7 +465,7 @@ def test_a_host_that_never_answers(
             sources.resolve("upstream:thing", "1.0")
 
 
-def test_a_trove_whose_disk_is_full(tmp_path: Path) -> None:
+def test_trove_on_a_full_disk_is_reported(tmp_path: Path) -> None:
     """A push that does not fit says so, and the trove is as it was."""
     mount = tmp_path / "full"
     mount.mkdir()

@@ -22,7 +22,7 @@ def load(folder: Path, *texts: str) -> Lorries:
     return Lorries(sources)
 
 
-def test_every_type(tmp_path: Path) -> None:
+def test_lorry_of_every_type_is_read(tmp_path: Path) -> None:
     lorries = load(
         tmp_path,
         f"""
@@ -94,14 +94,14 @@ set:
         ("z: {type: git, url: a}\nz: {type: git, url: b}", "2: 'z' is given twice"),
     ],
 )
-def test_what_is_wrong_is_said_with_its_line(tmp_path: Path, text: str, problem: str) -> None:
+def test_lorry_error_has_its_line(tmp_path: Path, text: str, problem: str) -> None:
     with pytest.raises(DefinitionsError) as caught:
         load(tmp_path, text)
     assert str(caught.value).startswith("sources/a.lorry:")
     assert problem in str(caught.value)
 
 
-def test_all_mistakes_are_said_at_once(tmp_path: Path) -> None:
+def test_lorry_errors_are_reported_together(tmp_path: Path) -> None:
     with pytest.raises(DefinitionsError) as caught:
         load(tmp_path, "x: 5\ny: {type: git, url: u}", "y: {type: git, url: v}\nz: {}")
     assert [str(one) for one in caught.value.problems] == [
@@ -132,7 +132,7 @@ GCC = f"gcc 4:14.2.0-1 amd64 {SHA} 1234"
         f"tree {SHA[:40]}\ntree {SHA[:40]}",
     ],
 )
-def test_a_broken_lock_file(tmp_path: Path, line: str) -> None:
+def test_lock_file_error_has_its_line(tmp_path: Path, line: str) -> None:
     lorry = load(tmp_path, SET).named("set")
     lorry.lock_file.write_text(f"# fine\n{GCC}\n{line}\n", newline="")
     number = 3 + line.count("\n")
@@ -144,7 +144,7 @@ def test_a_broken_lock_file(tmp_path: Path, line: str) -> None:
     )
 
 
-def test_a_lock_file_records_the_tree(tmp_path: Path) -> None:
+def test_lock_file_records_the_tree(tmp_path: Path) -> None:
     lorry = load(tmp_path, SET).named("set")
     assert lorry.locked() == ()
     key = lorry.import_key()
@@ -160,14 +160,14 @@ def test_a_lock_file_records_the_tree(tmp_path: Path) -> None:
 
 
 @pytest.mark.bound("DEFINITIONS_FILE")
-def test_files_past_the_limit_are_not_read(tmp_path: Path) -> None:
+def test_lorry_file_past_the_limit_is_not_read(tmp_path: Path) -> None:
     with pytest.raises(
         SourceError, match=r"a\.lorry: cannot be read: it has more than 8,388,608 bytes"
     ):
         load(tmp_path, "#" * (bounds.DEFINITIONS_FILE + 1))
 
 
-def test_pins_alone_make_the_import_key(tmp_path: Path) -> None:
+def test_lorry_import_key_depends_on_pins_only(tmp_path: Path) -> None:
     def key(text: str) -> str:
         return load(tmp_path, "x: {type: " + text + "}").named("x").import_key()
 

@@ -50,7 +50,7 @@ DAMAGE = [
 
 
 @pytest.mark.parametrize(("damage", "why"), DAMAGE)
-def test_what_is_damaged_is_brought_again_once(
+def test_mirror_that_is_damaged_is_fetched_again_once(
     tmp_path: Path, damage: Callable[[Path], None], why: str
 ) -> None:
     commit = repository(tmp_path / "thing", {"file": "content"})
@@ -75,7 +75,7 @@ def test_what_is_damaged_is_brought_again_once(
 
 
 @pytest.mark.parametrize(("damage", "why"), DAMAGE)
-def test_what_nothing_brings_again_stays(
+def test_repository_without_an_origin_is_kept_if_it_is_damaged(
     tmp_path: Path, damage: Callable[[Path], None], why: str
 ) -> None:
     only = tmp_path / "trove/git/only.git"
@@ -92,7 +92,7 @@ def test_what_nothing_brings_again_stays(
 
 
 @pytest.mark.parametrize(("damage", "why"), DAMAGE[:3])
-def test_a_cache_is_made_anew(tmp_path: Path, damage: Callable[[Path], None], why: str) -> None:
+def test_git_cache_is_made_again(tmp_path: Path, damage: Callable[[Path], None], why: str) -> None:
     cache = Repository(tmp_path / "cache.git")
     cache.create(cache=True)
     damage(cache.path)
@@ -103,7 +103,7 @@ def test_a_cache_is_made_anew(tmp_path: Path, damage: Callable[[Path], None], wh
     assert [file.name for file in tmp_path.iterdir() if file.is_dir()] == ["cache.git"]
 
 
-def test_of_a_damaged_mirror_the_wanted_commit_is_fetched_alone(tmp_path: Path) -> None:
+def test_mirror_of_a_damaged_origin_gets_the_wanted_commit_alone(tmp_path: Path) -> None:
     """One object of another branch cannot be read at the origin."""
     origin = tmp_path / "thing"
     wanted = repository(origin, {"file": "content"})
@@ -122,7 +122,7 @@ def test_of_a_damaged_mirror_the_wanted_commit_is_fetched_alone(tmp_path: Path) 
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs somebody else's repository")
-def test_what_the_user_calls_safe_is_safe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repository_needs_safe_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     definitions = tmp_path / "definitions"
     lorry = "baserock:itself: {type: git, url: '..'}\n"
     commit = repository(definitions, {"sources/itself.lorry": lorry})
@@ -209,7 +209,7 @@ def other_facts(path: Path) -> None:
         other_facts,
     ],
 )
-def test_a_source_is_right_whatever_is_damaged(
+def test_mirror_damage_does_not_change_a_source(
     tmp_path: Path, damage: Callable[[Path], None], facts: bool
 ) -> None:
     files = {f"file-{number}": f"content {number}\n" * 50 for number in range(20)}
@@ -230,7 +230,7 @@ def test_a_source_is_right_whatever_is_damaged(
     assert {file.name: file.read_text() for file in tree.iterdir()} == files
 
 
-def test_a_damaged_origin_costs_its_mirror_nothing(tmp_path: Path) -> None:
+def test_mirror_is_kept_if_its_origin_is_damaged(tmp_path: Path) -> None:
     """Refs of the origin are looked at, to see whether the mirror is still right."""
     origin = tmp_path / "thing"
     repository(origin, {"file": "content"})
@@ -271,7 +271,7 @@ def problem(project: Project) -> str:
     return str(caught.value)
 
 
-def test_a_ref_that_is_not_there_is_told_with_its_chunk(tmp_path: Path) -> None:
+def test_missing_ref_is_reported_with_its_chunk(tmp_path: Path) -> None:
     gone = "7cfc" + "0" * 36
     url = f"file://{tmp_path}/source"
     project = definitions(
@@ -286,7 +286,7 @@ def test_a_ref_that_is_not_there_is_told_with_its_chunk(tmp_path: Path) -> None:
     ]
 
 
-def test_sources_that_fail_alike_are_told_together(tmp_path: Path) -> None:
+def test_source_errors_that_are_many_and_alike_are_reported_together(tmp_path: Path) -> None:
     project = definitions(
         tmp_path, "".join(spec(f"c{n}", f"upstream:c{n}", "v1") for n in range(400))
     )
@@ -301,7 +301,7 @@ def test_sources_that_fail_alike_are_told_together(tmp_path: Path) -> None:
     assert last == "  and 395 more"
 
 
-def test_few_that_fail_alike_are_told_one_by_one(tmp_path: Path) -> None:
+def test_source_errors_that_are_few_are_reported_one_by_one(tmp_path: Path) -> None:
     project = definitions(tmp_path, spec("a", "upstream:a", "v1") + spec("b", "upstream:b", "v1"))
     lines = problem(project).splitlines()
     assert [line.partition(": no such")[0] for line in sorted(lines)] == [

@@ -61,7 +61,7 @@ def files(tree: Path) -> dict[str, bytes | str]:
 # -- refs ------------------------------------------------------------------------------------
 
 
-def test_tags_branches_and_commits(make: Make, elsewhere: Path) -> None:
+def test_resolve_tags_branches_and_commits(make: Make, elsewhere: Path) -> None:
     first = repository(elsewhere / "zlib", {"a": "1"}, tag="v1")
     second = repository(elsewhere / "zlib", {"a": "2"})
     git(elsewhere / "zlib", "branch", "topic/one", first)
@@ -83,7 +83,7 @@ def test_tags_branches_and_commits(make: Make, elsewhere: Path) -> None:
     assert sources.resolve("up:zlib.git", "v1").commit == first
 
 
-def test_a_warm_trove_starts_no_process(
+def test_resolve_in_a_warm_trove_starts_no_process(
     make: Make, elsewhere: Path, without_git: Callable[[], None]
 ) -> None:
     wanted = []
@@ -96,7 +96,7 @@ def test_a_warm_trove_starts_no_process(
     assert make(up=f"{elsewhere}/%s").resolve_all(wanted) == before
 
 
-def test_packed_refs_and_annotated_tags_are_read_directly(
+def test_resolve_reads_packed_refs_and_annotated_tags_without_git(
     make: Make, tmp_path: Path, without_git: Callable[[], None]
 ) -> None:
     commit = repository(tmp_path / "work", {"a": "1"}, tag="v1")
@@ -111,7 +111,7 @@ def test_packed_refs_and_annotated_tags_are_read_directly(
     assert {make().resolve("upstream:zlib", ref).commit for ref in refs} == {commit}
 
 
-def test_what_is_pushed_to_the_trove_is_seen_at_once(make: Make, tmp_path: Path) -> None:
+def test_resolve_sees_pushes_to_the_trove_at_once(make: Make, tmp_path: Path) -> None:
     work = tmp_path / "work"
     first = repository(work, {"a": "1"})
     bare = tmp_path / "trove/git/baserock/thing.git"
@@ -124,7 +124,7 @@ def test_what_is_pushed_to_the_trove_is_seen_at_once(make: Make, tmp_path: Path)
     assert sources.resolve("baserock:thing", "main").commit == second
 
 
-def test_branches_of_a_local_mirror_follow_at_once_tags_stay(make: Make, elsewhere: Path) -> None:
+def test_resolve_follows_branches_but_not_tags_of_a_mirror(make: Make, elsewhere: Path) -> None:
     first = repository(elsewhere / "zlib", {"a": "1"})
     git(elsewhere / "zlib", "tag", "v1")
     aliases = {"up": f"file://{elsewhere}/"}
@@ -135,7 +135,7 @@ def test_branches_of_a_local_mirror_follow_at_once_tags_stay(make: Make, elsewhe
     assert make(**aliases).resolve("up:zlib", "v1").commit == first
 
 
-def test_a_commit_that_no_ref_reaches_is_fetched(make: Make, elsewhere: Path) -> None:
+def test_resolve_fetches_a_commit_that_no_ref_reaches(make: Make, elsewhere: Path) -> None:
     repository(elsewhere / "zlib", {"a": "1"})
     lost = repository(elsewhere / "zlib", {"a": "2"})
     git(elsewhere / "zlib", "reset", "--quiet", "--hard", "HEAD^")
@@ -143,7 +143,7 @@ def test_a_commit_that_no_ref_reaches_is_fetched(make: Make, elsewhere: Path) ->
     assert make(up=f"{elsewhere}/%s").resolve("up:zlib", lost).commit == lost
 
 
-def test_the_fact_file_may_be_torn(make: Make, elsewhere: Path) -> None:
+def test_resolve_ignores_a_torn_fact_file(make: Make, elsewhere: Path) -> None:
     commit = repository(elsewhere / "zlib", {"a": "1"}, tag="v1")
     source = make(up=f"{elsewhere}/%s").resolve("up:zlib", "v1")
     (facts,) = (make().root / "git").rglob("facts")
@@ -157,7 +157,7 @@ def test_the_fact_file_may_be_torn(make: Make, elsewhere: Path) -> None:
 # -- over a network --------------------------------------------------------------------------
 
 
-def test_over_the_git_protocol(make: Make, elsewhere: Path, tmp_path: Path) -> None:
+def test_resolve_over_the_git_protocol(make: Make, elsewhere: Path, tmp_path: Path) -> None:
     first = repository(elsewhere / "zlib", {"a": "1"}, tag="v1")
     port = free_port()
     command = ["git", "daemon", "--reuseaddr", "--listen=127.0.0.1", f"--port={port}"]
@@ -182,7 +182,7 @@ def test_over_the_git_protocol(make: Make, elsewhere: Path, tmp_path: Path) -> N
 # -- submodules ------------------------------------------------------------------------------
 
 
-def test_submodules_are_resolved_deeply(make: Make, elsewhere: Path) -> None:
+def test_submodules_are_resolved_recursively(make: Make, elsewhere: Path) -> None:
     inner = repository(elsewhere / "inner", {"deep": "1"})
     middle_path = elsewhere / "middle"
     repository(middle_path, {"a": "1"})
@@ -203,7 +203,7 @@ def test_submodules_are_resolved_deeply(make: Make, elsewhere: Path) -> None:
     assert found.repo == str(elsewhere / "inner"), "relative to the one it is in"
 
 
-def test_definitions_replace_the_urls_of_submodules(make: Make, elsewhere: Path) -> None:
+def test_submodule_urls_are_replaced_by_definitions(make: Make, elsewhere: Path) -> None:
     inner = repository(elsewhere / "inner", {"deep": "1"})
     outer_path = elsewhere / "outer"
     repository(outer_path, {"a": "1"})
@@ -219,7 +219,7 @@ def test_definitions_replace_the_urls_of_submodules(make: Make, elsewhere: Path)
         sources.resolve("up:outer", "v1", (Submodule("other", "up:moved"),))
 
 
-def test_a_submodule_without_a_url_stays_empty(elsewhere: Path, tmp_path: Path) -> None:
+def test_submodule_without_a_url_stays_empty(elsewhere: Path, tmp_path: Path) -> None:
     commit = repository(elsewhere / "odd", {"a": "1"})
     git(elsewhere / "odd", "update-index", "--add", "--cacheinfo", f"160000,{commit},gone")
     git(elsewhere / "odd", "commit", "--quiet", "--message", "odd")
@@ -250,7 +250,7 @@ def test_a_submodule_without_a_url_stays_empty(elsewhere: Path, tmp_path: Path) 
         ("file:///some/where", None, "file:///some/where"),
     ],
 )
-def test_where_names_lead(repo: str, directory: str | None, url: str | None) -> None:
+def test_aliases_locate_repositories(repo: str, directory: str | None, url: str | None) -> None:
     aliases = {"in": "folder", "suffix": "https://host/", "pattern": "ssh://git@host/%s.git"}
     location = Aliases(Path("/trove"), aliases).locate(repo)
     assert location.url == url
@@ -261,13 +261,13 @@ def test_where_names_lead(repo: str, directory: str | None, url: str | None) -> 
 
 
 @pytest.mark.parametrize("repo", ["../x", "upstream:../x", "upstream:a/../../x", "", "a b", "x/"])
-def test_names_that_lead_nowhere(repo: str) -> None:
+def test_aliases_reject_invalid_names(repo: str) -> None:
     with pytest.raises(SourceError, match=r"is no name of a repository.*baserock, upstream"):
         Aliases(Path("/trove"), {}).locate(repo)
 
 
 @pytest.mark.parametrize("url", ["ext::sh -c id", "https://host/a\nb", "-x:y"])
-def test_urls_that_are_none(url: str, make: Make) -> None:
+def test_resolve_rejects_invalid_urls(url: str, make: Make) -> None:
     with pytest.raises(SourceError):
         make().resolve(url, "main")
 
@@ -282,11 +282,11 @@ def test_urls_that_are_none(url: str, make: Make) -> None:
         ("up:a", "https://host/x", "https://host/x"),
     ],
 )
-def test_relative_urls_of_submodules(repo: str, url: str, target: str) -> None:
+def test_submodule_urls_may_be_relative(repo: str, url: str, target: str) -> None:
     assert Aliases(Path("/trove"), {}).relative(repo, url) == target
 
 
-def test_a_relative_url_cannot_leave() -> None:
+def test_submodule_url_cannot_lead_out() -> None:
     with pytest.raises(SourceError, match="leads out of"):
         Aliases(Path("/trove"), {}).relative("up:a", "../../b")
 
@@ -294,7 +294,7 @@ def test_a_relative_url_cannot_leave() -> None:
 # -- what cannot be had ----------------------------------------------------------------------
 
 
-def test_no_such_repository(make: Make) -> None:
+def test_missing_repository_is_explained(make: Make) -> None:
     with pytest.raises(SourceError) as caught:
         make().resolve("upstream:zlib", "1.3")
     text = str(caught.value)
@@ -306,7 +306,7 @@ def test_no_such_repository(make: Make) -> None:
 @pytest.mark.parametrize(
     "ref", ["nothing", "-v", "a..b", "../HEAD", "x" * 3000, "main~1", "\0", "0" * 40, "HEAD.lock"]
 )
-def test_no_such_ref(make: Make, tmp_path: Path, ref: str) -> None:
+def test_missing_ref_is_explained(make: Make, tmp_path: Path, ref: str) -> None:
     repository(tmp_path / "work", {"a": "1"})
     bare = tmp_path / "trove/git/upstream/zlib.git"
     git(tmp_path, "clone", "--quiet", "--bare", str(tmp_path / "work"), str(bare))
@@ -314,13 +314,13 @@ def test_no_such_ref(make: Make, tmp_path: Path, ref: str) -> None:
         make().resolve("upstream:zlib", ref)
 
 
-def test_an_unknown_alias_is_explained(make: Make) -> None:
+def test_unknown_alias_is_explained(make: Make) -> None:
     with pytest.raises(SourceError, match="upstraem is taken for the name of a host") as caught:
         make(other="x").resolve("upstraem:zlib", "1.3")
     assert "none of the aliases baserock, other, upstream" in str(caught.value)
 
 
-def test_all_that_is_missing_is_said_at_once(make: Make, elsewhere: Path) -> None:
+def test_missing_sources_are_reported_together(make: Make, elsewhere: Path) -> None:
     repository(elsewhere / "there", {"a": "1"}, tag="v1")
     wanted = [("upstream:a", "1", ()), ("up:there", "v1", ()), ("upstream:b", "2", ())]
     with pytest.raises(SourceError) as caught:
@@ -331,7 +331,7 @@ def test_all_that_is_missing_is_said_at_once(make: Make, elsewhere: Path) -> Non
 # -- several processes -----------------------------------------------------------------------
 
 
-def test_processes_fetch_and_export_the_same_at_once(elsewhere: Path, tmp_path: Path) -> None:
+def test_export_by_several_processes_happens_once(elsewhere: Path, tmp_path: Path) -> None:
     repository(elsewhere / "zlib", {f"d{i}/f{j}": "x" * 1000 for i in range(20) for j in range(20)})
     code = f"""
         from pathlib import Path
@@ -346,7 +346,7 @@ def test_processes_fetch_and_export_the_same_at_once(elsewhere: Path, tmp_path: 
     assert len(list((tmp_path / "trove" / "trees").glob("*/*"))) == 1
 
 
-def test_exporting_fetches_what_this_machine_lacks(make: Make, elsewhere: Path) -> None:
+def test_export_fetches_missing_commits(make: Make, elsewhere: Path) -> None:
     """A worker gets a source that another machine has resolved."""
     commit = repository(elsewhere / "zlib", {"a": "1"}, tag="v1")
     tree = git(elsewhere / "zlib", "rev-parse", "v1^{tree}")
