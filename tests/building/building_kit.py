@@ -24,7 +24,7 @@ from fabric.host.cancel import CancelToken
 from fabric.jobs import SMALL, Artifact, Job, Manifest, Source, Staged
 from fabric.trove.artifacts.store import Store
 
-#: What the commands of the tests need.
+#: Programs that commands of the tests need.
 TOOLS = (
     *("sh", "cat", "chmod", "cp", "env", "find", "head", "id", "ln", "ls", "mkdir", "mkfifo"),
     *("mv", "readlink", "rm", "rmdir", "seq", "sleep", "sort", "stat", "touch", "tr", "true"),
@@ -47,7 +47,7 @@ class Trees:
         return self.trees[source.tree]
 
     def sweep(self) -> None:
-        """Nothing here is ever half done."""
+        """Does nothing: trees here are always complete."""
 
 
 def copy_tools(to: Path, tools: tuple[str, ...] = TOOLS) -> None:
@@ -134,7 +134,7 @@ class Kit:
         return Job(**(given | fields))
 
     def build(self, job: Job, **options: Any) -> Manifest:
-        """Build it, with a log of its own: `log_text` is what it says then."""
+        """Build a job with a log of its own, which is `log_text` afterwards."""
         self.logs += 1
         self.log_path = self.root / f"log-{self.logs}"
         given: dict[str, Any] = {"jobs": 4, "phase": self.phases.append, "timeout": 60}
@@ -153,7 +153,7 @@ class Kit:
         return self.log_bytes.decode(errors="replace")
 
     def entries(self, manifest: Manifest, artifact: str) -> dict[str, Entry]:
-        """What is in an artifact, contents of small files in ``data``."""
+        """The entries of an artifact, with contents of small files in ``data``."""
         blob = manifest.artifact(artifact).blob
         if blob is None:
             return {}

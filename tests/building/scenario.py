@@ -1,7 +1,7 @@
 """A worker of its own process: ``scenario.py NAME ROOT BASE [UID]``, for `test_machine`.
 
-Builds in a workspace below ROOT with the archive BASE for a root, as the user UID if it is
-given, and prints how it ended.
+Builds in a workspace below ROOT, with the archive BASE as the root of builds, as the user UID if
+it is given, and prints the result.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ EVERYTHING = (
     "ln $DESTDIR/usr/bin/it $DESTDIR/usr/bin/other",
     "echo new > hello; cat hello; mkdir -p lost/inside; chmod 0 lost; chmod 500 .; rm hello",
 )
-#: The disk has no room for a moment, and the build takes that for something else.
+#: Fills the disk for a moment; its error fails no command.
 PASSING = "dd if=/dev/zero of=/tmp/big bs=65536 || sleep 0.5; rm /tmp/big"
 BEAT = "(while :; do echo x >> /tmp/beat; sleep 0.05; done) & sleep 1000"
-#: Where a worker, or who runs it, keeps what no build may see.
+#: Secret files of a worker and its users, which no build may see.
 SECRETS = (
     *("/etc/distbuild/keys/worker.key_secret", "/etc/ssh/ssh_host_key", "/etc/shadow"),
     *("/root/.ssh/id_ed25519", "/home/someone/.config/distbuild/keys/someone.key_secret"),
     *("/srv/distbuild/secret", "/run/secret", "/var/lib/distbuild/secret", "/opt/secret"),
 )
-#: In each of them, and in the worker's environment; in two parts, lest a search find itself.
+#: Each of them and the worker's environment hold it. In two parts, so that a search skips itself.
 MARK = ("top-", "secret")
 STEAL = f"""set +x
 mark={MARK[0]}; mark=$mark{MARK[1]}
@@ -53,7 +53,7 @@ test -z "$bad"
 
 
 def job_of(name: str, kit: Kit) -> Job:
-    """What to build in each scenario."""
+    """The job of each scenario."""
     match name:
         case "everything":
             many = {f"file{number}": "" for number in range(100)}  # so many that they are overlaid

@@ -177,7 +177,7 @@ def test_agent_obeys_a_later_run_of_the_broker_only() -> None:
 
 
 def test_agent_obeys_a_new_run_after_a_late_message_of_an_old_one() -> None:
-    """What a run said is no reason to ignore one after it, in whatever order they are heard."""
+    """Messages of several runs may arrive in any order."""
     agent, oldest, old, new = agent_with(), Wish(1), Wish(2), Wish(3)
     agent.desired(old())
     agent.desired(new())

@@ -1,4 +1,4 @@
-"""Archives: what goes in comes out, always as the same bytes, and never outside."""
+"""Archives keep their entries, are reproducible, and unpack nothing outside their root."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class TestFormat:
         assert tarfile.TarInfo.frombuf(header, "utf-8", "strict").size == 1 << 40
 
     def test_archive_holds_large_device_and_owner_numbers(self) -> None:
-        """Other programs read them, too."""
+        """Other programs read them too."""
         device = Entry(
             b"dev", CHARACTER, 0o600, major=4095, minor=1 << 22, uid=1 << 21, gid=1 << 31
         )
@@ -205,7 +205,7 @@ class TestUnpacking:
             there, here = ((root / os.fsdecode(path)).lstat() for root in (tree, result))
             assert here.st_mode == there.st_mode
             assert (here.st_mtime, here.st_nlink) == (MTIME, there.st_nlink)
-        again = scan(result)  # which opens directories that an ordinary user may not read
+        again = scan(result)  # scan opens directories that an ordinary user may not read
         assert list(again) == list(found)
         for path, entry in again.items():
             assert entry._replace(source=None, inode=None) == found[path]._replace(
@@ -304,9 +304,9 @@ class TestScanning:
             scan(tmp_path, check)
 
 
-class TestSettling:
+class TestNormalize:
     def test_normalize_removes_extended_attributes(self, tmp_path: Path) -> None:
-        """Also from what may not be written to; and an attribute of the tree itself."""
+        """Also from read-only files and from the top folder."""
         (tmp_path / "dir").mkdir()
         (tmp_path / "dir/file").touch()
         for path in (tmp_path, tmp_path / "dir", tmp_path / "dir/file"):

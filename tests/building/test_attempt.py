@@ -1,4 +1,4 @@
-"""One job on one worker: however it goes wrong, the attempt ends."""
+"""An attempt at a job ends after every kind of error."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_attempt_of_an_unknown_job_is_a_fault(attempt: Attempt, kit: Kit) -> Non
 
 
 def test_attempt_with_an_unreadable_log_ends(attempt: Attempt, kit: Kit) -> None:
-    """As on a failing disk: the log is a file by now, and its descriptor cannot be read."""
+    """The log is a file whose descriptor cannot be read, as on a failing disk."""
     attempt.log.write("x" * 2 * SMALL)
     blind = os.open(attempt.log.path, os.O_WRONLY | os.O_APPEND)
     os.dup2(blind, attempt.log._fd)

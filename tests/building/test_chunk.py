@@ -1,4 +1,4 @@
-"""What the build of a chunk sees, does and leaves, in real sandboxes."""
+"""Builds of chunks in real sandboxes: their environment and their artifacts."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ INSTALL = "mkdir -p $DESTDIR/usr/bin; "
 
 
 def printed(kit: Kit, command: str, **fields: object) -> str:
-    """What a command prints in a build."""
+    """The output of a command in a build."""
     job = kit.chunk(install=[f"{{ {command}; }} > $DESTDIR/out"], **fields)
     return kit.entries(kit.build(job), "thing-misc")["out"].data.decode()
 
 
-class TestWhatItSees:
+class TestEnvironment:
     def test_chunk_environment_is_that_of_its_job_only(self, kit: Kit) -> None:
         environment = {"PATH": "/bin", "HOME": "/tmp", "SHELL": "/bin/sh", "PREFIX": "/usr"}
         text = printed(kit, "env | sort", environment=environment)
@@ -37,7 +37,7 @@ class TestWhatItSees:
             "MAKEFLAGS=-j1",
             "PATH=/bin",
             "PREFIX=/usr",
-            "PWD=/thing.build",  # every shell's own
+            "PWD=/thing.build",  # set by every shell
             "SHELL=/bin/sh",
         ]
 
@@ -149,7 +149,7 @@ class TestBootstrap:
         assert text.split() == ["thing.build", "thing.inst"]
 
 
-class TestWhatItLeaves:
+class TestArtifacts:
     def test_chunk_is_split_into_artifacts_by_rules(self, kit: Kit) -> None:
         job = kit.chunk(
             install=[
@@ -284,8 +284,8 @@ def test_chunk_phases_are_in_order(kit: Kit) -> None:
     assert kit.phases == ["fetch", "configure", "build", "install", "strip", "store"]
 
 
-class TestSourcesOfSomeSize:
-    """Those of a few files are copied (all tests above), larger ones are overlaid."""
+class TestOverlaidSources:
+    """Sources of few files are copied, as in the tests above; larger ones are overlaid."""
 
     @pytest.fixture
     def source(self, kit: Kit) -> Source:

@@ -1,7 +1,6 @@
-"""Hostile builds: what they try to read, reach, end, change and leave behind, and cannot.
+"""Sandboxes keep hostile builds from secrets, networks, processes and the kernel.
 
-Most attacks are made by a chunk that is built with the host's tools, which sees more of the host
-than any other.
+Most attacks are made by a chunk built with the host's tools, which sees most of the host.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def hostile(kit: Kit, attack: str, name: str = "thing") -> None:
     )
 
 
-#: Calls as (result, or -errno, of what), by the interface of 64-bit programs and of 32-bit ones.
+#: System calls by the 64-bit and the 32-bit interface; failures give -errno.
 CALLS = """
 import ctypes, errno, mmap, os, signal, socket, struct, subprocess, sys
 
@@ -84,14 +83,14 @@ else:
 
 @pytest.fixture
 def victim() -> Iterator[subprocess.Popen[bytes]]:
-    """A process of the host's that wants to live."""
+    """A process of the host that no build may kill."""
     with subprocess.Popen(["sleep", "1000"]) as process:
         yield process
         process.kill()
 
 
 class TestSecrets:
-    #: A host of our own, so that secrets can be where they would be.
+    #: Prepares a host in a mount namespace, with secrets in their usual places.
     HOST = (
         "mount -t tmpfs none /mnt &&"
         " for place in etc home opt root run srv var/lib; do"
@@ -171,7 +170,7 @@ for place in ("/tmp", ".", os.environ["DESTDIR"]):
 
 class TestNetwork:
     def test_sandbox_has_no_network(self, kit: Kit, tmp_path: Path) -> None:
-        """Not even what listens on this machine, under a name, or without one."""
+        """Sockets on this machine are out of reach too, named and abstract ones."""
         with (
             socket.create_server(("127.0.0.1", 0)) as tcp,
             socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
@@ -259,7 +258,7 @@ os.kill(-1, signal.SIGTERM)  # all but ourselves and process 1
     def test_sandbox_cannot_make_the_worker_kill_other_processes(
         self, kit: Kit, victim: subprocess.Popen[bytes], end: str
     ) -> None:
-        """The worker ends process 1 of a sandbox by the number bubblewrap gave, no other."""
+        """The worker kills only the process 1 whose number bubblewrap reported."""
         lie = (
             "set +x; for fd in /proc/1/fd/*; do case $(readlink $fd) in pipe:*)"
             f""" echo '{{"child-pid": {victim.pid}}}' > $fd;"""
@@ -275,11 +274,11 @@ os.kill(-1, signal.SIGTERM)  # all but ourselves and process 1
 
 class TestKernel:
     def test_sandbox_blocks_calls_that_no_namespace_isolates(self, kit: Kit) -> None:
-        """Sockets to the host's hypervisor, keyrings, io_uring; neither for 32-bit programs."""
+        """Hypervisor sockets, keyrings and io_uring, for 64-bit and 32-bit programs."""
         hostile(kit, CALLS)
 
     def test_sandbox_cannot_change_kernel_settings(self, kit: Kit) -> None:
-        """Though a worker that is root runs its builds as that root, to the kernel."""
+        """Builds of a worker that runs as root are root to the kernel."""
         attack = """
 import os, sys
 reached = [
@@ -298,7 +297,7 @@ sys.exit(f"may write {reached[:10]}" if reached else 0)
         hostile(kit, attack)
 
     def test_sandbox_cannot_mount_or_make_devices(self, kit: Kit) -> None:
-        """Neither directly nor by way of one more user namespace."""
+        """Neither directly nor in a nested user namespace."""
         attack = """
 import ctypes, os, stat, sys
 libc = ctypes.CDLL(None)

@@ -1,4 +1,4 @@
-"""Staging areas: how layers are planned, merged and laid over each other."""
+"""Layers of staging areas are planned, merged, stacked and verified."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fabric.jobs import Staged
 
 
 def staged(*strata: int) -> list[Staged]:
-    """Strata of so many chunks each."""
+    """Chunks of strata with the given numbers of chunks."""
     return [
         Staged(f"{stratum}-{chunk}", str(stratum))
         for stratum, count in enumerate(strata)
@@ -123,14 +123,14 @@ def directory(path: str, mode: int = 0o755) -> Entry:
 
 
 def seen(kit: Kit, command: str, *chunks: Staged) -> str:
-    """What a command prints with those chunks staged."""
+    """The output of a command with those chunks staged."""
     kit.logs += 1
     job = kit.chunk(f"see-{kit.logs}", build=[f"{command} > out; cat out"], staged=chunks)
     kit.build(job)
     return kit.log_text.split("+ cat out\n", 1)[1]
 
 
-class TestForReal:
+class TestStaging:
     def test_layers_past_the_limit_of_overlayfs_are_merged(self, kit: Kit) -> None:
         chunks = [
             stored(
@@ -202,13 +202,13 @@ class TestForReal:
 
 
 def ldconfig_entries() -> list[Entry]:
-    """This machine's ldconfig, which is a static program."""
+    """The ldconfig of this machine, a static program."""
     size = Path("/sbin/ldconfig").stat().st_size
     return [directory("sbin"), Entry(b"sbin/ldconfig", FILE, 0o755, size, source=b"/sbin/ldconfig")]
 
 
 def rewrite(path: Path) -> None:
-    """Other bytes, and nothing else that `ls` could show."""
+    """Change bytes of a file without a change that `ls` shows."""
     before = path.stat()
     with path.open("r+b") as opened:
         opened.write(bytes([opened.read(1)[0] ^ 1]))
@@ -217,7 +217,7 @@ def rewrite(path: Path) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-#: What may befall a layer: (what, where it is noticed).
+#: Damage to a layer: (name, how it is done, the path that is reported).
 DAMAGE: list[tuple[str, Callable[[Path], object], str]] = [
     ("other bytes", lambda top: rewrite(top / "d/file"), "d/file"),
     ("cut", lambda top: os.truncate(top / "d/file", 1), "d/file"),
@@ -243,14 +243,14 @@ def chunk(kit: Kit) -> Staged:
 
 
 def restaged(kit: Kit, *chunks: Staged) -> tuple[list[Path], list[str]]:
-    """Staged by another process: the layers, and what it says."""
+    """Stage chunks as another process would: the layers and the messages."""
     said: list[str] = []
     with Workspace(kit.root / "work", kit.store, kit.sources) as other:
         found = other.layers.stage(chunks, CancelToken(), said.append)[0]
     return found, said
 
 
-class TestTrust:
+class TestVerification:
     @pytest.mark.parametrize(("what", "damage", "where"), DAMAGE, ids=[one[0] for one in DAMAGE])
     def test_layer_that_changed_on_the_disk_is_made_again(
         self,

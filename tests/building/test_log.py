@@ -1,4 +1,4 @@
-"""The log of a job: in memory while it is short, then a file, and the same for its readers."""
+"""The log of a job is in memory while it is short, then in a file; readers see no difference."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Workers on machines that are full, forbid things, or are killed: each a process of its own."""
+"""Workers on full or restricted machines, and killed workers, each as a process of its own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fabric.building.archive import Packed
 from fabric.errors import MachineFault
 
 SCENARIO = Path(__file__).with_name("scenario.py")
-#: An ordinary user's id, when we are root.
+#: The id of an ordinary user, for tests that run as root.
 NOBODY = 65534
 
 
@@ -55,7 +55,7 @@ def scenario(
 
 
 def play(argv: list[str], unshare: tuple[str, ...] = ()) -> tuple[int, str]:
-    """Exit status and output."""
+    """Run a scenario; returns its exit status and output."""
     if unshare and os.geteuid() != 0:
         unshare = ("--user", "--map-root-user", *unshare)
     prefix = ["unshare", *unshare] if unshare else []
@@ -93,7 +93,7 @@ def test_worker_removes_nested_folders_without_permissions(
 
 
 def test_workers_of_several_users_share_no_file(base: Packed) -> None:
-    """They share no file, so that none can hold up, or lead astray, another."""
+    """A file that they shared would let one delay or deceive another."""
     for uid in (None, NOBODY, NOBODY - 1):
         with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
             own = Path(name)
@@ -166,7 +166,7 @@ def test_sandbox_ends_with_its_killed_worker(place: Path, base: Packed) -> None:
     size = beats[0].stat().st_size
     time.sleep(0.2)
     assert beats[0].stat().st_size == size
-    # the next worker clears up after it
+    # the next worker removes what it left
     status, output = play(scenario("plain", place, base))
     assert status == 0, output
     assert output.splitlines()[-1] == "left:"

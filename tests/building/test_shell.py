@@ -1,4 +1,4 @@
-"""The shell in a sandbox, as its user has it: on a real terminal, which it cannot type into."""
+"""The shell of a sandbox on a real terminal, which it cannot type into."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from test_machine import place, scenario  # noqa: F401 (a fixture)
 
 from fabric.building.archive import Packed
 
-#: What the user's own shell does afterwards: it reads a line, as it would read a command.
+#: Stands for the user's own shell, which afterwards reads a line as a command.
 AFTER = 'echo "status $?"; stty -a | grep -o " icanon"; read line; echo "typed <$line>"'
 TYPE = """python3 -c '
 import fcntl, os
@@ -39,12 +39,12 @@ def terminal(place: Path, base: Packed) -> Iterator[Terminal]:  # noqa: F811
 
 
 def lines_ending(terminal: Terminal, text: str) -> int:
-    """How many do; what was typed ahead of a prompt may stand before it."""
+    """The number of lines that end so; a prompt may stand before text typed ahead."""
     return sum(line.endswith(text) for line in terminal.lines())
 
 
 def ends(terminal: Terminal) -> list[str]:
-    """Leave both shells; all rows."""
+    """Leave both shells; returns all lines."""
     terminal.types("exit 5\n")
     terminal.sees(lambda lines: lines[-1] == " icanon", "the state of the terminal")
     assert lines_ending(terminal, "status 5")
@@ -75,7 +75,7 @@ def test_shell_programs_cannot_type_for_the_user(terminal: Terminal) -> None:
 
 
 def test_shell_has_job_control_and_keys(terminal: Terminal) -> None:
-    command = "sh -c 'echo begun; exec sleep 1000'"  # keys count for it from then on
+    command = "sh -c 'echo begun; exec sleep 1000'"  # it receives keys from then on
     terminal.types(f"{command}\n")
     terminal.sees(lambda lines: lines[-1] == "begun", "it run")
     terminal.types("\x1a")
@@ -98,7 +98,7 @@ def test_shell_size_follows_the_window(terminal: Terminal) -> None:
 
 
 def test_shell_passes_much_at_once_in_both_directions(terminal: Terminal) -> None:
-    """As when a text is pasted while something is printed."""
+    """As if a text is pasted during output."""
     terminal.types("stty -echo; cat > it; wc -c < it; seq 100000 | wc -l; seq 30000\n")
     for _ in range(50):
         terminal.types("x" * 99 + "\n")
@@ -110,7 +110,7 @@ def test_shell_passes_much_at_once_in_both_directions(terminal: Terminal) -> Non
 
 
 def test_shell_output_to_a_file_stays_there(place: Path, base: Packed) -> None:  # noqa: F811
-    """What is redirected goes there and nowhere else."""
+    """Redirected output does not reach the terminal."""
     command = scenario("shell", place, base, within="")
     command[2] = f'"$@" > {place}/out 2>&1 < /dev/null'
     environ = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))

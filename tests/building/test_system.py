@@ -1,4 +1,4 @@
-"""Strata and systems, from chunks built for real."""
+"""Strata and systems are assembled from real chunks."""
 
 from __future__ import annotations
 

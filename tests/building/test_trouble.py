@@ -1,4 +1,4 @@
-"""Builds that fail, hang, flood, fork, are cancelled, or meet a machine that cannot."""
+"""Builds that fail, hang, print much, fork, are cancelled, or find damaged artifacts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fabric.jobs import Job, Staged
 
 
 def heartbeat_stops(kit: Kit) -> bool:
-    """Whether nobody in a sandbox goes on writing `/tmp/beat`, here found in any scratch."""
+    """Whether no process in a sandbox still writes `/tmp/beat`, here a file in a scratch folder."""
     beats = list(kit.workspace.root.glob("**/beat"))
     sizes = [beat.stat().st_size for beat in beats]
     time.sleep(0.25)
@@ -71,7 +71,7 @@ class TestFailure:
         assert not kept.exists()
 
 
-class TestWildBuilds:
+class TestLimits:
     def test_daemon_of_a_build_neither_delays_nor_outlives_it(self, kit: Kit) -> None:
         job = kit.chunk(install=[BEAT + "setsid sleep 1000 & sleep 0.2; touch $DESTDIR/done"])
         began = time.monotonic()
@@ -116,8 +116,8 @@ class TestWildBuilds:
         assert f"+ : {'x' * 1000} 299\n" in kit.log_text
 
 
-class TestMachineThatIsBusy:
-    """Its sandboxes have ended before anybody looks at them."""
+class TestBusyMachine:
+    """A machine so busy that its sandboxes end before the worker reads from them."""
 
     @pytest.fixture(autouse=True)
     def busy(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +211,7 @@ class TestTwoBuilders:
 
 class TestDamage:
     def test_damaged_or_lost_artifact_is_named(self, kit: Kit) -> None:
-        """So that the broker can have it built again; it is no fault of the job that needs it."""
+        """The broker then has it built again, and does not fail the job that needs it."""
         lib = kit.chunk("lib", install=["head -c 9000 /dev/urandom > $DESTDIR/it"])
         kit.build(lib)
         user = kit.chunk("user", build=["test -s /it"], staged=(kit.base, Staged(lib.key, "low")))

@@ -1,4 +1,4 @@
-"""The directories of builds: locks, scratch, and cleaning."""
+"""The workspace of builds: locks, scratch folders, cleaning, shells."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fabric.host.cancel import CancelToken
 from fabric.jobs import Job
 
 
-class TestWaitingForALock:
+class TestLocks:
     def test_lock_wait_ends_when_it_is_cancelled(self, kit: Kit) -> None:
         cancel = CancelToken()
         threading.Timer(0.05, cancel.set).start()
@@ -143,7 +143,7 @@ class TestCleaning:
         assert left == {jobs[0].key}
 
     def test_trim_keeps_layers_that_builds_hold(self, kit: Kit) -> None:
-        """As far as it must, from what was used longest ago."""
+        """Trimming begins with the layers used longest ago and stops once there is room."""
         job, blobs = kit.chunk("one", build=[":"]), kit.root / "copies"
         layers, held = kit.workspace.root / "layers", kit.base.key
         kit.build(job)
@@ -232,7 +232,7 @@ class TestShell:
         assert output.startswith("/thing.build\nmade\n-j3\n### BUILD-COMMANDS ###\n")
         assert output.endswith("built\n")
         assert "INSTALL" not in output
-        # what was done there is still there the next time
+        # changes in the tree are still there the next time
         assert shell(job, kit.workspace, jobs=3, argv=["sh", "/dev/steps"]) == 0
         assert "### INSTALL-COMMANDS ###" in capfd.readouterr().out
 
@@ -266,7 +266,7 @@ class TestHostTools:
         assert second not in (first, "")
         record = tmp_path / "cache/digests"
         whole = record.read_bytes()
-        for number in range(len(whole)):  # a hex digit may become another one
+        for number in range(len(whole)):  # a hex digit may become another
             damaged = bytearray(whole)
             damaged[number] ^= 1 if number % 2 else 0x80
             record.write_bytes(damaged)
@@ -278,8 +278,8 @@ class TestHostTools:
         assert host_tools(tmp_path / "digests") == host_tools(tmp_path / "digests")
 
 
-class TestOneJobTwice:
-    """Two processes of one workspace that want the same job."""
+class TestSharedJob:
+    """Two processes with one workspace build the same job."""
 
     def test_job_of_two_processes_is_built_once(self, kit: Kit) -> None:
         job = kit.chunk("slow", build=["echo begun; sleep 1; echo done"])

@@ -1,6 +1,6 @@
-"""Parts of the example system for the farm to build from real sources, its toolchain given.
+"""Parts of the example system, which the farm builds from real sources with a given toolchain.
 
-What a machine by itself makes of them is in the user's own cache, as `make build` leaves it.
+The artifacts of a single machine are in the user's own cache, as `make build` leaves it.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from fabric.client.project import Project
 from fabric.definitions.select import find
 from fabric.trove.artifacts.manifests import decode
 
-#: Built beforehand: each worker needs it for everything, but it is unpacked rather than compiled.
+#: Built beforehand: each worker needs it for everything, and only unpacks it.
 GIVEN = frozenset({"stage1-toolchain", "toolchain"})
-#: What of the repository the definitions are.
+#: The files and folders of the repository that are definitions.
 DEFINITIONS = ("DEFAULTS", "VERSION", "sources", "strata", "systems")
 
 
 def prepare(folder: Path, parts: Sequence[str]) -> None:
-    """Build the parts undisturbed, and put into ``folder`` what a farm needs to build them."""
+    """Build the parts undisturbed, and put into ``folder`` all that a farm needs for them."""
     cache = user_cache()
     folder.mkdir()
     Built(cache, folder).run("build", str(ROOT / MINIMAL), *parts)

@@ -1,4 +1,4 @@
-"""A farm on hosts of its own: controller, trove, workers, and users with something to build."""
+"""A farm on hosts of its own: controller, trove, workers and users."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from hosts import CLOCK, DISK, Host, Network, faketime, sh
 from services import Service, Supervisor
 
 MIB = 1 << 20
-#: Seconds without a word after which a worker is lost.
+#: Seconds of silence after which a worker is lost.
 LEASE = 4.0
 PYTHON = sys.executable
-#: Where the trove's server finds what it needs.
+#: nginx's module for the WebDAV methods that the store needs.
 MODULE = "/usr/lib/nginx/modules/ngx_http_dav_ext_module.so"
-#: What a deployed trove lets keys do.
+#: The program that restricts keys on a deployed trove.
 ACCESS = Path(__file__).parents[2] / "ansible/roles/trove/files/trove-access"
 
 
 def program(name: str) -> list[str]:
-    """The command line of one of ours."""
+    """The command line of a program of fabric."""
     return [PYTHON, "-m", f"fabric.{name}"]
 
 
 class Farm:
-    """Everything up and running; ``logs`` gets what the programs say."""
+    """A running farm; ``logs`` holds the output of its programs."""
 
     def __init__(self, logs: Path, workers: int, example: Path | None = None) -> None:
         """``example``: a folder of `example.prepare`; then there is one more user, for that."""
@@ -63,11 +63,11 @@ class Farm:
 
     @property
     def artifacts(self) -> Path:
-        """The store's files, as the trove has them."""
+        """The folder of the store on the trove."""
         return self.trove.disk / "data/artifacts"
 
     def add(self, host: Host, name: str, program: Sequence[str], *args: str | Path) -> Service:
-        """Run a program on a host, for ever."""
+        """Run a program on a host as a service."""
         clock = {
             "LD_PRELOAD": faketime(),
             "FAKETIME_TIMESTAMP_FILE": str(CLOCK),
@@ -83,10 +83,10 @@ class Farm:
     def environment(self, host: Host) -> dict[str, str]:
         return host.environment({"FABRIC_CONFIG": str(DISK / "etc/initiator.toml")})
 
-    # -- how each is set up --------------------------------------------------------------------
+    # -- setup ---------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        """Keys for everybody, made where they are used and admitted on the controller."""
+        """Make keys on each host and admit them on the controller."""
         ours = self.controller.disk / "etc/keys"
         keytool = program("controller.keytool")
         sh(*keytool, "make", "broker", "--to", ours)
@@ -183,7 +183,7 @@ class Farm:
         )
 
     def _broker(self) -> Path:
-        # a farm that loses a machine every other second loses a step three times by mere chance
+        # with a lost machine every other second, a step may be lost three times by chance
         more = f'state = "{DISK}/state"\nmetrics = ""\nlease = {LEASE}\nlosses = 20\nfaults = 20\n'
         return self.controller.write("etc/broker.toml", self._shared() + more)
 

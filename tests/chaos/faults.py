@@ -1,4 +1,4 @@
-"""What can be broken in a farm, how, and how it is mended."""
+"""Faults of a farm: how each is caused and repaired."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from services import PATIENCE, Service
 Undo = Callable[[], object]
 Fault = Callable[[], bool]
 
-#: Of so many faults, one at least is of each kind.
+#: So many faults include each kind.
 ENOUGH = 60
-#: Seconds that a program stands still with all its children: longer than a lease, and than what
-#: the others wait before they make their connections anew.
+#: Seconds that a program is stopped with its children: longer than a lease, and than the time until
+#: its peers connect again.
 STANDSTILL = 3 * LEASE
-#: The same of a user's command: longer than the broker waits for a word of it.
+#: The same for a user's command: longer than the broker waits for its messages.
 ABSENCE = 20.0
 #: Seconds that the store takes to answer, and a disk stays full, when they take long.
 SLUGGISH = 20.0
 FULL = 60.0
-#: Seconds that a program gets to end: as many as the units say, and more on a busy machine.
+#: Seconds that a program has to end: more than in the units, since the machine is busy.
 ENDING = 2 * PATIENCE
-#: Seconds until somebody sets the wall clock of a machine that another one has taken the place of.
+#: Seconds until the wall clock of a replacement machine is set.
 UNSET = 30.0
 #: Seconds that other machines have been up.
 UPTIMES = (1, 100, 300 * 86400)
 
 
 class Faults:
-    """Breaks something at random, when told to, and mends it some seconds later.
+    """Causes a fault at random on each call, and repairs it some seconds later.
 
     Kinds are drawn like cards of a deck, so that `ENOUGH` faults have each of them.
     """
@@ -83,7 +83,7 @@ class Faults:
         return cards + [("kill", self.kill)] * (ENOUGH - len(cards))
 
     def one(self) -> None:
-        """Break something, unless all that is left of the deck is broken already."""
+        """Cause a fault, unless all that is left of the deck is broken already."""
         if not self._drawn:
             self._drawn = self.deck.copy()
             self.random.shuffle(self._drawn)
@@ -100,7 +100,7 @@ class Faults:
         return sorted({kind for kind, _ in self.deck} - self.count.keys())
 
     def mend(self, now: float) -> None:
-        """Mend what is due."""
+        """Repair faults that are due."""
         for each in [each for each in self.undone if each[0] <= now]:
             self.undone.remove(each)
             each[2]()
@@ -118,21 +118,21 @@ class Faults:
     def _worker(self) -> Host:
         return self.random.choice(self.farm.workers)
 
-    # -- kinds: each says whether it has happened ------------------------------------------------
+    # -- kinds: each returns whether it has happened ---------------------------------------------
 
     def kill(self) -> bool:
-        """A program of the farm, by SIGKILL; systemd starts it again."""
+        """Kill a program of the farm; systemd starts it again."""
         name = self.random.choice(list(self.farm.supervisor.services))
         service = self.farm.supervisor.services[name]
         return service.signal(signal.SIGKILL) and self._say("kill", name)
 
     def leave(self) -> bool:
-        """A user's command, by SIGKILL; the user types it again, or attaches from elsewhere."""
+        """Kill a user's command; the user types it again, or attaches from another host."""
         user = self.random.choice(self.users)
         return user.killed() and self._say("kill initiator of", user.name)
 
     def crash(self) -> bool:
-        """Everything on a host at once; what is on its disk stays."""
+        """Kill everything on a host; its disk stays."""
         host = self.random.choice([*self.farm.workers, self.farm.controller, self.farm.trove])
         self._end_all(host)
         return self._say("crash", host.name)
@@ -143,13 +143,13 @@ class Faults:
                 os.kill(pid, signal.SIGKILL)
 
     def reboot(self, host: Host) -> bool:
-        """A crash after which the clock that nobody can set begins anew."""
+        """Crash a host, and restart its monotonic clock."""
         self._end_all(host)
         host.boot(UPTIMES[0])
         return self._say("reboot", host.name)
 
     def replace(self, host: Host) -> bool:
-        """A host's disk goes into another machine: no clock there says what the former's did."""
+        """Move a host's disk into another machine, whose clocks all differ."""
         if self._broken(f"clock of {host.name}"):
             return False
         self._end_all(host)
@@ -160,26 +160,26 @@ class Faults:
         return self._say(f"other machine, up for {uptime} s:", host.name)
 
     def hang(self) -> bool:
-        """A program stops for a while, and goes on as if nothing had been."""
+        """Stop a program for a while."""
         services = self.farm.supervisor.services
         name = self.random.choice(list(services))
         if self._broken(name) or not services[name].signal(signal.SIGSTOP):
             return False
         process = services[name].process
         assert process is not None
-        # which nobody may be there to hear
+        # the process may have ended by then
         self._later(self.random.uniform(0.5, 6), name, lambda: process.send_signal(signal.SIGCONT))
         return self._say("hang", name)
 
     def stop(self, service: Service, seconds: float) -> bool:
-        """The same with all that it has started, for long."""
+        """Stop a program with its descendants, for long."""
         if self._broken(service.name) or (stopped := service.stop()) is None:
             return False
         self._later(seconds, service.name, stopped.go_on)
         return self._say(f"stop for {seconds:.0f} s {len(stopped)} processes of", service.name)
 
     def pause(self) -> bool:
-        """A user's command stands still, which is taken for an end of it, and goes on."""
+        """Stop a user's command until the broker takes it for ended, and continue it."""
         user = self.random.choice(self.users)
         if self._broken(f"command of {user.name}") or (stopped := user.stop()) is None:
             return False
@@ -187,14 +187,14 @@ class Faults:
         return self._say("stop initiator of", user.name)
 
     def restart(self, service: Service) -> bool:
-        """A program is told to end, as for an upgrade."""
+        """Ask a program to end, as for an upgrade."""
         if self._broken(service.name) or (kill := service.end()) is None:
             return False
         self._later(ENDING, service.name, kill)
         return self._say("restart", service.name)
 
     def cut(self) -> bool:
-        """A host's cable is pulled."""
+        """Disconnect a host."""
         host = self.random.choice(self.farm.hosts)
         if self._broken(f"cable of {host.name}"):
             return False
@@ -203,7 +203,7 @@ class Faults:
         return self._say("cut", host.name)
 
     def slow(self) -> bool:
-        """A host's link gets slow, and loses what does not fit."""
+        """Make a host's link slow, with lost packets."""
         host = self.random.choice(self.farm.hosts)
         if self._broken(f"link of {host.name}"):
             return False
@@ -223,12 +223,12 @@ class Faults:
         return True
 
     def fill(self) -> bool:
-        """A disk has no room left."""
+        """Fill a disk."""
         host = self.random.choice([*self.farm.workers, self.farm.trove])
         return self._fill(host, self.random.uniform(1, 5))
 
     def full(self, host: Host) -> bool:
-        """The same for long."""
+        """Fill a disk for long."""
         return self._fill(host, FULL)
 
     def _fill(self, host: Host, seconds: float) -> bool:
@@ -239,7 +239,7 @@ class Faults:
         return self._say(f"fill for {seconds:.0f} s", host.name)
 
     def jump(self) -> bool:
-        """A clock is wrong by a day."""
+        """Set a clock wrong by a day."""
         host = self.random.choice(self.farm.hosts)
         if self._broken(f"clock of {host.name}"):
             return False

@@ -1,8 +1,8 @@
 """Hosts on one machine: a network namespace each, joined by a bridge, with a disk of their own.
 
-Only for a process in namespaces of its own (network, mounts, processes), as `test_chaos` makes
-them: what is made here is never taken down, but ends with them.  A host's disk is a tmpfs at
-`DISK`; all else it sees is this machine's, read by everybody and written by nobody.
+Only for a process in new namespaces (network, mounts, processes), as `test_chaos` makes them:
+hosts are never removed, but end with the namespaces. A host's disk is a tmpfs at `DISK`; all its
+other files are those of this machine, which no host writes.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from pathlib import Path
 
 #: Where each host has its disk.
 DISK = Path("/mnt")
-#: What its wall clock says, where there is room also while the disk is full.
+#: The file of its wall clock, where there is room even if the disk is full.
 CLOCK = Path("/run/clock")
 _BRIDGE = "wire"
 
 
 def sh(*command: str | Path) -> str:
-    """Run a command that must work; returns what it prints."""
+    """Run a command that must succeed; returns its output."""
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{' '.join(map(str, command))}: {done.stderr}"
     return done.stdout
 
 
 class Network:
-    """The bridge, and who is on it."""
+    """The bridge and its hosts."""
 
     def __init__(self) -> None:
         self.hosts: dict[str, Host] = {}
@@ -39,12 +39,12 @@ class Network:
         sh("ip", "link", "set", _BRIDGE, "up")
 
     def add(self, name: str, disk: int) -> Host:
-        """One more host; its disk has so many bytes."""
+        """Add a host with a disk of so many bytes."""
         host = self.hosts[name] = Host(name, f"10.77.0.{10 + len(self.hosts)}", disk)
         return host
 
     def name(self) -> None:
-        """Let every host know the names of all."""
+        """Give every host the names of all."""
         lines = [f"{host.address} {host.name}\n" for host in self.hosts.values()]
         for host in self.hosts.values():
             host.write("etc-hosts", "127.0.0.1 localhost\n" + "".join(lines))
@@ -52,13 +52,13 @@ class Network:
 
 
 class Host:
-    """A machine.  Its namespaces are held by a process that does nothing else."""
+    """A machine, whose namespaces a process of their own holds."""
 
     def __init__(self, name: str, address: str, disk: int) -> None:
         self.name = name
         self.address = address
         self._size = disk
-        self._since = 0  # when it was started, by the clock that nobody can set
+        self._since = 0  # its start by the monotonic clock
         holder = subprocess.Popen(
             ["unshare", "--net", "--mount", "--uts", "sh", "-c", "echo; exec sleep infinity"],
             stdout=subprocess.PIPE,
@@ -78,7 +78,7 @@ class Host:
         for place in ("tmp", "home", "run/sshd"):
             self.sh("mkdir", "-p", DISK / place)
         self.sh("mkdir", "-p", "/run/sshd")
-        # whoever logs in runs nothing of this machine's user: that would be killed half-way, too
+        # logins run no startup files of this machine's user: faults would kill those half-way too
         root = f"root:x:0:0:root:{DISK}/home:/bin/sh\n"
         users = Path("/etc/passwd").read_text().splitlines(keepends=True)
         others = (line for line in users if not line.startswith("root:"))
@@ -87,16 +87,16 @@ class Host:
         self.clock("+0")
 
     def done(self) -> None:
-        """It is set up: what is mounted later is somebody's to take down."""
+        """Mark the setup as complete: later mounts belong to programs."""
         self.mounted = self.mounts()
 
     @property
     def disk(self) -> Path:
-        """Its disk, as we see it."""
+        """The path of its disk from outside."""
         return Path(f"/proc/{self.holder}/root") / DISK.relative_to("/")
 
     def write(self, name: str, text: str, mode: int = 0o644) -> Path:
-        """A file on its disk; returns where the host has it."""
+        """Write a file to its disk; returns the path inside the host."""
         path = self.disk / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -113,7 +113,7 @@ class Host:
         return sh(*enter, *command)
 
     def environment(self, more: Mapping[str, str] = {}) -> dict[str, str]:
-        """What programs get here: a home on the disk, and the host's clock."""
+        """The environment of programs here: a home on the disk, and the host's clock."""
         return {
             "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin",
             "HOME": str(DISK / "home"),
@@ -129,10 +129,10 @@ class Host:
         clocks = [f"--{clock}={-self._since}" for clock in ("monotonic", "boottime")]
         return self.inside(["unshare", "--time", *clocks, *command])
 
-    # -- what may happen to it -----------------------------------------------------------------
+    # -- faults --------------------------------------------------------------------------------
 
     def clock(self, offset: str) -> None:
-        """Shift what its programs are told the time is: "+1d"."""
+        """Shift the wall clock of its programs: "+1d"."""
         file = Path(f"/proc/{self.holder}/root") / CLOCK.relative_to("/")
         file.write_text(f"{offset}\n")
 
@@ -141,7 +141,7 @@ class Host:
         self._since = int(time.monotonic()) - uptime
 
     def cut(self) -> None:
-        """Pull its cable."""
+        """Disconnect it."""
         sh("ip", "link", "set", self.name, "down")
 
     def mend(self) -> None:
@@ -156,9 +156,9 @@ class Host:
         sh("tc", "qdisc", "del", "dev", self.name, "root")
 
     def fill(self) -> None:
-        """Leave no room on its disk."""
+        """Fill its disk."""
         used = shutil.disk_usage(self.disk).used
-        # what others write at this moment keeps it from shrinking, so it may keep a little room
+        # files written at this moment keep it from shrinking further, so a little room may stay
         for room in (0, 1 << 20, 8 << 20):
             with contextlib.suppress(AssertionError):
                 self._resize(used + room)
@@ -171,23 +171,23 @@ class Host:
         self.sh("mount", "-o", f"remount,size={size}", DISK)
 
     def processes(self) -> list[int]:
-        """All that runs there, but for the holder and sandboxes, which have no network."""
+        """Its processes, without the holder and sandboxes, which have no network."""
         mine = network_of(self.holder)
         return [pid for pid in everybody() if pid != self.holder and network_of(pid) == mine]
 
     def mounts(self) -> set[str]:
-        """Where something is mounted."""
+        """All mount points."""
         text = Path(f"/proc/{self.holder}/mountinfo").read_text()
         return {line.split()[4] for line in text.splitlines()}
 
 
 def everybody() -> list[int]:
-    """All processes there are."""
+    """All processes of this machine."""
     return [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit()]
 
 
 def descendants(pid: int) -> set[int]:
-    """A process and all that it has started, and they."""
+    """A process and its descendants."""
     parents = {}
     for each in everybody():
         with contextlib.suppress(OSError):
@@ -201,7 +201,7 @@ def descendants(pid: int) -> set[int]:
 
 
 def network_of(pid: int) -> str:
-    """Which network namespace a process is in; "" if it is none any more."""
+    """The network namespace of a process; "" if it has ended."""
     try:
         return str(Path(f"/proc/{pid}/ns/net").readlink())
     except OSError:
@@ -209,7 +209,7 @@ def network_of(pid: int) -> str:
 
 
 def faketime() -> str:
-    """The library that shifts the clock that is set.  Time namespaces shift only the others."""
+    """The library that shifts the wall clock. Time namespaces shift only the others."""
     for path in sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")):
         return str(path)
     raise AssertionError("the tests need the Debian package faketime")

@@ -1,4 +1,4 @@
-"""Users of the farm, who do not give up: a command that was killed is typed again."""
+"""Users of the farm, who type a killed command again."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from services import Stopped
 
 from fabric.client.request import OVER
 
-#: Seconds between two orders of one who orders again and again.
+#: Seconds between two builds of a user who builds regularly.
 PAUSE = 3.0
 
 
 class User:
-    """One who wants a system built, whatever happens to the command that does it.
+    """Builds a system, and types the command again if it was killed.
 
-    Only a command that the harness killed is typed again.  One that ends by itself has to end
-    well: ``wrong`` tells which did not.
+    Only commands that the harness killed are typed again. All others have to succeed: ``wrong``
+    lists those that did not.
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class User:
         return True
 
     def stop(self) -> Stopped | None:
-        """Have the command stand still; None if none runs."""
+        """Stop the command; None if none runs."""
         if self._process is None or self._process.poll() is not None:
             return None
         return Stopped(self._process.pid)
 
     def over(self) -> bool:
-        """Whether it is built."""
+        """Whether the system is built."""
         if self._process is None:
             return True
         code = self._process.poll()
@@ -75,11 +75,11 @@ class User:
         return False
 
     def again(self) -> None:
-        """What was built is to be built once more."""
+        """Build the system once more."""
         self._next()
 
     def look_back(self) -> None:
-        """When all is quiet, the build is asked for once more where it was followed."""
+        """Query the build once more at the end, where it was followed."""
         for host, folder in self.places():
             command = [*program("initiator"), "build", self.definitions, *self.parts]
             code = self._start(command, host, folder).wait()
@@ -87,7 +87,7 @@ class User:
                 self.wrong.append(f"{self.name}: the build in {folder} of {host.name} is {code}")
 
     def places(self) -> list[tuple[Host, str]]:
-        """Where logs of it are: hosts, and folders there."""
+        """The hosts and folders that hold its logs."""
         return [(self.host, "here")]
 
     def _next(self) -> None:
@@ -115,7 +115,7 @@ class User:
 
 
 class Roamer(User):
-    """One who orders a build detached, and attaches to it: from another machine each time."""
+    """Submits a detached build, and attaches to it from another machine each time."""
 
     def __init__(self, farm: Farm, host: Host, system: str, elsewhere: Host) -> None:
         self._request = ""
@@ -145,11 +145,11 @@ class Roamer(User):
 
 
 class Regular(User):
-    """One who orders the same again and again, detached, and remembers what was accepted."""
+    """Submits the same detached build regularly, and remembers the accepted requests."""
 
     def __init__(self, farm: Farm, host: Host, system: str) -> None:
         self.accepted: list[str] = []
-        self.content = False  # nothing more is to be ordered
+        self.content = False  # submit nothing more
         self._due = 0.0
         super().__init__(farm, host, system, name=f"{host.name}-again")
 
@@ -159,7 +159,7 @@ class Regular(User):
         return self.content and super().over()
 
     def forgotten(self) -> list[str]:
-        """What of all that was accepted is not built, once nothing is built any more."""
+        """Accepted requests that are not built although the farm is idle."""
         until = time.monotonic() + 60
         while True:
             known = {one["request"]: one["state"] for one in self._list()}
@@ -193,7 +193,7 @@ class Regular(User):
 
 
 def ordered(output: Path) -> list[str]:
-    """What a command says it has ordered."""
+    """The requests that a command reports as submitted."""
     lines = output.read_text().splitlines()
     return [json.loads(line)["request"] for line in lines if '"ordered"' in line]
 

@@ -1,4 +1,4 @@
-"""Build systems on a farm while it is broken again and again; see that nothing comes of it.
+"""Build systems on a farm with faults, and check that the faults have no effect.
 
 Runs in namespaces of its own: ``make chaos FAULTS=N SEED=S`` makes them.
 """
@@ -23,7 +23,7 @@ from fabric.jobs import Manifest
 
 
 def undisturbed(farm: Farm, where: Path) -> dict[str, Manifest]:
-    """What a machine by itself makes of the same definitions."""
+    """The artifacts that a single machine builds from the same definitions."""
     user = farm.users[0]
     config = user.write(
         "etc/alone.toml",
@@ -50,11 +50,11 @@ def disturb(
     pace: float,
     patience: float,
 ) -> float:
-    """Break ``count`` things, one after the other in ``pace`` seconds on average, while the users
-    build, and one orders; in how many seconds.  If all is built before all is broken, those who
-    ``again`` has more to build for go on.
+    """Cause ``count`` faults, one in ``pace`` seconds on average, while the users build and the
+    regular user submits. Returns the seconds that it took. If everything is built before the last
+    fault, the users that ``again`` returns build once more.
 
-    SystemExit as soon as a command ends badly by itself, or if they come to no end.
+    SystemExit as soon as a command fails by itself, or if the builds do not end.
     """
     began = time.monotonic()
     everybody = (*users, regular)
@@ -103,7 +103,7 @@ def main() -> int:
     regular = Regular(farm, bob, "small")
 
     def again() -> Sequence[User]:
-        """Alice and Bob build theirs anew, which the store has lost; Carol's takes too long."""
+        """Alice and Bob build again, since the store lost theirs; Carol's build takes too long."""
         for key in synthetic:
             (farm.artifacts / "manifests" / key).unlink(missing_ok=True)
         for user in users[:2]:
@@ -122,7 +122,7 @@ def main() -> int:
         *(text for user in (*users, regular) for text in user.wrong),
         *forgotten,
         *verdict.wrong_artifacts(farm.artifacts, alone),
-        # what a real build prints has its order from the moment; else it is what it is undisturbed
+        # synthetic logs are those of an undisturbed build; the order of real output varies
         *verdict.wrong_logs(users[:2], alone),
         *verdict.wrong_logs(users[2:], verdict.manifests(farm.artifacts)),
         *deaf,

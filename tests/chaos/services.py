@@ -1,4 +1,4 @@
-"""Programs that run for ever, restarted when they end, as systemd does it."""
+"""Services that are restarted when they end, as by systemd."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from pathlib import Path
 
 from hosts import Host, descendants
 
-#: Seconds until what has ended is started again, as the units say.
+#: Seconds until a service that ended is started again, as in the units.
 RESTART_AFTER = 1.0
-#: Seconds that a program gets to end by itself, as the units say.
+#: Seconds that a service has to end by itself, as in the units.
 PATIENCE = 15.0
 
 
 class Stopped:
-    """A process that stands still, with all that it has started.
+    """A stopped process with its descendants.
 
-    They are known by descriptors, so that `go_on` means nobody who has got the number of one that
-    was killed.
+    It holds their descriptors, so that `go_on` affects no other process with a reused id.
     """
 
     def __init__(self, leader: int) -> None:
@@ -62,7 +61,7 @@ class Service:
     due: float = 0.0
     told: bool = False  # to end, so that it is right to do so
     deaf: int = 0  # how often it did not
-    ends: list[int] = field(default_factory=list)  # exit codes nobody asked for
+    ends: list[int] = field(default_factory=list)  # unexpected exit codes
 
     def start(self) -> None:
         self.told = False
@@ -79,7 +78,7 @@ class Service:
         self.wanted = True
 
     def signal(self, number: int) -> bool:
-        """Send it a signal; False if there is nobody."""
+        """Send it a signal; False if it does not run."""
         process = self.process
         if process is None or process.poll() is not None:
             return False
@@ -90,14 +89,14 @@ class Service:
         return True
 
     def stop(self) -> Stopped | None:
-        """Have it stand still with all that it has started; None if there is nobody."""
+        """Stop it with its descendants; None if it does not run."""
         process = self.process
         if process is None or process.poll() is not None:
             return None
         return Stopped(process.pid)
 
     def end(self) -> Callable[[], None] | None:
-        """Tell it to end; returns what kills it if it has not.  None if there is nobody."""
+        """Ask it to end; returns a function that kills it if needed. None if it does not run."""
         process, self.told = self.process, True
         if not self.signal(signal.SIGTERM):
             return None
@@ -109,25 +108,25 @@ class Service:
         return kill
 
     def as_told(self) -> bool:
-        """Whether it has ended because it was told to, be it before it could hear."""
+        """Whether it ended by a signal to end, also by one before it handled signals."""
         assert self.process is not None
         return self.told and self.process.returncode in (0, -signal.SIGTERM)
 
     def lacks_room(self) -> bool:
-        """Whether it has ended because its disk is full, and has said so."""
+        """Whether it ended because its disk is full, and reported that."""
         assert self.process is not None
         said = self.log.read_text(errors="replace").rstrip()
         return self.process.returncode == 4 and said.endswith("make room on that disk")
 
     def group_dies(self) -> None:
-        """What it left is ended, too."""
+        """Kill the processes that it left."""
         if self.process is not None:
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
 
 
 class Supervisor:
-    """Starts services, and starts them again."""
+    """Starts and restarts services."""
 
     def __init__(self) -> None:
         self.services: dict[str, Service] = {}
@@ -141,7 +140,7 @@ class Supervisor:
         return service
 
     def stop(self) -> list[str]:
-        """End them all, politely; names those that did not listen."""
+        """Ask all to end; returns the names of those that did not."""
         self._over.set()
         self._thread.join()
         deaf = []

@@ -1,8 +1,8 @@
 """Definitions for the farm to build: a wide system of small chunks, and a small one of real work.
 
 ``systems/wide.morph`` is 300 chunks in layers, each on two of the layer before; a few take some
-seconds, a few print much.  ``systems/small.morph`` compiles C programs with the host's compiler,
-libraries first, and runs them.  They share a stratum, so two who build both meet.
+seconds, a few print much. ``systems/small.morph`` compiles C programs with the host's compiler,
+libraries first, and runs them. They share a stratum, so users of both share its steps.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def git(folder: Path, *args: str) -> str:
 
 
 def commit(folder: Path) -> str:
-    """Everything in ``folder``, committed."""
+    """Commit everything in ``folder``."""
     git(folder, "init", "-q", "-b", "main")
     git(folder, "add", "--all")
     git(folder, "commit", "-q", "-m", "all of it")
@@ -67,7 +67,7 @@ def _stratum(definitions: Path, name: str, chunks: list[str]) -> None:
 
 
 def _chunk(definitions: Path, name: str, at: str, needs: list[str], **commands: str) -> str:
-    """Write a chunk, and return what its stratum says of it."""
+    """Write a chunk, and return its entry in the stratum."""
     lists = "".join(f"{key}-commands:\n- {text}\n" for key, text in commands.items())
     (definitions / f"strata/{name}.morph").write_text(f"name: {name}\nkind: chunk\n{lists}")
     return (

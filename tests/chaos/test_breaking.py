@@ -1,4 +1,4 @@
-"""What breaks farms does what it says."""
+"""The faults of the chaos test do what their names say."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A farm that is broken again and again builds what it would have built in peace."""
+"""A farm with faults builds the same as one without."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fabric.host.daemon import free_memory
 #: none.
 DEFAULTS = (("FAULTS", "60"), ("SEED", "1"), ("PACE", "2"), ("PARTS", "core-libs lua less"))
 FAULTS, SEED, PACE, PARTS = (os.environ.get(name) or default for name, default in DEFAULTS)
-#: Seconds that the farm has for all of it.
+#: Seconds until the farm must have built everything.
 PATIENCE = (3600 if PARTS == "all" else 900) + 2 * float(PACE) * int(FAULTS)
 #: Seconds that building undisturbed may take before.
 BEFORE = 3600
@@ -25,18 +25,18 @@ BEFORE = 3600
 MEMORY = 5 << 30
 
 NAMESPACES = ("--net", "--mount", "--ipc", "--uts", "--pid", "--fork", "--kill-child")
-#: Process 1 of the namespaces: it sees to whoever is orphaned.
+#: Process 1 of the namespaces, which reaps orphans.
 INIT = ("sh", "-c", '"$@"; exit $?', "sh")
 
 
 def apart(*command: str | Path) -> list[str]:
-    """The command line for namespaces of its own, which end with whoever has started them."""
+    """The command line for new namespaces, which end with the process that started them."""
     alone = ["setpriv", "--pdeathsig=KILL", "unshare", *NAMESPACES, "--mount-proc"]
     return [*alone, *INIT, *map(str, command)]
 
 
 def refused() -> str:
-    """Why there can be no hosts on this machine; "" if there can."""
+    """Why this machine cannot run hosts; "" if it can."""
     if os.geteuid() != 0:
         return "needs root, for network namespaces"
     try_it = (
@@ -63,7 +63,7 @@ def test_farm_builds_despite_faults(tmp_path: Path, capsys: pytest.CaptureFixtur
         command += [f"--example={tmp_path}/example", f"--system={Path(MINIMAL).stem}"]
         command += [f"--part={part}" for part in chosen]
     environ = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
-    told = tmp_path / "faults.log"  # to be read also while they happen
+    told = tmp_path / "faults.log"  # can be read during the test
     with told.open("w") as log:
         done = subprocess.run(command, stdout=log, check=False, env=environ)
     with capsys.disabled():

@@ -1,4 +1,4 @@
-"""What there should be in the end, and what should not."""
+"""Compares the end of a run with the expected artifacts, logs, processes and files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def manifests(store: Path) -> dict[str, Manifest]:
 
 
 def wrong_artifacts(store: Path, alone: dict[str, Manifest]) -> Iterator[str]:
-    """What the farm did not build as a machine by itself does, or does not have."""
+    """Artifacts that the farm lacks, or that differ from those of a single machine."""
     there = manifests(store)
     for key, manifest in alone.items():
         if key not in there:
@@ -38,7 +38,7 @@ def wrong_artifacts(store: Path, alone: dict[str, Manifest]) -> Iterator[str]:
 
 
 def wrong_logs(users: Sequence[User], built: dict[str, Manifest]) -> Iterator[str]:
-    """Logs of users that are not those kept with what was ``built``."""
+    """Logs of users that differ from those stored with the ``built`` artifacts."""
     whole = {manifest.log_name: manifest.log for manifest in built.values()}
     for user in users:
         for path in logs(user):
@@ -55,7 +55,7 @@ def wrong_logs(users: Sequence[User], built: dict[str, Manifest]) -> Iterator[st
 
 
 def left_processes(farm: Farm) -> Iterator[str]:
-    """Whatever runs still, in whichever namespace; a network namespace lasts no longer."""
+    """Processes that still run, in any namespace."""
     expected = {1, os.getpid(), os.getppid(), *(host.holder for host in farm.hosts)}
     for pid in everybody():
         if pid not in expected:
@@ -68,17 +68,17 @@ def left_mounts(farm: Farm) -> Iterator[str]:
         yield from (f"mount {place} on {host.name}" for place in host.mounts() - host.mounted)
 
 
-#: What files that nobody needs any more are called, by us and by SQLite.  Packs that git has left
-#: (tmp_pack_...) are no fault yet: the first fetch after an hour removes them.
+#: Names of temporary files of fabric and SQLite. Leftover packs of git (tmp_pack_...) are no error:
+#: the first fetch after an hour removes them.
 TEMPORARY = (
     ".*", "*.new", "*.part", "*.tmp", "*-journal", "incoming*", "taking-in-*",
     "resolving-*", "making-*", "exporting-*", "fetching-*", "*.git/*.lock", "*.git/refs/*.lock",
 )  # fmt: skip
-#: Folders where nothing should be.
+#: Folders that should be empty.
 EMPTY = ("tmp", "body", "cache/work/scratch", "data/artifacts/tmp")
 
 
-#: Folders whose files are called as somebody else likes: sources, and what was built.
+#: Folders whose file names come from sources and builds.
 FOREIGN = ("cache/trove/trees/*/*", "cache/work/layers/*")
 
 
@@ -93,7 +93,7 @@ def files(disk: Path) -> Iterator[Path]:
 
 
 def left_files(farm: Farm) -> Iterator[str]:
-    """Temporary files on the disks."""
+    """Temporary files left on the disks."""
     for host in farm.hosts:
         for name in files(host.disk):
             inside = any(name.is_relative_to(folder) and str(name) != folder for folder in EMPTY)

@@ -1,4 +1,4 @@
-"""Broker and worker as systemd and operators see them."""
+"""Broker and worker as services: systemd, journald, metrics, signals."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fabric.host.sd_notify import Supervisor
 
 
 class Listening:
-    """A socket of systemd's."""
+    """A socket in place of systemd's."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -47,7 +47,7 @@ def listening(directory: Path) -> Iterator[Listening]:
 
 
 def test_daemon_exit_waits_for_no_thread() -> None:
-    """One may ask a store that does not answer, and systemd gives it 15 seconds."""
+    """A thread may wait for a store that does not answer; systemd allows 15 seconds."""
     text = (
         "import threading, time; from fabric.host import daemon\n"
         "def main():\n"
@@ -187,7 +187,7 @@ def test_broker_serves_metrics_for_prometheus(farm: Farm) -> None:
 
 @contextlib.contextmanager
 def running(farm: Farm, listening: Listening, least: int = 0) -> Iterator[subprocess.Popen[bytes]]:
-    """A real worker, which wants ``least`` bytes of disk."""
+    """Run a real worker that needs ``least`` bytes of free disk."""
     farm.key("worker", "w1")
     config = farm.directory / "worker.toml"
     config.write_text(

@@ -1,9 +1,8 @@
-"""Hostile definitions: what is built, shown or imported of them runs nothing outside a sandbox, and
-touches no file outside the cache.
+"""Commands on hostile definitions run none of their programs outside a sandbox, and touch no file
+outside the cache.
 
-Each case lays out definitions as a stranger would, runs the real program in their folder, and
-looks for the canary: a file that appears when a program of theirs runs, and a precious file that
-must stay as it is.
+Each case writes definitions, runs the real program in their folder, and checks two files: the
+canary, which a program of theirs would make, and a precious file that must not change.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from pathlib import Path
 import pytest
 from small_definitions import DEFAULTS
 
-#: The script that users have: `python -m` would import from the current folder by itself.
+#: The installed script: `python -m` itself imports from the current folder.
 INITIATOR = str(Path(sys.executable).with_name("fabric-initiator"))
 ANY = "ab" * 32
 BUILD = ("build", "systems/s.morph")
@@ -58,7 +57,7 @@ class Trap:
         return file
 
     def program(self, path: str) -> Path:
-        """A program whose only deed is the canary."""
+        """A program that only makes the canary."""
         file = self.put(path, f"#!/bin/sh\ntouch '{self.canary}'\n")
         file.chmod(0o755)
         return file
@@ -83,7 +82,7 @@ class Trap:
         self.put(path, json.dumps(content))
 
     def source(self, repo: str, ref: str, **more: object) -> None:
-        """Where the chunk is from."""
+        """Set the repository of the chunk."""
         chunk: dict[str, object] = {
             "name": "thing",
             "morph": "strata/thing.morph",
@@ -114,7 +113,7 @@ class Trap:
                 **os.environ,
                 "FABRIC_CACHE": str(self.cache),
                 "FABRIC_CONFIG": os.devnull,
-                "PIP_NO_INDEX": "1",  # nothing of this needs the network
+                "PIP_NO_INDEX": "1",  # the network is not needed
             },
             capture_output=True,
             text=True,
@@ -193,7 +192,7 @@ def an_option_of_git(trap: Trap) -> None:
 
 
 def a_hook_in_the_definitions(trap: Trap) -> None:
-    """A bare repository among the definitions' files, around the lorry that leads to it."""
+    """A bare repository among the definitions, around the lorry that refers to it."""
     git = ["git", "--git-dir", str(trap.root), "-c", "user.name=t", "-c", "user.email=t@invalid"]
     subprocess.run([*git, "init", "-q", "--bare", "-b", "main"], check=True)
     tree = subprocess.run([*git, "write-tree"], check=True, capture_output=True).stdout.strip()
@@ -250,7 +249,7 @@ def a_log_that_is_a_link(trap: Trap) -> None:
 
 
 Prepare = Callable[[Trap], None]
-#: How the trap is set, the commands, and the words with which the last of them fails ("": any).
+#: Function that sets the trap, commands, and words of the last command's error ("": any).
 CASES: list[tuple[Prepare, tuple[tuple[str, ...], ...], str]] = [
     (options_of_apt, (SHOW, GRAPH, BUILD, IMPORT), "x.lock:1: not a line of a lock file"),
     (another_cache_of_apt, (SHOW, IMPORT), "x.lock:1: not a line of a lock file"),

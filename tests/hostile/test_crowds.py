@@ -1,4 +1,4 @@
-"""One key on many connections, which says much and reads nothing: what that costs is bounded."""
+"""The cost of one key with many connections that sends much and reads nothing is bounded."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def is_served(honest: Any) -> None:
 
 
 def log_at(farm: Farm) -> None:
-    """A worker's log of 4 MiB is at the broker."""
+    """Send the broker a worker's log of 4 MiB."""
     worker = farm.peer(farm.key("worker", "w"))
     token = farm.token(KEY, 1, "w")
     worker.say(report("w", running=(Running(KEY, 1, "build", 0, token),)))
@@ -82,14 +82,14 @@ def test_peer_that_does_not_read_fills_no_memory(farm: Farm) -> None:
             is_served(honest)
         until(lambda: "it has 129 connections, and there may be 128" in farm.said)
         is_served(honest)
-        # of each connection, ZeroMQ has one more message at hand
+        # ZeroMQ holds one more message of each connection
         assert resident(farm.child.pid) < bounds.UNREAD + (128 + 200) * bounds.MIB
     finally:
         context.destroy(linger=0)
     terminal = farm.peer(curve)
 
     def answered() -> bool:
-        """As all programs do: what may have been dropped is asked again."""
+        """Repeat the query, as all programs do, since it may have been dropped."""
         terminal.say(Query(PROTOCOL, "q", "workers"))
         return bool(terminal.jobs.poll(1000))
 
@@ -121,7 +121,7 @@ def test_worker_with_too_many_connections_loses_the_silent_one(farm: Farm) -> No
 
 @pytest.fixture
 def hall(tmp_path: Path) -> Iterator[SimpleNamespace]:
-    """A server with keys, whose every look at the clock is 15 ms after the one before."""
+    """A server with keys, whose clock moves by 15 ms at each reading."""
     keys.make("broker", "broker", tmp_path)
     wake = os.eventfd(0)
     hall = SimpleNamespace(keys=tmp_path, at=sockets.over_tcp(HOST, PORT + 10))

@@ -1,6 +1,6 @@
-"""Files of definitions as nobody should write them: each costs its reader a line of text.
+"""Hostile definitions: each gives an error of one line.
 
-A case is a file and its content, put into definitions that are right.
+A case is a file and its content, put into valid definitions.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def mistakes(project: Project) -> list[str]:
 
 
 def doubled(first: str, make: Callable[[str], str], levels: int = 20) -> str:
-    """``a0`` and what ``make`` makes of it, of that, and so on."""
+    """``a0``, the result of ``make`` for it, the result for that, and so on."""
     lines = [f"a0: &a0 {first}\n"]
     lines += [f"a{n}: &a{n} {make(f'*a{n - 1}')}\n" for n in range(1, levels)]
     return "".join(lines)
 
 
 LISTS = doubled("[x]", lambda one: f"[{one}, {one}]")
-#: Lines may end as no program of today ends them.
+#: YAML accepts line ends that no current program writes.
 BREAKS = "a: [" + LISTS.replace("\n", ",\u2028").replace(": &", ":\u2028&") + "]\n"
 LONG = f"a0: &a0 {'x' * 1_000_000}\nlist: &l [{'*a0, ' * 1000}]\n"
 MERGES = doubled("{k: 1}", lambda one: f"{{<<: [{one}, {one}], l: 1}}")
@@ -117,7 +117,7 @@ NO_NAME = "is no name: no spaces or '/' in it, no '.' or '-' in front"
         ),
         (CHUNK, "description: 0000-00-00", f"{CHUNK}:3: cannot read '0000-00-00': year 0 is out"),
         ("VERSION", "version: " + "9" * 100, f"VERSION:1: cannot read '{'9' * 80}': {NUMBER}"),
-        # names, which become those of files and are shown
+        # names, which are shown and become file names
         (SYSTEM, "name: ../x", f"{SYSTEM}:1: system: '../x' {NO_NAME}"),
         (SYSTEM, "name: a/b", f"{SYSTEM}:1: system: 'a/b' {NO_NAME}"),
         (SYSTEM, "name: -x", f"{SYSTEM}:1: system: '-x' {NO_NAME}"),

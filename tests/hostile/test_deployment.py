@@ -1,7 +1,7 @@
-"""Cluster morphs and INSTALL_FILES by somebody who means harm.
+"""Hostile cluster morphs and INSTALL_FILES.
 
-Whoever deploys them makes machines as they say; but nothing of them runs on the deploying machine,
-is taken for an option, or makes it wait or fill up.  A case is a line in one of the tables.
+They decide about the machines that are made, but nothing of them runs on the deploying machine, is
+taken for an option, or makes it wait or fill up. A case is a line in one of the tables.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SYSTEM = "systems/build-system-x86_64.morph"
 
 # -- templates ---------------------------------------------------------------------------------
 
-#: name -> a template, and what is said of it
+#: name -> template, error
 TEMPLATES = {
     "a class by its ancestors": (
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
@@ -96,7 +96,7 @@ def test_template_imports_no_modules_of_the_definitions(
 
 # -- manifests ---------------------------------------------------------------------------------
 
-#: name -> what is done to the file, a manifest of it, and what is said
+#: name -> command that makes the file, manifest, error
 MANIFESTS = {
     "a link to a file of the user": (
         "ln -s /etc/hostname x",
@@ -162,7 +162,7 @@ systems:
 """
 PLACE = "kvm+ssh://user@vmhost/worker0/images/worker0.img"
 
-#: name -> what is in the morph, and what is said of it
+#: name -> content of the morph, error
 MORPHS = {
     "a cluster whose name ends a quote": (
         {"name": "x'-oProxyCommand=touch${IFS}CANARY'"},
@@ -255,9 +255,9 @@ def test_cluster_morph_is_rejected(tmp_path: Path, given: dict[str, str], said: 
     assert str(caught.value) == said
 
 
-# -- what may be in a morph, but is nothing more than text -------------------------------------
+# -- text in morphs ----------------------------------------------------------------------------
 
-#: Each would leave a file if anything took it for more than it is.
+#: Each would make a file if any program interpreted it.
 CANARIES = (
     "{{ lookup('ansible.builtin.pipe', 'touch CANARY') }}",
     "$$(touch CANARY)",
@@ -282,7 +282,7 @@ PROGRAMS = {
 
 
 def test_cluster_morph_text_is_never_run(tmp_path: Path) -> None:
-    """All that happens here before the first guest: its tree, its settings, and its image."""
+    """Covers all that runs here before the first guest: its tree, settings and image."""
     evil, state, canary = tmp_path / "evil", tmp_path / "state", tmp_path / "CANARY"
     evil.mkdir()
     for name in ("sitecustomize.py", "usercustomize.py", "json.py"):
@@ -344,7 +344,7 @@ def test_cluster_morph_text_is_never_run(tmp_path: Path) -> None:
 
 
 def test_deployment_errors_hold_no_terminal_escapes(tmp_path: Path) -> None:
-    """By the error of a morph, or of a key."""
+    """Neither in errors of morphs nor in those of keys."""
     escape = "\\e]52;c;ZXZpbA==\\a"
     morph = definitions(
         tmp_path / "morphs", setting=f'NIC_CONFIG: "{escape}x"\n      "V{escape}CPUS": 2'

@@ -1,4 +1,4 @@
-"""Small repositories with endless commits: each costs its source, and little more."""
+"""Small repositories whose trees expand: each fails only its own source, at little cost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fabric.trove.sources.resolve import Sources
 
 
 class Objects:
-    """A bare repository, object by object, as git itself would never write them."""
+    """A bare repository, written object by object as git would not."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -27,7 +27,7 @@ class Objects:
         subprocess.run(["git", "--git-dir", str(self.path), *args], check=True)
 
     def write(self, kind: str, data: bytes, size: int | None = None) -> str:
-        """Store an object; ``size`` is what its header claims."""
+        """Store an object; ``size`` is the size in its header."""
         head = f"{kind} {len(data) if size is None else size}\0".encode()
         name = sha1(head + data).hexdigest()
         file = self.path / "objects" / name[:2] / name[2:]
@@ -41,7 +41,7 @@ class Objects:
         return self.write("tree", b"".join(parts))
 
     def commit(self, tree: str, message: bytes = b"x\n") -> None:
-        """Have main be a commit of that tree."""
+        """Point main at a commit of that tree."""
         who = b"x <x> 1700000000 +0000"
         head = b"tree %s\nauthor %s\ncommitter %s\n\n" % (tree.encode(), who, who)
         self.git("update-ref", "refs/heads/main", self.write("commit", head + message))

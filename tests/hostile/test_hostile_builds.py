@@ -1,4 +1,4 @@
-"""Hostile chunks: each costs its own step, with an error that says why, and nothing else."""
+"""Hostile chunks: each fails only its own step, with an error that says why."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fabric.host.cancel import CancelToken
 from fabric.host.shared_files import Tally
 from fabric.jobs import Content, Job, Staged
 
-#: Built with this machine's tools, which has more of them than the tests' own chunk.
+#: Builds with the tools of this machine, which are more than those of the base chunk.
 HOST: dict[str, Any] = {"mode": "test", "staged": (), "environment": {"PATH": "/usr/bin:/bin"}}
 
 
@@ -39,7 +39,7 @@ def device(filename: str, **numbers: int) -> Device:
 
 
 class Case(NamedTuple):
-    """A chunk, and the whole message with which it fails; "" if it is built."""
+    """A chunk, and its whole error; "" if it is built."""
 
     name: str
     fields: dict[str, Any]
@@ -47,7 +47,7 @@ class Case(NamedTuple):
     options: Mapping[str, Any] = MappingProxyType({})
 
 
-#: Makes a file whose path is no path: 15,000 bytes.
+#: Makes a file whose path is longer than any system call takes: 15,000 bytes.
 LONGEST = python(
     'import os; os.chdir("/tmp")\n'
     'for _ in range(60): os.mkdir("x" * 250); os.chdir("x" * 250)\n'
@@ -64,7 +64,7 @@ CANNOT_HOLD = "and no artifact may hold one: the commands that make it must remo
 FAILED = "install-commands failed with exit status"
 
 CASES = [
-    # -- what is installed
+    # -- installed files
     Case(
         "whiteout",
         install('mknod "$DESTDIR"/gone c 0 0', **HOST),
@@ -133,7 +133,7 @@ CASES = [
         "/dev/null cannot be archived: int too big to convert",
     ),
     Case("device of a large number", {"devices": (device("/dev/null", uid=3_000_000),)}, ""),
-    # -- what is printed
+    # -- output
     Case(
         "spam",
         install(
@@ -157,7 +157,7 @@ CASES = [
         "install-commands: ran longer than 0.5 s, which is the limit (setting `build-timeout`)",
         {"timeout": 0.5},
     ),
-    # -- what it does meanwhile
+    # -- during the build
     Case(
         "memory of its own",
         install(f"fallocate -l {bounds.SANDBOX_SHM + 1} /dev/shm/it 2>/dev/null || exit 7", **HOST),
@@ -233,7 +233,7 @@ def test_failed_build_with_a_deep_tree_is_counted_and_removed(kit: Kit, tree: st
 
 
 def seen(kit: Kit, job: Job, command: str) -> list[str]:  # noqa: F811
-    """What a chunk prints that is staged on ``job``: on this machine, and on another."""
+    """The output of a chunk that is staged on ``job``, on this machine and on another."""
     found = []
     here = kit.workspace
     with Workspace(kit.root / "other", kit.store, kit.sources) as there:
@@ -261,7 +261,7 @@ def seen(kit: Kit, job: Job, command: str) -> list[str]:  # noqa: F811
     ids=["opaque", "attribute", "a file of two artifacts", "mode"],
 )
 def test_layer_is_the_same_on_all_machines(kit: Kit, attack: str, look: str) -> None:  # noqa: F811
-    """The machine that built it stages what others unpack."""
+    """The machine that built a chunk stages its tree; others unpack the artifact."""
     attack = attack.replace("setfattr -n", "attr").replace(" -v", "")
     script = (
         "import os, sys\n"
@@ -329,7 +329,7 @@ def integration(text: str) -> Entry:
 
 
 def test_system_links_to_the_host_are_not_followed(kit: Kit) -> None:  # noqa: F811
-    """Nothing that the builder does with the tree afterwards follows them."""
+    """The builder works on the tree after the scripts, and follows no links there."""
     host = kit.root / "host"
     host.mkdir()
     for name in ("aux-cache", "precious"):
@@ -381,14 +381,14 @@ def test_ldconfig_of_a_chunk_is_confined(
     with pytest.raises(BuildFailed) as caught:
         kit.build(kit.chunk(build=["true"], staged=(kit.base, evil)), **options)
     assert str(caught.value) == message
-    # (other tests have folders of theirs there)
+    # other tests have folders there
     left = {file.name for file in Path("/dev/shm").iterdir()}
     assert not [name for name in left if name in ("it", "scratch-lock") or "fabric" in name]
     assert processes_naming(kit.root) == []
 
 
 def test_cancel_does_not_wait_for_a_large_upload(kit: Kit) -> None:  # noqa: F811
-    """Here the store waits for its lock, as while gc removes something."""
+    """The store waits for its lock here, as during gc."""
     phases: list[str] = []
     job = kit.chunk(install=["head -c 20000000 /dev/urandom > $DESTDIR/it"])
     kit.store.usage()
@@ -412,9 +412,9 @@ def test_cancel_does_not_wait_for_a_large_upload(kit: Kit) -> None:  # noqa: F81
 
 
 def test_build_out_of_memory_is_reported(kit: Kit) -> None:  # noqa: F811
-    """A build in a control group with little memory: the kernel ends what needs most.
+    """A build in a control group with little memory: the kernel kills the largest process.
 
-    These tests are in the group, too, and may have grown to hundreds of MiB.
+    The process of the tests is in the group too, and may have hundreds of MiB.
     """
     group = Path(f"/sys/fs/cgroup/memory/fabric-test-{os.getpid()}")
     try:

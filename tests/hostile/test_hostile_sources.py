@@ -1,4 +1,4 @@
-"""Archives, servers and indexes that mean harm: each costs its own import, with a clear error."""
+"""Hostile archives, servers and indexes: each fails only its own import, with a clear error."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def tar(*entries: tuple[tarfile.TarInfo, bytes], format: int = tarfile.PAX_FORMA
 
 
 def file(name: str, data: bytes = b"x", **more: str) -> tuple[tarfile.TarInfo, bytes]:
-    """A member, with headers of pax besides."""
+    """A member, with pax headers."""
     info = tarfile.TarInfo(name)
     info.size = len(data)
     info.pax_headers = more
@@ -133,7 +133,7 @@ SPARSE: dict[str, Any] = {
     "GNU.sparse.realsize": str(1 << 40),
 }
 
-#: What it is, its bytes, and what the error says after the archive's name.
+#: Name -> function that makes the archive, words of the error.
 ARCHIVES: dict[str, tuple[Callable[[], bytes], str]] = {
     "absolute": (lambda: tar(file("/etc/x")), "refused: its member '/etc/x': it leads out of the"),
     "up": (lambda: tar(file("t/../../x")), "refused: its member 't/../../x': it leads out of the"),
@@ -290,7 +290,7 @@ def test_archive_that_expands_past_the_bound_is_rejected(
 
 
 def test_archive_with_odd_names_and_times_is_imported(tmp_path: Path) -> None:
-    """Names that people really use, and times that their clocks really had."""
+    """Names and times that occur in real archives."""
     odd = ["a b", "-rf", "é", "\udcff", "a\nb", "a\tb", '"', "\\", "d" * 255, "x/" * 150 + "y"]
     data = tar(*(file(name, mtime="-5") for name in odd))
     (tmp_path / "odd").write_bytes(lzma.compress(data) + lzma.compress(b"") + bytes(4))
@@ -311,7 +311,7 @@ def downloads(tmp_path: Path) -> Downloads:
 
 @contextmanager
 def server(*answers: bytes, then: Callable[[socket.socket], None] | None = None) -> Iterator[str]:
-    """Answers one connection after the other with these bytes; the URL of a file there."""
+    """Answer one connection after another with these bytes; gives the URL of a file there."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -323,7 +323,7 @@ def server(*answers: bytes, then: Callable[[socket.socket], None] | None = None)
                         peer.sendall(answer)
                         if then:
                             then(peer)
-                except OSError:  # closed: enough was seen
+                except OSError:  # the client has closed the connection
                     return
 
         thread = threading.Thread(target=serve, daemon=True)

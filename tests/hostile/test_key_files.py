@@ -1,4 +1,4 @@
-"""Files in the folders of keys that are no keys: of people in USERS, and of those admitted."""
+"""Invalid files among the keys of USERS and among the admitted keys."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fabric.wire import keys
 from fabric.wire.keys import AuthorizedKeys
 
 Make = Callable[[Path], object]
-#: name -> how the file is made, and what is said of it
+#: name -> function that makes the file, words of the error
 FILES: dict[str, tuple[Make, str]] = {
     "a pipe": (os.mkfifo, "it is not an ordinary file"),
     "a folder": (Path.mkdir, "it is not an ordinary file"),
@@ -34,7 +34,7 @@ FILES: dict[str, tuple[Make, str]] = {
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize(("make", "said"), FILES.values(), ids=FILES)
 def test_key_file_that_is_bad_does_not_affect_others(tmp_path: Path, make: Make, said: str) -> None:
-    """And it does not keep others from being revoked."""
+    """Other keys are admitted and can be revoked."""
     admitted = AuthorizedKeys(tmp_path)
     admitted.admit(keys.make("worker", "good", tmp_path / "good"))
     admitted.admit(keys.make("worker", "gone", tmp_path / "gone"))
@@ -69,7 +69,7 @@ CONTROLLER: Any = SimpleNamespace(
 
 
 def refused(root: Path) -> list[str]:
-    """What is said of the folder ``people`` there."""
+    """The errors of the folder ``people`` there."""
     with pytest.raises(DefinitionsError) as caught:
         users(root, "c.morph", [CONTROLLER], [])
     begin = f"USERS: {root / 'people'}"

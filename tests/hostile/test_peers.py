@@ -1,4 +1,4 @@
-"""Messages of peers that a broker answers with a refusal, and that cost nobody else anything."""
+"""Messages of peers that a broker rejects without an effect on other peers."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ WORKER, INITIATOR = "worker", "initiator"
 
 
 def case(name: str, *bounds: str) -> Callable[..., Any]:
-    """A row of a table, which shows what happens past these bounds."""
+    """A row of a table, marked as the test of these bounds."""
     return partial(pytest.param, id=name, marks=list(map(pytest.mark.bound, bounds)))
 
 
-#: The sender's role; what it sends; what the answer says.
+#: The sender's role, its message, the reason in the answer.
 REFUSED = [
     case("slots", "SLOTS")(
         WORKER,
@@ -163,12 +163,12 @@ def curves(farm: Farm) -> dict[Role, Any]:
 
 @pytest.fixture(scope="module")
 def readers(farm: Farm) -> Iterator[tuple[str, Curve]]:
-    """Names that have not been noted yet; made before one is used, so that it is let in."""
+    """Names that no error has named yet; all are admitted before the first is used."""
     return iter([(name, farm.key("initiator", name)) for name in ("r1", "r2", "r3")])
 
 
 def is_served(honest: Any, farm: Farm) -> None:
-    """Somebody else has an answer."""
+    """The broker answers another peer."""
     answer = honest.ask(Query(PROTOCOL, uuid.uuid4().hex, "workers"))
     assert isinstance(answer, Answer), answer
     assert farm.child.poll() is None, farm.said

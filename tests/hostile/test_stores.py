@@ -1,4 +1,4 @@
-"""Whatever a store holds that no build has put there is damage, with a reason, and no more."""
+"""Foreign content in a store is damage with a reason, and has no other effect."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def named(name: str) -> dict[str, Any]:
     return {"artifacts": [{"name": name, "blob": {"sha256": DIGEST, "size": 4}}]}
 
 
-#: (what, fields of the manifest that are wrong, what is said of it)
+#: (name, wrong fields of the manifest, error)
 MANIFESTS: list[tuple[str, dict[str, Any], str]] = [
     ("a path for a digest", blob(sha256="../../../etc/passwd"), "$.artifacts[0].blob.sha256"),
     ("an absolute path", blob(sha256="/" + "c" * 63), "$.artifacts[0].blob.sha256"),
@@ -63,7 +63,7 @@ MANIFESTS: list[tuple[str, dict[str, Any], str]] = [
     ("a kind of its own", {"kind": "virus"}, "$.kind"),
     ("text for a list", {"artifacts": "all"}, "$.artifacts"),
 ]
-#: (what, all that is in the file, what is said of it)
+#: (name, content of the file, error)
 CONTENTS: list[tuple[str, bytes, str]] = [
     ("no JSON", b"\xff\xfe\x00", "malformed"),
     ("a list", b"[]", "Expected `object`"),
@@ -84,12 +84,12 @@ def store(tmp_path: Path) -> Store:
 
 
 def sealed(content: bytes) -> bytes:
-    """As a store keeps it."""
+    """The content as a store writes it."""
     return content + b"\n" + hashlib.sha256(content).hexdigest().encode()
 
 
 def is_damage(store: Store, content: bytes, said: str) -> None:
-    """Every way to use a step with that manifest gives this, and `forget` removes it alone."""
+    """Each use of a step with that manifest gives this error; `forget` removes only that step."""
     top = Path(store.url)
     (top / "manifests" / KEY).write_bytes(content)
     with pytest.raises(DamagedError) as caught:

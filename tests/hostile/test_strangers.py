@@ -1,4 +1,4 @@
-"""Connections of those without a key, and too many descriptors in use."""
+"""Connections without a key, and the limit of descriptors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from farm_kit import HOST, PORT, Farm
 from fabric import bounds
 from fabric.wire.messages import PROTOCOL, Answer, BuildOrder, Query, Update
 
-#: What a stranger says once it is connected.
+#: The first bytes of a ZeroMQ connection.
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00"
 
 

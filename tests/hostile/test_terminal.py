@@ -1,4 +1,4 @@
-"""Text from logs, definitions, workers and other users never commands the user's terminal."""
+"""Text from logs, definitions, workers and other users sends no commands to the terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fabric.wire.messages import RequestInfo, WorkerInfo
 
 SYSTEM = "../systems/small.morph"
 
-#: name, what comes, what a person is shown
+#: name, input, text on the terminal
 TEXTS = [
     ("plain text", "zlib: built, naïve 日本\tx\n", "zlib: built, naïve 日本\tx\n"),
     ("colours of a compiler", "\x1b[01m\x1b[Kmain.c:\x1b[m\x1b[K error", "main.c: error"),
@@ -71,7 +71,7 @@ def project(tmp_path: Path) -> Iterator[Project]:
 
 
 def seen(project: Project, *args: str, code: int = 0) -> str:
-    """All that a terminal gets of a command, without the styles that are ours."""
+    """The output of a command on a terminal, without fabric's own styles."""
     terminal = Terminal([*INITIATOR, *args], project.logs, {**project.environ, "NO_COLOR": "1"})
     try:
         assert terminal.ends() == code, terminal.lines()

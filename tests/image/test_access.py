@@ -1,4 +1,4 @@
-"""Who may read an image: it holds what only its system's root may read."""
+"""An image holds secrets of its system, so only its owner can read it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from test_image import SIZE, small
 
 @pytest.mark.parametrize("kind", ["raw", "qcow2"])
 def test_image_is_private_from_the_start(tmp_path: Path, kind: str) -> None:
-    """It holds host keys and password hashes: made with mode 0600, rather than given it."""
+    """The file is created with mode 0600: it holds host keys and password hashes."""
     rootfs, to = small().write(tmp_path / "rootfs.tar.zst"), tmp_path / f"disk.{kind}"
     calls = tmp_path / "calls"
     code = (

@@ -25,7 +25,7 @@ DEEP = "/".join(["deep"] + [f"{n:02}" * 20 for n in range(10)])
 
 
 class Archive:
-    """A system artifact being made."""
+    """Builds a system artifact."""
 
     def __init__(self) -> None:
         self.bytes = io.BytesIO()
@@ -64,7 +64,7 @@ class Archive:
 
 
 def small() -> Archive:
-    """The least that makes an image."""
+    """The smallest system that makes an image."""
     archive = Archive().folder("boot").folder("etc").folder("usr").folder("usr/bin")
     archive.symlink("bin", "usr/bin")
     archive.add("boot/vmlinuz-6.12", data=b"kernel 6.12")
@@ -87,7 +87,7 @@ def test_image_may_have_any_path(
 
 
 def root_of(image: Image) -> str:
-    """The root filesystem, as e2fsprogs name it."""
+    """The root filesystem as e2fsprogs address it."""
     with image.path.open("rb") as disk:
         table = disk.read(512)[446:]
     first = struct.unpack("<I", table[16 + 8 : 16 + 12])[0]
@@ -237,7 +237,7 @@ def test_image_tree_is_laid_over_the_system(
     (tree / "etc").mkdir()
     (tree / "etc/link").symlink_to("nowhere")
     image = make(small().folder("root", 0o750), files=files_below(tree))
-    # what the system has stays as it is
+    # folders of the system keep their modes
     assert mode_of(image, "/root")[0] == stat.S_IFDIR | 0o750
     assert mode_of(image, "/root/.ssh") == (stat.S_IFDIR | 0o700, 0, 0, 2)
     assert mode_of(image, "/root/secret") == (stat.S_IFREG | 0o600, 0, 0, 1)

@@ -40,7 +40,7 @@ class Project:
         within: Sequence[str] = (),
         environ: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """A command to its end; ``within`` starts it."""
+        """Run a command to its end, started by ``within``."""
         return subprocess.run(
             [*within, *INITIATOR, *args],
             cwd=self.logs,
@@ -58,7 +58,7 @@ class Project:
     def start(
         self, *args: str, within: Sequence[str] = (), program: Sequence[str] = INITIATOR
     ) -> subprocess.Popen[str]:
-        """A build that goes on while the test does something to it; ``within`` starts it."""
+        """Start a build in the background, by ``within``."""
         child = subprocess.Popen(
             [*within, *program, "build", "../systems/small.morph", *args],
             cwd=self.logs,
@@ -74,7 +74,7 @@ class Project:
         return (self.logs / f"build-step-{name}.log").read_text(errors="replace")
 
     def processes(self) -> dict[int, str]:
-        """Names of our processes by id: those that have our cache in their environment."""
+        """id -> name of processes of fabric: those with the test's cache in their environment."""
         mark = os.fsencode(f"FABRIC_CACHE={self.cache}\0")
         found = {}
         for folder in Path("/proc").iterdir():

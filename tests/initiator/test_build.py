@@ -1,4 +1,4 @@
-"""`fabric-initiator build`: the whole fabric on one machine, as a user meets it."""
+"""`fabric-initiator build` with the whole fabric on one machine."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_keep_going_builds_all_that_can_be_built(project: Project) -> None:
 
 
 def test_json_reports_steps_and_result(project: Project) -> None:
-    project.write(one="sleep 0.5")  # what is over at once may be told only then
+    project.write(one="sleep 0.5")  # a short step may be reported only at its end
     done = project.build("--json")
     events = [json.loads(line) for line in done.stdout.splitlines()]
     states = [(e["name"], e["state"]) for e in events if e["event"] == "step"]
@@ -166,7 +166,7 @@ def test_interrupted_build_leaves_nothing_and_goes_on(project: Project, number: 
 
 @pytest.mark.parametrize("tenths", range(0, 30, 2))
 def test_interrupted_build_leaves_nothing_at_any_moment(project: Project, tenths: int) -> None:
-    """While it loads, resolves, builds or ends, on an idle machine."""
+    """While it loads, resolves, builds or ends."""
     project.write(one="sleep 0.2", two=("one", "sleep 1"))
     child = project.start(program=[str(Path(sys.executable).with_name("fabric-initiator"))])
     time.sleep(tenths / 20)
@@ -194,7 +194,7 @@ def test_build_reports_a_killed_broker(project: Project, victim: str, said: str)
     child = project.start()
     until((project.logs / "build-step-slow-misc.log").exists)
     names = project.processes()
-    victim = victim or names[child.pid]  # the nursery is a fork of it
+    victim = victim or names[child.pid]  # the zygote is a fork of it
     [killed] = [pid for pid, name in names.items() if name == victim and pid != child.pid]
     os.kill(killed, signal.SIGKILL)
     _, err = child.communicate(timeout=30)
@@ -398,7 +398,7 @@ def test_build_for_x86_32_sees_such_a_machine(project: Project) -> None:
 
 
 def test_build_reports_replaced_files_in_one_line(project: Project) -> None:
-    """Also when all is cached: the system is as it was."""
+    """Also if all is cached."""
     both = "mkdir -p $DESTDIR/etc; for name in a b; do echo {} > $DESTDIR/etc/$name; done"
     project.write(one=both.format(1), two=both.format(2))
     for _ in range(2):

@@ -234,7 +234,7 @@ def test_checkout_replaces_files_only_once_it_is_complete(project: Project) -> N
         done = project.run("checkout", SYSTEM, "--to", to, "--force")
         assert done.returncode == 1
         assert said in done.stderr
-    # two archives are no tar
+    # two archives do not fit one tar
     assert project.run("checkout", SYSTEM, "one", "--to", "kept.tar", "--force").returncode == 1
     assert kept.read_text() == "kept"
     for _ in range(2):
@@ -268,7 +268,7 @@ def test_gc_removes_old_steps_and_keeps_named_ones(project: Project) -> None:
 
 
 def files_of(folder: Path) -> dict[str, int]:
-    """What is below a folder: paths and sizes; but for locks, and what notes who is at work."""
+    """Paths and sizes of the files below a folder, without locks and records of processes."""
     return {
         str(path.relative_to(folder)): path.lstat().st_size
         for path in folder.rglob("*")
@@ -304,7 +304,7 @@ def test_gc_reports_freed_bytes_by_kind_as_does_dry_run(project: Project) -> Non
 
 
 def test_gc_keeps_all_that_a_live_build_needs(project: Project) -> None:
-    for number in range(30):  # so many are not copied
+    for number in range(30):  # so many are overlaid, not copied
         (project.source / f"file-{number}").write_text(f"{number}\n")
     git(project.source, "add", ".")
     git(project.source, "commit", "-qm", "second")

@@ -30,7 +30,7 @@ SYSTEM = "../systems/small.morph"
 ONE = ("--workers", "1")
 SHARE = "mkdir -p $DESTDIR/usr/bin; cp hello.txt $DESTDIR/usr/bin/{0}"
 
-#: Text that differs between runs or machines, and what the snapshot has in its place.
+#: Text that differs between runs or machines, and its replacement in the snapshot.
 VARYING = (
     (r"\b[0-9a-f]{32,64}\b", "DIGEST"),
     (r"\b[0-9a-f]{12,16}\b", "ID"),
@@ -45,7 +45,7 @@ VARYING = (
 
 
 class World:
-    """A user's machine, and the files of the test."""
+    """A user's machine and the files of the test."""
 
     def __init__(self, project: Project, top: Path) -> None:
         self.project = project
@@ -394,7 +394,7 @@ def _(world: World) -> str:
     return world.run("build", SYSTEM, *ONE, within=["sh", "-c", script, "sh"])
 
 
-# -- what was built ------------------------------------------------------------------------
+# -- built artifacts -----------------------------------------------------------------------
 
 
 @situation("logs of a chunk that is not built")

@@ -10,10 +10,10 @@ import pytest
 from initiator_kit import Project
 
 SIZE = 1_000_000_000
-#: So that a piece that is lost, repeated or in the wrong place shows.
+#: Shows pieces that are lost, repeated or in the wrong place.
 NUMBERS = f"seq 200000000 | head -c {SIZE}"
-#: What broker, worker and initiator may need each, in bytes: Python, what it has loaded, and some
-#: tens of MiB of pieces on their way.
+#: Bytes of memory that broker, worker and initiator may need each: Python, its modules, and some
+#: tens of MiB of pieces in transit.
 BOUND = 256 * 2**20
 
 

@@ -1,4 +1,4 @@
-"""What a person sees on a terminal while a build goes on."""
+"""The view of a running build on a terminal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Open = Callable[..., Terminal]
 
 @pytest.fixture
 def terminal(project: Project) -> Iterator[Open]:
-    """Opens terminals with a command of ours."""
+    """Opens terminals that run fabric-initiator."""
     opened: list[Terminal] = []
 
     def run(*args: str, columns: int = 80, rows: int = 24, **environ: str) -> Terminal:
@@ -46,7 +46,7 @@ def seconds(row: str) -> float:
 
 
 def live(lines: list[str]) -> list[str]:
-    """The rows below all that was printed."""
+    """The rows below the printed lines."""
     return [line for line in lines if line.startswith("  ")]
 
 
@@ -186,7 +186,7 @@ class Slow(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         for start in range(0, half, half // 50 + 1):
             self.wfile.write(self.content[start : min(half, start + half // 50 + 1)])
-            time.sleep(0.2)  # as a network that is slow
+            time.sleep(0.2)  # as on a slow network
         self.go.wait(60)
         self.wfile.write(self.content[half:])
 
@@ -196,7 +196,7 @@ class Slow(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def slow_source(project: Project) -> Iterator[threading.Event]:
-    """Chunks come from a tarball that comes slowly."""
+    """The chunks are built from a tarball whose download is slow."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as tar:
         tar.add(project.source / "hello.txt", "thing-1.0/hello.txt")

@@ -1,4 +1,4 @@
-"""Damage on the disk of one machine: it is found, mended by a build, and never believed."""
+"""Damage on the disk of a machine is noticed, never used, and repaired by a build."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SYSTEM = "../systems/small.morph"
 
 
 class Cache(NamedTuple):
-    """A cache in which all of a system is built."""
+    """A cache with a system that is built."""
 
     top: Path
     keys: dict[str, str]  # name of a step -> its cache key
@@ -37,13 +37,13 @@ class Cache(NamedTuple):
         return self.top / "work/layers" / self.keys[name]
 
     def keep(self, *names: str) -> None:
-        """All else is not built any more."""
+        """Delete the manifests of all other steps."""
         for name in self.keys.keys() - set(names):
             self.manifest(name).unlink()
 
 
 def flip(file: Path) -> None:
-    """One bit, and nothing that `ls -l` shows."""
+    """Flip one bit without a change that `ls -l` shows."""
     before = file.stat()
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
@@ -101,7 +101,7 @@ def cut_records(it: Cache) -> None:
     it.keep("one")
 
 
-#: (what happens, how, what the build says of it)
+#: (name, how it is done, words of the build)
 DAMAGE: list[tuple[str, Callable[[Cache], None], str]] = [
     ("a bit of the goal", lambda it: flip(it.blob("small")), "small is built again: "),
     ("no archive of the goal", lambda it: it.blob("small").unlink(), "small is built again: "),
@@ -131,7 +131,7 @@ def test_damage_is_repaired_by_the_next_build(
         (project.source / f"file-{number}").write_text(f"{number}\n")
     git(project.source, "add", ".")
     git(project.source, "commit", "-qm", "second")
-    # not to be had from a small manifest: 9 kB that do not compress
+    # too large for a manifest: 9 kB that do not compress
     project.write(
         one="head -c 9000 /dev/urandom > $DESTDIR/big; cp file-7 $DESTDIR/seven",
         two=("one", "cp file-7 $DESTDIR/also-seven"),
@@ -249,7 +249,7 @@ def test_cache_check_reads_everything_and_repairs(project: Project) -> None:
     assert project.run("cache", "check").returncode == 0
 
 
-#: What a machine remembers between two commands, below its cache.
+#: Files that hold a machine's records between two commands, below its cache.
 MEMORIES = (
     "host-tools.json",
     "state/failures/*",
@@ -268,7 +268,7 @@ def a_folder(file: Path) -> None:
     (file / "inside").write_text("")
 
 
-#: What stands in the place of a file.
+#: Replacements of a file.
 OTHERS: dict[str, Callable[[Path], object]] = {
     "a folder": a_folder,
     "nothing": lambda _: None,
@@ -322,7 +322,7 @@ def test_cache_record_past_the_bound_is_ignored(tmp_path: Path) -> None:
 @pytest.mark.parametrize("lock", ["work/lock", "work/held", "artifacts/lock"])
 @pytest.mark.parametrize("other", ["a folder", "a link to itself", "a link to nothing"])
 def test_lock_that_is_not_a_file_is_named(project: Project, lock: str, other: str) -> None:
-    """It is not replaced: somebody may hold it."""
+    """It is not replaced: a process may hold it."""
     project.write(one="true")
     assert project.build().returncode == 0
     file = project.cache / lock

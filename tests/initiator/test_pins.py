@@ -1,4 +1,4 @@
-"""Sources that the definitions pin, and those they do not; several lorries in one command."""
+"""Sources with and without pins, and commands for several lorries."""
 
 from __future__ import annotations
 

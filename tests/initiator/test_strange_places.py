@@ -1,4 +1,4 @@
-"""Where and as whom a user may start a build: none of it is a fault, and every fault is told."""
+"""Builds in odd environments, folders and locales, and as several users."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ FULL = "fabric-initiator: standard output cannot be written: No space left on de
 
 
 def shell(script: str) -> tuple[str, ...]:
-    """Starts a command by a shell script, in which it is "$@"."""
+    """The command line of a shell script that runs a command as "$@"."""
     return ("sh", "-c", script, "sh")
 
 
 def digest(project: Project) -> str:
-    """Of the system that was built."""
+    """The digest of the built system."""
     facts = json.loads(project.run("show", SYSTEM, "--json").stdout)
     return str(facts[-1]["artifacts"][0]["sha256"])
 
@@ -34,7 +34,7 @@ def digest(project: Project) -> str:
 def goes(
     project: Project, within: Sequence[str] = (), environ: Mapping[str, str] | None = None
 ) -> None:
-    """Builds there, and takes out what was built."""
+    """Build there, and check out the system."""
     project.write(one=SHARE.format("one"), two=("one", f"umask; {SHARE.format('two')}"))
     for args in (
         ("build", SYSTEM),
@@ -94,7 +94,7 @@ def test_build_works_in_a_folder_of_any_name(tmp_path: Path, name: str) -> None:
 
 
 def every_command(project: Project, environ: Mapping[str, str]) -> str:
-    """All commands that look at paths do what they should; the digest of what was built."""
+    """Run all commands that use paths; returns the digest of the built system."""
     goes(project, environ=environ)
     for args in (
         ("graph", SYSTEM, "--json"),
@@ -118,7 +118,7 @@ def every_command(project: Project, environ: Mapping[str, str]) -> str:
 
 @pytest.fixture(scope="module")
 def locales() -> Iterator[str]:
-    """A folder with a locale of old."""
+    """A folder with an old locale."""
     with tempfile.TemporaryDirectory() as folder:
         name = f"{folder}/en_US.ISO-8859-1"
         made = subprocess.run(
@@ -259,7 +259,7 @@ ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody 
 
 
 class User:
-    """Somebody without any rights, with a home of their own: in no file, by number alone."""
+    """A user without privileges, with a home, known only by number."""
 
     def __init__(self, uid: int, home: Path) -> None:
         self.uid = uid
@@ -267,13 +267,13 @@ class User:
         self.home = home
 
     def owns(self) -> None:
-        """What was written is theirs."""
+        """Give the user all files in the home."""
         for path in (self.home, *self.home.rglob("*")):
             os.chown(path, self.uid, self.uid, follow_symlinks=False)
 
     @property
     def becoming(self) -> tuple[str, ...]:
-        """Starts a command as they, who may read our interpreter wherever it is."""
+        """Runs a command as the user, with read access to this interpreter."""
         real = Path(os.path.realpath(sys.executable)).parent.parent
         script = ""
         if str(real).startswith("/root/"):
@@ -290,7 +290,7 @@ class User:
 
 @pytest.fixture
 def users() -> Iterator[list[User]]:
-    """Two, whose homes anybody may look into."""
+    """Two users, whose homes are readable by all."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o755)
         yield [User(60001 + n, Path(folder) / f"home{n}") for n in range(2)]

@@ -1,4 +1,4 @@
-"""What the controller knows, as people read it."""
+"""Tables of requests and workers."""
 
 from __future__ import annotations
 

@@ -13,15 +13,14 @@ from typing import Literal, Self
 
 
 class ConsoleError(AssertionError):
-    """The machine did not say, in time, what was waited for; shows the last it did say."""
+    """The machine did not print the expected text in time; has its last output."""
 
 
 class Machine:
-    """QEMU running a disk image that stays as it is: what the machine writes is thrown away.
+    """QEMU with a disk image that does not change: writes of the machine are discarded.
 
-    A context manager; leaving it ends the machine, whatever state it is in.  ``network`` is
-    the argument of QEMU's -nic.  The console is read all the time and searched forward only:
-    each `wait_for` looks behind what the one before it found.
+    A context manager, which ends the machine in any state. ``network`` is the argument of QEMU's
+    -nic. The console is searched forward only: each `wait_for` begins behind the match before it.
     """
 
     def __init__(
@@ -52,7 +51,7 @@ class Machine:
             self._command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,  # QEMU's own complaints belong to the story
+            stderr=subprocess.STDOUT,  # errors of QEMU belong to the output
             bufsize=0,
         )
         self._reader = threading.Thread(target=self._read, name="console", daemon=True)
@@ -74,7 +73,7 @@ class Machine:
 
     @property
     def console(self) -> str:
-        """All the machine has said so far, without escape sequences."""
+        """All output so far, without escape sequences."""
         with self._news:
             return _plain(bytes(self._said))
 
@@ -100,7 +99,7 @@ class Machine:
 
     def run(self, command: str, timeout: float) -> tuple[int, str]:
         """Run a command in the shell that is logged in: its exit code and what it printed."""
-        # the words are split so that the echo of the typed line is not taken for the answer
+        # the words are split so that the echo of the typed line does not match
         self.send(f"echo be''gin; {command}; echo e''nd $?")
         start = self.wait_for(r"begin\r?\n", timeout).end()
         match = self.wait_for(r"end (\d+)\r?$", timeout)

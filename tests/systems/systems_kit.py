@@ -21,7 +21,7 @@ class Built:
     logs: Path
 
     def run(self, *args: str, timeout: float = 3000) -> str:
-        """Standard output of ``fabric-initiator`` with these arguments."""
+        """The standard output of ``fabric-initiator`` with these arguments."""
         done = subprocess.run(
             [sys.executable, "-m", "fabric.initiator", *args],
             cwd=self.logs,
@@ -36,6 +36,6 @@ class Built:
 
 
 def user_cache() -> Path:
-    """Where builds of this user are kept: what was built there need not be built for a test."""
+    """The cache of this user: tests use what is already built there."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(os.environ.get("FABRIC_CACHE") or f"{base}/distbuild").expanduser()

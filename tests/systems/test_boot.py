@@ -1,4 +1,4 @@
-"""The systems boot, from the disk that `fabric-initiator image` makes, to a login prompt."""
+"""The systems boot to a login prompt from the disk that `fabric-initiator image` makes."""
 
 from __future__ import annotations
 
@@ -59,6 +59,6 @@ def test_build_system_boots_with_the_fabric_in_it(minimal: Built) -> None:
     disk = minimal.logs / "machine.img"
     minimal.run("image", system, "--to", str(disk), "--hostname", "farm-1", "--force")
     with Machine(disk, memory="1G") as machine:
-        # each is said once, in either order
+        # each is printed once, in either order
         for _ in range(2):
             machine.wait_for(r"Started .*ssh\.service|farm-1 login: ", 900)

@@ -1,4 +1,4 @@
-"""The image tool by itself: a kernel and a static busybox, and nothing that was built here."""
+"""An image of Debian's kernel and a static busybox boots, without anything built here."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_image_boots_without_an_initrd(rootfs: Path, tmp_path: Path) -> None:
         hostname="handmade-1",
         files={"root/laid-over": File(b"before the first boot\n", 0o600, 12, 34)},
     )
-    # the kernel has ext4 and NVMe built in, and so needs no initrd to find its root there
+    # the kernel has ext4 and NVMe built in, and so needs no initrd
     assert image.initrd == ""
     with Machine(image.path, disk="nvme", memory="256M") as machine:
         machine.wait_for(r"handmade-1 login: ", 600)

@@ -1,4 +1,4 @@
-"""The build-system's machines know the name servers that DHCP brings, whenever it does."""
+"""Machines of the build-system follow the name servers that DHCP gives."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SCRIPT = ROOT / "systems/build-system/usr/lib/distbuild/resolv-conf"
 
 
 def leased(state: Path, *servers: str) -> None:
-    """What systemd-networkd does when something has changed."""
+    """Write the state as systemd-networkd does after a change."""
     new = state.with_suffix(".new")
     new.write_text(
         f"# This is private data. Do not parse.\nOPER_STATE=routable\nDNS={' '.join(servers)}\n"
@@ -25,7 +25,7 @@ def leased(state: Path, *servers: str) -> None:
 
 @pytest.fixture
 def state(tmp_path: Path) -> Iterator[Path]:
-    """The file it watches; beside it, it writes resolv.conf."""
+    """The watched file; resolv.conf is written beside it."""
     state = tmp_path / "state"
     command: list[str | Path] = ["sh", SCRIPT, state, tmp_path / "resolv.conf"]
     with subprocess.Popen(command, process_group=0) as script:
@@ -34,7 +34,7 @@ def state(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_name_servers_follow_every_change(state: Path) -> None:
-    """However many come while it is at work."""
+    """Changes during an update count too."""
     resolv_conf = state.with_name("resolv.conf")
     for count in (1, 2, 30):
         for number in range(count):

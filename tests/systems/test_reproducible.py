@@ -1,4 +1,4 @@
-"""Building twice, in different directories and another order, gives the same bytes."""
+"""Two builds in different folders and orders give the same bytes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(3600)]
 
 
 def artifacts(built: Built) -> dict[str, dict[str, Any]]:
-    """Every artifact of every step by name."""
+    """Name -> artifact, for all steps."""
     steps = json.loads(built.run("show", str(ROOT / MINIMAL), "--json"))
     return {
         f"{step['kind']} {step['name']}: {artifact['name']}": artifact

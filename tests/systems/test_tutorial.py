@@ -1,4 +1,4 @@
-"""The tutorial's own chunk and system: its commands, typed in an empty folder."""
+"""The commands of the tutorial work in an empty folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def commands() -> list[str]:
 
 
 def shared_cache(cache: Path, minimal: Built) -> None:
-    """A cache with all that the minimal system needs, to which a test may add."""
+    """A cache with the artifacts of the minimal system, which a test may extend."""
     sources = cache / "trove/git/upstream"
     sources.mkdir(parents=True)
     (cache / "artifacts").symlink_to(minimal.cache / "artifacts")

@@ -1,4 +1,4 @@
-"""Servers and stores for the trove's tests: all real, all on loopback."""
+"""Real servers and stores on loopback for the tests of the trove."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fabric.trove.artifacts.store import Store
 
 @pytest.fixture
 def files(tmp_path: Path) -> Iterator[Files]:
-    """A directory behind an HTTP server that can be told to fail."""
+    """A directory behind an HTTP server that can be made to fail."""
     folder = tmp_path / "served"
     folder.mkdir()
     with Files(folder) as served:
@@ -24,21 +24,21 @@ def files(tmp_path: Path) -> Iterator[Files]:
 
 @pytest.fixture(scope="session")
 def webdav(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of a WebDAV server of our own."""
+    """The URL of a WebDAV server."""
     with nginx(tmp_path_factory.mktemp("nginx"), free_port()) as server:
         yield f"{server.url}/some/place"
 
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment that leads to an S3 server of our own, with the bucket ``artifacts``."""
+    """The environment for an S3 server with the bucket ``artifacts``."""
     with seaweed(tmp_path_factory.mktemp("seaweed")) as environment:
         yield environment
 
 
 @pytest.fixture(scope="session")
 def ssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
-    """An SSH server of our own, as if nobody had thought of git when setting it up."""
+    """An SSH server that is not configured for git."""
     with sshd(tmp_path_factory.mktemp("sshd"), free_port()) as server:
         yield server
 

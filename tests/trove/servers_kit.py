@@ -1,4 +1,4 @@
-"""Programs as child processes, the ports where servers listen, and the way there."""
+"""Servers as child processes, their ports, and connections that fail."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def child_environment() -> dict[str, str]:
-    """For tests that run Python: with this folder and the project to import from."""
+    """The environment of Python child processes, which import from here and from the project."""
     here = Path(__file__).parent
     return {**os.environ, "PYTHONPATH": f"{here.parents[1]}:{here}"}
 
@@ -23,7 +23,7 @@ def child_environment() -> dict[str, str]:
 def running(
     command: list[str], output: Path, port: int, *, path: str = "", seconds: float = 20
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A server as a child process, from when its port answers until the end of the block."""
+    """Run a server as a child process in the block, which begins once its port answers."""
     search = f"{os.environ['PATH']}:{path}"
     program = shutil.which(command[0], path=search)
     assert program, f"the tests need {command[0]}"
@@ -52,7 +52,7 @@ def answers(port: int) -> bool:
 
 
 def free_port(above: int = 1024) -> int:
-    """A port that nobody listens on; also the one 10,000 above it, where that exists."""
+    """An unused port; with ``above``, one from there to 55000 with port + 10,000 unused too."""
     while True:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -64,10 +64,10 @@ def free_port(above: int = 1024) -> int:
 
 
 class Cable:
-    """A way to a server that can be cut: TCP on loopback.
+    """A TCP proxy to a server, whose connections can be cut.
 
     ``breaks`` connections are cut after ``after`` bytes of the server's (or with ``up`` of the
-    client's); ``rate`` limits what goes up, in bytes per second; ``stalls`` lets nothing through.
+    client's); ``rate`` limits uploads, in bytes per second; ``stalls`` lets nothing through.
     """
 
     def __init__(self, to: int) -> None:

@@ -1,4 +1,4 @@
-"""Where sources come from - git repositories, archives, who serves them - and who shares them."""
+"""Git repositories, archives, their servers, and a farm that shares them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from fabric.trove.sources.resolve import Sources
 
 
 def outputs_at_once(code: str) -> set[str]:
-    """The different outputs of four processes that run this program at once, and succeed."""
+    """The distinct outputs of four processes that run this program at once and succeed."""
     command = [sys.executable, "-c", textwrap.dedent(code)]
     root = Path(__file__).parents[2]
     children = [
@@ -41,7 +41,7 @@ def outputs_at_once(code: str) -> set[str]:
 
 
 def git(folder: Path, *args: str) -> str:
-    """Run git there as somebody, without any configuration."""
+    """Run git there with an author and without any configuration."""
     environment = {
         **os.environ,
         "GIT_CONFIG_NOSYSTEM": "1",
@@ -79,7 +79,7 @@ def repository(folder: Path, files: Mapping[str, str | bytes], tag: str = "") ->
 
 
 def tarball(members: Mapping[str, bytes | str | tarfile.TarInfo], compression: str = "gz") -> bytes:
-    """A tar archive: bytes are files, text is the target of a symlink, others are as they are."""
+    """A tar archive: bytes are files, text is the target of a symlink, others are members."""
     raw = io.BytesIO()
     # typeshed lists the modes, and this one is put together
     with tarfile.open(fileobj=raw, mode=f"w:{compression}") as archive:  # type: ignore[call-overload]
@@ -101,9 +101,8 @@ def tarball(members: Mapping[str, bytes | str | tarfile.TarInfo], compression: s
 
 
 class Files:
-    """Serves a directory over HTTP with ranges.  ``break_after`` cuts each answer after so many
-    bytes, as often as ``breaks`` says; with ``stalls`` the end of an answer never comes;
-    ``requests`` lists (path, Range header)."""
+    """Serves a directory over HTTP with ranges. ``breaks`` answers are cut after ``break_after``
+    bytes; with ``stalls`` an answer never ends; ``requests`` lists (path, Range header)."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -167,7 +166,7 @@ class Files:
                     self.close_connection = True
                 if files.stalls:
                     self.wfile.write(data[: len(data) // 2])
-                    time.sleep(20)  # longer than anybody waits for it
+                    time.sleep(20)  # longer than any test waits
                     return None
                 self.wfile.write(data)
                 return None
@@ -180,7 +179,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Sshd:
-    """An SSH server that lets one key in, for git alone."""
+    """An SSH server that accepts one key, for git only."""
 
     folder: Path
     port: int
@@ -194,7 +193,7 @@ class Sshd:
 
 @contextlib.contextmanager
 def sshd(folder: Path, port: int, **more: str) -> Iterator[Sshd]:
-    """OpenSSH's server on loopback with a host key of its own; all it runs is git."""
+    """OpenSSH's server on loopback with its own host key; it runs only git."""
     for name in ("host", "key", "stranger"):
         command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
         subprocess.run(command, check=True)
@@ -226,7 +225,7 @@ def sshd(folder: Path, port: int, **more: str) -> Iterator[Sshd]:
 
 
 class Farm:
-    """Machines that have nothing in common but a trove.  Every use is like a new process."""
+    """Machines that share only a trove. Every use is like a new process."""
 
     def __init__(self, folder: Path, trove: Trove, bare: Path) -> None:
         self.folder = folder
@@ -234,7 +233,7 @@ class Farm:
         self.bare = bare
 
     def lorries(self, who: str, **lorries: dict[str, str]) -> None:
-        """Give a user definitions with such lorries.  JSON is YAML."""
+        """Write definitions with these lorries for a user. JSON is YAML."""
         sources = self.folder / who / "sources"
         sources.mkdir(parents=True, exist_ok=True)
         (sources / "all.lorry").write_text(json.dumps(lorries))
@@ -247,7 +246,7 @@ class Farm:
         return self._machine(who, self.folder / who / "sources", head=head)
 
     def resolver(self, of: str, head: str = "") -> Sources:
-        """The broker's, at work on the definitions of a user."""
+        """The sources of the broker for the definitions of a user."""
         return self._machine("broker", self.folder / of / "sources", imports=False, head=head)
 
     def worker(self, name: str = "worker") -> Sources:

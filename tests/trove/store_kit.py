@@ -1,4 +1,4 @@
-"""Artifact stores behind real servers on loopback, and what is kept in them."""
+"""Artifact stores behind real servers on loopback, and artifacts to put there."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def nginx(
 ) -> Iterator[Server]:
     """A WebDAV server: nginx with its two DAV modules; its files are in ``data``.
 
-    With a certificate of ``tls``, and for ``login`` (USER:PASSWORD) alone, if they are given;
-    then also for ``reader``, who is refused with 403, as on a deployed trove, if he would write.
+    ``tls`` gives it a certificate. Only ``login`` (USER:PASSWORD) has access, if it is given, and
+    ``reader``, whose writes get a 403, as on a deployed trove.
     """
     module = Path("/usr/lib/nginx/modules/ngx_http_dav_ext_module.so")
     assert module.exists(), (
@@ -101,7 +101,7 @@ def nginx(
 
 @dataclass(frozen=True)
 class Server:
-    """A WebDAV server, and the folder where its files are."""
+    """A WebDAV server and the folder of its files."""
 
     url: str
     port: int
@@ -109,7 +109,7 @@ class Server:
 
 
 class Authority:
-    """An authority of our own that signs certificates.  ``valid``: when they are, for openssl."""
+    """An authority that signs certificates. ``valid``: openssl's options for their dates."""
 
     def __init__(
         self, folder: Path, name: str = "authority", valid: Sequence[str] = ("-days", "2")
@@ -150,7 +150,7 @@ class Authority:
 
 @contextlib.contextmanager
 def seaweed(folder: Path) -> Iterator[dict[str, str]]:
-    """An S3 server: SeaweedFS, all of it in one process."""
+    """An S3 server: SeaweedFS in one process."""
     ports = {name: free_port(above=20000) for name in ("master", "volume", "filer", "s3")}
     (folder / "s3.json").write_text(
         '{"identities": [{"name": "test", "credentials": [{"accessKey": "test",'
@@ -186,7 +186,7 @@ def seaweed(folder: Path) -> Iterator[dict[str, str]]:
                 "AWS_ENDPOINT": f"http://127.0.0.1:{ports['s3']}",
                 "AWS_ALLOW_HTTP": "true",
             }
-    finally:  # it has sockets at fixed places, too, and leaves them
+    finally:  # it has sockets at fixed paths and leaves them
         for port in ports.values():
             for place in (port, port + 10000):
                 for socket in Path("/tmp").glob(f"seaweedfs-*-{place}.sock"):

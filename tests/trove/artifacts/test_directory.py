@@ -1,4 +1,4 @@
-"""The artifact store in a directory: damage, crashes, full disks, many at once."""
+"""The artifact store in a directory: damage, crashes, full disks, concurrent writers."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_gc_keeps_blobs_used_again_meanwhile(directory: Store) -> None:
 
 
 def test_put_syncs_everything_before_it_returns(directory: Store, tmp_path: Path) -> None:
-    """Seen from outside: which system calls a put makes, and in which order."""
+    """Checks the order of the system calls that a put makes."""
     directory.put(*step(1, b"first"))
     trace = tmp_path / "trace"
     code = f"""
@@ -242,7 +242,7 @@ def test_put_that_is_killed_leaves_no_damage(directory: Store, tmp_path: Path) -
 
 
 def test_store_may_be_written_by_many_at_once(directory: Store, tmp_path: Path) -> None:
-    """Processes that put the same artifacts, while another cleans: all of it stays whole."""
+    """Several processes put the same artifacts while another runs gc."""
     code = """
         import sys
         from pathlib import Path

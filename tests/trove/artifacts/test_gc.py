@@ -1,4 +1,4 @@
-"""What `gc` of a store removes, what it spares, and how it knows."""
+"""The artifacts that `gc` of a store removes and keeps, and the records of use."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DAY = 86400.0
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    """A WebDAV server of this test alone."""
+    """A WebDAV server for one test."""
     folder = tmp_path / "server"
     folder.mkdir()
     with nginx(folder, free_port()) as server:
@@ -35,7 +35,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 @pytest.fixture(params=["directory", "webdav"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
-    """URL of a store, and the folder where its files are."""
+    """The URL of a store and the folder of its files."""
     if request.param == "directory":
         return str(tmp_path / "store"), tmp_path / "store"
     server: Server = request.getfixturevalue("server")
@@ -43,7 +43,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
 
 
 def age(folder: Path, days: float) -> None:
-    """All of a store was written so long ago."""
+    """Make all files of a store so many days old."""
     old = time.time() - days * DAY
     for file in folder.rglob("*"):
         if file.is_file():
@@ -149,11 +149,11 @@ def test_gc_keeps_and_counts_blobs_that_an_upload_may_name(server: Server, tmp_p
     assert (gone.blobs, gone.waiting) == (2, 0)
 
 
-# -- notes of use ----------------------------------------------------------------------------
+# -- records of use --------------------------------------------------------------------------
 
 
 def noted(server: Server) -> list[bytes]:
-    """What has reached the server: the contents of all notes."""
+    """The contents of all records of use on the server."""
     return [file.read_bytes() for file in (server.data / "a/uses").glob("*")]
 
 

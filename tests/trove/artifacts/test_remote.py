@@ -1,4 +1,4 @@
-"""Artifact stores behind a network: whom to trust, broken wires, hung and full servers."""
+"""Artifact stores on servers: access, certificates, broken connections, hung and full servers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ READER = "reader:not so secret"
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    """A WebDAV server of this test alone."""
+    """A WebDAV server for one test."""
     folder = tmp_path / "server"
     folder.mkdir()
     with nginx(folder, free_port()) as server:
@@ -38,37 +38,37 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def cable(server: Server) -> Iterator[Cable]:
-    """A way to it that can be cut."""
+    """A proxy to the server, whose connections can be cut."""
     with Cable(server.port) as cable:
         yield cable
 
 
 @pytest.fixture
 def far(cable: Cable, tmp_path: Path) -> Store:
-    """The store at the other end of the cable."""
+    """The store behind the proxy."""
     return Store(f"http://127.0.0.1:{cable.port}/a", tmp_path / "scratch")
 
 
 @pytest.fixture
 def near(server: Server, tmp_path: Path) -> Store:
-    """The same store, without the cable."""
+    """The same store without the proxy."""
     return Store(f"{server.url}/a", tmp_path / "another scratch")
 
 
 @pytest.fixture
 def big(tmp_path: Path) -> Path:
-    """A file larger than what obstore would rather upload in parts."""
+    """A file so large that obstore uploads it in parts."""
     file = tmp_path / "big"
     file.write_bytes(os.urandom(12 * MIB))
     return file
 
 
-# -- who may, and whom to trust --------------------------------------------------------------
+# -- access and certificates -----------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Authority]]:
-    """A server with TLS and a password, and who vouches for it."""
+    """A server with TLS and a password, and the authority of its certificate."""
     folder = tmp_path_factory.mktemp("guarded")
     authority = Authority(folder)
     with nginx(folder, free_port(), tls=authority, login=LOGIN, reader=READER) as server:
@@ -187,7 +187,7 @@ def test_store_reports_unreadable_files_of_settings(tmp_path: Path) -> None:
         Store("https://127.0.0.1/", tmp_path, ca=rubbish)
 
 
-# -- wires that break ------------------------------------------------------------------------
+# -- broken connections ----------------------------------------------------------------------
 
 
 def test_download_resumes_after_a_broken_connection(
@@ -222,7 +222,7 @@ def test_upload_that_is_slow_is_not_given_up(
 
 
 def test_request_waits_for_a_server_that_restarts(tmp_path: Path) -> None:
-    """Requests wait for one that is being restarted."""
+    """A request made before the server runs succeeds."""
     folder, port = tmp_path / "server", free_port()
     folder.mkdir()
     store = Store(f"http://127.0.0.1:{port}/a", tmp_path / "scratch")
@@ -286,7 +286,7 @@ def test_request_that_hangs_can_be_interrupted(
 
 
 def test_upload_is_all_or_nothing(server: Server, cable: Cable, tmp_path: Path, big: Path) -> None:
-    """Whoever is killed while uploading leaves nothing that a reader could see."""
+    """A process killed during an upload leaves nothing that readers see."""
     cable.rate = MIB
     code = f"""
         import sys
@@ -312,7 +312,7 @@ def test_upload_is_all_or_nothing(server: Server, cable: Cable, tmp_path: Path, 
         near.read(blob(big.read_bytes()))
 
 
-# -- many at once ----------------------------------------------------------------------------
+# -- concurrent use --------------------------------------------------------------------------
 
 
 def test_upload_of_one_artifact_by_many_is_whole(server: Server, tmp_path: Path, big: Path) -> None:
@@ -368,7 +368,7 @@ def test_bring_can_be_cancelled(far: Store, near: Store, big: Path) -> None:
 def test_gc_uses_the_clock_of_the_server(
     near: Store, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A machine whose clock is wrong by days takes no upload under way for an old one."""
+    """A machine with a wrong clock removes no upload in progress."""
     near.put(*step(1, b"pinned"))
     near.put(*step(2, b"of no use"))
     near.remove([key(2)])
@@ -387,9 +387,9 @@ def test_gc_uses_the_clock_of_the_server(
 def test_upload_that_is_corrupt_is_replaced_by_another_worker(
     server: Server, near: Store, tmp_path: Path
 ) -> None:
-    """One machine's bad bytes: found by the next that needs them, and built again elsewhere."""
+    """The next worker that needs the blob notices the damage, and another builds it again."""
     data = os.urandom(MIB)
-    near.put(*step(1, data))  # by a worker whose network turns a bit
+    near.put(*step(1, data))  # by a worker whose network flips a bit
     place = server.data / "a" / "blobs" / blob(data).sha256[:2] / blob(data).sha256
     place.write_bytes(bytes([data[0] ^ 1]) + data[1:])
 

@@ -1,4 +1,4 @@
-"""The artifact store in a directory, over WebDAV and in S3: what it keeps, and what it notices."""
+"""The artifact store in a directory, over WebDAV and in S3 keeps and verifies its contents."""
 
 from __future__ import annotations
 

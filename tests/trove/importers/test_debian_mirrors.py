@@ -1,4 +1,4 @@
-"""A Debian archive whose index names what it does not hold."""
+"""A Debian archive whose index lists files that it does not hold."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NEWER, OLDER = "hello=2.10-3+deb13u1", "hello=2.10-3"
 
 
 class Archives:
-    """What two archives offer: revisions of one source, of which some cannot be downloaded."""
+    """Two archives that offer revisions of one source, some of which cannot be downloaded."""
 
     def __init__(self, folder: Path, orig: bytes, missing: set[str]) -> None:
         self.folder = folder
@@ -54,7 +54,7 @@ class Archives:
 
 
 def imported(top: Path, missing: set[str]) -> list[str]:
-    """Import a source; returns what was asked for."""
+    """Import a source; returns the requested files."""
     orig = tarball({"hello-2.10/hello.c": b"int main;"})
     for name in ("sources", "downloads", "files"):
         (top / name).mkdir()

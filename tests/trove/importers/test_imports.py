@@ -1,4 +1,4 @@
-"""Importing tarballs and git repositories: deterministic, verified, resumed, harmless."""
+"""Imports of tarballs and git repositories are deterministic, verified, resumed and confined."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ EXPECTED = {
 
 
 class Trove:
-    """A trove whose lorries stand in one directory; every use is like a new process."""
+    """A trove whose lorries are in one folder. Every use is like a new process."""
 
     def __init__(self, top: Path, name: str = "trove") -> None:
         self.root = top / name
@@ -65,7 +65,7 @@ class Trove:
         return self.sources().resolve("upstream:thing", ref)
 
     def files(self, ref: str = "1.0") -> dict[str, tuple[str, bytes]]:
-        """Path -> (mode, content) of what was imported."""
+        """Path -> (mode, content) of the imported files."""
         source = self.resolve(ref)
         tree = self.sources().export(source)
         bare = self.root / "git/upstream/thing.git"
@@ -162,7 +162,7 @@ def test_import_from_a_file_url(trove: Trove, tmp_path: Path) -> None:
         trove.resolve()
 
 
-# -- what archives may hold ------------------------------------------------------------------
+# -- contents of archives --------------------------------------------------------------------
 
 
 def test_import_strips_a_single_top_folder_only(trove: Trove, files: Files) -> None:
@@ -330,7 +330,7 @@ def test_import_by_several_processes_happens_once(trove: Trove, files: Files) ->
 
 
 def test_import_can_be_interrupted(trove: Trove, files: Files, tmp_path: Path) -> None:
-    """Two are under way, one in Python, one in git; the signal reaches only our own process."""
+    """Two imports run, one in Python, one in git; only the parent process gets the signal."""
     data = tarball({"t/noise": hashlib.shake_128(b"noise").digest(300_000)})
     files.stalls = True
     trove.lorry(files.put("thing", data), data)

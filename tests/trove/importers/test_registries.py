@@ -1,4 +1,4 @@
-"""Sources from Debian's archives and the Python package index: the real ones."""
+"""Sources from the real Debian archives and the real Python package index."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ hello:
 
 @pytest.fixture(scope="module")
 def apt_lists(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trove whose package lists are shared by the tests here."""
+    """The package lists, which all troves of these tests share."""
     return tmp_path_factory.mktemp("lists")
 
 
@@ -135,7 +135,7 @@ def test_debian_source_that_does_not_exist_is_an_error(make: Callable[[str], Tro
 
 def test_debian_source_can_be_imported_by_an_ordinary_user() -> None:
     if os.geteuid() != 0:
-        return  # then every other test shows it
+        return  # every other test covers it then
     top = Path(tempfile.mkdtemp(dir="/var/tmp"))
     try:
         os.chown(top, 65534, 65534)
@@ -377,7 +377,7 @@ def test_sdist_that_is_not_offered_is_an_error(make: Callable[[str], Trove]) -> 
 
 @pytest.fixture
 def index(files: Files, monkeypatch: pytest.MonkeyPatch) -> Files:
-    """An index of our own, with a password, that pip is configured to use."""
+    """A local index with a password, which pip is configured to use."""
     monkeypatch.setenv("PIP_INDEX_URL", files.url.replace("//", "//me:secret@") + "/simple")
     return files
 

@@ -1,4 +1,4 @@
-"""A work tree as a commit in the trove, and the user's repository as it was before."""
+"""A work tree becomes a commit in the trove, and the user's repository does not change."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def trove(tmp_path: Path) -> Trove:
 
 
 def pushed(ours: Builds, trove: Trove, root: Path) -> dict[str, str]:
-    """What is below ``root`` goes to the trove; returns what arrives there."""
+    """Push a snapshot of ``root`` to the trove; returns the files that arrive."""
     ref = ref_of(new_request())
     ours.push(ours.snapshot(root), trove, ref, print)
     there = Path(trove.url)
@@ -58,7 +58,7 @@ def pushed(ours: Builds, trove: Trove, root: Path) -> dict[str, str]:
 
 
 def shown(ours: Builds, root: Path, path: str) -> str:
-    """A file as it is in a snapshot of ``root``."""
+    """The content of a file in a snapshot of ``root``."""
     build = ours.snapshot(root)
     done = subprocess.run(
         ["git", "--git-dir", str(ours.repository.path), "show", f"{build.commit}:{path}"],
@@ -158,7 +158,7 @@ def test_snapshot_without_any_commit(tmp_path: Path, ours: Builds, trove: Trove)
 
 
 def test_snapshot_does_not_read_unchanged_files(user: Path, ours: Builds) -> None:
-    """A file whose time and size are those in the index counts as it is there."""
+    """A file with the time and size of its index entry counts as unchanged."""
     path = user / "strata/a.morph"
     os.utime(path, (1, 1))
     git(user, "update-index", "--refresh")
@@ -193,7 +193,7 @@ def test_push_sends_no_objects_that_the_trove_has(user: Path, ours: Builds, trov
 @pytest.mark.parametrize("name", ["crypt", "a=b.c"])
 @pytest.mark.parametrize("kind", ["clean", "process"])
 def test_snapshot_runs_no_filters(user: Path, ours: Builds, name: str, kind: str) -> None:
-    """The repository itself may say what program it is."""
+    """The configuration of a repository may name any program as a filter."""
     ran = user.parent / "ran"
     git(user, "config", f"filter.{name}.{kind}", f"touch {ran}; cat")
     git(user, "config", f"filter.{name}.required", "true")
@@ -244,7 +244,7 @@ def test_build_refs_are_removed_once_they_are_old(user: Path, ours: Builds, trov
 def test_build_repository_does_not_grow_for_ever(
     user: Path, ours: Builds, trove: Trove, around: bool
 ) -> None:
-    """What old orders alone need goes, and the next ones are whole, in a repository or in none."""
+    """Objects of old builds only are removed, and later snapshots are complete."""
     if not around:
         shutil.rmtree(user / ".git")
     stays = {"VERSION": "version: 8\n", "strata/b.morph": "name: b\n"}

@@ -1,4 +1,4 @@
-"""Objects read through one git."""
+"""Objects are read through one git process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exported trees: byte for byte what the commit holds, whatever it holds."""
+"""Exported trees hold exactly the bytes of their commit."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_export_notices_a_damaged_object(sources: Sources, tmp_path: Path) -> No
         sources.exports.make(lonely, source.commit, source.tree)
     assert list(sources.exports.directory.iterdir()) == []
     lonely.path.rename(mirror)
-    assert (sources.export(source) / "a").read_text() == "1" * 100  # from a mirror made anew
+    assert (sources.export(source) / "a").read_text() == "1" * 100  # from a new mirror
 
 
 def wicked(repo: Path, entries: list[tuple[str, bytes, str]]) -> str:

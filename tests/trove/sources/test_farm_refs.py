@@ -1,4 +1,4 @@
-"""A farm's trove: sources go from whoever imports them to whoever builds with them."""
+"""The trove of a farm passes sources from the users who import them to the workers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def any_farm(request: pytest.FixtureRequest, tmp_path: Path, bare: Path) -> Farm
     return Farm(tmp_path, trove, bare)
 
 
-# -- from one machine to the other -----------------------------------------------------------
+# -- from one machine to another -------------------------------------------------------------
 
 
 def test_import_of_one_user_is_there_for_all(any_farm: Farm, files: Files) -> None:
@@ -98,7 +98,7 @@ def test_pins_of_two_users_may_differ_under_one_name(farm: Farm, files: Files) -
 
 
 def pinned(farm: Farm, who: str, url: str, data: bytes, tree: str) -> Lorries:
-    """Give a user a lorry for the thing that records a tree ("" for none)."""
+    """Write a lorry for the thing that records a tree ("" for none)."""
     sha256 = hashlib.sha256(data).hexdigest()
     entry = {"type": "tarball", "url": url, "version": "1.0", "sha256": sha256}
     farm.lorries(who, thing={**entry, "tree": tree} if tree else entry)
@@ -106,7 +106,7 @@ def pinned(farm: Farm, who: str, url: str, data: bytes, tree: str) -> Lorries:
 
 
 def swap(farm: Farm, key: str, annotated: bool = False) -> str:
-    """Push something else under a pin, as everybody may; return its tree."""
+    """Push another tree under a pin, as any user may; return it."""
     work = farm.folder / "mallory"
     repository(work, {"a": "evil"})
     git(work, "commit", "--quiet", "--amend", "--message", f"thing 1.0\n\nImport-Key: {key}")
@@ -176,7 +176,7 @@ def test_pin_that_is_no_commit_is_ignored(farm: Farm, files: Files, object: str)
 
 
 def test_pin_comes_before_a_tag_of_the_same_name(farm: Farm, tmp_path: Path) -> None:
-    """A set of packages is a branch, and somebody made a tag that is called like it."""
+    """A set of packages is a branch, and another user pushed a tag of its name."""
     repository(tmp_path / "work", {"a": "evil"}, tag="1")
     git(tmp_path / "work", "push", "--quiet", str(farm.bare), "1:refs/tags/upstream/set.git/1")
     sources = farm.initiator("ann")
@@ -278,7 +278,7 @@ def test_commit_that_no_ref_reaches_is_resolved(farm: Farm, tmp_path: Path) -> N
 
 
 def test_git_lorry_reaches_the_farm_by_the_trove(farm: Farm, tmp_path: Path) -> None:
-    """Lorries of type git: who can reach the origin pushes what a build needs of it."""
+    """A user who can reach the origin pushes the objects that a build needs."""
     inner = repository(tmp_path / "inner", {"deep": "1"})
     work = tmp_path / "work"
     repository(work, {"a": "1"}, tag="v1")
@@ -400,7 +400,7 @@ def test_head_outside_a_repository_is_an_error(farm: Farm, own: Path) -> None:
         farm.initiator("ann").resolve("baserock:definitions", "HEAD")
 
 
-# -- what can be wrong -----------------------------------------------------------------------
+# -- errors ----------------------------------------------------------------------------------
 
 
 def test_trove_out_of_reach_is_explained(bare: Path, ssh: Sshd, tmp_path: Path) -> None:
@@ -429,7 +429,7 @@ def test_trove_sessions_run_only_git(ssh: Sshd) -> None:
 
 
 def test_push_is_atomic(farm: Farm, tmp_path: Path) -> None:
-    """A tag whose pin is wanting would be taken for enough when it is looked for again."""
+    """A tag without its pin would count as complete in the next search."""
     work = tmp_path / "work"
     commit = repository(work, {"a": "1"}, tag="1.0")
     farm.lorries("ann", thing={"type": "git", "url": str(work)})
@@ -447,7 +447,7 @@ def test_push_is_atomic(farm: Farm, tmp_path: Path) -> None:
 
 @pytest.fixture
 def silent() -> Iterator[int]:
-    """A port where connections are taken, and nothing is ever said."""
+    """A port that accepts connections and never answers."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()
@@ -466,7 +466,7 @@ def test_trove_that_never_answers_is_given_up(
 
 
 def test_trove_on_a_full_disk_is_reported(tmp_path: Path) -> None:
-    """A push that does not fit says so, and the trove is as it was."""
+    """A push that does not fit reports it and changes nothing in the trove."""
     mount = tmp_path / "full"
     mount.mkdir()
     work = tmp_path / "work"

@@ -1,4 +1,4 @@
-"""Lorry files: what they may say, and how wrong ones are answered."""
+"""Lorry files: their fields, their errors, lock files and import keys."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ GCC = f"gcc 4:14.2.0-1 amd64 {SHA} 1234"
         "gcc 1 amd64 ../../x 5",
         f"gcc 1 amd64 {SHA.upper()} 5",
         f"gcc 1 amd64 {SHA} 5 more",
-        f"gcc 1 amd64 {SHA} \u0665",  # a digit, but not of ASCII
+        f"gcc 1 amd64 {SHA} \u0665",  # a digit outside ASCII
         f"gcc 1 amd64 {SHA} 5\r",
         "tree 1234",
         f"tree {SHA[:40]}\ntree {SHA[:40]}",

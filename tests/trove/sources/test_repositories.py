@@ -1,4 +1,4 @@
-"""Repositories that are damaged, at their origin or here, and refs that nobody has."""
+"""Damaged repositories, here or at their origin, and missing refs."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_repository_needs_safe_directory(tmp_path: Path, monkeypatch: pytest.Mon
     assert resolved() == commit
 
 
-# -- what only shows when it is read ---------------------------------------------------------
+# -- damage that shows only on reading -------------------------------------------------------
 
 
 def flipped(file: Path, at: int) -> None:
@@ -188,7 +188,7 @@ def tag_to_nothing(path: Path) -> None:
 
 
 def other_facts(path: Path) -> None:
-    """A digit of the tree's id is another one."""
+    """Change a digit of the id of the tree."""
     facts = path / "facts"
     content = facts.read_text()
     tree = re.findall("[0-9a-f]{40}", content)[1]
@@ -231,7 +231,7 @@ def test_mirror_damage_does_not_change_a_source(
 
 
 def test_mirror_is_kept_if_its_origin_is_damaged(tmp_path: Path) -> None:
-    """Refs of the origin are looked at, to see whether the mirror is still right."""
+    """The mirror is compared with the refs of its origin."""
     origin = tmp_path / "thing"
     repository(origin, {"file": "content"})
 
@@ -246,7 +246,7 @@ def test_mirror_is_kept_if_its_origin_is_damaged(tmp_path: Path) -> None:
     assert (mirror / "HEAD").stat().st_ino == kept
 
 
-# -- what is wrong, by chunk ---------------------------------------------------------------
+# -- errors by chunk -----------------------------------------------------------------------
 
 
 def definitions(root: Path, specs: str) -> Project:

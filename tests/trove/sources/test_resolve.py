@@ -1,4 +1,4 @@
-"""Sources from git: refs, mirrors, submodules, and what is said when there are none."""
+"""Sources from git: refs, mirrors, submodules, and errors of missing ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Make = Callable[..., Sources]
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    """Makes the sources of one trove, as a new process would, with the aliases given."""
+    """Makes the sources of one trove with the given aliases, as a new process would."""
 
     def sources(**aliases: str) -> Sources:
         return Sources(tmp_path / "trove", aliases, None, progress=progress.append)
@@ -33,13 +33,13 @@ def make(tmp_path: Path) -> Make:
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Path:
-    """A directory of repositories that aliases lead to."""
+    """A folder of repositories for aliases."""
     return tmp_path / "elsewhere"
 
 
 @pytest.fixture
 def without_git(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Call it, and no process can be started any more."""
+    """A function after whose call no process can be started."""
 
     def refuse(*args: object, **options: object) -> None:
         raise AssertionError(f"started {args} {options}")
@@ -291,7 +291,7 @@ def test_submodule_url_cannot_lead_out() -> None:
         Aliases(Path("/trove"), {}).relative("up:a", "../../b")
 
 
-# -- what cannot be had ----------------------------------------------------------------------
+# -- missing sources -------------------------------------------------------------------------
 
 
 def test_missing_repository_is_explained(make: Make) -> None:
@@ -347,7 +347,7 @@ def test_export_by_several_processes_happens_once(elsewhere: Path, tmp_path: Pat
 
 
 def test_export_fetches_missing_commits(make: Make, elsewhere: Path) -> None:
-    """A worker gets a source that another machine has resolved."""
+    """A worker exports a source that another machine resolved."""
     commit = repository(elsewhere / "zlib", {"a": "1"}, tag="v1")
     tree = git(elsewhere / "zlib", "rev-parse", "v1^{tree}")
     worker = make(up=f"{elsewhere}/%s")
