@@ -13,7 +13,7 @@ T = TypeVar("T")
 class Turns(Generic[T]):
     """One entry for each share; the entry of the share with the smallest load comes first.
 
-    Loads change with each tick, and then all entries are sorted anew.  Within a tick a load
+    Loads change with each tick, and then `first` sorts all entries anew.  Within a tick a load
     that has grown is noticed when its entry is first; for one that has fallen `moved` must be
     called.
     """
@@ -46,8 +46,8 @@ class Turns(Generic[T]):
 
     def moved(self, share: Share, now: float) -> None:
         """The load of a share may have changed."""
-        if len(self._entries) < 2 or share.number not in self._entries:
-            return
+        if now // TICK != self._tick or share.number not in self._entries:
+            return  # `first` will sort: until then, the heap must not grow
         load = share.load(now)
         if self._placed.get(share.number) != load:
             self._placed[share.number] = load

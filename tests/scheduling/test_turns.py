@@ -48,3 +48,17 @@ def test_turns_give_the_share_with_the_smallest_load(
         least = min(present, key=lambda each: (shares[each].load(now), each), default=None)
         assert (None if first is None else first[1]) == least
         assert {*turns.all()} == present
+
+
+def test_turns_that_nobody_reads_do_not_grow() -> None:
+    turns: Turns[int] = Turns()
+    shares = [Share(number) for number in range(2)]
+    for share in shares:
+        turns.add(share, share.number, 100.0)
+    assert turns.first(100.0) == (shares[0], 0)
+    for attempt in range(1000):
+        shares[0].begin(101.0 + attempt)
+        shares[0].end(1.0, 101.5 + attempt)
+        turns.moved(shares[0], 101.5 + attempt)
+    assert len(turns._heap) < 10
+    assert turns.first(1101.0) == (shares[1], 1)
