@@ -53,11 +53,16 @@ def remember(path: Path, content: bytes) -> None:
         write_whole(path, content)
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file, so that readers see all of it or none; a link of that name is replaced."""
+def write_whole(path: Path, content: bytes, mode: int | None = None) -> None:
+    """Write a file, so that readers see all of it or none; a link of that name is replaced.
+
+    Without ``mode``, the umask determines that of the file.
+    """
     fresh = path.with_name(f"{beside(path)}{os.urandom(8).hex()}")
     try:
         fresh.write_bytes(content)
+        if mode is not None:
+            fresh.chmod(mode)
         fresh.replace(path)
     finally:
         fresh.unlink(missing_ok=True)

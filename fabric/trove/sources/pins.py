@@ -84,6 +84,6 @@ def _fields(lorry: Lorry) -> dict[Field, str]:
 
 def _replace(target: Path, text: str) -> None:
     try:
-        write_whole(target, text.encode())
+        write_whole(target, text.encode(), mode=0o644)
     except OSError as error:
         raise SourceError(f"{target}: the pins cannot be written: {error.strerror}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from fabric import bounds
 from fabric.errors import DefinitionsError, SourceError
 from fabric.trove.sources.lock_files import Lock
 from fabric.trove.sources.lorries import Lorries
+from fabric.trove.sources.pins import record
 
 SHA = "ab" * 32
 
@@ -178,3 +180,13 @@ def test_lorry_import_key_depends_on_pins_only(tmp_path: Path) -> None:
     assert base != key(
         f'debian-source, version: "1", sha256: {SHA}, components: {{d: {SHA}}}, package: xx'
     )
+
+
+def test_an_update_leaves_a_lorry_readable_for_others(tmp_path: Path) -> None:
+    lorries = load(tmp_path, f'x: {{type: tarball, url: http://h/a, version: "1", sha256: {SHA}}}')
+    before = os.umask(0o077)
+    try:
+        record(lorries.named("x"), "12" * 20)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "sources/a.lorry").stat().st_mode & 0o777 == 0o644
