@@ -18,3 +18,7 @@ def initiator() -> NoReturn:
     from fabric.initiator import program
 
     program()
+
+
+if __name__ == "__main__":
+    initiator()

@@ -125,3 +125,11 @@ print(*sys.modules, sep="\\n", file=sys.stderr)
     assert loaded - shared == {"fabric.commands.build"}
     assert not shared & {f"fabric.commands.shared.{name}" for name in ("tables", "remote_build")}
     assert "fabric.wire.connection" not in done.stderr.splitlines()
+
+
+def test_python_runs_the_package() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "fabric", "nope"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "invalid choice: 'nope'" in done.stderr
