@@ -36,10 +36,11 @@ class Violation(AssertionError):
 
 
 class _Attempt(msgspec.Struct):
-    """One that a broker has told of."""
+    """An attempt that a broker has begun."""
 
     worker: str
     began: float
+    request: str = ""  # that it was begun for
     ended: bool = False
 
 
@@ -49,6 +50,7 @@ class Judge:
         self._looks = 0
         #: request -> how much of its patience it has used, while attempts began for others
         self._passed_over: dict[str, float] = {}
+        self._used: dict[str, float] = {}  # request -> seconds of workers that it has used
         #: by run of the broker, key, and fence
         self._attempts: dict[tuple[int, str, int], _Attempt] = {}
         #: the same -> since when it is unwanted, on the broker's clock
@@ -123,6 +125,9 @@ class Judge:
         if attempt is None or attempt.ended:
             raise Violation(f"{self.world.names[event.key]} {event.fence} ends, and does not run")
         attempt.ended = True
+        self._used[attempt.request] = self._used.get(attempt.request, 0.0) + (
+            self.world.now - attempt.began
+        )
 
     def began(self, broker: Run, event: events.Began) -> None:
         """An attempt begins: is it the only one, and whose turn was it?"""
@@ -134,6 +139,8 @@ class Judge:
             return
         self._is_alone(broker, event)
         task = broker.scheduler.state.tasks[event.key]
+        assert task.billed is not None
+        self._attempts[id].request = task.billed.id
         features = broker.scheduler.state.workers[event.worker].features
         for request in broker.scheduler.state.requests.values():
             if request.over:
@@ -147,15 +154,16 @@ class Judge:
             if request.id in task.requests or request.share.running or not waits:
                 self._passed_over[request.id] = 0.0
                 continue
-            assert task.billed is not None
             mine = task.billed.requester is request.requester
             if request.requester.share.running and not mine:
                 continue
             live = [each for each in broker.scheduler.state.requests.values() if not each.over]
             ratio = sum(each.share.weight for each in live) / request.share.weight
-            used = self._passed_over.get(request.id, 0.0) + 1.0 / (TURNS * ratio)
-            self._passed_over[request.id] = used
-            if used > 1.0:
+            # the others may use the workers as long as it has used them itself
+            turns = TURNS + self._used.get(request.id, 0.0)
+            passed = self._passed_over.get(request.id, 0.0) + 1.0 / (turns * ratio)
+            self._passed_over[request.id] = passed
+            if passed > 1.0:
                 raise Violation(f"{request.id} is starved")
 
     def _was_not_taken(self, broker: Run, key: str, fence: int) -> bool:

@@ -29,6 +29,7 @@ from fabric.controller.spools import Spools
 from fabric.controller.store_client import StoreClient
 from fabric.scheduling import attempts, events, requests, retries, scheduler, store, workers
 from fabric.scheduling.scheduler import Scheduler
+from fabric.scheduling.shares import Share
 
 #: Seconds of real time that one seed may take.
 PATIENCE = 30
@@ -218,6 +219,11 @@ mutant("patience", "a silent initiator never leaves", requests, "check_patience"
 @mutant("dying", "a step begins while an earlier attempt goes on", attempts, "wait_no_longer")
 def _(_: Old) -> Old:
     return lambda *_: True
+
+
+@mutant("shares", "the oldest request gets all workers", Share, "load")
+def _(_: Old) -> Old:
+    return lambda *_: 0.0
 
 
 @mutant("answer", "a store that does not answer counts as empty", StoreClient, "_look_up")
