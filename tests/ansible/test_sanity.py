@@ -6,6 +6,7 @@ pins.  It leaves them in ``build/ansible-test``.
 
 from __future__ import annotations
 
+import configparser
 import os
 import shutil
 import subprocess
@@ -30,8 +31,11 @@ def collection(tmp_path: Path) -> Path:
 
 
 def pip_settings() -> str:
-    """The settings of pip in the environment as its file: ansible-test clears the environment."""
-    settings = {
+    """The user's settings of pip as one file: ansible-test sees neither the environment nor HOME."""
+    file = configparser.RawConfigParser()
+    file.read([Path.home() / ".pip/pip.conf", Path.home() / ".config/pip/pip.conf"])
+    settings = dict(file["global"]) if "global" in file else {}
+    settings |= {
         name.removeprefix("PIP_").lower().replace("_", "-"): value
         for name, value in os.environ.items()
         if name.startswith("PIP_") and name != "PIP_CONFIG_FILE"
