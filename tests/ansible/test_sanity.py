@@ -31,7 +31,7 @@ def collection(tmp_path: Path) -> Path:
 
 
 def pip_settings() -> str:
-    """The user's settings of pip as one file: ansible-test sees neither the environment nor HOME."""
+    """The settings of pip as one file: ansible-test sees neither the environment nor HOME."""
     file = configparser.RawConfigParser()
     file.read([Path.home() / ".pip/pip.conf", Path.home() / ".config/pip/pip.conf"])
     settings = dict(file["global"]) if "global" in file else {}
