@@ -118,7 +118,7 @@ REFUSED = [
         order(components=("x",) * 1001),
         "Expected `array` of length <= 1000 - at `$.components`",
     ),
-    case("order", "ORDER")(
+    case("order", "BUILD_ORDER")(
         INITIATOR,
         order(components=("x" * 4000,) * 980),
         "BuildOrder of 3,923,115 bytes: it may have 65,536",
@@ -133,7 +133,7 @@ REFUSED = [
         Query(PROTOCOL, "q", "why", "x" * 4097),
         "Expected `str` of length <= 4096 - at `$.about`",
     ),
-    case("question", "QUESTION")(
+    case("question", "INITIATOR_MESSAGE")(
         INITIATOR,
         {"t": "Query", "protocol": PROTOCOL, "id": "q", "what": "workers", "more": "x" * 40_000},
         "Query of 40,045 bytes: it may have 32,768",
