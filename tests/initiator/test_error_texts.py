@@ -38,6 +38,7 @@ VARYING = (
     (r"kept on \S+, in", "kept on MACHINE, in"),
     (r"(  \| \n){2,}", "  | ...\n"),
     (r"\S+ waits: there is no worker\n", ""),
+    (r"\(choose from .*\)", "(choose from COMMANDS)"),  # Python 3.12 quotes no more
     (r"(?m)^\[\d/\d\] \S+: building on .*\n", ""),  # a short step may end before it is shown
     (r"\S+: (fetching|counting objects|receiving objects|resolving deltas)\n", ""),
     (r"Failed to connect to [^;]+|Could not resolve hostname [^;]+", "REASON"),
@@ -372,7 +373,7 @@ def _(world: World) -> str:
 
 @situation("A current folder that cannot be written")
 def _(world: World) -> str:
-    world.project.write(one="true")
+    world.project.write(one="sleep 10")  # it goes on when its log cannot be opened
     there = shlex.quote(str(world.project.logs))
     script = f"mount --bind {there} {there}; mount -o remount,ro,bind {there}; cd {there}"
     within = ["unshare", "--map-root-user", "--mount", "sh", "-c", f'{script}; exec "$@"', "sh"]
