@@ -10,11 +10,11 @@ QUICK := -n $(AT_ONCE) --dist loadfile -m 'not system'
 
 # Debian packages: what building needs, what disk images need, what deploying needs,
 # what the tests need besides.
-DEBIAN_BUILD := bubblewrap ca-certificates dpkg-dev git python3-venv xz-utils
+DEBIAN_BUILD := bubblewrap ca-certificates git python3-venv xz-utils
 DEBIAN_IMAGE := dosfstools e2fsprogs libarchive13t64 mtools qemu-utils syslinux syslinux-common
 DEBIAN_DEPLOY := $(DEBIAN_IMAGE) gcc libc6-dev libvirt-dev openssh-client pkgconf python3-dev
-DEBIAN_TEST := $(DEBIAN_DEPLOY) binutils busybox-static faketime iproute2 libnginx-mod-http-dav-ext make nginx-light \
-	ninja-build openssh-server qemu-system-x86 strace util-linux zstd
+DEBIAN_TEST := $(DEBIAN_DEPLOY) binutils busybox-static faketime fish iproute2 libnginx-mod-http-dav-ext make nginx-light \
+	ninja-build openssh-server qemu-system-x86 strace util-linux zsh zstd
 
 # What the tests of deployment need besides: a VM host, and machines without a VM.
 DEBIAN_VMHOST := dnsmasq-base iproute2 libvirt-clients libvirt-daemon-driver-qemu \
@@ -141,6 +141,10 @@ bench: setup-test ## run the benchmarks: ratios against something measured in th
 	@for bench in $(filter-out %_kit.py %_least.py,$(wildcard bench/*.py)); do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
 
 ##@ Maintain
+
+.PHONY: digests
+digests: setup ## build all systems, and write the SHA-256 of each artifact into systems/*.digests
+	@for system in systems/*.morph; do $(BIN)/fabric-initiator build $$system --write-digests || exit 1; done
 
 .PHONY: reference
 reference: setup ## write the tables of docs/reference from the code

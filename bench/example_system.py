@@ -15,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -53,29 +55,45 @@ def schedule(seconds: dict[str, float], needs: dict[str, list[str]]) -> float:
     return now
 
 
-def main() -> None:
-    initiator = str(Path(sys.executable).with_name("fabric-initiator"))
+class Fabric:
+    """The commands of a user whose artifacts are in ``cache``."""
+
+    def __init__(self, scratch: Path, cache: Path) -> None:
+        self._scratch = scratch
+        self._environ = os.environ | {"FABRIC_CACHE": str(cache)}
+
+    def start(self, *args: str, output: int | TextIO = sys.stderr) -> subprocess.Popen[str]:
+        initiator = str(Path(sys.executable).with_name("fabric-initiator"))
+        return subprocess.Popen(
+            [initiator, *args], cwd=self._scratch, env=self._environ, stdout=output, text=True
+        )
+
+    def run(self, *args: str, output: int | TextIO = subprocess.PIPE) -> str:
+        child = self.start(*args, output=output)
+        text, _ = child.communicate()
+        if child.returncode:
+            sys.exit(f"fabric-initiator {args[0]} ended with {child.returncode}")
+        return text or ""
+
+
+@contextmanager
+def empty_cache(name: str) -> Iterator[Fabric]:
+    """Without any artifact, and with the sources of the user's trove."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    with tempfile.TemporaryDirectory(prefix="example-system-", dir="/var/tmp") as scratch:
+    with tempfile.TemporaryDirectory(prefix=f"{name}-", dir="/var/tmp") as scratch:
         cache = Path(scratch, "cache")
         cache.mkdir()
         (cache / "trove").symlink_to(base / "distbuild/trove")
-        env = os.environ | {"FABRIC_CACHE": str(cache)}
+        yield Fabric(Path(scratch), cache)
 
-        def run(*args: str, output: int | TextIO = subprocess.PIPE) -> str:
-            command = [initiator, *args]
-            done = subprocess.run(
-                command, cwd=scratch, env=env, check=False, stdout=output, text=True
-            )
-            if done.returncode:
-                sys.exit(f"fabric-initiator {args[0]} ended with {done.returncode}")
-            return done.stdout or ""
 
-        run("show", SYSTEM)  # imports the sources
+def main() -> None:
+    with empty_cache("example-system") as fabric:
+        fabric.run("show", SYSTEM)  # imports the sources
         began = time.perf_counter()
-        run("build", SYSTEM, "--workers", str(WORKERS), output=sys.stderr)
+        fabric.run("build", SYSTEM, "--workers", str(WORKERS), output=sys.stderr)
         wall = time.perf_counter() - began
-        steps: list[dict[str, Any]] = json.loads(run("show", SYSTEM, "--json"))
+        steps: list[dict[str, Any]] = json.loads(fabric.run("show", SYSTEM, "--json"))
     seconds = {step["key"]: step["seconds"] for step in steps if step["cached"]}
     needs = {
         step["key"]: [key for key in step["depends"] if key in seconds]

@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -31,6 +31,7 @@ from fabric.building.workspace import Workspace
 from fabric.host.cancel import CancelToken
 from fabric.jobs import Artifact, Job, Manifest, Source, Staged
 from fabric.trove.artifacts.store import Store
+from fabric.trove.sources.changes import Change
 
 
 class NoSources:
@@ -38,6 +39,9 @@ class NoSources:
 
     def export(self, source: Source, report: Callable[[str], None]) -> Path:  # noqa: ARG002
         raise AssertionError(source)
+
+    def changes(self, source: Source, since: str) -> Iterator[Change]:
+        raise AssertionError((source, since))
 
     def sweep(self) -> None:
         """Nothing is ever half done."""

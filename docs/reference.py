@@ -109,6 +109,8 @@ def _value(action: argparse.Action) -> str:
     """What stands after an option, or for an argument."""
     if action.nargs == 0:
         return ""
+    if action.option_strings and action.nargs == "*":
+        return f"[{action.metavar}...]"
     if isinstance(action.metavar, tuple):
         return " ".join(action.metavar)
     if action.choices:
@@ -231,6 +233,7 @@ def morph_fields() -> str:
         "A stratum": stratum_morph.STRATUM,
         "An entry of a stratum's `build-depends`": stratum_morph.DEPENDENCY,
         "An entry of a stratum's `chunks`": stratum_morph.SPEC,
+        "A mapping in a chunk's `build-depends`": stratum_morph.ELSEWHERE,
         "A system": system_morph.SYSTEM,
         "An entry of a system's `strata`": system_morph.ENTRY,
         "A cluster": cluster.CLUSTER,
@@ -247,15 +250,20 @@ def deployment_settings() -> str:
 
 def lorry_types() -> str:
     page = ""
+    filled = lorry_fields.FILLED_IN
     for kind, (required, optional) in lorry_fields.TYPES.items():
-        filled = lorry_fields.FILLED_IN
         fields = {
             **dict.fromkeys(required, "yes"),
             **{name: "filled in" if name in filled else "" for name in optional},
         }
         body = [(code(n), needed, sentence(_meaning(kind, n))) for n, needed in fields.items()]
         page += f"## {kind}\n\n" + rows(["field", "required", "meaning"], body)
-    return page
+    body = [
+        (code(name), "filled in" if name in filled else "", sentence(_meaning("component", name)))
+        for name in lorry_fields.COMPONENT
+    ]
+    page += "## A component\n\nIt has either `url` or `lorry`.\n\n"
+    return page + rows(["field", "required", "meaning"], body)
 
 
 def _meaning(kind: str, field: str) -> str:

@@ -405,6 +405,32 @@ SOURCE_NAME = _bound(
     "the source is refused",
 )
 
+PATCH = _bound("PATCH", 8 * MIB, "bytes", "one patch of a source", "the source is refused")
+PATCHES = _bound(
+    "PATCHES",
+    1000,
+    "patches",
+    "the `patches` of a lorry, or the series of a Debian source package",
+    "the lorry, or the source, is refused",
+)
+PATCH_MEMORY = _bound(
+    "PATCH_MEMORY", 2 * GIB, "bytes", "memory to apply one patch", "the source is refused"
+)
+PATCH_TIME = _bound(
+    "PATCH_TIME",
+    120,
+    "seconds",
+    "processor time to apply one patch",
+    "the source is refused",
+)
+SOURCE_PARTS = _bound(
+    "SOURCE_PARTS",
+    100,
+    "archives",
+    "those that a lorry and its components put into one tree",
+    "the lorry is refused",
+)
+
 # -- orders --------------------------------------------------------------------------------
 
 RESOLVERS = _bound(
@@ -487,6 +513,16 @@ ARTIFACT_PATH = _bound(
     "a path in an artifact, and so the depth of its tree",
     "the step fails; an archive with a longer one counts as damaged",
 )
+PACKAGES_TABLE = _bound(
+    "PACKAGES_TABLE",
+    8 * MIB,
+    "bytes",
+    "`packages.tsv` in the source of an import chunk",
+    "the step fails",
+)
+DEB_MEMBERS = _bound(
+    "DEB_MEMBERS", 16, "members", "members of a .deb before that with its files", "the step fails"
+)
 SANDBOX_SHM = _bound(
     "SANDBOX_SHM", 1 * GIB, "bytes", "/dev/shm of a sandbox", "the build finds it full"
 )
@@ -520,6 +556,10 @@ FAILURES = _bound("FAILURES", 1000, "steps", "failures that `show` knows", "the 
 
 MANIFEST = _bound(
     "MANIFEST", 64 * MIB, "bytes", "a manifest that is read from a store", "it counts as damaged"
+)
+HINT = _bound("HINT", 64, "bytes", "a hint in a store", "it does not count")
+OUTPUTS_KNOWN = _bound(
+    "OUTPUTS_KNOWN", 20_000, "steps", "outputs that a broker remembers", "they are read again"
 )
 UPLOAD = _bound(
     "UPLOAD",
@@ -579,6 +619,13 @@ YAML_NODES = _bound(
 YAML_DEPTH = _bound("YAML_DEPTH", 60, "levels", "nesting in a file of YAML", "the file is refused")
 YAML_NUMBER = _bound(
     "YAML_NUMBER", 64, "characters", "a number in a file of YAML", "the file is refused"
+)
+FLAGS = _bound(
+    "FLAGS",
+    4 * KIB,
+    "bytes",
+    "the flags of one variable in `hardening` of DEFAULTS",
+    "the definitions are refused",
 )
 PATTERNS = _bound(
     "PATTERNS",

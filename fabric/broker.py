@@ -60,7 +60,7 @@ from fabric.wire.sockets import Addresses
 if TYPE_CHECKING:
     from fabric.trove.artifacts.store import Store
 
-#: Seconds between two sweeps of what is not needed any more.
+#: Seconds between two sweeps.
 SWEEP_EVERY = 60.0
 
 
@@ -221,7 +221,7 @@ class Broker:
             self._sweep()
 
     def _sweep(self) -> None:
-        """Forget what is not needed any more."""
+        """Remove logs, subscriptions and routes that have no use any more."""
         if not self._scheduler.state.requesters:
             gc.collect()
         self._spools.sweep(self._now)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_origin
 
@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Meta
 
 from fabric import bounds
-from fabric.errors import FabricError, without_secrets
+from fabric.errors import FabricError, suggest, without_secrets
 
 BROKER_FILE = Path("/etc/distbuild/broker.toml")
 WORKER_FILE = Path("/etc/distbuild/worker.toml")
@@ -85,7 +85,7 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_u
 class Building(Shared, frozen=True, kw_only=True):
     """Settings of programs that build on this machine."""
 
-    #: make's -j in a build step. 0: the number of cores.
+    #: Most jobs of make in a build step. 0: the number of cores.
     max_jobs: Size = 0
     #: A build step that runs longer fails. 0: no limit.
     build_timeout: Seconds = 0.0
@@ -107,6 +107,11 @@ class Building(Shared, frozen=True, kw_only=True):
     @property
     def jobs(self) -> int:
         return self.max_jobs or os.cpu_count() or 1
+
+    @property
+    def shared_jobs(self) -> int:
+        """Jobs that all build steps of this machine share: one a core, or what one may have."""
+        return max(self.jobs, os.cpu_count() or 1)
 
 
 class Settings(Building, frozen=True, kw_only=True):
@@ -235,14 +240,18 @@ def load(
     _check_names(kind, values, path)
     settings = _convert(kind, values, str(path))
     for field in msgspec.structs.fields(kind):
-        variable = "FABRIC_" + field.name.upper()
-        if get_origin(field.type) not in (dict, tuple) and variable in environ:
-            values[field.encode_name] = environ[variable]
-            settings = _convert(kind, values, variable)
+        if (name := variable(field)) in environ:
+            values[field.encode_name] = environ[name]
+            settings = _convert(kind, values, name)
         if given.get(field.name) is not None:
             values[field.encode_name] = given[field.name]
             settings = _convert(kind, values, "--" + field.encode_name)
     return settings
+
+
+def variable(field: msgspec.structs.FieldInfo) -> str:
+    """The environment variable of a setting; "" if it has none."""
+    return "" if get_origin(field.type) in (dict, tuple) else f"FABRIC_{field.name.upper()}"
 
 
 def common(settings: Settings) -> dict[str, Any]:
@@ -262,16 +271,21 @@ def shown(settings: Shared) -> str:
     """All settings as TOML, without secrets in URLs, for ``--check-config``."""
     values = msgspec.to_builtins(settings)
     lines = [
-        f"{name} = {_toml(value)}" for name, value in values.items() if not isinstance(value, dict)
+        f"{name} = {shown_value(value)}"
+        for name, value in values.items()
+        if not isinstance(value, dict)
     ]
     for name, value in values.items():
         if isinstance(value, dict) and value:
             lines.append(f"\n[{name}]")
-            lines += [f'"{key}" = {_toml(item)}' for key, item in value.items()]
+            lines += [f'"{key}" = {shown_value(item)}' for key, item in value.items()]
     return "\n".join(lines)
 
 
-def _toml(value: object) -> str:
+def shown_value(value: object) -> str:
+    """A value as TOML, which may be JSON, too: without secrets in URLs."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key} = {shown_value(one)}' for key, one in value.items())}}}"
     return without_secrets(msgspec.json.encode(value).decode())
 
 
@@ -285,7 +299,7 @@ def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
     for name in sorted(environ):
         if name.startswith("FABRIC_") and name not in known and name != "FABRIC_CONFIG":
             lines.append(
-                f"the environment variable {name} is not a setting{_suggestion(name, known)}"
+                f"the environment variable {name} is not a setting{suggest(name, known, 0.8)}"
             )
     return lines
 
@@ -337,14 +351,7 @@ def _check_names(kind: type[S], values: Mapping[str, object], path: Path) -> Non
     known = {field.encode_name for field in msgspec.structs.fields(kind)}
     for name in values:
         if name not in known:
-            raise ConfigError(f"{path}: unknown setting {name!r}{_suggestion(name, known)}")
-
-
-def _suggestion(name: str, known: Iterable[str]) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-    return f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"{path}: unknown setting {name!r}{suggest(name, known, 0.8)}")
 
 
 #: `platform.machine()` -> architectures of definitions that this machine can build.

@@ -7,10 +7,15 @@ from typing import Annotated, cast
 
 from msgspec import Meta
 
+#: Digits that a user types in place of a whole cache key, at least.
+PREFIX = 8
+
 _HEX = re.compile(r"[0-9a-f]{64}")
 
 #: A digest in a message or file that msgspec decodes: 64 hex digits, or decoding fails.
 Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+#: The same, or "".
+OptionalSha256 = Annotated[str, Meta(pattern=r"\A([0-9a-f]{64})?\Z")]
 
 
 class Digest(str):

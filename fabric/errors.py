@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import re
 import shlex
+from collections.abc import Iterable
 
 import msgspec
 
@@ -31,6 +32,27 @@ def command(*words: str) -> str:
 def with_own_commands(message: str) -> str:
     """A controller's message, with the commands it suggests as this user types them."""
     return message.replace("`fabric-initiator ", f"`{command()} ")
+
+
+def suggest(word: str, known: Iterable[str], alike: float = 0.6, most: int = 1) -> str:
+    """``; did you mean 'x'?`` if a known word is similar to ``word``, else "".
+
+    With ``most`` it names so many words: ``; did you mean 'x' or 'y'?``  Of paths, similar names of
+    files count.
+    """
+    import difflib  # only errors need it
+
+    by_name: dict[str, list[str]] = {}
+    for one in known:
+        by_name.setdefault(_name(one), []).append(one)
+    names = difflib.get_close_matches(_name(word)[: bounds.NAME], by_name, n=most, cutoff=alike)
+    near = [one for name in names for one in by_name[name]][:most]
+    return f"; did you mean {' or '.join(repr(in_line(one)) for one in near)}?" if near else ""
+
+
+def _name(word: str) -> str:
+    """The name of the file in a path, without the ending of morphs."""
+    return word.rpartition("/")[2].removesuffix(".morph")
 
 
 #: Errors of the system when a disk or a quota is full.
@@ -87,8 +109,8 @@ def without_secrets(text: str) -> str:
     """``text`` with ``***`` for passwords in its URLs, and for tokens in those of http."""
     if "@" not in text or "://" not in text:
         return text
-    text = re.sub(r"(https?://)[^/@\s'\"]+@", r"\1***@", text)
-    return re.sub(r"(\w://[^/@:\s'\"]*):[^/@\s'\"]*@", r"\1:***@", text)
+    text = re.sub(r"(https?://)[^/\s'\"]+@", r"\1***@", text)
+    return re.sub(r"(\w://[^/@:\s'\"]*):[^/\s'\"]*@", r"\1:***@", text)
 
 
 class FabricError(Exception):
@@ -115,8 +137,9 @@ class Problem(msgspec.Struct, frozen=True, order=True):
 class DefinitionsError(FabricError):
     """The definitions have mistakes; ``problems`` holds all that one run finds."""
 
-    def __init__(self, problems: list[Problem]) -> None:
+    def __init__(self, problems: list[Problem], warnings: Iterable[Problem] = ()) -> None:
         self.problems = sorted(set(problems))
+        self.warnings = sorted(set(warnings))  # found besides
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 

@@ -23,7 +23,8 @@ from fabric.commands import COMMANDS
 from fabric.commands.shared.arguments import add_common
 from fabric.commands.shared.system_errors import explained, require_current_folder
 from fabric.config import load_settings, unknown_variables
-from fabric.errors import DefinitionsError, FabricError, grouped, set_program
+from fabric.errors import DefinitionsError, FabricError, grouped, set_program, suggest
+from fabric.host.command_line import Parser
 from fabric.host.terminal import OutputError, install, restore
 
 EPILOG = """exit codes:
@@ -33,14 +34,14 @@ EPILOG = """exit codes:
 """
 
 
-class _Front(argparse.ArgumentParser):
+class _Front(Parser):
     """Parses the command line up to the name of the command."""
 
     def format_help(self) -> str:
         return parser().format_help()
 
 
-def _front(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+def _front(kind: type[Parser]) -> Parser:
     front = kind(
         prog="fabric-initiator",
         description="Build whole Linux systems from source.",
@@ -56,14 +57,14 @@ def _import(name: str) -> ModuleType:
     return importlib.import_module(f"fabric.commands.{name}")
 
 
-def _add_arguments(command: argparse.ArgumentParser, module: ModuleType) -> None:
+def _add_arguments(command: Parser, module: ModuleType) -> None:
     add_common(command, default=argparse.SUPPRESS)  # keeps a value given before the command
     module.arguments(command)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The whole command line, for its help and documentation."""
-    top = _front(argparse.ArgumentParser)
+    top = _front(Parser)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
@@ -82,13 +83,39 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Module
     options, unknown = front.parse_known_args(argv)
     name, *rest = options.typed
     module = _import(name)
-    command = argparse.ArgumentParser(prog=f"{front.prog} {name}", description=COMMANDS[name])
-    _add_arguments(command, module)
+    command = _command(name, module)
     options, more = command.parse_known_intermixed_args(rest, options)
     unknown += more
     if unknown:
-        front.error(f"unrecognized arguments: {' '.join(unknown)}")
+        front.error(f"unrecognized arguments: {' '.join(unknown)}{_hint(unknown, command, name)}")
     return options, module
+
+
+def _command(name: str, module: ModuleType) -> Parser:
+    command = Parser(prog=f"fabric-initiator {name}", description=COMMANDS[name])
+    _add_arguments(command, module)
+    return command
+
+
+def _complete(shell: str, *words: str) -> int:
+    """Print the words that can complete a command line; returns the exit code."""
+    from fabric.commands.shared.candidates import answer
+
+    def command(name: str) -> Parser:
+        if name not in COMMANDS:
+            raise ValueError(name)
+        return _command(name, _import(name))
+
+    answer(shell, words, _front(Parser), command)
+    return 0
+
+
+def _hint(unknown: Sequence[str], command: Parser, name: str) -> str:
+    """A hint for the first unknown option, if one of the command is similar or the same."""
+    option = next((word.partition("=")[0] for word in unknown if word.startswith("-")), "")
+    if option in command.words:
+        return f"; {option} stands after {name}"
+    return suggest(option, command.words)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,6 +123,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Definitions become thousands of objects that stay.  A collection after every 700 of them took
     # a fourteenth of the CPU of an initiator that followed 200 steps.
     gc.set_threshold(20_000)
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["__complete"]:
+        return _complete(*argv[1:])
     options, module = parse(argv)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # else it stays ignored
         signal.signal(signal.SIGINT, signal.default_int_handler)

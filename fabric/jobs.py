@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from fabric.definitions.graph import Device, Kind, Mode, Rule
-from fabric.digest import Sha256
+from fabric.digest import OptionalSha256, Sha256
 from fabric.errors import DamagedError
 
 #: Bytes of a blob up to which it is kept in its manifest: storing a small step then takes one file,
@@ -51,6 +51,7 @@ class Source(msgspec.Struct, frozen=True):
     commit: str  # 40 hex digits
     tree: str  # 40 hex digits
     submodules: tuple[tuple[str, Source], ...] = ()  # (path, its source)
+    edit: str = ""  # the id of an edit: its build tree is kept (`fabric.building.kept_tree`)
 
 
 class Staged(msgspec.Struct, frozen=True):
@@ -72,7 +73,6 @@ class Part(msgspec.Struct, frozen=True):
 
     artifact: str
     stratum: str
-    key: str  # names the contents
     contents: tuple[Content, ...]
 
 
@@ -85,11 +85,14 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     arch: str
     log: str  # file name of its log: "build-step-zlib-misc.log"
     artifacts: tuple[str, ...]
+    recipe: str = ""  # digest of its inputs without other steps: chunks and systems
+    rebuild_of: str = ""  # key of the step that it builds once more, to compare the results
     metadata: dict[str, str] = {}  # for /baserock/*.meta: description, morph, repo, ref ...
     # chunks
     source_name: str = ""
     source: Source | None = None
     mode: Mode = "staging"
+    host_tools: str = ""  # digest of the machine's tools, if it is built with them
     prefix: str = "/usr"
     environment: dict[
         str, str
@@ -142,8 +145,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     log_name: LogName = ""
     metadata: dict[str, str] = {}
     staged: tuple[str, ...] = ()  # keys of the chunks it was built with
+    inputs: dict[str, str] = {}  # its other inputs (`fabric.inputs`); {}: not recorded
     seconds: float = 0.0  # wall time of the build
     builder: str = ""  # name of the worker
+    built: float = 0.0  # when it was built (Unix time); 0: not recorded
+    origin: OptionalSha256 = ""  # key of the step whose output this is, if it was not built itself
+    rebuild_of: OptionalSha256 = ""  # as in `Job`
     remarks: tuple[str, ...] = ()  # warnings, each one line
 
     def artifact(self, name: str) -> Artifact:

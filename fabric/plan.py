@@ -6,21 +6,23 @@ both.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import hashlib
+from collections.abc import Container, Iterable, Mapping
 from functools import cached_property
 
 import msgspec
 from msgspec.structs import replace
 
 from fabric.definitions.environment import environment
-from fabric.definitions.graph import COMMAND_STEPS, Graph, Step
-from fabric.definitions.keys import cache_keys, list_key
+from fabric.definitions.graph import COMMAND_STEPS, HOST_MODES, Graph, Step
+from fabric.definitions.keys import Digests, digests
 from fabric.definitions.select import needed
 from fabric.errors import SourceError, SourcesError, without_secrets
 from fabric.jobs import HOST_TOOLS, Content, Job, Part, Source, Staged
 from fabric.trove.sources.resolve import Sources, Wanted
 from fabric.wire.messages import StepSpec
 
+_encode = msgspec.msgpack.Encoder().encode
 #: Sources that an error names, of those with the same failure.
 FEW = 5
 
@@ -38,10 +40,12 @@ class Plan(msgspec.Struct, frozen=True, dict=True):
     @cached_property
     def keys(self) -> Mapping[str, str]:
         """Cache key of each step by id."""
-        if self.known is not None:
-            return self.known
+        return self._digests.keys if self.known is None else self.known
+
+    @cached_property
+    def _digests(self) -> Digests:
         trees = {step: _tree_of(source) for step, source in self.sources.items()}
-        return cache_keys(self.graph, trees, self.host_tools)
+        return digests(self.graph, trees, self.host_tools)
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
@@ -81,6 +85,7 @@ class Plan(msgspec.Struct, frozen=True, dict=True):
             arch=self.graph.arch,
             log=self.log_names[self.keys[step.id]],
             artifacts=step.artifacts,
+            recipe=self._digests.recipes.get(step.id, ""),
             metadata=self._metadata(step),
         )
         if step.kind == "chunk":
@@ -96,20 +101,35 @@ class Plan(msgspec.Struct, frozen=True, dict=True):
 
     def step_specs(self) -> tuple[StepSpec, ...]:
         """All steps for a build graph, each key once."""
-        encode = msgspec.msgpack.Encoder().encode
         unique = {self.keys[step.id]: step for step in reversed(self.steps)}
-        return tuple(
-            StepSpec(
-                key=key,
-                name=step.name,
-                kind=step.kind,
-                arch=self.graph.arch,
-                job=msgspec.Raw(encode(self.job(step))),
-                log=self.log_names[key],
-                depends=self.depends(step),
-                needs=self._needs(step),
-            )
-            for key, step in reversed(unique.items())
+        return tuple(self._spec(step, self.job(step)) for step in reversed(unique.values()))
+
+    def rebuilds(self, ids: Iterable[str], request: str) -> tuple[StepSpec, ...]:
+        """Steps of a request that build these chunks and systems once more.
+
+        They have keys of their own, so that neither a result replaces another, nor a step above
+        takes the new one.
+        """
+        unique = {self.keys[id]: self.graph[id] for id in ids}
+        specs = []
+        for key, step in unique.items():
+            log = f"{self.log_names[key].removesuffix('.log')}.rebuild.log"
+            job = replace(self.job(step), key=rebuild_key(key, request), log=log, rebuild_of=key)
+            if job.source is not None:  # an edited chunk is built in a clean tree
+                job = replace(job, source=replace(job.source, edit=""))
+            specs.append(self._spec(step, job))
+        return tuple(specs)
+
+    def _spec(self, step: Step, job: Job) -> StepSpec:
+        return StepSpec(
+            key=job.key,
+            name=step.name,
+            kind=step.kind,
+            arch=self.graph.arch,
+            job=msgspec.Raw(_encode(job)),
+            log=job.log,
+            depends=self.depends(step),
+            needs=self._needs(step),
         )
 
     @property
@@ -124,8 +144,7 @@ class Plan(msgspec.Struct, frozen=True, dict=True):
         return tuple(dict.fromkeys(self.keys[s.id] for s in strata if s.id not in self.goals))
 
     def _needs(self, step: Step) -> tuple[str, ...]:
-        on_host = step.kind == "chunk" and step.mode != "staging"
-        return (HOST_TOOLS + self.host_tools,) if on_host else ()
+        return (HOST_TOOLS + self.host_tools,) if step.mode in HOST_MODES else ()
 
     def _contents(self, system: Step) -> tuple[Content, ...]:
         """All chunk artifacts of a system, each once, in the order of unpacking."""
@@ -140,8 +159,7 @@ class Plan(msgspec.Struct, frozen=True, dict=True):
 
     def _part(self, stratum: str, artifact: str) -> Part:
         step = self.graph[stratum]
-        key = list_key(self.keys, step, artifact)
-        return Part(artifact, step.name, key, self.contents(step, artifact))
+        return Part(artifact, step.name, self.contents(step, artifact))
 
     def _metadata(self, step: Step) -> dict[str, str]:
         facts = {"description": step.description, "morph": step.morph}
@@ -161,6 +179,7 @@ class Plan(msgspec.Struct, frozen=True, dict=True):
             source_name=step.source_name,
             source=self.sources[step.id],
             mode=step.mode,
+            host_tools=self.host_tools if self._needs(step) else "",
             prefix=step.prefix,
             environment=environment(step, self.graph.arch),
             commands=tuple(
@@ -180,18 +199,35 @@ class Plan(msgspec.Struct, frozen=True, dict=True):
         )
 
 
-def make_plan(graph: Graph, goals: Iterable[str], sources: Sources, host_tools: str) -> Plan:
+def rebuild_key(key: str, request: str) -> str:
+    """The key of a step of a request that builds the step ``key`` once more."""
+    return hashlib.sha256(f"rebuild {key} {request}".encode()).hexdigest()
+
+
+def make_plan(
+    graph: Graph,
+    goals: Iterable[str],
+    sources: Sources,
+    host_tools: str,
+    edited: Mapping[str, Source] | None = None,
+) -> Plan:
     """The plan of a graph; ``goals`` are step ids, by default that of the system.
 
+    ``edited``: name of a chunk -> its source, in place of that in the definitions.
     Missing sources are fetched or imported.  SourceError if that fails.
     """
     chosen = tuple(goals) or (graph.root.id,)
-    wanted = wanted_sources(graph, chosen)
+    edited = edited or {}
+    wanted = wanted_sources(graph, chosen, edited)
     try:
         found = dict(zip(wanted, sources.resolve_all(wanted.values()), strict=True))
     except SourcesError as error:
         raise _explained(graph, wanted, error) from None
-    return Plan(graph, chosen, needed(graph, chosen), found, host_tools)
+    ids = needed(graph, chosen)
+    for step in graph.steps if edited else ():
+        if step.kind == "chunk" and step.name in edited and step.id in ids:
+            found[step.id] = edited[step.name]
+    return Plan(graph, chosen, ids, found, host_tools)
 
 
 def _explained(graph: Graph, wanted: Mapping[str, Wanted], error: SourcesError) -> SourceError:
@@ -216,13 +252,18 @@ def _explained(graph: Graph, wanted: Mapping[str, Wanted], error: SourcesError) 
     return explained
 
 
-def wanted_sources(graph: Graph, goals: Iterable[str]) -> dict[str, Wanted]:
-    """The sources that the goals need: id of a chunk -> source, as in the definitions."""
+def wanted_sources(
+    graph: Graph, goals: Iterable[str], edited: Container[str] = ()
+) -> dict[str, Wanted]:
+    """The sources that the goals need: id of a chunk -> source, as in the definitions.
+
+    Those of chunks with the names ``edited`` are left out.
+    """
     ids = needed(graph, goals)
     return {
         step.id: (step.repo, step.ref, step.recipe.submodules if step.recipe else ())
         for step in graph.steps
-        if step.kind == "chunk" and step.id in ids
+        if step.kind == "chunk" and step.id in ids and step.name not in edited
     }
 
 
@@ -234,7 +275,8 @@ def log_name(artifact: str) -> str:
 
 def _tree_of(source: Source) -> str:
     """The text that identifies a source, submodules included, in cache keys."""
+    tree = f"{source.tree}+{source.edit}" if source.edit else source.tree
     if not source.submodules:
-        return source.tree
+        return tree
     inside = ",".join(f"{path}={_tree_of(one)}" for path, one in sorted(source.submodules))
-    return f"{source.tree}({inside})"
+    return f"{tree}({inside})"

@@ -31,6 +31,7 @@ from fabric.config import WorkerSettings, built_architectures
 from fabric.errors import FabricError
 from fabric.host import daemon
 from fabric.host.event_log import EventLog
+from fabric.host.jobserver import NAME, Jobserver
 from fabric.host.process import die_with_parent
 from fabric.host.sd_notify import Supervisor
 from fabric.jobs import HOST_TOOLS
@@ -74,7 +75,8 @@ _codec: Codec[Desired | LogWanted | Rejected] = Codec(Desired | LogWanted | Reje
 class Worker:
     """The sockets, threads and logs around a `WorkerAgent`.
 
-    ``tools`` is the digest of this machine's tools, as from `host_tools`.
+    ``tools`` is the digest of this machine's tools, as from `host_tools`; ``jobserver`` the address
+    of one that several workers share.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Worker:
         tools: str,
         addresses: Addresses,
         curve: Curve | None = None,
+        jobserver: Path | None = None,
     ) -> None:
         self.name = name
         self._settings = settings
@@ -94,6 +97,10 @@ class Worker:
         self._trim_due = 0.0
         self._workspace = Workspace(settings.work_dir, store, sources)
         self._spools = self._workspace.session.scratch()
+        self._jobserver = jobserver or self._spools / NAME
+        if jobserver is None:
+            server = Jobserver(self._jobserver, settings.shared_jobs)
+            threading.Thread(target=server.run, daemon=True).start()
         self._attempts: dict[tuple[str, int], Attempt] = {}  # running, or not acknowledged yet
         self._waiting: queue.SimpleQueue[Attempt] = queue.SimpleQueue()
         self._ended: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
@@ -261,7 +268,9 @@ class Worker:
         os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + NICE)
         while True:
             attempt = self._waiting.get()
-            self._ended.put(attempt.run(self._workspace, self._settings, self.name))
+            self._ended.put(
+                attempt.run(self._workspace, self._settings, self.name, self._jobserver)
+            )
             self._wake()
 
     def _wake(self) -> None:
@@ -370,9 +379,12 @@ def _settings(options: argparse.Namespace) -> WorkerSettings:
 
 def _worker(settings: WorkerSettings, directory: Path | None, tools: str | None) -> Worker:
     host = socket.gethostname().partition(".")[0]
-    tools = tools or host_tools(settings.host_tools_file)
+    if tools is None:
+        tools = host_tools(settings.host_tools_file)
     if directory is not None:
-        return Worker(settings.name or host, settings, tools, sockets.in_directory(directory))
+        addresses = sockets.in_directory(directory)
+        jobserver = directory / NAME
+        return Worker(settings.name or host, settings, tools, addresses, jobserver=jobserver)
     addresses, curve, name = dial(settings, "worker")
     if curve is not None and settings.name not in ("", name):
         raise config.ConfigError(

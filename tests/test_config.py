@@ -60,7 +60,7 @@ def test_config_named_file_must_exist(tmp_path: Path) -> None:
     ("text", "more", "said"),
     [
         ("workers = 'many'", {}, r"distbuild\.toml: workers: must be a whole number"),
-        ("wrokers = 2", {}, r"distbuild\.toml: unknown setting 'wrokers'; did you mean workers"),
+        ("wrokers = 2", {}, r"distbuild\.toml: unknown setting 'wrokers'; did you mean 'workers'"),
         ("workers = ", {}, r"distbuild\.toml: not TOML: Invalid value"),
         ("workers = -1", {}, r"workers: must be a whole number >= 0"),
         ("", {"FABRIC_WORKERS": "x"}, "FABRIC_WORKERS: workers: must be a whole number"),
@@ -167,7 +167,7 @@ def test_config_warns_of_unknown_variables() -> None:
     given = {"FABRIC_CONTROLER": "x", "FABRIC_SLOTS": "1", "FABRIC_CONFIG": "", "FABRIC_QQQQ": ""}
     assert unknown_variables(given) == [
         "the environment variable FABRIC_CONTROLER is not a setting;"
-        " did you mean FABRIC_CONTROLLER?",
+        " did you mean 'FABRIC_CONTROLLER'?",
         "the environment variable FABRIC_QQQQ is not a setting",
     ]
     assert unknown_variables({"PATH": "/bin", "FABRIC_TROVE": ""}) == []

@@ -68,6 +68,8 @@ def test_a_problem_begins_one_line() -> None:
     ("text", "shown"),
     [
         ("https://user:secret@host/x has no ref", "https://***@host/x has no ref"),
+        ("https://user:s@c@host/x", "https://***@host/x"),
+        ("ssh://git:s@c@host/x", "ssh://git:***@host/x"),
         ("https://ghp_token@host/x: gone", "https://***@host/x: gone"),
         ("ssh://git@host/x", "ssh://git@host/x"),
         ("ssh://git:secret@host/x", "ssh://git:***@host/x"),

@@ -7,7 +7,7 @@ The shell around it (`fabric.worker`) owns sockets, threads and the clock::
     actions = agent.desired(message)     # a Desired arrived
     actions = agent.progress(key, fence, phase="build", log_size=1234)
     actions = agent.ended(outcome)       # an attempt ended, in whatever way
-    actions = agent.drain()              # accept nothing new; hand back what has not begun
+    actions = agent.drain()              # accept no attempt; hand back those that did not begin
     actions = agent.refuse("disk full")  # the same, until refuse("")
 
 Every call returns the actions to carry out, in order: `Start`, `Kill`, `Send`.  The shell calls

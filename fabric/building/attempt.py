@@ -46,11 +46,13 @@ class Attempt:
         if phase == STORING:
             self._wake()
 
-    def run(self, workspace: Workspace, settings: WorkerSettings, name: str) -> Outcome:
+    def run(
+        self, workspace: Workspace, settings: WorkerSettings, name: str, jobserver: Path
+    ) -> Outcome:
         """Build, and return the outcome.  Never raises, since the slot's thread must go on."""
         began = time.monotonic()
         try:
-            return self._run(workspace, settings, name, began)
+            return self._run(workspace, settings, name, jobserver, began)
         except BaseException as error:  # noqa: BLE001
             return Outcome(
                 key=self.key,
@@ -61,7 +63,12 @@ class Attempt:
             )
 
     def _run(
-        self, workspace: Workspace, settings: WorkerSettings, name: str, began: float
+        self,
+        workspace: Workspace,
+        settings: WorkerSettings,
+        name: str,
+        jobserver: Path,
+        began: float,
     ) -> Outcome:
         result: Literal["done", "failed", "fault", "cancelled"] = "done"
         message = phase = command = ""
@@ -77,6 +84,7 @@ class Attempt:
                 jobs=settings.jobs,
                 timeout=settings.build_timeout or None,
                 log_limit=settings.log_limit or None,
+                jobserver=jobserver,
                 phase=self.set_phase,
                 builder=name,
             )

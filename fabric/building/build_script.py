@@ -19,6 +19,8 @@ import msgspec
 #: The script's path in a sandbox: in a file system of bubblewrap's own, where no symlink of a
 #: build's tree can lead elsewhere.
 PATH = "/dev/steps"
+#: The path of the FIFO of `fabric.host.jobserver`.
+JOBSERVER = "/dev/jobserver"
 
 _HEAD = """\
 #!/bin/sh
@@ -45,6 +47,17 @@ run() {{
 report '' 0
 """
 
+#: Has make take its jobs from the jobserver.  An older make ends when it is given a FIFO.
+_SHARE = f"""\
+share() {{
+    [ -p {JOBSERVER} ] || return 0
+    case $(command -v make >/dev/null || echo none; make --version 2>/dev/null) in
+        none | "GNU Make 4."[4-9]* | "GNU Make 4."[1-9][0-9]* | "GNU Make "[5-9]*)
+            MAKEFLAGS="$MAKEFLAGS --jobserver-auth=fifo:{JOBSERVER}" ;;
+    esac
+}}
+"""
+
 #: ``oom_score_adj`` (up to 1000) of builds: when memory runs out, the kernel kills them before the
 #: fabric.
 _END_FIRST = 500
@@ -57,17 +70,21 @@ class CommandList(msgspec.Struct, frozen=True):
     commands: tuple[str, ...]
     makeflags: str | None = None
     title: str = ""  # its header in the log; "": its name in capitals
+    shared: bool = False  # make uses the jobserver, if there is one
 
 
 def script(name: str, path: str, lists: Sequence[CommandList]) -> str:
     """The script for ``lists``, which is at ``path`` in the sandbox.  Empty lists are left out."""
     parts = [_HEAD.format(name=name, path=quote(path), oom=_END_FIRST)]
+    if any(each.shared for each in lists):
+        parts.append(_SHARE)
     for each in lists:
         if each.commands:
             parts.append(f"\nif wanted {quote(each.name)}; then\n")
             parts.append(f"echo {quote(f'### {each.title or each.name.upper()} ###')}\n")
             if each.makeflags is not None:
-                parts.append(f"MAKEFLAGS={quote(each.makeflags)}\nexport MAKEFLAGS\n")
+                share = "share\n" if each.shared else ""
+                parts.append(f"MAKEFLAGS={quote(each.makeflags)}\n{share}export MAKEFLAGS\n")
             parts.extend(f"run {quote(command)}\n" for command in each.commands)
             parts.append("fi\n")
     return "".join(parts)
@@ -110,7 +127,7 @@ class StatusPipe:
         return bool(data)
 
     def catch_up(self) -> None:
-        """Read what is in the pipe, without waiting, and at most what a pipe holds."""
+        """Read from the pipe without waiting, at most the capacity of a pipe."""
         for _ in range(4):
             if not self._poll.poll(0) or not self.read():
                 return

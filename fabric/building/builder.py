@@ -27,6 +27,7 @@ from fabric.errors import (
     command,
 )
 from fabric.host.cancel import TICK, CancelToken
+from fabric.inputs import inputs
 from fabric.jobs import Artifact, Job, Manifest
 
 #: The phase of waiting for another process of this machine that builds the same job.
@@ -45,12 +46,14 @@ def build(
     jobs: int,
     timeout: float | None = None,
     log_limit: int | None = None,
+    jobserver: Path | None = None,
     phase: Callable[[str], None] = lambda name: None,  # noqa: ARG005
     builder: str = "",
 ) -> Manifest:
     """Build ``job`` and put it into the store; a job that is stored already is not built.
 
-    ``jobs`` is make's -j unless the chunk limits it; ``timeout`` in seconds of wall time and
+    ``jobs`` is make's -j unless the chunk limits it; the builds of this machine share those of the
+    `fabric.host.jobserver` at the socket ``jobserver``.  ``timeout`` in seconds of wall time and
     ``log_limit`` in bytes bound the commands.  ``phase`` is called with "fetch", "configure" ...
     "store", or ELSEWHERE.  ``builder`` names the worker in the manifest.  The log is sealed
     before it is stored.
@@ -71,7 +74,7 @@ def build(
                     with workspace.store.open(ready.log, job.key, cancel.check) as other:
                         log.copy(other)
                 return ready
-            limits = Limits(timeout, log_limit)
+            limits = Limits(timeout, log_limit, jobserver)
             return _build(job, workspace, log, cancel, jobs, limits, phase, builder)
     except OSError as error:
         raise _fault(job, error) from error
@@ -115,9 +118,12 @@ def _build(
         if manifest.log is not None and manifest.log.content is None:
             files[manifest.log.sha256] = log.path
         _store(manifest, files, workspace, cancel)
-        if layer is not None:
+        if layer is not None and not job.rebuild_of:  # nothing is built with it
             workspace.layers.adopt(job.key, layer)
     except BuildFailed:
+        if job.source is not None and job.source.edit:
+            workspace.session.discard(scratch)  # its build tree is kept for the next build
+            raise
         kept = workspace.keep_failed(job.key, scratch)
         log.write(f"The build tree is kept on {os.uname().nodename}, in {kept}")
         raise
@@ -183,8 +189,11 @@ def _manifest(
         log_name=job.log,
         metadata=job.metadata,
         staged=tuple(staged.key for staged in job.staged),
+        inputs=inputs(job),
         seconds=seconds,
         builder=builder,
+        built=time.time(),
+        rebuild_of=job.rebuild_of,
         remarks=remarks,
     )
 

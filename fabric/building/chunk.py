@@ -1,4 +1,4 @@
-"""Builds a chunk: runs its commands in its staging area, then packs its artifacts."""
+"""Builds a chunk: runs its commands in its staging area, or imports it, and packs its artifacts."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from fabric.building import archive, sandbox, staging_area
 from fabric.building.archive import Entry, Packed
-from fabric.building.build_script import phase_of
+from fabric.building.build_script import JOBSERVER, phase_of
+from fabric.building.kept_tree import CONFIGURE, KeptTree
 from fabric.building.log import Log
 from fabric.building.tree import normalize, scan, with_links
 from fabric.building.workspace import Workspace
@@ -17,6 +20,8 @@ from fabric.definitions.graph import Device
 from fabric.definitions.splitting import UNMATCHED, split
 from fabric.errors import BuildFailed, in_line
 from fabric.host.cancel import CancelToken
+from fabric.host.jobserver import joined
+from fabric.host.progress import in_phase
 from fabric.jobs import Job
 
 #: Where integration scripts are in a system.
@@ -46,16 +51,85 @@ def build_chunk(
     The limit on time is for the commands and packing together.
     """
     phase("fetch")
-    area = staging_area.prepare(job, workspace, scratch, log, cancel, jobs, limits)
-    limits = limits.begun()
-    run(job, area, log, cancel, limits, phase)
+    if job.mode == "import":
+        limits = limits.begun()
+        phase("install")
+        inst = _imported(job, workspace, scratch, log, cancel, limits)
+    else:
+        moved = in_phase("fetch", phase)
+        area = staging_area.prepare(
+            job, workspace, scratch, log, cancel, jobs, limits, whole=False, moved=moved
+        )
+        limits = limits.begun()
+        if area.kept is None:
+            run(job, area, log, cancel, limits, phase)
+        else:
+            area = _run_in_kept(job, workspace, area, area.kept, log, cancel, jobs, limits, phase)
+        inst = area.inst
     phase("store")
+    return pack(job, inst, scratch, log, _checking(cancel, limits, "storing"))
+
+
+def _imported(
+    job: Job,
+    workspace: Workspace,
+    scratch: Path,
+    log: Log,
+    cancel: CancelToken,
+    limits: sandbox.Limits,
+) -> Path:
+    """A directory with the installed source of an import chunk."""
+    from fabric.building import import_mode  # few chunks need it
+
+    inst = scratch / "inst"
+    inst.mkdir()
+    check = _checking(cancel, limits, "importing")
+    import_mode.install(job, workspace, inst, log, cancel, check)
+    return inst
+
+
+def _checking(cancel: CancelToken, limits: sandbox.Limits, what: str) -> Callable[[], None]:
+    """A function that raises once the build is cancelled, or past its limit on time."""
 
     def check() -> None:
         cancel.check()
-        limits.check("storing")
+        limits.check(what)
 
-    return pack(job, area.inst, scratch, log, check)
+    return check
+
+
+def _run_in_kept(
+    job: Job,
+    workspace: Workspace,
+    area: staging_area.StagingArea,
+    kept: KeptTree,
+    log: Log,
+    cancel: CancelToken,
+    jobs: int,
+    limits: sandbox.Limits,
+    phase: Callable[[str], None],
+) -> staging_area.StagingArea:
+    """Run the commands in the kept tree of an edited chunk; returns the area that they ran in.
+
+    Configure lists may be unable to run twice in one tree: they run once more in a clean one.
+    """
+    try:
+        run(job, area, log, cancel, limits, phase)
+    except BuildFailed as error:
+        if not kept.whole:
+            raise
+        if not (kept.again and phase_of(error.step) == CONFIGURE):
+            kept.put_back()
+            raise
+        log.write(f"### edited: {error}: once more in a clean tree")
+        kept.forget()
+        workspace.session.discard(area.inst)
+        scratch = area.scratch
+        area = staging_area.prepare(job, workspace, scratch, log, cancel, jobs, limits)
+        assert area.kept is not None
+        return _run_in_kept(job, workspace, area, area.kept, log, cancel, jobs, limits, phase)
+    kept.put_back()
+    return area
 
 
 def run(
@@ -75,10 +149,19 @@ def run(
     def started(list_: str) -> None:
         nonlocal current
         if list_ in lists and phase_of(list_) != current:
+            if area.kept is not None and phase_of(list_) != CONFIGURE:
+                area.kept.configured()
             current = phase_of(list_)
             phase(current)
 
-    ended = sandbox.run(area.box, log, cancel, limits=limits, started=started, disk=area.scratch)
+    server = limits.jobserver if area.jobs else None
+    with joined(server, area.scratch / "jobserver", area.jobs) as fifo:
+        box = area.box
+        if fifo is not None:
+            box = replace(box, mounts=(*box.mounts, "--ro-bind", str(fifo), JOBSERVER))
+        ended = sandbox.run(box, log, cancel, limits=limits, started=started, disk=area.scratch)
+    if area.kept is not None:
+        area.kept.whole = ended.status <= 128
     if ended.status:
         commands = lists.get(ended.list, ())
         if not 0 < ended.number <= len(commands):

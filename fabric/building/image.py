@@ -1,4 +1,4 @@
-"""Makes a disk image that boots from a system artifact.
+"""Makes a disk image that boots from a system artifact, or an archive of it.
 
 Ordinary tools write into an ordinary file, without root rights, loop devices or mounts.  The same
 input gives the same bytes with the same versions of these tools.  Unwritten parts are holes of the
@@ -19,12 +19,20 @@ from typing import Literal
 import msgspec
 
 from fabric.building.image_disk import MIB, Disk, check_tools, run
-from fabric.building.image_rootfs import File, ImageError, files_below, overlay, survey
+from fabric.building.image_rootfs import File, ImageError, files_below, overlay, survey, write_tar
 from fabric.errors import NO_ROOM
 from fabric.host.files import beside
 from fabric.host.progress import Progress, silent
 
-__all__ = ["KERNEL_ARGUMENTS", "File", "Image", "ImageError", "files_below", "make_image"]
+__all__ = [
+    "KERNEL_ARGUMENTS",
+    "File",
+    "Image",
+    "ImageError",
+    "files_below",
+    "make_archive",
+    "make_image",
+]
 
 #: The rest of the kernel's command line: consoles on the screen and the serial line.  The last one
 #: gets init's output.
@@ -74,32 +82,72 @@ def make_image(
         raise ImageError(f"label {label!r}: 1 to 16 letters, digits, and . _ + -")
     if not kernel_args.isprintable():
         raise ImageError(f"kernel arguments {kernel_args!r} are not one line of text")
-    laid = dict(files or {})
-    if hostname is not None:
-        if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?", hostname):
-            raise ImageError(f"host name {hostname!r}: letters, digits, and - . within, at most 64")
-        laid["/etc/hostname"] = File(f"{hostname}\n".encode())
+    laid = _with_hostname(files or {}, hostname)
+    with _scratch(to) as scratch:
+        progress("reading the files of the system")
+        found = survey(rootfs, scratch)
+        disk = Disk.plan(found, overlay(laid, found), size, label, kernel_args)
+        image = scratch / "disk.raw"
+        disk.write_table(image)
+        progress(f"writing the root filesystem, {found.entries} files and folders")
+        disk.write_root(rootfs, image, scratch)
+        progress(f"installing the boot loader and {disk.kernel}")
+        disk.write_boot(image, scratch)
+        run(scratch, "fallocate", "--dig-holes", image.name)
+        if format == "qcow2":
+            progress("converting to qcow2")
+            raw, image = image, scratch / "disk.qcow2"
+            convert = ("qemu-img", "convert", "-f", "raw", "-O", "qcow2")
+            run(scratch, *convert, raw.name, image.name)
+        _place(image, to, force)
+    used = to.stat().st_blocks * 512
+    return Image(to, disk.size, used, disk.uuid, disk.kernel, disk.initrd, disk.arguments)
+
+
+def make_archive(
+    rootfs: Path,
+    to: Path,
+    *,
+    hostname: str | None = None,
+    files: Mapping[str, File] | None = None,
+    force: bool = False,
+    progress: Progress = silent,
+) -> int:
+    """Make a plain tar of ``rootfs`` with ``files`` over it; see `make_image`.  Return its size."""
+    _refuse_existing(to, force)
+    laid = _with_hostname(files or {}, hostname)
+    with _scratch(to) as scratch:
+        progress("reading the files of the system")
+        found = survey(rootfs, scratch)
+        progress(f"writing {found.entries} files and folders")
+        archive = scratch / "system.tar"
+        archive.touch(0o600)
+        with archive.open("wb") as out:
+            write_tar(rootfs, overlay(laid, found), out)
+        _place(archive, to, force)
+    return to.stat().st_size
+
+
+def _with_hostname(files: Mapping[str, File], hostname: str | None) -> dict[str, File]:
+    if hostname is None:
+        return dict(files)
+    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?", hostname):
+        raise ImageError(f"host name {hostname!r}: letters, digits, and - . within, at most 64")
+    return {**files, "/etc/hostname": File(f"{hostname}\n".encode())}
+
+
+@contextmanager
+def _scratch(to: Path) -> Iterator[Path]:
+    """A folder beside ``to``, so that the image can be renamed; removed at the end.
+
+    ImageError if the system gives an error.
+    """
     try:
-        with _scratch(to) as scratch:
-            progress("reading the files of the system")
-            found = survey(rootfs, scratch)
-            disk = Disk.plan(found, overlay(laid, found), size, label, kernel_args)
-            image = scratch / "disk.raw"
-            disk.write_table(image)
-            progress(f"writing the root filesystem, {found.entries} files and folders")
-            disk.write_root(rootfs, image, scratch)
-            progress(f"installing the boot loader and {disk.kernel}")
-            disk.write_boot(image, scratch)
-            run(scratch, "fallocate", "--dig-holes", image.name)
-            if format == "qcow2":
-                progress("converting to qcow2")
-                raw, image = image, scratch / "disk.qcow2"
-                convert = ("qemu-img", "convert", "-f", "raw", "-O", "qcow2")
-                run(scratch, *convert, raw.name, image.name)
-            with image.open("rb") as whole:
-                os.fsync(whole.fileno())
-            _refuse_existing(to, force)
-            image.replace(to)
+        path = Path(tempfile.mkdtemp(prefix=beside(to), dir=to.parent.absolute()))
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
     except OSError as error:
         if error.errno in NO_ROOM:
             free = shutil.disk_usage(to.parent).free // MIB
@@ -108,18 +156,14 @@ def make_image(
                 " make room there or write the image elsewhere"
             ) from error
         raise ImageError(f"cannot make {to}: {error}") from error
-    used = to.stat().st_blocks * 512
-    return Image(to, disk.size, used, disk.uuid, disk.kernel, disk.initrd, disk.arguments)
 
 
-@contextmanager
-def _scratch(to: Path) -> Iterator[Path]:
-    """A folder beside ``to``, so that the image can be renamed; removed at the end."""
-    path = Path(tempfile.mkdtemp(prefix=beside(to), dir=to.parent.absolute()))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
+def _place(image: Path, to: Path, force: bool) -> None:
+    """Give a whole image its name."""
+    with image.open("rb") as whole:
+        os.fsync(whole.fileno())
+    _refuse_existing(to, force)
+    image.replace(to)
 
 
 def _refuse_existing(to: Path, force: bool) -> None:

@@ -26,9 +26,10 @@ from fabric.digest import Digest
 from fabric.errors import MachineFault
 from fabric.host.cancel import CancelToken
 from fabric.host.files import clear
-from fabric.host.progress import Progress, silent
+from fabric.host.progress import Moved, Progress, silent, unmoved
 from fabric.host.tree_tables import Record, difference, read_record, table_of, write_record
 from fabric.jobs import Staged
+from fabric.trove.artifacts.contents import output_of
 
 #: Mount options have at most 4096 bytes: 229 layers.  The topmost two or three are not chunks.
 MAX_LAYERS = 100
@@ -121,19 +122,20 @@ def see_through(indexes: Mapping[str, Index], name: Callable[[str], str]) -> lis
 
 def moved(index: Index, moves: Mapping[bytes, bytes]) -> Index:
     """The index of a layer after its directories were moved."""
-
-    def place(path: bytes) -> bytes:
-        tail = b""
-        while path and path not in moves:
-            path, _, name = path.rpartition(b"/")
-            tail = b"/" + name + tail
-        return (moves[path] + tail if path else tail).strip(b"/")
-
     return Index(
-        frozenset(place(path) for path in index.dirs),
-        {place(path): target for path, target in index.links.items()},
+        frozenset(place(path, moves) for path in index.dirs),
+        {place(path, moves): target for path, target in index.links.items()},
         index.has,
     )
+
+
+def place(path: bytes, moves: Mapping[bytes, bytes]) -> bytes:
+    """Where a path of a layer appears after its directories were moved."""
+    tail = b""
+    while path and path not in moves:
+        path, _, name = path.rpartition(b"/")
+        tail = b"/" + name + tail
+    return (moves[path] + tail if path else tail).strip(b"/")
 
 
 class Layer(msgspec.Struct, frozen=True):
@@ -150,6 +152,7 @@ class Layers:
         self.session = session
         self._store = store
         self._known: dict[str, Layer] = {}  # layers that exist and are held
+        self._names: dict[str, str] = {}  # key of a chunk -> name of its layer
         self._checked: set[str] = set()  # names of trees that are as recorded
 
     def stage(
@@ -157,39 +160,55 @@ class Layers:
         staged: Sequence[Staged],
         cancel: CancelToken,
         report: Progress = silent,
+        moved: Moved = unmoved,
     ) -> tuple[list[Path], frozenset[bytes]]:
         """The directories to overlay for ``staged``, lowest first, and which of _NOTED they have.
 
-        Missing layers are fetched and unpacked.  So are layers that have changed on the disk, for
-        which ``report`` is called.  BuildFailed if two chunks conflict, MachineFault if one is
-        missing.
+        Missing layers are fetched, which ``moved`` follows, and unpacked.  So are layers that have
+        changed on the disk, for which ``report`` is called.  BuildFailed if two chunks conflict,
+        MachineFault if one is missing.
         """
-        keys = [item.key for item in staged]
-        self.session.hold(*keys)
-        self._store.use(keys)
-        self._bring([key for key in keys if key not in self._known], cancel)
-        layers = {key: self._known.get(key) or self._layer(key, cancel, report) for key in keys}
-        indexes = {key: layer.index for key, layer in layers.items()}
-        moves = dict(zip(indexes, see_through(indexes, self._name), strict=True))
+        laid = self.laid(staged, cancel, report, moved)
         found = []
         for block in plan_layers(staged):
-            if len(block) == 1 and not moves[block[0]]:
-                found.append(layers[block[0]].path)
+            layer, moves = laid[block[0]]
+            if len(block) == 1 and not moves:
+                found.append(layer.path)
             else:
-                group = [(layers[key].path, moves[key]) for key in block]
+                group = [(laid[key][0].path, laid[key][1]) for key in block]
                 found.append(self._merged(group, cancel, report))
+        # Equal chunks share a layer, which overlayfs does not take twice: the topmost counts.
+        found = [*dict.fromkeys(reversed(found))][::-1]
         if len(found) > MAX_LAYERS:
             raise AssertionError(f"{len(found)} layers")  # the lowest would be lost silently
-        return found, frozenset(path for index in indexes.values() for path in index.has)
+        return found, frozenset(path for layer, _ in laid.values() for path in layer.index.has)
+
+    def laid(
+        self,
+        staged: Sequence[Staged],
+        cancel: CancelToken,
+        report: Progress = silent,
+        moved: Moved = unmoved,
+    ) -> dict[str, tuple[Layer, Moves]]:
+        """The layer of each chunk, lowest first, with its moves; for the rest as `stage`."""
+        keys = [item.key for item in staged]
+        self.session.hold(*map(self._layer_name, keys))
+        self._store.use(keys)
+        self._bring([key for key in keys if key not in self._known], cancel, moved)
+        layers = {key: self._known.get(key) or self._layer(key, cancel, report) for key in keys}
+        indexes = {key: layer.index for key, layer in layers.items()}
+        moves = see_through(indexes, self._name)
+        return {key: (layers[key], each) for key, each in zip(indexes, moves, strict=True)}
 
     def forget(self, name: str) -> None:
         """Forget a layer or a merged tree that is being removed."""
-        self._known.pop(name, None)
+        self._known = {key: one for key, one in self._known.items() if one.path.name != name}
         self._checked.discard(name)
 
     def forget_all(self) -> None:
         """Forget all layers and merged trees: another process may have removed some."""
         self._known.clear()
+        self._names.clear()
         self._checked.clear()
 
     def made(
@@ -226,6 +245,15 @@ class Layers:
         """Whether a layer or a merged tree is as it was recorded."""
         return self._believed(path) is not None
 
+    def _layer_name(self, key: str) -> str:
+        """The key, or the digest of the output, which equal chunks share."""
+        found = self._names.get(key)
+        if found is None:
+            manifest = None if self._path(key).is_dir() else self._store.manifest(key)
+            equal = manifest is not None and manifest.origin
+            found = self._names[key] = output_of(manifest).hex() if manifest and equal else key
+        return found
+
     def _path(self, key: str) -> Path:
         return self.session.root / "layers" / Digest(key)
 
@@ -250,20 +278,20 @@ class Layers:
 
         return self.made([(path.name, moves) for path, moves in group], make, cancel, report)
 
-    def _bring(self, keys: Sequence[str], cancel: CancelToken) -> None:
+    def _bring(self, keys: Sequence[str], cancel: CancelToken, moved: Moved) -> None:
         """Fetch the artifacts of missing layers, in parallel."""
-        absent = [key for key in keys if not self._path(key).is_dir()]
+        absent = [key for key in keys if not self._path(self._layer_name(key)).is_dir()]
         if len(absent) > 1:
             found = filter(None, self._store.manifests(absent))
             wanted = [(each.key, one.blob) for each in found for one in each.artifacts if one.blob]
-            self._store.bring(wanted, cancel.check)
+            self._store.bring(wanted, cancel.check, moved)
 
     def _layer(self, key: str, cancel: CancelToken, report: Progress) -> Layer:
         """The layer of a chunk, which must be held; it is unpacked if it is missing."""
-        path = self._path(key)
+        path = self._path(self._layer_name(key))
         record = self._believed(path) if mark_used(path) else None
         if record is None:
-            with self.session.locked(f"layer-{key}", cancel):
+            with self.session.locked(f"layer-{path.name}", cancel):
                 record = self._make_sure(
                     path, lambda into: self._unpack(key, into, cancel), _indexed, report
                 )

@@ -17,8 +17,8 @@ from fabric.building.tree import Opener, remove
 class Merger:
     """Lays trees into the empty directory ``into``, a later one over the earlier.
 
-    As in overlayfs, directories merge, and anything else hides what was there before.  The trees
-    must not change afterwards, since the merged tree shares their files.
+    As in overlayfs, directories merge, and a later entry of any other type hides the earlier one.
+    The trees must not change afterwards, since the merged tree shares their files.
     """
 
     def __init__(self, into: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
-from fabric.host.progress import Progress
+from fabric.host.progress import Moved, Progress
 from fabric.jobs import Blob, Manifest, Source
+
+if TYPE_CHECKING:
+    from fabric.trove.sources.changes import Change
 
 
 class Store(Protocol):
@@ -20,7 +23,7 @@ class Store(Protocol):
     def use(self, keys: Iterable[str]) -> None: ...  # record that a build uses these
 
     def bring(
-        self, wanted: Iterable[tuple[str, Blob]], check: Callable[[], None]
+        self, wanted: Iterable[tuple[str, Blob]], check: Callable[[], None], moved: Moved
     ) -> None: ...  # fetch these blobs (key, blob), which will be opened
 
     def open(self, blob: Blob, key: str, check: Callable[[], None]) -> BinaryIO: ...  # verified
@@ -34,5 +37,7 @@ class Sources(Protocol):
     """The sources, as building uses them."""
 
     def export(self, source: Source, report: Progress) -> Path: ...
+
+    def changes(self, source: Source, since: str) -> Iterator[Change]: ...  # since that tree
 
     def sweep(self) -> None: ...  # as above

@@ -64,10 +64,11 @@ _MISSING = (
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """The limits of a step: seconds of wall time, and bytes of log.  None: no limit."""
+    """The limits of a step: seconds of wall time, bytes of log, a jobserver.  None: no limit."""
 
     seconds: float | None = None
     log_bytes: int | None = None
+    jobserver: Path | None = None  # its socket
     until: float | None = None  # when the seconds end (monotonic), once they count
 
     def begun(self) -> Limits:

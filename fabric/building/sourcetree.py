@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from fabric import bounds
 from fabric.building import overlay
 from fabric.building.merge import Merger
 from fabric.building.workspace import Workspace
@@ -24,6 +25,8 @@ from fabric.jobs import Source
 
 #: A tree of at most so many entries and bytes is copied.
 _FEW, _LITTLE = 24, 1 << 20
+#: Entries copied between two looks whether the build is cancelled.
+_AT_ONCE = 1000
 
 #: The entries of a tree: (path, mode).
 Entries = tuple[tuple[str, int], ...]
@@ -52,7 +55,7 @@ def prepare(
     up.chmod(0o755)
     if source is None:
         return SourceTree(up, ())
-    tree = _export(source, workspace, cancel, report)
+    tree = exported(source, workspace, cancel, report)
     mtime = tree.stat().st_mtime_ns
     entries = _few_entries(str(tree))
     if entries is None:
@@ -80,6 +83,20 @@ def _few_entries(tree: str) -> Entries | None:
 
     Cached, since the tree of a path never changes.
     """
+    return _entries(tree, _FEW, _LITTLE)
+
+
+def copy(tree: Path, to: Path, cancel: CancelToken) -> None:
+    """Copy an exported tree into the empty directory ``to``; all gets the tree's mtime."""
+    entries = _entries(str(tree), bounds.TREE_ENTRIES, bounds.SOURCE_SIZE)
+    assert entries is not None, "an exported tree is within the bounds"
+    for start in range(0, len(entries), _AT_ONCE):
+        cancel.check()
+        _copy(entries[start : start + _AT_ONCE], tree, to, tree.stat().st_mtime_ns)
+
+
+def _entries(tree: str, most: int, largest: int) -> Entries | None:
+    """The entries of a tree, directories before their contents; None if there are more."""
     found: list[tuple[str, int]] = []
     size = 0
     pending = [""]
@@ -94,7 +111,7 @@ def _few_entries(tree: str) -> Entries | None:
                     pending.append(f"{path}/")
                 else:
                     size += info.st_size
-                if len(found) > _FEW or size > _LITTLE:
+                if len(found) > most or size > largest:
                     return None
     return tuple(found)
 
@@ -119,8 +136,8 @@ def _copy(entries: Entries, tree: Path, to: Path, mtime: int) -> None:
         os.utime(target, ns=(mtime, mtime), follow_symlinks=False)
 
 
-def _export(source: Source, workspace: Workspace, cancel: CancelToken, report: Progress) -> Path:
-    """The exported tree of a source, with its submodules."""
+def exported(source: Source, workspace: Workspace, cancel: CancelToken, report: Progress) -> Path:
+    """The exported tree of a source, with its submodules, held until this build ends."""
     top = _held(source, workspace, report)
     parts = list(_submodules(source, b""))
     if not parts:

@@ -24,11 +24,13 @@ from pathlib import Path
 import msgspec
 
 from fabric.building import host_tools, ldconfig, sandbox, sourcetree
-from fabric.building.build_script import PATH, CommandList, script
+from fabric.building.build_script import PATH, CommandList, phase_of, script
+from fabric.building.kept_tree import CONFIGURE, KeptTree
 from fabric.building.log import Log
 from fabric.building.workspace import Workspace
-from fabric.definitions.environment import SYSTEM_PATH
+from fabric.definitions.environment import FLAGS, SYSTEM_PATH
 from fabric.host.cancel import CancelToken
+from fabric.host.progress import Moved, unmoved
 from fabric.jobs import Job
 
 #: The staging area's path when the root is this machine's.
@@ -41,7 +43,10 @@ class StagingArea(msgspec.Struct, frozen=True):
     """A staging area that commands can run in; its writable parts are in ``scratch``."""
 
     scratch: Path
+    base: str  # its path in the sandbox; "" if it is the root
     box: sandbox.Box
+    jobs: int  # the most jobs of make; 0 if no command may have several
+    kept: KeptTree | None = None  # of an edited chunk: put it back
 
     @property
     def inst(self) -> Path:
@@ -57,19 +62,30 @@ def prepare(
     cancel: CancelToken,
     jobs: int,
     limits: sandbox.Limits = sandbox.NO_LIMITS,
+    *,
+    whole: bool = True,
+    moved: Moved = unmoved,
 ) -> StagingArea:
     """Make the staging area of a chunk.
 
     ``scratch`` is fresh, or that of a failed attempt at the same job, whose tree is used again.
-    ``limits`` apply to the chunks' own ldconfig, which runs meanwhile.
+    ``limits`` apply to the chunks' own ldconfig, which runs meanwhile; ``moved`` follows fetches.
+    Unless ``whole``, the lists that an edited chunk need not run again are left out.
     BuildFailed if the staged chunks conflict, MachineFault if something is missing.
     """
-    lower, has = workspace.layers.stage(job.staged, cancel, log.write)
+    lower, has = workspace.layers.stage(job.staged, cancel, log.write, moved)
     inside = job.mode == "staging"
     base = "" if inside else _OUTSIDE
     if inside and ldconfig.CONFIGURATION in has and not ldconfig.PROGRAMS.isdisjoint(has):
         lower.append(ldconfig.linked(lower, workspace.layers, log, cancel, limits))
-    tree = sourcetree.prepare(job.source, workspace, scratch, cancel, log.write)
+    kept = skipped = None
+    if job.source is not None and job.source.edit:
+        kept = KeptTree(job, workspace, scratch)
+        kept.take(cancel, log.write)
+        tree = sourcetree.SourceTree(kept.path, ())
+        skipped = None if whole or not kept.is_configured else CONFIGURE
+    else:
+        tree = sourcetree.prepare(job.source, workspace, scratch, cancel, log.write)
     build, inst = (f"{base}/{job.source_name}.{end}" for end in ("build", "inst"))
     for name in ("inst", "tmp"):
         sourcetree.made(scratch / name)
@@ -83,6 +99,8 @@ def prepare(
         mounts += ["--bind", str(path), target]
     mounts += sandbox.KERNEL
     environment = dict(job.environment, DESTDIR=inst)
+    for name in FLAGS & environment.keys():
+        environment[name] = environment[name].replace("$PWD", build)
     if not inside:
         own = environment.get("PATH", "").removesuffix(SYSTEM_PATH).split(":")
         environment["PATH"] = ":".join([*(base + path for path in own if path), host_tools.PATH])
@@ -91,16 +109,23 @@ def prepare(
         read_only=(base, "/") if lower and not inside else ("/",),
         environment=environment,
         cwd=build,
-        script=script(job.name, PATH, _lists(job, jobs)),
+        script=script(job.name, PATH, _lists(job, jobs, skipped)),
         path=PATH,
         launcher=tree.launcher,
     )
-    return StagingArea(scratch, box)
+    parallel = any(commands for name, commands in job.commands if name in _PARALLEL)
+    return StagingArea(scratch, base, box, (job.max_jobs or jobs) if parallel else 0, kept)
 
 
-def _lists(job: Job, jobs: int) -> list[CommandList]:
+def _lists(job: Job, jobs: int, skipped: str | None) -> list[CommandList]:
+    """The command lists, without those of the phase ``skipped``."""
     count = job.max_jobs or jobs
+    # Commands that name the variable may pass it to other programs than make.
+    shared = count > 1 and not any("MAKEFLAGS" in one for _, many in job.commands for one in many)
     return [
-        CommandList(name, commands, f"-j{count if name in _PARALLEL else 1}")
+        CommandList(name, commands, f"-j{count}", shared=shared)
+        if name in _PARALLEL
+        else CommandList(name, commands, "-j1")
         for name, commands in job.commands
+        if phase_of(name) != skipped
     ]

@@ -7,7 +7,7 @@ Also as there, ``/etc/os-release`` is always written here.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from shlex import quote
@@ -21,7 +21,9 @@ from fabric.building.tree import Unpacker, scan, with_links
 from fabric.building.workspace import Workspace
 from fabric.errors import BuildFailed, MachineFault, in_line
 from fabric.host.cancel import CancelToken
+from fabric.host.progress import in_phase
 from fabric.jobs import Content, Job, Manifest
+from fabric.trove.artifacts.contents import content_key_of, contents_of
 
 #: The whole environment of integration scripts.
 _ENVIRONMENT = {"PATH": "/bin:/usr/bin:/sbin:/usr/sbin"}
@@ -49,9 +51,11 @@ def build_system(
     rootfs.mkdir()
     tree = Unpacker(rootfs, cancel.check)
     [(name, contents)] = job.lists
-    for path, text in _unpack(contents, tree, workspace, cancel):
+    manifests = _manifests(workspace, contents)
+    for path, text in _unpack(contents, manifests, tree, workspace, cancel, phase):
         _write(tree, path, text, name)
-    for path, text in _describe(job, name):
+    content_key = content_key_of(job, contents_of(job, manifests))
+    for path, text in _describe(job, name, content_key):
         _write(tree, path, text, name)
     for twice, before, after in tree.replaced:
         log.write(f"warning: /{in_line(twice)} of {before} is replaced by that of {after}")
@@ -90,37 +94,40 @@ def _remarks(tree: Unpacker) -> tuple[str, ...]:
 
 def _unpack(
     contents: Sequence[Content],
+    manifests: Mapping[str, Manifest],
     tree: Unpacker,
     workspace: Workspace,
     cancel: CancelToken,
+    phase: Callable[[str], None],
 ) -> Iterator[tuple[str, str]]:
     """Unpack every artifact, and yield its metadata: (path, text)."""
     store = workspace.store
-    manifests = _manifests(workspace, contents)
     found = [(one, manifests[one.key].artifact(one.artifact).blob) for one in contents]
     wanted = [(content.key, blob) for content, blob in found if blob is not None]
-    store.bring(wanted, cancel.check)
+    store.bring(wanted, cancel.check, in_phase("fetch", phase))
     for content, blob in found:
         paths: list[bytes] = []
         if blob is not None:
             with store.open(blob, content.key, cancel.check) as file:
                 paths = tree.add(file, content.artifact)
         names = [path.decode("utf-8", "surrogateescape") for path in paths]
-        yield _meta(manifests[content.key], content.artifact, names)
+        digest = {"sha256": blob.sha256} if blob is not None else {}
+        yield _meta(manifests[content.key], content.artifact, names, digest)
 
 
-def _describe(job: Job, name: str) -> Iterator[tuple[str, str]]:
+def _describe(job: Job, name: str, content_key: str) -> Iterator[tuple[str, str]]:
     """The metadata of the strata and of the system: (path, text)."""
     for part in job.strata:
         stratum = Manifest(
-            key=part.key, kind="stratum", name=part.stratum, arch=job.arch, artifacts=()
+            key=job.key, kind="stratum", name=part.stratum, arch=job.arch, artifacts=()
         )
         yield _meta(stratum, part.artifact, [content.artifact for content in part.contents])
     about = job.metadata
     itself = Manifest(
         key=job.key, kind="system", name=job.name, arch=job.arch, artifacts=(), metadata=about
     )
-    yield _meta(itself, name, [part.artifact for part in job.strata])
+    names = [part.artifact for part in job.strata]
+    yield _meta(itself, name, names, {"content-key": content_key})
     yield (
         "etc/os-release",
         f'NAME="Baserock"\nID=baserock\nPRETTY_NAME="{job.name}"\nVARIANT_ID={job.name}\n',
@@ -140,15 +147,20 @@ def _manifests(workspace: Workspace, contents: Sequence[Content]) -> dict[str, M
     return present
 
 
-def _meta(manifest: Manifest, artifact: str, contents: list[str]) -> tuple[str, str]:
-    """Path and text of an artifact's metadata, which does not depend on the time of the build."""
+def _meta(
+    manifest: Manifest, artifact: str, contents: list[str], more: Mapping[str, str] | None = None
+) -> tuple[str, str]:
+    """Path and text of an artifact's metadata.
+
+    It has no cache key, which would change with every input: systems with equal contents are equal.
+    """
     about = {
         **manifest.metadata,
+        **(more or {}),
         "artifact-name": artifact,
         "source-name": manifest.name,
         "kind": manifest.kind,
         "arch": manifest.arch,
-        "cache-key": manifest.key,
         "contents": contents,
     }
     return f"baserock/{artifact}.meta", json.dumps(about, indent=2, sort_keys=True) + "\n"

@@ -369,10 +369,11 @@ class Unpacker:
             raise MachineFault(f"Damaged archive: an entry of type {entry.type!r}")
 
 
-def copy(entries: Iterable[Entry], to: Path) -> None:
+def copy(entries: Iterable[Entry], to: Path, check: Callable[[], None] = no_check) -> None:
     """Copy the entries of a `scan`, except for devices, to the empty directory ``to``."""
-    unpacker = Unpacker(to)
+    unpacker = Unpacker(to, check)
     for entry in entries:
+        check()
         unpacker.put(entry, archive.contents(entry), "")
     unpacker.finish()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -13,7 +13,7 @@ from fabric.building.tree import remove
 from fabric.building.workspace import Workspace
 from fabric.host.shared_files import Tally
 
-_FOLDERS = ("merged", "layers", "failed")
+_FOLDERS = ("merged", "layers", "failed", "edits")
 
 
 def remove_unused(
@@ -22,8 +22,8 @@ def remove_unused(
     """Remove layers, merged trees and failed builds' trees that were unused for so many seconds,
     except for those of the keys in ``keep``.
 
-    While a process builds, trees that any process holds stay.  Return what was removed, or would
-    be, and the number of trees that stay for that reason.
+    While a process builds, trees that any process holds stay.  Return the tally of removed trees,
+    or of those that would be removed, and the number of trees that stay for that reason.
     """
     tally, busy, gone = Tally(), 0, []
     with ExitStack() as held:
@@ -43,6 +43,20 @@ def remove_unused(
         if not dry_run:
             remove(path)
     return tally, busy
+
+
+def remove_layers(workspace: Workspace, keys: Iterable[str], *, dry_run: bool = False) -> Tally:
+    """Remove the layers of these steps that no build uses; return the tally of them."""
+    tally = Tally()
+    for key in keys:
+        path = workspace.root / "layers" / key
+        with workspace.session.exclusively(key) as unused:
+            if unused and path.is_dir():
+                aside = path if dry_run else workspace.set_aside(path)
+                tally.add(aside)
+                if not dry_run:
+                    remove(aside)
+    return tally
 
 
 def left_behind(workspace: Workspace) -> Tally:

@@ -7,6 +7,7 @@
     merged/DIGEST    trees made of several layers, or of a source and its submodules
     tmp/PID-XXXX     scratch of one process (`fabric.building.session`)
     failed/KEY       the build tree of the last failed attempt at KEY, for inspection
+    edits/ID         the build tree of an edited chunk (`fabric.building.kept_tree`)
     lock, held       see `fabric.host.locks` and `fabric.building.holds`
     cleaned          changes whenever layers were removed
 
@@ -29,6 +30,8 @@ from fabric.building.session import Session
 from fabric.building.tree import emptied, remove
 from fabric.host.files import clear, recall, remember
 
+#: The directories of trees, all of which can be made again.
+_TREES = ("layers", "merged", "failed", "edits")
 #: Directories of a scratch that the next build may use again.
 _REUSED = ("up", "tmp")
 
@@ -52,7 +55,7 @@ class Workspace:
         self._spare: list[Path] = []
         self._cleaned: tuple[int, int] | None = None
         with self.session.locked("sessions"):
-            for name in ("layers", "indexes", "merged", "failed"):
+            for name in ("indexes", *_TREES):
                 (self.root / name).mkdir(exist_ok=True)
             if sweep:
                 self.sweep()
@@ -100,11 +103,11 @@ class Workspace:
         """Around a build: its layers stay meanwhile, and the reaper waits.
 
         When the disk is nearly full, old trees are removed first, except for those of the keys
-        ``keep`` and the tree of the last failed attempt, which its user may be about to inspect.
+        ``keep``, and of the last failed attempt and the last edit: their user works on them.
         """
         if _scarce(self.root):
-            failed = by_age([self.root / "failed"])
-            self.clean(keep | {path.name for path in failed[-1:]})
+            last = [by_age([self.root / name])[-1:] for name in ("failed", "edits")]
+            self.clean(keep | {path.name for trees in last for path in trees})
         fd = self.session.locks.take("layers", shared=True, wait=True)
         assert fd is not None
         self._notice_cleaning()
@@ -123,7 +126,7 @@ class Workspace:
         least recently used first; all can be made again.  Trees that builds use stay, and so do
         those that other processes hold: these trim for themselves.
         """
-        folders = [self.root / name for name in ("layers", "merged", "failed")]
+        folders = [self.root / name for name in _TREES]
         for path in by_age([*folders, *others], self.session.holds.used):
             if free(self.root) >= wanted:
                 return
@@ -134,7 +137,7 @@ class Workspace:
                 remove(aside)
 
     def set_aside(self, path: Path) -> Path:
-        """Rename a tree that can be made again, so that nobody finds it; return its new path."""
+        """Hide a tree that can be made again under another name; return its new path."""
         self.layers.forget(path.name)
         aside = path.with_name(f".old-{path.name}-{os.getpid()}")
         with suppress(FileNotFoundError):  # another process was faster
@@ -143,14 +146,14 @@ class Workspace:
         return aside
 
     def clean(self, keep: AbstractSet[str] = frozenset()) -> bool:
-        """Discard layers and failed trees of keys not in ``keep``, and all merged trees.
+        """Discard layers and trees of builds unless ``keep`` has their names, and merged trees.
 
         Needed layers are made again from the store.  False, with nothing done, while any process
         builds in this workspace.
         """
         with self.idle() as idle:
             if idle:
-                for folder in ("layers", "indexes", "merged", "failed"):
+                for folder in ("indexes", *_TREES):
                     for item in list((self.root / folder).iterdir()):
                         if item.name not in keep:
                             self.session.discard(item)
@@ -210,7 +213,7 @@ class Workspace:
         boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
         stamp = self.root / "boot"
         if recall(stamp) != boot:
-            for name in ("layers", "indexes", "merged"):
+            for name in ("layers", "indexes", "merged", "edits"):
                 self.session.discard(self.root / name)
                 (self.root / name).mkdir()
             remember(stamp, boot)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 from fabric import bounds
@@ -51,6 +51,17 @@ def open_connection(settings: Settings) -> Iterator[Connection]:
         connection.close()
 
 
+def named_by(beginning: str, infos: Iterable[RequestInfo]) -> RequestInfo:
+    """The request whose id has this beginning.  FabricError if there is none, or several."""
+    found = [one for one in infos if one.request.startswith(beginning)]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise FabricError(f"{beginning}: no such build; `{command('list')}` lists them")
+    ids = ", ".join(f"{one.request[:SHOWN]} ({one.title})" for one in found[:5])
+    raise FabricError(f"{beginning}: the ids of several builds begin with this: {ids}")
+
+
 class Controller:
     """Repeats each message until it is answered, for `PATIENCE` seconds.
 
@@ -63,12 +74,15 @@ class Controller:
         connection: Connection,
         patience: float = 0.0,
         on_error: Callable[[str], None] | None = None,
+        check: Callable[[], None] | None = None,
     ) -> None:
+        """``check`` is called while it waits, and raises an error to end that."""
         self.connection = connection
         #: fault of the controller, from its last answer; "" if there is none
         self.warning = ""
         self._patience = max(PATIENCE, patience)
         self._on_error = on_error
+        self._check = check
         self._codec: Codec[Answer | Update | LogPiece | Rejected] = Codec(
             Answer | Update | LogPiece | Rejected
         )
@@ -110,13 +124,7 @@ class Controller:
 
     def request(self, named: str) -> RequestInfo:
         """The request whose id begins with ``named``.  FabricError if there is none, or several."""
-        found = [one for one in self.query("requests").requests if one.request.startswith(named)]
-        if len(found) == 1:
-            return found[0]
-        if not found:
-            raise FabricError(f"{named}: no such build; `{command('list')}` lists them")
-        ids = ", ".join(f"{one.request[:SHOWN]} ({one.title})" for one in found[:5])
-        raise FabricError(f"{named}: the ids of several builds begin with this: {ids}")
+        return named_by(named, self.query("requests").requests)
 
     def _answer(self, question: Query | Command) -> Answer:
         for message in self._send_until_answered(question, question.id):
@@ -140,6 +148,8 @@ class Controller:
                 self.connection.send(self._codec.encode(question))
                 due, delay = now + delay, min(2 * delay, REPEAT_AFTER_MOST)
             self.connection.wait(due - now)
+            if self._check:
+                self._check()
             for frame in self.connection.receive(100):
                 try:
                     message = self._codec.decode(frame)

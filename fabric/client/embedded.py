@@ -26,12 +26,17 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
+from fabric.client.running import ALIVE, announce, link_to, withdraw
 from fabric.config import Settings
 from fabric.errors import NO_ROOM, FabricError, MachineFault
 
-#: Prefix of the folder of a fabric, and the file in it that is locked as long as the fabric lives.
-_PREFIX, _ALIVE = "fabric-", "alive"
+if TYPE_CHECKING:
+    from fabric.host.jobserver import Jobserver
+
+#: Prefix of the folder of a fabric.
+_PREFIX = "fabric-"
 #: Seconds that children have to end by themselves: workers remove their sandboxes.
 GRACE = 10.0
 #: Seconds between two checks for ended children.
@@ -59,6 +64,8 @@ class EmbeddedFabric:
                 f"no temporary folder for the sockets of this build: {error.strerror}; free some"
                 " space there, or set TMPDIR to another directory"
             ) from error
+        self._link = link_to(self._settings.state_dir, self.directory)
+        announce(self._link, self.directory)
         orders, self._orders = os.pipe()
         self._news, news = os.pipe()
         os.set_blocking(self._news, False)
@@ -81,11 +88,14 @@ class EmbeddedFabric:
     ) -> None:
         self.stop()
 
-    def start(self) -> None:
-        """Start the broker and the workers."""
+    def start(self, tools: str = "") -> None:
+        """Start the broker and the workers.
+
+        ``tools``: digest of this machine's tools, which only bootstrap and test chunks need.
+        """
         self._started = True
         with contextlib.suppress(BrokenPipeError):  # it died: `check` raises
-            os.write(self._orders, b"\n")
+            os.write(self._orders, f"{tools}\n".encode())
 
     def check(self) -> str:
         """A text about workers that died and were replaced since the last call; "" if none did.
@@ -112,6 +122,7 @@ class EmbeddedFabric:
             os.waitpid(self._zygote, 0)
             self._zygote = 0
             self._news = _closed(self._news)
+        withdraw(self._link)
         shutil.rmtree(self.directory, ignore_errors=True)
         self._alive = _closed(self._alive)
 
@@ -136,22 +147,25 @@ class Zygote:
         os.environ.update(_environment(self._settings))
         for module in ("fabric.broker", "fabric.worker", "fabric.trove.sources.export"):
             importlib.import_module(module)
-        from fabric.building.host_tools import host_tools
-
-        self._tools = host_tools(self._settings.host_tools_file)
         sweep()
         gc.freeze()  # children share the objects that exist now
-        code = self._serve() if os.read(self._orders, 1) else 0
+        order = os.read(self._orders, 100)
+        self._tools = order.decode().strip()
+        code = self._serve() if order else 0
         if code == 0:  # the initiator has ended, maybe without cleaning up
+            withdraw(link_to(self._settings.state_dir, self._directory))
             shutil.rmtree(self._directory, ignore_errors=True)
         return code
 
     def _serve(self) -> int:
+        from fabric.host.jobserver import NAME, Jobserver  # a cached build needs none
+
+        jobserver = Jobserver(self._directory / NAME, self._settings.shared_jobs)
         try:
             self._start("broker", "--state", str(self._settings.state_dir))
             for _ in range(self._settings.worker_count):
                 self._start_worker()
-            return self._watch()
+            return self._watch(jobserver)
         finally:
             self._stop()
 
@@ -172,10 +186,15 @@ class Zygote:
 
         self._children[_fork(_open_errors(self._errors(name)), main)] = name
 
-    def _watch(self) -> int:
+    def _watch(self, jobserver: Jobserver) -> int:
         poller = select.poll()
         poller.register(self._orders)
-        while not poller.poll(LOOK_EVERY * 1000):
+        poller.register(jobserver, select.POLLIN)
+        while True:
+            ready = poller.poll(1000 * min(LOOK_EVERY, jobserver.wait))
+            if any(fd == self._orders for fd, _ in ready):
+                return 0
+            jobserver.step()
             child, status = os.waitpid(-1, os.WNOHANG)
             if not child:
                 continue
@@ -187,7 +206,6 @@ class Zygote:
                 return 4
             self._start_worker()
             self._tell(f"{ended}, another takes its place\n")
-        return 0
 
     def _tell(self, news: str) -> None:
         with contextlib.suppress(BrokenPipeError):
@@ -223,7 +241,7 @@ def new_folder() -> tuple[Path, int]:
     """A new folder, and a descriptor that locks it until all processes that inherited it end."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
-        lock = os.open(folder / _ALIVE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = os.open(folder / ALIVE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
         if os.fstat(lock).st_nlink:
             return folder, lock
@@ -236,7 +254,7 @@ def sweep() -> None:
         with contextlib.suppress(OSError):
             if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
                 continue
-            lock = os.open(folder / _ALIVE, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            lock = os.open(folder / ALIVE, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
-import hashlib
 import json
 import os
 import stat
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fabric import bounds
+from fabric.client.memory import memory
 from fabric.config import Settings
 from fabric.definitions.graph import Graph
-from fabric.errors import DefinitionsError, FabricError, Problem, in_line
+from fabric.errors import DefinitionsError, FabricError, Problem, SourceError, command, suggest
 from fabric.host.files import real, recall, remember
 from fabric.plan import Plan, make_plan, wanted_sources
 from fabric.trove.artifacts.store import Store
 from fabric.trove.configured import open_sources, open_store
 from fabric.trove.sources.resolve import Sources
+
+if TYPE_CHECKING:
+    from fabric.client.edits import Edits
+    from fabric.jobs import Source
 
 
 class Project:
@@ -32,6 +35,8 @@ class Project:
         self.root = root
         self.settings = settings
         self._progress = progress
+        #: Whether edited chunks are built in kept trees; their results are not shared.
+        self.keeps_trees = not settings.controller and not settings.artifacts
 
     @classmethod
     def find(cls, start: Path, settings: Settings, progress: Callable[[str], None]) -> Project:
@@ -40,7 +45,8 @@ class Project:
         Its root is the nearest folder with a VERSION file; without one, with system morphs.
         """
         folders = (start, *start.parents)
-        for known in ("VERSION", "systems/*.morph"):  # definitions of version 0 have no VERSION
+        # definitions of version 0 have no VERSION, and older ones no folders
+        for known in ("VERSION", "systems/*.morph", "*.morph"):
             for folder in folders:
                 if any(found.is_file() for found in folder.glob(known)):
                     return cls(folder, settings, progress)
@@ -108,14 +114,24 @@ class Project:
             str(file.relative_to(self.root)) for file in self.root.glob("systems/**/*.morph")
         )
 
+    def morphs(self) -> list[str]:
+        """All morphs, as paths from the root; not those of other definitions inside."""
+        found: list[str] = []
+        for folder, below, files in os.walk(self.root):
+            if "VERSION" in files and Path(folder) != self.root:
+                below.clear()
+                continue
+            below[:] = [name for name in below if not name.startswith(".")]
+            found += (os.path.join(folder, name) for name in files if name.endswith(".morph"))  # noqa: PTH118
+        return sorted(os.path.relpath(path, self.root) for path in found)
+
     def locate(self, named: str, cwd: Path) -> str:
         """The system that a user named, as a path from the root.  FabricError if there is none."""
         for file in (cwd / named, self.root / named, self.root / "systems" / named):
             for candidate in (file, file.with_name(file.name + ".morph")):
                 if candidate.is_file() and real(candidate).is_relative_to(real(self.root)):
                     return str(real(candidate).relative_to(real(self.root)))
-        similar = difflib.get_close_matches(named, self.systems(), n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(map(in_line, similar))}?" if similar else ""
+        hint = suggest(named, self.systems(), 0.5, most=3)
         raise FabricError(f"{named}: no such system in {self.root}{hint}")
 
     def graph(self, system: str, read: Callable[[str], bytes | None] | None = None) -> Graph:
@@ -125,30 +141,65 @@ class Project:
         """
         from fabric.definitions.load import load
 
-        graph = load(read or self.read, system)
+        graph = load(read, system) if read else load(self.read, system, self.morphs)
         for warning in graph.warnings:
             shown = Problem(warning.file, warning.line, f"warning: {warning.message}")
             self._progress(str(shown))
         return graph
 
-    def plan(self, graph: Graph, goals: Iterable[str] = (), tools: str = "") -> Plan:
+    def plan(
+        self,
+        graph: Graph,
+        goals: Iterable[str] = (),
+        tools: str = "",
+        sources: Sources | None = None,
+    ) -> Plan:
         """The graph with every source pinned; ``goals`` are step ids, by default the system.
 
         ``tools``: digest of the tools that build bootstrap chunks, by default this machine's.
+        ``sources``: those of other lorries than in the files here.
         Sources that the trove lacks are imported.  SourceError if that fails.
         """
-        from fabric.building.host_tools import host_tools
+        if not tools and graph.needs_host_tools:
+            from fabric.building.host_tools import host_tools
 
-        tools = tools or host_tools(self.settings.host_tools_file)
-        return make_plan(graph, goals, self.sources, tools)
+            tools = host_tools(self.settings.host_tools_file)
+        edited = {} if sources else self.edited(graph, goals)
+        return make_plan(graph, goals, sources or self.sources, tools, edited)
+
+    def edited(self, graph: Graph, goals: Iterable[str] = ()) -> dict[str, Source]:
+        """Name -> the present source of the chunks that the goals need, if they are edited."""
+        if not self.edits:
+            return {}
+        from fabric.definitions.select import needed
+
+        ids = needed(graph, tuple(goals) or (graph.root.id,))
+        chunks = {s.name: s for s in graph.steps if s.kind == "chunk" and s.id in ids}
+        kept = {name for name, step in chunks.items() if step.mode != "import"}
+        return self.edits.sources(chunks, kept if self.keeps_trees else ())
+
+    @cached_property
+    def edits(self) -> Edits | None:
+        """The edits of these definitions; None if there are none."""
+        if not memory(self.settings, "edits", self.root).exists():
+            return None
+        from fabric.client.edits import Edits
+
+        return Edits(self.settings, self.root)
 
     def unpinned(self, graph: Graph, goals: Iterable[str] = ()) -> list[str]:
         """The sources of the goals whose content the definitions do not pin."""
         chosen = tuple(goals) or (graph.root.id,)
-        return self.sources.unpinned(wanted_sources(graph, chosen).values())
+        edited = self.edits.by_name if self.edits else ()
+        return self.sources.unpinned(wanted_sources(graph, chosen, edited).values())
 
     def require_pins(self, graph: Graph, goals: Iterable[str] = ()) -> None:
         """SourceError unless the definitions pin the content of every source of the goals."""
+        for name in self.edited(graph, goals):
+            raise SourceError(
+                f"--locked: {name} is edited, so the definitions do not pin its source;"
+                f" `{command('edit', '--close', name)}` ends the edit"
+            )
         chosen = tuple(goals) or (graph.root.id,)
         self.sources.require_pins(wanted_sources(graph, chosen).values())
 
@@ -160,8 +211,8 @@ class Project:
     def remember(self, system: str, tree: str = "", built: Mapping[str, str] | None = None) -> None:
         """Record the system built last, which is the default of `logs` and `shell`.
 
-        ``built``: kind and name of a step -> its key, if a farm built the files with the git tree
-        ``tree``, so that this machine need not compute the keys.
+        ``built``: kind and name of a step -> its key, if a farm built the files that ``tree``
+        identifies, so that this machine need not compute the keys.
         """
         memory = {"system": system, "tree": tree, "keys": dict(built or {})}
         with contextlib.suppress(OSError):  # a convenience: no build fails without it
@@ -179,8 +230,7 @@ class Project:
         return dict(last.get("keys", {})) if same else {}
 
     def _memory(self) -> Path:
-        name = hashlib.sha256(os.fsencode(self.root)).hexdigest()[:32]
-        return self.settings.state_dir / "last-systems" / f"{name}.json"
+        return memory(self.settings, "last-systems", self.root)
 
     def _last(self) -> dict[str, Any]:
         try:

@@ -11,16 +11,20 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import Any, Protocol, TextIO
 
 import msgspec
 
 from fabric.errors import Cancelled, FabricError
+from fabric.host.progress import share_of
 from fabric.host.terminal import (
+    BAR,
     Area,
     OutputError,
     Row,
+    bar,
     fitted,
     is_terminal,
     one_line,
@@ -28,6 +32,9 @@ from fabric.host.terminal import (
     styled,
     width_of,
 )
+
+#: A terminal of at most so many rows does not show what comes next.
+SMALL = 6
 
 
 class RunningView(msgspec.Struct, frozen=True):
@@ -53,6 +60,7 @@ class BuildView(msgspec.Struct, frozen=True):
     ends: float  # expected; 0: unknown
     running: tuple[RunningView, ...] = ()
     waiting: str = ""  # why nothing runs, if nothing does
+    next: tuple[str, ...] = ()  # names of the steps that begin next
 
 
 class Screen(Protocol):
@@ -61,6 +69,7 @@ class Screen(Protocol):
     def say(self, text: str, style: str = "") -> None: ...
     def event(self, kind: str, **facts: Any) -> None: ...
     def show(self, view: BuildView) -> None: ...
+    def away(self) -> AbstractContextManager[None]: ...
     def close(self) -> None: ...
 
 
@@ -77,6 +86,9 @@ class PlainScreen(msgspec.Struct):
 
     def show(self, view: BuildView) -> None:
         """Nothing: a pipe has no live part."""
+
+    def away(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def close(self) -> None:
         """Nothing to restore."""
@@ -96,6 +108,9 @@ class JsonScreen(msgspec.Struct):
 
     def show(self, view: BuildView) -> None:
         """Nothing: programs read events."""
+
+    def away(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def close(self) -> None:
         """Nothing to restore."""
@@ -118,6 +133,16 @@ class LiveScreen:
         self._view = view
         self._area.settled()
         self._area.changed()
+
+    @contextlib.contextmanager
+    def away(self) -> Iterator[None]:
+        """Leave the terminal to a question, or to another program."""
+        self._view = None
+        self._area.close()
+        try:
+            yield
+        finally:
+            self._area = Area(sys.stdout, self._picture)
 
     def close(self) -> None:
         self._area.close()
@@ -157,28 +182,36 @@ class Board:
 
 
 def draw(view: BuildView, now: float, width: int, height: int) -> list[Row]:
-    """The rows of a build's state at the time ``now``, in at most ``height`` rows."""
+    """The rows of a build's state at the time ``now``, in at most ``height`` rows.
+
+    The steps that run longest come first, so that rows keep their places.
+    """
     rows: list[Row] = []
-    running = sorted(view.running, key=lambda step: (step.worker, step.name))
-    room = max(1, height - 1)
+    if view.waiting and not view.running:
+        rows.append((f"  {one_line(view.waiting)}  {duration(now - view.began)}", "yellow"))
+    elif view.failed and view.running and not view.next:
+        rows.append(("  a step failed, so no other begins", "yellow"))
+    elif view.next and view.running and height > SMALL:
+        rows.append((fitted(f"  next: {', '.join(map(one_line, view.next))}", width), "dim"))
+    if view.total:
+        rows.append((_summary(view, now, width), "bold"))
+    running = sorted(view.running, key=lambda step: (step.began, step.worker, step.name))
+    room = max(1, height - len(rows))
     if len(running) > room:
         rest = len(running) - room + 1
         running = running[: room - 1]
-        rows.append((f"  and {rest} more", "cyan"))
-    rows[:0] = [(line, "cyan") for line in _steps(running, now, width)]
-    if view.waiting and not view.running:
-        rows.append((f"  {one_line(view.waiting)}  {duration(now - view.began)}", "yellow"))
-    if view.total:
-        rows.append((_summary(view, now, width), "bold"))
-    return rows
+        rows.insert(0, (f"  and {rest} more", "cyan"))
+    return [*((line, "cyan") for line in _steps(running, now, width)), *rows]
 
 
 def _steps(running: list[RunningView], now: float, width: int) -> list[str]:
     """A row for each step.
 
-    Without room, columns are left out: the log's size, then the phase, then the expected time.
+    Without room, columns are left out: bars, the log's size, the phase, the expected time, and at
+    last the worker.
     """
-    names = [fitted(one_line(step.name), max(16, width // 3)) for step in running]
+    names = [one_line(step.name) for step in running]
+    some = [fitted(name, max(16, width // 3)) for name in names]
     workers = [fitted(one_line(step.worker), max(10, width // 4)) for step in running]
     times = [duration(max(0.0, now - step.began)) for step in running]
     expected = [
@@ -187,12 +220,21 @@ def _steps(running: list[RunningView], now: float, width: int) -> list[str]:
     ]
     phases = [one_line(step.phase) for step in running]
     logs = [f"{size(step.log_size)} log" for step in running]
+    shares = [share_of(phase) for phase in phases]
+    bars = [
+        phase if share is None else f"{bar(share, BAR)} {phase}"
+        for phase, share in zip(phases, shares, strict=True)
+    ]
+    narrow = max(4, width - 4 - max(map(len, times), default=0))
+    few = [fitted(name, narrow) for name in names]
     lines: list[str] = []
     for columns in (
-        (names, phases, expected, logs, workers),
-        (names, phases, expected, workers),
-        (names, expected, workers),
-        (names, times, workers),
+        (some, bars, expected, logs, workers),
+        (some, phases, expected, logs, workers),
+        (some, phases, expected, workers),
+        (some, expected, workers),
+        (some, times, workers),
+        (few, times),
     ):
         lines = [f"  {line}" for line in table(zip(*columns, strict=True))]
         if all(width_of(line) <= width for line in lines):
@@ -203,6 +245,7 @@ def _steps(running: list[RunningView], now: float, width: int) -> list[str]:
 def _summary(view: BuildView, now: float, width: int) -> str:
     """The progress, with as many details as ``width`` allows."""
     of = f"{view.done} of {view.total}"
+    short = f"{view.done}/{view.total}"
     cached = [f"{view.cached} cached"] if view.cached else []
     failed = [f"{view.failed} failed"] if view.failed else []
     took = [duration(now - view.began)]
@@ -210,16 +253,17 @@ def _summary(view: BuildView, now: float, width: int) -> str:
     left = [f"about {duration(ends)} left"] if ends else []
     brief = [f"~{duration(ends)} left"] if ends else []
     line = ""
-    for bar, facts in (
-        (24, [f"{of} built", *cached, *failed, *took, *left]),
+    for columns, facts in (
+        (width // 3 if width > 120 else 24, [f"{of} built", *cached, *failed, *took, *left]),
         (12, [f"{of} built", *cached, *failed, *took, *left]),
         (0, [f"{of} built", *cached, *failed, *took, *left]),
         (0, [f"{of} built", *failed, *took, *left]),
         (0, [of, *failed, *took, *brief]),
         (0, [of, *failed, *(brief or took)]),
+        (0, [short, *(brief or took)]),
+        (0, [short]),
     ):
-        filled = bar * view.done // view.total
-        picture = f"{'━' * filled}{'╌' * (bar - filled)}  " if bar else ""
+        picture = f"{bar(view.done / view.total, columns)}  " if columns else ""
         line = f"  {picture}{', '.join(facts)}"
         if width_of(line) <= width:
             break
@@ -262,6 +306,14 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def ago(seconds: float) -> str:
+    """ "12 s", "3 min", "2 h", "5 days": coarse, for tables."""
+    for length, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
 
 
 def size(count: float) -> str:

@@ -93,6 +93,7 @@ class RequestMirror:
         self.state: RequestState = "checking" if isinstance(wanted, BuildGraph) else "resolving"
         self.message = ""
         self.left = 0.0  # seconds expected until the end; 0: unknown
+        self.next: tuple[str, ...] = ()  # names of the steps that should begin next
         self.warning = ""  # why it cannot go on until somebody acts
         self.steps: dict[str, StepState] = {}  # by key
         self.version = 0  # of the last update
@@ -141,9 +142,10 @@ class RequestMirror:
             return []  # a restarted broker may not know that it is over
         if update.version <= self.version:
             if update.version == self.version:
-                self.left, self.warning = update.left, update.warning
+                self._expect(update)
             return []
-        self.version, self.left, self.warning = update.version, update.left, update.warning
+        self.version = update.version
+        self._expect(update)
         self.title = update.title or self.title
         self.goals = update.goals or self.goals
         actions: list[Action] = []
@@ -169,6 +171,10 @@ class RequestMirror:
         if len(update.steps) > MANY:
             actions.append(Send(Poll(self.request, self.version)))
         return actions
+
+    def _expect(self, update: Update) -> None:
+        """Take over what changes without a new version."""
+        self.left, self.next, self.warning = update.left, update.next, update.warning
 
     def rejected(self, rejected: Rejected, now: float) -> Sequence[Action]:
         """Handle that the broker did not accept a message."""
@@ -226,5 +232,5 @@ class RequestMirror:
 
 
 def _waiting(step: StepState) -> StepState:
-    """What is known of a step that the broker has forgotten."""
+    """The state of a step that the broker has forgotten."""
     return StepState(step.key, "waiting", name=step.name, kind=step.kind, log=step.log)

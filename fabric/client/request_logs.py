@@ -233,7 +233,7 @@ class LogMirror:
             actions += [Follow(log.key, on=True), *self._ask(log, now)]
         elif piece.data and log.wants and log.asked < now:
             actions += self._ask(log, now)
-        elif not piece.data and log.ended and log.size < 0:
+        elif not piece.data and log.ended and piece.ended and log.size < 0:
             actions += self._close(log, whole=False)  # its worker was lost: there are no more bytes
         elif log.ended and log.misses > MISSES:
             actions += self._close(log, whole=False)

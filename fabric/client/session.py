@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from fabric import bounds
+from fabric.client.log_lines import LogLines
 from fabric.client.render import BuildView, RunningView, Screen, duration
 from fabric.client.request import Action, Changed, Over, RequestMirror
 from fabric.client.request_logs import ENDED, AppendLog, CloseLog, Follow, OpenLog, Send
@@ -66,12 +67,14 @@ class Session:
         check: Callable[[], str] = str,
         since: float = 0.0,
         patience: float = 0.0,
+        *,
+        verbose: bool = False,
     ) -> None:
         """``wanted`` as for `RequestMirror`; it began ``since`` seconds ago.
 
         ``check`` is called regularly, and its texts are shown.  A new request that the broker
         cannot accept at the moment is repeated for ``patience`` seconds; a known one, without
-        limit.
+        limit.  With ``verbose``, logs are printed as they grow.
         """
         self.mirror = RequestMirror(wanted, min(bounds.LOGS_OPEN, more_descriptors() // 2))
         self._connection = connection
@@ -91,6 +94,7 @@ class Session:
         self._left = 0.0  # the broker's last estimate, in seconds
         self._ends = 0.0  # the expected end; 0: unknown
         self._keeps_logs = True
+        self._lines = LogLines(screen.say if verbose else None)
         self._codec: Codec[ToInitiator] = Codec(ToInitiator)
 
     @property
@@ -172,27 +176,31 @@ class Session:
         self._do(self.mirror.leave())
 
     def counts(self) -> str:
-        """ "20 built, 3 cached"."""
-        cached = self._states["cached"]
-        return f"{self._states['done']} built" + (f", {cached} cached" if cached else "")
+        """ "1 built, 19 unchanged, 3 cached"."""
+        unchanged = sum(self._is_unchanged(step) for step in self.mirror.steps.values())
+        cached = self._states["cached"] - unchanged
+        return (
+            f"{self._states['done']} built"
+            + (f", {unchanged} unchanged" if unchanged else "")
+            + (f", {cached} cached" if cached else "")
+        )
 
-    def failures(self) -> str:
-        """ "zlib failed", "zlib, jq failed", or else the broker's message."""
-        failed = [_name(step) for step, _ in self.failed()]
-        return f"{', '.join(failed)} failed" if failed else self.mirror.message
+    def judge(self, what: str, earlier: Sequence[StepState] = ()) -> None:
+        """BuildFailed, MachineFault or Cancelled unless the request, called ``what``, was built.
 
-    def judge(self, what: str) -> None:
-        """BuildFailed, MachineFault or Cancelled unless the request, called ``what``, was built."""
-        match self.mirror.state:
-            case "done":
-                return
-            case "cancelled":
-                raise Cancelled(f"{what} is not built: {self.mirror.message or 'cancelled'}")
-            case _:
-                failed = [step for step, _ in self.failed()]
-                fault = bool(failed) and all(step.fault for step in failed)
-                kind = MachineFault if fault else BuildFailed
-                raise kind(f"{what} is not built: {self.failures()}")
+        ``earlier``: the steps that failed for the same build before.
+        """
+        state = self.mirror.state
+        failed = [*earlier]
+        if state != "done":
+            failed += (step for step, _ in self.failed())
+        if state == "cancelled":
+            raise Cancelled(f"{what} is not built: {self.mirror.message or 'cancelled'}")
+        if state != "done" or failed:
+            fault = bool(failed) and all(step.fault for step in failed)
+            kind = MachineFault if fault else BuildFailed
+            why = f"{', '.join(map(_name, failed))} failed" if failed else self.mirror.message
+            raise kind(f"{what} is not built: {why}")
 
     def failed(self) -> Iterator[tuple[StepState, str]]:
         """(step, path of its log) of each failed step; "" if its log is not on this machine."""
@@ -233,6 +241,8 @@ class Session:
                     self._open_log(action.key)
                 case AppendLog():
                     self._logs[action.key].write(action.offset, action.data)
+                    name = _name(self.mirror.steps[action.key])
+                    self._lines.add(action.key, name, action.offset, action.data)
                 case Follow(key, True):
                     self._connection.subscribe(key)
                 case Follow(key):
@@ -293,6 +303,7 @@ class Session:
     def _close_log(self, action: CloseLog) -> None:
         log = self._logs.pop(action.key)
         self._tails[action.key] = log.tail(TAIL)
+        self._lines.end(action.key)
         # the log of a cancelled step goes on if another request wants the step
         log.close(whole=action.whole and self.mirror.steps[action.key].state != "cancelled")
         self._connection.unsubscribe(action.key)
@@ -333,8 +344,15 @@ class Session:
                 self._screen.say(f"[{done}/{total}] {name}: built in {duration(new.seconds)}")
             elif new.state == "failed":
                 self._screen.say(f"[{done}/{total}] {name}: failed", "bold red")
+            elif self._is_unchanged(new):
+                self._screen.say(f"[{done}/{total}] {name}: not built: {new.message}")
             elif old is not None and old.state == "running" and new.message:
                 self._screen.say(f"[{done}/{total}] {name}: once more: {new.message}", "yellow")
+
+    @staticmethod
+    def _is_unchanged(step: StepState) -> bool:
+        """Whether a step was not built because a step with equal contents was."""
+        return step.state == "cached" and bool(step.message)
 
     def _progress(self) -> tuple[int, int]:
         return self._states["done"], len(self.mirror.steps) - self._states["cached"]
@@ -353,6 +371,7 @@ class Session:
                 self._running(self.mirror.steps[key], began)
                 for key, (_, began) in self._since.items()
             ),
+            next=self.mirror.next,
             waiting=self._connection.error or self.mirror.message or _WAITING[self.mirror.state],
         )
 

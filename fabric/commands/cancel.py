@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from fabric.client.controller import SHOWN, open_controller
+from fabric.client.controller import SHOWN
+from fabric.client.controllers import Controllers
 from fabric.commands.shared.arguments import add_json
 from fabric.commands.shared.output import print_json
 from fabric.config import Settings
@@ -16,8 +17,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
-    with open_controller(settings) as controller:
-        known = controller.request(options.request)
+    with Controllers(settings) as controllers:
+        controller, known = controllers.request(options.request)
         answer = controller.command("cancel", known.request)
     lines = list(answer.lines) or [f"{known.request[:SHOWN]}, {known.title}: cancelled"]
     if options.json:

@@ -7,14 +7,15 @@ import os
 import shlex
 import sys
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import zstandard
 
 from fabric.building.tree import Unpacker, remove
-from fabric.client.project import Project
 from fabric.client.render import size
 from fabric.commands.shared.arguments import add_json
+from fabric.commands.shared.keys import find_manifest, is_key, mending
 from fabric.commands.shared.output import print_json
 from fabric.commands.shared.plans import healing, open_built
 from fabric.commands.shared.signals import interrupt_on_signals
@@ -22,14 +23,19 @@ from fabric.config import Settings
 from fabric.definitions.graph import Step
 from fabric.errors import FabricError, command, in_line
 from fabric.host.files import beside, real
-from fabric.jobs import Blob, Content
+from fabric.jobs import Blob, Content, Manifest
 from fabric.plan import Plan
 from fabric.trove.artifacts.errors import brief
+from fabric.trove.artifacts.manifests import steps_of
+from fabric.trove.artifacts.store import Store
+from fabric.trove.configured import open_store
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
-    parser.add_argument("system", metavar="SYSTEM", help="system morph")
+    parser.add_argument(
+        "system", metavar="SYSTEM|KEY", help="system morph; or at least 8 digits of a cache key"
+    )
     parser.add_argument(
         "artifact", nargs="?", metavar="ARTIFACT", help="artifact to copy (default: the system)"
     )
@@ -41,28 +47,60 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
     interrupt_on_signals()
+    if is_key(options.system):
+        _check_out_key(options, settings)
+        return 0
     names = [options.artifact] if options.artifact else []
     project, plan = open_built(settings, options.system, names)
-    with project.store.reserve(plan.keys.values()), healing(project, plan):
-        _check_out(options, project, plan)
+    store = project.store
+    with store.reserve(plan.keys.values()), healing(project, plan):
+        store.use(plan.goal_keys)
+        blobs: list[Blob] = []
+        for goal in plan.goals:
+            step = plan.graph[goal]
+            wanted = (options.artifact,) if options.artifact in step.artifacts else step.artifacts
+            blobs += _blobs(store, plan, step, wanted)
+        _copy(options, store, blobs, (project.root, settings.cache_dir))
     return 0
 
 
-def _check_out(options: argparse.Namespace, project: Project, plan: Plan) -> None:
-    project.store.use(plan.goal_keys)
-    blobs: list[Blob] = []
-    for goal in plan.goals:
-        step = plan.graph[goal]
-        wanted = (options.artifact,) if options.artifact in step.artifacts else step.artifacts
-        blobs += _blobs(project, plan, step, wanted)
+def _check_out_key(options: argparse.Namespace, settings: Settings) -> None:
+    store = open_store(settings)
+    manifest = find_manifest(store, options.system)
+    names = tuple(artifact.name for artifact in manifest.artifacts)
+    if options.artifact and options.artifact not in names:
+        raise FabricError(
+            f"{options.artifact}: {manifest.name} {manifest.key[:12]} has no such artifact,"
+            f" but {', '.join(names)}"
+        )
+    parts = steps_of(manifest) if manifest.kind == "stratum" else []
+    keys = [*parts, manifest.key]
+    with store.reserve(keys), mending(store, keys, "it is removed, and built again when needed"):
+        store.use([manifest.key])
+        wanted = (options.artifact,) if options.artifact else names
+
+        def lacking(artifact: str) -> FabricError:
+            return FabricError(
+                f"{artifact}: the store {store.url} no longer has it; build stratum"
+                f" {manifest.name} again"
+            )
+
+        blobs = _of_manifest(store, manifest, wanted, lacking)
+        _copy(options, store, blobs, (settings.cache_dir,))
+
+
+def _copy(
+    options: argparse.Namespace, store: Store, blobs: list[Blob], needed: Iterable[Path]
+) -> None:
+    """Copy archives to where a user wants them; never over a folder that holds ``needed`` ones."""
     to = Path(options.to)
-    _check_target(to, project, force=options.force)
+    _check_target(to, needed, force=options.force)
     total = sum(blob.size for blob in blobs)
     try:
         if to.name.endswith((".tar", ".tar.zst")):
-            _to_tar(project, blobs, to)
+            _to_tar(store, blobs, to)
         else:
-            _to_directory(project, blobs, to)
+            _to_directory(store, blobs, to)
     except OSError as error:
         raise FabricError(f"{to} cannot be written: {brief(error)}") from error
     if options.json:
@@ -71,7 +109,7 @@ def _check_out(options: argparse.Namespace, project: Project, plan: Plan) -> Non
         print(f"{to}: {len(blobs)} archive{'s' * (len(blobs) != 1)}, {size(total)} in the store")
 
 
-def _check_target(to: Path, project: Project, *, force: bool) -> None:
+def _check_target(to: Path, needed: Iterable[Path], *, force: bool) -> None:
     """FabricError if ``to`` cannot be made, or must not be replaced."""
     if not to.parent.is_dir():
         raise FabricError(f"{to.parent}: no such directory")
@@ -83,34 +121,52 @@ def _check_target(to: Path, project: Project, *, force: bool) -> None:
         return
     if not to.is_dir():
         raise FabricError(f"{to}: neither a folder nor an ordinary file; name another path")
-    for needed in (Path.cwd(), project.root, project.settings.cache_dir):
-        if real(needed).is_relative_to(real(to)):
-            raise FabricError(f"{to}: not replaced, because it holds {needed}; name another path")
+    for one in (Path.cwd(), *needed):
+        if real(one).is_relative_to(real(to)):
+            raise FabricError(f"{to}: not replaced, because it holds {one}; name another path")
 
 
-def _blobs(project: Project, plan: Plan, step: Step, artifacts: tuple[str, ...]) -> list[Blob]:
+def _blobs(store: Store, plan: Plan, step: Step, artifacts: tuple[str, ...]) -> list[Blob]:
     """The archives of these artifacts; an artifact of a stratum has those of its chunks."""
-    manifest = project.store.manifest(plan.keys[step.id])
+
+    def lacking(artifact: str) -> FabricError:
+        return _not_built(plan, step, artifact)
+
+    manifest = store.manifest(plan.keys[step.id])
     if manifest is None and step.kind == "stratum":  # not built if a system takes a part of it
         contents = [content for one in artifacts for content in plan.contents(step, one)]
-        return [blob for content in contents for blob in _content(project, plan, step, content)]
+        return _of_contents(store, contents, lacking)
     if manifest is None:
-        raise _not_built(plan, step, step.name)
+        raise lacking(step.name)
+    return _of_manifest(store, manifest, artifacts, lacking)
+
+
+def _of_manifest(
+    store: Store,
+    manifest: Manifest,
+    artifacts: Iterable[str],
+    lacking: Callable[[str], FabricError],
+) -> list[Blob]:
     found: list[Blob] = []
     for artifact in (manifest.artifact(one) for one in artifacts):
         if artifact.blob is not None:
             found.append(artifact.blob)
-        for content in artifact.contents if manifest.kind == "stratum" else ():
-            found += _content(project, plan, step, content)
+        if manifest.kind == "stratum":
+            found += _of_contents(store, artifact.contents, lacking)
     return found
 
 
-def _content(project: Project, plan: Plan, step: Step, content: Content) -> list[Blob]:
-    manifest = project.store.manifest(content.key)
-    if manifest is None:
-        raise _not_built(plan, step, content.artifact)
-    blob = manifest.artifact(content.artifact).blob
-    return [] if blob is None else [blob]
+def _of_contents(
+    store: Store, contents: Iterable[Content], lacking: Callable[[str], FabricError]
+) -> list[Blob]:
+    found = []
+    for content in contents:
+        manifest = store.manifest(content.key)
+        if manifest is None:
+            raise lacking(content.artifact)
+        blob = manifest.artifact(content.artifact).blob
+        found += [] if blob is None else [blob]
+    return found
 
 
 def _not_built(plan: Plan, step: Step, what: str) -> FabricError:
@@ -119,7 +175,7 @@ def _not_built(plan: Plan, step: Step, what: str) -> FabricError:
     return FabricError(f"{what}: not built yet with these inputs; run: {build}")
 
 
-def _to_directory(project: Project, blobs: list[Blob], to: Path) -> None:
+def _to_directory(store: Store, blobs: list[Blob], to: Path) -> None:
     """Unpack the archives.  Devices, which only root can make, are left out and reported.
 
     Other users of this machine must not run the setuid programs of the tree, which get no security
@@ -129,7 +185,7 @@ def _to_directory(project: Project, blobs: list[Blob], to: Path) -> None:
     try:
         tree = Unpacker(scratch, keep_raising=os.geteuid() == 0)
         for blob in blobs:
-            with project.store.open(blob) as archive:
+            with store.open(blob) as archive:
                 tree.add(archive, blob.sha256[:12])
         tree.finish(0o700 if tree.raising else 0o755)
         if tree.raising:
@@ -146,7 +202,7 @@ def _to_directory(project: Project, blobs: list[Blob], to: Path) -> None:
         raise
 
 
-def _to_tar(project: Project, blobs: list[Blob], to: Path) -> None:
+def _to_tar(store: Store, blobs: list[Blob], to: Path) -> None:
     if len(blobs) != 1:
         raise FabricError(
             f"{to}: {len(blobs)} archives do not fit in one tar; name one artifact, or a directory"
@@ -154,10 +210,10 @@ def _to_tar(project: Project, blobs: list[Blob], to: Path) -> None:
     part = to.with_name(f"{beside(to)}{os.getpid()}")
     try:
         if to.name.endswith(".tar"):
-            with project.store.open(blobs[0]) as source, part.open("wb") as target:
+            with store.open(blobs[0]) as source, part.open("wb") as target:
                 zstandard.ZstdDecompressor().copy_stream(source, target)
         else:
-            project.store.fetch(blobs[0], part)
+            store.fetch(blobs[0], part)
         _replace(to, part)
     finally:
         part.unlink(missing_ok=True)

@@ -11,11 +11,12 @@ from fabric.building.unused import left_behind, remove_unused
 from fabric.building.workspace import Workspace
 from fabric.client.render import size
 from fabric.commands.shared.arguments import add_json
+from fabric.commands.shared.keys import pinned
 from fabric.commands.shared.output import print_json
 from fabric.commands.shared.plans import open_graph, plan_of
 from fabric.config import Settings
 from fabric.controller.spools import LEFTOVER
-from fabric.errors import FabricError, MachineFault
+from fabric.errors import FabricError
 from fabric.host.files import clear
 from fabric.host.shared_files import Tally
 from fabric.host.terminal import progress
@@ -50,7 +51,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, settings: Settings) -> int:
     if not options.keep_days >= 0:  # NaN is not, either
         raise FabricError(f"--keep-days {options.keep_days:g}: give a number of days, or 0")
-    keep = _pinned(settings)
+    keep = pinned(settings)
     for system in options.keep:
         project, graph = open_graph(settings, system)
         keep |= set(plan_of(project, graph).keys.values())
@@ -75,7 +76,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     if busy:
         report.note(f"{busy} layers stay, which a worker here may need; run gc again when it ends")
     gone = store.gc(keep, older_than=age, dry_run=dry)
-    report.add("artifacts", gone.manifest_bytes)
+    report.add("artifacts", gone.manifest_bytes + gone.hint_bytes)
     report.add("blobs", gone.blob_bytes)
     if gone.waiting:
         report.note(
@@ -128,18 +129,3 @@ def _gc_logs(folder: Path, age: float, *, dry_run: bool) -> int:
                 if not dry_run:
                     clear(log)
     return tally.bytes
-
-
-def _pinned(settings: Settings) -> set[str]:
-    """Cache keys that live builds of the farm need.  MachineFault if it cannot be asked."""
-    if not settings.controller:
-        return set()
-    from fabric.client.controller import open_controller
-
-    try:
-        with open_controller(settings) as controller:
-            return set(controller.query("pinned").keys)
-    except FabricError as error:
-        raise MachineFault(
-            f"nothing is removed, because builds on {settings.controller} may need it: {error}"
-        ) from None

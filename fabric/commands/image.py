@@ -1,4 +1,4 @@
-"""``image``: makes a bootable disk image of a built system."""
+"""``image``: makes a bootable disk image, or an archive, of a built system."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import argparse
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import zstandard
 
 from fabric.bounds import VARIABLES
-from fabric.building.image import KERNEL_ARGUMENTS, File, files_below, make_image
+from fabric.building.image import KERNEL_ARGUMENTS, File, files_below, make_archive, make_image
 from fabric.building.image_manifest import read_manifest
 from fabric.client.project import Project
 from fabric.client.render import size
@@ -26,13 +27,16 @@ from fabric.host.files import read_regular
 from fabric.host.terminal import progress
 from fabric.plan import Plan
 
+_FORMATS = ("raw", "qcow2", "tar")
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
     add_locked(parser)
     add = parser.add_argument
     add("system", metavar="SYSTEM", help="system morph")
-    add("--to", required=True, metavar="FILE", help="the image: *.qcow2, else raw")
+    add("--to", required=True, metavar="FILE", help="the image: *.qcow2, *.tar, else raw")
+    add("--format", choices=_FORMATS, help="format of FILE (default: by its name)")
     add("--size", metavar="SIZE", default="2G", help="size of the disk (default 2G; sparse)")
     add("--label", default="system", help="label of the root file system (default: system)")
     add("--hostname", help="content of /etc/hostname")
@@ -71,6 +75,23 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     to = Path(options.to)
     if not to.parent.is_dir():
         raise FabricError(f"{to.parent}: no such directory")
+    form = options.format or to.suffix.removeprefix(".")
+    if form == "tar":
+        written = make_archive(
+            rootfs,
+            to,
+            hostname=options.hostname,
+            files=files,
+            force=options.force,
+            progress=progress,
+        )
+        if options.json:
+            print_json({"to": str(to), "size": written, "system": rootfs.name})
+        else:
+            print(f"{to}: an archive of {size(written)}")
+            print(f"  system  {options.system}, sha256 {rootfs.name}")
+        return 0
+    kind: Literal["raw", "qcow2"] = "qcow2" if form == "qcow2" else "raw"
     image = make_image(
         rootfs,
         to,
@@ -79,7 +100,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         hostname=options.hostname,
         files=files,
         kernel_args=f"{KERNEL_ARGUMENTS} {options.kernel_args}".strip(),
-        format="qcow2" if to.suffix == ".qcow2" else "raw",
+        format=kind,
         force=options.force,
         progress=progress,
     )
@@ -91,7 +112,6 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         print(f"{to}: a disk of {size(image.size)} that takes {size(image.used)}")
         print(f"  system  {options.system}, sha256 {rootfs.name}")
         print(f"  uuid    {image.uuid}")
-        kind = "qcow2" if to.suffix == ".qcow2" else "raw"
         file = str(to).replace(",", ",,")  # QEMU's escape
         drive = shlex.quote(f"file={file},format={kind},if=virtio")
         print(

@@ -1,10 +1,10 @@
-"""``list``: lists the builds that the controller knows."""
+"""``list``: lists the builds that the controller knows, or that run on this machine."""
 
 from __future__ import annotations
 
 import argparse
 
-from fabric.client.controller import open_controller
+from fabric.client.controllers import Controllers
 from fabric.commands.shared import tables
 from fabric.commands.shared.arguments import add_json
 from fabric.commands.shared.output import facts, print_json
@@ -16,10 +16,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
-    with open_controller(settings) as controller:
-        infos = controller.query("requests").requests
+    with Controllers(settings) as controllers:
+        infos = controllers.requests()
     if options.json:
         print_json(facts(infos))
     else:
-        print("\n".join(tables.warned(controller.warning, tables.requests(infos))))
+        lines = (not infos and controllers.none()) or tables.requests(infos)
+        print("\n".join(tables.warned(controllers.warning, lines)))
     return 0

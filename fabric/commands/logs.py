@@ -9,14 +9,18 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fabric.commands.shared.arguments import add_json, add_system
+from fabric.commands.shared.keys import find_manifest, is_key, require_one
 from fabric.commands.shared.output import print_json
 from fabric.commands.shared.plans import find_chunk
 from fabric.config import Settings
 from fabric.errors import FabricError, command
 from fabric.host.terminal import clean_pieces, write_bytes
+from fabric.trove.configured import open_store
 
 if TYPE_CHECKING:
     from fabric.client.controller import Controller
+    from fabric.jobs import Manifest
+    from fabric.trove.artifacts.store import Store
     from fabric.wire.messages import LogInfo
 
 #: Bytes read from the store at once.
@@ -29,7 +33,11 @@ STATE_EVERY = 2.0
 def arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
     add_system(parser)
-    parser.add_argument("chunk", metavar="CHUNK", help="name of a chunk, stratum or system")
+    parser.add_argument(
+        "chunk",
+        metavar="CHUNK|KEY",
+        help="name of a chunk, stratum or system, or at least 8 digits of a cache key",
+    )
     parser.add_argument("--follow", action="store_true", help="print the log as it grows")
     parser.add_argument("--request", metavar="ID", help="print the log of this build")
 
@@ -60,6 +68,8 @@ def _choose(controller: Controller, name: str, request: str | None) -> LogInfo |
         infos = [info for info in infos if info.key in keys]
         if not infos:
             raise FabricError(f"{name}: build {request} has no log of this step")
+    if is_key(name):
+        require_one(name, list(dict.fromkeys(info.key for info in infos)))
     infos.sort(key=lambda info: (info.state == "running", info.fence))
     return infos[-1] if infos else None
 
@@ -110,7 +120,30 @@ def _pieces(controller: Controller, info: LogInfo, *, follow: bool) -> Iterator[
 
 
 def _print_stored(options: argparse.Namespace, settings: Settings) -> None:
-    """Find the log by the definitions, in the store."""
+    """Find the log by its key or the definitions, in the store."""
+    if is_key(options.chunk):
+        store = open_store(settings)
+        manifest = find_manifest(store, options.chunk)
+    else:
+        store, manifest = _find(options, settings)
+    if manifest.log is None:
+        raise FabricError(f"{manifest.name}: the store has this step without a log")
+    if options.json:
+        print_json(
+            {
+                "name": manifest.name,
+                "key": manifest.key,
+                "builder": manifest.builder,
+                "seconds": manifest.seconds,
+                "log": store.read(manifest.log).decode(errors="replace"),
+            }
+        )
+        return
+    blob = manifest.log
+    _print(store.read(blob, at, PIECE) for at in range(0, blob.size, PIECE))
+
+
+def _find(options: argparse.Namespace, settings: Settings) -> tuple[Store, Manifest]:
     project, plan, step = find_chunk(settings, options.chunk, options.system)
     manifest = project.store.manifest(plan.keys[step.id])
     if manifest is None:
@@ -119,18 +152,4 @@ def _print_stored(options: argparse.Namespace, settings: Settings) -> None:
             f" {command('build', plan.graph.path, step.name)}; a failed build leaves"
             f" {plan.log_names[plan.keys[step.id]]} in the folder where it was started"
         )
-    if manifest.log is None:
-        raise FabricError(f"{step.name}: the store has this step without a log")
-    if options.json:
-        print_json(
-            {
-                "name": step.name,
-                "key": manifest.key,
-                "builder": manifest.builder,
-                "seconds": manifest.seconds,
-                "log": project.store.read(manifest.log).decode(errors="replace"),
-            }
-        )
-        return
-    blob = manifest.log
-    _print(project.store.read(blob, at, PIECE) for at in range(0, blob.size, PIECE))
+    return project.store, manifest

@@ -11,6 +11,7 @@ import msgspec
 from fabric.client.failures import Failure, Failures
 from fabric.client.render import duration, size, table
 from fabric.commands.shared.arguments import add_json, add_locked
+from fabric.commands.shared.explained import explain, lines
 from fabric.commands.shared.output import print_json
 from fabric.commands.shared.plans import open_plan
 from fabric.config import Settings
@@ -18,6 +19,8 @@ from fabric.definitions.graph import Step
 from fabric.digest import Digest
 from fabric.plan import Plan
 from fabric.trove.artifacts.store import Store
+
+TO_BUILD = "to build"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,47 +35,44 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, settings: Settings) -> int:
     project, plan = open_plan(settings, options.system, options.chunks, locked=options.locked)
     cached = project.store.has([plan.keys[step.id] for step in plan.steps])
-    names = {plan.keys[step.id]: step.name for step in plan.steps}
+    missing = [step for step in plan.steps if plan.keys[step.id] not in cached]
+    explained = explain(project, plan, missing)
     known = Failures(settings.state_dir / "failures")
     failures = {
         step.id: failure
-        for step in plan.steps
-        if plan.keys[step.id] not in cached
+        for step in missing
         if (failure := known.of(Digest(plan.keys[step.id]))) is not None
     }
-    reasons = {
-        step.id: f"failed {_when(failures[step.id])}: {failures[step.id].message}"
-        if step.id in failures
-        else why(plan, step, cached, names)
-        for step in plan.steps
-    }
+    reasons = dict.fromkeys((step.id for step in plan.steps), "cached")
+    reasons |= dict.fromkeys((step.id for step in missing), TO_BUILD)
+    reasons |= {id: one.text((), 1) for id, one in explained.items()}
+    reasons |= {id: f"failed {_when(one)}: {one.message}" for id, one in failures.items()}
     if options.json:
         print_json(
             [
-                _facts(plan, step, reasons[step.id], failures.get(step.id), project.store)
+                {
+                    **_facts(plan, step, reasons[step.id], failures.get(step.id), project.store),
+                    "changes": msgspec.to_builtins(
+                        explained[step.id].changes if step.id in explained else ()
+                    ),
+                }
                 for step in plan.steps
             ]
         )
     elif options.chunks:
         for goal in plan.goals:
             step = plan.graph[goal]
-            lines = _details(plan, step, reasons[goal], failures.get(goal), project.store)
-            print("\n".join(lines))
+            state = TO_BUILD if goal in explained and goal not in failures else reasons[goal]
+            details = _details(plan, step, state, failures.get(goal), project.store)
+            print("\n".join(table(details)))
+        if explained:
+            print(
+                "\n".join(["", f"{TO_BUILD}:", *(f"  {one}" for one in lines(explained.values()))])
+            )
     else:
         rows = [(plan.keys[s.id][:12], s.kind, s.name, reasons[s.id]) for s in plan.steps]
         print("\n".join(table(rows)))
     return 0
-
-
-def why(plan: Plan, step: Step, cached: set[str], names: Mapping[str, str]) -> str:
-    """ "cached", or the reason why the step is not.  ``names``: cache key -> name of a step."""
-    if plan.keys[step.id] in cached:
-        return "cached"
-    missing = [names[key] for key in plan.depends(step) if key not in cached]
-    if not missing:
-        return "not built yet with these inputs"
-    others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-    return f"to build, after {missing[0]}{others}"
 
 
 def _when(failure: Failure) -> str:
@@ -108,7 +108,7 @@ def _facts(
 
 def _details(
     plan: Plan, step: Step, reason: str, failure: Failure | None, store: Store
-) -> list[str]:
+) -> list[tuple[str, str]]:
     rows = [("name", step.name), ("kind", step.kind), ("key", plan.keys[step.id])]
     if source := plan.sources.get(step.id):
         rows += [
@@ -131,4 +131,4 @@ def _details(
             else:
                 what = f"{len(artifact.contents)} artifacts" if artifact.contents else "empty"
             rows.append(("artifact", f"{artifact.name}: {what}"))
-    return table(rows)
+    return rows

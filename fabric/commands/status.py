@@ -1,4 +1,7 @@
-"""``status``: prints the state of the farm or of one build; ``--watch`` keeps it up to date."""
+"""``status``: prints the state of the farm or of one build; ``--watch`` keeps it up to date.
+
+Without a controller, the farm is the builds that run on this machine.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,15 @@ import json
 import time
 from collections.abc import Callable
 
-from fabric.client.controller import Controller, open_controller
+from fabric.client.controller import Controller
+from fabric.client.controllers import BuildEnded, Controllers
 from fabric.client.render import Board
 from fabric.client.request import OVER
 from fabric.commands.shared import tables
 from fabric.commands.shared.arguments import add_json
 from fabric.commands.shared.output import facts, print_json
 from fabric.config import Settings
+from fabric.wire.messages import RequestInfo
 
 #: Seconds between two queries.
 WATCH_EVERY = 1.0
@@ -31,11 +36,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
-    with open_controller(settings) as controller:
-        known = controller.request(options.request).request if options.request else ""
+    with Controllers(settings) as controllers:
+        known = controllers.request(options.request) if options.request else None
 
         def state() -> State:
-            return _of_request(controller, known) if known else _of_farm(controller)
+            return _of_request(*known) if known else _of_farm(controllers)
 
         if options.watch:
             _watch(state, options.json)
@@ -62,18 +67,23 @@ def _watch(state: Callable[[], State], as_json: bool) -> None:
             pass
 
 
-def _of_farm(controller: Controller) -> State:
-    requests = controller.query("requests").requests
-    workers = controller.query("workers").workers
-    live = [one for one in requests if one.state not in OVER]
-    data = {"requests": facts(live), "workers": facts(workers), "warning": controller.warning}
+def _of_farm(controllers: Controllers) -> State:
+    live = [one for one in controllers.requests() if one.state not in OVER]
+    answers = controllers.ask(lambda one: one.query("workers").workers)
+    workers = [one for infos in answers for one in infos]
+    warning = controllers.warning
+    data = {"requests": facts(live), "workers": facts(workers), "warning": warning}
     lines = tables.joined(tables.requests(live), tables.workers(workers))
-    return data, tables.warned(controller.warning, lines), False
+    lines = (not workers and controllers.none()) or lines
+    return data, tables.warned(warning, lines), False
 
 
-def _of_request(controller: Controller, id: str) -> State:
-    info = controller.request(id)
-    update = controller.update(id)
+def _of_request(controller: Controller, known: RequestInfo) -> State:
+    try:
+        info = controller.request(known.request)
+        update = controller.update(known.request)
+    except BuildEnded as ended:
+        return {**facts(known), "message": str(ended)}, [f"{known.title}: {ended}"], True
     data = {**facts(info), "steps": facts(update.steps), "warning": controller.warning}
     lines = tables.warned(controller.warning, tables.request(info, update))
     return data, lines, info.state in OVER

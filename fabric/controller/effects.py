@@ -26,12 +26,13 @@ class Effects:
         self._store_client = parts.store_client
         self._resolvers = parts.resolvers
         self._outbox = outbox
-        self._queries: list[events.QueryStore] = []
+        self._queries: list[events.QueryStore | events.CompareStore] = []
         #: workers whose desired state has changed
         self.changed_workers: dict[str, None] = {}
         journal = parts.telemetry.journal
         self._handlers: dict[type, Callable[[Any], None]] = {
             events.QueryStore: self._queries.append,
+            events.CompareStore: self._queries.append,
             events.InspectStore: lambda effect: self._store_client.inspect(effect.keys),
             events.Resolve: self._resolve,
             events.Abandon: lambda effect: self._resolvers.abandon(effect.request),

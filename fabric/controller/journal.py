@@ -252,7 +252,7 @@ class Journal:
         self._warn(f"request {name} cannot be taken up again, and {then}: {why}")
 
     def close(self, timeout: float = PATIENCE) -> None:
-        """Write what is left; wait at most ``timeout`` seconds."""
+        """Write the pending entries; wait at most ``timeout`` seconds."""
         self.flush()
         self.writer.close(timeout)
 

@@ -80,7 +80,7 @@ class JournalWriter:
             self._urgent.set()
 
     def close(self, timeout: float) -> None:
-        """Write what is left, and close the file; wait at most ``timeout`` seconds."""
+        """Write the pending entries, and close the file; wait at most ``timeout`` seconds."""
         self._queue.put(None)
         self._urgent.set()
         if self._thread is not None:

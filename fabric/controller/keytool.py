@@ -9,13 +9,14 @@ from pathlib import Path
 
 from fabric.config import KEYS
 from fabric.errors import FabricError
+from fabric.host.command_line import Parser
 from fabric.host.terminal import printable
 from fabric.wire import keys
 
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    top = argparse.ArgumentParser(prog="fabric-keys", description=__doc__)
+    top = Parser(prog="fabric-keys", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
     make = commands.add_parser("make", help="make a pair of keys; prints where the public one is")
     make.add_argument("role", choices=keys.ROLES, help="what the key allows")

@@ -28,7 +28,7 @@ from fabric import bounds, config
 from fabric.building.host_tools import host_tools
 from fabric.config import BrokerSettings
 from fabric.definitions.load import load
-from fabric.definitions.select import find
+from fabric.definitions.select import find, find_built
 from fabric.digest import Digest
 from fabric.errors import (
     NO_ROOM,
@@ -59,8 +59,9 @@ PACKS = 100
 
 
 def resolve(build_order: BuildOrder, settings: BrokerSettings, tools: str) -> BuildGraph:
-    """The build graph of a build order.  ``tools``: digest of the tools on the workers' hosts.
+    """The build graph of a build order.
 
+    ``tools``: digest of the tools on the workers' hosts; "": as on this one.
     DefinitionsError or SourceError if the order cannot be resolved, FabricError if a component is
     not in the system.
     """
@@ -73,13 +74,26 @@ def resolve(build_order: BuildOrder, settings: BrokerSettings, tools: str) -> Bu
         Committed(repository, build_order.commit) as definitions,
     ):
         graph = load(definitions.read, build_order.system)
+        if not tools and graph.needs_host_tools:
+            tools = host_tools(settings.cache_dir / "host-tools")
         goals = dict.fromkeys(goal for name in build_order.components for goal in find(graph, name))
+        again = find_built(graph, build_order.rebuild)
+        if again:
+            goals |= dict.fromkeys((*(() if goals else (graph.root.id,)), *again))
         definitions.copy("sources", folder)
         sources = open_sources(settings, folder / "sources", imports=False, head=build_order.commit)
+        wanted = wanted_sources(graph, tuple(goals) or (graph.root.id,))
         if build_order.locked:
-            chosen = tuple(goals) or (graph.root.id,)
-            sources.require_pins(wanted_sources(graph, chosen).values())
-        return _build_graph(build_order, make_plan(graph, goals, sources, tools))
+            sources.require_pins(wanted.values())
+            if build_order.edits:
+                raise SourceError("an order that is locked has no edited chunks")
+        by_name = {graph[id].name: source for id, source in wanted.items()}
+        edited = {
+            edit.chunk: sources.resolve_edit(by_name[edit.chunk], edit.repo, edit.commit)
+            for edit in build_order.edits
+            if edit.chunk in by_name
+        }
+        return _build_graph(build_order, make_plan(graph, goals, sources, tools, edited), again)
 
 
 def _fetch(build_order: BuildOrder, trove: Trove, directory: Path) -> Repository:
@@ -103,15 +117,17 @@ def _fetch(build_order: BuildOrder, trove: Trove, directory: Path) -> Repository
     return repository
 
 
-def _build_graph(build_order: BuildOrder, plan: Plan) -> BuildGraph:
+def _build_graph(build_order: BuildOrder, plan: Plan, again: Sequence[str]) -> BuildGraph:
+    rebuilds = plan.rebuilds(again, build_order.request)
     return BuildGraph(
         protocol=PROTOCOL,
         request=build_order.request,
         title=build_order.title,
-        steps=plan.step_specs(),
-        goals=plan.goal_keys,
+        steps=(*plan.step_specs(), *rebuilds),
+        goals=(*plan.goal_keys, *(step.key for step in rebuilds)),
         along=plan.along,
         keep_going=build_order.keep_going,
+        fail_fast=build_order.fail_fast,
         priority=build_order.priority,
         detach=build_order.detach,
         requester=build_order.requester,
@@ -119,13 +135,13 @@ def _build_graph(build_order: BuildOrder, plan: Plan) -> BuildGraph:
 
 
 def _tools(given: str | None, settings: BrokerSettings) -> str:
-    """The given digest, which is remembered; without one, the last, else that of this host."""
+    """The given digest, which is remembered; without one, the last, else ""."""
     memory = settings.cache_dir / "workers-tools"
     if given:
         if _recalled(memory) != given:
             remember(memory, given.encode())
         return given
-    return _recalled(memory) or host_tools(settings.cache_dir / "host-tools")
+    return _recalled(memory)
 
 
 def _recalled(memory: Path) -> str:

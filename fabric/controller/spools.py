@@ -40,8 +40,9 @@ GIVE_UP = 15.0
 LINGER = 0.02
 #: Seconds for which a spool is kept after the end of its attempt.
 KEEP = 600.0
-#: Value of `Spool.broken` for a log past the quota.
+#: Values of `Spool.broken`: for a log past the quota, and for an ended one that made room.
 NO_ROOM = "there is no room for logs"
+REMOVED = "it was removed to make room for others"
 #: Seconds for which a file of a former run is kept.
 LEFTOVER = 86400.0
 
@@ -234,7 +235,8 @@ class Spools:
                 if error.errno not in PASSING:
                     spool.broken = str(error)
                     return None
-        return LogPiece(key, fence, offset, data, spool.size, spool.sha256)
+        ended = spool.ended is not None
+        return LogPiece(key, fence, offset, data, spool.size, spool.sha256, ended)
 
     # -- files -------------------------------------------------------------------------------
 
@@ -271,11 +273,7 @@ class Spools:
                 oldest = min(left, key=lambda file: file[3])
                 self._unlink(*oldest[:3])
             elif ended:
-                self._break(
-                    (ended[0].key, ended[0].fence),
-                    ended[0],
-                    "it was removed to make room for others",
-                )
+                self._break((ended[0].key, ended[0].fence), ended[0], REMOVED)
             elif (longest := max(filed, key=lambda each: each.filed)) is not spool:
                 self._break((longest.key, longest.fence), longest, NO_ROOM)
             else:

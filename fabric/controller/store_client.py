@@ -7,25 +7,40 @@ combined into one; log reads of different owners take turns.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+import msgspec
+
 from fabric import bounds
 from fabric.errors import DamagedError
-from fabric.scheduling.events import QueryStore, StoreAnswered, StoreFailed, StoreInspected
-from fabric.wire.messages import LogPiece, LogRead, Rejected, cut
+from fabric.scheduling.events import (
+    CompareStore,
+    QueryStore,
+    StoreAnswered,
+    StoreCompared,
+    StoreFailed,
+    StoreInspected,
+)
+from fabric.wire.messages import LogPiece, LogRead, Rejected, StepSpec, cut
 
 if TYPE_CHECKING:
-    from fabric.jobs import Blob
+    from fabric.jobs import Blob, Job
+    from fabric.trove.artifacts.contents import Contents, Recorded
     from fabric.trove.artifacts.store import Store
+
+    Event = StoreAnswered | StoreCompared | StoreFailed | StoreInspected
 
 T = TypeVar("T")
 
 #: Logs whose blobs are remembered.
 LOGS_KNOWN = 100
+#: Seconds that hints have to be written when the broker ends.
+HINTS_PATIENCE = 2.0
 #: Most pieces of logs that wait for the loop.
 PIECES = 16
 
@@ -95,8 +110,8 @@ class Threads:
 
     def close(self, timeout: float) -> None:
         """A thread that waits for a store without an answer is abandoned."""
-        for thread in self._threads.values():
-            thread.join(timeout)
+        for kind, thread in self._threads.items():
+            thread.join(HINTS_PATIENCE if kind == "hints" else timeout)
 
     def _work(self, step: Step) -> None:
         while step(True):
@@ -119,9 +134,12 @@ class StoreClient:
         self._open_store = open_store
         self._wake = wake
         self._executor = executor or Threads()
-        self._queries: SimpleQueue[list[QueryStore] | None] = SimpleQueue()
-        self._answers: deque[StoreAnswered | StoreFailed | StoreInspected] = deque()
+        self._queries: SimpleQueue[list[QueryStore | CompareStore] | None] = SimpleQueue()
+        self._answers: deque[Event] = deque()
         self._store = _Opened(open_store)  # for queries
+        self._equals = _EqualSteps(self._store)
+        self._hints: SimpleQueue[dict[str, str] | None] = SimpleQueue()
+        self._hints_store = _Opened(open_store)
         self._reads = _LogReads()
         self._pieces: deque[tuple[bytes, LogPiece | Rejected]] = deque()
         self._slots = threading.Semaphore(PIECES)  # free places in _pieces
@@ -129,8 +147,8 @@ class StoreClient:
         self._inspections: SimpleQueue[tuple[str, ...] | None] = SimpleQueue()
         self._closed = False
 
-    def query(self, queries: list[QueryStore]) -> None:
-        """Look up which keys the store has.  The results come from `answers`."""
+    def query(self, queries: list[QueryStore | CompareStore]) -> None:
+        """Look up which keys the store has, or equal steps.  The results come from `answers`."""
         self._queries.put(queries)
         self._executor.start("queries", self._answer_queries)
 
@@ -147,7 +165,7 @@ class StoreClient:
         self._inspections.put(keys)
         self._executor.start("inspections", self._inspect)
 
-    def answers(self) -> Iterator[StoreAnswered | StoreFailed | StoreInspected]:
+    def answers(self) -> Iterator[Event]:
         """Results of queries and inspections, each once."""
         while self._answers:
             yield self._answers.popleft()
@@ -159,21 +177,27 @@ class StoreClient:
             self._slots.release()
 
     def close(self, timeout: float = 0.02) -> None:
-        """End all work but that which waits for a store without an answer."""
+        """End all work but that which waits for a store without an answer.
+
+        Hints have `HINTS_PATIENCE` to be written.
+        """
         self._closed = True
         self._queries.put(None)
         self._inspections.put(None)
+        self._hints.put(None)
         self._reads.close()
         self._executor.close(timeout)
 
     # -- in the executor's threads -----------------------------------------------------------
 
     def _answer_queries(self, wait: bool) -> bool:
-        asks: list[QueryStore] = []
+        asks: list[QueryStore | CompareStore] = []
         while batch := _next(self._queries, wait=wait and not asks):
             asks += batch
         if asks:
-            self._answers.extend(self._look_up(asks))
+            compared = [ask for ask in asks if isinstance(ask, CompareStore)]
+            self._answers.extend(self._look_up([a for a in asks if isinstance(a, QueryStore)]))
+            self._answers.extend(self._compare(compared) if compared else ())
             self._wake()
         return bool(asks) and not self._closed
 
@@ -185,7 +209,46 @@ class StoreClient:
             store.use(found)
         except Exception as error:  # noqa: BLE001 - the core handles every failure
             return [StoreFailed(ask.question, _text(error)) for ask in asks]
-        return [StoreAnswered(ask.question, found.intersection(ask.keys)) for ask in asks]
+        known = self._known(asks, found)
+        return [
+            StoreAnswered(ask.question, found.intersection(ask.keys), known.intersection(ask.keys))
+            for ask in asks
+        ]
+
+    def _known(self, asks: list[QueryStore], found: frozenset[str]) -> frozenset[str]:
+        """The keys of built steps whose outputs were known before."""
+        built = [
+            step
+            for ask in asks
+            for step in ask.built
+            if step.key in found and step.kind != "stratum"
+        ]
+        if not built:
+            return frozenset()
+        recorded = self._equals.record(built)
+        self._write(recorded.hints)
+        return recorded.keys
+
+    def _compare(self, asks: list[CompareStore]) -> list[StoreCompared]:
+        """Look for equal steps, and store them."""
+        found = self._equals.find([step for ask in asks for step in ask.steps])
+        self._write(found.hints)
+        equal = [frozenset(step.key for step in ask.steps) & found.keys for ask in asks]
+        return [StoreCompared(ask.question, keys) for ask, keys in zip(asks, equal, strict=True)]
+
+    def _write(self, hints: dict[str, str]) -> None:
+        if hints:
+            self._hints.put(hints)
+            self._executor.start("hints", self._write_hints)
+
+    def _write_hints(self, wait: bool) -> bool:
+        hints = _next(self._hints, wait=wait)
+        while hints and (more := _next(self._hints, wait=False)):
+            hints |= more
+        if hints:
+            with contextlib.suppress(Exception):  # a lost hint costs a build
+                self._hints_store.get().put_hints(hints)
+        return bool(hints) and not self._closed
 
     def _read_log(self, wait: bool) -> bool:
         if not self._slots.acquire(wait):
@@ -210,6 +273,7 @@ class StoreClient:
             for key in keys:
                 if not store.inspect(key):
                     store.forget(key)
+                    self._equals.forget(key)
                     gone.add(key)
         except Exception as error:  # noqa: BLE001 - the core handles every failure
             failure = _text(error)
@@ -239,6 +303,50 @@ class _Opened:
         return self._store
 
 
+class _EqualSteps:
+    """Looks for steps with equal contents.  A failure costs a build, so none is reported."""
+
+    def __init__(self, store: _Opened) -> None:
+        self._store = store
+        self._contents: Contents | None = None
+
+    def record(self, steps: list[StepSpec]) -> Recorded:
+        """Study built steps; ``keys`` are those whose outputs were known before."""
+        with contextlib.suppress(Exception):
+            return self._open().record(_jobs(steps))
+        return _nothing()
+
+    def find(self, steps: list[StepSpec]) -> Recorded:
+        """Store steps as equal to some that the store has; ``keys`` are those that have one."""
+        with contextlib.suppress(Exception):
+            return self._open().find_equal(_jobs(steps))
+        return _nothing()
+
+    def forget(self, key: str) -> None:
+        """A step is built again.  Any thread may call this."""
+        if self._contents is not None:
+            self._contents.forget(key)
+
+    def _open(self) -> Contents:
+        if self._contents is None:
+            from fabric.trove.artifacts.contents import Contents
+
+            self._contents = Contents(self._store.get())
+        return self._contents
+
+
+def _jobs(steps: list[StepSpec]) -> list[Job]:
+    from fabric.jobs import Job
+
+    return [msgspec.msgpack.decode(step.job, type=Job) for step in steps]
+
+
+def _nothing() -> Recorded:
+    from fabric.trove.artifacts.contents import Recorded
+
+    return Recorded(frozenset(), {})
+
+
 class _Logs:
     """Reads logs of finished steps."""
 
@@ -258,7 +366,7 @@ class _Logs:
             gone = isinstance(error, DamagedError)
             told = f"its log cannot be read: {_text(error)}"
             return Rejected(wanted.key, "no-log" if gone else "not-now", told)
-        return LogPiece(wanted.key, wanted.fence, wanted.offset, data, log.size, log.sha256)
+        return LogPiece(wanted.key, wanted.fence, wanted.offset, data, log.size, log.sha256, True)
 
     def _find(self, key: str) -> Blob | None:
         manifest = self._store.get().manifest(key)

@@ -24,6 +24,10 @@ CHUNK = COMMON | {
         ("list of commands", "the commands of this step; they replace those of the build system"),
     ),
     "max-jobs": ("number", "the most jobs that `make` runs at once; default: the worker's"),
+    "hardening": (
+        "truth value",
+        "false: without the flags for compilers that `hardening` of DEFAULTS sets",
+    ),
     "products": ("list", "split rules that come before those of DEFAULTS"),
     "devices": ("list", "device nodes that are made after installing"),
     "system-integration": (
@@ -45,6 +49,9 @@ DEVICE: Fieldset = {
     **_NUMBERS,
 }
 
+#: Fields about building, which an import chunk may not have.
+BUILDING = ("build-system", *COMMAND_STEPS, "max-jobs", "hardening")
+
 _Integration = dict[str, dict[str, tuple[str, ...]]]
 
 
@@ -64,11 +71,21 @@ def chunk(fields: Fields, given: Map) -> ChunkMorph:
         commands={
             step: fields.commands(given, step, what) for step in COMMAND_STEPS if step in given
         },
+        built={field: given.lines[field] for field in BUILDING if field in given},
         products=products(fields, given, what),
         max_jobs=_max_jobs(fields, given, what),
+        hardening=fields.truth(given, "hardening", what, default=True),
         devices=_devices(fields, given, what),
         integration=integration,
         integration_lines=lines,
+    )
+
+
+def imported(what: str, field: str) -> str:
+    """The mistake of an import chunk that has a field about building."""
+    return (
+        f"{what}: it is imported as it is, and nothing is run: remove {field!r}, or"
+        " 'build-mode: import' from its stratum"
     )
 
 

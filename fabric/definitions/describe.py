@@ -28,6 +28,7 @@ def _describe(step: Step) -> dict[str, Any]:
         "morph": step.morph,
         "build_system": step.build_system,
         "mode": step.mode if step.kind == "chunk" else "",
+        "build_only": step.build_only,
         "prefix": step.prefix if step.kind == "chunk" else "",
         "depends": list(step.depends),
         "staged": list(step.staged),
@@ -51,8 +52,11 @@ def tree(graph: Graph) -> str:
             (step for step in below if step.kind == "chunk"), key=lambda step: place[step.id]
         )
         for chunk in chunks:
-            notes = _needs([graph[one] for one in chunk.depends if graph[one].kind == "chunk"])
+            below = [graph[one] for one in chunk.depends]
+            own = [step for step in below if step.kind == "chunk" or step.id not in stratum.depends]
+            notes = _needs(own)
             notes += [] if chunk.mode == "staging" else [chunk.mode]
+            notes += ["build-only"] if chunk.build_only and chunk.mode != "bootstrap" else []
             trunk = "    " if last else "│   "
             lines.append(_branch(trunk, chunk is chunks[-1]) + _noted(chunk.name, notes))
     return "\n".join(lines) + "\n"

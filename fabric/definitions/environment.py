@@ -19,6 +19,24 @@ _CPU = {
 #: The end of every PATH.  Outside a staging area, the host's PATH replaces it.
 SYSTEM_PATH = "/sbin:/usr/sbin:/bin:/usr/bin"
 
+#: Variables that `hardening` of DEFAULTS may set.  In a build, `$PWD` in them is the source tree.
+FLAGS = frozenset(
+    {
+        "CFLAGS",
+        "CGO_CFLAGS",
+        "CGO_CXXFLAGS",
+        "CGO_LDFLAGS",
+        "CPPFLAGS",
+        "CXXFLAGS",
+        "FCFLAGS",
+        "FFLAGS",
+        "GOFLAGS",
+        "LDFLAGS",
+        "OBJCFLAGS",
+        "RUSTFLAGS",
+    }
+)
+
 _FIXED = {
     "TERM": "dumb",
     "SHELL": "/bin/sh",
@@ -54,6 +72,7 @@ def environment(step: Step, arch: str) -> dict[str, str]:
     path = [f"{prefix.rstrip('/')}/bin" for prefix in step.path_prefixes]
     return {
         **_FIXED,
+        **(step.recipe.flags if step.recipe else {}),
         "MORPH_ARCH": arch,
         "TARGET": target(arch, "baserock"),
         "TARGET_STAGE1": target(arch, "bootstrap"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import difflib
 import re
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from fabric import bounds
 from fabric.definitions.located_yaml import Map, Seq
 from fabric.definitions.splitting import PatternError, check_rule
-from fabric.errors import Problem
+from fabric.errors import Problem, suggest
 
 #: Names become file names (``/NAME.build``, ``/baserock/ARTIFACT.meta``) and log names.
 _NAME = re.compile(r"[^\s/\x00-\x1f.-][^\s/\x00-\x1f]*\Z")
@@ -25,12 +24,6 @@ _PATTERN_HINTS = {
 }
 _MISSING = object()
 _MANY = 15
-
-
-def suggest(word: str, known: Iterable[str], alike: float = 0.6) -> str:
-    """``; did you mean 'x'?`` if a known word is similar to ``word``, else ""."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=alike)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def listing(words: Iterable[str]) -> str:
@@ -155,6 +148,15 @@ class Fields:
             self.report(given.lines.get(key, given.line), message)
         return value
 
+    def truth(self, given: Map, key: str, what: str, *, default: bool) -> bool:
+        """A field that is true or false."""
+        value = given.get(key, default)
+        if isinstance(value, bool):
+            return value
+        line = given.lines[key]
+        self.report(line, f"{what}: {key!r} must be true or false, not {kind_of(value)}")
+        return default
+
     def description(self, given: Map, what: str) -> str:
         """The field ``description``, which may be empty."""
         if given.get("description") is None:
@@ -166,16 +168,19 @@ class Fields:
         value = given.get(key, ())
         if type(value) is Seq and all(type(item) is str and item for item in value):
             return tuple(value)
-        found = []
-        for line, item in self.items(given, key, what):
-            if isinstance(item, str) and item:
-                found.append(item)
-            elif isinstance(item, list | dict):
-                self.report(line, f"{what}: an item of {key!r} is {kind_of(item)}, not text")
-            else:
-                quotes = ": put it in quotes" if item not in ("", None) else ""
-                self.report(line, f"{what}: an item of {key!r} is {kind_of(item)}{quotes}")
-        return tuple(found)
+        items = self.items(given, key, what)
+        return tuple(item for line, item in items if self.is_text(item, line, key, what))
+
+    def is_text(self, item: Any, line: int, key: str, what: str) -> bool:
+        """Whether an item of the list in field ``key`` is text; reported if not."""
+        if isinstance(item, str) and item:
+            return True
+        if isinstance(item, list | dict):
+            self.report(line, f"{what}: an item of {key!r} is {kind_of(item)}, not text")
+        else:
+            quotes = ": put it in quotes" if item not in ("", None) else ""
+            self.report(line, f"{what}: an item of {key!r} is {kind_of(item)}{quotes}")
+        return False
 
     def commands(self, given: Map, key: str, what: str) -> tuple[str, ...]:
         """A list of shell commands.  The values ``true`` and ``false`` are those commands."""

@@ -16,7 +16,9 @@ import msgspec
 from fabric.errors import Problem
 
 Kind = Literal["chunk", "stratum", "system"]
-Mode = Literal["staging", "bootstrap", "test"]
+Mode = Literal["staging", "bootstrap", "test", "import"]
+#: Modes in which a chunk is built with the tools of the machine.
+HOST_MODES = ("bootstrap", "test")
 
 PHASES = ("configure", "build", "test", "install", "strip")
 #: The fifteen command lists of a chunk, in the order they run.
@@ -62,6 +64,7 @@ class Recipe(msgspec.Struct, frozen=True):
     #: {artifact: {prefix: commands}} of `system-integration`
     integration: Mapping[str, Mapping[str, tuple[str, ...]]] = {}
     submodules: tuple[Submodule, ...] = ()
+    flags: Mapping[str, str] = {}  # variables of its environment, from `hardening` of DEFAULTS
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -83,6 +86,7 @@ class Step(msgspec.Struct, frozen=True):
     ref: str = ""
     build_system: str = ""
     mode: Mode = "staging"
+    build_only: bool = False  # in no stratum artifact; other strata do not see it
     prefix: str = "/usr"
     #: ids of the chunks in its staging area, each after its dependencies; they are layered in
     #: this order, and a later one covers an earlier one
@@ -117,6 +121,11 @@ class Graph(msgspec.Struct, frozen=True, dict=True):
     @property
     def root(self) -> Step:
         return self.steps[-1]
+
+    @property
+    def needs_host_tools(self) -> bool:
+        """Whether a chunk is built with the tools of the machine."""
+        return any(step.mode in HOST_MODES for step in self.steps)
 
     @cached_property
     def _by_id(self) -> Mapping[str, Step]:

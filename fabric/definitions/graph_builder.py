@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import msgspec
 
+from fabric.definitions.chunk_morph import imported
 from fabric.definitions.defaults import Defaults
-from fabric.definitions.fields import Findings, listing, suggest
+from fabric.definitions.fields import Findings, listing
 from fabric.definitions.graph import COMMAND_STEPS, Recipe
-from fabric.definitions.morphs import ChunkMorph, ChunkSpec, StratumMorph, SystemMorph
+from fabric.definitions.morphs import (
+    ChunkMorph,
+    ChunkSpec,
+    Reference,
+    StratumMorph,
+    SystemMorph,
+)
 from fabric.definitions.splitting import artifact_names, with_defaults
 from fabric.definitions.walk import cycles, postorder
+from fabric.errors import suggest
 
 
 class Loaded(msgspec.Struct):
@@ -34,8 +42,24 @@ class Chunk(msgspec.Struct):
     recipe: Recipe
     artifacts: tuple[str, ...]
     strata: list[str] = []  # paths
-    depends: list[str] = []  # chunk ids
+    depends: list[str] = []  # nodes that its spec lists
     used: bool = False  # a stratum artifact has an artifact of it
+
+
+class _List(msgspec.Struct, frozen=True):
+    """The nodes that a chunk needs by its spec in the stratum ``path``."""
+
+    path: str
+    spec: ChunkSpec
+    needs: frozenset[str]
+
+
+def _named_strata(stratum: StratumMorph) -> list[Reference]:
+    """The strata that a stratum and the lists of its chunks name."""
+    return [
+        *stratum.depends,
+        *(entry.stratum for spec in stratum.chunks for entry in spec.elsewhere),
+    ]
 
 
 class GraphBuilder:
@@ -51,10 +75,13 @@ class GraphBuilder:
         self.chunks: dict[str, Chunk] = {}  # by id
         self.by_spec: dict[tuple[str, str], Chunk] = {}  # by (stratum path, name)
         self.edges: dict[str, list[str]] = {}  # node -> what it depends on directly
+        #: stratum -> the strata below it: those that it or the lists of its chunks name
+        self.below: dict[str, list[str]] = {}
         self.plain = {
             name: {step: commands.get(step, ()) for step in COMMAND_STEPS}
             for name, commands in defaults.build_systems.items()
         }
+        self.flags = defaults.flags(loaded.system.arch)
 
     # -- chunks ------------------------------------------------------------------------------
 
@@ -90,18 +117,28 @@ class GraphBuilder:
             )
         build_system = morph.build_system if morph else spec.build_system
         commands = self.plain.get(build_system, self.plain["manual"])
+        if spec.mode == "import":
+            commands = {}
+            if morph is not None:
+                for field, line in morph.built.items():
+                    self.findings.error(morph.file, line, imported(f"chunk {name}", field))
         rules = with_defaults(morph.products if morph else (), self.defaults.chunk_rules, name)
         artifacts = artifact_names(rules)
+        if morph is not None and morph.commands:
+            commands = {**commands, **morph.commands}
+        hardened = any(commands.values()) and (morph is None or morph.hardening)
+        flags = self.flags if hardened else {}
         if morph is None:
-            recipe = Recipe(commands, rules, submodules=spec.submodules)
+            recipe = Recipe(commands, rules, submodules=spec.submodules, flags=flags)
         else:
             recipe = Recipe(
-                {**commands, **morph.commands} if morph.commands else commands,
+                commands,
                 rules,
                 morph.max_jobs,
                 morph.devices,
                 self._integration(morph, artifacts),
                 spec.submodules,
+                flags,
             )
         return Chunk(f"chunk:{path}:{spec.name}", spec, path, morph, name, recipe, artifacts)
 
@@ -125,12 +162,15 @@ class GraphBuilder:
         first = chunk.spec
         for what, one, other in (
             ("build-mode", first.mode, spec.mode),
+            ("build-only", first.build_only, spec.build_only),
             ("prefix", first.prefix, spec.prefix),
             ("build-system", first.build_system, spec.build_system),
             ("submodules", first.submodules, spec.submodules),
         ):
             if one != other:
-                values = "" if what == "submodules" else f" ({other} here, {one} there)"
+                values = (
+                    "" if what in ("build-only", "submodules") else f" ({other} here, {one} there)"
+                )
                 self.findings.error(
                     path,
                     spec.lines.get(what, spec.line),
@@ -158,34 +198,91 @@ class GraphBuilder:
     def connect(self) -> bool:
         """Fill in ``edges``; False if they have cycles, which are reported."""
         strata = self.loaded.strata
+        named = {path: _named_strata(stratum) for path, stratum in strata.items()}
         below = {
-            path: list(dict.fromkeys(one.path for one in stratum.depends if one.path in strata))
-            for path, stratum in strata.items()
+            path: list(dict.fromkeys(one.path for one in named[path] if one.path in strata))
+            for path in strata
         }
         circles = cycles(below)
         for cycle in circles:
-            line = next(one.line for one in strata[cycle[0]].depends if one.path == cycle[1])
+            line = next(one.line for one in named[cycle[0]] if one.path == cycle[1])
             names = " -> ".join(strata[path].name for path in cycle)
             self.findings.error(
                 cycle[0],
                 line,
                 f"strata need each other in a cycle: {names}: remove one of these dependencies",
             )
+        lists: dict[str, _List] = {}
         for path, stratum in strata.items():
             node = f"stratum:{path}"
+            self.below[node] = [f"stratum:{one}" for one in below[path]]
             specs = [(spec, self.by_spec.get((path, spec.name))) for spec in stratum.chunks]
-            needs = [f"stratum:{one}" for one in below[path]]
+            needs = [f"stratum:{one.path}" for one in stratum.depends if one.path in strata]
+            needs = list(dict.fromkeys(needs))
             self.edges[node] = needs + [chunk.id for _, chunk in specs if chunk is not None]
             for spec, chunk in specs:
                 if chunk is None:
                     continue
                 inside = [self.by_spec.get((path, name)) for name in spec.depends]
-                chunk.depends += [one.id for one in inside if one and one.id not in chunk.depends]
+                listed = [one.id for one in inside if one] + self._elsewhere(path, spec, chunk)
+                chunk.depends += [one for one in listed if one not in chunk.depends]
                 edges = self.edges.setdefault(chunk.id, [])
-                edges += [one for one in needs if one not in edges]
+                if not spec.elsewhere and spec.mode != "import":
+                    edges += [one for one in needs if one not in edges]
+                if len(chunk.strata) > 1:
+                    mine = _List(path, spec, frozenset(listed))
+                    self._check_lists(lists.setdefault(chunk.id, mine), mine)
         for chunk in self.chunks.values():
             self.edges[chunk.id] += chunk.depends
         return not circles and not self._shared_cycles()
+
+    def _elsewhere(self, path: str, spec: ChunkSpec, chunk: Chunk) -> list[str]:
+        """The nodes of other strata that a chunk lists; unknown ones are reported."""
+        found: list[str] = []
+        for entry in spec.elsewhere:
+            stratum = self.loaded.strata.get(entry.stratum.path)
+            if stratum is None:
+                continue  # reported already
+            if entry.chunks is None:
+                found.append(f"stratum:{entry.stratum.path}")
+            names = [one.name for one in stratum.chunks]
+            for name, line in entry.chunks or ():
+                other = self.by_spec.get((entry.stratum.path, name))
+                wrong = ""
+                if name not in names:
+                    hint = suggest(name, names) or f"; it has {listing(names)}"
+                    wrong = f"which is not a chunk of {entry.stratum.path}{hint}"
+                elif other is chunk:
+                    wrong = "which is this chunk itself: leave it out"
+                elif other and other.spec.build_only and other.strata != chunk.strata:
+                    wrong = (
+                        "a build-only chunk, which only chunks of its own strata see: leave it out"
+                    )
+                if wrong:
+                    message = f"chunk {spec.name}: it build-depends on {name!r}, {wrong}"
+                    self.findings.error(path, line, message)
+                elif other:
+                    found.append(other.id)
+        return found
+
+    def _check_lists(self, first: _List, other: _List) -> None:
+        """Report lists of a chunk in two strata that differ, if one names other strata.
+
+        Names of chunks of the same stratum are joined.  With a list that names other strata, the
+        chunk sees no more than that.
+        """
+        if not (first.spec.elsewhere or other.spec.elsewhere):
+            return
+        if bool(first.spec.elsewhere) == bool(other.spec.elsewhere) and first.needs == other.needs:
+            return
+        self.findings.error(
+            other.path,
+            other.spec.lines.get("build-depends", other.spec.line),
+            f"chunk {other.spec.name}:"
+            f" {first.path}:{first.spec.lines.get('build-depends', first.spec.line)} lists the same"
+            " repo, ref and morph, and other chunks that it needs, but it is built only once: list"
+            " the same in both, each with its stratum, or give one of them another name and morph",
+        )
 
     def _shared_cycles(self) -> bool:
         """Report cycles through chunks of several strata; True if there are any."""
@@ -215,8 +312,9 @@ class GraphBuilder:
     def ordered(self) -> list[str]:
         """All chunks and strata, in the order described in `resolve`.  Valid without cycles."""
         level: dict[str, int] = {}
-        for node in postorder(self.edges, self.edges)[0]:
-            heights = [level.get(one, 0) + (one not in self.chunks) for one in self.edges[node]]
+        above = {node: edges + self.below.get(node, []) for node, edges in self.edges.items()}
+        for node in postorder(above, above)[0]:
+            heights = [level.get(one, 0) + (one not in self.chunks) for one in above[node]]
             level[node] = max(heights, default=0)
         strata = [f"stratum:{path}" for path in self.loaded.strata]
         return postorder(self.edges, sorted(strata, key=lambda node: (level[node], node)))[0]

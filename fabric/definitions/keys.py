@@ -13,25 +13,43 @@ A key covers all input that can change the output, and nothing else.
 
 The input is encoded as one MessagePack value, which is unambiguous, and hashed with SHA-256.
 `KEY_VERSION` stands for the build rules: raise it when they change, or the input of keys does.
+
+The *recipe* of a chunk or system is the digest of the same input without the keys of other steps:
+of a system also of its description and its file, which are part of its metadata.  Two steps with
+one recipe that are made from equal contents have equal outputs, whatever their keys
+(`fabric.trove.artifacts.contents`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from hashlib import sha256
+from typing import NamedTuple
 
 import msgspec
 
 from fabric.definitions.environment import environment
-from fabric.definitions.graph import COMMAND_STEPS, Graph, Step
+from fabric.definitions.graph import COMMAND_STEPS, HOST_MODES, Graph, Step
 
-KEY_VERSION = 1
+KEY_VERSION = 2
 
 _encode = msgspec.msgpack.Encoder().encode
 
 
+class Digests(NamedTuple):
+    """Digests by step id, as hex digits."""
+
+    keys: dict[str, str]
+    recipes: dict[str, str]  # of chunks and systems
+
+
 def cache_keys(graph: Graph, trees: Mapping[str, str], host_tools: str) -> dict[str, str]:
-    """The key of each step by id.
+    """The key of each step by id; arguments as for `digests`."""
+    return digests(graph, trees, host_tools).keys
+
+
+def digests(graph: Graph, trees: Mapping[str, str], host_tools: str) -> Digests:
+    """The keys and recipes of all steps.
 
     ``trees``: chunk step id -> a text that identifies its source tree, submodules included.
     ``host_tools``: a text that identifies the machine's tools that build bootstrap and test chunks.
@@ -39,31 +57,28 @@ def cache_keys(graph: Graph, trees: Mapping[str, str], host_tools: str) -> dict[
     """
     raw: dict[str, bytes] = {}
     keys: dict[str, str] = {}
+    recipes: dict[str, str] = {}
     for step in graph.steps:
+        start = [KEY_VERSION, step.kind, graph.arch]
         try:
             if step.kind == "chunk":
-                parts = _chunk(step, graph.arch, trees[step.id], host_tools, raw)
+                staged = b"".join(map(raw.__getitem__, step.staged))
+                parts = _chunk(step, graph.arch, trees[step.id], host_tools)
+                recipe = sha256(_encode([*start, *parts]))
+                recipes[step.id] = recipe.hexdigest()
+                digest = sha256(recipe.digest() + staged)
             elif step.kind == "stratum":
-                parts = [step.name, [_list(name, step.lists[name], raw) for name in step.lists]]
+                lists = [_list(name, step.lists[name], raw) for name in step.lists]
+                digest = sha256(_encode([*start, step.name, lists]))
             else:
                 taken = [_list(name, graph[one].lists[name], raw) for one, name in step.contents]
-                parts = [step.name, taken]
+                digest = sha256(_encode([*start, step.name, taken]))
+                recipes[step.id] = sha256(_encode([*start, *_system(step, graph)])).hexdigest()
         except KeyError:
             continue
-        digest = sha256(_encode([KEY_VERSION, step.kind, graph.arch, *parts]))
         raw[step.id] = digest.digest()
         keys[step.id] = digest.hexdigest()
-    return keys
-
-
-def list_key(keys: Mapping[str, str], stratum: Step, artifact: str) -> str:
-    """The key of a stratum artifact's contents, even if the rest of the stratum has no key.
-
-    ``keys`` must have those of the chunks in it.
-    """
-    raw = {chunk: bytes.fromhex(keys[chunk]) for chunk, _ in stratum.lists[artifact]}
-    parts = [KEY_VERSION, "list", _list(artifact, stratum.lists[artifact], raw)]
-    return sha256(_encode(parts)).hexdigest()
+    return Digests(keys, recipes)
 
 
 def _list(
@@ -72,15 +87,21 @@ def _list(
     return [artifact, [(raw[chunk], name) for chunk, name in content]]
 
 
-def _chunk(
-    step: Step, arch: str, tree: str, host_tools: str, raw: Mapping[str, bytes]
-) -> list[object]:
+def _system(step: Step, graph: Graph) -> list[object]:
+    parts = [
+        (graph[stratum].name, artifact, [name for _, name in graph[stratum].lists[artifact]])
+        for stratum, artifact in step.contents
+    ]
+    return [step.name, step.description, step.morph, parts]
+
+
+def _chunk(step: Step, arch: str, tree: str, host_tools: str) -> list[object]:
     recipe = step.recipe
     assert recipe is not None, step.id
     return [
         step.source_name,
         step.mode,
-        "" if step.mode == "staging" else host_tools,
+        host_tools if step.mode in HOST_MODES else "",
         step.prefix,
         tree,
         sorted(environment(step, arch).items()),
@@ -95,5 +116,4 @@ def _chunk(
             (artifact, sorted(commands.items()))
             for artifact, commands in sorted(recipe.integration.items())
         ],
-        b"".join(map(raw.__getitem__, step.staged)),
     ]

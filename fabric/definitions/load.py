@@ -6,54 +6,76 @@ None if there is no such file, and raises `DefinitionsError` if it cannot be rea
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import cached_property
 
 from fabric import bounds
 from fabric.definitions import defaults as repository
 from fabric.definitions.chunk_morph import chunk as chunk_morph
 from fabric.definitions.defaults import Defaults
-from fabric.definitions.fields import Fields, Findings, kind_of, listing, suggest
+from fabric.definitions.fields import Fields, Findings, kind_of, listing
 from fabric.definitions.graph import Graph
 from fabric.definitions.graph_builder import Loaded
 from fabric.definitions.located_yaml import Map, parse
-from fabric.definitions.morphs import ChunkMorph, StratumMorph, morph_path
+from fabric.definitions.morphs import (
+    ChunkMorph,
+    Reference,
+    StrataEntry,
+    StratumMorph,
+    SystemMorph,
+    morph_path,
+)
 from fabric.definitions.resolve import resolve
 from fabric.definitions.stratum_morph import stratum as stratum_morph
 from fabric.definitions.system_morph import system as system_morph
-from fabric.errors import DefinitionsError
+from fabric.errors import DefinitionsError, suggest
 
 Read = Callable[[str], bytes | None]
+#: All morphs, for hints.
+List = Callable[[], Iterable[str]]
 
+#: Missing files for which a similar one is looked for.
+_HINTS = 20
 _KINDS = ("system", "stratum", "chunk", "cluster")
 
 
-def load(read: Read, system: str) -> Graph:
+def load(read: Read, system: str, morphs: List = list) -> Graph:
     """The build graph of the system in the file ``system``.
 
     The suffix ``.morph`` may be left out of a file at the root.  DefinitionsError has all mistakes
-    in the files that the system needs.
+    in the files that the system needs, with hints among ``morphs()``.
     """
     findings = Findings()
-    number = repository.version(read("VERSION"), findings)
-    if number is None:
-        raise DefinitionsError(findings.errors)
-    defaults = repository.defaults(read("DEFAULTS"), findings)
-    loader = _Loader(Files(read, findings), number, defaults, findings)
+    loader = open_loader(Files(read, findings, morphs))
     loaded = loader.system(morph_path(system))
     graph = resolve(loaded, findings) if loaded is not None else None
     if findings.errors or graph is None:
-        raise DefinitionsError(findings.errors)
+        raise DefinitionsError(findings.errors, findings.warnings)
     return graph
 
 
-class Files:
-    """Reads each morph once."""
+def open_loader(files: Files) -> Loader:
+    """A loader of definitions with a valid VERSION.  DefinitionsError if it is not."""
+    number = repository.version(files.read("VERSION"), files.findings)
+    if number is None:
+        raise DefinitionsError(files.findings.errors)
+    defaults = repository.defaults(files.read("DEFAULTS"), files.findings)
+    return Loader(files, number, defaults, files.findings)
 
-    def __init__(self, read: Read, findings: Findings) -> None:
+
+class Files:
+    """Reads each morph once; ``morphs`` lists all, for hints."""
+
+    def __init__(self, read: Read, findings: Findings, morphs: List = list) -> None:
         self.read = read
+        self._morphs = morphs
         self.findings = findings
         self.known: dict[str, Map | None] = {}  # by path; None: missing or broken
         self.missing: set[str] = set()
+
+    @cached_property
+    def morphs(self) -> tuple[str, ...]:
+        return tuple(self._morphs())
 
     def get(self, path: str, kind: str, referrer: str, line: int, what: str) -> Map | None:
         """The mapping in the file; None if it has mistakes, or is of another kind.
@@ -61,9 +83,7 @@ class Files:
         Mistakes are reported.  A missing file, or one of another kind, is reported at ``line`` of
         the file ``referrer``, where ``what`` names it; ``what`` is "" if the user did.
         """
-        if path not in self.known:
-            self.known[path] = self._read(path)
-        given = self.known[path]
+        given = self.any(path)
         if path in self.missing:
             self.findings.error(referrer, line, self._absent(path, what))
         elif given is not None and given["kind"] != kind:
@@ -71,6 +91,12 @@ class Files:
             self.findings.error(referrer, line, _other_kind(path, given["kind"], kind, what))
             return None
         return given
+
+    def any(self, path: str) -> Map | None:
+        """The mapping in the file, of any kind; None if it has mistakes, or there is no file."""
+        if path not in self.known:
+            self.known[path] = self._read(path)
+        return self.known[path]
 
     def _read(self, path: str) -> Map | None:
         try:
@@ -89,6 +115,8 @@ class Files:
         suffixed = f"{path}.morph"
         near = not path.endswith(".morph") and self.read(suffixed) is not None
         hint = f"; did you mean {suffixed!r}?" if near else ""
+        if not hint and len(self.missing) <= _HINTS:
+            hint = suggest(path, self.morphs)
         return f"{what} names the file {path}, which does not exist{hint}"
 
     def _parsed(self, path: str, data: bytes) -> Map | None:
@@ -120,8 +148,8 @@ def _other_kind(path: str, kind: str, wanted: str, what: str) -> str:
     )
 
 
-class _Loader:
-    """Follows references from a system down to its chunks."""
+class Loader:
+    """Follows references from a system, or from a stratum, down to its chunks."""
 
     def __init__(
         self, files: Files, version: int, defaults: Defaults | None, findings: Findings
@@ -137,7 +165,15 @@ class _Loader:
         given = self.files.get(path, "system", path, 1, "")
         if given is None:
             return None
-        system = system_morph(Fields(path, self.findings), given)
+        return self._follow(system_morph(Fields(path, self.findings), given))
+
+    def stratum(self, path: str) -> Loaded | None:
+        """A stratum and all that it needs, as the only one of a system without a name."""
+        entry = StrataEntry("", Reference(path, 1), None, 1)
+        return self._follow(SystemMorph(path, 1, "", "", "", (entry,)))
+
+    def _follow(self, system: SystemMorph) -> Loaded | None:
+        path = system.file
         strata: dict[str, StratumMorph] = {}
         tried: set[str] = set()
         wanted = [(entry.morph, path, f"system {system.name}") for entry in system.strata]
@@ -154,6 +190,11 @@ class _Loader:
                 strata[reference.path] = stratum
                 what = f"stratum {stratum.name}"
                 wanted += [(below, reference.path, what) for below in stratum.depends]
+                wanted += [
+                    (entry.stratum, reference.path, f"chunk {spec.name}")
+                    for spec in stratum.chunks
+                    for entry in spec.elsewhere
+                ]
         whole = len(strata) == len(tried)
         return Loaded(system, strata, self.chunks, self.defaults, self.version, whole)
 
@@ -164,12 +205,13 @@ class _Loader:
         stratum = stratum_morph(Fields(path, self.findings), given, self.version)
         for spec in stratum.chunks:
             if spec.morph is not None and spec.morph.path:
-                self._chunk(spec.morph.path, path, spec.morph.line, f"chunk {spec.name}")
+                self.chunk(spec.morph.path, path, spec.morph.line, f"chunk {spec.name}")
             elif spec.build_system:
                 self._build_system(spec.build_system, path, spec.lines["build-system"], spec.name)
         return stratum
 
-    def _chunk(self, path: str, referrer: str, line: int, what: str) -> None:
+    def chunk(self, path: str, referrer: str, line: int, what: str) -> None:
+        """Read a chunk's morph, which the file ``referrer`` names."""
         given = self.files.get(path, "chunk", referrer, line, what)
         if given is None or path in self.chunks:
             return

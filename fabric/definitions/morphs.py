@@ -56,6 +56,13 @@ class SystemMorph(msgspec.Struct):
     strata: tuple[StrataEntry, ...]
 
 
+class Elsewhere(msgspec.Struct):
+    """Chunks of another stratum that a chunk needs.  ``chunks`` is None if it needs all."""
+
+    stratum: Reference
+    chunks: tuple[tuple[str, int], ...] | None  # (name, line)
+
+
 class ChunkSpec(msgspec.Struct):
     """A chunk as its stratum describes it."""
 
@@ -66,8 +73,10 @@ class ChunkSpec(msgspec.Struct):
     morph: Reference | None  # None: the spec names a build system
     build_system: str
     mode: Mode
+    build_only: bool
     prefix: str
     depends: tuple[str, ...]  # names of other chunks of the stratum
+    elsewhere: tuple[Elsewhere, ...]  # if any, they replace the stratum's `build-depends`
     artifacts: tuple[tuple[str, str, int], ...]  # (chunk artifact, stratum artifact, line)
     submodules: tuple[Submodule, ...]
     unpetrify_ref: str
@@ -91,8 +100,10 @@ class ChunkMorph(msgspec.Struct):
     build_system: str
     build_system_line: int
     commands: dict[str, tuple[str, ...]]  # its own command lists
+    built: dict[str, int]  # its fields about building, and their lines
     products: tuple[Rule, ...]
     max_jobs: int | None
+    hardening: bool
     devices: tuple[Device, ...]
     #: {artifact: {prefix: commands}}, and the line of each artifact
     integration: dict[str, dict[str, tuple[str, ...]]]
@@ -104,10 +115,10 @@ def morph_path(path: str) -> str:
     return path if "/" in path or path.endswith(".morph") else f"{path}.morph"
 
 
-def reference(fields: Fields, given: Map, what: str) -> Reference:
-    """The path in field ``morph``."""
-    path = fields.text(given, "morph", what)
-    line = given.lines.get("morph", given.line)
+def reference(fields: Fields, given: Map, what: str, key: str = "morph") -> Reference:
+    """The path of a morph in field ``key``."""
+    path = fields.text(given, key, what)
+    line = given.lines.get(key, given.line)
     parts = path.split("/")
     if path and any(part in ("", ".", "..") for part in parts):
         proper = "/".join(part for part in parts if part not in ("", ".", ".."))

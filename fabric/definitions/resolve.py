@@ -6,9 +6,14 @@ Dependencies:
   one step with the dependencies of both.  Its build mode and prefix must be the same in both.
 - A chunk depends on the chunks that its spec lists, and on all chunks of every stratum on which its
   stratum build-depends.  Its staging area has all chunks that are reachable from there, but no
-  bootstrap chunks of other strata.  So a chunk of two strata has the bootstrap chunks of neither,
+  build-only chunks of other strata.  So a chunk of two strata has the build-only chunks of neither,
   and chunks of the same stratum that its spec does not list are not staged.
-- Bootstrap chunks are in no stratum artifact, and so in no system.
+- An import chunk depends on nothing.
+- A chunk whose spec lists chunks of other strata depends on just what it lists, instead of the
+  strata on which its stratum build-depends.  Its lists must be the same in all its strata.  The
+  strata that lists name are below the stratum like those on which it build-depends, so lists across
+  strata cannot form a cycle, even if no chunk needs itself: the order of layers needs that.
+- Build-only chunks are in no stratum artifact, and so in no system.  Bootstrap chunks always are.
 - Chunks, and artifacts of chunks, that match no split rule of their stratum are in no artifact.
 - Two chunks with the same name are two steps if one has a morph and one a build system, or if
   their morphs differ but repo and ref do not.  Otherwise they are an error.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from itertools import compress
 
-from fabric.definitions.fields import listing, suggest
+from fabric.definitions.fields import listing
 from fabric.definitions.graph import Graph, Step
 from fabric.definitions.graph_builder import Chunk, GraphBuilder
 from fabric.definitions.morphs import StrataEntry, StratumMorph
 from fabric.definitions.splitting import Splitter, artifact_names, with_defaults
+from fabric.errors import suggest
 
 _BITS = bytes.maketrans(b"01", b"\0\1")
 _Lists = dict[str, list[tuple[str, str]]]  # stratum artifact -> (chunk id, artifact)
@@ -86,7 +87,7 @@ class StagingPlanner:
                 if stratum_artifact is None:
                     continue
                 chunk.used = True
-                if spec.mode != "bootstrap":
+                if not spec.build_only:
                     lists[stratum_artifact].append((chunk.id, artifact))
         return lists
 
@@ -106,12 +107,13 @@ class StagingPlanner:
                 )
             self._take(entry, stratum.name)
         specs = [spec for stratum in self.loaded.strata.values() for spec in stratum.chunks]
-        if self.loaded.whole and specs and all(spec.mode == "bootstrap" for spec in specs):
+        named = bool(system.name)  # else it stands for a stratum
+        if named and self.loaded.whole and specs and all(spec.build_only for spec in specs):
             self.findings.error(
                 system.file,
                 system.line,
-                f"system {system.name}: all its chunks are bootstrap chunks, which are in no"
-                " system: there is nothing to build",
+                f"system {system.name}: all its chunks are build-only or bootstrap chunks, which"
+                " are in no system: there is nothing to build",
             )
 
     def _take(self, entry: StrataEntry, name: str) -> None:
@@ -144,14 +146,17 @@ class StagingPlanner:
         ids = [chunk.id for chunk in self.chunks]
         reach = self._reach()
         prefixes: dict[str, int] = {}
-        bootstrap: dict[tuple[str, ...], int] = {}  # by the strata they are in
+        build_only: dict[tuple[str, ...], int] = {}  # by the strata they are in
+        bootstrap = 0
         for number, chunk in enumerate(self.chunks):
             prefix = chunk.spec.prefix
             prefixes[prefix] = prefixes.get(prefix, 0) | 1 << number
-            if chunk.spec.mode == "bootstrap":
+            if chunk.spec.build_only:
                 home = tuple(chunk.strata)
-                bootstrap[home] = bootstrap.get(home, 0) | 1 << number
-        foreign = sum(bootstrap.values())
+                build_only[home] = build_only.get(home, 0) | 1 << number
+            if chunk.spec.mode == "bootstrap":
+                bootstrap |= 1 << number
+        hidden = sum(build_only.values())
         steps: list[Step] = []
         for node in self.order:
             if node not in self.builder.chunks:
@@ -159,12 +164,13 @@ class StagingPlanner:
                 continue
             chunk = self.builder.chunks[node]
             seen = reach[node]
-            staged = seen & ~(foreign & ~bootstrap.get(tuple(chunk.strata), 0))
+            staged = seen & ~(hidden & ~build_only.get(tuple(chunk.strata), 0))
+            on_path = staged | seen & bootstrap
             steps.append(
                 self._chunk(
                     chunk,
                     tuple(compress(ids, bits(staged))),
-                    tuple(sorted(prefix for prefix, mask in prefixes.items() if mask & seen)),
+                    tuple(sorted(prefix for prefix, mask in prefixes.items() if mask & on_path)),
                 )
             )
         steps.append(self._system())
@@ -208,6 +214,7 @@ class StagingPlanner:
             ref=spec.ref,
             build_system=spec.build_system,
             mode=spec.mode,
+            build_only=spec.build_only,
             prefix=spec.prefix,
             staged=staged,
             path_prefixes=path_prefixes,

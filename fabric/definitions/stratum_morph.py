@@ -2,7 +2,9 @@
 
 Existing definitions rely on these rules:
 
-- ``build-depends`` may be left out only if a chunk is a bootstrap or test chunk.
+- ``build-depends`` may be left out only if a chunk is a bootstrap, test or import chunk, or if all
+  chunks list what they need of other strata.
+- Bootstrap chunks are always build-only.
 - A chunk's ``repo`` defaults to its name.
 - ``unpetrify-ref`` is a remark and may have any value.
 - ``repo`` and ``ref`` in an entry of ``build-depends`` are ignored with a warning.
@@ -13,12 +15,14 @@ from __future__ import annotations
 
 from typing import cast
 
-from fabric.definitions.fields import Fields, listing, suggest
+from fabric.definitions.chunk_morph import imported
+from fabric.definitions.fields import Fields, listing
 from fabric.definitions.graph import Mode, Submodule
-from fabric.definitions.located_yaml import Map
+from fabric.definitions.located_yaml import Map, Seq
 from fabric.definitions.morphs import (
     COMMON,
     ChunkSpec,
+    Elsewhere,
     Fieldset,
     Reference,
     StratumMorph,
@@ -26,11 +30,13 @@ from fabric.definitions.morphs import (
     reference,
 )
 from fabric.definitions.walk import cycles
+from fabric.errors import suggest
 
 STRATUM = COMMON | {
     "build-depends": (
         "list",
-        "strata that the chunks are built on; required unless a chunk is a bootstrap or test chunk",
+        "strata that the chunks are built on; required unless a chunk is a bootstrap, test or"
+        " import chunk, or all chunks list what they need of other strata",
     ),
     "chunks": ("list, required", "the chunks"),
     "products": ("list", "split rules; the patterns match names of chunk artifacts"),
@@ -41,20 +47,35 @@ DEPENDENCY: Fieldset = {
     "repo": ("", "ignored, with a warning"),
     "ref": ("", "ignored, with a warning"),
 }
+ELSEWHERE: Fieldset = {
+    "stratum": ("path, required", "the morph of another stratum"),
+    "chunks": ("list of names", "chunks of it that the build needs; default: all"),
+}
 _SPEC: Fieldset = {
     "name": ("name, required", "the name of the chunk"),
-    "morph": ("path", "the chunk's morph; either this or `build-system` is required"),
+    "morph": (
+        "path",
+        "the chunk's morph; either this or `build-system` is required, except for an import chunk",
+    ),
     "build-system": ("name", "a build system of DEFAULTS, for a chunk without a morph"),
     "repo": ("text", "`ALIAS:NAME`, a git URL or an absolute path; default: the chunk's name"),
     "ref": ("text, required", "a tag, branch or commit; `HEAD`: that of the definitions"),
     "unpetrify-ref": ("anything", "a remark: the branch from which a commit was taken"),
     "build-mode": (
         "word",
-        "`staging` (the default), `bootstrap` (with the machine's tools), or `test` (with the"
-        " machine's tools, in a staging area)",
+        "`staging` (the default), `import` (installed as it is), `bootstrap` (with the machine's"
+        " tools), or `test` (with the machine's tools, in a staging area)",
+    ),
+    "build-only": (
+        "truth value",
+        "true: for other chunks of this stratum only; bootstrap chunks always are",
     ),
     "prefix": ("path", "where it is installed; default `/usr`"),
-    "build-depends": ("list of names", "chunks of this stratum that the build needs"),
+    "build-depends": (
+        "list",
+        "names of chunks of this stratum that the build needs, and mappings for those of other"
+        " strata; with a mapping, the stratum's own `build-depends` does not apply to the chunk",
+    ),
     "artifacts": ("mapping", "chunk artifact -> the stratum artifact that takes it"),
     "alias": ("name", "accepted, and without effect"),
 }
@@ -64,7 +85,7 @@ SPEC = _SPEC | {
         "path -> `url` and nested `submodules`: where git submodules come from; version 8 only",
     ),
 }
-_MODES = ("staging", "bootstrap", "test")
+_MODES = ("staging", "import", "bootstrap", "test")
 
 
 def stratum(fields: Fields, given: Map, version: int) -> StratumMorph:
@@ -80,7 +101,11 @@ def stratum(fields: Fields, given: Map, version: int) -> StratumMorph:
     if not given.get("chunks"):
         line = given.lines.get("chunks", given.line)
         fields.report(line, f"{what} has no chunks: list at least one in 'chunks'")
-    elif "build-depends" not in given and all(spec.mode == "staging" for spec in specs):
+    elif (
+        "build-depends" not in given
+        and all(spec.mode == "staging" for spec in specs)
+        and not all(spec.elsewhere for spec in specs)
+    ):
         fields.report(
             given.line,
             f"{what} has no 'build-depends', so nothing to build its chunks with: name the strata"
@@ -123,7 +148,7 @@ def _check_names(fields: Fields, specs: list[ChunkSpec], what: str) -> None:
         for wanted in spec.depends:
             if wanted not in by_name:
                 hint = suggest(wanted, by_name) or (
-                    "; chunks of other strata come by the stratum's own 'build-depends'"
+                    "; for a chunk of another stratum, write {stratum: FILE, chunks: [NAME]}"
                 )
                 fields.report(
                     spec.lines["build-depends"],
@@ -154,17 +179,23 @@ def _spec(fields: Fields, given: Map, version: int) -> ChunkSpec:
         fields.known(given, what, SPEC)
     if "alias" in given:
         fields.name(given, "alias", what)
+    mode = _mode(fields, given, what)
+    if mode == "import":
+        for field in ("build-system", "build-depends"):
+            if field in given:
+                fields.report(given.lines[field], imported(what, field))
     if "morph" in given and "build-system" in given:
         fields.report(
             given.lines["morph"],
             f"{what} has both 'morph' and 'build-system': keep one; a chunk with a morph names its"
             " build system there",
         )
-    elif "morph" not in given and "build-system" not in given:
+    elif mode != "import" and "morph" not in given and "build-system" not in given:
         fields.report(
             given.line,
             f"{what} does not say how it is built: name a 'build-system', or its file as 'morph'",
         )
+    depends, elsewhere = _needs(fields, given, what)
     return ChunkSpec(
         line=given.line,
         name=name,
@@ -172,14 +203,69 @@ def _spec(fields: Fields, given: Map, version: int) -> ChunkSpec:
         ref=fields.source(given, "ref", what),
         morph=reference(fields, given, what) if "morph" in given else None,
         build_system=fields.text(given, "build-system", what) if "build-system" in given else "",
-        mode=_mode(fields, given, what),
+        mode=mode,
+        build_only=_build_only(fields, given, what, mode),
         prefix=_prefix(fields, given, what),
-        depends=tuple(dict.fromkeys(fields.texts(given, "build-depends", what))),
+        depends=depends,
+        elsewhere=elsewhere,
         artifacts=_artifacts(fields, given, what) if "artifacts" in given else (),
         submodules=_submodules(fields, given, what) if "submodules" in given else (),
         unpetrify_ref=str(given.get("unpetrify-ref", ""))[:80],
         lines=given.lines,
     )
+
+
+def _needs(fields: Fields, given: Map, what: str) -> tuple[tuple[str, ...], tuple[Elsewhere, ...]]:
+    """The names of chunks of this stratum in ``build-depends``, and the entries for others."""
+    key = "build-depends"
+    listed = given.get(key)
+    if not (isinstance(listed, Seq) and any(type(item) is Map for item in listed)):
+        return tuple(dict.fromkeys(fields.texts(given, key, what))), ()
+    names: list[str] = []
+    found: dict[str, Elsewhere] = {}
+    for line, item in fields.items(given, key, what):
+        if not isinstance(item, Map):
+            names += [item] if fields.is_text(item, line, key, what) else []
+            continue
+        entry = _elsewhere(fields, item, f"{what}: build-depends")
+        path = entry.stratum.path
+        if path == fields.file:
+            fields.report(
+                entry.stratum.line,
+                f"{what}: {path} is its own stratum: list the names of its chunks, without"
+                " 'stratum'",
+            )
+        elif path and found.setdefault(path, entry) is not entry:
+            fields.report(
+                entry.stratum.line,
+                f"{what}: it build-depends on {path} in line {found[path].stratum.line} already:"
+                " put all chunks of it into one list",
+            )
+    return tuple(dict.fromkeys(names)), tuple(found.values())
+
+
+def _elsewhere(fields: Fields, given: Map, what: str) -> Elsewhere:
+    fields.known(given, what, ELSEWHERE)
+    stratum = reference(fields, given, what, "stratum")
+    if "chunks" not in given:
+        return Elsewhere(stratum, None)
+    chunks: dict[str, int] = {}
+    items = fields.items(given, "chunks", what)
+    for line, item in items:
+        if not fields.is_text(item, line, "chunks", what):
+            continue
+        if item in chunks:
+            fields.report(
+                line, f"{what}: {item!r} is listed in line {chunks[item]} already: remove it here"
+            )
+        chunks.setdefault(item, line)
+    if isinstance(given["chunks"], list) and not items:
+        fields.report(
+            given.lines["chunks"],
+            f"{what}: 'chunks' is empty: name the chunks that the build needs, remove the field if"
+            " it needs all of them, or the entry if it needs none",
+        )
+    return Elsewhere(stratum, tuple(chunks.items()))
 
 
 def _mode(fields: Fields, given: Map, what: str) -> Mode:
@@ -189,6 +275,22 @@ def _mode(fields: Fields, given: Map, what: str) -> Mode:
     hint = suggest(mode, _MODES) or f"; known are {listing(_MODES)}"
     fields.report(given.lines["build-mode"], f"{what}: unknown build-mode {mode!r}{hint}")
     return "staging"
+
+
+def _build_only(fields: Fields, given: Map, what: str, mode: Mode) -> bool:
+    value = fields.truth(given, "build-only", what, default=mode == "bootstrap")
+    if mode == "bootstrap" and not value:
+        fields.report(
+            given.lines["build-only"],
+            f"{what}: bootstrap chunks are always build-only: remove 'build-only: false'",
+        )
+    if "build-only" in given and value and "artifacts" in given:
+        fields.report(
+            given.lines["artifacts"],
+            f"{what} is build-only, so no stratum artifact takes its artifacts: remove 'artifacts'"
+            " or 'build-only'",
+        )
+    return value
 
 
 def _prefix(fields: Fields, given: Map, what: str) -> str:

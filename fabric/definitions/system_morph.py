@@ -11,9 +11,10 @@ Existing definitions rely on these rules:
 
 from __future__ import annotations
 
-from fabric.definitions.fields import Fields, listing, suggest
+from fabric.definitions.fields import Fields, listing
 from fabric.definitions.located_yaml import Map
 from fabric.definitions.morphs import COMMON, Fieldset, StrataEntry, SystemMorph, reference
+from fabric.errors import suggest
 
 ARCHITECTURES = frozenset({
     "armv5l", "armv7l", "armv7lhf", "armv7b", "armv8l64", "armv8b64", "x86_32", "x86_64", "ppc64",
@@ -34,7 +35,7 @@ SYSTEM = COMMON | {
     "strata": ("list, required", "the strata of the system"),
     "configuration-extensions": ("list of text", "accepted, and without effect"),
 }
-_OBSOLETE = ("disk-size", "system-kind")
+OBSOLETE = ("disk-size", "system-kind")
 ENTRY: Fieldset = {
     "name": ("text, required", "the name of the stratum, as its morph gives it"),
     "morph": ("path, required", "the morph of the stratum"),
@@ -45,21 +46,25 @@ ENTRY: Fieldset = {
 }
 
 
+def similar(arch: str) -> str:
+    """A hint for an unknown architecture; "" if none is similar."""
+    if arch in _ELSEWHERE:
+        return f"; did you mean {_ELSEWHERE[arch]!r}?"
+    return suggest(arch, ARCHITECTURES)
+
+
 def system(fields: Fields, given: Map) -> SystemMorph:
     """The system morph in ``given``; mistakes are reported to ``fields``."""
     name = fields.name(given, "name", "system")
     what = f"system {name}".rstrip()
-    for key in _OBSOLETE:
+    for key in OBSOLETE:
         if key in given:
             fields.report(given.lines[key], f"{what}: the field {key!r} is obsolete: remove it")
-    fields.known(given, what, SYSTEM, but=_OBSOLETE)
+    fields.known(given, what, SYSTEM, but=OBSOLETE)
     arch = fields.text(given, "arch", what)
     arch = "armv7l" if arch == "armv7" else arch
     if arch and arch not in ARCHITECTURES:
-        usual = f"; did you mean {_ELSEWHERE[arch]!r}?" if arch in _ELSEWHERE else ""
-        hint = (
-            usual or suggest(arch, ARCHITECTURES) or f"; known are {listing(sorted(ARCHITECTURES))}"
-        )
+        hint = similar(arch) or f"; known are {listing(sorted(ARCHITECTURES))}"
         fields.report(given.lines["arch"], f"{what}: unknown architecture {arch!r}{hint}")
     fields.texts(given, "configuration-extensions", what)
     entries: list[StrataEntry] = []

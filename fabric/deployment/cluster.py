@@ -9,8 +9,8 @@ import msgspec
 
 from fabric.definitions import defaults
 from fabric.definitions.fields import Fields, Findings
-from fabric.definitions.load import Files, Read
-from fabric.definitions.located_yaml import Map
+from fabric.definitions.load import Files, List, Read
+from fabric.definitions.located_yaml import Map, Seq
 from fabric.definitions.morphs import COMMON, Fieldset, morph_path, reference
 from fabric.errors import DefinitionsError
 
@@ -23,11 +23,16 @@ CLUSTER_SYSTEM: Fieldset = {
 }
 #: Fields of a deployment that are not settings of the deployed machine.
 DEPLOYMENT: Fieldset = {
-    "type": ("word, required", "`extensions/kvm`; of a subsystem `extensions/tar`"),
+    "type": (
+        "word, required",
+        "`extensions/kvm`; `extensions/rawdisk` or `extensions/tar`, a file on the deploying"
+        " machine; of a subsystem `extensions/tar`.  Others are left out, with a warning",
+    ),
     "location": (
         "text, required",
-        "`kvm+ssh://USER@HOST:PORT/GUEST/PATH/TO/IMAGE`, USER and PORT optional; of a subsystem"
-        " its path below `/`",
+        "`kvm+ssh://USER@HOST:PORT/GUEST/PATH/TO/IMAGE`, USER and PORT optional; of a file its path"
+        " below the root of the definitions, or an absolute one that ends in `.img`, `.raw` or"
+        " `.tar`, or begins with a variable; of a subsystem its path below `/`",
     ),
     "upgrade-type": ("word", "ignored, with a warning"),
     "upgrade-location": ("text", "ignored"),
@@ -61,6 +66,7 @@ class ClusterSystem(msgspec.Struct, frozen=True):
     morph: str
     deployments: tuple[Deployment, ...]
     subsystems: tuple[ClusterSystem, ...]
+    extensions: Mapping[str, int] = {}  # configuration extension of its morph -> line there
 
 
 class Cluster(msgspec.Struct, frozen=True):
@@ -76,18 +82,18 @@ class Cluster(msgspec.Struct, frozen=True):
         return {one.name: (system, one) for system in self.systems for one in system.deployments}
 
 
-def load_cluster(read: Read, path: str) -> Cluster:
+def load_cluster(read: Read, path: str, morphs: List = list) -> Cluster:
     """The cluster in the file ``path``.
 
     The systems that it names must exist, but are not loaded.  DefinitionsError has all mistakes in
-    the cluster's file.
+    the cluster's file, with hints among ``morphs()``.
     """
     findings = Findings()
     number = defaults.version(read("VERSION"), findings)
     if number is None:
         raise DefinitionsError(findings.errors)
     path = morph_path(path)
-    files = Files(read, findings)
+    files = Files(read, findings, morphs)
     given = files.get(path, "cluster", path, 1, "")
     made = None if given is None else _Reader(Fields(path, findings), files).cluster(given)
     if findings.errors or made is None:
@@ -123,8 +129,10 @@ class _Reader:
         system = reference(self.fields, given, what)
         what = f"system {system.path}"
         self.fields.known(given, what, CLUSTER_SYSTEM)
+        morph = None
         if system.path:
-            self.files.get(system.path, "system", self.fields.file, system.line, "the cluster")
+            where = (self.fields.file, system.line)
+            morph = self.files.get(system.path, "system", *where, "the cluster")
         shared: Map | None = Map(given.line)
         if given.get("deploy-defaults") is not None:
             line = given.lines["deploy-defaults"]
@@ -143,9 +151,8 @@ class _Reader:
             if table is not None
         ]
         below = self._systems(given, "subsystems", what)
-        return ClusterSystem(
-            system.path, tuple(one for one in deployments if one is not None), below
-        )
+        made = tuple(one for one in deployments if one is not None)
+        return ClusterSystem(system.path, made, below, _extensions(morph))
 
     def _deployment(self, name: str, value: Any, line: int, shared: Map) -> Deployment | None:
         what = f"deployment {name}"
@@ -183,3 +190,12 @@ class _Reader:
             line=line,
             lines=merged.lines,
         )
+
+
+def _extensions(morph: Map | None) -> dict[str, int]:
+    """The configuration extensions of a system, without their folder, and their lines."""
+    listed = morph.get("configuration-extensions") if morph is not None else None
+    if not isinstance(listed, Seq):
+        return {}
+    pairs = zip(listed, listed.lines, strict=True)
+    return {one.rpartition("/")[2]: line for one, line in pairs if isinstance(one, str)}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fabric.definitions.fields import Findings, suggest
+from fabric.definitions.fields import Findings
 from fabric.deployment.guest import Guest
 from fabric.deployment.settings import Location
+from fabric.errors import suggest
 
 #: Names with another meaning in Ansible, or in a cluster's folder of keys.
 RESERVED = (
@@ -53,13 +54,13 @@ class Conflicts:
 
     def _names(self) -> None:
         others = {guest.location.host for guest in self.guests}
-        others |= {guest.group for guest in self.guests}
+        others |= {group for guest in self.guests if guest.roles for group in guest.groups}
         for guest in self.guests:
-            if not guest.role and guest.group in RESERVED:
-                message = f"its system has the name {guest.group!r}, which is a group of machines"
-                self._report(guest, "", f"{message}: rename the file {guest.system}")
+            if not guest.roles and guest.system_name in RESERVED:
+                message = f"its system has the name {guest.system_name!r}, which is a group of"
+                self._report(guest, "", f"{message} machines: rename the file {guest.system}")
             if guest.name in others:
-                line, message = guest.line, "a VM host or a system has the same name: rename it"
+                line, message = guest.line, "a VM host has the same name: rename it"
                 self.findings.error(self.file, line, f"deployment {guest.name}: {message}")
 
     def _cards(self) -> None:
@@ -99,8 +100,8 @@ class Conflicts:
                 )
 
     def _workers(self) -> None:
-        workers = {guest.address: guest for guest in self.guests if guest.role == "worker"}
-        controllers = [guest for guest in self.guests if guest.role == "controller"]
+        workers = {guest.address: guest for guest in self.guests if "worker" in guest.roles}
+        controllers = [guest for guest in self.guests if "controller" in guest.roles]
         for another in controllers[1:]:
             message = f"{controllers[0].name} is the controller: a cluster has one"
             self._report(another, "DISTBUILD_CONTROLLER", message)

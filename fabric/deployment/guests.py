@@ -1,4 +1,4 @@
-"""Turns the deployments of a cluster morph into guests.
+"""Turns the deployments of a cluster morph into guests, and into files.
 
 It reports every mistake in them before any machine is contacted.
 """
@@ -6,31 +6,38 @@ It reports every mistake in them before any machine is contacted.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-from fabric.definitions.fields import Findings, listing, suggest
+import msgspec
+
+from fabric.definitions.fields import Findings, listing
 from fabric.definitions.morphs import Fieldset
 from fabric.deployment.cluster import Cluster, ClusterSystem, Deployment
 from fabric.deployment.conflicts import RESERVED, Conflicts
-from fabric.deployment.guest import Guest, Inner
+from fabric.deployment.guest import Guest, ImageFile, Inner
 from fabric.deployment.settings import Location, Mount, Settings, is_address, is_word
-from fabric.errors import DefinitionsError
+from fabric.errors import DefinitionsError, suggest
 
-_KVM = ("extensions/kvm", "kvm")
-#: Types that Baserock's tools deploy and this project does not: they are left out with a warning.
+#: Types without `extensions/`: of virtual machines, and of files.
+_KVM = "kvm"
+_FILES = ("rawdisk", "tar")
+_KNOWN = tuple(f"extensions/{kind}" for kind in (_KVM, *_FILES))
+#: Types of Baserock's tools, some of which look like a misspelt one of ours.
 _ELSEWHERE = (
     *("distbuild-trove-nfsboot", "fastboot", "hosts", "image-package", "initramfs", "jffs2"),
-    *("nfsboot", "openstack", "partitioning", "pxeboot", "rawdisk", "sdk", "simple-network"),
-    *("ssh-rsync", "sysroot", "tar", "vagrant", "vdaboot", "virtualbox-ssh"),
+    *("nfsboot", "openstack", "partitioning", "pxeboot", "sdk", "simple-network", "ssh-rsync"),
+    *("sysroot", "vagrant", "vdaboot", "virtualbox-ssh"),
 )
+#: Configuration extensions that settings stand for.
+_COVERED = ("distbuild", "fstab", "hosts", "install-files", "set-hostname", "simple-network")
+#: Settings of roles, which only machines have.
+_ROLES = ("DISTBUILD_CONTROLLER", "DISTBUILD_WORKER")
 #: Types of subsystems.
 _INNER = ("extensions/tar", "tar")
 #: Replaces an invalid location, so that the other settings are still checked.
 _NOWHERE = Location("", "", 0, "", "")
 #: Settings that connect workers and controllers; with mistakes, these are not checked.
-_BONDS = {
-    *("DISTBUILD_CONTROLLER", "DISTBUILD_WORKER"),
-    *("HOSTNAME", "CONTROLLERHOST", "WORKERS"),
-}
+_BONDS = {*_ROLES, "HOSTNAME", "CONTROLLERHOST", "WORKERS"}
 _MIB = 1024**2
 _DEFAULT_RAM = 1024 * _MIB
 #: Settings of deployments: name -> (value, meaning).  A name close to one is probably a mistake.
@@ -50,7 +57,10 @@ SETTINGS: Fieldset = {
     "ARTIFACTS_CA": ("file", "the authority that certifies the store, as PEM"),
     "ARTIFACTS_PASSWORD": ("file", "USER:PASSWORD for the store"),
     "ARTIFACTS_ENVIRONMENT": ("file", "lines NAME=VALUE with credentials for the store"),
-    "DISK_SIZE": ("size", "the disk of the system, such as `5G`; required"),
+    "DISK_SIZE": (
+        "size",
+        "the disk of the system, such as `5G`; required but for `extensions/tar`",
+    ),
     "RAM_SIZE": ("size", "memory; default `1G`"),
     "VCPUS": ("number", "processors; default 1"),
     "ATTACH_DISKS": ("paths", "further disks of the VM host, separated by `:`"),
@@ -77,33 +87,39 @@ PREFIXES: Fieldset = {
 }
 
 
-def guests(
+class Deployed(msgspec.Struct):
+    """What a cluster deploys."""
+
+    guests: tuple[Guest, ...]
+    files: tuple[ImageFile, ...]
+    findings: Findings  # with warnings only
+
+
+def deployed(
     cluster: Cluster, variables: Mapping[str, str], overrides: Mapping[str, str]
-) -> tuple[tuple[Guest, ...], Findings]:
-    """The guests of a cluster, and warnings.
+) -> Deployed:
+    """The guests and files of a cluster.
 
     ``variables`` replace ``$name``.  ``overrides`` replace settings of the morph: ``KEY`` those of
     all deployments, ``NAME.KEY`` that of one.  DefinitionsError has all mistakes.
     """
     findings = Findings()
     reader = _Reader(cluster, variables, overrides, findings)
-    found = [
-        guest
-        for system, deployment in cluster.deployments().values()
-        if (guest := reader.guest(system, deployment)) is not None
-    ]
+    for system, deployment in cluster.deployments().values():
+        reader.read(system, deployment)
     if not is_word(cluster.name):
         what = "use letters and digits, and _ . + - after the first character"
         findings.error(cluster.path, 1, f"{cluster.name!r} is not a name of a cluster: {what}")
     if not cluster.deployments():
         findings.error(cluster.path, 1, "this cluster has no machines: name some in 'deploy'")
-    elif not found and not findings.errors:
-        message = f"no deployment has the type {_KVM[0]}, and only that type is supported"
-        findings.error(cluster.path, 1, message)
-    Conflicts(cluster.path, found, findings).check(whole=reader.whole)
+    elif not (reader.guests or reader.files or findings.errors):
+        findings.error(cluster.path, 1, "nothing of this cluster can be deployed here")
+        findings.errors += findings.warnings  # why
+    Conflicts(cluster.path, reader.guests, findings).check(whole=reader.whole)
     if findings.errors:
-        raise DefinitionsError(findings.errors)
-    return tuple(found), findings
+        raise DefinitionsError(findings.errors, findings.warnings)
+    reader.warn_of_unused(cluster)
+    return Deployed(tuple(reader.guests), tuple(reader.files), findings)
 
 
 class _Reader:
@@ -118,6 +134,9 @@ class _Reader:
         self.variables = variables
         self.findings = findings
         self.whole = True  # all guests could be read
+        self.guests: list[Guest] = []
+        self.files: list[ImageFile] = []
+        self.unknown: dict[str, int] = {}  # setting -> the first line with it
         self.shared = {key: text for key, text in overrides.items() if "." not in key}
         self.own: dict[str, dict[str, str]] = {}
         names = cluster.deployments()
@@ -129,91 +148,138 @@ class _Reader:
             elif dot:
                 self.own.setdefault(name, {})[setting] = text
 
-    def guest(self, system: ClusterSystem, deployment: Deployment) -> Guest | None:
-        if deployment.type.removeprefix("extensions/") in _ELSEWHERE:
-            message = f"deployment {deployment.name}: {deployment.type} is left out:"
-            line = deployment.lines.get("type", deployment.line)
-            self.findings.warn(self.file, line, f"{message} only {_KVM[0]} is supported")
-            self.whole = False
-            return None
+    def read(self, system: ClusterSystem, deployment: Deployment) -> None:
+        """Read one deployment; of another type than ours, it is left out."""
+        kind = deployment.type.removeprefix("extensions/")
+        if kind not in (_KVM, *_FILES):
+            self._leave_out(deployment, kind)
+            return
         overrides = {**self.shared, **self.own.get(deployment.name, {})}
         given = Settings(deployment, self.file, self.findings, self.variables, overrides)
         if not is_word(deployment.name) or deployment.name in RESERVED:
             message = f"{deployment.name!r} is not allowed as the name of a machine: rename it"
             self.findings.error(self.file, deployment.line, message)
-        if deployment.type not in _KVM:
-            if deployment.type:
-                hint = suggest(deployment.type, _KVM) or f": known is {_KVM[0]}"
-                given.report("type", f"unknown type {deployment.type!r}{hint}")
-            else:
-                message = (
-                    "it has only fields of upgrades: add 'type: extensions/kvm' and its location"
-                )
-                given.report("upgrade-type", f"deployment {deployment.name}: {message}")
-            self.whole = False
-            return None
         if deployment.components:
             message = "only whole systems can be deployed: remove the field"
             given.report("partial-deploy-components", message)
-        location = given.location(deployment.location) or _NOWHERE
         self._doubt(deployment, given)
-        controller, worker = (
-            given.boolean("DISTBUILD_CONTROLLER"),
-            given.boolean("DISTBUILD_WORKER"),
-        )
-        role = "controller" if controller else "worker" if worker else ""
-        if controller and worker:
-            given.report(
-                "DISTBUILD_WORKER",
-                "DISTBUILD_CONTROLLER and DISTBUILD_WORKER are both yes: a machine is one of them",
-            )
-        if role:
+        if kind == _KVM:
+            self._guest(system, deployment, given)
+        else:
+            self._image_file(system, deployment, given, kind)
+
+    def _leave_out(self, deployment: Deployment, kind: str) -> None:
+        line = deployment.lines.get("type", deployment.line)
+        what = f"deployment {deployment.name}:"
+        self.whole = False
+        hint = "" if kind in _ELSEWHERE else suggest(deployment.type, _KNOWN)
+        if hint:
+            message = f"{what} unknown type {deployment.type!r}{hint}"
+            self.findings.error(self.file, line, message)
+        elif kind:
+            message = f"{what} {deployment.type} is not deployable here, and is left out"
+            self.findings.warn(self.file, line, f"{message}: {listing(_KNOWN)} are")
+        else:
+            message = f"{what} it has only fields of upgrades, and is left out: upgrade-cluster.yml"
+            self.findings.warn(self.file, line, f"{message} upgrades machines with a 'type'")
+
+    def _common(
+        self, system: ClusterSystem, deployment: Deployment, given: Settings
+    ) -> dict[str, Any]:
+        """The fields that machines and files have."""
+        return {
+            "name": deployment.name,
+            "line": deployment.line,
+            "system": system.morph,
+            "label": given.label("VERSION_LABEL", "distbuild"),
+            "disk_size": given.size("DISK_SIZE"),
+            "kernel_args": given.line_of_text("KERNEL_ARGS"),
+            "mounts": given.mounts(),
+            "hosts": given.lines_of_text("HOSTS_"),
+            "interfaces": given.interfaces("NETWORK_CONFIG"),
+            "manifests": tuple(
+                word for _, text in given.named("INSTALL_FILES") for word in text.split()
+            ),
+            "subsystems": tuple(self._inner(system)),
+            "settings": given.texts,
+            "lines": deployment.lines,
+        }
+
+    def _image_file(
+        self, system: ClusterSystem, deployment: Deployment, given: Settings, kind: str
+    ) -> None:
+        if kind == "rawdisk":
+            given.needed("DISK_SIZE", "how large the disk of its system is, like 5G")
+        for key in _ROLES:
+            if given.boolean(key):
+                line, message = deployment.lines.get(key, deployment.line), "is left out of a file"
+                text = f"deployment {deployment.name}: {key} {message}: only a machine of type"
+                self.findings.warn(
+                    self.file, line, f"{text} {_KNOWN[0]} gets its keys and services"
+                )
+        path = given.file_path(deployment.location)
+        name = given.host("HOSTNAME")
+        taken = [one for one in self.files if one.path == path]
+        if path and taken:
+            given.report("location", f"{path} is already the file of {taken[0].name}")
+        if path:
+            common = self._common(system, deployment, given)
+            hostname = deployment.name if is_address(name) else name
+            self.files.append(ImageFile(**common, hostname=hostname, kind=kind, path=path))
+
+    def _guest(self, system: ClusterSystem, deployment: Deployment, given: Settings) -> None:
+        location = given.location(deployment.location) or _NOWHERE
+        roles = tuple(key.rpartition("_")[2].lower() for key in _ROLES if given.boolean(key))
+        for role in roles:
             self._needs(given, role)
         given.needed("DISK_SIZE", "how large the disk of its system is, like 5G")
-        mounts, disks = given.mounts(), given.paths("ATTACH_DISKS")
-        label = given.label("VERSION_LABEL", "distbuild")
-        self._mounted(given, mounts, label, bool(disks))
+        common = self._common(system, deployment, given)
+        disks = given.paths("ATTACH_DISKS")
+        self._mounted(given, common["mounts"], common["label"], bool(disks))
         address = given.host("HOSTNAME") or location.guest
-        controller_host = given.host("CONTROLLERHOST")
         trove_host = given.host("TROVE_HOST")
         given.repository("TROVE")
         given.store("ARTIFACTS")
         made = Guest(
-            name=deployment.name,
-            line=deployment.line,
-            system=system.morph,
+            **common,
             location=location,
             hostname=location.guest if is_address(address) else address,
             address=address,
-            role=role,
+            roles=roles,
             trove=bool(trove_host) and trove_host == address,
-            label=label,
-            disk_size=given.size("DISK_SIZE"),
             ram_size=given.size("RAM_SIZE", _DEFAULT_RAM),
             vcpus=given.count("VCPUS", 1),
             disks=disks,
             nics=given.nics("NIC_CONFIG"),
             autostart=given.boolean("AUTOSTART"),
-            kernel_args=given.line_of_text("KERNEL_ARGS"),
-            mounts=mounts,
-            hosts=given.lines_of_text("HOSTS_"),
-            interfaces=given.interfaces("NETWORK_CONFIG"),
-            manifests=tuple(
-                word for _, text in given.named("INSTALL_FILES") for word in text.split()
-            ),
-            controller=controller_host,
+            controller=given.host("CONTROLLERHOST"),
             workers=given.hosts("WORKERS"),
             trove_host=trove_host,
             trove_id=given.text("TROVE_ID"),
             ssh_key=given.text("WORKER_SSH_KEY"),
             ssh_pubkey=given.text("WORKER_SSH_PUBKEY"),
             users=given.text("USERS"),
-            subsystems=tuple(self._inner(system)),
-            settings=given.texts,
-            lines=deployment.lines,
         )
         self.whole = self.whole and location is not _NOWHERE and not given.faulty & _BONDS
-        return None if location is _NOWHERE else made
+        if location is not _NOWHERE:
+            self.guests.append(made)
+
+    def warn_of_unused(self, cluster: Cluster) -> None:
+        """Warn once of all settings and configuration extensions without effect."""
+        if self.unknown:
+            line = min(self.unknown.values())
+            text = "these settings have no effect, except in templates of INSTALL_FILES"
+            self.findings.warn(self.file, line, f"{text}: {listing(sorted(self.unknown))}")
+        used = {one.system for one in (*self.guests, *self.files)}
+        places: dict[str, tuple[str, int]] = {}
+        for system in cluster.systems:
+            for name, line in system.extensions.items() if system.morph in used else ():
+                if name not in _COVERED:
+                    places.setdefault(name, (system.morph, line))
+        if places:
+            text = "these configuration extensions are not run"
+            where = min(places.values())
+            self.findings.warn(*where, f"{text}: {listing(sorted(places))}")
 
     @staticmethod
     def _mounted(given: Settings, mounts: tuple[Mount, ...], label: str, disks: bool) -> None:
@@ -248,10 +314,13 @@ class _Reader:
             message = "upgrade-type means nothing here: upgrade-cluster.yml upgrades all machines"
             self.findings.warn(self.file, line, message)
         for key in given.texts:
-            near = "" if key in SETTINGS else suggest(key, SETTINGS)
-            if near and not key.startswith((*PREFIXES,)):
-                line = given.lines.get(key, given.line)
+            if key in SETTINGS or key.startswith((*PREFIXES,)):
+                continue
+            line = given.lines.get(key, given.line)
+            if near := suggest(key, SETTINGS, 0.8):
                 self.findings.warn(self.file, line, f"the setting {key} means nothing here{near}")
+            else:
+                self.unknown.setdefault(key, line)
 
     def _inner(self, system: ClusterSystem) -> list[Inner]:
         found: dict[str, Inner] = {}
@@ -259,8 +328,9 @@ class _Reader:
             for deployment in below.deployments:
                 given = Settings(deployment, self.file, self.findings, self.variables, {})
                 if deployment.type not in _INNER:
-                    known = f"the type of a subsystem is {_INNER[0]}"
-                    given.report("type", f"unknown type {deployment.type!r}: {known}")
+                    line = deployment.lines.get("type", deployment.line)
+                    text = f"subsystem {deployment.name}: {deployment.type} is not deployable here,"
+                    self.findings.warn(self.file, line, f"{text} and is left out: {_INNER[0]} is")
                     continue
                 if below.subsystems:
                     given.report("type", "a subsystem of a subsystem cannot be deployed")

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import msgspec
 
-from fabric.definitions.fields import Findings
+from fabric.definitions.fields import Findings, listing
 from fabric.deployment.cluster import Deployment
 
 _VARIABLE = re.compile(r"\$(?:(\$)|([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})")
@@ -38,6 +38,8 @@ _INTERFACE = re.compile(r"[A-Za-z0-9][\w.-]{0,14}", re.ASCII)  # the kernel's li
 _LABEL = re.compile(r"[\w.+-]{1,16}", re.ASCII)  # ext4's limit
 _LABEL_HELP = "1 to 16 letters, digits, and . _ + -"
 _LEAST = 16 << 20
+#: Endings of images: no program of the deploying machine reads a file because it is called so.
+_IMAGES = (".img", ".raw", ".tar")
 _LOCATION_HELP = "write it like kvm+ssh://user@vmhost/GUEST/path/to/image"
 
 T = TypeVar("T")
@@ -176,6 +178,14 @@ class Settings:
 
     def host(self, key: str) -> str:
         """The name or address of a machine."""
+        text = self.text(key)
+        if "_" in text and _HOST.fullmatch(text.replace("_", "-")):
+            proper = text.replace("_", "-")
+            self.report(
+                key,
+                f"{key} is {text!r}: no '_' is allowed in the name of a machine: write {proper!r}",
+            )
+            return ""
         return self._parsed(key, "", _host, "the name or address of a machine")
 
     def hosts(self, key: str) -> tuple[str, ...]:
@@ -264,6 +274,26 @@ class Settings:
         return Location(
             match["user"] or "", match["host"].strip("[]"), port, match["guest"], match["image"]
         )
+
+    def file_path(self, text: str) -> str:
+        """The path of a file on the deploying machine; "" if it is wrong.
+
+        Definitions may not name any file there; the deploying user may, by a variable.
+        """
+        path = self._filled("location", text)
+        if "location" in self.faulty:
+            return ""
+        if path.startswith("/"):
+            fine = clean(path) and (text.startswith("$") or path.endswith(_IMAGES))
+        else:
+            fine = clean(f"/{path}") and "/." not in f"/{path}"
+        if not fine:
+            self.report(
+                "location",
+                f"{path!r} is not a path below the root of the definitions, like images/x.img; an"
+                f" absolute path ends in {listing(_IMAGES)}, or begins with a variable",
+            )
+        return path if fine else ""
 
     def inner_path(self, text: str) -> str:
         """The path of a subsystem inside its system, from the root."""

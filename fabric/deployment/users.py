@@ -25,7 +25,7 @@ def users(root: Path, file: str, guests: Collection[Guest], own: Collection[str]
     of the deploying user.  DefinitionsError has all mistakes in the folder.
     """
     for guest in guests:
-        if guest.role == "controller" and guest.users:
+        if "controller" in guest.roles and guest.users:
             found = _Folder(root / guest.users, guests, own)
             findings = Findings()
             for problem in found.problems():
@@ -40,7 +40,7 @@ class _Folder:
     def __init__(self, path: Path, guests: Iterable[Guest], own: Collection[str]) -> None:
         self.path = path
         self.own = own
-        self.workers = {guest.name for guest in guests if guest.role == "worker"}
+        self.workers = {guest.name for guest in guests if "worker" in guest.roles}
         self.trove = any(guest.trove for guest in guests)
         self.names: list[str] = []
 

@@ -46,24 +46,25 @@ def recall(path: Path) -> bytes:
 def remember(path: Path, content: bytes) -> None:
     """Write a file of ours as `write_whole` does; a directory of that name is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        write_whole(path, content)
-    except IsADirectoryError:
-        clear(path)
-        write_whole(path, content)
+    write_whole(path, content, place=put)
 
 
-def write_whole(path: Path, content: bytes, mode: int | None = None) -> None:
+def write_whole(
+    path: Path,
+    content: bytes,
+    mode: int | None = None,
+    place: Callable[[Path, Path], object] = Path.replace,
+) -> None:
     """Write a file, so that readers see all of it or none; a link of that name is replaced.
 
-    Without ``mode``, the umask determines that of the file.
+    Without ``mode``, the umask determines that of the file.  ``place`` gives it its name.
     """
     fresh = path.with_name(f"{beside(path)}{os.urandom(8).hex()}")
     try:
         fresh.write_bytes(content)
         if mode is not None:
             fresh.chmod(mode)
-        fresh.replace(path)
+        place(fresh, path)
     finally:
         fresh.unlink(missing_ok=True)
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import ClassVar, TextIO, cast
 
 from fabric.errors import FabricError
+from fabric.host.progress import SHARE, share_of
 
 #: A row of an `Area` and its style, a key of _STYLES or "".
 Row = tuple[str, str]
@@ -26,12 +27,23 @@ Row = tuple[str, str]
 #: Seconds between two drawings when nothing is printed, and the least between any two.
 TICK = 0.25
 SHORTEST = 0.1
+#: Seconds between two lines about the same progress where rows cannot be redrawn.
+AGAIN = 30.0
 #: Seconds that closing waits for a terminal that accepts no output.
 STUCK = 1.0
 #: Most characters of a sequence whose end `clean_pieces` waits for.
 _LONGEST = 64 * 1024
 
-_STYLES = {"bold": "1", "yellow": "33", "cyan": "36", "bold red": "1;31", "bold green": "1;32"}
+_STYLES = {
+    "bold": "1",
+    "dim": "2",
+    "yellow": "33",
+    "cyan": "36",
+    "bold red": "1;31",
+    "bold green": "1;32",
+}
+#: Columns of a bar beside a text, and the width from which there is one.
+BAR, _WIDE = 12, 60
 #: Around a drawing, for terminals that can update at once (DEC mode 2026).
 _BEGIN, _END = "\x1b[?2026h", "\x1b[?2026l"
 _ASCII = str.maketrans("━╌…", "=-~")
@@ -48,6 +60,9 @@ _CONTROL = re.compile(
     "[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
+
+#: Thread -> its last printed progress without the share, and when that was.
+_printed: dict[int, tuple[str, float]] = {}
 
 _BEGUN = re.compile("[\x1b\x90\x98\x9b\x9d-\x9f\r]")
 
@@ -118,6 +133,12 @@ def fitted(text: str, width: int) -> str:
             break
         kept += char
     return kept.rstrip() + "…" if width > 0 else ""
+
+
+def bar(share: float, width: int) -> str:
+    """A bar of which ``share``, from 0 to 1, is filled."""
+    filled = int(width * min(max(share, 0.0), 1.0))
+    return "━" * filled + "╌" * (width - filled)
 
 
 def styled(text: str, style: str) -> str:
@@ -342,19 +363,34 @@ class Area:
 
 def _doing(text: str, since: float, now: float, width: int) -> str:
     seconds = f"  {now - since:.0f} s" if now - since >= 1 else ""
-    return f"  {fitted(text, width - 2 - len(seconds))}{seconds}"
+    share = share_of(text) if width >= _WIDE else None
+    head = "  " if share is None else f"  {bar(share, BAR)}  "
+    return f"{head}{fitted(text, width - len(head) - len(seconds))}{seconds}"
 
 
 def progress(text: str) -> None:
     """Show progress, such as that of imports, on standard error.
 
-    On a terminal, a thread's next line replaces its last one, except for warnings.
+    On a terminal, a thread's next line replaces its last one, except for warnings.  Elsewhere, a
+    line that differs from its last one only in a share is printed now and then.
     """
     warning = text.startswith("warning: ") or ": warning: " in text
     if warning or not is_terminal(sys.stderr):
-        print(text, file=sys.stderr, flush=True)
+        if warning or _is_news(text):
+            print(text, file=sys.stderr, flush=True)
     else:
         (Area.shown or Area(sys.stderr)).doing(text)
+
+
+def _is_news(text: str) -> bool:
+    share = SHARE.search(text)
+    head = (text[: share.start()] if share else text).rstrip(": ")
+    thread, now = threading.get_ident(), time.monotonic()
+    former, at = _printed.get(thread, ("", 0.0))
+    if share and head == former and now < at + AGAIN:
+        return False
+    _printed[thread] = (head, now)
+    return True
 
 
 def settled() -> None:

@@ -96,12 +96,34 @@ def detach(state: FarmState, attempt: Attempt, task: Task | None) -> Task | None
 
 
 def unblock(state: FarmState, task: Task) -> None:
-    """A task is ready if nothing blocks it any more."""
-    if task.state is State.BLOCKED and not task.missing and task.key not in state.dying:
-        state.transition(task, Cause.UNBLOCKED)
-        for request in task.requests.values():
-            enqueue(state, task, request)
-        state.task_changed(task)
+    """A task is ready if nothing blocks it any more, and no step has equal contents."""
+    if task.state is not State.BLOCKED or task.missing or task.key in state.dying:
+        return
+    if _may_have_equal(state, task):
+        state.transition(task, Cause.FAMILIAR)
+        state.outbox.compare(task)
+    else:
+        make_ready(state, task, Cause.UNBLOCKED)
+
+
+def make_ready(state: FarmState, task: Task, cause: Cause) -> None:
+    """A task waits for a worker."""
+    state.transition(task, cause)
+    for request in task.requests.values():
+        enqueue(state, task, request)
+    state.task_changed(task)
+
+
+def _may_have_equal(state: FarmState, task: Task) -> bool:
+    """Whether a step with contents equal to a task's may have been built.
+
+    Not if a dependency has an output that was unknown before: so a first build looks for nothing.
+    """
+    spec = task.spec
+    if task.compared or spec.kind == "stratum" or not spec.depends:
+        return False
+    tasks = state.tasks
+    return all((below := tasks.get(key)) is not None and below.familiar for key in spec.depends)
 
 
 def enqueue(state: FarmState, task: Task, request: Request) -> None:

@@ -18,6 +18,7 @@ from fabric.wire.messages import (
     Outcome,
     Poll,
     Report,
+    StepSpec,
     Update,
 )
 
@@ -25,14 +26,25 @@ from fabric.wire.messages import (
 
 
 class StoreAnswered(msgspec.Struct, frozen=True):
-    """The store answered `QueryStore`: ``present`` are the keys that it has."""
+    """The store answered `QueryStore`: ``present`` are the keys that it has.
+
+    The outputs of those in ``familiar`` were known before they were built.
+    """
 
     question: int
     present: frozenset[str]
+    familiar: frozenset[str] = frozenset()
+
+
+class StoreCompared(msgspec.Struct, frozen=True):
+    """The answer to `CompareStore`: the store has the steps in ``equal`` now."""
+
+    question: int
+    equal: frozenset[str]
 
 
 class StoreFailed(msgspec.Struct, frozen=True):
-    """The store failed to answer `QueryStore`."""
+    """The store failed to answer `QueryStore` or `CompareStore`."""
 
     question: int
     message: str
@@ -93,6 +105,7 @@ Event = (
     | Resolved
     | Unresolved
     | StoreAnswered
+    | StoreCompared
     | StoreFailed
     | StoreInspected
     | NotJournaled
@@ -104,10 +117,24 @@ Event = (
 
 
 class QueryStore(msgspec.Struct, frozen=True, gc=False):
-    """Query the store for these keys, and answer with `StoreAnswered` or `StoreFailed`."""
+    """Query the store for these keys, and answer with `StoreAnswered` or `StoreFailed`.
+
+    ``built``: the steps among them that workers reported done.
+    """
 
     question: int
     keys: tuple[str, ...]
+    built: tuple[StepSpec, ...] = ()
+
+
+class CompareStore(msgspec.Struct, frozen=True, gc=False):
+    """Look for steps that were built from equal contents, and store these as equal to them.
+
+    Answer with `StoreCompared` or `StoreFailed`.
+    """
+
+    question: int
+    steps: tuple[StepSpec, ...]
 
 
 class InspectStore(msgspec.Struct, frozen=True):
@@ -215,6 +242,7 @@ class Learned(msgspec.Struct, frozen=True, gc=False):
 
 Effect = (
     QueryStore
+    | CompareStore
     | InspectStore
     | Resolve
     | Abandon

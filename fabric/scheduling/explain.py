@@ -140,6 +140,11 @@ def _asking(state: FarmState, task: Task, now: float) -> list[str]:
     return reasons
 
 
+def _comparing(_: FarmState, task: Task, now: float) -> list[str]:
+    since = now - task.history[-1].at
+    return [f"the artifact store looks for a step with equal contents, for {since:.1f} s"]
+
+
 def _blocked(state: FarmState, task: Task, now: float) -> list[str]:
     reasons = []
     missing = list(_missing(state, task))
@@ -193,6 +198,7 @@ def _present(_: FarmState, task: Task, __: float) -> list[str]:
 _REASONS = {
     State.ASKING: _asking,
     State.BLOCKED: _blocked,
+    State.COMPARING: _comparing,
     State.READY: _ready,
     State.RUNNING: _running,
     State.VERIFYING: _asking,
@@ -219,6 +225,7 @@ def _briefly(task: Task, now: float) -> str:
     return {
         State.ASKING: "which the store is asked for",
         State.BLOCKED: "which waits itself",
+        State.COMPARING: "for which the store looks for equal contents",
         State.READY: "which waits for a worker",
         State.VERIFYING: "which is built and being verified",
     }.get(task.state, str(task.state))

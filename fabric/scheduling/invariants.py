@@ -62,7 +62,7 @@ def _task(state: FarmState, task: Task, queued: set[tuple[str, str]]) -> None:
         assert task.billed in task.requests.values(), "billed to a request that does not want it"
     else:
         assert task.billed is None
-    if task.state in (State.BLOCKED, State.READY):
+    if task.state in (State.BLOCKED, State.COMPARING, State.READY):
         awaited = [
             state.tasks[key]
             for key in dict.fromkeys(task.spec.depends)
@@ -87,7 +87,7 @@ def _task(state: FarmState, task: Task, queued: set[tuple[str, str]]) -> None:
         for request in task.requests.values():
             if request.state != "checking":
                 assert (task.key, request.id) in queued, "ready, and in no queue"
-    if task.state in (State.ASKING, State.VERIFYING):
+    if task.state in (State.ASKING, State.COMPARING, State.VERIFYING):
         asked = task in state.outbox.questions.get(task.question, ())
         asked = asked or state.under_inspection(task.key)
         assert asked or task.unanswered, "waits for an answer to no query"
@@ -115,6 +115,8 @@ def _request(state: FarmState, request: Request) -> None:
             assert key in request.asking
             asking += 1
     assert missing, "nothing is missing, and it is not over"
+    lacks = request.failures or request.lost
+    assert request.stopping <= bool(lacks) <= (request.stopping or request.keep_going)
     assert request.asking or request.state == "building", "all is known, and it does not build"
     assert (request.open, request.goals_left) == (missing, goals_left)
     assert (request.guesses, len(request.asking)) == (guesses, asking)

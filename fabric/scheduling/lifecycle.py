@@ -20,6 +20,8 @@ from fabric.scheduling.state import FarmState
 from fabric.scheduling.states import PRESENT, Cause, State
 from fabric.wire.messages import RequestState
 
+_RUNS = frozenset({State.RUNNING, State.VERIFYING})
+
 # -- needed --------------------------------------------------------------------------------
 
 
@@ -64,7 +66,7 @@ def expand(state: FarmState, task: Task) -> None:
         depends = tuple(dict.fromkeys(task.spec.depends))
         for request in list(task.requests.values()):
             for key in depends:
-                if key in request.lost and key not in state.tasks:
+                if _is_out_of_reach(state, request, key):
                     give_up(state, request, task, request.specs[key].name)
                     check_over(state, request)
                     break
@@ -82,6 +84,13 @@ def expand(state: FarmState, task: Task) -> None:
                 task.missing += 1
                 dependency.waiters[task.key] = task
     unblock(state, task)
+
+
+def _is_out_of_reach(state: FarmState, request: Request, key: str) -> bool:
+    """Whether a request cannot have a dependency any more."""
+    if request.stopping:
+        return key not in request.needed
+    return key in request.lost and key not in state.tasks
 
 
 def start_checked(state: FarmState) -> None:
@@ -135,7 +144,7 @@ def fail(state: FarmState, task: Task, cause: Cause, message: str) -> None:
         request.record(task.key, snapshots.failure(task, message, fault=fault))
         state.request_changed(request, task.key)
         drop(state, request, task)
-        if request.keep_going:
+        if request.keep_going or request.stopping:
             for waiter in waiters:
                 give_up(state, request, waiter, task.spec.name)
         check_over(state, request)
@@ -150,7 +159,7 @@ def give_up(state: FarmState, request: Request, task: Task, culprit: str) -> Non
             continue
         stack.extend(task.waiters.values())
         request.lost[task.key] = None
-        message = f"needs {culprit}, which failed"
+        message = f"needs {culprit}, which {'is missing' if request.stopping else 'failed'}"
         request.record(task.key, snapshots.cancelled(task, message))
         state.request_changed(request, task.key)
         drop(state, request, task)
@@ -164,8 +173,21 @@ def check_over(state: FarmState, request: Request) -> None:
         return
     if not lacking:
         finish(state, request, "done", "")
-    elif not request.keep_going or not request.open:
+        return
+    if not (request.keep_going or request.fail_fast or request.stopping):
+        _stop(state, request)
+    if request.fail_fast or not request.open:
         finish(state, request, "failed", _failed_steps(request))
+
+
+def _stop(state: FarmState, request: Request) -> None:
+    """A request begins nothing more: it loses all its steps except those that run."""
+    request.stopping = True
+    for key, task in list(request.needed.items()):
+        if task.state not in PRESENT and task.state not in _RUNS:
+            request.lost[key] = None
+            _record_unbuilt(state, request, task)
+            drop(state, request, task)
 
 
 def _failed_steps(request: Request) -> str:
@@ -183,15 +205,13 @@ def finish(state: FarmState, request: Request, outcome: RequestState, message: s
         state.outbox.effects.append(Abandon(request.id))
     request.state, request.message = outcome, message
     needed, request.needed = request.needed, {}
-    for key, task in needed.items():
+    for task in needed.values():
         if task.state in PRESENT:  # quickly: it may be all of very many
             del task.requests[request.id]
             if not task.requests:
                 state.remove(task)
             continue
-        if key not in request.asking or key in state.suspect:  # it was reported before
-            request.record(key, snapshots.cancelled(task))
-            state.request_changed(request, key)
+        _record_unbuilt(state, request, task)
         let_go(state, request, task)
     # The rest answers later queries.
     discard(state, needed, request.specs, request.ranks, request.longest)
@@ -201,6 +221,13 @@ def finish(state: FarmState, request: Request, outcome: RequestState, message: s
         del state.requesters[request.requester.name]
     state.outbox.effects.append(Closed(request.id, outcome))
     state.request_changed(request)
+
+
+def _record_unbuilt(state: FarmState, request: Request, task: Task) -> None:
+    """A task is given up, since its request ends."""
+    if task.key not in request.asking or task.key in state.suspect:  # it was reported before
+        request.record(task.key, snapshots.cancelled(task))
+        state.request_changed(request, task.key)
 
 
 # -- dropped -------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fabric.errors import suggest
 from fabric.scheduling.events import Drained, Reply
 from fabric.scheduling.lifecycle import finish
 from fabric.scheduling.requests import find_requests
@@ -42,9 +43,9 @@ def _drain(state: FarmState, command: Command) -> Answer:
     name, on = command.about, command.what == "drain"
     worker = state.workers.get(name)
     if worker is None and name not in state.drained:
-        return Answer(
-            command.id, error=f"no worker is named {name}; `fabric-initiator workers` lists them"
-        )
+        hint = suggest(name, {**state.workers, **state.drained})
+        hint = hint or "; `fabric-initiator workers` lists them"
+        return Answer(command.id, error=f"no worker is named {name}{hint}")
     if on != (name in state.drained):
         if on:
             state.drained[name] = None

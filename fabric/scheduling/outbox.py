@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fabric.scheduling.events import Changed, Effect, QueryStore, SendDesired
+from fabric.scheduling.events import (
+    Changed,
+    CompareStore,
+    Effect,
+    QueryStore,
+    Reject,
+    SendDesired,
+)
 from fabric.scheduling.model import Request, Task
+from fabric.scheduling.states import State
+from fabric.wire.messages import Code
 
 #: Keys in one query of the store.
 MANY_KEYS = 500
@@ -17,7 +26,9 @@ class Outbox:
     ``requests`` is the table of all requests.
     """
 
-    __slots__ = ("_count", "_requests", "_tasks", "changed", "desired", "effects", "questions")
+    __slots__ = (
+        "_compared", "_count", "_requests", "_tasks", "changed", "desired", "effects", "questions",
+    )  # fmt: skip
 
     def __init__(self, requests: Mapping[str, Request]) -> None:
         self.effects: list[Effect] = []
@@ -26,6 +37,7 @@ class Outbox:
         self._requests = requests
         self._count = 0
         self._tasks: list[Task] = []
+        self._compared: list[Task] = []
         self.desired: dict[str, None] = {}  # workers to send their desired states
         self.changed: dict[str, None] = {}  # requests with news
 
@@ -33,11 +45,21 @@ class Outbox:
         """Query the store for a task's artifact, at the end of the event."""
         self._tasks.append(task)
 
+    def compare(self, task: Task) -> None:
+        """Look for a step with contents equal to a task's, at the end of the event."""
+        self._compared.append(task)
+
+    def reject(self, about: str, code: Code, reason: str) -> None:
+        """Reject the event for its sender."""
+        self.effects.append(Reject(about, code, reason))
+
     def flush(self) -> list[Effect]:
         """All effects of the event, in order."""
         effects = self.effects
         if self._tasks:
             self._query()
+        if self._compared:
+            self._compare()
         if self.desired:
             effects.extend(map(SendDesired, self.desired))
             self.desired = {}
@@ -55,8 +77,21 @@ class Outbox:
         self._tasks = []
         for first in range(0, len(tasks), MANY_KEYS):
             some = tasks[first : first + MANY_KEYS]
-            self._count += 1
-            for task in some:
-                task.question = self._count
-            self.questions[self._count] = some
-            self.effects.append(QueryStore(self._count, tuple([task.key for task in some])))
+            keys = tuple([task.key for task in some])
+            built = tuple([task.spec for task in some if task.state is State.VERIFYING])
+            self.effects.append(QueryStore(self._number(some), keys, built))
+
+    def _compare(self) -> None:
+        tasks = [task for task in self._compared if task.requests]
+        self._compared = []
+        if tasks:
+            steps = tuple([task.spec for task in tasks])
+            self.effects.append(CompareStore(self._number(tasks), steps))
+
+    def _number(self, tasks: list[Task]) -> int:
+        """A new query about these tasks."""
+        self._count += 1
+        for task in tasks:
+            task.question = self._count
+        self.questions[self._count] = tasks
+        return self._count

@@ -7,12 +7,12 @@ from itertools import islice
 from typing import Literal
 
 from fabric.scheduling import snapshots
+from fabric.scheduling.estimate import future
 from fabric.scheduling.explain import backing_off, why, why_request
 from fabric.scheduling.model import Attempt, Request, Worker
 from fabric.scheduling.requests import find_requests
 from fabric.scheduling.state import FarmState
 from fabric.scheduling.step_names import NameQuery, StepIndex
-from fabric.scheduling.updates import seconds_left
 from fabric.wire.messages import Answer, LogInfo, Query, RequestInfo, StepState, WorkerInfo, cut
 
 #: Lines in the answer to `why`, at most.
@@ -64,7 +64,7 @@ def _request(state: FarmState, request: Request, now: float) -> RequestInfo:
         total=len(request.results) + request.open,
         running=request.running,
         failed=request.tally.get("failed", 0),
-        left=seconds_left(state, request, now),
+        left=future(state, request, now).left,
         message=request.message or why_request(state, request, now),
     )
 

@@ -13,16 +13,13 @@ from fabric.scheduling.events import (
     Closed,
     NotJournaled,
     Opened,
-    Reject,
     Remembered,
     Resolve,
     Resolved,
-    Tick,
     Unresolved,
 )
 from fabric.scheduling.lifecycle import check_over, finish, need
 from fabric.scheduling.model import Request, Requester
-from fabric.scheduling.retries import fail_unserved
 from fabric.scheduling.shares import Share
 from fabric.scheduling.state import FarmState
 from fabric.wire.messages import BuildGraph, BuildOrder, Leave, Poll
@@ -57,8 +54,7 @@ def _known(state: FarmState, wanted: BuildOrder | BuildGraph) -> bool:
         _heard(state, request)
         return True
     if wanted.request in state.left and not wanted.detach:
-        refuse = Reject(wanted.request, "unknown-request", "this request was left")
-        state.outbox.effects.append(refuse)
+        state.outbox.reject(wanted.request, "unknown-request", "this request was left")
         return True
     return False
 
@@ -73,7 +69,7 @@ def _has_room(state: FarmState, wanted: BuildOrder | BuildGraph) -> bool:
     else:
         return True
     reason += " not over, as many as there may be; `fabric-initiator list` shows them"
-    state.outbox.effects.append(Reject(wanted.request, "not-now", reason))
+    state.outbox.reject(wanted.request, "not-now", reason)
     return False
 
 
@@ -95,6 +91,7 @@ def open_request(state: FarmState, wanted: BuildOrder | BuildGraph) -> Request:
         since=state.now,
         first_version=state.versions,
         keep_going=wanted.keep_going,
+        fail_fast=wanted.fail_fast and not wanted.keep_going,
         priority=wanted.priority,
         detached=wanted.detach,
     )
@@ -174,14 +171,13 @@ def _fail(state: FarmState, request: Request, reason: str) -> None:
     finish(state, request, "failed", reason)
 
 
-def on_tick(state: FarmState, _: Tick) -> None:
+def validate_more(state: FarmState) -> None:
     """Go on with the validation of a large graph by one portion: nothing else waits long."""
     for id, validation in state.validations.items():
         request = state.requests.get(id)
         if request is None or request.over or next(validation, _DONE) is _DONE:
             del state.validations[id]
         break
-    fail_unserved(state)
 
 
 # -- polled --------------------------------------------------------------------------------
@@ -191,7 +187,7 @@ def on_poll(state: FarmState, poll: Poll) -> None:
     request = state.requests.get(poll.request)
     if request is None:
         reason = "there is no such request (any more)"
-        state.outbox.effects.append(Reject(poll.request, "unknown-request", reason))
+        state.outbox.reject(poll.request, "unknown-request", reason)
     else:
         _heard(state, request)
 
@@ -233,7 +229,7 @@ def on_leave(state: FarmState, leave: Leave) -> None:
     _keep(state, request)
 
 
-def on_unwritten(state: FarmState, event: NotJournaled) -> None:
+def on_not_journaled(state: FarmState, event: NotJournaled) -> None:
     """Forget a request that could not be journaled, so that it may be submitted again."""
     request = state.requests.get(event.request)
     if request is None:

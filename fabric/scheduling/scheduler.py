@@ -9,13 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fabric.scheduling import events, queries, requests, snapshots, store, updates, workers
+from fabric.scheduling import events, queries, requests, retries, snapshots, store, updates, workers
 from fabric.scheduling.dispatch import dispatch
 from fabric.scheduling.lifecycle import start_checked
 from fabric.scheduling.model import Durations, Limits
 from fabric.scheduling.operators import on_command
 from fabric.scheduling.state import FarmState
 from fabric.wire import messages as msg
+
+
+def on_tick(state: FarmState, _: events.Tick) -> None:
+    requests.validate_more(state)
+    retries.fail_unserved(state)
+
 
 HANDLERS: dict[type, Callable[[FarmState, Any], None]] = {
     msg.Report: workers.on_report,
@@ -26,12 +32,13 @@ HANDLERS: dict[type, Callable[[FarmState, Any], None]] = {
     msg.Command: on_command,
     events.Resolved: requests.on_resolved,
     events.Unresolved: requests.on_unresolved,
-    events.NotJournaled: requests.on_unwritten,
+    events.NotJournaled: requests.on_not_journaled,
     events.Remembered: requests.on_remembered,
     events.StoreAnswered: store.on_answered,
+    events.StoreCompared: store.on_compared,
     events.StoreFailed: store.on_store_failed,
     events.StoreInspected: store.on_inspected,
-    events.Tick: requests.on_tick,
+    events.Tick: on_tick,
 }
 
 

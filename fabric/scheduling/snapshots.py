@@ -6,12 +6,16 @@ from itertools import starmap
 
 from fabric.scheduling.model import Task, Worker
 from fabric.scheduling.state import FarmState
+from fabric.scheduling.states import Cause
 from fabric.scheduling.states import State as TaskState
 from fabric.wire.messages import Assignment, Attempt, Desired, State, StepState
 
+#: Why a step is cached that was not when its request began.
+UNCHANGED = "it is made from the same contents as before"
 _SHOWN: dict[TaskState, State] = {
     TaskState.ASKING: "waiting",
     TaskState.BLOCKED: "waiting",
+    TaskState.COMPARING: "waiting",
     TaskState.READY: "ready",
     TaskState.RUNNING: "running",
     TaskState.VERIFYING: "running",
@@ -45,7 +49,7 @@ def desired(state: FarmState, worker: Worker, sequence: int) -> Desired:
 
 
 def step(task: Task, now: float) -> StepState:
-    """A task as its requests see it, without the message of a failure."""
+    """A task as its requests see it, unless it failed or was given up."""
     shown = _SHOWN[task.state]
     expected = 0.0 if task.guessed else task.expected
     attempt = task.attempt
@@ -67,7 +71,13 @@ def step(task: Task, now: float) -> StepState:
     outcome = task.outcome
     if outcome is None or shown in ("waiting", "ready", "cached"):
         return StepState(
-            task.key, shown, name=spec.name, kind=spec.kind, log=spec.log, expected=expected
+            task.key,
+            shown,
+            name=spec.name,
+            kind=spec.kind,
+            log=spec.log,
+            expected=expected,
+            message=UNCHANGED if shown == "cached" and _is_equal(task) else "",
         )
     return StepState(
         task.key,
@@ -83,6 +93,11 @@ def step(task: Task, now: float) -> StepState:
         log_size=outcome.log_size,
         log_sha256=outcome.log_sha256,
     )
+
+
+def _is_equal(task: Task) -> bool:
+    """Whether a present task was not built, since a step with equal contents was."""
+    return bool(task.history) and task.history[-1].cause is Cause.EQUAL
 
 
 def failure(task: Task, message: str, *, fault: bool) -> StepState:

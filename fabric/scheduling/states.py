@@ -16,6 +16,7 @@ class State(StrEnum):
 
     ASKING = "asking"
     BLOCKED = "blocked"
+    COMPARING = "comparing"
     READY = "ready"
     RUNNING = "running"
     VERIFYING = "verifying"
@@ -28,6 +29,7 @@ class State(StrEnum):
 MEANING = {
     State.ASKING: "the store is queried for it",
     State.BLOCKED: "the store does not have it, and a dependency is missing",
+    State.COMPARING: "its dependencies are there, and the store is queried for equal contents",
     State.READY: "its dependencies are there, and it waits for a worker",
     State.RUNNING: "an attempt runs on a worker",
     State.VERIFYING: "a worker reported it done, and the store is queried for it",
@@ -45,6 +47,9 @@ class Cause(StrEnum):
     ABSENT = "the store does not have it"
     UNANSWERED = "the store does not answer"
     UNBLOCKED = "nothing blocks it any more"
+    FAMILIAR = "its dependencies are as those of an earlier build may have been"
+    EQUAL = "the store has a step with equal contents"
+    DIFFERENT = "no step with equal contents is known"
     DYING = "an earlier attempt has not ended yet"
     ASSIGNED = "assigned to a worker"
     ADOPTED = "a worker already runs it"
@@ -66,7 +71,7 @@ S, C = State, Cause
 #: The artifact is in the store.
 PRESENT = frozenset({S.CACHED, S.DONE})
 #: Work remains to be done.
-LIVE = frozenset({S.ASKING, S.BLOCKED, S.READY, S.RUNNING, S.VERIFYING})
+LIVE = frozenset({S.ASKING, S.BLOCKED, S.COMPARING, S.READY, S.RUNNING, S.VERIFYING})
 
 TABLE: dict[tuple[State, Cause], State] = {
     (S.ASKING, C.PRESENT): S.CACHED,
@@ -74,8 +79,12 @@ TABLE: dict[tuple[State, Cause], State] = {
     (S.ASKING, C.UNANSWERED): S.ASKING,
     (S.ASKING, C.EXHAUSTED): S.FAILED,
     (S.BLOCKED, C.UNBLOCKED): S.READY,
+    (S.BLOCKED, C.FAMILIAR): S.COMPARING,
     (S.BLOCKED, C.ADOPTED): S.RUNNING,
     (S.BLOCKED, C.EXHAUSTED): S.FAILED,
+    (S.COMPARING, C.EQUAL): S.CACHED,
+    (S.COMPARING, C.DIFFERENT): S.READY,
+    (S.COMPARING, C.ADOPTED): S.RUNNING,
     (S.READY, C.ASSIGNED): S.RUNNING,
     (S.READY, C.ADOPTED): S.RUNNING,
     (S.READY, C.DYING): S.BLOCKED,

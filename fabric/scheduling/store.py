@@ -9,11 +9,12 @@ the worker, so that a worker which lies ends as one that is broken, and disturbs
 
 from __future__ import annotations
 
-from fabric.scheduling.attempts import adopt, cancel, release_slot, unblock
+from fabric.scheduling.attempts import adopt, cancel, make_ready, release_slot, unblock
 from fabric.scheduling.events import (
     InspectStore,
     Learned,
     StoreAnswered,
+    StoreCompared,
     StoreFailed,
     StoreInspected,
 )
@@ -43,6 +44,8 @@ def on_answered(state: FarmState, answer: StoreAnswered) -> None:
         release_slot(state, task)
         verifying = task.state is State.VERIFYING
         if task.key in answer.present:
+            # One that was there already may be anything's dependency.
+            task.familiar = not verifying or task.key in answer.familiar
             if verifying:
                 _learn(state, task)
             present(state, task)
@@ -53,11 +56,35 @@ def on_answered(state: FarmState, answer: StoreAnswered) -> None:
             absent(state, task)
 
 
+def on_compared(state: FarmState, answer: StoreCompared) -> None:
+    for task in state.outbox.questions.pop(answer.question):
+        if task.question != answer.question:
+            continue
+        task.question = 0
+        if task.key in answer.equal:
+            task.familiar = True
+            present(state, task, Cause.EQUAL)
+        else:
+            _differs(state, task)
+
+
+def _differs(state: FarmState, task: Task) -> None:
+    """No step with contents equal to a task's is known: it has to be built."""
+    task.compared = True
+    if task.key in state.orphans:
+        adopt(state, task, state.orphans[task.key])
+    else:
+        make_ready(state, task, Cause.DIFFERENT)
+
+
 def on_store_failed(state: FarmState, event: StoreFailed) -> None:
     for task in state.outbox.questions.pop(event.question):
         if task.question != event.question:
             continue
         task.question = 0
+        if task.state is State.COMPARING:
+            _differs(state, task)
+            continue
         task.unanswered += 1
         if task.unanswered >= state.limits.asks:
             _fail_unanswered(state, task, event.message)
@@ -88,15 +115,19 @@ def _learn(state: FarmState, task: Task) -> None:
         what = (spec.kind, spec.name, spec.arch)
         seconds = (state.durations.get(what, seconds) + seconds) / 2  # the past counts half
         state.durations[what] = seconds
+        for request in task.requests.values():
+            if not task.guessed:
+                request.planned += task.expected
+                request.took += task.outcome.seconds
         state.outbox.effects.append(Learned(*what, seconds))
 
 
 # -- present and absent --------------------------------------------------------------------
 
 
-def present(state: FarmState, task: Task) -> None:
+def present(state: FarmState, task: Task, cause: Cause = Cause.PRESENT) -> None:
     """The store has the artifact of a task."""
-    state.transition(task, Cause.PRESENT)
+    state.transition(task, cause)
     task.since = state.now
     if task.missing:
         stop_waiting(state, task)
@@ -159,7 +190,7 @@ def complain(state: FarmState, task: Task, attempt: Attempt, outcome: Outcome) -
 
 def wait_again(state: FarmState, task: Task) -> None:
     """Look anew at the dependencies of a task."""
-    task.expanded = False
+    task.expanded = task.compared = False
     expand(state, task)
     state.task_changed(task)
 

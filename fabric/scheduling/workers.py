@@ -16,7 +16,7 @@ from itertools import chain
 
 from fabric import bounds
 from fabric.scheduling.attempts import adopt, cancel, detach, reserve_slot, wait_no_longer
-from fabric.scheduling.events import Began, Ended, Reject
+from fabric.scheduling.events import Began, Ended
 from fabric.scheduling.lifecycle import fail
 from fabric.scheduling.model import Attempt, Id, LostWorker, Task, Worker
 from fabric.scheduling.retries import back_off, on_fault, on_refusal, try_again
@@ -32,7 +32,7 @@ def on_report(state: FarmState, report: Report) -> None:
     most = bounds.ATTEMPTS_A_SLOT * (report.slots or 1)
     if (count := len(report.running) + len(report.finished)) > most:
         reason = f"{report.name} reports {count} attempts; with its slots it may have {most}"
-        state.outbox.effects.append(Reject(report.name, "bad-request", reason))
+        state.outbox.reject(report.name, "bad-request", reason)
         return
     worker = state.workers.get(report.name)
     restarted = False
@@ -99,7 +99,7 @@ def _is_present_run(state: FarmState, worker: Worker, report: Report) -> bool:
         worker.rival = state.now
     elif worker.heard > worker.rival:
         reason = f"another worker is named {report.name} too: give each its own name"
-        state.outbox.effects.append(Reject(report.name, "bad-request", reason))
+        state.outbox.reject(report.name, "bad-request", reason)
     return False
 
 
@@ -192,11 +192,11 @@ def _take_up(state: FarmState, attempt: Attempt) -> None:
     if task is None:
         wanted = state.now < state.grace_until
     else:
-        early = task.state in (State.ASKING, State.BLOCKED, State.READY)
+        early = task.state in (State.ASKING, State.BLOCKED, State.COMPARING, State.READY)
         wanted = early and task.fence <= attempt.fence
     if not wanted or key in state.orphans:
         cancel(state, attempt)
-    elif task is None or task.state is State.ASKING:
+    elif task is None or task.state in (State.ASKING, State.COMPARING):
         state.orphans[key] = attempt
     else:
         adopt(state, task, attempt)
@@ -226,7 +226,7 @@ def _claimant(state: FarmState, outcome: Outcome, results: tuple[str, ...]) -> T
     task = state.tasks.get(outcome.key)
     if (
         task is not None
-        and task.state in (State.BLOCKED, State.READY)
+        and task.state in (State.BLOCKED, State.COMPARING, State.READY)
         and task.fence <= outcome.fence
         and outcome.result in results
     ):

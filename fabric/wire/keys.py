@@ -20,7 +20,7 @@ import zmq
 from zmq.utils import z85
 
 from fabric.bounds import ADMITTED_KEYS, KEY_FILE
-from fabric.errors import PASSING, FabricError
+from fabric.errors import PASSING, FabricError, suggest
 from fabric.host.files import read_regular
 from fabric.wire.sockets import Context, Curve
 
@@ -253,7 +253,10 @@ class AuthorizedKeys:
         try:
             (self.directory / f"{check_name(name)}.key").unlink()
         except FileNotFoundError:
-            raise KeyProblem(f"{name} is not admitted: {self.directory} has no such key") from None
+            hint = suggest(name, [file.stem for file in self.directory.glob("*.key")])
+            raise KeyProblem(
+                f"{name} is not admitted: {self.directory} has no such key{hint}"
+            ) from None
 
 
 class Authenticator:

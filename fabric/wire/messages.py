@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from fabric import bounds
+from fabric.digest import OptionalSha256
 
 PROTOCOL = 4
 
@@ -36,7 +37,7 @@ ReplyText = Annotated[str, Meta(max_length=bounds.BROKER_TEXT)]
 OutcomeText = Annotated[str, Meta(max_length=bounds.OUTCOME_TEXT)]
 Phase = Annotated[str, Meta(max_length=64)]
 #: SHA-256 of a log; "" while it grows.
-LogDigest = Annotated[str, Meta(pattern=r"\A([0-9a-f]{64})?\Z")]
+LogDigest = OptionalSha256
 #: File name of the log of a step, without a directory.
 LogName = Annotated[str, Meta(pattern=r"\A(build-step-[^/\x00\n]{1,240}\.log)?\Z")]
 #: Finite, and small enough to be added up.
@@ -117,8 +118,9 @@ class LogPiece(Message, frozen=True):
     fence: Count
     offset: Count
     data: Annotated[bytes, Meta(max_length=bounds.LOG_RANGE)]
-    size: int = -1  # of the whole log, once it has ended
+    size: int = -1  # of the whole log, once it has ended and its size is known
     sha256: LogDigest = ""
+    ended: bool = False  # the attempt has ended
 
 
 # -- broker to worker ----------------------------------------------------------------------
@@ -177,6 +179,14 @@ class StepSpec(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     needs: tuple[Name, ...] = ()  # features a worker must have
 
 
+class EditedChunk(msgspec.Struct, frozen=True):
+    """A chunk whose source is a user's work tree."""
+
+    chunk: Text  # its name
+    repo: Text  # in the trove
+    commit: Commit  # reachable from the ref of the order
+
+
 class BuildOrder(Message, frozen=True, tag="Order"):
     """A build request for a commit of definitions in the trove, which the broker resolves.
 
@@ -196,6 +206,10 @@ class BuildOrder(Message, frozen=True, tag="Order"):
     detach: bool = False  # it goes on without followers
     requester: Name = ""  # set by the broker, from the sender's key
     locked: bool = False  # rejected unless the definitions pin the content of each source
+    edits: Annotated[tuple[EditedChunk, ...], Meta(max_length=bounds.COMPONENTS)] = ()
+    #: chunks or systems to build besides, once more if the store has them
+    rebuild: Annotated[tuple[Text, ...], Meta(max_length=bounds.COMPONENTS)] = ()
+    fail_fast: bool = False  # after a failure, steps that run are cancelled
 
 
 class BuildGraph(Message, frozen=True, tag="Submit"):
@@ -211,6 +225,7 @@ class BuildGraph(Message, frozen=True, tag="Submit"):
     detach: bool = False
     requester: Name = ""
     along: tuple[Name, ...] = ()  # keys that are built besides, with the steps they need
+    fail_fast: bool = False  # as in `BuildOrder`
 
 
 class Poll(Message, frozen=True):
@@ -270,7 +285,7 @@ class StepState(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     phase: Phase = ""
     running_for: Seconds = 0.0  # seconds since this attempt began
     expected: Seconds = 0.0  # seconds it took before; 0: unknown
-    message: ReplyText = ""  # why it failed, or why it waits
+    message: ReplyText = ""  # why it failed, why it waits, or why it need not be built
     fault: bool = False  # machines or the store failed, not the build
     failed_phase: Phase = ""
     failed_command: OutcomeText = ""
@@ -291,6 +306,7 @@ class Update(Message, frozen=True):
     title: Text = ""
     goals: tuple[Name, ...] = ()  # keys, once resolved
     warning: ReplyText = ""  # why it cannot go on until somebody acts
+    next: tuple[Name, ...] = ()  # names of the steps that should begin next
 
 
 class RequestInfo(msgspec.Struct, frozen=True, omit_defaults=True):

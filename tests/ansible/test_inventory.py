@@ -116,6 +116,55 @@ def test_inventory_missing_cluster_is_an_error() -> None:
     assert "clusters/none.morph: no such file" in shown.stderr
 
 
+@pytest.fixture
+def real(tmp_path: Path) -> Path:
+    """A cluster of a machine with both roles, files, and types that are left out."""
+    for file in ("VERSION", "systems/build-system-x86_64.morph"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / file, tmp_path / file)
+    cluster = tmp_path / "clusters/real.morph"
+    cluster.parent.mkdir()
+    cluster.write_text(
+        "name: real\nkind: cluster\nsystems:\n- morph: systems/build-system-x86_64.morph\n"
+        "  deploy-defaults: {DISK_SIZE: 5G, SWIFT_A: x}\n  deploy:\n"
+        "    both: {type: kvm, location: 'kvm+ssh://h/both/i', HOSTNAME: c, CONTROLLERHOST: c,\n"
+        "      WORKERS: c, TROVE_HOST: c, WORKER_SSH_KEY: k, DISTBUILD_CONTROLLER: yes,\n"
+        "      DISTBUILD_WORKER: yes}\n"
+        "    build-system-x86_64: {type: kvm, location: 'kvm+ssh://h/b/j'}\n"
+        "    disk: {type: extensions/rawdisk, location: out/disk.img}\n"
+        "    archive: {type: tar, location: /srv/archive.tar, HOSTNAME: a}\n"
+        "    net: {type: nfsboot, location: there}\n"
+    )
+    return cluster
+
+
+def test_inventory_of_files_and_of_a_machine_with_both_roles(real: Path) -> None:
+    shown = inventory("--list", cluster=str(real))
+    assert shown.returncode == 0, shown.stderr
+    found = json.loads(shown.stdout)
+    assert found["files"]["hosts"] == ["disk", "archive"]
+    assert found["guests"]["hosts"] == ["both", "build-system-x86_64"]
+    for group in ("controllers", "workers", "troves"):
+        assert found[group]["hosts"] == ["both"]
+    guests = {
+        name: one["guest"] for name, one in found["_meta"]["hostvars"].items() if "guest" in one
+    }
+    assert [plain(one) for one in guests["both"]["roles"]] == ["trove", "controller", "worker"]
+    assert plain(guests["disk"]["path"]) == str(real.parent.parent / "out/disk.img")
+    assert plain(guests["archive"]["path"]) == "/srv/archive.tar"
+    assert (plain(guests["archive"]["kind"]), plain(guests["archive"]["hostname"])) == ("tar", "a")
+    assert "deployment net: nfsboot is not deployable here, and is left out" in shown.stderr
+    assert "except in templates of INSTALL_FILES: SWIFT_A" in shown.stderr
+
+
+def test_a_file_is_not_written_out_of_the_definitions_by_a_link(real: Path) -> None:
+    (real.parent.parent / "out").symlink_to("/srv")
+    shown = inventory("--list", cluster=str(real))
+    assert shown.returncode != 0
+    assert "deployment disk: " in shown.stderr
+    assert "out/disk.img is out of the definitions, by a link" in shown.stderr
+
+
 MORPH = "clusters/distbuild-cluster.morph"
 OWN_TROVE = {**VALUES, "trove_url": "controller.example", "secrets_initiator": "operator"}
 

@@ -41,6 +41,19 @@ class TestEnvironment:
             "SHELL=/bin/sh",
         ]
 
+    @pytest.mark.parametrize("mode", ["staging", "test"])
+    def test_chunk_flags_name_its_source_tree(self, kit: Kit, mode: str) -> None:
+        path = "/sbin:/usr/sbin:/bin:/usr/bin"
+        environment = {"PATH": path, "CFLAGS": "-O2 -fx=$PWD=.", "TERM": "$PWD"}
+        text = printed(
+            kit,
+            'test "$CFLAGS" = "-O2 -fx=$PWD=." && echo "$TERM"',
+            environment=environment,
+            mode=mode,
+            **({"staged": ()} if mode == "test" else {}),
+        )
+        assert text == "$PWD\n"
+
     def test_chunk_makeflags_are_parallel_for_build_commands_only(self, kit: Kit) -> None:
         names = (*(f"{when}build-commands" for when in ("pre-", "", "post-")), "test-commands")
         commands = tuple((name, (f"echo {name}: $MAKEFLAGS",)) for name in names)

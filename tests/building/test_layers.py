@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from building_kit import Kit
+from building_kit import Kit, key_of
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from fabric.building import layers
 from fabric.building.archive import DIRECTORY, FILE, SYMLINK, Entry, pack
@@ -242,6 +243,14 @@ def chunk(kit: Kit) -> Staged:
     return stored(kit, "chunk", directory("d"), file("d/file", "content"), link)
 
 
+def equal_to(kit: Kit, chunk: Staged, name: str) -> Staged:
+    """A chunk that was not built, since it is equal to another."""
+    manifest = kit.store.manifest(chunk.key)
+    assert manifest is not None
+    assert kit.store.put_equal(replace(manifest, key=key_of(name), origin=chunk.key))
+    return Staged(key_of(name), chunk.stratum)
+
+
 def restaged(kit: Kit, *chunks: Staged) -> tuple[list[Path], list[str]]:
     """Stage chunks as another process would: the layers and the messages."""
     said: list[str] = []
@@ -293,6 +302,33 @@ class TestVerification:
         layers, _ = kit.workspace.layers.stage([chunk, mine], CancelToken())
         shutil.rmtree(kit.root / "artifacts")
         assert restaged(kit, chunk, mine) == (layers, [])
+
+    def test_layer_of_equal_chunks_is_shared(self, kit: Kit, chunk: Staged) -> None:
+        other = stored(kit, "other", file("other"))
+        one, two = equal_to(kit, chunk, "one"), equal_to(kit, chunk, "two")
+        [layer], _ = kit.workspace.layers.stage([one], CancelToken())
+        assert restaged(kit, two) == ([layer], [])
+        found, _ = restaged(kit, one, other, two)
+        assert found[1:] == [layer], "overlayfs takes no layer twice"
+        assert seen(kit, "cat /d/file", kit.base, one, other, two) == "content"
+
+    def test_layer_of_an_equal_chunk_has_its_own_content(self, kit: Kit, chunk: Staged) -> None:
+        """The chunk that was built may have been built again, with another result."""
+        equal = equal_to(kit, chunk, "equal")
+        kit.store.remove([chunk.key])
+        stored(kit, "chunk", directory("d"), file("d/file", "other content"))
+        [[built], [shared]] = [restaged(kit, one)[0] for one in (chunk, equal)]
+        assert (built / "d/file").read_text() == "other content"
+        assert (shared / "d/file").read_text() == "content"
+
+    def test_layer_of_an_equal_chunk_needs_no_other(self, kit: Kit, chunk: Staged) -> None:
+        """The chunk that was built, and its layer, may be gone."""
+        equal = equal_to(kit, chunk, "equal")
+        kit.store.remove([chunk.key])
+        [layer], said = restaged(kit, equal)
+        assert (layer / "d/file").read_text() == "content"
+        assert said == []
+        assert restaged(kit, equal) == ([layer], [])
 
     def test_merged_tree_changes_no_layer(self, kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(layers, "MAX_LAYERS", 2)

@@ -90,10 +90,10 @@ def test_shell_has_job_control_and_keys(terminal: Terminal) -> None:
 
 def test_shell_size_follows_the_window(terminal: Terminal) -> None:
     terminal.types("stty size\n")
-    terminal.sees(lambda lines: "24 80" in lines, "its size")
+    terminal.sees(lambda _: lines_ending(terminal, "24 80") == 1, "its size")
     terminal.resize(100, 30)
     terminal.types("stty size\n")
-    terminal.sees(lambda lines: "30 100" in lines, "its new size")
+    terminal.sees(lambda _: lines_ending(terminal, "30 100") == 1, "its new size")
     ends(terminal)
 
 
@@ -103,9 +103,9 @@ def test_shell_passes_much_at_once_in_both_directions(terminal: Terminal) -> Non
     for _ in range(50):
         terminal.types("x" * 99 + "\n")
     terminal.types("\x04")
-    terminal.sees(lambda lines: "30000" in lines, "the last of them")
+    terminal.sees(lambda _: lines_ending(terminal, "30000") == 1, "the last of them")
     terminal.types("stty echo; clear; cat it | wc -c\n")
-    terminal.sees(lambda lines: "5000" in lines, "that all of it came")
+    terminal.sees(lambda _: lines_ending(terminal, "5000") == 1, "that all of it came")
     ends(terminal)
 
 

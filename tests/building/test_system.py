@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def system(*contents: Content) -> Job:
         log="build-step-sys.log",
         artifacts=("sys-rootfs",),
         lists=(("sys-rootfs", contents),),
-        strata=(Part("core-runtime", "core", key_of("core"), contents),),
+        strata=(Part("core-runtime", "core", contents),),
         metadata={"description": "A system"},
     )
 
@@ -127,17 +128,18 @@ class TestMetadata:
             install=["mkdir -p $DESTDIR/usr/bin; touch $DESTDIR/usr/bin/it"],
             metadata={"repo": "upstream:it", "morph": "strata/core/thing.morph"},
         )
-        kit.build(job)
+        blob = kit.build(job).artifact("thing-bins").blob
+        assert blob is not None
         part = Content(job.key, "thing-bins")
         found = kit.entries(kit.build(system(part), builder="worker"), "sys-rootfs")
         assert json.loads(found["baserock/thing-bins.meta"].data) == {
             "arch": "x86_64",
             "artifact-name": "thing-bins",
-            "cache-key": job.key,
             "contents": ["usr", "usr/bin", "usr/bin/it"],
             "kind": "chunk",
             "morph": "strata/core/thing.morph",
             "repo": "upstream:it",
+            "sha256": blob.sha256,
             "source-name": "thing",
         }
         core = json.loads(found["baserock/core-runtime.meta"].data)
@@ -145,6 +147,7 @@ class TestMetadata:
         assert core["contents"] == ["thing-bins"]
         itself = json.loads(found["baserock/sys-rootfs.meta"].data)
         assert (itself["kind"], itself["contents"]) == ("system", ["core-runtime"])
+        assert re.fullmatch("[0-9a-f]{64}", itself["content-key"])
         assert not any(b"worker" in entry.data for entry in found.values())
 
     def test_system_os_release_replaces_that_of_chunks(self, kit: Kit) -> None:

@@ -17,7 +17,6 @@ from waiting import until
 
 from fabric.building.builder import ELSEWHERE, build
 from fabric.building.disk_space import by_age, mark_used
-from fabric.building.host_tools import host_tools
 from fabric.building.log import Log
 from fabric.building.reaper import Reaper
 from fabric.building.shell import shell
@@ -247,35 +246,6 @@ class TestShell:
         job = Job(key="0", kind="stratum", name="s", arch="x86_64", log="", artifacts=())
         with pytest.raises(FabricError, match="s is a stratum"):
             shell(job, kit.workspace, jobs=1)
-
-
-class TestHostTools:
-    def test_host_tools_digest_is_cached_and_follows_the_files(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        tool = tmp_path / "bin/sh"
-        tool.parent.mkdir()
-        tool.write_text("#!one")
-        tool.chmod(0o755)
-        monkeypatch.setattr("fabric.building.host_tools.PATH", str(tool.parent))
-        monkeypatch.setattr("fabric.building.host_tools._FILES", ())
-        first = host_tools(tmp_path / "cache/digests")
-        assert len(first) == 64
-        tool.write_text("#!two, longer")
-        second = host_tools(tmp_path / "cache/digests")
-        assert second not in (first, "")
-        record = tmp_path / "cache/digests"
-        whole = record.read_bytes()
-        for number in range(len(whole)):  # a hex digit may become another
-            damaged = bytearray(whole)
-            damaged[number] ^= 1 if number % 2 else 0x80
-            record.write_bytes(damaged)
-            assert host_tools(record) == second
-        record.write_bytes(b"")
-        assert host_tools(record) == second
-
-    def test_host_tools_digest_of_this_machine_is_stable(self, tmp_path: Path) -> None:
-        assert host_tools(tmp_path / "digests") == host_tools(tmp_path / "digests")
 
 
 class TestSharedJob:

@@ -19,7 +19,7 @@ from fabric.definitions.select import find
 from fabric.trove.artifacts.manifests import decode
 
 #: Built beforehand: each worker needs it for everything, and only unpacks it.
-GIVEN = frozenset({"stage1-toolchain", "toolchain"})
+GIVEN = frozenset({"debian-toolchain", "toolchain"})
 #: The files and folders of the repository that are definitions.
 DEFINITIONS = ("DEFAULTS", "VERSION", "sources", "strata", "systems")
 

@@ -52,14 +52,8 @@ def test_project_without_a_version_file(tmp_path: Path) -> None:
     with pytest.raises(DefinitionsError) as caught:
         found.graph("systems/a.morph")
     assert str(caught.value) == (
-        "VERSION:1: there is no such file at the root of the definitions, so they are of version"
-        " 0 of the format: 7 and 8 are supported; to migrate, do what each newer version asks for"
-        " and write 'version: 7' into VERSION:\n"
-        "  (2) let every 'morph' of a chunk spec name a file that is in the definitions\n"
-        "  (5) name deployment extensions by their path: 'extensions/kvm', not 'kvm'\n"
-        "  (6) give every chunk spec either 'morph' or 'build-system': nothing is detected any"
-        " more\n"
-        "  (7) add a DEFAULTS file with 'build-systems' and 'split-rules'"
+        "VERSION:1: there is no such file at the root of the definitions, so they are of version 0:"
+        " `fabric-initiator migrate` brings them to version 8"
     )
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from datetime import datetime, timedelta
 
 import pytest
@@ -59,6 +60,38 @@ def drawn(view: BuildView, width: int = 119, height: int = 24) -> list[str]:
 )
 def test_draw_leaves_out_columns_without_room(width: int, step: str, total: str) -> None:
     assert drawn(VIEW, width) == [step, total]
+
+
+def test_draw_shows_what_comes_next_and_that_nothing_does() -> None:
+    view = replace(VIEW, next=("jq", "xz", "a-long-name"))
+    assert drawn(view, 79)[1] == "  next: jq, xz, a-long-name"
+    assert drawn(view, 24)[1] == "  next: jq, xz, a-long-…"
+    assert len(drawn(view, 79, height=6)) == 2, "no room"
+    assert drawn(replace(VIEW, failed=1), 79)[1] == "  a step failed, so no other begins"
+    assert "next" not in "".join(drawn(replace(view, running=()), 79))
+
+
+def test_draw_shows_a_bar_for_a_transfer() -> None:
+    running = (RunningView("zlib", "worker-1", "fetch 10.0 of 40.0 MB", 1058.0, 12.0, 0),)
+    step = "fetch 10.0 of 40.0 MB  7.0 s of ~12 s  0 B log  worker-1"
+    assert drawn(replace(VIEW, running=running))[0] == f"  zlib  ━━━╌╌╌╌╌╌╌╌╌ {step}"
+    assert drawn(replace(VIEW, running=running), 70)[0] == f"  zlib  {step}"
+
+
+@pytest.mark.parametrize("width", range(1, 300))
+def test_draw_fits_any_width_and_height(width: int) -> None:
+    steps = tuple(
+        RunningView(f"chunk-{n}" * (n % 3 + 1), f"worker-{n}", "build", 1000.0 + n, 100.0, 10**6)
+        for n in range(300)
+    )
+    view = replace(VIEW, running=steps, next=("jq", "xz"), failed=3)
+    for height in (1, 2, 5, 24, 60):
+        rows = drawn(view, width, height)
+        assert len(rows) <= max(2, height)
+        if width >= 19:
+            assert all(len(row) <= width for row in rows), rows
+    if width >= 40:
+        assert all(re.search(r" \d.* s", row) for row in rows[:50]), rows
 
 
 def test_draw_counts_steps_without_rows() -> None:

@@ -179,8 +179,23 @@ def test_log_of_a_lost_worker_ends_with_the_spool() -> None:
     tale.update(StepState(KEY, "failed", fence=1, message="it was lost"), state="failed")
     tale.tick(1.0)
     assert tale.asked() == [4]
-    tale.piece(4, b"")
+    tale.piece(4, b"", ended=True)
     assert tale.closed is False
+
+
+def test_log_does_not_end_by_an_answer_from_before_its_end() -> None:
+    tale = Tale()
+    tale.tick()
+    tale.running()
+    tale.update(StepState(KEY, "cached"))
+    tale.tick(1.0)
+    assert tale.asked() == [0]
+    tale.piece(0, b"")
+    assert tale.closed is None
+    tale.tick(ASK_AGAIN)
+    assert tale.asked() == [0]
+    tale.piece(0, TEXT, size=len(TEXT), sha256=sha(TEXT), ended=True)
+    assert tale.closed is True
 
 
 def test_log_whose_rest_never_comes_is_given_up() -> None:

@@ -101,7 +101,7 @@ def test_spool_is_complete_with_size_and_digest(spools: Spools) -> None:
     spools.append(KEY, 1, 0, TEXT)
     spools.end(KEY, 1, len(TEXT), sha(TEXT), 0.0)
     assert not spools.incomplete(KEY, 1, 0.0)
-    assert spools.read(KEY, 1, 4, 3) == LogPiece(KEY, 1, 4, b"two", len(TEXT), sha(TEXT))
+    assert spools.read(KEY, 1, 4, 3) == LogPiece(KEY, 1, 4, b"two", len(TEXT), sha(TEXT), True)
     assert spools.append(KEY, 1, len(TEXT), b"more")[1] == b""
 
 
@@ -172,12 +172,17 @@ def test_spool_of_a_lost_worker_ends_with_what_came(spools: Spools) -> None:
     spools.end(KEY, 1, -1, "", 10.0)
     assert not spools.lacking
     assert content(spools) == TEXT[:4]
+    assert spools.read(KEY, 1, 4, 9) == LogPiece(KEY, 1, 4, b"", ended=True)
+
+
+def test_spool_of_a_running_attempt_has_not_ended(spools: Spools) -> None:
+    assert spools.read(KEY, 1, 0, 9) == LogPiece(KEY, 1, 0, b"")
 
 
 def test_spool_may_be_empty(spools: Spools) -> None:
     spools.end(KEY, 1, 0, "", 10.0)
     assert not spools.lacking
-    assert spools.read(KEY, 1, 0, 100) == LogPiece(KEY, 1, 0, b"", 0, sha(b""))
+    assert spools.read(KEY, 1, 0, 100) == LogPiece(KEY, 1, 0, b"", 0, sha(b""), True)
 
 
 def test_spool_ignores_attempts_that_never_began(spools: Spools) -> None:

@@ -13,7 +13,13 @@ from fabric import bounds
 from fabric.controller.store_client import StoreClient
 from fabric.errors import DamagedError, StoreError
 from fabric.jobs import Blob, Manifest
-from fabric.scheduling.events import QueryStore, StoreAnswered, StoreFailed, StoreInspected
+from fabric.scheduling.events import (
+    QueryStore,
+    StoreAnswered,
+    StoreCompared,
+    StoreFailed,
+    StoreInspected,
+)
 from fabric.trove.artifacts.store import Store
 from fabric.wire.messages import LogPiece, LogRead, Rejected
 
@@ -22,9 +28,9 @@ LOG = b"a line\n" * 100
 
 def answers_of(
     client: StoreClient, number: int
-) -> list[StoreAnswered | StoreFailed | StoreInspected]:
+) -> list[StoreAnswered | StoreCompared | StoreFailed | StoreInspected]:
     """The next ``number`` answers."""
-    found: list[StoreAnswered | StoreFailed | StoreInspected] = []
+    found: list[StoreAnswered | StoreCompared | StoreFailed | StoreInspected] = []
 
     def enough() -> bool:
         found.extend(client.answers())
@@ -157,7 +163,7 @@ def test_store_client_does_not_report_an_unreadable_log_as_gone(tmp_path: Path) 
     assert found == [
         Rejected("a" * 64, "not-now", "its log cannot be read: no route to host"),
         Rejected("a" * 64, "no-log", "its log cannot be read: the blob is gone"),
-        LogPiece("a" * 64, 1, 2, b"line\na", len(LOG), hashlib.sha256(LOG).hexdigest()),
+        LogPiece("a" * 64, 1, 2, b"line\na", len(LOG), hashlib.sha256(LOG).hexdigest(), True),
     ]
     client.close()
 

@@ -247,8 +247,8 @@ def test_describe_is_json_with_the_documented_fields() -> None:
     facts = json.loads(json.dumps(describe(graph)))
     assert (facts["system"], facts["arch"]) == ("s", "x86_64")
     fields = (
-        "id kind name strata repo ref morph build_system mode prefix depends staged path_prefixes"
-        " in_system"
+        "id kind name strata repo ref morph build_system mode build_only prefix depends staged"
+        " path_prefixes in_system"
     )
     assert all(list(step) == fields.split() for step in facts["steps"])
     by_name = {(step["kind"], step["name"]): step for step in facts["steps"]}
@@ -262,6 +262,7 @@ def test_describe_is_json_with_the_documented_fields() -> None:
         "morph": "",
         "build_system": "autotools",
         "mode": "staging",
+        "build_only": False,
         "prefix": "/usr",
         "depends": ["stratum:strata/deep.morph", "chunk:strata/top.morph:a"],
         "staged": [

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from fabric.definitions import keys as module
 from fabric.definitions.graph import Device, Graph, Recipe, Rule, Step, Submodule
-from fabric.definitions.keys import cache_keys, list_key
+from fabric.definitions.keys import cache_keys
 
 BOOTSTRAP = "build-system: autotools\nbuild-mode: bootstrap\nprefix: /tools"
 AFTER = "build-system: autotools\nbuild-depends: [one]"
@@ -70,6 +70,7 @@ CHANGES: dict[str, Callable[[Graph], Graph]] = {
         graph, "b", devices=(Device("/dev/null", "c", 0o666, 1, 3, 0, 0),)
     ),
     "max-jobs": lambda graph: with_recipe(graph, "b", max_jobs=1),
+    "flags": lambda graph: with_recipe(graph, "b", flags={"CFLAGS": "-O2"}),
     "integration": lambda graph: with_recipe(graph, "b", integration={"b-misc": {"00": ("x",)}}),
 }
 
@@ -98,6 +99,7 @@ SAME: dict[str, Callable[[Graph], Graph]] = {
     "system's file": lambda graph: replace(graph, path="systems/t.morph"),
     "where": lambda graph: with_step(graph, "a", where="x:1", unpetrify_ref="master"),
     "warnings": lambda graph: replace(graph, warnings=()),
+    "build-only": lambda graph: with_step(graph, "b", build_only=True),
 }
 
 
@@ -120,9 +122,12 @@ def test_keys_tests_know_every_field() -> None:
         *("id", "kind", "name", "artifacts", "depends", "morph", "description", "strata"),
         *("source_name", "repo", "ref", "build_system", "mode", "prefix", "staged"),
         *("path_prefixes", "recipe", "in_system", "lists", "contents", "where", "unpetrify_ref"),
+        "build_only",
     }
     recipe = set(Recipe.__struct_fields__)
-    assert recipe == {"commands", "rules", "max_jobs", "devices", "integration", "submodules"}
+    assert recipe == {
+        *("commands", "rules", "max_jobs", "devices", "integration", "submodules", "flags"),
+    }
 
 
 def test_keys_depend_on_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,11 +178,6 @@ def test_keys_of_a_system_ignore_what_it_does_not_take() -> None:
     before, after = keys_of(graph), keys_of(graph, a="other tree")
     assert before["x"] != after["x"]
     assert before["s"] == after["s"]
-    x = named(graph, "x", "stratum")
-    known = cache_keys(graph, trees(graph), "")
-    part = {step: key for step, key in known.items() if not step.endswith(":a")}
-    assert list_key(part, x, "x-devel") == list_key(known, x, "x-devel")
-    assert list_key(known, x, "x-devel") != list_key(known, x, "x-runtime")
 
 
 def test_keys_are_the_same_in_all_systems() -> None:

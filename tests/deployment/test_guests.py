@@ -9,7 +9,7 @@ from definitions_kit import reader, small, spec, stratum
 
 from fabric.deployment.cluster import load_cluster
 from fabric.deployment.guest import Guest
-from fabric.deployment.guests import guests
+from fabric.deployment.guests import Deployed, deployed
 from fabric.errors import DefinitionsError
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +33,7 @@ def machine(name: str = "a", host: str = "h", image: str = "/i", **settings: str
 def load(text: str, overrides: dict[str, str] | None = None, **variables: str) -> dict[str, Guest]:
     files = small(x=stratum("x", spec("a"))) | {"clusters/c.morph": text}
     cluster = load_cluster(reader(files), "clusters/c.morph")
-    return {guest.name: guest for guest in guests(cluster, variables, overrides or {})[0]}
+    return {guest.name: guest for guest in deployed(cluster, variables, overrides or {}).guests}
 
 
 def wrong(text: str, overrides: dict[str, str] | None = None, **variables: str) -> list[str]:
@@ -50,13 +50,13 @@ def test_guests_of_the_guide() -> None:
         return file.read_bytes() if file.is_file() else None
 
     cluster = load_cluster(read, "clusters/distbuild-cluster.morph")
-    found, findings = guests(cluster, GUIDE, {})
-    assert findings.warnings == []
-    controller, worker, _ = found
-    assert (controller.role, controller.group, worker.role) == (
-        "controller",
-        "controllers",
-        "worker",
+    found = deployed(cluster, GUIDE, {})
+    assert found.findings.warnings == []
+    controller, worker, _ = found.guests
+    assert (controller.roles, controller.groups, worker.roles) == (
+        ("controller",),
+        ("controllers",),
+        ("worker",),
     )
     assert controller.workers == ("w0.example", "w1.example")
     assert controller.mounts == ()
@@ -68,11 +68,11 @@ def test_guests_of_the_guide() -> None:
     (mount,) = worker.mounts
     assert (mount.label, mount.line) == ("src", "LABEL=src /srv/distbuild auto defaults 0 0")
     assert (worker.address, worker.controller) == ("w0.example", "controller.example")
-    assert not any(guest.trove for guest in found)
-    own, _ = guests(cluster, {**GUIDE, "trove_url": "controller.example"}, {})
+    assert not any(guest.trove for guest in found.guests)
+    own = deployed(cluster, {**GUIDE, "trove_url": "controller.example"}, {}).guests
     assert [guest.name for guest in own if guest.trove] == ["controller"]
     with pytest.raises(DefinitionsError) as caught:
-        guests(cluster, {}, {})
+        deployed(cluster, {}, {})
     assert len(caught.value.problems) == 8
     assert str(caught.value.problems[0]).startswith(
         "clusters/distbuild-cluster.morph:7: $trove_id has no value: set it in the environment"
@@ -110,7 +110,7 @@ def test_guests_have_typed_settings() -> None:
     ]
     assert [mount.line for mount in guest.mounts] == ["/dev/vdc /b ext4", "LABEL=z /a ext4"]
     assert guest.hosts == ("10.0.0.9 other",)
-    assert (guest.address, guest.hostname, guest.group) == ("10.0.0.2", "a", "s")
+    assert (guest.address, guest.hostname, guest.groups) == ("10.0.0.2", "a", ("s",))
     assert guest.manifests == ("one/manifest", "two/manifest")
     assert guest.users == "people"
     assert guest.settings["COST"] == "$5 of me"
@@ -144,15 +144,17 @@ def test_guests_subsystems() -> None:
     (inner,) = load(text, what="inner")["a"].subsystems
     assert (inner.name, inner.system, inner.path) == ("inner", "systems/s.morph", "/srv/inner.tar")
     for given, message in (
-        (
-            text.replace("s/tar", "s/jffs2"),
-            "13: unknown type 'extensions/jffs2': the type of a subsystem is",
-        ),
         (text.replace("srv/", "srv/../"), "13: 'srv/../$what.tar' is not the path of a file in"),
         (text.replace(".tar}", ".tar, A: b}"), "13: a subsystem has no settings: remove"),
     ):
         (found,) = wrong(given, what="inner")
         assert found.startswith(message)
+    other = load_all(machine() + INNER.replace("s/tar", "s/initramfs"), what="inner")
+    assert other.guests[0].subsystems == ()
+    assert warnings(other) == [
+        "13: subsystem inner: extensions/initramfs is not deployable here, and is left out:"
+        " extensions/tar is"
+    ]
 
 
 WORKER = {
@@ -164,34 +166,130 @@ WORKER = {
 CONTROLLER = {"DISTBUILD_CONTROLLER": "yes", "TROVE_HOST": "t", "WORKER_SSH_KEY": "k"}
 
 
-def test_guests_of_other_types_are_left_out() -> None:
-    """Other mistakes in it are not reported."""
-    other = machine("b", NIC_CONFIG="$nothing").replace("extensions/kvm", "extensions/rawdisk")
-    files = small(x=stratum("x", spec("a"))) | {"clusters/c.morph": HEAD + machine() + other}
-    cluster = load_cluster(reader(files), "clusters/c.morph")
-    found, findings = guests(cluster, {}, {})
-    assert [guest.name for guest in found] == ["a"]
-    assert [str(warning) for warning in findings.warnings] == [
-        "clusters/c.morph:11: deployment b: extensions/rawdisk is left out: only extensions/kvm is"
-        " supported"
+def load_all(text: str, **variables: str) -> Deployed:
+    files = small(x=stratum("x", spec("a"))) | {"clusters/c.morph": HEAD + text}
+    return deployed(load_cluster(reader(files), "clusters/c.morph"), variables, {})
+
+
+def warnings(found: Deployed) -> list[str]:
+    return [str(one).removeprefix("clusters/c.morph:") for one in found.findings.warnings]
+
+
+#: Every type of Baserock's tools that is not deployed here, and one of somebody's own.
+OTHERS = (
+    *("nfsboot", "pxeboot", "ssh-rsync", "openstack", "virtualbox-ssh", "initramfs", "sysroot"),
+    *("sdk", "jffs2", "image-package", "vagrant", "distbuild-trove-nfsboot", "my-own"),
+)
+
+
+@pytest.mark.parametrize(
+    "kind", [f"{folder}{one}" for one in OTHERS for folder in ("", "extensions/")]
+)
+def test_deployments_of_other_types_are_left_out(kind: str) -> None:
+    """Other mistakes in one are not reported."""
+    other = machine("b", NIC_CONFIG="$nothing", ODD="x").replace("extensions/kvm", kind)
+    found = load_all(machine() + other)
+    assert [guest.name for guest in found.guests] == ["a"]
+    assert warnings(found) == [
+        f"11: deployment b: {kind} is not deployable here, and is left out: extensions/kvm,"
+        " extensions/rawdisk, extensions/tar are"
     ]
+
+
+def test_a_deployment_with_fields_of_upgrades_only_is_left_out() -> None:
+    upgrade = "    b:\n      upgrade-type: extensions/ssh-rsync\n      upgrade-location: root@b\n"
+    found = load_all(machine() + upgrade)
+    assert [guest.name for guest in found.guests] == ["a"]
+    assert warnings(found) == [
+        "10: deployment b: it has only fields of upgrades, and is left out: upgrade-cluster.yml"
+        " upgrades machines with a 'type'"
+    ]
+
+
+def disk(name: str, kind: str, location: str, **settings: str) -> str:
+    lines = [f"    {name}:", f"      type: {kind}", f"      location: {location}"]
+    return "\n".join([*lines, *(f"      {key}: {text}" for key, text in settings.items())]) + "\n"
+
+
+def test_rawdisk_and_tar_are_files() -> None:
+    text = disk("a", "rawdisk", "out/a.img", DISK_SIZE="2G", HOSTNAME="me", FSTAB_A="/dev/x /y")
+    text += disk("b", "extensions/tar", "$out/b.tar", KERNEL_ARGS="vga=788") + INNER
+    found = load_all(text, out="/srv", what="inner")
+    assert found.guests == ()
+    assert warnings(found) == []
+    first, second = found.files
+    assert (first.name, first.kind, first.path, first.hostname) == (
+        "a",
+        "rawdisk",
+        "out/a.img",
+        "me",
+    )
+    assert (first.disk_size, first.mounts[0].line) == (2 << 30, "/dev/x /y")
+    assert (second.kind, second.path, second.hostname) == ("tar", "/srv/b.tar", "")
+    assert (second.system, second.kernel_args) == ("systems/s.morph", "vga=788")
+    assert [one.path for one in second.subsystems] == ["/srv/inner.tar"]
+    assert load_all(disk("a", "tar", "/srv/a.tar")).files[0].path == "/srv/a.tar"
+
+
+def test_a_file_has_no_role() -> None:
+    found = load_all(disk("a", "tar", "a.tar", DISTBUILD_WORKER="yes"))
+    assert found.files[0].path == "a.tar"
+    assert warnings(found) == [
+        "9: deployment a: DISTBUILD_WORKER is left out of a file: only a machine of type"
+        " extensions/kvm gets its keys and services"
+    ]
+
+
+def test_what_has_no_effect_is_reported_once_by_name() -> None:
+    text = HEAD + machine("a", SWIFT_B="1", INIT_SYSTEM="x") + machine("b", image="/j", SWIFT_B="2")
+    text += disk("c", "tar", "c.tar", SWIFT_A="1") + disk("d", "nfsboot", "d", UNSEEN="1")
+    files = small(x=stratum("x", spec("a"))) | {"clusters/c.morph": text}
+    files["systems/s.morph"] += (
+        "configuration-extensions:\n- set-hostname\n- extensions/trove\n- mason\n- fstab\n"
+    )
+    found = deployed(load_cluster(reader(files), "clusters/c.morph"), {}, {})
+    assert [str(one) for one in found.findings.warnings][1:] == [
+        "clusters/c.morph:10: these settings have no effect, except in templates of INSTALL_FILES:"
+        " INIT_SYSTEM, SWIFT_A, SWIFT_B",
+        "systems/s.morph:8: these configuration extensions are not run: mason, trove",
+    ]
+
+
+def test_a_machine_may_be_controller_and_worker() -> None:
+    both = machine(
+        HOSTNAME="a", WORKERS="'a, w'", **{**CONTROLLER, **WORKER, "CONTROLLERHOST": "a"}
+    )
+    other = machine("w", image="/j", HOSTNAME="w", **{**WORKER, "CONTROLLERHOST": "a"})
+    guest, worker = load_all(both + other).guests
+    assert (guest.roles, guest.groups) == (("controller", "worker"), ("controllers", "workers"))
+    assert worker.roles == ("worker",)
+    (missing,) = wrong(HEAD + both.replace("a, w", "w") + other)
+    assert missing.endswith("deployment a: a is missing from the WORKERS of a: add it there")
+
+
+def test_a_machine_may_be_called_like_its_system() -> None:
+    (guest,) = load_all(machine("s")).guests
+    assert (guest.name, guest.groups) == ("s", ("s",))
 
 
 @pytest.mark.parametrize(
     ("text", "messages"),
     [
         (
-            machine().replace("extensions/kvm", "rawdisk"),
-            ["1: no deployment has the type extensions/kvm, and only that type is"],
+            machine().replace("extensions/kvm", "nfsboot"),
+            ["1: nothing of this cluster can be deployed here", "7: deployment a: nfsboot is not"],
         ),
         (
             machine().replace("extensions/kvm", "extensions/kmv"),
-            ["7: unknown type 'extensions/kmv'; did you mean 'extensions/kvm'?"],
+            ["7: deployment a: unknown type 'extensions/kmv'; did you mean 'extensions/kvm'?"],
         ),
-        (machine().replace("type: ext", "type: other/"), ["7: unknown type 'other/ensions/kvm'"]),
+        (
+            machine().replace("type: ext", "type: other/"),
+            ["7: deployment a: unknown type 'other/ensions/kvm'; did"],
+        ),
         (
             machine().replace("type:", "upgrade-type:").replace("location:", "upgrade-location:"),
-            ["7: deployment a: it has only fields of upgrades: add 'type: extensions/kvm' and"],
+            ["1: nothing of this cluster can", "6: deployment a: it has only fields of upgrades"],
         ),
         (machine(host="h:x"), ["8: 'kvm+ssh://h:x/a/i' is not a location: write it like"]),
         (machine(image="/../i"), ["8: '/../i' is not the path of a file"]),
@@ -244,7 +342,10 @@ def test_guests_of_other_types_are_left_out() -> None:
                 "10: NETWORK_CONFIG: the dns of g is 'here', which is not an address",
             ],
         ),
-        (machine(HOSTNAME="a_b"), ["10: HOSTNAME is 'a_b', which is not the name or address"]),
+        (
+            machine(HOSTNAME="a_b"),
+            ["10: HOSTNAME is 'a_b': no '_' is allowed in the name of a machine: write 'a-b'"],
+        ),
         # all mistakes, also of a machine without a valid location
         (
             machine(host="h:x", RAM_SIZE="lots", VCPUS="0").replace("1G", "1X"),
@@ -252,7 +353,7 @@ def test_guests_of_other_types_are_left_out() -> None:
         ),
         (machine("../a"), ["6: '../a' is not allowed as the name of a machine: rename it"]),
         (machine("workers"), ["6: 'workers' is not allowed as the name of a machine: rename it"]),
-        (machine("h"), ["6: deployment h: a VM host or a system has the same name: rename it"]),
+        (machine("h"), ["6: deployment h: a VM host has the same name: rename it"]),
         ("    {}", ["1: this cluster has no machines: name some in 'deploy'"]),
         (machine("a") + machine("b"), []),
         (
@@ -303,8 +404,19 @@ def test_guests_of_other_types_are_left_out() -> None:
             ["6: the setting CONTROLLERHOST is missing: the HOSTNAME of the controller"],
         ),
         (
-            machine(HOSTNAME="a", WORKERS="w", **{**CONTROLLER, **WORKER}),
-            ["15: DISTBUILD_CONTROLLER and DISTBUILD_WORKER are both yes: a machine is one"],
+            disk("a", "rawdisk", "/etc/x"),
+            [
+                "6: the setting DISK_SIZE is missing",
+                "8: '/etc/x' is not a path below the root of the definitions, like images/x.img",
+            ],
+        ),
+        (disk("a", "tar", "/x/../y.tar"), ["8: '/x/../y.tar' is not a path below the root"]),
+        (disk("a", "tar", "x/../y"), ["8: 'x/../y' is not a path below the root"]),
+        (disk("a", "tar", ".git/x"), ["8: '.git/x' is not a path below the root"]),
+        (disk("a", "tar", "x$y"), ["8: $y has no value"]),
+        (
+            disk("a", "tar", "x") + disk("b", "tar", "x"),
+            ["11: x is already the file of a"],
         ),
     ],
 )
@@ -320,7 +432,7 @@ def test_guests_mistakes(text: str, messages: list[str]) -> None:
 def test_guests_probable_typo_is_a_warning() -> None:
     files = small(x=stratum("x", spec("a"))) | {"clusters/c.morph": HEAD + machine(RAMSIZE="1G")}
     cluster = load_cluster(reader(files), "clusters/c.morph")
-    _, findings = guests(cluster, {}, {})
+    findings = deployed(cluster, {}, {}).findings
     (warning,) = findings.warnings
     assert str(warning) == (
         "clusters/c.morph:10: the setting RAMSIZE means nothing here; did you mean 'RAM_SIZE'?"

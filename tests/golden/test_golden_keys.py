@@ -46,7 +46,7 @@ def test_they_cover_every_kind_of_field() -> None:
     """What is not in the golden definitions could change its place in the key unseen."""
     graph, _ = golden()
     recipes = [step.recipe for step in graph.steps if step.recipe is not None]
-    assert {step.mode for step in graph.steps} == {"staging", "bootstrap", "test"}
+    assert {step.mode for step in graph.steps} == {"staging", "bootstrap", "test", "import"}
     for field in ("commands", "rules", "max_jobs", "devices", "integration", "submodules"):
         assert any(getattr(recipe, field) for recipe in recipes), field
     assert any(len(step.path_prefixes) > 1 for step in graph.steps)

@@ -22,7 +22,7 @@ from fabric.client.project import Project
 from fabric.commands.image import read_variables
 from fabric.config import Settings
 from fabric.deployment.cluster import load_cluster
-from fabric.deployment.guests import guests
+from fabric.deployment.guests import deployed
 from fabric.errors import DefinitionsError, FabricError
 
 ROOT = Path(__file__).parents[2]
@@ -251,7 +251,7 @@ def test_cluster_morph_is_rejected(tmp_path: Path, given: dict[str, str], said: 
     definitions(tmp_path, **given)
     project = Project.find(tmp_path, Settings(), print)
     with pytest.raises(DefinitionsError) as caught:
-        guests(load_cluster(project.read, CLUSTER), {}, {})
+        deployed(load_cluster(project.read, CLUSTER), {}, {})
     assert str(caught.value) == said
 
 

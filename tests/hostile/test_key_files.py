@@ -64,7 +64,7 @@ def test_key_files_past_the_bound_are_reported(tmp_path: Path) -> None:
 
 
 CONTROLLER: Any = SimpleNamespace(
-    role="controller", users="people", trove=True, name="controller", line_of=lambda _: 7
+    roles=("controller",), users="people", trove=True, name="controller", line_of=lambda _: 7
 )
 
 

@@ -121,7 +121,7 @@ REFUSED = [
     case("order", "BUILD_ORDER")(
         INITIATOR,
         order(components=("x" * 4000,) * 980),
-        "BuildOrder of 3,923,115 bytes: it may have 65,536",
+        "BuildOrder of 3,923,117 bytes: it may have 65,536",
     ),
     case("how another id begins")(
         INITIATOR,

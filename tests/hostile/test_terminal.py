@@ -72,7 +72,9 @@ def project(tmp_path: Path) -> Iterator[Project]:
 
 def seen(project: Project, *args: str, code: int = 0) -> str:
     """The output of a command on a terminal, without fabric's own styles."""
-    terminal = Terminal([*INITIATOR, *args], project.logs, {**project.environ, "NO_COLOR": "1"})
+    terminal = Terminal(
+        [*INITIATOR, *args], project.logs, {**project.environ, "NO_COLOR": "1", "CI": "1"}
+    )
     try:
         assert terminal.ends() == code, terminal.lines()
     finally:

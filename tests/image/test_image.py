@@ -17,7 +17,14 @@ import pytest
 import zstandard
 
 from fabric.building import image_disk
-from fabric.building.image import File, Image, ImageError, files_below, make_image
+from fabric.building.image import (
+    File,
+    Image,
+    ImageError,
+    files_below,
+    make_archive,
+    make_image,
+)
 
 MIB = 1024 * 1024
 SIZE = 96 * MIB
@@ -84,6 +91,32 @@ def test_image_may_have_any_path(
     image = make_image(rootfs, to, size=SIZE, format="qcow2" if to.suffix else "raw")
     assert (image.path, to.exists()) == (to, True)
     assert list(to.parent.glob(".*")) == []
+
+
+def test_an_archive_has_the_system_and_the_files_over_it(tmp_path: Path) -> None:
+    rootfs = small().write(tmp_path / "rootfs.tar.zst")
+    to = tmp_path / "it"
+    files = {"/bin/new": File(b"new\n", 0o755), "/srv/a/b": File(b"b", uid=7)}
+    written = make_archive(rootfs, to, hostname="after", files=files)
+    assert (written, to.stat().st_mode & 0o777) == (to.stat().st_size, 0o600)
+    with tarfile.open(to) as archive:
+        found = {member.name: member for member in archive}
+        names = archive.getnames()
+        content = archive.extractfile("etc/hostname")
+        assert content is not None
+        assert content.read() == b"after\n"
+    assert len(found) == len(names)
+    assert found["boot/vmlinuz-6.12"].size == 11
+    assert (found["usr/bin/new"].mode, found["srv/a/b"].uid) == (0o755, 7)
+    assert names.index("srv/a") < names.index("srv/a/b")
+    assert found["bin"].issym()
+    again = tmp_path / "again"
+    make_archive(rootfs, again, hostname="after", files=files)
+    assert again.read_bytes() == to.read_bytes()
+    with pytest.raises(ImageError, match="exists already"):
+        make_archive(rootfs, to)
+    make_archive(rootfs, to, force=True)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["again", "it", "rootfs.tar.zst"]
 
 
 def root_of(image: Image) -> str:

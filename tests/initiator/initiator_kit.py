@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from small_definitions import lay_out, write_chunks
+from small_definitions import lay_out, remember_host_tools, write_chunks
+from terminals import Terminal
 
 INITIATOR = [sys.executable, "-m", "fabric.initiator"]
+
+
+#: Runs fabric-initiator with these arguments on a terminal.
+OpenTerminal = Callable[..., Terminal]
 
 
 class Project:
@@ -21,6 +26,7 @@ class Project:
         self.cache = cache
         self.logs = root / "here"
         self.logs.mkdir(parents=True)
+        remember_host_tools(cache)
         self.source = root / "source"
         lay_out(root, self.source)
         self.children: list[subprocess.Popen[str]] = []

@@ -105,6 +105,23 @@ def test_keep_going_builds_all_that_can_be_built(project: Project) -> None:
     assert "after: built" not in done.stdout
 
 
+def test_failed_build_finishes_what_runs(project: Project) -> None:
+    project.write(bad="sleep 0.5; false", slow="sleep 3", later="sleep 0.1")
+    done = project.build("--workers", "2")
+    assert done.returncode == 3
+    assert "slow: built" in done.stdout
+    assert "later: built" not in done.stdout
+    assert done.stdout.index("bad failed") > done.stdout.index("slow: built")
+
+
+def test_failed_build_with_fail_fast_cancels_what_runs(project: Project) -> None:
+    project.write(bad="sleep 0.5; false", slow="sleep 1000")
+    done = project.build("--workers", "2", "--fail-fast")
+    assert done.returncode == 3
+    assert "slow: built" not in done.stdout
+    assert "not allowed with argument" in project.build("--fail-fast", "--keep-going").stderr
+
+
 def test_json_reports_steps_and_result(project: Project) -> None:
     project.write(one="sleep 0.5")  # a short step may be reported only at its end
     done = project.build("--json")

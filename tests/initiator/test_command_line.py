@@ -62,16 +62,25 @@ def printed(line: str, capsys: pytest.CaptureFixture[str]) -> tuple[str, str, ob
     [
         ("", "", "the following arguments are required: COMMAND"),
         ("--cache c", "", "the following arguments are required: COMMAND"),
-        ("buld s", "", "argument COMMAND: invalid choice: 'buld' (choose from "),
+        ("buld s", "", "argument COMMAND: invalid choice: 'buld'; did you mean 'build'?\n"),
         ("--c x build s", "", "ambiguous option: --c could match --cache, --controller"),
-        ("--json build s", "", "unrecognized arguments: --json"),
-        ("build s --jsn --bogus", "", "unrecognized arguments: --jsn --bogus"),
+        ("--json build s", "", "unrecognized arguments: --json; --json stands after build\n"),
+        ("xyz", "", "argument COMMAND: invalid choice: 'xyz' (choose from "),
+        (
+            "build s --jsn --bogus",
+            "",
+            "unrecognized arguments: --jsn --bogus; did you mean '--json'?\n",
+        ),
         ("build --json", " build", "the following arguments are required: SYSTEM"),
         ("build s --workers x", " build", "argument --workers: invalid int value: 'x'"),
         ("build s --workers", " build", "argument --workers: expected one argument"),
         ("checkout s", " checkout", "the following arguments are required: --to"),
         ("cancel a b", "", "unrecognized arguments: b"),
-        ("workers dran a", " workers", "argument action: invalid choice: 'dran' (choose from "),
+        (
+            "workers dran a",
+            " workers",
+            "argument action: invalid choice: 'dran'; did you mean 'drain'?\n",
+        ),
     ],
 )
 def test_usage_errors_name_the_mistake(
@@ -132,4 +141,4 @@ def test_python_runs_the_package() -> None:
         [sys.executable, "-m", "fabric", "nope"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert "invalid choice: 'nope'" in done.stderr
+    assert "invalid choice: 'nope' (choose from " in done.stderr

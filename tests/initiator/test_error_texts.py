@@ -222,6 +222,66 @@ def _(world: World) -> str:
     return world.run("build", SYSTEM)
 
 
+def with_list(world: World, *entries: str, back: str = "") -> str:
+    """``check`` of a stratum whose chunk lists these needs; ``back``: a need of the other."""
+    world.project.write(one="true")
+    world.edit("strata/things.morph", "build-depends: []", f"build-depends: [{back}]")
+    world.write(
+        "strata/others.morph",
+        "name: others\nkind: stratum\nchunks:\n- name: two\n  build-system: manual\n"
+        "  repo: upstream:two\n  ref: main\n  build-depends:\n"
+        + "".join(f"  - {entry}\n" for entry in entries),
+    )
+    entry = "- {name: others, morph: strata/others.morph}"
+    world.edit("systems/small.morph", "strata:\n", f"strata:\n{entry}\n")
+    return world.run("check")
+
+
+@situation("A list of needs with unknown strata and chunks")
+def _(world: World) -> str:
+    return with_list(
+        world,
+        "{stratum: strata/thing.morph}",
+        "{stratum: strata/things.morph, chunks: [ones, two]}",
+    )
+
+
+@situation("A list of needs with mistakes")
+def _(world: World) -> str:
+    return with_list(
+        world,
+        "{stratum: strata/things.morph, chunks: [one, one]}",
+        "{stratum: strata/things.morph, chunks: []}",
+        "{stratum: strata/others.morph, chunks: [two]}",
+        "{morph: strata/things.morph}",
+        "one",
+    )
+
+
+@situation("Lists of needs that form a cycle")
+def _(world: World) -> str:
+    there, back = (f"{{stratum: strata/{name}.morph}}" for name in ("things", "others"))
+    return with_list(world, there, back=back)
+
+
+@situation("check --unused of no system")
+def _(world: World) -> str:
+    world.project.write(one="true")
+    return world.run("check", "--unused")
+
+
+@situation("check --unused of a stratum")
+def _(world: World) -> str:
+    world.built()
+    return world.run("check", SYSTEM, "--unused", "things")
+
+
+@situation("check --unused before the first build")
+def _(world: World) -> str:
+    world.project.write(one="true", two=("one", "true"))
+    return world.run("check", SYSTEM, "--unused", "two")
+
+
 @situation("A chunk that does not exist: build")
 def _(world: World) -> str:
     world.project.write(one="true")
@@ -299,6 +359,27 @@ def _(world: World) -> str:
 @situation("A download that does not exist")
 def _(world: World) -> str:
     tarball(world, url="file:///nowhere/one-1.0.tar")
+    return world.run("lorry", "import", "one")
+
+
+@situation("A patch that does not apply")
+def _(world: World) -> str:
+    patch = "--- a/hello.txt\n+++ b/hello.txt\n@@ -1,2 +1,3 @@\n good day\n+or night\n all\n"
+    world.write("sources/one.patch", patch)
+    tarball(world, patches="[one.patch]")
+    return world.run("lorry", "import", "one")
+
+
+@situation("A patched source with another tree than is recorded")
+def _(world: World) -> str:
+    world.write("sources/one.patch", "--- /dev/null\n+++ b/new\n@@ -0,0 +1 @@\n+new\n")
+    tarball(world, patches="[one.patch]", tree="ab" * 20)
+    return world.run("lorry", "import", "one")
+
+
+@situation("A component from a lorry that does not exist")
+def _(world: World) -> str:
+    tarball(world, components="{sub: {lorry: too}}")
     return world.run("lorry", "import", "one")
 
 

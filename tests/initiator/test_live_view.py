@@ -12,31 +12,14 @@ import shlex
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
-from initiator_kit import INITIATOR, Project
+from initiator_kit import INITIATOR, OpenTerminal, Project
 from terminals import Terminal
 
 SYSTEM = "../systems/small.morph"
 LONG = "a-chunk-whose-name-says-all-that-there-is-to-say"
-Open = Callable[..., Terminal]
-
-
-@pytest.fixture
-def terminal(project: Project) -> Iterator[Open]:
-    """Opens terminals that run fabric-initiator."""
-    opened: list[Terminal] = []
-
-    def run(*args: str, columns: int = 80, rows: int = 24, **environ: str) -> Terminal:
-        command = [*INITIATOR, *args]
-        made = Terminal(command, project.logs, {**project.environ, **environ}, columns, rows)
-        opened.append(made)
-        return made
-
-    yield run
-    for one in opened:
-        one.close()
 
 
 def seconds(row: str) -> float:
@@ -46,8 +29,8 @@ def seconds(row: str) -> float:
 
 
 def live(lines: list[str]) -> list[str]:
-    """The rows below the printed lines."""
-    return [line for line in lines if line.startswith("  ")]
+    """The rows below the printed lines, except for the steps that come next."""
+    return [line for line in lines if line.startswith("  ") and not line.startswith("  next: ")]
 
 
 def moves(terminal: Terminal, text: str, more: float = 2.0) -> None:
@@ -57,7 +40,9 @@ def moves(terminal: Terminal, text: str, more: float = 2.0) -> None:
 
 
 @pytest.mark.parametrize("columns", [120, 80, 40])
-def test_live_view_shows_times_that_run(project: Project, terminal: Open, columns: int) -> None:
+def test_live_view_shows_times_that_run(
+    project: Project, terminal: OpenTerminal, columns: int
+) -> None:
     project.write(**{"short": "sleep 1000", LONG: "sleep 1000"})
     seen = terminal("build", SYSTEM, columns=columns)
     seen.sees(lambda lines: len(live(lines)) == 3, "two steps and how far it is")
@@ -78,7 +63,7 @@ def test_live_view_shows_times_that_run(project: Project, terminal: Open, column
 
 @pytest.mark.parametrize("columns", [80, 40])
 def test_live_view_shows_the_expected_time_left(
-    project: Project, terminal: Open, columns: int
+    project: Project, terminal: OpenTerminal, columns: int
 ) -> None:
     project.write(slow="sleep 3")
     assert project.build().returncode == 0
@@ -98,7 +83,7 @@ def test_live_view_shows_the_expected_time_left(
 
 
 def test_live_view_keeps_one_row_for_each_step_when_resized(
-    project: Project, terminal: Open
+    project: Project, terminal: OpenTerminal
 ) -> None:
     project.write(**{"short": "sleep 1000", LONG: "sleep 1000"})
     seen = terminal("build", SYSTEM, columns=120)
@@ -143,7 +128,54 @@ def test_live_view_leaves_the_terminal_to_the_shell_in_the_background(project: P
         seen.close()
 
 
-def test_live_view_counts_steps_past_its_rows(project: Project, terminal: Open) -> None:
+def test_live_view_shows_what_runs_next_until_a_step_fails(
+    project: Project, terminal: OpenTerminal
+) -> None:
+    project.write(bad="sleep 4; false", slow="sleep 1000", last=("slow", "true"))
+    seen = terminal("build", SYSTEM, "--workers", "2", CI="1")
+    seen.sees(lambda lines: "  next: last, small" in lines, "what comes next")
+    seen.sees(lambda _: bool(seen.row("a step failed, so no other begins")), "the end")
+    assert not seen.row("next: ")
+    assert seen.row("  slow")
+    assert ", 1 failed, " in seen.row("0 of 5")
+    seen.press_ctrl_c()
+    assert seen.ends() == 130
+
+
+@pytest.mark.parametrize("columns", [20, 40, 80, 120, 300])
+def test_live_view_is_a_whole_screen_at_any_width(
+    project: Project, terminal: OpenTerminal, columns: int
+) -> None:
+    project.write(**{"short": "sleep 1000", LONG: "sleep 1000", "later": "true"})
+    seen = terminal("build", SYSTEM, "--workers", "2", columns=columns)
+    bar, wide = "╌" * 24, "╌" * 99
+    short = LONG[: max(16, (columns - 1) // 3) - 1] + "…"
+    named, rest = LONG, "install  T  L  worker-W"
+    screens = {
+        20: [f"  {LONG[:10]}…  T", f"  {'short':<11}  T", "  next: later, sma…", "  0 of 5, T"],
+        40: [f"  {short}  T  worker-W", "  short             T  worker-W",
+             "  next: later, small", f"  {bar[:12]}  0 of 5 built, T"],
+        80: [f"  {short}  {rest}", f"  {'short':<26}  {rest}",
+             "  next: later, small", f"  {bar}  0 of 5 built, T"],
+        120: [f"  {short}  {rest}", f"  {'short':<39}  {rest}",
+              "  next: later, small", f"  {bar}  0 of 5 built, T"],
+        300: [f"  {named}  {rest}", f"  {'short':<{len(named)}}  {rest}",
+              "  next: later, small", f"  {wide}  0 of 5 built, T"],
+    }  # fmt: skip
+
+    def blurred(lines: list[str]) -> list[str]:
+        """The rows without what differs from run to run."""
+        rows = [line for line in lines if line.startswith("  ")]
+        for pattern, by in ((r"\d+(\.\d)? s\b", "T"), (r"\d+ B log", "L"), (r"-[12]$", "-W")):
+            rows = [re.sub(pattern, by, row) for row in rows]
+        return sorted(rows[:-2]) + rows[-2:]
+
+    seen.sees(lambda lines: blurred(lines) == screens[columns], f"{screens[columns]}")
+    seen.press_ctrl_c()
+    assert seen.ends() == 130
+
+
+def test_live_view_counts_steps_past_its_rows(project: Project, terminal: OpenTerminal) -> None:
     project.write(**{f"c{number}": "sleep 1000" for number in range(8)})
     seen = terminal("build", SYSTEM, "--workers", "8", rows=6)
     seen.sees(lambda lines: any("and 5 more" in line for line in lines), "that there are more")
@@ -153,7 +185,9 @@ def test_live_view_counts_steps_past_its_rows(project: Project, terminal: Open) 
     assert seen.ends() == 130
 
 
-def test_live_view_restores_the_terminal_after_ctrl_c(project: Project, terminal: Open) -> None:
+def test_live_view_restores_the_terminal_after_ctrl_c(
+    project: Project, terminal: OpenTerminal
+) -> None:
     project.write(slow="sleep 1000")
     seen = terminal("build", SYSTEM)
     seen.sees(lambda lines: len(live(lines)) == 2, "the step")
@@ -164,7 +198,7 @@ def test_live_view_restores_the_terminal_after_ctrl_c(project: Project, terminal
     assert seen.raw.rfind(b"\x1b[?25h") > seen.raw.rfind(b"\x1b[?25l"), "the cursor is seen again"
 
 
-def test_live_view_in_a_tiny_terminal(project: Project, terminal: Open) -> None:
+def test_live_view_in_a_tiny_terminal(project: Project, terminal: OpenTerminal) -> None:
     project.write(**{f"c{number}": "sleep 2" for number in range(3)})
     seen = terminal("build", SYSTEM, columns=2, rows=1)
     seen.resize(1, 1)
@@ -226,10 +260,10 @@ def slow_source(project: Project) -> Iterator[threading.Event]:
 
 @pytest.mark.parametrize("command", ["build", "show"])
 def test_live_view_shows_an_import_in_one_row_and_removes_it(
-    terminal: Open, slow_source: threading.Event, command: str
+    terminal: OpenTerminal, slow_source: threading.Event, command: str
 ) -> None:
     seen = terminal(command, SYSTEM)
-    come = re.compile(r"  thing-1.0.tar.gz: downloading (\d\.\d) of 4.0 MB  \d+ s")
+    come = re.compile(r"  [━╌]{12}  thing-1.0.tar.gz: downloading (\d\.\d) of 4.0 MB  \d+ s")
     told: set[str] = set()
 
     def grows(lines: list[str]) -> bool:
@@ -243,7 +277,9 @@ def test_live_view_shows_an_import_in_one_row_and_removes_it(
     assert not any("downloading" in line or "commit" in line for line in seen.lines())
 
 
-def test_live_view_on_a_dumb_terminal_prints_lines(project: Project, terminal: Open) -> None:
+def test_live_view_on_a_dumb_terminal_prints_lines(
+    project: Project, terminal: OpenTerminal
+) -> None:
     project.write(one="true")
     seen = terminal("build", SYSTEM, TERM="dumb")
     assert seen.ends() == 0
@@ -251,9 +287,9 @@ def test_live_view_on_a_dumb_terminal_prints_lines(project: Project, terminal: O
     assert b"one: built in" in seen.raw
 
 
-def test_live_view_without_colours(project: Project, terminal: Open) -> None:
+def test_live_view_without_colours(project: Project, terminal: OpenTerminal) -> None:
     project.write(one="false")
-    seen = terminal("build", SYSTEM, NO_COLOR="1")
+    seen = terminal("build", SYSTEM, NO_COLOR="1", CI="1")
     assert seen.ends() == 3
     assert not re.search(rb"\x1b\[[0-9;]*m", seen.raw)
     assert any("one failed: install-commands" in line for line in seen.lines())

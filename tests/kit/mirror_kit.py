@@ -87,9 +87,16 @@ class Tale:
         self.do([*self.mirror.published(Published(KEY, fence, offset, data), self.now)])
 
     def piece(
-        self, offset: int, data: bytes, *, fence: int = 1, size: int = -1, sha256: str = ""
+        self,
+        offset: int,
+        data: bytes,
+        *,
+        fence: int = 1,
+        size: int = -1,
+        sha256: str = "",
+        ended: bool = False,
     ) -> None:
-        piece = LogPiece(KEY, fence, offset, data, size, sha256)
+        piece = LogPiece(KEY, fence, offset, data, size, sha256, ended)
         self.do([*self.mirror.piece(piece, self.now)])
 
     def asked(self) -> list[int]:

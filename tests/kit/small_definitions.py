@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
+import tempfile
 from pathlib import Path
+
+from fabric.building.host_tools import host_tools
 
 SYSTEM = "systems/small.morph"
 DEFAULTS = """\
@@ -59,3 +63,17 @@ def write_chunks(root: Path, source: Path, chunks: dict[str, str | tuple[str, st
     (root / "strata/things.morph").write_text(
         "name: things\nkind: stratum\nchunks:\n" + "".join(specs)
     )
+
+
+@functools.cache
+def _host_tools() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "host-tools.json")
+        host_tools(file)
+        return file.read_bytes()
+
+
+def remember_host_tools(cache: Path) -> None:
+    """A new cache does not read all headers and libraries of this machine anew: that takes long."""
+    cache.mkdir(parents=True, exist_ok=True)
+    (cache / "host-tools.json").write_bytes(_host_tools())

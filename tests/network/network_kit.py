@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from small_definitions import SYSTEM, git, lay_out, write_chunks
+from small_definitions import SYSTEM, git, lay_out, remember_host_tools, write_chunks
 from waiting import until
 
 
@@ -167,6 +167,7 @@ class Farm:
     """A controller with workers, a trove and an artifact store."""
 
     def __init__(self, root: Path) -> None:
+        root.mkdir(exist_ok=True)
         self.root = root
         self.token = secrets.token_hex(8)
         self.programs: list[Program] = []
@@ -214,12 +215,13 @@ class Farm:
         self.broker_config.write_text(text + f"port = {self.port}\nlease = 4.0\n")
         return self._daemon("broker", self.broker_config, inside=inside)
 
-    def worker(self, name: str, slots: int = 1) -> Program:
+    def worker(self, name: str, slots: int = 1, jobs: int = 1) -> Program:
         """Start a worker; makes its key if it is new."""
         home = self.root / name
         config = home / "worker.toml"
         if not config.exists():
             keys = self.make_keys("worker", name)
+            remember_host_tools(home / "cache")
             values = {
                 "cache": str(home / "cache"),
                 "controller": self.address,
@@ -229,7 +231,7 @@ class Farm:
                 **self.ssh,
             }
             text = "".join(f'{k} = "{v}"\n' for k, v in values.items())
-            config.write_text(text + f"slots = {slots}\nmin-free-disk = 0\nmax-jobs = 1\n")
+            config.write_text(text + f"slots = {slots}\nmin-free-disk = 0\nmax-jobs = {jobs}\n")
         return self._daemon("worker", config, name)
 
     def workstation(self, name: str) -> Workstation:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 from pathlib import Path
 
 import pytest
+from jobs_kit import at_once, morph
 from network_kit import Farm, Workstation
 from small_definitions import SYSTEM, git
 from waiting import until
@@ -60,6 +62,37 @@ def test_farm_builds_the_work_tree_unnoticed_by_git(farm: Farm, alice: Workstati
     assert re.fullmatch(r"refs/builds/[\w-]+/[0-9a-f]{32}", refs[0])
 
 
+def test_farm_builds_an_edited_chunk(farm: Farm, alice: Workstation) -> None:
+    """Its work tree travels with the definitions; others get the artifact of the same files."""
+    farm.broker()
+    farm.worker("w1")
+    alice.definitions.write(one=ADD.format("one"), two=("one", ADD.format("two")))
+    alice.definitions.by_lorry()
+    begun = alice.run("edit", "one", "--system", f"../definitions/{SYSTEM}", "--to", "work")
+    assert begun.returncode == 0, begun.stderr
+    (alice.here / "work/hello.txt").write_text("edited\n")
+    done = alice.build()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "edited: one in work" in done.stderr
+
+    def built(out: str) -> str:
+        made = alice.run("checkout", f"../definitions/{SYSTEM}", "--to", out)
+        assert made.returncode == 0, made.stderr
+        share = alice.here / out / "usr/share"
+        return (share / "one/hello.txt").read_text() + (share / "two/hello.txt").read_text()
+
+    assert built("first") == "edited\nhello\n"
+    assert "small is built: 0 built" in alice.build().stdout
+    (alice.here / "work/hello.txt").write_text("edited again\n")
+    assert alice.build().returncode == 0
+    assert built("second") == "edited again\nhello\n"
+    bob = farm.workstation("bob")
+    bob.definitions.write(one=ADD.format("one"))
+    (bob.definitions.source / "hello.txt").write_text("edited again\n")
+    git(bob.definitions.source, "commit", "-qam", "the same files")
+    assert "one is built: 0 built" in bob.build("one").stdout
+
+
 def test_farm_two_requests_share_an_artifact(farm: Farm, alice: Workstation) -> None:
     """It is built once, and both get its whole log; one of them leaves."""
     farm.broker()
@@ -83,6 +116,21 @@ def test_farm_two_requests_share_an_artifact(farm: Farm, alice: Workstation) -> 
     log = bob.log("shared")
     assert log.count("shared begins") == log.count("+ echo shared begins") + 1
     assert log.startswith(alice.log("shared"))
+
+
+def test_farm_slots_of_a_worker_share_its_cores(farm: Farm, alice: Workstation) -> None:
+    jobs = (os.cpu_count() or 1) + 2
+    farm.broker()
+    farm.worker("w1", slots=2, jobs=jobs)
+    alice.definitions.write(one="true", two="true")
+    for name in ("one", "two"):
+        text = morph(name, 8 * jobs, 0.2)
+        (alice.definitions.root / f"strata/{name}.morph").write_text(text)
+    done = alice.build()
+    assert done.returncode == 0, done.stdout + done.stderr
+    counts = at_once(alice.log("one"), alice.log("two"))
+    assert jobs <= max(counts) <= jobs + 1
+    assert counts.count(jobs) > len(counts) / 4
 
 
 def test_farm_cancel_ends_only_unshared_steps(farm: Farm, alice: Workstation) -> None:
@@ -352,10 +400,11 @@ def test_farm_errors_of_settings_are_clear(farm: Farm, alice: Workstation) -> No
     assert done.returncode == 1
     assert "fabric-keys make initiator" in done.stderr
     alice.configure(controller="")
-    for command in (("list",), ("attach", "x"), ("status",), ("why", "x"), ("workers",)):
+    for command in (("attach", "x"), ("workers",)):
         done = alice.run(*command)
         assert done.returncode == 1
         assert "no controller is set: give --controller HOST" in done.stderr
+    assert "no build of yours runs on this machine" in alice.run("status").stdout
 
 
 def test_farm_controller_that_does_not_exist(alice: Workstation) -> None:

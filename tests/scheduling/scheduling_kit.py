@@ -74,7 +74,12 @@ class Stage:
         self.began: list[events.Began] = []
         self.ended: list[events.Ended] = []
         self.answers: list[Answer] = []
-        self._questions: list[events.QueryStore | events.InspectStore] = []
+        #: names of steps whose outputs others had before, and of those that have an equal step
+        self.familiar: set[str] = set()
+        self.equal: set[str] = set()
+        self.compared: list[list[str]] = []  # names, as the store was to look for equal steps
+        self.compares = True  # it answers these questions, too
+        self._questions: list[events.QueryStore | events.CompareStore | events.InspectStore] = []
         self._names: dict[str, str] = {}
 
     # -- events ----------------------------------------------------------------------------
@@ -82,8 +87,9 @@ class Stage:
     def handle(self, event: events.Event) -> None:
         """One event, and the store's answers that follow from it."""
         self.effects = self._handle(event)
-        while self.store_answers and self._questions:
-            ask = self._questions.pop(0)
+        while self.store_answers and (asks := self._answerable()):
+            ask = asks[0]
+            self._questions.remove(ask)
             if isinstance(ask, events.InspectStore):
                 gone = frozenset(
                     key for key in ask.keys if key in self.spoilt or key not in self.stored
@@ -91,9 +97,19 @@ class Stage:
                 self.stored -= gone
                 self.spoilt -= gone
                 self.effects += self._handle(events.StoreInspected(gone))
+            elif isinstance(ask, events.CompareStore):
+                equal = frozenset(step.key for step in ask.steps if step.name in self.equal)
+                self.stored |= equal
+                self.effects += self._handle(events.StoreCompared(ask.question, equal))
             else:
                 present = frozenset(key for key in ask.keys if key in self.stored)
-                self.effects += self._handle(events.StoreAnswered(ask.question, present))
+                built = {step.key for step in ask.built if step.name in self.familiar}
+                answer = events.StoreAnswered(ask.question, present, present & built)
+                self.effects += self._handle(answer)
+
+    def _answerable(self) -> list[events.QueryStore | events.CompareStore | events.InspectStore]:
+        asks = self._questions
+        return [each for each in asks if self.compares or not isinstance(each, events.CompareStore)]
 
     def _handle(self, event: events.Event) -> list[events.Effect]:
         effects = self.scheduler.handle(event, self.now)
@@ -102,6 +118,9 @@ class Stage:
             match effect:
                 case events.QueryStore():
                     self.asked.append([self._names[key] for key in effect.keys])
+                    self._questions.append(effect)
+                case events.CompareStore():
+                    self.compared.append([step.name for step in effect.steps])
                     self._questions.append(effect)
                 case events.InspectStore():
                     self.inspected.append([self._names[key] for key in effect.keys])
@@ -127,6 +146,7 @@ class Stage:
         *goals: str,
         request: str = "r1",
         keep_going: bool = False,
+        fail_fast: bool = False,
         needs: dict[str, tuple[str, ...]] | None = None,
         arch: str = "x86_64",
         priority: int = 0,
@@ -138,6 +158,7 @@ class Stage:
             msgspec.structs.replace(
                 self.submit_of(text, *goals, request=request, needs=needs, arch=arch),
                 keep_going=keep_going,
+                fail_fast=fail_fast,
                 priority=priority,
                 detach=detach,
                 requester=requester,
@@ -210,10 +231,10 @@ class Stage:
         """The store fails to answer all that it was asked."""
         questions, self._questions = self._questions, []
         for ask in questions:
-            if isinstance(ask, events.QueryStore):
-                self._handle(events.StoreFailed(ask.question, message))
-            else:
+            if isinstance(ask, events.InspectStore):
                 self._handle(events.StoreInspected(frozenset(), message))
+            else:
+                self._handle(events.StoreFailed(ask.question, message))
 
     def answer(self) -> None:
         """The store answers after all."""

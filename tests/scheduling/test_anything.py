@@ -38,11 +38,20 @@ class Anything(RuleBasedStateMachine):
         self.stage = Stage()
         self.requests = 0
 
-    @rule(goals=st.sets(st.sampled_from(NAMES), min_size=1), keep_going=st.booleans())
-    def submit(self, goals: set[str], keep_going: bool) -> None:
+    @rule(
+        goals=st.sets(st.sampled_from(NAMES), min_size=1),
+        keep_going=st.booleans(),
+        fail_fast=st.booleans(),
+    )
+    def submit(self, goals: set[str], keep_going: bool, fail_fast: bool) -> None:
         self.requests += 1
-        request = f"r{self.requests}"
-        self.stage.submit(self.text, *sorted(goals), request=request, keep_going=keep_going)
+        self.stage.submit(
+            self.text,
+            *sorted(goals),
+            request=f"r{self.requests}",
+            keep_going=keep_going,
+            fail_fast=fail_fast,
+        )
 
     @rule(detach=st.booleans(), requester=st.sampled_from(("alice", "bob")))
     def order(self, detach: bool, requester: str) -> None:
@@ -166,6 +175,11 @@ class Anything(RuleBasedStateMachine):
     def appear(self, name: str) -> None:
         """Another broker builds it, in the same store."""
         self.stage.stored.add(key_of(name))
+
+    @rule(name=st.sampled_from(NAMES), equal=st.booleans())
+    def know(self, name: str, equal: bool) -> None:
+        """The output of a step is known, or a step equal to it."""
+        (self.stage.equal if equal else self.stage.familiar).add(name)
 
     @rule(
         name=st.sampled_from(WORKERS),

@@ -180,5 +180,6 @@ def test_update_has_the_seconds_left() -> None:
     assert stage.update().left == 110.0
     stage.wait(20.0, alive=["w1", "w2"], polls=["r1"])
     assert stage.update().left == 90.0
-    stage.done("a", "b")
+    stage.done("a", seconds=100.0)
+    stage.done("b", seconds=10.0)
     assert stage.update().left == 10.0

@@ -36,7 +36,7 @@ def test_leave_drops_tasks_that_no_other_request_wants() -> None:
 def test_failed_request_leaves_shared_tasks_to_the_other() -> None:
     stage = Stage()
     stage.worker("w1", "w2")
-    stage.submit("app: bad zlib\nbad:\nzlib:")
+    stage.submit("app: bad zlib\nbad:\nzlib:", fail_fast=True)
     stage.submit("tool: zlib\nzlib:", request="r2")
     stage.sync()
     stage.ends("bad", "failed")

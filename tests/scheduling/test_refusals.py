@@ -142,3 +142,7 @@ def test_drain_of_an_unknown_worker() -> None:
     assert Stage().command("drain", "w9").error == (
         "no worker is named w9; `fabric-initiator workers` lists them"
     )
+    stage = Stage()
+    stage.worker("builder-1")
+    error = stage.command("drain", "bulider-1").error
+    assert error == "no worker is named bulider-1; did you mean 'builder-1'?"

@@ -10,10 +10,85 @@ from fabric.scheduling.model import Limits
 FORK = "top: left right\nleft: base\nright: base\nbase:"
 
 
-def test_failed_build_ends_its_request_and_drops_the_rest() -> None:
-    stage = building("top: a b\na:\nb:", "w1", "w2")
+def fails(text: str, *workers: str, fail_fast: bool = False) -> Stage:
+    """Workers that are at what a text describes, of which `a` fails."""
+    stage = Stage()
+    stage.worker(*workers)
+    stage.submit(text, fail_fast=fail_fast)
+    stage.sync()
     stage.ends("a", "failed", message="make: error 2")
     stage.sync()
+    return stage
+
+
+def test_failed_build_finishes_what_runs_and_begins_nothing() -> None:
+    stage = fails("top: a b c d\na:\nb:\nc:\nd: a", "w1", "w2")
+    assert stage.verdict() == "building"
+    assert stage.running() == {"w2": ["b"]}
+    assert stage.states() == {
+        "top": "cancelled", "a": "failed", "b": "running", "c": "cancelled", "d": "cancelled"
+    }  # fmt: skip
+    stage.done("b")
+    assert stage.verdict() == "failed"
+    assert stage.update().message == "a"
+    assert stage.states()["b"] == "done"
+    assert stage.running() == {}
+    assert not stage.scheduler.state.tasks
+
+
+def test_failed_build_counts_the_failures_of_what_still_runs() -> None:
+    stage = fails("top: a b c\na:\nb:\nc:", "w1", "w2", "w3")
+    stage.ends("b", "failed")
+    assert stage.verdict() == "building"
+    stage.done("c")
+    assert stage.verdict() == "failed"
+    assert stage.update().message == "a and 1 more"
+
+
+def test_failed_build_tries_again_what_ran_on_a_machine_that_was_unable() -> None:
+    stage = fails("top: a b c\na:\nb:\nc:", "w1", "w2")
+    stage.ends("b", "fault", message="disk full")
+    stage.sync()
+    assert stage.running() == {"w1": ["b"]}
+    stage.done("b")
+    assert stage.verdict() == "failed"
+    assert stage.states()["c"] == "cancelled"
+
+
+def test_failed_build_gives_up_what_would_need_more_to_be_built() -> None:
+    stage = Stage(stored=["base"])
+    stage.worker("w1", "w2")
+    stage.submit("top: a b\na:\nb: base\nbase: below\nbelow:")
+    stage.sync()
+    stage.ends("a", "failed")
+    stage.spoilt = {key_of("base")}
+    stage.ends("b", "fault", damaged=["base"])
+    stage.sync()
+    assert stage.running() == {}
+    assert stage.verdict() == "failed"
+    assert stage.steps()["b"].message == "needs below, which is missing"
+
+
+def test_failed_build_ends_when_what_it_finishes_is_damaged_again_and_again() -> None:
+    stage = Stage(stored=["base"])
+    stage.worker("w1", "w2")
+    stage.submit("top: a b\na:\nb: base\nbase:")
+    stage.sync()
+    stage.ends("a", "failed")
+    for _ in range(stage.limits.damages - 1):
+        stage.spoilt = {key_of("base")}
+        stage.ends("b", "fault", damaged=["base"])
+        stage.sync()
+        stage.done("base")
+    assert stage.all_running() == ["b"]
+    stage.spoilt = {key_of("base")}
+    stage.ends("b", "fault", damaged=["base"])
+    assert stage.verdict() == "failed"
+    assert stage.steps()["b"].message == "needs base, which is missing"
+
+
+def test_failed_build_with_fail_fast_ends_its_request_and_drops_the_rest() -> None:
+    stage = fails("top: a b\na:\nb:", "w1", "w2", fail_fast=True)
     assert stage.verdict() == "failed"
     assert stage.update().message == "a"
     assert stage.states() == {"top": "cancelled", "a": "failed", "b": "cancelled"}

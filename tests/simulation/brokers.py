@@ -24,7 +24,7 @@ from fabric.controller.journal import Journal
 from fabric.controller.journal_file import Storage
 from fabric.controller.journal_writer import RETRY
 from fabric.controller.parts import Parts
-from fabric.controller.spools import Spools
+from fabric.controller.spools import NO_ROOM, REMOVED, Spools
 from fabric.controller.store_client import Step, StoreClient
 from fabric.controller.telemetry import Telemetry
 from fabric.host.event_log import EventLog
@@ -209,6 +209,11 @@ class Run:
         """It ends at once."""
         self.alive = False
         self._spools.drop()
+
+    def removed_log(self, key: str) -> bool:
+        """Whether a log of a step had to make room for others."""
+        spools = self._spools._spools.values()
+        return any(each.key == key and each.broken in (NO_ROOM, REMOVED) for each in spools)
 
     # -- as a `Wakeup` ---------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from fabric import bounds
 from fabric.scheduling import events
 from fabric.scheduling.explain import why_request
 from fabric.scheduling.invariants import validate
-from fabric.scheduling.model import Request, Task, Worker
+from fabric.scheduling.model import Attempt, Request, Task, Worker
 from fabric.scheduling.states import State
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ TURNS = 6
 LOOK = 4
 #: Messages that may wait in the broker for anybody, beside updates: the farms here are small.
 QUEUED = bounds.HELD_REPLIES + 100
+#: The fault of a worker that says that it built a step whose artifact cannot be found.
+NOT_STORED = "what it built is not in the store"
 #: Seconds in peace that an initiator may stay when its request is over.
 LATE = 60.0
 #: Seconds after its start in which a broker lets workers say what they run.
@@ -53,8 +55,9 @@ class Judge:
         self._used: dict[str, float] = {}  # request -> seconds of workers that it has used
         #: by run of the broker, key, and fence
         self._attempts: dict[tuple[int, str, int], _Attempt] = {}
-        #: the same -> since when it is unwanted, on the broker's clock
-        self._unwanted: dict[tuple[int, str, int], float] = {}
+        #: since when an attempt is unwanted, on the broker's clock.  One that is given up, and that
+        #: its worker runs all the same, is another object, and is waited for anew.
+        self._unwanted: dict[Attempt, float] = {}
 
     # -- after every event ---------------------------------------------------------------------
 
@@ -62,6 +65,8 @@ class Judge:
         """The core's own invariants; nothing waits without a reason; nobody idles who need not."""
         scheduler, now = broker.scheduler, broker.clock()
         self._looks += 1
+        if self.world.warehouse.wrong:
+            raise Violation(self.world.warehouse.wrong)
         if self._looks % LOOK == 0:
             validate(scheduler.state, now)
             for whom, number in broker.queues().items():
@@ -83,8 +88,7 @@ class Judge:
         now, before, self._unwanted = broker.clock(), self._unwanted, {}
         for key, dying in broker.scheduler.state.dying.items():
             for attempt in dying.values():
-                id = (broker.run, key, attempt.fence)
-                since = self._unwanted[id] = before.get(id, now)
+                since = self._unwanted[attempt] = before.get(attempt, now)
                 if not attempt.stuck and now > since + broker.scheduler.state.limits.kill + 1.0:
                     raise Violation(f"{self.world.names[key]} waits for what was to end long ago")
 
@@ -283,8 +287,10 @@ class Judge:
         if message.startswith("it was lost"):
             return not scenario.gentle
         if message.startswith("no machine could"):
+            # A result may be damaged before the broker looks at it.
+            damaged = min(message.count(NOT_STORED), world.faults["damaged artifact"])
             # One bad machine alone fails nothing, if the good ones are there.
-            faulty = (bad > 0 and away) or bad >= scenario.limits.faults
+            faulty = (bad > 0 and away) or bad + damaged >= scenario.limits.faults
             return faulty or world.faults["fault without a store"] > 0
         if message.startswith("the artifact store does not answer"):
             return world.faults["store outage"] > 0
@@ -299,15 +305,25 @@ class Judge:
         for key, whole in initiator.whole.items():
             if whole:
                 self._is_the_log_used(initiator, key)
-            elif self.world.scenario.gentle and not initiator.attached:
+            elif self._should_be_whole(initiator, key):
                 raise Violation(f"the log of {names[key]} is not whole")
 
+    def _should_be_whole(self, initiator: Initiator, key: str) -> bool:
+        """Not if the broker might take its worker for lost, or removed the log to make room."""
+        broker, gentle = self.world.broker, self.world.scenario.gentle
+        removed = broker is not None and broker.removed_log(key)
+        return gentle and not initiator.attached and not removed
+
     def _is_the_log_used(self, initiator: Initiator, key: str) -> None:
-        """What was kept as the log of a step is that of the attempt which decided it."""
+        """The log of a step in a user's folder is that of the attempt which decided the step.
+
+        A step that is equal to one of another version of the definitions has the log of that.
+        """
         name = self.world.names[key]
         lines = initiator.logs[key].decode().splitlines()
-        if not all(line.startswith(name) for line in lines):
+        if not all(line[1:].startswith(name[1:]) for line in lines):
             raise Violation(f"the log of {name} is another's")
+        versions = [one for one, other in self.world.names.items() if other[1:] == name[1:]]
         attempts = {int(line.split()[1]) for line in lines}
         step = initiator.mirror.steps.get(key)
         if step is None or not attempts:
@@ -315,7 +331,7 @@ class Judge:
         if step.state == "failed" and step.message.startswith("failed on"):
             right = {int(step.message.split()[-1])}
         elif step.state == "done":
-            right = self.world.done[key]
+            right = {fence for one in versions for fence in self.world.done.get(one, ())}
         else:
             return
         if len(attempts) > 1 or not attempts <= right:

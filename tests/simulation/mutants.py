@@ -30,6 +30,7 @@ from fabric.controller.store_client import StoreClient
 from fabric.scheduling import attempts, events, requests, retries, scheduler, store, workers
 from fabric.scheduling.scheduler import Scheduler
 from fabric.scheduling.shares import Share
+from fabric.trove.artifacts import contents
 
 #: Seconds of real time that one seed may take.
 PATIENCE = 30
@@ -238,6 +239,26 @@ def _(old: Old) -> Old:
         ]
 
     return look_up
+
+
+@mutant("equal", "an equal step is not stored", StoreClient, "_compare")
+def _(_: Old) -> Old:
+    return lambda _, ask: events.StoreCompared(
+        ask.question, frozenset(step.key for step in ask.steps)
+    )
+
+
+@mutant("recipe", "steps with equal contents and other recipes are equal", contents, "_digest")
+def _(old: Old) -> Old:
+    def digest(what: str, value: Any) -> Any:
+        return old(what, value[1] if what == "contents" else value)
+
+    return digest
+
+
+@mutant("output", "all outputs count as equal", contents, "output_of")
+def _(old: Old) -> Old:
+    return lambda manifest: old(msgspec.structs.replace(manifest, artifacts=()))
 
 
 @mutant("gap", "the broker appends a piece at any offset", Spools, "append")

@@ -121,7 +121,7 @@ class Builder:
         id = (action.key, action.fence)
         self.logs[id] = b""
         self.began[id] = world.now
-        name = msgspec.msgpack.decode(action.job, type=str)
+        name = world.names[action.key]
         depends = world.graph[action.key].depends
         world.tell(f"{self.node} begins {name} {id[1]}")
         try:

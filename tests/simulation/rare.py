@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from fabric.scheduling import events
 from fabric.scheduling.scheduler import Scheduler
-from fabric.scheduling.states import TABLE
+from fabric.scheduling.states import TABLE, Cause, State
 from fabric.wire.messages import Report
 
 #: What is looked for, besides every arrow of the core's table.
@@ -34,7 +34,10 @@ EVENTS = (
     "refused: unknown-request",
     "refused: no-log",
 )
-WANTED = (*EVENTS, *(f"{state} -- {cause.name}" for state, cause in TABLE))
+#: Too rare for 2,000 seeds: a worker reports an attempt of a former broker during one query.
+#: `tests/scheduling/test_equal_steps.py` has it.
+RARER = {(State.COMPARING, Cause.ADOPTED)}
+WANTED = (*EVENTS, *(f"{state} -- {cause.name}" for state, cause in TABLE.keys() - RARER))
 
 
 class Before:

@@ -51,6 +51,8 @@ class Scenario:
     series: float  # probability that a broker that came back crashes again soon
     keep_going: bool
     trouble: float  # seconds until peace
+    edits: float  # share of steps that a second version of the definitions changes
+    fail_fast: bool
 
     @classmethod
     def of(cls, seed: int) -> Scenario:
@@ -99,6 +101,8 @@ class Scenario:
             series=rng.choice((0.0, 0.5)),
             log_memory=rng.choice((MIB, MIB, 500)),
             log_disk=rng.choice((MIB, MIB, 5000)),
+            edits=rng.choice((0.0, 0.05, 0.3)),
+            fail_fast=rng.random() < 0.3,
         )
 
     @property

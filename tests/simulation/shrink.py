@@ -13,7 +13,7 @@ TRIES = 400
 #: The least that a number can be, if that is not zero.
 _LEAST = {"steps": 1, "workers": 1, "slots": 1, "requests": 1}
 #: Numbers that mean something else than more or less trouble.
-_KEPT = {"seed", "lease", "keep_going", "orders", "log_memory", "log_disk"}
+_KEPT = {"seed", "lease", "keep_going", "fail_fast", "orders", "log_memory", "log_disk"}
 
 
 def shrink(scenario: Scenario, fails: Callable[[Scenario], bool]) -> Scenario:

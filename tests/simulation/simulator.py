@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+import random
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from users import Console, Initiator
 from warehouse import Warehouse
 
 from fabric.errors import MachineFault
+from fabric.jobs import Job, Staged
 from fabric.scheduling.explain import history, why
 from fabric.scheduling.states import PRESENT
 from fabric.wire.messages import (
@@ -51,9 +54,10 @@ class Simulation(Network):
     def __init__(self, scenario: Scenario, directory: Path) -> None:
         super().__init__(scenario)
         self.directory = directory
+        self.outputs: dict[str, bytes] = {}  # key -> what its inputs give
         self.graph = self._make_graph()
         self.names = {key: offer.name for key, offer in self.graph.items()}
-        self.warehouse = Warehouse(lambda: self.now < self._away_until, directory)
+        self.warehouse = Warehouse(lambda: self.now < self._away_until, directory, self.outputs)
         self._away_until = self._slow_until = 0.0
         self._quiet = math.inf  # since when all is over
         self._stalled = 0.0  # seconds that the store takes for the next answer; 0: as usual
@@ -129,7 +133,10 @@ class Simulation(Network):
     def _is_at_rest(self) -> bool:
         """Whether whatever nobody waits for has had its time, too, if that is not too long."""
         limits = self.scenario.limits
-        self._quiet = min(self._quiet, self.now)
+        broker = self.broker
+        # a broker that restarts late continues requests without initiators
+        idle = broker and all(each.over for each in broker.scheduler.state.requests.values())
+        self._quiet = min(self._quiet, self.now) if idle else math.inf
         longest = limits.lease + limits.absence + limits.patience + limits.kill
         return not self.scenario.long or self.now > self._quiet + longest + self.scenario.delay
 
@@ -154,19 +161,55 @@ class Simulation(Network):
                 needs = ("what nobody has",)
             elif self.rng.random() < self.scenario.special:
                 needs = (SPECIAL,)
-            offers.append(
-                StepSpec(
-                    key=hashlib.sha256(f"{self.scenario.seed} {n}".encode()).hexdigest(),
-                    name=name,
-                    kind="chunk",
-                    arch=ARCH,
-                    job=msgspec.Raw(msgspec.msgpack.encode(name)),
-                    log=f"build-step-{name}.log",
-                    depends=tuple(offer.key for offer in below),
-                    needs=needs,
-                )
-            )
-        return {offer.key: offer for offer in offers}
+            offers.append(self._offer(name, tuple(offer.key for offer in below), needs))
+        return {offer.key: offer for offer in (*offers, *self._edited(offers))}
+
+    def _edited(self, offers: list[StepSpec]) -> Iterator[StepSpec]:
+        """The steps of a second version of the definitions that have other keys."""
+        rng = random.Random(f"edits {self.scenario.seed}")
+        new: dict[str, str] = {}  # key -> that of the second version
+        for offer in offers:
+            edit = rng.choice(("comment", "change")) if rng.random() < self.scenario.edits else ""
+            depends = tuple(new.get(key, key) for key in offer.depends)
+            if edit or depends != offer.depends:
+                edited = self._offer(offer.name, depends, offer.needs, f"e{offer.name[1:]}", edit)
+                new[offer.key] = edited.key
+                yield edited
+
+    def _offer(
+        self,
+        name: str,
+        depends: tuple[str, ...],
+        needs: tuple[str, ...],
+        shown: str = "",
+        edit: str = "",
+    ) -> StepSpec:
+        """A step; every other one gives the same whatever its dependencies give.
+
+        In the second version it has the name ``shown`` here.
+        """
+
+        def digest(*parts: object) -> str:
+            return hashlib.sha256(repr((self.scenario.seed, name, parts)).encode()).hexdigest()
+
+        recipe = digest(edit)
+        key = digest(recipe, depends)
+        below = [self.outputs[one] for one in depends] if int(digest(), 16) % 2 else []
+        self.outputs[key] = bytes.fromhex(digest(edit == "change", below)) * 200
+        job = Job(
+            key=key, kind="chunk", name=name, arch=ARCH, log=f"build-step-{shown or name}.log",
+            artifacts=(name,), recipe=recipe, staged=tuple(Staged(one, "s") for one in depends),
+        )  # fmt: skip
+        return StepSpec(
+            key=key,
+            name=shown or name,
+            kind="chunk",
+            arch=ARCH,
+            job=msgspec.Raw(msgspec.msgpack.encode(job)),
+            log=job.log,
+            depends=depends,
+            needs=needs,
+        )
 
     def _make_kinds(self) -> dict[str, Kind]:
         """The last worker is always a good one."""
@@ -237,12 +280,16 @@ class Simulation(Network):
         """Somebody wants something."""
         self._expected -= 1
         rng, scenario = self.rng, self.scenario
-        top = list(self.graph)[-6:]  # not too many, so that requests share much
+        # Not too many, so that requests share much.
+        top = list(self.graph)[: self.scenario.steps][-6:]
+        if rng.random() < 0.5:
+            top = list(self.graph)[-6:]
         goals = tuple(rng.sample(top, min(len(top), rng.randint(1, 3))))
         id = f"request {len(self.wishes):02}"
         detach = rng.random() < scenario.detached
         common = {
             "keep_going": scenario.keep_going,
+            "fail_fast": scenario.fail_fast,
             "priority": rng.choice((-1, 0, 0, 2)),
             "requester": rng.choice(REQUESTERS),
             "detach": detach,

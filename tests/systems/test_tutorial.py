@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
+from network_kit import Farm, free_ports
 from qemu import Machine
+from small_definitions import git
 from systems_kit import ROOT, Built
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
 
+def blocks(page: str) -> Iterator[tuple[str, str]]:
+    """(language, text) of each block of a tutorial, but that which activates the environment."""
+    text = (ROOT / f"docs/tutorial/{page}.md").read_text()
+    found = re.findall(r"(?ms)^```(\w*)\n(.*?)^```$", text)
+    assert found[0][1].endswith(".venv/bin/activate\n")
+    yield from found[1:]
+
+
 def commands() -> list[str]:
-    """The blocks of commands, but for those that activate the environment or start QEMU."""
-    page = (ROOT / "docs/tutorial/your-own-system.md").read_text()
-    found = re.findall(r"(?ms)^```(\w*)\n(.*?)^```$", page)
-    blocks = [re.sub(r"(?m)^qemu.*\n", "", block) for language, block in found if not language]
-    assert blocks[0] == ". distbuild/.venv/bin/activate\n"
-    return blocks[1:]
+    """The blocks of commands, but for those that start QEMU."""
+    shown = blocks("your-own-system")
+    return [re.sub(r"(?m)^qemu.*\n", "", block) for language, block in shown if not language]
 
 
 def shared_cache(cache: Path, minimal: Built) -> None:
@@ -34,37 +44,99 @@ def shared_cache(cache: Path, minimal: Built) -> None:
             (sources / repository.name).symlink_to(repository)
 
 
+def environment(tmp_path: Path, **more: str) -> dict[str, str]:
+    """The environment of a user who has activated this one."""
+    me = {
+        f"GIT_{who}_{what}": "ann" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
+    }
+    own = {"FABRIC_CACHE": str(tmp_path / "cache"), "FABRIC_CONFIG": "/dev/null"}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {**os.environ, **me, **own, "PATH": path, **more}
+
+
+def typed(script: str, here: Path, environ: dict[str, str]) -> str:
+    """What commands print, typed into bash."""
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=here,
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
 def test_tutorial_builds_boots_and_breaks_a_system(minimal: Built, tmp_path: Path) -> None:
     shared_cache(tmp_path / "cache", minimal)
     (tmp_path / "here").mkdir()
     (tmp_path / "here/distbuild").symlink_to(ROOT)
-    me = {
-        f"GIT_{who}_{what}": "ann" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
-    }
-    environment = {
-        **os.environ,
-        **me,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "FABRIC_CACHE": str(tmp_path / "cache"),
-        "FABRIC_CONFIG": "/dev/null",
-    }
     *built, broken = commands()
     script = "\n".join([*built, "cp greeter.img ..", f"{{ {broken}\n}} || echo exit $?"])
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        cwd=tmp_path / "here",
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said
+    said = typed(script, tmp_path / "here", environment(tmp_path))
     assert "greeter-x86_64 is built: " in said
     assert "hello failed: build-commands failed with exit status 2: make" in said
-    assert done.stdout.endswith("exit 3\n"), said
+    assert said.endswith("exit 3\n"), said
     with Machine(tmp_path / "here/greeter.img") as machine:
         machine.wait_for(r"login: ", 600)
         machine.send("root")
         machine.wait_for(r"# ", 120)
         assert machine.run("hello", 60) == (0, "Hello from a system of my own")
+
+
+def comparable(line: str) -> str:
+    """A printed line without times, and with single blanks."""
+    return " ".join(re.sub(r"\b(\d+ min )?\d+(\.\d+)? s\b", "N s", line).split())
+
+
+def settings_of(farm: Farm, cache: Path) -> Path:
+    """Start a farm with one worker, whose store is that of ``cache``; returns a user's settings."""
+    farm.store_url = str(cache / "artifacts")
+    farm.broker()
+    farm.worker("worker0")
+    user = farm.workstation("ann")
+    user.configure(cache=str(cache))
+    return user.config
+
+
+def test_tutorial_of_a_day_prints_what_it_shows(minimal: Built, tmp_path: Path) -> None:
+    """Each line of its texts is printed, in that order, by the commands before it.
+
+    The last ones are typed with the settings of a farm.
+    """
+    shared_cache(tmp_path / "cache", minimal)
+    copied = tmp_path / "cache/trove/git/upstream/busybox.git"  # it gets a patched import
+    copied.unlink()
+    shutil.copytree(minimal.cache / "trove/git/upstream/busybox.git", copied)
+    here = tmp_path / "distbuild"
+    git(tmp_path, "clone", "-q", str(ROOT), str(here))
+    port = str(free_ports())
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "ssh").write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F ~/.ssh/config "$@"\n')
+    (tools / "ssh").chmod(0o755)
+    mine = environment(tmp_path, HOME=str(tmp_path))
+    mine["PATH"] = f"{tools}:{mine['PATH']}"
+    parts: list[tuple[str, list[str]]] = []  # commands, and what the page shows of their output
+    for language, block in blocks("a-day-with-a-chunk"):
+        if language == "text":
+            parts[-1][1].extend(block.splitlines())
+        else:
+            parts.append((block.replace("2222", port), []))
+    with ExitStack() as stack:
+        for number, (script, shown) in enumerate(parts, 1):
+            if number == len(parts):
+                farm = stack.enter_context(closing(Farm(tmp_path / "farm")))
+                mine["FABRIC_CONFIG"] = str(settings_of(farm, tmp_path / "cache"))
+            before, qemu, after = script.partition("qemu-system-x86_64")
+            said = typed(before, here, mine)
+            if qemu:
+                network = re.search(r"-nic (\S+)", after)
+                assert network
+                machine = Machine(here / "build/day.img", network=network[1])
+                stack.enter_context(machine).wait_for(r"login: ", 600)
+            left = iter([comparable(line) for line in said.splitlines()])
+            for line in shown:
+                assert comparable(line) in left, f"{line!r} is missing in:\n{said}"

@@ -10,12 +10,15 @@ import io
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
 import textwrap
 import threading
 import time
+import urllib.parse
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +152,8 @@ class Files:
                     if self.path in files._pages:
                         kind, data = files._pages[self.path]
                     else:
-                        data = (files.folder / self.path.lstrip("/")).read_bytes()
+                        path = urllib.parse.unquote(self.path).lstrip("/")
+                        data = (files.folder / path).read_bytes()
                 except OSError:
                     return self.send_error(404)
                 start = int(m[1]) if (m := re.fullmatch(r"bytes=(\d+)-", wanted)) else 0
@@ -191,13 +195,16 @@ class Sshd:
         return f"ssh://{getpass.getuser()}@127.0.0.1:{self.port}{path}"
 
 
+SHELL = 'sh -c "$SSH_ORIGINAL_COMMAND"'
+GIT_SHELL = 'git-shell -c "$SSH_ORIGINAL_COMMAND"'
+
+
 @contextlib.contextmanager
-def sshd(folder: Path, port: int, **more: str) -> Iterator[Sshd]:
-    """OpenSSH's server on loopback with its own host key; it runs only git."""
+def sshd(folder: Path, port: int, shell: str = GIT_SHELL, **more: str) -> Iterator[Sshd]:
+    """OpenSSH's server on loopback with its own host key; it runs only ``shell``."""
     for name in ("host", "key", "stranger"):
         command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
         subprocess.run(command, check=True)
-    shell = 'git-shell -c "$SSH_ORIGINAL_COMMAND"'
     admitted = folder / "admitted"
     admitted.write_text(f"restrict,command={json.dumps(shell)} " + (folder / "key.pub").read_text())
     admitted.chmod(0o600)
@@ -224,6 +231,19 @@ def sshd(folder: Path, port: int, **more: str) -> Iterator[Sshd]:
         yield Sshd(folder, port, folder / "key", folder / "stranger", folder / "known hosts")
 
 
+@contextlib.contextmanager
+def machine(folder: Path, port: int, shell: str = SHELL) -> Iterator[tuple[str, str]]:
+    """A machine to log in to, as ssh names it, and the PATH with a ssh that may."""
+    client = folder / "client"
+    client.mkdir()
+    with sshd(folder, port, shell=shell) as server:
+        hosts = shlex.quote(f'UserKnownHostsFile="{server.known_hosts}"')
+        command = f"{shutil.which('ssh')} -F /dev/null -i {server.key} -o {hosts}"
+        (client / "ssh").write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        (client / "ssh").chmod(0o755)
+        yield server.url(Path("/")).removesuffix("/"), f"{client}:{os.environ['PATH']}"
+
+
 class Farm:
     """Machines that share only a trove. Every use is like a new process."""
 
@@ -232,7 +252,7 @@ class Farm:
         self.trove = trove
         self.bare = bare
 
-    def lorries(self, who: str, **lorries: dict[str, str]) -> None:
+    def lorries(self, who: str, **lorries: Mapping[str, Any]) -> None:
         """Write definitions with these lorries for a user. JSON is YAML."""
         sources = self.folder / who / "sources"
         sources.mkdir(parents=True, exist_ok=True)

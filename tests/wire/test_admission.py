@@ -137,6 +137,8 @@ def test_keytool_program(
     public = keys.read(tmp_path / "alice.key").public
     out = capsys.readouterr().out.splitlines()
     assert out == ["initiator alice is admitted", f"{'alice':20} initiator  {public}"]
+    assert keytool.main(["revoke", "alcie", *where]) == 1
+    assert capsys.readouterr().err.endswith("; did you mean 'alice'?\n")
     assert keytool.main(["revoke", "alice", *where]) == 0
     assert keytool.main(["revoke", "alice", *where]) == 1
     assert "alice is not admitted" in capsys.readouterr().err

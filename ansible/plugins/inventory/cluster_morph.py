@@ -8,9 +8,11 @@ short_description: Compute the inventory from a cluster morph
 author: The authors of Distbuild (!UNKNOWN)
 description:
   - Each deployment of the cluster is a host of the group C(guests), and of C(controllers) or
-    C(workers). Other deployments are in a group with the name of their system. If C(TROVE_HOST)
-    names a machine of the cluster, that machine is in C(troves). The group C(vm_hosts) contains
-    the machines that run guests, except the deploying machine.
+    C(workers), or of both. A deployment of type rawdisk or tar is a host of the group C(files), for
+    a file on the deploying machine. Other deployments are in a group with the name of their
+    system, unless a machine has that name. If C(TROVE_HOST) names a machine of the cluster, that
+    machine is in C(troves). The group C(vm_hosts) contains the machines that run guests, except
+    the deploying machine.
   - An extra variable (C(-e)), or else an environment variable, gives a C($variable) of the morph
     its value. An extra variable in capitals overrides a setting of the morph,
     C(-e RAM_SIZE=4G) for all deployments and C(-e worker0.RAM_SIZE=4G) for one.
@@ -38,7 +40,7 @@ cluster: clusters/distbuild-cluster.morph
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +55,8 @@ try:
     from fabric.client.project import Project
     from fabric.config import Settings
     from fabric.deployment.cluster import Cluster, load_cluster
-    from fabric.deployment.guest import Guest
-    from fabric.deployment.guests import guests
+    from fabric.deployment.guest import Guest, ImageFile
+    from fabric.deployment.guests import deployed
     from fabric.deployment.users import users
     from fabric.errors import FabricError
     from fabric.host.terminal import printable
@@ -99,19 +101,23 @@ class InventoryModule(BaseFileInventoryPlugin):
         root = project.root.resolve()
         cluster = load_cluster(project.read, str(morph.relative_to(root)))
         settings = {key: text for key, text in extra.items() if _is_setting(key)}
-        found, findings = guests(cluster, {**os.environ, **extra}, settings)
-        for problem in findings.warnings:
+        found = deployed(cluster, {**os.environ, **extra}, settings)
+        for problem in found.findings.warnings:
             self.display.warning(printable(str(problem)))
-        for group in ("vm_hosts", "guests", "controllers", "workers", "troves"):
+        for group in ("vm_hosts", "guests", "controllers", "workers", "troves", "files"):
             self.inventory.add_group(group)
         variables = _cluster_variables(root, cluster)
         own = _deploying(variables["cluster_state"], extra)
-        variables["cluster_users"] = users(root, cluster.path, found, own)
+        variables["cluster_users"] = users(root, cluster.path, found.guests, own)
         self._group("all", variables)
-        for guest in found:
+        names = {guest.name for guest in found.guests}
+        for guest in found.guests:
             self._vm_host(guest)
-            self._guest(guest)
+            self._guest(guest, names)
             self._group(guest.name, _ssh_variables(guest.name, variables["cluster_state"]))
+        for file in found.files:
+            self.inventory.add_host(file.name, group="files")
+            self._group(file.name, {"guest": _file_variable(file, root)})
 
     def _group(self, group: str, variables: Mapping[str, Any]) -> None:
         for key, value in variables.items():
@@ -124,12 +130,15 @@ class InventoryModule(BaseFileInventoryPlugin):
         self.inventory.add_host(where.host, group="vm_hosts")
         self._group(where.host, {"ansible_host": where.host, **_login(where.user, where.port)})
 
-    def _guest(self, guest: Guest) -> None:
-        group = self.inventory.add_group(self._sanitize_group_name(guest.group))
-        if not guest.role:
-            self.inventory.add_child("guests", group)
-        self.inventory.add_host(guest.name, group=group)
+    def _guest(self, guest: Guest, names: Collection[str]) -> None:
         self.inventory.add_host(guest.name, group="guests")
+        for name in guest.groups:
+            if name in names:
+                continue  # a system that is called as a machine has no group
+            group = self.inventory.add_group(self._sanitize_group_name(name))
+            if not guest.roles:
+                self.inventory.add_child("guests", group)
+            self.inventory.add_host(guest.name, group=group)
         if guest.trove:
             self.inventory.add_host(guest.name, group="troves")
         self._group(guest.name, {"ansible_host": guest.address, "guest": _guest_variable(guest)})
@@ -188,10 +197,20 @@ def _guest_variable(guest: Guest) -> dict[str, Any]:
         "user": guest.location.user,
         "port": guest.location.port,
     }
-    made["roles"] = ["trove"] * guest.trove + [guest.role] * bool(guest.role)
+    made["roles"] = ["trove"] * guest.trove + list(guest.roles)
     made["domain"] = guest.location.guest
     made["image"] = guest.location.image
     return made
+
+
+def _file_variable(file: ImageFile, root: Path) -> dict[str, Any]:
+    """Return the variable of a file; FabricError if a link leads it out of the definitions."""
+    path = root / file.path
+    if file.path == str(path) or path.parent.resolve().is_relative_to(root):
+        made: dict[str, Any] = msgspec.to_builtins(file)
+        del made["lines"], made["line"]
+        return {**made, "path": str(path)}
+    raise FabricError(f"deployment {file.name}: {path} is out of the definitions, by a link")
 
 
 def _login(user: str, port: int) -> dict[str, Any]:

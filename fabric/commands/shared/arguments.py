@@ -26,10 +26,16 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
         "--workers", type=int, metavar="N", help="number of workers on this machine"
     )
     parser.add_argument(
-        "--max-jobs", type=int, metavar="N", help="jobs of make (-j) in a build step"
+        "-j", "--max-jobs", type=int, metavar="N", help="most jobs of make (-j) in a build step"
     )
     parser.add_argument(
         "--build-timeout", type=float, metavar="SECONDS", help="end a build step after this time"
+    )
+
+
+def add_verbose(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="print the logs of steps as they grow"
     )
 
 

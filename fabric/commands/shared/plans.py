@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fabric.client.project import Project
 from fabric.config import Settings
-from fabric.definitions.fields import suggest
 from fabric.definitions.graph import Graph, Step
-from fabric.definitions.select import find
-from fabric.errors import (
-    DamagedError,
-    DefinitionsError,
-    FabricError,
-    Problem,
-    StoreError,
-    command,
-)
+from fabric.definitions.select import find, find_built, needed
+from fabric.errors import DefinitionsError, FabricError, Problem, command, suggest
 from fabric.host.files import real
 from fabric.host.terminal import progress, settled
 from fabric.jobs import tools_among
 from fabric.plan import Plan
+from fabric.trove.sources.resolve import Sources
+
+if TYPE_CHECKING:
+    from fabric.trove.sources.snapshot import Snapshot
 
 #: Unpinned sources that the warning of a build names.
 UNPINNED_SHOWN = 3
@@ -44,17 +41,39 @@ def open_graph(settings: Settings, system: str) -> tuple[Project, Graph]:
 
 
 def open_plan(
-    settings: Settings, system: str, names: list[str], *, locked: bool = False
+    settings: Settings,
+    system: str,
+    names: list[str],
+    *,
+    locked: bool = False,
+    clean: bool = False,
+    again: Sequence[str] = (),
 ) -> tuple[Project, Plan]:
     """The project and the plan of a system; its goals are the steps called ``names``.
 
     ``locked``: SourceError if the definitions do not pin a source that the goals need.
+    ``clean``: edited chunks are built in clean trees.
+    ``again``: names of chunks and systems that are goals besides.
     """
     project, graph = open_graph(settings, system)
+    project.keeps_trees = project.keeps_trees and not clean
     goals = tuple(dict.fromkeys(step for name in names for step in find(graph, name)))
+    if again:
+        besides = find_built(graph, again)
+        goals = tuple(dict.fromkeys((*(goals or (graph.root.id,)), *besides)))
     if locked:
         project.require_pins(graph, goals)
     return project, plan_of(project, graph, goals)
+
+
+def report_edits(project: Project, graph: Graph, goals: Iterable[str] = ()) -> None:
+    """Print a line that names the edited chunks that the goals need."""
+    if project.edits:
+        ids = needed(graph, tuple(goals) or (graph.root.id,))
+        names = {step.name for step in graph.steps if step.kind == "chunk" and step.id in ids}
+        edits = [one for name, one in project.edits.by_name.items() if name in names]
+        if edits:
+            progress("edited: " + ", ".join(f"{one.chunk} in {one.shown}" for one in edits))
 
 
 def report_unpinned(unpinned: list[str]) -> None:
@@ -78,9 +97,7 @@ def open_built(
     if locked:
         project.require_pins(graph, goals)
     if settings.controller:
-        from fabric.trove.sources.build_refs import Builds
-
-        tree = Builds(settings.trove_dir / "builds.git").snapshot(project.root).tree
+        tree = take_snapshot(project)[2]
         by_name = project.last_keys(graph.path, tree)
         names_of = {step.id: f"{step.kind} {step.name}" for step in graph.steps}
         keys = {id: by_name[name] for id, name in names_of.items() if name in by_name}
@@ -90,26 +107,35 @@ def open_built(
     return project, plan_of(project, graph, goals)
 
 
+def take_snapshot(project: Project) -> tuple[Snapshot, dict[str, Snapshot], str]:
+    """Snapshots of the definitions and, by name, of the edited chunks, and a text that identifies
+    the files of all of them.
+    """
+    from fabric.trove.sources.build_refs import Builds
+
+    edits = project.edits.snapshots() if project.edits else {}
+    builds = Builds(project.settings.trove_dir / "builds.git")
+    build = builds.snapshot(project.root, list(edits.values()))
+    return build, edits, " ".join([build.tree, *(one.tree for one in edits.values())])
+
+
 @contextlib.contextmanager
 def healing(project: Project, plan: Plan) -> Iterator[None]:
     """Remove goals that turn out damaged from the store, so that they are built again."""
-    try:
+    from fabric.commands.shared.keys import mending
+
+    goals = [plan.graph[goal] for goal in plan.goals]
+    parts = [key for goal in goals if goal.kind == "stratum" for key in plan.depends(goal)]
+    names = [goal.name for goal in goals if goal is not plan.graph.root]
+    remedy = command("build", plan.graph.path, *names)
+    with mending(project.store, (*parts, *plan.goal_keys), remedy):
         yield
-    except DamagedError as error:
-        from fabric.trove.artifacts.health import Health
-
-        goals = [plan.graph[goal] for goal in plan.goals]
-        parts = [key for goal in goals if goal.kind == "stratum" for key in plan.depends(goal)]
-        names = [goal.name for goal in goals if goal is not plan.graph.root]
-        try:
-            Health(project.store).mend((*parts, *plan.goal_keys), read=True)
-        except StoreError as unremoved:
-            raise StoreError(f"{error}; it cannot be removed: {unremoved}") from None
-        raise DamagedError(f"{error}: {command('build', plan.graph.path, *names)}") from None
 
 
-def plan_of(project: Project, graph: Graph, goals: Iterable[str] = ()) -> Plan:
-    """The plan of a graph for this machine, or for the farm."""
+def plan_of(
+    project: Project, graph: Graph, goals: Iterable[str] = (), sources: Sources | None = None
+) -> Plan:
+    """The plan of a graph for this machine, or for the farm; ``sources`` as for `Project.plan`."""
     settings = project.settings
     tools = ""
     if settings.controller:
@@ -118,16 +144,33 @@ def plan_of(project: Project, graph: Graph, goals: Iterable[str] = ()) -> Plan:
         with open_controller(settings) as controller:
             workers = controller.query("workers").workers
         tools = tools_among(worker.features for worker in workers)
-    plan = project.plan(graph, goals, tools)
+    plan = project.plan(graph, goals, tools, sources)
     settled()  # imports
     return plan
 
 
 def find_chunk(settings: Settings, name: str, system: str | None) -> tuple[Project, Plan, Step]:
+    """As `find_step`, with the plan of that step."""
+    project, graph, step = find_step(settings, name, system)
+    return project, plan_of(project, graph, [step.id]), step
+
+
+def find_step(settings: Settings, name: str, system: str | None) -> tuple[Project, Graph, Step]:
     """The step called ``name``: in ``system``, else in the last system built, else in any."""
+    project, graph, found = find_steps(settings, [name], system)
+    return project, graph, graph[found[0]]
+
+
+def find_steps(
+    settings: Settings, names: list[str], system: str | None
+) -> tuple[Project, Graph, tuple[str, ...]]:
+    """Ids of the steps called ``names``, in their order.
+
+    They are in ``system``, else in the last system built, else in the first that has all of them.
+    """
     if system:
-        project, plan = open_plan(settings, system, [name])
-        return project, plan, plan.graph[plan.goals[0]]
+        project, graph = open_graph(settings, system)
+        return project, graph, _firsts(graph, names)
     project = open_project(settings)
     last = project.last_system()
     unknown: list[Problem] = []
@@ -143,15 +186,21 @@ def find_chunk(settings: Settings, name: str, system: str | None) -> tuple[Proje
         except FabricError:
             continue
         try:
-            goals = find(graph, name)
+            goals = _firsts(graph, names)
         except FabricError:
             words |= {word for step in graph.steps for word in (step.name, *step.artifacts)}
             continue
-        plan = plan_of(project, graph, goals[:1])
-        return project, plan, graph[goals[0]]
-    where = f"in {project.root / 'systems'} has a chunk of that name"
+        return project, graph, goals
+    name = next((one for one in names if one not in words), ", ".join(names))
+    what = "all chunks of these names" if name not in names else "a chunk of that name"
+    where = f"in {project.root / 'systems'} has {what}"
     if unknown:
         wrong = f"{name}: no system {where}, and some systems have mistakes:\n"
         raise FabricError(wrong + str(DefinitionsError(unknown)))
     hint = suggest(name, words) or "; name the system with --system"
     raise FabricError(f"{name}: no system {where}{hint}")
+
+
+def _firsts(graph: Graph, names: Iterable[str]) -> tuple[str, ...]:
+    """The first step that each name means.  FabricError if there is none."""
+    return tuple(find(graph, name)[0] for name in names)

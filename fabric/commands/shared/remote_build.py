@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from fabric.client.controller import SHOWN, Controller, open_connection
 from fabric.client.project import Project
 from fabric.client.render import BuildView, Screen, duration, opened_screen
 from fabric.client.request import OVER
 from fabric.client.session import Session
-from fabric.commands.shared.plans import open_project, report_unpinned
+from fabric.commands.shared.follow_up import FollowUp
+from fabric.commands.shared.plans import (
+    open_project,
+    report_edits,
+    report_unpinned,
+    take_snapshot,
+)
 from fabric.commands.shared.report import Built, complete_logs, failed, report_remote
 from fabric.config import Settings
-from fabric.definitions.select import find
+from fabric.definitions.graph import Graph
+from fabric.definitions.select import find, find_built
 from fabric.errors import SourceError, command
 from fabric.host.terminal import progress
+from fabric.jobs import tools_among
+from fabric.plan import Plan, rebuild_key
 from fabric.trove.artifacts.store import Store
 from fabric.trove.configured import open_trove
 from fabric.trove.sources import build_refs as builds
@@ -26,7 +36,7 @@ from fabric.trove.sources.committed import Committed
 from fabric.trove.sources.farm_remote import TroveError, TroveFault
 from fabric.trove.sources.snapshot import user
 from fabric.wire.connection import Connection
-from fabric.wire.messages import PROTOCOL, BuildOrder
+from fabric.wire.messages import PROTOCOL, BuildOrder, EditedChunk, StepState
 
 #: Seconds that ``--detach`` waits for the controller to resolve the definitions.
 RESOLVING = 10.0
@@ -34,41 +44,106 @@ RESOLVING = 10.0
 LONGEST_PAUSE = 30.0
 
 
+class _Prepared(NamedTuple):
+    """A build whose definitions are in the trove."""
+
+    submission: BuildOrder
+    files: str  # identifies the files that it is made from
+    graph: Graph
+    plan: Plan | None  # for ``--explain`` and digests
+
+
 def build_remotely(options: argparse.Namespace, settings: Settings) -> int:
     """Submit a build, and follow it to its end; with ``--detach``, until it is accepted."""
     began = time.monotonic()
     project = open_project(settings, options.system)
     system = project.locate(options.system, Path.cwd())
+    digests = options.check_digests or options.write_digests
+    if digests:
+        from fabric.commands.shared.digests import expected_digests, handle_digests
+
+        expected = expected_digests(options, project, system)
     with opened_screen(options.json) as screen, open_connection(settings) as connection:
-        submission, tree = _prepare(options, settings, project, system, connection, screen)
+        prepared = _prepare(options, settings, project, system, connection, screen)
         project.remember(system)
-        since = time.monotonic() - began
-        session = Session(submission, connection, screen, since=since, patience=settings.patience)
-        if options.detach:
-            session.accept(RESOLVING)
-            _report_submitted(screen, session, submission.request)
-            return 0
-        session.follow(
-            "{}, so the build is cancelled; built steps are kept, and the same command goes on with"
-            " the rest"
-        )
-        steps = session.mirror.steps.values()
-        project.remember(system, tree, {f"{one.kind} {one.name}": one.key for one in steps})
-        finish(session, settings, project.store, screen, options.system)
+
+        def again(steps: tuple[str, ...]) -> None:
+            nonlocal prepared
+            prepared = _prepare(options, settings, project, system, connection, screen, steps)
+
+        follow_up = FollowUp(screen, ask=not options.json, again=again)
+        keys: dict[str, str] = {}
+        going_on = True
+        while going_on:
+            submission = prepared.submission
+            since = time.monotonic() - began
+            session = Session(
+                submission,
+                connection,
+                screen,
+                since=since,
+                patience=settings.patience,
+                verbose=options.verbose,
+            )
+            if options.detach:
+                session.accept(RESOLVING)
+                _report_submitted(screen, session, submission.request)
+                return 0
+            session.follow(
+                "{}, so the build is cancelled; built steps are kept, and the same command goes on"
+                " with the rest"
+            )
+            rebuilds = rebuilds_of(session)
+            steps = session.mirror.steps.values()
+            keys |= {
+                f"{one.kind} {one.name}": one.key
+                for one in steps
+                if one.key not in rebuilds.values()
+            }
+            project.remember(system, prepared.files, keys)
+            report_ended(session, settings, project.store, screen)
+            going_on = follow_up.wanted(session, prepared.graph)
+        finish(session, project.store, screen, options.system, follow_up.failed)
+        if digests and prepared.plan:
+            handle_digests(screen, project, prepared.plan, expected)
+        if options.rebuild and not rebuilds:
+            text = "the controller is too old for --rebuild: nothing was built once more"
+            screen.say(text, "yellow")
     return 0
 
 
-def finish(
-    session: Session, settings: Settings, store: Store, screen: Screen, system: str = ""
-) -> None:
-    """Report how it ended.  BuildFailed or Cancelled if it is not built."""
+def report_ended(session: Session, settings: Settings, store: Store, screen: Screen) -> None:
+    """Complete the logs of a request that is over, and report its failures."""
     complete_logs(screen, store)
     failed(session, settings, lambda step: f"where: worker {step.worker}" if step.worker else "")
-    session.judge(session.mirror.title.partition(" for ")[0])
+
+
+def finish(
+    session: Session,
+    store: Store,
+    screen: Screen,
+    system: str = "",
+    earlier: Sequence[StepState] = (),
+) -> None:
+    """Report the result.  BuildFailed or Cancelled if it is not built; see `Session.judge`."""
+    session.judge(session.mirror.title.partition(" for ")[0], earlier)
     steps = session.mirror.steps
     goals = [Built(steps[key].name, steps[key].kind, key) for key in session.mirror.goals]
     how = f"{session.counts()} in {duration(session.seconds)}"
+    rebuilds = rebuilds_of(session)
+    goals = [goal for goal in goals if goal.key not in rebuilds.values()]
     report_remote(screen, store, goals, system, how)
+    if rebuilds:
+        from fabric.commands.shared.rebuilt import report_rebuilds
+
+        report_rebuilds(screen, store, rebuilds)
+
+
+def rebuilds_of(session: Session) -> dict[str, str]:
+    """The steps of a build that were built once more: key -> key of the second build."""
+    mirror = session.mirror
+    pairs = ((key, rebuild_key(key, mirror.request)) for key in mirror.steps)
+    return {key: again for key, again in pairs if again in mirror.goals}
 
 
 def _prepare(
@@ -78,10 +153,11 @@ def _prepare(
     system: str,
     connection: Connection,
     screen: Screen,
-) -> tuple[BuildOrder, str]:
+    rest: tuple[str, ...] = (),
+) -> _Prepared:
     """Push everything that the controller needs to the trove.
 
-    Returns the message that submits it, and the git tree of the definitions.
+    ``rest``: ids of the steps to build after a failure, instead of the whole.
     """
     trove = open_trove(settings)
     if trove is None:
@@ -95,15 +171,26 @@ def _prepare(
     live = controller.query("requests").requests  # before any push: is it there?
     _show(screen, "reading the definitions")
     kept = Builds(settings.trove_dir / "builds.git")
-    build = kept.snapshot(project.root)
+    build, edits, identity = take_snapshot(project)
     with Committed(kept.repository, build.commit, build.environ) as files:
         graph = project.graph(system, files.read)
-    goals = tuple(step for name in options.chunks for step in find(graph, name))
+    goals = tuple(step for name in rest or options.chunks for step in find(graph, name))
+    if not rest and (again := find_built(graph, options.rebuild)):
+        goals = (*(goals or (graph.root.id,)), *again)
     if options.locked:
         project.require_pins(graph, goals)
+    report_edits(project, graph, goals)
     report_unpinned(project.unpinned(graph, goals))
     _show(screen, "pushing sources that the trove lacks")
     waits.until_done(lambda: project.push_missing(graph, goals))
+    plan = None
+    if options.explain or options.check_digests or options.write_digests:
+        workers = controller.query("workers").workers
+        plan = project.plan(graph, goals, tools_among(worker.features for worker in workers))
+    if options.explain and plan:
+        from fabric.commands.shared.explained import report_reasons
+
+        report_reasons(screen, project, plan)
     _show(screen, "pushing the definitions to the trove")
     request = ""
 
@@ -126,13 +213,20 @@ def _prepare(
         ref=builds.ref_of(request),
         commit=build.commit,
         system=system,
-        components=tuple(options.chunks),
-        keep_going=options.keep_going,
+        components=rest or tuple(options.chunks),
+        keep_going=options.keep_going or bool(rest),
+        fail_fast=options.fail_fast,
         priority=settings.priority,
         detach=options.detach,
         locked=options.locked,
+        edits=tuple(
+            EditedChunk(name, project.edits.by_name[name].repo, taken.commit)
+            for name, taken in edits.items()
+            if project.edits
+        ),
+        rebuild=() if rest else tuple(options.rebuild),
     )
-    return submission, build.tree
+    return _Prepared(submission, identity, graph, plan)
 
 
 class Patience:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from fabric.client.controller import SHOWN
-from fabric.client.render import duration, size, table
+from fabric.client.render import ago, duration, size, table
 from fabric.wire.messages import STORING, RequestInfo, StepState, Update, WorkerInfo
 
 #: Steps of a request that are listed one by one.
@@ -122,14 +122,6 @@ def request(info: RequestInfo, update: Update) -> list[str]:
 def warned(warning: str, lines: list[str]) -> list[str]:
     """The lines, below the controller's warning if it has one."""
     return joined([warning], lines) if warning else lines
-
-
-def ago(seconds: float) -> str:
-    """ "12 s", "3 min", "2 h", "5 days": coarse, for tables."""
-    for length, unit in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit} ago"
-    return f"{seconds:.0f} s ago"
 
 
 def joined(*blocks: Iterable[str]) -> list[str]:

@@ -58,6 +58,16 @@ class Backend(Protocol):
         given file may become the object itself, so it must not change afterwards.
         """
 
+    def put_equal(self, sizes: Mapping[str, int], last: str, content: bytes) -> None:
+        """Write ``last``, unless that exists, for blobs that exist; they count as used now.
+
+        FileNotFoundError if a blob is missing, or has another size.  A power cut may lose or empty
+        ``last``.
+        """
+
+    def write(self, path: str, content: bytes) -> None:
+        """Write or replace a small object, which a power cut may lose or empty."""
+
     def delete(self, paths: Iterable[str]) -> None:
         """Remove objects; missing ones are no error."""
 

@@ -89,22 +89,39 @@ class Directory:
                     os.utime(file)  # and sync it below, since its writer may not have yet
                 else:
                     os.replace(self._temporary(data), file)
-            if not (there := _size(manifest)):
-                with contextlib.suppress(FileNotFoundError):  # an empty one does not count
-                    os.unlink(manifest)
-            fresh = None if there else self._temporary(content)
+            fresh = None if _size(manifest) else self._temporary(content)
             try:
                 for path in (*files, *folders):
                     fsync(path)
                 if fresh is not None:
                     fsync(fresh)
-                    # link, unlike rename, does not replace a manifest that came first
-                    with contextlib.suppress(FileExistsError):
-                        os.link(fresh, manifest)
+                    _name(fresh, manifest)
                 fsync(named)
             finally:
                 if fresh is not None:
                     os.unlink(fresh)
+
+    def put_equal(self, sizes: Mapping[str, int], last: str, content: bytes) -> None:
+        manifest = f"{self.root}/{last}"
+        with locked(self._lock_file, shared=True):
+            for path, size in sizes.items():
+                if _size(f"{self.root}/{path}") != size:
+                    raise FileNotFoundError(path)
+                os.utime(f"{self.root}/{path}")
+            if not _size(manifest):
+                make_directory(self._tmp)
+                fresh = self._temporary(content)
+                try:
+                    _name(fresh, manifest)
+                finally:
+                    os.unlink(fresh)
+
+    def write(self, path: str, content: bytes) -> None:
+        file = f"{self.root}/{path}"
+        with locked(self._lock_file, shared=True):  # `tidy` removes temporary files
+            for folder in (os.path.dirname(file), f"{self._tmp}"):
+                make_directory(folder)
+            os.replace(self._temporary(content), file)
 
     def delete(self, paths: Iterable[str]) -> None:
         for path in paths:
@@ -210,6 +227,16 @@ class Directory:
                 os.unlink(file)
             raise
         return file
+
+
+def _name(fresh: str, manifest: str) -> None:
+    """Give a temporary file the name of a manifest, unless one that is not empty has it."""
+    if not _size(manifest):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(manifest)
+    # link, unlike rename, does not replace a manifest that came first
+    with contextlib.suppress(FileExistsError):
+        os.link(fresh, manifest)
 
 
 def _size(file: str) -> int:

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from fabric.errors import DamagedError
+from fabric.bounds import HINT
 from fabric.jobs import Manifest
-from fabric.trove.artifacts.backend import Backend, Entry
+from fabric.trove.artifacts.backend import Backend, Entry, TooLarge
 from fabric.trove.artifacts.manifests import apart, blob_path, key_of, steps_of
 
 
@@ -33,10 +33,11 @@ class Gone(msgspec.Struct, frozen=True):
     #: blobs that no manifest names, and that stay because a manifest may be uploaded yet
     waiting: int = 0
     waiting_bytes: int = 0
+    hint_bytes: int = 0
 
     @property
     def bytes(self) -> int:
-        return self.manifest_bytes + self.blob_bytes
+        return self.manifest_bytes + self.blob_bytes + self.hint_bytes
 
 
 def collect(
@@ -47,8 +48,11 @@ def collect(
     older_than: float,
     max_bytes: int | None,
     dry_run: bool,
+    only: AbstractSet[str] | None = None,
 ) -> Gone:
-    """Remove unused objects.  ``read`` gives the manifest of a key; ``keep`` has manifests' paths.
+    """Remove unused objects.  ``read`` gives the manifest of a key, None for one that is gone or
+    damaged; ``keep`` has manifests' paths.  With ``only``, also paths of manifests, nothing but
+    these and their blobs is removed.
 
     The last use of a manifest is that of its entry, of its record of use, or of a manifest made
     from it, whichever is latest: the inputs of a used system are used, too.
@@ -69,6 +73,8 @@ def collect(
     for entry in sorted(entries.values(), key=lambda one: used[one.path]):
         if entry.path in kept or used[entry.path] > now - older_than:
             continue
+        if only is not None and entry.path not in only:
+            continue
         if max_bytes is not None and total <= max_bytes:
             break
         condemned.append(entry)
@@ -80,9 +86,19 @@ def collect(
     gone = condemned if dry_run else backend.delete_unused(condemned)
     spared = {path for one in set(condemned) - set(gone) for path in needs[one.path].blobs}
     unnamed = [one for path, one in blobs.items() if not users[path] and path not in spared]
+    if only is not None:
+        theirs = {path for one in gone for path in needs[one.path].blobs}
+        unnamed = [one for one in unnamed if one.path in theirs]
     old = [entry for entry in unnamed if entry.time <= now - backend.grace]
     young = [entry for entry in unnamed if entry.time > now - backend.grace]
+    if not dry_run:
+        old = _without_new(old, backend, read, entries)
     gone_blobs = old if dry_run else backend.delete_unused(old)
+    hints = []
+    if only is None:
+        hints = _hints_to_nothing(backend, entries.keys(), {entry.path for entry in gone})
+    if not dry_run:
+        backend.delete(entry.path for entry in hints)
     return Gone(
         len(gone),
         sum(entry.size for entry in gone),
@@ -90,15 +106,50 @@ def collect(
         sum(entry.size for entry in gone_blobs),
         len(young),
         sum(entry.size for entry in young),
+        sum(entry.size for entry in hints),
     )
+
+
+def _without_new(
+    blobs: Sequence[Entry],
+    backend: Backend,
+    read: Callable[[str], Manifest | None],
+    listed: Mapping[str, Entry],
+) -> list[Entry]:
+    """The blobs that no manifest names which was written since ``listed``.
+
+    Such a manifest may name blobs of before: it is that of a step with equal contents.
+    """
+    paths = (entry.path for entry in backend.list("manifests") if key_of(entry.path))
+    fresh = backend.map(lambda path: _needs(path, read), [p for p in paths if p not in listed])
+    named = {path for each in fresh for path in each.blobs}
+    return [entry for entry in blobs if entry.path not in named]
+
+
+def _hints_to_nothing(
+    backend: Backend, listed: AbstractSet[str], gone: AbstractSet[str]
+) -> list[Entry]:
+    """Hints that name no manifest, or one of ``gone``; ``listed`` are paths that existed."""
+
+    def target(path: str) -> str:
+        try:
+            return f"manifests/{backend.get(path, HINT).decode()}"
+        except (FileNotFoundError, TooLarge, UnicodeDecodeError):
+            return ""
+
+    try:
+        hints = list(backend.list("hints"))
+    except FileNotFoundError:
+        return []
+    targets = list(backend.map(target, [entry.path for entry in hints]))
+    new = backend.exist({path for path in targets if key_of(path)} - listed)
+    there = (listed - gone) | new
+    return [entry for entry, path in zip(hints, targets, strict=True) if path not in there]
 
 
 def _needs(path: str, read: Callable[[str], Manifest | None]) -> Needs:
     """The paths named by the manifest at ``path``; none if it is gone or damaged."""
-    try:
-        manifest = read(key_of(path))
-    except DamagedError:
-        manifest = None
+    manifest = read(key_of(path))
     if manifest is None:
         return Needs(frozenset(), ())
     # interned, since thousands of manifests mostly name the same paths

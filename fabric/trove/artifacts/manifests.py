@@ -50,6 +50,11 @@ def manifest_path(key: str) -> str:
         raise StoreError(f"{key!r} is no cache key") from None
 
 
+def hint_path(digest: str) -> str:
+    """The path of a hint."""
+    return f"hints/{digest}"
+
+
 def blob_path(blob: Blob) -> str:
     """The path of a blob."""
     return f"blobs/{blob.sha256[:2]}/{blob.sha256}"

@@ -106,6 +106,13 @@ class Remote:
 
         return ThreadPoolExecutor(PARALLEL, thread_name_prefix="store")
 
+    @cached_property
+    def _outer(self) -> ThreadPoolExecutor:
+        """The threads of `map`: its functions wait for requests of the other pool."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        return ThreadPoolExecutor(PARALLEL, thread_name_prefix="store-map")
+
     def exist(self, paths: Iterable[str]) -> set[str]:
         wanted = list(paths)
         return {path for path, size in zip(wanted, self._sizes(wanted), strict=True) if size}
@@ -160,6 +167,26 @@ class Remote:
         fresh = self._fresh(blobs)
         list(self._pool.map(lambda path: self._upload(path, blobs[path]), fresh))
         self._heeding(lambda: self._create(last, content))
+
+    def put_equal(self, sizes: Mapping[str, int], last: str, content: bytes) -> None:
+        self._demand(sizes)
+        self._heeding(lambda: self._create(last, content))
+        try:
+            self._demand(sizes)  # gc may have been removing them
+        except FileNotFoundError:
+            self.delete([last])
+            raise
+
+    def _demand(self, sizes: Mapping[str, int]) -> None:
+        """FileNotFoundError if a blob is missing, or has another size."""
+        if not sizes:
+            return
+        for (path, size), found in zip(sizes.items(), self._sizes(sizes), strict=True):
+            if found != size:
+                raise FileNotFoundError(path)
+
+    def write(self, path: str, content: bytes) -> None:
+        self._heeding(lambda: self._upload(path, content))
 
     def _upload(self, path: str, data: bytes | Path) -> None:
         size = size_of(data)
@@ -246,12 +273,13 @@ class Remote:
         self._uses.note([path.rpartition("/")[2] for path in paths])
 
     def uses(self) -> Mapping[str, float]:
-        """The records of use of all clients; old records are removed."""
+        """The records of use of all clients; records much older than the newest are removed."""
         found: dict[str, float] = {}
-        now = self.now()
-        for entry in self._listed("uses"):
-            if entry.time < now - USES_KEPT:
-                self.delete([entry.path])
+        entries = list(self._listed("uses"))
+        oldest = max((entry.time for entry in entries), default=0.0) - USES_KEPT
+        for entry in entries:
+            if entry.time < oldest:
+                self._discard(entry.path)
             elif (content := self._read(entry.path)) is not None:
                 for key in keys_in(content):
                     path = f"manifests/{key.decode()}"
@@ -301,7 +329,7 @@ class Remote:
         """Nothing: incomplete uploads are not visible."""
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        return self._pool.map(function, items)
+        return self._outer.map(function, items)
 
     def now(self) -> float:
         """The time by the server's clock, which sets the times of entries."""

@@ -4,6 +4,7 @@
 
     manifests/<cache key>     a `fabric.jobs.Manifest` as JSON: "this step is built"
     blobs/<2>/<sha256>        archives and logs; small ones are in their manifest
+    hints/<digest>            a cache key (`fabric.trove.artifacts.contents`)
 
 Blobs are written before the manifest that names them, so a manifest's blobs exist; the first
 manifest of a key wins.  Everything read is checked against its digest.  Any number of processes may
@@ -24,17 +25,27 @@ from typing import BinaryIO
 
 import msgspec
 
-from fabric.bounds import MANIFEST
+from fabric.bounds import HINT, MANIFEST
+from fabric.digest import Digest
 from fabric.errors import DamagedError, StoreError
 from fabric.host.cancel import no_check
+from fabric.host.progress import Moved, unmoved
 from fabric.host.shared_files import sha256_of
 from fabric.jobs import Blob, Manifest
-from fabric.trove.artifacts.backend import Backend, TooLarge
+from fabric.trove.artifacts.backend import Backend, R, T, TooLarge
 from fabric.trove.artifacts.connect import connect
 from fabric.trove.artifacts.copies import Copies
 from fabric.trove.artifacts.errors import advice, brief
 from fabric.trove.artifacts.gc import Gone, collect
-from fabric.trove.artifacts.manifests import apart, blob_path, decode, encode, key_of, manifest_path
+from fabric.trove.artifacts.manifests import (
+    apart,
+    blob_path,
+    decode,
+    encode,
+    hint_path,
+    key_of,
+    manifest_path,
+)
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -98,9 +109,19 @@ class Store:
         except ValueError as error:
             raise self._damaged_manifest(key, str(error)) from None
 
+    def whole_manifest(self, key: str) -> Manifest | None:
+        """The manifest of a built step; None also if it is damaged."""
+        with contextlib.suppress(DamagedError):
+            return self.manifest(key)
+        return None
+
     def manifests(self, keys: Iterable[str]) -> list[Manifest | None]:
         """The manifests of many steps, in their order."""
         return list(self._backend.map(self.manifest, keys))
+
+    def each(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """Apply a function that uses this store, in parallel if the store is remote."""
+        return self._backend.map(function, items)
 
     def put(self, manifest: Manifest, files: Mapping[str, bytes | Path]) -> None:
         """Store a built step.  ``files`` has, by sha256, the blobs whose content is not inline.
@@ -130,6 +151,47 @@ class Store:
         """Remove built steps.  Their blobs stay until `gc`."""
         with self._explained("cannot be cleaned"):
             self._backend.delete(manifest_path(key) for key in keys)
+
+    def put_equal(self, manifest: Manifest) -> bool:
+        """Store a step whose blobs the store has already; False if one of them is missing.
+
+        The blobs count as used now, but are not read: damage is found by their readers.  A power
+        cut may lose the manifest, which costs another comparison.
+        """
+        sizes = {blob_path(blob): blob.size for blob in apart(manifest)}
+        with self._explained(f"{manifest.name} cannot be stored"):
+            try:
+                self._backend.put_equal(sizes, manifest_path(manifest.key), encode(manifest))
+            except FileNotFoundError:
+                return False
+        return True
+
+    # -- hints ------------------------------------------------------------------------------
+
+    def hint(self, digest: str) -> str | None:
+        """The cache key in a hint; None if it is missing or damaged."""
+        with self._explained(f"hint {digest} cannot be read"):
+            try:
+                content = self._backend.get(hint_path(digest), HINT)
+            except (FileNotFoundError, TooLarge):
+                return None
+        try:
+            return Digest(content.decode())
+        except ValueError:
+            return None
+
+    def put_hints(self, hints: Mapping[str, str]) -> None:
+        """Write or replace hints: digest -> cache key.  A power cut may lose them."""
+
+        def put(digest: str) -> None:
+            self._backend.write(hint_path(digest), hints[digest].encode())
+
+        with self._explained("hints cannot be written"):
+            list(self._backend.map(put, hints))
+
+    def latest(self, kind: str, name: str, arch: str) -> str | None:
+        """The cache key of the step of that name that was built last; None if it is not known."""
+        return self.hint(name_digest(kind, name, arch))
 
     # -- use --------------------------------------------------------------------------------
 
@@ -242,9 +304,12 @@ class Store:
         return file
 
     def bring(
-        self, wanted: Iterable[tuple[str, Blob]], check: Callable[[], None] = no_check
+        self,
+        wanted: Iterable[tuple[str, Blob]],
+        check: Callable[[], None] = no_check,
+        moved: Moved = unmoved,
     ) -> None:
-        """Fetch blobs (key, blob) that will be opened, in parallel."""
+        """Fetch blobs (key, blob) that will be opened, in parallel; ``moved`` follows it."""
         absent = {
             blob: key
             for key, blob in wanted
@@ -253,8 +318,13 @@ class Store:
             and not (self.copies.folder / blob.sha256).exists()
         }
         if absent:
-            for _ in self._backend.map(lambda one: self.path(one, absent[one], check), absent):
+            done, total = 0, sum(blob.size for blob in absent)
+            moved(done, total)
+            come = self._backend.map(lambda one: self.path(one, absent[one], check), absent)
+            for blob, _ in zip(absent, come, strict=True):
                 check()
+                done += blob.size
+                moved(done, total)
 
     # -- damage ------------------------------------------------------------------------------
 
@@ -276,10 +346,7 @@ class Store:
 
     def inspect(self, key: str) -> bool:
         """Whether a built step and all its blobs exist and are undamaged."""
-        try:
-            manifest = self.manifest(key)
-        except DamagedError:
-            return False
+        manifest = self.whole_manifest(key)
         return manifest is not None and all(map(self._is_right, manifest.blobs()))
 
     def forget(self, key: str) -> None:
@@ -287,10 +354,7 @@ class Store:
 
         Other steps with such a blob then lack it, which is detected when they are used.
         """
-        try:
-            manifest = self.manifest(key)
-        except DamagedError:
-            manifest = None
+        manifest = self.whole_manifest(key)
         self.remove([key])
         wrong = [blob for blob in apart(manifest) if not self._is_right(blob)]
         with self._explained("cannot be cleaned"):
@@ -332,13 +396,42 @@ class Store:
         with self._explained("cannot be cleaned"):
             return collect(
                 self._backend,
-                self.manifest,
+                self.whole_manifest,
                 set(map(manifest_path, keep)),
                 now() if now else self._backend.now(),
                 older_than,
                 max_bytes,
                 dry_run,
             )
+
+    def delete(self, keys: Iterable[str], *, dry_run: bool = False) -> Gone:
+        """Remove these steps unless they are reserved, and their blobs as `gc` does.
+
+        Blobs that are so new that a manifest may be about to name them stay until `gc`.
+        """
+        only = set(map(manifest_path, keys))
+        with self._explained("cannot be cleaned"):
+            now = self._backend.now()
+            return collect(self._backend, self.whole_manifest, set(), now, 0.0, None, dry_run, only)
+
+    def reserved(self) -> set[str]:
+        """The keys that running builds reserve."""
+        with self._explained("cannot be asked what is reserved"):
+            return {key_of(path) for path in self._backend.reserved()}
+
+    def used(self) -> dict[str, float]:
+        """When each built step was written or last used (Unix time), by cache key."""
+        with self._explained("cannot be listed"):
+            times = {key_of(one.path): one.time for one in self._backend.list("manifests")}
+        noted: Mapping[str, float] = {}
+        with contextlib.suppress(*self._backend.errors):  # they are hints
+            noted = self._backend.uses()
+        for path, time_ in noted.items():
+            key = key_of(path)
+            if key in times:
+                times[key] = max(times[key], time_)
+        times.pop("", None)
+        return times
 
     # -- inside ------------------------------------------------------------------------------
 
@@ -390,6 +483,12 @@ class Store:
             raise StoreError(
                 f"{self.url}: {what}: {brief(error)}{advice(error, self.url)}"
             ) from error
+
+
+def name_digest(kind: str, name: str, arch: str) -> str:
+    """The digest of the hint that names the last build of a step."""
+    names = (kind, name, arch)
+    return hashlib.sha256("\0".join(names).encode()).hexdigest()
 
 
 class _Absent(StoreError):

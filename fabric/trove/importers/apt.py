@@ -93,12 +93,16 @@ class Apt:
             yield
 
     def suppose_installed(self, stanzas: Iterable[Stanza]) -> None:
-        """Set the list of installed packages to these, without their dependencies."""
+        """Set the list of installed packages to these, without their dependencies.
+
+        On hold: apt takes those that lack dependencies for others of the same version, and would
+        install the archive's beside other packages of their source.
+        """
         kept = ("Package", "Version", "Architecture", "Multi-Arch", "Provides")
         text = ""
         for stanza in stanzas:
             fields = [f"{name}: {stanza[name]}\n" for name in kept if name in stanza]
-            text += "".join(fields) + "Status: install ok installed\nMaintainer: -\n\n"
+            text += "".join(fields) + "Status: hold ok installed\nMaintainer: -\n\n"
         _write(self.directory / "status", text)
 
     def update(self) -> bool:

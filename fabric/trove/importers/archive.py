@@ -10,6 +10,7 @@ import contextlib
 import io
 import lzma
 import math
+import re
 import stat
 import struct
 import tarfile
@@ -17,12 +18,15 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Self
+from typing import IO
 
 import zstandard
 
 from fabric import bounds
 from fabric.errors import SourceError
+from fabric.host.cancel import CancelToken
+from fabric.host.shared_files import scratch
+from fabric.host.tar_streams import TarEntry, Xz, short
 from fabric.trove.importers.commit import Member, Tree
 
 #: Errors of the readers for archives that are damaged or malicious.
@@ -41,11 +45,9 @@ _ERRORS = (
     OverflowError,
     MemoryError,
 )
-_DAMAGED_HEADER = (
-    tarfile.InvalidHeaderError,  # type: ignore[attr-defined]  # typeshed knows neither
-    tarfile.TruncatedHeaderError,  # type: ignore[attr-defined]
-)
 _CHUNK = 1 << 20
+#: Names of archives, for messages.
+_ARCHIVE = re.compile(r"\.(tar|tgz|tbz2?|txz|zip|tar\.\w+)$")
 
 
 def read(file: Path, shown: str) -> Tree:
@@ -75,13 +77,63 @@ def read(file: Path, shown: str) -> Tree:
                     )
                     plain = stack.enter_context(io.BufferedReader(reader, _CHUNK))
                 elif start == b"\xfd7zXZ\0" or start.startswith(b"\x5d\0\0"):
-                    plain = stack.enter_context(io.BufferedReader(_Xz(opened), _CHUNK))
-                with tarfile.open(fileobj=plain, mode="r|*", tarinfo=_Entry) as archive:
+                    plain = stack.enter_context(io.BufferedReader(Xz(opened), _CHUNK))
+                with tarfile.open(fileobj=plain, mode="r|*", tarinfo=TarEntry) as archive:
                     yield from _tar(archive, checks)
             except _ERRORS as error:
                 raise checks.damaged(error) from None
 
     return Tree(members(), newest)
+
+
+def read_inner(outer: Tree, pattern: str, shown: str, folder: Path, cancel: CancelToken) -> Tree:
+    """The files of the archive in ``outer`` whose path fits ``pattern``, as by `read`.
+
+    ``*`` is any text without "/", and the path may lack its first folder.  Exactly one member must
+    fit.  It is unpacked into ``folder`` for as long as the tree is read.
+    """
+    newest: list[int] = []
+
+    def members() -> Iterator[Member]:
+        with scratch(folder, "inner-") as temporary:
+            file = temporary / "archive"
+            tree = read(file, f"{shown}: {_extract(outer, pattern, shown, file, cancel)}")
+            yield from tree.members
+            newest[:] = tree.newest
+
+    return Tree(members(), newest)
+
+
+def _extract(outer: Tree, pattern: str, shown: str, file: Path, cancel: CancelToken) -> str:
+    """Write the only member that fits to a file; return its path."""
+    wanted = re.compile(re.escape(pattern).replace(r"\*", "[^/]*"))
+    fitting, others = [], []
+    for member in outer.members:
+        cancel.check()
+        short_path = member.path.partition("/")[2]
+        if not (wanted.fullmatch(member.path) or wanted.fullmatch(short_path)):
+            if _ARCHIVE.search(member.path):
+                others.append(short_path or member.path)
+            continue
+        fitting.append(member.path)
+        if len(fitting) > 1:
+            continue
+        if member.content is None or member.mode == "120000":
+            raise SourceError(f"{shown}: {short(member.path)} is a link, and no archive")
+        left = member.size
+        with file.open("wb") as written:
+            while left:
+                cancel.check()
+                piece = member.content.read(min(left, _CHUNK))
+                written.write(piece)
+                left -= len(piece)
+    if len(fitting) == 1:
+        return short(fitting[0])
+    if fitting:
+        found = ", ".join(map(short, sorted(fitting)[:8]))
+        raise SourceError(f"{shown}: more than one file fits 'inner: {pattern}': {found}")
+    listed = ", ".join(map(short, sorted(others)[:8])) or "none"
+    raise SourceError(f"{shown}: no file in it fits 'inner: {pattern}'; archives in it: {listed}")
 
 
 def _tar(archive: tarfile.TarFile, checks: _Checks) -> Iterator[Member]:
@@ -136,12 +188,12 @@ class _Checks:
 
     def refused(self, why: str) -> SourceError:
         """The error for a refused archive, or the member being read."""
-        member = f"its member {_short(self._member)!r}: " if self._member else ""
+        member = f"its member {short(self._member)!r}: " if self._member else ""
         return SourceError(f"{self._shown}: refused: {member}{why}")
 
     def damaged(self, error: Exception) -> SourceError:
         """The error for a damaged archive, or the member being read."""
-        member = f" at {_short(self._member)!r}" if self._member else ""
+        member = f" at {short(self._member)!r}" if self._member else ""
         why = str(error) or type(error).__name__
         return SourceError(f"{self._shown}: this archive cannot be read{member}: {why}")
 
@@ -219,10 +271,6 @@ class _Checks:
         return self.refused(f"it has more than {bounds.TREE_ENTRIES:,} entries, the limit")
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 120 else f"{name[:100]}...{name[-15:]}"
-
-
 class _Content:
     """The content of a member, read outside of this module, with errors of this module."""
 
@@ -238,68 +286,3 @@ class _Content:
         except _ERRORS as error:
             raise self._checks.damaged(error) from None
         raise self._checks.damaged(EOFError("it ends early"))
-
-
-class _Entry(tarfile.TarInfo):
-    """A member of a tar archive; members that need unbounded memory are refused."""
-
-    @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
-        try:
-            return super().fromtarfile(archive)
-        except _DAMAGED_HEADER as error:  # tarfile itself treats it as the archive's end
-            raise tarfile.ReadError(str(error)) from None
-
-    # tarfile calls this for each member
-    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo | None:
-        extended = self.type in (
-            *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
-            *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
-        )
-        if extended and not 0 <= self.size <= bounds.ARCHIVE_HEADER:
-            raise ValueError(
-                f"an extended header has {self.size:,} bytes, and the limit is"
-                f" {bounds.ARCHIVE_HEADER:,}"
-            )
-        if self.type == tarfile.GNUTYPE_SPARSE:
-            self._sparse()
-        made: tarfile.TarInfo | None = super()._proc_member(archive)  # type: ignore[misc]
-        return made
-
-    def _sparse(self, member: tarfile.TarInfo | None = None, *_: object) -> None:
-        name = _short((member or self).name)
-        raise ValueError(f"{name!r} is a sparse file, which is not supported")
-
-    _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _sparse
-
-
-class _Xz(io.RawIOBase):
-    """The unpacked content of an .xz or .lzma file, in bounded memory, unlike `lzma.open`."""
-
-    def __init__(self, packed: IO[bytes]) -> None:
-        self._packed = packed
-        self._unpacking = self._new()
-
-    @staticmethod
-    def _new() -> lzma.LZMADecompressor:
-        return lzma.LZMADecompressor(memlimit=bounds.ARCHIVE_MEMORY)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        while True:
-            if self._unpacking.eof:  # another stream may follow, after zeros
-                rest = self._unpacking.unused_data.lstrip(b"\0")
-                while not rest:
-                    if not (rest := self._packed.read(_CHUNK)):
-                        return 0
-                    rest = rest.lstrip(b"\0")
-                self._unpacking = self._new()
-            else:
-                rest = self._packed.read(_CHUNK) if self._unpacking.needs_input else b""
-                if self._unpacking.needs_input and not rest:
-                    raise EOFError("it ends early")
-            if data := self._unpacking.decompress(rest, len(buffer)):
-                buffer[: len(data)] = data
-                return len(data)

@@ -45,19 +45,27 @@ class Tree(msgspec.Struct, frozen=True):
         return max(self.newest, default=0)
 
 
+class Part(msgspec.Struct, frozen=True):
+    """A tree at its place in the commit."""
+
+    prefix: str  # "" or "doc/"
+    tree: Tree
+    alone: str = ""  # if no earlier part may have anything there, its name for a message
+
+
 def commit(
     repository: git.Repository,
     ref: str,
-    trees: Iterable[tuple[str, Tree]],
+    parts: Iterable[Part],
     message: str,
     import_key: str,
     cancel: CancelToken,
     *,
     compress: bool = True,
 ) -> str:
-    """Make a commit without parents of all ``trees``, each below its prefix ("" or "doc/").
+    """Make a commit without parents of all ``parts``.
 
-    ``ref`` (its full name) is set to it.  If all files of a tree are in one top-level directory,
+    ``ref`` (its full name) is set to it.  If all files of a part are in one top-level directory,
     that directory is left out.  Return the commit.
     """
     # beside the repository, so that a full TMPDIR does not matter
@@ -78,7 +86,7 @@ def commit(
         assert process.stdin is not None
         try:
             with process.stdin as stream:
-                _write(stream, ref, trees, message, import_key, cancel)
+                _write(stream, ref, parts, message, import_key, cancel)
         except BrokenPipeError:
             pass  # git has ended, and its error is raised below
         except BaseException:
@@ -98,7 +106,7 @@ def commit(
 def _write(
     stream: IO[bytes],
     ref: str,
-    trees: Iterable[tuple[str, Tree]],
+    parts: Iterable[Part],
     message: str,
     import_key: str,
     cancel: CancelToken,
@@ -106,7 +114,8 @@ def _write(
     entries: dict[str, tuple[str, int]] = {}  # path -> (mode, mark)
     time = 0
     mark = 0
-    for prefix, tree in trees:
+    for part in parts:
+        prefix, tree = part.prefix, part.tree
         found: dict[str, tuple[str, int]] = {}
         for member in tree.members:
             cancel.check()
@@ -124,6 +133,11 @@ def _write(
             stream.write(b"\n")
             found[member.path] = (member.mode, mark)
         strip = _single_top(found)
+        if part.alone and (other := _taken(prefix, entries)) is not None:
+            raise SourceError(
+                f"{part.alone} would hide {other}, which is in the tree already:"
+                " choose another folder"
+            )
         entries |= {prefix + path[len(strip) :]: entry for path, entry in found.items()}
         time = max(time, tree.time)
     text = f"{message}\n\nImport-Key: {import_key}\n".encode()
@@ -153,6 +167,11 @@ def _single_top(found: Iterable[str]) -> str:
     if len(tops) == 1 and all("/" in path for path in found):
         return tops.pop() + "/"
     return ""
+
+
+def _taken(prefix: str, entries: Iterable[str]) -> str | None:
+    """A path that is below ``prefix``, or a file where ``prefix`` needs a folder."""
+    return next((p for p in entries if p.startswith(prefix) or prefix.startswith(p + "/")), None)
 
 
 def _quoted(path: str) -> bytes:

@@ -29,6 +29,17 @@ class Orig(msgspec.Struct, frozen=True):
     version: str  # Debian's, whole
     upstream: str
     files: dict[str, tuple[str, Digest]]
+    changes: tuple[str, Digest] | None = None  # the archive with Debian's patches
+    format: str = ""
+
+    @property
+    def revision(self) -> str:
+        """Debian's version without its epoch."""
+        return self.version.partition(":")[2] or self.version
+
+    def pinned_as(self, lorry: Lorry) -> str:
+        """Its version as a lorry pins it."""
+        return self.revision if lorry.debian_patches else self.upstream
 
 
 # -- source packages -------------------------------------------------------------------------
@@ -37,7 +48,8 @@ class Orig(msgspec.Struct, frozen=True):
 def import_source(lorry: Lorry, apt: Apt, downloads: Downloads) -> list[tuple[str, Tree]]:
     """The trees of the orig tarball and its components.  MovedError if it is not offered."""
     wanted = lorry.digests
-    if any(downloads.find(sha256) is None for sha256 in wanted.values()):
+    needed = [*wanted.values(), *filter(None, [lorry.debian_sha256])]
+    if any(downloads.find(sha256) is None for sha256 in needed):
         with apt.opened():
             origs = _pinned_origs(lorry, apt)
             if not origs and apt.update():
@@ -61,13 +73,15 @@ def offered_origs(package: str, apt: Apt) -> list[Orig]:
         version = stanza["Version"]
         upstream = version.partition(":")[2] or version
         upstream = upstream.rpartition("-")[0] or upstream
-        files = {}
+        files, changes = {}, None
         for line in stanza.get("Checksums-Sha256", "").split("\n"):
-            match line.split():
-                case [sha256, _, name] if (component := _component(name)) is not None:
-                    with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError):
+                match line.split():
+                    case [sha256, _, name] if (component := _component(name)) is not None:
                         files[component] = (name, Digest(sha256))
-        found.append(Orig(version, upstream, files))
+                    case [sha256, _, name] if re.fullmatch(r"[^/]+\.debian\.tar\.\w+", name):
+                        changes = (name, Digest(sha256))
+        found.append(Orig(version, upstream, files, changes, stanza.get("Format", "").strip()))
     return found
 
 
@@ -80,11 +94,12 @@ def _component(name: str) -> str | None:
 
 
 def _pinned_origs(lorry: Lorry, apt: Apt) -> list[Orig]:
-    """Offered versions with the pinned tarballs; the Debian revision does not matter."""
+    """Offered versions with the pinned files; otherwise, the Debian revision does not matter."""
     found = []
     for orig in offered_origs(lorry.package, apt):
         digests = {component: sha256 for component, (_, sha256) in orig.files.items()}
-        if lorry.digests.items() <= digests.items():
+        same = not lorry.debian_patches or (orig.changes or ("", None))[1] == lorry.debian_sha256
+        if same and lorry.digests.items() <= digests.items():
             found.append(orig)
     return found
 
@@ -102,11 +117,17 @@ def _download_from_any(lorry: Lorry, origs: Sequence[Orig], apt: Apt, downloads:
 
 def _download_orig(lorry: Lorry, orig: Orig, apt: Apt, downloads: Downloads) -> None:
     request = f"{lorry.package}={orig.version}"
-    command = ("source", "--download-only", "--tar-only", "--", request)
-    with apt.download(*command, what=lorry.name) as folder:
-        for component, sha256 in lorry.digests.items():
-            name, _ = orig.files[component]
-            downloads.adopt(folder / name, sha256, name, f"{lorry.where}: {lorry.name}")
+    tarballs = [(orig.files[component][0], sha256) for component, sha256 in lorry.digests.items()]
+    wanted = [("--tar-only", tarballs)]
+    if lorry.debian_patches and orig.changes:
+        wanted.append(("--diff-only", [orig.changes]))
+    for kind, files in wanted:
+        if all(downloads.find(sha256) for _, sha256 in files):
+            continue
+        command = ("source", "--download-only", kind, "--", request)
+        with apt.download(*command, what=lorry.name) as folder:
+            for name, sha256 in files:
+                downloads.adopt(folder / name, sha256, name, f"{lorry.where}: {lorry.name}")
 
 
 def _source_moved(lorry: Lorry, apt: Apt) -> SourceError:
@@ -118,13 +139,16 @@ def _source_moved(lorry: Lorry, apt: Apt) -> SourceError:
             " package: check its name"
         )
     for orig in offered:
-        for component, sha256 in lorry.digests.items():
-            if orig.upstream == lorry.version and component in orig.files:
-                name, found = orig.files[component]
-                if found != sha256:
-                    where = f"{lorry.where}: {lorry.name}: {name}"
-                    return WrongDigest(where, sha256, found, "the Debian archives of this machine")
-    versions = ", ".join(dict.fromkeys(orig.upstream for orig in offered))
+        if orig.pinned_as(lorry) != lorry.version:
+            continue
+        files = [(orig.files.get(name), sha256) for name, sha256 in lorry.digests.items()]
+        if lorry.debian_sha256:
+            files.append((orig.changes, lorry.debian_sha256))
+        for file, sha256 in files:
+            if file is not None and file[1] != sha256:
+                where = f"{lorry.where}: {lorry.name}: {file[0]}"
+                return WrongDigest(where, sha256, file[1], "the Debian archives of this machine")
+    versions = ", ".join(dict.fromkeys(orig.pinned_as(lorry) for orig in offered))
     return MovedError(
         f"{pinned} {lorry.package}; the archives now offer {versions};"
         f" `{command('lorry', 'update', lorry.name)}` takes the newest if it is newer"

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
+
 from fabric.errors import NO_ROOM, SourceError, command
-from fabric.trove.importers import archive, debian, pypi, updates, wheels
-from fabric.trove.importers.commit import Tree, commit
+from fabric.trove.importers import archive, debian, debian_series, pypi, updates, wheels
+from fabric.trove.importers.commit import Part, Tree, commit
 from fabric.trove.importers.context import Context
 from fabric.trove.importers.download import shown
+from fabric.trove.importers.patching import Change, patched
 from fabric.trove.sources import git
 from fabric.trove.sources.lorries import Lorry
+from fabric.trove.sources.lorry_parts import Component
+
+#: The ref of an import that is to be patched; no lorry brings it.
+_UNPATCHED = "refs/fabric/unpatched"
 
 
 class Imports:
@@ -28,15 +35,25 @@ class Imports:
         repository.create()
         self._context.progress(f"{lorry.name}: importing {lorry.version}")
         try:
+            key = lorry.import_key()  # reads the patches before anything is downloaded
+            parts, changes = self._content(lorry)
             made = commit(
                 repository,
-                lorry.full_ref,
-                self._trees(lorry),
+                _UNPATCHED if changes else lorry.full_ref,
+                parts,
                 f"{lorry.name} {lorry.version}",
-                lorry.import_key(),
+                key,
                 self._context.cancel,
                 compress=not lorry.is_set,
             )
+            if changes:
+                patches = "patch" if len(changes) == 1 else "patches"
+                self._context.progress(f"{lorry.name}: applying {len(changes)} {patches}")
+                try:
+                    cancel = self._context.cancel
+                    made = patched(repository, made, lorry.full_ref, changes, cancel)
+                finally:
+                    repository.run("update-ref", "-d", _UNPATCHED)
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
@@ -56,19 +73,71 @@ class Imports:
         """Remove downloads older than so many seconds; return how many bytes that frees."""
         return self._context.downloads.gc(older_than, dry_run=dry_run)
 
-    def _trees(self, lorry: Lorry) -> list[tuple[str, Tree]]:
+    def _content(
+        self, lorry: Lorry, prefix: str = "", shown_as: str = ""
+    ) -> tuple[list[Part], list[Change]]:
+        """What a lorry brings below ``prefix``: archives, and the patches to apply to them.
+
+        ``shown_as`` names it in messages if it is a component.
+        """
+        main, changes = self._main(lorry)
+        parts = [
+            Part(f"{prefix}{folder}", tree, "" if folder else shown_as) for folder, tree in main
+        ]
+        changes = [msgspec.structs.replace(one, prefix=prefix) for one in changes]
+        below: list[Change] = []
+        for path, part in sorted(lorry.parts.items()):
+            folder, name = f"{prefix}{path}/", f"{part.where}: {lorry.name}: component {path!r}"
+            if part.lorry:
+                more, theirs = self._content(lorry.brought(part), folder, name)
+                parts += more
+                below += theirs
+            else:
+                parts.append(Part(folder, self._component(part, name), name))
+        own = [
+            Change(
+                prefix=prefix,
+                where=f"{patch.where}: {lorry.name}",
+                name=f"{lorry.file.parent.name}/{patch.path}",
+                content=content,
+                advice="Make it anew against this source, or take it out of `patches`.",
+            )
+            for patch, content in lorry.series
+        ]
+        return parts, [*below, *changes, *own]
+
+    def _main(self, lorry: Lorry) -> tuple[list[tuple[str, Tree]], list[Change]]:
+        """The trees of a lorry's own archives, each with its folder, and Debian's patches."""
         context, downloads = self._context, self._context.downloads
+        changes: list[Change] = []
         match lorry.type:
             case "tarball":
                 pinned_by = f"{lorry.where}: {lorry.name}"
                 file = downloads.get(lorry.digests[""], lorry.url, pinned_by=pinned_by)
-                return [("", archive.read(file, shown(lorry.url)))]
+                trees = [("", archive.read(file, shown(lorry.url)))]
             case "pypi":
-                return pypi.import_sdist(lorry, downloads)
+                trees = pypi.import_sdist(lorry, downloads)
             case "debian-source":
-                return debian.import_source(lorry, context.apt(lorry), downloads)
+                trees = debian.import_source(lorry, context.apt(lorry), downloads)
+                if lorry.debian_patches:
+                    changes = debian_series.changes(lorry, downloads)
             case "debian-packages":
-                return debian.import_packages(lorry, context.apt(lorry), downloads)
+                trees = debian.import_packages(lorry, context.apt(lorry), downloads)
             case "pypi-wheels":
-                return wheels.import_wheels(lorry, downloads, context.progress, context.cancel)
-        raise SourceError(f"{lorry.where}: no importer for type {lorry.type}")
+                trees = wheels.import_wheels(lorry, downloads, context.progress, context.cancel)
+            case _:
+                raise SourceError(f"{lorry.where}: no importer for type {lorry.type}")
+        if lorry.inner:
+            trees[0] = ("", self._inner(trees[0][1], lorry.inner, f"{lorry.where}: {lorry.name}"))
+        return trees, changes
+
+    def _component(self, part: Component, name: str) -> Tree:
+        """The tree of a component that is an archive of its own."""
+        assert part.sha256 is not None
+        file = self._context.downloads.get(part.sha256, part.url, pinned_by=name)
+        tree = archive.read(file, shown(part.url))
+        return self._inner(tree, part.inner, name) if part.inner else tree
+
+    def _inner(self, tree: Tree, pattern: str, where: str) -> Tree:
+        context = self._context
+        return archive.read_inner(tree, pattern, where, context.root, context.cancel)

@@ -10,13 +10,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import msgspec
+
 from fabric.digest import Digest
 from fabric.errors import SourceError
 from fabric.trove.importers import debian, pypi, wheels
 from fabric.trove.importers.context import Context
 from fabric.trove.importers.download import WrongDigest, shown
 from fabric.trove.sources.lock_files import Lock, Locked
-from fabric.trove.sources.lorries import Lorry
+from fabric.trove.sources.lorries import Lorry, default_ref
 from fabric.trove.sources.pins import describe, versions_of, write
 
 
@@ -35,9 +37,9 @@ def update(lorry: Lorry, context: Context, run: Callable[[Lorry], str]) -> list[
     except SourceError as error:
         skipped.append(f"the lock file was made anew: {error}")
         lorry = lorry.with_lock(Lock())
-    offered = _offered(lorry, context, skipped)
-    if not offered.recorded_tree:
-        offered = offered.with_tree(run(offered))
+    offered = _with_components(_offered(lorry, context, skipped), context)
+    if not offered.recorded_tree or offered.is_derived:
+        offered = offered.with_tree(run(offered.with_tree("")))
     write(lorry, offered)
     return describe(lorry, offered) + skipped
 
@@ -118,13 +120,15 @@ def _newest_source(lorry: Lorry, context: Context, skipped: list[str]) -> Lorry:
         )
     chosen = offered[0]
     if lorry.version and not lorry.sha256:  # its author has chosen
-        found = next((one for one in offered if one.upstream == lorry.version), None)
+        named = (lorry.version in (one.pinned_as(lorry), one.upstream) for one in offered)
+        found = next((one for one, same in zip(offered, named, strict=True) if same), None)
         if found is None:
-            raise _not_offered(lorry, [one.upstream for one in offered])
+            raise _not_offered(lorry, [one.pinned_as(lorry) for one in offered])
         chosen = found
-    if _is_newer(lorry.version, chosen.upstream, _debian_version()):
+    version = chosen.pinned_as(lorry)
+    if _is_newer(lorry.version, version, _debian_version()):
         skipped.append(
-            f"skipped {chosen.upstream}: {lorry.version} is pinned, which is newer;"
+            f"skipped {version}: {lorry.version} is pinned, which is newer;"
             " the archives offer nothing above it"
         )
         return lorry
@@ -139,12 +143,47 @@ def _newest_source(lorry: Lorry, context: Context, skipped: list[str]) -> Lorry:
         same = {name: sha256 for name, (_, sha256) in one.files.items()}
         if one.upstream == chosen.upstream and lorry.sha256 == same.get(""):
             digests = {name: same.get(name, digest) for name, digest in digests.items()}
-    return _with_digests(lorry, chosen.upstream, digests, "the Debian archives of this machine")
+    origin = "the Debian archives of this machine"
+    made = _with_digests(lorry, version, digests, origin)
+    return _with_changes(lorry, made, chosen, origin) if lorry.debian_patches else made
+
+
+def _with_changes(lorry: Lorry, made: Lorry, chosen: debian.Orig, origin: str) -> Lorry:
+    """``made``, with the archive of Debian's patches.  WrongDigest as `_with_digests`."""
+    if chosen.changes is None:
+        raise SourceError(
+            f"{lorry.where}: {lorry.package} {chosen.version} has no archive of patches, since its"
+            f" format is {chosen.format or 'unknown'}, and not 3.0 (quilt): remove 'debian-patches'"
+        )
+    name, sha256 = chosen.changes
+    known = lorry.debian_sha256
+    if known == sha256:
+        return made
+    if known and lorry.version == made.version:
+        raise WrongDigest(f"{lorry.where}: {lorry.name}: {name}", known, sha256, origin)
+    return replace(made, debian_sha256=sha256, tree="")
+
+
+def _with_components(lorry: Lorry, context: Context) -> Lorry:
+    """The lorry with the digests of its components.
+
+    WrongDigest if an archive has changed under its URL.
+    """
+    parts = dict(lorry.parts)
+    for path, part in parts.items():
+        if part.lorry:
+            continue
+        _, sha256 = context.downloads.any_of(part.url)
+        if part.sha256 and part.sha256 != sha256:
+            where = f"{part.where}: {lorry.name}: component {path!r}"
+            raise WrongDigest(where, part.sha256, sha256, shown(part.url))
+        parts[path] = msgspec.structs.replace(part, sha256=sha256)
+    return lorry if parts == lorry.parts else replace(lorry, parts=parts, tree="")
 
 
 def _with_digests(lorry: Lorry, version: str, digests: Mapping[str, Digest], origin: str) -> Lorry:
     """The lorry with another version.  WrongDigest if only what is offered under it differs."""
-    known = lorry.digests if lorry.sha256 else {}
+    known = {"": lorry.sha256, **lorry.components} if lorry.sha256 else {}
     if lorry.version == version:
         for component, sha256 in digests.items():
             if known.get(component, sha256) != sha256:
@@ -152,7 +191,7 @@ def _with_digests(lorry: Lorry, version: str, digests: Mapping[str, Digest], ori
                 raise WrongDigest(where, known[component], sha256, origin)
         if known:
             return lorry
-    ref = lorry.ref if "ref" in lorry.lines else version
+    ref = lorry.ref if "ref" in lorry.lines else default_ref(version)
     others = {name: sha256 for name, sha256 in digests.items() if name}
     return replace(lorry, version=version, ref=ref, sha256=digests[""], components=others, tree="")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -58,10 +58,13 @@ class Builds:
     def __init__(self, path: Path) -> None:
         self.repository = Repository(path)
 
-    def snapshot(self, root: Path) -> Snapshot:
-        """A snapshot of the files below ``root``.  SourceError if that cannot be made."""
+    def snapshot(self, root: Path, along: Sequence[Snapshot] = ()) -> Snapshot:
+        """A snapshot of the files below ``root``, with which the commits ``along`` are pushed.
+
+        SourceError if that cannot be made.
+        """
         self.repository.create(cache=True)
-        return snapshot.take(root, self.repository.path)
+        return snapshot.take(root, self.repository.path, along)
 
     def push(self, build: Snapshot, trove: Trove, ref: str, progress: Progress) -> None:
         """Push a snapshot as ``ref`` of the trove.  TroveError if that fails."""

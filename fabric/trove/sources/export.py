@@ -107,8 +107,7 @@ class Exports:
                 _write(repository, tree, fresh)
                 if path.is_dir() and (wrong := difference(fresh, path)):
                     report(f"{path} has changed on the disk, at {wrong!r}: it is exported again")
-                    # a build may have it mounted, so only `gc` removes it
-                    path.rename(path.with_name(f".old-{tree}-{os.getpid()}"))
+                    _hide(path)  # a build may have it mounted, so only `gc` removes it
                 with contextlib.suppress(FileExistsError):  # another process was faster
                     _rename(fresh, path)
         except OSError as error:
@@ -140,9 +139,7 @@ class Exports:
             with exclusively(path.name) as unused:
                 if unused:
                     self._checked.discard(path.name)
-                    aside = path.with_name(f".old-{path.name}-{os.getpid()}")
-                    path.rename(aside)
-                    shutil.rmtree(aside)
+                    shutil.rmtree(_hide(path))
             yield path.name
 
     def gc(
@@ -153,26 +150,21 @@ class Exports:
         ``exclusively`` tells by name whether no build uses a tree.
         """
         tally = Tally()
+        guard = exclusively or (lambda _: contextlib.nullcontext(True))
         for path in list(self.top.glob("*/*")):
             with contextlib.suppress(FileNotFoundError):
                 used = path.lstat().st_atime
                 if used > time.time() - older_than:
                     continue
-                with (
-                    exclusively(path.name)
-                    if exclusively
-                    else contextlib.nullcontext(True) as unused
-                ):
+                with guard(path.name) as unused:
                     if not unused:
                         continue
                     tally.add(path)
                     if dry_run:
                         os.utime(path, (used, MTIME))  # counting bytes is no use of it
                         continue
-                    aside = path
-                    if not path.name.startswith("."):  # hidden before it is partly removed
-                        aside = path.with_name(f".old-{path.name}-{os.getpid()}")
-                        path.rename(aside)
+                    # hidden before it is partly removed
+                    aside = path if path.name.startswith(".") else _hide(path)
                 shutil.rmtree(aside)
         for boot in self.top.glob("*"):
             if boot != self.directory and not dry_run:
@@ -197,6 +189,13 @@ class _Entry(msgspec.Struct, frozen=True):
     mode: str
     sha: str
     path: str
+
+
+def _hide(path: Path) -> Path:
+    """Hide a tree from builds under another name; return its new path."""
+    aside = path.with_name(f".old-{path.name}-{os.getpid()}")
+    path.rename(aside)
+    return aside
 
 
 def _write(repository: git.Repository, tree: str, target: Path) -> None:

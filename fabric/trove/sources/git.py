@@ -226,6 +226,12 @@ class Repository:
         self._known()[commit] = fact
         return fact
 
+    def learn(self, commit: str, tree: str) -> None:
+        """Record a commit that was just made here: it has no submodules, and no import made it."""
+        if commit not in self._known():
+            self._note(["commit", commit, tree, "", []])
+            self._known()[commit] = Fact(tree, "", ())
+
     def _has_commit(self, commit: str) -> bool:
         if commit in self._known():
             return True

@@ -15,7 +15,7 @@ from fabric import bounds
 from fabric.errors import SourceError
 from fabric.host.cancel import CancelToken
 from fabric.host.process import TooMuchOutput, converse
-from fabric.host.progress import Progress
+from fabric.host.progress import Progress, Throttle
 
 if TYPE_CHECKING:
     import subprocess  # loaded only to start git, which a cached build never does
@@ -202,14 +202,14 @@ def environment(*, private: bool = True) -> dict[str, str]:
 
 
 def follow(stream: IO[bytes], progress: Progress) -> str:
-    """Report git's progress, a line for each step; return the rest of its standard error.
+    """Report git's progress; return the rest of its standard error.
 
     TimeoutError after SILENCE seconds without output.
     """
     import select
 
     said: list[str] = []
-    step = ""
+    step, news = "", Throttle(progress, 0.5)
     buffer = b""
     poll = select.poll()
     poll.register(stream, select.POLLIN)
@@ -224,8 +224,11 @@ def follow(stream: IO[bytes], progress: Progress) -> str:
             if percent is None:
                 if text and not _IDLE_TALK.match(text):
                     said.append(_LABELS.sub("", text))
-            elif percent[1] != step:
-                step = percent[1]
-                progress(step[0].lower() + step[1:])
+            else:
+                name = percent[1][0].lower() + percent[1][1:]
+                if name != step:
+                    step, news = name, Throttle(progress, 0.5)
+                    news(name)
+                news(f"{name}: {percent[2]}%")
         if not piece:
             return "; ".join(dict.fromkeys(said))

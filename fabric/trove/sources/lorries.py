@@ -11,7 +11,23 @@ aliases are written out), each value is what to import there::
       components: {doc: ...}       # further orig tarballs and their sha256, if any
       tree: ...                    # the git tree that an import makes
       ref: 1.3.1                   # the `ref` of strata; default: the version
+    busybox:
+      type: debian-source
+      version: 1.37.0-6            # Debian's whole version but for an epoch
+      sha256: ...
+      debian-patches: true         # apply debian/patches/series
+      debian-sha256: ...           # of the archive with them
+      patches: [patches/busybox/0001-fix.patch]    # then these, of the lorry's folder
     lua:     {type: tarball, url: "https://...", version: 5.4.7, sha256: ..., tree: ...}
+    gcc:
+      type: tarball
+      url: "https://..."           # an archive that contains the real one:
+      inner: gcc-*.tar.xz
+      version: 14.2.0
+      sha256: ...
+      components:                  # in folders of the same tree
+        gmp: {url: "https://...", sha256: ...}
+        zlib: {lorry: zlib}        # all that the lorry zlib brings
     ply:     {type: pypi, package: ply, version: "3.11", sha256: ..., tree: ...}
     musl:    {type: git, url: "https://..."}      # all its branches and tags
     itself:  {type: git, url: ".."}               # a path is relative to the lorry's folder;
@@ -41,20 +57,22 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fabric.definitions.fields import Fields, Findings
+from fabric import bounds
+from fabric.definitions.fields import Fields, Findings, listing
 from fabric.definitions.located_yaml import Map, parse
 from fabric.digest import Digest
-from fabric.errors import DefinitionsError, SourceError, command, in_line
+from fabric.errors import DefinitionsError, SourceError, command, in_line, suggest
 from fabric.host.files import real
 from fabric.trove.sources.aliases import is_url
 from fabric.trove.sources.lock_files import Lock, Locked, read_lock, read_plain
 from fabric.trove.sources.lorry_fields import check_entry, last_part
+from fabric.trove.sources.lorry_parts import Component, Patch, component, read_patches
 
 #: Increases when the same pins make another commit.
 IMPORT_FORMAT = 1
@@ -74,12 +92,18 @@ class Lorry:
     url: str = ""
     package: str = ""
     sha256: Digest | None = None
-    components: Mapping[str, Digest] = field(default_factory=dict)
+    debian_patches: bool = False
+    debian_sha256: Digest | None = None
+    inner: str = ""
+    components: Mapping[str, Digest] = field(default_factory=dict)  # further orig tarballs
+    parts: Mapping[str, Component] = field(default_factory=dict)  # folder -> other components
+    patches: tuple[Patch, ...] = ()
     tree: str = ""  # that an import must make; for a set of packages, the lock has it
     packages: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     architecture: str = ""
     python: str = ""
+    others: Lorries | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_set(self) -> bool:
@@ -112,12 +136,32 @@ class Lorry:
         """Missing fields that are needed for a pin, and that an update fills in."""
         if self.type == "git" or self.is_set:
             return ()
-        return tuple(name for name in ("version", "sha256") if not getattr(self, name))
+        needed = {"version": self.version, "sha256": self.sha256}
+        if self.debian_patches:
+            needed["debian-sha256"] = self.debian_sha256
+        for path, part in self.parts.items():
+            needed[f"sha256 of {path}"] = part.sha256 or part.lorry
+        return tuple(name for name, value in needed.items() if not value)
+
+    @property
+    def is_derived(self) -> bool:
+        """Whether its tree may change although its own pins do not."""
+        return bool(self.patches) or any(part.lorry for part in self.parts.values())
+
+    @cached_property
+    def series(self) -> list[tuple[Patch, bytes]]:
+        """Its patches with their contents.  SourceError if one cannot be read."""
+        return read_patches(self.file.parent, self.name, self.patches)
+
+    def brought(self, part: Component) -> Lorry:
+        """The lorry that a component names."""
+        assert self.others is not None
+        return self.others.named(part.lorry)
 
     @property
     def digests(self) -> dict[str, Digest]:
         """Component ("": the main tarball) -> digest.  SourceError if none is pinned."""
-        if self.sha256 is None:
+        if self.sha256 is None or self.missing:
             raise self.incomplete()
         return {"": self.sha256, **self.components}
 
@@ -149,6 +193,10 @@ class Lorry:
         vars(made)["lock"] = lock
         return made
 
+    def with_patches(self, paths: Iterable[str]) -> Lorry:
+        """The same lorry with these patches."""
+        return replace(self, patches=tuple(Patch(path, self.where) for path in paths))
+
     def with_tree(self, tree: str) -> Lorry:
         """The same lorry with another recorded tree."""
         if self.is_set:
@@ -158,16 +206,31 @@ class Lorry:
     def import_key(self) -> str:
         """64 hex digits that change if the imported tree may change; "" for git, which has commits.
 
-        SourceError if nothing is pinned.
+        SourceError if nothing is pinned, or a patch cannot be read.
         """
+        return "" if self.type == "git" else self._import_key
+
+    @cached_property
+    def _import_key(self) -> str:
         pins: list[object] = [IMPORT_FORMAT]
-        if self.type == "git":
-            return ""
         if self.is_set:
             pins += [self.type, *map(str, self.lock.packages)]
         else:
             pins += ["tarball", self.digests[""], sorted(self.components.items())]
+            pins += self._derivation()
         return hashlib.sha256(json.dumps(pins).encode()).hexdigest()
+
+    def _derivation(self) -> Iterator[object]:
+        """The pins of what is done with the tarballs; none for most lorries."""
+        if self.inner:
+            yield ["inner", self.inner]
+        for path, part in sorted(self.parts.items()):
+            key = self.brought(part).import_key() if part.lorry else part.sha256
+            yield ["component", path, bool(part.lorry), key, part.inner]
+        if self.debian_patches:
+            yield ["debian-patches", self.debian_sha256]
+        for _, content in self.series:
+            yield ["patch", hashlib.sha256(content).hexdigest()]
 
     def locked(self) -> tuple[Locked, ...]:
         """The packages of the lock file, in its order; none if there is no lock file."""
@@ -188,12 +251,61 @@ class Lorries:
                     first = self._all[lorry.repo].where
                     line = int(lorry.where.rpartition(":")[2])
                     findings.error(shown, line, f"{lorry.repo} is already in {first}")
-                self._all[lorry.repo] = lorry
+                self._all[lorry.repo] = replace(lorry, others=self)
+        counts: dict[str, int] = {}
+        if not findings.errors:  # an entry with a mistake is not missing
+            for lorry in self._all.values():
+                self._count(lorry, (), counts, findings)
+        self._counts = counts
         if findings.errors:
             raise DefinitionsError(findings.errors)
 
     def __iter__(self) -> Iterator[Lorry]:
         return iter(self._all.values())
+
+    def in_order(self, names: Iterable[str]) -> list[str]:
+        """Names of lorries, those before others that have them as components."""
+
+        def rank(name: str) -> tuple[int, str]:
+            lorry = self.get(name)
+            return (self._counts[lorry.repo] if lorry else 0), name
+
+        return sorted(names, key=rank)
+
+    def _count(
+        self, lorry: Lorry, above: tuple[str, ...], counts: dict[str, int], findings: Findings
+    ) -> int:
+        """The number of archives in a lorry's tree; mistakes in its components are reported.
+
+        ``above``: the lorries that have it as a component.
+        """
+        if lorry.repo in counts:
+            return counts[lorry.repo]
+        count = 1 + len(lorry.components)
+        for path, part in lorry.parts.items():
+            other = self.get(part.lorry) if part.lorry else None
+            wrong = ""
+            if not part.lorry:
+                count += 1
+            elif other is None:
+                wrong = f"there is no lorry {part.lorry}"
+                if not findings.errors:  # it is slow with many names
+                    wrong += suggest(part.lorry, [one.name for one in self])
+            elif other.repo in (lorry.repo, *above):
+                wrong = f"the lorry {part.lorry} contains this one"
+            elif other.type == "git" or other.is_set:
+                wrong = f"the lorry {part.lorry} is of type {other.type}, and brings no archive"
+            elif len(above) < bounds.SOURCE_PARTS:
+                count += self._count(other, (*above, lorry.repo), counts, findings)
+            if count > bounds.SOURCE_PARTS or len(above) >= bounds.SOURCE_PARTS:
+                wrong = f"with it there are more than {bounds.SOURCE_PARTS} archives, the limit"
+            if wrong:
+                file, _, line = part.where.rpartition(":")
+                findings.error(file, int(line), f"{lorry.name}: component {path!r}: {wrong}")
+                count = 1
+                break
+        counts[lorry.repo] = count
+        return count
 
     def get(self, repo: str) -> Lorry | None:
         """The lorry that fills the repository ``repo``, as named in definitions."""
@@ -204,8 +316,9 @@ class Lorries:
         """The lorry of that name.  SourceError if there is none."""
         lorry = self.get(name)
         if lorry is None:
-            known = ", ".join(sorted(one.name for one in self._all.values())) or "none"
-            raise SourceError(f"{name}: no such lorry in {self.directory}; there are: {known}")
+            known = sorted(one.name for one in self._all.values())
+            hint = suggest(name, [*known, *self._all]) or f"; there are: {listing(known)}"
+            raise SourceError(f"{name}: no such lorry in {self.directory}{hint}")
         return lorry
 
 
@@ -242,13 +355,27 @@ def _read(file: Path, fields: Fields) -> list[Lorry]:
 def _lorry(file: Path, where: str, name: str, entry: Map) -> Lorry:
     """The lorry of a valid entry."""
     values: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()
+        key.replace("-", "_"): tuple(value) if isinstance(value, list) else value
+        for key, value in entry.items()
     }
-    values.setdefault("ref", values.get("version", ""))
-    if "sha256" in values:
-        values["sha256"] = Digest(values["sha256"])
-    if "components" in values:
-        values["components"] = {key: Digest(one) for key, one in values["components"].items()}
+    values.setdefault("ref", default_ref(values.get("version", "")))
+    for key in values.keys() & {"sha256", "debian_sha256"}:
+        values[key] = Digest(values[key])
+    file_shown = where.rpartition(":")[0]
+    if given := values.pop("components", None):
+        values["components"] = {
+            key: Digest(one) for key, one in given.items() if isinstance(one, str)
+        }
+        values["parts"] = {
+            key: component(one, f"{file_shown}:{given.lines[key]}")
+            for key, one in given.items()
+            if isinstance(one, Map)
+        }
+    if patches := entry.get("patches"):
+        values["patches"] = tuple(
+            Patch(path, f"{file_shown}:{line}")
+            for path, line in zip(patches, patches.lines, strict=True)
+        )
     match values["type"]:
         case "debian-packages":
             values.setdefault("architecture", "amd64")
@@ -259,3 +386,8 @@ def _lorry(file: Path, where: str, name: str, entry: Map) -> Lorry:
         case "debian-source" | "pypi":
             values.setdefault("package", last_part(name))
     return Lorry(name=name, file=file, where=where, lines=entry.lines, **values)
+
+
+def default_ref(version: str) -> str:
+    """The ref of a lorry that names none: git allows no ``~`` in it."""
+    return version.replace("~", "_")

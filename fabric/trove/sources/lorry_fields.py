@@ -11,8 +11,10 @@ from typing import Any, Protocol
 
 import msgspec
 
+from fabric import bounds
 from fabric.definitions.fields import Fields, kind_of, listing
 from fabric.definitions.located_yaml import Map
+from fabric.errors import suggest
 from fabric.trove.sources.aliases import is_git_url
 from fabric.trove.sources.lock_files import DEBIAN_ARCHITECTURE, DEBIAN_NAME, TREE
 
@@ -50,15 +52,60 @@ class _Texts(msgspec.Struct, frozen=True):
                 fields.report(entry.lines[key], f"{name}: {key!r}: {one!r} {self.wrong}")
 
 
-def _digests(fields: Fields, entry: Map, key: str, name: str) -> None:
-    """A mapping from names of orig tarballs to their digests."""
-    given = fields.mapping(entry[key], entry.lines[key], f"{name}: {key!r}")
-    for component in given or ():
-        assert given is not None
-        if not re.fullmatch("[A-Za-z0-9-]+", component):
-            at = given.lines[component]
-            fields.report(at, f"{name}: {component!r} is no name of an orig tarball")
-        _sha256(fields, given, component, name)
+class _Components(msgspec.Struct, frozen=True):
+    """A mapping from paths in the tree to what comes there."""
+
+    origs: bool  # whether a digest is that of a further orig tarball
+
+    def __call__(self, fields: Fields, entry: Map, key: str, name: str) -> None:
+        given = fields.mapping(entry[key], entry.lines[key], f"{name}: {key!r}")
+        for path in given or ():
+            assert given is not None
+            what, line = f"{name}: component {path!r}", given.lines[path]
+            if isinstance(given[path], Map):
+                if not _PATH.fits(path):
+                    fields.report(line, f"{what} must be named by {_PATH.meaning}")
+                _component(fields, given[path], line, what)
+            elif self.origs:
+                if not re.fullmatch("[A-Za-z0-9-]+", path):
+                    fields.report(line, f"{name}: {path!r} is no name of an orig tarball")
+                _sha256(fields, given, path, name)
+            else:
+                fields.mapping(given[path], line, what)
+
+
+def _component(fields: Fields, given: Map, line: int, what: str) -> None:
+    """A component: an archive of its own, or what another lorry brings."""
+    if ("url" in given) == ("lorry" in given):
+        fields.report(line, f"{what} needs either 'url' or 'lorry'")
+    allowed = _LORRY_COMPONENT if "lorry" in given else _URL_COMPONENT
+    fields.known(given, what, allowed)
+    for key in given.keys() & allowed.keys():
+        allowed[key](fields, given, key, what)
+
+
+def _flag(fields: Fields, entry: Map, key: str, name: str) -> None:
+    if not isinstance(entry[key], bool):
+        found = kind_of(entry[key])
+        fields.report(entry.lines[key], f"{name}: {key!r} must be true or false, not {found}")
+
+
+def _patches(fields: Fields, entry: Map, key: str, name: str) -> None:
+    """A list of different files."""
+    seen = set()
+    given = fields.items(entry, key, name)
+    if len(given) > bounds.PATCHES:
+        message = f"{name}: {key!r} has more than {bounds.PATCHES:,} files, the limit"
+        fields.report(entry.lines[key], message)
+        return
+    for line, one in given:
+        if not isinstance(one, str) or not _PATH.fits(one):
+            shown = repr(one) if isinstance(one, str) else kind_of(one)
+            fields.report(line, f"{name}: {key!r}: {shown} must be {_PATH.meaning}")
+        elif one in seen:
+            fields.report(line, f"{name}: {key!r}: {one} is there twice: it applies only once")
+        else:
+            seen.add(one)
 
 
 def _git_url(fields: Fields, entry: Map, key: str, name: str) -> None:
@@ -82,6 +129,17 @@ _ref = _Text(
 _url = _Text(r"https?://[!-~]+|file://\S+", "like https://host/file.tar.gz")
 _sha256 = _Text("[0-9a-f]{64}", "the 64 hex digits of a SHA-256")
 _tree = _Text(TREE, "the 40 hex digits of a git tree")
+_PATH = _Text(
+    r"(?!.*(?:^|/)(?:\.\.?|(?i:\.git))(?:/|$))[0-9A-Za-z_.+~=-]+(?:/[0-9A-Za-z_.+~=-]+)*",
+    "a path like a/b, without .. and spaces",
+)
+_inner = _Text(
+    r"(?!.*(?:^|/)\.\.?(?:/|$))[!-.0-~]+(?:/[!-.0-~]+)*",
+    "a path like src/thing-*.tar.gz, without .. and spaces",
+)
+_lorry = _Text(r"[a-z0-9A-Z_+~][0-9A-Za-z_+.~:/-]*", "the name of a lorry")
+_URL_COMPONENT: dict[str, _Check] = {"url": _url, "sha256": _sha256, "inner": _inner}
+_LORRY_COMPONENT: dict[str, _Check] = {"lorry": _lorry}
 
 #: type -> (required fields, optional ones), each with its check.  Fields that an update fills in
 #: are optional.
@@ -89,20 +147,26 @@ TYPES: dict[str, tuple[dict[str, _Check], dict[str, _Check]]] = {
     "git": ({"url": _git_url}, {}),
     "tarball": (
         {"url": _url, "version": _version},
-        {"sha256": _sha256, "tree": _tree, "ref": _ref},
+        {
+            **{"sha256": _sha256, "tree": _tree, "ref": _ref, "inner": _inner},
+            **{"components": _Components(origs=False), "patches": _patches},
+        },
     ),
     "debian-source": (
         {},
         {
-            **{"version": _version, "sha256": _sha256, "tree": _tree, "ref": _ref},
-            **{"package": _package, "components": _digests},
+            **{"version": _version, "sha256": _sha256, "debian-sha256": _sha256},
+            **{"tree": _tree, "ref": _ref, "package": _package, "inner": _inner},
+            **{"components": _Components(origs=True), "debian-patches": _flag},
+            "patches": _patches,
         },
     ),
     "pypi": (
         {},
         {
             **{"version": _version, "sha256": _sha256, "tree": _tree, "ref": _ref},
-            "package": _Text(_PROJECT, "a project's name"),
+            **{"package": _Text(_PROJECT, "a project's name"), "inner": _inner},
+            **{"components": _Components(origs=False), "patches": _patches},
         },
     ),
     "debian-packages": (
@@ -125,7 +189,7 @@ TYPES: dict[str, tuple[dict[str, _Check], dict[str, _Check]]] = {
 
 _SET = {
     "version": "any name for this set of packages",
-    "ref": "the branch that an import makes; default: the version",
+    "ref": "the branch that an import makes; default: the version, with `_` for `~`",
 }
 #: Field, or type.field, -> its meaning, as docs/reference/lorries.md shows it.
 MEANINGS = {
@@ -133,7 +197,8 @@ MEANINGS = {
     "git.url": "a git URL, or a path from the folder of the lorry file; all branches and tags are"
     " mirrored",
     "version": "upstream's version",
-    "ref": "the tag that an import makes, and strata name; default: the version",
+    "debian-source.version": "upstream's version; with `debian-patches`, Debian's without epoch",
+    "ref": "the tag that an import makes, and strata name; default: the version, with `_` for `~`",
     **{
         f"{kind}.{name}": text
         for kind in ("debian-packages", "pypi-wheels")
@@ -142,7 +207,20 @@ MEANINGS = {
     "sha256": "the digest of the tarball, the orig tarball or the source distribution",
     "tree": "the git tree that an import must give",
     "package": "the package's name; default: the last part of the repository's name",
-    "components": "name -> SHA-256 of further orig tarballs, imported into folders of these names",
+    "inner": "the path of an archive in the downloaded one: only that is imported; `*` stands for"
+    " any text without `/`; the top folder may be left out",
+    "components": "folder -> what is imported into it, as below",
+    "debian-source.components": "folder -> what is imported into it, as below; or name -> SHA-256"
+    " of a further orig tarball",
+    "patches": "files, by their paths from the folder of the lorry file, applied in this order by"
+    " `git apply`",
+    "debian-patches": "`true`: apply Debian's own patches first (source format `3.0 (quilt)`)",
+    "debian-sha256": "the digest of the archive of Debian's patches, `*.debian.tar.*`",
+    "component.url": "where the archive is, as for `tarball`",
+    "component.sha256": "the digest of the archive",
+    "component.inner": "as above",
+    "component.lorry": "the name of a lorry of type `tarball`, `debian-source` or `pypi`: what it"
+    " brings, with its patches and components",
     "packages": "names of packages; their dependencies come along",
     "pypi-wheels.packages": "projects, also as `rich>=14`; their dependencies come along",
     "exclude": "packages that do not come along",
@@ -151,7 +229,11 @@ MEANINGS = {
     "python": 'the version of CPython that imports the wheels, such as `"3.13"`',
 }
 #: Fields that `lorry update` fills in.
-FILLED_IN = ("version", "sha256", "tree")
+FILLED_IN = ("version", "sha256", "debian-sha256", "tree")
+#: Fields that are lists of texts.
+LISTS = ("packages", "exclude", "patches")
+#: The fields of a component that is no orig tarball: either `lorry`, or the others.
+COMPONENT: dict[str, _Check] = {**_URL_COMPONENT, **_LORRY_COMPONENT}
 
 _SEGMENT = r"[A-Za-z0-9_+~][A-Za-z0-9_+.~-]*"
 _NAME = re.compile(rf"([a-z][a-z0-9-]+:)?{_SEGMENT}(/{_SEGMENT})*")
@@ -167,11 +249,22 @@ def check_entry(fields: Fields, name: str, entry: Any, line: int, text: list[str
     kind = fields.text(given, "type", name)
     if kind not in TYPES:
         if kind:
-            known = listing(TYPES)
-            fields.report(given.lines["type"], f"{name}: 'type' must be one of {known}")
+            hint = suggest(kind, TYPES) or f"; known are {listing(TYPES)}"
+            fields.report(given.lines["type"], f"{name}: unknown type {kind!r}{hint}")
         return
     required, optional = TYPES[kind]
-    fields.known(given, name, {"type", *required, *optional})
+    others = [field for field in ("patches", "components") if field not in optional]
+    for key in others:
+        if key in given:
+            able = listing(one for one, (_, fields_) in TYPES.items() if key in fields_)
+            message = f"{name}: a lorry of type {kind} has no {key!r}: only {able} have"
+            if kind == "git":
+                message += "; commit the change in the repository, or import a release"
+            fields.report(given.lines[key], message)
+    fields.known(given, name, {"type", *required, *optional}, but=others)
+    if "debian-sha256" in given and given.get("debian-patches") is not True:
+        message = f"{name}: 'debian-sha256' is for 'debian-patches: true': remove it"
+        fields.report(given.lines["debian-sha256"], message)
     for key in required.keys() - given.keys():
         fields.report(line, f"{name}: a lorry of type {kind} needs {key!r}")
     for key in given.keys() - {"type"}:

@@ -13,13 +13,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from fabric.errors import SourceError, command
+from fabric.errors import SourceError, command, suggest
 from fabric.host.cancel import CancelToken
 from fabric.host.locks import locked
 from fabric.host.progress import Progress
 from fabric.jobs import Source
+from fabric.trove.sources import absent
 from fabric.trove.sources import farm_refs as shared
-from fabric.trove.sources.absent import absent
 from fabric.trove.sources.aliases import Aliases, Location, local_path
 from fabric.trove.sources.git import REF, SHA, Repository
 from fabric.trove.sources.git_process import DamagedRepositoryError, run
@@ -269,14 +269,22 @@ class Repositories:
         made = self.importer().run(lorry, repository)
         tree = repository.fact(made).tree
         if lorry.recorded_tree and lorry.recorded_tree != tree:
+            if lorry.is_derived:
+                advice = (
+                    "Patches or components may have changed since the tree was recorded. If that is"
+                    f" intended, `{command('lorry', 'update', lorry.name)}` records the new tree."
+                )
+            else:
+                advice = (
+                    "The digests of all that was imported are right, so the record is wrong: see"
+                    f" who changed it. Without it, `{command('lorry', 'import', lorry.name)}`"
+                    " records what the import gives."
+                )
             raise SourceError(
                 f"{lorry.where}: {lorry.name} {lorry.version}: the import of what is pinned gives"
                 " another tree than is recorded\n"
                 f"  recorded: tree {lorry.recorded_tree}\n"
-                f"  imported: tree {tree}\n"
-                "The digests of all that was imported are right, so the record is wrong: see who"
-                f" changed it. Without it, `{command('lorry', 'import', lorry.name)}` records"
-                " what the import gives."
+                f"  imported: tree {tree}\n{advice}"
             )
         return tree
 
@@ -346,32 +354,15 @@ class Repositories:
     def _explain(self, repo: str, ref: str, location: Location, lorry: Lorry | None) -> SourceError:
         """The error for a ref that cannot be found, with advice."""
         if location.url is not None:
-            which = "it" if repo == location.url else location.url
-            what = "commit" if SHA.fullmatch(ref) else "ref"
-            hint = "" if what == "commit" else f"; `git ls-remote {location.url}` lists its refs"
-            return SourceError(f"{repo}: {which} has no {what} {ref}{hint}")
+            return absent.at_url(location.url, repo, ref)
         if self._trove is not None:
-            return absent(self._trove.url, repo, ref, location, lorry, imports=self._imports)
-        if lorry is not None and lorry.type != "git":
-            return SourceError(
-                f"{repo}: no ref {ref}: its lorry ({lorry.where}) brings {lorry.ref};"
-                " change one of them"
-            )
-        if lorry is not None:
-            leads = f"where its lorry ({lorry.where}) leads"
-            return SourceError(f"{repo}: no ref {ref} at {lorry.url}, {leads}")
-        if self.repository(location).exists:
-            where = f"in {location.directory}, and no lorry that could bring it"
-            return SourceError(f"{repo}: no ref {ref} {where}")
-        name = repo.partition(":")[2] or repo
-        return SourceError(
-            f"{repo}: no such repository: there is no {location.directory} and no lorry for it;"
-            f" add sources/{name.rpartition('/')[2]}.lorry to the definitions, {location.hint},"
-            " or configure its alias to be a URL",
-            alike="no such repository, and no lorry for it: add lorries to the folder sources of"
-            f" the definitions, push repositories to {self.root / 'git'}, or configure aliases to"
-            " be URLs",
-        )
+            url = self._trove.url
+            error = absent.from_trove(url, repo, ref, location, lorry, imports=self._imports)
+        else:
+            exists, git = self.repository(location).exists, self.root / "git"
+            error = absent.from_machine(git, repo, ref, location, lorry, exists=exists)
+        hint = "" if lorry else suggest(repo, (one.repo for one in self.lorries))
+        return SourceError(f"{error}{hint}", alike=error.alike)
 
     def holding(self, source: Source) -> Repository:
         """The repository with the commit of ``source``, fetched if missing.  SourceError."""

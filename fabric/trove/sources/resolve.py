@@ -37,12 +37,16 @@ from fabric.trove.sources.git_process import DamagedRepositoryError
 from fabric.trove.sources.repositories import OpenImporter, Repositories
 
 if TYPE_CHECKING:
+    from fabric.trove.sources.aliases import Location
+    from fabric.trove.sources.changes import Change
     from fabric.trove.sources.export import Exclusively, Exports
     from fabric.trove.sources.farm_remote import Trove
     from fabric.trove.sources.lorries import Lorries
 
 Wanted = tuple[str, str, Sequence[Submodule]]
 
+#: Seconds between two counts of the sources that have come.
+_LOOK_EVERY = 0.5
 #: Imports and fetches in parallel: they mostly wait for the network.
 PARALLEL = 2
 
@@ -126,6 +130,26 @@ class Sources:
             inside.append((path, self.resolve(target, sha, below)))
         return Source(repo, ref, commit, fact.tree, tuple(inside))
 
+    def at_hand(self, repo: str, ref: str) -> str | None:
+        """The commit of a ref, if this machine has it, and nothing needs to be fetched."""
+        return self._repositories.at_hand(repo, ref)
+
+    def obtain(self, repo: str, ref: str) -> str:
+        """The commit of a ref, fetched or imported if missing.  SourceError."""
+        return self._repositories.commit(repo, ref)
+
+    def locate(self, repo: str) -> Location:
+        """The place of a repository.  SourceError if it is no name of one."""
+        return self._repositories.aliases.locate(repo)
+
+    def resolve_edit(self, replaced: Wanted, repo: str, commit: str) -> Source:
+        """The source that is a commit of ``repo``, in place of ``replaced``: of that it has the
+        submodules.  SourceError if it cannot be found.
+        """
+        fact = self.repository(repo).fact(self._repositories.commit(repo, commit))
+        inside = self.resolve(*replaced).submodules if fact.submodules else ()
+        return Source(repo, commit, commit, fact.tree, inside)
+
     def resolve_all(self, wanted: Iterable[Wanted]) -> list[Source]:
         """Resolve many (repo, ref, submodules) in parallel.  SourcesError names all that failed."""
         asked = list(wanted)
@@ -146,6 +170,7 @@ class Sources:
         """Resolve sources that must be imported or fetched, PARALLEL at a time."""
         done: dict[object, Source] = {}
         failures: list[tuple[Wanted, Exception]] = []
+        total = len(absent)
 
         def work() -> None:
             while True:
@@ -166,6 +191,9 @@ class Sources:
             for thread in threads:
                 thread.start()
             for thread in threads:
+                while total > 1 and thread.is_alive():
+                    self.progress(f"sources: {len(done) + len(failures)} of {total}")
+                    thread.join(_LOOK_EVERY)
                 thread.join()
         except BaseException:  # such as Ctrl-C: running imports are cancelled
             absent.clear()
@@ -215,6 +243,25 @@ class Sources:
         )
         self._repositories.reread()
         return changes
+
+    def save_patches(self, name: str, paths: Sequence[str], tree: str = "") -> list[str]:
+        """Give a lorry these patches, and record the tree; return the changes, a line each.
+
+        ``paths`` are relative to the folder of the lorry's file.  SourceError, and nothing is
+        written, if one does not apply, or they give another tree than ``tree``.
+        """
+        from fabric.trove.sources import pins
+
+        lorry = self.lorries.named(name)
+        if lorry.type == "git" or lorry.is_set:
+            raise SourceError(
+                f"{lorry.where}: {name} is of type {lorry.type}, which has no patches"
+            )
+        patched = lorry.with_patches(paths).with_tree(tree)
+        patched = patched.with_tree(self._repositories.import_lorry(patched))
+        pins.write(lorry, patched)
+        self._repositories.reread()
+        return pins.describe(lorry, patched)
 
     def unpinned(self, wanted: Iterable[Wanted]) -> list[str]:
         """The sources whose content the definitions do not pin, each with the reason.
@@ -274,6 +321,15 @@ class Sources:
                     repository = self._repositories.mended(source, error)
                     found = self.exports.make(repository, source.commit, source.tree, report)
         return found
+
+    def changes(self, source: Source, since: str) -> Iterator[Change]:
+        """The differences of a source's tree from the tree ``since``; submodules are entries.
+
+        SourceError if one of the trees cannot be read.
+        """
+        from fabric.trove.sources.changes import changes
+
+        return changes(self._repositories.holding(source), since, source.tree)
 
     # -- the farm's trove --------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,35 +54,44 @@ class Snapshot(msgspec.Struct, frozen=True):
     @property
     def environ(self) -> dict[str, str]:
         """The environment in which git finds the borrowed objects."""
-        return {"GIT_ALTERNATE_OBJECT_DIRECTORIES": ":".join(map(_quoted, self.borrowed))}
+        return {"GIT_ALTERNATE_OBJECT_DIRECTORIES": _path_list(self.borrowed)}
 
 
-def take(root: Path, ours: Path) -> Snapshot:
+def take(root: Path, ours: Path, along: Sequence[Snapshot] = ()) -> Snapshot:
     """The files below ``root`` as a commit; ``ours`` is a bare repository.
 
+    The commits ``along`` become parents of it, so that they are sent with it.
     SourceError if git cannot read something, or a new file is too large to be meant.
     """
     git = _Git(root, environment(private=False) | {"GIT_OPTIONAL_LOCKS": "0"})
     around = git.around()
-    known = around.index if around else ours / _index_name(root)
-    with _copied(known, ours, keep=around is None) as index:
-        git = git.given(
-            GIT_INDEX_FILE=str(index),
-            GIT_OBJECT_DIRECTORY=str(ours / "objects"),
-            GIT_ALTERNATE_OBJECT_DIRECTORIES=_quoted(around.objects) if around else "",
-        ).without_filters()
-        if around is None:
-            git = git.given(GIT_DIR=str(ours), GIT_WORK_TREE=str(root))
-        _take_in(git)
-        prefix = around.prefix if around else ""
-        tree = git("write-tree", *([f"--prefix={prefix}"] if prefix else [])).strip()
-        parent = []
-        if around and (before := git.ask("rev-parse", "--verify", f"HEAD:{prefix}")):
-            parent = ["-p", _commit(git, before, 0, "What a build was made from")]
-        commit = _commit(git, tree, int(time.time()), "A build", *parent)
+    borrowed = [around.objects] if around else []
+    borrowed += [path for one in along for path in one.borrowed]
+    with _taken_in(git, around, ours, borrowed) as (git, tree):
+        parents = [one.commit for one in along]
+        if around and (before := git.ask("rev-parse", "--verify", f"HEAD:{around.prefix}")):
+            parents.append(_commit(git, before, 0, "What a build was made from"))
+        commit = _commit(git, tree, int(time.time()), "A build", *parents)
         if around is None:  # keeps the objects of its index
-            git("update-ref", f"{TAKEN}{known.name}", commit)
-    return Snapshot(commit, tree, (around.objects,) if around else ())
+            git("update-ref", f"{TAKEN}{_index_name(root)}", commit)
+    return Snapshot(commit, tree, tuple(borrowed))
+
+
+def take_work_tree(root: Path, ours: Path, parent: str, last: Snapshot) -> Snapshot:
+    """The files below ``root``, which is the top of a git work tree, as a commit.
+
+    ``parent`` is a commit of the repository there, or "".  Equal files give equal commits: that of
+    the ``last`` snapshot if nothing has changed.  SourceError as for `take`.
+    """
+    git = _Git(root, environment(private=False) | {"GIT_OPTIONAL_LOCKS": "0"})
+    around = git.around(whole=True)
+    if around is None or around.prefix:
+        raise SourceError(f"{root}: this is not the top of a git work tree")
+    with _taken_in(git, around, ours, [around.objects]) as (git, tree):
+        commit = last.commit
+        if tree != last.tree:
+            commit = _commit(git, tree, 0, "An edit", *([parent] if parent else []))
+    return Snapshot(commit, tree, (around.objects,))
 
 
 def user() -> str:
@@ -130,8 +139,11 @@ class _Git(msgspec.Struct, frozen=True):
             added |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
         return replace(self.given(**added), filters=filters)
 
-    def around(self) -> _Around | None:
-        """The user's repository, if it has the folder.  SourceError if git refuses to read it."""
+    def around(self, *, whole: bool = False) -> _Around | None:
+        """The user's repository, if it has the folder.  SourceError if git refuses to read it.
+
+        With ``whole``, the folder is known to be in no other repository that ignores it.
+        """
         done = self._run(
             *("rev-parse", "--show-prefix", "--show-object-format", "--path-format=absolute"),
             *("--git-path", "index", "--git-path", "objects"),
@@ -142,7 +154,7 @@ class _Git(msgspec.Struct, frozen=True):
                 return None
             raise SourceError(f"{self.root}: {said.removeprefix('fatal: ').strip()}")
         prefix, kind, index, objects = os.fsdecode(done.stdout).splitlines()
-        ignored = self._run("check-ignore", "--quiet", "VERSION").returncode == 0
+        ignored = not whole and self._run("check-ignore", "--quiet", "VERSION").returncode == 0
         return None if ignored or kind != "sha1" else _Around(prefix, Path(index), objects)
 
     def __call__(self, *command: str, input: bytes = b"") -> str:
@@ -169,12 +181,32 @@ class _Git(msgspec.Struct, frozen=True):
         )
 
 
-def _commit(git: _Git, tree: str, at: int, message: str, *parent: str) -> str:
+@contextmanager
+def _taken_in(
+    git: _Git, around: _Around | None, ours: Path, borrowed: Sequence[str]
+) -> Iterator[tuple[_Git, str]]:
+    """The git whose index has the present files, and the tree of these."""
+    known = around.index if around else ours / _index_name(git.root)
+    with _copied(known, ours, keep=around is None) as index:
+        git = git.given(
+            GIT_INDEX_FILE=str(index),
+            GIT_OBJECT_DIRECTORY=str(ours / "objects"),
+            GIT_ALTERNATE_OBJECT_DIRECTORIES=_path_list(borrowed),
+        ).without_filters()
+        if around is None:
+            git = git.given(GIT_DIR=str(ours), GIT_WORK_TREE=str(git.root))
+        _take_in(git)
+        prefix = around.prefix if around else ""
+        yield git, git("write-tree", *([f"--prefix={prefix}"] if prefix else [])).strip()
+
+
+def _commit(git: _Git, tree: str, at: int, message: str, *parents: str) -> str:
     """A commit of a tree; ``at``: Unix time."""
     who = {"NAME": user(), "EMAIL": f"{user()}@invalid", "DATE": f"@{at} +0000"}
     for role in ("AUTHOR", "COMMITTER"):
         git = git.given(**{f"GIT_{role}_{what}": value for what, value in who.items()})
-    return git("commit-tree", "-m", message, *parent, tree).strip()
+    options = [word for parent in parents for word in ("-p", parent)]
+    return git("commit-tree", "-m", message, *options, tree).strip()
 
 
 def _take_in(git: _Git) -> None:
@@ -233,6 +265,6 @@ def _index_name(root: Path) -> str:
     return f"{INDEX}{hashlib.sha256(os.fsencode(root)).hexdigest()[:16]}"
 
 
-def _quoted(path: str) -> str:
-    """A path in git's list of paths."""
-    return '"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"'
+def _path_list(paths: Iterable[str]) -> str:
+    """Paths as one of git's environment variables has them."""
+    return ":".join('"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"' for path in paths)

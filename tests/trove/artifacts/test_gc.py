@@ -86,6 +86,57 @@ def test_gc_keeps_used_artifacts_and_their_dependencies(
     assert other.inspect(key(1))
 
 
+def test_delete_removes_steps_and_the_blobs_that_no_other_names(
+    place: tuple[str, Path], tmp_path: Path
+) -> None:
+    store = Store(place[0], tmp_path / "scratch")
+    for number in (1, 2, 3):
+        store.put(*step(number, b"data of all", b"data of %d" % number))
+    equal, _ = step(4, b"data of all", b"data of 3")
+    shared = msgspec.structs.replace(equal, log=step(3)[0].log, origin=key(3))
+    assert store.put_equal(shared)
+    stray = place[1] / "blobs/ff" / ("f" * 64)
+    stray.parent.mkdir(exist_ok=True)
+    stray.write_bytes(b"of an upload that ended")
+    age(place[1], 30)
+    planned = store.delete([key(1), key(3)], dry_run=True)
+    assert len(store.has(map(key, range(5)))) == 4, "nothing is removed"
+    gone = store.delete([key(1), key(3)])
+    assert gone == planned
+    assert (gone.manifests, gone.blobs, gone.waiting) == (2, 2, 0), "the log and data of 1"
+    assert store.has(map(key, range(5))) == {key(2), key(4)}
+    assert all(map(store.inspect, (key(2), key(4))))
+    assert stray.exists(), "it is for gc"
+    assert store.delete([key(1)]).manifests == 0
+
+
+def test_delete_spares_new_blobs_and_reserved_steps(
+    place: tuple[str, Path], tmp_path: Path
+) -> None:
+    store = Store(place[0], tmp_path / "scratch")
+    store.put(*step(1, b"data of 1"))
+    with store.reserve([key(1), key(7)]):
+        assert Store(place[0], tmp_path / "other").reserved() == {key(1), key(7)}
+        assert store.delete([key(1)]).manifests == 0
+    assert store.reserved() == set()
+    gone = store.delete([key(1)])
+    assert (gone.manifests, gone.blobs, gone.waiting) == (1, 0, 2)
+    age(place[1], 30)
+    assert store.gc(set()).blobs == 2
+
+
+def test_used_is_the_last_use_of_each_step(place: tuple[str, Path], tmp_path: Path) -> None:
+    store = Store(place[0], tmp_path / "scratch")
+    for number in (1, 2):
+        store.put(*step(number, b"data of %d" % number))
+    age(place[1], 30)
+    store.use([key(1)])
+    store.flush(60)
+    (place[1] / "manifests/README").write_text("no manifest")
+    days = {name: round((time.time() - at) / DAY) for name, at in store.used().items()}
+    assert days == {key(1): 0, key(2): 30}
+
+
 @pytest.mark.parametrize("killed", [False, True])
 def test_gc_keeps_artifacts_reserved_by_a_live_build(
     place: tuple[str, Path], tmp_path: Path, killed: bool

@@ -147,6 +147,9 @@ def test_password_for_reading_only_is_reported(
     builder.put(*step(1, b"data"))
     reader = Store(url, scratch, ca=authority.file, password=only)
     assert reader.inspect(key(1))
+    builder.use([key(1)])
+    builder.flush(60)
+    assert reader.used().keys() == {key(1)}
     for use, what in (
         (lambda: reader.gc(set()), "cannot be cleaned: "),
         (lambda: reader.gc(set(), now=time.time), "cannot be cleaned: "),  # as far as to delete
@@ -333,6 +336,11 @@ def test_bring_downloads_blobs_together_and_once(near: Store) -> None:
     contents = [bytes([number]) * MIB for number in range(8)]
     near.put(*step(1, *contents))
     wanted = [(key(1), blob(data)) for data in contents]
+    told: list[tuple[int, int]] = []
+    Store(near.url, near.copies.folder.parent / "other").bring(
+        wanted, moved=lambda *n: told.append(n)
+    )
+    assert told == [(number * MIB, 8 * MIB) for number in range(9)]
     threads = [threading.Thread(target=near.bring, args=(wanted,)) for _ in range(3)]
     for thread in threads:
         thread.start()

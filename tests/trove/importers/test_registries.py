@@ -206,6 +206,11 @@ def test_debian_packages_excluded_bring_no_dependencies(
     trove.sources().update_lorry("tiny")
     locked = trove.sources().lorries.named("tiny").locked()
     assert {one.name for one in locked} == {"busybox-static", "less"}
+    # of the same source as libtinfo6, which comes
+    trove = make(TINY.replace("version:", "exclude: [libc6, ncurses-bin], version:"))
+    trove.sources().update_lorry("tiny")
+    locked = trove.sources().lorries.named("tiny").locked()
+    assert {one.name for one in locked} == {"busybox-static", "less", "libtinfo6"}
     trove = make(TINY.replace("version:", "exclude: [no-such-package], version:"))
     with pytest.raises(SourceError, match=r"exclude.*no-such-package"):
         trove.sources().update_lorry("tiny")

@@ -72,6 +72,26 @@ def test_import_of_one_user_is_there_for_all(any_farm: Farm, files: Files) -> No
     assert "refs/tags/upstream/thing.git/1.0" in before
 
 
+def test_patched_import_is_shared_under_its_pin(farm: Farm, files: Files) -> None:
+    url, digest = files.put("thing-1.0.tar.gz", DATA), hashlib.sha256(DATA).hexdigest()
+    entry = {"type": "tarball", "url": url, "version": "1.0", "sha256": digest}
+    for who, word in (("ann", "ann"), ("bob", "bob")):
+        patched = {**entry, "patches": ["a.patch"], "components": {"sub": {"lorry": "part"}}}
+        farm.lorries(who, thing=patched, part=entry)
+        patch = f"--- a/a\n+++ b/a\n@@ -1 +1 @@\n-1\n\\ No newline at end of file\n+{word}\n"
+        (farm.folder / who / "sources/a.patch").write_text(patch)
+    source = farm.initiator("ann").resolve("upstream:thing", "1.0")
+    farm.initiator("ann").publish([source])
+    assert farm.resolver("ann").resolve("upstream:thing", "1.0") == source
+    exported = farm.worker().export(source)
+    assert (exported / "a").read_text() == "ann\n"
+    assert (exported / "sub/a").read_text() == "1"
+    with pytest.raises(SourceError, match="lorry import thing` brings it there"):
+        farm.resolver("bob").resolve("upstream:thing", "1.0")
+    other = farm.initiator("bob").resolve("upstream:thing", "1.0")
+    assert other.tree != source.tree
+
+
 def test_fetch_takes_only_the_wanted_ref(farm: Farm, tmp_path: Path) -> None:
     for name in ("thing", "other"):
         work = tmp_path / name

@@ -65,7 +65,10 @@ set:
         ("zlib", "1: a lorry file is a mapping"),
         ("zlib: 5", "1: zlib must be a mapping, not the number 5"),
         ("zlib: {}", "1: zlib: the field 'type' is missing"),
-        ("zlib:\n  type: ftp", "2: zlib: 'type' must be one of git, tarball, debian-source, pypi"),
+        (
+            "zlib:\n  type: ftp",
+            "2: zlib: unknown type 'ftp'; known are git, tarball, debian-source",
+        ),
         ("zlib: {type: git}", "1: zlib: a lorry of type git needs 'url'"),
         (
             "zlib: {type: git, url: x, sha256: y}",

@@ -1,0 +1,1 @@
+"""Brings definitions of versions 0 to 7 of the format to version 8."""

@@ -1,0 +1,87 @@
+"""Artifacts of a farm: built once more, looked into, deleted."""
+
+from __future__ import annotations
+
+import json
+
+from network_kit import Farm
+from waiting import until
+
+ADD = "mkdir -p $DESTDIR/usr/share/{0}; cp hello.txt $DESTDIR/usr/share/{0}/"
+TIMED = f"{ADD}; date +%s%N >$DESTDIR/usr/share/{{0}}/time"
+
+
+def test_farm_builds_once_more_and_reports_differences(farm: Farm) -> None:
+    farm.broker()
+    farm.worker("w1")
+    user = farm.workstation("alice")
+    user.definitions.write(one=TIMED.format("one"), two=("one", ADD.format("two")))
+    assert user.build().returncode == 0
+    before = {one["key"] for one in user.ask("artifact", "list")["artifacts"]}
+    done = user.build("--rebuild", "one", "--rebuild", "two", "-v")
+    assert done.returncode == 0, done.stderr
+    assert "one | ### INSTALL-COMMANDS ###\n" in done.stdout
+    assert "one: built once more, with another result; the first one stays\n" in done.stdout
+    assert "  ~ /usr/share/one/time: content, 20 B -> 20 B\n" in done.stdout
+    assert "two: built once more, with the same result\n" in done.stdout
+    found = user.ask("artifact", "list")["artifacts"]
+    assert before < {one["key"] for one in found}
+    firsts = {one["rebuild_of"] for one in found} - {None}
+    assert firsts == {one["key"] for one in found if one["name"] in ("one", "two")} & before
+    done = user.run("checkout", "../definitions/systems/small.morph", "one", "--to", "x", "--json")
+    [first] = [one for one in found if one["name"] == "one" and one["key"] in before]
+    shown = user.ask("artifact", "show", first["key"])["artifacts"]
+    assert json.loads(done.stdout)["sha256"] == [one["sha256"] for one in shown if one["sha256"]]
+    request = user.detach("--rebuild", "one")
+    done = user.run("attach", request, "-v")
+    assert "one: built once more, with another result" in done.stdout, done.stderr
+
+
+def test_farm_artifacts_by_key(farm: Farm) -> None:
+    farm.broker()
+    farm.worker("w1")
+    user = farm.workstation("alice")
+    user.definitions.write(one=ADD.format("one"), two=("one", "echo no; false"))
+    assert user.build().returncode == 3
+    [one] = user.ask("artifact", "list")["artifacts"]
+    assert "+ cp hello.txt" in user.run("logs", one["key"][:8]).stdout
+    [failed] = (farm.root / "w1/cache/work/failed").iterdir()
+    done = user.run("logs", failed.name[:8])
+    assert "+ echo no\n" in done.stdout, "a failed step has a log on the controller"
+    assert user.run("logs", "76543210").returncode == 1
+    shown = json.loads(user.run("artifact", "show", "one", "--json").stdout)
+    assert shown["key"] == one["key"]
+    assert shown["builder"] == "w1"
+
+
+def test_farm_keeps_artifacts_that_a_live_build_needs(farm: Farm) -> None:
+    farm.broker()
+    farm.worker("w1")
+    user = farm.workstation("alice")
+    user.definitions.write(one=ADD.format("one"))
+    assert user.build().returncode == 0
+    user.definitions.write(one=ADD.format("one"), two=("one", farm.held("two")))
+    build = user.start_build()
+    until(lambda: farm.holding("two"), what="for the build")
+    done = user.run("artifact", "delete", "one")
+    assert done.returncode == 1
+    assert "a build that runs needs it; nothing is deleted" in done.stderr
+    farm.release("two")
+    assert build.ends()[0] == 0
+    assert user.run("artifact", "delete", "one").returncode == 0
+
+
+def test_farm_digests_are_those_of_one_machine(farm: Farm) -> None:
+    farm.broker()
+    farm.worker("w1")
+    user = farm.workstation("alice")
+    user.definitions.write(one=ADD.format("one"), two=("one", ADD.format("two")))
+    done = user.build("--write-digests")
+    assert "systems/small.digests is written: 5 artifacts" in done.stdout, done.stderr
+    assert "5 artifacts are as in" in user.build("--check-digests").stdout
+    done = user.build("--check-digests", "--detach")
+    assert "for which --detach does not wait" in done.stderr
+    user.definitions.write(one=TIMED.format("one"), two=("one", ADD.format("two")))
+    done = user.build("--check-digests")
+    assert done.returncode == 3
+    assert "the system's key differs." in done.stderr
