@@ -35,10 +35,13 @@ def commands() -> list[str]:
 
 
 def shared_cache(cache: Path, minimal: Built) -> None:
-    """A cache with the artifacts of the minimal system, which a test may extend."""
+    """A cache with the artifacts of the minimal system, which a test may extend.
+
+    They are copied: what one run builds, the next one must build again.
+    """
     sources = cache / "trove/git/upstream"
     sources.mkdir(parents=True)
-    (cache / "artifacts").symlink_to(minimal.cache / "artifacts")
+    shutil.copytree(minimal.cache / "artifacts", cache / "artifacts")
     for repository in (minimal.cache / "trove/git/upstream").iterdir():
         if repository.name != "hello.git":
             (sources / repository.name).symlink_to(repository)
