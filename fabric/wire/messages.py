@@ -246,9 +246,13 @@ class Query(Message, frozen=True):
 
     protocol: int
     id: Name
-    what: Literal["requests", "workers", "why", "pinned", "logs"]
-    #: for "why" and "logs": a step's name, artifact or key; for "why" also a request
+    what: Literal["requests", "workers", "why", "pinned", "logs", "update", "graph", "attempts"]
+    #: for "why" and "logs": a step's name, artifact or key; for "why" also a request.  For
+    #: "update" and "graph": a request.  For "attempts": a request, a key, a worker, or "" for all.
     about: Text = ""
+    #: for "update": version of the last update that the sender has; for "attempts": number of the
+    #: last ended attempt that it has
+    seen: Count = 0
 
 
 class Command(Message, frozen=True):
@@ -354,6 +358,32 @@ class LogInfo(msgspec.Struct, frozen=True):
     state: State
 
 
+class GraphStep(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """A step of a request, with the steps that it needs."""
+
+    key: Key
+    name: Name
+    kind: Name
+    depends: tuple[Count, ...] = ()  # places in `Answer.graph`
+
+
+class AttemptInfo(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """An attempt that runs, or has ended.  Times are seconds."""
+
+    key: Key
+    fence: Count
+    name: Name  # of the step
+    kind: Name
+    worker: Name
+    ago: Seconds  # since it began
+    seconds: Seconds  # how long it took, or has run
+    number: Count = 0  # grows with each ended attempt; 0: it runs
+    result: Literal["", "done", "failed", "fault", "refused", "cancelled", "lost"] = ""
+    message: OutcomeText = ""
+    #: (phase, seconds from the beginning of the attempt to that of the phase), in order
+    phases: tuple[tuple[Phase, Seconds], ...] = ()
+
+
 class Answer(Message, frozen=True):
     """The answer to a `Query` or `Command`."""
 
@@ -365,6 +395,11 @@ class Answer(Message, frozen=True):
     lines: tuple[ReplyText, ...] = ()  # answer to "why", or the effect of a command
     keys: tuple[Name, ...] = ()  # answer to "pinned": keys that live requests need
     logs: tuple[LogInfo, ...] = ()
+    update: Update | None = None  # answer to "update"; None: there is no such request
+    graph: tuple[GraphStep, ...] = ()  # answer to "graph": all steps, once the request is resolved
+    #: answer to "attempts": ended ones after number ``seen``, oldest first, at most
+    #: `bounds.ATTEMPTS_SHOWN`; if that is all, then those that run
+    attempts: tuple[AttemptInfo, ...] = ()
 
 
 class Rejected(Message, frozen=True, tag="Refused"):
