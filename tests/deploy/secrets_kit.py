@@ -37,8 +37,13 @@ def _is_private(file: Path) -> bool:
     return file.is_file() and "PRIVATE KEY" in file.read_text()
 
 
-def holding(secrets: list[bytes], roots: list[str]) -> Iterator[tuple[str, int]]:
-    """Yield path and mode of each file below ``roots`` that contains a secret.  Skips holes."""
+def holding(
+    secrets: list[bytes], roots: list[str], since: float = 0.0
+) -> Iterator[tuple[str, int]]:
+    """Yield path and mode of each file below ``roots`` that contains a secret.  Skips holes.
+
+    Files that did not change after ``since``, in Unix time, are not read: they are too old.
+    """
     pending = list(roots)
     while pending:  # os.walk is recursive, and some trees are deeper than Python's stack
         folder = pending.pop()
@@ -48,7 +53,9 @@ def holding(secrets: list[bytes], roots: list[str]) -> Iterator[tuple[str, int]]
                     found = entry.stat(follow_symlinks=False)
                     if stat.S_ISDIR(found.st_mode):
                         pending.append(entry.path)
-                    elif stat.S_ISREG(found.st_mode) and _holds(entry.path, found.st_size, secrets):
+                    elif not stat.S_ISREG(found.st_mode) or found.st_ctime < since:
+                        continue
+                    elif _holds(entry.path, found.st_size, secrets):
                         yield entry.path, stat.S_IMODE(found.st_mode)
                 except OSError:
                     continue  # it was removed, or cannot be read
@@ -99,8 +106,9 @@ def _watch() -> None:
 
 
 def _walk(roots: list[str]) -> None:
-    secrets = [text.encode() for text in json.load(sys.stdin)]
-    print(json.dumps(list(holding(secrets, roots))))
+    given = json.load(sys.stdin)
+    secrets = [text.encode() for text in given["secrets"]]
+    print(json.dumps(list(holding(secrets, roots, given["since"]))))
 
 
 if __name__ == "__main__":

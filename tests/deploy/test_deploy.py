@@ -38,6 +38,7 @@ def test_cluster_from_its_morph_to_its_end(vmhost: VmHost, built: Built, scratch
     disks = {name: scratch / f"{name}.disk" for name in ("worker0", "worker1")}
     for name, file in disks.items():
         vmhost.disk(f"/dev/vg/{name}_src", "4G", file)
+    began = time.time() - 1  # the clock of files may be a tick behind
     cluster = Cluster(vmhost, built, scratch / "guests")
 
     # the value of any setting may be a password
@@ -68,7 +69,8 @@ def test_cluster_from_its_morph_to_its_end(vmhost: VmHost, built: Built, scratch
             "find", "/tmp", "/dev/shm", "-maxdepth", "1", "-name", "ansible*"
         ).split()
         walk = [sys.executable, secrets_kit.__file__, "walk", *roots]
-        found = dict(json.loads(world.run(*walk, input=json.dumps(secrets), timeout=600)))
+        given = json.dumps({"secrets": secrets, "since": began})
+        found = dict(json.loads(world.run(*walk, input=given, timeout=600)))
         assert not {path: oct(mode) for path, mode in found.items() if mode & 0o077}
         assert {f"{scratch}/vm/{name}_vm.img" for name in NAMES} <= found.keys()
 

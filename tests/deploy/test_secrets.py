@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,15 @@ def test_walk_finds_a_secret_in_any_file(tmp_path: Path) -> None:
     found = dict(secrets_kit.holding([b"x" * 50, SECRET], [str(tmp_path)]))
     assert {Path(path).name for path in found} == {"0", "1", "2", "3", "4", "dense"}
     assert (found[f"{tmp_path}/0"], found[f"{tmp_path}/1"]) == (0o644, 0o600)
+
+
+def test_walk_skips_files_that_are_older(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_bytes(SECRET)
+    time.sleep(0.05)
+    since = time.time() - 0.02
+    new.write_bytes(SECRET)
+    assert [path for path, _ in secrets_kit.holding([SECRET], [str(tmp_path)], since)] == [str(new)]
 
 
 def test_watch_finds_a_command_line(tmp_path: Path) -> None:
