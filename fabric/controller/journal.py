@@ -114,8 +114,8 @@ class Journal:
 
     @property
     def durable(self) -> int:
-        """Number of statements that are on the disk."""
-        return self.writer.durable
+        """Number of statements that are on the disk; all, if the journal is not needed."""
+        return self.writer.durable if self._needed else self.appended
 
     # -- appending -----------------------------------------------------------------------------
 

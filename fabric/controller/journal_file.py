@@ -110,7 +110,8 @@ def open_journal(
     for attempt in range(2):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            return _read(storage.connect(str(path)), storage, secret, first=not problem)
+            db = storage.connect(str(path))
+            return _read(db, storage, secret, first=not problem, needed=needed)
         except (sqlite3.OperationalError, OSError) as error:
             problem = error_text(path, error)
             needed |= is_full(error) and path.exists()
@@ -128,11 +129,15 @@ def open_journal(
     if needed:
         raise MachineFault(f"without the journal, what was ordered would be forgotten: {problem}")
     warn(f"{problem}; going on without a journal")
-    return _read(storage.connect(":memory:"), storage, secret, first=False)
+    return _read(storage.connect(":memory:"), storage, secret, first=False, needed=False)
 
 
-def _read(db: sqlite3.Connection, storage: Storage, secret: bytes, *, first: bool) -> JournalFile:
+def _read(
+    db: sqlite3.Connection, storage: Storage, secret: bytes, *, first: bool, needed: bool
+) -> JournalFile:
     try:
+        if not needed:  # a power cut may lose its last entries, and nothing waits for the disk
+            db.execute("PRAGMA synchronous = NORMAL")
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version > VERSION:
             text = f"it has version {version}, not {VERSION}; move it away to begin anew"

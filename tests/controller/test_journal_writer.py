@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fabric.controller.journal import Journal
+from fabric.controller.journal_file import Storage, connect
 from fabric.controller.journal_writer import BACKLOG
 from fabric.scheduling.events import Drained, Ended, Learned, Opened
 from fabric.wire.messages import PROTOCOL, BuildOrder, Update
@@ -149,3 +150,29 @@ def test_journal_writer_blocks_nothing_if_not_needed(
     hindrance.end()
     journal.close(20.0)
     assert rows(path, "SELECT id FROM requests") == [("r1",)]
+
+
+@pytest.mark.parametrize("needed", [True, False])
+def test_journal_that_is_not_needed_waits_for_no_disk(
+    tmp_path: Path, warnings: list[str], needed: bool
+) -> None:
+    """No reply waits for an entry, and no entry for the disk."""
+    opened_by: list[sqlite3.Connection] = []
+
+    def connected(path: str) -> sqlite3.Connection:
+        opened_by.append(connect(path))
+        return opened_by[-1]
+
+    storage = Storage(connect=connected, threaded=False)
+    journal = Journal(tmp_path / "journal.sqlite", warnings.append, needed=needed, storage=storage)
+    (full, normal) = (2, 1)
+    [(how,)] = opened_by[0].execute("PRAGMA synchronous")
+    assert how == (full if needed else normal)
+    journal.opened(opened("r1"))
+    journal.update_status()
+    assert journal.is_durable("r1") != needed
+    journal.flush()
+    journal.writer.step()
+    journal.update_status()
+    assert journal.is_durable("r1")
+    journal.close(20.0)
