@@ -315,16 +315,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         die_with_parent(options.parent)
     try:
         settings = _settings(options)
-        if options.check_config:
-            print(config.shown(settings))
-            return 0
+    except FabricError as error:
+        return _failed(error)
+    if options.check_config:
+        print(config.shown(settings))
+        return 0
+    return _run(settings, options.config, options.directory, forget=options.parent is not None)
+
+
+def run_embedded(settings: config.Settings, directory: Path) -> int:
+    """Run the broker of an initiator, with its sockets in ``directory``; returns its exit code."""
+    mine = BrokerSettings(**config.common(settings), state=str(settings.state_dir))
+    return _run(mine, config.BROKER_FILE, directory, forget=True)
+
+
+def _run(settings: BrokerSettings, file: Path, directory: Path | None, *, forget: bool) -> int:
+    try:
         more_descriptors()
-        broker = _broker(settings, options.config, options.directory)
+        broker = _broker(settings, file, directory)
     except (FabricError, OSError) as error:
-        EventLog("fabric-broker")(str(error))
-        return error.exit_code if isinstance(error, FabricError) else 4
-    serve(broker, forget_logs=options.parent is not None)
+        return _failed(error)
+    serve(broker, forget_logs=forget)
     return 0
+
+
+def _failed(error: FabricError | OSError) -> int:
+    EventLog("fabric-broker")(str(error))
+    return error.exit_code if isinstance(error, FabricError) else 4
 
 
 def serve(broker: Broker, *, forget_logs: bool = False) -> None:

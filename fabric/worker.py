@@ -350,18 +350,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.parent:
             die_with_parent(options.parent)
         settings = _settings(options)
-        if options.check_config:
-            print(config.shown(settings))
-            return 0
-        worker = _worker(settings, options.directory, options.host_tools)
+    except FabricError as error:
+        return _failed(error)
+    if options.check_config:
+        print(config.shown(settings))
+        return 0
+    return _run(settings, options.directory, options.host_tools)
+
+
+def run_embedded(settings: config.Settings, directory: Path, name: str, tools: str) -> int:
+    """Run a worker of an initiator, whose broker has its sockets in ``directory``.
+
+    ``tools`` as for `Worker`.  Returns the exit code.
+    """
+    return _run(config.embedded_worker(settings, name), directory, tools)
+
+
+def _run(settings: WorkerSettings, directory: Path | None, tools: str | None) -> int:
+    try:
+        worker = _worker(settings, directory, tools)
         try:
             worker.run()
         finally:
             worker.close()
     except (FabricError, OSError) as error:
-        print(f"fabric-worker: {error}", file=sys.stderr)
-        return error.exit_code if isinstance(error, FabricError) else 4
+        return _failed(error)
     return 0
+
+
+def _failed(error: FabricError | OSError) -> int:
+    print(f"fabric-worker: {error}", file=sys.stderr)
+    return error.exit_code if isinstance(error, FabricError) else 4
 
 
 def _settings(options: argparse.Namespace) -> WorkerSettings:

@@ -44,6 +44,8 @@ LOOK_EVERY = 0.1
 #: The zygote's standard error.
 _ERRORS = "zygote.err"
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+#: What the zygote loads for its children: also modules that they load when they need them.
+_LOADED = ("fabric.broker", "fabric.worker", "fabric.trove.sources.export", "ctypes")
 
 
 class EmbeddedFabric:
@@ -88,14 +90,16 @@ class EmbeddedFabric:
     ) -> None:
         self.stop()
 
-    def start(self, tools: str = "") -> None:
-        """Start the broker and the workers.
+    def start(self, steps: int, tools: str = "") -> None:
+        """Start the broker and the workers: no more than there are ``steps`` to build.
 
         ``tools``: digest of this machine's tools, which only bootstrap and test chunks need.
+        Another call with more steps starts more workers.
         """
         self._started = True
+        count = max(1, min(steps, self._settings.worker_count))
         with contextlib.suppress(BrokenPipeError):  # it died: `check` raises
-            os.write(self._orders, f"{tools}\n".encode())
+            os.write(self._orders, f"{count} {tools}\n".encode())
 
     def check(self) -> str:
         """A text about workers that died and were replaced since the last call; "" if none did.
@@ -136,7 +140,8 @@ class Zygote:
         self._orders = orders
         self._news = news
         self._children: dict[int, str] = {}  # names by process id
-        self._workers = 0
+        self._workers = 0  # started so far
+        self._replaced = 0  # of these, those that took the place of one that died
         self._tools = ""  # digest of this machine's tools
 
     def run(self) -> int:
@@ -144,44 +149,60 @@ class Zygote:
         for number in _ENDING:
             # The closed pipe ends it.  Not SIG_IGN, because builds would inherit that.
             signal.signal(number, lambda *_: None)
-        os.environ.update(_environment(self._settings))
-        for module in ("fabric.broker", "fabric.worker", "fabric.trove.sources.export"):
+        gc.disable()  # what is loaded stays
+        for module in _LOADED:
             importlib.import_module(module)
         sweep()
         gc.freeze()  # children share the objects that exist now
-        order = os.read(self._orders, 100)
-        self._tools = order.decode().strip()
-        code = self._serve() if order else 0
+        gc.enable()
+        order = self._order()
+        code = self._serve(order) if order else 0
         if code == 0:  # the initiator has ended, maybe without cleaning up
             withdraw(link_to(self._settings.state_dir, self._directory))
             shutil.rmtree(self._directory, ignore_errors=True)
         return code
 
-    def _serve(self) -> int:
+    def _order(self) -> int:
+        """The number of workers that are wanted; 0 once the initiator wants no fabric any more."""
+        orders = os.read(self._orders, 1000).decode().splitlines()
+        if not orders:
+            return 0
+        count, _, self._tools = orders[-1].partition(" ")
+        return int(count)
+
+    def _serve(self, workers: int) -> int:
         from fabric.host.jobserver import NAME, Jobserver  # a cached build needs none
 
         jobserver = Jobserver(self._directory / NAME, self._settings.shared_jobs)
         try:
-            self._start("broker", "--state", str(self._settings.state_dir))
-            for _ in range(self._settings.worker_count):
-                self._start_worker()
+            self._start("broker")
+            self._start_workers(workers)
             return self._watch(jobserver)
         finally:
             self._stop()
 
+    def _start_workers(self, wanted: int) -> None:
+        """Start workers until there are so many."""
+        while self._workers - self._replaced < wanted:
+            self._start_worker()
+
     def _start_worker(self) -> None:
         self._workers += 1
         name = f"worker-{self._workers}"
-        self._start(name, "--name", name, "--host-tools", self._tools)
+        self._start(name, name, self._tools)
 
     def _start(self, name: str, *args: str) -> None:
         program = name.partition("-")[0]
-        common = ("--directory", str(self._directory), "--parent", str(os.getpid()))
+        parent = os.getpid()
 
         def main() -> int:
+            from fabric.host.process import die_with_parent
+
             os.closerange(3, 1 << 16)  # the pipes, whose closing means the zygote's end
+            die_with_parent(parent)
             Path("/proc/self/comm").write_text(f"fabric-{program}")  # the name in `ps`
-            code: int = importlib.import_module(f"fabric.{program}").main([*common, *args])
+            run = importlib.import_module(f"fabric.{program}").run_embedded
+            code: int = run(self._settings, self._directory, *args)
             return code
 
         self._children[_fork(_open_errors(self._errors(name)), main)] = name
@@ -193,7 +214,9 @@ class Zygote:
         while True:
             ready = poller.poll(1000 * min(LOOK_EVERY, jobserver.wait))
             if any(fd == self._orders for fd, _ in ready):
-                return 0
+                if not (workers := self._order()):
+                    return 0
+                self._start_workers(workers)
             jobserver.step()
             child, status = os.waitpid(-1, os.WNOHANG)
             if not child:
@@ -204,6 +227,7 @@ class Zygote:
                 said = self._errors(name).read_text(errors="replace")[-2000:].strip()
                 self._tell(f"{ended}:\n{said}" if said else ended)
                 return 4
+            self._replaced += 1
             self._start_worker()
             self._tell(f"{ended}, another takes its place\n")
 
@@ -299,17 +323,6 @@ def _fork(errors: int, main: Callable[[], int]) -> int:
             traceback.print_exc()
     finally:
         os._exit(code)
-
-
-def _environment(settings: Settings) -> dict[str, str]:
-    """The settings as environment variables, for programs that read them again."""
-    return {
-        "FABRIC_CACHE": str(settings.cache_dir),
-        "FABRIC_ARTIFACTS": settings.store_url,
-        "FABRIC_MAX_JOBS": str(settings.jobs),
-        "FABRIC_BUILD_TIMEOUT": str(settings.build_timeout),
-        "FABRIC_LOG_LIMIT": str(settings.log_limit),
-    }
 
 
 def _how(code: int) -> str:

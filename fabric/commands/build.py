@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from fabric.client.embedded import EmbeddedFabric
@@ -92,6 +92,12 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         raise FabricError(
             "--detach needs a controller, which goes on with the build: give --controller HOST"
         )
+    build_here(options, settings)
+    return 0
+
+
+def build_here(options: argparse.Namespace, settings: Settings) -> tuple[Project, Plan]:
+    """Build on this machine; returns the project, and the plan of what was built."""
     with EmbeddedFabric(settings) as fabric:
         from fabric.client.render import opened_screen
         from fabric.commands.shared.plans import report_edits, report_unpinned
@@ -146,7 +152,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
                 keys = [plan.keys[step] for step in again]
                 rebuilds = {key: rebuild_key(key, request) for key in keys}
                 report_rebuilds(screen, project.store, rebuilds)
-    return 0
+    return project, plan
 
 
 def _plan(options: argparse.Namespace, settings: Settings) -> tuple[Project, Plan]:
@@ -177,12 +183,12 @@ def _build(
 
     Returns the plan, as a retry may have changed it, and a summary.
     """
-    _require_architecture(plan, settings, store)
     began = time.monotonic()
-    fabric.start(plan.host_tools)
+    lacking = _lacking(plan, store)
+    _require_architecture(plan, settings, lacking)
+    fabric.start(len(lacking) + len(again), plan.host_tools)
     from fabric.client.render import duration
     from fabric.client.session import Session
-    from fabric.commands import shell
     from fabric.commands.shared.follow_up import FollowUp
     from fabric.commands.shared.report import complete_logs, failed
     from fabric.trove.sources.build_refs import new_request
@@ -200,9 +206,12 @@ def _build(
         nonlocal plan, rest
         if not steps:
             plan = _plan(options, settings)[1]
+            fabric.start(len(_lacking(plan, store)), plan.host_tools)
         rest = tuple(plan.keys[id] for id in steps)
 
     def open_shell(name: str) -> None:
+        from fabric.commands import shell  # loads what builds; few builds need it
+
         parser = argparse.ArgumentParser()
         shell.arguments(parser)
         shell.run(parser.parse_args(["--system", options.system, "--", name]), settings)
@@ -235,15 +244,20 @@ def _build(
     return plan, f"{session.counts()} in {duration(time.monotonic() - began)}"
 
 
-def _require_architecture(plan: Plan, settings: Settings, store: Store) -> None:
-    """FabricError if this machine does not build for the system's architecture."""
+def _lacking(plan: Plan, store: Store) -> dict[str, str]:
+    """Key -> name of the plan's steps that the store lacks."""
+    keys = {plan.keys[step.id]: step.name for step in plan.steps}
+    there = store.has(keys)
+    return {key: name for key, name in keys.items() if key not in there}
+
+
+def _require_architecture(plan: Plan, settings: Settings, lacking: Mapping[str, str]) -> None:
+    """FabricError if this machine does not build for the architecture of ``lacking`` steps."""
     here = built_architectures(settings)
     arch = plan.graph.arch
     if arch in here:
         return
-    cached = store.has(plan.keys[step.id] for step in plan.steps)
-    lacking = (step.name for step in plan.steps if plan.keys[step.id] not in cached)
-    first = next(lacking, plan.graph.root.name)
+    first = next(iter(lacking.values()), plan.graph.root.name)
     mine = " and ".join(here)
     named = ", ".join(f'"{one}"' for one in (*here, arch))
     raise FabricError(

@@ -47,7 +47,7 @@ def test_embedded_children_end_at_once_while_they_start(tmp_path: Path, delay: f
         from fabric.config import load_settings
         from fabric.client.embedded import EmbeddedFabric
         with EmbeddedFabric(load_settings()) as fabric:
-            fabric.start()
+            fabric.start(2)
             while not (fabric.directory / "worker-2.err").exists():
                 fabric.check()
             time.sleep({delay})
@@ -60,6 +60,31 @@ def test_embedded_children_end_at_once_while_they_start(tmp_path: Path, delay: f
     )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < GRACE / 2, "none had to be killed"
+
+
+def test_embedded_starts_no_more_workers_than_there_are_steps(tmp_path: Path) -> None:
+    code = """if True:
+        import time
+        from fabric.config import load_settings
+        from fabric.client.embedded import EmbeddedFabric
+        with EmbeddedFabric(load_settings(overrides={"workers": 3})) as fabric:
+            def workers(least):
+                until = time.monotonic() + 20
+                while len(found := list(fabric.directory.glob("worker-*.err"))) < least:
+                    fabric.check()
+                    assert time.monotonic() < until
+                time.sleep(0.2)  # more would follow at once
+                return len(found)
+            for steps, least in ((1, 1), (1, 1), (2, 2), (1, 2), (9, 3)):
+                fabric.start(steps)
+                print(workers(least), end=" ")
+    """
+    environ = dict(os.environ, FABRIC_CACHE=str(tmp_path), FABRIC_CONFIG="/dev/null")
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["1", "1", "2", "2", "3"]
 
 
 def test_embedded_sweep_keeps_a_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

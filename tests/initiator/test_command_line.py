@@ -116,9 +116,8 @@ def test_commands_are_the_modules_of_their_package() -> None:
     assert modules == set(commands.COMMANDS)
 
 
-def test_cached_build_imports_no_other_command(project: Project) -> None:
-    project.write(one="true")
-    assert project.build().returncode == 0
+def imported_by_a_build(project: Project) -> set[str]:
+    """The modules that a build has loaded at its end."""
     script = """
 import sys
 from fabric.initiator import main
@@ -129,11 +128,25 @@ print(*sys.modules, sep="\\n", file=sys.stderr)
         [sys.executable, "-c", script],
         cwd=project.logs, env=project.environ, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    loaded = {name for name in done.stderr.splitlines() if name.startswith("fabric.commands.")}
-    shared = {name for name in loaded if name.startswith("fabric.commands.shared")}
-    assert loaded - shared == {"fabric.commands.build"}
-    assert not shared & {f"fabric.commands.shared.{name}" for name in ("tables", "remote_build")}
-    assert "fabric.wire.connection" not in done.stderr.splitlines()
+    return set(done.stderr.splitlines())
+
+
+def test_build_imports_no_other_command(project: Project) -> None:
+    """Nor what the workers need: they are forked from a process that loads it meanwhile."""
+    project.write(one="true")
+    for cached in (False, True):
+        loaded = imported_by_a_build(project)
+        commands = {name for name in loaded if name.startswith("fabric.commands.")}
+        shared = {name for name in commands if name.startswith("fabric.commands.shared")}
+        assert commands - shared == {"fabric.commands.build"}
+        names = {f"fabric.commands.shared.{name}" for name in ("tables", "remote_build")}
+        assert not shared & names
+        # the tools of this machine are part of a test chunk's key
+        assert {name for name in loaded if name.startswith("fabric.building.")} <= {
+            "fabric.building.host_tools",
+            "fabric.building.sandbox",
+        }
+        assert ("fabric.wire.connection" in loaded) != cached
 
 
 def test_python_runs_the_package() -> None:

@@ -368,14 +368,14 @@ class Repositories:
         """The repository with the commit of ``source``, fetched if missing.  SourceError."""
         location = self.aliases.locate(source.repo)
         repository = self.repository(location)
-        lorry = self.lorries.get(source.repo)
         try:
             repository.check()
             there = repository.find(source.commit) is not None
         except DamagedRepositoryError as error:
-            self._remove(location, lorry, error)
+            self._remove(location, self.lorries.get(source.repo), error)
             there = False
         if not there:
+            lorry = self.lorries.get(source.repo)  # a worker that has the source loads no yaml
             if lorry is not None and lorry.brings(source.ref):
                 self._obtain(source.repo, source.ref, location)
             elif self._origin(location, lorry):

@@ -346,6 +346,20 @@ def test_export_by_several_processes_happens_once(elsewhere: Path, tmp_path: Pat
     assert len(list((tmp_path / "trove" / "trees").glob("*/*"))) == 1
 
 
+def test_sources_that_are_there_need_no_lorries(
+    make: Make, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker exports and compares them without loading yaml."""
+    repository(elsewhere / "tool", {"file": "one"})
+    source = make(at=f"{elsewhere}/").resolve("at:tool", "main")
+    repository(elsewhere / "tool", {"file": "two"})
+    newer = make(at=f"{elsewhere}/").resolve("at:tool", "main")
+    monkeypatch.delattr("fabric.trove.sources.lorries.Lorries")
+    sources = make(at=f"{elsewhere}/")
+    assert [change.path for change in sources.changes(newer, source.tree)] == ["file"]
+    assert (sources.export(newer) / "file").read_text() == "two"
+
+
 def test_export_fetches_missing_commits(make: Make, elsewhere: Path) -> None:
     """A worker exports a source that another machine resolved."""
     commit = repository(elsewhere / "zlib", {"a": "1"}, tag="v1")
