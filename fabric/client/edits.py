@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +49,30 @@ class Edit(msgspec.Struct, frozen=True):
         return min(self.folder, os.path.relpath(self.folder), key=len)
 
 
+class _Taking:
+    """A snapshot that a thread takes."""
+
+    def __init__(self, take: Callable[[], Snapshot]) -> None:
+        self._take = take
+        self._taken: Snapshot | BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="snapshot", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._taken = self._take()
+        except BaseException as error:  # noqa: BLE001 - raised again in `result`
+            self._taken = error
+
+    def result(self) -> Snapshot:
+        """The snapshot, once it is taken; raises what taking it raised."""
+        self._thread.join()
+        assert self._taken is not None
+        if isinstance(self._taken, BaseException):
+            raise self._taken
+        return self._taken
+
+
 class Edits:
     """The edits of the definitions in ``root``."""
 
@@ -55,6 +81,7 @@ class Edits:
         self._trove = settings.trove_dir
         self._work = settings.work_dir
         self._file = memory(settings, "edits", root)
+        self._begun: dict[str, _Taking] = {}  # chunk -> its snapshot that is being taken
         self.by_name = self._read()
 
     def _read(self) -> dict[str, Edit]:
@@ -109,7 +136,19 @@ class Edits:
         """Name -> a snapshot of the work tree of each edited chunk, or of those chunks."""
         return {name: self._taken(self.by_name[name]) for name in names or self.by_name}
 
+    def begin(self, names: Iterable[str]) -> None:
+        """Begin to take the snapshots of those chunks, if they are edited, or of all edits.
+
+        `sources` and `snapshots` wait for them once, and raise their errors.
+        """
+        for edit in [self.by_name[n] for n in names or self.by_name if n in self.by_name]:
+            self._begun[edit.chunk] = _Taking(partial(self._take, edit))
+
     def _taken(self, edit: Edit) -> Snapshot:
+        begun = self._begun.pop(edit.chunk, None)
+        return self._take(edit) if begun is None else begun.result()
+
+    def _take(self, edit: Edit) -> Snapshot:
         from fabric.trove.sources.work_trees import take
 
         folder = Path(edit.folder)

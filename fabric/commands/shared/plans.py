@@ -55,7 +55,10 @@ def open_plan(
     ``clean``: edited chunks are built in clean trees.
     ``again``: names of chunks and systems that are goals besides.
     """
-    project, graph = open_graph(settings, system)
+    project = open_project(settings, system)
+    if project.edits:
+        project.edits.begin(names)  # git reads the work trees while the definitions are loaded
+    graph = project.graph(project.locate(system, Path.cwd()))
     project.keeps_trees = project.keeps_trees and not clean
     goals = tuple(dict.fromkeys(step for name in names for step in find(graph, name)))
     if again:

@@ -28,10 +28,10 @@ def changes(repository: Repository, old: str, new: str) -> Iterator[Change]:
 
     SourceError if an object is missing, or past a bound.
     """
-    listed = repository.run("diff-tree", "-r", "-z", "--no-renames", old, new) or b""
-    words = listed.split(b"\0")
     left = bounds.SOURCE_SIZE
-    with CatFile(repository.path) as objects:
+    with CatFile(repository.path) as objects:  # it starts while the trees are compared
+        listed = repository.run("diff-tree", "-r", "-z", "--no-renames", old, new) or b""
+        words = listed.split(b"\0")
         for head, path in zip(words[::2], words[1::2], strict=False):
             before, after, _, sha, _ = head.decode().removeprefix(":").split(" ")
             content = b""
