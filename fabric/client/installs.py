@@ -28,43 +28,62 @@ from fabric.errors import FabricError, MachineFault
 #: The two blocks that end an archive.
 _END = bytes(1024)
 _PIECE = 1 << 20
+#: The line that a machine prints once it is connected; then it waits for another, and the archive.
+_READY = "ready"
 #: The last entry: an archive without it is not whole.
 _WHOLE = b".distbuild-whole"
 
+#: Loops use what the shell itself can do: in an emulated guest a process takes a tenth of a second.
 _START = """\
 set -eu
+echo {ready}
+IFS= read -r _ || exit 1  # nothing is to be installed
 umask 022
 root={root}
 here=$root/var/lib/distbuild/edits/{id}
+libraries=
 put() {{
-    rm -f "$root/${{1%/*}}/.distbuild-new"
-    cp -a "$1" "$root/${{1%/*}}/.distbuild-new"
+    fresh=$root/${{1%/*}}/.distbuild-new
+    [ ! -e "$fresh" ] && [ ! -L "$fresh" ] || rm -f "$fresh"
+    cp -a "$1" "$fresh"
     [ ! -L "$root/$1" ] || rm -f "$root/$1"  # mv goes into a folder that a link leads to
-    mv -f "$root/${{1%/*}}/.distbuild-new" "$root/$1"
+    mv -f "$fresh" "$root/$1"
+    look "$1"
+}}
+look() {{
+    case $1 in *.so | *.so.* | */ld.so.conf*) libraries=1 ;; esac
 }}
 """
 _INSTALL = """\
-rm -rf "$here/new"
+[ ! -e "$here/new" ] || rm -rf "$here/new"
 mkdir -p "$here/new" "$here/old"
-touch "$here/added" "$here/folders"
+: >> "$here/added"
+: >> "$here/folders"
 tar -xpf - -C "$here/new"
 cd "$here/new"
 [ -e .distbuild-whole ] || { echo 'the connection broke off' >&2; exit 1; }
-rm .distbuild-whole
-find . -type d | sort | while IFS= read -r path; do
-    [ -d "$root/$path" ] && continue
-    mkdir -p "$root/$path"
-    echo "$path" >> "$here/folders"
-done
-find . ! -type d | sort | while IFS= read -r path; do
+end='
+'
+added=$end
+while IFS= read -r path; do added=$added$path$end; done < "$here/added"
+find . > "$here/list"
+while IFS= read -r path; do  # a folder precedes what is in it
+    if [ -d "$path" ] && [ ! -L "$path" ]; then
+        [ -d "$root/$path" ] && continue
+        mkdir -p "$root/$path"
+        echo "$path" >> "$here/folders"
+        continue
+    fi
+    [ "$path" != ./.distbuild-whole ] || continue
+    case $added in *"$end$path$end"*) known=1 ;; *) known= ;; esac
     if [ -e "$here/old/$path" ] || [ -L "$here/old/$path" ]; then
         echo "replaced ${path#.}"
-    elif grep -qxF "$path" "$here/added"; then
+    elif [ -n "$known" ]; then
         echo "added ${path#.}"
     elif [ -e "$root/$path" ] || [ -L "$root/$path" ]; then
         [ ! -d "$root/$path" ] || [ -L "$root/$path" ] || {
             echo "${path#.} is a folder there" >&2; exit 1; }
-        mkdir -p "$here/old/${path%/*}"
+        [ -d "$here/old/${path%/*}" ] || mkdir -p "$here/old/${path%/*}"
         cp -a "$root/$path" "$here/old/$path"
         echo "replaced ${path#.}"
     else
@@ -72,19 +91,21 @@ find . ! -type d | sort | while IFS= read -r path; do
         echo "added ${path#.}"
     fi
     put "$path"
-done
+done < "$here/list"
 cd /
-rm -rf "$here/new"
+rm -rf "$here/new" "$here/list"
 """
 _UNDO = """\
 [ -d "$here" ] || { echo 'nothing of it is installed there' >&2; exit 1; }
 cd "$here/old"
-find . ! -type d | sort | while IFS= read -r path; do
+find . ! -type d > "$here/list"
+while IFS= read -r path; do
     put "$path"
     echo "restored ${path#.}"
-done
+done < "$here/list"
 while IFS= read -r path; do
     rm -f "$root/$path"
+    look "$path"
     echo "removed ${path#.}"
 done < "$here/added"
 sort -r "$here/folders" | while IFS= read -r path; do
@@ -95,7 +116,7 @@ rm -rf "$here"
 """
 #: Libraries are found through the cache of ldconfig, where a machine has one.
 _LAST = """\
-if [ -e "$root/etc/ld.so.cache" ]; then
+if [ -n "$libraries" ] && [ -e "$root/etc/ld.so.cache" ]; then
     if [ -n "$root" ]; then chroot "$root" ldconfig; else ldconfig; fi
 fi
 """
@@ -119,27 +140,28 @@ class Machine(NamedTuple):
             raise FabricError(f"{text!r} is no machine: give USER@HOST, or USER@HOST:/FOLDER")
         return cls(found[1], (found[2] or "").rstrip("/"))
 
-    def install(self, id: str, archives: Iterable[Callable[[], BinaryIO]]) -> list[str]:
-        """Install archives (tar.zst); returns lines: "replaced /usr/bin/x", "added ...".
+    def undo(self, id: str) -> list[str]:
+        """Take away what `Installation.install` brought: "restored /usr/bin/x", "removed ...".
 
         MachineFault if the machine cannot be reached, or a command there fails.
         """
-        return self._run(_INSTALL + _LAST, id, _joined(archives))
+        return self.finish(self.start(_UNDO + _LAST, id), ())
 
-    def undo(self, id: str) -> list[str]:
-        """Take away what `install` brought; returns lines: "restored ...", "removed ..."."""
-        return self._run(_UNDO + _LAST, id, ())
-
-    def _run(self, script: str, id: str, data: Iterable[bytes]) -> list[str]:
-        start = _START.format(root=shlex.quote(self.root), id=shlex.quote(id))
-        command = ["ssh", "-T", "--", self.host, f"sh -c {shlex.quote(start + script)}"]
+    def start(self, script: str, id: str, *options: str) -> subprocess.Popen[bytes]:
+        """Start an ssh that runs a script, which waits for `finish`; ``options`` are ssh's."""
+        start = _START.format(root=shlex.quote(self.root), id=shlex.quote(id), ready=_READY)
+        command = ["ssh", "-T", *options, "--", self.host, f"sh -c {shlex.quote(start + script)}"]
         if shutil.which("ssh") is None:
             raise FabricError("ssh is missing on this machine: install openssh-client")
-        with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        ) as ssh:
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)
+
+    def finish(self, ssh: subprocess.Popen[bytes], data: Iterable[bytes]) -> list[str]:
+        """Give ``data`` to the script; returns the lines that it prints.  MachineFault."""
+        with ssh:
             assert ssh.stdin is not None
             try:
+                ssh.stdin.write(b"\n")
                 for piece in data:
                     ssh.stdin.write(piece)
             except BrokenPipeError:  # ssh tells why
@@ -148,7 +170,48 @@ class Machine(NamedTuple):
         if ssh.returncode:
             said = complaints.decode(errors="replace").strip() or f"exit status {ssh.returncode}"
             raise MachineFault(f"{self.host}: {said}")
-        return printed.decode(errors="replace").splitlines()
+        lines = printed.decode(errors="replace").splitlines()
+        begin = lines.index(_READY) + 1 if _READY in lines else 0  # a shell may greet before
+        return sorted(lines[begin:], key=_place)
+
+
+class Installation:
+    """Installs archives in a machine, with a connection that is made before they are ready.
+
+    Use it as a context manager: the machine changes only in `install`.
+    """
+
+    def __init__(self, machine: Machine, id: str) -> None:
+        self._machine = machine
+        self._id = id
+        # A build draws on the terminal meanwhile, so ssh must ask nothing; and it may be long.
+        options = ("-oBatchMode=yes", "-oServerAliveInterval=15")
+        self._early = machine.start(_INSTALL + _LAST, id, *options)
+
+    def __enter__(self) -> Installation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._early.kill()
+        with self._early:
+            pass
+
+    def install(self, archives: Iterable[Callable[[], BinaryIO]]) -> list[str]:
+        """Install archives (tar.zst); returns lines: "replaced /usr/bin/x", "added ...".
+
+        MachineFault if the machine cannot be reached, or a command there fails.
+        """
+        ssh = self._early
+        assert ssh.stdout is not None
+        if f"{_READY}\n".encode() not in ssh.stdout:  # it has ended, or would ask something
+            ssh = self._machine.start(_INSTALL + _LAST, self._id)
+        return self._machine.finish(ssh, _joined(archives))
+
+
+def _place(line: str) -> tuple[bool, str]:
+    """The order of lines: removed files are last."""
+    what, _, path = line.partition(" ")
+    return what == "removed", path
 
 
 def _joined(archives: Iterable[Callable[[], BinaryIO]]) -> Iterator[bytes]:

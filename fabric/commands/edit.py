@@ -8,16 +8,18 @@ from functools import partial
 from pathlib import Path
 
 from fabric.client.edits import Edit, Edits
-from fabric.client.installs import Machine
+from fabric.client.installs import Installation, Machine
 from fabric.client.project import Project
 from fabric.commands import build
 from fabric.commands.shared.arguments import add_json, add_system
 from fabric.commands.shared.output import print_json
 from fabric.commands.shared.plans import find_step, open_built, open_project
 from fabric.config import Settings
+from fabric.definitions.graph import Graph, Step
 from fabric.errors import FabricError, command
 from fabric.host.files import real
 from fabric.host.terminal import settled
+from fabric.plan import Plan
 from fabric.trove.sources import work_trees
 
 
@@ -82,25 +84,42 @@ def _deploy(options: argparse.Namespace, settings: Settings, edits: Edits) -> No
         _report(options, machine, machine.undo(id))
         return
     edit = _edit_of(options, edits)
+    with Installation(machine, edit.id) as installation:
+        project, plan = _built(options, settings, edits, edit)
+        step = plan.graph[plan.goals[0]]
+        key = plan.keys[step.id]
+        with project.store.reserve([key]):
+            manifest = project.store.manifest(key)
+            assert manifest is not None, "it was just built"
+            taken = _taken(plan.graph, step)
+            blobs = [one.blob for one in manifest.artifacts if one.name in taken and one.blob]
+            archives = [partial(project.store.open, blob) for blob in blobs]
+            _report(options, machine, installation.install(archives))
+
+
+def _built(
+    options: argparse.Namespace, settings: Settings, edits: Edits, edit: Edit
+) -> tuple[Project, Plan]:
+    """Build an edited chunk; returns the project, and the plan with the chunk as its goal."""
     _, graph, step = find_step(settings, edit.chunk, options.system)
     system = os.path.relpath(edits.root / graph.path)
     parser = argparse.ArgumentParser()
     build.arguments(parser)
-    build.run(parser.parse_args([system, step.name]), settings)
-    project, plan = open_built(settings, system, [step.name])
-    key = plan.keys[step.id]
-    with project.store.reserve([key]):
-        manifest = project.store.manifest(key)
-        assert manifest is not None, "it was just built"
-        taken = {
-            artifact
-            for stratum, part in graph.root.contents
-            for id, artifact in graph[stratum].lists[part]
-            if id == step.id
-        } or set(step.artifacts)
-        blobs = [one.blob for one in manifest.artifacts if one.name in taken and one.blob]
-        archives = [partial(project.store.open, blob) for blob in blobs]
-        _report(options, machine, machine.install(edit.id, archives))
+    given = parser.parse_args([system, step.name])
+    if not settings.controller:
+        return build.build_here(given, settings)
+    build.run(given, settings)
+    return open_built(settings, system, [step.name])
+
+
+def _taken(graph: Graph, step: Step) -> set[str]:
+    """The artifacts of a chunk that the system takes; all, if it takes none."""
+    return {
+        artifact
+        for stratum, part in graph.root.contents
+        for id, artifact in graph[stratum].lists[part]
+        if id == step.id
+    } or set(step.artifacts)
 
 
 def _save(options: argparse.Namespace, project: Project, edits: Edits) -> None:

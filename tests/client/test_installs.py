@@ -14,7 +14,7 @@ from network_kit import free_ports
 from sources_kit import SHELL, machine
 
 from fabric.building.archive import DIRECTORY, FILE, HARD_LINK, SYMLINK, Entry, pack
-from fabric.client.installs import Machine
+from fabric.client.installs import Installation, Machine
 from fabric.errors import FabricError, MachineFault
 
 BUSYBOX = shutil.which("busybox")
@@ -55,6 +55,11 @@ def packed(tmp_path: Path, *entries: Entry) -> Callable[[], BinaryIO]:
     if isinstance(made.content, bytes):
         path.write_bytes(made.content)
     return lambda: path.open("rb")
+
+
+def install(target: Machine, archives: list[Callable[[], BinaryIO]]) -> list[str]:
+    with Installation(target, ID) as installation:
+        return installation.install(archives)
 
 
 def file(name: str, text: str, mode: int = 0o644) -> Entry:
@@ -109,7 +114,7 @@ def test_install_and_undo(host: str, root: Path, tmp_path: Path) -> None:
         Entry(b"share/deep", DIRECTORY, 0o755),
         file(f"share/deep/{name}", ""),
     )
-    assert target.install(ID, [bins, libs]) == [
+    assert install(target, [bins, libs]) == [
         "replaced /lib/folder",
         "replaced /lib/libtool.so",
         "added /lib/libtool.so.2",
@@ -124,7 +129,7 @@ def test_install_and_undo(host: str, root: Path, tmp_path: Path) -> None:
     assert now["usr/lib/folder"] == "-> elsewhere"
     assert now["usr/lib/libtool.so.2"] == "644 library\n"
     once_more = packed(tmp_path, file("usr/bin/tool", "newer\n", 0o755), file("usr/bin/x", "x"))
-    assert target.install(ID, [once_more]) == ["replaced /usr/bin/tool", "added /usr/bin/x"]
+    assert install(target, [once_more]) == ["replaced /usr/bin/tool", "added /usr/bin/x"]
     assert tree(root)["usr/bin/tool"] == "755 newer\n"
     assert target.undo(ID) == [
         "restored /lib/folder",
@@ -150,14 +155,14 @@ def test_install_that_breaks_off_changes_nothing(host: str, root: Path, tmp_path
         raise FabricError("the store is gone")
 
     with pytest.raises(FabricError, match="the store is gone"):
-        target.install(ID, [whole, broken])
+        install(target, [whole, broken])
     assert tree(root)["usr/bin/tool"] == "4755 old tool\n"
 
 
 def test_install_of_a_file_where_a_folder_is(host: str, root: Path, tmp_path: Path) -> None:
     target = Machine.parse(f"{host}{root}")
     with pytest.raises(MachineFault, match="/usr/bin is a folder there"):
-        target.install(ID, [packed(tmp_path, file("usr/bin", ""))])
+        install(target, [packed(tmp_path, file("usr/bin", ""))])
     assert tree(root)["usr/bin/tool"] == "4755 old tool\n"
     assert target.undo(ID) == []
 
@@ -165,7 +170,87 @@ def test_install_of_a_file_where_a_folder_is(host: str, root: Path, tmp_path: Pa
 def test_install_names_the_machine_that_refuses(host: str, tmp_path: Path) -> None:
     nowhere = Machine.parse(f"{host}/proc/nothing")
     with pytest.raises(MachineFault, match=r"127\.0\.0\.1:"):
-        nowhere.install(ID, [packed(tmp_path, file("x", ""))])
+        install(nowhere, [packed(tmp_path, file("x", ""))])
+
+
+class Counted:
+    """A machine that writes down each program that it starts."""
+
+    target: Machine
+
+    def __init__(self, folder: Path) -> None:
+        self._log = folder / "started"
+        self._log.touch()
+        self.path = folder / "counted"
+        self.path.mkdir()
+        (self.path / "sh").symlink_to("/bin/sh")
+        for name in set(TOOLS) - {"sh"}:
+            run = "" if name == "chroot" else f'exec {shutil.which(name)} "$@"'
+            (self.path / name).write_text(f"#!/bin/sh\necho {name} >> {self._log}\n{run}\n")
+            (self.path / name).chmod(0o755)
+
+    def started(self) -> list[str]:
+        """The programs since the last call."""
+        names = self._log.read_text().split()
+        self._log.write_text("")
+        return names
+
+
+@pytest.fixture
+def counted(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counted]:
+    """The machine `target` of these tests."""
+    counted = Counted(tmp_path)
+    with machine(tmp_path, free_ports(), f"PATH={counted.path} {SHELL}") as (host, path):
+        monkeypatch.setenv("PATH", path)
+        counted.target = Machine.parse(f"{host}{root}")
+        yield counted
+
+
+def test_install_starts_few_processes(counted: Counted, root: Path, tmp_path: Path) -> None:
+    """In an emulated guest each takes a tenth of a second."""
+    (root / "etc").mkdir()
+    (root / "etc/ld.so.cache").touch()
+    few = packed(tmp_path, *(file(f"usr/bin/n{n}", "x") for n in range(2)))
+    many = packed(tmp_path, *(file(f"usr/bin/n{n}", "x") for n in range(22)))
+    install(counted.target, [few])
+    once = counted.started()
+    install(counted.target, [few])
+    assert counted.started() == once, "no more for a file that is known"
+    install(counted.target, [many])
+    assert len(counted.started()) == len(once) + 20 * len(["cp", "mv"])
+    assert len(once) <= 8
+    library = packed(tmp_path, file("usr/lib/libx.so.1", "x"))
+    install(counted.target, [library])
+    assert "chroot" in counted.started(), "it runs ldconfig"
+    counted.target.undo(ID)
+    assert "chroot" in counted.started()
+
+
+def test_install_connects_before_there_is_something_to_install(
+    counted: Counted, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tree(root)
+    with Installation(counted.target, ID):
+        pass
+    connected = Installation(counted.target, ID)
+    assert counted.started() == []
+    assert tree(root) == before
+    monkeypatch.setenv("PATH", str(tmp_path))  # there is no ssh any more
+    with connected as installation:
+        done = installation.install([packed(tmp_path, file("usr/bin/x", "x"))])
+    assert done == ["added /usr/bin/x"]
+
+
+def test_install_connects_again_if_the_connection_has_ended(
+    counted: Counted, root: Path, tmp_path: Path
+) -> None:
+    """So it does if ssh would ask something: the first one may not."""
+    with Installation(counted.target, ID) as installation:
+        installation._early.kill()
+        installation._early.wait()
+        done = installation.install([packed(tmp_path, file("usr/bin/x", "x"))])
+    assert done == ["added /usr/bin/x"]
+    assert (root / "usr/bin/x").read_text() == "x"
 
 
 @pytest.mark.parametrize("text", ["", "-oProxyCommand=x", "a b", "host/x", "ssh://", "a:b"])

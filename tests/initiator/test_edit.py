@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -313,6 +314,33 @@ def test_edit_deploy_builds_and_installs(edited: Edited, tmp_path: Path) -> None
     gone = edited.edit("tool", "--deploy", "nobody@127.0.0.1:/x", "--keep")
     assert "--keep belongs to --close" in gone.stderr
     assert "is no machine" in edited.edit("tool", "--deploy=-x").stderr
+
+
+def test_edit_reads_the_work_tree_once(edited: Edited, tmp_path: Path) -> None:
+    """A build, and a deployment, run few gits: each takes milliseconds, and finds the same."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    log = tmp_path / "gits"
+    (tools / "git").write_text(f'#!/bin/sh\necho x >> {log}\nexec {shutil.which("git")} "$@"\n')
+    (tools / "git").chmod(0o755)
+    (tmp_path / "ssh").mkdir()
+    edited.begin()
+    edited.build()
+    with machine(tmp_path / "ssh", free_ports()) as (host, path):
+        commands = (
+            ("build", "../systems/small.morph", "tool"),
+            ("edit", "tool", "--deploy", f"{host}{tmp_path}/root"),
+        )
+        (tmp_path / "root").mkdir()
+        for number, command in enumerate(commands):
+            (edited.tree / "one.txt").write_text(f"change {number}\n")
+            log.write_text("")
+            done = edited.project.run(*command, environ={"PATH": f"{tools}:{path}"})
+            assert done.returncode == 0, done.stderr
+            assert "tool is built: 1 built" in done.stdout
+            snapshot, difference = 6, 2
+            assert len(log.read_text().split()) == snapshot + difference
+    assert (tmp_path / "root/bin/one.out").read_text() == "change 1\n"
 
 
 def test_edit_opens_a_shell_in_its_tree(edited: Edited) -> None:
