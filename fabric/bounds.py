@@ -175,6 +175,20 @@ TURN = _bound(
     "time for the messages of one name in one turn of the broker's loop",
     "the others of this turn are dropped; their sender repeats them",
 )
+VIEWING = _bound(
+    "VIEWING",
+    50,
+    "milliseconds",
+    "time of the broker for the messages of one viewer, in a second",
+    "its messages are dropped until time has passed; it repeats them",
+)
+VIEWING_SAVED = _bound(
+    "VIEWING_SAVED",
+    250,
+    "milliseconds",
+    "such time that a viewer saves up while it is silent",
+    "no more is saved",
+)
 STEPS_A_TURN = _bound(
     "STEPS_A_TURN",
     20_000,
@@ -244,6 +258,47 @@ FOLLOWED = _bound(
     "builds",
     "builds that one name follows at a time, on each connection",
     "the one polled longest ago is not followed until the next poll",
+)
+
+# -- viewing -------------------------------------------------------------------------------
+
+PHASES = _bound(
+    "PHASES", 32, "phases", "phases of an attempt with their times", "later ones are not listed"
+)
+ATTEMPTS_KEPT = _bound(
+    "ATTEMPTS_KEPT",
+    20_000,
+    "attempts",
+    "ended attempts that a broker, and its journal, remember",
+    "the oldest is forgotten",
+)
+ATTEMPTS_SHOWN = _bound(
+    "ATTEMPTS_SHOWN",
+    1000,
+    "attempts",
+    "ended attempts in one answer",
+    "the next answer has the others",
+)
+ATTEMPTS_RUNNING = _bound(
+    "ATTEMPTS_RUNNING",
+    10_000,
+    "attempts",
+    "attempts that run, in one answer",
+    "the others are not shown",
+)
+ATTEMPT_TEXT = _bound(
+    "ATTEMPT_TEXT",
+    500,
+    "characters",
+    "the message of an ended attempt that a broker remembers",
+    "it is cut and marked; the log has all of it",
+)
+GRAPHS_KEPT = _bound(
+    "GRAPHS_KEPT",
+    100_000,
+    "steps",
+    "steps of builds that are over, with what they need",
+    "the oldest of several builds is shown without what its steps need",
 )
 
 # -- logs ----------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from fabric import config
 from fabric.config import BrokerSettings
 from fabric.controller.blame import requests_in_traceback
 from fabric.controller.effects import Effects
+from fabric.controller.history import AttemptHistory
 from fabric.controller.journal import Journal
 from fabric.controller.log_relay import LogRelay
 from fabric.controller.metrics import Metrics
@@ -84,8 +85,12 @@ class Broker:
         self._now = self._clock()
         self._sweep_due = self._now + 1.0  # not while it starts
         self._routes: dict[str, bytes] = {}  # worker -> identity of its peer
-        self._outbox = ReplyOutbox(self._telemetry.journal, self._server.send)
-        self._effects = Effects(parts, self._outbox)
+        journal = self._telemetry.journal
+        # nobody asks an embedded broker about former builds
+        restored = journal.stored_attempts(self._now) if lasting else ()
+        history = AttemptHistory(journal.epoch, restored)
+        self._outbox = ReplyOutbox(journal, self._server.send, history)
+        self._effects = Effects(parts, self._outbox, history)
         self._logs = LogRelay(parts, self._routes)
         if lasting:  # no initiator returns to a request of an embedded broker
             self._restore()
@@ -100,9 +105,13 @@ class Broker:
         """The effects of all stored requests; None if one of them was set aside."""
         journal = self._telemetry.journal
         effects: list[events.Effect] = []
+        event: events.Event
         for request in journal.stored_requests():
+            event = request.event
+            if not isinstance(event, events.Remembered):
+                event = events.Reopened(event, request.ago)
             try:
-                effects += self._scheduler.handle(request.event, self._now)
+                effects += self._scheduler.handle(event, self._now)
             except Exception as error:  # noqa: BLE001 - the broker must start
                 journal.set_aside(request.id, request.data, error)
                 return None

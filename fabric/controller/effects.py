@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from fabric.controller.history import AttemptHistory
 from fabric.controller.outbox import ReplyOutbox
 from fabric.controller.parts import Parts
 from fabric.jobs import tools_among
@@ -19,13 +20,14 @@ from fabric.scheduling.scheduler import Scheduler
 class Effects:
     """A handler for each type of effect."""
 
-    def __init__(self, parts: Parts, outbox: ReplyOutbox) -> None:
+    def __init__(self, parts: Parts, outbox: ReplyOutbox, history: AttemptHistory) -> None:
         self._server = parts.server
         self._spools = parts.spools
         self._telemetry = parts.telemetry
         self._store_client = parts.store_client
         self._resolvers = parts.resolvers
         self._outbox = outbox
+        self._history = history
         self._queries: list[events.QueryStore | events.CompareStore] = []
         #: workers whose desired state has changed
         self.changed_workers: dict[str, None] = {}
@@ -88,4 +90,5 @@ class Effects:
         if effect.outcome is not None:
             size, sha256 = effect.outcome.log_size, effect.outcome.log_sha256
         self._spools.end(effect.key, effect.fence, size, sha256, self._now)
-        self._telemetry.ended(effect, self._scheduler.state.tasks)
+        attempt = self._history.add(effect, self._now)
+        self._telemetry.ended(attempt, self._scheduler.state.tasks)

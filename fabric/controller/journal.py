@@ -14,19 +14,29 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
-from fabric.controller.journal_file import PATIENCE, Storage, open_journal, prune
+from fabric.controller.history import EndedAttempt
+from fabric.controller.journal_file import (
+    PATIENCE,
+    Storage,
+    open_journal,
+    prune,
+    stored_attempts,
+)
 from fabric.controller.journal_writer import JournalWriter, Statement
-from fabric.scheduling.events import Drained, Ended, Learned, Opened, Remembered
+from fabric.scheduling.events import Drained, Learned, Opened, Remembered
 from fabric.wire.messages import BuildGraph, BuildOrder, Update
 
 _DURATION = "INSERT OR REPLACE INTO durations VALUES (?, ?, ?, ?, ?)"
-_ATTEMPT = "INSERT INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_ATTEMPT = (
+    "INSERT INTO attempts (key, fence, worker, kind, name, arch, result, seconds, message, at,"
+    " number, lasted, phases) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
 _OPENED = (
     "INSERT INTO requests (id, title, requester, intent, state, opened)"
     " VALUES (?, ?, ?, ?, 'open', ?)"
@@ -38,7 +48,7 @@ _CLOSED = (
 )
 #: The id as bytes, because it may be damaged.
 _STORED = (
-    "SELECT CAST(id AS BLOB), requester, opened, state = 'open' AS goes_on,"
+    "SELECT CAST(id AS BLOB), requester, opened, closed, state = 'open' AS goes_on,"
     " coalesce(CASE state WHEN 'open' THEN intent ELSE outcome END, intent, outcome)"
     " FROM requests ORDER BY goes_on, CASE state WHEN 'open' THEN opened ELSE closed END"
 )
@@ -58,6 +68,7 @@ class StoredRequest(NamedTuple):
     id: bytes
     data: object  # the encoded intent or outcome
     event: Remembered | BuildOrder | BuildGraph
+    ago: float  # seconds since it began
 
 
 class Journal:
@@ -123,14 +134,11 @@ class Journal:
         """Append the duration of a build."""
         self._durations += (event.kind, event.name, event.arch, event.seconds, self._clock())
 
-    def ended(self, event: Ended) -> None:
+    def ended(self, one: EndedAttempt) -> None:
         """Append the end of an attempt."""
-        outcome = event.outcome
-        values = ("lost", 0.0, "")
-        if outcome is not None:
-            values = (outcome.result, outcome.seconds, outcome.message)
-        self._attempts += (event.key, event.fence, event.worker, event.kind, event.name, event.arch)
-        self._attempts += (*values, self._clock())
+        self._attempts += (one.key, one.fence, one.worker, one.kind, one.name, one.arch)
+        self._attempts += (one.result, one.took, one.message, self._clock())
+        self._attempts += (one.number, one.ended - one.began, one.phases)
 
     def opened(self, event: Opened) -> None:
         """Append the beginning of a request, unless the file has it."""
@@ -203,21 +211,23 @@ class Journal:
         Damaged ones are set aside.  Call it before anything is appended.
         """
         found = []
-        for id, requester, opened, goes_on, data in self._db.execute(_STORED).fetchall():
+        for id, requester, opened, closed, goes_on, data in self._db.execute(_STORED).fetchall():
             if id in self._set_aside:
                 continue
             try:
-                event = self._event(id, requester, opened, data, goes_on=goes_on)
+                ago = max(0.0, self._clock() - opened)
+                ended = 0.0 if goes_on else min(ago, max(0.0, self._clock() - closed))
+                event = self._event(id, requester, ago, ended, data, goes_on=goes_on)
             except (msgspec.MsgspecError, TypeError, ValueError) as error:
                 self.set_aside(id, data, error)
                 continue
             if goes_on:
                 self._restored.add(id.decode())
-            found.append(StoredRequest(id, data, event))
+            found.append(StoredRequest(id, data, event, ago))
         return found
 
     def _event(
-        self, id: bytes, requester: object, opened: float, data: bytes, *, goes_on: bool
+        self, id: bytes, requester: object, ago: float, ended: float, data: bytes, *, goes_on: bool
     ) -> Remembered | BuildOrder | BuildGraph:
         """MsgspecError, TypeError or ValueError if the row is damaged."""
         if goes_on:
@@ -230,9 +240,18 @@ class Journal:
                 raise ValueError(f"it is over, but its state is {outcome.state}")
         if request.encode() != id:
             raise ValueError(f"it is of request {request}")
-        if goes_on:
-            return intent
-        return Remembered(outcome, str(requester), max(0.0, self._clock() - opened))
+        return intent if goes_on else Remembered(outcome, str(requester), ago, ended)
+
+    def stored_attempts(self, now: float) -> Iterator[EndedAttempt]:
+        """The attempts of former runs, oldest first, but for damaged ones.
+
+        ``now`` is the time on the clock that their times are on.  Call it before anything is
+        appended.
+        """
+        try:
+            yield from stored_attempts(self._db, now - self._clock())
+        except sqlite3.Error as error:
+            self._warn(f"ended attempts cannot be read, and are not shown: {error}")
 
     def set_aside(self, id: bytes, data: object, error: Exception) -> None:
         """Move a request that cannot be restored into a file beside the journal."""

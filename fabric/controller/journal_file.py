@@ -15,13 +15,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
+from fabric import bounds
+from fabric.controller.history import EndedAttempt, phases_of
 from fabric.errors import NO_ROOM, MachineFault
 from fabric.scheduling.model import Durations
 
 #: Version of the file's tables.
-VERSION = 3
-#: Rows kept of each history, and steps of all requests that are over.
-ATTEMPTS_KEPT = 20_000
+VERSION = 4
+#: Requests that are over, and their steps, that are kept.
 REQUESTS_KEPT = 200
 STEPS_KEPT = 100_000
 #: Seconds after which an open request is dropped if no broker restores requests.
@@ -36,22 +39,29 @@ _EPOCHS = 2**32
 _FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 _NO_ROOM = (*NO_ROOM, errno.EFBIG)
 
-_SCHEMA = f"""
+_SCHEMA = """
 CREATE TABLE IF NOT EXISTS epochs (epoch INTEGER PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS durations (
     kind TEXT, name TEXT, arch TEXT, seconds REAL, at REAL,
     PRIMARY KEY (kind, name, arch)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS attempts (
     key TEXT, fence INTEGER, worker TEXT, kind TEXT, name TEXT, arch TEXT,
-    result TEXT, seconds REAL, message TEXT, at REAL);
+    result TEXT, seconds REAL, message TEXT, at REAL, number INTEGER, lasted REAL, phases BLOB);
 CREATE TABLE IF NOT EXISTS requests (
     id TEXT PRIMARY KEY, title TEXT, requester TEXT, intent BLOB, state TEXT, opened REAL,
     closed REAL, message TEXT, done INTEGER, cached INTEGER, failed INTEGER, total INTEGER,
     outcome BLOB) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS secrets (secret BLOB);
-CREATE TABLE IF NOT EXISTS drained (worker TEXT PRIMARY KEY) WITHOUT ROWID;
-PRAGMA user_version = {VERSION};
+CREATE TABLE IF NOT EXISTS drained (worker TEXT PRIMARY KEY) WITHOUT ROWID
 """
+#: Columns of attempts that a file of version 3 lacks.
+_NEW = {"number": "INTEGER", "lasted": "REAL", "phases": "BLOB"}
+#: In the order of the fields of `EndedAttempt`.
+_ATTEMPTS = (
+    "SELECT coalesce(number, rowid) AS place, key, fence, worker, kind, name, arch, result,"
+    " message, seconds, at - coalesce(lasted, seconds), at, coalesce(phases, x'') FROM attempts"
+    " ORDER BY place DESC LIMIT ?"
+)
 #: A value of another type is damaged.
 _DURATIONS = (
     "SELECT kind, name, arch, seconds FROM durations WHERE typeof(seconds) IN ('real', 'integer')"
@@ -138,14 +148,8 @@ def _read(
     try:
         if not needed:  # a power cut may lose its last entries, and nothing waits for the disk
             db.execute("PRAGMA synchronous = NORMAL")
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version > VERSION:
-            text = f"it has version {version}, not {VERSION}; move it away to begin anew"
-            raise sqlite3.OperationalError(text)
-        if version == 1:  # no later version can restore its requests
-            db.execute("DROP TABLE requests")
-        if version < VERSION:
-            db.executescript(_SCHEMA)
+        if _version(db) < VERSION:
+            _migrate(db)
         with transaction(db):
             last = db.execute("SELECT max(epoch) FROM epochs").fetchone()[0]
             # A new journal begins with the time, so that its epoch exceeds those of a lost one.
@@ -175,6 +179,43 @@ def _read(
         raise
 
 
+def _version(db: sqlite3.Connection) -> int:
+    """The version of the file; sqlite3.OperationalError if it is later than this program's."""
+    version = int(db.execute("PRAGMA user_version").fetchone()[0])
+    if version > VERSION:
+        text = f"it has version {version}, not {VERSION}; move it away to begin anew"
+        raise sqlite3.OperationalError(text)
+    return version
+
+
+def _migrate(db: sqlite3.Connection) -> None:
+    """Make or change the tables, all or none; another broker may do the same at this time."""
+    with transaction(db):
+        version = _version(db)
+        if version == 1:  # no later version can restore its requests
+            db.execute("DROP TABLE requests")
+        columns = {column for _, column, *_ in db.execute("PRAGMA table_info(attempts)")}
+        for column, kind in _NEW.items() if columns else ():
+            if column not in columns:
+                db.execute(f"ALTER TABLE attempts ADD COLUMN {column} {kind}")
+        for statement in _SCHEMA.split(";"):
+            db.execute(statement)
+        db.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def stored_attempts(db: sqlite3.Connection, ahead: float) -> Iterator[EndedAttempt]:
+    """The last attempts in the file, oldest first, but for damaged ones.
+
+    Their times are seconds since 1970, plus ``ahead``.  sqlite3.Error if the file cannot be read.
+    """
+    for row in reversed(db.execute(_ATTEMPTS, (bounds.ATTEMPTS_KEPT,)).fetchall()):
+        with contextlib.suppress(msgspec.MsgspecError):
+            attempt = msgspec.convert(row, EndedAttempt)
+            phases_of(attempt)
+            began, ended = attempt.began + ahead, attempt.ended + ahead
+            yield msgspec.structs.replace(attempt, began=began, ended=ended)
+
+
 def prune(db: sqlite3.Connection, now: float, *, restores: bool) -> None:
     """Drop old history.  A failure is ignored: the next call repeats it.
 
@@ -187,7 +228,7 @@ def prune(db: sqlite3.Connection, now: float, *, restores: bool) -> None:
             )
         db.execute(
             "DELETE FROM attempts WHERE rowid <= (SELECT max(rowid) FROM attempts) - ?",
-            (ATTEMPTS_KEPT,),
+            (bounds.ATTEMPTS_KEPT,),
         )
         db.execute(
             "DELETE FROM requests WHERE id IN (SELECT id FROM ("

@@ -32,6 +32,7 @@ from fabric.wire.messages import (
 )
 
 if TYPE_CHECKING:
+    from fabric.controller.history import AttemptHistory
     from fabric.controller.journal import Journal
     from fabric.scheduling.scheduler import Scheduler
 
@@ -45,8 +46,14 @@ class ReplyOutbox:
     ``send`` sends a message to a peer; it returns False if the peer is gone.
     """
 
-    def __init__(self, journal: Journal, send: Callable[[bytes, Message], bool]) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        send: Callable[[bytes, Message], bool],
+        history: AttemptHistory | None = None,
+    ) -> None:
         self.subscriptions = Subscriptions()
+        self._history = history
         self._journal = journal
         self._send = send
         self._waiting: deque[tuple[int, bytes, Message]] = (
@@ -96,6 +103,8 @@ class ReplyOutbox:
         """Add the core's answer to a query."""
         try:
             answer = scheduler.answer(query, now)
+            if query.what == "attempts" and self._history is not None:
+                answer = self._history.complete(answer, query, scheduler.state, now)
         except Exception as error:  # noqa: BLE001 - other requests are not affected
             traceback.print_exc()
             answer = Answer(query.id, error=fault_text(error))

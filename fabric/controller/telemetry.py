@@ -15,9 +15,10 @@ from fabric.scheduling.events import Opened
 from fabric.wire.messages import PROTOCOL, Query, Update
 
 if TYPE_CHECKING:
+    from fabric.controller.history import EndedAttempt
     from fabric.controller.journal import Journal
     from fabric.host.event_log import EventLog
-    from fabric.scheduling.events import Closed, Ended
+    from fabric.scheduling.events import Closed
     from fabric.scheduling.model import Task
     from fabric.scheduling.scheduler import Scheduler
     from fabric.wire.messages import BuildGraph, BuildOrder
@@ -76,23 +77,20 @@ class Telemetry:
         self.journal.closed(replace(outcome, title=known.title if known else ""))
         self.event_log(f"request {id} is given up: {message}")
 
-    def ended(self, effect: Ended, tasks: Mapping[str, Task]) -> None:
+    def ended(self, attempt: EndedAttempt, tasks: Mapping[str, Task]) -> None:
         """Record that an attempt ended; ``tasks`` has its task if that is still wanted."""
-        result = "lost"
-        if effect.outcome is not None:
-            result = effect.outcome.result
-            self.journal.ended(effect)
-        self._counts.attempts[result] += 1
+        self.journal.ended(attempt)
+        self._counts.attempts[attempt.result] += 1
         if self.event_log.informs:  # not in an embedded broker: there are many
-            task = tasks.get(effect.key)
+            task = tasks.get(attempt.key)
             self.event_log.info(
-                f"{effect.name or effect.key[:12]} on {effect.worker}: {result}",
+                f"{attempt.name or attempt.key[:12]} on {attempt.worker}: {attempt.result}",
                 request=task.requests if task is not None else (),
-                step=effect.name,
-                key=effect.key,
-                fence=str(effect.fence),
-                worker=effect.worker,
-                result=result,
+                step=attempt.name,
+                key=attempt.key,
+                fence=str(attempt.fence),
+                worker=attempt.worker,
+                result=attempt.result,
             )
 
     def received_log(self, size: int) -> None:

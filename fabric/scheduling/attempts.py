@@ -16,6 +16,7 @@ from fabric.scheduling.states import Cause, State
 def start(state: FarmState, task: Task, attempt: Attempt, request: Request) -> None:
     """An attempt becomes the task's, billed to this request."""
     task.attempt, task.fence, task.builder = attempt, attempt.fence, attempt.worker
+    attempt.spec = task.spec
     bill(state, task, request)
     state.task_changed(task)
 

@@ -83,11 +83,19 @@ class NotJournaled(msgspec.Struct, frozen=True):
 class Remembered(msgspec.Struct, frozen=True):
     """A request was over before this run of the broker.
 
-    ``outcome`` is its last update; it began ``ago`` seconds ago.
+    ``outcome`` is its last update.  It began ``ago`` seconds ago, and ended ``ended`` seconds ago.
     """
 
     outcome: Update
     requester: str
+    ago: float
+    ended: float = 0.0
+
+
+class Reopened(msgspec.Struct, frozen=True):
+    """A request goes on that began ``ago`` seconds ago, in a former run of the broker."""
+
+    intent: BuildOrder | BuildGraph
     ago: float
 
 
@@ -110,6 +118,7 @@ Event = (
     | StoreInspected
     | NotJournaled
     | Remembered
+    | Reopened
     | Tick
 )
 
@@ -229,6 +238,7 @@ class Ended(msgspec.Struct, frozen=True, gc=False):
     arch: str
     since: float
     outcome: Outcome | None
+    phases: tuple[tuple[str, float], ...] = ()  # as in `model.Attempt`
 
 
 class Learned(msgspec.Struct, frozen=True, gc=False):

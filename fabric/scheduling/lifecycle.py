@@ -203,7 +203,7 @@ def finish(state: FarmState, request: Request, outcome: RequestState, message: s
     """A request is over."""
     if request.state == "resolving":
         state.outbox.effects.append(Abandon(request.id))
-    request.state, request.message = outcome, message
+    request.state, request.message, request.ended = outcome, message, state.now
     needed, request.needed = request.needed, {}
     for task in needed.values():
         if task.state in PRESENT:  # quickly: it may be all of very many

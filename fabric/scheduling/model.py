@@ -13,7 +13,7 @@ from fabric import bounds
 from fabric.scheduling.shares import Share
 from fabric.scheduling.states import LIVE, Cause, State
 from fabric.scheduling.step_names import StepIndex
-from fabric.wire.messages import Outcome, RequestState, StepSpec, StepState
+from fabric.wire.messages import GraphStep, Outcome, RequestState, StepSpec, StepState
 
 #: (kind, name, arch) -> seconds that a build took.
 Durations = dict[tuple[str, str, str], float]
@@ -69,7 +69,9 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
     stuck: bool = False  # cancelling, and no longer waited for
     ended: bool = False  # its `Ended` was emitted, and the worker runs it all the same
     phase: str = ""
+    phases: tuple[tuple[str, float], ...] = ()  # (phase, when it was first reported), in order
     log_size: int = 0
+    spec: StepSpec | None = None  # of its step, once it was a task's
 
     @property
     def id(self) -> Id:
@@ -218,8 +220,10 @@ class Request(msgspec.Struct, eq=False):
     detached: bool = False
     state: RequestState = "resolving"
     message: str = ""
+    ended: float = 0.0  # when it was over
     size: int = 0  # number of its steps, once resolved
-    specs: dict[str, StepSpec] = {}  # its steps
+    specs: dict[str, StepSpec] = {}  # its steps, until it is over
+    graph: list[GraphStep] = []  # its steps as viewers see them, also when it is over
     goals: tuple[str, ...] = ()  # keys, in the order in which they were given
     wanted: Mapping[str, None] = {}  # keys: the goals, and `BuildGraph.along`
     resolved_at: int = 0  # the version at which the steps were known

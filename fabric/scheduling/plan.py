@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 
-from fabric.wire.messages import BuildGraph, StepSpec
+from fabric.wire.messages import BuildGraph, GraphStep, StepSpec
 
 #: Steps that are looked at before other events have their turn.
 PORTION = 2000
@@ -18,8 +18,8 @@ class InvalidGraph(ValueError):
 
 def validate(
     graph: BuildGraph, expected: Callable[[StepSpec], float]
-) -> Generator[None, None, tuple[dict[str, StepSpec], dict[str, float]]]:
-    """Returns the steps by key, and their ranks by key.
+) -> Generator[None, None, tuple[dict[str, StepSpec], dict[str, float], list[GraphStep]]]:
+    """Returns the steps by key, their ranks by key, and the graph that viewers see.
 
     The rank of a step is the number of seconds from its start to the end of the request, along the
     longest path upwards; steps with larger ranks are built sooner.  ``expected`` gives the seconds
@@ -37,12 +37,16 @@ def validate(
         if goal not in specs:
             raise InvalidGraph(f"the goal {goal[:80]!r} is not one of the request's steps")
     dependents = dict.fromkeys(specs, 0)
+    places = {key: place for place, key in enumerate(specs)}
+    shown: list[GraphStep] = []
     for number, spec in enumerate(graph.steps, 1):
         for key in spec.depends:
             if key not in dependents:
                 missing = f"{key[:80]!r}, which the request does not have"
                 raise InvalidGraph(f"{spec.name}: it depends on {missing}")
             dependents[key] += 1
+        below = tuple([places[key] for key in spec.depends])
+        shown.append(GraphStep(spec.key, spec.name, spec.kind, below))
         if number % PORTION == 0:
             yield
     ranks = dict.fromkeys(specs, 0.0)
@@ -60,7 +64,7 @@ def validate(
     if len(above) < len(specs):
         names = " -> ".join(_circle(specs, above))
         raise InvalidGraph(f"steps depend on each other in a circle: {names}")
-    return specs, ranks
+    return specs, ranks, shown
 
 
 def _circle(specs: Mapping[str, StepSpec], above: Collection[str]) -> list[str]:

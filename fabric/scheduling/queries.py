@@ -6,14 +6,26 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Literal
 
+from fabric import bounds
 from fabric.scheduling import snapshots
+from fabric.scheduling.attempt_list import Scope, running
 from fabric.scheduling.estimate import future
 from fabric.scheduling.explain import backing_off, why, why_request
 from fabric.scheduling.model import Attempt, Request, Worker
 from fabric.scheduling.requests import find_requests
 from fabric.scheduling.state import FarmState
 from fabric.scheduling.step_names import NameQuery, StepIndex
-from fabric.wire.messages import Answer, LogInfo, Query, RequestInfo, StepState, WorkerInfo, cut
+from fabric.scheduling.updates import update
+from fabric.wire.messages import (
+    Answer,
+    GraphStep,
+    LogInfo,
+    Query,
+    RequestInfo,
+    StepState,
+    WorkerInfo,
+    cut,
+)
 
 #: Lines in the answer to `why`, at most.
 MANY_LINES = 1000
@@ -45,6 +57,16 @@ def answer(state: FarmState, query: Query, now: float) -> Answer:
             return Answer(query.id, keys=tuple(dict.fromkeys(k for r in live for k in r.specs)))
         case "logs":
             return Answer(query.id, logs=_logs(state, query.about, now))
+        case "update":
+            found = find_requests(state, query.about)
+            news = update(state, found[0], query.seen, now) if len(found) == 1 else None
+            return Answer(query.id, update=news)
+        case "graph":
+            found = find_requests(state, query.about)
+            return Answer(query.id, graph=_graph(found[0]) if len(found) == 1 else ())
+        case "attempts":  # the broker adds those that have ended
+            held = running(state, Scope(state, query.about), now)
+            return Answer(query.id, attempts=tuple(islice(held, bounds.ATTEMPTS_RUNNING)))
 
 
 # -- requests and workers ----------------------------------------------------------------------
@@ -119,6 +141,13 @@ def _held(state: FarmState, attempt: Attempt, now: float) -> StepState:
 
 
 # -- steps -------------------------------------------------------------------------------------
+
+
+def _graph(request: Request) -> tuple[GraphStep, ...]:
+    """The steps of a request; without what they need, if that is not known any more."""
+    if request.graph:
+        return tuple(request.graph)
+    return tuple([GraphStep(one.key, one.name, one.kind) for one in request.results.values()])
 
 
 def _why(state: FarmState, about: str, now: float) -> Iterator[str]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from fabric import bounds
 from fabric.scheduling import plan
+from fabric.scheduling.discards import discard
 from fabric.scheduling.events import (
     Closed,
     NotJournaled,
     Opened,
     Remembered,
+    Reopened,
     Resolve,
     Resolved,
     Unresolved,
@@ -135,12 +137,12 @@ def _validate(state: FarmState, request: Request, graph: BuildGraph) -> None:
 
 def _validation(state: FarmState, request: Request, graph: BuildGraph) -> plan.Validation:
     try:
-        specs, ranks = yield from plan.validate(graph, state.expected)
+        specs, ranks, shown = yield from plan.validate(graph, state.expected)
         _check_depends(state, graph)
     except plan.InvalidGraph as problem:
         _fail(state, request, str(problem))
     else:
-        request.specs, request.ranks = specs, ranks
+        request.specs, request.ranks, request.graph = specs, ranks, shown
         start_request(state, request, graph)
 
 
@@ -237,6 +239,7 @@ def on_not_journaled(state: FarmState, event: NotJournaled) -> None:
     if request.over:
         if state.kept.pop(request.id, None) is not None:
             state.kept_steps -= len(request.results)
+            _drop_graph(state, request)
         state.outbox.effects.append(Closed(request.id, request.state))
     else:
         finish(state, request, "cancelled", "it cannot be written down")
@@ -256,6 +259,7 @@ def on_remembered(state: FarmState, event: Remembered) -> None:
         share=Share(state.count),
         heard=state.now,
         since=state.now - event.ago,
+        ended=state.now - event.ended,
         first_version=outcome.version - len(outcome.steps),
         state=outcome.state,
         message=outcome.message,
@@ -267,6 +271,18 @@ def on_remembered(state: FarmState, event: Remembered) -> None:
         request.news.append(step.key)
     state.requests[request.id] = request
     _keep(state, request)
+
+
+def on_reopened(state: FarmState, event: Reopened) -> None:
+    """A former run of the broker saw the beginning of a request, but not its end."""
+    intent = event.intent
+    if isinstance(intent, BuildOrder):
+        on_order(state, intent)
+    else:
+        on_graph(state, intent)
+    request = state.requests.get(intent.request)
+    if request is not None:
+        request.since = state.now - event.ago
 
 
 def find_requests(state: FarmState, about: str) -> list[Request]:
@@ -285,7 +301,20 @@ def _keep(state: FarmState, request: Request) -> None:
         return
     state.kept[request.id] = request
     state.kept_steps += len(request.results)
+    if request.graph:
+        state.graphs[request.id] = request
+        state.graph_steps += len(request.graph)
+    while state.graph_steps > bounds.GRAPHS_KEPT and len(state.graphs) > 1:
+        _drop_graph(state, next(iter(state.graphs.values())))
     while len(state.kept) > KEPT or (state.kept_steps > _KEPT_STEPS and len(state.kept) > 1):
         oldest = state.kept.pop(next(iter(state.kept)))
         state.kept_steps -= len(oldest.results)
+        _drop_graph(state, oldest)
         del state.requests[oldest.id]
+
+
+def _drop_graph(state: FarmState, request: Request) -> None:
+    if state.graphs.pop(request.id, None) is not None:
+        state.graph_steps -= len(request.graph)
+        discard(state, request.graph)
+        request.graph = []

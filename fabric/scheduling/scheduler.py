@@ -34,6 +34,7 @@ HANDLERS: dict[type, Callable[[FarmState, Any], None]] = {
     events.Unresolved: requests.on_unresolved,
     events.NotJournaled: requests.on_not_journaled,
     events.Remembered: requests.on_remembered,
+    events.Reopened: requests.on_reopened,
     events.StoreAnswered: store.on_answered,
     events.StoreCompared: store.on_compared,
     events.StoreFailed: store.on_store_failed,

@@ -59,9 +59,10 @@ class FarmState:
     __slots__ = (
         "_removed", "answers", "arrows", "awake", "capacity", "checking", "commands", "complaints",
         "count", "discarded", "dispatch_from", "drained", "durations", "dying", "epoch", "fence",
-        "first_fence", "grace_until", "inspected", "inspections", "kept", "kept_steps", "left",
-        "limits", "lost_workers", "now", "orphans", "outbox", "queues", "requesters", "requests",
-        "suspect", "tasks", "timers", "token", "validations", "versions", "workers",
+        "first_fence", "grace_until", "graph_steps", "graphs", "inspected", "inspections", "kept",
+        "kept_steps", "left", "limits", "lost_workers", "now", "orphans", "outbox", "queues",
+        "requesters", "requests", "suspect", "tasks", "timers", "token", "validations", "versions",
+        "workers",
     )  # fmt: skip
 
     def __init__(
@@ -102,6 +103,8 @@ class FarmState:
         self.left: dict[str, None] = {}  # requests that were left
         self.kept: dict[str, Request] = {}  # over, and nobody watches; oldest first
         self.kept_steps = 0
+        self.graphs: dict[str, Request] = {}  # of these, those that have their graph
+        self.graph_steps = 0
 
         self.workers: dict[str, Worker] = {}
         self.capacity = 0  # slots of all workers

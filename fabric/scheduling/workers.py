@@ -160,9 +160,15 @@ def _on_running(state: FarmState, attempt: Attempt, seen: Running) -> None:
     attempt.log_size = seen.log_size
     if attempt.phase != seen.phase:
         attempt.phase = seen.phase
+        _note_phase(state, attempt)
         task = state.tasks.get(attempt.key)
         if task is not None and task.attempt is attempt:
             state.task_changed(task)
+
+
+def _note_phase(state: FarmState, attempt: Attempt) -> None:
+    if attempt.phase and len(attempt.phases) < bounds.PHASES:
+        attempt.phases += ((attempt.phase, state.now),)
 
 
 def _on_unknown(
@@ -176,6 +182,7 @@ def _on_unknown(
     attempt = Attempt(seen.key, seen.fence, worker.name, state.now, seen.token, ended=ended)
     attempt.confirmed = True
     attempt.phase, attempt.log_size = seen.phase, seen.log_size
+    _note_phase(state, attempt)
     worker.held[attempt.id] = attempt
     if ended:
         attempt.stuck = stuck
@@ -308,20 +315,28 @@ def _release(
     if attempt.fence > worker.floor:
         worker.floor = attempt.fence
     task = state.tasks.get(attempt.key)
-    emit_ended(state, attempt, outcome, task)
+    emit_ended(state, attempt, outcome)
     return detach(state, attempt, task)
 
 
-def emit_ended(
-    state: FarmState, attempt: Attempt, outcome: Outcome | None, task: Task | None
-) -> None:
+def emit_ended(state: FarmState, attempt: Attempt, outcome: Outcome | None) -> None:
     if attempt.ended:
         return
-    kind = name = arch = ""
-    if task is not None:
-        kind, name, arch = task.spec.kind, task.spec.name, task.spec.arch
+    spec = attempt.spec
+    if spec is None and (task := state.tasks.get(attempt.key)) is not None:
+        spec = task.spec
     state.outbox.effects.append(
-        Ended(attempt.key, attempt.fence, attempt.worker, kind, name, arch, attempt.since, outcome)
+        Ended(
+            attempt.key,
+            attempt.fence,
+            attempt.worker,
+            kind=spec.kind if spec else "",
+            name=spec.name if spec else "",
+            arch=spec.arch if spec else "",
+            since=attempt.since,
+            outcome=outcome,
+            phases=attempt.phases,
+        )
     )
 
 
@@ -365,6 +380,6 @@ def _forget_lost(state: FarmState, name: str) -> None:
 
 def _end_attempts(state: FarmState, lost: LostWorker) -> None:
     for attempt in lost.held.values():
-        emit_ended(state, attempt, None, state.tasks.get(attempt.key))
+        emit_ended(state, attempt, None)
         lost.floor = max(lost.floor, attempt.fence)
     lost.held = {}

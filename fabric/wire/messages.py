@@ -47,6 +47,8 @@ Priority = Annotated[int, Meta(ge=-10, le=10)]
 
 State = Literal["waiting", "ready", "running", "done", "cached", "failed", "cancelled"]
 RequestState = Literal["resolving", "checking", "building", "done", "failed", "cancelled"]
+#: How an attempt ended; ``lost``: its worker did not report the end.
+AttemptResult = Literal["done", "failed", "fault", "refused", "cancelled", "lost"]
 #: ``not-now``: the sender may repeat the message later.
 Code = Literal["protocol", "unknown-request", "bad-request", "no-log", "not-allowed", "not-now"]
 
@@ -378,7 +380,7 @@ class AttemptInfo(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     ago: Seconds  # since it began
     seconds: Seconds  # how long it took, or has run
     number: Count = 0  # grows with each ended attempt; 0: it runs
-    result: Literal["", "done", "failed", "fault", "refused", "cancelled", "lost"] = ""
+    result: Literal[""] | AttemptResult = ""
     message: OutcomeText = ""
     #: (phase, seconds from the beginning of the attempt to that of the phase), in order
     phases: tuple[tuple[Phase, Seconds], ...] = ()

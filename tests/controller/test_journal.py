@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from small_disk import on_small_disk
 
+from fabric.bounds import ATTEMPTS_KEPT
+from fabric.controller.history import AttemptHistory, EndedAttempt, phases_of
 from fabric.controller.journal import Journal
-from fabric.controller.journal_file import ATTEMPTS_KEPT, REQUESTS_KEPT, STEPS_KEPT, Storage
+from fabric.controller.journal_file import REQUESTS_KEPT, STEPS_KEPT, Storage
 from fabric.controller.journal_writer import AT_ONCE
 from fabric.errors import MachineFault
 from fabric.scheduling.events import Drained, Ended, Learned, Opened, Remembered
@@ -50,8 +52,15 @@ def finished(journal: Journal) -> list[Remembered]:
     return [each.event for each in journal.stored_requests() if isinstance(each.event, Remembered)]
 
 
-def ended(n: int, outcome: Outcome | None) -> Ended:
-    return Ended(f"{n:064x}", n, "w1", "chunk", f"c{n}", "x86_64", 0.0, outcome)
+def ended(n: int, outcome: Outcome | None) -> EndedAttempt:
+    event = Ended(f"{n:064x}", n, "w1", "chunk", f"c{n}", "x86_64", 0.0, outcome)
+    return AttemptHistory(n).add(event, 1.0)
+
+
+def ended_event(
+    n: int, outcome: Outcome | None, phases: tuple[tuple[str, float], ...] = ()
+) -> Ended:
+    return Ended(f"{n:064x}", n, "w1", "chunk", f"c{n}", "x86_64", 10.0, outcome, phases)
 
 
 def test_journal_keeps_durations(tmp_path: Path, warnings: Warnings) -> None:
@@ -141,6 +150,135 @@ def test_journal_writes_many_rows_in_their_order(tmp_path: Path, warnings: Warni
     }
     assert again.drained_workers == {"w1"}
     again.close()
+
+
+def test_journal_restores_attempts_of_former_runs(tmp_path: Path, warnings: Warnings) -> None:
+    path = tmp_path / "journal.sqlite"
+    clock = 5000.0
+    storage = Storage(clock=lambda: clock)
+    journal = Journal(path, warnings, storage=storage)
+    history = AttemptHistory(journal.epoch)
+    phases = (("fetch", 10.5), ("build", 12.0))
+    first = history.add(ended_event(1, Outcome("k", 1, "failed", message="no"), phases), 20.0)
+    second = history.add(ended_event(2, None), 30.0)
+    for each in (first, second):
+        journal.ended(each)
+        clock += 10.0
+    journal.close()
+    clock = 6000.0
+    again = Journal(path, warnings, storage=storage)
+    # on the clock of the next run it is 100, and 1000 seconds have passed since the first ended
+    restored = list(again.stored_attempts(100.0))
+    assert [phases_of(each) for each in restored] == [(("fetch", 0.5), ("build", 2.0)), ()]
+    assert [(each.began, each.ended) for each in restored] == [(-910.0, -900.0), (-910.0, -890.0)]
+    assert [each.result for each in restored] == ["failed", "lost"]
+    assert [each.number for each in restored] == [first.number, second.number]
+    later = AttemptHistory(again.epoch, restored).add(ended_event(3, None), 101.0)
+    assert later.number > second.number
+    again.close()
+    assert warnings == []
+
+
+def test_journal_leaves_out_attempts_that_are_damaged(tmp_path: Path, warnings: Warnings) -> None:
+    path = tmp_path / "journal.sqlite"
+    journal = Journal(path, warnings)
+    for n in range(1, 10):
+        journal.ended(ended(n, None))
+    journal.close()
+    with sqlite3.connect(path) as db:
+        for n, value in enumerate(
+            (
+                "key = 'x'",
+                "at = NULL",
+                "phases = x'ff'",
+                "result = 'odd'",
+                "at = 9e99",
+            )
+        ):
+            db.execute(f"UPDATE attempts SET {value} WHERE fence = ?", (n + 2,))
+    db.close()
+    again = Journal(path, warnings)
+    assert [each.fence for each in again.stored_attempts(0.0)] == [1, 7, 8, 9]
+    again.close()
+    assert warnings == []
+
+
+#: The tables of the journal's file of version 3, with an attempt and a request.
+VERSION_3 = """
+CREATE TABLE epochs (epoch INTEGER PRIMARY KEY);
+CREATE TABLE durations (
+    kind TEXT, name TEXT, arch TEXT, seconds REAL, at REAL,
+    PRIMARY KEY (kind, name, arch)) WITHOUT ROWID;
+CREATE TABLE attempts (
+    key TEXT, fence INTEGER, worker TEXT, kind TEXT, name TEXT, arch TEXT,
+    result TEXT, seconds REAL, message TEXT, at REAL);
+CREATE TABLE requests (
+    id TEXT PRIMARY KEY, title TEXT, requester TEXT, intent BLOB, state TEXT, opened REAL,
+    closed REAL, message TEXT, done INTEGER, cached INTEGER, failed INTEGER, total INTEGER,
+    outcome BLOB) WITHOUT ROWID;
+CREATE TABLE secrets (secret BLOB);
+CREATE TABLE drained (worker TEXT PRIMARY KEY) WITHOUT ROWID;
+INSERT INTO epochs VALUES (7);
+INSERT INTO drained VALUES ('w9');
+INSERT INTO attempts VALUES (
+    printf('%064d', 1), 5, 'w1', 'chunk', 'zlib', 'x86_64', 'done', 4.0, '', 990.0);
+"""
+
+
+@pytest.mark.parametrize("version", [3, 0])
+def test_journal_of_version_3_is_taken_over(
+    tmp_path: Path, warnings: Warnings, version: int
+) -> None:
+    """Version 0: its broker was killed while it made the tables."""
+    path = tmp_path / "journal.sqlite"
+    with sqlite3.connect(path) as db:
+        db.executescript(VERSION_3)
+        db.execute(f"PRAGMA user_version = {version}")
+    db.close()
+    storage = Storage(clock=lambda: 1000.0)
+    journals = [Journal(path, warnings, storage=storage) for _ in range(2)]
+    assert [(each.epoch, each.drained_workers) for each in journals] == [(8, {"w9"}), (9, {"w9"})]
+    [old] = journals[1].stored_attempts(0.0)
+    assert (old.name, old.number, old.began, old.ended, old.phases) == (
+        "zlib",
+        1,
+        -14.0,
+        -10.0,
+        b"",
+    )
+    journals[0].ended(ended(8, None))
+    for each in journals:
+        each.close()
+    again = Journal(path, warnings, storage=storage)
+    assert [each.fence for each in again.stored_attempts(0.0)] == [5, 8]
+    again.close()
+    assert warnings == []
+
+
+def test_journal_is_taken_over_by_two_brokers_at_once(tmp_path: Path, warnings: Warnings) -> None:
+    for n in range(20):
+        path = tmp_path / f"journal{n}.sqlite"
+        with sqlite3.connect(path) as db:
+            db.executescript(VERSION_3)
+            db.execute("PRAGMA user_version = 3")
+        db.close()
+        begin = threading.Barrier(2)
+        epochs: list[int] = []
+
+        def take_over(path: Path, begin: threading.Barrier, epochs: list[int]) -> None:
+            begin.wait()
+            journal = Journal(path, warnings)
+            epochs.append(journal.epoch)
+            journal.close()
+
+        arguments = (path, begin, epochs)
+        threads = [threading.Thread(target=take_over, args=arguments) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(epochs) == [8, 9]
+    assert warnings == []
 
 
 def test_journal_drops_old_attempts(tmp_path: Path, warnings: Warnings) -> None:
@@ -395,7 +533,7 @@ def test_journal_of_a_later_version_is_an_error(tmp_path: Path, warnings: Warnin
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA user_version = 99")
     db.close()
-    with pytest.raises(MachineFault, match="it has version 99, not 3; move it away"):
+    with pytest.raises(MachineFault, match="it has version 99, not 4; move it away"):
         Journal(path, warnings)
     Journal(path, warnings, needed=False).close()
     assert "version 99" in warnings[0]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fabric.controller.history import AttemptHistory
 from fabric.controller.journal import Journal
 from fabric.controller.journal_file import Storage, connect
 from fabric.controller.journal_writer import BACKLOG
@@ -124,9 +125,11 @@ def test_journal_writer_bounds_the_backlog_of_histories(
     path = tmp_path / "journal.sqlite"
     journal = Journal(path, warnings.append, hindrance.woken.set)
     hindrance.begin()
+    history = AttemptHistory(journal.epoch)
     journal.drained(Drained("w1", on=True))
     for n in range(BACKLOG + 10):
-        journal.ended(Ended("k", n, "w1", "chunk", "c", "x86_64", 0.0, None))
+        ended = Ended("k", n, "w1", "chunk", "c", "x86_64", 0.0, None)
+        journal.ended(history.add(ended, 1.0))
     journal.flush()
     hindrance.news()
     hindrance.end()

@@ -18,7 +18,7 @@ class Faulty(Scheduler):
 
     def handle(self, event: events.Event, now: float) -> list[events.Effect]:
         effects = super().handle(event, now)
-        if isinstance(event, BuildOrder) and event.title == "poison":
+        if isinstance(event, events.Reopened) and event.intent.title == "poison":
             raise KeyError("poison")
         return effects
 
