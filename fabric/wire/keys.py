@@ -24,16 +24,18 @@ from fabric.errors import PASSING, FabricError, suggest
 from fabric.host.files import read_regular
 from fabric.wire.sockets import Context, Curve
 
-Role = Literal["broker", "worker", "initiator"]
+Role = Literal["broker", "worker", "initiator", "viewer"]
 ROLES: tuple[Role, ...] = get_args(Role)
 BROKER = "broker"
 ADMITTED = "admitted"
 #: Roles that may connect to each of the broker's sockets.
 ROLES_BY_SOCKET: dict[bytes, tuple[Role, ...]] = {
-    b"jobs": ("worker", "initiator"),
+    b"jobs": ("worker", "initiator", "viewer"),
     b"logs-in": ("worker",),
-    b"logs": ("initiator",),
+    b"logs": ("initiator", "viewer"),
 }
+#: Roles that include another one: the key of an initiator also serves a web page of its owner.
+INCLUDED_IN: dict[Role, tuple[Role, ...]] = {"viewer": ("initiator",)}
 #: Handshakes answered in one turn.
 HANDSHAKES_AT_ONCE = 200
 #: Seconds between two reads of the table because of unknown keys.
@@ -134,7 +136,8 @@ def of_broker(directory: Path) -> Curve:
 def of_peer(directory: Path, role: Role) -> tuple[str, Curve]:
     """The name of a peer's key, and the keys of its sockets.
 
-    KeyProblem unless ``directory`` contains one secret key, of this role, and ``broker.key``.
+    KeyProblem unless ``directory`` contains one secret key, of this role or one that includes it,
+    and ``broker.key``.
     """
     secrets = sorted(set(directory.glob("*.key_secret")) - {directory / f"{BROKER}.key_secret"})
     if len(secrets) != 1:
@@ -146,7 +149,7 @@ def of_peer(directory: Path, role: Role) -> tuple[str, Curve]:
         make = f"`fabric-keys make {role} NAME --to {directory}`"
         raise KeyProblem(f"{directory}: there is no key NAME.key_secret here; {make} makes one")
     own = read(secrets[0])
-    if own.role != role or not own.secret:
+    if own.role not in (role, *INCLUDED_IN.get(role, ())) or not own.secret:
         raise KeyProblem(
             f"{secrets[0]} is the key of the {own.role} {own.name}, and its role is not {role}"
         )

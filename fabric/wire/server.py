@@ -41,6 +41,7 @@ from fabric.wire.messages import (
 )
 from fabric.wire.server_connections import Connections, Unauthenticated, Unread, descriptor
 from fabric.wire.sockets import Addresses, Curve, Socket
+from fabric.wire.viewing import Viewing
 
 #: Messages received from each socket in one turn.
 JOBS_AT_ONCE = 200
@@ -49,7 +50,11 @@ SUBSCRIPTIONS_AT_ONCE = 500
 #: Seconds for which a name with too many subscriptions cannot follow logs.
 BLOCKED_FOR = 10.0
 #: Connections of one name to a socket, by role.
-CONNECTIONS = {"worker": bounds.WORKER_CONNECTIONS, "initiator": bounds.CONNECTIONS}
+CONNECTIONS = {
+    "worker": bounds.WORKER_CONNECTIONS,
+    "initiator": bounds.CONNECTIONS,
+    "viewer": bounds.CONNECTIONS,
+}
 #: Bytes from which on a message is tracked until it has left.
 LARGE = 8 * bounds.KIB
 #: Seconds between two reads of the authorized keys.
@@ -67,6 +72,7 @@ _messages: sockets.Codec[FromPeer] = sockets.Codec(FromPeer)
 ALLOWED_MESSAGES: dict[str, tuple[type, ...]] = {
     "worker": (Report, LogPiece),
     "initiator": (BuildOrder, Poll, Leave, LogRead, Query, Command),
+    "viewer": (LogRead, Query),
 }
 #: All ids have the same length, so none is a prefix of another: users type prefixes.
 _ID = re.compile("[0-9a-f]{32}")
@@ -113,6 +119,7 @@ class Server:
         self._curve = curve
         self._admitted = admitted
         self._clock = clock
+        self._viewing = Viewing()
         self._warned: dict[str, None] = {}
         self._problems: list[str] = []
         ports = {each.rpartition(":")[2] for each in addresses if each.startswith("tcp:")}
@@ -232,10 +239,16 @@ class Server:
                 if spent[name] > bounds.TURN * 1_000_000:
                     continue  # its share of this turn is used up
             began = self._clock()
+            viewer = sender is not None and sender.role == "viewer"
+            if viewer and not self._viewing.may(name, began):
+                continue  # its share of these seconds is used up
             if (received := self._check(frames, sender, reads)) is not None:
                 yield received
             if name:
-                spent[name] += self._clock() - began
+                took = self._clock() - began
+                spent[name] += took
+                if viewer:
+                    self._viewing.spend(name, took)
 
     def _check(
         self, frames: list[zmq.Frame], sender: Certificate | None, reads: Counter[bytes]
@@ -344,10 +357,13 @@ class Server:
 
     def send(self, peer: bytes, message: Message) -> bool:
         """Send to a peer; False if it is gone, or peers of its name have too much unread."""
+        name = self._connections[self._jobs].name(peer)
+        began = self._clock() if name in self._viewing else 0
         frame = _messages.encode(message)
         if len(frame) > bounds.FRAME and isinstance(message, Update):
             frame = _messages.encode(_brief(message))
-        name = self._connections[self._jobs].name(peer)
+        if began:
+            self._viewing.spend(name, self._clock() - began)
         if len(frame) < LARGE or not name:
             return sockets.send(self._jobs, frame, to=peer)
         if self._unread.full(name):

@@ -37,6 +37,7 @@ from fabric.wire.messages import (
 )
 from fabric.wire.server import Server
 from fabric.wire.server_connections import Connections
+from fabric.wire.viewing import Viewing
 
 KEY = "a" * 64
 
@@ -99,6 +100,12 @@ def test_peer_that_does_not_read_fills_no_memory(farm: Farm) -> None:
 
 def farm_codec() -> sockets.Codec[Answer]:
     return sockets.Codec(Answer)
+
+
+def used(pid: int) -> float:
+    """Seconds of CPU that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @pytest.mark.bound("WORKER_CONNECTIONS")
@@ -170,6 +177,58 @@ def test_server_receives_from_all_peers_in_turns(hall: SimpleNamespace) -> None:
 
     until(heard)
     assert max(turn.count("greedy") for turn in turns) <= 2
+
+
+@pytest.mark.bound("VIEWING")
+@pytest.mark.bound("VIEWING_SAVED")
+def test_viewer_uses_its_share_of_time_and_no_more() -> None:
+    viewing = Viewing()
+    now = answered = spent = 0
+    second, took = 1_000_000_000, 2_000_000
+    while now < 100 * second:
+        if viewing.may("web", now):
+            viewing.spend("web", took)
+            answered += 1
+            spent += took
+        now += 1_000_000
+    assert "web" in viewing
+    assert "other" not in viewing
+    most = 100 * bounds.VIEWING + bounds.VIEWING_SAVED
+    assert 0.95 * most < spent / 1_000_000 <= most + 2
+    assert viewing.may("web", now + 3600 * second)
+    viewing.spend("web", bounds.VIEWING_SAVED * 1_000_000)  # no more is saved in an hour
+    assert not viewing.may("web", now + 3600 * second)
+    # one long answer is paid for by silence
+    assert viewing.may("other", now)
+    viewing.spend("other", 10 * bounds.VIEWING_SAVED * 1_000_000)
+    pause = 9 * bounds.VIEWING_SAVED * second // bounds.VIEWING
+    assert not viewing.may("other", now + pause - second)
+    assert viewing.may("other", now + pause + second)
+
+
+@pytest.mark.bound("VIEWING")
+def test_viewer_that_asks_without_pause_is_answered_seldom(farm: Farm) -> None:
+    """Messages and answers count; other peers are served all the while."""
+    honest = farm.peer(farm.key("initiator", "honest"))
+    is_served(honest)
+    greedy = farm.peer(farm.key("viewer", "greedy"))
+    codec = farm_codec()
+    question = codec.encode(Query(PROTOCOL, "q", "workers"))
+    waits, sent, heard = [], 0, 0
+    began = time.monotonic()
+    before = used(farm.child.pid)
+    while time.monotonic() < began + 3.0:
+        for _ in range(100):
+            sent += sockets.send(greedy.jobs, question)
+        heard += len(list(sockets.receive(greedy.jobs, 1000)))
+        asked = time.monotonic()
+        is_served(honest)
+        waits.append(time.monotonic() - asked)
+    lasted = time.monotonic() - began
+    assert heard < 0.8 * sent, (heard, sent)
+    assert sorted(waits)[len(waits) // 2] < 0.1
+    assert farm.child.poll() is None
+    print(f"{sent=} {heard=} {lasted=:.1f} {used(farm.child.pid) - before=:.2f}")
 
 
 @pytest.mark.bound("STEPS_A_TURN")

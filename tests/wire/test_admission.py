@@ -74,11 +74,23 @@ def test_keys_of_a_peer(tmp_path: Path) -> None:
         KeyProblem, match="is the key of the worker w1, and its role is not initiator"
     ):
         keys.of_peer(tmp_path, "initiator")
+    with pytest.raises(KeyProblem, match="its role is not viewer"):
+        keys.of_peer(tmp_path, "viewer")
     keys.make("worker", "w2", tmp_path)
     with pytest.raises(
         KeyProblem, match=r"one secret key is needed here, not w1.key_secret, w2.key_secret"
     ):
         keys.of_peer(tmp_path, "worker")
+
+
+@pytest.mark.parametrize("role", ["viewer", "initiator"])
+def test_key_of_an_initiator_includes_viewing(tmp_path: Path, role: keys.Role) -> None:
+    keys.make("broker", "broker", tmp_path)
+    keys.make(role, "ann", tmp_path)
+    assert keys.of_peer(tmp_path, "viewer")[0] == "ann"
+    if role == "viewer":
+        with pytest.raises(KeyProblem, match="the key of the viewer ann, and its role is not init"):
+            keys.of_peer(tmp_path, "initiator")
 
 
 def test_keys_are_admitted_and_revoked(tmp_path: Path, controller: Path) -> None:

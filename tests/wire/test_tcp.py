@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from typing import get_args, get_type_hints
 
 import zmq
 from farm_kit import HOST, PORT, Farm, Peer, report
@@ -17,14 +18,17 @@ from fabric.wire.connection import Connection
 from fabric.wire.keys import AuthorizedKeys
 from fabric.wire.messages import (
     PROTOCOL,
+    Answer,
     BuildGraph,
     BuildOrder,
     Command,
     Desired,
+    Leave,
     LogPiece,
     LogRead,
     Poll,
     Published,
+    Query,
     Rejected,
     Running,
     ToWorker,
@@ -63,6 +67,55 @@ def test_server_roles_are_those_of_the_keys(farm: Farm) -> None:
     poll = initiator.ask(Poll("nobody", 0))
     assert isinstance(poll, Rejected)
     assert poll.code == "unknown-request"
+
+
+def test_viewer_reads_and_changes_nothing(farm: Farm) -> None:
+    curve = farm.key("viewer", "web")
+    viewer = farm.peer(curve)
+    for wrong in (
+        order(),
+        Poll("r" * 32, 0),
+        Leave("r" * 32),
+        Command(PROTOCOL, "1", "cancel", "r"),
+        report("web"),
+        LogPiece(KEY, 1, 0, b"x"),
+        BuildGraph(PROTOCOL, "r", "", (), ()),
+    ):
+        rejected = viewer.ask(wrong)
+        assert isinstance(rejected, Rejected)
+        assert rejected.code == "not-allowed"
+        kind = type(wrong).__name__
+        assert rejected.reason == f"web is admitted as viewer, who may not send a {kind}"
+    for what in get_args(get_type_hints(Query)["what"]):
+        answer = viewer.ask(Query(PROTOCOL, what, what, "nothing"))
+        assert isinstance(answer, Answer)
+        assert answer.id == what
+    read = viewer.ask(LogRead(KEY, 1, 0, 1))
+    assert isinstance(read, Rejected)
+    assert read.code == "no-log"
+    # it follows logs, and publishes none
+    subscriber = Connection(farm.at, "follow", curve=curve, name="web")
+    subscriber.subscribe(KEY)
+    try:
+        worker = farm.peer(farm.key("worker", "w1"))
+        token = farm.token(KEY, 1, "w1")
+        worker.say(report("w1", running=(Running(KEY, 1, "build", 0, token),)))
+        worker.hear()
+        viewer.stream.send(Published(KEY, 1, 0, b"forged").frame())
+        pieces = []
+        until(
+            lambda: (
+                (
+                    worker.stream.send(Published(KEY, 1, 0, b"real").frame()),
+                    subscriber.wait(0.05),
+                    pieces.extend(bytes(piece.data) for piece in subscriber.pieces(10)),
+                )
+                and bool(pieces)
+            )
+        )
+    finally:
+        subscriber.close()
+    assert pieces[0] == b"real"
 
 
 def test_connection_with_an_unknown_key_says_why(farm: Farm) -> None:
