@@ -20,6 +20,7 @@ from fabric.wire.messages import (
     LogRead,
     Poll,
     Query,
+    QueryKind,
     Rejected,
     RequestInfo,
     Update,
@@ -87,14 +88,12 @@ class Controller:
             Answer | Update | LogPiece | Rejected
         )
 
-    def query(
-        self, what: Literal["requests", "workers", "why", "pinned", "logs"], about: str = ""
-    ) -> Answer:
+    def query(self, what: QueryKind, about: str = "", seen: int = 0) -> Answer:
         """The answer to a query.
 
         FabricError with the controller's reason if it has none, MachineFault if it is silent.
         """
-        return self._answer(Query(PROTOCOL, uuid.uuid4().hex, what, about))
+        return self._answer(Query(PROTOCOL, uuid.uuid4().hex, what, about, seen))
 
     def command(self, what: Literal["cancel", "drain", "resume"], about: str) -> Answer:
         """The answer to a command.  Errors as `query`; MachineFault also if it must be repeated."""

@@ -132,7 +132,7 @@ def _held(state: FarmState, attempt: Attempt, now: float) -> StepState:
     return StepState(
         attempt.key,
         "cancelled" if attempt.cancelling else "running",
-        name=task.spec.name if task else attempt.key[:12],
+        name=attempt.spec.name if attempt.spec else attempt.key[:12],
         fence=attempt.fence,
         worker=attempt.worker,
         phase=attempt.phase,

@@ -47,6 +47,7 @@ Priority = Annotated[int, Meta(ge=-10, le=10)]
 
 State = Literal["waiting", "ready", "running", "done", "cached", "failed", "cancelled"]
 RequestState = Literal["resolving", "checking", "building", "done", "failed", "cancelled"]
+QueryKind = Literal["requests", "workers", "why", "pinned", "logs", "update", "graph", "attempts"]
 #: How an attempt ended; ``lost``: its worker did not report the end.
 AttemptResult = Literal["done", "failed", "fault", "refused", "cancelled", "lost"]
 #: ``not-now``: the sender may repeat the message later.
@@ -248,7 +249,7 @@ class Query(Message, frozen=True):
 
     protocol: int
     id: Name
-    what: Literal["requests", "workers", "why", "pinned", "logs", "update", "graph", "attempts"]
+    what: QueryKind
     #: for "why" and "logs": a step's name, artifact or key; for "why" also a request.  For
     #: "update" and "graph": a request.  For "attempts": a request, a key, a worker, or "" for all.
     about: Text = ""

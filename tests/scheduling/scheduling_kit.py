@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
+from core_kit import contents
 from machine_kit import Machine, key_of, specs_of
 
 from fabric.scheduling import events
@@ -33,6 +34,7 @@ from fabric.wire.messages import (
     Outcome,
     Poll,
     Query,
+    QueryKind,
     StepState,
     Update,
 )
@@ -204,10 +206,12 @@ class Stage:
         self.handle(Command(PROTOCOL, id, what, about))
         return self.answers[-1]
 
-    def query(
-        self, what: Literal["requests", "workers", "why", "pinned", "logs"], about: str = ""
-    ) -> Answer:
-        return self.scheduler.answer(Query(PROTOCOL, "q", what, about), self.now)
+    def query(self, what: QueryKind, about: str = "", seen: int = 0) -> Answer:
+        """The answer to a query, which changes nothing."""
+        before = contents(self.scheduler.state)
+        answer = self.scheduler.answer(Query(PROTOCOL, "q", what, about, seen), self.now)
+        assert contents(self.scheduler.state) == before, f"{what} {about} changes the core"
+        return answer
 
     def leave(self, request: str = "r1") -> None:
         self.handle(Leave(request))

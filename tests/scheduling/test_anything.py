@@ -16,7 +16,7 @@ from scheduling_kit import Stage
 
 from fabric.scheduling import events
 from fabric.scheduling.state import FENCES as EPOCH
-from fabric.wire.messages import Outcome, Running
+from fabric.wire.messages import Outcome, QueryKind, Running
 
 NAMES = ("a", "b", "c", "d", "e", "f")
 WORKERS = ("w1", "w2", "w3")
@@ -103,9 +103,18 @@ class Anything(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(self.stage.all_running()))
         self.stage.ends(name, "fault", damaged=sorted(damaged))
 
-    @rule(what=st.sampled_from(("requests", "workers", "pinned", "logs")))
-    def ask(self, what: Literal["requests", "workers", "pinned", "logs"]) -> None:
+    @rule(what=st.sampled_from(("requests", "workers", "pinned", "logs", "attempts")))
+    def ask(self, what: QueryKind) -> None:
         assert not self.stage.query(what).error
+
+    @precondition(lambda self: self.requests)
+    @rule(
+        what=st.sampled_from(("update", "graph", "attempts", "why", "logs")),
+        number=st.integers(min_value=1, max_value=6),
+        seen=st.integers(min_value=0, max_value=EPOCH + 40),
+    )
+    def look(self, what: QueryKind, number: int, seen: int) -> None:
+        self.stage.query(what, f"r{number}", seen)
 
     @rule(name=st.sampled_from(NAMES))
     def ask_why(self, name: str) -> None:

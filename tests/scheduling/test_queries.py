@@ -1,11 +1,16 @@
 """What people ask, and what they are told."""
 
 import msgspec
+import pytest
 from machine_kit import key_of
 from scheduling_kit import Stage, building
 
+from fabric import bounds
+from fabric.scheduling import events
+from fabric.scheduling.model import Attempt
+from fabric.scheduling.requests import KEPT
 from fabric.scheduling.step_names import NameQuery
-from fabric.wire.messages import PROTOCOL, BuildOrder
+from fabric.wire.messages import PROTOCOL, AttemptInfo, BuildOrder, GraphStep, Query
 
 APP = "app: zlib\nzlib:"
 
@@ -61,7 +66,7 @@ def test_query_shows_an_unwanted_attempt() -> None:
     stage = building("app:", "w1")
     stage.leave()
     [step] = stage.query("workers").workers[0].running
-    assert (step.name, step.state) == (key_of("app")[:12], "cancelled")
+    assert (step.name, step.state) == ("app", "cancelled")
 
 
 def test_query_shows_a_worker_in_backoff() -> None:
@@ -202,3 +207,158 @@ def test_query_cuts_long_titles() -> None:
     [info] = stage.query("requests").requests
     assert len(info.title) == 200
     assert info.title.endswith("t ... (cut: it has 4,096 characters)")
+
+
+# -- queries of a web page -----------------------------------------------------------------------
+
+
+def test_update_is_read_without_keeping_the_request_alive() -> None:
+    stage = building(APP, "w1")
+    for _ in range(60):
+        stage.wait(0.5, alive=["w1"])
+        assert stage.query("update", "r1").update is not None or stage.now >= 115
+    assert "r1" not in stage.scheduler.state.requests, "its initiator was silent"
+    assert stage.query("update", "r1").update is None
+    assert stage.query("graph", "r1").graph == ()
+
+
+def test_update_of_a_request_is_what_its_initiator_gets() -> None:
+    stage = building(APP, "w1")
+    first = stage.query("update", "r1").update
+    assert first == stage.update()
+    assert first is not None
+    stage.done("zlib")
+    second = stage.query("update", "r1", first.version).update
+    assert second == stage.update(seen=first.version)
+    stage.done("app")
+    stage.leave()
+    assert stage.query("update", "r1").update == stage.update()  # over, and remembered
+
+
+def test_update_and_graph_take_the_beginning_of_an_id() -> None:
+    stage = Stage()
+    stage.submit(APP, request="abcdef12")
+    stage.submit(APP, request="abcdef34")
+    update = stage.query("update", "abcdef1").update
+    assert update is not None
+    assert update.request == "abcdef12"
+    assert len(stage.query("graph", "abcdef1").graph) == 2
+    assert stage.query("update", "abcd").update is None, "there are two"
+    assert stage.query("graph", "abcd").graph == ()
+    assert stage.query("update", "abc").update is None, "too short"
+
+
+def test_graph_lists_what_each_step_needs() -> None:
+    stage = Stage(stored=["base"])
+    stage.worker("w1")
+    stage.submit("app: zlib base\nzlib: base\nbase: libc\nlibc:")
+    stage.sync()
+
+    def shown() -> list[tuple[str, list[str]]]:
+        graph = stage.query("graph", "r1").graph
+        return [(each.name, [graph[n].name for n in each.depends]) for each in graph]
+
+    whole = [("app", ["zlib", "base"]), ("zlib", ["base"]), ("base", ["libc"]), ("libc", [])]
+    assert shown() == whole
+    assert {each.kind for each in stage.query("graph", "r1").graph} == {"chunk"}
+    stage.done("zlib", "app")
+    stage.leave()
+    assert stage.verdict() == "done"
+    assert shown() == whole, "also when it is over"
+
+
+def test_graph_of_a_request_of_a_former_broker_has_the_steps_that_are_known() -> None:
+    before = building(APP, "w1")
+    before.done("zlib", "app")
+    stage = Stage(epoch=2)
+    stage.handle(events.Remembered(before.update(), "alice", 50.0, 20.0))
+    assert stage.query("graph", "r1").graph == (
+        GraphStep(key_of("zlib"), "zlib", "chunk"),
+        GraphStep(key_of("app"), "app", "chunk"),
+    )
+
+
+@pytest.mark.bound("GRAPHS_KEPT")
+def test_graphs_of_requests_that_are_over_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "GRAPHS_KEPT", 5)
+    stage = Stage(stored=["app"])
+    for n in range(4):
+        stage.submit(APP, request=f"r{n}")
+        stage.leave(f"r{n}")
+    lengths = [len(stage.query("graph", f"r{n}").graph) for n in range(4)]
+    assert lengths == [1, 1, 2, 2]  # of a forgotten graph only the results are left
+    assert stage.scheduler.state.graph_steps == 4
+    stage.submit("a: b c d e f g\nb:\nc:\nd:\ne:\nf:\ng:", request="large")
+    stage.leave("large")
+    assert len(stage.query("graph", "large").graph) == 7, "the last one is kept, however large"
+    assert stage.scheduler.state.graph_steps == 7
+    for n in range(KEPT + 1):
+        stage.submit("app:", request=f"n{n}")
+        stage.leave(f"n{n}")
+    assert len(stage.scheduler.state.graphs) <= 5
+
+
+def attempts(stage: Stage, about: str = "") -> list[AttemptInfo]:
+    return list(stage.query("attempts", about).attempts)
+
+
+def test_attempts_that_run_have_the_times_of_their_phases() -> None:
+    stage = Stage()
+    stage.worker("w1", "w2")
+    stage.submit("app: zlib xz\nzlib:\nxz:")
+    stage.sync()
+    [id] = stage.machines["w1"].running
+    for phase in ("fetch", "build", "build", "store"):
+        stage.now += 1.0
+        stage.machines["w1"].running[id] = phase
+        stage.report("w1")
+    stage.now += 1.0
+    both = attempts(stage)
+    assert [(each.name, each.kind, each.worker) for each in both] == [
+        ("zlib", "chunk", "w1"),
+        ("xz", "chunk", "w2"),
+    ]
+    first = both[0]
+    assert (first.ago, first.seconds, first.number, first.result) == (5.0, 5.0, 0, "")
+    assert first.phases == (("fetch", 1.0), ("build", 2.0), ("store", 4.0))
+    assert attempts(stage, "r1") == both
+    assert attempts(stage, "w1") == attempts(stage, key_of("zlib")) == [first]
+    assert attempts(stage, "w3") == attempts(stage, key_of("app")) == []
+    stage.ends("zlib", "done")
+    assert stage.ended[-1].phases == (("fetch", 101.0), ("build", 102.0), ("store", 104.0))
+    assert [each.name for each in attempts(stage)] == ["xz"]
+
+
+def test_attempts_tell_why_they_do_not_count() -> None:
+    stage = Stage()
+    stage.worker("w1", "w2")
+    stage.submit("app: zlib xz\nzlib:\nxz:", detach=True)
+    stage.sync()
+    stage.wait(20.0, alive=["w2"])
+    lost = next(each for each in attempts(stage) if each.worker == "w1")
+    assert (lost.name, lost.message) == ("zlib", "its worker is lost, and may come back")
+    stage.command("cancel", "r1")
+    stage.command("cancel", "r1")
+    told = {each.worker: each.message for each in attempts(stage)}
+    assert told["w2"] == "no build wants it any more"
+
+
+@pytest.mark.bound("PHASES")
+def test_phases_of_an_attempt_are_bounded() -> None:
+    stage = building("app:", "w1")
+    [id] = stage.machines["w1"].running
+    for n in range(bounds.PHASES + 10):
+        stage.machines["w1"].running[id] = f"phase {n}"
+        stage.report("w1")
+    [attempt] = attempts(stage)
+    assert [phase for phase, _ in attempt.phases] == [f"phase {n}" for n in range(bounds.PHASES)]
+
+
+@pytest.mark.bound("ATTEMPTS_RUNNING")
+def test_attempts_that_run_are_bounded_in_an_answer() -> None:
+    stage = building("app:", "w1")
+    held = stage.scheduler.state.workers["w1"].held
+    for n in range(bounds.ATTEMPTS_RUNNING + 10):
+        held["a" * 64, n] = Attempt("a" * 64, n, "w1", 0.0)
+    answer = stage.scheduler.answer(Query(PROTOCOL, "q", "attempts"), stage.now)
+    assert len(answer.attempts) == bounds.ATTEMPTS_RUNNING

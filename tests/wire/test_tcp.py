@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from typing import get_args, get_type_hints
+from typing import get_args
 
 import zmq
 from farm_kit import HOST, PORT, Farm, Peer, report
@@ -29,6 +29,7 @@ from fabric.wire.messages import (
     Poll,
     Published,
     Query,
+    QueryKind,
     Rejected,
     Running,
     ToWorker,
@@ -86,7 +87,7 @@ def test_viewer_reads_and_changes_nothing(farm: Farm) -> None:
         assert rejected.code == "not-allowed"
         kind = type(wrong).__name__
         assert rejected.reason == f"web is admitted as viewer, who may not send a {kind}"
-    for what in get_args(get_type_hints(Query)["what"]):
+    for what in get_args(QueryKind):
         answer = viewer.ask(Query(PROTOCOL, what, what, "nothing"))
         assert isinstance(answer, Answer)
         assert answer.id == what
