@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 import msgspec
 
@@ -21,6 +22,7 @@ from fabric import bounds
 from fabric.controller.history import EndedAttempt, phases_of
 from fabric.errors import NO_ROOM, MachineFault
 from fabric.scheduling.model import Durations
+from fabric.wire.messages import Update
 
 #: Version of the file's tables.
 VERSION = 4
@@ -56,6 +58,11 @@ CREATE TABLE IF NOT EXISTS drained (worker TEXT PRIMARY KEY) WITHOUT ROWID
 """
 #: Columns of attempts that a file of version 3 lacks.
 _NEW = {"number": "INTEGER", "lasted": "REAL", "phases": "BLOB"}
+_BUILDS = (
+    "SELECT id, title, requester, opened, closed, outcome FROM requests"
+    " WHERE outcome IS NOT NULL ORDER BY closed"
+)
+_decode = msgspec.msgpack.Decoder(Update).decode
 #: In the order of the fields of `EndedAttempt`.
 _ATTEMPTS = (
     "SELECT coalesce(number, rowid) AS place, key, fence, worker, kind, name, arch, result,"
@@ -214,6 +221,55 @@ def stored_attempts(db: sqlite3.Connection, ahead: float) -> Iterator[EndedAttem
             phases_of(attempt)
             began, ended = attempt.began + ahead, attempt.ended + ahead
             yield msgspec.structs.replace(attempt, began=began, ended=ended)
+
+
+class StoredBuild(NamedTuple):
+    """A build that is over, in a journal.  Times are seconds since 1970."""
+
+    request: str
+    title: str
+    requester: str
+    opened: float
+    closed: float
+    outcome: Update
+    path: Path
+
+    def attempts(self) -> list[EndedAttempt]:
+        """The attempts that ended since it began, and began before it ended."""
+        with _reading(self.path) as db:
+            attempts = list(stored_attempts(db, 0.0))
+        return [one for one in attempts if one.began <= self.closed and one.ended >= self.opened]
+
+
+def stored_builds(path: Path) -> list[StoredBuild]:
+    """The builds in the journal at ``path`` that are over, in the order of their ends.
+
+    Empty if there is no journal.  MachineFault if it cannot be read.
+    """
+    if not path.exists():
+        return []
+    with _reading(path) as db:
+        rows = db.execute(_BUILDS).fetchall()
+    found = []
+    for *facts, outcome in rows:
+        with contextlib.suppress(msgspec.MsgspecError, TypeError):
+            known = msgspec.convert(facts, tuple[str, str, str, float, float])
+            found.append(StoredBuild(*known, _decode(outcome), path))
+    return found
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """A journal that a broker may use at the same time."""
+    try:
+        db = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=PATIENCE)
+        with contextlib.closing(db):
+            if _version(db) < VERSION:
+                text = "an older version wrote it; the next build brings it up to date"
+                raise sqlite3.OperationalError(text)
+            yield db
+    except sqlite3.Error as error:
+        raise MachineFault(error_text(path, error)) from None
 
 
 def prune(db: sqlite3.Connection, now: float, *, restores: bool) -> None:

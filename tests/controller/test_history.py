@@ -19,19 +19,19 @@ class Remembering(Stage):
 
     def __init__(self) -> None:
         super().__init__()
-        self.history = AttemptHistory(7)
+        self.memory = AttemptHistory(7)
 
     def _handle(self, event: Event) -> list[Effect]:
         effects = super()._handle(event)
         for each in effects:
             if isinstance(each, Ended):
-                self.history.add(each, self.now)
+                self.memory.add(each, self.now)
         return effects
 
     def look(self, about: str = "", seen: int = 0) -> list[AttemptInfo]:
         query = Query(PROTOCOL, "q", "attempts", about, seen)
         answer = self.scheduler.answer(query, self.now)
-        answer = self.history.complete(answer, query, self.scheduler.state, self.now)
+        answer = self.memory.complete(answer, query, self.scheduler.state, self.now)
         return list(answer.attempts)
 
 
