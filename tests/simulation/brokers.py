@@ -23,6 +23,7 @@ from fabric.broker import Broker
 from fabric.controller.journal import Journal
 from fabric.controller.journal_file import Storage
 from fabric.controller.journal_writer import RETRY
+from fabric.controller.outbox import ReplyOutbox
 from fabric.controller.parts import Parts
 from fabric.controller.spools import NO_ROOM, REMOVED, Spools
 from fabric.controller.store_client import Step, StoreClient
@@ -31,12 +32,14 @@ from fabric.host.event_log import EventLog
 from fabric.scheduling import events
 from fabric.scheduling.scheduler import Scheduler
 from fabric.wire.messages import (
+    Answer,
     BuildOrder,
     Code,
     FromPeer,
     LogWanted,
     Message,
     Published,
+    Query,
     Rejected,
     Report,
 )
@@ -210,6 +213,15 @@ class Run:
         self.alive = False
         self._spools.drop()
 
+    def answer(self, query: Query) -> Answer:
+        """The answer to a query, without a message."""
+        history = self._broker._outbox._history
+        outbox = ReplyOutbox(self._journal, lambda *_: True, history)
+        outbox.answer(b"", query, self.scheduler, self.clock())
+        [(_, _, answer)] = outbox._waiting
+        assert isinstance(answer, Answer)
+        return answer
+
     def removed_log(self, key: str) -> bool:
         """Whether a log of a step had to make room for others."""
         spools = self._spools._spools.values()
@@ -311,6 +323,8 @@ class _Judged(Scheduler):
             if arrow.times:
                 run.world.rare(f"{state} -- {cause.name}")
         run.world.judge.after(run)
+        if run.world.viewer is not None and run.alive:
+            run.world.viewer.look(run)
         return effects
 
 

@@ -53,6 +53,7 @@ class Scenario:
     trouble: float  # seconds until peace
     edits: float  # share of steps that a second version of the definitions changes
     fail_fast: bool
+    watched: bool  # viewers ask the broker whatever they like, between any two events
 
     @classmethod
     def of(cls, seed: int) -> Scenario:
@@ -103,6 +104,7 @@ class Scenario:
             log_disk=rng.choice((MIB, MIB, 5000)),
             edits=rng.choice((0.0, 0.05, 0.3)),
             fail_fast=rng.random() < 0.3,
+            watched=rng.random() < 0.1,
         )
 
     @property

@@ -21,7 +21,7 @@ from judge import Judge, Violation
 from network import Network
 from peers import ARCH, Builder, Kind
 from scenarios import Scenario
-from users import Console, Initiator
+from users import Console, Initiator, Viewer
 from warehouse import Warehouse
 
 from fabric.errors import MachineFault
@@ -43,6 +43,10 @@ from fabric.wire.messages import (
 
 #: Seconds of peace after which everything must be over.
 PATIENCE = 900.0
+#: What people and web pages ask.
+QUESTIONS = (
+    "requests", "workers", "why", "why", "logs", "pinned", "update", "graph", "attempts",
+)  # fmt: skip
 #: A feature that some workers have.
 SPECIAL = "special"
 REQUESTERS = ("alice", "bob", "carol")
@@ -63,6 +67,7 @@ class Simulation(Network):
         self._stalled = 0.0  # seconds that the store takes for the next answer; 0: as usual
         self.judge = Judge(self)
         self.console = Console(self)
+        self.viewer = Viewer(self) if scenario.watched else None
         self.builders: dict[str, Builder] = {}
         self.kinds = self._make_kinds()
         self.initiators: list[Initiator] = []
@@ -358,9 +363,9 @@ class Simulation(Network):
         self.at(min(self.rng.uniform(1.0, 20.0), max(0.0, self.peace - self.now)), resume)
 
     def _question(self) -> None:
-        what = self.rng.choice(("requests", "workers", "why", "why", "logs", "pinned"))
+        what = self.rng.choice(QUESTIONS)
         about = ""
-        if what == "why":
+        if what in ("why", "update", "graph", "attempts"):
             about = self.rng.choice([*self.names.values(), *self.wishes])
         self.console.query(what, about)
 

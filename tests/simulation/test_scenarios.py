@@ -6,13 +6,15 @@ The seeds come from the commit, so that each commit plays others, and each run o
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from campaign import play_all, told
+from campaign import play, play_all, told
+from scenarios import Scenario
 
 SEEDS = int(os.environ.get("FABRIC_SEEDS", "2000"))
 
@@ -60,3 +62,17 @@ def test_simulation_of_a_seed_is_repeatable() -> None:
         histories.add(done.stdout)
     [history] = histories
     assert len(set(history.split())) == 6
+
+
+def test_simulation_is_the_same_with_viewers() -> None:
+    """They ask between any two events; the broker sends the same messages at the same times."""
+    answered = 0
+    for seed in range(of_commit(), of_commit() + 30):
+        scenario = Scenario.of(seed)
+        alone = play(dataclasses.replace(scenario, watched=False))
+        watched = play(dataclasses.replace(scenario, watched=True))
+        assert watched.viewer is not None
+        answered += watched.viewer.answered
+        assert watched.trace.hexdigest() == alone.trace.hexdigest(), seed
+        assert (watched.done, watched.told) == (alone.done, alone.told), seed
+    assert answered > 1000

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
+
+from core_kit import contents
 
 from fabric.client import request_logs
 from fabric.client.request import OVER, Action, Over, RequestMirror
@@ -18,11 +21,13 @@ from fabric.wire.messages import (
     Message,
     Published,
     Query,
+    QueryKind,
     Rejected,
     Update,
 )
 
 if TYPE_CHECKING:
+    from brokers import Run
     from simulator import Simulation
 
 
@@ -125,6 +130,39 @@ class Initiator:
                         self.refused = action.message
                     else:
                         self.world.told.setdefault(self.mirror.request, set()).add(action.state)
+
+
+class Viewer:
+    """Asks the broker between any two events, outside of time and network: nothing changes.
+
+    Its choices are its own, so that a scenario is played the same with it and without.
+    """
+
+    #: Events of which one is followed by a comparison of all that the core knows.
+    COMPARED = 20
+
+    def __init__(self, world: Simulation) -> None:
+        self.world = world
+        self._rng = random.Random(f"viewer {world.scenario.seed}")
+        self.answered = 0
+
+    def look(self, run: Run) -> None:
+        """Ask something."""
+        rng, state = self._rng, run.scheduler.state
+        abouts = ["", "no such thing", *self.world.names, *self.world.wishes, *state.workers]
+        query = Query(
+            PROTOCOL,
+            "look",
+            rng.choice(get_args(QueryKind)),
+            rng.choice(abouts),
+            rng.choice((0, state.versions - rng.randrange(20), state.fence)),
+        )
+        before = contents(state) if rng.randrange(self.COMPARED) == 0 else None
+        answer = run.answer(query)
+        assert "internal error" not in answer.error, answer.error
+        self.answered += len(answer.attempts) + len(answer.graph) + (answer.update is not None)
+        if before is not None:
+            assert contents(state) == before, f"{query} changes the core"
 
 
 class Console:
