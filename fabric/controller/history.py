@@ -96,8 +96,7 @@ class AttemptHistory:
         """
         scope, attempts = Scope(state, query.about), self._attempts
         first = bisect_right(attempts, query.seen, key=lambda each: each.number)
-        later = islice(attempts, first, None)
-        found = [each for each in later if scope.has(each.key, each.worker, each.began, each.ended)]
+        found = scope.select(islice(attempts, first, None))
         infos = [_info(each, now) for each in found[: bounds.ATTEMPTS_SHOWN]]
         if len(found) <= bounds.ATTEMPTS_SHOWN:
             infos.extend(answer.attempts)

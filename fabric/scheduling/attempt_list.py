@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from itertools import chain
+from typing import Protocol, TypeVar
 
 from fabric.scheduling.model import Attempt, LostWorker, Request, Worker
 from fabric.scheduling.requests import find_requests
@@ -12,6 +14,22 @@ from fabric.scheduling.state import FarmState
 from fabric.wire.messages import AttemptInfo
 
 _KEY = re.compile("[0-9a-f]{64}")
+
+
+class Ended(Protocol):
+    """An attempt that has ended.  Times are those of the core."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def worker(self) -> str: ...
+    @property
+    def began(self) -> float: ...
+    @property
+    def ended(self) -> float: ...
+
+
+Past = TypeVar("Past", bound=Ended)
 
 
 class Scope:
@@ -28,21 +46,38 @@ class Scope:
             self._request = requests[0] if len(requests) == 1 else None
         self._worker = "" if self._key or self._request else about
 
-    def has(self, key: str, worker: str, began: float, ended: float) -> bool:
-        """Whether an attempt at a key, on a worker, is one of them.
+    def select(self, attempts: Iterable[Past]) -> list[Past]:
+        """Those of some ended attempts that are in it, in their order.
 
         Those of a request are at one of its steps, and ran while it was not over.
         """
         if self._worker:
-            return worker == self._worker
+            return [one for one in attempts if one.worker == self._worker]
         if self._key:
-            return key == self._key
+            return [one for one in attempts if one.key == self._key]
+        request = self._request
+        if request is None:
+            return list(attempts)
+        keys: Container[str] = request.results if request.over else request.specs
+        until = request.ended if request.over else math.inf
+        return [
+            one
+            for one in attempts
+            if one.key in keys and one.ended >= request.since and one.began <= until
+        ]
+
+    def has(self, attempt: Attempt) -> bool:
+        """Whether an attempt that runs is in it."""
+        if self._worker:
+            return attempt.worker == self._worker
+        if self._key:
+            return attempt.key == self._key
         request = self._request
         if request is None:
             return True
         if request.over:
-            return key in request.results and began <= request.ended and ended >= request.since
-        return key in request.specs and ended >= request.since
+            return attempt.key in request.results and attempt.since <= request.ended
+        return attempt.key in request.specs
 
 
 def running(state: FarmState, scope: Scope, now: float) -> Iterator[AttemptInfo]:
@@ -51,7 +86,7 @@ def running(state: FarmState, scope: Scope, now: float) -> Iterator[AttemptInfo]
     workers = chain(state.workers.values(), state.lost_workers.values())
     for worker in workers:
         for attempt in worker.held.values():
-            if scope.has(attempt.key, attempt.worker, attempt.since, now):
+            if scope.has(attempt):
                 yield _info(state, attempt, now)
 
 

@@ -6,7 +6,7 @@ be slower now.  The longest path comes first, as in `queues`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
@@ -21,6 +21,9 @@ MOST = 200_000
 #: for each `A_SECOND`, which is about a hundred times as long as it takes.
 FEW = 200
 A_SECOND = 5_000
+#: Steps that are played for one list of requests, at most: of requests that were never estimated,
+#: and of others.
+FIRST, AGAIN = 20_000, 5_000
 #: Steps that begin next, as far as users are shown.
 NEXT = 8
 #: Bounds of the pace: one step that has become another thing says little of the rest.
@@ -49,6 +52,29 @@ def future(state: FarmState, request: Request, now: float) -> Future:
         request.ends, request.estimate_due = now + left, now + max(0, size - FEW) / A_SECOND
         request.next = tuple(request.specs[key].name for key in keys)
     return Future(0.0 if request.guesses else max(0.0, request.ends - now), request.next)
+
+
+def known(request: Request, now: float) -> float:
+    """The seconds left as estimated last; 0: unknown."""
+    if request.state != "building" or request.guesses:
+        return 0.0
+    return max(0.0, request.ends - now)
+
+
+def overdue(requests: Iterable[Request], now: float) -> set[str]:
+    """Of many requests, those to estimate anew for a list of all, the longest overdue first.
+
+    There may be very many; the others keep an older estimate, or have none until the next list.
+    """
+    due = (each for each in requests if each.state == "building" and now >= each.estimate_due)
+    found: set[str] = set()
+    steps = 0
+    for request in sorted(due, key=lambda each: each.estimate_due):
+        steps += len(request.needed)
+        if found and steps > (FIRST if not request.estimate_due else AGAIN):
+            break
+        found.add(request.id)
+    return found
 
 
 def pace(request: Request) -> float:

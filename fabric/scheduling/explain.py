@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection
 from heapq import heappop
 from itertools import islice
@@ -19,6 +20,9 @@ from fabric.wire.messages import ARCHITECTURE
 
 #: Dependencies, or workers, that are listed one by one, at most.
 MANY = 8
+#: Steps of a queue, and workers, that are looked at for a line about a request, at most: there may
+#: be as many requests as steps in the queue.
+BRIEF = 100
 
 
 class Why(msgspec.Struct, frozen=True):
@@ -42,10 +46,17 @@ def why(state: FarmState, key: str, now: float) -> Why:
     return Why(key, task.spec.name, task.state.value, tuple(reasons(state, task, now)))
 
 
+def _briefly_why(state: FarmState, task: Task, now: float) -> Why:
+    """The same, at a cost that depends neither on the queue nor on the number of workers."""
+    if task.state is not State.READY:
+        return why(state, task.key, now)
+    return Why(task.key, task.spec.name, "ready", tuple(_ready(state, task, now, BRIEF)))
+
+
 def why_request(state: FarmState, request: Request, now: float) -> str:
     """Why nothing of a request runs; "" if something does, or it is over.
 
-    The cost does not depend on the size of the request.
+    The cost depends neither on the size of the request nor on that of the farm.
     """
     if request.over or request.running:
         return ""
@@ -57,7 +68,7 @@ def why_request(state: FarmState, request: Request, now: float) -> str:
     first_query = task.state is State.ASKING and not task.unanswered
     if first_query and not state.under_inspection(task.key):
         return ""
-    return str(why(state, task.key, now))
+    return str(_briefly_why(state, task, now))
 
 
 def warning(state: FarmState, request: Request, now: float) -> str:
@@ -161,7 +172,8 @@ def _blocked(state: FarmState, task: Task, now: float) -> list[str]:
     return reasons
 
 
-def _ready(state: FarmState, task: Task, now: float) -> list[str]:
+def _ready(state: FarmState, task: Task, now: float, most: int = sys.maxsize) -> list[str]:
+    """``most``: steps of the queue, and workers, that are looked at."""
     pool = state.queues.pool_of(task.spec, now)
     if not state.workers:
         return ["there is no worker"]
@@ -170,19 +182,23 @@ def _ready(state: FarmState, task: Task, now: float) -> list[str]:
         return [f"the broker has just started: workers have {left:.1f} s to say what they run"]
     if not pool.members:
         return ["no worker is able to do it", *unfit(task, state.workers.values())]
-    place = order_of(task, now)
-    ahead = {other.key for order, other in pool.waiting(now) if order < place}
     if all(request.state == "checking" for request in task.requests.values()):
         return ["the artifact store is still asked what else has to be built"]
-    reasons = [
-        f"it is number {len(ahead) + 1} in the queue of {len(pool.members)} workers that can do it"
-    ]
+    queue = f"in the queue of {len(pool.members)} workers that can do it"
+    if any(islice(pool.queued(), most, None)):
+        reasons = [f"it is one of more than {most} steps {queue}"]
+    else:
+        place = order_of(task, now)
+        ahead = {other.key for order, other in pool.waiting(now) if order < place}
+        reasons = [f"it is number {len(ahead) + 1} {queue}"]
     obstacles: dict[str, list[str]] = {}
-    for worker in map(state.workers.__getitem__, pool.members):
+    for worker in map(state.workers.__getitem__, islice(pool.members, most)):
         obstacles.setdefault(_obstacle(state, worker, task, now), []).append(worker.name)
     for obstacle, names in obstacles.items():
         more = f" and {len(names) - MANY} more" if len(names) > MANY else ""
         reasons.append(f"{', '.join(names[:MANY])}{more}: {obstacle}")
+    if len(pool.members) > most:
+        reasons.append(f"and {len(pool.members) - most} more workers")
     return reasons
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 from fabric import bounds
 from fabric.scheduling import snapshots
 from fabric.scheduling.attempt_list import Scope, running
-from fabric.scheduling.estimate import future
+from fabric.scheduling.estimate import future, known, overdue
 from fabric.scheduling.explain import backing_off, why, why_request
 from fabric.scheduling.model import Attempt, Request, Worker
 from fabric.scheduling.requests import find_requests
@@ -40,7 +40,8 @@ def answer(state: FarmState, query: Query, now: float) -> Answer:
     match query.what:
         case "requests":
             requests = state.requests.values()
-            infos = tuple(_request(state, each, now) for each in requests)
+            anew = overdue(requests, now)
+            infos = tuple([_request(state, each, now, anew=each.id in anew) for each in requests])
             return Answer(query.id, requests=infos)
         case "workers":
             workers = state.workers.values()
@@ -72,7 +73,8 @@ def answer(state: FarmState, query: Query, now: float) -> Answer:
 # -- requests and workers ----------------------------------------------------------------------
 
 
-def _request(state: FarmState, request: Request, now: float) -> RequestInfo:
+def _request(state: FarmState, request: Request, now: float, *, anew: bool) -> RequestInfo:
+    """``anew``: estimate its end anew."""
     return RequestInfo(
         request=request.id,
         title=cut(request.title, _TITLE),
@@ -86,7 +88,7 @@ def _request(state: FarmState, request: Request, now: float) -> RequestInfo:
         total=len(request.results) + request.open,
         running=request.running,
         failed=request.tally.get("failed", 0),
-        left=future(state, request, now).left,
+        left=future(state, request, now).left if anew else known(request, now),
         message=request.message or why_request(state, request, now),
     )
 

@@ -3,10 +3,11 @@
 from typing import Any
 
 import pytest
+from msgspec import structs
 from scheduling_kit import Stage
 
 from fabric.scheduling import estimate
-from fabric.scheduling.model import Durations
+from fabric.scheduling.model import Durations, Request
 
 CHAIN = "end: {wide}\n{each}\nlow: lower\nlower:"
 WIDE = [f"w{number}" for number in range(20)]
@@ -138,3 +139,22 @@ def test_estimate_of_very_much_is_kept(monkeypatch: pytest.MonkeyPatch, needed: 
     stage.wait(10.0, alive=["w1"], polls=["r1"])
     assert stage.update().left == left - 2.0, "the running step takes no longer than expected"
     assert len(played) == 1
+
+
+def test_list_of_requests_estimates_some_anew() -> None:
+    stage = Stage(durations={("chunk", "a", "x86_64"): 10.0})
+    stage.submit("a:")
+    one = stage.scheduler.state.requests["r1"]
+
+    def request(name: str, due: float, size: int) -> Request:
+        needed: Any = dict.fromkeys(range(size))
+        return structs.replace(one, id=name, estimate_due=due, needed=needed)
+
+    never = [request(f"n{n}", 0.0, 6_000) for n in range(5)]
+    again = [request(f"a{n}", 50.0 + n, 2_000) for n in range(5)]
+    later = [request("l", 101.0, 10)]
+    assert estimate.overdue([*again, *later], 100.0) == {"a0", "a1"}
+    assert estimate.overdue([*never, *again, *later], 100.0) == {"n0", "n1", "n2"}
+    huge = request("huge", 0.0, 100_000)
+    assert estimate.overdue([huge, *again], 100.0) == {"huge"}, "one at least"
+    assert [info.left for info in stage.query("requests").requests] == [10.0]

@@ -1,10 +1,13 @@
 """Whatever waits has a reason, and it can be told."""
 
+import pytest
 from machine_kit import key_of
 from scheduling_kit import Stage, building
 
-from fabric.scheduling.explain import why_request
-from fabric.scheduling.model import Limits
+from fabric.scheduling import explain
+from fabric.scheduling.explain import BRIEF, why_request
+from fabric.scheduling.model import Limits, Task, Worker
+from fabric.scheduling.state import FarmState
 
 
 def test_why_names_a_dependency_that_is_being_built() -> None:
@@ -217,3 +220,32 @@ def test_unserved_task_waits_without_a_limit() -> None:
     assert stage.update().warning.endswith("it builds x86_64, x86_32, not armv7lhf")
     stage.wait(100.0, alive=["w1"], polls=["r1"])
     assert stage.verdict() == "building"
+
+
+def test_why_of_a_request_looks_at_few_steps_and_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be as many requests as steps in the queue, and each is explained in a list."""
+    stage = Stage()
+    names = [f"w{n:03}" for n in range(BRIEF + 20)]
+    stage.worker(*names)
+    many = [f"s{n:03}" for n in range(2 * BRIEF + 50)]
+    stage.submit("\n".join([f"top: {' '.join(many)}", *(f"{name}:" for name in many)]))
+    stage.sync()
+    stage.submit("other:", request="later", requester="bob")
+    looked: list[str] = []
+    real = explain._obstacle
+
+    def counting(state: FarmState, worker: Worker, task: Task, now: float) -> str:
+        looked.append(worker.name)
+        return real(state, worker, task, now)
+
+    monkeypatch.setattr(explain, "_obstacle", counting)
+    shown = ", ".join(names[:8])
+    assert stage.query("requests").requests[1].message == (
+        "other is ready: it is one of more than 100 steps in the queue of 120 workers that can do"
+        f" it; {shown} and 92 more: busy; and 20 more workers"
+    )
+    assert looked == names[:BRIEF]
+    assert stage.why("other") == (
+        "other is ready: it is number 1 in the queue of 120 workers that can do it;"
+        f" {shown} and 112 more: busy"
+    )
