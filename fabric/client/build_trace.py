@@ -116,7 +116,7 @@ def _attempt(one: Attempt, where: tuple[int, int], start: float, free: float) ->
     info = one.info
     facts: dict[str, Any] = {
         "key": info.key,
-        "fence": info.fence,
+        "fence": str(info.fence),  # viewers take numbers for doubles
         "kind": info.kind,
         "result": one.result,
     }
