@@ -70,22 +70,16 @@ class AttemptHistory:
         """Remember an attempt that ends now."""
         self._number += 1
         outcome, since = event.outcome, event.since
-        phases = [(phase, max(0.0, at - since)) for phase, at in event.phases]
-        attempt = EndedAttempt(
-            self._number,
-            event.key,
-            event.fence,
-            event.worker,
-            event.kind,
-            event.name,
-            event.arch,
-            "lost" if outcome is None else outcome.result,
-            cut(outcome.message, bounds.ATTEMPT_TEXT) if outcome is not None else "",
-            outcome.seconds if outcome is not None else 0.0,
-            since,
-            now,
-            _encode(phases) if phases else b"",
-        )
+        result: AttemptResult = "lost"
+        message, took, phases = "", 0.0, b""
+        if outcome is not None:
+            result, message, took = outcome.result, outcome.message, outcome.seconds
+            if len(message) > bounds.ATTEMPT_TEXT:
+                message = cut(message, bounds.ATTEMPT_TEXT)
+        if event.phases:
+            phases = _encode([(phase, max(0.0, at - since)) for phase, at in event.phases])
+        about = (event.key, event.fence, event.worker, event.kind, event.name, event.arch)
+        attempt = EndedAttempt(self._number, *about, result, message, took, since, now, phases)
         self._attempts.append(attempt)
         return attempt
 

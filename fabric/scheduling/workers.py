@@ -325,19 +325,9 @@ def emit_ended(state: FarmState, attempt: Attempt, outcome: Outcome | None) -> N
     spec = attempt.spec
     if spec is None and (task := state.tasks.get(attempt.key)) is not None:
         spec = task.spec
-    state.outbox.effects.append(
-        Ended(
-            attempt.key,
-            attempt.fence,
-            attempt.worker,
-            kind=spec.kind if spec else "",
-            name=spec.name if spec else "",
-            arch=spec.arch if spec else "",
-            since=attempt.since,
-            outcome=outcome,
-            phases=attempt.phases,
-        )
-    )
+    what = ("", "", "") if spec is None else (spec.kind, spec.name, spec.arch)
+    about = (attempt.key, attempt.fence, attempt.worker, *what)
+    state.outbox.effects.append(Ended(*about, attempt.since, outcome, attempt.phases))
 
 
 # -- leases --------------------------------------------------------------------------------
