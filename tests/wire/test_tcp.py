@@ -103,17 +103,15 @@ def test_viewer_reads_and_changes_nothing(farm: Farm) -> None:
         worker.say(report("w1", running=(Running(KEY, 1, "build", 0, token),)))
         worker.hear()
         viewer.stream.send(Published(KEY, 1, 0, b"forged").frame())
-        pieces = []
-        until(
-            lambda: (
-                (
-                    worker.stream.send(Published(KEY, 1, 0, b"real").frame()),
-                    subscriber.wait(0.05),
-                    pieces.extend(bytes(piece.data) for piece in subscriber.pieces(10)),
-                )
-                and bool(pieces)
-            )
-        )
+        pieces: list[bytes] = []
+
+        def heard() -> bool:
+            worker.stream.send(Published(KEY, 1, 0, b"real").frame())
+            subscriber.wait(0.05)
+            pieces.extend(bytes(piece.data) for piece in subscriber.pieces(10))
+            return bool(pieces)
+
+        until(heard)
     finally:
         subscriber.close()
     assert pieces[0] == b"real"
