@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
@@ -250,8 +250,13 @@ def cpu(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def measure_broker(workers: int, slots: int, jobs: int) -> tuple[float, float]:
-    """(jobs a second, broker's CPU seconds a job)"""
+def measure_broker(
+    workers: int,
+    slots: int,
+    jobs: int,
+    beside: Callable[[Path], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+) -> tuple[float, float]:
+    """(jobs a second, broker's CPU seconds a job); ``beside`` gets the folder with its keys."""
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         directory = Path(name)
         make_keys(directory, workers)
@@ -264,6 +269,8 @@ def measure_broker(workers: int, slots: int, jobs: int) -> tuple[float, float]:
         crew = spawn("--serve", "workers", name, f"--workers={workers}", f"--slots={slots}")
         line = Connection(AT, "follow", curve=curve_of(directory, "user"), name="user")
         codec: sockets.Codec[ToInitiator] = sockets.Codec(ToInitiator)
+        stack = contextlib.ExitStack()
+        stack.enter_context(beside(directory))
         time.sleep(3.0)  # until the workers are there
         mirror = RequestMirror(BuildOrder(PROTOCOL, request, "bench", "refs/x", "c" * 40, "bench"))
 
@@ -285,6 +292,7 @@ def measure_broker(workers: int, slots: int, jobs: int) -> tuple[float, float]:
                     began, used = time.monotonic(), cpu(broker.pid)
             line.maintain(time.monotonic())
         took, used = time.monotonic() - began, cpu(broker.pid) - used
+        stack.close()
         line.close()
         stop(crew, broker)
     return jobs / took, used / jobs

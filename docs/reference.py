@@ -25,6 +25,7 @@ from fabric.deployment import cluster, guests
 from fabric.errors import FabricError
 from fabric.scheduling import states
 from fabric.trove.sources import lorry_fields
+from fabric.web import program
 
 FOLDER = Path(__file__).parent / "reference"
 #: What stands above this line in a page is written by hand.
@@ -72,7 +73,11 @@ def commands() -> str:
     page += _arguments(top, set())
     for name, command in _commands(top):
         page += _command(f"fabric-initiator {name}", command, shared)
-    daemons = [("fabric-broker", broker.parser()), ("fabric-worker", worker.parser())]
+    daemons = [
+        ("fabric-broker", broker.parser()),
+        ("fabric-worker", worker.parser()),
+        ("fabric-web", program.parser()),
+    ]
     for name, parser in daemons:
         page += _command(name, parser, {"-h", "--help"}, level="##")
     keys = keytool.parser()
@@ -151,11 +156,12 @@ def _arguments(parser: argparse.ArgumentParser, shared: set[str]) -> str:
 
 def settings() -> str:
     parts: dict[str, type] = {
-        "All three programs": config.Shared,
+        "All four programs": config.Shared,
         "fabric-initiator and fabric-worker": config.Building,
         "fabric-initiator, in `~/.config/distbuild/distbuild.toml`": config.Settings,
         f"fabric-broker, in `{config.BROKER_FILE}`": config.BrokerSettings,
         f"fabric-worker, in `{config.WORKER_FILE}`": config.WorkerSettings,
+        f"fabric-web, in `{config.WEB_FILE}`": config.WebSettings,
     }
     head = ["setting", "value", "default", "meaning"]
     return "".join(f"## {title}\n\n{rows(head, _settings(kind))}" for title, kind in parts.items())

@@ -361,6 +361,61 @@ LOG_RANGE = _bound(
     "a reader gets no more, and reads again; a worker's is rejected",
 )
 
+# -- the web page --------------------------------------------------------------------------
+
+WEB_QUESTIONS = _bound(
+    "WEB_QUESTIONS",
+    256,
+    "questions",
+    "different questions of the web page that wait for the broker",
+    "a page says so; the browser asks again",
+)
+WEB_PIECES = _bound(
+    "WEB_PIECES",
+    32,
+    "pieces",
+    "published pieces of a log that wait in the web page",
+    "the oldest is dropped, and read as a range",
+)
+WEB_LOGS = _bound(
+    "WEB_LOGS",
+    64,
+    "logs",
+    "logs that the web page copies at a time",
+    "the one looked at longest ago is removed; if all are looked at, no more is shown",
+)
+WEB_LOGS_DISK = _bound(
+    "WEB_LOGS_DISK",
+    16 * GIB,
+    "bytes",
+    "copies of logs of the web page",
+    "the one looked at longest ago is removed; if all are looked at, none grows",
+)
+WEB_FREE_DISK = _bound(
+    "WEB_FREE_DISK",
+    GIB,
+    "bytes",
+    "free disk that the web page's copies of logs leave to others, as the broker's journal",
+    "the one looked at longest ago is removed; if all are looked at, none grows",
+)
+WEB_SEARCHES = _bound(
+    "WEB_SEARCHES",
+    16,
+    "searches",
+    "searches in logs that wait for their turn",
+    "a further one is refused; the browser may ask again",
+)
+WEB_PATTERN = _bound(
+    "WEB_PATTERN", 256, "bytes", "a text that is searched for in a log", "the search is refused"
+)
+WEB_PATTERN_MEMORY = _bound(
+    "WEB_PATTERN_MEMORY",
+    8 * MIB,
+    "bytes",
+    "a regular expression that is searched for in a log, compiled",
+    "the search is refused",
+)
+
 # -- git repositories ----------------------------------------------------------------------
 
 TREE_ENTRIES = _bound(
@@ -695,6 +750,61 @@ PATTERN_MEMORY = _bound(
     "bytes",
     "a pattern of a split rule, compiled",
     "the definitions are refused",
+)
+
+# -- web -----------------------------------------------------------------------------------
+
+WEB_VIEWERS = _bound(
+    "WEB_VIEWERS",
+    1000,
+    "viewers",
+    "open pages that are kept up to date",
+    "a further page stays as it is, says so, and tries again",
+)
+WEB_LIVE_PAGES = _bound(
+    "WEB_LIVE_PAGES",
+    100,
+    "pages",
+    "different pages that are kept up to date",
+    "a further page stays as it is, says so, and tries again",
+)
+WEB_ROWS = _bound(
+    "WEB_ROWS", 100, "rows", "rows of a list on one page", "the others are on further pages"
+)
+WEB_STEPS = _bound(
+    "WEB_STEPS",
+    500_000,
+    "steps",
+    "steps of builds that the web page keeps, unless they are of one build",
+    "it forgets the build that was looked at longest ago, and asks for all of it again",
+)
+WEB_ATTEMPTS = _bound(
+    "WEB_ATTEMPTS",
+    40_000,
+    "attempts",
+    "attempts that the web page keeps of the builds looked at",
+    "it forgets the build that was looked at longest ago, and of one build the oldest attempts",
+)
+WEB_LANES = _bound(
+    "WEB_LANES",
+    256,
+    "slots",
+    "lanes of a timeline",
+    "the slots that were used least are not drawn; the page says how many",
+)
+WEB_BARS = _bound(
+    "WEB_BARS",
+    2000,
+    "bars",
+    "bars of a timeline, about",
+    "short attempts that follow each other are drawn as one; the page says so",
+)
+WEB_MANIFESTS = _bound(
+    "WEB_MANIFESTS",
+    50_000,
+    "steps",
+    "built steps of the store that the web page knows by name",
+    "it does not list those that were used longest ago",
 )
 
 

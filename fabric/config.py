@@ -2,7 +2,7 @@
 
 Each program has its own file.  The initiator reads ``$FABRIC_CONFIG``, else
 ``$XDG_CONFIG_HOME/distbuild/distbuild.toml`` (by default ``~/.config``); the file is optional.
-The daemons read ``/etc/distbuild/broker.toml`` and ``/etc/distbuild/worker.toml``.  The
+The daemons read ``broker.toml``, ``worker.toml`` and ``web.toml`` in ``/etc/distbuild``.  The
 environment variable of a setting ``some-name`` is ``FABRIC_SOME_NAME``; tables and lists have
 none.
 """
@@ -24,6 +24,7 @@ from fabric.errors import FabricError, suggest, without_secrets
 
 BROKER_FILE = Path("/etc/distbuild/broker.toml")
 WORKER_FILE = Path("/etc/distbuild/worker.toml")
+WEB_FILE = Path("/etc/distbuild/web.toml")
 #: Where daemons keep their CURVE keys.
 KEYS = "/etc/distbuild/keys"
 #: The broker's port for messages; logs come in at the next port, and go out at the one after.
@@ -46,7 +47,7 @@ def _default_cache() -> str:
 
 
 class Shared(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
-    """Settings of all three programs.  Sizes are bytes, times seconds."""
+    """Settings of all programs.  Sizes are bytes, times seconds."""
 
     #: The directory of everything that is kept on this machine.
     cache: str = msgspec.field(default_factory=_default_cache)
@@ -197,6 +198,32 @@ class WorkerSettings(Building, frozen=True, kw_only=True):
         return Path(self.keys).expanduser()
 
 
+class WebSettings(Shared, frozen=True, kw_only=True):
+    """The settings of the web page."""
+
+    #: The controller to show, HOST or HOST:PORT. "": the builds of this user on this machine.
+    controller: str = ""
+    #: The directory of this program's key and the controller's public key.
+    keys: str = "~/.config/distbuild/keys"
+    #: The address to listen at. Another one than loopback needs a certificate.
+    listen: str = "127.0.0.1"
+    #: The port to listen at. 0: a free one.
+    port: Annotated[int, Meta(ge=0, le=65535)] = 7420
+    #: PEM file of the certificate for HTTPS, with its chain. "": HTTP.
+    certificate: str = ""
+    #: PEM file of the certificate's private key.
+    certificate_key: str = ""
+
+    @property
+    def keys_dir(self) -> Path:
+        return Path(self.keys).expanduser()
+
+    @property
+    def state_dir(self) -> Path:
+        """Directory in which the builds of this user on this machine are found."""
+        return self.cache_dir / "state"
+
+
 S = TypeVar("S", bound=Shared)
 
 
@@ -291,7 +318,7 @@ def shown_value(value: object) -> str:
 
 def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
     """A warning for each variable FABRIC_... that is not a setting."""
-    kinds = (Settings, BrokerSettings, WorkerSettings)
+    kinds = (Settings, BrokerSettings, WorkerSettings, WebSettings)
     known = {
         f"FABRIC_{each.name.upper()}" for kind in kinds for each in msgspec.structs.fields(kind)
     }

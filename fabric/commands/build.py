@@ -20,6 +20,7 @@ from fabric.errors import FabricError, command
 if TYPE_CHECKING:
     from fabric.client.project import Project
     from fabric.client.render import Screen
+    from fabric.commands.shared.web_page import WebPage
     from fabric.plan import Plan
     from fabric.trove.artifacts.store import Store
     from fabric.wire.messages import StepState
@@ -74,6 +75,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--detach", action="store_true", help="submit the build to the controller and exit"
     )
     parser.add_argument(
+        "--web", action="store_true", help="show the build in the browser while it runs"
+    )
+    parser.add_argument(
         "--priority",
         type=int,
         metavar="N",
@@ -82,12 +86,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
+    if options.web and options.detach:
+        raise FabricError("--web shows the build while this command runs, but --detach ends it")
     if settings.controller:
         from fabric.commands.shared.remote_build import build_remotely
         from fabric.commands.shared.signals import interrupt_on_signals
 
         interrupt_on_signals()
-        return build_remotely(options, settings)
+        with _web(options, settings) as page:
+            return build_remotely(options, settings, page)
     if options.detach:
         raise FabricError(
             "--detach needs a controller, which goes on with the build: give --controller HOST"
@@ -98,7 +105,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
 
 def build_here(options: argparse.Namespace, settings: Settings) -> tuple[Project, Plan]:
     """Build on this machine; returns the project, and the plan of what was built."""
-    with EmbeddedFabric(settings) as fabric:
+    with EmbeddedFabric(settings) as fabric, _web(options, settings) as page:
         from fabric.client.render import opened_screen
         from fabric.commands.shared.plans import report_edits, report_unpinned
         from fabric.commands.shared.report import Built, complete_logs, report
@@ -138,7 +145,7 @@ def build_here(options: argparse.Namespace, settings: Settings) -> tuple[Project
 
                 request = new_request()
                 plan, how = _build(
-                    options, settings, plan, again, request, screen, fabric, project.store
+                    options, settings, plan, again, request, screen, fabric, project.store, page
                 )
                 goals = {plan.keys[goal]: plan.graph[goal] for goal in plan.goals}
                 health.believe(goals)
@@ -153,6 +160,17 @@ def build_here(options: argparse.Namespace, settings: Settings) -> tuple[Project
                 rebuilds = {key: rebuild_key(key, request) for key in keys}
                 report_rebuilds(screen, project.store, rebuilds)
     return project, plan
+
+
+def _web(
+    options: argparse.Namespace, settings: Settings
+) -> contextlib.AbstractContextManager[WebPage | None]:
+    """The web page, if it is wanted."""
+    if not options.web:
+        return contextlib.nullcontext()
+    from fabric.commands.shared.web_page import web_page
+
+    return web_page(settings)
 
 
 def _plan(options: argparse.Namespace, settings: Settings) -> tuple[Project, Plan]:
@@ -178,6 +196,7 @@ def _build(
     screen: Screen,
     fabric: EmbeddedFabric,
     store: Store,
+    page: WebPage | None,
 ) -> tuple[Plan, str]:
     """Build the plan on this machine, and the steps ``again`` once more.
 
@@ -234,12 +253,14 @@ def _build(
             store.reserve([*plan.keys.values(), *(step.key for step in rebuilds)]),
             contextlib.closing(Connection(in_directory(fabric.directory), "follow")) as line,
         ):
-            session = Session(submit, line, screen, fabric.check, verbose=options.verbose)
+            check = page.checking(fabric.check, id, screen) if page else fabric.check
+            session = Session(submit, line, screen, check, verbose=options.verbose)
             session.follow("{}; built steps are kept, and the same command goes on with the rest")
         complete_logs(screen, store)
         failed(session, settings, hint)
         id, going_on = new_request(), follow_up.wanted(session, plan.graph)
-    fabric.stop()
+    if page is None:  # it shows what the broker knows
+        fabric.stop()
     session.judge(plan.graph.system, follow_up.failed)
     return plan, f"{session.counts()} in {duration(time.monotonic() - began)}"
 

@@ -52,7 +52,7 @@ _NO_TERMINAL = ("", "dumb", "unknown")
 # Colours, positions (CSI), titles, clipboards and links (OSC), and other strings (DCS, SOS, ...).
 _SEQUENCE = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
-    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)"
+    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x90\x98\x9c-\x9f]*(?:\x07|\x1b\\|\x9c)"
 )
 # Other characters that a terminal acts upon or shows elsewhere: C0, C1, directions, line
 # separators, tags, and bytes that are no text.

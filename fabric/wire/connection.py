@@ -14,7 +14,7 @@ from typing import Literal
 
 import zmq
 
-from fabric.config import Settings, WorkerSettings, host_and_port
+from fabric.config import Settings, WebSettings, WorkerSettings, host_and_port
 from fabric.wire import keys, sockets
 from fabric.wire.messages import Published
 from fabric.wire.sockets import Addresses, Curve
@@ -182,7 +182,7 @@ class Connection:
 
 
 def dial(
-    settings: Settings | WorkerSettings, role: keys.Role
+    settings: Settings | WorkerSettings | WebSettings, role: keys.Role
 ) -> tuple[Addresses, Curve | None, str]:
     """The controller's addresses, the keys to encrypt with, and the name of the own key.
 

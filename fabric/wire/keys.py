@@ -116,7 +116,9 @@ def read(path: Path) -> Certificate:
             raise KeyProblem(
                 f"{path} is not a key file of distbuild: a key is 40 characters of Z85"
             )
-    if secret and stat.S_IMODE(mode) & 0o077:
+    # of a credential of systemd, the group's bits are the mask of an access control list
+    credential = str(path.parent) == os.environ.get("CREDENTIALS_DIRECTORY")
+    if secret and stat.S_IMODE(mode) & (0o007 if credential else 0o077):
         raise KeyProblem(f"{path}: other users may read this secret key: chmod 600 {path}")
     return Certificate(name, role, public, secret)
 

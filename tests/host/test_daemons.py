@@ -121,17 +121,26 @@ def test_event_log_writes_to_stderr_without_journald(capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd-analyze")
-@pytest.mark.parametrize("program", ["fabric-broker", "fabric-worker"])
+@pytest.mark.parametrize("program", ["fabric-broker", "fabric-worker", "fabric-web"])
 def test_units_are_valid(tmp_path: Path, program: str) -> None:
     text = resources.files("fabric").joinpath(f"units/{program}.service").read_text()
     installed = Path(sys.executable).with_name(program)
     assert f"\nExecStart={program} " in text
     unit = tmp_path / f"{program}.service"
-    unit.write_text(text.replace(f"={program}", f"={installed}"))
+    unit.write_text(text.replace(f"ExecStart={program}", f"ExecStart={installed}"))
     done = subprocess.run(
         ["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd-analyze")
+def test_unit_of_the_web_page_is_confined() -> None:
+    """Of the units, only this one serves strangers.  The broker's has an exposure of 8.3."""
+    with resources.as_file(resources.files("fabric").joinpath("units/fabric-web.service")) as unit:
+        command = ["systemd-analyze", "security", "--offline=yes", "--threshold=15", str(unit)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def test_free_disk_and_memory_are_measured(tmp_path: Path) -> None:
@@ -161,6 +170,31 @@ def test_broker_notifies_systemd_and_ends_cleanly(
         pass
     assert heard == b"STOPPING=1"
     assert farm.child.wait(10.0) == 0
+
+
+def test_web_page_notifies_systemd_and_ends_cleanly(
+    farm: Farm, listening: Listening, tmp_path: Path
+) -> None:
+    farm.key("viewer", "web-page")
+    config = tmp_path / "web.toml"
+    config.write_text(
+        f'controller = "{HOST}"\nkeys = "{farm.directory}/web-page"\nlisten = "{HOST}"\nport = 0\n'
+        f'cache = "{tmp_path}/cache"\nartifacts = "{farm.directory}/store"\n'
+    )
+    environ = os.environ | {"NOTIFY_SOCKET": str(listening.path), "WATCHDOG_USEC": "200000"}
+    command = [sys.executable, "-m", "fabric.web.program", "--config", str(config)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environ, text=True) as child:
+        assert child.stdout is not None
+        address = child.stdout.readline().strip()
+        assert listening.hear() == b"READY=1"
+        with urllib.request.urlopen(f"{address}health") as page:
+            assert page.status == 200
+        assert listening.hear() == b"WATCHDOG=1"
+        child.terminate()
+        while (heard := listening.hear()) == b"WATCHDOG=1":
+            pass
+        assert heard == b"STOPPING=1"
+        assert child.wait(10.0) == 0
 
 
 def test_broker_serves_metrics_for_prometheus(farm: Farm) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +55,14 @@ def test_log_is_cleaned_alike_in_pieces_of_any_size(text: str, shown: str) -> No
     for size in (1, 2, 3, 1000):
         pieces = (data[at : at + size] for at in range(0, len(data), size))
         assert "".join(clean_pieces(pieces)) == shown
+
+
+@pytest.mark.parametrize("text", ["\x90", "\x9d", "\x9b", "\x1b]", "\x1bP\x1b[", "\x9b0;"])
+def test_printable_takes_linear_time(text: str) -> None:
+    """Sequences that begin again and again, and do not end."""
+    began = time.process_time()
+    printable(text * 200_000)
+    assert time.process_time() - began < 5.0
 
 
 EVIL = "\x1b]52;c;cm0gLXJmIC8=\x07\x1b[2J\u202e"

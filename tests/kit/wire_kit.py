@@ -107,7 +107,7 @@ class FakeWorker:
     """
 
     class Fails(Exception):
-        pass
+        log = b""
 
     class MachineFails(Exception):
         pass
@@ -195,7 +195,7 @@ class FakeWorker:
         try:
             log = self._build(name)
         except FakeWorker.Fails as error:
-            result, message = "failed", str(error)
+            result, message, log = "failed", str(error), error.log
         except FakeWorker.MachineFails as error:
             result, message = "fault", str(error)
         except InterruptedError:

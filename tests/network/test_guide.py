@@ -12,6 +12,8 @@ from farm_kit import HOST
 from small_definitions import SYSTEM, git, lay_out, write_chunks
 
 PAGE = Path(__file__).parents[2] / "docs/how-to/run-a-farm-without-vms.md"
+#: Prints the first page as JSON, when it is served.
+LOOK = f"curl -sf --retry 9 --retry-connrefused --noproxy '*' 'http://{HOST}:7420/?format=json'"
 #: Also if a command fails, the daemons end.
 END = "trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT"
 
@@ -25,6 +27,7 @@ def test_farm_on_one_machine_by_the_how_to(tmp_path: Path) -> None:
     script = "\n".join(re.findall(r"(?ms)^```\n(.*?)^```$", section))
     assert "127.0.0.1" in script
     script = script.replace("127.0.0.1", HOST).replace("systems/greeter-x86_64.morph", SYSTEM)
+    script = script.replace("\nkill ", f"\n{LOOK}\nkill ")
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", f"{END}\n{script}\nwait"],
         cwd=definitions,
@@ -32,6 +35,7 @@ def test_farm_on_one_machine_by_the_how_to(tmp_path: Path) -> None:
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "FABRIC_METRICS": f"{HOST}:7419",
+            "FABRIC_LISTEN": HOST,
             "HOME": str(tmp_path),
             "XDG_CACHE_HOME": "",
         },
@@ -43,4 +47,6 @@ def test_farm_on_one_machine_by_the_how_to(tmp_path: Path) -> None:
     said = done.stdout + done.stderr
     assert "small is built: 3 built" in said
     assert re.search(r"hello: built on worker[01]|hello on worker[01]: done", said), said
+    assert '"built_today":3' in said
+    assert '"name":"worker1"' in said
     assert done.returncode == 0, said

@@ -238,7 +238,8 @@ def machine(folder: Path, port: int, shell: str = SHELL) -> Iterator[tuple[str, 
     client.mkdir()
     with sshd(folder, port, shell=shell) as server:
         hosts = shlex.quote(f'UserKnownHostsFile="{server.known_hosts}"')
-        command = f"{shutil.which('ssh')} -F /dev/null -i {server.key} -o {hosts}"
+        ssh = shutil.which("ssh", path=os.defpath)  # not that of another machine
+        command = f"{ssh} -F /dev/null -i {server.key} -o {hosts}"
         (client / "ssh").write_text(f'#!/bin/sh\nexec {command} "$@"\n')
         (client / "ssh").chmod(0o755)
         yield server.url(Path("/")).removesuffix("/"), f"{client}:{os.environ['PATH']}"

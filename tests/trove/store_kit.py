@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from servers_kit import free_port, running
+from waiting import until
 
 from fabric.jobs import Artifact, Blob, Manifest
 
@@ -148,6 +150,15 @@ class Authority:
         assert done.returncode == 0, done.stderr
 
 
+def _refuses(port: int) -> bool:
+    """Whether a server refuses those who do not say who they are."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    with contextlib.closing(connection), contextlib.suppress(OSError):
+        connection.request("GET", "/")
+        return connection.getresponse().status == 403
+    return False
+
+
 @contextlib.contextmanager
 def seaweed(folder: Path) -> Iterator[dict[str, str]]:
     """An S3 server: SeaweedFS in one process."""
@@ -179,6 +190,7 @@ def seaweed(folder: Path) -> Iterator[dict[str, str]]:
     tools = str(Path(sys.executable).parent)
     try:
         with running(command, folder / "output", ports["s3"], path=tools, seconds=60):
+            until(lambda: _refuses(ports["s3"]), 60)  # it lets all in before it has read s3.json
             yield {
                 "AWS_ACCESS_KEY_ID": "test",
                 "AWS_SECRET_ACCESS_KEY": "secret",

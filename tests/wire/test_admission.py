@@ -42,11 +42,19 @@ def test_keys_have_names_that_are_valid_in_files(tmp_path: Path, name: str) -> N
         keys.make("worker", name, tmp_path)
 
 
-def test_keys_that_others_may_read_are_refused(tmp_path: Path) -> None:
+def test_keys_that_others_may_read_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of systemd's credentials, the group's bits are the mask of an access control list."""
     keys.make("worker", "w1", tmp_path)
-    (tmp_path / "w1.key_secret").chmod(0o640)
-    with pytest.raises(KeyProblem, match="chmod 600"):
-        keys.read(tmp_path / "w1.key_secret")
+    file = tmp_path / "w1.key_secret"
+    for mode, folder in ((0o640, "/elsewhere"), (0o604, str(tmp_path))):
+        monkeypatch.setenv("CREDENTIALS_DIRECTORY", folder)
+        file.chmod(mode)
+        with pytest.raises(KeyProblem, match="chmod 600"):
+            keys.read(file)
+    file.chmod(0o440)
+    assert keys.read(file).secret
 
 
 @pytest.mark.parametrize(

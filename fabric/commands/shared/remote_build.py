@@ -6,7 +6,7 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from fabric.client.controller import SHOWN, Controller, open_connection
 from fabric.client.project import Project
@@ -38,6 +38,9 @@ from fabric.trove.sources.snapshot import user
 from fabric.wire.connection import Connection
 from fabric.wire.messages import PROTOCOL, BuildOrder, EditedChunk, StepState
 
+if TYPE_CHECKING:
+    from fabric.commands.shared.web_page import WebPage
+
 #: Seconds that ``--detach`` waits for the controller to resolve the definitions.
 RESOLVING = 10.0
 #: Most seconds between two attempts to reach the trove.
@@ -53,7 +56,9 @@ class _Prepared(NamedTuple):
     plan: Plan | None  # for ``--explain`` and digests
 
 
-def build_remotely(options: argparse.Namespace, settings: Settings) -> int:
+def build_remotely(
+    options: argparse.Namespace, settings: Settings, page: WebPage | None = None
+) -> int:
     """Submit a build, and follow it to its end; with ``--detach``, until it is accepted."""
     began = time.monotonic()
     project = open_project(settings, options.system)
@@ -81,6 +86,7 @@ def build_remotely(options: argparse.Namespace, settings: Settings) -> int:
                 submission,
                 connection,
                 screen,
+                page.checking(str, submission.request, screen) if page else str,
                 since=since,
                 patience=settings.patience,
                 verbose=options.verbose,

@@ -1,0 +1,511 @@
+"""The timeline of a build: its attempts on the slots of the workers, and what it waited for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from itertools import pairwise
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from fabric import bounds
+from fabric.client.render import duration
+from fabric.web.attempts import Known, Try
+from fabric.web.graph import GraphRow, critical, rows
+from fabric.web.graphs import Graph
+from fabric.web.lanes import (
+    Group,
+    Load,
+    Span,
+    Wait,
+    grouped,
+    load,
+    needs_of,
+    scale,
+    shares,
+    slots,
+    thinned,
+    waits,
+)
+from fabric.web.lanes import critical as critical_attempts
+from fabric.web.page import Page, View, Web
+from fabric.web.pages.build import find
+from fabric.web.pages.facts import OVER, Count, RequestRow, counts, request_row
+from fabric.wire.messages import RequestInfo
+
+#: Seconds that are worth a word.
+WORTH = 1.0
+#: Seconds for which the browser is told of an attempt that has ended.
+RECENT = 120.0
+#: Attempts without success that are listed.
+LISTED = 50
+#: Points of the curves of load.
+POINTS = 800
+#: Results of attempts, in the order in which they are counted.
+RESULTS = ("running", "done", "failed", "fault", "lost", "refused", "cancelled")
+#: Classes of phases by a part of their names; each has a color.
+KINDS = ("fetch", "configure", "test", "install", "strip", "store")
+
+Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+
+
+class TimelineQuery(Struct, frozen=True, forbid_unknown_fields=True):
+    """The part of the build's time that is drawn, in seconds since it was submitted."""
+
+    begin: Seconds = 0.0
+    end: Seconds = 0.0  # 0: until its end
+
+
+class PhaseRow(View, frozen=True, kw_only=True):
+    """A phase of an attempt."""
+
+    name: str
+    began: float  # seconds since the build was submitted
+    seconds: float
+
+    @property
+    def looks(self) -> str:
+        """The class of its color."""
+        return next((kind for kind in KINDS if kind in self.name), "build")
+
+
+class Bar(View, frozen=True, kw_only=True):
+    """An attempt, or several short ones of a slot.  Times are seconds."""
+
+    key: str  # of the step; of several, of the first
+    fence: int
+    name: str
+    kind: str
+    worker: str
+    result: str  # "running", or as `AttemptInfo.result`
+    began: float  # since the build was submitted
+    seconds: float
+    phases: tuple[PhaseRow, ...] = ()
+    waited: float = 0.0  # for a worker, since the last thing that it needed had ended
+    waited_after: str = ""  # what that was
+    critical: bool = False
+    message: str = ""
+    count: int = 1  # attempts that are drawn as this one
+
+    @property
+    def id(self) -> str:
+        """Unique on a page."""
+        return f"{self.key[:16]}-{self.fence}"
+
+    @property
+    def words(self) -> str:
+        """All of it, in words; a line for each fact."""
+        if self.count > 1:
+            return f"{self.count:,} attempts, from {self.name} on\nin {duration(self.seconds)}"
+        kind = f"{self.kind} " if self.kind not in ("", "chunk") else ""
+        how = {"running": "running", "done": f"done in {duration(self.seconds)}"}
+        how_long = how.get(self.result, f"{self.result} after {duration(self.seconds)}")
+        lines = [f"{kind}{self.name}: {how_long}", f"on {self.worker}"]
+        if self.message:
+            lines.append(self.message.partition("\n")[0])
+        if len(self.phases) > 1 or self.result == "running":
+            lines.append(
+                ", ".join(
+                    one.name if one is self.phases[-1] and self.result == "running"
+                    else f"{one.name} {duration(one.seconds)}"
+                    for one in self.phases
+                )
+            )  # fmt: skip
+        if self.waited >= WORTH:
+            lines.append(f"waited {duration(self.waited)} for a worker, {self.waited_after}")
+        if self.critical:
+            lines.append("on the critical path")
+        return "\n".join(lines)
+
+
+class Lane(View, frozen=True, kw_only=True):
+    """A slot of a worker; ``number`` counts from 1 on."""
+
+    worker: str
+    number: int
+    slots: int  # that the worker used
+    bars: tuple[Bar, ...]
+
+
+class Line(View, frozen=True, kw_only=True):
+    """A line from the end of an attempt to the beginning of one that waited for it."""
+
+    began: float
+    lane: int
+    ended: float
+    to_lane: int
+    waited: bool
+
+
+class TimelineView(View, frozen=True, kw_only=True):
+    """A build's attempts in time; times are seconds since it was submitted."""
+
+    build: RequestRow
+    began: datetime  # when it was submitted
+    now: float  # or when it ended
+    begin: float  # what is drawn
+    end: float
+    lanes: tuple[Lane, ...]
+    lanes_left_out: int
+    brief: float  # attempts shorter than this are drawn as one with their neighbours; 0: none
+    critical: tuple[Bar, ...]
+    critical_seconds: float  # that they took
+    critical_waited: float  # that they waited for workers
+    lines: tuple[Line, ...]  # along the critical path
+    unsuccessful: tuple[Bar, ...]  # the last attempts without success
+    counts: tuple[Count, ...]  # attempts by result
+    slots: int  # that were used at some time
+    slots_mean: float  # that were used, on average
+    waited: float  # seconds in which a step waited for a worker
+    starved: float  # seconds in which slots were free, and no step was ready
+    loads: tuple[Load, ...]
+    forgotten: int  # steps that were built, and whose attempts are not known any more
+
+    @property
+    def over(self) -> bool:
+        return self.build.state in OVER
+
+    @property
+    def layout(self) -> str:
+        """Changes when bars move, or lanes are added."""
+        lanes = [(lane.worker, lane.number) for lane in self.lanes]
+        text = f"{self.begin} {self.end} {self.brief} {lanes}"
+        return sha256(text.encode()).hexdigest()[:12]
+
+    def x(self, at: float) -> float:
+        """A moment as a part of what is drawn, in percent."""
+        span = self.end - self.begin
+        return round(min(100.0, max(0.0, 100.0 * (at - self.begin) / span)), 4)
+
+    def width(self, began: float, seconds: float) -> float:
+        """The percentage from a moment on."""
+        return round(self.x(began + seconds) - self.x(began), 4)
+
+    @property
+    def recent(self) -> list[tuple[int, Bar]]:
+        """The bars that may have changed since the page was loaded, with the numbers of lanes."""
+        return [
+            (number, bar)
+            for number, lane in enumerate(self.lanes)
+            for bar in lane.bars
+            if bar.result == "running" or bar.began + bar.seconds > self.now - RECENT
+        ]
+
+    @property
+    def ticks(self) -> list[float]:
+        """Moments to mark."""
+        step = scale((self.end - self.begin) / 8)
+        first = -(-self.begin // step)
+        count = int((self.end - first * step) / step) + 1
+        return [(first + number) * step for number in range(min(count, 16))]
+
+    def curve(self, which: str) -> str:
+        """The load as an SVG path, 1000 wide and 100 high: "used" slots, or "ready" steps."""
+        most = max(1, self.most(which))
+        bins: dict[int, int] = {}
+        level = 0
+        last = 0
+        for one in self.loads:
+            place = int(self.x(one.at) / 100 * POINTS)
+            for between in range(last + 1, place):
+                bins[between] = level
+            level = one.used if which == "used" else one.ready
+            bins[place] = max(bins.get(place, 0), level)
+            last = place
+        bins[last + 1] = level
+        path, shown = ["M0 100"], 0
+        for place in sorted(bins):
+            if bins[place] != shown:
+                shown = bins[place]
+                path.append(f"H{place * 1000 / POINTS:g}V{100 - 100 * shown / most:.1f}")
+        return "".join([*path, "H1000V100Z"])
+
+    def most(self, which: str) -> int:
+        """The highest load."""
+        return max((one.used if which == "used" else one.ready for one in self.loads), default=0)
+
+    def ago(self, seconds: float) -> datetime:
+        """A moment of the timeline on the clock."""
+        return self.began + timedelta(seconds=round(seconds))
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """Sorts worker2 before worker10."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", text)]
+
+
+class _Drawn(Struct):
+    """What several parts of a view are made from."""
+
+    tries: list[Try]
+    spans: list[Span]
+    waiting: list[Wait]
+    base: float
+    path: frozenset[int]
+
+    def bar(self, place: int) -> Bar:
+        """The bar of one attempt."""
+        one, wait = self.tries[place].info, self.waiting[place]
+        began = round(self.tries[place].began - self.base, 2)
+        seconds = round(max(0.0, self.tries[place].ended - self.tries[place].began), 2)
+        ends = [*(at for _, at in one.phases[1:]), seconds]
+        return Bar(
+            key=one.key,
+            fence=one.fence,
+            name=one.name,
+            kind=one.kind,
+            worker=one.worker,
+            result=one.result or "running",
+            began=began,
+            seconds=seconds,
+            phases=tuple(
+                PhaseRow(
+                    name=name,
+                    began=round(began + at, 2),
+                    seconds=round(max(0.0, min(end, seconds) - at), 2),
+                )
+                for (name, at), end in zip(one.phases, ends, strict=False)
+            ),
+            waited=round(wait.seconds, 2),
+            waited_after=self._after(wait, place),
+            critical=place in self.path,
+            message=one.message,
+        )
+
+    def _after(self, wait: Wait, place: int) -> str:
+        if wait.after < 0:
+            return "since the build began" if wait.seconds else ""
+        before = self.tries[wait.after].info
+        if before.key == self.tries[place].info.key:
+            return f"since its attempt on {before.worker} was {_ENDED.get(before.result, 'over')}"
+        return f"since {before.name} was done"
+
+    def group(self, group: Group) -> Bar:
+        """The bar of one or several attempts."""
+        first = self.bar(group.members[0])
+        if len(group.members) == 1:
+            return first
+        return Bar(
+            key=first.key,
+            fence=first.fence,
+            name=first.name,
+            kind=first.kind,
+            worker=first.worker,
+            result="done",
+            began=round(group.began - self.base, 2),
+            seconds=round(group.ended - group.began, 2),
+            count=len(group.members),
+        )
+
+
+#: How an attempt was that ended so.
+_ENDED = {
+    "failed": "failed", "fault": "stopped by a fault", "refused": "refused",
+    "cancelled": "cancelled", "lost": "lost",
+}  # fmt: skip
+
+
+def _spans(
+    tries: Sequence[Try], graph: Graph, steps: Sequence[GraphRow]
+) -> tuple[list[Try], list[Span], Sequence[Sequence[int]]]:
+    """The attempts at steps of the graph, as spans, and what each step needs of those built."""
+    place = {step.key: number for number, step in enumerate(graph.steps)}
+    known = [one for one in tries if one.info.key in place] if graph.steps else list(tries)
+    if not graph.steps:  # the broker has forgotten the graph: nothing waits for anything
+        names = {one.info.key: None for one in known}
+        place = {key: number for number, key in enumerate(names)}
+    spans = [
+        Span(
+            step=place[one.info.key],
+            began=one.began,
+            ended=one.ended,
+            result=one.info.result,
+            worker=one.info.worker,
+            phases=one.info.phases,
+        )
+        for one in known
+    ]
+    if not graph.steps:
+        return known, spans, [()] * len(place)
+    built = [step.state == "ready" for step in steps]
+    for span in spans:
+        built[span.step] = True
+    return known, spans, needs_of(graph.dag, built)
+
+
+def view(
+    info: RequestInfo,
+    graph: Graph,
+    steps: Sequence[GraphRow],
+    known: Known,
+    now: float,
+    epoch: datetime,
+    query: TimelineQuery,
+) -> TimelineView:
+    """The page of a build whose steps are in these states; ``now`` counts from ``epoch`` on."""
+    base = known.base if known.base is not None else now - info.since
+    over = info.state in OVER
+    running = [] if over else [Try(one.began, now, one.info) for one in known.running]
+    tries, spans, needs = _spans([*known.ended, *running], graph, steps)
+    tried = {span.step for span in spans}
+    forgotten = sum(
+        step.state in ("done", "failed") and place not in tried for place, step in enumerate(steps)
+    )
+    first = min((span.began for span in spans), default=base)
+    whole = bool(graph.steps) and not forgotten  # all attempts are known, and what they need
+    waiting = waits(spans, needs, first if whole else None)
+    path = critical_attempts(spans, waiting, frozenset(critical(steps, graph.dag)))
+    drawn = _Drawn(tries, spans, waiting, base, frozenset(path))
+
+    end = max([one.ended for one in spans], default=now) if over else now
+    rest = 0.0 if over else max(info.left, (end - base) * 0.02, 10.0)
+    last = query.end or (max(end - base, 1.0) if over else scale(end - base + rest))
+    begin = query.begin or (0.0 if whole else max(0.0, first - base))
+    begin = min(begin, last - 0.1)
+
+    places = slots(spans)
+    lanes, left_out = _lanes(places, spans)
+    shown = [
+        [
+            one
+            for one in lane
+            if spans[one].ended - base >= begin and spans[one].began - base <= last
+        ]
+        for _, lane in lanes
+    ]
+    brief, groups = _grouped(shown, spans, drawn.path, last - begin)
+    number_of = {one: number for number, (_, lane) in enumerate(lanes) for one in lane}
+    slot_count: dict[str, int] = {}
+    for worker, slot in places:
+        slot_count[worker] = max(slot_count.get(worker, 0), slot + 1)
+
+    ready = _ready(steps, spans, needs, base)
+    loads = load(spans, waiting, ready)
+    # While it goes on, up to the last change: so the page changes only with the facts.
+    until = end if over or not loads else loads[-1].at
+    used, waited, starved = shares(loads, len(lanes) + left_out, until)
+    bars = [drawn.bar(one) for one in path]
+    return TimelineView(
+        build=request_row(info, datetime.now(UTC)),
+        began=(epoch + timedelta(seconds=base)).replace(microsecond=0),
+        now=round(end - base, 2),
+        begin=round(begin, 2),
+        end=round(last, 2),
+        lanes=tuple(
+            Lane(
+                worker=worker,
+                number=slot + 1,
+                slots=slot_count[worker],
+                bars=tuple(drawn.group(group) for group in its),
+            )
+            for ((worker, slot), _), its in zip(lanes, groups, strict=True)
+        ),
+        lanes_left_out=left_out,
+        brief=round(brief, 3),
+        critical=tuple(bars),
+        critical_seconds=round(sum(bar.seconds for bar in bars), 1),
+        critical_waited=round(sum(bar.waited for bar in bars), 1),
+        lines=tuple(
+            Line(
+                began=round(spans[a].ended - base, 2),
+                lane=number_of[a],
+                ended=round(spans[b].began - base, 2),
+                to_lane=number_of[b],
+                waited=waiting[b].seconds >= WORTH,
+            )
+            for a, b in pairwise(path)
+            if a in number_of and b in number_of
+        ),
+        unsuccessful=tuple(
+            drawn.bar(place) for place, span in enumerate(spans) if span.result not in ("", "done")
+        )[-LISTED:],
+        counts=counts((one.info.result or "running" for one in tries), RESULTS),
+        slots=len(lanes) + left_out,
+        slots_mean=round(used / max(1.0, until - base), 1),
+        waited=round(waited, 1),
+        starved=round(starved, 1),
+        loads=tuple(
+            Load(round(one.at - base, 2), one.used, one.ready) for one in thinned(loads, POINTS)
+        ),
+        forgotten=forgotten,
+    )
+
+
+def _lanes(
+    places: Sequence[tuple[str, int]], spans: Sequence[Span]
+) -> tuple[list[tuple[tuple[str, int], list[int]]], int]:
+    """The attempts of each slot, and how many slots are left out, as they were used least."""
+    lanes: dict[tuple[str, int], list[int]] = {}
+    for one in sorted(range(len(places)), key=lambda one: (spans[one].began, one)):
+        lanes.setdefault(places[one], []).append(one)
+    most = sorted(
+        lanes.items(), key=lambda lane: -sum(spans[one].ended - spans[one].began for one in lane[1])
+    )
+    kept = most[: bounds.WEB_LANES]
+    kept.sort(key=lambda lane: (_natural(lane[0][0]), lane[0][1]))
+    return kept, len(most) - len(kept)
+
+
+def _grouped(
+    lanes: Sequence[Sequence[int]], spans: Sequence[Span], path: frozenset[int], seconds: float
+) -> tuple[float, list[list[Group]]]:
+    """The bars of each lane; attempts shorter than the number are grouped until they are few."""
+
+    few = sum(spans[one].result != "done" for lane in lanes for one in lane) < bounds.WEB_BARS / 4
+
+    def keep(place: int) -> bool:
+        return place in path or not spans[place].result or (few and spans[place].result != "done")
+
+    brief = 0.0
+    found = [grouped(lane, spans, brief, keep) for lane in lanes]
+    while sum(map(len, found)) > bounds.WEB_BARS and brief < seconds:
+        brief = max(brief * 1.6, seconds / 50_000)
+        found = [grouped(lane, spans, brief, keep) for lane in lanes]
+    return brief, found
+
+
+def _ready(
+    steps: Sequence[GraphRow],
+    spans: Sequence[Span],
+    needs: Sequence[Sequence[int]],
+    base: float,
+) -> list[float]:
+    """The moments since which steps wait for a worker."""
+    done: dict[int, float] = {}
+    for span in spans:
+        if span.result:
+            done[span.step] = max(done.get(span.step, base), span.ended)
+    return [
+        max([done.get(dep, base) for dep in (*needs[place], place)], default=base)
+        for place, step in enumerate(steps)
+        if step.state == "ready"
+    ]
+
+
+async def make(web: Web, path: Mapping[str, str], query: TimelineQuery) -> TimelineView:
+    asked = web.attempts.now  # before: so no attempt seems to begin before the build
+    answer = await web.farm.query("requests")
+    info = find(answer.requests, path["id"])
+    mirror = await web.mirrors.get(info.request)
+    graph = await web.graphs.get(info.request)
+    known = await web.attempts.get(info.request, asked - info.since)
+    steps = rows(graph.steps, mirror.steps)
+    now, epoch = web.attempts.now, web.attempts.epoch
+    return await web.paced.get(
+        (info.request, query), lambda: view(info, graph, steps, known, now, epoch, query)
+    )
+
+
+routes = [
+    Page(
+        path="/builds/{id}/timeline",
+        template="timeline.html",
+        summary="The attempts of a build in time",
+        view=TimelineView,
+        make=make,
+        query=TimelineQuery,
+    )
+]
