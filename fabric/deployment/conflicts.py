@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fabric.definitions.fields import Findings
-from fabric.deployment.guest import Guest
+from fabric.deployment.guest import WEB_PAGE, Guest
 from fabric.deployment.settings import Location
 from fabric.errors import suggest
 
 #: Names with another meaning in Ansible, or in a cluster's folder of keys.
 RESERVED = (
-    *("all", "ungrouped", "localhost", "127.0.0.1", "admin", "broker"),
+    *("all", "ungrouped", "localhost", "127.0.0.1", "admin", "broker", WEB_PAGE),
     *("vm_hosts", "guests", "controllers", "workers", "troves"),
 )
 

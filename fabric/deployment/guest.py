@@ -8,6 +8,9 @@ import msgspec
 
 from fabric.deployment.settings import Interface, Location, Mount, Nic
 
+#: The name of the web page's key, which is admitted beside those of machines and people.
+WEB_PAGE = "web-page"
+
 
 class Inner(msgspec.Struct, frozen=True):
     """A subsystem: a system as a tar archive at ``path`` in the filesystem of the guest."""
@@ -58,6 +61,7 @@ class Guest(_Deployed, frozen=True, kw_only=True):
     address: str  # its name or address for other machines
     roles: tuple[str, ...]  # controller, worker, both or neither
     trove: bool  # it is the trove of this cluster
+    web: bool  # it serves the web page
     ram_size: int
     vcpus: int
     disks: tuple[str, ...]

@@ -48,6 +48,12 @@ SETTINGS: Fieldset = {
     "CONTROLLERHOST": ("host", "the controller's HOSTNAME; required for workers"),
     "WORKERS": ("list of hosts", "the workers' HOSTNAMEs; required for controllers"),
     "USERS": ("folder", "public keys of the people who may submit builds"),
+    "WEB": ("yes or no", "the controller serves the web page of the farm"),
+    "WEB_CERTIFICATE": (
+        "file",
+        "the certificate of the page, as PEM with its chain; default one that deploying makes",
+    ),
+    "WEB_CERTIFICATE_KEY": ("file", "its private key, as PEM"),
     "TROVE_HOST": ("host", "the machine with sources and artifacts; required for both roles"),
     "TROVE_ID": ("name", "a name of the trove, for templates of INSTALL_FILES"),
     "TROVE": ("git URL", "a trove that exists; default `ssh://git@TROVE_HOST/srv/trove/trove.git`"),
@@ -240,6 +246,9 @@ class _Reader:
         trove_host = given.host("TROVE_HOST")
         given.repository("TROVE")
         given.store("ARTIFACTS")
+        web = given.boolean("WEB") and "controller" in roles
+        if web and given.text("WEB_CERTIFICATE"):
+            given.needed("WEB_CERTIFICATE_KEY", "the private key of WEB_CERTIFICATE")
         made = Guest(
             **common,
             location=location,
@@ -247,6 +256,7 @@ class _Reader:
             address=address,
             roles=roles,
             trove=bool(trove_host) and trove_host == address,
+            web=web,
             ram_size=given.size("RAM_SIZE", _DEFAULT_RAM),
             vcpus=given.count("VCPUS", 1),
             disks=disks,

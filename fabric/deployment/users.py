@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fabric.bounds import PEOPLE, SSH_KEY_FILE
 from fabric.definitions.fields import Findings
-from fabric.deployment.guest import Guest
+from fabric.deployment.guest import WEB_PAGE, Guest
 from fabric.errors import DefinitionsError
 from fabric.host.files import read_regular
 from fabric.wire import keys
@@ -79,6 +79,8 @@ class _Folder:
                 f"{place}.key is not the public key of an initiator named {name}: use the one"
                 f" that {name} makes with {make}"
             )
+        elif name == WEB_PAGE:
+            yield f"{place}.key: the web page has the name {name}: use another name for the person"
         elif name in self.workers:
             yield f"{place}.key: a worker has the name {name}: use another name for the person"
         elif name in self.own:

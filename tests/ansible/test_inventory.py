@@ -67,6 +67,11 @@ def test_inventory_of_the_example_cluster() -> None:
     assert (worker["guest"]["vcpus"], worker["guest"]["ram_size"]) == (7, 3 << 30)
     assert variables["worker0"]["guest"]["vcpus"] == 2
     assert plain(worker["guest"]["vm_host"]["name"]) == "vmhost"
+    roles = {name: variables[name]["guest"]["roles"] for name in ("controller", "worker1")}
+    assert {name: [plain(one) for one in each] for name, each in roles.items()} == {
+        "controller": ["controller", "web"],
+        "worker1": ["worker"],
+    }
 
 
 @pytest.mark.parametrize("state", ["plain", "a b", "50%d", 'quo"te', "it's", "gr\u00fc\u00df"])
@@ -96,7 +101,7 @@ def test_inventory_does_not_list_localhost_as_vm_host(host: str) -> None:
 def test_inventory_lists_all_errors_and_runs_no_task() -> None:
     shown = inventory("--graph", trove_id="x", trove_url="x", worker0_url="w0")
     assert shown.returncode != 0
-    for line, name in ((9, "controller_url"), (27, "worker1_url"), (37, "worker1_url")):
+    for line, name in ((9, "controller_url"), (27, "worker1_url"), (38, "worker1_url")):
         place = f"clusters/distbuild-cluster.morph:{line}: ${name} has no value"
         assert place in shown.stderr
     run = subprocess.run(
@@ -220,7 +225,7 @@ def test_inventory_users(people: Path) -> None:
 def test_inventory_users_errors(people: Path) -> None:
     (people / "ann.pub").unlink()
     (people / "bob.key").rename(people / "rob.key")
-    for name in ("carl", "dora", "worker0", "operator"):
+    for name in ("carl", "dora", "worker0", "operator", "web-page"):
         person(people, name)
     person(people, "eve", "worker")
     shutil.copy(people.parent / "carl.key_secret", people)
@@ -239,6 +244,7 @@ def test_inventory_users_errors(people: Path) -> None:
         "/eve.key is not the public key of an initiator named eve",
         "/operator.key: operator is the deploying user",
         "/rob.key is not the public key of an initiator named rob",
+        "/web-page.key: the web page has the name web-page: use another name for the person",
         "/worker0.key: a worker has the name worker0: use another name for the person",
     ]
     assert len(found) == len(wanted), found

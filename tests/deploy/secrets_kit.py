@@ -23,12 +23,13 @@ _PIECE = 8 << 20
 def secrets_of(state: Path, *more: str) -> list[str]:
     """Return a part of each secret in a cluster's folder and in the texts ``more`` of key files."""
     texts = [file.read_text() for file in (state / "ssh").rglob("*") if _is_private(file)]
-    texts += [file.read_text() for file in (state / "tls").glob("*.key")]
+    texts += [file.read_text() for file in (*state.glob("tls/*.key"), *state.glob("web/cert*.key"))]
     found = [text.splitlines()[-3 if "OPENSSH" in text else 2] for text in (*texts, *more)]
-    for file in (*state.glob("fabric/*.key_secret"), *state.glob("initiator/*.key_secret")):
+    for file in state.glob("*/*.key_secret"):
         found += re.findall(r'secret-key = "(.*)"', file.read_text())
-    for user in ("builder", "reader"):
-        found.append((state / "artifacts" / user).read_text().strip().partition(":")[2])
+    for name in ("artifacts/builder", "artifacts/reader", "web/password"):
+        found.append((state / name).read_text().strip().partition(":")[2])
+    found.append((state / "web/htpasswd").read_text().strip().rpartition("$")[2])
     assert all(len(secret) > 30 for secret in found), "so long that nothing else is like it"
     return found
 

@@ -17,10 +17,12 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 MACHINES = ("controller", "worker0", "worker1")
 
 
-def blocks() -> list[str]:
-    """Return the commands of the page, with the names of these machines."""
-    page = (ROOT / "docs/tutorial/a-farm-on-three-machines.md").read_text()
-    found = re.findall(r"(?ms)^```(\w*)\n(.*?)^```$", page)
+def blocks(page: str, section: str = "") -> list[str]:
+    """Return the commands of a page, or of a section, with the names of these machines."""
+    text = (ROOT / "docs" / page).read_text()
+    if section:
+        text = text.partition(section)[2].partition("\n## ")[0]
+    found = re.findall(r"(?ms)^```(\w*)\n(.*?)^```$", text)
     return [
         re.sub(r"(\$?\w+)\.example", rf"plain-\1.{DOMAIN}", block)
         for language, block in found
@@ -41,7 +43,7 @@ def test_farm_without_vms_by_the_tutorial(vmhost: VmHost, tree: Path, scratch: P
     }
     for node in nodes.values():
         world.run("ssh", "-o", "StrictHostKeyChecking=accept-new", f"root@{node.name}", "true")
-    install, *rest = blocks()
+    install, *rest = blocks("tutorial/a-farm-on-three-machines.md")
     assert "pip install" in install  # the machines of the test have it already
     environment = {"USER": "ann", "XDG_CONFIG_HOME": "", "HOME": "/root"}
     follow = ["bash", "-euo", "pipefail", "-c", "\n".join(rest)]
@@ -54,6 +56,20 @@ def test_farm_without_vms_by_the_tutorial(vmhost: VmHost, tree: Path, scratch: P
     definitions = tiny_definitions(scratch / "plain-tiny", 4, "true")
     build: list[str | Path] = ["fabric-initiator", "build", definitions / "systems/tiny.morph"]
     assert "tiny is built" in world.run(*build, cwd=scratch, env=environment, timeout=300)
+    install, *rest = blocks("how-to/serve-the-web-page.md", "\n## A farm without VMs\n")
+    assert "pip install" in install
+    world.run("bash", "-euo", "pipefail", "-c", "\n".join(rest), cwd=ROOT, env=environment)
+    controller, certificate = nodes["controller"], scratch / "plain-page.pem"
+    certificate.write_text(controller.run("cat /etc/distbuild/web/certificate.pem"))
+    password = controller.run("cat /etc/distbuild/web/password").strip()
+    curl: list[str | Path] = ["curl", "-s", "--cacert", certificate]
+    curl.append(f"https://{controller.name}:8443/?format=json")
+
+    def page() -> str:
+        return world.run(*curl, "--user", f"viewer:{password}")
+
+    until(lambda: '"name":"worker1"' in page(), 60, page)
+    assert "401 Authorization Required" in world.run(*curl)
     push = ["git", "push", f"ssh://git@plain-controller.{DOMAIN}/srv/trove/trove.git", "HEAD:x"]
     ssh = {"GIT_SSH_COMMAND": f"ssh -i {ROOT}/worker.key -o IdentitiesOnly=yes"}
     assert world.attempt(*push, cwd=definitions, env=ssh).returncode != 0

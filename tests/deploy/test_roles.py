@@ -15,7 +15,7 @@ from node_kit import Node
 from secrets_kit import secrets_of
 from systems_kit import ROOT, Built
 from vmhost_kit import VmHost
-from world_kit import Failed
+from world_kit import Failed, until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
@@ -124,6 +124,57 @@ def test_trove_keys_have_no_other_rights(cluster: Cluster, nodes: dict[str, Node
     assert code("reader", "-T", "/etc/hostname") == "403"
     assert code("builder", "-X", "DELETE") == "204"
     assert cluster.world.run(*curl, *ca, url) == "401"
+
+
+def test_web_page_is_served_and_its_end_is_no_other_program_s(
+    cluster: Cluster, nodes: dict[str, Node]
+) -> None:
+    """The playbook has verified certificate and password; here it dies, and is seen from inside."""
+    controller = nodes["controller"]
+    listening = controller.run("ss -Hltn | awk '{print $4}'").split()
+    outside = {word.rpartition(":")[2] for word in listening if not word.startswith("127.")}
+    assert outside == {"22", "443", "7411", "7412", "7413", "8443"}
+    assert "127.0.0.1:7420" in listening
+    users = controller.run("systemctl show -P DynamicUser fabric-web fabric-web-proxy").split()
+    assert users == ["yes", "yes"]
+    for folder in ("keys", "access"):
+        seen = controller.attempt(
+            "pid=$(systemctl show -P MainPID fabric-web); uid=$(stat -c %u /proc/$pid);"
+            f" nsenter --target $pid --mount --setuid $uid ls /etc/distbuild/{folder}"
+        )
+        assert "Permission denied" in seen.stderr
+    started = "systemctl show -P ExecMainStartTimestampMonotonic fabric-broker nginx"
+    before = controller.run(started)
+    password = (cluster.state / "web/password").read_text().strip()
+    name = cluster.host("controller")
+    curl = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--user", password]
+    curl += ["--cacert", str(cluster.state / f"web/certificate-{name}.pem")]
+    curl += [f"https://{name}:8443/"]
+    assert cluster.world.run(*curl) == "200"
+    controller.run("systemctl kill --signal KILL fabric-web")
+    until(lambda: cluster.world.run(*curl) == "200", 60, lambda: controller.run("journalctl -n 50"))
+    assert controller.run("systemctl show -P NRestarts fabric-web") == "1\n"
+    assert controller.run(started) == before
+    assert cluster.initiator("workers", cwd=cluster.state).count(" idle ") == 2
+
+
+def test_web_page_goes_and_comes_back(cluster: Cluster, nodes: dict[str, Node]) -> None:
+    """Its key is not admitted meanwhile."""
+    controller = nodes["controller"]
+    files = "find /etc -path '*web*' | sort; ls /etc/distbuild/keys/admitted"
+    before = controller.run(files)
+    assert "web-page.key" in before
+    cluster.play("tests/deploy/playbooks/render.yml", "-e", "WEB=no")
+    tree = cluster.state / "trees/controller/etc"
+    assert not any("web" in path.name for path in tree.rglob("*"))
+    for there in (False, True):
+        wanted = f"WEB={'yes' if there else 'no'}"
+        said, counts = cluster.play("tests/deploy/playbooks/running.yml", "-e", wanted)
+        assert changed(counts) == {"controller"}, said
+        assert ("web" in controller.run(files)) == there
+        active = controller.attempt("systemctl is-active fabric-web fabric-web-proxy").stdout
+        assert set(active.split()) == {"active" if there else "inactive"}
+    assert controller.run(files) == before
 
 
 def test_nodes_build(cluster: Cluster, nodes: dict[str, Node], scratch: Path) -> None:

@@ -65,6 +65,7 @@ def test_guests_of_the_guide() -> None:
     assert (worker.location.guest, worker.location.port) == ("distbuild-worker0", 0)
     assert (worker.disk_size, worker.ram_size, worker.vcpus) == (5 << 30, 2 << 30, 2)
     assert worker.disks == ("/dev/vg/worker0_src",)
+    assert (controller.web, worker.web) == (True, False)
     (mount,) = worker.mounts
     assert (mount.label, mount.line) == ("src", "LABEL=src /srv/distbuild auto defaults 0 0")
     assert (worker.address, worker.controller) == ("w0.example", "controller.example")
@@ -121,6 +122,24 @@ def test_guests_boolean_settings(text: str) -> None:
     assert load(HEAD + machine(AUTOSTART=text))["a"].autostart
     opposite = {"1": "0", "'1'": "'0'", "yes": "no", "on": "off"}.get(text, "false")
     assert not load(HEAD + machine(AUTOSTART=opposite))["a"].autostart
+
+
+def test_guests_only_a_controller_serves_the_web_page() -> None:
+    text = (ROOT / "clusters/distbuild-cluster.morph").read_text()
+    text = text.replace("systems/build-system-x86_64.morph", "systems/s.morph")
+    found = load(text.replace("      WEB: yes\n", ""), None, **GUIDE)
+    assert not any(guest.web for guest in found.values())
+    found = load(text, {"WEB": "yes"}, **GUIDE)
+    assert [name for name, guest in found.items() if guest.web] == ["controller"]
+    alone = {"controller.WEB_CERTIFICATE": "page.pem"}
+    assert wrong(text, alone, **GUIDE) == [
+        "21: the setting WEB_CERTIFICATE_KEY is missing: the private key of WEB_CERTIFICATE"
+    ]
+    assert load(text, {**alone, "WEB": "no"}, **GUIDE)
+    load(text, {**alone, "WEB_CERTIFICATE_KEY": "page.key"}, **GUIDE)
+    assert wrong(HEAD + machine("web-page"))[0].startswith(
+        "6: 'web-page' is not allowed as the name"
+    )
 
 
 def test_guests_overrides_replace_the_morph() -> None:

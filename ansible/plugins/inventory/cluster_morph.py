@@ -197,7 +197,7 @@ def _guest_variable(guest: Guest) -> dict[str, Any]:
         "user": guest.location.user,
         "port": guest.location.port,
     }
-    made["roles"] = ["trove"] * guest.trove + list(guest.roles)
+    made["roles"] = ["trove"] * guest.trove + list(guest.roles) + ["web"] * guest.web
     made["domain"] = guest.location.guest
     made["image"] = guest.location.image
     return made
