@@ -126,11 +126,11 @@ quick: setup-test ## test everything that needs no real sources: about three min
 
 .PHONY: simulate
 simulate: setup-dev ## play SEEDS=N new simulated disasters (FIRST=SEED: from that one on)
-	$(BIN)/python tests/simulation --seeds $(SEEDS) $(if $(FIRST),--first $(FIRST))
+	PYTHONPATH=tests/kit $(BIN)/python tests/simulation --seeds $(SEEDS) $(if $(FIRST),--first $(FIRST))
 
 .PHONY: mutants
 mutants: setup-dev ## remove one repair after another; the simulator must notice, in SEEDS=N
-	$(BIN)/python tests/simulation/mutants.py --seeds $(SEEDS)
+	PYTHONPATH=tests/kit $(BIN)/python tests/simulation/mutants.py --seeds $(SEEDS)
 
 .PHONY: chaos
 chaos: setup-test ## break a real farm FAULTS=N times (SEED=S, PACE=SECONDS, PARTS=all); root

@@ -37,6 +37,20 @@ def test_simulation_of_fresh_seeds() -> None:
     assert not found.never, f"never happened: {found.never}\n{again}"
 
 
+def test_make_simulate_plays_the_seeds_it_was_given() -> None:
+    tools = Path(sys.executable).parent
+    done = subprocess.run(
+        ["make", "-o", "setup-dev", f"BIN={tools}", "simulate", "SEEDS=3", "FIRST=41"],
+        cwd=Path(__file__).parents[2],
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "seeds 41 to 43\n" in done.stdout, done.stdout + done.stderr
+    assert "violations: 0" in done.stdout
+
+
 def test_simulation_of_a_seed_is_repeatable() -> None:
     """The same seed gives the same messages in any process: no set decides about any order."""
     program = (

@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,9 +15,8 @@ from pathlib import Path
 
 
 def child_environment() -> dict[str, str]:
-    """The environment of Python child processes, which import from here and from the project."""
-    here = Path(__file__).parent
-    return {**os.environ, "PYTHONPATH": f"{here.parents[1]}:{here}"}
+    """The environment of Python child processes, which import what this process may import."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 @contextlib.contextmanager

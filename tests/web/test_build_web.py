@@ -82,7 +82,8 @@ def test_page_of_a_build_is_private_and_ends_with_it(project: Project) -> None:
 def test_at_a_terminal_the_page_stays_until_enter(project: Project) -> None:
     project.write(one="exit 3")
     command = [sys.executable, "-m", "fabric.initiator", "build", "../systems/small.morph", "--web"]
-    terminal = Terminal(command, project.logs, {**project.environ, "TERM": "xterm"}, 200, 60)
+    environ = {**project.environ, "TERM": "xterm", "CI": ""}
+    terminal = Terminal(command, project.logs, environ, 200, 60)
     try:
         terminal.sees(lambda lines: any("quit" in line for line in lines), "the question")
         terminal.types("q\n")
