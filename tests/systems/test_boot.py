@@ -7,10 +7,21 @@ import shlex
 import subprocess
 
 import pytest
+import yaml
 from qemu import Machine
 from systems_kit import MINIMAL, ROOT, Built
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(1800)]
+
+#: Commands that show what of the kernel bubblewrap and systemd need, and what they print.
+CONFINED = {
+    "unshare -Urmpf sh -c 'mount -t tmpfs none /mnt && cd /mnt && mkdir l u w o && "
+    "mount -t overlay -o userxattr,lowerdir=l,upperdir=u,workdir=w none o && "
+    "echo $$ > o/f && cat u/f'": "1",
+    "unshare -Un ip -o link | wc -l": "1",
+    "grep -c Seccomp_filters /proc/self/status": "1",
+    "mount -t cgroup2 none /mnt && cat /mnt/cgroup.controllers": "cpuset cpu io memory pids",
+}
 
 
 def test_minimal_system_boots_and_works(minimal: Built) -> None:
@@ -26,6 +37,11 @@ def test_minimal_system_boots_and_works(minimal: Built) -> None:
         machine.send("root")
         machine.wait_for(r"# ", 120)
         assert machine.run("hostname", 60) == (0, "proof")
+        stratum = yaml.safe_load((ROOT / "strata/linux.morph").read_text())
+        [version] = [chunk["ref"] for chunk in stratum["chunks"] if chunk["name"] == "linux"]
+        assert machine.run("uname -r; ls -1 /boot", 60) == (0, f"{version}\nconfig\nvmlinuz")
+        for command, printed in CONFINED.items():
+            assert machine.run(command, 60) == (0, printed)
         addressed = (
             "for n in $(seq 60); do ip addr | grep -q 'inet 10.0.2.' && break; sleep 1; done"
         )
