@@ -16,9 +16,16 @@ from pathlib import Path
 import pytest
 from fabric_kit import Fabric
 from farm_kit import Farm
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-settings.register_profile("fresh", derandomize=False, print_blob=True)
+# the time that an example takes says nothing on a machine that does other work
+settings.register_profile(
+    "fresh",
+    deadline=None,
+    derandomize=False,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("fresh")
 
 os.environ.pop("PYTHONUNBUFFERED", None)

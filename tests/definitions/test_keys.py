@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from definitions_kit import loaded, named, small, spec, stratum, system
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -212,7 +212,6 @@ _LISTS = st.dictionaries(
 )
 
 
-@settings(deadline=None)
 @given(one=_LISTS, other=_LISTS, rules=st.lists(_TEXT, max_size=3), tree=_TEXT)
 def test_keys_differ_for_different_input(
     one: dict[str, tuple[str, ...]], other: dict[str, tuple[str, ...]], rules: list[str], tree: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from definitions_kit import SHA, loaded, mistakes, named, small, spec, stratum, system
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fabric.errors import DefinitionsError, Problem
@@ -88,7 +88,7 @@ _FILES = small(
 ) | {"strata/c.morph": "name: c\nkind: chunk\nproducts: [{artifact: c-x, include: [a]}]\n"}
 
 
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300)
 @given(
     file=st.sampled_from(sorted(_FILES)),
     at=st.integers(0, 400),

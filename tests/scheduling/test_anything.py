@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from machine_kit import key_of
@@ -246,10 +246,5 @@ class Anything(RuleBasedStateMachine):
         assert not stage.scheduler.state.requesters
 
 
-Anything.TestCase.settings = settings(
-    max_examples=200,
-    stateful_step_count=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+Anything.TestCase.settings = settings(max_examples=200, stateful_step_count=40)
 TestAnything = Anything.TestCase
