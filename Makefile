@@ -143,8 +143,8 @@ bench: setup-test ## run the benchmarks: ratios against something measured in th
 ##@ Maintain
 
 .PHONY: digests
-digests: setup ## build all systems, and write the SHA-256 of each artifact into systems/*.digests
-	@for system in systems/*.morph; do $(BIN)/fabric-initiator build $$system --write-digests || exit 1; done
+digests: setup ## build SYSTEM, and write the SHA-256 of each artifact beside it
+	$(BIN)/fabric-initiator build $(SYSTEM) --write-digests
 
 .PHONY: reference
 reference: setup ## write the tables of docs/reference from the code

@@ -1,4 +1,4 @@
-"""The minimal system, built twice."""
+"""The minimal system."""
 
 from __future__ import annotations
 
@@ -11,14 +11,4 @@ def minimal(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """The minimal system in the user's own cache, as `make build` leaves it."""
     built = Built(user_cache(), tmp_path_factory.mktemp("first"))
     built.run("build", str(ROOT / MINIMAL))
-    return built
-
-
-@pytest.fixture(scope="session")
-def minimal_again(minimal: Built, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """The same, built from the same sources in a cache of its own at another path."""
-    cache = tmp_path_factory.mktemp("another-cache")
-    (cache / "trove").symlink_to(minimal.cache / "trove")
-    built = Built(cache, tmp_path_factory.mktemp("second"))
-    built.run("build", str(ROOT / MINIMAL), "--workers", "1")
     return built

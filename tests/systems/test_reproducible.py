@@ -1,9 +1,8 @@
-"""Two builds in different folders and orders give the same bytes."""
+"""The example system is what its digests say, wherever it is built."""
 
 from __future__ import annotations
 
-import json
-from typing import Any
+import re
 
 import pytest
 from systems_kit import MINIMAL, ROOT, Built
@@ -11,22 +10,12 @@ from systems_kit import MINIMAL, ROOT, Built
 pytestmark = [pytest.mark.system, pytest.mark.timeout(3600)]
 
 
-def artifacts(built: Built) -> dict[str, dict[str, Any]]:
-    """Name -> artifact, for all steps."""
-    steps = json.loads(built.run("show", str(ROOT / MINIMAL), "--json"))
-    return {
-        f"{step['kind']} {step['name']}: {artifact['name']}": artifact
-        for step in steps
-        for artifact in step["artifacts"]
-    }
-
-
-def test_artifacts_are_reproducible(minimal: Built, minimal_again: Built) -> None:
-    first, second = artifacts(minimal), artifacts(minimal_again)
-    assert first.keys() == second.keys()
-    assert len(first) > 80
-    different = [name for name in first if first[name] != second[name]]
-    assert not different
+def test_artifacts_are_those_of_everybody(minimal: Built) -> None:
+    """The digests were written on another machine, at another time."""
+    said = minimal.run("build", str(ROOT / MINIMAL), "--check-digests")
+    [compared] = re.findall("(?m)^([0-9]+) artifacts are as in ", said)
+    assert int(compared) > 100
+    assert "not compared" not in said
 
 
 def test_minimal_system_is_all_cached_after_a_build(minimal: Built) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -117,7 +118,7 @@ def write_digests(screen: Screen, store: Store, plan: Plan, root: Path) -> None:
     ]
     head = [
         f"# The SHA-256 of each artifact of {system}.",
-        f"# Compare yours: {command('build', system, '--check-digests')}",
+        f"# Compare yours: fabric-initiator build {shlex.quote(system)} --check-digests",
         f"key {found.key}",
     ]
     write_whole(root / file, "\n".join([*head, *lines, ""]).encode())
