@@ -174,16 +174,16 @@ def _blocked(state: FarmState, task: Task, now: float) -> list[str]:
 
 def _ready(state: FarmState, task: Task, now: float, most: int = sys.maxsize) -> list[str]:
     """``most``: steps of the queue, and workers, that are looked at."""
-    pool = state.queues.pool_of(task.spec, now)
     if not state.workers:
         return ["there is no worker"]
     if now < state.dispatch_from:
         left = state.dispatch_from - now
         return [f"the broker has just started: workers have {left:.1f} s to say what they run"]
+    pool = state.queues.find(task.spec)
+    if pool is None or all(request.state == "checking" for request in task.requests.values()):
+        return ["the artifact store is still asked what else has to be built"]
     if not pool.members:
         return ["no worker is able to do it", *unfit(task, state.workers.values())]
-    if all(request.state == "checking" for request in task.requests.values()):
-        return ["the artifact store is still asked what else has to be built"]
     queue = f"in the queue of {len(pool.members)} workers that can do it"
     if any(islice(pool.queued(), most, None)):
         reasons = [f"it is one of more than {most} steps {queue}"]

@@ -147,7 +147,8 @@ def _workers(state: FarmState) -> None:
         for key in worker.reserved:
             assert state.tasks[key].reserved_on == worker.name, "a slot is reserved for nothing"
     for pool in state.queues.all():
-        assert pool.members.keys() <= state.workers.keys(), "a pool has a lost worker"
+        able = {name for name, worker in state.workers.items() if pool.serves(worker)}
+        assert pool.members.keys() == able, "a pool has other workers than those that can do it"
     for attempt in state.orphans.values():
         assert held[id(attempt)], "an orphan that no worker holds"
     for dying in state.dying.values():

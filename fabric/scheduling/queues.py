@@ -1,8 +1,8 @@
 """Matches ready tasks with workers.
 
 A *pool* is one set of needs (architecture and features) with the tasks that have these needs and
-the workers that meet them.  There are few pools, and the cost of a match does not depend on the
-number of tasks that wait.
+the workers that meet them.  There are few pools with tasks, and the cost of a match does not
+depend on the number of tasks that wait.
 
 Requesters share the workers, and the requests of each share its part (`shares`).  Within a
 request, the task with the largest rank comes first, and of equal ones the older task.
@@ -10,7 +10,7 @@ request, the task with the largest rank comes first, and of equal ones the older
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from heapq import heappop, heappush
 
 import msgspec
@@ -29,6 +29,8 @@ Entry = tuple[float, int, int, Task]
 
 #: Workers to avoid: none.
 NOBODY: frozenset[str] = frozenset()
+#: Pools that are kept whether they have tasks or not.
+FEW = 64
 
 
 class Match(msgspec.Struct, frozen=True, gc=False):
@@ -251,7 +253,10 @@ class Pool:
 
 
 class Queues:
-    """All pools, and which of them may have a match.  ``workers`` is the table of all workers."""
+    """All pools that have tasks, and which of them may have a match.
+
+    ``workers`` is the table of all workers.
+    """
 
     def __init__(self, limits: Limits, workers: Mapping[str, Worker]) -> None:
         self._limits = limits
@@ -259,14 +264,21 @@ class Queues:
         self._of: dict[str, list[Pool]] = {}
         self._workers = workers
         self._dirty: dict[Pool, None] = {}
+        self._most = FEW  # pools; with one more, those without tasks are removed
 
-    def all(self) -> Iterable[Pool]:
-        return self._pools.values()
+    def all(self) -> list[Pool]:
+        return list(self._pools.values())
+
+    def find(self, spec: StepSpec) -> Pool | None:
+        """The pool of a step; None if no such step has waited lately."""
+        return self._pools.get((spec.arch, spec.needs))
 
     def pool_of(self, spec: StepSpec, now: float) -> Pool:
-        """The pool of a step."""
-        pool = self._pools.get((spec.arch, spec.needs))
+        """The pool of a step, which is made if there is none."""
+        pool = self.find(spec)
         if pool is None:
+            if len(self._pools) >= self._most:
+                self._remove_unused(now)
             pool = Pool(spec.arch, frozenset(spec.needs), self._limits, self._workers, now)
             self._pools[spec.arch, spec.needs] = pool
             for name, pools in self._of.items():
@@ -276,6 +288,17 @@ class Queues:
                     pool.update_room(worker, now)
                     pools.append(pool)
         return pool
+
+    def _remove_unused(self, now: float) -> None:
+        """Remove pools without tasks, so that what orders once named costs nothing for ever."""
+        self._pools = {
+            needs: pool for needs, pool in self._pools.items() if pool.oldest(now) is not None
+        }
+        self._most = max(FEW, 2 * len(self._pools))
+        kept = set(self._pools.values())
+        self._dirty = {pool: None for pool in self._dirty if pool in kept}
+        for name, pools in self._of.items():
+            self._of[name] = [pool for pool in pools if pool in kept]
 
     def join(self, worker: Worker, now: float) -> None:
         """A worker registered, or what it is able to do changed."""

@@ -240,6 +240,12 @@ class Stage:
             else:
                 self._handle(events.StoreFailed(ask.question, message))
 
+    def answer_first(self) -> None:
+        """The store, which does not answer by itself, has nothing of what it was asked first."""
+        ask = self._questions.pop(0)
+        assert isinstance(ask, events.QueryStore)
+        self._handle(events.StoreAnswered(ask.question, frozenset(), frozenset()))
+
     def answer(self) -> None:
         """The store answers after all."""
         self.store_answers = True

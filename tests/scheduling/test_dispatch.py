@@ -4,6 +4,7 @@ from machine_kit import key_of
 from scheduling_kit import Stage, building
 
 from fabric.scheduling.model import Durations
+from fabric.scheduling.queues import FEW
 from fabric.wire.messages import STORING
 
 FORK = """
@@ -183,3 +184,17 @@ def test_update_has_the_seconds_left() -> None:
     stage.done("a", seconds=100.0)
     stage.done("b", seconds=10.0)
     assert stage.update().left == 10.0
+
+
+def test_dispatch_forgets_needs_that_nothing_has_any_more() -> None:
+    """Each order names needs of its own; the first one waits all the while."""
+    stage = Stage()
+    stage.worker("w1")
+    stage.submit("first:", request="first", needs={"first": ("feature",)})
+    for number in range(3 * FEW):
+        request = f"r{number}"
+        stage.submit(f"{request}:", request=request, needs={request: (f"feature-{number}",)})
+        stage.leave(request)
+    assert len(stage.scheduler.state.queues.all()) <= FEW
+    stage.worker("able", features=("feature",))
+    assert stage.running() == {"able": ["first"]}

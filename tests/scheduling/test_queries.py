@@ -76,6 +76,18 @@ def test_query_shows_a_worker_in_backoff() -> None:
     assert (info.state, info.message) == ("resting", "rests for 1 s after 1 faults in a row")
 
 
+def test_why_of_a_ready_step_whose_request_is_still_checked_changes_nothing() -> None:
+    stage = Stage()
+    stage.store_answers = False
+    stage.worker("w1")
+    stage.submit("app: zlib lib\nzlib:\nlib: base\nbase:", needs={"zlib": ("kvm",)})
+    stage.answer_first()
+    stage.answer_first()
+    assert stage.asked == [["app"], ["zlib", "lib"], ["base"]]
+    said = "\n".join(stage.query("why", key_of("zlib")).lines)
+    assert "zlib is ready: the artifact store is still asked what else has to be built" in said
+
+
 def test_why_finds_a_step_by_each_of_its_names() -> None:
     stage = Stage()
     stage.submit(APP)
