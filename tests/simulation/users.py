@@ -139,7 +139,7 @@ class Viewer:
     """
 
     #: Events of which one is followed by a comparison of all that the core knows.
-    COMPARED = 20
+    COMPARED = 60
 
     def __init__(self, world: Simulation) -> None:
         self.world = world
