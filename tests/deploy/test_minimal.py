@@ -9,7 +9,7 @@ from deploy_kit import Cluster, changed, recap
 from systems_kit import BUILD_SYSTEM, MINIMAL, ROOT, Built
 from vmhost_kit import VmHost
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(3000)]
 
 MORPH = "clusters/several.morph"
 _MORPH = f"""\
