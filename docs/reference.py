@@ -1,4 +1,4 @@
-"""Writes the tables in docs/reference that are made from the code.
+"""Writes the tables in docs that are made from the code and from lock files.
 
     .venv/bin/python docs/reference.py
 
@@ -27,7 +27,8 @@ from fabric.scheduling import states
 from fabric.trove.sources import lorry_fields
 from fabric.web import program
 
-FOLDER = Path(__file__).parent / "reference"
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "docs/reference"
 #: What stands above this line in a page is written by hand.
 MARK = "<!-- The rest is made from the code: .venv/bin/python docs/reference.py -->"
 Fields = Mapping[str, tuple[str, str]]
@@ -325,7 +326,23 @@ def _summary(kind: type) -> str:
 
 # -- pages ---------------------------------------------------------------------------------
 
+
+def seed() -> str:
+    """The packages of the seed, by the lock file of their lorry."""
+    lines = (ROOT / "sources/debian-seed.lock").read_text().splitlines()
+    packages = [line.split() for line in lines if not line.startswith(("#", "tree "))]
+    total = sum(int(size) for *_, size in packages)
+    return f"{len(packages)} packages, {total:,} bytes:\n\n" + rows(
+        ("package", "version", "bytes", "SHA-256"),
+        (
+            (name, version, f"{int(size):,}", code(digest))
+            for name, version, _, digest, size in packages
+        ),
+    )
+
+
 PAGES: dict[str, Callable[[], str]] = {
+    "../explanation/bootstrap.md": seed,
     "bounds.md": bounds.table,
     "commands.md": commands,
     "deployments.md": deployment_settings,

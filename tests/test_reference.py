@@ -31,7 +31,7 @@ def reference() -> Iterator[ModuleType]:
 
 
 @pytest.mark.parametrize(
-    "name", re.findall(r'^    "([\w-]+\.md)":', GENERATOR.read_text(), re.MULTILINE)
+    "name", re.findall(r'^    "([\w./-]+\.md)":', GENERATOR.read_text(), re.MULTILINE)
 )
 def test_reference_page_is_as_the_code_says(reference: ModuleType, name: str) -> None:
     made = reference.page(name)

@@ -35,6 +35,13 @@ class StagingPlanner:
         self.index = {chunk.id: number for number, chunk in enumerate(self.chunks)}
         self.lists: dict[str, _Lists] = {}  # by stratum path
         self.contents: list[tuple[str, str]] = []  # of the system: (stratum id, artifact)
+        #: ids of bootstrap chunks that are built with import chunks, not with the machine's tools
+        self.seeded: set[str] = set()
+        self.build_only: dict[tuple[str, ...], int] = {}  # by the strata they are in
+        for number, chunk in enumerate(self.chunks):
+            if chunk.spec.build_only:
+                home = tuple(chunk.strata)
+                self.build_only[home] = self.build_only.get(home, 0) | 1 << number
         self.taken: set[str] = set()  # ids of its strata, and of chunks with artifacts in it
 
     # -- contents ----------------------------------------------------------------------------
@@ -146,17 +153,12 @@ class StagingPlanner:
         ids = [chunk.id for chunk in self.chunks]
         reach = self._reach()
         prefixes: dict[str, int] = {}
-        build_only: dict[tuple[str, ...], int] = {}  # by the strata they are in
-        bootstrap = 0
+        bootstrap = 0  # those built with the machine's tools
         for number, chunk in enumerate(self.chunks):
             prefix = chunk.spec.prefix
             prefixes[prefix] = prefixes.get(prefix, 0) | 1 << number
-            if chunk.spec.build_only:
-                home = tuple(chunk.strata)
-                build_only[home] = build_only.get(home, 0) | 1 << number
-            if chunk.spec.mode == "bootstrap":
+            if chunk.spec.mode == "bootstrap" and chunk.id not in self.seeded:
                 bootstrap |= 1 << number
-        hidden = sum(build_only.values())
         steps: list[Step] = []
         for node in self.order:
             if node not in self.builder.chunks:
@@ -164,7 +166,7 @@ class StagingPlanner:
                 continue
             chunk = self.builder.chunks[node]
             seen = reach[node]
-            staged = seen & ~(hidden & ~build_only.get(tuple(chunk.strata), 0))
+            staged = seen & ~self._hidden(chunk)
             on_path = staged | seen & bootstrap
             steps.append(
                 self._chunk(
@@ -184,17 +186,33 @@ class StagingPlanner:
         )
 
     def _reach(self) -> dict[str, int]:
-        """Chunks that are reachable from each node."""
+        """Chunks that are reachable from each node; fills `seeded` in.
+
+        Only bootstrap chunks reach the chunks that a seeded one is built with.
+        """
         reach: dict[str, int] = {}
+        imports = 0
+        for number, one in enumerate(self.chunks):
+            imports |= (one.spec.mode == "import") << number
         for node in self.order:
             mask = 0
+            mine = self.builder.chunks.get(node)
+            bootstrap = mine if mine is not None and mine.spec.mode == "bootstrap" else None
             for below in self.builder.edges[node]:
-                mask |= reach[below]
+                if bootstrap is not None or below not in self.seeded:
+                    mask |= reach[below]
                 chunk = self.builder.chunks.get(below)
                 if chunk is not None and (chunk.used or node in self.builder.chunks):
                     mask |= 1 << self.index[below]
             reach[node] = mask
+            if bootstrap is not None and mask & imports & ~self._hidden(bootstrap):
+                self.seeded.add(node)
         return reach
+
+    def _hidden(self, chunk: Chunk) -> int:
+        """The build-only chunks of other strata, which a chunk does not see."""
+        hidden = sum(self.build_only.values())
+        return hidden & ~self.build_only.get(tuple(chunk.strata), 0)
 
     def _chunk(self, chunk: Chunk, staged: tuple[str, ...], path_prefixes: tuple[str, ...]) -> Step:
         spec = chunk.spec
@@ -213,7 +231,7 @@ class StagingPlanner:
             repo=spec.repo,
             ref=spec.ref,
             build_system=spec.build_system,
-            mode=spec.mode,
+            mode="staging" if chunk.id in self.seeded else spec.mode,
             build_only=spec.build_only,
             prefix=spec.prefix,
             staged=staged,

@@ -63,8 +63,9 @@ _SPEC: Fieldset = {
     "unpetrify-ref": ("anything", "a remark: the branch from which a commit was taken"),
     "build-mode": (
         "word",
-        "`staging` (the default), `import` (installed as it is), `bootstrap` (with the machine's"
-        " tools), or `test` (with the machine's tools, in a staging area)",
+        "`staging` (the default), `import` (installed as it is), `bootstrap` (with the import"
+        " chunks that it depends on, or without any with the machine's tools), or `test` (with the"
+        " machine's tools, in a staging area)",
     ),
     "build-only": (
         "truth value",

@@ -121,6 +121,59 @@ def test_build_only_works_in_every_mode() -> None:
         assert named(graph, "app").staged == (named(graph, "cc").id,)
 
 
+SEEDED = "build-system: autotools\nbuild-mode: bootstrap\nprefix: /tools\nbuild-depends: "
+
+
+def stages(seed: str = f"{IMPORT}\nbuild-only: true") -> dict[str, str]:
+    """Two strata: the lower one has a seed, two bootstrap chunks on it, and ``libc`` on these."""
+    return small(
+        low=stratum(
+            "low",
+            spec("seed", seed),
+            spec("stage1", f"{SEEDED}[seed]"),
+            spec("stage2", f"{SEEDED}[stage1]"),
+            spec("libc", "build-system: autotools\nbuild-depends: [stage2]"),
+            spec("make", "build-system: autotools\nbuild-depends: [libc]"),
+        ),
+        high=stratum("high", spec("app"), depends="low"),
+    )
+
+
+def test_bootstrap_chunk_on_an_import_chunk_is_built_with_it() -> None:
+    """Its key has no host tools, and what it is built with stays behind."""
+    graph = loaded(stages())
+    check_order(graph)
+    seed, stage1, stage2, libc, make, app = (
+        named(graph, name) for name in ("seed", "stage1", "stage2", "libc", "make", "app")
+    )
+    assert (stage1.mode, stage1.staged) == ("staging", (seed.id,))
+    assert (stage2.mode, stage2.staged) == ("staging", (seed.id, stage1.id))
+    assert environment(stage2, "x86_64")["PATH"].startswith("/tools/bin:/usr/bin:")
+    assert libc.staged == (stage2.id,)
+    assert make.staged == (stage2.id, libc.id)
+    assert app.staged == (libc.id, make.id)
+    assert environment(app, "x86_64")["PATH"].startswith("/usr/bin:")
+    assert (stage2.build_only, stage2.in_system, libc.in_system) == (True, False, True)
+    trees = {step.id: "tree" for step in graph.steps if step.kind == "chunk"}
+    assert not graph.needs_host_tools
+    assert cache_keys(graph, trees, "one") == cache_keys(graph, trees, "two")
+    changed = trees | {seed.id: "other"}
+    assert cache_keys(graph, trees, "")[make.id] != cache_keys(graph, changed, "")[make.id]
+
+
+def test_bootstrap_chunk_on_others_than_import_chunks_needs_the_machine() -> None:
+    graph = loaded(stages("build-system: autotools\nbuild-mode: bootstrap"))
+    assert named(graph, "stage2").mode == "bootstrap"
+    assert len(named(graph, "make").staged) == 4
+    assert graph.needs_host_tools
+
+
+def test_bootstrap_chunk_does_not_see_an_import_chunk_that_is_build_only_elsewhere() -> None:
+    high = stratum("high", spec("app", f"{SEEDED}[]"), spec("top"), depends="low")
+    graph = loaded(stages() | {"strata/high.morph": high})
+    assert named(graph, "app").mode == "bootstrap"
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
