@@ -36,7 +36,7 @@ import scale  # noqa: E402
 from logs import CLOCK, Growing  # noqa: E402
 from playwright.sync_api import Page  # noqa: E402
 from waiting import until  # noqa: E402
-from web_kit import Site, Web, launched  # noqa: E402
+from web_kit import SIGNED, Site, Web, launched  # noqa: E402
 from wire_kit import key_of, resident  # noqa: E402
 
 from fabric.config import WebSettings  # noqa: E402
@@ -139,8 +139,12 @@ def measure_paint(lines: int) -> tuple[list[float], list[float], int]:
             site.web.kill()
             site.web.start()
             address = f"{site.url}/steps/{key_of('talker')}/log"
-            ours.append(painted(browser.new_page(), address, f"{lines - 1:06d} a line"))
-            plain.append(painted(browser.new_page(), address + "/raw", ""))
+            ours.append(
+                painted(
+                    browser.new_page(extra_http_headers=SIGNED), address, f"{lines - 1:06d} a line"
+                )
+            )
+            plain.append(painted(browser.new_page(extra_http_headers=SIGNED), address + "/raw", ""))
         memory = resident(site.web.child.pid)
         worker.release("talker")
     return sorted(ours), sorted(plain), memory
@@ -242,8 +246,8 @@ def measure_farm(jobs: int) -> tuple[float, float, float, float, int]:
         assert web.get("/").status == 200
         html = time.monotonic() - began
         browser = stack.enter_context(launched())
-        first = painted(browser.new_page(), web.url + "/", "")
-        again = painted(browser.new_page(), web.url + "/", "")
+        first = painted(browser.new_page(extra_http_headers=SIGNED), web.url + "/", "")
+        again = painted(browser.new_page(extra_http_headers=SIGNED), web.url + "/", "")
         memory = resident(web.child.pid)
     return html, answers, first, again, memory
 
@@ -283,7 +287,9 @@ def view(host: str, port: int, number: int) -> None:
     paths = ("/live/", "/live/builds", f"/live/builds/{'0' * 32}")
     for n in range(number):
         one = socket.create_connection((host, port))
-        one.sendall(f"GET {paths[n % len(paths)]} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        fields = {"Host": host, **SIGNED}.items()
+        head = "".join(f"{name}: {value}\r\n" for name, value in fields)
+        one.sendall(f"GET {paths[n % len(paths)]} HTTP/1.1\r\n{head}\r\n".encode())
         poll.register(one, selectors.EVENT_READ)
     while True:
         for key, _ in poll.select():

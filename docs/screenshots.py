@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT / "tests" / kit) for kit in ("kit", "network", "web")]
 
 from network_kit import Farm, Program, Workstation  # noqa: E402
 from waiting import until  # noqa: E402
-from web_kit import Web, launched  # noqa: E402
+from web_kit import SIGNED, Web, launched  # noqa: E402
 
 PICTURES = ROOT / "docs/how-to/images"
 WORKERS = {"amber": 2, "birch": 2, "cedar": 1}
@@ -104,7 +104,7 @@ def take_all(web: Web) -> None:
     id = builds()["desktop"]
     PICTURES.mkdir(exist_ok=True)
     with launched() as browser:
-        page = browser.new_page(device_scale_factor=1.5)
+        page = browser.new_page(device_scale_factor=1.5, extra_http_headers=SIGNED)
 
         def look(name: str, address: str) -> None:
             page.goto(web.url + address)

@@ -213,6 +213,8 @@ class WebSettings(Shared, frozen=True, kw_only=True):
     certificate: str = ""
     #: PEM file of the certificate's private key.
     certificate_key: str = ""
+    #: File with the token that requests must have. "": a new one at each start, which is printed.
+    token: str = ""
 
     @property
     def keys_dir(self) -> Path:

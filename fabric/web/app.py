@@ -51,8 +51,8 @@ def create(
     web: Web,
     routes: Sequence[Page | BaseRoute] = ROUTES,
     *,
-    loopback: bool = False,
-    token: str = "",
+    loopback: bool,
+    token: str,
     log: Callable[[str], None] = print,
 ) -> Starlette:
     """The application; ``loopback`` and ``token`` as for `Guard`."""

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import importlib.util
 import os
+import re
 import secrets
 import signal
 import socket
@@ -31,6 +32,8 @@ BACKLOG = 2048
 _NEEDED = ("starlette", "uvicorn", "jinja2")
 #: Seconds that open connections have to end.
 GRACE = 1
+#: A token, which goes into headers and cookies.
+TOKEN = r"[A-Za-z0-9._~+/=-]{16,200}"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -64,14 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         check_installed("fabric-web")
         more_descriptors()
+        token = read_token(settings)
         listener = listen(settings)
     except (FabricError, OSError) as error:
         log(str(error))
         return error.exit_code if isinstance(error, FabricError) else 4
-    # a user's builds are private, and any user of this machine can connect to a loopback address
-    private = bool(options.parent) or not settings.controller
-    token = secrets.token_urlsafe(24) if private else ""
-    print(address(settings, listener, token), flush=True)
+    print(address(settings, listener, "" if settings.token else token), flush=True)
     try:
         serve(settings, listener, token, log)
     except FabricError as error:
@@ -179,8 +180,27 @@ def listen(settings: WebSettings) -> socket.socket:
     return listener
 
 
+def read_token(settings: WebSettings) -> str:
+    """The token that requests must have, since any user of a machine can connect to loopback.
+
+    ConfigError if its file cannot be read, or has a short one.
+    """
+    if not settings.token:
+        return secrets.token_urlsafe(24)
+    try:
+        token = Path(settings.token).expanduser().read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ConfigError(f"token: {settings.token}: cannot be read: {why}") from None
+    if not re.fullmatch(TOKEN, token):
+        raise ConfigError(
+            f"token: {settings.token}: this is no token; write one with `openssl rand -hex 32`"
+        )
+    return token
+
+
 def address(settings: WebSettings, listener: socket.socket, token: str) -> str:
-    """The address to open in a browser."""
+    """The address to open in a browser; ``token``: one to print."""
     host, port = listener.getsockname()[:2]
     scheme = "https" if settings.certificate else "http"
     shown = f"[{host}]" if ":" in host else host

@@ -34,11 +34,11 @@ class Guard:
     """ASGI middleware around the whole application.
 
     With ``loopback``, the ``Host`` of a request must be a loopback address: other sites cannot read
-    pages by a name of theirs that resolves to it.  With ``token``, a request needs it: in its
-    query, at first, and then in a cookie.
+    pages by a name of theirs that resolves to it.  A request needs ``token``: a proxy sends it as
+    ``Authorization: Bearer``; a browser has it in the query, at first, and then in a cookie.
     """
 
-    def __init__(self, app: ASGIApp, *, loopback: bool = False, token: str = "") -> None:
+    def __init__(self, app: ASGIApp, *, loopback: bool, token: str) -> None:
         self._app = app
         self._loopback = loopback
         self._token = token
@@ -68,7 +68,8 @@ class Guard:
                 " Open it by 127.0.0.1 or localhost; a proxy sends one of them as Host.\n",
                 421,
             )
-        return self._without_token(scope, headers) if self._token else None
+        bearer = headers.get("authorization", "").removeprefix("Bearer ")
+        return None if self._is_token(bearer) else self._without_token(scope, headers)
 
     def _without_token(self, scope: Scope, headers: Headers) -> Response | None:
         name = f"fabric-web-{(scope.get('server') or ('', 0))[1]}"  # cookies know no ports
@@ -91,7 +92,8 @@ class Guard:
             return response
         return PlainTextResponse(
             "This page is private. Open the address that fabric-web, or `fabric-initiator build"
-            " --web`, has printed: it holds a token.\n",
+            " --web`, has printed: it holds a token. If a file of a token is set, a proxy sends"
+            " what is in it as `Authorization: Bearer`.\n",
             403,
         )
 

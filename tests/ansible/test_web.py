@@ -192,6 +192,18 @@ def test_page_is_served_to_its_password_only(page: Page) -> None:
     assert json.loads(page.get("/health", page.login)[1])["broker"] == ""
 
 
+def test_page_answers_nobody_but_its_proxy(page: Page) -> None:
+    """Any user of the machine can connect to the address behind the proxy."""
+    for path in ("/", "/health", "/builds?format=json"):
+        connection = http.client.HTTPConnection("127.0.0.1", page.inner_port, timeout=20)
+        basic = base64.b64encode(page.login.encode()).decode()
+        connection.request("GET", path, headers={"Authorization": f"Basic {basic}"})
+        assert connection.getresponse().status == 403
+        connection.close()
+    for name in ("token", "token.conf"):
+        assert (page.tree / "etc/distbuild/web" / name).stat().st_mode & 0o777 == 0o600
+
+
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd-analyze")
 def test_unit_of_the_proxy_is_valid_and_confined(page: Page) -> None:
     unit = page.tree / "etc/systemd/system/fabric-web-proxy.service"

@@ -29,6 +29,7 @@ def secrets_of(state: Path, *more: str) -> list[str]:
         found += re.findall(r'secret-key = "(.*)"', file.read_text())
     for name in ("artifacts/builder", "artifacts/reader", "web/password"):
         found.append((state / name).read_text().strip().partition(":")[2])
+    found.append((state / "web/token").read_text().strip())
     found.append((state / "web/htpasswd").read_text().strip().rpartition("$")[2])
     assert all(len(secret) > 30 for secret in found), "so long that nothing else is like it"
     return found

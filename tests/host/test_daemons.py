@@ -187,7 +187,9 @@ def test_web_page_notifies_systemd_and_ends_cleanly(
         assert child.stdout is not None
         address = child.stdout.readline().strip()
         assert listening.hear() == b"READY=1"
-        with urllib.request.urlopen(f"{address}health") as page:
+        asked = urllib.request.Request(address.replace("?", "health?"))
+        asked.add_header("Authorization", f"Bearer {address.partition('token=')[2]}")
+        with urllib.request.urlopen(asked) as page:
             assert page.status == 200
         assert listening.hear() == b"WATCHDOG=1"
         child.terminate()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from waiting import until
-from web_kit import Site
+from web_kit import SIGNED, Site
 from wire_kit import key_of
 
 from fabric.jobs import Manifest
@@ -33,6 +33,7 @@ def test_schemathesis_finds_nothing(site: Site, tmp_path: Path) -> None:
         [
             str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(config),
             "run", f"{site.url}/api/openapi.json", "--max-examples", "10", "--no-color",
+            "--header", f"Authorization: {SIGNED['Authorization']}",
         ],
         cwd=tmp_path, capture_output=True, text=True, check=False, timeout=280,
     )  # fmt: skip

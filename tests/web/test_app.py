@@ -6,6 +6,7 @@ import asyncio
 import html
 import re
 import time
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -89,7 +90,7 @@ def site(broker: Broker, tmp_path: Path, **options: Any) -> Starlette:
     logs = LogCopies(cast("Any", broker), reader, tmp_path)  # no page here shows one
     return create(
         Web(broker, Mirrors(broker), Graphs(broker), Attempts(broker), reader, logs, HOSTILE),
-        **options,
+        **{"loopback": False, "token": "right", **options},
     )
 
 
@@ -121,7 +122,7 @@ def ask(
 ) -> Reply:
     """The application's answer, without a server."""
     path, _, query = address.partition("?")
-    fields = {"host": server, **headers}
+    fields = {"host": server, "authorization": "Bearer right", **headers}
     scope = {
         "type": "http", "method": method, "path": path, "raw_path": path.encode(),
         "query_string": query.encode(), "root_path": "", "scheme": "http", "http_version": "1.1",
@@ -298,22 +299,25 @@ def test_loopback_hosts(host: str, loopback: bool) -> None:
 
 
 def test_private_page_needs_its_token(tmp_path: Path) -> None:
-    app = site(full("x"), tmp_path, token="right")
+    app = site(full("x"), tmp_path)
+    assert ask(app, "/builds").status == 200, "a proxy signs all requests"
+    assert "set-cookie" not in ask(app, "/builds?token=right").headers
+    stranger = partial(ask, authorization="Basic right")
     for address in ("/", "/static/style.css", "/live/", "/?token=wrong", "/?token="):
-        assert ask(app, address).status == 403
-    opened = ask(app, "/builds?user=x&token=right")
+        assert stranger(app, address).status == 403
+    opened = stranger(app, "/builds?user=x&token=right")
     assert (opened.status, opened.headers["location"]) == (303, "/builds?user=x")
     cookie = opened.headers["set-cookie"]
     assert "httponly" in cookie.lower()
     assert "samesite=strict" in cookie.lower()
     value = cookie.partition(";")[0]
     assert value == "fabric-web-7420=right"
-    assert ask(app, "/builds", cookie=value).status == 200
-    again = ask(app, "/builds?token=right", cookie=value)
+    assert stranger(app, "/builds", cookie=value).status == 200
+    again = stranger(app, "/builds?token=right", cookie=value)
     assert (again.status, again.headers["location"]) == (303, "/builds"), "opened once more"
-    assert ask(app, "/builds", cookie="fabric-web-7420=wrong").status == 403
-    assert ask(app, "/builds", cookie="a=b; =; \x01").status == 403
-    away = ask(app, "//evil.example/?token=right")
+    assert stranger(app, "/builds", cookie="fabric-web-7420=wrong").status == 403
+    assert stranger(app, "/builds", cookie="a=b; =; \x01").status == 403
+    away = stranger(app, "//evil.example/?token=right")
     assert away.headers["location"] == "/evil.example/"
 
 

@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 import pytest
 from log_colors import sheet
 from waiting import until
-from web_kit import Response, Site
+from web_kit import SIGNED, Response, Site
 from wire_kit import FakeWorker, key_of
 
 from fabric import bounds
@@ -62,7 +62,8 @@ def old(site: Site) -> Site:
 def streaming(site: Site, name: str, **query: Any) -> Iterator[http.client.HTTPResponse]:
     """The open stream of a log."""
     connection = http.client.HTTPConnection(site.url.removeprefix("http://"), timeout=30)
-    connection.request("GET", f"/steps/{key_of(name)}/log/stream?{urlencode(query)}")
+    path = f"/steps/{key_of(name)}/log/stream?{urlencode(query)}"
+    connection.request("GET", path, headers=SIGNED)
     response = connection.getresponse()
     assert response.status == 200
     yield response

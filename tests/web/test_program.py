@@ -138,6 +138,7 @@ def test_it_serves_https_with_a_certificate(tmp_path: Path) -> None:
 
 
 def test_builds_on_this_machine_are_private(alone: Web) -> None:
+    assert "?token=" in alone.printed
     assert alone.get("/").status == 403
     assert alone.get("/live/builds").status == 403
     opener = urllib.request.build_opener(
@@ -150,10 +151,27 @@ def test_builds_on_this_machine_are_private(alone: Web) -> None:
         assert "No build runs on this machine." in answer.read().decode()
 
 
-def test_page_of_a_farm_has_no_token(site: Site) -> None:
-    assert "token" not in site.web.printed
+def test_page_of_a_farm_is_private(site: Site) -> None:
+    """Any user of the controller can connect to its loopback address, past the proxy."""
+    assert site.web.printed == f"{site.url}/"
+    for address in ("/", "/health", "/builds?format=json"):
+        assert site.web.get(address, authorization="").status == 403
     assert site.web.get("/").status == 200
     assert site.web.get("/", host="evil.example").status == 421
+
+
+@pytest.mark.parametrize("text", ["", "short", "has a blank in the middle"])
+def test_token_of_a_file_is_checked(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "token"
+    file.write_text(text)
+    done = run(tmp_path, listen=HOST, port=0, token=str(file))
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"fabric-web: token: {file}: this is no token; write one with `openssl rand -hex 32`\n",
+    )
+    file.unlink()
+    done = run(tmp_path, listen=HOST, port=0, token=str(file))
+    assert done.stderr == f"fabric-web: token: {file}: cannot be read: No such file or directory\n"
 
 
 def test_head_has_no_body(site: Site) -> None:

@@ -35,6 +35,9 @@ ARGUMENTS = [
 ]  # fmt: skip
 #: Milliseconds that the browser waits for something to appear.
 PATIENCE = 60_000
+#: The token of pages of a farm, and the header with it.
+TOKEN = "a-token-for-tests"
+SIGNED = {"Authorization": f"Bearer {TOKEN}"}
 
 
 #: The program of the broker; its resolver builds the steps in the text of an order.
@@ -92,6 +95,9 @@ class Web:
         self.directory = directory
         self.config = directory / "web.toml"
         values = {"listen": HOST, "port": 0, "cache": str(directory / "web-cache"), **settings}
+        if "controller" in settings:
+            values["token"] = str(directory / "web.token")
+            (directory / "web.token").write_text(f"{TOKEN}\n")
         self.config.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in values.items()))
         self.start()
 
@@ -126,6 +132,7 @@ class Web:
 
     def get(self, path: str, method: str = "GET", **headers: str) -> Response:
         """The answer to a request; ``headers`` with ``_`` for ``-``."""
+        headers.setdefault("authorization", SIGNED["Authorization"])
         connection = http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=30)
         try:
             connection.request(
@@ -293,7 +300,8 @@ class Pages:
 
     def open(self, url: str, width: int = 1280, height: int = 900, **options: Any) -> Page:
         """A page in a context of its own."""
-        context = self._browser.new_context(viewport={"width": width, "height": height}, **options)
+        options = {"viewport": {"width": width, "height": height}, **options}
+        context = self._browser.new_context(extra_http_headers=SIGNED, **options)
         context.set_default_timeout(PATIENCE)
         self._contexts.append(context)
         page = context.new_page()

@@ -134,7 +134,7 @@ def web_page(settings: Settings) -> Iterator[WebPage]:
 
 def _environment(settings: Settings) -> dict[str, str]:
     """The settings of this command as variables of fabric-web."""
-    own = {"listen": "127.0.0.1", "port": 0, "certificate": "", "certificate_key": ""}
+    own = {"listen": "127.0.0.1", "port": 0, "certificate": "", "certificate_key": "", "token": ""}
     values = {}
     for field in msgspec.structs.fields(WebSettings):
         if name := variable(field):
