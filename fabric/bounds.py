@@ -363,6 +363,13 @@ LOG_RANGE = _bound(
 
 # -- the web page --------------------------------------------------------------------------
 
+WEB_CONNECTIONS = _bound(
+    "WEB_CONNECTIONS",
+    4000,
+    "connections",
+    "connections to the web page",
+    "a further one is cut",
+)
 WEB_QUESTIONS = _bound(
     "WEB_QUESTIONS",
     256,
@@ -751,8 +758,6 @@ PATTERN_MEMORY = _bound(
     "a pattern of a split rule, compiled",
     "the definitions are refused",
 )
-
-# -- web -----------------------------------------------------------------------------------
 
 WEB_VIEWERS = _bound(
     "WEB_VIEWERS",

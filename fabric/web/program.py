@@ -94,6 +94,7 @@ def serve(settings: WebSettings, listener: socket.socket, token: str, log: Event
     from fabric.trove.configured import open_store
     from fabric.web.app import create
     from fabric.web.attempts import Attempts
+    from fabric.web.connections import BoundedProtocol
     from fabric.web.farm import Farm
     from fabric.web.graphs import Graphs
     from fabric.web.log_copies import LogCopies
@@ -144,7 +145,7 @@ def serve(settings: WebSettings, listener: socket.socket, token: str, log: Event
                     server_header=False,
                     proxy_headers=False,
                     ws="none",
-                    http="h11",
+                    http=BoundedProtocol,
                     timeout_graceful_shutdown=GRACE,
                     ssl_certfile=settings.certificate or None,
                     ssl_keyfile=settings.certificate_key or None,
