@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -12,6 +10,7 @@ from msgspec import Struct
 
 from fabric import bounds
 from fabric.web.asks import Asks
+from fabric.web.kept import Kept
 from fabric.wire.messages import AttemptInfo
 
 #: Seconds by which a build may seem to be submitted after its first attempt began.
@@ -74,8 +73,7 @@ class Attempts:
         self._start = clock()
         self._clock = clock
         self.epoch = datetime.now(UTC)
-        self._known: OrderedDict[str, Known] = OrderedDict()
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._known: Kept[str, Known] = Kept(lambda known: len(known.ended))
 
     @property
     def now(self) -> float:
@@ -87,27 +85,15 @@ class Attempts:
 
         Errors as `Asks.query`.
         """
-        lock = self._locks.setdefault(about, asyncio.Lock())
-        try:
-            async with lock:
-                return await self._refresh(about, submitted)
-        finally:
-            if not lock.locked():
-                self._locks.pop(about, None)
-
-    async def _refresh(self, about: str, submitted: float | None) -> Known:
-        known = self._known.pop(about, None) or Known()
-        count = bounds.ATTEMPTS_SHOWN
-        while count >= bounds.ATTEMPTS_SHOWN:
-            answer = await self._farm.query("attempts", about, known.seen)
-            count = known.add(answer.attempts, self.now)
-        if known.base is None and submitted is not None:
-            first = min((one.began for one in known.ended + known.running), default=submitted)
-            known.base = first if submitted - SOON < first < submitted else submitted
-        del known.ended[: -bounds.WEB_ATTEMPTS]
-        self._known[about] = known
-        total = sum(len(each.ended) for each in self._known.values())
-        while len(self._known) > 1 and total > bounds.WEB_ATTEMPTS:
-            _, oldest = self._known.popitem(last=False)
-            total -= len(oldest.ended)
-        return known
+        async with self._known.turn(about) as found:
+            known = found or Known()
+            count = bounds.ATTEMPTS_SHOWN
+            while count >= bounds.ATTEMPTS_SHOWN:
+                answer = await self._farm.query("attempts", about, known.seen)
+                count = known.add(answer.attempts, self.now)
+            if known.base is None and submitted is not None:
+                first = min((one.began for one in known.ended + known.running), default=submitted)
+                known.base = first if submitted - SOON < first < submitted else submitted
+            del known.ended[: -bounds.WEB_ATTEMPTS]
+            self._known.keep(about, known, bounds.WEB_ATTEMPTS)
+            return known

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Collection
 
 from msgspec import Struct
@@ -12,6 +11,7 @@ from fabric import bounds
 from fabric.web.asks import Asks
 from fabric.web.dag import Dag
 from fabric.web.drawing import Drawing, draw, prepare
+from fabric.web.kept import Kept
 from fabric.wire.messages import GraphStep
 
 
@@ -36,24 +36,14 @@ class Graphs:
 
     def __init__(self, farm: Asks) -> None:
         self._farm = farm
-        self._known: OrderedDict[str, Graph] = OrderedDict()
+        self._known: Kept[str, Graph] = Kept(lambda graph: len(graph.steps))
 
     async def get(self, request: str) -> Graph:
         """The graph of a request, without steps if it has none yet.  Errors as `Asks.query`."""
-        graph = self._known.get(request)
-        if graph is None:
-            steps = (await self._farm.query("graph", request)).graph
-            graph = Graph(steps, await asyncio.to_thread(prepare, steps))
-            if steps:
-                self._known[request] = graph
-        if request in self._known:
-            self._known.move_to_end(request)
-            self._forget()
-        return graph
-
-    def _forget(self) -> None:
-        """Forget the graphs looked at longest ago."""
-        steps = sum(len(graph.steps) for graph in self._known.values())
-        while len(self._known) > 1 and steps > bounds.WEB_STEPS:
-            _, oldest = self._known.popitem(last=False)
-            steps -= len(oldest.steps)
+        async with self._known.turn(request) as graph:
+            if graph is None:
+                steps = (await self._farm.query("graph", request)).graph
+                graph = Graph(steps, await asyncio.to_thread(prepare, steps))
+            if graph.steps:
+                self._known.keep(request, graph, bounds.WEB_STEPS)
+            return graph

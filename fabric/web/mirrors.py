@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections import OrderedDict
 from datetime import UTC, datetime, timedelta
 
 import msgspec
 
 from fabric import bounds
 from fabric.web.asks import Asks, NotFound
+from fabric.web.kept import Kept
 from fabric.wire.messages import StepState, Update
 
 
@@ -54,45 +53,27 @@ class Mirrors:
 
     def __init__(self, farm: Asks) -> None:
         self._farm = farm
-        self._known: OrderedDict[str, Mirror] = OrderedDict()
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._known: Kept[str, Mirror] = Kept(lambda mirror: len(mirror.steps))
 
     async def get(self, request: str) -> Mirror:
         """The request as it is now.  NotFound if there is none, else errors as `Farm.query`."""
-        lock = self._locks.setdefault(request, asyncio.Lock())
-        try:
-            async with lock:
-                return await self._refresh(request)
-        finally:
-            if not lock.locked():
-                self._locks.pop(request, None)
-
-    async def _refresh(self, request: str) -> Mirror:
-        mirror = self._known.get(request)
-        seen = mirror.update.version if mirror else 0
-        update = await self._ask(request, seen)
-        if mirror is not None and update.version < seen:  # of another run of the broker
-            mirror = None
-            update = await self._ask(request, 0)
-        now = datetime.now(UTC)
-        if mirror is None:
-            mirror = self._known[request] = Mirror(update, now)
-        else:
-            mirror.apply(update, now)
-        self._known.move_to_end(request)
-        self._forget()
-        return mirror
+        async with self._known.turn(request) as mirror:
+            seen = mirror.update.version if mirror else 0
+            update = await self._ask(request, seen)
+            if mirror is not None and update.version < seen:  # of another run of the broker
+                mirror = None
+                update = await self._ask(request, 0)
+            now = datetime.now(UTC)
+            if mirror is None:
+                mirror = Mirror(update, now)
+            else:
+                mirror.apply(update, now)
+            self._known.keep(request, mirror, bounds.WEB_STEPS)
+            return mirror
 
     async def _ask(self, request: str, seen: int) -> Update:
         update = (await self._farm.query("update", request, seen)).update
         if update is None:
-            self._known.pop(request, None)
+            self._known.forget(request)
             raise NotFound(f"{request}: no such build; it may have ended long ago")
         return update
-
-    def _forget(self) -> None:
-        """Forget the requests looked at longest ago."""
-        steps = sum(len(mirror.steps) for mirror in self._known.values())
-        while len(self._known) > 1 and steps > bounds.WEB_STEPS:
-            _, oldest = self._known.popitem(last=False)
-            steps -= len(oldest.steps)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
+
+from fabric.web.kept import Kept
 
 T = TypeVar("T")
 
 #: A view is made again after so many times the processor time that it took.
 TIMES = 10
-#: Views that are kept.
+#: Views that are kept, and made at a time.
 KEPT = 16
+AT_ONCE = 2
 
 
 class Paced:
@@ -27,22 +29,17 @@ class Paced:
         """``used`` tells the processor time that its thread has taken."""
         self._clock = clock
         self._used = used
-        self._made: OrderedDict[Hashable, tuple[float, Any]] = OrderedDict()
-        self._locks: dict[Hashable, asyncio.Lock] = {}
+        self._made: Kept[Hashable, tuple[float, Any]] = Kept()
+        self._turns = asyncio.Semaphore(AT_ONCE)
 
     async def get(self, key: Hashable, make: Callable[[], T]) -> T:
         """The view of that key, as ``make`` returns it, or has lately."""
-        lock = self._locks.setdefault(key, asyncio.Lock())
-        try:
-            async with lock:
-                until, view = self._made.get(key, (0.0, None))
-                if view is None or self._clock() >= until:
-                    view = await self._make(key, make)
-                found: T = view
+        async with self._made.turn(key) as made:
+            if made is not None and self._clock() < made[0]:
+                found: T = made[1]
                 return found
-        finally:
-            if not lock.locked():
-                self._locks.pop(key, None)
+            async with self._turns:
+                return await self._make(key, make)
 
     async def _make(self, key: Hashable, make: Callable[[], T]) -> T:
         def measured() -> tuple[T, float]:
@@ -51,8 +48,5 @@ class Paced:
             return view, self._used() - began
 
         view, cost = await asyncio.to_thread(measured)
-        self._made[key] = self._clock() + TIMES * cost, view
-        self._made.move_to_end(key)
-        while len(self._made) > KEPT:
-            self._made.popitem(last=False)
+        self._made.keep(key, (self._clock() + TIMES * cost, view), KEPT)
         return view

@@ -503,7 +503,7 @@ def test_views_that_were_asked_for_long_ago_are_not_kept() -> None:
         paced = Paced(lambda: 1.0, lambda: 1.0)
         for number in range(3 * KEPT):
             await paced.get(number, str)
-        assert list(paced._made) == list(range(2 * KEPT, 3 * KEPT))
+        assert list(paced._made._values) == list(range(2 * KEPT, 3 * KEPT))
 
     asyncio.run(test())
 
