@@ -14,10 +14,11 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fabric.errors import FabricError, MachineFault
 from fabric.web.asks import BadAddress, NotFound
-from fabric.web.live import LivePages
+from fabric.web.live import LivePages, fault
 from fabric.web.openapi import description
 from fabric.web.page import Page, View, Web
 from fabric.web.routes import ROUTES
@@ -57,7 +58,7 @@ def create(
 ) -> Starlette:
     """The application; ``loopback`` and ``token`` as for `Guard`."""
     templates = Templates(web)
-    live = LivePages()
+    live = LivePages(log)
     site = _Site(web, templates, live, log)
     described = [each for each in routes if isinstance(each, Page)]
 
@@ -135,7 +136,7 @@ class _Site:
     def follow(self, page: Page) -> Callable[[Request], object]:
         """The handler of a page's server-sent events."""
 
-        async def follow(request: Request) -> Response:
+        async def follow(request: Request) -> ASGIApp:
             query = _query(page, request)
             path = request.url.path.removeprefix("/live")
             values = request.path_params
@@ -146,11 +147,14 @@ class _Site:
                 return self._templates.fragments(page, view, query=builtins, path=path)
 
             address = f"{path}?{msgspec.json.encode(query).decode()}"
-            return StreamingResponse(
-                self._live.watch(address, render),
-                media_type="text/event-stream",
-                headers={"X-Accel-Buffering": "no"},  # nginx passes events on at once
-            )
+
+            async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+                with self._live.watch(address, render) as events:
+                    response = StreamingResponse(events, media_type="text/event-stream")
+                    response.headers["X-Accel-Buffering"] = "no"  # nginx passes events on at once
+                    await response(scope, receive, send)
+
+            return answer
 
         return follow
 
@@ -176,8 +180,7 @@ class _Site:
     async def fault(self, request: Request, error: Exception) -> Response:
         """A fault of this program."""
         self._log("".join(traceback.format_exception(error)))
-        text = f"This is a fault of distbuild ({type(error).__name__}); its log shows where."
-        return self._error(request, 500, text)
+        return self._error(request, 500, fault(error))
 
     def _error(self, request: Request, status: int, text: str, headers: object = None) -> Response:
         more = dict(headers) if isinstance(headers, dict) else {}

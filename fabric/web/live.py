@@ -7,7 +7,9 @@ that reads slowly gets the latest version of each fragment, and skips those betw
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import contextlib
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import msgspec
 
@@ -23,6 +25,11 @@ KEEP_ALIVE = 15.0
 Render = Callable[[], Awaitable[dict[str, str]]]
 
 
+def fault(error: Exception) -> str:
+    """What viewers are told of a fault of this program."""
+    return f"This is a fault of distbuild ({type(error).__name__}); its log shows where."
+
+
 class TooMany(MachineFault):
     """A bound of live pages or viewers is reached."""
 
@@ -33,6 +40,12 @@ class _Viewer:
     def __init__(self) -> None:
         self._pending: dict[str, bytes] = {}  # events by what they replace
         self._ready = asyncio.Event()
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """All events, without end."""
+        while True:
+            for event in await self.take():
+                yield event
 
     def put(self, about: str, event: bytes) -> None:
         self._pending[about] = event
@@ -52,8 +65,9 @@ class _Viewer:
 class _Ticker:
     """Renders one page again and again."""
 
-    def __init__(self, render: Render) -> None:
+    def __init__(self, render: Render, log: Callable[[str], None]) -> None:
         self._render = render
+        self._log = log
         self.viewers: set[_Viewer] = set()
         self._shown: dict[str, bytes] = {}  # the last event of each fragment, and the state
         self._task = asyncio.create_task(self._run())
@@ -73,6 +87,10 @@ class _Ticker:
             except FabricError as error:
                 kind = "away" if isinstance(error, MachineFault) else "gone"
                 self._show("", _event(kind, {"error": str(error)}))
+            except Exception as error:  # noqa: BLE001  # else the page would seem to be up to date
+                self._log("".join(traceback.format_exception(error)))
+                self._show("", _event("gone", {"error": fault(error)}))
+                return
             else:
                 self._show("", _event("there", {}))
                 for id, html in fragments.items():
@@ -89,29 +107,26 @@ class _Ticker:
 class LivePages:
     """The pages that somebody looks at, by address."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: Callable[[str], None]) -> None:
+        self._log = log
         self._tickers: dict[str, _Ticker] = {}
         self.viewers = 0
 
-    def watch(self, address: str, render: Render) -> AsyncIterator[bytes]:
+    @contextlib.contextmanager
+    def watch(self, address: str, render: Render) -> Iterator[AsyncIterator[bytes]]:
         """The events of a page, without end.  TooMany past a bound."""
         if self.viewers >= bounds.WEB_VIEWERS:
             raise TooMany(f"{self.viewers} live pages are open, and more are not followed")
-        if address not in self._tickers and len(self._tickers) >= bounds.WEB_LIVE_PAGES:
-            raise TooMany(f"{len(self._tickers)} different pages are followed, and more are not")
-        return self._events(address, render)
-
-    async def _events(self, address: str, render: Render) -> AsyncIterator[bytes]:
         ticker = self._tickers.get(address)
         if ticker is None:
-            ticker = self._tickers[address] = _Ticker(render)
+            if (followed := len(self._tickers)) >= bounds.WEB_LIVE_PAGES:
+                raise TooMany(f"{followed} different pages are followed, and more are not")
+            ticker = self._tickers[address] = _Ticker(render, self._log)
         viewer = _Viewer()
         ticker.add(viewer)
         self.viewers += 1
         try:
-            while True:
-                for event in await viewer.take():
-                    yield event
+            yield viewer.events()
         finally:
             self.viewers -= 1
             ticker.viewers.discard(viewer)

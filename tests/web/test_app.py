@@ -366,7 +366,7 @@ def test_ticker_sends_what_changes_to_all_viewers() -> None:
     async def test() -> None:
         from fabric.web.live import _Viewer
 
-        ticker = _Ticker(render)
+        ticker = _Ticker(render, print)
         one = _Viewer()
         ticker.add(one)
         first = b"".join(await one.take())

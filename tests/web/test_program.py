@@ -21,7 +21,6 @@ from web_kit import Site, Web
 
 from fabric import bounds
 from fabric.config import WebSettings
-from fabric.web.live import LivePages, TooMany
 from fabric.web.program import listen
 
 
@@ -180,26 +179,6 @@ def test_head_has_no_body(site: Site) -> None:
 
 
 # -- bounds --------------------------------------------------------------------------------
-
-
-async def _empty() -> dict[str, str]:
-    return {}
-
-
-@pytest.mark.bound("WEB_VIEWERS")
-def test_a_viewer_too_many_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounds, "WEB_VIEWERS", 2)
-    pages = LivePages()
-    pages.viewers = 2
-    with pytest.raises(TooMany, match="2 live pages are open"):
-        pages.watch("/", _empty)
-
-
-@pytest.mark.bound("WEB_LIVE_PAGES")
-def test_a_live_page_too_many_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounds, "WEB_LIVE_PAGES", 0)
-    with pytest.raises(TooMany, match="0 different pages are followed"):
-        LivePages().watch("/", _empty)
 
 
 @pytest.mark.bound("WEB_MANIFESTS")
