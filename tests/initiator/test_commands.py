@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -308,7 +310,8 @@ def test_gc_keeps_all_that_a_live_build_needs(project: Project) -> None:
         (project.source / f"file-{number}").write_text(f"{number}\n")
     git(project.source, "add", ".")
     git(project.source, "commit", "-qm", "second")
-    project.write(one='touch "$DESTDIR"/one', two=("one", "echo begun\nsleep 3\ncat file-29"))
+    hold = f"sleep 1000.{os.getpid()}"
+    project.write(one='touch "$DESTDIR"/one', two=("one", f"echo begun\n{hold} || :\ncat file-29"))
     child = project.start()
     log = project.logs / "build-step-two-misc.log"
     until(lambda: log.exists() and "\nbegun\n" in log.read_text())
@@ -316,6 +319,10 @@ def test_gc_keeps_all_that_a_live_build_needs(project: Project) -> None:
     assert during["freed"]["source trees"] == 0
     assert during["layers_in_use"] > 0
     assert (during["steps"], during["left"]["steps"]) == (0, 1)
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (folder / "cmdline").read_bytes().split(b"\0")[:2] == hold.encode().split():
+                os.kill(int(folder.name), signal.SIGTERM)
     assert child.wait(60) == 0, child.communicate()
     assert "\n29\n" in project.log("two-misc")
     after = json.loads(project.run("gc", "--json", "--keep-days", "0").stdout)
