@@ -71,7 +71,7 @@ def why_request(state: FarmState, request: Request, now: float) -> str:
     return str(_briefly_why(state, task, now))
 
 
-def warning(state: FarmState, request: Request, now: float) -> str:
+def warning(state: FarmState, request: Request) -> str:
     """The action that a request needs from somebody to go on; "" if none is known.
 
     The text is the same as long as the reason is.
@@ -83,7 +83,8 @@ def warning(state: FarmState, request: Request, now: float) -> str:
         return ""
     if not state.workers:
         return f"{task.spec.name} waits: there is no worker"
-    if state.queues.pool_of(task.spec, now).members:
+    pool = state.queues.find(task.spec)
+    if pool is None or pool.members:
         return ""
     limit = state.limits.unserved
     until = f"; it fails unless one comes within {limit:.0f} s" if limit else ""

@@ -270,10 +270,10 @@ class Queues:
         return list(self._pools.values())
 
     def find(self, spec: StepSpec) -> Pool | None:
-        """The pool of a step; None if no such step has waited lately."""
+        """The pool of a step, for those who only read; None if no such step has waited lately."""
         return self._pools.get((spec.arch, spec.needs))
 
-    def pool_of(self, spec: StepSpec, now: float) -> Pool:
+    def _pool_of(self, spec: StepSpec, now: float) -> Pool:
         """The pool of a step, which is made if there is none."""
         pool = self.find(spec)
         if pool is None:
@@ -324,7 +324,7 @@ class Queues:
                 self._dirty[pool] = None
 
     def push(self, task: Task, request: Request, now: float) -> None:
-        pool = self.pool_of(task.spec, now)
+        pool = self._pool_of(task.spec, now)
         pool.push(task, request, now)
         self._dirty[pool] = None
 
@@ -335,16 +335,17 @@ class Queues:
 
     def would_be_first(self, task: Task, now: float) -> bool:
         """Whether a task, once ready, would come before all that is ready now."""
-        first = self.pool_of(task.spec, now).next(now)
+        pool = self.find(task.spec)
+        first = None if pool is None else pool.next(now)
         return first is not None and order_of(task, now) < _order(*first, now)
 
     def has_candidate(self, task: Task, now: float) -> bool:
         """Whether some worker may yet do a task that others were unable to do."""
-        return self.pool_of(task.spec, now).has_candidate(task)
+        return self._pool_of(task.spec, now).has_candidate(task)
 
     def update_avoid(self, task: Task, now: float) -> None:
         """The workers that a ready task avoids may have changed."""
-        pool = self.pool_of(task.spec, now)
+        pool = self._pool_of(task.spec, now)
         if pool.update_avoid(task, now):
             self._dirty[pool] = None
 

@@ -10,7 +10,7 @@ from fabric.scheduling import events
 from fabric.scheduling.model import Attempt
 from fabric.scheduling.requests import KEPT
 from fabric.scheduling.step_names import NameQuery
-from fabric.wire.messages import PROTOCOL, AttemptInfo, BuildOrder, GraphStep, Query
+from fabric.wire.messages import PROTOCOL, AttemptInfo, BuildOrder, GraphStep, Query, QueryKind
 
 APP = "app: zlib\nzlib:"
 
@@ -76,16 +76,20 @@ def test_query_shows_a_worker_in_backoff() -> None:
     assert (info.state, info.message) == ("resting", "rests for 1 s after 1 faults in a row")
 
 
-def test_why_of_a_ready_step_whose_request_is_still_checked_changes_nothing() -> None:
-    stage = Stage()
+@pytest.mark.parametrize("what", ["why", "update", "requests"])
+def test_query_of_a_request_that_is_still_checked_changes_nothing(what: QueryKind) -> None:
+    """Of two steps that the request needs one is ready, and it takes longest."""
+    stage = Stage(durations={("chunk", "zlib", "x86_64"): 1000.0})
     stage.store_answers = False
     stage.worker("w1")
-    stage.submit("app: zlib lib\nzlib:\nlib: base\nbase:", needs={"zlib": ("kvm",)})
+    stage.submit("app: lib\nlib: base\nbase:\nzlib:", "app", "zlib", needs={"zlib": ("kvm",)})
     stage.answer_first()
-    stage.answer_first()
-    assert stage.asked == [["app"], ["zlib", "lib"], ["base"]]
-    said = "\n".join(stage.query("why", key_of("zlib")).lines)
-    assert "zlib is ready: the artifact store is still asked what else has to be built" in said
+    assert stage.asked == [["app", "zlib"], ["lib"]]
+    about = {"why": key_of("zlib"), "update": "r1", "requests": ""}[what]
+    answer = stage.query(what, about)
+    if what == "why":
+        said = "\n".join(answer.lines)
+        assert "zlib is ready: the artifact store is still asked what else has to be built" in said
 
 
 def test_why_finds_a_step_by_each_of_its_names() -> None:
