@@ -88,7 +88,8 @@ class Guard:
             path = "/" + scope["path"].lstrip("/")  # "//host" would be another site
             response = RedirectResponse(path + ("?" + rest if rest else ""), 303)
             secure = scope["scheme"] == "https"
-            response.set_cookie(name, self._token, httponly=True, samesite="strict", secure=secure)
+            # not strict: a file, or another site, may have led to this address
+            response.set_cookie(name, self._token, httponly=True, samesite="lax", secure=secure)
             return response
         return PlainTextResponse(
             "This page is private. Open the address that fabric-web, or `fabric-initiator build"
