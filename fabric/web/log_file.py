@@ -16,7 +16,7 @@ import threading
 import time
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,6 +48,7 @@ class Match(msgspec.Struct, frozen=True):
     at: int  # offset of the row to show
     line: int  # its number, from 1
     text: str  # the part of the line around the match
+    found: str  # what matches, or its beginning
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -264,11 +265,10 @@ def finder(text: str, *, regex: bool = False, case: bool = False) -> Finder:
     return search
 
 
-def _matches(find: Finder, data: bytes, size: int, rows: Rows) -> list[Match]:
+def _matches(find: Finder, data: bytes, size: int, rows: Rows) -> Iterator[Match]:
     """A match for each line of the first ``size`` bytes of ``data`` that has some."""
     escaped = b"\x1b" in data
     clean = _SEQUENCE.sub(b"", data) if escaped else data
-    found: list[Match] = []
     at = lines = counted = 0  # newlines before ``counted``
     original = 0  # offset in ``data`` of the line at ``counted``
     while (span := find(clean, at)) is not None:
@@ -285,13 +285,13 @@ def _matches(find: Finder, data: bytes, size: int, rows: Rows) -> list[Match]:
         if where >= size:
             break
         text = _snippet(clean, line, begin, end)
-        found.append(Match(rows.offset + where, rows.line + lines, text))
+        found = clean[begin : min(end, begin + SNIPPET)].decode(errors="replace")
+        yield Match(rows.offset + where, rows.line + lines, text, found)
         counted = begin
         newline = clean.find(b"\n", end)
         if newline < 0:
             break
         at = newline + 1
-    return found
 
 
 def _snippet(data: bytes, line: int, begin: int, end: int) -> str:

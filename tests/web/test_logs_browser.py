@@ -385,3 +385,22 @@ def test_page_without_scripts_has_the_last_lines(site: Site, pages: Pages) -> No
     expect(page.locator("pre")).to_contain_text("line 200000 of many")
     expect(page.get_by_role("link", name="Raw")).to_be_visible()
     expect(page.locator(".tools")).to_be_hidden()
+
+
+def test_colors_of_each_character_do_not_stop_the_browser(site: Site, pages: Pages) -> None:
+    line = b"".join(b"\x1b[3%dm%d" % (number % 8, number % 10) for number in range(500)) + b"\n"
+    put_log(site, "rainbow", line * 700)
+    page = pages.open(address(site, "rainbow"))
+    expect(page.locator("#log .row").first).to_contain_text("0123456789" * 50)
+    assert page.locator("#log .row").first.locator("span.ink").count() == 99
+    assert page.locator("#log span").count() < 70_000
+
+
+def test_expression_that_takes_a_browser_years_is_found(site: Site, pages: Pages) -> None:
+    put_log(site, "x", (b"x" * 40 + b"!\n") * 300)
+    page = pages.open(address(site, "x"))
+    page.get_by_label("regular expression").check()
+    page.get_by_label("Search").fill("(x+x+)+[yz]|x!")
+    page.get_by_label("Search").press("Enter")
+    expect(page.locator("#found")).to_contain_text("of 300 lines")
+    assert page.evaluate("[...CSS.highlights.get('found')][0].toString()") == "x!"

@@ -5,6 +5,8 @@
 const ROW = 4096;
 /** Columns to which a build may move. */
 const WIDEST = 4096;
+/** Runs of a row: what follows has no colors.  Hundreds of thousands would stop a browser. */
+const MOST_RUNS = 100;
 
 const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
 
@@ -217,7 +219,9 @@ class Line {
     let begin = 0;
     for (let n = 1; n <= this.cells.length; n++) {
       if (n === this.cells.length || this.classes[n] !== this.classes[begin]) {
-        runs.push([this.cells.slice(begin, n).join(""), this.classes[begin]]);
+        const rest = runs.length === MOST_RUNS - 1;
+        if (rest) n = this.cells.length;
+        runs.push([this.cells.slice(begin, n).join(""), rest ? "" : this.classes[begin]]);
         begin = n;
       }
     }

@@ -18,6 +18,8 @@ const DEAD = 45000;
 const PART = 65536;
 const PART_LEAST = 16384;
 const PART_MOST = 1 << 20;
+/** Different texts that are highlighted. */
+const HIGHLIGHTED = 100;
 
 let following = false;
 let ended = scroller.dataset.ended === "1";
@@ -337,7 +339,7 @@ by("line-form").addEventListener("submit", (event) => {
 
 // -- search -------------------------------------------------------------------------------------
 
-/** @type {{at: number, line: number, text: string}[]} */
+/** @type {{at: number, line: number, text: string, found: string}[]} */
 let matches = [];
 let more = -1; // offset from which to search on
 let chosen = -1;
@@ -413,8 +415,8 @@ function highlight() {
   if (!CSS.highlights) return;
   const found = new Highlight();
   CSS.highlights.set("found", found);
-  const pattern = searched && patternOf(JSON.parse(searched));
-  if (!pattern) return;
+  if (!matches.length) return;
+  const pattern = patternOf(JSON.parse(searched));
   for (const { element } of rows.rows) {
     const text = element.lastChild;
     const all = text.textContent.slice(0, 8192);
@@ -427,13 +429,12 @@ function highlight() {
   }
 }
 
+/** Finds the texts that the server has found: a regular expression may take a browser years. */
 function patternOf({ q, regex, case: exact }) {
-  try {
-    return new RegExp(regex === "true" ? q : q.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"),
-      exact === "true" ? "gu" : "giu");
-  } catch {
-    return null; // RE2 knows more than browsers, here and there
-  }
+  const found = regex === "true" ? [...new Set(matches.map((match) => match.found))] : [q];
+  const texts = found.slice(0, HIGHLIGHTED).sort((one, other) => other.length - one.length);
+  return new RegExp(texts.map((text) => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")).join("|"),
+    exact === "true" ? "gu" : "giu");
 }
 
 /** A range of characters in an element. */
