@@ -214,7 +214,7 @@ class LogCopy:
         if self._blob is not None:
             store, blob = self._copies.reader.store, self._blob
             length = min(length, blob.size - offset)
-            return await asyncio.to_thread(store.read, blob, offset, length)
+            return await self._copies.reader.call(store.read, blob, offset, length)
         data = b""
         while len(data) < length:
             piece = await self._copies.farm.read_log(

@@ -6,13 +6,15 @@ import asyncio
 import time
 from bisect import insort
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import cached_property, partial
+from typing import TypeVar
 
 import msgspec
 
 from fabric import bounds
 from fabric.client.changes import Change, Comparison, Records
-from fabric.errors import FabricError
+from fabric.errors import FabricError, StoreError
 from fabric.jobs import Manifest
 from fabric.trove.artifacts.store import Store
 
@@ -24,10 +26,15 @@ KEEP, LACK = 60.0, 3.0
 MANIFESTS, LARGEST = 100, bounds.MIB
 #: Seconds that a page waits for the index; then it shows what is known.
 PATIENCE = 2.0
+#: Threads that read it, and seconds after which a page waits no more for one of them.
+THREADS, LONGEST = 4, 10.0
 #: Manifests that are read at a time.
 AT_ONCE = 200
 #: Explanations of changes that are kept.
 KEPT = 1000
+
+
+T = TypeVar("T")
 
 
 class Built(msgspec.Struct, frozen=True, gc=False):
@@ -52,8 +59,9 @@ class Index:
     Listing and reading go on in a thread; meanwhile the pages show what is known.
     """
 
-    def __init__(self, store: Callable[[], Store]) -> None:
+    def __init__(self, store: Callable[[], Store], threads: Executor | None = None) -> None:
         self._store = store
+        self._threads = threads
         self.steps: dict[str, Built] = {}
         self._by_name: dict[tuple[str, str, str], list[Built]] = {}
         self._task: asyncio.Task[None] | None = None
@@ -80,7 +88,7 @@ class Index:
 
     async def _read(self) -> None:
         try:
-            await self._read_new(await asyncio.to_thread(self._list))
+            await self._read_new(await self._call(self._list))
             self.error = ""
         except FabricError as error:
             self.error = str(error)
@@ -96,9 +104,12 @@ class Index:
         self.unread = len(new)
         for first in range(0, len(new), AT_ONCE):
             some = new[first : first + AT_ONCE]
-            for built in await asyncio.to_thread(self._briefly, some):
+            for built in await self._call(partial(self._briefly, some)):
                 self._add(built)
             self.unread -= len(some)
+
+    def _call(self, function: Callable[[], T]) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self._threads, function)
 
     def _list(self) -> set[str]:
         used = self._store().used()
@@ -122,11 +133,15 @@ class Index:
 
 
 class StoreReader:
-    """Opens the store when it is first needed.  StoreError if it cannot be read."""
+    """Opens the store when it is first needed.  StoreError if it cannot be read.
+
+    Its threads are its own: a store that hangs stops no other work.
+    """
 
     def __init__(self, open_store: Callable[[], Store]) -> None:
         self._open = open_store
-        self.index = Index(lambda: self.store)
+        self._threads = ThreadPoolExecutor(THREADS, "store")
+        self.index = Index(lambda: self.store, self._threads)
         self._changes: dict[tuple[str, str], tuple[Change, ...]] = {}
         #: key -> (when the store is asked again, its answer)
         self._manifests: dict[str, tuple[float, Manifest | None]] = {}
@@ -135,6 +150,17 @@ class StoreReader:
     def store(self) -> Store:
         return self._open()
 
+    async def call(self, function: Callable[..., T], *arguments: object) -> T:
+        """The result of a function that reads the store.  StoreError also if that takes long."""
+        call = partial(function, *arguments)
+        try:
+            async with asyncio.timeout(LONGEST):
+                return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        except TimeoutError:
+            raise StoreError(
+                f"the artifact store does not answer within {LONGEST:.0f} s; is its server up?"
+            ) from None
+
     async def manifest(self, key: str) -> Manifest | None:
         """The manifest of a step; None if it is not in the store, or damaged.
 
@@ -142,7 +168,7 @@ class StoreReader:
         """
         due, manifest = self._manifests.get(key, (0.0, None))
         if time.monotonic() >= due:
-            manifest, size = await asyncio.to_thread(self._read, key)
+            manifest, size = await self.call(self._read, key)
             self._manifests.pop(key, None)
             while len(self._manifests) >= MANIFESTS:
                 del self._manifests[next(iter(self._manifests))]
@@ -174,7 +200,7 @@ class StoreReader:
         if (old, new) not in self._changes:
             if len(self._changes) >= KEPT:
                 self._changes.clear()
-            self._changes[old, new] = await asyncio.to_thread(compare)
+            self._changes[old, new] = await self.call(compare)
         return self._changes[old, new]
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import ExitStack, asynccontextmanager, suppress
+from typing import Any, cast
 
 import pytest
 import uvicorn
@@ -16,12 +18,14 @@ from test_views import Broker
 from uvicorn.server import ServerState
 
 from fabric import bounds
-from fabric.web import connections
+from fabric.errors import StoreError
+from fabric.web import connections, store
 from fabric.web.attempts import Attempts
 from fabric.web.connections import BoundedProtocol
 from fabric.web.kept import Kept
 from fabric.web.live import LivePages, TooMany
 from fabric.web.paced import AT_ONCE, Paced
+from fabric.web.store import StoreReader
 from fabric.wire.messages import Answer
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -183,6 +187,32 @@ def test_page_with_a_fault_does_not_seem_to_be_up_to_date() -> None:
     asyncio.run(test())
 
 
+# -- a store that hangs --------------------------------------------------------------------
+
+
+def test_store_that_hangs_stops_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "LONGEST", 1.0)
+    released = threading.Event()
+    reader = StoreReader(lambda: cast("Any", None))
+
+    async def test() -> None:
+        async with asyncio.timeout(10.0):
+            calls = [asyncio.create_task(reader.call(released.wait)) for _ in range(100)]
+            await asyncio.sleep(0)
+            assert await asyncio.to_thread(lambda: "read") == "read"
+            assert not any(call.done() for call in calls)
+            for call in calls:
+                with pytest.raises(StoreError, match="does not answer within 1 s"):
+                    await call
+            released.set()
+            assert await reader.call(lambda: "again") == "again"
+
+    try:
+        asyncio.run(test())
+    finally:
+        released.set()
+
+
 # -- what is kept --------------------------------------------------------------------------
 
 
@@ -222,8 +252,6 @@ def test_steps_that_nobody_knows_do_not_fill_the_memory(monkeypatch: pytest.Monk
 
 
 def test_few_costly_views_are_made_at_a_time() -> None:
-    import threading
-
     busy = most = 0
     lock, waits = threading.Lock(), threading.Event()
 
