@@ -57,7 +57,7 @@ class Source(Asks, Protocol):
 class LogAttempt(msgspec.Struct, frozen=True):
     """An attempt at a step."""
 
-    fence: int  # 0: the broker does not know which attempt it was
+    fence: str  # "0": the broker does not know which attempt it was
     state: str  # that of the step, or the result of the attempt: "running", "lost"
     worker: str = ""
     message: str = ""  # how it failed, or what is wrong with it
@@ -67,7 +67,7 @@ class Named(msgspec.Struct, frozen=True):
     """The log of one attempt."""
 
     key: str
-    fence: int  # as in `LogAttempt`
+    fence: int  # 0: as in `LogAttempt`
     name: str  # of the step
     log: str  # its file name
     state: str  # as in `LogAttempt`
@@ -346,14 +346,16 @@ class LogCopies:
         for one in tries.attempts:
             log = known[one.fence].log if one.fence in known else ""
             named = Named(key, one.fence, one.name, log, one.result or "running")
-            attempt = LogAttempt(one.fence, named.state, one.worker, one.message)
+            attempt = LogAttempt(str(one.fence), named.state, one.worker, one.message)
             found[one.fence] = attempt, named
         for info in known.values():
             if info.fence not in found or info.state in ("running", "done"):
-                tried = found[info.fence][0] if info.fence in found else LogAttempt(info.fence, "")
+                tried = (
+                    found[info.fence][0] if info.fence in found else LogAttempt(str(info.fence), "")
+                )
                 named = Named(key, info.fence, info.name, info.log, info.state)
                 found[info.fence] = msgspec.structs.replace(tried, state=info.state), named
-        return sorted(found.values(), key=lambda one: (one[0].state == "running", one[0].fence))
+        return sorted(found.values(), key=lambda one: (one[0].state == "running", one[1].fence))
 
     @contextlib.asynccontextmanager
     async def open(self, key: str, fence: int = 0) -> AsyncIterator[LogCopy]:

@@ -61,7 +61,7 @@ class LogView(View, frozen=True, kw_only=True):
 
     key: str
     name: str  # of the step
-    fence: int  # of the attempt; 0: none has begun, or nothing is known of it
+    fence: str  # of the attempt; "0": none has begun, or nothing is known of it
     state: str  # that of the step, or the result of the attempt: "running", "lost"
     file: str = ""  # name of the file
     size: int = 0  # bytes, as far as known
@@ -122,9 +122,9 @@ async def make(web: Web, values: Mapping[str, str], query: LogQuery) -> LogView:
 
 async def _view(copy: LogCopy, attempts: tuple[LogAttempt, ...], lines: int) -> LogView:
     named = copy.named
-    known = {one.fence: one for one in attempts}
+    known = {int(one.fence): one for one in attempts}
     newest = max(known, default=0)
-    own = known.get(named.fence) or LogAttempt(named.fence, named.state)
+    own = known.get(named.fence) or LogAttempt(str(named.fence), named.state)
     tail: list[str] = []
     if lines:
         with contextlib.suppress(MachineFault):
@@ -135,7 +135,7 @@ async def _view(copy: LogCopy, attempts: tuple[LogAttempt, ...], lines: int) -> 
     return LogView(
         key=named.key,
         name=named.name,
-        fence=named.fence,
+        fence=str(named.fence),
         state=own.state,
         file=named.log,
         size=copy.size,
@@ -152,7 +152,7 @@ async def _view(copy: LogCopy, attempts: tuple[LogAttempt, ...], lines: int) -> 
 async def _waiting(web: Web, key: str) -> LogView:
     """The page of a step whose first attempt has not begun."""
     lines = (await web.farm.query("why", key)).lines
-    return LogView(key=key, name=key[:12], fence=0, state="waiting", message="\n".join(lines))
+    return LogView(key=key, name=key[:12], fence="0", state="waiting", message="\n".join(lines))
 
 
 def _key(values: Mapping[str, str]) -> str:

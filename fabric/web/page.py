@@ -37,7 +37,10 @@ class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of a page: JSON as it is, and the variables of its template."""
+    """The content of a page: JSON as it is, and the variables of its template.
+
+    Numbers of attempts (``fence``) are texts, since JavaScript has only 53 bits for a number.
+    """
 
 
 #: Path parameters, and the query, converted to the page's type.

@@ -76,7 +76,7 @@ class Bar(View, frozen=True, kw_only=True):
     """An attempt, or several short ones of a slot.  Times are seconds."""
 
     key: str  # of the step; of several, of the first
-    fence: int
+    fence: str
     name: str
     kind: str
     worker: str
@@ -254,7 +254,7 @@ class _Drawn(Struct):
         ends = [*(at for _, at in one.phases[1:]), seconds]
         return Bar(
             key=one.key,
-            fence=one.fence,
+            fence=str(one.fence),
             name=one.name,
             kind=one.kind,
             worker=one.worker,

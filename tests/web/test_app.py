@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import html
+import json
 import re
 import time
 from functools import partial
@@ -40,6 +41,7 @@ from fabric.wire.messages import (
 )
 
 KEY = key_of("zlib")
+FENCE = 2**53 + 1
 HOSTILE = "<script>alert(1)</script>\"'&<img src=x onerror=alert(2)>"
 
 
@@ -60,14 +62,14 @@ def full(text: str) -> Broker:
     """A broker whose farm has this text in all places."""
     step = StepState(
         KEY, "failed", name=text, kind="chunk", worker=text, phase=text[:60], message=text,
-        failed_phase=text[:60], failed_command=text, fence=1,
+        failed_phase=text[:60], failed_command=text, fence=FENCE,
     )  # fmt: skip
     running = msgspec.structs.replace(step, state="running")
     info = RequestInfo(
         "r1", text, text, "building", 10.0, total=3, running=1, message=text, failed=1
     )
     attempt = AttemptInfo(
-        KEY, 1, text, "chunk", text, 9.0, 5.0, 1, "failed", text, ((text[:60], 0.0),)
+        KEY, FENCE, text, "chunk", text, 9.0, 5.0, 1, "failed", text, ((text[:60], 0.0),)
     )
     worker = WorkerInfo(text, text, 2, 10.0, 1.0, (running,), "refusing", text, features=(text,))
     update = Update(
@@ -319,6 +321,18 @@ def test_private_page_needs_its_token(tmp_path: Path) -> None:
     assert stranger(app, "/builds", cookie="a=b; =; \x01").status == 403
     away = stranger(app, "//evil.example/?token=right")
     assert away.headers["location"] == "/evil.example/"
+
+
+@pytest.mark.parametrize("address", ["/", "/builds/r1", f"/steps/{KEY}?build=r1", "/workers/x"])
+def test_programs_in_javascript_can_read_all_numbers(tmp_path: Path, address: str) -> None:
+    text = ask(site(full("x"), tmp_path), address, accept="application/json").text
+    assert f'"fence":"{FENCE}"' in text
+    assert json.loads(text, parse_int=lambda digits: assert_small(int(digits)))
+
+
+def assert_small(number: int) -> int:
+    assert abs(number) <= 2**53
+    return number
 
 
 # -- long lists ----------------------------------------------------------------------------

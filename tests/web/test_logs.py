@@ -250,7 +250,7 @@ def test_newer_attempt_is_announced(site: Site) -> None:
     second.prints("hello", b"the second\n")
     newer = until(lambda: info(site, "hello", fence=first["fence"])["newer"])
     answer = site.web.get(newer + "&format=json").json
-    assert answer["fence"] > first["fence"]
+    assert int(answer["fence"]) > int(first["fence"])
     until(lambda: info(site, "hello")["tail"] == ["the second"])
     old = info(site, "hello", fence=first["fence"])
     assert (old["tail"], old["message"]) == (["the first"], "its worker is lost, and may come back")
@@ -261,7 +261,7 @@ def test_step_that_waits_has_a_page(site: Site) -> None:
     site.build("hello")
     until(lambda: get(site, "hello").status == 200)
     page, view = get(site, "hello"), info(site, "hello")
-    assert (view["state"], view["fence"], view["size"]) == ("waiting", 0, 0)
+    assert (view["state"], view["fence"], view["size"]) == ("waiting", "0", 0)
     assert "no worker" in view["message"]
     assert 'data-state="waiting"' in page.text
 

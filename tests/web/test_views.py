@@ -260,7 +260,7 @@ def test_step_has_neighbors_attempts_and_phases() -> None:
     assert (view.name, view.kind, view.state, view.build) == ("curl", "chunk", "failed", "r1")
     assert [(one.name, one.state) for one in view.needs] == [("zlib", "done")]
     assert [(one.name, one.state) for one in view.needed_by] == [("app", "")]
-    assert [row.fence for row in view.attempts] == [2, 1]
+    assert [row.fence for row in view.attempts] == ["2", "1"]
     assert [(one.name, one.seconds) for one in view.attempts[0].phases] == [
         ("fetch", 3.0), ("build", 36.0), ("strip", 1.0),
     ]  # fmt: skip
@@ -314,12 +314,12 @@ def test_worker_page_counts_results() -> None:
     attempts = [tried(result="done"), tried(fence=2, result="fault"), tried(fence=3)]
     info = WorkerInfo("w1", "x86_64", 2, since=90.0, heard=1.0, features=("gpu",))
     view = worker.view("w1", [info], attempts, worker.WorkerQuery(), NOW, NOW)
-    assert [row.fence for row in view.attempts] == [3, 2, 1]
+    assert [row.fence for row in view.attempts] == ["3", "2", "1"]
     assert [(one.state, one.count) for one in view.results] == [
         ("running", 1), ("done", 1), ("fault", 1),
     ]  # fmt: skip
     faults = worker.view("w1", [info], attempts, worker.WorkerQuery(state="fault"), NOW, NOW)
-    assert [row.fence for row in faults.attempts] == [2]
+    assert [row.fence for row in faults.attempts] == ["2"]
     gone = worker.view("w1", [], attempts, worker.WorkerQuery(), NOW, NOW)
     assert gone.worker is None
     with pytest.raises(NotFound, match="the broker knows no such worker"):

@@ -22,7 +22,7 @@ class AttemptRow(View, frozen=True, kw_only=True):
     key: str
     name: str  # of the step
     kind: str
-    fence: int
+    fence: str
     worker: str
     began: datetime
     seconds: float  # how long it took, or has run
@@ -46,7 +46,7 @@ def attempt_row(one: Try, epoch: datetime) -> AttemptRow:
         key=info.key,
         name=info.name,
         kind=info.kind,
-        fence=info.fence,
+        fence=str(info.fence),
         worker=info.worker,
         began=(epoch + timedelta(seconds=one.began)).replace(microsecond=0),
         seconds=info.seconds,

@@ -55,7 +55,7 @@ class StepRow(View, frozen=True, kw_only=True):
     state: State
     worker: str = ""
     phase: str = ""
-    fence: int = 0  # number of its attempt
+    fence: str = "0"  # number of its attempt; "0": none has begun
     began: datetime | None = None  # when its attempt began, if it runs
     expected: float = 0.0  # seconds it took before; 0: unknown
     seconds: float = 0.0  # how long it took, once it has ended
@@ -135,7 +135,7 @@ def step_of(step: StepState, began: datetime | None) -> StepRow:
         state=step.state,
         worker=step.worker,
         phase=step.phase,
-        fence=step.fence,
+        fence=str(step.fence),
         began=began.replace(microsecond=0) if began else None,
         expected=step.expected,
         seconds=step.seconds,
