@@ -332,3 +332,38 @@ def test_secrets_stay_over_deployments(page: Page) -> None:
     # nginx reads it for each request
     assert page.get("/health", page.login)[0] == 200
     assert page.get("/health", before["password"].decode().strip())[0] == 401
+
+
+def test_key_of_another_certificate_is_found_before_deploying(tmp_path: Path) -> None:
+    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    for name in ("one", "two"):
+        files = ["-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", "/CN=x", "-noenc"]
+        subprocess.run([*make, *files], cwd=tmp_path, check=True, capture_output=True)
+    (tmp_path / "chain.pem").write_text(
+        (tmp_path / "one.pem").read_text() + (tmp_path / "two.pem").read_text()
+    )
+    (tmp_path / "none.key").write_text("no key")
+
+    def play(certificate: str, key: str) -> tuple[int, str]:
+        settings = {"WEB_CERTIFICATE": certificate, "WEB_CERTIFICATE_KEY": key}
+        given = {"guest": {"settings": settings}, "definitions_root": str(tmp_path)}
+        command = [BIN / "ansible-playbook", "tests/ansible/playbooks/certificate.yml"]
+        done = subprocess.run(
+            [*command, "-i", "localhost,", "-c", "local", "-e", json.dumps(given)],
+            cwd=ROOT,
+            env={**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_INVENTORY_ENABLED": "host_list"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stdout
+
+    assert play("one.pem", "one.key")[0] == play("chain.pem", "one.key")[0] == 0
+    for certificate, key in (
+        ("one.pem", "two.key"),
+        ("chain.pem", "two.key"),
+        ("one.pem", "none.key"),
+    ):
+        code, said = play(certificate, key)
+        assert code != 0
+        assert f"{tmp_path}/{key} is not the private key of the first certificate in" in said
