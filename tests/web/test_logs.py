@@ -305,7 +305,9 @@ def test_search_in_all_of_a_log(old: Site) -> None:
     found = get(old, "old", "/search", q="LINE 150000 ").json
     offset = LINES.index(b"line 150000 ")
     assert found == {
-        "matches": [{"at": offset, "line": 150_000, "text": "line 150000 of many"}],
+        "matches": [
+            {"at": offset, "line": 150_000, "text": "line 150000 of many", "found": "line 150000 "}
+        ],
         "next": -1,
     }
     assert get(old, "old", "/search", q="LINE 150000 ", case="true").json["matches"] == []

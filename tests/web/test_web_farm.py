@@ -299,6 +299,25 @@ def test_farm_drops_the_oldest_pieces_of_a_slow_follower(farm: Controller) -> No
     run(test())
 
 
+@pytest.mark.bound("WEB_PIECES")
+def test_few_pieces_wait_while_the_loop_is_busy(farm: Controller) -> None:
+    async def test() -> None:
+        worker = builder(farm)
+        async with opened(farm) as client, client.follow(KEY):
+            await asyncio.sleep(0.2)
+            [broker] = client._brokers.values()
+            for n in range(3 * bounds.WEB_PIECES):
+                print_log(worker, 10 * n, b"%9d\n" % n)
+                time.sleep(0.01)  # the loop does not go on
+            deadline = time.monotonic() + 10.0
+            while not broker._pieces or broker._pieces[-1].offset < 10 * n:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            assert len(broker._pieces) == bounds.WEB_PIECES
+
+    run(test())
+
+
 def test_farm_sends_equal_questions_once(farm: Controller, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[bytes] = []
     send = Connection.send
