@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -33,7 +32,7 @@ from fabric.web.lanes import (
 from fabric.web.lanes import critical as critical_attempts
 from fabric.web.page import Page, View, Web
 from fabric.web.pages.build import find
-from fabric.web.pages.facts import OVER, Count, RequestRow, counts, request_row
+from fabric.web.pages.facts import OVER, RESULTS, Count, RequestRow, counts, natural, request_row
 from fabric.wire.messages import RequestInfo
 
 #: Seconds that are worth a word.
@@ -44,8 +43,6 @@ RECENT = 120.0
 LISTED = 50
 #: Points of the curves of load.
 POINTS = 800
-#: Results of attempts, in the order in which they are counted.
-RESULTS = ("running", "done", "failed", "fault", "lost", "refused", "cancelled")
 #: Classes of phases by a part of their names; each has a color.
 KINDS = ("fetch", "configure", "test", "install", "strip", "store")
 
@@ -230,11 +227,6 @@ class TimelineView(View, frozen=True, kw_only=True):
     def ago(self, seconds: float) -> datetime:
         """A moment of the timeline on the clock."""
         return self.began + timedelta(seconds=round(seconds))
-
-
-def _natural(text: str) -> list[tuple[int, str]]:
-    """Sorts worker2 before worker10."""
-    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", text)]
 
 
 class _Drawn(Struct):
@@ -445,7 +437,7 @@ def _lanes(
         lanes.items(), key=lambda lane: -sum(spans[one].ended - spans[one].began for one in lane[1])
     )
     kept = most[: bounds.WEB_LANES]
-    kept.sort(key=lambda lane: (_natural(lane[0][0]), lane[0][1]))
+    kept.sort(key=lambda lane: (natural(lane[0][0]), lane[0][1]))
     return kept, len(most) - len(kept)
 
 

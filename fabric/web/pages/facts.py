@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -27,6 +28,9 @@ OVER = frozenset({"done", "failed", "cancelled"})
 STATES: tuple[State, ...] = (
     "failed", "running", "ready", "waiting", "done", "cached", "cancelled",
 )  # fmt: skip
+
+#: Results of attempts, in the order in which they are counted.
+RESULTS = ("running", "done", "failed", "fault", "lost", "refused", "cancelled")
 
 
 class Part(View, frozen=True, kw_only=True):
@@ -101,6 +105,13 @@ def part(rows: Sequence[T], page: int, size: int = bounds.WEB_ROWS) -> tuple[Seq
         total=len(rows),
     )
     return shown, facts
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Sorts worker2 before worker10."""
+    return [
+        (int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)
+    ]
 
 
 def counts(states: Iterable[str], order: Iterable[str]) -> tuple[Count, ...]:

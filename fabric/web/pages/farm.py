@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import takewhile
@@ -20,6 +19,7 @@ from fabric.web.pages.facts import (
     StepRow,
     before,
     counts,
+    natural,
     part,
     running_of,
 )
@@ -159,13 +159,6 @@ def _queue(requests: Sequence[RequestInfo]) -> list[QueueRow]:
         for requester, infos in live.items()
     ]
     return sorted(rows, key=lambda row: (-row.running - row.waiting, row.requester))
-
-
-def natural(name: str) -> list[tuple[int, str]]:
-    """Sorts worker2 before worker10."""
-    return [
-        (int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)
-    ]
 
 
 async def make(web: Web, _: Mapping[str, str], query: FarmQuery) -> FarmView:

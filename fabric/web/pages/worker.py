@@ -11,11 +11,9 @@ from fabric.web.asks import NotFound
 from fabric.web.attempts import Try
 from fabric.web.page import Page, View, Web
 from fabric.web.pages.attempts import AttemptRow, attempt_row, tries
-from fabric.web.pages.facts import Count, Number, Part, Word, counts, part
+from fabric.web.pages.facts import RESULTS, Count, Number, Part, Word, counts, part
 from fabric.web.pages.farm import WorkerRow, worker_row
 from fabric.wire.messages import WorkerInfo
-
-RESULTS = ("running", "done", "failed", "fault", "lost", "refused", "cancelled")
 
 
 class WorkerQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
