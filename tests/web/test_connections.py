@@ -22,11 +22,12 @@ from fabric.errors import StoreError
 from fabric.web import connections, store
 from fabric.web.attempts import Attempts
 from fabric.web.connections import BoundedProtocol
+from fabric.web.graphs import Graphs
 from fabric.web.kept import Kept
 from fabric.web.live import LivePages, TooMany
 from fabric.web.paced import AT_ONCE, Paced
 from fabric.web.store import StoreReader
-from fabric.wire.messages import Answer
+from fabric.wire.messages import Answer, GraphStep
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -249,6 +250,21 @@ def test_steps_that_nobody_knows_do_not_fill_the_memory(monkeypatch: pytest.Monk
         assert len(attempts._known._values) == 10
 
     asyncio.run(test())
+
+
+@pytest.mark.bound("WEB_STEPS")
+def test_graphs_looked_at_long_ago_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "WEB_STEPS", 3)
+    steps = (GraphStep("a" * 64, "a", "chunk"), GraphStep("b" * 64, "b", "chunk"))
+    broker = Broker(*(Answer("", graph=steps) for _ in range(3)))
+
+    async def test() -> None:
+        graphs = Graphs(broker)
+        for id in ("r1", "r1", "r2", "r1"):
+            await graphs.get(id)
+
+    asyncio.run(test())
+    assert [about for _, about, _ in broker.asked] == ["r1", "r2", "r1"]
 
 
 def test_few_costly_views_are_made_at_a_time() -> None:

@@ -215,6 +215,14 @@ def test_search_ends_in_time_and_goes_on(log: LogFile) -> None:
 
 @pytest.mark.bound("WEB_PATTERN")
 @pytest.mark.bound("WEB_PATTERN_MEMORY")
+def test_compiled_expression_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lower one than the default of RE2."""
+    finder(r"\pL{20}", regex=True)
+    monkeypatch.setattr(bounds, "WEB_PATTERN_MEMORY", 64 * bounds.KIB)
+    with pytest.raises(PatternError, match="pattern too large"):
+        finder(r"\pL{20}", regex=True)
+
+
 @pytest.mark.parametrize(
     ("text", "regex", "error"),
     [
