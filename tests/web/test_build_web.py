@@ -14,9 +14,12 @@ from pathlib import Path
 import pytest
 from initiator_kit import Project
 from network_kit import Farm
+from playwright.sync_api import expect
 from terminals import Terminal
 from waiting import until
-from web_kit import Pages
+from web_kit import Pages, Web
+
+from fabric.commands.shared.web_page import _REDIRECT
 
 WAITS = "echo compiling; while [ ! -e /tmp/go ]; do sleep 0.05; done"
 
@@ -63,6 +66,19 @@ def test_build_is_shown_in_the_browser(project: Project, pages: Pages) -> None:
     out, err = child.communicate()
     assert child.returncode == 0, err
     assert "small is built" in out
+
+
+def test_file_leads_a_browser_to_the_address_with_a_token(pages: Pages, tmp_path: Path) -> None:
+    """As `build --web` opens it; links in chats and mails lead there from elsewhere, too."""
+    web = Web(tmp_path, {})
+    try:
+        file = tmp_path / "build.html"
+        file.write_text(_REDIRECT.format(web.printed))
+        page = pages.open(file.as_uri())
+        expect(page.get_by_role("heading", name="This machine")).to_be_visible()
+        assert page.url == f"{web.url}/"
+    finally:
+        web.kill()
 
 
 def test_page_of_a_build_is_private_and_ends_with_it(project: Project) -> None:

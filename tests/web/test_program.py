@@ -17,11 +17,9 @@ from pathlib import Path
 
 import pytest
 from farm_kit import HOST
-from playwright.sync_api import expect
-from web_kit import Pages, Site, Web
+from web_kit import Site, Web
 
 from fabric import bounds
-from fabric.commands.shared.web_page import _REDIRECT
 from fabric.config import WebSettings
 from fabric.web.program import listen
 
@@ -150,17 +148,6 @@ def test_builds_on_this_machine_are_private(alone: Web) -> None:
         assert "token" not in answer.url
     with opener.open(alone.url + "/builds") as answer:
         assert "No build runs on this machine." in answer.read().decode()
-
-
-def test_file_leads_a_browser_to_the_address_with_a_token(
-    alone: Web, pages: Pages, tmp_path: Path
-) -> None:
-    """As `build --web` opens it; links in chats and mails lead there from elsewhere, too."""
-    file = tmp_path / "build.html"
-    file.write_text(_REDIRECT.format(alone.printed))
-    page = pages.open(file.as_uri())
-    expect(page.get_by_role("heading", name="This machine")).to_be_visible()
-    assert page.url == f"{alone.url}/"
 
 
 def test_page_of_a_farm_is_private(site: Site) -> None:
