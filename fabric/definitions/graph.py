@@ -87,6 +87,7 @@ class Step(msgspec.Struct, frozen=True):
     build_system: str = ""
     mode: Mode = "staging"
     build_only: bool = False  # in no stratum artifact; other strata do not see it
+    seeded: bool = False  # a bootstrap chunk on import chunks: what it is built with stays behind
     prefix: str = "/usr"
     #: ids of the chunks in its staging area, each after its dependencies; they are layered in
     #: this order, and a later one covers an earlier one

@@ -19,13 +19,15 @@ class Least(NamedTuple):
 def least_depends(graph: Graph, step: Step, used: Collection[str]) -> Least:
     """The smallest dependencies of a chunk that uses the staged chunks ``used`` (step ids).
 
-    A chunk that another listed one needs is staged as well, so it is not listed.  If the chunk
-    needs none of other strata, the result is enough in a stratum that build-depends on none.
+    A chunk that another listed one needs is staged as well, so it is not listed, unless the other
+    one leaves it behind.  If the chunk needs none of other strata, the result is enough in a
+    stratum that build-depends on none.
     """
     own = f"stratum:{_stratum(step)}"
     mine = set(graph[own].depends)
     needed = [one for one in step.staged if one in used]
-    below = {under for one in needed for under in graph[one].staged}
+    through = [one for one in needed if step.seeded or not graph[one].seeded]
+    below = {under for one in through for under in graph[one].staged}
     covered = below.union(needed).intersection(step.staged)
     listed = [one for one in needed if one not in below]
     if mine.issuperset(listed):  # without an entry, the stratum's own list would apply

@@ -233,6 +233,7 @@ class StagingPlanner:
             build_system=spec.build_system,
             mode="staging" if chunk.id in self.seeded else spec.mode,
             build_only=spec.build_only,
+            seeded=chunk.id in self.seeded,
             prefix=spec.prefix,
             staged=staged,
             path_prefixes=path_prefixes,

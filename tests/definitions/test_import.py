@@ -8,6 +8,7 @@ from definitions_kit import DEFAULTS, check_order, loaded, mistakes, named, smal
 from fabric.definitions.describe import tree
 from fabric.definitions.environment import environment
 from fabric.definitions.keys import cache_keys
+from fabric.definitions.least_depends import least_depends
 
 IMPORT = "build-mode: import"
 TOOLS = f"{IMPORT}\nbuild-only: true\nprefix: /tools"
@@ -159,6 +160,18 @@ def test_bootstrap_chunk_on_an_import_chunk_is_built_with_it() -> None:
     assert cache_keys(graph, trees, "one") == cache_keys(graph, trees, "two")
     changed = trees | {seed.id: "other"}
     assert cache_keys(graph, trees, "")[make.id] != cache_keys(graph, changed, "")[make.id]
+
+
+def test_least_depends_names_what_a_seeded_chunk_leaves_behind() -> None:
+    files = stages()
+    files["strata/low.morph"] = files["strata/low.morph"].replace(
+        "build-depends: [stage2]", "build-depends: [stage1, stage2]"
+    )
+    graph = loaded(files)
+    libc, stage1, stage2 = (named(graph, name) for name in ("libc", "stage1", "stage2"))
+    assert libc.staged == (stage1.id, stage2.id)
+    assert least_depends(graph, libc, libc.staged).build_depends == ["stage1", "stage2"]
+    assert least_depends(graph, stage2, stage2.staged).build_depends == ["stage1"]
 
 
 def test_bootstrap_chunk_on_others_than_import_chunks_needs_the_machine() -> None:

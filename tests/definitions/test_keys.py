@@ -100,6 +100,7 @@ SAME: dict[str, Callable[[Graph], Graph]] = {
     "where": lambda graph: with_step(graph, "a", where="x:1", unpetrify_ref="master"),
     "warnings": lambda graph: replace(graph, warnings=()),
     "build-only": lambda graph: with_step(graph, "b", build_only=True),
+    "seeded": lambda graph: with_step(graph, "b", seeded=True),
 }
 
 
@@ -122,7 +123,7 @@ def test_keys_tests_know_every_field() -> None:
         *("id", "kind", "name", "artifacts", "depends", "morph", "description", "strata"),
         *("source_name", "repo", "ref", "build_system", "mode", "prefix", "staged"),
         *("path_prefixes", "recipe", "in_system", "lists", "contents", "where", "unpetrify_ref"),
-        "build_only",
+        *("build_only", "seeded"),
     }
     recipe = set(Recipe.__struct_fields__)
     assert recipe == {
