@@ -9,7 +9,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from fabric import bounds
 
 #: Seconds that a client has to send the head of a request, and to read what waits for it.
-SEND = 10.0
+SEND = 30.0
 READ = 60.0
 
 

@@ -347,7 +347,7 @@ def test_key_of_another_certificate_is_found_before_deploying(tmp_path: Path) ->
     def play(certificate: str, key: str) -> tuple[int, str]:
         settings = {"WEB_CERTIFICATE": certificate, "WEB_CERTIFICATE_KEY": key}
         given = {"guest": {"settings": settings}, "definitions_root": str(tmp_path)}
-        command = [BIN / "ansible-playbook", "tests/ansible/playbooks/certificate.yml"]
+        command = [str(BIN / "ansible-playbook"), "tests/ansible/playbooks/certificate.yml"]
         done = subprocess.run(
             [*command, "-i", "localhost,", "-c", "local", "-e", json.dumps(given)],
             cwd=ROOT,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.cookiejar
+import io
 import json
 import subprocess
 import sys
@@ -19,7 +20,8 @@ from terminals import Terminal
 from waiting import until
 from web_kit import Pages, Web
 
-from fabric.commands.shared.web_page import _REDIRECT
+from fabric.client.render import PlainScreen
+from fabric.commands.shared.web_page import _REDIRECT, WebPage
 
 WAITS = "echo compiling; while [ ! -e /tmp/go ]; do sleep 0.05; done"
 
@@ -114,6 +116,26 @@ def test_at_a_terminal_the_page_stays_until_enter(project: Project) -> None:
         assert terminal.ends() == 3
     finally:
         terminal.close()
+
+
+def test_page_that_starts_after_the_end_of_its_build_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    late = "import time; time.sleep(1); print('http://127.0.0.1:1/?token=x', flush=True); input()"
+    terminal = io.StringIO("\n")
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdin", terminal)
+    monkeypatch.setattr("fabric.commands.shared.web_page.is_terminal", lambda _: True)
+    command = [sys.executable, "-c", late]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        page = WebPage(child, tmp_path)
+        page.show("r1", PlainScreen())
+        page.stay()
+        child.terminate()
+    assert capfd.readouterr().out.splitlines() == [
+        "web page: http://127.0.0.1:1/builds/r1?token=x",
+        "The web page stays until you press Enter.",
+    ]
 
 
 @pytest.mark.slow

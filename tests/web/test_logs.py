@@ -260,9 +260,9 @@ def test_newer_attempt_is_announced(site: Site) -> None:
 def test_step_that_waits_has_a_page(site: Site) -> None:
     site.build("hello")
     until(lambda: get(site, "hello").status == 200)
+    until(lambda: "no worker" in info(site, "hello")["message"])
     page, view = get(site, "hello"), info(site, "hello")
     assert (view["state"], view["fence"], view["size"]) == ("waiting", "0", 0)
-    assert "no worker" in view["message"]
     assert 'data-state="waiting"' in page.text
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import subprocess
 import sys
 import webbrowser
@@ -18,8 +19,8 @@ from fabric.config import Settings, WebSettings, variable
 from fabric.errors import FabricError
 from fabric.host.terminal import is_terminal
 
-#: Seconds that fabric-web has to end.
-_GRACE = 5.0
+#: Seconds that fabric-web has to start, once its build has ended, and to end.
+_START, _GRACE = 30.0, 5.0
 #: The file of fabric-web's standard error.
 _ERRORS = "web.err"
 #: A page of a private folder that leads to another: the address has a token, and others can read
@@ -37,6 +38,7 @@ class WebPage:
         self._output = child.stdout.fileno()
         os.set_blocking(self._output, False)
         self._printed = b""
+        self._request = ""  # the last build
         self._opened = ""  # the build whose page was reported
         self._failed = False
 
@@ -51,6 +53,7 @@ class WebPage:
 
     def show(self, request: str, screen: Screen) -> None:
         """Report the address of a build once it is known, and open it.  Never waits."""
+        self._request = request
         if self._child.poll() is not None:
             if not self._failed:
                 self._failed = True
@@ -67,16 +70,22 @@ class WebPage:
 
     def stay(self) -> None:
         """Wait until the user at the terminal presses Enter or Ctrl-C, if there is one."""
-        if (
-            not self._opened
-            or self._failed
-            or not is_terminal(sys.stdout)
-            or not sys.stdin.isatty()
-        ):
+        if self._failed or not is_terminal(sys.stdout) or not sys.stdin.isatty():
             return
-        print("The web page stays until you press Enter.", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
-            sys.stdin.readline()
+            if self._request and not self._opened:
+                self._await_start()
+            if self._opened:
+                print("The web page stays until you press Enter.", flush=True)
+                sys.stdin.readline()
+
+    def _await_start(self) -> None:
+        """Report the page of a build that ended before fabric-web had started."""
+        select.select([self._output], [], [], _START)
+        if address := self._address(self._request):
+            self._opened = self._request
+            print(f"web page: {address}", flush=True)
+            self._open(address)
 
     def _address(self, request: str) -> str:
         """The address of the page of a build; "" if fabric-web has not started yet."""
