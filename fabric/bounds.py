@@ -812,6 +812,37 @@ WEB_MANIFESTS = _bound(
     "it does not list those that were used longest ago",
 )
 
+# -- bills of materials ----------------------------------------------------------------------
+
+SBOM_COMPONENTS = _bound(
+    "SBOM_COMPONENTS",
+    20_000,
+    "components",
+    "chunks and packages in the SBOM of a system",
+    "no SBOM is made",
+)
+SBOM_LICENSE = _bound(
+    "SBOM_LICENSE",
+    4 * KIB,
+    "bytes",
+    "a license expression that is found in a source",
+    "the SBOM has no license for it, and names the files that speak of licenses",
+)
+SBOM_TEXT = _bound(
+    "SBOM_TEXT",
+    1 * MIB,
+    "bytes",
+    "a file that is read to find a license",
+    "it is named, and not read",
+)
+SBOM_TEXTS = _bound(
+    "SBOM_TEXTS",
+    64,
+    "files",
+    "files of a source that are read to find its license",
+    "the SBOM has no license for it, and names these files",
+)
+
 
 def _in_words(bound: Bound) -> str:
     if bound.unit == "bytes":

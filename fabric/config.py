@@ -101,6 +101,11 @@ class Building(Shared, frozen=True, kw_only=True):
         return self.cache_dir / "work"
 
     @property
+    def sbom_dir(self) -> Path:
+        """What SBOMs found of chunks (`fabric.sbom.built`)."""
+        return self.cache_dir / "sbom"
+
+    @property
     def host_tools_file(self) -> Path:
         """File with digests of this machine's tools."""
         return self.cache_dir / "host-tools.json"

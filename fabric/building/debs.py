@@ -36,7 +36,7 @@ TABLE = "packages.tsv"
 #: A line of it: name, version, architecture, SHA-256, size, file name.
 _LINE = re.compile(r"(?:[^\t]+\t){5}([a-z0-9][A-Za-z0-9.+~%_-]*\.deb)")
 #: What readers of damaged or malicious packages raise.
-_ERRORS = (
+ERRORS = (
     tarfile.TarError,
     zstandard.ZstdError,
     lzma.LZMAError,
@@ -140,14 +140,14 @@ class _Package:
     def unpack(self, file: BinaryIO, check: Callable[[], None]) -> None:
         """Unpack all its files.  BuildFailed if that cannot be done."""
         try:
-            members = _members(file)
+            members = members_of(file)
             for info in members:
                 check()
                 self._member = info.name
                 entry = self._entry(info)
                 if entry is not None:
                     self._put(entry, members.contents(info))
-        except _ERRORS as error:
+        except ERRORS as error:
             raise self._failed(error) from None
 
     def _failed(self, error: Exception) -> BuildFailed:
@@ -236,8 +236,8 @@ class _TarMember(TarEntry):
             raise EOFError("it ends early") from None
 
 
-class _Members:
-    """The members of a package's archive of files, each read before the next one."""
+class Members:
+    """The members of an archive in a package, each read before the next one."""
 
     def __init__(self, data: IO[bytes]) -> None:
         self._tar = tarfile.open(  # noqa: SIM115 - it ends with the file
@@ -261,8 +261,11 @@ class _Members:
             yield piece
 
 
-def _members(file: BinaryIO) -> _Members:
-    """The archive of the files of a package.  ValueError or EOFError if there is none."""
+def members_of(file: BinaryIO, which: bytes = b"data.tar") -> Members:
+    """The archive of the files of a package, or of what it says of itself (``control.tar``).
+
+    One of `ERRORS` if there is none, or it is damaged, here and while it is read.
+    """
     if file.read(8) != b"!<arch>\n":
         raise ValueError("it is not a Debian package")
     for number in range(bounds.DEB_MEMBERS):
@@ -277,10 +280,10 @@ def _members(file: BinaryIO) -> _Members:
             version = part.read(4)
             if name != b"debian-binary" or version[:2] != b"2.":
                 raise ValueError("it is not a Debian package of version 2")
-        elif name.startswith(b"data.tar"):
-            return _Members(_plain(name[8:], io.BufferedReader(part, _CHUNK)))
+        elif name.startswith(which):
+            return Members(_plain(name[len(which) :], io.BufferedReader(part, _CHUNK)))
         part.skip()
-    raise ValueError(f"none of its first {bounds.DEB_MEMBERS} members has files")
+    raise ValueError(f"none of its first {bounds.DEB_MEMBERS} members is {which.decode()}")
 
 
 class _Part(io.RawIOBase):

@@ -62,6 +62,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     # Local files first: a user who cannot delete in the store may still want room on their disk.
     report.add("copies", store.copies.gc(age, dry_run=dry).bytes)
     report.add("logs", _gc_logs(settings.state_dir / "logs", age, dry_run=dry))
+    report.add("sbom facts", _gc_facts(settings.sbom_dir, age, dry_run=dry))
     report.add("orders", builds.prune(age, dry_run=dry))
     sources = open_sources(settings)
     with Workspace(settings.work_dir, store, sources, sweep=False) as workspace:
@@ -128,4 +129,16 @@ def _gc_logs(folder: Path, age: float, *, dry_run: bool) -> int:
                 tally.add(log)
                 if not dry_run:
                     clear(log)
+    return tally.bytes
+
+
+def _gc_facts(folder: Path, age: float, *, dry_run: bool) -> int:
+    """Remove what SBOMs found of chunks, unless used lately; returns how many bytes that frees."""
+    tally = Tally()
+    for file in folder.glob("*"):
+        with suppress(FileNotFoundError):
+            if time.time() - file.stat().st_mtime > age:
+                tally.add(file)
+                if not dry_run:
+                    clear(file)
     return tally.bytes

@@ -168,7 +168,7 @@ CASES = [
     Case("no size", sized("-1"), ": it is not a Debian package"),
     Case("size of no number", sized("1_0"), ": it is not a Debian package"),
     Case("size past the end", sized("9999999999"), ": it ends early"),
-    Case("only control", ar(BINARY, *[CONTROL] * 20), ": none of its first 16 members has files"),
+    Case("only control", ar(BINARY, *[CONTROL] * 20), ": none of its first 16 members is data.tar"),
     Case(
         "packed otherwise",
         ar(BINARY, CONTROL, ("data.tar.lz4", b"x")),

@@ -103,6 +103,10 @@ class Lorry:
     exclude: tuple[str, ...] = ()
     architecture: str = ""
     python: str = ""
+    license: str = ""  # this and the next three are for SBOMs
+    purl: str = ""
+    cpe: str = ""
+    supplier: str = ""
     others: Lorries | None = field(default=None, compare=False, repr=False)
 
     @property

@@ -14,7 +14,7 @@ import msgspec
 from fabric import bounds
 from fabric.definitions.fields import Fields, kind_of, listing
 from fabric.definitions.located_yaml import Map
-from fabric.errors import suggest
+from fabric.errors import in_line, suggest
 from fabric.trove.sources.aliases import is_git_url
 from fabric.trove.sources.lock_files import DEBIAN_ARCHITECTURE, DEBIAN_NAME, TREE
 
@@ -108,6 +108,22 @@ def _patches(fields: Fields, entry: Map, key: str, name: str) -> None:
             seen.add(one)
 
 
+def _license(fields: Fields, entry: Map, key: str, name: str) -> None:
+    value = fields.text(entry, key, name)
+    if not value:
+        return
+    from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
+
+    try:
+        proper = canonicalize_license_expression(value)
+    except InvalidLicenseExpression as error:
+        wrong = f"{key!r} must be an SPDX license expression: {str(error) or 'not one'}"
+        fields.report(entry.lines[key], f"{name}: {in_line(wrong)}")
+    else:
+        if proper != value:
+            fields.report(entry.lines[key], f"{name}: {key!r}: write it as SPDX does: {proper}")
+
+
 def _git_url(fields: Fields, entry: Map, key: str, name: str) -> None:
     value = fields.text(entry, key, name)
     if value and not is_git_url(value):
@@ -138,12 +154,28 @@ _inner = _Text(
     "a path like src/thing-*.tar.gz, without .. and spaces",
 )
 _lorry = _Text(r"[a-z0-9A-Z_+~][0-9A-Za-z_+.~:/-]*", "the name of a lorry")
-_URL_COMPONENT: dict[str, _Check] = {"url": _url, "sha256": _sha256, "inner": _inner}
+SUPPLIER = _Text(r"[^<>]+ <(?:https?://[^<>\s]+|[^<>\s@]+@[^<>\s@]+)>", "like NAME <EMAIL or URL>")
+#: Fields of every lorry that an SBOM takes over (`fabric.sbom`).  They change no import.
+ABOUT: dict[str, _Check] = {
+    "license": _license,
+    "purl": _Text(
+        r"pkg:[a-z][a-z0-9.+-]*(?:/[A-Za-z0-9._~%+:-]+)+(?:@[A-Za-z0-9._~%+:-]+)?"
+        r"(?:\?[A-Za-z0-9._~%+:/,=&-]+)?(?:#[A-Za-z0-9._~%+/-]+)?",
+        "a package URL like pkg:github/madler/zlib",
+    ),
+    "cpe": _Text(
+        r"[a-z0-9._+-]+:[a-z0-9._+-]+", "like VENDOR:PRODUCT, as the CPE dictionary has them"
+    ),
+    "supplier": SUPPLIER,
+}
+_URL_COMPONENT: dict[str, _Check] = {
+    **{"url": _url, "sha256": _sha256, "inner": _inner, "version": _version},
+    **ABOUT,
+}
 _LORRY_COMPONENT: dict[str, _Check] = {"lorry": _lorry}
 
-#: type -> (required fields, optional ones), each with its check.  Fields that an update fills in
-#: are optional.
-TYPES: dict[str, tuple[dict[str, _Check], dict[str, _Check]]] = {
+#: As `TYPES`, without the fields that all have.
+_OWN: dict[str, tuple[dict[str, _Check], dict[str, _Check]]] = {
     "git": ({"url": _git_url}, {}),
     "tarball": (
         {"url": _url, "version": _version},
@@ -187,6 +219,10 @@ TYPES: dict[str, tuple[dict[str, _Check], dict[str, _Check]]] = {
     ),
 }
 
+#: type -> (required fields, optional ones), each with its check.  Fields that an update fills in
+#: are optional.
+TYPES = {kind: (required, optional | ABOUT) for kind, (required, optional) in _OWN.items()}
+
 _SET = {
     "version": "any name for this set of packages",
     "ref": "the branch that an import makes; default: the version, with `_` for `~`",
@@ -216,6 +252,13 @@ MEANINGS = {
     " `git apply`",
     "debian-patches": "`true`: apply Debian's own patches first (source format `3.0 (quilt)`)",
     "debian-sha256": "the digest of the archive of Debian's patches, `*.debian.tar.*`",
+    "license": "the SPDX license expression of what is imported, for the SBOM",
+    "purl": "upstream's package URL, for the SBOM; the version is added; default: `pkg:deb` for"
+    " Debian's packages, `pkg:pypi` for Python's, else `pkg:generic`",
+    "cpe": "vendor and product, as `zlib:zlib`, for the SBOM; the version is added",
+    "supplier": "who supplies it, as `NAME <EMAIL or URL>`, for the SBOM; default: Debian for its"
+    " packages and sources, else unknown",
+    "component.version": "upstream's version, for the SBOM",
     "component.url": "where the archive is, as for `tarball`",
     "component.sha256": "the digest of the archive",
     "component.inner": "as above",

@@ -23,6 +23,11 @@ class Component(msgspec.Struct, frozen=True):
     sha256: Digest | None = None
     inner: str = ""
     lorry: str = ""
+    version: str = ""  # this and the next four are for SBOMs
+    license: str = ""
+    purl: str = ""
+    cpe: str = ""
+    supplier: str = ""
 
 
 class Patch(msgspec.Struct, frozen=True):

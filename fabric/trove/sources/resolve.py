@@ -17,9 +17,10 @@ With a farm's trove (`fabric.trove.sources.farm_refs`), missing sources are firs
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -330,6 +331,34 @@ class Sources:
         from fabric.trove.sources.changes import changes
 
         return changes(self._repositories.holding(source), since, source.tree)
+
+    def files(
+        self, source: Source, choose: Callable[[str], bool]
+    ) -> Iterator[tuple[str, int, Iterator[bytes]]]:
+        """Path, size in bytes and content of the files of a source that ``choose`` takes.
+
+        Each content is read before the next one, or skipped.  Links are left out.  SourceError if
+        the tree cannot be read.
+        """
+        from fabric.trove.sources.cat_file import CatFile
+        from fabric.trove.sources.git_process import entries
+
+        repository = self._repositories.holding(source).path
+        chosen = [
+            (path, object)
+            for mode, object, raw in entries(repository, source.tree)
+            if mode.startswith(b"100") and choose(path := os.fsdecode(raw))
+        ]
+        with CatFile(repository) as git:
+            for path, object in chosen:
+                git.request(object)
+                kind, size = git.header()
+                if kind != b"blob":
+                    why = f"{path} of {source.tree} cannot be read"
+                    raise DamagedRepositoryError(repository, why)
+                pieces = git.pieces(size)
+                yield path, size, pieces
+                deque(pieces, maxlen=0)
 
     # -- the farm's trove --------------------------------------------------------------------
 

@@ -1,0 +1,137 @@
+"""Makes the bill of materials of a system, and writes it in a format."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fabric.commands.shared.plans import healing, open_graph, open_plan
+from fabric.config import Settings
+from fabric.errors import FabricError, command, in_line
+from fabric.host.files import write_whole
+from fabric.host.terminal import progress
+from fabric.trove.sources.lorry_fields import SUPPLIER
+
+if TYPE_CHECKING:
+    from fabric.sbom.bill import Bill, Party
+
+#: Format -> the module of `fabric.sbom` that writes it.
+FORMATS = {"spdx-json": "spdx3", "spdx-2.3-json": "spdx2", "cyclonedx-json": "cyclonedx"}
+#: The end of the year 9999: later times have no form in the formats.
+_LATEST = 253402300799
+
+
+def add_author(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--author",
+        metavar="PARTY",
+        help="who makes the system and its SBOM: 'NAME <EMAIL or URL>'",
+    )
+
+
+def author_of(text: str | None) -> Party | None:
+    """The party of ``--author``.  FabricError if it is none."""
+    from fabric.sbom.bill import Party
+
+    if text and not SUPPLIER.fits(text):
+        raise FabricError(f"--author {in_line(text)}: write it {SUPPLIER.meaning}")
+    return Party.parse(text or "")
+
+
+def require_libraries() -> None:
+    """FabricError if a library that SBOMs need is not installed."""
+    try:
+        for name in ("licenseclassifier", "packageurl", "license_expression"):
+            importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise FabricError(
+            f"an SBOM needs {error.name}, which is not installed: pip install 'distbuild[sbom]'"
+        ) from None
+
+
+def planned_bill(settings: Settings, system: str, author: str | None, *, locked: bool) -> Bill:
+    """The bill of a system as its definitions describe it; no repository is accessed."""
+    require_libraries()
+    from fabric.sbom.collect import collect
+
+    project, graph = open_graph(settings, system)
+    if locked:
+        project.require_pins(graph)
+    return collect(
+        graph,
+        project.sources.lorries,
+        tool=version(),
+        created=created(),
+        author=author_of(author),
+    )
+
+
+def built_bill(settings: Settings, system: str, author: str | None, *, locked: bool) -> Bill:
+    """The bill of a system that is built.  FabricError if it is not."""
+    require_libraries()
+    from fabric.sbom.built import Finder
+    from fabric.sbom.collect import collect
+
+    party, time = author_of(author), created()
+    project, plan = open_plan(settings, system, [], locked=locked)
+    with healing(project, plan):
+        manifest = project.store.manifest(plan.keys[plan.graph.root.id])
+        if manifest is None:
+            raise FabricError(
+                f"{plan.graph.system}: not built yet with these inputs; run:"
+                f" {command('build', system)}; or see what its definitions say:"
+                f" {command('sbom', system, '--planned')}"
+            )
+        project.store.use([manifest.key])
+        finder = Finder(project.store, project.sources, settings.sbom_dir, progress)
+        return collect(
+            plan.graph,
+            project.sources.lorries,
+            tool=version(),
+            created=time,
+            author=party,
+            built=finder.built(plan, manifest),
+        )
+
+
+def written(bill: Bill, form: str) -> bytes:
+    """The bill in a format of `FORMATS`."""
+    try:
+        module = importlib.import_module(f"fabric.sbom.{FORMATS[form]}")
+    except ModuleNotFoundError as error:
+        raise FabricError(
+            f"{form} needs {error.name}, which is not installed: pip install 'distbuild[sbom]'"
+        ) from None
+    document = module.write(bill)
+    assert isinstance(document, bytes)
+    return document
+
+
+def save(document: bytes, to: Path) -> None:
+    """Write a document to a file, whole.  FabricError if that fails."""
+    try:
+        write_whole(to, document, mode=0o644)
+    except OSError as error:
+        raise FabricError(f"{to}: the SBOM cannot be written: {error.strerror}") from error
+
+
+def created() -> int:
+    """The time of an SBOM: that in SOURCE_DATE_EPOCH, else 1970.  FabricError if it is no time."""
+    text = os.environ.get("SOURCE_DATE_EPOCH", "") or "0"
+    if not re.fullmatch("[0-9]{1,12}", text) or int(text) > _LATEST:
+        raise FabricError(
+            f"SOURCE_DATE_EPOCH is {in_line(text)!r}, and must be seconds since 1970, as"
+            " `git log -1 --format=%ct` prints them"
+        )
+    return int(text)
+
+
+def version() -> str:
+    """The version of this program."""
+    from importlib.metadata import version as of
+
+    return of("distbuild")

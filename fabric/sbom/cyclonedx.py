@@ -1,0 +1,204 @@
+"""Writes a bill of materials as CycloneDX 1.6, in JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from uuid import UUID
+
+from cyclonedx.model import (
+    ExternalReference,
+    ExternalReferenceType,
+    HashAlgorithm,
+    HashType,
+    Property,
+    XsUri,
+)
+from cyclonedx.model import component as model
+from cyclonedx.model.bom import Bom, BomMetaData
+from cyclonedx.model.bom_ref import BomRef
+from cyclonedx.model.component import (
+    Commit,
+    ComponentScope,
+    ComponentType,
+    Diff,
+    PatchClassification,
+    Pedigree,
+)
+from cyclonedx.model.contact import OrganizationalContact, OrganizationalEntity
+from cyclonedx.model.dependency import Dependency
+from cyclonedx.model.license import LicenseAcknowledgement, LicenseExpression
+from cyclonedx.model.lifecycle import LifecyclePhase, PredefinedLifecycle
+from cyclonedx.output.json import JsonV1Dot6
+from packageurl import PackageURL
+
+from fabric.sbom.bill import Archive, Bill, Component, Download, Party
+
+_Kind = ExternalReferenceType
+
+
+def write(bill: Bill) -> bytes:
+    """The document."""
+    root = _system(bill)
+    phase = LifecyclePhase.BUILD if bill.complete else LifecyclePhase.DESIGN
+    entity = _entity(bill.author)
+    bom = Bom(
+        serial_number=UUID(bill.namespace),
+        metadata=BomMetaData(
+            timestamp=datetime.fromtimestamp(bill.created, UTC),
+            component=root,
+            manufacturer=entity,
+            supplier=entity,
+            lifecycles=[PredefinedLifecycle(phase)],
+        ),
+        components=[_component(one, bill) for one in bill.components],
+        dependencies=_dependencies(bill),
+    )
+    bom.metadata.tools.components.add(
+        model.Component(
+            name="distbuild", version=bill.tool, type=ComponentType.APPLICATION, bom_ref="tool"
+        )
+    )
+    data = json.loads(JsonV1Dot6(bom).output_as_string())
+    return json.dumps(data, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def _entity(party: Party | None) -> OrganizationalEntity | None:
+    if party is None:
+        return None
+    if party.is_email:
+        contact = OrganizationalContact(name=party.name, email=party.contact)
+        return OrganizationalEntity(name=party.name, contacts=[contact])
+    return OrganizationalEntity(
+        name=party.name, urls=[XsUri(party.contact)] if party.contact else None
+    )
+
+
+def _system(bill: Bill) -> model.Component:
+    archives = [bill.archive] if bill.archive else []
+    return model.Component(
+        name=bill.system,
+        version=bill.version,
+        type=ComponentType.OPERATING_SYSTEM,
+        bom_ref="system",
+        description=bill.description or None,
+        supplier=_entity(bill.author),
+        manufacturer=_entity(bill.author),
+        licenses=_licenses(bill.license, ""),
+        hashes=_hashes(*archives[:1]) if archives else None,
+        external_references=[_reference(_Kind.DISTRIBUTION, one) for one in archives],
+        properties=_properties(archives),
+    )
+
+
+def _component(one: Component, bill: Bill) -> model.Component:
+    delivered: tuple[Archive | Download, ...] = (
+        one.downloads
+        if one.kind == "package"
+        else (bill.by_ref[one.within] if one.within else one).archives
+    )
+    references = [_reference(_Kind.DISTRIBUTION, file) for file in delivered]
+    if one.kind != "package":
+        references += [_reference(_Kind.SOURCE_DISTRIBUTION, file) for file in one.downloads]
+    if one.repository:
+        references.append(ExternalReference(type=_Kind.VCS, url=XsUri(one.repository)))
+    entity = _entity(one.supplier)
+    return model.Component(
+        name=one.name,
+        version=one.version or None,
+        type=ComponentType.LIBRARY,
+        bom_ref=one.ref,
+        purl=PackageURL.from_string(one.purl) if one.purl else None,
+        cpe=one.cpe or None,
+        scope=None if one.in_image else ComponentScope.EXCLUDED,
+        supplier=entity,
+        manufacturer=entity,
+        licenses=_licenses(one.license, one.found_license),
+        hashes=_hashes(delivered[0]) if len(delivered) == 1 else None,
+        external_references=references,
+        pedigree=_pedigree(one),
+        properties=[*_properties(delivered), *_more(one)],
+    )
+
+
+def _licenses(concluded: str, declared: str) -> list[LicenseExpression]:
+    """One expression: CycloneDX has room for no more."""
+    if concluded:
+        acknowledged = LicenseAcknowledgement.CONCLUDED
+        return [LicenseExpression(concluded, acknowledgement=acknowledged)]
+    if declared:
+        acknowledged = LicenseAcknowledgement.DECLARED
+        return [LicenseExpression(declared, acknowledgement=acknowledged)]
+    return []
+
+
+def _hashes(file: Archive | Download) -> list[HashType]:
+    pairs = ((HashAlgorithm.SHA_256, file.sha256), (HashAlgorithm.SHA_512, file.sha512))
+    return [HashType(alg=algorithm, content=value) for algorithm, value in pairs if value]
+
+
+def _reference(kind: ExternalReferenceType, file: Archive | Download) -> ExternalReference:
+    """A reference to a file; without a URL, by its digest."""
+    url = file.url if isinstance(file, Download) else ""
+    return ExternalReference(
+        type=kind,
+        url=XsUri(url or f"urn:sha256:{file.sha256}"),
+        comment=file.name,
+        hashes=_hashes(file),
+    )
+
+
+def _pedigree(one: Component) -> Pedigree | None:
+    patches = [
+        model.Patch(
+            type=PatchClassification.UNOFFICIAL,
+            diff=Diff(url=XsUri(f"{patch.path}#sha256={patch.sha256}")),
+        )
+        for patch in one.patches
+    ]
+    commits = [Commit(uid=one.commit)] if one.commit else []
+    notes = "\n".join(one.remarks)
+    if not patches and not commits and not notes:
+        return None
+    return Pedigree(patches=patches, commits=commits, notes=notes or None)
+
+
+def _properties(files: Iterable[Archive | Download]) -> list[Property]:
+    """What TR-03183-2 wants to know of the files in which a component is delivered."""
+    names = sorted(file.name for file in files)
+    if not names:
+        return []
+    kinds = {
+        "archive": "archive",
+        "executable": "non-executable",
+        "structured": "structured",
+    }
+    return [
+        *(Property(name="bsi:component:filename", value=name) for name in names),
+        *(Property(name=f"bsi:component:{key}", value=value) for key, value in kinds.items()),
+    ]
+
+
+def _more(one: Component) -> Iterator[Property]:
+    if one.origin:
+        yield Property(name="distbuild:source-package", value=one.origin)
+    if not one.found_license:
+        for file in one.license_files:
+            yield Property(name="distbuild:license-file", value=file)
+
+
+def _dependencies(bill: Bill) -> list[Dependency]:
+    """For the system, its chunks; for a chunk, what it was built with and what it contains."""
+    refs = {ref: BomRef(ref) for ref in ("system", *bill.by_ref)}
+    below: dict[str, set[str]] = {ref: set() for ref in refs}
+    for one in bill.components:
+        below[one.ref].update(one.needs)
+        if one.within:
+            below[one.within].add(one.ref)
+        elif one.in_image:
+            below["system"].add(one.ref)
+    return [
+        Dependency(refs[ref], dependencies=[Dependency(refs[other]) for other in others])
+        for ref, others in below.items()
+    ]
