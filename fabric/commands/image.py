@@ -17,6 +17,7 @@ from fabric.building.image_manifest import read_manifest
 from fabric.client.project import Project
 from fabric.client.render import size
 from fabric.commands.shared.arguments import add_json, add_locked
+from fabric.commands.shared.bills import add_author, built_bill, save, written
 from fabric.commands.shared.output import print_json
 from fabric.commands.shared.plans import healing, open_built
 from fabric.commands.shared.signals import interrupt_on_signals
@@ -59,6 +60,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--kernel-args", default="", metavar="ARGS", help="append these to the kernel command line")
     add("--force", action="store_true", help="replace an existing FILE")
+    add(
+        "--sbom",
+        metavar="FILE",
+        type=Path,
+        help="write the system's SBOM beside: *.cdx.json is CycloneDX, else SPDX 3; files that"
+        " other options add are not in it",
+    )
+    add_author(parser)
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
@@ -72,12 +81,14 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         files[f"/{path.strip('/')}"] = _inner(
             _archive(settings, system, locked=options.locked), path
         )
-    to = Path(options.to)
-    if not to.parent.is_dir():
-        raise FabricError(f"{to.parent}: no such directory")
+    to, sbom = Path(options.to), options.sbom
+    for file in (to, sbom):
+        if file is not None and not file.parent.is_dir():
+            raise FabricError(f"{file.parent}: no such directory")
+    document = _sbom(options, settings) if sbom is not None else b""
     form = options.format or to.suffix.removeprefix(".")
     if form == "tar":
-        written = make_archive(
+        taken = make_archive(
             rootfs,
             to,
             hostname=options.hostname,
@@ -85,11 +96,13 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
             force=options.force,
             progress=progress,
         )
+        facts = {"to": str(to), "size": taken, "system": rootfs.name} | _saved(document, sbom)
         if options.json:
-            print_json({"to": str(to), "size": written, "system": rootfs.name})
+            print_json(facts)
         else:
-            print(f"{to}: an archive of {size(written)}")
+            print(f"{to}: an archive of {size(taken)}")
             print(f"  system  {options.system}, sha256 {rootfs.name}")
+            _print_sbom(sbom)
         return 0
     kind: Literal["raw", "qcow2"] = "qcow2" if form == "qcow2" else "raw"
     image = make_image(
@@ -104,14 +117,15 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         force=options.force,
         progress=progress,
     )
+    facts = {"to": str(to), "size": image.size, "used": image.used, "uuid": image.uuid}
+    facts |= {"system": rootfs.name} | _saved(document, sbom)
     if options.json:
-        facts = {"to": str(to), "size": image.size, "used": image.used, "uuid": image.uuid}
-        facts["system"] = rootfs.name
         print_json({**facts, "kernel": image.kernel, "arguments": image.arguments})
     else:
         print(f"{to}: a disk of {size(image.size)} that takes {size(image.used)}")
         print(f"  system  {options.system}, sha256 {rootfs.name}")
         print(f"  uuid    {image.uuid}")
+        _print_sbom(sbom)
         file = str(to).replace(",", ",,")  # QEMU's escape
         drive = shlex.quote(f"file={file},format={kind},if=virtio")
         print(
@@ -119,6 +133,26 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
             f" -drive {drive}"
         )
     return 0
+
+
+def _sbom(options: argparse.Namespace, settings: Settings) -> bytes:
+    """The SBOM of the system, in the format that its file's name tells."""
+    bill = built_bill(settings, options.system, options.author, locked=options.locked)
+    cyclonedx = options.sbom.name.endswith(".cdx.json")
+    return written(bill, "cyclonedx-json" if cyclonedx else "spdx-json")
+
+
+def _saved(document: bytes, to: Path | None) -> dict[str, str]:
+    """Write the SBOM, if one is wanted; the facts about it."""
+    if to is None:
+        return {}
+    save(document, to)
+    return {"sbom": str(to)}
+
+
+def _print_sbom(to: Path | None) -> None:
+    if to is not None:
+        print(f"  sbom    {to}")
 
 
 def _archive(settings: Settings, system: str, *, locked: bool) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from uuid import UUID
@@ -60,8 +59,7 @@ def write(bill: Bill) -> bytes:
             name="distbuild", version=bill.tool, type=ComponentType.APPLICATION, bom_ref="tool"
         )
     )
-    data = json.loads(JsonV1Dot6(bom).output_as_string())
-    return json.dumps(data, indent=1, sort_keys=True).encode() + b"\n"
+    return JsonV1Dot6(bom).output_as_string(indent=1).encode() + b"\n"
 
 
 def _entity(party: Party | None) -> OrganizationalEntity | None:
@@ -190,8 +188,8 @@ def _more(one: Component) -> Iterator[Property]:
 
 def _dependencies(bill: Bill) -> list[Dependency]:
     """For the system, its chunks; for a chunk, what it was built with and what it contains."""
-    refs = {ref: BomRef(ref) for ref in ("system", *bill.by_ref)}
-    below: dict[str, set[str]] = {ref: set() for ref in refs}
+    leaves = {ref: Dependency(BomRef(ref)) for ref in ("system", *bill.by_ref)}
+    below: dict[str, set[str]] = {ref: set() for ref in leaves}
     for one in bill.components:
         below[one.ref].update(one.needs)
         if one.within:
@@ -199,6 +197,6 @@ def _dependencies(bill: Bill) -> list[Dependency]:
         elif one.in_image:
             below["system"].add(one.ref)
     return [
-        Dependency(refs[ref], dependencies=[Dependency(refs[other]) for other in others])
+        Dependency(leaves[ref].ref, dependencies=[leaves[other] for other in others])
         for ref, others in below.items()
     ]

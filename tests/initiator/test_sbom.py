@@ -14,6 +14,7 @@ import pytest
 from initiator_kit import Project
 from small_definitions import git
 
+from fabric.jobs import Blob
 from fabric.trove.artifacts.store import Store
 
 SYSTEM = "../systems/small.morph"
@@ -50,7 +51,7 @@ def test_the_sbom_of_a_built_system(built: Project) -> None:
     listed = json.loads(built.run("show", SYSTEM, "--json").stdout)
     keys = {step["name"]: step["key"] for step in listed}
     store = Store(str(built.cache / "artifacts"), built.cache / "tmp")
-    blobs = {}
+    blobs: dict[str, Blob | None] = {}
     for name in ("one", "small"):
         manifest = store.manifest(keys[name])
         assert manifest is not None
@@ -66,7 +67,9 @@ def test_the_sbom_of_a_built_system(built: Project) -> None:
         "SHA-256": blob.sha256,
         "SHA-512": hashlib.sha512(store.read(blob)).hexdigest(),
     }
-    assert data["metadata"]["component"]["hashes"][0]["content"] == blobs["small-rootfs"].sha256
+    rootfs = blobs["small-rootfs"]
+    assert rootfs is not None
+    assert data["metadata"]["component"]["hashes"][0]["content"] == rootfs.sha256
     assert data["metadata"]["timestamp"] == "1970-01-01T00:00:00+00:00"
     assert data["metadata"]["manufacturer"]["contact"][0]["email"] == "me@h.example"
     assert str(built.root) not in done.stdout
@@ -170,3 +173,30 @@ def test_gc_removes_what_was_found_of_chunks(built: Project) -> None:
     os.utime(files[0], (old, old))
     assert "sbom facts" in built.run("gc").stdout
     assert [file for file in files if file.exists()] == files[1:]
+
+
+@pytest.mark.parametrize(
+    ("name", "form"), [("s.json", "spdx-json"), ("s.cdx.json", "cyclonedx-json")]
+)
+def test_an_image_has_its_sbom_beside_it(built: Project, name: str, form: str) -> None:
+    author = ("--author", "Me <https://h.example/>")
+    done = built.run("image", SYSTEM, "--to", "a.tar", "--sbom", name, *author)
+    assert done.returncode == 0, done.stderr
+    assert f"  sbom    {name}\n" in done.stdout
+    alone = built.run("sbom", SYSTEM, "--format", form, *author)
+    assert (built.logs / name).read_text() == alone.stdout
+    again = built.run("image", SYSTEM, "--to", "a.tar", "--force", "--json", "--sbom", name)
+    assert json.loads(again.stdout)["sbom"] == name
+    assert "sbom" not in json.loads(
+        built.run("image", SYSTEM, "--to", "a.tar", "--force", "--json").stdout
+    )
+
+
+def test_an_image_is_not_made_if_its_sbom_cannot_be(built: Project) -> None:
+    done = built.run("image", SYSTEM, "--to", "a.tar", "--sbom", "s.json", "--author", "Me")
+    assert done.returncode == 1
+    assert "--author Me: write it" in done.stderr
+    done = built.run("image", SYSTEM, "--to", "a.tar", "--sbom", "no/folder/s.json")
+    assert done.returncode == 1
+    assert "no/folder: no such directory" in done.stderr
+    assert not (built.logs / "a.tar").exists()
