@@ -842,6 +842,14 @@ SBOM_TEXTS = _bound(
     "files of a source that are read to find its license",
     "the SBOM has no license for it, and names these files",
 )
+FEED = _bound("FEED", 512 * MIB, "bytes", "a feed of vulnerabilities that is read", "it is refused")
+FEED_RECORDS = _bound(
+    "FEED_RECORDS",
+    500_000,
+    "records",
+    "vulnerabilities in a feed",
+    "it is refused",
+)
 
 
 def _in_words(bound: Bound) -> str:

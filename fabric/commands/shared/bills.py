@@ -9,14 +9,18 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fabric.commands.shared.plans import healing, open_graph, open_plan
+from fabric.commands.shared.plans import healing, open_graph, open_plan, plan_of
 from fabric.config import Settings
 from fabric.errors import FabricError, command, in_line
 from fabric.host.files import write_whole
 from fabric.host.terminal import progress
+from fabric.plan import Plan, wanted_sources
 from fabric.trove.sources.lorry_fields import SUPPLIER
 
 if TYPE_CHECKING:
+    from fabric.client.project import Project
+    from fabric.definitions.graph import Graph
+    from fabric.jobs import Manifest
     from fabric.sbom.bill import Bill, Party
 
 #: Format -> the module of `fabric.sbom` that writes it.
@@ -56,26 +60,38 @@ def require_libraries() -> None:
 def planned_bill(settings: Settings, system: str, author: str | None, *, locked: bool) -> Bill:
     """The bill of a system as its definitions describe it; no repository is accessed."""
     require_libraries()
-    from fabric.sbom.collect import collect
-
+    party, time = author_of(author), created()
     project, graph = open_graph(settings, system)
     if locked:
         project.require_pins(graph)
-    return collect(
-        graph,
-        project.sources.lorries,
-        tool=version(),
-        created=created(),
-        author=author_of(author),
-    )
+    return _planned(project, graph, time, party)
+
+
+def known_bill(project: Project, path: str) -> Bill:
+    """The bill of a system of a project: of what is built, if it is; else of its definitions.
+
+    Nothing is imported or fetched for it.
+    """
+    graph = project.graph(path)
+    wanted = wanted_sources(graph, [graph.root.id]).values()
+    if all(project.sources.at_hand(repo, ref) for repo, ref, _ in wanted):
+        plan = plan_of(project, graph)
+        manifest = project.store.manifest(plan.keys[graph.root.id])
+        if manifest is not None:
+            return _built(project, plan, manifest)
+    return _planned(project, graph)
+
+
+def _planned(project: Project, graph: Graph, time: int = 0, author: Party | None = None) -> Bill:
+    from fabric.sbom.collect import collect
+
+    lorries = project.sources.lorries
+    return collect(graph, lorries, tool=version(), created=time, author=author)
 
 
 def built_bill(settings: Settings, system: str, author: str | None, *, locked: bool) -> Bill:
     """The bill of a system that is built.  FabricError if it is not."""
     require_libraries()
-    from fabric.sbom.built import Finder
-    from fabric.sbom.collect import collect
-
     party, time = author_of(author), created()
     project, plan = open_plan(settings, system, [], locked=locked)
     with healing(project, plan):
@@ -86,16 +102,26 @@ def built_bill(settings: Settings, system: str, author: str | None, *, locked: b
                 f" {command('build', system)}; or see what its definitions say:"
                 f" {command('sbom', system, '--planned')}"
             )
-        project.store.use([manifest.key])
-        finder = Finder(project.store, project.sources, settings.sbom_dir, progress)
-        return collect(
-            plan.graph,
-            project.sources.lorries,
-            tool=version(),
-            created=time,
-            author=party,
-            built=finder.built(plan, manifest),
-        )
+        return _built(project, plan, manifest, time, party)
+
+
+def _built(
+    project: Project, plan: Plan, manifest: Manifest, time: int = 0, author: Party | None = None
+) -> Bill:
+    from fabric.sbom.built import Finder
+    from fabric.sbom.collect import collect
+
+    project.store.use([manifest.key])
+    folder = project.settings.sbom_dir
+    finder = Finder(project.store, project.sources, folder, progress)
+    return collect(
+        plan.graph,
+        project.sources.lorries,
+        tool=version(),
+        created=time,
+        author=author,
+        built=finder.built(plan, manifest),
+    )
 
 
 def written(bill: Bill, form: str) -> bytes:
