@@ -34,6 +34,7 @@ class Party(msgspec.Struct, frozen=True):
 
 
 DEBIAN = Party("Debian", "https://www.debian.org/")
+UBUNTU = Party("Ubuntu", "https://ubuntu.com/")
 
 
 class Download(msgspec.Struct, frozen=True):

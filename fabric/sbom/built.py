@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -52,8 +52,8 @@ class Finder:
         self._progress = progress
         self._detector = version("licenseclassifier")
 
-    def built(self, plan: Plan, system: Manifest) -> Built:
-        """What is known of a system that is in the store.
+    def built(self, plan: Plan, system: Manifest, edited: Container[str] = ()) -> Built:
+        """What is known of a system that is in the store.  ``edited``: names of edited chunks.
 
         Without a manifest of a chunk, which may be removed while the system stays, the chunk has
         no archives.
@@ -78,7 +78,7 @@ class Finder:
             key=system.key,
             archive=self._archive(system.artifacts[0]),
             commits={step: (one.commit, one.tree) for step, one in plan.sources.items()},
-            edited=frozenset(step for step, one in plan.sources.items() if one.edit),
+            edited=frozenset(step for step in plan.sources if graph[step].name in edited),
             chunks=chunks,
             in_image=frozenset(inside),
         )
@@ -106,7 +106,7 @@ class Finder:
             whole = {one.name for one in manifest.artifacts if one.blob} <= {a.name for a in there}
             paths = None if whole else self._paths(manifest, there)
             return ChunkFact(archives, packages=self._packages(source, lorry, paths))
-        license, named = self._license(source)
+        license, named = self.license_of(source)
         return ChunkFact(archives, license, named)
 
     def _archive(self, artifact: Artifact) -> Archive | None:
@@ -132,7 +132,7 @@ class Finder:
 
     # -- sources -----------------------------------------------------------------------------
 
-    def _license(self, source: Source) -> tuple[str, tuple[str, ...]]:
+    def license_of(self, source: Source) -> tuple[str, tuple[str, ...]]:
         """The license of a source, and its files that speak of licenses."""
         texts: dict[str, str] = {}
         named: list[str] = []

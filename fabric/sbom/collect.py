@@ -18,7 +18,7 @@ from fabric import bounds
 from fabric.definitions.graph import Graph, Step
 from fabric.errors import FabricError
 from fabric.sbom import identifiers, licenses
-from fabric.sbom.bill import DEBIAN, Archive, Bill, Component, Download, Party, Patch
+from fabric.sbom.bill import DEBIAN, UBUNTU, Archive, Bill, Component, Download, Party, Patch
 from fabric.trove.sources.git import SHA
 from fabric.trove.sources.lock_files import Locked
 from fabric.trove.sources.lorries import Lorries, Lorry
@@ -274,8 +274,14 @@ def _inside(chunk: Component, lorry: Lorry, fact: ChunkFact) -> Iterator[Compone
     """The packages and parts of a chunk."""
     if chunk.remarks:  # it has another source
         return
-    for package in lorry.locked():
-        yield _package(chunk, lorry, package, fact.packages.get(package.sha256, PackageFact()))
+    packages = tuple(dict.fromkeys(lorry.locked()))
+    count = Counter(one.name for one in packages)
+    for package in packages:
+        made = _package(chunk, lorry, package, fact.packages.get(package.sha256, PackageFact()))
+        if count[package.name] > 1:  # of several architectures
+            ref = f"{made.ref}:{hashlib.sha256(str(package).encode()).hexdigest()[:8]}"
+            made = msgspec.structs.replace(made, ref=ref)
+        yield made
     yield from _parts(chunk, lorry, "")
 
 
@@ -283,6 +289,7 @@ def _package(chunk: Component, lorry: Lorry, package: Locked, fact: PackageFact)
     deb = lorry.type == "debian-packages"
     file = package.file_name if deb else f"{package.name}-{package.version}-{package.architecture}"
     source, version = fact.source
+    vendor = UBUNTU if identifiers.is_ubuntus(package.version) else DEBIAN
     return Component(
         ref=f"{chunk.ref}/{package.name}",
         kind="package",
@@ -291,7 +298,7 @@ def _package(chunk: Component, lorry: Lorry, package: Locked, fact: PackageFact)
         in_image=chunk.in_image and fact.inside,
         within=chunk.ref,
         purl=identifiers.debian(package) if deb else identifiers.wheel(package),
-        supplier=DEBIAN if deb else Party.parse(lorry.supplier),
+        supplier=vendor if deb else Party.parse(lorry.supplier),
         found_license=fact.license,
         license_files=fact.license_files,
         downloads=(Download(file if deb else f"{file}.whl", "", package.sha256, fact.sha512),),

@@ -35,6 +35,8 @@ from packageurl import PackageURL
 from fabric.sbom.bill import Archive, Bill, Component, Download, Party
 
 _Kind = ExternalReferenceType
+#: References that no component has: their names have no "/" in front.
+_SYSTEM, _TOOL = "/system", "/tool"
 
 
 def write(bill: Bill) -> bytes:
@@ -56,7 +58,7 @@ def write(bill: Bill) -> bytes:
     )
     bom.metadata.tools.components.add(
         model.Component(
-            name="distbuild", version=bill.tool, type=ComponentType.APPLICATION, bom_ref="tool"
+            name="distbuild", version=bill.tool, type=ComponentType.APPLICATION, bom_ref=_TOOL
         )
     )
     return JsonV1Dot6(bom).output_as_string(indent=1).encode() + b"\n"
@@ -79,7 +81,7 @@ def _system(bill: Bill) -> model.Component:
         name=bill.system,
         version=bill.version,
         type=ComponentType.OPERATING_SYSTEM,
-        bom_ref="system",
+        bom_ref=_SYSTEM,
         description=bill.description or None,
         supplier=_entity(bill.author),
         manufacturer=_entity(bill.author),
@@ -188,14 +190,14 @@ def _more(one: Component) -> Iterator[Property]:
 
 def _dependencies(bill: Bill) -> list[Dependency]:
     """For the system, its chunks; for a chunk, what it was built with and what it contains."""
-    leaves = {ref: Dependency(BomRef(ref)) for ref in ("system", *bill.by_ref)}
+    leaves = {ref: Dependency(BomRef(ref)) for ref in (_SYSTEM, *bill.by_ref)}
     below: dict[str, set[str]] = {ref: set() for ref in leaves}
     for one in bill.components:
         below[one.ref].update(one.needs)
         if one.within:
             below[one.within].add(one.ref)
         elif one.in_image:
-            below["system"].add(one.ref)
+            below[_SYSTEM].add(one.ref)
     return [
         Dependency(leaves[ref].ref, dependencies=[leaves[other] for other in others])
         for ref, others in below.items()

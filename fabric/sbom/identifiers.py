@@ -40,15 +40,20 @@ def with_version(given: str, version: str) -> str:
     return parsed.to_string()
 
 
+def is_ubuntus(version: str) -> bool:
+    """Whether a package of that version is Ubuntu's."""
+    return "ubuntu" in version
+
+
 def debian(package: Locked) -> str:
     """The package URL of a Debian binary package."""
-    vendor = "ubuntu" if "ubuntu" in package.version else "debian"
+    vendor = "ubuntu" if is_ubuntus(package.version) else "debian"
     return purl("deb", package.name, package.version, vendor, {"arch": package.architecture})
 
 
 def debian_source(name: str, version: str) -> str:
     """The package URL of a Debian source package."""
-    vendor = "ubuntu" if "ubuntu" in version else "debian"
+    vendor = "ubuntu" if is_ubuntus(version) else "debian"
     return purl("deb", name, version, vendor, {"arch": "source"})
 
 

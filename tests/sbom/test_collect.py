@@ -120,6 +120,17 @@ def test_two_chunks_of_one_name_are_two_components(tmp_path: Path) -> None:
     assert len({identifiers.safe(ref) for ref in refs}) == 3
 
 
+def test_packages_of_one_name_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = f"libc6 2.41-12 {{}} {kit.sha(7)} 1\n"
+    text = line.format("amd64") + line.format("i386") + line.format("i386")
+    monkeypatch.setitem(kit.LOCKS, "upstream_debs", text)
+    inside = kit.bill(tmp_path).inside("libc")
+    assert len({one.ref for one in inside}) == len(inside) == 2
+    assert {one.purl.rpartition("=")[2] for one in inside} == {"amd64", "i386"}
+
+
 @pytest.mark.bound("SBOM_COMPONENTS")
 def test_too_many_components_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     count = len(kit.bill(tmp_path / "a").components)

@@ -114,7 +114,7 @@ def test_tools_are_told_from_components(tmp_path: Path, form: str) -> None:
         excluded = {one["name"] for one in found.values() if one.get("scope") == "excluded"}
         assert excluded == {"gcc", "gmp", "gcc-14"} | ({"zlib"} & excluded)
         below = {one["ref"]: set(one.get("dependsOn", ())) for one in data["dependencies"]}
-        assert below["system"] == {"libc", "zlib", "oniguruma", "wheel", "python", "mirrored"}
+        assert below["/system"] == {"libc", "zlib", "oniguruma", "wheel", "python", "mirrored"}
         assert below["zlib"] == {"gcc", "libc"}
     elif form == "spdx-2.3-json":
         edges = {
@@ -209,3 +209,31 @@ def test_references_to_licenses_that_spdx_lacks_are_explained(tmp_path: Path, fo
         [explained] = json.loads(document)["hasExtractedLicensingInfos"]
         assert explained["licenseId"] == "LicenseRef-debian-Spencer"
         assert "libc6" in explained["extractedText"]
+
+
+@EACH
+def test_a_chunk_may_be_called_as_what_documents_have_anyway(tmp_path: Path, form: str) -> None:
+    bill = kit.bill(tmp_path / "a")
+    names = {"zlib": "system", "wheel": "tool", "mirrored": "SPDXRef-DOCUMENT"}
+    some = tuple(
+        replace(
+            one,
+            ref=names.get(one.ref, one.ref),
+            needs=tuple(names.get(ref, ref) for ref in one.needs),
+        )
+        for one in bill.components
+    )
+    document = written(replace(bill, components=some), form)
+    assert kit.problems(form, document, tmp_path) == []
+    assert len(packages(form, document)) == len({one.name for one in some}) + (
+        form != "cyclonedx-json"
+    )
+
+
+@EACH
+def test_nested_licenses_are_written(tmp_path: Path, form: str) -> None:
+    deep = "(" * 60 + "MIT OR ISC" + ")" * 60
+    bill = kit.bill(
+        tmp_path / "a", lorries=kit.LORRIES.replace("license: Zlib", f"license: {deep}")
+    )
+    assert kit.problems(form, written(bill, form), tmp_path) == []

@@ -5,12 +5,17 @@ from __future__ import annotations
 import io
 import tempfile
 import zipfile
+from pathlib import Path
 
 import deb_kit
 import pytest
+from small_definitions import git
 
 from fabric import bounds
 from fabric.sbom import licenses, packages
+from fabric.sbom.built import Finder
+from fabric.trove.artifacts.store import Store
+from fabric.trove.sources.resolve import Sources
 
 MIT = """\
 Permission is hereby granted, free of charge, to any person obtaining a copy of this software and
@@ -231,6 +236,27 @@ def test_a_copyright_file_that_is_too_large_is_named_and_not_read(
     more = package("Package: x\n", deb_kit.member(where, COPYRIGHT.encode() + b"\n"))
     fact = read("x", more).fact
     assert (fact.license, fact.license_files) == ("", ("usr/share/doc/x/copyright",))
+
+
+@pytest.mark.bound("SBOM_TEXTS")
+def test_a_source_with_too_many_license_files_has_no_license(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "SBOM_TEXTS", 3)
+    git(tmp_path, "init", "-q", "-b", "main")
+    sources = Sources(tmp_path / "trove", {})
+    store = Store(str(tmp_path / "store"), tmp_path / "scratch")
+    for count, license in ((3, "MIT"), (4, "")):
+        for number in range(count):
+            (tmp_path / f"LICENSE.{number}").write_text(MIT)
+        git(tmp_path, "add", "LICENSE.*")
+        git(tmp_path, "commit", "-qm", "x")
+        commit = git(tmp_path, "rev-parse", "main").strip()
+        source = sources.resolve(f"file://{tmp_path}", commit)
+        finder = Finder(store, sources, tmp_path / "facts", lambda _: None)
+        found, named = finder.license_of(source)
+        assert found == license
+        assert named == ("LICENSE.0", "LICENSE.1", "LICENSE.2")
 
 
 def test_a_wheel_says_its_license() -> None:

@@ -120,7 +120,7 @@ def _built(
         tool=version(),
         created=time,
         author=author,
-        built=finder.built(plan, manifest),
+        built=finder.built(plan, manifest, project.edited(plan.graph)),
     )
 
 
