@@ -24,7 +24,6 @@ def write(bill: Bill) -> bytes:
     document = _Document(bill)
     document.add_all()
     data = spdx.JSONLDSerializer().serialize_data(document.objects, force_at_graph=True)
-    data["@graph"].sort(key=lambda one: (one["type"], one.get("spdxId", one.get("@id", ""))))
     return json.dumps(data, indent=1, sort_keys=True).encode() + b"\n"
 
 

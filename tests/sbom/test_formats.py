@@ -225,6 +225,11 @@ def test_a_chunk_may_be_called_as_what_documents_have_anyway(tmp_path: Path, for
     )
     document = written(replace(bill, components=some), form)
     assert kit.problems(form, document, tmp_path) == []
+    if form == "cyclonedx-json":
+        data = json.loads(document)
+        meta = data["metadata"]
+        all_ = [meta["component"], *meta["tools"]["components"], *data["components"]]
+        assert len({one["bom-ref"] for one in all_}) == len(all_)
     assert len(packages(form, document)) == len({one.name for one in some}) + (
         form != "cyclonedx-json"
     )

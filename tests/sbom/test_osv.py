@@ -69,6 +69,7 @@ OTHERS = [
     record("N-13", debian("debs"), ZERO),  # a set of packages is none itself
     record("N-14", debian("libc"), ZERO),
     {"id": "N-15"},
+    record("N-16", debian("glibc"), {"introduced": "2.41-12+b1"}),  # Debian's order: later
 ]
 
 
