@@ -62,7 +62,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     # Local files first: a user who cannot delete in the store may still want room on their disk.
     report.add("copies", store.copies.gc(age, dry_run=dry).bytes)
     report.add("logs", _gc_logs(settings.state_dir / "logs", age, dry_run=dry))
-    report.add("sbom facts", _gc_facts(settings.sbom_dir, age, dry_run=dry))
+    report.add("facts", _gc_facts(settings.sbom_dir, age, dry_run=dry))
     report.add("orders", builds.prune(age, dry_run=dry))
     sources = open_sources(settings)
     with Workspace(settings.work_dir, store, sources, sweep=False) as workspace:

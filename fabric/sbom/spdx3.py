@@ -216,14 +216,15 @@ class _Document:
 
     def _file(self, ref: str, name: str, sha256: str, sha512: str = "") -> spdx.software_File:
         if ref not in self._files:
-            made = self._element(spdx.software_File, safe(ref), name)
-            for algorithm, value in (("sha256", sha256), ("sha512", sha512)):
-                if value:
-                    made.verifiedUsing.append(
-                        spdx.Hash(algorithm=getattr(spdx.HashAlgorithm, algorithm), hashValue=value)
-                    )
-            self._files[ref] = made
-        return self._files[ref]
+            self._files[ref] = self._element(spdx.software_File, safe(ref), name)
+        made = self._files[ref]
+        known = {one.algorithm for one in made.verifiedUsing}
+        kinds = spdx.HashAlgorithm
+        # one who only built may know less of a file than one in the image
+        for algorithm, value in ((kinds.sha256, sha256), (kinds.sha512, sha512)):
+            if value and algorithm not in known:
+                made.verifiedUsing.append(spdx.Hash(algorithm=algorithm, hashValue=value))
+        return made
 
     def _relate(
         self,

@@ -291,14 +291,14 @@ def test_gc_reports_freed_bytes_by_kind_as_does_dry_run(project: Project) -> Non
     gone = json.loads(project.run("gc", "--json", "--keep-days", "0").stdout)
     after = files_of(project.cache)
     assert gone == {**planned, "dry_run": False, "left": {"steps": 0, "bytes": 0}}
-    assert [line.split()[0] for line in said[:10]] == [
-        *("copies", "logs", "orders", "source", "downloads", "repositories", "layers"),
+    assert [line.split()[0] for line in said[:11]] == [
+        *("copies", "logs", "facts", "orders", "source", "downloads", "repositories", "layers"),
         *("scratch", "artifacts", "blobs"),
     ]
-    assert said[10].startswith(
+    assert said[11].startswith(
         f"{gone['steps']} steps and {gone['blobs']} blobs would be removed, "
     )
-    assert said[10].endswith(" would be freed")
+    assert said[11].endswith(" would be freed")
     assert gone["freed"]["layers"] > 300000
     assert gone["freed"]["blobs"] > 300000
     freed = sum(before.values()) - sum(after.values())

@@ -171,7 +171,7 @@ def test_gc_removes_what_was_found_of_chunks(built: Project) -> None:
     assert len(files) == 2
     old = time.time() - 30 * 86400
     os.utime(files[0], (old, old))
-    assert "sbom facts" in built.run("gc").stdout
+    assert "facts" in built.run("gc").stdout
     assert [file for file in files if file.exists()] == files[1:]
 
 

@@ -92,6 +92,16 @@ def test_all_that_tr_03183_requires_is_there(tmp_path: Path) -> None:
     assert all(required.values()), required
 
 
+def test_a_file_has_all_digests_that_anyone_knows(tmp_path: Path) -> None:
+    bill = kit.bill(tmp_path / "a")
+    libc = bill.by_ref["libc/libc6"]
+    [file] = libc.downloads
+    tool = replace(libc, ref="a", in_image=False, within="", downloads=(replace(file, sha512=""),))
+    document = written(replace(bill, components=(tool, *bill.components)), "spdx-json")
+    assert kit.problems("spdx-json", document, tmp_path) == []
+    assert kit.bsi(document, tmp_path)["Deployable Component Hashes"]
+
+
 @pytest.mark.parametrize(
     ("lacking", "test"),
     [
