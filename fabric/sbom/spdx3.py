@@ -218,7 +218,7 @@ class _Document:
         if ref not in self._files:
             self._files[ref] = self._element(spdx.software_File, safe(ref), name)
         made = self._files[ref]
-        known = {one.algorithm for one in made.verifiedUsing}
+        known = {one.algorithm for one in made.verifiedUsing if isinstance(one, spdx.Hash)}
         kinds = spdx.HashAlgorithm
         # one who only built may know less of a file than one in the image
         for algorithm, value in ((kinds.sha256, sha256), (kinds.sha512, sha512)):
