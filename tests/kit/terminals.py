@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -15,6 +16,9 @@ from pathlib import Path
 import pyte
 from waiting import until
 
+#: What fish asks of keyboards, which pyte would show in part; and the beginning of any sequence.
+_KEYBOARD = re.compile(rb"\x1b\[[<=>?][\d;]*u")
+_PART = re.compile(rb"\x1b(\[[<=>?]?[\d;]*)?\Z")
 #: Begin and end of a synchronized update of the terminal.
 _BEGIN, _END = b"\x1b[?2026h", b"\x1b[?2026l"
 
@@ -34,6 +38,7 @@ class Terminal:
         self._stream = pyte.ByteStream(self._screen)
         self._lock = threading.Lock()
         self._seen: list[str] = []
+        self._part = b""  # a sequence whose end is not here yet
         #: the raw output
         self.raw = b""
         self._ours, theirs = os.openpty()
@@ -108,7 +113,10 @@ class Terminal:
                 return
             with self._lock:
                 self.raw += data
-                self._stream.feed(data)
+                data = self._part + data
+                part = _PART.search(data)
+                self._part = part[0] if part else b""
+                self._stream.feed(_KEYBOARD.sub(b"", data.removesuffix(self._part)))
                 if self.raw.rfind(_BEGIN) <= self.raw.rfind(_END):
                     self._seen = [line.rstrip() for line in self._screen.display]
                     while self._seen and not self._seen[-1]:
