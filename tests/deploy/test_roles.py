@@ -241,11 +241,11 @@ def test_gc_of_artifacts_is_for_operators_only(
 ) -> None:
     gc = ["fabric-initiator", "gc", "--keep-days", "0"]
     environment = cluster.initiators_environment
-    done = cluster.world.attempt(*gc, cwd=scratch, env=environment)
+    done = cluster.world.attempt(*gc, timeout=300, cwd=scratch, env=environment)
     assert done.returncode == 1
     assert re.search("(?m)^layers  ", done.stdout), "what is his own"
     environment["FABRIC_ARTIFACTS_PASSWORD"] = str(cluster.state / "artifacts/builder")
-    said = cluster.world.run(*gc, cwd=scratch, env=environment)
+    said = cluster.world.run(*gc, timeout=300, cwd=scratch, env=environment)
     assert re.search("(?m)^[1-9][0-9]* steps and [0-9]+ blobs removed", said)
 
 
