@@ -97,8 +97,9 @@ def test_git_repository_is_added_with_its_commit(project: Project, offered: str)
         (("x", "--type", "git", "url"), "'url': a field is written as FIELD=VALUE, such as"),
         (
             ("x", "--type", "tarball", "url=ftp://x", "colour=red"),
-            "x: unknown field 'colour'; known are components, inner, patches, ref, sha256, tree,"
-            " type, url, version\nx: a lorry of type tarball needs 'version'\n"
+            "x: unknown field 'colour'; known are components, cpe, inner, license, patches, purl,"
+            " ref, sha256, supplier, tree, type, url, version\n"
+            "x: a lorry of type tarball needs 'version'\n"
             "x: 'url' must be like https://host/file.tar.gz",
         ),
         (("../x", "--type", "git", "url=http://h/x"), "../x: this is no name of a repository"),

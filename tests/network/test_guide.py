@@ -12,8 +12,12 @@ from farm_kit import HOST
 from small_definitions import SYSTEM, git, lay_out, write_chunks
 
 PAGE = Path(__file__).parents[2] / "docs/how-to/run-a-farm-without-vms.md"
+TOKEN = "a-token-of-this-test"
 #: Prints the first page as JSON, when it is served.
-LOOK = f"curl -sf --retry 9 --retry-connrefused --noproxy '*' 'http://{HOST}:7420/?format=json'"
+LOOK = (
+    f"curl -sf --retry 9 --retry-connrefused --noproxy '*' -H 'Authorization: Bearer {TOKEN}'"
+    f" 'http://{HOST}:7420/?format=json'"
+)
 #: Also if a command fails, the daemons end.
 END = "trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT"
 
@@ -23,6 +27,7 @@ def test_farm_on_one_machine_by_the_how_to(tmp_path: Path) -> None:
     lay_out(definitions, source)
     write_chunks(definitions, source, {"hello": "touch $DESTDIR/hello"})
     git(definitions, "init", "-q")
+    (tmp_path / "token").write_text(TOKEN)
     section = PAGE.read_text().partition("\n## On one machine\n")[2]
     script = "\n".join(re.findall(r"(?ms)^```\n(.*?)^```$", section))
     assert "127.0.0.1" in script
@@ -36,6 +41,7 @@ def test_farm_on_one_machine_by_the_how_to(tmp_path: Path) -> None:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "FABRIC_METRICS": f"{HOST}:7419",
             "FABRIC_LISTEN": HOST,
+            "FABRIC_TOKEN": str(tmp_path / "token"),
             "HOME": str(tmp_path),
             "XDG_CACHE_HOME": "",
         },

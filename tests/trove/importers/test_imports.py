@@ -364,8 +364,10 @@ def test_import_can_be_interrupted(trove: Trove, files: Files, tmp_path: Path) -
         ) as child,
     ):
         assert child.stdout
-        said = [child.stdout.readline() for _ in range(4)]  # one counts the sources
-        assert any("downloading" in line for line in said), said
+        said: list[str] = []
+        while not any("downloading" in line for line in said):
+            said.append(child.stdout.readline())
+            assert said[-1], said
         time.sleep(0.5)
         child.send_signal(signal.SIGINT)
         began = time.monotonic()
