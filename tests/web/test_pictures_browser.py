@@ -258,6 +258,38 @@ def test_timeline_is_usable_by_keyboard_and_zooms_about_a_point(large: Local, pa
     page.wait_for_url("**/steps/*?build=*")
 
 
+@pytest.mark.parametrize(
+    ("picture", "view", "drawn"),
+    [("graph", "#graph-view", "#graph"), ("timeline", "#chart", "#rows")],
+)
+def test_a_mouse_zooms_and_drags(
+    large: Local, pages: Pages, picture: str, view: str, drawn: str
+) -> None:
+    page = large.open(pages, picture, 800, 600)
+    width = f"document.querySelector('{drawn}').getBoundingClientRect().width"
+    place = f"document.querySelector('{view}').scrollLeft"
+    box = page.locator(view).bounding_box()
+    assert box
+    x, y = box["x"] + box["width"] / 2, min(box["y"] + box["height"] / 2, 500)
+    page.mouse.move(x, y)
+    for wheel, is_zoomed in (
+        (-150, lambda factor: factor > 1.2),
+        (-150, lambda factor: factor > 1.2),
+        (150, lambda factor: factor < 0.8),
+    ):
+        before = page.evaluate(width)
+        page.keyboard.down("Control")
+        page.mouse.wheel(0, wheel)
+        page.keyboard.up("Control")
+        until(lambda: is_zoomed(page.evaluate(width) / before))  # noqa: B023 - called at once
+    address, before = page.url, page.evaluate(place)
+    page.mouse.down()
+    page.mouse.move(x - 100, y, steps=4)
+    page.mouse.up()
+    assert abs(page.evaluate(place) - before - 100) < 5
+    assert page.url == address, "what is dragged is not clicked"
+
+
 def test_pictures_are_complete_without_scripts(large: Local, pages: Pages) -> None:
     page = large.open(pages, "graph", java_script_enabled=False)
     expect(page.locator("#graph .node:not(.title)")).to_have_count(452)

@@ -249,63 +249,13 @@
         go(nodes.get(next));
       }
     });
-    view.addEventListener("wheel", (event) => {
-      if (!event.ctrlKey) return; // a plain wheel scrolls
-      event.preventDefault();
-      zoom(scale * Math.exp(-event.deltaY / 300), event);
-    }, { passive: false });
     view.addEventListener("focusin", (event) => trace(stepOf(event.target)));
     view.addEventListener("focusout", () => trace(null));
     view.addEventListener("pointerover", (event) => {
       if (event.pointerType !== "touch") trace(stepOf(event.target) ?? stepOf(document.activeElement));
     });
     view.addEventListener("pointerleave", () => trace(stepOf(document.activeElement)));
-    drag();
-  }
-
-  function drag() {
-    const held = new Map();
-    let moved = false;
-    let apart = 0;
-    const distance = () => {
-      const [a, b] = held.values();
-      return Math.hypot(a.x - b.x, a.y - b.y);
-    };
-    view.addEventListener("pointerdown", (event) => {
-      if (event.button) return;
-      moved = false;
-      held.set(event.pointerId, { x: event.clientX, y: event.clientY });
-      if (held.size === 2) apart = distance();
-    });
-    view.addEventListener("pointermove", (event) => {
-      const last = held.get(event.pointerId);
-      if (!last) return;
-      const dx = event.clientX - last.x;
-      const dy = event.clientY - last.y;
-      if (held.size === 1 && event.pointerType === "mouse") {
-        if (!moved && Math.hypot(dx, dy) < 4) return;
-        if (!moved) view.setPointerCapture(event.pointerId);
-        moved = true;
-        view.classList.add("dragged");
-        view.scrollBy(-dx, -dy);
-      }
-      held.set(event.pointerId, { x: event.clientX, y: event.clientY });
-      if (held.size === 2) {
-        const [a, b] = held.values();
-        zoom(scale * distance() / apart, { x: (a.x + b.x) / 2, y: (a.y + b.y) / 2 });
-        apart = distance();
-      }
-    });
-    const end = (event) => {
-      held.delete(event.pointerId);
-      view.classList.remove("dragged");
-    };
-    view.addEventListener("pointerup", end);
-    view.addEventListener("pointercancel", end);
-    view.addEventListener("click", (event) => {
-      if (moved) event.preventDefault();
-    }, true);
-    view.addEventListener("dragstart", (event) => event.preventDefault());
+    gestures(view, (factor, x, y) => zoom(scale * factor, { x, y }), (a, b) => Math.hypot(a.x - b.x, a.y - b.y));
   }
 
   // -- search -------------------------------------------------------------------------------------

@@ -245,12 +245,6 @@
       else return;
       event.preventDefault();
     });
-    chart.addEventListener("wheel", (event) => {
-      if (!event.ctrlKey) return; // a plain wheel scrolls
-      event.preventDefault();
-      fitted = false;
-      zoom(perSecond * Math.exp(-event.deltaY / 300), event.clientX - chart.getBoundingClientRect().left - names());
-    }, { passive: false });
     chart.addEventListener("scroll", () => {
       const bar = barOf(document.activeElement);
       if (bar && bar.matches(":focus-visible")) show(bar);
@@ -263,48 +257,10 @@
       if (event.pointerType !== "touch" && !event.buttons) tell(barOf(event.target), event.clientX, event.clientY);
     });
     chart.addEventListener("pointerleave", () => tell(null));
-    drag();
-  }
-
-  function drag() {
-    const held = new Map();
-    let moved = false;
-    let apart = 0;
-    const distance = () => {
-      const [a, b] = held.values();
-      return Math.abs(a.x - b.x) || 1;
-    };
-    chart.addEventListener("pointerdown", (event) => {
-      if (event.button) return;
-      moved = false;
-      held.set(event.pointerId, { x: event.clientX, y: event.clientY });
-      if (held.size === 2) apart = distance();
-    });
-    chart.addEventListener("pointermove", (event) => {
-      const last = held.get(event.pointerId);
-      if (!last) return;
-      const [dx, dy] = [event.clientX - last.x, event.clientY - last.y];
-      if (held.size === 1 && event.pointerType === "mouse") {
-        if (!moved && Math.hypot(dx, dy) < 4) return;
-        if (!moved) chart.setPointerCapture(event.pointerId);
-        moved = true;
-        chart.scrollBy(-dx, -dy);
-      }
-      held.set(event.pointerId, { x: event.clientX, y: event.clientY });
-      if (held.size === 2) {
-        const [a, b] = held.values();
-        fitted = false;
-        zoom(perSecond * distance() / apart, (a.x + b.x) / 2 - chart.getBoundingClientRect().left - names());
-        apart = distance();
-      }
-    });
-    const release = (event) => held.delete(event.pointerId);
-    chart.addEventListener("pointerup", release);
-    chart.addEventListener("pointercancel", release);
-    chart.addEventListener("click", (event) => {
-      if (moved) event.preventDefault();
-    }, true);
-    chart.addEventListener("dragstart", (event) => event.preventDefault());
+    gestures(chart, (factor, x) => {
+      fitted = false;
+      zoom(perSecond * factor, x - chart.getBoundingClientRect().left - names());
+    }, (a, b) => Math.abs(a.x - b.x));
   }
 
   tools.addEventListener("click", (event) => {
