@@ -21,7 +21,8 @@ class BoundedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        transport.set_write_buffer_limits(0)  # so `pause_writing` tells of each unread byte
+        # `pause_writing` tells of unread bytes; with 0, TLS pauses without any (asyncio.sslproto)
+        transport.set_write_buffer_limits(high=1, low=0)
         if len(self.connections) > bounds.WEB_CONNECTIONS:
             transport.abort()
         else:

@@ -23,6 +23,8 @@ from fabric import bounds
 from fabric.config import WebSettings
 from fabric.web.program import listen
 
+ROOM = Path(__file__).parents[2] / "fabric/web"
+
 
 def run(tmp_path: Path, *options: str, **settings: object) -> subprocess.CompletedProcess[str]:
     """fabric-web with these settings, until it ends."""
@@ -129,8 +131,11 @@ def test_it_serves_https_with_a_certificate(tmp_path: Path) -> None:
             urllib.request.HTTPSHandler(context=trusted),
             urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar()),
         )
-        with opener.open(web.printed) as answer:
-            assert answer.status == 200
+        for _ in range(3):
+            with opener.open(web.printed, timeout=20) as answer:
+                assert answer.status == 200
+        with opener.open(f"{web.url}/static/log.js", timeout=20) as answer:
+            assert answer.read() == (ROOM / "static/log.js").read_bytes()
 
 
 # -- who may read --------------------------------------------------------------------------
