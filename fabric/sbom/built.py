@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -153,7 +153,7 @@ class Finder:
         deb = lorry.type == "debian-packages"
         locked = {one.file_name if deb else wheel_name(one): one for one in lorry.locked()}
         read: dict[str, packages.Read] = {}
-        for path, pieces in self._files(source, locked.keys().__contains__):
+        for path, _, pieces in self._sources.files(source, locked.keys().__contains__):
             one = locked[path]
             with tempfile.TemporaryFile() as file:
                 packages.as_file(pieces, file)
@@ -167,9 +167,3 @@ class Finder:
             # files were renamed or packed anew: none can be told from the others
             facts = {n: msgspec.structs.replace(f, inside=True) for n, f in facts.items()}
         return {one.sha256: facts[one.name] for one in locked.values() if one.name in facts}
-
-    def _files(
-        self, source: Source, choose: Callable[[str], bool]
-    ) -> Iterator[tuple[str, Iterator[bytes]]]:
-        for path, _, pieces in self._sources.files(source, choose):
-            yield path, pieces

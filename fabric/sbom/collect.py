@@ -267,7 +267,7 @@ def _patches(lorry: Lorry) -> tuple[Patch, ...]:
     )
 
 
-# -- what is inside of a chunk ---------------------------------------------------------------
+# -- what is inside a chunk ------------------------------------------------------------------
 
 
 def _inside(chunk: Component, lorry: Lorry, fact: ChunkFact) -> Iterator[Component]:

@@ -15,6 +15,7 @@ from fabric import bounds
 from fabric.building import debs
 from fabric.sbom import licenses
 from fabric.sbom.collect import PackageFact
+from fabric.trove.importers import archive
 
 _COPYRIGHT = re.compile(r"usr/share/doc/([^/]+)/copyright")
 _DOC = re.compile(r"usr/share/doc/([^/]+)")
@@ -120,24 +121,24 @@ def shared(read: Mapping[str, Read]) -> dict[str, PackageFact]:
 
 
 def wheel(file: BinaryIO) -> Read:
-    """Read a wheel."""
+    """Read a wheel.  One that cannot be read has no license."""
     sha512 = hashed(iter(lambda: file.read(_PIECE), b""))
     license, named = "", []
     try:
-        with zipfile.ZipFile(file) as archive:
-            for info in archive.infolist():
+        with zipfile.ZipFile(file) as members:
+            for info in members.infolist():
                 folder, _, name = info.filename.partition("/")
                 if not folder.endswith(".dist-info"):
                     continue
                 if name == "METADATA":
-                    with archive.open(info) as content:
+                    with members.open(info) as content:
                         text = content.read(bounds.SBOM_TEXT + 1)
                     if len(text) <= bounds.SBOM_TEXT:
                         license = licenses.of_metadata(text.decode(errors="replace"))
                 elif name.startswith("licenses/"):
                     named.append(info.filename)
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, ValueError, RuntimeError):
-        pass
+    except archive.ERRORS:
+        pass  # it says no more
     few = tuple(sorted(named)[: bounds.SBOM_TEXTS])
     return Read(PackageFact(sha512=sha512, license=license, license_files=few))
 

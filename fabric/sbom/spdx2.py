@@ -120,9 +120,8 @@ def _package(one: Component, licensing: _Licensing) -> Package:
     first = one.downloads[0] if one.downloads else None
     place: str | SpdxNoAssertion = SpdxNoAssertion()
     if one.repository:
-        at = f"@{one.commit}" if one.commit else ""
-        place = f"{one.repository if one.repository.startswith('git') else 'git+' + one.repository}"
-        place += at
+        kind = "" if one.repository.startswith("git") else "git+"
+        place = f"{kind}{one.repository}" + (f"@{one.commit}" if one.commit else "")
     elif first is not None and first.url:
         place = first.url
     references = []

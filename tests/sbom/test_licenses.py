@@ -269,3 +269,15 @@ def test_a_wheel_says_its_license() -> None:
     fact = packages.wheel(file).fact
     assert (fact.license, fact.license_files) == ("MIT", ("x-1.dist-info/licenses/LICENSE",))
     assert packages.wheel(io.BytesIO(b"no wheel")).fact.license == ""
+
+
+def test_a_wheel_whose_metadata_is_damaged_has_no_license() -> None:
+    """Its first bytes are no deflated data, which is an error of zlib and not of the archive."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as made:
+        made.writestr("some-1.dist-info/METADATA", "License-Expression: MIT\n" * 99)
+        info = made.infolist()[0]
+    at = info.header_offset + 30 + len(info.filename)
+    file.getbuffer()[at : at + 8] = b"\xff" * 8
+    file.seek(0)
+    assert packages.wheel(file).fact.license == ""

@@ -30,7 +30,7 @@ from fabric.host.tar_streams import TarEntry, Xz, short
 from fabric.trove.importers.commit import Member, Tree
 
 #: Errors of the readers for archives that are damaged or malicious.
-_ERRORS = (
+ERRORS = (
     tarfile.TarError,
     zipfile.BadZipFile,
     zstandard.ZstdError,
@@ -80,7 +80,7 @@ def read(file: Path, shown: str) -> Tree:
                     plain = stack.enter_context(io.BufferedReader(Xz(opened), _CHUNK))
                 with tarfile.open(fileobj=plain, mode="r|*", tarinfo=TarEntry) as archive:
                     yield from _tar(archive, checks)
-            except _ERRORS as error:
+            except ERRORS as error:
                 raise checks.damaged(error) from None
 
     return Tree(members(), newest)
@@ -283,6 +283,6 @@ class _Content:
         try:
             if data := self._raw.read(size):
                 return data
-        except _ERRORS as error:
+        except ERRORS as error:
             raise self._checks.damaged(error) from None
         raise self._checks.damaged(EOFError("it ends early"))
