@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from building_kit import processes_naming
+from children import child_environment
 
 from fabric.building.archive import Packed
 from fabric.errors import MachineFault
@@ -59,7 +60,7 @@ def play(argv: list[str], unshare: tuple[str, ...] = ()) -> tuple[int, str]:
     if unshare and os.geteuid() != 0:
         unshare = ("--user", "--map-root-user", *unshare)
     prefix = ["unshare", *unshare] if unshare else []
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
+    environment = child_environment()
     done = subprocess.run(
         [*prefix, *argv], capture_output=True, text=True, env=environment, timeout=120, check=False
     )
@@ -153,7 +154,7 @@ class TestSandboxCannotStart:
 
 def test_sandbox_ends_with_its_killed_worker(place: Path, base: Packed) -> None:
     argv = scenario("beat", place, base)
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
+    environment = child_environment()
     with subprocess.Popen(argv, stdout=subprocess.DEVNULL, env=environment) as worker:
         deadline = time.monotonic() + 30
         while not (beats := list(place.glob("root/**/beat"))) and time.monotonic() < deadline:

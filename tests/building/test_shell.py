@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from children import child_environment
 from terminals import Terminal
 from test_machine import place, scenario  # noqa: F401 (a fixture)
 
@@ -29,7 +28,7 @@ def terminal(place: Path, base: Packed) -> Iterator[Terminal]:  # noqa: F811
     """A user's terminal, in which a shell runs in the sandbox of a chunk."""
     command = scenario("shell", place, base, within="")
     command[2] = f'"$@"; {AFTER}'
-    environ = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)), PS1="outer$ ")
+    environ = child_environment(PS1="outer$ ")
     made = Terminal(command, place, environ)
     try:
         made.sees(lambda lines: bool(lines) and lines[-1].endswith("#"), "the prompt")
@@ -113,7 +112,7 @@ def test_shell_output_to_a_file_stays_there(place: Path, base: Packed) -> None: 
     """Redirected output does not reach the terminal."""
     command = scenario("shell", place, base, within="")
     command[2] = f'"$@" > {place}/out 2>&1 < /dev/null'
-    environ = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
+    environ = child_environment()
     terminal = Terminal(command, place, environ)
     try:
         assert terminal.ends() == 0

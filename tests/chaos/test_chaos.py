@@ -9,6 +9,7 @@ from pathlib import Path
 
 import example
 import pytest
+from children import child_environment
 from systems_kit import MINIMAL
 
 from fabric.host.daemon import free_memory
@@ -62,7 +63,7 @@ def test_farm_builds_despite_faults(tmp_path: Path, capsys: pytest.CaptureFixtur
         example.prepare(tmp_path / "example", chosen)
         command += [f"--example={tmp_path}/example", f"--system={Path(MINIMAL).stem}"]
         command += [f"--part={part}" for part in chosen]
-    environ = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
+    environ = child_environment()
     told = tmp_path / "faults.log"  # can be read during the test
     with told.open("w") as log:
         done = subprocess.run(command, stdout=log, check=False, env=environ)

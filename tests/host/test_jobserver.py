@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from servers_kit import child_environment
+from children import child_environment
 
 from fabric.host.jobserver import Jobserver, _Build, joined
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from servers_kit import child_environment
+from children import child_environment
 
 from fabric.host.locks import Locks, locked, no_wait
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from servers_kit import child_environment
+from children import child_environment
 
 from fabric.host.shared_files import scratch, sweep
 

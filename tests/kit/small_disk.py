@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+
+from children import child_environment
 
 
 def on_small_disk(size: str, mount: Path, code: str) -> list[str]:
@@ -21,7 +22,7 @@ def on_small_disk(size: str, mount: Path, code: str) -> list[str]:
         ],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
+        env=child_environment(),
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from campaign import play, play_all, told
+from children import child_environment
 from scenarios import Scenario
 
 SEEDS = int(os.environ.get("FABRIC_SEEDS", "2000"))
@@ -60,15 +61,10 @@ def test_simulation_of_a_seed_is_repeatable() -> None:
     )
     histories = set()
     for salt in ("1", "2"):
-        environment = {
-            **os.environ,
-            "PYTHONHASHSEED": salt,
-            "PYTHONPATH": os.pathsep.join(sys.path),
-        }
         done = subprocess.run(
             [sys.executable, "-c", program],
             cwd=Path(__file__).parent,
-            env=environment,
+            env=child_environment(PYTHONHASHSEED=salt),
             capture_output=True,
             text=True,
             check=True,

@@ -7,16 +7,10 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-
-
-def child_environment() -> dict[str, str]:
-    """The environment of Python child processes, which import what this process may import."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from servers_kit import child_environment
+from children import child_environment
 from small_disk import on_small_disk
 from store_kit import blob, key, step
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from servers_kit import child_environment, free_port
+from children import child_environment
+from servers_kit import free_port
 from store_kit import Server, blob, key, nginx, step
 from waiting import until
 

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from servers_kit import Cable, child_environment, free_port
+from children import child_environment
+from servers_kit import Cable, free_port
 from small_disk import on_small_disk
 from store_kit import Authority, Server, blob, key, nginx, step
 
