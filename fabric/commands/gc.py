@@ -61,8 +61,10 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     report = _Report(json=options.json, dry=dry)
     # Local files first: a user who cannot delete in the store may still want room on their disk.
     report.add("copies", store.copies.gc(age, dry_run=dry).bytes)
-    report.add("logs", _gc_logs(settings.state_dir / "logs", age, dry_run=dry))
-    report.add("facts", _gc_facts(settings.sbom_dir, age, dry_run=dry))
+    # logs that former brokers left
+    logs = settings.state_dir / "logs"
+    report.add("logs", _gc_files(logs, max(age, LEFTOVER), dry_run=dry))
+    report.add("facts", _gc_files(settings.sbom_dir, age, dry_run=dry))
     report.add("orders", builds.prune(age, dry_run=dry))
     sources = open_sources(settings)
     with Workspace(settings.work_dir, store, sources, sweep=False) as workspace:
@@ -120,20 +122,8 @@ class _Report:
         print(f"left: {left['steps']} steps, {size(left['bytes'])} in {url}")
 
 
-def _gc_logs(folder: Path, age: float, *, dry_run: bool) -> int:
-    """Remove logs that former brokers left; returns how many bytes that frees."""
-    tally = Tally()
-    for log in folder.glob("*"):
-        with suppress(FileNotFoundError):
-            if time.time() - log.stat().st_mtime > max(age, LEFTOVER):
-                tally.add(log)
-                if not dry_run:
-                    clear(log)
-    return tally.bytes
-
-
-def _gc_facts(folder: Path, age: float, *, dry_run: bool) -> int:
-    """Remove what SBOMs found of chunks, unless used lately; returns how many bytes that frees."""
+def _gc_files(folder: Path, age: float, *, dry_run: bool) -> int:
+    """Remove what is older than ``age`` seconds in a folder; returns how many bytes that frees."""
     tally = Tally()
     for file in folder.glob("*"):
         with suppress(FileNotFoundError):

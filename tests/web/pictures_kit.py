@@ -9,7 +9,6 @@ import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from hypothesis import HealthCheck, settings
 from oracle_systems import definitions, rows
 
 from fabric.definitions.graph import Graph, Step
@@ -23,8 +22,6 @@ from fabric.wire.messages import (
     Update,
 )
 
-#: For tests of properties: a busy machine does not fail them.
-patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 ROOT = Path(__file__).parents[2]
 ID = "0123456789abcdef0123456789abcdef"
 PHASES = (("fetch", 0.0), ("configure", 0.05), ("build", 0.25), ("install", 0.85), ("store", 0.93))

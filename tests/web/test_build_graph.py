@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pictures_kit import Build, build_system, gnome, patient
+from pictures_kit import Build, build_system, gnome
 
 from fabric.web import dag, drawing
 from fabric.web.graph import FOLDED, LETTERS, GraphRow, GraphView, critical, rows, view
@@ -56,7 +56,6 @@ def paths(depends: Sequence[Sequence[int]]) -> list[list[int]]:
 # -- graphs --------------------------------------------------------------------------------
 
 
-@patient
 @given(graphs())
 def test_order_has_each_node_after_what_it_needs(depends: list[list[int]]) -> None:
     graph = dag.acyclic(depends)
@@ -66,7 +65,6 @@ def test_order_has_each_node_after_what_it_needs(depends: list[list[int]]) -> No
         assert all(graph.order.index(dep) < graph.order.index(node) for dep in needs)
 
 
-@patient
 @given(st.lists(st.lists(st.integers(-2, 8), max_size=5), max_size=7))
 def test_any_input_becomes_a_graph_without_circles(depends: list[list[int]]) -> None:
     graph = dag.acyclic(depends)
@@ -75,7 +73,6 @@ def test_any_input_becomes_a_graph_without_circles(depends: list[list[int]]) -> 
         assert set(needs) <= set(depends[node])
 
 
-@patient
 @given(graphs(), st.data())
 def test_reduction_keeps_ancestors_with_the_fewest_edges(
     depends: list[list[int]], data: st.DataObject
@@ -90,7 +87,6 @@ def test_reduction_keeps_ancestors_with_the_fewest_edges(
         assert not any(one in ancestors(graph.depends, other) for one in needs for other in needs)
 
 
-@patient
 @given(graphs(), st.data())
 def test_longest_path_is_the_best_of_all(depends: list[list[int]], data: st.DataObject) -> None:
     weights = data.draw(st.lists(st.integers(0, 9), min_size=len(depends), max_size=len(depends)))
@@ -104,7 +100,6 @@ def test_longest_path_is_the_best_of_all(depends: list[list[int]], data: st.Data
 # -- layers --------------------------------------------------------------------------------
 
 
-@patient
 @given(graphs(12), st.data())
 def test_layered_nodes_never_overlap_and_edges_go_forward(
     depends: list[list[int]], data: st.DataObject
@@ -141,7 +136,6 @@ def test_layered_nodes_never_overlap_and_edges_go_forward(
         assert all(before[0] <= after[0] for before, after in pairwise(points))
 
 
-@patient
 @given(graphs(), st.integers(2, 4))
 def test_layers_have_room_for_what_is_in_them(depends: list[list[int]], room: int) -> None:
     ranks = layers([1.0] * len(depends), dag.acyclic(depends), room)

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pictures_kit import Build, Told, build_system, gnome, patient
+from pictures_kit import Build, Told, build_system, gnome
 
 from fabric import bounds
 from fabric.web import lanes
@@ -47,7 +47,6 @@ def began(spans: Sequence[Span]) -> float:
 # -- lanes ---------------------------------------------------------------------------------
 
 
-@patient
 @given(
     st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 50), st.integers(1, 20)), max_size=30)
 )
@@ -115,7 +114,6 @@ def chains(spans: Sequence[Span], needs: Sequence[Sequence[int]], last: int) -> 
     return found
 
 
-@patient
 @given(schedules())
 def test_critical_path_is_the_chain_with_the_latest_ends(
     schedule: tuple[list[Span], list[list[int]]],
@@ -135,7 +133,6 @@ def test_critical_path_is_the_chain_with_the_latest_ends(
     assert whole == pytest.approx(spans[last].ended - start)
 
 
-@patient
 @given(schedules())
 def test_without_waiting_the_critical_path_is_the_longest(
     schedule: tuple[list[Span], list[list[int]]],
@@ -235,7 +232,6 @@ def test_many_changes_of_load_become_few_that_keep_the_peaks() -> None:
     assert lanes.thinned(loads[:50], 50) == loads[:50]
 
 
-@patient
 @given(st.floats(0.01, 1e8))
 def test_scale_is_round_and_little_longer(seconds: float) -> None:
     found = lanes.scale(seconds)
