@@ -53,7 +53,7 @@ class Finder:
         self._detector = version("licenseclassifier")
 
     def built(self, plan: Plan, system: Manifest, edited: Container[str] = ()) -> Built:
-        """What is known of a system that is in the store.  ``edited``: names of edited chunks.
+        """The facts about a system in the store.  ``edited``: names of edited chunks.
 
         Without a manifest of a chunk, which may be removed while the system stays, the chunk has
         no archives.

@@ -1,4 +1,4 @@
-"""Makes the bill of materials of a system: of its graph, its lorries, and what is known of builds.
+"""Makes the bill of materials of a system from its graph, its lorries, and facts about its build.
 
 Components of the image are those of which an artifact is in it.  What only built them is there,
 too, and marked: neither is a tool a part of the product, nor is it forgotten.
@@ -37,7 +37,7 @@ class PackageFact(msgspec.Struct, frozen=True):
 
 
 class ChunkFact(msgspec.Struct, frozen=True):
-    """What is known of a chunk that is built."""
+    """The facts about a built chunk."""
 
     archives: tuple[Archive, ...] = ()  # those of its artifacts in the image
     license: str = ""
@@ -46,7 +46,7 @@ class ChunkFact(msgspec.Struct, frozen=True):
 
 
 class Built(msgspec.Struct, frozen=True):
-    """What is known of a system that is built."""
+    """The facts about a built system."""
 
     key: str
     archive: Archive | None

@@ -149,8 +149,8 @@ class Farm:
     async def _once(self, id: object, ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """The result of ``ask``, or of its call for an equal question that is not answered yet.
 
-        A late answer is still awaited when nobody waits for it: it shows that the broker is there,
-        and who asks again gets it.
+        A question outlives those who asked it: its answer shows that the broker is there, and the
+        next one who asks gets it.
         """
         task: asyncio.Task[T] | None = self._asked.get(id)
         if task is None:

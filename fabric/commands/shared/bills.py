@@ -68,9 +68,9 @@ def planned_bill(settings: Settings, system: str, author: str | None, *, locked:
 
 
 def known_bill(project: Project, path: str) -> Bill:
-    """The bill of a system of a project: of what is built, if it is; else of its definitions.
+    """The bill of a system: of what is in the store, or without that of its definitions.
 
-    Nothing is imported or fetched for it.
+    Nothing is imported or fetched.
     """
     graph = project.graph(path)
     wanted = wanted_sources(graph, [graph.root.id]).values()
