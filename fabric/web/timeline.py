@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 
 from fabric import bounds
 from fabric.client.render import duration
+from fabric.client.request import OVER
 from fabric.web.attempts import Known, Try
 from fabric.web.graph import GraphRow, critical, rows
 from fabric.web.graphs import Graph
@@ -32,7 +33,7 @@ from fabric.web.lanes import (
 from fabric.web.lanes import critical as critical_attempts
 from fabric.web.page import Page, View, Web
 from fabric.web.pages.build import find
-from fabric.web.pages.facts import OVER, RESULTS, Count, RequestRow, counts, natural, request_row
+from fabric.web.pages.facts import RESULTS, Count, RequestRow, counts, natural, request_row
 from fabric.wire.messages import RequestInfo
 
 #: Seconds that are worth a word.

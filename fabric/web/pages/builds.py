@@ -8,8 +8,9 @@ from typing import Literal, get_args
 
 import msgspec
 
+from fabric.client.request import OVER
 from fabric.web.page import Page, View, Web
-from fabric.web.pages.facts import OVER, Count, Number, Part, RequestRow, Word, counts, part
+from fabric.web.pages.facts import Count, Number, Part, RequestRow, Word, counts, part
 from fabric.web.pages.facts import request_row as row
 from fabric.wire.messages import RequestInfo, RequestState
 

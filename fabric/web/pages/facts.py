@@ -12,6 +12,7 @@ from typing import Annotated, TypeVar
 from msgspec import Meta
 
 from fabric import bounds
+from fabric.client.request import OVER
 from fabric.web.mirrors import KnownStep
 from fabric.web.page import View
 from fabric.wire.messages import RequestInfo, RequestState, State, StepState
@@ -22,8 +23,6 @@ T = TypeVar("T")
 Number = Annotated[int, Meta(ge=1, le=1_000_000)]
 Word = Annotated[str, Meta(max_length=bounds.NAME)]
 
-#: States of requests that are over, and of steps that are.
-OVER = frozenset({"done", "failed", "cancelled"})
 #: Order in which steps are listed.
 STATES: tuple[State, ...] = (
     "failed", "running", "ready", "waiting", "done", "cached", "cancelled",

@@ -9,10 +9,10 @@ from typing import Literal, get_args
 
 import msgspec
 
+from fabric.client.request import OVER
 from fabric.web.attempts import Try
 from fabric.web.page import Page, View, Web
 from fabric.web.pages.facts import (
-    OVER,
     Count,
     Number,
     Part,
