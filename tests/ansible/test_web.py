@@ -33,8 +33,6 @@ BIN = Path(sys.executable).parent
 #: Paths of a machine, which the test replaces with folders of its own.
 RUN = "/run/fabric-web-proxy"
 
-pytestmark = pytest.mark.skipif(not shutil.which("nginx"), reason="nginx is not installed")
-
 
 def free_port() -> int:
     with socket.socket() as probe:
