@@ -93,17 +93,18 @@ def trace(build: TracedBuild) -> dict[str, Any]:
     events.append(
         _slice(build.title, "build", (_BUILD, 1), build.began - start, build.ended - start, facts)
     )
-    where: dict[tuple[str, int], tuple[int, int]] = {}
+    drawn: dict[tuple[str, int], _Drawn] = {}
     for process, (worker, lanes) in enumerate(build.lanes().items(), _BUILD + 1):
         events += _process(process, worker, process)
         for thread, lane in enumerate(lanes, 1):
             events.append(_thread(process, thread, f"slot {thread}"))
             free = 0.0
             for one in lane:
-                where[one.info.key, one.info.fence] = (process, thread)
-                events += _attempt(one, (process, thread), start, free)
-                free = one.ended - start
-    events += _flows(build, where, start)
+                began = max(one.began - start, free)
+                free = max(one.ended - start, began)
+                bar = drawn[one.info.key, one.info.fence] = _Drawn((process, thread), began, free)
+                events += _attempt(one, bar, start)
+    events += _flows(build, drawn)
     return {
         "traceEvents": events,
         "displayTimeUnit": "ms",
@@ -111,8 +112,16 @@ def trace(build: TracedBuild) -> dict[str, Any]:
     }
 
 
-def _attempt(one: Attempt, where: tuple[int, int], start: float, free: float) -> Iterator[Event]:
-    """An attempt, and its phases below it; the lane is free at ``free``."""
+class _Drawn(NamedTuple):
+    """Where an attempt is drawn; times are seconds since the trace begins."""
+
+    where: tuple[int, int]  # process and thread
+    began: float  # once the slot was free
+    ended: float
+
+
+def _attempt(one: Attempt, bar: _Drawn, start: float) -> Iterator[Event]:
+    """An attempt, and its phases below it."""
     info = one.info
     facts: dict[str, Any] = {
         "key": info.key,
@@ -122,25 +131,23 @@ def _attempt(one: Attempt, where: tuple[int, int], start: float, free: float) ->
     }
     if info.message:
         facts["message"] = info.message
-    began, ended = max(one.began - start, free), one.ended - start
-    event = _slice(info.name, info.kind or "step", where, began, ended, facts)
+    event = _slice(info.name, info.kind or "step", bar.where, bar.began, bar.ended, facts)
     if color := _COLORS.get(one.result):
         event["cname"] = color
     yield event
     for phase, first, last in one.phases():
-        yield _slice(phase, "phase", where, max(first - start, began), last - start, {})
+        yield _slice(phase, "phase", bar.where, max(first - start, bar.began), last - start, {})
 
 
-def _flows(
-    build: TracedBuild, where: Mapping[tuple[str, int], tuple[int, int]], start: float
-) -> Iterator[Event]:
+def _flows(build: TracedBuild, drawn: Mapping[tuple[str, int], _Drawn]) -> Iterator[Event]:
     """Arrows from attempts to those that needed what they built."""
     for number, (below, above) in enumerate(build.needs(), 1):
         common: Event = {"name": "needs", "cat": "needs", "id": number}
-        for kind, one, at in (("s", below, below.ended), ("f", above, above.began)):
-            process, thread = where[one.info.key, one.info.fence]
+        first, last = (drawn[one.info.key, one.info.fence] for one in (below, above))
+        for kind, one, at in (("s", first, first.ended), ("f", last, last.began)):
+            process, thread = one.where
             event = {"ph": kind, **common, "pid": process, "tid": thread}
-            yield {**event, "ts": _micros(at - start)} | ({"bp": "e"} if kind == "f" else {})
+            yield {**event, "ts": _micros(at)} | ({"bp": "e"} if kind == "f" else {})
 
 
 def _slice(

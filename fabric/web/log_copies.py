@@ -30,6 +30,9 @@ from fabric.wire.messages import LogPiece, Published
 QUIET = 0.5
 #: Seconds after which a source that failed is tried again.
 RETRY = 1.0
+#: Seconds that a log of an attempt that runs may be unknown to the broker: one that has begun anew
+#: has no log of an attempt until its worker reports it.
+UNKNOWN = 30.0
 #: Ranges that are read at a time while a copy is far behind.
 AHEAD = 4
 #: Seconds for which nobody looks at a log until it is not copied any more.
@@ -96,6 +99,7 @@ class LogCopy:
         self.appending = 0  # bytes that a thread appends
         self._published = 0  # end of the last published piece
         self._restarted = False
+        self._known = 0.0  # when the broker last had it, or it was opened
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -170,6 +174,7 @@ class LogCopy:
         """Go on copying, if there is anything to copy."""
         self.used = time.monotonic()
         if not self.ended and self._task is None:
+            self._known = self.used
             self._task = asyncio.create_task(self._run())
             self._task.add_done_callback(self._over)
 
@@ -256,6 +261,7 @@ class LogCopy:
                 if piece is None:
                     await self._find_rest()
                     return
+                self._known = time.monotonic()
                 if offset == self.file.size and not await self._take(piece):
                     self.current = True
                     self._notify()
@@ -280,6 +286,8 @@ class LogCopy:
         blob = manifest.log if manifest else None
         if blob is not None and self._sha256 in ("", blob.sha256) and blob.size >= self.file.size:
             self._blob, self.total, self._sha256 = blob, blob.size, blob.sha256
+        elif self.named.state == "running" and time.monotonic() < self._known + UNKNOWN:
+            raise MachineFault("the controller does not have this log yet, or not any more")
         else:
             self._end("the controller does not keep the rest of this log any more")
 

@@ -79,6 +79,18 @@ def test_trace_has_arrows_between_steps() -> None:
     assert sorted(found.arrows) == [("a", "c"), ("b", "d"), ("c", "d")]
 
 
+def test_trace_has_arrows_to_steps_that_began_a_moment_before_their_slot_was_free() -> None:
+    """Pages of the history come at different moments, so times differ by milliseconds."""
+    steps = [attempt("a", 0, 1), attempt("b", 1, 1.02), attempt("c", 1.01, 3)]
+    graph = tuple(
+        GraphStep(one.info.key, "x", "chunk", depends)
+        for one, depends in zip(steps, ((), (), (0,)), strict=True)
+    )
+    found = checked(build(*steps, graph=graph))
+    assert len(found.threads) == 2, "the build, and one slot"
+    assert found.arrows == [("a", "c")]
+
+
 def test_trace_without_attempts_shows_the_build() -> None:
     found = checked(build())
     assert found.steps() == {}

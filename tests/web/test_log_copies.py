@@ -172,6 +172,30 @@ def test_rest_of_a_log_comes_from_the_store(tmp_path: Path) -> None:
     run(test())
 
 
+def test_log_goes_on_when_the_broker_knows_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a restart, the broker has no log of an attempt until its worker reports it."""
+
+    async def test() -> None:
+        broker = Broker(b"one\n")
+        async with copies_of(broker, tmp_path) as copies, copies.open(KEY) as copy:
+            await until(copy, lambda: copy.current)
+            broker.gone = True
+            await until(copy, lambda: "not have this log yet" in copy.problem)
+            assert not copy.ended
+            broker.gone = False
+            broker.log += b"two\n"
+            await until(copy, lambda: copy.file.size == 8)
+            assert copy.problem == ""
+            monkeypatch.setattr(log_copies, "UNKNOWN", 0.0)
+            broker.gone = True
+            await until(copy, lambda: copy.ended)
+            assert copy.problem == "the controller does not keep the rest of this log any more"
+
+    run(test())
+
+
 def test_stored_log_is_not_taken_for_that_of_a_failed_attempt(tmp_path: Path) -> None:
     """The broker answers with the log in the store if it has no other."""
     put(tmp_path, "zlib", b"of another attempt\n")
