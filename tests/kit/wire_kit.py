@@ -120,10 +120,12 @@ class FakeWorker:
         *,
         slots: int = 1,
         lose_logs: bool = False,
+        reconnect: int = 0,  # milliseconds until it connects again; 0: as workers do
         at: Addresses | None = None,
         curve: Curve | None = None,
     ) -> None:
         self.name = name
+        self._reconnect = reconnect
         self.built: list[str] = []
         self.error: BaseException | None = None
         self._build = build
@@ -149,6 +151,9 @@ class FakeWorker:
         context = zmq.Context()
         try:
             self._jobs = sockets.dealer(context, self._curve)
+            if self._reconnect:
+                self._jobs.setsockopt(zmq.RECONNECT_IVL, self._reconnect)
+                self._jobs.setsockopt(zmq.RECONNECT_IVL_MAX, 0)
             sockets.connect(self._jobs, self._at.jobs)
             self._stream = sockets.publisher(context, self._curve)
             sockets.connect(self._stream, self._at.logs_in)

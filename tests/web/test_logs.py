@@ -267,7 +267,7 @@ def test_step_that_waits_has_a_page(site: Site) -> None:
 
 
 def test_log_goes_on_when_the_broker_comes_back(site: Site) -> None:
-    worker = site.worker("amber")
+    worker = site.worker("amber", reconnect=3000)  # the page is there before
     site.build("hello")
     worker.prints("hello", b"one\n")
     fence = until(lambda: info(site, "hello")["lines"] and info(site, "hello")["fence"])
