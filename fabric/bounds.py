@@ -674,6 +674,22 @@ FAILURES = _bound("FAILURES", 1000, "steps", "failures that `show` knows", "the 
 MANIFEST = _bound(
     "MANIFEST", 64 * MIB, "bytes", "a manifest that is read from a store", "it counts as damaged"
 )
+SIGNATURES = _bound(
+    "SIGNATURES", 16, "signatures", "the signatures of a manifest", "it counts as damaged"
+)
+SIGNED_KNOWN = _bound(
+    "SIGNED_KNOWN",
+    100_000,
+    "steps",
+    "manifests of which a program remembers that a trusted key signed them",
+    "they are read again",
+)
+SIGNING_KEY_FILE = _bound(
+    "SIGNING_KEY_FILE", 4 * KIB, "bytes", "a file with a key of signatures", "it is not a key"
+)
+TRUSTED_KEYS = _bound(
+    "TRUSTED_KEYS", 1000, "keys", "the keys of signatures in `trusted-keys`", "none counts"
+)
 HINT = _bound("HINT", 64, "bytes", "a hint in a store", "it does not count")
 OUTPUTS_KNOWN = _bound(
     "OUTPUTS_KNOWN", 20_000, "steps", "outputs that a broker remembers", "they are read again"

@@ -380,10 +380,12 @@ def _settings(options: argparse.Namespace) -> BrokerSettings:
 
 
 def _broker(settings: BrokerSettings, file: Path, directory: Path | None) -> Broker:
+    log = EventLog("fabric-broker", chatty=directory is None)
+
     def store() -> Store:
         from fabric.trove.configured import open_store  # slow to import; a thread calls this
 
-        return open_store(settings, settings.state_dir / "scratch")
+        return open_store(settings, settings.state_dir / "scratch", log)
 
     if directory is not None:
         return assemble(sockets.in_directory(directory), settings.state_dir, store)
@@ -399,7 +401,7 @@ def _broker(settings: BrokerSettings, file: Path, directory: Path | None) -> Bro
         ),
         None if settings.plain else settings.keys_dir,
         (sys.executable, "-m", "fabric.controller.resolver", "--config", str(file)),
-        EventLog("fabric-broker", chatty=True),
+        log,
         Metrics(settings.metrics) if settings.metrics else None,
     )
 

@@ -58,6 +58,9 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_u
     artifacts_ca: str = ""
     #: A file that holds USER:PASSWORD for the store.
     artifacts_password: str = ""
+    #: The directory of the keys whose signatures count, and of this machine's own key, which is
+    #: made when it first signs. "": nothing is signed, and no signature is checked.
+    trusted_keys: str = ""
     #: The trove: URL or path of one bare git repository. "": local repositories only.
     trove: str = ""
     #: The private key that git uses over ssh. "": ssh's defaults.

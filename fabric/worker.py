@@ -90,7 +90,8 @@ class Worker:
     ) -> None:
         self.name = name
         self._settings = settings
-        self._store = store = open_store(settings)
+        self._event_log = EventLog("fabric-worker")
+        self._store = store = open_store(settings, said=self._event_log)
         sources = open_sources(settings)
         self._exports = sources.exports
         self._trimming: threading.Thread | None = None
@@ -121,7 +122,6 @@ class Worker:
         self._connection = Connection(
             addresses, "publish", curve=curve, name=name, wake=self._wake_read
         )
-        self._event_log = EventLog("fabric-worker")
         self._reported: deque[tuple[float, str]] = deque(
             maxlen=REPORTS_A_MINUTE
         )  # (time, text) of the last ones

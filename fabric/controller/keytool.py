@@ -1,4 +1,4 @@
-"""Makes keys, and authorizes and revokes them on the controller."""
+"""Makes keys, and authorizes and revokes them: of connections, and of signatures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from fabric.config import KEYS
 from fabric.errors import FabricError
 from fabric.host.command_line import Parser
 from fabric.host.terminal import printable
+from fabric.trust.signing import TrustedKeys
 from fabric.wire import keys
+
+#: The keys of signatures on a farm.
+TRUSTED = "/etc/distbuild/trusted"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,6 +37,22 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--keys", type=Path, default=Path(KEYS), metavar="DIR",
             help=f"the controller's keys (default {KEYS})",
+        )  # fmt: skip
+    trust = commands.add_parser("trust", help="let the signatures of a key count, from now on")
+    trust.add_argument("file", type=Path, help="the public key, in PEM")
+    trust.add_argument("--name", default="", help="its name here (default: that of the file)")
+    trusted = commands.add_parser(
+        "trusted", help="list the keys whose signatures count or are refused: name, id"
+    )
+    distrust = commands.add_parser("distrust", help="refuse what a key signed, from now on")
+    distrust.add_argument("name", help="as `trusted` shows it")
+    renew = commands.add_parser(
+        "renew", help="sign with a new key; what the former one signed still counts"
+    )
+    for command in (trust, trusted, distrust, renew):
+        command.add_argument(
+            "--trusted", type=Path, default=Path(TRUSTED), metavar="DIR",
+            help=f"the setting `trusted-keys` (default {TRUSTED})",
         )  # fmt: skip
     return top
 
@@ -69,6 +89,17 @@ def _run(options: argparse.Namespace) -> None:
         case "revoke":
             keys.AuthorizedKeys(options.keys).revoke(options.name)
             print(f"{options.name} is not admitted any more")
+        case "trust":
+            key = TrustedKeys(options.trusted).trust(options.file, options.name)
+            print(f"{key.name} is trusted: {key.id}")
+        case "trusted":
+            for key in TrustedKeys(options.trusted).all():
+                print(f"{key.name:20} {'revoked' if key.revoked else 'trusted':8} {key.id}")
+        case "distrust":
+            TrustedKeys(options.trusted).revoke(options.name)
+            print(f"{options.name} is trusted no more")
+        case "renew":
+            print(f"{TrustedKeys(options.trusted).renew().id} signs from now on")
 
 
 if __name__ == "__main__":

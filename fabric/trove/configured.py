@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fabric.host.progress import Progress, silent
+from fabric.host.terminal import printable
 from fabric.trove.artifacts.store import Store
 from fabric.trove.sources.resolve import Sources
+from fabric.trust.seal import Seal
 
 if TYPE_CHECKING:
     from fabric.config import Shared
@@ -16,14 +20,36 @@ if TYPE_CHECKING:
     from fabric.trove.sources.repositories import Importer
 
 
-def open_store(settings: Shared, scratch: Path | None = None) -> Store:
-    """The artifact store; ``scratch`` is for copies of its blobs, by default in the cache."""
+def warn(text: str) -> None:
+    """Print a warning to standard error."""
+    print(f"warning: {printable(text)}", file=sys.stderr)
+
+
+def open_store(
+    settings: Shared, scratch: Path | None = None, said: Callable[[str], object] = warn
+) -> Store:
+    """The artifact store; ``scratch`` is for copies of its blobs, by default in the cache.
+
+    ``said`` as for `Store`; by default it is a warning on standard error.
+    """
     return Store(
         settings.store_url,
         scratch or settings.cache_dir / "tmp",
         ca=_path(settings.artifacts_ca),
         password=_path(settings.artifacts_password),
+        seal=open_seal(settings),
+        said=said,
     )
+
+
+def open_seal(settings: Shared) -> Seal | None:
+    """What signs and checks manifests; None if no keys are trusted."""
+    directory = _path(settings.trusted_keys)
+    if directory is None:
+        return None
+    from fabric.trust.signing import TrustedKeys
+
+    return Seal(TrustedKeys(directory))
 
 
 def open_trove(settings: Shared) -> Trove | None:

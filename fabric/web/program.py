@@ -127,7 +127,7 @@ def serve(settings: WebSettings, listener: socket.socket, token: str, log: Event
             self.should_exit = True
 
     async def run() -> None:
-        store = StoreReader(lambda: open_store(settings, settings.state_dir / "scratch"))
+        store = StoreReader(lambda: open_store(settings, settings.state_dir / "scratch", log))
         async with (
             Farm(settings) as farm,
             LogCopies(farm, store, settings.cache_dir / "web") as logs,

@@ -1,6 +1,7 @@
 """Encodes and validates manifests, and maps keys and digests to paths in a store.
 
-Stores are untrusted: a manifest with invalid digests or names of files counts as damaged.  Keys of
+Stores are untrusted: a manifest that no trusted key signed counts as absent, if there are trusted
+keys (`fabric.trust`), and one with invalid digests or names of files counts as damaged.  Keys of
 other steps are checked when they become a path.
 """
 
@@ -13,19 +14,30 @@ import msgspec
 from fabric.digest import Digest
 from fabric.errors import StoreError
 from fabric.jobs import Blob, Manifest
+from fabric.trust.seal import Seal, UnsignedError, is_envelope, read_envelope
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
 _decode = msgspec.json.Decoder(Manifest).decode
 
 
-def encode(manifest: Manifest) -> bytes:
-    """The stored form of a manifest: a line of JSON, and its SHA-256."""
-    content = _encode(manifest)
-    return content + b"\n" + _digest(content)
+def encode(manifest: Manifest, seal: Seal | None = None) -> bytes:
+    """The stored form of a manifest: a line of JSON and its SHA-256, signed if there is a seal."""
+    line = _encode(manifest)
+    content = line + b"\n" + _digest(line)
+    return content if seal is None else seal.close(content)
 
 
-def decode(content: bytes, key: str) -> Manifest:
-    """The manifest of a step.  ValueError if it is invalid."""
+def decode(data: bytes, key: str, seal: Seal | None = None) -> Manifest:
+    """The manifest of a step.
+
+    ValueError if it is invalid; UnsignedError if there is a seal, and no trusted key signed it.
+    """
+    if is_envelope(data):
+        content = read_envelope(data).content if seal is None else seal.open(data)
+    elif seal is not None:
+        raise UnsignedError("it is not signed")
+    else:
+        content = data
     line, _, digest = content.rpartition(b"\n")
     if digest != _digest(line):
         raise ValueError("it is not what was written")

@@ -7,8 +7,9 @@
     hints/<digest>            a cache key (`fabric.trove.artifacts.contents`)
 
 Blobs are written before the manifest that names them, so a manifest's blobs exist; the first
-manifest of a key wins.  Everything read is checked against its digest.  Any number of processes may
-use a store at once.  For durability see `fabric.trove.artifacts.directory.Directory`.
+manifest of a key wins, but one that no trusted key signed counts as absent (`fabric.trust`).
+Everything read is checked against its digest.  Any number of processes may use a store at once.
+For durability see `fabric.trove.artifacts.directory.Directory`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from fabric.bounds import HINT, MANIFEST
+from fabric import bounds
 from fabric.digest import Digest
 from fabric.errors import DamagedError, StoreError
 from fabric.host.cancel import no_check
@@ -46,6 +47,15 @@ from fabric.trove.artifacts.manifests import (
     key_of,
     manifest_path,
 )
+from fabric.trust.seal import Seal, UnsignedError
+
+
+#: Manifests that count as absent of which `Store` tells, until the trusted keys change.
+TOLD = 20
+
+
+def unsaid(_: str) -> None:
+    """Tells nobody."""
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -72,9 +82,19 @@ class Store:
         ca: Path | None = None,
         password: Path | None = None,
         backend: Backend | None = None,
+        seal: Seal | None = None,
+        said: Callable[[str], object] = unsaid,
     ) -> None:
-        """``backend`` replaces the one of ``url``."""
+        """``backend`` replaces the one of ``url``; ``seal`` signs and checks manifests.
+
+        ``said`` is told, once, of each manifest that counts as absent because of its signature.
+        """
         self.url = url
+        self._seal = seal
+        self._said = said
+        self._signed: dict[str, bool] = {}  # keys of manifests that were read -> trusted
+        self._told: set[str] = set()  # keys of manifests that `said` was told of
+        self._signed_by: object = None  # state of the trusted keys for both
         self.copies = Copies(scratch)
         self._verified: set[tuple[str, int, int]] = set()
         self._used: dict[str, float] = {}  # key -> when its use is recorded again
@@ -89,23 +109,65 @@ class Store:
     # -- manifests ---------------------------------------------------------------------------
 
     def has(self, keys: Iterable[str]) -> set[str]:
-        """The ``keys`` of built steps: those that have a manifest."""
+        """The ``keys`` of built steps: those that have a manifest.
+
+        With a seal, it is read once and checked.
+        """
         with self._explained("cannot be asked what it has"):
-            found = self._backend.exist(manifest_path(key) for key in keys)
-        return {key_of(path) for path in found}
+            found = {key_of(path) for path in self._backend.exist(map(manifest_path, keys))}
+        return found if self._seal is None else found - self._unsigned(found, self._seal)
+
+    def _unsigned(self, keys: set[str], seal: Seal) -> set[str]:
+        """Those of ``keys`` whose manifests do not count."""
+        self._check_memory(seal)
+        new = [key for key in keys if not self._signed.get(key)]
+        signed = dict(zip(new, self._backend.map(self._is_signed, new), strict=True))
+        self._signed |= signed
+        return {key for key in new if not signed[key]}
+
+    def _check_memory(self, seal: Seal) -> None:
+        """Forget what was found with other keys, or is too much."""
+        if seal.state != self._signed_by or len(self._signed) > bounds.SIGNED_KNOWN:
+            self._signed, self._told, self._signed_by = {}, set(), seal.state
+
+    def _is_signed(self, key: str) -> bool:
+        try:
+            return self.manifest(key) is not None
+        except DamagedError:
+            return True  # who reads it will find out, and have it inspected
 
     def manifest(self, key: str) -> Manifest | None:
-        """The manifest of a built step; None if there is none."""
+        """The manifest of a built step; None if there is none that counts."""
+        try:
+            return self._manifest(key, self._seal)
+        except UnsignedError as error:
+            if self._seal is not None:
+                self._check_memory(self._seal)
+            if key not in self._told and len(self._told) < TOLD:
+                self._told.add(key)
+                more = "; no more are told" if len(self._told) == TOLD else ""
+                self._said(f"{self.url}: manifest {key} counts as absent: {error}{more}")
+            return None
+
+    def _any_manifest(self, key: str) -> Manifest | None:
+        """As `whole_manifest`, whoever signed it: for housekeeping, which trusts nothing in it."""
+        with contextlib.suppress(DamagedError):
+            return self._manifest(key, None)
+        return None
+
+    def _manifest(self, key: str, seal: Seal | None) -> Manifest | None:
         path = manifest_path(key)
         with self._explained(f"manifest {key} cannot be read"):
             try:
-                content = self._backend.get(path, MANIFEST)
+                content = self._backend.get(path, bounds.MANIFEST)
             except FileNotFoundError:
                 return None
             except TooLarge as error:
                 raise self._damaged_manifest(key, str(error)) from None
         try:
-            return decode(content, key)
+            return decode(content, key, seal)
+        except UnsignedError:
+            raise
         except ValueError as error:
             raise self._damaged_manifest(key, str(error)) from None
 
@@ -137,8 +199,14 @@ class Store:
             self._check_given(manifest, blob, data)
             if blob.content is None:
                 blobs[blob_path(blob)] = data
+        self._make_way(manifest.key)
         with self._explained(f"{manifest.name} cannot be stored"):
-            self._backend.put(blobs, manifest_path(manifest.key), encode(manifest))
+            self._backend.put(blobs, manifest_path(manifest.key), encode(manifest, self._seal))
+
+    def _make_way(self, key: str) -> None:
+        """Remove a manifest that does not count, for the first one of a key wins."""
+        if self._seal is not None and self.whole_manifest(key) is None:
+            self.remove([key])
 
     def keys(self) -> Iterator[str]:
         """The cache keys of all built steps."""
@@ -159,9 +227,11 @@ class Store:
         cut may lose the manifest, which costs another comparison.
         """
         sizes = {blob_path(blob): blob.size for blob in apart(manifest)}
+        path = manifest_path(manifest.key)
+        self._make_way(manifest.key)
         with self._explained(f"{manifest.name} cannot be stored"):
             try:
-                self._backend.put_equal(sizes, manifest_path(manifest.key), encode(manifest))
+                self._backend.put_equal(sizes, path, encode(manifest, self._seal))
             except FileNotFoundError:
                 return False
         return True
@@ -172,7 +242,7 @@ class Store:
         """The cache key in a hint; None if it is missing or damaged."""
         with self._explained(f"hint {digest} cannot be read"):
             try:
-                content = self._backend.get(hint_path(digest), HINT)
+                content = self._backend.get(hint_path(digest), bounds.HINT)
             except (FileNotFoundError, TooLarge):
                 return None
         try:
@@ -354,8 +424,9 @@ class Store:
 
         Other steps with such a blob then lack it, which is detected when they are used.
         """
-        manifest = self.whole_manifest(key)
+        manifest = self._any_manifest(key)
         self.remove([key])
+        self._signed.pop(key, None)
         wrong = [blob for blob in apart(manifest) if not self._is_right(blob)]
         with self._explained("cannot be cleaned"):
             self._backend.delete(map(blob_path, wrong))
@@ -396,7 +467,7 @@ class Store:
         with self._explained("cannot be cleaned"):
             return collect(
                 self._backend,
-                self.whole_manifest,
+                self._any_manifest,
                 set(map(manifest_path, keep)),
                 now() if now else self._backend.now(),
                 older_than,
@@ -412,7 +483,7 @@ class Store:
         only = set(map(manifest_path, keys))
         with self._explained("cannot be cleaned"):
             now = self._backend.now()
-            return collect(self._backend, self.whole_manifest, set(), now, 0.0, None, dry_run, only)
+            return collect(self._backend, self._any_manifest, set(), now, 0.0, None, dry_run, only)
 
     def reserved(self) -> set[str]:
         """The keys that running builds reserve."""

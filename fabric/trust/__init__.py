@@ -1,0 +1,1 @@
+"""Signs what is built, and checks who signed what is read."""

@@ -1,0 +1,90 @@
+"""Signs the manifests of a store, and opens those that a trusted key signed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fabric.trust import envelopes
+from fabric.trust.envelopes import Envelope, Signature
+
+if TYPE_CHECKING:
+    from fabric.trust.signing import PublicKey, Signer, TrustedKeys
+
+#: The type of a signed manifest, in its envelope.
+KIND = "application/vnd.distbuild.manifest"
+
+
+class UnsignedError(ValueError):
+    """No trusted key signed this, or a revoked one did."""
+
+
+class Seal:
+    """Signs with the own key of ``keys``, and trusts all of them.  Thread-safe."""
+
+    def __init__(self, keys: TrustedKeys) -> None:
+        self._keys = keys
+        self._signer: tuple[object, Signer] | None = None  # with the state of the keys
+
+    @property
+    def state(self) -> object:
+        """Changes with the keys."""
+        self._keys.refresh()
+        return self._keys.state
+
+    def close(self, content: bytes) -> bytes:
+        """``content`` in a signed envelope.  SigningProblem if there is no key, nor can be."""
+        signer = self._own()
+        signature = signer.sign(envelopes.signed_bytes(KIND, content))
+        signatures = (Signature(envelopes.text(signature), signer.id),)
+        return envelopes.encode(Envelope(envelopes.text(content), KIND, signatures))
+
+    def _own(self) -> Signer:
+        if self._signer is None or self._signer[0] != self.state:
+            signer = self._keys.signer()  # which may make it, and so change the keys
+            self._signer = self.state, signer
+        return self._signer[1]
+
+    def open(self, data: bytes) -> bytes:
+        """The content of an envelope that a trusted key signed.
+
+        UnsignedError if none did; ValueError if it is no envelope of this type.
+        """
+        self._keys.refresh()
+        envelope = read_envelope(data)
+        content = envelope.content
+        signed = envelopes.signed_bytes(KIND, content)
+        found = [
+            key
+            for one in envelope.signatures
+            if (key := self._keys.get(one.keyid)) and key.signed(signed, envelopes.raw(one))
+        ]
+        _judge(envelope, found, self._keys)
+        return content
+
+
+def _judge(envelope: Envelope, found: list[PublicKey], keys: TrustedKeys) -> None:
+    for by in found:
+        if by.revoked:
+            raise UnsignedError(f"it is signed with the key {by.name}, which is revoked")
+    if found:
+        return
+    if not envelope.signatures:
+        raise UnsignedError("it is not signed")
+    known = [key.name for one in envelope.signatures if (key := keys.get(one.keyid))]
+    if known:
+        raise UnsignedError(f"its signature of {known[0]} is wrong: somebody has changed it")
+    ids = ", ".join(one.keyid[:12] for one in envelope.signatures[:3])
+    raise UnsignedError(f"it is signed with the unknown key {ids}, and {keys} has no such key")
+
+
+def is_envelope(data: bytes) -> bool:
+    """Whether ``data`` is a signed manifest; one that is not signed begins otherwise."""
+    return data.startswith(b'{"payload"')
+
+
+def read_envelope(data: bytes) -> Envelope:
+    """The envelope of a manifest, whoever signed it.  ValueError if it is none."""
+    envelope = envelopes.decode(data)
+    if envelope.kind != KIND:
+        raise ValueError(f"it is a {envelope.kind[:100]!r}, and no manifest")
+    return envelope

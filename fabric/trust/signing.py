@@ -1,0 +1,269 @@
+"""Makes and reads the Ed25519 keys of signatures, in PEM, as OpenSSL has them.
+
+A directory holds whose signatures count::
+
+    NAME.pub            a public key
+    revoked/NAME.pub    one that counts no more, and refuses what it signed
+    own.key             the private key of this machine, made when it first signs (mode 0600)
+    own.pub             its public key, for others
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import stat
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fabric.bounds import SIGNING_KEY_FILE, TRUSTED_KEYS
+from fabric.errors import FabricError, suggest
+from fabric.host.files import read_regular, write_whole
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+        Ed25519PrivateKey,
+        Ed25519PublicKey,
+    )
+
+OWN = "own"
+REVOKED = "revoked"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
+
+
+class SigningProblem(FabricError):
+    """A key of signatures is missing or unusable, or the library is."""
+
+
+class PublicKey(NamedTuple):
+    """A key whose signatures count, or do not any more."""
+
+    name: str
+    id: str  # SHA-256 of its DER
+    key: Ed25519PublicKey
+    revoked: bool = False
+
+    def signed(self, content: bytes, signature: bytes) -> bool:
+        """Whether the signature of ``content`` is this key's."""
+        from cryptography.exceptions import InvalidSignature
+
+        try:
+            self.key.verify(signature, content)
+        except InvalidSignature:
+            return False
+        return True
+
+
+class Signer(NamedTuple):
+    """A private key."""
+
+    id: str  # as of its `PublicKey`
+    key: Ed25519PrivateKey
+
+    def sign(self, content: bytes) -> bytes:
+        """The signature: 64 bytes."""
+        return self.key.sign(content)
+
+
+class TrustedKeys:
+    """The public keys in a directory, which is read again whenever it has changed."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        #: changes with the keys
+        self.state: object = None
+        self._keys: dict[str, PublicKey] = {}  # by id
+
+    def __str__(self) -> str:
+        return str(self.directory)
+
+    def all(self) -> list[PublicKey]:
+        """The keys, sorted by name.
+
+        SigningProblem if one is unusable: to go on without a revoked one would be unsafe.
+        """
+        self.refresh()
+        return sorted(self._keys.values(), key=lambda one: (one.name, one.revoked))
+
+    def get(self, id: str) -> PublicKey | None:
+        """The key with this id; None if it is not known."""
+        return self._keys.get(id)
+
+    def refresh(self) -> None:
+        """Read the directory again if it has changed.  SigningProblem if a key is unusable."""
+        state = tuple(_changed(one) for one in (self.directory, self.directory / REVOKED))
+        if state == self.state:
+            return
+        trusted = _public_keys(self.directory, revoked=False)
+        revoked = _public_keys(self.directory / REVOKED, revoked=True)
+        if len(trusted) + len(revoked) > TRUSTED_KEYS:
+            raise SigningProblem(f"{self.directory} has more than {TRUSTED_KEYS:,} keys")
+        self._keys = {one.id: one for one in (*trusted, *revoked)}
+        self.state = state
+
+    def signer(self) -> Signer:
+        """The own key, which is made if there is none.  SigningProblem if that is impossible."""
+        path = self.directory / f"{OWN}.key"
+        try:
+            if not path.exists():
+                _make(path)
+            signer = _read_private(path)
+            public = path.with_suffix(".pub")
+            if not public.exists():
+                write_whole(public, _public_pem(signer), 0o644)
+        except OSError as error:
+            raise SigningProblem(
+                f"{path}: the key that signs cannot be made or read: {error.strerror}"
+            ) from None
+        return signer
+
+    def trust(self, file: Path, name: str = "") -> PublicKey:
+        """Let the signatures of a public key count.
+
+        SigningProblem if it is not a public key, is revoked, or its name belongs to another.
+        """
+        name = name or file.stem
+        if not _NAME.match(name):
+            raise SigningProblem(
+                f"{name!r} is not a valid name of a key: use letters and digits, and . _ - after"
+                " the first character, at most 63 characters"
+            )
+        found = _read_public(file, name, revoked=False)
+        for known in self.all():
+            if known.id == found.id and known.revoked:
+                raise SigningProblem(f"{file}: this key is revoked, as {known.name}")
+            if known.id == found.id:
+                return known
+            if known.name == name:
+                raise SigningProblem(f"another key is known as {name}: give this one another name")
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            write_whole(self.directory / f"{name}.pub", read_regular(file, SIGNING_KEY_FILE), 0o644)
+        except OSError as error:
+            raise SigningProblem(f"{self.directory}: {error.strerror}") from None
+        return found
+
+    def revoke(self, name: str) -> None:
+        """Refuse what a key signed, from now on.  SigningProblem if there is no such key."""
+        known = {one.name: one for one in self.all() if not one.revoked}
+        if name not in known:
+            raise SigningProblem(
+                f"{self.directory} has no trusted key {name}{suggest(name, known)}"
+            )
+        try:
+            (self.directory / REVOKED).mkdir(exist_ok=True)
+            if name == OWN:
+                (self.directory / f"{OWN}.key").unlink(missing_ok=True)
+            public = self.directory / f"{name}.pub"
+            public.rename(self.directory / REVOKED / f"{name}-{known[name].id[:12]}.pub")
+        except OSError as error:
+            raise SigningProblem(f"{self.directory}: {error.strerror}") from None
+
+    def renew(self) -> Signer:
+        """Sign with a new own key; what the former one signed still counts."""
+        try:
+            (self.directory / f"{OWN}.key").unlink(missing_ok=True)
+            for one in self.all():
+                if one.name == OWN and not one.revoked:
+                    public = self.directory / f"{OWN}.pub"
+                    public.rename(self.directory / f"{OWN}-{one.id[:12]}.pub")
+        except OSError as error:
+            raise SigningProblem(f"{self.directory}: {error.strerror}") from None
+        return self.signer()
+
+
+def _changed(directory: Path) -> tuple[int, int]:
+    try:
+        found = directory.stat()
+    except FileNotFoundError:
+        return 0, 0
+    except OSError as error:
+        raise SigningProblem(f"{directory}: {error.strerror}") from None
+    return found.st_mtime_ns, found.st_ino
+
+
+def _public_keys(directory: Path, *, revoked: bool) -> list[PublicKey]:
+    try:
+        files = sorted(directory.glob("*.pub"))
+    except OSError as error:
+        raise SigningProblem(f"{directory}: {error.strerror}") from None
+    return [_read_public(file, file.stem, revoked=revoked) for file in files[: TRUSTED_KEYS + 1]]
+
+
+def _read_public(file: Path, name: str, *, revoked: bool) -> PublicKey:
+    ed25519, serialization = _library()
+    try:
+        key = serialization.load_pem_public_key(read_regular(file, SIGNING_KEY_FILE))
+    except OSError as error:
+        raise SigningProblem(f"{file}: the key cannot be read: {error.strerror}") from None
+    except Exception:  # noqa: BLE001 - the library raises many kinds of errors
+        key = None
+    if not isinstance(key, ed25519.Ed25519PublicKey):
+        raise SigningProblem(f"{file} is not a public key of Ed25519 in PEM")
+    return PublicKey(name, _id(key), key, revoked)
+
+
+def _read_private(file: Path) -> Signer:
+    ed25519, serialization = _library()
+    content = read_regular(file, SIGNING_KEY_FILE)
+    # of a credential of systemd, the group's bits are the mask of an access control list
+    credential = str(file.parent) == os.environ.get("CREDENTIALS_DIRECTORY")
+    if stat.S_IMODE(file.stat().st_mode) & (0o007 if credential else 0o077):
+        raise SigningProblem(f"{file}: other users may read this private key: chmod 600 {file}")
+    try:
+        key = serialization.load_pem_private_key(content, None)
+    except Exception:  # noqa: BLE001 - the library raises many kinds of errors
+        key = None
+    if not isinstance(key, ed25519.Ed25519PrivateKey):
+        raise SigningProblem(f"{file} is not a private key of Ed25519 in PEM, without a password")
+    return Signer(_id(key.public_key()), key)
+
+
+def _make(path: Path) -> None:
+    """Make a private key, unless another process is first."""
+    ed25519, serialization = _library()
+    pem = ed25519.Ed25519PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, fresh = tempfile.mkstemp(dir=path.parent, prefix=".key-")  # mode 0600
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(pem)
+        with contextlib.suppress(FileExistsError):
+            os.link(fresh, path)
+    finally:
+        Path(fresh).unlink()
+
+
+def _public_pem(signer: Signer) -> bytes:
+    _, serialization = _library()
+    return signer.key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+
+
+def _id(key: Ed25519PublicKey) -> str:
+    _, serialization = _library()
+    der = key.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return hashlib.sha256(der).hexdigest()
+
+
+def _library() -> tuple[Any, Any]:
+    """Modules of the extra `signatures`, which take a while to load."""
+    try:
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ed25519
+    except ImportError as error:
+        raise SigningProblem(
+            f"signatures need {error.name}, which is not installed: pip install"
+            " 'distbuild[signatures]'; or leave the setting trusted-keys empty"
+        ) from None
+    return ed25519, serialization

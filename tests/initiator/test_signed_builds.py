@@ -1,0 +1,67 @@
+"""Builds that sign what they make, and use only what a trusted key signed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from initiator_kit import Project
+
+from fabric.trust import envelopes
+from fabric.trust.seal import is_envelope
+
+
+def manifests(project: Project) -> list[Path]:
+    return sorted((project.cache / "artifacts/manifests").iterdir())
+
+
+def without_signature(manifest: Path) -> None:
+    content = envelopes.decode(manifest.read_bytes()).content
+    manifest.unlink()
+    manifest.write_bytes(content)
+
+
+def test_build_signs_and_uses_only_what_is_signed(project: Project, tmp_path: Path) -> None:
+    project.write(one="true", two=("one", "echo two > $DESTDIR/two"))
+    plain = project.build()
+    assert plain.returncode == 0, plain.stderr
+    assert not any(is_envelope(one.read_bytes()) for one in manifests(project))
+    trusted = {"FABRIC_TRUSTED_KEYS": str(tmp_path / "trusted")}
+
+    def build() -> str:
+        done = project.run("build", "../systems/small.morph", environ=trusted)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    said = build()
+    assert "counts as absent: it is not signed\n" in said
+    assert "4 built" in said
+    assert all(is_envelope(one.read_bytes()) for one in manifests(project))
+    assert "all 4 steps cached" in build()
+    assert "all 4 steps cached" in project.build().stdout, "who trusts everybody uses it, too"
+
+    shown = project.run("artifact", "list", "--json", environ=trusted)
+    keys = {one["name"]: one["key"] for one in json.loads(shown.stdout)["artifacts"]}
+    for name in ("two", "small"):
+        without_signature(project.cache / "artifacts/manifests" / keys[name])
+    said = build()
+    assert "two: built" in said
+    assert "one: built" not in said
+    assert all(is_envelope(one.read_bytes()) for one in manifests(project))
+
+
+def test_signatures_are_not_loaded_by_who_does_not_use_them(project: Project) -> None:
+    project.write(one="true")
+    assert project.build().returncode == 0
+    script = (
+        "import sys; from fabric.initiator import main; code = main(sys.argv[1:]);"
+        "print('loaded:', sorted({'cryptography', 'fabric.trust.signing'} & sys.modules.keys()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "build", "../systems/small.morph"],
+        cwd=project.logs, env=project.environ, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "all 3 steps cached" in done.stdout
+    assert done.stdout.endswith("loaded: []\n")

@@ -1,0 +1,239 @@
+"""Signed manifests: whoever may write to a store cannot put anything under a key."""
+
+from __future__ import annotations
+
+import base64
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+from securesystemslib.dsse import Envelope as OtherEnvelope
+from securesystemslib.exceptions import VerificationError
+from securesystemslib.signer import SSlibKey  # type: ignore[attr-defined]
+from store_kit import key, step
+
+from fabric import bounds
+from fabric.errors import DamagedError
+from fabric.trove.artifacts.health import Health
+from fabric.trove.artifacts.store import Store
+from fabric.trust import envelopes
+from fabric.trust.seal import Seal
+from fabric.trust.signing import TrustedKeys
+
+
+class Machine:
+    """A machine with a key of its own, and a shared store."""
+
+    def __init__(self, top: Path, name: str) -> None:
+        self.keys = TrustedKeys(top / name)
+        self.said: list[str] = []
+        self.store = Store(
+            str(top / "store"), top / f"scratch-{name}", seal=Seal(self.keys), said=self.said.append
+        )
+        self.keys.signer()
+
+    def trust(self, other: Machine, name: str) -> None:
+        self.keys.trust(other.keys.directory / "own.pub", name)
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Machine:
+    return Machine(tmp_path, "here")
+
+
+@pytest.fixture
+def there(tmp_path: Path) -> Machine:
+    return Machine(tmp_path, "there")
+
+
+def file_of(tmp_path: Path, number: int = 1) -> Path:
+    return tmp_path / "store" / "manifests" / key(number)
+
+
+def test_manifest_is_signed_and_checked(tmp_path: Path, here: Machine, there: Machine) -> None:
+    manifest, files = step(1, b"content")
+    here.store.put(manifest, files)
+    assert here.store.manifest(key(1)) == manifest
+    assert here.store.has([key(1), key(2)]) == {key(1)}
+    plain = Store(str(tmp_path / "store"), tmp_path / "scratch")
+    assert plain.manifest(key(1)) == manifest, "who checks no signatures reads it, too"
+    assert plain.has([key(1)]) == {key(1)}
+    assert there.store.manifest(key(1)) is None
+    assert there.store.has([key(1)]) == set()
+    assert there.store.has([key(1)]) == set()
+    assert len(there.said) == 1, "once"
+    assert "counts as absent: it is signed with the unknown key" in there.said[0]
+    there.trust(here, "here")
+    assert there.store.has([key(1)]) == {key(1)}, "from now on"
+    assert there.store.manifest(key(1)) == manifest
+
+
+def test_another_implementation_reads_the_envelope(tmp_path: Path, here: Machine) -> None:
+    here.store.put(*step(1))
+    [own] = here.keys.all()
+    raw = own.key.public_bytes_raw().hex()
+    theirs = SSlibKey(own.id, "ed25519", "ed25519", {"public": raw})
+
+    def verify() -> None:
+        content = msgspec.json.decode(file_of(tmp_path).read_bytes())
+        OtherEnvelope.from_dict(content).verify([theirs], 1)
+
+    verify()
+    _changed(tmp_path, lambda content: content.update(payload=base64.b64encode(b"x").decode()))
+    with pytest.raises(VerificationError):
+        verify()
+
+
+def unsigned(tmp_path: Path, here: Machine, there: Machine) -> None:  # noqa: ARG001
+    Store(str(tmp_path / "store"), tmp_path / "scratch").put(*step(1))
+
+
+def of_a_stranger(tmp_path: Path, here: Machine, there: Machine) -> None:  # noqa: ARG001
+    there.store.put(*step(1))
+
+
+def _changed(tmp_path: Path, change: Callable[[dict[str, object]], object]) -> None:
+    """Change the JSON of the envelope of step 1."""
+    content = msgspec.json.decode(file_of(tmp_path).read_bytes())
+    change(content)
+    file_of(tmp_path).write_bytes(msgspec.json.encode(content))
+
+
+def with_another_content(tmp_path: Path, here: Machine, there: Machine) -> None:
+    here.store.put(*step(1))
+    ours = file_of(tmp_path).read_bytes()
+    file_of(tmp_path).unlink()
+    there.store.put(msgspec.structs.replace(step(1)[0], seconds=2.0), step(1)[1])
+    theirs = msgspec.json.decode(file_of(tmp_path).read_bytes())
+    file_of(tmp_path).write_bytes(ours)
+    _changed(tmp_path, lambda content: content.update(payload=theirs["payload"]))
+
+
+def with_a_stranger_signature(tmp_path: Path, here: Machine, there: Machine) -> None:
+    there.store.put(*step(1))
+    [own] = here.keys.all()
+    _changed(tmp_path, lambda content: content["signatures"][0].update(keyid=own.id))  # type: ignore[index]
+
+
+def without_signatures(tmp_path: Path, here: Machine, there: Machine) -> None:  # noqa: ARG001
+    here.store.put(*step(1))
+    _changed(tmp_path, lambda content: content.update(signatures=[]))
+
+
+def of_a_revoked_key(tmp_path: Path, here: Machine, there: Machine) -> None:  # noqa: ARG001
+    there.store.put(*step(1))
+    here.trust(there, "there")
+    assert here.store.has([key(1)]) == {key(1)}
+    here.keys.revoke("there")
+
+
+def of_a_revoked_key_besides(tmp_path: Path, here: Machine, there: Machine) -> None:
+    of_a_revoked_key(tmp_path, here, there)
+    envelope = envelopes.decode(file_of(tmp_path).read_bytes())
+    signer = here.keys.signer()
+    signed = envelopes.signed_bytes(envelope.kind, envelope.content)
+    more = envelopes.Signature(envelopes.text(signer.sign(signed)), signer.id)
+    signatures = (more, *envelope.signatures)
+    file_of(tmp_path).write_bytes(
+        envelopes.encode(msgspec.structs.replace(envelope, signatures=signatures))
+    )
+
+
+#: (how a manifest comes into the store, what is said)
+UNTRUSTED: list[tuple[Callable[[Path, Machine, Machine], None], str]] = [
+    (unsigned, "it is not signed"),
+    (of_a_stranger, "it is signed with the unknown key"),
+    (with_another_content, "its signature of own is wrong"),
+    (with_a_stranger_signature, "its signature of own is wrong"),
+    (without_signatures, "it is not signed"),
+    (of_a_revoked_key, "it is signed with the key there-[0-9a-f]{12}, which is revoked"),
+    (of_a_revoked_key_besides, "it is signed with the key there-[0-9a-f]{12}, which is revoked"),
+]
+
+
+@pytest.mark.parametrize(("how", "said"), UNTRUSTED, ids=[one[0].__name__ for one in UNTRUSTED])
+def test_untrusted_manifest_is_absent_and_replaced(
+    tmp_path: Path,
+    here: Machine,
+    there: Machine,
+    how: Callable[[Path, Machine, Machine], None],
+    said: str,
+) -> None:
+    how(tmp_path, here, there)
+    assert here.store.manifest(key(1)) is None
+    assert here.store.has([key(1)]) == set()
+    [told] = here.said
+    assert re.search(f"manifest {key(1)} counts as absent: {said}", told)
+    assert Health(here.store).mend([key(1)]) == {}
+    assert list(Health(here.store).examine(lambda _: None)) == []
+    assert file_of(tmp_path).exists(), "others may trust it"
+    manifest, files = step(1)
+    manifest = msgspec.structs.replace(manifest, builder="here")
+    here.store.put(manifest, files)
+    assert here.store.manifest(key(1)) == manifest
+    assert here.store.has([key(1)]) == {key(1)}
+
+
+def test_trusted_manifest_is_not_replaced(here: Machine) -> None:
+    first, files = step(1)
+    here.store.put(first, files)
+    here.store.put(msgspec.structs.replace(first, builder="second"), files)
+    assert here.store.manifest(key(1)) == first
+
+
+def test_old_manifest_does_not_count_under_another_key(tmp_path: Path, here: Machine) -> None:
+    here.store.put(*step(1))
+    file_of(tmp_path, 2).write_bytes(file_of(tmp_path).read_bytes())
+    with pytest.raises(DamagedError, match=f"it is that of {key(1)}"):
+        here.store.manifest(key(2))
+
+
+def test_envelope_of_another_type_does_not_count(tmp_path: Path, here: Machine) -> None:
+    """A signature of something else is not one of a manifest."""
+    here.store.put(*step(1))
+    _changed(tmp_path, lambda content: content.update(payloadType="application/x"))
+    with pytest.raises(DamagedError, match="it is a 'application/x', and no manifest"):
+        here.store.manifest(key(1))
+
+
+@pytest.mark.bound("SIGNATURES")
+def test_envelope_with_too_many_signatures_is_damaged(tmp_path: Path, here: Machine) -> None:
+    here.store.put(*step(1))
+    more = bounds.SIGNATURES + 1
+    _changed(tmp_path, lambda content: content.update(signatures=content["signatures"] * more))  # type: ignore[operator]
+    with pytest.raises(DamagedError, match="more than 16 signatures"):
+        here.store.manifest(key(1))
+
+
+@pytest.mark.parametrize("flip", range(1, 600, 37))
+def test_envelope_with_a_flipped_bit_does_not_count(
+    tmp_path: Path, here: Machine, flip: int
+) -> None:
+    here.store.put(*step(1))
+    content = bytearray(file_of(tmp_path).read_bytes())
+    content[flip] ^= 1
+    file_of(tmp_path).write_bytes(content)
+    assert here.store.whole_manifest(key(1)) is None
+
+
+def test_garbage_is_collected_whoever_signed_it(here: Machine, there: Machine) -> None:
+    here.store.put(*step(1, b"x" * 10_000))
+    there.store.put(*step(2, b"y" * 10_000))
+    gone = here.store.gc({key(2)}, now=lambda: time.time() + 7 * 86400)
+    assert gone.manifests == 1
+    assert here.store.usage().blobs == 2, "what the other one needs stays"
+    there.store.verify(step(2, b"y" * 10_000)[0].blobs()[0])
+
+
+@pytest.mark.bound("SIGNED_KNOWN")
+def test_memory_of_checked_manifests_is_bounded(
+    here: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "SIGNED_KNOWN", 2)
+    for number in range(5):
+        here.store.put(*step(number))
+        assert here.store.has([key(number)]) == {key(number)}
+        assert len(here.store._signed) <= 3

@@ -1,0 +1,149 @@
+"""Keys of signatures: made, read, trusted, revoked and renewed."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from fabric import bounds
+from fabric.controller import keytool
+from fabric.trust import signing
+from fabric.trust.signing import SigningProblem, TrustedKeys
+
+
+def public(directory: Path, name: str) -> Path:
+    """The public key of another machine."""
+    TrustedKeys(directory / name).signer()
+    return (directory / name / "own.pub").rename(directory / f"{name}.pub")
+
+
+def test_own_key_is_made_once_and_kept_from_others(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "trusted"
+    with ThreadPoolExecutor(8) as pool:
+        made = [pool.submit(TrustedKeys(folder).signer) for _ in range(8)]
+        assert len({one.result().id for one in made}) == 1
+    assert (folder / "own.key").stat().st_mode & 0o777 == 0o600
+    assert sorted(one.name for one in folder.iterdir()) == ["own.key", "own.pub"]
+    keys = TrustedKeys(folder)
+    [own] = keys.all()
+    assert (own.name, own.id) == ("own", made[0].result().id)
+    (folder / "own.key").chmod(0o640)
+    with pytest.raises(SigningProblem, match="chmod 600"):
+        keys.signer()
+
+
+def test_openssl_reads_the_keys(tmp_path: Path) -> None:
+    signer = TrustedKeys(tmp_path).signer()
+    (tmp_path / "content").write_bytes(b"content")
+    (tmp_path / "signature").write_bytes(signer.sign(b"content"))
+
+    def verify() -> int:
+        command = "openssl pkeyutl -verify -pubin -inkey own.pub -rawin -in content -sigfile"
+        return subprocess.run(
+            [*command.split(), "signature"], cwd=tmp_path, capture_output=True, check=False
+        ).returncode
+
+    assert verify() == 0
+    (tmp_path / "content").write_bytes(b"other content")
+    assert verify() == 1
+    command = ["openssl", "pkey", "-pubin", "-in", "own.pub", "-outform", "DER"]
+    der = subprocess.run(command, cwd=tmp_path, capture_output=True, check=True).stdout
+    assert hashlib.sha256(der).hexdigest() == signer.id
+
+
+def test_keys_are_trusted_revoked_and_renewed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    farm = tmp_path / "trusted"
+    keys = TrustedKeys(farm)
+
+    def run(*words: str) -> tuple[int, str]:
+        code = keytool.main([*words, "--trusted", str(farm)])
+        out = capsys.readouterr()
+        return code, out.out + out.err
+
+    assert keys.all() == []
+    first = keys.signer().id
+    amber, blue = public(tmp_path, "amber"), public(tmp_path, "blue")
+    code, said = run("trust", str(amber))
+    assert (code, said.partition(":")[0]) == (0, "amber is trusted")
+    amber_id = said.split()[-1]
+    assert run("trust", str(amber))[0] == 0, "again"
+    assert run("trust", str(blue), "--name", "amber") == (
+        1, "fabric-keys: another key is known as amber: give this one another name\n",
+    )  # fmt: skip
+    assert run("trust", str(blue), "--name", "../x")[0] == 1
+    assert run("trust", str(tmp_path / "blue" / "own.key"), "--name", "x") == (
+        1, f"fabric-keys: {tmp_path}/blue/own.key is not a public key of Ed25519 in PEM\n",
+    )  # fmt: skip
+    assert run("distrust", "amger") == (
+        1, f"fabric-keys: {farm} has no trusted key amger; did you mean 'amber'?\n",
+    )  # fmt: skip
+    assert [(one.name, one.revoked) for one in keys.all()] == [("amber", False), ("own", False)]
+    assert run("distrust", "amber") == (0, "amber is trusted no more\n")
+    known = keys.get(amber_id)
+    keys.refresh()
+    known = keys.get(amber_id)
+    assert known is not None
+    assert known.revoked
+    code, said = run("trust", str(amber))
+    assert code == 1
+    assert "this key is revoked" in said
+
+    second = run("renew")[1].split()[0]
+    assert second != first
+    assert keys.signer().id == second
+    assert run("trusted")[1] == (
+        f"amber-{amber_id[:12]}   revoked  {amber_id}\n"
+        f"{'own':20} trusted  {second}\n"
+        f"own-{first[:12]}     trusted  {first}\n"
+    )
+    assert run("distrust", "own")[0] == 0
+    assert keys.signer().id not in (first, second)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no key", b"\xff" * 100, b"-----BEGIN PUBLIC KEY-----\n"]
+)
+def test_unusable_key_is_an_error_that_names_it(tmp_path: Path, content: bytes) -> None:
+    """A key that may be revoked cannot be left out."""
+    (tmp_path / "amber.pub").write_bytes(content)
+    with pytest.raises(SigningProblem, match=r"amber\.pub is not a public key of Ed25519 in PEM"):
+        TrustedKeys(tmp_path).all()
+
+
+@pytest.mark.bound("SIGNING_KEY_FILE")
+def test_large_file_is_no_key(tmp_path: Path) -> None:
+    (tmp_path / "amber.pub").write_bytes(b" " * (bounds.SIGNING_KEY_FILE + 1))
+    with pytest.raises(SigningProblem, match="more than 4,096 bytes"):
+        TrustedKeys(tmp_path).all()
+
+
+@pytest.mark.bound("TRUSTED_KEYS")
+def test_too_many_keys_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signing, "TRUSTED_KEYS", 2)
+    for name in "abc":
+        public(tmp_path, name)
+    with pytest.raises(SigningProblem, match="more than 2 keys"):
+        TrustedKeys(tmp_path).all()
+
+
+def test_library_that_is_missing_is_named(tmp_path: Path) -> None:
+    script = (
+        "import sys; sys.modules['cryptography.hazmat.primitives'] = None;"
+        "from fabric.controller.keytool import main;"
+        f"sys.exit(main(['renew', '--trusted', {str(tmp_path)!r}]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "fabric-keys: signatures need cryptography.hazmat.primitives, which is not installed: pip"
+        " install 'distbuild[signatures]'; or leave the setting trusted-keys empty\n"
+    )
