@@ -690,7 +690,7 @@ SIGNING_KEY_FILE = _bound(
 TRUSTED_KEYS = _bound(
     "TRUSTED_KEYS", 1000, "keys", "the keys of signatures in `trusted-keys`", "none counts"
 )
-HINT = _bound("HINT", 64, "bytes", "a hint in a store", "it does not count")
+HINT = _bound("HINT", KIB, "bytes", "a hint in a store", "it does not count")
 OUTPUTS_KNOWN = _bound(
     "OUTPUTS_KNOWN", 20_000, "steps", "outputs that a broker remembers", "they are read again"
 )

@@ -1,4 +1,4 @@
-"""Signs the manifests of a store, and opens those that a trusted key signed."""
+"""Signs what is in a store: manifests and hints; and opens those that a trusted key signed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from fabric.trust.envelopes import Envelope, Signature
 if TYPE_CHECKING:
     from fabric.trust.signing import PublicKey, Signer, TrustedKeys
 
-#: The type of a signed manifest, in its envelope.
-KIND = "application/vnd.distbuild.manifest"
+#: Types of what is signed, in their envelopes.
+MANIFEST = "application/vnd.distbuild.manifest"
+HINT = "application/vnd.distbuild.hint"
 
 
 class UnsignedError(ValueError):
@@ -31,12 +32,15 @@ class Seal:
         self._keys.refresh()
         return self._keys.state
 
-    def close(self, content: bytes) -> bytes:
-        """``content`` in a signed envelope.  SigningProblem if there is no key, nor can be."""
+    def close(self, kind: str, content: bytes) -> bytes:
+        """``content`` of a type in a signed envelope.
+
+        SigningProblem if there is no key, nor can be.
+        """
         signer = self._own()
-        signature = signer.sign(envelopes.signed_bytes(KIND, content))
+        signature = signer.sign(envelopes.signed_bytes(kind, content))
         signatures = (Signature(envelopes.text(signature), signer.id),)
-        return envelopes.encode(Envelope(envelopes.text(content), KIND, signatures))
+        return envelopes.encode(Envelope(envelopes.text(content), kind, signatures))
 
     def _own(self) -> Signer:
         if self._signer is None or self._signer[0] != self.state:
@@ -44,15 +48,15 @@ class Seal:
             self._signer = self.state, signer
         return self._signer[1]
 
-    def open(self, data: bytes) -> bytes:
-        """The content of an envelope that a trusted key signed.
+    def open(self, kind: str, data: bytes) -> bytes:
+        """The content of an envelope of a type that a trusted key signed.
 
-        UnsignedError if none did; ValueError if it is no envelope of this type.
+        UnsignedError if none did; ValueError if it is no envelope of that type.
         """
         self._keys.refresh()
-        envelope = read_envelope(data)
+        envelope = read_envelope(kind, data)
         content = envelope.content
-        signed = envelopes.signed_bytes(KIND, content)
+        signed = envelopes.signed_bytes(kind, content)
         found = [
             key
             for one in envelope.signatures
@@ -78,13 +82,13 @@ def _judge(envelope: Envelope, found: list[PublicKey], keys: TrustedKeys) -> Non
 
 
 def is_envelope(data: bytes) -> bool:
-    """Whether ``data`` is a signed manifest; one that is not signed begins otherwise."""
+    """Whether ``data`` is signed; manifests and hints that are not begin otherwise."""
     return data.startswith(b'{"payload"')
 
 
-def read_envelope(data: bytes) -> Envelope:
-    """The envelope of a manifest, whoever signed it.  ValueError if it is none."""
+def read_envelope(kind: str, data: bytes) -> Envelope:
+    """The envelope of something of a type, whoever signed it.  ValueError if it is none."""
     envelope = envelopes.decode(data)
-    if envelope.kind != KIND:
-        raise ValueError(f"it is a {envelope.kind[:100]!r}, and no manifest")
+    if envelope.kind != kind:
+        raise ValueError(f"it is of the type {envelope.kind[:100]!r}, not {kind!r}")
     return envelope

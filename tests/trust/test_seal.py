@@ -195,8 +195,30 @@ def test_envelope_of_another_type_does_not_count(tmp_path: Path, here: Machine) 
     """A signature of something else is not one of a manifest."""
     here.store.put(*step(1))
     _changed(tmp_path, lambda content: content.update(payloadType="application/x"))
-    with pytest.raises(DamagedError, match="it is a 'application/x', and no manifest"):
+    with pytest.raises(
+        DamagedError,
+        match="it is of the type 'application/x', not",
+    ):
         here.store.manifest(key(1))
+
+
+def test_hint_is_signed_with_what_it_is_a_hint_to(
+    tmp_path: Path, here: Machine, there: Machine
+) -> None:
+    """Who writes hints could give a step the output of another one, which is signed, too."""
+    digest, other = key(8), key(9)
+    file = tmp_path / "store" / "hints" / digest
+    here.store.put_hints({digest: key(1), other: key(2)})
+    assert here.store.hint(digest) == key(1)
+    assert Store(str(tmp_path / "store"), tmp_path / "scratch").hint(digest) == key(1)
+    assert there.store.hint(digest) is None
+    here.trust(there, "there")
+    there.store.put_hints({digest: key(3)})
+    assert here.store.hint(digest) == key(3)
+    file.write_bytes(file.with_name(other).read_bytes())
+    assert here.store.hint(digest) is None
+    file.write_bytes(key(2).encode())
+    assert here.store.hint(digest) is None
 
 
 @pytest.mark.bound("SIGNATURES")

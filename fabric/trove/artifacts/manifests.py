@@ -14,7 +14,7 @@ import msgspec
 from fabric.digest import Digest
 from fabric.errors import StoreError
 from fabric.jobs import Blob, Manifest
-from fabric.trust.seal import Seal, UnsignedError, is_envelope, read_envelope
+from fabric.trust.seal import HINT, MANIFEST, Seal, UnsignedError, is_envelope, read_envelope
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
 _decode = msgspec.json.Decoder(Manifest).decode
@@ -24,7 +24,7 @@ def encode(manifest: Manifest, seal: Seal | None = None) -> bytes:
     """The stored form of a manifest: a line of JSON and its SHA-256, signed if there is a seal."""
     line = _encode(manifest)
     content = line + b"\n" + _digest(line)
-    return content if seal is None else seal.close(content)
+    return content if seal is None else seal.close(MANIFEST, content)
 
 
 def decode(data: bytes, key: str, seal: Seal | None = None) -> Manifest:
@@ -32,12 +32,7 @@ def decode(data: bytes, key: str, seal: Seal | None = None) -> Manifest:
 
     ValueError if it is invalid; UnsignedError if there is a seal, and no trusted key signed it.
     """
-    if is_envelope(data):
-        content = read_envelope(data).content if seal is None else seal.open(data)
-    elif seal is not None:
-        raise UnsignedError("it is not signed")
-    else:
-        content = data
+    content = _opened(MANIFEST, data, seal)
     line, _, digest = content.rpartition(b"\n")
     if digest != _digest(line):
         raise ValueError("it is not what was written")
@@ -48,6 +43,31 @@ def decode(data: bytes, key: str, seal: Seal | None = None) -> Manifest:
     if manifest.key != key:
         raise ValueError(f"it is that of {manifest.key}")
     return manifest
+
+
+def encode_hint(digest: str, key: str, seal: Seal | None = None) -> bytes:
+    """The stored form of a hint: a cache key, signed with what it is a hint to."""
+    return key.encode() if seal is None else seal.close(HINT, f"{digest} {key}".encode())
+
+
+def decode_hint(data: bytes, digest: str, seal: Seal | None = None) -> str:
+    """The cache key in a hint.  ValueError if it is invalid, or does not count."""
+    content = _opened(HINT, data, seal).decode()
+    if not is_envelope(data):
+        return Digest(content)
+    of, _, key = content.partition(" ")
+    if of != digest:
+        raise ValueError(f"it is a hint to {of}")
+    return Digest(key)
+
+
+def _opened(kind: str, data: bytes, seal: Seal | None) -> bytes:
+    """What is stored, without an envelope."""
+    if seal is None:
+        return read_envelope(kind, data).content if is_envelope(data) else data
+    if not is_envelope(data):
+        raise UnsignedError("it is not signed")
+    return seal.open(kind, data)
 
 
 def _digest(line: bytes) -> bytes:

@@ -27,7 +27,6 @@ from typing import BinaryIO
 import msgspec
 
 from fabric import bounds
-from fabric.digest import Digest
 from fabric.errors import DamagedError, StoreError
 from fabric.host.cancel import no_check
 from fabric.host.progress import Moved, unmoved
@@ -42,13 +41,14 @@ from fabric.trove.artifacts.manifests import (
     apart,
     blob_path,
     decode,
+    decode_hint,
     encode,
+    encode_hint,
     hint_path,
     key_of,
     manifest_path,
 )
 from fabric.trust.seal import Seal, UnsignedError
-
 
 #: Manifests that count as absent of which `Store` tells, until the trusted keys change.
 TOLD = 20
@@ -239,14 +239,14 @@ class Store:
     # -- hints ------------------------------------------------------------------------------
 
     def hint(self, digest: str) -> str | None:
-        """The cache key in a hint; None if it is missing or damaged."""
+        """The cache key in a hint; None if it is missing or damaged, or not signed as manifests."""
         with self._explained(f"hint {digest} cannot be read"):
             try:
                 content = self._backend.get(hint_path(digest), bounds.HINT)
             except (FileNotFoundError, TooLarge):
                 return None
         try:
-            return Digest(content.decode())
+            return decode_hint(content, digest, self._seal)
         except ValueError:
             return None
 
@@ -254,7 +254,8 @@ class Store:
         """Write or replace hints: digest -> cache key.  A power cut may lose them."""
 
         def put(digest: str) -> None:
-            self._backend.write(hint_path(digest), hints[digest].encode())
+            hint = encode_hint(digest, hints[digest], self._seal)
+            self._backend.write(hint_path(digest), hint)
 
         with self._explained("hints cannot be written"):
             list(self._backend.map(put, hints))

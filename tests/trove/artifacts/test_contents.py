@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from servers_kit import free_port
 from store_kit import key, nginx
 
+from fabric import bounds
 from fabric.inputs import inputs
 from fabric.jobs import SMALL, Artifact, Blob, Content, Job, Manifest, Part, Staged
 from fabric.trove.artifacts import contents as module
@@ -220,7 +221,9 @@ def hints(store: Store) -> list[str]:
 
 
 @pytest.mark.bound("HINT")
-@pytest.mark.parametrize("content", [b"", b"z" * 64, b"a" * 65, b"\xff" * 64, key(99).encode()])
+@pytest.mark.parametrize(
+    "content", [b"", b"z" * 64, b"a" * (bounds.HINT + 1), b"\xff" * 64, key(99).encode()]
+)
 def test_damaged_hint_costs_a_build(store: Store, contents: Contents, content: bytes) -> None:
     edited(store, contents, b"zlib", b"doc")
     for path in hints(store):
