@@ -92,6 +92,7 @@ class Worker:
         self._settings = settings
         self._event_log = EventLog("fabric-worker")
         self._store = store = open_store(settings, said=self._event_log)
+        store.prepare()
         sources = open_sources(settings)
         self._exports = sources.exports
         self._trimming: threading.Thread | None = None

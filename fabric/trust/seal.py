@@ -32,6 +32,10 @@ class Seal:
         self._keys.refresh()
         return self._keys.state
 
+    def prepare(self) -> None:
+        """Load the own key, or make it.  SigningProblem if that is impossible."""
+        self._own()
+
     def close(self, kind: str, content: bytes) -> bytes:
         """``content`` of a type in a signed envelope.
 

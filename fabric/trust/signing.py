@@ -116,7 +116,8 @@ class TrustedKeys:
                 write_whole(public, _public_pem(signer), 0o644)
         except OSError as error:
             raise SigningProblem(
-                f"{path}: the key that signs cannot be made or read: {error.strerror}"
+                f"{path}: the key that signs cannot be made or read: {error.strerror}; see the"
+                " setting trusted-keys"
             ) from None
         return signer
 
@@ -179,9 +180,11 @@ def _changed(directory: Path) -> tuple[int, int]:
     try:
         found = directory.stat()
     except FileNotFoundError:
-        return 0, 0
+        return 0, 0  # none is trusted yet
     except OSError as error:
-        raise SigningProblem(f"{directory}: {error.strerror}") from None
+        raise SigningProblem(
+            f"{directory}: the keys of signatures cannot be read: {error.strerror}"
+        ) from None
     return found.st_mtime_ns, found.st_ino
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from initiator_kit import Project
 
 from fabric.trust import envelopes
@@ -50,6 +51,30 @@ def test_build_signs_and_uses_only_what_is_signed(project: Project, tmp_path: Pa
     assert "two: built" in said
     assert "one: built" not in said
     assert all(is_envelope(one.read_bytes()) for one in manifests(project))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "mode", "said"),
+    [
+        ("own.key", b"no key", 0o600, "own.key is not a private key of Ed25519 in PEM"),
+        ("own.key", b"no key", 0o644, "own.key: other users may read this private key: chmod 600"),
+        ("amber.pub", b"no key", 0o644, "amber.pub is not a public key of Ed25519 in PEM"),
+    ],
+)
+def test_unusable_key_ends_a_build_before_it_begins(
+    project: Project, tmp_path: Path, file: str, content: bytes, mode: int, said: str
+) -> None:
+    project.write(one="true")
+    trusted = tmp_path / "trusted"
+    trusted.mkdir()
+    (trusted / file).write_bytes(content)
+    (trusted / file).chmod(mode)
+    done = project.run(
+        "build", "../systems/small.morph", environ={"FABRIC_TRUSTED_KEYS": str(trusted)}
+    )
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "building" not in done.stdout
 
 
 def test_signatures_are_not_loaded_by_who_does_not_use_them(project: Project) -> None:

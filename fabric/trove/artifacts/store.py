@@ -106,6 +106,11 @@ class Store:
         with contextlib.suppress(*self._backend.errors):  # the store may be read-only
             self._backend.tidy()
 
+    def prepare(self) -> None:
+        """SigningProblem if what is put here should be signed, and cannot be."""
+        if self._seal is not None:
+            self._seal.prepare()
+
     # -- manifests ---------------------------------------------------------------------------
 
     def has(self, keys: Iterable[str]) -> set[str]:
