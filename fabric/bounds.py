@@ -677,13 +677,6 @@ MANIFEST = _bound(
 SIGNATURES = _bound(
     "SIGNATURES", 16, "signatures", "the signatures of a manifest", "it counts as damaged"
 )
-SIGNED_KNOWN = _bound(
-    "SIGNED_KNOWN",
-    100_000,
-    "steps",
-    "manifests of which a program remembers that a trusted key signed them",
-    "they are read again",
-)
 SIGNING_KEY_FILE = _bound(
     "SIGNING_KEY_FILE", 4 * KIB, "bytes", "a file with a key of signatures", "it is not a key"
 )

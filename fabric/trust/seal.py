@@ -26,12 +26,6 @@ class Seal:
         self._keys = keys
         self._signer: tuple[object, Signer] | None = None  # with the state of the keys
 
-    @property
-    def state(self) -> object:
-        """Changes with the keys."""
-        self._keys.refresh()
-        return self._keys.state
-
     def prepare(self) -> None:
         """Load the own key, or make it.  SigningProblem if that is impossible."""
         self._own()
@@ -47,9 +41,11 @@ class Seal:
         return envelopes.encode(Envelope(envelopes.text(content), kind, signatures))
 
     def _own(self) -> Signer:
-        if self._signer is None or self._signer[0] != self.state:
-            signer = self._keys.signer()  # which may make it, and so change the keys
-            self._signer = self.state, signer
+        self._keys.refresh()
+        if self._signer is None or self._signer[0] != self._keys.state:
+            signer = self._keys.signer()
+            self._keys.refresh()  # it may have been made
+            self._signer = self._keys.state, signer
         return self._signer[1]
 
     def open(self, kind: str, data: bytes) -> bytes:

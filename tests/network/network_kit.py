@@ -112,6 +112,7 @@ class Workstation:
             "trove": self.farm.trove_url,
             "artifacts": self.farm.store_url,
             **self.farm.ssh,
+            **self.farm.trust(self.name),
             **settings,
         }
         self.config.write_text("".join(f'{k} = "{v}"\n' for k, v in values.items()))
@@ -176,6 +177,7 @@ class Farm:
         self.trove = root / "trove.git"
         self.trove_url = str(self.trove)
         self.ssh: dict[str, str] = {}
+        self.signs = False
         self.store_url = str(root / "artifacts")
         git(root, "init", "-q", "--bare", str(self.trove))
         self.controller = root / "controller"
@@ -196,6 +198,14 @@ class Farm:
         shutil.copy(ours / "broker.key", theirs)
         return theirs
 
+    def trusted(self, name: str) -> Path:
+        """Where a machine has the keys of signatures that count for it."""
+        return self.root / name / "trusted"
+
+    def trust(self, name: str) -> dict[str, str]:
+        """The setting for signatures of a machine."""
+        return {"trusted-keys": str(self.trusted(name))} if self.signs else {}
+
     def revoke(self, name: str) -> None:
         self.keys("revoke", name, "--keys", str(self.controller / "keys"))
 
@@ -210,6 +220,7 @@ class Farm:
             "artifacts": self.store_url,
             "metrics": "",
             **self.ssh,
+            **self.trust("controller"),
         }
         text = "".join(f'{k} = "{v}"\n' for k, v in values.items())
         self.broker_config.write_text(text + f"port = {self.port}\nlease = 4.0\n")
@@ -229,6 +240,7 @@ class Farm:
                 "trove": self.trove_url,
                 "artifacts": self.store_url,
                 **self.ssh,
+                **self.trust(name),
             }
             text = "".join(f'{k} = "{v}"\n' for k, v in values.items())
             config.write_text(text + f"slots = {slots}\nmin-free-disk = 0\nmax-jobs = {jobs}\n")

@@ -18,7 +18,7 @@ from store_kit import key, step
 from fabric import bounds
 from fabric.errors import DamagedError
 from fabric.trove.artifacts.health import Health
-from fabric.trove.artifacts.store import Store
+from fabric.trove.artifacts.store import TOLD, Store
 from fabric.trust import envelopes
 from fabric.trust.seal import Seal
 from fabric.trust.signing import TrustedKeys
@@ -250,12 +250,9 @@ def test_garbage_is_collected_whoever_signed_it(here: Machine, there: Machine) -
     there.store.verify(step(2, b"y" * 10_000)[0].blobs()[0])
 
 
-@pytest.mark.bound("SIGNED_KNOWN")
-def test_memory_of_checked_manifests_is_bounded(
-    here: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bounds, "SIGNED_KNOWN", 2)
-    for number in range(5):
-        here.store.put(*step(number))
-        assert here.store.has([key(number)]) == {key(number)}
-        assert len(here.store._signed) <= 3
+def test_few_of_many_that_do_not_count_are_told(here: Machine, there: Machine) -> None:
+    for number in range(TOLD + 5):
+        there.store.put(*step(number))
+    assert here.store.has(map(key, range(TOLD + 5))) == set()
+    assert len(here.said) == TOLD
+    assert here.said[-1].endswith("; no more are told")

@@ -50,8 +50,8 @@ from fabric.trove.artifacts.manifests import (
 )
 from fabric.trust.seal import Seal, UnsignedError
 
-#: Manifests that count as absent of which `Store` tells, until the trusted keys change.
-TOLD = 20
+#: Manifests that count as absent of which `Store` tells.
+TOLD = 100
 
 
 def unsaid(_: str) -> None:
@@ -92,9 +92,7 @@ class Store:
         self.url = url
         self._seal = seal
         self._said = said
-        self._signed: dict[str, bool] = {}  # keys of manifests that were read -> trusted
-        self._told: set[str] = set()  # keys of manifests that `said` was told of
-        self._signed_by: object = None  # state of the trusted keys for both
+        self._told: set[str] = set()  # what `said` was told
         self.copies = Copies(scratch)
         self._verified: set[tuple[str, int, int]] = set()
         self._used: dict[str, float] = {}  # key -> when its use is recorded again
@@ -114,28 +112,15 @@ class Store:
     # -- manifests ---------------------------------------------------------------------------
 
     def has(self, keys: Iterable[str]) -> set[str]:
-        """The ``keys`` of built steps: those that have a manifest.
-
-        With a seal, it is read once and checked.
-        """
+        """The ``keys`` of built steps: those that have a manifest that counts."""
         with self._explained("cannot be asked what it has"):
             found = {key_of(path) for path in self._backend.exist(map(manifest_path, keys))}
-        return found if self._seal is None else found - self._unsigned(found, self._seal)
+        if self._seal is None:
+            return found
+        counts = self._backend.map(self._counts, found)
+        return {key for key, counted in zip(found, counts, strict=True) if counted}
 
-    def _unsigned(self, keys: set[str], seal: Seal) -> set[str]:
-        """Those of ``keys`` whose manifests do not count."""
-        self._check_memory(seal)
-        new = [key for key in keys if not self._signed.get(key)]
-        signed = dict(zip(new, self._backend.map(self._is_signed, new), strict=True))
-        self._signed |= signed
-        return {key for key in new if not signed[key]}
-
-    def _check_memory(self, seal: Seal) -> None:
-        """Forget what was found with other keys, or is too much."""
-        if seal.state != self._signed_by or len(self._signed) > bounds.SIGNED_KNOWN:
-            self._signed, self._told, self._signed_by = {}, set(), seal.state
-
-    def _is_signed(self, key: str) -> bool:
+    def _counts(self, key: str) -> bool:
         try:
             return self.manifest(key) is not None
         except DamagedError:
@@ -146,12 +131,11 @@ class Store:
         try:
             return self._manifest(key, self._seal)
         except UnsignedError as error:
-            if self._seal is not None:
-                self._check_memory(self._seal)
-            if key not in self._told and len(self._told) < TOLD:
-                self._told.add(key)
+            text = f"{self.url}: manifest {key} counts as absent: {error}"
+            if text not in self._told and len(self._told) < TOLD:
+                self._told.add(text)
                 more = "; no more are told" if len(self._told) == TOLD else ""
-                self._said(f"{self.url}: manifest {key} counts as absent: {error}{more}")
+                self._said(text + more)
             return None
 
     def _any_manifest(self, key: str) -> Manifest | None:
@@ -432,7 +416,6 @@ class Store:
         """
         manifest = self._any_manifest(key)
         self.remove([key])
-        self._signed.pop(key, None)
         wrong = [blob for blob in apart(manifest) if not self._is_right(blob)]
         with self._explained("cannot be cleaned"):
             self._backend.delete(map(blob_path, wrong))

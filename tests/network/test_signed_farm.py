@@ -1,0 +1,67 @@
+"""A farm whose machines sign: who is not trusted costs builds, and no more."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from network_kit import Farm
+from small_definitions import SYSTEM
+
+from fabric.trust import envelopes
+from fabric.trust.seal import is_envelope
+
+
+def manifests(farm: Farm) -> list[Path]:
+    return sorted((Path(farm.store_url) / "manifests").iterdir())
+
+
+def test_farm_uses_only_what_its_own_machines_signed(farm: Farm, tmp_path: Path) -> None:
+    farm.signs = True
+    signing, reading = ("controller", "w1", "w2"), ("controller", "w1", "w2", "alice")
+    for name in signing:
+        farm.keys("renew", "--trusted", str(farm.trusted(name)))
+    for reader in reading:
+        for name in set(signing) - {reader}:
+            public = str(farm.trusted(name) / "own.pub")
+            farm.keys("trust", public, "--name", name, "--trusted", str(farm.trusted(reader)))
+    broker = farm.broker()
+    first = farm.worker("w1")
+    alice = farm.workstation("alice")
+    alice.definitions.write(one="echo one > $DESTDIR/one", two=("one", "echo two > $DESTDIR/two"))
+
+    def checkout(to: str) -> subprocess.CompletedProcess[str]:
+        """The files of the system."""
+        return alice.run("checkout", f"../definitions/{SYSTEM}", "--to", str(tmp_path / to))
+
+    done = alice.build()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(is_envelope(one.read_bytes()) for one in manifests(farm))
+    assert checkout("a").returncode == 0
+    assert "0 built" in alice.build().stdout
+
+    # somebody writes to the store
+    for one in manifests(farm):
+        content = envelopes.decode(one.read_bytes()).content
+        one.unlink()
+        one.write_bytes(content)
+    shown = checkout("b")
+    assert shown.returncode == 1
+    assert "counts as absent: it is not signed" in shown.stderr
+    done = alice.build()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 built" in done.stdout
+    assert all(is_envelope(one.read_bytes()) for one in manifests(farm))
+    broker.says("counts as absent: it is not signed")
+    assert checkout("c").returncode == 0
+
+    # a worker is not trusted any more
+    first.kill()
+    for reader in ("controller", "w2", "alice"):
+        farm.keys("distrust", "w1", "--trusted", str(farm.trusted(reader)))
+    farm.worker("w2")
+    done = alice.build()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "building on w2" in done.stdout
+    broker.says("which is revoked")
+    assert (tmp_path / "c/two").read_text() == "two\n"
