@@ -23,6 +23,8 @@ COMMANDS = {
     "image": "Make a bootable disk image, or an archive, of a built system.",
     "sbom": "Write what is in a system, as SPDX or CycloneDX.",
     "affected": "Find the systems that contain a component, or that a vulnerability affects.",
+    "provenance": "Write signed statements of where artifacts come from, for other tools.",
+    "verify": "Check that a built system is what its definitions and sources give.",
     "trace": "Print what a build did and when: a trace for Perfetto, or OpenTelemetry spans.",
     "logs": "Print the build log of a chunk, stratum or system.",
     "diff": "Compare two systems, commits or artifacts: chunks, files and sizes.",

@@ -53,6 +53,10 @@ class Seal:
 
         UnsignedError if none did; ValueError if it is no envelope of that type.
         """
+        return self.opened(kind, data)[0]
+
+    def opened(self, kind: str, data: bytes) -> tuple[bytes, list[PublicKey]]:
+        """The content, as of `open`, and the trusted keys that signed it."""
         self._keys.refresh()
         envelope = read_envelope(kind, data)
         content = envelope.content
@@ -63,7 +67,7 @@ class Seal:
             if (key := self._keys.get(one.keyid)) and key.signed(signed, envelopes.raw(one))
         ]
         _judge(envelope, found, self._keys)
-        return content
+        return content, found
 
 
 def _judge(envelope: Envelope, found: list[PublicKey], keys: TrustedKeys) -> None:

@@ -73,7 +73,7 @@ def _of_history(
         if key is None:
             raise FabricError(f"{given}: the store {project.store.url} has no build of it")
         return _of_key(project.store, given, key)
-    found, tree, repository = _commit(project, given, commit)
+    found, tree, repository = find_commit(project, given, commit)
     files = stack.enter_context(Committed(repository, tree))
     path = _locate(project, files, system)
     if path is None:
@@ -88,7 +88,7 @@ def _of_history(
     return _of_plan(project, given, plan, files.read)
 
 
-def _commit(project: Project, given: str, commit: str) -> tuple[str, str, Repository]:
+def find_commit(project: Project, given: str, commit: str) -> tuple[str, str, Repository]:
     """A commit of the definitions, the tree of their folder in it, and their repository."""
     around = ["-C", str(project.root)]
 

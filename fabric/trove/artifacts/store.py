@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
 
@@ -48,7 +48,10 @@ from fabric.trove.artifacts.manifests import (
     key_of,
     manifest_path,
 )
-from fabric.trust.seal import Seal, UnsignedError
+from fabric.trust.seal import MANIFEST, Seal, UnsignedError
+
+if TYPE_CHECKING:
+    from fabric.trust.signing import PublicKey
 
 #: Manifests that count as absent of which `Store` tells.
 TOLD = 100
@@ -137,6 +140,14 @@ class Store:
                 more = "; no more are told" if len(self._told) == TOLD else ""
                 self._said(text + more)
             return None
+
+    def signers(self, key: str) -> list[PublicKey]:
+        """The trusted keys that signed the manifest of a step; none without a seal."""
+        if self._seal is None or self.manifest(key) is None:
+            return []
+        with self._explained(f"manifest {key} cannot be read"):
+            data = self._backend.get(manifest_path(key), bounds.MANIFEST)
+        return self._seal.opened(MANIFEST, data)[1]
 
     def _any_manifest(self, key: str) -> Manifest | None:
         """As `whole_manifest`, whoever signed it: for housekeeping, which trusts nothing in it."""

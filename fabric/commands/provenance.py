@@ -1,0 +1,80 @@
+"""``provenance``: writes signed statements of where artifacts come from."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fabric.commands.shared.arguments import add_locked
+from fabric.commands.shared.plans import open_plan, take_snapshot
+from fabric.commands.shared.sides import find_commit
+from fabric.commands.shared.signals import interrupt_on_signals
+from fabric.commands.shared.vouched import not_built, require_trust, vouched
+from fabric.config import Settings
+from fabric.errors import FabricError
+from fabric.host.files import write_whole
+from fabric.trove.configured import open_seal
+
+if TYPE_CHECKING:
+    from fabric.client.project import Project
+    from fabric.plan import Plan
+    from fabric.trust.provenance import Definitions
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add_locked(parser)
+    add = parser.add_argument
+    add("system", metavar="SYSTEM", help="system morph")
+    add("names", nargs="*", default=[], metavar="NAME", help="only these steps, and what they need")
+    add("--to", metavar="FILE", type=Path, help="write it to a file (default: print it)")
+
+
+def run(options: argparse.Namespace, settings: Settings) -> int:
+    interrupt_on_signals()
+    require_trust(settings)
+    project, plan = open_plan(settings, options.system, options.names, locked=options.locked)
+    lines = statements(project, plan)
+    document = b"".join(line + b"\n" for line in lines)
+    if options.to is None:
+        sys.stdout.buffer.write(document)
+        return 0
+    try:
+        write_whole(options.to, document, mode=0o644)
+    except OSError as error:
+        raise FabricError(f"{options.to}: cannot be written: {error.strerror}") from None
+    print(f"{options.to}: {len(lines)} signed statements about {plan.graph.system}")
+    return 0
+
+
+def statements(project: Project, plan: Plan) -> list[bytes]:
+    """An envelope with a statement for each step that has artifacts of its own."""
+    from fabric.trust.provenance import KIND, statement
+
+    seal = open_seal(project.settings)
+    assert seal is not None
+    found = list(vouched(project, plan))
+    if missing := [one.step for one in found if one.manifest is None]:
+        raise not_built(plan, missing)
+    known = {one.key: one.manifest for one in found if one.manifest is not None}
+    definitions = _definitions(project, plan)
+    lines = []
+    for one in found:
+        signed_by = [key.id for key in project.store.signers(one.key)]
+        made = statement(plan.job(one.step), known[one.key], known, definitions, signed_by)
+        if made is not None:
+            lines.append(seal.close(KIND, made))
+    return lines
+
+
+def _definitions(project: Project, plan: Plan) -> Definitions:
+    from fabric.trust.provenance import Definitions
+
+    tree = take_snapshot(project)[0].tree
+    commit = ""
+    with contextlib.suppress(FabricError):  # in no repository
+        head, committed, _ = find_commit(project, "HEAD", "HEAD")
+        commit = head if committed == tree else ""  # else files have changed since
+    return Definitions(plan.graph.path, commit, tree)

@@ -1,0 +1,51 @@
+"""The steps of a built system whose manifests trusted keys signed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from fabric.errors import FabricError, command
+from fabric.trove.configured import open_seal
+
+if TYPE_CHECKING:
+    from fabric.client.project import Project
+    from fabric.config import Settings
+    from fabric.definitions.graph import Step
+    from fabric.jobs import Manifest
+    from fabric.plan import Plan
+
+
+class Vouched(NamedTuple):
+    """A step with its manifest; None if the store has none that counts."""
+
+    step: Step
+    key: str
+    manifest: Manifest | None
+
+
+def require_trust(settings: Settings) -> None:
+    """FabricError if no signatures are checked."""
+    if open_seal(settings) is None:
+        raise FabricError(
+            "no keys are trusted, so nothing can be proved: name a directory in the setting"
+            " trusted-keys, and build"
+        )
+
+
+def vouched(project: Project, plan: Plan) -> Iterator[Vouched]:
+    """The steps of a plan, each key once, in the order in which they are built."""
+    steps = {plan.keys[step.id]: step for step in plan.steps}
+    found = project.store.manifests(steps)
+    for (key, step), manifest in zip(steps.items(), found, strict=True):
+        yield Vouched(step, key, manifest)
+
+
+def not_built(plan: Plan, steps: list[Step]) -> FabricError:
+    """The error for steps that the store does not have."""
+    names = ", ".join(dict.fromkeys(step.name for step in steps[:5]))
+    more = f" and {len(steps) - 5} more" if len(steps) > 5 else ""
+    return FabricError(
+        f"{names}{more}: the store has no manifest that counts; run:"
+        f" {command('build', plan.graph.path)}"
+    )

@@ -1,0 +1,146 @@
+"""``verify``: checks a built system, from its artifacts back to its definitions and sources."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fabric.client.render import size
+from fabric.commands.shared.arguments import add_json, add_locked
+from fabric.commands.shared.output import first_of, print_json
+from fabric.commands.shared.plans import open_plan, report_unpinned
+from fabric.commands.shared.signals import interrupt_on_signals
+from fabric.commands.shared.vouched import Vouched, require_trust, vouched
+from fabric.config import Settings
+from fabric.errors import DamagedError, FabricError
+from fabric.host.shared_files import sha256_of
+from fabric.inputs import COMMIT, REF, inputs
+
+if TYPE_CHECKING:
+    from fabric.client.project import Project
+    from fabric.jobs import Blob, Job, Manifest
+    from fabric.plan import Plan
+
+#: Inputs that are not in the key: several commits may have the same tree.
+_MAY_DIFFER = {REF, COMMIT}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add_json(parser)
+    add_locked(parser)
+    add = parser.add_argument
+    add("system", metavar="SYSTEM", help="system morph")
+    add("names", nargs="*", default=[], metavar="NAME", help="only these steps, and what they need")
+    add("--file", metavar="FILE", type=Path, help="a file that must be one of the artifacts")
+
+
+def run(options: argparse.Namespace, settings: Settings) -> int:
+    interrupt_on_signals()
+    require_trust(settings)
+    project, plan = open_plan(settings, options.system, options.names, locked=options.locked)
+    steps = list(vouched(project, plan))
+    checked = _Checked(project)
+    for one in steps:
+        checked.check(plan, one)
+    named = _named(options.file, steps) if options.file else ""
+    if options.file and not named:
+        checked.wrong.append(f"{options.file}: it is no artifact of {plan.graph.system}")
+    unpinned = project.unpinned(plan.graph, plan.goals)
+    if options.json:
+        print_json(
+            {
+                "system": plan.graph.path,
+                "right": not checked.wrong,
+                "steps": len(steps),
+                "artifacts": checked.artifacts,
+                "bytes": checked.bytes,
+                "signed_by": dict(sorted(checked.signed_by.items())),
+                "file": named or None,
+                "unpinned": unpinned,
+                "wrong": checked.wrong,
+            }
+        )
+    else:
+        _print(plan, steps, checked, named, options.file)
+        report_unpinned(unpinned)
+    return 1 if checked.wrong else 0
+
+
+class _Checked:
+    """What was found."""
+
+    def __init__(self, project: Project) -> None:
+        self._store = project.store
+        self._right: set[str] = set()  # digests of blobs
+        self.artifacts = 0
+        self.bytes = 0
+        self.signed_by: Counter[str] = Counter()  # name of a key -> steps
+        self.wrong: list[str] = []
+
+    def check(self, plan: Plan, one: Vouched) -> None:
+        """Check a step: who signed it, what it says it was made from, and all its bytes."""
+        manifest = one.manifest
+        if manifest is None:
+            self.wrong.append(f"{one.step.name}: the store has no manifest {one.key} that counts")
+            return
+        self.signed_by.update(key.name for key in self._store.signers(one.key))
+        job = plan.job(one.step)
+        if difference := _difference(job, manifest):
+            self.wrong.append(f"{one.step.name}: its manifest has another {difference}")
+        self.artifacts += len(manifest.artifacts)
+        for blob in manifest.blobs():
+            self._read(one, blob)
+
+    def _read(self, one: Vouched, blob: Blob) -> None:
+        if blob.sha256 in self._right:
+            return
+        try:
+            self._store.verify(blob)
+        except DamagedError as error:
+            self.wrong.append(f"{one.step.name}: {error}")
+        else:
+            self._right.add(blob.sha256)
+            self.bytes += blob.size
+
+
+def _difference(job: Job, manifest: Manifest) -> str:
+    """What a manifest says of its step that is not so; "" if all is."""
+    theirs, ours = manifest.inputs, inputs(job)
+    for name in sorted({*theirs, *ours} - _MAY_DIFFER if theirs else ()):
+        if theirs.get(name) != ours.get(name):
+            return name
+    if manifest.staged != tuple(one.key for one in job.staged):
+        return "staging area"
+    lists = dict(job.lists)
+    if any(one.contents != lists.get(one.name, ()) for one in manifest.artifacts):
+        return "list of contents"
+    return ""
+
+
+def _named(file: Path, steps: list[Vouched]) -> str:
+    """The artifact that a file is: "zlib-libs of zlib"; "" if it is none."""
+    try:
+        digest = sha256_of(file)
+    except OSError as error:
+        raise FabricError(f"{file}: cannot be read: {error.strerror}") from None
+    for one in steps:
+        for artifact in one.manifest.artifacts if one.manifest else ():
+            if artifact.blob is not None and artifact.blob.sha256 == digest:
+                return f"{artifact.name} of {one.step.name}"
+    return ""
+
+
+def _print(
+    plan: Plan, steps: list[Vouched], checked: _Checked, named: str, file: Path | None
+) -> None:
+    for wrong in checked.wrong:
+        print(wrong)
+    verdict = "is NOT" if checked.wrong else "is"
+    print(f"{plan.graph.system} {verdict} what its definitions and sources give")
+    print(f"  checked    {len(steps)} steps, {checked.artifacts} artifacts, {size(checked.bytes)}")
+    names = [f"{name} ({count})" for name, count in checked.signed_by.most_common()]
+    print(f"  signed by  {first_of(names, 8) or 'nobody'}")
+    if named:
+        print(f"  file       {file} is {named}")

@@ -1,0 +1,210 @@
+"""Provenance statements as other tools read them, and the check of a whole system."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from google.protobuf import json_format
+from in_toto_attestation.predicates.provenance.v1 import provenance_pb2
+from in_toto_attestation.v1 import statement_pb2
+from in_toto_attestation.v1.statement import Statement
+from initiator_kit import Project
+from securesystemslib.dsse import Envelope as OtherEnvelope
+from securesystemslib.signer import SSlibKey  # type: ignore[attr-defined]
+from small_definitions import git
+
+from fabric.jobs import Artifact, Blob, Manifest
+from fabric.trove.artifacts.store import Store
+from fabric.trust.seal import Seal
+from fabric.trust.signing import TrustedKeys
+
+
+class Signed:
+    """A built project whose artifacts are signed."""
+
+    def __init__(self, project: Project, trusted: Path) -> None:
+        self.project = project
+        self.trusted = trusted
+        project.write(one="echo one > $DESTDIR/one", two=("one", "echo two > $DESTDIR/two"))
+        done = self.run("build")
+        assert done.returncode == 0, done.stderr
+        self.keys = TrustedKeys(trusted)
+        self.store = Store(
+            str(project.cache / "artifacts"), project.cache / "tmp", seal=Seal(self.keys)
+        )
+        self.manifests = {one.name: one for one in self.store.manifests(self.store.keys()) if one}
+
+    def run(self, command: str, *args: str) -> Any:
+        return self.project.run(
+            command, "../systems/small.morph", *args,
+            environ={"FABRIC_TRUSTED_KEYS": str(self.trusted)},
+        )  # fmt: skip
+
+    def replace(self, manifest: Manifest, files: dict[str, bytes | Path]) -> None:
+        """Put another manifest in the place of one: signed, too."""
+        self.store.remove([manifest.key])
+        self.store.put(manifest, files)
+
+
+@pytest.fixture
+def signed(project: Project, tmp_path: Path) -> Signed:
+    return Signed(project, tmp_path / "trusted")
+
+
+def statements(signed: Signed, *args: str) -> dict[str, dict[str, Any]]:
+    """Name of a step -> its statement, read and checked by the libraries of the formats."""
+    done = signed.run("provenance", *args)
+    assert done.returncode == 0, done.stderr
+    [own] = signed.keys.all()
+    theirs = SSlibKey(own.id, "ed25519", "ed25519", {"public": own.key.public_bytes_raw().hex()})
+    found = {}
+    for line in done.stdout.splitlines():
+        envelope = OtherEnvelope.from_dict(json.loads(line))
+        envelope.verify([theirs], 1)
+        assert envelope.payload_type == "application/vnd.in-toto+json"
+        read = json_format.Parse(envelope.payload, statement_pb2.Statement())
+        Statement.copy_from_pb(read).validate()
+        assert read.predicate_type == "https://slsa.dev/provenance/v1"
+        content = json.loads(envelope.payload)
+        json_format.ParseDict(content["predicate"], provenance_pb2.Provenance())  # unknown: error
+        name = content["predicate"]["buildDefinition"]["externalParameters"]["step"]
+        found[name] = content
+    return found
+
+
+def resources(statement: dict[str, Any]) -> dict[str, dict[str, str]]:
+    needs = statement["predicate"]["buildDefinition"]["resolvedDependencies"]
+    return {one["name"]: one["digest"] for one in needs}
+
+
+def test_provenance_leads_from_the_system_to_its_sources(signed: Signed) -> None:
+    found = statements(signed)
+    assert found.keys() == {"one", "two", "small"}
+    made = {
+        one["name"]: one["digest"]["sha256"]
+        for statement in found.values()
+        for one in statement["subject"]
+    }
+    system = resources(found["small"])
+    assert system["one-misc"]["sha256"] == made["one-misc"]
+    assert system["two-misc"]["sha256"] == made["two-misc"]
+    two = resources(found["two"])
+    assert two["one-misc"]["sha256"] == made["one-misc"]
+    head = git(signed.project.source, "rev-parse", "HEAD", "HEAD^{tree}").split()
+    assert two["source of two"] == {"gitCommit": head[0], "gitTree": head[1]}
+    assert two["definitions"].keys() == {"gitTree"}, "they are in no repository"
+    [own] = signed.keys.all()
+    run = found["two"]["predicate"]["runDetails"]
+    assert run["builder"]["id"] == f"urn:distbuild:key:{own.id}"
+    assert run["metadata"]["startedOn"] <= run["metadata"]["finishedOn"]
+    assert statements(signed, "one").keys() == {"one"}
+
+
+def test_provenance_names_the_commit_only_of_files_that_are_committed(signed: Signed) -> None:
+    root = signed.project.root
+    (root / ".gitignore").write_text("here\nsource\n")
+    git(root, "init", "-q", "-b", "main")
+    git(root, "add", ".")
+    git(root, "commit", "-qm", "first")
+    head = git(root, "rev-parse", "HEAD", "HEAD^{tree}").split()
+    committed = resources(statements(signed, "one")["one"])["definitions"]
+    assert committed == {"gitCommit": head[0], "gitTree": head[1]}
+    (root / "note").write_text("not committed\n")
+    changed = resources(statements(signed, "one")["one"])["definitions"]
+    assert changed.keys() == {"gitTree"}
+    assert changed["gitTree"] != head[1]
+
+
+def test_provenance_of_what_is_not_built_or_not_signed_is_refused(
+    signed: Signed, tmp_path: Path
+) -> None:
+    plain = signed.project.run("provenance", "../systems/small.morph")
+    assert plain.returncode == 1
+    assert "name a directory in the setting trusted-keys" in plain.stderr
+    other = Signed.__new__(Signed)
+    other.project, other.trusted = signed.project, tmp_path / "others"
+    done = other.run("provenance")
+    assert done.returncode == 1
+    assert "one, two, things, small: the store has no manifest that counts" in done.stderr
+
+
+def test_right_system_is_verified(signed: Signed, tmp_path: Path) -> None:
+    done = signed.run("verify")
+    assert done.returncode == 0
+    assert "small is what its definitions and sources give\n  checked    4 steps" in done.stdout
+    assert "signed by  own (4)" in done.stdout
+    assert "not pinned by content" in done.stderr
+    found = json.loads(signed.run("verify", "--json").stdout)
+    assert found["right"]
+    assert (found["steps"], found["signed_by"], found["wrong"]) == (4, {"own": 4}, [])
+
+    [blob] = [one.blob for one in signed.manifests["two"].artifacts if one.blob]
+    file = tmp_path / "file"
+    file.write_bytes(signed.store.read(blob))
+    assert f"{file} is two-misc of two" in signed.run("verify", "--file", str(file)).stdout
+    file.write_bytes(b"other")
+    done = signed.run("verify", "--file", str(file))
+    assert done.returncode == 1
+    assert f"{file}: it is no artifact of small\n" in done.stdout
+
+
+def test_commit_of_the_same_tree_is_the_same_source(signed: Signed) -> None:
+    git(signed.project.source, "commit", "-qm", "second", "--allow-empty")
+    assert signed.run("verify").returncode == 0
+
+
+def other_inputs(signed: Signed) -> None:
+    two = signed.manifests["two"]
+    signed.replace(msgspec.structs.replace(two, inputs={**two.inputs, "prefix": "/other"}), {})
+
+
+def other_staging_area(signed: Signed) -> None:
+    signed.replace(msgspec.structs.replace(signed.manifests["two"], staged=()), {})
+
+
+def other_contents(signed: Signed) -> None:
+    things = signed.manifests["things"]
+    lists = tuple(
+        msgspec.structs.replace(one, contents=one.contents[:1]) for one in things.artifacts
+    )
+    signed.replace(msgspec.structs.replace(things, artifacts=lists), {})
+
+
+def other_bytes(signed: Signed) -> None:
+    """A large artifact, so that it is a file of its own, which changes later."""
+    data = b"x" * 10_000
+    two = signed.manifests["two"]
+    artifacts = (Artifact(two.artifacts[0].name, Blob.of(data)), *two.artifacts[1:])
+    signed.replace(msgspec.structs.replace(two, artifacts=artifacts), {Blob.of(data).sha256: data})
+    [file] = (signed.project.cache / "artifacts/blobs").glob("*/*")
+    file.chmod(0o644)
+    file.write_bytes(b"y" * 10_000)
+
+
+def no_manifest(signed: Signed) -> None:
+    signed.store.remove([signed.manifests["one"].key])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (other_inputs, "two: its manifest has another prefix"),
+        (other_staging_area, "two: its manifest has another staging area"),
+        (other_contents, "things: its manifest has another list of contents"),
+        (other_bytes, "is damaged: its digest is"),
+        (no_manifest, "one: the store has no manifest"),
+    ],
+)
+def test_break_in_the_chain_is_named(
+    signed: Signed, change: Callable[[Signed], None], said: str
+) -> None:
+    change(signed)
+    done = signed.run("verify")
+    assert done.returncode == 1
+    assert said in done.stdout
+    assert "small is NOT what its definitions and sources give" in done.stdout
