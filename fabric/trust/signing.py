@@ -105,7 +105,10 @@ class TrustedKeys:
         self.state = state
 
     def signer(self) -> Signer:
-        """The own key, which is made if there is none.  SigningProblem if that is impossible."""
+        """The own key, which is made if there is none.
+
+        SigningProblem if that is impossible, or its signatures would not count.
+        """
         path = self.directory / f"{OWN}.key"
         try:
             if not path.exists():
@@ -119,6 +122,15 @@ class TrustedKeys:
                 f"{path}: the key that signs cannot be made or read: {error.strerror}; see the"
                 " setting trusted-keys"
             ) from None
+        self.refresh()
+        known = self._keys.get(signer.id)
+        if known is None:
+            raise SigningProblem(
+                f"{path.with_suffix('.pub')} is not the public key of {path.name}: rename it to go"
+                " on trusting it, or remove it"
+            )
+        if known.revoked:
+            raise SigningProblem(f"{path}: this key is revoked; `fabric-keys renew` makes another")
         return signer
 
     def trust(self, file: Path, name: str = "") -> PublicKey:

@@ -142,12 +142,13 @@ class Store:
             return None
 
     def signers(self, key: str) -> list[PublicKey]:
-        """The trusted keys that signed the manifest of a step; none without a seal."""
-        if self._seal is None or self.manifest(key) is None:
+        """The trusted keys that signed the manifest of a step; none if it does not count."""
+        try:
+            with self._explained(f"manifest {key} cannot be read"):
+                data = self._backend.get(manifest_path(key), bounds.MANIFEST)
+            return self._seal.opened(MANIFEST, data)[1] if self._seal else []
+        except (_Absent, TooLarge, ValueError):
             return []
-        with self._explained(f"manifest {key} cannot be read"):
-            data = self._backend.get(manifest_path(key), bounds.MANIFEST)
-        return self._seal.opened(MANIFEST, data)[1]
 
     def _any_manifest(self, key: str) -> Manifest | None:
         """As `whole_manifest`, whoever signed it: for housekeeping, which trusts nothing in it."""
@@ -199,14 +200,19 @@ class Store:
             self._check_given(manifest, blob, data)
             if blob.content is None:
                 blobs[blob_path(blob)] = data
-        self._make_way(manifest.key)
+        if self._seal is not None:
+            self._make_way(manifest.key)
         with self._explained(f"{manifest.name} cannot be stored"):
             self._backend.put(blobs, manifest_path(manifest.key), encode(manifest, self._seal))
 
     def _make_way(self, key: str) -> None:
         """Remove a manifest that does not count, for the first one of a key wins."""
-        if self._seal is not None and self.whole_manifest(key) is None:
+        try:
+            self._manifest(key, self._seal)
+        except UnsignedError:
             self.remove([key])
+        except DamagedError:
+            pass  # an inspection removes it
 
     def keys(self) -> Iterator[str]:
         """The cache keys of all built steps."""
@@ -228,7 +234,8 @@ class Store:
         """
         sizes = {blob_path(blob): blob.size for blob in apart(manifest)}
         path = manifest_path(manifest.key)
-        self._make_way(manifest.key)
+        if self._seal is not None:
+            self._make_way(manifest.key)
         with self._explained(f"{manifest.name} cannot be stored"):
             try:
                 self._backend.put_equal(sizes, path, encode(manifest, self._seal))
