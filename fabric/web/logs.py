@@ -23,7 +23,7 @@ from fabric import bounds
 from fabric.errors import MachineFault
 from fabric.host.terminal import printable
 from fabric.web.asks import BadAddress, NotFound
-from fabric.web.log_copies import LogAttempt, LogCopy
+from fabric.web.log_copy import LogAttempt, LogCopy
 from fabric.web.log_file import PatternError, Rows, finder
 from fabric.web.page import Page, View, Web
 from fabric.wire.messages import Count

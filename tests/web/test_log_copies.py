@@ -17,10 +17,11 @@ from fabric import bounds
 from fabric.errors import MachineFault
 from fabric.jobs import Blob, Manifest
 from fabric.trove.artifacts.store import Store
-from fabric.web import log_copies
+from fabric.web import log_copies, log_copy
 from fabric.web.asks import NotFound
 from fabric.web.farm import _Pieces
-from fabric.web.log_copies import LogCopies, LogCopy
+from fabric.web.log_copies import LogCopies
+from fabric.web.log_copy import LogCopy
 from fabric.web.store import StoreReader
 from fabric.wire.messages import Answer, AttemptInfo, LogInfo, LogPiece, Published
 
@@ -188,7 +189,7 @@ def test_log_goes_on_when_the_broker_knows_it_again(
             broker.log += b"two\n"
             await until(copy, lambda: copy.file.size == 8)
             assert copy.problem == ""
-            monkeypatch.setattr(log_copies, "UNKNOWN", 0.0)
+            monkeypatch.setattr(log_copy, "UNKNOWN", 0.0)
             broker.gone = True
             await until(copy, lambda: copy.ended)
             assert copy.problem == "the controller does not keep the rest of this log any more"
@@ -238,7 +239,7 @@ def test_copy_is_not_continued_while_nobody_looks(
 @pytest.mark.bound("WEB_LOGS_DISK")
 def test_copies_have_room_within_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "WEB_LOGS_DISK", 2_500_000)
-    monkeypatch.setattr(log_copies, "RETRY", 0.05)
+    monkeypatch.setattr(log_copy, "RETRY", 0.05)
     keys = [put(tmp_path, f"step-{n}", b"%d" % n * 1_000_000) for n in range(3)]
 
     async def test() -> None:
@@ -264,7 +265,7 @@ def test_copies_have_room_within_a_bound(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.bound("WEB_FREE_DISK")
 def test_copies_leave_disk_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a controller, the journal is on the same disk."""
-    monkeypatch.setattr(log_copies, "RETRY", 0.05)
+    monkeypatch.setattr(log_copy, "RETRY", 0.05)
     keys = [put(tmp_path, f"step-{n}", b"%d" % n * 1_000_000) for n in range(2)]
 
     async def test() -> None:
