@@ -180,10 +180,12 @@ def _show(key: str, options: argparse.Namespace, store: Store) -> int:
         ):
             tree = tree_of(store, manifest)
     one = catalogue.steps[key]
+    signers = [by.name for by in store.signers(key)]
     if options.json:
-        print_json(_all_facts(manifest, one, catalogue, tree))
+        print_json({**_all_facts(manifest, one, catalogue, tree), "signed_by": signers})
         return 0
-    print("\n".join(table(_rows(manifest, one, catalogue))))
+    rows = [*_rows(manifest, one, catalogue), *(("signed by", name) for name in signers)]
+    print("\n".join(table(rows)))
     inputs = sorted(manifest.inputs.items())
     _print_section("inputs", table(inputs))
     _print_section("built with", _names(manifest.staged, catalogue))

@@ -45,6 +45,8 @@ def test_build_signs_and_uses_only_what_is_signed(project: Project, tmp_path: Pa
 
     shown = project.run("artifact", "list", "--json", environ=trusted)
     keys = {one["name"]: one["key"] for one in json.loads(shown.stdout)["artifacts"]}
+    found = project.run("artifact", "show", "two", environ=trusted)
+    assert "signed by  own\n" in found.stdout
     for name in ("two", "small"):
         without_signature(project.cache / "artifacts/manifests" / keys[name])
     said = build()
