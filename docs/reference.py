@@ -24,7 +24,7 @@ from fabric.definitions import chunk_morph, morphs, stratum_morph, system_morph
 from fabric.deployment import cluster, guests
 from fabric.errors import FabricError
 from fabric.scheduling import states
-from fabric.trove.sources import lorry_fields
+from fabric.trove.sources import lorry_fields, lorry_vex
 from fabric.web import program
 
 ROOT = Path(__file__).parents[1]
@@ -270,6 +270,12 @@ def lorry_types() -> str:
         for name in lorry_fields.COMPONENT
     ]
     page += "## A component\n\nIt has either `url` or `lorry`.\n\n"
+    page += rows(["field", "required", "meaning"], body)
+    body = [
+        (code(name), "yes" * (name in lorry_vex.REQUIRED), sentence(text))
+        for name, text in lorry_vex.MEANINGS.items()
+    ]
+    page += "## A statement of `vex`\n\n"
     return page + rows(["field", "required", "meaning"], body)
 
 

@@ -851,6 +851,16 @@ SBOM_TEXTS = _bound(
     "files of a source that are read to find its license",
     "the SBOM has no license for it, and names these files",
 )
+VEX_STATEMENTS = _bound(
+    "VEX_STATEMENTS",
+    1000,
+    "statements",
+    "statements of a lorry about vulnerabilities",
+    "the definitions have a mistake",
+)
+VEX_TEXT = _bound(
+    "VEX_TEXT", 4 * KIB, "bytes", "the text of such a statement", "the definitions have a mistake"
+)
 FEED = _bound("FEED", 512 * MIB, "bytes", "a feed of vulnerabilities that is read", "it is refused")
 FEED_RECORDS = _bound(
     "FEED_RECORDS",

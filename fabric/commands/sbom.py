@@ -27,7 +27,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--format",
         choices=tuple(FORMATS),
         default="spdx-json",
-        help="SPDX 3.0.1 (the default), SPDX 2.3, or CycloneDX 1.6",
+        help="SPDX 3.0.1 (the default), SPDX 2.3, CycloneDX 1.6, or OpenVEX 0.2.0: only the"
+        " statements about vulnerabilities",
     )
     add("--to", metavar="FILE", type=Path, help="write it to a file (default: print it)")
     add(

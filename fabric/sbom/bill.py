@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import uuid
+from collections.abc import Container
 from functools import cached_property
 from typing import Literal
 
 import msgspec
+
+from fabric.trove.sources.lorry_vex import Statement
 
 _encode = msgspec.msgpack.Encoder(order="deterministic").encode
 
@@ -88,6 +91,7 @@ class Component(msgspec.Struct, frozen=True, kw_only=True):
     origin: str = ""  # package URL of the source package that Debian built it from
     needs: tuple[str, ...] = ()  # refs of chunks that it was built with, without what these need
     remarks: tuple[str, ...] = ()
+    vex: tuple[Statement, ...] = ()  # about vulnerabilities of it, and of what is inside
 
     @property
     def declared_license(self) -> str:
@@ -133,6 +137,15 @@ class Bill(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     def inside(self, ref: str) -> tuple[Component, ...]:
         """The packages and parts of a chunk."""
         return self._inside.get(ref, ())
+
+    def statement(self, one: Component, names: Container[str]) -> Statement | None:
+        """What the definitions say of a vulnerability with these names, which are upper case.
+
+        The statement about a chunk goes before that about a part of it: it knows how that is used.
+        """
+        chunk = self.by_ref[one.within] if one.within else one
+        found = (each for each in (*chunk.vex, *one.vex) if each.vulnerability.upper() in names)
+        return next(found, None)
 
     @cached_property
     def _inside(self) -> dict[str, tuple[Component, ...]]:

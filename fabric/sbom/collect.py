@@ -192,6 +192,7 @@ def _of_repository(
         license=lorry.license if lorry else "",
         repository=shown,
         commit=commit,
+        vex=lorry.vex if lorry else (),
     )
 
 
@@ -222,6 +223,7 @@ def _of_lorry(made: Component, lorry: Lorry) -> Component:
         license=lorry.license,
         downloads=tuple(_downloads(lorry, url, sha256)),
         patches=_patches(lorry),
+        vex=lorry.vex,
     )
 
 
@@ -337,4 +339,5 @@ def _of_archive(made: Component, part: LorryPart) -> Component:
         supplier=Party.parse(part.supplier),
         license=part.license,
         downloads=(Download(_file_name(part.url), url, sha256),) if sha256 else (),
+        vex=part.vex,
     )

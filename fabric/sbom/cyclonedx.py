@@ -27,14 +27,32 @@ from cyclonedx.model.component import (
 )
 from cyclonedx.model.contact import OrganizationalContact, OrganizationalEntity
 from cyclonedx.model.dependency import Dependency
+from cyclonedx.model.impact_analysis import ImpactAnalysisJustification, ImpactAnalysisState
 from cyclonedx.model.license import LicenseAcknowledgement, LicenseExpression
 from cyclonedx.model.lifecycle import LifecyclePhase, PredefinedLifecycle
+from cyclonedx.model.vulnerability import BomTarget, Vulnerability, VulnerabilityAnalysis
 from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 
 from fabric.sbom.bill import Archive, Bill, Component, Download, Party
+from fabric.trove.sources.lorry_vex import Statement
 
 _Kind = ExternalReferenceType
+_STATES = {
+    "not_affected": ImpactAnalysisState.NOT_AFFECTED,
+    "affected": ImpactAnalysisState.EXPLOITABLE,
+    "fixed": ImpactAnalysisState.RESOLVED,
+    "under_investigation": ImpactAnalysisState.IN_TRIAGE,
+}
+#: Words of OpenVEX that CycloneDX has, too; the others are in the detail only.
+_JUSTIFICATIONS = {
+    "component_not_present": ImpactAnalysisJustification.CODE_NOT_PRESENT,
+    "vulnerable_code_not_present": ImpactAnalysisJustification.CODE_NOT_PRESENT,
+    "vulnerable_code_not_in_execute_path": ImpactAnalysisJustification.CODE_NOT_REACHABLE,
+    "inline_mitigations_already_exist": (
+        ImpactAnalysisJustification.PROTECTED_BY_MITIGATING_CONTROL
+    ),
+}
 #: References that no component has: their names have no "/" in front.
 _SYSTEM, _TOOL = "/system", "/tool"
 
@@ -55,6 +73,9 @@ def write(bill: Bill) -> bytes:
         ),
         components=[_component(one, bill) for one in bill.components],
         dependencies=_dependencies(bill),
+        vulnerabilities=[
+            _vulnerability(one, statement) for one in bill.components for statement in one.vex
+        ],
     )
     bom.metadata.tools.components.add(
         model.Component(
@@ -186,6 +207,19 @@ def _more(one: Component) -> Iterator[Property]:
     if not one.found_license:
         for file in one.license_files:
             yield Property(name="distbuild:license-file", value=file)
+
+
+def _vulnerability(one: Component, statement: Statement) -> Vulnerability:
+    return Vulnerability(
+        bom_ref=f"/vex/{statement.vulnerability}/{one.ref}",
+        id=statement.vulnerability,
+        affects=[BomTarget(ref=one.ref)],
+        analysis=VulnerabilityAnalysis(
+            state=_STATES[statement.status],
+            justification=_JUSTIFICATIONS.get(statement.justification),
+            detail=statement.why or None,
+        ),
+    )
 
 
 def _dependencies(bill: Bill) -> list[Dependency]:

@@ -24,7 +24,12 @@ if TYPE_CHECKING:
     from fabric.sbom.bill import Bill, Party
 
 #: Format -> the module of `fabric.sbom` that writes it.
-FORMATS = {"spdx-json": "spdx3", "spdx-2.3-json": "spdx2", "cyclonedx-json": "cyclonedx"}
+FORMATS = {
+    "spdx-json": "spdx3",
+    "spdx-2.3-json": "spdx2",
+    "cyclonedx-json": "cyclonedx",
+    "openvex-json": "openvex",
+}
 #: The end of the year 9999: later times have no form in the formats.
 _LATEST = 253402300799
 

@@ -69,6 +69,7 @@ from fabric.definitions.located_yaml import Map, parse
 from fabric.digest import Digest
 from fabric.errors import DefinitionsError, SourceError, command, in_line, suggest
 from fabric.host.files import real
+from fabric.trove.sources import lorry_vex
 from fabric.trove.sources.aliases import is_url
 from fabric.trove.sources.lock_files import Lock, Locked, read_lock, read_plain
 from fabric.trove.sources.lorry_fields import check_entry, last_part
@@ -103,10 +104,11 @@ class Lorry:
     exclude: tuple[str, ...] = ()
     architecture: str = ""
     python: str = ""
-    license: str = ""  # this and the next three are for SBOMs
+    license: str = ""  # this and the next four are for SBOMs
     purl: str = ""
     cpe: str = ""
     supplier: str = ""
+    vex: tuple[lorry_vex.Statement, ...] = ()
     others: Lorries | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -362,6 +364,7 @@ def _lorry(file: Path, where: str, name: str, entry: Map) -> Lorry:
         key.replace("-", "_"): tuple(value) if isinstance(value, list) else value
         for key, value in entry.items()
     }
+    values["vex"] = lorry_vex.statements(entry)
     values.setdefault("ref", default_ref(values.get("version", "")))
     for key in values.keys() & {"sha256", "debian_sha256"}:
         values[key] = Digest(values[key])

@@ -15,6 +15,7 @@ from fabric import bounds
 from fabric.definitions.fields import Fields, kind_of, listing
 from fabric.definitions.located_yaml import Map
 from fabric.errors import in_line, suggest
+from fabric.trove.sources import lorry_vex
 from fabric.trove.sources.aliases import is_git_url
 from fabric.trove.sources.lock_files import DEBIAN_ARCHITECTURE, DEBIAN_NAME, TREE
 
@@ -167,6 +168,7 @@ ABOUT: dict[str, _Check] = {
         r"[a-z0-9._+-]+:[a-z0-9._+-]+", "like VENDOR:PRODUCT, as the CPE dictionary has them"
     ),
     "supplier": SUPPLIER,
+    "vex": lorry_vex.check,
 }
 _URL_COMPONENT: dict[str, _Check] = {
     **{"url": _url, "sha256": _sha256, "inner": _inner, "version": _version},
@@ -258,6 +260,8 @@ MEANINGS = {
     "cpe": "vendor and product, as `zlib:zlib`, for the SBOM; the version is added",
     "supplier": "who supplies it, as `NAME <EMAIL or URL>`, for the SBOM; default: Debian for its"
     " packages and sources, else unknown",
+    "vex": "statements about vulnerabilities, as below; they count for what the lorry brings, with"
+    " the packages and components in it",
     "component.version": "upstream's version, for the SBOM",
     "component.url": "where the archive is, as for `tarball`",
     "component.sha256": "the digest of the archive",

@@ -13,6 +13,7 @@ from fabric.definitions.located_yaml import Map
 from fabric.digest import Digest
 from fabric.errors import SourceError
 from fabric.host.files import read_regular, real
+from fabric.trove.sources import lorry_vex
 
 
 class Component(msgspec.Struct, frozen=True):
@@ -23,11 +24,12 @@ class Component(msgspec.Struct, frozen=True):
     sha256: Digest | None = None
     inner: str = ""
     lorry: str = ""
-    version: str = ""  # this and the next four are for SBOMs
+    version: str = ""  # this and the next five are for SBOMs
     license: str = ""
     purl: str = ""
     cpe: str = ""
     supplier: str = ""
+    vex: tuple[lorry_vex.Statement, ...] = ()
 
 
 class Patch(msgspec.Struct, frozen=True):
@@ -40,7 +42,7 @@ class Patch(msgspec.Struct, frozen=True):
 def component(entry: Map, where: str) -> Component:
     """The component of a valid entry."""
     sha256 = {"sha256": Digest(entry["sha256"])} if "sha256" in entry else {}
-    return Component(where, **{**entry, **sha256})
+    return Component(where, **{**entry, **sha256, "vex": lorry_vex.statements(entry)})
 
 
 def read_patches(folder: Path, name: str, patches: Iterable[Patch]) -> list[tuple[Patch, bytes]]:

@@ -72,7 +72,7 @@ set:
         ("zlib: {type: git}", "1: zlib: a lorry of type git needs 'url'"),
         (
             "zlib: {type: git, url: x, sha256: y}",
-            "zlib: unknown field 'sha256'; known are cpe, license, purl, supplier, type, url",
+            "zlib: unknown field 'sha256'; known are cpe, license, purl, supplier, type, url, vex",
         ),
         ("zlib: {type: git, url: -x}", "'url' must be like a git URL"),
         ("../x: {type: git, url: x}", "../x: this is no name of a repository"),
