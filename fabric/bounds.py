@@ -861,6 +861,13 @@ VEX_STATEMENTS = _bound(
 VEX_TEXT = _bound(
     "VEX_TEXT", 4 * KIB, "bytes", "the text of such a statement", "the definitions have a mistake"
 )
+SEARCHED_STEPS = _bound(
+    "SEARCHED_STEPS",
+    200_000,
+    "steps",
+    "built steps of the store that are searched for a component",
+    "those that were used longest ago are not, and a line says so",
+)
 FEED = _bound("FEED", 512 * MIB, "bytes", "a feed of vulnerabilities that is read", "it is refused")
 FEED_RECORDS = _bound(
     "FEED_RECORDS",

@@ -31,7 +31,7 @@ from fabric.trove.sources.lorries import Lorry
 from fabric.trove.sources.resolve import Sources
 
 #: Increases when other facts are found in the same files.
-_FORMAT = 1
+_FORMAT = 2
 
 _encode = msgspec.msgpack.Encoder().encode
 _decoder = msgspec.msgpack.Decoder(ChunkFact)
@@ -85,19 +85,28 @@ class Finder:
 
     def _fact(self, plan: Plan, step: Step, manifest: Manifest, there: list[Artifact]) -> ChunkFact:
         names = [one.name for one in there]
-        identity = _encode([_FORMAT, self._detector, manifest.key, names])
-        file = self._folder / hashlib.sha256(identity).hexdigest()
+        if (known := self.known(manifest.key, names)) is not None:
+            return known
+        self._progress(f"sbom: reading {step.name}")
+        fact = self._find(plan.sources[step.id], manifest, there)
+        with suppress(OSError):
+            remember(self._file(manifest.key, names), sealed(_encode(fact)))
+        return fact
+
+    def known(self, key: str, names: list[str]) -> ChunkFact | None:
+        """What was found of the artifacts ``names`` of a chunk before; None: nothing."""
+        file = self._file(key, names)
         with suppress(msgspec.DecodeError):
             if (known := unsealed(recall(file))) is not None:
                 fact = _decoder.decode(known)
                 with suppress(OSError):
                     os.utime(file)  # `gc` removes those that are not used
                 return fact
-        self._progress(f"sbom: reading {step.name}")
-        fact = self._find(plan.sources[step.id], manifest, there)
-        with suppress(OSError):
-            remember(file, sealed(_encode(fact)))
-        return fact
+        return None
+
+    def _file(self, key: str, names: list[str]) -> Path:
+        identity = _encode([_FORMAT, self._detector, key, names])
+        return self._folder / hashlib.sha256(identity).hexdigest()
 
     def _find(self, source: Source, manifest: Manifest, there: list[Artifact]) -> ChunkFact:
         archives = tuple(one for each in there if (one := self._archive(each)) is not None)
@@ -166,4 +175,10 @@ class Finder:
         if facts and not any(fact.inside for fact in facts.values()):
             # files were renamed or packed anew: none can be told from the others
             facts = {n: msgspec.structs.replace(f, inside=True) for n, f in facts.items()}
-        return {one.sha256: facts[one.name] for one in locked.values() if one.name in facts}
+        return {
+            one.sha256: msgspec.structs.replace(
+                facts[one.name], locked=(one.name, one.version, one.architecture)
+            )
+            for one in locked.values()
+            if one.name in facts
+        }

@@ -34,6 +34,7 @@ class PackageFact(msgspec.Struct, frozen=True):
     license: str = ""
     license_files: tuple[str, ...] = ()
     source: tuple[str, str] = ("", "")  # name and version of the Debian source package
+    locked: tuple[str, str, str] = ("", "", "")  # name, version and architecture, as in the lock
 
 
 class ChunkFact(msgspec.Struct, frozen=True):
@@ -81,7 +82,7 @@ def collect(
         chunk = msgspec.structs.replace(
             chunk, needs=tuple(sorted(refs[one] for one in needs[step.id]))
         )
-        inside = list(_inside(chunk, lorry, fact)) if lorry is not None else []
+        inside = list(inside_of(chunk, lorry, fact)) if lorry is not None else []
         if lorry is not None and lorry.is_set and not chunk.remarks:
             taken = (one.concluded_license for one in inside if one.in_image == chunk.in_image)
             chunk = msgspec.structs.replace(chunk, found_license=licenses.together(taken))
@@ -161,32 +162,31 @@ def _chunk(
         return replace(made, supplier=author, remarks=(remark,))
     if lorry is None or lorry.type == "git":
         url = lorry.url if lorry else step.repo
-        return _of_repository(made, step, url, commit, lorry, author)
+        return of_repository(made, step.ref, url, commit, lorry, author)
     remarks: tuple[str, ...] = ()
     if tree and lorry.recorded_tree and tree != lorry.recorded_tree:
         remarks = (f"Its source is not that of {lorry.where}, but the git tree {tree}.",)
         return replace(made, remarks=remarks)
-    return _of_lorry(made, lorry)
+    return of_lorry(made, lorry)
 
 
-def _of_repository(
+def of_repository(
     made: Component,
-    step: Step,
+    ref: str,
     url: str,
     commit: str,
     lorry: Lorry | None,
     author: Party | None,
 ) -> Component:
-    """A chunk from a git repository."""
-    commit = commit or (step.ref if SHA.fullmatch(step.ref) else "")
+    """A chunk from the ``ref`` of a git repository; ``commit`` may be ""."""
+    commit = commit or (ref if SHA.fullmatch(ref) else "")
     shown = identifiers.public_url(url)
-    name = step.name
     own = lorry is not None and lorry.is_own
     return msgspec.structs.replace(
         made,
-        version=(commit[:12] if step.ref == "HEAD" else "") or made.version,
+        version=(commit[:12] if ref == "HEAD" else "") or made.version,
         purl=_purl(lorry, made.version)
-        or identifiers.repository(name, made.version, shown, commit),
+        or identifiers.repository(made.name, made.version, shown, commit),
         cpe=identifiers.cpe(lorry.cpe, made.version) if lorry and lorry.cpe else "",
         supplier=(Party.parse(lorry.supplier) if lorry else None) or (author if own else None),
         license=lorry.license if lorry else "",
@@ -196,7 +196,7 @@ def _of_repository(
     )
 
 
-def _of_lorry(made: Component, lorry: Lorry) -> Component:
+def of_lorry(made: Component, lorry: Lorry) -> Component:
     """A component whose source a lorry pins."""
     name = made.name if lorry.is_set else last_part(lorry.name)
     version, sha256 = lorry.version, lorry.sha256 or ""
@@ -272,7 +272,7 @@ def _patches(lorry: Lorry) -> tuple[Patch, ...]:
 # -- what is inside a chunk ------------------------------------------------------------------
 
 
-def _inside(chunk: Component, lorry: Lorry, fact: ChunkFact) -> Iterator[Component]:
+def inside_of(chunk: Component, lorry: Lorry, fact: ChunkFact) -> Iterator[Component]:
     """The packages and parts of a chunk."""
     if chunk.remarks:  # it has another source
         return
@@ -322,7 +322,7 @@ def _parts(chunk: Component, lorry: Lorry, prefix: str) -> Iterator[Component]:
         )
         if part.lorry:
             other = lorry.brought(part)
-            yield _of_lorry(made, other)
+            yield of_lorry(made, other)
             yield from _parts(chunk, other, f"{folder}/")
         else:
             yield _of_archive(made, part)

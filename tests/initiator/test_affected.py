@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import tarfile
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -80,12 +84,12 @@ def test_a_vulnerability_of_a_feed(definitions: Project) -> None:
     done = definitions.run("affected", "--feed", "feed")
     assert done.stdout.splitlines() == [
         "systems/other.morph  top  1.3.1  in the image  GHSA-x",
-        "1 of 2 systems have it in their images",
+        "1 of 2 systems are affected",
         "  when it is fixed: fabric-initiator build systems/other.morph",
     ]
     assert "systems/other.morph: not built here with these inputs" in done.stderr
     assert definitions.run("affected", "CVE-2025-2", "--feed", "feed").stdout == (
-        "none of 2 systems\n"
+        "none of 2 systems, nor of 1 built in the store\n"
     )
 
 
@@ -115,3 +119,153 @@ def test_a_system_with_mistakes_hides_no_other(definitions: Project) -> None:
     assert data["failed"] == ["systems/wrong.morph"]
     assert {one["name"] for one in data["affected"]} == {"other", "small"}
     assert "systems/wrong.morph: not searched: systems/wrong.morph:" in done.stderr
+
+
+STRATUM = (
+    "name: things\nkind: stratum\nchunks:\n- name: zlib\n  morph: strata/zlib.morph\n"
+    "  repo: upstream:zlib\n  ref: '{version}'\n  build-mode: test\n"
+)
+MORPH = "name: zlib\nkind: chunk\ninstall-commands:\n- install -D z.c $DESTDIR/usr/share/z.c\n"
+PATCH = "--- a/z.c\n+++ b/z.c\n@@ -1 +1 @@\n-unsafe {0}\n+safe {0}\n"
+RANGE = {"type": "SEMVER", "events": [{"introduced": "0"}, {"fixed": "1.3"}]}
+RECORDS = [
+    {
+        "id": "GHSA-x",
+        "aliases": ["CVE-2025-1"],
+        "affected": [{"package": {"purl": "pkg:github/madler/zlib"}, "ranges": [RANGE]}],
+    },
+    {"id": "CVE-2025-2", "affected": [{"package": {"purl": "pkg:github/madler/zlib"}}]},
+]
+
+
+class History:
+    """Definitions whose one chunk comes from a tarball, and what is found as it changes."""
+
+    def __init__(self, project: Project) -> None:
+        self.project = project
+        (project.root / "sources").mkdir()
+        (project.root / "strata/zlib.morph").write_text(MORPH)
+        write_feed(project, *RECORDS)
+
+    def release(self, version: str, more: str = "") -> None:
+        """Let the lorry name a release with other text."""
+        text, data = f"unsafe {version}\n".encode(), io.BytesIO()
+        with tarfile.open(fileobj=data, mode="w") as tar:
+            info = tarfile.TarInfo("z.c")
+            info.size = len(text)
+            tar.addfile(info, io.BytesIO(text))
+        file = self.project.logs / f"z-{version}.tar"
+        file.write_bytes(data.getvalue())
+        (self.project.root / "sources/zlib.lorry").write_text(
+            f"zlib:\n  type: tarball\n  url: file://{file}\n  version: '{version}'\n"
+            f"  sha256: {hashlib.sha256(data.getvalue()).hexdigest()}\n"
+            f"  purl: pkg:github/madler/zlib\n{more}"
+        )
+        (self.project.root / "strata/things.morph").write_text(STRATUM.format(version=version))
+        done = self.project.run("lorry", "update", "zlib")
+        assert done.returncode == 0, done.stderr
+
+    def build(self) -> None:
+        done = self.project.build()
+        assert done.returncode == 0, done.stderr
+
+    def found(self, *args: str) -> Iterator[tuple[Any, ...]]:
+        """Version, vulnerabilities, status, whether it is there now, number of builds."""
+        done = self.project.run("affected", *args, "--feed", "feed", "--json")
+        assert done.returncode == 0, done.stderr
+        for one in json.loads(done.stdout)["affected"]:
+            assert one["system"] == "systems/small.morph"
+            assert bool(one["since"]) == bool(one["builds"])
+            status = one["vex"]["status"] if one["vex"] else ""
+            ids = " ".join(one["vulnerabilities"])
+            yield one["version"], ids, status, one["current"], len(one["builds"])
+
+    def check(self) -> int:
+        """The exit code of ``--check``."""
+        return self.project.run("affected", "CVE-2025-1", "--feed", "feed", "--check").returncode
+
+
+def test_a_vulnerability_from_its_first_build_to_the_last(project: Project) -> None:
+    history = History(project)
+    history.release("1.1")
+    assert list(history.found("CVE-2025-1")) == [("1.1", "GHSA-x", "", True, 0)]
+    history.build()
+    assert list(history.found("CVE-2025-1")) == [("1.1", "GHSA-x", "", True, 1)]
+    assert list(history.found()) == [("1.1", "CVE-2025-2 GHSA-x", "", True, 1)]
+    assert history.check() == 1
+
+    history.release("1.2")
+    assert list(history.found("CVE-2025-1")) == [
+        ("1.1", "GHSA-x", "", False, 1),
+        ("1.2", "GHSA-x", "", True, 0),
+    ]
+    history.build()
+    (project.root / "sources/a.patch").write_text(PATCH.format("1.2"))
+    fixed = "  vex:\n  - {vulnerability: cve-2025-1, status: fixed, statement: by a patch}\n"
+    history.release("1.2", f"  patches: [a.patch]\n{fixed}")
+    assert list(history.found("CVE-2025-1")) == [
+        ("1.1", "GHSA-x", "", False, 1),
+        ("1.2", "GHSA-x", "", False, 1),
+        ("1.2", "GHSA-x", "fixed", True, 0),
+    ]
+    history.build()
+    assert history.check() == 0
+    assert list(history.found()) == [
+        ("1.1", "CVE-2025-2 GHSA-x", "", False, 1),
+        ("1.2", "CVE-2025-2 GHSA-x", "", False, 1),
+        ("1.2", "CVE-2025-2", "", True, 1),
+        ("1.2", "GHSA-x", "fixed", True, 1),
+    ], "a statement is about one vulnerability"
+    done = project.run("affected", "CVE-2025-1", "--feed", "feed")
+    lines = [" ".join(line.partition("since")[0].split()) for line in done.stdout.splitlines()]
+    assert lines[1] == "systems/small.morph zlib 1.2 in earlier builds GHSA-x"
+    assert lines[2] == "systems/small.morph zlib 1.2 in the image GHSA-x fixed: by a patch"
+    assert done.stdout.splitlines()[3:] == [
+        "0 of 1 systems are affected",
+        "not affected or fixed, as the definitions state: 1",
+        "earlier builds in the store that have it: 2",
+        "  replace the images that were made of them",
+    ]
+
+    history.release("1.3")
+    history.build()
+    assert [one[:2] for one in history.found("CVE-2025-1")] == [
+        ("1.1", "GHSA-x"),
+        ("1.2", "GHSA-x"),
+    ], "the patched one is not told from others, but that the lorry does not pin it any more"
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [("affected", 1), ("under_investigation", 1), ("not_affected", 0)]
+)
+def test_what_a_statement_says_counts(project: Project, status: str, code: int) -> None:
+    history = History(project)
+    why = "justification: vulnerable_code_not_present, " * (status == "not_affected")
+    vex = f"{{vulnerability: CVE-2025-1, status: {status}, {why}statement: wait}}"
+    history.release("1.1", f"  vex: [{vex}]\n")
+    assert history.check() == code
+    assert [one[2] for one in history.found("CVE-2025-1")] == [status]
+
+
+def test_a_system_that_is_no_longer_defined_is_found(definitions: Project) -> None:
+    (definitions.root / "systems/small.morph").unlink()
+    done = definitions.run("affected", "one", "--json")
+    data = json.loads(done.stdout)
+    assert data["searched"] == ["systems/other.morph"]
+    assert data["builds"] == 1
+    [other, small] = data["affected"]
+    assert (other["system"], other["current"]) == ("systems/other.morph", True)
+    assert (small["system"], small["current"], small["built"]) == (
+        "systems/small.morph",
+        False,
+        True,
+    )
+    assert definitions.run("affected", "none").stdout.count("earlier builds") == 0, "not in images"
+
+
+def test_a_store_that_cannot_be_read_hides_no_system(definitions: Project) -> None:
+    done = definitions.run("affected", "top", "--json", "--artifacts", "http://127.0.0.1:1/a")
+    assert done.returncode == 1
+    data = json.loads(done.stdout)
+    assert "http://127.0.0.1:1/a" in data["failed"]
+    assert [one["system"] for one in data["affected"]] == ["systems/other.morph"]

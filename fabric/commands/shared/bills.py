@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fabric.definitions.graph import Graph
     from fabric.jobs import Manifest
     from fabric.sbom.bill import Bill, Party
+    from fabric.sbom.builds import Builds
 
 #: Format -> the module of `fabric.sbom` that writes it.
 FORMATS = {
@@ -85,6 +86,15 @@ def known_bill(project: Project, path: str) -> Bill:
         if manifest is not None:
             return _built(project, plan, manifest)
     return _planned(project, graph)
+
+
+def past_builds(project: Project) -> Builds:
+    """The builds of systems in the store.  StoreError.  Nothing is imported or fetched."""
+    from fabric.sbom.builds import Builds
+    from fabric.sbom.built import Finder
+
+    finder = Finder(project.store, project.sources, project.settings.sbom_dir, progress)
+    return Builds(project.store, project.sources, finder.known, progress)
 
 
 def _planned(project: Project, graph: Graph, time: int = 0, author: Party | None = None) -> Bill:
