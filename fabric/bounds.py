@@ -851,6 +851,13 @@ SBOM_TEXTS = _bound(
     "files of a source that are read to find its license",
     "the SBOM has no license for it, and names these files",
 )
+SBOM_FILES = _bound(
+    "SBOM_FILES",
+    200_000,
+    "files",
+    "files of a system that an SBOM lists",
+    "no SBOM with files is made",
+)
 VEX_STATEMENTS = _bound(
     "VEX_STATEMENTS",
     1000,

@@ -17,6 +17,7 @@ from fabric.commands.shared.bills import (
 )
 from fabric.commands.shared.signals import interrupt_on_signals
 from fabric.config import Settings
+from fabric.errors import FabricError
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,13 +38,24 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="say what the definitions name; the system need not be built, and files have no"
         " digests",
     )
+    add(
+        "--files",
+        action="store_true",
+        help="list every file of the image, with its SHA-256 and the chunk that it comes from",
+    )
     add_author(parser)
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
     interrupt_on_signals()
-    make = planned_bill if options.planned else built_bill
-    bill = make(settings, options.system, options.author, locked=options.locked)
+    system, author, locked = options.system, options.author, options.locked
+    if options.files and (options.planned or options.format == "openvex-json"):
+        other = "--planned" if options.planned else "--format openvex-json"
+        raise FabricError(f"--files: with {other} there are no files to list: leave one out")
+    if options.planned:
+        bill = planned_bill(settings, system, author, locked=locked)
+    else:
+        bill = built_bill(settings, system, author, locked=locked, files=options.files)
     document = written(bill, options.format)
     if options.to is None:
         sys.stdout.buffer.write(document)
@@ -52,6 +64,8 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     inside = sum(one.in_image for one in bill.components)
     print(f"{options.to}: {inside} components of {bill.system}")
     print(f"  built with  {len(bill.components) - inside} others")
+    if options.files:
+        print(f"  files       {len(bill.files)}, {len(bill.files_of(''))} of them the system's own")
     unknown = [one.name for one in bill.components if one.in_image and not one.declared_license]
     if unknown:
         print(f"  no license  {len(unknown)} of them")

@@ -65,6 +65,16 @@ class Archive(msgspec.Struct, frozen=True):
     size: int  # bytes
 
 
+class ImageFile(msgspec.Struct, frozen=True):
+    """A file of the image."""
+
+    path: str  # "usr/bin/zlib"; bytes that are not UTF-8 are written as \\xff
+    ref: str  # 32 hex digits, different for each path
+    sha256: str
+    sha1: str  # SPDX 2.3 requires it
+    chunk: str  # ref of the chunk that it comes from; "": the system made or changed it
+
+
 Kind = Literal["chunk", "package", "part"]
 
 
@@ -119,6 +129,7 @@ class Bill(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     license: str  # of all components in the image together; "" if one is not known
     components: tuple[Component, ...]  # by ref
     complete: bool = True  # whether all that is known of built files is there
+    files: tuple[ImageFile, ...] = ()  # of the image, by path, if they are wanted
 
     @cached_property
     def by_ref(self) -> dict[str, Component]:
@@ -146,6 +157,17 @@ class Bill(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         chunk = self.by_ref[one.within] if one.within else one
         found = (each for each in (*chunk.vex, *one.vex) if each.vulnerability.upper() in names)
         return next(found, None)
+
+    def files_of(self, chunk: str) -> tuple[ImageFile, ...]:
+        """The files that come from a chunk, by its ref; for "", those that come from none."""
+        return tuple(self._files.get(chunk, ()))
+
+    @cached_property
+    def _files(self) -> dict[str, list[ImageFile]]:
+        found: dict[str, list[ImageFile]] = {}
+        for one in self.files:
+            found.setdefault(one.chunk, []).append(one)
+        return found
 
     @cached_property
     def _inside(self) -> dict[str, tuple[Component, ...]]:

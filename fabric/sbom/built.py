@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -20,11 +20,12 @@ from fabric import bounds
 from fabric.building import archive
 from fabric.definitions.graph import Step
 from fabric.host.files import recall, remember, sealed, unsealed
-from fabric.jobs import Artifact, Manifest, Source
+from fabric.jobs import Artifact, Blob, Manifest, Source
 from fabric.plan import Plan
 from fabric.sbom import licenses, packages
-from fabric.sbom.bill import Archive
+from fabric.sbom.bill import Archive, ImageFile
 from fabric.sbom.collect import Built, ChunkFact, PackageFact
+from fabric.sbom.image_files import files_of
 from fabric.trove.artifacts.store import Store
 from fabric.trove.importers.wheels import wheel_name
 from fabric.trove.sources.lorries import Lorry
@@ -52,11 +53,13 @@ class Finder:
         self._progress = progress
         self._detector = version("licenseclassifier")
 
-    def built(self, plan: Plan, system: Manifest, edited: Container[str] = ()) -> Built:
-        """The facts about a system in the store.  ``edited``: names of edited chunks.
+    def built(
+        self, plan: Plan, system: Manifest, edited: Container[str] = (), *, files: bool = False
+    ) -> Built:
+        """The facts about a system in the store, and its ``files`` if they are wanted.
 
-        Without a manifest of a chunk, which may be removed while the system stays, the chunk has
-        no archives.
+        ``edited``: names of edited chunks.  Without a manifest of a chunk, which may be removed
+        while the system stays, the chunk has no archives.
         """
         graph = plan.graph
         taken: dict[str, list[str]] = {}  # id of a chunk -> its artifacts in the image
@@ -65,12 +68,16 @@ class Finder:
                 taken.setdefault(chunk, []).append(artifact)
         manifests = self._store.manifests([plan.keys[chunk] for chunk in taken])
         chunks, inside = {}, set()
+        parts: dict[tuple[str, str], tuple[str, str, Blob]] = {}  # (id, artifact) -> for `files_of`
         for (chunk, names), manifest in zip(taken.items(), manifests, strict=True):
             if manifest is None:
                 self._progress(f"sbom: the store has no more {graph[chunk].name}: no digests of it")
                 inside.add(chunk)
                 continue
             there = [manifest.artifact(name) for name in dict.fromkeys(names)]
+            for one in there:
+                if one.blob is not None:
+                    parts[chunk, one.name] = (chunk, manifest.key, one.blob)
             if any(one.blob is not None for one in there):
                 inside.add(chunk)
                 chunks[chunk] = self._fact(plan, graph[chunk], manifest, there)
@@ -81,6 +88,24 @@ class Finder:
             edited=frozenset(step for step in plan.sources if graph[step].name in edited),
             chunks=chunks,
             in_image=frozenset(inside),
+            files=self._files(plan, system, parts) if files else (),
+        )
+
+    def _files(
+        self,
+        plan: Plan,
+        system: Manifest,
+        parts: Mapping[tuple[str, str], tuple[str, str, Blob]],
+    ) -> tuple[ImageFile, ...]:
+        graph, blob = plan.graph, system.artifacts[0].blob
+        if blob is None:
+            return ()
+        self._progress(f"sbom: reading the files of {graph.system}")
+        order = dict.fromkeys(
+            part for stratum, name in graph.root.contents for part in graph[stratum].lists[name]
+        )
+        return files_of(
+            self._store, (system.key, blob), [parts[part] for part in order if part in parts]
         )
 
     def _fact(self, plan: Plan, step: Step, manifest: Manifest, there: list[Artifact]) -> ChunkFact:

@@ -18,7 +18,17 @@ from fabric import bounds
 from fabric.definitions.graph import Graph, Step
 from fabric.errors import FabricError
 from fabric.sbom import identifiers, licenses
-from fabric.sbom.bill import DEBIAN, UBUNTU, Archive, Bill, Component, Download, Party, Patch
+from fabric.sbom.bill import (
+    DEBIAN,
+    UBUNTU,
+    Archive,
+    Bill,
+    Component,
+    Download,
+    ImageFile,
+    Party,
+    Patch,
+)
 from fabric.trove.sources.git import SHA
 from fabric.trove.sources.lock_files import Locked
 from fabric.trove.sources.lorries import Lorries, Lorry
@@ -55,6 +65,7 @@ class Built(msgspec.Struct, frozen=True):
     edited: frozenset[str]  # ids of chunks that are built from a user's work tree
     chunks: Mapping[str, ChunkFact]  # by id
     in_image: frozenset[str]  # ids of chunks of which a file is in the image
+    files: tuple[ImageFile, ...] = ()  # with the ids of their chunks
 
 
 def collect(
@@ -105,6 +116,10 @@ def collect(
         license=licenses.together(one.concluded_license for one in found if one.in_image),
         components=tuple(sorted(found, key=lambda one: one.ref)),
         complete=built is not None,
+        files=tuple(
+            msgspec.structs.replace(one, chunk=refs[one.chunk]) if one.chunk else one
+            for one in (built.files if built else ())
+        ),
     )
     return bill if built else msgspec.structs.replace(bill, version=f"planned-{bill.digest[:12]}")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
 from cyclonedx.model import (
@@ -34,7 +36,7 @@ from cyclonedx.model.vulnerability import BomTarget, Vulnerability, Vulnerabilit
 from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 
-from fabric.sbom.bill import Archive, Bill, Component, Download, Party
+from fabric.sbom.bill import Archive, Bill, Component, Download, ImageFile, Party
 from fabric.trove.sources.lorry_vex import Statement
 
 _Kind = ExternalReferenceType
@@ -82,7 +84,30 @@ def write(bill: Bill) -> bytes:
             name="distbuild", version=bill.tool, type=ComponentType.APPLICATION, bom_ref=_TOOL
         )
     )
-    return JsonV1Dot6(bom).output_as_string(indent=1).encode() + b"\n"
+    document = JsonV1Dot6(bom).output_as_string(indent=1)
+    return (_with_files(document, bill) if bill.files else document).encode() + b"\n"
+
+
+def _with_files(document: str, bill: Bill) -> str:
+    """The document with the files of the image, each below the component that it comes from.
+
+    They are not given to the library, which takes quadratic time.
+    """
+    data = json.loads(document)
+    for one in (data["metadata"]["component"], *data["components"]):
+        ref = one["bom-ref"]
+        if files := bill.files_of("" if ref == _SYSTEM else ref):
+            one["components"] = list(map(_file, files))
+    return json.dumps(data, indent=1)
+
+
+def _file(one: ImageFile) -> dict[str, Any]:
+    return {
+        "type": "file",
+        "bom-ref": f"/file/{one.ref}",
+        "name": f"/{one.path}",
+        "hashes": [{"alg": "SHA-256", "content": one.sha256}],
+    }
 
 
 def _entity(party: Party | None) -> OrganizationalEntity | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import Any
 
 from license_expression import LicenseExpression, get_spdx_licensing
 from spdx_tools.spdx.jsonschema.document_converter import DocumentConverter
@@ -19,14 +21,16 @@ from spdx_tools.spdx.model import (
     ExternalPackageRef,
     ExternalPackageRefCategory,
     ExtractedLicensingInfo,
+    File,
     Package,
     PackagePurpose,
+    PackageVerificationCode,
     Relationship,
     RelationshipType,
     SpdxNoAssertion,
 )
 
-from fabric.sbom.bill import Bill, Component, Party
+from fabric.sbom.bill import Bill, Component, ImageFile, Party
 from fabric.sbom.identifiers import safe
 
 _DOCUMENT, _SYSTEM = "SPDXRef-DOCUMENT", "SPDXRef-system"
@@ -50,7 +54,11 @@ def write(bill: Bill) -> bytes:
             creators=creators,
             created=datetime.fromtimestamp(bill.created, UTC).replace(tzinfo=None),
         ),
-        packages=[_system(bill, licensing), *(_package(one, licensing) for one in bill.components)],
+        packages=[
+            _system(bill, licensing),
+            *(_package(one, licensing, bill) for one in bill.components),
+        ],
+        files=[_file(one) for one in bill.files],
         relationships=list(_relationships(bill)),
     )
     document.extracted_licensing_info = licensing.references()
@@ -106,7 +114,7 @@ def _system(bill: Bill, licensing: _Licensing) -> Package:
         download_location=SpdxNoAssertion(),
         file_name=bill.archive.name if bill.archive else None,
         supplier=_actor(bill.author) if bill.author else SpdxNoAssertion(),
-        files_analyzed=False,
+        **_analyzed(bill.files_of("")),
         checksums=checksums,
         license_concluded=licensing.parse(bill.license, bill.system),
         license_declared=SpdxNoAssertion(),
@@ -116,7 +124,31 @@ def _system(bill: Bill, licensing: _Licensing) -> Package:
     )
 
 
-def _package(one: Component, licensing: _Licensing) -> Package:
+def _analyzed(files: tuple[ImageFile, ...]) -> dict[str, Any]:
+    """What a package says of its files; one that has any needs a code of their digests."""
+    if not files:
+        return {"files_analyzed": False}
+    together = "".join(sorted(one.sha1 for one in files)).encode()
+    code = hashlib.sha1(together, usedforsecurity=False).hexdigest()
+    return {"files_analyzed": True, "verification_code": PackageVerificationCode(code)}
+
+
+def _file(one: ImageFile) -> File:
+    return File(
+        name=f"./{one.path}",
+        spdx_id=_file_id(one),
+        checksums=[
+            Checksum(ChecksumAlgorithm.SHA1, one.sha1),
+            Checksum(ChecksumAlgorithm.SHA256, one.sha256),
+        ],
+    )
+
+
+def _file_id(one: ImageFile) -> str:
+    return f"SPDXRef-file-{one.ref}"
+
+
+def _package(one: Component, licensing: _Licensing, bill: Bill) -> Package:
     first = one.downloads[0] if one.downloads else None
     place: str | SpdxNoAssertion = SpdxNoAssertion()
     if one.repository:
@@ -137,7 +169,7 @@ def _package(one: Component, licensing: _Licensing) -> Package:
         download_location=place,
         file_name=first.name if first else None,
         supplier=_actor(one.supplier) if one.supplier else SpdxNoAssertion(),
-        files_analyzed=False,
+        **_analyzed(bill.files_of(one.ref)),
         checksums=_checksums(first.sha256, first.sha512) if first else [],
         source_info="\n".join(_origin(one)) or None,
         license_concluded=licensing.parse(one.concluded_license, one.name),
@@ -168,6 +200,9 @@ def _checksums(sha256: str, sha512: str) -> list[Checksum]:
 
 def _relationships(bill: Bill) -> Iterator[Relationship]:
     yield Relationship(_DOCUMENT, _Type.DESCRIBES, _SYSTEM)
+    for file in bill.files:
+        package = _id(file.chunk) if file.chunk else _SYSTEM
+        yield Relationship(package, _Type.CONTAINS, _file_id(file))
     for one in bill.components:
         me = _id(one.ref)
         if not one.within:

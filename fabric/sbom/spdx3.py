@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from spdx_python_model.bindings import v3_0_1 as spdx
 
-from fabric.sbom.bill import Archive, Bill, Component, Download, Party
+from fabric.sbom.bill import Archive, Bill, Component, Download, ImageFile, Party
 from fabric.sbom.identifiers import safe
 
 E = TypeVar("E", bound=spdx.Element)
@@ -60,6 +60,10 @@ class _Document:
             self._relate_component(one)
         inside = [self._packages[c.ref] for c in bill.components if c.in_image and not c.within]
         self._relate(system, _Relation.contains, inside, complete=bill.complete)
+        for ref, package in (("", system), *self._packages.items()):
+            files = [self._image_file(one) for one in bill.files_of(ref)]
+            # a chunk may have other files, in artifacts that are not in the image
+            self._relate(package, _Relation.contains, files, complete=not ref)
         sbom = self._element(spdx.software_Sbom, "sbom", f"SBOM of {bill.system}")
         types = spdx.software_SbomType
         sbom.software_sbomType.append(types.build if bill.complete else types.design)
@@ -224,6 +228,13 @@ class _Document:
         for algorithm, value in ((kinds.sha256, sha256), (kinds.sha512, sha512)):
             if value and algorithm not in known:
                 made.verifiedUsing.append(spdx.Hash(algorithm=algorithm, hashValue=value))
+        return made
+
+    def _image_file(self, one: ImageFile) -> spdx.software_File:
+        made = self._element(spdx.software_File, f"path-{one.ref}", f"/{one.path}")
+        made.verifiedUsing.append(
+            spdx.Hash(algorithm=spdx.HashAlgorithm.sha256, hashValue=one.sha256)
+        )
         return made
 
     def _relate(

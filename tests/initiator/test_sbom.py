@@ -200,3 +200,34 @@ def test_an_image_is_not_made_if_its_sbom_cannot_be(built: Project) -> None:
     assert done.returncode == 1
     assert "no/folder: no such directory" in done.stderr
     assert not (built.logs / "a.tar").exists()
+
+
+@pytest.mark.parametrize("form", ["spdx-json", "spdx-2.3-json", "cyclonedx-json"])
+def test_files_are_those_of_the_image(built: Project, form: str) -> None:
+    to = built.logs / "s.json"
+    args = ("sbom", SYSTEM, "--files", "--format", form)
+    done = built.run(*args, "--to", str(to))
+    assert done.returncode == 0, done.stderr
+    assert built.run("checkout", SYSTEM, "--to", "out").returncode == 0
+    files = [file for file in (built.logs / "out").rglob("*") if file.is_file()]
+    document = to.read_text()
+    for file in files:
+        assert hashlib.sha256(file.read_bytes()).hexdigest() in document
+        assert f"/{file.relative_to(built.logs / 'out')}" in document
+    own = [file for file in files if "bin" not in file.parts]
+    assert {file.name for file in files} - {file.name for file in own} == {"one", "two"}
+    assert f"  files       {len(files)}, {len(own)} of them the system's own" in done.stdout
+    assert built.run(*args).stdout == document, "the same bytes"
+    if form == "cyclonedx-json":
+        found = {one["name"]: one for one in json.loads(document)["components"]}
+        assert [one["name"] for one in found["one"]["components"]] == ["/usr/bin/one"]
+
+
+@pytest.mark.parametrize("other", [("--planned",), ("--format", "openvex-json")])
+def test_files_need_a_build_and_a_format_that_has_them(
+    project: Project, other: tuple[str, ...]
+) -> None:
+    project.write(one="true")
+    done = project.run("sbom", SYSTEM, "--files", *other)
+    assert done.returncode == 1
+    assert f"--files: with {' '.join(other)} there are no files to list: leave one" in done.stderr

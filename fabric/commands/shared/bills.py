@@ -104,8 +104,12 @@ def _planned(project: Project, graph: Graph, time: int = 0, author: Party | None
     return collect(graph, lorries, tool=version(), created=time, author=author)
 
 
-def built_bill(settings: Settings, system: str, author: str | None, *, locked: bool) -> Bill:
-    """The bill of a system that is built.  FabricError if it is not."""
+def built_bill(
+    settings: Settings, system: str, author: str | None, *, locked: bool, files: bool = False
+) -> Bill:
+    """The bill of a system that is built, with its ``files`` if wanted.  FabricError if it is not
+    built.
+    """
     require_libraries()
     party, time = author_of(author), created()
     project, plan = open_plan(settings, system, [], locked=locked)
@@ -117,11 +121,17 @@ def built_bill(settings: Settings, system: str, author: str | None, *, locked: b
                 f" {command('build', system)}; or see what its definitions say:"
                 f" {command('sbom', system, '--planned')}"
             )
-        return _built(project, plan, manifest, time, party)
+        return _built(project, plan, manifest, time, party, files=files)
 
 
 def _built(
-    project: Project, plan: Plan, manifest: Manifest, time: int = 0, author: Party | None = None
+    project: Project,
+    plan: Plan,
+    manifest: Manifest,
+    time: int = 0,
+    author: Party | None = None,
+    *,
+    files: bool = False,
 ) -> Bill:
     from fabric.sbom.built import Finder
     from fabric.sbom.collect import collect
@@ -135,7 +145,7 @@ def _built(
         tool=version(),
         created=time,
         author=author,
-        built=finder.built(plan, manifest, project.edited(plan.graph)),
+        built=finder.built(plan, manifest, project.edited(plan.graph), files=files),
     )
 
 
