@@ -61,6 +61,11 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         sys.stdout.buffer.write(document)
         return 0
     save(document, options.to)
+    if options.format == "openvex-json":
+        statements = {each for one in bill.components if one.in_image for each in one.vex}
+        many = "s" * (len(statements) != 1)
+        print(f"{options.to}: {len(statements)} statement{many} about {bill.system}")
+        return 0
     inside = sum(one.in_image for one in bill.components)
     print(f"{options.to}: {inside} components of {bill.system}")
     print(f"  built with  {len(bill.components) - inside} others")

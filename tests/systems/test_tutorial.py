@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -16,21 +13,21 @@ from network_kit import Farm, free_ports
 from qemu import Machine
 from small_definitions import git
 from systems_kit import ROOT, Built
+from transcripts import assert_shows, blocks, environment, typed
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
 
-def blocks(page: str) -> Iterator[tuple[str, str]]:
+def blocks_of(page: str) -> Iterator[tuple[str, str]]:
     """(language, text) of each block of a tutorial, but that which activates the environment."""
-    text = (ROOT / f"docs/tutorial/{page}.md").read_text()
-    found = re.findall(r"(?ms)^```(\w*)\n(.*?)^```$", text)
+    found = list(blocks(ROOT / f"docs/tutorial/{page}.md"))
     assert found[0][1].endswith(".venv/bin/activate\n")
     yield from found[1:]
 
 
 def commands() -> list[str]:
     """The blocks of commands, but for those that start QEMU."""
-    shown = blocks("your-own-system")
+    shown = blocks_of("your-own-system")
     return [re.sub(r"(?m)^qemu.*\n", "", block) for language, block in shown if not language]
 
 
@@ -47,29 +44,9 @@ def shared_cache(cache: Path, minimal: Built) -> None:
             (sources / repository.name).symlink_to(repository)
 
 
-def environment(tmp_path: Path, **more: str) -> dict[str, str]:
-    """The environment of a user who has activated this one."""
-    me = {
-        f"GIT_{who}_{what}": "ann" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
-    }
-    own = {"FABRIC_CACHE": str(tmp_path / "cache"), "FABRIC_CONFIG": "/dev/null"}
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return {**os.environ, **me, **own, "PATH": path, **more}
-
-
-def typed(script: str, here: Path, environ: dict[str, str]) -> str:
-    """What commands print, typed into bash."""
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        cwd=here,
-        env=environ,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+def user(tmp_path: Path, **more: str) -> dict[str, str]:
+    """The environment of a user with a cache of their own."""
+    return environment(FABRIC_CACHE=str(tmp_path / "cache"), FABRIC_CONFIG="/dev/null", **more)
 
 
 def test_tutorial_builds_boots_and_breaks_a_system(minimal: Built, tmp_path: Path) -> None:
@@ -78,7 +55,7 @@ def test_tutorial_builds_boots_and_breaks_a_system(minimal: Built, tmp_path: Pat
     (tmp_path / "here/distbuild").symlink_to(ROOT)
     *built, broken = commands()
     script = "\n".join([*built, "cp greeter.img ..", f"{{ {broken}\n}} || echo exit $?"])
-    said = typed(script, tmp_path / "here", environment(tmp_path))
+    said = typed(script, tmp_path / "here", user(tmp_path))
     assert "greeter-x86_64 is built: " in said
     assert "hello failed: build-commands failed with exit status 2: make" in said
     assert said.endswith("exit 3\n"), said
@@ -87,11 +64,6 @@ def test_tutorial_builds_boots_and_breaks_a_system(minimal: Built, tmp_path: Pat
         machine.send("root")
         machine.wait_for(r"# ", 120)
         assert machine.run("hello", 60) == (0, "Hello from a system of my own")
-
-
-def comparable(line: str) -> str:
-    """A printed line without times, and with single blanks."""
-    return " ".join(re.sub(r"\b(\d+ min )?\d+(\.\d+)? s\b", "N s", line).split())
 
 
 def settings_of(farm: Farm, cache: Path) -> Path:
@@ -120,10 +92,10 @@ def test_tutorial_of_a_day_prints_what_it_shows(minimal: Built, tmp_path: Path) 
     tools.mkdir()
     (tools / "ssh").write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F ~/.ssh/config "$@"\n')
     (tools / "ssh").chmod(0o755)
-    mine = environment(tmp_path, HOME=str(tmp_path))
+    mine = user(tmp_path, HOME=str(tmp_path))
     mine["PATH"] = f"{tools}:{mine['PATH']}"
     parts: list[tuple[str, list[str]]] = []  # commands, and what the page shows of their output
-    for language, block in blocks("a-day-with-a-chunk"):
+    for language, block in blocks_of("a-day-with-a-chunk"):
         if language == "text":
             parts[-1][1].extend(block.splitlines())
         else:
@@ -140,6 +112,4 @@ def test_tutorial_of_a_day_prints_what_it_shows(minimal: Built, tmp_path: Path) 
                 assert network
                 machine = Machine(here / "build/day.img", network=network[1])
                 stack.enter_context(machine).wait_for(r"login: ", 600)
-            left = iter([comparable(line) for line in said.splitlines()])
-            for line in shown:
-                assert comparable(line) in left, f"{line!r} is missing in:\n{said}"
+            assert_shows(said, shown)
