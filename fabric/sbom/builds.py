@@ -129,16 +129,16 @@ class Builds:
         if lorry is None or lorry.type == "git":
             url = lorry.url if lorry else chunk.repo
             of_now = replace(lorry, vex=()) if lorry else None  # which commit is it about?
-            yield _sound(of_repository(made, chunk.ref, url, chunk.commit, of_now, None))
+            yield of_repository(made, chunk.ref, url, chunk.commit, of_now, None)
             return
         fact = fact or ChunkFact()
         if not chunk.tree or chunk.tree != lorry.recorded_tree:
             lorry = self._as_it_was(lorry, chunk, fact)
-        whole = _sound(of_lorry(made, lorry))
+        whole = of_lorry(made, lorry)
         yield whole
         for one in inside_of(whole, lorry, fact):
             if one.in_image:
-                yield _sound(one)
+                yield one
 
     def _as_it_was(self, lorry: Lorry, chunk: _Chunk, fact: ChunkFact) -> Lorry:
         """The lorry with what is known of a source that it does not pin."""
@@ -268,13 +268,3 @@ def _of_wheel(name: str) -> tuple[str, str, str] | None:
     if len(parts) != 5 or not name.endswith(".whl"):  # NAME-VERSION-PYTHON-ABI-PLATFORM
         return None
     return parts[0], parts[1], "-".join(parts[2:])
-
-
-def _sound(one: Component) -> Component:
-    """The component, without a package URL that is none: a store may hold any text."""
-    try:
-        if one.purl:
-            PackageURL.from_string(one.purl)
-    except ValueError:
-        return msgspec.structs.replace(one, purl="")
-    return one

@@ -27,9 +27,14 @@ _PLAIN = re.compile(r"[^A-Za-z0-9_]")
 def purl(
     kind: str, name: str, version: str, namespace: str = "", qualifiers: Mapping[str, str] = {}
 ) -> str:
-    """A package URL, in its canonical form."""
+    """A package URL, in its canonical form; "" if none can be made of these texts."""
     given = {key: value for key, value in qualifiers.items() if value}
-    return PackageURL(kind, namespace or None, name, version or None, given).to_string()
+    try:
+        made = PackageURL(kind, namespace or None, name, version or None, given).to_string()
+        PackageURL.from_string(made)
+    except (TypeError, ValueError):  # a version of blanks is a TypeError
+        return ""
+    return made
 
 
 def with_version(given: str, version: str) -> str:

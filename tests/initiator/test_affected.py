@@ -22,6 +22,8 @@ MORE = (
 LORRY = (
     f"zlib:\n  type: tarball\n  url: https://zlib.example/zlib.tar.gz\n  version: 1.3.1\n"
     f"  sha256: {'a' * 64}\n  purl: pkg:github/madler/zlib\n"
+    f"  components:\n    vendor/mini: {{url: 'https://mini.example/m.tar', sha256: {'b' * 64},"
+    " version: '2'}\n"
 )
 
 
@@ -60,6 +62,10 @@ def test_a_component_by_its_name(definitions: Project) -> None:
     assert found(definitions, "pkg:github/madler/zlib") == top
     assert found(definitions, "pkg:github/madler/zlib@1.3.1") == top
     assert found(definitions, "pkg:github/madler/zlib@1.3") == []
+    part = [("other", "top/vendor/mini", True, False)]
+    for name in ("mini", "mini@2", "vendor/mini", "top/vendor/mini"):
+        assert found(definitions, name) == part
+    assert found(definitions, "ini") == []
 
 
 def write_feed(project: Project, *records: Any) -> None:

@@ -11,12 +11,16 @@ from small_definitions import git
 
 from fabric import bounds
 from fabric.definitions.graph import Kind
+from fabric.errors import SourceError
+from fabric.host.cancel import CancelToken
+from fabric.host.progress import Progress
 from fabric.inputs import TREE
 from fabric.jobs import Artifact, Blob, Content, Manifest
 from fabric.sbom.bill import Component
 from fabric.sbom.builds import Builds
 from fabric.sbom.collect import ChunkFact, PackageFact
 from fabric.trove.artifacts.store import Store
+from fabric.trove.sources.repositories import Importer
 from fabric.trove.sources.resolve import Sources
 
 OLD, NOW = "a" * 40, "b" * 40
@@ -149,12 +153,19 @@ def test_parts_are_those_of_the_pinned_source(tmp_path: Path, world: World) -> N
 
 
 def test_packages_of_an_older_set_have_the_versions_of_their_files(world: World) -> None:
-    repository = world.trove / "upstream/debs"
-    sets = Sources(world.trove, {"upstream": f"file://{repository.parent}/%s"})
+    opened: list[Path] = []
+
+    def importer(root: Path, progress: Progress, cancel: CancelToken) -> Importer:  # noqa: ARG001
+        opened.append(root)
+        raise SourceError("nothing is imported here")
+
     world.sources = Sources(
-        world.trove, {"upstream": f"file://{repository.parent}/%s"}, world.sources.lorries.directory
+        world.trove,
+        {"upstream": "file:///nowhere/%s"},
+        world.sources.lorries.directory,
+        importer=importer,
     )
-    place = sets.locate("upstream:debs").directory
+    place = world.sources.locate("upstream:debs").directory
     place.mkdir(parents=True)
     git(place, "init", "-q", "--bare")
     work = world.trove / "work"
@@ -172,8 +183,9 @@ def test_packages_of_an_older_set_have_the_versions_of_their_files(world: World)
     assert found["libc/libc6"].purl == "pkg:deb/debian/libc6@2.40-1?arch=amd64"
     assert found["libc/gcc-14"].version == "1:14.1.0-1"
     world.store.remove(list(world.store.keys()))
-    world.system("s", 1.0, world.chunk("libc", "upstream:debs", "12", tree, "e" * 40))
-    assert world.found().keys() == {"libc"}, "a source that is not here is not fetched"
+    world.system("s", 1.0, world.chunk("libc", "upstream:debs", "13", tree, "e" * 40))
+    assert world.found().keys() == {"libc"}
+    assert opened == [], "a source that is not here is not imported"
 
 
 def test_an_sbom_may_have_found_which_packages_are_in_the_image(
@@ -232,8 +244,8 @@ def test_so_many_steps_are_searched(world: World, monkeypatch: pytest.MonkeyPatc
     assert world.builds().systems
     assert world.lines == []
     monkeypatch.setattr(bounds, "SEARCHED_STEPS", 1)
-    world.builds()
-    assert world.lines == [
+    assert (len(world.builds().systems), world.found()) == (1, {}), "it was stored last"
+    assert world.lines[1:] == [
         f"{world.store.url}: 1 built steps are not searched, those that were used longest ago:"
         " the limit is 1"
     ]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import sbom_kit as kit
 from msgspec.structs import replace
+from packageurl import PackageURL
 
 from fabric import bounds
 from fabric.errors import DefinitionsError, FabricError
@@ -129,6 +130,13 @@ def test_packages_of_one_name_are_told_apart(
     inside = kit.bill(tmp_path).inside("libc")
     assert len({one.ref for one in inside}) == len(inside) == 2
     assert {one.purl.rpartition("=")[2] for one in inside} == {"amd64", "i386"}
+
+
+@pytest.mark.parametrize("text", ["/", " ", "/ /", "\ud800", "?", "#", "%", "@"])
+def test_a_text_that_no_package_url_can_have_gives_none(text: str) -> None:
+    for made in (identifiers.purl("generic", "a", text), identifiers.purl("generic", text, "1")):
+        assert made == "" or PackageURL.from_string(made).to_string() == made
+    assert identifiers.purl("generic", "a", "1") == "pkg:generic/a@1"
 
 
 @pytest.mark.bound("SBOM_COMPONENTS")

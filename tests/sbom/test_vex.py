@@ -106,6 +106,13 @@ WANTED = _object(
 _VALIDATOR = jsonschema_rs.validator_for(WANTED, validate_formats=True)
 
 
+def test_an_archive_in_another_has_statements(tmp_path: Path) -> None:
+    mine = "{vulnerability: CVE-2025-6, status: fixed}"
+    lorries = kit.LORRIES.replace("cpe: 'gmplib:gmp'}", f"cpe: 'gmplib:gmp', vex: [{mine}]}}")
+    gmp = kit.bill(tmp_path, lorries=lorries).by_ref["gcc/gmp"]
+    assert [one.vulnerability for one in gmp.vex] == ["CVE-2025-6"]
+
+
 def bill(root: Path) -> Bill:
     return kit.bill(root, lorries=kit.LORRIES.replace(PATCHED, PATCHED + VEX))
 
