@@ -152,6 +152,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     origin: OptionalSha256 = ""  # key of the step whose output this is, if it was not built itself
     rebuild_of: OptionalSha256 = ""  # as in `Job`
     remarks: tuple[str, ...] = ()  # warnings, each one line
+    #: conditions that were unlike the first build's, if it is a rebuild: "host-name", "clock" ...
+    #: (`fabric.building.conditions`)
+    perturbed: tuple[str, ...] = ()
 
     def artifact(self, name: str) -> Artifact:
         """The artifact of that name.  DamagedError if there is none."""

@@ -11,8 +11,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from fabric.building.archive import Packed
 from fabric.building.chunk import build_chunk
+from fabric.building.conditions import conditions_of
 from fabric.building.log import Log
 from fabric.building.sandbox import Limits
 from fabric.building.system import build_system
@@ -95,23 +98,30 @@ def _build(
     builder: str,
 ) -> Manifest:
     began = time.monotonic()
-    scratch = workspace.build_scratch()
+    folder = conditions_of(job).folder
+    scratch = workspace.session.scratch(folder) if folder else workspace.build_scratch()
     try:
         packed: dict[str, Packed | None] = {}
         layer: Path | None = None
         remarks: tuple[str, ...] = ()
+        perturbed: tuple[str, ...] = ()
         if job.kind == "chunk":
-            packed, layer = build_chunk(
+            packed, layer, perturbed = build_chunk(
                 job, workspace, scratch, log, cancel, jobs=jobs, limits=limits, phase=phase
             )
         elif job.kind == "system":
-            packed, remarks = build_system(job, workspace, scratch, log, cancel, limits, phase)
+            packed, remarks, perturbed = build_system(
+                job, workspace, scratch, log, cancel, limits, phase
+            )
         else:
             phase("store")
             for name, contents in job.lists:
                 log.write(f"{name}: {' '.join(content.artifact for content in contents)}")
         log.seal()
-        manifest = _manifest(job, packed, log, time.monotonic() - began, builder, remarks)
+        manifest = replace(
+            _manifest(job, packed, log, time.monotonic() - began, builder, remarks),
+            perturbed=perturbed,
+        )
         files: dict[str, Path | bytes] = {
             each.blob.sha256: each.content for each in packed.values() if each is not None
         }
@@ -131,7 +141,10 @@ def _build(
         workspace.session.discard(scratch)
         raise
     workspace.forget_failed(job.key)
-    workspace.recycle(scratch)
+    if folder:
+        workspace.session.discard(scratch)
+    else:
+        workspace.recycle(scratch)
     return manifest
 
 

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from fabric.building import archive, sandbox, staging_area
 from fabric.building.archive import Entry, Packed
-from fabric.building.build_script import JOBSERVER, phase_of
+from fabric.building.build_script import CLOCK, JOBSERVER, phase_of
 from fabric.building.kept_tree import CONFIGURE, KeptTree
 from fabric.building.log import Log
 from fabric.building.tree import normalize, scan, with_links
@@ -33,6 +33,7 @@ class Built(NamedTuple):
 
     archives: dict[str, Packed | None]  # by artifact; None for an empty one
     layer: Path | None  # a tree equal to all of them unpacked, if there is one
+    perturbed: tuple[str, ...] = ()  # as in `Manifest`
 
 
 def build_chunk(
@@ -51,6 +52,7 @@ def build_chunk(
     The limit on time is for the commands and packing together.
     """
     phase("fetch")
+    perturbed: tuple[str, ...] = ()
     if job.mode == "import":
         limits = limits.begun()
         phase("install")
@@ -62,12 +64,13 @@ def build_chunk(
         )
         limits = limits.begun()
         if area.kept is None:
-            run(job, area, log, cancel, limits, phase)
+            perturbed = run(job, area, log, cancel, limits, phase)
         else:
             area = _run_in_kept(job, workspace, area, area.kept, log, cancel, jobs, limits, phase)
         inst = area.inst
     phase("store")
-    return pack(job, inst, scratch, log, _checking(cancel, limits, "storing"))
+    built = pack(job, inst, scratch, log, _checking(cancel, limits, "storing"))
+    return built._replace(perturbed=perturbed)
 
 
 def _imported(
@@ -139,15 +142,19 @@ def run(
     cancel: CancelToken,
     limits: sandbox.Limits,
     phase: Callable[[str], None],
-) -> None:
-    """Run the commands.  BuildFailed names the list and the command that failed."""
+) -> tuple[str, ...]:
+    """Run the commands; return the conditions that are unlike the usual ones.
+
+    BuildFailed names the list and the command that failed.
+    """
     lists = dict(job.commands)
     if not any(lists.values()):
-        return
-    current = ""
+        return ()
+    current, clock = "", False
 
     def started(list_: str) -> None:
-        nonlocal current
+        nonlocal current, clock
+        clock = clock or list_ == CLOCK
         if list_ in lists and phase_of(list_) != current:
             if area.kept is not None and phase_of(list_) != CONFIGURE:
                 area.kept.configured()
@@ -174,6 +181,7 @@ def run(
             step=ended.list,
             command=command,
         )
+    return box.conditions.changed(clock=clock, jobs=not area.usual)
 
 
 def title(command: str) -> str:

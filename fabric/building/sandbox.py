@@ -25,6 +25,7 @@ import msgspec
 from fabric import bounds
 from fabric.building import seccomp
 from fabric.building.build_script import StatusPipe
+from fabric.building.conditions import USUAL, Conditions
 from fabric.building.disk_space import full, oom_kills
 from fabric.building.log import Log
 from fabric.errors import BuildFailed, MachineFault
@@ -34,10 +35,10 @@ from fabric.host.files import walk
 #: Capabilities that root needs to install software, inside its own user namespace.
 _CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETGID", "SETUID", "SYS_CHROOT")
 
-#: No network, own processes, uid 0 in a user namespace, a fixed host name, a clean environment.
+#: No network, own processes, uid 0 in a user namespace, a clean environment.
 _ISOLATION = (
     *("--unshare-all", "--unshare-user", "--die-with-parent", "--as-pid-1", "--clearenv"),
-    *("--uid", "0", "--gid", "0", "--hostname", "localhost", "--cap-drop", "ALL"),
+    *("--uid", "0", "--gid", "0", "--cap-drop", "ALL"),
     *(word for name in _CAPABILITIES for word in ("--cap-add", f"CAP_{name}")),
 )
 
@@ -104,6 +105,7 @@ class Box(msgspec.Struct, frozen=True):
     script: str  # its text
     path: str  # the script's path in the sandbox
     launcher: tuple[str, ...] = ()  # a command that runs bwrap in a namespace it has made
+    conditions: Conditions = USUAL
 
     def command(
         self, files: tuple[int, int], options: Sequence[str], argv: Sequence[str]
@@ -111,7 +113,8 @@ class Box(msgspec.Struct, frozen=True):
         """The bwrap command line that runs ``argv``, with descriptors as `files` gives them."""
         script, calls = map(str, files)
         isolation = (*_ISOLATION, *_no_more_namespaces(), "--seccomp", calls)
-        words = [*self.launcher, "bwrap", *options, *isolation, *self.mounts]
+        words = [*self.launcher, "bwrap", *options, *isolation]
+        words += ["--hostname", self.conditions.host_name, *self.mounts, *self.conditions.clock()]
         words += ["--perms", "0755", "--file", script, self.path]
         for path in (*self.read_only, "/dev"):
             words += ["--remount-ro", path]
@@ -258,14 +261,16 @@ def _start(box: Box, told: int, printed: int) -> subprocess.Popen[bytes]:
             # The script's end of the status pipe is its standard input, since only that descriptor
             # has a known number; its commands get /dev/null.
             command = box.command(files, options, ["sh", box.path, "--report"])
-            return subprocess.Popen(
-                command,
-                executable=_found(command[0], os.environ.get("PATH")),
-                stdin=told,
-                stdout=printed,
-                stderr=printed,
-                pass_fds=(info, *files),
-            )
+            with box.conditions.fewer_cpus():
+                return subprocess.Popen(
+                    command,
+                    executable=_found(command[0], os.environ.get("PATH")),
+                    env={**os.environ, **box.conditions.variables},
+                    stdin=told,
+                    stdout=printed,
+                    stderr=printed,
+                    pass_fds=(info, *files),
+                )
     except FileNotFoundError as error:
         raise MachineFault(_MISSING) from error
     finally:

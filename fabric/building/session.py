@@ -38,9 +38,13 @@ class Session:
             self._alive = self.locks.take(self.path.name)
         self.reaper = Reaper(self.path / "trash")
 
-    def scratch(self) -> Path:
-        """A new empty directory of this process, until it is discarded or the process ends."""
+    def scratch(self, end: str = "") -> Path:
+        """A new empty directory of this process, until it is discarded or the process ends.
+
+        Its name ends in ``end``.
+        """
         path = self.unused_name()
+        path = path.with_name(path.name + end)
         path.mkdir()
         return path
 

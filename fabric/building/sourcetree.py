@@ -17,6 +17,7 @@ import msgspec
 
 from fabric import bounds
 from fabric.building import overlay
+from fabric.building.conditions import reorder
 from fabric.building.merge import Merger
 from fabric.building.workspace import Workspace
 from fabric.host.cancel import CancelToken
@@ -45,10 +46,13 @@ def prepare(
     scratch: Path,
     cancel: CancelToken,
     report: Progress = silent,
+    *,
+    reordered: bool = False,
 ) -> SourceTree:
     """The tree of ``source`` in ``scratch``; changes by a failed attempt stay.
 
-    ``report`` is called for trees that have changed on the disk, and are made again.
+    ``report`` is called for trees that have changed on the disk, and are made again.  With
+    ``reordered``, directories list their files in another order (`fabric.building.conditions`).
     """
     up = scratch / "up"
     fresh = made(up) or not (scratch / "inst").exists()
@@ -57,9 +61,13 @@ def prepare(
         return SourceTree(up, ())
     tree = exported(source, workspace, cancel, report)
     mtime = tree.stat().st_mtime_ns
-    entries = _few_entries(str(tree))
+    entries = None if reordered else _few_entries(str(tree))
     if entries is None:
-        launcher = overlay.writable([tree], workspace.session, scratch)
+        lower = [tree]
+        if reordered and made(scratch / "order"):
+            reorder(lower, scratch / "order", cancel.check)
+            lower.insert(0, scratch / "order")
+        launcher = overlay.writable(lower, workspace.session, scratch)
     elif fresh:
         _copy(entries, tree, up, mtime)
     os.utime(up, ns=(mtime, mtime))

@@ -25,6 +25,7 @@ import msgspec
 
 from fabric.building import host_tools, ldconfig, sandbox, sourcetree
 from fabric.building.build_script import PATH, CommandList, phase_of, script
+from fabric.building.conditions import conditions_of, reorder
 from fabric.building.kept_tree import CONFIGURE, KeptTree
 from fabric.building.log import Log
 from fabric.building.workspace import Workspace
@@ -47,6 +48,7 @@ class StagingArea(msgspec.Struct, frozen=True):
     box: sandbox.Box
     jobs: int  # the most jobs of make; 0 if no command may have several
     kept: KeptTree | None = None  # of an edited chunk: put it back
+    usual: bool = True  # as many jobs as without other `Conditions`
 
     @property
     def inst(self) -> Path:
@@ -73,6 +75,8 @@ def prepare(
     Unless ``whole``, the lists that an edited chunk need not run again are left out.
     BuildFailed if the staged chunks conflict, MachineFault if something is missing.
     """
+    conditions = conditions_of(job)
+    count = conditions.jobs_of(job, jobs)
     lower, has = workspace.layers.stage(job.staged, cancel, log.write, moved)
     inside = job.mode == "staging"
     base = "" if inside else _OUTSIDE
@@ -85,7 +89,12 @@ def prepare(
         tree = sourcetree.SourceTree(kept.path, ())
         skipped = None if whole or not kept.is_configured else CONFIGURE
     else:
-        tree = sourcetree.prepare(job.source, workspace, scratch, cancel, log.write)
+        tree = sourcetree.prepare(
+            job.source, workspace, scratch, cancel, log.write, reordered=conditions.reordered
+        )
+    if conditions.reordered and lower and sourcetree.made(scratch / "names"):
+        reorder(lower, scratch / "names", cancel.check)
+        lower.insert(0, scratch / "names")
     build, inst = (f"{base}/{job.source_name}.{end}" for end in ("build", "inst"))
     for name in ("inst", "tmp"):
         sourcetree.made(scratch / name)
@@ -109,17 +118,18 @@ def prepare(
         read_only=(base, "/") if lower and not inside else ("/",),
         environment=environment,
         cwd=build,
-        script=script(job.name, PATH, _lists(job, jobs, skipped)),
+        script=script(job.name, PATH, _lists(job, count, skipped), conditions.ahead),
         path=PATH,
         launcher=tree.launcher,
+        conditions=conditions,
     )
     parallel = any(commands for name, commands in job.commands if name in _PARALLEL)
-    return StagingArea(scratch, base, box, (job.max_jobs or jobs) if parallel else 0, kept)
+    usual = not parallel or count == (job.max_jobs or jobs)
+    return StagingArea(scratch, base, box, count if parallel else 0, kept, usual)
 
 
-def _lists(job: Job, jobs: int, skipped: str | None) -> list[CommandList]:
-    """The command lists, without those of the phase ``skipped``."""
-    count = job.max_jobs or jobs
+def _lists(job: Job, count: int, skipped: str | None) -> list[CommandList]:
+    """The command lists with ``count`` jobs, without those of the phase ``skipped``."""
     # Commands that name the variable may pass it to other programs than make.
     shared = count > 1 and not any("MAKEFLAGS" in one for _, many in job.commands for one in many)
     return [

@@ -12,10 +12,13 @@ from contextlib import suppress
 from pathlib import Path
 from shlex import quote
 
+from msgspec.structs import replace
+
 from fabric.building import archive, ldconfig, sandbox
 from fabric.building.archive import Entry, Packed
-from fabric.building.build_script import PATH, CommandList, script
+from fabric.building.build_script import CLOCK, PATH, CommandList, script
 from fabric.building.chunk import INTEGRATION
+from fabric.building.conditions import conditions_of
 from fabric.building.log import Log
 from fabric.building.tree import Unpacker, scan, with_links
 from fabric.building.workspace import Workspace
@@ -40,8 +43,10 @@ def build_system(
     cancel: CancelToken,
     limits: sandbox.Limits,
     phase: Callable[[str], None],
-) -> tuple[dict[str, Packed | None], tuple[str, ...]]:
-    """The system's artifacts by name, and remarks.  ``scratch`` is an empty directory.
+) -> tuple[dict[str, Packed | None], tuple[str, ...], tuple[str, ...]]:
+    """The system's artifacts by name, remarks, and `Manifest.perturbed`.
+
+    ``scratch`` is an empty directory.
 
     BuildFailed if chunks conflict or an integration script fails, MachineFault if something is
     missing.
@@ -62,7 +67,7 @@ def build_system(
     tree.finish()
     phase("integrate")
     limits = limits.begun()
-    _integrate(job, tree, rootfs, log, cancel, limits)
+    perturbed = _integrate(job, tree, rootfs, log, cancel, limits)
     phase("store")
 
     def check() -> None:
@@ -76,7 +81,7 @@ def build_system(
         found.setdefault(device, entry._replace(name=device))
     entries = [found[path] for path in sorted(found)]
     packed = archive.pack(with_links(entries), scratch / "archive", check)
-    return {name: packed}, _remarks(tree)
+    return {name: packed}, _remarks(tree), perturbed
 
 
 def _remarks(tree: Unpacker) -> tuple[str, ...]:
@@ -178,8 +183,11 @@ def _integrate(
     log: Log,
     cancel: CancelToken,
     limits: sandbox.Limits,
-) -> None:
-    """Run ldconfig, if there is one, and the integration scripts, in byte order of their names."""
+) -> tuple[str, ...]:
+    """Run ldconfig, if there is one, and the integration scripts, in byte order of their names.
+
+    Returns the conditions that are unlike the usual ones.
+    """
     names = sorted(
         path.rpartition(b"/")[2]
         for path in tree.files
@@ -192,17 +200,20 @@ def _integrate(
         command = quote(f"/{INTEGRATION}/{name}")
         lists.append(CommandList(name, (command,), title=f"SYSTEM-INTEGRATION {name}"))
     if not lists:
-        return
+        return ()
+    # the rootfs is no overlay, and its files are listed as ever
+    conditions = replace(conditions_of(job), reordered=False)
+    seen: set[str] = set()
     mounts = ["--bind", str(rootfs), "/", *sandbox.KERNEL]
     if b"tmp" not in tree.links:  # on disk, so that a script does not fill memory
         place = rootfs.with_name("tmp")
         place.mkdir(exist_ok=True)
         place.chmod(0o1777)
         mounts += ["--bind", str(place), "/tmp"]
-    text = script(job.name, PATH, lists)
-    box = sandbox.Box(tuple(mounts), (), _ENVIRONMENT, "/", text, PATH)
+    text = script(job.name, PATH, lists, conditions.ahead)
+    box = sandbox.Box(tuple(mounts), (), _ENVIRONMENT, "/", text, PATH, conditions=conditions)
     ours = [rootfs / name for name in ("proc", "dev", "tmp") if name.encode() not in tree.dirs]
-    ended = sandbox.run(box, log, cancel, limits=limits, disk=rootfs)
+    ended = sandbox.run(box, log, cancel, limits=limits, started=seen.add, disk=rootfs)
     if ended.status:
         raise BuildFailed(
             f"{ended.list} failed with exit status {ended.status} in {job.name}",
@@ -212,3 +223,4 @@ def _integrate(
     for place in ours:  # mount points made by bwrap
         with suppress(OSError):
             place.rmdir()
+    return conditions.changed(clock=CLOCK in seen, jobs=False)

@@ -28,6 +28,11 @@ CHUNK = COMMON | {
         "truth value",
         "false: without the flags for compilers that `hardening` of DEFAULTS sets",
     ),
+    "not-reproducible": (
+        "text",
+        "why the chunk may give other bytes each time it is built: `certify` accepts that; no part"
+        " of the cache key",
+    ),
     "products": ("list", "split rules that come before those of DEFAULTS"),
     "devices": ("list", "device nodes that are made after installing"),
     "system-integration": (
@@ -50,7 +55,7 @@ DEVICE: Fieldset = {
 }
 
 #: Fields about building, which an import chunk may not have.
-BUILDING = ("build-system", *COMMAND_STEPS, "max-jobs", "hardening")
+BUILDING = ("build-system", *COMMAND_STEPS, "max-jobs", "hardening", "not-reproducible")
 
 _Integration = dict[str, dict[str, tuple[str, ...]]]
 
@@ -74,6 +79,7 @@ def chunk(fields: Fields, given: Map) -> ChunkMorph:
         built={field: given.lines[field] for field in BUILDING if field in given},
         products=products(fields, given, what),
         max_jobs=_max_jobs(fields, given, what),
+        not_reproducible=_reason(fields, given, what),
         hardening=fields.truth(given, "hardening", what, default=True),
         devices=_devices(fields, given, what),
         integration=integration,
@@ -102,6 +108,17 @@ def _max_jobs(fields: Fields, given: Map, what: str) -> int | None:
         f"{what}: 'max-jobs' must be a number from 1 up, not {kind_of(value)}",
     )
     return None
+
+
+def _reason(fields: Fields, given: Map, what: str) -> str:
+    """The field ``not-reproducible`` in one line; "" without it."""
+    key = "not-reproducible"
+    if key not in given:
+        return ""
+    text = fields.text(given, key, what)
+    if text.isspace():
+        fields.report(given.lines[key], f"{what}: {key!r} is empty: give it a reason")
+    return " ".join(text.split())
 
 
 def _devices(fields: Fields, given: Map, what: str) -> tuple[Device, ...]:

@@ -94,6 +94,7 @@ class Step(msgspec.Struct, frozen=True):
     staged: tuple[str, ...] = ()
     path_prefixes: tuple[str, ...] = ()  # prefixes whose bin/ is on its PATH, in that order
     recipe: Recipe | None = None
+    not_reproducible: str = ""  # a remark: why another build may give other bytes
     in_system: bool = (
         False  # a chunk: an artifact of it is in the image; a stratum: the system lists it
     )

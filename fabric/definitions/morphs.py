@@ -103,6 +103,7 @@ class ChunkMorph(msgspec.Struct):
     built: dict[str, int]  # its fields about building, and their lines
     products: tuple[Rule, ...]
     max_jobs: int | None
+    not_reproducible: str  # why; "" if it is to be
     hardening: bool
     devices: tuple[Device, ...]
     #: {artifact: {prefix: commands}}, and the line of each artifact

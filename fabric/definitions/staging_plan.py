@@ -226,6 +226,7 @@ class StagingPlanner:
             description=chunk.morph.description if chunk.morph else "",
             where=f"{chunk.file}:{spec.lines.get('ref', spec.line)}",
             unpetrify_ref=spec.unpetrify_ref,
+            not_reproducible=chunk.morph.not_reproducible if chunk.morph else "",
             strata=tuple(self.loaded.strata[path].name for path in chunk.strata),
             source_name=chunk.source_name,
             repo=spec.repo,

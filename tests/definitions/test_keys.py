@@ -100,6 +100,7 @@ SAME: dict[str, Callable[[Graph], Graph]] = {
     "where": lambda graph: with_step(graph, "a", where="x:1", unpetrify_ref="master"),
     "warnings": lambda graph: replace(graph, warnings=()),
     "build-only": lambda graph: with_step(graph, "b", build_only=True),
+    "not-reproducible": lambda graph: with_step(graph, "a", not_reproducible="why"),
     "seeded": lambda graph: with_step(graph, "b", seeded=True),
 }
 
@@ -123,7 +124,7 @@ def test_keys_tests_know_every_field() -> None:
         *("id", "kind", "name", "artifacts", "depends", "morph", "description", "strata"),
         *("source_name", "repo", "ref", "build_system", "mode", "prefix", "staged"),
         *("path_prefixes", "recipe", "in_system", "lists", "contents", "where", "unpetrify_ref"),
-        *("build_only", "seeded"),
+        *("build_only", "seeded", "not_reproducible"),
     }
     recipe = set(Recipe.__struct_fields__)
     assert recipe == {
