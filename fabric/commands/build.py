@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import time
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from fabric.client.embedded import EmbeddedFabric
 from fabric.commands.shared.arguments import add_json, add_limits, add_locked, add_verbose
-from fabric.config import Settings, built_architectures, config_path
-from fabric.errors import FabricError, command
+from fabric.config import Settings
+from fabric.errors import FabricError
 
 if TYPE_CHECKING:
     from fabric.client.project import Project
-    from fabric.client.render import Screen
     from fabric.commands.shared.web_page import WebPage
     from fabric.plan import Plan
-    from fabric.trove.artifacts.store import Store
-    from fabric.wire.messages import StepState
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -106,7 +101,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
 def build_here(options: argparse.Namespace, settings: Settings) -> tuple[Project, Plan]:
     """Build on this machine; returns the project, and the plan of what was built."""
     with EmbeddedFabric(settings) as fabric, _web(options, settings) as page:
-        from fabric.client.render import opened_screen
+        from fabric.client.render import duration, opened_screen
         from fabric.commands.shared.plans import report_edits, report_unpinned
         from fabric.commands.shared.report import Built, complete_logs, report
         from fabric.commands.shared.signals import interrupt_on_signals
@@ -142,12 +137,25 @@ def build_here(options: argparse.Namespace, settings: Settings) -> tuple[Project
                     from fabric.commands.shared.explained import report_reasons
 
                     report_reasons(screen, project, plan)
+                from fabric.commands.shared.local_build import follow_here
                 from fabric.trove.sources.build_refs import new_request
 
                 request = new_request()
-                plan, how = _build(
-                    options, settings, plan, again, request, screen, fabric, project.store, page
+                plan, session, failed, seconds = follow_here(
+                    options,
+                    settings,
+                    fabric,
+                    screen,
+                    project.store,
+                    plan,
+                    again,
+                    request,
+                    lambda: _plan(options, settings)[1],
+                    ask=not options.json,
+                    page=page,
                 )
+                session.judge(plan.graph.system, failed)
+                how = f"{session.counts()} in {duration(seconds)}"
                 goals = {plan.keys[goal]: plan.graph[goal] for goal in plan.goals}
                 health.believe(goals)
             built = [Built(goal.name, goal.kind, key) for key, goal in goals.items()]
@@ -185,105 +193,4 @@ def _plan(options: argparse.Namespace, settings: Settings) -> tuple[Project, Pla
         locked=options.locked,
         clean=options.clean,
         again=options.rebuild,
-    )
-
-
-def _build(
-    options: argparse.Namespace,
-    settings: Settings,
-    plan: Plan,
-    again: Sequence[str],
-    request: str,
-    screen: Screen,
-    fabric: EmbeddedFabric,
-    store: Store,
-    page: WebPage | None,
-) -> tuple[Plan, str]:
-    """Build the plan on this machine, and the steps ``again`` once more.
-
-    Returns the plan, as a retry may have changed it, and a summary.
-    """
-    began = time.monotonic()
-    lacking = _lacking(plan, store)
-    _require_architecture(plan, settings, lacking)
-    fabric.start(len(lacking) + len(again), plan.host_tools)
-    from fabric.client.render import duration
-    from fabric.client.session import Session
-    from fabric.commands.shared.follow_up import FollowUp
-    from fabric.commands.shared.report import complete_logs, failed
-    from fabric.trove.sources.build_refs import new_request
-    from fabric.trove.sources.snapshot import user
-    from fabric.wire.connection import Connection
-    from fabric.wire.messages import PROTOCOL, BuildGraph
-    from fabric.wire.sockets import in_directory
-
-    def hint(step: StepState) -> str:
-        return f"shell: {command('shell', step.name, '--system', options.system)}"
-
-    rest: tuple[str, ...] = ()
-
-    def prepare(steps: tuple[str, ...]) -> None:
-        nonlocal plan, rest
-        if not steps:
-            plan = _plan(options, settings)[1]
-            fabric.start(len(_lacking(plan, store)), plan.host_tools)
-        rest = tuple(plan.keys[id] for id in steps)
-
-    def open_shell(name: str) -> None:
-        from fabric.commands import shell  # loads what builds; few builds need it
-
-        parser = argparse.ArgumentParser()
-        shell.arguments(parser)
-        shell.run(parser.parse_args(["--system", options.system, "--", name]), settings)
-
-    follow_up = FollowUp(screen, ask=not options.json, again=prepare, shell=open_shell)
-    id, going_on = request, True
-    while going_on:
-        rebuilds = plan.rebuilds(again, request)
-        submit = BuildGraph(
-            protocol=PROTOCOL,
-            request=id,
-            title=f"{plan.graph.system} for {user()}",
-            steps=(*plan.step_specs(), *rebuilds),
-            goals=rest or (*plan.goal_keys, *(step.key for step in rebuilds)),
-            along=() if rest else plan.along,
-            keep_going=options.keep_going or bool(rest),
-            fail_fast=options.fail_fast,
-        )
-        with (
-            store.reserve([*plan.keys.values(), *(step.key for step in rebuilds)]),
-            contextlib.closing(Connection(in_directory(fabric.directory), "follow")) as line,
-        ):
-            check = page.checking(fabric.check, id, screen) if page else fabric.check
-            session = Session(submit, line, screen, check, verbose=options.verbose)
-            session.follow("{}; built steps are kept, and the same command goes on with the rest")
-        complete_logs(screen, store)
-        failed(session, settings, hint)
-        id, going_on = new_request(), follow_up.wanted(session, plan.graph)
-    if page is None:  # it shows what the broker knows
-        fabric.stop()
-    session.judge(plan.graph.system, follow_up.failed)
-    return plan, f"{session.counts()} in {duration(time.monotonic() - began)}"
-
-
-def _lacking(plan: Plan, store: Store) -> dict[str, str]:
-    """Key -> name of the plan's steps that the store lacks."""
-    keys = {plan.keys[step.id]: step.name for step in plan.steps}
-    there = store.has(keys)
-    return {key: name for key, name in keys.items() if key not in there}
-
-
-def _require_architecture(plan: Plan, settings: Settings, lacking: Mapping[str, str]) -> None:
-    """FabricError if this machine does not build for the architecture of ``lacking`` steps."""
-    here = built_architectures(settings)
-    arch = plan.graph.arch
-    if arch in here:
-        return
-    first = next(iter(lacking.values()), plan.graph.root.name)
-    mine = " and ".join(here)
-    named = ", ".join(f'"{one}"' for one in (*here, arch))
-    raise FabricError(
-        f"{plan.graph.path}: {first} has to be built for {arch}, and this machine builds {mine}."
-        f" Build it on a farm that has a worker for {arch}: --controller HOST."
-        f" If programs for {arch} run here, set in {config_path()}: architectures = [{named}]"
     )
