@@ -885,6 +885,45 @@ FEED_RECORDS = _bound(
 )
 
 
+# -- comparing two builds ------------------------------------------------------------------
+
+COMPARED = _bound(
+    "COMPARED",
+    GIB,
+    "bytes",
+    "files of a step, of both builds, whose difference `certify` shows",
+    "those past it are only named",
+)
+DIFFOSCOPE = _bound(
+    "DIFFOSCOPE",
+    300,
+    "seconds",
+    "a run of diffoscope",
+    "the first differing bytes are shown instead",
+)
+DIFFOSCOPE_TEXT = _bound(
+    "DIFFOSCOPE_TEXT",
+    64 * KIB,
+    "bytes",
+    "the text of diffoscope about a step",
+    "diffoscope cuts it; if it does not, the first differing bytes are shown instead",
+)
+DIFFOSCOPE_FILES = _bound(
+    "DIFFOSCOPE_FILES",
+    2 * GIB,
+    "bytes",
+    "what diffoscope unpacks",
+    "it reports the bytes of what it cannot unpack",
+)
+DIFFOSCOPE_MEMORY = _bound(
+    "DIFFOSCOPE_MEMORY",
+    4 * GIB,
+    "bytes",
+    "address space of a process of diffoscope",
+    "that process fails, and the first differing bytes are shown instead",
+)
+
+
 def _in_words(bound: Bound) -> str:
     if bound.unit == "bytes":
         for size, word in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):

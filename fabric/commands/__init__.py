@@ -25,6 +25,7 @@ COMMANDS = {
     "affected": "Find the systems that contain a component, or that a vulnerability affects.",
     "provenance": "Write signed statements of where artifacts come from, for other tools.",
     "verify": "Check that a built system is what its definitions and sources give.",
+    "certify": "Build a system once more, under other conditions, and compare it bit by bit.",
     "trace": "Print what a build did and when: a trace for Perfetto, or OpenTelemetry spans.",
     "logs": "Print the build log of a chunk, stratum or system.",
     "diff": "Compare two systems, commits or artifacts: chunks, files and sizes.",

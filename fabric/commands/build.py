@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fabric.client.embedded import EmbeddedFabric
@@ -151,7 +152,7 @@ def build_here(options: argparse.Namespace, settings: Settings) -> tuple[Project
                     again,
                     request,
                     lambda: _plan(options, settings)[1],
-                    ask=not options.json,
+                    shell=None if options.json else partial(_open_shell, options, settings),
                     page=page,
                 )
                 session.judge(plan.graph.system, failed)
@@ -169,6 +170,15 @@ def build_here(options: argparse.Namespace, settings: Settings) -> tuple[Project
                 rebuilds = {key: rebuild_key(key, request) for key in keys}
                 report_rebuilds(screen, project.store, rebuilds)
     return project, plan
+
+
+def _open_shell(options: argparse.Namespace, settings: Settings, name: str) -> None:
+    """Open the tree of a failed chunk."""
+    from fabric.commands import shell  # loads what builds; few builds need it
+
+    parser = argparse.ArgumentParser()
+    shell.arguments(parser)
+    shell.run(parser.parse_args(["--system", options.system, "--", name]), settings)
 
 
 def _web(

@@ -41,12 +41,13 @@ def follow_here(
     request: str,
     replan: Callable[[], Plan],
     *,
-    ask: bool,
+    shell: Callable[[str], object] | None,
     page: WebPage | None = None,
 ) -> Followed:
     """Build the plan on this machine, and the steps ``again`` once more, and report failures.
 
-    ``ask``: after a failure, the user may go on; a retry takes the plan of ``replan``.
+    After a failure, the user may go on: a retry takes the plan of ``replan``, and ``shell`` opens
+    the tree of a failed chunk.  Without ``shell``, nobody is asked.
     """
     began = time.monotonic()
     lacking = _lacking(plan, store)
@@ -74,14 +75,7 @@ def follow_here(
             fabric.start(len(_lacking(plan, store)), plan.host_tools)
         rest = tuple(plan.keys[id] for id in steps)
 
-    def open_shell(name: str) -> None:
-        from fabric.commands import shell  # loads what builds; few builds need it
-
-        parser = argparse.ArgumentParser()
-        shell.arguments(parser)
-        shell.run(parser.parse_args(["--system", options.system, "--", name]), settings)
-
-    follow_up = FollowUp(screen, ask=ask, again=prepare, shell=open_shell)
+    follow_up = FollowUp(screen, ask=shell is not None, again=prepare, shell=shell)
     id, going_on = request, True
     while going_on:
         rebuilds = plan.rebuilds(again, request)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
+from fabric.building.certificate import FILES, build_of
 from fabric.building.compare import FileChange, compare
 from fabric.client.render import Screen
 from fabric.commands.shared.files import file_line, tree_of
@@ -13,8 +14,6 @@ from fabric.errors import StoreError, command
 from fabric.jobs import Manifest
 from fabric.trove.artifacts.store import Store
 
-#: Files that are listed.
-FILES = 20
 #: Digits of a key that are shown.
 SHOWN = 12
 
@@ -38,10 +37,8 @@ def report_rebuilds(screen: Screen, store: Store, rebuilds: Mapping[str, str]) -
 
 def _report(screen: Screen, store: Store, first: Manifest, second: Manifest) -> None:
     name = first.name
-    same = _blobs(first) == _blobs(second)
-    files: list[FileChange] = []
-    if not same:
-        files = list(compare(tree_of(store, first), tree_of(store, second)))
+    same = build_of(first).artifacts == build_of(second).artifacts
+    files = differing(store, first, second)
     screen.event(
         "rebuilt",
         name=name,
@@ -54,14 +51,23 @@ def _report(screen: Screen, store: Store, first: Manifest, second: Manifest) -> 
         screen.say(f"{name}: built once more, with the same result", "bold green")
         return
     screen.say(f"{name}: built once more, with another result; the first one stays", "yellow")
-    for one in files[:FILES]:
-        screen.say(f"  {file_line(one)}")
-    if len(files) > FILES:
-        screen.say(f"  and {len(files) - FILES} more files")
+    for line in file_lines(files[:FILES], len(files)):
+        screen.say(f"  {line}")
     keys = first.key[:SHOWN], second.key[:SHOWN]
     screen.say(f"  compare  {command('diff', *keys)}")
     screen.say(f"  replace  {command('artifact', 'delete', keys[0])}, then build it again")
 
 
-def _blobs(manifest: Manifest) -> list[tuple[str, str]]:
-    return [(one.name, one.blob.sha256 if one.blob else "") for one in manifest.artifacts]
+def differing(store: Store, first: Manifest, second: Manifest) -> tuple[FileChange, ...]:
+    """The files that differ between two builds of a step.  StoreError if they cannot be read."""
+    if build_of(first).artifacts == build_of(second).artifacts:
+        return ()
+    return tuple(compare(tree_of(store, first), tree_of(store, second)))
+
+
+def file_lines(files: Sequence[FileChange], total: int) -> Iterator[str]:
+    """A line for each of ``files``, the first of ``total``."""
+    for one in files:
+        yield file_line(one)
+    if total > len(files):
+        yield f"and {total - len(files)} more files"

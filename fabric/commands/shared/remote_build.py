@@ -53,7 +53,15 @@ class _Prepared(NamedTuple):
     submission: BuildOrder
     files: str  # identifies the files that it is made from
     graph: Graph
-    plan: Plan | None  # for ``--explain`` and digests
+    plan: Plan | None  # if it is wanted
+
+
+class Followed(NamedTuple):
+    """A request that is over."""
+
+    plan: Plan | None  # if it was wanted
+    session: Session
+    failed: Sequence[StepState]  # steps that failed before the last retry
 
 
 def build_remotely(
@@ -69,53 +77,88 @@ def build_remotely(
 
         expected = expected_digests(options, project, system)
     with opened_screen(options.json) as screen, open_connection(settings) as connection:
-        prepared = _prepare(options, settings, project, system, connection, screen)
-        project.remember(system)
-
-        def again(steps: tuple[str, ...]) -> None:
-            nonlocal prepared
-            prepared = _prepare(options, settings, project, system, connection, screen, steps)
-
-        follow_up = FollowUp(screen, ask=not options.json, again=again)
-        keys: dict[str, str] = {}
-        going_on = True
-        while going_on:
-            submission = prepared.submission
-            since = time.monotonic() - began
-            session = Session(
-                submission,
-                connection,
-                screen,
-                page.checking(str, submission.request, screen) if page else str,
-                since=since,
-                patience=settings.patience,
-                verbose=options.verbose,
-            )
-            if options.detach:
-                session.accept(RESOLVING)
-                _report_submitted(screen, session, submission.request)
-                return 0
-            session.follow(
-                "{}, so the build is cancelled; built steps are kept, and the same command goes on"
-                " with the rest"
-            )
-            rebuilds = rebuilds_of(session)
-            steps = session.mirror.steps.values()
-            keys |= {
-                f"{one.kind} {one.name}": one.key
-                for one in steps
-                if one.key not in rebuilds.values()
-            }
-            project.remember(system, prepared.files, keys)
-            report_ended(session, settings, project.store, screen)
-            going_on = follow_up.wanted(session, prepared.graph)
-        finish(session, project.store, screen, options.system, follow_up.failed)
-        if digests and prepared.plan:
-            handle_digests(screen, project, prepared.plan, expected)
-        if options.rebuild and not rebuilds:
+        followed = follow_remotely(
+            options,
+            settings,
+            project,
+            system,
+            connection,
+            screen,
+            began,
+            ask=not options.json,
+            planned=options.explain or digests,
+            page=page,
+        )
+        if followed is None:
+            return 0
+        plan, session, failed = followed
+        finish(session, project.store, screen, options.system, failed)
+        if digests and plan:
+            handle_digests(screen, project, plan, expected)
+        if options.rebuild and not rebuilds_of(session):
             text = "the controller is too old for --rebuild: nothing was built once more"
             screen.say(text, "yellow")
     return 0
+
+
+def follow_remotely(
+    options: argparse.Namespace,
+    settings: Settings,
+    project: Project,
+    system: str,
+    connection: Connection,
+    screen: Screen,
+    began: float,
+    *,
+    ask: bool,
+    planned: bool,
+    page: WebPage | None = None,
+) -> Followed | None:
+    """Submit a build, follow it to its end, and report failures; None with ``--detach``.
+
+    ``ask``: after a failure, the user may go on.  ``planned``: the plan is wanted.
+    """
+    prepared = _prepare(options, settings, project, system, connection, screen, planned=planned)
+    project.remember(system)
+
+    def again(steps: tuple[str, ...]) -> None:
+        nonlocal prepared
+        prepared = _prepare(
+            options, settings, project, system, connection, screen, steps, planned=planned
+        )
+
+    follow_up = FollowUp(screen, ask=ask, again=again)
+    keys: dict[str, str] = {}
+    going_on = True
+    while going_on:
+        submission = prepared.submission
+        since = time.monotonic() - began
+        session = Session(
+            submission,
+            connection,
+            screen,
+            page.checking(str, submission.request, screen) if page else str,
+            since=since,
+            patience=settings.patience,
+            verbose=options.verbose,
+        )
+        if options.detach:
+            session.accept(RESOLVING)
+            _report_submitted(screen, session, submission.request)
+            return None
+        session.follow(
+            "{}, so the build is cancelled; built steps are kept, and the same command goes on"
+            " with the rest"
+        )
+        rebuilds = rebuilds_of(session)
+        steps = session.mirror.steps.values()
+        keys |= {
+            f"{one.kind} {one.name}": one.key for one in steps if one.key not in rebuilds.values()
+        }
+        project.remember(system, prepared.files, keys)
+        report_ended(session, settings, project.store, screen)
+        going_on = follow_up.wanted(session, prepared.graph)
+    return Followed(prepared.plan, session, follow_up.failed)
 
 
 def report_ended(session: Session, settings: Settings, store: Store, screen: Screen) -> None:
@@ -160,10 +203,13 @@ def _prepare(
     connection: Connection,
     screen: Screen,
     rest: tuple[str, ...] = (),
+    *,
+    planned: bool,
 ) -> _Prepared:
     """Push everything that the controller needs to the trove.
 
-    ``rest``: ids of the steps to build after a failure, instead of the whole.
+    ``rest``: ids of the steps to build after a failure, instead of the whole.  ``planned``: with
+    the plan.
     """
     trove = open_trove(settings)
     if trove is None:
@@ -190,7 +236,7 @@ def _prepare(
     _show(screen, "pushing sources that the trove lacks")
     waits.until_done(lambda: project.push_missing(graph, goals))
     plan = None
-    if options.explain or options.check_digests or options.write_digests:
+    if planned:
         workers = controller.query("workers").workers
         plan = project.plan(graph, goals, tools_among(worker.features for worker in workers))
     if options.explain and plan:

@@ -1,0 +1,146 @@
+"""Makes a certificate of builds and rebuilds that are over, and reports it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from fabric.building.certificate import Build, Certificate, CertifiedStep, compared
+from fabric.building.conditions import NAMES
+from fabric.client.project import Project
+from fabric.client.render import Screen, table
+from fabric.client.request import RequestMirror
+from fabric.commands.shared.byte_differences import byte_differences
+from fabric.commands.shared.output import first_of
+from fabric.commands.shared.rebuilt import SHOWN, differing, file_lines
+from fabric.definitions.graph import Step
+from fabric.errors import BuildFailed, StoreError, command
+from fabric.plan import Plan, rebuild_key
+from fabric.trove.artifacts.store import Store
+
+#: Steps whose differences are shown, files of each that are looked into, and names in a message.
+_STEPS = 10
+_FILES = 5
+_NAMES = 10
+
+
+def certificate_of(
+    store: Store, plan: Plan, ids: Sequence[str], request: RequestMirror
+) -> Certificate:
+    """The certificate of the steps ``ids``, which a request has built once more."""
+    steps = {plan.keys[id]: plan.graph[id] for id in ids}  # equal steps are built once
+    root = plan.graph.root
+    return Certificate(
+        system=plan.graph.system,
+        arch=plan.graph.arch,
+        morph=plan.graph.path,
+        key=plan.keys[root.id] if root.id in ids else "",
+        steps=tuple(_certify(store, step, key, request) for key, step in steps.items()),
+    )
+
+
+def report_certificate(screen: Screen, project: Project, certificate: Certificate) -> None:
+    """Report a certificate.  BuildFailed if a step differs without a reason, or is not compared."""
+    screen.event("certified", certificate=msgspec.json.decode(certificate.json()))
+    heads = [("STEP", "KIND", "RESULT", "")]
+    rows = [(one.name, one.kind, _RESULTS[one.verdict], _note(one)) for one in certificate.steps]
+    screen.say("\n".join(table([*heads, *rows])))
+    for number, one in enumerate(each for each in certificate.steps if each.differing):
+        if number < _STEPS:
+            for line in _difference(project, one):
+                screen.say(line)
+    for line in _conditions(certificate):
+        screen.say(line)
+    counts = Counter(_RESULTS[one.verdict] for one in certificate.steps)
+    shown = ", ".join(f"{counts[name]} {name}" for name in _RESULTS.values() if counts[name])
+    count = len(certificate.steps)
+    what = certificate.system
+    if not certificate.key:
+        what = f"{count} step{'s' * (count != 1)} of {what}"
+    if certificate.failed:
+        names = first_of([one.name for one in certificate.failed], _NAMES)
+        raise BuildFailed(
+            f"{what}: not certified, because of {names}: {shown}\n"
+            "  if a chunk cannot be reproducible, say why in its morph: `not-reproducible: REASON`"
+        )
+    screen.say(f"{what}: certified: {shown}", "bold green")
+
+
+_RESULTS = {
+    "identical": "identical",
+    "known": "known to differ",
+    "differs": "differs",
+    "not-compared": "not compared",
+}
+
+
+def _certify(store: Store, step: Step, key: str, request: RequestMirror) -> CertifiedStep:
+    again = rebuild_key(key, request.request)
+
+    def uncompared(why: str) -> CertifiedStep:
+        return CertifiedStep(
+            step.kind, step.name, "not-compared", Build(key), Build(again), reason=why
+        )
+
+    for one, what in ((key, "it is"), (again, "its rebuild is")):
+        state = request.steps.get(one)
+        if state is not None and state.state not in ("done", "cached"):
+            return uncompared(f"{what} not built: {state.message or 'another step failed'}")
+    try:
+        with store.reserve([key, again]):
+            first, second = store.manifests([key, again])
+            if first is None or second is None:
+                return uncompared(
+                    f"{store.url} lacks its {'rebuild' if first else 'build'}; of a farm, set"
+                    " `artifacts` to the farm's store"
+                )
+            files = differing(store, first, second)
+            return compared(first, second, files, step.not_reproducible)
+    except StoreError as error:
+        return uncompared(str(error))
+
+
+def _note(step: CertifiedStep) -> str:
+    files = f"{step.differing} file{'s' * (step.differing != 1)}"
+    if step.verdict == "differs":
+        return files
+    if step.verdict == "known":
+        return f"{files}: {step.reason}"
+    if step.expected:
+        return f"the morph's `not-reproducible` may go: {step.expected}"
+    return step.reason.partition("\n")[0]
+
+
+def _difference(project: Project, step: CertifiedStep) -> Iterator[str]:
+    """Lines about a step that differs."""
+    yield f"{step.name}:"
+    for line in file_lines(step.files, step.differing):
+        yield f"  {line}"
+    store, folder = project.store, project.settings.cache_dir / "tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with store.reserve([step.first.key, step.again.key]):
+            first, again = store.manifests([step.first.key, step.again.key])
+            if first is not None and again is not None:
+                for line in byte_differences(store, first, again, step.files[:_FILES], folder):
+                    yield f"  {line}"
+    except (StoreError, OSError) as error:
+        yield f"  the contents cannot be shown: {error}"
+    yield f"  compare  {command('diff', step.first.key[:SHOWN], step.again.key[:SHOWN])}"
+
+
+def _conditions(certificate: Certificate) -> Iterator[str]:
+    """Lines about the conditions that were others than those of the first build."""
+    ran = [step.perturbed for step in certificate.steps if step.perturbed]
+    if not ran:
+        yield "conditions: no command ran under others than usual"
+        return
+    counts = Counter(name for names in ran for name in names)
+    by_count: dict[int, list[str]] = {}
+    for name in NAMES:
+        by_count.setdefault(counts[name], []).append(name)
+    for count in sorted(by_count, reverse=True):
+        where = "all" if count == len(ran) else f"{count} of {len(ran)}"
+        yield f"other conditions in {where} steps: {', '.join(by_count[count])}"
