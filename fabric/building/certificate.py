@@ -54,6 +54,7 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True):
     arch: str
     morph: str  # path of the system morph
     key: str  # of the system; "" if it is not among the steps
+    whole: bool  # the steps are all that are built for the system
     steps: tuple[CertifiedStep, ...]
 
     @property

@@ -38,8 +38,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
-    # as others would build: all that can be, in clean trees
-    options.keep_going, options.fail_fast, options.detach = True, False, False
+    # options of ``build``
+    options.keep_going = True
+    options.fail_fast = options.detach = options.explain = False
     if settings.controller:
         return _on_farm(options, settings)
     with EmbeddedFabric(settings) as fabric:
@@ -69,7 +70,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
                 lambda: plan,
                 shell=None,
             )
-            return _report(screen, project, plan, ids, followed.session)
+            return _report(options, screen, project, plan, ids, followed.session)
 
 
 def _on_farm(options: argparse.Namespace, settings: Settings) -> int:
@@ -91,7 +92,7 @@ def _on_farm(options: argparse.Namespace, settings: Settings) -> int:
         )
         assert followed is not None, "it waits for the end"
         assert followed.plan is not None, "it is wanted"
-        return _report(screen, project, followed.plan, ids, followed.session)
+        return _report(options, screen, project, followed.plan, ids, followed.session)
 
 
 def _certified(graph: Graph, names: list[str]) -> tuple[str, ...]:
@@ -105,12 +106,17 @@ def _certified(graph: Graph, names: list[str]) -> tuple[str, ...]:
 
 
 def _report(
-    screen: Screen, project: Project, plan: Plan, ids: tuple[str, ...], session: Session
+    options: argparse.Namespace,
+    screen: Screen,
+    project: Project,
+    plan: Plan,
+    ids: tuple[str, ...],
+    session: Session,
 ) -> int:
     from fabric.commands.shared.certified import certificate_of, report_certificate
 
     if session.mirror.state == "cancelled":
         session.judge(plan.graph.system)
     certificate = certificate_of(project.store, plan, ids, session.mirror)
-    report_certificate(screen, project, certificate)
+    report_certificate(screen, project, certificate, contents=not options.json)
     return 0

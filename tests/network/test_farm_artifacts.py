@@ -37,6 +37,33 @@ def test_farm_builds_once_more_and_reports_differences(farm: Farm) -> None:
     assert "one: built once more, with another result" in done.stdout, done.stderr
 
 
+def test_farm_certifies_a_system(farm: Farm) -> None:
+    farm.broker()
+    farm.worker("w1")
+    user = farm.workstation("alice")
+    named = f"{ADD.format('two')}; uname -n >$DESTDIR/usr/share/two/name"
+    user.definitions.write(one=ADD.format("one"), two=("one", named))
+    morph = user.definitions.root / "strata/two.morph"
+    system = "../definitions/systems/small.morph"
+    done = user.run("certify", system)
+    assert done.returncode == 3, done.stderr
+    assert "small: not certified, because of two: 2 identical, 1 differs\n" in done.stderr
+    assert "  ~ /usr/share/two/name: content, 10 B -> 18 B\n" in done.stdout
+    assert "other conditions: host-name, " in done.stdout
+    morph.write_text(morph.read_text() + "not-reproducible: It writes the host's name.\n")
+    done = user.run("certify", system, "--json")
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    [found] = [one["certificate"] for one in events if one["event"] == "certified"]
+    assert found["whole"]
+    verdicts = {one["name"]: (one["verdict"], one["again"]["builder"]) for one in found["steps"]}
+    assert verdicts == {
+        "one": ("identical", "w1"), "two": ("known", "w1"), "small": ("identical", "w1"),
+    }  # fmt: skip
+    done = user.run("certify", system, "one")
+    assert done.stdout.endswith("1 step of small: certified: 1 identical\n"), done.stderr
+
+
 def test_farm_artifacts_by_key(farm: Farm) -> None:
     farm.broker()
     farm.worker("w1")

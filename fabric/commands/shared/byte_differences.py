@@ -130,6 +130,7 @@ def _diffoscope(folder: Path) -> tuple[str, str]:
     ]
     most = bounds.DIFFOSCOPE_TEXT
     ask = [program, "--text", "-", "--text-color", "never", "--max-text-report-size", str(most)]
+    ask.append("--exclude-directory-metadata=recursive")  # these are copies
     try:
         process = subprocess.Popen(
             ["prlimit", *limit, *box, "--", *ask, "--", "first", "again"],

@@ -30,6 +30,7 @@ def certificate_of(
     store: Store, plan: Plan, ids: Sequence[str], request: RequestMirror
 ) -> Certificate:
     """The certificate of the steps ``ids``, which a request has built once more."""
+    all_built = {one.id for one in plan.steps if one.kind != "stratum"}
     steps = {plan.keys[id]: plan.graph[id] for id in ids}  # equal steps are built once
     root = plan.graph.root
     return Certificate(
@@ -37,27 +38,33 @@ def certificate_of(
         arch=plan.graph.arch,
         morph=plan.graph.path,
         key=plan.keys[root.id] if root.id in ids else "",
+        whole=root.id in ids and all_built <= set(ids),
         steps=tuple(_certify(store, step, key, request) for key, step in steps.items()),
     )
 
 
-def report_certificate(screen: Screen, project: Project, certificate: Certificate) -> None:
-    """Report a certificate.  BuildFailed if a step differs without a reason, or is not compared."""
+def report_certificate(
+    screen: Screen, project: Project, certificate: Certificate, *, contents: bool
+) -> None:
+    """Report a certificate, with ``contents`` also what differs in files.
+
+    BuildFailed if a step differs without a reason, or is not compared.
+    """
     screen.event("certified", certificate=msgspec.json.decode(certificate.json()))
     heads = [("STEP", "KIND", "RESULT", "")]
     rows = [(one.name, one.kind, _RESULTS[one.verdict], _note(one)) for one in certificate.steps]
     screen.say("\n".join(table([*heads, *rows])))
-    for number, one in enumerate(each for each in certificate.steps if each.differing):
-        if number < _STEPS:
-            for line in _difference(project, one):
-                screen.say(line)
+    differ = [one for one in certificate.steps if one.differing]
+    for one in differ[:_STEPS] if contents else ():
+        for line in _difference(project, one):
+            screen.say(line)
     for line in _conditions(certificate):
         screen.say(line)
     counts = Counter(_RESULTS[one.verdict] for one in certificate.steps)
     shown = ", ".join(f"{counts[name]} {name}" for name in _RESULTS.values() if counts[name])
     count = len(certificate.steps)
     what = certificate.system
-    if not certificate.key:
+    if not certificate.whole:
         what = f"{count} step{'s' * (count != 1)} of {what}"
     if certificate.failed:
         names = first_of([one.name for one in certificate.failed], _NAMES)
@@ -142,5 +149,9 @@ def _conditions(certificate: Certificate) -> Iterator[str]:
     for name in NAMES:
         by_count.setdefault(counts[name], []).append(name)
     for count in sorted(by_count, reverse=True):
-        where = "all" if count == len(ran) else f"{count} of {len(ran)}"
-        yield f"other conditions in {where} steps: {', '.join(by_count[count])}"
+        names = ", ".join(by_count[count])
+        if count == 0:
+            yield f"usual conditions: {names}"
+        else:
+            where = "" if count == len(ran) else f" in {count} of {len(ran)} steps"
+            yield f"other conditions{where}: {names}"
