@@ -16,16 +16,11 @@ from shlex import quote
 
 import msgspec
 
-from fabric.building.conditions import LIBRARY
-
 #: The script's path in a sandbox: in a file system of bubblewrap's own, where no symlink of a
 #: build's tree can lead elsewhere.
 PATH = "/dev/steps"
 #: The path of the FIFO of `fabric.host.jobserver`.
 JOBSERVER = "/dev/jobserver"
-
-#: The list that a script reports if its commands get another time.
-CLOCK = "clock"
 
 _HEAD = """\
 #!/bin/sh
@@ -63,22 +58,6 @@ share() {{
 }}
 """
 
-#: Puts the clock of programs that load libfaketime ahead, and reports it, if that works here.
-#: Times of files stay as they are: those of sources are fixed, and must not seem to move.
-_CLOCK = """
-clock() {{
-    now=$(date +%s 2>/dev/null) && then=$(ahead date +%s 2>&1) || return 0
-    [ "$then" -ge $((now + {ahead})) ] 2>/dev/null || return 0
-    export LD_PRELOAD FAKETIME NO_FAKE_STAT FAKETIME_DONT_FAKE_MONOTONIC
-    LD_PRELOAD={library} FAKETIME=+{ahead} NO_FAKE_STAT=1 FAKETIME_DONT_FAKE_MONOTONIC=1
-    report {name} 0
-}}
-ahead() {{
-    LD_PRELOAD={library} FAKETIME=+{ahead} "$@"
-}}
-clock
-"""
-
 #: ``oom_score_adj`` (up to 1000) of builds: when memory runs out, the kernel kills them before the
 #: fabric.
 _END_FIRST = 500
@@ -94,14 +73,9 @@ class CommandList(msgspec.Struct, frozen=True):
     shared: bool = False  # make uses the jobserver, if there is one
 
 
-def script(name: str, path: str, lists: Sequence[CommandList], ahead: int = 0) -> str:
-    """The script for ``lists``, which is at ``path`` in the sandbox.  Empty lists are left out.
-
-    ``ahead``: seconds that clocks are ahead; see `CLOCK`.
-    """
+def script(name: str, path: str, lists: Sequence[CommandList]) -> str:
+    """The script for ``lists``, which is at ``path`` in the sandbox.  Empty lists are left out."""
     parts = [_HEAD.format(name=name, path=quote(path), oom=_END_FIRST)]
-    if ahead:
-        parts.append(_CLOCK.format(ahead=ahead, library=LIBRARY, name=CLOCK))
     if any(each.shared for each in lists):
         parts.append(_SHARE)
     for each in lists:

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from fabric.building import archive, sandbox, staging_area
 from fabric.building.archive import Entry, Packed
-from fabric.building.build_script import CLOCK, JOBSERVER, phase_of
+from fabric.building.build_script import JOBSERVER, phase_of
 from fabric.building.kept_tree import CONFIGURE, KeptTree
 from fabric.building.log import Log
 from fabric.building.tree import normalize, scan, with_links
@@ -64,10 +64,11 @@ def build_chunk(
         )
         limits = limits.begun()
         if area.kept is None:
-            perturbed = run(job, area, log, cancel, limits, phase)
+            run(job, area, log, cancel, limits, phase)
         else:
             area = _run_in_kept(job, workspace, area, area.kept, log, cancel, jobs, limits, phase)
         inst = area.inst
+        perturbed = area.perturbed
     phase("store")
     built = pack(job, inst, scratch, log, _checking(cancel, limits, "storing"))
     return built._replace(perturbed=perturbed)
@@ -142,19 +143,15 @@ def run(
     cancel: CancelToken,
     limits: sandbox.Limits,
     phase: Callable[[str], None],
-) -> tuple[str, ...]:
-    """Run the commands; return the conditions that are unlike the usual ones.
-
-    BuildFailed names the list and the command that failed.
-    """
+) -> None:
+    """Run the commands.  BuildFailed names the list and the command that failed."""
     lists = dict(job.commands)
     if not any(lists.values()):
-        return ()
-    current, clock = "", False
+        return
+    current = ""
 
     def started(list_: str) -> None:
-        nonlocal current, clock
-        clock = clock or list_ == CLOCK
+        nonlocal current
         if list_ in lists and phase_of(list_) != current:
             if area.kept is not None and phase_of(list_) != CONFIGURE:
                 area.kept.configured()
@@ -181,7 +178,6 @@ def run(
             step=ended.list,
             command=command,
         )
-    return box.conditions.changed(clock=clock, jobs=not area.usual)
 
 
 def title(command: str) -> str:

@@ -20,18 +20,12 @@ import msgspec
 from fabric.host.cancel import no_check
 from fabric.jobs import Job
 
-#: The path of libfaketime in a sandbox; see `fabric.building.build_script.PATH`.
-LIBRARY = "/dev/libfaketime.so.1"
-#: Places of libfaketime on this machine.
-_LIBRARIES = ("/usr/lib/*/faketime/libfaketime.so.1", "/usr/lib*/faketime/libfaketime.so.1")
-
 
 class Conditions(msgspec.Struct, frozen=True):
     """The conditions of a build."""
 
     host_name: str = "localhost"
-    #: seconds that the clock is ahead, for programs that load libfaketime, if this machine has it
-    ahead: int = 0
+    ahead: int = 0  # seconds that the clock is ahead (`fabric.building.clock`)
     #: variables of the programs that make the sandbox; none of theirs may reach the build
     variables: Mapping[str, str] = {}
     cpus: int = 0  # that are taken away, if one is left
@@ -59,15 +53,10 @@ class Conditions(msgspec.Struct, frozen=True):
         finally:
             os.sched_setaffinity(0, usual)
 
-    def clock(self) -> tuple[str, ...]:
-        """Arguments of bwrap that bring libfaketime, if it is wanted and there is one."""
-        library = _library() if self.ahead else None
-        return ("--ro-bind", library, LIBRARY) if library else ()
-
     def changed(self, *, clock: bool, jobs: bool) -> tuple[str, ...]:
         """The names of the conditions that are unlike `USUAL` on this machine.
 
-        ``clock``: libfaketime worked.  ``jobs``: commands ran with another number of make's jobs.
+        ``clock``: it is ahead.  ``jobs``: commands ran with another number of make's jobs.
         """
         cpus = os.sched_getaffinity(0)
         found = {
@@ -83,8 +72,7 @@ class Conditions(msgspec.Struct, frozen=True):
 
 
 USUAL = Conditions()
-#: A year, a week and some hours: another year, month, day, hour and minute.  The clock is ahead,
-#: because a make that finds files of the future goes wrong.
+#: Another year, month, day, hour and minute.
 OTHER = Conditions(
     host_name="elsewhere.invalid",
     ahead=(373 * 24 + 7) * 3600 + 13 * 60,
@@ -147,11 +135,3 @@ def _listed(folder: bytes) -> list[tuple[bytes, bool]]:
 def _kept(cpus: set[int], fewer: int) -> set[int]:
     """The CPUs that are left of ``cpus``; all if they are too few."""
     return set(sorted(cpus)[:-fewer]) if 0 < fewer < len(cpus) else cpus
-
-
-def _library() -> str | None:
-    """The path of libfaketime on this machine."""
-    for pattern in _LIBRARIES:
-        if found := sorted(Path("/").glob(pattern[1:])):
-            return str(found[0])
-    return None

@@ -114,7 +114,7 @@ class Box(msgspec.Struct, frozen=True):
         script, calls = map(str, files)
         isolation = (*_ISOLATION, *_no_more_namespaces(), "--seccomp", calls)
         words = [*self.launcher, "bwrap", *options, *isolation]
-        words += ["--hostname", self.conditions.host_name, *self.mounts, *self.conditions.clock()]
+        words += ["--hostname", self.conditions.host_name, *self.mounts]
         words += ["--perms", "0755", "--file", script, self.path]
         for path in (*self.read_only, "/dev"):
             words += ["--remount-ro", path]

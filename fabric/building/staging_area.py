@@ -25,6 +25,7 @@ import msgspec
 
 from fabric.building import host_tools, ldconfig, sandbox, sourcetree
 from fabric.building.build_script import PATH, CommandList, phase_of, script
+from fabric.building.clock import REAL, clock_ahead
 from fabric.building.conditions import conditions_of, reorder
 from fabric.building.kept_tree import CONFIGURE, KeptTree
 from fabric.building.log import Log
@@ -48,7 +49,7 @@ class StagingArea(msgspec.Struct, frozen=True):
     box: sandbox.Box
     jobs: int  # the most jobs of make; 0 if no command may have several
     kept: KeptTree | None = None  # of an edited chunk: put it back
-    usual: bool = True  # as many jobs as without other `Conditions`
+    perturbed: tuple[str, ...] = ()  # as in `fabric.jobs.Manifest`
 
     @property
     def inst(self) -> Path:
@@ -77,55 +78,67 @@ def prepare(
     """
     conditions = conditions_of(job)
     count = conditions.jobs_of(job, jobs)
+    runs = any(commands for _, commands in job.commands)
     lower, has = workspace.layers.stage(job.staged, cancel, log.write, moved)
     inside = job.mode == "staging"
     base = "" if inside else _OUTSIDE
     if inside and ldconfig.CONFIGURATION in has and not ldconfig.PROGRAMS.isdisjoint(has):
         lower.append(ldconfig.linked(lower, workspace.layers, log, cancel, limits))
-    kept = skipped = None
-    if job.source is not None and job.source.edit:
-        kept = KeptTree(job, workspace, scratch)
-        kept.take(cancel, log.write)
-        tree = sourcetree.SourceTree(kept.path, ())
-        skipped = None if whole or not kept.is_configured else CONFIGURE
-    else:
-        tree = sourcetree.prepare(
-            job.source, workspace, scratch, cancel, log.write, reordered=conditions.reordered
-        )
-    if conditions.reordered and lower and sourcetree.made(scratch / "names"):
-        reorder(lower, scratch / "names", cancel.check)
-        lower.insert(0, scratch / "names")
     build, inst = (f"{base}/{job.source_name}.{end}" for end in ("build", "inst"))
-    for name in ("inst", "tmp"):
-        sourcetree.made(scratch / name)
-    (scratch / "tmp").chmod(0o1777)
-    mounts: list[str] = [] if inside else host_tools.root(workspace.layers, cancel)
-    if lower:
-        mounts += sandbox.overlay(lower, "--tmp-overlay", base or "/")
-    elif inside:
-        mounts += ["--tmpfs", "/"]
-    for path, target in ((tree.path, build), (scratch / "inst", inst), (scratch / "tmp", "/tmp")):
-        mounts += ["--bind", str(path), target]
-    mounts += sandbox.KERNEL
     environment = dict(job.environment, DESTDIR=inst)
     for name in FLAGS & environment.keys():
         environment[name] = environment[name].replace("$PWD", build)
     if not inside:
         own = environment.get("PATH", "").removesuffix(SYSTEM_PATH).split(":")
         environment["PATH"] = ":".join([*(base + path for path in own if path), host_tools.PATH])
+    if conditions.reordered and lower and sourcetree.made(scratch / "names"):
+        reorder(lower, scratch / "names", cancel.check)
+        lower.insert(0, scratch / "names")
+    mounts: list[str] = [] if inside else host_tools.root(workspace.layers, cancel)
+    if lower:
+        mounts += sandbox.overlay(lower, "--tmp-overlay", base or "/")
+    elif inside:
+        mounts += ["--tmpfs", "/"]
+    kept = skipped = None
+    if job.source is not None and job.source.edit:
+        kept = KeptTree(job, workspace, scratch)
+        kept.take(cancel, log.write)
+        tree = sourcetree.SourceTree(kept.path, ())
+        skipped = None if whole or not kept.is_configured else CONFIGURE
+        clock = REAL
+    else:
+        ahead = conditions.ahead if runs else 0
+        clock = clock_ahead(ahead, [*mounts, *sandbox.KERNEL], environment, log, cancel)
+        tree = sourcetree.prepare(
+            job.source,
+            workspace,
+            scratch,
+            cancel,
+            log.write,
+            reordered=conditions.reordered,
+        )
+    for name in ("inst", "tmp"):
+        sourcetree.made(scratch / name)
+    (scratch / "tmp").chmod(0o1777)
+    for path, target in ((tree.path, build), (scratch / "inst", inst), (scratch / "tmp", "/tmp")):
+        mounts += ["--bind", str(path), target]
+    mounts += [*sandbox.KERNEL, *clock.mounts]
     box = sandbox.Box(
         mounts=tuple(mounts),
         read_only=(base, "/") if lower and not inside else ("/",),
-        environment=environment,
+        environment={**environment, **clock.variables},
         cwd=build,
-        script=script(job.name, PATH, _lists(job, count, skipped), conditions.ahead),
+        script=script(job.name, PATH, _lists(job, count, skipped)),
         path=PATH,
         launcher=tree.launcher,
         conditions=conditions,
     )
     parallel = any(commands for name, commands in job.commands if name in _PARALLEL)
-    usual = not parallel or count == (job.max_jobs or jobs)
-    return StagingArea(scratch, base, box, count if parallel else 0, kept, usual)
+    perturbed: tuple[str, ...] = ()
+    if runs:
+        other = parallel and count != (job.max_jobs or jobs)
+        perturbed = conditions.changed(clock=clock is not REAL, jobs=other)
+    return StagingArea(scratch, base, box, count if parallel else 0, kept, perturbed)
 
 
 def _lists(job: Job, count: int, skipped: str | None) -> list[CommandList]:

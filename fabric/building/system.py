@@ -16,8 +16,9 @@ from msgspec.structs import replace
 
 from fabric.building import archive, ldconfig, sandbox
 from fabric.building.archive import Entry, Packed
-from fabric.building.build_script import CLOCK, PATH, CommandList, script
+from fabric.building.build_script import PATH, CommandList, script
 from fabric.building.chunk import INTEGRATION
+from fabric.building.clock import REAL, clock_ahead
 from fabric.building.conditions import conditions_of
 from fabric.building.log import Log
 from fabric.building.tree import Unpacker, scan, with_links
@@ -203,17 +204,19 @@ def _integrate(
         return ()
     # the rootfs is no overlay, and its files are listed as ever
     conditions = replace(conditions_of(job), reordered=False)
-    seen: set[str] = set()
     mounts = ["--bind", str(rootfs), "/", *sandbox.KERNEL]
     if b"tmp" not in tree.links:  # on disk, so that a script does not fill memory
         place = rootfs.with_name("tmp")
         place.mkdir(exist_ok=True)
         place.chmod(0o1777)
         mounts += ["--bind", str(place), "/tmp"]
-    text = script(job.name, PATH, lists, conditions.ahead)
-    box = sandbox.Box(tuple(mounts), (), _ENVIRONMENT, "/", text, PATH, conditions=conditions)
+    clock = clock_ahead(conditions.ahead, mounts, _ENVIRONMENT, log, cancel)
+    mounts += clock.mounts
+    environment = {**_ENVIRONMENT, **clock.variables}
+    text = script(job.name, PATH, lists)
+    box = sandbox.Box(tuple(mounts), (), environment, "/", text, PATH, conditions=conditions)
     ours = [rootfs / name for name in ("proc", "dev", "tmp") if name.encode() not in tree.dirs]
-    ended = sandbox.run(box, log, cancel, limits=limits, started=seen.add, disk=rootfs)
+    ended = sandbox.run(box, log, cancel, limits=limits, disk=rootfs)
     if ended.status:
         raise BuildFailed(
             f"{ended.list} failed with exit status {ended.status} in {job.name}",
@@ -223,4 +226,4 @@ def _integrate(
     for place in ours:  # mount points made by bwrap
         with suppress(OSError):
             place.rmdir()
-    return conditions.changed(clock=CLOCK in seen, jobs=False)
+    return conditions.changed(clock=clock is not REAL, jobs=False)

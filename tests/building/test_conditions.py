@@ -9,7 +9,7 @@ import pytest
 from building_kit import Kit, copy_tools, key_of
 from msgspec.structs import replace
 
-from fabric.building import conditions
+from fabric.building import clock, conditions
 from fabric.building.archive import pack
 from fabric.building.conditions import NAMES, OTHER, USUAL, reorder
 from fabric.building.tree import scan
@@ -72,22 +72,32 @@ def test_order_of_staged_files_is_another(kit: Kit, tmp_path: Path) -> None:
 def test_variables_of_the_builder_reach_no_build(kit: Kit, tmp_path: Path) -> None:
     job = leaking(kit, tmp_path, "tr '\\0' '\\n' </proc/1/environ")
     first, again = kit.build(job), rebuild(kit, job)
-    assert first.artifacts == again.artifacts
+    texts = [kit.entries(each, "thing-misc")["out"].data.decode() for each in (first, again)]
+    mine, other = (dict(line.split("=", 1) for line in text.splitlines()) for text in texts)
     assert "locale" in again.perturbed
-    assert b"PATH=" in kit.entries(first, "thing-misc")["out"].data
+    assert mine.items() <= other.items()
+    assert other.keys() - mine.keys() == {
+        *("LD_PRELOAD", "FAKETIME", "FAKE_UTIME", "NO_FAKE_STAT"),
+        *("FAKETIME_DONT_FAKE_MONOTONIC", "FAKETIME_DISABLE_SHM"),
+    }, "those of the clock"
 
 
 def test_files_and_times_of_sources_are_the_same(kit: Kit, tmp_path: Path) -> None:
-    """What the key covers: contents, modes, times.  And new files seem newer than sources."""
+    """What the key covers: contents, modes, times.  Files are in the order of their making."""
     job = leaking(
         kit,
         tmp_path,
-        "stat -c '%n %a %s %y' file*; cat file*; touch x; test x -nt file1 && echo newer",
+        "for i in file*; do stat -c '%n %a %s %y' $i; cat $i; done; stat -c '%a %Y' .\n"
+        "touch x; sleep 0.02; : >y; sleep 0.02; touch z\n"
+        "test x -nt file1; test y -nt x; test z -nt y; echo right",
     )
-    job = replace(job, source=kit.tree(**{f"file{n}": "x" * n for n in range(40)}))
-    first, again = kit.build(job), rebuild(kit, job)
-    assert first.artifacts == again.artifacts
-    assert kit.entries(first, "thing-misc")["out"].data.endswith(b"newer\n")
+    for count in (3, 40):  # the first is copied in any case
+        source = kit.tree(**{f"file{n}": "x" * n for n in range(count)})
+        each = replace(job, key=key_of(f"{count}"), source=source)
+        first, again = kit.build(each), rebuild(kit, each, f"{count} again")
+        assert first.artifacts == again.artifacts
+        assert kit.entries(first, "thing-misc")["out"].data.endswith(b"right\n")
+        assert "clock" in again.perturbed
 
 
 def test_jobs_are_never_more_than_a_chunk_allows(kit: Kit, tmp_path: Path) -> None:
@@ -109,7 +119,7 @@ def test_clock_that_cannot_be_changed_is_not_said_to_be(
     broken = tmp_path / "broken.so"
     broken.write_bytes(b"")
     for library in (None, str(broken)):
-        monkeypatch.setattr(conditions, "_library", lambda library=library: library)
+        monkeypatch.setattr(clock, "_library", lambda library=library: library)
         again = rebuild(kit, job, f"with {library}")
         assert again.artifacts == first.artifacts
         assert "clock" not in again.perturbed
