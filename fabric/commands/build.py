@@ -133,7 +133,6 @@ def build_here(options: argparse.Namespace, settings: Settings) -> tuple[Project
                 how = f"all {len(plan.steps)} steps cached"
                 complete_logs(screen, project.store)
             else:
-                project.store.prepare()
                 if options.explain:
                     from fabric.commands.shared.explained import report_reasons
 

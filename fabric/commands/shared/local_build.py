@@ -50,6 +50,7 @@ def follow_here(
     the tree of a failed chunk.  Without ``shell``, nobody is asked.
     """
     began = time.monotonic()
+    store.prepare()
     lacking = _lacking(plan, store)
     _require_architecture(plan, settings, lacking)
     fabric.start(len(lacking) + len(again), plan.host_tools)
