@@ -16,6 +16,8 @@ from fabric.jobs import Manifest
 
 #: "known": it differs, and the definitions say why.
 Verdict = Literal["identical", "differs", "known", "not-compared"]
+#: The type of a certificate, in its envelope.
+KIND = "application/vnd.distbuild.certificate+json"
 #: Differing files of a step that a certificate lists.
 FILES = 20
 

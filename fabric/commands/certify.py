@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING
 from fabric.client.embedded import EmbeddedFabric
 from fabric.commands.shared.arguments import add_json, add_limits, add_locked, add_verbose
 from fabric.config import Settings
+from fabric.errors import FabricError
+from fabric.host.files import write_whole
 
 if TYPE_CHECKING:
+    from fabric.building.certificate import Certificate
     from fabric.client.project import Project
     from fabric.client.render import Screen
     from fabric.client.session import Session
@@ -35,12 +38,23 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CHUNK",
         help="certify only these (default: the system and all its chunks)",
     )
+    parser.add_argument(
+        "--to",
+        metavar="FILE",
+        type=Path,
+        help="write the certificate to a file, signed with this machine's key; none is written if"
+        " a step differs",
+    )
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
     # options of ``build``
     options.keep_going = True
     options.fail_fast = options.detach = options.explain = False
+    if options.to is not None:
+        from fabric.commands.shared.vouched import require_trust
+
+        require_trust(settings)
     if settings.controller:
         return _on_farm(options, settings)
     with EmbeddedFabric(settings) as fabric:
@@ -119,4 +133,18 @@ def _report(
         session.judge(plan.graph.system)
     certificate = certificate_of(project.store, plan, ids, session.mirror)
     report_certificate(screen, project, certificate, contents=not options.json)
+    if options.to is not None:
+        _write(options.to, certificate, project.settings)
+        screen.say(f"  written to {options.to}")
     return 0
+
+
+def _write(to: Path, certificate: Certificate, settings: Settings) -> None:
+    from fabric.building.certificate import KIND
+    from fabric.commands.shared.vouched import require_trust
+
+    signed = require_trust(settings).close(KIND, certificate.json())
+    try:
+        write_whole(to, signed + b"\n", mode=0o644)
+    except OSError as error:
+        raise FabricError(f"{to}: cannot be written: {error.strerror}") from None

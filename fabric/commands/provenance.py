@@ -16,12 +16,12 @@ from fabric.commands.shared.vouched import not_built, require_trust, vouched
 from fabric.config import Settings
 from fabric.errors import FabricError
 from fabric.host.files import write_whole
-from fabric.trove.configured import open_seal
 
 if TYPE_CHECKING:
     from fabric.client.project import Project
     from fabric.plan import Plan
     from fabric.trust.provenance import Definitions
+    from fabric.trust.seal import Seal
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,9 +34,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
     interrupt_on_signals()
-    require_trust(settings)
+    seal = require_trust(settings)
     project, plan = open_plan(settings, options.system, options.names, locked=options.locked)
-    lines = statements(project, plan)
+    lines = statements(project, plan, seal)
     document = b"".join(line + b"\n" for line in lines)
     if options.to is None:
         sys.stdout.buffer.write(document)
@@ -49,12 +49,10 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def statements(project: Project, plan: Plan) -> list[bytes]:
+def statements(project: Project, plan: Plan, seal: Seal) -> list[bytes]:
     """An envelope with a statement for each step that has artifacts of its own."""
     from fabric.trust.provenance import KIND, statement
 
-    seal = open_seal(project.settings)
-    assert seal is not None
     found = list(vouched(project, plan))
     if missing := [one.step for one in found if one.manifest is None]:
         raise not_built(plan, missing)

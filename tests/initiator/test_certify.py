@@ -13,8 +13,10 @@ import pytest
 from initiator_kit import Project
 
 from fabric import bounds
-from fabric.building.certificate import Certificate
+from fabric.building.certificate import KIND, Certificate
 from fabric.commands.shared.byte_differences import byte_differences
+from fabric.trust.seal import Seal
+from fabric.trust.signing import TrustedKeys
 
 SYSTEM = "../systems/small.morph"
 SHARE = "mkdir -p $DESTDIR/usr/bin; cp hello.txt $DESTDIR/usr/bin/{0}"
@@ -54,6 +56,27 @@ def test_system_is_certified_if_all_of_it_is_the_same(project: Project) -> None:
         conditions = conditions.replace("cpus, ", "")
     assert f"other conditions: {conditions}\n" in done.stdout
     assert "all 4 steps cached" in project.build().stdout, "a rebuild replaces nothing"
+
+
+def test_certificate_is_written_and_signed(project: Project, tmp_path: Path) -> None:
+    project.write(one=SHARE.format("one"), two=NAMED.format("two"))
+    file, trusted = tmp_path / "certificate", tmp_path / "trusted"
+    refused = project.run("certify", SYSTEM, "one", "--to", str(file))
+    assert refused.returncode == 1
+    assert "trusted-keys" in refused.stderr
+
+    def certify(*chunks: str) -> int:
+        return project.run(
+            "certify", SYSTEM, *chunks, "--to", str(file),
+            environ={"FABRIC_TRUSTED_KEYS": str(trusted)},
+        ).returncode  # fmt: skip
+
+    assert certify("two") == 3
+    assert not file.exists(), "it is not certified"
+    assert certify("one") == 0
+    content = Seal(TrustedKeys(trusted)).open(KIND, file.read_bytes())
+    found = msgspec.json.decode(content, type=Certificate)
+    assert [(one.name, one.verdict) for one in found.steps] == [("one", "identical")]
 
 
 def test_difference_fails_and_is_shown(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fabric.definitions.graph import Step
     from fabric.jobs import Manifest
     from fabric.plan import Plan
+    from fabric.trust.seal import Seal
 
 
 class Vouched(NamedTuple):
@@ -24,13 +25,15 @@ class Vouched(NamedTuple):
     manifest: Manifest | None
 
 
-def require_trust(settings: Settings) -> None:
-    """FabricError if no signatures are checked."""
-    if open_seal(settings) is None:
+def require_trust(settings: Settings) -> Seal:
+    """What signs and checks.  FabricError if no keys are trusted."""
+    seal = open_seal(settings)
+    if seal is None:
         raise FabricError(
             "no keys are trusted, so nothing can be proved: name a directory in the setting"
             " trusted-keys, and build"
         )
+    return seal
 
 
 def vouched(project: Project, plan: Plan) -> Iterator[Vouched]:
