@@ -26,7 +26,7 @@ def test_log_of_a_gigabyte_is_whole_and_needs_little_memory(project: Project) ->
         for pid, name in project.processes().items():
             try:
                 status = Path(f"/proc/{pid}/status").read_text()
-            except FileNotFoundError:
+            except (FileNotFoundError, ProcessLookupError):  # it has ended
                 continue
             if "VmHWM:" in status:
                 size = 1024 * int(status.partition("VmHWM:")[2].split()[0])

@@ -98,7 +98,7 @@ def test_git_repository_is_added_with_its_commit(project: Project, offered: str)
         (
             ("x", "--type", "tarball", "url=ftp://x", "colour=red"),
             "x: unknown field 'colour'; known are components, cpe, inner, license, patches, purl,"
-            " ref, sha256, supplier, tree, type, url, version\n"
+            " ref, sha256, supplier, tree, type, url, version, vex\n"
             "x: a lorry of type tarball needs 'version'\n"
             "x: 'url' must be like https://host/file.tar.gz",
         ),

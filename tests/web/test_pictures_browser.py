@@ -180,8 +180,8 @@ def test_timeline_grows_in_place(local: Local, pages: Pages) -> None:
     bars = page.locator(".bars .bar")
     expect(bars).to_have_count(2)
     zlib = page.locator('.bars .bar[aria-label^="zlib"]')
-    before = zlib.locator(".edge").bounding_box()
-    assert before is not None
+    # a bar that has just begun has no width, and is not drawn
+    before = until(zlib.locator(".edge").bounding_box)
     page.wait_for_function(
         """width => document.querySelector('.bar[aria-label^=zlib] .edge')
         .getBoundingClientRect().width > width""",
