@@ -13,7 +13,7 @@ import msgspec
 from fabric.bounds import HINT
 from fabric.jobs import Manifest
 from fabric.trove.artifacts.backend import Backend, Entry, TooLarge
-from fabric.trove.artifacts.manifests import apart, blob_path, key_of, steps_of
+from fabric.trove.artifacts.manifests import apart, blob_path, decode_hint, key_of, steps_of
 
 
 class Needs(NamedTuple):
@@ -133,9 +133,10 @@ def _hints_to_nothing(
 
     def target(path: str) -> str:
         try:
-            return f"manifests/{backend.get(path, HINT).decode()}"
-        except (FileNotFoundError, TooLarge, UnicodeDecodeError):
+            key = decode_hint(backend.get(path, HINT), path.removeprefix("hints/"))
+        except (FileNotFoundError, TooLarge, ValueError):
             return ""
+        return f"manifests/{key}"
 
     try:
         hints = list(backend.list("hints"))
