@@ -44,7 +44,10 @@ def encode(envelope: Envelope) -> bytes:
 
 def decode(data: bytes) -> Envelope:
     """The envelope in ``data``.  ValueError if it is none, or has too many signatures."""
-    envelope = _decode(data)
+    try:
+        envelope = _decode(data)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     if len(envelope.signatures) > SIGNATURES:
         raise ValueError(f"it has more than {SIGNATURES} signatures")
     return envelope

@@ -18,6 +18,7 @@ from store_kit import key, step
 from fabric import bounds
 from fabric.errors import DamagedError
 from fabric.trove.artifacts.health import Health
+from fabric.trove.artifacts.manifests import decode_hint
 from fabric.trove.artifacts.store import TOLD, Store
 from fabric.trust import envelopes
 from fabric.trust.seal import Seal
@@ -248,6 +249,30 @@ def test_garbage_is_collected_whoever_signed_it(here: Machine, there: Machine) -
     assert gone.manifests == 1
     assert here.store.usage().blobs == 2, "what the other one needs stays"
     there.store.verify(step(2, b"y" * 10_000)[0].blobs()[0])
+
+
+def test_hints_outlive_a_collection(here: Machine, there: Machine) -> None:
+    here.store.put(*step(1))
+    here.store.put_hints({key(8): key(1), key(9): key(2)})
+    there.store.put_hints({key(7): key(1)})
+    here.store.gc({key(1)}, now=lambda: time.time() + 7 * 86400)
+    assert here.store.hint(key(8)) == key(1)
+    assert here.store.hint(key(9)) is None, "there is no such step"
+    here.trust(there, "there")
+    assert here.store.hint(key(7)) == key(1), "others may trust it"
+
+
+@pytest.mark.parametrize("keys", [True, False], ids=["signed", "unsigned"])
+def test_deep_envelope_is_damaged(tmp_path: Path, here: Machine, keys: bool) -> None:
+    store = here.store if keys else Store(str(tmp_path / "store"), tmp_path / "scratch")
+    deep = b'{"payload":"","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    store.put(*step(1))
+    file_of(tmp_path).unlink()
+    file_of(tmp_path).write_bytes(deep)
+    with pytest.raises(DamagedError, match="it is nested too deeply"):
+        store.manifest(key(1))
+    with pytest.raises(ValueError, match="it is nested too deeply"):
+        decode_hint(deep, key(8), Seal(here.keys) if keys else None)
 
 
 def test_few_of_many_that_do_not_count_are_told(here: Machine, there: Machine) -> None:
