@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from fabric.trust import envelopes
@@ -24,7 +25,7 @@ class Seal:
 
     def __init__(self, keys: TrustedKeys) -> None:
         self._keys = keys
-        self._signer: tuple[object, Signer] | None = None  # with the state of the keys
+        self._signer: tuple[object, Signer] | None = None  # with the keys of then
 
     def prepare(self) -> None:
         """Load the own key, or make it.  SigningProblem if that is impossible."""
@@ -41,12 +42,11 @@ class Seal:
         return envelopes.encode(Envelope(envelopes.text(content), kind, signatures))
 
     def _own(self) -> Signer:
-        self._keys.refresh()
-        if self._signer is None or self._signer[0] != self._keys.state:
+        known = self._signer
+        if known is None or known[0] is not self._keys.by_id():
             signer = self._keys.signer()
-            self._keys.refresh()  # it may have been made
-            self._signer = self._keys.state, signer
-        return self._signer[1]
+            known = self._signer = self._keys.by_id(), signer
+        return known[1]
 
     def open(self, kind: str, data: bytes) -> bytes:
         """The content of an envelope of a type that a trusted key signed.
@@ -57,20 +57,22 @@ class Seal:
 
     def opened(self, kind: str, data: bytes) -> tuple[bytes, list[PublicKey]]:
         """The content, as of `open`, and the trusted keys that signed it."""
-        self._keys.refresh()
+        keys = self._keys.by_id()
         envelope = read_envelope(kind, data)
         content = envelope.content
         signed = envelopes.signed_bytes(kind, content)
         found = [
             key
             for one in envelope.signatures
-            if (key := self._keys.get(one.keyid)) and key.signed(signed, envelopes.raw(one))
+            if (key := keys.get(one.keyid)) and key.signed(signed, envelopes.raw(one))
         ]
-        _judge(envelope, found, self._keys)
+        _judge(envelope, found, keys, self._keys)
         return content, found
 
 
-def _judge(envelope: Envelope, found: list[PublicKey], keys: TrustedKeys) -> None:
+def _judge(
+    envelope: Envelope, found: list[PublicKey], keys: Mapping[str, PublicKey], where: TrustedKeys
+) -> None:
     for by in found:
         if by.revoked:
             raise UnsignedError(f"it is signed with the key {by.name}, which is revoked")
@@ -82,7 +84,7 @@ def _judge(envelope: Envelope, found: list[PublicKey], keys: TrustedKeys) -> Non
     if known:
         raise UnsignedError(f"its signature of {known[0]} is wrong: somebody has changed it")
     ids = ", ".join(one.keyid[:12] for one in envelope.signatures[:3])
-    raise UnsignedError(f"it is signed with the unknown key {ids}, and {keys} has no such key")
+    raise UnsignedError(f"it is signed with the unknown key {ids}, and {where} has no such key")
 
 
 def is_envelope(data: bytes) -> bool:

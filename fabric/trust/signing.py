@@ -16,6 +16,8 @@ import os
 import re
 import stat
 import tempfile
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
         Ed25519PublicKey,
     )
 
+#: Seconds after which keys are read again, though their directory shows no change.
+AGAIN = 1.0
 OWN = "own"
 REVOKED = "revoked"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
@@ -68,14 +72,24 @@ class Signer(NamedTuple):
         return self.key.sign(content)
 
 
+class _Read(NamedTuple):
+    """The keys, and when they were read."""
+
+    keys: Mapping[str, PublicKey]  # by id
+    folders: tuple[object, ...]
+    until: float  # read them again then
+
+
 class TrustedKeys:
-    """The public keys in a directory, which is read again whenever it has changed."""
+    """The public keys in a directory, which is read again as soon as it has changed.
+
+    A file that is changed in its place, or within the same tick of the file system's clock as
+    another, leaves no trace in its directory: so all are read again after `AGAIN` seconds.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        #: changes with the keys
-        self.state: object = None
-        self._keys: dict[str, PublicKey] = {}  # by id
+        self._read: _Read | None = None  # replaced as a whole, since threads share it
 
     def __str__(self) -> str:
         return str(self.directory)
@@ -85,24 +99,25 @@ class TrustedKeys:
 
         SigningProblem if one is unusable: to go on without a revoked one would be unsafe.
         """
-        self.refresh()
-        return sorted(self._keys.values(), key=lambda one: (one.name, one.revoked))
+        return sorted(self.by_id().values(), key=lambda one: (one.name, one.revoked))
 
-    def get(self, id: str) -> PublicKey | None:
-        """The key with this id; None if it is not known."""
-        return self._keys.get(id)
+    def by_id(self) -> Mapping[str, PublicKey]:
+        """The keys as they are now; the same mapping until they are read again.
 
-    def refresh(self) -> None:
-        """Read the directory again if it has changed.  SigningProblem if a key is unusable."""
-        state = tuple(_changed(one) for one in (self.directory, self.directory / REVOKED))
-        if state == self.state:
-            return
+        SigningProblem if one is unusable.
+        """
+        now = time.monotonic()
+        folders = tuple(_changed(one) for one in (self.directory, self.directory / REVOKED))
+        read = self._read
+        if read is not None and read.folders == folders and now < read.until:
+            return read.keys
         trusted = _public_keys(self.directory, revoked=False)
         revoked = _public_keys(self.directory / REVOKED, revoked=True)
         if len(trusted) + len(revoked) > TRUSTED_KEYS:
             raise SigningProblem(f"{self.directory} has more than {TRUSTED_KEYS:,} keys")
-        self._keys = {one.id: one for one in (*trusted, *revoked)}
-        self.state = state
+        keys = {one.id: one for one in (*trusted, *revoked)}
+        self._read = _Read(keys, folders, now + AGAIN)
+        return keys
 
     def signer(self) -> Signer:
         """The own key, which is made if there is none.
@@ -122,8 +137,7 @@ class TrustedKeys:
                 f"{path}: the key that signs cannot be made or read: {error.strerror}; see the"
                 " setting trusted-keys"
             ) from None
-        self.refresh()
-        known = self._keys.get(signer.id)
+        known = self.by_id().get(signer.id)
         if known is None:
             raise SigningProblem(
                 f"{path.with_suffix('.pub')} is not the public key of {path.name}: rename it to go"
@@ -202,9 +216,13 @@ def _changed(directory: Path) -> tuple[int, int]:
 
 def _public_keys(directory: Path, *, revoked: bool) -> list[PublicKey]:
     try:
-        files = sorted(directory.glob("*.pub"))
+        files = sorted(one for one in directory.iterdir() if one.suffix == ".pub")
+    except FileNotFoundError:
+        return []
     except OSError as error:
-        raise SigningProblem(f"{directory}: {error.strerror}") from None
+        raise SigningProblem(
+            f"{directory}: the keys of signatures cannot be read: {error.strerror}"
+        ) from None
     return [_read_public(file, file.stem, revoked=revoked) for file in files[: TRUSTED_KEYS + 1]]
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -86,11 +88,7 @@ def test_keys_are_trusted_revoked_and_renewed(
     )  # fmt: skip
     assert [(one.name, one.revoked) for one in keys.all()] == [("amber", False), ("own", False)]
     assert run("distrust", "amber") == (0, "amber is trusted no more\n")
-    known = keys.get(amber_id)
-    keys.refresh()
-    known = keys.get(amber_id)
-    assert known is not None
-    assert known.revoked
+    assert keys.by_id()[amber_id].revoked
     code, said = run("trust", str(amber))
     assert code == 1
     assert "this key is revoked" in said
@@ -115,6 +113,42 @@ def test_unusable_key_is_an_error_that_names_it(tmp_path: Path, content: bytes) 
     (tmp_path / "amber.pub").write_bytes(content)
     with pytest.raises(SigningProblem, match=r"amber\.pub is not a public key of Ed25519 in PEM"):
         TrustedKeys(tmp_path).all()
+
+
+def test_change_that_the_directory_does_not_show_is_noticed(tmp_path: Path) -> None:
+    """One in the same tick of the clock, or of a file in its place."""
+    farm = tmp_path / "trusted"
+    keys = TrustedKeys(farm)
+    amber, blue = public(tmp_path, "amber"), public(tmp_path, "blue")
+    keys.trust(amber, "one")
+    before = farm.stat()
+    [known] = keys.all()
+    (farm / "one.pub").write_bytes(blue.read_bytes())
+    (farm / "two.pub").write_bytes(amber.read_bytes())
+    os.utime(farm, ns=(before.st_atime_ns, before.st_mtime_ns))
+    time.sleep(signing.AGAIN)
+    assert [one.name for one in keys.all()] == ["one", "two"]
+    assert keys.by_id()[known.id].name == "two"
+
+
+@pytest.mark.parametrize("folder", ["", "revoked"])
+def test_directory_that_cannot_be_listed_is_an_error(tmp_path: Path, folder: str) -> None:
+    """A key that is revoked there would count."""
+    keys = TrustedKeys(tmp_path / "trusted")
+    keys.trust(public(tmp_path, "amber"))
+    (keys.directory / "revoked").mkdir()
+    tmp_path.chmod(0o711)
+    (keys.directory / folder).chmod(0o311)
+    script = (
+        "import os, sys; from pathlib import Path; from fabric.trust.signing import TrustedKeys;"
+        "import fabric.trust.signing as s; s._library(); os.geteuid() or os.setuid(65534);"
+        "TrustedKeys(Path('trusted')).all()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "the keys of signatures cannot be read: Permission denied" in done.stderr
 
 
 @pytest.mark.bound("SIGNING_KEY_FILE")
