@@ -166,8 +166,10 @@ class TrustedKeys:
                 return known
             if known.name == name:
                 raise SigningProblem(f"another key is known as {name}: give this one another name")
+        if name == OWN:
+            raise SigningProblem(f"{OWN} is the name of this machine's key: give another: --name")
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            _make_folder(self.directory)
             write_whole(self.directory / f"{name}.pub", read_regular(file, SIGNING_KEY_FILE), 0o644)
         except OSError as error:
             raise SigningProblem(f"{self.directory}: {error.strerror}") from None
@@ -181,11 +183,11 @@ class TrustedKeys:
                 f"{self.directory} has no trusted key {name}{suggest(name, known)}"
             )
         try:
-            (self.directory / REVOKED).mkdir(exist_ok=True)
-            if name == OWN:
-                (self.directory / f"{OWN}.key").unlink(missing_ok=True)
+            _make_folder(self.directory / REVOKED)
             public = self.directory / f"{name}.pub"
             public.rename(self.directory / REVOKED / f"{name}-{known[name].id[:12]}.pub")
+            if name == OWN:
+                (self.directory / f"{OWN}.key").unlink(missing_ok=True)
         except OSError as error:
             raise SigningProblem(f"{self.directory}: {error.strerror}") from None
 
@@ -263,7 +265,7 @@ def _make(path: Path) -> None:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     handle, fresh = tempfile.mkstemp(dir=path.parent, prefix=".key-")  # mode 0600
     try:
         with os.fdopen(handle, "wb") as file:
@@ -272,6 +274,13 @@ def _make(path: Path) -> None:
             os.link(fresh, path)
     finally:
         Path(fresh).unlink()
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a directory that a service of another user can read, whatever the umask."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o755)
 
 
 def _public_pem(signer: Signer) -> bytes:

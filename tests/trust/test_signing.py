@@ -131,6 +131,35 @@ def test_change_that_the_directory_does_not_show_is_noticed(tmp_path: Path) -> N
     assert keys.by_id()[known.id].name == "two"
 
 
+def test_folders_can_be_read_whatever_the_umask(tmp_path: Path) -> None:
+    """Root revokes a key, and a service of another user has to see it."""
+    amber = public(tmp_path, "amber")
+    before = os.umask(0o077)
+    try:
+        keys = TrustedKeys(tmp_path / "trusted")
+        keys.trust(amber)
+        keys.revoke("amber")
+        TrustedKeys(tmp_path / "made").signer()
+    finally:
+        os.umask(before)
+    for folder in ("trusted", "trusted/revoked", "made"):
+        assert (tmp_path / folder).stat().st_mode & 0o777 == 0o755
+    for file in (tmp_path / "trusted/revoked").iterdir():
+        assert file.stat().st_mode & 0o777 == 0o644
+
+
+def test_key_of_another_is_not_the_own_one(tmp_path: Path) -> None:
+    """Everybody sends a file of that name; with it, this machine could not sign."""
+    TrustedKeys(tmp_path / "amber").signer()
+    keys = TrustedKeys(tmp_path / "trusted")
+    with pytest.raises(SigningProblem, match="own is the name of this machine's key"):
+        keys.trust(tmp_path / "amber/own.pub")
+    keys.signer()
+    with pytest.raises(SigningProblem, match="another key is known as own: give this one another"):
+        keys.trust(tmp_path / "amber/own.pub")
+    assert keys.trust(keys.directory / "own.pub").name == "own", "it is trusted already"
+
+
 @pytest.mark.parametrize("folder", ["", "revoked"])
 def test_directory_that_cannot_be_listed_is_an_error(tmp_path: Path, folder: str) -> None:
     """A key that is revoked there would count."""
