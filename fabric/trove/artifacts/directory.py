@@ -10,12 +10,15 @@ cut, a manifest could name empty blobs.  Also, a fully cached build then need no
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import shutil
+import stat
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from fabric.host.locks import locked, no_wait
 from fabric.host.shared_files import CHUNK, fsync, make_directory, sha256_of
@@ -23,6 +26,10 @@ from fabric.trove.artifacts.backend import Entry, TooLarge, size_of
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+# Nothing else is removed: who shares a store could place a link there that leads to other files.
+_OBJECT = re.compile(r"[0-9a-f]{64}")
+_TEMPORARY = re.compile(r"[0-9a-f]{32}")
 
 #: Number of objects that are removed at a time, while writers wait.
 _AT_ONCE = 100
@@ -58,19 +65,19 @@ class Directory:
         return {path for path in paths if _size(base + path)}
 
     def get(self, path: str, most: int) -> bytes:
-        with (self.root / path).open("rb") as file:
+        with _opened(self.root / path) as file:
             content = file.read(most + 1)
         if len(content) > most:
             raise TooLarge(f"it has more than {most} bytes")
         return content
 
     def range(self, path: str, offset: int, length: int) -> bytes:
-        with (self.root / path).open("rb") as file:
+        with _opened(self.root / path) as file:
             file.seek(offset)
             return file.read(length)
 
     def stream(self, path: str) -> Iterator[bytes]:
-        with (self.root / path).open("rb") as file:
+        with _opened(self.root / path) as file:
             while piece := file.read(CHUNK):
                 yield piece
 
@@ -146,7 +153,7 @@ class Directory:
         base = str(self.root)
         for folder, folders, files in os.walk(f"{base}/{prefix}"):
             folders.sort()
-            for name in sorted(files):
+            for name in sorted(filter(_OBJECT.fullmatch, files)):
                 with contextlib.suppress(FileNotFoundError):  # removed while we list
                     status = Path(folder, name).stat()
                     relative = f"{folder[len(base) + 1 :]}/{name}"
@@ -184,7 +191,7 @@ class Directory:
     def reserved(self) -> set[str]:
         """Reservations of living processes; those of dead ones are removed."""
         found: set[str] = set()
-        for file in self._reserved.glob("*"):
+        for file in filter(_is_temporary, self._reserved.glob("*")):
             with contextlib.suppress(OSError):
                 try:
                     with locked(file, wait=no_wait, create=False):
@@ -205,7 +212,7 @@ class Directory:
         with contextlib.suppress(FileNotFoundError, BlockingIOError):
             if os.listdir(self._tmp):  # noqa: PTH208
                 with locked(self._lock_file, wait=no_wait):
-                    for file in self._tmp.iterdir():
+                    for file in filter(_is_temporary, self._tmp.iterdir()):
                         file.unlink()
 
     def _temporary(self, data: bytes | Path) -> str:
@@ -227,6 +234,23 @@ class Directory:
                 os.unlink(file)
             raise
         return file
+
+
+def _is_temporary(file: Path) -> bool:
+    return _TEMPORARY.fullmatch(file.name) is not None
+
+
+def _opened(path: Path) -> BinaryIO:
+    """An object, opened; OSError if it is a pipe or a device, which may never end."""
+    file = open(path, "rb", opener=_at_once)  # noqa: SIM115 - it is returned
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is not an ordinary file", str(path))
+    return file
+
+
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe would block it
 
 
 def _name(fresh: str, manifest: str) -> None:
