@@ -35,6 +35,24 @@ def read_regular(path: Path, limit: int, *, follow: bool = True) -> bytes:
     return data
 
 
+def is_private(path: Path) -> bool:
+    """Whether nobody but this user and root can change or replace a file.
+
+    All directories above it count; one that others can write to must be sticky.
+    """
+    ours = (0, os.geteuid())
+    place = real(path)
+    try:
+        for one in {path, *path.parents, place, *place.parents}:
+            look = one.stat()
+            sticky = stat.S_ISDIR(look.st_mode) and look.st_mode & stat.S_ISVTX
+            if look.st_uid not in ours or (look.st_mode & 0o022 and not sticky):
+                return False
+    except OSError:
+        return False
+    return True
+
+
 def recall(path: Path) -> bytes:
     """The content that `remember` wrote; empty if there is no such regular file."""
     try:

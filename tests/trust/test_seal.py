@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
 import time
 from collections.abc import Callable
@@ -273,6 +274,31 @@ def test_deep_envelope_is_damaged(tmp_path: Path, here: Machine, keys: bool) -> 
         store.manifest(key(1))
     with pytest.raises(ValueError, match="it is nested too deeply"):
         decode_hint(deep, key(8), Seal(here.keys) if keys else None)
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o777], ids=["own", "shared"])
+def test_blob_cannot_change_between_check_and_use(tmp_path: Path, here: Machine, mode: int) -> None:
+    """Whoever shares the directory still holds the file that they wrote."""
+    manifest, files = step(1, b"content")
+    here.store.put(manifest, files)
+    [content, _] = manifest.blobs()
+    file = here.store.place(content)
+    assert file is not None
+    (tmp_path / "store/blobs").chmod(mode)
+    path = here.store.path(content, key(1))
+    assert (path == file) == (mode == 0o755), "no copy is made without need"
+    if path == file:
+        return
+    with here.store.open(content, key(1)) as opened:
+        before = file.stat()
+        file.chmod(0o644)
+        file.write_bytes(b"changed")
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert opened.read() == b"content"
+    assert here.store.path(content, key(1)).read_bytes() == b"content"
+    here.store.copies.gc(0.0)
+    with pytest.raises(DamagedError):
+        here.store.path(content, key(1))
 
 
 def test_few_of_many_that_do_not_count_are_told(here: Machine, there: Machine) -> None:

@@ -29,6 +29,7 @@ import msgspec
 from fabric import bounds
 from fabric.errors import DamagedError, StoreError
 from fabric.host.cancel import no_check
+from fabric.host.files import is_private
 from fabric.host.progress import Moved, unmoved
 from fabric.host.shared_files import sha256_of
 from fabric.jobs import Blob, Manifest
@@ -322,6 +323,8 @@ class Store:
             for piece in self._backend.stream(blob_path(blob)):
                 digest.update(piece)
                 size += len(piece)
+                if size > blob.size:  # it may be endless
+                    raise self._wrong_size(blob, size)
                 yield piece
         self._verify(blob, size, digest.hexdigest())
 
@@ -359,19 +362,27 @@ class Store:
     def path(self, blob: Blob, key: str = "", check: Callable[[], None] = no_check) -> Path:
         """A read-only local file with the blob, verified.
 
-        A directory store returns its own file, others a copy in the scratch directory.  ``key`` is
-        the step of the blob, which a DamagedError names.
+        A directory store returns its own file, unless signatures are checked and other users may
+        change it; others return a copy in the scratch directory.  ``key`` is the step of the blob,
+        which a DamagedError names.
         """
         with _blamed(key):
-            place = None if blob.content is not None else self._backend.place(blob_path(blob))
-            file = place or self._copy(blob, check)
+            file = self._own(blob) or self._copy(blob, check)
             with self._reading(blob):
                 status = file.stat()
+                if status.st_size != blob.size:  # it may be endless
+                    raise self._wrong_size(blob, status.st_size)
                 seen = (blob.sha256, status.st_ino, status.st_mtime_ns)
                 if seen not in self._verified:
                     self._verify(blob, status.st_size, sha256_of(file))
                     self._verified.add(seen)
         return file
+
+    def _own(self, blob: Blob) -> Path | None:
+        """The store's file of a blob; None if there is none that stays as it was verified."""
+        file = self.place(blob)
+        # whoever shares the store could replace what was verified
+        return file if file and (self._seal is None or is_private(file)) else None
 
     def _copy(self, blob: Blob, check: Callable[[], None]) -> Path:
         with self._reading(blob, f"cannot be fetched to {self.copies.folder / blob.sha256}"):
@@ -392,7 +403,7 @@ class Store:
             blob: key
             for key, blob in wanted
             if blob.content is None
-            and self._backend.place(blob_path(blob)) is None
+            and self._own(blob) is None
             and not (self.copies.folder / blob.sha256).exists()
         }
         if absent:
@@ -527,9 +538,13 @@ class Store:
 
     def _verify(self, blob: Blob, size: int, sha256: str) -> None:
         if size != blob.size:
-            raise self._damaged(blob, f"it has {size} bytes instead of {blob.size}")
+            raise self._wrong_size(blob, size)
         if sha256 != blob.sha256:
             raise self._damaged(blob, f"its digest is {sha256}")
+
+    def _wrong_size(self, blob: Blob, size: int) -> DamagedError:
+        found = f"{size} bytes" if size <= blob.size else "more bytes"
+        return self._damaged(blob, f"it has {found} instead of {blob.size}")
 
     def _damaged(self, blob: Blob, why: str) -> DamagedError:
         return DamagedError(

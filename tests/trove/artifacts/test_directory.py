@@ -66,6 +66,66 @@ def test_blob_that_is_damaged_is_noticed_and_forgotten_with_its_step(
     directory.forget(key(9))
 
 
+def test_blob_without_an_end_is_damaged(directory: Store, tmp_path: Path) -> None:
+    """It costs neither time nor space beyond its size."""
+    directory.put(*step(1, b"intact"))
+    file = directory.path(blob(b"intact"))
+    file.unlink()
+    with file.open("xb") as made:
+        made.truncate(1 << 42)
+    fetch = partial(directory.fetch, to=tmp_path / "x")
+    for reading in (directory.read, directory.path, directory.verify, fetch):
+        began = time.monotonic()
+        with pytest.raises(DamagedError, match="it has more"):
+            reading(blob(b"intact"))
+        assert time.monotonic() - began < 5
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("folder", ["blobs", "tmp", "reserved", "hints", "manifests"])
+def test_files_of_others_are_not_removed(directory: Store, tmp_path: Path, folder: str) -> None:
+    """A link in a shared store may lead anywhere."""
+    directory.put(*step(1, b"data"))
+    directory.put_hints({key(8): key(1)})
+    home = tmp_path / "home"
+    (home / "below").mkdir(parents=True)
+    for name in ("letter", "below/other"):
+        (home / name).write_text("mine")
+    there = Path(directory.url) / folder
+    if there.exists():
+        there.rename(tmp_path / "aside")
+    there.symlink_to(home)
+    directory.sweep()
+    directory.gc(set(), now=lambda: time.time() + 2 * DAY)
+    assert (home / "letter").exists()
+    assert (home / "below/other").exists()
+
+
+@pytest.mark.parametrize("folder", ["blobs", "manifests", "hints"])
+def test_pipe_in_a_store_does_not_block(directory: Store, folder: str) -> None:
+    directory.put(*step(1, b"data"))
+    directory.put_hints({key(8): key(1)})
+    file = {
+        "blobs": directory.path(blob(b"data")),
+        "manifests": Path(directory.url) / "manifests" / key(1),
+        "hints": Path(directory.url) / "hints" / key(8),
+    }[folder]
+    file.unlink()
+    os.mkfifo(file)
+    for read in {
+        "blobs": (
+            lambda: directory.read(blob(b"data")),
+            lambda: directory.verify(blob(b"data")),
+            lambda: directory.read(blob(b"data"), 1, 2),
+            lambda: directory.path(blob(b"data")),
+        ),
+        "manifests": (lambda: directory.manifest(key(1)),),
+        "hints": (lambda: directory.hint(key(8)),),
+    }[folder]:
+        with pytest.raises(StoreError):
+            read()
+
+
 def test_blob_that_is_torn_is_repaired_by_put(directory: Store) -> None:
     directory.put(*step(1, b"intact"))
     damage(directory, b"intact", b"\0" * 6)
@@ -236,7 +296,7 @@ def test_put_that_is_killed_leaves_no_damage(directory: Store, tmp_path: Path) -
         assert manifest
         for part in manifest.blobs():
             directory.read(part)
-    (Path(directory.url) / "tmp/left").write_text("half of it")
+    (Path(directory.url) / "tmp" / ("5" * 32)).write_text("half of it")
     directory.sweep()
     assert list((Path(directory.url) / "tmp").iterdir()) == []
 
