@@ -180,7 +180,7 @@ def _show(key: str, options: argparse.Namespace, store: Store) -> int:
         ):
             tree = tree_of(store, manifest)
     one = catalogue.steps[key]
-    signers = [by.name for by in store.signers(key)]
+    signers = [by.name for by in store.signers(manifest)]
     if options.json:
         print_json({**_all_facts(manifest, one, catalogue, tree), "signed_by": signers})
         return 0

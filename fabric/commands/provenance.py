@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fabric.commands.shared.arguments import add_locked
-from fabric.commands.shared.plans import open_plan, take_snapshot
+from fabric.commands.shared.plans import open_plan, report_edits, take_snapshot
 from fabric.commands.shared.sides import find_commit
 from fabric.commands.shared.signals import interrupt_on_signals
 from fabric.commands.shared.vouched import not_built, require_trust, vouched
@@ -58,10 +58,13 @@ def statements(project: Project, plan: Plan, seal: Seal) -> list[bytes]:
         raise not_built(plan, missing)
     known = {one.key: one.manifest for one in found if one.manifest is not None}
     definitions = _definitions(project, plan)
+    report_edits(project, plan.graph, plan.goals)
     lines = []
     for one in found:
-        signed_by = [key.id for key in project.store.signers(one.key)]
-        made = statement(plan.job(one.step), known[one.key], known, definitions, signed_by)
+        signed_by = [key.id for key in project.store.signers(known[one.key])]
+        if not signed_by:  # it has just been removed or replaced
+            raise not_built(plan, [one.step])
+        made = statement(plan.job(one.step), known[one.key], known, definitions, signed_by[0])
         if made is not None:
             lines.append(seal.close(KIND, made))
     return lines

@@ -85,7 +85,7 @@ class _Checked:
         if manifest is None:
             self.wrong.append(f"{one.step.name}: the store has no manifest {one.key} that counts")
             return
-        self.signed_by.update(key.name for key in self._store.signers(one.key))
+        self.signed_by.update(key.name for key in self._store.signers(manifest))
         job = plan.job(one.step)
         if difference := _difference(job, manifest):
             self.wrong.append(f"{one.step.name}: its manifest has another {difference}")

@@ -5,7 +5,7 @@ Source: https://in-toto.io/Statement/v1 with the predicate https://slsa.dev/prov
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -37,12 +37,12 @@ def statement(
     manifest: Manifest,
     made_from: Mapping[str, Manifest],
     definitions: Definitions,
-    signed_by: Sequence[str],
+    signed_by: str,
 ) -> bytes | None:
     """The statement about a step as JSON; None if it has no artifact of its own.
 
-    ``made_from``: the manifests of the steps that it was made from, by key.  ``signed_by``: the ids
-    of the keys that signed its manifest.
+    ``made_from``: the manifests of the steps that it was made from, by key.  ``signed_by``: the id
+    of the key that signed its manifest.
     """
     subjects = list(_artifacts(manifest))
     if not subjects:
@@ -70,7 +70,7 @@ def statement(
             ],
         },
         "runDetails": {
-            "builder": {"id": f"urn:distbuild:key:{signed_by[0]}" if signed_by else "urn:unknown"},
+            "builder": {"id": f"urn:distbuild:key:{signed_by}"},
             "metadata": _times(manifest),
             "byproducts": _log(manifest),
         },

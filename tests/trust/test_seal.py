@@ -191,6 +191,11 @@ def test_old_manifest_does_not_count_under_another_key(tmp_path: Path, here: Mac
     file_of(tmp_path, 2).write_bytes(file_of(tmp_path).read_bytes())
     with pytest.raises(DamagedError, match=f"it is that of {key(1)}"):
         here.store.manifest(key(2))
+    manifest = msgspec.structs.replace(step(1)[0], key=key(2))
+    assert here.store.signers(manifest) == [], "nobody signed this"
+    assert [one.name for one in here.store.signers(step(1)[0])] == ["own"]
+    other = msgspec.structs.replace(step(1)[0], builder="other")
+    assert here.store.signers(other) == [], "the store has another"
 
 
 def test_envelope_of_another_type_does_not_count(tmp_path: Path, here: Machine) -> None:

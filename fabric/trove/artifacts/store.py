@@ -142,12 +142,15 @@ class Store:
                 self._said(text + more)
             return None
 
-    def signers(self, key: str) -> list[PublicKey]:
-        """The trusted keys that signed the manifest of a step; none if it does not count."""
+    def signers(self, manifest: Manifest) -> list[PublicKey]:
+        """The trusted keys that signed a manifest; none if the store has another one by now."""
+        key = manifest.key
         try:
             with self._explained(f"manifest {key} cannot be read"):
                 data = self._backend.get(manifest_path(key), bounds.MANIFEST)
-            return self._seal.opened(MANIFEST, data)[1] if self._seal else []
+            if self._seal is None or decode(data, key) != manifest:
+                return []
+            return self._seal.opened(MANIFEST, data)[1]
         except (_Absent, TooLarge, ValueError):
             return []
 
