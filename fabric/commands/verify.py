@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from fabric.client.render import size
 from fabric.commands.shared.arguments import add_json, add_locked
 from fabric.commands.shared.output import first_of, print_json
-from fabric.commands.shared.plans import open_plan, report_unpinned
+from fabric.commands.shared.plans import open_plan, report_edits, report_unpinned
 from fabric.commands.shared.signals import interrupt_on_signals
 from fabric.commands.shared.vouched import Vouched, require_trust, vouched
 from fabric.config import Settings
@@ -47,11 +47,13 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     named = _named(options.file, steps) if options.file else ""
     if options.file and not named:
         checked.wrong.append(f"{options.file}: it is no artifact of {plan.graph.system}")
+    report_edits(project, plan.graph, plan.goals)
     unpinned = project.unpinned(plan.graph, plan.goals)
     if options.json:
         print_json(
             {
                 "system": plan.graph.path,
+                "goals": [plan.graph[goal].name for goal in plan.goals],
                 "right": not checked.wrong,
                 "steps": len(steps),
                 "artifacts": checked.artifacts,
@@ -83,7 +85,8 @@ class _Checked:
         """Check a step: who signed it, what it says it was made from, and all its bytes."""
         manifest = one.manifest
         if manifest is None:
-            self.wrong.append(f"{one.step.name}: the store has no manifest {one.key} that counts")
+            why = one.damage or f"the store has no manifest {one.key} that counts"
+            self.wrong.append(f"{one.step.name}: {why}")
             return
         self.signed_by.update(key.name for key in self._store.signers(manifest))
         job = plan.job(one.step)
@@ -107,10 +110,15 @@ class _Checked:
 
 def _difference(job: Job, manifest: Manifest) -> str:
     """What a manifest says of its step that is not so; "" if all is."""
+    # not its name: strata may call one chunk differently, which is not in the key
+    if (manifest.kind, manifest.arch, manifest.rebuild_of) != (job.kind, job.arch, job.rebuild_of):
+        return "step"
     theirs, ours = manifest.inputs, inputs(job)
-    for name in sorted({*theirs, *ours} - _MAY_DIFFER if theirs else ()):
+    for name in sorted({*theirs, *ours} - _MAY_DIFFER):
         if theirs.get(name) != ours.get(name):
             return name
+    if tuple(one.name for one in manifest.artifacts) != job.artifacts:
+        return "list of artifacts"
     if manifest.staged != tuple(one.key for one in job.staged):
         return "staging area"
     lists = dict(job.lists)
@@ -137,8 +145,11 @@ def _print(
 ) -> None:
     for wrong in checked.wrong:
         print(wrong)
+    goals = [plan.graph[goal] for goal in plan.goals]
+    named_goals = first_of([goal.name for goal in goals if goal is not plan.graph.root], 8)
+    what = f"{named_goals} of {plan.graph.system}" if named_goals else plan.graph.system
     verdict = "is NOT" if checked.wrong else "is"
-    print(f"{plan.graph.system} {verdict} what its definitions and sources give")
+    print(f"{what} {verdict} what its definitions and sources give")
     print(f"  checked    {len(steps)} steps, {checked.artifacts} artifacts, {size(checked.bytes)}")
     names = [f"{name} ({count})" for name, count in checked.signed_by.most_common()]
     print(f"  signed by  {first_of(names, 8) or 'nobody'}")

@@ -143,6 +143,11 @@ def test_right_system_is_verified(signed: Signed, tmp_path: Path) -> None:
     assert found["right"]
     assert (found["steps"], found["signed_by"], found["wrong"]) == (4, {"own": 4}, [])
 
+    done = signed.run("verify", "one")
+    assert (
+        "one of small is what its definitions and sources give\n  checked    1 step" in done.stdout
+    )
+
     [blob] = [one.blob for one in signed.manifests["two"].artifacts if one.blob]
     file = tmp_path / "file"
     file.write_bytes(signed.store.read(blob))
@@ -186,6 +191,30 @@ def other_bytes(signed: Signed) -> None:
     file.write_bytes(b"y" * 10_000)
 
 
+def no_inputs(signed: Signed) -> None:
+    signed.replace(msgspec.structs.replace(signed.manifests["two"], inputs={}), {})
+
+
+def no_artifacts(signed: Signed) -> None:
+    signed.replace(msgspec.structs.replace(signed.manifests["two"], artifacts=()), {})
+
+
+def other_step(signed: Signed) -> None:
+    signed.replace(msgspec.structs.replace(signed.manifests["two"], arch="armv7l"), {})
+
+
+def rebuild(signed: Signed) -> None:
+    two = signed.manifests["two"]
+    signed.replace(msgspec.structs.replace(two, rebuild_of=signed.manifests["one"].key), {})
+
+
+def other_key(signed: Signed) -> None:
+    folder = signed.project.cache / "artifacts/manifests"
+    one, two = (folder / signed.manifests[name].key for name in ("one", "two"))
+    two.unlink()
+    two.write_bytes(one.read_bytes())
+
+
 def no_manifest(signed: Signed) -> None:
     signed.store.remove([signed.manifests["one"].key])
 
@@ -197,6 +226,11 @@ def no_manifest(signed: Signed) -> None:
         (other_staging_area, "two: its manifest has another staging area"),
         (other_contents, "things: its manifest has another list of contents"),
         (other_bytes, "is damaged: its digest is"),
+        (no_inputs, "two: its manifest has another build-mode"),
+        (no_artifacts, "two: its manifest has another list of artifacts"),
+        (other_step, "two: its manifest has another step"),
+        (rebuild, "two: its manifest has another step"),
+        (other_key, "is damaged: it is that of"),
         (no_manifest, "one: the store has no manifest"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from fabric.errors import FabricError, command
+from fabric.errors import DamagedError, FabricError, command
 from fabric.trove.configured import open_seal
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ class Vouched(NamedTuple):
     step: Step
     key: str
     manifest: Manifest | None
+    damage: str = ""  # why a manifest that is there cannot be read
 
 
 def require_trust(settings: Settings) -> Seal:
@@ -38,10 +39,18 @@ def require_trust(settings: Settings) -> Seal:
 
 def vouched(project: Project, plan: Plan) -> Iterator[Vouched]:
     """The steps of a plan, each key once, in the order in which they are built."""
+    store = project.store
+
+    def read(key: str) -> tuple[Manifest | None, str]:
+        try:
+            return store.manifest(key), ""
+        except DamagedError as error:
+            return None, str(error)
+
     steps = {plan.keys[step.id]: step for step in plan.steps}
-    found = project.store.manifests(steps)
-    for (key, step), manifest in zip(steps.items(), found, strict=True):
-        yield Vouched(step, key, manifest)
+    found = store.each(read, steps)
+    for (key, step), (manifest, damage) in zip(steps.items(), found, strict=True):
+        yield Vouched(step, key, manifest, damage)
 
 
 def not_built(plan: Plan, steps: list[Step]) -> FabricError:
