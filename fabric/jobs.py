@@ -150,6 +150,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     builder: str = ""  # name of the worker
     built: float = 0.0  # when it was built (Unix time); 0: not recorded
     origin: OptionalSha256 = ""  # key of the step whose output this is, if it was not built itself
+    #: ids of the keys that vouched for this output before, if it was not built itself
+    origin_signers: tuple[str, ...] = ()
     rebuild_of: OptionalSha256 = ""  # as in `Job`
     remarks: tuple[str, ...] = ()  # warnings, each one line
     #: conditions that were unlike the first build's, if it is a rebuild: "host-name", "clock" ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from fabric.trust import envelopes
@@ -68,6 +68,15 @@ class Seal:
         ]
         _judge(envelope, found, keys, self._keys)
         return content, found
+
+    def demand_unrevoked(self, ids: Iterable[str]) -> None:
+        """UnsignedError if one of these keys is revoked."""
+        keys = self._keys.by_id()
+        for id in ids:
+            if (by := keys.get(id)) and by.revoked:
+                raise UnsignedError(
+                    f"its contents are signed with the key {by.name}, which is revoked"
+                )
 
 
 def _judge(

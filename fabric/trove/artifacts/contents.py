@@ -84,7 +84,10 @@ class Contents:
             found = self._store.whole_manifest(origin) if origin is not None else None
             if found is None or not _is_like(found, job):
                 return "", {}
-            equal = _equal(found, job)
+            signers = [one.id for one in self._store.signers(found)]
+            if self._store.is_signed and not signers:  # it has just been removed
+                return "", {}
+            equal = _equal(found, job, signers)
             if not self._store.put_equal(equal):
                 return "", {}
             self._remember(job.key, output_of(equal))
@@ -148,7 +151,7 @@ def _is_like(found: Manifest, job: Job) -> bool:
     return found.kind == job.kind and tuple(one.name for one in found.artifacts) == job.artifacts
 
 
-def _equal(found: Manifest, job: Job) -> Manifest:
+def _equal(found: Manifest, job: Job, signers: Iterable[str]) -> Manifest:
     """The manifest of a job that has the output of another step."""
     origin = found.origin or found.key
     return replace(
@@ -158,6 +161,7 @@ def _equal(found: Manifest, job: Job) -> Manifest:
         metadata=job.metadata,
         name=job.name,
         origin="" if origin == job.key else origin,
+        origin_signers=tuple(sorted({*found.origin_signers, *signers})),
         inputs=inputs(job),
         staged=tuple(one.key for one in job.staged),
         artifacts=_with_contents(job, found),

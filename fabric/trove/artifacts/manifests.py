@@ -30,7 +30,8 @@ def encode(manifest: Manifest, seal: Seal | None = None) -> bytes:
 def decode(data: bytes, key: str, seal: Seal | None = None) -> Manifest:
     """The manifest of a step.
 
-    ValueError if it is invalid; UnsignedError if there is a seal, and no trusted key signed it.
+    ValueError if it is invalid; UnsignedError if there is a seal, and no trusted key signed it, or
+    a revoked one signed that of its origin.
     """
     content = _opened(MANIFEST, data, seal)
     line, _, digest = content.rpartition(b"\n")
@@ -42,6 +43,8 @@ def decode(data: bytes, key: str, seal: Seal | None = None) -> Manifest:
         raise ValueError("it is nested too deeply") from None
     if manifest.key != key:
         raise ValueError(f"it is that of {manifest.key}")
+    if seal is not None:
+        seal.demand_unrevoked(manifest.origin_signers)
     return manifest
 
 

@@ -113,6 +113,11 @@ class Store:
         if self._seal is not None:
             self._seal.prepare()
 
+    @property
+    def is_signed(self) -> bool:
+        """Whether only what a trusted key signed counts here."""
+        return self._seal is not None
+
     # -- manifests ---------------------------------------------------------------------------
 
     def has(self, keys: Iterable[str]) -> set[str]:
@@ -144,11 +149,13 @@ class Store:
 
     def signers(self, manifest: Manifest) -> list[PublicKey]:
         """The trusted keys that signed a manifest; none if the store has another one by now."""
+        if self._seal is None:
+            return []
         key = manifest.key
         try:
             with self._explained(f"manifest {key} cannot be read"):
                 data = self._backend.get(manifest_path(key), bounds.MANIFEST)
-            if self._seal is None or decode(data, key) != manifest:
+            if decode(data, key) != manifest:
                 return []
             return self._seal.opened(MANIFEST, data)[1]
         except (_Absent, TooLarge, ValueError):

@@ -19,6 +19,8 @@ from fabric.trove.artifacts import contents as module
 from fabric.trove.artifacts.contents import Contents
 from fabric.trove.artifacts.manifests import blob_path, manifest_path
 from fabric.trove.artifacts.store import Store
+from fabric.trust.seal import Seal
+from fabric.trust.signing import TrustedKeys
 
 RECIPE = "a" * 64
 
@@ -177,6 +179,26 @@ def test_many_steps_are_compared_at_once(store: Store, contents: Contents) -> No
     store.put_hints(found.hints)
     assert store.latest("chunk", "curl", "x86_64") in found.keys
     assert contents.record(jobs).keys == found.keys
+
+
+def test_equal_of_what_a_revoked_key_signed_does_not_count(tmp_path: Path) -> None:
+    """Else the broker's signature would go on vouching for them."""
+    keys, theirs = TrustedKeys(tmp_path / "broker"), TrustedKeys(tmp_path / "worker")
+    theirs.signer()
+    keys.trust(tmp_path / "worker/own.pub", "worker")
+    place = str(tmp_path / "store")
+    store = Store(place, tmp_path / "scratch", seal=Seal(keys))
+    worker = Store(place, tmp_path / "scratch", seal=Seal(theirs))
+    filled(worker)
+    contents = Contents(store)
+    for job in (chunk(1, "zlib"), chunk(2, "curl", 1)):
+        recorded(contents, job)
+    assert edited(store, contents, b"zlib", b"doc"), "by a key that is not revoked"
+    assert has_equal(contents, chunk(12, "curl", 11))
+    assert has_equal(Contents(store), chunk(22, "curl", 11)), "the equal of an equal"
+    assert store.has(map(key, (2, 12, 22))) == {key(2), key(12), key(22)}
+    keys.revoke("worker")
+    assert store.has(map(key, (2, 11, 12, 22))) == {key(11)}
 
 
 def test_step_that_is_equal_to_its_own_equal_has_no_origin(
