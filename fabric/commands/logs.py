@@ -139,8 +139,8 @@ def _print_stored(options: argparse.Namespace, settings: Settings) -> None:
             }
         )
         return
-    blob = manifest.log
-    _print(store.read(blob, at, PIECE) for at in range(0, blob.size, PIECE))
+    with store.open(manifest.log, manifest.key) as log:  # a range of it could not be verified
+        _print(iter(lambda: log.read(PIECE), b""))
 
 
 def _find(options: argparse.Namespace, settings: Settings) -> tuple[Store, Manifest]:

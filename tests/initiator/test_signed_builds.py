@@ -55,6 +55,23 @@ def test_build_signs_and_uses_only_what_is_signed(project: Project, tmp_path: Pa
     assert all(is_envelope(one.read_bytes()) for one in manifests(project))
 
 
+@pytest.mark.parametrize("args", [(), ("--json",)])
+def test_log_that_somebody_changed_is_not_shown(project: Project, args: tuple[str, ...]) -> None:
+    project.write(one="seq 5000; echo fine")
+    assert project.build().returncode == 0
+    shown = project.run("logs", "one", *args)
+    assert "fine" in shown.stdout, shown.stderr
+    for blob in (project.cache / "artifacts/blobs").glob("*/*"):
+        content = blob.read_bytes()
+        if b"4999" in content:
+            blob.chmod(0o644)
+            blob.write_bytes(content.replace(b"fine", b"evil"))
+    shown = project.run("logs", "one", *args)
+    assert shown.returncode == 1
+    assert shown.stdout == ""
+    assert "is damaged: its digest is" in shown.stderr
+
+
 @pytest.mark.parametrize(
     ("file", "content", "mode", "said"),
     [
