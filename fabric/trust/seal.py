@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from fabric.host.terminal import one_line
 from fabric.trust import envelopes
 from fabric.trust.envelopes import Envelope, Signature
 
@@ -92,7 +93,7 @@ def _judge(
     known = [key.name for one in envelope.signatures if (key := keys.get(one.keyid))]
     if known:
         raise UnsignedError(f"its signature of {known[0]} is wrong: somebody has changed it")
-    ids = ", ".join(one.keyid[:12] for one in envelope.signatures[:3])
+    ids = one_line(", ".join(one.keyid[:12] for one in envelope.signatures[:3]))
     raise UnsignedError(f"it is signed with the unknown key {ids}, and {where} has no such key")
 
 

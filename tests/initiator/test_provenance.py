@@ -133,6 +133,19 @@ def test_provenance_of_what_is_not_built_or_not_signed_is_refused(
     assert "one, two, things, small: the store has no manifest that counts" in done.stderr
 
 
+def test_edited_source_has_no_provenance(signed: Signed, tmp_path: Path) -> None:
+    """Its commit is in no repository that the statement could name."""
+    edited = signed.project.run("edit", "two", str(tmp_path / "two"))
+    assert edited.returncode == 0, edited.stderr
+    done = signed.run("provenance")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "two in " in done.stderr
+    assert "a source that is edited here is in no repository" in done.stderr
+    assert signed.run("provenance", "one").returncode == 0
+    assert "edited: two in " in signed.run("verify").stderr
+
+
 def test_right_system_is_verified(signed: Signed, tmp_path: Path) -> None:
     done = signed.run("verify")
     assert done.returncode == 0

@@ -306,6 +306,16 @@ def test_blob_cannot_change_between_check_and_use(tmp_path: Path, here: Machine,
         here.store.path(content, key(1))
 
 
+def test_key_id_of_a_stranger_controls_no_terminal(
+    tmp_path: Path, here: Machine, there: Machine
+) -> None:
+    there.store.put(*step(1))
+    _changed(tmp_path, lambda content: content["signatures"][0].update(keyid="\x1b[2J\nx"))  # type: ignore[index]
+    assert here.store.manifest(key(1)) is None
+    [told] = here.said
+    assert told.isprintable()
+
+
 def test_few_of_many_that_do_not_count_are_told(here: Machine, there: Machine) -> None:
     for number in range(TOLD + 5):
         there.store.put(*step(number))
