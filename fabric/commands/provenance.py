@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fabric.commands.shared.arguments import add_locked
-from fabric.commands.shared.plans import open_plan, report_edits, take_snapshot
+from fabric.commands.shared.plans import edits_of, open_plan, take_snapshot
 from fabric.commands.shared.sides import find_commit
 from fabric.commands.shared.signals import interrupt_on_signals
 from fabric.commands.shared.vouched import not_built, require_trust, vouched
 from fabric.config import Settings
-from fabric.errors import FabricError
+from fabric.errors import FabricError, command
 from fabric.host.files import write_whole
 
 if TYPE_CHECKING:
@@ -36,6 +36,12 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     interrupt_on_signals()
     seal = require_trust(settings)
     project, plan = open_plan(settings, options.system, options.names, locked=options.locked)
+    if edits := edits_of(project, plan.graph, plan.goals):
+        names = ", ".join(f"{one.chunk} in {one.shown}" for one in edits)
+        raise FabricError(
+            f"{names}: a source that is edited here is in no repository that others have: push the"
+            f" work, and run: {command('edit', '--close', edits[0].chunk)}"
+        )
     lines = statements(project, plan, seal)
     document = b"".join(line + b"\n" for line in lines)
     if options.to is None:
@@ -58,7 +64,6 @@ def statements(project: Project, plan: Plan, seal: Seal) -> list[bytes]:
         raise not_built(plan, missing)
     known = {one.key: one.manifest for one in found if one.manifest is not None}
     definitions = _definitions(project, plan)
-    report_edits(project, plan.graph, plan.goals)
     lines = []
     for one in found:
         signed_by = [key.id for key in project.store.signers(known[one.key])]

@@ -135,7 +135,7 @@ def test_provenance_of_what_is_not_built_or_not_signed_is_refused(
 
 def test_edited_source_has_no_provenance(signed: Signed, tmp_path: Path) -> None:
     """Its commit is in no repository that the statement could name."""
-    edited = signed.project.run("edit", "two", str(tmp_path / "two"))
+    edited = signed.project.run("edit", "two", "--to", str(tmp_path / "two"))
     assert edited.returncode == 0, edited.stderr
     done = signed.run("provenance")
     assert done.returncode == 1

@@ -19,6 +19,7 @@ from fabric.plan import Plan
 from fabric.trove.sources.resolve import Sources
 
 if TYPE_CHECKING:
+    from fabric.client.edits import Edit
     from fabric.trove.sources.snapshot import Snapshot
 
 #: Unpinned sources that the warning of a build names.
@@ -71,12 +72,17 @@ def open_plan(
 
 def report_edits(project: Project, graph: Graph, goals: Iterable[str] = ()) -> None:
     """Print a line that names the edited chunks that the goals need."""
-    if project.edits:
-        ids = needed(graph, tuple(goals) or (graph.root.id,))
-        names = {step.name for step in graph.steps if step.kind == "chunk" and step.id in ids}
-        edits = [one for name, one in project.edits.by_name.items() if name in names]
-        if edits:
-            progress("edited: " + ", ".join(f"{one.chunk} in {one.shown}" for one in edits))
+    if edits := edits_of(project, graph, goals):
+        progress("edited: " + ", ".join(f"{one.chunk} in {one.shown}" for one in edits))
+
+
+def edits_of(project: Project, graph: Graph, goals: Iterable[str] = ()) -> list[Edit]:
+    """The edited chunks that the goals need."""
+    if not project.edits:
+        return []
+    ids = needed(graph, tuple(goals) or (graph.root.id,))
+    names = {step.name for step in graph.steps if step.kind == "chunk" and step.id in ids}
+    return [one for name, one in project.edits.by_name.items() if name in names]
 
 
 def report_unpinned(unpinned: list[str]) -> None:
