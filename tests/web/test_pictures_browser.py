@@ -182,6 +182,7 @@ def test_timeline_grows_in_place(local: Local, pages: Pages) -> None:
     zlib = page.locator('.bars .bar[aria-label^="zlib"]')
     # a bar that has just begun has no width, and is not drawn
     before = until(zlib.locator(".edge").bounding_box)
+    assert before is not None
     page.wait_for_function(
         """width => document.querySelector('.bar[aria-label^=zlib] .edge')
         .getBoundingClientRect().width > width""",
