@@ -9,6 +9,7 @@ Each child leads a session that includes its git processes, so all of them can b
 
 from __future__ import annotations
 
+import errno
 import heapq
 import os
 import subprocess
@@ -20,14 +21,15 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 
 from fabric import bounds
-from fabric.errors import PASSING
 from fabric.host.process import TooMuchOutput, converse, kill_session
 from fabric.scheduling.events import Resolved, Unresolved
 from fabric.wire.messages import BuildGraph, BuildOrder
 
 #: Exit code for a failure of the machine.
 FAULT = 4
-#: Seconds before each repetition of such an order.
+#: Errors of a start that are no failure of the machine: the program is missing, or is none.
+_NO_PROGRAM = (errno.ENOENT, errno.EACCES, errno.ENOEXEC)
+#: Seconds before each repetition of an order whose try the machine failed.
 RETRY_DELAYS = (2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 60.0)
 #: Seconds after its time limit that a child has to end by itself with an error text.
 GRACE = 30
@@ -64,7 +66,7 @@ class Child:
                     start_new_session=True,
                 )
         except OSError as error:
-            self.fault = error.errno in PASSING
+            self.fault = error.errno not in _NO_PROGRAM
             return self._failed(f"the controller cannot resolve it: {error}")
         with process:
             try:

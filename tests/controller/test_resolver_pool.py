@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -54,6 +57,26 @@ def test_resolver_pool_retries_after_a_fault_of_the_machine(
 ) -> None:
     resolvers.resolve(order(1, f"once {tmp_path}/tried"))
     [resolved] = answers_of(resolvers, 1)
+    assert isinstance(resolved, Resolved)
+
+
+def test_resolver_pool_retries_if_no_process_starts(
+    resolvers: ResolverPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the system says: the order is not at fault."""
+    start = subprocess.Popen
+    failed: list[bool] = []
+
+    def fail_once(*args: Any, **options: Any) -> Any:
+        if not failed:
+            failed.append(True)
+            raise OSError(errno.EFAULT, "Bad address", "/usr/bin/python3")
+        return start(*args, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", fail_once)
+    resolvers.resolve(order(1))
+    [resolved] = answers_of(resolvers, 1)
+    assert failed
     assert isinstance(resolved, Resolved)
 
 
