@@ -132,7 +132,7 @@ class _Hits:
 
     @property
     def sorted(self) -> list[_Hit]:
-        """What was found, by system; of one, what it has now comes last."""
+        """All hits, sorted by system; what a system has now comes after what it had."""
 
         def rank(hit: _Hit) -> tuple[object, ...]:
             return hit.system, hit.component, hit.current, hit.since, hit.vulnerabilities

@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING
 
 from fabric.client.embedded import EmbeddedFabric
 from fabric.commands.shared.arguments import add_json, add_limits, add_locked, add_verbose
+from fabric.commands.shared.output import save
 from fabric.config import Settings
-from fabric.errors import FabricError
-from fabric.host.files import write_whole
 
 if TYPE_CHECKING:
-    from fabric.building.certificate import Certificate
     from fabric.client.project import Project
     from fabric.client.render import Screen
     from fabric.client.session import Session
     from fabric.definitions.graph import Graph
     from fabric.plan import Plan
+    from fabric.trust.seal import Seal
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,12 +50,13 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     # options of ``build``
     options.keep_going = True
     options.fail_fast = options.detach = options.explain = False
+    seal = None
     if options.to is not None:
         from fabric.commands.shared.vouched import require_trust
 
-        require_trust(settings)
+        seal = require_trust(settings)
     if settings.controller:
-        return _on_farm(options, settings)
+        return _on_farm(options, settings, seal)
     with EmbeddedFabric(settings) as fabric:
         from fabric.client.render import opened_screen
         from fabric.commands.shared.local_build import follow_here
@@ -84,10 +84,10 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
                 lambda: plan,
                 shell=None,
             )
-            return _report(options, screen, project, plan, ids, followed.session)
+            return _report(options, screen, project, plan, ids, followed.session, seal)
 
 
-def _on_farm(options: argparse.Namespace, settings: Settings) -> int:
+def _on_farm(options: argparse.Namespace, settings: Settings, seal: Seal | None) -> int:
     from fabric.client.controller import open_connection
     from fabric.client.render import opened_screen
     from fabric.commands.shared.plans import open_project
@@ -106,7 +106,7 @@ def _on_farm(options: argparse.Namespace, settings: Settings) -> int:
         )
         assert followed is not None, "it waits for the end"
         assert followed.plan is not None, "it is wanted"
-        return _report(options, screen, project, followed.plan, ids, followed.session)
+        return _report(options, screen, project, followed.plan, ids, followed.session, seal)
 
 
 def _certified(graph: Graph, names: list[str]) -> tuple[str, ...]:
@@ -126,25 +126,17 @@ def _report(
     plan: Plan,
     ids: tuple[str, ...],
     session: Session,
+    seal: Seal | None,
 ) -> int:
+    from fabric.building.certificate import KIND
     from fabric.commands.shared.certified import certificate_of, report_certificate
 
     if session.mirror.state == "cancelled":
         session.judge(plan.graph.system)
     certificate = certificate_of(project.store, plan, ids, session.mirror)
     report_certificate(screen, project, certificate, contents=not options.json)
-    if options.to is not None:
-        _write(options.to, certificate, project.settings)
+    if seal is not None:
+        document = seal.close(KIND, certificate.json()) + b"\n"
+        save(document, options.to, "the certificate")
         screen.say(f"  written to {options.to}")
     return 0
-
-
-def _write(to: Path, certificate: Certificate, settings: Settings) -> None:
-    from fabric.building.certificate import KIND
-    from fabric.commands.shared.vouched import require_trust
-
-    signed = require_trust(settings).close(KIND, certificate.json())
-    try:
-        write_whole(to, signed + b"\n", mode=0o644)
-    except OSError as error:
-        raise FabricError(f"{to}: cannot be written: {error.strerror}") from None

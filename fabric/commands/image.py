@@ -17,8 +17,8 @@ from fabric.building.image_manifest import read_manifest
 from fabric.client.project import Project
 from fabric.client.render import size
 from fabric.commands.shared.arguments import add_json, add_locked
-from fabric.commands.shared.bills import add_author, built_bill, save, written
-from fabric.commands.shared.output import print_json
+from fabric.commands.shared.bills import add_author, built_bill, written
+from fabric.commands.shared.output import print_json, save
 from fabric.commands.shared.plans import healing, open_built
 from fabric.commands.shared.signals import interrupt_on_signals
 from fabric.config import Settings
@@ -146,7 +146,7 @@ def _saved(document: bytes, to: Path | None) -> dict[str, str]:
     """Write the SBOM, if one is wanted; the facts about it."""
     if to is None:
         return {}
-    save(document, to)
+    save(document, to, "the SBOM")
     return {"sbom": str(to)}
 
 

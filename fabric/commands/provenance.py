@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fabric.commands.shared.arguments import add_locked
+from fabric.commands.shared.output import save
 from fabric.commands.shared.plans import edits_of, open_plan, take_snapshot
 from fabric.commands.shared.sides import find_commit
 from fabric.commands.shared.signals import interrupt_on_signals
 from fabric.commands.shared.vouched import not_built, require_trust, vouched
 from fabric.config import Settings
 from fabric.errors import FabricError, command
-from fabric.host.files import write_whole
 
 if TYPE_CHECKING:
     from fabric.client.project import Project
@@ -47,10 +47,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     if options.to is None:
         sys.stdout.buffer.write(document)
         return 0
-    try:
-        write_whole(options.to, document, mode=0o644)
-    except OSError as error:
-        raise FabricError(f"{options.to}: cannot be written: {error.strerror}") from None
+    save(document, options.to, "the provenance")
     print(f"{options.to}: {len(lines)} signed statements about {plan.graph.system}")
     return 0
 

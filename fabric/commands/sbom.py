@@ -12,9 +12,9 @@ from fabric.commands.shared.bills import (
     add_author,
     built_bill,
     planned_bill,
-    save,
     written,
 )
+from fabric.commands.shared.output import save
 from fabric.commands.shared.signals import interrupt_on_signals
 from fabric.config import Settings
 from fabric.errors import FabricError
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     if options.to is None:
         sys.stdout.buffer.write(document)
         return 0
-    save(document, options.to)
+    save(document, options.to, "the SBOM")
     if options.format == "openvex-json":
         statements = {each for one in bill.components if one.in_image for each in one.vex}
         many = "s" * (len(statements) != 1)

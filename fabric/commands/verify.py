@@ -71,7 +71,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
 
 
 class _Checked:
-    """What was found."""
+    """Collects what is checked, and what is wrong."""
 
     def __init__(self, project: Project) -> None:
         self._store = project.store

@@ -73,19 +73,13 @@ class Seal:
     def demand_unrevoked(self, ids: Iterable[str]) -> None:
         """UnsignedError if one of these keys is revoked."""
         keys = self._keys.by_id()
-        for id in ids:
-            if (by := keys.get(id)) and by.revoked:
-                raise UnsignedError(
-                    f"its contents are signed with the key {by.name}, which is revoked"
-                )
+        _demand_unrevoked((keys[id] for id in ids if id in keys), "its contents are")
 
 
 def _judge(
     envelope: Envelope, found: list[PublicKey], keys: Mapping[str, PublicKey], where: TrustedKeys
 ) -> None:
-    for by in found:
-        if by.revoked:
-            raise UnsignedError(f"it is signed with the key {by.name}, which is revoked")
+    _demand_unrevoked(found, "it is")
     if found:
         return
     if not envelope.signatures:
@@ -95,6 +89,12 @@ def _judge(
         raise UnsignedError(f"its signature of {known[0]} is wrong: somebody has changed it")
     ids = one_line(", ".join(one.keyid[:12] for one in envelope.signatures[:3]))
     raise UnsignedError(f"it is signed with the unknown key {ids}, and {where} has no such key")
+
+
+def _demand_unrevoked(keys: Iterable[PublicKey], what: str) -> None:
+    for by in keys:
+        if by.revoked:
+            raise UnsignedError(f"{what} signed with the key {by.name}, which is revoked")
 
 
 def is_envelope(data: bytes) -> bool:

@@ -6,13 +6,11 @@ import argparse
 import importlib
 import os
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fabric.commands.shared.plans import healing, open_graph, open_plan, plan_of
 from fabric.config import Settings
 from fabric.errors import FabricError, command, in_line
-from fabric.host.files import write_whole
 from fabric.host.terminal import progress
 from fabric.plan import Plan, wanted_sources
 from fabric.trove.sources.lorry_fields import SUPPLIER
@@ -160,14 +158,6 @@ def written(bill: Bill, form: str) -> bytes:
     document = module.write(bill)
     assert isinstance(document, bytes)
     return document
-
-
-def save(document: bytes, to: Path) -> None:
-    """Write a document to a file, whole.  FabricError if that fails."""
-    try:
-        write_whole(to, document, mode=0o644)
-    except OSError as error:
-        raise FabricError(f"{to}: the SBOM cannot be written: {error.strerror}") from error
 
 
 def created() -> int:

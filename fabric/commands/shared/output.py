@@ -1,12 +1,16 @@
-"""Prints JSON for programs, and puts names into a line."""
+"""Prints JSON for programs, writes documents to files, and puts names into a line."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from fabric.errors import FabricError
+from fabric.host.files import write_whole
 
 
 def facts(value: Any) -> Any:
@@ -19,6 +23,14 @@ def facts(value: Any) -> Any:
 def print_json(value: Any) -> None:
     """Print one JSON document on standard output."""
     print(json.dumps(value, indent=1))
+
+
+def save(document: bytes, to: Path, what: str) -> None:
+    """Write a document to a file, whole; ``what`` it is, for the FabricError if that fails."""
+    try:
+        write_whole(to, document, mode=0o644)
+    except OSError as error:
+        raise FabricError(f"{to}: {what} cannot be written: {error.strerror}") from error
 
 
 def first_of(names: Sequence[str], most: int) -> str:

@@ -211,13 +211,14 @@ class Store:
             self._check_given(manifest, blob, data)
             if blob.content is None:
                 blobs[blob_path(blob)] = data
-        if self._seal is not None:
-            self._make_way(manifest.key)
+        self._make_way(manifest.key)
         with self._explained(f"{manifest.name} cannot be stored"):
             self._backend.put(blobs, manifest_path(manifest.key), encode(manifest, self._seal))
 
     def _make_way(self, key: str) -> None:
         """Remove a manifest that does not count, for the first one of a key wins."""
+        if self._seal is None:  # each counts
+            return
         try:
             self._manifest(key, self._seal)
         except UnsignedError:
@@ -245,8 +246,7 @@ class Store:
         """
         sizes = {blob_path(blob): blob.size for blob in apart(manifest)}
         path = manifest_path(manifest.key)
-        if self._seal is not None:
-            self._make_way(manifest.key)
+        self._make_way(manifest.key)
         with self._explained(f"{manifest.name} cannot be stored"):
             try:
                 self._backend.put_equal(sizes, path, encode(manifest, self._seal))
