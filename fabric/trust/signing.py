@@ -13,8 +13,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import re
-import stat
 import tempfile
 import time
 from collections.abc import Mapping
@@ -24,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from fabric.bounds import SIGNING_KEY_FILE, TRUSTED_KEYS
 from fabric.errors import FabricError, suggest
 from fabric.host.files import read_regular, write_whole
+from fabric.host.key_files import NAME, NAME_RULE, others_may_read
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import (
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 AGAIN = 1.0
 OWN = "own"
 REVOKED = "revoked"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 
 
 class SigningProblem(FabricError):
@@ -153,11 +151,8 @@ class TrustedKeys:
         SigningProblem if it is not a public key, is revoked, or its name belongs to another.
         """
         name = name or file.stem
-        if not _NAME.match(name):
-            raise SigningProblem(
-                f"{name!r} is not a valid name of a key: use letters and digits, and . _ - after"
-                " the first character, at most 63 characters"
-            )
+        if not NAME.match(name):
+            raise SigningProblem(f"{name!r} is not a valid name of a key: {NAME_RULE}")
         found = _read_public(file, name, revoked=False)
         for known in self.all():
             if known.id == found.id and known.revoked:
@@ -244,9 +239,7 @@ def _read_public(file: Path, name: str, *, revoked: bool) -> PublicKey:
 def _read_private(file: Path) -> Signer:
     ed25519, serialization = _library()
     content = read_regular(file, SIGNING_KEY_FILE)
-    # of a credential of systemd, the group's bits are the mask of an access control list
-    credential = str(file.parent) == os.environ.get("CREDENTIALS_DIRECTORY")
-    if stat.S_IMODE(file.stat().st_mode) & (0o007 if credential else 0o077):
+    if others_may_read(file):
         raise SigningProblem(f"{file}: other users may read this private key: chmod 600 {file}")
     try:
         key = serialization.load_pem_private_key(content, None)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import stat
 import tempfile
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -22,6 +21,7 @@ from zmq.utils import z85
 from fabric.bounds import ADMITTED_KEYS, KEY_FILE
 from fabric.errors import PASSING, FabricError, suggest
 from fabric.host.files import read_regular
+from fabric.host.key_files import NAME, NAME_RULE, others_may_read
 from fabric.wire.sockets import Context, Curve
 
 Role = Literal["broker", "worker", "initiator", "viewer"]
@@ -40,7 +40,6 @@ INCLUDED_IN: dict[Role, tuple[Role, ...]] = {"viewer": ("initiator",)}
 HANDSHAKES_AT_ONCE = 200
 #: Seconds between two reads of the table because of unknown keys.
 REFRESH_EVERY = 0.05
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 _LINE = re.compile(r'\s+(name|role|public-key|secret-key)\s*=\s*"?([^"\s]+)"?\s*\Z')
 
 
@@ -66,11 +65,8 @@ class Certificate(NamedTuple):
 
 def check_name(name: str) -> str:
     """Returns ``name``.  KeyProblem if it is not valid."""
-    if not _NAME.match(name):
-        raise KeyProblem(
-            f"{name!r} is not a valid name: use letters and digits, and . _ - after the first"
-            " character, at most 63 characters"
-        )
+    if not NAME.match(name):
+        raise KeyProblem(f"{name!r} is not a valid name: {NAME_RULE}")
     return name
 
 
@@ -100,7 +96,7 @@ def read(path: Path) -> Certificate:
     """
     try:
         text = read_regular(path, KEY_FILE).decode()
-        mode = path.stat().st_mode
+        shared = others_may_read(path)
     except UnicodeDecodeError:
         raise KeyProblem(f"{path}: the key cannot be read: it is not text") from None
     except OSError as error:
@@ -109,16 +105,14 @@ def read(path: Path) -> Certificate:
     found = {m[1]: m[2] for line in text.split("\n") if (m := _LINE.match(line))}
     name, role, public = (found.get(what, "") for what in ("name", "role", "public-key"))
     secret = found.get("secret-key", "")
-    if not _NAME.match(name) or role not in ROLES:
+    if not NAME.match(name) or role not in ROLES:
         raise KeyProblem(f"{path} is not a key file of distbuild: name or role is missing")
     for key in (public, secret) if secret else (public,):
         if not _is_key(key):
             raise KeyProblem(
                 f"{path} is not a key file of distbuild: a key is 40 characters of Z85"
             )
-    # of a credential of systemd, the group's bits are the mask of an access control list
-    credential = str(path.parent) == os.environ.get("CREDENTIALS_DIRECTORY")
-    if secret and stat.S_IMODE(mode) & (0o007 if credential else 0o077):
+    if secret and shared:
         raise KeyProblem(f"{path}: other users may read this secret key: chmod 600 {path}")
     return Certificate(name, role, public, secret)
 
