@@ -32,7 +32,7 @@ from fabric.trove.sources.lorries import Lorry
 from fabric.trove.sources.resolve import Sources
 
 #: Increases when other facts are found in the same files.
-_FORMAT = 2
+_FORMAT = 3
 
 _encode = msgspec.msgpack.Encoder().encode
 _decoder = msgspec.msgpack.Decoder(ChunkFact)

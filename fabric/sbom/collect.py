@@ -16,7 +16,7 @@ import msgspec
 
 from fabric import bounds
 from fabric.definitions.graph import Graph, Step
-from fabric.errors import FabricError
+from fabric.errors import FabricError, suggest
 from fabric.sbom import identifiers, licenses
 from fabric.sbom.bill import (
     DEBIAN,
@@ -293,6 +293,12 @@ def inside_of(chunk: Component, lorry: Lorry, fact: ChunkFact) -> Iterator[Compo
         return
     packages = tuple(dict.fromkeys(lorry.locked()))
     count = Counter(one.name for one in packages)
+    for name in lorry.licenses:
+        if name not in count:
+            hint = suggest(name, count)
+            raise FabricError(
+                f"{lorry.where}: 'licenses': {lorry.lock_file.name} has no package {name}{hint}"
+            )
     for package in packages:
         made = _package(chunk, lorry, package, fact.packages.get(package.sha256, PackageFact()))
         if count[package.name] > 1:  # of several architectures
@@ -316,6 +322,7 @@ def _package(chunk: Component, lorry: Lorry, package: Locked, fact: PackageFact)
         within=chunk.ref,
         purl=identifiers.debian(package) if deb else identifiers.wheel(package),
         supplier=vendor if deb else Party.parse(lorry.supplier),
+        license=lorry.licenses.get(package.name, ""),
         found_license=fact.license,
         license_files=fact.license_files,
         downloads=(Download(file if deb else f"{file}.whl", "", package.sha256, fact.sha512),),

@@ -20,6 +20,8 @@ _NAMES = re.compile(
 )
 #: The folder of REUSE: a file for each license, with the SPDX identifier as its name.
 _REUSE = re.compile(r"LICENSES/([A-Za-z0-9.+-]+)\.txt")
+#: In Debian's own programs, and in sources with Debian's patches.
+_DEBIANS = "debian/copyright"
 _CODE = re.compile(r".*\.(?:c|h|py|pl|sh|go|rs|html?|png|patch)", re.IGNORECASE)
 #: GNU licenses without "only" or "or later".
 _OPEN = re.compile(r"(?:A?GPL|LGPL|GFDL)-[0-9.]+")
@@ -47,7 +49,7 @@ _EXCEPTIONS = {
 def speaks(path: str) -> bool:
     """Whether a file of a source, by its path, may say what its license is."""
     if "/" in path:
-        return bool(_REUSE.fullmatch(path))
+        return path == _DEBIANS or bool(_REUSE.fullmatch(path))
     return path == "PKG-INFO" or bool(_NAMES.fullmatch(path) and not _CODE.fullmatch(path))
 
 
@@ -59,9 +61,11 @@ def found(files: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
     named = tuple(sorted(path for path in files if path != "PKG-INFO"))
     if "PKG-INFO" in files and (stated := of_metadata(files["PKG-INFO"])):
         return stated, named
+    if stated := of_debian_copyright(files.get(_DEBIANS, "")):
+        return stated, named
     if reuse := [match[1] for path in named if (match := _REUSE.fullmatch(path))]:
         return _joined(map(canonical, reuse)), named
-    return _joined(_identified(files[path]) for path in named), named
+    return _joined(_identified(files[path]) for path in named if path != _DEBIANS), named
 
 
 def _identified(text: str) -> str:

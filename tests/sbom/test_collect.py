@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,22 @@ def test_licenses_of_the_definitions_precede_those_found(tmp_path: Path) -> None
     )
     unknown = kit.LORRIES.replace("  license: BSD-2-Clause\n", "")
     assert kit.bill(tmp_path / "b", lorries=unknown).license == "", "one is not known"
+
+
+def test_licenses_of_packages_stand_in_the_lorry_of_their_set(tmp_path: Path) -> None:
+    stated = "  licenses:\n    libc6: Zlib\n"
+    text = kit.LORRIES.replace("  license: GPL-2.0-or-later\n", stated)
+    found = kit.bill(tmp_path / "a", lorries=text).by_ref
+    libc6 = found["libc/libc6"]
+    assert (libc6.concluded_license, libc6.declared_license) == ("Zlib", "LGPL-2.1-or-later")
+    assert found["libc"].concluded_license == "Zlib", "a set has the licenses of its packages"
+    with pytest.raises(FabricError) as caught:
+        kit.bill(tmp_path / "b", lorries=text.replace("    libc6:", "    libc5:"))
+    assert re.fullmatch(
+        r"sources/all.lorry:[0-9]+: 'licenses': debs.lock has no package libc5;"
+        r" did you mean 'libc6'\?",
+        str(caught.value),
+    )
 
 
 def test_a_lorry_of_another_ref_says_nothing(tmp_path: Path) -> None:
@@ -196,6 +213,21 @@ def test_party() -> None:
     assert party is not None
     assert (party.name, party.contact, party.is_email) == ("A B", "a@b.example", True)
     assert not Party("x", "https://user@host.example/").is_email
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ("{libc6: mit}", "debs: 'licenses': 'libc6': write it as SPDX does: MIT"),
+        ("{libc6: [MIT]}", "debs: 'licenses': 'libc6' must be text"),
+        ("MIT", "debs: 'licenses' must be a mapping"),
+    ],
+)
+def test_wrong_licenses_of_packages_are_reported(tmp_path: Path, given: str, problem: str) -> None:
+    text = "debs:\n  type: debian-packages\n  version: '1'\n  packages: [libc6]\n"
+    with pytest.raises(DefinitionsError) as caught:
+        kit.write(tmp_path, f"{text}  licenses: {given}\n")
+    assert str(caught.value).startswith(f"sources/all.lorry:5: {problem}")
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,8 @@ License: WTFPL
         ("license-MIT", True),
         ("LICENSES/MIT.txt", True),
         ("PKG-INFO", True),
+        ("debian/copyright", True),
+        ("debian/COPYING", False),
         ("license.c", False),
         ("licenses.py", False),
         ("src/COPYING", False),
@@ -161,6 +163,15 @@ def package(control: str, *members: deb_kit.Member) -> bytes:
 def read(name: str, data: bytes, taken: frozenset[bytes] | None = None) -> packages.Read:
     with tempfile.TemporaryFile() as file:
         return packages.debian(name, "2.41-1", packages.as_file([data], file), taken)
+
+
+def test_copyright_of_debian_in_a_source_precedes_its_license_files() -> None:
+    said = licenses.of_debian_copyright(COPYRIGHT)
+    both = {"debian/copyright": COPYRIGHT, "COPYING": "All rights reserved."}
+    assert licenses.found(both) == (said, ("COPYING", "debian/copyright"))
+    plain = {"debian/copyright": "This is free software.", "LICENSE": MIT}
+    assert licenses.found(plain)[0] == "MIT", "one that no machine reads is left out"
+    assert licenses.found({"debian/copyright": "This is free software."})[0] == ""
 
 
 def test_a_debian_package_says_its_license_source_and_files() -> None:

@@ -104,7 +104,8 @@ class Lorry:
     exclude: tuple[str, ...] = ()
     architecture: str = ""
     python: str = ""
-    license: str = ""  # this and the next four are for SBOMs
+    licenses: Mapping[str, str] = field(default_factory=dict)  # package -> expression
+    license: str = ""  # this and the next four are for SBOMs, as is `licenses`
     purl: str = ""
     cpe: str = ""
     supplier: str = ""

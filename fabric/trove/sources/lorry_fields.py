@@ -109,6 +109,15 @@ def _patches(fields: Fields, entry: Map, key: str, name: str) -> None:
             seen.add(one)
 
 
+def _licenses(fields: Fields, entry: Map, key: str, name: str) -> None:
+    """A mapping from packages to their licenses."""
+    what = f"{name}: {key!r}"
+    given = fields.mapping(entry[key], entry.lines[key], what)
+    for package in given or ():
+        assert given is not None
+        _license(fields, given, package, what)
+
+
 def _license(fields: Fields, entry: Map, key: str, name: str) -> None:
     value = fields.text(entry, key, name)
     if not value:
@@ -209,6 +218,7 @@ _OWN: dict[str, tuple[dict[str, _Check], dict[str, _Check]]] = {
             "exclude": _packages,
             "architecture": _Text(DEBIAN_ARCHITECTURE, "like amd64"),
             "ref": _ref,
+            "licenses": _licenses,
         },
     ),
     "pypi-wheels": (
@@ -217,7 +227,11 @@ _OWN: dict[str, tuple[dict[str, _Check], dict[str, _Check]]] = {
             "python": _Text(r"3\.[0-9]{1,3}", "like 3.13"),
             "version": _version,
         },
-        {"architecture": _Text(r"[a-z0-9_]+", "like x86_64"), "ref": _ref},
+        {
+            "architecture": _Text(r"[a-z0-9_]+", "like x86_64"),
+            "ref": _ref,
+            "licenses": _licenses,
+        },
     ),
 }
 
@@ -255,6 +269,8 @@ MEANINGS = {
     "debian-patches": "`true`: apply Debian's own patches first (source format `3.0 (quilt)`)",
     "debian-sha256": "the digest of the archive of Debian's patches, `*.debian.tar.*`",
     "license": "the SPDX license expression of what is imported, for the SBOM",
+    "licenses": "package of the lock file -> its SPDX license expression, for the SBOM; default:"
+    " what the package says",
     "purl": "upstream's package URL, for the SBOM; the version is added; default: `pkg:deb` for"
     " Debian's packages, `pkg:pypi` for Python's, else `pkg:generic`",
     "cpe": "vendor and product, as `zlib:zlib`, for the SBOM; the version is added",
