@@ -22,7 +22,8 @@ from fabric.web.graphs import Graph
 from fabric.web.lanes import JITTER, Load, Span, Wait
 from fabric.web.mirrors import KnownStep
 from fabric.web.paced import KEPT, TIMES, Paced
-from fabric.web.timeline import Bar, TimelineQuery, TimelineView, view
+from fabric.web.timeline import TimelineQuery, view
+from fabric.web.timeline_view import Bar, TimelineView
 from fabric.wire.messages import Answer, AttemptInfo, RequestInfo
 
 NOW = datetime(2026, 11, 29, tzinfo=UTC)
