@@ -17,12 +17,10 @@ from pictures_kit import gnome
 from pictures_site import Local
 from playwright.sync_api import Locator, Page, expect
 from waiting import until
-from web_kit import PATIENCE, Pages
+from web_kit import Pages
 from wire_kit import FakeWorker
 
 from fabric.wire.messages import GraphStep
-
-expect.set_options(timeout=PATIENCE)
 
 #: Windows: a phone, a desk, a wall.
 WINDOWS = [(360, 740, "dark"), (1440, 900, "light"), (3840, 2160, "dark")]

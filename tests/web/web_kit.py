@@ -16,7 +16,14 @@ from typing import Any, NamedTuple
 
 import msgspec
 from farm_kit import HOST, Farm, Peer
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Page,
+    expect,
+    sync_playwright,
+)
 from waiting import until
 from wire_kit import FakeWorker
 
@@ -35,6 +42,7 @@ ARGUMENTS = [
 ]  # fmt: skip
 #: Milliseconds that the browser waits for something to appear.
 PATIENCE = 60_000
+expect.set_options(timeout=PATIENCE)
 #: The token of pages of a farm, and the header with it.
 TOKEN = "a-token-for-tests"
 SIGNED = {"Authorization": f"Bearer {TOKEN}"}
