@@ -35,7 +35,7 @@ def outcome(name: str) -> bytes:
 
 def test_farm_page_follows_the_farm(site: Site, pages: Pages) -> None:
     page = pages.open(site.url)
-    expect(page.get_by_text("There is no worker.")).to_be_visible()
+    expect(page.get_by_text("No worker is connected.")).to_be_visible()
     worker = site.worker("amber")
     expect(page.get_by_role("row", name="amber idle nothing 0/1")).to_be_visible()
     site.build("hello")
