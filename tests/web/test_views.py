@@ -297,6 +297,30 @@ def test_step_in_the_store_has_artifacts_and_reasons() -> None:
     assert [one.name for one in view.needs] == ["zlib"]
 
 
+@pytest.mark.bound("WEB_ROWS")
+def test_page_of_a_step_has_no_more_rows_than_the_bound() -> None:
+    count = bounds.WEB_ROWS + 1
+    others = tuple(GraphStep(key_of(f"n{one}"), f"n{one}", "chunk") for one in range(count))
+    above = tuple(GraphStep(key_of(f"a{one}"), f"a{one}", "chunk", (0,)) for one in range(count))
+    graph = (GraphStep(CURL, "curl", "chunk", tuple(range(1, count + 1))), *others, *above)
+    attempts = [tried(fence=fence, result="lost") for fence in range(count)]
+    view = step.view(step.Facts(key=CURL, graph=graph, attempts=attempts), NOW)
+    assert {len(view.needs), len(view.needed_by), len(view.attempts)} == {bounds.WEB_ROWS}
+    assert {view.needs_total, view.needed_by_total, view.attempts_total} == {count}
+
+
+@pytest.mark.bound("WEB_ROWS")
+@pytest.mark.parametrize("stored", [True, False])
+def test_page_of_a_system_has_no_more_artifacts_of_a_chunk_than_the_bound(stored: bool) -> None:
+    contents = tuple(Content(ZLIB, f"zlib-{one}") for one in range(bounds.WEB_ROWS + 1))
+    rootfs = Artifact("a-rootfs", Blob.of(b"abc"), contents)
+    one = manifest(APP, kind="system", name="a", artifacts=(rootfs,), built=10.0)
+    known = index(*map(brief, (one, manifest(ZLIB, name="zlib")) if stored else (one,)))
+    [row] = systems.system_view(brief(one), one, known, systems.SystemQuery()).chunks
+    assert row.name == ("zlib" if stored else ZLIB[:12])
+    assert len(row.artifacts) == bounds.WEB_ROWS
+
+
 def test_step_that_runs_outside_a_build_is_running() -> None:
     view = step.view(step.Facts(key=CURL, attempts=[tried()]), NOW)
     assert (view.state, view.attempts[0].result) == ("running", "running")

@@ -145,15 +145,16 @@ def _row(built: Built) -> SystemRow:
 
 
 def _chunk(key: str, artifacts: Sequence[str], built: Built | None) -> ChunkRow:
+    few = tuple(artifacts[: bounds.WEB_ROWS])
     if built is None:
-        return ChunkRow(key=key, name=key[:12], artifacts=tuple(artifacts))
+        return ChunkRow(key=key, name=key[:12], artifacts=few)
     return ChunkRow(
         key=key,
         name=built.name,
         repo=built.repo,
         ref=built.ref,
         size=built.size,
-        artifacts=tuple(artifacts[: bounds.WEB_ROWS]),
+        artifacts=few,
     )
 
 
