@@ -183,6 +183,19 @@ def test_log_of_a_lost_worker_ends_with_the_spool() -> None:
     assert tale.closed is False
 
 
+def test_log_of_an_ended_attempt_at_a_step_that_another_built_is_left_to_the_store() -> None:
+    """Seed 920146442: a full disk takes the order back, and another request builds the step."""
+    tale = Tale()
+    tale.tick()
+    tale.running()
+    tale.hint(0, TEXT[:4])
+    tale.update(StepState(KEY, "cached"))
+    tale.tick(1.0)
+    assert tale.asked() == [4]
+    tale.piece(4, b"", ended=True)
+    assert tale.closed is False, "`complete` takes it from the store"
+
+
 def test_log_does_not_end_by_an_answer_from_before_its_end() -> None:
     tale = Tale()
     tale.tick()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fabric import bounds
+from fabric.client.request_logs import CloseLog
 from fabric.scheduling import events
 from fabric.scheduling.explain import why_request
 from fabric.scheduling.invariants import validate
@@ -302,17 +303,24 @@ class Judge:
 
     def _has_whole_logs(self, initiator: Initiator) -> None:
         names = self.world.names
-        for key, whole in initiator.whole.items():
-            if whole:
+        for key, log in initiator.closed.items():
+            if log.whole:
                 self._is_the_log_used(initiator, key)
-            elif self._should_be_whole(initiator, key):
+            elif self._should_be_whole(initiator, log):
                 raise Violation(f"the log of {names[key]} is not whole")
 
-    def _should_be_whole(self, initiator: Initiator, key: str) -> bool:
-        """Not if the broker might take its worker for lost, or removed the log to make room."""
+    def _should_be_whole(self, initiator: Initiator, log: CloseLog) -> bool:
+        """Not if the broker might take its worker for lost, or removed the log to make room.
+
+        Nor if the attempt was ended, and another one built the step: after the request, the log is
+        completed from the store (`fabric.client.user_logs`).
+        """
         broker, gentle = self.world.broker, self.world.scenario.gentle
-        removed = broker is not None and broker.removed_log(key)
-        return gentle and not initiator.attached and not removed
+        removed = broker is not None and broker.removed_log(log.key)
+        step = initiator.mirror.steps.get(log.key)
+        cached = step is not None and step.state == "cached"
+        by_another = cached and log.fence not in self.world.done.get(log.key, ())
+        return gentle and not initiator.attached and not removed and not by_another
 
     def _is_the_log_used(self, initiator: Initiator, key: str) -> None:
         """The log of a step in a user's folder is that of the attempt which decided the step.

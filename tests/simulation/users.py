@@ -44,7 +44,7 @@ class Initiator:
         self.logs: dict[str, bytes] = {}
         self.open: dict[str, int] = {}
         self.deaf: set[str] = set()  # logs that are not followed on the stream
-        self.whole: dict[str, bool] = {}
+        self.closed: dict[str, request_logs.CloseLog] = {}
         self.over = 0
         self.since = self.until = world.now
         self._ahead = world.some_clock()
@@ -119,7 +119,7 @@ class Initiator:
                     self.deaf.add(key)
                 case request_logs.CloseLog():
                     assert self.open.pop(action.key) == action.fence
-                    self.whole[action.key] = action.whole
+                    self.closed[action.key] = action
                     if not action.whole:
                         self.world.rare("a log is not whole")
                 case Over():
