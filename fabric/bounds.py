@@ -684,6 +684,13 @@ TRUSTED_KEYS = _bound(
     "TRUSTED_KEYS", 1000, "keys", "the keys of signatures in `trusted-keys`", "none counts"
 )
 HINT = _bound("HINT", KIB, "bytes", "a hint in a store", "it does not count")
+SHARED_STEPS = _bound(
+    "SHARED_STEPS",
+    200_000,
+    "steps",
+    "steps that one `artifact push` or `pull` copies",
+    "nothing is copied",
+)
 OUTPUTS_KNOWN = _bound(
     "OUTPUTS_KNOWN", 20_000, "steps", "outputs that a broker remembers", "they are read again"
 )

@@ -18,7 +18,7 @@ COMMANDS = {
     "migrate": "Bring definitions of older versions of the format to version 8, as a diff.",
     "graph": "Print the parts of a system, in the order in which they are built.",
     "show": "Show cache keys, which steps are cached, and why the others are not.",
-    "artifact": "List what the store has; show or delete an artifact.",
+    "artifact": "List what the store has; show, delete or share artifacts.",
     "checkout": "Copy an artifact out of the store.",
     "image": "Make a bootable disk image, or an archive, of a built system.",
     "sbom": "Write what is in a system, as SPDX or CycloneDX.",

@@ -1,4 +1,4 @@
-"""``artifact``: lists what the store has, shows one built step, deletes some."""
+"""``artifact``: lists what the store has, shows one built step, deletes some, shares some."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import stat
 import time
 from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
 
 import msgspec
 
@@ -45,8 +46,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add_system(parser)
     parser.add_argument(
         "action",
-        choices=["list", "show", "delete"],
-        help="show: facts and files of one; delete: remove some from the store",
+        choices=["list", "show", "delete", "push", "pull"],
+        help="show: facts and files of one; delete: remove some from the store; push, pull: copy"
+        " some to another store, or from one",
     )
     parser.add_argument(
         "names",
@@ -54,9 +56,23 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="CHUNK|KEY",
         help="name of a chunk, stratum or system, or at least 8 digits of a key; list: patterns of"
-        " names (default: all)",
+        " names (default: all); push, pull: a system and, if not all of it, some of its chunks or"
+        " strata, or keys",
     )
     parser.add_argument("--no-files", action="store_true", help="show: leave out the files")
+    parser.add_argument("--to", metavar="URL", help="push: the store to copy to")
+    parser.add_argument("--from", dest="source", metavar="URL", help="pull: the store to copy from")
+    parser.add_argument(
+        "--password",
+        type=Path,
+        metavar="FILE",
+        help="push, pull: a file with USER:PASSWORD for that store",
+    )
+    parser.add_argument(
+        "--runtime",
+        action="store_true",
+        help="push, pull: only these and what they contain, without what only a build needs",
+    )
     parser.add_argument(
         "--dry-run", action="store_true", help="delete: print what would be done, and do nothing"
     )
@@ -64,6 +80,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
     interrupt_on_signals()
+    if options.action in ("push", "pull"):
+        from fabric.commands.shared.shared_steps import copy
+
+        return copy(options, settings)
     store = open_store(settings)
     if options.action == "list":
         return _list(options, store)

@@ -42,6 +42,21 @@ def open_store(
     )
 
 
+def open_other_store(settings: Shared, url: str, named: str, password: Path | None) -> Store:
+    """A store that an option names, read and written as that of the settings.
+
+    The password of the latter is not for it: ``password`` is the file with its own.
+    """
+    return Store(
+        url,
+        settings.cache_dir / "tmp",
+        ca=_path(settings.artifacts_ca),
+        password=password.expanduser() if password else None,
+        seal=open_seal(settings),
+        named=named,
+    )
+
+
 def open_seal(settings: Shared) -> Seal | None:
     """What signs and checks manifests; None if no keys are trusted."""
     directory = _path(settings.trusted_keys)

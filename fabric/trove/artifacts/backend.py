@@ -30,6 +30,13 @@ class Entry(msgspec.Struct, frozen=True):
     time: float
 
 
+class Haste(msgspec.Struct, frozen=True):
+    """How long a client of a remote store waits, in seconds, where nothing depends on it."""
+
+    answer: float  # for a connection, and for each piece of a response
+    whole: float  # for a whole response
+
+
 class Backend(Protocol):
     """Keeps the objects of a store."""
 

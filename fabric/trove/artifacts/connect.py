@@ -6,24 +6,32 @@ import hashlib
 from pathlib import Path
 
 from fabric.errors import StoreError
-from fabric.trove.artifacts.backend import Backend
+from fabric.trove.artifacts.backend import Backend, Haste
 from fabric.trove.artifacts.directory import Directory
-from fabric.trove.artifacts.errors import brief
+from fabric.trove.artifacts.errors import brief, name_of, password_of
 
 
-def connect(url: str, scratch: Path, ca: Path | None, password: Path | None) -> Backend:
+def connect(
+    url: str,
+    scratch: Path,
+    ca: Path | None,
+    password: Path | None,
+    named: str = "artifacts",
+    haste: Haste | None = None,
+) -> Backend:
     """The backend for a plain path or a URL; the other arguments are as for `Store`.
 
-    StoreError if there is none.  The store is not accessed.
+    With ``haste``, a remote store has so little time, and no second try.  StoreError if there is
+    no such backend.  The store is not accessed.
     """
     certificate = _secret(ca, "artifacts-ca")
-    login = _secret(password, "artifacts-password").decode(errors="replace").strip()
+    login = _secret(password, password_of(named)).decode(errors="replace").strip()
     try:
-        return _backend(url, scratch, certificate, login)
+        return _backend(url, scratch, certificate, login, haste)
     except Exception as error:  # noqa: BLE001 - whatever obstore raises about a bad URL
         raise StoreError(
             f"{url}: cannot be used as an artifact store: {brief(error)}; give a directory"
-            " or a URL of file:, http:, https:, s3:, gs: or az: as the setting `artifacts`"
+            f" or a URL of file:, http:, https:, s3:, gs: or az: as {name_of(named)}"
         ) from None
 
 
@@ -35,7 +43,7 @@ def _secret(file: Path | None, setting: str) -> bytes:
         raise StoreError(f"{file}: cannot be read: {error.strerror}; see `{setting}`") from None
 
 
-def _backend(url: str, scratch: Path, ca: bytes, login: str) -> Backend:
+def _backend(url: str, scratch: Path, ca: bytes, login: str, haste: Haste | None) -> Backend:
     if url.startswith("file://"):
         from urllib.parse import unquote, urlsplit
 
@@ -47,4 +55,4 @@ def _backend(url: str, scratch: Path, ca: bytes, login: str) -> Backend:
     )
 
     notes = scratch / "uses" / hashlib.sha256(url.encode()).hexdigest()[:16]
-    return Remote(url, notes, ca, login)
+    return Remote(url, notes, ca, login, haste)

@@ -9,6 +9,7 @@ import re
 
 from fabric.errors import NO_ROOM, command
 
+_PASSWORD = re.compile(r"`artifacts-password`( \(or FABRIC_ARTIFACTS_PASSWORD\))?")
 #: Pattern of a store's URL and obstore's message -> advice.
 _MEANINGS = (
     (
@@ -63,8 +64,23 @@ def brief(error: Exception) -> str:
     return (f"{first}: {cause[1] or cause[2]}" if cause else first) or type(error).__name__
 
 
-def advice(error: Exception, url: str) -> str:
-    """Advice about an error of the store at ``url``, as the end of a sentence, or ""."""
+def name_of(named: str) -> str:
+    """The setting or option that names a store, in a sentence."""
+    return f"`{named}`" if named.startswith("-") else f"the setting `{named}`"
+
+
+def password_of(named: str) -> str:
+    """The setting or option that names the file with the password of such a store."""
+    return "--password" if named.startswith("-") else "artifacts-password"
+
+
+def advice(error: Exception, url: str, named: str = "artifacts") -> str:
+    """Advice about an error of the store at ``url``, as the end of a sentence, or "".
+
+    ``named`` is the setting or option that names the store; "": nobody can act on it now.
+    """
+    if not named:
+        return ""
     number = getattr(error, "errno", None)
     if number in NO_ROOM:
         return f"; the disk is full: free some room ({command('gc')}), then try again"
@@ -74,8 +90,10 @@ def advice(error: Exception, url: str) -> str:
         return ""
     for pattern, meaning in _MEANINGS:
         if re.search(pattern, f"{url} {error}"):
+            if named.startswith("-"):
+                meaning = re.sub(_PASSWORD, f"`{password_of(named)}`", meaning)
             return f"; {meaning}"
-    return "; check that the server is up and the setting `artifacts` right, then try again"
+    return f"; check that the server is up and {name_of(named)} right, then try again"
 
 
 def _user() -> str:

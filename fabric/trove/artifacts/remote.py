@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fabric.bounds import RESERVED, UPLOAD, USE_LIST, USES_KEPT
 from fabric.host.shared_files import CHUNK
-from fabric.trove.artifacts.backend import Entry, TooLarge, size_of
+from fabric.trove.artifacts.backend import Entry, Haste, TooLarge, size_of
 from fabric.trove.artifacts.uses import Uses, keys_in
 
 if TYPE_CHECKING:
@@ -47,12 +47,20 @@ class Remote:
 
     ``ca`` is a PEM certificate to be trusted besides the system's, ``login`` is "USER:PASSWORD".
     Records of use are collected in the folder ``notes`` (`fabric.trove.artifacts.uses`).
+    ``haste`` bounds reading more closely.
     """
 
     grace = float(UPLOAD)
     use_every = 3600.0
 
-    def __init__(self, url: str, notes: Path, ca: bytes = b"", login: str = "") -> None:
+    def __init__(
+        self,
+        url: str,
+        notes: Path,
+        ca: bytes = b"",
+        login: str = "",
+        haste: Haste | None = None,
+    ) -> None:
         from urllib.parse import unquote, urlsplit
 
         import obstore.exceptions
@@ -69,6 +77,7 @@ class Remote:
         self._url = url
         self._ca = ca
         self._login = login
+        self._haste = haste
         self._store = self._connect(SILENCE)
         self._uses = Uses(notes, self._upload)
 
@@ -86,6 +95,10 @@ class Remote:
                 "read_timeout": timedelta(seconds=silence),
                 "timeout": timedelta(days=1),  # of a whole transfer
             }
+            if haste := self._haste:
+                answer = timedelta(seconds=haste.answer)
+                client |= {"connect_timeout": answer, "read_timeout": answer}
+                client["timeout"] = timedelta(seconds=haste.whole)
             if self._url.startswith("http:") or os.environ.get("AWS_ALLOW_HTTP") == "true":
                 client["allow_http"] = True
             if self._ca:
@@ -94,7 +107,7 @@ class Remote:
                 token = base64.b64encode(self._login.encode()).decode()
                 client["default_headers"] = {"Authorization": f"Basic {token}"}
             settings["retry_config"] = {
-                "max_retries": RETRIES,
+                "max_retries": 0 if self._haste else RETRIES,
                 "backoff": {"init_backoff": timedelta(seconds=0.5)},
                 "retry_timeout": timedelta(seconds=PATIENCE),
             }

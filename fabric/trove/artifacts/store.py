@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import msgspec
 
@@ -33,7 +33,7 @@ from fabric.host.files import is_private
 from fabric.host.progress import Moved, unmoved
 from fabric.host.shared_files import sha256_of
 from fabric.jobs import Blob, Manifest
-from fabric.trove.artifacts.backend import Backend, R, T, TooLarge
+from fabric.trove.artifacts.backend import Backend, Haste, R, T, TooLarge
 from fabric.trove.artifacts.connect import connect
 from fabric.trove.artifacts.copies import Copies
 from fabric.trove.artifacts.errors import advice, brief
@@ -70,6 +70,13 @@ class Usage(msgspec.Struct, frozen=True):
     bytes: int
 
 
+class Sealed(NamedTuple):
+    """A manifest, and the bytes that it is stored as, with all their signatures."""
+
+    manifest: Manifest
+    data: bytes
+
+
 class Store:
     """The store at ``url``: a directory, or a URL (file, http, https, s3, gs, az, memory).
 
@@ -88,11 +95,16 @@ class Store:
         backend: Backend | None = None,
         seal: Seal | None = None,
         said: Callable[[str], object] = unsaid,
+        named: str = "artifacts",
+        haste: Haste | None = None,
     ) -> None:
         """``backend`` replaces the one of ``url``; ``seal`` signs and checks manifests.
 
         ``said`` is told, once, of each manifest that counts as absent because of its signature.
+        ``named`` is the setting or option that names the store, for advice; "": errors have none.
+        ``haste`` as for `connect`.
         """
+        self._named = named
         self.url = url
         self._seal = seal
         self._said = said
@@ -100,7 +112,7 @@ class Store:
         self.copies = Copies(scratch)
         self._verified: set[tuple[str, int, int]] = set()
         self._used: dict[str, float] = {}  # key -> when its use is recorded again
-        self._backend = backend or connect(url, scratch, ca, password)
+        self._backend = backend or connect(url, scratch, ca, password, named, haste)
 
     def sweep(self) -> None:
         """Remove leftovers of killed processes in the store and among the copies."""
@@ -138,7 +150,7 @@ class Store:
     def manifest(self, key: str) -> Manifest | None:
         """The manifest of a built step; None if there is none that counts."""
         try:
-            return self._manifest(key, self._seal)
+            found = self.sealed(key)
         except UnsignedError as error:
             text = f"{self.url}: manifest {key} counts as absent: {error}"
             if text not in self._told and len(self._told) < TOLD:
@@ -146,6 +158,14 @@ class Store:
                 more = "; no more are told" if len(self._told) == TOLD else ""
                 self._said(text + more)
             return None
+        return found.manifest if found else None
+
+    def sealed(self, key: str) -> Sealed | None:
+        """The manifest of a built step with its signatures; None if there is none.
+
+        UnsignedError if it does not count.
+        """
+        return self._sealed(key, self._seal)
 
     def signers(self, manifest: Manifest) -> list[PublicKey]:
         """The trusted keys that signed a manifest; none if the store has another one by now."""
@@ -164,10 +184,11 @@ class Store:
     def _any_manifest(self, key: str) -> Manifest | None:
         """As `whole_manifest`, whoever signed it: for housekeeping, which trusts nothing in it."""
         with contextlib.suppress(DamagedError):
-            return self._manifest(key, None)
+            found = self._sealed(key, None)
+            return found.manifest if found else None
         return None
 
-    def _manifest(self, key: str, seal: Seal | None) -> Manifest | None:
+    def _sealed(self, key: str, seal: Seal | None) -> Sealed | None:
         path = manifest_path(key)
         with self._explained(f"manifest {key} cannot be read"):
             try:
@@ -177,7 +198,7 @@ class Store:
             except TooLarge as error:
                 raise self._damaged_manifest(key, str(error)) from None
         try:
-            return decode(content, key, seal)
+            return Sealed(decode(content, key, seal), content)
         except UnsignedError:
             raise
         except ValueError as error:
@@ -193,15 +214,23 @@ class Store:
         """The manifests of many steps, in their order."""
         return list(self._backend.map(self.manifest, keys))
 
+    @property
+    def is_local(self) -> bool:
+        """Whether its objects are files of this machine."""
+        return self._backend.place("manifests") is not None
+
     def each(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """Apply a function that uses this store, in parallel if the store is remote."""
         return self._backend.map(function, items)
 
-    def put(self, manifest: Manifest, files: Mapping[str, bytes | Path]) -> None:
+    def put(
+        self, manifest: Manifest, files: Mapping[str, bytes | Path], sealed: bytes = b""
+    ) -> None:
         """Store a built step.  ``files`` has, by sha256, the blobs whose content is not inline.
 
-        A given file may become the store's own, so it must not change afterwards.  StoreError if a
-        blob does not match its digest, or the store is full or unreachable.
+        A given file may become the store's own, so it must not change afterwards.  ``sealed`` is
+        the manifest as another store has it: it is stored as it is, and not signed here.
+        StoreError if a blob does not match its digest, or the store is full or unreachable.
         """
         blobs: dict[str, bytes | Path] = {}
         for blob in manifest.blobs():
@@ -213,14 +242,15 @@ class Store:
                 blobs[blob_path(blob)] = data
         self._make_way(manifest.key)
         with self._explained(f"{manifest.name} cannot be stored"):
-            self._backend.put(blobs, manifest_path(manifest.key), encode(manifest, self._seal))
+            content = sealed or encode(manifest, self._seal)
+            self._backend.put(blobs, manifest_path(manifest.key), content)
 
     def _make_way(self, key: str) -> None:
         """Remove a manifest that does not count, for the first one of a key wins."""
         if self._seal is None:  # each counts
             return
         try:
-            self._manifest(key, self._seal)
+            self.sealed(key)
         except UnsignedError:
             self.remove([key])
         except DamagedError:
@@ -438,6 +468,12 @@ class Store:
         if blob.content is None and blob.size and not there:
             raise self._damaged(blob, "it is not there")
 
+    def there(self, blobs: Iterable[Blob]) -> set[str]:
+        """The digests of those blobs that exist; they are not read."""
+        paths = {blob_path(blob): blob.sha256 for blob in blobs}
+        with self._explained("cannot be asked what it has"):
+            return {paths[path] for path in self._backend.exist(paths)}
+
     def verify(self, blob: Blob) -> None:
         """Read a blob.  DamagedError if it does not match its digest."""
         for _ in self.stream(blob):
@@ -584,7 +620,7 @@ class Store:
             raise _Absent(f"{self.url}: {what}: {brief(error)}") from error
         except self._backend.errors as error:
             raise StoreError(
-                f"{self.url}: {what}: {brief(error)}{advice(error, self.url)}"
+                f"{self.url}: {what}: {brief(error)}{advice(error, self.url, self._named)}"
             ) from error
 
 

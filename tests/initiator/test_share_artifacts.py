@@ -1,0 +1,177 @@
+"""`artifact push` and `pull`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from initiator_kit import INITIATOR, Project
+from servers_kit import Cable, free_port
+from small_definitions import remember_host_tools
+from store_kit import nginx
+from waiting import until
+
+from fabric.trove.artifacts.store import Store
+
+SYSTEM = "../systems/small.morph"
+#: Files that are large, and compress badly.
+MUCH = "mkdir -p $DESTDIR/usr/bin; head -c {0} /dev/urandom > $DESTDIR/usr/bin/{1}"
+
+
+class Machines:
+    """Ann's and Bob's: each has a cache and keys, and both have the same definitions."""
+
+    def __init__(self, project: Project, top: Path) -> None:
+        self.project = project
+        self.top = top
+        project.write(
+            compiler="true", one=("compiler", MUCH.format(50_000, "one")), two="touch $DESTDIR/two"
+        )
+
+    def run(
+        self, who: str, *args: str, trusts: bool = True, **settings: object
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command on a machine."""
+        file = self.top / f"{who}.toml"
+        mine = {"trusted-keys": str(self.top / f"{who}-keys")} if trusts else {}
+        lines = [f"{name} = {json.dumps(value)}" for name, value in {**mine, **settings}.items()]
+        file.write_text("\n".join(lines))
+        if not (self.top / who).exists():
+            remember_host_tools(self.top / who)
+        environ = {"FABRIC_CONFIG": str(file), "FABRIC_CACHE": str(self.top / who)}
+        return self.project.run(*args, environ=environ)
+
+    def ask(self, who: str, *args: str, **settings: Any) -> Any:
+        done = self.run(who, *args, "--json", **settings)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def trust(self, who: str, whom: str) -> None:
+        own, to = self.top / f"{whom}-keys/own.pub", self.top / f"{who}-keys/{whom}.pub"
+        to.parent.mkdir(exist_ok=True)
+        shutil.copy(own, to)
+
+    def names(self, store: Path) -> list[str]:
+        """Names of the steps in a store, all whole."""
+        opened = Store(str(store), self.top / "look")
+        assert all(map(opened.inspect, opened.keys()))
+        manifests = map(opened.manifest, opened.keys())
+        return sorted(one.name for one in manifests if one)
+
+
+@pytest.fixture
+def machines(project: Project, tmp_path: Path) -> Machines:
+    return Machines(project, tmp_path)
+
+
+def good(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_build_finds_all_that_was_pushed_and_pulled(machines: Machines, tmp_path: Path) -> None:
+    run, mirror = machines.run, tmp_path / "mirror"
+    good(run("ann", "build", SYSTEM))
+    pushed = machines.ask("ann", "artifact", "push", SYSTEM, "--to", str(mirror))
+    assert (len(pushed["copied"]), pushed["missing"], pushed["refused"]) == (5, [], [])
+    assert machines.names(mirror) == ["compiler", "one", "small", "things", "two"]
+    again = good(run("ann", "artifact", "push", SYSTEM, "--to", str(mirror)))
+    assert f"0 steps, 0 B copied to {mirror}; 5 steps, " in again
+    machines.trust("bob", "ann")
+    pulled = good(run("bob", "artifact", "pull", SYSTEM, "--from", str(mirror)))
+    assert "5 steps, " in pulled
+    assert f"copied to {tmp_path}/bob/artifacts; 0 steps, 0 B were there already" in pulled
+    assert "warning" not in pulled.replace("warning: not pinned", "")
+    assert "all 5 steps cached" in good(run("bob", "build", SYSTEM))
+    assert "signed by  ann" in good(run("bob", "artifact", "show", "one"))
+
+
+def test_parts_of_a_system_are_pushed(machines: Machines, tmp_path: Path) -> None:
+    good(machines.run("ann", "build", SYSTEM))
+    for args, expected in (
+        ((SYSTEM, "one"), ["compiler", "one"]),
+        ((SYSTEM, "one", "--runtime"), ["one"]),
+        ((SYSTEM, "things", "--runtime"), ["compiler", "one", "things", "two"]),
+        ((SYSTEM, "--runtime"), ["compiler", "one", "small", "things", "two"]),
+    ):
+        to = tmp_path / "-".join(args).replace("/", "_")
+        machines.ask("ann", "artifact", "push", *args, "--to", str(to))
+        assert machines.names(to) == expected, args
+    listed = machines.ask("ann", "artifact", "list")["artifacts"]
+    key = {one["name"]: one["key"] for one in listed}["one"]
+    for more, expected in ((), ["compiler", "one"]), (("--runtime",), ["one"]):
+        to = tmp_path / f"keys{len(more)}"
+        machines.ask("ann", "artifact", "push", key[:12], *more, "--to", str(to))
+        assert machines.names(to) == expected
+    good(machines.run("bob", "artifact", "pull", key, "--from", str(to), trusts=False))
+
+
+def test_what_does_not_count_is_named_and_not_taken(machines: Machines, tmp_path: Path) -> None:
+    mirror = tmp_path / "mirror"
+    good(machines.run("ann", "build", SYSTEM))
+    good(machines.run("ann", "artifact", "push", SYSTEM, "one", "--to", str(mirror)))
+    done = machines.run("bob", "artifact", "pull", SYSTEM, "--from", str(mirror))
+    assert done.returncode == 1
+    assert "warning: refused: chunk one (" in done.stderr
+    assert "): it is signed with the unknown key" in done.stderr
+    assert f"warning: {mirror} does not have chunk two, stratum things, system small" in done.stderr
+    assert "0 steps, 0 B copied" in done.stdout
+    pull = ("artifact", "pull", SYSTEM, "one", "--from", str(mirror))
+    anybody = good(machines.run("eve", *pull, trusts=False))
+    assert "warning: digests are checked, but signatures are not: no keys are trusted" in anybody
+    assert "2 steps, " in anybody
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("push", SYSTEM), "push: give the other store, a directory or a URL, as --to"),
+        (("pull", SYSTEM), "pull: give the other store, a directory or a URL, as --from"),
+        (("pull", SYSTEM, "--to", "x"), "pull: give the other store, a directory or a URL, as --f"),
+        (("push", "--to", "x"), "push: name a system, and some of its chunks or strata if not all"),
+        (("push", SYSTEM, "none", "--to", "x"), "small has no chunk, stratum or artifact 'none'"),
+        (("push", SYSTEM, "--to", "odd://x"), "az: as `--to`"),
+        (("pull", "ab" * 32, "--from", "http://127.0.0.1:9/x"), "the server is up and `--from` ri"),
+        (
+            ("push", SYSTEM, "--to", "x", "--password", "none"),
+            "none: cannot be read: No such file ",
+        ),
+    ],
+)
+def test_mistakes_are_explained(machines: Machines, args: tuple[str, ...], said: str) -> None:
+    done = machines.run("ann", "artifact", *args)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_killed_push_goes_on(machines: Machines, tmp_path: Path) -> None:
+    machines.project.write(
+        one=MUCH.format(1_500_000, "one"), two=("one", MUCH.format(6_000_000, "two"))
+    )
+    good(machines.run("ann", "build", SYSTEM))
+    folder = tmp_path / "server"
+    folder.mkdir()
+    with nginx(folder, free_port()) as server, Cable(server.port) as cable:
+        cable.rate = 3_000_000
+        to = ("--to", f"http://127.0.0.1:{cable.port}/a")
+        environ = {**machines.project.environ, "FABRIC_CONFIG": str(tmp_path / "ann.toml"),
+                   "FABRIC_CACHE": str(tmp_path / "ann")}  # fmt: skip
+        push = subprocess.Popen(
+            [*INITIATOR, "artifact", "push", SYSTEM, *to],
+            cwd=machines.project.logs, env=environ, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        until(lambda: list((server.data / "a/blobs").glob("*/*")), 30)
+        push.kill()
+        push.wait()
+        kept = {file: file.stat().st_ino for file in (server.data / "a/blobs").glob("*/*")}
+        assert len(machines.names(server.data / "a")) < 4
+        cable.rate = 0
+        done = machines.ask("ann", "artifact", "push", SYSTEM, *to)
+        assert machines.names(server.data / "a") == ["one", "small", "things", "two"]
+        assert done["there"]["bytes"] >= 1_500_000
+        assert {file: file.stat().st_ino for file in kept} == kept
