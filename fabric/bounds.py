@@ -691,6 +691,31 @@ SHARED_STEPS = _bound(
     "steps that one `artifact push` or `pull` copies",
     "nothing is copied",
 )
+SUBSTITUTERS = _bound(
+    "SUBSTITUTERS", 16, "stores", "the setting `substituters`", "the setting is refused"
+)
+SUBSTITUTE_ANSWER = _bound(
+    "SUBSTITUTE_ANSWER",
+    5,
+    "seconds",
+    "the time in which a substituter answers whether it has a step",
+    "it is not asked for `SUBSTITUTER_REST`",
+)
+SUBSTITUTE_TIME = _bound(
+    "SUBSTITUTE_TIME",
+    3600,
+    "seconds",
+    "the time for the artifacts of a step from substituters, which is also at most the time that"
+    " the step took to build there, or `SUBSTITUTE_ANSWER`",
+    "the step is built, and the substituter is not asked for `SUBSTITUTER_REST`",
+)
+SUBSTITUTER_REST = _bound(
+    "SUBSTITUTER_REST",
+    300,
+    "seconds",
+    "the time in which no program of a machine asks a substituter that did not answer",
+    "it is asked again",
+)
 OUTPUTS_KNOWN = _bound(
     "OUTPUTS_KNOWN", 20_000, "steps", "outputs that a broker remembers", "they are read again"
 )

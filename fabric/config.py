@@ -14,7 +14,7 @@ import platform
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_origin
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import msgspec
 from msgspec import Meta
@@ -97,6 +97,9 @@ class Building(Shared, frozen=True, kw_only=True):
     architectures: tuple[Named, ...] = ()
     #: A build step that prints more fails. 0: no limit.
     log_limit: Size = 4 * 1024**3
+    #: Stores that are asked, in this order, for a step before it is built: directories or URLs.
+    #: Only what a key in `trusted-keys` signed is taken. They are only read.
+    substituters: Annotated[tuple[str, ...], Meta(max_length=bounds.SUBSTITUTERS)] = ()
 
     @property
     def work_dir(self) -> Path:
@@ -283,12 +286,20 @@ def load(
         if given.get(field.name) is not None:
             values[field.encode_name] = given[field.name]
             settings = _convert(kind, values, "--" + field.encode_name)
+    if isinstance(settings, Building) and settings.substituters and not settings.trusted_keys:
+        raise ConfigError(
+            f"{path}: substituters: needs the setting trusted-keys: without it, whoever answers at"
+            " these addresses could put anything into your artifacts"
+        )
     return settings
 
 
 def variable(field: msgspec.structs.FieldInfo) -> str:
     """The environment variable of a setting; "" if it has none."""
-    return "" if get_origin(field.type) in (dict, tuple) else f"FABRIC_{field.name.upper()}"
+    kind = field.type
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    return "" if get_origin(kind) in (dict, tuple) else f"FABRIC_{field.name.upper()}"
 
 
 def common(settings: Settings) -> dict[str, Any]:

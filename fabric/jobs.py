@@ -24,6 +24,8 @@ SMALL = 4096
 #: The name of an artifact, which becomes part of a path; and that of a log, which may be "".
 Name = Annotated[str, Meta(pattern=r"\A[^\s/\x00-\x1f.-][^\s/\x00-\x1f]*\Z", max_length=255)]
 LogName = Annotated[str, Meta(pattern=r"\A[^\s/\x00-\x1f.-][^/\x00-\x1f]*\Z|\A\Z", max_length=255)]
+#: The beginning of the log of a step that was not built, but copied from a substituter.
+COPIED = "### copied from "
 #: Prefix of the feature that jobs built with the host's tools need; the digest of these follows.
 HOST_TOOLS = "host-tools:"
 

@@ -35,7 +35,7 @@ from fabric.host.jobserver import NAME, Jobserver
 from fabric.host.process import die_with_parent
 from fabric.host.sd_notify import Supervisor
 from fabric.jobs import HOST_TOOLS
-from fabric.trove.configured import open_sources, open_store
+from fabric.trove.configured import open_sources, open_store, open_substituters
 from fabric.wire import sockets
 from fabric.wire.connection import Connection, dial
 from fabric.wire.messages import (
@@ -93,6 +93,7 @@ class Worker:
         self._event_log = EventLog("fabric-worker")
         self._store = store = open_store(settings, said=self._event_log)
         store.prepare()
+        self._substituters = open_substituters(settings)
         sources = open_sources(settings)
         self._exports = sources.exports
         self._trimming: threading.Thread | None = None
@@ -270,7 +271,13 @@ class Worker:
         while True:
             attempt = self._waiting.get()
             self._ended.put(
-                attempt.run(self._workspace, self._settings, self.name, self._jobserver)
+                attempt.run(
+                    self._workspace,
+                    self._settings,
+                    self.name,
+                    self._jobserver,
+                    self._substituters,
+                )
             )
             self._wake()
 

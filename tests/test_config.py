@@ -56,6 +56,7 @@ def test_config_named_file_must_exist(tmp_path: Path) -> None:
 
 
 @pytest.mark.bound("WORKERS")
+@pytest.mark.bound("SUBSTITUTERS")
 @pytest.mark.parametrize(
     ("text", "more", "said"),
     [
@@ -66,6 +67,13 @@ def test_config_named_file_must_exist(tmp_path: Path) -> None:
         ("", {"FABRIC_WORKERS": "x"}, "FABRIC_WORKERS: workers: must be a whole number"),
         ("", {"FABRIC_WORKERS": "257"}, "FABRIC_WORKERS: workers: must be a whole number <= 256"),
         ("[aliases]\nupstream = 3", {}, r"aliases"),
+        ("substituters = '/a'", {}, r"substituters: must be a list, not text"),
+        (f"substituters = {['/a'] * 17}", {}, r"substituters: must be a list of length <= 16"),
+        (
+            "substituters = ['/a']",
+            {},
+            r"distbuild\.toml: substituters: needs the setting trusted-k",
+        ),
         ("priority = 11", {}, r"priority: must be a whole number <= 10"),
     ],
 )
@@ -85,6 +93,17 @@ def test_config_of_daemons(tmp_path: Path) -> None:
     file.write_text("workers = 3\n")
     with pytest.raises(ConfigError, match=r"worker\.toml: unknown setting 'workers'"):
         load(WorkerSettings, file, {})
+
+
+def test_config_of_substituters(tmp_path: Path) -> None:
+    """They are for who builds here; the keys may be named elsewhere."""
+    keys = {"FABRIC_TRUSTED_KEYS": "/k", "FABRIC_SUBSTITUTERS": "/b"}
+    settings = load_settings(environ(tmp_path, "substituters = ['/a']", **keys))
+    assert settings.substituters == ("/a",), "lists have no variable"
+    assert embedded_worker(settings).substituters == ("/a",)
+    (tmp_path / "broker.toml").write_text("substituters = ['/a']")
+    with pytest.raises(ConfigError, match="unknown setting 'substituters'"):
+        load(BrokerSettings, tmp_path / "broker.toml", {})
 
 
 def test_config_shown_is_valid() -> None:

@@ -7,7 +7,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -21,6 +21,9 @@ from fabric.errors import BuildFailed, Cancelled, FabricError, MachineFault
 from fabric.host.cancel import CancelToken
 from fabric.jobs import Job
 from fabric.wire.messages import STORING, Outcome, cut
+
+if TYPE_CHECKING:
+    from fabric.trove.artifacts.substituters import Substituters
 
 # Made at import: msgspec 0.22 crashes when two threads use a type for the first time at once.
 _decode = msgspec.msgpack.Decoder(Job).decode
@@ -47,12 +50,17 @@ class Attempt:
             self._wake()
 
     def run(
-        self, workspace: Workspace, settings: WorkerSettings, name: str, jobserver: Path
+        self,
+        workspace: Workspace,
+        settings: WorkerSettings,
+        name: str,
+        jobserver: Path,
+        substituters: Substituters | None = None,
     ) -> Outcome:
         """Build, and return the outcome.  Never raises, since the slot's thread must go on."""
         began = time.monotonic()
         try:
-            return self._run(workspace, settings, name, jobserver, began)
+            return self._run(workspace, settings, name, jobserver, substituters, began)
         except BaseException as error:  # noqa: BLE001
             return Outcome(
                 key=self.key,
@@ -68,6 +76,7 @@ class Attempt:
         settings: WorkerSettings,
         name: str,
         jobserver: Path,
+        substituters: Substituters | None,
         began: float,
     ) -> Outcome:
         result: Literal["done", "failed", "fault", "cancelled"] = "done"
@@ -87,6 +96,7 @@ class Attempt:
                 jobserver=jobserver,
                 phase=self.set_phase,
                 builder=name,
+                substituters=substituters,
             )
         except BuildFailed as error:
             result, message, phase, command = "failed", str(error), error.step, error.command

@@ -5,11 +5,13 @@ It is this package's interface for workers.
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -30,8 +32,12 @@ from fabric.errors import (
     command,
 )
 from fabric.host.cancel import TICK, CancelToken
+from fabric.host.progress import in_phase
 from fabric.inputs import inputs
-from fabric.jobs import Artifact, Job, Manifest
+from fabric.jobs import COPIED, Artifact, Job, Manifest
+
+if TYPE_CHECKING:
+    from fabric.trove.artifacts.substituters import Substituters
 
 #: The phase of waiting for another process of this machine that builds the same job.
 ELSEWHERE = "built by another process"
@@ -52,14 +58,17 @@ def build(
     jobserver: Path | None = None,
     phase: Callable[[str], None] = lambda name: None,  # noqa: ARG005
     builder: str = "",
+    substituters: Substituters | None = None,
 ) -> Manifest:
     """Build ``job`` and put it into the store; a job that is stored already is not built.
 
+    Nor is one that ``substituters`` have: it is copied, and its log begins with `COPIED`.
+
     ``jobs`` is make's -j unless the chunk limits it; the builds of this machine share those of the
     `fabric.host.jobserver` at the socket ``jobserver``.  ``timeout`` in seconds of wall time and
-    ``log_limit`` in bytes bound the commands.  ``phase`` is called with "fetch", "configure" ...
-    "store", or ELSEWHERE.  ``builder`` names the worker in the manifest.  The log is sealed
-    before it is stored.
+    ``log_limit`` in bytes bound the commands.  ``phase`` is called with "copy", "fetch",
+    "configure" ... "store", or ELSEWHERE.  ``builder`` names the worker in the manifest.  The log
+    is sealed before it is stored.
 
     BuildFailed if it is the job's own fault (its tree then stays in ``failed/KEY``), MachineFault
     if it is this machine's or the store's, Cancelled within a fraction of a second after
@@ -77,6 +86,10 @@ def build(
                     with workspace.store.open(ready.log, job.key, cancel.check) as other:
                         log.copy(other)
                 return ready
+            if substituters is not None and not job.rebuild_of:
+                ready = _substitute(job, workspace, substituters, log, cancel, phase)
+                if ready is not None:
+                    return ready
             limits = Limits(timeout, log_limit, jobserver)
             return _build(job, workspace, log, cancel, jobs, limits, phase, builder)
     except OSError as error:
@@ -85,6 +98,45 @@ def build(
         raise MachineFault(f"{job.name}: {error}", error.keys) from error
     except (StoreError, SourceError) as error:
         raise MachineFault(f"{job.name}: {error}") from error
+
+
+def _substitute(
+    job: Job,
+    workspace: Workspace,
+    substituters: Substituters,
+    log: Log,
+    cancel: CancelToken,
+    phase: Callable[[str], None],
+) -> Manifest | None:
+    """Copy a step from the first of ``substituters`` that has it; None if none does.
+
+    The log names those that were of no use, and has the log of the build there.
+    """
+    phase("copy")
+    troubles: list[str] = []
+    found = substituters.find(job.key, cancel, troubles.append, in_phase("copy", phase))
+    cancel.check()
+    if found is not None:
+        log.write(f"{COPIED}{found.url}")
+    for trouble in troubles:
+        log.write(f"### not copied from {trouble}")
+    if found is None:
+        return None
+    manifest = found.manifest
+    log.write(f"### built there in {manifest.seconds:.1f} s by {manifest.builder}:")
+    _copy_log(manifest, found.files, log)
+    phase("store")
+    _store(manifest, found.files, workspace, cancel, found.data)
+    return manifest
+
+
+def _copy_log(manifest: Manifest, files: Mapping[str, Path | bytes], log: Log) -> None:
+    if manifest.log is None:
+        return
+    content = manifest.log.content
+    file = files[manifest.log.sha256] if content is None else content
+    with io.BytesIO(file) if isinstance(file, bytes) else file.open("rb") as opened:
+        log.copy(opened)
 
 
 def _build(
@@ -150,22 +202,25 @@ def _build(
 
 def _store(
     manifest: Manifest,
-    files: dict[str, Path | bytes],
+    files: Mapping[str, Path | bytes],
     workspace: Workspace,
     cancel: CancelToken,
+    sealed: bytes = b"",
 ) -> None:
-    """Store the result.  Cancelled during a large upload, which then goes on in its thread: it may
-    succeed, and otherwise leaves no manifest.
+    """Store the result; ``sealed`` as for `Store.put`.
+
+    Cancelled during a large upload, which then goes on in its thread: it may succeed, and otherwise
+    leaves no manifest.
     """
     if sum(blob.size for blob in manifest.blobs()) < _LARGE:
-        workspace.store.put(manifest, files)
+        workspace.store.put(manifest, files, sealed)
         return
     ended = threading.Event()
     errors: list[Exception] = []
 
     def work() -> None:
         try:
-            workspace.store.put(manifest, files)
+            workspace.store.put(manifest, files, sealed)
         except Exception as error:  # noqa: BLE001  raised below, unless cancelled
             errors.append(error)
         ended.set()

@@ -28,7 +28,9 @@ class Store(Protocol):
 
     def open(self, blob: Blob, key: str, check: Callable[[], None]) -> BinaryIO: ...  # verified
 
-    def put(self, manifest: Manifest, files: Mapping[str, Path | bytes]) -> None: ...
+    def put(
+        self, manifest: Manifest, files: Mapping[str, Path | bytes], sealed: bytes = b""
+    ) -> None: ...
 
     def sweep(self) -> None: ...  # remove leftovers of killed processes
 

@@ -23,6 +23,7 @@ from fabric.client.user_logs import UserLog, UserLogs
 from fabric.errors import BuildFailed, Cancelled, FabricError, MachineFault, with_own_commands
 from fabric.host.process import more_descriptors
 from fabric.host.terminal import OutputError
+from fabric.jobs import COPIED
 from fabric.wire.connection import Connection
 from fabric.wire.messages import (
     Answer,
@@ -90,6 +91,7 @@ class Session:
         self._paths: dict[str, Path] = {}
         self._tails: dict[str, list[str]] = {}
         self._states: Counter[str] = Counter()  # number of steps by state
+        self._copied: set[str] = set()  # steps whose log says that they were not built
         self._since: dict[str, tuple[int, float]] = {}  # running step -> (fence, when it began)
         self._left = 0.0  # the broker's last estimate, in seconds
         self._ends = 0.0  # the expected end; 0: unknown
@@ -176,11 +178,13 @@ class Session:
         self._do(self.mirror.leave())
 
     def counts(self) -> str:
-        """ "1 built, 19 unchanged, 3 cached"."""
+        """ "1 built, 2 copied, 19 unchanged, 3 cached"."""
+        copied = sum(self.mirror.steps[key].state == "done" for key in self._copied)
         unchanged = sum(self._is_unchanged(step) for step in self.mirror.steps.values())
         cached = self._states["cached"] - unchanged
         return (
-            f"{self._states['done']} built"
+            f"{self._states['done'] - copied} built"
+            + (f", {copied} copied" if copied else "")
             + (f", {unchanged} unchanged" if unchanged else "")
             + (f", {cached} cached" if cached else "")
         )
@@ -240,6 +244,8 @@ class Session:
                 case OpenLog():
                     self._open_log(action.key)
                 case AppendLog():
+                    if not action.offset:
+                        self._note_copied(action.key, action.data)
                     self._logs[action.key].write(action.offset, action.data)
                     name = _name(self.mirror.steps[action.key])
                     self._lines.add(action.key, name, action.offset, action.data)
@@ -249,6 +255,13 @@ class Session:
                     self._connection.unsubscribe(key)
                 case CloseLog():
                     self._close_log(action)
+
+    def _note_copied(self, key: str, beginning: bytes | memoryview) -> None:
+        """Note by the beginning of a step's log whether the step is copied, and not built."""
+        if bytes(beginning[: len(COPIED)]) == COPIED.encode():
+            self._copied.add(key)
+        else:
+            self._copied.discard(key)
 
     def _wait_for_room(self, reason: str) -> None:
         """Handle "not-now" for the request.  MachineFault once ``patience`` is over."""
@@ -341,7 +354,8 @@ class Session:
             if new.state == "running":
                 self._screen.say(f"[{done}/{total}] {name}: building on {new.worker}")
             elif new.state == "done":
-                self._screen.say(f"[{done}/{total}] {name}: built in {duration(new.seconds)}")
+                how = "copied" if new.key in self._copied else "built"
+                self._screen.say(f"[{done}/{total}] {name}: {how} in {duration(new.seconds)}")
             elif new.state == "failed":
                 self._screen.say(f"[{done}/{total}] {name}: failed", "bold red")
             elif self._is_unchanged(new):

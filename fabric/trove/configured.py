@@ -14,8 +14,9 @@ from fabric.trove.sources.resolve import Sources
 from fabric.trust.seal import Seal
 
 if TYPE_CHECKING:
-    from fabric.config import Shared
+    from fabric.config import Building, Shared
     from fabric.host.cancel import CancelToken
+    from fabric.trove.artifacts.substituters import Substituters
     from fabric.trove.sources.farm_remote import Trove
     from fabric.trove.sources.repositories import Importer
 
@@ -55,6 +56,21 @@ def open_other_store(settings: Shared, url: str, named: str, password: Path | No
         seal=open_seal(settings),
         named=named,
     )
+
+
+def open_substituters(settings: Building) -> Substituters | None:
+    """The stores that are asked before a step is built; None if there are none."""
+    if not settings.substituters:
+        return None
+    from fabric.trove.artifacts.substituters import Substituters, haste
+
+    seal = open_seal(settings)
+    scratch = settings.cache_dir / "tmp"
+    stores = [
+        Store(url, scratch, ca=_path(settings.artifacts_ca), seal=seal, named="", haste=haste())
+        for url in settings.substituters
+    ]
+    return Substituters(stores, settings.cache_dir / "substituters")
 
 
 def open_seal(settings: Shared) -> Seal | None:

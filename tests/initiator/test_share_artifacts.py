@@ -1,10 +1,12 @@
-"""`artifact push` and `pull`."""
+"""`artifact push` and `pull`, and builds with substituters."""
 
 from __future__ import annotations
 
+import http.server
 import json
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +177,88 @@ def test_killed_push_goes_on(machines: Machines, tmp_path: Path) -> None:
         assert machines.names(server.data / "a") == ["one", "small", "things", "two"]
         assert done["there"]["bytes"] >= 1_500_000
         assert {file: file.stat().st_ino for file in kept} == kept
+
+
+# -- substituters ------------------------------------------------------------------------------
+
+
+def test_build_copies_what_a_substituter_has_and_builds_the_rest(
+    machines: Machines, tmp_path: Path
+) -> None:
+    folder = tmp_path / "server"
+    folder.mkdir()
+    with nginx(folder, free_port()) as server:
+        mirror = f"{server.url}/a"
+        good(machines.run("ann", "build", SYSTEM))
+        good(machines.run("ann", "artifact", "push", SYSTEM, "one", "--to", mirror))
+        machines.trust("bob", "ann")
+        away = f"http://127.0.0.1:{free_port()}"
+        said = good(machines.run("bob", "build", SYSTEM, substituters=[away, mirror]))
+    assert "small is built: 3 built, 2 copied in" in said
+    log = machines.project.log("one-misc")
+    assert log.startswith(f"### copied from {mirror}\n")
+    assert "### INSTALL-COMMANDS ###" in log
+    logs = "".join(file.read_text() for file in machines.project.logs.glob("*.log"))
+    assert f"### not copied from {away}: " in logs
+    shown = machines.ask("bob", "artifact", "show", "one")
+    assert shown["signed_by"] == ["ann"]
+    assert machines.ask("bob", "artifact", "show", "two")["signed_by"] == ["own"]
+    assert "all 5 steps cached" in good(machines.run("bob", "build", SYSTEM))
+    for name in ("one", "two"):
+        [theirs, ours] = (
+            tmp_path / who / "artifacts/manifests" / shown["key"] for who in ("ann", "bob")
+        )
+        assert name == "two" or theirs.read_bytes() == ours.read_bytes()
+
+
+def test_substituters_need_trusted_keys(machines: Machines, tmp_path: Path) -> None:
+    done = machines.run("bob", "build", SYSTEM, trusts=False, substituters=[str(tmp_path)])
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"fabric-initiator: {tmp_path}/bob.toml: substituters: needs the setting trusted-keys:"
+        " without it, whoever answers at these addresses could put anything into your artifacts\n"
+    )
+
+
+class Listener(http.server.ThreadingHTTPServer):
+    """A server that has nothing, and keeps the heads of requests."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.heads: list[str] = []
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Listener
+
+    def do_GET(self) -> None:
+        self.server.heads.append(str(self.headers))
+        self.send_error(404)
+
+    do_HEAD = do_PUT = do_GET
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_password_of_the_own_store_is_not_sent_to_others(
+    machines: Machines, tmp_path: Path
+) -> None:
+    secret = tmp_path / "password"
+    secret.write_text("bob:secret")
+    other = tmp_path / "other"
+    other.write_text("bob:guest")
+    settings: dict[str, Any] = {"artifacts-password": str(secret)}
+    with Listener() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        key = "ab" * 32
+        machines.run("bob", "artifact", "pull", key, "--from", url, **settings)
+        good(machines.run("bob", "build", SYSTEM, substituters=[url], **settings))
+        assert len(server.heads) > 3
+        assert not [head for head in server.heads if "authorization" in head.lower()]
+        server.heads.clear()
+        password = ("--password", str(other))
+        machines.run("bob", "artifact", "pull", key, "--from", url, *password, **settings)
+        assert all("Basic Ym9iOmd1ZXN0" in head for head in server.heads)
+        assert server.heads
+        server.shutdown()

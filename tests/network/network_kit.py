@@ -178,6 +178,7 @@ class Farm:
         self.trove_url = str(self.trove)
         self.ssh: dict[str, str] = {}
         self.signs = False
+        self.substituters: list[str] = []  # of workers that are made from now on
         self.store_url = str(root / "artifacts")
         git(root, "init", "-q", "--bare", str(self.trove))
         self.controller = root / "controller"
@@ -243,7 +244,8 @@ class Farm:
                 **self.trust(name),
             }
             text = "".join(f'{k} = "{v}"\n' for k, v in values.items())
-            config.write_text(text + f"slots = {slots}\nmin-free-disk = 0\nmax-jobs = {jobs}\n")
+            text += f"slots = {slots}\nmin-free-disk = 0\nmax-jobs = {jobs}\n"
+            config.write_text(f"{text}substituters = {self.substituters}\n")
         return self._daemon("worker", config, name)
 
     def workstation(self, name: str) -> Workstation:

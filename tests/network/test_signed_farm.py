@@ -16,6 +16,35 @@ def manifests(farm: Farm) -> list[Path]:
     return sorted((Path(farm.store_url) / "manifests").iterdir())
 
 
+def test_farm_copies_what_a_substituter_has(farm: Farm, tmp_path: Path) -> None:
+    farm.signs = True
+    signing = ("controller", "w1", "w2")
+    for name in signing:
+        farm.keys("renew", "--trusted", str(farm.trusted(name)))
+    for reader in (*signing, "alice"):
+        for name in set(signing) - {reader}:
+            public = str(farm.trusted(name) / "own.pub")
+            farm.keys("trust", public, "--name", name, "--trusted", str(farm.trusted(reader)))
+    farm.broker()
+    first = farm.worker("w1")
+    alice = farm.workstation("alice")
+    alice.definitions.write(one="echo one > $DESTDIR/one", two=("one", "echo two > $DESTDIR/two"))
+    done = alice.build()
+    assert done.returncode == 0, done.stdout + done.stderr
+    first.kill()
+    before = {one.name: one.read_bytes() for one in manifests(farm)}
+    mirror = tmp_path / "mirror"
+    Path(farm.store_url).rename(mirror)
+    farm.substituters = [str(mirror)]
+    farm.worker("w2")
+    done = alice.build()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 built, 4 copied" in done.stdout
+    assert {one.name: one.read_bytes() for one in manifests(farm)} == before
+    shown = alice.run("artifact", "show", "one", "--no-files")
+    assert "signed by  w1\n" in shown.stdout
+
+
 def test_farm_uses_only_what_its_own_machines_signed(farm: Farm, tmp_path: Path) -> None:
     farm.signs = True
     signing, reading = ("controller", "w1", "w2"), ("controller", "w1", "w2", "alice")
