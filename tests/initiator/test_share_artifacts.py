@@ -1,4 +1,4 @@
-"""`artifact push` and `pull`, and builds with substituters."""
+"""`artifact push` and `pull`, and builds with substituters; the how-to prints what it shows."""
 
 from __future__ import annotations
 
@@ -15,13 +15,31 @@ from initiator_kit import INITIATOR, Project
 from servers_kit import Cable, free_port
 from small_definitions import remember_host_tools
 from store_kit import nginx
+from transcripts import assert_shows, environment, sessions, typed
 from waiting import until
 
 from fabric.trove.artifacts.store import Store
 
+PAGE = Path(__file__).parents[2] / "docs/how-to/share-artifacts.md"
 SYSTEM = "../systems/small.morph"
 #: Files that are large, and compress badly.
 MUCH = "mkdir -p $DESTDIR/usr/bin; head -c {0} /dev/urandom > $DESTDIR/usr/bin/{1}"
+
+
+def test_the_how_to_prints_what_it_shows(tmp_path: Path) -> None:
+    for who in ("ann", "bob"):
+        remember_host_tools(tmp_path / who)
+    here, shown, said = tmp_path, 0, []
+    for script, lines in sessions(PAGE):
+        said.append(typed(script, here, environment()))
+        assert_shows(said[-1], lines)
+        here, shown = tmp_path / "shop", shown + len(lines)
+    assert shown == 2
+    assert "3 steps, " in said[1]
+    assert " copied to ../mirror; 0 steps, 0 B were there already" in said[1]
+    logs = [file.read_text() for file in here.glob("build-step-*.log")]
+    assert len(logs) == 3
+    assert all(log.startswith(f"### copied from {tmp_path}/mirror\n") for log in logs)
 
 
 class Machines:
