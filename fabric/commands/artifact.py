@@ -54,7 +54,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "names",
         nargs="*",
         default=[],
-        metavar="CHUNK|KEY",
+        metavar="SYSTEM|CHUNK|KEY",
         help="name of a chunk, stratum or system, or at least 8 digits of a key; list: patterns of"
         " names (default: all); push, pull: a system and, if not all of it, some of its chunks or"
         " strata, or keys",
