@@ -955,6 +955,75 @@ DIFFOSCOPE_MEMORY = _bound(
     "that process fails, and the first differing bytes are shown instead",
 )
 
+# -- engines of remote execution -----------------------------------------------------------
+
+ENGINE_MESSAGE = _bound(
+    "ENGINE_MESSAGE", 16 * MIB, "bytes", "a message of an engine", "the attempt ends as a fault"
+)
+ENGINE_BATCH = _bound(
+    "ENGINE_BATCH",
+    3 * MIB,
+    "bytes",
+    "small files sent to an engine in one message, if it takes that many",
+    "the rest goes in the next message",
+)
+ENGINE_DIGESTS = _bound(
+    "ENGINE_DIGESTS",
+    20_000,
+    "digests",
+    "files about which an engine is asked in one message",
+    "the rest goes in the next message",
+)
+ENGINE_DEPTH = _bound(
+    "ENGINE_DEPTH",
+    256,
+    "directories",
+    "the depth of a staging area that is sent to an engine",
+    "the step runs on the worker",
+)
+ENGINE_TREES = _bound(
+    "ENGINE_TREES",
+    256 * MIB,
+    "bytes",
+    "digests of layers that a worker with an engine has in memory, and of their combinations",
+    "those used longest ago are read again from the disk, or made again",
+)
+ENGINE_KNOWN = _bound(
+    "ENGINE_KNOWN",
+    1_000_000,
+    "digests",
+    "blobs and trees that a worker knows its engine to have",
+    "it forgets them, and asks again",
+)
+ENGINE_FILE = _bound(
+    "ENGINE_FILE",
+    64 * KIB,
+    "bytes",
+    "a file of `execute-ca`, `execute-certificate`, `execute-certificate-key` or `execute-token`",
+    "the attempt ends as a fault",
+)
+ENGINE_REPORTS = _bound(
+    "ENGINE_REPORTS",
+    MIB,
+    "bytes",
+    "the reports that a step on an engine prints to standard error",
+    "the attempt ends as a fault",
+)
+ENGINE_PATIENCE = _bound(
+    "ENGINE_PATIENCE",
+    30,
+    "seconds",
+    "an engine that does not answer, or has lost an action",
+    "the attempt ends as a fault, and the worker refuses steps until the engine answers",
+)
+ENGINE_QUEUE = _bound(
+    "ENGINE_QUEUE",
+    DAY,
+    "seconds",
+    "the time that a step waits at an engine before it runs",
+    "it is cancelled there, and the attempt ends as a fault",
+)
+
 
 def _in_words(bound: Bound) -> str:
     if bound.unit == "bytes":

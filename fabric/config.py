@@ -100,6 +100,21 @@ class Building(Shared, frozen=True, kw_only=True):
     #: Stores that are asked, in this order, for a step before it is built: directories or URLs.
     #: Only what a key in `trusted-keys` signed is taken. They are only read.
     substituters: Annotated[tuple[str, ...], Meta(max_length=bounds.SUBSTITUTERS)] = ()
+    #: An engine of remote execution that runs the steps: grpcs://HOST[:PORT], or grpc:// on this
+    #: machine. "": they run here.
+    execute: str = ""
+    #: The name of the engine's instance.
+    execute_instance: str = ""
+    #: Properties of the machines that the engine uses, `name = "value"`.
+    execute_properties: dict[str, str] = {}
+    #: PEM file of the authority that certifies the engine's host. "": the system's authorities.
+    execute_ca: str = ""
+    #: PEM file of the certificate that this machine shows to the engine, with its chain. "": none.
+    execute_certificate: str = ""
+    #: PEM file of that certificate's private key.
+    execute_certificate_key: str = ""
+    #: A file that holds the bearer token for the engine. "": none.
+    execute_token: str = ""
 
     @property
     def work_dir(self) -> Path:
@@ -352,7 +367,7 @@ def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
     return lines
 
 
-def host_and_port(text: str, default: int = PORT) -> tuple[str, int]:
+def host_and_port(text: str, default: int = PORT, setting: str = "controller") -> tuple[str, int]:
     """Splits HOST, HOST:PORT or [IPV6]:PORT.  ConfigError if ``text`` is none of them."""
     bare = text.count(":") > 1 and not text.startswith("[")  # an IPv6 address
     host, colon, port = (text, "", "") if bare or text.endswith("]") else text.rpartition(":")
@@ -360,7 +375,7 @@ def host_and_port(text: str, default: int = PORT) -> tuple[str, int]:
         host, port = text, str(default)
     host = host.removeprefix("[").removesuffix("]")
     if not host or not port.isdecimal() or not 0 < int(port) < 65534:
-        raise ConfigError(f"controller: {text!r} is not HOST or HOST:PORT")
+        raise ConfigError(f"{setting}: {text!r} is not HOST or HOST:PORT")
     return host, int(port)
 
 

@@ -188,6 +188,7 @@ class BuildFailed(FabricError):
         super().__init__(message)
         self.step = step
         self.command = command
+        self.elsewhere = False  # its build tree is not on this machine
 
 
 class MachineFault(FabricError):

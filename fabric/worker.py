@@ -19,7 +19,7 @@ import uuid
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from fabric import bounds, config
 from fabric.building import agent
@@ -48,6 +48,9 @@ from fabric.wire.messages import (
     Rejected,
 )
 from fabric.wire.sockets import Addresses, Codec, Curve, DecodeError
+
+if TYPE_CHECKING:
+    from fabric.execution.engine import RemoteEngine
 
 #: Niceness of builds above that of the communicating thread.
 NICE = 5
@@ -99,6 +102,7 @@ class Worker:
         self._trimming: threading.Thread | None = None
         self._trim_due = 0.0
         self._workspace = Workspace(settings.work_dir, store, sources)
+        self._engine = _engine(settings, self._workspace) if settings.execute else None
         self._spools = self._workspace.session.scratch()
         self._jobserver = jobserver or self._spools / NAME
         if jobserver is None:
@@ -165,6 +169,8 @@ class Worker:
         signal.set_wakeup_fd(-1)
         self._connection.close()
         self._workspace.close()
+        if self._engine is not None:
+            self._engine.close()
         self._store.flush()
 
     # -- one turn of the loop --------------------------------------------------------------
@@ -226,6 +232,8 @@ class Worker:
         if self._agent.free_disk < 2 * least and now >= self._trim_due:
             self._trim_due = now + TRIM_EVERY
             self._trim(2 * least)
+        if self._engine is not None:
+            refusing = refusing or self._engine.trouble()
         self._do(self._agent.refuse(refusing))
 
     def _trim(self, wanted: int) -> None:
@@ -270,15 +278,15 @@ class Worker:
         os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + NICE)
         while True:
             attempt = self._waiting.get()
-            self._ended.put(
-                attempt.run(
-                    self._workspace,
-                    self._settings,
-                    self.name,
-                    self._jobserver,
-                    self._substituters,
-                )
+            outcome = attempt.run(
+                self._workspace,
+                self._settings,
+                self.name,
+                self._jobserver,
+                self._substituters,
+                self._engine,
             )
+            self._ended.put(outcome)
             self._wake()
 
     def _wake(self) -> None:
@@ -347,6 +355,9 @@ def parser() -> argparse.ArgumentParser:
     top = daemon.parser("fabric-worker", __doc__ or "", config.WORKER_FILE)
     top.add_argument("--name", help="embedded: its name")
     top.add_argument("--slots", type=int, help="embedded: builds at a time (default 1)")
+    top.add_argument(
+        "--execute", metavar="URL", help="run steps on the engine at grpc[s]://HOST[:PORT]"
+    )
     top.add_argument("--host-tools", help="embedded: the digest of this machine's tools")
     return top
 
@@ -393,11 +404,12 @@ def _failed(error: FabricError | OSError) -> int:
 
 def _settings(options: argparse.Namespace) -> WorkerSettings:
     given = {"name": options.name, "slots": options.slots}
+    execute = {"execute": options.execute}
     if options.directory is not None:
-        return config.embedded_worker(config.load_settings(), **given)
+        return config.embedded_worker(config.load_settings(overrides=execute), **given)
     for warning in config.unknown_variables():
         print(f"fabric-worker: warning: {warning}", file=sys.stderr)
-    settings = config.load(WorkerSettings, options.config, overrides=given)
+    settings = config.load(WorkerSettings, options.config, overrides=given | execute)
     host, _ = config.host_and_port(settings.controller)
     if settings.plain:
         sockets.check_plain(host)
@@ -419,6 +431,18 @@ def _worker(settings: WorkerSettings, directory: Path | None, tools: str | None)
             f" {name}"
         )
     return Worker(name or settings.name or host, settings, tools, addresses, curve)
+
+
+def _engine(settings: WorkerSettings, workspace: Workspace) -> RemoteEngine:
+    """The engine of the setting `execute`.  FabricError if it is wrong, or a library is missing."""
+    try:
+        from fabric.execution import access, engine
+    except ImportError as error:
+        raise config.ConfigError(
+            f"execute needs {error.name}, which is not installed: pip install"
+            " 'distbuild[reapi]'; or leave the setting empty"
+        ) from None
+    return engine.RemoteEngine(access.of(settings), workspace.root / "indexes")
 
 
 def program() -> NoReturn:

@@ -307,9 +307,9 @@ def _entry(block: bytes, name: bytes, link: bytes) -> Entry:
     name = (name or block[0:100].rstrip(b"\0")).removesuffix(b"/")
     link = link or block[157:257].rstrip(b"\0")
     type_ = block[156:157]
-    _judge(name, "its path")
+    judge(name, "its path")
     if type_ == HARD_LINK:
-        _judge(link, "the path it is a link to")
+        judge(link, "the path it is a link to")
     elif type_ == SYMLINK and not 0 < len(link) <= _LONGEST_LINK:
         raise MachineFault(f"a symlink's target has {len(link)} bytes")
     return Entry(
@@ -325,7 +325,7 @@ def _entry(block: bytes, name: bytes, link: bytes) -> Entry:
     )
 
 
-def _judge(path: bytes, what: str) -> None:
+def judge(path: bytes, what: str) -> None:
     """MachineFault if a path is too long, or leads out of the tree."""
     if len(path) > bounds.ARTIFACT_PATH:
         raise MachineFault(f"{what} is longer than {bounds.ARTIFACT_PATH} bytes")

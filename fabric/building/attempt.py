@@ -14,6 +14,7 @@ import msgspec
 from fabric import bounds
 from fabric.building import personality
 from fabric.building.builder import build
+from fabric.building.engine import Engine
 from fabric.building.log import Log
 from fabric.building.workspace import Workspace
 from fabric.config import WorkerSettings
@@ -56,11 +57,12 @@ class Attempt:
         name: str,
         jobserver: Path,
         substituters: Substituters | None = None,
+        engine: Engine | None = None,
     ) -> Outcome:
         """Build, and return the outcome.  Never raises, since the slot's thread must go on."""
         began = time.monotonic()
         try:
-            return self._run(workspace, settings, name, jobserver, substituters, began)
+            return self._run(workspace, settings, name, jobserver, substituters, engine, began)
         except BaseException as error:  # noqa: BLE001
             return Outcome(
                 key=self.key,
@@ -77,6 +79,7 @@ class Attempt:
         name: str,
         jobserver: Path,
         substituters: Substituters | None,
+        engine: Engine | None,
         began: float,
     ) -> Outcome:
         result: Literal["done", "failed", "fault", "cancelled"] = "done"
@@ -97,6 +100,7 @@ class Attempt:
                 phase=self.set_phase,
                 builder=name,
                 substituters=substituters,
+                engine=engine,
             )
         except BuildFailed as error:
             result, message, phase, command = "failed", str(error), error.step, error.command

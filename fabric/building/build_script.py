@@ -143,6 +143,15 @@ class StatusPipe:
             self.child = int(found[1])
 
 
+def reported(text: bytes) -> list[tuple[str, int]]:
+    """The reports in ``text``, in their order: of an engine, where they come at the end."""
+    return [
+        (found[1].decode("utf-8", "surrogateescape"), int(found[2]))
+        for line in text.split(b"\n")
+        if (found := _REPORT.fullmatch(line))
+    ]
+
+
 def phase_of(list_: str) -> str:
     """The phase a command list belongs to: ``build`` for ``pre-build-commands``."""
     return list_.removesuffix("-commands").removeprefix("pre-").removeprefix("post-")

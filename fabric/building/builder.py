@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from fabric.building.archive import Packed
 from fabric.building.chunk import build_chunk
 from fabric.building.conditions import conditions_of
+from fabric.building.engine import Engine
 from fabric.building.log import Log
 from fabric.building.sandbox import Limits
 from fabric.building.system import build_system
@@ -59,6 +60,7 @@ def build(
     phase: Callable[[str], None] = lambda name: None,  # noqa: ARG005
     builder: str = "",
     substituters: Substituters | None = None,
+    engine: Engine | None = None,
 ) -> Manifest:
     """Build ``job`` and put it into the store; a job that is stored already is not built.
 
@@ -67,8 +69,9 @@ def build(
     ``jobs`` is make's -j unless the chunk limits it; the builds of this machine share those of the
     `fabric.host.jobserver` at the socket ``jobserver``.  ``timeout`` in seconds of wall time and
     ``log_limit`` in bytes bound the commands.  ``phase`` is called with "copy", "fetch",
-    "configure" ... "store", or ELSEWHERE.  ``builder`` names the worker in the manifest.  The log
-    is sealed before it is stored.
+    "configure" ... "store", or ELSEWHERE.  ``builder`` names the worker in the manifest.  Commands
+    of chunks run on ``engine``, if there is one that can run them.  The log is sealed before it is
+    stored.
 
     BuildFailed if it is the job's own fault (its tree then stays in ``failed/KEY``), MachineFault
     if it is this machine's or the store's, Cancelled within a fraction of a second after
@@ -91,7 +94,7 @@ def build(
                 if ready is not None:
                     return ready
             limits = Limits(timeout, log_limit, jobserver)
-            return _build(job, workspace, log, cancel, jobs, limits, phase, builder)
+            return _build(job, workspace, log, cancel, jobs, limits, phase, builder, engine)
     except OSError as error:
         raise _fault(job, error) from error
     except DamagedError as error:
@@ -148,6 +151,7 @@ def _build(
     limits: Limits,
     phase: Callable[[str], None],
     builder: str,
+    engine: Engine | None,
 ) -> Manifest:
     began = time.monotonic()
     folder = conditions_of(job).folder
@@ -159,7 +163,15 @@ def _build(
         perturbed: tuple[str, ...] = ()
         if job.kind == "chunk":
             packed, layer, perturbed = build_chunk(
-                job, workspace, scratch, log, cancel, jobs=jobs, limits=limits, phase=phase
+                job,
+                workspace,
+                scratch,
+                log,
+                cancel,
+                jobs=jobs,
+                limits=limits,
+                phase=phase,
+                engine=engine,
             )
         elif job.kind == "system":
             packed, remarks, perturbed = build_system(
@@ -182,9 +194,10 @@ def _build(
         _store(manifest, files, workspace, cancel)
         if layer is not None and not job.rebuild_of:  # nothing is built with it
             workspace.layers.adopt(job.key, layer)
-    except BuildFailed:
-        if job.source is not None and job.source.edit:
-            workspace.session.discard(scratch)  # its build tree is kept for the next build
+    except BuildFailed as error:
+        # an engine's build tree is lost; that of an edit is kept for the next build
+        if error.elsewhere or (job.source is not None and job.source.edit):
+            workspace.session.discard(scratch)
             raise
         kept = workspace.keep_failed(job.key, scratch)
         log.write(f"The build tree is kept on {os.uname().nodename}, in {kept}")

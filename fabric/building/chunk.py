@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from fabric.building import archive, sandbox, staging_area
 from fabric.building.archive import Entry, Packed
 from fabric.building.build_script import JOBSERVER, phase_of
+from fabric.building.engine import Engine, Step, Unsuitable
 from fabric.building.kept_tree import CONFIGURE, KeptTree
 from fabric.building.log import Log
 from fabric.building.tree import normalize, scan, with_links
@@ -46,10 +47,12 @@ def build_chunk(
     jobs: int,
     limits: sandbox.Limits,
     phase: Callable[[str], None],
+    engine: Engine | None = None,
 ) -> Built:
     """Build a chunk in ``scratch``, an empty directory; after BuildFailed it has the build tree.
 
-    The limit on time is for the commands and packing together.
+    The commands run on ``engine``, if it can run them.  The limit on time is for the commands and
+    packing together, and for each of them if they run on different machines.
     """
     phase("fetch")
     perturbed: tuple[str, ...] = ()
@@ -62,14 +65,16 @@ def build_chunk(
         area = staging_area.prepare(
             job, workspace, scratch, log, cancel, jobs, limits, whole=False, moved=moved
         )
-        limits = limits.begun()
+        if engine is None:
+            limits = limits.begun()
         if area.kept is None:
-            run(job, area, log, cancel, limits, phase)
+            run(job, area, log, cancel, limits, phase, engine)
         else:
             area = _run_in_kept(job, workspace, area, area.kept, log, cancel, jobs, limits, phase)
         inst = area.inst
         perturbed = area.perturbed
     phase("store")
+    limits = limits.begun()
     built = pack(job, inst, scratch, log, _checking(cancel, limits, "storing"))
     return built._replace(perturbed=perturbed)
 
@@ -143,8 +148,11 @@ def run(
     cancel: CancelToken,
     limits: sandbox.Limits,
     phase: Callable[[str], None],
+    engine: Engine | None = None,
 ) -> None:
-    """Run the commands.  BuildFailed names the list and the command that failed."""
+    """Run the commands, on ``engine`` if it can.  BuildFailed names the list and the command that
+    failed.
+    """
     lists = dict(job.commands)
     if not any(lists.values()):
         return
@@ -158,26 +166,67 @@ def run(
             current = phase_of(list_)
             phase(current)
 
+    ended = None
+    if engine is not None and area.step is not None:
+        ended = _run_elsewhere(engine, area.step, area.inst, log, cancel, limits, started)
+    elsewhere = ended is not None
+    if ended is None:
+        ended = _run_here(area, log, cancel, limits, started)
+    if area.kept is not None:
+        area.kept.whole = ended.status <= 128
+    if ended.status:
+        failure = _failure(lists, ended)
+        failure.elsewhere = elsewhere
+        raise failure
+
+
+def _run_here(
+    area: staging_area.StagingArea,
+    log: Log,
+    cancel: CancelToken,
+    limits: sandbox.Limits,
+    started: Callable[[str], None],
+) -> sandbox.Ended:
     server = limits.jobserver if area.jobs else None
     with joined(server, area.scratch / "jobserver", area.jobs) as fifo:
         box = area.box
         if fifo is not None:
             box = replace(box, mounts=(*box.mounts, "--ro-bind", str(fifo), JOBSERVER))
-        ended = sandbox.run(box, log, cancel, limits=limits, started=started, disk=area.scratch)
-    if area.kept is not None:
-        area.kept.whole = ended.status <= 128
-    if ended.status:
-        commands = lists.get(ended.list, ())
-        if not 0 < ended.number <= len(commands):
-            raise BuildFailed(f"The build spoiled its own report; its exit status: {ended.status}")
-        command = commands[ended.number - 1]
-        first = title(command)
-        killed = f" (killed by signal {ended.status - 128})" if ended.status > 128 else ""
-        raise BuildFailed(
-            f"{ended.list} failed with exit status {ended.status}{killed}: {first}",
-            step=ended.list,
-            command=command,
-        )
+        return sandbox.run(box, log, cancel, limits=limits, started=started, disk=area.scratch)
+
+
+def _run_elsewhere(
+    engine: Engine,
+    step: Step,
+    inst: Path,
+    log: Log,
+    cancel: CancelToken,
+    limits: sandbox.Limits,
+    started: Callable[[str], None],
+) -> sandbox.Ended | None:
+    """Run the commands on an engine; None if it cannot run them."""
+    try:
+        return engine.run(step, inst, log, cancel, limits, started)
+    except Unsuitable as error:
+        log.write(f"### This step runs on the worker, not on its engine: {error}")
+        return None
+    except BuildFailed as error:
+        error.elsewhere = True
+        raise
+
+
+def _failure(lists: Mapping[str, Sequence[str]], ended: sandbox.Ended) -> BuildFailed:
+    """The error for commands that failed."""
+    commands = lists.get(ended.list, ())
+    if not 0 < ended.number <= len(commands):
+        return BuildFailed(f"The build spoiled its own report; its exit status: {ended.status}")
+    command = commands[ended.number - 1]
+    killed = f" (killed by signal {ended.status - 128})" if ended.status > 128 else ""
+    return BuildFailed(
+        f"{ended.list} failed with exit status {ended.status}{killed}: {title(command)}",
+        step=ended.list,
+        command=command,
+    )
 
 
 def title(command: str) -> str:

@@ -26,6 +26,11 @@ def take(architecture: str) -> None:
         raise OSError(error, f"{os.strerror(error)}: no {architecture} programs run here")
 
 
+def is_other(architecture: str) -> bool:
+    """Whether programs of an architecture need another personality than this machine's own."""
+    return (platform.machine(), architecture) in _PERSONALITIES
+
+
 def _taken() -> int:
     """The personality of this thread."""
     with Path("/proc/thread-self/personality").open() as file:

