@@ -6,7 +6,6 @@ becomes a tar file: the directories of the API keep no owner, mode, hard link or
 
 from __future__ import annotations
 
-import functools
 from collections import ChainMap
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -54,11 +53,11 @@ def action_of(
     """The action of a step, which may run for ``seconds``.  Unsuitable if there can be none."""
     if "/" in step.name or not step.name.isprintable():
         raise Unsuitable(f"{step.name!r} is no name of a directory")
-    layers = [*(trees.of_layer(path, check) for path in step.layers), _mounts()]
+    layers = [trees.of_layer(path, check) for path in step.layers] or [_empty()]
     root = trees.laid(layers)
     directories = ChainMap(*(dict(tree.directories) for tree in (root, *layers)))
-    folders = step.environment.get("PATH", "").split(":")
-    if not any(_is_program(f"{folder}/tar", root.root, directories) for folder in folders):
+    path = step.environment.get("PATH", "").split(":")
+    if not any(_is_program(f"{folder}/tar", root.root, directories) for folder in path):
         raise Unsuitable(
             "no chunk that it is built with brings `tar`, which packs the result there"
         )
@@ -74,6 +73,12 @@ def action_of(
 
     top = pb.Directory.FromString(root.directories[root.root.sha256])
     script = step.script.encode("utf-8", "surrogateescape")
+    folders = {node.name for node in top.directories}
+    for name, mode in _MOUNTED.items():
+        if name not in folders:
+            folder = pb.Directory()
+            folder.node_properties.unix_mode.value = mode
+            _put(top, pb.DirectoryNode(name=name, digest=blob(_encoded(folder))))
     _put(top, pb.FileNode(name=f"{step.name}.steps", digest=blob(script)))
     _put(top, pb.DirectoryNode(name=f"{step.name}.build", digest=source.root.message()))
     _put(top, pb.DirectoryNode(name=f"{step.name}.inst", digest=blob(b"")))
@@ -118,19 +123,6 @@ def _utf8(value: str) -> str:
 def _empty() -> Tree:
     made: dict[str, bytes] = {}
     return Tree(add(pb.Directory(), made), made)
-
-
-@functools.cache
-def _mounts() -> Tree:
-    """The directories that an engine mounts something on."""
-    made: dict[str, bytes] = {}
-    top = pb.Directory()
-    for name, mode in sorted(_MOUNTED.items()):
-        directory = pb.Directory()
-        if mode != 0o755:
-            directory.node_properties.unix_mode.value = mode
-        top.directories.add(name=name, digest=add(directory, made).message())
-    return Tree(add(top, made), made)
 
 
 def _put(directory: pb.Directory, node: pb.FileNode | pb.DirectoryNode) -> None:

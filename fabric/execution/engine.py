@@ -17,7 +17,7 @@ from fabric.execution.access import Access
 from fabric.execution.action import ENDED, PACKED, Sent, action_of
 from fabric.execution.connection import Connection, EngineFault
 from fabric.execution.merkle import Digest, Trees
-from fabric.execution.operation import Execution, MissingBlobs, Output
+from fabric.execution.operation import Execution, Lacking, Output
 from fabric.execution.outputs import unpack
 from fabric.execution.protocol import remote_execution_pb2 as pb
 from fabric.execution.storage import Storage
@@ -128,18 +128,14 @@ class RemoteEngine:
         def began() -> None:
             started(step.lists[0])
 
-        for last in (False, True):
-            self._storage.send(sent.trees, sent.blobs, cancel.check)
-            execution = Execution(self._connection, output, cancel, limits, began)
-            try:
-                response = execution.run(sent.action)
-                break
-            except MissingBlobs as error:
-                self._storage.forget()
-                if last:
-                    raise EngineFault(
-                        f"The engine {self._connection.host} loses what it is sent: {error}"
-                    ) from None
+        self._storage.send(sent.trees, sent.blobs, cancel.check)
+        try:
+            response = Execution(self._connection, output, cancel, limits, began).run(sent.action)
+        except Lacking as error:
+            self._storage.forget()
+            if not self._storage.send(sent.trees, sent.blobs, cancel.check, ask=not error.surely):
+                raise  # it has all
+            response = Execution(self._connection, output, cancel, limits, began).run(sent.action)
         result = response.result
         worker = result.execution_metadata.worker
         by = f" by {in_line(worker[:200])}" if worker else ""

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, Generic, NamedTuple, TypeVar
+from typing import Any, BinaryIO, Generic, NamedTuple, TypeVar
 
 import msgspec
 
@@ -225,28 +225,36 @@ def _lay(parts: Sequence[tuple[Tree, Digest]], made: dict[str, bytes], depth: in
     if len(parts) == 1:
         return parts[0][1]
     _bounded(b"", depth)
-    nodes: dict[str, pb.FileNode | pb.SymlinkNode] = {}
+    files: dict[str, pb.FileNode] = {}
+    links: dict[str, pb.SymlinkNode] = {}
     below: dict[str, list[tuple[Tree, Digest]]] = {}
     message = pb.Directory()
     for tree, digest in parts:
         part = pb.Directory.FromString(tree.directories[digest.sha256])
-        for node in (*part.files, *part.symlinks):
-            nodes[node.name] = node
-            below.pop(node.name, None)
-        for one in part.directories:
-            nodes.pop(one.name, None)
-            below.setdefault(one.name, []).append((tree, Digest.taken(one.digest)))
         message.node_properties.CopyFrom(part.node_properties)
-    for name in sorted(nodes):
-        node = nodes[name]
-        if isinstance(node, pb.FileNode):
-            message.files.append(node)
-        else:
-            message.symlinks.append(node)
+        its_files = {node.name: node for node in part.files}
+        its_links = {node.name: node for node in part.symlinks}
+        its_folders = {node.name: (tree, Digest.taken(node.digest)) for node in part.directories}
+        _drop(its_files, links, below)
+        _drop(its_links, files, below)
+        _drop(its_folders, files, links)
+        files |= its_files
+        links |= its_links
+        for name, folder in its_folders.items():
+            below.setdefault(name, []).append(folder)
+    message.files.extend([files[name] for name in sorted(files)])
+    message.symlinks.extend([links[name] for name in sorted(links)])
     for name in sorted(below):
         digest = _lay(below[name], made, depth + 1)
         message.directories.add(name=name, digest=digest.message())
     return add(message, made)
+
+
+def _drop(names: Mapping[str, object], *covered: dict[str, Any]) -> None:
+    """Remove these names from what they cover."""
+    for nodes in covered:
+        for name in names.keys() & nodes.keys():
+            del nodes[name]
 
 
 def _properties(info: os.stat_result, plain: bool) -> pb.NodeProperties:

@@ -37,14 +37,23 @@ _GRACE = 10.0
 _CANCELLING = 5.0
 #: Seconds that a cancelled step waits for that.
 _LAST = 0.3
-#: Statuses of an action that the engine does not have all of.
-_LACKING = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND)
+#: Statuses of an action that the engine does not have all of: by the API the first, and in
+#: buildbox-casd the last.
+_LACKING = (
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.INTERNAL,
+)
 #: Pieces of output received before they are written.
 _AHEAD = 16
 
 
-class MissingBlobs(Exception):
-    """The engine lacks something that it had: it is to be sent again."""
+class Lacking(EngineFault):
+    """An engine may lack something of the action that it had; ``surely``: it says so."""
+
+    def __init__(self, fault: EngineFault, *, surely: bool) -> None:
+        super().__init__(str(fault), away=fault.away)
+        self.surely = surely
 
 
 class Output:
@@ -143,7 +152,7 @@ class Execution:
     def run(self, action: Digest) -> pb.ExecuteResponse:
         """Execute, and return the response, with a result whose digests are to be verified.
 
-        MissingBlobs if the engine lacks part of the action; BuildFailed past a limit, Cancelled,
+        Lacking if the engine may lack part of the action; BuildFailed past a limit, Cancelled,
         EngineFault.  Then the operation is cancelled at the engine.
         """
         try:
@@ -173,7 +182,7 @@ class Execution:
                         f"The engine {self._connection.host} has lost the action: {text}"
                     ) from error
                 if code in _LACKING:
-                    raise MissingBlobs(text) from error
+                    raise self._fault(code, text) from error
                 pause = next(tries)
                 self._connection.passing(error, pause)
             else:  # the stream ended before the operation did
@@ -242,8 +251,6 @@ class Execution:
     def _refuse(self, number: int, text: str) -> None:
         """Raise the error for a status other than OK."""
         code = status_code(number)
-        if code in _LACKING:
-            raise MissingBlobs(text)
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
             running, limit = self._running, self._limits.seconds
             if running is not None and running.until is not None and limit is not None:
@@ -255,7 +262,13 @@ class Execution:
                 f"The engine {self._connection.host} ended the step by a limit of its own on its"
                 f" time: {text}"
             )
-        raise self._connection.refused(code, text)
+        raise self._fault(code, text)
+
+    def _fault(self, code: grpc.StatusCode, text: str) -> EngineFault:
+        fault = self._connection.refused(code, text)
+        if code in _LACKING:
+            return Lacking(fault, surely=code != grpc.StatusCode.INTERNAL)
+        return fault
 
     def _abandon(self) -> None:
         """Cancel the operation at the engine, which may have ended it, or may not answer."""

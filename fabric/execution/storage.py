@@ -64,9 +64,18 @@ class Storage:
     # -- sending -----------------------------------------------------------------------------
 
     def send(
-        self, trees: Iterable[Tree], blobs: Mapping[Digest, bytes], check: Callable[[], None]
-    ) -> None:
-        """Have the engine store these trees and blobs.  What was there lately is not sent again."""
+        self,
+        trees: Iterable[Tree],
+        blobs: Mapping[Digest, bytes],
+        check: Callable[[], None],
+        *,
+        ask: bool = True,
+    ) -> int:
+        """Have the engine store these trees and blobs; returns how many it was sent.
+
+        The engine is asked for what it has, and not for what it had lately.  Unless ``ask``, its
+        answers are known to be wrong.
+        """
         while not self._lock.acquire(timeout=0.1):
             check()
         try:
@@ -81,10 +90,12 @@ class Storage:
             for tree in absent.values():
                 for digest, data, path in tree.blobs():
                     wanted[digest] = (data, path)
-            self._upload({one: wanted[one] for one in self._missing(list(wanted), check)}, check)
+            missing = self._missing(list(wanted), check) if ask else list(wanted)
+            self._upload({one: wanted[one] for one in missing}, check)
             if len(self._present) > bounds.ENGINE_KNOWN:
                 self._present.clear()
             self._present |= absent.keys() | {digest.sha256 for digest in blobs}
+            return len(missing)
         finally:
             self._lock.release()
 

@@ -12,11 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from building_kit import Kit
+from building_kit import TOOLS, Kit, copy_tools
+from faulty import Proxy
 from waiting import until
 
+from fabric.building.archive import pack
+from fabric.building.tree import scan
 from fabric.execution.access import Access
 from fabric.execution.engine import RemoteEngine
+from fabric.jobs import Staged
 
 
 def buildbox() -> Path:
@@ -95,6 +99,38 @@ def casd() -> Iterator[Casd]:
 @pytest.fixture
 def engine(casd: Casd, kit: Kit) -> Iterator[RemoteEngine]:
     """A worker's side of that engine."""
-    made = RemoteEngine(Access(casd.host), kit.workspace.root / "indexes")
+    yield from _connected(casd.host, kit)
+
+
+@pytest.fixture
+def proxy(casd: Casd) -> Iterator[Proxy]:
+    """What can break messages from and to that engine."""
+    made = Proxy(casd.host)
     yield made
     made.close()
+
+
+@pytest.fixture
+def broken(proxy: Proxy, kit: Kit) -> Iterator[RemoteEngine]:
+    """A worker's side of the engine behind ``proxy``."""
+    yield from _connected(proxy.host, kit)
+
+
+def _connected(host: str, kit: Kit) -> Iterator[RemoteEngine]:
+    made = RemoteEngine(Access(host), kit.workspace.root / "indexes")
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def packer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tree of tools with tar."""
+    root = tmp_path_factory.mktemp("packer") / "tree"
+    copy_tools(root, (*TOOLS, "tar"))
+    return root
+
+
+@pytest.fixture
+def staged(kit: Kit, packer: Path) -> Staged:
+    """Those tools as a chunk."""
+    return kit.stored("packer", {"packer-misc": pack(scan(packer).values(), kit.root / "packer")})

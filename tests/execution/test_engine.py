@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
-from building_kit import TOOLS, Kit, copy_tools, key_of
+from building_kit import Kit, key_of
 from engine_kit import Casd
+from faulty import Proxy
 from msgspec.structs import replace
+from waiting import until
 
-from fabric.building.archive import pack
-from fabric.building.tree import scan
+from fabric.errors import BuildFailed, Cancelled
 from fabric.execution.engine import RemoteEngine
-from fabric.jobs import Staged
+from fabric.jobs import Job, Staged
 
 #: Installs one of each kind of file.
 INSTALL = """\
@@ -33,17 +38,19 @@ echo odd > "$DESTDIR/$(printf 'a\\nb\\377')"
 """
 
 
-@pytest.fixture(scope="session")
-def packer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tree of tools with tar."""
-    root = tmp_path_factory.mktemp("packer") / "tree"
-    copy_tools(root, (*TOOLS, "tar"))
-    return root
+def is_running(command: str) -> bool:
+    """Whether any process of this machine runs that command."""
+    wanted = command.replace(" ", "\0").encode() + b"\0"
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if process.read_bytes() == wanted:
+                return True
+    return False
 
 
-@pytest.fixture
-def staged(kit: Kit, packer: Path) -> Staged:
-    return kit.stored("packer", {"packer-misc": pack(scan(packer).values(), kit.root / "packer")})
+def step(kit: Kit, staged: Staged, name: str = "thing", /, **fields: Any) -> Job:
+    """A chunk that the engine can build."""
+    return kit.chunk(name, staged=(staged,), **fields)
 
 
 def test_artifacts_are_those_of_a_local_build(
@@ -62,3 +69,84 @@ def test_artifacts_are_those_of_a_local_build(
     assert here.artifacts == there.artifacts
     assert all(each.blob for each in here.artifacts)
     assert kit.log_text == f"{log}### executed at {casd.host}\n"
+
+
+def test_failing_command_is_the_chunks_own_fault(
+    kit: Kit, staged: Staged, engine: RemoteEngine
+) -> None:
+    job = step(kit, staged, build=["true", "echo out; echo err >&2; (exit 7)"], install=["true"])
+    with pytest.raises(BuildFailed) as told:
+        kit.build(job, engine=engine)
+    failed = told.value
+    assert (
+        str(failed) == "build-commands failed with exit status 7: echo out; echo err >&2; (exit 7)"
+    )
+    assert (failed.step, failed.command) == (
+        "build-commands",
+        "echo out; echo err >&2; (exit 7)",
+    )
+    assert "\nout\n+ echo err\nerr\n" in kit.log_text
+    assert not (kit.workspace.root / "failed" / job.key).exists()  # it is at the engine
+    assert "The build tree is kept" not in kit.log_text
+
+
+def test_killed_command_is_named(kit: Kit, staged: Staged, engine: RemoteEngine) -> None:
+    with pytest.raises(BuildFailed, match=r"status 137 \(killed by signal 9\): kill -9 \$\$"):
+        kit.build(step(kit, staged, install=["kill -9 $$"]), engine=engine)
+
+
+def test_step_without_tar_runs_on_the_worker(kit: Kit, engine: RemoteEngine) -> None:
+    kit.build(kit.chunk(install=["mkdir $DESTDIR/bin"]), engine=engine)
+    assert kit.log_text.startswith(
+        "### This step runs on the worker, not on its engine: no chunk that it is built with brings"
+        " `tar`, which packs the result there\n"
+    )
+    assert "executed at" not in kit.log_text
+
+
+def test_name_that_is_not_text_keeps_a_step_on_the_worker(
+    kit: Kit, staged: Staged, engine: RemoteEngine
+) -> None:
+    source = kit.tree(**{"od\udcffd": "x"})
+    kit.build(step(kit, staged, install=["cat od*"], source=source), engine=engine)
+    assert "is not UTF-8" in kit.log_text
+    assert "executed at" not in kit.log_text
+
+
+def test_steps_that_need_this_machine_run_on_it(
+    kit: Kit, staged: Staged, engine: RemoteEngine
+) -> None:
+    bootstrap = step(kit, staged, "one", install=["true"], mode="bootstrap")
+    kit.build(bootstrap, engine=engine)
+    assert "executed at" not in kit.log_text
+    again = replace(step(kit, staged, "two", install=["true"]), rebuild_of=key_of("two"))
+    kit.build(replace(again, key=key_of("again")), engine=engine)
+    assert "executed at" not in kit.log_text
+
+
+def test_limits_are_those_of_a_local_build(kit: Kit, staged: Staged, engine: RemoteEngine) -> None:
+    slow = step(kit, staged, "slow", install=["sleep 60"])
+    began = time.monotonic()
+    with pytest.raises(BuildFailed, match="ran longer than 1 s, which is the limit"):
+        kit.build(slow, engine=engine, timeout=1)
+    assert time.monotonic() - began < 8
+    long = step(kit, staged, "long", install=["seq 1 10000"])
+    with pytest.raises(BuildFailed, match="printed more than 5000 bytes"):
+        kit.build(long, engine=engine, log_limit=5000)
+
+
+def test_cancelled_step_ends_at_the_engine(
+    kit: Kit, staged: Staged, broken: RemoteEngine, proxy: Proxy
+) -> None:
+    def cancel() -> None:
+        until(lambda: is_running("sleep 4321"))
+        kit.cancel.set()
+
+    job = step(kit, staged, install=["sleep 4321"])
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    with pytest.raises(Cancelled):
+        kit.build(job, engine=broken)
+    thread.join()
+    assert "CancelOperation" in proxy.names()
+    until(lambda: not is_running("sleep 4321"))
