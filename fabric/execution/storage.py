@@ -41,7 +41,8 @@ class Storage:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._lock = threading.Lock()  # of trees that several slots send
-        self._present: set[str] = set()  # SHA-256 of blobs, and of trees that are there as a whole
+        self._trees: set[Digest] = set()  # those that were there lately, as a whole
+        self._blobs: set[Digest] = set()  # the same of single blobs
         self._batch = bounds.ENGINE_BATCH
         self._zstd_batch = self._zstd_stream = False
 
@@ -59,7 +60,8 @@ class Storage:
     def forget(self) -> None:
         """Forget what is there: the engine has lost some of it."""
         with self._lock:
-            self._present.clear()
+            self._trees.clear()
+            self._blobs.clear()
 
     # -- sending -----------------------------------------------------------------------------
 
@@ -79,22 +81,20 @@ class Storage:
         while not self._lock.acquire(timeout=0.1):
             check()
         try:
-            absent = {tree.root.sha256: tree for tree in trees}
-            for known in absent.keys() & self._present:
-                del absent[known]
+            absent = {tree.root: tree for tree in trees if tree.root not in self._trees}
             wanted = {
-                digest: (data, b"")
-                for digest, data in blobs.items()
-                if digest.sha256 not in self._present
+                digest: (data, b"") for digest, data in blobs.items() if digest not in self._blobs
             }
             for tree in absent.values():
                 for digest, data, path in tree.blobs():
                     wanted[digest] = (data, path)
             missing = self._missing(list(wanted), check) if ask else list(wanted)
             self._upload({one: wanted[one] for one in missing}, check)
-            if len(self._present) > bounds.ENGINE_KNOWN:
-                self._present.clear()
-            self._present |= absent.keys() | {digest.sha256 for digest in blobs}
+            if len(self._trees) + len(self._blobs) > bounds.ENGINE_KNOWN:
+                self._trees.clear()
+                self._blobs.clear()
+            self._trees |= absent.keys()
+            self._blobs |= blobs.keys()
             return len(missing)
         finally:
             self._lock.release()

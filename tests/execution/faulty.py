@@ -19,14 +19,18 @@ _STREAMED = {"Execute", "WaitExecution", "Read"}
 class Proxy(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Forwards calls to the engine at ``host``; ``faults`` has those of methods, by name."""
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, host: str, credentials: grpc.ServerCredentials | None = None) -> None:
         self.faults: dict[str, Fault] = {}
         self.calls: list[tuple[str, Any]] = []  # (method, request) of all that arrived
         self.metadata: list[dict[str, Any]] = []
         self._channel = grpc.insecure_channel(host)
         self._server = grpc.server(ThreadPoolExecutor(16), handlers=[self])
-        self.port = self._server.add_insecure_port("127.0.0.1:0")
-        self.host = f"127.0.0.1:{self.port}"
+        place = "127.0.0.1:0"
+        if credentials is None:
+            port = self._server.add_insecure_port(place)
+        else:
+            port = self._server.add_secure_port(place, credentials)
+        self.host = f"127.0.0.1:{port}"
         self._server.start()
 
     def close(self) -> None:

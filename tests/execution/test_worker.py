@@ -1,0 +1,146 @@
+"""Workers with an engine: whole builds, mixed with other workers, and settings that are wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from engine_kit import Casd
+from initiator_kit import Project
+from small_definitions import git
+
+from fabric.config import ConfigError, WorkerSettings
+from fabric.execution import access
+
+CHUNKS = ("one", "two", "three")
+#: In the last chunk, a file says what the others installed.
+INSTALL = """\
+mkdir -p $DESTDIR/usr/share
+cat /usr/share/* > $DESTDIR/usr/share/{0} || echo first > $DESTDIR/usr/share/{0}
+chmod 2755 $DESTDIR/usr/share
+"""
+
+
+@pytest.fixture
+def staging(project: Project, packer: Path) -> Project:
+    """A project whose chunks, each on the one before it, are built with a base of their own."""
+    base = project.root / "base"
+    shutil.copytree(packer, base, symlinks=True)
+    git(base, "init", "-q", "-b", "main")
+    git(base, "add", ".")
+    git(base, "commit", "-qm", "tools")
+    specs = [
+        f"- name: base\n  repo: file://{base}\n  ref: main\n  build-mode: import\n"
+        "  build-only: true\n"
+    ]
+    before = ["base"]
+    for name in CHUNKS:
+        lines = "".join(f"  {line}\n" for line in INSTALL.format(name).splitlines())
+        (project.root / f"strata/{name}.morph").write_text(
+            f"name: {name}\nkind: chunk\nbuild-commands:\n- pwd; env | sort\n"
+            f"install-commands:\n- |\n{lines}"
+        )
+        specs.append(
+            f"- name: {name}\n  morph: strata/{name}.morph\n  repo: file://{project.source}\n"
+            f"  ref: main\n  build-depends: [{', '.join(before)}]\n"
+        )
+        before.append(name)
+    (project.root / "strata/things.morph").write_text(
+        "name: things\nkind: stratum\nchunks:\n" + "".join(specs)
+    )
+    return project
+
+
+def executed(project: Project) -> list[str]:
+    """The chunks whose logs say that an engine built them."""
+    return [
+        name
+        for name in CHUNKS
+        if "### executed at " in (project.logs / f"build-step-{name}-misc.log").read_text()
+    ]
+
+
+def test_system_of_an_engine_equals_that_of_this_machine(staging: Project, casd: Casd) -> None:
+    done = staging.build("--write-digests")
+    assert done.returncode == 0, done.stderr
+    assert executed(staging) == []
+    other = str(staging.cache.with_name("other"))
+    shutil.copytree(staging.cache / "trove", Path(other) / "trove", symlinks=True)
+    shutil.copy(staging.cache / "host-tools.json", other)
+    done = staging.run(
+        "build", "../systems/small.morph", "--check-digests", "--cache", other,
+        environ={"FABRIC_EXECUTE": f"grpc://{casd.host}"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert executed(staging) == list(CHUNKS)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"execute": "engine:80"}, "execute: 'engine:80' is not grpc[s]://HOST[:PORT]"),
+        ({"execute": "http://engine"}, "execute: 'http://engine' is not grpc[s]://HOST[:PORT]"),
+        ({"execute": "grpcs://engine/a"}, "execute: 'grpcs://engine/a' is not grpc[s]://HOST"),
+        ({"execute": "grpcs://:1"}, "execute: ':1' is not HOST or HOST:PORT"),
+        ({"execute": "grpc://engine"}, "execute: engine is not a loopback address"),
+        (
+            {"execute": "grpcs://engine", "execute_certificate": "it"},
+            "execute-certificate and execute-certificate-key go together",
+        ),
+    ],
+)
+def test_wrong_settings_are_named(settings: dict[str, str], text: str) -> None:
+    with pytest.raises(ConfigError) as told:
+        access.of(WorkerSettings(**settings))  # type: ignore[arg-type]
+    assert text in str(told.value)
+
+
+def test_settings_are_those_of_the_engine() -> None:
+    found = access.of(
+        WorkerSettings(
+            execute="grpcs://engine.example",
+            execute_instance="/main/",
+            execute_properties={"OSFamily": "linux"},
+            execute_token="/run/token",
+        )
+    )
+    assert (found.host, found.encrypted) == ("engine.example:443", True)
+    assert (found.instance, found.properties) == ("main", {"OSFamily": "linux"})
+    assert (found.ca, found.token) == (None, Path("/run/token"))
+    assert access.of(WorkerSettings(execute="grpc://[::1]")).host == "[::1]:8980"
+
+
+def program(script: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def test_libraries_of_the_engine_are_loaded_for_it_only() -> None:
+    done = program(
+        "import json, sys, fabric.worker, fabric.initiator\n"
+        "fabric.worker.parser()\n"
+        "print(json.dumps([name for name in sys.modules\n"
+        "                  if name.startswith(('grpc', 'google.', 'fabric.execution'))]))"
+    )
+    assert json.loads(done.stdout) == [], done.stderr
+
+
+def test_library_that_is_missing_is_named(tmp_path: Path) -> None:
+    done = program(
+        "import sys; sys.modules['grpc'] = None\n"
+        "from fabric.worker import main\n"
+        "import os; os.environ['FABRIC_CONFIG'] = '/dev/null'\n"
+        f"os.environ['FABRIC_CACHE'] = {str(tmp_path / 'cache')!r}\n"
+        f"sys.exit(main(['--directory', {str(tmp_path)!r}, '--name', 'w', '--host-tools', 'x',\n"
+        "               '--execute', 'grpc://localhost']))"
+    )
+    assert done.stderr == (
+        "fabric-worker: execute needs grpc, which is not installed: pip install"
+        " 'distbuild[reapi]'; or leave the setting empty\n"
+    )
+    assert done.returncode == 1
