@@ -1009,6 +1009,13 @@ ENGINE_REPORTS = _bound(
     "the reports that a step on an engine prints to standard error",
     "the attempt ends as a fault",
 )
+ENGINE_RESULT = _bound(
+    "ENGINE_RESULT",
+    72 * GIB,
+    "bytes",
+    "the tar file with the result of a step on an engine",
+    "the step fails",
+)
 ENGINE_PATIENCE = _bound(
     "ENGINE_PATIENCE",
     30,

@@ -57,10 +57,9 @@ def action_of(
     root = trees.laid(layers)
     directories = ChainMap(*(dict(tree.directories) for tree in (root, *layers)))
     path = step.environment.get("PATH", "").split(":")
-    if not any(_is_program(f"{folder}/tar", root.root, directories) for folder in path):
-        raise Unsuitable(
-            "no chunk that it is built with brings `tar`, which packs the result there"
-        )
+    for name in ("sh", "tar"):
+        if not any(_is_program(f"{folder}/{name}", root.root, directories) for folder in path):
+            raise Unsuitable(f"no chunk that it is built with brings `{name}`")
     source = tree_of(step.source, check) if step.source is not None else _empty()
     blobs: dict[Digest, bytes] = {
         Digest(sha256, len(data)): data for sha256, data in root.directories.items()

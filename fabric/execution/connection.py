@@ -258,6 +258,17 @@ def pauses() -> Iterator[float | None]:
     yield None
 
 
+@contextmanager
+def locked(lock: threading.Lock, check: Callable[[], None]) -> Iterator[None]:
+    """Hold a lock; ``check`` is called while another thread has it."""
+    while not lock.acquire(timeout=TICK):
+        check()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def wait(seconds: float | None, check: Callable[[], None]) -> None:
     """Wait, calling ``check``, which may raise."""
     until = time.monotonic() + (seconds or 0)

@@ -15,7 +15,7 @@ from fabric.building.sandbox import Ended, Limits
 from fabric.errors import BuildFailed, in_line
 from fabric.execution.access import Access
 from fabric.execution.action import ENDED, PACKED, Sent, action_of
-from fabric.execution.connection import Connection, EngineFault
+from fabric.execution.connection import Connection, EngineFault, locked
 from fabric.execution.merkle import Digest, Trees
 from fabric.execution.operation import Execution, Lacking, Output
 from fabric.execution.outputs import unpack
@@ -25,8 +25,6 @@ from fabric.host.cancel import CancelToken, no_check
 
 #: Seconds between two questions to an engine that was away.
 _ASK_EVERY = 5.0
-#: The longest tar file of DESTDIR: its files, and headers and padding of each.
-_LONGEST = bounds.ARTIFACT_BYTES + 16 * 1024 * bounds.ARTIFACT_FILES
 #: Most lines of an engine in a message.
 _LINES = 5
 
@@ -88,10 +86,12 @@ class RemoteEngine:
             self._trouble = ""
         except EngineFault as error:
             self._trouble = str(error)
+        except ValueError:  # the connection was closed meanwhile
+            return
 
     def _prepare(self, check: Callable[[], None], *, again: bool = False) -> None:
         """Learn what the engine can do.  EngineFault if it cannot execute."""
-        with self._lock:
+        with locked(self._lock, check):
             if self._ready and not again:
                 return
             connection = self._connection
@@ -179,8 +179,10 @@ class RemoteEngine:
         files = [file for file in result.output_files if file.path == sent.output]
         if len(files) != 1:
             raise EngineFault(f"The engine {host} returned no {sent.output}")
-        if max(files[0].digest.size_bytes, len(files[0].contents)) > _LONGEST:
+        if files[0].digest.size_bytes > bounds.ENGINE_RESULT:
             raise BuildFailed("DESTDIR has more bytes than an artifact may")
+        if files[0].contents and Digest.of(files[0].contents) != Digest.taken(files[0].digest):
+            raise EngineFault(f"The engine {host} sent a {sent.output} of another digest")
         unpack(self._blob(files[0].contents, files[0].digest, cancel), inst)
         return Ended(0, name, number)
 
@@ -190,4 +192,6 @@ class RemoteEngine:
             return iter((raw,))
         if digest.size_bytes < 0:
             raise EngineFault(f"The engine {self._connection.host} named a blob of no size")
+        if not digest.size_bytes:  # it may not be named at all
+            return iter(())
         return self._storage.read(Digest.taken(digest), cancel.check)

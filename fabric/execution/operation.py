@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from fabric import bounds
 from fabric.building.log import Log
 from fabric.building.sandbox import Limits
+from fabric.errors import in_line
 from fabric.execution.connection import (
     Connection,
     EngineFault,
@@ -179,7 +180,7 @@ class Execution:
                 if code == grpc.StatusCode.NOT_FOUND and self._name:
                     self._name = ""
                     raise EngineFault(
-                        f"The engine {self._connection.host} has lost the action: {text}"
+                        f"The engine {self._connection.host} has lost the action: {in_line(text)}"
                     ) from error
                 if code in _LACKING:
                     raise self._fault(code, text) from error
@@ -260,7 +261,7 @@ class Execution:
                     replace(running, until=0.0).check("")
             raise EngineFault(
                 f"The engine {self._connection.host} ended the step by a limit of its own on its"
-                f" time: {text}"
+                f" time: {in_line(text)}; the setting `build-timeout` asks it for more"
             )
         raise self._fault(code, text)
 

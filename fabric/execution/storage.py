@@ -17,6 +17,7 @@ from fabric.execution.connection import (
     Connection,
     EngineFault,
     deadline,
+    locked,
     pauses,
     replies,
     result,
@@ -78,9 +79,7 @@ class Storage:
         The engine is asked for what it has, and not for what it had lately.  Unless ``ask``, its
         answers are known to be wrong.
         """
-        while not self._lock.acquire(timeout=0.1):
-            check()
-        try:
+        with locked(self._lock, check):
             absent = {tree.root: tree for tree in trees if tree.root not in self._trees}
             wanted = {
                 digest: (data, b"") for digest, data in blobs.items() if digest not in self._blobs
@@ -96,8 +95,6 @@ class Storage:
             self._trees |= absent.keys()
             self._blobs |= blobs.keys()
             return len(missing)
-        finally:
-            self._lock.release()
 
     def _missing(self, digests: Sequence[Digest], check: Callable[[], None]) -> list[Digest]:
         """Those that the engine does not have."""
@@ -216,8 +213,6 @@ class Storage:
 
     def _received(self, digest: Digest, check: Callable[[], None]) -> Iterator[bytes]:
         """The contents as the engine sends them; after a broken connection, the rest of them."""
-        if not digest.size:
-            return
         offset = 0
         connection = self._connection
         kind = "compressed-blobs/zstd" if self._zstd_stream else "blobs"

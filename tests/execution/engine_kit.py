@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import signal
 import socket
 import subprocess
 import tempfile
@@ -67,6 +68,13 @@ class Casd:
             return True
         return False
 
+    def kill(self) -> None:
+        """End it and what it runs at once, as a machine that fails."""
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.process = None
+
     def stop(self) -> None:
         if self.process is not None:
             self.process.terminate()
@@ -76,6 +84,20 @@ class Casd:
                 self.process.kill()
                 self.process.wait()
             self.process = None
+        # those of an engine that was killed
+        for line in Path("/proc/self/mounts").read_text().splitlines():
+            if (place := line.split()[1]).startswith(f"{self.root}/"):
+                subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def is_running(command: str) -> bool:
+    """Whether any process of this machine runs that command."""
+    wanted = command.replace(" ", "\0").encode() + b"\0"
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if process.read_bytes() == wanted:
+                return True
+    return False
 
 
 @contextlib.contextmanager

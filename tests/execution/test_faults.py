@@ -384,7 +384,8 @@ def test_result_without_files_is_a_fault(
         kit.build(job, engine=broken)
 
 
-@pytest.mark.parametrize("size", [-1, 1 << 62])
+@pytest.mark.bound("ENGINE_RESULT")
+@pytest.mark.parametrize("size", [-1, bounds.ENGINE_RESULT + 1])
 def test_size_of_a_result_is_bounded(
     kit: Kit, job: Job, broken: RemoteEngine, proxy: Proxy, size: int
 ) -> None:

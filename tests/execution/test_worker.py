@@ -6,12 +6,15 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from engine_kit import Casd
+from engine_kit import Casd, is_running, running
 from initiator_kit import Project
+from network_kit import Farm
 from small_definitions import git
+from waiting import until
 
 from fabric.config import ConfigError, WorkerSettings
 from fabric.execution import access
@@ -28,8 +31,21 @@ chmod 2755 $DESTDIR/usr/share
 @pytest.fixture
 def staging(project: Project, packer: Path) -> Project:
     """A project whose chunks, each on the one before it, are built with a base of their own."""
-    base = project.root / "base"
-    shutil.copytree(packer, base, symlinks=True)
+    chunks = {}
+    before: tuple[str, ...] = ()
+    for name in CHUNKS:
+        chunks[name] = (before, INSTALL.format(name))
+        before = (*before, name)
+    write_staging(project.root, project.source, packer, chunks)
+    return project
+
+
+def write_staging(
+    root: Path, source: Path, tools: Path, chunks: Mapping[str, tuple[tuple[str, ...], str]]
+) -> None:
+    """A stratum whose chunks are built with ``tools``: for each, its dependencies and command."""
+    base = root.parent / "base"
+    shutil.copytree(tools, base, symlinks=True)
     git(base, "init", "-q", "-b", "main")
     git(base, "add", ".")
     git(base, "commit", "-qm", "tools")
@@ -37,22 +53,19 @@ def staging(project: Project, packer: Path) -> Project:
         f"- name: base\n  repo: file://{base}\n  ref: main\n  build-mode: import\n"
         "  build-only: true\n"
     ]
-    before = ["base"]
-    for name in CHUNKS:
-        lines = "".join(f"  {line}\n" for line in INSTALL.format(name).splitlines())
-        (project.root / f"strata/{name}.morph").write_text(
+    for name, (depends, command) in chunks.items():
+        lines = "".join(f"  {line}\n" for line in command.splitlines())
+        (root / f"strata/{name}.morph").write_text(
             f"name: {name}\nkind: chunk\nbuild-commands:\n- pwd; env | sort\n"
             f"install-commands:\n- |\n{lines}"
         )
         specs.append(
-            f"- name: {name}\n  morph: strata/{name}.morph\n  repo: file://{project.source}\n"
-            f"  ref: main\n  build-depends: [{', '.join(before)}]\n"
+            f"- name: {name}\n  morph: strata/{name}.morph\n  repo: file://{source}\n"
+            f"  ref: main\n  build-depends: [{', '.join(('base', *depends))}]\n"
         )
-        before.append(name)
-    (project.root / "strata/things.morph").write_text(
+    (root / "strata/things.morph").write_text(
         "name: things\nkind: stratum\nchunks:\n" + "".join(specs)
     )
-    return project
 
 
 def executed(project: Project) -> list[str]:
@@ -77,6 +90,37 @@ def test_system_of_an_engine_equals_that_of_this_machine(staging: Project, casd:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr + done.stdout
     assert executed(staging) == list(CHUNKS)
+
+
+@pytest.fixture
+def farm(tmp_path: Path) -> Iterator[Farm]:
+    made = Farm(tmp_path / "farm")
+    yield made
+    made.close()
+
+
+def test_workers_with_and_without_an_engine_build_together(
+    farm: Farm, packer: Path, tmp_path: Path
+) -> None:
+    """The engine is killed in the middle: its step is built elsewhere, and the reason is shown."""
+    alice = farm.workstation("alice")
+    install = "mkdir -p $DESTDIR/usr; sleep 3; echo {0} > $DESTDIR/usr/{0}"
+    chunks = {name: ((), install.format(name)) for name in CHUNKS}
+    write_staging(alice.definitions.root, alice.definitions.source, packer, chunks)
+    farm.broker()
+    with running(tmp_path / "engine") as engine:
+        farm.worker("remote", execute=f"grpc://{engine.host}")
+        build = alice.start_build()
+        until(lambda: is_running("sleep 3"), 60)
+        engine.kill()
+        reason = f"The engine {engine.host}: UNAVAILABLE: "
+        until(lambda: reason in alice.run("workers").stdout, 60)
+        assert reason in alice.run("why", "one").stdout
+        farm.worker("local")
+        until(lambda: list(alice.here.glob("*.log")))
+        engine.start()
+        code, said = build.ends()
+    assert code == 0, said
 
 
 @pytest.mark.parametrize(

@@ -227,8 +227,8 @@ class Farm:
         self.broker_config.write_text(text + f"port = {self.port}\nlease = 4.0\n")
         return self._daemon("broker", self.broker_config, inside=inside)
 
-    def worker(self, name: str, slots: int = 1, jobs: int = 1) -> Program:
-        """Start a worker; makes its key if it is new."""
+    def worker(self, name: str, slots: int = 1, jobs: int = 1, **settings: str) -> Program:
+        """Start a worker; makes its key, and its settings, if it is new."""
         home = self.root / name
         config = home / "worker.toml"
         if not config.exists():
@@ -242,6 +242,7 @@ class Farm:
                 "artifacts": self.store_url,
                 **self.ssh,
                 **self.trust(name),
+                **settings,
             }
             text = "".join(f'{k} = "{v}"\n' for k, v in values.items())
             text += f"slots = {slots}\nmin-free-disk = 0\nmax-jobs = {jobs}\n"
