@@ -79,7 +79,7 @@ class Tree(msgspec.Struct, frozen=True):
 K = TypeVar("K")
 
 
-class _Record(msgspec.Struct, frozen=True):
+class Record(msgspec.Struct, frozen=True):
     """A tree on the disk, and the table of the directory that it was made of."""
 
     table: bytes
@@ -88,7 +88,7 @@ class _Record(msgspec.Struct, frozen=True):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(_Record).decode
+_decode = msgspec.msgpack.Decoder(Record).decode
 
 
 class Trees:
@@ -140,7 +140,7 @@ class Trees:
                     return Tree(known.root, known.directories, os.fsencode(path))
         tree = tree_of(path, check)
         if record is not None:
-            content = _encode(_Record(record.table.base, tree.root, dict(tree.directories)))
+            content = _encode(Record(record.table.base, tree.root, dict(tree.directories)))
             remember(file, sealed(content))
         return tree
 

@@ -49,7 +49,7 @@ class Casd:
         with (self.root / "engine.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [
-                    tools / "buildbox-casd",
+                    *("setpriv", "--pdeathsig", "KILL", tools / "buildbox-casd"),
                     f"--bind=127.0.0.1:{self.port}",
                     f"--buildbox-run={tools / 'buildbox-run'}",
                     "--jobs=2",

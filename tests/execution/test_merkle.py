@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import msgspec
 import pytest
 from building_kit import Kit
 from hypothesis import given
@@ -20,6 +21,7 @@ from fabric.execution import merkle
 from fabric.execution.merkle import Digest, Tree, Trees, tree_of
 from fabric.execution.protocol import remote_execution_pb2 as pb
 from fabric.host.cancel import no_check
+from fabric.host.files import sealed
 from fabric.jobs import Staged
 
 #: A directory: by name, the contents of a file, ("link", target), or a directory.
@@ -45,6 +47,12 @@ def read(trees: list[Tree], root: Digest, contents: Mapping[str, bytes]) -> Plai
     assert Digest.of(data) == root
     for nodes in (directory.files, directory.directories, directory.symlinks):
         assert [each.name for each in nodes] == sorted(each.name for each in nodes)
+    names = [
+        each.name
+        for nodes in (directory.files, directory.directories, directory.symlinks)
+        for each in nodes
+    ]
+    assert len(names) == len(set(names))
     return {
         **{each.name: contents[each.digest.hash] for each in directory.files},
         **{each.name: ("link", each.target) for each in directory.symlinks},
@@ -175,18 +183,18 @@ def test_other_layer_at_a_path_is_read(tmp_path: Path) -> None:
     assert trees.of_layer(layer, no_check).root != first.root
 
 
-def test_record_of_another_tree_of_that_name_does_not_count(kit: Kit, staged: Staged) -> None:
+def test_record_of_another_tree_of_that_name_does_not_count(
+    kit: Kit, staged: Staged, tmp_path: Path
+) -> None:
     indexes = kit.workspace.root / "indexes"
     with kit.workspace.using():
         layer = layer_of(kit, staged)
-        Trees(indexes).of_layer(layer, no_check)
-        kit.workspace.layers.forget_all()
-        (layer / "bin/cat").unlink()
-        kept = (indexes / f"{layer.name}.digests").read_bytes()
-        layer_of(kit, staged)
-        changed = tree_of(layer, no_check)
-        (indexes / f"{layer.name}.digests").write_bytes(kept)
-        assert Trees(indexes).of_layer(layer, no_check).root == changed.root
+        right = Trees(indexes).of_layer(layer, no_check)
+        other = tree_of(write({"file": b""}, tmp_path / "other"), no_check)
+        wrong = merkle.Record(b"another table", other.root, dict(other.directories))
+        for content in (sealed(msgspec.msgpack.encode(wrong)), b"damaged"):
+            (indexes / f"{layer.name}.digests").write_bytes(content)
+            assert Trees(indexes).of_layer(layer, no_check).root == right.root
 
 
 @pytest.mark.parametrize(
