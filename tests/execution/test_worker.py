@@ -111,15 +111,15 @@ def test_workers_with_and_without_an_engine_build_together(
     with running(tmp_path / "engine") as engine:
         farm.worker("remote", execute=f"grpc://{engine.host}")
         build = alice.start_build()
-        until(lambda: is_running("sleep 3"), 60)
+        until(lambda: is_running("sleep 3"), 120)
         engine.kill()
         reason = f"The engine {engine.host}: UNAVAILABLE: "
-        until(lambda: reason in alice.run("workers").stdout, 60)
+        until(lambda: reason in alice.run("workers").stdout, 90)
         assert reason in alice.run("why", "one").stdout
         farm.worker("local")
         until(lambda: list(alice.here.glob("*.log")))
         engine.start()
-        code, said = build.ends()
+        code, said = build.ends(120)
     assert code == 0, said
 
 
