@@ -87,7 +87,7 @@ class Casd:
         # those of an engine that was killed
         for line in Path("/proc/self/mounts").read_text().splitlines():
             if (place := line.split()[1]).startswith(f"{self.root}/"):
-                subprocess.run(["umount", "--lazy", place], check=True)
+                subprocess.run(["fusermount3", "-u", "-z", place], check=True)
 
 
 def is_running(command: str) -> bool:
