@@ -161,8 +161,9 @@ class _Cache(Generic[K]):
 
     def put(self, key: K, tree: Tree) -> None:
         size = sum(map(len, tree.directories.values()))
+        _, before = self._trees.pop(key, (tree, 0))  # two slots may have made it at once
         self._trees[key] = (tree, size)
-        self._bytes += size
+        self._bytes += size - before
         while self._bytes > bounds.ENGINE_TREES and len(self._trees) > 1:
             _, size = self._trees.pop(next(iter(self._trees)))
             self._bytes -= size

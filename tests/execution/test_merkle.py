@@ -232,3 +232,16 @@ def test_trees_used_last_stay_in_memory(tmp_path: Path, monkeypatch: pytest.Monk
     made = [trees.of_layer(layer, no_check) for layer in (*layers[:2], layers[0], layers[2])]
     assert trees.of_layer(layers[0], no_check) is made[0]
     assert trees.of_layer(layers[1], no_check) is not made[1]
+
+
+def test_tree_that_two_slots_make_at_once_counts_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trees = [tree_of(write({name: b""}, tmp_path / name), no_check) for name in "ab"]
+    size = sum(map(len, trees[0].directories.values()))
+    monkeypatch.setattr(bounds, "ENGINE_TREES", 2 * size)
+    cache: merkle._Cache[str] = merkle._Cache()
+    for name, tree in (("a", trees[0]), ("a", trees[0]), ("b", trees[1])):
+        cache.put(name, tree)
+    assert cache.get("a") is trees[0]
+    assert cache.get("b") is trees[1]
