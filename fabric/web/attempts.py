@@ -90,7 +90,7 @@ class Attempts:
             count = bounds.ATTEMPTS_SHOWN
             while count >= bounds.ATTEMPTS_SHOWN:
                 answer = await self._farm.query("attempts", about, known.seen)
-                count = known.add(answer.attempts, self.now)
+                count = known.add(answer.attempts, self.now - answer.age)
             if known.base is None and submitted is not None:
                 first = min((one.began for one in known.ended + known.running), default=submitted)
                 known.base = first if submitted - SOON < first < submitted else submitted

@@ -16,11 +16,14 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias, TypeVar
 
+import msgspec
+
 from fabric import bounds
 from fabric.client.controller import PATIENCE
 from fabric.client.running import folders
 from fabric.config import Settings, WebSettings
 from fabric.errors import FabricError, MachineFault
+from fabric.web.asks import Heard
 from fabric.web.broker_thread import BrokerThread
 from fabric.wire.connection import Connection, dial
 from fabric.wire.keys import Role
@@ -53,7 +56,7 @@ class Farm:
         self._brokers: dict[str, BrokerThread] = {}
         self._looked = float("-inf")
         self._asked: dict[object, asyncio.Task[Any]] = {}
-        self._answers: dict[object, tuple[float, Answer]] = {}  # and until when they are used
+        self._answers: dict[object, tuple[float, Heard]] = {}  # and until when they are used
         self._unread = float(READ_AT_ONCE)  # bytes of logs that may be read, at a time
         self._unread_at = time.monotonic()
         self._followers: dict[str, list[asyncio.Queue[Published]]] = {}
@@ -84,7 +87,7 @@ class Farm:
         """Why the controller is silent; "" if it answers, or there is none."""
         return next((one.error for one in self._brokers.values() if one.error), "")
 
-    async def query(self, what: What, about: str = "", seen: int = 0) -> Answer:
+    async def query(self, what: What, about: str = "", seen: int = 0) -> Heard:
         """The answer to a query; of several builds on this machine, their answers in one.
 
         It may be some seconds old, if the broker needs long for it.  FabricError with the broker's
@@ -172,15 +175,16 @@ class Farm:
         if not task.cancelled():
             task.exception()  # if nobody waits any more, nobody has to know
 
-    async def _query_and_keep(self, what: What, about: str, seen: int) -> Answer:
+    async def _query_and_keep(self, what: What, about: str, seen: int) -> Heard:
         began = time.monotonic()
         answer = await self._query_all(what, about, seen)
         now = time.monotonic()
+        heard = Heard(**msgspec.structs.asdict(answer), asked=began, heard=now)
         self._answers = {id: known for id, known in self._answers.items() if known[0] > now}
         if len(self._answers) < bounds.WEB_QUESTIONS:
             until = now + min(REUSE_MOST, REUSE * (now - began))
-            self._answers[what, about, seen] = until, answer
-        return answer
+            self._answers[what, about, seen] = until, heard
+        return heard
 
     async def _query_all(self, what: What, about: str, seen: int) -> Answer:
         question = Query(PROTOCOL, uuid.uuid4().hex, what, about, seen)

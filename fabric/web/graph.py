@@ -174,7 +174,7 @@ def view(info: RequestInfo, graph: Graph, steps: tuple[GraphRow, ...], *, all: b
 
 async def make(web: Web, path: Mapping[str, str], query: GraphQuery) -> GraphView:
     answer = await web.farm.query("requests")
-    info = find(answer.requests, path["id"])
+    info = find(answer, path["id"])
     mirror = await web.mirrors.get(info.request)
     graph = await web.graphs.get(info.request)
     steps = rows(graph.steps, mirror.steps)

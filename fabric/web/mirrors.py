@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import msgspec
 
@@ -59,21 +59,20 @@ class Mirrors:
         """The request as it is now.  NotFound if there is none, else errors as `Farm.query`."""
         async with self._known.turn(request) as mirror:
             seen = mirror.update.version if mirror else 0
-            update = await self._ask(request, seen)
+            update, at = await self._ask(request, seen)
             if mirror is not None and update.version < seen:  # of another run of the broker
                 mirror = None
-                update = await self._ask(request, 0)
-            now = datetime.now(UTC)
+                update, at = await self._ask(request, 0)
             if mirror is None:
-                mirror = Mirror(update, now)
+                mirror = Mirror(update, at)
             else:
-                mirror.apply(update, now)
+                mirror.apply(update, at)
             self._known.keep(request, mirror, bounds.WEB_STEPS)
             return mirror
 
-    async def _ask(self, request: str, seen: int) -> Update:
-        update = (await self._farm.query("update", request, seen)).update
-        if update is None:
+    async def _ask(self, request: str, seen: int) -> tuple[Update, datetime]:
+        answer = await self._farm.query("update", request, seen)
+        if answer.update is None:
             self._known.forget(request)
             raise NotFound(f"{request}: no such build; it may have ended long ago")
-        return update
+        return answer.update, answer.at

@@ -300,12 +300,13 @@ def _ready(
 
 
 async def make(web: Web, path: Mapping[str, str], query: TimelineQuery) -> TimelineView:
-    asked = web.attempts.now  # before: so no attempt seems to begin before the build
     answer = await web.farm.query("requests")
-    info = find(answer.requests, path["id"])
+    info = find(answer, path["id"])
+    # As when it was asked for: so no attempt seems to begin before the build.
+    submitted = web.attempts.now - info.since - (answer.heard - answer.asked)
     mirror = await web.mirrors.get(info.request)
     graph = await web.graphs.get(info.request)
-    known = await web.attempts.get(info.request, asked - info.since)
+    known = await web.attempts.get(info.request, submitted)
     steps = rows(graph.steps, mirror.steps)
     now, epoch = web.attempts.now, web.attempts.epoch
     return await web.paced.get(

@@ -13,8 +13,8 @@ from oracle_systems import definitions, rows
 
 from fabric.definitions.graph import Graph, Step
 from fabric.definitions.load import load
+from fabric.web.asks import Heard
 from fabric.wire.messages import (
-    Answer,
     AttemptInfo,
     GraphStep,
     RequestInfo,
@@ -226,19 +226,17 @@ class Told:
         self.build = build
         self.asked: list[tuple[str, str, int]] = []
 
-    async def query(self, what: str, about: str = "", seen: int = 0) -> Answer:
+    async def query(self, what: str, about: str = "", seen: int = 0) -> Heard:
         self.asked.append((what, about, seen))
         build = self.build
         if what == "requests":
-            return Answer("", requests=(build.info,))
+            return Heard("", requests=(build.info,))
         if what == "update":
-            return Answer("", update=build.update)
+            return Heard("", update=build.update)
         if what == "graph":
-            return Answer("", graph=tuple(build.steps))
+            return Heard("", graph=tuple(build.steps))
         if what == "attempts":
             ended = [one for one in build.attempts if one.number > seen]
             running = [one for one in build.attempts if not one.number]
-            return Answer(
-                "", attempts=tuple(ended[:1000] if len(ended) > 1000 else ended + running)
-            )
-        return Answer("")
+            return Heard("", attempts=tuple(ended[:1000] if len(ended) > 1000 else ended + running))
+        return Heard("")

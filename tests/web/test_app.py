@@ -21,6 +21,7 @@ from fabric.errors import MachineFault
 from fabric.jobs import Artifact, Blob, Content, Manifest
 from fabric.trove.artifacts.store import Store
 from fabric.web.app import create
+from fabric.web.asks import Heard
 from fabric.web.attempts import Attempts
 from fabric.web.graphs import Graphs
 from fabric.web.live import _Ticker
@@ -31,7 +32,6 @@ from fabric.web.routes import ROUTES
 from fabric.web.security import is_loopback
 from fabric.web.store import StoreReader
 from fabric.wire.messages import (
-    Answer,
     AttemptInfo,
     GraphStep,
     RequestInfo,
@@ -52,10 +52,10 @@ class Broker:
         self.answers = answers
         self.error = ""
 
-    async def query(self, what: str, about: str = "", seen: int = 0) -> Answer:  # noqa: ARG002
+    async def query(self, what: str, about: str = "", seen: int = 0) -> Heard:  # noqa: ARG002
         if self.error:
             raise MachineFault(self.error)
-        return Answer("", **self.answers.get(what, {}))
+        return Heard("", **self.answers.get(what, {}))
 
 
 def full(text: str) -> Broker:

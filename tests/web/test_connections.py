@@ -20,6 +20,7 @@ from uvicorn.server import ServerState
 from fabric import bounds
 from fabric.errors import StoreError
 from fabric.web import connections, store
+from fabric.web.asks import Heard
 from fabric.web.attempts import Attempts
 from fabric.web.connections import BoundedProtocol
 from fabric.web.graphs import Graphs
@@ -27,7 +28,7 @@ from fabric.web.kept import Kept
 from fabric.web.live import LivePages, TooMany
 from fabric.web.paced import AT_ONCE, Paced
 from fabric.web.store import StoreReader
-from fabric.wire.messages import Answer, GraphStep
+from fabric.wire.messages import GraphStep
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -244,7 +245,7 @@ def test_steps_that_nobody_knows_do_not_fill_the_memory(monkeypatch: pytest.Monk
     monkeypatch.setattr(bounds, "WEB_ATTEMPTS", 10)
 
     async def test() -> None:
-        attempts = Attempts(Broker(*(Answer("") for _ in range(100))))
+        attempts = Attempts(Broker(*(Heard("") for _ in range(100))))
         for number in range(100):
             await attempts.get(f"{number:064x}")
         assert len(attempts._known._values) == 10
@@ -256,7 +257,7 @@ def test_steps_that_nobody_knows_do_not_fill_the_memory(monkeypatch: pytest.Monk
 def test_graphs_looked_at_long_ago_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "WEB_STEPS", 3)
     steps = (GraphStep("a" * 64, "a", "chunk"), GraphStep("b" * 64, "b", "chunk"))
-    broker = Broker(*(Answer("", graph=steps) for _ in range(3)))
+    broker = Broker(*(Heard("", graph=steps) for _ in range(3)))
 
     async def test() -> None:
         graphs = Graphs(broker)

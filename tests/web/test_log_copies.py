@@ -18,12 +18,12 @@ from fabric.errors import MachineFault
 from fabric.jobs import Blob, Manifest
 from fabric.trove.artifacts.store import Store
 from fabric.web import log_copies, log_copy
-from fabric.web.asks import NotFound
+from fabric.web.asks import Heard, NotFound
 from fabric.web.farm import _Pieces
 from fabric.web.log_copies import LogCopies
 from fabric.web.log_copy import LogCopy
 from fabric.web.store import StoreReader
-from fabric.wire.messages import Answer, AttemptInfo, LogInfo, LogPiece, Published
+from fabric.wire.messages import AttemptInfo, LogInfo, LogPiece, Published
 
 KEY = key_of("zlib")
 
@@ -44,13 +44,13 @@ class Broker:
         self.gone = False
         self.pieces: asyncio.Queue[Published] = asyncio.Queue()
 
-    async def query(self, what: str, about: str = "", seen: int = 0) -> Answer:  # noqa: ARG002
+    async def query(self, what: str, about: str = "", seen: int = 0) -> Heard:  # noqa: ARG002
         if about != KEY or not (self.log or self.ended):
-            return Answer("")
+            return Heard("")
         if what == "attempts":
             attempt = AttemptInfo(KEY, 7, "zlib", "chunk", "amber", 1.0, 1.0, 0, self.result)
-            return Answer("", attempts=(attempt,) if self.result else ())
-        return Answer("", logs=(LogInfo(KEY, 7, "zlib", "build-step-zlib.log", self.state),))
+            return Heard("", attempts=(attempt,) if self.result else ())
+        return Heard("", logs=(LogInfo(KEY, 7, "zlib", "build-step-zlib.log", self.state),))
 
     async def read_log(
         self, key: str, fence: int, offset: int, length: int = bounds.LOG_RANGE

@@ -246,6 +246,7 @@ def test_timeline_is_usable_by_keyboard_and_zooms_about_a_point(large: Local, pa
     expect(tip).to_contain_text("began at")
     page.keyboard.press("ArrowDown")
     assert page.evaluate("document.activeElement.closest('svg.bars').id") == "lane-1"
+    page.keyboard.press("-")  # a young build fits at the largest scale
     width = page.evaluate("document.getElementById('rows').offsetWidth")
     page.keyboard.press("+")
     assert page.evaluate("document.getElementById('rows').offsetWidth") > width
@@ -292,6 +293,7 @@ def test_pictures_are_complete_without_scripts(large: Local, pages: Pages) -> No
     expect(node(page, "cairo")).to_have_class(looks("s-r"))
     expect(page.locator("#graph-tools")).to_be_hidden()
     page.get_by_role("link", name="Timeline").click()
+    expect(page.locator(".bars .r-running")).to_have_count(1)
     assert page.locator(".bars .bar").count() > 200
     running = page.locator(".bars .r-running .edge").bounding_box()
     assert running is not None

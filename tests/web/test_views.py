@@ -11,7 +11,7 @@ from wire_kit import key_of
 from fabric import bounds
 from fabric.client.changes import Change
 from fabric.jobs import Artifact, Blob, Content, Manifest
-from fabric.web.asks import NotFound
+from fabric.web.asks import Heard, NotFound
 from fabric.web.attempts import Try
 from fabric.web.mirrors import Mirror, Mirrors
 from fabric.web.pages import build, builds, farm, step, systems, worker
@@ -19,7 +19,6 @@ from fabric.web.pages.facts import part, request_row, system_of
 from fabric.web.store import Built, Index, brief
 from fabric.wire.messages import (
     STORING,
-    Answer,
     AttemptInfo,
     GraphStep,
     RequestInfo,
@@ -157,11 +156,11 @@ class Broker:
 
     error = ""
 
-    def __init__(self, *answers: Answer) -> None:
+    def __init__(self, *answers: Heard) -> None:
         self.answers = list(answers)
         self.asked: list[tuple[str, str, int]] = []
 
-    async def query(self, what: str, about: str = "", seen: int = 0) -> Answer:
+    async def query(self, what: str, about: str = "", seen: int = 0) -> Heard:
         self.asked.append((what, about, seen))
         return self.answers.pop(0)
 
@@ -169,8 +168,8 @@ class Broker:
 def test_mirror_asks_for_changes_only() -> None:
     running = StepState(ZLIB, "running", name="zlib", running_for=5.0)
     broker = Broker(
-        Answer("1", update=update(4, running, goals=(APP,), title="small for alice")),
-        Answer("2", update=update(5, StepState(CURL, "ready", name="curl"))),
+        Heard("1", update=update(4, running, goals=(APP,), title="small for alice")),
+        Heard("2", update=update(5, StepState(CURL, "ready", name="curl"))),
     )
 
     async def test() -> None:
@@ -188,10 +187,10 @@ def test_mirror_asks_for_changes_only() -> None:
 def test_mirror_begins_anew_with_another_run_of_the_broker() -> None:
     waiting = StepState(CURL, "waiting", name="curl")
     broker = Broker(
-        Answer("1", update=update(9, StepState(ZLIB, "done", name="zlib"), goals=(APP,))),
-        Answer("2", update=update(2)),
-        Answer("3", update=update(2, waiting, goals=(APP,))),
-        Answer("4"),
+        Heard("1", update=update(9, StepState(ZLIB, "done", name="zlib"), goals=(APP,))),
+        Heard("2", update=update(2)),
+        Heard("3", update=update(2, waiting, goals=(APP,))),
+        Heard("4"),
     )
 
     async def test() -> None:
@@ -216,7 +215,7 @@ def test_mirror_forgets_the_steps_that_a_whole_update_lacks() -> None:
 def test_builds_looked_at_long_ago_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "WEB_STEPS", 3)
     two = (StepState(ZLIB, "done"), StepState(CURL, "done"))
-    broker = Broker(*(Answer("", update=update(4, *two, goals=(APP,))) for _ in range(3)))
+    broker = Broker(*(Heard("", update=update(4, *two, goals=(APP,))) for _ in range(3)))
 
     async def test() -> None:
         mirrors = Mirrors(broker)

@@ -333,8 +333,15 @@ def test_farm_sends_equal_questions_once(farm: Controller, monkeypatch: pytest.M
             assert all(answer is answers[0] for answer in answers)
             assert len([frame for frame in sent if b"workers" in frame]) == 1
             monkeypatch.undo()
-            # an answer that took a while is used for a while
+            # an answer that took a while is used for a while, and says how old it is
             assert await client.query("workers") is answers[0]
+            await asyncio.sleep(0.05)
+            assert (
+                0.05
+                <= answers[0].age
+                == pytest.approx(time.monotonic() - answers[0].heard, abs=0.1)
+            )
+            assert answers[0].asked < answers[0].heard
             until_new = time.monotonic() + REUSE_MOST
             while await client.query("workers") is answers[0]:
                 assert time.monotonic() < until_new

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Literal
 
 import msgspec
 
-from fabric.web.asks import NotFound
+from fabric.web.asks import Heard, NotFound
 from fabric.web.mirrors import Mirror
 from fabric.web.page import Page, View, Web
 from fabric.web.pages.facts import (
@@ -70,17 +70,17 @@ def view(info: RequestInfo, mirror: Mirror, query: BuildQuery, now: datetime) ->
     )
 
 
-def find(requests: Sequence[RequestInfo], id: str) -> RequestInfo:
-    """The request of that id.  NotFound if there is none."""
-    for one in requests:
+def find(answer: Heard, id: str) -> RequestInfo:
+    """The request of that id, with its age of now.  NotFound if there is none."""
+    for one in answer.requests:
         if one.request == id:
-            return one
+            return msgspec.structs.replace(one, since=one.since + answer.age)
     raise NotFound(f"{id}: no such build; the broker forgets those that ended long ago")
 
 
 async def make(web: Web, path: Mapping[str, str], query: BuildQuery) -> BuildView:
     answer = await web.farm.query("requests")
-    info = find(answer.requests, path["id"])
+    info = find(answer, path["id"])
     mirror = await web.mirrors.get(info.request)
     return view(info, mirror, query, datetime.now(UTC))
 

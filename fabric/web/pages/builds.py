@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Literal, get_args
 
 import msgspec
@@ -66,7 +66,7 @@ def _in_state(info: RequestInfo, state: str) -> bool:
 
 async def make(web: Web, _: Mapping[str, str], query: BuildsQuery) -> BuildsView:
     answer = await web.farm.query("requests")
-    return view(answer.requests, query, datetime.now(UTC), answer.warning)
+    return view(answer.requests, query, answer.at, answer.warning)
 
 
 routes = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import takewhile
 from typing import Literal, get_args
 
@@ -166,8 +166,7 @@ async def make(web: Web, _: Mapping[str, str], query: FarmQuery) -> FarmView:
     requests = await web.farm.query("requests")
     known = await web.attempts.get("")
     hour = _since(known.ended, web.attempts.now - 3600)
-    now = datetime.now(UTC)
-    return view(workers.workers, requests.requests, hour, query, now, workers.warning)
+    return view(workers.workers, requests.requests, hour, query, workers.at, workers.warning)
 
 
 def _since(ended: Sequence[Try], moment: float) -> list[AttemptInfo]:

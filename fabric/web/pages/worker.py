@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 
 import msgspec
 
@@ -64,7 +64,7 @@ async def make(web: Web, path: Mapping[str, str], query: WorkerQuery) -> WorkerV
     name = path["name"]
     workers = await web.farm.query("workers")
     attempts = await tries(web, name) if name else ()
-    return view(name, workers.workers, attempts, query, datetime.now(UTC), web.attempts.epoch)
+    return view(name, workers.workers, attempts, query, workers.at, web.attempts.epoch)
 
 
 routes = [
