@@ -7,7 +7,7 @@ long each line takes from the sandbox into the browser, and, beside it, into the
 ``paint``: how long a log of 100,000 lines that grows takes from the address to the screen, beside
 the same bytes as plain text in the same browser.  ``farm``: the page of a farm with 100,000 jobs
 and 2,000 workers, beside the answers of the broker that it is made of.  ``viewers``: what 200 open
-pages cost the broker, by its CPU for a job of bench/dispatch.py, with and without them.
+pages cost the broker, by its CPU for a job of bench/dispatch.py, with and without them in turns.
 
 The peak memory of fabric-web is that of the whole run.  Look at ratios: delays of a machine that
 does other work say little.
@@ -27,6 +27,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent / "tests" / folder) for folder in ("kit", "web")]
@@ -309,6 +310,7 @@ def main() -> None:
     top.add_argument("--jobs", type=int, default=100_000)
     top.add_argument("--dispatched", type=int, default=20_000)
     top.add_argument("--viewers", type=int, default=200)
+    top.add_argument("--rounds", type=int, default=5)
     top.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
     top.add_argument("--view", nargs=3, help=argparse.SUPPRESS)
     options = top.parse_args()
@@ -344,17 +346,23 @@ def main() -> None:
         print(f"  painted                          {1000 * first:5.0f} ms, then {1000 * again:.0f}")
         print(f"  ratio of HTML {html / answers:.2f}; fabric-web has {memory / MB:.0f} MB")
     if "viewers" in chosen:
-        jobs = options.dispatched
-        alone, least = dispatch.measure_broker(8, 8, jobs)
-        found: list[int] = []
-        rate, used = dispatch.measure_broker(
-            8, 8, jobs, lambda folder: viewers(folder, options.viewers, found)
-        )
-        print(f"{options.viewers} viewers beside {jobs:,} jobs")
-        for how, speed, cost in (("without", alone, least), ("with", rate, used)):
-            cpu = f"{cost * 1e6:4.0f} us of CPU of the broker each"
+        jobs, found = options.dispatched, list[int]()
+        sides: dict[str, list[tuple[float, float]]] = {"without": [], "with": []}
+        for _ in range(options.rounds):
+            sides["without"].append(dispatch.measure_broker(8, 8, jobs))
+            sides["with"].append(
+                dispatch.measure_broker(
+                    8, 8, jobs, lambda folder: viewers(folder, options.viewers, found)
+                )
+            )
+        print(f"{options.viewers} viewers beside {jobs:,} jobs; medians of {options.rounds} rounds")
+        costs = {}
+        for how, rounds in sides.items():
+            speed, costs[how] = (median(values) for values in zip(*rounds, strict=True))
+            cpu = f"{costs[how] * 1e6:4.0f} us of CPU of the broker each"
             print(f"  {how:10} {speed:6.0f} jobs a second, {cpu}")
-        print(f"  ratio by CPU {used / least:.3f}; fabric-web has {found[0] / MB:.0f} MB")
+        ratio = costs["with"] / costs["without"]
+        print(f"  ratio by CPU {ratio:.3f}; fabric-web has {max(found) / MB:.0f} MB")
 
 
 if __name__ == "__main__":
