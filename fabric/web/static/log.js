@@ -1,15 +1,14 @@
 // The page of a log: loads what is looked at, follows what comes, searches, and links to lines.
 
 import { LogRows, PART_ROWS } from "./log-rows.js";
+import { LogSearch } from "./log-search.js";
+import { away, by, get, insist, pause, RETRY, say, whenShown } from "./log-server.js";
 
 const scroller = document.getElementById("log");
-const { key, fence } = scroller.dataset;
-const address = `/steps/${key}/log`;
-const by = (id) => document.getElementById(id);
+const { fence } = scroller.dataset;
 
-/** Milliseconds between two looks at what is known of the log, and after an error. */
+/** Milliseconds between two looks at what is known of the log. */
 const LOOK_EVERY = 3000;
-const RETRY = 1000;
 /** Milliseconds that the scrollbar may move on before what is there is loaded. */
 const SETTLED = 60;
 /** Milliseconds without a byte after which a stream counts as dead: the server ends it before. */
@@ -18,27 +17,13 @@ const DEAD = 45000;
 const PART = 65536;
 const PART_LEAST = 16384;
 const PART_MOST = 1 << 20;
-/** Different texts that are highlighted. */
-const HIGHLIGHTED = 100;
 
 let following = false;
 let ended = scroller.dataset.ended === "1";
 /** Offset of the next byte of the stream. */
 let position = 0;
 
-// -- requests -----------------------------------------------------------------------------------
-
-function url(what, query) {
-  return `${address}${what}?` + new URLSearchParams({ fence, ...query });
-}
-
-/** The response; an error has the server's text. */
-async function get(what, query, options) {
-  const response = await fetch(url(what, query), { headers: { accept: "application/json" }, ...options });
-  if (response.ok) return response;
-  const text = await response.json().then((body) => body.error, () => response.statusText);
-  throw Object.assign(new Error(text), { status: response.status });
-}
+// -- rows ---------------------------------------------------------------------------------------
 
 /** @returns {Promise<import("./log-rows.js").Part & {size: number}>} */
 async function part(query, options) {
@@ -52,40 +37,6 @@ async function part(query, options) {
   };
 }
 
-const pause = (time) => new Promise((done) => setTimeout(done, time));
-
-function whenShown() {
-  return new Promise((done) => {
-    if (!document.hidden) done();
-    else document.addEventListener("visibilitychange", done, { once: true });
-  });
-}
-
-/** Does something until it succeeds, and says why it does not. */
-async function insist(work) {
-  for (;;) {
-    await whenShown();
-    try {
-      const result = await work();
-      away("");
-      return result;
-    } catch (error) {
-      if (error.name === "AbortError" || (error.status && error.status < 500)) throw error;
-      away(error.status ? error.message : "The server of this page cannot be reached.");
-      await pause(RETRY);
-    }
-  }
-}
-
-function away(text) {
-  const box = by("away");
-  box.hidden = !text;
-  box.textContent = text
-    && `This log does not go on now: ${text.replace(/\.$/, "")}. The page goes on by itself.`;
-}
-
-// -- rows ---------------------------------------------------------------------------------------
-
 const loading = { before: false, after: false, jump: null };
 
 async function load(where, query, use) {
@@ -98,7 +49,7 @@ async function load(where, query, use) {
   } finally {
     loading[where] = false;
   }
-  highlight();
+  search.highlight();
   rows.fill();
 }
 
@@ -123,6 +74,12 @@ const rows = new LogRows(scroller, {
   address: (line) => `?fence=${fence}#L${line}`,
 });
 
+const search = new LogSearch(rows, (offset, reveal) => {
+  follow(false);
+  if (rows.rowAt(offset)) reveal();
+  else jump({ from: offset }, reveal);
+});
+
 /**
  * Shows a part of the log instead of the one that is shown; then `place` scrolls.
  * @returns {Promise<boolean>} whether it did, and no other wish came meanwhile
@@ -139,7 +96,7 @@ async function jump(query, place) {
     rows.show(found, Math.max(position, found.size), isTail);
     place();
     rows.fill();
-    highlight();
+    search.highlight();
     number();
     return true;
   } catch (error) {
@@ -208,7 +165,7 @@ function flush() {
       rows.append(part);
       rows.grow(position);
     }
-    highlight();
+    search.highlight();
   } else rows.grow(position);
 }
 
@@ -334,140 +291,6 @@ by("line-form").addEventListener("submit", (event) => {
   if (line >= 1) {
     history.replaceState(null, "", `?fence=${fence}#L${line}`);
     goToLine(line);
-  }
-});
-
-// -- search -------------------------------------------------------------------------------------
-
-/** @type {{at: number, line: number, text: string, found: string}[]} */
-let matches = [];
-let more = -1; // offset from which to search on
-let chosen = -1;
-let searched = ""; // the query of `matches`
-
-function searchQuery() {
-  return {
-    q: by("text").value, regex: String(by("regex").checked), case: String(by("case").checked),
-  };
-}
-
-async function search(from) {
-  const query = searchQuery();
-  by("search").ariaBusy = "true";
-  say("searching ...");
-  try {
-    const found = await (await get("/search", { ...query, from })).json();
-    if (from === 0) [matches, chosen] = [[], -1];
-    matches.push(...found.matches);
-    more = found.next;
-    searched = JSON.stringify(query);
-    return true;
-  } catch (error) {
-    [matches, more, chosen, searched] = [[], -1, -1, ""];
-    say(error.message);
-    return false;
-  } finally {
-    by("search").ariaBusy = "false";
-    by("text").setAttribute("aria-invalid", String(!searched));
-    highlight();
-  }
-}
-
-/** Goes to the next match, or the one before. */
-async function step(back) {
-  if (!by("text").value) {
-    [matches, more, chosen, searched] = [[], -1, -1, ""];
-    say("");
-    highlight();
-    return;
-  }
-  if (JSON.stringify(searchQuery()) !== searched) {
-    const top = rows.topOffset;
-    if (!await search(0)) return;
-    while (more >= 0 && (matches.length === 0 || matches.at(-1).at < top)) {
-      if (!await search(more)) return;
-    }
-    const after = matches.findIndex((match) => match.at >= top);
-    chosen = (after < 0 ? matches.length : after) - (back ? 0 : 1);
-  }
-  if (!back && chosen + 1 >= matches.length && more >= 0 && !await search(more)) return;
-  if (!matches.length) {
-    say("not found");
-    return;
-  }
-  chosen = (chosen + (back ? -1 : 1) + matches.length) % matches.length;
-  const total = matches.length.toLocaleString("en") + (more >= 0 ? " or more" : "");
-  say(`line ${matches[chosen].line.toLocaleString("en")}: ${chosen + 1} of ${total} lines`);
-  follow(false);
-  const { at } = matches[chosen];
-  const reveal = () => {
-    const row = rows.rowAt(at);
-    rows.reveal(row);
-    scroller.querySelector(".found")?.classList.remove("found");
-    row.element.classList.add("found");
-  };
-  if (rows.rowAt(at)) reveal();
-  else await jump({ from: at }, reveal);
-}
-
-/** Highlights what is searched for in the rows that are shown. */
-function highlight() {
-  if (!CSS.highlights) return;
-  const found = new Highlight();
-  CSS.highlights.set("found", found);
-  if (!matches.length) return;
-  const pattern = patternOf(JSON.parse(searched));
-  for (const { element } of rows.rows) {
-    const text = element.lastChild;
-    const all = text.textContent.slice(0, 8192);
-    pattern.lastIndex = 0;
-    for (let match; (match = pattern.exec(all));) {
-      if (!match[0]) pattern.lastIndex++;
-      else found.add(rangeOf(text, match.index, match.index + match[0].length));
-      if (found.size > 5000) return;
-    }
-  }
-}
-
-/** Finds the texts that the server has found: a regular expression may take a browser years. */
-function patternOf({ q, regex, case: exact }) {
-  const found = regex === "true" ? [...new Set(matches.map((match) => match.found))] : [q];
-  const texts = found.slice(0, HIGHLIGHTED).sort((one, other) => other.length - one.length);
-  return new RegExp(texts.map((text) => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")).join("|"),
-    exact === "true" ? "gu" : "giu");
-}
-
-/** A range of characters in an element. */
-function rangeOf(element, begin, end) {
-  const range = document.createRange();
-  const walker = document.createTreeWalker(element, NodeFilter.SHOW_TEXT);
-  for (let at = 0, node; (node = walker.nextNode()); at += node.length) {
-    if (at <= begin && begin <= at + node.length) range.setStart(node, begin - at);
-    if (at < end && end <= at + node.length) {
-      range.setEnd(node, end - at);
-      break;
-    }
-  }
-  return range;
-}
-
-function say(text) {
-  by("found").textContent = text;
-}
-
-by("search").addEventListener("submit", (event) => {
-  event.preventDefault();
-  step(event.submitter?.value === "back");
-});
-by("text").addEventListener("keydown", (event) => {
-  if (event.key !== "Enter" || event.isComposing) return;
-  event.preventDefault();
-  step(event.shiftKey);
-});
-scroller.addEventListener("keydown", (event) => {
-  if (event.key === "/" && !event.ctrlKey && !event.altKey && !event.metaKey) {
-    event.preventDefault();
-    by("text").focus();
   }
 });
 
