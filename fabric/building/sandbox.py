@@ -23,7 +23,7 @@ from pathlib import Path
 import msgspec
 
 from fabric import bounds
-from fabric.building import seccomp
+from fabric.building import devices, seccomp
 from fabric.building.build_script import StatusPipe
 from fabric.building.conditions import USUAL, Conditions
 from fabric.building.disk_space import full, oom_kills
@@ -266,16 +266,20 @@ def _start(box: Box, told: int, printed: int) -> subprocess.Popen[bytes]:
             # The script's end of the status pipe is its standard input, since only that descriptor
             # has a known number; its commands get /dev/null.
             command = box.command(files, options, ["sh", box.path, "--report"])
-            with box.conditions.fewer_cpus():
-                return subprocess.Popen(
-                    command,
-                    executable=_found(command[0], os.environ.get("PATH")),
-                    env={**os.environ, **box.conditions.variables},
-                    stdin=told,
-                    stdout=printed,
-                    stderr=printed,
-                    pass_fds=(info, *files),
-                )
+
+            def start() -> subprocess.Popen[bytes]:
+                with box.conditions.fewer_cpus():
+                    return subprocess.Popen(
+                        command,
+                        executable=_found(command[0], os.environ.get("PATH")),
+                        env={**os.environ, **box.conditions.variables},
+                        stdin=told,
+                        stdout=printed,
+                        stderr=printed,
+                        pass_fds=(info, *files),
+                    )
+
+            return devices.starting(start)
     except FileNotFoundError as error:
         raise MachineFault(_MISSING) from error
     finally:

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+from fabric.building import devices
+
 #: Most bytes relayed at once.
 _PIECE = 65536
 
@@ -46,14 +48,17 @@ class Terminal:
     def run(self, command: Sequence[str], pass_fds: Sequence[int]) -> int:
         """Run ``command`` in a session of its own, and return its exit status."""
         files = [self._theirs if fd in self._shown else fd for fd in range(3)]
-        with subprocess.Popen(
-            command,
-            stdin=files[0],
-            stdout=files[1],
-            stderr=files[2],
-            pass_fds=pass_fds,
-            start_new_session=True,
-        ) as process:
+        process = devices.starting(
+            lambda: subprocess.Popen(
+                command,
+                stdin=files[0],
+                stdout=files[1],
+                stderr=files[2],
+                pass_fds=pass_fds,
+                start_new_session=True,
+            )
+        )
+        with process:
             try:
                 if self._shown:
                     os.close(self._theirs)

@@ -296,6 +296,30 @@ sys.exit(f"may write {reached[:10]}" if reached else 0)
 """
         hostile(kit, attack)
 
+    def test_sandbox_cannot_change_the_devices_of_the_machine(self, kit: Kit) -> None:
+        """Each call would change nothing, if it were allowed."""
+        attack = """
+import os, sys
+reached = []
+for name in ("null", "zero", "full", "random", "urandom", "tty"):
+    path = "/dev/" + name
+    found = os.stat(path)
+    for call, *arguments in (
+        (os.chmod, found.st_mode & 0o7777),
+        (os.chown, found.st_uid, -1),
+        (os.utime, None),
+    ):
+        try:
+            call(path, *arguments)
+        except OSError:
+            continue
+        reached.append((call.__name__, name))
+with open("/dev/null", "wb") as null, open("/dev/zero", "rb") as zero:
+    null.write(zero.read(10))
+sys.exit(f"reached {reached}" if reached else 0)
+"""
+        hostile(kit, attack)
+
     def test_sandbox_cannot_mount_or_make_devices(self, kit: Kit) -> None:
         """Neither directly nor in a nested user namespace."""
         attack = """

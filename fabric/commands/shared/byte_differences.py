@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fabric import bounds
-from fabric.building import archive
+from fabric.building import archive, devices
 from fabric.building.compare import FileChange
 from fabric.errors import DamagedError, MachineFault, in_line
 from fabric.host.process import TooMuchOutput, converse
@@ -132,12 +132,14 @@ def _diffoscope(folder: Path) -> tuple[str, str]:
     ask = [program, "--text", "-", "--text-color", "never", "--max-text-report-size", str(most)]
     ask.append("--exclude-directory-metadata=recursive")  # these are copies
     try:
-        process = subprocess.Popen(
-            ["prlimit", *limit, *box, "--", *ask, "--", "first", "again"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
+        process = devices.starting(
+            lambda: subprocess.Popen(
+                ["prlimit", *limit, *box, "--", *ask, "--", "first", "again"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
         )
     except OSError as error:
         return "", f"diffoscope is not used: {error.filename}: {error.strerror}"
