@@ -11,7 +11,7 @@ from fabric.errors import suggest
 
 #: Names with another meaning in Ansible, or in a cluster's folder of keys.
 RESERVED = (
-    *("all", "ungrouped", "localhost", "127.0.0.1", "admin", "broker", WEB_PAGE),
+    *("all", "ungrouped", "localhost", "127.0.0.1", "admin", "broker", "own", WEB_PAGE),
     *("vm_hosts", "guests", "controllers", "workers", "troves"),
 )
 
@@ -37,6 +37,7 @@ class Conflicts:
         self._names()
         self._cards()
         self._one_way_to_each_host()
+        self._signatures()
         if whole:
             self._workers()
 
@@ -98,6 +99,14 @@ class Conflicts:
                     f"another deployment reaches {here.host} as another user"
                     " or by another port: use one way to each host",
                 )
+
+    def _signatures(self) -> None:
+        farm = [guest for guest in self.guests if guest.roles]
+        for guest in farm:
+            if guest.signatures != farm[0].signatures:
+                one = "yes" if farm[0].signatures else "no"
+                message = f"{farm[0].name} has {one}: give all controllers and workers the same"
+                self._report(guest, "SIGNATURES", message)
 
     def _workers(self) -> None:
         workers = {guest.address: guest for guest in self.guests if "worker" in guest.roles}

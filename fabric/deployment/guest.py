@@ -62,6 +62,7 @@ class Guest(_Deployed, frozen=True, kw_only=True):
     roles: tuple[str, ...]  # controller, worker, both or neither
     trove: bool  # it is the trove of this cluster
     web: bool  # it serves the web page
+    signatures: bool  # it signs artifacts, and checks signatures
     ram_size: int
     vcpus: int
     disks: tuple[str, ...]

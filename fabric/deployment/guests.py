@@ -54,6 +54,11 @@ SETTINGS: Fieldset = {
         "the certificate of the page, as PEM with its chain; default one that deploying makes",
     ),
     "WEB_CERTIFICATE_KEY": ("file", "its private key, as PEM"),
+    "SIGNATURES": (
+        "yes or no",
+        "the farm signs its artifacts, and uses only what it signed; default yes, and the same for"
+        " all machines",
+    ),
     "TROVE_HOST": ("host", "the machine with sources and artifacts; required for both roles"),
     "TROVE_ID": ("name", "a name of the trove, for templates of INSTALL_FILES"),
     "TROVE": ("git URL", "a trove that exists; default `ssh://git@TROVE_HOST/srv/trove/trove.git`"),
@@ -257,6 +262,7 @@ class _Reader:
             roles=roles,
             trove=bool(trove_host) and trove_host == address,
             web=web,
+            signatures=given.boolean("SIGNATURES", True),
             ram_size=given.size("RAM_SIZE", _DEFAULT_RAM),
             vcpus=given.count("VCPUS", 1),
             disks=disks,

@@ -25,6 +25,7 @@ def secrets_of(state: Path, *more: str) -> list[str]:
     texts = [file.read_text() for file in (state / "ssh").rglob("*") if _is_private(file)]
     texts += [file.read_text() for file in (*state.glob("tls/*.key"), *state.glob("web/cert*.key"))]
     found = [text.splitlines()[-3 if "OPENSSH" in text else 2] for text in (*texts, *more)]
+    found += [file.read_text().splitlines()[1] for file in state.glob("signing/*.key")]
     for file in state.glob("*/*.key_secret"):
         found += re.findall(r'secret-key = "(.*)"', file.read_text())
     for name in ("artifacts/builder", "artifacts/reader", "web/password"):

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import secrets_kit
 from deploy_kit import NAMES, Cluster, changed, tiny_definitions
+from signatures_kit import forge, signers
 from systems_kit import ROOT, Built
 from vmhost_kit import VmHost
 from world_kit import until
@@ -100,6 +101,22 @@ def test_cluster_from_its_morph_to_its_end(vmhost: VmHost, built: Built, scratch
     assert build.returncode == 0, said
     assert len(list(here.glob("build-step-tiny-*-misc.log"))) == 12
     assert "built tiny-01" in log.read_text()
+
+    with phase("signatures", phases):
+
+        def run(command: str) -> str:
+            return cluster.on("controller", command)
+
+        trusted = cluster.state / "trusted"
+        signed = signers(run, trusted)
+        assert len(signed) >= 13
+        assert {(one.name, by) for one, by in signed if by != one.builder} == set()
+        key = max(signed, key=lambda one: one[0].built)[0].key
+        forge(run, key, scratch / "stranger")
+        # a worker was killed: the other one builds the step again
+        again = cluster.initiator("build", system, cwd=here)
+        assert "1 built" in again, again
+        assert {by for one, by in signers(run, trusted) if one.key == key} == {"worker1"}
 
     with phase("deploy what was killed", phases):
         said, counts = cluster.play("deploy-cluster.yml", timeout=900)

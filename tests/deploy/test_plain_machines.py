@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from deploy_kit import tiny_definitions
 from node_kit import Node
+from signatures_kit import signers
 from systems_kit import ROOT
 from vmhost_kit import DOMAIN, VmHost
 from world_kit import until
@@ -53,9 +54,20 @@ def test_farm_without_vms_by_the_tutorial(vmhost: VmHost, tree: Path, scratch: P
         return world.run("fabric-initiator", "workers", cwd=scratch, env=environment)
 
     until(lambda: workers().count(" idle ") == 2, 60, lambda: said + workers())
+    sign = blocks("how-to/sign-artifacts.md", "\n## On a farm without VMs\n")
+    world.run("bash", "-euo", "pipefail", "-c", "\n".join(sign), cwd=ROOT)
+    until(lambda: workers().count(" idle ") == 2, 60, workers)
     definitions = tiny_definitions(scratch / "plain-tiny", 4, "true")
     build: list[str | Path] = ["fabric-initiator", "build", definitions / "systems/tiny.morph"]
     assert "tiny is built" in world.run(*build, cwd=scratch, env=environment, timeout=300)
+    trusted = scratch / "plain-trusted"
+    trusted.mkdir()
+    for name in MACHINES:
+        public = nodes["worker0"].run(f"cat /etc/distbuild/trusted/{name}.pub")
+        (trusted / f"{name}.pub").write_text(public)
+    signed = signers(nodes["controller"].run, trusted)
+    assert {by for _, by in signed} <= {"worker0", "worker1"}
+    assert all(by == manifest.builder for manifest, by in signed)
     install, *rest = blocks("how-to/serve-the-web-page.md", "\n## A farm without VMs\n")
     assert "pip install" in install
     world.run("bash", "-euo", "pipefail", "-c", "\n".join(rest), cwd=ROOT, env=environment)

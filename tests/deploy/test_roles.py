@@ -13,6 +13,7 @@ import pytest
 from deploy_kit import NAMES, Cluster, changed, tiny_definitions
 from node_kit import Node
 from secrets_kit import secrets_of
+from signatures_kit import forge, signers
 from systems_kit import ROOT, Built
 from vmhost_kit import VmHost
 from world_kit import Failed, until
@@ -191,6 +192,53 @@ def test_nodes_build(cluster: Cluster, nodes: dict[str, Node], scratch: Path) ->
     nodes["controller"].run(f"test ! -e {lock}")
 
 
+def test_farm_uses_only_what_its_machines_signed(
+    cluster: Cluster, nodes: dict[str, Node], scratch: Path
+) -> None:
+    controller, worker = nodes["controller"], nodes["worker0"]
+    system = str(tiny_definitions(scratch / "signed", 2, "true") / "systems/tiny.morph")
+    here = scratch / "signed-here"
+    here.mkdir()
+    cluster.initiator("build", system, cwd=here)
+    trusted = cluster.state / "trusted"
+    found = signers(controller.run, trusted)
+    assert {by for _, by in found} <= {"worker0", "worker1"}
+    assert all(by == manifest.builder for manifest, by in found)
+    key = max(found, key=lambda one: one[0].built)[0].key
+    forge(controller.run, key, scratch / "stranger")
+    assert "1 built" in cluster.initiator("build", system, cwd=here)
+    [by] = [by for one, by in signers(controller.run, trusted) if one.key == key]
+    assert by in ("worker0", "worker1")
+    told = controller.run("journalctl -o cat -u fabric-broker")
+    assert f"manifest {key} counts as absent: it is signed with the unknown key" in told
+    # the page reads the same store
+    password = (cluster.state / "web/password").read_text().strip()
+    name = cluster.host("controller")
+    curl = ["curl", "-s", "--user", password]
+    curl += ["--cacert", str(cluster.state / f"web/certificate-{name}.pem")]
+    page = cluster.world.run(*curl, f"https://{name}:8443/steps/{key}?format=json")
+    assert json.loads(page)["record"]["artifacts"], page
+    # who may write to the folder can trust any key
+    writable = "find /etc/distbuild/trusted -not -user root -o -perm /022"
+    assert controller.run(writable) == "/etc/distbuild/trusted/own.key\n"
+
+    # a further key reaches all machines, and restarts nothing
+    started = "systemctl show -P ExecMainStartTimestampMonotonic fabric-broker fabric-worker"
+    before = [node.run(started) for node in (controller, worker)]
+    where = ["--trusted", str(trusted)]
+    stranger = str(scratch / "stranger/own.pub")
+    cluster.world.run("fabric-keys", "trust", stranger, "--name", "worker9", *where)
+    with pytest.raises(
+        Failed, match="does not sign artifacts, or does not use those of others: it"
+    ):
+        cluster.play("distbuild.fabric.verify")
+    cluster.play("tests/deploy/playbooks/running.yml")
+    cluster.play("distbuild.fabric.verify")
+    assert "worker9 " in worker.run("fabric-keys trusted")
+    assert [node.run(started) for node in (controller, worker)] == before
+    cluster.world.run("fabric-keys", "distrust", "worker9", *where)
+
+
 def test_controller_state_is_saved_and_restored(
     cluster: Cluster, nodes: dict[str, Node], scratch: Path
 ) -> None:
@@ -331,6 +379,8 @@ def test_leaked_keys_are_replaced_by_the_next_deployment(
     on_controller("fabric-keys revoke worker0")
     for name in ("worker0.key", "worker0.key_secret"):
         (cluster.state / "fabric" / name).unlink()
+    trusted = str(cluster.state / "trusted")
+    cluster.world.run("fabric-keys", "distrust", "worker0", "--trusted", trusted)
     known = (cluster.state / "artifacts/reader").read_text()
     (cluster.state / "artifacts/htpasswd").unlink()
     make = "rm worker.key*; ssh-keygen -q -t ed25519 -N '' -f worker.key"
@@ -343,6 +393,10 @@ def test_leaked_keys_are_replaced_by_the_next_deployment(
     assert old != new
     secret = (cluster.state / "fabric/worker0.key_secret").read_text()
     assert nodes["worker0"].run("cat /etc/distbuild/keys/worker0.key_secret") == secret
+    for node in nodes.values():
+        told = node.run("fabric-keys trusted")
+        assert re.search("(?m)^worker0-[0-9a-f]{12} +revoked", told), told
+        assert re.search("(?m)^(worker0|own) +trusted", told), told
     curl = ["curl", "-s", "-w", "%{http_code}", "--cacert", str(cluster.state / "tls/ca.pem")]
     url = f"https://{cluster.host('controller')}/artifacts/"
     assert cluster.world.run(*curl, "-o", "/dev/null", "--user", known, url) == "401"

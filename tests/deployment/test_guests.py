@@ -142,6 +142,18 @@ def test_guests_only_a_controller_serves_the_web_page() -> None:
     )
 
 
+def test_guests_of_a_farm_all_sign_or_none_does() -> None:
+    text = (ROOT / "clusters/distbuild-cluster.morph").read_text()
+    text = text.replace("systems/build-system-x86_64.morph", "systems/s.morph")
+    assert all(guest.signatures for guest in load(text, None, **GUIDE).values())
+    assert not any(guest.signatures for guest in load(text, {"SIGNATURES": "no"}, **GUIDE).values())
+    assert wrong(text, {"worker1.SIGNATURES": "no"}, **GUIDE) == [
+        "35: deployment worker1: controller has yes: give all controllers and workers the same"
+    ]
+    # a file beside the keys of machines
+    assert wrong(HEAD + machine("own"))[0].startswith("6: 'own' is not allowed as the name")
+
+
 def test_guests_overrides_replace_the_morph() -> None:
     text = HEAD + machine(RAM_SIZE="1G") + machine("b", image="/j", VCPUS="2")
     found = load(text, {"RAM_SIZE": "2G", "b.VCPUS": "4", "b.RAM_SIZE": "3G"})
