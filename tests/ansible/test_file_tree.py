@@ -13,7 +13,15 @@ SECRET = "first line\nsecond-line-of-a-key\n"
 
 
 def test_file_tree_writes_a_secret_and_shows_it_nowhere(tmp_path: Path) -> None:
-    """Not in the system log either, to which Ansible's modules write their arguments."""
+    """Not in the system log either, to which Ansible's modules write their arguments.
+
+    The user of a service can still read a key that replaces another.
+    """
+    former = tmp_path / "to/key"
+    former.parent.mkdir()
+    former.write_text("former")
+    owner = 65534 if os.geteuid() == 0 else os.geteuid()
+    os.chown(former, owner, -1)
     files = [{"path": "/key", "secret": SECRET, "mode": "0600"}, {"path": "/motd", "content": "hi"}]
     given = {"root": str(tmp_path / "to"), "files": files}
     trace = ["strace", "-f", "-qq", "-s", "4096", "-e", "trace=connect,sendto", "-o"]
@@ -33,8 +41,9 @@ def test_file_tree_writes_a_secret_and_shows_it_nowhere(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "second-line" not in done.stdout + done.stderr
-    assert (tmp_path / "to/key").read_text() == SECRET
-    assert (tmp_path / "to/key").stat().st_mode & 0o777 == 0o600
+    assert former.read_text() == SECRET
+    assert former.stat().st_mode & 0o777 == 0o600
+    assert former.stat().st_uid == owner
     assert not [
         line for line in (tmp_path / "calls").read_text().splitlines() if "/dev/log" in line
     ]

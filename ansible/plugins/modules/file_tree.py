@@ -8,6 +8,7 @@ module: file_tree
 short_description: Write many files in one task
 description:
   - Makes files, folders and symbolic links with their parent folders. Removes nothing.
+  - A file that replaces another has its owner, if root runs this.
   - With a O(root) other than C(/) it fills a folder for C(fabric-initiator image --files). An image
     and a running machine thus get the same files.
   - A single task is quicker than one task for each file, above all on emulated machines.
@@ -140,6 +141,7 @@ class Entry(NamedTuple):
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(self.content)
+                _keep_owner(file.fileno(), path)
                 os.fchmod(file.fileno(), self.mode or 0)
                 os.fsync(file.fileno())
             if self.kind == "link":
@@ -149,6 +151,13 @@ class Entry(NamedTuple):
         except BaseException:
             new.unlink(missing_ok=True)
             raise
+
+
+def _keep_owner(new: int, path: Path) -> None:
+    """Give a new file the owner of the one at ``path``, which it replaces, say a service."""
+    if os.geteuid() == 0 and path.is_file() and not path.is_symlink():
+        former = path.stat()
+        os.fchown(new, former.st_uid, former.st_gid)
 
 
 def main() -> None:
