@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +73,21 @@ def test_manifest_is_signed_and_checked(tmp_path: Path, here: Machine, there: Ma
     there.trust(here, "here")
     assert there.store.has([key(1)]) == {key(1)}, "from now on"
     assert there.store.manifest(key(1)) == manifest
+
+
+def test_reader_without_the_library_reads_what_is_signed(tmp_path: Path, here: Machine) -> None:
+    """As a user of a farm who has not installed the extra, and has no `trusted-keys`."""
+    here.store.put(*step(1, b"content"))
+    script = (
+        "import sys; sys.modules['cryptography'] = None; from pathlib import Path;"
+        "from fabric.trove.artifacts.store import Store;"
+        f"store = Store({str(tmp_path / 'store')!r}, Path({str(tmp_path / 'scratch')!r}));"
+        f"print(store.manifest({key(1)!r}).key)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == f"{key(1)}\n", done.stderr
 
 
 def test_another_implementation_reads_the_envelope(tmp_path: Path, here: Machine) -> None:
