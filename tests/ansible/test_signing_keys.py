@@ -15,6 +15,10 @@ from fabric.trust.signing import TrustedKeys
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 NAMES = ("controller", "worker0", "worker1")
+ADDRESSES = {
+    **{f"{name}_url": f"{name}.example" for name in (*NAMES, "trove")},
+    "trove_id": "x",
+}
 
 
 class Deployment:
@@ -28,8 +32,7 @@ class Deployment:
     def deploy(self, **more: str) -> dict[str, int]:
         """Make and bring keys, and return how much has changed, by machine."""
         given = {
-            **{"controller_url": "c.example", "worker0_url": "w0.example"},
-            **{"worker1_url": "w1.example", "trove_url": "trove.example", "trove_id": "x"},
+            **ADDRESSES,
             **{"access_known_hosts": "x", "trees": str(self._folder)},
             **{"WORKER_SSH_KEY": str(self._folder / "key"), **more},
         }
@@ -102,6 +105,29 @@ def test_signatures_can_be_switched_off(tmp_path: Path) -> None:
     deployment = Deployment(tmp_path)
     deployment.deploy(SIGNATURES="no")
     assert not any(deployment.trusted(name).exists() for name in NAMES)
+
+
+def test_machine_without_the_library_is_reported_before_anything_changes(tmp_path: Path) -> None:
+    """As one of an older system is, whose programs would not start."""
+    there = tmp_path / "python3"
+    command = [str(BIN / "ansible"), "worker0", "-c", "local", "-e", json.dumps(ADDRESSES)]
+    command += ["-m", "ansible.builtin.include_role"]
+    command += ["-a", "name=distbuild.fabric.access tasks_from=library"]
+
+    def look(script: str) -> subprocess.CompletedProcess[str]:
+        there.write_text(f"#!/bin/sh\n{script}\n")
+        there.chmod(0o755)
+        environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        return subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        )
+
+    done = look('exec /usr/bin/python3 -S -I "$@"')
+    assert done.returncode != 0
+    said = " ".join((done.stdout + done.stderr).split())
+    assert "run upgrade-cluster.yml -e SIGNATURES=no, and then deploy-cluster.yml" in said
+    done = look(f'exec {sys.executable} "$@"')
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def _content(path: Path) -> bytes:
