@@ -192,8 +192,8 @@ def test_farm_grows_and_shrinks(farm: Farm) -> None:
     farm.on("worker0", "touch /run/not-restarted")
     farm.describe(workers=3)
     said, counts = farm.play("deploy-cluster.yml", "-e", "worker0.RAM_SIZE=1G", timeout=900)
-    # the controller admits the new worker
-    assert changed(counts) == {"controller", "worker0", "worker2"}, said
+    # the controller admits the new worker, and all trust its signatures
+    assert changed(counts) == {"controller", "worker0", "worker1", "worker2"}, said
     assert "worker0 runs as it was defined before" in re.sub(r"\s+", " ", said)
     assert farm.workers() == {f"worker{number}": "idle" for number in range(3)}
     farm.describe(workers=2)
