@@ -133,23 +133,25 @@ class StatusPipe:
                 return
 
     def _take(self, line: bytes) -> None:
-        if found := _REPORT.fullmatch(line):
-            name = found[1].decode("utf-8", "surrogateescape")
+        if report := _report(line):
+            name, number = report
             self.started = True
             if name and name != self.list:
                 self._hear(name)
-            self.list, self.number = name, int(found[2])
+            self.list, self.number = name, number
         elif not self.started and (found := _CHILD.search(line)):
             self.child = int(found[1])
 
 
 def reported(text: bytes) -> list[tuple[str, int]]:
     """The reports in ``text``, in their order: of an engine, where they come at the end."""
-    return [
-        (found[1].decode("utf-8", "surrogateescape"), int(found[2]))
-        for line in text.split(b"\n")
-        if (found := _REPORT.fullmatch(line))
-    ]
+    return [report for line in text.split(b"\n") if (report := _report(line))]
+
+
+def _report(line: bytes) -> tuple[str, int] | None:
+    """The command list and the number of its command in a report; None if the line is none."""
+    found = _REPORT.fullmatch(line)
+    return (found[1].decode("utf-8", "surrogateescape"), int(found[2])) if found else None
 
 
 def phase_of(list_: str) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import os
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,7 +31,7 @@ from fabric.errors import (
     StoreError,
     command,
 )
-from fabric.host.cancel import TICK, CancelToken
+from fabric.host.cancel import CancelToken, abandonable
 from fabric.host.progress import in_phase
 from fabric.inputs import inputs
 from fabric.jobs import COPIED, Artifact, Job, Manifest
@@ -228,21 +227,7 @@ def _store(
     if sum(blob.size for blob in manifest.blobs()) < _LARGE:
         workspace.store.put(manifest, files, sealed)
         return
-    ended = threading.Event()
-    errors: list[Exception] = []
-
-    def work() -> None:
-        try:
-            workspace.store.put(manifest, files, sealed)
-        except Exception as error:  # noqa: BLE001  raised below, unless cancelled
-            errors.append(error)
-        ended.set()
-
-    threading.Thread(target=work, name="storing", daemon=True).start()
-    while not ended.wait(TICK):
-        cancel.check()
-    if errors:
-        raise errors[0]
+    abandonable(lambda _: workspace.store.put(manifest, files, sealed), cancel, "storing")
 
 
 def _manifest(

@@ -6,14 +6,16 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
 
 from fabric.errors import Cancelled
 
 if TYPE_CHECKING:
     import subprocess
 
+T = TypeVar("T")
 
 #: Seconds between two checks of a token while a thread waits for something else.
 TICK = 0.1
@@ -21,6 +23,10 @@ TICK = 0.1
 
 def no_check() -> None:
     """A check that never raises, for work that cannot be cancelled."""
+
+
+class TooSlow(Exception):
+    """Work did not end in time."""
 
 
 class CancelToken:
@@ -71,3 +77,39 @@ class CancelToken:
             with self._lock:
                 self._children.discard(process.pid)
         self.check()
+
+
+def abandonable(
+    work: Callable[[Callable[[], None]], T],
+    cancel: CancelToken,
+    name: str,
+    seconds: float = float("inf"),
+) -> T:
+    """What ``work`` returns in a thread of its own, of that name.
+
+    Cancelled soon after ``cancel`` is set, TooSlow after so many seconds.  The thread then
+    goes on until ``work`` calls the check that it is given, or ends.
+    """
+    ended, given_up = threading.Event(), CancelToken()
+    results: list[T] = []
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            results.append(work(given_up.check))
+        except Exception as error:  # noqa: BLE001  raised below, unless given up
+            errors.append(error)
+        ended.set()
+
+    until = time.monotonic() + seconds
+    threading.Thread(target=run, name=name, daemon=True).start()
+    try:
+        while not ended.wait(max(0.0, min(TICK, until - time.monotonic()))):
+            cancel.check()
+            if time.monotonic() >= until:
+                raise TooSlow
+    finally:
+        given_up.set()
+    if errors:
+        raise errors[0]
+    return results[0]

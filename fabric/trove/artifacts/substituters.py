@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from fabric import bounds
 from fabric.errors import DamagedError, StoreError, without_secrets
-from fabric.host.cancel import TICK, CancelToken
+from fabric.host.cancel import CancelToken, TooSlow, abandonable
 from fabric.host.progress import Moved
 from fabric.jobs import Manifest
 from fabric.trove.artifacts.backend import Haste
@@ -28,14 +27,8 @@ from fabric.trove.artifacts.store import Sealed, Store
 from fabric.trove.artifacts.transfer import fetch
 from fabric.trust.seal import UnsignedError
 
-T = TypeVar("T")
-
 #: Names of obstore's errors with which a server answers that it refuses.
 _ANSWERS = ("PermissionDeniedError", "UnauthenticatedError")
-
-
-class _TooSlow(Exception):
-    """A substituter did not do something in time."""
 
 
 class Substitute(NamedTuple):
@@ -79,19 +72,23 @@ class Substituters:
             if self._rests(store):
                 continue
             try:
-                found = _within(bounds.SUBSTITUTE_ANSWER, cancel, partial(_sealed, store, key))
+                found = abandonable(
+                    partial(_sealed, store, key), cancel, "substituter", bounds.SUBSTITUTE_ANSWER
+                )
                 if found is None:
                     continue
                 if until is None:
                     until = time.monotonic() + _limit(found.manifest)
                 left = until - time.monotonic()
-                files = _within(left, cancel, partial(_files, found, store, moved))
+                files = abandonable(
+                    partial(_files, found, store, moved), cancel, "substituter", left
+                )
                 return Substitute(url, found.manifest, found.data, files)
             except UnsignedError as error:
                 said(f"{url}: its manifest counts as absent: {error}")
             except DamagedError as error:
                 said(str(error))
-            except _TooSlow:
+            except TooSlow:
                 slow = "it did not answer in time"
                 if until is not None:
                     slow = "the artifacts did not come in the time that building took there"
@@ -137,33 +134,3 @@ def _files(
 def _limit(manifest: Manifest) -> float:
     """Seconds that the artifacts of a step may take: to build it took so long."""
     return min(max(manifest.seconds, bounds.SUBSTITUTE_ANSWER), bounds.SUBSTITUTE_TIME)
-
-
-def _within(seconds: float, cancel: CancelToken, work: Callable[[Callable[[], None]], T]) -> T:
-    """What ``work`` returns in a thread of its own; `_TooSlow` if it takes longer.
-
-    The thread then ends when ``work`` calls the check that it is given, or its client gives up.
-    """
-    ended, given_up = threading.Event(), CancelToken()
-    results: list[T] = []
-    errors: list[Exception] = []
-
-    def run() -> None:
-        try:
-            results.append(work(given_up.check))
-        except Exception as error:  # noqa: BLE001  raised below, unless given up
-            errors.append(error)
-        ended.set()
-
-    until = time.monotonic() + seconds
-    threading.Thread(target=run, name="substituter", daemon=True).start()
-    try:
-        while not ended.wait(max(0.0, min(TICK, until - time.monotonic()))):
-            cancel.check()
-            if time.monotonic() >= until:
-                raise _TooSlow
-    finally:
-        given_up.set()
-    if errors:
-        raise errors[0]
-    return results[0]
