@@ -29,7 +29,7 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class Unsuitable(Exception):
-    """The engine cannot run this step; the text says why.  Nothing of it has been run."""
+    """The engine cannot run this step; the text says why.  DESTDIR is as it was."""
 
 
 class Engine(Protocol):

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from fabric import bounds
 from fabric.building.build_script import reported
-from fabric.building.engine import Step
+from fabric.building.engine import Step, Unsuitable
 from fabric.building.log import Log
 from fabric.building.sandbox import Ended, Limits
 from fabric.errors import BuildFailed, in_line
 from fabric.execution.access import Access
-from fabric.execution.action import ENDED, PACKED, Sent, action_of
+from fabric.execution.action import ENDED, PACKED, WEAK, Sent, action_of
 from fabric.execution.connection import Connection, EngineFault, locked
 from fabric.execution.merkle import Digest, Trees
 from fabric.execution.operation import Execution, Lacking, Output
@@ -159,7 +159,8 @@ class RemoteEngine:
         said = [line for line in told.splitlines() if not line.startswith(b"@ ")][-_LINES:]
         text = "; ".join(in_line(line) for line in said) or in_line(response.message[:500])
         ends = [number for name, number in reports if name == ENDED]
-        commands = [(name, number) for name, number in reports if name not in (ENDED, PACKED)]
+        own = (ENDED, PACKED, WEAK)
+        commands = [(name, number) for name, number in reports if name not in own]
         host = self._connection.host
         if not commands:
             raise EngineFault(
@@ -172,6 +173,8 @@ class RemoteEngine:
                 f"The engine {host} killed the step (exit status {result.exit_code}): {text}"
             )
         name, number = commands[-1]
+        if ends[-1] and (WEAK, 0) in reports:
+            raise Unsuitable("it failed there, where root has no capabilities")
         if ends[-1]:
             return Ended(ends[-1], name, number)
         if result.exit_code or (PACKED, 0) not in reports:

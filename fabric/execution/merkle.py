@@ -17,6 +17,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, NamedTuple, TypeVar
 
@@ -35,6 +36,7 @@ DIGESTS = ".digests"
 _PIECE = 1 << 20
 #: Modes of files that `is_executable` tells.
 _PLAIN = (0o644, 0o755)
+_name = attrgetter("name")
 
 
 class Digest(NamedTuple):
@@ -221,17 +223,56 @@ def add(message: pb.Directory, to: dict[str, bytes]) -> Digest:
     return digest
 
 
+class _Laid(NamedTuple):
+    """What is seen of directories that are laid over one another."""
+
+    message: pb.Directory  # without its directories
+    below: Mapping[str, Sequence[tuple[Tree, Digest]]]  # the parts of each directory
+
+
 def _lay(parts: Sequence[tuple[Tree, Digest]], made: dict[str, bytes], depth: int) -> Digest:
     """Lay directories over one another, the lowest first, as overlayfs does; returns the digest."""
     if len(parts) == 1:
         return parts[0][1]
     _bounded(b"", depth)
+    contents = [tree.directories[digest.sha256] for tree, digest in parts]
+    message, below = _joined(parts, contents) or _covered(parts, contents)
+    message.files.sort(key=_name)
+    message.symlinks.sort(key=_name)
+    for name in sorted(below):
+        digest = _lay(below[name], made, depth + 1)
+        message.directories.add(name=name, digest=digest.message())
+    return add(message, made)
+
+
+def _joined(parts: Sequence[tuple[Tree, Digest]], contents: Sequence[bytes]) -> _Laid | None:
+    """The directories as one; None if a name of one covers that of another.
+
+    Nodes are neither copied nor looked at one by one: there may be 100,000.
+    """
+    message = pb.Directory.FromString(b"".join(contents))  # joins what is repeated
+    names = [node.name for nodes in (message.files, message.symlinks) for node in nodes]
+    folders = {node.name for node in message.directories}
+    if len(folders.union(names)) != len(folders) + len(names):
+        return None
+    below: dict[str, list[tuple[Tree, Digest]]] = {}
+    if folders:
+        del message.directories[:]
+        for (tree, _), content in zip(parts, contents, strict=True):
+            for node in pb.Directory.FromString(content).directories:
+                below.setdefault(node.name, []).append((tree, Digest.taken(node.digest)))
+    message.node_properties.CopyFrom(pb.Directory.FromString(contents[-1]).node_properties)
+    return _Laid(message, below)
+
+
+def _covered(parts: Sequence[tuple[Tree, Digest]], contents: Sequence[bytes]) -> _Laid:
+    """The directories without what is covered."""
     files: dict[str, pb.FileNode] = {}
     links: dict[str, pb.SymlinkNode] = {}
     below: dict[str, list[tuple[Tree, Digest]]] = {}
     message = pb.Directory()
-    for tree, digest in parts:
-        part = pb.Directory.FromString(tree.directories[digest.sha256])
+    for (tree, _), content in zip(parts, contents, strict=True):
+        part = pb.Directory.FromString(content)
         message.node_properties.CopyFrom(part.node_properties)
         its_files = {node.name: node for node in part.files}
         its_links = {node.name: node for node in part.symlinks}
@@ -243,12 +284,9 @@ def _lay(parts: Sequence[tuple[Tree, Digest]], made: dict[str, bytes], depth: in
         links |= its_links
         for name, folder in its_folders.items():
             below.setdefault(name, []).append(folder)
-    message.files.extend([files[name] for name in sorted(files)])
-    message.symlinks.extend([links[name] for name in sorted(links)])
-    for name in sorted(below):
-        digest = _lay(below[name], made, depth + 1)
-        message.directories.add(name=name, digest=digest.message())
-    return add(message, made)
+    message.files.extend(files.values())
+    message.symlinks.extend(links.values())
+    return _Laid(message, below)
 
 
 def _drop(names: Mapping[str, object], *covered: dict[str, Any]) -> None:

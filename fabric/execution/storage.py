@@ -17,7 +17,6 @@ from fabric.execution.connection import (
     Connection,
     EngineFault,
     deadline,
-    locked,
     pauses,
     replies,
     result,
@@ -27,6 +26,7 @@ from fabric.execution.connection import (
 from fabric.execution.merkle import Digest, Tree, open_file
 from fabric.execution.protocol import bytestream_pb2 as stream
 from fabric.execution.protocol import remote_execution_pb2 as pb
+from fabric.host.cancel import TICK
 
 _PIECE = 1 << 20
 #: Bytes of a message besides the contents of a blob in it.
@@ -36,14 +36,19 @@ _LEVEL = 1
 _COMPRESSED = 512
 
 
+#: A blob's contents, or b"" and the path of its file.
+Content = tuple[bytes, bytes]
+
+
 class Storage:
     """The blobs of an engine.  Any thread may use it."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._lock = threading.Lock()  # of trees that several slots send
+        self._changed = threading.Condition()  # guards the sets
         self._trees: set[Digest] = set()  # those that were there lately, as a whole
         self._blobs: set[Digest] = set()  # the same of single blobs
+        self._sending: set[Digest] = set()  # by any slot, at present
         self._batch = bounds.ENGINE_BATCH
         self._zstd_batch = self._zstd_stream = False
 
@@ -60,7 +65,7 @@ class Storage:
 
     def forget(self) -> None:
         """Forget what is there: the engine has lost some of it."""
-        with self._lock:
+        with self._changed:
             self._trees.clear()
             self._blobs.clear()
 
@@ -77,24 +82,56 @@ class Storage:
         """Have the engine store these trees and blobs; returns how many it was sent.
 
         The engine is asked for what it has, and not for what it had lately.  Unless ``ask``, its
-        answers are known to be wrong.
+        answers are known to be wrong.  What another slot is sending is waited for.
         """
-        with locked(self._lock, check):
-            absent = {tree.root: tree for tree in trees if tree.root not in self._trees}
+        with self._changed:
+            absent = [tree for tree in trees if tree.root not in self._trees]
             wanted = {
                 digest: (data, b"") for digest, data in blobs.items() if digest not in self._blobs
             }
-            for tree in absent.values():
-                for digest, data, path in tree.blobs():
-                    wanted[digest] = (data, path)
-            missing = self._missing(list(wanted), check) if ask else list(wanted)
-            self._upload({one: wanted[one] for one in missing}, check)
+        for tree in absent:
+            for digest, data, path in tree.blobs():
+                wanted[digest] = (data, path)
+        sent = 0
+        while wanted:
+            taken = self._take(wanted, check)
+            held = set(taken)
+            try:
+                missing = self._missing(list(taken), check) if ask else list(taken)
+                self._release(held, held.difference(missing))
+                for done in self._uploaded({one: taken[one] for one in missing}, check):
+                    self._release(held, done)
+            finally:
+                self._release(held, held)
+            sent += len(missing)
+            for digest in taken:
+                del wanted[digest]
+        with self._changed:
             if len(self._trees) + len(self._blobs) > bounds.ENGINE_KNOWN:
                 self._trees.clear()
                 self._blobs.clear()
-            self._trees |= absent.keys()
+            self._trees.update(tree.root for tree in absent)
             self._blobs |= blobs.keys()
-            return len(missing)
+        return sent
+
+    def _take(
+        self, wanted: Mapping[Digest, Content], check: Callable[[], None]
+    ) -> dict[Digest, Content]:
+        """Those that no other slot is sending; waits until there is one.  `_release` them."""
+        with self._changed:
+            while not (free := {k: v for k, v in wanted.items() if k not in self._sending}):
+                self._changed.wait(TICK)
+                check()
+            self._sending |= free.keys()
+        return free
+
+    def _release(self, held: set[Digest], digests: Iterable[Digest]) -> None:
+        """Let other slots ask for some blobs of ``held``, and send them."""
+        gone = set(digests)
+        with self._changed:
+            held -= gone
+            self._sending -= gone
+            self._changed.notify_all()
 
     def _missing(self, digests: Sequence[Digest], check: Callable[[], None]) -> list[Digest]:
         """Those that the engine does not have."""
@@ -110,20 +147,21 @@ class Storage:
             missing += [digest for digest in asked if digest in found]
         return missing
 
-    def _upload(
-        self, blobs: Mapping[Digest, tuple[bytes, bytes]], check: Callable[[], None]
-    ) -> None:
-        """Send blobs: their contents, or their paths."""
+    def _uploaded(
+        self, blobs: Mapping[Digest, Content], check: Callable[[], None]
+    ) -> Iterator[list[Digest]]:
+        """Send blobs, and yield those that are there; large ones last, since others may wait."""
+        large = []
         batch, size = self._new_batch(), 0
         for digest, (data, path) in blobs.items():
             if digest.size + _OVERHEAD > self._batch:
-                self._write(digest, data, path, check)
+                large.append(digest)
                 continue
             if path:
                 with open_file(path) as file:
                     data = file.read(digest.size + 1)
             if size + digest.size + _OVERHEAD > self._batch:
-                self._update(batch, check)
+                yield self._updated(batch, check)
                 batch, size = self._new_batch(), 0
             size += digest.size + _OVERHEAD
             item = batch.requests.add(digest=digest.message(), data=data)
@@ -131,12 +169,18 @@ class Storage:
                 item.data = zstandard.ZstdCompressor(level=_LEVEL).compress(data)
                 item.compressor = pb.Compressor.ZSTD
         if batch.requests:
-            self._update(batch, check)
+            yield self._updated(batch, check)
+        for digest in sorted(large, key=lambda one: one.size):
+            self._write(digest, *blobs[digest], check)
+            yield [digest]
 
     def _new_batch(self) -> pb.BatchUpdateBlobsRequest:
         return pb.BatchUpdateBlobsRequest(instance_name=self._connection.access.instance)
 
-    def _update(self, batch: pb.BatchUpdateBlobsRequest, check: Callable[[], None]) -> None:
+    def _updated(
+        self, batch: pb.BatchUpdateBlobsRequest, check: Callable[[], None]
+    ) -> list[Digest]:
+        """Send a batch; returns its blobs."""
         left = {each.digest.hash for each in batch.requests}
         reply = self._connection.call(self._connection.update, batch, check)
         for each in reply.responses:
@@ -148,6 +192,7 @@ class Storage:
                 f"The engine {self._connection.host} does not say whether it stored"
                 f" {len(left)} blobs"
             )
+        return [Digest.taken(each.digest) for each in batch.requests]
 
     def _write(self, digest: Digest, data: bytes, path: bytes, check: Callable[[], None]) -> None:
         """Send a large blob."""

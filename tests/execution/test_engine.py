@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 from building_kit import Kit, key_of
-from engine_kit import Casd, is_running
+from engine_kit import Casd, is_running, running
 from faulty import Proxy
 from msgspec.structs import replace
 from waiting import until
 
 from fabric.errors import BuildFailed, Cancelled
+from fabric.execution.access import Access
 from fabric.execution.engine import RemoteEngine
 from fabric.jobs import Job, Staged
 
@@ -81,6 +83,31 @@ def test_failing_command_is_the_chunks_own_fault(
 def test_killed_command_is_named(kit: Kit, staged: Staged, engine: RemoteEngine) -> None:
     with pytest.raises(BuildFailed, match=r"status 137 \(killed by signal 9\): kill -9 \$\$"):
         kit.build(step(kit, staged, install=["kill -9 $$"]), engine=engine)
+
+
+WRITE = "mkdir $DESTDIR/bin; echo 1 > $DESTDIR/bin/it; chmod 444 $DESTDIR/bin/it; {}"
+
+
+def test_step_that_needs_capabilities_is_built(
+    kit: Kit, staged: Staged, engine: RemoteEngine, tmp_path: Path
+) -> None:
+    """`strip` writes to libraries that their chunk installs read-only."""
+    job = step(kit, staged, install=[WRITE.format("echo 22 > $DESTDIR/bin/it")])
+    here = kit.build(job, engine=engine)
+    assert "executed at" in kit.log_text
+    with running(tmp_path / "engine", weak=True) as one:
+        weak = RemoteEngine(Access(one.host), kit.workspace.root / "indexes")
+        there = kit.build(replace(job, key=key_of("there")), engine=weak)
+        assert (
+            f"### executed at {one.host}\n### This step runs on the worker, not on its engine: it"
+            " failed there, where root has no capabilities\n"
+        ) in kit.log_text
+        assert here.artifacts == there.artifacts
+        kit.build(step(kit, staged, "other", install=[WRITE.format("true")]), engine=weak)
+        assert kit.log_text.endswith(f"### executed at {one.host}\n")
+        with pytest.raises(BuildFailed, match="failed with exit status 3"):
+            kit.build(step(kit, staged, "wrong", install=["exit 3"]), engine=weak)
+        weak.close()
 
 
 def test_step_without_tar_runs_on_the_worker(kit: Kit, engine: RemoteEngine) -> None:
