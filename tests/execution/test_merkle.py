@@ -111,6 +111,23 @@ def test_directories_of_one_layer_are_not_made_anew(tmp_path: Path) -> None:
     assert len(laid.directories) == 2  # the root and usr
 
 
+@pytest.mark.parametrize("name", ["one", "two"])
+def test_directory_has_mode_and_time_of_the_highest_layer(tmp_path: Path, name: str) -> None:
+    """Whether names of one layer cover those of another, or not."""
+    layers = [
+        write({"d": {name: b"1"}}, tmp_path / "1"),
+        write({"d": {"two": b""}}, tmp_path / "2"),
+    ]
+    (layers[0] / "d").chmod(0o1777)
+    os.utime(layers[1] / "d", ns=(5, 7))
+    trees = [tree_of(layer, no_check) for layer in layers]
+    laid = Trees(tmp_path).laid(trees)
+    top = pb.Directory.FromString(laid.directories[laid.root.sha256])
+    found = pb.Directory.FromString(laid.directories[top.directories[0].digest.hash])
+    assert not found.node_properties.HasField("unix_mode")
+    assert found.node_properties.mtime.ToNanoseconds() == 7
+
+
 def test_modes_and_times_are_told(tmp_path: Path) -> None:
     top = write({"raised": b"1", "program": b"1", "folder": {}}, tmp_path / "1")
     (top / "raised").chmod(0o4711)
