@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -58,9 +58,9 @@ def schedule(seconds: dict[str, float], needs: dict[str, list[str]]) -> float:
 class Fabric:
     """The commands of a user whose artifacts are in ``cache``."""
 
-    def __init__(self, scratch: Path, cache: Path) -> None:
+    def __init__(self, scratch: Path, cache: Path, environ: Mapping[str, str]) -> None:
         self._scratch = scratch
-        self._environ = os.environ | {"FABRIC_CACHE": str(cache)}
+        self._environ = os.environ | environ | {"FABRIC_CACHE": str(cache)}
 
     def start(self, *args: str, output: int | TextIO = sys.stderr) -> subprocess.Popen[str]:
         initiator = str(Path(sys.executable).with_name("fabric-initiator"))
@@ -77,14 +77,14 @@ class Fabric:
 
 
 @contextmanager
-def empty_cache(name: str) -> Iterator[Fabric]:
+def empty_cache(name: str, environ: Mapping[str, str] | None = None) -> Iterator[Fabric]:
     """Without any artifact, and with the sources of the user's trove."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     with tempfile.TemporaryDirectory(prefix=f"{name}-", dir="/var/tmp") as scratch:
         cache = Path(scratch, "cache")
         cache.mkdir()
         (cache / "trove").symlink_to(base / "distbuild/trove")
-        yield Fabric(Path(scratch), cache)
+        yield Fabric(Path(scratch), cache, environ or {})
 
 
 def main() -> None:
