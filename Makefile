@@ -151,13 +151,13 @@ reference: setup ## write the tables of docs/reference from the code
 	$(BIN)/python docs/reference.py
 
 .PHONY: protocol
-protocol: ## make the code of fabric/execution/protocol from its .proto files
+protocol: ## make the code of fabric/reapi/protocol from its .proto files
 	$(PYTHON) -m venv build/protocol
 	build/protocol/bin/pip install --quiet --constraint constraints.txt grpcio-tools==1.85.1 googleapis-common-protos
 	@site=$$(build/protocol/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
 	build/protocol/bin/python -m grpc_tools.protoc -I. -I$$site \
 	  -Igoogle/longrunning/operations.proto=$$site/google/longrunning/operations_proto.proto \
-	  --python_out=. --pyi_out=. fabric/execution/protocol/*.proto
+	  --python_out=. --pyi_out=. fabric/reapi/protocol/*.proto
 
 .PHONY: constraints
 constraints: ## pin the newest versions that pip finds

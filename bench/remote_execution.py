@@ -46,15 +46,16 @@ from fabric.building.build_script import CommandList, script  # noqa: E402
 from fabric.building.engine import Step  # noqa: E402
 from fabric.building.log import Log  # noqa: E402
 from fabric.building.sandbox import NO_LIMITS  # noqa: E402
-from fabric.execution.access import Access  # noqa: E402
 from fabric.execution.action import Sent, action_of  # noqa: E402
-from fabric.execution.connection import Connection  # noqa: E402
 from fabric.execution.engine import RemoteEngine  # noqa: E402
-from fabric.execution.merkle import Digest, Trees  # noqa: E402
-from fabric.execution.protocol import bytestream_pb2 as stream  # noqa: E402
-from fabric.execution.protocol import remote_execution_pb2 as pb  # noqa: E402
-from fabric.execution.storage import Storage  # noqa: E402
+from fabric.execution.merkle import Trees  # noqa: E402
 from fabric.host.cancel import CancelToken, no_check  # noqa: E402
+from fabric.reapi.access import Access  # noqa: E402
+from fabric.reapi.blobs import Digest  # noqa: E402
+from fabric.reapi.connection import Connection  # noqa: E402
+from fabric.reapi.protocol import bytestream_pb2 as stream  # noqa: E402
+from fabric.reapi.protocol import remote_execution_pb2 as pb  # noqa: E402
+from fabric.reapi.storage import Storage  # noqa: E402
 
 SLOTS = 2
 LAYERS, FILES, FOLDERS = 50, 2000, 8
@@ -78,15 +79,16 @@ class LeastClient:
 
     def send(self, contents: Mapping[Digest, bytes]) -> None:
         """Upload the blobs that are missing."""
-        asked = pb.FindMissingBlobsRequest(blob_digests=[digest.message() for digest in contents])
-        missing = self._connection.find_missing(asked).missing_blob_digests
+        digests = [digest.message() for digest in contents]
         batch, size = pb.BatchUpdateBlobsRequest(), 0
-        for digest in missing:
-            if size + digest.size_bytes > 3 * MB:
-                self._connection.update(batch)
-                batch, size = pb.BatchUpdateBlobsRequest(), 0
-            batch.requests.add(digest=digest, data=contents[Digest.taken(digest)])
-            size += digest.size_bytes
+        for start in range(0, len(digests), 20_000):
+            asked = pb.FindMissingBlobsRequest(blob_digests=digests[start : start + 20_000])
+            for digest in self._connection.find_missing(asked).missing_blob_digests:
+                if size + digest.size_bytes > 3 * MB:
+                    self._connection.update(batch)
+                    batch, size = pb.BatchUpdateBlobsRequest(), 0
+                batch.requests.add(digest=digest, data=contents[Digest.taken(digest)])
+                size += digest.size_bytes + 100
         self._connection.update(batch)
 
     def _executed(self, action: Digest) -> pb.ActionResult:

@@ -379,6 +379,16 @@ def host_and_port(text: str, default: int = PORT, setting: str = "controller") -
     return host, int(port)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine's loopback."""
+    import ipaddress
+
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def config_path(environ: Mapping[str, str] = os.environ) -> Path:
     """The path of the initiator's settings file, which may not exist."""
     if named := environ.get("FABRIC_CONFIG"):

@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
-import msgspec
-
 from fabric import config
-from fabric.config import Building, ConfigError
-from fabric.wire.sockets import is_loopback
+from fabric.config import Building, ConfigError, is_loopback
+from fabric.reapi.access import Access
 
 #: The port of an engine whose URL has none.
 _PORTS = {"grpc": 8980, "grpcs": 443}
-
-
-class Access(msgspec.Struct, frozen=True):
-    """An engine, and the files for its connection, which are PEM."""
-
-    host: str  # HOST:PORT
-    encrypted: bool = False
-    instance: str = ""
-    properties: Mapping[str, str] = {}
-    ca: Path | None = None  # None: the system's authorities
-    certificate: Path | None = None
-    key: Path | None = None
-    token: Path | None = None
 
 
 def of(settings: Building) -> Access:

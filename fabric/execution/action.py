@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from fabric.building.engine import Step, Unsuitable
-from fabric.execution.merkle import Digest, Tree, Trees, add, tree_of
-from fabric.execution.protocol import remote_execution_pb2 as pb
+from fabric.execution.merkle import Tree, Trees, add, tree_of
+from fabric.reapi.blobs import Digest
+from fabric.reapi.protocol import remote_execution_pb2 as pb
 
 #: Reports of `_WRAPPER`, beside those of the script.  No list of commands has such a name.
 ENDED, PACKED, WEAK = ".ended", ".packed", ".weak"

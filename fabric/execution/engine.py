@@ -13,15 +13,16 @@ from fabric.building.engine import Step, Unsuitable
 from fabric.building.log import Log
 from fabric.building.sandbox import Ended, Limits
 from fabric.errors import BuildFailed, in_line
-from fabric.execution.access import Access
 from fabric.execution.action import ENDED, PACKED, WEAK, Sent, action_of
-from fabric.execution.connection import Connection, EngineFault, locked
-from fabric.execution.merkle import Digest, Trees
+from fabric.execution.merkle import Trees
 from fabric.execution.operation import Execution, Lacking, Output
 from fabric.execution.outputs import unpack
-from fabric.execution.protocol import remote_execution_pb2 as pb
-from fabric.execution.storage import Storage
 from fabric.host.cancel import CancelToken, no_check
+from fabric.reapi.access import Access
+from fabric.reapi.blobs import Digest
+from fabric.reapi.connection import Connection, ServerFault, locked
+from fabric.reapi.protocol import remote_execution_pb2 as pb
+from fabric.reapi.storage import Storage
 
 #: Seconds between two questions to an engine that was away.
 _ASK_EVERY = 5.0
@@ -71,7 +72,7 @@ class RemoteEngine:
             properties = self._connection.access.properties
             sent = action_of(step, self._trees, properties, limits.seconds, cancel.check)
             return self._run(step, sent, inst, log, cancel, limits, started)
-        except EngineFault as error:
+        except ServerFault as error:
             if error.away:
                 self._trouble = str(error)
             raise
@@ -84,13 +85,13 @@ class RemoteEngine:
         try:
             self._prepare(no_check, again=True)
             self._trouble = ""
-        except EngineFault as error:
+        except ServerFault as error:
             self._trouble = str(error)
         except ValueError:  # the connection was closed meanwhile
             return
 
     def _prepare(self, check: Callable[[], None], *, again: bool = False) -> None:
-        """Learn what the engine can do.  EngineFault if it cannot execute."""
+        """Learn what the engine can do.  ServerFault if it cannot execute."""
         with locked(self._lock, check):
             if self._ready and not again:
                 return
@@ -98,14 +99,14 @@ class RemoteEngine:
             request = pb.GetCapabilitiesRequest(instance_name=connection.access.instance)
             found = connection.call(connection.capabilities, request, check)
             if not found.execution_capabilities.exec_enabled:
-                raise EngineFault(
+                raise ServerFault(
                     f"The engine {connection.host} executes nothing: check `execute` and"
                     " `execute-instance`",
                     away=True,
                 )
             cache = found.cache_capabilities
             if cache.symlink_absolute_path_strategy == pb.SymlinkAbsolutePathStrategy.DISALLOWED:
-                raise EngineFault(
+                raise ServerFault(
                     f"The engine {connection.host} takes no absolute symlinks, which most chunks"
                     " have",
                     away=True,
@@ -153,7 +154,7 @@ class RemoteEngine:
         """The end of a step, with its files in ``inst``."""
         result = response.result
         if max(len(result.stderr_raw), result.stderr_digest.size_bytes) > bounds.ENGINE_REPORTS:
-            raise EngineFault("The step printed too much to the pipe of its reports")
+            raise ServerFault("The step printed too much to the pipe of its reports")
         told = b"".join(self._blob(result.stderr_raw, result.stderr_digest, cancel))
         reports = reported(told)
         said = [line for line in told.splitlines() if not line.startswith(b"@ ")][-_LINES:]
@@ -163,13 +164,13 @@ class RemoteEngine:
         commands = [(name, number) for name, number in reports if name not in own]
         host = self._connection.host
         if not commands:
-            raise EngineFault(
+            raise ServerFault(
                 f"The engine {host} did not start the script of the step (exit status"
                 f" {result.exit_code}): {text}; it must run actions in their input root, as its"
                 " user's guide and docs/how-to/use-an-execution-engine.md say"
             )
         if not ends:
-            raise EngineFault(
+            raise ServerFault(
                 f"The engine {host} killed the step (exit status {result.exit_code}): {text}"
             )
         name, number = commands[-1]
@@ -178,14 +179,14 @@ class RemoteEngine:
         if ends[-1]:
             return Ended(ends[-1], name, number)
         if result.exit_code or (PACKED, 0) not in reports:
-            raise EngineFault(f"The result of the step could not be packed at {host}: {text}")
+            raise ServerFault(f"The result of the step could not be packed at {host}: {text}")
         files = [file for file in result.output_files if file.path == sent.output]
         if len(files) != 1:
-            raise EngineFault(f"The engine {host} returned no {sent.output}")
+            raise ServerFault(f"The engine {host} returned no {sent.output}")
         if files[0].digest.size_bytes > bounds.ENGINE_RESULT:
             raise BuildFailed("DESTDIR has more bytes than an artifact may")
         if files[0].contents and Digest.of(files[0].contents) != Digest.taken(files[0].digest):
-            raise EngineFault(f"The engine {host} sent a {sent.output} of another digest")
+            raise ServerFault(f"The engine {host} sent a {sent.output} of another digest")
         unpack(self._blob(files[0].contents, files[0].digest, cancel), inst)
         return Ended(0, name, number)
 
@@ -194,7 +195,7 @@ class RemoteEngine:
         if raw:
             return iter((raw,))
         if digest.size_bytes < 0:
-            raise EngineFault(f"The engine {self._connection.host} named a blob of no size")
+            raise ServerFault(f"The engine {self._connection.host} named a blob of no size")
         if not digest.size_bytes:  # it may not be named at all
             return iter(())
         return self._storage.read(Digest.taken(digest), cancel.check)

@@ -8,7 +8,7 @@ Modes and times are node properties, which an engine may ignore.
 """
 
 # Paths here are bytes, which pathlib does not take.
-# ruff: noqa: PTH101, PTH115
+# ruff: noqa: PTH115
 from __future__ import annotations
 
 import hashlib
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, BinaryIO, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
@@ -27,9 +27,10 @@ from fabric import bounds
 from fabric.building.engine import Unsuitable
 from fabric.building.tree import Opener
 from fabric.errors import MachineFault, in_line
-from fabric.execution.protocol import remote_execution_pb2 as pb
 from fabric.host.files import recall, remember, sealed, unsealed
 from fabric.host.tree_tables import read_record
+from fabric.reapi.blobs import Digest, open_file
+from fabric.reapi.protocol import remote_execution_pb2 as pb
 
 #: The end of the name of a layer's record here, in the folder of indexes.
 DIGESTS = ".digests"
@@ -37,24 +38,6 @@ _PIECE = 1 << 20
 #: Modes of files that `is_executable` tells.
 _PLAIN = (0o644, 0o755)
 _name = attrgetter("name")
-
-
-class Digest(NamedTuple):
-    """The name of a blob."""
-
-    sha256: str
-    size: int
-
-    @classmethod
-    def of(cls, data: bytes) -> Digest:
-        return cls(hashlib.sha256(data).hexdigest(), len(data))
-
-    @classmethod
-    def taken(cls, message: pb.Digest) -> Digest:
-        return cls(message.hash, message.size_bytes)
-
-    def message(self) -> pb.Digest:
-        return pb.Digest(hash=self.sha256, size_bytes=self.size)
 
 
 class Tree(msgspec.Struct, frozen=True):
@@ -315,20 +298,6 @@ def _digest(path: bytes, info: os.stat_result, check: Callable[[], None]) -> Dig
     if size != info.st_size:
         raise MachineFault(f"{in_line(path)} changed while it was read")
     return Digest(sha256.hexdigest(), size)
-
-
-def open_file(path: bytes) -> BinaryIO:
-    """Open a file of a layer, whatever its mode."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        return os.fdopen(os.open(path, flags), "rb", buffering=0)
-    except PermissionError:  # of mode 4111, for example
-        mode = stat.S_IMODE(os.lstat(path).st_mode)
-        os.chmod(path, mode | 0o400)
-        try:
-            return os.fdopen(os.open(path, flags), "rb", buffering=0)
-        finally:
-            os.chmod(path, mode)
 
 
 def _text(name: bytes, path: bytes) -> str:

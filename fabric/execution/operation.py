@@ -19,18 +19,17 @@ from fabric import bounds
 from fabric.building.log import Log
 from fabric.building.sandbox import Limits
 from fabric.errors import in_line
-from fabric.execution.connection import (
+from fabric.host.cancel import TICK, CancelToken
+from fabric.reapi.blobs import Digest
+from fabric.reapi.connection import (
     Connection,
-    EngineFault,
-    pauses,
+    ServerFault,
     replies,
     status_code,
     wait,
 )
-from fabric.execution.merkle import Digest
-from fabric.execution.protocol import bytestream_pb2 as stream
-from fabric.execution.protocol import remote_execution_pb2 as pb
-from fabric.host.cancel import TICK, CancelToken
+from fabric.reapi.protocol import bytestream_pb2 as stream
+from fabric.reapi.protocol import remote_execution_pb2 as pb
 
 #: Seconds past the limit of a step after which it counts as too long, whatever the engine says.
 _GRACE = 10.0
@@ -49,10 +48,10 @@ _LACKING = (
 _AHEAD = 16
 
 
-class Lacking(EngineFault):
+class Lacking(ServerFault):
     """An engine may lack something of the action that it had; ``surely``: it says so."""
 
-    def __init__(self, fault: EngineFault, *, surely: bool) -> None:
+    def __init__(self, fault: ServerFault, *, surely: bool) -> None:
         super().__init__(str(fault), away=fault.away)
         self.surely = surely
 
@@ -77,7 +76,7 @@ class Output:
             threading.Thread(target=self._receive, name="output", daemon=True).start()
 
     def _receive(self) -> None:
-        with contextlib.suppress(grpc.RpcError, EngineFault):  # the whole output comes at the end
+        with contextlib.suppress(grpc.RpcError, ServerFault):  # the whole output comes at the end
             call = self._connection.read(
                 stream.ReadRequest(resource_name=self._name),
                 metadata=self._connection.metadata(),
@@ -90,7 +89,7 @@ class Output:
 
     def _check(self) -> None:
         if self._ended.is_set():
-            raise EngineFault("the step has ended")
+            raise ServerFault("the step has ended")
 
     def write(self) -> None:
         """Write what was received to the log.  BuildFailed past the limit."""
@@ -154,7 +153,7 @@ class Execution:
         """Execute, and return the response, with a result whose digests are to be verified.
 
         Lacking if the engine may lack part of the action; BuildFailed past a limit, Cancelled,
-        EngineFault.  Then the operation is cancelled at the engine.
+        ServerFault.  Then the operation is cancelled at the engine.
         """
         try:
             return self._run(action)
@@ -165,11 +164,11 @@ class Execution:
             self._output.close()
 
     def _run(self, action: Digest) -> pb.ExecuteResponse:
-        tries = pauses()
+        tries = self._connection.pauses()
         while True:
             try:
                 for operation in replies(self._begun(action), self._check):
-                    tries = pauses()
+                    tries = self._connection.pauses()
                     self._name = operation.name or self._name
                     if operation.done:
                         self._name = ""  # nothing is left to be cancelled
@@ -179,8 +178,8 @@ class Execution:
                 code, text = error.code(), error.details() or ""
                 if code == grpc.StatusCode.NOT_FOUND and self._name:
                     self._name = ""
-                    raise EngineFault(
-                        f"The engine {self._connection.host} has lost the action: {in_line(text)}"
+                    raise ServerFault(
+                        f"{self._connection.who} has lost the action: {in_line(text)}"
                     ) from error
                 if code in _LACKING:
                     raise self._fault(code, text) from error
@@ -189,9 +188,7 @@ class Execution:
             else:  # the stream ended before the operation did
                 pause = next(tries)
                 if pause is None:
-                    raise EngineFault(
-                        f"The engine {self._connection.host} does not say how the action ended"
-                    )
+                    raise ServerFault(f"{self._connection.who} does not say how the action ended")
             wait(pause, self._check)
 
     def _begun(self, action: Digest) -> Any:
@@ -228,8 +225,8 @@ class Execution:
         if self._running is not None:
             self._running.check("")
         elif time.monotonic() - self._sent > bounds.ENGINE_QUEUE:
-            raise EngineFault(
-                f"The engine {self._connection.host} did not begin with the step for"
+            raise ServerFault(
+                f"{self._connection.who} did not begin with the step for"
                 f" {bounds.ENGINE_QUEUE / 3600:g} hours: see `execute-properties`"
             )
 
@@ -238,13 +235,13 @@ class Execution:
         if operation.HasField("error"):
             self._refuse(operation.error.code, operation.error.message)
         if not operation.response.Is(response.DESCRIPTOR):
-            raise EngineFault(f"The engine {self._connection.host} ended the action without a word")
+            raise ServerFault(f"{self._connection.who} ended the action without a word")
         operation.response.Unpack(response)
         if response.status.code:
             self._refuse(response.status.code, response.status.message)
         if response.cached_result:
-            raise EngineFault(
-                f"The engine {self._connection.host} did not run the step: it answered from its"
+            raise ServerFault(
+                f"{self._connection.who} did not run the step: it answered from its"
                 " cache, which was to be skipped"
             )
         return response
@@ -259,13 +256,13 @@ class Execution:
                 ran = time.monotonic() - (running.until - limit - _GRACE)
                 if ran > 0.9 * limit:
                     replace(running, until=0.0).check("")
-            raise EngineFault(
-                f"The engine {self._connection.host} ended the step by a limit of its own on its"
+            raise ServerFault(
+                f"{self._connection.who} ended the step by a limit of its own on its"
                 f" time: {in_line(text)}; the setting `build-timeout` asks it for more"
             )
         raise self._fault(code, text)
 
-    def _fault(self, code: grpc.StatusCode, text: str) -> EngineFault:
+    def _fault(self, code: grpc.StatusCode, text: str) -> ServerFault:
         fault = self._connection.refused(code, text)
         if code in _LACKING:
             return Lacking(fault, surely=code != grpc.StatusCode.INTERNAL)
@@ -275,7 +272,7 @@ class Execution:
         """Cancel the operation at the engine, which may have ended it, or may not answer."""
         if not self._name:
             return
-        with contextlib.suppress(grpc.RpcError, grpc.FutureTimeoutError, EngineFault):
+        with contextlib.suppress(grpc.RpcError, grpc.FutureTimeoutError, ServerFault):
             connection = self._connection
             connection.cancel_operation.future(
                 operations.CancelOperationRequest(name=self._name),

@@ -13,8 +13,8 @@ from fabric.building import archive
 from fabric.building.archive import Entry
 from fabric.building.tree import Clash, Unpacker
 from fabric.errors import NO_ROOM, BuildFailed, MachineFault, in_line
-from fabric.execution.connection import EngineFault
 from fabric.host.tar_streams import TarEntry
+from fabric.reapi.connection import ServerFault
 
 _PIECE = 1 << 20
 _TYPES = {
@@ -60,7 +60,7 @@ class _File(io.RawIOBase):
 def unpack(pieces: Iterator[bytes], into: Path) -> None:
     """Unpack the tar file that consists of ``pieces`` into an empty directory; read all of it.
 
-    Owners and times are dropped, as `fabric.building.archive` drops them.  EngineFault if it is
+    Owners and times are dropped, as `fabric.building.archive` drops them.  ServerFault if it is
     damaged; BuildFailed for what no artifact may hold.
     """
     file = _File(pieces)
@@ -97,10 +97,10 @@ def _contents(file: IO[bytes] | None) -> Iterator[bytes]:
         yield piece
 
 
-def _damaged(error: Exception) -> EngineFault:
-    if isinstance(error, EngineFault):
+def _damaged(error: Exception) -> ServerFault:
+    if isinstance(error, ServerFault):
         return error
-    return EngineFault(f"The result of the step is no tar file of a directory: {error}")
+    return ServerFault(f"The result of the step is no tar file of a directory: {error}")
 
 
 def _entry(member: tarfile.TarInfo) -> Entry | None:

@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from fabric import config
-from fabric.config import ConfigError, WebSettings
+from fabric.config import ConfigError, WebSettings, is_loopback
 from fabric.errors import FabricError
 from fabric.host import daemon
 from fabric.host.event_log import EventLog
 from fabric.host.process import die_with_parent, more_descriptors
 from fabric.host.sd_notify import Supervisor
-from fabric.wire.sockets import is_loopback
 
 #: Connections that may wait to be accepted.
 BACKLOG = 2048

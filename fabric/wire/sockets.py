@@ -9,7 +9,6 @@ question, so its sender repeats it.
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import os
 from collections.abc import Iterator
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
@@ -18,6 +17,7 @@ import msgspec
 import zmq
 
 from fabric import bounds
+from fabric.config import is_loopback
 from fabric.errors import FabricError
 from fabric.host import process
 from fabric.wire.messages import PROTOCOL
@@ -92,14 +92,6 @@ def over_tcp(host: str, port: int) -> Addresses:
     if ":" in host:
         host = f"[{host}]"
     return Addresses(*(f"tcp://{host}:{port + n}" for n in range(3)))
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine's loopback."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def check_plain(host: str) -> None:

@@ -19,9 +19,9 @@ from waiting import until
 
 from fabric.building.archive import pack
 from fabric.building.tree import scan
-from fabric.execution.access import Access
 from fabric.execution.engine import RemoteEngine
 from fabric.jobs import Staged
+from fabric.reapi.access import Access
 
 
 def buildbox() -> Path:

@@ -15,9 +15,9 @@ from msgspec.structs import replace
 from waiting import until
 
 from fabric.errors import BuildFailed, Cancelled
-from fabric.execution.access import Access
 from fabric.execution.engine import RemoteEngine
 from fabric.jobs import Job, Staged
+from fabric.reapi.access import Access
 
 #: Installs one of each kind of file.
 INSTALL = """\

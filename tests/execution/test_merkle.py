@@ -18,11 +18,13 @@ from fabric import bounds
 from fabric.building.engine import Unsuitable
 from fabric.building.tree import remove
 from fabric.execution import merkle
-from fabric.execution.merkle import Digest, Tree, Trees, tree_of
-from fabric.execution.protocol import remote_execution_pb2 as pb
+from fabric.execution.merkle import Tree, Trees, tree_of
 from fabric.host.cancel import no_check
 from fabric.host.files import sealed
 from fabric.jobs import Staged
+from fabric.reapi import blobs
+from fabric.reapi.blobs import Digest
+from fabric.reapi.protocol import remote_execution_pb2 as pb
 
 #: A directory: by name, the contents of a file, ("link", target), or a directory.
 Plain = Mapping[str, "bytes | tuple[str, str] | Plain"]
@@ -157,7 +159,7 @@ def test_hard_links_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """The files that are read from now on."""
     opened: list[bytes] = []
-    original = merkle.open_file
+    original = blobs.open_file
 
     def open_file(path: bytes) -> object:
         opened.append(path)

@@ -22,11 +22,11 @@ from waiting import until
 
 from fabric import bounds
 from fabric.errors import BuildFailed, MachineFault
-from fabric.execution.access import Access
 from fabric.execution.engine import RemoteEngine
-from fabric.execution.protocol import bytestream_pb2 as stream
-from fabric.execution.protocol import remote_execution_pb2 as pb
 from fabric.jobs import Job, Staged
+from fabric.reapi.access import Access
+from fabric.reapi.protocol import bytestream_pb2 as stream
+from fabric.reapi.protocol import remote_execution_pb2 as pb
 
 
 @pytest.fixture(autouse=True)

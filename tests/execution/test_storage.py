@@ -14,13 +14,13 @@ from waiting import until
 
 from fabric import bounds
 from fabric.errors import Cancelled
-from fabric.execution.access import Access
-from fabric.execution.connection import Connection, EngineFault
-from fabric.execution.merkle import Digest
-from fabric.execution.protocol import bytestream_pb2 as stream
-from fabric.execution.protocol import remote_execution_pb2 as pb
-from fabric.execution.storage import Storage
 from fabric.host.cancel import CancelToken, no_check
+from fabric.reapi.access import Access
+from fabric.reapi.blobs import Digest
+from fabric.reapi.connection import Connection, ServerFault
+from fabric.reapi.protocol import bytestream_pb2 as stream
+from fabric.reapi.protocol import remote_execution_pb2 as pb
+from fabric.reapi.storage import Storage
 
 
 class Engine:
@@ -129,7 +129,7 @@ def test_blob_whose_sender_fails_is_sent_by_another(engine: Engine, proxy: Proxy
     def send() -> None:
         try:
             engine.storage.send((), {Digest.of(blob): blob}, no_check)
-        except EngineFault as error:
+        except ServerFault as error:
             failures.append(error)
 
     first = threading.Thread(target=send)

@@ -1,6 +1,6 @@
 import datetime
 
-from fabric.execution.protocol import semver_pb2 as _semver_pb2
+from fabric.reapi.protocol import semver_pb2 as _semver_pb2
 from google.api import annotations_pb2 as _annotations_pb2
 from google.longrunning import operations_pb2 as _operations_pb2
 from google.protobuf import any_pb2 as _any_pb2

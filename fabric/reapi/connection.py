@@ -1,4 +1,4 @@
-"""Connects to an engine: its methods, who we are to it, and the faults that calls end with."""
+"""Connects to a server: its methods, who we are to it, and the faults that calls end with."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from google.rpc import code_pb2
 
 from fabric import bounds
 from fabric.errors import MachineFault, in_line
-from fabric.execution.access import Access
-from fabric.execution.protocol import bytestream_pb2 as stream
-from fabric.execution.protocol import remote_execution_pb2 as pb
 from fabric.host.cancel import TICK
 from fabric.host.files import read_regular
+from fabric.reapi.access import Access
+from fabric.reapi.protocol import bytestream_pb2 as stream
+from fabric.reapi.protocol import remote_execution_pb2 as pb
 
 #: Seconds for a call that carries at most one batch.
 _DEADLINE = 60.0
@@ -38,32 +38,29 @@ PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc
 #: Most characters of an engine's text in a message.
 _TEXT = 500
 
-_ADVICE = {
-    grpc.StatusCode.UNAUTHENTICATED: "check the setting `execute-token` or `execute-certificate`",
-    grpc.StatusCode.PERMISSION_DENIED: "this worker may not do that there: check `execute-token`,"
-    " `execute-certificate` and `execute-instance`",
-    grpc.StatusCode.UNIMPLEMENTED: "it does not speak the Remote Execution API, version 2",
-    grpc.StatusCode.RESOURCE_EXHAUSTED: "it has no room, or no machine with the properties of"
-    " `execute-properties`",
-    grpc.StatusCode.INVALID_ARGUMENT: "check `execute-instance` and `execute-properties`",
-}
 
+class ServerFault(MachineFault):
+    """A server did not do what it should; ``away``: it may do nothing else either.
 
-class EngineFault(MachineFault):
-    """An engine did not do what it should; ``away``: it may do no other step either."""
+    ``code`` is the status that it gave.
+    """
 
-    def __init__(self, message: str, *, away: bool = False) -> None:
+    def __init__(
+        self, message: str, *, away: bool = False, code: grpc.StatusCode | None = None
+    ) -> None:
         super().__init__(message)
         self.away = away
+        self.code = code
 
 
 class Connection:
-    """The methods of an engine.  Any thread may call them."""
+    """The methods of a server.  Any thread may call them."""
 
     def __init__(self, access: Access) -> None:
         """MachineFault if a file of ``access`` cannot be read."""
         self.access = access
         self.host = access.host
+        self.who = f"{access.who} {access.host}"  # begins messages
         options = [
             ("grpc.max_receive_message_length", bounds.ENGINE_MESSAGE),
             ("grpc.keepalive_time_ms", _PING_EVERY * 1000),
@@ -90,6 +87,13 @@ class Connection:
         )
         self.update = self._unary(
             f"{storage}BatchUpdateBlobs", pb.BatchUpdateBlobsRequest, pb.BatchUpdateBlobsResponse
+        )
+        cache = f"{service}ActionCache/"
+        self.result = self._unary(
+            f"{cache}GetActionResult", pb.GetActionResultRequest, pb.ActionResult
+        )
+        self.update_result = self._unary(
+            f"{cache}UpdateActionResult", pb.UpdateActionResultRequest, pb.ActionResult
         )
         self.cancel_operation = self._unary(
             "/google.longrunning.Operations/CancelOperation",
@@ -124,23 +128,25 @@ class Connection:
         )
 
     def metadata(self) -> list[tuple[str, str]]:
-        """What each call carries.  EngineFault if the token cannot be read."""
+        """What each call carries.  ServerFault if the token cannot be read."""
+        if self.access.authorization:
+            return [("authorization", self.access.authorization)]
         if self.access.token is None:
             return []
         token = _read(self.access.token)
         assert token is not None
         text = token.decode("ascii", "replace").strip()
         if not text.isprintable() or not text.isascii():
-            raise EngineFault(f"execute-token: {self.access.token} holds no token", away=True)
+            raise ServerFault(f"execute-token: {self.access.token} holds no token", away=True)
         return [("authorization", f"Bearer {text}")]
 
     def call(self, method: Any, request: Any, check: Callable[[], None]) -> Any:
         """The reply to a call that may be repeated; ``check`` is called while it waits.
 
-        EngineFault if it fails, or the engine does not answer for `bounds.ENGINE_PATIENCE`.
+        ServerFault if it fails, or the server does not answer within its patience.
         """
-        for pause in pauses():
-            future = method.future(request, timeout=_DEADLINE, metadata=self.metadata())
+        for pause in self.pauses():
+            future = method.future(request, timeout=self.deadline(0), metadata=self.metadata())
             try:
                 return result(future, check)
             except grpc.RpcError as error:
@@ -149,20 +155,21 @@ class Connection:
         raise AssertionError("the last pause is None")
 
     def passing(self, error: grpc.RpcError, pause: float | None) -> None:
-        """EngineFault unless a call that failed so can be tried again after ``pause``."""
+        """ServerFault unless a call that failed so can be tried again after ``pause``."""
         if error.code() not in PASSING or pause is None:
             raise self.fault(error) from error
 
-    def fault(self, error: grpc.RpcError) -> EngineFault:
+    def fault(self, error: grpc.RpcError) -> ServerFault:
         """The fault of a call that failed."""
         return self.refused(error.code(), error.details() or "")
 
-    def refused(self, code: grpc.StatusCode, text: str) -> EngineFault:
+    def refused(self, code: grpc.StatusCode, text: str) -> ServerFault:
         """The fault for a status of the engine."""
-        advice = _ADVICE.get(code, "")
+        advice = self.access.advice.get(code.name, "")
         said = in_line(text[:_TEXT]) or "it gives no reason"
-        return EngineFault(
-            f"The engine {self.host}: {code.name}: {said}{'; ' if advice else ''}{advice}",
+        return ServerFault(
+            f"{self.who}: {code.name}: {said}{'; ' if advice else ''}{advice}",
+            code=code,
             away=code
             in (
                 grpc.StatusCode.UNAVAILABLE,
@@ -174,11 +181,26 @@ class Connection:
 
     @contextmanager
     def faults(self) -> Iterator[None]:
-        """Turns errors of calls into EngineFault."""
+        """Turns errors of calls into ServerFault."""
         try:
             yield
         except grpc.RpcError as error:
             raise self.fault(error) from error
+
+    def deadline(self, size: int) -> float:
+        """Seconds for a call that carries so many bytes besides a batch."""
+        seconds = _DEADLINE + size / _SLOWEST
+        return seconds if self.access.whole is None else min(seconds, self.access.whole)
+
+    def pauses(self) -> Iterator[float | None]:
+        """Seconds to wait before each new attempt at a call; None: it is the last."""
+        patience = self.access.patience
+        until = time.monotonic() + (bounds.ENGINE_PATIENCE if patience is None else patience)
+        pause = _SOON
+        while time.monotonic() + pause < until:
+            yield pause
+            pause = min(2 * pause, 5.0)
+        yield None
 
     def close(self) -> None:
         self._channel.close()
@@ -243,21 +265,6 @@ def status_code(number: int) -> grpc.StatusCode:
         return grpc.StatusCode.UNKNOWN
 
 
-def deadline(size: int) -> float:
-    """Seconds for a call that carries a blob."""
-    return _DEADLINE + size / _SLOWEST
-
-
-def pauses() -> Iterator[float | None]:
-    """Seconds to wait before each new attempt at a call; None: it is the last."""
-    until = time.monotonic() + bounds.ENGINE_PATIENCE
-    pause = _SOON
-    while time.monotonic() + pause < until:
-        yield pause
-        pause = min(2 * pause, 5.0)
-    yield None
-
-
 @contextmanager
 def locked(lock: threading.Lock, check: Callable[[], None]) -> Iterator[None]:
     """Hold a lock; ``check`` is called while another thread has it."""
@@ -284,6 +291,6 @@ def _read(file: Path | None) -> bytes | None:
     try:
         return read_regular(file, bounds.ENGINE_FILE)
     except OSError as error:
-        raise EngineFault(
+        raise ServerFault(
             f"{file}: {error.strerror}: see the settings `execute-...`", away=True
         ) from error

@@ -1,4 +1,4 @@
-"""Stores blobs at an engine, and reads them: content-addressable storage."""
+"""Stores blobs at a server, and reads them: content-addressable storage."""
 
 from __future__ import annotations
 
@@ -7,26 +7,24 @@ import io
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import BinaryIO, cast
+from typing import BinaryIO, Protocol, cast
 
 import grpc
 import zstandard
 
 from fabric import bounds
-from fabric.execution.connection import (
+from fabric.host.cancel import TICK
+from fabric.reapi.blobs import Content, Digest, open_file
+from fabric.reapi.connection import (
     Connection,
-    EngineFault,
-    deadline,
-    pauses,
+    ServerFault,
     replies,
     result,
     status_code,
     wait,
 )
-from fabric.execution.merkle import Digest, Tree, open_file
-from fabric.execution.protocol import bytestream_pb2 as stream
-from fabric.execution.protocol import remote_execution_pb2 as pb
-from fabric.host.cancel import TICK
+from fabric.reapi.protocol import bytestream_pb2 as stream
+from fabric.reapi.protocol import remote_execution_pb2 as pb
 
 _PIECE = 1 << 20
 #: Bytes of a message besides the contents of a blob in it.
@@ -36,30 +34,39 @@ _LEVEL = 1
 _COMPRESSED = 512
 
 
-#: A blob's contents, or b"" and the path of its file.
-Content = tuple[bytes, bytes]
+class Tree(Protocol):
+    """Blobs that are there as a whole, or not."""
+
+    @property
+    def root(self) -> Digest: ...
+
+    def blobs(self) -> Iterator[tuple[Digest, bytes, bytes]]:
+        """The digest of each blob, and its `Content`."""
 
 
 class Storage:
-    """The blobs of an engine.  Any thread may use it."""
+    """The blobs of a server.  Any thread may use it."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._changed = threading.Condition()  # guards the sets
         self._trees: set[Digest] = set()  # those that were there lately, as a whole
         self._blobs: set[Digest] = set()  # the same of single blobs
-        self._sending: set[Digest] = set()  # by any slot, at present
+        self._sending: set[Digest] = set()  # by any thread, at present
         self._batch = bounds.ENGINE_BATCH
         self._zstd_batch = self._zstd_stream = False
 
-    def adjust(self, capabilities: pb.CacheCapabilities) -> None:
-        """Keep to the engine's limits, and use what it offers.  EngineFault without SHA-256."""
+    def adjust(self, capabilities: pb.CacheCapabilities, *, compress: bool = True) -> None:
+        """Keep to the server's limits, and use what it offers.  ServerFault without SHA-256.
+
+        Unless ``compress``, blobs are packed already.
+        """
         if pb.DigestFunction.SHA256 not in capabilities.digest_functions:
-            raise EngineFault(
-                f"The engine {self._connection.host} does not name blobs by SHA-256", away=True
-            )
+            raise ServerFault(f"{self._connection.who} does not name blobs by SHA-256", away=True)
         most = capabilities.max_batch_total_size_bytes
         self._batch = min(most, bounds.ENGINE_BATCH) if most > 0 else bounds.ENGINE_BATCH
+        if not compress:
+            return
         self._zstd_stream = pb.Compressor.ZSTD in capabilities.supported_compressors
         self._zstd_batch = pb.Compressor.ZSTD in capabilities.supported_batch_update_compressors
 
@@ -79,11 +86,7 @@ class Storage:
         *,
         ask: bool = True,
     ) -> int:
-        """Have the engine store these trees and blobs; returns how many it was sent.
-
-        The engine is asked for what it has, and not for what it had lately.  Unless ``ask``, its
-        answers are known to be wrong.  What another slot is sending is waited for.
-        """
+        """As `store` for what the server did not have lately; returns how many it was sent."""
         with self._changed:
             absent = [tree for tree in trees if tree.root not in self._trees]
             wanted = {
@@ -92,20 +95,7 @@ class Storage:
         for tree in absent:
             for digest, data, path in tree.blobs():
                 wanted[digest] = (data, path)
-        sent = 0
-        while wanted:
-            taken = self._take(wanted, check)
-            held = set(taken)
-            try:
-                missing = self._missing(list(taken), check) if ask else list(taken)
-                self._release(held, held.difference(missing))
-                for done in self._uploaded({one: taken[one] for one in missing}, check):
-                    self._release(held, done)
-            finally:
-                self._release(held, held)
-            sent += len(missing)
-            for digest in taken:
-                del wanted[digest]
+        sent = self.store(wanted, check, ask=ask)
         with self._changed:
             if len(self._trees) + len(self._blobs) > bounds.ENGINE_KNOWN:
                 self._trees.clear()
@@ -114,10 +104,35 @@ class Storage:
             self._blobs |= blobs.keys()
         return sent
 
+    def store(
+        self, blobs: Mapping[Digest, Content], check: Callable[[], None], *, ask: bool = True
+    ) -> int:
+        """Have the server store blobs; returns how many it was sent.
+
+        It is asked for what it has; unless ``ask``, its answers are known to be wrong.  What
+        another thread is sending is waited for.
+        """
+        wanted = dict(blobs)
+        sent = 0
+        while wanted:
+            taken = self._take(wanted, check)
+            held = set(taken)
+            try:
+                missing = self.missing(list(taken), check) if ask else list(taken)
+                self._release(held, held.difference(missing))
+                for done in self._uploaded({one: taken[one] for one in missing}, check):
+                    self._release(held, done)
+            finally:
+                self._release(held, held)
+            sent += len(missing)
+            for digest in taken:
+                del wanted[digest]
+        return sent
+
     def _take(
         self, wanted: Mapping[Digest, Content], check: Callable[[], None]
     ) -> dict[Digest, Content]:
-        """Those that no other slot is sending; waits until there is one.  `_release` them."""
+        """Those that no other thread is sending; waits until there is one.  `_release` them."""
         with self._changed:
             while not (free := {k: v for k, v in wanted.items() if k not in self._sending}):
                 self._changed.wait(TICK)
@@ -126,15 +141,15 @@ class Storage:
         return free
 
     def _release(self, held: set[Digest], digests: Iterable[Digest]) -> None:
-        """Let other slots ask for some blobs of ``held``, and send them."""
+        """Let other threads ask for some blobs of ``held``, and send them."""
         gone = set(digests)
         with self._changed:
             held -= gone
             self._sending -= gone
             self._changed.notify_all()
 
-    def _missing(self, digests: Sequence[Digest], check: Callable[[], None]) -> list[Digest]:
-        """Those that the engine does not have."""
+    def missing(self, digests: Sequence[Digest], check: Callable[[], None]) -> list[Digest]:
+        """Those that the server does not have.  It keeps the others for some time, then."""
         missing = []
         for start in range(0, len(digests), bounds.ENGINE_DIGESTS):
             asked = digests[start : start + bounds.ENGINE_DIGESTS]
@@ -188,9 +203,8 @@ class Storage:
                 raise self._connection.refused(status_code(each.status.code), each.status.message)
             left.discard(each.digest.hash)
         if left:
-            raise EngineFault(
-                f"The engine {self._connection.host} does not say whether it stored"
-                f" {len(left)} blobs"
+            raise ServerFault(
+                f"{self._connection.who} does not say whether it stored {len(left)} blobs"
             )
         return [Digest.taken(each.digest) for each in batch.requests]
 
@@ -199,10 +213,10 @@ class Storage:
         kind = "compressed-blobs/zstd" if self._zstd_stream else "blobs"
         name = self._named(f"uploads/{uuid.uuid4()}/{kind}/{digest.sha256}/{digest.size}")
         connection = self._connection
-        for pause in pauses():
+        for pause in connection.pauses():
             future = connection.write.future(
                 self._requests(name, data, path),
-                timeout=deadline(digest.size),
+                timeout=connection.deadline(digest.size),
                 metadata=connection.metadata(),
             )
             try:
@@ -238,12 +252,12 @@ class Storage:
     # -- reading -----------------------------------------------------------------------------
 
     def read(self, digest: Digest, check: Callable[[], None]) -> Iterator[bytes]:
-        """The contents of a blob.  EngineFault if they are not of that digest.
+        """The contents of a blob.  ServerFault if they are not of that digest.
 
         That is known at the end only: the caller must read all, and believe nothing before.
         """
         sha256, size = hashlib.sha256(), 0
-        for piece in self._received(digest, check):
+        for piece in self.received(digest, check):
             check()
             size += len(piece)
             if size > digest.size:
@@ -251,21 +265,30 @@ class Storage:
             sha256.update(piece)
             yield piece
         if (sha256.hexdigest(), size) != digest:
-            raise EngineFault(
-                f"The engine {self._connection.host} sent {min(size, digest.size + 1)} bytes that"
+            raise ServerFault(
+                f"{self._connection.who} sent {min(size, digest.size + 1)} bytes that"
                 f" are not those of {digest.sha256[:12]} with {digest.size}"
             )
 
-    def _received(self, digest: Digest, check: Callable[[], None]) -> Iterator[bytes]:
-        """The contents as the engine sends them; after a broken connection, the rest of them."""
-        offset = 0
+    def received(
+        self, digest: Digest, check: Callable[[], None], offset: int = 0, length: int = 0
+    ) -> Iterator[bytes]:
+        """The contents as the server sends them, not verified; after a broken connection, the rest.
+
+        From ``offset`` on; with ``length``, which cannot be compressed, so many bytes.
+        """
         connection = self._connection
+        end = offset + length
         kind = "compressed-blobs/zstd" if self._zstd_stream else "blobs"
         name = self._named(f"{kind}/{digest.sha256}/{digest.size}")
-        for pause in pauses():
-            request = stream.ReadRequest(resource_name=name, read_offset=offset)
+        for pause in connection.pauses():
+            request = stream.ReadRequest(
+                resource_name=name, read_offset=offset, read_limit=length and end - offset
+            )
             call = connection.read(
-                request, timeout=deadline(digest.size - offset), metadata=connection.metadata()
+                request,
+                timeout=connection.deadline(digest.size - offset),
+                metadata=connection.metadata(),
             )
             try:
                 for piece in self._unpacked(replies(call, check)):
@@ -274,9 +297,7 @@ class Storage:
             except grpc.RpcError as error:
                 connection.passing(error, pause)
             except zstandard.ZstdError as error:
-                raise EngineFault(f"The engine {connection.host} sent damaged data: {error}") from (
-                    error
-                )
+                raise ServerFault(f"{connection.who} sent damaged data: {error}") from (error)
             else:
                 return
             wait(pause, check)
