@@ -988,6 +988,14 @@ ENGINE_TREES = _bound(
     "digests of layers that a worker with an engine has in memory, and of their combinations",
     "those used longest ago are read again from the disk, or made again",
 )
+ENGINE_NODES = _bound(
+    "ENGINE_NODES",
+    32 * MIB,
+    "bytes",
+    "directories that several layers have, which a worker with an engine has taken apart in memory;"
+    " they take five times as much",
+    "those used longest ago are taken apart again",
+)
 ENGINE_KNOWN = _bound(
     "ENGINE_KNOWN",
     1_000_000,

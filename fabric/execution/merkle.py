@@ -17,7 +17,6 @@ import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -37,7 +36,6 @@ DIGESTS = ".digests"
 _PIECE = 1 << 20
 #: Modes of files that `is_executable` tells.
 _PLAIN = (0o644, 0o755)
-_name = attrgetter("name")
 
 
 class Tree(msgspec.Struct, frozen=True):
@@ -46,6 +44,10 @@ class Tree(msgspec.Struct, frozen=True):
     root: Digest
     directories: Mapping[str, bytes]
     path: bytes = b""
+
+    def size(self) -> int:
+        """The size of its directories."""
+        return sum(map(len, self.directories.values()))
 
     def blobs(self) -> Iterator[tuple[Digest, bytes, bytes]]:
         """(digest, contents, b"") of each directory, and (digest, b"", path) of each file."""
@@ -62,6 +64,16 @@ class Tree(msgspec.Struct, frozen=True):
 
 
 K = TypeVar("K")
+V = TypeVar("V")
+
+
+class _Nodes(NamedTuple):
+    """The nodes of a directory by name, files and links encoded as they are in it."""
+
+    files: dict[str, bytes]
+    directories: dict[str, Digest]
+    links: dict[str, bytes]
+    properties: bytes
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -82,8 +94,9 @@ class Trees:
     def __init__(self, indexes: Path) -> None:
         self._indexes = indexes
         self._lock = threading.Lock()
-        self._layers: _Cache[tuple[str, int]] = _Cache()  # by path and inode
-        self._laid: _Cache[tuple[Digest, ...]] = _Cache()
+        self._layers: _Cache[tuple[str, int], Tree] = _Cache()  # by path and inode
+        self._laid: _Cache[tuple[Digest, ...], Tree] = _Cache()
+        self._nodes: _Cache[str, _Nodes] = _Cache()  # of directories that several layers have
 
     def of_layer(self, path: Path, check: Callable[[], None]) -> Tree:
         """The tree of a layer or a merged tree.  Unsuitable if no engine can hold it."""
@@ -93,7 +106,7 @@ class Trees:
         if tree is None:
             tree = self._recorded(path, check)
             with self._lock:
-                self._layers.put(id, tree)
+                self._layers.put(id, tree, tree.size(), bounds.ENGINE_TREES)
         return tree
 
     def laid(self, trees: Sequence[Tree]) -> Tree:
@@ -106,12 +119,53 @@ class Trees:
             found = self._laid.get(id)
         if found is None:
             made: dict[str, bytes] = {}
-            root = _lay([(tree, tree.root) for tree in trees], made, 0)
+            root = self._lay([(tree, tree.root) for tree in trees], made, 0)
             if len(trees) == 1:
                 made[root.sha256] = trees[0].directories[root.sha256]
             found = Tree(root, made)
             with self._lock:
-                self._laid.put(id, found)
+                self._laid.put(id, found, found.size(), bounds.ENGINE_TREES)
+        return found
+
+    def _lay(
+        self, parts: Sequence[tuple[Tree, Digest]], made: dict[str, bytes], depth: int
+    ) -> Digest:
+        """Lay directories over one another as overlayfs does, the lowest first; its digest."""
+        if len(parts) == 1:
+            return parts[0][1]
+        _bounded(b"", depth)
+        files: dict[str, bytes] = {}
+        links: dict[str, bytes] = {}
+        below: dict[str, list[tuple[Tree, Digest]]] = {}
+        properties = b""
+        for tree, digest in parts:
+            nodes = self._nodes_of(digest, tree)
+            _drop(nodes.files, links, below)
+            _drop(nodes.links, files, below)
+            _drop(nodes.directories, files, links)
+            files |= nodes.files
+            links |= nodes.links
+            for name, each in nodes.directories.items():
+                below.setdefault(name, []).append((tree, each))
+            properties = nodes.properties
+        folders = pb.Directory()
+        for name in sorted(below):
+            digest = self._lay(below[name], made, depth + 1)
+            folders.directories.add(name=name, digest=digest.message())
+        # in the order of the fields' numbers
+        encoded = [files[name] for name in sorted(files)]
+        encoded.append(_encoded(folders))
+        encoded += [links[name] for name in sorted(links)]
+        return _add(b"".join([*encoded, properties]), made)
+
+    def _nodes_of(self, digest: Digest, tree: Tree) -> _Nodes:
+        with self._lock:
+            found = self._nodes.get(digest.sha256)
+        if found is None:
+            content = tree.directories[digest.sha256]
+            found = _nodes(content)
+            with self._lock:
+                self._nodes.put(digest.sha256, found, len(content), bounds.ENGINE_NODES)
         return found
 
     def _recorded(self, path: Path, check: Callable[[], None]) -> Tree:
@@ -130,27 +184,26 @@ class Trees:
         return tree
 
 
-class _Cache(Generic[K]):
-    """Trees within a bound on their bytes; those used last stay."""
+class _Cache(Generic[K, V]):
+    """Values within a bound on their bytes; those used last stay."""
 
     def __init__(self) -> None:
-        self._trees: dict[K, tuple[Tree, int]] = {}
+        self._values: dict[K, tuple[V, int]] = {}
         self._bytes = 0
 
-    def get(self, key: K) -> Tree | None:
-        found = self._trees.pop(key, None)
+    def get(self, key: K) -> V | None:
+        found = self._values.pop(key, None)
         if found is None:
             return None
-        self._trees[key] = found
+        self._values[key] = found
         return found[0]
 
-    def put(self, key: K, tree: Tree) -> None:
-        size = sum(map(len, tree.directories.values()))
-        _, before = self._trees.pop(key, (tree, 0))  # two slots may have made it at once
-        self._trees[key] = (tree, size)
+    def put(self, key: K, value: V, size: int, most: int) -> None:
+        _, before = self._values.pop(key, (value, 0))  # two slots may have made it at once
+        self._values[key] = (value, size)
         self._bytes += size - before
-        while self._bytes > bounds.ENGINE_TREES and len(self._trees) > 1:
-            _, size = self._trees.pop(next(iter(self._trees)))
+        while self._bytes > most and len(self._values) > 1:
+            _, size = self._values.pop(next(iter(self._values)))
             self._bytes -= size
 
 
@@ -200,76 +253,29 @@ def tree_of(top: Path, check: Callable[[], None]) -> Tree:
 
 def add(message: pb.Directory, to: dict[str, bytes]) -> Digest:
     """Add a directory to a tree; returns its digest."""
-    data = message.SerializeToString(deterministic=True)
+    return _add(_encoded(message), to)
+
+
+def _add(data: bytes, to: dict[str, bytes]) -> Digest:
     digest = Digest.of(data)
     to[digest.sha256] = data
     return digest
 
 
-class _Laid(NamedTuple):
-    """What is seen of directories that are laid over one another."""
-
-    message: pb.Directory  # without its directories
-    below: Mapping[str, Sequence[tuple[Tree, Digest]]]  # the parts of each directory
-
-
-def _lay(parts: Sequence[tuple[Tree, Digest]], made: dict[str, bytes], depth: int) -> Digest:
-    """Lay directories over one another, the lowest first, as overlayfs does; returns the digest."""
-    if len(parts) == 1:
-        return parts[0][1]
-    _bounded(b"", depth)
-    contents = [tree.directories[digest.sha256] for tree, digest in parts]
-    message, below = _joined(parts, contents) or _covered(parts, contents)
-    message.files.sort(key=_name)
-    message.symlinks.sort(key=_name)
-    for name in sorted(below):
-        digest = _lay(below[name], made, depth + 1)
-        message.directories.add(name=name, digest=digest.message())
-    return add(message, made)
+def _nodes(content: bytes) -> _Nodes:
+    found = pb.Directory.FromString(content)
+    properties = pb.Directory(node_properties=found.node_properties)
+    return _Nodes(
+        {node.name: _encoded(pb.Directory(files=[node])) for node in found.files},
+        {node.name: Digest.taken(node.digest) for node in found.directories},
+        {node.name: _encoded(pb.Directory(symlinks=[node])) for node in found.symlinks},
+        _encoded(properties),
+    )
 
 
-def _joined(parts: Sequence[tuple[Tree, Digest]], contents: Sequence[bytes]) -> _Laid | None:
-    """The directories as one; None if a name of one covers that of another.
-
-    Nodes are neither copied nor looked at one by one: there may be 100,000.
-    """
-    message = pb.Directory.FromString(b"".join(contents))  # joins what is repeated
-    names = [node.name for nodes in (message.files, message.symlinks) for node in nodes]
-    folders = {node.name for node in message.directories}
-    if len(folders.union(names)) != len(folders) + len(names):
-        return None
-    below: dict[str, list[tuple[Tree, Digest]]] = {}
-    if folders:
-        del message.directories[:]
-        for (tree, _), content in zip(parts, contents, strict=True):
-            for node in pb.Directory.FromString(content).directories:
-                below.setdefault(node.name, []).append((tree, Digest.taken(node.digest)))
-    message.node_properties.CopyFrom(pb.Directory.FromString(contents[-1]).node_properties)
-    return _Laid(message, below)
-
-
-def _covered(parts: Sequence[tuple[Tree, Digest]], contents: Sequence[bytes]) -> _Laid:
-    """The directories without what is covered."""
-    files: dict[str, pb.FileNode] = {}
-    links: dict[str, pb.SymlinkNode] = {}
-    below: dict[str, list[tuple[Tree, Digest]]] = {}
-    message = pb.Directory()
-    for (tree, _), content in zip(parts, contents, strict=True):
-        part = pb.Directory.FromString(content)
-        message.node_properties.CopyFrom(part.node_properties)
-        its_files = {node.name: node for node in part.files}
-        its_links = {node.name: node for node in part.symlinks}
-        its_folders = {node.name: (tree, Digest.taken(node.digest)) for node in part.directories}
-        _drop(its_files, links, below)
-        _drop(its_links, files, below)
-        _drop(its_folders, files, links)
-        files |= its_files
-        links |= its_links
-        for name, folder in its_folders.items():
-            below.setdefault(name, []).append(folder)
-    message.files.extend(files.values())
-    message.symlinks.extend(links.values())
-    return _Laid(message, below)
+def _encoded(message: pb.Directory) -> bytes:
+    data: bytes = message.SerializeToString(deterministic=True)
+    return data
 
 
 def _drop(names: Mapping[str, object], *covered: dict[str, Any]) -> None:

@@ -253,14 +253,32 @@ def test_trees_used_last_stay_in_memory(tmp_path: Path, monkeypatch: pytest.Monk
     assert trees.of_layer(layers[1], no_check) is not made[1]
 
 
-def test_tree_that_two_slots_make_at_once_counts_once(
+@pytest.mark.bound("ENGINE_NODES")
+def test_directories_used_last_stay_taken_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    made = [tree_of(write({name: b""}, tmp_path / name), no_check) for name in "abc"]
+    taken: list[bytes] = []
+    original = merkle._nodes
+
+    def nodes(content: bytes) -> merkle._Nodes:
+        taken.append(content)
+        return original(content)
+
+    monkeypatch.setattr(merkle, "_nodes", nodes)
+    monkeypatch.setattr(bounds, "ENGINE_NODES", 2 * made[0].size())
+    trees = Trees(tmp_path)
+    for some in (made[:2], made[1::-1], made[1:], made[::2]):
+        trees.laid(some)
+    roots = [tree.directories[tree.root.sha256] for tree in made]
+    assert taken == [*roots, roots[0]]
+
+
+def test_tree_that_two_slots_make_at_once_counts_once(tmp_path: Path) -> None:
     trees = [tree_of(write({name: b""}, tmp_path / name), no_check) for name in "ab"]
     size = sum(map(len, trees[0].directories.values()))
-    monkeypatch.setattr(bounds, "ENGINE_TREES", 2 * size)
-    cache: merkle._Cache[str] = merkle._Cache()
+    cache: merkle._Cache[str, Tree] = merkle._Cache()
     for name, tree in (("a", trees[0]), ("a", trees[0]), ("b", trees[1])):
-        cache.put(name, tree)
+        cache.put(name, tree, size, 2 * size)
     assert cache.get("a") is trees[0]
     assert cache.get("b") is trees[1]
