@@ -51,12 +51,12 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_u
 
     #: The directory of everything that is kept on this machine.
     cache: str = msgspec.field(default_factory=_default_cache)
-    #: The artifact store: a directory, or a URL (file, http, https, s3, gs, az).
+    #: The artifact store: a directory, or a URL (file, http, https, s3, gs, az, reapi, reapis).
     #: "": CACHE/artifacts.
     artifacts: str = ""
     #: PEM file of the authority that certifies the store's host. "": the system's authorities.
     artifacts_ca: str = ""
-    #: A file that holds USER:PASSWORD for the store.
+    #: A file that holds USER:PASSWORD for the store, or a bearer token for one of reapis.
     artifacts_password: str = ""
     #: The directory of the keys whose signatures count, and of this machine's own key, which is
     #: made when it first signs. "": nothing is signed, and no signature is checked.

@@ -92,6 +92,33 @@ def test_system_of_an_engine_equals_that_of_this_machine(staging: Project, casd:
     assert executed(staging) == list(CHUNKS)
 
 
+def test_one_server_runs_the_steps_and_keeps_what_they_give(
+    staging: Project, tmp_path: Path
+) -> None:
+    system = ("build", "../systems/small.morph")
+    with running(tmp_path / "engine") as engine:
+        environ = {
+            "FABRIC_EXECUTE": f"grpc://{engine.host}",
+            "FABRIC_ARTIFACTS": f"reapi://{engine.host}",
+        }
+        done = staging.run(*system, environ=environ)
+        assert done.returncode == 0, done.stderr + done.stdout
+        assert executed(staging) == list(CHUNKS)
+        other = staging.cache.with_name("other")
+        other.mkdir()
+        (other / "trove").symlink_to(staging.cache / "trove")
+        shutil.copy(staging.cache / "host-tools.json", other)
+        done = staging.run(*system, "--cache", str(other), environ=environ)
+        assert "steps cached" in done.stdout, done.stderr + done.stdout
+        to = staging.logs / "tree"
+        done = staging.run("checkout", system[1], "--to", str(to), environ=environ)
+        assert (to / "usr/share/three").read_text() == "first\nfirst\n", done.stderr
+        done = staging.run("artifact", "list", environ=environ)
+        assert done.returncode == 1
+        assert "does not tell what it has" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
 @pytest.fixture
 def farm(tmp_path: Path) -> Iterator[Farm]:
     made = Farm(tmp_path / "farm")
@@ -168,8 +195,8 @@ def test_libraries_of_the_engine_are_loaded_for_it_only() -> None:
     done = program(
         "import json, sys, fabric.worker, fabric.initiator\n"
         "fabric.worker.parser()\n"
-        "print(json.dumps([name for name in sys.modules\n"
-        "                  if name.startswith(('grpc', 'google.', 'fabric.execution'))]))"
+        "rooms = ('grpc', 'google.', 'fabric.execution', 'fabric.reapi')\n"
+        "print(json.dumps([name for name in sys.modules if name.startswith(rooms)]))"
     )
     assert json.loads(done.stdout) == [], done.stderr
 

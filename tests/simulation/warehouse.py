@@ -23,6 +23,7 @@ class Objects:
 
     errors: tuple[type[Exception], ...] = (ConnectionError,)
     grace = use_every = 3600.0
+    blob_path = staticmethod(blob_path)
 
     def __init__(self, away: Callable[[], bool], stored: Callable[[str, bytes], None]) -> None:
         """``stored`` is called with the path of each new manifest, and its content."""

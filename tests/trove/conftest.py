@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from engine_kit import Casd, running
 from servers_kit import free_port
 from sources_kit import Files, Sshd, sshd
-from store_kit import nginx, seaweed
+from store_kit import LISTED, nginx, seaweed
 
 from fabric.trove.artifacts.store import Store
 
@@ -51,10 +52,12 @@ def git_ssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
         yield server
 
 
-@pytest.fixture(params=["directory", "webdav", "s3"])
+@pytest.fixture(params=[*LISTED, "reapi"])
 def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """An empty store of each kind."""
-    if request.param == "directory":
+    if request.param == "reapi":
+        url = f"reapi://{request.getfixturevalue('cas').host}"
+    elif request.param == "directory":
         url = (tmp_path / "a store").as_uri()
     elif request.param == "webdav":
         url = f"{request.getfixturevalue('webdav')}/{tmp_path.name}"
@@ -63,3 +66,10 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
             monkeypatch.setenv(name, value)
         url = f"s3://artifacts/{tmp_path.name}"
     return Store(url, tmp_path / "scratch")
+
+
+@pytest.fixture
+def cas(tmp_path: Path) -> Iterator[Casd]:
+    """An empty server of the Remote Execution API."""
+    with running(tmp_path / "cas-server") as one:
+        yield one

@@ -17,6 +17,9 @@ from waiting import until
 
 from fabric.jobs import Artifact, Blob, Manifest
 
+#: Kinds of stores (the fixture `store`) whose objects can be listed and removed by a client.
+LISTED = ["directory", "webdav", "s3"]
+
 
 def blob(data: bytes) -> Blob:
     return Blob(hashlib.sha256(data).hexdigest(), len(data))

@@ -14,6 +14,8 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
+from fabric.jobs import Blob
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -46,6 +48,9 @@ class Backend(Protocol):
     grace: float
     #: seconds in which a second use of an object is not recorded
     use_every: float
+
+    def blob_path(self, blob: Blob) -> str:
+        """The path of a blob."""
 
     def exist(self, paths: Iterable[str]) -> set[str]:
         """The ``paths`` of objects that exist and are not empty."""

@@ -27,11 +27,19 @@ def connect(
     certificate = _secret(ca, "artifacts-ca")
     login = _secret(password, password_of(named)).decode(errors="replace").strip()
     try:
+        if url.startswith(("reapi:", "reapis:")):
+            from fabric.trove.artifacts.reapi import Cas  # loads gRPC
+
+            return Cas(url, ca, login, haste)
         return _backend(url, scratch, certificate, login, haste)
+    except ImportError as error:
+        raise StoreError(
+            f"{url}: needs {error.name}, which is not installed: pip install 'distbuild[reapi]'"
+        ) from None
     except Exception as error:  # noqa: BLE001 - whatever obstore raises about a bad URL
         raise StoreError(
-            f"{url}: cannot be used as an artifact store: {brief(error)}; give a directory"
-            f" or a URL of file:, http:, https:, s3:, gs: or az: as {name_of(named)}"
+            f"{url}: cannot be used as an artifact store: {brief(error)}; give a directory or a URL"
+            f" of file:, http:, https:, s3:, gs:, az:, reapi: or reapis: as {name_of(named)}"
         ) from None
 
 

@@ -23,6 +23,7 @@ from typing import BinaryIO, TypeVar
 from fabric.host.locks import locked, no_wait
 from fabric.host.shared_files import CHUNK, fsync, make_directory, sha256_of
 from fabric.trove.artifacts.backend import Entry, TooLarge, size_of
+from fabric.trove.artifacts.manifests import blob_path
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -51,6 +52,7 @@ class Directory:
 
     errors: tuple[type[Exception], ...] = (OSError,)
     #: Writers wait while gc has the lock, but the clock of file times is coarse.
+    blob_path = staticmethod(blob_path)
     grace = 1.0
     use_every = 60.0
 

@@ -34,6 +34,13 @@ _MEANINGS = (
     ),
     ("status code: 40[13]", "check `artifacts-password`"),
     (
+        "(UNAUTHENTICATED|PERMISSION_DENIED): ",
+        "check `artifacts-password`, and that the server takes entries of its action cache from"
+        " clients",
+    ),
+    ("UNIMPLEMENTED: ", "it has no action cache of the Remote Execution API, version 2"),
+    ("INVALID_ARGUMENT: ", "check the instance, which is the path of the URL"),
+    (
         "status code: 413",
         "the server takes no files of that size: nginx has client_max_body_size for that",
     ),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fabric.bounds import RESERVED, UPLOAD, USE_LIST, USES_KEPT
 from fabric.host.shared_files import CHUNK
 from fabric.trove.artifacts.backend import Entry, Haste, TooLarge, size_of
+from fabric.trove.artifacts.manifests import blob_path
 from fabric.trove.artifacts.uses import Uses, keys_in
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Remote:
     ``haste`` bounds reading more closely.
     """
 
+    blob_path = staticmethod(blob_path)
     grace = float(UPLOAD)
     use_every = 3600.0
 

@@ -40,7 +40,6 @@ from fabric.trove.artifacts.errors import advice, brief
 from fabric.trove.artifacts.gc import Gone, collect
 from fabric.trove.artifacts.manifests import (
     apart,
-    blob_path,
     decode,
     decode_hint,
     encode,
@@ -78,7 +77,8 @@ class Sealed(NamedTuple):
 
 
 class Store:
-    """The store at ``url``: a directory, or a URL (file, http, https, s3, gs, az, memory).
+    """The store at ``url``: a directory, or a URL (file, http, https, s3, gs, az, memory,
+    reapi, reapis).
 
     ``scratch`` is a local directory for copies of remote blobs.  For a URL, ``ca`` is a file with
     a certificate (PEM) to trust besides the system's, ``password`` one with USER:PASSWORD.  The
@@ -239,7 +239,7 @@ class Store:
                 raise StoreError(f"{manifest.name}: blob {blob.sha256} was not given to the store")
             self._check_given(manifest, blob, data)
             if blob.content is None:
-                blobs[blob_path(blob)] = data
+                blobs[self._backend.blob_path(blob)] = data
         self._make_way(manifest.key)
         with self._explained(f"{manifest.name} cannot be stored"):
             content = sealed or encode(manifest, self._seal)
@@ -274,7 +274,7 @@ class Store:
         The blobs count as used now, but are not read: damage is found by their readers.  A power
         cut may lose the manifest, which costs another comparison.
         """
-        sizes = {blob_path(blob): blob.size for blob in apart(manifest)}
+        sizes = {self._backend.blob_path(blob): blob.size for blob in apart(manifest)}
         path = manifest_path(manifest.key)
         self._make_way(manifest.key)
         with self._explained(f"{manifest.name} cannot be stored"):
@@ -342,12 +342,12 @@ class Store:
             if blob.content is not None:
                 return blob.content[offset : offset + length]
             with self._reading(blob):
-                return self._backend.range(blob_path(blob), offset, length)
+                return self._backend.range(self._backend.blob_path(blob), offset, length)
         content = blob.content
         if content is None:
             with self._reading(blob):
                 try:
-                    content = self._backend.get(blob_path(blob), blob.size)
+                    content = self._backend.get(self._backend.blob_path(blob), blob.size)
                 except TooLarge as error:
                     raise self._damaged(blob, str(error)) from None
         self._verify(blob, len(content), hashlib.sha256(content).hexdigest())
@@ -360,7 +360,7 @@ class Store:
             return
         digest, size = hashlib.sha256(), 0
         with self._reading(blob):
-            for piece in self._backend.stream(blob_path(blob)):
+            for piece in self._backend.stream(self._backend.blob_path(blob)):
                 digest.update(piece)
                 size += len(piece)
                 if size > blob.size:  # it may be endless
@@ -459,18 +459,18 @@ class Store:
 
     def place(self, blob: Blob) -> Path | None:
         """The store's own file of a blob, if it is on this machine; not verified."""
-        return self._backend.place(blob_path(blob)) if blob.content is None else None
+        return self._backend.place(self._backend.blob_path(blob)) if blob.content is None else None
 
     def demand(self, blob: Blob) -> None:
         """DamagedError if a blob is missing."""
         with self._explained(f"blob {blob.sha256} cannot be looked for"):
-            there = self._backend.exist([blob_path(blob)])
+            there = self._backend.exist([self._backend.blob_path(blob)])
         if blob.content is None and blob.size and not there:
             raise self._damaged(blob, "it is not there")
 
     def there(self, blobs: Iterable[Blob]) -> set[str]:
         """The digests of those blobs that exist; they are not read."""
-        paths = {blob_path(blob): blob.sha256 for blob in blobs}
+        paths = {self._backend.blob_path(blob): blob.sha256 for blob in blobs}
         with self._explained("cannot be asked what it has"):
             return {paths[path] for path in self._backend.exist(paths)}
 
@@ -493,7 +493,7 @@ class Store:
         self.remove([key])
         wrong = [blob for blob in apart(manifest) if not self._is_right(blob)]
         with self._explained("cannot be cleaned"):
-            self._backend.delete(map(blob_path, wrong))
+            self._backend.delete(map(self._backend.blob_path, wrong))
 
     def _is_right(self, blob: Blob) -> bool:
         with contextlib.suppress(DamagedError):

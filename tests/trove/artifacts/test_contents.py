@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 from servers_kit import free_port
-from store_kit import key, nginx
+from store_kit import LISTED, key, nginx
 
 from fabric import bounds
 from fabric.inputs import inputs
@@ -242,6 +242,7 @@ def hints(store: Store) -> list[str]:
     return [entry.path for entry in store._backend.list("hints")]
 
 
+@pytest.mark.parametrize("store", LISTED, indirect=True)
 @pytest.mark.bound("HINT")
 @pytest.mark.parametrize(
     "content", [b"", b"z" * 64, b"a" * (bounds.HINT + 1), b"\xff" * 64, key(99).encode()]
@@ -256,6 +257,7 @@ def test_damaged_hint_costs_a_build(store: Store, contents: Contents, content: b
     assert has_equal(contents, chunk(22, "curl", 11)), "it is written anew"
 
 
+@pytest.mark.parametrize("store", LISTED, indirect=True)
 def test_missing_blob_costs_a_build(store: Store, contents: Contents) -> None:
     edited(store, contents, b"zlib", b"doc")
     blob = Blob.of(LARGE)
