@@ -136,6 +136,10 @@ mutants: setup-dev ## remove one repair after another; the simulator must notice
 chaos: setup-test ## break a real farm FAULTS=N times (SEED=S, PACE=SECONDS, PARTS=all); root
 	FAULTS='$(FAULTS)' SEED='$(SEED)' PACE='$(PACE)' PARTS='$(PARTS)' $(BIN)/pytest --timeout 0 tests/chaos
 
+.PHONY: execution-system
+execution-system: setup-test ## build the example system on an execution engine, and compare its digests
+	EXECUTION=all $(BIN)/pytest --timeout 0 tests/systems/test_execution.py
+
 .PHONY: bench
 bench: setup-test ## run the benchmarks: ratios against something measured in the same run
 	@for bench in $(filter-out %_kit.py %_least.py,$(wildcard bench/*.py)); do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,12 +21,14 @@ class Built:
     cache: Path
     logs: Path
 
-    def run(self, *args: str, timeout: float = 3000) -> str:
+    def run(
+        self, *args: str, timeout: float = 3000, environ: Mapping[str, str] | None = None
+    ) -> str:
         """The standard output of ``fabric-initiator`` with these arguments."""
         done = subprocess.run(
             [sys.executable, "-m", "fabric.initiator", *args],
             cwd=self.logs,
-            env={**os.environ, "FABRIC_CACHE": str(self.cache)},
+            env={**os.environ, "FABRIC_CACHE": str(self.cache), **(environ or {})},
             capture_output=True,
             text=True,
             timeout=timeout,
