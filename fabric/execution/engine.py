@@ -15,7 +15,7 @@ from fabric.building.sandbox import Ended, Limits
 from fabric.errors import BuildFailed, in_line
 from fabric.execution.action import ENDED, PACKED, WEAK, Sent, action_of
 from fabric.execution.merkle import Trees
-from fabric.execution.operation import Execution, Lacking, Output
+from fabric.execution.operation import Execution, Lacking, Output, Reports
 from fabric.execution.outputs import unpack
 from fabric.host.cancel import CancelToken, no_check
 from fabric.reapi.access import Access
@@ -124,19 +124,21 @@ class RemoteEngine:
         limits: Limits,
         started: Callable[[str], None],
     ) -> Ended:
-        output = Output(self._connection, log, limits)
+        connection = self._connection
 
-        def began() -> None:
-            started(step.lists[0])
+        def executed() -> pb.ExecuteResponse:
+            reports = Reports(connection, step.lists, started)
+            return Execution(connection, output, cancel, limits, reports).run(sent.action)
 
+        output = Output(connection, log, limits)
         self._storage.send(sent.trees, sent.blobs, cancel.check)
         try:
-            response = Execution(self._connection, output, cancel, limits, began).run(sent.action)
+            response = executed()
         except Lacking as error:
             self._storage.forget()
             if not self._storage.send(sent.trees, sent.blobs, cancel.check, ask=not error.surely):
                 raise  # it has all
-            response = Execution(self._connection, output, cancel, limits, began).run(sent.action)
+            response = executed()
         result = response.result
         worker = result.execution_metadata.worker
         by = f" by {in_line(worker[:200])}" if worker else ""

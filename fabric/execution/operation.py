@@ -8,7 +8,7 @@ import io
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import grpc
@@ -16,6 +16,7 @@ from google.longrunning import operations_pb2 as operations
 from msgspec.structs import replace
 
 from fabric import bounds
+from fabric.building.build_script import reported
 from fabric.building.log import Log
 from fabric.building.sandbox import Limits
 from fabric.errors import in_line
@@ -56,15 +57,11 @@ class Lacking(ServerFault):
         self.surely = surely
 
 
-class Output:
-    """The log of a step: what the engine streams while it runs, then the rest of the whole."""
+class _Stream:
+    """What an engine streams while a step runs, if it names a stream."""
 
-    def __init__(self, connection: Connection, log: Log, limits: Limits) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._log = log
-        self._limits = limits
-        self._streamed = hashlib.sha256()
-        self._size = 0
         self._pieces: queue.Queue[bytes] = queue.Queue(maxsize=_AHEAD)
         self._name = ""
         self._ended = threading.Event()
@@ -73,10 +70,10 @@ class Output:
         """Begin to receive the stream of this name, unless one is received."""
         if name and not self._name:
             self._name = name
-            threading.Thread(target=self._receive, name="output", daemon=True).start()
+            threading.Thread(target=self._receive, name="stream", daemon=True).start()
 
     def _receive(self) -> None:
-        with contextlib.suppress(grpc.RpcError, ServerFault):  # the whole output comes at the end
+        with contextlib.suppress(grpc.RpcError, ServerFault):  # the whole of it comes at the end
             call = self._connection.read(
                 stream.ReadRequest(resource_name=self._name),
                 metadata=self._connection.metadata(),
@@ -91,25 +88,74 @@ class Output:
         if self._ended.is_set():
             raise ServerFault("the step has ended")
 
-    def write(self) -> None:
-        """Write what was received to the log.  BuildFailed past the limit."""
+    def pieces(self) -> Iterator[bytes]:
+        """What was received since the last call."""
         with contextlib.suppress(queue.Empty):
             while True:
-                piece = self._pieces.get_nowait()
-                self._streamed.update(piece)
-                self._size += len(piece)
-                self._append(piece)
+                yield self._pieces.get_nowait()
 
     def close(self) -> None:
         """Receive no more."""
         self._ended.set()
+
+
+class Reports:
+    """Calls ``started`` with each command list as it begins, as far as an engine streams reports.
+
+    At least with the first of ``lists``.
+    """
+
+    def __init__(
+        self, connection: Connection, lists: Sequence[str], started: Callable[[str], None]
+    ) -> None:
+        self.stream = _Stream(connection)
+        self._first = lists[0]
+        self._list = ""
+        self._rest = b""
+        self._started = started
+
+    def begin(self) -> None:
+        """The engine begins with the step."""
+        self._begun(self._first)
+
+    def tell(self) -> None:
+        """Call ``started`` for what was received."""
+        for piece in self.stream.pieces():
+            whole, newline, rest = (self._rest + piece).rpartition(b"\n")
+            self._rest = rest[-bounds.ENGINE_REPORTS :]
+            for name, _ in reported(whole + newline):
+                if name:
+                    self._begun(name)
+
+    def _begun(self, name: str) -> None:
+        if name != self._list:
+            self._list = name
+            self._started(name)
+
+
+class Output:
+    """The log of a step: what the engine streams while it runs, then the rest of the whole."""
+
+    def __init__(self, connection: Connection, log: Log, limits: Limits) -> None:
+        self.stream = _Stream(connection)
+        self._log = log
+        self._limits = limits
+        self._streamed = hashlib.sha256()
+        self._size = 0
+
+    def write(self) -> None:
+        """Write what was received to the log.  BuildFailed past the limit."""
+        for piece in self.stream.pieces():
+            self._streamed.update(piece)
+            self._size += len(piece)
+            self._append(piece)
 
     def finish(self, whole: Callable[[], Iterable[bytes]]) -> None:
         """Write the rest of the output, all of which is ``whole()``.  BuildFailed past the limit.
 
         ``whole`` is called once more if the stream was of something else.
         """
-        self.close()
+        self.stream.close()
         start, left = hashlib.sha256(), self._size
         equal = not left
         for piece in whole():
@@ -130,7 +176,7 @@ class Output:
 
 
 class Execution:
-    """One execution of an action.  ``began`` is called when the engine begins with it."""
+    """One execution of an action."""
 
     def __init__(
         self,
@@ -138,14 +184,14 @@ class Execution:
         output: Output,
         cancel: CancelToken,
         limits: Limits,
-        began: Callable[[], None],
+        reports: Reports,
     ) -> None:
         self._connection = connection
         self._output = output
+        self._reports = reports
         self._cancel = cancel
         self._limits = limits
         self._running: Limits | None = None  # with the time that is left, once it counts
-        self._began = began
         self._name = ""  # of the operation
         self._sent = time.monotonic()
 
@@ -161,7 +207,8 @@ class Execution:
             self._abandon()
             raise
         finally:
-            self._output.close()
+            self._output.stream.close()
+            self._reports.stream.close()
 
     def _run(self, action: Digest) -> pb.ExecuteResponse:
         tries = self._connection.pauses()
@@ -211,17 +258,19 @@ class Execution:
         metadata = pb.ExecuteOperationMetadata()
         if operation.metadata.Is(metadata.DESCRIPTOR):
             operation.metadata.Unpack(metadata)
-        self._output.follow(metadata.stdout_stream_name)
+        self._output.stream.follow(metadata.stdout_stream_name)
+        self._reports.stream.follow(metadata.stderr_stream_name)
         waits = metadata.stage in (pb.ExecutionStage.CACHE_CHECK, pb.ExecutionStage.QUEUED)
         if self._running is None and not waits:  # engines that report no stage begin at once
             seconds = self._limits.seconds
             until = None if seconds is None else time.monotonic() + seconds + _GRACE
             self._running = replace(self._limits, until=until)
-            self._began()
+            self._reports.begin()
 
     def _check(self) -> None:
         self._cancel.check()
         self._output.write()
+        self._reports.tell()
         if self._running is not None:
             self._running.check("")
         elif time.monotonic() - self._sent > bounds.ENGINE_QUEUE:

@@ -314,18 +314,19 @@ def test_packed_bytes_that_unpack_to_too_many_are_a_fault(
             kit.build(fresh(kit, staged, install=["echo said"]), engine=broken)
 
 
-def streaming(proxy: Proxy, said: list[bytes], go: threading.Event) -> None:
-    """Have the engine stream this output, and end when ``go`` is set."""
+def streaming(
+    proxy: Proxy, said: list[bytes], go: threading.Event, which: str = "stdout_stream_name"
+) -> None:
+    """Have the engine stream ``said``, which may grow, and end when ``go`` is set."""
 
     def execute(request: bytes, context: Any, forward: Callable[..., Any]) -> Any:  # noqa: ARG001
         for reply in forward(request):
             operation = operations.Operation.FromString(reply)
             if operation.done:
-                assert go.wait(20)
+                go.wait(20)
             else:
-                metadata = pb.ExecuteOperationMetadata(
-                    stage=pb.ExecutionStage.EXECUTING, stdout_stream_name="streams/1"
-                )
+                metadata = pb.ExecuteOperationMetadata(stage=pb.ExecutionStage.EXECUTING)
+                setattr(metadata, which, "streams/1")
                 operation.metadata.Pack(metadata)
             yield operation.SerializeToString()
 
@@ -333,9 +334,11 @@ def streaming(proxy: Proxy, said: list[bytes], go: threading.Event) -> None:
         if stream.ReadRequest.FromString(request).resource_name != "streams/1":
             yield from forward(request)
             return
-        for piece in said:
-            yield stream.ReadResponse(data=piece).SerializeToString()
+        count = 0
         while context.is_active():
+            for piece in said[count:]:
+                count += 1
+                yield stream.ReadResponse(data=piece).SerializeToString()
             go.wait(0.1)
 
     proxy.faults |= {"Execute": execute, "Read": read}
@@ -376,6 +379,28 @@ def test_output_is_in_the_log_while_the_step_runs(
         go.set()
         thread.join()
     assert kit.log_bytes == whole + f"### executed at {proxy.host}\n".encode()
+
+
+def test_command_lists_are_told_while_the_step_runs(
+    kit: Kit, staged: Staged, broken: RemoteEngine, proxy: Proxy
+) -> None:
+    """Reports arrive in pieces, among other lines, and may be of no list of the chunk."""
+    go = threading.Event()
+    said = [b"@  0\nnoise\n@ no-list 1\n@ configure-commands 1\n@ build-comm"]
+    streaming(proxy, said, go, "stderr_stream_name")
+    lists = {"configure": ["true", "true"], "install": ["true"]}
+    job = fresh(kit, staged, build=["true"], **lists)
+    thread = threading.Thread(target=lambda: kit.build(job, engine=broken))
+    thread.start()
+    try:
+        until(lambda: "configure" in kit.phases)
+        assert "build" not in kit.phases
+        said.append(b"ands 1\n")
+        until(lambda: kit.phases[-1] == "build")
+    finally:
+        go.set()
+        thread.join()
+    assert kit.phases.count("configure") == kit.phases.count("build") == 1
 
 
 def test_endless_stream_meets_the_limit_of_logs(
