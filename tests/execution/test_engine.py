@@ -145,6 +145,7 @@ def test_limits_are_those_of_a_local_build(kit: Kit, staged: Staged, engine: Rem
     with pytest.raises(BuildFailed, match="ran longer than 1 s, which is the limit"):
         kit.build(slow, engine=engine, timeout=1)
     assert time.monotonic() - began < 8
+    assert not (kit.workspace.root / "failed" / slow.key).exists()  # it is at the engine
     long = step(kit, staged, "long", install=["seq 1 10000"])
     with pytest.raises(BuildFailed, match="printed more than 5000 bytes"):
         kit.build(long, engine=engine, log_limit=5000)
